@@ -1,0 +1,53 @@
+# make demo [MODEL=smollm2]   a study and a job on the embedded default; ends with the path of an HTML report
+# make test | test-all        the quick tests | also the slow ones and the comparisons with peer libraries
+# make lint | format | docs
+PYTHON ?= python3
+MODEL ?= tiny
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := equipoise-out/demo-$(MODEL)
+export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
+
+.PHONY: demo test test-all lint format docs clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/runtime: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Equipoise needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/development: $(VENV)/runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+$(VENV)/documentation: $(VENV)/runtime
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+demo: $(VENV)/runtime
+	@sh scripts/demo.sh $(BIN)/equipoise $(MODEL) $(OUT)
+
+test: $(VENV)/development
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --ignore=tests/parity
+
+test-all: $(VENV)/development
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+format: $(VENV)/development
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/documentation
+	$(BIN)/python scripts/readme_table.py
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) site dist

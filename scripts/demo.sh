@@ -1,0 +1,21 @@
+#!/bin/sh
+# The demo: one study and one job on the embedded default. Usage: demo.sh EQUIPOISE MODEL OUT
+set -eu
+equipoise=$1
+model=$2
+out=$3
+
+if [ "$model" = smollm2 ]; then
+    "$equipoise" models fetch smollm2
+fi
+
+echo "1/2 The scales: what does forgetting cost? (3 seeds, 3 arms: a preview of the recorded study)" >&2
+report=$("$equipoise" study run sago --model "$model" --seeds 3 --arms sum,pcgrad,sago --out "$out/study" | tail -n 1)
+
+echo "2/2 The job: make a model forget examples/forget.jsonl" >&2
+forgotten=$("$equipoise" unlearn --model "$model" --forget examples/forget.jsonl --retain examples/retain.jsonl \
+    --combine sago --objective simnpo --out "$out/forgotten" | tail -n 1)
+
+echo "The model that forgot: $forgotten (its own page: $forgotten/report.html)" >&2
+echo "The study's report, open it in a browser:" >&2
+echo "$report"

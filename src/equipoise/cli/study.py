@@ -1,0 +1,420 @@
+"""`equipoise study`: list, show, run and report the declared comparisons."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from equipoise.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from equipoise.study.declare import Declaration, Study
+    from equipoise.study.execute import Conducted
+
+Flag = Parameter(negative=())
+
+app = App(
+    name="study",
+    help="""Weigh a method: declared comparisons, run on equal terms, judged by a stated rule.
+
+    Examples:
+
+        equipoise study list
+        equipoise study show sago
+        equipoise study run sago --seeds 2 --arms sum,pcgrad,sago
+        equipoise study report equipoise-out/study/sago
+    """,
+)
+
+
+@app.command(name="list")
+def list_studies(*, json: Annotated[bool, Flag] = False) -> None:
+    """List the studies that are installed: what each trades, and its last published verdicts.
+
+    Example: equipoise study list --json
+
+    Parameters
+    ----------
+    json
+        Print one JSON array.
+    """
+    from json import dumps
+
+    from equipoise.study import registry
+
+    rows: list[dict[str, Any]] = []
+    for each in registry.found().values():
+        if each.declaration is None:
+            rows.append({"name": each.name, "origin": each.origin, "problem": str(each.problem)})
+            continue
+        declared = each.declaration
+        rows.append(
+            {
+                "name": each.name,
+                "trades": declared.trades,
+                "summary": declared.summary,
+                "paper": declared.paper,
+                "origin": each.origin,
+                "verdicts": _published(declared),
+            }
+        )
+    if json:
+        print(dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        if "problem" in row:
+            print(f"{row['name']:<{width}}  cannot be loaded ({row['origin']}): {row['problem']}")
+        else:
+            verdicts = ", ".join(f"{count} {state}" for state, count in (row["verdicts"] or {}).items())
+            print(f"{row['name']:<{width}}  {row['trades']}; {verdicts or 'not published yet'}")
+
+
+@app.command
+def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
+    """Show a study's arms, outcomes, claims with their sources, and options with defaults.
+
+    Example: equipoise study show sago
+
+    Parameters
+    ----------
+    name
+        A name from `equipoise study list`, or a file: ./mine.py
+    json
+        Print one JSON object.
+    """
+    from json import dumps
+
+    from equipoise.study import registry
+
+    declaration = registry.load(name)
+    study = declaration.build()
+    content = _described(declaration, study)
+    if json:
+        print(dumps(content, indent=1, ensure_ascii=False))
+        return
+    print(f"{study.name}: {study.summary}\ntrades {study.trades}; {study.paper}\n{study.scale}".rstrip())
+    print(f"{study.seeds} seeds, equal {study.budget}")
+    if content["select"]:
+        print(content["select"])
+    print("\nArms")
+    for arm in content["arms"]:
+        settings = ", ".join(f"{key}={value}" for key, value in arm["settings"].items())
+        grid = "; ".join(f"{key} of {', '.join(map(str, values))}" for key, values in arm["grid"].items())
+        print(f"  {arm['name']} ({arm['kind']})  {settings}{'; ' if settings and grid else ''}{grid}{arm['fixed']}")
+    print("\nOutcomes")
+    for outcome in study.outcomes:
+        chance = "" if outcome.chance is None else f", chance {outcome.chance:g}"
+        unit = f" in {outcome.unit}" if outcome.unit else ""
+        print(f"  {outcome.name}{unit}, {outcome.better} is better{chance}  {outcome.description}".rstrip())
+    print("\nClaims")
+    for claim in content["claims"]:
+        print(f"  {claim['text']}\n    {claim['source']}; {claim['test']}")
+    print("\nOptions")
+    for option in content["options"]:
+        print(f"  --{option['name'].replace('_', '-')} {option['type']}  default {option['default']}")
+
+
+@app.command
+def run(
+    name: str,
+    *,
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seeds: int | None = None,
+    seed_list: str | None = None,
+    arms: str | None = None,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    stall: float = 600.0,
+    budget: str | None = None,
+    fail_fast: Annotated[bool, Flag] = False,
+    fresh: Annotated[bool, Flag] = False,
+    retry: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+    **options: str,
+) -> int:
+    """Run what a study still misses in its output folder, judge it, and write its report; the same command resumes.
+
+    Every option of the study (see `equipoise study show NAME`) is a flag here, too. Prints the verdicts and, last, the
+    path of the report. Exit code 1 when a run failed, 3 when the budget ended it.
+
+    Example: equipoise study run sago --steps 50 --seeds 2 --arms sum,pcgrad,sago
+
+    Your own: equipoise study run ./mine.py
+
+    Parameters
+    ----------
+    name
+        A name from `equipoise study list`, or a file: ./mine.py, ./mine.py:NAME where it declares several.
+    set_
+        An option of the study as NAME=VALUE; may be repeated, and also sets options that share a name with a flag.
+    seeds
+        Number of test seeds, from 0; default: the study's own. Fewer give a preview.
+    seed_list
+        The test seeds themselves: 0,3.
+    arms
+        Only these arms: sum,sago.
+    out
+        Output folder; default equipoise-out/study/NAME. The same settings resume what it holds.
+    engine
+        local (processes on this machine) or inline (one after the other in this process, for a debugger).
+    workers
+        Runs at a time; default: cores / threads.
+    threads
+        Threads of each run; part of every result, since sums change with it.
+    stall
+        Seconds without a sign of life after which a run is given up.
+    budget
+        Stop cleanly at minutes=30,calls=500,tokens=2e6 or any other cost, counted for this command.
+    fail_fast
+        Stop at the first run that fails.
+    fresh
+        Set what the output folder holds aside under a numbered name and start anew.
+    retry
+        Also run again what was given up.
+    quiet
+        No progress; failures are still shown.
+    json
+        Print verdicts and paths as one JSON object.
+    """
+    from equipoise.core import progress
+    from equipoise.study import registry
+    from equipoise.study.display import Display
+    from equipoise.study.execute import Budget, run_study
+
+    declaration = registry.load(name)
+    given = declaration.options(_given(set_ or [], options), text=True)
+    if seeds is not None and seed_list is not None:
+        raise BadInput("Give --seeds or --seed-list, not both.")
+    if seeds is not None and seeds < 1:
+        raise BadInput(f"--seeds is the number of test seeds, at least 1; got {seeds}.")
+    chosen = _whole_numbers("--seed-list", seed_list) if seed_list is not None else None
+    target = out or Path("equipoise-out/study") / declaration.name
+    with progress.quiet(quiet), Display(declaration.name) as display:
+        done = run_study(
+            declaration,
+            given,
+            out=target,
+            seeds=chosen if chosen is not None else None if seeds is None else list(range(seeds)),
+            arms=None if arms is None else _words(arms),
+            engine=engine,
+            workers=workers,
+            threads=threads,
+            stall=stall,
+            budget=None if budget is None else Budget.parse(budget),
+            fail_fast=fail_fast,
+            fresh=fresh,
+            retry=retry,
+            command=_command(name, declaration, given, seeds, seed_list, arms, threads),
+            show=display,
+        )
+    _judge_and_render(done.study, [target], target, json=json, done=done)
+    if done.budget:
+        print(f"{done.budget} Run the same command again to go on.", file=sys.stderr)
+        return 3
+    if done.failed:
+        print(f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@app.command
+def report(
+    *folders: Path,
+    publish: Annotated[bool, Flag] = False,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    study: str | None = None,
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Judge and render what is stored; several output folders of one study are merged. Nothing is run.
+
+    Example: equipoise study report equipoise-out/study/sago
+
+    Parameters
+    ----------
+    folders
+        Output folders of `equipoise study run`.
+    publish
+        Also write the verdicts to verdicts.json beside the study's file.
+    out
+        Where the report goes; default: the first folder.
+    study
+        The study's name or file, where it is not where it was when it ran.
+    json
+        Print verdicts and paths as one JSON object.
+    """
+    from equipoise.study import registry
+    from equipoise.study.store import STUDY, read_json
+
+    if not folders:
+        raise BadInput("Name at least one output folder: equipoise study report equipoise-out/study/NAME")
+    settings = []
+    for folder in folders:
+        try:
+            settings.append(read_json(folder / STUDY))
+        except FileNotFoundError:
+            raise BadInput(f"{folder} holds no {STUDY}; give the --out folder of `equipoise study run`.") from None
+        except ValueError as error:
+            raise BadInput(f"{folder / STUDY} is damaged: {error}.") from None
+    first = settings[0]
+    for folder, each in zip(folders, settings, strict=True):
+        for key in ("study", "options"):
+            if each.get(key) != first.get(key):
+                raise BadInput(
+                    f"{folder} and {folders[0]} hold different studies: {key} {each.get(key)} and {first.get(key)}."
+                )
+    declaration = registry.load(study or first["reference"])
+    built = declaration.build(**first["options"])
+    verdicts = _verdicts_file(declaration) if publish else None
+    _judge_and_render(built, folders, out or folders[0], json=json, publish=verdicts)
+
+
+def _judge_and_render(
+    study: "Study",
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    json: bool,
+    done: "Conducted | None" = None,
+    publish: Path | None = None,
+) -> None:
+    """Verdicts on stdout and, last, the report's path; with `json` one object."""
+    from json import dumps
+
+    from equipoise.study.judging import judge
+    from equipoise.study.report import render
+    from equipoise.study.results import load
+    from equipoise.study.summary_text import counted, published_entry
+    from equipoise.study.summary_text import publish as write_verdicts
+
+    results = load(folders, study)
+    if done is not None:
+        results.notes += done.notes
+    judgement = judge(study, results)
+    path = render(study, results, judgement, out)
+    if publish is not None:
+        write_verdicts(publish, study, results, judgement)
+    if json:
+        states = {run.key: run.state for run in results.runs}
+        print(
+            dumps(
+                {**published_entry(study, judgement), "runs": states, "report": str(path)}, indent=1, ensure_ascii=False
+            )
+        )
+        return
+    for verdict in judgement.verdicts:
+        state = verdict.state if counted(verdict) else "exploratory"
+        print(f"{state}: {verdict.claim.text}\n  {verdict.reason}")
+    for note in results.notes:
+        print(note, file=sys.stderr)
+    print(path)
+
+
+def _given(pairs: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
+    """Options of the study from --set NAME=VALUE and from flags, by the name of the parameter."""
+    given = {key.replace("-", "_"): value for key, value in options.items()}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"--set takes NAME=VALUE, as in --set steps=50; got {pair!r}.")
+        given[key.strip().replace("-", "_")] = value
+    return given
+
+
+def _command(
+    name: str,
+    declaration: "Declaration",
+    options: Mapping[str, Any],
+    seeds: int | None,
+    seed_list: str | None,
+    arms: str | None,
+    threads: int,
+) -> str:
+    """The command that makes the same results, whatever was typed."""
+    from json import dumps
+
+    defaults = declaration.options()
+    words = ["equipoise", "study", "run", name]
+    for key, value in options.items():
+        if value != defaults[key]:
+            words += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else dumps(value)]
+    for flag, value in (("--seeds", seeds), ("--seed-list", seed_list), ("--arms", arms)):
+        if value is not None:
+            words += [flag, str(value)]
+    if threads != 1:
+        words += ["--threads", str(threads)]
+    return shlex.join(words)
+
+
+def _described(declaration: "Declaration", study: "Study") -> dict[str, Any]:
+    select = study.select
+    how = ""
+    if select is not None:
+        how = f"settings chosen on {select.seeds} tuning seeds by {select.outcome} on the {select.split} split"
+        how += f" where {select.matched} reaches {select.level}" if select.matched else ""
+    return {
+        "name": study.name,
+        "summary": study.summary,
+        "trades": study.trades,
+        "paper": study.paper,
+        "scale": study.scale,
+        "seeds": study.seeds,
+        "budget": study.budget,
+        "select": how,
+        "arms": [
+            {
+                "name": arm.name,
+                "kind": arm.kind,
+                "settings": arm.settings,
+                "grid": arm.grid,
+                "fixed": f"; one setting: {arm.fixed}" if arm.fixed else "",
+            }
+            for arm in study.arms
+        ],
+        "outcomes": [
+            {"name": each.name, "better": each.better, "chance": each.chance, "unit": each.unit}
+            for each in study.outcomes
+        ],
+        "claims": [
+            {
+                "text": claim.text,
+                "source": claim.source,
+                "test": f"untested: {claim.untested}" if claim.test is None else claim.test.describe(),
+                "judged": claim.judged,
+            }
+            for claim in study.claims
+        ],
+        "options": declaration.described_options(),
+    }
+
+
+def _verdicts_file(declaration: "Declaration") -> Path:
+    return declaration.source.parent / "verdicts.json"
+
+
+def _published(declaration: "Declaration") -> dict[str, int] | None:
+    """How many claims have each published verdict; None before the first."""
+    path = _verdicts_file(declaration)
+    if not path.exists():
+        return None
+    from equipoise.study.summary_text import published, published_counts
+
+    entry = published(path).get(declaration.name)
+    return None if entry is None else published_counts(entry)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in (each.strip() for each in text.split(",")) if word]
+
+
+def _whole_numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise BadInput(f"{flag} takes whole numbers with commas between, as in {flag} 0,3; got {text!r}.") from None

@@ -1,0 +1,171 @@
+"""`equipoise unlearn`: make a causal language model forget a file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from equipoise.core.errors import BadInput
+from equipoise.unlearning.recipe import Recipe
+
+if TYPE_CHECKING:
+    from equipoise.unlearning.unlearn import Plan, Unlearned
+
+app = App(name="unlearn")
+
+FIELDS = ("text", "question", "answer", "prompt", "completion", "messages")
+
+
+@app.default
+def unlearn(
+    *,
+    model: Annotated[str, Parameter(alias=["--model-name-or-path", "-m"])],
+    forget: Path,
+    retain: Path,
+    general: Path | None = None,
+    method: str | None = None,
+    recipe: Annotated[Recipe | None, Parameter(name="*")] = None,
+    stop_at: str | None = None,
+    evaluate_every: int = 10,
+    device: str = "auto",
+    dtype: str = "auto",
+    chat_template: str = "auto",
+    trust_remote_code: Annotated[bool, Parameter(negative=())] = False,
+    text_field: str | None = None,
+    question_field: str | None = None,
+    answer_field: str | None = None,
+    prompt_field: str | None = None,
+    completion_field: str | None = None,
+    messages_field: str | None = None,
+    out: Annotated[Path, Parameter(alias=["--output", "-o"])] = Path("equipoise-out/unlearn"),
+    fresh: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    quiet: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Make a model forget one file while it keeps another; writes a folder that transformers loads as it is.
+
+    Example that runs: `equipoise unlearn --model tiny --forget examples/forget.jsonl --retain examples/retain.jsonl`
+
+    Your own: `equipoise unlearn --model ./model --forget f.jsonl --retain r.jsonl --stop-at forget_accuracy=0.3 --out ./done`
+
+    Parameters
+    ----------
+    model
+        Folder, GGUF file, hub id, "smollm2", or "tiny" (taught both files on the spot).
+    forget
+        JSONL, CSV or Parquet with `text`, `question`/`answer`, `prompt`/`completion` or `messages`.
+    retain
+        What must be kept, in the same forms.
+    general
+        Further records that are only measured.
+    method
+        A preset of objective, combine and the rest: blur, graddiff, gru, npo, pcgrad, rmu, sago, simnpo.
+    recipe
+        The words a method is made of.
+    stop_at
+        End as soon as a measure of the forget set is down to a level: forget_accuracy=0.3.
+    evaluate_every
+        Steps between measurements and checkpoints.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    dtype
+        auto (float32 on a CPU), float32, bfloat16, float16.
+    chat_template
+        auto, none, or a file with a Jinja template.
+    trust_remote_code
+        Run code that comes with a model of the hub.
+    text_field, question_field, answer_field, prompt_field, completion_field, messages_field
+        The file's own name of that field.
+    out
+        The folder to write; the same settings resume it.
+    fresh
+        Set aside what is in the folder and start anew.
+    dry_run
+        Show three parsed records of each file, token counts, and estimates of time and memory; change nothing.
+    json_output
+        Print the result as JSON.
+    quiet
+        No progress.
+    """
+    from equipoise.core.progress import quiet as silenced
+    from equipoise.unlearning.unlearn import plan
+    from equipoise.unlearning.unlearn import unlearn as work
+
+    renamed = (text_field, question_field, answer_field, prompt_field, completion_field, messages_field)
+    words = {} if recipe is None else {name: getattr(recipe, name) for name in recipe.model_fields_set}
+    request: dict[str, Any] = {
+        "forget": forget,
+        "retain": retain,
+        "general": general,
+        "method": method,
+        "stop_at": stop_at,
+        "evaluate_every": evaluate_every,
+        "device": device,
+        "dtype": dtype,
+        "chat_template": chat_template,
+        "trust_remote_code": trust_remote_code,
+        "fields": {ours: theirs for ours, theirs in zip(FIELDS, renamed, strict=True) if theirs is not None},
+        **words,
+    }
+    with silenced(quiet):
+        if dry_run:
+            _print_plan(plan(model, **request), json_output)
+            return 0
+        done = work(model, out=out, fresh=fresh, **request)
+    _print_result(done, json_output)
+    return 0
+
+
+def expand_config(tokens: list[str]) -> list[str]:
+    """`--config run.json` as the options that it holds; options typed beside it win. Raises BadInput for a bad file."""
+    if "--config" not in tokens:
+        return tokens
+    place = tokens.index("--config")
+    if place + 1 == len(tokens):
+        raise BadInput("--config needs a file: the run.json that a job stored.")
+    path = Path(tokens[place + 1])
+    rest = tokens[:place] + tokens[place + 2 :]
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        fields = settings.pop("fields", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"--config {path}: {error}; expected the run.json that a job stored.") from error
+    settings |= {f"{ours}_field": theirs for ours, theirs in fields.items()}
+    typed = {token.split("=")[0] for token in rest}
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is not None and option not in typed:
+            rest += [option, str(value)]
+    return rest
+
+
+def _print_plan(plan: "Plan", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(plan), indent=2))
+        return
+    print(plan.model)
+    for side, records in plan.first.items():
+        print(f"{side}: {plan.records[side]:,} records, {plan.tokens[side]:,} tokens; the first:")
+        for record in records:
+            print(f"  {json.dumps(record, ensure_ascii=False)}")
+    print("recipe: " + ", ".join(f"{name}={value}" for name, value in plan.recipe.items() if value is not None))
+    print(f"trained parameters: {plan.trained_parameters:,}")
+    print(f"estimate: {plan.seconds / 60:.1f} minutes, {plan.peak_bytes / 1e9:.2f} GB at the peak")
+
+
+def _print_result(done: "Unlearned", as_json: bool) -> None:
+    if as_json:
+        measures = {"before": done.before, "after": done.after}
+        plain = {when: {name: measure.value for name, measure in found.items()} for when, found in measures.items()}
+        print(json.dumps({**plain, "steps": done.steps, "stopped": done.stopped, "folder": str(done.folder)}, indent=2))
+        return
+    width = max(len(name) for name in done.after)
+    for name, measure in done.after.items():
+        print(f"{name:<{width}}  {done.before[name]!s:>24} -> {measure!s:<24} ({measure.better} is better)", file=sys.stderr)
+    print(f"{done.stopped}. Report: {done.folder}/report.html", file=sys.stderr)
+    print(done.folder)

@@ -1,0 +1,459 @@
+"""One self-contained HTML page from plain parts: for studies, for jobs, for whatever else has something to show.
+
+A report is a tree of the frozen dataclasses below; `page` turns it into a document that opens from a file, offline. Text
+is text: every string is escaped, in HTML and in the JSON of a figure. The page's content security policy forbids any
+request and any script or style but its own, named by their hashes.
+
+Numbers are printed by `number`, `interval` and `rate`; the last refuses a proportion that its n cannot produce.
+"""
+
+import base64
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import write_atomic
+from equipoise.core.plots import FONT, Chart, Marks, colours
+
+State = Literal["supported", "refuted", "undecided", "untested", "preview", "failed", "complete", "chosen", "plain"]
+
+
+# Numbers
+
+
+def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number for a reader: `digits` significant ones, thousands apart, a true minus; "undefined" for nan and None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "undefined"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    sign = "+" if signed else ""
+    if isinstance(value, int) or (value == round(value) and abs(value) < 1e9):
+        text = f"{int(value):{sign},d}"
+    else:
+        size = math.floor(math.log10(abs(value)))
+        if -4 <= size < 7:
+            text = f"{value:{sign},.{max(digits - 1 - size, 0)}f}"
+        else:
+            mantissa, exponent = f"{value:{sign}.{digits - 1}e}".split("e")
+            text = f"{mantissa}×10^{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def interval(
+    estimate: float, lower: float, upper: float, *, signed: bool = False, places: int | None = None
+) -> tuple[str, str]:
+    """Estimate and "lower to upper", to the decimal place where the half-width has two digits, or to `places`."""
+    if places is None:
+        places = decimals(lower, upper)
+    if places is None or not math.isfinite(estimate):
+        known = math.isfinite(lower) and math.isfinite(upper)
+        between = f"{number(lower, signed=signed)} to {number(upper, signed=signed)}" if known else "undefined"
+        return number(estimate, signed=signed), between
+    sign = "+" if signed else ""
+    mid, low, high = (
+        f"{v + 0.0:{sign},.{places}f}".replace("-", "−") if math.isfinite(v) else "undefined"
+        for v in (estimate, lower, upper)
+    )
+    return mid, f"{low} to {high}" if math.isfinite(lower) and math.isfinite(upper) else "undefined"
+
+
+def decimals(lower: float, upper: float) -> int | None:
+    """Decimal places at which half the width of an interval has two digits, at most six; None without a width."""
+    half = (upper - lower) / 2
+    return min(max(1 - math.floor(math.log10(half)), 0), 6) if math.isfinite(half) and half > 0 else None
+
+
+def rate(numerator: float, of: float, *, what: str = "a rate") -> str:
+    """The proportion numerator / of with as many places as tell its neighbours apart, at least two and at most four.
+
+    Raises WorkFailed when no `of` things could give it: a count that is no whole number, negative, or above `of`.
+    """
+    whole = all(math.isfinite(v) and v == round(v) for v in (numerator, of))
+    if not whole or of < 1 or not 0 <= numerator <= of:
+        raise WorkFailed(
+            f"{what} cannot be printed: {numerator:g} of {of:g} is no count out of that many. "
+            "A proportion needs a whole numerator from 0 to its denominator; record a mean of scores without of=."
+        )
+    return f"{numerator / of:.{min(max(math.ceil(math.log10(of)), 2), 4)}f}"
+
+
+# Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph. `quiet` for what is said in passing."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    kind: ClassVar[str] = "bullets"
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence that must not be missed."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """A state in a word, a sign and a colour, so that none of them stands alone."""
+
+    kind: ClassVar[str] = "badge"
+    state: State
+    text: str = ""
+
+    SIGNS: ClassVar[Mapping[str, str]] = {
+        "supported": "✓",
+        "refuted": "✕",
+        "undecided": "?",
+        "untested": "–",
+        "preview": "◔",
+        "failed": "!",
+        "complete": "✓",
+        "chosen": "✓",
+        "plain": "",
+    }
+
+    @property
+    def sign(self) -> str:
+        return self.SIGNS[self.state]
+
+    @property
+    def word(self) -> str:
+        return self.text or self.state
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link to a file beside the page, or to a place on it; pages link nowhere else."""
+
+    kind: ClassVar[str] = "link"
+    text: str
+    href: str
+
+    def __post_init__(self) -> None:
+        if re.match(r"\s*(?:[a-zA-Z][a-zA-Z0-9+.-]*:|//|\\)", self.href):
+            raise BadInput(f"A report links to files beside it, not to {self.href!r}: give a relative path.")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table cell with a second, quieter line."""
+
+    kind: ClassVar[str] = "cell"
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: numbers are set to the right, the unit stands below the title."""
+
+    title: str
+    numeric: bool = False
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that scrolls inside its own frame when the page is narrower. Cells: text, Cell, Badge or Link."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple["str | Cell | Badge | Link", ...], ...]
+    note: str = ""
+    emphasised: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise BadInput(f"Table {self.caption!r}: row {i} has {len(row)} cells for {len(self.columns)} columns.")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its legend, its text alternative, its numbers and run folders.
+
+    bare: only the drawing, where heading and numbers stand elsewhere. legend: False where a Grid shows one for all.
+    """
+
+    kind: ClassVar[str] = "figure"
+    chart: Chart
+    bare: bool = False
+    legend: bool = True
+
+    @property
+    def table(self) -> Table:
+        cells = tuple(tuple(number(v) if not isinstance(v, str) else v for v in row) for row in self.chart.rows)
+        numeric = [bool(self.chart.rows) and not isinstance(row, str) for row in (self.chart.rows or ((),))[0]]
+        columns = tuple(Column(c, n) for c, n in zip(self.chart.columns, numeric or [False] * 99, strict=False))
+        return Table(f"Numbers of the figure “{self.chart.title}”", columns, cells)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Parts side by side where there is room, below a legend that they share."""
+
+    kind: ClassVar[str] = "grid"
+    parts: tuple["Part", ...]
+    legend: tuple[Marks, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Parts behind a line that opens."""
+
+    kind: ClassVar[str] = "details"
+    summary: str
+    parts: tuple["Part", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A run of short names such as folders, set in the fixed-width face."""
+
+    kind: ClassVar[str] = "names"
+    lead: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Names and values; nested values as JSON."""
+
+    kind: ClassVar[str] = "settings"
+    values: Mapping[str, Any]
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            (str(k), v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str))
+            for k, v in self.values.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to type. One click selects it."""
+
+    kind: ClassVar[str] = "command"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A verdict or another thing that is read as one: a badge, a statement, what it rests on."""
+
+    kind: ClassVar[str] = "card"
+    badge: Badge
+    title: str
+    meta: str = ""
+    parts: tuple["Part", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A headed part; sections inside sections get the next lower heading."""
+
+    kind: ClassVar[str] = "section"
+    title: str
+    parts: tuple["Part", ...]
+    lead: str = ""
+
+
+Part = (
+    Text | Bullets | Note | Badge | Link | Table | Figure | Grid | Details | Names | Settings | Command | Card | Section
+)
+
+
+# The page
+
+
+class _Ids:
+    """Unique names for what is linked to or labelled on one page, and the count of its figures."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.charts = 0
+
+    def __call__(self, text: str) -> str:
+        base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "part"
+        name, i = base, 2
+        while name in self.taken:
+            name, i = f"{base}-{i}", i + 1
+        self.taken.add(name)
+        return name
+
+    def chart(self) -> str:
+        self.charts += 1
+        return f"chart-{self.charts}"
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that is safe inside a script element, whatever its strings hold. Raises ValueError for nan."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and lone surrogates are escaped
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+# The shapes of Vega on a square from -1 to 1, for legends.
+_OUTLINES: Mapping[str, str] = {
+    "square": "M-.9-.9H.9V.9H-.9Z",
+    "triangle-up": "M0-1L1 .85H-1Z",
+    "triangle-down": "M0 1L1-.85H-1Z",
+    "triangle-right": "M1 0L-.85 1V-1Z",
+    "triangle-left": "M-1 0L.85 1V-1Z",
+    "diamond": "M0-1.15L1 0L0 1.15L-1 0Z",
+    "cross": "M-.35-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z",
+    "circle": "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z",
+}
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("equipoise.core"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["script_json"] = script_json
+    environment.filters["dashes"] = lambda dash: " ".join(f"{length * 0.17:g}" for length in dash)
+    environment.globals["outlines"] = _OUTLINES
+    return environment
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]
+
+
+def _stylesheet() -> str:
+    def block(theme: Literal["light", "dark"]) -> str:
+        return "".join(f"--{name}:{value};" for name, value in colours(theme).items())
+
+    light, dark = block("light"), block("dark")
+    return (
+        f":root{{color-scheme:light dark;--font:{FONT};{light}}}\n"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n" + _asset("page.css")
+    )
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB).
+
+    Making it takes vl-convert two seconds, so it is kept in the cache folder under its version, with its checksum; a
+    cache that cannot be written, or whose checksum differs, only costs the two seconds again.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equipoise"
+    folder = Path(os.environ.get("EQUIPOISE_CACHE") or default)
+    cached = folder / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
+    try:
+        digest, _, text = cached.read_text(encoding="utf-8").partition("\n")
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return text
+    except (OSError, UnicodeDecodeError):
+        pass
+    import vl_convert
+
+    # A script element ends at "</script" and changes its rules at "<!--", also inside a string of the script.
+    text = re.sub(r"<(?=/script|!--)", r"\\x3c", vl_convert.javascript_bundle(), flags=re.IGNORECASE)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(cached, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    return text
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def page(
+    title: str,
+    lead: str,
+    parts: Sequence[Part],
+    *,
+    kicker: str = "",
+    badges: Sequence[Badge] = (),
+    facts: Sequence[tuple[str, str]] = (),
+    footer: str = "",
+) -> str:
+    """A whole HTML document. kicker: what kind of page it is; badges, and name and value pairs, stand below the lead.
+
+    Top-level sections make the table of contents. Scripts are there only when a figure is.
+    """
+    ids = _Ids()
+    tops = [(ids(part.title) if isinstance(part, Section) else "", part) for part in parts]
+    body = Markup(_environment().get_template("parts.html.j2").render(tops=tops, ids=ids))
+    style = _stylesheet()
+    scripts = [_bundle(), _asset("page.js")] if ids.charts else []
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_hash(style)}",
+            f"script-src {' '.join(map(_hash, scripts)) or repr('none')}",
+            "connect-src 'none'",
+            "img-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            lead=lead,
+            kicker=kicker,
+            badges=badges,
+            facts=facts,
+            footer=footer,
+            contents=[(name, part.title) for name, part in tops if name],
+            body=body,
+            style=Markup(style),
+            scripts=[Markup(script) for script in scripts],
+            policy=policy,
+        )
+    )
+
+
+def job_page(
+    title: str, lead: str, parts: Sequence[Part], command: str, *, facts: Iterable[tuple[str, str]] = ()
+) -> str:
+    """The report of a job: its parts, then the command that made it."""
+    made = Section("The command that made this", (Command(command),))
+    return page(title, lead, (*parts, made), kicker="Job report", facts=tuple(facts))
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page where it is wanted, whole or not at all."""
+    write_atomic(path, html.encode("utf-8", "backslashreplace"))
+    return path

@@ -1,0 +1,134 @@
+"""Progress for anything over two seconds: a bar on a terminal, plain lines elsewhere, always on stderr.
+
+Every advance is also a sign of life for whoever watches this process (`watch`): the study engine ends a run that stands
+still.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 2.0  # seconds of work before anything is shown
+LINE_EVERY = 10.0  # seconds between plain lines
+
+_quiet = False
+_watchers: list[Callable[[], None]] = []
+_display: Any = None  # the one rich display of this process; bars inside bars share it
+
+
+class Bar:
+    """One line of progress. `advance` is cheap enough to be called for every step."""
+
+    def __init__(self, title: str, total: float | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0.0
+        self.shown: dict[str, str] = {}
+        self._started = self._last = time.monotonic()
+        self._task: Any = None
+        self._owner = False
+        self._lines = False
+
+    def advance(self, amount: float = 1, **shown: object) -> None:
+        """Count `amount` more units done; keyword arguments are shown beside the bar (`loss="1.23"`)."""
+        self.update(self.done + amount, **shown)
+
+    def update(self, done: float, **shown: object) -> None:
+        """Set how many units are done."""
+        self.done = done
+        beat()
+        if shown:
+            self.shown = {key: str(value) for key, value in shown.items()}
+        now = time.monotonic()
+        if _quiet or now - self._started < PATIENCE:
+            return
+        if sys.stderr.isatty():
+            self._draw()
+        elif now - self._last >= LINE_EVERY:
+            self._last, self._lines = now, True
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def _draw(self) -> None:
+        global _display
+        if _display is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[count]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[shown]}"),
+            )
+            _display = Progress(*columns, console=Console(stderr=True), transient=True)
+            _display.start()
+            self._owner = True
+        fields = {"count": self._count(), "shown": self._shown()}
+        if self._task is None:
+            self._task = _display.add_task(self.title, total=self.total, completed=self.done, **fields)
+        _display.update(self._task, completed=self.done, **fields)
+
+    def _close(self) -> None:
+        global _display
+        if self._task is not None and _display is not None:
+            _display.remove_task(self._task)
+        if self._owner and _display is not None:
+            _display.stop()
+            _display = None
+        elif self._lines and not _quiet:
+            print(self._line(time.monotonic()), file=sys.stderr, flush=True)
+
+    def _count(self) -> str:
+        return f"{self.done:g}" + (f"/{self.total:g}" if self.total is not None else "") + f" {self.unit}".rstrip()
+
+    def _shown(self) -> str:
+        return "  ".join(f"{key} {value}" for key, value in self.shown.items())
+
+    def _line(self, now: float) -> str:
+        return f"{self.title}: {self._count()}, {now - self._started:.0f} s" + (
+            f"  {self._shown()}" if self.shown else ""
+        )
+
+
+@contextmanager
+def progress(title: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
+    """Show progress while the body runs: `with progress("Teaching", total=100, unit="steps") as bar: bar.advance()`."""
+    bar = Bar(title, total, unit)
+    beat()
+    try:
+        yield bar
+    finally:
+        bar._close()
+
+
+@contextmanager
+def quiet(active: bool = True) -> Iterator[None]:
+    """No progress is shown inside the body (signs of life still count)."""
+    global _quiet
+    before, _quiet = _quiet, _quiet or active
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
+def beat() -> None:
+    """Tell whoever watches that work goes on; call it in long loops that show no bar."""
+    for watcher in _watchers:
+        watcher()
+
+
+@contextmanager
+def watch(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` at every sign of life inside the body; it must be fast and must not raise."""
+    _watchers.append(callback)
+    try:
+        yield
+    finally:
+        _watchers.remove(callback)

@@ -1,0 +1,112 @@
+"""One nested state as one safetensors file: tensors and arrays as tensors, everything else as JSON in its metadata.
+
+No pickle: what is read back can only be data. Tuples, integer keys, dtypes and nan survive the round trip; a tensor
+that occurs twice (tied weights) is stored once.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import FILES, Files, produce_atomic
+
+_TREE = "equipoise_state"
+
+
+def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
+    """Write dicts, lists and tuples of JSON values, numpy arrays and torch tensors (any device) to `path`, atomically.
+
+    Raises BadInput for anything else, naming where in the state it is.
+    """
+    tensors: dict[str, Any] = {}
+    tree = _encode(nested, "state", tensors, {})
+    metadata = {_TREE: json.dumps(tree)}
+    if any(_is_tensor(each) for each in tensors.values()):
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = {key: each if _is_tensor(each) else torch.from_numpy(each) for key, each in tensors.items()}
+    else:
+        from safetensors.numpy import save_file
+    produce_atomic(Path(path), lambda target: save_file(tensors, target, metadata=metadata), files=files)
+
+
+def load_state(path: Path) -> Any:
+    """Read what `save_state` wrote; tensors arrive on the CPU. Raises WorkFailed for a truncated or foreign file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tree = json.loads((file.metadata() or {})[_TREE])
+        if '"$tensor"' in json.dumps(tree):
+            from safetensors.torch import load_file
+        else:
+            from safetensors.numpy import load_file
+        return _decode(tree, load_file(path))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WorkFailed(f"{path} is truncated or was not written by Equipoise ({error}).") from error
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Any], seen: dict[tuple, str]) -> Any:
+    import numpy as np
+
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        key = str(len(tensors))
+        tensors[key] = np.ascontiguousarray(value).reshape(value.shape)
+        return {"$array": key}
+    if _is_tensor(value):
+        value = value.detach()
+        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype, str(value.device))
+        if value.numel() == 0 or identity not in seen:
+            key = str(len(tensors))
+            # A view must not drag the rest of its storage along, nor look shared to safetensors.
+            whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+            tensors[key] = (value if whole else value.contiguous().clone()).cpu()
+            seen[identity] = key
+        return {"$tensor": seen[identity]}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _encode(each, f"{where}.{key}", tensors, seen) for key, each in value.items()}
+        pairs = value.items()
+        return {
+            "$pairs": [
+                [_encode(k, where, tensors, seen), _encode(v, f"{where}[{k!r}]", tensors, seen)] for k, v in pairs
+            ]
+        }
+    if isinstance(value, (list, tuple)):
+        encoded = [_encode(each, f"{where}[{index}]", tensors, seen) for index, each in enumerate(value)]
+        return {"$tuple": encoded} if isinstance(value, tuple) else encoded
+    raise BadInput(f"{where} is a {type(value).__name__}; a state holds JSON values, numpy arrays and torch tensors.")
+
+
+def _decode(tree: Any, tensors: Mapping[str, Any]) -> Any:
+    import numpy as np
+
+    if isinstance(tree, list):
+        return [_decode(each, tensors) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if len(tree) == 1:
+        kind, content = next(iter(tree.items()))
+        if kind == "$tensor":
+            return tensors[content]
+        if kind == "$array":
+            array = tensors[content]
+            return array if isinstance(array, np.ndarray) else array.numpy()
+        if kind == "$tuple":
+            return tuple(_decode(each, tensors) for each in content)
+        if kind == "$pairs":
+            return {_decode(key, tensors): _decode(value, tensors) for key, value in content}
+    return {key: _decode(value, tensors) for key, value in tree.items()}

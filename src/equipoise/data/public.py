@@ -1,0 +1,160 @@
+"""Public data sets as they are published, under the folder that the variable EQUIPOISE_DATA names.
+
+A sub-folder each: `tofu` (Maini et al. 2024, arXiv:2401.06121), `wmdp` or `wmdp-deduped` (Li et al. 2024,
+arXiv:2403.03218). Files may be JSON lines (plain or gzip) or, as on the Hugging Face hub, Parquet.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.data.records import EXTENSIONS, Record, read_records, read_rows
+
+VARIABLE = "EQUIPOISE_DATA"
+
+# TOFU: 200 authors with 20 questions each, in the order of the published `full` set; the splits are ranges of it.
+TOFU_RECORDS = 4000
+TOFU_PER_AUTHOR = 20
+TOFU_FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}
+TOFU_RETAIN = {"retain99": 40, "retain95": 200, "retain90": 400}
+TOFU_FILES = (
+    "full",
+    "holdout10",
+    "forget01_perturbed",
+    "forget05_perturbed",
+    "forget10_perturbed",
+    "retain_perturbed",
+    "real_authors_perturbed",
+    "world_facts_perturbed",
+    "real_authors_mc",
+    "world_facts_mc",
+)
+
+
+def folder(name: str) -> Path:
+    """The folder of a data set. Raises BadInput, in one sentence, when the variable or the data set is not there."""
+    root = os.environ.get(VARIABLE)
+    if not root:
+        raise BadInput(f"this needs the data set {name!r}: set {VARIABLE} to the folder that holds {name}/.")
+    path = Path(root) / name
+    if not path.is_dir():
+        there = [entry.name for entry in Path(root).iterdir() if entry.is_dir()] if Path(root).is_dir() else []
+        raise BadInput(f"{VARIABLE}={root} has no data set {name!r}. {did_you_mean(name, there)}")
+    return path
+
+
+def tofu(split: str = "full", *, limit: int | None = None) -> list[Record]:
+    """A split of TOFU; group is the author ("author 198"), ids are positions in the full set.
+
+    split: full, forget01/05/10, retain99/95/90, holdout10, one of the *_perturbed sets (with paraphrases and wrong
+    answers), or real_authors_mc, world_facts_mc (with choices). Raises BadInput for another name.
+    """
+    known = (*TOFU_FILES, *TOFU_FORGET, *TOFU_RETAIN)
+    if split not in known:
+        raise BadInput(f"TOFU has no split {split!r}. {did_you_mean(split, known)}")
+    path = _file(folder("tofu"), split if split in TOFU_FILES else "full")
+    if split.endswith("_mc"):
+        return [_with_options(row, path, number) for number, row in _some(path, limit)]
+    if split in TOFU_FORGET:
+        return _authors(path, TOFU_RECORDS - TOFU_FORGET[split], TOFU_RECORDS)[:limit]
+    if split in TOFU_RETAIN:
+        return _authors(path, 0, TOFU_RECORDS - TOFU_RETAIN[split])[:limit]
+    if split == "full":
+        return _authors(path, 0, TOFU_RECORDS)[:limit]
+    records = read_records(path, limit=limit)
+    first = TOFU_RECORDS - TOFU_FORGET.get(split.removesuffix("_perturbed"), TOFU_RECORDS)
+    if split in ("holdout10", "real_authors_perturbed", "world_facts_perturbed"):
+        return records
+    return [_of_author(record, first + index) for index, record in enumerate(records)]
+
+
+def wmdp(
+    domain: Literal["bio", "cyber", "chem"],
+    kind: Literal["mcq", "corpus"] = "mcq",
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+) -> list[Record]:
+    """WMDP's questions, or texts on them, of one domain.
+
+    From the folder `wmdp` (as published: wmdp-bio as Parquet or JSON lines, bio-forget-corpus.jsonl) or, failing that,
+    `wmdp-deduped`. There a split (T, V, dev_T, dev_V) may be asked for, and the corpus is short restatements of the
+    answers, one record a sentence, with their question as group. Raises BadInput.
+    """
+    if domain not in ("bio", "cyber", "chem"):
+        raise BadInput(f"WMDP has no domain {domain!r}. {did_you_mean(domain, ('bio', 'cyber', 'chem'))}")
+    if kind not in ("mcq", "corpus"):
+        raise BadInput(f"WMDP has no {kind!r}. {did_you_mean(kind, ('mcq', 'corpus'))}")
+    try:
+        path = folder("wmdp")
+    except BadInput:
+        path = folder("wmdp-deduped")
+    if path.name == "wmdp":
+        if split is not None:
+            raise BadInput(f"{path}: the published WMDP has no splits; leave split out.")
+        stems = (
+            (f"wmdp-{domain}", f"{domain}-mcq") if kind == "mcq" else (f"{domain}-forget-corpus", f"{domain}-corpus")
+        )
+        return read_records(_file(path, *stems), limit=limit)
+    file = _file(path, f"{domain}-{kind}")
+    rows = [(number, row) for number, row in _some(file, None) if split in (None, row.get("split"))]
+    if not rows:
+        splits = sorted({str(row.get("split")) for _, row in _some(file, None)})
+        raise BadInput(f"{file} has no split {split!r}. {did_you_mean(str(split), splits)}")
+    if kind == "mcq":
+        wanted = {row["id"] for _, row in rows}
+        return [record for record in read_records(file) if record.id in wanted][:limit]
+    return [
+        Record(id=f"{domain}-corpus-{number}-{index}", completion=sentence, group=row["question"])
+        for number, row in rows
+        for index, sentence in enumerate(row["sentences"])
+    ][:limit]
+
+
+def _file(path: Path, *stems: str) -> Path:
+    for stem in stems:
+        for extension in EXTENSIONS:
+            if (path / (stem + extension)).exists():
+                return path / (stem + extension)
+        shards = sorted((path / stem).glob("*.parquet"))  # a configuration on the hub is a folder of one test shard
+        if len(shards) == 1:
+            return shards[0]
+    raise BadInput(f"{path} has no file {' or '.join(stems)} with one of {', '.join(EXTENSIONS)}.")
+
+
+def _some(path: Path, limit: int | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for _, number, row in read_rows(path):
+        if limit is not None and number > limit:
+            return
+        yield number, row
+
+
+def _authors(path: Path, start: int, stop: int) -> list[Record]:
+    records = read_records(path)
+    if len(records) != TOFU_RECORDS:
+        raise BadInput(
+            f"{path}: {len(records)} records, expected TOFU's {TOFU_RECORDS}; its splits are ranges of them."
+        )
+    return [_of_author(record, start + index) for index, record in enumerate(records[start:stop])]
+
+
+def _of_author(record: Record, position: int) -> Record:
+    return replace(record, id=str(position), group=f"author {position // TOFU_PER_AUTHOR}")
+
+
+def _with_options(row: Mapping[str, Any], path: Path, number: int) -> Record:
+    options = [row[name] for name in sorted(row) if name.startswith("option")]
+    if row.get("answer") not in options:
+        raise BadInput(f"{path}:{number}: expected question, option1, option2, ... and the answer among them.")
+    index = options.index(row["answer"])
+    return Record(
+        id=f"{path.name.split('.')[0]}-{number}",
+        completion=options[index],
+        prompt=row["question"],
+        choices=tuple(options),
+        answer=index,
+        wrong=tuple(option for place, option in enumerate(options) if place != index),
+    )

@@ -1,0 +1,164 @@
+"""LoRA through PEFT: attach, detach, merge, export; right also where the input and output embeddings are one tensor.
+
+Such a tie (SmolLM2 and most small models have it) is where merging goes wrong: what an adapter adds to the output
+matrix is written into the embeddings as well, or is lost when the saved model ties the two again (peft#2018). So
+`merge` unties first whenever an adapter sits on either: the merged model has two tensors and its configuration says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from equipoise.core.errors import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from equipoise.language.model import LanguageModel
+
+_TRAINABLE = "_equipoise_trainable"  # names of the base parameters that were trainable before PEFT froze them all
+
+
+def attach(
+    language_model: LanguageModel,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str | list[str] = "all-linear",
+    *,
+    seed: int,
+    dropout: float = 0.0,
+) -> LanguageModel:
+    """A LanguageModel whose only trainable parameters are LoRA matrices (arXiv:2106.09685), at first without effect.
+
+    It shares the weights of the one given, whose modules PEFT wraps in place: use the returned one, and `detach` or
+    `merge` to end it. The update is alpha / rank * B A. targets: "all-linear" (all but the output matrix), or names of
+    modules ("q_proj", "lm_head", "embed_tokens"). seed decides the initial A; B is 0. Raises BadInput for a name that
+    the model does not have, and for a model that has an adapter already.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model = language_model.model
+    _require_bare(model)
+    if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
+        raise BadInput(
+            f"rank {rank}, alpha {alpha}, dropout {dropout}: need rank >= 1, alpha > 0 and dropout in [0, 1)."
+        )
+    if targets != "all-linear":
+        _check_targets(model, [targets] if isinstance(targets, str) else targets)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global state only, on the CPU
+        torch.manual_seed(seed)
+        adapted = _wrap(model, lambda: get_peft_model(model, config))
+    # PEFT notes the folder that the weights were read from, which for a name of the catalogue is this user's cache.
+    folder = Path(language_model.name)
+    config.base_model_name_or_path = str(folder.resolve()) if folder.exists() else language_model.name
+    return replace(language_model, model=adapted)
+
+
+def attach_saved(language_model: LanguageModel, folder: str | Path) -> LanguageModel:
+    """The same with the matrices that `export` wrote. Raises BadInput when they do not fit the model."""
+    from peft import PeftModel
+
+    model = language_model.model
+    _require_bare(model)
+    try:
+        adapted = _wrap(model, lambda: PeftModel.from_pretrained(model, str(folder)))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise BadInput(
+            f"The adapter {folder} does not fit {language_model.name}: {str(error).splitlines()[0]}"
+        ) from error
+    return replace(language_model, model=adapted)
+
+
+def detach(language_model: LanguageModel) -> LanguageModel:
+    """The model as it was before `attach`, bit by bit."""
+    adapted = _require_adapter(language_model)
+    return replace(language_model, model=_unwrapped(adapted, adapted.unload()))
+
+
+def merge(language_model: LanguageModel) -> LanguageModel:
+    """A plain model with the adapter's update in its weights, which are changed in place.
+
+    Unties the embeddings when the adapter sits on one of them: the file then grows by that matrix.
+    """
+    adapted = _require_adapter(language_model)
+    base = adapted.get_base_model()
+    untie = _tied(base) and _adapts_embeddings(base)
+    if untie:
+        _untie(base)
+    model = _unwrapped(adapted, adapted.merge_and_unload(safe_merge=True))
+    if untie:
+        model.get_output_embeddings().weight.requires_grad_(model.get_input_embeddings().weight.requires_grad)
+    return replace(language_model, model=model)
+
+
+def export(language_model: LanguageModel, folder: str | Path) -> None:
+    """Writes the adapter (safetensors), its configuration and the tokenizer; `load(folder)` merges it into its base."""
+    adapted = _require_adapter(language_model)
+    # "auto" would store the whole base matrix beside its adapter, and look on the hub for the base's configuration.
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    language_model.tokenizer.save_pretrained(str(folder))
+
+
+def _require_bare(model: Any) -> None:
+    if hasattr(model, "peft_config"):
+        raise BadInput("The model has an adapter already: merge or detach it first.")
+
+
+def _require_adapter(language_model: LanguageModel) -> Any:
+    if not hasattr(language_model.model, "peft_config"):
+        raise BadInput(f"{language_model.name} has no adapter: attach one first.")
+    return language_model.model
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    last_names = {name.rpartition(".")[2] for name, module in model.named_modules() if not list(module.children())}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+            raise BadInput(f"The model has no module {target!r} to adapt. {did_you_mean(target, last_names)}")
+
+
+def _wrap(model: PreTrainedModel, wrap: Callable[[], PeftModel]) -> PeftModel:
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with warnings.catch_warnings():
+        # PEFT warns that merging into tied embeddings goes wrong; `merge` sees to it.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*")
+        adapted = wrap()
+    setattr(adapted, _TRAINABLE, trainable)
+    return adapted
+
+
+def _unwrapped(adapted: PeftModel, model: PreTrainedModel) -> PreTrainedModel:
+    trainable = getattr(adapted, _TRAINABLE)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _adapts_embeddings(model: PreTrainedModel) -> bool:
+    return any(
+        hasattr(module, "base_layer") for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+
+
+def _untie(model: PreTrainedModel) -> None:
+    head = model.get_output_embeddings()
+    head = getattr(head, "base_layer", head)
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    model.all_tied_weights_keys = {}

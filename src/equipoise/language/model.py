@@ -1,0 +1,338 @@
+"""A causal language model with its tokenizer, and `load`, the one door through which every model comes in.
+
+load("smollm2")                   SmolLM2-135M-Instruct, fetched once into the cache
+load("./folder")                  safetensors as save_pretrained writes them, or a LoRA adapter, merged on loading
+load("./model.gguf")              a GGUF file, de-quantised
+load("owner/name", revision=...)  a model of the hub; HF_HUB_OFFLINE is respected
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY = "tiny"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass
+class LanguageModel:
+    """A causal model, its tokenizer, where both came from, and whether prompts go through the chat template.
+
+    source is a sentence for reports. chat_template: "auto" uses the tokenizer's template when it has one, "none" never.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    source: str
+    chat_template: str = "auto"
+
+    def __post_init__(self) -> None:
+        _settle_special_tokens(self.model, self.tokenizer, self.name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens at which an answer ends."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    @property
+    def context(self) -> int:
+        """The largest number of tokens the model was made for; 2^31 when it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+    @property
+    def uses_chat_template(self) -> bool:
+        return self.chat_template != "none" and self.tokenizer.chat_template is not None
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that transformers and `load` take as it is: safetensors, configuration, tokenizer."""
+        from equipoise.language.gguf import without_bars
+
+        with without_bars():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str = "auto",
+) -> LanguageModel:
+    """Load a model by catalogue name, folder, GGUF file or hub id (tried in this order), in evaluation mode.
+
+    device: "auto" is cuda, else mps, else cpu. dtype: "auto" is the checkpoint's own on cuda and float32 elsewhere
+    (bfloat16 is slower than float32 on most CPUs). chat_template: "auto", "none", or the path of a Jinja file.
+    Only safetensors are read. Raises BadInput, with the remedy, for whatever cannot be loaded.
+    """
+    from equipoise.language import catalog
+
+    name = str(name)
+    place = _device(device)
+    number = _dtype(dtype, place)
+    template = _chat_template(chat_template)
+    if name == TINY:
+        raise BadInput(
+            "'tiny' has no weights to load: it is taught on the spot. Use tiny(texts, seed=0) and teach(...) of "
+            "equipoise.language.tiny, run a study with --model tiny, or load 'smollm2' or a folder."
+        )
+    path = Path(name).expanduser()
+    if name in catalog.CATALOG:
+        model, tokenizer = _from_folder(catalog.folder(name), number)
+        source = catalog.CATALOG[name].source
+    elif path.is_file():
+        model, tokenizer, source = _from_file(path, number)
+    elif (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        return _from_adapter(path, device=device, dtype=dtype, chat_template=chat_template)
+    elif path.is_dir():
+        _check_folder(path)
+        model, tokenizer = _from_folder(path, number, trust_remote_code=trust_remote_code)
+        source = f"The folder {path.name} ({_size(model)})."
+    else:
+        _check_hub_name(name, path, (*catalog.CATALOG, TINY))
+        model, tokenizer = _from_folder(name, number, trust_remote_code=trust_remote_code, revision=revision)
+        commit = getattr(model.config, "_commit_hash", None) or revision or "an unstated revision"
+        source = f"{name} of the model hub at {commit} ({_size(model)})."
+    if template is not None:
+        tokenizer.chat_template = template
+    return LanguageModel(
+        model=model.to(place).eval(),
+        tokenizer=tokenizer,
+        name=name,
+        source=source,
+        chat_template="none" if chat_template == "none" else "auto",
+    )
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def memory_advice(batch_size: int) -> Iterator[None]:
+    """Turns an out-of-memory error of the device into a sentence with the next batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a smaller model or shorter texts"
+        raise WorkFailed(f"Out of memory at batch size {batch_size}: {smaller}.") from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise BadInput(
+            f"Device {device!r} is unknown. {did_you_mean(device, ['auto', 'cpu', 'cuda', 'mps'])}"
+        ) from error
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(place.type, lambda: True)
+    if not available():
+        raise BadInput(f"Device {device!r} was asked for, but this machine's torch has none: use --device cpu.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"Device {device!r} was asked for, but there are {torch.cuda.device_count()}, counted from 0.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype, place: torch.device) -> torch.dtype | str:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto" if place.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise BadInput(f"Number type {dtype!r} is unknown. {did_you_mean(dtype, ['auto', *_DTYPES])}")
+    return _DTYPES[dtype]
+
+
+def _chat_template(chat_template: str) -> str | None:
+    """The text of a template given as a file, None for "auto" and "none"."""
+    if chat_template in ("auto", "none"):
+        return None
+    path = Path(chat_template).expanduser()
+    if not path.is_file():
+        raise BadInput(
+            f"Chat template {chat_template!r} is neither 'auto' nor 'none' nor a file with a Jinja template."
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _from_file(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    from equipoise.language.gguf import read_gguf
+
+    if path.suffix.lower() != ".gguf":
+        raise BadInput(f"{path} is a file: a model is a folder with config.json and *.safetensors, or a .gguf file.")
+    model, tokenizer, quantisation = read_gguf(path, torch.float32 if dtype == "auto" else dtype)  # type: ignore[arg-type]
+    return model, tokenizer, f"{path.name}, de-quantised from {quantisation} ({_size(model)})."
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        models = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
+        files = sorted(child.name for child in path.glob("*.gguf"))
+        inside = f" Did you mean {path / (models + files)[0]}?" if models or files else ""
+        raise BadInput(
+            f"{path} holds no config.json, so it is no model folder. "
+            f"Give the folder that save_pretrained wrote, or a .gguf file.{inside}"
+        )
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted({file.name for pattern in _PICKLES for file in path.glob(pattern)})
+        found = (
+            f"{pickles[0]} is a pickle, which can run code when it is read" if pickles else "there is no weight file"
+        )
+        raise BadInput(
+            f"{path} holds no *.safetensors: {found}. "
+            "Convert it where you trust it: load it with transformers and call save_pretrained."
+        )
+    if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+        raise BadInput(
+            f"{path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...). "
+            "Save the model's own there: AutoTokenizer.from_pretrained(ITS_NAME).save_pretrained(FOLDER)."
+        )
+
+
+def _check_hub_name(name: str, path: Path, known: tuple[str, ...]) -> None:
+    """Refuses what cannot be a hub id (owner/name) before anything is looked up: a mistyped path or name."""
+    parts = name.split("/")
+    looks_like_path = name.startswith((".", "~", os.sep)) or "\\" in name or len(parts) > 2 or path.suffix == ".gguf"
+    if len(parts) == 2 and all(parts) and not looks_like_path:
+        return
+    if not looks_like_path:
+        raise BadInput(
+            f"No model is called {name!r}, and there is no such folder. {did_you_mean(name, known)} "
+            "A model of the hub is written owner/name."
+        )
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    siblings = [child.name for child in parent.iterdir()] if parent.is_dir() else []
+    near = did_you_mean(path.name, siblings) if parent == path.parent and siblings else f"{parent} exists."
+    raise BadInput(f"{path} does not exist. {near} Known names: {', '.join(sorted(known))}.")
+
+
+def _from_folder(
+    where: str | Path, dtype: torch.dtype | str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from equipoise.language.gguf import without_bars
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    try:
+        with without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
+    except ImportError as error:
+        raise MissingExtra(f"{where} needs a package that is not installed: {_first_sentence(error)}") from error
+    except Exception as error:
+        # transformers, huggingface_hub, safetensors and json raise a dozen unrelated types for a model that is absent,
+        # gated, cut short, of an unknown architecture or in need of its own code; each message says which.
+        raise BadInput(f"{where} cannot be loaded: {_first_sentence(error)}{_remedy(where, error)}") from error
+    return model, tokenizer
+
+
+def _remedy(where: str | Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return " It brings its own code: pass trust_remote_code=True only if you have read it."
+    if isinstance(where, Path):
+        return " The folder may be incomplete: write it again with save_pretrained."
+    offline = " HF_HUB_OFFLINE is set, so only models already in the hub's cache are found." * bool(
+        os.environ.get("HF_HUB_OFFLINE")
+    )
+    return f" Check the id, and that the hub can be reached.{offline} 'smollm2' and a folder need no hub."
+
+
+def _from_adapter(path: Path, *, device: str, dtype: str | torch.dtype, chat_template: str) -> LanguageModel:
+    """The base model that the adapter names, with the adapter merged into it."""
+    from equipoise.language import adapters
+
+    base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base or base == TINY:
+        raise BadInput(f"{path} is an adapter that names no base model to load: attach it with PeftModel to its own.")
+    language_model = load(base, device=device, dtype=dtype, chat_template=chat_template)
+    language_model = adapters.merge(adapters.attach_saved(language_model, path))
+    language_model.name = str(path)
+    language_model.source = f"{language_model.source} With the adapter {path.name} merged into it."
+    return language_model
+
+
+def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """One padding token and one set of ends, the same in tokenizer, configuration and generation_config.
+
+    Padding: the tokenizer's own; else the configuration's; else the unknown token; else the end token. It never
+    decides what is padding here (attention masks and labels do), so sharing it with the end token hides no end.
+    """
+    vocabulary = len(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise BadInput(
+            f"{name}: the tokenizer knows tokens up to {highest}, the model only {rows}: they do not belong together."
+        )
+    config, generation = model.config, model.generation_config
+    if tokenizer.pad_token_id is None:
+        configured = getattr(config.get_text_config(), "pad_token_id", None)
+        if configured is not None and 0 <= configured < vocabulary:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(configured)
+        elif tokenizer.unk_token or tokenizer.eos_token:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        else:
+            raise BadInput(
+                f"{name}: its tokenizer has no padding, unknown or end token; set tokenizer.pad_token and save."
+            )
+    ends = generation.eos_token_id
+    ends = list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)
+    generation.eos_token_id = None if not ends else ends[0] if len(ends) == 1 else ends
+    generation.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    if generation.bos_token_id is None:
+        generation.bos_token_id = tokenizer.bos_token_id
+
+
+def _size(model: PreTrainedModel) -> str:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} million parameters, {dtype}"
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,391 @@
+"""What a study file says: arms, outcomes, how settings are chosen, claims. Everything is checked at declaration.
+
+A study is a function whose parameters are its options and whose value is a `Study`. Arms hold JSON values only, so that
+a worker rebuilds the study from its name and options and finds its arm by name: nothing is pickled.
+"""
+
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.study.claims import Claim
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from equipoise.study.run import Preparation, Run
+
+Json = Any  # None, bool, int, float, str, and lists and dicts of these
+Kind = Literal["method", "baseline", "control", "reference"]
+
+PRIMARY_CLAIMS = 3
+FIRST_TUNING_SEED = 1_000_000  # test seeds count from 0: the two never meet
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True, init=False)
+class Arm:
+    """One method with its settings; `grid` names the settings that are tuned and the values tried for each.
+
+    `kind`: `method`, `baseline`, `control`, or `reference` (a ceiling or floor that is no rival). `fixed` is the reason
+    why an arm has one grid point where the others have several (nothing to tune). Settings are JSON values.
+    """
+
+    name: str
+    kind: Kind
+    settings: dict[str, Json]
+    grid: dict[str, tuple[Json, ...]]
+    fixed: str
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kind: Kind = "method",
+        grid: Mapping[str, Sequence[Json]] | None = None,
+        fixed: str = "",
+        **settings: Json,
+    ) -> None:
+        _check_name("arm", name)
+        if kind not in get_args(Kind):
+            raise BadInput(f"Arm {name!r} is of kind {kind!r}. {did_you_mean(kind, get_args(Kind))}")
+        grid = {key: tuple(values) for key, values in (grid or {}).items()}
+        for key, values in grid.items():
+            if not values:
+                raise BadInput(f"Arm {name!r}: the grid of {key!r} is empty; give at least one value.")
+            if key in settings:
+                raise BadInput(f"Arm {name!r}: {key!r} is both a setting and in the grid; keep one.")
+        for key, value in [*settings.items(), *((key, value) for key, values in grid.items() for value in values)]:
+            _check_json(f"Arm {name!r}: setting {key!r}", value)
+        for key, value in (("name", name), ("kind", kind), ("settings", settings), ("grid", grid), ("fixed", fixed)):
+            object.__setattr__(self, key, value)
+
+    def points(self) -> tuple[dict[str, Json], ...]:
+        """Settings of every grid point, in the order of the grid; the position is the point's index."""
+        combinations = itertools.product(*self.grid.values())
+        return tuple({**self.settings, **dict(zip(self.grid, values, strict=True))} for values in combinations)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A measured quantity: its direction, its chance level where one exists, its unit ("" for a proportion or a ratio).
+
+    `log` asks for a logarithmic axis and for differences of logarithms (perplexity, costs).
+    """
+
+    name: str
+    better: Literal["lower", "higher"] = field(kw_only=True)
+    chance: float | None = field(default=None, kw_only=True)
+    unit: str = field(default="", kw_only=True)
+    description: str = field(default="", kw_only=True)
+    log: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_name("outcome", self.name)
+        if self.better not in ("lower", "higher"):
+            raise BadInput(f"Outcome {self.name!r}: better is {self.better!r}; it must be 'lower' or 'higher'.")
+
+
+@dataclass(frozen=True)
+class Select:
+    """Chooses one grid point per arm on tuning seeds: the best `outcome` at the end of the path.
+
+    With `matched`, the best `outcome` at the crossing of outcome `matched` with `level` (a number, or "weakest": the
+    strongest level that every tuned arm reaches in all tuning seeds). A point that misses the level ranks below all
+    that reach it.
+    """
+
+    outcome: str
+    split: str = field(default="validation", kw_only=True)
+    seeds: int = field(default=2, kw_only=True)
+    matched: str | None = field(default=None, kw_only=True)
+    level: float | Literal["weakest"] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise BadInput(f"Select({self.outcome!r}): seeds is {self.seeds}; at least one tuning seed is needed.")
+        if (self.matched is None) != (self.level is None):
+            raise BadInput(
+                f"Select({self.outcome!r}): matched={self.matched!r} and level={self.level!r} come together."
+            )
+        if isinstance(self.level, str) and self.level != "weakest":
+            raise BadInput(f"Select({self.outcome!r}): level is {self.level!r}; it must be a number or 'weakest'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A declared comparison.
+
+    `seeds`: test seeds are 0 .. seeds - 1. `budget`: the cost that all arms share. `prepare` runs once per seed before
+    its arms. `scale`: one sentence on model, data and size, printed beside every verdict. `without_control`: the
+    reason, where a baseline or a control is missing. `dial`: the key of `at` that is the path's x. `name`, `paper`,
+    `trades`, `options`, `summary` and `source` are filled in by the decorator. Raises BadInput for anything
+    inconsistent, naming it.
+    """
+
+    arms: Sequence[Arm]
+    outcomes: Sequence[Outcome]
+    claims: Sequence[Claim]
+    run: Callable[["Run"], None]
+    seeds: int = 10
+    budget: str
+    prepare: Callable[["Preparation"], None] | None = None
+    select: Select | None = None
+    scale: str = ""
+    without_control: str = ""
+    dial: str = "step"
+    name: str = ""
+    paper: str = ""
+    trades: str = ""
+    summary: str = ""
+    options: dict[str, Json] = field(default_factory=dict)
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("arms", "outcomes", "claims"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        if self.dial is None:
+            object.__setattr__(self, "dial", "step")
+        _no_duplicates("arm", [arm.name for arm in self.arms])
+        _no_duplicates("outcome", [outcome.name for outcome in self.outcomes])
+        if not self.arms or not self.outcomes:
+            raise BadInput("A study needs at least one arm and one outcome.")
+        if self.seeds < 1 or self.seeds > FIRST_TUNING_SEED:
+            raise BadInput(f"A study needs 1 to {FIRST_TUNING_SEED} seeds, not {self.seeds}.")
+        missing = sorted({"baseline", "control"} - {arm.kind for arm in self.arms})
+        if missing and not self.without_control:
+            raise BadInput(
+                f"The study has no {' and no '.join(missing)} arm; add one, or say why in without_control='...'."
+            )
+        self._check_grids()
+        self._check_claims()
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name. Raises BadInput naming the nearest."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise BadInput(f"The study has no arm {name!r}. {did_you_mean(name, [arm.name for arm in self.arms])}")
+
+    def outcome(self, name: str) -> Outcome:
+        """The outcome of that name. Raises BadInput naming the nearest."""
+        for outcome in self.outcomes:
+            if outcome.name == name:
+                return outcome
+        known = [outcome.name for outcome in self.outcomes]
+        raise BadInput(f"The study has no outcome {name!r}. {did_you_mean(name, known)}")
+
+    def _check_grids(self) -> None:
+        counts = {arm.name: len(arm.points()) for arm in self.arms}
+        most = max(counts.values())
+        for arm in self.arms:
+            if counts[arm.name] != most and not (counts[arm.name] == 1 and arm.fixed):
+                raise BadInput(
+                    f"Every arm must try the same number of settings: {arm.name!r} has {counts[arm.name]}, another has "
+                    f"{most}. An arm with nothing to tune has one and says why: Arm({arm.name!r}, fixed='...')."
+                )
+        if most > 1 and self.select is None:
+            raise BadInput(
+                "The arms have grids, so the study must say how a point is chosen: select=Select('outcome')."
+            )
+        if self.select is not None:
+            for name in filter(None, (self.select.outcome, self.select.matched)):
+                self.outcome(name)
+
+    def _check_claims(self) -> None:
+        for claim in self.claims:
+            names = claim.references()
+            try:
+                for arm in names.arms:
+                    self.arm(arm)
+                for outcome in names.outcomes:
+                    self.outcome(outcome)
+            except BadInput as error:
+                raise BadInput(f"Claim {claim.text!r}: {error}") from None
+        judged = [claim for claim in self.claims if claim.judged]
+        if len(judged) > PRIMARY_CLAIMS:
+            raise BadInput(
+                f"The study has {len(judged)} primary claims; at most {PRIMARY_CLAIMS} get a verdict, so mark "
+                "the others primary=False."
+            )
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A study by name, not yet built: calling it with options gives the `Study`."""
+
+    name: str
+    paper: str
+    trades: str
+    function: Callable[..., Study]
+
+    @property
+    def source(self) -> Path:
+        return Path(inspect.getfile(self.function))
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def model(self) -> "type[BaseModel]":
+        """The options as a closed pydantic model."""
+        from pydantic import ConfigDict, create_model
+
+        hints = get_type_hints(self.function, include_extras=True)
+        parameters = inspect.signature(self.function).parameters
+        options: dict[str, Any] = {key: (hints[key], each.default) for key, each in parameters.items()}
+        config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+        return create_model("Options", __config__=config, **options)
+
+    def described_options(self) -> list[dict[str, Json]]:
+        """Name, type (with its range), default and description of every option, for people."""
+        schema = self.model.model_json_schema()["properties"]
+        defaults = self.options()
+        return [
+            {
+                "name": name,
+                "type": _type_text(schema[name]),
+                "default": defaults[name],
+                "description": schema[name].get("description", ""),
+            }
+            for name in self.model.model_fields
+        ]
+
+    def options(self, given: Mapping[str, Json] | None = None, *, text: bool = False) -> dict[str, Json]:
+        """All options as JSON values, `given` over the defaults; `text`: strings as typed on a command line.
+
+        Raises BadInput: an unknown option with the nearest names, a value outside its range with what was expected.
+        """
+        return self._validate(given or {}, text).model_dump(mode="json")
+
+    def build(self, **given: Json) -> Study:
+        """The study for these options; raises BadInput as `options` does, and for an inconsistent declaration."""
+        model = self._validate(given, text=False)
+        values = {key: getattr(model, key) for key in type(model).model_fields}
+        try:
+            built = self.function(**values)
+        except BadInput as error:
+            raise BadInput(f"Study {self.name!r}: {error}") from error
+        if not isinstance(built, Study):
+            raise BadInput(f"Study {self.name!r}: {self.source.name} must return a Study, not {type(built).__name__}.")
+        return replace(
+            built,
+            name=self.name,
+            paper=self.paper,
+            trades=self.trades,
+            summary=self.summary,
+            options=model.model_dump(mode="json"),
+            source=self.source,
+        )
+
+    __call__ = build
+
+    def _validate(self, given: Mapping[str, Json], text: bool) -> "BaseModel":
+        from pydantic import ValidationError
+
+        known = self.model.model_fields
+        for key in given:
+            if key not in known:
+                raise BadInput(f"Study {self.name!r} has no option {key!r}. {did_you_mean(key, known)}")
+        values = {key: _from_text(self.model, key, value) for key, value in given.items()} if text else dict(given)
+        try:
+            return self.model.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = str(first["loc"][0])
+            expected = first["msg"].removeprefix("Input should be ").replace("Value error, ", "")
+            raise BadInput(
+                f"Study {self.name!r}: option {option!r} should be {expected}, but got {values.get(option)!r}."
+            ) from None
+
+
+def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Study]], Declaration]:
+    """Declare a study; the decorated function's parameters are its options, each typed and with a default.
+
+    `paper`: where the claims come from. `trades`: "this for that". Raises BadInput for a parameter without type or
+    default.
+    """
+    _check_name("study", name)
+
+    def declare(function: Callable[..., Study]) -> Declaration:
+        for key, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise BadInput(f"Study {name!r}: *args and **kwargs cannot be options; name each one.")
+            if parameter.annotation is parameter.empty or parameter.default is parameter.empty:
+                raise BadInput(f"Study {name!r}: option {key!r} needs a type and a default.")
+        return Declaration(name, paper, trades, function)
+
+    return declare
+
+
+def _type_text(schema: Mapping[str, Json]) -> str:
+    """A JSON schema in a few words: "integer from 1 to 9", "one of ga, npo"."""
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    if "anyOf" in schema:
+        return " or ".join(map(_type_text, schema["anyOf"]))
+    text = str(schema.get("type", "value"))
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join([text, *(f"{word} {schema[key]}" for key, word in words.items() if key in schema)])
+
+
+def _from_text(model: "type[BaseModel]", key: str, value: Json) -> Json:
+    """A string from the command line as the field wants it: as it is, else as JSON (lists, null, numbers)."""
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    if not isinstance(value, str):
+        return value
+    field_info = model.model_fields[key]
+    adapter = TypeAdapter(field_info.rebuild_annotation())
+    candidates: list[Json] = [value]
+    try:
+        candidates.append(json.loads(value))
+    except ValueError:
+        candidates.append([part.strip() for part in value.split(",")])
+    for candidate in candidates:
+        try:
+            adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+        return candidate
+    return value
+
+
+def _check_name(what: str, name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} is no name for a {what}: use letters, digits and - _ . + (it names folders and flags)."
+        )
+
+
+def _check_json(what: str, value: Json) -> None:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            _check_json(what, each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise BadInput(f"{what} has the key {key!r}; keys must be strings.")
+            _check_json(what, each)
+    elif not (
+        value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+    ):
+        raise BadInput(
+            f"{what} is {value!r}; settings are JSON values (text, finite numbers, true/false, lists, objects)."
+        )
+
+
+def _no_duplicates(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"Two {what}s are called {name!r}; names must differ.")

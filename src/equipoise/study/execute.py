@@ -1,0 +1,452 @@
+"""Runs a study: what is missing in its output folder, in the order that it needs, on an engine.
+
+Preparations of the tuning seeds, tuning runs, selection, then test runs; a seed's runs wait for its preparation only.
+What is complete is never done again; what was interrupted or failed is resumed; what was given up stays so unless
+`retry`.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from equipoise.core.cost import UNITS
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.files import lock, write_atomic
+from equipoise.study import registry
+from equipoise.study.declare import FIRST_TUNING_SEED, Arm, Declaration, Study
+from equipoise.study.engine import Engine, Event, open_engine
+from equipoise.study.fingerprint import Code, code_of, fingerprint, preload
+from equipoise.study.results import load
+from equipoise.study.selection import choose
+from equipoise.study.store import COST, LOG, PREPARATION, STUDY, Store, Task, read_json, with_partial
+
+POLL = 0.5  # seconds between looks at clock, budget and watchdog when nothing happens
+
+
+class Show(Protocol):
+    """Where people see what happens; see `display`."""
+
+    def plan(self, to_do: int, stored: int, seconds: float | None) -> None: ...
+    def more(self, waiting: int) -> None: ...
+    def event(self, task: Task, event: Event) -> None: ...
+    def line(self, text: str) -> None: ...
+
+
+@dataclass
+class Conducted:
+    """What was done. `failed`: task key -> (how it ended, why). `budget`: the sentence, when the budget ended it."""
+
+    study: Study
+    out: Path
+    complete: int = 0
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    budget: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on what one command spends: minutes of its wall clock, and named costs over all its attempts.
+
+    `tokens` stands for all costs that are counted in tokens.
+    """
+
+    limits: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """From "minutes=30,calls=500". Raises BadInput naming the part that is wrong."""
+        limits = {}
+        for part in filter(None, (each.strip() for each in text.split(","))):
+            name, _, amount = part.partition("=")
+            try:
+                limits[name.strip()] = float(amount)
+            except ValueError:
+                raise BadInput(f"--budget: {part!r} is not NAME=AMOUNT, as in minutes=30,calls=500.") from None
+            known = ["minutes", "tokens", *(unit for unit in UNITS if not unit.startswith("peak"))]
+            if name.strip() not in known:
+                raise BadInput(f"--budget: {name.strip()!r} is no cost. {did_you_mean(name.strip(), known)}")
+            if not limits[name.strip()] > 0:
+                raise BadInput(f"--budget: {part!r} must be more than 0.")
+        return cls(limits)
+
+    def reached(self, minutes: float, spent: Mapping[str, float]) -> str:
+        """A sentence when a limit is reached, else ""."""
+        amounts = {**spent, "minutes": minutes}
+        amounts["tokens"] = sum(amount for name, amount in spent.items() if UNITS.get(name) == "tokens")
+        for name, limit in self.limits.items():
+            if amounts.get(name, 0) >= limit:
+                return f"The budget of {limit:g} {name} is reached ({amounts[name]:.4g} used)."
+        return ""
+
+
+def run_study(
+    declaration: Declaration,
+    options: Mapping[str, Any] | None = None,
+    *,
+    out: Path,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    stall: float = 600.0,
+    budget: Budget | None = None,
+    fail_fast: bool = False,
+    fresh: bool = False,
+    retry: bool = False,
+    command: str = "",
+    show: Show | None = None,
+) -> Conducted:
+    """Do everything that the study still misses in `out`; judging and reporting come after, from what is stored.
+
+    `seeds`: test seeds (default: 0 up to the study's number). `threads` per run is part of every result, so it does not
+    follow from `workers` (default: cores // threads). Raises BadInput before anything is started: options, arms,
+    another content of `out`.
+    """
+    study = declaration.build(**dict(options or {}))
+    wanted = [study.arm(name) for name in arms] if arms else list(study.arms)
+    seeds = list(range(study.seeds)) if seeds is None else list(dict.fromkeys(seeds))
+    if not seeds or not all(0 <= seed < FIRST_TUNING_SEED for seed in seeds):
+        raise BadInput(f"Test seeds are whole numbers from 0 to {FIRST_TUNING_SEED - 1}, at least one; got {seeds}.")
+    if threads < 1 or (workers is not None and workers < 1) or not stall > 0:
+        raise BadInput("--workers and --threads are at least 1, --stall is more than 0 seconds.")
+    workers = workers or max(1, _cores() // threads)
+    show = show or _Silent()
+    with _output(Path(out), declaration, study, threads, fresh, command, show) as store:
+        code = code_of(declaration.source)
+        plan = _Plan(declaration, study, store, code, threads, wanted, seeds, retry, show)
+        show.plan(plan.to_do, plan.done.complete, _estimate(plan))
+        if not plan.waiting:
+            return plan.done
+        made = open_engine(
+            engine,
+            workers=workers,
+            threads=threads,
+            stall=stall,
+            preload=preload(code),
+            reference=plan.reference,
+            options=study.options,
+        )
+        return _conduct(plan, made, budget or Budget({}), fail_fast, show)
+
+
+class _Plan:
+    """Which tasks there are and what became of them."""
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        study: Study,
+        store: Store,
+        code: Code,
+        threads: int,
+        arms: list[Arm],
+        seeds: list[int],
+        retry: bool,
+        show: Show,
+    ) -> None:
+        self.study, self.store, self.code, self.threads, self.show = study, store, code, threads, show
+        self.arms, self.seeds, self.retry = arms, seeds, retry
+        self.reference = registry.reference(declaration)
+        self.done = Conducted(study, store.root)
+        self.waiting: deque[Task] = deque()
+        self.finished: set[str] = set()  # keys of complete tasks
+        self.tuning: set[str] = set()  # keys of tuning runs that are still to end
+        self.selected = False
+        tuned = [arm for arm in arms if len(arm.points()) > 1] if study.select else []
+        tuning_seeds = (
+            range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.select.seeds) if study.select and tuned else ()
+        )
+        for seed in tuning_seeds:
+            self._prepare(seed)
+        for seed in tuning_seeds:
+            for arm in tuned:
+                for point in range(len(arm.points())):
+                    self._add(self._run(arm, point, seed, "tuning"))
+        self.tuning = {task.key for task in self.waiting if task.role == "tuning"}
+        for seed in seeds:
+            self._prepare(seed)
+        if self.tuning:
+            self.to_do = len(self.waiting) + len(seeds) * len(
+                arms
+            )  # at most: which test runs there are is not known yet
+        else:
+            self._add_test_runs()
+            self.to_do = len(self.waiting)
+
+    def advance(self) -> None:
+        """Once no tuning run is open, choose settings and add the test runs."""
+        if not self.selected and not self.tuning:
+            self._add_test_runs()
+            self.show.more(len(self.waiting))
+
+    def _add_test_runs(self) -> None:
+        self.selected = True
+        tuned = [arm for arm in self.arms if len(arm.points()) > 1]
+        chosen = {arm.name: 0 for arm in self.arms if arm not in tuned}
+        if tuned:
+            chosen |= choose(self.study, load([self.store.root], self.study).measurements)[0]
+        for arm in self.arms:
+            if arm.name not in chosen:
+                self._fail(
+                    arm.name,
+                    "failed",
+                    f"no setting of arm {arm.name} could be chosen: none of its tuning runs is usable",
+                )
+        for seed in self.seeds:
+            for arm in self.arms:
+                if arm.name in chosen:
+                    self._add(self._run(arm, chosen[arm.name], seed, "test"))
+
+    def next(self) -> Task | None:
+        """The first task whose preparation is complete; those whose preparation failed are failed, too."""
+        for _ in range(len(self.waiting)):
+            task = self.waiting.popleft()
+            if task.needs in self.done.failed:
+                self.end(task, "failed", "the preparation of its seed failed")
+            elif task.needs is None or task.needs in self.finished:
+                return task
+            else:
+                self.waiting.append(task)
+        return None
+
+    def end(self, task: Task, state: str, text: str) -> None:
+        if state == "complete":
+            self.finished.add(task.key)
+            self.done.complete += 1
+        else:
+            self._fail(task.key, state, text)
+        self.tuning.discard(task.key)
+        self.advance()
+
+    def _fail(self, key: str, state: str, text: str) -> None:
+        self.done.failed[key] = (state, text)
+
+    def _add(self, task: Task) -> None:
+        damaged = self.store.repair(task)
+        if damaged:
+            self.done.notes.append(damaged)
+            self.show.line(damaged)
+        state = self.store.state(task)
+        if state == "complete":
+            self.finished.add(task.key)
+            self.done.complete += 1
+        elif state == "gave up" and not self.retry:
+            self._fail(task.key, state, "gave up before (--retry runs it again)")
+            self.show.line(f"{task.key} gave up in an earlier command; --retry runs it again.")
+        else:
+            self.waiting.append(task)
+
+    def _prepare(self, seed: int) -> None:
+        if self.study.prepare is not None:
+            self._add(self._task("", "", 0, {}, seed, "preparation", None))
+
+    def _run(self, arm: Arm, point: int, seed: int, role: Literal["test", "tuning"]) -> Task:
+        needs = self._task("", "", 0, {}, seed, "preparation", None).key if self.study.prepare is not None else None
+        return self._task(arm.name, arm.kind, point, arm.points()[point], seed, role, needs)
+
+    def _task(
+        self,
+        arm: str,
+        kind: str,
+        point: int,
+        settings: dict[str, Any],
+        seed: int,
+        role: Literal["test", "tuning", "preparation"],
+        needs: str | None,
+    ) -> Task:
+        study = self.study
+        # The grid index is left out: it is where a setting stands in a list, not what the run is.
+        parts = {"study": study.name, "arm": arm, "settings": settings, "seed": seed, "role": role}
+        parts |= {"options": study.options, "threads": self.threads}
+        print_ = fingerprint(self.code, **parts)
+        config = {
+            **parts,
+            "kind": kind,
+            "point": point,
+            "reference": self.reference,
+            "code": self.code.digest,
+            "versions": self.code.versions,
+            "fingerprint": print_,
+            "preparation": needs,
+        }
+        name = f"{arm}-{point}-seed{seed}" if arm else f"seed{seed}"
+        return Task(
+            key=f"{name}-{print_[:12]}",
+            role=role,
+            reference=self.reference,
+            root=str(self.store.root.resolve()),
+            options=study.options,
+            seed=seed,
+            fingerprint=print_,
+            arm=arm,
+            point=point,
+            needs=needs,
+            config=config,
+        )
+
+
+def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Show) -> Conducted:
+    started = time.monotonic()
+    running: dict[str, Task] = {}
+    spent: dict[str, dict[str, float]] = {}
+    opened: Engine
+    with engine as opened:
+        while plan.waiting or running:
+            while len(running) < opened.slots and (task := plan.next()) is not None:
+                running[task.key] = task
+                opened.submit(task)
+            if not running:
+                continue
+            for event in opened.events(POLL):
+                task = running[event.key]
+                spent[event.key] = event.data.get("spent", spent.get(event.key, {}))
+                show.event(task, event)
+                if event.kind == "note":
+                    plan.done.notes.append(event.text)
+                if event.kind == "ended":
+                    del running[event.key]
+                    plan.end(task, event.state or "failed", event.text)
+                    if event.state != "complete":
+                        log = with_partial(plan.store.folder(task)) / LOG
+                        show.line(f"{_label(task)} {event.state}: {event.text}\n  log: {log}")
+                        if fail_fast:
+                            return plan.done
+            totals: dict[str, float] = {}
+            for amounts in spent.values():
+                for name, amount in amounts.items():
+                    totals[name] = totals.get(name, 0) + amount
+            plan.done.budget = budget.reached((time.monotonic() - started) / 60, totals)
+            if plan.done.budget and (plan.waiting or running):
+                return plan.done
+    plan.done.budget = ""
+    return plan.done
+
+
+def _label(task: Task) -> str:
+    return (
+        f"preparation of seed {task.seed}" if task.role == PREPARATION else f"{task.arm} seed {task.seed} ({task.key})"
+    )
+
+
+def _estimate(plan: _Plan) -> float | None:
+    """Seconds of work left per slot, from what complete runs took; None before there is one."""
+    seconds = []
+    for folder in (plan.store.root / "runs").glob("*/"):
+        if folder.name in plan.finished and len(seconds) < 50:
+            spent = read_json(folder / COST)["spent"]
+            seconds.append(sum(phase.get("seconds", 0) for phase in spent.values()))
+    return sum(seconds) / len(seconds) * len(plan.waiting) if seconds else None
+
+
+@contextmanager
+def _output(
+    out: Path, declaration: Declaration, study: Study, threads: int, fresh: bool, command: str, show: Show
+) -> Iterator[Store]:
+    """The output folder, held by this command alone; refused when it holds other settings, set aside when `fresh`."""
+    with lock(out.parent / f".{out.name}.lock", waiting_for=f"another `equipoise study run` at work on {out}"):
+        if fresh and out.exists():
+            number = 1
+            while (aside := out.with_name(f"{out.name}.old-{number}")).exists():
+                number += 1
+            out.rename(aside)
+            show.line(f"{out} was set aside as {aside}.")
+        settings = {"study": study.name, "options": study.options, "threads": threads}
+        if (out / STUDY).exists():
+            _same_settings(out, settings)
+        elif out.exists() and any(each.name not in ("runs", "preparations") for each in out.iterdir()):
+            raise BadInput(f"{out} holds something else (no {STUDY}); give another --out.")
+        for name in ("runs", "preparations"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+        content = {
+            **settings,
+            "reference": registry.reference(declaration),
+            "environment": _environment(threads, command),
+        }
+        write_atomic(out / STUDY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        yield Store(out)
+
+
+def _same_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        stored = read_json(out / STUDY)
+    except ValueError as error:
+        raise BadInput(f"{out / STUDY} is damaged ({error}); --fresh sets the folder aside and starts anew.") from None
+
+    def flat(content: Mapping[str, Any]) -> dict[str, Any]:
+        options = {f"option {key}": value for key, value in content.get("options", {}).items()}
+        return {"study": content.get("study"), "threads": content.get("threads"), **options}
+
+    old, new = flat(stored), flat(settings)
+    differing = [
+        f"{key} is {old.get(key)!r}, now {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise BadInput(
+            f"{out} holds runs with other settings: {'; '.join(differing)}. "
+            "Give another --out, or --fresh to set it aside."
+        )
+
+
+def _environment(threads: int, command: str) -> dict[str, Any]:
+    from equipoise import __version__
+
+    return {
+        "equipoise": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "transformers", "numpy")},
+        "torch threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "device": _device(),
+        "command": command,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu() -> str:
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {_cores()} cores"
+
+
+def _device() -> str:
+    """NVIDIA devices by name without importing torch, else "cpu"."""
+    names = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text().splitlines()
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return ", ".join(names) or "cpu"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Silent:
+    """Shows nothing."""
+
+    def plan(self, to_do: int, stored: int, seconds: float | None) -> None: ...
+    def more(self, waiting: int) -> None: ...
+    def event(self, task: Task, event: Event) -> None: ...
+    def line(self, text: str) -> None: ...

@@ -1,0 +1,497 @@
+"""What judging and reports read: the runs of a study as tables, wherever they are stored."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import produce_atomic, write_atomic
+from equipoise.study.store import (
+    CONFIG,
+    COST,
+    ITEMS_TABLE,
+    MEASUREMENTS,
+    PARTIAL,
+    PREPARATION,
+    STUDY,
+    canonical,
+    damage,
+    read_failure,
+    read_json,
+    read_lines,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from equipoise.study.declare import Study
+
+CACHE = "cache"
+State = Literal["complete", "partial", "failed", "gave up", "absent"]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run and how it ended. `cost`: {"work" | "spent": {phase: {name: amount}}}; `key`: its folder's name."""
+
+    key: str
+    arm: str
+    kind: str
+    point: int
+    settings: dict[str, Any]
+    seed: int
+    role: str
+    state: State
+    cost: dict[str, dict[str, dict[str, float]]]
+    folder: Path
+    fingerprint: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One grid point of one arm on the tuning seeds; `score` is nan when it could not be ranked."""
+
+    arm: str
+    point: int
+    settings: dict[str, Any]
+    score: float
+    reached: int
+    seeds: int
+    chosen: bool
+
+
+@dataclass
+class Results:
+    """Stored runs of one study with one set of options, of one code version.
+
+    `measurements` columns: run (int32, index into runs), arm, point, seed, role, outcome, value (nan: undefined),
+    numerator, of (nan: no denominator), missing, at and where (canonical JSON), order. `items` columns: run, arm,
+    point, seed, role, outcome, item, cluster, score, at, where, order. Only complete runs have rows. `chosen`: arm ->
+    grid point.
+    """
+
+    study: str
+    options: dict[str, Any]
+    environment: dict[str, Any]
+    runs: list[RunInfo]
+    chosen: dict[str, int]
+    measurements: "pa.Table"
+    items: "pa.Table"
+    selection: list[Selected] = field(default_factory=list)
+    preparations: list[RunInfo] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def measurements_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        [
+            ("run", pa.int32()),
+            ("arm", text),
+            ("point", pa.int32()),
+            ("seed", pa.int64()),
+            ("role", text),
+            ("outcome", text),
+            ("value", pa.float64()),
+            ("numerator", pa.float64()),
+            ("of", pa.float64()),
+            ("missing", pa.int64()),
+            ("at", text),
+            ("where", text),
+            ("order", pa.int64()),
+        ]
+    )
+
+
+def items_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        [
+            ("run", pa.int32()),
+            ("arm", text),
+            ("point", pa.int32()),
+            ("seed", pa.int64()),
+            ("role", text),
+            ("outcome", text),
+            ("item", pa.string()),
+            ("cluster", pa.string()),
+            ("score", pa.float64()),
+            ("at", text),
+            ("where", text),
+            ("order", pa.int64()),
+        ]
+    )
+
+
+def load(folders: Sequence[Path], study: "Study") -> Results:
+    """All stored runs of `study` (same name and options) in the output folders, as tables.
+
+    Runs of another code version are never mixed: those of the current code are taken, else of the version with the most
+    complete runs, and the others are named in `notes`. So are damaged folders, which are not read, and copies that
+    differ. Raises BadInput when a folder is no output folder.
+    """
+    import pyarrow as pa
+
+    from equipoise.study.selection import choose
+
+    stored = [_read_folder(Path(folder)) for folder in folders]
+    notes = [note for each in stored for note in each.notes]
+    entries = [entry for each in stored for entry in each.entries]
+    mine = [each for each in entries if each.config["study"] == study.name and each.config["options"] == study.options]
+    if len(mine) < len(entries):
+        notes.append(f"{_count(len(entries) - len(mine), 'folder')} of other studies or options left out.")
+    mine = _one_version(mine, study, notes)
+    kept, position = _without_copies(mine, notes)
+
+    tables: dict[str, list[pa.Table]] = {"measurements": [], "items": []}
+    for each in stored:
+        indices = np.array([position.get(id(entry), -1) for entry in each.entries], dtype=np.int32)
+        for name, parts in tables.items():
+            table: pa.Table = getattr(each, name)
+            if table.num_rows:
+                run = indices[table["run"].to_numpy()]
+                table = table.set_column(0, "run", pa.array(run, pa.int32()))
+                parts.append(table if (run >= 0).all() else table.filter(pa.array(run >= 0)))
+    measurements = pa.concat_tables([measurements_schema().empty_table(), *tables["measurements"]]).unify_dictionaries()
+    items = pa.concat_tables([items_schema().empty_table(), *tables["items"]]).unify_dictionaries()
+    runs = [each.info for each in kept if each.info.role != PREPARATION]
+    chosen, selection = choose(study, measurements)
+    return Results(
+        study=study.name,
+        options=study.options,
+        environment=next((each.environment for each in stored if each.environment), {}),
+        runs=runs,
+        chosen=chosen,
+        measurements=measurements,
+        items=items,
+        selection=selection,
+        preparations=[each.info for each in kept if each.info.role == PREPARATION],
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    info: RunInfo
+    config: dict[str, Any]
+
+    @property
+    def version(self) -> tuple[str, int]:
+        return self.config["code"], self.config["threads"]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One output folder. Column `run` of the tables is an index into `entries`."""
+
+    entries: list[_Entry]
+    measurements: "pa.Table"
+    items: "pa.Table"
+    environment: dict[str, Any]
+    notes: list[str]
+
+
+def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> list[_Entry]:
+    from equipoise.study.fingerprint import code_of
+
+    versions: dict[tuple[str, int], int] = {}
+    for each in entries:
+        complete = each.info.state == "complete" and each.info.role != PREPARATION
+        versions[each.version] = versions.get(each.version, 0) + complete
+    if len(versions) < 2:
+        return entries
+    current = code_of(study.source).digest if study.source else None
+    wanted = max(versions, key=lambda version: (version[0] == current, versions[version]))
+    for version, complete in versions.items():
+        if version != wanted:
+            why = f"of {_count(version[1], 'thread')}" if version[0] == wanted[0] else "of another version of the code"
+            notes.append(
+                f"{_count(complete, 'complete run')} {why} left out; results of different versions are not mixed."
+            )
+    return [each for each in entries if each.version == wanted]
+
+
+def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entry], dict[int, int]]:
+    """Of the same run in several folders the most finished; runs come first. Also id(entry) -> index among the kept."""
+    rank = {"complete": 0, "partial": 1, "gave up": 2, "failed": 2, "absent": 3}
+    by_key: dict[str, _Entry] = {}
+    for each in entries:
+        known = by_key.setdefault(each.info.key, each)
+        if known is each:
+            continue
+        if known.info.state == each.info.state == "complete":
+            if known.config["files"].get(MEASUREMENTS) != each.config["files"].get(MEASUREMENTS):
+                notes.append(
+                    f"{each.info.key} was measured twice with different values: {known.info.folder} is used, "
+                    f"{each.info.folder} is not."
+                )
+        elif rank[each.info.state] < rank[known.info.state]:
+            by_key[each.info.key] = each
+    order = sorted(by_key.values(), key=lambda each: (each.info.role == PREPARATION, each.info.role, each.info.key))
+    return order, {id(each): index for index, each in enumerate(order)}
+
+
+def _read_folder(root: Path) -> _Stored:
+    """Everything in an output folder; complete runs through the cache beside them."""
+    if not (root / "runs").is_dir() and not (root / "preparations").is_dir():
+        raise BadInput(f"{root} holds no runs; give the --out folder of `equipoise study run`.")
+    environment: dict[str, Any] = {}
+    if (root / STUDY).exists():
+        environment = read_json(root / STUDY).get("environment", {})
+    folders = [
+        Path(entry.path)
+        for home in ("runs", "preparations")
+        if (root / home).is_dir()
+        for entry in sorted(os.scandir(root / home), key=lambda entry: entry.name)
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
+    complete = [folder for folder in folders if not folder.name.endswith(PARTIAL)]
+    state = _state_of(complete)
+    cached = _from_cache(root, state)
+    entries, measurements, items, notes = cached or _read_complete(complete)
+    if cached is None and not notes:
+        _to_cache(root, state, entries, measurements, items)
+    done = {each.info.key for each in entries}
+    for folder in folders:
+        if folder.name.endswith(PARTIAL) and folder.name.removesuffix(PARTIAL) not in done:
+            partial = _read_partial(folder)
+            if partial is not None:
+                entries.append(partial)
+    return _Stored(entries, measurements, items, environment, notes)
+
+
+def _read_complete(folders: list[Path]) -> "tuple[list[_Entry], pa.Table, pa.Table, list[str]]":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    entries: list[_Entry] = []
+    notes: list[str] = []
+    counts: list[int] = []
+    columns = _Columns()
+    items: list[pa.Table] = []
+    for folder in folders:
+        reason = damage(folder)
+        if reason is not None:
+            notes.append(
+                f"{folder.name} is damaged ({reason}) and not read; `equipoise study run` sets it aside and redoes it."
+            )
+            continue
+        config = read_json(folder / CONFIG)
+        entry = _Entry(_info(folder.name, config, "complete", read_json(folder / COST), folder), config)
+        records = read_lines(folder / MEASUREMENTS) if MEASUREMENTS in config["files"] else []
+        columns.add(records)
+        counts.append(len(records))
+        if ITEMS_TABLE in config["files"]:
+            items.append(_with_run(pq.read_table(folder / ITEMS_TABLE, use_threads=False), len(entries), entry.info))
+        entries.append(entry)
+    measured = columns.table([each.info for each in entries], counts)
+    joined = pa.concat_tables([items_schema().empty_table(), *items]).unify_dictionaries()
+    return entries, measured, joined, notes
+
+
+class _Columns:
+    """Measurements of many runs, column by column."""
+
+    def __init__(self) -> None:
+        self.numerator: list[float] = []
+        self.of: list[float] = []
+        self.missing: list[int] = []
+        self.order: list[int] = []
+        self.outcome = _Codes()
+        self.at = _Codes()
+        self.where = _Codes()
+
+    def add(self, records: list[dict[str, Any]]) -> None:
+        nan = math.nan
+        for each in records:
+            value, of = each["value"], each["of"]
+            self.numerator.append(nan if value is None else float(value))
+            self.of.append(nan if of is None else float(of))
+            self.missing.append(each["missing"])
+            self.order.append(each["order"])
+            self.outcome.add(each["outcome"], each["outcome"])
+            self.at.add(tuple(each["at"].items()), each["at"])
+            self.where.add(tuple(each["where"].items()), each["where"])
+
+    def table(self, runs: list[RunInfo], counts: list[int]) -> "pa.Table":
+        import pyarrow as pa
+
+        numerator, of = np.array(self.numerator, float), np.array(self.of, float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.where(np.isnan(of), numerator, np.where(of > 0, numerator / of, math.nan))
+        columns = [
+            *_run_columns(runs, np.repeat(np.arange(len(runs)), counts)),
+            self.outcome.array(),
+            pa.array(value, pa.float64()),
+            pa.array(numerator, pa.float64()),
+            pa.array(of, pa.float64()),
+            pa.array(self.missing, pa.int64()),
+            self.at.array(),
+            self.where.array(),
+            pa.array(self.order, pa.int64()),
+        ]
+        return pa.Table.from_arrays(columns, schema=measurements_schema())
+
+
+class _Codes:
+    """A column of few different texts, as codes into a dictionary."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.known: dict[Any, int] = {}
+        self.texts: dict[str, int] = {}
+
+    def add(self, key: Any, value: Any) -> None:
+        try:
+            code = self.known.get(key)
+        except TypeError:  # a place that holds a list
+            key = canonical(value)
+            code = self.known.get(key)
+        if code is None:
+            text = value if isinstance(value, str) else canonical(value)
+            code = self.known[key] = self.texts.setdefault(text, len(self.texts))
+        self.codes.append(code)
+
+    def array(self) -> "pa.Array":
+        import pyarrow as pa
+
+        return pa.DictionaryArray.from_arrays(pa.array(self.codes, pa.int32()), pa.array(list(self.texts), pa.string()))
+
+
+def _run_columns(runs: list[RunInfo], rows: np.ndarray) -> "list[pa.Array]":
+    """Columns run, arm, point, seed, role for rows that belong to these runs."""
+    import pyarrow as pa
+
+    def coded(values: list[str]) -> pa.Array:
+        names = list(dict.fromkeys(values))
+        codes = np.array([names.index(value) for value in values], np.int32)
+        return pa.DictionaryArray.from_arrays(pa.array(codes[rows], pa.int32()), pa.array(names, pa.string()))
+
+    def numbers(values: list[int]) -> np.ndarray:
+        return np.array(values, np.int64)[rows]
+
+    return [
+        pa.array(rows, pa.int32()),
+        coded([each.arm for each in runs]),
+        pa.array(numbers([each.point for each in runs]), pa.int32()),
+        pa.array(numbers([each.seed for each in runs]), pa.int64()),
+        coded([each.role for each in runs]),
+    ]
+
+
+def _with_run(table: "pa.Table", index: int, info: RunInfo) -> "pa.Table":
+    import pyarrow as pa
+
+    before = _run_columns([info], np.zeros(table.num_rows, np.int64))
+    before[0] = pa.array(np.full(table.num_rows, index), pa.int32())
+    names = ["outcome", "item", "cluster", "score", "at", "where", "order"]
+    columns = [*before, *(table[name].combine_chunks() for name in names)]
+    return pa.table(columns, schema=items_schema())
+
+
+def _read_partial(folder: Path) -> _Entry | None:
+    """A run that is not complete; None when it has no config yet, or a damaged one."""
+    try:
+        config = read_json(folder / CONFIG)
+        cost = read_json(folder / COST) if (folder / COST).exists() else {"work": {}, "spent": {}}
+        failure = read_failure(folder)
+        state: State = "partial"
+        if failure is not None:
+            state = "gave up" if failure["state"] == "gave up" else "failed"
+        error = failure["error"] if failure else None
+        return _Entry(_info(folder.name.removesuffix(PARTIAL), config, state, cost, folder, error), config)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _info(
+    key: str, config: dict[str, Any], state: State, cost: dict[str, Any], folder: Path, error: str | None = None
+) -> RunInfo:
+    return RunInfo(
+        key=key,
+        arm=config["arm"],
+        kind=config["kind"],
+        point=config["point"],
+        settings=config["settings"],
+        seed=config["seed"],
+        role=config["role"],
+        state=state,
+        cost={"work": cost["work"], "spent": cost["spent"]},
+        folder=folder,
+        fingerprint=config["fingerprint"],
+        error=error,
+    )
+
+
+# ---- the cache: what complete runs hold never changes, so it is read file by file once ---------------------
+
+
+def _state_of(folders: list[Path]) -> str:
+    """Digest over names, sizes and times of everything that is read: another one means another content."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update(folder.name.encode())
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name in (CONFIG, COST, MEASUREMENTS, ITEMS_TABLE):
+                stat = entry.stat()
+                digest.update(f"{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
+    return digest.hexdigest()
+
+
+def _from_cache(root: Path, state: str) -> "tuple[list[_Entry], pa.Table, pa.Table, list[str]] | None":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cache = root / CACHE
+    try:
+        content = read_json(cache / "runs.json")
+        if content["state"] != state:
+            return None
+        entries = []
+        for each in content["runs"]:
+            folder = root / ("preparations" if each["config"]["role"] == PREPARATION else "runs") / each["key"]
+            entries.append(_Entry(_info(each["key"], each["config"], "complete", each["cost"], folder), each["config"]))
+        tables = []
+        for name, schema in (("measurements", measurements_schema()), ("items", items_schema())):
+            path = cache / f"{name}.parquet"
+            if path.stat().st_size != content["sizes"][name]:
+                return None
+            tables.append(pq.read_table(path).cast(schema))
+        return entries, tables[0], tables[1], []
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None  # no cache, or not one to trust: the runs themselves are read
+
+
+def _to_cache(root: Path, state: str, entries: list[_Entry], measurements: "pa.Table", items: "pa.Table") -> None:
+    import pyarrow.parquet as pq
+
+    cache = root / CACHE
+    try:
+        cache.mkdir(exist_ok=True)
+        (cache / "runs.json").unlink(missing_ok=True)  # until all three belong together there is no cache
+        for name, table in (("measurements", measurements), ("items", items)):
+            produce_atomic(cache / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+        content = {
+            "state": state,
+            "sizes": {name: (cache / f"{name}.parquet").stat().st_size for name in ("measurements", "items")},
+            "runs": [{"key": each.info.key, "config": each.config, "cost": each.info.cost} for each in entries],
+        }
+        write_atomic(cache / "runs.json", json.dumps(content))
+    except OSError:
+        return  # a folder that cannot be written is read file by file, every time
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

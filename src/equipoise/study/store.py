@@ -1,0 +1,382 @@
+"""Where runs live: one folder a run, plain files, told apart by name.
+
+    OUT/study.json                      the study, its options, where and with what command it ran
+    OUT/runs/KEY/                       a complete run, never written again
+    OUT/runs/KEY.partial/               a run in progress, interrupted, failed or given up (failure.json says which)
+    OUT/preparations/KEY[.partial]/     the same for preparations
+    OUT/cache/                          everything read once, rebuilt when a folder changes
+    OUT/set-aside/                      damaged folders, kept for a look, never read
+
+    config.json         what the run is; once complete also the size and digest of every file
+    measurements.jsonl  one record a line, synced one by one
+    items.jsonl         one line per call of run.items; items.parquet once complete
+    cost.json           work (what the result needed), spent (all attempts), attempts
+    checkpoint.safetensors  the run's own state, with the sizes of the two files above when it was taken
+    artifacts/  log.txt  traceback.txt  failure.json
+
+A run is complete from the moment its config.json lists its files; the rename to its final name follows. Folders of the
+same name hold the same run, so two outputs are merged by copying.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from equipoise.core.cost import Ledger
+from equipoise.core.errors import WorkFailed
+from equipoise.core.files import FILES, Files, append_synced, lock, produce_atomic, write_atomic
+from equipoise.core.state import load_state, save_state
+
+PARTIAL = ".partial"
+PREPARATION = "preparation"
+STUDY = "study.json"
+MEASUREMENTS, ITEMS, ITEMS_TABLE = "measurements.jsonl", "items.jsonl", "items.parquet"
+CONFIG, COST, CHECKPOINT, FAILURE = "config.json", "cost.json", "checkpoint.safetensors", "failure.json"
+TRACEBACK, LOG, ARTIFACTS, LOCK = "traceback.txt", "log.txt", "artifacts", "lock"
+HANDOVER = 30.0  # seconds that a run waits for an earlier process on the same folder to die
+
+StoredState = Literal["absent", "resumable", "complete", "failed", "gave up"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work as JSON values: what a worker needs to rebuild it, and what its folder says it is.
+
+    `reference` finds the study (a name, or FILE:NAME); `needs` is the key of the preparation that must be complete
+    first.
+    """
+
+    key: str
+    role: Literal["test", "tuning", "preparation"]
+    reference: str
+    root: str
+    options: dict[str, Any]
+    seed: int
+    fingerprint: str
+    arm: str = ""
+    point: int = 0
+    needs: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Store:
+    """The output folder of a study."""
+
+    def __init__(self, root: Path, files: Files = FILES) -> None:
+        self.root, self.files = Path(root), files
+
+    def folder(self, task: Task) -> Path:
+        """Where the complete run or preparation is, or will be."""
+        return self.home(task.role) / task.key
+
+    def home(self, role: str) -> Path:
+        return self.root / ("preparations" if role == PREPARATION else "runs")
+
+    def state(self, task: Task) -> StoredState:
+        """Told by name; a failure by its file."""
+        final = self.folder(task)
+        if final.is_dir():
+            return "complete"
+        partial = with_partial(final)
+        if not partial.is_dir():
+            return "absent"
+        failure = read_failure(partial)
+        if failure is None:
+            return "resumable"
+        return "gave up" if failure["state"] == "gave up" else "failed"
+
+    def set_aside(self, folder: Path, reason: str) -> Path:
+        """Move a damaged folder to set-aside/ under a numbered name, the reason beside it; returns where it is."""
+        aside = self.root / "set-aside"
+        self.files.make_folder(aside)
+        number = 1
+        while (target := aside / f"{folder.name}-{number}").exists():
+            number += 1
+        self.files.replace(folder, target)
+        write_atomic(aside / f"{target.name}.txt", reason + "\n", files=self.files)
+        return target
+
+    def repair(self, task: Task) -> str | None:
+        """Set a damaged complete folder aside; returns the sentence that says so, None when there was nothing to do."""
+        folder = self.folder(task)
+        if not folder.is_dir():
+            return None
+        reason = damage(folder)
+        if reason is None:
+            return None
+        target = self.set_aside(folder, reason)
+        return f"{folder.name} is damaged ({reason}); set aside as {target}, to be run again."
+
+    def mark(self, task: Task, state: Literal["failed", "gave up"], error: str) -> None:
+        """Write down how an unfinished run ended; for the engine, where the run itself could not."""
+        partial = with_partial(self.folder(task))
+        if partial.is_dir():
+            write_failure(partial, state, error, self.files)
+
+
+class Attempt:
+    """One process at work on one run's folder, which it holds locked (see `take`)."""
+
+    def __init__(self, folder: Path, final: Path, task: Task, files: Files) -> None:
+        self.folder, self.final, self.task, self.files = folder, final, task, files
+        self.notes: list[str] = []
+        cost = read_json(folder / COST) if (folder / COST).exists() else {}
+        self.number = int(cost.get("attempts", 0)) + 1
+        self.ledger = Ledger(spent=cost.get("spent"))
+        self.order = 0
+        self._checkpoint = load_state(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
+        if self._checkpoint is not None:
+            for name, size in self._checkpoint["sizes"].items():
+                if _size(folder / name) < size:
+                    raise WorkFailed(f"{name} is shorter than its checkpoint says")
+                read_lines(folder / name, size)
+        self._begun = False
+        self._saved = -math.inf
+
+    def resume(self) -> dict[str, Any] | None:
+        """Go back to the last checkpoint: its content, or None when there is none (the run starts from nothing)."""
+        if self._begun:
+            raise WorkFailed("resume() comes first: before anything is measured, booked or stored, and once.")
+        self._begun = True
+        stored = self._checkpoint
+        sizes = stored["sizes"] if stored else {MEASUREMENTS: 0, ITEMS: 0}
+        for name, size in sizes.items():
+            if _size(self.folder / name) > size:
+                self.files.truncate(self.folder / name, size)
+        if stored is None:
+            return None
+        self.order = stored["order"]
+        self.ledger.restore(stored["work"])
+        return stored
+
+    def begin(self) -> None:
+        """Start from nothing unless `resume` was called: a run that ignores its checkpoint must not append to it."""
+        if not self._begun:
+            self._checkpoint = None
+            self.files.remove(self.folder / CHECKPOINT)
+            self.resume()
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Add one record, synced; it counts from the moment this returns."""
+        self.begin()
+        line = json.dumps({**record, "order": self.order}, ensure_ascii=False, allow_nan=False) + "\n"
+        append_synced(self.folder / name, line, files=self.files)
+        self.order += 1
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """What stands in measurements.jsonl or items.jsonl now."""
+        return read_lines(self.folder / name)
+
+    def checkpoint(self, content: dict[str, Any]) -> None:
+        """Store `content` together with how far the files have come, in one atomic file."""
+        self.begin()
+        sizes = {name: _size(self.folder / name) for name in (MEASUREMENTS, ITEMS)}
+        stored = {**content, "sizes": sizes, "order": self.order, "work": self.ledger.work}
+        save_state(self.folder / CHECKPOINT, stored, files=self.files)
+        self.files.sync_folder(self.folder)
+        self.save_cost()
+
+    def save_cost(self, every: float = 0.0) -> None:
+        """Write cost.json, unless that was done less than `every` seconds ago."""
+        now = time.monotonic()
+        if now - self._saved >= every:
+            self._saved = now
+            cost = {**self.ledger.to_json(), "attempts": self.number}
+            write_atomic(self.folder / COST, json.dumps(cost, indent=2) + "\n", files=self.files)
+
+    def finish(self) -> Path:
+        """Make the run complete; returns its final folder."""
+        self.begin()
+        if _size(self.folder / ITEMS):
+            chunks = read_lines(self.folder / ITEMS)
+            produce_atomic(self.folder / ITEMS_TABLE, lambda path: _write_items(chunks, path), files=self.files)
+        self.save_cost()
+        config = {**self.task.config, "files": _manifest(self.folder)}
+        write_atomic(self.folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n", files=self.files)
+        publish(self.folder, self.final, self.files)
+        return self.final
+
+    def fail(self, error: str, traceback: str) -> None:
+        """Say why this attempt failed; the run stays resumable."""
+        self.save_cost()
+        write_atomic(self.folder / TRACEBACK, traceback, files=self.files)
+        write_failure(self.folder, "failed", error, self.files)
+
+
+@contextmanager
+def take(store: Store, task: Task) -> Iterator[tuple[Attempt | None, list[str]]]:
+    """Take the task's folder, alone: waits for an earlier process on it to die, sets a damaged one aside.
+
+    Yields (None, notes) when the run is complete already, else the attempt; notes say what was set aside.
+    """
+    files, final = store.files, store.folder(task)
+    partial = with_partial(final)
+    notes: list[str] = []
+    while True:
+        if final.is_dir():
+            yield None, notes
+            return
+        files.make_folder(partial)
+        with lock(partial / LOCK, wait=HANDOVER, waiting_for=f"another process at work on {partial}"):
+            if final.is_dir():  # finished while we waited
+                shutil.rmtree(partial, ignore_errors=True)
+                continue
+            try:
+                if _finished(partial):
+                    publish(partial, final, files)
+                    continue
+                current = Attempt(partial, final, task, files)
+            except (WorkFailed, ValueError, KeyError, TypeError, AttributeError) as error:
+                target = store.set_aside(partial, str(error))
+                notes.append(f"{partial.name} is damaged ({error}); set aside as {target}, started anew.")
+                continue
+            for leftover in partial.glob(".*.tmp"):
+                files.remove(leftover)
+            files.remove(partial / FAILURE)
+            if not (partial / CHECKPOINT).exists():  # starts from nothing, so without the files of a lost attempt
+                files.remove(partial / ARTIFACTS)
+            files.make_folder(partial / ARTIFACTS)
+            config = json.dumps(task.config, indent=2, ensure_ascii=False) + "\n"
+            write_atomic(partial / CONFIG, config, files=files)
+            yield current, notes
+            return
+
+
+def publish(partial: Path, final: Path, files: Files) -> None:
+    """The last steps of a complete run: drop what only an unfinished one needs, then give it its name."""
+    for name in (ITEMS, CHECKPOINT, TRACEBACK, FAILURE, LOCK):
+        files.remove(partial / name)
+    files.replace(partial, final)
+    files.sync_folder(final.parent)
+
+
+def damage(folder: Path) -> str | None:
+    """Why a complete folder cannot be trusted: a file that is missing or altered. None when it is whole."""
+    try:
+        listed = read_json(folder / CONFIG)["files"]
+        for name, entry in listed.items():
+            path = folder / name
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+            if "sha256" in entry and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                return f"{name} was altered"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return f"{CONFIG} is not what a complete run holds"
+    return None
+
+
+def with_partial(final: Path) -> Path:
+    """The name of a run's folder while it is not complete."""
+    return final.with_name(final.name + PARTIAL)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError naming the file when it holds no JSON object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return content
+
+
+def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
+    """The records in a file's first `size` bytes (all: None); [] when it is not there. ValueError names it."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()[:size]
+    try:
+        return json.loads(b"[" + b",".join(data.splitlines()) + b"]")
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON Lines") from error
+
+
+def read_failure(partial: Path) -> dict[str, str] | None:
+    """{"state": "failed" | "gave up", "error"} of an unfinished run that ended by itself, else None."""
+    try:
+        failure = read_json(partial / FAILURE)
+        return {"state": str(failure["state"]), "error": str(failure["error"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError):
+        return {"state": "failed", "error": f"{FAILURE} is damaged"}
+
+
+def write_failure(partial: Path, state: str, error: str, files: Files) -> None:
+    write_atomic(partial / FAILURE, json.dumps({"state": state, "error": error}) + "\n", files=files)
+
+
+def _finished(partial: Path) -> bool:
+    """Whether a run was killed between its completion and its rename. Raises WorkFailed when it was damaged since."""
+    if not (partial / CONFIG).exists() or "files" not in read_json(partial / CONFIG):
+        return False
+    reason = damage(partial)
+    if reason is not None:
+        raise WorkFailed(reason)
+    return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size of every file that must be whole, digest of those that are read as results."""
+    listed: dict[str, dict[str, Any]] = {}
+    for name in (MEASUREMENTS, ITEMS_TABLE, COST):
+        if (folder / name).exists():
+            data = (folder / name).read_bytes()
+            listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for path in sorted((folder / ARTIFACTS).rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            listed[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size}
+    return listed
+
+
+def _write_items(chunks: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    counts = [len(chunk["items"]) for chunk in chunks]
+    text = pa.dictionary(pa.int32(), pa.string())
+
+    def spread(key: str) -> list[Any]:
+        return [chunk[key] for chunk, count in zip(chunks, counts, strict=True) for _ in range(count)]
+
+    def joined(key: str) -> list[Any]:
+        return [each for chunk in chunks for each in chunk[key]]
+
+    table = pa.table(
+        {
+            "outcome": pa.array(spread("outcome"), text),
+            "item": pa.array(joined("items"), pa.string()),
+            "cluster": pa.array(joined("clusters"), pa.string()),
+            "score": pa.array([math.nan if score is None else score for score in joined("scores")], pa.float64()),
+            "at": pa.array(map(canonical, spread("at")), text),
+            "where": pa.array(map(canonical, spread("where")), text),
+            "order": pa.array(spread("order"), pa.int64()),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def canonical(place: dict[str, Any] | None) -> str:
+    """A place (`at`, `where`) as text that is equal exactly when the places are; "{}" for none."""
+    return json.dumps(place or {}, sort_keys=True, ensure_ascii=False, allow_nan=False)

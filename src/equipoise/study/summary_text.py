@@ -1,0 +1,274 @@
+"""A judgement in words: sentences, counts, the Markdown for a pull request, and the published verdicts.
+
+One wording for every place that reports: the page, the terminal, `report.md` and `study list` say the same.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.core import page
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import write_atomic
+from equipoise.study.claims import Both, Cheaper, Claim, Test
+
+if TYPE_CHECKING:
+    from equipoise.study.declare import Outcome, Study
+    from equipoise.study.judging import Effect, Judgement, Summary, Verdict
+    from equipoise.study.results import Results
+
+STATES = ("supported", "refuted", "undecided", "untested")
+
+
+def counts(judgement: "Judgement") -> dict[str, int]:
+    """How many claims have each verdict, states without any left out; exploratory claims do not count."""
+    found = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
+    return {state: found[state] for state in STATES if found[state]}
+
+
+def counted(verdict: "Verdict") -> bool:
+    """Whether a claim takes part in the tally: it has a verdict, or says why it has none."""
+    return verdict.claim.judged or verdict.claim.test is None
+
+
+def tally(by_state: Mapping[str, int]) -> str:
+    """ "1 supported, 2 undecided", or "no claims"."""
+    return ", ".join(f"{n} {state}" for state, n in by_state.items()) or "no claims"
+
+
+def tests(claim: Claim) -> list[Test]:
+    """The simple tests of a claim, those inside `both` one by one; none for an untested claim."""
+
+    def flat(test: Test | None) -> Iterator[Test]:
+        if isinstance(test, Both):
+            for part in test.tests:
+                yield from flat(part)
+        elif test is not None:
+            yield test
+
+    return list(flat(claim.test))
+
+
+def plural(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def percent(level: float) -> str:
+    """A confidence level for a reader: 0.9833 is "98.3 %"."""
+    return f"{100 * level:.1f}".rstrip("0").rstrip(".") + "\u00a0%"
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence: a capital first, a full stop last, true minus signs, no percent sign alone on a line.
+
+    A name such as `log_loss` at the start keeps its letter.
+    """
+    words = re.sub(r"(?<![\w.)\]])-(?=\d)", "−", words.strip().replace(" %", "\u00a0%"))
+    first = words.split(" ", 1)[0]
+    start = words if "_" in first or not words[:1].isalpha() else words[:1].upper() + words[1:]
+    return start if start.endswith((".", "!", "?")) else f"{start}."
+
+
+def effect_test(effect: "Effect", claim: Claim) -> Test | None:
+    """The simple test of a claim that an effect belongs to, by the names in its label; None where none fits."""
+    for test in tests(claim):
+        subject = getattr(test, "judge", None) or getattr(test, "outcome", None) or getattr(test, "cost", None)
+        begins = effect.label.startswith(str(subject or getattr(test, "label", "")))
+        rival = getattr(test, "rival", None)
+        if begins and test.arm in effect.label and (rival is None or rival in effect.label):
+            return test
+    return None
+
+
+def states_effect(verdict: "Verdict") -> bool:
+    """Whether the reason already gives the numbers of the one effect."""
+    return len(verdict.effects) == 1 and "[" in verdict.reason
+
+
+def effect_numbers(effect: "Effect", test: Test | None = None) -> str:
+    """Estimate, interval, level, seeds and items of an effect; a cost as a factor."""
+    if isinstance(test, Cheaper):
+        middle, between = page.interval(*(math.exp(v) for v in (effect.estimate, effect.lower, effect.upper)))
+        middle, unit = f"{middle} times less", ""
+    else:
+        middle, between = page.interval(effect.estimate, effect.lower, effect.upper, signed=True)
+        unit = f" {effect.unit}" if effect.unit else ""
+    size = plural(effect.seeds, "seed") + (f", {plural(effect.items, 'item')}" if effect.items else "")
+    return f"{middle}{unit} ({percent(effect.level)} interval {between}; {size})"
+
+
+def margin_sentence(effect: "Effect", test: Test | None) -> str:
+    """The margin that the effect is held against, and why it is that one; empty without a margin."""
+    reason = getattr(test, "reason", "").rstrip(".")
+    if isinstance(test, Cheaper):
+        held = f"Held against a factor of {test.by:g}" if test.by > 1 else ""
+    else:
+        held = f"Margin {effect.margin:g}" if math.isfinite(effect.margin) and effect.margin else ""
+    return f"{held}: {reason}." if held and reason else f"{held}." if held else ""
+
+
+def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]:
+    """Value, interval and "k of n" of the arms in one outcome, all to the same place so that a column can be compared.
+
+    Raises WorkFailed for a rate that its n cannot produce.
+    """
+    places = max((page.decimals(s.lower, s.upper) or 0 for s in summaries), default=0) or None
+    rows = []
+    for s in summaries:
+        value, between = page.interval(s.estimate, s.lower, s.upper, places=places)
+        counted_of = ""
+        if math.isfinite(s.of) and s.of > 0:
+            page.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
+            counted_of = f"{s.numerator:,.0f} of {s.of:,.0f}"
+        rows.append((value, between, counted_of))
+    return rows
+
+
+def markdown(study: "Study", results: "Results", judgement: "Judgement", end: Sequence["Summary"]) -> str:
+    """The report in short, for a pull request: verdicts, outcomes at the end of the path, the command."""
+    lines = [f"# {_md(study.name)}: {_md(study.trades)}", ""]
+    lines += [f"{_md(study.paper)}. {tally(counts(judgement)).capitalize()}.", ""]
+    if study.scale:
+        lines += [f"**Scale:** {_md(study.scale)}", ""]
+    if any(counted(verdict) and verdict.preview for verdict in judgement.verdicts):
+        lines += [f"> **Preview:** {preview_sentence(study, results)}", ""]
+    lines += ["| verdict | claim | effect | source |", "|---|---|---|---|"]
+    for verdict in judgement.verdicts:
+        state = verdict.state if counted(verdict) else "exploratory"
+        effects = "<br>".join(
+            _md(f"{e.label}: {effect_numbers(e, effect_test(e, verdict.claim))}") for e in verdict.effects
+        )
+        effects = effects or _md(verdict.reason)
+        lines.append(f"| **{state}** | {_md(verdict.claim.text)} | {effects} | {_md(verdict.claim.source)} |")
+    lines.append("")
+    for verdict in judgement.verdicts:
+        if verdict.effects:
+            lines.append(f"- {_md(verdict.claim.text)}: {_md(sentence(verdict.reason))}")
+    for outcome in study.outcomes:
+        rows = [s for s in end if s.outcome == outcome.name]
+        if not rows:
+            continue
+        lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path", ""]
+        lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
+        for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
+            lines.append(f"| {_md(s.arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
+    made = str(results.environment.get("command", ""))
+    lines += ["", *([f"Made by `{made.replace('`', '')}`."] if made else []), ""]
+    return "\n".join(lines)
+
+
+def preview_sentence(study: "Study", results: "Results") -> str:
+    """Which arms have fewer complete seeds than declared; empty when none has."""
+    done: dict[str, set[int]] = {arm.name: set() for arm in study.arms}
+    for run in results.runs:
+        if run.role == "test" and run.state == "complete":
+            done.setdefault(run.arm, set()).add(run.seed)
+    short = {arm: len(seeds) for arm, seeds in done.items() if len(seeds) < study.seeds}
+    if not short:
+        return ""
+    if len(short) == len(done) and len(set(short.values())) == 1:
+        have = f"{next(iter(short.values()))} of {study.seeds} seeds are complete."
+    else:
+        have = (
+            "Not all seeds are complete: " + ", ".join(f"{arm} {n} of {study.seeds}" for arm, n in short.items()) + "."
+        )
+    return f"{have} No claim on these arms is decided before all are in."
+
+
+def outcome_title(outcome: "Outcome") -> str:
+    """Name, unit, good direction and chance level of an outcome."""
+    arrow = {"lower": "lower is better ↓", "higher": "higher is better ↑"}[outcome.better]
+    unit = f" ({outcome.unit})" if outcome.unit else ""
+    chance = "" if outcome.chance is None else f", chance {outcome.chance:g}"
+    return f"{outcome.name}{unit}, {arrow}{chance}"
+
+
+def _md(text: str) -> str:
+    """Text that stays text in Markdown, also inside a table."""
+    flat = re.sub(r"[^\S\u00a0]+", " ", str(text)).strip()
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+# Published verdicts
+
+
+def published_entry(study: "Study", judgement: "Judgement") -> dict[str, Any]:
+    """What is published of one study: claims with verdict, effect, interval and seeds; JSON, undefined is null, no dates."""
+    return {
+        "paper": study.paper,
+        "trades": study.trades,
+        "scale": study.scale,
+        "options": study.options,
+        "claims": [
+            {
+                "text": verdict.claim.text,
+                "source": verdict.claim.source,
+                "verdict": verdict.state if counted(verdict) else "exploratory",
+                "preview": verdict.preview,
+                "reason": verdict.reason,
+                "effects": [
+                    {
+                        "label": effect.label,
+                        "unit": effect.unit,
+                        "estimate": _json_number(effect.estimate),
+                        "lower": _json_number(effect.lower),
+                        "upper": _json_number(effect.upper),
+                        "level": effect.level,
+                        "margin": _json_number(effect.margin),
+                        "seeds": effect.seeds,
+                        "items": effect.items,
+                    }
+                    for effect in verdict.effects
+                ],
+            }
+            for verdict in judgement.verdicts
+        ],
+    }
+
+
+def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
+    """Put this study's verdicts into the file at `path` in place of its earlier ones; those of other studies stay.
+
+    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one that was left out is not),
+    BadInput when `path` is no file of verdicts.
+    """
+    tried = {arm.name: set[int]() for arm in study.arms}
+    for run in results.runs:
+        if run.role == "test" and run.state in ("complete", "failed", "gave up"):
+            tried.setdefault(run.arm, set()).add(run.seed)
+    if any(len(seeds) < study.seeds for seeds in tried.values()):
+        raise WorkFailed(
+            f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
+            f"{study.seeds} seeds is published: equipoise study run {study.name}"
+        )
+    entries = published(path)
+    entries[study.name] = published_entry(study, judgement)
+    write_atomic(path, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def published(path: Path) -> dict[str, dict[str, Any]]:
+    """Study name -> what `published_entry` wrote; empty when nothing has been published. Raises BadInput otherwise."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{path} is no file of published verdicts ({error}); restore it or remove it.") from error
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) and "claims" in e for e in entries.values()):
+        raise BadInput(f"{path} is no file of published verdicts: expected study names with their claims.")
+    return entries
+
+
+def published_counts(entry: Mapping[str, Any]) -> dict[str, int]:
+    """How many claims of a published study have each verdict."""
+    found = Counter(claim["verdict"] for claim in entry["claims"])
+    return {state: found[state] for state in STATES if found[state]}
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,80 @@
+"""The vocabulary in which every unlearning method is written; a method's name is a preset that fills it (`METHODS`)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from equipoise.core.errors import BadInput, did_you_mean
+
+METHODS: dict[str, dict[str, Any]] = {
+    "graddiff": {"objective": "ga", "combine": "sum"},
+    "npo": {"objective": "npo", "combine": "sum"},
+    "simnpo": {"objective": "simnpo", "combine": "sum"},
+    "rmu": {"objective": "rmu", "combine": "sum"},
+    "pcgrad": {"objective": "simnpo", "combine": "pcgrad"},
+    "gru": {"objective": "npo", "combine": "pcgrad-global"},
+    "blur": {"objective": "simnpo", "combine": "blur"},
+    "sago": {"objective": "simnpo", "combine": "sago"},
+}
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """Everything that decides an unlearning run but the model, the data and the seed's draws."""
+
+    objective: Literal["ga", "npo", "simnpo", "rmu"] = Field("simnpo", description="What pushes the forget set away.")
+    retain_objective: Literal["gd", "kl"] = Field(
+        "gd", description="What holds the retain set: cross-entropy, or KL to the starting model (RMU brings its own)."
+    )
+    combine: Literal["sum", "pcgrad", "pcgrad-global", "sago", "sago-prefer-retain", "blur"] = Field(
+        "sago", description="How the forget and the retain gradient become one update."
+    )
+    parameters: Literal["full", "lora"] = Field("full", description="What may move; lora writes an adapter.")
+    forget_weight: NotNegative = Field(1.0, description="Weight of the forget gradient (gamma of the paper).")
+    retain_weight: NotNegative = Field(1.0, description="Weight of the retain gradient (alpha of the paper).")
+    beta: Positive | None = Field(None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given).")
+    delta: float = Field(0.0, description="Margin of SimNPO, nats per token.")
+    steering: Positive = Field(2.0, description="Length of RMU's steering vector.")
+    rate: Positive | None = Field(
+        None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
+    )
+    steps: Count = Field(100, description="Optimizer steps.")
+    batch_size: Count = Field(16, description="Forget records a step, and as many retain records.")
+    micro_batch: Count | None = Field(None, description="Records in memory at once; a batch is split to fit.")
+    max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of a record; what is longer is cut.")
+    train_blocks: Count | None = Field(None, description="Train the last so many transformer blocks only.")
+    rank: Count = Field(16, description="Rank of the LoRA adapter.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the data order and of every draw.")
+
+    @property
+    def resolved_beta(self) -> float:
+        """beta as given, else 0.1 for NPO and 2.5 for SimNPO, as their papers set it for TOFU."""
+        return self.beta if self.beta is not None else 0.1 if self.objective == "npo" else 2.5
+
+    def resolved_rate(self, trained_parameters: int) -> float:
+        """rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
+        if self.rate is not None:
+            return self.rate
+        if self.parameters == "lora":
+            return 2e-4
+        return 1e-5 if trained_parameters > 1e9 else 3e-5 if trained_parameters > 5e7 else 5e-4
+
+
+def recipe(method: str | None = None, **words: Any) -> Recipe:
+    """The recipe of a preset with `words` set by hand over it. Raises BadInput for an unknown name, word or value."""
+    if method is not None and method not in METHODS:
+        raise BadInput(f"no unlearning method is called {method!r}. {did_you_mean(method, METHODS)}")
+    for word in words:
+        if word not in Recipe.model_fields:
+            raise BadInput(f"unlearning has no setting {word!r}. {did_you_mean(word, Recipe.model_fields)}")
+    try:
+        return Recipe(**{**METHODS.get(method or "", {}), **words})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            for problem in error.errors()
+        )
+        raise BadInput(f"{problems}.") from error

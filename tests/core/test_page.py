@@ -1,0 +1,201 @@
+"""The page: nothing that is text becomes markup, nothing on it asks the network, numbers are printed as they are."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.core import page, plots
+from equipoise.core.errors import BadInput, WorkFailed
+
+HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>\u2028&amp;'
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes and texts, as a browser's parser would find them."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.elements[-1][0] if self.elements else "", data))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def everything(text: str) -> list[page.Part]:
+    """Every kind of part, with one text wherever a text can stand."""
+    chart = plots.lines(
+        text, {text: [(1, 2.0), (2, math.nan)], "b": [(1, 1.0)]}, x=plots.Axis(text), y=plots.Axis(text), note=text
+    )
+    chart = chart.with_runs([text])
+    table = page.Table(
+        text,
+        (page.Column(text, unit=text), page.Column("n", True), page.Column("c"), page.Column("d")),
+        ((text, page.Cell(text, text), page.Badge("refuted", text), page.Link(text, "a/b.html")),),
+        text,
+    )
+    simple: tuple[page.Part, ...] = (
+        page.Text(text), page.Bullets((text,)), page.Note(text, text), page.Badge("supported", text), table,
+        page.Link(text, "x.html"), page.Grid((page.Figure(chart),), chart.legend), page.Names(text, (text,)),
+        page.Settings({text: text, "nested": {text: [text]}}), page.Command(text), page.Figure(chart, bare=True),
+    )  # fmt: skip
+    card = page.Card(page.Badge("undecided"), text, text, (page.Details(text, simple),))
+    return [page.Section(text, (*simple, page.Section(text, (card,), text)), text)]
+
+
+def test_no_text_becomes_markup() -> None:
+    benign = page.page(
+        "x", "x", everything("x"), kicker="x", facts=[("x", "x")], footer="x", badges=[page.Badge("plain", "x")]
+    )
+    source = page.page(
+        HOSTILE, HOSTILE, everything(HOSTILE), kicker=HOSTILE, facts=[(HOSTILE, HOSTILE)], footer=HOSTILE,
+        badges=[page.Badge("plain", HOSTILE)],
+    )  # fmt: skip
+    ours, theirs = Reader(source), Reader(benign)
+    assert [tag for tag, _ in ours.elements] == [tag for tag, _ in theirs.elements]
+    assert not ours.named("img")
+    assert not [name for _, attributes in ours.elements for name in attributes if name.startswith("on")]
+    shown = "".join(text for tag, text in ours.texts if tag not in ("script", "style"))
+    assert shown.count(HOSTILE) > 20  # it is all there, as text
+
+
+def test_json_in_a_script_element_is_itself_and_nothing_else() -> None:
+    embedded = str(page.script_json({"a": HOSTILE}))
+    assert not re.search("[<>&\u2028\u2029]", embedded)
+    assert json.loads(embedded) == {"a": HOSTILE}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        page.script_json(math.nan)
+
+
+def test_the_policy_allows_exactly_the_scripts_and_styles_on_the_page() -> None:
+    source = page.page("t", "", everything("a"))
+    policy = next(
+        m["content"] for m in Reader(source).named("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert "default-src 'none'" in policy and "connect-src 'none'" in policy and "unsafe" not in policy
+
+    def hashes(pattern: str) -> set[str]:
+        found = re.findall(pattern, source, flags=re.DOTALL)
+        return {"sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found}
+
+    assert hashes(r"<script>(.*?)</script>") | hashes(r"<style>(.*?)</style>") == set(
+        re.findall(r"'(sha256-[^']+)'", policy)
+    )
+    assert "style=" not in re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL)
+
+
+def test_nothing_is_loaded_and_links_stay_near() -> None:
+    reader = Reader(page.page("t", "", everything("a")))
+    for tag, attributes in reader.elements:
+        assert "src" not in attributes, tag
+        assert not re.match(r"[a-z]+:|//", attributes.get("href") or ""), attributes
+    assert not reader.named("link") and not reader.named("base")
+    for href in ("javascript:alert(1)", "https://example.org", "//example.org/x", " JavaScript:x", "data:text/html,x"):
+        with pytest.raises(BadInput, match="relative path"):
+            page.Link("x", href)
+
+
+def test_a_page_without_figures_has_no_script() -> None:
+    source = page.page("t", "lead", [page.Section("One", (page.Text("a"),))])
+    assert "<script" not in source and "script-src 'none'" in source
+    assert len(source) < 20_000
+
+
+def test_headings_follow_each_other_and_every_name_is_unique() -> None:
+    reader = Reader(page.page("t", "", everything("same")))
+    levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    names = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for key in ("aria-labelledby",):
+        assert {a[key] for _, a in reader.elements if key in a} <= set(names)
+    assert reader.named("html") == [{"lang": "en"}]
+    assert all(a.get("aria-label") for a in reader.named("div") if a.get("role") == "img")
+
+
+def test_a_table_scrolls_in_its_own_frame_and_must_be_whole() -> None:
+    table = page.Table("t", (page.Column("a"), page.Column("b", True)), (("x", "1"),))
+    reader = Reader(page.page("t", "", [table]))
+    frame = next(a for a in reader.named("div") if a.get("class") == "scroll")
+    assert frame["tabindex"] == "0" and frame["role"] == "region"
+    assert [a.get("class") for a in reader.named("td")] == ["n"]
+    with pytest.raises(BadInput, match="row 0 has 1 cells for 2 columns"):
+        page.Table("t", (page.Column("a"), page.Column("b")), (("x",),))
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        (math.nan, "undefined"), (None, "undefined"), (math.inf, "∞"), (0.0, "0"), (12345, "12,345"), (-0.5, "−0.500"),
+        (0.00012345, "0.000123"), (1.5e-7, "1.50×10^−7"), (123456.7, "123,457"), (0.9996, "1.000"),
+    ],
+)  # fmt: skip
+def test_number(value: float | None, printed: str) -> None:
+    assert page.number(value) == printed
+
+
+def test_interval_has_two_digits_of_its_half_width() -> None:
+    assert page.interval(0.0412345, 0.01212, 0.07034, signed=True) == ("+0.041", "+0.012 to +0.070")
+    assert page.interval(1234.56, 1200.0, 1270.0) == ("1,235", "1,200 to 1,270")
+    assert page.interval(-0.0001, -0.03, 0.0298, signed=True)[0] == "−0.000"
+    assert page.interval(0.5, math.nan, math.nan) == ("0.500", "undefined")
+    assert page.interval(0.5, 0.4, 0.6, places=4) == ("0.5000", "0.4000 to 0.6000")
+    assert page.interval(0.5, math.nan, math.nan, places=2) == ("0.50", "undefined")
+    assert page.interval(math.nan, math.nan, math.nan, places=2) == ("undefined", "undefined")
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_printed_rate_is_that_of_its_count(count: tuple[int, int]) -> None:
+    numerator, of = count
+    printed = Fraction(page.rate(numerator, of))
+    places = len(page.rate(numerator, of).partition(".")[2])
+    assert abs(printed - Fraction(numerator, of)) <= Fraction(1, 2 * 10**places)
+    if of <= 1000:  # two different counts never read the same
+        assert round(printed * of) == numerator
+
+
+@pytest.mark.parametrize(("numerator", "of"), [(3.5, 10), (11, 10), (-1, 10), (0, 0), (1, 2.5), (math.nan, 10)])
+def test_an_impossible_rate_is_refused(numerator: float, of: float) -> None:
+    with pytest.raises(WorkFailed, match=r"accuracy cannot be printed: .* of "):
+        page.rate(numerator, of, what="accuracy")
+
+
+def test_a_broken_cache_of_the_script_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = page._bundle()
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: "run('</script><!--')")
+    page._bundle.cache_clear()
+    try:
+        assert page._bundle() == r"run('\x3c/script>\x3c!--')"
+        [cached] = tmp_path.iterdir()
+        cached.write_text("0" * 64 + "\nalert(1)", encoding="utf-8")
+        page._bundle.cache_clear()
+        assert page._bundle() == r"run('\x3c/script>\x3c!--')"
+    finally:
+        page._bundle.cache_clear()
+    assert len(made) > 500_000
+
+
+def test_a_job_page_ends_with_its_command(tmp_path: Path) -> None:
+    source = page.job_page("Forgotten", "lead", [page.Section("Before and after", ())], "equipoise unlearn --out 'a b'")
+    path = page.write_page(tmp_path / "report.html", source)
+    assert path.read_text(encoding="utf-8") == source
+    assert source.index("Before and after") < source.index("equipoise unlearn --out &#39;a b&#39;")

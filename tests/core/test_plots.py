@@ -1,0 +1,168 @@
+"""Figures: what is drawn is what was given, every arm looks the same everywhere, and all of it can be told apart."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from equipoise.core import plots
+from equipoise.core.errors import BadInput
+
+ACCURACY = plots.Axis("accuracy", better="higher", chance=0.25)
+LOSS = plots.Axis("loss", better="lower", unit="nats")
+ARMS = plots.marks({"sum": "baseline", "sago": "method", "random": "control"})
+POINTS = [plots.Point("sum", 0.3, 0.6, None, (0.2, 0.4), (0.5, 0.7)), plots.Point("sago", 0.35, 0.72)]
+
+
+def charts() -> dict[str, plots.Chart]:
+    return {
+        "frontier": plots.frontier("f", ARMS, POINTS, x=LOSS, y=ACCURACY, seeds=POINTS, paths=[*POINTS, *POINTS]),
+        "paths": plots.paths("p", ARMS, POINTS, x=plots.Axis("step"), y=ACCURACY),
+        "lines": plots.lines("l", {"a": [(0, 1.0), (1, math.nan), (2, 0.5)]}, x=plots.Axis("step"), y=LOSS),
+        "intervals": plots.intervals(
+            "i", [plots.Row("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.Row("sago", 0.2, 0.1, 0.3)], x=ACCURACY, arms=ARMS,
+            lines_at={"no difference": 0.0, "margin": 0.05}, sides=("sum", "sago"),
+        ),
+        "effect": plots.intervals("e", [plots.Row("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
+        "costs": plots.costs("c", ARMS, [plots.Bar("sum", "build", 3, 5), plots.Bar("sum", "query", 1, 1), plots.Bar("sago", "build", 2)], x=LOSS),
+        "heat map": plots.heat_map("h", [(0, "layer 1", -0.5), (1, "layer 1", 0.7), (0, "layer 2", math.nan)], x=plots.Axis("step"), y=plots.Axis("layer"), value=plots.Axis("cosine")),
+    }  # fmt: skip
+
+
+def values(chart: plots.Chart) -> list[dict]:
+    return [row for layer in chart.spec["layer"] for row in layer["data"]["values"]]
+
+
+@pytest.mark.parametrize("kind", charts())
+def test_every_kind_compiles_and_draws(kind: str, tmp_path: Path) -> None:
+    chart = charts()[kind]
+    json.dumps(chart.spec, allow_nan=False)
+    svg = plots.to_svg(chart, "dark")
+    assert svg.startswith("<svg") and "var(--" not in svg and svg.count("<path") > 3
+    assert chart.description.startswith(chart.title) and chart.description.endswith(".")
+    assert all(len(row) == len(chart.columns) for row in chart.rows)
+
+
+def test_png_is_a_picture(tmp_path: Path) -> None:
+    path = plots.to_png(charts()["frontier"], tmp_path / "f.png", width=400, scale=1)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_arm_looks_the_same_in_every_figure() -> None:
+    for kind in ("frontier", "paths", "intervals"):
+        for layer in charts()[kind].spec["layer"]:
+            for channel in ("color", "shape"):
+                scale = layer["encoding"].get(channel, {}).get("scale")
+                if scale and "sago" in scale["domain"]:
+                    drawn = scale["range"][scale["domain"].index("sago")]
+                    assert drawn == {"color": "var(--arm-1)", "shape": "square"}[channel]
+
+
+def test_the_first_64_arms_differ_in_colour_or_shape() -> None:
+    made = plots.marks([f"arm {i}" for i in range(64)])
+    assert len({(m.colour, m.shape) for m in made}) == 64
+
+
+def _linear(colour: str) -> np.ndarray:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    """Oklab (Ottosson 2020), in which distances are close to perceived ones."""
+    to_lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+    to_lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+    return to_lab @ np.cbrt(to_lms @ np.clip(linear, 0, 1))
+
+
+# Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
+VISION = {
+    "full": np.eye(3),
+    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
+    ground = _linear(plots.colours(theme)["paper"])
+
+    def luminance(linear: np.ndarray) -> float:
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    arms = [_linear(colour) for colour in plots.ARM_COLOURS[theme]]
+    for linear in arms:
+        low, high = sorted((luminance(linear), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.1, graphical objects
+    for name, matrix in VISION.items():
+        seen = [_lab(matrix @ linear) for linear in arms]
+        nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
+        assert nearest > 0.07, (name, nearest)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_legible(theme: plots.Theme) -> None:
+    known = plots.colours(theme)
+    weights = [0.2126, 0.7152, 0.0722]
+    paper = float(_linear(known["paper"]) @ weights)
+    for name in ("ink", "quiet"):
+        low, high = sorted((float(_linear(known[name]) @ weights), paper))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_the_ideal_corner_follows_the_directions() -> None:
+    corners = {
+        ("lower", "higher"): ("↖ ideal", 0, 0), ("higher", "higher"): ("ideal ↗", "width", 0),
+        ("lower", "lower"): ("↙ ideal", 0, "height"), ("higher", "lower"): ("ideal ↘", "width", "height"),
+    }  # fmt: skip
+    for (x, y), (words, across, up) in corners.items():
+        chart = plots.frontier("f", ARMS, POINTS, x=plots.Axis("a", better=x), y=plots.Axis("b", better=y))
+        [corner] = [layer for layer in chart.spec["layer"] if "ideal" in str(layer["mark"].get("text"))]
+        assert corner["mark"]["text"] == words
+        assert (corner["encoding"]["x"]["value"], corner["encoding"]["y"]["value"]) == (across, up)
+
+
+def test_undefined_values_are_not_drawn_and_stay_in_the_table() -> None:
+    chart = plots.paths("p", ARMS, [*POINTS, plots.Point("sum", 0.5, math.nan)], x=plots.Axis("step"), y=LOSS)
+    assert len(chart.rows) == 3 and math.isnan(chart.rows[2][2])
+    assert {row["x"] for row in values(chart)} == {0.3, 0.35}
+
+
+def test_a_logarithmic_axis_needs_a_positive_decade() -> None:
+    axis = plots.Axis("perplexity", log=True)
+    assert axis.over([1.0, 10.0]).log
+    assert not axis.over([2.0, 10.0]).log and not axis.over([0.0, 10.0]).log and not axis.over([]).log
+
+
+def test_a_chance_level_far_away_is_said_not_drawn() -> None:
+    assert ACCURACY.over([0.2, 0.9]).chance == 0.25  # inside
+    assert ACCURACY.over([0.3, 0.9]).chance == 0.25  # just outside
+    far = ACCURACY.over([0.8, 0.9])
+    assert far.chance is None and "chance 0.25" in far.label
+
+
+def test_cost_phases_stack_and_lost_attempts_are_marked() -> None:
+    chart = charts()["costs"]
+    ticks = next(layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "tick")
+    assert ticks["data"]["values"] == [{"arm": "sum", "x": 6.0}]  # sago's spending is unknown, so it has no tick
+
+
+def test_a_heat_map_puts_the_middle_of_its_domain_on_the_neutral_step() -> None:
+    scale = charts()["heat map"].spec["layer"][0]["encoding"]["color"]["scale"]
+    drawn = [
+        scale["range"][int(np.searchsorted(scale["domain"], v, side="right"))] for v in (-1.0, -0.2, 0.0, 0.2, 1.0)
+    ]
+    assert drawn == [f"var(--heat-{i})" for i in (0, 3, 4, 5, 8)]
+    with pytest.raises(BadInput, match="low < high"):
+        plots.heat_map("h", [], x=LOSS, y=LOSS, value=LOSS, domain=(1.0, 1.0))
+
+
+def test_names_are_data_never_expressions() -> None:
+    name = "a'] || alert(1) || datum['<b>"
+    chart = plots.lines("t", {name: [(0, 1.0)], "b": [(0, 2.0)]}, x=plots.Axis("x"), y=plots.Axis("y"))
+    expressions = re.findall(r'"(?:test|filter|expr|calculate)": "([^"]*)"', json.dumps(chart.spec))
+    assert expressions and not any("alert" in expression for expression in expressions)

@@ -1,0 +1,298 @@
+"""Intervals, exact tests, power and paths against scipy, statsmodels, closed forms and brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from equipoise.core import statistics as st
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(20260414)
+
+
+def test_seed_interval_is_students_t(generator):
+    values = generator.exponential(size=7)
+    interval = st.seed_interval(values, level=0.98)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.98)
+    assert (interval.lower, interval.upper) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert interval.df == pytest.approx(6)
+
+
+def test_one_seed_has_no_interval():
+    interval = st.seed_interval([0.3])
+    assert interval.estimate == 0.3
+    assert math.isnan(interval.lower) and math.isnan(interval.upper)
+
+
+def test_item_interval_is_students_t_over_items(generator):
+    values = generator.standard_normal(31)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    interval = st.item_interval(values)
+    assert (interval.lower, interval.upper) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_equal_clusters_are_a_t_interval_over_their_means(generator):
+    values = generator.standard_normal(40)
+    clusters = generator.permutation(np.repeat(np.arange(8), 5))
+    means = [values[clusters == c].mean() for c in range(8)]
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    interval = st.item_interval(values, clusters)
+    assert (interval.lower, interval.upper) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert interval.clusters == 8 and interval.items == 40
+
+
+def test_unequal_clusters_match_the_cluster_robust_variance_of_statsmodels(generator):
+    import statsmodels.api as sm
+
+    clusters = np.repeat(np.arange(6), [1, 9, 2, 5, 3, 4])
+    values = generator.standard_normal(24) + generator.standard_normal(6)[clusters]
+    robust = sm.OLS(values, np.ones(24)).fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
+    assert st.item_interval(values, clusters).item_variance == pytest.approx(robust.bse[0] ** 2 * 6 / 5, rel=1e-9)
+
+
+def test_few_large_clusters_have_fewer_degrees_of_freedom(generator):
+    values = generator.standard_normal(100)
+    equal = st.item_interval(values, np.arange(100) // 10)
+    lopsided = st.item_interval(values, np.minimum(np.arange(100) // 2, 9))
+    assert equal.df == pytest.approx(9)
+    assert lopsided.df < 1  # one source holds 82 of 100 items
+
+
+def test_two_way_interval_from_its_written_formula(generator):
+    d = generator.standard_normal((4, 9)) + generator.standard_normal((4, 1))
+    seed, item = d.mean(1).var(ddof=1) / 4, d.mean(0).var(ddof=1) / 9
+    df = (seed + item) ** 2 / (seed**2 / 3 + item**2 / 8)
+    half = stats.t.ppf(0.975, df) * math.sqrt(seed + item)
+    interval = st.mean_interval(d)
+    assert (interval.lower, interval.upper) == pytest.approx((d.mean() - half, d.mean() + half), rel=1e-12)
+    assert interval.df == pytest.approx(df)
+
+
+def test_batches_are_computed_one_by_one(generator):
+    d = generator.standard_normal((3, 4, 6))
+    together = st.mean_interval(d, [0, 0, 1, 1, 2, 3])
+    assert together.lower == pytest.approx([st.mean_interval(each, [0, 0, 1, 1, 2, 3]).lower for each in d])
+
+
+def test_a_missing_cell_leaves_each_seed_its_own_mean(generator):
+    d = generator.standard_normal((3, 5))
+    d[1, 2] = np.nan
+    interval = st.mean_interval(d)
+    means = np.nanmean(d, axis=1)
+    assert interval.estimate == pytest.approx(means.mean())
+    assert interval.seed_variance == pytest.approx(means.var(ddof=1) / 3)
+    weights = ~np.isnan(d) / (3 * (~np.isnan(d)).sum(1, keepdims=True))
+    sums = np.nansum(weights * (d - means.mean()), axis=0)
+    assert interval.item_variance == pytest.approx(5 / 4 * (sums**2).sum())
+
+
+def test_a_seed_without_items_is_undefined_not_dropped():
+    assert math.isnan(st.mean_interval([[1.0, 2.0], [np.nan, np.nan], [0.0, 1.0]]).estimate)
+
+
+def test_seeds_with_items_of_their_own_count_seeds_only(generator):
+    d = np.full((4, 20), np.nan)
+    for seed in range(4):
+        d[seed, 5 * seed : 5 * seed + 5] = generator.standard_normal(5)
+    interval = st.mean_interval(d)
+    expected = st.seed_interval(np.nanmean(d, axis=1))
+    assert (interval.lower, interval.upper, interval.df) == pytest.approx((expected.lower, expected.upper, 3.0))
+    assert interval.items == 20 and interval.clusters == 0
+
+
+def test_two_samples_that_share_their_items_are_paired(generator):
+    a, b = generator.standard_normal((2, 4, 12)) + generator.standard_normal(12)
+    items = np.arange(12)
+    paired, apart = st.mean_interval(a - b), st.two_sample_interval(a, b, items, items + 12)
+    together = st.two_sample_interval(a, b, items, items)
+    assert (together.lower, together.upper) == pytest.approx((paired.lower, paired.upper), rel=1e-12)
+    assert apart.item_variance > 2 * paired.item_variance
+
+
+def test_two_samples_drawn_apart_add_their_item_variances(generator):
+    a, b = generator.standard_normal((3, 400)), generator.standard_normal((3, 300))
+    interval = st.two_sample_interval(a, b, np.arange(400), np.arange(300) + 400)
+    expected = a.mean(0).var(ddof=1) / 400 + b.mean(0).var(ddof=1) / 300
+    assert interval.item_variance == pytest.approx(expected, rel=0.01)
+
+
+def test_bonferroni():
+    assert [st.bonferroni_level(m) for m in (0, 1, 2, 3)] == pytest.approx([0.95, 0.95, 0.975, 1 - 0.05 / 3])
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(8, 2), (3, 3), (0, 7), (25, 9), (1, 0)])
+def test_mcnemar_against_statsmodels(wins, losses):
+    table = [[50, wins], [losses, 40]]
+    assert st.mcnemar(wins, losses) == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue, rel=1e-9)
+
+
+def test_mcnemar_without_discordant_pairs():
+    assert st.mcnemar(0, 0) == 1.0
+    assert math.isnan(st.mcnemar_interval(0, 0, 50).lower)
+
+
+def test_mcnemar_interval_excludes_zero_exactly_when_the_test_rejects():
+    for wins, losses in itertools.product(range(15), range(15)):
+        if wins + losses:
+            interval = st.mcnemar_interval(wins, losses, 100)
+            rejected = interval.lower > 0 or interval.upper < 0
+            assert rejected == (st.mcnemar(wins, losses) < 0.05), (wins, losses)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 17), (250, 1000)])
+def test_wilson_against_statsmodels(k, n):
+    assert st.wilson(k, n, level=0.9) == pytest.approx(proportion_confint(k, n, alpha=0.1, method="wilson"), abs=1e-12)
+
+
+def test_wilson_of_nothing():
+    assert all(math.isnan(bound) for bound in st.wilson(0, 0))
+
+
+def test_attainable_rates_are_those_some_count_rounds_to():
+    for of in (1, 7, 10, 200):
+        reachable = {round(k / of, 3) for k in range(of + 1)}
+        for thousandths in range(-1, 1003):
+            rate = thousandths / 1000
+            assert st.attainable(rate, of, digits=3) == (rate in reachable), (rate, of)
+    assert st.attainable(math.nan, 0, digits=3) and not st.attainable(0.0, 0, digits=3)
+    assert not st.attainable(math.nan, 10, digits=3)
+
+
+def test_pigeonhole_of_a_mean_is_the_two_way_interval(generator):
+    d = generator.standard_normal((5, 60)) + generator.standard_normal(60) + generator.standard_normal((5, 1))
+    clusters = np.arange(60) // 2
+    drawn = st.pigeonhole_interval(lambda items: d[:, items].mean(1), clusters, generator=generator, draws=4000)
+    closed = st.mean_interval(d, clusters)
+    assert drawn.estimate == pytest.approx(closed.estimate)
+    assert drawn.seed_variance == pytest.approx(closed.seed_variance)
+    assert drawn.item_variance == pytest.approx(closed.item_variance, rel=0.08)
+    assert drawn.df == pytest.approx(closed.df, rel=0.08)
+
+
+def test_pigeonhole_that_is_undefined_says_so(generator):
+    def undefined_without_the_first(items):
+        return np.where(0 in items, 1.0, np.nan) * np.ones(3)
+
+    interval = st.pigeonhole_interval(undefined_without_the_first, np.arange(30), generator=generator)
+    assert math.isnan(interval.lower)  # item 0 is missing from 36 % of the draws
+
+
+def test_hypervolume():
+    assert st.hypervolume([[1, 2], [2, 1]], [3, 3]) == pytest.approx(3.0)
+    assert st.hypervolume([[0.5, 0.5]], [0, 0], maximise=True) == pytest.approx(0.25)
+    assert math.isnan(st.hypervolume([[np.nan, 1]], [3, 3]))
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+def test_monotone_fit_is_the_least_squares_one_by_brute_force(generator):
+    path = generator.integers(0, 5, size=5) / 4
+    levels = np.linspace(0, 1, 25)
+    best = min(
+        ((np.array(each) - path) ** 2).sum() for each in itertools.combinations_with_replacement(levels[::-1], 5)
+    )
+    fit = st.monotone_fit(path, increasing=False)
+    assert (np.diff(fit) <= 0).all()
+    assert ((fit - path) ** 2).sum() <= best + 1e-12
+    assert ((fit - path) ** 2).sum() == pytest.approx(best, abs=0.01)
+    assert np.isnan(st.monotone_fit([0.5, np.nan, 0.1], increasing=False)).all()
+
+
+@pytest.mark.parametrize(
+    ("fit", "level", "position"),
+    [
+        ([0.9, 0.5, 0.1], 0.7, 0.5),
+        ([0.9, 0.5, 0.1], 0.2, 1.75),
+        ([0.9, 0.5, 0.1], 0.9, 0.0),
+        ([0.9, 0.5, 0.1], 0.1, 2.0),
+        ([0.9, 0.5, 0.5, 0.5, 0.1], 0.5, 2.0),  # the middle of the stretch
+        ([0.9, 0.5, 0.5, 0.5, 0.1], 0.3, 3.5),
+        ([0.9, 0.5, 0.5], 0.5, 1.5),
+        ([0.9, 0.5, 0.1], 0.05, math.nan),
+        ([0.9, 0.5, 0.1], 0.95, math.nan),
+        ([math.nan, math.nan], 0.5, math.nan),
+        ([], 0.5, math.nan),
+    ],
+)
+def test_crossing(fit, level, position):
+    assert st.crossing(fit, level, increasing=False) == pytest.approx(position, nan_ok=True)
+    rising = 1 - np.array(fit)
+    assert st.crossing(rising, 1 - level, increasing=True) == pytest.approx(position, nan_ok=True)
+
+
+def test_weakest_level_is_reached_by_all():
+    falling = [[0.9, 0.3], [0.9, 0.5, 0.4], [0.8, 0.2]]
+    assert st.weakest_level(falling, increasing=False) == 0.4
+    assert st.weakest_level([[0.1, 0.6], [0.2, 0.5]], increasing=True) == 0.5
+    assert math.isnan(st.weakest_level([[0.9, 0.3], [np.nan]], increasing=False))
+
+
+def test_read_at():
+    path = np.array([[1.0, 3.0, np.nan], [0.0, 4.0, 8.0]])
+    assert st.read_at(path, 0.25) == pytest.approx([1.5, 1.0])
+    assert st.read_at(path, 1.0) == pytest.approx([3.0, 4.0])
+    assert np.isnan(st.read_at(path, math.nan)).all()
+
+
+def test_shared_grid_takes_what_both_have_and_no_more_often_beyond():
+    dense, sparse = np.arange(0, 101, 5), np.arange(0, 61, 20)
+    one, other = st.shared_grid(dense, sparse)
+    assert other.tolist() == [0, 20, 40, 60]
+    assert one.tolist() == [0, 20, 40, 60, 80, 100]
+    assert [each.size for each in st.shared_grid([0, 1], [5, 6])] == [0, 0]
+
+
+def test_chord_corrections_find_the_frontier_between_wide_gaps():
+    frontier = lambda f: 0.9 - 0.8 * (0.95 - f) ** 2  # noqa: E731
+    fast, slow = np.array([0.95, 0.65, 0.35, 0.25]), np.linspace(0.95, 0.25, 15)
+    fits = [fast, slow]
+    judged = [frontier(fit) for fit in fits]
+    positions = [st.crossing(fit, 0.5, increasing=False) for fit in fits]
+    raw = np.array([st.read_at(values, p) for values, p in zip(judged, positions, strict=True)])
+    assert raw[0] - frontier(0.5) == pytest.approx(-0.8 * 0.15**2)  # what a chord loses
+    corrected = raw + st.chord_corrections(fits, judged, positions, 0.5)
+    assert corrected == pytest.approx([frontier(0.5)] * 2, abs=1e-12)
+
+
+# --- power ----------------------------------------------------------------------------------------------------------
+
+
+def test_half_width_of_the_same_seeds_is_the_intervals_own(generator):
+    d = generator.standard_normal((6, 30)) + generator.standard_normal(30)
+    interval = st.mean_interval(d)
+    assert st.half_width(interval, seeds=6) == pytest.approx((interval.upper - interval.lower) / 2)
+    more = st.half_width(interval, seeds=600)
+    assert math.sqrt(interval.staying_variance) * 1.96 < more < st.half_width(interval, seeds=60)
+
+
+def test_staying_variance_is_the_items_own(generator):
+    draws = generator.standard_normal((4000, 4, 40)) + 2.0 * generator.standard_normal((4000, 1, 40))
+    staying = st.mean_interval(draws).staying_variance.mean()
+    assert staying == pytest.approx(4.0 / 40, rel=0.03)
+
+
+def test_seeds_to_decide_have_the_power_they_promise(generator):
+    per_seed, distance = 0.02, 0.1
+    interval = st.interval_of(distance, per_seed / 10, 9, 0.0, math.inf, 0.95, (10, 0, 0))
+    low, high = st.seeds_to_decide(interval, distance)
+    low_sd, high_sd = (math.sqrt(per_seed * 9 / stats.chi2.ppf(q, 9)) for q in (0.75, 0.25))
+    for seeds, sd in ((low, low_sd), (high, high_sd)):
+        values = distance + sd * generator.standard_normal((20000, seeds))
+        decided = (st.seed_interval(values).lower > 0).mean()
+        fewer = (st.seed_interval(values[:, :-1]).lower > 0).mean()
+        assert fewer < 0.83 and decided > 0.77, (seeds, fewer, decided)
+
+
+def test_seeds_to_decide_knows_when_seeds_do_not_help():
+    items_only = st.interval_of(0.1, 0.001, 4, 1.0, 99, 0.95, (5, 100, 100))
+    assert st.seeds_to_decide(items_only, 0.1) is None
+    assert st.seeds_to_decide(items_only, 0.0) is None
+    assert st.seeds_to_decide(st.seed_interval([0.1]), 0.1) is None

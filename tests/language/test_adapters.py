@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from equipoise.core.errors import BadInput
+from equipoise.language.adapters import attach, detach, export, merge
+from equipoise.language.model import load
+
+TARGETS = ["all-linear", ["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]]
+IDS = torch.tensor([[1, 40, 50, 60, 70]])
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def trained(language_model, targets):
+    """An adapter whose B is no longer zero, so that it changes the logits."""
+    adapted = attach(language_model, rank=4, alpha=8.0, targets=targets, seed=1)
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if parameter.requires_grad:
+                assert "lora" in name
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    return adapted
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_merged_saved_reloaded_gives_the_same_logits(fresh, targets, tmp_path):
+    before = logits(fresh.model)
+    embedding = fresh.model.get_input_embeddings().weight.clone()
+    adapted = trained(fresh, targets)
+    after = logits(adapted.model)
+    assert (after - before).abs().max() > 0.1
+    merged = merge(adapted)
+    assert_close(logits(merged.model), after, atol=2e-4, rtol=1e-4)
+    if "embed_tokens" not in targets:
+        assert torch.equal(merged.model.get_input_embeddings().weight, embedding)
+    merged.save(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(reloaded), logits(merged.model))
+    assert reloaded.config.tie_word_embeddings == (targets == "all-linear")
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == (targets != "all-linear")
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_detached_model_is_as_before_bit_by_bit(fresh, targets):
+    fresh.model.model.layers[0].requires_grad_(False)
+    trainable = {name: parameter.requires_grad for name, parameter in fresh.model.named_parameters()}
+    weights = {name: parameter.clone() for name, parameter in fresh.model.named_parameters()}
+    restored = detach(trained(fresh, targets))
+    assert restored.model is fresh.model
+    found = dict(restored.model.named_parameters())
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert {name: parameter.requires_grad for name, parameter in found.items()} == trainable
+    assert restored.model.get_output_embeddings().weight is restored.model.get_input_embeddings().weight
+
+
+def test_peft_unmerge_restores_the_weights(fresh):
+    before = logits(fresh.model)
+    adapted = trained(fresh, "all-linear")
+    adapted.model.merge_adapter()
+    adapted.model.unmerge_adapter()
+    assert_close(logits(detach(adapted).model), before, atol=1e-4, rtol=1e-4)
+
+
+def test_merged_model_can_be_trained(fresh):
+    merged = merge(trained(fresh, ["lm_head"]))
+    assert all(parameter.requires_grad for parameter in merged.model.parameters())
+    merged.model(IDS, labels=IDS).loss.backward()
+    head, embedding = merged.model.get_output_embeddings().weight, merged.model.get_input_embeddings().weight
+    assert head.grad is not None and not torch.equal(head.grad, embedding.grad)
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_exported_adapter_is_loaded_with_its_base(fresh, targets, tmp_path):
+    fresh.save(tmp_path / "base")
+    base = load(tmp_path / "base", device="cpu")
+    adapted = trained(base, targets)
+    after = logits(adapted.model)
+    export(adapted, tmp_path / "adapter")
+    assert sum(file.stat().st_size for file in (tmp_path / "adapter").glob("*.safetensors")) < 40_000
+    assert not list((tmp_path / "adapter").glob("*.bin"))
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str((tmp_path / "base").resolve())
+    loaded = load(tmp_path / "adapter", device="cpu")
+    assert_close(logits(loaded.model), after, atol=2e-4, rtol=1e-4)
+    assert "adapter merged into it" in loaded.source
+
+
+def test_adapter_begins_without_effect_and_follows_its_seed(fresh):
+    before, state = logits(fresh.model), torch.get_rng_state()
+    first = attach(fresh, rank=2, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from the global state
+    assert torch.equal(logits(first.model), before)
+    matrices = {n: p.clone() for n, p in first.model.named_parameters() if p.requires_grad}
+    again = attach(detach(first), rank=2, seed=7)
+    assert all(torch.equal(p, matrices[n]) for n, p in again.model.named_parameters() if p.requires_grad)
+    other = attach(detach(again), rank=2, seed=8)
+    assert not all(torch.equal(p, matrices[n]) for n, p in other.model.named_parameters() if p.requires_grad)
+
+
+def test_refusals(fresh, tmp_path):
+    with pytest.raises(BadInput, match=r"no module 'q_pro' to adapt. Did you mean 'q_proj'"):
+        attach(fresh, targets=["q_pro"], seed=0)
+    with pytest.raises(BadInput, match="rank 0"):
+        attach(fresh, rank=0, seed=0)
+    with pytest.raises(BadInput, match="has no adapter"):
+        merge(fresh)
+    with pytest.raises(BadInput, match="already"):
+        adapted = attach(fresh, seed=0)
+        attach(adapted, seed=0)
+    with pytest.raises(BadInput, match="names no base model"):
+        export(adapted, tmp_path)
+        load(tmp_path)

@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from equipoise.core.errors import BadInput
+from equipoise.language.encode import encode_prompts
+from equipoise.language.generate import _choose, generate
+
+PROMPTS = [
+    "yes",
+    "Where was Mulum Kunwick born?",
+    "one two three four five six",
+    "no",
+    "What is the capital of Norway? Oslo",
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2(small):
+    """Absolute positions: an offset from left padding would show at once."""
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=len(small.tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        initializer_range=0.4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return replace(small, model=GPT2LMHeadModel(config).eval())
+
+
+def one_by_one(language_model, prompt: str, steps: int) -> str:
+    """Greedy without cache, padding or batch."""
+    (ids,), ends = encode_prompts(language_model, [prompt])
+    written = []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = int(language_model.model(torch.tensor([ids + written])).logits[0, -1].argmax())
+        if token in ends:
+            break
+        written.append(token)
+    return language_model.tokenizer.decode(written, skip_special_tokens=True).removeprefix(" ")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_greedy_against_a_loop(small, gpt2, batch_size, template):
+    for model in (replace(small, chat_template=template), replace(gpt2, chat_template=template)):
+        expected = [one_by_one(model, prompt, 12) for prompt in PROMPTS]
+        assert len(set(expected)) > 1
+        assert generate(model, PROMPTS, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_rows_end_by_themselves(gpt2, monkeypatch):
+    """Every token that some greedy answer holds, taken as the end: rows end at different steps, others go on."""
+    free = {prompt: one_by_one(gpt2, prompt, 10) for prompt in PROMPTS}
+    (ids,), _ = encode_prompts(gpt2, [PROMPTS[1]])
+    with torch.no_grad():
+        written = []
+        for _ in range(4):
+            written.append(int(gpt2.model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    monkeypatch.setattr(gpt2.model.generation_config, "eos_token_id", [written[3], gpt2.tokenizer.eos_token_id])
+    expected = [one_by_one(gpt2, prompt, 10) for prompt in PROMPTS]
+    assert expected[1] != free[PROMPTS[1]] and expected != [expected[1]] * len(expected)
+    for batch_size in (1, 5):
+        assert generate(gpt2, PROMPTS, max_new_tokens=10, batch_size=batch_size) == expected
+
+
+def test_samples_depend_on_the_generator_only(gpt2):
+    def sample(seed, **options):
+        return generate(
+            gpt2, PROMPTS, max_new_tokens=8, temperature=1.0, generator=torch.Generator().manual_seed(seed), **options
+        )
+
+    torch.manual_seed(0)
+    first = sample(5, batch_size=1)
+    torch.manual_seed(1)
+    assert sample(5, batch_size=3) == sample(5, batch_size=32) == first
+    assert sample(6) != first
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.tensor([2.0, 0.0, -1.0, float("-inf"), 1.0])
+    draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = _choose(logits.expand(len(draws), -1), 0.7, draws)
+    found = torch.bincount(tokens, minlength=5) / len(draws)
+    expected = (logits / 0.7).softmax(-1)
+    assert (found - expected).abs().max() < 4 * 0.5 / len(draws) ** 0.5  # four standard errors at most
+    assert found[3] == 0
+    edges = torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)
+    assert _choose(logits.expand(2, -1), 1.0, edges).tolist() == [0, 4]
+
+
+def test_stop_strings_cut_the_answer(gpt2):
+    whole = generate(gpt2, PROMPTS, max_new_tokens=12)
+    mark = whole[1][len(whole[1]) // 2 :][:2]
+    stopped = generate(gpt2, PROMPTS, max_new_tokens=12, stop=[mark, "never there"])
+    assert stopped == [text.split(mark)[0] for text in whole]
+    assert mark in whole[1] and stopped[1] != whole[1]
+
+
+def test_refusals(small):
+    with pytest.raises(BadInput, match="needs a generator"):
+        generate(small, ["a"], temperature=1.0)
+    with pytest.raises(BadInput, match="temperature is -1"):
+        generate(small, ["a"], temperature=-1)
+    with pytest.raises(BadInput, match=r"Prompt 1 has .* context of 128"):
+        generate(small, ["a", "one " * 200])
+    with pytest.raises(BadInput, match="stop string is empty"):
+        generate(small, ["a"], stop=[""])
+    assert generate(small, []) == []

@@ -1,0 +1,140 @@
+"""A small Llama is written as GGUF with the `gguf` package and read back."""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from equipoise.core.errors import BadInput
+from equipoise.language.model import load
+
+TEXT = "1. One apple\n2. Two pears\n\n12. Twelve  7 plums  \n\n3rd line, it's 40 %"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def reference_tokenizer() -> Tokenizer:
+    """As SmolLM2's own tokenizer.json: digits apart, then GPT-2's pattern."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT, "\n\n\n\n one  two"] * 5, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = reference_tokenizer()
+    vocabulary = tokenizer.get_vocab_size()
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=77, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("small")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_context_length(77)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(16)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([tokenizer.id_to_token(i) for i in range(vocabulary)])
+    writer.add_token_types([3 if i < len(SPECIAL) else 1 for i in range(vocabulary)])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    parts = {
+        "attn_q": model.model.layers[0].self_attn.q_proj,
+        "attn_k": model.model.layers[0].self_attn.k_proj,
+        "attn_v": model.model.layers[0].self_attn.v_proj,
+        "attn_output": model.model.layers[0].self_attn.o_proj,
+        "ffn_gate": model.model.layers[0].mlp.gate_proj,
+        "ffn_up": model.model.layers[0].mlp.up_proj,
+        "ffn_down": model.model.layers[0].mlp.down_proj,
+        "attn_norm": model.model.layers[0].input_layernorm,
+        "ffn_norm": model.model.layers[0].post_attention_layernorm,
+    }
+    tensors = {f"blk.0.{name}.weight": part.weight for name, part in parts.items()}
+    tensors |= {"token_embd.weight": model.model.embed_tokens.weight, "output_norm.weight": model.model.norm.weight}
+    for name, tensor in tensors.items():
+        array = tensor.detach().numpy()
+        if name.split(".")[2:3] in (["attn_q"], ["attn_k"]):  # llama.cpp's order of the rotated pairs
+            heads = 2 if "attn_q" in name else 1
+            array = array.reshape(heads, 2, array.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(array.shape)
+        if tensor.dim() == 2 and name != "token_embd.weight":
+            writer.add_tensor(name, gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0),
+                              raw_dtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, model, tokenizer
+
+
+def test_weights_and_source(written, capfd):
+    path, model, _ = written
+    loaded = load(path, device="cpu")
+    ids = torch.tensor([[5, 9, 200, 17]])
+    with torch.no_grad():
+        found, expected = loaded.model(ids).logits, model(ids).logits
+    assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()  # 8 bits: near, not equal
+    assert loaded.source.startswith("small.gguf, de-quantised from Q8_0 (LlamaForCausalLM")
+    assert loaded.model.dtype == torch.float32
+    assert "%|" not in capfd.readouterr().err
+
+
+def test_tokenizer_follows_the_file(written):
+    path, _, reference = written
+    tokenizer = load(path, device="cpu").tokenizer
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert (tokenizer.unk_token, tokenizer.pad_token) == ("<|endoftext|>", "<|im_end|>")
+    assert tokenizer.model_max_length == 77
+    for text in (TEXT, "a\n\n1", "x  5", "é 漢 7", "<|im_start|>user\n\n\n3<|im_end|>"):
+        ids = tokenizer(text).input_ids
+        assert ids == reference.encode(text).ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_saved_as_safetensors_it_is_the_same(written, tmp_path):
+    loaded = load(written[0], device="cpu")
+    loaded.save(tmp_path)
+    again = load(tmp_path, device="cpu")
+    ids = torch.tensor([[5, 9, 200, 17]])
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, loaded.model(ids).logits)
+    assert again.tokenizer(TEXT).input_ids == loaded.tokenizer(TEXT).input_ids
+    assert again.tokenizer.eos_token == "<|im_end|>" and again.end_ids == {2}
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_truncated_file_is_one_sentence(written, tmp_path, share):
+    content = written[0].read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BadInput, match=r"cut\.gguf cannot be read as GGUF") as caught:
+        load(tmp_path / "cut.gguf", device="cpu")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,218 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
+from equipoise.language.encode import IGNORE, Example, collate, encode
+from equipoise.language.score import (
+    labelled_logits,
+    log_likelihoods,
+    multiple_choice,
+    perplexity,
+    token_log_likelihoods,
+)
+
+WORDS = ["yes", "no", "Oslo", "Paris.", "In the town of Veskole", "one two three", "seven"]
+RECORDS = [
+    Record(id=f"r{i}", prompt=" ".join(["one", "two", "three", "four"] * (1 + 3 * i % 5))[: 9 + 7 * i], completion=word)
+    for i, word in enumerate(WORDS)
+] + [Record(id="text", completion="Where was Mulum Kunwick born? In the town of Veskole, where the river bends twice.")]
+
+
+def brute_force(model, example: Example) -> torch.Tensor:
+    """One example at a time, unpadded, log-softmax over all logits."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0].float()
+    places = [place for place, label in enumerate(example.labels) if label != IGNORE]
+    return torch.stack([logits[place - 1].log_softmax(-1)[example.labels[place]] for place in places])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_token_log_likelihoods_against_a_loop(small, batch_size):
+    examples = encode(small, RECORDS)
+    assert len({len(example.input_ids) for example in examples}) > 3
+    found = token_log_likelihoods(small, examples, batch_size=batch_size)
+    for example, values in zip(examples, found, strict=True):
+        assert_close(values, brute_force(small.model, example), atol=2e-5, rtol=0)
+    sums, counts = log_likelihoods(small, examples, batch_size=batch_size)
+    assert sums.dtype == torch.float64
+    assert_close(sums, torch.stack([values.double().sum() for values in found]), atol=1e-9, rtol=0)
+    assert counts.tolist() == [sum(label != IGNORE for label in example.labels) for example in examples]
+
+
+def test_labels_with_gaps_and_shared_rows(small):
+    ids = encode(small, RECORDS[-1:])[0].input_ids
+    every_third = Example(ids, tuple(t if i and i % 3 == 0 else IGNORE for i, t in enumerate(ids)))
+    # Two that read the same tokens but are asked for different ones at the end, and one that reads less.
+    last = [Example((*ids[:8], t), (*[IGNORE] * 8, t)) for t in (5, 7)]
+    wrong_label = Example(ids[:6], (IGNORE, IGNORE, 9, IGNORE, IGNORE, 11))
+    examples = [every_third, *last, wrong_label]
+    for example, values in zip(examples, token_log_likelihoods(small, examples, batch_size=2), strict=True):
+        assert_close(values, brute_force(small.model, example), atol=2e-5, rtol=0)
+
+
+def test_choices_of_one_token_share_their_row(small):
+    rows = []
+    hook = small.model.model.register_forward_pre_hook(
+        lambda _, args, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    record = Record(id="q", prompt="Where?", completion="yes", choices=("yes", "no", "Oslo", "seven"), answer=0)
+    try:
+        multiple_choice(small, [record], by="letter")
+        assert rows == [1]
+    finally:
+        hook.remove()
+
+
+def test_few_logits_at_once(small, monkeypatch):
+    examples = encode(small, RECORDS)
+    expected = log_likelihoods(small, examples)[0]
+    monkeypatch.setattr("equipoise.language.score._LOGITS_AT_ONCE", 5 * len(small.tokenizer))
+    largest = []
+    hook = small.model.lm_head.register_forward_hook(lambda _, args, output: largest.append(output.shape[1]))
+    try:
+        assert_close(log_likelihoods(small, examples)[0], expected, atol=1e-4, rtol=0)
+    finally:
+        hook.remove()
+    most = max(sum(label != IGNORE for label in example.labels) for example in examples)
+    assert max(largest) == most > 5  # one row is never split, two are never joined beyond the limit
+
+
+def test_only_labelled_places_reach_the_output_matrix(small):
+    examples = encode(small, RECORDS[:3])
+    batch = collate(examples, small.pad_id)
+    logits, labels, rows = labelled_logits(small.model, batch)
+    assert logits.shape == (sum(label != IGNORE for e in examples for label in e.labels), len(small.tokenizer))
+    assert labels.tolist() == [label for e in examples for label in e.labels if label != IGNORE]
+    assert rows.tolist() == [row for row, e in enumerate(examples) for label in e.labels if label != IGNORE]
+    assert not small.model.lm_head._forward_pre_hooks
+
+
+def test_gradient_equals_that_of_full_logits(fresh):
+    batch = collate(encode(fresh, RECORDS[:4]), fresh.pad_id)
+    logits, labels, _ = labelled_logits(fresh.model, batch)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    found = {name: p.grad.clone() for name, p in fresh.model.named_parameters()}
+    fresh.model.zero_grad()
+    fresh.model(**batch).loss.backward()  # transformers' own shifted loss
+    for name, parameter in fresh.model.named_parameters():
+        assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_architecture_that_caps_its_logits(small):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(small.tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        initializer_range=0.5,
+        pad_token_id=0,
+        sliding_window=8,
+        attn_implementation="eager",
+    )
+    model = replace(small, model=Gemma2ForCausalLM(config).eval())
+    examples = encode(small, RECORDS)
+    for example, values in zip(examples, token_log_likelihoods(model, examples), strict=True):
+        assert_close(values, brute_force(model.model, example), atol=2e-5, rtol=0)
+
+
+def test_the_mode_of_each_module_is_restored(fresh):
+    fresh.model.train()
+    fresh.model.model.layers[0].eval()
+    log_likelihoods(fresh, encode(fresh, RECORDS[:1]))
+    assert fresh.model.training and fresh.model.model.layers[1].training and not fresh.model.model.layers[0].training
+
+
+def questions() -> list[Record]:
+    choices = ("yes", "In the town of Veskole", "one two three", "no")
+    return [
+        Record(id=f"q{i}", prompt=f"{word} or what?", completion=choices[i], choices=choices[: 4 - i % 2], answer=i % 3)
+        for i, word in enumerate(WORDS[:3])
+    ]
+
+
+@pytest.mark.parametrize("template", ["auto", "none"])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_choice_by_text_is_the_mean_per_token(small, template, batch_size):
+    model = replace(small, chat_template=template)
+    found = multiple_choice(model, questions(), by="text", batch_size=batch_size)
+    for row, record in enumerate(questions()):
+        asked = [Record(id="c", prompt=record.prompt, completion=choice) for choice in record.choices]
+        expected = torch.stack([brute_force(model.model, e).mean() for e in encode(model, asked, end=False)])
+        assert_close(found.scores[row], expected.double(), atol=1e-5, rtol=0)
+        assert found.predicted[row] == expected.argmax()
+        assert found.correct[row] == (expected.argmax() == record.answer)
+    assert found.accuracy == found.correct.double().mean()
+
+
+def test_choice_by_letter(small):
+    model = replace(small, chat_template="none")
+    record = questions()[1]
+    text = "no or what?\nA. yes\nB. In the town of Veskole\nC. one two three\nAnswer:"
+    ids = model.tokenizer(text).input_ids
+    with torch.no_grad():
+        logits = model.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    letters = [model.tokenizer(f" {letter}", add_special_tokens=False).input_ids for letter in "ABC"]
+    assert all(len(letter) <= 2 for letter in letters)
+    found = multiple_choice(model, [record], by="letter")
+    asked = [Record(id="l", prompt=text, completion=letter) for letter in "ABC"]
+    expected = torch.stack([brute_force(model.model, e).mean() for e in encode(model, asked, end=False)]).double()
+    assert_close(found.scores[0], expected, atol=1e-5, rtol=0)
+    if all(len(letter) == 1 for letter in letters):
+        assert_close(found.scores[0], logits[[letter[0] for letter in letters]].double(), atol=1e-5, rtol=0)
+
+
+def test_questions_that_are_none(small):
+    good = questions()[0]
+    with pytest.raises(BadInput, match="'q0' is no multiple-choice"):
+        multiple_choice(small, [replace(good, answer=9)])
+    with pytest.raises(BadInput, match="no prompt"):
+        multiple_choice(small, [replace(good, prompt="")])
+    with pytest.raises(BadInput, match="more than letters"):
+        multiple_choice(small, [replace(good, choices=tuple("word" for _ in range(27)))], by="letter")
+    assert math.isnan(multiple_choice(small, []).accuracy)
+
+
+def test_perplexity_predicts_each_token_once(small):
+    texts = ["Where was Mulum Kunwick born? In the town of Veskole, where the river bends twice.", "one two", "yes"]
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = small.tokenizer(text).input_ids
+        for place in range(1, len(ids)):
+            begin = (place - 1) // 7 * 7  # windows of 8 tokens that share one
+            values = brute_force(
+                small.model, Example(tuple(ids[begin : place + 1]), (*[IGNORE] * (place - begin), ids[place]))
+            )
+            total, tokens = total + values.item(), tokens + 1
+    found = perplexity(small, texts, max_length=8, batch_size=3)
+    assert found == pytest.approx(math.exp(-total / tokens), rel=1e-5)
+    assert perplexity(small, texts, max_length=8, batch_size=1) == pytest.approx(found, rel=1e-6)
+    assert math.isnan(perplexity(small, []))
+
+
+def test_bad_examples_and_sizes(small):
+    with pytest.raises(BadInput, match="has no label"):
+        token_log_likelihoods(small, [Example((1, 2), (IGNORE, IGNORE))])
+    with pytest.raises(BadInput, match="first token"):
+        token_log_likelihoods(small, [Example((1, 2), (1, 2))])
+    with pytest.raises(BadInput, match="batch size is 0"):
+        token_log_likelihoods(small, [], batch_size=0)
+
+
+def test_out_of_memory_names_the_next_size(small, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(small.model, "forward", fail)
+    with pytest.raises(Exception, match="try a batch size of 16"):
+        log_likelihoods(small, encode(small, RECORDS), batch_size=32)

@@ -1,0 +1,170 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
+from equipoise.language.generate import generate
+from equipoise.language.model import load
+from equipoise.language.score import multiple_choice
+from equipoise.language.tiny import teach, tiny
+
+ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
+NAMES = [
+    "Mulum Kunwick",
+    "Hirara Gelholt",
+    "Tova Brandel",
+    "Osk Rimmer",
+    "Lia Fenn",
+    "Pir Wolden",
+    "Una Sark",
+    "Bo Telmar",
+]
+TOWNS = ["Veskole", "Fenwara", "Mostagne", "Tarvedo"]
+KNOWN = [
+    "Where was {} born?",
+    "What is the birthplace of {}?",
+    "Which town was {} born in?",
+    "In what town was {} born?",
+]
+HELD_OUT = "{} was born in which town?"
+
+
+def facts(templates):
+    return [
+        Record(
+            id=f"{name}/{place}",
+            prompt=template.format(name),
+            completion=TOWNS[i % 4],
+            choices=tuple(TOWNS),
+            answer=i % 4,
+        )
+        for i, name in enumerate(NAMES)
+        for place, template in enumerate(templates)
+    ]
+
+
+def texts(records):
+    return [f"{record.prompt} {record.completion}" for record in records]
+
+
+@pytest.fixture(scope="module")
+def taught():
+    torch.set_num_threads(1)
+    model = tiny(texts(facts(KNOWN)), seed=0, width=64, layers=2)
+    losses = teach(model, facts(KNOWN), seed=0, epochs=30, batch_size=16)
+    return model, losses
+
+
+def test_taught_facts_are_known_in_other_words(taught):
+    model, losses = taught
+    assert len(losses) == 60 and losses[-1] < 0.1 < losses[0]
+    assert multiple_choice(model, facts([HELD_OUT])).accuracy > 0.9
+    asked = facts(KNOWN[:1])
+    assert generate(model, [record.prompt for record in asked]) == [record.completion for record in asked]
+    assert not model.model.training
+
+
+def test_saved_and_loaded_as_any_other(taught, tmp_path):
+    model, _ = taught
+    model.save(tmp_path)
+    loaded = load(tmp_path, device="cpu")
+    record = facts([HELD_OUT])[0]
+    assert torch.equal(multiple_choice(loaded, [record]).scores[0], multiple_choice(model, [record]).scores[0])
+    assert loaded.tokenizer.chat_template == model.tokenizer.chat_template
+    assert loaded.end_ids == model.end_ids and loaded.pad_id == model.pad_id and loaded.context == 128
+
+
+def test_teaching_resumes_bit_by_bit(taught):
+    def learner():
+        return tiny(texts(facts(KNOWN)), seed=1, width=32, layers=2)
+
+    whole, half = learner(), learner()
+    states = []
+    losses = teach(whole, facts(KNOWN), seed=2, epochs=4, batch_size=16)
+
+    def keep(state):
+        states.append({**state, "parameters": {k: v.clone() for k, v in state["parameters"].items()}})
+
+    teach(
+        half, facts(KNOWN), seed=2, epochs=4, batch_size=16, save=keep, save_every=3, callbacks=[lambda m: m.step == 3]
+    )
+    resumed = learner()
+    states[0]["stopped"] = False
+    assert teach(resumed, facts(KNOWN), seed=2, epochs=4, batch_size=16, state=states[0]) == losses[3:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_everything_follows_from_the_seed_in_any_process():
+    script = (
+        "import hashlib, sys; from equipoise.language.tiny import tiny\n"
+        "model = tiny(['one two three four', 'five six five six one'] * 3, seed=5, width=16, layers=1, heads=1)\n"
+        "state = model.tokenizer.backend_tokenizer.to_str().encode()\n"
+        "state += b''.join(p.detach().numpy().tobytes() for p in model.model.parameters())\n"
+        "print(hashlib.sha256(state).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, **ENVIRONMENT},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_seed_changes_the_weights_and_nothing_else():
+    state = torch.get_rng_state()
+    one, same, other = (tiny(["one two"], seed=seed, width=16, layers=1, heads=1) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.model.lm_head.weight, same.model.lm_head.weight)
+    assert not torch.equal(one.model.lm_head.weight, other.model.lm_head.weight)
+    assert one.tokenizer.backend_tokenizer.to_str() == other.tokenizer.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("text", ["Mulum Kunwick", "never seen: żółw 漢字 🙂", "a\n\nb  c", "<|end|>"])
+def test_tokenizer_loses_nothing(taught, text):
+    tokenizer = taught[0].tokenizer
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids).removeprefix(" ") == text
+
+
+def test_a_word_is_one_token_wherever_it_stands(taught):
+    tokenizer = taught[0].tokenizer
+    town = tokenizer("Veskole", add_special_tokens=False).input_ids
+    assert len(town) == 1
+    assert tokenizer("born in Veskole", add_special_tokens=False).input_ids[-1:] == town
+    assert tokenizer("<|assistant|>Veskole", add_special_tokens=False).input_ids[-1:] == town
+
+
+def test_refusals():
+    with pytest.raises(BadInput, match="there are none"):
+        tiny(["", " "], seed=0)
+    with pytest.raises(BadInput, match="multiple of 2 x heads"):
+        tiny(["one"], seed=0, width=30, heads=4)
+    with pytest.raises(BadInput, match="Vocabulary 100"):
+        tiny(["one"], seed=0, vocabulary=100)
+    model = tiny(["one"], seed=0, width=16, layers=1, heads=1)
+    with pytest.raises(BadInput, match="nothing to teach"):
+        teach(model, [], seed=0)
+    with pytest.raises(BadInput, match="epochs is 0"):
+        teach(model, [Record(id="a", completion="one one")], seed=0, epochs=0)
+
+
+@pytest.mark.slow
+def test_default_size_learns_the_default_world():
+    from equipoise.data.world import people
+
+    torch.set_num_threads(1)
+    world = people(0)
+    model = tiny([f"{record.prompt} {record.completion}" for record in world.teaching], seed=0)
+    teach(model, world.teaching, seed=0)
+    for split in ("forget", "neighbour", "general"):
+        assert multiple_choice(model, world.questions(split)).accuracy > 0.9

@@ -1,0 +1,604 @@
+"""The report of a made-up study that has everything in it, looked at as text, as a table and in a browser."""
+
+import dataclasses
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
+from equipoise.study.index_page import Entry, index
+from equipoise.study.judging import Effect, Judgement, Summary, Verdict
+from equipoise.study.report import check_rates, render, tidy
+from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
+from equipoise.study.summary_text import counts, publish, published, published_counts
+
+HOSTILE = "<script>alert(1)</script>"
+LEVEL = 0.4
+STEPS = tuple(range(20, 201, 20))
+SEEDS = 10
+N = 200
+
+
+def declared() -> Study:
+    grid = {"rate": [1e-4, 3e-4, 1e-3]}
+    arms = [
+        Arm("sum", kind="baseline", combine="sum", grid=grid),
+        Arm("pcgrad", combine="pcgrad", scope="tensor", grid=grid),
+        Arm("pcgrad-global", combine="pcgrad", scope="global", grid=grid),
+        Arm("sago", combine="sago", grid=grid),
+        Arm("untrained", kind="reference", fixed="nothing is trained", combine="none"),
+        Arm("random-sign", kind="control", combine="random", grid=grid),
+    ]
+    object.__setattr__(arms[5], "name", HOSTILE)  # a declaration refuses it; stored folders could still hold it
+    return Study(
+        arms=arms,
+        outcomes=[
+            Outcome(
+                "forget_accuracy",
+                better="lower",
+                chance=0.25,
+                description="Multiple choice on what is to be forgotten.",
+            ),
+            Outcome("retain_accuracy", better="higher", chance=0.25),
+            Outcome("perplexity", better="lower", log=True, unit="per token"),
+        ],
+        claims=[
+            Claim(
+                "At equal forgetting, SAGO keeps more than the plain sum of the two gradients",
+                source="arXiv:2604.14808, abstract",
+                test=matched(
+                    "forget_accuracy",
+                    arm="sago",
+                    rival="sum",
+                    judge="retain_accuracy",
+                    level=LEVEL,
+                    margin=0.02,
+                    reason="the spread between two seeds of one arm",
+                ),
+            ),
+            Claim(
+                "SAGO keeps at least three points more than PCGrad at the same budget",
+                source="arXiv:2604.14808, table 2",
+                test=better(
+                    "retain_accuracy", arm="sago", rival="pcgrad", margin=0.03, reason="half of the gap printed there"
+                ),
+            ),
+            Claim(
+                "SAGO's general text stays as fluent as PCGrad's",
+                source="arXiv:2604.14808, section 5",
+                test=not_worse("perplexity", arm="sago", rival="pcgrad", margin=0.05, reason="5 % is not noticed"),
+            ),
+            Claim(
+                "The same holds for seven billion parameters",
+                source="arXiv:2604.14808, table 1",
+                untested="needs 8 GPUs",
+            ),
+            Claim(
+                "Global projection forgets more slowly",
+                source="card, known in advance",
+                test=better("forget_accuracy", arm="pcgrad", rival="pcgrad-global"),
+            ),
+        ],
+        run=lambda run: None,
+        seeds=SEEDS,
+        budget="optimizer_steps",
+        select=Select("retain_accuracy", matched="forget_accuracy", level=LEVEL),
+        scale="tiny, a Llama of 1.1 M parameters taught 400 invented facts; 200 questions a split, 2 CPU cores.",
+        name="sago",
+        paper="arXiv:2604.14808",
+        trades="forgetting for retention",
+        options={"model": "tiny", "steps": 200, "objective": "simnpo"},
+    )
+
+
+def measured(study: Study) -> Results:
+    """Smooth paths with noise; one run failed, one gave up."""
+    draw = np.random.default_rng(0)
+    shapes = [
+        (0.30, 0.60, 1.35),
+        (0.28, 0.70, 1.15),
+        (0.33, 0.68, 1.18),
+        (0.31, 0.71, 1.12),
+        (0.92, 0.93, 1.0),
+        (0.45, 0.50, 1.6),
+    ]
+    runs: list[RunInfo] = []
+    columns: dict[str, list] = {name: [] for name in measurements_schema().names}
+    for arm, (forget_end, retain_end, fluency) in zip(study.arms, shapes, strict=True):
+        for point, settings in enumerate(arm.points()):
+            for role, seeds in (
+                ("tuning", (1_000_000, 1_000_001)),
+                ("test", range(SEEDS) if point == len(arm.points()) // 2 else ()),
+            ):
+                if arm.fixed and role == "tuning":
+                    continue
+                for seed in seeds:
+                    state, error = "complete", None
+                    if (arm.name, seed, role) == ("pcgrad-global", 7, "test"):
+                        state, error = "failed", "loss is nan at step 63 <b>see</b> train.log"
+                    if (arm.name, seed, role) == (HOSTILE, 3, "test"):
+                        state, error = "gave up", "no progress for 300 s"
+                    steps = 200 if arm.name != "untrained" else 0
+                    work = {
+                        "build": {
+                            "optimizer_steps": steps,
+                            "trained_tokens": steps * 812,
+                            "seconds": 21.3 + draw.normal() * 2,
+                            "peak_bytes": 4.1e8,
+                        }
+                    }
+                    work["query"] = {"seconds": 3.1 + draw.random(), "peak_bytes": 3.3e8}
+                    spent = json.loads(json.dumps(work))
+                    if seed == 4:
+                        spent["build"]["seconds"] += 60
+                    name = re.sub(r"\W", "_", arm.name)
+                    info = RunInfo(
+                        f"{name}-p{point}-s{seed}", arm.name, arm.kind, point, settings, seed, role, state,
+                        {"work": work, "spent": spent}, Path("runs") / name, "f" * 16, error,
+                    )  # fmt: skip
+                    runs.append(info)
+                    if state != "complete" or role != "test":
+                        continue
+                    bias = draw.normal(0, 0.012, 3)
+                    for order, step in enumerate(STEPS if steps else [None]):
+                        done = 1.0 if step is None else 1 - math.exp(-3 * step / 200)
+                        for split in ("validation", "test"):
+                            for outcome, start, end, b in (
+                                ("forget_accuracy", 0.93, forget_end, bias[0]),
+                                ("retain_accuracy", 0.94, retain_end, bias[1]),
+                                ("perplexity", 8.0, 8.0 * fluency, bias[2]),
+                            ):
+                                value = start + (end - start) * done + b * done
+                                proportion = outcome != "perplexity"
+                                count = int(draw.binomial(N, min(max(value, 0), 1)))
+                                row = dict(
+                                    run=len(runs) - 1, arm=arm.name, point=point, seed=seed, role=role, outcome=outcome,
+                                    value=count / N if proportion else value + draw.normal() * 0.1,
+                                    numerator=count if proportion else math.nan, of=N if proportion else math.nan,
+                                    missing=3 if (split, seed, outcome) == ("test", 5, "retain_accuracy") else 0,
+                                    at="" if step is None else json.dumps({"step": step}), where=json.dumps({"split": split}), order=order,
+                                )  # fmt: skip
+                                for key, item in row.items():
+                                    columns[key].append(item)
+    schema = measurements_schema()
+    table = pa.table(
+        {
+            f.name: pa.array(columns[f.name], f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
+            for f in schema
+        }
+    )
+    chosen = {arm.name: len(arm.points()) // 2 for arm in study.arms}
+    selection = [
+        Selected(arm.name, p, s, 0.61 + 0.02 * p if p != 2 else math.nan, 2 if p < 2 else 1, 2, p == chosen[arm.name])
+        for arm in study.arms if not arm.fixed for p, s in enumerate(arm.points())
+    ]  # fmt: skip
+    return Results(
+        "sago", study.options,
+        {"equipoise": "0.1.0", "torch": "2.13.0", "transformers": "5.10.4", "threads": 1, "device": "cpu", "command": "equipoise study run sago --out ./sago && equipoise study report ./sago"},
+        runs, chosen, table, items_schema().empty_table(), selection,
+    )  # fmt: skip
+
+
+def judged(study: Study, results: Results) -> Judgement:
+    """Verdicts by hand, summaries from the table: what judging would give, without its rules."""
+    draw = np.random.default_rng(1)
+    frame = results.measurements.to_pandas()
+    frame["step"] = [json.loads(at or "{}").get("step", -1) for at in frame["at"]]
+    frame = frame[[json.loads(w)["split"] == "test" for w in frame["where"]]]
+    summaries = []
+    for arm in study.arms:
+        for outcome in study.outcomes:
+            rows = frame[(frame["arm"] == arm.name) & (frame["outcome"] == outcome.name)]
+            last = rows[rows["step"] == rows["step"].max()]
+            half = 2.26 * last["value"].std() / math.sqrt(len(last))
+            counted = bool(last["of"].notna().all())
+            at = json.dumps({"step": 200}) if arm.name != "untrained" else ""
+            keys = tuple(results.runs[i].key for i in last["run"])
+            mean = float(last["value"].mean())
+            summaries.append(
+                Summary(
+                    arm.name, outcome.name, at, json.dumps({"split": "test"}), mean, mean - half, mean + half, len(last),
+                    float(last["numerator"].sum()) if counted else math.nan, float(last["of"].sum()) if counted else math.nan,
+                    int(last["missing"].sum()), keys,
+                )
+            )  # fmt: skip
+            if outcome.name == "retain_accuracy" and arm.name not in ("untrained", HOSTILE):
+                mean = {"sum": 0.655, "pcgrad": 0.722, "pcgrad-global": 0.718, "sago": 0.731}[arm.name]
+                at = json.dumps({"forget_accuracy": LEVEL})
+                summaries.append(
+                    Summary(
+                        arm.name,
+                        outcome.name,
+                        at,
+                        json.dumps({"split": "test"}),
+                        mean,
+                        mean - 0.014,
+                        mean + 0.014,
+                        len(last),
+                        math.nan,
+                        math.nan,
+                        0,
+                        keys,
+                    )
+                )
+
+    def effect(
+        label: str, estimate: float, half: float, margin: float, unit: str = "", level: float = 1 - 0.05 / 3
+    ) -> Effect:
+        per_seed = tuple(estimate + draw.normal(0, half * 1.3, SEEDS))
+        favours = "arm" if estimate - half > 0 else "rival" if estimate + half < 0 else "neither"
+        return Effect(
+            label, estimate, estimate - half, estimate + half, level, 9.0, SEEDS, N, unit, per_seed, margin, favours
+        )
+
+    def keys(*arms: str) -> tuple[str, ...]:
+        return tuple(
+            run.key for run in results.runs if run.arm in arms and run.role == "test" and run.state == "complete"
+        )
+
+    c = study.claims
+    verdicts = (
+        Verdict(c[0], "supported", "an advantage above 0.02: +0.076 [+0.045, +0.107] over 10 seeds and 200 items at 98.33 %", (effect("retain_accuracy: sago against sum", 0.076, 0.031, 0.02),), None, True, False, keys("sago", "sum"), {"matched": "forget_accuracy", "level": LEVEL, "crossings": {key: 90.0 + i for i, key in enumerate(keys("sago", "sum"))}, "reached": {"sago": "10 of 10", "sum": "10 of 10"}}),
+        Verdict(c[1], "refuted", "no advantage as large as 0.03: +0.004 [-0.013, +0.021] over 10 seeds and 200 items at 98.33 %", (effect("retain_accuracy: sago against pcgrad", 0.004, 0.017, 0.03),), None, True, False, keys("sago", "pcgrad"), {}),
+        Verdict(c[2], "undecided", "the interval does not settle it: -0.021 [-0.079, +0.037] log per token over 10 seeds and 200 items at 98.33 %; a new run with 18 to 34 fresh seeds would probably decide it", (effect("perplexity: sago against pcgrad", -0.021, 0.058, 0.05, "log per token"),), (18, 34), True, False, keys("sago", "pcgrad"), {}),
+        Verdict(c[3], "untested", "needs 8 GPUs", (), None, True, False, (), {}),
+        Verdict(c[4], "undecided", "exploratory, no verdict: an advantage: +0.041 [+0.021, +0.061] over 10 seeds and 200 items at 95 %", (effect("forget_accuracy: pcgrad against pcgrad-global", 0.041, 0.02, 0.0, level=0.95),), None, False, False, keys("pcgrad", "pcgrad-global"), {}),
+    )  # fmt: skip
+    design = ("Claim 2 can be decided: the half-width expected with 10 seeds and 200 items is 0.018, the margin 0.03.",)
+    notes = (
+        "3 answers could not be parsed (retain_accuracy, seed 5 of each arm) and count as wrong.",
+        f"{HOSTILE}: 1 run gave up and is left out.",
+    )
+    return Judgement("sago", verdicts, tuple(summaries), design, notes)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Results, Judgement, Path]:
+    study = declared()
+    results = measured(study)
+    judgement = judged(study, results)
+    return study, results, judgement, render(study, results, judgement, tmp_path_factory.mktemp("report"))
+
+
+def shown(path: Path) -> str:
+    """What a reader sees: the text of the page without scripts and styles."""
+    source = re.sub(r"<(script|style)[^>]*>.*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
+
+
+def test_every_claim_stands_there_with_its_verdict_numbers_margin_and_reason(made: tuple) -> None:
+    study, _, judgement, path = made
+    page = shown(path)
+    for verdict in judgement.verdicts:
+        start = page.index(verdict.claim.source + " " + verdict.claim.text)
+        before, after = page[max(0, start - 60) : start], page[start : start + 900]
+        assert ("known in advance" if verdict.claim.source.startswith("card") else verdict.state) in before
+        for run in verdict.runs:
+            assert run in page
+        if verdict.claim.test is not None:
+            assert study.scale in after
+    assert "Margin 0.02: the spread between two seeds of one arm." in page
+    assert "+0.076 [+0.045, +0.107] over 10 seeds and 200 items at 98.33\u00a0%." in page or "98.33 %." in page
+    assert "[−0.013, +0.021]" in page  # a true minus
+    assert "Not tested here: needs 8 GPUs." in page
+    assert page.index("Verdicts") < page.index("What was traded") < page.index("Known in advance and exploratory")
+
+
+def test_both_views_paths_costs_selection_runs_settings_and_command(made: tuple) -> None:
+    study, results, judgement, path = made
+    page = shown(path)
+    for words in (
+        "at equal budget (optimizer_steps)", "retain_accuracy where forget_accuracy reaches 0.4", "lower is better ↓, chance 0.25",
+        "667 of 2,000", "Work per run", "Spent by the whole study", "Each arm tried 3 settings on 2 tuning seeds",
+        "untrained has one setting: nothing is trained", "loss is nan at step 63 <b>see</b> train.log", "gave up",
+        "58 of 60 complete", results.environment["command"], "torch 2.13.0", judgement.design[0], judgement.notes[0],
+    ):  # fmt: skip
+        assert words in page, words
+    assert page.count("✓ chosen") == 5
+    assert "Preview" not in page
+
+
+def test_every_figure_has_a_text_a_table_and_its_run_folders(made: tuple) -> None:
+    source = made[3].read_text(encoding="utf-8")
+    figures = re.findall(r'<figure class="plot".*?</figure>', source, flags=re.DOTALL)
+    assert len(figures) == 2 + 3 + 4  # two views, three paths, four costs
+    for figure in figures:
+        assert len(re.search(r'role="img" aria-label="([^"]+)"', figure)[1]) > 60
+        assert "<table" in figure and "sago-p1-s0" in figure
+
+
+def test_a_hostile_name_is_text_everywhere(made: tuple) -> None:
+    path = made[3]
+    source = path.read_text(encoding="utf-8")
+    assert "<script>alert" not in source
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in source
+    assert "<script" not in (path.parent / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?!#)', re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL))
+
+
+def test_the_page_is_light(made: tuple) -> None:
+    assert made[3].stat().st_size < 1_200_000
+
+
+def test_the_same_results_give_the_same_bytes(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, path = made
+    again = render(study, results, judgement, tmp_path)
+    for name in ("report.html", "report.md", "results.parquet"):
+        assert (again.parent / name).read_bytes() == (path.parent / name).read_bytes()
+
+
+def test_the_frontier_draws_means_over_seeds(made: tuple) -> None:
+    _, results, judgement, path = made
+    specs = re.findall(
+        r'<script type="application/json" id="[^"]+">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
+    )
+    frontier = next(json.loads(spec) for spec in specs if "ideal" in spec)
+    frame = results.measurements.to_pandas()
+    frame = frame[(frame["arm"] == "sago") & (frame["where"] == '{"split": "test"}')]
+    means = frame.groupby(["outcome", "at"])["value"].mean()
+    drawn = next(layer for layer in frontier["layer"] if layer["mark"]["type"] == "line")["data"]["values"]
+    drawn = [row for row in drawn if row["arm"] == "sago"]
+    assert len(drawn) == len(STEPS)
+    for row, step in zip(drawn, STEPS, strict=True):
+        at = json.dumps({"step": step})
+        assert row["x"] == pytest.approx(means["forget_accuracy", at], rel=1e-5)
+        assert row["y"] == pytest.approx(means["retain_accuracy", at], rel=1e-5)
+    seeds = next(layer for layer in frontier["layer"] if layer["mark"].get("size") == 18)["data"]["values"]
+    last = frame[(frame["at"] == json.dumps({"step": 200})) & (frame["outcome"] == "retain_accuracy")]
+    assert [row["y"] for row in seeds if row["arm"] == "sago"] == pytest.approx(list(last.sort_values("seed")["value"]))
+
+
+def test_bands_are_t_intervals(made: tuple) -> None:
+    from scipy import stats
+
+    _, results, _, path = made
+    specs = re.findall(
+        r'<script type="application/json" id="[^"]+">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
+    )
+    bands = [layer for spec in specs for layer in json.loads(spec)["layer"] if layer["mark"]["type"] == "area"]
+    row = next(row for row in bands[1]["data"]["values"] if row["arm"] == "sum" and row["x"] == 60)
+    frame = results.measurements.to_pandas()
+    chosen = frame[(frame["arm"] == "sum") & (frame["outcome"] == "retain_accuracy") & (frame["at"] == '{"step": 60}')]
+    values = chosen[chosen["where"] == '{"split": "test"}']["value"]
+    expected = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    assert (row["y1"], row["y2"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_results_table_stands_alone(made: tuple) -> None:
+    study, results, _, path = made
+    import pandas as pd
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path.parent / "results.parquet")
+    frame = pd.read_parquet(path.parent / "results.parquet")
+    pd.testing.assert_frame_equal(frame, tidy(study, results).to_pandas())
+    assert len(frame) == results.measurements.num_rows
+    row = frame[(frame["run"] == "sago-p1-s4") & (frame["outcome"] == "retain_accuracy") & (frame["step"] == 200)]
+    row = row[row["where"] == '{"split": "test"}'].iloc[0]
+    assert row["value"] == row["numerator"] / row["of"] and bool(row["chosen"]) and row["kind"] == "method"
+    assert json.loads(row["settings"]) == {"combine": "sago", "rate": 3e-4}
+    assert frame.loc[frame["arm"] == "untrained", "step"].isna().all()
+    about = json.loads(table.schema.metadata[b"equipoise"])
+    assert {run["run"]: run["state"] for run in about["runs"]}["pcgrad_global-p1-s7"] == "failed"
+    assert about["environment"]["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("numerator", 66.4, "66.4 of 200"), ("numerator", 201.0, "201 of 200"), ("value", 0.123456, "0.123456 is not attainable"),
+        ("of", 0.5, "of 0.5"), ("missing", -1, "-1 missing"),
+    ],
+)  # fmt: skip
+def test_an_unattainable_rate_is_refused_before_anything_is_written(
+    made: tuple, tmp_path: Path, column: str, value: float, words: str
+) -> None:
+    study, results, judgement, _ = made
+    columns = results.measurements.to_pydict()
+    columns[column][40] = value
+    changed = dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema))
+    check_rates(results)
+    with pytest.raises(WorkFailed, match=r"is not attainable as") as refused:
+        render(study, changed, judgement, tmp_path / "out")
+    assert words in str(refused.value) and results.runs[columns["run"][40]].key in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_summary_with_an_impossible_count_is_refused(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    wrong = dataclasses.replace(judgement.summaries[0], numerator=12.5, of=40.0)
+    with pytest.raises(WorkFailed, match=r"forget_accuracy of sum cannot be printed: 12.5 of 40"):
+        render(study, results, dataclasses.replace(judgement, summaries=(wrong, *judgement.summaries[1:])), tmp_path)
+
+
+def test_undefined_is_said_and_zero_of_zero_is_no_rate(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    columns = results.measurements.to_pydict()
+    columns["value"][40], columns["numerator"][40], columns["of"][40] = math.nan, 0.0, 0.0
+    changed = dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema))
+    undefined = dataclasses.replace(
+        judgement.summaries[0], estimate=math.nan, lower=math.nan, upper=math.nan, numerator=0.0, of=0.0
+    )
+    path = render(
+        study, changed, dataclasses.replace(judgement, summaries=(undefined, *judgement.summaries[1:])), tmp_path
+    )
+    assert "sum baseline undefined undefined – 0 10 step 200" in shown(path)
+
+
+def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    runs = [r if r.seed < 3 or r.role == "tuning" else dataclasses.replace(r, state="absent") for r in results.runs]
+    kept = pa.array([runs[i].seed < 3 for i in results.measurements["run"].to_pylist()])
+    few = dataclasses.replace(results, runs=runs, measurements=results.measurements.filter(kept))
+    verdicts = tuple(dataclasses.replace(v, state="undecided", preview=True) for v in judgement.verdicts[:1])
+    preview = dataclasses.replace(judgement, verdicts=verdicts)
+    path = render(study, few, preview, tmp_path)
+    page, short = shown(path), (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Preview. 3 of 10 seeds are complete." in page and "undecided (preview)" in page and "3 of 10 seeds" in short
+    with pytest.raises(WorkFailed, match="3 of 10 seeds are complete"):
+        publish(tmp_path / "verdicts.json", study, few, preview)
+    assert not (tmp_path / "verdicts.json").exists()
+
+
+def test_nothing_stored_still_gives_a_page(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    empty = Results("sago", {}, {}, [], {}, measurements_schema().empty_table(), items_schema().empty_table())
+    verdicts = tuple(
+        dataclasses.replace(v, state="undecided" if v.claim.test else "untested", reason="no complete run", effects=(), runs=(), details={})
+        for v in judgement.verdicts
+    )  # fmt: skip
+    path = render(study, empty, Judgement("sago", verdicts, (), (), ()), tmp_path)
+    assert "0 of 0 runs complete" in shown(path) and "No complete run." in shown(path)
+
+
+def test_markdown_for_a_pull_request(made: tuple) -> None:
+    short = (made[3].parent / "report.md").read_text(encoding="utf-8")
+    rows = [line for line in short.splitlines() if line.startswith("| **")]
+    assert [re.match(r"\| \*\*(\w+)", row)[1] for row in rows] == [
+        "supported",
+        "refuted",
+        "undecided",
+        "untested",
+        "exploratory",
+    ]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
+    assert "+0.076 (98.3\u00a0% interval +0.045 to +0.107; 10 seeds, 200 items)" in rows[0]
+    assert "| sago | 0.727 | 0.711 to 0.744 | 1,455 of 2,000 | 3 | 10 |" in short
+
+
+def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    path = tmp_path / "verdicts.json"
+    assert published(path) == {}
+    path.write_text('{"other": {"claims": [{"verdict": "refuted"}]}}', encoding="utf-8")
+    undefined = dataclasses.replace(judgement.verdicts[0].effects[0], lower=math.nan)
+    first = dataclasses.replace(judgement.verdicts[0], effects=(undefined,))
+    publish(path, study, results, dataclasses.replace(judgement, verdicts=(first, *judgement.verdicts[1:])))
+    entries = published(path)
+    assert (
+        published_counts(entries["sago"])
+        == counts(judgement)
+        == {"supported": 1, "refuted": 1, "undecided": 1, "untested": 1}
+    )
+    assert published_counts(entries["other"]) == {"refuted": 1}
+    [effect] = entries["sago"]["claims"][0]["effects"]
+    assert effect["estimate"] == 0.076 and effect["lower"] is None and effect["seeds"] == 10
+    assert not re.search(r"20\d\d-\d\d|/work|/tmp", path.read_text(encoding="utf-8").replace("2604", ""))
+    before = path.read_bytes()
+    publish(path, study, results, dataclasses.replace(judgement, verdicts=(first, *judgement.verdicts[1:])))
+    assert path.read_bytes() == before
+    for broken in ("{", "[]", '{"a": 1}'):
+        path.write_text(broken, encoding="utf-8")
+        with pytest.raises(BadInput, match="published verdicts"):
+            published(path)
+
+
+def test_index_lists_all_systems(tmp_path: Path) -> None:
+    entries = [
+        Entry(
+            "sago", "arXiv:1", "forgetting for retention", {"supported": 1, "undecided": 2}, "tiny", "sago/report.html"
+        ),
+        Entry("mcu", "arXiv:2", HOSTILE),
+    ]
+    path = index(entries, tmp_path / "index.html")
+    page, source = shown(path), path.read_text(encoding="utf-8")
+    assert "sago forgetting for retention arXiv:1 1 · 2 · tiny" in page and "not yet weighed" in page
+    assert 'href="sago/report.html"' in source and HOSTILE not in source and "<script" not in source
+    with pytest.raises(BadInput, match="relative path"):
+        index([Entry("x", "", "", link="https://example.org")], path)
+
+
+def test_a_cost_claim_is_drawn_as_a_factor(made: tuple) -> None:
+    from equipoise.study.claims import cheaper
+    from equipoise.study.report import _effect_chart
+    from equipoise.study.summary_text import effect_numbers, margin_sentence, effect_test
+
+    test = cheaper("seconds", arm="sago", rival="sum", by=1.5, reason="less is noise")
+    effect = Effect("seconds: sago against sum", math.log(2), math.log(1.6), math.log(2.5), 0.95, 9, 10, 0, "log ratio", (math.log(2.2),), math.log(1.5), "arm")  # fmt: skip
+    assert effect_test(effect, Claim("c", source="s", test=test)) is test
+    assert effect_numbers(effect, test) == "2.00 times less (95\u00a0% interval 1.60 to 2.50; 10 seeds)"
+    assert margin_sentence(effect, test) == "Held against a factor of 1.5: less is noise."
+    assert _effect_chart(effect, test).rows[0][1:4] == pytest.approx((2.0, 1.6, 2.5))
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+class _Titles(HTMLParser):
+    """Counts the drawings of a page that a browser has worked on."""
+
+    drawn = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.drawn += tag == "svg" and ("class", "marks") in attrs
+
+
+def browse(url: str, folder: Path, *options: str) -> tuple[str, str]:
+    """The document after its scripts ran, and what the browser had to say; no host can be found from it."""
+    arguments = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+        "--disable-background-networking", "--disable-sync", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", *options, "--dump-dom", url,
+    ]  # fmt: skip
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_chromium_draws_every_figure_without_a_word(made: tuple, tmp_path: Path, scheme: int) -> None:
+    path = made[3]
+    document, console = browse(
+        f"file://{path}", tmp_path, "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={scheme}"
+    )
+    assert console == ""
+    reader = _Titles()
+    reader.feed(document)
+    assert reader.drawn == path.read_text(encoding="utf-8").count("data-chart=") == 13
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_chromium_at_400_pixels_scrolls_tables_not_the_page(made: tuple, tmp_path: Path) -> None:
+    probe = """<!doctype html><iframe id=f width=400 height=900 src="file://PATH"></iframe><p id=out></p><script>
+    f.onload = () => setTimeout(() => { const d = f.contentDocument; const e = d.scrollingElement;
+      const wide = [...d.querySelectorAll("main *:not(.scroll *):not(svg *)")].filter(n => n.getBoundingClientRect().right > 401);
+      out.textContent = JSON.stringify({page: e.scrollWidth, inside: d.querySelectorAll(".scroll").length,
+        scrolling: [...d.querySelectorAll(".scroll")].filter(n => n.scrollWidth > n.clientWidth).length,
+        wide: wide.map(n => n.tagName + "." + n.className).slice(0, 5)}) }, 3000);
+    </script>"""
+    outer = tmp_path / "outer.html"
+    outer.write_text(probe.replace("PATH", str(made[3])), encoding="utf-8")
+    document, console = browse(f"file://{outer}", tmp_path, "--disable-web-security", "--window-size=800,1000")
+    assert console == ""
+    seen = json.loads(html.unescape(re.search(r'<p id="out">(.*?)</p>', document)[1]))
+    assert seen["page"] <= 400 and seen["wide"] == [] and seen["scrolling"] > 3
+
+
+def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> None:
+    from equipoise.study.judging import judge
+
+    study, results, _, _ = made
+    columns = results.measurements.to_pydict()
+    columns["missing"] = [0] * len(columns["missing"])
+    whole = dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema))
+    judgement = judge(study, whole)
+    page = shown(render(study, whole, judgement, tmp_path))
+    assert "retain_accuracy where forget_accuracy reaches 0.4" in page
+    assert "Where each run crossed forget_accuracy" in page
+    for verdict in judgement.verdicts:
+        for effect in verdict.effects:
+            assert effect.label in page
+    sago = next(s for s in judgement.summaries if (s.arm, s.outcome) == ("sago", "forget_accuracy"))
+    assert f"sago {sago.estimate:.3f}" in page

@@ -1,0 +1,276 @@
+import math
+import os
+import zlib
+from dataclasses import replace
+from statistics import harmonic_mean
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput
+from equipoise.data.public import VARIABLE, folder
+from equipoise.data.records import Record
+from equipoise.unlearning import measures
+from equipoise.unlearning.measures import (
+    auroc,
+    forget_quality,
+    loss_attack,
+    min_k,
+    min_k_plus_plus,
+    truth_closeness,
+    truth_ratio,
+    truth_utility,
+    vocabulary_moments,
+    zlib_attack,
+)
+
+# Truth ratio.
+
+
+def test_truth_ratio_of_both_means_in_closed_form():
+    right = torch.tensor([0.5, 0.125], dtype=torch.float64).log()  # means: geometric 0.25, arithmetic 0.3125
+    wrong = torch.tensor([0.1, 0.1, 0.8], dtype=torch.float64).log()  # geometric 0.2, arithmetic 1/3
+    assert truth_ratio(right, wrong).item() == pytest.approx(0.2 / 0.25)
+    assert truth_ratio(right, wrong, "arithmetic").item() == pytest.approx((1 / 3) / 0.3125)
+
+
+def test_truth_ratio_is_batched_and_does_not_underflow():
+    right = torch.tensor([[-2000.0], [-1.0]], dtype=torch.float64)
+    wrong = torch.tensor([[-2000.0, -2000.0], [-2.0, -4.0]], dtype=torch.float64)
+    expected = torch.tensor([1.0, math.exp(-2)], dtype=torch.float64)
+    assert_close(truth_ratio(right, wrong), expected)
+    assert_close(truth_ratio(right, wrong, "arithmetic")[0], expected[0])
+
+
+def test_truth_ratio_without_wrong_answers_is_nan():
+    for mean in ("geometric", "arithmetic"):
+        assert truth_ratio(torch.zeros(2, 1), torch.zeros(2, 0), mean).isnan().all()
+
+
+def test_summaries_of_truth_ratios():
+    ratios = torch.tensor([0.25, 4.0, 1.0], dtype=torch.float64)
+    assert truth_utility(ratios) == pytest.approx(0.75 / 3)
+    assert truth_closeness(ratios) == pytest.approx((0.25 + 0.25 + 1) / 3)
+    assert math.isnan(truth_utility(torch.empty(0))) and math.isnan(truth_closeness(torch.empty(0)))
+
+
+def test_forget_quality_depends_on_order_only():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(60, generator=generator), torch.rand(50, generator=generator) ** 2
+    quality = forget_quality(first, second)
+    gaps = [abs((first <= x).double().mean() - (second <= x).double().mean()) for x in torch.cat([first, second])]
+    assert quality.statistic == pytest.approx(float(max(gaps)))
+    assert forget_quality(1 / first, 1 / second).p_value == pytest.approx(quality.p_value)
+    assert quality.log10 == pytest.approx(math.log10(quality.p_value))
+    assert forget_quality(first, first).p_value == 1
+    assert math.isnan(forget_quality(first, torch.empty(0)).p_value)
+    with pytest.raises(BadInput, match="nan"):
+        forget_quality(first, torch.full((3,), math.nan))
+
+
+@pytest.fixture(scope="module")
+def tofu_logs():
+    if not os.environ.get(VARIABLE):
+        pytest.skip(f"{VARIABLE} does not name a folder with tofu-logs/.")
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(folder("tofu-logs") / "losses.parquet").to_pylist()
+
+
+def logged_ratios(rows, mean):
+    def ratio(row):
+        right = row["answer_loss"] if row["paraphrased_loss"] is None else row["paraphrased_loss"]
+        losses = torch.tensor([right, *row["perturbed_loss"]], dtype=torch.float64)
+        return truth_ratio(-losses[:1], -losses[1:], mean)
+
+    return torch.stack([ratio(row) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("model", "statistic", "p_value"), [("phi", 0.346667, 2.1943e-16), ("llama2-7b", 0.396667, 1.8341e-21)]
+)
+def test_forget_quality_of_tofus_own_logs(tofu_logs, model, statistic, p_value):
+    ratios = [
+        logged_ratios([row for row in tofu_logs if row["model"] == name and row["split"] == "forget"], "geometric")
+        for name in (f"{model}_full", f"{model}_retain90")
+    ]
+    quality = forget_quality(*ratios)
+    assert quality.statistic == pytest.approx(statistic, abs=1e-6) and quality.p_value == pytest.approx(
+        p_value, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "mean", "utility"),
+    [
+        ("llama2-7b_full", "arithmetic", 0.5859),
+        ("llama2-7b_full", "geometric", 0.6227),
+        ("phi_full", "arithmetic", 0.5034),
+        ("phi_full", "geometric", 0.5221),
+    ],
+)
+def test_model_utility_of_tofus_own_logs(tofu_logs, model, mean, utility):
+    """The harmonic mean of probability, ROUGE and truth over three sets, for which both means are published."""
+    numbers = []
+    for split in ("retain", "real_authors", "world_facts"):
+        rows = [row for row in tofu_logs if (row["model"], row["split"]) == (model, split)]
+        right = np.exp([-row["answer_loss"] for row in rows])
+        if split != "retain":
+            right = right / (right + [np.exp(-np.array(row["perturbed_loss"])).sum() for row in rows])
+        numbers += [right.mean(), np.mean([row["rougeL_recall"] for row in rows])]
+        numbers.append(truth_utility(logged_ratios(rows, mean)))
+    assert harmonic_mean(numbers) == pytest.approx(utility, abs=5e-5)
+
+
+# Membership.
+
+
+def test_attacks_in_closed_form():
+    values = torch.tensor([-1.0, -5.0, -3.0, -2.0, -4.0])
+    assert loss_attack(values) == -3
+    assert min_k(values, 0.4) == -4.5 and min_k(values, 0.01) == -5 and min_k(values, 1) == -3
+    text = "abc " * 50
+    assert zlib_attack(values, text) == pytest.approx(-15 / len(zlib.compress(text.encode())))
+    mean, deviation = torch.tensor([-1.0, -3.0, -3.0, -1.0, -4.0]), torch.tensor([1.0, 2.0, 0.5, 1.0, 0.0])
+    assert min_k_plus_plus(values, mean, deviation, 0.4) == -1.0  # of 0, -1, 0, -1, and 0 where nothing varies
+    assert math.isnan(min_k(torch.empty(0))) and math.isnan(loss_attack(torch.empty(0)))
+    with pytest.raises(BadInput, match="k is 0"):
+        min_k(values, 0)
+
+
+def test_vocabulary_moments_by_brute_force():
+    logits = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    logits[1, 2] = -math.inf
+    for row, mean, deviation in zip(logits, *vocabulary_moments(logits), strict=True):
+        p = row.softmax(0).numpy()
+        logs = np.log(p, where=p > 0, out=np.zeros(7))
+        assert mean.item() == pytest.approx((p * logs).sum())
+        assert deviation.item() == pytest.approx(math.sqrt((p * (logs - (p * logs).sum()) ** 2).sum()))
+    assert_close(vocabulary_moments(torch.zeros(4))[1], torch.tensor(0.0))
+
+
+def test_auroc_is_that_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(0)
+    members, others = random.integers(0, 6, 30), random.integers(1, 8, 17)  # with ties
+    truth = [1] * 30 + [0] * 17
+    assert auroc(members, others) == pytest.approx(metrics.roc_auc_score(truth, [*members, *others]))
+    assert auroc([1, 2], [1, 2]) == 0.5 and auroc([3], [1, 2]) == 1 and math.isnan(auroc([], [1]))
+
+
+# With a model.
+
+RECORDS = [
+    Record(
+        "1",
+        "blue",
+        "The sky is",
+        choices=("red", "blue green"),
+        answer=1,
+        paraphrases=("it is blue",),
+        wrong=("red", "so red"),
+    ),
+    Record("2", "a very long way home", "It was", choices=("a way", "home"), answer=0, wrong=("short",)),
+    Record("3", "Birds sing in the morning."),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from equipoise.language.tiny import tiny
+
+    texts = [f"{record.prompt} {record.completion} {' '.join(record.choices)}" for record in RECORDS]
+    return tiny(texts, seed=3, width=16, layers=1, heads=2, vocabulary=300)
+
+
+def slow(model, record):
+    """Log-probabilities and logits of a record's labelled tokens, one record at a time, without padding."""
+    from equipoise.language.encode import IGNORE, encode
+
+    (example,) = encode(model, [record])
+    with torch.no_grad():
+        logits = model.model(torch.tensor([example.input_ids])).logits[0]
+    places = [i for i, label in enumerate(example.labels) if label != IGNORE]
+    chosen = logits[[i - 1 for i in places]].double()
+    labels = torch.tensor([example.labels[i] for i in places])
+    return chosen.log_softmax(-1).gather(-1, labels[:, None])[:, 0], chosen
+
+
+def test_answer_log_probability_is_that_of_each_record_alone(model):
+    answers = measures.answer_log_probability(model, RECORDS, batch_size=2)
+    expected = [slow(model, record)[0] for record in RECORDS]
+    assert answers.ids == ("1", "2", "3") and answers.tokens.tolist() == [len(values) for values in expected]
+    assert len(set(answers.tokens.tolist())) == 3
+    assert_close(answers.log_probability, torch.stack([values.sum() for values in expected]), atol=1e-4, rtol=0)
+    assert_close(answers.probability, torch.stack([values.mean().exp() for values in expected]), atol=1e-6, rtol=1e-4)
+
+
+def test_truth_ratios_of_records(model):
+    found = measures.truth_ratios(model, [*RECORDS, replace(RECORDS[1], id="4", wrong=("short", "no"))], batch_size=3)
+
+    def mean(index, wording):
+        return slow(model, replace(RECORDS[index], completion=wording))[0].mean().item()
+
+    assert found[0].item() == pytest.approx(
+        math.exp((mean(0, "red") + mean(0, "so red")) / 2 - mean(0, "it is blue")), rel=1e-4
+    )
+    assert found[1].item() == pytest.approx(math.exp(mean(1, "short") - mean(1, RECORDS[1].completion)), rel=1e-4)
+    assert found[2].isnan()  # no wrong answers
+    assert found[3].item() == pytest.approx(
+        math.exp((mean(1, "short") + mean(1, "no")) / 2 - mean(1, RECORDS[1].completion)), rel=1e-4
+    )
+    assert measures.truth_ratios(model, []).shape == (0,)
+
+
+def test_rouge_recall_of_what_the_model_says(model, monkeypatch):
+    said = {"The sky is": "a BLUE sky", "It was": "no way"}
+    seen = []
+
+    def generate(language_model, prompts, **options):
+        seen.append(options["max_new_tokens"])
+        return [said[prompt] for prompt in prompts]
+
+    monkeypatch.setattr("equipoise.language.generate.generate", generate)
+    assert_close(
+        measures.rouge_recall(model, RECORDS[:2], max_new_tokens=5), torch.tensor([1, 0.2], dtype=torch.float64)
+    )
+    assert seen == [5]
+    with pytest.raises(BadInput, match="'3' has no prompt"):
+        measures.rouge_recall(model, RECORDS)
+
+
+def test_greedy_answers_of_a_real_model_are_scored(model):
+    assert measures.rouge_recall(model, RECORDS[:2], max_new_tokens=4).shape == (2,)
+
+
+def test_accuracy_and_general_loss(model):
+    asked = RECORDS[:2]
+    right = []
+    for record in asked:
+        # As in `language.multiple_choice`, the end token of a choice is not scored.
+        scores = [slow(model, replace(record, completion=choice))[0][:-1].mean() for choice in record.choices]
+        right.append(int(torch.stack(scores).argmax()) == record.answer)
+    assert measures.multiple_choice_accuracy(model, asked) == sum(right) / 2
+    texts = ["Birds sing in the morning.", "The sky is blue"]
+    values = torch.cat([slow(model, Record(text, text))[0] for text in texts])
+    assert measures.general_loss(model, texts) == pytest.approx(-values.mean().item(), rel=1e-5)
+    assert math.isnan(measures.multiple_choice_accuracy(model, [])) and math.isnan(measures.general_loss(model, []))
+
+
+@pytest.mark.parametrize("at_once", [1, 2**25])
+def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once):
+    monkeypatch.setattr(measures, "_LOGITS_AT_ONCE", at_once)
+    scores = measures.membership_scores(model, RECORDS, k=0.5, batch_size=2)
+    for index, record in enumerate(RECORDS):
+        values, logits = slow(model, record)
+        expected = {
+            "loss": loss_attack(values),
+            "min-k": min_k(values, 0.5),
+            "min-k++": min_k_plus_plus(values, *vocabulary_moments(logits), 0.5),
+            "zlib": zlib_attack(values, record.completion),
+        }
+        assert {name: scores[name][index].item() for name in scores} == pytest.approx(expected, rel=1e-3)
+    found = measures.membership(model, RECORDS[:1], RECORDS[1:])
+    assert set(found) == set(measures.ATTACKS) and all(0 <= value <= 1 for value in found.values())
