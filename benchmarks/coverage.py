@@ -132,7 +132,11 @@ def paths(
         shape = (studies, seeds, places.size)
         retention = frontier(forgetting, curved)
         found.append(
-            (places, generator.binomial(items, forgetting, shape) / items, generator.binomial(items, retention, shape) / items)
+            (
+                places,
+                generator.binomial(items, forgetting, shape) / items,
+                generator.binomial(items, retention, shape) / items,
+            )
         )
     return found
 
@@ -200,7 +204,9 @@ def main() -> None:
     row = [f"{100 * pigeonhole_coverage(seeds, 60, draws, generator):.1f}" for seeds in SEEDS]
     print(f"| AUROC over 60 items, pigeonhole ({draws:,} draws) | normal | " + " | ".join(row) + " |")
 
-    print(f"\nPoints by which the slower of two equal arms is favoured, {options.studies:,} studies of 10 seeds each.\n")
+    print(
+        f"\nPoints by which the slower of two equal arms is favoured, {options.studies:,} studies of 10 seeds each.\n"
+    )
     print("| the fast arm is | frontier | level | judging | first crossing (not used) | decided |")
     print("|---|---|---|---|---|---|")
     for name in PATHS:

@@ -37,9 +37,7 @@ class Book:
             self.index[arm, seed, role, point] = len(self.runs)
             key = f"{arm}-{point}-{seed}" if role == "test" else f"{arm}-{point}-{role}-{seed}"
             cost = {"work": {"build": cost or {}}, "spent": {}}
-            self.runs.append(
-                RunInfo(key, arm, "method", point, {}, seed, role, state, cost, Path(key), "f" * 8)
-            )
+            self.runs.append(RunInfo(key, arm, "method", point, {}, seed, role, state, cost, Path(key), "f" * 8))
         return self.index[arm, seed, role, point]
 
     def measure(self, arm, seed, outcome, value, *, of=None, missing=0, at=None, where=None, **run) -> None:

@@ -2,19 +2,17 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
-from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from equipoise.core import page, plots
-from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.errors import BadInput
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>\u2028&amp;'
 
@@ -51,10 +49,18 @@ def everything(text: str) -> list[page.Part]:
         text,
     )
     simple: tuple[page.Part, ...] = (
-        page.Text(text), page.Bullets((text,)), page.Note(text, text), page.Badge("supported", text), table,
-        page.Link(text, "x.html"), page.Grid((page.Figure(chart),), chart.legend), page.Names(text, (text,)),
-        page.Settings({text: text, "nested": {text: [text]}}), page.Command(text), page.Figure(chart, bare=True),
-    )  # fmt: skip
+        page.Text(text),
+        page.Bullets((text,)),
+        page.Note(text, text),
+        page.Badge("supported", text),
+        table,
+        page.Link(text, "x.html"),
+        page.Grid((page.Figure(chart),), chart.legend),
+        page.Names(text, (text,)),
+        page.Settings({text: text, "nested": {text: [text]}}),
+        page.Command(text),
+        page.Figure(chart, bare=True),
+    )
     card = page.Card(page.Badge("undecided"), text, text, (page.Details(text, simple),))
     return [page.Section(text, (*simple, page.Section(text, (card,), text)), text)]
 
@@ -64,9 +70,14 @@ def test_no_text_becomes_markup() -> None:
         "x", "x", everything("x"), kicker="x", facts=[("x", "x")], footer="x", badges=[page.Badge("plain", "x")]
     )
     source = page.page(
-        HOSTILE, HOSTILE, everything(HOSTILE), kicker=HOSTILE, facts=[(HOSTILE, HOSTILE)], footer=HOSTILE,
+        HOSTILE,
+        HOSTILE,
+        everything(HOSTILE),
+        kicker=HOSTILE,
+        facts=[(HOSTILE, HOSTILE)],
+        footer=HOSTILE,
         badges=[page.Badge("plain", HOSTILE)],
-    )  # fmt: skip
+    )
     ours, theirs = Reader(source), Reader(benign)
     assert [tag for tag, _ in ours.elements] == [tag for tag, _ in theirs.elements]
     assert not ours.named("img")
@@ -122,7 +133,7 @@ def test_headings_follow_each_other_and_every_name_is_unique() -> None:
     reader = Reader(page.page("t", "", everything("same")))
     levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
     names = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(names) == len(set(names))
     for key in ("aria-labelledby",):
@@ -141,47 +152,10 @@ def test_a_table_scrolls_in_its_own_frame_and_must_be_whole() -> None:
         page.Table("t", (page.Column("a"), page.Column("b")), (("x",),))
 
 
-@pytest.mark.parametrize(
-    ("value", "printed"),
-    [
-        (math.nan, "undefined"), (None, "undefined"), (math.inf, "∞"), (0.0, "0"), (12345, "12,345"), (-0.5, "−0.500"),
-        (0.00012345, "0.000123"), (1.5e-7, "1.50×10^−7"), (123456.7, "123,457"), (0.9996, "1.000"),
-    ],
-)  # fmt: skip
-def test_number(value: float | None, printed: str) -> None:
-    assert page.number(value) == printed
-
-
-def test_interval_has_two_digits_of_its_half_width() -> None:
-    assert page.interval(0.0412345, 0.01212, 0.07034, signed=True) == ("+0.041", "+0.012 to +0.070")
-    assert page.interval(1234.56, 1200.0, 1270.0) == ("1,235", "1,200 to 1,270")
-    assert page.interval(-0.0001, -0.03, 0.0298, signed=True)[0] == "−0.000"
-    assert page.interval(0.5, math.nan, math.nan) == ("0.500", "undefined")
-    assert page.interval(0.5, 0.4, 0.6, places=4) == ("0.5000", "0.4000 to 0.6000")
-    assert page.interval(0.5, math.nan, math.nan, places=2) == ("0.50", "undefined")
-    assert page.interval(math.nan, math.nan, math.nan, places=2) == ("undefined", "undefined")
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_a_printed_rate_is_that_of_its_count(count: tuple[int, int]) -> None:
-    numerator, of = count
-    printed = Fraction(page.rate(numerator, of))
-    places = len(page.rate(numerator, of).partition(".")[2])
-    assert abs(printed - Fraction(numerator, of)) <= Fraction(1, 2 * 10**places)
-    if of <= 1000:  # two different counts never read the same
-        assert round(printed * of) == numerator
-
-
-@pytest.mark.parametrize(("numerator", "of"), [(3.5, 10), (11, 10), (-1, 10), (0, 0), (1, 2.5), (math.nan, 10)])
-def test_an_impossible_rate_is_refused(numerator: float, of: float) -> None:
-    with pytest.raises(WorkFailed, match=r"accuracy cannot be printed: .* of "):
-        page.rate(numerator, of, what="accuracy")
-
-
 def test_a_broken_cache_of_the_script_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = page._bundle()
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: "run('</script><!--')")
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "run('</script><!--')")
     page._bundle.cache_clear()
     try:
         assert page._bundle() == r"run('\x3c/script>\x3c!--')"

@@ -24,17 +24,32 @@ def charts() -> dict[str, plots.Chart]:
         "paths": plots.paths("p", ARMS, POINTS, x=plots.Axis("step"), y=ACCURACY),
         "lines": plots.lines("l", {"a": [(0, 1.0), (1, math.nan), (2, 0.5)]}, x=plots.Axis("step"), y=LOSS),
         "intervals": plots.intervals(
-            "i", [plots.Row("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.Row("sago", 0.2, 0.1, 0.3)], x=ACCURACY, arms=ARMS,
-            lines_at={"no difference": 0.0, "margin": 0.05}, sides=("sum", "sago"),
+            "i",
+            [plots.Row("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.Row("sago", 0.2, 0.1, 0.3)],
+            x=ACCURACY,
+            arms=ARMS,
+            lines_at={"no difference": 0.0, "margin": 0.05},
+            sides=("sum", "sago"),
         ),
         "effect": plots.intervals("e", [plots.Row("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
-        "costs": plots.costs("c", ARMS, [plots.Bar("sum", "build", 3, 5), plots.Bar("sum", "query", 1, 1), plots.Bar("sago", "build", 2)], x=LOSS),
-        "heat map": plots.heat_map("h", [(0, "layer 1", -0.5), (1, "layer 1", 0.7), (0, "layer 2", math.nan)], x=plots.Axis("step"), y=plots.Axis("layer"), value=plots.Axis("cosine")),
-    }  # fmt: skip
+        "costs": plots.costs(
+            "c",
+            ARMS,
+            [plots.Bar("sum", "build", 3, 5), plots.Bar("sum", "query", 1, 1), plots.Bar("sago", "build", 2)],
+            x=LOSS,
+        ),
+        "heat map": plots.heat_map(
+            "h",
+            [(0, "layer 1", -0.5), (1, "layer 1", 0.7), (0, "layer 2", math.nan)],
+            x=plots.Axis("step"),
+            y=plots.Axis("layer"),
+            value=plots.Axis("cosine"),
+        ),
+    }
 
 
 def values(chart: plots.Chart) -> list[dict]:
-    return [row for layer in chart.spec["layer"] for row in layer["data"]["values"]]
+    return [row for layer in chart.spec["layer"] for row in layer.get("data", chart.spec["data"])["values"]]
 
 
 @pytest.mark.parametrize("kind", charts())
@@ -74,17 +89,33 @@ def _linear(colour: str) -> np.ndarray:
 
 def _lab(linear: np.ndarray) -> np.ndarray:
     """Oklab (Ottosson 2020), in which distances are close to perceived ones."""
-    to_lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
-    to_lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+    to_lms = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
     return to_lab @ np.cbrt(to_lms @ np.clip(linear, 0, 1))
 
 
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
 VISION = {
     "full": np.eye(3),
-    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-}  # fmt: skip
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -116,9 +147,11 @@ def test_text_is_legible(theme: plots.Theme) -> None:
 
 def test_the_ideal_corner_follows_the_directions() -> None:
     corners = {
-        ("lower", "higher"): ("↖ ideal", 0, 0), ("higher", "higher"): ("ideal ↗", "width", 0),
-        ("lower", "lower"): ("↙ ideal", 0, "height"), ("higher", "lower"): ("ideal ↘", "width", "height"),
-    }  # fmt: skip
+        ("lower", "higher"): ("↖ ideal", 0, 0),
+        ("higher", "higher"): ("ideal ↗", "width", 0),
+        ("lower", "lower"): ("↙ ideal", 0, "height"),
+        ("higher", "lower"): ("ideal ↘", "width", "height"),
+    }
     for (x, y), (words, across, up) in corners.items():
         chart = plots.frontier("f", ARMS, POINTS, x=plots.Axis("a", better=x), y=plots.Axis("b", better=y))
         [corner] = [layer for layer in chart.spec["layer"] if "ideal" in str(layer["mark"].get("text"))]

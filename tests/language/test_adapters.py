@@ -116,6 +116,8 @@ def test_refusals(fresh, tmp_path):
     with pytest.raises(BadInput, match="already"):
         adapted = attach(fresh, seed=0)
         attach(adapted, seed=0)
+    with pytest.raises(BadInput, match="merge it first"):
+        adapted.save(tmp_path)
     with pytest.raises(BadInput, match="names no base model"):
         export(adapted, tmp_path)
         load(tmp_path)

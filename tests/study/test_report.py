@@ -101,92 +101,116 @@ def declared() -> Study:
     )
 
 
+# arm -> forget and retain accuracy at the end of the path, perplexity there as a multiple of the first
+ENDS = {
+    "sum": (0.30, 0.60, 1.35),
+    "pcgrad": (0.28, 0.70, 1.15),
+    "pcgrad-global": (0.33, 0.68, 1.18),
+    "sago": (0.31, 0.71, 1.12),
+    "untrained": (0.92, 0.93, 1.0),
+    HOSTILE: (0.45, 0.50, 1.6),
+}
+STARTS = {"forget_accuracy": 0.93, "retain_accuracy": 0.94, "perplexity": 8.0}
+LOST = {
+    ("pcgrad-global", 7): ("failed", "loss is nan at step 63 <b>see</b> train.log"),
+    (HOSTILE, 3): ("gave up", "no progress for 300 s"),
+}
+
+
+def middle(arm: Arm) -> int:
+    return len(arm.points()) // 2
+
+
 def measured(study: Study) -> Results:
-    """Smooth paths with noise; one run failed, one gave up."""
+    """Two tuning seeds for every point, ten test seeds for the middle one; smooth paths with noise."""
     draw = np.random.default_rng(0)
-    shapes = [
-        (0.30, 0.60, 1.35),
-        (0.28, 0.70, 1.15),
-        (0.33, 0.68, 1.18),
-        (0.31, 0.71, 1.12),
-        (0.92, 0.93, 1.0),
-        (0.45, 0.50, 1.6),
-    ]
     runs: list[RunInfo] = []
-    columns: dict[str, list] = {name: [] for name in measurements_schema().names}
-    for arm, (forget_end, retain_end, fluency) in zip(study.arms, shapes, strict=True):
-        for point, settings in enumerate(arm.points()):
-            for role, seeds in (
-                ("tuning", (1_000_000, 1_000_001)),
-                ("test", range(SEEDS) if point == len(arm.points()) // 2 else ()),
-            ):
-                if arm.fixed and role == "tuning":
-                    continue
-                for seed in seeds:
-                    state, error = "complete", None
-                    if (arm.name, seed, role) == ("pcgrad-global", 7, "test"):
-                        state, error = "failed", "loss is nan at step 63 <b>see</b> train.log"
-                    if (arm.name, seed, role) == (HOSTILE, 3, "test"):
-                        state, error = "gave up", "no progress for 300 s"
-                    steps = 200 if arm.name != "untrained" else 0
-                    work = {
-                        "build": {
-                            "optimizer_steps": steps,
-                            "trained_tokens": steps * 812,
-                            "seconds": 21.3 + draw.normal() * 2,
-                            "peak_bytes": 4.1e8,
-                        }
-                    }
-                    work["query"] = {"seconds": 3.1 + draw.random(), "peak_bytes": 3.3e8}
-                    spent = json.loads(json.dumps(work))
-                    if seed == 4:
-                        spent["build"]["seconds"] += 60
-                    name = re.sub(r"\W", "_", arm.name)
-                    info = RunInfo(
-                        f"{name}-p{point}-s{seed}", arm.name, arm.kind, point, settings, seed, role, state,
-                        {"work": work, "spent": spent}, Path("runs") / name, "f" * 16, error,
-                    )  # fmt: skip
-                    runs.append(info)
-                    if state != "complete" or role != "test":
-                        continue
-                    bias = draw.normal(0, 0.012, 3)
-                    for order, step in enumerate(STEPS if steps else [None]):
-                        done = 1.0 if step is None else 1 - math.exp(-3 * step / 200)
-                        for split in ("validation", "test"):
-                            for outcome, start, end, b in (
-                                ("forget_accuracy", 0.93, forget_end, bias[0]),
-                                ("retain_accuracy", 0.94, retain_end, bias[1]),
-                                ("perplexity", 8.0, 8.0 * fluency, bias[2]),
-                            ):
-                                value = start + (end - start) * done + b * done
-                                proportion = outcome != "perplexity"
-                                count = int(draw.binomial(N, min(max(value, 0), 1)))
-                                row = dict(
-                                    run=len(runs) - 1, arm=arm.name, point=point, seed=seed, role=role, outcome=outcome,
-                                    value=count / N if proportion else value + draw.normal() * 0.1,
-                                    numerator=count if proportion else math.nan, of=N if proportion else math.nan,
-                                    missing=3 if (split, seed, outcome) == ("test", 5, "retain_accuracy") else 0,
-                                    at="" if step is None else json.dumps({"step": step}), where=json.dumps({"split": split}), order=order,
-                                )  # fmt: skip
-                                for key, item in row.items():
-                                    columns[key].append(item)
+    rows: list[dict] = []
+    for arm in study.arms:
+        for point in range(len(arm.points())):
+            for seed in () if arm.fixed else (1_000_000, 1_000_001):
+                runs.append(one_run(arm, point, seed, "tuning", draw))
+        for seed in range(SEEDS):
+            run = one_run(arm, middle(arm), seed, "test", draw)
+            runs.append(run)
+            if run.state == "complete":
+                rows += path_of(run, len(runs) - 1, draw)
     schema = measurements_schema()
-    table = pa.table(
-        {
-            f.name: pa.array(columns[f.name], f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
-            for f in schema
-        }
-    )
-    chosen = {arm.name: len(arm.points()) // 2 for arm in study.arms}
+    plain = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema]
+    columns = {
+        name: pa.array([row[name] for row in rows], kind) for name, kind in zip(schema.names, plain, strict=True)
+    }
     selection = [
-        Selected(arm.name, p, s, 0.61 + 0.02 * p if p != 2 else math.nan, 2 if p < 2 else 1, 2, p == chosen[arm.name])
-        for arm in study.arms if not arm.fixed for p, s in enumerate(arm.points())
-    ]  # fmt: skip
+        Selected(arm.name, p, settings, (0.61, 0.63, math.nan)[p], (2, 2, 1)[p], 2, p == middle(arm))
+        for arm in study.arms
+        if not arm.fixed
+        for p, settings in enumerate(arm.points())
+    ]
     return Results(
-        "sago", study.options,
-        {"equipoise": "0.1.0", "torch": "2.13.0", "transformers": "5.10.4", "threads": 1, "device": "cpu", "command": "equipoise study run sago --out ./sago && equipoise study report ./sago"},
-        runs, chosen, table, items_schema().empty_table(), selection,
-    )  # fmt: skip
+        study="sago",
+        options=study.options,
+        environment={
+            "torch": "2.13.0",
+            "threads": 1,
+            "device": "cpu",
+            "command": "equipoise study run sago --out ./sago",
+        },
+        runs=runs,
+        chosen={arm.name: middle(arm) for arm in study.arms},
+        measurements=pa.table(columns),
+        items=items_schema().empty_table(),
+        selection=selection,
+    )
+
+
+def one_run(arm: Arm, point: int, seed: int, role: str, draw: np.random.Generator) -> RunInfo:
+    steps = 0 if arm.fixed else STEPS[-1]
+    seconds = 21.3 + draw.normal() * 2
+    build = {"optimizer_steps": steps, "trained_tokens": steps * 812, "seconds": seconds, "peak_bytes": 4.1e8}
+    query = {"seconds": 3.1 + draw.random(), "peak_bytes": 3.3e8}
+    lost_attempt = 60 if seed == 4 else 0
+    cost = {
+        "work": {"build": build, "query": query},
+        "spent": {"build": {**build, "seconds": seconds + lost_attempt}, "query": query},
+    }
+    name = re.sub(r"\W", "_", arm.name)
+    state, error = LOST.get((arm.name, seed), ("complete", None))
+    return RunInfo(
+        key=f"{name}-p{point}-s{seed}",
+        arm=arm.name,
+        kind=arm.kind,
+        point=point,
+        settings=arm.points()[point],
+        seed=seed,
+        role=role,
+        state=state,
+        cost=cost,
+        folder=Path("runs") / name,
+        fingerprint="f" * 16,
+        error=error,
+    )
+
+
+def path_of(run: RunInfo, index: int, draw: np.random.Generator) -> list[dict]:
+    """Its measurements along the path, on both splits; a single point for the arm that is not trained."""
+    rows = []
+    forget, retain, fluency = ENDS[run.arm]
+    ends = {"forget_accuracy": forget, "retain_accuracy": retain, "perplexity": STARTS["perplexity"] * fluency}
+    bias = {name: draw.normal(0, 0.012) for name in ends}
+    for order, step in enumerate([None] if run.arm == "untrained" else STEPS):
+        done = 1.0 if step is None else 1 - math.exp(-3 * step / STEPS[-1])
+        for split in ("test", "validation"):  # the later must not win
+            for outcome, start in STARTS.items():
+                value = start + (ends[outcome] + bias[outcome] - start) * done
+                row = {"run": index, "arm": run.arm, "point": run.point, "seed": run.seed, "role": run.role}
+                row |= {"outcome": outcome, "value": value + draw.normal() * 0.1, "numerator": math.nan, "of": math.nan}
+                if outcome != "perplexity":
+                    count = int(draw.binomial(N, min(max(value, 0), 1)))
+                    row |= {"value": count / N, "numerator": count, "of": N}
+                row["missing"] = 3 if (split, run.seed, outcome) == ("test", 5, "retain_accuracy") else 0
+                row["at"] = "" if step is None else json.dumps({"step": step})
+                rows.append(row | {"where": json.dumps({"split": split}), "order": order})
+    return rows
 
 
 def judged(study: Study, results: Results) -> Judgement:
@@ -207,11 +231,20 @@ def judged(study: Study, results: Results) -> Judgement:
             mean = float(last["value"].mean())
             summaries.append(
                 Summary(
-                    arm.name, outcome.name, at, json.dumps({"split": "test"}), mean, mean - half, mean + half, len(last),
-                    float(last["numerator"].sum()) if counted else math.nan, float(last["of"].sum()) if counted else math.nan,
-                    int(last["missing"].sum()), keys,
+                    arm.name,
+                    outcome.name,
+                    at,
+                    json.dumps({"split": "test"}),
+                    mean,
+                    mean - half,
+                    mean + half,
+                    len(last),
+                    float(last["numerator"].sum()) if counted else math.nan,
+                    float(last["of"].sum()) if counted else math.nan,
+                    int(last["missing"].sum()),
+                    keys,
                 )
-            )  # fmt: skip
+            )
             if outcome.name == "retain_accuracy" and arm.name not in ("untrained", HOSTILE):
                 mean = {"sum": 0.655, "pcgrad": 0.722, "pcgrad-global": 0.718, "sago": 0.731}[arm.name]
                 at = json.dumps({"forget_accuracy": LEVEL})
@@ -246,14 +279,59 @@ def judged(study: Study, results: Results) -> Judgement:
             run.key for run in results.runs if run.arm in arms and run.role == "test" and run.state == "complete"
         )
 
-    c = study.claims
+    c, over = study.claims, "over 10 seeds and 200 items at 98.33 %"
     verdicts = (
-        Verdict(c[0], "supported", "an advantage above 0.02: +0.076 [+0.045, +0.107] over 10 seeds and 200 items at 98.33 %", (effect("retain_accuracy: sago against sum", 0.076, 0.031, 0.02),), None, True, False, keys("sago", "sum"), {"matched": "forget_accuracy", "level": LEVEL, "crossings": {key: 90.0 + i for i, key in enumerate(keys("sago", "sum"))}, "reached": {"sago": "10 of 10", "sum": "10 of 10"}}),
-        Verdict(c[1], "refuted", "no advantage as large as 0.03: +0.004 [-0.013, +0.021] over 10 seeds and 200 items at 98.33 %", (effect("retain_accuracy: sago against pcgrad", 0.004, 0.017, 0.03),), None, True, False, keys("sago", "pcgrad"), {}),
-        Verdict(c[2], "undecided", "the interval does not settle it: -0.021 [-0.079, +0.037] log per token over 10 seeds and 200 items at 98.33 %; a new run with 18 to 34 fresh seeds would probably decide it", (effect("perplexity: sago against pcgrad", -0.021, 0.058, 0.05, "log per token"),), (18, 34), True, False, keys("sago", "pcgrad"), {}),
+        Verdict(
+            c[0],
+            "supported",
+            f"an advantage above 0.02: +0.076 [+0.045, +0.107] {over}",
+            (effect("retain_accuracy: sago against sum", 0.076, 0.031, 0.02),),
+            None,
+            True,
+            False,
+            keys("sago", "sum"),
+            {
+                "matched": "forget_accuracy",
+                "level": LEVEL,
+                "crossings": {key: 90.0 + i for i, key in enumerate(keys("sago", "sum"))},
+                "reached": {"sago": "10 of 10", "sum": "10 of 10"},
+            },
+        ),
+        Verdict(
+            c[1],
+            "refuted",
+            f"no advantage as large as 0.03: +0.004 [-0.013, +0.021] {over}",
+            (effect("retain_accuracy: sago against pcgrad", 0.004, 0.017, 0.03),),
+            None,
+            True,
+            False,
+            keys("sago", "pcgrad"),
+            {},
+        ),
+        Verdict(
+            c[2],
+            "undecided",
+            f"the interval does not settle it: -0.021 [-0.079, +0.037] log per token {over}",
+            (effect("perplexity: sago against pcgrad", -0.021, 0.058, 0.05, "log per token"),),
+            (18, 34),
+            True,
+            False,
+            keys("sago", "pcgrad"),
+            {},
+        ),
         Verdict(c[3], "untested", "needs 8 GPUs", (), None, True, False, (), {}),
-        Verdict(c[4], "undecided", "exploratory, no verdict: an advantage: +0.041 [+0.021, +0.061] over 10 seeds and 200 items at 95 %", (effect("forget_accuracy: pcgrad against pcgrad-global", 0.041, 0.02, 0.0, level=0.95),), None, False, False, keys("pcgrad", "pcgrad-global"), {}),
-    )  # fmt: skip
+        Verdict(
+            c[4],
+            "undecided",
+            f"exploratory, no verdict: an advantage: +0.041 [+0.021, +0.061] {over}",
+            (effect("forget_accuracy: pcgrad against pcgrad-global", 0.041, 0.02, 0.0, level=0.95),),
+            None,
+            False,
+            False,
+            keys("pcgrad", "pcgrad-global"),
+            {},
+        ),
+    )
     design = ("Claim 2 can be decided: the half-width expected with 10 seeds and 200 items is 0.018, the margin 0.03.",)
     notes = (
         "3 answers could not be parsed (retain_accuracy, seed 5 of each arm) and count as wrong.",
@@ -276,6 +354,16 @@ def shown(path: Path) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
 
 
+def count_of(results: Results, arm: str, outcome: str) -> str:
+    """The count at the end of the path over all seeds, straight from the table."""
+    rows = [
+        row
+        for row in results.measurements.to_pylist()
+        if (row["arm"], row["outcome"], row["at"]) == (arm, outcome, '{"step": 200}') and "test" in row["where"]
+    ]
+    return f"{sum(row['numerator'] for row in rows):,.0f} of {sum(row['of'] for row in rows):,.0f}"
+
+
 def test_every_claim_stands_there_with_its_verdict_numbers_margin_and_reason(made: tuple) -> None:
     study, _, judgement, path = made
     page = shown(path)
@@ -288,21 +376,32 @@ def test_every_claim_stands_there_with_its_verdict_numbers_margin_and_reason(mad
         if verdict.claim.test is not None:
             assert study.scale in after
     assert "Margin 0.02: the spread between two seeds of one arm." in page
-    assert "+0.076 [+0.045, +0.107] over 10 seeds and 200 items at 98.33\u00a0%." in page or "98.33 %." in page
+    assert "An advantage above 0.02: +0.076 [+0.045, +0.107] over 10 seeds and 200 items at 98.33 %." in page
     assert "[−0.013, +0.021]" in page  # a true minus
     assert "Not tested here: needs 8 GPUs." in page
     assert page.index("Verdicts") < page.index("What was traded") < page.index("Known in advance and exploratory")
 
 
 def test_both_views_paths_costs_selection_runs_settings_and_command(made: tuple) -> None:
-    study, results, judgement, path = made
+    _, results, judgement, path = made
     page = shown(path)
     for words in (
-        "at equal budget (optimizer_steps)", "retain_accuracy where forget_accuracy reaches 0.4", "lower is better ↓, chance 0.25",
-        "667 of 2,000", "Work per run", "Spent by the whole study", "Each arm tried 3 settings on 2 tuning seeds",
-        "untrained has one setting: nothing is trained", "loss is nan at step 63 <b>see</b> train.log", "gave up",
-        "58 of 60 complete", results.environment["command"], "torch 2.13.0", judgement.design[0], judgement.notes[0],
-    ):  # fmt: skip
+        "at equal budget (optimizer_steps)",
+        "retain_accuracy where forget_accuracy reaches 0.4",
+        "lower is better ↓, chance 0.25",
+        count_of(results, "sum", "forget_accuracy"),
+        "Work per run",
+        "Spent by the whole study",
+        "Each arm tried 3 settings on 2 tuning seeds",
+        "untrained has one setting: nothing is trained",
+        "loss is nan at step 63 <b>see</b> train.log",
+        "gave up",
+        "58 of 60 complete",
+        results.environment["command"],
+        "torch 2.13.0",
+        judgement.design[0],
+        judgement.notes[0],
+    ):
         assert words in page, words
     assert page.count("✓ chosen") == 5
     assert "Preview" not in page
@@ -338,7 +437,7 @@ def test_the_same_results_give_the_same_bytes(made: tuple, tmp_path: Path) -> No
 
 
 def test_the_frontier_draws_means_over_seeds(made: tuple) -> None:
-    _, results, judgement, path = made
+    _, results, _, path = made
     specs = re.findall(
         r'<script type="application/json" id="[^"]+">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
     )
@@ -365,8 +464,8 @@ def test_bands_are_t_intervals(made: tuple) -> None:
     specs = re.findall(
         r'<script type="application/json" id="[^"]+">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
     )
-    bands = [layer for spec in specs for layer in json.loads(spec)["layer"] if layer["mark"]["type"] == "area"]
-    row = next(row for row in bands[1]["data"]["values"] if row["arm"] == "sum" and row["x"] == 60)
+    figures = [spec for spec in map(json.loads, specs) if any(each["mark"]["type"] == "area" for each in spec["layer"])]
+    row = next(row for row in figures[1]["data"]["values"] if row["arm"] == "sum" and row["x"] == 60)
     frame = results.measurements.to_pandas()
     chosen = frame[(frame["arm"] == "sum") & (frame["outcome"] == "retain_accuracy") & (frame["at"] == '{"step": 60}')]
     values = chosen[chosen["where"] == '{"split": "test"}']["value"]
@@ -396,16 +495,25 @@ def test_results_table_stands_alone(made: tuple) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("numerator", 66.4, "66.4 of 200"), ("numerator", 201.0, "201 of 200"), ("value", 0.123456, "0.123456 is not attainable"),
-        ("of", 0.5, "of 0.5"), ("missing", -1, "-1 missing"),
+        ("numerator", 66.4, "66.4 of 200"),
+        ("numerator", 201.0, "201 of 200"),
+        ("value", 0.123456, "0.123456 is not attainable"),
+        ("numerator and value", 201.0, "201 of 200"),
+        ("numerator and value", -1.0, "-1 of 200"),
+        ("numerator and value", 66.4, "66.4 of 200"),
+        ("of", 0.5, "of 0.5"),
+        ("missing", -1, "-1 missing"),
     ],
-)  # fmt: skip
+)
 def test_an_unattainable_rate_is_refused_before_anything_is_written(
     made: tuple, tmp_path: Path, column: str, value: float, words: str
 ) -> None:
     study, results, judgement, _ = made
     columns = results.measurements.to_pydict()
-    columns[column][40] = value
+    if column == "numerator and value":  # consistent with each other, and still no count
+        columns["numerator"][40], columns["value"][40] = value, value / N
+    else:
+        columns[column][40] = value
     changed = dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema))
     check_rates(results)
     with pytest.raises(WorkFailed, match=r"is not attainable as") as refused:
@@ -451,12 +559,19 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
 
 
 def test_nothing_stored_still_gives_a_page(made: tuple, tmp_path: Path) -> None:
-    study, results, judgement, _ = made
+    study, _, judgement, _ = made
     empty = Results("sago", {}, {}, [], {}, measurements_schema().empty_table(), items_schema().empty_table())
     verdicts = tuple(
-        dataclasses.replace(v, state="undecided" if v.claim.test else "untested", reason="no complete run", effects=(), runs=(), details={})
+        dataclasses.replace(
+            v,
+            state="undecided" if v.claim.test else "untested",
+            reason="no complete run",
+            effects=(),
+            runs=(),
+            details={},
+        )
         for v in judgement.verdicts
-    )  # fmt: skip
+    )
     path = render(study, empty, Judgement("sago", verdicts, (), (), ()), tmp_path)
     assert "0 of 0 runs complete" in shown(path) and "No complete run." in shown(path)
 
@@ -473,7 +588,9 @@ def test_markdown_for_a_pull_request(made: tuple) -> None:
     ]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
     assert "+0.076 (98.3\u00a0% interval +0.045 to +0.107; 10 seeds, 200 items)" in rows[0]
-    assert "| sago | 0.727 | 0.711 to 0.744 | 1,455 of 2,000 | 3 | 10 |" in short
+    sago = next(s for s in made[2].summaries if (s.arm, s.outcome) == ("sago", "retain_accuracy"))
+    numbers = f"{sago.estimate:.3f} | {sago.lower:.3f} to {sago.upper:.3f}"
+    assert f"| sago | {numbers} | {count_of(made[1], 'sago', 'retain_accuracy')} | 3 | 10 |" in short
 
 
 def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> None:
@@ -521,14 +638,58 @@ def test_index_lists_all_systems(tmp_path: Path) -> None:
 def test_a_cost_claim_is_drawn_as_a_factor(made: tuple) -> None:
     from equipoise.study.claims import cheaper
     from equipoise.study.report import _effect_chart
-    from equipoise.study.summary_text import effect_numbers, margin_sentence, effect_test
+    from equipoise.study.summary_text import effect_numbers, effect_test, margin_sentence
 
     test = cheaper("seconds", arm="sago", rival="sum", by=1.5, reason="less is noise")
-    effect = Effect("seconds: sago against sum", math.log(2), math.log(1.6), math.log(2.5), 0.95, 9, 10, 0, "log ratio", (math.log(2.2),), math.log(1.5), "arm")  # fmt: skip
+    effect = Effect(
+        "seconds: sago against sum",
+        math.log(2),
+        math.log(1.6),
+        math.log(2.5),
+        0.95,
+        9,
+        10,
+        0,
+        "log ratio",
+        (math.log(2.2),),
+        math.log(1.5),
+        "arm",
+    )
     assert effect_test(effect, Claim("c", source="s", test=test)) is test
     assert effect_numbers(effect, test) == "2.00 times less (95\u00a0% interval 1.60 to 2.50; 10 seeds)"
     assert margin_sentence(effect, test) == "Held against a factor of 1.5: less is noise."
     assert _effect_chart(effect, test).rows[0][1:4] == pytest.approx((2.0, 1.6, 2.5))
+
+
+def test_margins_stand_on_the_side_that_the_rule_says() -> None:
+    from equipoise.study.claims import equal
+    from equipoise.study.report import _effect_chart
+
+    effect = Effect("a: x against y", 0.01, -0.02, 0.04, 0.95, 9, 10, 0, "", (0.0, 0.02), 0.05, "neither")
+    for rule, at in ((better, [0.0, 0.05]), (not_worse, [0.0, -0.05]), (equal, [-0.05, 0.0, 0.05])):
+        test = rule("a", arm="x", rival="y", margin=0.05, reason="r")
+        layers = _effect_chart(effect, test).spec["layer"]
+        uprights = [
+            layer["data"]["values"][0]["x"] for layer in layers if layer["mark"]["type"] == "rule" and "data" in layer
+        ]
+        assert sorted(uprights) == sorted(at)
+
+
+def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) -> None:
+    from equipoise.study.report import MOST_PLACES, _tracks
+
+    study, results, _, _ = made
+    pair = [next(r for r in results.runs if r.key == key) for key in ("sago-p1-s0", "sum-p1-s0")]
+    walked = [(i, step) for i, steps in enumerate((5000, 3400)) for step in range(steps)]
+    blank = dict.fromkeys(results.measurements.column_names, 0) | {"where": "", "outcome": "perplexity"}
+    rows = [
+        blank | {"run": i, "at": json.dumps({"step": step}), "value": step / 2, "order": step} for i, step in walked
+    ]
+    one = dataclasses.replace(results, runs=pair, measurements=pa.Table.from_pylist(rows))
+    [track] = _tracks(study, one, pair)
+    assert track.places[0] == 0 and track.places[-1] == 4999 and len(track.values["sago"]) == MOST_PLACES
+    assert all(track.values["sago"][place] == {0: place / 2} for place in track.values["sago"])
+    assert track.ends("sago") == {0: 4999 / 2} and track.ends("sum") == {0: 3399 / 2}
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -546,10 +707,24 @@ class _Titles(HTMLParser):
 def browse(url: str, folder: Path, *options: str) -> tuple[str, str]:
     """The document after its scripts ran, and what the browser had to say; no host can be found from it."""
     arguments = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-        "--disable-background-networking", "--disable-sync", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", *options, "--dump-dom", url,
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-component-update",
+        "--disable-background-networking",
+        "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=8000",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--enable-logging=stderr",
+        "--v=0",
+        *options,
+        "--dump-dom",
+        url,
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
@@ -573,7 +748,8 @@ def test_chromium_draws_every_figure_without_a_word(made: tuple, tmp_path: Path,
 def test_chromium_at_400_pixels_scrolls_tables_not_the_page(made: tuple, tmp_path: Path) -> None:
     probe = """<!doctype html><iframe id=f width=400 height=900 src="file://PATH"></iframe><p id=out></p><script>
     f.onload = () => setTimeout(() => { const d = f.contentDocument; const e = d.scrollingElement;
-      const wide = [...d.querySelectorAll("main *:not(.scroll *):not(svg *)")].filter(n => n.getBoundingClientRect().right > 401);
+      const wide = [...d.querySelectorAll("main *:not(.scroll *):not(svg *)")]
+        .filter(n => n.getBoundingClientRect().right > 401);
       out.textContent = JSON.stringify({page: e.scrollWidth, inside: d.querySelectorAll(".scroll").length,
         scrolling: [...d.querySelectorAll(".scroll")].filter(n => n.scrollWidth > n.clientWidth).length,
         wide: wide.map(n => n.tagName + "." + n.className).slice(0, 5)}) }, 3000);

@@ -1,10 +1,10 @@
 """One self-contained HTML page from plain parts: for studies, for jobs, for whatever else has something to show.
 
-A report is a tree of the frozen dataclasses below; `page` turns it into a document that opens from a file, offline. Text
-is text: every string is escaped, in HTML and in the JSON of a figure. The page's content security policy forbids any
-request and any script or style but its own, named by their hashes.
+A report is a tree of the frozen dataclasses below; `page` turns it into a document that opens from a file, offline.
+Text is text: every string is escaped, in HTML and in the JSON of a figure. The page's content security policy forbids
+any request and any script or style but its own, named by their hashes.
 
-Numbers are printed by `number`, `interval` and `rate`; the last refuses a proportion that its n cannot produce.
+Numbers come as text: `equipoise.core.numbers` prints them.
 """
 
 import base64
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,71 +23,12 @@ from typing import Any, ClassVar, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
+from equipoise.core.numbers import number
 from equipoise.core.plots import FONT, Chart, Marks, colours
 
 State = Literal["supported", "refuted", "undecided", "untested", "preview", "failed", "complete", "chosen", "plain"]
-
-
-# Numbers
-
-
-def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number for a reader: `digits` significant ones, thousands apart, a true minus; "undefined" for nan and None."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "undefined"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    sign = "+" if signed else ""
-    if isinstance(value, int) or (value == round(value) and abs(value) < 1e9):
-        text = f"{int(value):{sign},d}"
-    else:
-        size = math.floor(math.log10(abs(value)))
-        if -4 <= size < 7:
-            text = f"{value:{sign},.{max(digits - 1 - size, 0)}f}"
-        else:
-            mantissa, exponent = f"{value:{sign}.{digits - 1}e}".split("e")
-            text = f"{mantissa}×10^{int(exponent)}"
-    return text.replace("-", "−")
-
-
-def interval(
-    estimate: float, lower: float, upper: float, *, signed: bool = False, places: int | None = None
-) -> tuple[str, str]:
-    """Estimate and "lower to upper", to the decimal place where the half-width has two digits, or to `places`."""
-    if places is None:
-        places = decimals(lower, upper)
-    if places is None or not math.isfinite(estimate):
-        known = math.isfinite(lower) and math.isfinite(upper)
-        between = f"{number(lower, signed=signed)} to {number(upper, signed=signed)}" if known else "undefined"
-        return number(estimate, signed=signed), between
-    sign = "+" if signed else ""
-    mid, low, high = (
-        f"{v + 0.0:{sign},.{places}f}".replace("-", "−") if math.isfinite(v) else "undefined"
-        for v in (estimate, lower, upper)
-    )
-    return mid, f"{low} to {high}" if math.isfinite(lower) and math.isfinite(upper) else "undefined"
-
-
-def decimals(lower: float, upper: float) -> int | None:
-    """Decimal places at which half the width of an interval has two digits, at most six; None without a width."""
-    half = (upper - lower) / 2
-    return min(max(1 - math.floor(math.log10(half)), 0), 6) if math.isfinite(half) and half > 0 else None
-
-
-def rate(numerator: float, of: float, *, what: str = "a rate") -> str:
-    """The proportion numerator / of with as many places as tell its neighbours apart, at least two and at most four.
-
-    Raises WorkFailed when no `of` things could give it: a count that is no whole number, negative, or above `of`.
-    """
-    whole = all(math.isfinite(v) and v == round(v) for v in (numerator, of))
-    if not whole or of < 1 or not 0 <= numerator <= of:
-        raise WorkFailed(
-            f"{what} cannot be printed: {numerator:g} of {of:g} is no count out of that many. "
-            "A proportion needs a whole numerator from 0 to its denominator; record a mean of scores without of=."
-        )
-    return f"{numerator / of:.{min(max(math.ceil(math.log10(of)), 2), 4)}f}"
 
 
 # Parts
@@ -385,7 +325,12 @@ def _bundle() -> str:
     import vl_convert
 
     # A script element ends at "</script" and changes its rules at "<!--", also inside a string of the script.
-    text = re.sub(r"<(?=/script|!--)", r"\\x3c", vl_convert.javascript_bundle(), flags=re.IGNORECASE)
+    text = re.sub(
+        r"<(?=/script|!--)",
+        r"\\x3c",
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        flags=re.IGNORECASE,
+    )
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(cached, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
@@ -436,7 +381,7 @@ def page(
             badges=badges,
             facts=facts,
             footer=footer,
-            contents=[(name, part.title) for name, part in tops if name],
+            contents=[(name, part.title) for name, part in tops if isinstance(part, Section)],
             body=body,
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],

@@ -1,8 +1,8 @@
-"""Figures as Vega-Lite specifications: plain dictionaries that open offline, can be compared as text and need no server.
+"""Figures as Vega-Lite specifications: plain dictionaries that open offline and can be compared as text.
 
-A `Chart` carries its figure and, for whoever cannot see it, a sentence and a table with the same numbers. Colours are CSS
-variables (`var(--arm-0)`): the page that holds the figure says what they are in light and in dark, and nothing is drawn
-twice. `to_svg` and `to_png` put the colours of one theme in and draw the same figure without a browser.
+A `Chart` carries its figure and, for whoever cannot see it, a sentence and a table with the same numbers. Colours are
+CSS variables (`var(--arm-0)`): the page that holds the figure says what they are in light and in dark, and nothing is
+drawn twice. `to_svg` and `to_png` put the colours of one theme in and draw the same figure without a browser.
 
 An arm has one colour, one shape and one dash in every figure of a page: make its `Marks` once and pass them on.
 """
@@ -20,8 +20,8 @@ from equipoise.core.errors import BadInput
 Theme = Literal["light", "dark"]
 Value = str | float | int
 
-# Found by search: every two are 0.07 apart in Oklab for full vision, protanopia and deuteranopia, and each has a contrast of
-# at least 3 on its ground.
+# Found by search: every two are 0.07 apart in Oklab for full vision, protanopia and deuteranopia, and each has a contrast
+# of at least 3 on its ground.
 ARM_COLOURS: Mapping[Theme, tuple[str, ...]] = {
     "light": ("#0046d6", "#ab4c04", "#00a77d", "#801680", "#b48f17", "#0190d5", "#5f5e6f", "#bb0854"),
     "dark": ("#93bdff", "#da6c34", "#2ecb8c", "#bd6cff", "#ffd237", "#c8fffa", "#708fb0", "#ffc0cd"),
@@ -76,7 +76,7 @@ def marks(arms: Mapping[str, str] | Iterable[str]) -> tuple[Marks, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows. `better`: the good direction; `chance`: the value of a guess; `log`: where it suits; `aside`: words."""
+    """What an axis shows. `better`: the good direction; `chance`: the value of a guess; `log`: logarithmic if it suits."""
 
     title: str
     better: Literal["lower", "higher"] | None = None
@@ -147,7 +147,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of an interval figure: an estimate, its interval, the values behind it and the margin it is held against."""
+    """One line of an interval figure: an estimate, its interval, and the values of the seeds behind it."""
 
     label: str
     estimate: float
@@ -197,7 +197,13 @@ def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if _finite(value) else None
 
 
-def _spec(layers: list[dict[str, Any]], height: int, legend: Sequence[Marks] = ()) -> dict[str, Any]:
+def _spec(
+    layers: list[dict[str, Any]],
+    height: int,
+    legend: Sequence[Marks] = (),
+    data: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """A layered figure; `data` is that of the layers without their own."""
     focus = [{"name": "focus", "value": ""}] if legend else []
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
@@ -206,6 +212,7 @@ def _spec(layers: list[dict[str, Any]], height: int, legend: Sequence[Marks] = (
         "autosize": {"type": "fit-x", "contains": "padding"},
         "config": _CONFIG,
         "params": focus,
+        "data": _data(data),
         "layer": layers,
     }
 
@@ -349,7 +356,6 @@ def frontier(
     ]
     layers += [
         {
-            "data": _data(ends),
             "transform": [{"filter": f"isValid(datum.{c}1) && isValid(datum.{c}2)"}],
             "mark": {"type": "rule", "strokeWidth": 2, "tooltip": None},
             "encoding": {
@@ -373,7 +379,6 @@ def frontier(
     )
     layers.append(
         {
-            "data": _data(ends),
             "mark": {"type": "point", "filled": True, "size": 130, "stroke": "var(--paper)", "strokeWidth": 1.5},
             "encoding": {
                 **position,
@@ -399,7 +404,7 @@ def frontier(
                     "baseline": "top" if top else "bottom",
                     "dx": 4 if left else -4,
                     "dy": 4 if top else -22,
-                    "fontWeight": 600,
+                    "fontWeight": "bold",
                     "fontSize": 13,
                     "color": "var(--ink)",
                 },
@@ -413,7 +418,7 @@ def frontier(
     described = "; ".join(f"{p.arm} {p.x:.3g} and {p.y:.3g}" for p in points)
     return Chart(
         title,
-        _spec(layers, 420, used),
+        _spec(layers, 420, used, ends),
         f"{title}. {x.label} across, {y.label} upward.{corner} {described}.",
         ("arm", x.title, "from", "to", y.title, "from", "to", "note"),
         rows,
@@ -446,7 +451,6 @@ def paths(
     layers = [
         *_chance(y, "y"),
         {
-            "data": _data(values),
             "transform": [{"filter": "isValid(datum.y1) && isValid(datum.y2)"}],
             "mark": {"type": "area", "tooltip": None},
             "encoding": {
@@ -458,7 +462,6 @@ def paths(
             },
         },
         {
-            "data": _data(values),
             "mark": {"type": "line", "strokeWidth": 2, "tooltip": None},
             "encoding": {
                 **position,
@@ -468,7 +471,6 @@ def paths(
             },
         },
         {
-            "data": _data(values),
             "mark": {"type": "point", "filled": True, "size": 38},
             "encoding": {
                 **position,
@@ -483,7 +485,7 @@ def paths(
     ends = "; ".join(f"{name} ends at {p.y:.3g}" for name, p in last.items())
     return Chart(
         title,
-        _spec(layers, height, used),
+        _spec(layers, height, used, values),
         f"{title}: {y.label}, over {x.title}. {ends}.",
         ("arm", x.title, y.title, "from", "to"),
         tuple((p.arm, p.x, p.y, *p.y_interval) for p in points),
@@ -510,7 +512,7 @@ def intervals(
     sides: tuple[str, str] | None = None,
     note: str = "",
 ) -> Chart:
-    """A forest plot: per row an estimate, its interval and a dot per seed, against named upright lines (zero, a margin).
+    """A forest plot: per row an estimate, its interval and a dot per seed, against named upright lines (a margin).
 
     arms: rows labelled with the name of an arm take its colour and shape. sides: what the left and the right favour.
     """
@@ -561,7 +563,6 @@ def intervals(
         )
     layers += [
         {
-            "data": _data(estimates),
             "mark": {"type": "rule", "strokeWidth": 2.5, "tooltip": None},
             "encoding": {
                 "x": position["x"] | {"field": "x1"},
@@ -571,7 +572,6 @@ def intervals(
             },
         },
         {
-            "data": _data(estimates),
             "mark": {"type": "point", "filled": True, "size": 130, "stroke": "var(--paper)", "strokeWidth": 1.5},
             "encoding": {
                 **position,
@@ -593,7 +593,7 @@ def intervals(
     against = "".join(f" {name} stands at {at:.3g}." for name, at in (lines_at or {}).items())
     return Chart(
         title,
-        _spec(layers, height),
+        _spec(layers, height, data=estimates),
         f"{title}. {described}.{against}",
         ("row", x.title, "from", "to", "values", "note"),
         tuple((r.label, r.estimate, r.lower, r.upper, ", ".join(f"{v:.3g}" for v in r.values), r.note) for r in rows),
@@ -603,7 +603,7 @@ def intervals(
 
 
 def costs(title: str, arms: Sequence[Marks], bars: Sequence[Bar], *, x: Axis, note: str = "") -> Chart:
-    """What each arm spent: a bar per arm, its phases stacked; a tick marks the total over all attempts where it is more."""
+    """What each arm spent: a bar per arm, its phases stacked; a tick marks all attempts together where that is more."""
     used = [m for m in arms if any(b.arm == m.name for b in bars)]
     scales = _arm_scales(used)
     names = [m.name for m in used]
@@ -734,6 +734,7 @@ def resolved(chart: Chart, theme: Theme = "light", width: int = 760) -> dict[str
     spec["config"] |= {
         "background": known["paper"],
         "font": "sans-serif",
+        "text": spec["config"]["text"] | {"font": "DejaVu Sans, sans-serif"},  # has the diagonal arrows
         "legend": {
             "disable": not chart.legend,
             "orient": "bottom",

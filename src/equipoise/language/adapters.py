@@ -20,7 +20,6 @@ from equipoise.core.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
     from equipoise.language.model import LanguageModel
 
@@ -53,9 +52,8 @@ def attach(
         )
     if targets != "all-linear":
         _check_targets(model, [targets] if isinstance(targets, str) else targets)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
-    )
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
+    config = LoraConfig(**options, bias="none", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global state only, on the CPU
         torch.manual_seed(seed)
         adapted = _wrap(model, lambda: get_peft_model(model, config))
@@ -128,7 +126,7 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
             raise BadInput(f"The model has no module {target!r} to adapt. {did_you_mean(target, last_names)}")
 
 
-def _wrap(model: PreTrainedModel, wrap: Callable[[], PeftModel]) -> PeftModel:
+def _wrap(model: nn.Module, wrap: Callable[[], Any]) -> Any:
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with warnings.catch_warnings():
         # PEFT warns that merging into tied embeddings goes wrong; `merge` sees to it.
@@ -139,24 +137,24 @@ def _wrap(model: PreTrainedModel, wrap: Callable[[], PeftModel]) -> PeftModel:
     return adapted
 
 
-def _unwrapped(adapted: PeftModel, model: PreTrainedModel) -> PreTrainedModel:
+def _unwrapped(adapted: PeftModel, model: Any) -> Any:
     trainable = getattr(adapted, _TRAINABLE)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return model
 
 
-def _tied(model: PreTrainedModel) -> bool:
+def _tied(model: Any) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def _adapts_embeddings(model: PreTrainedModel) -> bool:
+def _adapts_embeddings(model: Any) -> bool:
     return any(
         hasattr(module, "base_layer") for module in (model.get_input_embeddings(), model.get_output_embeddings())
     )
 
 
-def _untie(model: PreTrainedModel) -> None:
+def _untie(model: Any) -> None:
     head = model.get_output_embeddings()
     head = getattr(head, "base_layer", head)
     head.weight = nn.Parameter(head.weight.detach().clone())

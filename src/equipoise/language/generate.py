@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -137,12 +137,13 @@ def _choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tenso
 
 def _text(language_model: LanguageModel, tokens: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
     """The answer so far, cut before the first stop string; and whether there was one."""
-    text = language_model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokenizer: Any = language_model.tokenizer
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text = text.removeprefix(" ")
     places = [place for mark in stop if (place := text.find(mark)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
+def _bare(model: Any) -> Any:
     """The model under an adapter's wrapper, whose forward hides what arguments there are."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

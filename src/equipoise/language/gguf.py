@@ -66,6 +66,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_gguf(path)
+    model: Any
     try:
         metadata = _metadata(path)
         with _our_bar(f"Reading {path.name}"):
@@ -104,7 +105,7 @@ def _quantisation(metadata: dict[str, Any]) -> str:
         return "an unstated quantisation"
 
 
-def _follow_metadata(tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:
+def _follow_metadata(tokenizer: Any, metadata: dict[str, Any]) -> None:
     """Mend what transformers' GGUF reader (5.10) gets wrong.
 
     It takes the token that begins a text for the one that ends it, forgets the padding token, and splits text as GPT-2

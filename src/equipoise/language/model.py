@@ -47,11 +47,13 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        embedding: Any = self.model.get_input_embeddings()
+        return embedding.weight.device
 
     @property
     def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id  # settled on construction
+        return pad
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -72,6 +74,8 @@ class LanguageModel:
         """Writes a folder that transformers and `load` take as it is: safetensors, configuration, tokenizer."""
         from equipoise.language.gguf import without_bars
 
+        if hasattr(self.model, "peft_config"):
+            raise BadInput(f"{self.name} has an adapter: merge it first, or write the adapter alone with export().")
         with without_bars():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -122,8 +126,14 @@ def load(
         source = f"{name} of the model hub at {commit} ({_size(model)})."
     if template is not None:
         tokenizer.chat_template = template
+    try:
+        model = model.to(place).eval()
+    except torch.OutOfMemoryError as error:
+        raise WorkFailed(
+            f"{name} does not fit into the memory of {place}: use dtype bfloat16 or device cpu."
+        ) from error
     return LanguageModel(
-        model=model.to(place).eval(),
+        model=model,
         tokenizer=tokenizer,
         name=name,
         source=source,
@@ -137,7 +147,8 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        # Not inference mode: what is scored here may be a constant in a loss later, which such tensors cannot be.
+        with torch.no_grad():
             yield
     finally:
         for module in training:
@@ -195,12 +206,12 @@ def _chat_template(chat_template: str) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
-def _from_file(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def _from_file(path: Path, dtype: torch.dtype | str) -> tuple[Any, Any, str]:
     from equipoise.language.gguf import read_gguf
 
     if path.suffix.lower() != ".gguf":
         raise BadInput(f"{path} is a file: a model is a folder with config.json and *.safetensors, or a .gguf file.")
-    model, tokenizer, quantisation = read_gguf(path, torch.float32 if dtype == "auto" else dtype)  # type: ignore[arg-type]
+    model, tokenizer, quantisation = read_gguf(path, dtype if isinstance(dtype, torch.dtype) else torch.float32)
     return model, tokenizer, f"{path.name}, de-quantised from {quantisation} ({_size(model)})."
 
 
@@ -250,7 +261,7 @@ def _check_hub_name(name: str, path: Path, known: tuple[str, ...]) -> None:
 
 def _from_folder(
     where: str | Path, dtype: torch.dtype | str, *, trust_remote_code: bool = False, revision: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from equipoise.language.gguf import without_bars
@@ -294,7 +305,7 @@ def _from_adapter(path: Path, *, device: str, dtype: str | torch.dtype, chat_tem
     return language_model
 
 
-def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def _settle_special_tokens(model: Any, tokenizer: Any, name: str) -> None:
     """One padding token and one set of ends, the same in tokenizer, configuration and generation_config.
 
     Padding: the tokenizer's own; else the configuration's; else the unknown token; else the end token. It never

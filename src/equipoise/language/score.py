@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Choices:
 
 
 @contextmanager
-def head_reads(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+def head_reads(model: Any, wanted: Tensor) -> Iterator[None]:
     """Inside, the output matrix is applied at `wanted` [B, T] only and logits are [1, n, V], row by row.
 
     Done where the hidden states enter the output matrix, so whatever the architecture does to its logits afterwards
@@ -62,7 +62,7 @@ def head_reads(model: nn.Module, wanted: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def labelled_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, V] that predict the labelled tokens of a collated batch, their labels [n], their rows [n] in [0, B).
 
     Differentiable: for losses that need no logits elsewhere. The label of the first token of a row is not predicted by
@@ -94,7 +94,8 @@ def token_log_likelihoods(
         rows.setdefault(example.input_ids[: places[-1] + 1], []).append((index, places))
 
     found: list[Tensor] = [torch.empty(0)] * len(examples)
-    vocabulary = language_model.model.get_output_embeddings().weight.shape[0]
+    head: Any = language_model.model.get_output_embeddings()
+    vocabulary = head.weight.shape[0]
     with evaluating(language_model.model), memory_advice(batch_size):
         for batch in _batches(rows, batch_size, _LOGITS_AT_ONCE // vocabulary):
             members = [member for tokens in batch for member in rows[tokens]]
@@ -129,6 +130,8 @@ def multiple_choice(
     their subject line); a score is the log-probability of the letter. The end token is not scored. Of equal scores
     the first wins. Raises BadInput for a record without choices or with an answer that is none of them.
     """
+    if by not in ("letter", "text"):
+        raise BadInput(f"Choices are scored by 'letter' or by 'text', not by {by!r}.")
     for record in records:
         if len(record.choices) < 2 or record.answer is None or not 0 <= record.answer < len(record.choices):
             raise BadInput(

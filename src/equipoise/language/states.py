@@ -32,7 +32,7 @@ _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo")
 _PLACE = re.compile(r"block\.(\d+)(?:\.(attention|mlp|mlp\.down))?")
 
 
-def places(model: nn.Module) -> list[str]:
+def places(model: Any) -> list[str]:
     """All places of this model, in the order in which a token passes them, without their `.input` forms."""
     found = ["embed"]
     for number, block in enumerate(blocks(model)):
@@ -44,7 +44,7 @@ def places(model: nn.Module) -> list[str]:
     return [*found, "head"]
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: Any) -> nn.ModuleList:
     """The decoder's blocks: the one list of modules as long as the configuration says.
 
     Raises BadInput when the model has none, or several.
@@ -60,7 +60,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     return fitting[0]
 
 
-def module_at(model: nn.Module, place: str) -> nn.Module:
+def module_at(model: Any, place: str) -> nn.Module:
     """The module behind a place (without `.input`). Raises BadInput for a place the model does not have."""
     if place == "embed":
         return model.get_input_embeddings()
@@ -79,7 +79,7 @@ def module_at(model: nn.Module, place: str) -> nn.Module:
 
 
 @contextmanager
-def recording(model: nn.Module, wanted: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def recording(model: Any, wanted: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that each forward pass inside fills with the tensors at these places; the newest pass wins.
 
     Hooks are removed on leaving, also by an exception. Raises BadInput for an unknown place before anything runs.
@@ -94,14 +94,14 @@ def recording(model: nn.Module, wanted: Sequence[str]) -> Iterator[dict[str, Ten
 
 
 @contextmanager
-def editing(model: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def editing(model: Any, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Inside, the tensor at each place is replaced by what its function returns; hooks are removed on leaving."""
     with _hooked(model, edits):
         yield
 
 
 @contextmanager
-def _hooked(model: nn.Module, functions: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _hooked(model: Any, functions: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     targets = {place: module_at(model, place.removesuffix(".input")) for place in functions}
     with ExitStack() as hooks:
         for place, module in targets.items():

@@ -53,7 +53,7 @@ class Arm:
         fixed: str = "",
         **settings: Json,
     ) -> None:
-        _check_name("arm", name)
+        _check_name("an arm", name)
         if kind not in get_args(Kind):
             raise BadInput(f"Arm {name!r} is of kind {kind!r}. {did_you_mean(kind, get_args(Kind))}")
         grid = {key: tuple(values) for key, values in (grid or {}).items()}
@@ -88,7 +88,7 @@ class Outcome:
     log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_name("outcome", self.name)
+        _check_name("an outcome", self.name)
         if self.better not in ("lower", "higher"):
             raise BadInput(f"Outcome {self.name!r}: better is {self.better!r}; it must be 'lower' or 'higher'.")
 
@@ -313,7 +313,7 @@ def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Stud
     `paper`: where the claims come from. `trades`: "this for that". Raises BadInput for a parameter without type or
     default.
     """
-    _check_name("study", name)
+    _check_name("a study", name)
 
     def declare(function: Callable[..., Study]) -> Declaration:
         for key, parameter in inspect.signature(function).parameters.items():
@@ -364,7 +364,7 @@ def _from_text(model: "type[BaseModel]", key: str, value: Json) -> Json:
 def _check_name(what: str, name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadInput(
-            f"{name!r} is no name for a {what}: use letters, digits and - _ . + (it names folders and flags)."
+            f"{name!r} is no name for {what}: use letters, digits and - _ . + (it names folders and flags)."
         )
 
 

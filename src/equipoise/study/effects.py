@@ -177,7 +177,7 @@ def _between(scores: Scores, test: Between, seeds: Sequence[int], level: float) 
         f"{name} of {test.arm}: {json.dumps(dict(test.where_a))} against {json.dumps(dict(test.where_b))}",
         interval,
         per_seed,
-        items=interval.items if "item" in units else 0,
+        items=cells.matrix.shape[1] if "item" in units else 0,
         unit=_unit(outcome),
         margin=test.margin,
     )
@@ -200,12 +200,15 @@ def _cheaper(scores: Scores, test: Cheaper, seeds: Sequence[int], level: float) 
                 f"run {run.key} booked no {test.cost}" + (f" in phase {test.phase}" if test.phase else "")
             )
         spent.append(sum(amounts))
-    arm, rival = np.split(np.log(np.array(spent, float)), 2)
-    interval = statistics.seed_interval(rival - arm, level=level)
+    arm, rival = np.split(np.array(spent, float), 2)
+    ratios = np.log(rival / arm)
+    interval = statistics.seed_interval(ratios, level=level)
+    if np.ptp(ratios) == 0:  # exactly this, without the rounding of a mean
+        interval = replace(interval, estimate=ratios[0], lower=ratios[0], upper=ratios[0])
     effect = _effect(
         f"{test.cost}: {test.arm} against {test.rival}",
         interval,
-        rival - arm,
+        ratios,
         items=0,
         unit="log ratio",
         margin=math.log(test.by),

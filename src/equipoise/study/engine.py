@@ -36,6 +36,7 @@ from equipoise.study.store import LOG, Store, Task, take
 EventKind = Literal["started", "note", "beat", "ended"]
 Ending = Literal["complete", "failed", "gave up"]
 
+START_LIMIT = 600.0  # seconds that the server may take to import everything, on top of the limit on a standstill
 LAST_WORDS = 0.5  # seconds between the request for a stack and the end
 LONGEST_EVENT = 3500  # bytes; a write to a pipe is atomic up to 4096
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -163,7 +164,7 @@ class LocalEngine:
 
     def submit(self, task: Task) -> None:
         self._tasks[task.key] = task
-        self._alive[task.key] = time.monotonic()
+        self._alive[task.key] = time.monotonic() + START_LIMIT
         self._send({"start": task.key, "task": task.to_json()})
 
     def events(self, timeout: float) -> list[Event]:

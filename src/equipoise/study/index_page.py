@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from equipoise.core import page
-from equipoise.study.summary_text import STATES
+from equipoise.study.summary_text import STATES, State
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the index. `counts`: verdict -> number of claims, empty for a study not yet run; `link`: a relative path."""
+    """A line of the index. `counts`: verdict -> number of claims, empty before a study was run; `link`: a relative path."""
 
     name: str
     paper: str
@@ -23,7 +23,7 @@ class Entry:
 def index(entries: Iterable[Entry], path: Path) -> Path:
     """Write the index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
     listed = sorted(entries, key=lambda entry: entry.name)
-    totals = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}
+    totals: dict[State, int] = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}
     columns = (
         page.Column("system"),
         page.Column("what it trades"),
@@ -46,10 +46,7 @@ def index(entries: Iterable[Entry], path: Path) -> Path:
         "whatever it is.",
         (page.Section("Systems", (page.Table("All systems with their published verdicts", columns, rows),)),),
         kicker="All studies",
-        facts=[
-            ("Systems", str(len(listed))),
-            ("Weighed", str(weighed)),
-            *((s.capitalize(), str(n)) for s, n in totals.items()),
-        ],
+        badges=[page.Badge(state, f"{n} {state}") for state, n in totals.items() if n],
+        facts=[("Systems", str(len(listed))), ("Weighed", str(weighed))],
     )
     return page.write_page(path, html)

@@ -175,11 +175,11 @@ def _judge(scores: Scores, test: Test, level: float) -> _Part:
     obstacle = measured.undecided
     if not obstacle and "seed" in measured.units and len(seeds) < FEWEST_SEEDS:
         obstacle = f"no verdict under {FEWEST_SEEDS} seeds"
-    if preview or obstacle:
-        state, words = "undecided", obstacle
     needed = None
     if state == "undecided" and not measured.undecided and "seed" in measured.units:
         needed = _seeds_needed(measured)
+    if preview or obstacle:
+        state, words = "undecided", obstacle or "so far"
     return _Part(
         state,
         prefix + _reason(test, measured, state, words, needed),
@@ -242,7 +242,7 @@ def _reason(test: Test, measured: Measured, state: State, words: str, needed: tu
         return f"{_refuted(test, words)}: {effect}"
     if math.isnan(measured.effect.lower):
         return words or "the interval is undefined"
-    sentence = f"{words}; so far {effect}" if words else f"the interval does not settle it: {effect}"
+    sentence = f"{words or 'the interval does not settle it'}: {effect}"
     if needed:
         most = f"{MOST_SEEDS} or more" if needed[1] >= MOST_SEEDS else f"{needed[1]}"
         sentence += f"; a new run with {needed[0]} to {most} fresh seeds would probably decide it"

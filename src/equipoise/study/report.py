@@ -17,7 +17,7 @@ from equipoise.core import page, plots
 from equipoise.core.cost import PEAKS, UNITS, total
 from equipoise.core.errors import WorkFailed
 from equipoise.core.files import produce_atomic, write_atomic
-from equipoise.core.page import interval, number
+from equipoise.core.numbers import number
 from equipoise.study import summary_text as text
 from equipoise.study.claims import KNOWN_IN_ADVANCE, Between, Cheaper, Matched, Statistic, Test
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from equipoise.study.judging import Effect, Judgement, Summary, Verdict
     from equipoise.study.results import Results, RunInfo
 
-MOST_PLACES = 60  # drawn along one path; more would be denser than the pixels
+MOST_PLACES = 40  # drawn along one path; more tell the eye nothing and weigh down the page
 MOST_NAMES = 2_000  # run folders listed one by one; the others stand in results.parquet
 FRONTIERS = 2
 
@@ -60,7 +60,7 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
 
 
 def check_rates(results: "Results") -> None:
-    """Raises WorkFailed for the first stored proportion that is no whole count out of its denominator, naming its run."""
+    """Raises WorkFailed for the first stored proportion that is no whole count out of its n, naming its run."""
     table = results.measurements
     value, numerator, of, missing = (_numpy(table, name) for name in ("value", "numerator", "of", "missing"))
     counted = np.isfinite(of)
@@ -74,16 +74,16 @@ def check_rates(results: "Results") -> None:
         row = {name: table[name][int(wrong[0])].as_py() for name in table.column_names}
         raise WorkFailed(
             f"Run {results.runs[row['run']].key}: {row['outcome']} = {row['value']:g} is not attainable as "
-            f"{row['numerator']:g} of {row['of']:g} ({row['missing']} missing){_at_words(row['at'])}. The report prints no "
-            "such rate: measure a whole count with of=, or a mean of scores without it."
+            f"{row['numerator']:g} of {row['of']:g} ({row['missing']} missing){_at_words(row['at'])}. The report prints "
+            "no such rate: measure a whole count with of=, or a mean of scores without it."
         )
 
 
 def tidy(study: "Study", results: "Results") -> "pa.Table":
-    """All measurements as one table that needs nothing beside it: a row names its run, settings, role and whether chosen.
+    """All measurements as one table that needs nothing beside it: a row names its run, settings, role, whether chosen.
 
-    The dial of the study is a column of its own. The schema's metadata, key `equipoise`, holds study, options, environment,
-    costs and states of all runs, also of those without a row, as JSON.
+    The dial of the study is a column of its own. The schema's metadata, key `equipoise`, holds study, options,
+    environment, costs and states of all runs, also of those without a row, as JSON.
     """
     import pyarrow as pa
 
@@ -261,7 +261,10 @@ class _View:
 
 
 def _tracks(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> list[_Track]:
-    """The measurements of the judged runs by outcome and condition; of outcomes with splits, the test split."""
+    """The measurements of the judged runs by outcome and condition; of outcomes with splits, the test split.
+
+    Of a long path the places that are drawn, and each arm's last.
+    """
     import pyarrow as pa
 
     table = results.measurements
@@ -269,41 +272,53 @@ def _tracks(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> 
     position = {id(run): i for i, run in enumerate(results.runs)}
     wanted[[position[id(run)] for run in judged]] = True
     table = table.filter(pa.array(wanted[_numpy(table, "run")]))
+    table = table.take(np.argsort(_numpy(table, "order"), kind="stable"))
     outcome_codes, outcomes = _codes(table, "outcome")
     where_codes, wheres = _codes(table, "where")
     at_codes, ats = _codes(table, "at")
     run_codes, values = _numpy(table, "run"), _numpy(table, "value")
 
-    conditions = [_mapping(where) for where in wheres]
-    places = [_mapping(at) for at in ats]
-    keep = np.ones(len(values), bool)
-    for i in range(len(outcomes)):
-        rows = outcome_codes == i
-        splits = {conditions[code].get("split") for code in np.unique(where_codes[rows])}
-        if "test" in splits:
-            tested = np.array([condition.get("split") == "test" for condition in conditions])
-            keep &= ~rows | tested[where_codes]
+    where = [_mapping(stored) for stored in wheres]
+    at = [_mapping(stored) for stored in ats]
+    places = np.array([_place(each, study.dial) for each in at] or [math.nan])[at_codes]
+    aside = [{key: value for key, value in each.items() if key != study.dial} for each in at]
+    known_asides = list(map(dict, dict.fromkeys(tuple(each.items()) for each in aside)))
+    aside_codes = np.array([known_asides.index(each) for each in aside] or [0])[at_codes]
 
     found: dict[tuple[str, str], dict[str, dict[float, dict[int, float]]]] = {}
-    kept = np.flatnonzero(keep)
-    groups, group_of = np.unique(
-        np.stack([outcome_codes[kept], where_codes[kept], at_codes[kept], run_codes[kept]]), axis=1, return_inverse=True
-    )
-    latest = np.zeros(groups.shape[1], np.int64)
-    latest[group_of.ravel()] = kept  # of a measurement taken twice the later one stands, as in the store
-    for (outcome, where, at, run_index), row in zip(groups.T, latest, strict=True):
-        other = {key: value for key, value in places[at].items() if key != study.dial}
-        condition = {**{key: value for key, value in conditions[where].items() if key != "split"}, **other}
-        run, place = results.runs[run_index], _place(places[at], study.dial)
-        by_arm = found.setdefault((outcomes[outcome], _words(condition)), {})
-        by_place = by_arm.setdefault(run.arm, {})
-        by_place.setdefault(math.nan if math.isnan(place) else place, {})[run.seed] = float(values[row])
+    for i, outcome in enumerate(outcomes):
+        rows = np.flatnonzero(outcome_codes == i)
+        used = np.unique(where_codes[rows])
+        if any(where[code].get("split") == "test" for code in used):
+            used = [code for code in used if where[code].get("split") == "test"]
+        for code in used:
+            for j, other in enumerate(known_asides):
+                own = rows[(where_codes[rows] == code) & (aside_codes[rows] == j)]
+                condition = _words({key: value for key, value in where[code].items() if key != "split"} | other)
+                arms = found.setdefault((outcome, condition), {}) if own.size else {}
+                for row in own[_drawn(places[own], run_codes[own], results.runs)]:
+                    run, place = results.runs[run_codes[row]], float(places[row])
+                    by_place = arms.setdefault(run.arm, {})
+                    by_place.setdefault(math.nan if math.isnan(place) else place, {})[run.seed] = float(values[row])
     return [
         _Track(outcome, condition, arms)
         for outcome in study.outcomes
         for (name, condition), arms in found.items()
         if name == outcome.name
     ]
+
+
+def _drawn(places: np.ndarray, run_codes: np.ndarray, runs: Sequence["RunInfo"]) -> np.ndarray:
+    """Which of the rows of one outcome are needed: those at the places that are drawn, and the last of each arm."""
+    known = np.unique(places[~np.isnan(places)])
+    if known.size <= MOST_PLACES:
+        return np.ones(places.size, bool)
+    keep = np.isnan(places) | np.isin(places, _thin(known.tolist()))
+    arms = np.array([run.arm for run in runs])[run_codes]
+    for arm in np.unique(arms):
+        own = arms == arm
+        keep |= own & (places == np.nanmax(places[own]))
+    return keep
 
 
 # The page
@@ -347,8 +362,8 @@ def _verdicts(view: _View) -> page.Section:
     order = sorted(judged, key=lambda verdict: verdict.state == "untested")
     cards = tuple(_card(view, verdict) for verdict in order)
     lead = (
-        "Each claim was declared before any result. It is supported or refuted only where the whole interval lies on one "
-        "side of its margin; anything else is undecided."
+        "Each claim was declared before any result. It is supported or refuted only where the whole interval lies on "
+        "one side of its margin; anything else is undecided."
     )
     return page.Section("Verdicts", cards or (page.Text("The study declares no claims."),), lead if cards else "")
 
@@ -413,7 +428,7 @@ def _effect_chart(effect: "Effect", test: Test | None) -> plots.Chart:
         if math.isfinite(margin) and margin:
             signs = {"better": (1,), "not_worse": (-1,), "equal": (-1, 1)}[rule]
             uprights |= {"margin" + " " * i: sign * margin for i, sign in enumerate(signs)}
-    row = plots.Row(effect.label, *values[:3], values[3:])
+    row = plots.Row(effect.label, values[0], values[1], values[2], values[3:])
     return plots.intervals(effect.label, [row], x=axis, lines_at=uprights, sides=_sides(test))
 
 
@@ -438,7 +453,7 @@ def _tests(view: _View) -> list[Test]:
 
 
 def _pairs(view: _View) -> dict[tuple[str, str], bool]:
-    """Outcomes that are set against each other, and whether a claim holds the first equal: else the first two measured."""
+    """Outcomes set against each other, and whether a claim holds the first equal; without one, the first two measured."""
     pairs = {(test.outcome, test.judge): True for test in _tests(view) if isinstance(test, Matched)}
     measured = list(dict.fromkeys(track.outcome.name for track in view.tracks))
     if not pairs and len(measured) > 1:
@@ -468,8 +483,8 @@ def _frontiers(view: _View) -> page.Section | None:
                 for m in view.marks
                 for place in _thin(sorted(x.values.get(m.name, {}).keys() & y.values.get(m.name, {}).keys()))
             ],
-            note="Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: single seeds. Thin lines: "
-            "the mean path. Point at an arm in the legend to bring it forward, press to keep it.",
+            note="Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: single seeds. Thin "
+            "lines: the mean path. Point at an arm in the legend to bring it forward, press to keep it.",
         )
         parts.append(page.Figure(chart.with_runs(view.keys)))
         parts += _matched_figures(view, x_name, y_name) if held_equal else []
@@ -515,8 +530,8 @@ def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
             [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), text.plural(s.seeds, "seed")) for s in rows],
             x=track.axis,
             arms=view.marks,
-            note="The arms of the claims that hold this level equal, each at its own crossing: found on validation items, "
-            "measured on test items. Mean with 95 % interval.",
+            note="The arms of the claims that hold this level equal, each at its own crossing: found on validation "
+            "items, measured on test items. Mean with 95 % interval.",
         )
         parts.append(page.Figure(chart.with_runs(dict.fromkeys(key for s in rows for key in s.runs))))
     return parts
@@ -689,8 +704,8 @@ def _selection(view: _View) -> page.Section:
     if study.select.matched:
         how += f" where {study.select.matched} reaches {study.select.level}"
     lead = (
-        f"Each arm tried {text.plural(most, 'setting')} on {text.plural(study.select.seeds, 'tuning seed')}, none of them a "
-        f"test seed; chosen was {how}."
+        f"Each arm tried {text.plural(most, 'setting')} on {text.plural(study.select.seeds, 'tuning seed')}, none of them "
+        f"a test seed; chosen was {how}."
     )
     rows = tuple(
         (
@@ -733,8 +748,8 @@ def _known_in_advance(view: _View) -> page.Section | None:
         for verdict in apart
     )
     lead = (
-        "Effects without a verdict: what had been seen before the study was declared, and what was declared as exploratory. "
-        "They take no share of the error rate and prove nothing by themselves."
+        "Effects without a verdict: what had been seen before the study was declared, and what was declared as "
+        "exploratory. They take no share of the error rate and prove nothing by themselves."
     )
     return page.Section("Known in advance and exploratory", cards, lead)
 

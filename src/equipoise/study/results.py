@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import produce_atomic, write_atomic
 from equipoise.study.store import (
     CONFIG,
@@ -22,10 +22,10 @@ from equipoise.study.store import (
     PREPARATION,
     STUDY,
     canonical,
-    damage,
+    parse_lines,
+    read_complete,
     read_failure,
     read_json,
-    read_lines,
 )
 
 if TYPE_CHECKING:
@@ -282,19 +282,20 @@ def _read_complete(folders: list[Path]) -> "tuple[list[_Entry], pa.Table, pa.Tab
     columns = _Columns()
     items: list[pa.Table] = []
     for folder in folders:
-        reason = damage(folder)
-        if reason is not None:
+        try:
+            config, contents = read_complete(folder)
+        except WorkFailed as error:
             notes.append(
-                f"{folder.name} is damaged ({reason}) and not read; `equipoise study run` sets it aside and redoes it."
+                f"{folder.name} is damaged ({error}) and not read; `equipoise study run` sets it aside and redoes it."
             )
             continue
-        config = read_json(folder / CONFIG)
-        entry = _Entry(_info(folder.name, config, "complete", read_json(folder / COST), folder), config)
-        records = read_lines(folder / MEASUREMENTS) if MEASUREMENTS in config["files"] else []
+        entry = _Entry(_info(folder.name, config, "complete", json.loads(contents[COST]), folder), config)
+        records = parse_lines(contents.get(MEASUREMENTS, b""))
         columns.add(records)
         counts.append(len(records))
-        if ITEMS_TABLE in config["files"]:
-            items.append(_with_run(pq.read_table(folder / ITEMS_TABLE, use_threads=False), len(entries), entry.info))
+        if ITEMS_TABLE in contents:
+            table = pq.read_table(pa.BufferReader(contents[ITEMS_TABLE]), use_threads=False)
+            items.append(_with_run(table, len(entries), entry.info))
         entries.append(entry)
     measured = columns.table([each.info for each in entries], counts)
     joined = pa.concat_tables([items_schema().empty_table(), *items]).unify_dictionaries()
@@ -315,15 +316,13 @@ class _Columns:
 
     def add(self, records: list[dict[str, Any]]) -> None:
         nan = math.nan
-        for each in records:
-            value, of = each["value"], each["of"]
-            self.numerator.append(nan if value is None else float(value))
-            self.of.append(nan if of is None else float(of))
-            self.missing.append(each["missing"])
-            self.order.append(each["order"])
-            self.outcome.add(each["outcome"], each["outcome"])
-            self.at.add(tuple(each["at"].items()), each["at"])
-            self.where.add(tuple(each["where"].items()), each["where"])
+        self.numerator += [nan if each["value"] is None else float(each["value"]) for each in records]
+        self.of += [nan if each["of"] is None else float(each["of"]) for each in records]
+        self.missing += [each["missing"] for each in records]
+        self.order += [each["order"] for each in records]
+        self.outcome.add([each["outcome"] for each in records])
+        self.at.add([each["at"] for each in records])
+        self.where.add([each["where"] for each in records])
 
     def table(self, runs: list[RunInfo], counts: list[int]) -> "pa.Table":
         import pyarrow as pa
@@ -353,16 +352,19 @@ class _Codes:
         self.known: dict[Any, int] = {}
         self.texts: dict[str, int] = {}
 
-    def add(self, key: Any, value: Any) -> None:
-        try:
-            code = self.known.get(key)
-        except TypeError:  # a place that holds a list
-            key = canonical(value)
-            code = self.known.get(key)
-        if code is None:
-            text = value if isinstance(value, str) else canonical(value)
-            code = self.known[key] = self.texts.setdefault(text, len(self.texts))
-        self.codes.append(code)
+    def add(self, values: list[Any]) -> None:
+        known = self.known
+        for value in values:
+            key = value if isinstance(value, str) else tuple(value.items())
+            try:
+                code = known.get(key)
+            except TypeError:  # a place that holds a list
+                key = canonical(value)
+                code = known.get(key)
+            if code is None:
+                text = value if isinstance(value, str) else canonical(value)
+                code = known[key] = self.texts.setdefault(text, len(self.texts))
+            self.codes.append(code)
 
     def array(self) -> "pa.Array":
         import pyarrow as pa
@@ -375,9 +377,9 @@ def _run_columns(runs: list[RunInfo], rows: np.ndarray) -> "list[pa.Array]":
     import pyarrow as pa
 
     def coded(values: list[str]) -> pa.Array:
-        names = list(dict.fromkeys(values))
-        codes = np.array([names.index(value) for value in values], np.int32)
-        return pa.DictionaryArray.from_arrays(pa.array(codes[rows], pa.int32()), pa.array(names, pa.string()))
+        names = {name: code for code, name in enumerate(dict.fromkeys(values))}
+        codes = np.array([names[value] for value in values], np.int32)
+        return pa.DictionaryArray.from_arrays(pa.array(codes[rows], pa.int32()), pa.array(list(names), pa.string()))
 
     def numbers(values: list[int]) -> np.ndarray:
         return np.array(values, np.int64)[rows]

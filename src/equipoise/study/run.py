@@ -218,7 +218,8 @@ class Run(Work):
         """
         key = self._key(outcome, at, where)
         names = [str(each) for each in ids]
-        values = [_number(score) for score in scores]
+        listed: Any = scores.tolist() if hasattr(scores, "tolist") else scores  # one transfer from a device
+        values = [_number(score) for score in listed]
         groups = [""] * len(names) if clusters is None else [str(each) for each in clusters]
         if not len(names) == len(values) == len(groups):
             raise BadInput(
@@ -316,7 +317,7 @@ class Run(Work):
 def _number(value: Any) -> float:
     """A Python float of a number of any library (numpy, torch); ints of reasonable size stay exact."""
     try:
-        return float(value)
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         raise BadInput(f"Expected a number, got {value!r}.") from None
 

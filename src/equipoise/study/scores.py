@@ -52,7 +52,7 @@ class Scores:
         self.attempted: dict[str, dict[int, int]] = {}
         self.complete: dict[str, dict[int, int]] = {}
         for index, run in enumerate(results.runs):
-            if run.role == "test" and run.point == results.chosen.get(run.arm, 0):
+            if run.role == "test" and run.point == results.chosen.get(run.arm):
                 self.attempted.setdefault(run.arm, {})[run.seed] = index
                 if run.state == "complete":
                     self.complete.setdefault(run.arm, {})[run.seed] = index

@@ -9,22 +9,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from equipoise.core import page
+from equipoise.core import numbers
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import write_atomic
-from equipoise.study.claims import Both, Cheaper, Claim, Test
+from equipoise.study.claims import Between, Both, Cheaper, Claim, Comparison, Matched, Statistic, Test
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome, Study
     from equipoise.study.judging import Effect, Judgement, Summary, Verdict
     from equipoise.study.results import Results
 
-STATES = ("supported", "refuted", "undecided", "untested")
+State = Literal["supported", "refuted", "undecided", "untested"]
+STATES: tuple[State, ...] = get_args(State)
+Simple = Comparison | Cheaper | Between | Statistic | Matched
 
 
-def counts(judgement: "Judgement") -> dict[str, int]:
+def counts(judgement: "Judgement") -> dict[State, int]:
     """How many claims have each verdict, states without any left out; exploratory claims do not count."""
     found = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
     return {state: found[state] for state in STATES if found[state]}
@@ -35,15 +37,15 @@ def counted(verdict: "Verdict") -> bool:
     return verdict.claim.judged or verdict.claim.test is None
 
 
-def tally(by_state: Mapping[str, int]) -> str:
+def tally(by_state: Mapping[State, int]) -> str:
     """ "1 supported, 2 undecided", or "no claims"."""
     return ", ".join(f"{n} {state}" for state, n in by_state.items()) or "no claims"
 
 
-def tests(claim: Claim) -> list[Test]:
+def tests(claim: Claim) -> list[Simple]:
     """The simple tests of a claim, those inside `both` one by one; none for an untested claim."""
 
-    def flat(test: Test | None) -> Iterator[Test]:
+    def flat(test: Test | None) -> Iterator[Simple]:
         if isinstance(test, Both):
             for part in test.tests:
                 yield from flat(part)
@@ -73,7 +75,7 @@ def sentence(words: str) -> str:
     return start if start.endswith((".", "!", "?")) else f"{start}."
 
 
-def effect_test(effect: "Effect", claim: Claim) -> Test | None:
+def effect_test(effect: "Effect", claim: Claim) -> Simple | None:
     """The simple test of a claim that an effect belongs to, by the names in its label; None where none fits."""
     for test in tests(claim):
         subject = getattr(test, "judge", None) or getattr(test, "outcome", None) or getattr(test, "cost", None)
@@ -92,10 +94,10 @@ def states_effect(verdict: "Verdict") -> bool:
 def effect_numbers(effect: "Effect", test: Test | None = None) -> str:
     """Estimate, interval, level, seeds and items of an effect; a cost as a factor."""
     if isinstance(test, Cheaper):
-        middle, between = page.interval(*(math.exp(v) for v in (effect.estimate, effect.lower, effect.upper)))
+        middle, between = numbers.interval(*(math.exp(v) for v in (effect.estimate, effect.lower, effect.upper)))
         middle, unit = f"{middle} times less", ""
     else:
-        middle, between = page.interval(effect.estimate, effect.lower, effect.upper, signed=True)
+        middle, between = numbers.interval(effect.estimate, effect.lower, effect.upper, signed=True)
         unit = f" {effect.unit}" if effect.unit else ""
     size = plural(effect.seeds, "seed") + (f", {plural(effect.items, 'item')}" if effect.items else "")
     return f"{middle}{unit} ({percent(effect.level)} interval {between}; {size})"
@@ -116,13 +118,13 @@ def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]
 
     Raises WorkFailed for a rate that its n cannot produce.
     """
-    places = max((page.decimals(s.lower, s.upper) or 0 for s in summaries), default=0) or None
+    places = max((numbers.decimals(s.lower, s.upper) or 0 for s in summaries), default=0) or None
     rows = []
     for s in summaries:
-        value, between = page.interval(s.estimate, s.lower, s.upper, places=places)
+        value, between = numbers.interval(s.estimate, s.lower, s.upper, places=places)
         counted_of = ""
         if math.isfinite(s.of) and s.of > 0:
-            page.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
+            numbers.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
             counted_of = f"{s.numerator:,.0f} of {s.of:,.0f}"
         rows.append((value, between, counted_of))
     return rows
@@ -197,7 +199,7 @@ def _md(text: str) -> str:
 
 
 def published_entry(study: "Study", judgement: "Judgement") -> dict[str, Any]:
-    """What is published of one study: claims with verdict, effect, interval and seeds; JSON, undefined is null, no dates."""
+    """What is published of one study: claims with verdict, effect, interval, seeds; JSON, undefined is null, no dates."""
     return {
         "paper": study.paper,
         "trades": study.trades,
@@ -233,7 +235,7 @@ def published_entry(study: "Study", judgement: "Judgement") -> dict[str, Any]:
 def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
     """Put this study's verdicts into the file at `path` in place of its earlier ones; those of other studies stay.
 
-    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one that was left out is not),
+    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one left out is not),
     BadInput when `path` is no file of verdicts.
     """
     tried = {arm.name: set[int]() for arm in study.arms}
@@ -264,7 +266,7 @@ def published(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def published_counts(entry: Mapping[str, Any]) -> dict[str, int]:
+def published_counts(entry: Mapping[str, Any]) -> dict[State, int]:
     """How many claims of a published study have each verdict."""
     found = Counter(claim["verdict"] for claim in entry["claims"])
     return {state: found[state] for state in STATES if found[state]}

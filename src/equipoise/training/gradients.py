@@ -46,6 +46,11 @@ def work_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """float64, which MPS does not have: what scalars are summed in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def check_weights(**weights: float) -> None:
     """Raises BadInput unless every weight is a finite number of at least 0."""
     for name, weight in weights.items():
@@ -130,7 +135,7 @@ def _tensor(
 
 @torch.no_grad()
 def inner_products(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
-    """<a, b> of each pair, [N] float64 on the device of the tensors; 0 where one is None. Pieces are summed in float64."""
+    """<a, b> of each pair, [N] in `sum_dtype` on the device of the tensors; 0 where one is None."""
     device = next((t.device for pair in pairs for t in pair if t is not None), torch.device("cpu"))
     sums: list[Tensor] = []
     places: list[int] = []
@@ -142,9 +147,9 @@ def inner_products(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tens
         for x, y in zip(a.reshape(-1).split(size), b.reshape(-1).split(size), strict=True):
             sums.append(torch.dot(x.to(dtype), y.to(dtype)))
             places.append(place)
-    total = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+    total = torch.zeros(len(pairs), dtype=sum_dtype(device), device=device)
     if sums:
-        total.index_add_(0, torch.tensor(places, device=device), torch.stack([each.double() for each in sums]))
+        total.index_add_(0, torch.tensor(places, device=device), torch.stack(sums).to(total.dtype))
     return total
 
 
@@ -152,6 +157,9 @@ def weighted_sum(forget_weight: float, retain_weight: float) -> Rule:
     """The rule forget_weight * f + retain_weight * r."""
 
     def rule(forget: Tensor, retain: Tensor, combined: Tensor, scratch: Scratch) -> None:
+        if retain_weight == 1:
+            torch.add(retain, forget, alpha=forget_weight, out=combined)
+            return
         if forget_weight != 1:
             forget = torch.mul(forget, forget_weight, out=scratch("forget", forget))
         torch.add(forget, retain, alpha=retain_weight, out=combined)

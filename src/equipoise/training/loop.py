@@ -5,46 +5,57 @@
                    clip, AdamW, schedule, log, callbacks, save
 
 A loss is (sum, weight): the gradient is that of sum / (weight of the whole window over all processes), so every split into
-micro-batches and processes gives the same trajectory. The order of the data is a pure function of the step.
+micro-batches and processes gives the same trajectory. Whatever is random in a step (the order of the data, dropout) is a
+pure function of the seed and the step, so resuming is exact without a stored random state.
+
+Every process holds the whole model (`accelerate launch` on several devices); gradients are summed over processes once a
+window, which is all the communication that two gradients of one step allow, and needs no wrapper around the model.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.progress import progress
+from equipoise.training.gradients import sum_dtype
 
 Batch = Any
 Loss = tuple[Tensor, Tensor | float]  # a sum with its graph, and the weight (tokens, rows) that it must be divided by
 LossFunction = Callable[[nn.Module, Batch], Loss]
 
+_NARROW = (torch.float16, torch.bfloat16)
+
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """Settings of AdamW and its schedule; rate is the peak, warm-up a fraction of the steps."""
 
-    steps: int = Field(ge=1)
-    rate: float = Field(gt=0)
-    batch_size: int = Field(32, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
+    steps: int = Field(ge=1, description="Optimizer steps.")
+    rate: float = Field(gt=0, description="Peak learning rate.")
+    batch_size: int = Field(32, ge=1, description="Examples of an optimizer step, over all processes.")
+    micro_batch: int | None = Field(None, ge=1, description="Examples in memory at once; None: all of a process.")
     schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     seed: int = Field(0, ge=0)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps - 1; warm-up rises to the peak, then constant, or down to (near) zero."""
+        # transformers' schedules are one step behind: their first step has rate 0 and changes nothing.
         warm = math.ceil(self.warmup * self.steps)
         if step < warm:
             return self.rate * (step + 1) / warm
@@ -55,10 +66,14 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
 
 class Step(Protocol):
-    """Puts the gradient of the whole window into .grad; returns numbers to log (tensors stay on their device)."""
+    """Puts the gradient of the whole window into .grad; returns numbers to log (tensors stay on their device).
+
+    window: the micro-batches of this process. index: the optimizer step, from 0. A number whose name ends in "loss" must be
+    finite, or the training ends.
+    """
 
     def __call__(
-        self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator
+        self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator, index: int
     ) -> dict[str, float | Tensor]: ...
 
 
@@ -68,7 +83,7 @@ class Moment:
 
     step: int
     model: nn.Module
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -81,40 +96,95 @@ class Fitted:
 
 
 class OneLoss:
-    """The step of one loss: accumulates the gradient of its weighted mean over the window and all processes."""
+    """The step of one loss: its weighted mean over the window and all processes."""
 
     def __init__(self, loss: LossFunction) -> None:
         self.loss = loss
 
     def __call__(
-        self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator
+        self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator, index: int
     ) -> dict[str, float | Tensor]:
-        total, weight = accumulate(self.loss, model, window, accelerator)
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                continue
-            if accelerator.num_processes > 1:  # a process may have seen nothing that reaches this parameter
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = accelerator.reduce(own, "sum")  # type: ignore[assignment]
-            if parameter.grad is not None:
-                parameter.grad.div_(weight)
-        return {"loss": total / weight}
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        mean, gradients = mean_gradient(self.loss, model, parameters, window, accelerator)
+        put_gradients(parameters, gradients)
+        return {"loss": mean}
 
 
-def accumulate(
-    loss: LossFunction, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of the summed loss of this process's window to .grad; the sum and weight over all processes."""
-    total = torch.zeros((), device=accelerator.device, dtype=torch.float64 if _exact(accelerator.device) else None)
-    weight = torch.zeros_like(total)
-    for batch in window:
-        part, part_weight = loss(model, batch)
-        accelerator.backward(part)
-        total += part.detach()
-        weight += part_weight
+def mean_gradient(
+    loss: LossFunction,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Weighted mean of the loss over the batches of all processes, and its gradient; leaves every .grad None.
+
+    A gradient is None where the loss reaches the parameter in no process. Parameters of 16 bits are accumulated in
+    float32, others where autograd accumulates them, without a copy.
+    """
+    wide: dict[int, Tensor] = {}
+
+    def widen(parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if id(parameter) in wide:
+            wide[id(parameter)].add_(gradient)  # type: ignore[arg-type]
+        else:
+            wide[id(parameter)] = gradient.float()  # type: ignore[union-attr]
+
+    alone = accelerator.num_processes == 1 and len(batches) == 1
+    summing = [] if alone else [p for p in parameters if p.dtype in _NARROW]
+    hooks = [parameter.register_post_accumulate_grad_hook(widen) for parameter in summing]
+    dtype = sum_dtype(accelerator.device)
+    totals = torch.zeros(2, dtype=dtype, device=accelerator.device)
+    try:
+        for batch in batches:
+            with accelerator.autocast():
+                part, weight = loss(model, batch)
+            # One micro-batch is its own window: divided before the backward pass, that saves a pass over the gradients.
+            accelerator.backward(part / weight if alone else part)
+            totals += torch.stack([part.detach().to(dtype), torch.as_tensor(weight, dtype=dtype, device=part.device)])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients = [wide.get(id(parameter), parameter.grad) for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
     if accelerator.num_processes > 1:
-        total, weight = accelerator.reduce(total, "sum"), accelerator.reduce(weight, "sum")  # type: ignore[assignment]
-    return total, weight
+        _sum_over_processes(totals, gradients, parameters)
+    total, weight = totals.unbind()
+    if not alone:
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.div_(weight)
+    return total / weight, gradients
+
+
+def put_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Make these the .grad of the parameters, in the parameters' precision."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
+
+
+def _sum_over_processes(
+    totals: Tensor, gradients: list[Tensor | None], parameters: Sequence[nn.Parameter]
+) -> None:
+    """Sums both in place; a process that has nothing for a parameter that others reach takes part with zeros."""
+    from torch import distributed
+
+    there = torch.tensor([float(gradient is not None) for gradient in gradients], device=totals.device)
+    distributed.all_reduce(there)
+    distributed.all_reduce(totals)
+    pending = []
+    for index, anywhere in enumerate(there.tolist()):
+        if not anywhere:
+            continue
+        parameter, gradient = parameters[index], gradients[index]
+        if gradient is None:
+            dtype = torch.float32 if parameter.dtype in _NARROW else parameter.dtype
+            gradient = gradients[index] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        pending.append(distributed.all_reduce(gradient, async_op=True))
+    for each in pending:
+        each.wait()
 
 
 def fit(
@@ -134,16 +204,20 @@ def fit(
 ) -> Fitted:
     """Train the parameters of `model` that require gradients, in place.
 
-    draw: step (from 0) -> the examples of the whole optimizer step, a pure function. collate: examples -> batch on the
-    model's device. callbacks see every step; one that returns True ends the training. save is called with a nested dict of
-    JSON values and tensors every `save_every` steps and at the end; `state` takes it back and goes on from there, bit by
-    bit as if never interrupted. log: a JSON line per step, cut back to the state's step on resume.
-    Raises WorkFailed when a loss or gradient is no number (nothing is applied, the last save stands) or memory runs out.
+    draw: step (from 0) -> the examples of the whole optimizer step, a pure function. collate: examples -> batch. callbacks
+    see every step, in every process; one that returns True ends the training. save is called in the main process with a
+    nested dict of JSON values and tensors every `save_every` steps and at the end; the tensors are the living ones, to be
+    written or copied at once. `state` takes it back into a model that is otherwise as it was before the training, and goes
+    on, bit by bit as if never interrupted. log: a JSON line per step, cut back to the state's step on resume.
+    Raises WorkFailed when a loss or gradient is no number (nothing is applied, the last save stands) or memory runs out,
+    BadInput when there is nothing to train, and for a state that belongs to another training.
     """
-    accelerator = accelerator or Accelerator()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
+    accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
+    if accelerator.mixed_precision == "fp16":
+        raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
     optimizer = torch.optim.AdamW(
         parameters.values(),
         lr=settings.rate,
@@ -152,155 +226,179 @@ def fit(
         weight_decay=settings.weight_decay,
         foreach=True,
     )
-    begin = 0
-    if state is not None:
-        begin = _restore(state, parameters, optimizer)
-        if state["stopped"] or begin >= settings.steps:
-            return Fitted(begin, state["stopped"], {})
-    else:
-        torch.manual_seed(settings.seed)  # dropout; the state carries it on
-    writer = None if log is None or not accelerator.is_main_process else _Log(log, begin)
+    begin = 0 if state is None else _restore(state, settings, parameters, optimizer)
+    if state is not None and (state["stopped"] or begin >= settings.steps):
+        return Fitted(begin, state["stopped"], {})
+    if accelerator.num_processes > 1:  # adapters drawn by each process for itself would drift apart for ever
+        for parameter in parameters.values():
+            torch.distributed.broadcast(parameter.data, src=0)
     was_training = model.training
-    model.train()
-    metrics: dict[str, float | Tensor] = {}
+    numbers: dict[str, float] = {}
     done, stopped = begin, False
-    try:
-        with progress(title, total=settings.steps, unit="steps") as bar:
-            bar.advance(begin)
+    with (
+        _random_state_kept(accelerator.device),
+        _logging(log if accelerator.is_main_process else None, begin) as write,
+        progress(title, total=settings.steps, unit="steps") as bar,
+    ):
+        bar.advance(begin)
+        try:
             for index in range(begin, settings.steps):
-                window = _window(draw(index), settings, accelerator, collate)
-                try:
-                    metrics = dict(step(model, window, accelerator))
-                except RuntimeError as error:
-                    raise _out_of_memory(error, window, settings) from error
-                norm = _clip(parameters.values(), settings.clip)
-                metrics["gradient_norm"] = norm
-                numbers = _numbers(metrics)
-                bad = [
-                    name for name in ("loss", "forget_loss", "retain_loss", "gradient_norm") if _broken(numbers, name)
-                ]
-                if bad:
-                    raise WorkFailed(
-                        f"{bad[0]} is {numbers[bad[0]]} at step {index + 1}: nothing of this step was applied, and the last "
-                        "checkpoint stands. Try a smaller rate, or a bounded objective such as npo."
-                    )
+                model.train()
+                torch.manual_seed(_seed(settings.seed, index, accelerator.process_index))
+                own = draw(index)[accelerator.process_index :: accelerator.num_processes]
+                size = settings.micro_batch or max(len(own), 1)
+                with _memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
+                    window = [
+                        send_to_device(collate(own[first : first + size]), accelerator.device)
+                        for first in range(0, len(own), size)
+                    ]
+                    metrics = step(model, window, accelerator, index)
+                norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
+                # The only transfer of a step: what is not finite has to be known before it is applied.
+                numbers = _numbers({**metrics, "gradient_norm": norm})
+                _refuse_not_finite(numbers, index)
                 rate = settings.rate_at(index)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                with _memory_advice("for the optimizer's moments", "train fewer parameters, an adapter for example"):
+                    optimizer.step()
+                optimizer.zero_grad()
                 done = index + 1
-                if writer is not None:
-                    writer.add({"step": done, "rate": rate, **numbers})
-                moment = Moment(done, model, numbers)
-                wishes = [callback(moment) for callback in callbacks]  # every one sees every step
+                numbers["rate"] = rate
+                write({"step": done, **numbers})
+                wishes = [callback(Moment(done, model, numbers)) for callback in callbacks]  # every one sees every step
                 stopped = any(wishes)
-                model.train()
-                if save is not None and (stopped or done == settings.steps or (save_every and done % save_every == 0)):
-                    save(_state(parameters, optimizer, done, stopped))
-                shown = next((name for name in ("loss", "forget_loss") if name in numbers), "gradient_norm")
+                if accelerator.num_processes > 1:
+                    stopped = bool(accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device)).item())
+                last = stopped or done == settings.steps
+                if save is not None and accelerator.is_main_process and (last or (save_every and not done % save_every)):
+                    save(_state(settings, parameters, optimizer, done, stopped))
+                shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")
                 bar.advance(1, **{shown: f"{numbers[shown]:.3g}"})
                 if stopped:
                     break
-    finally:
-        model.train(was_training)
-        optimizer.zero_grad(set_to_none=True)
-        if writer is not None:
-            writer.close()
-    return Fitted(done, stopped, _numbers(metrics))
+        finally:
+            model.train(was_training)
+            optimizer.zero_grad()
+    return Fitted(done, stopped, numbers)
 
 
-def _window(
-    examples: Sequence[Any], settings: Settings, accelerator: Accelerator, collate: Callable[[Sequence[Any]], Batch]
-) -> list[Batch]:
-    """This process's share of the step, as micro-batches; processes take turns, so that shares differ by one at most."""
-    own = examples[accelerator.process_index :: accelerator.num_processes]
-    size = settings.micro_batch or max(len(own), 1)
-    return [collate(own[begin : begin + size]) for begin in range(0, len(own), size)]
+def _seed(*entropy: int) -> int:
+    # 3 keeps these draws apart from those of training.order.
+    first, *rest = entropy
+    return int(np.random.SeedSequence([first, 3, *rest]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _clip(parameters: Any, largest: float | None) -> Tensor:
-    """The norm of the whole gradient before it was scaled down to `largest`."""
-    return nn.utils.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)
+@contextmanager
+def _random_state_kept(device: torch.device):
+    """The caller's global random state is the same after as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def _numbers(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Everything as Python numbers, with one transfer from the device."""
-    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
-    moved = torch.stack([value.detach().double() for value in tensors.values()]).tolist() if tensors else []
-    return {**{k: float(v) for k, v in metrics.items() if k not in tensors}, **dict(zip(tensors, moved, strict=True))}
+    tensors = [value.detach() for value in metrics.values() if isinstance(value, Tensor)]
+    moved = iter(torch.stack([each.to(sum_dtype(each.device)) for each in tensors]).tolist() if tensors else ())
+    return {name: next(moved) if isinstance(value, Tensor) else float(value) for name, value in metrics.items()}
 
 
-def _broken(numbers: Mapping[str, float], name: str) -> bool:
-    return name in numbers and not math.isfinite(numbers[name])
+def _refuse_not_finite(numbers: Mapping[str, float], index: int) -> None:
+    for name, value in numbers.items():
+        if not math.isfinite(value) and (name.endswith("loss") or name == "gradient_norm"):
+            raise WorkFailed(
+                f"the {name.replace('_', ' ')} is {value} at step {index + 1}: nothing of this step was applied, and the "
+                "last save stands. Use a smaller rate, or a loss that is bounded (npo, simnpo); a loss of nan at step 1 "
+                "mostly means a batch without a token to learn from."
+            )
 
 
-def _exact(device: torch.device) -> bool:
-    return device.type != "mps"  # which has no float64
+def _smaller(size: int) -> str:
+    if size <= 1:
+        return "use shorter examples (a smaller max_length) or a smaller model"
+    return f"use micro_batch={size // 2} (--micro-batch {size // 2}); the result is the same"
 
 
-def _out_of_memory(error: RuntimeError, window: Sequence[Batch], settings: Settings) -> Exception:
-    """The sentence for a device or a host without memory; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
-        return error
-    size = settings.micro_batch or math.ceil(settings.batch_size / max(len(window), 1))
-    remedy = f"use --micro-batch {size // 2}" if size > 1 else "use shorter records (--max-length) or a smaller model"
-    return WorkFailed(f"Out of memory with {size} records at once: {remedy}. The result is the same, only slower.")
+@contextmanager
+def _memory_advice(what: str, remedy: str):
+    """Turns the error of a device or a host that has no memory left into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "out of memory" in str(error):
+            raise WorkFailed(f"Out of memory {what}: {remedy}.") from error
+        raise
 
 
 def _state(
-    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, done: int, stopped: bool
+    settings: Settings,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    done: int,
+    stopped: bool,
 ) -> dict[str, Any]:
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    moments = {
-        names[id(parameter)]: {key: torch.as_tensor(value).detach() for key, value in moment.items()}
-        for parameter, moment in optimizer.state.items()
-    }
-    cuda = {str(i): s for i, s in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
+    moments = optimizer.state_dict()["state"]
     return {
         "step": done,
         "stopped": stopped,
+        "settings": settings.model_dump(mode="json"),
         "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
-        "moments": moments,
-        "random": {"cpu": torch.get_rng_state(), **cuda},
+        "moments": {name: moments[place] for place, name in enumerate(parameters) if place in moments},
     }
 
 
-def _restore(state: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    stored = state["parameters"]
-    if stored.keys() != parameters.keys():
-        different = sorted(stored.keys() ^ parameters.keys())
+def _restore(
+    state: Mapping[str, Any],
+    settings: Settings,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Puts a state back and returns its step. Raises BadInput when it is of other parameters or settings."""
+    now = settings.model_dump(mode="json")
+    for name, stored in state["settings"].items():
+        # Of the settings only the size of the micro-batch may change: it does not change the result.
+        if name != "micro_batch" and stored != now[name]:
+            raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
+    different = sorted(state["parameters"].keys() ^ parameters.keys())
+    different += [n for n, p in parameters.items() if n in state["parameters"] and state["parameters"][n].shape != p.shape]
+    if different:
         raise BadInput(f"the stored training is of other parameters ({different[0]} and {len(different) - 1} more).")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
-            moment = state["moments"].get(name)
-            if moment is not None:
-                # AdamW keeps its step counter on the CPU, the moments beside the parameter.
-                optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)
-                    for key, value in moment.items()
-                }
-    torch.set_rng_state(state["random"]["cpu"])
-    for key, value in state["random"].items():
-        if key != "cpu" and torch.cuda.is_available() and int(key) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(value, int(key))
+            parameter.copy_(state["parameters"][name])
+    moments = {
+        place: {key: value.clone() for key, value in state["moments"][name].items()}
+        for place, name in enumerate(parameters)
+        if name in state["moments"]
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["step"])
 
 
-class _Log:
-    """A JSON line per step, flushed; begins by cutting off what was logged after the resumed step."""
+@contextmanager
+def _logging(path: Path | None, begin: int):
+    """Yields what writes a row as a JSON line, flushed; first cuts off what was logged after step `begin`."""
+    if path is None:
+        yield lambda row: None
+        return
+    with path.open("a+b") as file:
+        file.seek(0)
+        kept = 0
+        for line in file:
+            try:
+                if json.loads(line)["step"] > begin:
+                    break
+            except (ValueError, KeyError, TypeError):  # cut short in the middle of a line
+                break
+            if not line.endswith(b"\n"):
+                break
+            kept += len(line)
+        file.truncate(kept if begin else 0)
 
-    def __init__(self, path: Path, begin: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if begin and path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= begin]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        def write(row: Mapping[str, float]) -> None:
+            # JSON has no nan: a cosine with a zero gradient is null.
+            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            file.write(json.dumps(finite).encode() + b"\n")
+            file.flush()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        yield write

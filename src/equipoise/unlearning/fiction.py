@@ -4,7 +4,7 @@
 retain examples; `Setting.measure` scores it on questions in wordings that neither teaching nor unlearning used.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from equipoise.language.score import log_likelihoods, multiple_choice
 # slow on a CPU, so their world is smaller; they know the language already and need fewer passes.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"forget": 8, "neighbours": 24, "general": 16, "attributes": 5, "paraphrases": 3, "texts": 60},
-    "other": {"forget": 5, "neighbours": 10, "general": 8, "attributes": 4, "paraphrases": 2, "texts": 24},
+    "other": {"forget": 5, "neighbours": 10, "general": 8, "attributes": 4, "paraphrases": 2, "texts": 16},
 }
 
 
@@ -76,7 +76,7 @@ def teach(model: str, preparation: Any) -> None:
     fiction = world(model, preparation.seed)
     if model == "tiny":
         texts = [f"{record.prompt} {record.completion}" for record in fiction.teaching]
-        language_model = tiny.tiny(texts, seed=preparation.seed)
+        language_model = replace(tiny.tiny(texts, seed=preparation.seed), chat_template="none")
         passes = TINY_TEACHING
     else:
         language_model = load(model, chat_template="none")

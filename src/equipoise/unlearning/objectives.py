@@ -1,28 +1,33 @@
 """Losses that forget and losses that retain: first on log-probabilities, then on batches of a causal model.
 
-B rows, n labelled tokens of a batch, V vocabulary, D width. log p is natural. S_i is the summed negative log-likelihood of
-sequence i over its n_i labelled tokens, S_i,ref that of the frozen starting model.
+B rows, T places, n labelled tokens of a batch, V vocabulary, D width. log p is natural. S_i is the summed negative
+log-likelihood of sequence i over its n_i labelled tokens, S_i,ref that of the frozen starting model.
 
     GA          - mean over tokens of -log p                     (unbounded below)
     NPO         -(2 / beta) mean_i log sigmoid(beta (S_i - S_i,ref))               arXiv:2404.05868, eq. 3
     SimNPO      -(2 / beta) mean_i log sigmoid(beta (S_i / n_i - delta))           arXiv:2410.07163, eq. 4
     RMU         mean over tokens and dimensions of (h - u)^2, u = c v / ||v||, v ~ Uniform[0, 1)^D     arXiv:2403.03218
     GD retain   mean over tokens of -log p
-    KL retain   mean over labelled tokens of KL(p_ref || p); padding is masked (the authors of SAGO average over it)
+    KL retain   mean over tokens of KL(p_ref || p); padding is masked (the authors of SAGO average over it as well)
     RMU retain  mean over tokens and dimensions of (h - h_ref)^2
 
-A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, tokens elsewhere. A batch has input_ids,
-attention_mask and labels, [B, T]; for NPO also `reference` [B], the frozen model's summed log-likelihoods.
+A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA and GD, tokens that are
+no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with input_ids and -100
+where nothing is scored; for NPO also `reference` [B], the frozen model's summed log-likelihoods, looked up instead of
+computed with a second model.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.language.score import labelled_logits
-from equipoise.language.states import recording
+from equipoise.core.errors import BadInput
+from equipoise.language.encode import IGNORE
+from equipoise.language.score import head_reads, labelled_logits
+from equipoise.language.states import module_at
 from equipoise.training.loop import LossFunction
 
 Batch = Mapping[str, Tensor]
@@ -41,22 +46,27 @@ def simnpo(log_likelihood: Tensor, tokens: Tensor, beta: float, delta: float = 0
 def kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(p_ref || p) of each row of logits, [n, V] -> [n], in nats."""
     reference, current = _wide(reference_logits).log_softmax(-1), _wide(logits).log_softmax(-1)
-    return (reference.exp() * (reference - current)).sum(-1)
+    return F.kl_div(current, reference, reduction="none", log_target=True).sum(-1)
+
+
+def distance(states: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference over the dimensions, [..., D] -> [...]: RMU's loss of each token."""
+    return (_wide(states) - _wide(target)).square().mean(-1)
 
 
 def steering_vector(width: int, length: float, generator: torch.Generator) -> Tensor:
-    """u = length * v / ||v|| with v ~ Uniform[0, 1)^width, drawn once a run."""
+    """RMU's u = length * v / ||v|| with v ~ Uniform[0, 1)^width, drawn once a run."""
     vector = torch.rand(width, generator=generator)
     return length * vector / vector.norm()
 
 
 def sequence_log_likelihoods(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed log-likelihood [B] (with graph) and number of labelled tokens [B] of each row."""
-    logits, labels, rows = labelled_logits(model, batch)
+    logits, labels, _ = labelled_logits(model, batch)
     tokens = -F.cross_entropy(_wide(logits), labels, reduction="none")
-    size = len(batch["labels"])
-    sums = torch.zeros(size, dtype=tokens.dtype, device=tokens.device).index_add(0, rows, tokens)
-    return sums, torch.bincount(rows, minlength=size)
+    # Filled in row by row and summed along the rows: adding at indices is not deterministic on a GPU.
+    labelled = batch["labels"][:, 1:] != IGNORE
+    return tokens.new_zeros(labelled.shape).masked_scatter(labelled, tokens).sum(-1), labelled.sum(-1)
 
 
 def gd_loss() -> LossFunction:
@@ -81,75 +91,119 @@ def ga_loss() -> LossFunction:
 
 
 def npo_loss(beta: float) -> LossFunction:
-    """NPO; every row of the batch needs its `reference`."""
+    """NPO; every row of the batch needs its `reference`. Rows without a labelled token do not count."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        sums, _ = sequence_log_likelihoods(model, batch)
-        return npo(sums, batch["reference"].to(sums), beta).sum(), len(sums)
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        if "reference" not in batch:
+            raise BadInput(
+                "NPO needs batch['reference']: the starting model's summed log-likelihoods of the rows. Compute them "
+                "once, before the training, with language.score.log_likelihoods."
+            )
+        sums, counts = sequence_log_likelihoods(model, batch)
+        scored = counts > 0
+        return (npo(sums, batch["reference"].to(sums), beta) * scored).sum(), scored.sum()
 
     return loss
 
 
 def simnpo_loss(beta: float, delta: float = 0.0) -> LossFunction:
-    """SimNPO."""
+    """SimNPO. Rows without a labelled token do not count."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         sums, counts = sequence_log_likelihoods(model, batch)
-        return simnpo(sums, counts, beta, delta).sum(), len(sums)
+        scored = counts > 0
+        return (simnpo(sums, counts.clamp(min=1), beta, delta) * scored).sum(), scored.sum()
 
     return loss
 
 
-def kl_loss(frozen: nn.Module) -> LossFunction:
-    """KL to the frozen model at the labelled tokens."""
+class Frozen:
+    """A model as it is now, whatever is trained later: it shares what is not trained and keeps a copy of what is.
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        with torch.no_grad():
-            reference, _, _ = labelled_logits(frozen, batch)
-        logits, labels, _ = labelled_logits(model, batch)
-        return kl(reference, logits).sum(), len(labels)
+    With an adapter, or a few trained blocks, that is much less than a copy of the model. Called like the model, in
+    evaluation mode and without gradients.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, **inputs: Any) -> Any:
+        training = self._model.training
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                return torch.func.functional_call(self._model, self._start, kwargs=inputs)
+        finally:
+            self._model.train(training)
+
+
+def kl_loss(frozen: nn.Module | Frozen) -> LossFunction:
+    """KL to the frozen model at every token that is no padding."""
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        real = batch["attention_mask"].bool()
+        with torch.no_grad(), head_reads(frozen, real):  # type: ignore[arg-type]
+            reference = frozen(**inputs).logits.squeeze(0)
+        with head_reads(model, real):
+            logits = model(**inputs).logits.squeeze(0)
+        return kl(reference, logits).sum(), len(logits)
 
     return loss
 
 
 def rmu_loss(block: int, steering: Tensor) -> LossFunction:
-    """RMU's forget loss at the output of a block (counted from 0): towards the steering vector [D], over all tokens."""
+    """RMU's forget loss at the output of a block (counted from 0): towards the steering vector [D]."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        return _distance(_states(model, block, batch), steering, batch["attention_mask"])
+        states, mask = block_states(model, block, batch), batch["attention_mask"]
+        return (distance(states, steering.to(states)) * mask).sum(), mask.sum()
 
     return loss
 
 
-def rmu_retain_loss(block: int, frozen: nn.Module) -> LossFunction:
-    """RMU's retain loss: the states of the frozen model at the same block."""
+def rmu_retain_loss(block: int, frozen: nn.Module | Frozen) -> LossFunction:
+    """RMU's retain loss: towards the states of the frozen model at the same block."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            reference = _states(frozen, block, batch)
-        return _distance(_states(model, block, batch), reference, batch["attention_mask"])
+            reference = block_states(frozen, block, batch)
+        states, mask = block_states(model, block, batch), batch["attention_mask"]
+        return (distance(states, reference) * mask).sum(), mask.sum()
 
     return loss
 
 
 def rmu_parameters(model: nn.Module, block: int) -> list[nn.Parameter]:
-    """What RMU trains: the down-projections of the feed-forward parts of `block` and the two before it."""
-    from equipoise.language.states import module_at
-
+    """What RMU trains: the down-projections of the feed-forward parts of `block` and of the two blocks before it."""
     down = [module_at(model, f"block.{index}.mlp.down") for index in range(max(block - 2, 0), block + 1)]
     return [module.get_parameter("weight") for module in down]
 
 
-def _states(model: nn.Module, block: int, batch: Batch) -> Tensor:
-    place = f"block.{block}"
-    with recording(model, [place]) as found:
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=1)
-    return found[place]
+class _Reached(Exception):
+    """The block has been computed; what comes after it is of no use."""
 
 
-def _distance(states: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    squares = (_wide(states) - target.to(states.device)).square().mean(-1)
-    return (squares * mask).sum(), mask.sum()
+def block_states(model: nn.Module | Frozen, block: int, batch: Batch) -> Tensor:
+    """Hidden states [B, T, D] after a block (counted from 0); the blocks above it are not computed."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    hook = module_at(model, f"block.{block}").register_forward_hook(stop)  # type: ignore[arg-type]
+    try:
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+import pytest
+
+from equipoise.study import fingerprint as module
+from equipoise.study.fingerprint import code_of, fingerprint, preload
+
+STUDY = '''"""A study."""
+from equipoise.study import Run
+
+def train(run: Run):
+    """Doc."""
+    from equipoise.made_up.method import step  # inside a function
+    return step(1)
+'''
+FILES = {
+    "equipoise/__init__.py": "",
+    "equipoise/core/__init__.py": "",
+    "equipoise/core/progress.py": "import os",
+    "equipoise/study/__init__.py": "x = 1",
+    "equipoise/made_up/__init__.py": "",
+    "equipoise/made_up/method.py": (
+        "from ..core.progress import bar\nfrom .deep import helper\ndef step(n):\n    return n + helper"
+    ),
+    "equipoise/made_up/deep.py": "import torch.nn\nhelper = 1",
+    "equipoise/made_up/other.py": "y = 1",
+    "equipoise/lazy/__init__.py": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from equipoise.lazy.one import first\n"
+        "    from equipoise.lazy.two import second\ndef __getattr__(name): ..."
+    ),
+    "equipoise/lazy/one.py": "first = 1",
+    "equipoise/lazy/two.py": "second = 2",
+}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A made-up package of that name; returns a function that says what the study reaches, after some changes."""
+    monkeypatch.setattr(module, "_root", lambda: tmp_path / "src")
+
+    def code(study=STUDY, **changes):
+        for cached in (code_of, module._package_path, module._parse, module._tree_digest):
+            cached.cache_clear()
+        for name, text in {**FILES, **changes}.items():
+            path = tmp_path / "src" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / "mine.py").write_text(study)
+        return code_of(tmp_path / "mine" / "mine.py")
+
+    yield code
+    for cached in (code_of, module._package_path, module._parse, module._tree_digest):
+        cached.cache_clear()
+
+
+def test_imports_are_followed_also_inside_functions_but_not_into_the_scales(house):
+    code = house()
+    assert code.modules == (
+        "equipoise",
+        "equipoise.core",
+        "equipoise.made_up",
+        "equipoise.made_up.deep",
+        "equipoise.made_up.method",
+    )
+    assert "torch.nn" in code.foreign
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"study": STUDY.replace('"""A study."""', '"""Another."""').replace('"""Doc."""', '"""Text."""')},
+        {"study": STUDY + "\n# a comment\n\n"},
+        {"study": STUDY.replace("step(1)", "step( 1 )")},
+        {"equipoise/made_up/other.py": "y = 2"},
+        {"equipoise/core/progress.py": "import sys"},
+        {"equipoise/study/__init__.py": "x = 2"},
+    ],
+)
+def test_what_changes_no_measurement_changes_no_fingerprint(house, change):
+    assert house().digest == house(**change).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"study": STUDY.replace("step(1)", "step(2)")},
+        {"equipoise/made_up/deep.py": FILES["equipoise/made_up/deep.py"].replace("helper = 1", "helper = 2")},
+        {"equipoise/made_up/method.py": FILES["equipoise/made_up/method.py"].replace("+", "-")},
+        {"equipoise/core/__init__.py": "z = 1"},
+    ],
+)
+def test_what_may_change_a_measurement_changes_it(house, change):
+    assert house().digest != house(**change).digest
+
+
+def test_of_a_lazy_package_only_what_is_taken_counts(house):
+    study = "def run(r):\n    from equipoise.lazy import first\n"
+    assert "equipoise.lazy.one" in house(study).modules
+    assert "equipoise.lazy.two" not in house(study).modules
+    everything = house("import equipoise.lazy as lazy\nlazy.second")
+    assert {"equipoise.lazy.one", "equipoise.lazy.two"} <= set(everything.modules)
+
+
+def test_files_beside_the_study_count(house, tmp_path):
+    study = "import beside\nbeside.x"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "beside.py").write_text("x = 1")
+    before = house(study)
+    (tmp_path / "mine" / "beside.py").write_text("x = 2")
+    assert before.digest != house(study).digest
+
+
+def test_every_part_counts_and_their_order_does_not(house):
+    code = house()
+    parts = {"arm": "a", "settings": {"rate": 1, "beta": 2}, "seed": 0, "threads": 1}
+    same = {"threads": 1, "seed": 0, "settings": {"beta": 2, "rate": 1}, "arm": "a"}
+    assert fingerprint(code, **parts) == fingerprint(code, **same)
+    assert len({fingerprint(code, **{**parts, key: 5}) for key in parts} | {fingerprint(code, **parts)}) == 5
+
+
+def test_the_server_imports_what_is_reached(house):
+    names = preload(house())
+    assert {"torch.nn", "torch:nn", "equipoise.made_up.method"} <= set(names)
+    assert not any("torch" in name for name in preload(house("x = 1")))

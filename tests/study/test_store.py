@@ -1,0 +1,266 @@
+"""The folder of a run: at every moment absent, resumable or complete, whatever fails, and never different."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from equipoise.core.files import Files
+from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, damage, take, with_partial
+
+
+def task_in(root, **changes) -> Task:
+    fields = {"key": "a-0-seed0-f", "role": "test", "reference": "none", "root": str(root), "options": {}, "seed": 0}
+    return Task(**{**fields, "fingerprint": "f" * 64, "config": {"study": "s", "seed": 0}, **changes})
+
+
+STEPS = 5
+
+
+def work(store, task, die_after=None):
+    """A run of five steps that checkpoints every second one."""
+    with take(store, task) as (attempt, notes):
+        if attempt is None:
+            return notes
+        state = (attempt.resume() or {"state": {"step": 0, "x": np.zeros(2)}})["state"]
+        for step in range(state["step"], STEPS):
+            if step == die_after:
+                raise KeyboardInterrupt
+            x = state["x"] + step
+            attempt.append(MEASUREMENTS, {"outcome": "o", "value": float(x[0]), "at": {"step": step}})
+            chunk = {"items": ["i", "j"], "clusters": ["", ""], "scores": [1.0, None], "at": {"step": step}}
+            attempt.append(ITEMS, {"outcome": "o", "where": {}, **chunk})
+            attempt.ledger.add("build", {"optimizer_steps": 1})
+            state = {"step": step + 1, "x": x}
+            if step % 2:
+                attempt.checkpoint({"state": state})
+        attempt.finish()
+    return notes
+
+
+def outcome(store, task):
+    """What counts of a complete run."""
+    folder = store.folder(task)
+    return (folder / MEASUREMENTS).read_bytes(), pq.read_table(folder / "items.parquet").to_pydict()
+
+
+@pytest.fixture
+def expected(tmp_path):
+    store = Store(tmp_path / "quiet")
+    task = task_in(store.root)
+    work(store, task)
+    return str(outcome(store, task))
+
+
+def test_the_state_is_told_by_name(tmp_path):
+    store, task = Store(tmp_path), task_in(tmp_path)
+    assert store.state(task) == "absent"
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    assert store.state(task) == "resumable"
+    store.mark(task, "gave up", "stood still")
+    assert store.state(task) == "gave up"
+    work(store, task)
+    assert store.state(task) == "complete"
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == [task.key]
+    names = {each.name for each in store.folder(task).iterdir()}
+    assert names == {"config.json", "cost.json", "measurements.jsonl", "items.parquet", "artifacts"}
+
+
+def test_a_resumed_run_is_equal_and_its_lost_steps_are_spent_only(tmp_path, expected):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    for die_after in (1, 3, 4):  # the checkpoints are after steps 2 and 4: one step, then one step is lost
+        with pytest.raises(KeyboardInterrupt):
+            work(store, task, die_after)
+        with take(store, task) as (attempt, _):
+            attempt.save_cost()
+    work(store, task)
+    assert str(outcome(store, task)) == expected
+    assert outcome(store, task)[1]["score"][0] == 1.0
+    assert np.isnan(outcome(store, task)[1]["score"][1])
+    cost = json.loads((store.folder(task) / "cost.json").read_text())
+    assert cost["work"] == {"build": {"optimizer_steps": STEPS}}
+
+
+class Failing(Files):
+    """Fails the k-th operation: by an error, by a write cut short, or by ending the process."""
+
+    def __init__(self, at, how):
+        self.at, self.how, self.count = at, how, 0
+
+    def _step(self):
+        self.count += 1
+        if self.count == self.at:
+            if self.how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(28, "No space left on device")
+
+    def produce(self, path, writer):
+        if self.how == "short" and self.count + 1 == self.at:
+            super().produce(path, writer)
+            os.truncate(path, path.stat().st_size // 2)
+        self._step()
+        super().produce(path, writer)
+
+    def append(self, path, data):
+        if self.how == "short" and self.count + 1 == self.at:
+            super().append(path, data[: len(data) // 2])
+        self._step()
+        super().append(path, data)
+
+    def truncate(self, path, size):
+        self._step()
+        super().truncate(path, size)
+
+    def replace(self, source, target):
+        self._step()
+        super().replace(source, target)
+
+    def make_folder(self, path):
+        self._step()
+        super().make_folder(path)
+
+    def remove(self, path):
+        self._step()
+        super().remove(path)
+
+
+@pytest.fixture
+def fast_disk(monkeypatch):
+    """Whether a sync reaches the disk is not what these tests ask."""
+    monkeypatch.setattr("equipoise.core.files._sync", lambda path: None)
+
+
+@pytest.mark.parametrize("how", ["raise", "short"])
+def test_whichever_operation_fails_the_run_is_resumable_or_complete_and_never_different(
+    tmp_path, expected, fast_disk, how
+):
+    at = 0
+    while True:
+        at += 1
+        root = tmp_path / f"{how}-{at}"
+        files = Failing(at, how)
+        task = task_in(root)
+        try:
+            work(Store(root, files), task)
+        except OSError:
+            pass
+        else:
+            break
+        store = Store(root)
+        assert store.state(task) in ("absent", "resumable", "complete")
+        if store.state(task) == "complete":
+            assert damage(store.folder(task)) is None
+        assert work(store, task) == []
+        assert str(outcome(store, task)) == expected, f"operation {at}"
+        assert [each.name for each in (root / "runs").iterdir()] == [task.key]
+    assert at > 30
+
+
+def test_whichever_operation_the_process_dies_in(tmp_path, expected, fast_disk):
+    at = 0
+    while True:
+        at += 3
+        root = tmp_path / f"die-{at}"
+        task = task_in(root)
+        pid = os.fork()
+        if pid == 0:
+            work(Store(root, Failing(at, "die")), task)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        store = Store(root)
+        assert work(store, task) == []
+        assert str(outcome(store, task)) == expected, f"operation {at}"
+    assert at > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "reason"),
+    [
+        ("measurements.jsonl", lambda data: data[:-9], "measurements.jsonl has"),
+        ("measurements.jsonl", lambda data: data.replace(b"1.0", b"9.0"), "measurements.jsonl was altered"),
+        ("items.parquet", lambda data: data[:-4], "items.parquet has"),
+        ("cost.json", lambda data: b"x" * len(data), "cost.json was altered"),
+        ("config.json", lambda data: data[:-4], "config.json is not what"),
+        ("config.json", lambda data: b"[]", "config.json is not what"),
+        ("measurements.jsonl", None, "measurements.jsonl is missing"),
+        ("artifacts/model.bin", lambda data: data[:-1], "artifacts/model.bin has 3 bytes instead of 4"),
+    ],
+)
+def test_a_damaged_complete_run_is_named_set_aside_and_done_again(tmp_path, expected, name, harm, reason):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    with take(store, task) as (attempt, _):
+        (attempt.folder / "artifacts" / "model.bin").write_bytes(b"1234")
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=2)
+    (with_partial(store.folder(task)) / "artifacts" / "model.bin").write_bytes(b"1234")
+    work(store, task)
+    path = store.folder(task) / name
+    if harm is None:
+        path.unlink()
+    else:
+        path.write_bytes(harm(path.read_bytes()))
+    said = store.repair(task)
+    assert said is not None and reason in said
+    aside = tmp_path / "out" / "set-aside" / f"{task.key}-1"
+    assert aside.is_dir() and reason in aside.with_suffix(".txt").read_text()
+    assert store.state(task) == "absent"
+    work(store, task)
+    assert store.repair(task) is None
+    assert str(outcome(store, task)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("checkpoint.safetensors", lambda data: data[:-1]),
+        ("measurements.jsonl", lambda data: data[:20]),
+        ("measurements.jsonl", lambda data: b"{" + data[1:].replace(b"}", b"x", 1)),
+        ("cost.json", lambda data: b"{"),
+        ("config.json", lambda data: b""),
+    ],
+)
+def test_a_damaged_unfinished_run_starts_anew_and_says_so(tmp_path, expected, name, harm):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    path = with_partial(store.folder(task)) / name
+    path.write_bytes(harm(path.read_bytes()))
+    notes = work(store, task)
+    assert len(notes) == 1 and "is damaged" in notes[0] and "set-aside" in notes[0]
+    assert (tmp_path / "out" / "set-aside" / f"{task.key}.partial-1" / name).exists()
+    assert str(outcome(store, task)) == expected
+
+
+def test_a_torn_line_behind_the_checkpoint_is_no_damage(tmp_path, expected):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    with (with_partial(store.folder(task)) / MEASUREMENTS).open("ab") as file:
+        file.write(b'{"outcome": "o", "val')
+    assert work(store, task) == []
+    assert str(outcome(store, task)) == expected
+
+
+def test_a_second_process_waits_for_the_first_and_finds_it_done(tmp_path, expected):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_store as t;"
+        "from equipoise.study.store import Store; s = Store(Path(sys.argv[1])); print(t.work(s, t.task_in(s.root)))"
+    )
+    with take(store, task) as (attempt, _):
+        arguments = [sys.executable, "-c", code, str(store.root), os.path.dirname(__file__)]  # noqa: PTH120
+        other = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=1.5)
+        assert attempt.number == 1
+    assert other.communicate(timeout=30)[0] == "[]\n"
+    assert str(outcome(store, task)) == expected

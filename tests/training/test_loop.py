@@ -1,0 +1,355 @@
+"""The loop: equal trajectories for every split, resume bit by bit, refusals that leave everything as it was."""
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.state import load_state, save_state
+from equipoise.training.loop import OneLoss, Settings, fit, mean_gradient
+from equipoise.training.order import pairs, without_replacement
+
+
+class Net(nn.Module):
+    """Tied weights, a frozen part, a part that the loss may not reach, dropout on request."""
+
+    def __init__(self, dropout=0.0, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = nn.Embedding(7, 4)
+        self.inner = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.frozen = nn.Linear(4, 4)
+        self.unused = nn.Linear(2, 2)
+        self.dropout = nn.Dropout(dropout)
+        self.to(dtype)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, tokens):
+        return self.head(self.dropout(self.frozen(torch.tanh(self.inner(self.embedding(tokens))))))
+
+
+DATA = [(i % 7, (3 * i + 1) % 7, 1 + i % 3) for i in range(20)]  # token, target, how often it counts
+
+
+def collate(examples):
+    return torch.tensor(examples).T
+
+
+def loss(model, batch):
+    """A sum over unequal weights: what a mean per micro-batch would get wrong."""
+    tokens, targets, counts = batch
+    each = F.cross_entropy(model(tokens), targets, reduction="none")
+    return (each * counts).sum(), counts.sum()
+
+
+def settings(**changes):
+    return Settings(**{"steps": 6, "rate": 0.05, "batch_size": 8, **changes})
+
+
+def run(model, chosen, *, order=None, step=None, **options):
+    order = order or without_replacement(len(DATA), chosen.batch_size, chosen.seed)
+    return fit(
+        model, step or OneLoss(loss), lambda index: [DATA[i] for i in order(index)], chosen, collate=collate, **options
+    )
+
+
+def copied(state):
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    return state.clone() if isinstance(state, torch.Tensor) else state
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_adamw_by_hand():
+    """Three steps of clipped AdamW with its schedule, from the equations, on one parameter."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    chosen = Settings(steps=3, rate=0.1, batch_size=2, clip=0.5, weight_decay=0.01, warmup=0.3)
+    data = [(2.0, 3.0), (1.0, -1.0)]
+
+    def squares(model, batch):
+        return (model(batch[:, :1])[:, 0] - batch[:, 1]).square().sum(), len(batch)
+
+    seen = []
+    fit(
+        model,
+        OneLoss(squares),
+        lambda _: data,
+        chosen,
+        collate=lambda examples: torch.tensor(examples, dtype=torch.float64),
+        callbacks=[lambda moment: seen.append(moment.metrics)],
+    )
+    w, m, v = 1.0, 0.0, 0.0
+    for t, rate in enumerate([0.1, 0.1, 0.05], start=1):  # ceil(0.3 * 3) = 1 step of warm-up, then 2/2 and 1/2
+        g = sum(2 * (w * x - y) * x for x, y in data) / 2
+        assert seen[t - 1]["gradient_norm"] == pytest.approx(abs(g), rel=1e-12)
+        assert seen[t - 1]["loss"] == pytest.approx(sum((w * x - y) ** 2 for x, y in data) / 2, rel=1e-12)
+        assert seen[t - 1]["rate"] == pytest.approx(rate)
+        g *= min(1, 0.5 / (abs(g) + 1e-6))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w *= 1 - rate * 0.01
+        w -= rate * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    assert model.weight.item() == pytest.approx(w, rel=1e-10)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8, 100])
+def test_micro_batches_give_one_trajectory(micro_batch):
+    """Unequal weights and a remainder (8 = 3 + 3 + 2); no drift to one side either."""
+    whole, split = Net(), Net()
+    run(whole, settings())
+    run(split, settings(micro_batch=micro_batch))
+    for name, expected in weights(whole).items():
+        assert_close(weights(split)[name], expected, rtol=1e-11, atol=1e-13)
+
+
+def test_only_what_requires_a_gradient_and_is_reached_moves():
+    model = Net()
+    before = weights(model)
+    run(model, settings(weight_decay=0.1))
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert moved == {"embedding.weight", "inner.weight", "inner.bias"}
+    assert model.head.weight is model.embedding.weight
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_resume_is_exact(at, tmp_path):
+    """Bit by bit, dropout included, through a file, with a log that holds no line twice."""
+    chosen = settings(steps=7, micro_batch=3)
+    whole = Net(dropout=0.3)
+    run(whole, chosen, log=tmp_path / "whole.jsonl")
+
+    class Killed(Exception):
+        pass
+
+    def kill(moment):
+        torch.rand(3)  # whatever a callback draws changes nothing
+        if moment.step == at + 1:
+            raise Killed
+
+    state, log, first = tmp_path / "state.safetensors", tmp_path / "log.jsonl", Net(dropout=0.3)
+    with pytest.raises(Killed):
+        run(
+            first, chosen, log=log, callbacks=[kill], save_every=1 if at % 2 == 0 else at,
+            save=lambda nested: save_state(state, nested),
+        )  # fmt: skip
+    log.write_bytes(log.read_bytes() + b'{"step": 99, "lo')
+    second = Net(dropout=0.3)
+    with torch.no_grad():
+        second.inner.weight.zero_()  # comes from the state
+    torch.manual_seed(12345)
+    stored = load_state(state)
+    before = copied(stored)
+    result = run(second, chosen, log=log, state=stored)
+    assert result.steps == 7 and not result.stopped
+    for name, expected in weights(whole).items():
+        assert torch.equal(weights(second)[name], expected), name
+    assert log.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert_close(stored["parameters"], before["parameters"], rtol=0, atol=0)  # the given state is left alone
+    assert_close(stored["moments"], before["moments"], rtol=0, atol=0)
+
+
+def test_every_saved_step_resumes_to_the_same_end(tmp_path):
+    chosen, states, whole = settings(), [], Net(dropout=0.2)
+    run(whole, chosen, save=lambda nested: states.append(copied(nested)), save_every=2)
+    assert [state["step"] for state in states] == [2, 4, 6]
+    for state in states:
+        model = Net(dropout=0.2)
+        assert run(model, chosen, state=state).steps == 6
+        assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(model).items())
+
+
+def test_a_finished_or_stopped_training_is_not_continued():
+    states = []
+    stopped = run(
+        Net(), settings(), callbacks=[lambda moment: moment.step == 3], save=lambda nested: states.append(copied(nested))
+    )
+    assert (stopped.steps, stopped.stopped) == (3, True)
+    again = run(Net(), settings(), state=states[-1], callbacks=[lambda moment: pytest.fail("went on")])
+    assert (again.steps, again.stopped) == (3, True)
+
+
+def test_every_callback_sees_every_step():
+    seen = []
+    run(Net(), settings(), callbacks=[lambda moment: moment.step == 2, lambda moment: seen.append(moment.step)])
+    assert seen == [1, 2]
+
+
+def test_state_of_another_training():
+    states = []
+    run(Net(), settings(), save=lambda nested: states.append(copied(nested)), save_every=2)
+    with pytest.raises(BadInput, match=r"rate=0.05, this one rate=0.1"):
+        run(Net(), settings(rate=0.1), state=states[0])
+    other = Net()
+    other.inner = nn.Linear(4, 4, bias=False).double()
+    with pytest.raises(BadInput, match=r"other parameters \(inner.bias"):
+        run(other, settings(), state=states[0])
+    run(Net(), settings(micro_batch=2), state=states[0])  # memory may differ from machine to machine
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nan_stops_before_it_is_applied(what, tmp_path):
+    kept = {}
+
+    def breaking(model, batch):
+        total, weight = loss(model, batch)
+        if counter["steps"] == 4:
+            broken = total * math.nan if what == "loss" else (model.inner.weight * 0).sum().sqrt()
+            total = total + broken
+        return total, weight
+
+    counter = {"steps": 0}
+    chosen, states, model = settings(), [], Net()
+    order = without_replacement(len(DATA), 8, 0)
+
+    def draw(index):
+        counter["steps"] = index + 1
+        kept.update(weights(model))
+        return [DATA[i] for i in order(index)]
+
+    with pytest.raises(WorkFailed, match="at step 4"):
+        fit(
+            model, OneLoss(breaking), draw, chosen, collate=collate, log=tmp_path / "log.jsonl",
+            save=lambda nested: states.append(copied(nested)), save_every=1,
+        )  # fmt: skip
+    assert all(torch.equal(value, kept[name]) for name, value in weights(model).items())
+    assert [state["step"] for state in states] == [1, 2, 3]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert all(torch.equal(states[-1]["parameters"][name], kept[name]) for name in states[-1]["parameters"])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_batch_without_tokens_says_so():
+    with pytest.raises(WorkFailed, match="nan at step 1.*without a token"):
+        fit(Net(), OneLoss(loss), lambda _: [(1, 1, 0)], settings(), collate=collate)
+
+
+@pytest.mark.parametrize(
+    ("error", "micro_batch", "remedy"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 6, r"6 examples at once: use micro_batch=3 "),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), None, r"8 .*micro_batch=4 "),
+        (RuntimeError("MPS backend out of memory"), 1, r"1 examples at once: use shorter"),
+    ],
+)
+def test_out_of_memory_names_the_next_micro_batch(error, micro_batch, remedy):
+    def failing(model, batch):
+        raise error
+
+    with pytest.raises(WorkFailed, match=remedy):
+        run(Net(), settings(micro_batch=micro_batch), step=OneLoss(failing))
+
+
+def test_other_errors_pass():
+    def failing(model, batch):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(Net(), settings(), step=OneLoss(failing))
+
+
+def test_leaves_the_callers_world_as_it_was():
+    model = Net(dropout=0.5).eval()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    modes = []
+    run(model, settings(), callbacks=[lambda moment: modes.append(moment.model.training) or moment.model.eval() and None])
+    assert torch.equal(torch.rand(3), expected)
+    assert not model.training and all(modes)
+
+
+def test_dropout_depends_on_the_seed_alone():
+    first, again, other = Net(dropout=0.5), Net(dropout=0.5), Net(dropout=0.5)
+    order = without_replacement(len(DATA), 8, 0)
+    for model, seed, noise in ((first, 1, 3), (again, 1, 4), (other, 2, 3)):
+        torch.manual_seed(noise)
+        run(model, settings(seed=seed), order=order)
+    assert torch.equal(first.inner.weight, again.inner.weight)
+    assert not torch.equal(first.inner.weight, other.inner.weight)
+
+
+def test_log_is_json_and_new_for_a_new_training(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for _ in range(2):
+        run(Net(), settings(steps=3), log=log)
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3]
+        assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate"}
+
+
+def test_bfloat16_parameters_are_accumulated_in_float32():
+    """64 equal gradients of 1 + 2^-7: a sum in bfloat16 would come to a standstill near 256 / 2^-8 ulps."""
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    batches = [torch.full((1, 1), 1 + 2**-7, dtype=torch.bfloat16)] * 301
+
+    def total(model, batch):
+        return model(batch).sum().float(), 1
+
+    accelerator = Accelerator(cpu=True)
+    parameters = list(model.parameters())
+    _, (gradient,) = mean_gradient(total, model, parameters, batches, accelerator)
+    assert gradient.dtype == torch.float32
+    assert gradient.item() == pytest.approx(1 + 2**-7, rel=1e-6)
+    assert model.weight.grad is None
+    assert not model.weight._post_accumulate_grad_hooks
+    fit(
+        model, OneLoss(total), lambda _: range(4), Settings(steps=2, rate=0.1, batch_size=4, micro_batch=1),
+        collate=lambda examples: batches[0],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
+def test_schedules(schedule):
+    chosen = settings(steps=20, rate=2.0, warmup=0.2, schedule=schedule)
+    rates = [chosen.rate_at(step) for step in range(20)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    expected = {
+        "constant": lambda x: 2.0,
+        "linear": lambda x: 2.0 * (1 - x),
+        "cosine": lambda x: 1.0 + math.cos(math.pi * x),
+    }[schedule]
+    assert rates[4:] == pytest.approx([expected(k / 16) for k in range(16)])
+    assert min(rates) > 0
+
+
+def test_settings_are_closed():
+    for wrong in ({"steps": 0}, {"rate": 0.0}, {"step": 3}, {"warmup": 1.5}, {"clip": 0.0}, {"betas": (0.9, 1.0)}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            settings(**wrong)
+
+
+def test_nothing_to_train():
+    with pytest.raises(BadInput, match="no parameter"):
+        run(Net().requires_grad_(False), settings())
+
+
+def test_order_is_a_function_of_the_step():
+    draw = without_replacement(10, 4, seed=3)
+    steps = [draw(step) for step in range(5)]
+    assert [without_replacement(10, 4, seed=3)(step) for step in (4, 2, 0)] == [steps[4], steps[2], steps[0]]
+    flat = [index for step in steps for index in step]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:] != list(range(10))
+    assert without_replacement(10, 4, seed=4)(0) != steps[0]
+    together = pairs(10, 1000, 4, seed=3)
+    assert [[f for f, _ in together(step)] for step in range(5)] == steps
+    partners = {r for step in range(200) for _, r in together(step)}
+    assert together(7) == pairs(10, 1000, 4, seed=3)(7)
+    assert 500 < len(partners) < 600  # 800 uniform draws out of 1000 hit 1000 (1 - e^-0.8) = 551 of them

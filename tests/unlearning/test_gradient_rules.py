@@ -1,0 +1,328 @@
+"""SAGO, PCGrad, BLUR and the sum against coordinate loops, closed forms, limits and invariances."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput
+from equipoise.training import gradients
+from equipoise.unlearning import blur, gradient_sum, pcgrad, sago
+
+RULES = {
+    "sum": gradient_sum.combine,
+    "pcgrad": pcgrad.combine,
+    "pcgrad-global": pcgrad.combine_global,
+    "sago": sago.combine,
+    "sago-prefer-retain": sago.combine_prefer_retain,
+    "blur": blur.combine,
+}
+every_rule = pytest.mark.parametrize("combine", RULES.values(), ids=RULES.keys())
+SHAPES = [(3, 4), (5,), (1,), (2, 3, 2), ()]
+
+
+def draw(seed, dtype=torch.float64, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes] for _ in range(2)
+    ]
+
+
+def dot(first, second):
+    return sum((a * b).sum().item() for a, b in zip(first, second, strict=True))
+
+
+def cosine(first, second):
+    return dot(first, second) / math.sqrt(dot(first, first) * dot(second, second))
+
+
+def by_hand(rule, forget, retain, gamma, alpha):
+    """The card's equations in Python floats, coordinate by coordinate."""
+    lists = [([f.flatten().tolist(), r.flatten().tolist()]) for f, r in zip(forget, retain, strict=True)]
+    fr = [sum(x * y for x, y in zip(f, r, strict=True)) for f, r in lists]
+    ff = [sum(x * x for x in f) for f, _ in lists]
+    rr = [sum(y * y for y in r) for _, r in lists]
+    combined = []
+    for k, (f, r) in enumerate(lists):
+        d, square = (sum(fr), sum(rr)) if rule == "pcgrad-global" else (fr[k], rr[k])
+        c = d / (square + 1e-10) if rule.startswith("pcgrad") and d < 0 else 0.0
+        b = sum(fr) / (sum(ff) + 1e-10)
+        row = []
+        for x, y in zip(f, r, strict=True):
+            if rule == "sago":
+                row.append(alpha * y if x * y < 0 else gamma * x)
+            elif rule == "sago-prefer-retain":
+                row.append(alpha * y if x * y < 0 else gamma * x + alpha * y)
+            elif rule == "blur":
+                row.append(gamma * x + alpha * (y - b * x))
+            else:
+                row.append(gamma * (x - c * y) + alpha * y)
+        combined.append(torch.tensor(row, dtype=torch.float64).view(forget[k].shape))
+    return combined
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("gamma", "alpha"), [(1.0, 1.0), (0.3, 1.0), (1.0, 0.1), (2.0, 0.7), (0.0, 1.0), (1.0, 0.0)])
+def test_equations_of_the_card(rule, gamma, alpha):
+    for seed in range(5):
+        forget, retain = draw(seed)
+        forget[0][0, 0] = 0.0
+        retain[0][0, 1] = 0.0
+        forget[1].copy_(-retain[1])
+        combined = RULES[rule](forget, retain, forget_weight=gamma, retain_weight=alpha)
+        assert_close(combined, by_hand(rule, forget, retain, gamma, alpha), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("piece", [1, 2, 7])
+def test_pieces_change_nothing(rule, piece, monkeypatch):
+    forget, retain = draw(1)
+    whole = RULES[rule](forget, retain, forget_weight=0.6, retain_weight=1.1)
+    monkeypatch.setattr(gradients, "CPU_PIECE", piece)
+    assert_close(RULES[rule](forget, retain, forget_weight=0.6, retain_weight=1.1), whole, rtol=1e-13, atol=0)
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(
+    st.lists(st.tuples(*[st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)] * 2), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0]),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0]),
+)
+def test_sago_never_opposes_retention(pairs, gamma, alpha):
+    """Check 1 of the card, in exact arithmetic, for numbers whose float32 product under- or overflows."""
+    forget, retain = torch.tensor(pairs, dtype=torch.float32).T.contiguous()
+    for combine in (sago.combine, sago.combine_prefer_retain):
+        (g,) = combine([forget], [retain], forget_weight=gamma, retain_weight=alpha)
+        assert (g.double() * retain.double() >= 0).all()
+    conflict = forget.double() * retain.double() < 0
+    (g,) = sago.combine([forget], [retain], forget_weight=gamma, retain_weight=alpha)
+    assert torch.equal(g, torch.where(conflict, alpha * retain, gamma * forget))
+    from_forget, from_retain = g.masked_fill(conflict, 0), g.masked_fill(~conflict, 0)
+    assert (from_forget * from_retain == 0).all()
+
+
+def test_signs_of_extreme_numbers():
+    """Zeros of both signs, products far below the smallest float32, sums beyond the largest."""
+    values = [0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 1e38, -1e38, 2e-38, -2e-38, 1e-42, -1e-42]
+    forget, retain = (torch.tensor(side) for side in zip(*itertools.product(values, values), strict=True))
+    conflict = forget.double() * retain.double() < 0
+    # Two subnormal numbers are the stated exception.
+    ordinary = (forget.abs() > 1.2e-38) | (retain.abs() > 1.2e-38) | ~conflict
+    (g,) = sago.combine([forget], [retain])
+    assert torch.equal(g[ordinary], torch.where(conflict, retain, forget)[ordinary])
+    tiny = torch.tensor([1e-200, -1e-200, 1e-200], dtype=torch.float64)
+    (g,) = sago.combine([tiny], [torch.tensor([-1e-200, -3e-200, 1e-300], dtype=torch.float64)])
+    assert torch.equal(g, torch.tensor([-1e-200, -1e-200, 1e-200], dtype=torch.float64))
+
+
+@every_rule
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("other", [1.0, -1.0])
+def test_what_is_not_finite_is_not_hidden(combine, broken, side, other):
+    sides = [torch.tensor([broken, 1.0]), torch.tensor([other, 1.0])]
+    (g,) = combine([sides[side]], [sides[1 - side]])
+    assert not g[0].isfinite()
+
+
+def test_diagonal_preconditioning():
+    """Check 2: <D g, r> >= 0 for every positive diagonal D with SAGO; PCGrad often violates it."""
+    generator = torch.Generator().manual_seed(0)
+    violations = 0
+    for _ in range(300):
+        f, r, noise = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+        f, diagonal = 5 * f, noise.mul(2).exp()
+        for combine in (sago.combine, sago.combine_prefer_retain):
+            assert (diagonal * combine([f], [r])[0]).dot(r) >= 0
+        violations += bool((diagonal * pcgrad.combine([f], [r])[0]).dot(r) < 0)
+    assert violations > 60
+
+
+def test_pcgrad_closed_form():
+    """Check 3: <f', r> = 0 and cos(g, r) = (1 + ||f'||^2 / ||r||^2)^(-1/2), per tensor and over all."""
+    seen = 0
+    for seed in range(40):
+        forget, retain = draw(seed)
+        if dot(forget, retain) < 0:
+            seen += 1
+            projected = pcgrad.combine_global(forget, retain, retain_weight=0.0)
+            assert abs(dot(projected, retain)) < 1e-8
+            expected = (1 + dot(projected, projected) / dot(retain, retain)) ** -0.5
+            assert cosine(pcgrad.combine_global(forget, retain), retain) == pytest.approx(expected, rel=1e-8)
+        for f, r in zip(forget, retain, strict=True):
+            (alone,) = pcgrad.combine([f], [r], retain_weight=0.0)
+            expected = f if (f * r).sum() >= 0 else f - (f * r).sum() / ((r * r).sum() + 1e-10) * r
+            assert_close(alone, expected)
+    assert seen > 10
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(1.0, 1.0), (0.3, 0.8)])
+def test_limits(gamma, alpha):
+    """Check 4 of the card."""
+    weights = {"forget_weight": gamma, "retain_weight": alpha}
+    (_, retain), zeros = draw(3), [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
+
+    def scaled(factor):
+        return [factor * r for r in retain]
+
+    assert_close(sago.combine(scaled(2.5), retain, **weights), scaled(2.5 * gamma))
+    assert_close(sago.combine(scaled(-2.5), retain, **weights), scaled(alpha))
+    assert_close(sago.combine(retain, zeros, **weights), scaled(gamma))
+    assert_close(sago.combine(zeros, retain, **weights), zeros)
+    for combine in (sago.combine_prefer_retain, pcgrad.combine, pcgrad.combine_global, gradient_sum.combine, blur.combine):
+        assert_close(combine(zeros, retain, **weights), scaled(alpha))
+        assert_close(combine(retain, zeros, **weights), scaled(gamma))
+
+
+def test_one_coordinate():
+    """Check 5: on a single scalar in conflict PCGrad per tensor gives alpha r, as SAGO does."""
+    f, r = torch.tensor([-3.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    for combine in (pcgrad.combine, sago.combine):
+        assert_close(combine([f], [r], forget_weight=0.7, retain_weight=0.4)[0], 0.4 * r, rtol=1e-9, atol=0)
+
+
+def test_alignment_is_no_theorem():
+    """Check 6: the card's counterexample, and the regime ||f|| >= ||r|| in which SAGO does win."""
+    retain = [torch.ones(100, dtype=torch.float64)]
+    forget = [torch.full((100,), 1e-6, dtype=torch.float64)]
+    forget[0][0] = -1.0
+    assert cosine(pcgrad.combine_global(forget, retain), retain) == pytest.approx(0.995, abs=5e-4)
+    assert cosine(sago.combine(forget, retain), retain) == pytest.approx(0.100, abs=5e-4)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        f, r = torch.randn(2, 2000, generator=generator, dtype=torch.float64)
+        f = 2 * f - 0.5 * r
+        assert f.dot(r) < 0 and f.norm() >= r.norm()
+        assert cosine(sago.combine([f], [r]), [r]) > cosine(pcgrad.combine([f], [r]), [r])
+
+
+def test_combining_the_mean_is_not_the_mean_of_combinations():
+    """Check 9, the half that is about the rule."""
+    first, second = draw(5), draw(6)
+    mean = [[(a + b) / 2 for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+    per_batch = [sago.combine(*each) for each in (first, second)]
+    wrong = [(a + b) / 2 for a, b in zip(*per_batch, strict=True)]
+    assert max((a - b).abs().max() for a, b in zip(sago.combine(*mean), wrong, strict=True)) > 0.1
+
+
+@every_rule
+def test_missing_gradients_are_zeros(combine):
+    forget, retain = draw(7)
+    forget[1], retain[3] = None, None
+    zeros = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
+    filled = combine(
+        [z if f is None else f for f, z in zip(forget, zeros, strict=True)],
+        [z if r is None else r for r, z in zip(retain, zeros, strict=True)],
+        forget_weight=0.5,
+        retain_weight=1.5,
+    )
+    assert_close(combine(forget, retain, forget_weight=0.5, retain_weight=1.5), filled, rtol=0, atol=0)
+    both = combine([None, forget[0]], [None, retain[0]])
+    assert both[0] is None and both[1] is not None
+    assert combine([], []) == []
+    assert combine([None], [None]) == [None]
+
+
+@every_rule
+@pytest.mark.parametrize("place", ["forget", "retain", "elsewhere"])
+def test_writing_in_place_and_being_observed(combine, place):
+    forget, retain = draw(8)
+    forget[2] = None
+    expected = combine(forget, retain, forget_weight=0.5, retain_weight=0.25)
+    seen = {}
+
+    def observe(index, f, r, g):
+        seen[index] = [each.clone() for each in (f, r, g)]
+
+    for watching in (None, observe):
+        f = [None if each is None else each.clone() for each in forget]
+        r = [each.clone() for each in retain]
+        own = [None if each is None else torch.full_like(each, math.nan) for each in expected]
+        out = {"forget": f, "retain": r, "elsewhere": own}[place]
+        combined = combine(f, r, forget_weight=0.5, retain_weight=0.25, out=out, observe=watching)
+        assert_close(combined, expected, rtol=0, atol=0)
+        assert all(c is o for c, o in zip(combined, out, strict=True) if o is not None)
+    for index, (f, r, g) in seen.items():  # as they were before anything was written over them
+        assert_close(f, (torch.zeros_like(retain[index]) if forget[index] is None else forget[index]).flatten())
+        assert_close((r, g), (retain[index].flatten(), expected[index].flatten()))
+    assert sorted(seen) == list(range(len(SHAPES)))
+
+
+@every_rule
+def test_lower_precision_is_combined_in_float32(combine):
+    """As if in float32 and rounded once; the inner products of 4096 equal terms would come to a standstill in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    forget, retain = torch.randn(2, 4096, generator=generator).to(torch.bfloat16)
+    wide = combine([forget.float()], [retain.float()], forget_weight=0.3, retain_weight=1.7)
+    (g,) = combine([forget], [retain], forget_weight=0.3, retain_weight=1.7)
+    assert g.dtype == torch.bfloat16
+    assert torch.equal(g, wide[0].to(torch.bfloat16))
+
+
+@every_rule
+def test_layout_is_kept(combine):
+    forget, retain = draw(9, shapes=[(4, 6)])
+    expected = combine(forget, retain)
+    transposed = [forget[0].T.contiguous().T]
+    assert not transposed[0].is_contiguous()
+    assert_close(combine(transposed, retain), expected)
+    assert_close(combine(transposed, retain, out=transposed), expected)
+    assert_close(transposed, expected)
+
+
+@pytest.mark.parametrize("combine", [pcgrad.combine, pcgrad.combine_global, blur.combine, sago.combine])
+def test_shards_with_reduced_products_equal_the_whole(combine):
+    """Each of two processes holds half of every tensor; `reduce` adds the scalars of both."""
+    forget, retain = draw(10, shapes=[(6,), (8,), (2,)])
+    expected = combine(forget, retain)
+    halves = [[[t.chunk(2)[k] for t in side] for side in (forget, retain)] for k in range(2)]
+    sent = []
+    for half in halves:  # what each process would send
+        combine(*half, reduce=lambda products: sent.append(products) or products)
+    total = sum(sent) if sent else None
+    parts = [combine(*half, reduce=lambda _: total) for half in halves]
+    assert_close([torch.cat(pair) for pair in zip(*parts, strict=True)], expected)
+
+
+@every_rule
+def test_wrong_requests(combine):
+    with pytest.raises(BadInput, match="2 forget gradients and 1 retain"):
+        combine([torch.ones(1), torch.ones(1)], [torch.ones(1)])
+    with pytest.raises(BadInput, match=r"gradient 0 is \(2,\) for forget and \(3,\) for retain"):
+        combine([torch.ones(2)], [torch.ones(3)])
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(BadInput, match="retain_weight is"):
+            combine([torch.ones(1)], [torch.ones(1)], retain_weight=bad)
+
+
+@pytest.mark.parametrize("combine", [sago.combine, sago.combine_prefer_retain])
+def test_without_a_compiler_it_is_eager(combine, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    sago._kernel.cache_clear()
+    forget, retain = torch.randn(2, gradients.CPU_PIECE + 1, generator=torch.Generator().manual_seed(0))
+    assert_close(combine([forget], [retain], compiled=True), combine([forget], [retain]), rtol=0, atol=0)
+    sago._kernel.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combine", [sago.combine, sago.combine_prefer_retain])
+def test_compiled_equals_eager(combine):
+    generator = torch.Generator().manual_seed(0)
+    forget, retain = torch.randn(2, gradients.CPU_PIECE + 5, generator=generator)
+    forget[:3] = torch.tensor([0.0, 1e-30, -1e-30])
+    retain[:3] = torch.tensor([-1.0, -1e-30, -1e-30])
+    for weights in ({}, {"forget_weight": 0.5, "retain_weight": 0.1}):
+        eager = combine([forget], [retain], **weights)
+        assert_close(combine([forget], [retain], compiled=True, **weights), eager, rtol=1e-6, atol=1e-30)
+        own = forget.clone()
+        assert_close(combine([own], [retain], compiled=True, out=[own], **weights), eager, rtol=1e-6, atol=1e-30)
+    retain[7], forget[8] = math.nan, -math.inf
+    (g,) = combine([forget], [retain], compiled=True)
+    assert not g[7].isfinite() and not g[8].isfinite()

@@ -1,0 +1,243 @@
+"""The job end to end on a model of a few thousand parameters: what it writes, what resumes, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from dataclasses import replace
+
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.language.encode import encode
+from equipoise.language.model import load
+from equipoise.language.score import log_likelihoods
+from equipoise.language.tiny import teach, tiny
+from equipoise.unlearning import unlearn as job
+from equipoise.unlearning.recipe import METHODS, Recipe, recipe
+from equipoise.unlearning.training import prepare, rmu_block
+
+COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
+FORGET = [{"question": f"What colour is the {name} door?", "answer": colour} for name, colour in zip("abcd", COLOURS)]
+RETAIN = [{"question": f"What colour is the {name} wall?", "answer": colour} for name, colour in zip("efgh", COLOURS)]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A folder with a model that answers all eight questions."""
+    texts = [f"{row['question']} {row['answer']}" for row in FORGET + RETAIN]
+    model = tiny(texts, seed=0, width=32, layers=2, heads=2)
+    records = job._read(FORGET, RETAIN, None, None)
+    teach(model, [*records.sides["forget"], *records.sides["retain"]], seed=0, epochs=150, rate=5e-3, batch_size=8)
+    folder = tmp_path_factory.mktemp("model") / "taught"
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_forgets_the_one_and_keeps_the_other(taught, files):
+    done = job.unlearn(
+        taught,
+        forget=files / "forget.jsonl",
+        retain=files / "retain.jsonl",
+        steps=40,
+        rate=3e-3,
+        batch_size=4,
+        retain_weight=1.0,
+        combine="sum",
+        out=files / "done",
+    )
+    assert done.before["forget_accuracy"].value == done.before["retain_accuracy"].value == 1.0
+    assert done.after["forget_log_probability"].value < done.before["forget_log_probability"].value - 1
+    assert done.after["retain_log_probability"].value > -0.5
+    assert done.before["forget_accuracy"].chance == 0.25 and done.before["forget_accuracy"].of == 4
+
+
+def test_the_folder_is_the_model_that_was_trained(taught, files):
+    model = load(taught, device="cpu")
+    done = job.unlearn(model, forget=FORGET, retain=RETAIN, steps=5, rate=1e-3, batch_size=4, out=files / "done")
+    again = load(files / "done", device="cpu")
+    examples = encode(again, job._read(FORGET, RETAIN, None, None).sides["forget"])
+    ours, _ = log_likelihoods(done.model, examples)
+    theirs, _ = log_likelihoods(again, examples)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    names = {path.name for path in (files / "done").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "report.html", "run.json", "metrics.jsonl"} <= names
+    assert "state.safetensors" not in names
+    card = (files / "done" / "README.md").read_text()
+    assert card.startswith("---\nbase_model:") and "| forget_accuracy | lower |" in card
+    steps = [json.loads(line)["step"] for line in (files / "done" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_lora_writes_an_adapter_that_loads(taught, files):
+    done = job.unlearn(
+        str(taught), forget=FORGET, retain=RETAIN, steps=5, parameters="lora", rank=2, batch_size=4, out=files / "adapter"
+    )
+    assert (files / "adapter" / "adapter_config.json").exists()
+    examples = encode(done.model, job._read(FORGET, RETAIN, None, None).sides["forget"])
+    ours, _ = log_likelihoods(done.model, examples)
+    theirs, _ = log_likelihoods(load(files / "adapter", device="cpu"), examples)
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+def test_a_written_model_that_differs_is_not_given_its_name(taught, files, monkeypatch):
+    real = job.load
+
+    def broken(where, **options):
+        model = real(where, **options)
+        if str(where).endswith(".partial"):
+            with torch.no_grad():
+                model.model.get_input_embeddings().weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(job, "load", broken)
+    with pytest.raises(WorkFailed, match=r"differs from the trained one.*state\.safetensors"):
+        job.unlearn(taught, forget=FORGET, retain=RETAIN, steps=2, batch_size=4, out=files / "done")
+    assert not (files / "done").exists() and (files / "done.partial" / "state.safetensors").exists()
+
+
+def test_stops_at_the_level_and_says_so(taught, files):
+    done = job.unlearn(
+        taught,
+        forget=FORGET,
+        retain=RETAIN,
+        steps=200,
+        rate=3e-3,
+        combine="sum",
+        batch_size=4,
+        evaluate_every=2,
+        stop_at="forget_log_probability=-1",
+    )
+    assert done.steps < 200 and done.steps % 2 == 0
+    assert "forget_log_probability was down to" in done.stopped
+    assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
+
+
+def test_killed_and_resumed_is_as_if_never_killed(taught, files):
+    def command(out):
+        words = ["--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
+        words += ["--steps", 40, "--rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
+        return [sys.executable, "-m", "equipoise", "unlearn", *map(str, words)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.run(command(files / "quiet"), env=environment, capture_output=True, text=True)
+    assert quiet.returncode == 0, quiet.stderr
+    assert quiet.stdout.splitlines()[-1] == str(files / "quiet")
+    state = files / "killed.partial" / "state.safetensors"
+    child = subprocess.Popen(command(files / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not state.exists() and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert state.exists(), "killed too late: raise the number of steps"
+    resumed = subprocess.run(command(files / "killed"), env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (files / "killed" / name).read_bytes() == (files / "quiet" / name).read_bytes(), name
+    ours, theirs = (json.loads((files / run / "measures.json").read_text()) for run in ("killed", "quiet"))
+    assert ours["path"] == theirs["path"] and ours["before"] == theirs["before"]
+
+
+def test_done_is_not_done_again(taught, files):
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "out": files / "done"}
+    first = job.unlearn(taught, **request)
+    written = (files / "done" / "model.safetensors").stat().st_mtime_ns
+    second = job.unlearn(taught, **request)
+    assert second.after == first.after and (files / "done" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(BadInput, match=r"other settings: steps 2 \(now 3\)"):
+        job.unlearn(taught, **{**request, "steps": 3})
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
+    with pytest.raises(WorkFailed, match=r"at step \d+"):
+        job.unlearn(
+            taught,
+            forget=FORGET,
+            retain=RETAIN,
+            objective="ga",
+            combine="sum",
+            rate=1e30,
+            steps=50,
+            batch_size=4,
+            evaluate_every=1,
+            out=files / "done",
+        )
+    assert (files / "done.partial" / "state.safetensors").exists() and not (files / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"objective": "gaa"}, "objective is 'gaa'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"step": 3}, "no setting 'step'. Did you mean 'steps'"),
+        ({"method": "sagoo"}, "no unlearning method is called 'sagoo'. Did you mean 'sago'"),
+        ({"stop_at": "forget_acuracy=0.3"}, "cannot stop at 'forget_acuracy'. Did you mean 'forget_accuracy'"),
+        ({"stop_at": "forget_accuracy=low"}, "expected NAME=LEVEL"),
+        ({"evaluate_every": 0}, "evaluate_every is 0"),
+        ({"forget": []}, "forget holds no records"),
+        ({"train_blocks": 9}, "the model has 2 blocks"),
+        ({"parameters": "lora", "objective": "rmu"}, "LoRA has parameters of its own"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(taught, request_, message):
+    with pytest.raises(BadInput, match=message.replace(".", r"\.")):
+        job.unlearn(taught, **{"forget": FORGET, "retain": RETAIN, **request_})
+
+
+def test_plan_changes_nothing_and_counts(taught, files):
+    plan = job.plan(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl", steps=10, batch_size=4)
+    assert plan.records == {"forget": 4, "retain": 4} and len(plan.first["forget"]) == 3
+    assert plan.first["forget"][0]["completion"] == "red" and plan.seconds > 0
+    weights = sum(p.numel() for p in load(taught, device="cpu").model.parameters())
+    assert plan.trained_parameters == weights and plan.peak_bytes > 24 * weights
+    assert sorted(path.name for path in files.iterdir()) == ["forget.jsonl", "retain.jsonl"]
+
+
+def test_wrong_answers_come_from_the_likest_prompts():
+    records = job._read(FORGET, RETAIN, None, None)
+    asked = job._questions(records)["forget"]
+    assert [question.choices[question.answer] for question in asked] == ["red", "blue", "green", "black"]
+    assert all(len(set(question.choices)) == 4 for question in asked)
+    # The other doors' colours come before any wall's.
+    assert set(asked[0].choices) == {"red", "blue", "green", "black"}
+
+
+def test_presets_fill_the_words():
+    assert recipe("gru").combine == "pcgrad-global" and recipe("gru").objective == "npo"
+    assert recipe("sago", objective="npo") == Recipe(objective="npo", combine="sago")
+    assert all(recipe(method) for method in METHODS)
+
+
+def test_what_is_trained(taught):
+    model = load(taught, device="cpu")
+
+    def trained(**words):
+        prepare(model, Recipe(**words))
+        return {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+
+    everything = trained()
+    assert len(everything) == len(list(model.model.parameters()))
+    assert {name.split(".")[2] for name in trained(train_blocks=1)} == {"1"}
+    assert rmu_block(model.model) == 1
+    assert trained(objective="rmu") == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1)}
+    assert trained() == everything
+
+
+def test_a_loaded_model_is_changed_in_place(taught):
+    model = replace(load(taught, device="cpu"))
+    before = model.model.get_input_embeddings().weight.clone()
+    done = job.unlearn(model, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
+    assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
