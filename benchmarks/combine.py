@@ -10,8 +10,11 @@ memory is what a call holds at most beyond its two inputs, in copies of a gradie
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own starts and stops otherwise
 
 import torch
 from torch import Tensor
@@ -105,7 +108,9 @@ def main() -> None:
             call()
             best[name] = min(best[name], time.perf_counter() - began)
     numbers = sum(f.numel() for f in forget)
-    print(f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors, {arguments.threads} threads, torch {torch.__version__}")
+    print(
+        f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors, {arguments.threads} threads, torch {torch.__version__}"
+    )
     print(f"{'':32}{'ms':>9}{'x floor':>9}{'peak, gradient copies':>23}")
     floor_time = next(iter(best.values()))
     for name, seconds in best.items():

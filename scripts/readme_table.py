@@ -18,8 +18,12 @@ def table() -> str:
     for name in registry.names():
         declaration = registry.load(name)
         paper = declaration.paper
-        link = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" if paper.startswith("arXiv:") else paper
-        rows.append(f"| [`{name}`](docs/systems/{name}.md) | {declaration.trades} | {link} | {_told(verdicts.get(name))} |")
+        link = (
+            f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" if paper.startswith("arXiv:") else paper
+        )
+        rows.append(
+            f"| [`{name}`](docs/systems/{name}.md) | {declaration.trades} | {link} | {_told(verdicts.get(name))} |"
+        )
     return "\n".join(rows)
 
 

@@ -12,7 +12,9 @@ import pytest
 import equipoise
 
 SOURCE = Path(equipoise.__file__).parent
-MODULES = [module.name for module in pkgutil.walk_packages(equipoise.__path__, "equipoise.") if "__main__" not in module.name]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(equipoise.__path__, "equipoise.") if "__main__" not in module.name
+]
 HEAVY = ("torch", "transformers", "pyarrow", "altair", "scipy")
 
 

@@ -46,6 +46,7 @@ def test_tensors_of_every_kind(tmp_path):
         "weight": weight,
         "tied": weight,
         "view": weight[:, 1:],
+        "row": weight[1],
         "transposed": weight.T,
         "half": weight.to(torch.bfloat16),
         "scalar": torch.tensor(3, dtype=torch.int64),
@@ -55,7 +56,7 @@ def test_tensors_of_every_kind(tmp_path):
     }
     save_state(tmp_path / "s", state)
     back = load_state(tmp_path / "s")
-    for key in ("weight", "tied", "view", "transposed", "half", "scalar", "empty", "generator"):
+    for key in ("weight", "tied", "view", "row", "transposed", "half", "scalar", "empty", "generator"):
         assert back[key].dtype == state[key].dtype
         assert torch.equal(back[key], state[key])
     assert isinstance(back["optimizer"]["state"][0]["m"], np.ndarray)

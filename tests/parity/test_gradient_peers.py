@@ -42,7 +42,7 @@ def test_pcgrad_against_torchjd():
         conflicts += 1
         retain_projected = flat(blur.combine(forget, retain, forget_weight=0.0))
         ours = flat(pcgrad.combine_global(forget, retain, retain_weight=0.0)) + retain_projected
-        assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+        assert_close(ours, theirs, rtol=1e-7, atol=1e-9)  # they have no 1e-10 in the denominator
     assert conflicts >= 4
 
 

@@ -93,10 +93,10 @@ UNEQUAL = "2 times faster, slow arm evaluated 2 times as often"
 
 @pytest.mark.parametrize("level", [0.45, "weakest"])
 def test_equal_arms_of_unequal_speed_and_density_are_not_favoured(level):
-    judging, first_crossing, _, decided = benchmark.matched_bias(
+    judging, first_crossing, _, held = benchmark.matched_bias(
         benchmark.paths(UNEQUAL, True, 400, np.random.default_rng(3)), level
     )
-    assert decided > 0.98
+    assert 0.92 < held < 0.98
     assert abs(judging) < 0.3
     assert first_crossing > 0.7  # what the judging corrects
 
@@ -111,7 +111,7 @@ def test_the_simulation_computes_what_judge_computes(level):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("curved", [False, True])
-@pytest.mark.parametrize("name", list(benchmark.PATHS)[:2])
+@pytest.mark.parametrize("name", list(benchmark.PATHS)[:3])
 @pytest.mark.parametrize("level", [0.45, 0.35, "weakest"])
 def test_equal_arms_are_not_favoured_on_any_frontier(name, curved, level):
     arms = benchmark.paths(name, curved, 1500, np.random.default_rng(3))
@@ -189,8 +189,9 @@ def test_a_level_passed_before_the_first_evaluation_is_no_crossing():
 
 def test_weakest_level_is_the_strongest_that_all_reach():
     verdict, _ = verdict_of(book(level="weakest", slow_to=60))
-    assert verdict.details["level"] == pytest.approx(0.9 - 0.8 * 0.6)
-    assert verdict.details["crossings"]["sago-0-0"] == pytest.approx(60.0)
+    assert verdict.details["level"] == pytest.approx(0.9 - 0.8 * 0.6 * 0.95)  # 5 % of the slower path to spare
+    assert verdict.details["crossings"]["sago-0-0"] == pytest.approx(57.0)
+    assert verdict.details["crossings"]["pcgrad-0-0"] == pytest.approx(95.0)
 
 
 def test_a_denser_grid_is_thinned_to_the_common_one():

@@ -68,7 +68,7 @@ def test_two_folders_merge_by_reading_or_by_copying(tmp_path, done):
     shutil.copytree(first, copied)
     shutil.copytree(second, copied, dirs_exist_ok=True)
     assert content(load([copied], done.study)) == content(whole)
-    assert run_study(declaration, out=copied, engine="inline").complete == 8
+    assert run_study(declaration, out=copied, engine="inline").complete == 6
 
 
 def test_the_cache_is_used_and_forgotten_when_anything_changes(done, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -250,6 +251,18 @@ def test_a_torn_line_behind_the_checkpoint_is_no_damage(tmp_path, expected):
     assert str(outcome(store, task)) == expected
 
 
+def test_files_of_a_lost_attempt_stay_only_with_its_checkpoint(tmp_path):
+    store, task = Store(tmp_path), task_in(tmp_path)
+    with take(store, task) as (attempt, _):
+        (attempt.folder / "artifacts" / "half.bin").write_bytes(b"1")
+    with take(store, task) as (attempt, _):
+        assert list((attempt.folder / "artifacts").iterdir()) == []
+        (attempt.folder / "artifacts" / "kept.bin").write_bytes(b"1")
+        attempt.checkpoint({})
+    with take(store, task) as (attempt, _):
+        assert [each.name for each in (attempt.folder / "artifacts").iterdir()] == ["kept.bin"]
+
+
 def test_a_second_process_waits_for_the_first_and_finds_it_done(tmp_path, expected):
     store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
     code = (
@@ -257,7 +270,7 @@ def test_a_second_process_waits_for_the_first_and_finds_it_done(tmp_path, expect
         "from equipoise.study.store import Store; s = Store(Path(sys.argv[1])); print(t.work(s, t.task_in(s.root)))"
     )
     with take(store, task) as (attempt, _):
-        arguments = [sys.executable, "-c", code, str(store.root), os.path.dirname(__file__)]  # noqa: PTH120
+        arguments = [sys.executable, "-c", code, str(store.root), str(Path(__file__).parent)]
         other = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(timeout=1.5)

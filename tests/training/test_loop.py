@@ -178,7 +178,10 @@ def test_every_saved_step_resumes_to_the_same_end(tmp_path):
 def test_a_finished_or_stopped_training_is_not_continued():
     states = []
     stopped = run(
-        Net(), settings(), callbacks=[lambda moment: moment.step == 3], save=lambda nested: states.append(copied(nested))
+        Net(),
+        settings(),
+        callbacks=[lambda moment: moment.step == 3],
+        save=lambda nested: states.append(copied(nested)),
     )
     assert (stopped.steps, stopped.stopped) == (3, True)
     again = run(Net(), settings(), state=states[-1], callbacks=[lambda moment: pytest.fail("went on")])
@@ -236,7 +239,7 @@ def test_nan_stops_before_it_is_applied(what, tmp_path):
 
 
 def test_a_batch_without_tokens_says_so():
-    with pytest.raises(WorkFailed, match="nan at step 1.*without a token"):
+    with pytest.raises(WorkFailed, match=r"nan at step 1.*without a token"):
         fit(Net(), OneLoss(loss), lambda _: [(1, 1, 0)], settings(), collate=collate)
 
 
@@ -270,9 +273,25 @@ def test_leaves_the_callers_world_as_it_was():
     expected = torch.rand(3)
     torch.manual_seed(5)
     modes = []
-    run(model, settings(), callbacks=[lambda moment: modes.append(moment.model.training) or moment.model.eval() and None])
+    run(
+        model,
+        settings(),
+        callbacks=[lambda moment: modes.append(moment.model.training), lambda moment: moment.model.eval() and None],
+    )
     assert torch.equal(torch.rand(3), expected)
     assert not model.training and all(modes)
+
+
+def test_every_step_draws_anew():
+    drawn = []
+
+    def drawing(model, batch):
+        drawn.append(torch.rand(()).item())
+        return loss(model, batch)
+
+    for seed in (0, 1):
+        run(Net(), settings(seed=seed, micro_batch=4), step=OneLoss(drawing))
+    assert len(set(drawn)) == len(drawn) == 24
 
 
 def test_dropout_depends_on_the_seed_alone():

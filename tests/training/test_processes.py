@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-SCRIPT = '''
+SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
@@ -78,7 +78,7 @@ for name, (step, draw, collate) in steps.items():
     assert result.steps == 5 and result.stopped
     weights = {key: value.detach() for key, value in model.named_parameters()}
     save_state(folder / f"{name}.{accelerator.process_index}", weights)
-'''
+"""
 
 
 @pytest.mark.slow

@@ -100,7 +100,9 @@ def test_gradient_of_the_whole_window(rule, cuts, accelerator):
             assert parameter.grad is None
         else:
             assert_close(parameter.grad, combined, rtol=1e-10, atol=1e-12)
-    for name, loss, side in zip(("forget_loss", "retain_loss"), (forget_loss, retain_loss), collate(PAIRS), strict=True):
+    for name, loss, side in zip(
+        ("forget_loss", "retain_loss"), (forget_loss, retain_loss), collate(PAIRS), strict=True
+    ):
         total, weight = loss(model, side)
         assert float(metrics[name]) == pytest.approx((total / weight).item(), rel=1e-12)
 
@@ -134,11 +136,13 @@ def test_a_rule_of_ones_own(accelerator):
     """Only the four documented arguments; the conflict log works all the same."""
 
     def mine(forget, retain, *, forget_weight=1.0, retain_weight=1.0):
-        zero = torch.zeros((), dtype=torch.float64)
+        def scaled(gradient, weight):
+            return 0.0 if gradient is None else weight * gradient
+
         return [
-            None if f is None and r is None else forget_weight * (zero if f is None else f) + retain_weight * (zero if r is None else r)
+            None if f is None and r is None else scaled(f, forget_weight) + scaled(r, retain_weight)
             for f, r in zip(forget, retain, strict=True)
-        ]  # fmt: skip
+        ]
 
     found = []
     for rule in (mine, gradient_sum.combine):
@@ -248,8 +252,8 @@ def test_memory_is_one_gradient_more(accelerator):
     """Counted by the allocator: two gradients at the end of the second backward pass, and no third while combining."""
     from torch.profiler import ProfilerActivity, profile
 
-    size = 2**21
-    model = nn.ParameterList([nn.Parameter(torch.ones(size)), nn.Parameter(torch.ones(size))])
+    size, count = 2**18, 16
+    model = nn.ParameterList([nn.Parameter(torch.ones(size)) for _ in range(count)])
 
     def loss(sign):
         return lambda model, batch: (sum((sign * p).sum() for p in model), 1.0)
@@ -264,8 +268,8 @@ def test_memory_is_one_gradient_more(accelerator):
                 held += event.nbytes()
                 peak = max(peak, held)
         model.zero_grad()
-        copies = peak / (2 * size * 4)
-        assert 2.0 <= copies < 3.1, copies  # the backward pass itself holds up to one tensor more
+        copies = peak / (count * size * 4)
+        assert 2.0 <= copies < 2.5, copies  # beside the gradients a tensor of the backward pass, pieces to compute on
 
 
 @pytest.mark.parametrize(

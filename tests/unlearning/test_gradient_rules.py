@@ -88,7 +88,9 @@ def test_pieces_change_nothing(rule, piece, monkeypatch):
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(
-    st.lists(st.tuples(*[st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)] * 2), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(*[st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)] * 2), min_size=1, max_size=40
+    ),
     st.sampled_from([0.0, 0.1, 1.0, 3.0]),
     st.sampled_from([0.0, 0.1, 1.0, 3.0]),
 )
@@ -173,7 +175,13 @@ def test_limits(gamma, alpha):
     assert_close(sago.combine(scaled(-2.5), retain, **weights), scaled(alpha))
     assert_close(sago.combine(retain, zeros, **weights), scaled(gamma))
     assert_close(sago.combine(zeros, retain, **weights), zeros)
-    for combine in (sago.combine_prefer_retain, pcgrad.combine, pcgrad.combine_global, gradient_sum.combine, blur.combine):
+    for combine in (
+        sago.combine_prefer_retain,
+        pcgrad.combine,
+        pcgrad.combine_global,
+        gradient_sum.combine,
+        blur.combine,
+    ):
         assert_close(combine(zeros, retain, **weights), scaled(alpha))
         assert_close(combine(retain, zeros, **weights), scaled(gamma))
 

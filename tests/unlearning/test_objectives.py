@@ -41,7 +41,11 @@ def model():
 @pytest.fixture(scope="module")
 def batch():
     """Unequal lengths, prompts that are not scored, a last token that is not scored."""
-    rows = [([3, 5, 7, 9, 11, 2], [-100, -100, 7, 9, 11, 2]), ([4, 6, 8], [-100, 6, -100]), ([9, 1, 1, 5], [-100, 1, 1, 5])]
+    rows = [
+        ([3, 5, 7, 9, 11, 2], [-100, -100, 7, 9, 11, 2]),
+        ([4, 6, 8], [-100, 6, -100]),
+        ([9, 1, 1, 5], [-100, 1, 1, 5]),
+    ]
     return collate([Example(tuple(ids), tuple(labels)) for ids, labels in rows], 0)
 
 
@@ -222,7 +226,13 @@ def test_padding_and_order_do_not_matter(model, batch):
     }
     reference = torch.tensor([-11.0, -2.0, -9.0], dtype=torch.float64)
     steering = o.steering_vector(16, 3.0, torch.Generator().manual_seed(0))
-    for loss in (o.gd_loss(), o.npo_loss(BETA), o.simnpo_loss(BETA), o.rmu_loss(1, steering), o.kl_loss(copy.deepcopy(model))):
+    for loss in (
+        o.gd_loss(),
+        o.npo_loss(BETA),
+        o.simnpo_loss(BETA),
+        o.rmu_loss(1, steering),
+        o.kl_loss(copy.deepcopy(model)),
+    ):
         here = value(loss(model, {**batch, "reference": reference}))
         assert value(loss(model, {**wide, "reference": reference.flip(0)})) == pytest.approx(here, rel=1e-11)
 

@@ -83,7 +83,14 @@ def test_the_folder_is_the_model_that_was_trained(taught, files):
 
 def test_lora_writes_an_adapter_that_loads(taught, files):
     done = job.unlearn(
-        str(taught), forget=FORGET, retain=RETAIN, steps=5, parameters="lora", rank=2, batch_size=4, out=files / "adapter"
+        str(taught),
+        forget=FORGET,
+        retain=RETAIN,
+        steps=5,
+        parameters="lora",
+        rank=2,
+        batch_size=4,
+        out=files / "adapter",
     )
     assert (files / "adapter" / "adapter_config.json").exists()
     examples = encode(done.model, job._read(FORGET, RETAIN, None, None).sides["forget"])
@@ -136,7 +143,9 @@ def test_killed_and_resumed_is_as_if_never_killed(taught, files):
     assert quiet.returncode == 0, quiet.stderr
     assert quiet.stdout.splitlines()[-1] == str(files / "quiet")
     state = files / "killed.partial" / "state.safetensors"
-    child = subprocess.Popen(command(files / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command(files / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not state.exists() and child.poll() is None:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from equipoise import __version__
+from equipoise.cli.config import expand
 from equipoise.core.errors import EquipoiseError
 
 app = App(
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
+        tokens = expand(tokens)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("Interrupted; what was computed is stored, and the same command resumes it.", file=sys.stderr)
@@ -46,10 +48,24 @@ def _explain(error: Exception) -> int:
     if isinstance(error, EquipoiseError):
         message, code = str(error), error.exit_code
     elif isinstance(error, CycloptsError):
-        message, code = " ".join(str(error).split()), 2
+        message, code = _wrong_option(error), 2
     elif isinstance(error, OSError) and error.errno == 28:
         message, code = f"The disk is full ({error.filename or 'no file named'}): free space, then run again.", 1
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows the traceback)", 1
     print(f"equipoise: {message}", file=sys.stderr)
     return code
+
+
+def _wrong_option(error: Exception) -> str:
+    """The sentence of a refused option; pydantic's, which sits inside the parser's, without its reference to the web."""
+    from pydantic import ValidationError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return " ".join(str(error).split())
+    first = cause.errors()[0]
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"--{str(first['loc'][-1]).replace('_', '-')} should be {expected}; got {first['input']!r}."

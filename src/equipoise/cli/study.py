@@ -406,7 +406,7 @@ def _published(declaration: "Declaration") -> dict[str, int] | None:
     from equipoise.study.summary_text import published, published_counts
 
     entry = published(path).get(declaration.name)
-    return None if entry is None else published_counts(entry)
+    return None if entry is None else {str(state): count for state, count in published_counts(entry).items()}
 
 
 def _words(text: str) -> list[str]:

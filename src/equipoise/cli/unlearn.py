@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from equipoise.core.errors import BadInput
 from equipoise.unlearning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -49,7 +48,9 @@ def unlearn(
 
     Example that runs: `equipoise unlearn --model tiny --forget examples/forget.jsonl --retain examples/retain.jsonl`
 
-    Your own: `equipoise unlearn --model ./model --forget f.jsonl --retain r.jsonl --stop-at forget_accuracy=0.3 --out ./done`
+    Your own: `equipoise unlearn --model ./model --forget f.jsonl --retain r.jsonl --stop-at forget_accuracy=0.3`
+
+    `--config run.json` takes the stored settings of another run; what is typed beside it wins.
 
     Parameters
     ----------
@@ -77,8 +78,18 @@ def unlearn(
         auto, none, or a file with a Jinja template.
     trust_remote_code
         Run code that comes with a model of the hub.
-    text_field, question_field, answer_field, prompt_field, completion_field, messages_field
-        The file's own name of that field.
+    text_field
+        The files' own name of the field `text`.
+    question_field
+        The files' own name of the field `question`.
+    answer_field
+        The files' own name of the field `answer`.
+    prompt_field
+        The files' own name of the field `prompt`.
+    completion_field
+        The files' own name of the field `completion`.
+    messages_field
+        The files' own name of the field `messages`.
     out
         The folder to write; the same settings resume it.
     fresh
@@ -119,29 +130,6 @@ def unlearn(
     return 0
 
 
-def expand_config(tokens: list[str]) -> list[str]:
-    """`--config run.json` as the options that it holds; options typed beside it win. Raises BadInput for a bad file."""
-    if "--config" not in tokens:
-        return tokens
-    place = tokens.index("--config")
-    if place + 1 == len(tokens):
-        raise BadInput("--config needs a file: the run.json that a job stored.")
-    path = Path(tokens[place + 1])
-    rest = tokens[:place] + tokens[place + 2 :]
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        fields = settings.pop("fields", {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(f"--config {path}: {error}; expected the run.json that a job stored.") from error
-    settings |= {f"{ours}_field": theirs for ours, theirs in fields.items()}
-    typed = {token.split("=")[0] for token in rest}
-    for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is not None and option not in typed:
-            rest += [option, str(value)]
-    return rest
-
-
 def _print_plan(plan: "Plan", as_json: bool) -> None:
     from dataclasses import asdict
 
@@ -153,9 +141,13 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
         print(f"{side}: {plan.records[side]:,} records, {plan.tokens[side]:,} tokens; the first:")
         for record in records:
             print(f"  {json.dumps(record, ensure_ascii=False)}")
-    print("recipe: " + ", ".join(f"{name}={value}" for name, value in plan.recipe.items() if value is not None))
+    print(f"recipe: {_told(plan.recipe)}")
     print(f"trained parameters: {plan.trained_parameters:,}")
     print(f"estimate: {plan.seconds / 60:.1f} minutes, {plan.peak_bytes / 1e9:.2f} GB at the peak")
+
+
+def _told(words: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in words.items() if value is not None)
 
 
 def _print_result(done: "Unlearned", as_json: bool) -> None:
@@ -164,8 +156,10 @@ def _print_result(done: "Unlearned", as_json: bool) -> None:
         plain = {when: {name: measure.value for name, measure in found.items()} for when, found in measures.items()}
         print(json.dumps({**plain, "steps": done.steps, "stopped": done.stopped, "folder": str(done.folder)}, indent=2))
         return
+    print(f"recipe: {_told(done.recipe.model_dump())}", file=sys.stderr)
     width = max(len(name) for name in done.after)
     for name, measure in done.after.items():
-        print(f"{name:<{width}}  {done.before[name]!s:>24} -> {measure!s:<24} ({measure.better} is better)", file=sys.stderr)
+        change = f"{done.before[name]!s:>24} -> {measure!s:<24}"
+        print(f"{name:<{width}}  {change} ({measure.better} is better)", file=sys.stderr)
     print(f"{done.stopped}. Report: {done.folder}/report.html", file=sys.stderr)
     print(done.folder)

@@ -59,7 +59,12 @@ def job_folder(
             work.mkdir()
             write_atomic(work / INPUTS, json.dumps(dict(inputs or {}), indent=2, sort_keys=True))
             write_atomic(work / SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
-        yield JobFolder(work=work, final=final, complete=final.exists())
+        try:
+            yield JobFolder(work=work, final=final, complete=final.exists())
+        except BadInput:  # found wrong before any work: the next, mended request must not meet these settings
+            if work.exists() and {child.name for child in work.iterdir()} <= {INPUTS, SETTINGS}:
+                shutil.rmtree(work)
+            raise
 
 
 def digest(path: Path) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Select, Study, better, matched, not_worse, study
 
-LEVEL = 0.5
 # As published for these objectives (the released configurations of arXiv:2604.14808, WMDP), the same for every combination.
 RETAIN_WEIGHT = {"ga": 1.0, "npo": 0.1, "simnpo": 0.1, "rmu": 1.0}
 ALIGNMENT = {
@@ -34,9 +33,10 @@ def sago(
 ) -> Study:
     """Sign-aligned gradients against the sum and projections, at equal steps and at equal forgetting."""
     tiny = model == "tiny"
-    grid = {"rate": [3e-4, 1e-3] if tiny else [1e-5, 3e-5]}
+    grid = {"rate": [3e-4, 1e-3]}
+    level = 0.5 if tiny else 0.7  # as deep as the arms came on tuning seeds before any test seed was run
 
-    def arm(name: str, combine: str, kind: str, objective: str = objective) -> Arm:
+    def arm(name: str, combine: str, kind: Literal["method", "baseline", "control"], objective: str = objective) -> Arm:
         weight = RETAIN_WEIGHT[objective]
         return Arm(name, kind=kind, combine=combine, objective=objective, retain_weight=weight, grid=grid)
 
@@ -48,6 +48,7 @@ def sago(
             if tiny
             else f"{model}, taught fictional people on the spot"
         )
+        + (f" in its last {train_blocks} blocks, the others frozen" if train_blocks else "")
         + "; effects at this scale say nothing of models a thousand times larger.",
         prepare=teach,
         arms=[
@@ -63,7 +64,7 @@ def sago(
             arm("retain-only", "retain-only", "control"),
         ],
         select=Select(
-            "retain_accuracy", split="validation", seeds=2 if tiny else 1, matched="forget_accuracy", level=LEVEL
+            "retain_accuracy", split="validation", seeds=2 if tiny else 1, matched="forget_accuracy", level=level
         ),
         outcomes=[
             Outcome("forget_accuracy", better="lower", chance=0.25, description="questions on the people to forget"),
@@ -92,7 +93,7 @@ def sago(
                     arm="sago",
                     rival="sum",
                     judge="retain_accuracy",
-                    level=LEVEL,
+                    level=level,
                     margin=0.03,
                     reason=MARGIN_REASON,
                 ),
@@ -105,7 +106,7 @@ def sago(
                     arm="sago",
                     rival="pcgrad",
                     judge="retain_accuracy",
-                    level=LEVEL,
+                    level=level,
                     margin=0.03,
                     reason=MARGIN_REASON,
                 ),
@@ -136,7 +137,7 @@ def sago(
                     arm="sago",
                     rival="coin",
                     judge="retain_accuracy",
-                    level=LEVEL,
+                    level=level,
                     margin=0.03,
                     reason=MARGIN_REASON,
                 ),

@@ -225,7 +225,7 @@ class Matched:
     """`judge` of two arms where their paths cross the same level of `outcome`.
 
     The crossing is found per run on validation items, the judgement made on test items. `level` is a number, or
-    "weakest": the strongest level that both arms reached in all seeds.
+    "weakest": the strongest level that both arms reached in all seeds, with 5 % of the weakest path to spare.
     """
 
     outcome: str

@@ -363,9 +363,7 @@ def _from_text(model: "type[BaseModel]", key: str, value: Json) -> Json:
 
 def _check_name(what: str, name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadInput(
-            f"{name!r} is no name for {what}: use letters, digits and - _ . + (it names folders and flags)."
-        )
+        raise BadInput(f"{name!r} is no name for {what}: use letters, digits and - _ . + (it names folders and flags).")
 
 
 def _check_json(what: str, value: Json) -> None:

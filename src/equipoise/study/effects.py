@@ -529,7 +529,8 @@ def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
         )
     tables = []
     for name, own in paths.items():
-        cells = scores.cells([int(place) for path in own for place in path[np.isin(scores.x[path], grid)]])
+        on_grid = [path[np.intersect1d(scores.x[path], grid, return_indices=True)[1]] for path in own]
+        cells = scores.cells(np.concatenate(on_grid).tolist())
         _refuse_missing(scores, cells, name, runs)
         tables.append(cells)
     with_items = [cells for cells in tables if cells.items is not None]

@@ -284,11 +284,11 @@ class InlineEngine:
 ENGINES = {"local": LocalEngine, "inline": InlineEngine}
 
 
-def open_engine(name: str, **settings: Any) -> Any:
-    """The engine of that name with the settings of `LocalEngine`. Raises BadInput for an unknown one."""
+def engine_named(name: str) -> type[Any]:
+    """What makes that engine from the settings of `LocalEngine`. Raises BadInput for an unknown one."""
     if name not in ENGINES:
         raise BadInput(f"There is no engine {name!r}. {did_you_mean(name, ENGINES)}")
-    return ENGINES[name](**settings)
+    return ENGINES[name]
 
 
 # ---- the server: a process that imports once and forks often ---------------------------------------------------------
@@ -374,7 +374,12 @@ def _child(fields: Mapping[str, Any], wire: int, life: tuple[int, int], closed: 
         task = Task(**fields)
 
         def report(message: dict[str, Any]) -> None:
-            _write_event(wire, {"key": task.key, **message})
+            try:
+                _write_event(wire, {"key": task.key, **message})
+            except (
+                BrokenPipeError
+            ):  # nobody listens any more: the command is gone, so this run is not to fail but to stop
+                os._exit(code)
 
         report({"event": "started", "pid": os.getpid()})
         try:

@@ -10,9 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,11 +22,11 @@ from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import lock, write_atomic
 from equipoise.study import registry
 from equipoise.study.declare import FIRST_TUNING_SEED, Arm, Declaration, Study
-from equipoise.study.engine import Engine, Event, open_engine
+from equipoise.study.engine import Engine, Event, engine_named
 from equipoise.study.fingerprint import Code, code_of, fingerprint, preload
 from equipoise.study.results import load
 from equipoise.study.selection import choose
-from equipoise.study.store import COST, LOG, PREPARATION, STUDY, Store, Task, read_json, with_partial
+from equipoise.study.store import COST, LOCK, LOG, PREPARATION, STUDY, Store, Task, read_json, with_partial
 
 POLL = 0.5  # seconds between looks at clock, budget and watchdog when nothing happens
 
@@ -43,7 +42,7 @@ class Show(Protocol):
 
 @dataclass
 class Conducted:
-    """What was done. `failed`: task key -> (how it ended, why). `budget`: the sentence, when the budget ended it."""
+    """What is there now. `complete`: number of runs; `failed`: task key -> (how, why); `budget`: why it ended early."""
 
     study: Study
     out: Path
@@ -120,6 +119,7 @@ def run_study(
         raise BadInput(f"Test seeds are whole numbers from 0 to {FIRST_TUNING_SEED - 1}, at least one; got {seeds}.")
     if threads < 1 or (workers is not None and workers < 1) or not stall > 0:
         raise BadInput("--workers and --threads are at least 1, --stall is more than 0 seconds.")
+    maker = engine_named(engine)
     workers = workers or max(1, _cores() // threads)
     show = show or _Silent()
     with _output(Path(out), declaration, study, threads, fresh, command, show) as store:
@@ -128,8 +128,7 @@ def run_study(
         show.plan(plan.to_do, plan.done.complete, _estimate(plan))
         if not plan.waiting:
             return plan.done
-        made = open_engine(
-            engine,
+        made = maker(
             workers=workers,
             threads=threads,
             stall=stall,
@@ -159,27 +158,22 @@ class _Plan:
         self.arms, self.seeds, self.retry = arms, seeds, retry
         self.reference = registry.reference(declaration)
         self.done = Conducted(study, store.root)
-        self.waiting: deque[Task] = deque()
+        self.waiting: list[Task] = []
         self.finished: set[str] = set()  # keys of complete tasks
         self.tuning: set[str] = set()  # keys of tuning runs that are still to end
         self.selected = False
-        tuned = [arm for arm in arms if len(arm.points()) > 1] if study.select else []
-        tuning_seeds = (
-            range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.select.seeds) if study.select and tuned else ()
-        )
-        for seed in tuning_seeds:
-            self._prepare(seed)
-        for seed in tuning_seeds:
-            for arm in tuned:
-                for point in range(len(arm.points())):
-                    self._add(self._run(arm, point, seed, "tuning"))
+        self.prepared: set[int] = set()  # seeds whose preparation has its place among the tasks
+        if study.select is not None:
+            for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.select.seeds):
+                for arm in arms:
+                    points = range(len(arm.points()))
+                    for point in points if len(points) > 1 else ():
+                        self._add(self._run(arm, point, seed, "tuning"))
         self.tuning = {task.key for task in self.waiting if task.role == "tuning"}
-        for seed in seeds:
-            self._prepare(seed)
-        if self.tuning:
-            self.to_do = len(self.waiting) + len(seeds) * len(
-                arms
-            )  # at most: which test runs there are is not known yet
+        if self.tuning:  # the test runs are not known yet, their preparations are
+            for seed in seeds:
+                self._prepare(seed)
+            self.to_do = len(self.waiting) + len(seeds) * len(arms)
         else:
             self._add_test_runs()
             self.to_do = len(self.waiting)
@@ -198,11 +192,8 @@ class _Plan:
             chosen |= choose(self.study, load([self.store.root], self.study).measurements)[0]
         for arm in self.arms:
             if arm.name not in chosen:
-                self._fail(
-                    arm.name,
-                    "failed",
-                    f"no setting of arm {arm.name} could be chosen: none of its tuning runs is usable",
-                )
+                why = f"no setting of arm {arm.name} could be chosen: none of its tuning runs is usable"
+                self.done.failed[arm.name] = ("failed", why)
         for seed in self.seeds:
             for arm in self.arms:
                 if arm.name in chosen:
@@ -210,27 +201,26 @@ class _Plan:
 
     def next(self) -> Task | None:
         """The first task whose preparation is complete; those whose preparation failed are failed, too."""
-        for _ in range(len(self.waiting)):
-            task = self.waiting.popleft()
+        for task in list(self.waiting):
             if task.needs in self.done.failed:
+                self.waiting.remove(task)
                 self.end(task, "failed", "the preparation of its seed failed")
             elif task.needs is None or task.needs in self.finished:
+                self.waiting.remove(task)
                 return task
-            else:
-                self.waiting.append(task)
         return None
 
     def end(self, task: Task, state: str, text: str) -> None:
         if state == "complete":
-            self.finished.add(task.key)
-            self.done.complete += 1
+            self._finish(task)
         else:
-            self._fail(task.key, state, text)
+            self.done.failed[task.key] = (state, text)
         self.tuning.discard(task.key)
         self.advance()
 
-    def _fail(self, key: str, state: str, text: str) -> None:
-        self.done.failed[key] = (state, text)
+    def _finish(self, task: Task) -> None:
+        self.finished.add(task.key)
+        self.done.complete += task.role != PREPARATION
 
     def _add(self, task: Task) -> None:
         damaged = self.store.repair(task)
@@ -239,20 +229,26 @@ class _Plan:
             self.show.line(damaged)
         state = self.store.state(task)
         if state == "complete":
-            self.finished.add(task.key)
-            self.done.complete += 1
+            self._finish(task)
         elif state == "gave up" and not self.retry:
-            self._fail(task.key, state, "gave up before (--retry runs it again)")
+            self.done.failed[task.key] = (state, "gave up before (--retry runs it again)")
             self.show.line(f"{task.key} gave up in an earlier command; --retry runs it again.")
         else:
+            if task.role != PREPARATION:
+                self._prepare(task.seed)
             self.waiting.append(task)
 
     def _prepare(self, seed: int) -> None:
-        if self.study.prepare is not None:
-            self._add(self._task("", "", 0, {}, seed, "preparation", None))
+        """Add the preparation of a seed, once, and only where a run still needs it."""
+        if self.study.prepare is not None and seed not in self.prepared:
+            self.prepared.add(seed)
+            self._add(self._preparation(seed))
+
+    def _preparation(self, seed: int) -> Task:
+        return self._task("", "", 0, {}, seed, "preparation", None)
 
     def _run(self, arm: Arm, point: int, seed: int, role: Literal["test", "tuning"]) -> Task:
-        needs = self._task("", "", 0, {}, seed, "preparation", None).key if self.study.prepare is not None else None
+        needs = self._preparation(seed).key if self.study.prepare is not None else None
         return self._task(arm.name, arm.kind, point, arm.points()[point], seed, role, needs)
 
     def _task(
@@ -269,7 +265,7 @@ class _Plan:
         # The grid index is left out: it is where a setting stands in a list, not what the run is.
         parts = {"study": study.name, "arm": arm, "settings": settings, "seed": seed, "role": role}
         parts |= {"options": study.options, "threads": self.threads}
-        print_ = fingerprint(self.code, **parts)
+        digest = fingerprint(self.code, **parts)
         config = {
             **parts,
             "kind": kind,
@@ -277,18 +273,18 @@ class _Plan:
             "reference": self.reference,
             "code": self.code.digest,
             "versions": self.code.versions,
-            "fingerprint": print_,
+            "fingerprint": digest,
             "preparation": needs,
         }
         name = f"{arm}-{point}-seed{seed}" if arm else f"seed{seed}"
         return Task(
-            key=f"{name}-{print_[:12]}",
+            key=f"{name}-{digest[:12]}",
             role=role,
             reference=self.reference,
             root=str(self.store.root.resolve()),
             options=study.options,
             seed=seed,
-            fingerprint=print_,
+            fingerprint=digest,
             arm=arm,
             point=point,
             needs=needs,
@@ -334,9 +330,9 @@ def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Sh
 
 
 def _label(task: Task) -> str:
-    return (
-        f"preparation of seed {task.seed}" if task.role == PREPARATION else f"{task.arm} seed {task.seed} ({task.key})"
-    )
+    if task.role == PREPARATION:
+        return f"preparation of seed {task.seed}"
+    return f"{task.arm} seed {task.seed} ({task.key})"
 
 
 def _estimate(plan: _Plan) -> float | None:
@@ -354,25 +350,27 @@ def _output(
     out: Path, declaration: Declaration, study: Study, threads: int, fresh: bool, command: str, show: Show
 ) -> Iterator[Store]:
     """The output folder, held by this command alone; refused when it holds other settings, set aside when `fresh`."""
-    with lock(out.parent / f".{out.name}.lock", waiting_for=f"another `equipoise study run` at work on {out}"):
-        if fresh and out.exists():
+    busy = f"another `equipoise study run` at work on {out}"
+    with ExitStack() as held:
+        held.enter_context(lock(out / LOCK, waiting_for=busy))
+        if fresh and [each.name for each in out.iterdir()] != [LOCK]:
             number = 1
             while (aside := out.with_name(f"{out.name}.old-{number}")).exists():
                 number += 1
             out.rename(aside)
+            (aside / LOCK).unlink()
+            held.enter_context(lock(out / LOCK, waiting_for=busy))
             show.line(f"{out} was set aside as {aside}.")
         settings = {"study": study.name, "options": study.options, "threads": threads}
         if (out / STUDY).exists():
             _same_settings(out, settings)
-        elif out.exists() and any(each.name not in ("runs", "preparations") for each in out.iterdir()):
+        elif any(each.name not in (LOCK, "runs", "preparations") for each in out.iterdir()):
+            (out / LOCK).unlink()
             raise BadInput(f"{out} holds something else (no {STUDY}); give another --out.")
         for name in ("runs", "preparations"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-        content = {
-            **settings,
-            "reference": registry.reference(declaration),
-            "environment": _environment(threads, command),
-        }
+            (out / name).mkdir(exist_ok=True)
+        content = {**settings, "reference": registry.reference(declaration)}
+        content["environment"] = _environment(threads, command)
         write_atomic(out / STUDY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         yield Store(out)
 

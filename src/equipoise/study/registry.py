@@ -81,10 +81,8 @@ def reference(declaration: Declaration) -> str:
 
 
 def _packaged() -> Iterable[Found]:
-    import equipoise.studies
-
-    for module in pkgutil.iter_modules(equipoise.studies.__path__):
-        name = f"equipoise.studies.{module.name}"
+    for module in pkgutil.iter_modules(importlib.import_module(GROUP).__path__):
+        name = f"{GROUP}.{module.name}"
         try:
             declared = _declared(importlib.import_module(name))
         except Exception as error:

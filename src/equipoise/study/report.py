@@ -34,7 +34,7 @@ FRONTIERS = 2
 
 
 def render(study: "Study", results: "Results", judgement: "Judgement", folder: Path) -> Path:
-    """Write report.html, report.md and results.parquet into `folder`; returns the path of report.html.
+    """Write report.html, report.md, results.parquet and frontier.svg into `folder`; returns the path of report.html.
 
     Raises WorkFailed when a stored proportion is not attainable from its denominator, before anything is written.
     """
@@ -53,6 +53,8 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
+    if pairs := list(_pairs(view)):
+        write_atomic(folder / "frontier.svg", plots.to_svg(_frontier(view, *pairs[0])))
     return page.write_page(folder / "report.html", html)
 
 
@@ -465,28 +467,7 @@ def _pairs(view: _View) -> dict[tuple[str, str], bool]:
 def _frontiers(view: _View) -> page.Section | None:
     parts: list[page.Part] = []
     for (x_name, y_name), held_equal in _pairs(view).items():
-        x, y = view.track(x_name), view.track(y_name)
-        assert x is not None and y is not None
-        chart = plots.frontier(
-            f"{y_name} against {x_name}, at equal budget ({view.study.budget})",
-            view.marks,
-            _frontier_points(view, x, y),
-            x=x.axis,
-            y=y.axis,
-            seeds=[
-                plots.Point(m.name, x.ends(m.name)[seed], y.ends(m.name)[seed], seed)
-                for m in view.marks
-                for seed in sorted(x.ends(m.name).keys() & y.ends(m.name).keys())
-            ],
-            paths=[
-                plots.Point(m.name, _mean(x.values[m.name][place]), _mean(y.values[m.name][place]))
-                for m in view.marks
-                for place in _thin(sorted(x.values.get(m.name, {}).keys() & y.values.get(m.name, {}).keys()))
-            ],
-            note="Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: single seeds. Thin "
-            "lines: the mean path. Point at an arm in the legend to bring it forward, press to keep it.",
-        )
-        parts.append(page.Figure(chart.with_runs(view.keys)))
+        parts.append(page.Figure(_frontier(view, x_name, y_name)))
         parts += _matched_figures(view, x_name, y_name) if held_equal else []
     if not parts:
         return None
@@ -494,6 +475,31 @@ def _frontiers(view: _View) -> page.Section | None:
     if not any(isinstance(test, Matched) for test in _tests(view)):
         lead = "After the same budget. No claim of this study holds one outcome equal, so there is no matched view."
     return page.Section("What was traded", tuple(parts), lead)
+
+
+def _frontier(view: _View, x_name: str, y_name: str) -> plots.Chart:
+    x, y = view.track(x_name), view.track(y_name)
+    assert x is not None and y is not None
+    chart = plots.frontier(
+        f"{y_name} against {x_name}, at equal budget ({view.study.budget})",
+        view.marks,
+        _frontier_points(view, x, y),
+        x=x.axis,
+        y=y.axis,
+        seeds=[
+            plots.Point(m.name, x.ends(m.name)[seed], y.ends(m.name)[seed], seed)
+            for m in view.marks
+            for seed in sorted(x.ends(m.name).keys() & y.ends(m.name).keys())
+        ],
+        paths=[
+            plots.Point(m.name, _mean(x.values[m.name][place]), _mean(y.values[m.name][place]))
+            for m in view.marks
+            for place in _thin(sorted(x.values.get(m.name, {}).keys() & y.values.get(m.name, {}).keys()))
+        ],
+        note="Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: single seeds. Thin "
+        "lines: the mean path. Point at an arm in the legend to bring it forward, press to keep it.",
+    )
+    return chart.with_runs(view.keys)
 
 
 def _frontier_points(view: _View, x: _Track, y: _Track) -> list[plots.Point]:

@@ -167,7 +167,11 @@ def load(folders: Sequence[Path], study: "Study") -> Results:
     measurements = pa.concat_tables([measurements_schema().empty_table(), *tables["measurements"]]).unify_dictionaries()
     items = pa.concat_tables([items_schema().empty_table(), *tables["items"]]).unify_dictionaries()
     runs = [each.info for each in kept if each.info.role != PREPARATION]
-    chosen, selection = choose(study, measurements)
+    try:
+        chosen, selection = choose(study, measurements)
+    except WorkFailed as error:
+        chosen, selection = {}, []
+        notes.append(str(error))
     return Results(
         study=study.name,
         options=study.options,
@@ -320,9 +324,9 @@ class _Columns:
         self.of += [nan if each["of"] is None else float(each["of"]) for each in records]
         self.missing += [each["missing"] for each in records]
         self.order += [each["order"] for each in records]
-        self.outcome.add([each["outcome"] for each in records])
-        self.at.add([each["at"] for each in records])
-        self.where.add([each["where"] for each in records])
+        self.outcome.add_texts([each["outcome"] for each in records])
+        self.at.add_places([each["at"] for each in records])
+        self.where.add_places([each["where"] for each in records])
 
     def table(self, runs: list[RunInfo], counts: list[int]) -> "pa.Table":
         import pyarrow as pa
@@ -352,18 +356,20 @@ class _Codes:
         self.known: dict[Any, int] = {}
         self.texts: dict[str, int] = {}
 
-    def add(self, values: list[Any]) -> None:
+    def add_texts(self, values: list[str]) -> None:
+        self.codes += [self.texts.setdefault(value, len(self.texts)) for value in values]
+
+    def add_places(self, values: list[dict[str, Any]]) -> None:
         known = self.known
         for value in values:
-            key = value if isinstance(value, str) else tuple(value.items())
+            key: Any = tuple(value.items())
             try:
                 code = known.get(key)
             except TypeError:  # a place that holds a list
                 key = canonical(value)
                 code = known.get(key)
             if code is None:
-                text = value if isinstance(value, str) else canonical(value)
-                code = known[key] = self.texts.setdefault(text, len(self.texts))
+                code = known[key] = self.texts.setdefault(canonical(value), len(self.texts))
             self.codes.append(code)
 
     def array(self) -> "pa.Array":

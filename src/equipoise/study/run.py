@@ -218,7 +218,8 @@ class Run(Work):
         """
         key = self._key(outcome, at, where)
         names = [str(each) for each in ids]
-        listed: Any = scores.tolist() if hasattr(scores, "tolist") else scores  # one transfer from a device
+        tolist = getattr(scores, "tolist", None)  # arrays and tensors: one transfer from a device
+        listed: Any = scores if tolist is None else tolist()
         values = [_number(score) for score in listed]
         groups = [""] * len(names) if clusters is None else [str(each) for each in clusters]
         if not len(names) == len(values) == len(groups):

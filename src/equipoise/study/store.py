@@ -267,17 +267,13 @@ def read_complete(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     Raises WorkFailed saying which file is missing or altered.
     """
     contents: dict[str, bytes] = {}
-    base = str(folder)
     try:
         config = read_json(folder / CONFIG)
         for name, entry in config["files"].items():
-            path = f"{base}/{name}"
-            if "sha256" not in entry:
-                size = os.stat(path).st_size
-            else:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (ten thousand folders a second)
-                    contents[name] = file.read()
-                size = len(contents[name])
+            path = folder / name
+            if "sha256" in entry:
+                contents[name] = path.read_bytes()
+            size = len(contents[name]) if name in contents else path.stat().st_size
             if size != entry["bytes"]:
                 raise WorkFailed(f"{name} has {size} bytes instead of {entry['bytes']}")
             if name in contents and hashlib.sha256(contents[name]).hexdigest() != entry["sha256"]:

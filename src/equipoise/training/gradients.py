@@ -4,6 +4,7 @@ What all combination rules share: `apply` walks two lists and hands a rule one p
 sums over whole tensors. A missing gradient (None) is zeros; where both are missing the parameter has no gradient, None.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -165,3 +166,20 @@ def weighted_sum(forget_weight: float, retain_weight: float) -> Rule:
         torch.add(forget, retain, alpha=retain_weight, out=combined)
 
     return rule
+
+
+def conflicts(forget: Tensor, retain: Tensor, out: Tensor) -> Tensor:
+    """1 where f_i r_i < 0, else 0, written to `out` (float32 or float64, as the inputs).
+
+    A plain product underflows to 0, which would read as agreement, from |f|, |r| ~ 1e-23 down in float32. Scaled by the
+    largest power of two first, its sign is right for every pair with at least one normal number (two subnormals, both below
+    1.2e-38, may count as agreeing); overflow keeps the sign, and the nan of inf * 0 compares as agreement, as a zero should.
+    Comparing two sign() would cover subnormals as well, for another pass over memory.
+    """
+    scale = 2.0**1023 if out.dtype == torch.float64 else 2.0**127
+    return torch.addcmul(_zero(out.dtype, out.device), forget, retain, value=scale, out=out).lt_(0)
+
+
+@functools.cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)

@@ -14,7 +14,7 @@ window, which is all the communication that two gradients of one step allow, and
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,17 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     steps: int = Field(ge=1, description="Optimizer steps.")
     rate: float = Field(gt=0, description="Peak learning rate.")
-    batch_size: int = Field(32, ge=1, description="Examples of an optimizer step, over all processes.")
-    micro_batch: int | None = Field(None, ge=1, description="Examples in memory at once; None: all of a process.")
+    batch_size: int = Field(default=32, ge=1, description="Examples of an optimizer step, over all processes.")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="Examples in memory at once; None: all of a process."
+    )
     schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
-    seed: int = Field(0, ge=0)
+    epsilon: float = Field(default=1e-8, gt=0)
+    seed: int = Field(default=0, ge=0)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps - 1; warm-up rises to the peak, then constant, or down to (near) zero."""
@@ -165,9 +167,7 @@ def put_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor
         parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
 
 
-def _sum_over_processes(
-    totals: Tensor, gradients: list[Tensor | None], parameters: Sequence[nn.Parameter]
-) -> None:
+def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
     """Sums both in place; a process that has nothing for a parameter that others reach takes part with zeros."""
     from torch import distributed
 
@@ -224,7 +224,7 @@ def fit(
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        foreach=True,
+        fused=True,
     )
     begin = 0 if state is None else _restore(state, settings, parameters, optimizer)
     if state is not None and (state["stopped"] or begin >= settings.steps):
@@ -268,10 +268,16 @@ def fit(
                 write({"step": done, **numbers})
                 wishes = [callback(Moment(done, model, numbers)) for callback in callbacks]  # every one sees every step
                 stopped = any(wishes)
-                if accelerator.num_processes > 1:
-                    stopped = bool(accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device)).item())
+                if accelerator.num_processes > 1:  # one that stopped alone would leave the others waiting for ever
+                    wish = torch.tensor(float(stopped), device=accelerator.device)
+                    torch.distributed.all_reduce(wish)
+                    stopped = bool(wish.item())
                 last = stopped or done == settings.steps
-                if save is not None and accelerator.is_main_process and (last or (save_every and not done % save_every)):
+                if (
+                    save is not None
+                    and accelerator.is_main_process
+                    and (last or (save_every and not done % save_every))
+                ):
                     save(_state(settings, parameters, optimizer, done, stopped))
                 shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")
                 bar.advance(1, **{shown: f"{numbers[shown]:.3g}"})
@@ -290,7 +296,7 @@ def _seed(*entropy: int) -> int:
 
 
 @contextmanager
-def _random_state_kept(device: torch.device):
+def _random_state_kept(device: torch.device) -> Iterator[None]:
     """The caller's global random state is the same after as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
@@ -320,12 +326,16 @@ def _smaller(size: int) -> str:
 
 
 @contextmanager
-def _memory_advice(what: str, remedy: str):
+def _memory_advice(what: str, remedy: str) -> Iterator[None]:
     """Turns the error of a device or a host that has no memory left into a sentence."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "out of memory" in str(error):
+        if (
+            isinstance(error, torch.OutOfMemoryError)
+            or "not enough memory" in str(error)
+            or "out of memory" in str(error)
+        ):
             raise WorkFailed(f"Out of memory {what}: {remedy}.") from error
         raise
 
@@ -360,7 +370,9 @@ def _restore(
         if name != "micro_batch" and stored != now[name]:
             raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
     different = sorted(state["parameters"].keys() ^ parameters.keys())
-    different += [n for n, p in parameters.items() if n in state["parameters"] and state["parameters"][n].shape != p.shape]
+    different += [
+        n for n, p in parameters.items() if n in state["parameters"] and state["parameters"][n].shape != p.shape
+    ]
     if different:
         raise BadInput(f"the stored training is of other parameters ({different[0]} and {len(different) - 1} more).")
     with torch.no_grad():
@@ -376,7 +388,7 @@ def _restore(
 
 
 @contextmanager
-def _logging(path: Path | None, begin: int):
+def _logging(path: Path | None, begin: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """Yields what writes a row as a JSON line, flushed; first cuts off what was logged after step `begin`."""
     if path is None:
         yield lambda row: None

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from equipoise.training.gradients import sum_dtype, work_dtype
+from equipoise.training.gradients import Scratch, conflicts, sum_dtype, work_dtype
 from equipoise.training.loop import Batch, LossFunction, mean_gradient, put_gradients
 
 # combine(forget, retain, *, forget_weight, retain_weight) -> combined; a rule that also takes `out` and `observe` saves a
@@ -61,18 +61,18 @@ class TwoGradients:
             self.retain_loss, model, parameters, [pair[1] for pair in window], accelerator
         )
         watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
-        conflicts = Conflicts([layer(name) for name, _ in named]) if watched else None
+        seen = Conflicts([layer(name) for name, _ in named]) if watched else None
         weights = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
         if self._in_place:
             out = [f if f is not None else r for f, r in zip(forget, retain, strict=True)]
-            combined = self.combine(forget, retain, **weights, out=out, observe=conflicts)
+            combined = self.combine(forget, retain, **weights, out=out, observe=seen)
         else:
             combined = self.combine(forget, retain, **weights)
-            if conflicts is not None:
-                conflicts.all(forget, retain, combined)
+            if seen is not None:
+                seen.all(forget, retain, combined)
         put_gradients(parameters, combined)
         losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
-        return losses if conflicts is None else losses | conflicts.summary(self.groups)
+        return losses if seen is None else losses | seen.summary(self.groups)
 
 
 def layer(name: str) -> str:
@@ -91,13 +91,13 @@ class Conflicts:
         # Per layer the six inner products and the number of conflicts, a row for each piece of gradient.
         self._rows: list[list[Tensor]] = [[] for _ in self.names]
         self._coordinates = [0] * len(self.names)
+        self._scratch = Scratch()
 
     def __call__(self, index: int, forget: Tensor, retain: Tensor, combined: Tensor) -> None:
         f, r, g = forget, retain, combined
-        # sign(f) sign(r) cannot underflow, as f r would.
-        conflicts = f.sign().mul_(r.sign()).lt_(0).sum()
+        opposed = conflicts(f, r, self._scratch("conflict", f)).sum()
         place = self._place[index]
-        self._rows[place] += [f.dot(r), f.dot(f), r.dot(r), g.dot(f), g.dot(r), g.dot(g), conflicts]
+        self._rows[place] += [f.dot(r), f.dot(f), r.dot(r), g.dot(f), g.dot(r), g.dot(g), opposed]
         self._coordinates[place] += f.numel()
 
     def all(

@@ -1,6 +1,6 @@
 """BLUR-style combination, as in the code of arXiv:2604.14808: forgetting first, the retain gradient gives way.
 
-    r' = r - <r, f> / (||f||^2 + 1e-10) f   over all tensors, in conflict or not,   g = gamma f + alpha r'
+r' = r - <r, f> / (||f||^2 + 1e-10) f   over all tensors, in conflict or not,   g = gamma f + alpha r'
 """
 
 from torch import Tensor

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.data.records import Record
-from equipoise.data.world import World, people
+from equipoise.data.world import Part, Split, World, people
 from equipoise.language import tiny
 from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.unlearning.recipe import Recipe
+from equipoise.unlearning.training import prepare
 
 # A world that the model can be taught in about a minute on one core, and the training that does it. The large ones are
 # slow on a CPU, so their world is smaller; they know the language already and need fewer passes.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"forget": 8, "neighbours": 24, "general": 16, "attributes": 5, "paraphrases": 3, "texts": 60},
-    "other": {"forget": 5, "neighbours": 10, "general": 8, "attributes": 4, "paraphrases": 2, "texts": 16},
+    "other": {"forget": 5, "neighbours": 10, "general": 8, "attributes": 3, "paraphrases": 2, "texts": 16},
 }
 
 
@@ -30,9 +32,10 @@ def world(model: str, seed: int) -> World:
 
 TINY_TEACHING = {"epochs": 8, "rate": 3e-3, "batch_size": 32}
 OTHER_TEACHING = {"epochs": 6, "rate": 1e-4, "batch_size": 16}
+BLOCKS_RATE = 4e-4  # when only some blocks are taught
 CHECKPOINT = 100  # optimizer steps of teaching between checkpoints
-SPLITS = {"forget": "forget_accuracy", "neighbour": "retain_accuracy", "general": "general_accuracy"}
-PARTS = ("validation", "test")
+SPLITS: dict[Split, str] = {"forget": "forget_accuracy", "neighbour": "retain_accuracy", "general": "general_accuracy"}
+PARTS: tuple[Part, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Setting:
     language_model: LanguageModel
     forget: list[Example]
     retain: list[Example]
-    questions: dict[tuple[str, str], list[Record]]
+    questions: dict[tuple[Split, Part], list[Record]]
     texts: list[Example]
 
     def measure(self, run: Any, step: int, batch_size: int = 64) -> None:
@@ -80,7 +83,9 @@ def teach(model: str, preparation: Any) -> None:
         passes = TINY_TEACHING
     else:
         language_model = load(model, chat_template="none")
-        passes = OTHER_TEACHING
+        train_blocks = preparation.options.get("train_blocks")
+        passes = OTHER_TEACHING | ({"rate": BLOCKS_RATE} if train_blocks else {})
+        prepare(language_model, Recipe(train_blocks=train_blocks))
     tokens = sum(len(example.input_ids) for example in encode(language_model, fiction.teaching))
     tiny.teach(
         language_model,

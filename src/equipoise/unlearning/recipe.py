@@ -25,29 +25,36 @@ Count = Annotated[int, Field(ge=1)]
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """Everything that decides an unlearning run but the model, the data and the seed's draws."""
 
-    objective: Literal["ga", "npo", "simnpo", "rmu"] = Field("simnpo", description="What pushes the forget set away.")
+    objective: Literal["ga", "npo", "simnpo", "rmu"] = Field(
+        default="simnpo", description="What pushes the forget set away."
+    )
     retain_objective: Literal["gd", "kl"] = Field(
-        "gd", description="What holds the retain set: cross-entropy, or KL to the starting model (RMU brings its own)."
+        default="gd",
+        description="What holds the retain set: cross-entropy, or KL to the starting model (RMU brings its own).",
     )
     combine: Literal["sum", "pcgrad", "pcgrad-global", "sago", "sago-prefer-retain", "blur"] = Field(
-        "sago", description="How the forget and the retain gradient become one update."
+        default="sago", description="How the forget and the retain gradient become one update."
     )
-    parameters: Literal["full", "lora"] = Field("full", description="What may move; lora writes an adapter.")
-    forget_weight: NotNegative = Field(1.0, description="Weight of the forget gradient (gamma of the paper).")
-    retain_weight: NotNegative = Field(1.0, description="Weight of the retain gradient (alpha of the paper).")
-    beta: Positive | None = Field(None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given).")
-    delta: float = Field(0.0, description="Margin of SimNPO, nats per token.")
-    steering: Positive = Field(2.0, description="Length of RMU's steering vector.")
+    parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
+    forget_weight: NotNegative = Field(default=1.0, description="Weight of the forget gradient (gamma of the paper).")
+    retain_weight: NotNegative = Field(default=1.0, description="Weight of the retain gradient (alpha of the paper).")
+    beta: Positive | None = Field(
+        default=None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given)."
+    )
+    delta: float = Field(default=0.0, description="Margin of SimNPO, nats per token.")
+    steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
     rate: Positive | None = Field(
-        None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
+        default=None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
     )
-    steps: Count = Field(100, description="Optimizer steps.")
-    batch_size: Count = Field(16, description="Forget records a step, and as many retain records.")
-    micro_batch: Count | None = Field(None, description="Records in memory at once; a batch is split to fit.")
-    max_length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of a record; what is longer is cut.")
-    train_blocks: Count | None = Field(None, description="Train the last so many transformer blocks only.")
-    rank: Count = Field(16, description="Rank of the LoRA adapter.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the data order and of every draw.")
+    steps: Count = Field(default=100, description="Optimizer steps.")
+    batch_size: Count = Field(default=16, description="Forget records a step, and as many retain records.")
+    micro_batch: Count | None = Field(default=None, description="Records in memory at once; a batch is split to fit.")
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        default=512, description="Tokens of a record; what is longer is cut."
+    )
+    train_blocks: Count | None = Field(default=None, description="Train the last so many transformer blocks only.")
+    rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the data order and of every draw.")
 
     @property
     def resolved_beta(self) -> float:

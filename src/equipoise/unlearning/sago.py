@@ -17,7 +17,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equipoise.training.gradients import CPU_PIECE, Gradients, Observe, Reduce, Rule, Scratch, apply, check_weights
+from equipoise.training.gradients import (
+    CPU_PIECE,
+    Gradients,
+    Observe,
+    Reduce,
+    Rule,
+    Scratch,
+    apply,
+    check_weights,
+    conflicts,
+)
 
 COMPILED_PIECE = 2**31  # whole tensors: a fused kernel needs no cache, and no scratch memory
 
@@ -59,23 +69,6 @@ def combine_prefer_retain(
     """SAGO-prefer-retain: as `combine`, but coordinates that agree get the weighted sum."""
     rule = _prefer_retain(forget_weight, retain_weight)
     return _combine("prefer-retain", rule, forget, retain, forget_weight, retain_weight, out, observe, compiled)
-
-
-def conflicts(forget: Tensor, retain: Tensor, out: Tensor) -> Tensor:
-    """1 where f_i r_i < 0, else 0, written to `out` (float32 or float64, as the inputs).
-
-    A plain product underflows to 0, which would read as agreement, from |f|, |r| ~ 1e-23 down in float32. Scaled by the
-    largest power of two first, its sign is right for every pair with at least one normal number (two subnormals, both below
-    1.2e-38, may count as agreeing); overflow keeps the sign, and the nan of inf * 0 compares as agreement, as a zero should.
-    Comparing two sign() would cover subnormals as well, for another pass over memory.
-    """
-    scale = 2.0**1023 if out.dtype == torch.float64 else 2.0**127
-    return torch.addcmul(_zero(out.dtype, out.device), forget, retain, value=scale, out=out).lt_(0)
-
-
-@functools.cache
-def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=device)
 
 
 def _sago(forget_weight: float, retain_weight: float) -> Rule:

@@ -126,7 +126,7 @@ def losses(language_model: LanguageModel, recipe: Recipe) -> tuple[LossFunction,
     if recipe.objective == "rmu":
         block = rmu_block(model)
         generator = torch.Generator().manual_seed(recipe.seed)
-        width = model.get_input_embeddings().weight.shape[1]
+        width = model.config.get_text_config().hidden_size
         steering = objectives.steering_vector(width, recipe.steering, generator).to(language_model.device)
         return objectives.rmu_loss(block, steering), objectives.rmu_retain_loss(block, _frozen(model))
     forget_loss = {

@@ -1,0 +1,96 @@
+"""The command line: a wrong request is one sentence and exit code 2, and leaves nothing behind."""
+
+import json
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.cli.config import expand
+from equipoise.core.errors import BadInput
+
+GOOD = '{"question": "Who?", "answer": "Ann"}\n'
+UNLEARN = ["unlearn", "--model", "tiny", "--forget", "forget.jsonl", "--retain", "retain.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retain.jsonl").write_text(GOOD)
+    (tmp_path / "forget.jsonl").write_text(GOOD)
+    (tmp_path / "nomodel").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "forget.jsonl is empty"),
+        (GOOD.encode() + b"not json\n", "forget.jsonl:2: not JSON"),
+        (b'{"q": "Who?", "answer": "Ann"}\n', "forget.jsonl:1: no field 'question'"),
+        (GOOD.encode() + b"\xff\xfe\n", "forget.jsonl:2: not UTF-8"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(here, capsys, content, message):
+    (here / "forget.jsonl").write_bytes(content)
+    assert main(UNLEARN) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not (here / "equipoise-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*UNLEARN, "--objective", "smnpo"], "--objective should be 'ga', 'npo', 'simnpo' or 'rmu'; got 'smnpo'."),
+        ([*UNLEARN, "--steps", "0"], "--steps should be greater than or equal to 1; got '0'."),
+        ([*UNLEARN, "--steps", "three"], "--steps should be a valid integer"),
+        ([*UNLEARN, "--stpes", "3"], "Did you mean --steps?"),
+        (
+            ["unlearn", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "nomodel"],
+            "holds no config.json",
+        ),
+        (["unlearn", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "smolm2"], "'smollm2'"),
+        (
+            ["unlearn", "--forget", "forgt.jsonl", "--retain", "retain.jsonl", "--model", "tiny"],
+            "Did you mean 'forget.jsonl'",
+        ),
+        (["study", "run", "sagoo"], "Did you mean 'sago'?"),
+        (["study", "run", "sago", "--stps", "3"], "has no option 'stps'. Did you mean 'steps'?"),
+        (["study", "run", "sago", "--steps", "3"], "should be greater than or equal to 10"),
+        (["study", "run", "sago", "--arms", "sagoo"], "no arm 'sagoo'. Did you mean 'sago'?"),
+        (["studdy", "list"], 'Did you mean "study"?'),
+        (["models", "fetch", "smolm"], "Did you mean 'smollm2'?"),
+        (["unlearn", "--config", "nothing.json"], "expected the run.json that a job stored"),
+    ],
+)
+def test_wrong_requests(here, capsys, arguments, message):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and said.count("\n") == 1
+    assert not list((here / "equipoise-out").glob("unlearn*"))
+
+
+def test_debug_shows_the_traceback(here):
+    (here / "forget.jsonl").write_text("")
+    with pytest.raises(BadInput):
+        main([*UNLEARN, "--debug"])
+
+
+def test_a_word_with_verbs_below_it_prints_its_help(capsys):
+    assert main(["study"]) == 0
+    assert "list" in capsys.readouterr().out
+
+
+def test_study_list_is_data(capsys):
+    assert main(["study", "list", "--json"]) == 0
+    (row,) = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "sago"]
+    assert row["trades"] == "forgetting for retention" and row["paper"] == "arXiv:2604.14808"
+
+
+def test_config_is_the_options_it_holds(here):
+    stored = {"model": "tiny", "steps": 5, "general": None, "fields": {"answer": "reply"}, "chat_template": "none"}
+    (here / "run.json").write_text(json.dumps(stored))
+    assert expand(["unlearn", "--config", "run.json", "--steps", "7"]) == [
+        *["unlearn", "--steps", "7", "--model", "tiny", "--chat-template", "none", "--answer-field", "reply"]
+    ]
+    assert expand(["unlearn", "--steps", "7"]) == ["unlearn", "--steps", "7"]
