@@ -147,7 +147,7 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
 
 
 def _told(words: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in words.items() if value is not None)
+    return ", ".join(f"{name}={value}" for name, value in words.items())
 
 
 def _print_result(done: "Unlearned", as_json: bool) -> None:
@@ -156,7 +156,7 @@ def _print_result(done: "Unlearned", as_json: bool) -> None:
         plain = {when: {name: measure.value for name, measure in found.items()} for when, found in measures.items()}
         print(json.dumps({**plain, "steps": done.steps, "stopped": done.stopped, "folder": str(done.folder)}, indent=2))
         return
-    print(f"recipe: {_told(done.recipe.model_dump())}", file=sys.stderr)
+    print(f"recipe: {_told(done.resolved)}", file=sys.stderr)
     width = max(len(name) for name in done.after)
     for name, measure in done.after.items():
         change = f"{done.before[name]!s:>24} -> {measure!s:<24}"

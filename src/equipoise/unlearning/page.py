@@ -54,7 +54,7 @@ def card(result: "Unlearned", settings: Mapping[str, Any], stored: Mapping[str, 
         "",
         "## Settings",
         "```json",
-        json.dumps({**settings, "resolved": stored["recipe"]}, indent=2),
+        json.dumps({**settings, **stored["resolved"]}, indent=2),
         "```",
         "",
     ]
@@ -86,12 +86,12 @@ def report(
             for name, measure in result.after.items()
         ),
     )
-    conflict = _conflict(path.parent / "metrics.jsonl")
+    conflicts = [page.Figure(chart) for chart in _conflicts(path.parent / "metrics.jsonl")]
     parts = [
         page.Section("What changed", (table, *([page.Grid(tuple(figures))] if figures else []))),
-        *([page.Section("How the two gradients met", (page.Figure(conflict),))] if conflict else []),
+        *([page.Section("How the two gradients met", tuple(conflicts))] if conflicts else []),
         page.Section("How to read this", (page.Bullets(result.notes),)),
-        page.Section("Settings", (page.Settings({**settings, "resolved": stored["recipe"]}),)),
+        page.Section("Settings", (page.Settings({**settings, **stored["resolved"]}),)),
     ]
     html = page.job_page(
         f"{Path(settings['model']).name}, made to forget",
@@ -117,11 +117,12 @@ def _meaning(name: str, measure: "Measure") -> str:
     return meaning if measure.chance is None else f"{meaning}; chance {measure.chance:.2f}"
 
 
-def _conflict(metrics: Path) -> plots.Chart | None:
-    """Cosines of the combined update with both gradients along the steps, as logged by the training."""
+def _conflicts(metrics: Path) -> list[plots.Chart]:
+    """How the gradients met, as logged by the training: cosines along the steps, share of conflicts layer by layer."""
     if not metrics.exists():
-        return None
+        return []
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = plots.Axis("optimizer step")
     names = {
         "cosine_forget_retain": "forget with retain",
         "cosine_update_forget": "update with forget",
@@ -130,13 +131,27 @@ def _conflict(metrics: Path) -> plots.Chart | None:
     series = {
         label: [(row["step"], row[name]) for row in rows if row.get(name) is not None] for name, label in names.items()
     }
-    series = {label: points for label, points in series.items() if points}
-    if not series:
-        return None
-    return plots.lines(
-        "Cosines of the gradients",
-        series,
-        x=plots.Axis("optimizer step"),
-        y=plots.Axis("cosine"),
-        note="Below zero the two gradients pull against each other.",
-    )
+    cells = [
+        (row["step"], name.removesuffix("/conflict"), value)
+        for row in rows
+        for name, value in row.items()
+        if name.endswith("/conflict") and value is not None
+    ]
+    charts = []
+    if any(series.values()):
+        title, note = "Cosines of the gradients", "Below zero two gradients pull against each other."
+        charts.append(plots.lines(title, series, x=steps, y=plots.Axis("cosine"), note=note))
+    if cells:
+        title, note = "Conflict by layer", "Share of coordinates in which the two gradients have opposite signs."
+        charts.append(
+            plots.heat_map(
+                title,
+                cells,
+                x=steps,
+                y=plots.Axis("layer"),
+                value=plots.Axis("share in conflict"),
+                domain=(0.0, 1.0),
+                note=note,
+            )
+        )
+    return charts

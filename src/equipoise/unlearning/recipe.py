@@ -37,7 +37,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
     forget_weight: NotNegative = Field(default=1.0, description="Weight of the forget gradient (gamma of the paper).")
-    retain_weight: NotNegative = Field(default=1.0, description="Weight of the retain gradient (alpha of the paper).")
+    retain_weight: NotNegative | None = Field(
+        default=None, description="Weight of the retain gradient (alpha); not given: 0.1 for npo and simnpo, else 1."
+    )
     beta: Positive | None = Field(
         default=None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given)."
     )
@@ -61,13 +63,37 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """beta as given, else 0.1 for NPO and 2.5 for SimNPO, as their papers set it for TOFU."""
         return self.beta if self.beta is not None else 0.1 if self.objective == "npo" else 2.5
 
+    @property
+    def resolved_retain_weight(self) -> float:
+        """retain_weight as given, else as the released configurations of SAGO (arXiv:2604.14808) have it for WMDP."""
+        if self.retain_weight is not None:
+            return self.retain_weight
+        return 0.1 if self.objective in ("npo", "simnpo") else 1.0
+
+    def resolved(self, trained_parameters: int) -> dict[str, Any]:
+        """Every word with its value, for a model with so many trained parameters; beta only where the objective has one."""
+        words = self.model_dump() | {
+            "retain_weight": self.resolved_retain_weight,
+            "rate": self.resolved_rate(trained_parameters),
+            "beta": self.resolved_beta,
+        }
+        return {key: value for key, value in words.items() if key in self.words() and value is not None}
+
+    def words(self) -> set[str]:
+        """The words that this recipe's objective and parameters use."""
+        unused = {"delta"} if self.objective != "simnpo" else set()
+        unused |= {"beta"} if self.objective not in ("npo", "simnpo") else set()
+        unused |= {"steering"} if self.objective != "rmu" else {"retain_objective"}
+        unused |= {"rank"} if self.parameters != "lora" else {"train_blocks"}
+        return set(type(self).model_fields) - unused
+
     def resolved_rate(self, trained_parameters: int) -> float:
         """rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
         if self.rate is not None:
             return self.rate
         if self.parameters == "lora":
             return 2e-4
-        return 1e-5 if trained_parameters > 1e9 else 3e-5 if trained_parameters > 5e7 else 5e-4
+        return 1e-5 if trained_parameters > 1e9 else 5e-5 if trained_parameters > 5e7 else 1e-3
 
 
 def recipe(method: str | None = None, **words: Any) -> Recipe:

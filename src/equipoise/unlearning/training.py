@@ -66,6 +66,7 @@ def train(
     *,
     combine: Combine | None = None,
     conflicts_every: int = 1,
+    layers: bool = False,
     accelerator: Accelerator | None = None,
     callbacks: Sequence[Callable[[Moment], bool | None]] = (),
     log: Path | None = None,
@@ -76,7 +77,8 @@ def train(
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
     The reference log-likelihoods of NPO and the frozen copy of KL and RMU are taken before a stored `state` is put back.
-    combine: a rule of one's own in place of the recipe's.
+    combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
+    with `layers` is also kept layer by layer.
     """
     model = language_model.model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -98,8 +100,9 @@ def train(
             retain_loss,
             combine or COMBINE[recipe.combine],
             forget_weight=recipe.forget_weight,
-            retain_weight=recipe.retain_weight,
+            retain_weight=recipe.resolved_retain_weight,
             conflicts_every=conflicts_every,
+            groups=layers,
         ),
         pairs(len(forget), len(retain), recipe.batch_size, recipe.seed),
         Settings(

@@ -34,6 +34,8 @@ from equipoise.unlearning.training import prepare, train
 CHOICES = 4
 MEASURED = 200  # records of each side that are measured, evenly spread over the file
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
+CONFLICTS = 5  # steps between entries of the conflict log, which costs some passes over both gradients
+TAUGHT = 15_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
 COMPARED = 16  # records of each side on which the written model must agree with the trained one
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token; lower precision: 0.05
 
@@ -55,7 +57,7 @@ class Measure:
             return "undefined"
         if self.of is not None:
             return f"{self.value:.3f} ({round(self.value * self.of)} of {self.of})"
-        return f"{self.value:.3f} {self.unit}".rstrip()
+        return f"{self.value + 0.0:.3f} {self.unit}".rstrip().replace("-0.000", "0.000")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Unlearned:
     """A model that was made to forget, with its measures before and after; folder is None when nothing was written."""
 
     recipe: Recipe
+    resolved: dict[str, Any]
     before: dict[str, Measure]
     after: dict[str, Measure]
     path: tuple[dict[str, Any], ...]
@@ -189,7 +192,7 @@ def plan(model: str | Path | LanguageModel, **request: Any) -> Plan:
     held = sum(parameter.numel() * parameter.element_size() for parameter in language_model.model.parameters())
     return Plan(
         model=language_model.source,
-        recipe={**chosen.model_dump(), "rate": chosen.resolved_rate(numbers), "beta": chosen.resolved_beta},
+        recipe=chosen.resolved(numbers),
         records={name: len(records) for name, records in data.sides.items()},
         tokens={name: sum(len(example.input_ids) for example in examples) for name, examples in sides.items()},
         first={name: tuple(_brief(record) for record in records[:3]) for name, records in data.sides.items()},
@@ -255,7 +258,8 @@ def _tiny(data: _Data, folder: Path | None, seed: int) -> LanguageModel:
         language_model = load(folder / "taught", device="cpu")
     else:
         language_model = tiny(data.texts(), seed=seed)
-        teach(language_model, [record for side in data.sides.values() for record in side], seed=seed)
+        records = [record for side in data.sides.values() for record in side]
+        teach(language_model, records, seed=seed, epochs=max(TAUGHT / len(records), 6))
         if folder is not None:
             language_model.save(folder / "teaching")
             (folder / "teaching").rename(folder / "taught")
@@ -345,6 +349,7 @@ def _work(
     before = _measures(stored["before"]) if stored else scales(language_model, answers=True)
     path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
     language_model = prepare(language_model, chosen)
+    trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
     reached: list[str] = []
 
     def look(moment: Any) -> bool:
@@ -365,6 +370,8 @@ def _work(
         chosen,
         forget,
         retain,
+        conflicts_every=CONFLICTS,
+        layers=True,
         accelerator=accelerator,
         callbacks=[look],
         log=None if folder is None else folder.work / "metrics.jsonl",
@@ -378,6 +385,7 @@ def _work(
         stopped += f"; {target[0]} never came down to {target[1]:g}"
     result = Unlearned(
         recipe=chosen,
+        resolved=chosen.resolved(trained),
         before=before,
         after=after,
         path=tuple(path),
@@ -471,6 +479,7 @@ def _write(result: Unlearned, folder: JobFolder, compared: Sequence[Example], da
         "stopped": result.stopped,
         "notes": list(result.notes),
         "recipe": result.recipe.model_dump(),
+        "resolved": result.resolved,
         "source": language_model.source,
         "reloaded_gap_nats_per_token": gap,
     }
@@ -495,6 +504,7 @@ def _stored(folder: Path) -> Unlearned:
     stored = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
     return Unlearned(
         recipe=Recipe(**stored["recipe"]),
+        resolved=stored["resolved"],
         before=_measures(stored["before"]),
         after=_measures(stored["after"]),
         path=tuple(stored["path"]),
