@@ -359,6 +359,13 @@ def test_nothing_to_train():
         run(Net().requires_grad_(False), settings())
 
 
+def test_sharded_models_are_refused():
+    model = Net()
+    model.inner.weight.placements = ("Shard(0)",)
+    with pytest.raises(BadInput, match="sharded"):
+        run(model, settings())
+
+
 def test_order_is_a_function_of_the_step():
     draw = without_replacement(10, 4, seed=3)
     steps = [draw(step) for step in range(5)]

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-
 from dataclasses import replace
-
 
 import pytest
 import torch
@@ -22,9 +20,15 @@ from equipoise.unlearning import unlearn as job
 from equipoise.unlearning.recipe import METHODS, Recipe, recipe
 from equipoise.unlearning.training import prepare, rmu_block
 
-COLOURS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"]
-FORGET = [{"question": f"What colour is the {name} door?", "answer": colour} for name, colour in zip("abcd", COLOURS)]
-RETAIN = [{"question": f"What colour is the {name} wall?", "answer": colour} for name, colour in zip("efgh", COLOURS)]
+COLOURS = ["red", "blue", "green", "black"]
+FORGET = [
+    {"question": f"What colour is the {name} door?", "answer": colour}
+    for name, colour in zip("abcd", COLOURS, strict=True)
+]
+RETAIN = [
+    {"question": f"What colour is the {name} wall?", "answer": colour}
+    for name, colour in zip("efgh", COLOURS, strict=True)
+]
 
 
 @pytest.fixture(scope="module")

@@ -215,6 +215,8 @@ def fit(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
+    if any(hasattr(parameter, "placements") for parameter in parameters.values()):
+        raise BadInput("this loop trains whole models, one per process, and this one is sharded (DTensor): unshard it.")
     accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
     if accelerator.mixed_precision == "fp16":
         raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")

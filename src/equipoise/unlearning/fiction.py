@@ -30,8 +30,8 @@ def world(model: str, seed: int) -> World:
     return people(seed, **SIZES["tiny" if model == "tiny" else "other"])
 
 
-TINY_TEACHING = {"epochs": 8, "rate": 3e-3, "batch_size": 32}
-OTHER_TEACHING = {"epochs": 6, "rate": 1e-4, "batch_size": 16}
+TINY_TEACHING: dict[str, Any] = {"epochs": 8, "rate": 3e-3, "batch_size": 32}
+OTHER_TEACHING: dict[str, Any] = {"epochs": 6, "rate": 1e-4, "batch_size": 16}
 BLOCKS_RATE = 4e-4  # when only some blocks are taught
 CHECKPOINT = 100  # optimizer steps of teaching between checkpoints
 SPLITS: dict[Split, str] = {"forget": "forget_accuracy", "neighbour": "retain_accuracy", "general": "general_accuracy"}
