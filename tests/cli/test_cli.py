@@ -94,3 +94,17 @@ def test_config_is_the_options_it_holds(here):
         *["unlearn", "--steps", "7", "--model", "tiny", "--chat-template", "none", "--answer-field", "reply"]
     ]
     assert expand(["unlearn", "--steps", "7"]) == ["unlearn", "--steps", "7"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device", "big.safetensors"), RuntimeError("I/O error: No space left on device")],
+)
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("equipoise.unlearning.job.unlearn", full)
+    assert main(UNLEARN) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("equipoise: The disk is full") and said.count("\n") == 1

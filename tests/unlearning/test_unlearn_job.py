@@ -16,7 +16,7 @@ from equipoise.language.encode import encode
 from equipoise.language.model import load
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import teach, tiny
-from equipoise.unlearning import unlearn as job
+from equipoise.unlearning import job
 from equipoise.unlearning.recipe import METHODS, Recipe, recipe
 from equipoise.unlearning.training import prepare, rmu_block
 

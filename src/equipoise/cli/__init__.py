@@ -1,5 +1,6 @@
 """The command line: every command parses, calls one function and prints; torch is imported inside commands only."""
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -49,12 +50,18 @@ def _explain(error: Exception) -> int:
         message, code = str(error), error.exit_code
     elif isinstance(error, CycloptsError):
         message, code = _wrong_option(error), 2
-    elif isinstance(error, OSError) and error.errno == 28:
-        message, code = f"The disk is full ({error.filename or 'no file named'}): free space, then run again.", 1
+    elif _disk_is_full(error):
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        message, code = f"The disk is full{where}: free some space; the same command goes on from what is stored.", 1
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows the traceback)", 1
     print(f"equipoise: {message}", file=sys.stderr)
     return code
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    # safetensors and Arrow raise types of their own, with the system's words in them.
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 
 def _wrong_option(error: Exception) -> str:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from equipoise.unlearning.recipe import Recipe
 
 if TYPE_CHECKING:
-    from equipoise.unlearning.unlearn import Plan, Unlearned
+    from equipoise.unlearning.job import Plan, Unlearned
 
 app = App(name="unlearn")
 
@@ -102,8 +102,8 @@ def unlearn(
         No progress.
     """
     from equipoise.core.progress import quiet as silenced
-    from equipoise.unlearning.unlearn import plan
-    from equipoise.unlearning.unlearn import unlearn as work
+    from equipoise.unlearning.job import plan
+    from equipoise.unlearning.job import unlearn as work
 
     renamed = (text_field, question_field, answer_field, prompt_field, completion_field, messages_field)
     words = {} if recipe is None else {name: getattr(recipe, name) for name in recipe.model_fields_set}
@@ -143,7 +143,8 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
             print(f"  {json.dumps(record, ensure_ascii=False)}")
     print(f"recipe: {_told(plan.recipe)}")
     print(f"trained parameters: {plan.trained_parameters:,}")
-    print(f"estimate: {plan.seconds / 60:.1f} minutes, {plan.peak_bytes / 1e9:.2f} GB at the peak")
+    time = f"{plan.seconds:.0f} s" if plan.seconds < 120 else f"{plan.seconds / 60:.0f} minutes"
+    print(f"estimate: {time}, {plan.peak_bytes / 1e9:.2g} GB at the peak")
 
 
 def _told(words: dict[str, Any]) -> str:

@@ -380,7 +380,8 @@ def chord_corrections(
 
     A fast path steps over the level in a wide gap, a slow one in a narrow gap, so the chord costs the fast arm more.
     One curvature for all runs of both arms, c in judged = run + b (f - level) + c (f - level)^2 over the two
-    evaluations on each side of the crossing, gives the correction c (f_low - level)(f_high - level); it vanishes as the gap does.
+    evaluations on each side of the crossing, gives the correction c (f_low - level)(f_high - level), which vanishes as
+    the gap does.
     fits and judged: [K] per run. 0 where the evaluations around the crossings do not determine c.
     """
     runs = len(fits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.core import page, plots
 
 if TYPE_CHECKING:
-    from equipoise.unlearning.unlearn import Measure, Unlearned
+    from equipoise.unlearning.job import Measure, Unlearned
 
 MEANING = {
     "log_probability": "mean log-probability per token of the answers",

@@ -182,6 +182,7 @@ def plan(model: str | Path | LanguageModel, **request: Any) -> Plan:
     trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
     size = min(chosen.micro_batch or chosen.batch_size, len(sides["forget"]))
     longest = sorted(sides["forget"], key=lambda example: len(example.input_ids))[-size:]
+    _probe(language_model, longest[-1:])  # the first pass of a process is slow
     began = time.perf_counter()
     activations = _probe(language_model, longest)
     pass_seconds = time.perf_counter() - began
