@@ -158,7 +158,7 @@ def matched_bias(
         forget, retain = ([row for arm in kept for row in arm[which][study]] for which in (0, 1))
         raw = [row for _, path, _ in arms for row in path[study]], [row for _, _, path in arms for row in path[study]]
         fits = [statistics.monotone_fit(path, increasing=False) for path in forget]
-        target = statistics.weakest_level(fits, increasing=False) if level == "weakest" else float(level)
+        target = statistics.weakest_level(fits, increasing=False, spare=0.05) if level == "weakest" else float(level)
         positions = [statistics.crossing(fit, target, increasing=False) for fit in fits]
         if np.isnan(positions).any():
             continue

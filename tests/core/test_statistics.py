@@ -230,10 +230,11 @@ def test_crossing(fit, level, position):
 
 def test_weakest_level_is_reached_by_all():
     falling = [[0.9, 0.3], [0.9, 0.5, 0.4], [0.8, 0.2]]
-    level = st.weakest_level(falling, increasing=False)
+    assert st.weakest_level(falling, increasing=False) == pytest.approx(0.4)
+    level = st.weakest_level(falling, increasing=False, spare=0.05)
     assert level == pytest.approx(0.4 + 0.05 * 0.5)
     assert all(st.crossing(fit, level, increasing=False) < len(fit) - 1 for fit in falling)
-    assert st.weakest_level([[0.1, 0.6], [0.2, 0.5]], increasing=True) == pytest.approx(0.5 - 0.05 * 0.3)
+    assert st.weakest_level([[0.1, 0.6], [0.2, 0.5]], increasing=True, spare=0.1) == pytest.approx(0.47)
     assert math.isnan(st.weakest_level([], increasing=True))
     assert math.isnan(st.weakest_level([[0.9, 0.3], [np.nan]], increasing=False))
 

@@ -350,16 +350,16 @@ def crossing(fit: ArrayLike, level: float, *, increasing: bool) -> float:
     return first - 1 + float((target - climb[first - 1]) / (climb[first] - climb[first - 1]))
 
 
-def weakest_level(fits: Sequence[ArrayLike], *, increasing: bool) -> float:
-    """The strongest level that every monotone path reaches with 5 % of its own range to spare; nan if one is undefined.
+def weakest_level(fits: Sequence[ArrayLike], *, increasing: bool, spare: float = 0.0) -> float:
+    """The strongest level that every monotone path reaches, with a share of its own range to spare.
 
-    To spare, because the end of a fit follows the noise of the last evaluations: the bare weakest end favours a slow arm
-    by 0.3 points over 10 seeds and 0.7 over 3, this by 0.1 to 0.2 (docs/statistics.md).
+    nan if a path is undefined. The end of a fit follows the noise of the last evaluations: comparing arms at the bare
+    weakest end favours a slow one by 0.3 points over 10 seeds and 0.7 over 3, with spare=0.05 by 0.1 to 0.2.
     """
     ends = []
     for fit in fits:
         path = np.asarray(fit, float)
-        ends.append(path[-1] + 0.05 * (path[0] - path[-1]) if path.size else math.nan)
+        ends.append(path[-1] + spare * (path[0] - path[-1]) if path.size else math.nan)
     return float(np.min(ends) if increasing else np.max(ends)) if ends else math.nan
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from equipoise.study.declare import Outcome
 
 FEWEST_BOOTSTRAP_SEEDS, FEWEST_BOOTSTRAP_CLUSTERS = 10, 50
+SPARE = 0.05  # of a path's range: how far before its very end "weakest" stays, see statistics.weakest_level
 Array = NDArray[np.float64]
 Columns = Callable[[NDArray[np.intp] | None], Iterable[Sequence[Array] | Array]]
 
@@ -329,8 +330,10 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
 
     increasing = sum(float((np.arange(v.size) - (v.size - 1) / 2) @ v) for v in values) > 0
     fits = [statistics.monotone_fit(v, increasing=increasing) for v in values]
-    target = test.level if test.level != "weakest" else statistics.weakest_level(fits, increasing=increasing)
-    target = float(target)
+    if test.level == "weakest":
+        target = statistics.weakest_level(fits, increasing=increasing, spare=SPARE)
+    else:
+        target = float(test.level)
     positions = np.array([statistics.crossing(fit, target, increasing=increasing) for fit in fits])
     where_crossed = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, positions, strict=True)]
     details: dict[str, Any] = {
