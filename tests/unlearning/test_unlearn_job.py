@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language.encode import encode
@@ -254,3 +255,21 @@ def test_a_loaded_model_is_changed_in_place(taught):
     before = model.model.get_input_embeddings().weight.clone()
     done = job.unlearn(model, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
     assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_model_that_one_makes(taught, files):
+    words = ["-m", "equipoise", "unlearn", "--model", taught, "--device", "cpu", "--steps", 6, "--batch-size", 4]
+    words += ["--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl", "--evaluate-every", 3]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launchers = {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+    }
+    for name, launcher in launchers.items():
+        command = [*launcher, *map(str, words), "--out", str(files / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [str(files / name)]
+    one, two = (load_file(files / name / "model.safetensors") for name in launchers)
+    assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5

@@ -1,6 +1,7 @@
 """`equipoise unlearn`: make a causal language model forget a file."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,12 +122,14 @@ def unlearn(
         "fields": {ours: theirs for ours, theirs in zip(FIELDS, renamed, strict=True) if theirs is not None},
         **words,
     }
-    with silenced(quiet):
+    main_process = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number them
+    with silenced(quiet or not main_process):
         if dry_run:
             _print_plan(plan(model, **request), json_output)
             return 0
         done = work(model, out=out, fresh=fresh, **request)
-    _print_result(done, json_output)
+    if main_process:
+        _print_result(done, json_output)
     return 0
 
 

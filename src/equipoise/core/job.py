@@ -45,8 +45,8 @@ def job_folder(
 
     Raises BadInput when `out` holds other settings, other inputs, or something that is no job's folder.
     """
-    final = out.expanduser().absolute()
-    work = final.with_name(final.name + ".partial")
+    folder = opened(out)
+    final, work = folder.final, folder.work
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{final.name}.lock"), waiting_for=f"another process that writes {out}"):
         if fresh:
@@ -60,11 +60,17 @@ def job_folder(
             write_atomic(work / INPUTS, json.dumps(dict(inputs or {}), indent=2, sort_keys=True))
             write_atomic(work / SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
         try:
-            yield JobFolder(work=work, final=final, complete=final.exists())
+            yield opened(out)
         except BadInput:  # found wrong before any work: the next, mended request must not meet these settings
             if work.exists() and {child.name for child in work.iterdir()} <= {INPUTS, SETTINGS}:
                 shutil.rmtree(work)
             raise
+
+
+def opened(out: Path) -> JobFolder:
+    """The folder as it is, without holding it: for the processes of a job that only read."""
+    final = out.expanduser().absolute()
+    return JobFolder(work=final.with_name(final.name + ".partial"), final=final, complete=final.exists())
 
 
 def digest(path: Path) -> str:

@@ -9,7 +9,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from accelerate import Accelerator
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
 from equipoise.core.files import write_atomic
-from equipoise.core.job import JobFolder, digest, job_folder
+from equipoise.core.job import JobFolder, digest, job_folder, opened
 from equipoise.core.state import load_state, save_state
 from equipoise.data.records import Record, read_records, record_from
 from equipoise.language import adapters
@@ -123,6 +124,7 @@ def unlearn(
     stop_at: "forget_accuracy=0.3" ends the training as soon as that measure of the forget set is down to the level.
     Raises BadInput for a wrong request, WorkFailed for a loss that is no number or an artifact that differs.
     """
+    accelerator = Accelerator(cpu=device == "cpu")
     chosen = recipe(method, **words)
     if evaluate_every < 1:
         raise BadInput(f"evaluate_every is {evaluate_every}, expected at least 1 step.")
@@ -133,11 +135,11 @@ def unlearn(
         if isinstance(model, LanguageModel):
             return model
         if str(model) == "tiny":
-            return _tiny(data, folder, chosen.seed)
+            return _tiny(data, folder, chosen.seed, accelerator)
         return load(model, device=device, dtype=dtype, chat_template=chat_template, trust_remote_code=trust_remote_code)
 
     if out is None:
-        return _work(open_model(None), chosen, data, target, evaluate_every, None)
+        return _work(open_model(None), chosen, data, target, evaluate_every, None, accelerator)
     settings = {
         "model": model.name if isinstance(model, LanguageModel) else str(model),
         "forget": data.names["forget"],
@@ -151,10 +153,24 @@ def unlearn(
         "fields": dict(fields or {}),
         **{name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})},
     }
-    with job_folder(Path(out), settings, data.digests, fresh=fresh) as folder:
+    with _shared_folder(Path(out), settings, data.digests, fresh, accelerator) as folder:
         if folder.complete:
             return _stored(folder.final)
-        return _work(open_model(folder.work), chosen, data, target, evaluate_every, folder)
+        return _work(open_model(folder.work), chosen, data, target, evaluate_every, folder, accelerator)
+
+
+@contextmanager
+def _shared_folder(
+    out: Path, settings: Mapping[str, Any], digests: Mapping[str, str], fresh: bool, accelerator: Accelerator
+) -> Iterator[JobFolder]:
+    """The job's folder, which only the main of several processes holds and writes."""
+    if accelerator.is_main_process:
+        with job_folder(out, settings, digests, fresh=fresh) as folder:
+            accelerator.wait_for_everyone()
+            yield folder
+    else:
+        accelerator.wait_for_everyone()
+        yield opened(out)
 
 
 def plan(model: str | Path | LanguageModel, **request: Any) -> Plan:
@@ -251,10 +267,12 @@ def _target(stop_at: str | None, data: _Data) -> tuple[str, float] | None:
     return name.strip(), value
 
 
-def _tiny(data: _Data, folder: Path | None, seed: int) -> LanguageModel:
+def _tiny(data: _Data, folder: Path | None, seed: int, accelerator: Accelerator) -> LanguageModel:
     """A tiny model that knows both files; stored in the job's folder, so that a resumed job starts from the same one."""
     from equipoise.language.tiny import teach, tiny
 
+    if folder is not None and not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
     if folder is not None and (folder / "taught" / "config.json").exists():
         language_model = load(folder / "taught", device="cpu")
     else:
@@ -264,6 +282,8 @@ def _tiny(data: _Data, folder: Path | None, seed: int) -> LanguageModel:
         if folder is not None:
             language_model.save(folder / "teaching")
             (folder / "teaching").rename(folder / "taught")
+    if folder is not None and accelerator.is_main_process:
+        accelerator.wait_for_everyone()
     return replace(
         language_model, name="tiny", source="A Llama of about 1 M parameters, taught the given files on the spot."
     )
@@ -340,8 +360,8 @@ def _work(
     target: tuple[str, float] | None,
     evaluate_every: int,
     folder: JobFolder | None,
+    accelerator: Accelerator,
 ) -> Unlearned:
-    accelerator = Accelerator()
     scales = _Scales(data, batch_size=max(chosen.micro_batch or chosen.batch_size, 16), max_length=chosen.max_length)
     forget = encode(language_model, data.sides["forget"], max_length=chosen.max_length)
     retain = encode(language_model, data.sides["retain"], max_length=chosen.max_length)

@@ -1,6 +1,5 @@
 """What a recipe does to a model: which parameters move, which two losses, which rule. Used by the job and by studies."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,15 +130,12 @@ def losses(language_model: LanguageModel, recipe: Recipe) -> tuple[LossFunction,
         generator = torch.Generator().manual_seed(recipe.seed)
         width = model.config.get_text_config().hidden_size
         steering = objectives.steering_vector(width, recipe.steering, generator).to(language_model.device)
-        return objectives.rmu_loss(block, steering), objectives.rmu_retain_loss(block, _frozen(model))
+        return objectives.rmu_loss(block, steering), objectives.rmu_retain_loss(block, objectives.Frozen(model))
     forget_loss = {
         "ga": objectives.ga_loss,
         "npo": lambda: objectives.npo_loss(recipe.resolved_beta),
         "simnpo": lambda: objectives.simnpo_loss(recipe.resolved_beta, recipe.delta),
     }[recipe.objective]()
-    return forget_loss, objectives.kl_loss(_frozen(model)) if recipe.retain_objective == "kl" else objectives.gd_loss()
-
-
-def _frozen(model: nn.Module) -> nn.Module:
-    frozen = copy.deepcopy(model).eval()
-    return frozen.requires_grad_(False)
+    return forget_loss, objectives.kl_loss(
+        objectives.Frozen(model)
+    ) if recipe.retain_objective == "kl" else objectives.gd_loss()
