@@ -69,7 +69,7 @@ def percentile_coverage(kind: str, seeds: int, draws: int, generator: np.random.
 
 
 def pigeonhole_coverage(seeds: int, items: int, draws: int, generator: np.random.Generator) -> float:
-    """Share of intervals that hold the true AUROC of a score that is right for 78 % of pairs, in runs of varying skill."""
+    """Share of intervals that hold the true AUROC, about 0.78, of a score in runs of varying skill."""
     truth = _auroc_truth()
     held = 0
     for _ in range(draws):
@@ -125,7 +125,7 @@ def frontier(forgetting: Array, curved: bool) -> Array:
 def paths(
     name: str, curved: bool, studies: int, generator: np.random.Generator, *, seeds: int = 10, items: int = 200
 ) -> list[tuple[NDArray[np.int64], Array, Array]]:
-    """Per arm (fast, slow): places, validation forgetting and test retention [studies, seeds, places] of 200 answers."""
+    """Per arm (fast, slow): places, and forgetting and retention [studies, seeds, places] as shares of 200 answers."""
     found = []
     for speed, places in zip(*PATHS[name], strict=True):
         forgetting = 0.25 + 0.7 / (1 + (places / speed) ** 3)

@@ -1,10 +1,10 @@
 """Writes the table of systems in README.md from the registry and the published verdicts; --check only compares."""
 
-import json
 import sys
 from pathlib import Path
 
 from equipoise.study import registry
+from equipoise.study.summary_text import published, published_counts
 
 README = Path(__file__).parent.parent / "README.md"
 VERDICTS = Path(registry.__file__).parent.parent / "studies" / "verdicts.json"
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- systems: begin -->", "<!-- systems: end -->"
 
 def table() -> str:
     """A Markdown table: one row a system, with its paper, its trade and its published verdicts."""
-    verdicts = json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.exists() else {}
+    verdicts = published(VERDICTS) if VERDICTS.exists() else {}
     rows = ["| system | trades | paper | last published verdicts |", "|---|---|---|---|"]
     for name in registry.names():
         declaration = registry.load(name)
@@ -27,11 +27,10 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def _told(published: dict | None) -> str:
-    if not published:
+def _told(entry: dict | None) -> str:
+    if entry is None:
         return "none yet"
-    states = [claim["state"] for claim in published["claims"] if claim.get("primary", True)]
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return ", ".join(f"{count} {verdict}" for verdict, count in published_counts(entry).items())
 
 
 def main() -> int:

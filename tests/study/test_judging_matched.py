@@ -1,4 +1,4 @@
-"""The matched comparison of equal arms that differ in speed and in how often they were evaluated: nobody is favoured."""
+"""The matched comparison of equal arms that differ in speed and in how often they are evaluated favours nobody."""
 
 import importlib.util
 import math

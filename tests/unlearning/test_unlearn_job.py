@@ -272,4 +272,5 @@ def test_two_processes_make_the_model_that_one_makes(taught, files):
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [str(files / name)]
     one, two = (load_file(files / name / "model.safetensors") for name in launchers)
-    assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5
+    # Six steps of 1e-3 move a weight by up to 6e-3; Adam turns rounding in the smallest gradients into some 1e-4.
+    assert max((one[key] - two[key]).abs().max().item() for key in one) < 5e-4
