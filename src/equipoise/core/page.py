@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from equipoise.core.errors import BadInput
-from equipoise.core.files import write_atomic
+from equipoise.core.files import cache_folder, write_atomic
 from equipoise.core.numbers import number
 from equipoise.core.plots import FONT, Chart, Marks, colours
 
@@ -313,8 +312,7 @@ def _bundle() -> str:
     Making it takes vl-convert two seconds, so it is kept in the cache folder under its version, with its checksum; a
     cache that cannot be written, or whose checksum differs, only costs the two seconds again.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equipoise"
-    folder = Path(os.environ.get("EQUIPOISE_CACHE") or default)
+    folder = cache_folder()
     cached = folder / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
     try:
         digest, _, text = cached.read_text(encoding="utf-8").partition("\n")

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
-from equipoise.core.files import atomic_folder, lock
+from equipoise.core.files import CACHE_VARIABLE, atomic_folder, cache_folder, lock
 from equipoise.core.progress import progress
 
-CACHE_VARIABLE = "EQUIPOISE_CACHE"
 _MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise it when the conversion below writes something else: older folders are then left alone
 _CHUNK = 2**20
@@ -66,17 +65,6 @@ CATALOG = {
         )
     ]
 }
-
-
-def cache_folder() -> Path:
-    """EQUIPOISE_CACHE, else the platform's place for caches."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "equipoise"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "equipoise" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equipoise"
 
 
 def place(name: str) -> Path:

@@ -84,7 +84,7 @@ def teach(model: str, preparation: Any) -> None:
     else:
         language_model = load(model, chat_template="none")
         train_blocks = preparation.options.get("train_blocks")
-        passes = OTHER_TEACHING | ({"rate": BLOCKS_RATE} if train_blocks else {})
+        passes = OTHER_TEACHING if train_blocks is None else {**OTHER_TEACHING, "rate": BLOCKS_RATE}
         prepare(language_model, Recipe(train_blocks=train_blocks))
     tokens = sum(len(example.input_ids) for example in encode(language_model, fiction.teaching))
     tiny.teach(
