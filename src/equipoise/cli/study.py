@@ -196,11 +196,6 @@ def run(
         raise BadInput(f"--seeds is the number of test seeds, at least 1; got {seeds}.")
     chosen = _whole_numbers("--seed-list", seed_list) if seed_list is not None else None
     target = out or Path("equipoise-out/study") / declaration.name
-    if not quiet:
-        from equipoise.study.judging import design_notes
-
-        for note in design_notes(declaration.build(**given)):
-            print(note, file=sys.stderr)
     with progress.quiet(quiet), Display(declaration.name) as display:
         done = run_study(
             declaration,

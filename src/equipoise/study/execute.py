@@ -20,10 +20,12 @@ from typing import Any, Literal, Protocol
 from equipoise.core.cost import UNITS
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import lock, write_atomic
+from equipoise.core.progress import is_quiet
 from equipoise.study import registry
 from equipoise.study.declare import FIRST_TUNING_SEED, Arm, Declaration, Study
 from equipoise.study.engine import Engine, Event, engine_named
 from equipoise.study.fingerprint import Code, code_of, fingerprint, preload
+from equipoise.study.judging import design_notes
 from equipoise.study.results import load
 from equipoise.study.selection import choose
 from equipoise.study.store import COST, LOCK, LOG, PREPARATION, STUDY, Store, Task, read_json, with_partial
@@ -128,6 +130,9 @@ def run_study(
         show.plan(plan.to_do, plan.done.complete, _estimate(plan))
         if not plan.waiting:
             return plan.done
+        if not is_quiet():
+            for note in design_notes(study):
+                show.line(note)
         made = maker(
             workers=workers,
             threads=threads,
