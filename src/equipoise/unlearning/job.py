@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,10 @@ class _Data:
     names: dict[str, str]
     digests: dict[str, str]
 
+    @cached_property
+    def questions(self) -> dict[str, list[Record]]:
+        return _questions(self)
+
     def texts(self) -> list[str]:
         records = [record for side in self.sides.values() for record in side]
         return [f"{record.prompt} {record.completion}" for record in records]
@@ -254,7 +259,7 @@ def _target(stop_at: str | None, data: _Data) -> tuple[str, float] | None:
     if stop_at is None:
         return None
     name, _, level = stop_at.partition("=")
-    known = ["forget_log_probability"] + ["forget_accuracy"] * bool(_questions(data)["forget"])
+    known = ["forget_log_probability"] + ["forget_accuracy"] * bool(data.questions["forget"])
     if name.strip() not in known:
         reason = "" if len(known) > 1 else " (forget_accuracy needs choices, or four different answers to prompts)"
         raise BadInput(f"cannot stop at {name.strip()!r}{reason}. {did_you_mean(name.strip(), known)}")
@@ -331,7 +336,7 @@ class _Scales:
 
     def __init__(self, data: _Data, batch_size: int, max_length: int) -> None:
         self.sides = {name: _spread(records, MEASURED) for name, records in data.sides.items()}
-        self.questions = _questions(data)
+        self.questions = data.questions
         self.batch_size, self.max_length = batch_size, max_length
 
     def __call__(self, language_model: LanguageModel, *, answers: bool = False) -> dict[str, Measure]:
