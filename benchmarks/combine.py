@@ -56,23 +56,39 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=134_515_008, help="about how many (default: 135 M)")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--layout",
+        choices=["buffer", "tensors"],
+        default="buffer",
+        help="gradients as views of one buffer, as sharded and distributed training keeps them, or one by one",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
 
-    def draw() -> list[Tensor]:
-        return [torch.randn(shape, generator=generator) for shape in shapes(arguments.parameters)]
+    sizes = [math.prod(shape) for shape in shapes(arguments.parameters)]
 
-    forget, retain = draw(), draw()
-    out = [torch.empty_like(f) for f in forget]
+    def draw() -> list[Tensor]:
+        if arguments.layout == "tensors":
+            return [torch.randn(shape, generator=generator) for shape in shapes(arguments.parameters)]
+        parts = torch.randn(sum(sizes), generator=generator).split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes(arguments.parameters), strict=True)]
+
+    forget, retain, out = draw(), draw(), draw()
     copy = sum(f.numel() * f.element_size() for f in forget)
 
     def floor() -> None:
+        if arguments.layout == "buffer":
+            torch.add(whole(forget), whole(retain), out=whole(out))
+            return
         for f, r, g in zip(forget, retain, out, strict=True):
             torch.add(f, r, out=g)
 
+    def whole(parts: list[Tensor]) -> Tensor:
+        return parts[0].as_strided((sum(sizes),), (1,))
+
     # "in place" writes over the forget gradient, as training does; it is tried on a copy, so that the others see the same.
-    own = [f.clone() for f in forget]
+    own = draw()
     candidates: dict[str, Callable[[], object]] = {
         "torch.add(f, r, out=g)": floor,
         "sum": lambda: gradient_sum.combine(forget, retain, out=out),
@@ -109,7 +125,7 @@ def main() -> None:
             best[name] = min(best[name], time.perf_counter() - began)
     numbers = sum(f.numel() for f in forget)
     print(
-        f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors, {arguments.threads} threads, torch {torch.__version__}"
+        f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors ({arguments.layout}), {arguments.threads} threads, torch {torch.__version__}"
     )
     print(f"{'':32}{'ms':>9}{'x floor':>9}{'peak, gradient copies':>23}")
     floor_time = next(iter(best.values()))

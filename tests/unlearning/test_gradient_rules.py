@@ -83,6 +83,7 @@ def test_pieces_change_nothing(rule, piece, monkeypatch):
     forget, retain = draw(1)
     whole = RULES[rule](forget, retain, forget_weight=0.6, retain_weight=1.1)
     monkeypatch.setattr(gradients, "CPU_PIECE", piece)
+    monkeypatch.setattr(gradients, "_piece", lambda device, observe: piece)
     assert_close(RULES[rule](forget, retain, forget_weight=0.6, retain_weight=1.1), whole, rtol=1e-13, atol=0)
 
 
@@ -233,6 +234,34 @@ def test_missing_gradients_are_zeros(combine):
     assert both[0] is None and both[1] is not None
     assert combine([], []) == []
     assert combine([None], [None]) == [None]
+
+
+def in_one_buffer(tensors, order=None, gap=0):
+    """The same values as views of one buffer, laid out in `order` with `gap` elements between them."""
+    order = range(len(tensors)) if order is None else order
+    buffer = torch.full((sum(t.numel() + gap for t in tensors),), math.nan, dtype=tensors[0].dtype)
+    views, begin = {}, 0
+    for index in order:
+        views[index] = buffer[begin : begin + tensors[index].numel()].view(tensors[index].shape)
+        views[index].copy_(tensors[index])
+        begin += tensors[index].numel() + gap
+    return [views[index] for index in range(len(tensors))]
+
+
+@every_rule
+@pytest.mark.parametrize("layout", [{}, {"gap": 3}, {"order": [4, 2, 0, 1, 3]}])
+def test_views_of_one_buffer(combine, layout):
+    forget, retain = draw(5)
+    expected = combine(forget, retain, retain_weight=0.5)
+    for laid_out in ({"forget": layout}, {"forget": layout, "retain": layout}):
+        f = in_one_buffer(forget, **laid_out["forget"])
+        r = in_one_buffer(retain, **laid_out.get("retain", {}))
+        out = in_one_buffer(forget)
+        found = combine(f, r, retain_weight=0.5, out=out)
+        assert [id(t) for t in found] == [id(t) for t in out]
+        assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert_close(combine(f, r, retain_weight=0.5), expected, rtol=1e-12, atol=1e-12)
+        assert_close(combine(f, r, retain_weight=0.5, out=f), expected, rtol=1e-12, atol=1e-12)
 
 
 @every_rule

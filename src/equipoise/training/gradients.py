@@ -19,7 +19,8 @@ Observe = Callable[[int, Tensor, Tensor, Tensor], None]
 # Sums a tensor of scalars over the shards of a sharded model.
 Reduce = Callable[[Tensor], Tensor]
 
-# Three float32 pieces of 2^17 stay in the second-level cache of a core; elsewhere only memory has to be bounded.
+# Pieces stay in the second-level cache of a core, 2^16 float32 numbers for each of two; elsewhere only memory has to be
+# bounded. Sums are made over pieces of this one size, so that they do not depend on the number of threads.
 CPU_PIECE, DEVICE_PIECE = 2**17, 2**24
 
 
@@ -27,15 +28,17 @@ class Scratch:
     """Pieces of memory to write on, allocated once per name and reused from piece to piece."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._held: dict[tuple[str, torch.dtype, torch.device, int], Tensor] = {}
 
     def __call__(self, name: str, like: Tensor) -> Tensor:
         """A flat tensor of the length, dtype and device of `like`; its content is whatever was last written there."""
-        key = (name, like.dtype, like.device)
+        key = (name, like.dtype, like.device, like.numel())
         held = self._held.get(key)
-        if held is None or held.numel() < like.numel():
-            held = self._held[key] = torch.empty_like(like)
-        return held[: like.numel()]
+        if held is None:
+            longest = max((t for other, t in self._held.items() if other[:3] == key[:3]), key=len, default=None)
+            fits = longest is not None and len(longest) >= len(like)
+            held = self._held[key] = longest[: len(like)] if fits else torch.empty_like(like)  # type: ignore[index]
+        return held
 
 
 # rule(forget, retain, combined, scratch): flat pieces of one length; `combined` may be `forget` or `retain` itself.
@@ -81,15 +84,48 @@ def apply(
     """Combine two lists of gradients piece by piece, in float32 or float64; results have the dtype of their gradients.
 
     out: where to write, entry by entry (None allocates); it may be `forget` or `retain`. piece: elements handed to the rule
-    at once. Raises BadInput when the lists do not correspond.
+    at once. Gradients that lie one after the other in one buffer, in all three lists, are taken as one tensor: every call
+    that is saved counts where a model has hundreds of small ones. Raises BadInput when the lists do not correspond.
     """
     check_lists(forget, retain)
     scratch = Scratch()
     targets = [None] * len(forget) if out is None else out
-    return [
-        None if f is None and r is None else _tensor(index, f, r, target, rule, observe, piece, scratch)
-        for index, (f, r, target) in enumerate(zip(forget, retain, targets, strict=True))
-    ]
+    results: list[Tensor | None] = []
+    begin = 0
+    while begin < len(forget):
+        end = begin + 1
+        if observe is None:
+            while end < len(forget) and all(_follows(side[end - 1], side[end]) for side in (forget, retain, targets)):
+                end += 1
+        f, r, target = (_joined(side[begin:end]) for side in (forget, retain, targets))
+        if f is None and r is None:
+            results.append(None)
+        else:
+            combined = _tensor(begin, f, r, target, rule, observe, piece, scratch)
+            results += [combined] if end == begin + 1 else list(targets[begin:end])
+        begin = end
+    return results
+
+
+def _follows(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether `second` begins in the buffer of `first` where that ends."""
+    return (
+        first is not None
+        and second is not None
+        and first.is_contiguous()
+        and second.is_contiguous()
+        and (first.dtype, first.device) == (second.dtype, second.device)
+        and first.storage_offset() + first.numel() == second.storage_offset()
+        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    )
+
+
+def _joined(tensors: Gradients) -> Tensor | None:
+    """Tensors that follow one another as one flat tensor over the same memory; a single one as it is."""
+    first = tensors[0]
+    if first is None or len(tensors) == 1:
+        return first
+    return first.as_strided((sum(t.numel() for t in tensors if t is not None),), (1,))
 
 
 def _tensor(
@@ -116,22 +152,36 @@ def _tensor(
     stored = flat if flat is not None else torch.empty(target.numel(), dtype=target.dtype, device=target.device)
     f_flat = None if forget is None else forget.reshape(-1)
     r_flat = None if retain is None else retain.reshape(-1)
-    size = piece or (CPU_PIECE if target.device.type == "cpu" else DEVICE_PIECE)
-    for begin in range(0, target.numel(), size):
-        part = slice(begin, begin + size)
-        f = None if f_flat is None else f_flat[part].to(dtype)
-        r = None if r_flat is None else r_flat[part].to(dtype)
-        f = scratch("missing", r).zero_() if f is None else f  # type: ignore[arg-type]
+    size = piece or _piece(target.device, observe)
+    parts = stored.split(size)
+    nothing = [None] * len(parts)
+    f_parts = nothing if f_flat is None else f_flat.split(size)
+    r_parts = nothing if r_flat is None else r_flat.split(size)
+    for f, r, part in zip(f_parts, r_parts, parts, strict=True):
+        f = f if f is None or f.dtype == dtype else f.to(dtype)
+        r = r if r is None or r.dtype == dtype else r.to(dtype)
+        f = scratch("missing", r).zero_() if f is None else f
         r = scratch("missing", f).zero_() if r is None else r
-        combined = stored[part] if straight else scratch("combined", f)
+        combined = part if straight else scratch("combined", f)
         rule(f, r, combined, scratch)
         if observe is not None:
             observe(index, f, r, combined)
         if not straight:
-            stored[part].copy_(combined)
+            part.copy_(combined)
     if flat is None:
         target.copy_(stored.view(target.shape))
     return target
+
+
+def _piece(device: torch.device, observe: Observe | None) -> int:
+    """Elements handed to a rule at once; an observer may sum over pieces, so its pieces have the size of sums."""
+    if device.type != "cpu":
+        return DEVICE_PIECE
+    if observe is not None:
+        return CPU_PIECE
+    threads = torch.get_num_threads()
+    # Torch hands the halves of a piece to threads above 2^15 elements: below there is nothing to wait for.
+    return 2**15 if threads == 1 else 2**16 * threads
 
 
 @torch.no_grad()

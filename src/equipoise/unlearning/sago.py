@@ -124,11 +124,15 @@ def _combine(
 def _kernel(name: str, dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
     """The rule as one compiled loop over memory, tried out on a small tensor; None where it cannot be built."""
 
+    scale = 2.0**1023 if dtype == torch.float64 else 2.0**127
+
     def kernel(f: Tensor, r: Tensor, combined: Tensor, forget_weight: float, retain_weight: float) -> None:
-        conflict = ((f < 0) & (r > 0)) | ((f > 0) & (r < 0))
+        # The sign of f r without its underflow, as in `conflicts`.
+        conflict = f * scale * r < 0
         agreed = f * forget_weight + r * retain_weight if name == "prefer-retain" else f * forget_weight
-        # x - x is 0, or nan where x is not finite: what the choice drops must still be noticed.
-        combined.copy_(torch.where(conflict, r * retain_weight, agreed) + (f - f) + (r - r))
+        # What the choice drops must still be noticed where it is not finite: x - x is then nan.
+        dropped = torch.where(conflict, f, r)
+        combined.copy_(torch.where(conflict, r * retain_weight, agreed) + (dropped - dropped))
 
     try:
         built = torch.compile(kernel, dynamic=True)
