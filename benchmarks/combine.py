@@ -125,7 +125,8 @@ def main() -> None:
             best[name] = min(best[name], time.perf_counter() - began)
     numbers = sum(f.numel() for f in forget)
     print(
-        f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors ({arguments.layout}), {arguments.threads} threads, torch {torch.__version__}"
+        f"{numbers / 1e6:.1f} M parameters in {len(forget)} tensors ({arguments.layout}), {arguments.threads} threads, "
+        f"torch {torch.__version__}"
     )
     print(f"{'':32}{'ms':>9}{'x floor':>9}{'peak, gradient copies':>23}")
     floor_time = next(iter(best.values()))

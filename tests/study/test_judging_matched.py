@@ -123,8 +123,22 @@ def test_equal_arms_are_not_favoured_on_any_frontier(name, curved, level):
 STEPS = range(0, 101, 20)
 
 
-def book(level=0.3, margin=0.0, *, seeds=4, slow_to=100, grid=STEPS, rival_grid=STEPS, judge_gain=0.1, log=False):
-    """Forgetting falls linearly with the step, 0.9 to 0.1 (the rival to where it is after slow_to of these steps)."""
+def book(
+    level=0.3,
+    margin=0.0,
+    *,
+    seeds=4,
+    slow_to=100,
+    slow_in=None,
+    grid=STEPS,
+    rival_grid=STEPS,
+    judge_gain=0.1,
+    log=False,
+):
+    """Forgetting falls linearly with the step, 0.9 to 0.1 (the rival to where it is after slow_to of these steps).
+
+    slow_in: the only seeds in which the rival is slower.
+    """
     outcomes = [Outcome("retain", better="lower" if log else "higher", log=log), Outcome("forget", better="lower")]
     claim = Claim(
         "keeps more",
@@ -140,7 +154,7 @@ def book(level=0.3, margin=0.0, *, seeds=4, slow_to=100, grid=STEPS, rival_grid=
         for seed in range(seeds):
             own = 0.02 * generator.standard_normal()
             for step in places:
-                forgetting = 0.9 - 0.8 * speed * step / 100
+                forgetting = 0.9 - 0.8 * (speed if slow_in is None or seed in slow_in else 1.0) * step / 100
                 book.measure(arm, seed, "forget", forgetting, at={"step": step}, where={"split": "validation"})
                 book.measure(arm, seed, "forget", 0.99, at={"step": step}, where={"split": "test"})
                 scores = items + 0.5 * forgetting + own + (judge_gain if arm == "sago" else 0.0)
@@ -179,6 +193,16 @@ def test_an_arm_that_misses_the_level_leaves_it_undecided():
     assert verdict.details["reached"] == {"sago": "4 of 4", "pcgrad": "0 of 4"}
     assert verdict.details["crossings"]["pcgrad-0-0"] is None
     assert verdict.runs and not [s for s in judgement.summaries if "forget" in s.at]
+
+
+def test_seeds_that_reach_the_level_are_shown_where_others_miss_it():
+    verdict, judgement = verdict_of(book(slow_to=60, slow_in=[2]))
+    assert verdict.state == "undecided" and not verdict.effects
+    assert verdict.details["reached"] == {"sago": "4 of 4", "pcgrad": "3 of 4"}
+    shown = {s.arm: s for s in judgement.summaries if s.at == '{"forget": 0.3}'}
+    assert {arm: s.seeds for arm, s in shown.items()} == {"sago": 3, "pcgrad": 3}
+    assert shown["pcgrad"].runs == ("pcgrad-0-0", "pcgrad-0-1", "pcgrad-0-3")
+    assert shown["sago"].estimate - shown["pcgrad"].estimate == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_level_passed_before_the_first_evaluation_is_no_crossing():

@@ -344,25 +344,28 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
         "crossings": {key: None if math.isnan(x) else x for key, x in zip(keys, where_crossed, strict=True)},
         "places": {arm: grid.tolist() for arm, grid in zip(arms, grids, strict=True)},
     }
-    _refuse_missed_level(test, fits, np.isnan(positions), target, increasing, details)
+    crossed = ~np.isnan(positions).reshape(2, -1).any(axis=0)
+    rows = np.flatnonzero(np.tile(crossed, 2))
+    if not rows.size:
+        _refuse_missed_level(test, fits, np.isnan(positions), target, increasing, details)
 
-    last = np.array([fit.size - 1 for fit in fits])
-    low = np.minimum(positions.astype(int), last)
-    ends = [
-        [int(judged[k]) for (_, _, judged), k in zip(kept, at, strict=True)] for at in (low, np.minimum(low + 1, last))
-    ]
+    last = np.array([fits[i].size - 1 for i in rows])
+    low = np.minimum(positions[rows].astype(int), last)
+    ends = [[int(kept[i][2][k]) for i, k in zip(rows, at, strict=True)] for at in (low, np.minimum(low + 1, last))]
     cells = scores.cells(ends[0] + ends[1])
     before, behind = np.split(cells.matrix, 2)
-    share = (positions - low)[:, None]
-    judged_paths = [scores.value[judged] for _, _, judged in kept]
-    corrections = statistics.chord_corrections(fits, judged_paths, positions.tolist(), target)
-    details["corrections"] = dict(zip(keys, corrections.tolist(), strict=True))
+    share = (positions[rows] - low)[:, None]
+    corrections = statistics.chord_corrections(
+        [fits[i] for i in rows], [scores.value[kept[i][2]] for i in rows], positions[rows].tolist(), target
+    )
+    details["corrections"] = {keys[i]: each for i, each in zip(rows, corrections.tolist(), strict=True)}
     matrix = np.where(share == 0, before, (1 - share) * before + share * behind) + corrections[:, None]
     at_level = replace(cells, matrix=matrix)
-    for number, arm in enumerate(arms):
-        rows = slice(number * len(seeds), (number + 1) * len(seeds))
+    for arm, own in zip(arms, np.split(np.arange(rows.size), 2), strict=True):
         place = (arm, test.judge, json.dumps({test.outcome: target}), scores.where_texts[judged_where])
-        scores.at_levels.setdefault(place, (replace(at_level, matrix=matrix[rows]), keys[rows]))
+        scores.at_levels.setdefault(place, (replace(at_level, matrix=matrix[own]), tuple(keys[i] for i in rows[own])))
+    # Only now: the seeds in which both arms came to the level are shown even where others leave no verdict.
+    _refuse_missed_level(test, fits, np.isnan(positions), target, increasing, details)
     measured = _difference(scores, test, test.judge, at_level, runs, level, details)
     _note_wide_gaps(scores, test, np.diff(scores.value[ends], axis=0)[0], measured.effect)
     return measured

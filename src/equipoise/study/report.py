@@ -531,13 +531,20 @@ def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
         return [page.Text(f"There is no view at equal {x_name}: no claim of this study could be judged there.")]
     parts: list[page.Part] = []
     for at, rows in levels.items():
+        ends = {s.arm: view.end(s.arm, y_name) for s in rows}
+        counted = {s.arm: f"{s.seeds} of {end.seeds}" for s in rows if (end := ends[s.arm]) and s.seeds < end.seeds}
+        chosen = (
+            " Only seeds in which both arms of a claim came to the level ("
+            + ", ".join(f"{arm} {count}" for arm, count in counted.items())
+            + "): chosen by their fate, they decide nothing."
+        )
         chart = plots.intervals(
             f"{y_name} where {x_name} reaches {at:.4g}",
-            [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), text.plural(s.seeds, "seed")) for s in rows],
+            [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), f"{counted.get(s.arm, s.seeds)} seeds") for s in rows],
             x=track.axis,
             arms=view.marks,
             note="The arms of the claims that hold this level equal, each at its own crossing: found on validation "
-            "items, measured on test items. Mean with 95 % interval.",
+            "items, measured on test items. Mean with 95 % interval." + (chosen if counted else ""),
         )
         parts.append(page.Figure(chart.with_runs(dict.fromkeys(key for s in rows for key in s.runs))))
     return parts

@@ -160,7 +160,7 @@ def _tensor(
     for f, r, part in zip(f_parts, r_parts, parts, strict=True):
         f = f if f is None or f.dtype == dtype else f.to(dtype)
         r = r if r is None or r.dtype == dtype else r.to(dtype)
-        f = scratch("missing", r).zero_() if f is None else f
+        f = scratch("missing", r).zero_() if f is None else f  # type: ignore[arg-type]
         r = scratch("missing", f).zero_() if r is None else r
         combined = part if straight else scratch("combined", f)
         rule(f, r, combined, scratch)
