@@ -362,7 +362,7 @@ def test_nothing_to_train():
 def test_sharded_models_are_refused():
     model = Net()
     model.inner.weight.placements = ("Shard(0)",)
-    with pytest.raises(BadInput, match="sharded"):
+    with pytest.raises(BadInput, match="not by FSDP2"):
         run(model, settings())
 
 

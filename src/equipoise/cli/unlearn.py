@@ -33,6 +33,8 @@ def unlearn(
     dtype: str = "auto",
     chat_template: str = "auto",
     trust_remote_code: Annotated[bool, Parameter(negative=())] = False,
+    attn_implementation: str | None = None,
+    shard: Annotated[bool, Parameter(negative=())] = False,
     text_field: str | None = None,
     question_field: str | None = None,
     answer_field: str | None = None,
@@ -79,6 +81,10 @@ def unlearn(
         auto, none, or a file with a Jinja template.
     trust_remote_code
         Run code that comes with a model of the hub.
+    attn_implementation
+        sdpa, eager, or another that transformers knows; not given: its own choice.
+    shard
+        Of several processes (torchrun) each holds only a part while training: FSDP2. The result is the same.
     text_field
         The files' own name of the field `text`.
     question_field
@@ -119,6 +125,8 @@ def unlearn(
         "dtype": dtype,
         "chat_template": chat_template,
         "trust_remote_code": trust_remote_code,
+        "attn_implementation": attn_implementation,
+        "shard": shard,
         "fields": {ours: theirs for ours, theirs in zip(FIELDS, renamed, strict=True) if theirs is not None},
         **words,
     }

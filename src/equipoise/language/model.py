@@ -70,6 +70,14 @@ class LanguageModel:
     def uses_chat_template(self) -> bool:
         return self.chat_template != "none" and self.tokenizer.chat_template is not None
 
+    def use_attention(self, implementation: str) -> None:
+        """Switch to "sdpa", "eager" or another implementation that transformers knows; raises BadInput for an unknown one."""
+        try:
+            self.model.set_attn_implementation(implementation)
+        except (ValueError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"{self.name} cannot use the attention {implementation!r}: {reason}") from error
+
     def save(self, folder: str | Path) -> None:
         """Writes a folder that transformers and `load` take as it is: safetensors, configuration, tokenizer."""
         from equipoise.language.gguf import without_bars

@@ -281,14 +281,22 @@ class InlineEngine:
         self._waiting.clear()
 
 
-ENGINES = {"local": LocalEngine, "inline": InlineEngine}
+ENGINES = ("local", "inline", "ray")
 
 
 def engine_named(name: str) -> type[Any]:
-    """What makes that engine from the settings of `LocalEngine`. Raises BadInput for an unknown one."""
+    """What makes that engine from the settings of `LocalEngine`.
+
+    Raises BadInput for an unknown one, MissingExtra for one that is not installed.
+    """
     if name not in ENGINES:
         raise BadInput(f"There is no engine {name!r}. {did_you_mean(name, ENGINES)}")
-    return ENGINES[name]
+    if name == "ray":
+        from equipoise.study.ray_engine import RayEngine, ray_library
+
+        ray_library()
+        return RayEngine
+    return LocalEngine if name == "local" else InlineEngine
 
 
 # ---- the server: a process that imports once and forks often ---------------------------------------------------------
@@ -419,6 +427,9 @@ def _preload(preload: Sequence[str], reference: str, options: Mapping[str, Any])
     if reference:
         with contextlib.suppress(Exception):
             registry.load(reference).build(**options)
+    torch = sys.modules.get("torch")
+    if torch is not None:  # the first call imports hundreds of modules, two seconds that every run would pay again
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _die_with(life: int) -> None:

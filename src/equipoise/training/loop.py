@@ -8,8 +8,9 @@ A loss is (sum, weight): the gradient is that of sum / (weight of the whole wind
 micro-batches and processes gives the same trajectory. Whatever is random in a step (the order of the data, dropout) is a
 pure function of the seed and the step, so resuming is exact without a stored random state.
 
-Every process holds the whole model (`accelerate launch` on several devices); gradients are summed over processes once a
-window, which is all the communication that two gradients of one step allow, and needs no wrapper around the model.
+Of several processes (torchrun, `accelerate launch`) each holds the whole model, and gradients are summed over processes once
+a window, which is all the communication that two gradients of one step allow, and needs no wrapper around the model; or the
+model is sharded (`training.sharding`), and FSDP2 sums them as it goes.
 """
 
 import json
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.progress import progress
 from equipoise.training.gradients import sum_dtype
+from equipoise.training.sharding import from_local, from_whole, is_sharded, local, whole
 
 Batch = Any
 Loss = tuple[Tensor, Tensor | float]  # a sum with its graph, and the weight (tokens, rows) that it must be divided by
@@ -121,8 +123,8 @@ def mean_gradient(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Weighted mean of the loss over the batches of all processes, and its gradient; leaves every .grad None.
 
-    A gradient is None where the loss reaches the parameter in no process. Parameters of 16 bits are accumulated in
-    float32, others where autograd accumulates them, without a copy.
+    A gradient is None where the loss reaches the parameter in no process; of a sharded model it is this process's part.
+    Parameters of 16 bits are accumulated in float32, others where autograd accumulates them, without a copy.
     """
     wide: dict[int, Tensor] = {}
 
@@ -151,7 +153,10 @@ def mean_gradient(
     gradients = [wide.get(id(parameter), parameter.grad) for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    if accelerator.num_processes > 1:
+    if any(hasattr(parameter, "placements") for parameter in parameters):
+        torch.distributed.all_reduce(totals)  # the gradients were summed in the backward passes
+        gradients = [None if gradient is None else local(gradient) for gradient in gradients]
+    elif accelerator.num_processes > 1:
         _sum_over_processes(totals, gradients, parameters)
     total, weight = totals.unbind()
     if not alone:
@@ -162,9 +167,9 @@ def mean_gradient(
 
 
 def put_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Make these the .grad of the parameters, in the parameters' precision."""
+    """Make these, as `mean_gradient` returned them, the .grad of the parameters, in the parameters' precision."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
+        parameter.grad = None if gradient is None else from_local(gradient.to(parameter.dtype), parameter)
 
 
 def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
@@ -205,8 +210,8 @@ def fit(
     """Train the parameters of `model` that require gradients, in place.
 
     draw: step (from 0) -> the examples of the whole optimizer step, a pure function. collate: examples -> batch. callbacks
-    see every step, in every process; one that returns True ends the training. save is called in the main process with a
-    nested dict of JSON values and tensors every `save_every` steps and at the end; the tensors are the living ones, to be
+    see every step, in every process; one that returns True ends the training. save (given in every process) is called in the
+    main one with a nested dict of JSON values and tensors every `save_every` steps and at the end; they are the living ones,
     written or copied at once. `state` takes it back into a model that is otherwise as it was before the training, and goes
     on, bit by bit as if never interrupted. log: a JSON line per step, cut back to the state's step on resume.
     Raises WorkFailed when a loss or gradient is no number (nothing is applied, the last save stands) or memory runs out,
@@ -215,8 +220,7 @@ def fit(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
-    if any(hasattr(parameter, "placements") for parameter in parameters.values()):
-        raise BadInput("this loop trains whole models, one per process, and this one is sharded (DTensor): unshard it.")
+    sharded = is_sharded(model)
     accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
     if accelerator.mixed_precision == "fp16":
         raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
@@ -231,7 +235,9 @@ def fit(
     begin = 0 if state is None else _restore(state, settings, parameters, optimizer)
     if state is not None and (state["stopped"] or begin >= settings.steps):
         return Fitted(begin, state["stopped"], {})
-    if accelerator.num_processes > 1:  # adapters drawn by each process for itself would drift apart for ever
+    if (
+        accelerator.num_processes > 1 and not sharded
+    ):  # adapters drawn by each process for itself would drift apart for ever
         for parameter in parameters.values():
             torch.distributed.broadcast(parameter.data, src=0)
     was_training = model.training
@@ -247,7 +253,13 @@ def fit(
             for index in range(begin, settings.steps):
                 model.train()
                 torch.manual_seed(_seed(settings.seed, index, accelerator.process_index))
-                own = draw(index)[accelerator.process_index :: accelerator.num_processes]
+                drawn = draw(index)
+                if sharded and len(drawn) % accelerator.num_processes:  # each must make as many passes as the others
+                    raise BadInput(
+                        f"batch_size {len(drawn)} cannot be split equally over {accelerator.num_processes} processes, as "
+                        "sharded training needs it: choose a multiple."
+                    )
+                own = drawn[accelerator.process_index :: accelerator.num_processes]
                 size = settings.micro_batch or max(len(own), 1)
                 with _memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
                     window = [
@@ -255,7 +267,7 @@ def fit(
                         for first in range(0, len(own), size)
                     ]
                     metrics = step(model, window, accelerator, index)
-                norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
+                norm = whole(nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf))
                 # The only transfer of a step: what is not finite has to be known before it is applied.
                 numbers = _numbers({**metrics, "gradient_norm": norm})
                 _refuse_not_finite(numbers, index)
@@ -275,12 +287,11 @@ def fit(
                     torch.distributed.all_reduce(wish)
                     stopped = bool(wish.item())
                 last = stopped or done == settings.steps
-                if (
-                    save is not None
-                    and accelerator.is_main_process
-                    and (last or (save_every and not done % save_every))
-                ):
-                    save(_state(settings, parameters, optimizer, done, stopped))
+                main = accelerator.is_main_process
+                if save is not None and (main or sharded) and (last or (save_every and not done % save_every)):
+                    stored = _state(settings, parameters, optimizer, done, stopped, keep=main)
+                    if main:
+                        save(stored)
                 shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")
                 bar.advance(1, **{shown: f"{numbers[shown]:.3g}"})
                 if stopped:
@@ -348,14 +359,28 @@ def _state(
     optimizer: torch.optim.Optimizer,
     done: int,
     stopped: bool,
+    *,
+    keep: bool,
 ) -> dict[str, Any]:
+    """What resuming needs. Sharded tensors are put together on the CPU, by all processes, for the one that keeps them."""
+
+    def gathered(tensor: Tensor) -> Tensor | None:
+        if not hasattr(tensor, "placements"):
+            return tensor
+        put_together = whole(tensor)
+        return put_together.cpu() if keep else None
+
     moments = optimizer.state_dict()["state"]
     return {
         "step": done,
         "stopped": stopped,
         "settings": settings.model_dump(mode="json"),
-        "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
-        "moments": {name: moments[place] for place, name in enumerate(parameters) if place in moments},
+        "parameters": {name: gathered(parameter.detach()) for name, parameter in parameters.items()},
+        "moments": {
+            name: {key: gathered(value) for key, value in moments[place].items()}
+            for place, name in enumerate(parameters)
+            if place in moments
+        },
     }
 
 
@@ -379,10 +404,13 @@ def _restore(
         raise BadInput(f"the stored training is of other parameters ({different[0]} and {len(different) - 1} more).")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state["parameters"][name])
+            parameter.copy_(from_whole(state["parameters"][name], parameter))
     moments = {
-        place: {key: value.clone() for key, value in state["moments"][name].items()}
-        for place, name in enumerate(parameters)
+        place: {
+            key: from_whole(value, parameter).clone() if value.shape == parameter.shape else value.clone()
+            for key, value in state["moments"][name].items()
+        }
+        for place, (name, parameter) in enumerate(parameters.items())
         if name in state["moments"]
     }
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

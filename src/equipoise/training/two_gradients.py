@@ -11,16 +11,18 @@ are accumulated in float32. Memory: one gradient more than an ordinary step, the
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from equipoise.training.gradients import Scratch, conflicts, sum_dtype, work_dtype
+from equipoise.training.gradients import Reduce, Scratch, conflicts, sum_dtype, work_dtype
 from equipoise.training.loop import Batch, LossFunction, mean_gradient, put_gradients
+from equipoise.training.sharding import is_sharded, sum_over_processes
 
 # combine(forget, retain, *, forget_weight, retain_weight) -> combined; a rule that also takes `out` and `observe` saves a
-# copy of the gradient.
+# copy of the gradient, one that takes `reduce` gets what sums inner products over the parts of a sharded model.
 Combine = Callable[..., Sequence[Tensor | None]]
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
@@ -47,7 +49,7 @@ class TwoGradients:
         self.forget_loss, self.retain_loss, self.combine = forget_loss, retain_loss, combine
         self.forget_weight, self.retain_weight = forget_weight, retain_weight
         self.conflicts_every, self.groups = conflicts_every, groups
-        self._in_place = {"out", "observe"} <= inspect.signature(combine).parameters.keys()
+        self._accepted = inspect.signature(combine).parameters.keys()
 
     def __call__(
         self, model: nn.Module, window: Sequence[tuple[Batch, Batch]], accelerator: Accelerator, index: int
@@ -61,13 +63,16 @@ class TwoGradients:
             self.retain_loss, model, parameters, [pair[1] for pair in window], accelerator
         )
         watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
-        seen = Conflicts([layer(name) for name, _ in named]) if watched else None
-        weights = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
-        if self._in_place:
+        reduce = sum_over_processes if is_sharded(model) else None
+        seen = Conflicts([layer(name) for name, _ in named], reduce, accelerator.device) if watched else None
+        words: dict[str, Any] = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
+        if "reduce" in self._accepted:
+            words["reduce"] = reduce
+        if {"out", "observe"} <= self._accepted:
             out = [f if f is not None else r for f, r in zip(forget, retain, strict=True)]
-            combined = self.combine(forget, retain, **weights, out=out, observe=seen)
+            combined = self.combine(forget, retain, **words, out=out, observe=seen)
         else:
-            combined = self.combine(forget, retain, **weights)
+            combined = self.combine(forget, retain, **words)
             if seen is not None:
                 seen.all(forget, retain, combined)
         put_gradients(parameters, combined)
@@ -82,9 +87,12 @@ def layer(name: str) -> str:
 
 
 class Conflicts:
-    """Observes a combination and sums, per layer, what cosines, norms and the share of conflicts are made from."""
+    """Observes a combination and sums, per layer, what cosines, norms and the share of conflicts are made from.
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    reduce: sums over the processes of a sharded model, each of which sees its own part.
+    """
+
+    def __init__(self, layers: Sequence[str], reduce: Reduce | None = None, device: torch.device | str = "cpu") -> None:
         self.names = list(dict.fromkeys(layers))
         places = {name: place for place, name in enumerate(self.names)}
         self._place = [places[name] for name in layers]
@@ -92,6 +100,7 @@ class Conflicts:
         self._rows: list[list[Tensor]] = [[] for _ in self.names]
         self._coordinates = [0] * len(self.names)
         self._scratch = Scratch()
+        self._reduce, self._device = reduce, torch.device(device)
 
     def __call__(self, index: int, forget: Tensor, retain: Tensor, combined: Tensor) -> None:
         f, r, g = forget, retain, combined
@@ -117,21 +126,28 @@ class Conflicts:
         conflict: share of coordinates with f r < 0. cosine_forget_retain, cosine_update_forget, cosine_update_retain.
         forget_norm, retain_norm, and norm_ratio = ||f|| / ||r||.
         """
-        names = [name for name, count in zip(self.names, self._coordinates, strict=True) if count]
-        counts = [count for count in self._coordinates if count]
-        if not names:
+        dtype = sum_dtype(self._device)
+        sums = torch.zeros(len(self.names), 8, dtype=dtype, device=self._device)
+        for own, rows, count in zip(sums, self._rows, self._coordinates, strict=True):
+            if rows:
+                own[:7] = torch.stack(rows).view(-1, 7).to(dtype).sum(0)
+            own[7] = count
+        if self._reduce is not None:
+            sums = self._reduce(sums)
+        counts = self._coordinates if self._reduce is None else sums[:, 7].tolist()
+        there = [place for place, count in enumerate(counts) if count]
+        if not there:
             return {}
-        stacked = [torch.stack(rows).view(-1, 7) for rows in self._rows if rows]
-        sums = torch.stack([rows.to(sum_dtype(rows.device)).sum(0) for rows in stacked])
-        found: dict[str, float | Tensor] = _figures(sums.sum(0), sum(counts))
+        found: dict[str, float | Tensor] = _figures(sums.sum(0))
         if groups:
-            for name, row, count in zip(names, sums, counts, strict=True):
-                found |= {f"{name}/{key}": value for key, value in _figures(row, count).items()}
+            for place in there:
+                figures = _figures(sums[place])
+                found |= {f"{self.names[place]}/{key}": value for key, value in figures.items()}
         return found
 
 
-def _figures(sums: Tensor, coordinates: int) -> dict[str, float | Tensor]:
-    fr, ff, rr, gf, gr, gg, conflicts = sums.unbind()
+def _figures(sums: Tensor) -> dict[str, float | Tensor]:
+    fr, ff, rr, gf, gr, gg, conflicts, coordinates = sums.unbind()
     f, r, g = ff.sqrt(), rr.sqrt(), gg.sqrt()
     return {
         "cosine_forget_retain": fr / (f * r),

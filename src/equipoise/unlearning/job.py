@@ -114,6 +114,8 @@ def unlearn(
     dtype: str = "auto",
     chat_template: str = "auto",
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    shard: bool = False,
     fields: Mapping[str, str] | None = None,
     **words: Any,
 ) -> Unlearned:
@@ -123,6 +125,8 @@ def unlearn(
     LanguageModel, which is changed in place. forget, retain, general: files as in `data.read_records`, or records.
     method: a preset of `recipe.METHODS`. words: settings of `Recipe`, over the preset.
     stop_at: "forget_accuracy=0.3" ends the training as soon as that measure of the forget set is down to the level.
+    attn_implementation: sdpa or eager, as transformers spells it; None: its own choice. shard: of several processes each
+    holds a part of weights, gradients and moments while training (FSDP2), and the whole model before and after.
     Raises BadInput for a wrong request, WorkFailed for a loss that is no number or an artifact that differs.
     """
     accelerator = Accelerator(cpu=device == "cpu")
@@ -136,11 +140,17 @@ def unlearn(
         if isinstance(model, LanguageModel):
             return model
         if str(model) == "tiny":
-            return _tiny(data, folder, chosen.seed, accelerator)
-        return load(model, device=device, dtype=dtype, chat_template=chat_template, trust_remote_code=trust_remote_code)
+            found = _tiny(data, folder, chosen.seed, accelerator)
+        else:
+            found = load(
+                model, device=device, dtype=dtype, chat_template=chat_template, trust_remote_code=trust_remote_code
+            )
+        if attn_implementation is not None:
+            found.use_attention(attn_implementation)
+        return found
 
     if out is None:
-        return _work(open_model(None), chosen, data, target, evaluate_every, None, accelerator)
+        return _work(open_model(None), chosen, data, target, evaluate_every, None, accelerator, shard)
     settings = {
         "model": model.name if isinstance(model, LanguageModel) else str(model),
         "forget": data.names["forget"],
@@ -151,13 +161,14 @@ def unlearn(
         "evaluate_every": evaluate_every,
         "dtype": dtype,
         "chat_template": chat_template,
+        "attn_implementation": attn_implementation,
         "fields": dict(fields or {}),
         **{name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})},
     }
     with _shared_folder(Path(out), settings, data.digests, fresh, accelerator) as folder:
         if folder.complete:
             return _stored(folder.final)
-        return _work(open_model(folder.work), chosen, data, target, evaluate_every, folder, accelerator)
+        return _work(open_model(folder.work), chosen, data, target, evaluate_every, folder, accelerator, shard)
 
 
 @contextmanager
@@ -177,13 +188,14 @@ def _shared_folder(
 def plan(model: str | Path | LanguageModel, **request: Any) -> Plan:
     """What `unlearn` with the same request would do, from one timed step on the longest records. Changes nothing."""
     accepted = {"device", "dtype", "chat_template", "trust_remote_code"}
+    attention = request.pop("attn_implementation", None)
     loading = {name: request.pop(name) for name in accepted & request.keys()}
     data = _read(
         request.pop("forget"), request.pop("retain"), request.pop("general", None), request.pop("fields", None)
     )
     _target(request.pop("stop_at", None), data)
     every = request.pop("evaluate_every", 10)
-    for name in ("out", "fresh"):
+    for name in ("out", "fresh", "shard"):
         request.pop(name, None)
     chosen = recipe(request.pop("method", None), **request)
     if isinstance(model, LanguageModel):
@@ -194,6 +206,8 @@ def plan(model: str | Path | LanguageModel, **request: Any) -> Plan:
         language_model = tiny(data.texts(), seed=chosen.seed)
     else:
         language_model = load(model, **loading)
+    if attention is not None:
+        language_model.use_attention(attention)
     sides = {name: encode(language_model, data.sides[name], max_length=chosen.max_length) for name in data.sides}
     language_model = prepare(language_model, chosen)
     trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
@@ -366,6 +380,7 @@ def _work(
     evaluate_every: int,
     folder: JobFolder | None,
     accelerator: Accelerator,
+    shard: bool,
 ) -> Unlearned:
     scales = _Scales(data, batch_size=max(chosen.micro_batch or chosen.batch_size, 16), max_length=chosen.max_length)
     forget = encode(language_model, data.sides["forget"], max_length=chosen.max_length)
@@ -404,6 +419,7 @@ def _work(
         save=save,
         save_every=evaluate_every,
         state=stored.get("training"),
+        shard=shard,
     )
     after = scales(language_model, answers=True)
     stopped = reached[0] if reached else f"all {chosen.steps} steps were made"

@@ -1,5 +1,6 @@
 """What a recipe does to a model: which parameters move, which two losses, which rule. Used by the job and by studies."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from equipoise.language.encode import Example, collate
 from equipoise.language.model import LanguageModel
 from equipoise.language.score import log_likelihoods
 from equipoise.language.states import blocks
+from equipoise.training import sharding
 from equipoise.training.loop import Fitted, LossFunction, Moment, Settings, fit
 from equipoise.training.order import pairs
 from equipoise.training.two_gradients import Combine, TwoGradients
@@ -72,19 +74,22 @@ def train(
     save: Callable[[dict[str, Any]], None] | None = None,
     save_every: int | None = None,
     state: Mapping[str, Any] | None = None,
+    shard: bool = False,
 ) -> Fitted:
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
     The reference log-likelihoods of NPO and the frozen copy of KL and RMU are taken before a stored `state` is put back.
     combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
-    with `layers` is also kept layer by layer.
+    with `layers` is also kept layer by layer. shard: split weights, gradients and moments over the processes meanwhile
+    (FSDP2); afterwards `language_model.model` is another object, whole in every process.
     """
     model = language_model.model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     reference: Tensor | None = None
     if recipe.objective == "npo":
         reference, _ = log_likelihoods(language_model, forget)
-    forget_loss, retain_loss = losses(language_model, recipe)
+    empty, frozen = _split(model, recipe) if shard else (None, None)
+    forget_loss, retain_loss = losses(language_model, recipe, frozen)
 
     def together(chosen: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         first = collate([forget[i] for i, _ in chosen], language_model.pad_id, language_model.device)
@@ -92,7 +97,7 @@ def train(
             first["reference"] = reference[[i for i, _ in chosen]].to(language_model.device, torch.float32)
         return first, collate([retain[j] for _, j in chosen], language_model.pad_id, language_model.device)
 
-    return fit(
+    fitted = fit(
         model,
         TwoGradients(
             forget_loss,
@@ -120,10 +125,27 @@ def train(
         state=state,
         title="Unlearning",
     )
+    if empty is not None:
+        language_model.model = sharding.gathered(model, empty)  # type: ignore[assignment]
+    return fitted
 
 
-def losses(language_model: LanguageModel, recipe: Recipe) -> tuple[LossFunction, LossFunction]:
-    """The recipe's forget and retain losses for this model, which must still be the starting model."""
+def _split(model: Any, recipe: Recipe) -> tuple[nn.Module, nn.Module | None]:
+    """Shards the model; returns what is to take its weights up again, and the starting model where KL needs one."""
+    if recipe.objective == "rmu":
+        raise BadInput("RMU trains three matrices and never runs the blocks above them: leave --shard out.")
+    empty, frozen = sharding.outline(model), None
+    if recipe.retain_objective == "kl":
+        frozen = copy.deepcopy(model).requires_grad_(False).eval()
+        sharding.shard(frozen, blocks(frozen))
+    sharding.shard(model, blocks(model))
+    return empty, frozen
+
+
+def losses(
+    language_model: LanguageModel, recipe: Recipe, frozen: nn.Module | None = None
+) -> tuple[LossFunction, LossFunction]:
+    """The recipe's forget and retain losses for this model, which must still be the starting model, or `frozen` is that."""
     model = language_model.model
     if recipe.objective == "rmu":
         block = rmu_block(model)
@@ -136,6 +158,6 @@ def losses(language_model: LanguageModel, recipe: Recipe) -> tuple[LossFunction,
         "npo": lambda: objectives.npo_loss(recipe.resolved_beta),
         "simnpo": lambda: objectives.simnpo_loss(recipe.resolved_beta, recipe.delta),
     }[recipe.objective]()
-    return forget_loss, objectives.kl_loss(
-        objectives.Frozen(model)
-    ) if recipe.retain_objective == "kl" else objectives.gd_loss()
+    if recipe.retain_objective == "kl":
+        return forget_loss, objectives.kl_loss(frozen or objectives.Frozen(model))
+    return forget_loss, objectives.gd_loss()
