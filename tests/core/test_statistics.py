@@ -264,6 +264,8 @@ def test_chord_corrections_find_the_frontier_between_wide_gaps():
     assert raw[0] - frontier(0.5) == pytest.approx(-0.8 * 0.15**2)  # what a chord loses
     corrected = raw + st.chord_corrections(fits, judged, positions, 0.5)
     assert corrected == pytest.approx([frontier(0.5)] * 2, abs=1e-12)
+    alone = st.chord_corrections(fits[:1], judged[:1], positions[:1], 0.5)
+    assert alone.tolist() == [0.0]  # one run's bend may be its noise
 
 
 # --- power ----------------------------------------------------------------------------------------------------------

@@ -372,6 +372,7 @@ def test_cheaper_compares_log_ratios():
     assert verdict.effects[0].margin == pytest.approx(math.log(1.5))
     assert verdict.state == "supported"
     assert verdict.reason.startswith("sago is cheaper by more than 1.5 times: 2.")
+    assert spent(cheaper("tokens", **PAIR), arm, rival).reason.startswith("sago is cheaper: 2.")
     turned = spent(cheaper("tokens", **PAIR), rival, arm)
     assert turned.state == "refuted" and turned.reason.startswith("reversed")
     refuted = spent(cheaper("tokens", **PAIR, by=5, reason="r"), arm, rival)
@@ -408,6 +409,19 @@ def test_between_pairs_items_that_occur_under_both_conditions():
     assert paired.state == "supported" and apart.state == "undecided"
     assert paired.effects[0].estimate == pytest.approx(apart.effects[0].estimate)
     assert paired.effects[0].favours == "arm" and paired.effects[0].items == 50
+
+
+def test_between_over_items_alone_is_a_t_interval_over_their_differences():
+    plain, bias = np.random.default_rng(8).standard_normal((2, 12))
+    test = between("accuracy", arm="sago", where_a={"prompt": "plain"}, where_b={"prompt": "bias"}, units=("item",))
+    book = Book(declare(claim(test), seeds=3))
+    for seed in range(3):  # a deterministic method: every seed answers the same
+        book.score("sago", seed, "accuracy", plain, where={"prompt": "plain"})
+        book.score("sago", seed, "accuracy", bias, where={"prompt": "bias"})
+    effect = first(book).effects[0]
+    expected = stats.ttest_1samp(plain - bias, 0).confidence_interval(0.95)
+    assert (effect.lower, effect.upper) == pytest.approx((expected.low, expected.high))
+    assert effect.estimate == pytest.approx(np.mean(plain - bias)) and effect.items == 12
 
 
 def correlation(a, b):
@@ -465,6 +479,20 @@ def test_statistic_needs_ten_seeds_or_fifty_sources():
     assert first(scored(statistic(correlation, **PAIR, outcomes=OUTCOMES), seeds=4, items=50)).state == "supported"
 
 
+def test_statistic_joins_its_outcomes_by_item():
+    """An outcome that has more items than the other, in front of the others, must not shift them."""
+    test = statistic(correlation, **PAIR, outcomes=OUTCOMES)
+    whole = judge(scored(test).study, scored(test).results())
+    assert not any("no partner" in note for note in whole.notes)
+    book = scored(test)
+    for seed in range(10):
+        for arm in ("sago", "pcgrad"):
+            book.score(arm, seed, "confidence", [9.0, -9.0], ids=["0-", "zz"])
+    more = judge(book.study, book.results())
+    assert more.verdicts[0].effects[0].per_seed == pytest.approx(whole.verdicts[0].effects[0].per_seed)
+    assert any("correlation: 40 scores have no partner" in note for note in more.notes)
+
+
 def test_statistic_over_each_seeds_own_items_counts_seeds():
     verdict = first(scored(statistic(correlation, **PAIR, outcomes=OUTCOMES), own_items=True))
     expected = stats.ttest_1samp(verdict.effects[0].per_seed, 0).confidence_interval(0.95)
@@ -508,6 +536,26 @@ def test_statistic_over_the_path_sees_means_per_place():
 
 
 # --- what else the judgement says -----------------------------------------------------------------------------------
+
+
+def test_a_draw_without_any_item_of_a_place_is_left_out():
+    """Three of twenty items were asked at the first place: every thirtieth draw has none of them."""
+    outcomes = [Outcome("retain", better="higher")]
+    test = statistic(lambda retain: float(np.mean(retain)), **PAIR, outcomes=("retain",), over="path")
+    book = Book(declare(claim(test), outcomes=outcomes, seeds=10))
+    generator = np.random.default_rng(9)
+    gaps = []
+    for seed in range(10):
+        means = {}
+        for arm, gain in (("sago", 0.2), ("pcgrad", 0.0)):
+            scores = gain + 0.1 * generator.standard_normal(20)
+            book.score(arm, seed, "retain", scores[:3], at={"step": 0})
+            book.score(arm, seed, "retain", scores, at={"step": 10})
+            means[arm] = (scores[:3].mean() + scores.mean()) / 2
+        gaps.append(means["sago"] - means["pcgrad"])
+    verdict = first(book)
+    assert verdict.effects[0].per_seed == pytest.approx(gaps)
+    assert verdict.state == "supported" and math.isfinite(verdict.effects[0].lower)
 
 
 def test_seeds_that_would_decide_are_a_range():

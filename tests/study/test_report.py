@@ -16,7 +16,6 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
-from equipoise.study.index_page import Entry, index
 from equipoise.study.judging import Effect, Judgement, Summary, Verdict
 from equipoise.study.report import check_rates, render, tidy
 from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
@@ -416,6 +415,102 @@ def test_every_figure_has_a_text_a_table_and_its_run_folders(made: tuple) -> Non
         assert "<table" in figure and "sago-p1-s0" in figure
 
 
+class _Outline(HTMLParser):
+    """Headings, figures with the run folders beside them, tables, ids and what can be pressed, in reading order."""
+
+    VOID = frozenset({"meta", "br", "hr", "link", "input", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[tuple[str, dict]] = []
+        self.headings: list[int] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.figures: list[dict] = []
+        self.cards: list[dict] = []
+        self.tables: list[dict] = []
+        self.buttons: list[dict] = []
+        self.colours_alone: list[dict] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        of = {name: value or "" for name, value in attrs}
+        if re.fullmatch(r"h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        self.ids += [of["id"]] if "id" in of else []
+        self.references += of.get("aria-labelledby", "").split() + (
+            [of["href"][1:]] if of.get("href", "").startswith("#") else []
+        )
+        entry = {**of, "tag": tag, "text": "", "runs": [], "columns": 0, "rows": 0, "label": ""}
+        for kind, stored in (("figure", self.figures), ("article", self.cards), ("table", self.tables)):
+            if tag == kind:
+                stored.append(entry | {"card": self.cards[-1] if self.inside("article") else None})
+                entry = stored[-1]
+        if tag == "button":
+            self.buttons.append(entry)
+        if "badge" in of.get("class", "").split():
+            self.colours_alone.append(entry)
+        if tag == "div" and of.get("role") == "img":
+            self.figures[-1]["label"] = of["aria-label"]
+        if tag == "th":
+            self.tables[-1]["columns" if of.get("scope") == "col" else "rows"] += of.get("scope") in ("col", "row")
+        if tag not in self.VOID:
+            self.open.append((tag, entry))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Shapes in a legend: nothing is inside them."""
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for _, entry in self.open:
+            entry["text"] += data
+        if self.inside("code") and any("names" in of.get("class", "") for _, of in self.open):
+            for tag, entry in self.open:
+                if tag in ("figure", "article"):
+                    entry["runs"].append(data)
+
+    def inside(self, tag: str) -> bool:
+        return any(name == tag for name, _ in self.open)
+
+
+@pytest.fixture(scope="module")
+def outline(made: tuple) -> _Outline:
+    reader = _Outline()
+    reader.feed(re.sub(r"<script.*?</script>", "", made[3].read_text(encoding="utf-8"), flags=re.DOTALL))
+    return reader
+
+
+def test_every_figure_names_the_run_folders_that_it_was_made_from(made: tuple, outline: _Outline) -> None:
+    _, results, judgement, _ = made
+    complete = [r.key for r in results.runs if r.role == "test" and r.state == "complete"]
+    assert len(outline.figures) == 13 and len(complete) == 58
+    at_level = [key for s in judgement.summaries if "forget_accuracy" in s.at for key in s.runs]
+    for figure in outline.figures:
+        if figure["class"] == "bare":  # in the card of a verdict, which names the runs of the verdict
+            verdict = next(v for v in judgement.verdicts if v.claim.text in figure["card"]["text"])
+            assert sorted(figure["card"]["runs"]) == sorted(verdict.runs) and verdict.runs
+        elif "reaches" in figure["text"]:
+            assert sorted(figure["runs"]) == sorted(at_level)
+        else:
+            assert sorted(figure["runs"]) == sorted(complete), figure["text"][:60]
+
+
+def test_a_page_can_be_used_without_eyes_and_without_a_mouse(outline: _Outline) -> None:
+    assert outline.headings[0] == 1 and outline.headings.count(1) == 1
+    assert all(later <= before + 1 for before, later in zip(outline.headings, outline.headings[1:], strict=False))
+    assert len(outline.ids) == len(set(outline.ids)) and set(outline.references) <= set(outline.ids)
+    for table in outline.tables:
+        assert table["aria-labelledby"] in outline.ids and table["columns"] > 1 and table["rows"] > 0
+    for figure in outline.figures:
+        assert len(figure["label"]) > 60
+    for button in outline.buttons:
+        assert button["type"] == "button" and button["aria-pressed"] == "false" and button["text"].strip()
+    for badge in outline.colours_alone:  # a word beside the colour, and not only a sign
+        assert re.search(r"[a-z]{4,}", badge["text"]), badge
+
+
 def test_a_hostile_name_is_text_everywhere(made: tuple) -> None:
     path = made[3]
     source = path.read_text(encoding="utf-8")
@@ -529,6 +624,40 @@ def test_a_summary_with_an_impossible_count_is_refused(made: tuple, tmp_path: Pa
         render(study, results, dataclasses.replace(judgement, summaries=(wrong, *judgement.summaries[1:])), tmp_path)
 
 
+def test_a_value_that_its_own_answers_do_not_give_is_refused(tmp_path: Path) -> None:
+    """7 of 10 right answers beside a stored 0.335: the count would be printed beside a value that it cannot give."""
+    from judging_results import Book, declare
+
+    def stored(value: float, answers: list[float]) -> Results:
+        book = Book(study)
+        for arm in ("sago", "pcgrad"):
+            for seed in range(5):
+                book.score(arm, seed, "accuracy", [1.0] * 6 + [0.0] * 4, at={"step": 1})
+                book.measure(arm, seed, "accuracy", 0.6, at={"step": 1})
+        book.score("sago", 5, "accuracy", answers, at={"step": 1})
+        book.measure("sago", 5, "accuracy", value, at={"step": 1})
+        return book.results()
+
+    study = declare()
+    right = [1.0] * 7 + [0.0] * 3
+    for value, answers in (
+        (0.7, right),
+        (0.75, [1.0] * 6 + [0.0] * 2 + [math.nan]),  # an answer that is missing is in neither
+        (0.335, [0.5, *right]),  # scores that are not right or wrong are no count
+        (math.nan, right),
+    ):
+        check_rates(stored(value, answers))
+    with pytest.raises(WorkFailed, match=r"sago-0-5: accuracy = 0.335, but 7 of its 10 answers are right at step 1"):
+        render(study, stored(0.335, right), judged_by_rules(study, stored(0.335, right)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def judged_by_rules(study: Study, results: Results) -> Judgement:
+    from equipoise.study.judging import judge
+
+    return judge(study, results)
+
+
 def test_undefined_is_said_and_zero_of_zero_is_no_rate(made: tuple, tmp_path: Path) -> None:
     study, results, judgement, _ = made
     columns = results.measurements.to_pydict()
@@ -593,6 +722,22 @@ def test_markdown_for_a_pull_request(made: tuple) -> None:
     assert f"| sago | {numbers} | {count_of(made[1], 'sago', 'retain_accuracy')} | 3 | 10 |" in short
 
 
+def test_markdown_shows_the_matched_view_and_how_many_seeds_came_to_it(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, path = made
+    short = (path.parent / "report.md").read_text(encoding="utf-8")
+    matched_part = short[short.index("**retain\\_accuracy where forget\\_accuracy reaches 0.4**") :]
+    assert "| sago | 0.731 | 0.717 to 0.745 | 10 |" in matched_part and "by their fate" not in short
+    assert "untrained" not in matched_part.split("Made by")[0]
+    few = tuple(
+        dataclasses.replace(s, seeds=9, runs=s.runs[1:]) if s.arm == "sago" and "forget_accuracy" in s.at else s
+        for s in judgement.summaries
+    )
+    page = shown(render(study, results, dataclasses.replace(judgement, summaries=few), tmp_path))
+    short = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| sago | 0.731 | 0.717 to 0.745 | 9 of 10 |" in short and "they decide nothing" in short
+    assert "came to the level (sago 9 of 10)" in page
+
+
 def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> None:
     study, results, judgement, _ = made
     path = tmp_path / "verdicts.json"
@@ -618,21 +763,6 @@ def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> No
         path.write_text(broken, encoding="utf-8")
         with pytest.raises(BadInput, match="published verdicts"):
             published(path)
-
-
-def test_index_lists_all_systems(tmp_path: Path) -> None:
-    entries = [
-        Entry(
-            "sago", "arXiv:1", "forgetting for retention", {"supported": 1, "undecided": 2}, "tiny", "sago/report.html"
-        ),
-        Entry("mcu", "arXiv:2", HOSTILE),
-    ]
-    path = index(entries, tmp_path / "index.html")
-    page, source = shown(path), path.read_text(encoding="utf-8")
-    assert "sago forgetting for retention arXiv:1 1 · 2 · tiny" in page and "not yet weighed" in page
-    assert 'href="sago/report.html"' in source and HOSTILE not in source and "<script" not in source
-    with pytest.raises(BadInput, match="relative path"):
-        index([Entry("x", "", "", link="https://example.org")], path)
 
 
 def test_a_cost_claim_is_drawn_as_a_factor(made: tuple) -> None:
@@ -760,6 +890,46 @@ def test_chromium_at_400_pixels_scrolls_tables_not_the_page(made: tuple, tmp_pat
     assert console == ""
     seen = json.loads(html.unescape(re.search(r'<p id="out">(.*?)</p>', document)[1]))
     assert seen["page"] <= 400 and seen["wide"] == [] and seen["scrolling"] > 3
+
+
+PROBE = """<!doctype html><iframe id=f width=1200 height=900 src="file://PATH"></iframe><p id=out></p><script>
+  const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number);
+    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
+  f.onload = () => setTimeout(() => {
+    const d = f.contentDocument, w = f.contentWindow, faint = {}, unseen = [];
+    d.querySelectorAll("details").forEach(n => n.open = true);
+    const ground = n => { for (; n; n = n.parentElement) { const c = w.getComputedStyle(n).backgroundColor;
+      if (c !== "rgba(0, 0, 0, 0)") return c; } return "rgb(255, 255, 255)"; };
+    const texts = d.createTreeWalker(d.body, NodeFilter.SHOW_TEXT); let seen = 0;
+    while (texts.nextNode()) { const n = texts.currentNode.parentElement;
+      if (!texts.currentNode.data.trim() || n.closest("script,svg,.vega-embed details")) continue;
+      const [a, b] = [light(w.getComputedStyle(n).color), light(ground(n))].sort((x, y) => y - x); seen++;
+      if ((a + 0.05) / (b + 0.05) < 4.5) faint[n.tagName + "." + n.className] = ((a + 0.05) / (b + 0.05)).toFixed(2); }
+    const stops = [...d.querySelectorAll("a[href],button,summary,[tabindex='0']")].filter(n => n.offsetParent);
+    for (const n of stops) { n.focus({focusVisible: true}); const s = w.getComputedStyle(n);
+      if (d.activeElement !== n || s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2)
+        unseen.push(n.tagName + "." + n.className); }
+    out.textContent = JSON.stringify({seen, faint, stops: stops.length, unseen: [...new Set(unseen)],
+      trap: d.querySelectorAll("[tabindex]:not([tabindex='0']):not([tabindex='-1'])").length,
+      dark: w.matchMedia("(prefers-color-scheme: dark)").matches}) }, 3000);
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_chromium_finds_all_text_readable_and_every_stop_of_the_keyboard_visible(
+    made: tuple, tmp_path: Path, scheme: int
+) -> None:
+    outer = tmp_path / "outer.html"
+    outer.write_text(PROBE.replace("PATH", str(made[3])), encoding="utf-8")
+    options = ("--disable-web-security", "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={scheme}")
+    document, console = browse(f"file://{outer}", tmp_path, *options)
+    assert console == ""
+    seen = json.loads(html.unescape(re.search(r'<p id="out">(.*?)</p>', document)[1]))
+    assert seen["dark"] is (scheme == 0) and seen["seen"] > 500 and seen["stops"] > 30
+    assert seen["faint"] == {} and seen["unseen"] == [] and seen["trap"] == 0
 
 
 def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_what_is_measured_is_stored_with_its_counts(opened):
         (lambda run: run.measure("rihgt", 1), "no outcome 'rihgt'. Did you mean 'right'"),
         (lambda run: run.measure("right", 5, of=4), "5 of 4 is no proportion"),
         (lambda run: run.measure("right", -1, of=4), "-1 of 4 is no proportion"),
+        (lambda run: run.measure("right", 0.335, of=10), "0.335 of 10 is no proportion"),
+        (lambda run: run.measure("right", 1, of=2.5), "1 of 2.5 is no proportion"),
         (lambda run: run.measure("right", 1, missing=-1), "missing is -1"),
         (lambda run: run.measure("right", "many"), "Expected a number"),
         (lambda run: run.measure("right", 1, at={"step": {1, 2}}), "at and where hold text and numbers"),

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from equipoise.core.files import Files
-from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, damage, take, with_partial
+from equipoise.core.files import Files, atomic_folder
+from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, canonical, damage, take, with_partial
 
 
 def task_in(root, **changes) -> Task:
@@ -86,6 +86,8 @@ def test_a_resumed_run_is_equal_and_its_lost_steps_are_spent_only(tmp_path, expe
     assert np.isnan(outcome(store, task)[1]["score"][1])
     cost = json.loads((store.folder(task) / "cost.json").read_text())
     assert cost["work"] == {"build": {"optimizer_steps": STEPS}}
+    # Six that could count themselves: the first was killed before it had stored anything.
+    assert cost["attempts"] == 6
 
 
 class Failing(Files):
@@ -130,6 +132,10 @@ class Failing(Files):
         self._step()
         super().remove(path)
 
+    def sync_folder(self, path):
+        self._step()
+        super().sync_folder(path)
+
 
 @pytest.fixture
 def fast_disk(monkeypatch):
@@ -166,7 +172,7 @@ def test_whichever_operation_fails_the_run_is_resumable_or_complete_and_never_di
 def test_whichever_operation_the_process_dies_in(tmp_path, expected, fast_disk):
     at = 0
     while True:
-        at += 3
+        at += 1
         root = tmp_path / f"die-{at}"
         task = task_in(root)
         pid = os.fork()
@@ -249,6 +255,61 @@ def test_a_torn_line_behind_the_checkpoint_is_no_damage(tmp_path, expected):
         file.write(b'{"outcome": "o", "val')
     assert work(store, task) == []
     assert str(outcome(store, task)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "altered"),
+    [(MEASUREMENTS, b'"value": 0.0', b'"value": 7.0'), (ITEMS, b'"scores": [1.0', b'"scores": [7.0')],
+)
+def test_an_altered_line_before_the_checkpoint_is_damage(tmp_path, expected, name, line, altered):
+    """Still JSON, still a number: only its digest, which the checkpoint holds, tells that it is another one."""
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    path = with_partial(store.folder(task)) / name
+    data = path.read_bytes()
+    assert line in data
+    path.write_bytes(data.replace(line, altered, 1))
+    (note,) = work(store, task)
+    assert f"is damaged ({name} was altered)" in note
+    assert str(outcome(store, task)) == expected
+
+
+def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What a power cut would show: content is synced, then renamed, then the folder of the new name is synced."""
+    synced = set()
+    monkeypatch.setattr("equipoise.core.files._sync", lambda path: synced.add(path.stat().st_ino))
+
+    class Watching(Files):
+        def replace(self, source, target):
+            content = [path for path in (source, *source.rglob("*")) if path.is_file()]
+            assert content and {path.stat().st_ino for path in content} <= synced, target
+            super().replace(source, target)
+
+    with atomic_folder(tmp_path / "model", files=Watching()) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_bytes(b"1")
+    assert tmp_path.stat().st_ino in synced
+    store, task = Store(tmp_path / "out", Watching()), task_in(tmp_path / "out")
+    work(store, task)
+    assert store.folder(task).parent.stat().st_ino in synced
+
+
+def test_files_are_readable_and_not_executable(tmp_path):
+    store, task = Store(tmp_path), task_in(tmp_path, config={"study": "größer"})
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=2)
+    folder = with_partial(store.folder(task))
+    assert "größer" in (folder / "config.json").read_text(encoding="utf-8")
+    assert {each.name for each in folder.iterdir() if each.is_file() and each.stat().st_mode & 0o111} == set()
+    work(store, task)
+    assert "größer" in (store.folder(task) / "config.json").read_text(encoding="utf-8")
+
+
+def test_a_place_is_the_same_whatever_the_order_of_its_keys():
+    assert canonical({"step": 1, "split": "früh"}) == canonical({"split": "früh", "step": 1})
+    assert canonical({"step": 1}) != canonical({"step": 2})
+    assert canonical(None) == canonical({}) == "{}"
 
 
 def test_files_of_a_lost_attempt_stay_only_with_its_checkpoint(tmp_path):

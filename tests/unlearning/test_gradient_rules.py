@@ -219,6 +219,20 @@ def test_combining_the_mean_is_not_the_mean_of_combinations():
 
 
 @every_rule
+def test_nothing_is_recorded_for_a_backward_pass(combine):
+    forget, retain = ([t.requires_grad_() for t in side] for side in draw(12))
+    assert not any(g.requires_grad for g in combine(forget, retain))
+    assert not gradients.inner_products([(forget[0], retain[0])]).requires_grad
+
+
+@every_rule
+def test_weights_are_one_unless_given(combine):
+    forget, retain = draw(11)
+    given_weights = combine(forget, retain, forget_weight=1.0, retain_weight=1.0)
+    assert_close(combine(forget, retain), given_weights, rtol=0, atol=0)
+
+
+@every_rule
 def test_missing_gradients_are_zeros(combine):
     forget, retain = draw(7)
     forget[1], retain[3] = None, None
@@ -345,6 +359,29 @@ def test_without_a_compiler_it_is_eager(combine, monkeypatch):
     sago._kernel.cache_clear()
     forget, retain = torch.randn(2, gradients.CPU_PIECE + 1, generator=torch.Generator().manual_seed(0))
     assert_close(combine([forget], [retain], compiled=True), combine([forget], [retain]), rtol=0, atol=0)
+    sago._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("combine", [sago.combine, sago.combine_prefer_retain])
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-30), (torch.float64, 1e-200)])
+def test_the_fused_kernel_says_what_the_pieces_say(combine, dtype, tiny, monkeypatch):
+    """Its lines as they stand, without the compiler: signs of products that underflow, weights, what is not finite."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda kernel, **_: lambda *each: calls.append(len(each[0])) or kernel(*each))
+    sago._kernel.cache_clear()
+    forget, retain = torch.randn(2, gradients.CPU_PIECE + 7, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    forget[:6] = torch.tensor([0.0, tiny, -tiny, tiny, -1.0, 1.0], dtype=dtype)
+    retain[:6] = torch.tensor([-1.0, -tiny, -tiny, 1.0, tiny, 0.0], dtype=dtype)
+    for weights in ({}, {"forget_weight": 0.5, "retain_weight": 0.1}, {"forget_weight": 3.0, "retain_weight": 0.7}):
+        eager = combine([forget], [retain], **weights)
+        assert_close(combine([forget], [retain], compiled=True, **weights), eager, rtol=1e-6, atol=0)
+    assert calls == [gradients.CPU_PIECE] + 3 * [forget.numel()]  # tried out once, then whole tensors
+    small = [forget[:9]], [retain[:9]]
+    assert_close(combine(*small, compiled=True), combine(*small), rtol=0, atol=0)
+    assert len(calls) == 4
+    retain[7], forget[8] = math.nan, -math.inf
+    (g,) = combine([forget], [retain], compiled=True)
+    assert not g[7].isfinite() and not g[8].isfinite()
     sago._kernel.cache_clear()
 
 

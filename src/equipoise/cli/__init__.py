@@ -19,8 +19,10 @@ app = App(
     help_format="markdown",
 )
 app.command("equipoise.cli.unlearn:unlearn", name="unlearn")
+app.command("equipoise.cli.certify:app", name="certify")
 app.command("equipoise.cli.study:app", name="study")
 app.command("equipoise.cli.models:app", name="models")
+app.command("equipoise.cli.doctor:doctor", name="doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

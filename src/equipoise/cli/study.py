@@ -163,7 +163,8 @@ def run(
     out
         Output folder; default equipoise-out/study/NAME. The same settings resume what it holds.
     engine
-        local (processes on this machine) or inline (one after the other in this process, for a debugger).
+        local (processes on this machine), ray (workers of the cluster at RAY_ADDRESS, else on this machine), or inline (one
+        after the other in this process, for a debugger).
     workers
         Runs at a time; default: cores / threads.
     threads
@@ -250,18 +251,11 @@ def report(
         Print verdicts and paths as one JSON object.
     """
     from equipoise.study import registry
-    from equipoise.study.store import STUDY, read_json
+    from equipoise.study.compare import stored_settings
 
     if not folders:
         raise BadInput("Name at least one output folder: equipoise study report equipoise-out/study/NAME")
-    settings = []
-    for folder in folders:
-        try:
-            settings.append(read_json(folder / STUDY))
-        except FileNotFoundError:
-            raise BadInput(f"{folder} holds no {STUDY}; give the --out folder of `equipoise study run`.") from None
-        except ValueError as error:
-            raise BadInput(f"{folder / STUDY} is damaged: {error}.") from None
+    settings = [stored_settings(folder) for folder in folders]
     first = settings[0]
     for folder, each in zip(folders, settings, strict=True):
         for key in ("study", "options"):
@@ -273,6 +267,77 @@ def report(
     built = declaration.build(**first["options"])
     verdicts = _verdicts_file(declaration) if publish else None
     _judge_and_render(built, folders, out or folders[0], json=json, publish=verdicts)
+
+
+@app.command
+def compare(a: Path, b: Path, *, study: str | None = None, json: Annotated[bool, Flag] = False) -> None:
+    """Say what changed between two output folders of one study: settings, runs, measurements, verdicts, costs.
+
+    Their options may differ. Each folder is read and judged by itself; runs of different code are compared, not mixed.
+
+    Example: equipoise study compare equipoise-out/study/sago ./sago-of-last-week
+
+    Parameters
+    ----------
+    a
+        An output folder of `equipoise study run`.
+    b
+        Another one of the same study.
+    study
+        The study's name or file, where it is not where it was when it ran.
+    json
+        Print one JSON object.
+    """
+    from json import dumps
+
+    from equipoise.study import registry
+    from equipoise.study.compare import as_json, lines, stored_settings
+    from equipoise.study.compare import compare as compare_folders
+
+    compared = compare_folders(registry.load(study or stored_settings(a)["reference"]), a, b)
+    if json:
+        print(dumps(as_json(compared), indent=1, ensure_ascii=False))
+        return
+    for line in lines(compared):
+        print(line)
+    for side in (compared.a, compared.b):
+        for note in side.results.notes:
+            print(f"{side.folder}: {note}", file=sys.stderr)
+
+
+@app.command
+def index(
+    *folders: Path,
+    out: Annotated[Path, Parameter(alias="-o")] = Path("equipoise-out/index.html"),
+) -> None:
+    """Write one page over all installed studies with their published verdicts, linked to the reports in these folders.
+
+    A report belongs to a study by the table beside it. Prints the path of the page.
+
+    Example: equipoise study index docs/results --out docs/results/index.html
+
+    Parameters
+    ----------
+    folders
+        Where reports are, however deep; they are linked, not copied.
+    out
+        The page.
+    """
+    from equipoise.study import registry
+    from equipoise.study.index_page import entry_of, reports_in
+    from equipoise.study.index_page import index as write_index
+    from equipoise.study.summary_text import published
+
+    reports = reports_in(folders)
+    entries = []
+    for each in registry.found().values():
+        if each.declaration is None:
+            print(f"{each.name} is left out: it cannot be loaded ({each.origin}): {each.problem}", file=sys.stderr)
+            continue
+        entry = published(_verdicts_file(each.declaration)).get(each.name)
+        own = [report for report in reports if report.study == each.name]
+        entries.append(entry_of(each.declaration, entry, own, out.parent))
+    print(write_index(entries, out))
 
 
 def _judge_and_render(

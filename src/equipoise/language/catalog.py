@@ -76,7 +76,7 @@ def place(name: str) -> Path:
 
 def is_cached(name: str) -> bool:
     """Whether a whole folder is there, by the sizes in its manifest."""
-    return _problem(place(name), CATALOG[name], hashes=False) is None
+    return problem(place(name), CATALOG[name], hashes=False) is None
 
 
 def folder(name: str) -> Path:
@@ -93,7 +93,7 @@ def fetch(name: str, *, wheel: str | Path | None = None) -> Path:
     target, entry = place(name), CATALOG[name]
     try:
         with _alone(target.with_name(f"{target.name}.lock"), name):
-            if _problem(target, entry, hashes=True) is not None:
+            if problem(target, entry, hashes=True) is not None:
                 _build(entry, target, None if wheel is None else Path(wheel))
     except OSError as error:
         raise WorkFailed(
@@ -120,7 +120,7 @@ def _alone(path: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
+def problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
     """Why this folder is not the model, or None when it is."""
     try:
         manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))

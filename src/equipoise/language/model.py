@@ -71,7 +71,7 @@ class LanguageModel:
         return self.chat_template != "none" and self.tokenizer.chat_template is not None
 
     def use_attention(self, implementation: str) -> None:
-        """Switch to "sdpa", "eager" or another implementation that transformers knows; raises BadInput for an unknown one."""
+        """Switch to "sdpa", "eager" or another that transformers knows. Raises BadInput for an unknown one."""
         try:
             self.model.set_attn_implementation(implementation)
         except (ValueError, ImportError) as error:

@@ -20,6 +20,7 @@ from equipoise.core.files import produce_atomic, write_atomic
 from equipoise.core.numbers import number
 from equipoise.study import summary_text as text
 from equipoise.study.claims import KNOWN_IN_ADVANCE, Between, Cheaper, Matched, Statistic, Test
+from equipoise.study.scores import columns_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +50,7 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
         facts=_facts(view),
         footer="Made by equipoise. Opens offline; nothing on this page is loaded from elsewhere.",
     )
-    short = text.markdown(study, results, judgement, view.ends)
+    short = text.markdown(study, results, judgement, view.ends, view.levels)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
@@ -78,6 +79,41 @@ def check_rates(results: "Results") -> None:
             f"Run {results.runs[row['run']].key}: {row['outcome']} = {row['value']:g} is not attainable as "
             f"{row['numerator']:g} of {row['of']:g} ({row['missing']} missing){_at_words(row['at'])}. The report prints "
             "no such rate: measure a whole count with of=, or a mean of scores without it."
+        )
+    if results.items.num_rows:
+        _check_items(results)
+
+
+def _check_items(results: "Results") -> None:
+    """Raises WorkFailed for a value without a count of its own that its right and wrong answers do not give.
+
+    It would stand beside their count, and the verdicts, which go by the answers, would be about another number.
+    """
+    names: dict[str, dict[str, int]] = {"outcome": {}, "where": {}, "at": {}}
+    every_run = np.ones(len(results.runs) + 1, bool)
+    measured, items = (columns_of(table, every_run, names) for table in (results.measurements, results.items))
+
+    def places(of: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.ravel_multi_index(
+            [of["run"], *(of[name] for name in names)],
+            [every_run.size, *(max(len(each), 1) for each in names.values())],
+        )
+
+    order = np.argsort(places(items), kind="stable")
+    known, starts = np.unique(places(items)[order], return_index=True)
+    score = items["score"][order]
+    right, answered = (np.add.reduceat(each, starts) for each in (np.nan_to_num(score), np.isfinite(score) * 1.0))
+    plain = np.logical_and.reduceat(np.isin(score, (0.0, 1.0)) | np.isnan(score), starts) & (answered > 0)
+    at = np.minimum(np.searchsorted(known, places(measured)), known.size - 1)
+    bare = np.isnan(measured["of"]) & np.isfinite(measured["value"]) & (known[at] == places(measured)) & plain[at]
+    wrong = np.flatnonzero(bare & ~np.isclose(measured["value"] * answered[at], right[at], rtol=0, atol=1e-6))
+    if wrong.size:
+        row = {name: results.measurements[name][int(wrong[0])].as_py() for name in ("run", "outcome", "value", "at")}
+        place = at[wrong[0]]
+        raise WorkFailed(
+            f"Run {results.runs[row['run']].key}: {row['outcome']} = {row['value']:g}, but {right[place]:g} of its "
+            f"{answered[place]:g} answers are right{_at_words(row['at'])}. The report prints no such rate: let run.items "
+            "derive it, or give what is no share of right answers a name of its own."
         )
 
 
@@ -246,7 +282,10 @@ class _View:
         self.keys = tuple(run.key for run in self.judged)
         self.tracks = _tracks(study, results, self.judged)
         self.ends = [s for s in judgement.summaries if self.level(s) is None]
-        self.matched = [s for s in judgement.summaries if self.level(s) is not None]
+        self.levels: dict[text.Level, list[Summary]] = {}
+        for s in judgement.summaries:
+            if (level := self.level(s)) is not None and math.isfinite(s.estimate):
+                self.levels.setdefault(text.Level(s.outcome, *level), []).append(s)
 
     def track(self, outcome: str) -> _Track | None:
         """The plainest track of an outcome: the one with the fewest conditions."""
@@ -522,25 +561,21 @@ def _end(view: _View, arm: str, track: _Track) -> tuple[float, float, float]:
 def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
     """The judged outcome of the arms that a claim compares at an equal level of the other, one figure per level."""
     track = view.track(y_name)
-    levels: dict[float, list[Summary]] = {}
-    for summary in view.matched:
-        name, at = view.level(summary) or ("", math.nan)
-        if summary.outcome == y_name and name == x_name and math.isfinite(summary.estimate):
-            levels.setdefault(at, []).append(summary)
+    levels = {level: rows for level, rows in view.levels.items() if (level.matched, level.judged) == (x_name, y_name)}
     if track is None or not levels:
         return [page.Text(f"There is no view at equal {x_name}: no claim of this study could be judged there.")]
     parts: list[page.Part] = []
-    for at, rows in levels.items():
-        ends = {s.arm: view.end(s.arm, y_name) for s in rows}
-        counted = {s.arm: f"{s.seeds} of {end.seeds}" for s in rows if (end := ends[s.arm]) and s.seeds < end.seeds}
+    for level, rows in levels.items():
+        seeds = text.reached(rows, view.ends)
+        counted = {arm: count for arm, count in seeds.items() if " of " in count}
         chosen = (
             " Only seeds in which both arms of a claim came to the level ("
             + ", ".join(f"{arm} {count}" for arm, count in counted.items())
             + "): chosen by their fate, they decide nothing."
         )
         chart = plots.intervals(
-            f"{y_name} where {x_name} reaches {at:.4g}",
-            [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), f"{counted.get(s.arm, s.seeds)} seeds") for s in rows],
+            level.title,
+            [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), f"{seeds[s.arm]} seeds") for s in rows],
             x=track.axis,
             arms=view.marks,
             note="The arms of the claims that hold this level equal, each at its own crossing: found on validation "

@@ -193,7 +193,7 @@ class Run(Work):
 
         `missing`: how many answers were asked for and did not come. `at`: the place on the path ({"step": 40});
         `where`: the condition ({"split": "test"}). nan means undefined. Raises BadInput for an unknown outcome, a
-        numerator outside 0 .. of, or a place that was measured before.
+        numerator that is no whole number from 0 to `of`, or a place that was measured before.
         """
         key = self._key(outcome, at, where)
         if key in self._measured:
@@ -296,7 +296,8 @@ class Run(Work):
         at: Mapping[str, Any] | None,
         where: Mapping[str, Any] | None,
     ) -> None:
-        if of is not None and not (of >= 0 and (math.isnan(value) or 0 <= value <= of)):
+        counted = math.isnan(value) or (0 <= value <= (of or 0) and value.is_integer())
+        if of is not None and not (of >= 0 and of.is_integer() and counted):
             raise BadInput(f"{outcome}: {value:g} of {of:g} is no proportion; give the count and what it is out of.")
         if missing < 0:
             raise BadInput(f"{outcome}: missing is {missing}; it is a count.")

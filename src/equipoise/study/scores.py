@@ -67,8 +67,8 @@ class Scores:
         for runs in self.complete.values():
             judged[list(runs.values())] = True
         names: dict[str, dict[str, int]] = {"outcome": {}, "where": {}, "at": {}}
-        measurements = _columns(self.results.measurements, judged, names)
-        items = _columns(self.results.items, judged, names)
+        measurements = columns_of(self.results.measurements, judged, names)
+        items = columns_of(self.results.items, judged, names)
         self.outcome_codes = names["outcome"]
         self.where_texts, self.at_texts = list(names["where"]), list(names["at"])
         self.wheres, self.ats = [_parsed(text) for text in names["where"]], [_parsed(text) for text in names["at"]]
@@ -85,7 +85,7 @@ class Scores:
         self.item, self.cluster = items["item"][by_item_key], items["cluster"][by_item_key]
         self.score = items["score"][by_item_key]
 
-        self.keys = np.union1d(keys[last], group_keys)
+        self.keys = _union(keys[last], group_keys)
         self.at = self.keys % self._sizes[2]
         dial = np.array([_number(at.get(self.study.dial or "step")) for at in self.ats] or [math.nan])
         self.x = dial[self.at]
@@ -166,7 +166,8 @@ class Scores:
     def conditions(self) -> dict[str, list[int]]:
         """outcome -> the codes of the conditions it was measured under."""
         names, found = list(self.outcome_codes), dict[str, list[int]]()
-        for pair in np.unique(self.keys // (self._sizes[1] * self._sizes[2])).tolist():
+        pairs = self.keys // (self._sizes[1] * self._sizes[2])
+        for pair in _union(pairs, pairs[:0]).tolist():
             found.setdefault(names[pair // self._sizes[0]], []).append(pair % self._sizes[0])
         return found
 
@@ -232,23 +233,29 @@ class Scores:
         return Cells(matrix, items, self.cluster[rows][first], missing)
 
 
-def _columns(table: Any, judged: NDArray[np.bool_], names: dict[str, dict[str, int]]) -> dict[str, NDArray[Any]]:
+def _union(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As np.union1d, for arrays that are sorted: its hashing takes seconds for a million, a merge none."""
+    both = np.sort(np.concatenate((a, b)), kind="stable")
+    return both[np.diff(both, prepend=-1) != 0]
+
+
+def columns_of(table: Any, judged: NDArray[np.bool_], names: dict[str, dict[str, int]]) -> dict[str, NDArray[Any]]:
     """The rows of judged runs as numpy columns; texts as codes, those in `names` shared between tables."""
     keep = judged[table.column("run").to_numpy()]
     found: dict[str, NDArray[Any]] = {}
     for column in table.column_names:
         if column in names:
-            codes, texts = _codes(table.column(column))
+            codes, texts = coded(table.column(column))
             known = names[column]
             shared = np.zeros(len(texts), np.int64)
-            for code in np.unique(codes[keep]).tolist():
+            for code in np.flatnonzero(np.bincount(codes[keep])).tolist():
                 shared[code] = known.setdefault(texts[code], len(known))
             found[column] = shared[codes[keep]]
         elif column in ("item", "cluster"):
-            codes, texts = _codes(table.column(column))
+            codes, texts = coded(table.column(column))
             if column == "cluster":  # an item without a source is its own
                 own = np.array([not text for text in texts])[codes]
-                codes = np.where(own, len(texts) + _codes(table.column("item"))[0], codes)
+                codes = np.where(own, len(texts) + coded(table.column("item"))[0], codes)
             found[column] = codes[keep]
         elif column in ("run", "order", "value", "numerator", "of", "missing", "score"):
             values = table.column(column).to_numpy()[keep]
@@ -256,7 +263,7 @@ def _columns(table: Any, judged: NDArray[np.bool_], names: dict[str, dict[str, i
     return found
 
 
-def _codes(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
     """Integer codes and their texts; null is the empty text."""
     import pyarrow as pa
 

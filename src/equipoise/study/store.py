@@ -11,7 +11,7 @@
     measurements.jsonl  one record a line, synced one by one
     items.jsonl         one line per call of run.items; items.parquet once complete
     cost.json           work (what the result needed), spent (all attempts), attempts
-    checkpoint.safetensors  the run's own state, with the sizes of the two files above when it was taken
+    checkpoint.safetensors  the run's own state, with size and digest of measurements and items when it was taken
     artifacts/  log.txt  traceback.txt  failure.json
 
 A run is complete from the moment its config.json lists its files; the rename to its final name follows. Folders of the
@@ -136,11 +136,15 @@ class Attempt:
         self.ledger = Ledger(spent=cost.get("spent"))
         self.order = 0
         self._checkpoint = load_state(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
+        self._digests = {name: hashlib.sha256() for name in (MEASUREMENTS, ITEMS)}  # of all lines that count
         if self._checkpoint is not None:
             for name, size in self._checkpoint["sizes"].items():
                 if _size(folder / name) < size:
                     raise WorkFailed(f"{name} is shorter than its checkpoint says")
-                read_lines(folder / name, size)
+                if size:
+                    self._digests[name].update((folder / name).read_bytes()[:size])
+                if self._digests[name].hexdigest() != self._checkpoint["digests"][name]:
+                    raise WorkFailed(f"{name} was altered")
         self._begun = False
         self._saved = -math.inf
 
@@ -164,6 +168,7 @@ class Attempt:
         """Start from nothing unless `resume` was called: a run that ignores its checkpoint must not append to it."""
         if not self._begun:
             self._checkpoint = None
+            self._digests = {name: hashlib.sha256() for name in self._digests}
             self.files.remove(self.folder / CHECKPOINT)
             self.resume()
 
@@ -172,6 +177,7 @@ class Attempt:
         self.begin()
         line = json.dumps({**record, "order": self.order}, ensure_ascii=False, allow_nan=False) + "\n"
         append_synced(self.folder / name, line, files=self.files)
+        self._digests[name].update(line.encode())
         self.order += 1
 
     def records(self, name: str) -> list[dict[str, Any]]:
@@ -181,9 +187,10 @@ class Attempt:
     def checkpoint(self, content: dict[str, Any]) -> None:
         """Store `content` together with how far the files have come, in one atomic file."""
         self.begin()
-        sizes = {name: _size(self.folder / name) for name in (MEASUREMENTS, ITEMS)}
-        stored = {**content, "sizes": sizes, "order": self.order, "work": self.ledger.work}
-        save_state(self.folder / CHECKPOINT, stored, files=self.files)
+        sizes = {name: _size(self.folder / name) for name in self._digests}
+        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        book = {"sizes": sizes, "digests": digests, "order": self.order, "work": self.ledger.work}
+        save_state(self.folder / CHECKPOINT, {**content, **book}, files=self.files)
         self.files.sync_folder(self.folder)
         self.save_cost()
 
@@ -310,12 +317,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
-    """The records in a file's first `size` bytes (all: None); [] when it is not there. ValueError names it."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records in a file; [] when it is not there. ValueError names it."""
     if not path.exists():
         return []
     try:
-        return parse_lines(path.read_bytes()[:size])
+        return parse_lines(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path.name} is not JSON Lines") from error
 

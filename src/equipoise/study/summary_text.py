@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from equipoise.core import numbers
 from equipoise.core.errors import BadInput, WorkFailed
@@ -130,8 +130,33 @@ def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]
     return rows
 
 
-def markdown(study: "Study", results: "Results", judgement: "Judgement", end: Sequence["Summary"]) -> str:
-    """The report in short, for a pull request: verdicts, outcomes at the end of the path, the command."""
+class Level(NamedTuple):
+    """Where the arms are compared at equal level: the outcome that is judged, the one held equal, and at what."""
+
+    judged: str
+    matched: str
+    at: float
+
+    @property
+    def title(self) -> str:
+        return f"{self.judged} where {self.matched} reaches {self.at:.4g}"
+
+
+def reached(rows: Sequence["Summary"], ends: Sequence["Summary"]) -> dict[str, str]:
+    """How many seeds each arm's value at a level rests on: "10", or "9 of 10" where others did not come to it."""
+    complete = {(s.arm, s.outcome): s.seeds for s in ends}
+    all_of = {s.arm: complete.get((s.arm, s.outcome), s.seeds) for s in rows}
+    return {s.arm: str(s.seeds) if s.seeds >= all_of[s.arm] else f"{s.seeds} of {all_of[s.arm]}" for s in rows}
+
+
+def markdown(
+    study: "Study",
+    results: "Results",
+    judgement: "Judgement",
+    end: Sequence["Summary"],
+    levels: Mapping[Level, Sequence["Summary"]],
+) -> str:
+    """The report in short, for a pull request: verdicts, outcomes at the end of the path and at equal levels, command."""
     lines = [f"# {_md(study.name)}: {_md(study.trades)}", ""]
     lines += [f"{_md(study.paper)}. {tally(counts(judgement)).capitalize()}.", ""]
     if study.scale:
@@ -158,6 +183,17 @@ def markdown(study: "Study", results: "Results", judgement: "Judgement", end: Se
         lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
         for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
             lines.append(f"| {_md(s.arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
+    for level, rows in levels.items():
+        seeds = reached(rows, end)
+        lines += ["", f"**{_md(level.title)}**, arms of the claims that hold it equal", ""]
+        lines += ["| arm | value | 95 % interval | seeds |", "|---|---:|---:|---:|"]
+        for s, (value, between, _) in zip(rows, summary_values(rows), strict=True):
+            lines.append(f"| {_md(s.arm)} | {value} | {between} | {seeds[s.arm]} |")
+        if any(" of " in count for count in seeds.values()):
+            lines += [
+                "",
+                "Only seeds in which both arms of a claim came to the level: chosen by their fate, they decide nothing.",
+            ]
     made = str(results.environment.get("command", ""))
     lines += ["", *([f"Made by `{made.replace('`', '')}`."] if made else []), ""]
     return "\n".join(lines)

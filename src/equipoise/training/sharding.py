@@ -1,7 +1,7 @@
 """Sharded training (FSDP2): weights, gradients and moments split over the processes, gathered block by block when needed.
 
-Coordinate-wise work is done on the own part of each process, `local`; an inner product of whole tensors is the sum of those of
-the parts, `sum_over_processes`. FSDP is told to sum gradients, since a loss here is a sum with a weight of its own.
+Coordinate-wise work is done on the own part of each process, `local`; an inner product of whole tensors is the sum of those
+of the parts, `sum_over_processes`. FSDP is told to sum gradients, since a loss here is a sum with a weight of its own.
 """
 
 import copy

@@ -1,0 +1,59 @@
+"""Looking for the counter-example: projected gradient descent on a margin within an l2 ball, with or without a box.
+
+What it finds is an upper bound on the true margin. Each step goes a share of the radius along the normalised gradient (the
+networks' scale must not matter), the share falls linearly, and the best point of all steps counts.
+"""
+
+import torch
+from torch import Tensor
+
+from equipoise.verification.bounds import Box
+from equipoise.verification.network import Network
+
+
+def attack(
+    network: Network,
+    x: Tensor,
+    radius: Tensor,
+    specifications: Tensor,
+    *,
+    generator: torch.Generator,
+    box: Box | None = None,
+    steps: int = 100,
+    share: float = 0.3,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """The smallest margins [B, S] found in float64, and the points [B, S, n] where they are, inside ball and box.
+
+    x: [B, ...], radius: [B], specifications: [B, S, m]. The first start is x itself plus a random step of half the radius.
+    """
+    batch, count = specifications.shape[:2]
+    centre = x.flatten(1)[:, None].to(dtype)
+    ball = radius[:, None, None].to(dtype)
+    c, single = specifications.to(dtype), network.to(dtype)
+    noise = torch.randn(batch, count, centre.shape[-1], generator=generator, dtype=dtype)
+    points = _inside(centre + ball / 2 * noise / noise.norm(dim=-1, keepdim=True), centre, ball, box)
+    best = torch.full((batch, count), torch.inf, dtype=dtype)
+    found = points.clone()
+    for number in range(steps + 1):
+        points.requires_grad_()
+        margins = (single(points.flatten(0, 1)).unflatten(0, (batch, count)) * c).sum(-1)
+        (gradient,) = torch.autograd.grad(margins.sum(), points)
+        points = points.detach()
+        better = margins.detach() < best
+        best = torch.where(better, margins.detach(), best)
+        found = torch.where(better[..., None], points, found)
+        step = share * (1 - number / (steps + 1)) * ball
+        points = points - step * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        points = _inside(points, centre, ball, box)
+    # Rounding in single precision may have left the ball by a hair.
+    exact = _inside(found.double(), x.flatten(1)[:, None].double(), radius[:, None, None].double() * (1 - 1e-12), box)
+    outputs = network(exact.flatten(0, 1)).unflatten(0, (batch, count))
+    return (outputs * specifications).sum(-1), exact
+
+
+def _inside(points: Tensor, centre: Tensor, radius: Tensor, box: Box | None) -> Tensor:
+    """The ball's nearest point, then the box's: a box that holds the centre does not leave the ball."""
+    away = points - centre
+    points = centre + away * (radius / away.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+    return points if box is None else points.clamp(*box)

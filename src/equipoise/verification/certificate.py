@@ -1,0 +1,137 @@
+"""Certified margins of images, and the certificate of each: what a checker needs to prove them again.
+
+A certificate is one .npz file of plain arrays:
+
+    network, label, input [n], radius, margins [S]      what is claimed; S = classes other than the label, in order
+    box [2]                                             limits of the inputs, where the claim is about ball and box
+    norm_P                                              spectral norm of affine layer P
+    centre_V, axes_V, lower_V, upper_V                  enclosure of value V, the input of a ReLU layer
+    slopes_V [S, n], lambda_V [S], lambda_input [S]     the relaxation; lambda in units where the axes are 1
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import write_atomic
+from equipoise.verification.bounds import (
+    PUBLISHED,
+    Box,
+    Enclosure,
+    Geometry,
+    Method,
+    Offset,
+    Relaxation,
+    Search,
+    Slopes,
+    enclosures,
+    geometry,
+    optimise,
+)
+from equipoise.verification.network import Network
+
+# What a margin gives away so that a checker with its own rounding errors proves it.
+SLACK = 1e-8
+CHUNK = 2**15  # numbers of a layer over all specifications that are worked on at once: what a processor's cache holds
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """Margins [B, S] that hold for every x of the set, in float64, and what proves them."""
+
+    margins: Tensor
+    known: dict[int, Enclosure]
+    relaxation: Relaxation
+
+
+def specifications(labels: Tensor, classes: int) -> Tensor:
+    """Rows e_label - e_other for every other class, in order. labels: [B] -> [B, classes - 1, classes]."""
+    unit = torch.eye(classes, dtype=torch.float64)
+    others = torch.stack([torch.cat([unit[:y], unit[y + 1 :]]) for y in labels.tolist()])
+    return unit[labels][:, None] - others
+
+
+def batch_size(network: Network) -> int:
+    """How many inputs are bounded at once."""
+    return max(CHUNK // (max(network.sizes[1:]) * (network.outputs - 1)), 1)
+
+
+def certified_margins(
+    network: Network,
+    x: Tensor,
+    radius: Tensor,
+    labels: Tensor,
+    *,
+    method: Method = "sdp-crown",
+    slopes: Slopes = "free",
+    offset: Offset = "ball-box",
+    box: Box | None = None,
+    search: Search = PUBLISHED,
+    shape: Geometry | None = None,
+) -> Iterator[Certified]:
+    """Lower bounds on f_label - f_other over ||x' - x||_2 <= radius, in batches that go through x in order.
+
+    x: [B, ...] raw inputs, radius: [B] > 0, labels: [B]. box: limits of the inputs, else the ball alone.
+    Raises BadInput for a radius that is not positive and a label that is no class.
+    """
+    if not (radius.isfinite() & (radius > 0)).all():
+        raise BadInput("A radius must be a positive number; got one that is not.")
+    if not ((labels >= 0) & (labels < network.outputs)).all():
+        raise BadInput(f"A label is not one of the {network.outputs} classes, 0 to {network.outputs - 1}.")
+    shape = geometry(network) if shape is None else shape
+    size = batch_size(network)
+    boxes = "crown" if method == "alpha-crown" or slopes == "crown" else "reach"
+    for begin in range(0, len(x), size):
+        at = slice(begin, begin + size)
+        exact, ball = x[at].double(), radius[at].double()
+        known = enclosures(network, exact, ball, shape, boxes=boxes)
+        chosen = specifications(labels[at], network.outputs)
+        bounds, relaxation = optimise(
+            network, exact, ball, chosen, known, method=method, slopes=slopes, offset=offset, box=box, search=search
+        )
+        yield Certified(bounds - SLACK * (1 + bounds.abs()), known, relaxation)
+
+
+def contents(
+    network: Network,
+    x: Tensor,
+    radius: Tensor,
+    labels: Tensor,
+    shape: Geometry,
+    found: Certified,
+    box: Box | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The arrays of one certificate after the other, for the inputs that `found` is about."""
+    for i in range(len(found.margins)):
+        content: dict[str, Any] = {
+            "network": np.array(network.digest),
+            "label": np.array(int(labels[i])),
+            "input": x[i].double().flatten().numpy(),
+            "radius": radius[i].double().numpy(),
+            "margins": found.margins[i].numpy(),
+        }
+        if box is not None:
+            content["box"] = np.array(box, dtype=np.float64)
+            content["lambda_input"] = (found.relaxation.multipliers[0][i] / radius[i].double() ** 2).numpy()
+        for place, norm in shape.norms.items():
+            content[f"norm_{place}"] = np.array(norm)
+        for at, e in found.known.items():
+            for name in ("centre", "axes", "lower", "upper"):
+                content[f"{name}_{at}"] = getattr(e, name)[i].numpy()
+            content[f"slopes_{at}"] = found.relaxation.slopes[at][i].numpy()
+            content[f"lambda_{at}"] = found.relaxation.multipliers[at][i].numpy()
+        yield content
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """One certificate as one file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,68 @@
+"""`equipoise certify`: run and check on files, and what they say of a wrong request."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from equipoise.cli import main
+
+RUN = ["certify", "run", "--inputs", "x.npy", "--iterations", "3", "--attack-steps", "3", "--out", "out", "--quiet"]
+WORDS = ["--network", "net.safetensors", "--architecture", "linear a, relu, linear b", "--input-shape", "4"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = torch.Generator().manual_seed(0)
+    save_file(
+        {"a.weight": torch.randn(5, 4, generator=rng), "b.weight": torch.randn(3, 5, generator=rng)}, "net.safetensors"
+    )
+    np.save("x.npy", torch.rand(2, 4, generator=rng).numpy())
+    return tmp_path
+
+
+def test_run_and_check(here, capsys):
+    assert main([*RUN, *WORDS, "--radius", "0.01", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["verdict"] for row in rows] == ["certified", "certified"] and rows[0]["radius"] == 0.01
+    written = ["--network", "out/network.safetensors"]
+    assert main(["certify", "check", "out/certificates", *written, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["margins"] for each in found.values()] == [row["margins"] for row in rows]
+    assert main(["certify", "check", "out/certificates/00001.npz", *WORDS]) == 0  # the file it was made from
+    assert "accepted, smallest margin" in capsys.readouterr().out
+    with np.load("out/certificates/00001.npz") as stored:
+        np.savez("out/certificates/00001.npz", **{**stored, "radius": np.array(0.5)})
+    assert main(["certify", "check", "out/certificates", *written]) == 1
+    said = capsys.readouterr()
+    assert "00001.npz: refused: " in said.out and "1 of 2 accepted" in said.err
+
+
+def test_the_stored_settings_are_the_request(here, capsys):
+    assert main([*RUN, *WORDS, "--radius", "0.01", "--box", "0,1"]) == 0
+    assert capsys.readouterr().out.strip().endswith("/out")
+    assert main(["certify", "run", "--config", "out/run.json", "--out", "out"]) == 0  # found done: the same settings
+    assert main(["certify", "run", "--config", "out/run.json", "--out", "out", "--radius", "0.02"]) == 2
+    assert "holds other settings: radius 0.01 (now 0.02)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*RUN, "--network", "net.safetensors"], "does not say how its parameters are used"),
+        ([*RUN, "--network", "nte.safetensors"], "Did you mean 'net.safetensors'"),
+        ([*RUN, *WORDS, "--box", "0"], "expected 2 numbers"),
+        ([*RUN, *WORDS, "--norm", "1"], "norm"),
+        ([*RUN, *WORDS, "--radius", "-1"], "above 0"),
+        (["certify", "check", "none.npz", *WORDS], "No certificate at none.npz"),
+        (["certify", "check", "x.npy", "--network", "none"], "No network at none"),
+    ],
+)
+def test_wrong_requests(here, capsys, arguments, message):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not (here / "out").exists() and not (here / "out.partial").exists()

@@ -1,0 +1,143 @@
+"""The job end to end on a network made on the spot: rows, resuming, the largest radius, what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.verification import Normalise, certify, check, from_module, write_network
+from equipoise.verification import job as job_module
+
+WORDS = {"iterations": 12, "attack_steps": 20}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Nearly 1-Lipschitz, on pictures of 4 x 4 with values in [0, 1]."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 3)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+    module = nn.Sequential(Normalise([0.5], [0.5]), nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    return from_module(module.double(), (1, 4, 4), name="small")
+
+
+@pytest.fixture
+def files(tmp_path, network):
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels = network(x).argmax(1)
+    labels[2] = (labels[2] + 1) % 3
+    np.savez(tmp_path / "x.npz", X=x.permute(0, 2, 3, 1).numpy(), y=labels.numpy())  # the channel last
+    write_network(network, tmp_path / "net.safetensors")
+    return tmp_path
+
+
+def rows(done):
+    return {row.index: (row.verdict, row.margins) for row in done.rows}
+
+
+def test_the_job(files, network):
+    done = certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    assert done.count("wrong") == 1 and done.rows[2].verdict == "wrong" and math.isnan(done.rows[2].margin)
+    assert done.count("certified") >= 1
+    net = check.read_net(files / "out" / "network.safetensors")
+    stored = sorted((files / "out" / "certificates").iterdir())
+    assert [int(file.stem) for file in stored] == [0, 1, 3, 4, 5]
+    for file in stored:
+        row = done.rows[int(file.stem)]
+        assert tuple(check.check(file, net)) == row.margins
+        assert all(low <= high for low, high in zip(row.margins, row.attacked, strict=True))
+    page = (files / "out" / "report.html").read_text(encoding="utf-8")
+    assert "5 of 5" in page and "equipoise certify run" in page
+    again = certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    assert again.rows == done.rows  # found done
+    assert rows(
+        certify(network, np.load(files / "x.npz")["X"], 0.05, labels=np.load(files / "x.npz")["y"], **WORDS)
+    ) == rows(done)
+
+
+def test_a_large_radius_is_refuted_with_a_point_that_shows_it(files, network):
+    done = certify(files / "net.safetensors", files / "x.npz", 2.0, out=files / "out", box=(0.0, 1.0), **WORDS)
+    assert done.count("certified") == 0 and done.count("refuted") >= 3
+    for file in (files / "out" / "counterexamples").iterdir():
+        with np.load(file) as found:
+            point, start, other = torch.from_numpy(found["point"]), found["input"], int(found["class"])
+        label = done.rows[int(file.stem)].label
+        outputs = network(point[None])[0]
+        assert outputs[other] > outputs[label] and other != label
+        assert np.linalg.norm(point.numpy() - start) <= 2.0 and point.min() >= 0 and point.max() <= 1
+
+
+def test_the_largest_radius_is_certified_and_more_is_not(files):
+    words = {"iterations": 60, "attack_steps": 0, "limit": 4}
+    one = certify(files / "net.safetensors", files / "x.npz", 1.0, largest_radius=True, out=files / "out", **words)
+    found = [row for row in one.rows if row.verdict != "wrong"]
+    assert {row.verdict for row in found} == {"certified"} and all(row.radius > 0 for row in found)
+    radii = [max(row.radius, 1e-3) for row in one.rows]
+    within = certify(files / "net.safetensors", files / "x.npz", radii, **words)
+    assert all(row.verdict in ("certified", "wrong") for row in within.rows)
+    beyond = certify(files / "net.safetensors", files / "x.npz", [1.15 * radius for radius in radii], **words)
+    assert beyond.count("certified") == 0
+
+
+def test_a_killed_job_resumes(files, monkeypatch):
+    whole = certify(files / "net.safetensors", files / "x.npz", 0.05, **WORDS)
+    monkeypatch.setattr(job_module, "batch_size", lambda network: 2)
+    monkeypatch.setattr("equipoise.verification.certificate.batch_size", lambda network: 2)
+    calls, real = [], job_module.attack
+
+    def dies(*arguments, **words):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **words)
+
+    monkeypatch.setattr(job_module, "attack", dies)
+    with pytest.raises(KeyboardInterrupt):
+        certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    stored = files / "out.partial" / "rows.jsonl"
+    assert [json.loads(line)["index"] for line in stored.read_text().splitlines()] == [2, 0, 1]
+    with stored.open("a") as file:
+        file.write('{"index": 3, "lab')  # cut short by a power failure
+    done = certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    assert len(calls) == 4 and [row.index for row in done.rows] == [0, 1, 2, 3, 4, 5]
+    for row, other in zip(done.rows, whole.rows, strict=True):
+        assert row.verdict == other.verdict and np.allclose(row.margins, other.margins, atol=1e-6)
+
+
+def test_what_the_checker_refuses_gets_no_name(files, monkeypatch):
+    real = job_module.contents
+
+    def optimistic(*arguments):
+        for content in real(*arguments):
+            yield content | {"margins": content["margins"] + 1e-3}
+
+    monkeypatch.setattr(job_module, "contents", optimistic)
+    with pytest.raises(WorkFailed, match="checker refuses"):
+        certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"radius": 0.0}, "above 0"),
+        ({"radius": [0.1, 0.2]}, "2 radii for 6 inputs"),
+        ({"norm": 1}, "l2 norm"),
+        ({"labels": [0, 1, 2, 3, 0, 0]}, "one from 0 an input"),
+        ({"inputs": "nothing.npz"}, "cannot be read"),
+        ({"inputs": np.zeros((2, 5))}, "takes"),
+        ({"inputs": np.full((2, 16), np.nan)}, "finite"),
+        ({"box": (0.4, 0.6)}, "outside the box"),
+        ({"iterations": 0}, "at least 1"),
+    ],
+)
+def test_wrong_requests(files, words, message):
+    asked = {"inputs": files / "x.npz", "radius": 0.1, **WORDS, **words}
+    with pytest.raises(BadInput, match=message):
+        certify(files / "net.safetensors", asked.pop("inputs"), asked.pop("radius"), out=files / "out", **asked)
+    assert not (files / "out.partial").exists()

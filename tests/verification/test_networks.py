@@ -1,0 +1,225 @@
+"""Networks as they are read: equal to what torch computes, refused by name where they are not known."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput
+from equipoise.verification.attack import attack
+from equipoise.verification.bounds import geometry
+from equipoise.verification.certificate import specifications
+from equipoise.verification.network import Builder, Convolution, Normalise, described, from_module, read_network
+from equipoise.verification.norms import dense, row_norms, spectral_norm
+
+
+def x_for(shape, count=3):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def moved(module):
+    """The module with a batch normalisation that is not the identity."""
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean), nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    return module.double().eval()
+
+
+class Branching(nn.Module):
+    """A residual block whose inner value is read twice: its batch normalisation must not be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = F.relu(x + self.norm(x))
+        return self.last(x.view(x.size(0), -1))
+
+
+SEQUENTIAL = nn.Sequential(
+    Normalise([0.1, 0.2], [0.5, 2.0]),
+    nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
+    nn.BatchNorm2d(4),
+    nn.ReLU(),
+    nn.Sequential(nn.Conv2d(4, 6, (2, 3), dilation=(2, 1), bias=False), nn.ReLU(), nn.Dropout()),
+    nn.AvgPool2d(2, stride=1, padding=1),
+    nn.Flatten(),
+    nn.LazyLinear(5),
+    nn.BatchNorm1d(5),
+    nn.ReLU(),
+    nn.BatchNorm1d(5),
+    nn.Linear(5, 3),
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"), [(SEQUENTIAL, (2, 8, 9)), (Branching(), (5,))], ids=["sequential", "branch"]
+)
+def test_a_module_is_what_it_computes(module, shape):
+    module = module.eval()
+    module(torch.zeros(1, *shape))
+    module = moved(module)
+    network = from_module(module, shape)
+    x = x_for(shape)
+    assert_close(network(x), module(x))
+    for place, layer in enumerate(network.layers):  # W'c is the transpose of W x
+        if hasattr(layer, "weight"):
+            value = network.values(x)[layer.inputs[0]]
+            c = x_for((network.sizes[place + 1],))
+            linear = layer.forward(value) - layer.forward(torch.zeros_like(value))
+            assert_close((linear * c).sum(), (value * layer.back(c)).sum())
+            assert_close(layer.forward(value[:1] * 0)[0] @ c[0], layer.constant(c)[0])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(32, 3), nn.Sigmoid()), "Sigmoid"),
+        (nn.Sequential(nn.Conv2d(2, 2, 3), nn.MaxPool2d(2)), "MaxPool2d"),
+        (nn.Sequential(nn.Conv2d(2, 2, 3, padding_mode="circular", padding=1)), "circular"),
+        (nn.Sequential(nn.AvgPool2d(3, padding=1, count_include_pad=False)), "AvgPool2d"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(31, 3)), "meets 32 values"),
+        (nn.Sequential(nn.Linear(4, 3)), "meets 32 values"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(module, message):
+    with pytest.raises(BadInput, match=message):
+        from_module(module, (2, 4, 4))
+
+
+def test_words_describe_parameters(tmp_path):
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).double()
+    words = "normalise mean=0.5 std=0.25, conv2d 0 stride=2, relu, flatten, linear 3"
+    tensors = module.state_dict()
+    network = described(words, tensors, (1, 5, 5))
+    x = x_for((1, 5, 5))
+    assert_close(network(x), module((x - 0.5) / 0.25))
+    residual = described("linear a, relu, save r, linear b, add r, linear c", square := squares(), (4,))
+    x = x_for((4,))
+    first = F.relu(x @ square["a.weight"].T)
+    assert_close(residual(x), (first + first @ square["b.weight"].T) @ square["c.weight"].T)
+    save_file(tensors, tmp_path / "n.safetensors")
+    assert read_network(tmp_path / "n.safetensors", architecture=words, shape=(1, 5, 5)).digest == network.digest
+    for wrong, message in [
+        ("linaer 3", "Did you mean 'linear'"),
+        ("flatten, linear 4", "no parameter '4.weight'"),
+        ("conv2d 0 strid=2", "strid"),
+        ("relu, add k", "add k"),
+        ("", "layers"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            described(wrong, tensors, (1, 5, 5))
+    with pytest.raises(BadInput, match="does not say how"):
+        read_network(tmp_path / "n.safetensors")
+    with pytest.raises(BadInput, match="needs the shape"):
+        read_network(tmp_path / "n.safetensors", architecture=words)
+    with pytest.raises(BadInput, match="No network at"):
+        read_network(tmp_path / "m.safetensors")
+
+
+def squares():
+    return {f"{name}.weight": x_for((4,), 4) + place for place, name in enumerate("abc")}
+
+
+@pytest.mark.parametrize(("channels", "stride", "padding"), [(1, 1, 0), (3, 2, 1), (2, 1, 2)])
+def test_norms_are_upper_bounds_and_tight(channels, stride, padding):
+    weight = x_for((channels, 3, 3), 4)
+    layer = Convolution((0,), weight, torch.zeros(4).double(), (channels, 6, 7), (stride,) * 2, (padding,) * 2)
+    whole = dense(layer)
+    assert_close(layer.forward(x := x_for((channels * 42,))), x @ whole.T)
+    one, axes = torch.ones(1, dtype=torch.float64), x_for((channels * 42,), 1)[0].abs() + 0.1
+    for scale in (one, axes):
+        true = torch.linalg.matrix_norm(whole * scale, 2).item()
+        assert true <= spectral_norm(layer, scale) <= true * (1 + 2e-8)
+        rows = (whole * scale).norm(dim=1)
+        assert (row_norms(layer, scale) >= rows).all() and torch.allclose(row_norms(layer, scale), rows, rtol=1e-7)
+
+
+def test_a_layer_too_large_to_decompose_has_a_certified_norm(monkeypatch):
+    monkeypatch.setattr("equipoise.verification.norms.DENSE", 10)
+    layer = Convolution((0,), x_for((2, 3, 3), 4), torch.zeros(4).double(), (2, 6, 6), (1, 1), (1, 1))
+    for axes in (torch.ones(1).double(), x_for((72,), 1)[0].abs() + 0.1):
+        true = torch.linalg.matrix_norm(dense(layer) * axes, 2).item()
+        assert true <= spectral_norm(layer, axes) <= 20 * true
+
+
+def test_geometry_holds_what_moves():
+    """No two points end further apart than the geometry says; a normalisation gives an ellipsoid."""
+    network = from_module(moved(SEQUENTIAL.float().eval()), (2, 8, 9))
+    shape = geometry(network)
+    x = x_for((2, 8, 9), 40)
+    step = x_for((2, 8, 9), 41)[1:]
+    step = step / step.flatten(1).norm(dim=1)[:, None, None, None]
+    assert len(shape.axes[1]) == 144 and len(shape.axes[2]) == 1
+    for a, b, axes, reach in zip(network.values(x), network.values(x + step), shape.axes, shape.reach, strict=True):
+        assert (((a - b) / axes).norm(dim=1) <= 1 + 1e-9).all()
+        assert ((a - b).abs() <= reach + 1e-9).all()
+
+
+def test_the_attack_finds_the_minimum_of_a_linear_function():
+    builder = Builder((6,))
+    weight = x_for((6,))
+    network = builder.build(builder.linear(0, weight, None), "linear")
+    x, radius = torch.full((1, 6), 0.3, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    c = specifications(torch.tensor([1]), 3)
+    found, points = attack(network, x, radius, c, generator=torch.Generator().manual_seed(0), steps=60)
+    rows = (c @ weight)[0]
+    assert_close(found[0], rows @ x[0] - 0.5 * rows.norm(dim=1), atol=1e-3, rtol=0)
+    assert math.isclose((points - x).norm(dim=-1).max().item(), 0.5, rel_tol=1e-9)
+    boxed, points = attack(network, x, radius, c, generator=torch.Generator().manual_seed(0), steps=60, box=(0.0, 0.4))
+    assert (boxed >= found - 1e-9).all() and ((points >= 0) & (points <= 0.4)).all()
+
+
+def test_onnx(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    rng = torch.Generator().manual_seed(0)
+
+    def constant(name, *shape):
+        return numpy_helper.from_array(torch.randn(*shape, generator=rng).numpy(), name)
+
+    constants = [
+        *(constant("mean", 1, 2, 1, 1), constant("conv", 4, 2, 3, 3), constant("b", 4), constant("gemm", 3, 16)),
+        *(constant("c", 3), constant("mat", 3, 3), constant("d", 3)),
+        numpy_helper.from_array(torch.tensor([0.5]).numpy(), "std"),
+    ]
+    nodes = [
+        helper.make_node("Sub", ["x", "mean"], ["a"]),
+        helper.make_node("Div", ["a", "std"], ["n"]),
+        helper.make_node("Conv", ["n", "conv", "b"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("Add", ["z", "y"], ["s"]),
+        helper.make_node("AveragePool", ["s"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "gemm", "c"], ["g"], transB=1),
+        helper.make_node("MatMul", ["g", "mat"], ["m"]),
+        helper.make_node("Add", ["m", "d"], ["out"]),
+    ]
+
+    def save(nodes, name):
+        x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 2, 4, 4])
+        out = helper.make_tensor_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT, None)
+        onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [out], constants)), str(tmp_path / name))
+        return tmp_path / name
+
+    network = read_network(save(nodes, "net.onnx"))
+    mean, conv, b, gemm, c, mat, d, std = (
+        torch.from_numpy(numpy_helper.to_array(each).copy()).double() for each in constants
+    )
+    x = x_for((2, 4, 4))
+    y = F.conv2d((x - mean) / std, conv, b, padding=1)
+    pooled = F.avg_pool2d(y.relu() + y, 2).flatten(1)
+    assert_close(network(x), (pooled @ gemm.T + c) @ mat + d)
+    with pytest.raises(BadInput, match="Sigmoid"):
+        read_network(save([*nodes[:4], helper.make_node("Sigmoid", ["z"], ["w"])], "sigmoid.onnx"))
+    (tmp_path / "bad.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(BadInput, match=r"no ONNX file|inputs"):
+        read_network(tmp_path / "bad.onnx")
