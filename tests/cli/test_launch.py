@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -46,9 +47,12 @@ def files(tmp_path):
 
 
 def unlearn(files, launcher, out):
-    """The finished command; `launcher` stands before what is typed on one process."""
+    """The finished command; `launcher` stands before what is typed on one process.
+
+    The combination is `sum`, which is smooth: rules that go by signs turn the last digit of a gradient near 0 into a step.
+    """
     words = ["unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu"]
-    words += ["--steps", "4", "--batch-size", "4", "--evaluate-every", "2", "--out", out]
+    words += ["--steps", "4", "--batch-size", "4", "--evaluate-every", "2", "--combine", "sum", "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *launcher, "reporting.py", *words],
@@ -77,7 +81,7 @@ def test_both_launchers_start_two_processes_that_make_the_model_of_one(files):
     for name, launcher in launchers.items():
         done = unlearn(files, launcher, name)
         assert done.returncode == 0, done.stderr
-        processes = sorted(line for line in done.stderr.splitlines() if line.startswith("PROCESS"))
+        processes = sorted(re.findall(r"PROCESS \d of \d", done.stderr))
         assert processes == (["PROCESS 0 of 1"] if name == "one" else ["PROCESS 0 of 2", "PROCESS 1 of 2"])
         assert [Path(line).name for line in done.stdout.splitlines()] == [name]
         models[name] = load_file(files / name / "model.safetensors")
@@ -87,9 +91,8 @@ def test_both_launchers_start_two_processes_that_make_the_model_of_one(files):
         return torch.cat([(one[key] - other[key]).abs().flatten() for key in before])
 
     assert differences(models["torchrun"], models["accelerate"]).max() == 0
-    # Sums in another order differ in the last digits. The first steps of Adam go by signs: where a gradient is nearly 0,
-    # a weight may end a whole step elsewhere, but only there.
-    assert differences(models["torchrun"], models["one"]).mean() < 1e-3 * differences(models["one"], before).mean()
+    assert differences(models["torchrun"], models["one"]).max() < 1e-5
+    assert differences(models["one"], before).mean() > 1e-3
 
 
 @pytest.mark.slow
@@ -97,4 +100,4 @@ def test_what_the_page_warns_of_accelerate_launch_cpu_starts_one(files):
     launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     done = unlearn(files, launcher, "alone")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("PROCESS")] == ["PROCESS 0 of 1"]
+    assert re.findall(r"PROCESS \d of \d", done.stderr) == ["PROCESS 0 of 1"]

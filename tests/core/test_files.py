@@ -47,6 +47,21 @@ def test_atomic_folder_replaces_as_a_whole_or_not_at_all(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
 
 
+def test_atomic_folder_puts_the_older_one_back_when_it_cannot_be_replaced(tmp_path):
+    class Failing(Files):
+        def replace(self, source, target):
+            if source.name.endswith(".tmp"):
+                raise OSError("no")
+            super().replace(source, target)
+
+    target = tmp_path / "folder"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(OSError, match="no"), atomic_folder(target, files=Failing()) as folder:
+        (folder / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and (target / "a").read_text() == "old"
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     path = tmp_path / "lock"
     code = "import sys, time\nfrom equipoise.core.files import lock\nfrom pathlib import Path\n"

@@ -204,7 +204,7 @@ def test_workers_that_die_before_a_run_begins_are_the_clusters_fault(monkeypatch
         done(made, task, turns=200)
     assert len(ray.workers) == few + 1
     # A run that began in between shows that the cluster works; it is not blamed for what died before it began.
-    _, made = engine(monkeypatch, *early(few), ["b", [STARTED, GONE]], *early(few), ["c", [STARTED, COMPLETE]])
+    _, made = engine(monkeypatch, *early(few), ["b", [STARTED, GONE]], *early(few - 1), ["c", [STARTED, COMPLETE]])
     with made:
         assert done(made, task, turns=200)[-1].state == "complete"
 

@@ -275,6 +275,17 @@ def test_an_altered_line_before_the_checkpoint_is_damage(tmp_path, expected, nam
     assert str(outcome(store, task)) == expected
 
 
+def test_a_run_that_ignores_its_checkpoint_has_none_any_more(tmp_path):
+    store, task = Store(tmp_path), task_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    with take(store, task) as (attempt, _):
+        attempt.append(MEASUREMENTS, {"outcome": "o"})
+        assert len(attempt.records(MEASUREMENTS)) == 1
+    with take(store, task) as (attempt, _):
+        assert attempt.resume() is None and attempt.records(MEASUREMENTS) == []
+
+
 def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
     """What a power cut would show: content is synced, then renamed, then the folder of the new name is synced."""
     synced = set()

@@ -51,6 +51,11 @@ from equipoise.study.store import (
 PLACES = ("left", "right")
 OPTIONS = ({"steps": 2}, {"steps": 3})
 ARTIFACT = f"{ARTIFACTS}/model.bin"
+# What can happen to a complete run. config.json holds the digests and has none: altered, it is not noticed.
+HARMS = [
+    *((name, "altered") for name in (MEASUREMENTS, ITEMS_TABLE, COST)),
+    *itertools.product((CONFIG, MEASUREMENTS, ITEMS_TABLE, COST), ("cut", "gone")),
+]
 NEVER = math.inf
 deaths = st.sampled_from([NEVER] * 15 + [*range(9)])  # operations on files that a process still does
 
@@ -184,8 +189,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        """Runs of other options and other code are complete, another one was killed behind its checkpoint."""
-        for spec in (Spec(0, 0, 0), Spec(0, 1, 0), Spec(1, 0, 1)):
+        """Left, runs of all options and code are complete; right, one of them was killed behind its checkpoint."""
+        for spec in (Spec(1, 0, 0), Spec(0, 1, 0), Spec(1, 0, 1)):
             self.open("left", spec, resume=False)
             self.go_on("left", finish=True)
         self.open("right", Spec(1, 0, 0), resume=False)
@@ -201,10 +206,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.open(data.draw(st.sampled_from(self.idle())), Spec(seed, self.options, self.code), resume=False, left=left)
 
     @precondition(lambda self: any(self.unfinished[place] for place in self.idle()))
-    @rule(data=st.data(), left=deaths)
-    def resume(self, data, left):
+    @rule(data=st.data(), asks=st.sampled_from([True, True, False]), left=deaths)
+    def resume(self, data, asks, left):
+        """Go on with an unfinished run; one that does not ask for its checkpoint starts from nothing."""
         known = [(place, spec) for place in self.idle() for spec in self.unfinished[place]]
-        self.open(*data.draw(st.sampled_from(known)), resume=True, left=left)
+        self.open(*data.draw(st.sampled_from(known)), resume=asks, left=left)
 
     @precondition(lambda self: self.working)
     @rule(data=st.data(), finish=st.booleans())
@@ -281,16 +287,13 @@ class StoreMachine(RuleBasedStateMachine):
                 shutil.rmtree(copied)
 
     @precondition(lambda self: any(self.complete.values()))
-    @rule(
-        data=st.data(),
-        name=st.sampled_from([CONFIG, COST, MEASUREMENTS, ITEMS_TABLE]),
-        how=st.sampled_from(["cut", "altered", "gone"]),
-    )
-    def corrupt(self, data, name, how):
+    @rule(data=st.data(), harm=st.sampled_from(HARMS))
+    def corrupt(self, data, harm):
         """Harm one file of a complete run."""
+        name, how = harm
         place, spec = data.draw(st.sampled_from([(place, spec) for place in PLACES for spec in self.complete[place]]))
         path = self.folder(place, spec) / name
-        if path.exists() and not (how == "altered" and name == CONFIG):  # which holds the digests and has none
+        if path.exists():
             _harm(path, how)
             self.complete[place][spec] = None
             self.unread = True
@@ -440,9 +443,8 @@ class StoreMachine(RuleBasedStateMachine):
         lines = [json.loads(line) for line in (folder / MEASUREMENTS).read_text().splitlines()]
         assert [{key: line[key] for key in ("value", "at", "order")} for line in lines] == spec.measured()
         assert (folder / ARTIFACT).read_text() == repr(spec.measured()[-1]["value"])
-        cost = json.loads((folder / COST).read_text())
+        cost = json.loads((folder / COST).read_text())  # of `spent` a part may be lost, with a file that went missing
         assert cost["work"] == {"build": {"optimizer_steps": spec.steps}}
-        assert cost["spent"]["build"]["optimizer_steps"] >= spec.steps
         self.complete[place][spec] = _content(folder)
         self.unread = True
 
@@ -605,7 +607,7 @@ def run_machine(folder: Path, **wanted) -> None:
 
 def test_the_store_does_what_its_model_does(tmp_path):
     # The same examples every time, and no search for a shorter failure: it takes minutes, and the long test does it.
-    run_machine(tmp_path, max_examples=15, stateful_step_count=30, derandomize=True, phases=[Phase.generate])
+    run_machine(tmp_path, max_examples=20, stateful_step_count=30, derandomize=True, phases=[Phase.generate])
 
 
 @pytest.mark.slow

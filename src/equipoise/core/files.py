@@ -93,19 +93,21 @@ def atomic_folder(path: Path, *, files: Files = FILES) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     files.remove(temporary)
     files.make_folder(temporary)
     try:
         yield temporary
         for each in temporary.rglob("*"):
             _sync(each)
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             files.replace(path, old)
         files.replace(temporary, path)
         files.sync_folder(path.parent)
         files.remove(old)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
         files.remove(temporary)
         raise
 

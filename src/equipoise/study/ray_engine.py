@@ -99,7 +99,6 @@ class _Work:
     actor: Any
     node: str
     seen: float
-    started: bool = False
     spent: dict[str, float] = field(default_factory=dict)
 
 
@@ -206,7 +205,7 @@ class RayEngine:
         work.seen = time.monotonic()
         for event in batch:
             if event.kind == "started":
-                work.started, self._false_starts = True, 0
+                self._false_starts = 0
             if "spent" in event.data:
                 work.spent = event.data["spent"]
                 event.data["spent"] = dict(self._lost_costs.get(event.key, Counter()) + Counter(work.spent))
@@ -220,14 +219,14 @@ class RayEngine:
         """The worker is gone or as good as gone: its task is done by another, unless that happened too often."""
         work = self._busy.pop(stream)
         self._end(work.actor)
-        key = work.task.key
-        if work.started:
+        key, store = work.task.key, Store(Path(work.task.root))
+        if store.state(work.task) != "absent":  # not by its events: the last ones may be lost with the worker
             self._losses[key] += 1
         else:
             self._false_start(why)
         if self._losses[key] > LOSSES:
             text = f"its worker was lost {self._losses[key]} times, last on {work.node}: {why}"
-            Store(Path(work.task.root)).mark(work.task, "failed", text)
+            store.mark(work.task, "failed", text)
             self._assign()
             return [Event(key, "ended", "failed", text)]
         self._lost_costs[key] = self._lost_costs.get(key, Counter()) + Counter(work.spent)

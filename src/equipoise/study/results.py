@@ -212,14 +212,17 @@ class _Stored:
 def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> list[_Entry]:
     from equipoise.study.fingerprint import code_of
 
-    versions: dict[tuple[str, int], int] = {}
+    complete_runs: dict[tuple[str, int], set[str]] = {}
     for each in entries:
-        complete = each.info.state == "complete" and each.info.role != PREPARATION
-        versions[each.version] = versions.get(each.version, 0) + complete
+        found = complete_runs.setdefault(each.version, set())
+        if each.info.state == "complete" and each.info.role != PREPARATION:
+            found.add(each.info.key)
+    versions = {version: len(found) for version, found in complete_runs.items()}
     if len(versions) < 2:
         return entries
     current = code_of(study.source).digest if study.source else None
-    wanted = max(versions, key=lambda version: (version[0] == current and versions[version] > 0, versions[version]))
+    # The last part decides between equals, so that the order of the folders does not.
+    wanted = max(versions, key=lambda each: (each[0] == current and versions[each] > 0, versions[each], each))
     for version, complete in versions.items():
         if version != wanted:
             why = f"of {_count(version[1], 'thread')}" if version[0] == wanted[0] else "of another version of the code"

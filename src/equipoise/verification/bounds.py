@@ -36,7 +36,7 @@ from equipoise.core.errors import BadInput
 from equipoise.verification.network import Add, Linear, Network, Relu, Scale
 from equipoise.verification.norms import SLACK, row_norms, spectral_norm
 
-Method = Literal["crown", "alpha-crown", "sdp-crown"]
+Method = Literal["alpha-crown", "sdp-crown"]
 Slopes = Literal["crown", "free"]
 Offset = Literal["theorem", "ball-box"]
 Box = tuple[float, float]
@@ -304,10 +304,14 @@ def lip_naive(network: Network, x: Tensor, radius: Tensor, specifications: Tenso
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """What proves a bound: per ReLU layer (by the index of its input) slopes [B, S, n] and lambda [B, S]."""
+    """What proves a bound: per ReLU layer (by the index of its input) slopes [B, S, n] and lambda [B, S].
+
+    steps: of the search that found it.
+    """
 
     slopes: dict[int, Tensor]
     multipliers: dict[int, Tensor]
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -399,8 +403,9 @@ def optimise(
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, search.decay)
     best = torch.full((batch, count), -math.inf, dtype=search.dtype)
     kept: dict[int, Tensor] = {}
-    idle = 0
-    for _ in range(search.iterations):
+    idle = steps = 0
+    while steps < search.iterations and idle <= search.patience:
+        steps += 1
         a, constant = backward(single, c, step)
         if inputs is None:
             bound = over_ball(a, at, ball) + constant
@@ -412,8 +417,6 @@ def optimise(
             for index, slope in final.items():
                 kept[index] = torch.where(better[..., None], slope, kept[index]) if index in kept else slope.detach()
             idle = 0 if better.any() else idle + 1
-        if idle > search.patience:
-            break
         adam.zero_grad()
         (-bound.sum()).backward()
         adam.step()
@@ -425,7 +428,8 @@ def optimise(
                 each.copy_(torch.where(mask, value, each))
             for each in multipliers.values():
                 each.clamp_(min=math.log(FLOOR))
-    return evaluate(network, x, radius, specifications, known, kept, method=method, offset=offset, box=box)
+    bound, relaxation = evaluate(network, x, radius, specifications, known, kept, method=method, offset=offset, box=box)
+    return bound, replace(relaxation, steps=steps)
 
 
 def _narrowed(network: Network, x: Tensor) -> tuple[Network, Tensor]:

@@ -1,9 +1,10 @@
-"""What the methods are compared on: small networks trained on the spot with and without a Lipschitz penalty, or released ones.
+"""What methods are compared on: small networks trained on the spot, with and without a Lipschitz penalty, or released ones.
 
 The pictures are smooth random prototypes, one a class, each with its own contrast and noise. The penalty pulls the largest
 singular value of every layer down to 1; without it the product of the norms is far above what the network really does.
 """
 
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -34,15 +35,15 @@ class Setting:
 
 def prepare(seed: int, folder: Path) -> int:
     """Train both small networks of a seed into `folder`; returns the optimizer steps."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(1000 + seed)
     prototypes = _smooth(CLASSES, rng)
     steps = 0
     for kind in KINDS:
-        rng = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(2000 + seed)
         steps += 400
         module = _train(prototypes, rng, penalised=kind == "penalised", steps=400)
         write_network(from_module(module, (SIDE * SIDE,), name=kind), folder / f"{kind}.safetensors")
-    x, labels = _pictures(prototypes, 400, torch.Generator().manual_seed(seed + 10_000))
+    x, labels = _pictures(prototypes, 400, torch.Generator().manual_seed(3000 + seed))
     np.savez(folder / "pictures.npz", X=x.numpy(), y=labels.numpy())
     return steps
 
@@ -60,7 +61,9 @@ def open_setting(name: str, images: int, prepared: Path | None) -> Setting:
     data = Path(os.environ.get("EQUIPOISE_DATA", "")) / "sdp-crown"
     file = data / f"{name}.safetensors"
     if "EQUIPOISE_DATA" not in os.environ or not file.is_file():
-        raise BadInput(f"{name} needs the set sdp-crown: let EQUIPOISE_DATA name the folder that holds sdp-crown/{name}.safetensors.")
+        raise BadInput(
+            f"{name} needs the set sdp-crown: let EQUIPOISE_DATA name the folder that holds sdp-crown/{name}.safetensors."
+        )
     with np.load(data / f"{name.split('_')[0].removesuffix('10')}-200.npz") as stored:
         x, labels = torch.from_numpy(stored["X"]).permute(0, 3, 1, 2), torch.from_numpy(stored["y"])
     return Setting({"released": read_network(file, architecture=name)}, x[:images].double(), labels[:images])
@@ -85,7 +88,7 @@ def _pictures(prototypes: Tensor, count: int, rng: torch.Generator) -> tuple[Ten
 
 def _train(prototypes: Tensor, rng: torch.Generator, *, penalised: bool, steps: int) -> nn.Module:
     sizes = (SIDE * SIDE, WIDTH, WIDTH, CLASSES)
-    layers = [nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
     with torch.no_grad():
         for layer in layers:
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=rng) / layer.in_features**0.5)
