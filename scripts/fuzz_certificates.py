@@ -53,7 +53,7 @@ def draw(rng: np.random.Generator) -> Network:
         before, value = value, builder.linear(value, torch.from_numpy(weight), torch.from_numpy(bias))
         if n == m and rng.random() < 0.3:
             value = builder.add(value, before)
-        if len(builder.layers) and m != classes or rng.random() < 0.1:
+        if m != classes or rng.random() < 0.1:
             value = builder.relu(value)
     return builder.build(builder.linear(value, torch.eye(classes), None), "random")
 

@@ -55,7 +55,7 @@ def test_run_prints_verdicts_and_last_the_report_and_resumes(mine, tmp_path, cap
         (["--seed-list", "1,x"], "whole numbers"),
         (["--arms", "up,dwn"], "no arm 'dwn'"),
         (["--budget", "hours=3"], "hours"),
-        (["--engine", "ray"], "no engine 'ray'"),
+        (["--engine", "slurm"], "no engine 'slurm'"),
     ],
 )
 def test_wrong_requests_exit_2_with_one_sentence(mine, tmp_path, capsys, words, message):

@@ -257,6 +257,13 @@ def test_a_loaded_model_is_changed_in_place(taught):
     assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, several processes find each other")
+def test_processes_that_do_not_find_each_other_are_refused(taught, files, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="add --device cpu"):
+        job.unlearn(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl")
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_model_that_one_makes(taught, files):
     words = ["-m", "equipoise", "unlearn", "--model", taught, "--device", "cpu", "--steps", 6, "--batch-size", 4]

@@ -7,6 +7,7 @@ scored again, and only then moved there. Killed at any moment, the same call res
 import html
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,9 @@ def unlearn(
     Raises BadInput for a wrong request, WorkFailed for a loss that is no number or an artifact that differs.
     """
     accelerator = Accelerator(cpu=device == "cpu")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        raise BadInput(f"{started} processes were started, but without GPUs each is alone: add --device cpu.")
     chosen = recipe(method, **words)
     if evaluate_every < 1:
         raise BadInput(f"evaluate_every is {evaluate_every}, expected at least 1 step.")

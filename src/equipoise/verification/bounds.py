@@ -339,6 +339,7 @@ def optimise(
     specifications: Tensor,
     known: Mapping[int, Enclosure],
     *,
+    guide: Mapping[int, Enclosure] | None = None,
     method: Method = "sdp-crown",
     slopes: Slopes = "free",
     offset: Offset = "ball-box",
@@ -347,6 +348,7 @@ def optimise(
 ) -> tuple[Tensor, Relaxation]:
     """The best lower bounds [B, S] found on c'f, in float64, and what proves them. specifications: [B, S, m].
 
+    guide: enclosures that CROWN's slopes are chosen from, else `known`: slopes need no proof, what is known does.
     box: limits of every input number, for inputs within the ball and the box. The search runs in `search.dtype`; the bound
     that is returned is evaluated anew in float64 with the stored slopes.
     """
@@ -361,7 +363,8 @@ def optimise(
     stable: list[tuple[Tensor, Tensor, Tensor]] = []  # slopes, where they stay, as what
     multipliers: dict[int, Tensor] = {}
     pairs: dict[int, tuple[Tensor, Tensor]] = {}
-    for index, e in enclosed.items():
+    for index, chosen in (known if guide is None else guide).items():
+        e = chosen.to(search.dtype)
         above, below = (each[:, None].expand(batch, count, -1).contiguous() for each in crown_slopes(e))
         fixed[index] = (above.clone(), below.clone())
         above.requires_grad_()
@@ -417,6 +420,8 @@ def optimise(
             for index, slope in final.items():
                 kept[index] = torch.where(better[..., None], slope, kept[index]) if index in kept else slope.detach()
             idle = 0 if better.any() else idle + 1
+        if not bound.requires_grad:
+            break  # no ReLU: the bound is exact
         adam.zero_grad()
         (-bound.sum()).backward()
         adam.step()

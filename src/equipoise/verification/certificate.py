@@ -87,14 +87,26 @@ def certified_margins(
         raise BadInput(f"A label is not one of the {network.outputs} classes, 0 to {network.outputs - 1}.")
     shape = geometry(network) if shape is None else shape
     size = batch_size(network)
-    boxes = "crown" if method == "alpha-crown" or slopes == "crown" else "reach"
     for begin in range(0, len(x), size):
         at = slice(begin, begin + size)
         exact, ball = x[at].double(), radius[at].double()
-        known = enclosures(network, exact, ball, shape, boxes=boxes)
+        known = enclosures(network, exact, ball, shape, boxes="reach")
+        guide = enclosures(network, exact, ball, shape, boxes="crown") if slopes == "crown" else known
+        if method == "alpha-crown":
+            known = guide
         chosen = specifications(labels[at], network.outputs)
         bounds, relaxation = optimise(
-            network, exact, ball, chosen, known, method=method, slopes=slopes, offset=offset, box=box, search=search
+            network,
+            exact,
+            ball,
+            chosen,
+            known,
+            guide=guide,
+            method=method,
+            slopes=slopes,
+            offset=offset,
+            box=box,
+            search=search,
         )
         yield Certified(bounds - SLACK * (1 + bounds.abs()), known, relaxation)
 

@@ -269,7 +269,10 @@ class _Proof:
         exact = _apply(layer, centre) + bias
         error = gamma(_terms(layer)) * (_apply(layer, abs(centre), abs) + abs(bias)) * (1 + 1e-6)
         if layer["kind"] == "scale":
-            return self._rounded(exact, error, t * (1 + 4 * U), np.maximum(abs(layer["weight"]) * d, 1e-300))
+            d = np.maximum(abs(layer["weight"]) * d, 1e-300)
+            if len(d) == 1:  # one number: an ellipsoid is a ball
+                t, d = t * float(d[0]) * (1 + 4 * U), np.ones(1)
+            return self._rounded(exact, error, t * (1 + 4 * U), d)
         norm = self._norm(place, layer, d)
         _, t_out, one, low, high = self._rounded(exact, error, t * norm * (1 + 4 * U), np.ones(1))
         squares = _apply(layer, np.broadcast_to(d * d, (_inputs(layer),)), lambda weight: weight * weight)
@@ -373,9 +376,9 @@ def _least(a: Array, w: Array, centre: Array, low: Array, high: Array, error: Ar
     away = z - centre
     slope = a + w * away
     tangent = np.minimum(np.minimum(slope * (low - z), slope * (high - z)), 0)
-    size = abs(a) + w * (abs(away) + U * (abs(z) + abs(centre)))
-    reach = abs(z) + abs(centre) + high - low
-    return a * z + w / 2 * away * away + tangent, 16 * U * size * reach + error * np.maximum(abs(low), abs(high))
+    # z and centre are exact as they stand, so their difference, and all that is made of it, errs in proportion to itself.
+    size = abs(a * z) + w * away * away + (abs(a) + w * abs(away)) * (high - low)
+    return a * z + w / 2 * away * away + tangent, 16 * U * size + error * np.maximum(abs(low), abs(high))
 
 
 def _inputs(layer: dict[str, Any]) -> int:

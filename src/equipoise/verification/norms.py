@@ -16,6 +16,8 @@ DENSE = 2**25  # entries of a map up to which it is decomposed
 # Above the error of a symmetric eigensolver, n u |W|^2 with n below 10^4, and above what a checker needs to prove it.
 SLACK = 1e-8
 
+TINY = 1e-9  # claimed of a layer of zeros, so that a factorisation can prove it
+
 
 def spectral_norm(layer: Affine, axes: Tensor) -> float:
     """An upper bound on the spectral norm of W diag(axes), at most 1e-8 above it where it is decomposed.
@@ -31,7 +33,8 @@ def spectral_norm(layer: Affine, axes: Tensor) -> float:
     gram = whole @ whole.T if outputs < inputs else whole.T @ whole
     # An eigenvalue of the Gram matrix is wrong by some u |W|_F^2; its trace is that square.
     largest = torch.linalg.eigvalsh(gram)[-1].clamp(min=0)
-    return (largest + SLACK * largest + 1e-13 * gram.trace()).sqrt().item()
+    norm = (largest + SLACK * largest + 1e-13 * gram.trace()).sqrt().item()
+    return max(norm, TINY)
 
 
 def row_norms(layer: Affine, axes: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""The study's own code: its networks are what it says, and a run of a few images keeps the order that must hold."""
+
+import json
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.studies.sdp_crown import RADII
+from equipoise.study import registry
+from equipoise.verification.bounds import geometry
+from equipoise.verification.setting import open_setting, prepare
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    assert prepare(3, folder) == 800
+    return folder
+
+
+def test_the_small_networks_are_right_and_only_one_is_nearly_one_lipschitz(prepared):
+    setting = open_setting("small", 100, prepared)
+    for kind, network in setting.networks.items():
+        assert (network(setting.x).argmax(1) == setting.labels).float().mean() > 0.85
+        norms = list(geometry(network).norms.values())
+        assert max(norms) < 1.1 if kind == "penalised" else min(norms) > 1.5
+    assert setting.x.min() >= 0 and setting.x.max() <= 1
+
+
+class Recorder:
+    """What a run of the study engine takes, kept in memory."""
+
+    def __init__(self, settings, prepared):
+        self.settings, self.prepared = settings, prepared
+        self.options = {"network": "small", "images": 8, "iterations": 10}
+        self.found, self.steps = {}, 0
+
+    def items(self, outcome, ids, scores, *, at, where):
+        self.found[outcome, at["radius"], where["network"]] = torch.tensor(scores)
+
+    def measure(self, outcome, value, *, at, where):
+        self.found[outcome, at["radius"], where["network"]] = value
+
+    def spend(self, optimizer_steps):
+        self.steps += optimizer_steps
+
+    def torch_generator(self):
+        return torch.Generator().manual_seed(0)
+
+
+def test_no_arm_verifies_what_the_attack_breaks(prepared):
+    study = registry.load("sdp-crown").build()
+    found = {}
+    for arm in study.arms:
+        recorder = Recorder(arm.settings, prepared)
+        study.run(recorder)
+        found[arm.name] = recorder.found
+        assert (recorder.steps > 0) == (arm.name not in ("lip-naive", "attack"))
+    for name in found:
+        assert found[name].keys() == found["attack"].keys() and len(found[name]) == 2 * 2 * len(RADII["small"])
+        for key, value in found[name].items():
+            assert (torch.as_tensor(value) <= torch.as_tensor(found["attack"][key]) + 1e-6).all()
+
+
+def test_released_networks_need_their_data(monkeypatch):
+    monkeypatch.delenv("EQUIPOISE_DATA", raising=False)
+    with pytest.raises(BadInput, match="needs the set sdp-crown"):
+        open_setting("mnist_mlp", 5, None)
+    study = registry.load("sdp-crown").build(network="mnist_mlp")
+    assert study.seeds == 1 and study.prepare is None
+    assert json.dumps(study.options)
