@@ -33,7 +33,7 @@ class Recorder:
 
     def __init__(self, settings, prepared):
         self.settings, self.prepared = settings, prepared
-        self.options = {"network": "small", "images": 8, "iterations": 10}
+        self.options = {"network": "small", "images": 8, "iterations": 4}
         self.found, self.steps = {}, 0
 
     def items(self, outcome, ids, scores, *, at, where):

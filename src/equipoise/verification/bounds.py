@@ -41,6 +41,7 @@ Slopes = Literal["crown", "free"]
 Offset = Literal["theorem", "ball-box"]
 Box = tuple[float, float]
 FLOOR = 1e-6  # of lambda
+SPARE = 1e-10  # relative room for what rounding does to centres and boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def enclosures(
         at = layer.inputs[0]
         centre = values[at]
         # The centre is rounded: what the ball is to hold is the exact one's neighbourhood.
-        spare = 1e-10 * (1 + centre.abs().amax(1, keepdim=True))
+        spare = SPARE * (1 + centre.abs().amax(1, keepdim=True))
         away = radius[:, None] * shape.reach[at] + spare
         lower, upper = centre - away, centre + away
         axes = radius[:, None] * shape.axes[at] + spare
@@ -138,9 +139,8 @@ def _crown_box(
     for piece in unit.split(width):
         low.append(crown(network, x, radius, piece, known, value=at))
         high.append(-crown(network, x, radius, -piece, known, value=at))
-    slack = 1e-10
     low, high = torch.cat(low, 1), torch.cat(high, 1)
-    return low - slack * (1 + low.abs()), high + slack * (1 + high.abs())
+    return low - SPARE * (1 + low.abs()), high + SPARE * (1 + high.abs())
 
 
 # One backward pass
@@ -400,9 +400,12 @@ def optimise(
         bound = ball_offset if offset == "theorem" else ball_box_offset
         return g, bound(c, g, multipliers[index].exp(), e)
 
-    groups = [{"params": free, "lr": search.rate}]
-    groups.append({"params": list(multipliers.values()), "lr": search.multiplier_rate})
-    adam = torch.optim.Adam(groups)
+    adam = torch.optim.Adam(
+        [
+            {"params": free, "lr": search.rate},
+            {"params": list(multipliers.values()), "lr": search.multiplier_rate},
+        ]
+    )
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, search.decay)
     best = torch.full((batch, count), -math.inf, dtype=search.dtype)
     kept: dict[int, Tensor] = {}

@@ -79,6 +79,8 @@ def certified_margins(
     """Lower bounds on f_label - f_other over ||x' - x||_2 <= radius, in batches that go through x in order.
 
     x: [B, ...] raw inputs, radius: [B] > 0, labels: [B]. box: limits of the inputs, else the ball alone.
+    method: "alpha-crown" with slopes="crown" is alpha-CROWN as published, over CROWN's boxes; only "sdp-crown" can be
+    written as certificates, since a checker proves the boxes of `enclosures(boxes="reach")` and no others.
     Raises BadInput for a radius that is not positive and a label that is no class.
     """
     if not (radius.isfinite() & (radius > 0)).all():
@@ -120,7 +122,7 @@ def contents(
     found: Certified,
     box: Box | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The arrays of one certificate after the other, for the inputs that `found` is about."""
+    """The arrays of one certificate after the other, for the inputs that `found` (by "sdp-crown") is about."""
     for i in range(len(found.margins)):
         content: dict[str, Any] = {
             "network": np.array(network.digest),

@@ -343,8 +343,10 @@ class _Proof:
         right = _least(rise, pull, centre, np.maximum(lower, 0), np.maximum(upper, 0), U * abs(rise))
         left = _least(-g, pull, centre, np.minimum(lower, 0), np.minimum(upper, 0), 0 * g)
         # Where a neuron can be only on one side, the other side's minimum does not count.
-        values = np.where(upper < 0, left[0], np.where(lower > 0, right[0], np.minimum(left[0], right[0])))
-        slack = np.maximum(left[1], right[1]).sum(1)
+        only_left, only_right = upper < 0, lower > 0
+        values = np.where(only_left, left[0], np.where(only_right, right[0], np.minimum(left[0], right[0])))
+        errors = np.where(only_left, left[1], np.where(only_right, right[1], np.maximum(left[1], right[1])))
+        slack = errors.sum(1)
         # sum pull (z - centre)^2 <= max(pull axes^2), which is lambda but for rounding
         away = (pull * axes * axes).max(1) / 2 * (1 + 8 * U)
         sizes = abs(values).sum(1)

@@ -131,8 +131,8 @@ def _pictures(folder: Path, shape: Sequence[int]) -> list[page.Part]:
         high = max(float(start.max()), 1.0)
         widest = float(abs(point - start).max()) or 1.0
         shown = (
-            (f"Input {int(file.stem)}", start, (0.0, high)),
-            (f"Class {other} to the network", point, (0.0, high)),
+            (f"Input {int(file.stem)}", start, (-high, high)),
+            (f"Class {other} to the network", point, (-high, high)),
             ("Difference", point - start, (-widest, widest)),
         )
         grids.append(
@@ -144,5 +144,5 @@ def _pictures(folder: Path, shape: Sequence[int]) -> list[page.Part]:
 def _picture(title: str, flat: np.ndarray, shape: Sequence[int], span: tuple[float, float]) -> plots.Chart:
     grey = flat.reshape(shape).mean(0)
     cells = [(x, y, float(grey[y, x])) for y in range(shape[1]) for x in range(shape[2])]
-    value = plots.Axis("brightness" if span[0] == 0 else "change")
+    value = plots.Axis("value, mean over channels")
     return plots.heat_map(title, cells, x=plots.Axis("column"), y=plots.Axis("row"), value=value, domain=span)
