@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from equipoise.cli import main
 
-RUN = ["certify", "run", "--inputs", "x.npy", "--iterations", "3", "--attack-steps", "3", "--out", "out", "--quiet"]
+SHORT = ["certify", "run", "--inputs", "x.npy", "--iterations", "3", "--attack-steps", "3", "--out", "out", "--quiet"]
+RUN = [*SHORT, "--radius", "0.01"]
 WORDS = ["--network", "net.safetensors", "--architecture", "linear a, relu, linear b", "--input-shape", "4"]
 
 
@@ -25,7 +26,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_run_and_check(here, capsys):
-    assert main([*RUN, *WORDS, "--radius", "0.01", "--json"]) == 0
+    assert main([*RUN, *WORDS, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["verdict"] for row in rows] == ["certified", "certified"] and rows[0]["radius"] == 0.01
     written = ["--network", "out/network.safetensors"]
@@ -42,11 +43,18 @@ def test_run_and_check(here, capsys):
 
 
 def test_the_stored_settings_are_the_request(here, capsys):
-    assert main([*RUN, *WORDS, "--radius", "0.01", "--box", "0,1"]) == 0
+    assert main([*RUN, *WORDS, "--box", "0,1"]) == 0
     assert capsys.readouterr().out.strip().endswith("/out")
     assert main(["certify", "run", "--config", "out/run.json", "--out", "out"]) == 0  # found done: the same settings
     assert main(["certify", "run", "--config", "out/run.json", "--out", "out", "--radius", "0.02"]) == 2
     assert "holds other settings: radius 0.01 (now 0.02)" in capsys.readouterr().err
+
+
+def test_a_search_for_the_largest_radius_needs_none(here, capsys):
+    assert main([*SHORT, *WORDS, "--largest-radius", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(row["verdict"] == "certified" and row["radius"] > 0 for row in rows)
+    assert json.loads((here / "out" / "run.json").read_text())["radius"] is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,8 @@ def test_the_stored_settings_are_the_request(here, capsys):
         ([*RUN, "--network", "nte.safetensors"], "Did you mean 'net.safetensors'"),
         ([*RUN, *WORDS, "--box", "0"], "expected 2 numbers"),
         ([*RUN, *WORDS, "--norm", "1"], "norm"),
-        ([*RUN, *WORDS, "--radius", "-1"], "above 0"),
+        ([*SHORT, *WORDS], "give --radius"),
+        ([*SHORT, *WORDS, "--radius", "-1"], "above 0"),
         (["certify", "check", "none.npz", *WORDS], "No certificate at none.npz"),
         (["certify", "check", "x.npy", "--network", "none"], "No network at none"),
     ],

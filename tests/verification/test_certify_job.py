@@ -74,7 +74,7 @@ def test_a_large_radius_is_refuted_with_a_point_that_shows_it(files, network):
 
 def test_the_largest_radius_is_certified_and_more_is_not(files):
     words = {"iterations": 60, "attack_steps": 0, "limit": 4}
-    one = certify(files / "net.safetensors", files / "x.npz", 1.0, largest_radius=True, out=files / "out", **words)
+    one = certify(files / "net.safetensors", files / "x.npz", largest_radius=True, out=files / "out", **words)
     found = [row for row in one.rows if row.verdict != "wrong"]
     assert {row.verdict for row in found} == {"certified"} and all(row.radius > 0 for row in found)
     radii = [max(row.radius, 1e-3) for row in one.rows]
@@ -126,6 +126,7 @@ def test_what_the_checker_refuses_gets_no_name(files, monkeypatch):
     ("words", "message"),
     [
         ({"radius": 0.0}, "above 0"),
+        ({"radius": None}, "give --radius"),
         ({"radius": [0.1, 0.2]}, "2 radii for 6 inputs"),
         ({"norm": 1}, "l2 norm"),
         ({"labels": [0, 1, 2, 3, 0, 0]}, "one from 0 an input"),

@@ -20,7 +20,7 @@ def run(
     *,
     network: Annotated[Path, Parameter(alias="-n")],
     inputs: Path,
-    radius: float = 0.1,
+    radius: float | None = None,
     norm: Literal[2] = 2,
     labels: Path | None = None,
     largest_radius: Annotated[bool, Parameter(negative=())] = False,
@@ -50,13 +50,13 @@ def run(
     inputs
         .npy, or .npz with arrays X and y; raw inputs, channel first or last.
     radius
-        Of the l2 ball around each input, in the units of the raw input.
+        Of the l2 ball around each input, in the units of the raw input; needed unless --largest-radius searches for it.
     norm
         2.
     labels
         .npy with one class an input; else y of the inputs, else what the network says.
     largest_radius
-        Search for the largest certified radius of each input instead.
+        Search for the largest certified radius of each input instead; --radius is not used then.
     box
         Limits of every number of an input, such as 0,1: the claim is then about ball and box.
     slopes

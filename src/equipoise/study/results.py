@@ -268,12 +268,9 @@ def _read_folder(root: Path) -> _Stored:
     ]
     complete = [folder for folder in folders if not folder.name.endswith(PARTIAL)]
     state = _state_of(complete)
-    cached = _from_cache(root, state)
-    if cached is None:
-        with _without_collecting():
-            entries, measurements, items, notes = _read_complete(complete)
-    else:
-        entries, measurements, items, notes = cached
+    with _without_collecting():
+        cached = _from_cache(root, state)
+        entries, measurements, items, notes = _read_complete(complete) if cached is None else cached
     if cached is None and not notes:
         _to_cache(root, state, entries, measurements, items)
     done = {each.info.key for each in entries}

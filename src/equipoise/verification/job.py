@@ -80,7 +80,7 @@ class Certification:
 def certify(
     network: str | Path | nn.Module | Network,
     inputs: str | Path | np.ndarray | Tensor,
-    radius: float | Sequence[float],
+    radius: float | Sequence[float] | None = None,
     *,
     labels: str | Path | Sequence[int] | np.ndarray | Tensor | None = None,
     norm: Literal[2] = 2,
@@ -101,7 +101,7 @@ def certify(
 
     network: a file as in `read_network`, a torch module, or a Network. inputs: .npy or .npz (arrays X and y), or an array
     [B, ...]; pictures with the channel last are turned. labels: else y, else what the network says. radius: one, or one an
-    input. largest_radius: search, per input, for the largest radius up to which it is certified; `radius` is not used then.
+    input; needed unless largest_radius searches, per input, for the largest up to which it is certified.
     box: limits of every number of an input, such as (0, 1): the claim is then about ball and box.
     Raises BadInput for a wrong request, WorkFailed when the checker refuses what was written.
     """
@@ -109,6 +109,12 @@ def certify(
         raise BadInput(f"norm is {norm!r}: these certificates are about the l2 norm, --norm 2.")
     if iterations < 1 or attack_steps < 0:
         raise BadInput("iterations must be at least 1 and attack_steps at least 0.")
+    if largest_radius:
+        radius = None
+    elif radius is None:
+        raise BadInput(
+            "No radius: give --radius, in the units of the raw inputs, or search for it with --largest-radius."
+        )
     x, known_labels, digests = _read_inputs(inputs, labels)
     net = _read(network, architecture, input_shape or x.shape[1:])
     x = _turned(x, net)
@@ -118,9 +124,9 @@ def certify(
     chosen = predicted if known_labels is None else known_labels
     if len(chosen) != len(x) or chosen.min() < 0 or chosen.max() >= net.outputs:
         raise BadInput(f"{len(chosen)} labels for {len(x)} inputs and {net.outputs} classes: one from 0 an input.")
-    radii = torch.as_tensor(radius, dtype=torch.float64).flatten()
+    radii = torch.as_tensor(math.nan if radius is None else radius, dtype=torch.float64).flatten()
     radii = radii.expand(len(x)) if len(radii) == 1 else radii
-    if len(radii) != len(x) or not (radii.isfinite() & (radii > 0)).all():
+    if radius is not None and (len(radii) != len(x) or not (radii.isfinite() & (radii > 0)).all()):
         raise BadInput(f"{len(radii)} radii for {len(x)} inputs; each must be above 0.")
     if box is not None:
         input_set(x, radii, box)
@@ -131,7 +137,7 @@ def certify(
         "network": str(network) if isinstance(network, str | Path) else net.name,
         "inputs": str(inputs) if isinstance(inputs, str | Path) else f"{len(x)} inputs",
         "labels": str(labels) if isinstance(labels, str | Path) else None,
-        "radius": radius if isinstance(radius, int | float) else radii.tolist(),
+        "radius": radius if radius is None or isinstance(radius, int | float) else radii.tolist(),
         "norm": norm,
         "largest_radius": largest_radius,
         "box": None if box is None else f"{box[0]:g},{box[1]:g}",
