@@ -43,8 +43,10 @@ def check(certificate: Path, network: "Net | Path") -> Array:
     try:
         with np.load(certificate, allow_pickle=False) as stored:
             content = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
         raise Refused(f"{certificate} cannot be read: {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # numpy advises to load it unsafely
+        raise Refused(f"{certificate} is no archive of plain arrays, or a damaged one") from error
     return prove(content, net)
 
 

@@ -126,8 +126,11 @@ def certify(
         raise BadInput(f"{len(chosen)} labels for {len(x)} inputs and {net.outputs} classes: one from 0 an input.")
     radii = torch.as_tensor(math.nan if radius is None else radius, dtype=torch.float64).flatten()
     radii = radii.expand(len(x)) if len(radii) == 1 else radii
-    if radius is not None and (len(radii) != len(x) or not (radii.isfinite() & (radii > 0)).all()):
-        raise BadInput(f"{len(radii)} radii for {len(x)} inputs; each must be above 0.")
+    if radius is not None and not (radii.isfinite() & (radii > 0)).all():
+        wrong = radii[~(radii.isfinite() & (radii > 0))][0].item()
+        raise BadInput(f"The radius is {wrong:g}; it must be a number above 0, in the units of the raw inputs.")
+    if radius is not None and len(radii) != len(x):
+        raise BadInput(f"{len(radii)} radii for {len(x)} inputs: give one for all, or one each.")
     if box is not None:
         input_set(x, radii, box)
     work = _Work(net, x, chosen, predicted, radii, largest_radius, box, slopes, offset, iterations, attack_steps, seed)

@@ -209,7 +209,8 @@ class Builder:
     """Adds layers one by one and keeps the shapes; every method takes and returns the index of a value."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.shapes: list[Shape] = [tuple(shape)]
+        self.shape: Shape = tuple(shape)  # of an input; as the network reads it, it may be flat
+        self.shapes: list[Shape] = [self.shape]
         self.layers: list[Layer] = []
         self.kept: set[int] = {0}  # values that something else than the next layer may read
 
@@ -303,7 +304,7 @@ class Builder:
             if isinstance(layer, Affine) and not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
                 raise BadInput(f"{name}: layer {place} ({KINDS[type(layer)]}) has a parameter that is not finite.")
         sizes = tuple(math.prod(shape) for shape in self.shapes)
-        return Network(tuple(self.layers), self.shapes[0], name, sizes)
+        return Network(tuple(self.layers), self.shape, name, sizes)
 
     def _append(self, layer: Layer, shape: Shape) -> int:
         self.layers.append(layer)

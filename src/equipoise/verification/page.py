@@ -145,4 +145,5 @@ def _picture(title: str, flat: np.ndarray, shape: Sequence[int], span: tuple[flo
     grey = flat.reshape(shape).mean(0)
     cells = [(x, y, float(grey[y, x])) for y in range(shape[1]) for x in range(shape[2])]
     value = plots.Axis("value, mean over channels")
-    return plots.heat_map(title, cells, x=plots.Axis("column"), y=plots.Axis("row"), value=value, domain=span)
+    axes = {"x": plots.Axis("column"), "y": plots.Axis("row")}
+    return plots.heat_map(title, cells, **axes, value=value, domain=span, note=f"{title}.")
