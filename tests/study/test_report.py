@@ -19,7 +19,7 @@ from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched,
 from equipoise.study.judging import Effect, Judgement, Summary, Verdict
 from equipoise.study.report import check_rates, render, tidy
 from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
-from equipoise.study.summary_text import counts, publish, published, published_counts
+from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
 
 HOSTILE = "<script>alert(1)</script>"
 LEVEL = 0.4
@@ -948,3 +948,8 @@ def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> No
             assert effect.label in page
     sago = next(s for s in judgement.summaries if (s.arm, s.outcome) == ("sago", "forget_accuracy"))
     assert f"sago {sago.estimate:.3f}" in page
+
+
+def test_places_in_words():
+    assert place_words('{"network":"plain","split":"test"}') == "network plain"
+    assert place_words('{"radius":0.6}') == "radius 0.6" and place_words("") == ""

@@ -174,15 +174,19 @@ def markdown(
     lines.append("")
     for verdict in judgement.verdicts:
         if verdict.effects:
-            lines.append(f"- {_md(verdict.claim.text)}: {_md(sentence(verdict.reason))}")
+            lines.append(f"- {_md(verdict.claim.text.rstrip('.'))}: {_md(sentence(verdict.reason))}")
     for outcome in study.outcomes:
         rows = [s for s in end if s.outcome == outcome.name]
         if not rows:
             continue
-        lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path", ""]
+        places = {place_words(s.at) for s in rows}
+        where = f" ({places.pop()})" if len(places) == 1 and places != {""} else ""
+        lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path{_md(where)}", ""]
         lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
+        several = len({place_words(s.where) for s in rows}) > 1
         for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
-            lines.append(f"| {_md(s.arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
+            arm = f"{s.arm}, {place_words(s.where)}" if several else s.arm
+            lines.append(f"| {_md(arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
     for level, rows in levels.items():
         seeds = reached(rows, end)
         lines += ["", f"**{_md(level.title)}**, arms of the claims that hold it equal", ""]
@@ -197,6 +201,12 @@ def markdown(
     made = str(results.environment.get("command", ""))
     lines += ["", *([f"Made by `{made.replace('`', '')}`."] if made else []), ""]
     return "\n".join(lines)
+
+
+def place_words(stored: str) -> str:
+    """A place or a condition, canonical JSON, in words, the split left out: network plain, radius 0.6."""
+    content = json.loads(stored) if stored else {}
+    return ", ".join(f"{key} {value}" for key, value in (content or {}).items() if key != "split")
 
 
 def preview_sentence(study: "Study", results: "Results") -> str:
