@@ -3,11 +3,12 @@
     python scripts/fuzz_certificates.py --networks 1000      # some seconds on one core
     python scripts/fuzz_certificates.py                      # 100,000; stores the result in scripts/fuzz_certificates.json
 
-Networks come in blocks of one shape that are bounded as one batch: the bounder's own code, whose layers here hold a matrix a
-network. Widths, depths, sums, slopes, constants and input sets are drawn for every block; weights, scales, inputs, labels and
-radii for every network. Exact minima: where there is one input number the output is linear between kinks, so its minimum over
-the interval is exact; of the others every 25th is solved by mixed-integer programming (HiGHS) over the cube inside the ball,
-whose minimum no bound may exceed. The checker proves every certificate, every 25th network read from its file.
+Networks come in blocks of one shape that are bounded as one batch: the bounder's own code, whose layers here hold a matrix
+a network. Widths, depths, sums, slopes, constants and input sets are drawn for every block; weights, scales, inputs, labels
+and radii for every network. Exact minima: where there is one input number the output is linear between kinks, so its minimum
+over the interval is exact; of the others every 25th is solved by mixed-integer programming (HiGHS) over the cube inside the
+ball, whose minimum no bound may exceed. Every 25th also has its negative margins refined by the semidefinite dual. The
+checker proves every certificate, of every 25th network with the network read from its file.
 
 The result is stored after every block: the same command goes on where it was ended, however it was. Ends with 1 when a bound
 is above any of these, or the checker refuses a certificate.
@@ -31,17 +32,17 @@ from torch import Tensor
 from equipoise.core.files import write_atomic
 from equipoise.core.progress import progress
 from equipoise.verification import attack as attacks
-from equipoise.verification import bounds, certificate, check, norms
+from equipoise.verification import bounds, certificate, check, norms, semidefinite
 from equipoise.verification import network as networks
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Geometry, Relaxation, Search, geometry, lip_naive
-from equipoise.verification.certificate import Certified, certified_margins, contents, specifications
+from equipoise.verification.certificate import Certified, certified_margins, contents, refined, specifications
 from equipoise.verification.network import Affine, Builder, Linear, Network, Scale, write_network
 
 TOLERANCE = 1e-9
 RESULT = Path(__file__).with_suffix(".json")
 BLOCK = 50  # networks of one shape
-SOLVED = 25  # every so many-th network is given to the solver, and to the checker as a file
+SOLVED = 25  # every so many-th network is refined, given to the solver, and to the checker as a file
 SAMPLES = 100
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -235,7 +236,6 @@ def block(number: int, folder: Path) -> dict[str, Any]:
     c, search = specifications(labels, classes), Search(iterations=int(rng.integers(1, 21)))
     (found,) = certified_margins(many, x, radii, labels, shape=shape, box=box, search=search, **words)
     by_row = replace(shape, axes=tuple(axes[:, None] for axes in shape.axes))
-    below = {"certified": found.margins, "lip-naive": lip_naive(many, x, radii, c, by_row) - 1e-7 * radii[:, None]}
     generator = torch.Generator().manual_seed(number)
     above = {"attacked": attack(many, x, radii, c, generator=generator, box=box, steps=10)[0]}
     away = rng.normal(size=(BLOCK, SAMPLES, n))
@@ -244,7 +244,7 @@ def block(number: int, folder: Path) -> dict[str, Any]:
     points = points if box is None else points.clamp(*box)
     outputs = many(points.flatten(0, 1)).unflatten(0, (BLOCK, SAMPLES))
     above["sampled"] = (outputs @ c.transpose(1, 2)).amin(1)
-    counts = {"exact_on_a_line": 0, "exact_by_solver": 0, "proved": 0, "refused": 0}
+    counts = {"exact_on_a_line": 0, "exact_by_solver": 0, "refined": 0, "proved": 0, "refused": 0}
     above["exact"] = torch.full_like(above["sampled"], math.inf)
     for i, one in enumerate(each):
         away = radii[i].item() if n == 1 else radii[i].item() / math.sqrt(n)
@@ -261,6 +261,22 @@ def block(number: int, folder: Path) -> dict[str, Any]:
         else:
             continue
         above["exact"][i] = torch.from_numpy(least)
+    margins = found.margins.clone()
+    for i, one in enumerate(each) if "method" not in words else ():
+        at = slice(i, i + 1)
+        alone = _alone(found, at)
+        if i % SOLVED == 0:
+            alone = refined(one, x[at], radii[at], labels[at], alone)
+            margins[i] = alone.margins[0]
+            counts["refined"] += len(alone.duals)
+        (content,) = contents(one, x[at], radii[at], labels[at], shapes[i], alone, box)
+        try:
+            check.prove(content, _as_read(one, folder if i % SOLVED == 0 else None))
+            counts["proved"] += 1
+        except check.Refused as error:
+            counts["refused"] += 1
+            print(f"network {number * BLOCK + i}: {error}", flush=True)
+    below = {"certified": margins, "lip-naive": lip_naive(many, x, radii, c, by_row) - 1e-7 * radii[:, None]}
     unsound = [
         f"network {number * BLOCK + i}: {name} above {other}"
         for name, bound in below.items()
@@ -270,25 +286,19 @@ def block(number: int, folder: Path) -> dict[str, Any]:
         .nonzero()[:, 0]
         .tolist()
     ]
-    for i, one in enumerate(each) if "method" not in words else ():
-        at = slice(i, i + 1)
-        known = {
-            index: bounds.Enclosure(e.centre[at], e.axes[at], e.lower[at], e.upper[at])
-            for index, e in found.known.items()
-        }
-        slopes, multipliers = (
-            {index: value[at] for index, value in part.items()}
-            for part in (found.relaxation.slopes, found.relaxation.multipliers)
-        )
-        alone = Certified(found.margins[at], known, Relaxation(slopes, multipliers))
-        (content,) = contents(one, x[at], radii[at], labels[at], shapes[i], alone, box)
-        try:
-            check.prove(content, _as_read(one, folder if i % SOLVED == 0 else None))
-            counts["proved"] += 1
-        except check.Refused as error:
-            counts["refused"] += 1
-            print(f"network {number * BLOCK + i}: {error}", flush=True)
-    return {"networks": BLOCK, "bounds": found.margins.numel(), **counts, "unsound": unsound}
+    return {"networks": BLOCK, "bounds": margins.numel(), **counts, "unsound": unsound}
+
+
+def _alone(found: Certified, at: slice) -> Certified:
+    """The row of a batch that is about one network."""
+    known = {
+        index: bounds.Enclosure(e.centre[at], e.axes[at], e.lower[at], e.upper[at]) for index, e in found.known.items()
+    }
+    slopes, multipliers = (
+        {index: value[at] for index, value in part.items()}
+        for part in (found.relaxation.slopes, found.relaxation.multipliers)
+    )
+    return Certified(found.margins[at], known, Relaxation(slopes, multipliers))
 
 
 def _as_read(network: Network, folder: Path | None) -> check.Net:
@@ -305,7 +315,9 @@ def _as_read(network: Network, folder: Path | None) -> check.Net:
 
 def code() -> str:
     """sha256 of what is under test and of this program: another one's result is not continued."""
-    files = [Path(str(module.__file__)) for module in (bounds, certificate, check, norms, networks, attacks)]
+    files = [
+        Path(str(module.__file__)) for module in (bounds, certificate, check, norms, networks, attacks, semidefinite)
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, Path(__file__)])).hexdigest()
 
 
@@ -327,7 +339,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     asked = -(-arguments.networks // BLOCK) * BLOCK
-    counted = ["networks", "bounds", "exact_on_a_line", "exact_by_solver", "proved", "refused"]
+    counted = ["networks", "bounds", "exact_on_a_line", "exact_by_solver", "refined", "proved", "refused"]
     start: dict[str, Any] = {"asked": asked, **dict.fromkeys(counted, 0), "unsound": [], "seconds": 0.0}
     start |= {"first": arguments.first, "torch": torch.__version__, "code": code()}
     total = begun(arguments.store, start)

@@ -219,7 +219,8 @@ def test_an_output_folder_keeps_to_its_settings(tmp_path):
 
 
 START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from engine_studies import walk

@@ -12,7 +12,7 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.verification import Normalise, certify, check, from_module, write_network
 from equipoise.verification import job as job_module
 
-WORDS = {"iterations": 12, "attack_steps": 20}
+WORDS = {"iterations": 6, "attack_steps": 12}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_large_radius_is_refuted_with_a_point_that_shows_it(files, network):
 
 
 def test_the_largest_radius_is_certified_and_more_is_not(files):
-    words = {"iterations": 60, "attack_steps": 0, "limit": 4}
+    words = {"iterations": 30, "attack_steps": 0, "limit": 4}
     one = certify(files / "net.safetensors", files / "x.npz", largest_radius=True, out=files / "out", **words)
     found = [row for row in one.rows if row.verdict != "wrong"]
     assert {row.verdict for row in found} == {"certified"} and all(row.radius > 0 for row in found)

@@ -288,9 +288,15 @@ class _View:
                 self.levels.setdefault(text.Level(s.outcome, *level), []).append(s)
 
     def track(self, outcome: str) -> _Track | None:
-        """The plainest track of an outcome: the one with the fewest conditions."""
+        """The plainest track of an outcome: without conditions, or with those that claims are about."""
         found = [track for track in self.tracks if track.outcome.name == outcome]
-        return min(found, key=lambda track: (bool(track.condition), len(track.condition)), default=None)
+        claimed = [_words(dict(where)) for test in _tests(self) if (where := getattr(test, "where", None))]
+        order = {condition: place for place, condition in reversed(list(enumerate(claimed)))}
+
+        def key(track: _Track) -> tuple[bool, int, int]:
+            return bool(track.condition), order.get(track.condition, len(order)), len(track.condition)
+
+        return min(found, key=key, default=None)
 
     def level(self, summary: "Summary") -> tuple[str, float] | None:
         """The outcome that is held equal, and at what, of a value at a matched level; None for the end of a path."""
