@@ -180,8 +180,8 @@ def markdown(
         if not rows:
             continue
         places = {place_words(s.at) for s in rows}
-        where = f" ({places.pop()})" if len(places) == 1 and places != {""} else ""
-        lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path{_md(where)}", ""]
+        where = f" ({_md(places.pop())})" if len(places) == 1 and places != {""} else ""
+        lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path{where}", ""]
         lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
         several = len({place_words(s.where) for s in rows}) > 1
         for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
