@@ -19,8 +19,7 @@ from equipoise.verification.bounds import Enclosure, Search, enclosures, geometr
 from equipoise.verification.certificate import certified_margins, specifications
 from equipoise.verification.network import Builder, from_module
 
-DOUBLE = Search(dtype=torch.float64)
-QUICK = Search(iterations=15, dtype=torch.float64)
+QUICK = Search(iterations=10, dtype=torch.float64)
 
 
 def generator(seed):
@@ -147,8 +146,9 @@ def test_the_worked_example_of_the_paper():
     away = torch.full((1, 2), 2.0, dtype=torch.float64)
     known[3] = dataclasses.replace(known[3], lower=-away, upper=away)
     assert bounds.crown(network, x, radius, c, known).item() == pytest.approx(-2, abs=1e-6)
+    search = Search(iterations=80, dtype=torch.float64)
     for slopes in ("crown", "free"):
-        found, relaxation = optimise(network, x, radius, c, known, slopes=slopes, offset="theorem", search=DOUBLE)
+        found, relaxation = optimise(network, x, radius, c, known, slopes=slopes, offset="theorem", search=search)
         assert -math.sqrt(2) - 2e-3 <= found.item() <= -math.sqrt(2) + 1e-9
         assert (relaxation.multipliers[3] / known[3].axes ** 2).item() == pytest.approx(math.sqrt(1 / 8), rel=0.02)
         assert (relaxation.multipliers[1] / known[1].axes ** 2).item() < 1e-3
@@ -177,7 +177,7 @@ def test_a_vanishing_ball_gives_the_exact_margin_and_a_larger_one_never_more(wor
     near = margins(network, x, torch.full((4,), 1e-7, dtype=torch.float64), labels, **words)
     assert_close(near, exact, atol=3e-6, rtol=0)
     last = near
-    for radius in (0.05, 0.2, 0.8):
+    for radius in (0.1, 0.8):
         now = margins(network, x, torch.full((4,), radius, dtype=torch.float64), labels, **words)
         assert (now <= last + 1e-6).all()
         last = now
@@ -194,7 +194,7 @@ def test_the_order_of_the_methods_on_a_network_that_is_nearly_one_lipschitz():
     x = torch.randn(3, 20, generator=rng, dtype=torch.float64)
     labels, radius = network(x).argmax(1), torch.full((3,), 0.5, dtype=torch.float64)
     found = [
-        margins(network, x, radius, labels, search=Search(iterations=60), **words).mean().item() for words in METHODS
+        margins(network, x, radius, labels, search=Search(iterations=30), **words).mean().item() for words in METHODS
     ]
     naive = bounds.lip_naive(network, x, radius, specifications(labels, 20), geometry(network)).mean().item()
     alpha, paper, boxed, free_theorem, free = found
@@ -215,7 +215,7 @@ networks = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(networks, st.sampled_from([1e-3, 0.1, 1.0, 10.0]), st.sampled_from(METHODS))
 def test_no_sampled_or_attacked_point_violates_a_bound(network, radius, words):
     seed, hidden, scale = network
@@ -225,7 +225,7 @@ def test_no_sampled_or_attacked_point_violates_a_bound(network, radius, words):
     radii = torch.tensor([radius, radius / 2], dtype=torch.float64)
     found = margins(net, x, radii, labels, search=Search(iterations=4), **words)
     chosen = specifications(labels, 3)
-    worst, points = attack(net, x, radii, chosen, generator=generator(0), steps=20)
+    worst, points = attack(net, x, radii, chosen, generator=generator(0), steps=12)
     assert (points - x[:, None]).norm(dim=-1).le(radii[:, None]).all()
     assert (found <= worst).all()
     for i in range(2):
@@ -233,14 +233,14 @@ def test_no_sampled_or_attacked_point_violates_a_bound(network, radius, words):
         assert (found[i] <= seen.min(0).values).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5]), st.sampled_from(METHODS[1:]))
 def test_ball_and_box_is_sound_and_no_worse_than_the_ball(seed, radius, words):
     net = random_network(seed, (4, 6, 5, 3))
     x = torch.rand(2, 4, generator=generator(seed), dtype=torch.float64)
     labels, radii = torch.tensor([1, 0]), torch.full((2,), radius, dtype=torch.float64)
-    found = margins(net, x, radii, labels, box=(0.0, 1.0), search=Search(iterations=10), **words)
-    worst, points = attack(net, x, radii, specifications(labels, 3), generator=generator(0), steps=20, box=(0.0, 1.0))
+    found = margins(net, x, radii, labels, box=(0.0, 1.0), search=Search(iterations=5), **words)
+    worst, points = attack(net, x, radii, specifications(labels, 3), generator=generator(0), steps=12, box=(0.0, 1.0))
     assert ((points >= 0) & (points <= 1)).all() and (found <= worst).all()
 
 
@@ -248,7 +248,7 @@ def test_a_box_that_holds_the_whole_ball_changes_nothing():
     net = random_network(7)
     x, labels = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
     radius = torch.full((1,), 0.2, dtype=torch.float64)
-    search = Search(iterations=200, dtype=torch.float64)
+    search = Search(iterations=100, dtype=torch.float64)
     alone = margins(net, x, radius, labels, search=search)
     assert_close(margins(net, x, radius, labels, box=(-1.0, 2.0), search=search), alone, atol=1e-4, rtol=0)
     assert (margins(net, x, radius, labels, box=(0.45, 0.55), search=search) > alone + 1e-3).all()
@@ -263,7 +263,7 @@ def test_convolutions_residuals_and_normalisation_are_sound():
     labels, radii = torch.tensor([1, 2]), torch.tensor([0.3, 0.6], dtype=torch.float64)
     worst, _ = attack(net, x, radii, specifications(labels, 3), generator=rng, steps=60)
     for words in METHODS:
-        found = margins(net, x, radii, labels, search=Search(iterations=10), **words)
+        found = margins(net, x, radii, labels, search=Search(iterations=5), **words)
         assert (found <= worst).all()
         assert (found >= worst - 20).all()
 

@@ -29,6 +29,7 @@ def run(
     offset: Literal["ball-box", "theorem"] = "ball-box",
     iterations: int = 300,
     attack_steps: int = 100,
+    refine: Annotated[bool, Parameter(negative=())] = False,
     architecture: str | None = None,
     input_shape: str | None = None,
     limit: int | None = None,
@@ -67,6 +68,9 @@ def run(
         Steps of the search for slopes.
     attack_steps
         Steps of the search for a counter-example.
+    refine
+        Try a semidefinite relaxation on the inputs that are neither certified nor attacked: seconds each on a small network,
+        nothing on a wide one.
     architecture
         How the parameters are used, in words ("flatten, linear 1, relu, linear 3"), or mnist_mlp, mnist_convsmall,
         cifar10_cnn_a, cifar10_cnn_c, cifar10_convsmall, cifar10_convdeep.
@@ -101,6 +105,7 @@ def run(
             offset=offset,
             iterations=iterations,
             attack_steps=attack_steps,
+            refine=refine,
             architecture=architecture,
             input_shape=None if input_shape is None else [int(each) for each in _numbers(input_shape, "--input-shape")],
             limit=limit,

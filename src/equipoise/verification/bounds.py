@@ -352,7 +352,7 @@ def optimise(
     box: limits of every input number, for inputs within the ball and the box. The search runs in `search.dtype`; the bound
     that is returned is evaluated anew in float64 with the stored slopes.
     """
-    small, at = _narrowed(network, x) if box is None else (network, x.flatten(1))
+    small, at = narrowed(network, x) if box is None else (network, x.flatten(1))
     single, at = small.to(search.dtype), at.to(search.dtype)
     c, ball = specifications.to(search.dtype), radius.to(search.dtype)
     enclosed = {index: e.to(search.dtype) for index, e in known.items()}
@@ -440,7 +440,7 @@ def optimise(
     return bound, replace(relaxation, steps=steps)
 
 
-def _narrowed(network: Network, x: Tensor) -> tuple[Network, Tensor]:
+def narrowed(network: Network, x: Tensor) -> tuple[Network, Tensor]:
     """The same problem with an input no wider than the first layer: W = R'Q' with orthonormal Q maps a ball onto a ball."""
     first = network.layers[0]
     if not isinstance(first, Linear) or len(first.weight) >= first.weight.shape[1]:

@@ -11,6 +11,9 @@ label, f_label(x) - f_j(x) >= margin_j. What is proved, in order:
    there, by induction from the input: |W u + b - centre| + s |u - u_centre| and row by row.
 4. Going back from the output, each ReLU layer is replaced by g'z + d, where d is the Lagrangian bound at the claimed
    multiplier (any is sound), and what remains is minimised over the input set.
+5. Margins that the certificate lists as refined may be proved in another way: with all values affine in a vector w whose
+   norm is bounded, and inequalities (f'w)(g'w) <= 0 that hold by 3, c'f - t plus their claimed nonnegative combination is a
+   quadratic form in w that has a Cholesky factor, as in 2. It is nonnegative, and so then is c'f - t.
 
 Every operation is in float64 and its rounding error is bounded: a sum of n terms errs by at most n u / (1 - n u) times the
 sum of their sizes, in whatever order. What is compared with a claim is always the value less all these errors.
@@ -205,6 +208,8 @@ class _Proof:
     def margins(self) -> Array:
         self._prove_enclosures()
         proved = self._lower_bounds()
+        if "refined" in self.content:
+            proved = self._refined(proved)
         claimed = self._numbers("margins", proved.shape)
         if not (proved >= claimed).all():
             worst = int(np.argmin(proved - claimed))
@@ -289,6 +294,107 @@ class _Proof:
         if (place, claimed) not in self.net.norms:
             self.net.norms[place, claimed] = prove_norm(layer, d, claimed)
         return self.net.norms[place, claimed]
+
+    # All layers at once
+
+    def _refined(self, proved: Array) -> Array:
+        """The margins with those listed as refined replaced where their quadratic forms prove more."""
+        places = np.asarray(self.content["refined"])
+        if places.ndim != 1 or not np.isin(places, np.arange(len(proved))).all():
+            raise Refused(f"refined names margins that there are not: {places}")
+        balls = self._numbers("ball", places.shape)
+        claimed = self._numbers("margins", proved.shape)
+        f, g, outputs, bent = self._rows()
+        label = int(self.content["label"])
+        entries = f[0].shape[1]
+        # Of w: the 1, the input and every layer's outputs are in unit balls.
+        size = 2 + len(bent)
+        proved = proved.copy()
+        for row, place in enumerate(places):
+            parts = [self._numbers(f"multipliers_{at}")[row][:, here].reshape(-1) for at, here in bent.items()]
+            m, ball = np.concatenate([np.zeros(0), *parts]), balls[row]
+            if len(m) != len(f[0]) or not (m >= 0).all() or not ball >= 0:
+                raise Refused(f"the multipliers of margin {place} are not nonnegative numbers, one an inequality")
+            objective = outputs[0][label] - outputs[0][self.others[place]]
+            error = outputs[1][label] + outputs[1][self.others[place]] + U * abs(objective)
+            form = (f[0].T * m) @ g[0] / 2
+            # Each factor is known up to its own error; the sum over the inequalities rounds, too.
+            high_f, high_g = abs(f[0]) + f[1], abs(g[0]) + g[1]
+            wrong = (f[1].T * m) @ high_g + (high_f.T * m) @ g[1] + gamma(len(m) + 8) * ((high_f.T * m) @ high_g)
+            form[0] += objective / 2
+            wrong[0] += error
+            form, wrong = form + form.T, wrong + wrong.T
+            diagonal = np.zeros(entries)
+            diagonal[1 : 1 + len(self.input)] = ball
+            diagonal[0] = -ball - claimed[place]
+            form[np.diag_indices(entries)] += diagonal
+            wrong += 8 * U * abs(form)
+            wrong[np.diag_indices(entries)] += 8 * U * (ball + abs(claimed[place]) + abs(diagonal))
+            # Asked of the form: that it holds for t = claim + lost, where lost pays for all that is not exact.
+            lost = float(np.sqrt((wrong * wrong).sum())) * (1 + 1e-6)
+            factor = gamma(entries + 3) / (1 - gamma(entries + 3)) * float(abs(form.diagonal()).sum()) * (1 + 1e-6)
+            form[0, 0] -= (lost + factor) * size * (1 + 1e-6)
+            try:
+                root = np.linalg.cholesky(form)
+            except np.linalg.LinAlgError:
+                continue
+            if np.isfinite(root).all():  # not every LAPACK stops at a nan
+                proved[place] = max(proved[place], claimed[place])
+        return proved
+
+    def _rows(self):
+        """f and g of all inequalities, and the outputs, as rows over w, each with its error; and which neurons may bend."""
+        order = dict.fromkeys(layer["inputs"][0] for layer in self.net.layers if layer["kind"] == "relu")
+        bent = {at: np.flatnonzero((self.sets[at][2] < 0) & (self.sets[at][3] > 0)) for at in order}
+        inputs = len(self.input)
+        entries = 1 + inputs + sum(map(len, bent.values()))
+        start = np.zeros((inputs, entries))
+        start[:, 0] = self.input
+        start[:, 1 : 1 + inputs] = self.radius * np.eye(inputs)
+        values, position, done = [(start, np.zeros_like(start))], 1 + inputs, {}
+        f, g = [(start[:0], start[:0])], [(start[:0], start[:0])]
+        for layer in self.net.layers:
+            at = layer["inputs"][0]
+            rows, error = values[at]
+            if layer["kind"] == "relu":
+                if at not in done:
+                    centre, axes, lower, upper = self.sets[at]
+                    here = bent[at]
+                    n = len(here)
+                    y = np.zeros((n, entries))
+                    y[:, 0] = np.maximum(centre[here], 0)
+                    y[:, position : position + n] = axes.max() * np.eye(n)
+                    position += n
+                    z, off, none = rows[here], error[here], np.zeros((n, entries))
+                    one, above, below = none.copy(), z.copy(), z.copy()
+                    one[:, 0] = 1
+                    above[:, 0] -= lower[here]
+                    below[:, 0] -= upper[here]
+                    # Rounded up: the line through the ends of relu over [lower, upper], or a steeper one.
+                    slope = (upper[here] / (upper[here] - lower[here]) * (1 + 8 * U))[:, None]
+                    near, under = off + U * abs(above), off + U * abs(below)
+                    chord = slope * near + 4 * U * (abs(y) + slope * abs(above))
+                    between = off + U * abs(y - z)
+                    f += [(one, none), (one, none), (y, none), (one, none), (above, near)]
+                    g += [(-y, none), (z - y, between), (y - z, between), (y - slope * above, chord), (below, under)]
+                    active = (lower >= 0)[:, None]
+                    out, out_error = np.where(active, rows, 0), np.where(active, error, 0)
+                    out[here], out_error[here] = y, 0
+                    done[at] = (out, out_error)
+                values.append(done[at])
+            elif layer["kind"] == "add":
+                other, other_error = values[layer["inputs"][1]]
+                total = rows + other
+                values.append((total, error + other_error + U * abs(total)))
+            else:
+                total = _apply(layer, rows.T).T
+                bias = _bias(layer)
+                total[:, 0] += bias
+                size = _apply(layer, abs(rows).T, abs).T
+                size[:, 0] += abs(bias)
+                values.append((total, (_apply(layer, error.T, abs).T + gamma(_terms(layer)) * size) * (1 + 1e-6)))
+        stacked = [tuple(np.concatenate(part) for part in zip(*each, strict=True)) for each in (f, g)]
+        return *stacked, values[-1], bent
 
     # Going back
 
