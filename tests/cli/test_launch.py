@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise.language.tiny import tiny
+from ports import free_port
 
 COLOURS = ["red", "blue", "green", "black"]
 DOORS = [
@@ -64,18 +64,12 @@ def unlearn(files, launcher, out):
     )
 
 
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_both_launchers_start_two_processes_that_make_the_model_of_one(files):
     launchers = {
         "one": [],
-        "torchrun": ["-m", *TORCHRUN, "--master-port", port()],
-        "accelerate": ["-m", *ACCELERATE, "--main_process_port", port()],
+        "torchrun": ["-m", *TORCHRUN, "--master-port", free_port()],
+        "accelerate": ["-m", *ACCELERATE, "--main_process_port", free_port()],
     }
     models = {}
     for name, launcher in launchers.items():

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from equipoise.language.model import load
 from equipoise.language.score import log_likelihoods, multiple_choice
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning.recipe import METHODS
+from ports import free_port
 
 STEPS, BATCH = 6, 4
 COLOURS = ["red", "blue", "green", "black", "white", "brown"]
@@ -133,10 +133,7 @@ def agree(one, two, start, *, tolerance=2e-4, drift=5e-6):
 
 def launched(world, out, *more, processes=1, kill_after=None):
     """The same command line in processes of their own; with `kill_after`, SIGKILL as soon as that file is there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "equipoise", *words(world, out, *more)]
     source = str(Path(__file__).parents[2] / "src")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}

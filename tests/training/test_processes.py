@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+
+from ports import free_port
 
 SCRIPT = """
 import json, sys
@@ -87,13 +88,10 @@ def test_two_processes_equal_one(tmp_path):
 
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     source = str(Path(__file__).parents[2] / "src")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
     # `accelerate launch --cpu` starts several processes through MPI only; torchrun needs nothing.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
     for count, command in ((1, [sys.executable]), (2, launch)):
         folder = tmp_path / str(count)
         folder.mkdir()

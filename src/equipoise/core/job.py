@@ -9,6 +9,7 @@ is set aside under a numbered name.
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,18 @@ def opened(out: Path) -> JobFolder:
     """The folder as it is, without holding it: for the processes of a job that only read."""
     final = out.expanduser().absolute()
     return JobFolder(work=final.with_name(final.name + ".partial"), final=final, complete=final.exists())
+
+
+def command_line(command: str, options: Mapping[str, Any], out: Path) -> str:
+    """What to type for these options (True: a flag, a list: commas between, None and False: left out) and this folder."""
+    words = ["equipoise", *command.split()]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return shlex.join([*words, "--out", out.name])
 
 
 def digest(path: Path) -> str:

@@ -217,13 +217,9 @@ def _place(at: Mapping[str, Any], dial: str) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def _words(conditions: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in conditions.items())
-
-
 def _at_words(stored: str | None) -> str:
     at = _mapping(stored)
-    return f" at {_words(at)}" if at else ""
+    return f" at {text.words(at)}" if at else ""
 
 
 def _mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -290,7 +286,7 @@ class _View:
     def track(self, outcome: str) -> _Track | None:
         """The plainest track of an outcome: without conditions, or with those that claims are about."""
         found = [track for track in self.tracks if track.outcome.name == outcome]
-        claimed = [_words(dict(where)) for test in _tests(self) if (where := getattr(test, "where", None))]
+        claimed = [text.words(dict(where)) for test in _tests(self) if (where := getattr(test, "where", None))]
         order = {condition: place for place, condition in reversed(list(enumerate(claimed)))}
 
         def key(track: _Track) -> tuple[bool, int, int]:
@@ -341,7 +337,7 @@ def _tracks(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> 
         for code in used:
             for j, other in enumerate(known_asides):
                 own = rows[(where_codes[rows] == code) & (aside_codes[rows] == j)]
-                condition = _words({key: value for key, value in where[code].items() if key != "split"} | other)
+                condition = text.words({key: value for key, value in where[code].items() if key != "split"} | other)
                 arms = found.setdefault((outcome, condition), {}) if own.size else {}
                 for row in own[_drawn(places[own], run_codes[own], results.runs)]:
                     run, place = results.runs[run_codes[row]], float(places[row])
@@ -482,7 +478,7 @@ def _effect_chart(effect: "Effect", test: Test | None) -> plots.Chart:
 def _sides(test: Test | None) -> tuple[str, str] | None:
     """Whom a negative and a positive effect favour."""
     if isinstance(test, Between):
-        return _words(test.where_b), _words(test.where_a)
+        return text.words(test.where_b), text.words(test.where_a)
     rival, arm = getattr(test, "rival", None), getattr(test, "arm", None)
     return (rival, arm) if rival and arm else None
 
@@ -629,10 +625,10 @@ def _outcomes(view: _View) -> page.Section | None:
         rows = [s for s in view.ends if s.outcome == outcome.name]
         if not rows:
             continue
-        cells, conditions = [], {_words(_mapping(s.where)) for s in rows}
+        cells, conditions = [], {text.words(_mapping(s.where)) for s in rows}
         for s, (value, between, counted) in zip(rows, text.summary_values(rows), strict=True):
-            detail = _words(_mapping(s.where)) if len(conditions) > 1 else _kind(view, s.arm)
-            place = _words(_mapping(s.at)) or "–"
+            detail = text.words(_mapping(s.where)) if len(conditions) > 1 else _kind(view, s.arm)
+            place = text.words(_mapping(s.at)) or "–"
             cells.append(
                 (page.Cell(s.arm, detail), value, between, counted or "–", f"{s.missing:,}", str(s.seeds), place)
             )

@@ -206,7 +206,12 @@ def markdown(
 def place_words(stored: str) -> str:
     """A place or a condition, canonical JSON, in words, the split left out: network plain, radius 0.6."""
     content = json.loads(stored) if stored else {}
-    return ", ".join(f"{key} {value}" for key, value in (content or {}).items() if key != "split")
+    return words({key: value for key, value in (content or {}).items() if key != "split"})
+
+
+def words(conditions: Mapping[str, Any]) -> str:
+    """Conditions or a place in words: network plain, radius 0.6."""
+    return ", ".join(f"{key} {value}" for key, value in conditions.items())
 
 
 def preview_sentence(study: "Study", results: "Results") -> str:

@@ -226,8 +226,12 @@ def conflicts(forget: Tensor, retain: Tensor, out: Tensor) -> Tensor:
     1.2e-38, may count as agreeing); overflow keeps the sign, and the nan of inf * 0 compares as agreement, as a zero should.
     Comparing two sign() would cover subnormals as well, for another pass over memory.
     """
-    scale = 2.0**1023 if out.dtype == torch.float64 else 2.0**127
-    return torch.addcmul(_zero(out.dtype, out.device), forget, retain, value=scale, out=out).lt_(0)
+    return torch.addcmul(_zero(out.dtype, out.device), forget, retain, value=sign_scale(out.dtype), out=out).lt_(0)
+
+
+def sign_scale(dtype: torch.dtype) -> float:
+    """The largest power of two of float32 or float64: what a product is scaled by so that its sign does not underflow."""
+    return 2.0**1023 if dtype == torch.float64 else 2.0**127
 
 
 @functools.cache

@@ -1,12 +1,12 @@
 """What a person sees of an unlearned model: the model card in its folder and a one-page report."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equipoise.core import page, plots
+from equipoise.core.job import command_line
 
 if TYPE_CHECKING:
     from equipoise.unlearning.job import Measure, Unlearned
@@ -20,14 +20,10 @@ MEANING = {
 
 def command(settings: Mapping[str, Any], out: Path) -> str:
     """The command line that asks for these settings."""
-    words = ["equipoise", "unlearn"]
+    options: dict[str, Any] = {}
     for name, value in settings.items():
-        if name == "fields":
-            for ours, theirs in value.items():
-                words += [f"--{ours.replace('_', '-')}-field", str(theirs)]
-        elif value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--out", out.name])
+        options |= {f"{ours}_field": theirs for ours, theirs in value.items()} if name == "fields" else {name: value}
+    return command_line("unlearn", options, out)
 
 
 def card(result: "Unlearned", settings: Mapping[str, Any], stored: Mapping[str, Any]) -> str:

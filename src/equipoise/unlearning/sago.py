@@ -27,6 +27,7 @@ from equipoise.training.gradients import (
     apply,
     check_weights,
     conflicts,
+    sign_scale,
 )
 
 COMPILED_PIECE = 2**31  # whole tensors: a fused kernel needs no cache, and no scratch memory
@@ -124,7 +125,7 @@ def _combine(
 def _kernel(name: str, dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
     """The rule as one compiled loop over memory, tried out on a small tensor; None where it cannot be built."""
 
-    scale = 2.0**1023 if dtype == torch.float64 else 2.0**127
+    scale = sign_scale(dtype)
 
     def kernel(f: Tensor, r: Tensor, combined: Tensor, forget_weight: float, retain_weight: float) -> None:
         # The sign of f r without its underflow, as in `conflicts`.

@@ -1,6 +1,5 @@
 """What a person sees of a certification: verdicts, margins and radii as curves, counter-examples as pictures."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from equipoise.core import page, plots
+from equipoise.core.job import command_line
 from equipoise.core.numbers import number, rate
 
 if TYPE_CHECKING:
@@ -21,18 +21,6 @@ VERDICTS = {
 }
 ROWS = 200  # of the table
 PICTURES = 3
-
-
-def command(settings: Mapping[str, Any], out: Path) -> str:
-    """The command line that asks for these settings."""
-    words = ["equipoise", "certify", "run"]
-    for name, value in settings.items():
-        if value is True:
-            words.append(f"--{name.replace('_', '-')}")
-        elif value is not None and value is not False:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-    return shlex.join([*words, "--out", out.name])
 
 
 def report(
@@ -83,7 +71,7 @@ def report(
         f"{result.network}, certified",
         f"{counts['certified']} of {total} inputs keep their class for every point {asked}.",
         parts,
-        command(settings, final),
+        command_line("certify run", settings, final),
         facts=(
             ("norm", "l2"),
             ("certificates accepted by the checker", f"{accepted} of {accepted}"),
