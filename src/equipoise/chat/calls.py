@@ -1,0 +1,42 @@
+"""What is asked of a chat model and what comes back: plain values that can be stored, compared and replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from equipoise.data.records import Message
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Status = Literal["answered", "cut", "invalid", "refused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One question to one model. phase: where in the pipeline it belongs, for the account.
+
+    schema: a pydantic model that the answer must satisfy as JSON. sample: tells repeated draws of one question apart.
+    """
+
+    messages: tuple[Message, ...]
+    phase: str
+    schema: type[BaseModel] | None = None
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, or why there is none. value: the schema's instance, None without schema or unless status is answered.
+
+    answered; cut: ended at max_tokens (the text is what came); invalid: no valid JSON even after one repair; refused: the
+    provider's filter; failed: no answer after all retries (the text is empty, reason says what happened).
+    """
+
+    text: str
+    status: Status
+    value: Any = None
+    reason: str = ""

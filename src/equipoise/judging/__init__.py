@@ -1,0 +1,1 @@
+"""Language models as judges: what fools them (BiasScope), and harder tests made from it (JudgeBench-Pro)."""

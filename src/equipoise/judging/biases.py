@@ -1,0 +1,77 @@
+"""Biases of a judge as data: a name, what it is, how it shows; the seven that the search starts from; dealing them out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from equipoise.core.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """What could sway a judge for a reason other than quality. manifestations: how it shows, for seeds only."""
+
+    name: str
+    definition: str
+    manifestations: tuple[str, ...] = ()
+
+
+def seed_biases() -> tuple[Bias, ...]:
+    """The seven basic biases of BiasScope (arXiv:2602.09383), worded anew."""
+    return tuple(_bias(each, "seed_biases.json") for each in json.loads(_data().read_text(encoding="utf-8")))
+
+
+def read_biases(path: str | Path) -> tuple[Bias, ...]:
+    """A library from a JSON file: a list of {"name", "definition", "manifestations"}. Raises BadInput."""
+    path = Path(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path} is no library of biases ({error}): expected a JSON list of name and definition."
+        ) from error
+    if not isinstance(rows, list) or not rows:
+        raise BadInput(f"{path} holds no biases: expected a JSON list of objects with name and definition.")
+    biases = tuple(_bias(each, str(path)) for each in rows)
+    names = [key(bias.name) for bias in biases]
+    if len(set(names)) < len(names):
+        raise BadInput(f"{path} names a bias twice: make names unique.")
+    return biases
+
+
+def key(name: str) -> str:
+    """Names that differ only in case, blanks, hyphens and a trailing "bias" are one."""
+    words = name.lower().replace("-", " ").replace("_", " ").split()
+    return " ".join(words[:-1] if len(words) > 1 and words[-1] == "bias" else words)
+
+
+def deal(names: Sequence[str], records: int, *, each: int = 1, seed: int = 42) -> list[list[str]]:
+    """`each` distinct names for every record, so that how often names are dealt differs by at most one (card, step 1).
+
+    Raises BadInput when a record needs more names than there are.
+    """
+    if not 1 <= each <= len(names):
+        raise BadInput(
+            f"{each} biases a record were asked for, and the library has {len(names)}: expected 1 to that many."
+        )
+    generator = np.random.default_rng(seed)
+    order = [names[i] for i in generator.permutation(len(names))]
+    # Consecutive places in a repeated order are distinct as long as each <= len(names), and counts differ by at most one.
+    hands = [[order[(record * each + place) % len(order)] for place in range(each)] for record in range(records)]
+    return [hands[i] for i in generator.permutation(records)]
+
+
+def _bias(row: object, where: str) -> Bias:
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(f), str) and row[f].strip() for f in ("name", "definition")
+    ):
+        raise BadInput(f"{where}: {row!r} is no bias: expected an object with texts name and definition.")
+    return Bias(row["name"].strip(), row["definition"].strip(), tuple(map(str, row.get("manifestations") or ())))
+
+
+def _data():
+    return files("equipoise.judging") / "seed_biases.json"

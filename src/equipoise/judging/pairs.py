@@ -1,0 +1,154 @@
+"""Pairs of answers of which one is known to be better, read from a user's file and divided without leaks.
+
+A row is understood by the fields it has (the first line that fits):
+
+    question, response_A, response_B, label     JudgeBench and BiasScope; label is "A>B" or "B>A", or 1 or 2
+    prompt, chosen, rejected                    TRL's preference type, plain or conversational; RewardBench
+    chosen, rejected                            conversational, the question being the turns that both share
+
+`id` (or pair_id), `domain`, `bias` and `group` are taken when there.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import read_rows
+
+LABELS = {"A>B": True, "B>A": False, 1: True, 2: False, "1": True, "2": False}
+EXPECTED = "question, response_A, response_B and label; or prompt, chosen and rejected; or chosen and rejected as turns"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One question with its better and its worse answer.
+
+    chosen_first: whether the file shows the better one first. group: pairs of one question, a cluster in intervals, never
+    divided between parts. bias: what the worse answer was rewritten with, "" for none.
+    """
+
+    id: str
+    question: str
+    chosen: str
+    rejected: str
+    domain: str = ""
+    group: str = ""
+    chosen_first: bool = True
+    bias: str = ""
+
+
+def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str] | None = None) -> list[Pair]:
+    """All pairs of a file (JSON lines, CSV, Parquet), or the first `limit`, with unique ids.
+
+    Pairs of two equal answers, of which neither can be the better (JudgeBench has one), are left out and named in `left_out`.
+    Raises BadInput, one sentence with file and line, for an empty file, a missing field, an unknown label.
+    """
+    path = Path(path)
+    pairs: list[Pair] = []
+    places: dict[str, str] = {}
+    for place, number, row in read_rows(path):
+        if limit is not None and len(pairs) >= limit:
+            break
+        pair = pair_from(row, place=place, default_id=f"{path.name.split('.')[0]}-{number}")
+        if pair.chosen == pair.rejected:
+            if left_out is not None:
+                left_out.append(f"{place}: both answers are the same text")
+            continue
+        if pair.id in places:
+            raise BadInput(f"{place}: id {pair.id!r} was used before at {places[pair.id]}; make ids unique.")
+        places[pair.id] = place
+        pairs.append(pair)
+    if not pairs:
+        raise BadInput(f"{path} is empty: expected at least one pair with {EXPECTED}.")
+    return pairs
+
+
+def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:
+    """The pair that a row means. place: named in errors. Raises BadInput."""
+    if {"question", "response_A", "response_B", "label"} <= row.keys():
+        label = row["label"]
+        if isinstance(label, bool) or label not in LABELS:
+            raise BadInput(f"{place}: label is {label!r}, expected 'A>B' or 'B>A' (or 1 or 2: which answer is better).")
+        first, second = row["response_A"], row["response_B"]
+        chosen, rejected = (first, second) if LABELS[label] else (second, first)
+        question, chosen_first = row["question"], LABELS[label]
+    elif {"prompt", "chosen", "rejected"} <= row.keys():
+        question, chosen, rejected, chosen_first = row["prompt"], row["chosen"], row["rejected"], True
+    elif {"chosen", "rejected"} <= row.keys() and all(isinstance(_turns(row[f]), list) for f in ("chosen", "rejected")):
+        turns = [_turns(row[field]) for field in ("chosen", "rejected")]
+        if turns[0][:-1] != turns[1][:-1] or not turns[0][:-1]:
+            raise BadInput(f"{place}: chosen and rejected must share all turns but the last.")
+        question, chosen, rejected, chosen_first = turns[0][:-1], turns[0][-1:], turns[1][-1:], True
+    else:
+        raise BadInput(f"{place}: expected {EXPECTED}; found {', '.join(sorted(map(str, row)))}.")
+    question, chosen, rejected = (
+        _text(value, field, place)
+        for value, field in ((question, "the question"), (chosen, "the better answer"), (rejected, "the worse answer"))
+    )
+    identifier = next((row[name] for name in ("id", "pair_id") if row.get(name) not in (None, "")), default_id)
+    return Pair(
+        id=str(identifier),
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        domain=str(row.get("domain") or row.get("subset") or ""),
+        group=str(row.get("group") or _digest(question)),
+        chosen_first=chosen_first,
+        bias=str(row.get("bias") or ""),
+    )
+
+
+def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) -> list[list[Pair]]:
+    """Divide pairs into parts of about these shares (they sum to 1), domain by domain, groups whole; order as given.
+
+    Raises BadInput for a part that would be empty.
+    """
+    if not np.isclose(sum(shares), 1) or min(shares) <= 0:
+        raise BadInput(f"shares are {list(shares)}: expected positive numbers that sum to 1.")
+    generator = np.random.default_rng(seed)
+    domain_of = {pair.group: pair.domain for pair in reversed(pairs)}  # of a group in several domains: the first
+    part_of: dict[str, int] = {}
+    counts = np.zeros(len(shares))
+    for domain in sorted(set(domain_of.values())):
+        groups = sorted(group for group, its in domain_of.items() if its == domain)
+        for index in generator.permutation(len(groups)):
+            # The part that is furthest behind its share: in each domain, and over all, counts stay within one of it.
+            part = int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))
+            part_of[groups[index]] = part
+            counts[part] += 1
+    parts: list[list[Pair]] = [[] for _ in shares]
+    for pair in pairs:
+        parts[part_of[pair.group]].append(pair)
+    if not all(parts):
+        raise BadInput(f"{len(part_of)} questions are too few for {len(shares)} parts of shares {list(shares)}.")
+    return parts
+
+
+def _turns(value: Any) -> Any:
+    """A list of turns; Parquet and CSV may hold it as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _text(value: Any, field: str, place: str) -> str:
+    value = _turns(value)
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        turns = [(str(turn.get("role", "user")), str(turn["content"])) for turn in value]
+        value = turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{place}: {field} is {value!r}, expected a text that is not empty.")
+    return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
