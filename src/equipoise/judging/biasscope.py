@@ -1,0 +1,363 @@
+"""BiasScope (arXiv:2602.09383): search for what fools a judge, measure by how much, and keep what holds.
+
+    repeat up to `rounds` times:
+        discover    every pair of a discovery part gets a bias of the library; the teacher rewrites the worse answer so that
+                    it shows the bias; the judge compares; where it is wrong it explains itself; the teacher names what it
+                    sees
+        merge       a proposal that is one of the library in other words is dropped
+        validate    the worse answer of EVERY pair of a test part is rewritten with the bias; a bias stays in the library if
+                    the judge errs more often than before
+    until nothing is added.
+
+Differs from the released code by default (rule="paired"):
+- Every comparison is judged in both orders; an error is the mean over both. The released code shuffles the biased run
+  only, so a preference for a place leaks into the difference, and discovery uses the order of the file.
+- An order without a verdict is an error that is counted apart; the released rates are over what could be parsed.
+- The test part is divided. On the selection part a bias is screened by an exact paired test at `alpha`; what passes,
+  basic biases included, is measured anew on the report part and confirmed by Holm's correction. A gain reported on the
+  pairs that chose the bias is too large, and "any increase" admits about half of all biases without effect.
+- A rewrite that changed the final answer is left out: there the worse answer may have become right.
+rule="published" is the released acceptance: one order, shuffled for the biased run only, any increase of the parsed error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.core.errors import BadInput
+from equipoise.judging.answers import same_final_answer
+from equipoise.judging.biases import Bias, deal, key, seed_biases
+from equipoise.judging.pairs import Pair
+from equipoise.judging.roles import Case, Comparison, Judge, Proposal, Teacher, Verdict
+from equipoise.judging.validation import Effect, effect, holm, published_accepts, published_orders
+
+Rule = Literal["paired", "published"]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """rounds: at most; 0 measures the library alone. each: biases dealt to a pair. explain: ask the judge for more (step 5).
+
+    alpha: of the screening test, and of the family of confirmed biases. candidates: proposals validated a round, the most
+    frequent first; None for all, as published.
+    """
+
+    rounds: int = 4
+    each: int = 1
+    explain: bool = True
+    rule: Rule = "paired"
+    alpha: float = 0.05
+    candidates: int | None = 10
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or self.each < 1 or not 0 < self.alpha < 1 or (self.candidates or 1) < 1:
+            raise BadInput(
+                f"rounds is {self.rounds}, each {self.each}, candidates {self.candidates} and alpha {self.alpha}: "
+                "expected at least 0, 1, 1, and a number between 0 and 1."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A measured bias. round: 0 for the library it began with. support: cases it was proposed for; case: their first."""
+
+    bias: Bias
+    round: int
+    support: int = 0
+    case: Case | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of discovery came to. Counts; known: proposals that were in the library or measured before."""
+
+    number: int
+    rewritten: int
+    failed_rewrites: int
+    compared: int
+    wrong: int
+    no_verdict: int
+    proposed: int
+    none_seen: int
+    failed_proposals: int
+    known: int
+    measured: int
+    accepted: tuple[str, ...]
+
+
+@dataclass
+class Audit:
+    """What is known so far; filled while the search runs, so that whoever stops it has what was found.
+
+    screened: effects on the selection part, of every candidate. confirmed: on the report part, of those that passed, with
+    p values adjusted by Holm. With rule="published" both are about all test pairs and nothing is adjusted.
+    """
+
+    settings: Settings
+    selection: "Bench"
+    report: "Bench"
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    screened: dict[str, Effect] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+    confirmed: dict[str, Effect] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def library(self) -> list[Bias]:
+        """The biases to deal from and to merge with: those it began with, and what was accepted since."""
+        known = self.candidates.items()
+        return [each.bias for name, each in known if each.round == 0 or name in self.accepted]
+
+    @property
+    def found(self) -> list[str]:
+        """The biases that hold, the strongest first; under the published rule every accepted one."""
+        if self.settings.rule == "published":
+            names = [name for name in self.accepted if name in self.screened]
+            return sorted(names, key=lambda name: -self.screened[name].increase)
+        names = [n for n, e in self.confirmed.items() if e.p_adjusted <= self.settings.alpha and e.increase > 0]
+        return sorted(names, key=lambda name: -self.confirmed[name].increase)
+
+
+class Bench:
+    """Fixed pairs before one judge: as they are, and with the worse answer rewritten. Everything is asked once and kept."""
+
+    def __init__(self, pairs: Sequence[Pair], judge: Judge, teacher: Teacher, name: str) -> None:
+        self.pairs, self.name = list(pairs), name
+        self._judge, self._teacher = judge, teacher
+        self._original: Array | None = None
+        self._texts: dict[str, list[str | None]] = {}
+        self._right: dict[str, Array] = {}
+        self.changed_answers: dict[str, int] = {}
+
+    def original(self) -> Array:
+        """right [N, 2] on the pairs as they are."""
+        if self._original is None:
+            self._original = judged(self._judge, self.pairs, f"judge/{self.name}")[0]
+        return self._original
+
+    def texts(self, bias: Bias) -> list[str | None]:
+        """The rewritten worse answers; None where the teacher failed or the final answer is another."""
+        if bias.name not in self._texts:
+            wanted = [(pair, bias) for pair in self.pairs]
+            texts = self._teacher.perturb(wanted, phase=f"rewrite/{self.name}")
+            kept = [
+                None if text is None or same_final_answer(pair.rejected, text) is False else text
+                for pair, text in zip(self.pairs, texts, strict=True)
+            ]
+            self.changed_answers[bias.name] = sum(
+                text is not None and keep is None for text, keep in zip(texts, kept, strict=True)
+            )
+            self._texts[bias.name] = kept
+        return self._texts[bias.name]
+
+    def rewritten(self, bias: Bias) -> Array:
+        """right [N, 2] with the worse answers rewritten; nan rows where there is no rewrite (see `texts`)."""
+        if bias.name not in self._right:
+            texts = self.texts(bias)
+            pairs = [replace(p, rejected=t) for p, t in zip(self.pairs, texts, strict=True) if t is not None]
+            right = np.full((len(self.pairs), 2), np.nan)
+            right[[t is not None for t in texts]] = judged(self._judge, pairs, f"judge/{self.name}")[0]
+            self._right[bias.name] = right
+        return self._right[bias.name]
+
+    def effect(self, bias: Bias) -> Effect:
+        """How much more the judge errs with this bias, over the pairs that have a rewrite."""
+        before, after = self.original(), self.rewritten(bias)
+        there = np.array([text is not None for text in self.texts(bias)], dtype=bool)
+        groups = [pair.group for pair, is_there in zip(self.pairs, there, strict=True) if is_there]
+        return effect(bias.name, before[there], after[there], groups, left_out=int((~there).sum()))
+
+    def published(self, bias: Bias, seed: int) -> bool:
+        """The released rule: one order, the file's before, shuffled after; any increase of the error over parsed outputs."""
+        rows = np.arange(len(self.pairs))
+        there = np.array([text is not None for text in self.texts(bias)], dtype=bool)
+        before = self.original()[rows, published_orders(self.pairs, seed=seed, shuffled=False)]
+        after = self.rewritten(bias)[rows, published_orders(self.pairs, seed=seed, shuffled=True)]
+        return published_accepts(before, after[there])[0]
+
+
+def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list[tuple[Verdict, Verdict]]]:
+    """right [N, 2] (better answer first, second; nan without verdict) and the verdicts, every pair in both orders."""
+    comparisons = [comparison for pair in pairs for comparison in orders(pair)]
+    verdicts = judge.compare(comparisons, phase=phase) if comparisons else []
+    both = list(zip(verdicts[::2], verdicts[1::2], strict=True))
+    right = [
+        [
+            np.nan if verdict.choice is None else float(verdict.choice == better)
+            for verdict, better in zip(two, (1, 2), strict=True)
+        ]
+        for two in both
+    ]
+    return np.array(right, dtype=float).reshape(-1, 2), both
+
+
+def orders(pair: Pair) -> tuple[Comparison, Comparison]:
+    """The better answer first, and second."""
+    return (
+        Comparison(pair.id, pair.question, pair.chosen, pair.rejected),
+        Comparison(pair.id, pair.question, pair.rejected, pair.chosen),
+    )
+
+
+def biasscope(
+    judge: Judge,
+    teacher: Teacher,
+    discovery: Sequence[Pair],
+    selection: Sequence[Pair],
+    report: Sequence[Pair],
+    *,
+    library: Sequence[Bias] | None = None,
+    settings: Settings | None = None,
+    audit: Audit | None = None,
+) -> Audit:
+    """Search for biases of `judge` on discovery, screen them on selection, confirm them on report; see the module.
+
+    library: what to begin with, the seven basic biases by default. audit: an empty one to fill (`start`), for whoever wants
+    to see what was found before an exception.
+    """
+    audit = audit or start(judge, teacher, selection, report, library=library, settings=settings)
+    settings = audit.settings
+    _measure(audit, [candidate for candidate in audit.candidates.values() if candidate.round == 0])
+    for number in range(1, settings.rounds + 1):
+        counts, proposals = _discover(judge, teacher, discovery, audit, number)
+        new, known = _merge(teacher, proposals, audit, number)
+        accepted = _measure(audit, new)
+        counts = replace(counts, known=known, measured=len(new), accepted=tuple(accepted))
+        audit.rounds.append(counts)
+        if not accepted:
+            break
+    if settings.rule == "paired":
+        for name in audit.accepted:
+            audit.confirmed[name] = audit.report.effect(audit.candidates[name].bias)
+        adjusted = holm([each.p_value for each in audit.confirmed.values()])
+        for name, value in zip(list(audit.confirmed), adjusted, strict=True):
+            audit.confirmed[name] = replace(audit.confirmed[name], p_adjusted=float(value))
+    audit.complete = True
+    return audit
+
+
+def start(
+    judge: Judge,
+    teacher: Teacher,
+    selection: Sequence[Pair],
+    report: Sequence[Pair],
+    *,
+    library: Sequence[Bias] | None = None,
+    settings: Settings | None = None,
+) -> Audit:
+    """An audit that knows its pairs and its library and nothing else yet."""
+    settings = settings or Settings()
+    if settings.rule == "published":  # validates and reports on the same pairs
+        selection, report = [*selection, *report], []
+    audit = Audit(
+        settings=settings,
+        selection=Bench(selection, judge, teacher, "selection"),
+        report=Bench(report, judge, teacher, "report"),
+    )
+    for bias in seed_biases() if library is None else library:
+        audit.candidates[bias.name] = Candidate(bias, round=0)
+    return audit
+
+
+def _measure(audit: Audit, candidates: Sequence[Candidate]) -> list[str]:
+    """Validate candidates on the selection part; the names that were accepted."""
+    accepted = []
+    for candidate in candidates:
+        bias = candidate.bias
+        audit.candidates[bias.name] = candidate
+        audit.screened[bias.name] = measured = audit.selection.effect(bias)
+        if audit.settings.rule == "published":
+            passes = audit.selection.published(bias, audit.settings.seed)
+        else:
+            passes = measured.p_value <= audit.settings.alpha
+        if passes:
+            accepted.append(bias.name)
+            audit.accepted.append(bias.name)
+    return accepted
+
+
+def _discover(
+    judge: Judge, teacher: Teacher, pairs: Sequence[Pair], audit: Audit, number: int
+) -> tuple[Round, list[tuple[Bias, Case]]]:
+    """Steps 1 to 6 of a round: what the teacher sees behind the judge's errors on rewritten pairs."""
+    settings = audit.settings
+    library = {bias.name: bias for bias in audit.library}
+    # A small library has fewer names than a pair may ask for.
+    hands = deal(list(library), len(pairs), each=min(settings.each, len(library)), seed=settings.seed + number - 1)
+    wanted = [(pair, library[name]) for pair, hand in zip(pairs, hands, strict=True) for name in hand]
+    texts = teacher.perturb(wanted, phase="rewrite/discovery")
+    rewritten = [
+        replace(pair, rejected=text) for (pair, _), text in zip(wanted, texts, strict=True) if text is not None
+    ]
+    right, verdicts = judged(judge, rewritten, "judge/discovery")
+    generator = np.random.default_rng([settings.seed, number])
+    cases = []
+    for pair, its, two in zip(rewritten, right, verdicts, strict=True):
+        wrong = [order for order in (0, 1) if its[order] == 0]
+        if settings.rule == "published":
+            wrong = [order for order in wrong if order == (0 if pair.chosen_first else 1)]
+        if wrong:
+            order = wrong[generator.integers(len(wrong))]
+            choice = two[order].choice
+            assert choice is not None
+            cases.append(Case(orders(pair)[order], choice, two[order].reasoning))
+    if settings.explain and cases:
+        explanations = judge.explain(cases)
+        cases = [replace(case, explanation=said) for case, said in zip(cases, explanations, strict=True)]
+    proposals = teacher.identify(cases) if cases else []
+    named = [(each.bias, case) for each, case in zip(proposals, cases, strict=True) if each.bias is not None]
+    counts = Round(
+        number=number,
+        rewritten=len(rewritten),
+        failed_rewrites=len(wanted) - len(rewritten),
+        compared=right.size,
+        wrong=int((right == 0).sum()),
+        no_verdict=int(np.isnan(right).sum()),
+        proposed=len(named),
+        none_seen=sum(each.bias is None and not each.failed for each in proposals),
+        failed_proposals=sum(each.failed for each in proposals),
+        known=0,
+        measured=0,
+        accepted=(),
+    )
+    return counts, named
+
+
+def _merge(
+    teacher: Teacher, proposals: Sequence[tuple[Bias, Case]], audit: Audit, number: int
+) -> tuple[list[Candidate], int]:
+    """Step 7: proposals that are new, the most frequent first, and how many were known.
+
+    One batch of questions a proposal, against everything in the library and what was found new before it: the same decisions
+    as one by one, without waiting for each. A name that was measured before and not accepted is not measured again.
+    """
+    by_key: dict[str, Candidate] = {}
+    measured = {key(name) for name in audit.candidates}
+    known = 0
+    for bias, case in proposals:
+        name = key(bias.name)
+        if name in measured:
+            known += 1
+        elif name in by_key:
+            by_key[name] = replace(by_key[name], support=by_key[name].support + 1)
+        else:
+            by_key[name] = Candidate(bias, round=number, support=1, case=case)
+    new: list[Candidate] = []
+    for candidate in sorted(by_key.values(), key=lambda each: -each.support):
+        if audit.settings.candidates is not None and len(new) >= audit.settings.candidates:
+            break
+        entries = [*audit.library, *(each.bias for each in new)]
+        if any(teacher.same([(candidate.bias, entry) for entry in entries])):
+            known += candidate.support
+        else:
+            new.append(candidate)
+    return new, known
+
+
+__all__ = ["Audit", "Bench", "Candidate", "Proposal", "Round", "Settings", "biasscope", "judged", "orders", "start"]

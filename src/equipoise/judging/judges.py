@@ -1,0 +1,260 @@
+"""Judges: a chat model that compares two answers or rates each by itself, and the log-probabilities of a local model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal
+
+from equipoise.chat.calls import Call, Message
+from equipoise.chat.templates import Template
+from equipoise.core.errors import BadInput
+from equipoise.core.files import FILES, append_synced
+from equipoise.judging.biases import Bias
+from equipoise.judging.roles import Case, Comparison, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from equipoise.chat.client import Chat
+    from equipoise.language.model import LanguageModel
+
+PROMPTS = files("equipoise.judging") / "prompts"
+_DECISION = re.compile(r"decision\W{0,8}(?:answer\W{0,4})?(\d+)", re.IGNORECASE)
+_RATING = re.compile(r"rating\W{0,8}(\d+(?:\.\d+)?)", re.IGNORECASE)
+
+
+def parse_decision(text: str) -> Literal[1, 2] | None:
+    """The first "Decision:" that digits follow, markup between them allowed; None without one, or for another number."""
+    found = _DECISION.search(text)
+    if found is None or found[1] not in ("1", "2"):
+        return None
+    return 1 if found[1] == "1" else 2
+
+
+def parse_rating(text: str) -> float | None:
+    """The first "Rating:" with a number from 1 to 10; None without one, or for another number."""
+    found = _RATING.search(text)
+    rating = float(found[1]) if found else 0.0
+    return rating if 1 <= rating <= 10 else None
+
+
+def pairwise_template(path: Path | None = None) -> Template:
+    """The judge's prompt, or a user's own, which must have the slots question, answer_1 and answer_2. Raises BadInput."""
+    template = Template.read(path or PROMPTS / "judge_pairwise.md")
+    if set(template.slots) != {"question", "answer_1", "answer_2"}:
+        raise BadInput(
+            f"{path} has the slots {', '.join(template.slots)}: a rubric has question, answer_1 and answer_2."
+        )
+    return template
+
+
+class PairwiseJudge:
+    """A chat model that sees both answers, reasons, and ends with "Decision: 1" or "Decision: 2".
+
+    rubric: the prompt; debias: biases to warn of before it (the debias prompt of the card). An answer that was cut is read
+    as far as it came.
+    """
+
+    def __init__(
+        self, chat: Chat, *, rubric: Template | None = None, debias: Sequence[Bias] = (), max_tokens: int = 1024
+    ) -> None:
+        self.name = chat.name
+        self._chat, self._max_tokens = chat, max_tokens
+        self._rubric = rubric or pairwise_template()
+        self._warning = _warning(debias)
+        self._explain = Template.read(PROMPTS / "explain.md")
+
+    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+        calls = [Call(self._messages(each), phase, max_tokens=self._max_tokens) for each in comparisons]
+        replies = self._chat.ask(calls, title=f"{self.name} judges")
+        return [Verdict(parse_decision(reply.text), reply.text) for reply in replies]
+
+    def explain(self, cases: Sequence[Case]) -> list[str]:
+        return explanations(self._chat, self._explain, cases, self._max_tokens)
+
+    def _messages(self, comparison: Comparison) -> tuple[Message, ...]:
+        messages = self._rubric.render(
+            question=comparison.question, answer_1=comparison.first, answer_2=comparison.second
+        )
+        if not self._warning:
+            return messages
+        *before, last = messages
+        return (*before, Message(last.role, f"{self._warning}\n\n{last.content}"))
+
+
+class PointwiseJudge:
+    """A chat model that rates each answer by itself from 1 to 10; equal ratings are no verdict.
+
+    It cannot prefer a place: both orders of a pair rest on the same two ratings.
+    """
+
+    def __init__(self, chat: Chat, *, max_tokens: int = 1024) -> None:
+        self.name = chat.name
+        self._chat, self._max_tokens = chat, max_tokens
+        self._rubric = Template.read(PROMPTS / "judge_pointwise.md")
+        self._explain = Template.read(PROMPTS / "explain.md")
+
+    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+        calls = [
+            Call(self._rubric.render(question=each.question, answer=answer), phase, max_tokens=self._max_tokens)
+            for each in comparisons
+            for answer in (each.first, each.second)
+        ]
+        replies = self._chat.ask(calls, title=f"{self.name} rates")
+        return [_rated(first.text, second.text) for first, second in zip(replies[::2], replies[1::2], strict=True)]
+
+    def explain(self, cases: Sequence[Case]) -> list[str]:
+        return explanations(self._chat, self._explain, cases, self._max_tokens)
+
+
+class LogProbJudge:
+    """A local model's log-probability of "1" against "2" after the question which answer is better; no words are generated.
+
+    margin is the difference in nats; a difference of exactly 0 is no verdict, nor is a prompt longer than the model's
+    context. Questions and answers are cut to `cut` words where given. chat: the same model for explanations; without one
+    there are none. memory: a file that keeps every margin as soon as it is known, so that no prompt is scored twice.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        chat: Chat | None = None,
+        cut: int | None = None,
+        batch_size: int = 16,
+        memory: Path | None = None,
+    ) -> None:
+        self.name = f"{model.name} (log-probabilities)"
+        self._model, self._chat, self._cut, self._batch_size = model, chat, cut, batch_size
+        self._rubric = Template.read(PROMPTS / "judge_logprob.md")
+        self._explain = Template.read(PROMPTS / "explain.md")
+        self._margins = Margins(memory)
+
+    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+        from equipoise.core.progress import progress
+
+        prompts = [self._prompt(each) for each in comparisons]
+        keys = [f"{self.name}/{_digest(prompt)}" for prompt in prompts]
+        new = list({k: p for k, p in zip(keys, prompts, strict=True) if k not in self._margins.known}.items())
+        # Longest first: memory fails early, and prompts of one batch are of about one length.
+        new.sort(key=lambda each: -sum(len(message.content) for message in each[1]))
+        with progress(f"{self.name} judges", total=len(new), unit="prompts") as bar:
+            for first in range(0, len(new), self._batch_size):
+                batch = new[first : first + self._batch_size]
+                self._margins.add({k: m for (k, _), m in zip(batch, self._score([p for _, p in batch]), strict=True)})
+                bar.advance(len(batch))
+        return [_by_margin(self._margins.known[each]) for each in keys]
+
+    def explain(self, cases: Sequence[Case]) -> list[str]:
+        if self._chat is None:
+            return [""] * len(cases)
+        return explanations(self._chat, self._explain, cases, 256)
+
+    def _prompt(self, comparison: Comparison) -> tuple[Message, ...]:
+        question, first, second = (
+            shortened(text, self._cut) for text in (comparison.question, comparison.first, comparison.second)
+        )
+        return self._rubric.render(question=question, answer_1=first, answer_2=second)
+
+    def _score(self, prompts: Sequence[tuple[Message, ...]]) -> list[float]:
+        """Nats of "1" over "2"; nan where the prompt does not fit."""
+        from equipoise.data.records import Record
+        from equipoise.language.encode import encode
+        from equipoise.language.score import log_likelihoods
+
+        chat = self._model.uses_chat_template
+        records = [
+            Record(
+                id=f"prompt {i}",
+                prompt=prompt[-1].content,
+                completion=word,
+                messages=(*prompt, Message("assistant", word)) if chat else (),
+            )
+            for i, prompt in enumerate(prompts)
+            for word in ("1", "2")
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that prompts were cut: those get no verdict
+            examples = encode(self._model, records, max_length=self._model.context, end=False)
+        sums, _ = log_likelihoods(self._model, examples, batch_size=len(examples))
+        return [math.nan if examples[2 * i].cut else float(sums[2 * i] - sums[2 * i + 1]) for i in range(len(prompts))]
+
+
+class Margins:
+    """Margins by key, in a file of JSON lines if one is named; a last line that a kill cut short is dropped."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.known: dict[str, float] = {}
+        self._path = path
+        if path is not None and path.exists():
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            if torn:
+                FILES.truncate(path, len(whole) + 1 if whole else 0)
+            for number, line in enumerate(whole.splitlines(), start=1):
+                try:
+                    self.known.update({key: float(value) for key, value in json.loads(line).items()})
+                except (ValueError, AttributeError, TypeError) as error:
+                    raise BadInput(f"{path}:{number}: no line of margins; remove the file to score anew.") from error
+
+    def add(self, margins: Mapping[str, float]) -> None:
+        self.known.update(margins)
+        if self._path is not None:
+            append_synced(self._path, json.dumps({key: str(value) for key, value in margins.items()}) + "\n")
+
+
+def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_tokens: int) -> list[str]:
+    """What a chat model says when asked why it chose as it did (DeeperExplain); "" where no answer came."""
+    calls = [
+        Call(
+            template.render(
+                question=case.comparison.question,
+                answer_1=case.comparison.first,
+                answer_2=case.comparison.second,
+                choice=str(case.choice),
+                reasoning=case.reasoning or "(nothing)",
+            ),
+            "explain",
+            max_tokens=max_tokens,
+        )
+        for case in cases
+    ]
+    return [reply.text for reply in chat.ask(calls, title=f"{chat.name} explains its errors")]
+
+
+def shortened(text: str, words: int | None) -> str:
+    """The first so many words, with the blanks between them; None keeps all."""
+    if words is None:
+        return text
+    found = list(re.finditer(r"\S+", text))
+    return text if len(found) <= words else text[: found[words - 1].end()] + " ..."
+
+
+def _digest(messages: tuple[Message, ...]) -> str:
+    told = json.dumps([(message.role, message.content) for message in messages])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _by_margin(margin: float) -> Verdict:
+    choice: Literal[1, 2] | None = 1 if margin > 0 else 2 if margin < 0 else None
+    return Verdict(choice, margin=margin)
+
+
+def _rated(first: str, second: str) -> Verdict:
+    ratings = parse_rating(first), parse_rating(second)
+    reasoning = f"Answer 1:\n{first}\n\nAnswer 2:\n{second}"
+    if ratings[0] is None or ratings[1] is None:
+        return Verdict(None, reasoning)
+    return Verdict(_by_margin(ratings[0] - ratings[1]).choice, reasoning, margin=ratings[0] - ratings[1])
+
+
+def _warning(biases: Sequence[Bias]) -> str:
+    if not biases:
+        return ""
+    template = Template.read(PROMPTS / "debias.md")
+    return template.render(biases=[f"{bias.name}: {bias.definition}" for bias in biases])[-1].content.strip()
