@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import encode_prompts
-from equipoise.language.generate import _choose, generate
+from equipoise.language.generate import choose, generate
 
 PROMPTS = [
     "yes",
@@ -87,13 +87,13 @@ def test_samples_depend_on_the_generator_only(gpt2):
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([2.0, 0.0, -1.0, float("-inf"), 1.0])
     draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tokens = _choose(logits.expand(len(draws), -1), 0.7, draws)
+    tokens = choose(logits.expand(len(draws), -1), 0.7, draws)
     found = torch.bincount(tokens, minlength=5) / len(draws)
     expected = (logits / 0.7).softmax(-1)
     assert (found - expected).abs().max() < 4 * 0.5 / len(draws) ** 0.5  # four standard errors at most
     assert found[3] == 0
     edges = torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)
-    assert _choose(logits.expand(2, -1), 1.0, edges).tolist() == [0, 4]
+    assert choose(logits.expand(2, -1), 1.0, edges).tolist() == [0, 4]
 
 
 def test_stop_strings_cut_the_answer(gpt2):

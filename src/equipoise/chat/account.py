@@ -21,7 +21,9 @@ from equipoise.core.numbers import number
 Prices = Mapping[str, tuple[float, float, float]]
 
 CHARACTERS_PER_TOKEN = 4  # a rule of thumb for English; other scripts have fewer characters to a token
-OWN = ("equipoise/", "mockllm/")  # run in this process: nobody charges for them
+REPAIR = "/repair"  # what the phase of a repair question ends with
+OWN = "equipoise/"  # the provider of this house
+LOCAL = (OWN, "mockllm/")  # run in this process: nobody charges for them
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Tally:
     retries: int = 0
     uncounted: int = 0
     seconds: float = 0.0
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     statuses: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
@@ -79,32 +81,25 @@ class Account:
         self._tally(model, phase).from_record += 1
 
     def has_price(self, model: str) -> bool:
-        return model in self.prices or model.startswith(OWN)
-
-    def total(self, *, model: str | None = None, phase: str | None = None) -> Tally:
-        """Sums over everything, one model, or one phase with its repairs."""
-        total = Tally()
-        for (of, part), tally in self.tallies.items():
-            if model in (None, of) and phase in (None, part, part.removesuffix("/repair")):
-                total.add(tally)
-        return total
+        return model in self.prices or model.startswith(LOCAL)
 
     def usd(self, *, model: str | None = None, phase: str | None = None) -> float | None:
-        """Dollars of the same selection; None where a price or a token count is unknown."""
-        total = 0.0
-        for (of, part), tally in self.tallies.items():
-            if model not in (None, of) or phase not in (None, part, part.removesuffix("/repair")):
-                continue
-            cost = dollars(of, tally.usage, self.prices)
-            if tally.calls and (cost is None or (tally.uncounted and cost_matters(of, self.prices))):
-                return None
-            total += cost or 0.0
+        """Dollars over everything, one model, or one phase with its repairs; None where a price or a count is unknown."""
+        costs = [self._dollars(of, tally) for of, tally in self._chosen(model, phase)]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if len(known) == len(costs) else None
+
+    def total(self, *, model: str | None = None, phase: str | None = None) -> Tally:
+        """Sums over the same selection."""
+        total = Tally()
+        for _, tally in self._chosen(model, phase):
+            total.add(tally)
         return total
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per model and phase, in the order in which they were first met, for a table or a JSON file."""
+        """One row per model and phase, in the order in which they were first met; repairs are a phase of their own."""
         return [
-            {"model": model, "phase": phase, **_amounts(tally), "usd": self.usd(model=model, phase=phase)}
+            {"model": model, "phase": phase, **_amounts(tally), "usd": self._dollars(model, tally)}
             for (model, phase), tally in self.tallies.items()
         ]
 
@@ -114,3 +109,147 @@ class Account:
 
     def _tally(self, model: str, phase: str) -> Tally:
         return self.tallies.setdefault((model, phase), Tally())
+
+    def _chosen(self, model: str | None, phase: str | None) -> list[tuple[str, Tally]]:
+        return [
+            (of, tally)
+            for (of, part), tally in self.tallies.items()
+            if model in (None, of) and (phase is None or part in (phase, phase + REPAIR))
+        ]
+
+    def _dollars(self, model: str, tally: Tally) -> float | None:
+        free = model not in self.prices and model.startswith(LOCAL)
+        if free or not tally.calls:
+            return 0.0
+        return None if tally.uncounted else _dollars(model, tally.usage, self.prices)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of a pipeline. calls, tokens and usd are totals over all attempts; minutes are of this attempt.
+
+    So the same command with a larger budget goes on where it stopped; a limit of time means "work so long, now".
+    Calls are exact. Tokens, dollars and minutes are compared before each call: those in flight are finished and stored.
+    """
+
+    calls: float | None = None
+    tokens: float | None = None
+    usd: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in LIMITS:
+            limit = getattr(self, name)
+            if limit is not None and not 0 <= limit < math.inf:
+                raise BadInput(f"A budget of {name}={limit!r} is none: expected a number of 0 or more.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """From "calls=500,usd=4,tokens=2e6,minutes=30". Raises BadInput naming what is not understood."""
+        limits: dict[str, float] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            if name not in LIMITS:
+                raise BadInput(f"A budget has no {name!r}. {did_you_mean(name, LIMITS)} Example: calls=500,usd=4.")
+            if name in limits:
+                raise BadInput(f"The budget names {name} twice; name it once.")
+            try:
+                limits[name] = float(value)
+            except ValueError:
+                raise BadInput(f"A budget of {part!r} is none: expected a number, as in {name}=500.") from None
+        if not limits:
+            raise BadInput("The budget is empty; name at least one limit, such as calls=500.")
+        return cls(**limits)
+
+    def check(self, account: Account, *, in_flight: int = 0) -> None:
+        """Raises BudgetReached when one more call, beside those in flight, would go over a limit."""
+        total = account.total()
+        if self.calls is not None and total.calls + in_flight + 1 > self.calls:
+            self._stop("calls", total.calls + in_flight)
+        if total.uncounted and (self.tokens is not None or self.usd is not None):
+            raise BadInput(
+                "The provider tells no token counts, so a budget of tokens or usd cannot be kept; give calls= or minutes=."
+            )
+        if self.tokens is not None and (tokens := total.usage.prompt + total.usage.generated) >= self.tokens:
+            self._stop("tokens", tokens)
+        if self.usd is not None and (usd := account.usd()) is not None and usd >= self.usd:
+            self._stop("usd", usd)
+        if self.minutes is not None and (minutes := (time.monotonic() - account.started) / 60) >= self.minutes:
+            self._stop("minutes", minutes)
+
+    def _stop(self, name: str, reached: float) -> None:
+        again = "the same command goes on" if name == "minutes" else f"the same command with a larger {name}= goes on"
+        raise BudgetReached(
+            f"The budget of {name}={number(getattr(self, name))} is reached ({number(reached)}); what was answered is "
+            f"stored, {again}."
+        )
+
+
+LIMITS = ("calls", "tokens", "usd", "minutes")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Calls of one phase that are not written yet: how many, characters of one's messages on average, its max_tokens."""
+
+    phase: str
+    calls: int
+    characters: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """calls: exact, repairs apart. prompt_tokens: about, by characters / 4. generated_tokens: at most. usd: at most, for
+    that many tokens; None without a price."""
+
+    calls: int
+    prompt_tokens: int
+    generated_tokens: int
+    usd: float | None
+
+    def __str__(self) -> str:
+        cost = "no price known" if self.usd is None else f"at most {self.usd:.2f} usd"
+        return (
+            f"{number(self.calls)} calls, about {number(self.prompt_tokens)} prompt tokens (characters / "
+            f"{CHARACTERS_PER_TOKEN}), at most {number(self.generated_tokens)} generated tokens, {cost}"
+        )
+
+
+def estimate(plan: Iterable[Call | Planned], *, model: str = "", prices: Prices | None = None) -> Estimate:
+    """What these calls would cost if none were in the record: written ones (equal ones count once), or planned numbers."""
+    calls, characters, generated = 0, 0.0, 0
+    for part in dict.fromkeys(plan):
+        planned = part if isinstance(part, Planned) else Planned(part.phase, 1, _characters(part), part.max_tokens)
+        calls += planned.calls
+        characters += planned.calls * planned.characters
+        generated += planned.calls * planned.max_tokens
+    usage = Usage(prompt=math.ceil(characters / CHARACTERS_PER_TOKEN), generated=generated)
+    free = not (prices and model in prices) and model.startswith(LOCAL)
+    return Estimate(calls, usage.prompt, usage.generated, 0.0 if free else _dollars(model, usage, prices or {}))
+
+
+def _characters(call: Call) -> int:
+    return sum(len(message.content) for message in call.messages)
+
+
+def _dollars(model: str, usage: Usage, prices: Prices) -> float | None:
+    if model not in prices:
+        return None
+    prompt, cached, generated = prices[model]
+    return ((usage.prompt - usage.cached) * prompt + usage.cached * cached + usage.generated * generated) / 1e6
+
+
+def _amounts(tally: Tally) -> dict[str, Any]:
+    return {
+        "calls": tally.calls,
+        "from_record": tally.from_record,
+        "retries": tally.retries,
+        "statuses": dict(sorted(tally.statuses.items())),
+        "prompt_tokens": tally.usage.prompt,
+        "cached_prompt_tokens": tally.usage.cached,
+        "generated_tokens": tally.usage.generated,
+        "reasoning_tokens": tally.usage.reasoning,
+        "uncounted": tally.uncounted,
+        "seconds": tally.seconds,
+    }

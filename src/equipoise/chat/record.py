@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from equipoise.chat.calls import Call, Status
 from equipoise.core.errors import BadInput, WorkFailed
@@ -55,6 +55,9 @@ class Entry:
     seconds: float = 0.0
     retries: int = 0
     attempt: int = 1
+
+
+_FIELDS = tuple(field.name for field in fields(Entry))
 
 
 class Record:
@@ -161,8 +164,7 @@ class Record:
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
-            opened = gzip.open(self.path) if self.read_only else self.path.open("rb")
-            with cast(IO[bytes], opened) as file:
+            with gzip.open(self.path) if self.read_only else self.path.open("rb") as file:
                 yield from enumerate(file, start=1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BadInput(f"{self.path}: not a whole gzip file ({error}); copy or download it again.") from None
@@ -178,11 +180,11 @@ class Record:
 
     def _entry(self, number: int, row: dict[str, Any]) -> Entry:
         try:
-            usage = row["usage"] and Usage(**row["usage"])
-            entry = Entry(**{field.name: row[field.name] for field in fields(Entry)} | {"usage": usage})
+            values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+            values["usage"] = None if row["usage"] is None else Usage(**row["usage"])
+            return Entry(**values)
         except (KeyError, TypeError):
             raise self._damaged(number) from None
-        return entry
 
     def _damaged(self, number: int) -> BadInput:
         return BadInput(

@@ -20,6 +20,7 @@ app = App(
 )
 app.command("equipoise.cli.unlearn:unlearn", name="unlearn")
 app.command("equipoise.cli.certify:app", name="certify")
+app.command("equipoise.cli.audit:app", name="audit")
 app.command("equipoise.cli.study:app", name="study")
 app.command("equipoise.cli.models:app", name="models")
 app.command("equipoise.cli.doctor:doctor", name="doctor")

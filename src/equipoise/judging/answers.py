@@ -19,7 +19,7 @@ _STATED = re.compile(
     r"(?:\banswers?\b[^.:\n]{0,60}?(?:\b(?:is|are|be)\b|:)|\bfinal answer\b[*_ ]*\n|^####)[\s:*_]*(?P<answer>[^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-_BOLD = re.compile(rf"\*\*+\s*([^*\n]{{1,{LONGEST}}}?)\s*\*\*+(?!\s*:)")
+_BOLD = re.compile(rf"\*\*+[ \t]*([^*\n]{{1,{LONGEST}}}?)[ \t]*\*\*+(\s*:)?")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:left|right|displaystyle)\b|\\[()\[\],;!]|[*_`$\"'“”\s]|(?<=\d),(?=\d{3}\b)")
 _PLAIN_BLOCKS = ("", "text", "plaintext", "txt", "markdown", "md", "latex")
@@ -37,43 +37,56 @@ _STATEMENTS = (
 
 def final_answer(text: str) -> str | None:
     """The terminal answer of a response in a form to compare; None where none of the forms is found."""
+    stated, bold = _answers(text)
+    return stated if stated is not None else bold[-1] if bold else None
+
+
+def same_final_answer(before: str, after: str) -> bool | None:
+    """Whether a rewrite kept the final answer; None where there is none to keep.
+
+    Bold texts are also headings and emphasis: one that was an answer must be kept in bold or stated, new ones may join it.
+    """
+    (first, bold), (second, later_bold) = _answers(before), _answers(after)
+    if first is None and not bold:
+        return None if second is None else False
+    if first is not None and second is not None:
+        return first == second
+    kept = first if first is not None else bold[-1]
+    return kept == second or kept in later_bold
+
+
+def _answers(text: str) -> tuple[str | None, list[str]]:
+    """The answer in the first form but bold that is found, and all short bold texts of the prose."""
     if (code := _python(text)) is not None:
-        return code
+        return code, []
     blocks = [(code, match) for match in _FENCE.finditer(text) if (code := _code(match)) is not None]
     prose = text
     for _, match in reversed(blocks):
         prose = prose[: match.start()] + prose[match.end() :]
-    if repeated := _REPEATED.findall(prose):
-        return repeated[-1].lower()
-    boxed = [_braced(prose, match.end()) for match in _BOXED.finditer(prose)]
-    if found := [answer for each in boxed if (answer := _plain(each))]:
-        return found[-1]
-    if blocks:
-        return blocks[-1][0]
-    stated = [_sentence(match["answer"]) for match in _STATED.finditer(prose)]
-    bold = [match[1] for match in _BOLD.finditer(prose) if not match[1].endswith(":")]
-    for candidates in (stated, bold):
-        if found := [answer for each in candidates if len(each) <= LONGEST and (answer := _plain(each))]:
-            return found[-1]
-    return None
+    bold = [match[1] for match in _BOLD.finditer(prose) if not match[1].endswith(":") and not match[2]]
+    forms = (
+        _plainly(_REPEATED.findall(prose)),
+        _plainly([_braced(prose, match.end()) for match in _BOXED.finditer(prose)]),
+        [code for code, _ in blocks],
+        _plainly([_sentence(match["answer"]) for match in _STATED.finditer(prose)]),
+    )
+    return next((form[-1] for form in forms if form), None), _plainly(bold)
 
 
-def same_final_answer(before: str, after: str) -> bool | None:
-    """Whether a rewrite kept the final answer; None where neither text has one that can be found."""
-    first, second = final_answer(before), final_answer(after)
-    return None if first is None and second is None else first == second
+def _plainly(answers: list[str]) -> list[str]:
+    return [plain for each in answers if (plain := _plain(each))]
 
 
 def _sentence(text: str) -> str:
-    """What is stated: its bold part if it has one, else up to the end of its sentence; "" where a list or more follows."""
+    """What is stated: its bold part if it has one, else up to the end of its sentence; "" for a list or an argument."""
     if text.startswith("- ") or text.rstrip().endswith(":"):
         return ""
     parts = re.split(r"\*\*+", text)
-    if (
-        len(parts) > 1
-    ):  # an even number of marks: the first bold part; an odd number: the first mark stood before the match
+    if len(parts) > 1:
+        # An even number of marks: the first bold part; an odd number: the first mark closes what opened before the match.
         return parts[1 if len(parts) % 2 else 0]
-    return re.split(r"(?<=[^\d\s])[.!;](?:\s|$)|(?<=\d)\.(?:\s|$)", text.strip(), maxsplit=1)[0]
+    sentence = re.split(r"(?<=[^\d\s])[.!;](?:\s|$)|(?<=\d)\.(?:\s|$)", text.strip(), maxsplit=1)[0]
+    return sentence if len(sentence) <= LONGEST else ""
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,7 @@ Differs from the released code by default (rule="paired"):
 rule="published" is the released acceptance: one order, shuffled for the biased run only, any increase of the parsed error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -165,6 +165,26 @@ class Bench:
             right[[t is not None for t in texts]] = judged(self._judge, pairs, f"judge/{self.name}")[0]
             self._right[bias.name] = right
         return self._right[bias.name]
+
+    @property
+    def asked(self) -> bool:
+        """Whether the pairs as they are have been judged."""
+        return self._original is not None
+
+    def known_texts(self, name: str) -> list[str | None]:
+        """The rewrites with a bias that was measured. Raises KeyError for another."""
+        return self._texts[name]
+
+    def known_verdicts(self, name: str) -> Array:
+        """right [N, 2] with a bias that was measured. Raises KeyError for another."""
+        return self._right[name]
+
+    def conditions(self) -> Iterator[tuple[str, Array, list[bool]]]:
+        """What was judged so far: the bias ("" for none), right [N, 2], and which pairs were there to judge."""
+        if self._original is not None:
+            yield "", self._original, [True] * len(self.pairs)
+        for name, right in self._right.items():
+            yield name, right, [text is not None for text in self._texts[name]]
 
     def effect(self, bias: Bias) -> Effect:
         """How much more the judge errs with this bias, over the pairs that have a rewrite."""

@@ -8,7 +8,9 @@ anything else; a row ends by itself, and rows that have ended leave the batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,33 +69,54 @@ def generate(
     with evaluating(language_model.model), memory_advice(batch_size):
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
-            draws = None if uniform is None else uniform[chosen]
             rows = [encoded[index] for index in chosen]
-            texts = _continue(language_model, rows, ends, max_new_tokens, temperature, draws, tuple(stop))
-            for index, text in zip(chosen, texts, strict=True):
-                answers[index] = text
+            draws = None if uniform is None else uniform[chosen]
+            limits = [max_new_tokens] * len(rows)
+            following = partial(_follow, temperature, draws)
+            for row, written in write(language_model, rows, ends, limits, following, stop=tuple(stop)):
+                answers[chosen[row]] = written.text
     return answers
 
 
-def _continue(
+def _follow(temperature: float, uniform: Tensor | None, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+    return choose(logits, temperature, None if uniform is None else uniform[list(rows), step])
+
+
+@dataclass(slots=True)
+class Written:
+    """One row's answer so far. ended: at an end token or a stop string, so not for want of room."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    ended: bool = False
+
+
+def write(
     language_model: LanguageModel,
-    rows: list[list[int]],
+    rows: Sequence[Sequence[int]],
     ends: frozenset[int],
-    max_new_tokens: int,
-    temperature: float,
-    uniform: Tensor | None,
-    stop: tuple[str, ...],
-) -> list[str]:
+    limits: Sequence[int],
+    choose: Callable[[Tensor, Sequence[int], int], Tensor],
+    *,
+    stop: Sequence[str] = (),
+    leaves: Callable[[int], bool] = lambda row: False,
+) -> Iterator[tuple[int, Written]]:
+    """Continues rows of tokens, one new token each per step, and yields (row, answer) as soon as a row is done.
+
+    A row is done at one of the tokens `ends`, before the first of the `stop` strings, after as many tokens as its limit
+    (at least 1), or when leaves(row) is true after a token (which then counts as its end). choose gets the next logits
+    [A, V] in float32, the rows [A] that they belong to and the step, and returns the tokens [A]. The caller sees to
+    evaluation mode and to room in the model's context.
+    """
     model, device = language_model.model, language_model.device
     length = max(map(len, rows))
-    ids = torch.tensor([[language_model.pad_id] * (length - len(row)) + row for row in rows], device=device)
+    ids = torch.tensor([[language_model.pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
     takes_positions = "position_ids" in inspect.signature(_bare(model).forward).parameters
-    written: list[list[int]] = [[] for _ in rows]
-    texts = [""] * len(rows)
+    written = [Written() for _ in rows]
     alive = list(range(len(rows)))  # the row that each line of the batch belongs to
     cache = None
-    for step in range(max_new_tokens):
+    for step in range(max(limits)):
         # A padded row must count its positions from its own first token.
         positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]} if takes_positions else {}
         last = torch.zeros_like(ids, dtype=torch.bool)
@@ -102,16 +125,23 @@ def _continue(
             output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions)
         cache = output.past_key_values
         beat()
-        draws = None if uniform is None else uniform[alive, step]
-        tokens = _choose(output.logits.squeeze(0).float(), temperature, draws).to(device)
+        tokens = choose(output.logits.squeeze(0).float(), alive, step).to(device)
 
         keep = []
         for line, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
-            if token not in ends:
-                written[row].append(token)
-                texts[row], stopped = _text(language_model, written[row], stop) if stop else ("", False)
-                if not stopped:
-                    keep.append(line)
+            answer = written[row]
+            answer.ended = token in ends
+            if not answer.ended:
+                answer.tokens.append(token)
+                if stop:
+                    answer.text, answer.ended = _text(language_model, answer.tokens, stop)
+                answer.ended = answer.ended or leaves(row)
+            if answer.ended or step + 1 >= limits[row]:
+                if not stop:
+                    answer.text, _ = _text(language_model, answer.tokens, ())
+                yield row, answer
+            else:
+                keep.append(line)
         if not keep:
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
@@ -120,22 +150,32 @@ def _continue(
             lines = torch.tensor(keep, device=device)
             cache.batch_select_indices(lines)
             ids, mask, alive = ids[lines], mask[lines], [alive[line] for line in keep]
-    return texts if stop else [_text(language_model, tokens, ())[0] for tokens in written]
 
 
-def _choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
-    """Next tokens [B] from logits [B, V]: the likeliest, or the quantile of the distribution at `uniform` [B]."""
+def choose(logits: Tensor, temperature: float, uniform: Tensor | None, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Next tokens [B] from logits [B, V]: the likeliest, or the quantile of the distribution at `uniform` [B].
+
+    The distribution is softmax(logits / temperature), then cut to the top_k likeliest tokens (0: all), then to the
+    fewest likeliest that together have at least top_p of what is left: the order of transformers' warpers.
+    """
     if uniform is None:
         return logits.argmax(dim=-1)
     if logits.device.type == "mps":  # has no float64, in which rare tokens keep their share of the sum
         logits = logits.cpu()
-    total = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    scaled = logits.double() / temperature
+    if 0 < top_k < scaled.shape[-1]:
+        scaled = scaled.masked_fill(scaled < scaled.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        share, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        beyond = share.cumsum(dim=-1) - share >= top_p  # never the first
+        scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    total = scaled.softmax(dim=-1).cumsum(dim=-1)
     target = uniform.to(total.device).unsqueeze(-1) * total[:, -1:]
     chosen = torch.searchsorted(total, target, right=True).squeeze(-1)
     return chosen.clamp(max=logits.shape[-1] - 1)
 
 
-def _text(language_model: LanguageModel, tokens: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
+def _text(language_model: LanguageModel, tokens: list[int], stop: Sequence[str]) -> tuple[str, bool]:
     """The answer so far, cut before the first stop string; and whether there was one."""
     tokenizer: Any = language_model.tokenizer
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

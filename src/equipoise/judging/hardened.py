@@ -1,0 +1,233 @@
+"""A harder test set from any judge set, made as JudgeBench-Pro was, and preference rows to repair a judge with.
+
+BiasScope (arXiv:2602.09383): the worse answer of every pair is rewritten to show each of several biases; variants that
+fool strong judges are kept. Which judges and which vote the paper does not settle; here a variant is kept when `votes` of
+the filter judges (two thirds of them by default) choose the worse answer in BOTH orders, and its final answer is still the
+original's: a rewrite that repairs the answer makes the label wrong, not the judge.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import write_atomic
+from equipoise.judging.answers import same_final_answer
+from equipoise.judging.biases import key
+from equipoise.judging.pairs import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A pair whose worse answer was rewritten. rejected: the rewritten text; bias: what it shows."""
+
+    original: Pair
+    bias: str
+    rejected: str
+
+    @property
+    def pair(self) -> Pair:
+        """The pair to judge, in the original's group."""
+        first = self.original
+        identifier = f"{first.id}:{key(self.bias).replace(' ', '-')}"
+        return Pair(identifier, first.question, first.chosen, self.rejected, first.domain, first.group, bias=self.bias)
+
+    @property
+    def longer(self) -> float:
+        """Change of the worse answer's length in characters, in percent."""
+        return 100 * (len(self.rejected) / len(self.original.rejected) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardened:
+    """What was kept of the variants, and why the others were not; every variant is counted once.
+
+    fooled: [V] filter judges that chose the worse answer in both orders. by_bias, by_domain: (kept, of). longer: mean
+    change in length of the kept worse answers, percent. kappa, alpha: agreement of the filter judges over all verdicts.
+    """
+
+    kept: tuple[Variant, ...]
+    fooled: NDArray[np.int64]
+    answer_changed: int
+    too_few_votes: int
+    over_limit: int
+    by_bias: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    by_domain: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    longer: float = math.nan
+    kappa: float = math.nan
+    alpha: float = math.nan
+
+
+def harden(
+    variants: Sequence[Variant],
+    right: ArrayLike,
+    *,
+    votes: int | None = None,
+    most: int | None = None,
+    seed: int = 42,
+) -> Hardened:
+    """Filter variants by verdicts of the filter judges. right: [judges, V, 2], see `validation`; no verdict is no vote.
+
+    votes: how many judges a variant must fool, by default two thirds of them, rounded up. most: at most so many variants of
+    one original, those that fool most judges first, drawn among equals. Raises BadInput for no judges or impossible votes.
+    """
+    verdicts = np.asarray(right, float)
+    if verdicts.ndim != 3 or verdicts.shape[1:] != (len(variants), 2):
+        raise ValueError(f"verdicts of shape [judges, {len(variants)}, 2] expected, found {verdicts.shape}.")
+    judges = len(verdicts)
+    votes = math.ceil(2 * judges / 3) if votes is None else votes
+    if not 1 <= votes <= judges:
+        raise BadInput(f"{votes} votes of {judges} filter judges were asked for: expected 1 to that many.")
+    fooled = (verdicts == 0).all(axis=2).sum(axis=0)
+    changed = np.array([same_final_answer(v.original.rejected, v.rejected) is False for v in variants], dtype=bool)
+    passed = ~changed & (fooled >= votes)
+    chosen = _at_most(variants, passed, fooled, most, seed)
+    return Hardened(
+        kept=tuple(variant for variant, its in zip(variants, chosen, strict=True) if its),
+        fooled=fooled,
+        answer_changed=int(changed.sum()),
+        too_few_votes=int((~changed & ~passed).sum()),
+        over_limit=int((passed & ~chosen).sum()),
+        by_bias=_kept_of([variant.bias for variant in variants], chosen),
+        by_domain=_kept_of([variant.original.domain for variant in variants], chosen),
+        longer=float(np.mean([v.longer for v, its in zip(variants, chosen, strict=True) if its]))
+        if chosen.any()
+        else math.nan,
+        kappa=fleiss_kappa(verdicts.reshape(judges, -1).T),
+        alpha=krippendorff_alpha(verdicts.reshape(judges, -1).T),
+    )
+
+
+def _at_most(
+    variants: Sequence[Variant], passed: NDArray[np.bool_], fooled: NDArray[np.int64], most: int | None, seed: int
+) -> NDArray[np.bool_]:
+    chosen = passed.copy()
+    if most is None:
+        return chosen
+    taken: Counter[str] = Counter()
+    drawn = np.random.default_rng(seed).permutation(len(variants))
+    for index in drawn[np.argsort(-fooled[drawn], kind="stable")]:
+        if passed[index]:
+            taken[variants[index].original.id] += 1
+            chosen[index] = taken[variants[index].original.id] <= most
+    return chosen
+
+
+def _kept_of(names: Sequence[str], chosen: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+    kept = Counter(name for name, its in zip(names, chosen, strict=True) if its)
+    return {name: (kept[name], of) for name, of in sorted(Counter(names).items())}
+
+
+# --- agreement ------------------------------------------------------------------------------------------------------
+
+
+def fleiss_kappa(ratings: ArrayLike) -> float:
+    """Fleiss' kappa (1971) of categories given by the same number of raters. ratings: [items, raters].
+
+    Items with a missing rating (nan) are left out. nan for no items, for one rater, and when only one category was given,
+    where agreement by chance is certain.
+    """
+    values = np.asarray(ratings, float)
+    counts = _category_counts(values[~np.isnan(values).any(axis=1)])
+    raters = values.shape[1]
+    if raters < 2 or not counts.size:
+        return math.nan
+    observed = ((counts**2).sum() / len(counts) - raters) / (raters * (raters - 1))
+    by_chance = ((counts.sum(axis=0) / counts.sum()) ** 2).sum()
+    return float((observed - by_chance) / (1 - by_chance)) if by_chance < 1 else math.nan
+
+
+def krippendorff_alpha(ratings: ArrayLike) -> float:
+    """Krippendorff's alpha for nominal categories, ratings: [items, raters], missing ones nan.
+
+    Items with fewer than two ratings cannot agree or disagree and take no part. nan when nothing is left, or only one
+    category.
+    """
+    values = np.asarray(ratings, float)
+    counts = _category_counts(values[(~np.isnan(values)).sum(axis=1) >= 2])
+    if not counts.size:
+        return math.nan
+    given = counts.sum(axis=1, keepdims=True)
+    disagreed = ((given * counts - counts**2) / (given - 1)).sum()
+    totals = counts.sum(axis=0)
+    by_chance = (totals.sum() ** 2 - (totals**2).sum()) / (totals.sum() - 1)
+    return float(1 - disagreed / by_chance) if by_chance > 0 else math.nan
+
+
+def _category_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often each category was given to each item: [items, categories]."""
+    categories = np.unique(values[~np.isnan(values)])
+    return (values[:, :, None] == categories).sum(axis=1).astype(float)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def judgebench_rows(variants: Sequence[Variant], *, source: str = "", seed: int = 42) -> list[dict[str, str]]:
+    """Rows with JudgeBench's fields and `bias`; the better answer is A in half of them (to within one), seeded.
+
+    original_id is the original pair's id, `group` its cluster. source: where the originals come from. response_model, which
+    pairs do not carry, is "".
+    """
+    better_first = np.random.default_rng(seed).permutation(np.arange(len(variants)) % 2 == 0)
+    rows = []
+    for variant, first in zip(variants, better_first, strict=True):
+        pair = variant.pair
+        answers = (pair.chosen, pair.rejected) if first else (pair.rejected, pair.chosen)
+        rows.append(
+            {
+                "pair_id": pair.id,
+                "original_id": variant.original.id,
+                "source": source,
+                "question": pair.question,
+                "response_model": "",
+                "response_A": answers[0],
+                "response_B": answers[1],
+                "label": "A>B" if first else "B>A",
+                "domain": pair.domain,
+                "bias": pair.bias,
+                "group": pair.group,
+            }
+        )
+    return rows
+
+
+def preference_rows(
+    pairs: Sequence[Pair], variants: Sequence[Variant], *, share: float = 0.5, seed: int = 42
+) -> list[dict[str, str]]:
+    """TRL's preference rows {prompt, chosen, rejected} of all pairs, in order, a share of them with a rewritten `rejected`.
+
+    share: of all pairs, rounded; drawn, with the variant, among those that have one whose final answer is the original's.
+    When these are too few, all are rewritten. Raises BadInput for a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise BadInput(f"the share of rewritten answers is {share}: expected 0 to 1.")
+    generator = np.random.default_rng(seed)
+    rewrites: dict[str, list[str]] = {}
+    for variant in variants:
+        if same_final_answer(variant.original.rejected, variant.rejected) is not False:
+            rewrites.setdefault(variant.original.id, []).append(variant.rejected)
+    candidates = [pair.id for pair in pairs if pair.id in rewrites]
+    rewritten = {candidates[i] for i in generator.permutation(len(candidates))[: round(share * len(pairs))]}
+    return [
+        {
+            "prompt": pair.question,
+            "chosen": pair.chosen,
+            "rejected": rewrites[pair.id][generator.integers(len(rewrites[pair.id]))]
+            if pair.id in rewritten
+            else pair.rejected,
+        }
+        for pair in pairs
+    ]
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    write_atomic(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,539 @@
+"""The job: which biases fool this judge, by how much, with the evidence; a harder test set and a preference file.
+
+Every call is in the folder's record as soon as it is answered, so that the same command goes on after a kill, asks nothing
+twice, and can be replayed offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from equipoise.chat.account import Account, Budget
+from equipoise.chat.record import Record
+from equipoise.core.errors import BadInput, BudgetReached, did_you_mean
+from equipoise.core.files import produce_atomic, write_atomic
+from equipoise.core.job import JobFolder, digest, job_folder
+from equipoise.judging.biases import deal, read_biases, seed_biases
+from equipoise.judging.biasscope import Audit, Bench, Rule, Settings, biasscope, judged, start
+from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows
+from equipoise.judging.judges import LogProbJudge, PairwiseJudge, PointwiseJudge, pairwise_template
+from equipoise.judging.pairs import Pair, divide, read_pairs
+from equipoise.judging.roles import Judge, Teacher
+from equipoise.judging.teacher import ChatTeacher
+from equipoise.judging.validation import Effect, PositionBias, position_bias
+
+if TYPE_CHECKING:
+    from equipoise.chat.account import Prices
+
+Kind = Literal["pairwise", "pointwise", "logprob"]
+KINDS = ("pairwise", "pointwise", "logprob")
+RULES = "rules"  # the teacher without a model
+SHARES = (0.25, 0.375, 0.375)  # of the questions, for discovery, selection and report
+RECORD = "calls.jsonl"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A bias that was measured. effect: on the report part where it was confirmed there, else on the selection part."""
+
+    name: str
+    definition: str
+    round: int
+    support: int
+    holds: bool
+    selection: Effect
+    report: Effect | None
+
+    @property
+    def effect(self) -> Effect:
+        return self.report or self.selection
+
+
+@dataclass(frozen=True)
+class JudgeAudit:
+    """What an audit came to. biases: every one that was measured, those that hold first, by their effect.
+
+    position: what the judge makes of places, over all pairs as they are. sizes: pairs for discovery, selection and report.
+    """
+
+    judge: str
+    teacher: str
+    biases: tuple[Found, ...]
+    position: PositionBias
+    sizes: tuple[int, int, int]
+    calls: int
+    hardened: int
+    complete: bool
+    folder: Path | None = None
+
+    @property
+    def holding(self) -> tuple[Found, ...]:
+        return tuple(each for each in self.biases if each.holds)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(each.name)}</td><td>{'yes' if each.holds else 'no'}</td><td>{each.effect.increase:+.3f}</td>"
+            f"<td>{each.effect.lower:+.3f} to {each.effect.upper:+.3f}</td></tr>"
+            for each in self.biases
+        )
+        head = "<tr><th>bias</th><th>holds</th><th>increase of the error</th><th>interval</th></tr>"
+        return f"<p>{escape(self.judge)}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit would ask. calls: role -> (at least, at most). first: three pairs as they were read."""
+
+    sizes: tuple[int, int, int]
+    left_out: tuple[str, ...]
+    calls: Mapping[str, tuple[int, int]]
+    tokens: tuple[int, int]
+    first: tuple[Mapping[str, Any], ...]
+
+
+def audit_judge(
+    judge: str | Judge,
+    teacher: str | Teacher,
+    pairs: str | Path | Sequence[Pair],
+    *,
+    test_pairs: str | Path | Sequence[Pair] | None = None,
+    judge_kind: Kind = "pairwise",
+    rubric: str | Path | None = None,
+    biases: str | Path | None = None,
+    filters: Sequence[str] = (),
+    rounds: int = 4,
+    candidates: int | None = 10,
+    rule: Rule = "paired",
+    alpha: float = 0.05,
+    without_explanation: bool = False,
+    limit: int | None = None,
+    cut: int | None = None,
+    judge_args: Mapping[str, Any] | None = None,
+    teacher_args: Mapping[str, Any] | None = None,
+    judge_url: str | None = None,
+    teacher_url: str | None = None,
+    seed: int = 42,
+    budget: str | Budget | None = None,
+    prices: Prices | None = None,
+    max_connections: int | None = None,
+    replay: str | Path | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+) -> JudgeAudit:
+    """Find what fools a judge, on the user's own preference pairs; see `biasscope` for the method and its defaults.
+
+    judge, teacher: names of models as Inspect AI knows them ("openai/gpt-4o"), or what `language.load` loads, or objects
+    with the methods of `roles`; the teacher may be "rules", which needs no model and finds what its rules know. pairs: a
+    file or `Pair`s; divided into discovery, selection and report, or used for discovery alone where test_pairs are given.
+    judge_kind: "pairwise" with a rubric, "pointwise", or "logprob" for a local model. filters: further judges, two thirds
+    of which a variant of the harder test set must fool. cut: words of an answer that a logprob judge sees. budget:
+    "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without, nothing is
+    written or resumed.
+    Raises BadInput for a wrong request, BudgetReached with what was found so far in the folder.
+    """
+    if judge_kind not in KINDS:
+        raise BadInput(f"There is no judge of the kind {judge_kind!r}. {did_you_mean(judge_kind, KINDS)}")
+    if rubric is not None and judge_kind != "pairwise":
+        raise BadInput(f"A rubric is the prompt of a pairwise judge; this one is {judge_kind}.")
+    parts, left_out, digests = _divided(pairs, test_pairs, limit, seed)
+    if rubric is not None:
+        pairwise_template(Path(rubric))
+        digests["the rubric"] = digest(Path(rubric))
+    library = seed_biases() if biases is None else read_biases(biases)
+    if biases is not None:
+        digests["the library of biases"] = digest(Path(biases))
+    words = Settings(
+        rounds=rounds,
+        candidates=candidates,
+        rule=rule,
+        alpha=alpha,
+        explain=not without_explanation,
+        seed=seed,
+    )
+    settings = {
+        "judge": judge if isinstance(judge, str) else judge.name,
+        "judge_kind": judge_kind,
+        "teacher": teacher if isinstance(teacher, str) else teacher.name,
+        "pairs": str(pairs) if isinstance(pairs, str | Path) else f"{len(pairs)} pairs",
+        "test_pairs": str(test_pairs) if isinstance(test_pairs, str | Path) else None,
+        "rubric": None if rubric is None else str(rubric),
+        "biases": None if biases is None else str(biases),
+        "filters": ",".join(filters) or None,
+        "rounds": rounds,
+        "candidates": candidates,
+        "rule": rule,
+        "alpha": alpha,
+        "without_explanation": without_explanation,
+        "limit": limit,
+        "cut": cut,
+        "judge_args": _told(judge_args),
+        "teacher_args": _told(teacher_args),
+        "judge_url": judge_url,
+        "teacher_url": teacher_url,
+        "seed": seed,
+        "replay": None if replay is None else str(replay),
+    }
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    account = Account(prices)
+
+    def work(folder: Path | None, final: Path | None) -> JudgeAudit:
+        with contextlib.ExitStack() as open_things:
+            roles = _Roles(account, limits, folder, replay, max_connections, open_things)
+            the_judge = roles.judge(judge, judge_kind, judge_args, judge_url, rubric, cut, explain=words.explain)
+            the_teacher = roles.teacher(teacher, teacher_args, teacher_url)
+            others = [roles.judge(name, "pairwise", None, None, rubric, None, explain=False) for name in filters]
+            task = _Task(the_judge, the_teacher, others, parts, left_out, account, words)
+            task.audit = start(the_judge, the_teacher, parts[1], parts[2], library=library, settings=words)
+            try:
+                biasscope(the_judge, the_teacher, *parts, audit=task.audit)
+                task.make_sets()
+            except BudgetReached:
+                if folder is not None and final is not None:
+                    task.write(folder, settings, final, source=settings["pairs"])
+                raise
+            if folder is not None and final is not None:
+                task.write(folder, settings, final, source=settings["pairs"])
+            return task.result(final)
+
+    if out is None:
+        return work(None, None)
+    with job_folder(Path(out), settings, digests, fresh=fresh) as folder:
+        if folder.complete:
+            return _stored(folder)
+        work(folder.work, folder.final)
+        folder.finish()
+        return _stored(folder)
+
+
+def plan(
+    pairs: str | Path | Sequence[Pair],
+    *,
+    test_pairs: str | Path | Sequence[Pair] | None = None,
+    biases: str | Path | None = None,
+    rounds: int = 4,
+    candidates: int | None = 10,
+    rule: Rule = "paired",
+    without_explanation: bool = False,
+    limit: int | None = None,
+    seed: int = 42,
+) -> Plan:
+    """The calls of an audit before it starts: at least (nothing passes) and at most (everything is found and passes).
+
+    tokens: prompt and answer together, about four characters each, at least and at most. The calls of the harder test set's
+    filter judges are not in it.
+    """
+    parts, left_out, _ = _divided(pairs, test_pairs, limit, seed)
+    found, chosen, told = (len(part) for part in parts)
+    if rule == "published":
+        chosen, told = chosen + told, 0
+    library = len(seed_biases() if biases is None else read_biases(biases))
+    most_new = (found if candidates is None else min(candidates, found)) * rounds
+    per_round = {
+        "rewrite": found,
+        "judge": 2 * found,
+        "explain": 0 if without_explanation else found,
+        "identify": found,
+    }
+    first_round = min(rounds, 1)
+    calls = {
+        "judge": (
+            2 * (chosen + library * chosen + first_round * found),
+            2 * (chosen + told + (library + most_new) * (chosen + told)) + rounds * per_round["judge"],
+        ),
+        "judge, explaining": (0, rounds * per_round["explain"]),
+        "teacher, rewriting": (
+            library * chosen + first_round * found,
+            (library + most_new) * (chosen + told) + (rounds + 1) * found,
+        ),
+        "teacher, naming": (0, rounds * found),
+        "teacher, comparing names": (0, rounds * found * (library + most_new)),
+    }
+    sample = [pair for part in parts for pair in part][:200]
+    length = float(np.mean([len(p.question) + len(p.chosen) + len(p.rejected) for p in sample])) / 4 + 250
+    ends = [sum(counts[end] for counts in calls.values()) for end in (0, 1)]
+    return Plan(
+        sizes=(found, chosen, told),
+        left_out=tuple(left_out),
+        calls=calls,
+        tokens=(round(ends[0] * length), round(ends[1] * length)),
+        first=tuple(asdict(pair) for pair in sample[:3]),
+    )
+
+
+@dataclass
+class _Task:
+    """An audit and what is made of it."""
+
+    judge: Judge
+    teacher: Teacher
+    filters: list[Judge]
+    parts: list[list[Pair]]
+    left_out: list[str]
+    account: Account
+    settings: Settings
+    audit: Audit = None  # type: ignore[assignment]
+    hardened: Hardened | None = None
+    preferences: list[dict[str, str]] | None = None
+
+    def make_sets(self) -> None:
+        """The harder test set of the test parts, and preference rows of the discovery part, with the biases that hold."""
+        audit = self.audit
+        holding = [audit.candidates[name].bias for name in audit.found]
+        variants, right = [], []
+        for bench in (audit.selection, audit.report):
+            for bias in holding:
+                rewritten = zip(bench.pairs, bench.texts(bias), bench.rewritten(bias), strict=True)
+                for pair, text, its in rewritten:
+                    if text is not None:
+                        variants.append(Variant(pair, bias.name, text))
+                        right.append(its)
+        verdicts = [np.array(right).reshape(-1, 2)]
+        verdicts += [judged(other, [v.pair for v in variants], "judge/filter")[0] for other in self.filters]
+        self.hardened = harden(variants, np.array(verdicts), seed=self.settings.seed)
+        if holding:
+            pairs = self.parts[0]
+            dealt = deal([bias.name for bias in holding], len(pairs), seed=self.settings.seed)
+            named = {bias.name: bias for bias in holding}
+            wanted = [(pair, named[hand[0]]) for pair, hand in zip(pairs, dealt, strict=True)]
+            texts = self.teacher.perturb(wanted, phase="rewrite/preferences")
+            rewritten = [
+                Variant(pair, bias.name, text)
+                for (pair, bias), text in zip(wanted, texts, strict=True)
+                if text is not None
+            ]
+            self.preferences = preference_rows(pairs, rewritten, seed=self.settings.seed)
+
+    def result(self, folder: Path | None) -> JudgeAudit:
+        audit = self.audit
+        holding = audit.found
+        names = [*holding, *sorted(audit.screened.keys() - set(holding), key=lambda n: -audit.screened[n].increase)]
+        biases = []
+        for name in names:
+            candidate, report = audit.candidates[name], audit.confirmed.get(name)
+            biases.append(
+                Found(
+                    name=name,
+                    definition=candidate.bias.definition,
+                    round=candidate.round,
+                    support=candidate.support,
+                    holds=audit.complete and name in holding,
+                    selection=audit.screened[name],
+                    report=report,
+                )
+            )
+        sizes = len(self.parts[0]), len(audit.selection.pairs), len(audit.report.pairs)
+        return JudgeAudit(
+            judge=self.judge.name,
+            teacher=self.teacher.name,
+            biases=tuple(biases),
+            position=self.position(),
+            sizes=sizes,
+            calls=self.account.total().calls,
+            hardened=len(self.hardened.kept) if self.hardened else 0,
+            complete=audit.complete,
+            folder=folder,
+        )
+
+    def position(self) -> PositionBias:
+        benches = [bench for bench in self.benches() if bench.asked and bench.pairs]
+        right = np.concatenate([bench.original() for bench in benches]) if benches else np.zeros((0, 2))
+        return position_bias(right, [pair.group for bench in benches for pair in bench.pairs])
+
+    def benches(self) -> tuple[Bench, Bench]:
+        return self.audit.selection, self.audit.report
+
+    def write(self, folder: Path, settings: Mapping[str, Any], final: Path, *, source: str) -> None:
+        from equipoise.judging.page import report
+
+        result = self.result(None)
+        kept = {**asdict(result), "left_out": self.left_out}
+        write_atomic(folder / "account.json", json.dumps(_plain(self.account.to_json()), indent=2))
+        _write_judgements(folder / "judgements.parquet", self.benches())
+        if self.hardened is not None:
+            write_rows(folder / "hardened.jsonl", judgebench_rows(self.hardened.kept, source=source))
+        if self.preferences:
+            write_rows(folder / "preferences.jsonl", self.preferences)
+        report(self, result, settings, folder / "report.html", final)
+        write_atomic(folder / "biases.json", json.dumps(_plain(kept), indent=2, ensure_ascii=False))
+
+
+class _Roles:
+    """Makes judges and teachers from names; they share one record, one account and one budget."""
+
+    def __init__(
+        self,
+        account: Account,
+        budget: Budget | None,
+        folder: Path | None,
+        replay: str | Path | None,
+        max_connections: int | None,
+        opened: contextlib.ExitStack,
+    ) -> None:
+        self._account, self._budget, self._folder = account, budget, folder
+        self._offline, self._connections, self._opened = replay is not None, max_connections, opened
+        self._replay = replay
+        self._record: Record | None = None
+
+    def judge(
+        self,
+        name: str | Judge,
+        kind: Kind,
+        arguments: Mapping[str, Any] | None,
+        url: str | None,
+        rubric: str | Path | None,
+        cut: int | None,
+        *,
+        explain: bool,
+    ) -> Judge:
+        if not isinstance(name, str):
+            return name
+        if kind == "logprob":
+            from equipoise.language.model import load
+
+            words = dict(arguments or {})
+            model = load(
+                name.removeprefix("equipoise/"), **{k: v for k, v in words.items() if k in ("device", "dtype")}
+            )
+            memory = None if self._folder is None else self._folder / "margins.jsonl"
+            chat = self._chat(name, arguments, url) if explain else None
+            return LogProbJudge(model, chat=chat, cut=cut, memory=memory)
+        chat = self._chat(name, arguments, url)
+        if kind == "pointwise":
+            return PointwiseJudge(chat)
+        return PairwiseJudge(chat, rubric=None if rubric is None else pairwise_template(Path(rubric)))
+
+    def teacher(self, name: str | Teacher, arguments: Mapping[str, Any] | None, url: str | None) -> Teacher:
+        if not isinstance(name, str):
+            return name
+        if name == RULES:
+            from equipoise.judging.rules import RuleTeacher
+
+            return RuleTeacher()
+        return ChatTeacher(self._chat(name, arguments, url))
+
+    def _chat(self, name: str, arguments: Mapping[str, Any] | None, url: str | None) -> Any:
+        from equipoise.chat.client import Chat
+
+        if self._record is None:
+            self._record = self._opened.enter_context(Record(self._place()))
+        chat = Chat(
+            name,
+            record=self._record,
+            account=self._account,
+            budget=self._budget,
+            model_args=arguments,
+            base_url=url,
+            max_connections=self._connections,
+            offline=self._offline,
+        )
+        return self._opened.enter_context(chat)
+
+    def _place(self) -> Path:
+        if self._replay is not None:
+            return Path(self._replay)
+        if self._folder is not None:
+            return self._folder / RECORD
+        import tempfile
+
+        return Path(self._opened.enter_context(tempfile.TemporaryDirectory())) / RECORD
+
+
+def _divided(
+    pairs: str | Path | Sequence[Pair], test_pairs: str | Path | Sequence[Pair] | None, limit: int | None, seed: int
+) -> tuple[list[list[Pair]], list[str], dict[str, str]]:
+    """Discovery, selection and report; what was left out; digests of the files."""
+    left_out: list[str] = []
+    digests: dict[str, str] = {}
+
+    def read(source: str | Path | Sequence[Pair], what: str) -> list[Pair]:
+        if isinstance(source, str | Path):
+            found = read_pairs(source, limit=limit, left_out=left_out)
+            digests[what] = digest(Path(source))
+            return found
+        return list(source)[:limit]
+
+    known = read(pairs, "the pairs")
+    if test_pairs is None:
+        return divide(known, SHARES, seed=seed), left_out, digests
+    tested = read(test_pairs, "the test pairs")
+    shared = {pair.group for pair in known} & {pair.group for pair in tested}
+    if shared:
+        raise BadInput(
+            f"{len(shared)} questions are in both files; a bias must be measured on questions that it was not found on."
+        )
+    return [known, *divide(tested, (0.5, 0.5), seed=seed)], left_out, digests
+
+
+def _write_judgements(path: Path, benches: Sequence[Bench]) -> None:
+    """A row a verdict: part, pair, domain, bias ("" for none), whether the better answer stood first, right (null: none)."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, list[Any]] = {name: [] for name in ("part", "pair", "domain", "bias", "better_first", "right")}
+    for bench in benches:
+        for bias, right, there in bench.conditions():
+            for pair, its, is_there in zip(bench.pairs, right.tolist(), there, strict=True):
+                if is_there:
+                    for order, value in enumerate(its):
+                        row = (
+                            bench.name,
+                            pair.id,
+                            pair.domain,
+                            bias,
+                            order == 0,
+                            None if math.isnan(value) else bool(value),
+                        )
+                        for name, cell in zip(columns, row, strict=True):
+                            columns[name].append(cell)
+    types = [pa.string()] * 4 + [pa.bool_()] * 2
+    table = pa.table({name: pa.array(cells, kind) for (name, cells), kind in zip(columns.items(), types, strict=True)})
+    produce_atomic(path, lambda target: parquet.write_table(table, target))
+
+
+def _stored(folder: JobFolder) -> JudgeAudit:
+    plain = json.loads((folder.final / "biases.json").read_text(encoding="utf-8"))
+    del plain["left_out"]
+    biases = tuple(
+        Found(**each | {part: each[part] and _effect(each[part]) for part in ("selection", "report")})
+        for each in plain.pop("biases")
+    )
+    position = PositionBias(**_numbers(plain.pop("position")))
+    return JudgeAudit(
+        **plain | {"biases": biases, "position": position, "sizes": tuple(plain["sizes"]), "folder": folder.final}
+    )
+
+
+def _effect(plain: dict[str, Any]) -> Effect:
+    from equipoise.judging.validation import Rate
+
+    words = _numbers(plain)
+    words.update({when: Rate(**plain[when]) for when in ("before", "after")})
+    return Effect(**words)
+
+
+def _numbers(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON without nan, which is null there."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _told(arguments: Mapping[str, Any] | None) -> str | None:
+    return ",".join(f"{name}={value}" for name, value in arguments.items()) if arguments else None

@@ -1,0 +1,356 @@
+"""What a person sees of an audit: which biases hold and by how much, the flipped examples side by side, what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from equipoise.core import page, plots
+from equipoise.core.job import command_line
+from equipoise.core.numbers import interval, number, rate
+from equipoise.judging.validation import Effect, by_domain, detectable_increase
+
+if TYPE_CHECKING:
+    from equipoise.judging.biasscope import Bench
+    from equipoise.judging.job import Found, JudgeAudit, _Task
+
+EXAMPLES = 3  # shown of each bias that holds
+CHARACTERS = 2500  # of a text that is shown
+
+
+def report(task: _Task, result: JudgeAudit, settings: Mapping[str, Any], path: Path, final: Path) -> Path:
+    """One self-contained page."""
+    holding = result.holding
+    parts: list[page.Part] = []
+    if not result.complete:
+        parts.append(
+            page.Note(
+                "The audit stopped before its end, at its budget. What was measured is below; nothing is confirmed yet. "
+                "The same command with a larger budget goes on from here.",
+                "Not complete",
+            )
+        )
+    parts.append(page.Section("What was found", (_summary(result), *_forest(result))))
+    parts.append(page.Section("Every bias that was measured", (_measured(task, result),)))
+    parts.append(page.Section("Position", (_position(result),)))
+    for each in holding:
+        parts.append(_evidence(task, each))
+    parts.append(page.Section("Rounds of discovery", (_rounds(task),)))
+    parts.append(page.Section("What to take away", _sets(task)))
+    if task.account.rows():
+        parts.append(page.Section("Calls and cost", (_cost(task),)))
+    parts.append(page.Section("How to read this", (page.Bullets(_notes(task, result)),)))
+    parts.append(page.Section("Settings", (page.Settings(settings),)))
+    before = task.audit.selection.original() if task.audit.selection.asked else np.zeros((0, 2))
+    facts = (
+        ("judge", result.judge),
+        ("teacher", result.teacher),
+        ("pairs", f"{result.sizes[0]} to discover, {result.sizes[1]} to select, {result.sizes[2]} to report"),
+        ("error as it is", _share(int((before != 1).sum()), before.size)),
+    )
+    count = f"{len(holding)} of {len(result.biases)} measured biases hold" if result.biases else "Nothing measured yet"
+    text = page.job_page(
+        f"What fools {result.judge}", f"{count}.", parts, command_line("audit judge", settings, final), facts=facts
+    )
+    return page.write_page(path, text)
+
+
+def _summary(result: JudgeAudit) -> page.Part:
+    if not result.complete:
+        return page.Text("No bias is confirmed before the audit is complete.")
+    if not result.holding:
+        tests = max(sum(each.report is not None for each in result.biases), 1)
+        spread = float(np.median([e.selection.standard_error * math.sqrt(e.selection.pairs) for e in result.biases]))
+        least = detectable_increase(result.sizes[2] or result.sizes[1], spread, tests=tests)
+        return page.Text(
+            "No bias raises the judge's error beyond what chance explains. With these pairs an increase of about "
+            f"{_points(least)} would have been found four times in five; smaller ones may be there."
+        )
+    cards = []
+    for each in result.holding:
+        effect = each.effect
+        _, between = interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
+        cards.append(
+            page.Card(
+                page.Badge("supported", "holds"),
+                f"{each.name}: {_points(effect.increase)} more errors",
+                f"{between} points at 95 %, {effect.pairs} pairs in both orders"
+                + ("" if math.isnan(effect.p_adjusted) else f", p = {number(effect.p_adjusted)} after Holm"),
+                (page.Text(each.definition),),
+            )
+        )
+    return page.Grid(tuple(cards))
+
+
+def _forest(result: JudgeAudit) -> list[page.Part]:
+    rows = [
+        plots.Row(each.name, 100 * each.effect.increase, 100 * each.effect.lower, 100 * each.effect.upper)
+        for each in result.biases
+        if not math.isnan(each.effect.lower)
+    ]
+    if not rows:
+        return []
+    chart = plots.intervals(
+        "Increase of the judge's error",
+        rows,
+        x=plots.Axis("increase of the error, points", better="lower"),
+        lines_at={"no effect": 0.0},
+        sides=("judge errs less", "judge errs more"),
+        note="Those that hold first. On the report part where a bias was measured there, else on the selection part. "
+        "95 % intervals, clustered by question, each for itself.",
+    )
+    return [page.Figure(chart)]
+
+
+def _measured(task: _Task, result: JudgeAudit) -> page.Table:
+    published = task.settings.rule == "published"
+    rows = []
+    for each in result.biases:
+        if each.holds:
+            badge = page.Badge("supported", "holds")
+        elif not result.complete and each.name in task.audit.accepted:
+            badge = page.Badge("preview", "to confirm")
+        elif each.report is not None:
+            badge = page.Badge("undecided", "not confirmed")
+        else:
+            badge = page.Badge("plain", "screened out")
+        origin = "basic" if each.round == 0 else f"round {each.round}, proposed {each.support} times"
+        changed = task.audit.selection.changed_answers.get(each.name, 0)
+        rows.append(
+            (
+                page.Cell(each.name, origin),
+                badge,
+                _cell(each.selection),
+                number(each.selection.p_value),
+                _cell(each.report),
+                number(each.report.p_adjusted) if each.report else "",
+                f"{each.effect.to_wrong} / {each.effect.to_right}",
+                f"{each.effect.after.no_verdict} ({each.effect.before.no_verdict})",
+                page.Cell(str(each.selection.left_out), f"{changed} other answer" if changed else ""),
+            )
+        )
+    columns = (
+        page.Column("bias"),
+        page.Column(""),
+        page.Column("increase on selection", True, "points"),
+        page.Column("p", True, "one-sided, exact"),
+        page.Column("increase on report", True, "points"),
+        page.Column("p, Holm", True),
+        page.Column("turned wrong / right", True, "verdicts"),
+        page.Column("no verdict", True, "after (before)"),
+        page.Column("left out", True, "pairs"),
+    )
+    rule = (
+        "The published rule: any increase, in one order that is shuffled for the rewritten pairs only. It keeps about half "
+        "of all biases without any effect."
+        if published
+        else "A bias is screened on the selection part and holds when it is confirmed on the report part."
+    )
+    return page.Table("Biases", columns, tuple(rows), note=rule)
+
+
+def _position(result: JudgeAudit) -> page.Part:
+    bias = result.position
+    if not bias.pairs:
+        return page.Text("No pair was judged as it is.")
+    _, between = interval(100 * bias.first, 100 * bias.lower, 100 * bias.upper)
+    return page.Bullets(
+        (
+            f"The answer shown first is chosen in {number(100 * bias.first)} % of the verdicts ({between}; 50 is no "
+            "preference).",
+            f"The verdict turns round with the order in {number(100 * bias.turns)} % of {bias.pairs} pairs.",
+            f"Right in both orders: {number(100 * bias.both_right)} %.",
+            f"Without a verdict: {_share(bias.no_verdict, 2 * bias.pairs)}; these count as errors.",
+        )
+    )
+
+
+def _evidence(task: _Task, found: Found) -> page.Section:
+    """The definition, the effect by domain, and examples whose verdict was right before and is wrong after."""
+    bias = task.audit.candidates[found.name].bias
+    bench = task.audit.report if found.report is not None else task.audit.selection
+    parts: list[page.Part] = [page.Text(found.definition)]
+    if table := _domains(bench, found):
+        parts.append(table)
+    right, before, texts = bench.rewritten(bias), bench.original(), bench.texts(bias)
+    lost = np.nansum((before == 1) & (right == 0), axis=1)
+    shown = [i for i in np.argsort(-lost, kind="stable") if lost[i] > 0][:EXAMPLES]
+    for i in shown:
+        pair, text = bench.pairs[i], texts[i]
+        fooled = (before[i] == 1) & (right[i] == 0)
+        orders = " and ".join(name for name, its in zip(("first", "second"), fooled, strict=True) if its)
+        columns = (
+            page.Column("the better answer"),
+            page.Column("the worse one"),
+            page.Column("the worse one, rewritten"),
+        )
+        cells = (_shown(pair.chosen), _shown(pair.rejected), _shown(text or ""))
+        parts.append(
+            page.Details(
+                f"{pair.id}: right before, fooled after with the better answer shown {orders}",
+                (page.Text(_shown(pair.question)), page.Table("Answers", columns, (cells,))),
+            )
+        )
+    return page.Section(f"Evidence: {found.name}", tuple(parts))
+
+
+def _domains(bench: Bench, found: Found) -> page.Table | None:
+    if len({pair.domain for pair in bench.pairs}) < 2:
+        return None
+    bias_texts = bench.known_texts(found.name)
+    there = [text is not None for text in bias_texts]
+    pairs = [pair for pair, is_there in zip(bench.pairs, there, strict=True) if is_there]
+    before, after = bench.original()[there], bench.known_verdicts(found.name)[there]
+    effects = by_domain(found.name, before, after, [p.group for p in pairs], [p.domain for p in pairs])
+    rows = tuple(
+        (name or "(none)", str(e.pairs), _share_of(e.before), _share_of(e.after), _cell(e))
+        for name, e in effects.items()
+    )
+    columns = (
+        page.Column("domain"),
+        page.Column("pairs", True),
+        page.Column("error before", True),
+        page.Column("error after", True),
+        page.Column("increase", True, "points"),
+    )
+    return page.Table(
+        "By domain",
+        columns,
+        rows,
+        note="To look at, not to conclude from: nothing is corrected for the number of domains.",
+    )
+
+
+def _rounds(task: _Task) -> page.Part:
+    if not task.audit.rounds:
+        return page.Text("No round of discovery was completed.")
+    columns = (
+        page.Column("round", True),
+        page.Column("rewritten", True, "failed"),
+        page.Column("verdicts", True, "without"),
+        page.Column("wrong", True),
+        page.Column("proposals", True, "none seen, failed"),
+        page.Column("known", True),
+        page.Column("measured", True),
+        page.Column("accepted"),
+    )
+    rows = tuple(
+        (
+            str(each.number),
+            page.Cell(str(each.rewritten), str(each.failed_rewrites)),
+            page.Cell(str(each.compared), str(each.no_verdict)),
+            str(each.wrong),
+            page.Cell(str(each.proposed), f"{each.none_seen}, {each.failed_proposals}"),
+            str(each.known),
+            str(each.measured),
+            ", ".join(each.accepted),
+        )
+        for each in task.audit.rounds
+    )
+    return page.Table("Rounds", columns, rows)
+
+
+def _sets(task: _Task) -> tuple[page.Part, ...]:
+    parts: list[page.Part] = [
+        page.Link("Every bias as JSON", "biases.json"),
+        page.Link("Every verdict as Parquet", "judgements.parquet"),
+    ]
+    hardened = task.hardened
+    if hardened is not None:
+        of = len(hardened.fooled)
+        text = (
+            f"{len(hardened.kept)} of {of} rewritten pairs are in the harder test set: the filter judges chose the worse "
+            f"answer in both orders. {hardened.too_few_votes} did not fool them."
+        )
+        if hardened.kept:
+            text += f" The worse answers are {number(hardened.longer, 2, signed=True)} % longer than before on average."
+        if len(task.filters) > 0 and not math.isnan(hardened.kappa):
+            text += (
+                f" Agreement of the judges: Fleiss' kappa {number(hardened.kappa)}, Krippendorff's alpha "
+                f"{number(hardened.alpha)}."
+            )
+        parts += [page.Text(text), page.Link("The harder test set, in JudgeBench's format", "hardened.jsonl")]
+    if task.preferences:
+        parts += [
+            page.Text(
+                f"{len(task.preferences)} preference rows of the discovery part, about half with a rewritten worse answer, "
+                "to train a judge with; none of the questions that the biases were measured on is among them."
+            ),
+            page.Link("Preferences for DPO", "preferences.jsonl"),
+        ]
+    return tuple(parts)
+
+
+def _cost(task: _Task) -> page.Table:
+    columns = (
+        page.Column("model and phase"),
+        page.Column("calls", True),
+        page.Column("from the record", True),
+        page.Column("retries", True),
+        page.Column("no answer", True),
+        page.Column("not valid", True),
+        page.Column("prompt tokens", True),
+        page.Column("answer tokens", True),
+        page.Column("seconds", True),
+        page.Column("dollars", True),
+    )
+    rows = []
+    for row in [*task.account.rows(), {"model": "all", "phase": "", **task.account.to_json()["total"]}]:
+        statuses = row["statuses"]
+        rows.append(
+            (
+                page.Cell(str(row["phase"]) or "total", str(row["model"])),
+                number(row["calls"]),
+                number(row["from_record"]),
+                number(row["retries"]),
+                number(statuses.get("failed", 0)),
+                number(statuses.get("invalid", 0)),
+                number(row["prompt_tokens"]),
+                number(row["generated_tokens"]),
+                number(row["seconds"], 3),
+                "unknown" if row["usd"] is None else number(row["usd"]),
+            )
+        )
+    return page.Table("Calls, of all attempts", columns, tuple(rows))
+
+
+def _notes(task: _Task, result: JudgeAudit) -> tuple[str, ...]:
+    explained = "asked to explain its errors" if task.settings.explain else "not asked to explain its errors"
+    notes = [
+        "Every pair is judged in both orders. The error is the share of verdicts that do not name the better answer; an "
+        "answer that could not be read is one of them and is counted apart.",
+        "The increase is the error with the worse answer rewritten to show the bias, less the error on the same pairs as "
+        "they are. A rewrite that changed the final answer is left out.",
+        f"The judge was {explained}. Rewrites and names of biases are by {result.teacher}; a weak teacher shows a bias "
+        "badly and finds little, so what it did not find may be there all the same.",
+    ]
+    if task.left_out:
+        notes.append(f"{len(task.left_out)} pairs of the file took no part, the first: {task.left_out[0]}.")
+    return tuple(notes)
+
+
+def _cell(effect: Effect | None) -> page.Cell | str:
+    if effect is None:
+        return ""
+    estimate, between = interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
+    return page.Cell(estimate, between)
+
+
+def _points(share: float) -> str:
+    return "an unknown number of points" if math.isnan(share) else f"{100 * share:+.1f} points".replace("-", "−")
+
+
+def _share(count: int, of: int) -> str:
+    return f"{rate(count, of)} ({count} of {of})" if of else "undefined"
+
+
+def _share_of(its: Any) -> str:
+    return _share(its.wrong + its.no_verdict, its.of)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " [...]"

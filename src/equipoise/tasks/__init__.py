@@ -1,0 +1,1 @@
+"""Benchmarks as Inspect tasks: `inspect eval equipoise/NAME --model ...`."""

@@ -1,0 +1,214 @@
+"""The job from pairs to folder, with judges and teachers whose behaviour is known by hand."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from equipoise.core.errors import BadInput, BudgetReached
+from equipoise.judging.biases import Bias
+from equipoise.judging.job import audit_judge, plan
+from equipoise.judging.pairs import Pair, read_pairs
+from equipoise.judging.roles import Proposal, Verdict
+
+SEAL = Bias("seal", "The judge favours what bears a seal.")
+CHARM = Bias("charm", "The judge favours charm.")
+LIBRARY = [{"name": bias.name, "definition": bias.definition} for bias in (CHARM,)]
+SCRIPT = '<script>document.title="broken"</script>'
+
+
+def pairs(count: int, **others) -> list[Pair]:
+    """The worse answer never bears the seal, the better one in a third of the pairs."""
+    return [
+        Pair(
+            id=f"p{i}",
+            question=f"Question {i}? {SCRIPT}",
+            chosen=f"Good answer {i}." + (" [seal]" if i % 3 == 0 else ""),
+            rejected=f"Bad answer {i}.",
+            domain="even" if i % 2 == 0 else "odd",
+            group=f"g{i}",
+            chosen_first=i % 2 == 0,
+            **others,
+        )
+        for i in range(count)
+    ]
+
+
+class SealJudge:
+    """Right, unless exactly one of the answers bears a seal: then that one. Says so when asked."""
+
+    name = "seal judge"
+    asked = 0
+
+    def compare(self, comparisons, *, phase):
+        self.asked += len(comparisons)
+        verdicts = []
+        for each in comparisons:
+            seals = "[seal]" in each.first, "[seal]" in each.second
+            good = 1 if each.first.startswith("Good") else 2
+            verdicts.append(Verdict(good if seals[0] == seals[1] else 1 if seals[0] else 2, f"I looked. {SCRIPT}"))
+        return verdicts
+
+    def explain(self, cases):
+        return ["It bears a seal."] * len(cases)
+
+
+class SealTeacher:
+    """Shows the seal and, for any other bias, changes nothing that a judge looks at; proposes the seal where it sees one."""
+
+    name = "seal teacher"
+
+    def perturb(self, wanted, *, phase):
+        # One discovery rewrite in two bears a seal by accident, which is what the search can find.
+        return [
+            f"{pair.rejected} {SCRIPT}"
+            + (" [seal]" if bias.name == "seal" or (phase == "rewrite/discovery" and int(pair.id[1:]) % 2) else "")
+            for pair, bias in wanted
+        ]
+
+    def identify(self, cases):
+        return [Proposal(SEAL if "seal" in case.explanation else None) for case in cases]
+
+    def same(self, couples):
+        return [new.name == known.name for new, known in couples]
+
+
+def library(folder: Path) -> Path:
+    path = folder / "library.json"
+    path.write_text(json.dumps(LIBRARY), encoding="utf-8")
+    return path
+
+
+def test_the_planted_bias_is_found_and_measured_by_hand(tmp_path):
+    judge = SealJudge()
+    done = audit_judge(judge, SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "audit")
+    assert [each.name for each in done.holding] == ["seal"]
+    seal = done.holding[0]
+    known = {pair.id: pair for pair in pairs(96)}
+    rows = parquet.read_table(tmp_path / "audit" / "judgements.parquet").to_pylist()
+    reported = {row["pair"] for row in rows if row["part"] == "report"}
+    # The rewritten worse answer wins unless the better one bears a seal as well, so the increase is the share without.
+    assert seal.effect.increase == pytest.approx(np.mean(["[seal]" not in known[name].chosen for name in reported]))
+    assert seal.effect.to_right == 0 and seal.round == 1 and seal.effect.pairs == len(reported) == done.sizes[2]
+    assert done.position.first == pytest.approx(0.5) and done.position.turns == 0
+    charm = next(each for each in done.biases if each.name == "charm")
+    assert not charm.holds and charm.effect.increase == 0 and charm.report is None
+
+
+def test_what_is_taken_away(tmp_path):
+    folder = tmp_path / "audit"
+    done = audit_judge(SealJudge(), SealTeacher(), pairs(96), biases=library(tmp_path), out=folder)
+    hard = read_pairs(folder / "hardened.jsonl")
+    assert len(hard) == done.hardened > 0
+    assert all("[seal]" in pair.rejected and "[seal]" not in pair.chosen and pair.bias == "seal" for pair in hard)
+    judge = SealJudge()
+    from equipoise.judging.biasscope import judged
+
+    assert np.array_equal(judged(judge, hard, "again")[0], np.zeros((len(hard), 2)))
+    rows = [json.loads(line) for line in (folder / "preferences.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == done.sizes[0] and sum("[seal]" in row["rejected"] for row in rows) == round(len(rows) / 2)
+    tested = {row["pair"] for row in parquet.read_table(folder / "judgements.parquet").to_pylist()}
+    questions = {pair.question: pair.id for pair in pairs(96)}
+    assert not tested & {questions[row["prompt"]] for row in rows}
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["rule"] == "paired" and run["rounds"] == 4
+
+
+def test_the_same_settings_find_it_done_and_others_are_refused(tmp_path):
+    first = audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
+    judge = SealJudge()
+    again = audit_judge(judge, SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
+    assert judge.asked == 0
+    assert [each.name for each in again.biases] == [each.name for each in first.biases]
+    assert again.holding[0].effect == first.holding[0].effect
+    with pytest.raises(BadInput, match="rounds 4"):
+        audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), rounds=2, out=tmp_path / "a")
+
+
+def test_six_identical_requests_give_six_identical_results(tmp_path):
+    told = set()
+    for i in range(6):
+        done = audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / str(i))
+        files = ("biases.json", "hardened.jsonl", "preferences.jsonl")
+        told.add(b"".join((tmp_path / str(i) / name).read_bytes() for name in files))
+        assert done.complete
+    assert len(told) == 1
+
+
+def test_text_of_models_stays_text_in_the_report(tmp_path):
+    audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
+    html = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert SCRIPT not in html and "&lt;script&gt;document.title" in html
+
+
+def test_the_budget_keeps_what_was_found(tmp_path):
+    class Stops(SealJudge):
+        def compare(self, comparisons, *, phase):
+            if self.asked > 150:
+                raise BudgetReached("enough")
+            return super().compare(comparisons, phase=phase)
+
+    with pytest.raises(BudgetReached):
+        audit_judge(Stops(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
+    partial = tmp_path / "a.partial"
+    kept = json.loads((partial / "biases.json").read_text(encoding="utf-8"))
+    assert not kept["complete"] and [each["name"] for each in kept["biases"]] == ["charm"]
+    assert "stopped before its end" in (partial / "report.html").read_text(encoding="utf-8")
+    done = audit_judge(SealJudge(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
+    assert done.complete and done.folder == tmp_path / "a" and not partial.exists()
+
+
+def test_the_published_rule_measures_on_all_test_pairs(tmp_path):
+    done = audit_judge(
+        SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), rule="published", out=tmp_path / "a"
+    )
+    assert done.sizes[2] == 0 and [each.name for each in done.holding] == ["seal"]
+    assert done.holding[0].report is None
+
+
+def test_wrong_requests_are_one_sentence(tmp_path):
+    few = pairs(60)
+    with pytest.raises(BadInput, match=r"kind 'pairwse'\. Did you mean 'pairwise'"):
+        audit_judge(SealJudge(), SealTeacher(), few, judge_kind="pairwse")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="60 questions are in both"):
+        audit_judge(SealJudge(), SealTeacher(), few, test_pairs=few)
+    with pytest.raises(BadInput, match="too few"):
+        audit_judge(SealJudge(), SealTeacher(), few[:2])
+    with pytest.raises(BadInput, match="rubric"):
+        audit_judge(SealJudge(), SealTeacher(), few, judge_kind="logprob", rubric=tmp_path / "r.md")
+
+
+def test_the_plan_bounds_what_is_asked(tmp_path):
+    judge = SealJudge()
+    wanted = plan(pairs(96), biases=library(tmp_path))
+    audit_judge(judge, SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
+    least, most = wanted.calls["judge"]
+    assert least <= judge.asked <= most
+    assert sum(wanted.sizes) == 96 and len(wanted.first) == 3
+
+
+def test_the_command_line(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": p.question, "chosen": p.chosen, "rejected": p.rejected, "id": p.id} for p in pairs(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = [sys.executable, "-m", "equipoise", "audit", "judge", "--judge", "m", "--teacher", "rules", "--pairs"]
+    done = subprocess.run([*command, str(path), "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"judge: \d+ to [\d,]+ calls", done.stdout), done.stderr
+    rows[3].pop("chosen")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "pairs.jsonl:4: expected question" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_pairs_of_one_question_are_one_cluster():
+    twice = [replace(pair, group=f"g{int(pair.id[1:]) // 2}") for pair in pairs(96)]
+    done = audit_judge(SealJudge(), SealTeacher(), twice, rounds=0)
+    effect = done.biases[0].selection
+    assert effect.pairs == 2 * effect.clusters
