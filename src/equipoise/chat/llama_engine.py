@@ -7,7 +7,6 @@ differently; without it a repeated call gives identical numbers in any order. Th
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.chat.batching import Answer, Request, Token
+from equipoise.chat.grammar import json_grammar
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 
 _SILENT = -1
@@ -54,7 +54,7 @@ class LlamaEngine:
         parameters.warmup = False
         parameters.cache_prompt = False
         parameters.cache_ram_mib = 0
-        parameters.force_pure_content_parser = True  # the answer as it is written, reasoning included
+        parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # part of the text
         self._uses_template = chat_template != "none" and (chat_template != "auto" or _has_template(path))
         if chat_template not in ("auto", "none"):
             template = Path(chat_template).expanduser()
@@ -126,9 +126,6 @@ class LlamaEngine:
                 text += (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
                 finish = choice.get("finish_reason") or finish
                 tokens += (choice.get("logprobs") or {}).get("content") or ()
-        last = request.messages[-1]
-        if self._uses_template and last.role == "assistant":
-            text = text.removeprefix(last.content)  # llama.cpp repeats the beginning it was given
         written = int(usage.get("completion_tokens", 0))
         short = "max_tokens" if written >= request.max_tokens else "model_length"
         return Answer(
@@ -181,7 +178,8 @@ def _body(request: Request) -> dict[str, Any]:
     if settings.logprobs is not None:
         body["n_probs"] = max(1, settings.logprobs)
     if request.schema is not None:
-        body["json_schema"] = json.loads(request.schema)
+        # llama.cpp's own conversion ignores what it does not know, such as bounds of a number.
+        body["grammar"] = json_grammar(request.schema)
     return body
 
 

@@ -38,9 +38,9 @@ ROLES = ("system", "user", "assistant")
 _FENCE = "---"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CHOICE = re.compile(r"[^\s|]+(?:\|[^\s|]+)+")
-_HEADING = re.compile(r"# *([A-Za-z]+)")
-_ESCAPED_HEADING = re.compile(rf"\\(?=# *(?:{'|'.join(ROLES)})\s*$)", re.MULTILINE)
-_PIECE = re.compile(r"\\\{\{|\{\{(.*?)\}\}|\{\{", re.DOTALL)
+_HEADING = re.compile(rf"# *({'|'.join(ROLES)}) *")
+_ESCAPED_HEADING = re.compile(rf"^\\(?={_HEADING.pattern}$)", re.MULTILINE)
+_PIECE = re.compile(r"\\\{\{|\{\{([^{}]*)\}\}|\{\{")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Template:
 
 
 def _parsed(name: str, text: str, digest: str) -> Template:
-    lines = text.removeprefix("\ufeff").splitlines()  # also \r\n
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     slots, begin = _header(name, lines)
     used: set[str] = set()
     parts = []
@@ -137,10 +137,7 @@ def _header(name: str, lines: list[str]) -> tuple[dict[str, str], int]:
 
 def _messages(name: str, lines: list[str], begin: int) -> Iterator[tuple[str, int, str]]:
     """(role, 1-based number of the first line, body) of each message."""
-    headings = [
-        (index, match[1]) for index in range(begin, len(lines)) if (match := _HEADING.fullmatch(lines[index].rstrip()))
-    ]
-    headings = [(index, word.lower()) for index, word in headings if word.lower() in ROLES]
+    headings = [(i, match[1]) for i in range(begin, len(lines)) if (match := _HEADING.fullmatch(lines[i]))]
     before = next((i for i in range(begin, headings[0][0] if headings else len(lines)) if lines[i].strip()), None)
     if before is not None or not headings:
         line = begin if before is None else before + 1
@@ -159,7 +156,8 @@ def _pieces(name: str, first: int, body: str, slots: Mapping[str, str]) -> Itera
         if match.start() > at:
             yield False, body[at : match.start()]
         at = match.end()
-        place = f"{name}:{first + body.count(chr(10), 0, match.start())}"
+        line = first + body.count("\n", 0, match.start())
+        place = f"{name}:{line}"
         if match[0].startswith("\\"):
             yield False, "{{"
         elif match[1] is None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from equipoise.chat.batching import Answer, Request, Token
-from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.chat.grammar import json_grammar
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import Written, choose, write
 from equipoise.language.model import evaluating, memory_advice
@@ -132,19 +133,15 @@ class TransformersEngine:
 
     def _grammar(self, schema: str, ends: frozenset[int]) -> Any:
         """What follows the answer token by token and knows which may come next."""
-        try:
-            from llguidance import LLMatcher
-            from llguidance.hf import from_tokenizer
-        except ImportError as error:
-            raise MissingExtra("Answers by a JSON schema need llguidance: pip install 'equipoise[chat]'.") from error
+        grammar = json_grammar(schema)
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
 
         if self._vocabulary is None:  # takes a second for a large vocabulary
             head: Any = self.language_model.model.get_output_embeddings()
             tokenizer: Any = self.language_model.tokenizer
             self._vocabulary = from_tokenizer(tokenizer, n_vocab=head.weight.shape[0], eos_token=sorted(ends))
-        # Form of json.dumps: with free white space a small model can go on with blanks for ever.
-        form: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_json_schema(schema, overrides=form), log_level=0)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise BadInput(f"The response schema cannot be followed: {matcher.get_error().splitlines()[0]}")
         return matcher

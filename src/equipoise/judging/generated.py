@@ -5,7 +5,6 @@ answer. Both answers say how they came to it and end with "The answer is ...". T
 nothing to do with that: each answer carries, by a coin of its own, some marks of the biases in `rules`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -20,10 +19,24 @@ STYLE = 0.12  # how often an answer carries the marks of a bias, for each bias
 AGAIN = 6  # every so many-th pair answers the question of the pair before it in other words
 GAPS = (0.5, 1.5)  # how much better the better answer is, in standard deviations of one answer's noise
 
-_NAMES = "Ansel Brida Corin Della Edric Fenna Gorlo Hedda Ilmar Jonna Korvin Lumi Marek Nelda Orsin Pella".split()
-_THINGS = "apples marbles stamps shells coins books pencils tickets buttons candles".split()
-_PLACES = "Belgrun Corvane Dalmere Fenwara Jundora Kelmeda Mostagne Olvastan Rusbeck Selmona".split()
-_TRADES = "baker weaver potter sailor mason miller tailor glazier".split()
+_NAMES = (
+    *("Ansel", "Brida", "Corin", "Della", "Edric", "Fenna", "Gorlo", "Hedda"),
+    *("Ilmar", "Jonna", "Korvin", "Lumi", "Marek", "Nelda", "Orsin", "Pella"),
+)
+_THINGS = ("apples", "marbles", "stamps", "shells", "coins", "books", "pencils", "tickets", "buttons", "candles")
+_PLACES = (
+    "Belgrun",
+    "Corvane",
+    "Dalmere",
+    "Fenwara",
+    "Jundora",
+    "Kelmeda",
+    "Mostagne",
+    "Olvastan",
+    "Rusbeck",
+    "Selmona",
+)
+_TRADES = ("baker", "weaver", "potter", "sailor", "mason", "miller", "tailor", "glazier")
 _STARTS = (
     "to begin with",
     "in this case",
@@ -104,19 +117,26 @@ def simulated(world: World, *, noise: float = 1.0) -> Callable[[Sequence[Compari
 
 
 def _answer(steps: Sequence[str], final: str, identifier: str, generator: np.random.Generator) -> str:
-    starts = generator.permutation(len(_STARTS))
-    sentences = []
-    for step, start in zip(steps, starts, strict=False):
-        told = step
-        if generator.random() < STYLE:
-            told = f"{_HEDGED[int(generator.integers(len(_HEDGED)))]} {step}"
-        opened = f"{_STARTS[start]}, {told}"
-        sentences.append(f"{opened[0].upper()}{opened[1:]}.")
+    sentences = [
+        f"{_HEDGED[int(generator.integers(len(_HEDGED)))]} {step}."
+        if generator.random() < STYLE
+        else f"{_capital(step)}."
+        for step in steps
+    ]
     text = " ".join([*sentences, f"The answer is {final}."])
     for name in BEYOND:
         if generator.random() < STYLE:
             text = RULES[name].rewrite(text, f"{identifier}/{name}")
+    # Empty phrases come last, so that a rewrite finds all of them to spare.
+    starts = generator.permutation(len(_STARTS))
+    for sentence, step, start in zip(sentences, steps, starts, strict=False):
+        if sentence == f"{_capital(step)}.":
+            text = text.replace(sentence, f"{_capital(_STARTS[start])}, {step}.")
     return text
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _sum(generator: np.random.Generator):

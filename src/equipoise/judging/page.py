@@ -99,7 +99,6 @@ def _forest(result: JudgeAudit) -> list[page.Part]:
         rows,
         x=plots.Axis("increase of the error, points", better="lower"),
         lines_at={"no effect": 0.0},
-        sides=("judge errs less", "judge errs more"),
         note="Those that hold first. On the report part where a bias was measured there, else on the selection part. "
         "95 % intervals, clustered by question, each for itself.",
     )

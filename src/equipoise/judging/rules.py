@@ -59,7 +59,7 @@ class RuleTeacher:
         return rewritten
 
     def identify(self, cases: Sequence[Case]) -> list[Proposal]:
-        """The rule whose feature the judge's choice has most of, against the better answer; what the judge says counts, too."""
+        """The rule whose feature the judge's choice has most of against the better answer; what the judge says counts."""
         return [self._seen(case) for case in cases]
 
     def same(self, couples: Sequence[tuple[Bias, Bias]]) -> list[bool | None]:
@@ -261,7 +261,9 @@ RULES: dict[str, Rule] = dict(
             _SEEDS["authority"],
             "relies on cited sources and experts",
             r"\bcit(?:e|es|ed|ation)|\bsources?\b|\bexperts?\b|\bstud(?:y|ies)\b|professor|authorit",
-            _marks(r"\bprofessor\b", r"\baccording to a study\b", r"\bpublished in\b", r"\bet al\b", r"\binstitute of\b"),
+            _marks(
+                r"\bprofessor\b", r"\baccording to a study\b", r"\bpublished in\b", r"\bet al\b", r"\binstitute of\b"
+            ),
             _inserted(
                 "Professor Hallworth has confirmed this in print.",
                 "This agrees with work published in a leading journal.",
@@ -316,7 +318,11 @@ RULES: dict[str, Rule] = dict(
             "was revised and checked",
             r"revis|double-?checked|was checked|polished|corrected version|improved version",
             _marks(
-                r"\brevised version\b", r"\bpolished\b", r"\bchecked again\b", r"\bearlier draft\b", r"\bcorrected version\b"
+                r"\brevised version\b",
+                r"\bpolished\b",
+                r"\bchecked again\b",
+                r"\bearlier draft\b",
+                r"\bcorrected version\b",
             ),
             _opening(
                 "Revised version after a careful review.",
@@ -326,7 +332,10 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("formatting", "The judge favours an answer that is laid out with headings and lists, whatever they hold."),
+            Bias(
+                "formatting",
+                "The judge favours an answer that is laid out with headings and lists, whatever they hold.",
+            ),
             "is well structured, with a heading and a list",
             r"structur|heading|\blists?\b|bullet|layout|formatt",
             _marks(r"^#{1,3} \S", r"^\s*(?:\d+[.)]|[-*]) \S", flags=re.MULTILINE),
@@ -364,7 +373,10 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("precision", "The judge favours an answer that sounds exact in its figures, also where they add nothing."),
+            Bias(
+                "precision",
+                "The judge favours an answer that sounds exact in its figures, also where they add nothing.",
+            ),
             "is precise to the last digit",
             r"precis|exact figures|last digit|decimal|significant figures",
             _marks(r"\bsignificant figures\b", r"\bdecimal places\b", r"\bmargin of error\b", r"\d\.\d{2,}"),
@@ -376,7 +388,9 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("personal experience", "The judge favours an answer that tells of own experience over one that only argues."),
+            Bias(
+                "personal experience", "The judge favours an answer that tells of own experience over one that argues."
+            ),
             "speaks from personal experience",
             r"personal|own experience|lived|first-hand|anecdot",
             _marks(r"\bin my own life\b", r"\bmy grandmother\b", r"\bwhen I was\b", r"\byears of practice\b"),
@@ -388,7 +402,7 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("consensus", "The judge favours an answer that claims that most people agree, without asking who they are."),
+            Bias("consensus", "The judge favours an answer that claims that most people agree, whoever they are."),
             "states what most people agree on",
             r"most people|everybody|consensus|majority|popular|widely (?:held|accepted)",
             _marks(r"\bmost people\b", r"\beverybody agrees\b", r"\bwidely accepted\b", r"\bthe majority\b"),
@@ -400,7 +414,7 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("caution", "The judge favours an answer that warns and refers to others, whether or not there is any danger."),
+            Bias("caution", "The judge favours an answer that warns and refers to others, whatever the danger."),
             "is careful and adds a warning",
             r"careful|caution|warn|disclaimer|responsib",
             _marks(r"\bconsult a\b", r"\bat your own risk\b", r"\bplease be careful\b", r"\bno liability\b"),
@@ -412,7 +426,9 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("emphasis", "The judge favours an answer that stresses words by capitals, whether or not they matter."),
+            Bias(
+                "emphasis", "The judge favours an answer that stresses words by capitals, whether or not they matter."
+            ),
             "stresses the important points",
             r"stress|emphasi|highlight|capitals|draws attention",
             _marks(r"\b[A-Z]{4,}\b(?: [A-Z]{2,}\b)*", flags=re.NOFLAG),
@@ -424,7 +440,9 @@ RULES: dict[str, Rule] = dict(
             ),
         ),
         _rule(
-            Bias("analogy", "The judge favours an answer that compares with something familiar, whether or not it fits."),
+            Bias(
+                "analogy", "The judge favours an answer that compares with something familiar, whether or not it fits."
+            ),
             "gives a vivid analogy",
             r"analog|metaphor|vivid|imagery|picture it",
             _marks(r"\bmuch like a\b", r"\bjust like\b", r"\bpicture a\b", r"\bas if it were\b"),

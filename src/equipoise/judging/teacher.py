@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from equipoise.chat.client import Chat
 
 NAME_WORDS = 6  # a name that is a sentence is cut to this
-_PREFACE = re.compile(r"^(?:here(?:'s| is)[^\n:]{0,60}:|\**(?:rewritten|revised) (?:answer|response)\**:?)\s*\n+", re.I)
+_PREFACE = re.compile(r"^(?:here(?:'s| is)[^\n:]{0,60}:|\**(?:rewritten|revised) (?:answer|response):?\**:?)\s*\n+", re.I)
 
 
 class Identified(BaseModel):

@@ -1,0 +1,74 @@
+"""The library of biases as data, and dealing them out."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.judging.biases import Bias, deal, key, read_biases, seed_biases
+
+
+def test_the_seven_seeds():
+    seeds = seed_biases()
+    assert {bias.name for bias in seeds} == {
+        "length",
+        "position",
+        "authority",
+        "compassion fade",
+        "fallacy oversight",
+        "sentiment",
+        "refinement-aware",
+    }
+    assert all(len(bias.definition) > 40 and len(bias.manifestations) >= 2 for bias in seeds)
+
+
+@pytest.mark.parametrize(("records", "each"), [(7, 1), (23, 1), (23, 3), (10, 7), (3, 2), (0, 1)])
+def test_dealing_is_even_distinct_and_seeded(records, each):
+    names = [bias.name for bias in seed_biases()]
+    hands = deal(names, records, each=each)
+    assert len(hands) == records and all(len(set(hand)) == each == len(hand) for hand in hands)
+    counts = Counter(name for hand in hands for name in hand)
+    assert max((counts[n] for n in names), default=0) - min((counts[n] for n in names), default=0) <= 1
+    assert hands == deal(names, records, each=each)
+    if records > 5:
+        assert hands != deal(names, records, each=each, seed=1)
+
+
+def test_dealing_does_not_follow_the_order_of_the_records():
+    """Every name can fall on every record: over seeds, the first record gets all of them."""
+    names = list("abcdefg")
+    assert {deal(names, 20, seed=seed)[0][0] for seed in range(60)} == set(names)
+
+
+def test_more_names_than_there_are():
+    for each in (0, 3):
+        with pytest.raises(BadInput, match=f"{each} biases a record were asked for, and the library has 2"):
+            deal(["a", "b"], 5, each=each)
+
+
+def test_names_that_are_one():
+    assert key("Authority Bias") == key("authority") == key("AUTHORITY-bias") == key(" authority_bias ")
+    assert key("Refinement-aware") == key("refinement aware bias")
+    assert key("bias") == "bias" and key("position") != key("positional")
+
+
+def test_libraries(tmp_path):
+    path = tmp_path / "library.json"
+    path.write_text(
+        json.dumps([{"name": " a ", "definition": "d"}, {"name": "b", "definition": "e", "manifestations": ["m"]}])
+    )
+    assert read_biases(path) == (Bias("a", "d"), Bias("b", "e", ("m",)))
+    for content, message in (
+        ("{", "is no library of biases"),
+        ("[]", "holds no biases"),
+        ('{"name": "a"}', "holds no biases"),
+        ('[{"name": "a"}]', "is no bias: expected an object with texts name and definition"),
+        ('[{"name": "a", "definition": " "}]', "is no bias"),
+        ('[{"name": "a", "definition": "d"}, {"name": "A bias", "definition": "e"}]', "names a bias twice"),
+    ):
+        path.write_text(content)
+        with pytest.raises(BadInput, match=message):
+            read_biases(path)
+    with pytest.raises(BadInput, match="is no library of biases"):
+        read_biases(tmp_path / "none.json")

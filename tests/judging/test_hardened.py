@@ -1,0 +1,169 @@
+"""Construction of a harder set: the filter by hand, agreement against published examples, files read back."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.judging import hardened
+from equipoise.judging.hardened import Variant, fleiss_kappa, harden, krippendorff_alpha
+from equipoise.judging.pairs import Pair, read_pairs
+
+NAN = math.nan
+
+
+def variants_of(originals=2, biases=("length", "Authority bias")):
+    """Every original with every bias; rejected answers of 20 characters become 22 and 26."""
+    return [
+        Variant(
+            Pair(f"p{i}", f"question {i}", "right", "r" * 20, domain=f"d{i % 2}", group=f"g{i}"),
+            bias,
+            "r" * (22 + 4 * number),
+        )
+        for i in range(originals)
+        for number, bias in enumerate(biases)
+    ]
+
+
+FOOLED, RIGHT, TURNED, UNREAD = [0, 0], [1, 1], [1, 0], [NAN, 0]
+
+
+def test_a_variant_is_kept_when_enough_judges_are_fooled_in_both_orders():
+    right = [
+        [FOOLED, FOOLED, FOOLED, RIGHT],
+        [FOOLED, FOOLED, TURNED, RIGHT],
+        [FOOLED, RIGHT, UNREAD, RIGHT],
+    ]
+    found = harden(variants_of(), right)
+    assert found.fooled.tolist() == [3, 2, 1, 0]
+    assert [(v.original.id, v.bias) for v in found.kept] == [("p0", "length"), ("p0", "Authority bias")]
+    assert (found.answer_changed, found.too_few_votes, found.over_limit) == (0, 2, 0)
+    assert found.by_bias == {"Authority bias": (1, 2), "length": (1, 2)}
+    assert found.by_domain == {"d0": (2, 2), "d1": (0, 2)}
+    assert found.longer == pytest.approx(20)  # 10 % and 30 %
+    assert len(harden(variants_of(), right, votes=3).kept) == 1
+    assert len(harden(variants_of(), right, votes=1).kept) == 3
+
+
+@pytest.mark.parametrize(("judges", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (6, 4)])
+def test_two_thirds_of_the_judges_rounded_up(judges, needed):
+    for fooled in range(judges + 1):
+        right = np.array([[FOOLED if judge < fooled else RIGHT] for judge in range(judges)])
+        assert bool(harden(variants_of(1, ("length",)), right).kept) == (fooled >= needed)
+
+
+def test_a_rewrite_that_changes_the_answer_is_left_out_whoever_is_fooled():
+    pair = Pair("p", "q", "The answer is 4.", "The answer is 5.")
+    variants = [Variant(pair, "length", text) for text in ("Surely the answer is 5!", "The answer is 4.", "No answer.")]
+    found = harden(variants, np.zeros((1, 3, 2)))
+    assert [v.rejected for v in found.kept] == ["Surely the answer is 5!"] and found.answer_changed == 2
+
+
+def test_at_most_so_many_variants_of_one_original():
+    biases = tuple("abcd")
+    right = np.ones((3, 8, 2))
+    right[:, 2] = right[:2, 0] = right[:2, 1] = right[:2, 5] = 0  # three judges, two, two; two
+    found = harden(variants_of(2, biases), right, most=2)
+    kept = [(v.original.id, v.bias) for v in found.kept]
+    assert ("p0", "c") in kept and ("p1", "b") in kept and len(kept) == 3 and found.over_limit == 1
+    drawn = {harden(variants_of(2, biases), right, most=2, seed=seed).kept[0].bias for seed in range(12)}
+    assert drawn == {"a", "b"}  # equals are drawn, not taken by place (kept[0] is p0's a or b)
+
+
+def test_nothing_to_filter_and_impossible_votes():
+    found = harden([], np.empty((3, 0, 2)))
+    assert found.kept == () and math.isnan(found.longer) and math.isnan(found.kappa) and math.isnan(found.alpha)
+    with pytest.raises(BadInput, match="4 votes of 3 filter judges"):
+        harden([], np.empty((3, 0, 2)), votes=4)
+    with pytest.raises(BadInput, match="0 votes of 0 filter judges"):
+        harden([], np.empty((0, 0, 2)))
+    with pytest.raises(ValueError, match=r"\[judges, 4, 2\]"):
+        harden(variants_of(), np.ones((3, 4)))
+
+
+# --- agreement ------------------------------------------------------------------------------------------------------
+
+
+def test_kappa_of_the_published_example():
+    """14 raters, 10 subjects, 5 categories, kappa 0.210: the worked example of Fleiss' kappa in Wikipedia."""
+    table = """0 0 0 0 14|0 2 6 4 2|0 0 3 5 6|0 3 9 2 0|2 2 8 1 1|7 7 0 0 0|3 2 6 3 0|2 5 3 2 2|6 5 2 1 0|0 2 2 3 7"""
+    counts = [list(map(int, row.split())) for row in table.split("|")]
+    ratings = [[category for category, count in enumerate(row) for _ in range(count)] for row in counts]
+    assert fleiss_kappa(ratings) == pytest.approx(0.20993, abs=1e-5)
+
+
+def test_alpha_of_the_published_example():
+    """Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, C: four observers with missing data, nominal 0.743."""
+    observers = """1 2 3 3 2 1 4 1 2 . . .|1 2 3 3 2 2 4 1 2 5 . 3|. 3 3 3 2 3 4 2 2 5 1 .|1 2 3 3 2 4 4 1 2 5 1 ."""
+    ratings = [[NAN if each == "." else float(each) for each in row.split()] for row in observers.split("|")]
+    assert krippendorff_alpha(np.array(ratings).T) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_agreement_that_cannot_be_told():
+    assert fleiss_kappa([[1, 1], [0, 0]]) == krippendorff_alpha([[1, 1], [0, 0]]) == 1
+    for ratings in (np.empty((0, 3)), [[1, 1], [1, 1]], [[1], [0]], [[1, NAN], [NAN, 0]]):
+        assert math.isnan(fleiss_kappa(ratings)) and math.isnan(krippendorff_alpha(ratings))
+    # Two raters, one of four items disagreed on: Pe = (5/8)^2 + (3/8)^2 = 17/32, (3/4 - 17/32) / (15/32) = 7/15.
+    assert fleiss_kappa([[1, 1], [1, 1], [0, 0], [1, 0], [NAN, 1]]) == pytest.approx(7 / 15)
+
+
+def test_verdicts_are_the_ratings():
+    """Two judges, two variants, both orders: they agree on three of the four verdicts 00 11 / 00 01."""
+    found = harden(variants_of(1), [[[0, 0], [1, 1]], [[0, 0], [0, 1]]])
+    expected = [[0, 0], [0, 0], [1, 0], [1, 1]]
+    assert found.kappa == pytest.approx(fleiss_kappa(expected)) and found.kappa == pytest.approx(7 / 15)
+    assert found.alpha == pytest.approx(krippendorff_alpha(expected)) != found.kappa
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_judgebench_rows_come_back_as_the_same_pairs(tmp_path):
+    variants = variants_of(3, ("length", "Authority bias", "sentiment"))
+    rows = hardened.judgebench_rows(variants, source="somewhere")
+    hardened.write_rows(tmp_path / "hard.jsonl", rows)
+    pairs = read_pairs(tmp_path / "hard.jsonl")
+    assert [(p.id, p.question, p.chosen, p.rejected, p.domain, p.group, p.bias) for p in pairs] == [
+        (v.pair.id, v.original.question, "right", v.rejected, v.original.domain, v.original.group, v.bias)
+        for v in variants
+    ]
+    assert pairs[1].id == "p0:authority" and rows[1]["original_id"] == "p0" and rows[1]["source"] == "somewhere"
+    assert {"pair_id", "original_id", "source", "question", "response_model", "response_A", "response_B"} < rows[
+        0
+    ].keys()
+
+
+def test_the_better_answer_stands_first_in_half_of_the_rows():
+    for count in (7, 8):
+        rows = hardened.judgebench_rows(variants_of(count, ("length",)))
+        first = [row["label"] == "A>B" for row in rows]
+        assert sum(first) == 4 and first != sorted(first, reverse=True)
+        assert all((row["response_A"] == "right") == its for row, its in zip(rows, first, strict=True))
+        assert rows == hardened.judgebench_rows(variants_of(count, ("length",)))
+    labels = {tuple(row["label"] for row in hardened.judgebench_rows(variants_of(8), seed=s)) for s in range(5)}
+    assert len(labels) == 5
+
+
+def test_preference_rows_rewrite_the_share_that_was_asked_for(tmp_path):
+    variants = variants_of(10)
+    pairs = [variant.original for variant in variants[::2]]
+    rows = hardened.preference_rows(pairs, variants)
+    assert [list(row) for row in rows] == [["prompt", "chosen", "rejected"]] * 10
+    assert [row["prompt"] for row in rows] == [pair.question for pair in pairs]
+    lengths = [len(row["rejected"]) for row in rows]
+    assert sum(length > 20 for length in lengths) == 5 and {22, 26} <= set(lengths)
+    assert rows == hardened.preference_rows(pairs, variants) != hardened.preference_rows(pairs, variants, seed=1)
+    assert hardened.preference_rows(pairs, variants, share=0)[3]["rejected"] == "r" * 20
+    assert sum(len(row["rejected"]) > 20 for row in hardened.preference_rows(pairs, variants[:4])) == 2
+    hardened.write_rows(tmp_path / "dpo.jsonl", rows)
+    assert [json.loads(line) for line in (tmp_path / "dpo.jsonl").read_text().splitlines()] == rows
+    with pytest.raises(BadInput, match="share of rewritten answers is 1.5"):
+        hardened.preference_rows(pairs, variants, share=1.5)
+
+
+def test_preference_rows_take_no_rewrite_that_repairs_the_answer():
+    pair = Pair("p", "q", "The answer is 4.", "The answer is 5.")
+    repaired = Variant(pair, "length", "The answer is 4.")
+    assert hardened.preference_rows([pair], [repaired], share=1)[0]["rejected"] == "The answer is 5."

@@ -1,0 +1,167 @@
+"""Reading pairs of every shape, and dividing them without leaks."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.judging.pairs import Pair, divide, pair_from, read_pairs
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(row):
+    return pair_from(row, place="file:1", default_id="file-1")
+
+
+LABELLED = {"question": "Q?", "response_A": "one", "response_B": "two"}
+
+
+@pytest.mark.parametrize(
+    ("label", "first"), [("A>B", True), ("B>A", False), (1, True), (2, False), ("1", True), ("2", False)]
+)
+def test_labels(label, first):
+    pair = read({**LABELLED, "label": label, "pair_id": 7, "domain": "math", "bias": "length"})
+    assert (pair.chosen, pair.rejected) == (("one", "two") if first else ("two", "one"))
+    assert pair.chosen_first is first and (pair.id, pair.domain, pair.bias) == ("7", "math", "length")
+
+
+@pytest.mark.parametrize("label", [True, 0, 3, "A", "A=B", None, "a>b"])
+def test_unknown_labels(label):
+    with pytest.raises(BadInput, match=r"^file:1: label is .*, expected 'A>B' or 'B>A'"):
+        read({**LABELLED, "label": label})
+
+
+def test_preference_rows_plain_and_conversational():
+    plain = read({"prompt": "Q?", "chosen": "good", "rejected": "bad", "subset": "easy"})
+    assert (plain.question, plain.chosen, plain.rejected, plain.domain) == ("Q?", "good", "bad", "easy")
+    assert plain.chosen_first and plain.id == "file-1"
+    asked = [{"role": "user", "content": "Q?"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("good", "bad")]
+    turns = read({"prompt": asked, "chosen": answers[0], "rejected": answers[1]})
+    whole = read({"chosen": asked + answers[0], "rejected": asked + answers[1]})
+    as_text = read({"chosen": json.dumps(asked + answers[0]), "rejected": json.dumps(asked + answers[1])})
+    for pair in (turns, whole, as_text):
+        assert (pair.question, pair.chosen, pair.rejected) == ("Q?", "good", "bad")
+    longer = [{"role": "system", "content": "Be kind."}, *asked]
+    assert read({"chosen": longer + answers[0], "rejected": longer + answers[1]}).question == (
+        "system: Be kind.\n\nuser: Q?"
+    )
+
+
+def test_one_question_is_one_group():
+    same = [read({"prompt": text, "chosen": "a", "rejected": "b"}).group for text in ("Q?", " Q?\n", "R?")]
+    assert same[0] == same[1] != same[2]
+    assert read({"prompt": "Q?", "chosen": "a", "rejected": "b", "group": 5}).group == "5"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Q?", "chosen": "a"}, "expected question, response_A.*found chosen, prompt"),
+        ({"chosen": "a", "rejected": "b"}, "expected question, response_A"),
+        ({"prompt": "Q?", "chosen": "a", "rejected": " "}, "the worse answer is ' ', expected a text"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "the question is None"),
+        ({**LABELLED, "label": 1, "response_A": 3}, "the better answer is 3"),
+        (
+            {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]},
+            "share",
+        ),
+        (
+            {
+                "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "user", "content": "R"}, {"role": "assistant", "content": "b"}],
+            },
+            "must share all turns but the last",
+        ),
+    ],
+)
+def test_rows_that_mean_nothing(row, message):
+    with pytest.raises(BadInput, match=f"^file:1: .*{message}"):
+        read(row)
+
+
+def test_files(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "Q", "chosen": "a", "rejected": "b"},
+        {"prompt": "Q", "chosen": "same", "rejected": "same"},
+        {"prompt": "R", "chosen": "a", "rejected": "b", "id": "mine"},
+    )
+    left_out: list[str] = []
+    assert [pair.id for pair in read_pairs(path, left_out=left_out)] == ["p-1", "mine"]
+    assert left_out == [f"{path}:2: both answers are the same text"]
+    assert [pair.id for pair in read_pairs(path, limit=1)] == ["p-1"]
+    twice = write(tmp_path / "twice.jsonl", *[{"prompt": "Q", "chosen": "a", "rejected": "b", "id": 1}] * 2)
+    with pytest.raises(BadInput, match=r"twice.jsonl:2: id '1' was used before at .*twice.jsonl:1"):
+        read_pairs(twice)
+    with pytest.raises(BadInput, match="is empty"):
+        read_pairs(write(tmp_path / "none.jsonl"))
+    with pytest.raises(BadInput, match="no such file"):
+        read_pairs(tmp_path / "nowhere.jsonl")
+
+
+def test_judgebench_as_published():
+    """Counts of the card; one of its 620 pairs holds the same text twice."""
+    root = os.environ.get("EQUIPOISE_DATA")
+    if not root:
+        pytest.skip("EQUIPOISE_DATA does not name the folder that holds judgebench/.")
+    left_out: list[str] = []
+    pairs = read_pairs(Path(root) / "judgebench" / "judgebench.jsonl.gz", left_out=left_out)
+    assert len(pairs) == 619 and len(left_out) == 1
+    assert Counter(pair.domain for pair in pairs) == {"knowledge": 286, "reason": 149, "math": 112, "code": 72}
+    assert sum(pair.chosen_first for pair in pairs) in (335, 336)
+
+
+# --- dividing -------------------------------------------------------------------------------------------------------
+
+
+def many(domains, groups=30, each=2):
+    return [
+        Pair(f"{domain}{g}-{i}", f"{domain} question {g}", "a", "b", domain=domain, group=f"{domain}-{g}")
+        for domain in domains
+        for i in range(each)
+        for g in range(groups)
+    ]
+
+
+def test_parts_share_no_question_and_keep_the_order():
+    pairs = many(("code", "math"))
+    parts = divide(pairs, (0.5, 0.3, 0.2))
+    assert sorted(pair.id for part in parts for pair in part) == sorted(pair.id for pair in pairs)
+    groups = [{pair.group for pair in part} for part in parts]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+    place = {pair.id: index for index, pair in enumerate(pairs)}
+    for part in parts:
+        assert [place[pair.id] for pair in part] == sorted(place[pair.id] for pair in part)
+
+
+def test_parts_have_their_share_in_every_domain():
+    for domains in (("math",), ("code", "math", "reason")):
+        parts = divide(many(domains), (0.5, 0.3, 0.2))
+        for share, part in zip((0.5, 0.3, 0.2), parts, strict=True):
+            for domain in domains:
+                groups = {pair.group for pair in part if pair.domain == domain}
+                assert abs(len(groups) - share * 30) <= 1
+            assert abs(len({pair.group for pair in part}) - share * 30 * len(domains)) <= 1
+
+
+def test_dividing_is_seeded_and_depends_on_nothing_but_the_groups():
+    pairs = many(("math",))
+    assert divide(pairs, (0.5, 0.5)) == divide(pairs, (0.5, 0.5)) != divide(pairs, (0.5, 0.5), seed=1)
+    back = divide(pairs[::-1], (0.5, 0.5))
+    assert {pair.id for pair in back[0]} == {pair.id for pair in divide(pairs, (0.5, 0.5))[0]}
+
+
+def test_parts_that_would_be_empty():
+    with pytest.raises(BadInput, match="1 questions are too few for 2 parts"):
+        divide(many(("math",), groups=1), (0.5, 0.5))
+    for shares in ((0.5, 0.4), (1.2, -0.2), (1.0, 0.0)):
+        with pytest.raises(BadInput, match="expected positive numbers that sum to 1"):
+            divide(many(("math",)), shares)
