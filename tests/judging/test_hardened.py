@@ -95,7 +95,7 @@ def test_kappa_of_the_published_example():
 
 
 def test_alpha_of_the_published_example():
-    """Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, C: four observers with missing data, nominal 0.743."""
+    """Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, C: four observers, missing data, nominal 0.743."""
     observers = """1 2 3 3 2 1 4 1 2 . . .|1 2 3 3 2 2 4 1 2 5 . 3|. 3 3 3 2 3 4 2 2 5 1 .|1 2 3 3 2 4 4 1 2 5 1 ."""
     ratings = [[NAN if each == "." else float(each) for each in row.split()] for row in observers.split("|")]
     assert krippendorff_alpha(np.array(ratings).T) == pytest.approx(0.743, abs=5e-4)
@@ -153,13 +153,13 @@ def test_preference_rows_rewrite_the_share_that_was_asked_for(tmp_path):
     assert [list(row) for row in rows] == [["prompt", "chosen", "rejected"]] * 10
     assert [row["prompt"] for row in rows] == [pair.question for pair in pairs]
     lengths = [len(row["rejected"]) for row in rows]
-    assert sum(length > 20 for length in lengths) == 5 and {22, 26} <= set(lengths)
+    assert sorted(lengths) == [20] * 5 + [22] * 3 + [26] * 2  # biases in turn
     assert rows == hardened.preference_rows(pairs, variants) != hardened.preference_rows(pairs, variants, seed=1)
     assert hardened.preference_rows(pairs, variants, share=0)[3]["rejected"] == "r" * 20
     assert sum(len(row["rejected"]) > 20 for row in hardened.preference_rows(pairs, variants[:4])) == 2
     hardened.write_rows(tmp_path / "dpo.jsonl", rows)
     assert [json.loads(line) for line in (tmp_path / "dpo.jsonl").read_text().splitlines()] == rows
-    with pytest.raises(BadInput, match="share of rewritten answers is 1.5"):
+    with pytest.raises(BadInput, match=r"share of rewritten answers is 1\.5"):
         hardened.preference_rows(pairs, variants, share=1.5)
 
 

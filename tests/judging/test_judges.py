@@ -218,10 +218,10 @@ def test_logprob_margins_are_the_models_own_and_are_kept(tiny_model, tmp_path):
     for comparison, verdict in zip(asked, verdicts, strict=True):
         prompt = rubric.render(question=comparison.question, answer_1=comparison.first, answer_2=comparison.second)
         tokenizer = tiny_model.tokenizer
-        ids = tokenizer(prompt[-1].content.rstrip(), add_special_tokens=True)["input_ids"]
-        begin = [] if tokenizer.bos_token_id is None or ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id]
+        turns = [{"role": "user", "content": prompt[-1].content}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         with torch.no_grad():
-            logits = tiny_model.model(torch.tensor([begin + ids])).logits[0, -1].double().log_softmax(-1)
+            logits = tiny_model.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
         one, two = (tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in "12")
         assert verdict.margin == pytest.approx(float(logits[one] - logits[two]), abs=1e-5)
 

@@ -127,7 +127,7 @@ def test_published_folders(pairs_file, tmp_path, monkeypatch):
         pq.write_table(pa.Table.from_pylist(part), root / "judgebench" / "data" / f"{name}-00000-of-00001.parquet")
     monkeypatch.setenv("EQUIPOISE_DATA", str(root))
     assert [sample.id for sample in judging.judgebench().dataset][::2] == [f"{name}/1" for name in "abcdef"]
-    with pytest.raises(BadInput, match=r"no data set 'rewardbench'. Known: judgebench"):
+    with pytest.raises(BadInput, match=r"no data set 'rewardbench'. Did you mean 'judgebench'"):
         judging.rewardbench()
     (root / "rewardbench").mkdir()
     with pytest.raises(BadInput, match="has no file of rewardbench: expected rewardbench or filtered in a name"):

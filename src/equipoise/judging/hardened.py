@@ -204,26 +204,24 @@ def preference_rows(
 ) -> list[dict[str, str]]:
     """TRL's preference rows {prompt, chosen, rejected} of all pairs, in order, a share of them with a rewritten `rejected`.
 
-    share: of all pairs, rounded; drawn, with the variant, among those that have one whose final answer is the original's.
-    When these are too few, all are rewritten. Raises BadInput for a share outside [0, 1].
+    share: of all pairs, rounded; drawn among those with a variant whose final answer is the original's (all of them where
+    they are too few), each taking the bias that was taken least. Raises BadInput for a share outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise BadInput(f"the share of rewritten answers is {share}: expected 0 to 1.")
-    generator = np.random.default_rng(seed)
-    rewrites: dict[str, list[str]] = {}
+    usable: dict[str, list[Variant]] = {}
     for variant in variants:
         if same_final_answer(variant.original.rejected, variant.rejected) is not False:
-            rewrites.setdefault(variant.original.id, []).append(variant.rejected)
-    candidates = [pair.id for pair in pairs if pair.id in rewrites]
-    rewritten = {candidates[i] for i in generator.permutation(len(candidates))[: round(share * len(pairs))]}
+            usable.setdefault(variant.original.id, []).append(variant)
+    candidates = [pair.id for pair in pairs if pair.id in usable]
+    rejected: dict[str, str] = {}
+    taken: Counter[str] = Counter()
+    for index in np.random.default_rng(seed).permutation(len(candidates))[: round(share * len(pairs))]:
+        variant = min(usable[candidates[index]], key=lambda each: taken[each.bias])
+        taken[variant.bias] += 1
+        rejected[candidates[index]] = variant.rejected
     return [
-        {
-            "prompt": pair.question,
-            "chosen": pair.chosen,
-            "rejected": rewrites[pair.id][generator.integers(len(rewrites[pair.id]))]
-            if pair.id in rewritten
-            else pair.rejected,
-        }
+        {"prompt": pair.question, "chosen": pair.chosen, "rejected": rejected.get(pair.id, pair.rejected)}
         for pair in pairs
     ]
 
