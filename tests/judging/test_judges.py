@@ -237,6 +237,13 @@ def test_logprob_margins_are_the_models_own_and_are_kept(tiny_model, tmp_path):
     assert [each.margin for each in again] == [each.margin for each in verdicts]
 
 
+def test_balanced_margins_cannot_prefer_a_place(tiny_model):
+    asked = [Comparison("p", "the", "red cat", "blue"), Comparison("p", "the", "blue", "red cat")]
+    plain = [verdict.margin for verdict in LogProbJudge(tiny_model).compare(asked, phase="judge")]
+    both = [verdict.margin for verdict in LogProbJudge(tiny_model, balanced=True).compare(asked, phase="judge")]
+    assert both[0] == -both[1] == pytest.approx((plain[0] - plain[1]) / 2)
+
+
 def test_a_prompt_beyond_the_context_is_no_verdict(tiny_model):
     long = Comparison("p", "the", "red " * 3000, "blue")
     (verdict,) = LogProbJudge(tiny_model).compare([long], phase="judge")

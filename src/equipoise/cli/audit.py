@@ -22,7 +22,7 @@ def judge(
     teacher: str,
     pairs: Annotated[Path, Parameter(alias="--dataset")],
     test_pairs: Path | None = None,
-    judge_kind: Literal["pairwise", "pointwise", "logprob"] = "pairwise",
+    judge_kind: Literal["pairwise", "pointwise", "logprob", "logprob-both"] = "pairwise",
     rubric: Path | None = None,
     biases: Path | None = None,
     filters: str | None = None,
@@ -69,7 +69,8 @@ def judge(
     test_pairs
         Measure on these; --pairs is then used for discovery alone. Not given: --pairs is divided.
     judge_kind
-        pairwise, pointwise (rates each answer by itself), or logprob (a local model, no words generated).
+        pairwise, pointwise (rates each answer by itself), logprob (a local model, no words generated), or logprob-both
+        (the mean over both orders, which cannot prefer a place).
     rubric
         Your judge's own prompt: a text file with slots question, answer_1 and answer_2 that asks for "Decision: 1" or 2.
     biases

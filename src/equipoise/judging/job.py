@@ -34,8 +34,8 @@ from equipoise.judging.validation import Effect, PositionBias, position_bias
 if TYPE_CHECKING:
     from equipoise.chat.account import Prices
 
-Kind = Literal["pairwise", "pointwise", "logprob"]
-KINDS = ("pairwise", "pointwise", "logprob")
+Kind = Literal["pairwise", "pointwise", "logprob", "logprob-both"]
+KINDS = ("pairwise", "pointwise", "logprob", "logprob-both")
 RULES = "rules"  # the teacher without a model
 SHARES = (0.25, 0.375, 0.375)  # of the questions, for discovery, selection and report
 RECORD = "calls.jsonl"
@@ -134,7 +134,8 @@ def audit_judge(
     judge, teacher: names of models as Inspect AI knows them ("openai/gpt-4o"), or what `language.load` loads, or objects
     with the methods of `roles`; the teacher may be "rules", which needs no model and finds what its rules know. pairs: a
     file or `Pair`s; divided into discovery, selection and report, or used for discovery alone where test_pairs are given.
-    judge_kind: "pairwise" with a rubric, "pointwise", or "logprob" for a local model. filters: further judges, two thirds
+    judge_kind: "pairwise" with a rubric, "pointwise", "logprob" for a local model, "logprob-both" for the mean of its
+    log-probabilities in both orders, which cannot prefer a place. filters: further judges, two thirds
     of which a variant of the harder test set must fool. cut: words of an answer that a logprob judge sees. budget:
     "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without, nothing is
     written or resumed.
@@ -396,7 +397,7 @@ class _Roles:
     ) -> Judge:
         if not isinstance(name, str):
             return name
-        if kind == "logprob":
+        if kind.startswith("logprob"):
             from equipoise.language.model import load
 
             words = dict(arguments or {})
@@ -405,7 +406,7 @@ class _Roles:
             )
             memory = None if self._folder is None else self._folder / "margins.jsonl"
             chat = self._chat(name, arguments, url) if explain else None
-            return LogProbJudge(model, chat=chat, cut=cut, memory=memory)
+            return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=kind == "logprob-both")
         chat = self._chat(name, arguments, url)
         if kind == "pointwise":
             return PointwiseJudge(chat)

@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
@@ -129,18 +130,28 @@ class LogProbJudge:
         cut: int | None = None,
         batch_size: int = 16,
         memory: Path | None = None,
+        balanced: bool = False,
     ) -> None:
-        self.name = f"{model.name} (log-probabilities)"
+        self.name = f"{model.name} (log-probabilities{', both orders' if balanced else ''})"
+        self._scored, self._balanced = f"{model.name}", balanced
         self._model, self._chat, self._cut, self._batch_size = model, chat, cut, batch_size
         self._rubric = Template.read(PROMPTS / "judge_logprob.md")
         self._explain = Template.read(PROMPTS / "explain.md")
         self._margins = Margins(memory)
 
     def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+        margins = self._measured([self._prompt(each) for each in comparisons])
+        if self._balanced:
+            turned = [replace(each, first=each.second, second=each.first) for each in comparisons]
+            others = self._measured([self._prompt(each) for each in turned])
+            margins = [(one - other) / 2 for one, other in zip(margins, others, strict=True)]
+        return [_by_margin(margin) for margin in margins]
+
+    def _measured(self, prompts: Sequence[tuple[Message, ...]]) -> list[float]:
+        """Margins of prompts, scored where they are not known yet; each is kept as soon as its batch is done."""
         from equipoise.core.progress import progress
 
-        prompts = [self._prompt(each) for each in comparisons]
-        keys = [f"{self.name}/{_digest(prompt)}" for prompt in prompts]
+        keys = [f"{self._scored}/{_digest(prompt)}" for prompt in prompts]
         new = list({k: p for k, p in zip(keys, prompts, strict=True) if k not in self._margins.known}.items())
         # Longest first: memory fails early, and prompts of one batch are of about one length.
         new.sort(key=lambda each: -sum(len(message.content) for message in each[1]))
@@ -149,7 +160,7 @@ class LogProbJudge:
                 batch = new[first : first + self._batch_size]
                 self._margins.add({k: m for (k, _), m in zip(batch, self._score([p for _, p in batch]), strict=True)})
                 bar.advance(len(batch))
-        return [_by_margin(self._margins.known[each]) for each in keys]
+        return [self._margins.known[key] for key in keys]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         if self._chat is None:
