@@ -101,10 +101,10 @@ class FaultyServer:
         fault, _, often = word.partition("*")
         if fault == "say":
             wrong, _, right = rest.partition(" then ")
-            return self._say(handler, question, right if len(body["messages"]) > 1 else wrong)
-        if times > int(often or 1_000_000) or fault == "ok" or (fault == "schema" and "response_format" not in body):
-            return self._say(handler, question, f"answer to {question}")
-        if fault == "hang":
+            self._say(handler, question, right if len(body["messages"]) > 1 else wrong)
+        elif times > int(often or 1_000_000) or fault == "ok" or (fault == "schema" and "response_format" not in body):
+            self._say(handler, question, f"answer to {question}")
+        elif fault == "hang":
             self._release.wait(30)
         elif fault == "after":
             self._send(handler, 429, '{"error": {"message": "slow down"}}', {"Retry-After": "0.3"})

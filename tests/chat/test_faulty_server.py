@@ -10,22 +10,27 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer
 from pydantic import BaseModel
 
 from equipoise.chat import client
 from equipoise.chat.account import Account, Budget
 from equipoise.chat.calls import Call, Reply
-
 from equipoise.chat.client import Chat
 from equipoise.chat.record import Record
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.data.records import Message
+from faulty_server import FaultyServer
 
 pytest.importorskip("inspect_ai")
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "openai-api/local/m"
+
+
+@pytest.fixture(autouse=True)
+def no_coloured_tracebacks(monkeypatch):
+    """Inspect draws one for every failed try, which takes it 20 ms."""
+    monkeypatch.setattr("inspect_ai.model._model.format_traceback", lambda *_: ("", ""), raising=False)
 
 
 def call(text: str, **options: object) -> Call:
@@ -44,28 +49,28 @@ def ask(server: FaultyServer, path: Path, calls: list[Call], **options: object) 
 
 
 def test_every_fault_is_retried_counted_and_never_stored_as_an_answer(tmp_path):
-    faults = ["429", "500", "503", "garbage", "invalid", "nothing"]
+    faults = ["429", "500", "garbage", "invalid", "nothing"]
     mended = [call(f"{fault}*2 q") for fault in faults]
-    lost = [call(f"{fault} lost") for fault in faults]
+    lost = [call(f"{fault} lost") for fault in ("429", "503", "nothing")]
     path = tmp_path / "calls.jsonl"
     with FaultyServer() as server:
         replies, account = ask(server, path, [*mended, *lost, call("ok q")], max_retries=2)
-        assert [reply.text for reply in replies[:6]] == [f"answer to {fault}*2 q" for fault in faults]
-        assert [reply.status for reply in replies[6:]] == ["failed"] * 6 + ["answered"]
+        assert [reply.text for reply in replies[:5]] == [f"answer to {fault}*2 q" for fault in faults]
+        assert [reply.status for reply in replies[5:]] == ["failed"] * 3 + ["answered"]
         assert Counter(server.asked) == Counter({c.messages[0].content: 3 for c in [*mended, *lost]} | {"ok q": 1})
         total = account.total()
-        assert (total.calls, total.retries, total.statuses) == (13, 24, {"answered": 7, "failed": 6})
-        # 7 answers of 10 + 3 tokens; nothing else told any.
-        assert (total.usage.prompt, total.usage.cached, total.usage.generated, total.usage.reasoning) == (70, 28, 21, 7)
-        assert "HTTP 429" in replies[6].reason and "HTTP 500" in replies[7].reason
+        assert (total.calls, total.retries, total.statuses) == (9, 16, {"answered": 6, "failed": 3})
+        # 6 answers of 10 + 3 tokens; nothing else told any.
+        assert (total.usage.prompt, total.usage.cached, total.usage.generated, total.usage.reasoning) == (60, 24, 18, 6)
+        assert "HTTP 429" in replies[5].reason and "HTTP 503" in replies[6].reason
         assert not any(secret in reply.reason for reply in replies for secret in (KEY, "u:pw", "key=abc"))
 
         again, account = ask(server, path, [*mended, *lost, call("ok q")], max_retries=0)
-        assert again[:6] == replies[:6]
+        assert again[:5] == replies[:5]
         assert Counter(server.asked) == Counter(
             {c.messages[0].content: 3 for c in mended} | {c.messages[0].content: 4 for c in lost} | {"ok q": 1}
         )
-        assert (account.total().calls, account.total().from_record) == (19, 7)
+        assert (account.total().calls, account.total().from_record) == (12, 6)
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
@@ -84,7 +89,7 @@ def test_answers_that_are_none(tmp_path):
         assert [reply.status for reply in replies] == ["failed", "answered", "cut", "refused"]
         assert replies[2].text == "the beginning"
         assert Counter(server.asked) == {"empty q": 2, "empty*1 q": 2, "long q": 1, "filter q": 1}
-        assert account.total().usage.prompt == 60  # empty answers are paid for too
+        assert account.total().retries == 2 and account.total().usage.prompt == 60  # empty answers are paid for too
         replies, _ = ask(server, tmp_path / "r.jsonl", calls)
         assert [reply.status for reply in replies] == ["failed", "answered", "cut", "refused"]
         assert Counter(server.asked)["filter q"] == 1
@@ -100,25 +105,25 @@ def test_what_no_call_can_mend_stops_at_once(tmp_path, status, check):
 
 
 def test_a_server_that_dies_and_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "PATIENCE", 5)
-    calls = [call(f"ok {i}") for i in range(60)]
+    monkeypatch.setattr(client, "PATIENCE", 3)
+    calls = [call(f"ok {i}") for i in range(20)]
     path = tmp_path / "r.jsonl"
     with FaultyServer() as server:
-        server.die_after = 20
-        with pytest.raises(WorkFailed, match=r"5 calls .* in a row failed.* 20 answered calls are stored"):
+        server.die_after = 12
+        with pytest.raises(WorkFailed, match=r"3 calls .* in a row failed.* 12 answered calls are stored"):
             ask(server, path, calls, max_retries=1, max_connections=1)
-        # one connection: 20 answers, then 5 failed calls of two tries each
-        assert len(server.asked) == 30
+        # one connection: 12 answers, then 3 failed calls of two tries each
+        assert len(server.asked) == 18
         server.stop()
-        with pytest.raises(WorkFailed, match="20 answered calls"):
-            ask(server, path, calls, max_retries=0)
+        with pytest.raises(WorkFailed, match="12 answered calls"):
+            ask(server, path, calls, max_retries=0, max_connections=1)
         server.start()
         server.die_after = None
         replies, account = ask(server, path, calls)
-        assert [reply.text for reply in replies] == [f"answer to ok {i}" for i in range(60)]
-        assert max(server.answered.values()) == 1 and len(server.answered) == 60
+        assert [reply.text for reply in replies] == [f"answer to ok {i}" for i in range(20)]
+        assert max(server.answered.values()) == 1 and len(server.answered) == 20
     total = account.total()
-    assert (total.calls, total.statuses["answered"], total.from_record) == (60 + 2 * 5, 60, 20)
+    assert (total.calls, total.statuses["answered"], total.from_record) == (20 + 2 * 3, 20, 12)
 
 
 def test_connections_are_bounded_and_calls_go_out_in_order(tmp_path):
@@ -143,7 +148,7 @@ def test_a_budget_of_calls_is_exact_and_goes_on(tmp_path):
     calls = [call(f"ok {i}") for i in range(10)]
     path = tmp_path / "r.jsonl"
     with FaultyServer(delay=0.005) as server:
-        with pytest.raises(BudgetReached, match="calls=7 is reached.*larger calls= goes on"):
+        with pytest.raises(BudgetReached, match=r"calls=7 is reached.*larger calls= goes on"):
             ask(server, path, calls, budget=Budget(calls=7))
         assert len(server.asked) == 7 and len(server.answered) == 7
         replies, account = ask(server, path, calls, budget=Budget(calls=10))
@@ -175,7 +180,10 @@ def test_structured_answers_are_repaired_once(tmp_path):
         assert sent["properties"]["better"]["type"] == "integer" and sent["required"] == ["better"]
         repair = server.bodies[2]["messages"]
         assert repair[1] == {"role": "assistant", "content": "none"} and "no whole JSON object" in repair[2]["content"]
-        assert account.total(phase="judge").calls == 7  # the refused format is no call: nothing was answered
+        assert (account.total(phase="judge").calls, account.total().retries) == (
+            7,
+            1,
+        )  # the refused format was sent again
         parts = {part["phase"]: part["statuses"] for part in account.rows()}
         assert parts == {"judge": {"answered": 1, "invalid": 3}, "judge/repair": {"answered": 1, "invalid": 2}}
         count = len(server.asked)
@@ -184,15 +192,34 @@ def test_structured_answers_are_repaired_once(tmp_path):
         assert len(server.asked) == count
 
 
-def test_an_interrupt_stores_what_is_answered(tmp_path, monkeypatch):
+def test_a_stop_between_an_answer_and_its_repair_repeats_neither(tmp_path):
+    calls = [call('say none then {"better": 2}', schema=Verdict)]
+    path = tmp_path / "r.jsonl"
+    with FaultyServer() as server:
+        with pytest.raises(BudgetReached):
+            ask(server, path, calls, budget=Budget(calls=1))
+        replies, account = ask(server, path, calls, budget=Budget(calls=2))
+        assert replies[0].value == Verdict(better=2) and len(server.asked) == 2
+    assert [(row["phase"], row["calls"], row["from_record"]) for row in account.rows()] == [
+        ("judge", 1, 1),
+        ("judge/repair", 1, 0),
+    ]
+
+
+def test_an_interrupt_stores_what_is_answered(tmp_path):
+    def interrupt(server: FaultyServer) -> None:
+        while len(server.answered) < 10:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with FaultyServer(delay=0.01) as server, Record(tmp_path / "r.jsonl") as record:
         chat = asking(server, record, max_connections=2)
-        threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt, args=(server,), daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            chat.ask([call(f"ok {i}") for i in range(500)])
+            chat.ask([call(f"ok {i}") for i in range(2000)])
         stored = len(record)
-        assert 0 < stored < 100
-        time.sleep(0.1)
+        assert 8 <= stored < 1000
+        time.sleep(0.05)
         assert len(record) == stored  # nothing goes on in the background
         chat.close()
 
@@ -220,7 +247,7 @@ def test_a_kill_loses_calls_in_flight_only(tmp_path):
     with FaultyServer(delay=0.02) as server:
         argv = [sys.executable, "-c", script, server.url, str(path), str(Path(__file__).parent)]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        for kills in (1, 2, 3):
+        for kills in (1, 2):
             child = subprocess.Popen(argv, env=environment)
             while len(server.answered) < 30 * kills and child.poll() is None:
                 time.sleep(0.005)
@@ -229,5 +256,5 @@ def test_a_kill_loses_calls_in_flight_only(tmp_path):
         replies, account = ask(server, path, [call(f"ok {i}") for i in range(200)])
         assert [reply.text for reply in replies] == [f"answer to ok {i}" for i in range(200)]
         # Each kill loses at most its four calls in flight.
-        assert sum(server.answered.values()) <= 200 + 3 * 4
+        assert sum(server.answered.values()) <= 200 + 2 * 4
         assert account.total().calls == 200

@@ -72,3 +72,9 @@ def test_libraries(tmp_path):
             read_biases(path)
     with pytest.raises(BadInput, match="is no library of biases"):
         read_biases(tmp_path / "none.json")
+
+
+def test_a_library_as_json_lines_and_a_single_manifestation(tmp_path):
+    path = tmp_path / "library.jsonl"
+    path.write_text('{"name": "a", "definition": "x", "manifestations": "one way"}\n{"name": "b", "definition": "y"}\n')
+    assert read_biases(path) == (Bias("a", "x", ("one way",)), Bias("b", "y"))

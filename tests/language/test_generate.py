@@ -96,6 +96,21 @@ def test_sampling_follows_the_distribution():
     assert choose(logits.expand(2, -1), 1.0, edges).tolist() == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [(3, 1.0, [0, 1, 4]), (0, 0.7, [0, 4]), (0, 0.5, [0]), (2, 0.5, [0]), (2, 0.999, [0, 4]), (9, 0.99, [0, 1, 2, 4])],
+)
+def test_cuts_of_the_distribution(top_k, top_p, kept):
+    """Shares before the cut are about 0.62, 0.08, 0.03, 0, 0.23: after top_k 2 the first alone has 0.73."""
+    logits = torch.tensor([2.0, 0.0, -1.0, float("-inf"), 1.0])
+    draws = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    tokens = choose(logits.expand(len(draws), -1), 1.0, draws, top_k=top_k, top_p=top_p)
+    found = torch.bincount(tokens, minlength=5) / len(draws)
+    share = torch.zeros(5)
+    share[kept] = logits[kept].softmax(-1)
+    torch.testing.assert_close(found, share, atol=5e-4, rtol=0)
+
+
 def test_stop_strings_cut_the_answer(gpt2):
     whole = generate(gpt2, PROMPTS, max_new_tokens=12)
     mark = whole[1][len(whole[1]) // 2 :][:2]

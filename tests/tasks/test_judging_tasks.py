@@ -10,7 +10,7 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as run
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from equipoise.core.errors import BadInput
 from equipoise.tasks import judging
@@ -56,7 +56,9 @@ def scripted(messages, tools, tool_choice, config):
     text = messages[-1].text
     name = text.split("good ")[1][0]
     reply = SCRIPT[name][text.index("good ") > text.index("bad ")]
-    return ModelOutput.from_content("mockllm/model", reply)
+    output = ModelOutput.from_content("mockllm/model", reply)
+    output.usage = ModelUsage()  # else the mock counts tokens with a vocabulary from the network
+    return output
 
 
 def evaluate(task, tmp_path, **settings):
@@ -132,13 +134,22 @@ def test_published_folders(pairs_file, tmp_path, monkeypatch):
     (root / "rewardbench").mkdir()
     with pytest.raises(BadInput, match="has no file of rewardbench: expected rewardbench or filtered in a name"):
         judging.rewardbench()
+    # The folder of an audit holds preference rows beside the hardened set.
+    audit = tmp_path / "audit"
+    audit.mkdir()
+    (audit / "hardened.jsonl").write_text(pairs_file.read_text())
+    (audit / "preferences.jsonl").write_text('{"prompt": "Q?", "chosen": "yes", "rejected": "no"}\n')
+    assert len(judging.judgebench_pro(path=str(audit), bias="length").dataset) == 6
     hub = {"prompt": "Q?", "chosen": "yes", "rejected": "no", "subset": "donotanswer", "id": 34}
     pq.write_table(pa.Table.from_pylist([hub]), root / "rewardbench" / "filtered-00000-of-00001.parquet")
     only = judging.rewardbench(subset="donotanswer").dataset
     assert [(each.id, each.metadata["domain"]) for each in only] == [("34/1", "donotanswer"), ("34/2", "donotanswer")]
 
 
-def test_mistakes_are_one_sentence(pairs_file):
+def test_mistakes_are_one_sentence(pairs_file, tmp_path):
+    (tmp_path / "nothing.jsonl").write_text("")
+    with pytest.raises(BadInput, match=r"nothing.jsonl: no pairs; expected at least one"):
+        judging.judgebench(path=str(tmp_path / "nothing.jsonl"))
     with pytest.raises(BadInput, match=r"no pair has domain 'maths'\. domain: Did you mean 'math'"):
         judging.judgebench(path=str(pairs_file), domain="maths")
     with pytest.raises(BadInput, match="orders is 'swapped', expected 'both' or 'file'"):

@@ -28,6 +28,7 @@ from equipoise.chat.account import LOCAL, OWN, Account, Budget
 from equipoise.chat.calls import Call, Reply, Status
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.chat.structured import Unfit, parse, repair, response_schema
+from equipoise.chat.templates import ROLES
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.job import digest
 from equipoise.core.progress import Bar, progress
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
 
 KEY_VERSION = 1  # raise it when the same call would be asked in another way: older answers are then left alone
 PATIENCE = 20  # failed calls in a row, after which the provider counts as gone
-LONGEST_WAIT = 60.0  # seconds between two tries, unless the provider asks for more
+LONGEST_WAIT = 60.0  # seconds between two tries by our own rule
+LONGEST_ASKED = 600.0  # the same where the provider names a time: a quota that ends tomorrow is a failure today
 NO_LIMIT = 100_000
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a model folder, what answers depend on
-TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "custom_outputs")
+TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
+TRANSPORT += ("batch_size", "custom_outputs")  # arguments that change how answers come, not which
 
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:keys?|token|secret|passw(?:or)?d|credentials?|auth(?:orization)?|headers?)(?:$|_)|apikey", re.IGNORECASE
@@ -57,9 +60,8 @@ _SECRETS = (
 )
 _SCHEMA_REFUSED = re.compile(r"(?i)response_?(?:format|schema)|json_?schema|structured|guided")
 
-_retried: ContextVar[list[BaseException]] = ContextVar(
-    "retried"
-)  # after which errors the current task's call was resent
+# After which errors the call of the current task was sent again.
+_retried: ContextVar[list[BaseException]] = ContextVar("retried")
 
 
 class Chat:
@@ -69,8 +71,8 @@ class Chat:
     from this machine: a catalogue name, a folder or a .gguf file (its content is part of the name). model_args, base_url:
     as for Inspect's `get_model`. max_connections: calls in flight at once, None is the provider's default. timeout: seconds
     of one try. max_retries: further tries after 429, 5xx, a timeout, a lost connection or an answer that is no JSON;
-    retry_wait: seconds before the first of them, doubled each time; a Retry-After of the provider goes first.
-    offline: only the record answers, and no provider is needed.
+    retry_wait: seconds before the first of them, doubled each time, up to 60; a Retry-After of the provider goes first, up
+    to 600. offline: only the record answers, and no provider is needed.
     """
 
     def __init__(
@@ -132,12 +134,15 @@ class Chat:
         and WorkFailed when the provider seems gone. What was answered is stored in every case.
         """
         calls = list(calls)
+        for role in {message.role for call in calls for message in call.messages} - set(ROLES):
+            raise BadInput(f"A call cannot have a message of {role!r}. {did_you_mean(role, ROLES)}")
         keys = [self.key(call) for call in calls]
         replies: dict[str, Reply] = {}
         wanted: dict[str, Call] = {}
+        again: list[tuple[str, Call]] = []
         for key, call in zip(keys, calls, strict=True):
             if key in replies or key in wanted:
-                self.account.replayed(self.name, call.phase)
+                again.append((key, call))
             elif (reply := self._replay(key, call)) is not None:
                 replies[key] = reply
             else:
@@ -152,6 +157,9 @@ class Chat:
                 )
             with progress(title or f"Asking {self.name}", total=len(wanted), unit="calls") as bar:
                 self._run(wanted, replies, bar)
+        for key, call in again:
+            if replies[key].status != "failed":
+                self.account.replayed(self.name, call.phase)
         return [replies[key] for key in keys]
 
     def key(self, call: Call) -> str:
@@ -212,6 +220,7 @@ class Chat:
 
     async def _ask(self, wanted: dict[str, Call], done: Callable[[str, Reply], None]) -> None:
         model = self._open()
+        self._failed_in_row = 0
         pending = iter(wanted.items())
         stopped: list[EquipoiseError] = []
 
@@ -271,7 +280,7 @@ class Chat:
         return entry
 
     async def _generate(self, model: Model, key: str, call: Call) -> Entry:
-        """One call with all its tries. Raises BadInput where no other call can succeed either."""
+        """One call with all its tries. Raises _Stop where no other call can succeed either."""
         retried: list[BaseException] = []
         _retried.set(retried)
         answer = _Answer("failed", reason="an empty answer, twice")
@@ -280,7 +289,7 @@ class Chat:
         while empty < 2:
             try:
                 output = await self._output(model, key, call)
-            except EquipoiseError:
+            except _Stop:
                 raise
             except Exception as error:
                 answer = _Answer("failed", reason=_reason(error))
@@ -306,7 +315,7 @@ class Chat:
             text=answer.text,
             usage=spent,
             stop=answer.stop,
-            reason=_clean(answer.reason, self._secrets(model)),
+            reason=answer.reason and _clean(answer.reason, self._secrets(model)),
             seconds=round(seconds, 4),
             retries=len(retried) + min(empty, 1),
             attempt=self.record.attempt,
@@ -324,7 +333,7 @@ class Chat:
                 max_connections=NO_LIMIT,  # Inspect shares the first limit it hears of among all clients of a model
                 max_tokens=call.max_tokens,
                 temperature=call.temperature,
-                seed=int(key[:7], 16) if call.temperature > 0 else None,
+                seed=int(key[:7], 16) if self.name.startswith(OWN) else None,  # not every server takes one
                 response_schema=response_schema(call.schema) if call.schema and schemas else None,
             )
             try:
@@ -333,6 +342,7 @@ class Chat:
                 cause, status = _cause(error)
                 if call.schema and schemas and status in (400, 422) and _SCHEMA_REFUSED.search(str(cause)):
                     self._schemas = False
+                    _retried.get().append(error)
                     continue
                 if status in (401, 404) or (status == 403 and not self._answered):
                     what = {
@@ -340,10 +350,11 @@ class Chat:
                         403: "the API key and its rights",
                         404: "the model's name and the address",
                     }
-                    raise BadInput(
-                        f"The provider refuses {self.name} with HTTP {status}; check {what[status]} "
-                        f"({_clean(str(cause), self._secrets(model))})."
-                    ) from None
+                    said = _clean(str(cause), self._secrets(model))
+                    refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({said})."
+                    raise _Stop(BadInput(refusal)) from None
+                if isinstance(cause, MissingExtra):
+                    raise _Stop(cause) from None
                 raise
 
     def _secrets(self, model: Model) -> list[str]:
@@ -403,7 +414,10 @@ def _content(path: Path) -> str:
 
 
 def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
-    """The part of every key that says who is asked: neither secrets, nor the host, nor what only changes the transport."""
+    """The part of every key that says who is asked: neither secrets, nor the host, nor what only changes the transport.
+
+    Arguments that are no JSON values are left out.
+    """
     kept = {}
     for argument, value in model_args.items():
         if not _SECRET_NAME.search(argument) and argument not in TRANSPORT:
@@ -441,12 +455,7 @@ def _messages(call: Call) -> list[Any]:
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    messages = []
-    for message in call.messages:
-        if message.role not in kinds:
-            raise BadInput(f"A call cannot have a message of {message.role!r}. {did_you_mean(message.role, kinds)}")
-        messages.append(kinds[message.role](content=message.content))
-    return messages
+    return [kinds[message.role](content=message.content) for message in call.messages]
 
 
 def _read(output: ModelOutput) -> _Answer | None:
@@ -502,7 +511,7 @@ def _open(
 def _govern(model: Model, first_wait: float, *, local: bool) -> None:
     """Make Inspect's retries the only ones, count them, and let them wait as long as the provider says."""
     api = model.api
-    client = getattr(api, "client", None)
+    client: Any = getattr(api, "client", None)
     if hasattr(client, "max_retries"):
         client.max_retries = 0  # those of the provider's own client multiply with Inspect's
     classify = api.should_retry
@@ -516,7 +525,8 @@ def _govern(model: Model, first_wait: float, *, local: bool) -> None:
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = getattr(classify(error), "retry_after", None) if isinstance(error, Exception) else None
-        seconds = asked or min(first_wait * 2 ** (state.attempt_number - 1), LONGEST_WAIT)
+        own = min(first_wait * 2 ** (state.attempt_number - 1), LONGEST_WAIT)
+        seconds = min(asked, LONGEST_ASKED) if asked else own
         return seconds * chance.uniform(1.0, 1.25)
 
     async def before_retry(error: BaseException) -> None:
@@ -536,8 +546,10 @@ def _cause(error: Exception) -> tuple[BaseException, int | None]:
         cause = last.exception() or cause
     if type(cause).__name__ == "ModelGenerateError" and cause.__cause__ is not None:
         cause = cause.__cause__
-    status = getattr(cause, "status_code", None)
-    return cause, status if isinstance(status, int) else None
+    status = next(
+        (code for name in ("status_code", "code") if isinstance(code := getattr(cause, name, None), int)), None
+    )
+    return cause, status
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 No prompt cache by default: what a call finds in it would depend on the calls before, and sums of another order round
 differently; without it a repeated call gives identical numbers in any order. The sampling is that of the torch engine
-(temperature, then top_k, then top_p; none of llama.cpp's other defaults), with llama.cpp's own random numbers.
+(temperature, then top_k, then top_p; none of llama.cpp's other defaults), with llama.cpp's own random numbers. Asked for
+log-probabilities, llama.cpp says nothing of a token that ends within a character: `Answer.tokens` is without those.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class LlamaEngine:
         chat_template: str = "auto",
     ) -> None:
         try:
-            import xllamacpp
+            xllamacpp: Any = import_module("xllamacpp")  # has no type stubs
         except ImportError as error:
             raise MissingExtra("The engine llama.cpp needs xllamacpp: pip install 'equipoise[llamacpp]'.") from error
         self.name = name
@@ -96,19 +98,20 @@ class LlamaEngine:
             return not wanted()  # true ends the call
 
         body = _body(request)
+        if self._uses_template:
+            handle = self._server.handle_chat_completions
+            body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+        else:
+            handle = self._server.handle_completions
+            body["prompt"] = self._plain(request)
         try:
-            if self._uses_template:
-                body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-                result = self._server.handle_chat_completions(body, receive)
-            else:
-                body["prompt"] = self._plain(request)
-                result = self._server.handle_completions(body, receive)
+            result = handle(body, receive)
         except (ValueError, RuntimeError) as error:
             raise BadInput(f"llama.cpp refuses the call: {error}") from error
         return self._read(request, [*chunks, result] if isinstance(result, dict) else chunks)
 
     def _plain(self, request: Request) -> str:
-        if len(request.messages) > 1 or request.messages[0].role != "user":
+        if [turn.role for turn in request.messages] != ["user"]:
             raise BadInput(
                 f"The prompt is a conversation, but {self.name} has no chat template in use: give a Jinja file as "
                 "chat_template, or ask with one text."
@@ -163,7 +166,7 @@ def default_threads() -> int:
 def _body(request: Request) -> dict[str, Any]:
     settings = request.settings
     body: dict[str, Any] = {
-        "stream": True,
+        "stream": True,  # so that a call can be ended, and without the beginning that it was given
         "stream_options": {"include_usage": True},
         "max_tokens": request.max_tokens,
         "temperature": settings.temperature,

@@ -69,10 +69,10 @@ class EquipoiseAPI(ModelAPI):
         model_name: str,
         base_url: str | None = None,
         api_key: str | None = None,
-        config: GenerateConfig = GenerateConfig(),
+        config: GenerateConfig | None = None,
         **model_args: Any,
     ) -> None:
-        super().__init__(model_name=model_name, base_url=base_url, api_key=api_key, config=config)
+        super().__init__(model_name, base_url, api_key, config=config or GenerateConfig())
         if base_url is not None:
             raise BadInput(f"equipoise/{model_name} runs in this process and has no base URL: leave {base_url!r} out.")
         self._arguments = _arguments(model_name, model_args)
@@ -104,7 +104,7 @@ class EquipoiseAPI(ModelAPI):
         return 2 * (self._loaded.at_once if self._loaded else 1)
 
     def connection_key(self) -> str:
-        return json.dumps([self.model_name, self._arguments])
+        return json.dumps([self.model_name, self._arguments], default=str)
 
     def collapse_user_messages(self) -> bool:
         return True
@@ -132,7 +132,7 @@ _loading = threading.Lock()
 
 
 def _acquire(name: str, arguments: dict[str, Any]) -> _Loaded:
-    key = json.dumps([name, arguments], sort_keys=True)
+    key = json.dumps([name, arguments], sort_keys=True, default=str)
     with _loading:
         if key in _loaded:
             _loaded[key].users += 1
@@ -223,6 +223,8 @@ def _gguf(name: str) -> Path:
 
 def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[Request]:
     """One request per choice. Raises BadInput for settings out of range or that no engine here has."""
+    if not messages:
+        raise BadInput("There is no message to answer: give at least one.")
     for setting in _REFUSED:
         if getattr(config, setting):
             raise BadInput(f"{setting} is not known to the models of equipoise: leave it out.")
@@ -244,11 +246,14 @@ def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[R
     schema = None
     if config.response_schema is not None:
         if turns[-1].role == "assistant":
-            raise BadInput("The answer cannot both go on from a given beginning and follow a response schema: drop one.")
+            raise BadInput(
+                "The answer cannot both go on from a given beginning and follow a response schema: drop one."
+            )
         schema = json.dumps(config.response_schema.json_schema.model_dump(exclude_none=True))
     what = [[asdict(turn) for turn in turns], asdict(settings), max_tokens, schema, config.seed]
     return [
-        Request(turns, settings, max_tokens, _seed([*what, choice]), schema) for choice in range(config.num_choices or 1)
+        Request(turns, settings, max_tokens, _seed([*what, choice]), schema)
+        for choice in range(config.num_choices or 1)
     ]
 
 

@@ -13,6 +13,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Entry:
     attempt: int = 1
 
 
-_FIELDS = tuple(field.name for field in fields(Entry))
+_values = itemgetter(*(field.name for field in fields(Entry)))
 
 
 class Record:
@@ -81,6 +82,7 @@ class Record:
         if not self.read_only:
             aside = self.path.with_name(f".{self.path.name}.lock")
             self._held.enter_context(lock(aside, waiting_for=f"another process that writes {self.path}"))
+            self._held.callback(aside.unlink, missing_ok=True)  # while it is still held: `lock` sees that
         try:
             self._load()
         except BaseException:
@@ -180,9 +182,8 @@ class Record:
 
     def _entry(self, number: int, row: dict[str, Any]) -> Entry:
         try:
-            values: dict[str, Any] = {name: row[name] for name in _FIELDS}
-            values["usage"] = None if row["usage"] is None else Usage(**row["usage"])
-            return Entry(**values)
+            row["usage"] = None if row["usage"] is None else Usage(**row["usage"])
+            return Entry(*_values(row))
         except (KeyError, TypeError):
             raise self._damaged(number) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,11 @@ def parse(text: str, schema: type[BaseModel]) -> Any:
     from pydantic import ValidationError
 
     problem = ""
-    for candidate in _candidates(text):
+    for value in _values(text):
         try:
-            return schema.model_validate_json(candidate)
+            return schema.model_validate_json(
+                json.dumps(value)
+            )  # as JSON: no tuples or enums, which Python's mode wants
         except ValidationError as error:
             problem = problem or _first_errors(error)
     raise Unfit(problem or "there is no whole JSON object in it")
@@ -60,22 +63,28 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
     return ResponseSchema(name=name, json_schema=JSONSchema.model_validate(_inlined(schema.model_json_schema())))
 
 
-def _candidates(text: str) -> list[str]:
-    found: list[str] = []
-    if (whole := text.strip()).startswith(("{", "[")):
-        found.append(whole)
-    decoder = json.JSONDecoder(strict=False)
+def _values(text: str) -> Iterator[Any]:
+    """What a text says as JSON: itself, or the objects in it. Line breaks within strings, which models write, are let by."""
+    decoder = json.JSONDecoder(strict=False, parse_constant=_no_number)
+    try:
+        yield decoder.decode(text.strip())
+        return
+    except (ValueError, RecursionError):
+        pass
     start = text.find("{")
     while start >= 0:
         try:
-            _, end = decoder.raw_decode(text, start)
-            found.append(text[start:end])
+            value, end = decoder.raw_decode(text, start)
+            yield value
         except (ValueError, RecursionError):
             if _BROKEN.match(text, start):
-                break
+                return
             end = start + 1
         start = text.find("{", end)
-    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _first_errors(error: Any) -> str:

@@ -123,6 +123,10 @@ def _header(name: str, lines: list[str]) -> tuple[dict[str, str], int]:
             return slots, number
         if not line.strip():
             continue
+        if _HEADING.fullmatch(line):
+            raise BadInput(
+                f"{name}:{number}: the header does not end before this line; put a line --- after the slots."
+            )
         slot, _, kind = (piece.strip() for piece in line.partition(":"))
         if not _NAME.fullmatch(slot) or slot in slots:
             problem = "stands twice" if slot in slots else "is no name"

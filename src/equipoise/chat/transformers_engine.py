@@ -7,6 +7,7 @@ masked (llguidance), so what is written parses, unless it was cut.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -134,13 +135,17 @@ class TransformersEngine:
     def _grammar(self, schema: str, ends: frozenset[int]) -> Any:
         """What follows the answer token by token and knows which may come next."""
         grammar = json_grammar(schema)
-        from llguidance import LLMatcher
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLMatcher, LLTokenizer
 
+        tokenizer: Any = self.language_model.tokenizer
+        if not tokenizer.is_fast:
+            raise BadInput(
+                f"{self.name} has a slow tokenizer, with which no response schema can be followed: use a fast one."
+            )
         if self._vocabulary is None:  # takes a second for a large vocabulary
             head: Any = self.language_model.model.get_output_embeddings()
-            tokenizer: Any = self.language_model.tokenizer
-            self._vocabulary = from_tokenizer(tokenizer, n_vocab=head.weight.shape[0], eos_token=sorted(ends))
+            described = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_without_prefix_space)
+            self._vocabulary = LLTokenizer(json.dumps(described), n_vocab=head.weight.shape[0], eos_token=sorted(ends))
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise BadInput(f"The response schema cannot be followed: {matcher.get_error().splitlines()[0]}")
@@ -162,6 +167,11 @@ class TransformersEngine:
         if (tokenizer.convert_ids_to_tokens(identity) or "").startswith("\u2581") and not text.startswith(" "):
             text = f" {text}"  # SentencePiece drops the blank of the first word it decodes
         return Token(text, logprob, None if "\ufffd" in text else text.encode())
+
+
+def _without_prefix_space(part: dict[str, Any]) -> dict[str, Any]:
+    """For llguidance, which else takes the blank that a tokenizer puts before a text for a part of the answer."""
+    return {**part, "add_prefix_space": False} if part.get("add_prefix_space") else part
 
 
 @dataclass(slots=True)

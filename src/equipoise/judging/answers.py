@@ -11,6 +11,7 @@ import re
 import warnings
 
 LONGEST = 120  # characters of a stated answer; what is longer is an argument
+LONGEST_BOXED = 1000  # so that a text of braces without end takes no time to speak of
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 _REPEATED = re.compile(r"(?<![A-Za-z])([A-Z])\1{3,}(?![A-Za-z])")
@@ -19,7 +20,7 @@ _STATED = re.compile(
     r"(?:\banswers?\b[^.:\n]{0,60}?(?:\b(?:is|are|be)\b|:)|\bfinal answer\b[*_ ]*\n|^####)[\s:*_]*(?P<answer>[^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-_BOLD = re.compile(rf"\*\*+[ \t]*([^*\n]{{1,{LONGEST}}}?)[ \t]*\*\*+(\s*:)?")
+_BOLD = re.compile(rf"(?<!\*)\*{{2,3}}([^*\n]{{1,{LONGEST}}})\*{{2,3}}([ \t]{{0,3}}:)?")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:left|right|displaystyle)\b|\\[()\[\],;!]|[*_`$\"'“”\s]|(?<=\d),(?=\d{3}\b)")
 _PLAIN_BLOCKS = ("", "text", "plaintext", "txt", "markdown", "md", "latex")
@@ -63,7 +64,7 @@ def _answers(text: str) -> tuple[str | None, list[str]]:
     prose = text
     for _, match in reversed(blocks):
         prose = prose[: match.start()] + prose[match.end() :]
-    bold = [match[1] for match in _BOLD.finditer(prose) if not match[1].endswith(":") and not match[2]]
+    bold = [match[1] for match in _BOLD.finditer(prose) if not match[1].rstrip().endswith(":") and not match[2]]
     forms = (
         _plainly(_REPEATED.findall(prose)),
         _plainly([_braced(prose, match.end()) for match in _BOXED.finditer(prose)]),
@@ -99,10 +100,10 @@ def _plain(text: str) -> str:
 def _braced(text: str, start: int) -> str:
     """What stands between an open brace before `start` and the brace that closes it."""
     depth = 1
-    for place in range(start, len(text)):
-        depth += (text[place] == "{") - (text[place] == "}")
+    for brace in re.finditer(r"[{}]", text[start : start + LONGEST_BOXED]):
+        depth += 1 if brace[0] == "{" else -1
         if not depth:
-            return text[start:place]
+            return text[start : start + brace.start()]
     return ""
 
 

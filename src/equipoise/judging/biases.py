@@ -26,10 +26,15 @@ def seed_biases() -> tuple[Bias, ...]:
 
 
 def read_biases(path: str | Path) -> tuple[Bias, ...]:
-    """A library from a JSON file: a list of {"name", "definition", "manifestations"}. Raises BadInput."""
+    """A library from a JSON list, or JSON lines, of {"name", "definition", "manifestations"}. Raises BadInput."""
     path = Path(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line]
+        )
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{path} is no library of biases ({error}): expected a JSON list of name and definition."
@@ -70,7 +75,9 @@ def _bias(row: object, where: str) -> Bias:
         isinstance(row.get(f), str) and row[f].strip() for f in ("name", "definition")
     ):
         raise BadInput(f"{where}: {row!r} is no bias: expected an object with texts name and definition.")
-    return Bias(row["name"].strip(), row["definition"].strip(), tuple(map(str, row.get("manifestations") or ())))
+    shown = row.get("manifestations") or ()
+    shown = (shown,) if isinstance(shown, str) else tuple(map(str, shown))
+    return Bias(row["name"].strip(), row["definition"].strip(), shown)
 
 
 def _data():

@@ -32,7 +32,7 @@ from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Comparison, Judge, Proposal, Teacher, Verdict
-from equipoise.judging.validation import Effect, effect, holm, published_accepts, published_orders
+from equipoise.judging.validation import Effect, adjusted, effect, published_accepts, published_orders
 
 Rule = Literal["paired", "published"]
 Array = NDArray[np.float64]
@@ -255,9 +255,7 @@ def biasscope(
     if settings.rule == "paired":
         for name in audit.accepted:
             audit.confirmed[name] = audit.report.effect(audit.candidates[name].bias)
-        adjusted = holm([each.p_value for each in audit.confirmed.values()])
-        for name, value in zip(list(audit.confirmed), adjusted, strict=True):
-            audit.confirmed[name] = replace(audit.confirmed[name], p_adjusted=float(value))
+        audit.confirmed = {each.bias: each for each in adjusted(list(audit.confirmed.values()))}
     audit.complete = True
     return audit
 

@@ -15,6 +15,9 @@ from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Comparison
 from equipoise.judging.rules import BEYOND, RULES, draw
 
+Telling = Callable[[np.random.Generator], list[str]]  # the sentences before the final answer, in one of their wordings
+Question = tuple[str, str, str, Telling, Telling]  # with the right and the wrong final answer, and how to tell both
+
 STYLE = 0.12  # how often an answer carries the marks of a bias, for each bias
 AGAIN = 6  # every so many-th pair answers the question of the pair before it in other words
 GAPS = (0.5, 1.5)  # how much better the better answer is, in standard deviations of one answer's noise
@@ -67,11 +70,11 @@ class World:
 
 def pairs(count: int, *, seed: int = 0) -> World:
     """`count` pairs of a seed. About half show the better answer first; ids and texts are functions of seed and number."""
-    generator = np.random.default_rng([seed, 71])
+    generator = np.random.default_rng([seed, 72])
     first = generator.permutation(np.arange(count) % 2 == 0)
     world = World([], {}, {})
     question, right, wrong, domain = "", "", "", ""
-    tellings: tuple[Callable[[str], list[str]], Callable[[str], list[str]]] = (list, list)
+    tellings: list[Telling] = []
     for number in range(count):
         if not number or number % AGAIN:
             while True:
@@ -139,7 +142,7 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _sum(generator: np.random.Generator):
+def _sum(generator: np.random.Generator) -> Question:
     name, other = (_NAMES[i] for i in generator.choice(len(_NAMES), 2, replace=False))
     thing = _THINGS[int(generator.integers(len(_THINGS)))]
     boxes, each, more = (int(n) for n in generator.integers((3, 4, 2), (13, 25, 31)))
@@ -149,7 +152,7 @@ def _sum(generator: np.random.Generator):
         f"How many {thing} does {name} have then?"
     )
 
-    def telling(product: int) -> Callable[[np.random.Generator], list[str]]:
+    def telling(product: int) -> Telling:
         def tell(generator: np.random.Generator) -> list[str]:
             return [
                 _either(
@@ -170,7 +173,7 @@ def _sum(generator: np.random.Generator):
     return question, str(product + more), str(product + slip + more), telling(product), telling(product + slip)
 
 
-def _fact(generator: np.random.Generator):
+def _fact(generator: np.random.Generator) -> Question:
     people = [_NAMES[i] for i in generator.choice(len(_NAMES), 3, replace=False)]
     places = [_PLACES[i] for i in generator.choice(len(_PLACES), 3, replace=False)]
     trades = [_TRADES[i] for i in generator.choice(len(_TRADES), 3, replace=False)]
@@ -178,7 +181,7 @@ def _fact(generator: np.random.Generator):
     asked, other = (int(i) for i in generator.choice(3, 2, replace=False))
     question = f"{told} In which town does the {trades[asked]} live?"
 
-    def telling(which: int) -> Callable[[np.random.Generator], list[str]]:
+    def telling(which: int) -> Telling:
         def tell(generator: np.random.Generator) -> list[str]:
             return [
                 _either(
@@ -198,7 +201,7 @@ def _fact(generator: np.random.Generator):
     return question, places[asked], places[other], telling(asked), telling(other)
 
 
-def _order(generator: np.random.Generator):
+def _order(generator: np.random.Generator) -> Question:
     people = [_NAMES[i] for i in generator.choice(len(_NAMES), 3, replace=False)]
     ages = sorted((int(n) for n in generator.choice(np.arange(21, 80), 3, replace=False)), reverse=True)
     gaps = ages[0] - ages[1], ages[1] - ages[2]
@@ -207,7 +210,7 @@ def _order(generator: np.random.Generator):
         f"Who of the three is the oldest, and by how many years is that person older than the youngest?"
     )
 
-    def telling(total: int) -> Callable[[np.random.Generator], list[str]]:
+    def telling(total: int) -> Telling:
         def tell(generator: np.random.Generator) -> list[str]:
             return [
                 _either(

@@ -46,7 +46,8 @@ class Pair:
 def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str] | None = None) -> list[Pair]:
     """All pairs of a file (JSON lines, CSV, Parquet), or the first `limit`, with unique ids.
 
-    Pairs of two equal answers, of which neither can be the better (JudgeBench has one), are left out and named in `left_out`.
+    Pairs of two equal answers, of which neither can be the better (JudgeBench has one), are left out and named in
+    `left_out`.
     Raises BadInput, one sentence with file and line, for an empty file, a missing field, an unknown label.
     """
     path = Path(path)
@@ -73,13 +74,19 @@ def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:
     """The pair that a row means. place: named in errors. Raises BadInput."""
     if {"question", "response_A", "response_B", "label"} <= row.keys():
         label = row["label"]
-        if isinstance(label, bool) or label not in LABELS:
+        if isinstance(label, bool) or not isinstance(label, int | str) or label not in LABELS:
             raise BadInput(f"{place}: label is {label!r}, expected 'A>B' or 'B>A' (or 1 or 2: which answer is better).")
         first, second = row["response_A"], row["response_B"]
         chosen, rejected = (first, second) if LABELS[label] else (second, first)
         question, chosen_first = row["question"], LABELS[label]
     elif {"prompt", "chosen", "rejected"} <= row.keys():
         question, chosen, rejected, chosen_first = row["prompt"], row["chosen"], row["rejected"], True
+        turns = [_turns(chosen), _turns(rejected)]
+        if all(isinstance(each, list) and len(each) > 1 for each in turns) and turns[0][:-1] == turns[1][:-1]:
+            chosen, rejected = (
+                turns[0][-1:],
+                turns[1][-1:],
+            )  # whole conversations beside the prompt that they begin with
     elif {"chosen", "rejected"} <= row.keys() and all(isinstance(_turns(row[f]), list) for f in ("chosen", "rejected")):
         turns = [_turns(row[field]) for field in ("chosen", "rejected")]
         if turns[0][:-1] != turns[1][:-1] or not turns[0][:-1]:
@@ -91,16 +98,15 @@ def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:
         _text(value, field, place)
         for value, field in ((question, "the question"), (chosen, "the better answer"), (rejected, "the worse answer"))
     )
-    identifier = next((row[name] for name in ("id", "pair_id") if row.get(name) not in (None, "")), default_id)
     return Pair(
-        id=str(identifier),
+        id=_name(row, "id", "pair_id") or default_id,
         question=question,
         chosen=chosen,
         rejected=rejected,
-        domain=str(row.get("domain") or row.get("subset") or ""),
-        group=str(row.get("group") or _digest(question)),
+        domain=_name(row, "domain", "subset"),
+        group=_name(row, "group") or _digest(question),
         chosen_first=chosen_first,
-        bias=str(row.get("bias") or ""),
+        bias=_name(row, "bias"),
     )
 
 
@@ -150,5 +156,11 @@ def _text(value: Any, field: str, place: str) -> str:
     return value
 
 
+def _name(row: Mapping[str, Any], *fields: str) -> str:
+    """The first of these fields that holds something, as text; a missing cell of a table (None, nan) holds nothing."""
+    values = (row.get(field) for field in fields)
+    return next((str(value) for value in values if value not in (None, "") and value == value), "")
+
+
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]

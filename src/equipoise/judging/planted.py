@@ -126,36 +126,38 @@ class Counted:
 
 
 def prepare(judge: str, count: int, seed: int, folder: Path) -> int:
-    """Writes folder/base.json: the scale of the judge's own margin over the world of a seed; returns how many it scored.
+    """Writes folder/base.json: what is known of the judge's own margins over the world of a seed; returns how many it asked.
 
-    Of a model, every margin that an audit by rules can ask for is scored here once, so that all arms share them. scale:
-    standard deviation over pairs of half the difference of both orders, which is free of any preference for a place.
+    place: the mean margin of both orders, a preference for what stands first. scale: standard deviation over pairs of half
+    the difference of both orders, which is free of such a preference. Of a model, every margin that an audit by rules can
+    ask for is scored here once, so that all arms share them.
     """
     world = generated.pairs(count, seed=seed)
     asked = [each for pair in world.pairs for each in orders(pair)]
     if judge == "simulated":
         own, stored = generated.simulated(world)(asked), {}
     else:
-        texts = [
+        rewritten = [
             replace(pair, rejected=rule.rewrite(pair.rejected, f"{pair.id}/{name}"))
             for name, rule in RULES.items()
             for pair in world.pairs
         ]
-        asked += [each for pair in texts for each in orders(pair)]
+        asked += [each for pair in rewritten for each in orders(pair)]
         own = _scored(judge, asked, folder)
         stored = {_digest(each): margin for each, margin in zip(asked, own, strict=True)}
-    first, second = np.reshape(own[: 2 * count], (-1, 2)).T
-    scale = float(np.std((first - second) / 2))
-    write_atomic(folder / "base.json", json.dumps({"scale": scale, "margins": stored}))
+    both = np.reshape(own[: 2 * count], (-1, 2))
+    known = {"place": float(both.mean()), "scale": float(np.std((both[:, 0] - both[:, 1]) / 2)), "margins": stored}
+    write_atomic(folder / "base.json", json.dumps(known))
     return len(asked)
 
 
 def open_base(judge: str, world: generated.World, folder: Path) -> tuple[Base, float]:
-    """The judge's own margins and their scale, as `prepare` left them."""
-    stored = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    """The judge's own margins without its preference for a place, and their scale, as `prepare` left them."""
+    known = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if judge == "simulated":
-        return generated.simulated(world), stored["scale"]
-    return lambda asked: [stored["margins"][_digest(each)] for each in asked], stored["scale"]
+        return generated.simulated(world), known["scale"]
+    margins, place = known["margins"], known["place"]
+    return lambda asked: [margins[_digest(each)] - place for each in asked], known["scale"]
 
 
 def _scored(model: str, asked: Sequence[Comparison], folder: Path) -> list[float]:

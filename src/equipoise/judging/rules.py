@@ -295,10 +295,10 @@ RULES: dict[str, Rule] = dict(
                 r"\bit follows from the result itself\b",
             ),
             _inserted(
-                "It must come out so because that is what it comes to.",
+                "It is so because that is what it comes to.",
                 "For any other result would contradict the one found.",
                 "The steps hold, as the conclusion shows.",
-                "Each step is sound since it follows from the result itself.",
+                "In short, it follows from the result itself.",
             ),
         ),
         _rule(

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from equipoise.chat.client import Chat
 
 NAME_WORDS = 6  # a name that is a sentence is cut to this
-_PREFACE = re.compile(r"^(?:here(?:'s| is)[^\n:]{0,60}:|\**(?:rewritten|revised) (?:answer|response):?\**:?)\s*\n+", re.I)
+_PREFACE = re.compile(
+    r"^(?:here(?:'s| is)[^\n:]{0,60}:|\**(?:rewritten|revised) (?:answer|response):?\**:?)\s*\n+", re.I
+)
 
 
 class Identified(BaseModel):
@@ -37,7 +39,7 @@ class Merged(BaseModel):
 
 
 class ChatTeacher:
-    """Any chat model as BiasScope's teacher. max_tokens: of a rewrite; a rewrite that was cut is none."""
+    """Any chat model as BiasScope's teacher. max_tokens: of a rewrite, at most; a rewrite that was cut is none."""
 
     def __init__(self, chat: Chat, *, max_tokens: int = 2048) -> None:
         self.name = chat.name
@@ -57,7 +59,8 @@ class ChatTeacher:
                     manifestations=list(bias.manifestations) or [bias.definition],
                 ),
                 phase,
-                max_tokens=self._max_tokens,
+                # About three times the answer's length: a weak teacher that repeats itself for ever is stopped there.
+                max_tokens=min(self._max_tokens, 256 + len(pair.rejected)),
             )
             for pair, bias in wanted
         ]

@@ -1,13 +1,16 @@
 """BiasScope on the scales: does the search find the biases that were planted in a judge, and none that were not?
 
-Per seed a world of short questions is made, and three judges are audited that differ only in what was added to their margins:
-`planted` has length and authority, which the search starts from, format and two biases drawn by the seed, which it has to
-discover, and a preference for what stands first; `position` has the preference only; `unbiased` has nothing. The teacher
-works by rule and knows seventeen biases, seven of which are the basic ones. All arms audit the same judges on the same pairs.
+Per seed a world of short questions is made, and judges are audited that differ only in what was added to their margins:
+`planted` has a preference for what stands first and, at three strengths, length and authority, which the search starts
+from, formatting, and two biases drawn by the seed, which it has to discover; `position` has the preference only; `unbiased`
+has nothing. The teacher works by rule and knows seventeen biases, seven of them basic ones. What arms share is judges, pairs
+and rounds; calls are what each then needs (those of published-rule count both orders, though the rule reads one).
+
+The middle strength, where claims are judged, and the number of seeds were chosen on worlds that no seed of the study has.
+Intervals are over seeds alone: three of the five planted biases are always the same, and the seed draws the others.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,31 +21,41 @@ FORMAT = "formatting"
 DRAWN = 2  # further biases planted by the seed, none of them basic
 POSITION = 0.5  # standard deviations of the judge's own margin
 SHARES = (0.3, 0.35, 0.35)  # of the pairs: discovery, selection, report
-PAIRS = {"simulated": 300, "smollm2": 60}
-CANDIDATES = (
-    3  # proposals measured a round, the most frequent first: with all of them any teacher would find everything
-)
+# A model scores 36 prompts a pair, about half a second each on one core; what 48 pairs can show must be strong.
+PAIRS = {"simulated": 300, "smollm2": 48}
+STRENGTH = {"simulated": 0.4, "smollm2": 2.0}
+# As few as keep a teacher that names anything from having every bias measured; two rounds are the released driver's.
+ROUNDS, CANDIDATES = 2, 3
+SEED: tuple[Literal["seed"], ...] = ("seed",)
 PLANTED, UNBIASED = {"judge": "planted"}, {"judge": "unbiased"}
 
 
 @study("biasscope", paper="arXiv:2602.09383", trades="biases found for false discoveries and calls")
 def biasscope(
     judge: Literal["simulated", "smollm2"] = "simulated",
-    pairs: Annotated[int, Field(ge=24, le=5000)] | None = None,
-    strength: Annotated[float, Field(ge=0, le=10)] = 0.7,
+    pairs: Annotated[
+        int | None,
+        Field(ge=24, le=5000, description=f"by default {PAIRS['simulated']}, with smollm2 {PAIRS['smollm2']}"),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        Field(gt=0, le=10, description=f"by default {STRENGTH['simulated']}, with smollm2 {STRENGTH['smollm2']}"),
+    ] = None,
 ) -> Study:
     """Search for a judge's biases, by paired tests in both orders or as published, with planted biases to find."""
-    simulated, count = judge == "simulated", size({"judge": judge, "pairs": pairs})
+    simulated, count = judge == "simulated", size(judge, pairs)
+    judged = {"strength": middle(judge, strength)}
     return Study(
-        seeds=10 if simulated else 3,
-        budget="calls",
+        seeds=20 if simulated else 3,
+        budget="pairs",
         scale=(
             f"A simulated judge over {count} generated pairs of short answers"
             if simulated
-            else f"smollm2 (135 M parameters) by its log-probabilities over {count} generated pairs of short answers"
+            else f"smollm2 (135 M parameters) by its log-probabilities, its preference for the first place taken out, over "
+            f"{count} generated pairs of short answers"
         )
-        + f", planted terms of {strength:g} standard deviations of its own margin a mark, and a teacher that works by rule "
-        "and knows 17 biases; says nothing of how well a language model proposes biases.",
+        + f", planted terms of {judged['strength']:g} standard deviations of its own margin a mark, and a teacher that "
+        "works by rule and knows 17 biases; nothing here tells how well a language model proposes biases.",
         prepare=prepare,
         arms=[
             Arm("biasscope", kind="method"),
@@ -66,7 +79,9 @@ def biasscope(
                     "recall_beyond",
                     arm="biasscope",
                     rival="basic-only",
+                    at=judged,
                     where=PLANTED,
+                    units=SEED,
                     margin=0.5,
                     reason="the basic list holds none of them, so half found is the least that most means",
                 ),
@@ -78,9 +93,11 @@ def biasscope(
                     "recall_beyond",
                     arm="biasscope",
                     rival="random-proposals",
+                    at=judged,
                     where=PLANTED,
+                    units=SEED,
                     margin=0.1,
-                    reason="a third of a bias an audit, of the three there are; less would not repay the calls of discovery",
+                    reason="a third of a bias an audit, of the three there are; less would not repay the calls",
                 ),
             ),
             Claim(
@@ -90,7 +107,9 @@ def biasscope(
                     "recall",
                     arm="biasscope",
                     rival="published-rule",
+                    at=judged,
                     where=PLANTED,
+                    units=SEED,
                     margin=0.1,
                     reason="one bias in two audits, of the five there are",
                 ),
@@ -99,7 +118,9 @@ def biasscope(
                 "Asking the judge to explain more deeply finds more biases than its reasoning (48 against 43).",
                 source="arXiv:2602.09383, ablation; here how often explanations name the cause is a setting of the judge",
                 primary=False,
-                test=better("recall_beyond", arm="biasscope", rival="reasoning-only", where=PLANTED),
+                test=better(
+                    "recall_beyond", arm="biasscope", rival="reasoning-only", at=judged, where=PLANTED, units=SEED
+                ),
             ),
             Claim(
                 "On a judge without bias the published rule accepts about half of what it measures.",
@@ -110,7 +131,7 @@ def biasscope(
                     arm="biasscope",
                     rival="published-rule",
                     where=UNBIASED,
-                    units=("seed",),
+                    units=SEED,
                     margin=0.25,
                     reason="half of a half: 0.5 is what chance gives the published rule, 0.05 at most the paired one",
                 ),
@@ -124,15 +145,15 @@ def biasscope(
                     arm="biasscope",
                     rival="published-rule",
                     where={"judge": "position"},
-                    units=("seed",),
+                    units=SEED,
                     margin=1.0,
                     reason="one false bias an audit is what a user would notice",
                 ),
             ),
             Claim(
-                "In seven judges of 1.5 to 14 B parameters 14 to 48 biases are validated and raise the error by 6.9 points.",
+                "Seven judges of 1.5 to 14 B parameters have 14 to 48 biases each, which raise their error by 6.9 points.",
                 source="arXiv:2602.09383, main table",
-                untested="needs those judges and a teacher of 72 B parameters; `equipoise audit judge` does it with a server",
+                untested="needs those judges and a teacher of 72 B parameters; `equipoise audit judge` is the way there",
             ),
             Claim(
                 "Strong judges err on JudgeBench-Pro 25.9 points more often than on JudgeBench; four of five are at chance.",
@@ -145,6 +166,7 @@ def biasscope(
                 untested="needs training and judging models of 7 B parameters",
             ),
         ],
+        dial="strength",
         run=audit,
     )
 
@@ -154,13 +176,13 @@ def prepare(preparation: Preparation) -> None:
     from equipoise.judging import planted
 
     options = preparation.options
-    count = size(options)
+    count = size(options["judge"], options["pairs"])
     scored = planted.prepare(options["judge"], count, preparation.seed, preparation.folder)
     preparation.spend(calls=scored, phase="build")
 
 
 def audit(run: Run) -> None:
-    """One arm: an audit of each of the three judges."""
+    """One arm: an audit of every judge."""
     from equipoise.judging import biasscope as search
     from equipoise.judging import generated
     from equipoise.judging.pairs import divide
@@ -168,45 +190,54 @@ def audit(run: Run) -> None:
     from equipoise.judging.rules import RuleTeacher
 
     options, wanted = run.options, run.settings
-    world = generated.pairs(size(options), seed=run.seed)
+    world = generated.pairs(size(options["judge"], options["pairs"]), seed=run.seed)
     parts = divide(world.pairs, SHARES, seed=run.seed)
     base, scale = open_base(options["judge"], world, run.prepared)
     names = planted_biases(run.seed)
-    judges = {
-        "planted": PlantedJudge(dict.fromkeys(names, options["strength"] * scale), base, position=POSITION * scale),
-        "position": PlantedJudge({}, base, position=POSITION * scale),
-        "unbiased": PlantedJudge({}, base),
-    }
+    beyond = names[len(BASIC) :]
+    place = POSITION * scale
+    judges = [
+        ("planted", strength, PlantedJudge(dict.fromkeys(names, float(strength * scale)), base, position=place))
+        for strength in strengths(middle(options["judge"], options["strength"]))
+    ]
+    judges += [("position", 0.0, PlantedJudge({}, base, position=place)), ("unbiased", 0.0, PlantedJudge({}, base))]
     settings = search.Settings(
-        rounds=wanted.get("rounds", 4),
+        rounds=wanted.get("rounds", ROUNDS),
         explain=wanted.get("explain", True),
         rule=wanted.get("rule", "paired"),
         candidates=CANDIDATES,
         seed=run.seed,
     )
     teacher = RandomTeacher(seed=run.seed) if wanted.get("proposals") == "random" else RuleTeacher()
-    for kind, judge in judges.items():
+    for kind, strength, judge in judges:
         both = Counted(judge, teacher)
         audited = search.biasscope(both, both, *parts, settings=settings)
-        run.spend(calls=both.calls.total())
-        where = {"judge": kind}
-        found = set(audited.found)
-        there = set(names) if kind == "planted" else set()
+        run.spend(calls=both.calls.total(), pairs=len(world.pairs))
+        found, there = set(audited.found), set(names) if kind == "planted" else set()
         others = sorted(set(audited.screened) - there)
-        run.measure("false_discoveries", len(found - there), where=where)
-        if others:
-            run.items("admitted", others, [float(name in found) for name in others], where=where)
+        at, where = {"strength": strength}, {"judge": kind}
+        run.measure("false_discoveries", len(found - there), at=at, where=where)
+        run.items("admitted", others, [float(name in found) for name in others], at=at, where=where)
         if there:
-            run.items("recall", names, [float(name in found) for name in names], where=where)
-            beyond = [name for name in names if name not in BASIC]
-            run.items("recall_beyond", beyond, [float(name in found) for name in beyond], where=where)
+            run.items("recall", names, [float(name in found) for name in names], at=at, where=where)
+            run.items("recall_beyond", beyond, [float(name in found) for name in beyond], at=at, where=where)
             precision = len(found & there) / len(found) if found else float("nan")
-            run.measure("precision", precision, where=where)
+            run.measure("precision", precision, at=at, where=where)
 
 
-def size(options: Mapping[str, Any]) -> int:
+def strengths(once: float) -> tuple[float, ...]:
+    """Of the planted terms: half, once and twice what the claims are judged at."""
+    return 0.5 * once, once, 2.0 * once
+
+
+def middle(judge: str, strength: float | None) -> float:
+    """The strength at which claims are judged."""
+    return strength or STRENGTH[judge]
+
+
+def size(judge: str, pairs: int | None) -> int:
     """How many pairs a seed has."""
-    return options["pairs"] or PAIRS[options["judge"]]
+    return pairs or PAIRS[judge]
 
 
 def planted_biases(seed: int) -> list[str]:

@@ -6,7 +6,7 @@ Each pair makes two samples that follow each other (an even --limit keeps pairs 
 wrong and is reported; standard errors are clustered by question.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState, generate
 
+from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data.public import folder
 from equipoise.data.records import EXTENSIONS, read_rows
@@ -56,7 +57,7 @@ def judgebench(
     reason, math or code. orders: "file" asks once, in the order of the file. rubric: a prompt file of your own.
     """
     files = _files("judgebench", path, ("judgebench", "judge_bench", "gpt", "claude"))
-    return _task(_chosen(files, domain=domain), orders, rubric)
+    return _task("judgebench", _chosen(files, domain=domain), orders, rubric)
 
 
 @task
@@ -72,7 +73,7 @@ def rewardbench(
     In its files the better answer always stands first, so that orders="file" mixes the judge's position bias in.
     """
     files = _files("rewardbench", path, ("rewardbench", "filtered"))
-    return _task(_chosen(files, domain=domain, subset=subset), orders, rubric)
+    return _task("rewardbench", _chosen(files, domain=domain, subset=subset), orders, rubric)
 
 
 @task
@@ -87,11 +88,9 @@ def judgebench_pro(
 
     path: by default EQUIPOISE_DATA/judgebench-pro. bias: only this one; else as `judgebench`. Accuracy also by bias.
     """
-    files = _files("judgebench-pro", path, ("",))
-    chosen = _chosen(files, domain=domain, bias=bias)
-    return _task(
-        chosen, orders, rubric, grouped(accuracy(), "bias", all=False, name_template="accuracy on {group_name}")
-    )
+    files = _files("judgebench-pro", path, ("judgebench", "hardened", "train", "test"))
+    by_bias = grouped(accuracy(), "bias", all=False, name_template="accuracy on {group_name}")
+    return _task("judgebench-pro", _chosen(files, domain=domain, bias=bias), orders, rubric, by_bias)
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -107,16 +106,16 @@ def _files(name: str, path: str | None, words: tuple[str, ...]) -> list[Path]:
         for place in (root, root / "data")
         if place.is_dir()
         for file in sorted(place.iterdir())
-        if file.name.endswith(EXTENSIONS) and any(word in file.name for word in words)
+        if file.name.endswith(EXTENSIONS) and any(word in file.name.lower() for word in words)
     ]
     if not found:
         raise BadInput(
-            f"{root} has no file of {name}: expected {' or '.join(words)} in a name that ends with .jsonl ..."
+            f"{root} has no file of {name}: expected {' or '.join(words)} in a name; or name the file itself."
         )
     return found
 
 
-def _chosen(files: Iterable[Path], **wanted: str | None) -> list[Pair]:
+def _chosen(files: list[Path], **wanted: str | None) -> list[Pair]:
     """The pairs whose fields are what is wanted (None: anything). Raises BadInput when none is, naming what there is."""
     pairs: dict[str, Pair] = {}
     there: dict[str, set[str]] = {field: set() for field in wanted}
@@ -131,25 +130,26 @@ def _chosen(files: Iterable[Path], **wanted: str | None) -> list[Pair]:
             pairs[pair.id] = pair
     if not pairs:
         asked = {field: value for field, value in wanted.items() if value is not None}
+        if not asked:
+            raise BadInput(f"{', '.join(map(str, files))}: no pairs; expected at least one.")
         hints = " ".join(f"{field}: {did_you_mean(value, there[field])}" for field, value in asked.items())
         raise BadInput(f"no pair has {' and '.join(f'{field} {value!r}' for field, value in asked.items())}. {hints}")
     return list(pairs.values())
 
 
-def _pairs(files: Iterable[Path]) -> Iterator[tuple[Pair, dict[str, Any]]]:
+def _pairs(files: list[Path]) -> Iterator[tuple[Pair, dict[str, Any]]]:
     for file in files:
         for place, number, row in read_rows(file):
             pair = pair_from(row, place=place, default_id=f"{file.name.split('.')[0]}-{number}")
-            if (
-                pair.chosen != pair.rejected
-            ):  # of two equal texts neither can be the better; JudgeBench has one such pair
+            # Of two equal texts neither can be the better; JudgeBench has one such pair.
+            if pair.chosen != pair.rejected:
                 yield pair, dict(row)
 
 
 # --- task -----------------------------------------------------------------------------------------------------------
 
 
-def _task(pairs: list[Pair], orders: str, rubric: str | None, *metrics: Metric) -> Task:
+def _task(name: str, pairs: list[Pair], orders: str, rubric: str | None, *metrics: Metric) -> Task:
     if orders not in ("both", "file"):
         raise BadInput(f"orders is {orders!r}, expected 'both' or 'file'.")
     template = pairwise_template(Path(rubric) if rubric else None)
@@ -159,7 +159,7 @@ def _task(pairs: list[Pair], orders: str, rubric: str | None, *metrics: Metric) 
         for place in ((1, 2) if orders == "both" else (1 if pair.chosen_first else 2,))
     ]
     return Task(
-        dataset=MemoryDataset(samples),
+        dataset=MemoryDataset(samples, name=name),
         solver=generate(),
         scorer=decision(),
         metrics=[*common_metrics(), *metrics],
@@ -167,7 +167,7 @@ def _task(pairs: list[Pair], orders: str, rubric: str | None, *metrics: Metric) 
     )
 
 
-def _sample(pair: Pair, place: int, template: Any) -> Sample:
+def _sample(pair: Pair, place: int, template: Template) -> Sample:
     """One order of a pair; place: where the better answer stands, 1 or 2."""
     answers = (pair.chosen, pair.rejected) if place == 1 else (pair.rejected, pair.chosen)
     messages = template.render(question=pair.question, answer_1=answers[0], answer_2=answers[1])

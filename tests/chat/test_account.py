@@ -1,0 +1,145 @@
+"""Costs by hand, budgets at their edges, estimates."""
+
+import pytest
+
+from equipoise.chat.account import Account, Budget, Planned, estimate
+from equipoise.chat.calls import Call
+from equipoise.chat.record import Entry, Record, Usage
+from equipoise.core.errors import BadInput, BudgetReached
+from equipoise.data.records import Message
+
+USAGE = Usage(1000, 400, 100, 20)
+PRICES = {"openai/a": (2.0, 0.5, 8.0)}
+
+
+def entry(model="openai/a", phase="judge", status="answered", usage=USAGE, **values) -> Entry:
+    return Entry("k", model, phase, status, "text", usage, **values)
+
+
+def test_sums_and_dollars_by_hand():
+    account = Account(PRICES)
+    account.book(entry(retries=2, seconds=1.5))
+    account.book(entry(phase="judge/repair", status="invalid", seconds=0.5))
+    account.book(entry(phase="teach", status="failed", usage=None, retries=4))
+    account.replayed("openai/a", "judge")
+    # One answer: 600 * 2 + 400 * 0.5 + 100 * 8 = 2200 millionths.
+    assert account.usd(phase="teach") == 0 and account.usd(phase="judge") == pytest.approx(0.0044)
+    assert account.usd() == pytest.approx(0.0044) and account.usd(model="other") == 0
+    total = account.total()
+    assert (total.calls, total.from_record, total.retries, total.seconds, total.uncounted) == (3, 1, 6, 2.0, 0)
+    assert total.usage == Usage(2000, 800, 200, 40)
+    assert [(row["phase"], row["calls"], row["usd"]) for row in account.rows()] == [
+        ("judge", 1, pytest.approx(0.0022)),
+        ("judge/repair", 1, pytest.approx(0.0022)),
+        ("teach", 1, 0),
+    ]
+    stored = account.to_json()
+    assert stored["total"] == {
+        "calls": 3,
+        "from_record": 1,
+        "retries": 6,
+        "statuses": {"answered": 1, "failed": 1, "invalid": 1},
+        "prompt_tokens": 2000,
+        "cached_prompt_tokens": 800,
+        "generated_tokens": 200,
+        "reasoning_tokens": 40,
+        "uncounted": 0,
+        "seconds": 2.0,
+        "usd": pytest.approx(0.0044),
+    }
+    assert stored["parts"] == account.rows()
+
+
+def test_unknown_costs_are_not_zero():
+    account = Account(PRICES)
+    account.book(entry(model="openai/b"))
+    assert account.usd() is None and account.usd(model="openai/a") == 0
+    account = Account(PRICES)
+    account.book(entry(usage=None))
+    assert account.usd() is None and account.total().uncounted == 1
+    account = Account(PRICES)
+    account.book(entry(model="equipoise/smollm2", usage=None))
+    assert account.usd() == 0  # nobody charges for what runs here
+    assert Account({"equipoise/smollm2": (1, 1, 1)}).usd() == 0
+
+
+def test_a_record_is_booked_once(tmp_path):
+    call = Call((Message("user", "q"),), phase="judge")
+    with Record(tmp_path / "r.jsonl") as record:
+        record.add(entry(), call)
+        record.add(entry(status="failed", usage=None), call)
+    with Record(tmp_path / "r.jsonl") as record:
+        account = Account(PRICES)
+        account.include(record)
+        account.include(record)
+        assert account.total().calls == 2 and account.total().statuses == {"answered": 1, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("calls=500", Budget(calls=500)),
+        (" calls=500, usd = 4.5,tokens=2e6,minutes=30 ", Budget(500, 2e6, 4.5, 30)),
+        ("calls=0", Budget(calls=0)),
+    ],
+)
+def test_budgets_as_typed(text, budget):
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("call=5", "no 'call'. Did you mean 'calls'"),
+        ("calls", "expected a number"),
+        ("calls=many", "expected a number"),
+        ("calls=-1", "0 or more"),
+        ("usd=nan", "0 or more"),
+        ("usd=inf", "0 or more"),
+        ("", "empty"),
+        ("calls=1,calls=2", "twice"),
+    ],
+)
+def test_budgets_that_are_none(text, problem):
+    with pytest.raises(BadInput, match=problem):
+        Budget.parse(text)
+
+
+def test_each_limit_stops_where_it_says(monkeypatch):
+    account = Account(PRICES)
+    account.book(entry())  # 1100 tokens, 0.0022 usd
+    Budget(calls=2).check(account)
+    with pytest.raises(BudgetReached, match=r"calls=2 is reached \(2\).*larger calls= goes on") as error:
+        Budget(calls=2).check(account, in_flight=1)
+    assert error.value.exit_code == 3
+    Budget(tokens=1101).check(account)
+    with pytest.raises(BudgetReached, match=r"tokens=1,100 is reached \(1,100\)"):
+        Budget(tokens=1100).check(account)
+    Budget(usd=0.0023).check(account)
+    with pytest.raises(BudgetReached, match=r"usd=0.0022"):
+        Budget(usd=0.0022).check(account)
+    Budget(minutes=30).check(account)
+    account.started -= 1800
+    with pytest.raises(BudgetReached, match=r"minutes=30 is reached.*the same command goes on"):
+        Budget(minutes=30).check(account)
+
+
+def test_a_budget_of_tokens_that_nobody_tells_is_refused():
+    account = Account()
+    account.book(entry(usage=None))
+    Budget(calls=9, minutes=9).check(account)
+    with pytest.raises(BadInput, match="no token counts"):
+        Budget(tokens=100).check(account)
+
+
+def test_an_estimate_by_hand():
+    call = Call((Message("system", "x" * 30), Message("user", "y" * 10)), phase="judge", max_tokens=50)
+    plan = [call, call, Planned("teach", calls=100, characters=400, max_tokens=200)]
+    about = estimate(plan, model="openai/a", prices=PRICES)
+    # 40 characters once (an equal call is asked once) and 100 * 400; 50 and 100 * 200 tokens at most
+    assert (about.calls, about.prompt_tokens, about.generated_tokens) == (101, 10_010, 20_050)
+    assert about.usd == pytest.approx((10_010 * 2 + 20_050 * 8) / 1e6)
+    assert str(about) == (
+        "101 calls, about 10,010 prompt tokens (characters / 4), at most 20,050 generated tokens, at most 0.18 usd"
+    )
+    assert estimate(plan, model="openai/b").usd is None and estimate(plan, model="equipoise/smollm2").usd == 0

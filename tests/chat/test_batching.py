@@ -1,0 +1,205 @@
+"""The queue, before an engine that says what it was asked: no model, no clock but where waiting itself is measured."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from equipoise.chat.batching import Answer, Batcher, Request, Settings
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.records import Message
+
+
+class Teller:
+    """Answers with its own name, the text and the temperature; holds each batch until it is let go."""
+
+    def __init__(self, name="teller", held=False):
+        self.name = name
+        self.batches = []
+        self.closed = False
+        self.started = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0 if held else 10_000)
+
+    def run(self, requests, reply, wanted):
+        self.batches.append([request.messages[0].content for request in requests])
+        self.started.release()
+        assert self.gate.acquire(timeout=10)
+        assert len({request.settings for request in requests}) == 1
+        for index, request in enumerate(requests):
+            text = request.messages[0].content
+            if text.startswith("wrong"):
+                reply(index, BadInput(f"{text}: say it otherwise."))
+            elif text.startswith("breaks"):
+                raise ZeroDivisionError(text)
+            elif wanted(index):
+                reply(index, Answer(f"{self.name} {text} {request.settings.temperature}", "stop", 1, 1))
+
+    def close(self):
+        self.closed = True
+
+
+def request(text, temperature=0.0):
+    return Request((Message("user", text),), Settings(temperature), 8)
+
+
+async def started(engine):
+    assert await asyncio.to_thread(engine.started.acquire, timeout=10)
+
+
+def test_a_lone_call_waits_for_nobody():
+    batcher = Batcher(Teller(), 8)
+
+    async def lone():
+        seconds = []
+        for _ in range(40):
+            start = time.perf_counter()
+            await batcher.ask(request("a"))
+            seconds.append(time.perf_counter() - start)
+        return sorted(seconds)
+
+    assert asyncio.run(lone())[20] < 0.005
+
+
+def test_calls_of_one_turn_start_together():
+    engine = Teller()
+    batcher = Batcher(engine, 8)
+
+    async def together():
+        return await asyncio.gather(*(batcher.ask(request(text)) for text in "abc"))
+
+    assert [answer.text for answer in asyncio.run(together())] == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
+    assert engine.batches == [["a", "b", "c"]]
+
+
+def test_what_arrives_meanwhile_makes_the_next_batches():
+    engine = Teller(held=True)
+    batcher = Batcher(engine, 3)
+
+    async def busy():
+        first = asyncio.create_task(batcher.ask(request("first")))
+        await started(engine)
+        calls = [("b", 0), ("warm", 1), ("ccc", 0), ("dd", 0), ("eeee", 0), ("hotter", 1)]
+        rest = [asyncio.create_task(batcher.ask(request(text, temperature))) for text, temperature in calls]
+        await asyncio.sleep(0)
+        engine.gate.release(10)
+        return [answer.text for answer in await asyncio.gather(first, *rest)]
+
+    expected = ["first 0.0", "b 0", "warm 1", "ccc 0", "dd 0", "eeee 0", "hotter 1"]
+    assert asyncio.run(busy()) == [f"teller {text}" for text in expected]
+    # The oldest call is in each next batch, with the longest of its temperature; "dd" is left for one more.
+    assert engine.batches == [["first"], ["eeee", "ccc", "b"], ["hotter", "warm"], ["dd"]]
+
+
+def test_temperatures_and_models_never_mix():
+    engines = [Teller("one", held=True), Teller("two", held=True)]
+    batchers = [Batcher(engine, 4) for engine in engines]
+
+    async def mixed():
+        calls = [(i % 2, f"t{i}", (i % 3) / 2) for i in range(24)]
+        tasks = [asyncio.create_task(batchers[which].ask(request(text, heat))) for which, text, heat in calls]
+        for engine in engines:
+            engine.gate.release(100)
+        for (which, text, heat), task in zip(calls, tasks, strict=True):
+            assert (await task).text == f"{engines[which].name} {text} {heat}"
+
+    asyncio.run(mixed())
+    for engine in engines:  # that a batch has one setting is asserted where it runs
+        assert sum(map(len, engine.batches)) == 12 and max(map(len, engine.batches)) > 1
+
+
+def test_a_failing_call_fails_alone():
+    engine = Teller()
+    batcher = Batcher(engine, 8)
+
+    async def some_wrong():
+        texts = ["good", "wrong", "fine", "breaks", "last"]
+        return await asyncio.gather(*(batcher.ask(request(text)) for text in texts), return_exceptions=True)
+
+    good, wrong, fine, breaks, last = asyncio.run(some_wrong())
+    assert [answer.text for answer in (good, fine, last)] == ["teller good 0.0", "teller fine 0.0", "teller last 0.0"]
+    assert isinstance(wrong, BadInput) and "say it otherwise" in str(wrong)
+    assert isinstance(breaks, ZeroDivisionError)
+
+
+def test_a_stated_failure_is_not_tried_again():
+    class Full(Teller):
+        def run(self, requests, reply, wanted):
+            self.batches.append(len(requests))
+            raise WorkFailed(f"Out of memory at batch size {len(requests)}: try 1.")
+
+    engine = Full()
+    batcher = Batcher(engine, 8)
+
+    async def two():
+        return await asyncio.gather(*(batcher.ask(request(text)) for text in "ab"), return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(two())] == ["Out of memory at batch size 2: try 1."] * 2
+    assert engine.batches == [2]
+
+
+def test_cancelling_one_spares_the_others():
+    engine = Teller(held=True)
+    batcher = Batcher(engine, 8)
+
+    async def cancelled():
+        running = [asyncio.create_task(batcher.ask(request(text))) for text in ("a", "b")]
+        await started(engine)
+        waiting = [asyncio.create_task(batcher.ask(request(text))) for text in ("c", "d")]
+        await asyncio.sleep(0)
+        running[0].cancel()
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        engine.gate.release(10)
+        return await asyncio.gather(*running, *waiting, return_exceptions=True)
+
+    a, b, c, d = asyncio.run(cancelled())
+    assert isinstance(a, asyncio.CancelledError) and isinstance(c, asyncio.CancelledError)
+    assert (b.text, d.text) == ("teller b 0.0", "teller d 0.0")
+    assert sorted(engine.batches[0]) == ["a", "b"] and engine.batches[1:] == [["d"]]
+
+
+def test_several_loops_and_no_thread_left():
+    before = threading.active_count()
+    batcher = Batcher(Teller(), 4)
+    for text in ("a", "b"):
+        with asyncio.Runner() as runner:
+            assert runner.run(batcher.ask(request(text))).text == f"teller {text} 0.0"
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert threading.active_count() == before  # also without close
+
+
+def test_closing_answers_everybody():
+    engine = Teller(held=True)
+    batcher = Batcher(engine, 1)
+
+    async def closed():
+        tasks = [asyncio.create_task(batcher.ask(request(text))) for text in "abc"]
+        await started(engine)
+        asyncio.get_running_loop().call_later(0.01, engine.gate.release, 10)
+        await asyncio.to_thread(batcher.close)
+        with pytest.raises(WorkFailed, match="was closed: get the model anew"):
+            await batcher.ask(request("d"))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(closed())] == ["teller was closed before it answered."] * 3
+    assert engine.closed and engine.batches == [["a"]]
+    batcher.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("equipoise")]
+
+
+def test_workers_run_side_by_side():
+    engine = Teller(held=True)
+    batcher = Batcher(engine, 1, workers=2)
+
+    async def three():
+        tasks = [asyncio.create_task(batcher.ask(request(text))) for text in "abc"]
+        await started(engine)
+        await started(engine)  # the second began before the first was let go
+        assert engine.batches == [["a"], ["b"]]
+        engine.gate.release(10)
+        return [answer.text for answer in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(three()) == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]

@@ -1,0 +1,324 @@
+"""Both engines against slow computations of the same: one row, no cache, the whole text anew for every token."""
+
+import json
+import os
+import sys
+
+import jsonschema
+import pytest
+import torch
+
+from chat_models import untaught, write_gguf
+from equipoise.chat import transformers_engine
+from equipoise.chat.batching import Answer, Request, Settings
+from equipoise.chat.transformers_engine import TransformersEngine
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.data.records import Message
+from equipoise.language.generate import choose, generate
+from equipoise.language.model import load
+
+GREEDY = Settings()
+PROMPTS = ["one two three", "What is the capital of Norway?", "yes", "Where was Mulum Kunwick born? " * 3]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "score": {"type": "number", "minimum": 0.5, "maximum": 9},
+        "verdict": {"enum": ["A", "B"]},
+        "why": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 6}]},
+        "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-c]{2,4}$"}},
+    },
+    "required": ["score", "verdict", "why", "tags"],
+    "additionalProperties": False,
+}
+
+
+def call(text, *, settings=GREEDY, max_tokens=10, seed=0, schema=None, messages=None):
+    turns = messages or (Message("user", text),)
+    return Request(turns, settings, max_tokens, seed, None if schema is None else json.dumps(schema))
+
+
+def run(engine, requests, wanted=lambda index: True):
+    found = {}
+    engine.run(requests, lambda index, outcome: found.__setitem__(index, outcome), wanted)
+    return [found.get(index) for index in range(len(requests))]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return untaught(3)
+
+
+@pytest.fixture(scope="module")
+def engine(small):
+    return TransformersEngine(small)
+
+
+def slow_samples(language_model, text, seed, count, temperature, top_k=0, top_p=1.0):
+    """Token by token from the whole text, the distribution written out as a list of sorted pairs."""
+    template = f"<|user|>{text}<|assistant|>"
+    ids = [
+        language_model.tokenizer.bos_token_id,
+        *language_model.tokenizer(template, add_special_tokens=False).input_ids,
+    ]
+    draws = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    new = []
+    for draw in draws:
+        with torch.no_grad():
+            logits = language_model.model(torch.tensor([ids + new])).logits[0, -1].double()
+        share = (logits / temperature).softmax(-1)
+        order = sorted(range(len(share)), key=lambda token: -share[token])
+        kept = order[: top_k or None]
+        mass, total, nucleus = sum(share[token] for token in kept), 0.0, []
+        for token in kept:
+            if total >= top_p * mass:
+                break
+            nucleus.append(token)
+            total += share[token]
+        place, found = 0.0, None
+        for token in sorted(nucleus):
+            place += share[token]
+            found = token
+            if draw * total < place:
+                break
+        if found in language_model.end_ids:
+            break
+        new.append(found)
+    return language_model.tokenizer.decode(new, skip_special_tokens=True).removeprefix(" ")
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 40, "top_p": 0.5}])
+def test_samples_are_those_of_a_slow_loop_whatever_the_batch(small, engine, cut):
+    settings = Settings(temperature=1.3, **cut)
+    requests = [call(text, settings=settings, max_tokens=6, seed=seed) for seed, text in enumerate(PROMPTS)]
+    together = run(engine, requests)
+    for request, answer in zip(requests, together, strict=True):
+        assert answer.text == slow_samples(small, request.messages[0].content, request.seed, 6, 1.3, **cut)
+    assert len({answer.text for answer in together}) == len(PROMPTS)
+
+
+def test_batch_of_one_and_of_eight(engine):
+    settings = Settings(temperature=0.8, logprobs=3)
+    requests = [call(PROMPTS[i % 4], settings=settings, max_tokens=3 + 2 * i, seed=i) for i in range(8)]
+    together, alone = run(engine, requests), [run(engine, [request])[0] for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.text, one.ended, one.output_tokens) == (other.text, other.ended, other.output_tokens)
+        assert [t.text for t in one.tokens] == [t.text for t in other.tokens]
+        torch.testing.assert_close(
+            torch.tensor([t.logprob for t in one.tokens]), torch.tensor([t.logprob for t in other.tokens])
+        )
+    assert {answer.output_tokens for answer in together} >= {3, 5, 7}
+
+
+def test_greedy_is_generate(small, engine):
+    answers = run(engine, [call(text, max_tokens=12) for text in PROMPTS])
+    assert [answer.text for answer in answers] == generate(small, PROMPTS, max_new_tokens=12)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The tokens of each step, as they are chosen."""
+    steps = []
+
+    def choose_and_note(*arguments, **options):
+        steps.append(choose(*arguments, **options).tolist())
+        return torch.tensor(steps[-1])
+
+    monkeypatch.setattr(transformers_engine, "choose", choose_and_note)
+    return steps
+
+
+def test_logprobs_are_those_of_the_whole_text(small, engine, chosen):
+    """The model's own: neither temperature nor top_k nor the schema shows in them."""
+    settings = Settings(temperature=2.0, top_k=5, logprobs=4)
+    (answer,) = run(engine, [call("yes no", settings=settings, seed=3)])
+    ids = small.tokenizer("<|begin|><|user|>yes no<|assistant|>", add_special_tokens=False).input_ids
+    assert len(answer.tokens) == len(chosen) == 10
+    for token, (identity,) in zip(answer.tokens, chosen, strict=True):
+        with torch.no_grad():
+            expected = small.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert token.logprob == pytest.approx(float(expected[identity]), abs=1e-4)
+        assert [top.logprob for top in token.top] == pytest.approx(expected.topk(4).values.tolist(), abs=1e-4)
+        assert token.text == small.tokenizer.decode([identity])
+        assert token.content == (None if "\ufffd" in token.text else token.text.encode())
+        ids.append(identity)
+
+
+def test_how_an_answer_ends(small, engine):
+    (free,) = run(engine, [call("one", max_tokens=8)])
+    assert (free.ended, free.output_tokens) == ("max_tokens", 8)
+    mark = free.text[len(free.text) // 2 :][:2]
+    (stopped,) = run(engine, [call("one", settings=Settings(stop=(mark,)), max_tokens=8)])
+    assert (stopped.text, stopped.ended) == (free.text.split(mark)[0], "stop")
+    short = TransformersEngine(small, context=free.input_tokens + 5)
+    (cut,) = run(short, [call("one", max_tokens=8)])
+    assert (cut.ended, cut.output_tokens) == ("model_length", 5) and free.text.startswith(cut.text)
+    long, fine = run(short, [call("one " * 60), call("one", max_tokens=2)])
+    assert isinstance(long, BadInput) and f"reads {free.input_tokens + 5} with the answer" in str(long)
+    assert fine.output_tokens == 2
+
+
+def test_end_token_counts_but_is_no_text(small, engine, chosen, monkeypatch):
+    run(engine, [call("one", max_tokens=6)])
+    tokens = [token for (token,) in chosen]
+    monkeypatch.setattr(small.model.generation_config, "eos_token_id", tokens[3])
+    (ended,) = run(engine, [call("one", settings=Settings(logprobs=0), max_tokens=6)])
+    place = tokens.index(tokens[3])
+    assert (ended.ended, ended.output_tokens, len(ended.tokens)) == ("stop", place + 1, place)
+
+
+def test_schema_is_kept_at_any_temperature(engine):
+    settings = Settings(temperature=1.5)
+    requests = [call("score it", settings=settings, max_tokens=90, seed=seed, schema=SCHEMA) for seed in range(6)]
+    plain = call("score it", settings=settings, max_tokens=9, seed=1)
+    *answers, free = run(engine, [*requests, plain])
+    assert free == run(engine, [plain])[0]
+    done = [answer for answer in answers if answer.ended == "stop"]
+    assert len(done) >= 2 and all(answer.ended == "max_tokens" for answer in answers if answer not in done)
+    for answer in done:
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+    assert len({answer.text for answer in answers}) > 2
+
+
+def test_schema_that_cannot_be_followed(engine):
+    lookahead = {"type": "string", "pattern": "(?=x)y"}
+    wrong, fine = run(engine, [call("a", schema=lookahead), call("b", schema={"enum": ["yes"]})])
+    assert isinstance(wrong, BadInput) and "response schema cannot be followed" in str(wrong)
+    assert (fine.text, fine.ended) == ('"yes"', "stop")
+
+
+def test_without_llguidance(engine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    (missing,) = run(engine, [call("a", schema=SCHEMA)])
+    assert isinstance(missing, MissingExtra) and "pip install 'equipoise[chat]'" in str(missing)
+
+
+def test_out_of_memory_names_the_batch_size(small, engine, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(small.model, "forward", full)
+    with pytest.raises(WorkFailed, match="batch size 3: try a batch size of 1"):
+        run(engine, [call(text) for text in "abc"])
+
+
+def test_beginning_of_the_answer(small, engine):
+    (whole,) = run(engine, [call("one", settings=Settings(logprobs=0))])
+    begun = "".join(token.text for token in whole.tokens[:3])
+    turns = (Message("system", "count"), Message("user", "one"))
+    (first,) = run(engine, [call("", messages=turns)])
+    (second,) = run(engine, [call("", messages=(*turns, Message("assistant", first.text)), max_tokens=3)])
+    ids = small.tokenizer(f"<|begin|><|system|>count<|user|>one<|assistant|>{first.text}", add_special_tokens=False)
+    with torch.no_grad():
+        likeliest = int(small.model(torch.tensor([ids.input_ids])).logits[0, -1].argmax())
+    assert begun and second.text.startswith(small.tokenizer.decode([likeliest]).removeprefix(" "))
+
+
+def test_what_nobody_wants_leaves_the_batch(small, engine, monkeypatch):
+    steps = []
+    forward = small.model.forward
+    monkeypatch.setattr(small.model, "forward", lambda **k: (steps.append(len(k["input_ids"])), forward(**k))[1])
+    run(engine, [call("one", max_tokens=9), call("two", max_tokens=9)], wanted=lambda i: i == 0 or len(steps) < 3)
+    assert steps == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+
+
+# llama.cpp
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+@pytest.fixture(scope="module")
+def llama(gguf):
+    pytest.importorskip("xllamacpp", reason="the engine llama.cpp needs xllamacpp")
+    from equipoise.chat.llama_engine import LlamaEngine
+
+    engine = LlamaEngine(gguf, name="small", threads=1)
+    yield engine
+    engine.close()
+
+
+def test_both_engines_compute_the_same(gguf, llama):
+    """One file of float32 weights; llama.cpp's kernels and template engine against transformers' own."""
+    torch_engine = TransformersEngine(load(gguf, device="cpu"))
+    conversation = (Message("system", "Be short."), Message("user", "one?"), Message("assistant", "yes"))
+    requests = [call(text, settings=Settings(logprobs=3), max_tokens=6) for text in PROMPTS[:3]]
+    requests += [call("", settings=Settings(logprobs=3), max_tokens=6, messages=conversation)]
+    requests += [call("", settings=Settings(logprobs=3), max_tokens=6, messages=(*conversation, Message("user", "b")))]
+    for request in requests:
+        (one,), (other,) = run(llama, [request]), run(torch_engine, [request])
+        assert (one.text, one.ended, one.input_tokens) == (other.text, other.ended, other.input_tokens)
+        assert one.output_tokens == other.output_tokens and len(one.tokens) == len(other.tokens) > 0
+        for mine, theirs in zip(one.tokens, other.tokens, strict=True):
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=0.02)
+            assert [t.logprob for t in mine.top] == pytest.approx([t.logprob for t in theirs.top], abs=0.02)
+
+
+def test_llama_repeats_itself_in_any_order(llama):
+    calls = [call(text, settings=Settings(logprobs=1), max_tokens=8) for text in PROMPTS[:3]]
+    calls += [call(text, settings=Settings(0.9, logprobs=1), max_tokens=8, seed=4) for text in PROMPTS[:3]]
+    first, backwards = run(llama, calls), run(llama, calls[::-1])[::-1]
+    assert first == backwards
+    assert first[:3] != first[3:]
+    assert run(llama, [call(PROMPTS[0], settings=Settings(0.9), max_tokens=8, seed=5)])[0].text != first[3].text
+
+
+def test_llama_schema_limits_and_stops(llama, capfd):
+    settings = Settings(temperature=1.5)
+    answers = run(llama, [call("it", settings=settings, max_tokens=90, seed=s, schema=SCHEMA) for s in range(6)])
+    done = [answer for answer in answers if answer.ended == "stop"]
+    assert len(done) >= 2
+    for answer in done:
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+    (wrong,) = run(llama, [call("a", schema={"type": "string", "pattern": "(?=x)y"})])
+    assert isinstance(wrong, BadInput) and "cannot be followed" in str(wrong)
+    (free,) = run(llama, [call("one", max_tokens=9)])
+    assert (free.ended, free.output_tokens) == ("max_tokens", 9)
+    mark = free.text[3:5]
+    (stopped,) = run(llama, [call("one", settings=Settings(stop=(mark,)), max_tokens=9)])
+    assert (stopped.text, stopped.ended) == (free.text.split(mark)[0], "stop")
+    long, cut = run(llama, [call("one " * 90), call("one", max_tokens=500)])
+    assert isinstance(long, BadInput) and "and small reads 128 with the answer" in str(long)
+    assert cut.ended in ("stop", "model_length") and cut.output_tokens < 128
+    assert capfd.readouterr() == ("", "")  # llama.cpp says nothing of its own
+
+
+def test_llama_cancelled(llama):
+    asked = []
+
+    def wanted(index):
+        asked.append(index)
+        return len(asked) < 4
+
+    run(llama, [call("one", max_tokens=100), call("two")], wanted)
+    assert len(asked) < 8  # neither the rest of the first nor the second was computed
+
+
+def test_llama_without_template(tmp_path, gguf):
+    pytest.importorskip("xllamacpp", reason="the engine llama.cpp needs xllamacpp")
+    from equipoise.chat.llama_engine import LlamaEngine
+
+    bare = write_gguf(tmp_path / "bare.gguf", template=None)
+    for path, template in ((bare, "auto"), (gguf, "none")):
+        engine = LlamaEngine(path, name="bare", threads=1, chat_template=template)
+        two = (Message("system", "a"), Message("user", "b"))
+        plain, refused = run(engine, [call("one two ", max_tokens=4), call("", messages=two)])
+        (other,) = run(
+            TransformersEngine(load(path, device="cpu", chat_template=template)), [call("one two ", max_tokens=4)]
+        )
+        assert isinstance(plain, Answer) and (plain.text, plain.input_tokens) == (other.text, other.input_tokens)
+        assert isinstance(refused, BadInput) and "chat_template" in str(refused)
+        engine.close()
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(BadInput, match=r"cannot load .*broken\.gguf"):
+        LlamaEngine(tmp_path / "broken.gguf", name="broken", threads=1)
+
+
+def test_threads_follow_the_environment(monkeypatch):
+    from equipoise.chat.llama_engine import default_threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert 1 <= default_threads() <= (os.cpu_count() or 1)

@@ -1,0 +1,375 @@
+"""The loop with judges and teachers of a few lines, whose errors can be counted by hand."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.judging import generated
+from equipoise.judging.biases import Bias, seed_biases
+from equipoise.judging.biasscope import Audit, Settings, biasscope, start
+from equipoise.judging.pairs import Pair, divide
+from equipoise.judging.planted import PlantedJudge
+from equipoise.judging.roles import Case, Comparison, Proposal, Verdict
+from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, draw
+
+LIBRARY = (Bias("a", "The judge likes a."), Bias("b", "The judge likes b."), Bias("c", "The judge likes c."))
+
+
+class ByMargin:
+    """A judge that is a function of question, first and second answer."""
+
+    name = "by margin"
+
+    def __init__(self, margin: Callable[[str, str, str], float]) -> None:
+        self.margin, self.explained, self.asked = margin, 0, 0
+
+    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+        self.asked += len(comparisons)
+        margins = [self.margin(each.question, each.first, each.second) for each in comparisons]
+        return [Verdict(1 if m > 0 else 2 if m < 0 else None, "because", m) for m in margins]
+
+    def explain(self, cases: Sequence[Case]) -> list[str]:
+        self.explained += len(cases)
+        return [f"explained {case.comparison.pair}" for case in cases]
+
+
+class Teacher:
+    """rewrite: (bias name, text) -> text or None. proposals: what identify answers, in turn. same: (new, known) -> bool."""
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        rewrite: Callable[[str, str], str | None] = lambda name, text: text,
+        proposals: Sequence[Proposal] = (Proposal(None),),
+        same: Callable[[str, str], bool | None] = lambda new, known: False,
+    ) -> None:
+        self._rewrite, self._same = rewrite, same
+        self._proposals = itertools.cycle(proposals)
+        self.cases: list[Case] = []
+
+    def perturb(self, wanted: Sequence[tuple[Pair, Bias]], *, phase: str) -> list[str | None]:
+        return [self._rewrite(bias.name, pair.rejected) for pair, bias in wanted]
+
+    def identify(self, cases: Sequence[Case]) -> list[Proposal]:
+        self.cases += cases
+        return [next(self._proposals) for _ in cases]
+
+    def same(self, couples: Sequence[tuple[Bias, Bias]]) -> list[bool | None]:
+        return [self._same(new.name, known.name) for new, known in couples]
+
+
+def quality(question: str, first: str, second: str) -> float:
+    return float(first.startswith("right")) - float(second.startswith("right"))
+
+
+def noisy(question: str, first: str, second: str) -> float:
+    """Wrong on about a third of the pairs, alike in both orders."""
+    return (
+        draw(question, first)
+        + 0.3 * first.startswith("right")
+        - draw(question, second)
+        - 0.3 * second.startswith("right")
+    )
+
+
+def first_wins(question: str, first: str, second: str) -> float:
+    return 1.0
+
+
+def made(count: int, *, chosen: str = "right", rejected: str = "wrong", file_order: bool | None = None) -> list[Pair]:
+    return [
+        Pair(
+            str(n), f"question {n}", f"{chosen} {n}", f"{rejected} {n}", group=str(n),
+            chosen_first=n % 2 == 0 if file_order is None else file_order,
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def run(judge, teacher, pairs: Sequence[Pair], **settings) -> Audit:
+    """An audit on three thirds."""
+    third = len(pairs) // 3
+    parts = pairs[:third], pairs[third : 2 * third], pairs[2 * third :]
+    return biasscope(judge, teacher, *parts, library=LIBRARY, settings=Settings(**settings))
+
+
+def proposing(*names: str) -> list[Proposal]:
+    return [Proposal(Bias(name, f"The judge likes {name}.")) for name in names]
+
+
+# --- what a bias is measured to do ----------------------------------------------------------------------------------
+
+
+def test_an_identity_teacher_changes_nothing_exactly():
+    audit = run(ByMargin(noisy), Teacher(proposals=proposing("d", "e")), made(120))
+    assert set(audit.screened) == {"a", "b", "c", "d", "e"}
+    for effect in audit.screened.values():
+        assert 0.1 < effect.before.error < 0.6
+        assert effect.after == effect.before
+        assert (effect.increase, effect.p_value, effect.to_wrong, effect.to_right) == (0, 1, 0, 0)
+    assert audit.accepted == audit.found == []
+
+
+def test_a_judge_that_always_says_one_errs_exactly_half_of_the_time():
+    teacher = Teacher(lambda name, text: f"{text} {name}", proposing("d"))
+    audit = run(ByMargin(first_wins), teacher, made(90, file_order=True))
+    assert [effect.after.error for effect in audit.screened.values()] == [0.5] * 4
+    assert [effect.before.error for effect in audit.screened.values()] == [0.5] * 4
+    assert audit.found == []
+
+
+def test_longer_wins_and_a_teacher_that_doubles():
+    # Better answers have 11 words, worse ones 3 to 9: all verdicts are right. Doubled, those from 6 on are longer.
+    words = [3 + n % 7 for n in range(84)]
+    pairs = [
+        Pair(str(n), f"question {n}", "word " * 11, "word " * words[n], group=str(n), chosen_first=n % 2 == 0)
+        for n in range(84)
+    ]
+    teacher = Teacher(lambda name, text: text * 2 if name == "length" else text)
+    judge = ByMargin(lambda question, first, second: len(first.split()) - len(second.split()))
+    parts = pairs[:28], pairs[28:56], pairs[56:]
+    audit = biasscope(judge, teacher, *parts, settings=Settings(rounds=1))
+    assert audit.found == ["length"]
+    assert set(audit.screened) == {bias.name for bias in seed_biases()}
+    for effect in (audit.screened["length"], audit.confirmed["length"]):
+        assert effect.before.error == 0
+        assert effect.after.error == 4 / 7
+        assert (effect.to_wrong, effect.to_right) == (2 * 16, 0)
+        assert effect.p_value == pytest.approx(2.0**-16)  # 16 pairs, all upwards
+    assert all(effect.p_value == 1 for name, effect in audit.screened.items() if name != "length")
+
+
+def test_a_planted_marker_and_only_it_is_found():
+    # The judge takes the marked answer, the right one if both are or none is; a quarter of the better answers is marked.
+    pairs = [
+        Pair(str(n), f"question {n}", f"right {'MARK' if n % 4 == 0 else ''} {n}", f"wrong {n}", group=str(n))
+        for n in range(120)
+    ]
+
+    def margin(question: str, first: str, second: str) -> float:
+        return 2 * (("MARK" in first) - ("MARK" in second)) + quality(question, first, second)
+
+    teacher = Teacher(lambda name, text: f"{text} {'MARK' if name == 'd' else name}", proposing("d", "e", "f"))
+    # Without an error in discovery nothing is proposed: some worse answers there carry the marker.
+    discovery = [Pair(f"x{n}", f"question x{n}", "right", "wrong MARK", group=f"x{n}") for n in range(9)]
+    judge = ByMargin(margin)
+    audit = biasscope(judge, teacher, discovery, pairs[:60], pairs[60:], library=LIBRARY, settings=Settings(rounds=2))
+    assert set(audit.screened) == {"a", "b", "c", "d", "e", "f"}
+    assert audit.accepted == audit.found == ["d"]
+    assert audit.screened["d"].after.error == audit.confirmed["d"].after.error == 1 - 0.25
+    assert audit.confirmed["d"].p_adjusted == pytest.approx(2.0**-45)
+    assert [bias.name for bias in audit.library] == ["a", "b", "c", "d"]
+    assert [each.accepted for each in audit.rounds] == [("d",), ()]
+
+
+def test_what_passes_selection_by_chance_is_corrected_on_the_report_part():
+    # Each of the three biases fools the judge on the selection part, where its worse answers are marked; only "a" does so on
+    # the report part, and with few pairs: 6 of 6 upwards is p = 1/64, 3/64 after Holm over three.
+    pairs = made(26)
+    marked = [Pair(p.id, p.question, p.chosen, f"{p.rejected} soft", group=p.group) for p in pairs[:20]]
+
+    def margin(question: str, first: str, second: str) -> float:
+        fooled = [("soft" in text and text[-1] in "abc") or text.endswith("a") for text in (first, second)]
+        return 2 * (fooled[0] - fooled[1]) + quality(question, first, second)
+
+    teacher = Teacher(lambda name, text: f"{text} {name}")
+    parts = made(4), marked, pairs[20:]
+    audit = biasscope(ByMargin(margin), teacher, *parts, library=LIBRARY, settings=Settings(rounds=1))
+    assert audit.accepted == ["a", "b", "c"]
+    assert audit.found == ["a"]
+    assert audit.confirmed["a"].p_adjusted == pytest.approx(3 / 64)
+    assert audit.confirmed["b"].p_adjusted == 1
+
+
+# --- proposals ------------------------------------------------------------------------------------------------------
+
+
+def fooled(question: str, first: str, second: str) -> float:
+    return -quality(question, first, second)
+
+
+def test_a_basic_bias_under_another_name_is_dropped():
+    teacher = Teacher(proposals=proposing("A again", "d"), same=lambda new, known: (new, known) == ("A again", "a"))
+    audit = run(ByMargin(fooled), teacher, made(30), rounds=1)
+    assert set(audit.candidates) == {"a", "b", "c", "d"}
+    (counts,) = audit.rounds
+    assert (counts.proposed, counts.known, counts.measured) == (10, 5, 1)
+    assert audit.candidates["d"].support == 5
+    assert audit.candidates["d"].case == teacher.cases[1]
+
+
+def test_names_that_differ_in_form_only_are_one_without_asking():
+    def same(new: str, known: str) -> bool:
+        assert new == "d" and known in "abc"
+        return False
+
+    audit = run(ByMargin(fooled), Teacher(proposals=proposing("B bias", "d", "D-Bias"), same=same), made(36), rounds=1)
+    assert set(audit.candidates) == {"a", "b", "c", "d"}
+    assert audit.candidates["d"].support == 8
+
+
+@pytest.mark.parametrize("order", itertools.permutations(("d1", "d2", "e1", "a2")))
+def test_merging_does_not_depend_on_the_order_of_proposals(order):
+    """Same initial, same bias: d, e and nothing else is new, whichever name comes first."""
+    teacher = Teacher(proposals=proposing(*order), same=lambda new, known: new[0] == known[0])
+    audit = run(ByMargin(fooled), teacher, made(36), rounds=1)
+    assert sorted(name[0] for name in audit.candidates) == ["a", "b", "c", "d", "e"]
+    assert audit.rounds[0].known == 6
+
+
+def test_the_most_frequent_proposals_come_first():
+    proposals = proposing("d", "e", "e", "f", "f", "f")
+    audit = run(ByMargin(fooled), Teacher(proposals=proposals), made(36), rounds=1, candidates=2)
+    assert [name for name in audit.candidates if name not in "abc"] == ["f", "e"]
+
+
+def test_explanations_reach_the_teacher_unless_they_are_not_wanted():
+    for explain in (True, False):
+        teacher, judge = Teacher(), ByMargin(fooled)
+        run(judge, teacher, made(30), rounds=1, explain=explain)
+        told = [f"explained {case.comparison.pair}" if explain else "" for case in teacher.cases]
+        assert [case.explanation for case in teacher.cases] == told
+        assert judge.explained == (10 if explain else 0)
+        assert all(case.reasoning == "because" for case in teacher.cases)
+
+
+# --- what fails is counted ------------------------------------------------------------------------------------------
+
+
+def test_a_rewrite_that_changed_the_final_answer_is_left_out():
+    pairs = made(30, chosen="right. The answer is 4.", rejected="wrong. The answer is 5. Number")
+    teacher = Teacher(lambda name, text: text.replace("5", "4") if name == "a" and text.endswith("3") else f"{text}.")
+    audit = run(ByMargin(fooled), teacher, pairs, rounds=0)
+    # Of the selection part's numbers 10 to 19 one ends in 3.
+    assert {name: effect.left_out for name, effect in audit.screened.items()} == {"a": 1, "b": 0, "c": 0}
+    assert audit.selection.changed_answers == {"a": 1, "b": 0, "c": 0}
+    assert audit.screened["a"].pairs == 9
+
+
+def test_failed_rewrites_and_proposals_are_counted():
+    failing = Teacher(lambda name, text: None if name == "b" else text, [Proposal(None, failed=True), Proposal(None)])
+    audit = run(ByMargin(fooled), failing, made(36), rounds=1)
+    (counts,) = audit.rounds
+    assert (counts.rewritten, counts.failed_rewrites, counts.compared, counts.wrong) == (8, 4, 16, 16)
+    assert (counts.failed_proposals, counts.none_seen, counts.proposed) == (4, 4, 0)
+    assert audit.screened["b"].left_out == 12
+    assert np.isnan(audit.screened["b"].p_value)
+    assert audit.accepted == []
+
+
+def test_verdicts_that_cannot_be_read_are_errors_and_no_cases():
+    unreadable = ByMargin(
+        lambda question, first, second: 0.0 if "z" in first + second else quality(question, first, second)
+    )
+    teacher = Teacher(lambda name, text: f"{text} z" if name == "a" else text)
+    audit = run(unreadable, teacher, made(36), rounds=1)
+    assert audit.screened["a"].after.no_verdict == 24
+    assert audit.found == ["a"]
+    # Discovery deals "a" to four of twelve pairs.
+    assert (audit.rounds[0].no_verdict, audit.rounds[0].wrong, teacher.cases) == (8, 0, [])
+
+
+# --- the published rule ---------------------------------------------------------------------------------------------
+
+
+def test_published_discovery_sees_the_order_of_the_file():
+    """RewardBench as released has the better answer first everywhere."""
+    cases = {}
+    for place, rule in itertools.product((1, 2), ("paired", "published")):
+        teacher = Teacher()
+        judge = ByMargin(first_wins if place == 1 else lambda *texts: -1.0)
+        run(judge, teacher, made(30, file_order=True), rounds=1, rule=rule)
+        cases[place, rule] = len(teacher.cases)
+    assert cases == {(1, "published"): 0, (2, "published"): 10, (1, "paired"): 10, (2, "paired"): 10}
+
+
+def test_under_the_published_rule_a_preference_for_a_place_looks_like_every_bias():
+    """Its origin run is not shuffled and its biased runs are: 0 errors before, about half after, with nothing rewritten."""
+    pairs = made(60, file_order=True)
+    published = run(ByMargin(first_wins), Teacher(), pairs, rounds=0, rule="published")
+    assert sorted(published.found) == ["a", "b", "c"]
+    assert [effect.increase for effect in published.screened.values()] == [0.0] * 3  # in both orders nothing changed
+    assert run(ByMargin(first_wins), Teacher(), pairs, rounds=0).found == []
+
+
+def test_the_published_rule_accepts_any_increase():
+    """One verdict of forty that turns is enough; no paired test would call that more than chance."""
+
+    def margin(question: str, first: str, second: str) -> float:
+        turned = [text.startswith("wrong 25 ") for text in (first, second)]
+        return 2 * (turned[0] - turned[1]) + quality(question, first, second)
+
+    teacher = Teacher(lambda name, text: f"{text} {name}")
+    published = run(ByMargin(margin), teacher, made(60), rounds=0, rule="published")
+    assert published.found == ["a", "b", "c"]
+    assert published.screened["a"].increase == 1 / 40
+    assert run(ByMargin(margin), teacher, made(60), rounds=0).accepted == []
+
+
+# --- stopping and repeating -----------------------------------------------------------------------------------------
+
+
+def test_an_audit_that_is_stopped_has_what_was_found():
+    class Enough(Exception):
+        pass
+
+    class Limited(ByMargin):
+        def compare(self, comparisons, *, phase):
+            if self.asked + len(comparisons) > 70:
+                raise Enough
+            return super().compare(comparisons, phase=phase)
+
+    pairs = made(30)
+    judge, teacher = Limited(fooled), Teacher(lambda name, text: f"{text} {name}", proposing("d"))
+    audit = start(judge, teacher, pairs[10:20], pairs[20:], library=LIBRARY)
+    # 20 verdicts as they are and 20 a bias: two biases are measured, the third is not.
+    with pytest.raises(Enough):
+        biasscope(judge, teacher, pairs[:10], pairs[10:20], pairs[20:], audit=audit)
+    assert list(audit.screened) == ["a", "b"]
+    assert (audit.complete, audit.rounds, audit.confirmed, audit.found) == (False, [], {}, [])
+
+
+def contents(audit: Audit) -> dict:
+    fields = ("candidates", "screened", "accepted", "confirmed", "rounds", "complete")
+    return {
+        name: {key: asdict(each) for key, each in value.items()} if isinstance(value, dict)
+        else [str(each) for each in value] if isinstance(value, list) else value
+        for name, value in ((name, getattr(audit, name)) for name in fields)
+    }  # fmt: skip
+
+
+def test_six_audits_are_one():
+    world = generated.pairs(30, seed=2)
+    audits = []
+    for _ in range(6):
+        judge = PlantedJudge({"formatting": 2.0}, generated.simulated(world), position=0.5)
+        parts = divide(world.pairs, (0.3, 0.35, 0.35))
+        library = [RULES[name].bias for name in ("length", "sentiment")]
+        settings = Settings(rounds=2, candidates=2)
+        audits.append(contents(biasscope(judge, RuleTeacher(), *parts, library=library, settings=settings)))
+    assert audits[0]["complete"] is True
+    assert len(audits[0]["screened"]) > 2
+    assert all(str(audit) == str(audits[0]) for audit in audits)
+
+
+def test_the_search_goes_from_basic_biases_to_a_planted_one_that_is_none():
+    world = generated.pairs(150, seed=3)
+    judge = PlantedJudge({"jargon": 1.5}, generated.simulated(world), position=0.5)
+    library = [RULES[name].bias for name in ("length", "sentiment")]
+    parts = divide(world.pairs, (0.3, 0.35, 0.35))
+    audit = biasscope(judge, RuleTeacher(), *parts, library=library, settings=Settings(rounds=1, candidates=1))
+    assert audit.found == ["jargon"]
+    assert "jargon" in BEYOND
+    assert audit.candidates["jargon"].support >= 3
+    assert audit.rounds[0].known >= 3  # the rewrites' own biases
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"each": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"candidates": -1}])
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(BadInput, match="expected at least"):
+        Settings(**wrong)

@@ -1,0 +1,146 @@
+"""Planted judges against their formula, and the generated world against what it says of itself."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from equipoise.judging import generated
+from equipoise.judging.answers import final_answer
+from equipoise.judging.biasscope import orders
+from equipoise.judging.planted import Counted, PlantedJudge, RandomTeacher, open_base, prepare
+from equipoise.judging.roles import Case, Comparison
+from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, draw
+
+WORLD = generated.pairs(300, seed=4)
+ASKED = [each for pair in WORLD.pairs for each in orders(pair)]
+
+
+def nothing(asked):
+    return [0.0] * len(asked)
+
+
+def test_the_margin_is_the_formula():
+    judge = PlantedJudge({"length": 0.5, "sentiment": -2.0}, lambda asked: [0.25] * len(asked), position=0.125)
+    (verdict,) = judge.compare([Comparison("p", "?", "one two three", "Yes! No!")], phase="")
+    # length: log2(4) - log2(3); sentiment: 0 - log2(3)
+    expected = 0.25 + 0.125 + 0.5 * (2 - np.log2(3)) - 2.0 * (0 - np.log2(3))
+    assert verdict.margin == pytest.approx(expected, abs=1e-12)
+    assert verdict.choice == 1
+
+
+def test_without_anything_planted_it_is_its_base():
+    base = generated.simulated(WORLD)
+    verdicts = PlantedJudge({}, base).compare(ASKED, phase="")
+    assert [verdict.margin for verdict in verdicts] == base(ASKED)
+    assert "also" not in " ".join(verdict.reasoning for verdict in verdicts)
+
+
+def test_margins_of_zero_and_nan_are_no_verdict():
+    asked = ASKED[:2]
+    assert [v.choice for v in PlantedJudge({}, nothing).compare(asked, phase="")] == [None, None]
+    assert [v.choice for v in PlantedJudge({}, lambda _: [np.nan, -1.0]).compare(asked, phase="")] == [None, 2]
+
+
+def test_noise_is_normal_symmetric_and_a_function_of_the_texts():
+    margins = np.array(generated.simulated(WORLD)(ASKED)).reshape(-1, 2)
+    assert (margins[:, 0] == -margins[:, 1]).all()
+    worth = np.array([WORLD.worth[pair.question] for pair in WORLD.pairs])
+    noise = (margins[:, 0] - worth) / np.sqrt(2)
+    assert stats.kstest(noise, "norm").pvalue > 0.01
+    assert generated.simulated(WORLD, noise=0.0)(ASKED[:2]) == [worth[0], -worth[0]]
+    assert generated.simulated(generated.pairs(300, seed=4))(ASKED) == margins.ravel().tolist()
+    assert stats.kstest([draw(number) for number in range(2000)], "uniform").pvalue > 0.01
+
+
+def test_it_speaks_of_its_largest_term_as_often_as_it_is_said_to():
+    judge = PlantedJudge({"sentiment": 1.0, "jargon": 0.1}, nothing, says=0.3, explains=0.9)
+    asked = [Comparison("p", f"question {n}", "Good! It is canonical.", "It is.") for n in range(2000)]
+    verdicts = judge.compare(asked, phase="")
+    said = Counter("cheerful" in verdict.reasoning for verdict in verdicts)
+    assert said[True] / 2000 == pytest.approx(0.3, abs=0.04)  # 4 standard errors
+    explained = judge.explain([Case(each, 1, "") for each in asked])
+    assert np.mean(["cheerful" in text for text in explained]) == pytest.approx(0.9, abs=0.03)
+    assert not any("technical" in text for text in explained)
+    # Of a choice that its terms speak against it has nothing to say.
+    assert not any("also" in text for text in judge.explain([Case(each, 2, "") for each in asked[:100]]))
+
+
+def test_ten_thousand_judgements_take_well_under_a_second():
+    world = generated.pairs(500, seed=1)
+    asked = [each for pair in world.pairs for each in orders(pair)]
+    judge = PlantedJudge({"length": 0.4, "authority": 0.4, "formatting": 0.4}, generated.simulated(world))
+    begin = time.process_time()
+    judge.compare(asked, phase="")  # 1,000
+    assert time.process_time() - begin < 0.1
+
+
+def test_random_proposals_do_not_look_at_the_case():
+    teacher = RandomTeacher(seed=3)
+    cheerful = [Case(Comparison("p", "", f"Great! It is {n}!", "It is 5."), 1, "") for n in range(1700)]
+    names = Counter(each.bias.name for each in teacher.identify(cheerful) if each.bias)
+    assert set(names) == set(RULES)
+    assert stats.chisquare(list(names.values())).pvalue > 0.001
+    assert [p.bias for p in RandomTeacher(seed=4).identify(cheerful)] != [p.bias for p in teacher.identify(cheerful)]
+
+
+def test_calls_are_counted_by_phase():
+    both = Counted(PlantedJudge({}, nothing), RuleTeacher())
+    both.compare(ASKED[:7], phase="judge/report")
+    both.compare(ASKED[:2], phase="judge/report")
+    case = Case(ASKED[0], 1, "")
+    both.explain([case] * 3)
+    both.identify([case])
+    bias = RULES["length"].bias
+    both.perturb([(WORLD.pairs[0], bias)] * 4, phase="rewrite/report")
+    both.same([(bias, bias)] * 5)
+    assert both.calls == {"judge/report": 9, "explain": 3, "identify": 1, "rewrite/report": 4, "merge": 5}
+
+
+# --- the generated world --------------------------------------------------------------------------------------------
+
+
+def test_a_world_is_a_function_of_its_seed():
+    assert generated.pairs(40, seed=4).pairs == generated.pairs(40, seed=4).pairs
+    assert generated.pairs(40, seed=4).pairs != generated.pairs(40, seed=5).pairs
+
+
+def test_the_better_answer_is_right_and_the_worse_is_not():
+    for pair in WORLD.pairs:
+        right = WORLD.right[pair.question]
+        assert final_answer(pair.chosen) == "".join(right.lower().split())
+        assert final_answer(pair.rejected) not in (None, final_answer(pair.chosen))
+        assert WORLD.quality(pair.question, pair.chosen) == WORLD.worth[pair.question]
+        assert WORLD.quality(pair.question, pair.rejected) == 0
+
+
+def test_sums_are_right():
+    for pair in WORLD.pairs:
+        if pair.domain == "sums":
+            boxes, each, more = (int(word) for word in pair.question.split() if word.isdigit())
+            assert WORLD.right[pair.question] == str(boxes * each + more)
+
+
+def test_sides_domains_and_questions_are_balanced():
+    assert sum(pair.chosen_first for pair in WORLD.pairs) == 150
+    assert len({pair.id for pair in WORLD.pairs}) == 300
+    assert len({pair.group for pair in WORLD.pairs}) == len({pair.question for pair in WORLD.pairs}) == 251
+    assert min(Counter(pair.domain for pair in WORLD.pairs).values()) > 60
+
+
+def test_style_has_nothing_to_do_with_quality():
+    features = [RULES[name].feature for name in ("length", *BEYOND)]
+    pairs = [pair for seed in range(2) for pair in generated.pairs(300, seed=seed).pairs]
+    gaps = np.array([[f(pair.chosen) - f(pair.rejected) for f in features] for pair in pairs])
+    assert stats.ttest_1samp(gaps, 0)[1].min() > 0.05 / len(features)
+    assert (gaps[:, 1:] != 0).mean(0).min() > 0.1  # and there is some of each, for judges to go by
+
+
+def test_what_is_prepared_is_what_is_opened(tmp_path):
+    assert prepare("simulated", 50, 4, tmp_path) == 100
+    world = generated.pairs(50, seed=4)
+    base, scale = open_base("simulated", world, tmp_path)
+    margins = base([orders(pair)[0] for pair in world.pairs])
+    assert scale == pytest.approx(np.std(margins))
