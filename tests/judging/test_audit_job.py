@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from equipoise.cli import main
 from equipoise.core.errors import BadInput, BudgetReached
 from equipoise.judging.biases import Bias
 from equipoise.judging.job import audit_judge, plan
@@ -193,18 +192,27 @@ def test_the_plan_bounds_what_is_asked(tmp_path):
     assert sum(wanted.sizes) == 96 and len(wanted.first) == 3
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": p.question, "chosen": p.chosen, "rejected": p.rejected, "id": p.id} for p in pairs(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    command = [sys.executable, "-m", "equipoise", "audit", "judge", "--judge", "m", "--teacher", "rules", "--pairs"]
-    done = subprocess.run([*command, str(path), "--dry-run"], capture_output=True, text=True)
-    assert done.returncode == 0 and re.search(r"judge: \d+ to [\d,]+ calls", done.stdout), done.stderr
+    command = ["audit", "judge", "--judge", "m", "--teacher", "rules", "--pairs", str(path)]
+    assert main([*command, "--dry-run"]) == 0
+    assert re.search(r"judge: \d+ to [\d,]+ calls", capsys.readouterr().out)
+    for wrong, sentence in (
+        (["--judge-kind", "logpob"], "logprob"),
+        (["--budget", "cals=5"], "Did you mean 'calls'"),
+        (["--judge-args", "threads"], "expected name=value"),
+        (["--prices", "m=2"], "MODEL=READ:WRITTEN"),
+        (["--rounds", "-1"], "expected at least 0"),
+    ):
+        assert main([*command, *wrong]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and len(said.strip().splitlines()) == 1
     rows[3].pop("chosen")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True)
-    assert done.returncode == 2 and "pairs.jsonl:4: expected question" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert main(command) == 2
+    assert "pairs.jsonl:4: expected question" in capsys.readouterr().err
 
 
 def test_pairs_of_one_question_are_one_cluster():

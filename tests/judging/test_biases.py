@@ -62,7 +62,7 @@ def test_libraries(tmp_path):
     for content, message in (
         ("{", "is no library of biases"),
         ("[]", "holds no biases"),
-        ('{"name": "a"}', "holds no biases"),
+        ('{"name": "a"}', "is no bias: expected an object"),
         ('[{"name": "a"}]', "is no bias: expected an object with texts name and definition"),
         ('[{"name": "a", "definition": " "}]', "is no bias"),
         ('[{"name": "a", "definition": "d"}, {"name": "A bias", "definition": "e"}]', "names a bias twice"),

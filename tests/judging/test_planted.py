@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from equipoise.judging import generated
+from equipoise.judging import generated, planted
 from equipoise.judging.answers import final_answer
 from equipoise.judging.biasscope import orders
 from equipoise.judging.planted import Counted, PlantedJudge, RandomTeacher, open_base, prepare
@@ -134,7 +134,8 @@ def test_style_has_nothing_to_do_with_quality():
     features = [RULES[name].feature for name in ("length", *BEYOND)]
     pairs = [pair for seed in range(2) for pair in generated.pairs(300, seed=seed).pairs]
     gaps = np.array([[f(pair.chosen) - f(pair.rejected) for f in features] for pair in pairs])
-    assert stats.ttest_1samp(gaps, 0)[1].min() > 0.05 / len(features)
+    t = gaps.mean(0) / (gaps.std(0) / np.sqrt(len(gaps)))
+    assert np.abs(t).max() < stats.norm.isf(0.025 / len(features))
     assert (gaps[:, 1:] != 0).mean(0).min() > 0.1  # and there is some of each, for judges to go by
 
 
@@ -144,3 +145,20 @@ def test_what_is_prepared_is_what_is_opened(tmp_path):
     base, scale = open_base("simulated", world, tmp_path)
     margins = base([orders(pair)[0] for pair in world.pairs])
     assert scale == pytest.approx(np.std(margins))
+
+
+def test_a_models_margins_are_scored_once_and_freed_of_its_preference_for_a_place(tmp_path, monkeypatch):
+    world = generated.pairs(24, seed=4)
+    true = generated.simulated(world)
+    monkeypatch.setattr(planted, "_scored", lambda model, asked, folder: [each + 1.7 for each in true(asked)])
+    assert prepare("smollm2", 24, 4, tmp_path) == 24 * (1 + len(RULES)) * 2
+    base, scale = open_base("smollm2", world, tmp_path)
+    asked = [orders(pair)[0] for pair in world.pairs]
+    assert base(asked) == pytest.approx(true(asked))
+    assert scale == pytest.approx(np.std(true(asked)))
+    wanted = [(pair, rule.bias) for pair in world.pairs for rule in RULES.values()]
+    texts = RuleTeacher().perturb(wanted, phase="")
+    rewritten = [
+        Comparison("", pair.question, text or "", pair.chosen) for (pair, _), text in zip(wanted, texts, strict=True)
+    ]
+    assert base(rewritten) == pytest.approx(true(rewritten))

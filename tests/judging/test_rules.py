@@ -5,7 +5,7 @@ import pytest
 
 from equipoise.judging import generated, rules
 from equipoise.judging.answers import same_final_answer
-from equipoise.judging.biases import Bias, seed_biases
+from equipoise.judging.biases import Bias, key, seed_biases
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Comparison
 from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, meant
@@ -46,6 +46,7 @@ def test_final_answers_survive_in_every_form(name):
         "So x = 2.\n\nTherefore \\boxed{2}.",
         "AAAAA",
         "```python\ndef f(x):\n    return x\n```",
+        "import math\n\ndef f(x):\n    return math.sqrt(x)\n",
         "No final statement here. There are two of them.",
     )
     wanted += [(Pair(str(number), "Which?", "b", text), RULES[name].bias) for number, text in enumerate(forms)]
@@ -101,15 +102,14 @@ def test_marks_count_up_to_three():
 def test_what_it_does_not_know_is_no_rewrite():
     strange = Bias("preference for vowels", "The judge counts vowels.")
     assert RuleTeacher().perturb([(PAIRS[0], strange)], phase="") == [None]
-    assert RuleTeacher(exclude=["length"]).perturb([(PAIRS[0], RULES["length"].bias)], phase="") == [None]
 
 
 def case(first: str, second: str, choice, reasoning: str = "", explanation: str = "") -> Case:
     return Case(Comparison("p", "Which?", first, second), choice, reasoning, explanation)
 
 
-def named(case: Case, **options) -> str | None:
-    (proposal,) = RuleTeacher(**options).identify([case])
+def named(case: Case) -> str | None:
+    (proposal,) = RuleTeacher().identify([case])
     assert not proposal.failed
     return proposal.bias and proposal.bias.name
 
@@ -120,7 +120,6 @@ def test_it_names_what_the_wrong_choice_has_more_of():
     assert named(case(cheerful, "It is five now.", 1)) == "sentiment"
     assert named(case("It is five now.", cheerful, 1)) is None  # the better answer has it, so it explains nothing
     assert named(case("It is 4.", "It is 5.", 1)) is None
-    assert named(case("It is five now.", cheerful, 2), exclude=["sentiment"]) is None
 
 
 def test_what_the_judge_says_counts_more_than_one_mark():
@@ -155,6 +154,6 @@ def test_one_bias_by_many_names():
     assert RuleTeacher().same(couples) == [True, True, False, False, True]
     assert meant(format_) == "formatting"
     assert meant(vowels) is None
-    everyone = [name for names in rules.SYNONYMS.values() for name in names]
+    everyone = [key(name) for rule, names in rules.SYNONYMS.items() for name in (rule, *names)]
     assert len(set(everyone)) == len(everyone)
     assert set(rules.SYNONYMS) == set(RULES)

@@ -45,18 +45,16 @@ def draw(*keys: object) -> float:
 
 
 class RuleTeacher:
-    """Rewrites and names biases by `RULES`; None for a bias without a rule. exclude: names it does not know either."""
+    """Rewrites and names biases by `RULES`; a bias without a rule is not rewritten."""
 
-    def __init__(self, *, exclude: Sequence[str] = ()) -> None:
-        self.name = "rules"
-        self._rules = {name: rule for name, rule in RULES.items() if name not in exclude}
+    name = "rules"
 
     def perturb(self, wanted: Sequence[tuple[Pair, Bias]], *, phase: str) -> list[str | None]:
-        rewritten = []
-        for pair, bias in wanted:
-            rule = self._rules.get(meant(bias) or "")
-            rewritten.append(rule and rule.rewrite(pair.rejected, f"{pair.id}/{rule.bias.name}"))
-        return rewritten
+        names = [meant(bias) for _, bias in wanted]
+        return [
+            None if name is None else RULES[name].rewrite(pair.rejected, f"{pair.id}/{name}")
+            for (pair, _), name in zip(wanted, names, strict=True)
+        ]
 
     def identify(self, cases: Sequence[Case]) -> list[Proposal]:
         """The rule whose feature the judge's choice has most of against the better answer; what the judge says counts."""
@@ -75,19 +73,21 @@ class RuleTeacher:
         said = f"{case.reasoning}\n{case.explanation}"
         scores = {
             name: rule.feature(chosen) - rule.feature(better) + NAMED * bool(rule.words.search(said))
-            for name, rule in self._rules.items()
+            for name, rule in RULES.items()
         }
         # Of equals any: always the first in the table would be a preference of the teacher's own.
-        best = max(scores, key=lambda name: (round(scores[name], 6), draw(asked.pair, name)), default=None)
-        return Proposal(None if best is None or scores[best] < LEAST else self._rules[best].bias)
+        best = max(scores, key=lambda name: (round(scores[name], 6), draw(asked.pair, name)))
+        return Proposal(None if scores[best] < LEAST else RULES[best].bias)
 
 
 def meant(bias: Bias) -> str | None:
     """The name of the rule that a bias means, by its name or by one that says the same; None where there is no rule."""
-    name = key(bias.name)
-    return next((rule for rule in RULES if key(rule) == name), None) or next(
-        (rule for rule, others in SYNONYMS.items() if name in map(key, others)), None
-    )
+    return _by_name().get(key(bias.name))
+
+
+@lru_cache
+def _by_name() -> dict[str, str]:
+    return {key(name): rule for rule, others in SYNONYMS.items() for name in (rule, *others)}
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -125,6 +125,7 @@ _SPARE = re.compile(
     r"|if we go on from there), (?P<next>\w)",
     re.IGNORECASE,
 )
+_CODE = re.compile(r"(?:\s*#[^\n]*\n)*\s*(?:class \w|def \w|import \w|from [\w.]+ import|@\w)")
 _PADDING = (
     "The same holds when the steps are gone through once more in their order.",
     "What was asked for and what was given both enter into this, and nothing else has to be brought in.",
@@ -163,6 +164,8 @@ def _spared(text: str, words: int) -> str:
 
 
 def _joined(remark: str, text: str) -> str:
+    if _CODE.match(text):  # nothing but code must stay so
+        return f"# {remark}\n{text}"
     return f"{remark} {text}" if _plain(text) else f"{remark}\n\n{text}"
 
 
