@@ -63,7 +63,7 @@ def judge(
     judge
         The model under test: as Inspect AI names it (openai/gpt-4o), a folder, GGUF file, hub id, or "smollm2".
     teacher
-        The model that rewrites answers and names biases, or "rules", which needs no model and knows a dozen biases.
+        The model that rewrites answers and names biases, or "rules", which needs no model and knows seventeen biases.
     pairs
         JSONL, CSV or Parquet with question, response_A, response_B and label; or prompt, chosen and rejected.
     test_pairs

@@ -7,6 +7,7 @@ docstrings and layout.
 """
 
 import ast
+import functools
 import re
 import warnings
 
@@ -36,6 +37,7 @@ _STATEMENTS = (
 )
 
 
+@functools.lru_cache(maxsize=4096)  # an original is compared with each of its rewrites
 def final_answer(text: str) -> str | None:
     """The terminal answer of a response in a form to compare; None where none of the forms is found."""
     stated, bold = _answers(text)

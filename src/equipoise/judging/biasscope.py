@@ -55,7 +55,8 @@ class Settings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.rounds < 0 or self.each < 1 or not 0 < self.alpha < 1 or (self.candidates or 1) < 1:
+        least = 1 if self.candidates is None else self.candidates
+        if self.rounds < 0 or self.each < 1 or not 0 < self.alpha < 1 or least < 1:
             raise BadInput(
                 f"rounds is {self.rounds}, each {self.each}, candidates {self.candidates} and alpha {self.alpha}: "
                 "expected at least 0, 1, 1, and a number between 0 and 1."
@@ -74,7 +75,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round of discovery came to. Counts; known: proposals that were in the library or measured before."""
+    """What one round of discovery came to. Counts; failed_rewrites: those with another final answer too; known: proposals
+    that were in the library or measured before.
+    """
 
     number: int
     rewritten: int
