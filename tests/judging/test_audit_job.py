@@ -171,6 +171,17 @@ def test_the_published_rule_measures_on_all_test_pairs(tmp_path):
     assert done.holding[0].report is None
 
 
+def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
+    done = audit_judge(
+        SealJudge(), SealTeacher(), pairs(96), biases=library(tmp_path), length_control=True, out=tmp_path / "a"
+    )
+    (seal,) = done.holding
+    # The seal stands behind the answer, so that cutting to the answer's length removes it, and the whole effect.
+    assert seal.effect.increase > 0.5 and seal.cut is not None and seal.cut.increase == 0
+    assert seal.cut.pairs == seal.effect.pairs
+    assert "What is lost of the effect was length" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+
 def test_wrong_requests_are_one_sentence(tmp_path):
     few = pairs(60)
     with pytest.raises(BadInput, match=r"kind 'pairwse'\. Did you mean 'pairwise'"):
@@ -196,9 +207,28 @@ def test_the_command_line(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": p.question, "chosen": p.chosen, "rejected": p.rejected, "id": p.id} for p in pairs(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    command = ["audit", "judge", "--judge", "m", "--teacher", "rules", "--pairs", str(path)]
+    command = ["audit", "judge", "--judge", "smollm2", "--teacher", "rules", "--pairs", str(path)]
     assert main([*command, "--dry-run"]) == 0
-    assert re.search(r"judge: \d+ to [\d,]+ calls", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"judge: \d+ to [\d,]+ calls", said) and "0.00 to 0.00 usd" in said  # what runs here costs nothing
+    hosted = [
+        "audit",
+        "judge",
+        "--judge",
+        "openai/a",
+        "--teacher",
+        "openai/b",
+        "--pairs",
+        str(path),
+        "--dry-run",
+        "--json",
+    ]
+    assert main([*hosted, "--prices", "openai/a=2:8,openai/b=0:0"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    calls = sum(counts[0] for role, counts in told["calls"].items() if role.startswith("judge"))
+    pair = np.mean([len(p.question) + len(p.chosen) + len(p.rejected) for p in pairs(24)])
+    assert told["usd"][0] == pytest.approx(calls * ((pair + 1000) / 4 * 2 + 150 * 8) / 1e6, rel=1e-3)
+    assert main(hosted) == 0 and json.loads(capsys.readouterr().out)["usd"] is None
     for wrong, sentence in (
         (["--judge-kind", "logpob"], "logprob"),
         (["--budget", "cals=5"], "Did you mean 'calls'"),

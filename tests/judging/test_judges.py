@@ -18,7 +18,6 @@ from equipoise.judging.judges import (
     pairwise_template,
     parse_decision,
     parse_rating,
-    shortened,
 )
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Comparison
@@ -203,11 +202,6 @@ def test_sameness_is_decision_zero():
     teacher = ChatTeacher(ScriptedChat(lambda call: next(answers)))
     couple = (Bias("a", "x"), Bias("b", "y"))
     assert teacher.same([couple] * 3) == [True, False, None]
-
-
-def test_shortened_keeps_blanks_and_words():
-    assert shortened("one  two\nthree", 2) == "one  two ..." and shortened("one two", 2) == "one two"
-    assert shortened("anything", None) == "anything"
 
 
 def test_logprob_margins_are_the_models_own_and_are_kept(tiny_model, tmp_path):

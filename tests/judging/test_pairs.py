@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.judging.pairs import Pair, divide, pair_from, read_pairs
+from equipoise.judging.pairs import Pair, divide, pair_from, read_pairs, shortened
 
 
 def write(path, *rows):
@@ -180,3 +180,8 @@ def test_odd_cells_are_named_or_nothing():
         pair_from(row | {"label": ["A>B"]}, place="f:1", default_id="d")
     assert pair_from(row | {"domain": float("nan"), "subset": "s"}, place="f:1", default_id="d").domain == "s"
     assert pair_from(row | {"question": "\ud83d?"}, place="f:1", default_id="d").group
+
+
+def test_shortened_keeps_blanks_and_words():
+    assert shortened("one  two\nthree", 2) == "one  two" and shortened("one  two\nthree", 3) == "one  two\nthree"
+    assert shortened("one", 5) == "one"

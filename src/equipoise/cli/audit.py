@@ -31,6 +31,8 @@ def judge(
     rule: Literal["paired", "published"] = "paired",
     alpha: float = 0.05,
     without_explanation: Annotated[bool, Parameter(negative=())] = False,
+    length_control: Annotated[bool, Parameter(negative=())] = False,
+    debias: Annotated[bool, Parameter(negative=())] = False,
     limit: int | None = None,
     cut: int | None = None,
     judge_args: str | None = None,
@@ -87,6 +89,10 @@ def judge(
         Of the screening test and of the family of confirmed biases.
     without_explanation
         Do not ask the judge to explain its errors.
+    length_control
+        Measure what holds once more with rewrites cut to the length of the answers they were made from.
+    debias
+        Warn a pairwise judge of the library's biases before every question; compare with an audit without.
     limit
         Only the first so many pairs of each file.
     cut
@@ -133,8 +139,9 @@ def judge(
         "limit": limit,
         "seed": seed,
     }
+    costs = _prices(prices)
     if dry_run:
-        _print_plan(plan(pairs, **words), json_output)
+        _print_plan(plan(pairs, judge=judge, teacher=teacher, prices=costs, **words), json_output)
         return 0
     with silenced(quiet):
         done = audit_judge(
@@ -145,13 +152,15 @@ def judge(
             rubric=rubric,
             filters=_list(filters),
             alpha=alpha,
+            length_control=length_control,
+            debias=debias,
             cut=cut,
             judge_args=_arguments(judge_args, "--judge-args"),
             teacher_args=_arguments(teacher_args, "--teacher-args"),
             judge_url=judge_url,
             teacher_url=teacher_url,
             budget=budget,
-            prices=_prices(prices),
+            prices=costs,
             max_connections=max_connections,
             replay=replay,
             out=out,
@@ -207,7 +216,8 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
         print(f"left out: {left_out}")
     for role, (least, most) in plan.calls.items():
         print(f"{role}: {least:,} to {most:,} calls")
-    print(f"about {plan.tokens[0] / 1e6:.2g} to {plan.tokens[1] / 1e6:.2g} million tokens")
+    cost = "no price known; give --prices" if plan.usd is None else "{:.2f} to {:.2f} usd".format(*plan.usd)
+    print(f"about {plan.tokens[0] / 1e6:.2g} to {plan.tokens[1] / 1e6:.2g} million tokens, {cost}")
 
 
 def _short(value: Any) -> Any:

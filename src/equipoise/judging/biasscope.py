@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from equipoise.core.errors import BadInput
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
-from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, Comparison, Judge, Proposal, Teacher, Verdict
+from equipoise.judging.pairs import Pair, shortened
+from equipoise.judging.roles import Case, Comparison, Judge, Teacher, Verdict
 from equipoise.judging.validation import Effect, adjusted, effect, published_accepts, published_orders
 
 Rule = Literal["paired", "published"]
@@ -195,6 +195,19 @@ class Bench:
         there = np.array([text is not None for text in self.texts(bias)], dtype=bool)
         groups = [pair.group for pair, is_there in zip(self.pairs, there, strict=True) if is_there]
         return effect(bias.name, before[there], after[there], groups, left_out=int((~there).sum()))
+
+    def length_controlled(self, bias: Bias) -> Effect:
+        """The effect with every rewrite cut to the number of words of the answer that it was made from (card, baselines)."""
+        texts = self.texts(bias)
+        cut = [
+            None if text is None else shortened(text, len(pair.rejected.split()))
+            for pair, text in zip(self.pairs, texts, strict=True)
+        ]
+        there = [i for i, text in enumerate(cut) if text is not None]
+        pairs = [replace(self.pairs[i], rejected=cut[i] or "") for i in there]
+        after = judged(self._judge, pairs, f"judge/{self.name}, cut")[0]
+        groups = [pair.group for pair in pairs]
+        return effect(bias.name, self.original()[there], after, groups, left_out=len(texts) - len(there))
 
     def published(self, bias: Bias, seed: int) -> bool:
         """The released rule: one order, the file's before, shuffled after; any increase of the error over parsed outputs."""
@@ -379,6 +392,3 @@ def _merge(
         else:
             new.append(candidate)
     return new, known
-
-
-__all__ = ["Audit", "Bench", "Candidate", "Proposal", "Round", "Settings", "biasscope", "judged", "orders", "start"]

@@ -7,19 +7,21 @@ twice, and can be replayed offline.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from equipoise.chat.account import Account, Budget
+from equipoise.chat.account import Account, Budget, Planned, estimate
+from equipoise.chat.client import Chat, resolve
 from equipoise.chat.record import Record
-from equipoise.core.errors import BadInput, BudgetReached, did_you_mean
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, did_you_mean
 from equipoise.core.files import produce_atomic, write_atomic
 from equipoise.core.job import JobFolder, digest, job_folder
 from equipoise.judging.biases import deal, read_biases, seed_biases
@@ -43,7 +45,10 @@ RECORD = "calls.jsonl"
 
 @dataclass(frozen=True)
 class Found:
-    """A bias that was measured. effect: on the report part where it was confirmed there, else on the selection part."""
+    """A bias that was measured. effect: on the report part where it was measured there, else on the selection part.
+
+    cut: where asked for, the effect with rewrites no longer than the answers they were made from.
+    """
 
     name: str
     definition: str
@@ -52,6 +57,7 @@ class Found:
     holds: bool
     selection: Effect
     report: Effect | None
+    cut: Effect | None = None
 
     @property
     def effect(self) -> Effect:
@@ -91,12 +97,16 @@ class JudgeAudit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit would ask. calls: role -> (at least, at most). first: three pairs as they were read."""
+    """What an audit would ask. calls: role -> (at least, at most). first: three pairs as they were read.
+
+    tokens, usd: of all calls, at least and at most, about four characters a token; usd is None without a price of either.
+    """
 
     sizes: tuple[int, int, int]
     left_out: tuple[str, ...]
     calls: Mapping[str, tuple[int, int]]
     tokens: tuple[int, int]
+    usd: tuple[float, float] | None
     first: tuple[Mapping[str, Any], ...]
 
 
@@ -115,6 +125,8 @@ def audit_judge(
     rule: Rule = "paired",
     alpha: float = 0.05,
     without_explanation: bool = False,
+    length_control: bool = False,
+    debias: bool = False,
     limit: int | None = None,
     cut: int | None = None,
     judge_args: Mapping[str, Any] | None = None,
@@ -135,16 +147,17 @@ def audit_judge(
     with the methods of `roles`; the teacher may be "rules", which needs no model and finds what its rules know. pairs: a
     file or `Pair`s; divided into discovery, selection and report, or used for discovery alone where test_pairs are given.
     judge_kind: "pairwise" with a rubric, "pointwise", "logprob" for a local model, "logprob-both" for the mean of its
-    log-probabilities in both orders, which cannot prefer a place. filters: further judges, two thirds
-    of which a variant of the harder test set must fool. cut: words of an answer that a logprob judge sees. budget:
-    "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without, nothing is
-    written or resumed.
+    log-probabilities in both orders, which cannot prefer a place. filters: further judges, two thirds of which a variant of
+    the harder test set must fool. length_control: measure what holds once more with rewrites cut to the length of the
+    answers. debias: warn a pairwise judge of the library's biases. cut: words of each text that a logprob judge sees.
+    budget: "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without,
+    nothing is written or resumed.
     Raises BadInput for a wrong request, BudgetReached with what was found so far in the folder.
     """
     if judge_kind not in KINDS:
         raise BadInput(f"There is no judge of the kind {judge_kind!r}. {did_you_mean(judge_kind, KINDS)}")
-    if rubric is not None and judge_kind != "pairwise":
-        raise BadInput(f"A rubric is the prompt of a pairwise judge; this one is {judge_kind}.")
+    if (rubric is not None or debias) and judge_kind != "pairwise":
+        raise BadInput(f"A rubric and debias are about the prompt of a pairwise judge; this one is {judge_kind}.")
     parts, left_out, digests = _divided(pairs, test_pairs, limit, seed)
     if rubric is not None:
         pairwise_template(Path(rubric))
@@ -174,6 +187,8 @@ def audit_judge(
         "rule": rule,
         "alpha": alpha,
         "without_explanation": without_explanation,
+        "length_control": length_control,
+        "debias": debias,
         "limit": limit,
         "cut": cut,
         "judge_args": _told(judge_args),
@@ -189,18 +204,29 @@ def audit_judge(
     def work(folder: Path | None, final: Path | None) -> JudgeAudit:
         with contextlib.ExitStack() as open_things:
             roles = _Roles(account, limits, folder, replay, max_connections, open_things)
-            the_judge = roles.judge(judge, judge_kind, judge_args, judge_url, rubric, cut, explain=words.explain)
+            warned = library if debias else ()
+            shown = None if rubric is None else pairwise_template(Path(rubric))
+            if not isinstance(judge, str):
+                the_judge = judge
+            elif judge_kind == "pairwise":
+                the_judge = PairwiseJudge(roles.chat(judge, judge_args, judge_url), rubric=shown, debias=warned)
+            elif judge_kind == "pointwise":
+                the_judge = PointwiseJudge(roles.chat(judge, judge_args, judge_url))
+            else:
+                both = judge_kind == "logprob-both"
+                the_judge = roles.scorer(judge, judge_args, cut, explain=words.explain, balanced=both)
             the_teacher = roles.teacher(teacher, teacher_args, teacher_url)
-            others = [roles.judge(name, "pairwise", None, None, rubric, None, explain=False) for name in filters]
-            task = _Task(the_judge, the_teacher, others, parts, left_out, account, words)
+            others: list[Judge] = [PairwiseJudge(roles.chat(name, None, None), rubric=shown) for name in filters]
+            task = _Task(the_judge, the_teacher, others, parts, left_out, account, words, length_control)
             task.audit = start(the_judge, the_teacher, parts[1], parts[2], library=library, settings=words)
             try:
                 biasscope(the_judge, the_teacher, *parts, audit=task.audit)
                 task.make_sets()
-            except BudgetReached:
-                if folder is not None and final is not None:
-                    task.write(folder, settings, final, source=settings["pairs"])
-                raise
+            except (BudgetReached, WorkFailed) as error:
+                if folder is None or final is None:
+                    raise
+                task.write(folder, settings, final, source=settings["pairs"])
+                raise type(error)(f"{error} What is known so far: {folder}/report.html") from error
             if folder is not None and final is not None:
                 task.write(folder, settings, final, source=settings["pairs"])
             return task.result(final)
@@ -218,6 +244,8 @@ def audit_judge(
 def plan(
     pairs: str | Path | Sequence[Pair],
     *,
+    judge: str = "",
+    teacher: str = "",
     test_pairs: str | Path | Sequence[Pair] | None = None,
     biases: str | Path | None = None,
     rounds: int = 4,
@@ -226,46 +254,62 @@ def plan(
     without_explanation: bool = False,
     limit: int | None = None,
     seed: int = 42,
+    prices: Prices | None = None,
 ) -> Plan:
     """The calls of an audit before it starts: at least (nothing passes) and at most (everything is found and passes).
 
-    tokens: prompt and answer together, about four characters each, at least and at most. The calls of the harder test set's
-    filter judges are not in it.
+    Not in it: the filter judges of the harder test set, and the length control.
     """
+    Settings(rounds=rounds, candidates=candidates)
     parts, left_out, _ = _divided(pairs, test_pairs, limit, seed)
     found, chosen, told = (len(part) for part in parts)
     if rule == "published":
         chosen, told = chosen + told, 0
     library = len(seed_biases() if biases is None else read_biases(biases))
-    most_new = (found if candidates is None else min(candidates, found)) * rounds
-    per_round = {
-        "rewrite": found,
-        "judge": 2 * found,
-        "explain": 0 if without_explanation else found,
-        "identify": found,
-    }
+    new = (found if candidates is None else min(candidates, found)) * rounds
     first_round = min(rounds, 1)
     calls = {
         "judge": (
             2 * (chosen + library * chosen + first_round * found),
-            2 * (chosen + told + (library + most_new) * (chosen + told)) + rounds * per_round["judge"],
+            2 * ((1 + library + new) * (chosen + told) + rounds * found),
         ),
-        "judge, explaining": (0, rounds * per_round["explain"]),
+        "judge, explaining": (0, 0 if without_explanation else rounds * found),
         "teacher, rewriting": (
             library * chosen + first_round * found,
-            (library + most_new) * (chosen + told) + (rounds + 1) * found,
+            (library + new) * (chosen + told) + (rounds + 1) * found,
         ),
         "teacher, naming": (0, rounds * found),
-        "teacher, comparing names": (0, rounds * found * (library + most_new)),
+        "teacher, comparing names": (0, rounds * found * (library + new)),
     }
     sample = [pair for part in parts for pair in part][:200]
-    length = float(np.mean([len(p.question) + len(p.chosen) + len(p.rejected) for p in sample])) / 4 + 250
-    ends = [sum(counts[end] for counts in calls.values()) for end in (0, 1)]
+    pair = float(np.mean([len(p.question) + len(p.chosen) + len(p.rejected) for p in sample]))
+    # Characters of prompt and of answer; a prompt's own words are about a thousand.
+    sizes = {
+        "judge": (pair + 1000, 600),
+        "judge, explaining": (pair + 1500, 1000),
+        "teacher, rewriting": (pair / 2 + 1500, pair / 2),
+        "teacher, naming": (pair + 3000, 300),
+        "teacher, comparing names": (800, 40),
+    }
+    tokens, usd = [0, 0], [0.0, 0.0]
+    known = True
+    for role, ends in calls.items():
+        model = judge if role.startswith("judge") else teacher
+        name = resolve(model)[0] if model not in ("", RULES) else model
+        for end in (0, 1):
+            if model == RULES:
+                continue
+            prompt, answer = sizes[role]
+            of = estimate([Planned(role, ends[end], prompt, round(answer / 4))], model=name, prices=prices)
+            tokens[end] += of.prompt_tokens + of.generated_tokens
+            known = known and of.usd is not None
+            usd[end] += of.usd or 0.0
     return Plan(
         sizes=(found, chosen, told),
         left_out=tuple(left_out),
         calls=calls,
-        tokens=(round(ends[0] * length), round(ends[1] * length)),
+        tokens=(tokens[0], tokens[1]),
+        usd=(usd[0], usd[1]) if known else None,
         first=tuple(asdict(pair) for pair in sample[:3]),
     )
 
@@ -281,6 +325,8 @@ class _Task:
     left_out: list[str]
     account: Account
     settings: Settings
+    length_control: bool = False
+    cut: dict[str, Effect] = field(default_factory=dict)
     audit: Audit = None  # type: ignore[assignment]
     hardened: Hardened | None = None
     preferences: list[dict[str, str]] | None = None
@@ -289,6 +335,9 @@ class _Task:
         """The harder test set of the test parts, and preference rows of the discovery part, with the biases that hold."""
         audit = self.audit
         holding = [audit.candidates[name].bias for name in audit.found]
+        if self.length_control:
+            measured_on = audit.report if audit.report.pairs else audit.selection
+            self.cut = {bias.name: measured_on.length_controlled(bias) for bias in holding}
         variants, right = [], []
         for bench in (audit.selection, audit.report):
             for bias in holding:
@@ -329,6 +378,7 @@ class _Task:
                     holds=audit.complete and name in holding,
                     selection=audit.screened[name],
                     report=report,
+                    cut=self.cut.get(name),
                 )
             )
         sizes = len(self.parts[0]), len(audit.selection.pairs), len(audit.report.pairs)
@@ -384,33 +434,19 @@ class _Roles:
         self._replay = replay
         self._record: Record | None = None
 
-    def judge(
-        self,
-        name: str | Judge,
-        kind: Kind,
-        arguments: Mapping[str, Any] | None,
-        url: str | None,
-        rubric: str | Path | None,
-        cut: int | None,
-        *,
-        explain: bool,
-    ) -> Judge:
-        if not isinstance(name, str):
-            return name
-        if kind.startswith("logprob"):
-            from equipoise.language.model import load
+    def scorer(
+        self, name: str, arguments: Mapping[str, Any] | None, cut: int | None, *, explain: bool, balanced: bool
+    ) -> LogProbJudge:
+        from equipoise.language.model import load
 
-            words = dict(arguments or {})
-            model = load(
-                name.removeprefix("equipoise/"), **{k: v for k, v in words.items() if k in ("device", "dtype")}
-            )
-            memory = None if self._folder is None else self._folder / "margins.jsonl"
-            chat = self._chat(name, arguments, url) if explain else None
-            return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=kind == "logprob-both")
-        chat = self._chat(name, arguments, url)
-        if kind == "pointwise":
-            return PointwiseJudge(chat)
-        return PairwiseJudge(chat, rubric=None if rubric is None else pairwise_template(Path(rubric)))
+        known = inspect.signature(load).parameters.keys() - {"name"}
+        for argument in arguments or {}:
+            if argument not in known:
+                raise BadInput(f"A logprob judge takes no argument {argument!r}. {did_you_mean(argument, known)}")
+        model = load(name.removeprefix("equipoise/"), **(arguments or {}))
+        memory = None if self._folder is None else self._folder / "margins.jsonl"
+        chat = self.chat(name, arguments, None) if explain else None
+        return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=balanced)
 
     def teacher(self, name: str | Teacher, arguments: Mapping[str, Any] | None, url: str | None) -> Teacher:
         if not isinstance(name, str):
@@ -419,11 +455,9 @@ class _Roles:
             from equipoise.judging.rules import RuleTeacher
 
             return RuleTeacher()
-        return ChatTeacher(self._chat(name, arguments, url))
+        return ChatTeacher(self.chat(name, arguments, url))
 
-    def _chat(self, name: str, arguments: Mapping[str, Any] | None, url: str | None) -> Any:
-        from equipoise.chat.client import Chat
-
+    def chat(self, name: str, arguments: Mapping[str, Any] | None, url: str | None) -> Chat:
         if self._record is None:
             self._record = self._opened.enter_context(Record(self._place()))
         chat = Chat(
@@ -504,7 +538,7 @@ def _stored(folder: JobFolder) -> JudgeAudit:
     plain = json.loads((folder.final / "biases.json").read_text(encoding="utf-8"))
     del plain["left_out"]
     biases = tuple(
-        Found(**each | {part: each[part] and _effect(each[part]) for part in ("selection", "report")})
+        Found(**each | {part: each[part] and _effect(each[part]) for part in ("selection", "report", "cut")})
         for each in plain.pop("biases")
     )
     position = PositionBias(**_numbers(plain.pop("position")))

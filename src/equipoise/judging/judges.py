@@ -17,6 +17,7 @@ from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput
 from equipoise.core.files import FILES, append_synced
 from equipoise.judging.biases import Bias
+from equipoise.judging.pairs import shortened
 from equipoise.judging.roles import Case, Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -168,9 +169,8 @@ class LogProbJudge:
         return explanations(self._chat, self._explain, cases, 256)
 
     def _prompt(self, comparison: Comparison) -> tuple[Message, ...]:
-        question, first, second = (
-            shortened(text, self._cut) for text in (comparison.question, comparison.first, comparison.second)
-        )
+        texts = (comparison.question, comparison.first, comparison.second)
+        question, first, second = (text if self._cut is None else shortened(text, self._cut) for text in texts)
         return self._rubric.render(question=question, answer_1=first, answer_2=second)
 
     def _score(self, prompts: Sequence[tuple[Message, ...]]) -> list[float]:
@@ -236,14 +236,6 @@ def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_toke
         for case in cases
     ]
     return [reply.text for reply in chat.ask(calls, title=f"{chat.name} explains its errors")]
-
-
-def shortened(text: str, words: int | None) -> str:
-    """The first so many words, with the blanks between them; None keeps all."""
-    if words is None:
-        return text
-    found = list(re.finditer(r"\S+", text))
-    return text if len(found) <= words else text[: found[words - 1].end()] + " ..."
 
 
 def _digest(messages: tuple[Message, ...]) -> str:

@@ -173,6 +173,14 @@ def _evidence(task: _Task, found: Found) -> page.Section:
     bias = task.audit.candidates[found.name].bias
     bench = task.audit.report if found.report is not None else task.audit.selection
     parts: list[page.Part] = [page.Text(found.definition)]
+    if found.cut is not None:
+        _, between = interval(100 * found.cut.increase, 100 * found.cut.lower, 100 * found.cut.upper, signed=True)
+        parts.append(
+            page.Text(
+                f"With rewrites cut to the length of the answers they were made from: {_points(found.cut.increase)} "
+                f"({between}). What is lost of the effect was length."
+            )
+        )
     if table := _domains(bench, found):
         parts.append(table)
     right, before, texts = bench.rewritten(bias), bench.original(), bench.texts(bias)

@@ -11,8 +11,10 @@ A row is understood by the fields it has (the first line that fits):
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,12 @@ def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) ->
     if not all(parts):
         raise BadInput(f"{len(part_of)} questions are too few for {len(shares)} parts of shares {list(shares)}.")
     return parts
+
+
+def shortened(text: str, words: int) -> str:
+    """The first so many words (at least 1), with the blanks between them."""
+    found = list(islice(re.finditer(r"\S+", text), words + 1))
+    return text if len(found) <= words else text[: found[words - 1].end()]
 
 
 def _turns(value: Any) -> Any:
