@@ -220,7 +220,7 @@ def test_one_loaded_model_until_the_last_is_closed(folders):
     (anew,) = answers([(second, "one", {"max_tokens": 3, "temperature": 0})])  # Inspect keeps closed models
     assert anew.completion == kept.completion
     second.api.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("equipoise")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("equipoise ")]
 
 
 @pytest.mark.slow

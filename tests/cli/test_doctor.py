@@ -38,6 +38,8 @@ def install(
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
+    # Inspect AI is really here, and importing it takes longer than a test may.
+    monkeypatch.setattr(health, "HOSTS", tuple(host for host in health.HOSTS if host.name != "Inspect AI"))
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -61,6 +63,8 @@ def findings(capsys, section: str) -> dict[str, tuple[str, str]]:
 
 def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
     monkeypatch.setattr(health, "PATIENCE", 3.0)
+    absent = health.Host("Nowhere", "nowhere-to-be-had", "nowhere", "nowhere.plugins")
+    monkeypatch.setattr(health, "HOSTS", (*health.HOSTS, absent))
     points = "".join(f"{name} = {name}_plug:value\n" for name in PLUG_INS)
     files = {f"{name}_plug": source for name, source in PLUG_INS.items()}
     # The host says whether it was told to leave its plug-ins alone; it comes before the plug-in.
@@ -68,7 +72,7 @@ def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
         "import os, sys; assert os.environ['VERL_USE_EXTERNAL_PLUGINS'] == 'none' and 'good_plug' not in sys.modules"
     )
     install(site, "verl", "0.9.1", files)
-    install(site, "others", "2.0", {}, f"[verl.plugins]\n{points}[inspect_ai]\nmine = others:tasks\n")
+    install(site, "others", "2.0", {}, f"[verl.plugins]\n{points}[nowhere.plugins]\nmine = others:tasks\n")
     with ThreadPoolExecutor(6) as pool:
         found = {each.name: (each.state, each.about) for each in health.plug_ins(pool, 3.0)}
     assert found["verl"] == ("works", "0.9.1")
@@ -80,7 +84,7 @@ def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
     assert found["verl: hangs"] == ("broken", "hangs_plug:value, from others 2.0: did not end within 3 seconds")
     assert "no attribute 'value'" in found["verl: nothing_of_that_name"][1]
     assert found["TRL"] == ("absent", "not installed")
-    assert found["Inspect AI: mine"] == ("absent", "others:tasks, from others 2.0; Inspect AI is not installed")
+    assert found["Nowhere: mine"] == ("absent", "others:tasks, from others 2.0; Nowhere is not installed")
     assert "hunter2" not in str(found)
 
 
