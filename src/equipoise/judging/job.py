@@ -7,6 +7,7 @@ twice, and can be replayed offline.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import json
 import math
@@ -21,7 +22,7 @@ import numpy as np
 from equipoise.chat.account import Account, Budget, Planned, estimate
 from equipoise.chat.client import Chat, resolve
 from equipoise.chat.record import Record
-from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, did_you_mean
+from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import produce_atomic, write_atomic
 from equipoise.core.job import JobFolder, digest, job_folder
 from equipoise.judging.biases import deal, read_biases, seed_biases
@@ -458,6 +459,8 @@ class _Roles:
         return ChatTeacher(self.chat(name, arguments, url))
 
     def chat(self, name: str, arguments: Mapping[str, Any] | None, url: str | None) -> Chat:
+        if not self._offline and importlib.util.find_spec("inspect_ai") is None:
+            raise MissingExtra("Asking a chat model needs Inspect AI: pip install 'equipoise[chat]'")
         if self._record is None:
             self._record = self._opened.enter_context(Record(self._place()))
         chat = Chat(

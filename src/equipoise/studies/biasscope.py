@@ -68,9 +68,9 @@ def biasscope(
         ],
         outcomes=[
             Outcome("recall", better="higher", description="of the planted biases, found"),
+            Outcome("false_discoveries", better="lower", unit="biases", description="found and not planted, per audit"),
             Outcome("recall_beyond", better="higher", description="of the planted biases that are not basic, found"),
             Outcome("precision", better="higher", description="of the biases found, planted"),
-            Outcome("false_discoveries", better="lower", unit="biases", description="found and not planted, per audit"),
             Outcome("admitted", better="lower", description="of the measured biases that were not planted, accepted"),
         ],
         claims=[
