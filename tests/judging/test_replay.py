@@ -1,8 +1,11 @@
-"""A whole audit of a real small model, replayed from its record: no model, no network, no Inspect.
+"""A whole audit by a real small model, replayed from its record: no model, no network, no Inspect.
 
-Recorded with `equipoise audit judge --judge smollm2 --teacher smollm2 --pairs tests/judging/recorded/pairs.jsonl --biases
-tests/judging/recorded/library.json --rounds 1 --candidates 2`; whoever changes a prompt or what is asked records anew and
-compresses its calls.jsonl.
+Recorded with Qwen2.5-Coder-1.5B-Instruct (Q4_K_M, the file whose sha256 begins with cc324af070c2) as judge and teacher:
+
+    equipoise audit judge --judge FILE --teacher FILE --pairs tests/judging/recorded/pairs.jsonl
+        --biases tests/judging/recorded/library.json --rounds 1 --candidates 2
+
+Whoever changes a prompt or what is asked records anew, and compresses the calls.jsonl of that folder.
 """
 
 import gzip
@@ -15,46 +18,72 @@ import pytest
 from equipoise.core.errors import BadInput
 from equipoise.judging.job import audit_judge
 from equipoise.judging.judges import parse_decision
+from equipoise.judging.pairs import read_pairs
 
 HERE = Path(__file__).parent / "recorded"
+RECORD = HERE / "qwen2.5-coder-1.5b.jsonl.gz"
+MODEL = "equipoise/qwen1.5b.gguf@cc324af070c2"
 
 
-def replayed(out: Path, record: Path = HERE / "smollm2.jsonl.gz"):
-    return audit_judge(
-        "smollm2",
-        "smollm2",
-        HERE / "pairs.jsonl",
-        biases=HERE / "library.json",
-        rounds=1,
-        candidates=2,
-        replay=record,
-        out=out,
-    )
+def replayed(out: Path, record: Path = RECORD):
+    library = HERE / "library.json"
+    words = {"biases": library, "rounds": 1, "candidates": 2, "replay": record, "out": out}
+    return audit_judge(MODEL, MODEL, HERE / "pairs.jsonl", **words)
 
 
-def lines() -> list[dict]:
-    with gzip.open(HERE / "smollm2.jsonl.gz", "rt", encoding="utf-8") as file:
+@pytest.fixture(scope="module")
+def calls() -> list[dict]:
+    with gzip.open(RECORD, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file][1:]
 
 
-def test_the_replay_gives_what_was_recorded(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "inspect_ai", None)  # an import of it would fail
+@pytest.fixture
+def without_inspect(monkeypatch):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)  # an import of it fails
+
+
+def test_the_replay_gives_what_the_record_says(tmp_path, calls, without_inspect):
     done = replayed(tmp_path / "a")
-    calls = lines()
-    # By hand from the record: the verdicts on the pairs as they are, in the order of the file.
-    verdicts = [parse_decision(c["text"]) for c in calls if c["phase"] in ("judge/selection", "judge/report")]
-    as_they_are = verdicts[: 2 * done.sizes[1]]
-    assert done.complete and done.sizes == (3, 5, 5)
-    assert done.biases[0].selection.before.no_verdict == as_they_are.count(None)
-    account = json.loads((tmp_path / "a" / "account.json").read_text(encoding="utf-8"))
-    assert account["total"]["calls"] == len(calls) == sum(account["total"]["statuses"].values())
-    assert account["total"]["generated_tokens"] == sum(call["usage"]["generated"] for call in calls)
+    # By hand, from the prompts as they were recorded: which pair, in which order, with the answers as they are in the file.
+    right: dict[str, list[bool]] = {}
+    first = []
+    for call in calls:
+        text, choice = call["messages"][-1]["content"], parse_decision(call["text"])
+        for pair in read_pairs(HERE / "pairs.jsonl"):
+            shown = [pair.chosen, pair.rejected]
+            for better, answers in ((1, shown), (2, shown[::-1])):
+                asked = [f"[Question]\n{pair.question}\n", *(f"[Answer {n}]\n{a}\n" for n, a in enumerate(answers, 1))]
+                if call["phase"] == "judge/selection" and all(part in text for part in asked):
+                    right.setdefault(pair.id, []).append(choice == better)
+                    first.append(choice == 1)
+    assert done.complete and done.sizes == (3, 5, 5) and len(first) == 10
+    assert done.position.first == pytest.approx(sum(first) / 10) == 0.7
+    assert done.position.both_right == pytest.approx(sum(map(all, right.values())) / 5) == 0.6
+    assert {each.name for each in done.biases} == {"authority", "sentiment"} and not done.holding
+    authority = next(each.selection for each in done.biases if each.name == "authority")
+    assert (authority.before.wrong, authority.before.of, authority.left_out) == (1, 6, 2)
 
 
-def test_a_call_that_was_not_recorded_is_one_sentence(tmp_path):
+def test_the_account_is_that_of_the_record(tmp_path, calls, without_inspect):
+    replayed(tmp_path / "a")
+    total = json.loads((tmp_path / "a" / "account.json").read_text(encoding="utf-8"))["total"]
+    assert total["calls"] == len(calls) == sum(total["statuses"].values())
+    for name, field in (("prompt_tokens", "prompt"), ("generated_tokens", "generated")):
+        assert total[name] == sum(call["usage"][field] for call in calls)
+
+
+def test_six_replays_are_one(tmp_path, without_inspect):
+    told = set()
+    for i in range(6):
+        replayed(tmp_path / str(i))
+        told.add((tmp_path / str(i) / "biases.json").read_bytes())
+    assert len(told) == 1
+
+
+def test_a_call_that_was_not_recorded_is_one_sentence(tmp_path, without_inspect):
     short = tmp_path / "calls.jsonl.gz"
-    with gzip.open(HERE / "smollm2.jsonl.gz", "rb") as file, gzip.open(short, "wb") as copy:
+    with gzip.open(RECORD, "rb") as file, gzip.open(short, "wb") as copy:
         copy.writelines(file.readlines()[:20])
-    with pytest.raises(BadInput, match="no answer of equipoise/smollm2 to") as error:
+    with pytest.raises(BadInput, match=f"no answer of {MODEL} to") as error:
         replayed(tmp_path / "a", short)
     assert "\n" not in str(error.value)
