@@ -128,7 +128,7 @@ with Record({str(path)!r}) as record:
             chat.ask([ask("b"), ask("c")])
         except BadInput as error:
             assert "no answer of mockllm/model to 1 of 2 calls" in str(error) and "phase 'judge'" in str(error), error
-            assert "without offline to record them" in str(error), error
+            assert "without offline (--replay) to record them" in str(error), error
         else:
             sys.exit("answered offline")
     try:

@@ -86,13 +86,24 @@ def test_answers_that_are_none(tmp_path):
     calls = [call("empty q"), call("empty*1 q"), call("long q"), call("filter q")]
     with FaultyServer() as server:
         replies, account = ask(server, tmp_path / "r.jsonl", calls)
-        assert [reply.status for reply in replies] == ["failed", "answered", "cut", "refused"]
+        assert [reply.status for reply in replies] == ["answered", "answered", "cut", "refused"]
         assert replies[2].text == "the beginning"
         assert Counter(server.asked) == {"empty q": 2, "empty*1 q": 2, "long q": 1, "filter q": 1}
         assert account.total().retries == 2 and account.total().usage.prompt == 60  # empty answers are paid for too
         replies, _ = ask(server, tmp_path / "r.jsonl", calls)
-        assert [reply.status for reply in replies] == ["failed", "answered", "cut", "refused"]
+        assert [reply.status for reply in replies] == ["answered", "answered", "cut", "refused"]
         assert Counter(server.asked)["filter q"] == 1
+
+
+def test_a_request_that_the_provider_does_not_take_is_asked_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE", 3)
+    calls = [call(f"400 {i}") for i in range(6)] + [call("ok q")]
+    with FaultyServer() as server:
+        for _ in range(2):
+            replies, account = ask(server, tmp_path / "r.jsonl", calls)
+            assert [reply.status for reply in replies] == ["rejected"] * 6 + ["answered"]
+        assert set(Counter(server.asked).values()) == {1} and account.total().statuses["rejected"] == 6
+    assert "HTTP 400" in replies[0].reason
 
 
 @pytest.mark.parametrize(("status", "check"), [(401, "API key"), (403, "API key"), (404, "name")])

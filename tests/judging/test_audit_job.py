@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from equipoise.cli import main
-from equipoise.core.errors import BadInput, BudgetReached
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.judging.biases import Bias
 from equipoise.judging.job import audit_judge, plan
 from equipoise.judging.pairs import Pair, read_pairs
@@ -190,6 +190,18 @@ def test_wrong_requests_are_one_sentence(tmp_path):
         audit_judge(SealJudge(), SealTeacher(), few, test_pairs=few)
     with pytest.raises(BadInput, match="too few"):
         audit_judge(SealJudge(), SealTeacher(), few[:2])
+    for odd in ({"limit": 0}, {"limit": -5}, {"cut": -1}):
+        with pytest.raises(BadInput, match="expected at least 1"):
+            audit_judge(SealJudge(), SealTeacher(), few, **odd)
+    with pytest.raises(BadInput, match="is a folder"):
+        audit_judge(SealJudge(), SealTeacher(), tmp_path)
+    with pytest.raises(BadInput, match="'api_key' holds a secret"):
+        audit_judge("openai/m", SealTeacher(), few, judge_args={"api_key": "sk-abcdefgh"}, out=tmp_path / "s")
+    with pytest.raises(BadInput, match="The address holds a secret"):
+        audit_judge("openai/m", SealTeacher(), few, judge_url="https://user:hunter2@host/v1", out=tmp_path / "s")
+    with pytest.raises(BadInput, match="--prices openai/m=READ:WRITTEN"):
+        audit_judge("openai/m", SealTeacher(), few, budget="usd=3", out=tmp_path / "s")
+    assert not list(tmp_path.glob("s*"))
     with pytest.raises(BadInput, match="rubric"):
         audit_judge(SealJudge(), SealTeacher(), few, judge_kind="logprob", rubric=tmp_path / "r.md")
 
@@ -210,7 +222,9 @@ def test_the_command_line(tmp_path, capsys):
     command = ["audit", "judge", "--judge", "smollm2", "--teacher", "rules", "--pairs", str(path)]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"judge: \d+ to [\d,]+ calls", said) and "0.00 to 0.00 usd" in said  # what runs here costs nothing
+    assert (
+        re.search(r"judge: \d+ calls when nothing is found, up to [\d,]+", said) and "0.00 to 0.00 usd" in said
+    )  # what runs here costs nothing
     hosted = [
         "audit",
         "judge",
@@ -243,6 +257,46 @@ def test_the_command_line(tmp_path, capsys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(command) == 2
     assert "pairs.jsonl:4: expected question" in capsys.readouterr().err
+
+
+def test_a_typo_among_the_filters_is_found_before_any_call_and_can_be_mended(tmp_path):
+    judge, words = SealJudge(), {"biases": library(tmp_path), "out": tmp_path / "a"}
+    with pytest.raises(BadInput, match="opnai/filter cannot be used"):
+        audit_judge(judge, SealTeacher(), pairs(60), filters=["opnai/filter"], **words)
+    assert judge.asked == 0 and not (tmp_path / "a.partial").exists()
+    assert audit_judge(judge, SealTeacher(), pairs(60), **words).complete
+
+
+def test_other_pairs_in_the_same_folder_are_refused(tmp_path):
+    audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
+    with pytest.raises(BadInput, match="another content of the pairs"):
+        audit_judge(SealJudge(), SealTeacher(), pairs(66)[6:], biases=library(tmp_path), out=tmp_path / "a")
+
+
+def test_pairs_that_could_not_be_asked_are_left_out(tmp_path):
+    class Narrow(SealJudge):
+        """Takes no prompt that is longer than the original answers: an outage of the rewritten half only."""
+
+        def compare(self, comparisons, *, phase):
+            verdicts = super().compare(comparisons, phase=phase)
+            return [
+                replace(v, choice=None, asked=False) if len(c.first + c.second) > 60 and "7" in c.pair else v
+                for c, v in zip(comparisons, verdicts, strict=True)
+            ]
+
+    done = audit_judge(Narrow(), SealTeacher(), pairs(96), biases=library(tmp_path), rounds=0)
+    (charm,) = done.biases
+    assert charm.selection.left_out > 0 and charm.selection.after.no_verdict == 0 and charm.selection.increase == 0
+
+
+def test_a_judge_without_verdicts_ends_the_audit_with_a_sentence(tmp_path):
+    class Mute(SealJudge):
+        def compare(self, comparisons, *, phase):
+            return [Verdict(None, "[[A]]")] * len(comparisons)
+
+    with pytest.raises(WorkFailed, match=r"no verdict in \d+ of \d+ answers.*'\[\[A\]\]'"):
+        audit_judge(Mute(), SealTeacher(), pairs(60), out=tmp_path / "a")
+    assert "gave no verdict" in (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
 
 
 def test_pairs_of_one_question_are_one_cluster():

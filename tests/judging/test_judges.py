@@ -8,7 +8,7 @@ import torch
 
 from equipoise.chat.calls import Reply
 from equipoise.chat.templates import Template
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging.biases import Bias, seed_biases
 from equipoise.judging.judges import (
     PROMPTS,
@@ -51,7 +51,13 @@ class ScriptedChat:
         ("Reasoning: both.\nDecision: 2.", 2),
         ("Decision: 1", 1),
         ("**Decision:** Answer 2", 2),
-        ("decision - 1", 1),
+        ("decision - 1", None),
+        ("Decision: 1 or 2, the number of the better answer", None),
+        ("Decision: 1 or 2?\nDecision: 2", 2),
+        ("In decision 2 of the plan it errs. Decision: 1", 1),
+        ("Decision: 2.5", None),
+        ("Decision: 1/2", None),
+        ("DECISION: Answer 2 is better", 2),
         ("Decision: [[2]]", 2),
         ("Decision: 3", None),
         ("Decision: 0", None),
@@ -68,7 +74,16 @@ def test_decisions(text, choice):
 
 @pytest.mark.parametrize(
     ("text", "rating"),
-    [("Rating: 7", 7), ("**Rating:** 8.5/10", 8.5), ("Rating: 0", None), ("Rating: 11", None), ("7", None)],
+    [
+        ("Rating: 7", 7),
+        ("**Rating:** 8.5/10", 8.5),
+        ("Rating (1-10): 8", None),
+        ("Rating: 8/10", 8),
+        ("Rating: 1 to 10", None),
+        ("Rating: 0", None),
+        ("Rating: 11", None),
+        ("7", None),
+    ],
 )
 def test_ratings(text, rating):
     assert parse_rating(text) == rating
@@ -110,6 +125,25 @@ def test_a_rubric_of_ones_own(tmp_path):
     path.write_text("---\nquestion: text\n---\n# user\n{{question}}\n")
     with pytest.raises(BadInput, match="answer_1 and answer_2"):
         pairwise_template(path)
+
+
+@pytest.mark.parametrize("status", ["refused", "rejected"])
+def test_what_the_provider_does_not_take_is_not_asked(status):
+    chat = ScriptedChat(lambda call: Reply("", status))
+    for judge in (PairwiseJudge(chat), PointwiseJudge(chat)):
+        (verdict,) = judge.compare([Comparison("p", "q", "a", "b")], phase="judge")
+        assert verdict.choice is None and not verdict.asked
+    mute = ScriptedChat(lambda call: "I cannot say.")
+    (verdict,) = PairwiseJudge(mute).compare([Comparison("p", "q", "a", "b")], phase="judge")
+    assert verdict.choice is None and verdict.asked
+
+
+def test_an_outage_is_no_verdict_on_the_judge():
+    chat = ScriptedChat(lambda call: Reply("", "failed", reason="HTTP 500"))
+    with pytest.raises(WorkFailed, match=r"1 of 1 calls of scripted got no answer \(HTTP 500\)"):
+        PairwiseJudge(chat).compare([Comparison("p", "q", "a", "b")], phase="judge")
+    with pytest.raises(WorkFailed):
+        ChatTeacher(chat).perturb([(PAIR, seed_biases()[0])], phase="rewrite/selection")
 
 
 def test_pointwise_rates_each_answer_once_and_ties_are_no_verdict():
@@ -156,7 +190,8 @@ CASE = Case(Comparison("p", "q", "good", "bad text"), 2, "reasons", "explained")
         ("Here is why: 1\n2", "Here is why: 1\n2"),
         ("   ", None),
         (Reply("half a te", "cut"), None),
-        (Reply("", "failed"), None),
+        (Reply("", "refused"), None),
+        (Reply("", "rejected"), None),
     ],
 )
 def test_rewrites(said, kept):
@@ -198,7 +233,7 @@ def test_the_teacher_learns_which_answer_was_right():
 
 
 def test_sameness_is_decision_zero():
-    answers = iter(['{"decision": 0}', '{"decision": 1}', Reply("", "failed")])
+    answers = iter(['{"decision": 0}', '{"decision": 1}', Reply("", "invalid")])
     teacher = ChatTeacher(ScriptedChat(lambda call: next(answers)))
     couple = (Bias("a", "x"), Bias("b", "y"))
     assert teacher.same([couple] * 3) == [True, False, None]

@@ -73,7 +73,7 @@ class Account:
         tally.statuses[entry.status] += 1
         if entry.usage is not None:
             tally.usage += entry.usage
-        elif entry.status != "failed":
+        elif entry.status not in ("failed", "rejected"):
             tally.uncounted += 1
 
     def replayed(self, model: str, phase: str) -> None:

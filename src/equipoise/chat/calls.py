@@ -10,7 +10,7 @@ from equipoise.data.records import Message
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Status = Literal["answered", "cut", "invalid", "refused", "failed"]
+Status = Literal["answered", "cut", "invalid", "refused", "rejected", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,10 @@ class Call:
 class Reply:
     """An answer, or why there is none. value: the schema's instance, None without schema or unless status is answered.
 
-    answered; cut: ended at max_tokens (the text is what came); invalid: no valid JSON even after one repair; refused: the
-    provider's filter; failed: no answer after all retries (the text is empty, reason says what happened).
+    answered, also with nothing when that came twice; cut: ended at max_tokens (the text is what came); invalid: no valid
+    JSON even after one repair; refused: the provider's filter; rejected: the provider does not take this request, such as
+    a prompt beyond the context, and would not the next time; failed: no answer after all retries. The text of the last
+    three is empty, reason says what happened.
     """
 
     text: str

@@ -48,7 +48,7 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a mod
 TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
 TRANSPORT += ("batch_size", "custom_outputs")  # arguments that change how answers come, not which
 
-_SECRET_NAME = re.compile(
+SECRET_NAME = re.compile(
     r"(?:^|_)(?:keys?|token|secret|passw(?:or)?d|credentials?|auth(?:orization)?|headers?)(?:$|_)|apikey", re.IGNORECASE
 )
 _SECRETS = (
@@ -118,6 +118,11 @@ class Chat:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def open(self) -> None:
+        """Make the provider now, which else the first call does. Raises BadInput or MissingExtra where there is none."""
+        if not self.offline:
+            self._open()
+
     def close(self) -> None:
         """Close the provider's connections; the record stays open."""
         if self._model is not None:
@@ -150,7 +155,7 @@ class Chat:
         if wanted:
             if self.offline or self.record.read_only:
                 phase = next(iter(wanted.values())).phase
-                how = "without offline" if self.offline else "with a .jsonl file as the record"
+                how = "without offline (--replay)" if self.offline else "with a .jsonl file as the record"
                 raise BadInput(
                     f"{self.record.path} has no answer of {self.name} to {len(wanted)} of {len(calls)} calls, the first in "
                     f"phase {phase!r}; run the same command {how} to record them."
@@ -273,9 +278,11 @@ class Chat:
             return entry
         self._failed_in_row += 1
         if self._failed_in_row >= PATIENCE:
-            raise WorkFailed(
-                f"{self._failed_in_row} calls of {self.name} in a row failed, the last with: {entry.reason}. "
-                f"{len(self.record)} answered calls are stored; the same command goes on."
+            raise _Stop(
+                WorkFailed(
+                    f"{self._failed_in_row} calls of {self.name} in a row failed, the last with: {entry.reason}. "
+                    f"{len(self.record)} answered calls are stored; the same command goes on."
+                )
             )
         return entry
 
@@ -283,7 +290,7 @@ class Chat:
         """One call with all its tries. Raises _Stop where no other call can succeed either."""
         retried: list[BaseException] = []
         _retried.set(retried)
-        answer = _Answer("failed", reason="an empty answer, twice")
+        answer = _Answer("answered", reason="an empty answer, twice")
         spent: Usage | None = None
         seconds, empty = 0.0, 0
         while empty < 2:
@@ -292,7 +299,9 @@ class Chat:
             except _Stop:
                 raise
             except Exception as error:
-                answer = _Answer("failed", reason=_reason(error))
+                cause, status = _cause(error)
+                lasting = isinstance(cause, EquipoiseError) or status in (400, 413, 422)
+                answer = _Answer("rejected" if lasting else "failed", reason=_reason(error))
                 break
             seconds += output.time or 0.0
             if (usage := _usage(output)) is not None:
@@ -358,8 +367,8 @@ class Chat:
                 raise
 
     def _secrets(self, model: Model) -> list[str]:
-        named = [str(value) for name, value in self._model_args.items() if _SECRET_NAME.search(name)]
-        stored = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+        named = [str(value) for name, value in self._model_args.items() if SECRET_NAME.search(name)]
+        stored = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
         keys = [getattr(model.api, name, None) for name in ("api_key", "initial_api_key")]
         return [secret for secret in [*named, *stored, *keys] if isinstance(secret, str) and len(secret) > 5]
 
@@ -420,7 +429,7 @@ def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) ->
     """
     kept = {}
     for argument, value in model_args.items():
-        if not _SECRET_NAME.search(argument) and argument not in TRANSPORT:
+        if not SECRET_NAME.search(argument) and argument not in TRANSPORT:
             try:
                 kept[argument] = json.loads(json.dumps(value))
             except (TypeError, ValueError):
@@ -435,7 +444,7 @@ def _schema_text(schema: type[BaseModel]) -> str:
 
 def _reading(call: Call, entry: Entry) -> tuple[Reply, Call | None]:
     """The reply that a stored call gives, and the repair question where its text does not satisfy the schema."""
-    if call.schema is None or entry.status in ("failed", "refused"):
+    if call.schema is None or entry.status in ("failed", "refused", "rejected"):
         return Reply(entry.text, entry.status, reason=entry.reason), None
     try:
         return Reply(entry.text, "answered", value=parse(entry.text, call.schema)), None
@@ -446,8 +455,8 @@ def _reading(call: Call, entry: Entry) -> tuple[Reply, Call | None]:
 
 def _repaired(again: Call, entry: Entry) -> Reply:
     reply, _ = _reading(again, entry)
-    if reply.status == "refused":
-        return Reply(entry.text, "invalid", reason=f"the repair was refused: {entry.reason}")
+    if reply.status in ("refused", "rejected"):
+        return Reply(entry.text, "invalid", reason=f"the repair was {reply.status}: {entry.reason}")
     return reply
 
 
@@ -466,7 +475,7 @@ def _read(output: ModelOutput) -> _Answer | None:
     if stop == "content_filter":
         return _Answer("refused", reason=text or "the provider's filter", stop=stop)
     if stop == "model_length" and not (output.usage and output.usage.output_tokens):
-        return _Answer("failed", reason=text or "too long for the model", stop=stop)
+        return _Answer("rejected", reason=text or "too long for the model", stop=stop)
     if stop in ("max_tokens", "model_length"):
         return _Answer("cut", text, stop=stop)
     return _Answer("answered", text, stop=stop) if text.strip() else None

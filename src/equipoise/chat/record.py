@@ -64,13 +64,13 @@ _values = itemgetter(*(field.name for field in fields(Entry)))
 class Record:
     """A file of calls, held against other processes while it is open. Close it, or use it in a `with`.
 
-    A path that ends in .gz is a shipped record: it is read, and nothing can be added.
+    read_only: nothing is added or mended, and others may hold it; so is a path that ends in .gz, a shipped record.
     """
 
-    def __init__(self, path: str | Path, *, files: Files = FILES) -> None:
+    def __init__(self, path: str | Path, *, read_only: bool = False, files: Files = FILES) -> None:
         """Raises BadInput for a file that is no record, naming the line; WorkFailed when another process holds it."""
         self.path = Path(path)
-        self.read_only = self.path.suffix == ".gz"
+        self.read_only = read_only or self.path.suffix == ".gz"
         self.entries: list[Entry] = []
         self._answers: dict[str, Entry] = {}
         self._files = files
@@ -166,7 +166,7 @@ class Record:
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
-            with gzip.open(self.path) if self.read_only else self.path.open("rb") as file:
+            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
                 yield from enumerate(file, start=1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BadInput(f"{self.path}: not a whole gzip file ({error}); copy or download it again.") from None

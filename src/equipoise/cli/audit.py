@@ -39,6 +39,8 @@ def judge(
     teacher_args: str | None = None,
     judge_url: str | None = None,
     teacher_url: str | None = None,
+    judge_tokens: int = 1024,
+    teacher_tokens: int = 4096,
     seed: int = 42,
     budget: str | None = None,
     prices: str | None = None,
@@ -105,6 +107,10 @@ def judge(
         Address of the judge's server, for providers that take one.
     teacher_url
         The same for the teacher.
+    judge_tokens
+        Of an answer of the judge, at most; a model that reasons at length needs more.
+    teacher_tokens
+        Of a rewrite, at most.
     seed
         Of the division, of what is dealt, and of placements.
     budget
@@ -126,8 +132,10 @@ def judge(
     quiet
         No progress.
     """
+    from equipoise.chat.account import Budget
     from equipoise.core.progress import quiet as silenced
     from equipoise.judging.job import audit_judge, plan
+    from equipoise.judging.judges import pairwise_template
 
     words: dict[str, Any] = {
         "test_pairs": test_pairs,
@@ -136,10 +144,14 @@ def judge(
         "candidates": candidates,
         "rule": rule,
         "without_explanation": without_explanation,
+        "judge_kind": judge_kind,
         "limit": limit,
         "seed": seed,
     }
-    costs = _prices(prices)
+    costs, limits = _prices(prices), None if budget is None else Budget.parse(budget)
+    arguments = _arguments(judge_args, "--judge-args"), _arguments(teacher_args, "--teacher-args")
+    if rubric is not None:
+        pairwise_template(rubric)
     if dry_run:
         _print_plan(plan(pairs, judge=judge, teacher=teacher, prices=costs, **words), json_output)
         return 0
@@ -148,18 +160,19 @@ def judge(
             judge,
             teacher,
             pairs,
-            judge_kind=judge_kind,
             rubric=rubric,
             filters=_list(filters),
             alpha=alpha,
             length_control=length_control,
             debias=debias,
             cut=cut,
-            judge_args=_arguments(judge_args, "--judge-args"),
-            teacher_args=_arguments(teacher_args, "--teacher-args"),
+            judge_args=arguments[0],
+            teacher_args=arguments[1],
             judge_url=judge_url,
             teacher_url=teacher_url,
-            budget=budget,
+            judge_tokens=judge_tokens,
+            teacher_tokens=teacher_tokens,
+            budget=limits,
             prices=costs,
             max_connections=max_connections,
             replay=replay,
@@ -215,7 +228,7 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
     for left_out in plan.left_out[:3]:
         print(f"left out: {left_out}")
     for role, (least, most) in plan.calls.items():
-        print(f"{role}: {least:,} to {most:,} calls")
+        print(f"{role}: {least:,} calls when nothing is found, up to {most:,}")
     cost = "no price known; give --prices" if plan.usd is None else "{:.2f} to {:.2f} usd".format(*plan.usd)
     print(f"about {plan.tokens[0] / 1e6:.2g} to {plan.tokens[1] / 1e6:.2g} million tokens, {cost}")
 
@@ -232,7 +245,12 @@ def _print(done: "JudgeAudit", as_json: bool) -> None:
         effect = each.effect
         word = "holds" if each.holds else "not confirmed" if each.report else "screened out"
         told = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
+        if not effect.pairs:
+            word, told = "not rewritten", "the teacher gave no rewrite that could be compared"
         print(f"{each.name:<28} {word:<14} {told}", file=sys.stderr)
+    verdicts = 2 * done.position.pairs
+    if done.position.no_verdict:
+        print(f"No verdict could be read in {done.position.no_verdict} of {verdicts} answers.", file=sys.stderr)
     print(f"{len(done.holding)} of {len(done.biases)} biases hold, {done.calls} calls.", file=sys.stderr)
     print(f"Report: {done.folder}/report.html", file=sys.stderr)
     print(done.folder)

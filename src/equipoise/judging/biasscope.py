@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
 from equipoise.judging.pairs import Pair, shortened
@@ -134,14 +134,18 @@ class Bench:
         self.pairs, self.name = list(pairs), name
         self._judge, self._teacher = judge, teacher
         self._original: Array | None = None
+        self._there: NDArray[np.bool_] = np.ones(len(self.pairs), dtype=bool)  # asked in both orders as they are
         self._texts: dict[str, list[str | None]] = {}
         self._right: dict[str, Array] = {}
+        self._compared: dict[str, NDArray[np.bool_]] = {}
         self.changed_answers: dict[str, int] = {}
 
     def original(self) -> Array:
         """right [N, 2] on the pairs as they are."""
         if self._original is None:
-            self._original = judged(self._judge, self.pairs, f"judge/{self.name}")[0]
+            self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
+            self._there = asked(verdicts)
+            _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
 
     def texts(self, bias: Bias) -> list[str | None]:
@@ -149,10 +153,7 @@ class Bench:
         if bias.name not in self._texts:
             wanted = [(pair, bias) for pair in self.pairs]
             texts = self._teacher.perturb(wanted, phase=f"rewrite/{self.name}")
-            kept = [
-                None if text is None or same_final_answer(pair.rejected, text) is False else text
-                for pair, text in zip(self.pairs, texts, strict=True)
-            ]
+            kept = guarded(wanted, texts)
             self.changed_answers[bias.name] = sum(
                 text is not None and keep is None for text, keep in zip(texts, kept, strict=True)
             )
@@ -165,34 +166,38 @@ class Bench:
             texts = self.texts(bias)
             pairs = [replace(p, rejected=t) for p, t in zip(self.pairs, texts, strict=True) if t is not None]
             right = np.full((len(self.pairs), 2), np.nan)
-            right[[t is not None for t in texts]] = judged(self._judge, pairs, f"judge/{self.name}")[0]
-            self._right[bias.name] = right
+            rewritten = np.array([text is not None for text in texts], dtype=bool)
+            right[rewritten], verdicts = judged(self._judge, pairs, f"judge/{self.name}")
+            compared = rewritten.copy()
+            compared[rewritten] = asked(verdicts)
+            self.original()
+            self._right[bias.name], self._compared[bias.name] = right, compared & self._there
         return self._right[bias.name]
+
+    def compared(self, name: str) -> NDArray[np.bool_]:
+        """Which pairs were judged in both orders, as they are and with this bias; "": as they are."""
+        return self._compared[name] if name else self._there
 
     @property
     def asked(self) -> bool:
         """Whether the pairs as they are have been judged."""
         return self._original is not None
 
-    def known_texts(self, name: str) -> list[str | None]:
-        """The rewrites with a bias that was measured. Raises KeyError for another."""
-        return self._texts[name]
-
     def known_verdicts(self, name: str) -> Array:
         """right [N, 2] with a bias that was measured. Raises KeyError for another."""
         return self._right[name]
 
-    def conditions(self) -> Iterator[tuple[str, Array, list[bool]]]:
-        """What was judged so far: the bias ("" for none), right [N, 2], and which pairs were there to judge."""
+    def conditions(self) -> Iterator[tuple[str, Array, NDArray[np.bool_]]]:
+        """What was judged so far: the bias ("" for none), right [N, 2], and which pairs were compared."""
         if self._original is not None:
-            yield "", self._original, [True] * len(self.pairs)
+            yield "", self._original, self._there
         for name, right in self._right.items():
-            yield name, right, [text is not None for text in self._texts[name]]
+            yield name, right, self._compared[name]
 
     def effect(self, bias: Bias) -> Effect:
         """How much more the judge errs with this bias, over the pairs that have a rewrite."""
         before, after = self.original(), self.rewritten(bias)
-        there = np.array([text is not None for text in self.texts(bias)], dtype=bool)
+        there = self.compared(bias.name)
         groups = [pair.group for pair, is_there in zip(self.pairs, there, strict=True) if is_there]
         return effect(bias.name, before[there], after[there], groups, left_out=int((~there).sum()))
 
@@ -203,19 +208,22 @@ class Bench:
             None if text is None else shortened(text, len(pair.rejected.split()))
             for pair, text in zip(self.pairs, texts, strict=True)
         ]
-        there = [i for i, text in enumerate(cut) if text is not None]
-        pairs = [replace(self.pairs[i], rejected=cut[i] or "") for i in there]
-        after = judged(self._judge, pairs, f"judge/{self.name}, cut")[0]
-        groups = [pair.group for pair in pairs]
-        return effect(bias.name, self.original()[there], after, groups, left_out=len(texts) - len(there))
+        rows = [i for i, text in enumerate(cut) if text is not None and self._there[i]]
+        after, verdicts = judged(
+            self._judge, [replace(self.pairs[i], rejected=cut[i] or "") for i in rows], f"judge/{self.name}, cut"
+        )
+        kept = asked(verdicts)
+        there = np.array(rows, dtype=int)[kept]
+        groups = [self.pairs[i].group for i in there]
+        return effect(bias.name, self.original()[there], after[kept], groups, left_out=len(texts) - len(there))
 
     def published(self, bias: Bias, seed: int) -> bool:
         """The released rule: one order, the file's before, shuffled after; any increase of the error over parsed outputs."""
         rows = np.arange(len(self.pairs))
-        there = np.array([text is not None for text in self.texts(bias)], dtype=bool)
         before = self.original()[rows, published_orders(self.pairs, seed=seed, shuffled=False)]
         after = self.rewritten(bias)[rows, published_orders(self.pairs, seed=seed, shuffled=True)]
-        return published_accepts(before, after[there])[0]
+        there = self.compared(bias.name)
+        return published_accepts(before[there], after[there])[0]
 
 
 def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list[tuple[Verdict, Verdict]]]:
@@ -231,6 +239,30 @@ def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list
         for two in both
     ]
     return np.array(right, dtype=float).reshape(-1, 2), both
+
+
+def asked(verdicts: Sequence[tuple[Verdict, Verdict]]) -> NDArray[np.bool_]:
+    """[N]: whether the judge was asked in both orders."""
+    return np.array([first.asked and second.asked for first, second in verdicts], dtype=bool)
+
+
+def guarded(wanted: Sequence[tuple[Pair, Bias]], texts: Sequence[str | None]) -> list[str | None]:
+    """Rewrites, None where there is none or the final answer is another: there the worse answer may have become right."""
+    return [
+        None if text is None or same_final_answer(pair.rejected, text) is False else text
+        for (pair, _), text in zip(wanted, texts, strict=True)
+    ]
+
+
+def _check_format(name: str, verdicts: Sequence[Verdict]) -> None:
+    """Raises WorkFailed when most answers of a judge hold no verdict: nothing could be found out about such a judge."""
+    mute = [verdict for verdict in verdicts if verdict.asked and verdict.choice is None]
+    if 2 * len(mute) > sum(verdict.asked for verdict in verdicts):
+        said = " ".join(mute[0].reasoning.split())
+        raise WorkFailed(
+            f"{name} gave no verdict in {len(mute)} of {len(verdicts)} answers, so nothing can be found out about it; a "
+            f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {said[-80:]!r}."
+        )
 
 
 def orders(pair: Pair) -> tuple[Comparison, Comparison]:
@@ -325,7 +357,7 @@ def _discover(
     # A small library has fewer names than a pair may ask for.
     hands = deal(list(library), len(pairs), each=min(settings.each, len(library)), seed=settings.seed + number - 1)
     wanted = [(pair, library[name]) for pair, hand in zip(pairs, hands, strict=True) for name in hand]
-    texts = teacher.perturb(wanted, phase="rewrite/discovery")
+    texts = guarded(wanted, teacher.perturb(wanted, phase="rewrite/discovery"))
     rewritten = [
         replace(pair, rejected=text) for (pair, _), text in zip(wanted, texts, strict=True) if text is not None
     ]

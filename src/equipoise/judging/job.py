@@ -7,6 +7,7 @@ twice, and can be replayed offline.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from equipoise.chat.account import Account, Budget, Planned, estimate
-from equipoise.chat.client import Chat, resolve
+from equipoise.chat.client import SECRET_NAME, Chat, resolve
 from equipoise.chat.record import Record
 from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import produce_atomic, write_atomic
@@ -69,7 +70,8 @@ class Found:
 class JudgeAudit:
     """What an audit came to. biases: every one that was measured, those that hold first, by their effect.
 
-    position: what the judge makes of places, over all pairs as they are. sizes: pairs for discovery, selection and report.
+    position: what the judge makes of places, over the test pairs that were judged as they are. sizes: pairs for discovery,
+    selection and report.
     """
 
     judge: str
@@ -98,9 +100,9 @@ class JudgeAudit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit would ask. calls: role -> (at least, at most). first: three pairs as they were read.
+    """What an audit would ask. calls: role -> (when nothing is found, when everything is). first: three pairs as read.
 
-    tokens, usd: of all calls, at least and at most, about four characters a token; usd is None without a price of either.
+    tokens, usd: of all calls, in the same two cases, about four characters a token; usd is None without a price of either.
     """
 
     sizes: tuple[int, int, int]
@@ -134,6 +136,8 @@ def audit_judge(
     teacher_args: Mapping[str, Any] | None = None,
     judge_url: str | None = None,
     teacher_url: str | None = None,
+    judge_tokens: int = 1024,
+    teacher_tokens: int = 4096,
     seed: int = 42,
     budget: str | Budget | None = None,
     prices: Prices | None = None,
@@ -151,15 +155,20 @@ def audit_judge(
     log-probabilities in both orders, which cannot prefer a place. filters: further judges, two thirds of which a variant of
     the harder test set must fool. length_control: measure what holds once more with rewrites cut to the length of the
     answers. debias: warn a pairwise judge of the library's biases. cut: words of each text that a logprob judge sees.
+    judge_tokens, teacher_tokens: of an answer, at most.
     budget: "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without,
     nothing is written or resumed.
     Raises BadInput for a wrong request, BudgetReached with what was found so far in the folder.
     """
-    if judge_kind not in KINDS:
-        raise BadInput(f"There is no judge of the kind {judge_kind!r}. {did_you_mean(judge_kind, KINDS)}")
+    _check_request(judge_kind, limit=limit, cut=cut)
     if (rubric is not None or debias) and judge_kind != "pairwise":
         raise BadInput(f"A rubric and debias are about the prompt of a pairwise judge; this one is {judge_kind}.")
+    for arguments, url in ((judge_args, judge_url), (teacher_args, teacher_url)):
+        _no_secrets(arguments, url)
     parts, left_out, digests = _divided(pairs, test_pairs, limit, seed)
+    for role, model in (("the judge", judge), ("the teacher", teacher)):
+        if isinstance(model, str) and model != RULES:
+            digests[role] = resolve(model)[0]  # of a model on this machine it tells the content
     if rubric is not None:
         pairwise_template(Path(rubric))
         digests["the rubric"] = digest(Path(rubric))
@@ -196,11 +205,19 @@ def audit_judge(
         "teacher_args": _told(teacher_args),
         "judge_url": judge_url,
         "teacher_url": teacher_url,
+        "judge_tokens": judge_tokens,
+        "teacher_tokens": teacher_tokens,
         "seed": seed,
         "replay": None if replay is None else str(replay),
     }
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     account = Account(prices)
+    for model in (judge, teacher, *filters):
+        paid = isinstance(model, str) and model != RULES and not account.has_price(resolve(model)[0])
+        if paid and limits is not None and limits.usd is not None and replay is None:
+            raise BadInput(
+                f"A budget in usd needs the price of {model}: --prices {model}=READ:WRITTEN, dollars per million tokens."
+            )
 
     def work(folder: Path | None, final: Path | None) -> JudgeAudit:
         with contextlib.ExitStack() as open_things:
@@ -210,14 +227,18 @@ def audit_judge(
             if not isinstance(judge, str):
                 the_judge = judge
             elif judge_kind == "pairwise":
-                the_judge = PairwiseJudge(roles.chat(judge, judge_args, judge_url), rubric=shown, debias=warned)
+                the_judge = PairwiseJudge(
+                    roles.chat(judge, judge_args, judge_url), rubric=shown, debias=warned, max_tokens=judge_tokens
+                )
             elif judge_kind == "pointwise":
-                the_judge = PointwiseJudge(roles.chat(judge, judge_args, judge_url))
+                the_judge = PointwiseJudge(roles.chat(judge, judge_args, judge_url), max_tokens=judge_tokens)
             else:
                 both = judge_kind == "logprob-both"
                 the_judge = roles.scorer(judge, judge_args, cut, explain=words.explain, balanced=both)
-            the_teacher = roles.teacher(teacher, teacher_args, teacher_url)
-            others: list[Judge] = [PairwiseJudge(roles.chat(name, None, None), rubric=shown) for name in filters]
+            the_teacher = roles.teacher(teacher, teacher_args, teacher_url, teacher_tokens)
+            others: list[Judge] = [
+                PairwiseJudge(roles.chat(name, None, None), rubric=shown, max_tokens=judge_tokens) for name in filters
+            ]
             task = _Task(the_judge, the_teacher, others, parts, left_out, account, words, length_control)
             task.audit = start(the_judge, the_teacher, parts[1], parts[2], library=library, settings=words)
             try:
@@ -226,7 +247,7 @@ def audit_judge(
             except (BudgetReached, WorkFailed) as error:
                 if folder is None or final is None:
                     raise
-                task.write(folder, settings, final, source=settings["pairs"])
+                task.write(folder, settings, final, source=settings["pairs"], stopped=str(error))
                 raise type(error)(f"{error} What is known so far: {folder}/report.html") from error
             if folder is not None and final is not None:
                 task.write(folder, settings, final, source=settings["pairs"])
@@ -255,12 +276,14 @@ def plan(
     without_explanation: bool = False,
     limit: int | None = None,
     seed: int = 42,
+    judge_kind: Kind = "pairwise",
     prices: Prices | None = None,
 ) -> Plan:
-    """The calls of an audit before it starts: at least (nothing passes) and at most (everything is found and passes).
+    """The calls of an audit before it starts: when nothing is found, and when everything is found and passes.
 
-    Not in it: the filter judges of the harder test set, and the length control.
+    Not in it: repairs of invalid JSON, the filter judges of the harder test set, and the length control.
     """
+    _check_request(judge_kind, limit=limit)
     Settings(rounds=rounds, candidates=candidates)
     parts, left_out, _ = _divided(pairs, test_pairs, limit, seed)
     found, chosen, told = (len(part) for part in parts)
@@ -294,6 +317,10 @@ def plan(
     }
     tokens, usd = [0, 0], [0.0, 0.0]
     known = True
+    if judge_kind.startswith("logprob"):
+        calls["judge"] = (0, 0)  # scored here, no calls
+    if judge_kind == "pointwise":
+        calls["judge"] = (2 * calls["judge"][0], 2 * calls["judge"][1])
     for role, ends in calls.items():
         model = judge if role.startswith("judge") else teacher
         name = resolve(model)[0] if model not in ("", RULES) else model
@@ -342,9 +369,9 @@ class _Task:
         variants, right = [], []
         for bench in (audit.selection, audit.report):
             for bias in holding:
-                rewritten = zip(bench.pairs, bench.texts(bias), bench.rewritten(bias), strict=True)
-                for pair, text, its in rewritten:
-                    if text is not None:
+                its_right, there = bench.rewritten(bias), bench.compared(bias.name)
+                for pair, text, its, is_there in zip(bench.pairs, bench.texts(bias), its_right, there, strict=True):
+                    if text is not None and is_there:
                         variants.append(Variant(pair, bias.name, text))
                         right.append(its)
         verdicts = [np.array(right).reshape(-1, 2)]
@@ -376,7 +403,7 @@ class _Task:
                     definition=candidate.bias.definition,
                     round=candidate.round,
                     support=candidate.support,
-                    holds=audit.complete and name in holding,
+                    holds=self.hardened is not None and name in holding,
                     selection=audit.screened[name],
                     report=report,
                     cut=self.cut.get(name),
@@ -391,19 +418,26 @@ class _Task:
             sizes=sizes,
             calls=self.account.total().calls,
             hardened=len(self.hardened.kept) if self.hardened else 0,
-            complete=audit.complete,
+            complete=self.hardened is not None,
             folder=folder,
         )
 
     def position(self) -> PositionBias:
         benches = [bench for bench in self.benches() if bench.asked and bench.pairs]
-        right = np.concatenate([bench.original() for bench in benches]) if benches else np.zeros((0, 2))
-        return position_bias(right, [pair.group for bench in benches for pair in bench.pairs])
+        there = [bench.compared("") for bench in benches]
+        right = [bench.original()[its] for bench, its in zip(benches, there, strict=True)]
+        groups = [
+            p.group
+            for bench, its in zip(benches, there, strict=True)
+            for p, i in zip(bench.pairs, its, strict=True)
+            if i
+        ]
+        return position_bias(np.concatenate(right) if right else np.zeros((0, 2)), groups)
 
     def benches(self) -> tuple[Bench, Bench]:
         return self.audit.selection, self.audit.report
 
-    def write(self, folder: Path, settings: Mapping[str, Any], final: Path, *, source: str) -> None:
+    def write(self, folder: Path, settings: Mapping[str, Any], final: Path, *, source: str, stopped: str = "") -> None:
         from equipoise.judging.page import report
 
         result = self.result(None)
@@ -414,7 +448,7 @@ class _Task:
             write_rows(folder / "hardened.jsonl", judgebench_rows(self.hardened.kept, source=source))
         if self.preferences:
             write_rows(folder / "preferences.jsonl", self.preferences)
-        report(self, result, settings, folder / "report.html", final)
+        report(self, result, settings, folder / "report.html", final, stopped)
         write_atomic(folder / "biases.json", json.dumps(_plain(kept), indent=2, ensure_ascii=False))
 
 
@@ -447,22 +481,24 @@ class _Roles:
         model = load(name.removeprefix("equipoise/"), **(arguments or {}))
         memory = None if self._folder is None else self._folder / "margins.jsonl"
         chat = self.chat(name, arguments, None) if explain else None
-        return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=balanced)
+        return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=balanced, name=resolve(name)[0])
 
-    def teacher(self, name: str | Teacher, arguments: Mapping[str, Any] | None, url: str | None) -> Teacher:
+    def teacher(
+        self, name: str | Teacher, arguments: Mapping[str, Any] | None, url: str | None, max_tokens: int
+    ) -> Teacher:
         if not isinstance(name, str):
             return name
         if name == RULES:
             from equipoise.judging.rules import RuleTeacher
 
             return RuleTeacher()
-        return ChatTeacher(self.chat(name, arguments, url))
+        return ChatTeacher(self.chat(name, arguments, url), max_tokens=max_tokens)
 
     def chat(self, name: str, arguments: Mapping[str, Any] | None, url: str | None) -> Chat:
         if not self._offline and importlib.util.find_spec("inspect_ai") is None:
             raise MissingExtra("Asking a chat model needs Inspect AI: pip install 'equipoise[chat]'")
         if self._record is None:
-            self._record = self._opened.enter_context(Record(self._place()))
+            self._record = self._opened.enter_context(Record(self._place(), read_only=self._offline))
         chat = Chat(
             name,
             record=self._record,
@@ -473,6 +509,7 @@ class _Roles:
             max_connections=self._connections,
             offline=self._offline,
         )
+        chat.open()  # a name or a key that is wrong is found before the first call is paid for
         return self._opened.enter_context(chat)
 
     def _place(self) -> Path:
@@ -483,6 +520,24 @@ class _Roles:
         import tempfile
 
         return Path(self._opened.enter_context(tempfile.TemporaryDirectory())) / RECORD
+
+
+def _check_request(judge_kind: str, *, limit: int | None, cut: int | None = None) -> None:
+    if judge_kind not in KINDS:
+        raise BadInput(f"There is no judge of the kind {judge_kind!r}. {did_you_mean(judge_kind, KINDS)}")
+    for name, value in (("limit", limit), ("cut", cut)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name} is {value}, expected at least 1.")
+
+
+def _no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:
+    """Settings are stored and shown in reports. Raises BadInput for a key among the arguments or in an address."""
+    names = [name for name in arguments or {} if SECRET_NAME.search(name)]
+    if names or (url and "@" in url.split("//", 1)[-1].split("/", 1)[0]):
+        what = f"The argument {names[0]!r}" if names else "The address"
+        raise BadInput(
+            f"{what} holds a secret, which would be stored: set the variable of the environment that the provider reads."
+        )
 
 
 def _divided(
@@ -497,6 +552,8 @@ def _divided(
             found = read_pairs(source, limit=limit, left_out=left_out)
             digests[what] = digest(Path(source))
             return found
+        told = json.dumps([asdict(pair) for pair in source]).encode()
+        digests[what] = hashlib.sha256(told).hexdigest()
         return list(source)[:limit]
 
     known = read(pairs, "the pairs")

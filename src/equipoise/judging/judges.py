@@ -12,9 +12,9 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
-from equipoise.chat.calls import Call, Message
+from equipoise.chat.calls import Call, Message, Reply
 from equipoise.chat.templates import Template
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import FILES, append_synced
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import shortened
@@ -26,13 +26,20 @@ if TYPE_CHECKING:
     from equipoise.chat.client import Chat
     from equipoise.language.model import LanguageModel
 
+UNASKED = ("refused", "rejected")  # the provider's doing, not a verdict
 PROMPTS = files("equipoise.judging") / "prompts"
-_DECISION = re.compile(r"decision\W{0,8}(?:answer\W{0,4})?(\d+)", re.IGNORECASE)
-_RATING = re.compile(r"rating\W{0,8}(\d+(?:\.\d+)?)", re.IGNORECASE)
+_MARKS = r"[\s*_`\[({]*"
+_NUMBER = r"(\d++(?:\.\d++)?+)"
+_OPEN = r"(?!\s*(?:or|to|and|/|\||-|–)\s*\d)"  # "1 or 2" is the question, said again
+_DECISION = re.compile(rf"decision{_MARKS}:{_MARKS}(?:answer{_MARKS})?{_NUMBER}{_OPEN}", re.IGNORECASE)
+_RATING = re.compile(rf"rating{_MARKS}:{_MARKS}{_NUMBER}(?!\s*(?:to|-|–)\s*\d)", re.IGNORECASE)
 
 
 def parse_decision(text: str) -> Literal[1, 2] | None:
-    """The first "Decision:" that digits follow, markup between them allowed; None without one, or for another number."""
+    """The first "Decision:" that a number follows, markup between them allowed; None without one, or for another number.
+
+    A choice that was left open ("Decision: 1 or 2") is passed over.
+    """
     found = _DECISION.search(text)
     if found is None or found[1] not in ("1", "2"):
         return None
@@ -51,7 +58,7 @@ def pairwise_template(path: Path | None = None) -> Template:
     template = Template.read(path or PROMPTS / "judge_pairwise.md")
     if set(template.slots) != {"question", "answer_1", "answer_2"}:
         raise BadInput(
-            f"{path} has the slots {', '.join(template.slots)}: a rubric has question, answer_1 and answer_2."
+            f"{path} has the slots {', '.join(template.slots) or 'none'}: a rubric has question, answer_1 and answer_2."
         )
     return template
 
@@ -74,8 +81,8 @@ class PairwiseJudge:
 
     def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
         calls = [Call(self._messages(each), phase, max_tokens=self._max_tokens) for each in comparisons]
-        replies = self._chat.ask(calls, title=f"{self.name} judges")
-        return [Verdict(parse_decision(reply.text), reply.text) for reply in replies]
+        replies = answers(self._chat, calls, f"{self.name} judges")
+        return [Verdict(parse_decision(each.text), each.text, asked=each.status not in UNASKED) for each in replies]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return explanations(self._chat, self._explain, cases, self._max_tokens)
@@ -108,8 +115,8 @@ class PointwiseJudge:
             for each in comparisons
             for answer in (each.first, each.second)
         ]
-        replies = self._chat.ask(calls, title=f"{self.name} rates")
-        return [_rated(first.text, second.text) for first, second in zip(replies[::2], replies[1::2], strict=True)]
+        replies = answers(self._chat, calls, f"{self.name} rates")
+        return [_rated(first, second) for first, second in zip(replies[::2], replies[1::2], strict=True)]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return explanations(self._chat, self._explain, cases, self._max_tokens)
@@ -118,9 +125,11 @@ class PointwiseJudge:
 class LogProbJudge:
     """A local model's log-probability of "1" against "2" after the question which answer is better; no words are generated.
 
-    margin is the difference in nats; a difference of exactly 0 is no verdict, nor is a prompt longer than the model's
-    context. Questions and answers are cut to `cut` words where given. chat: the same model for explanations; without one
-    there are none. memory: a file that keeps every margin as soon as it is known, so that no prompt is scored twice.
+    margin is the difference in nats; a difference of exactly 0 is no verdict. A prompt longer than the model's context
+    counts as not asked. Questions and answers are cut to `cut` words where given. chat: the same model for explanations;
+    without one there are none. memory: a file that keeps every margin as soon as it is known, so that no prompt is scored
+    twice. balanced: half the difference of the margins in both orders, which cannot prefer a place; small models often see
+    little else. name: of the model in reports and in the memory, where it should not be the model's own.
     """
 
     def __init__(
@@ -132,9 +141,10 @@ class LogProbJudge:
         batch_size: int = 16,
         memory: Path | None = None,
         balanced: bool = False,
+        name: str | None = None,
     ) -> None:
-        self.name = f"{model.name} (log-probabilities{', both orders' if balanced else ''})"
-        self._scored, self._balanced = f"{model.name}", balanced
+        self._scored, self._balanced = name or model.name, balanced
+        self.name = f"{self._scored} (log-probabilities{', both orders' if balanced else ''})"
         self._model, self._chat, self._cut, self._batch_size = model, chat, cut, batch_size
         self._rubric = Template.read(PROMPTS / "judge_logprob.md")
         self._explain = Template.read(PROMPTS / "explain.md")
@@ -235,7 +245,19 @@ def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_toke
         )
         for case in cases
     ]
-    return [reply.text for reply in chat.ask(calls, title=f"{chat.name} explains its errors")]
+    return [reply.text for reply in answers(chat, calls, f"{chat.name} explains its errors")]
+
+
+def answers(chat: Chat, calls: Sequence[Call], title: str) -> list[Reply]:
+    """Replies without failed ones. Raises WorkFailed when there is one: a lost connection must not count as an error."""
+    replies = chat.ask(calls, title=title)
+    failed = [reply for reply in replies if reply.status == "failed"]
+    if failed:
+        raise WorkFailed(
+            f"{len(failed)} of {len(calls)} calls of {chat.name} got no answer ({failed[0].reason}); the others are stored, "
+            "and the same command asks for what is missing."
+        )
+    return replies
 
 
 def _digest(messages: tuple[Message, ...]) -> str:
@@ -245,12 +267,14 @@ def _digest(messages: tuple[Message, ...]) -> str:
 
 def _by_margin(margin: float) -> Verdict:
     choice: Literal[1, 2] | None = 1 if margin > 0 else 2 if margin < 0 else None
-    return Verdict(choice, margin=margin)
+    return Verdict(choice, margin=margin, asked=not math.isnan(margin))
 
 
-def _rated(first: str, second: str) -> Verdict:
-    ratings = parse_rating(first), parse_rating(second)
-    reasoning = f"Answer 1:\n{first}\n\nAnswer 2:\n{second}"
+def _rated(first: Reply, second: Reply) -> Verdict:
+    ratings = parse_rating(first.text), parse_rating(second.text)
+    reasoning = f"Answer 1:\n{first.text}\n\nAnswer 2:\n{second.text}"
+    if first.status in UNASKED or second.status in UNASKED:
+        return Verdict(None, reasoning, asked=False)
     if ratings[0] is None or ratings[1] is None:
         return Verdict(None, reasoning)
     return Verdict(_by_margin(ratings[0] - ratings[1]).choice, reasoning, margin=ratings[0] - ratings[1])

@@ -22,19 +22,20 @@ EXAMPLES = 3  # shown of each bias that holds
 CHARACTERS = 2500  # of a text that is shown
 
 
-def report(task: _Task, result: JudgeAudit, settings: Mapping[str, Any], path: Path, final: Path) -> Path:
-    """One self-contained page."""
+def report(
+    task: _Task, result: JudgeAudit, settings: Mapping[str, Any], path: Path, final: Path, stopped: str = ""
+) -> Path:
+    """One self-contained page. stopped: why the audit ended early, "" when it did not."""
     holding = result.holding
     parts: list[page.Part] = []
-    if not result.complete:
+    if stopped:
         parts.append(
             page.Note(
-                "The audit stopped before its end, at its budget. What was measured is below; nothing is confirmed yet. "
-                "The same command with a larger budget goes on from here.",
+                f"The audit stopped before its end: {stopped} What was measured is below; nothing counts as confirmed yet.",
                 "Not complete",
             )
         )
-    parts.append(page.Section("What was found", (_summary(result), *_forest(result))))
+    parts.append(page.Section("What was found", (_summary(task, result), *_forest(result))))
     parts.append(page.Section("Every bias that was measured", (_measured(task, result),)))
     parts.append(page.Section("Position", (_position(result),)))
     for each in holding:
@@ -52,23 +53,33 @@ def report(task: _Task, result: JudgeAudit, settings: Mapping[str, Any], path: P
         ("pairs", f"{result.sizes[0]} to discover, {result.sizes[1]} to select, {result.sizes[2]} to report"),
         ("error as it is", _share(int((before != 1).sum()), before.size)),
     )
-    count = f"{len(holding)} of {len(result.biases)} measured biases hold" if result.biases else "Nothing measured yet"
+    measured = sum(each.selection.pairs > 0 for each in result.biases)
+    count = f"{len(holding)} of {measured} measured biases hold" if result.biases else "Nothing measured yet"
     text = page.job_page(
         f"What fools {result.judge}", f"{count}.", parts, command_line("audit judge", settings, final), facts=facts
     )
     return page.write_page(path, text)
 
 
-def _summary(result: JudgeAudit) -> page.Part:
+def _detectable(task: _Task, result: JudgeAudit) -> float:
+    """The increase that passes screening and confirmation four times in five, as often as verdicts turned here; about."""
+    pairs = min(size for size in result.sizes[1:] if size)
+    spreads = [e.selection.standard_error * math.sqrt(e.selection.pairs) for e in result.biases]
+    spreads = [each for each in spreads if not math.isnan(each)]
+    # Fewer than five pairs that turn, all one way, cannot pass the exact test at 0.05.
+    spread = max(float(np.median(spreads)) if spreads else math.nan, math.sqrt(min(5 / pairs, 1.0)) / 2)
+    tests = max(sum(each.report is not None for each in result.biases), 1)
+    alpha, each_stage = task.settings.alpha, math.sqrt(0.8)
+    return max(detectable_increase(pairs, spread, tests=n, alpha=alpha, power=each_stage) for n in (1, tests))
+
+
+def _summary(task: _Task, result: JudgeAudit) -> page.Part:
     if not result.complete:
         return page.Text("No bias is confirmed before the audit is complete.")
     if not result.holding:
-        tests = max(sum(each.report is not None for each in result.biases), 1)
-        spread = float(np.median([e.selection.standard_error * math.sqrt(e.selection.pairs) for e in result.biases]))
-        least = detectable_increase(result.sizes[2] or result.sizes[1], spread, tests=tests)
         return page.Text(
             "No bias raises the judge's error beyond what chance explains. With these pairs an increase of about "
-            f"{_points(least)} would have been found four times in five; smaller ones may be there."
+            f"{_points(_detectable(task, result))} would have been found four times in five; smaller ones may be there."
         )
     cards = []
     for each in result.holding:
@@ -109,7 +120,9 @@ def _measured(task: _Task, result: JudgeAudit) -> page.Table:
     published = task.settings.rule == "published"
     rows = []
     for each in result.biases:
-        if each.holds:
+        if not each.selection.pairs:
+            badge = page.Badge("untested", "not rewritten")
+        elif each.holds:
             badge = page.Badge("supported", "holds")
         elif not result.complete and each.name in task.audit.accepted:
             badge = page.Badge("preview", "to confirm")
@@ -178,13 +191,13 @@ def _evidence(task: _Task, found: Found) -> page.Section:
         parts.append(
             page.Text(
                 f"With rewrites cut to the length of the answers they were made from: {_points(found.cut.increase)} "
-                f"({between}). What is lost of the effect was length."
+                f"({between}). What is lost of the effect was length, or stood behind the cut."
             )
         )
     if table := _domains(bench, found):
         parts.append(table)
     right, before, texts = bench.rewritten(bias), bench.original(), bench.texts(bias)
-    lost = np.nansum((before == 1) & (right == 0), axis=1)
+    lost = ((before == 1) & (right == 0)).sum(axis=1)
     shown = [i for i in np.argsort(-lost, kind="stable") if lost[i] > 0][:EXAMPLES]
     for i in shown:
         pair, text = bench.pairs[i], texts[i]
@@ -208,8 +221,7 @@ def _evidence(task: _Task, found: Found) -> page.Section:
 def _domains(bench: Bench, found: Found) -> page.Table | None:
     if len({pair.domain for pair in bench.pairs}) < 2:
         return None
-    bias_texts = bench.known_texts(found.name)
-    there = [text is not None for text in bias_texts]
+    there = bench.compared(found.name)
     pairs = [pair for pair, is_there in zip(bench.pairs, there, strict=True) if is_there]
     before, after = bench.original()[there], bench.known_verdicts(found.name)[there]
     effects = by_domain(found.name, before, after, [p.group for p in pairs], [p.domain for p in pairs])
@@ -269,10 +281,13 @@ def _sets(task: _Task) -> tuple[page.Part, ...]:
     hardened = task.hardened
     if hardened is not None:
         of = len(hardened.fooled)
+        who = f"enough of {1 + len(task.filters)} judges" if task.filters else "the judge itself"
         text = (
-            f"{len(hardened.kept)} of {of} rewritten pairs are in the harder test set: the filter judges chose the worse "
-            f"answer in both orders. {hardened.too_few_votes} did not fool them."
+            f"{len(hardened.kept)} of {of} rewritten pairs are in the harder test set: {who} chose the worse answer in both "
+            f"orders. {hardened.too_few_votes} others are not. Nobody has read them: look at some before you rely on them."
         )
+        if not task.filters:
+            text += " This judge is wrong on all of them by construction; how hard they are for others is not known."
         if hardened.kept:
             text += f" The worse answers are {number(hardened.longer, 2, signed=True)} % longer than before on average."
         if len(task.filters) > 0 and not math.isnan(hardened.kappa):
@@ -329,7 +344,8 @@ def _notes(task: _Task, result: JudgeAudit) -> tuple[str, ...]:
     explained = "asked to explain its errors" if task.settings.explain else "not asked to explain its errors"
     notes = [
         "Every pair is judged in both orders. The error is the share of verdicts that do not name the better answer; an "
-        "answer that could not be read is one of them and is counted apart.",
+        "answer without a verdict that can be read, or a tie of two ratings, is one of them and is counted apart. A pair "
+        "that did not fit the judge, or that its provider did not take, is left out.",
         "The increase is the error with the worse answer rewritten to show the bias, less the error on the same pairs as "
         "they are. A rewrite that changed the final answer is left out.",
         f"The judge was {explained}. Rewrites and names of biases are by {result.teacher}; a weak teacher shows a bias "

@@ -53,6 +53,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str
     Raises BadInput, one sentence with file and line, for an empty file, a missing field, an unknown label.
     """
     path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name the file of pairs in it (JSON lines, CSV or Parquet).")
     pairs: list[Pair] = []
     places: dict[str, str] = {}
     for place, number, row in read_rows(path):

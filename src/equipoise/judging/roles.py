@@ -21,11 +21,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """choice: 1 or 2, None where no verdict could be read. margin: log-odds of the first answer, where there are such."""
+    """choice: 1 or 2, None where no verdict could be read. margin: log-odds of the first answer, where there are such.
+
+    asked: False where there was nothing to judge, since the prompt did not fit or the provider did not take it: no error of
+    the judge.
+    """
 
     choice: Literal[1, 2] | None
     reasoning: str = ""
     margin: float = math.nan
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from equipoise.chat.calls import Call, Reply
 from equipoise.chat.templates import Template
 from equipoise.judging.biases import Bias
-from equipoise.judging.judges import PROMPTS
+from equipoise.judging.judges import PROMPTS, answers
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Proposal
 
@@ -41,7 +41,7 @@ class Merged(BaseModel):
 class ChatTeacher:
     """Any chat model as BiasScope's teacher. max_tokens: of a rewrite, at most; a rewrite that was cut is none."""
 
-    def __init__(self, chat: Chat, *, max_tokens: int = 2048) -> None:
+    def __init__(self, chat: Chat, *, max_tokens: int = 4096) -> None:
         self.name = chat.name
         self._chat, self._max_tokens = chat, max_tokens
         self._perturb, self._identify, self._merge = (
@@ -59,12 +59,12 @@ class ChatTeacher:
                     manifestations=list(bias.manifestations) or [bias.definition],
                 ),
                 phase,
-                # About three times the answer's length: a weak teacher that repeats itself for ever is stopped there.
+                # Some four times the answer's length: a weak teacher that repeats itself for ever is stopped there.
                 max_tokens=min(self._max_tokens, 256 + len(pair.rejected)),
             )
             for pair, bias in wanted
         ]
-        return [_rewrite(reply) for reply in self._chat.ask(calls, title=f"{self.name} rewrites")]
+        return [_rewrite(reply) for reply in answers(self._chat, calls, f"{self.name} rewrites")]
 
     def identify(self, cases: Sequence[Case]) -> list[Proposal]:
         calls = [
@@ -84,7 +84,7 @@ class ChatTeacher:
             )
             for case in cases
         ]
-        return [_proposal(reply) for reply in self._chat.ask(calls, title=f"{self.name} names biases")]
+        return [_proposal(reply) for reply in answers(self._chat, calls, f"{self.name} names biases")]
 
     def same(self, couples: Sequence[tuple[Bias, Bias]]) -> list[bool | None]:
         calls = [
@@ -101,7 +101,7 @@ class ChatTeacher:
             )
             for new, known in couples
         ]
-        replies = self._chat.ask(calls, title=f"{self.name} compares biases")
+        replies = answers(self._chat, calls, f"{self.name} compares biases")
         return [reply.value.decision == 0 if reply.status == "answered" else None for reply in replies]
 
 
