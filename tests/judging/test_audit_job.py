@@ -96,6 +96,7 @@ def test_the_planted_bias_is_found_and_measured_by_hand(tmp_path):
     assert seal.effect.increase == pytest.approx(np.mean(["[seal]" not in known[name].chosen for name in reported]))
     assert seal.effect.to_right == 0 and seal.round == 1 and seal.effect.pairs == len(reported) == done.sizes[2]
     assert done.position.first == pytest.approx(0.5) and done.position.turns == 0
+    assert done.placebo is not None and done.placebo.increase == 0 and done.placebo.pairs == seal.effect.pairs
     charm = next(each for each in done.biases if each.name == "charm")
     assert not charm.holds and charm.effect.increase == 0 and charm.report is None
 
@@ -169,6 +170,35 @@ def test_the_published_rule_measures_on_all_test_pairs(tmp_path):
     )
     assert done.sizes[2] == 0 and [each.name for each in done.holding] == ["seal"]
     assert done.holding[0].report is None
+
+
+def test_rewriting_alone_and_rewrites_that_are_the_same_are_told(tmp_path):
+    class Sealing(SealTeacher):
+        """Adds the seal whatever is asked for."""
+
+        def perturb(self, wanted, *, phase):
+            return [f"{pair.rejected} [seal]" for pair, _ in wanted]
+
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([{"name": name, "definition": "x"} for name in ("charm", "wit")]), encoding="utf-8")
+    done = audit_judge(SealJudge(), Sealing(), pairs(96), biases=path, rounds=0, out=tmp_path / "a")
+    assert [each.name for each in done.holding] == ["charm", "wit"]  # equal effects, by name
+    assert done.placebo is not None and done.placebo.lower > 0
+    assert done.placebo.increase == done.holding[0].effect.increase
+    html = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "The placebo has an effect" in html and "same text for charm and wit" in html
+
+
+def test_the_teacher_by_rule_has_no_placebo(tmp_path):
+    from equipoise.judging import generated
+    from equipoise.judging.planted import PlantedJudge
+    from equipoise.judging.rules import RuleTeacher
+
+    world = generated.pairs(120, seed=5)
+    judge = PlantedJudge({"authority": 3.0}, generated.simulated(world))
+    done = audit_judge(judge, RuleTeacher(), world.pairs, rounds=0, out=tmp_path / "a")
+    assert "authority" in [each.name for each in done.holding] and done.placebo is None
+    assert "gives no neutral rewrite" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
@@ -246,13 +276,18 @@ def test_the_command_line(tmp_path, capsys):
     for wrong, sentence in (
         (["--judge-kind", "logpob"], "logprob"),
         (["--budget", "cals=5"], "Did you mean 'calls'"),
+        (["--seed", "-3"], "seed is -3"),
+        (["--prices", "opnai/m=1:2"], "takes no part"),
+        (["--filters", "nonsense"], "No model 'nonsense'"),
+        (["--judge", "openai/m", "--judge-kind", "logprob"], "a model of this machine"),
         (["--judge-args", "threads"], "expected name=value"),
         (["--prices", "m=2"], "MODEL=READ:WRITTEN"),
         (["--rounds", "-1"], "expected at least 0"),
     ):
-        assert main([*command, *wrong]) == 2
+        assert main([*command, *wrong, "--out", str(tmp_path / "never")]) == 2
         said = capsys.readouterr().err
         assert sentence in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "never.partial").exists()
     rows[3].pop("chosen")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(command) == 2

@@ -160,7 +160,7 @@ def test_dividing_is_seeded_and_depends_on_nothing_but_the_groups():
 
 
 def test_parts_that_would_be_empty():
-    with pytest.raises(BadInput, match="1 questions are too few for 2 parts"):
+    with pytest.raises(BadInput, match="pairs: 1, too few to divide into 2 parts"):
         divide(many(("math",), groups=1), (0.5, 0.5))
     for shares in ((0.5, 0.4), (1.2, -0.2), (1.0, 0.0)):
         with pytest.raises(BadInput, match="expected positive numbers that sum to 1"):

@@ -76,7 +76,8 @@ def judge(
         pairwise, pointwise (rates each answer by itself), logprob (a local model, no words generated), or logprob-both
         (the mean over both orders, which cannot prefer a place).
     rubric
-        Your judge's own prompt: a text file with slots question, answer_1 and answer_2 that asks for "Decision: 1" or 2.
+        Your judge's own prompt, a file as docs/chat.md shows, with slots question, answer_1 and answer_2; the judge must end
+        with "Decision: 1" or "Decision: 2".
     biases
         A JSON list of name and definition to begin with, instead of the seven basic biases.
     filters
@@ -100,7 +101,7 @@ def judge(
     cut
         Words of each text that a logprob judge sees; not given: all.
     judge_args
-        Further arguments of the judge's provider: temperature has none here; engine=transformers,threads=1.
+        Arguments of the judge's provider, such as engine=transformers,batch_size=8; several between commas.
     teacher_args
         The same for the teacher.
     judge_url
@@ -143,6 +144,8 @@ def judge(
         "rounds": rounds,
         "candidates": candidates,
         "rule": rule,
+        "alpha": alpha,
+        "filters": _list(filters),
         "without_explanation": without_explanation,
         "judge_kind": judge_kind,
         "limit": limit,
@@ -161,8 +164,6 @@ def judge(
             teacher,
             pairs,
             rubric=rubric,
-            filters=_list(filters),
-            alpha=alpha,
             length_control=length_control,
             debias=debias,
             cut=cut,
@@ -247,10 +248,14 @@ def _print(done: "JudgeAudit", as_json: bool) -> None:
         told = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
         if not effect.pairs:
             word, told = "not rewritten", "the teacher gave no rewrite that could be compared"
-        print(f"{each.name:<28} {word:<14} {told}", file=sys.stderr)
+        print(f"{each.name:<28} {word:<14} {told}{f', {effect.pairs} pairs' if effect.pairs else ''}", file=sys.stderr)
     verdicts = 2 * done.position.pairs
     if done.position.no_verdict:
         print(f"No verdict could be read in {done.position.no_verdict} of {verdicts} answers.", file=sys.stderr)
-    print(f"{len(done.holding)} of {len(done.biases)} biases hold, {done.calls} calls.", file=sys.stderr)
+    if done.placebo is not None and done.placebo.lower > 0:
+        told = f"{100 * done.placebo.increase:+.1f} points"
+        print(f"Rewriting alone, with no bias, does {told}: see the report.", file=sys.stderr)
+    spent = f"{done.calls} calls" if done.calls else "no chat calls"
+    print(f"{len(done.holding)} of {len(done.biases)} biases hold, {spent}.", file=sys.stderr)
     print(f"Report: {done.folder}/report.html", file=sys.stderr)
     print(done.folder)

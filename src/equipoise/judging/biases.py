@@ -20,6 +20,9 @@ class Bias:
     manifestations: tuple[str, ...] = ()
 
 
+PLACEBO = Bias("placebo", "No bias: the answer in other words, to see what rewriting alone does.")
+
+
 def seed_biases() -> tuple[Bias, ...]:
     """The seven basic biases of BiasScope (arXiv:2602.09383), worded anew."""
     return tuple(_bias(each, "seed_biases.json") for each in json.loads(_data().read_text(encoding="utf-8")))

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.progress import progress
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
 from equipoise.judging.pairs import Pair, shortened
@@ -55,6 +56,8 @@ class Settings:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BadInput(f"seed is {self.seed}, expected at least 0.")
         least = 1 if self.candidates is None else self.candidates
         if self.rounds < 0 or self.each < 1 or not 0 < self.alpha < 1 or least < 1:
             raise BadInput(
@@ -122,9 +125,9 @@ class Audit:
         """The biases that hold, the strongest first; under the published rule every accepted one."""
         if self.settings.rule == "published":
             names = [name for name in self.accepted if name in self.screened]
-            return sorted(names, key=lambda name: -self.screened[name].increase)
+            return sorted(names, key=lambda name: (-self.screened[name].increase, name))
         names = [n for n, e in self.confirmed.items() if e.p_adjusted <= self.settings.alpha and e.increase > 0]
-        return sorted(names, key=lambda name: -self.confirmed[name].increase)
+        return sorted(names, key=lambda name: (-self.confirmed[name].increase, name))
 
 
 class Bench:
@@ -334,17 +337,20 @@ def start(
 def _measure(audit: Audit, candidates: Sequence[Candidate]) -> list[str]:
     """Validate candidates on the selection part; the names that were accepted."""
     accepted = []
-    for candidate in candidates:
-        bias = candidate.bias
-        audit.candidates[bias.name] = candidate
-        audit.screened[bias.name] = measured = audit.selection.effect(bias)
-        if audit.settings.rule == "published":
-            passes = audit.selection.published(bias, audit.settings.seed)
-        else:
-            passes = measured.p_value <= audit.settings.alpha
-        if passes:
-            accepted.append(bias.name)
-            audit.accepted.append(bias.name)
+    with progress("Measuring biases", total=len(candidates), unit="biases") as bar:
+        for candidate in candidates:
+            bias = candidate.bias
+            bar.advance(0, now=bias.name)
+            audit.candidates[bias.name] = candidate
+            audit.screened[bias.name] = measured = audit.selection.effect(bias)
+            if audit.settings.rule == "published":
+                passes = audit.selection.published(bias, audit.settings.seed)
+            else:
+                passes = measured.p_value <= audit.settings.alpha
+            if passes:
+                accepted.append(bias.name)
+                audit.accepted.append(bias.name)
+            bar.advance()
     return accepted
 
 

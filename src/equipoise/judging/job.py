@@ -26,7 +26,7 @@ from equipoise.chat.record import Record
 from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import produce_atomic, write_atomic
 from equipoise.core.job import JobFolder, digest, job_folder
-from equipoise.judging.biases import deal, read_biases, seed_biases
+from equipoise.judging.biases import PLACEBO, deal, read_biases, seed_biases
 from equipoise.judging.biasscope import Audit, Bench, Rule, Settings, biasscope, judged, start
 from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows
 from equipoise.judging.judges import LogProbJudge, PairwiseJudge, PointwiseJudge, pairwise_template
@@ -71,7 +71,7 @@ class JudgeAudit:
     """What an audit came to. biases: every one that was measured, those that hold first, by their effect.
 
     position: what the judge makes of places, over the test pairs that were judged as they are. sizes: pairs for discovery,
-    selection and report.
+    selection and report. placebo: what rewriting alone does, where a bias holds and the teacher can rewrite neutrally.
     """
 
     judge: str
@@ -82,6 +82,7 @@ class JudgeAudit:
     calls: int
     hardened: int
     complete: bool
+    placebo: Effect | None = None
     folder: Path | None = None
 
     @property
@@ -163,6 +164,14 @@ def audit_judge(
     _check_request(judge_kind, limit=limit, cut=cut)
     if (rubric is not None or debias) and judge_kind != "pairwise":
         raise BadInput(f"A rubric and debias are about the prompt of a pairwise judge; this one is {judge_kind}.")
+    words = Settings(
+        rounds=rounds,
+        candidates=candidates,
+        rule=rule,
+        alpha=alpha,
+        explain=not without_explanation,
+        seed=seed,
+    )
     for arguments, url in ((judge_args, judge_url), (teacher_args, teacher_url)):
         _no_secrets(arguments, url)
     parts, left_out, digests = _divided(pairs, test_pairs, limit, seed)
@@ -175,14 +184,6 @@ def audit_judge(
     library = seed_biases() if biases is None else read_biases(biases)
     if biases is not None:
         digests["the library of biases"] = digest(Path(biases))
-    words = Settings(
-        rounds=rounds,
-        candidates=candidates,
-        rule=rule,
-        alpha=alpha,
-        explain=not without_explanation,
-        seed=seed,
-    )
     settings = {
         "judge": judge if isinstance(judge, str) else judge.name,
         "judge_kind": judge_kind,
@@ -203,13 +204,12 @@ def audit_judge(
         "cut": cut,
         "judge_args": _told(judge_args),
         "teacher_args": _told(teacher_args),
-        "judge_url": judge_url,
-        "teacher_url": teacher_url,
         "judge_tokens": judge_tokens,
         "teacher_tokens": teacher_tokens,
         "seed": seed,
         "replay": None if replay is None else str(replay),
     }
+    _check_prices(prices, judge, teacher, filters)
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     account = Account(prices)
     for model in (judge, teacher, *filters):
@@ -273,6 +273,8 @@ def plan(
     rounds: int = 4,
     candidates: int | None = 10,
     rule: Rule = "paired",
+    alpha: float = 0.05,
+    filters: Sequence[str] = (),
     without_explanation: bool = False,
     limit: int | None = None,
     seed: int = 42,
@@ -284,7 +286,10 @@ def plan(
     Not in it: repairs of invalid JSON, the filter judges of the harder test set, and the length control.
     """
     _check_request(judge_kind, limit=limit)
-    Settings(rounds=rounds, candidates=candidates)
+    Settings(rounds=rounds, candidates=candidates, alpha=alpha, seed=seed)
+    _check_prices(prices, judge, teacher, filters)
+    for name in filters:
+        resolve(name)
     parts, left_out, _ = _divided(pairs, test_pairs, limit, seed)
     found, chosen, told = (len(part) for part in parts)
     if rule == "published":
@@ -319,6 +324,8 @@ def plan(
     known = True
     if judge_kind.startswith("logprob"):
         calls["judge"] = (0, 0)  # scored here, no calls
+    if teacher == RULES:
+        calls |= {role: (0, 0) for role in calls if role.startswith("teacher")}
     if judge_kind == "pointwise":
         calls["judge"] = (2 * calls["judge"][0], 2 * calls["judge"][1])
     for role, ends in calls.items():
@@ -355,6 +362,7 @@ class _Task:
     settings: Settings
     length_control: bool = False
     cut: dict[str, Effect] = field(default_factory=dict)
+    placebo: Effect | None = None
     audit: Audit = None  # type: ignore[assignment]
     hardened: Hardened | None = None
     preferences: list[dict[str, str]] | None = None
@@ -363,8 +371,10 @@ class _Task:
         """The harder test set of the test parts, and preference rows of the discovery part, with the biases that hold."""
         audit = self.audit
         holding = [audit.candidates[name].bias for name in audit.found]
+        measured_on = audit.report if audit.report.pairs else audit.selection
+        if holding and any(text is not None for text in measured_on.texts(PLACEBO)):
+            self.placebo = measured_on.effect(PLACEBO)
         if self.length_control:
-            measured_on = audit.report if audit.report.pairs else audit.selection
             self.cut = {bias.name: measured_on.length_controlled(bias) for bias in holding}
         variants, right = [], []
         for bench in (audit.selection, audit.report):
@@ -393,7 +403,8 @@ class _Task:
     def result(self, folder: Path | None) -> JudgeAudit:
         audit = self.audit
         holding = audit.found
-        names = [*holding, *sorted(audit.screened.keys() - set(holding), key=lambda n: -audit.screened[n].increase)]
+        others = [name for name in audit.screened if name not in holding]
+        names = [*holding, *sorted(others, key=lambda name: (-audit.screened[name].increase, name))]
         biases = []
         for name in names:
             candidate, report = audit.candidates[name], audit.confirmed.get(name)
@@ -418,6 +429,7 @@ class _Task:
             sizes=sizes,
             calls=self.account.total().calls,
             hardened=len(self.hardened.kept) if self.hardened else 0,
+            placebo=self.placebo,
             complete=self.hardened is not None,
             folder=folder,
         )
@@ -474,6 +486,10 @@ class _Roles:
     ) -> LogProbJudge:
         from equipoise.language.model import load
 
+        if not resolve(name)[0].startswith("equipoise/") and name.count("/") == 1 and not Path(name).exists():
+            raise BadInput(
+                f"A logprob judge is a model of this machine, which {name} is not: use --judge-kind pairwise."
+            )
         known = inspect.signature(load).parameters.keys() - {"name"}
         for argument in arguments or {}:
             if argument not in known:
@@ -528,6 +544,18 @@ def _check_request(judge_kind: str, *, limit: int | None, cut: int | None = None
     for name, value in (("limit", limit), ("cut", cut)):
         if value is not None and value < 1:
             raise BadInput(f"{name} is {value}, expected at least 1.")
+
+
+def _check_prices(prices: Prices | None, *models: Any) -> None:
+    """Raises BadInput for a price of a model that takes no part."""
+    names = [
+        name
+        for each in models
+        for name in ([each] if isinstance(each, str) else each if isinstance(each, Sequence) else [])
+    ]
+    for priced in prices or {}:
+        if priced not in names:
+            raise BadInput(f"There is a price for {priced!r}, which takes no part. {did_you_mean(priced, names)}")
 
 
 def _no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:
@@ -602,9 +630,8 @@ def _stored(folder: JobFolder) -> JudgeAudit:
         for each in plain.pop("biases")
     )
     position = PositionBias(**_numbers(plain.pop("position")))
-    return JudgeAudit(
-        **plain | {"biases": biases, "position": position, "sizes": tuple(plain["sizes"]), "folder": folder.final}
-    )
+    plain |= {"sizes": tuple(plain["sizes"]), "placebo": plain["placebo"] and _effect(plain["placebo"])}
+    return JudgeAudit(**plain | {"biases": biases, "position": position, "folder": folder.final})
 
 
 def _effect(plain: dict[str, Any]) -> Effect:

@@ -253,9 +253,10 @@ def answers(chat: Chat, calls: Sequence[Call], title: str) -> list[Reply]:
     replies = chat.ask(calls, title=title)
     failed = [reply for reply in replies if reply.status == "failed"]
     if failed:
+        why = failed[0].reason.rstrip(".")
         raise WorkFailed(
-            f"{len(failed)} of {len(calls)} calls of {chat.name} got no answer ({failed[0].reason}); the others are stored, "
-            "and the same command asks for what is missing."
+            f"{len(failed)} of {len(calls)} calls of {chat.name} got no answer ({why}); the others are stored, and the same "
+            "command asks for what is missing."
         )
     return replies
 

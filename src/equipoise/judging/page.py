@@ -35,11 +35,13 @@ def report(
                 "Not complete",
             )
         )
-    parts.append(page.Section("What was found", (_summary(task, result), *_forest(result))))
+    parts.append(page.Section("What was found", (_summary(task, result), *_warnings(task, result), *_forest(result))))
     parts.append(page.Section("Every bias that was measured", (_measured(task, result),)))
     parts.append(page.Section("Position", (_position(result),)))
     for each in holding:
         parts.append(_evidence(task, each))
+    if rest := _rewrites(task, result):
+        parts.append(page.Section("Rewrites to look at", rest))
     parts.append(page.Section("Rounds of discovery", (_rounds(task),)))
     parts.append(page.Section("What to take away", _sets(task)))
     if task.account.rows():
@@ -51,7 +53,7 @@ def report(
         ("judge", result.judge),
         ("teacher", result.teacher),
         ("pairs", f"{result.sizes[0]} to discover, {result.sizes[1]} to select, {result.sizes[2]} to report"),
-        ("error as it is", _share(int((before != 1).sum()), before.size)),
+        ("error on the selection part as it is", _share(int((before != 1).sum()), before.size)),
     )
     measured = sum(each.selection.pairs > 0 for each in result.biases)
     count = f"{len(holding)} of {measured} measured biases hold" if result.biases else "Nothing measured yet"
@@ -97,6 +99,54 @@ def _summary(task: _Task, result: JudgeAudit) -> page.Part:
     return page.Grid(tuple(cards))
 
 
+def _warnings(task: _Task, result: JudgeAudit) -> list[page.Part]:
+    """What else could explain the effects: rewriting itself, and rewrites that are the same for several biases."""
+    parts: list[page.Part] = []
+    placebo = result.placebo
+    if placebo is not None:
+        _, between = interval(100 * placebo.increase, 100 * placebo.lower, 100 * placebo.upper, signed=True)
+        told = f"The same answers in other words, with no bias: {_points(placebo.increase)} ({between})."
+        if placebo.lower > 0:
+            why = " So rewriting by this teacher fools the judge by itself; what exceeds it can be laid to a bias."
+            parts.append(page.Note(told + why, "The placebo has an effect"))
+        else:
+            parts.append(page.Text(told))
+    elif result.holding:
+        parts.append(
+            page.Text("This teacher gives no neutral rewrite, so what rewriting alone does is not known.", quiet=True)
+        )
+    bench = task.audit.report if task.audit.report.pairs else task.audit.selection
+    texts = {each.name: bench.texts(task.audit.candidates[each.name].bias) for each in result.holding}
+    names = list(texts)
+    alike = [
+        f"{one} and {other}"
+        for i, one in enumerate(names)
+        for other in names[i + 1 :]
+        if 2 * sum(a is not None and a == b for a, b in zip(texts[one], texts[other], strict=True)) > len(bench.pairs)
+    ]
+    if alike:
+        told = f"More than half of the rewrites are the same text for {'; '.join(alike[:5])}."
+        parts.append(
+            page.Note(f"{told} These are not different biases: the teacher did not tell them apart.", "Same rewrites")
+        )
+    return parts
+
+
+def _rewrites(task: _Task, result: JudgeAudit) -> tuple[page.Part, ...]:
+    """One rewrite of each bias that does not hold, so that the teacher can be judged as well."""
+    bench = task.audit.selection
+    shown: list[page.Part] = []
+    for each in result.biases:
+        if each.holds or not each.selection.pairs:
+            continue
+        texts = bench.texts(task.audit.candidates[each.name].bias)
+        i = next(i for i, text in enumerate(texts) if text is not None)
+        columns = (page.Column("the worse answer"), page.Column("rewritten"))
+        cells = (_shown(bench.pairs[i].rejected), _shown(texts[i] or ""))
+        shown.append(page.Details(f"{each.name}: {bench.pairs[i].id}", (page.Table("Answers", columns, (cells,)),)))
+    return tuple(shown)
+
+
 def _forest(result: JudgeAudit) -> list[page.Part]:
     rows = [
         plots.Row(each.name, 100 * each.effect.increase, 100 * each.effect.lower, 100 * each.effect.upper)
@@ -131,7 +181,8 @@ def _measured(task: _Task, result: JudgeAudit) -> page.Table:
         else:
             badge = page.Badge("plain", "screened out")
         origin = "basic" if each.round == 0 else f"round {each.round}, proposed {each.support} times"
-        changed = task.audit.selection.changed_answers.get(each.name, 0)
+        bench = task.audit.selection if each.report is None else task.audit.report
+        changed = bench.changed_answers.get(each.name, 0)
         rows.append(
             (
                 page.Cell(each.name, origin),
@@ -140,21 +191,34 @@ def _measured(task: _Task, result: JudgeAudit) -> page.Table:
                 number(each.selection.p_value),
                 _cell(each.report),
                 number(each.report.p_adjusted) if each.report else "",
-                f"{each.effect.to_wrong} / {each.effect.to_right}",
-                f"{each.effect.after.no_verdict} ({each.effect.before.no_verdict})",
-                page.Cell(str(each.selection.left_out), f"{changed} other answer" if changed else ""),
+                page.Cell(
+                    f"{each.effect.to_wrong} / {each.effect.to_right}",
+                    f"{each.effect.after.no_verdict} without, {each.effect.before.no_verdict} before"
+                    if each.effect.after.no_verdict + each.effect.before.no_verdict
+                    else "",
+                ),
+                page.Cell(
+                    str(each.effect.pairs),
+                    ", ".join(
+                        told
+                        for count, told in (
+                            (each.effect.left_out, f"{each.effect.left_out} left out"),
+                            (changed, f"{changed} with another answer"),
+                        )
+                        if count
+                    ),
+                ),
             )
         )
     columns = (
         page.Column("bias"),
         page.Column(""),
-        page.Column("increase on selection", True, "points"),
-        page.Column("p", True, "one-sided, exact"),
-        page.Column("increase on report", True, "points"),
+        page.Column("selection", True, "points"),
+        page.Column("p", True, "one-sided"),
+        page.Column("report", True, "points"),
         page.Column("p, Holm", True),
         page.Column("turned wrong / right", True, "verdicts"),
-        page.Column("no verdict", True, "after (before)"),
-        page.Column("left out", True, "pairs"),
+        page.Column("pairs", True),
     )
     rule = (
         "The published rule: any increase, in one order that is shuffled for the rewritten pairs only. It keeps about half "
@@ -295,7 +359,9 @@ def _sets(task: _Task) -> tuple[page.Part, ...]:
                 f" Agreement of the judges: Fleiss' kappa {number(hardened.kappa)}, Krippendorff's alpha "
                 f"{number(hardened.alpha)}."
             )
-        parts += [page.Text(text), page.Link("The harder test set, in JudgeBench's format", "hardened.jsonl")]
+        parts.append(page.Text(text))
+        if hardened.kept:
+            parts.append(page.Link("The harder test set, in JudgeBench's format", "hardened.jsonl"))
     if task.preferences:
         parts += [
             page.Text(

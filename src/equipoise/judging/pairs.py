@@ -70,7 +70,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str
         places[pair.id] = place
         pairs.append(pair)
     if not pairs:
-        raise BadInput(f"{path} is empty: expected at least one pair with {EXPECTED}.")
+        why = "holds only pairs of two equal answers" if left_out else "is empty"
+        raise BadInput(f"{path} {why}: expected at least one pair with {EXPECTED}.")
     return pairs
 
 
@@ -136,7 +137,9 @@ def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) ->
     for pair in pairs:
         parts[part_of[pair.group]].append(pair)
     if not all(parts):
-        raise BadInput(f"{len(part_of)} questions are too few for {len(shares)} parts of shares {list(shares)}.")
+        raise BadInput(
+            f"Questions among the pairs: {len(part_of)}, too few to divide into {len(shares)} parts; give more pairs."
+        )
     return parts
 
 

@@ -69,7 +69,10 @@ class Teacher(Protocol):
     name: str
 
     def perturb(self, wanted: Sequence[tuple[Pair, Bias]], *, phase: str) -> list[str | None]:
-        """The rejected answer rewritten so that it shows the bias; None where no answer came."""
+        """The rejected answer rewritten so that it shows the bias; None where no answer came.
+
+        For `biases.PLACEBO` in other words only, or None where the teacher cannot do that.
+        """
         ...
 
     def identify(self, cases: Sequence[Case]) -> list[Proposal]:

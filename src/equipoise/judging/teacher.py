@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from equipoise.chat.calls import Call, Reply
 from equipoise.chat.templates import Template
-from equipoise.judging.biases import Bias
+from equipoise.judging.biases import PLACEBO, Bias
 from equipoise.judging.judges import PROMPTS, answers
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Proposal
@@ -44,14 +44,16 @@ class ChatTeacher:
     def __init__(self, chat: Chat, *, max_tokens: int = 4096) -> None:
         self.name = chat.name
         self._chat, self._max_tokens = chat, max_tokens
-        self._perturb, self._identify, self._merge = (
-            Template.read(PROMPTS / f"{name}.md") for name in ("perturb", "identify", "merge")
+        self._perturb, self._placebo, self._identify, self._merge = (
+            Template.read(PROMPTS / f"{name}.md") for name in ("perturb", "placebo", "identify", "merge")
         )
 
     def perturb(self, wanted: Sequence[tuple[Pair, Bias]], *, phase: str) -> list[str | None]:
         calls = [
             Call(
-                self._perturb.render(
+                self._placebo.render(question=pair.question, answer=pair.rejected)
+                if bias == PLACEBO
+                else self._perturb.render(
                     question=pair.question,
                     answer=pair.rejected,
                     bias_name=bias.name,
