@@ -17,11 +17,9 @@ from equipoise.chat.account import Account
 from equipoise.chat.client import Chat
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.core.progress import quiet
-from equipoise.judging.biases import seed_biases
-from equipoise.judging.biasscope import Settings, biasscope
 from equipoise.judging.job import audit_judge
 from equipoise.judging.judges import PairwiseJudge
-from equipoise.judging.pairs import Pair, divide
+from equipoise.judging.pairs import Pair
 from equipoise.judging.teacher import ChatTeacher
 
 MODEL = "openai/scripted"
@@ -50,7 +48,7 @@ def said(call) -> str:
         )
     if call.phase.startswith("rewrite"):
         answer = text.split("[Answer]\n")[1].split("\n[End of answer]")[0]
-        bias = text.split("Name: ")[1].split("\n")[0]
+        bias = text.split("Name: ")[1].split("\n")[0] if "Name: " in text else "it"
         return f"{answer} {'As a professor says' if bias == 'authority' else 'So much for ' + bias}."
     fooled = [
         f"[Answer {i}]" for i in (1, 2) if "professor" in text.split(f"[Answer {i}]")[1].split("[End of answer")[0]
@@ -73,11 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
         with Record(folder / "calls.jsonl") as record, Scripted(MODEL, record=record, account=Account()) as chat:
-            parts = divide(pairs, (0.25, 0.375, 0.375))
-            judge, teacher = PairwiseJudge(chat), ChatTeacher(chat)
-            biasscope(judge, teacher, *parts, library=seed_biases(), settings=Settings())
-            holding = [bias for bias in seed_biases() if bias.name == "authority"]
-            teacher.perturb([(pair, bias) for pair in parts[0] for bias in holding], phase="rewrite/preferences")
+            audit_judge(PairwiseJudge(chat), ChatTeacher(chat), pairs)
             judged = sum(entry.phase.startswith("judge") for entry in record.entries)
             size = record.path.stat().st_size
         began = time.perf_counter()

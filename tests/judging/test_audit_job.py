@@ -279,7 +279,6 @@ def test_the_command_line(tmp_path, capsys):
         (["--seed", "-3"], "seed is -3"),
         (["--prices", "opnai/m=1:2"], "takes no part"),
         (["--filters", "nonsense"], "No model 'nonsense'"),
-        (["--judge", "openai/m", "--judge-kind", "logprob"], "a model of this machine"),
         (["--judge-args", "threads"], "expected name=value"),
         (["--prices", "m=2"], "MODEL=READ:WRITTEN"),
         (["--rounds", "-1"], "expected at least 0"),
@@ -287,6 +286,9 @@ def test_the_command_line(tmp_path, capsys):
         assert main([*command, *wrong, "--out", str(tmp_path / "never")]) == 2
         said = capsys.readouterr().err
         assert sentence in said and len(said.strip().splitlines()) == 1
+    hosted = ["audit", "judge", "--judge", "openai/m", "--teacher", "rules", "--pairs", str(path)]
+    assert main([*hosted, "--judge-kind", "logprob", "--out", str(tmp_path / "never")]) == 2
+    assert "a model of this machine" in capsys.readouterr().err
     assert not (tmp_path / "never.partial").exists()
     rows[3].pop("chosen")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
