@@ -6,7 +6,7 @@ engine             "transformers" or "llama.cpp". Without one: llama.cpp on a CP
                    xllamacpp is installed and no argument of transformers alone is given; else transformers.
 chat_template      "auto", "none" or the path of a Jinja file
 context            most tokens of prompt and answer together (transformers: the model's; llama.cpp: that, at most 8192)
-transformers only  device, dtype, revision, trust_remote_code (see language.load), batch_size (32 on a GPU, 8 on a CPU)
+transformers only  device, dtype, revision, trust_remote_code (see language.load), batch_size (32)
 llama.cpp only     threads (OMP_NUM_THREADS, else the physical cores), parallel (1)
 
 Sampling: temperature (without one 0, the likeliest token), top_p, top_k, seed. The random numbers of a call come from a
@@ -51,6 +51,7 @@ from equipoise.language import catalog
 
 ENGINES = ("transformers", "llama.cpp")
 MAX_TOKENS = 2048
+BATCH_SIZE = 32
 _COMMON = ("engine", "chat_template", "context")
 _TRANSFORMERS_ONLY = ("device", "dtype", "revision", "trust_remote_code", "batch_size")
 _LLAMA_ONLY = ("threads", "parallel")
@@ -199,7 +200,7 @@ def _engine(name: str, arguments: Mapping[str, Any]) -> tuple[Engine, int, int]:
 
     loading = ("device", "dtype", "revision", "trust_remote_code", "chat_template")
     language_model = load(name, **{key: arguments[key] for key in loading if key in arguments})
-    batch_size = arguments.get("batch_size", 8 if language_model.device.type == "cpu" else 32)
+    batch_size = arguments.get("batch_size", BATCH_SIZE)
     return TransformersEngine(language_model, context=arguments.get("context")), batch_size, 1
 
 
