@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +149,20 @@ def test_text_of_models_stays_text_in_the_report(tmp_path):
     assert SCRIPT not in html and "&lt;script&gt;document.title" in html
 
 
+@pytest.mark.slow
+def test_scripts_in_answers_do_not_run_in_a_browser(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
+    page = (tmp_path / "a" / "report.html").as_uri()
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([chromium, *options, page], capture_output=True, text=True, timeout=120)
+    assert "<title>broken" not in done.stdout and "<title>What fools seal judge" in done.stdout
+    assert "<canvas" in done.stdout or "<svg" in done.stdout  # the page's own scripts did run
+    assert "&lt;script&gt;document.title" in done.stdout
+
+
 def test_the_budget_keeps_what_was_found(tmp_path):
     class Stops(SealJudge):
         def compare(self, comparisons, *, phase):
@@ -252,40 +268,7 @@ def test_the_command_line(tmp_path, capsys):
     command = ["audit", "judge", "--judge", "smollm2", "--teacher", "rules", "--pairs", str(path)]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert (
-        re.search(r"judge: \d+ calls when nothing is found, up to [\d,]+", said) and "0.00 to 0.00 usd" in said
-    )  # what runs here costs nothing
-    hosted = [
-        "audit",
-        "judge",
-        "--judge",
-        "openai/a",
-        "--teacher",
-        "openai/b",
-        "--pairs",
-        str(path),
-        "--dry-run",
-        "--json",
-    ]
-    assert main([*hosted, "--prices", "openai/a=2:8,openai/b=0:0"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    calls = sum(counts[0] for role, counts in told["calls"].items() if role.startswith("judge"))
-    pair = np.mean([len(p.question) + len(p.chosen) + len(p.rejected) for p in pairs(24)])
-    assert told["usd"][0] == pytest.approx(calls * ((pair + 1000) / 4 * 2 + 150 * 8) / 1e6, rel=1e-3)
-    assert main(hosted) == 0 and json.loads(capsys.readouterr().out)["usd"] is None
-    for wrong, sentence in (
-        (["--judge-kind", "logpob"], "logprob"),
-        (["--budget", "cals=5"], "Did you mean 'calls'"),
-        (["--seed", "-3"], "seed is -3"),
-        (["--prices", "opnai/m=1:2"], "takes no part"),
-        (["--filters", "nonsense"], "No model 'nonsense'"),
-        (["--judge-args", "threads"], "expected name=value"),
-        (["--prices", "m=2"], "MODEL=READ:WRITTEN"),
-        (["--rounds", "-1"], "expected at least 0"),
-    ):
-        assert main([*command, *wrong, "--out", str(tmp_path / "never")]) == 2
-        said = capsys.readouterr().err
-        assert sentence in said and len(said.strip().splitlines()) == 1
+    assert re.search(r"judge: \d+ calls when nothing is found, up to [\d,]+", said) and ", free" in said
     hosted = ["audit", "judge", "--judge", "openai/m", "--teacher", "rules", "--pairs", str(path)]
     assert main([*hosted, "--judge-kind", "logprob", "--out", str(tmp_path / "never")]) == 2
     assert "a model of this machine" in capsys.readouterr().err

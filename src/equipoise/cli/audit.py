@@ -158,6 +158,12 @@ def judge(
     if dry_run:
         _print_plan(plan(pairs, judge=judge, teacher=teacher, prices=costs, **words), json_output)
         return 0
+    if not quiet:
+        asked = plan(pairs, judge=judge, teacher=teacher, prices=costs, **words)
+        least, most = (sum(counts[case] for counts in asked.calls.values()) for case in (0, 1))
+        if most:
+            told = f"{least:,} calls when nothing is found, up to {most:,}"
+            print(f"{told}{_cost(asked)}; --budget sets a limit, what is recorded costs nothing.", file=sys.stderr)
     with silenced(quiet):
         done = audit_judge(
             judge,
@@ -230,8 +236,13 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
         print(f"left out: {left_out}")
     for role, (least, most) in plan.calls.items():
         print(f"{role}: {least:,} calls when nothing is found, up to {most:,}")
-    cost = "no price known; give --prices" if plan.usd is None else "{:.2f} to {:.2f} usd".format(*plan.usd)
-    print(f"about {plan.tokens[0] / 1e6:.2g} to {plan.tokens[1] / 1e6:.2g} million tokens, {cost}")
+    print(f"about {plan.tokens[0] / 1e6:.2g} to {plan.tokens[1] / 1e6:.2g} million tokens{_cost(plan)}")
+
+
+def _cost(plan: "Plan") -> str:
+    if plan.usd is None:
+        return ", cost unknown without --prices of every model"
+    return ", {:.2f} to {:.2f} usd".format(*plan.usd) if plan.usd[1] else ", free"
 
 
 def _short(value: Any) -> Any:
