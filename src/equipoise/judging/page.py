@@ -343,7 +343,9 @@ def _sets(task: _Task) -> tuple[page.Part, ...]:
         page.Link("Every verdict as Parquet", "judgements.parquet"),
     ]
     hardened = task.hardened
-    if hardened is not None:
+    if hardened is not None and not len(hardened.fooled):
+        parts.append(page.Text("No bias holds, so there is no harder test set and no preference file."))
+    elif hardened is not None:
         of = len(hardened.fooled)
         who = f"enough of {1 + len(task.filters)} judges" if task.filters else "the judge itself"
         text = (
