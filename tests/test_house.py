@@ -35,6 +35,12 @@ def test_light_commands_import_nothing_heavy(arguments):
     assert done.stdout.splitlines()[-1] == "LOADED [] 0", done.stderr
 
 
+@pytest.mark.parametrize("package", ["language", "unlearning", "verification", "chat", "judging"])
+def test_what_a_package_offers_is_there(package):
+    module = importlib.import_module(f"equipoise.{package}")
+    assert all(getattr(module, name).__module__.startswith("equipoise.") for name in module.__all__ if name != "IGNORE")
+
+
 def test_nothing_unpickles():
     forbidden = re.compile(r"\bimport pickle\b|\btorch\.load\(|\btorch\.save\(|\bjoblib\b|allow_pickle=True")
     found = [str(path) for path in SOURCE.rglob("*.py") if forbidden.search(path.read_text(encoding="utf-8"))]
