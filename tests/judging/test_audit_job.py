@@ -269,9 +269,9 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"judge: \d+ calls when nothing is found, up to [\d,]+", said) and ", free" in said
-    hosted = ["audit", "judge", "--judge", "openai/m", "--teacher", "rules", "--pairs", str(path)]
+    hosted = ["audit", "judge", "--judge", "openai-api/mine/m", "--teacher", "rules", "--pairs", str(path)]
     assert main([*hosted, "--judge-kind", "logprob", "--out", str(tmp_path / "never")]) == 2
-    assert "a model of this machine" in capsys.readouterr().err
+    assert "A logprob judge is a model of this machine or of the hub" in capsys.readouterr().err
     assert not (tmp_path / "never.partial").exists()
     rows[3].pop("chosen")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

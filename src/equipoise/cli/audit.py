@@ -65,7 +65,8 @@ def judge(
     Parameters
     ----------
     judge
-        The model under test: as Inspect AI names it (openai/gpt-4o), a folder, GGUF file, hub id, or "smollm2".
+        The model under test: as Inspect AI names it (openai/gpt-4o), a folder, a GGUF file, "smollm2", or
+        equipoise/OWNER/NAME for one of the hub, run here.
     teacher
         The model that rewrites answers and names biases, or "rules", which needs no model and knows seventeen biases.
     pairs

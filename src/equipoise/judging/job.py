@@ -156,9 +156,8 @@ def audit_judge(
     log-probabilities in both orders, which cannot prefer a place. filters: further judges, two thirds of which a variant of
     the harder test set must fool. length_control: measure what holds once more with rewrites cut to the length of the
     answers. debias: warn a pairwise judge of the library's biases. cut: words of each text that a logprob judge sees.
-    judge_tokens, teacher_tokens: of an answer, at most.
-    budget: "calls=500,usd=4", over all attempts. replay: answer from this record only. With `out`, a folder; without,
-    nothing is written or resumed.
+    judge_tokens, teacher_tokens: of an answer, at most. budget: "calls=500,usd=4", over all attempts. replay: answer from
+    this record only. With `out`, a folder; without, nothing is written or resumed.
     Raises BadInput for a wrong request, BudgetReached with what was found so far in the folder.
     """
     _check_request(judge_kind, limit=limit, cut=cut)
@@ -330,11 +329,10 @@ def plan(
         calls["judge"] = (2 * calls["judge"][0], 2 * calls["judge"][1])
     for role, ends in calls.items():
         model = judge if role.startswith("judge") else teacher
-        name = resolve(model)[0] if model not in ("", RULES) else model
+        if model == RULES:
+            continue
+        name, (prompt, answer) = resolve(model)[0] if model else "", sizes[role]
         for end in (0, 1):
-            if model == RULES:
-                continue
-            prompt, answer = sizes[role]
             of = estimate([Planned(role, ends[end], prompt, round(answer / 4))], model=name, prices=prices)
             tokens[end] += of.prompt_tokens + of.generated_tokens
             known = known and of.usd is not None
@@ -486,18 +484,21 @@ class _Roles:
     ) -> LogProbJudge:
         from equipoise.language.model import load
 
-        if not resolve(name)[0].startswith("equipoise/") and name.count("/") == 1 and not Path(name).exists():
-            raise BadInput(
-                f"A logprob judge is a model of this machine, which {name} is not: use --judge-kind pairwise."
-            )
         known = inspect.signature(load).parameters.keys() - {"name"}
         for argument in arguments or {}:
             if argument not in known:
                 raise BadInput(f"A logprob judge takes no argument {argument!r}. {did_you_mean(argument, known)}")
-        model = load(name.removeprefix("equipoise/"), **(arguments or {}))
+        bare = name.removeprefix("equipoise/")
+        try:
+            model = load(bare, **(arguments or {}))
+        except BadInput as error:
+            raise BadInput(
+                f"{error} A logprob judge is a model of this machine or of the hub, not a provider's."
+            ) from error
         memory = None if self._folder is None else self._folder / "margins.jsonl"
-        chat = self.chat(name, arguments, None) if explain else None
-        return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=balanced, name=resolve(name)[0])
+        chat = self.chat(f"equipoise/{bare}", arguments, None) if explain else None
+        shown = resolve(f"equipoise/{bare}")[0]
+        return LogProbJudge(model, chat=chat, cut=cut, memory=memory, balanced=balanced, name=shown)
 
     def teacher(
         self, name: str | Teacher, arguments: Mapping[str, Any] | None, url: str | None, max_tokens: int
@@ -559,12 +560,12 @@ def _check_prices(prices: Prices | None, *models: Any) -> None:
 
 
 def _no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:
-    """Settings are stored and shown in reports. Raises BadInput for a key among the arguments or in an address."""
+    """Raises BadInput for a key among the arguments, which are stored and shown in reports, or in an address."""
     names = [name for name in arguments or {} if SECRET_NAME.search(name)]
     if names or (url and "@" in url.split("//", 1)[-1].split("/", 1)[0]):
         what = f"The argument {names[0]!r}" if names else "The address"
         raise BadInput(
-            f"{what} holds a secret, which would be stored: set the variable of the environment that the provider reads."
+            f"{what} holds a secret; keys belong into the variable of the environment that the provider reads."
         )
 
 
