@@ -3,6 +3,7 @@
     python benchmarks/chat.py                         # smollm2, one thread, about three minutes
     OMP_NUM_THREADS=2 python benchmarks/chat.py --calls 64
     python benchmarks/chat.py --device cuda           # without llama.cpp, whose wheel from PyPI runs on the CPU
+    python benchmarks/chat.py --lone                  # only what is added to one call, on a model that takes milliseconds
 
 One process, all candidates in turn, the minimum of the repeats. Greedy answers of at most --tokens tokens to short
 questions, through `Model.generate` of Inspect. "engine alone" is the same call made to the engine itself (for `hf/`: to
@@ -13,9 +14,12 @@ overhead. CPU seconds are those of the calls at once; they say more than the clo
 import argparse
 import asyncio
 import os
+import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and by the llama.cpp engine
 
@@ -25,12 +29,14 @@ from inspect_ai.model import GenerateConfig, Model, get_model
 from equipoise.chat.batching import Request, Settings
 from equipoise.data.records import Message
 from equipoise.language import catalog
+from equipoise.language.tiny import tiny
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--calls", type=int, default=32, help="how many are made at once")
 parser.add_argument("--tokens", type=int, default=8, help="most tokens of an answer")
 parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--device", default="cpu")
+parser.add_argument("--lone", action="store_true")
 arguments = parser.parse_args()
 
 QUESTIONS = [f"How much is {first} + {second}?" for first in range(2, 12) for second in range(2, 12)]
@@ -43,8 +49,8 @@ class Candidate:
     alone: Callable[[str], object]
 
 
-def ours(name: str, **options: object) -> Candidate:
-    model = get_model("equipoise/smollm2", memoize=False, **options)
+def ours(name: str, source: str = "smollm2", **options: object) -> Candidate:
+    model = get_model(f"equipoise/{source}", memoize=False, **options)
     engine = model.api._loaded.batcher.engine
 
     def alone(question: str) -> None:
@@ -54,10 +60,8 @@ def ours(name: str, **options: object) -> Candidate:
     return Candidate(name, model, alone)
 
 
-def theirs(name: str) -> Candidate:
-    model = get_model(
-        "hf/local", memoize=False, model_path=str(catalog.folder("smollm2")), do_sample=False, device=arguments.device
-    )
+def theirs(name: str, folder: Path) -> Candidate:
+    model = get_model("hf/local", memoize=False, model_path=str(folder), do_sample=False, device=arguments.device)
     network, tokenizer = model.api.model, model.api.tokenizer
 
     def alone(question: str) -> None:
@@ -97,10 +101,37 @@ async def measure(candidate: Candidate) -> tuple[float, float, float, float]:
     return *(min(times) for times in zip(*pairs, strict=True)), *(min(times) for times in zip(*together, strict=True))
 
 
+async def added(candidate: Candidate, repeats: int) -> tuple[float, float]:
+    """Medians of milliseconds: the engine alone, and a whole call, in turn."""
+    config = GenerateConfig(max_tokens=arguments.tokens, max_connections=32)
+    await candidate.model.generate(QUESTIONS[0], config=config)
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(repeats):
+        times[0].append((await timed(lambda: asyncio.to_thread(candidate.alone, QUESTIONS[0])))[0])
+        times[1].append((await timed(lambda: candidate.model.generate(QUESTIONS[0], config=config)))[0])
+    return 1000 * statistics.median(times[0]), 1000 * statistics.median(times[1])
+
+
+def lone() -> None:
+    """What provider, queue and Inspect add to a call of a model of two layers."""
+    with tempfile.TemporaryDirectory() as name:
+        tiny(QUESTIONS, seed=0, width=64, layers=2).save(name)
+        print("| two layers of width 64 | engine alone, ms | one call, ms | added, ms |\n|---|---:|---:|---:|")
+        for candidate, repeats in (
+            (theirs("Inspect's hf/", Path(name)), 3),
+            (ours("equipoise/, transformers", name, engine="transformers", device=arguments.device), 100),
+        ):
+            alone, whole = asyncio.run(added(candidate, repeats))
+            print(f"| {candidate.name} | {alone:.1f} | {whole:.1f} | {whole - alone:.1f} |", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if arguments.lone:
+        lone()
+        return
     candidates = [
-        theirs("Inspect's hf/"),
+        theirs("Inspect's hf/", catalog.folder("smollm2")),
         ours("equipoise/, transformers, batches of 32", engine="transformers", device=arguments.device, batch_size=32),
         ours("equipoise/, transformers, batches of 8", engine="transformers", device=arguments.device, batch_size=8),
     ]
