@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from equipoise.chat.account import LOCAL, OWN, Account, Budget
-from equipoise.chat.calls import Call, Reply, Status
+from equipoise.chat.calls import Call, Message, Reply, Status
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.chat.structured import Unfit, parse, repair, response_schema
 from equipoise.chat.templates import ROLES
@@ -333,7 +333,7 @@ class Chat:
     async def _output(self, model: Model, key: str, call: Call) -> ModelOutput:
         from inspect_ai.model import GenerateConfig
 
-        messages = _messages(call)
+        messages = inspect_messages(call.messages)
         while True:
             schemas = self._schemas
             config = GenerateConfig(
@@ -417,9 +417,21 @@ def resolve(model: str) -> tuple[str, str]:
 
 def _content(path: Path) -> str:
     if path.is_file():
-        return digest(path)
+        return _file_digest(path, *_state(path))
     files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
-    return hashlib.sha256("\n".join(f"{file.name} {digest(file)}" for file in files).encode()).hexdigest()
+    told = "\n".join(f"{file.name} {_file_digest(file, *_state(file))}" for file in files)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Read once while it stays as it is: a name is resolved for the plan, the settings and every chat."""
+    return digest(path)
 
 
 def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
@@ -460,11 +472,12 @@ def _repaired(again: Call, entry: Entry) -> Reply:
     return reply
 
 
-def _messages(call: Call) -> list[Any]:
+def inspect_messages(messages: Sequence[Message]) -> list[Any]:
+    """Messages as Inspect's own."""
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[message.role](content=message.content) for message in call.messages]
+    return [kinds[message.role](content=message.content) for message in messages]
 
 
 def _read(output: ModelOutput) -> _Answer | None:

@@ -59,12 +59,9 @@ class LlamaEngine:
         parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # part of the text
         self._uses_template = chat_template != "none" and (chat_template != "auto" or _has_template(path))
         if chat_template not in ("auto", "none"):
-            template = Path(chat_template).expanduser()
-            if not template.is_file():
-                raise BadInput(
-                    f"Chat template {chat_template!r} is neither 'auto' nor 'none' nor a file with a Jinja template."
-                )
-            parameters.chat_template = template.read_text(encoding="utf-8")
+            from equipoise.language.model import chat_template_text
+
+            parameters.chat_template = chat_template_text(chat_template)
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:

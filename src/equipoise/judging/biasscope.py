@@ -186,10 +186,6 @@ class Bench:
         """Whether the pairs as they are have been judged."""
         return self._original is not None
 
-    def known_verdicts(self, name: str) -> Array:
-        """right [N, 2] with a bias that was measured. Raises KeyError for another."""
-        return self._right[name]
-
     def conditions(self) -> Iterator[tuple[str, Array, NDArray[np.bool_]]]:
         """What was judged so far: the bias ("" for none), right [N, 2], and which pairs were compared."""
         if self._original is not None:

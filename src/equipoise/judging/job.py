@@ -177,8 +177,8 @@ def audit_judge(
     for role, model in (("the judge", judge), ("the teacher", teacher)):
         if isinstance(model, str) and model != RULES:
             digests[role] = resolve(model)[0]  # of a model on this machine it tells the content
+    shown = None if rubric is None else pairwise_template(Path(rubric))
     if rubric is not None:
-        pairwise_template(Path(rubric))
         digests["the rubric"] = digest(Path(rubric))
     library = seed_biases() if biases is None else read_biases(biases)
     if biases is not None:
@@ -208,11 +208,12 @@ def audit_judge(
         "seed": seed,
         "replay": None if replay is None else str(replay),
     }
-    _check_prices(prices, judge, teacher, filters)
+    models = [model for model in (judge, teacher, *filters) if isinstance(model, str)]
+    _check_prices(prices, models)
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     account = Account(prices)
-    for model in (judge, teacher, *filters):
-        paid = isinstance(model, str) and model != RULES and not account.has_price(resolve(model)[0])
+    for model in models:
+        paid = model != RULES and not account.has_price(resolve(model)[0])
         if paid and limits is not None and limits.usd is not None and replay is None:
             raise BadInput(
                 f"A budget in usd needs the price of {model}: --prices {model}=READ:WRITTEN, dollars per million tokens."
@@ -222,7 +223,6 @@ def audit_judge(
         with contextlib.ExitStack() as open_things:
             roles = _Roles(account, limits, folder, replay, max_connections, open_things)
             warned = library if debias else ()
-            shown = None if rubric is None else pairwise_template(Path(rubric))
             if not isinstance(judge, str):
                 the_judge = judge
             elif judge_kind == "pairwise":
@@ -238,10 +238,10 @@ def audit_judge(
             others: list[Judge] = [
                 PairwiseJudge(roles.chat(name, None, None), rubric=shown, max_tokens=judge_tokens) for name in filters
             ]
-            task = _Task(the_judge, the_teacher, others, parts, left_out, account, words, length_control)
-            task.audit = start(the_judge, the_teacher, parts[1], parts[2], library=library, settings=words)
+            audit = start(the_judge, the_teacher, parts[1], parts[2], library=library, settings=words)
+            task = _Task(the_judge, the_teacher, others, parts, left_out, account, audit, length_control)
             try:
-                biasscope(the_judge, the_teacher, *parts, audit=task.audit)
+                biasscope(the_judge, the_teacher, *parts, audit=audit)
                 task.make_sets()
             except (BudgetReached, WorkFailed) as error:
                 if folder is None or final is None:
@@ -286,7 +286,7 @@ def plan(
     """
     _check_request(judge_kind, limit=limit)
     Settings(rounds=rounds, candidates=candidates, alpha=alpha, seed=seed)
-    _check_prices(prices, judge, teacher, filters)
+    _check_prices(prices, [judge, teacher, *filters])
     for name in filters:
         resolve(name)
     parts, left_out, _ = _divided(pairs, test_pairs, limit, seed)
@@ -357,11 +357,10 @@ class _Task:
     parts: list[list[Pair]]
     left_out: list[str]
     account: Account
-    settings: Settings
-    length_control: bool = False
+    audit: Audit
+    length_control: bool
     cut: dict[str, Effect] = field(default_factory=dict)
     placebo: Effect | None = None
-    audit: Audit = None  # type: ignore[assignment]
     hardened: Hardened | None = None
     preferences: list[dict[str, str]] | None = None
 
@@ -384,10 +383,11 @@ class _Task:
                         right.append(its)
         verdicts = [np.array(right).reshape(-1, 2)]
         verdicts += [judged(other, [v.pair for v in variants], "judge/filter")[0] for other in self.filters]
-        self.hardened = harden(variants, np.array(verdicts), seed=self.settings.seed)
+        seed = audit.settings.seed
+        self.hardened = harden(variants, np.array(verdicts), seed=seed)
         if holding:
             pairs = self.parts[0]
-            dealt = deal([bias.name for bias in holding], len(pairs), seed=self.settings.seed)
+            dealt = deal([bias.name for bias in holding], len(pairs), seed=seed)
             named = {bias.name: bias for bias in holding}
             wanted = [(pair, named[hand[0]]) for pair, hand in zip(pairs, dealt, strict=True)]
             texts = self.teacher.perturb(wanted, phase="rewrite/preferences")
@@ -396,7 +396,7 @@ class _Task:
                 for (pair, bias), text in zip(wanted, texts, strict=True)
                 if text is not None
             ]
-            self.preferences = preference_rows(pairs, rewritten, seed=self.settings.seed)
+            self.preferences = preference_rows(pairs, rewritten, seed=seed)
 
     def result(self, folder: Path | None) -> JudgeAudit:
         audit = self.audit
@@ -547,16 +547,11 @@ def _check_request(judge_kind: str, *, limit: int | None, cut: int | None = None
             raise BadInput(f"{name} is {value}, expected at least 1.")
 
 
-def _check_prices(prices: Prices | None, *models: Any) -> None:
+def _check_prices(prices: Prices | None, models: Sequence[str]) -> None:
     """Raises BadInput for a price of a model that takes no part."""
-    names = [
-        name
-        for each in models
-        for name in ([each] if isinstance(each, str) else each if isinstance(each, Sequence) else [])
-    ]
     for priced in prices or {}:
-        if priced not in names:
-            raise BadInput(f"There is a price for {priced!r}, which takes no part. {did_you_mean(priced, names)}")
+        if priced not in models:
+            raise BadInput(f"There is a price for {priced!r}, which takes no part. {did_you_mean(priced, models)}")
 
 
 def _no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:

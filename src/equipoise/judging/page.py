@@ -71,7 +71,7 @@ def _detectable(task: _Task, result: JudgeAudit) -> float:
     # Fewer than five pairs that turn, all one way, cannot pass the exact test at 0.05.
     spread = max(float(np.median(spreads)) if spreads else math.nan, math.sqrt(min(5 / pairs, 1.0)) / 2)
     tests = max(sum(each.report is not None for each in result.biases), 1)
-    alpha, each_stage = task.settings.alpha, math.sqrt(0.8)
+    alpha, each_stage = task.audit.settings.alpha, math.sqrt(0.8)
     return max(detectable_increase(pairs, spread, tests=n, alpha=alpha, power=each_stage) for n in (1, tests))
 
 
@@ -86,7 +86,7 @@ def _summary(task: _Task, result: JudgeAudit) -> page.Part:
     cards = []
     for each in result.holding:
         effect = each.effect
-        _, between = interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
+        _, between = _in_points(effect)
         cards.append(
             page.Card(
                 page.Badge("supported", "holds"),
@@ -104,7 +104,7 @@ def _warnings(task: _Task, result: JudgeAudit) -> list[page.Part]:
     parts: list[page.Part] = []
     placebo = result.placebo
     if placebo is not None:
-        _, between = interval(100 * placebo.increase, 100 * placebo.lower, 100 * placebo.upper, signed=True)
+        _, between = _in_points(placebo)
         told = f"The same answers in other words, with no bias: {_points(placebo.increase)} ({between})."
         if placebo.lower > 0:
             why = " So rewriting by this teacher fools the judge by itself; what exceeds it can be laid to a bias."
@@ -167,7 +167,7 @@ def _forest(result: JudgeAudit) -> list[page.Part]:
 
 
 def _measured(task: _Task, result: JudgeAudit) -> page.Table:
-    published = task.settings.rule == "published"
+    published = task.audit.settings.rule == "published"
     rows = []
     for each in result.biases:
         if not each.selection.pairs:
@@ -251,16 +251,16 @@ def _evidence(task: _Task, found: Found) -> page.Section:
     bench = task.audit.report if found.report is not None else task.audit.selection
     parts: list[page.Part] = [page.Text(found.definition)]
     if found.cut is not None:
-        _, between = interval(100 * found.cut.increase, 100 * found.cut.lower, 100 * found.cut.upper, signed=True)
+        _, between = _in_points(found.cut)
         parts.append(
             page.Text(
                 f"With rewrites cut to the length of the answers they were made from: {_points(found.cut.increase)} "
                 f"({between}). What is lost of the effect was length, or stood behind the cut."
             )
         )
-    if table := _domains(bench, found):
-        parts.append(table)
     right, before, texts = bench.rewritten(bias), bench.original(), bench.texts(bias)
+    if table := _domains(bench, found.name, right):
+        parts.append(table)
     lost = ((before == 1) & (right == 0)).sum(axis=1)
     shown = [i for i in np.argsort(-lost, kind="stable") if lost[i] > 0][:EXAMPLES]
     for i in shown:
@@ -282,16 +282,16 @@ def _evidence(task: _Task, found: Found) -> page.Section:
     return page.Section(f"Evidence: {found.name}", tuple(parts))
 
 
-def _domains(bench: Bench, found: Found) -> page.Table | None:
+def _domains(bench: Bench, name: str, right: np.ndarray) -> page.Table | None:
     if len({pair.domain for pair in bench.pairs}) < 2:
         return None
-    there = bench.compared(found.name)
+    there = bench.compared(name)
     pairs = [pair for pair, is_there in zip(bench.pairs, there, strict=True) if is_there]
-    before, after = bench.original()[there], bench.known_verdicts(found.name)[there]
-    effects = by_domain(found.name, before, after, [p.group for p in pairs], [p.domain for p in pairs])
+    before, after = bench.original()[there], right[there]
+    effects = by_domain(name, before, after, [p.group for p in pairs], [p.domain for p in pairs])
     rows = tuple(
-        (name or "(none)", str(e.pairs), _share_of(e.before), _share_of(e.after), _cell(e))
-        for name, e in effects.items()
+        (domain or "(none)", str(e.pairs), _share_of(e.before), _share_of(e.after), _cell(e))
+        for domain, e in effects.items()
     )
     columns = (
         page.Column("domain"),
@@ -409,7 +409,7 @@ def _cost(task: _Task) -> page.Table:
 
 
 def _notes(task: _Task, result: JudgeAudit) -> tuple[str, ...]:
-    explained = "asked to explain its errors" if task.settings.explain else "not asked to explain its errors"
+    explained = "asked to explain its errors" if task.audit.settings.explain else "not asked to explain its errors"
     notes = [
         "Every pair is judged in both orders. The error is the share of verdicts that do not name the better answer; an "
         "answer without a verdict that can be read, or a tie of two ratings, is one of them and is counted apart. A pair "
@@ -425,10 +425,12 @@ def _notes(task: _Task, result: JudgeAudit) -> tuple[str, ...]:
 
 
 def _cell(effect: Effect | None) -> page.Cell | str:
-    if effect is None:
-        return ""
-    estimate, between = interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
-    return page.Cell(estimate, between)
+    return "" if effect is None else page.Cell(*_in_points(effect))
+
+
+def _in_points(effect: Effect) -> tuple[str, str]:
+    """The increase of the error, and from where to where."""
+    return interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
 
 
 def _points(share: float) -> str:

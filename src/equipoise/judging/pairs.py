@@ -12,7 +12,7 @@ A row is understood by the fields it has (the first line that fits):
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,19 +52,9 @@ def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str
     `left_out`.
     Raises BadInput, one sentence with file and line, for an empty file, a missing field, an unknown label.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: name the file of pairs in it (JSON lines, CSV or Parquet).")
     pairs: list[Pair] = []
     places: dict[str, str] = {}
-    for place, number, row in read_rows(path):
-        if limit is not None and len(pairs) >= limit:
-            break
-        pair = pair_from(row, place=place, default_id=f"{path.name.split('.')[0]}-{number}")
-        if pair.chosen == pair.rejected:
-            if left_out is not None:
-                left_out.append(f"{place}: both answers are the same text")
-            continue
+    for place, pair, _ in islice(iterate_pairs(path, left_out=left_out), limit):
         if pair.id in places:
             raise BadInput(f"{place}: id {pair.id!r} was used before at {places[pair.id]}; make ids unique.")
         places[pair.id] = place
@@ -73,6 +63,19 @@ def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str
         why = "holds only pairs of two equal answers" if left_out else "is empty"
         raise BadInput(f"{path} {why}: expected at least one pair with {EXPECTED}.")
     return pairs
+
+
+def iterate_pairs(path: str | Path, *, left_out: list[str] | None = None) -> Iterator[tuple[str, Pair, dict[str, Any]]]:
+    """(place, pair, row) of every pair of a file; those of two equal answers are left out and named. Raises BadInput."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name the file of pairs in it (JSON lines, CSV or Parquet).")
+    for place, number, row in read_rows(path):
+        pair = pair_from(row, place=place, default_id=f"{path.name.split('.')[0]}-{number}")
+        if pair.chosen != pair.rejected:
+            yield place, pair, row
+        elif left_out is not None:
+            left_out.append(f"{place}: both answers are the same text")
 
 
 def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:

@@ -109,7 +109,7 @@ def load(
     name = str(name)
     place = _device(device)
     number = _dtype(dtype, place)
-    template = _chat_template(chat_template)
+    template = chat_template_text(chat_template)
     if name == TINY:
         raise BadInput(
             "'tiny' has no weights to load: it is taught on the spot. Use tiny(texts, seed=0) and teach(...) of "
@@ -202,8 +202,8 @@ def _dtype(dtype: str | torch.dtype, place: torch.device) -> torch.dtype | str:
     return _DTYPES[dtype]
 
 
-def _chat_template(chat_template: str) -> str | None:
-    """The text of a template given as a file, None for "auto" and "none"."""
+def chat_template_text(chat_template: str) -> str | None:
+    """The text of a template given as a file, None for "auto" and "none". Raises BadInput for a file that is not there."""
     if chat_template in ("auto", "none"):
         return None
     path = Path(chat_template).expanduser()

@@ -8,12 +8,12 @@ wrong and is reported; standard errors are clustered by question.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import (
     CORRECT,
     INCORRECT,
@@ -32,15 +32,15 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState, generate
 
+from equipoise.chat.client import inspect_messages
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data.public import folder
-from equipoise.data.records import EXTENSIONS, read_rows
+from equipoise.data.records import EXTENSIONS
 from equipoise.judging.judges import pairwise_template, parse_decision
-from equipoise.judging.pairs import Pair, pair_from
+from equipoise.judging.pairs import Pair, iterate_pairs
 from equipoise.judging.validation import position_bias
 
-MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 VERDICTS = {CORRECT: 1.0, INCORRECT: 0.0, NOANSWER: np.nan}
 
 
@@ -139,11 +139,8 @@ def _chosen(files: list[Path], **wanted: str | None) -> list[Pair]:
 
 def _pairs(files: list[Path]) -> Iterator[tuple[Pair, dict[str, Any]]]:
     for file in files:
-        for place, number, row in read_rows(file):
-            pair = pair_from(row, place=place, default_id=f"{file.name.split('.')[0]}-{number}")
-            # Of two equal texts neither can be the better; JudgeBench has one such pair.
-            if pair.chosen != pair.rejected:
-                yield pair, dict(row)
+        for _, pair, row in iterate_pairs(file):
+            yield pair, row
 
 
 # --- task -----------------------------------------------------------------------------------------------------------
@@ -173,7 +170,7 @@ def _sample(pair: Pair, place: int, template: Template) -> Sample:
     messages = template.render(question=pair.question, answer_1=answers[0], answer_2=answers[1])
     return Sample(
         id=f"{pair.id}/{place}",
-        input=[cast(ChatMessage, MESSAGES[message.role](content=message.content)) for message in messages],
+        input=inspect_messages(messages),
         target=str(place),
         metadata={
             "pair": pair.id,
