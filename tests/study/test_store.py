@@ -90,6 +90,21 @@ def test_a_resumed_run_is_equal_and_its_lost_steps_are_spent_only(tmp_path, expe
     assert cost["attempts"] == 6
 
 
+def test_whoever_dies_at_a_checkpoint_has_spent_what_it_holds(tmp_path):
+    class Dies(Files):
+        def sync_folder(self, path):
+            if any(path.glob("checkpoint.safetensors")):
+                raise KeyboardInterrupt
+            super().sync_folder(path)
+
+    task = task_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        work(Store(tmp_path, files=Dies()), task)
+    work(Store(tmp_path), task)
+    cost = json.loads((Store(tmp_path).folder(task) / "cost.json").read_text())
+    assert cost["spent"] == cost["work"] == {"build": {"optimizer_steps": STEPS}}
+
+
 class Failing(Files):
     """Fails the k-th operation: by an error, by a write cut short, or by ending the process."""
 

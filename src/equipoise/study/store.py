@@ -190,9 +190,9 @@ class Attempt:
         sizes = {name: _size(self.folder / name) for name in self._digests}
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
         book = {"sizes": sizes, "digests": digests, "order": self.order, "work": self.ledger.work}
+        self.save_cost()  # first: whoever dies in between has paid for what was lost, never less than the result needed
         save_state(self.folder / CHECKPOINT, {**content, **book}, files=self.files)
         self.files.sync_folder(self.folder)
-        self.save_cost()
 
     def save_cost(self, every: float = 0.0) -> None:
         """Write cost.json, unless that was done less than `every` seconds ago."""
