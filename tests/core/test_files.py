@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -6,8 +7,20 @@ import time
 
 import pytest
 
-from equipoise.core.errors import WorkFailed
-from equipoise.core.files import Files, append_synced, atomic_folder, lock, write_atomic
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import (
+    Files,
+    append_synced,
+    atomic_folder,
+    lock,
+    open_regular,
+    read_regular,
+    seal,
+    set_aside,
+    sha256_file,
+    unseal,
+    write_atomic,
+)
 
 
 def test_write_atomic_leaves_the_old_content_when_the_write_fails(tmp_path):
@@ -92,3 +105,111 @@ def test_a_lock_whose_file_was_moved_away_guards_nothing(tmp_path):
     out, _ = waiter.communicate(timeout=30)
     assert out.strip() == "['done', 'run']"
     assert (folder / "lock").stat().st_ino != (other / "lock").stat().st_ino
+
+
+@pytest.mark.parametrize("made", ["folder", "pipe", "device"])
+def test_what_has_no_end_is_refused_instead_of_read(made, tmp_path):
+    path = tmp_path / "input"
+    if made == "folder":
+        path.mkdir()
+    elif made == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (open_regular, read_regular, sha256_file):
+        with pytest.raises(BadInput, match=f"input is a {made}; expected a file"):
+            read(path)
+
+
+def test_a_regular_file_is_read_and_its_digest_is_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("abc")
+    assert read_regular(tmp_path / "link") == b"abc"
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "none")
+
+
+def _made(folder):
+    return (folder / "made").exists()
+
+
+def test_a_folder_that_was_made_is_set_aside_under_the_next_free_number(tmp_path):
+    for number in (1, 2, 3):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "made").write_text(str(number))
+        if number == 2:  # a taken name, even that of a dangling link
+            (tmp_path / "out.old-2").symlink_to("nowhere")
+        assert set_aside(tmp_path / "out", made_by=_made)
+    held = {name: (tmp_path / name / "made").read_text() for name in ("out.old-1", "out.old-3", "out.old-4")}
+    assert held == {"out.old-1": "1", "out.old-3": "2", "out.old-4": "3"}
+    assert set_aside(tmp_path / "out", made_by=_made) is None
+
+
+@pytest.mark.parametrize("reason", ["foreign", "link", "file", "working", "input"])
+def test_nothing_else_is_ever_set_aside(reason, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    (out / "model").write_text("weights")
+    inputs = []
+    if reason == "link":
+        (out / "made").touch()
+        (tmp_path / "link").symlink_to("out")
+        out = tmp_path / "link"
+    elif reason == "file":
+        out = out / "model"
+    elif reason != "foreign":
+        (out / "made").touch()
+    if reason == "working":
+        monkeypatch.chdir(out / "deep")
+    if reason == "input":
+        inputs = [tmp_path / "elsewhere", out / "deep" / ".." / "model"]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match="not set aside; give another --out"):
+        set_aside(out, made_by=_made, inputs=inputs)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+ROW = {"name": 'zwölf \u2028 \\ "quoted"', "value": 0.1, "of": None, "at": {"step": 3}, "listed": [1, -2.5e-300]}
+
+
+def test_a_sealed_line_is_json_and_comes_back_as_it_was():
+    line = seal(ROW)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert {name: value for name, value in json.loads(line).items() if name != "seal"} == ROW
+    for text in (line, line[:-1], line[:-1] + b"\r\n"):
+        assert unseal(text) == (ROW, True)
+    assert unseal(json.dumps(ROW).encode()) == (ROW, False)
+    assert unseal(seal({"half": "\ud800"})) == ({"half": "\ud800"}, True)
+
+
+def test_no_flipped_bit_of_a_sealed_line_makes_another_row():
+    line = seal(ROW)
+    for place in range(len(line) - 1):
+        for bit in range(8):
+            flipped = bytearray(line)
+            flipped[place] ^= 1 << bit
+            try:
+                row, sealed = unseal(bytes(flipped))
+            except ValueError:
+                continue
+            # Only the name of the seal itself can be lost: the row then stands as it was, with a field that nobody reads.
+            assert not sealed
+            assert {name: row[name] for name in ROW} == ROW
+            assert len(row) == len(ROW) + 1
+    for cut in range(len(line) - 1):
+        with pytest.raises(ValueError, match=r"."):
+            unseal(line[:cut])
+
+
+@pytest.mark.parametrize("row", [{"seal": "x"}, {}, {"value": float("nan")}])
+def test_what_cannot_be_sealed_is_refused(row):
+    with pytest.raises(ValueError, match=r"seal|JSON"):
+        seal(row)
+
+
+@pytest.mark.parametrize("line", [b"", b"[1]", b"12", b"\xff{}", b"[" * 100_000])
+def test_a_line_that_is_no_row_is_refused(line):
+    with pytest.raises(ValueError, match=r"."):
+        unseal(line)

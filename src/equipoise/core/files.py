@@ -5,15 +5,20 @@ process.
 """
 
 import fcntl
+import hashlib
+import io
+import json
 import os
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from equipoise.core.errors import WorkFailed
+from equipoise.core.errors import BadInput, WorkFailed
 
 CACHE_VARIABLE = "EQUIPOISE_CACHE"
 
@@ -143,6 +148,99 @@ def lock(path: Path, *, wait: float = 0.0, waiting_for: str = "") -> Iterator[No
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read its bytes. Raises BadInput for a pipe, a device or a folder, which may have no end; OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait here for its writer
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
+    raise BadInput(f"{path} is a {what}; expected a file. Copy what it holds into one and name that.")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in pieces. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(
+    folder: Path,
+    *,
+    made_by: Callable[[Path], bool],
+    inputs: Iterable[Path] = (),
+    into: Path | None = None,
+    files: Files = FILES,
+) -> Path | None:
+    """Rename a folder to the first free NAME.old-1, NAME.old-2, ... beside it, or in `into`; None when it is not there.
+
+    made_by: whether the folder is one that the caller's work made. Raises BadInput, with everything as it was, for any
+    other, for a link, and for a folder that is or holds the working folder or one of the `inputs`.
+    """
+    folder = Path(folder)
+    if not folder.is_symlink() and not folder.exists():
+        return None
+    if folder.is_symlink() or not folder.is_dir() or not made_by(folder):
+        raise BadInput(f"{folder} was not made by this command, so it is not set aside; give another --out.")
+    for needed, what in [(Path.cwd(), "the working folder"), *((path, f"the input {path}") for path in inputs)]:
+        if needed.resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{folder} is or holds {what}, so it is not set aside; give another --out.")
+    home, number = into or folder.parent, 1
+    files.make_folder(home)
+    while os.path.lexists(aside := home / f"{folder.name}.old-{number}"):
+        number += 1
+    files.replace(folder, aside)
+    return aside
+
+
+SEAL = "seal"
+_SEALED = b', "' + SEAL.encode() + b'": "%b"}'
+_SEALED_BYTES = len(_SEALED % bytes(16))
+
+
+def seal(row: Mapping[str, Any]) -> bytes:
+    """A line of JSON that ends with a digest of itself, so that no altered one is read as another row.
+
+    Raises ValueError for what JSON cannot hold (nan) and for a row that has a "seal" already.
+    """
+    if SEAL in row or not row:
+        raise ValueError(f"a row to seal has other fields than {SEAL!r}, at least one")
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        content = text[:-1].encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which a model can write as an escape, is no UTF-8
+        content = json.dumps(row, allow_nan=False)[:-1].encode()
+    return content + _SEALED % _digest_of(content) + b"\n"
+
+
+def unseal(line: bytes) -> tuple[dict[str, Any], bool]:
+    """The row of a line, with or without its newline, and whether it was sealed: lines of earlier versions are not.
+
+    Raises ValueError for a line that was altered, cut, or is no JSON object.
+    """
+    line = line.rstrip(b"\r\n")
+    content, end = line[:-_SEALED_BYTES], line[-_SEALED_BYTES:]
+    sealed = end == _SEALED % _digest_of(content)
+    try:
+        row = json.loads(content + b"}" if sealed else line)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+    if not isinstance(row, dict) or (SEAL in row and not sealed):
+        raise ValueError("the line was altered since it was written")
+    return row, sealed
+
+
+def _digest_of(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
