@@ -62,7 +62,7 @@ def test_a_search_for_the_largest_radius_needs_none(here, capsys):
     [
         ([*RUN, "--network", "net.safetensors"], "does not say how its parameters are used"),
         ([*RUN, "--network", "nte.safetensors"], "Did you mean 'net.safetensors'"),
-        ([*RUN, *WORDS, "--box", "0"], "expected 2 numbers"),
+        ([*RUN, *WORDS, "--box", "0"], "expected 2 values"),
         ([*RUN, *WORDS, "--norm", "1"], "norm"),
         ([*SHORT, *WORDS], "give --radius"),
         ([*SHORT, *WORDS, "--radius", "-1"], "above 0"),

@@ -1,66 +1,254 @@
+"""The frame on a toy: one declaration gives checks, folder, resume, stored result, page, plan and replay."""
+
+import inspect
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
-from equipoise.core.errors import BadInput
-from equipoise.core.job import digest, job_folder
-
-
-def test_same_settings_resume_and_finish(tmp_path):
-    out = tmp_path / "done"
-    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
-        (folder.work / "half").write_text("x")
-        assert not folder.complete
-    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
-        assert (folder.work / "half").read_text() == "x"
-        assert folder.finish() == out
-    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
-        assert folder.complete
-    assert json.loads((out / "run.json").read_text()) == {"rate": 0.1}
+from equipoise.core import page as parts
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
+from equipoise.core.folder import damage
+from equipoise.core.job import Page, Request, as_text, command_line, job
+from equipoise.core.options import Setting
+from equipoise.core.plain import LIVE, from_plain, to_plain
+from equipoise.core.rows import Rows
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    out = tmp_path / "done"
-    with job_folder(out, {"rate": 0.1, "steps": 3}):
-        pass
-    with pytest.raises(BadInput, match=r"rate 0\.1 \(now 0\.2\).*--fresh"), job_folder(out, {"rate": 0.2, "steps": 3}):
-        pass
+class Recipe(BaseModel, extra="forbid"):
+    rate: float = Field(default=0.1, gt=0, description="How fast.")
+    method: Literal["sum", "sago"] = "sum"
 
 
-def test_changed_input_is_refused(tmp_path):
-    out = tmp_path / "done"
-    with job_folder(out, {}, {"forget.jsonl": "a"}):
-        pass
-    with pytest.raises(BadInput, match=r"another content of forget\.jsonl"), job_folder(out, {}, {"forget.jsonl": "b"}):
-        pass
+@dataclass(frozen=True)
+class Piece:
+    name: str
+    value: float
 
 
-def test_a_strange_folder_is_not_touched(tmp_path):
-    out = tmp_path / "mine"
-    out.mkdir()
-    (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(BadInput, match=r"holds no readable run\.json"), job_folder(out, {}):
-        pass
-    assert (out / "thesis.txt").read_text() == "years of work"
+@dataclass(frozen=True)
+class Total:
+    total: float
+    pieces: tuple[Piece, ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    model: Any = field(default=None, metadata=LIVE)
+
+    def summary(self):
+        return (f"total {self.total}",)
+
+    def page(self, folder: Path) -> Page:
+        return Page("Total", f"It is {self.total}.", [parts.Note("n", "t")], files={"README.md": f"# {self.total}\n"})
 
 
-def test_fresh_sets_aside_and_deletes_nothing(tmp_path):
-    out = tmp_path / "done"
-    with job_folder(out, {"rate": 1}) as folder:
-        (folder.work / "weights").write_text("old")
-        folder.finish()
-    with job_folder(out, {"rate": 2}, fresh=True) as folder:
-        assert not folder.complete
-    assert (tmp_path / "done.old-1" / "weights").read_text() == "old"
+@dataclass(frozen=True)
+class Adding(Request):
+    words: tuple[str, ...]
+    fails_at: int | None
+    rest: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
+
+    def plan(self):
+        return len(self.words)
+
+    def work(self, folder):
+        rows = Rows(None if folder is None else folder / "rows.jsonl")
+        if folder is not None and not (folder / "weights").exists():
+            (folder / "weights").write_text("w")
+        for number in range(len(rows), len(self.words)):
+            if number == self.fails_at:
+                raise BudgetReached("The budget of calls=2 is reached.")
+            CALLS.append(self.words[number])
+            rows.add({"word": self.words[number]})
+        pieces = tuple(Piece(row["word"], math.nan if row["word"] == "nan" else len(row["word"])) for row in rows)
+        return Total(float(sum(len(row["word"]) for row in rows)), pieces, ("A note.",), model=object())
+
+    def partial(self, folder):
+        return Total(math.nan)
 
 
-def test_ended_before_the_first_setting(tmp_path):
-    out = tmp_path / "done"
-    (tmp_path / "done.partial").mkdir()
-    with job_folder(out, {"rate": 1}) as folder:
-        assert json.loads((folder.work / "run.json").read_text()) == {"rate": 1}
+CALLS: list[str] = []
 
 
-def test_digest_is_sha256(tmp_path):
-    (tmp_path / "f").write_bytes(b"abc")
-    assert digest(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+@job("toy add", Total, rest=Recipe)
+def add(
+    words: Annotated[list[str], Setting(alias=("-w",))],
+    fails_at: Annotated[int | None, Setting(stored=False)] = None,
+    *,
+    order: Literal["up", "down"] = "up",
+    source: Annotated[Path | None, Setting(objects=True)] = None,
+    pair: tuple[float, float] | None = None,
+    **rest: Any,
+) -> Request:
+    """Add the lengths of words."""
+    if order == "down":
+        words = words[::-1]
+    return Adding(tuple(words), fails_at, rest, {"words": "d1"}, {})
+
+
+@pytest.fixture(autouse=True)
+def no_calls():
+    CALLS.clear()
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = add(["one", "three"], rate=0.5)
+    assert done.total == 8 and done.folder is None and done.model is not None and not list(tmp_path.iterdir())
+
+
+def test_with_one_the_result_is_read_back_equal_and_found_again(tmp_path):
+    done = add(["one", "nan"], out=tmp_path / "out", pair=(0, 1))
+    assert done.folder == tmp_path / "out" and math.isnan(done.pieces[1].value) and done.pieces[0] == Piece("one", 3.0)
+    text = (tmp_path / "out" / "result.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["pieces"][1]["value"] is None
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert settings == {"words": ["one", "nan"], "order": "up", "source": None, "pair": [0.0, 1.0]}
+    again = add(["one", "nan"], out=tmp_path / "out", pair=(0, 1), fails_at=0)  # how it is done is no setting
+    assert to_plain(again) == to_plain(done) and CALLS == ["one", "nan"]
+    assert (
+        "equipoise toy add --words one,nan --pair 0.0,1.0 --out out" in (tmp_path / "out" / "report.html").read_text()
+    )
+
+
+def test_it_stops_with_what_is_known_and_goes_on(tmp_path):
+    words = ["a", "bb", "ccc"]
+    with pytest.raises(BudgetReached, match=r"What is known so far: .*out\.partial/report\.html"):
+        add(words, 2, out=tmp_path / "out")
+    assert "ended early" in (tmp_path / "out.partial" / "report.html").read_text()
+    assert add(words, out=tmp_path / "out").total == 6 and words == CALLS
+    assert "ended early" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_page_alone_is_drawn_again_and_work_that_was_damaged_is_done_again(tmp_path):
+    out = tmp_path / "out"
+    add(["a", "bb"], out=out)
+    page = (out / "report.html").read_text()
+    (out / "report.html").write_text("scribbled")
+    (out / "README.md").unlink()
+    add(["a", "bb"], out=out)
+    assert (out / "report.html").read_text() == page and (out / "README.md").read_text() == "# 3.0\n"
+    assert (out / "damaged" / "1" / "report.html").read_text() == "scribbled" and CALLS == ["a", "bb"]
+    (out / "weights").write_text("W")
+    (out / "result.json").write_text((out / "result.json").read_text().replace("3.0", "4.0"))
+    again = add(["a", "bb"], out=out)
+    assert again.total == 3 and "result.json, weights" in again.notes[-1] and CALLS == ["a", "bb"]
+    assert (out / "weights").read_text() == "w" and damage(out) == {}
+    lines = (out / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "rows.jsonl").write_bytes(lines[0].replace(b"a", b"c", 1) + lines[1])
+    assert add(["a", "bb"], out=out).total == 4 and CALLS == ["a", "bb", "bb"]  # the toy asks for the last one missing
+
+
+def test_the_page_is_drawn_from_the_folder_alone(tmp_path):
+    add(["a"], out=tmp_path / "out")
+    (tmp_path / "out" / "report.html").unlink()
+    assert add.draw(tmp_path / "out") == ("report.html", "README.md") and (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"order": "pu"}, r"order is 'pu'\. Did you mean 'up'"),
+        ({"fails_at": "x"}, "option 'fails_at' should be a valid integer"),
+        ({"rate": 0}, "option 'rate' should be above 0, but got 0"),
+        ({"method": "sgao"}, "method is 'sgao'. Did you mean 'sago'"),
+        ({"pair": "1,2,3"}, "expected 2 values with commas"),
+        ({"wrods": []}, "no option 'wrods'. Did you mean 'words'"),
+    ],
+)
+def test_run_and_rehearsal_refuse_alike(tmp_path, given, message):
+    words = {"words": ["a"], **given}
+    for asked in (lambda: add(**words), lambda: add(**words, out=tmp_path / "out"), lambda: add.plan(**words)):
+        with pytest.raises(BadInput, match=message):
+            asked()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rehearsal_knows_the_folder(tmp_path):
+    add(["a"], out=tmp_path / "out")
+    assert add.plan(["a"], out=tmp_path / "out") == 1
+    with pytest.raises(BadInput, match="holds other settings: words"):
+        add.plan(["b"], out=tmp_path / "out")
+    assert add.plan(["b"], out=tmp_path / "out", fresh=True) == 1
+
+
+def test_what_was_left_out_then_had_its_default(tmp_path):
+    add(["a"], out=tmp_path / "out")
+    stored = tmp_path / "out" / "run.json"
+    older = {name: value for name, value in json.loads(stored.read_text()).items() if name != "order"} | {"words": "a"}
+    stored.write_text(json.dumps(older))
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    assert add(["a"], out=tmp_path / "out").total == 1 and CALLS == ["a"]
+
+
+def test_signature_and_help_are_the_declaration():
+    names = list(inspect.signature(add).parameters)
+    assert names == ["words", "fails_at", "order", "source", "pair", "rate", "method", "out", "fresh"]
+    assert add.__doc__ == "Add the lengths of words." and add.__name__ == "add"
+
+
+def test_options_from_text():
+    read = add.options.read({"words": "a, b", "pair": "1,2", "rate": "0.5", "source": "x.npy"}, text=True)
+    assert (
+        read["words"] == ["a", "b"]
+        and read["pair"] == (1.0, 2.0)
+        and read["rate"] == 0.5
+        and read["source"] == Path("x.npy")
+    )
+    assert "method" not in read  # what fills the rest is the job's own matter
+
+
+@pytest.mark.parametrize("value", [["a", "b"], ["a,b"], [], [1, 2.5], {"k": [1]}, "plain", 3, [[1, 2]]])
+def test_a_setting_as_it_is_typed_reads_back(value):
+    text = as_text(value)
+    hint = {list: list[Any], dict: dict[str, Any], str: str, int: int}[type(value)]
+
+    def function(value: Any) -> None: ...
+
+    function.__annotations__["value"] = hint
+    from equipoise.core.options import Options
+
+    read = Options(function).read({"value": text}, text=True)["value"]
+    assert read == value or read == list(map(str, value))
+
+
+def test_command_line_leaves_out_what_is_off():
+    line = command_line("toy add", {"words": ["a b"], "fast": True, "slow": False, "none": None}, Path("/x/out"))
+    assert line == "equipoise toy add --words 'a b' --fast --out out"
+
+
+def test_plain_and_back():
+    value = Total(math.inf, (Piece("x", math.nan), Piece("y", -math.inf)), ("n",), Path("p"))
+    again = from_plain(Total, json.loads(json.dumps(to_plain(value), allow_nan=False)))
+    assert again.total == math.inf and math.isnan(again.pieces[0].value) and again.pieces[1].value == -math.inf
+    assert again.folder == Path("p") and again.notes == ("n",)
+    with pytest.raises(WorkFailed, match="cannot be stored"):
+        to_plain({"a": object()})
+    with pytest.raises(ValueError):
+        from_plain(Total, {"total": "much"})
+
+
+def test_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = Rows(path)
+    rows.add({"n": 1})
+    rows.add({"n": 2})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"n": 3, "se')
+    assert [row["n"] for row in Rows(path)] == [1, 2] and path.read_bytes() == whole
+    for place in range(len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        read = Rows(path)
+        assert read.damaged and f"{path}:" in read.damaged[0] and all(row in ({"n": 1}, {"n": 2}) for row in read)
+        assert not Rows(path).damaged  # what was whole is there, what was not is kept beside it
+    with pytest.raises(WorkFailed, match="cannot be stored"):
+        rows.add({"n": math.nan})
+    memory = Rows(None)
+    memory.add({"n": 1})
+    assert list(memory) == [{"n": 1}] and len(memory) == 1

@@ -30,7 +30,7 @@ from equipoise.chat.record import Entry, Record, Usage
 from equipoise.chat.structured import Unfit, parse, repair, response_schema
 from equipoise.chat.templates import ROLES
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
-from equipoise.core.job import digest
+from equipoise.core.files import sha256_file
 from equipoise.core.progress import Bar, progress
 from equipoise.language import catalog
 
@@ -431,7 +431,7 @@ def _state(path: Path) -> tuple[int, int]:
 @functools.cache
 def _file_digest(path: Path, size: int, modified: int) -> str:
     """Read once while it stays as it is: a name is resolved for the plan, the settings and every chat."""
-    return digest(path)
+    return sha256_file(path)
 
 
 def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:

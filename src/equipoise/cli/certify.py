@@ -3,118 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from equipoise.cli.jobs import command
 from equipoise.core.errors import BadInput
-
-if TYPE_CHECKING:
-    from equipoise.verification.job import Certification
+from equipoise.verification.job import certify
 
 app = App(name="certify", help="Prove what a network does within a radius, and check such proofs.")
 
 
-@app.command
-def run(
-    *,
-    network: Annotated[Path, Parameter(alias="-n")],
-    inputs: Path,
-    radius: float | None = None,
-    norm: Literal[2] = 2,
-    labels: Path | None = None,
-    largest_radius: Annotated[bool, Parameter(negative=())] = False,
-    box: str | None = None,
-    slopes: Literal["free", "crown"] = "free",
-    offset: Literal["ball-box", "theorem"] = "ball-box",
-    iterations: int = 300,
-    attack_steps: int = 100,
-    refine: Annotated[bool, Parameter(negative=())] = False,
-    architecture: str | None = None,
-    input_shape: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    out: Annotated[Path, Parameter(alias=["--output", "-o"])] = Path("equipoise-out/certify"),
-    fresh: Annotated[bool, Parameter(negative=())] = False,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
-) -> int:
-    """Certified margins of every input within a radius; writes a certificate each and a report.
-
-    Example: `equipoise certify run --network net.safetensors --architecture "flatten, linear 1, relu, linear 3"
-    --input-shape 1,28,28 --inputs images.npz --radius 0.5`
-
-    Parameters
-    ----------
-    network
-        A safetensors file with parameters, one that this command wrote, or .onnx.
-    inputs
-        .npy, or .npz with arrays X and y; raw inputs, channel first or last.
-    radius
-        Of the l2 ball around each input, in the units of the raw input; needed unless --largest-radius searches for it.
-    norm
-        2.
-    labels
-        .npy with one class an input; else y of the inputs, else what the network says.
-    largest_radius
-        Search for the largest certified radius of each input instead; --radius is not used then.
-    box
-        Limits of every number of an input, such as 0,1: the claim is then about ball and box.
-    slopes
-        free, or crown: the paper's choice.
-    offset
-        ball-box, or theorem: the paper's constant.
-    iterations
-        Steps of the search for slopes.
-    attack_steps
-        Steps of the search for a counter-example.
-    refine
-        Try a semidefinite relaxation on the inputs that are neither certified nor attacked: seconds each on a small network,
-        nothing on a wide one.
-    architecture
-        How the parameters are used, in words ("flatten, linear 1, relu, linear 3"), or mnist_mlp, mnist_convsmall,
-        cifar10_cnn_a, cifar10_cnn_c, cifar10_convsmall, cifar10_convdeep.
-    input_shape
-        Of one input, such as 1,28,28; not needed where the network's file has it.
-    limit
-        Only the first so many inputs.
-    seed
-        Of the attack's starts.
-    out
-        The folder to write; the same settings resume it.
-    fresh
-        Set aside what is in the folder and start anew.
-    json_output
-        Print the rows as JSON.
-    quiet
-        No progress.
-    """
-    from equipoise.core.progress import quiet as silenced
-    from equipoise.verification.job import certify
-
-    with silenced(quiet):
-        done = certify(
-            network,
-            inputs,
-            radius,
-            labels=labels,
-            norm=norm,
-            largest_radius=largest_radius,
-            box=None if box is None else _numbers(box, "--box", 2),
-            slopes=slopes,
-            offset=offset,
-            iterations=iterations,
-            attack_steps=attack_steps,
-            refine=refine,
-            architecture=architecture,
-            input_shape=None if input_shape is None else [int(each) for each in _numbers(input_shape, "--input-shape")],
-            limit=limit,
-            seed=seed,
-            out=out,
-            fresh=fresh,
-        )
-    _print(done, json_output)
-    return 0
+app.command(command(certify, "certify"), name="run")
 
 
 @app.command
@@ -198,16 +98,3 @@ def _numbers(text: str, option: str, count: int | None = None) -> tuple:
     if count is not None and len(found) != count:
         raise BadInput(f"{option} is {text!r}, expected {count} numbers between commas.")
     return found
-
-
-def _print(done: "Certification", as_json: bool) -> None:
-    from dataclasses import asdict
-
-    if as_json:
-        rows = [asdict(row) for row in done.rows]
-        print(json.dumps({"network": done.network, "rows": rows, "seconds": done.seconds, "folder": str(done.folder)}))
-        return
-    counts = {name: done.count(name) for name in ("certified", "refuted", "undecided", "wrong")}
-    print(", ".join(f"{n} {name}" for name, n in counts.items()), f"of {len(done.rows)} inputs", file=sys.stderr)
-    print(f"Report: {done.folder}/report.html", file=sys.stderr)
-    print(done.folder)

@@ -90,6 +90,13 @@ def append_synced(path: Path, data: bytes | str, *, files: Files = FILES) -> Non
     files.append(Path(path), data.encode() if isinstance(data, str) else data)
 
 
+def publish(work: Path, path: Path, *, files: Files = FILES) -> None:
+    """Give a finished folder the name `path`, which is free: all that is in it is on the disk before, the name after."""
+    _sync_all(work)
+    files.replace(work, path)
+    files.sync_folder(path.parent)
+
+
 @contextmanager
 def atomic_folder(path: Path, *, files: Files = FILES) -> Iterator[Path]:
     """Yields a folder to fill; at the end it gets the name `path`, an older folder of that name is replaced.
@@ -103,8 +110,7 @@ def atomic_folder(path: Path, *, files: Files = FILES) -> Iterator[Path]:
     files.make_folder(temporary)
     try:
         yield temporary
-        for each in temporary.rglob("*"):
-            _sync(each)
+        _sync_all(temporary)
         if path.exists():
             files.replace(path, old)
         files.replace(temporary, path)
@@ -155,7 +161,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait here for its writer
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return open(descriptor, "rb")
+        return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
     raise BadInput(f"{path} is a {what}; expected a file. Copy what it holds into one and name that.")
@@ -251,6 +257,12 @@ def _write(path: Path, data: bytes, mode: int) -> None:
             view = view[os.write(descriptor, view) :]
     finally:
         os.close(descriptor)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:

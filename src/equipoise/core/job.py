@@ -1,123 +1,334 @@
-"""The folder of a job: resumable while it works, moved to its final name when it is done, never overwritten.
+"""A job is declared once: a function whose parameters are its settings and whose value is a request.
 
-    NAME.partial/    while the job works; settings.json says with what
-    NAME/            the artifact, complete; its run.json is what --config takes
+    @job("certify run", Certification)
+    def certify(network: ..., inputs: ..., *, iterations: Annotated[int, Field(ge=1)] = 300) -> Request: ...
 
-The same settings resume NAME.partial, or find NAME done. Other settings are refused by name, or, with fresh, what is there
-is set aside under a numbered name.
+    certify(network, inputs)                    the result
+    certify(network, inputs, out="certified")   the same, and a folder that the same call resumes or finds done
+    certify.plan(network, inputs)               what it would do, after the same checks
+
+The function reads the request and finds it right, or raises BadInput; nothing is written yet. From the one declaration come
+the closed checks of its options, run.json, the folder and its resume, the stored result, the page and the command.
 """
 
-import hashlib
+import functools
+import html
+import inspect
 import json
 import shlex
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from equipoise.core.errors import BadInput
-from equipoise.core.files import lock, write_atomic
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
+from equipoise.core.files import read_regular, write_atomic
+from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened
+from equipoise.core.options import Options
+from equipoise.core.plain import from_plain, to_plain
 
-SETTINGS = "run.json"
-INPUTS = "inputs.json"
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from equipoise.core.page import Part
+
+RESULT = "result.json"
+REPORT = "report.html"
+P = ParamSpec("P")
+R = TypeVar("R", bound="Result")
+
+
+class Result(Protocol):
+    """What a job comes to: a frozen dataclass. folder: None when nothing was written."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def folder(self) -> Path | None: ...
+    def summary(self) -> Sequence[str]:
+        """Lines for a terminal."""
+        ...
+
+    def page(self, folder: Path) -> "Page":
+        """What a person sees, from the result and what lies in its folder."""
+        ...
 
 
 @dataclass(frozen=True)
-class JobFolder:
-    """work: where the job writes. final: where the artifact will be. complete: whether it is there already."""
+class Page:
+    """What a person sees of a result: the sections of its report, to which the frame adds settings, notes and command.
 
-    work: Path
-    final: Path
-    complete: bool
-
-    def finish(self) -> Path:
-        """Move the finished work to its final name; returns it."""
-        self.work.rename(self.final)
-        return self.final
-
-
-@contextmanager
-def job_folder(
-    out: Path, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None, *, fresh: bool = False
-) -> Iterator[JobFolder]:
-    """The folder of a job with these settings (JSON values) and inputs (name -> sha256), held against other processes.
-
-    Raises BadInput when `out` holds other settings, other inputs, or something that is no job's folder.
+    files: further texts that are drawn from the result, by their names in the folder.
     """
-    folder = opened(out)
-    final, work = folder.final, folder.work
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with lock(final.with_name(f".{final.name}.lock"), waiting_for=f"another process that writes {out}"):
-        if fresh:
-            _set_aside(final)
-            _set_aside(work)
-        for folder in (final, work):
-            if folder.exists():
-                _compare(folder, settings, inputs or {})
-        if not final.exists() and not work.exists():
-            work.mkdir()
-            write_atomic(work / INPUTS, json.dumps(dict(inputs or {}), indent=2, sort_keys=True))
-            write_atomic(work / SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
+
+    title: str
+    lead: str
+    parts: "Sequence[Part]"
+    facts: Sequence[tuple[str, str]] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Processes(Protocol):
+    """The processes that do one request together; only the main one writes."""
+
+    main: bool
+
+    def wait(self) -> None: ...
+
+
+class Alone:
+    """One process."""
+
+    main = True
+
+    def wait(self) -> None:
+        """Nobody to wait for."""
+
+
+class Request:
+    """A request that was read and found right; nothing is written yet. A job's own subclass does the work.
+
+    inputs: name -> sha256 of what was read. resolved: settings as they are meant, over those that were given.
+    """
+
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that work on it together."""
+        return Alone()
+
+    def plan(self) -> Any:
+        """What `work` would do, as a dataclass with a `summary`; changes nothing."""
+        raise NotImplementedError
+
+    def work(self, folder: Path | None) -> Any:
+        """Do it, from what the folder already holds; the result."""
+        raise NotImplementedError
+
+    def partial(self, folder: Path) -> Any:
+        """What is known when the work was ended early, stored in the folder; None when that is nothing."""
+        return None
+
+
+class Job(Generic[P, R]):
+    """See the module."""
+
+    def __init__(
+        self,
+        command: str,
+        function: Callable[..., Request],
+        result: type[R],
+        rest: "type[BaseModel] | None",
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.command, self.function, self.result = command, function, result
+        self.options = Options(function, rest=rest)
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        rest = [
+            inspect.Parameter(name, keyword, default=self.options.default(name), annotation=self.options.hints[name])
+            for name in self.options.hints
+            if name not in self.options.parameters
+        ]
+        shared = [
+            inspect.Parameter("out", keyword, default=None, annotation=str | Path | None),
+            inspect.Parameter("fresh", keyword, default=False, annotation=bool),
+        ]
+        return inspect.Signature([*self.options.parameters.values(), *rest, *shared], return_annotation=self.result)
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, *args: Any, out: str | Path | None, fresh: bool = False, **kwargs: Any) -> R: ...
+    def __call__(self, *args: Any, out: str | Path | None = None, fresh: bool = False, **kwargs: Any) -> R:
+        """Do the work; with `out`, in a folder that the same call resumes or finds done.
+
+        Raises BadInput for a wrong request, WorkFailed when it could not be done, BudgetReached with the folder resumable.
+        """
+        values = self._values(args, kwargs)
+        request = self.function(**values)
+        if out is None:
+            return request.work(None)
+        settings = self._settings(values, request)
+        with self._folder(Path(out), settings, request, values, fresh) as (folder, notes):
+            if not folder.complete:
+                self._do(request, folder, notes)
+                request.processes.wait()
+            return self.stored(folder.final)
+
+    def plan(self, *args: Any, out: str | Path | None = None, fresh: bool = False, **kwargs: Any) -> Any:
+        """What the same call would do: the request is read by the same code and refused in the same words."""
+        values = self._values(args, kwargs)
+        request = self.function(**values)
+        if out is not None and not fresh:
+            check_folder(Path(out), self._settings(values, request), request.inputs, read=self._understood)
+        return request.plan()
+
+    def stored(self, folder: Path) -> R:
+        """The result of a finished folder. Raises WorkFailed for one that cannot be read as what was written."""
+        path = folder / RESULT
         try:
-            yield opened(out)
-        except BadInput:  # found wrong before any work: the next, mended request must not meet these settings
-            if work.exists() and {child.name for child in work.iterdir()} <= {INPUTS, SETTINGS}:
-                shutil.rmtree(work)
+            result = from_plain(self.result, json.loads(read_regular(path)))
+        except (OSError, ValueError, RecursionError) as error:
+            raise WorkFailed(f"{path} cannot be read as the result of `equipoise {self.command}`: {error}") from error
+        return replace(result, folder=folder)
+
+    def draw(self, folder: Path, *, stopped: str = "", final: Path | None = None) -> tuple[str, ...]:
+        """Draw what people see of a folder from what it holds; the names of the files.
+
+        stopped: why the work ended early. final: the folder's name when it is done.
+        """
+        from equipoise.core import page
+
+        result = self.stored(folder)
+        settings = json.loads(read_regular(folder / SETTINGS))
+        made = result.page(folder)
+        early = [page.Note(f"The work ended early: {stopped}", "Not complete")] if stopped else []
+        parts: list[page.Part] = [*early, *made.parts]
+        if result.notes:
+            parts.append(page.Section("How to read this", (page.Bullets(result.notes),)))
+        parts.append(page.Section("Settings", (page.Settings(settings),)))
+        command = command_line(self.command, self._typed_options(settings), final or folder)
+        page.write_page(folder / REPORT, page.job_page(made.title, made.lead, parts, command, facts=made.facts))
+        for name, text in made.files.items():
+            write_atomic(folder / name, text)
+        return REPORT, *made.files
+
+    def _values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name, each in self.options.parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+        if len(args) > len(names) or kwargs.keys() & set(names[: len(args)]):
+            raise TypeError(f"{self.command}: takes {', '.join(names)} by position, each once")
+        return self.options.read(dict(zip(names, args, strict=False)) | dict(kwargs))
+
+    def _settings(self, values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        kept = {
+            name: value for name, value in {**values, **request.resolved}.items() if self.options.setting(name).stored
+        }
+        return self.options.to_json(kept)
+
+    def _understood(self, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Stored settings in today's form: what was not stored then had its default."""
+        try:
+            read = self.options.read({name: value for name, value in stored.items() if value is not None}, text=True)
+        except BadInput:
+            return stored
+        kept = {name: value for name, value in read.items() if self.options.setting(name).stored}
+        return self.options.to_json(kept) | {name: None for name, value in stored.items() if value is None}
+
+    @contextmanager
+    def _folder(
+        self, out: Path, settings: Mapping[str, Any], request: Request, values: Mapping[str, Any], fresh: bool
+    ) -> Iterator[tuple[JobFolder, tuple[str, ...]]]:
+        """The folder, which only the main of several processes holds and writes, and what has to be said of it."""
+        needed = [Path(value) for value in values.values() if isinstance(value, str | Path) and _is_there(value)]
+        if not request.processes.main:
+            request.processes.wait()
+            yield opened(out), ()
+            return
+        read = self._understood
+        with job_folder(out, settings, request.inputs, fresh=fresh, read=read, needed=needed) as folder:
+            found = self._sound(folder) if folder.complete else (folder, ())
+            request.processes.wait()
+            yield found
+
+    def _sound(self, folder: JobFolder) -> tuple[JobFolder, tuple[str, ...]]:
+        """A complete folder when it is whole; else as work to be done again, with a note of what was damaged."""
+        damaged = damage(folder.final)
+        if not damaged:
+            return folder, ()
+        folder = folder.reopen(damaged)
+        if all(damaged.values()):  # what is only drawn from the rest needs no work
+            folder.finish(self._draw_all(folder))
+            return opened(folder.final), ()
+        names = ", ".join(damaged)
+        return folder, (f"Found missing or altered, kept aside in the folder damaged, and made again: {names}.",)
+
+    def _do(self, request: Request, folder: JobFolder, notes: Sequence[str]) -> None:
+        try:
+            result = request.work(folder.work)
+        except (BudgetReached, WorkFailed) as error:
+            if request.processes.main and (known := request.partial(folder.work)) is not None:
+                _write(known, folder.work)
+                self._draw_all(folder, stopped=str(error))
+                raise type(error)(f"{error} What is known so far: {folder.work / REPORT}") from error
             raise
+        if request.processes.main:
+            _write(replace(result, notes=(*result.notes, *notes)), folder.work)
+            folder.finish(self._draw_all(folder))
+
+    def _draw_all(self, folder: JobFolder, stopped: str = "") -> tuple[str, ...]:
+        return self.draw(folder.work, stopped=stopped, final=folder.final)
+
+    def _typed_options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What has to be typed of these settings: those that differ from their defaults."""
+        defaults = {name: self.options.default(name) for name in self.options.hints if name in settings}
+        usual = self.options.to_json({name: default for name, default in defaults.items() if default is not ...})
+        return {name: settings[name] for name in defaults if name not in usual or settings[name] != usual[name]}
 
 
-def opened(out: Path) -> JobFolder:
-    """The folder as it is, without holding it: for the processes of a job that only read."""
-    final = out.expanduser().absolute()
-    return JobFolder(work=final.with_name(final.name + ".partial"), final=final, complete=final.exists())
+@overload
+def job(command: str, result: type[R], *, rest: None = None) -> Callable[[Callable[P, Request]], Job[P, R]]: ...
+@overload
+def job(
+    command: str, result: type[R], *, rest: "type[BaseModel]"
+) -> Callable[[Callable[..., Request]], Job[..., R]]: ...
+def job(command: str, result: Any, *, rest: Any = None) -> Any:
+    """Declare a job: the command that it is, and the class of its result.
+
+    rest: a pydantic model whose fields are options, too; those that are given arrive as **rest.
+    """
+    return lambda function: Job(command, function, result, rest)
 
 
 def command_line(command: str, options: Mapping[str, Any], out: Path) -> str:
-    """What to type for these options (True: a flag, a list: commas between, None and False: left out) and this folder."""
+    """What to type for these options (True: a flag; None and False: left out) and this folder."""
     words = ["equipoise", *command.split()]
     for name, value in options.items():
         if value is None or value is False:
             continue
         words.append(f"--{name.replace('_', '-')}")
         if value is not True:
-            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+            words.append(as_text(value))
     return shlex.join([*words, "--out", out.name])
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def as_text(value: Any) -> str:
+    """A JSON value as an option is typed: lists with commas between where that reads back, all else as JSON."""
+    if isinstance(value, str):
+        return value
+    simple = (
+        isinstance(value, list) and value and all(isinstance(each, int | float) or _plain_word(each) for each in value)
+    )
+    return ",".join(map(str, value)) if simple else json.dumps(value, ensure_ascii=False)
 
 
-def _compare(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    remedy = "Give another --out, or --fresh to set it aside and start anew."
+def _write(result: Any, folder: Path) -> None:
+    plain = to_plain(replace(result, folder=None))
+    write_atomic(folder / RESULT, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain_word(value: Any) -> bool:
+    return isinstance(value, str) and value == value.strip() != "" and "," not in value
+
+
+def _is_there(value: str | Path) -> bool:
     try:
-        stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        stored_inputs = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if {child.name for child in folder.iterdir()} <= {INPUTS}:  # ended between mkdir and the first setting
-            shutil.rmtree(folder)
-            return
-        raise BadInput(f"{folder} is there but holds no readable {SETTINGS} of a job. {remedy}") from error
-    wanted = json.loads(json.dumps(settings))
-    different = [
-        f"{name} {stored.get(name)!r} (now {wanted.get(name)!r})"
-        for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name) != wanted.get(name)
-    ]
-    if different:
-        raise BadInput(f"{folder} holds other settings: {', '.join(different[:3])}. {remedy}")
-    changed = [name for name, value in inputs.items() if stored_inputs.get(name) != value]
-    if changed:
-        raise BadInput(f"{folder} was begun with another content of {', '.join(changed)}. {remedy}")
+        return Path(value).exists()
+    except (OSError, ValueError):
+        return False
 
 
-def _set_aside(folder: Path) -> None:
-    if folder.exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
+def table_html(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
+    """A small table, as results show themselves in a notebook."""
+    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    told = f"<p>{html.escape(caption)}</p>" if caption else ""
+    return f"{told}<table><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table>"

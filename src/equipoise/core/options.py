@@ -1,14 +1,252 @@
-"""Typed settings: the words that an option may be are closed, in Python as on the command line."""
+"""Typed settings, written once: the parameters of a function become a closed model, read from values or from text.
 
+Studies and jobs share it. A word that may be one of several is checked in Python as on the command line (`choice`).
+"""
+
+import contextlib
 import functools
 import inspect
+import json
+import math
 import types
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from equipoise.core.errors import BadInput, did_you_mean
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What else there is to say of a parameter: `Annotated[str, Setting(alias=("-m",))]`.
+
+    alias: further names on the command line. objects: in Python values of other types may come, which the function reads
+    itself. stored: False for what says how the work is done, not what comes out. typed: a stored value that is switched on
+    has to be typed again, since it makes code run.
+    """
+
+    alias: tuple[str, ...] = ()
+    objects: bool = False
+    stored: bool = True
+    typed: bool = False
+
+
+class Options:
+    """The options of a function: its parameters, and the fields of the pydantic model that stands for its **rest.
+
+    owner: how a sentence about a wrong option begins ("Study 'sago': "). Raises BadInput for a parameter without a type.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, owner: str = "", rest: "type[BaseModel] | None" = None) -> None:
+        self.function, self.owner, self.rest = function, owner, rest
+        self.parameters = {
+            name: parameter
+            for name, parameter in inspect.signature(function).parameters.items()
+            if not (rest is not None and parameter.kind is parameter.VAR_KEYWORD)
+        }
+        for name, parameter in self.parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise BadInput(f"{owner}*args and **kwargs cannot be options; name each one.")
+            if parameter.annotation is parameter.empty:
+                raise BadInput(f"{owner}option {name!r} needs a type.")
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        """Types with what stands beside them in Annotated."""
+        hints = get_type_hints(self.function, include_extras=True)
+        named = {name: hints[name] for name in self.parameters}
+        if self.rest is not None:
+            fields = self.rest.model_fields
+            named |= {name: Annotated[field.rebuild_annotation(), field] for name, field in fields.items()}
+        return named
+
+    @cached_property
+    def model(self) -> "type[BaseModel]":
+        """A closed pydantic model of the function's own parameters and those of `rest`."""
+        fields = {
+            name: (Any if self.setting(name).objects else self.hints[name], self.default(name)) for name in self.hints
+        }
+        return _model(fields, validate_default=self.rest is None)
+
+    @cached_property
+    def _texts(self) -> "type[BaseModel]":
+        return _model({name: (self.hints[name], None) for name in self.hints if self.setting(name).objects})
+
+    def setting(self, name: str) -> Setting:
+        marks = getattr(self.hints[name], "__metadata__", ())
+        return next((mark for mark in marks if isinstance(mark, Setting)), Setting())
+
+    def default(self, name: str) -> Any:
+        """The default of an option, ... for one that must be given."""
+        if name in self.parameters:
+            default = self.parameters[name].default
+            return ... if default is inspect.Parameter.empty else default
+        assert self.rest is not None
+        field = self.rest.model_fields[name]
+        return ... if field.is_required() else field.get_default(call_default_factory=True)
+
+    def read(self, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
+        """The values of all parameters, `given` over the defaults; of `rest` only what is given. text: strings as typed.
+
+        Raises BadInput: an unknown option with the nearest names, a missing one, a value outside its range.
+        """
+        from pydantic import ValidationError
+
+        for name in given:
+            if name not in self.hints:
+                raise BadInput(f"{self.owner}there is no option {name!r}. {did_you_mean(name, self.hints)}")
+        values = {name: self.from_text(name, value) for name, value in given.items()} if text else dict(given)
+        try:
+            model = self.model.model_validate(values)
+            read = {name: getattr(model, name) for name in self.hints if name in self.parameters or name in given}
+            # What is text or a path has to be one that the option's type allows; other objects are the function's matter.
+            texts = {name: value for name, value in read.items() if isinstance(value, str | Path)}
+            texts = {name: value for name, value in texts.items() if self.setting(name).objects}
+            found = self._texts.model_validate(texts)
+            return read | {name: getattr(found, name) for name in texts}
+        except ValidationError as error:
+            raise BadInput(f"{self.owner}{self._told(error.errors()[0], values)}") from None
+
+    def from_text(self, name: str, value: Any) -> Any:
+        """A string as typed, as the option wants it: as it is, else as JSON, or with commas and equal signs between."""
+        from pydantic import TypeAdapter, ValidationError
+
+        if not isinstance(value, str):
+            return value
+        adapter = TypeAdapter(self.hints[name])
+        for candidate in (value, *_readings(value)):
+            try:
+                adapter.validate_python(candidate)
+            except ValidationError:
+                continue
+            return candidate
+        return value
+
+    def to_json(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as JSON values that `read(..., text=True)` reads back: paths as text, objects by their name."""
+        from pydantic import TypeAdapter
+
+        typed = TypeAdapter(Any)
+        return {
+            name: _shown(value) if self.setting(name).objects else typed.dump_python(value, mode="json")
+            for name, value in values.items()
+        }
+
+    def described(self) -> list[dict[str, Any]]:
+        """Name, type (with its range), default and description of every option, for people."""
+        schema = self.model.model_json_schema()["properties"]
+        known = {name: self.default(name) for name in self.hints}
+        defaults = self.to_json({name: default for name, default in known.items() if default is not ...})
+        return [
+            {
+                "name": name,
+                "type": _type_text(schema[name]),
+                "default": defaults.get(name),
+                "description": schema[name].get("description", ""),
+            }
+            for name in self.hints
+        ]
+
+    def _told(self, problem: Any, values: Mapping[str, Any]) -> str:
+        name, value = str(problem["loc"][0]), values.get(str(problem["loc"][0]))
+        if problem["type"] == "missing":
+            return f"option {name!r} is missing."
+        if problem["type"] == "literal_error":
+            return f"{name} is {value!r}. {did_you_mean(str(value), map(str, allowed(_bare(self.hints[name]))))}"
+        if problem["type"] in ("tuple_type", "list_type", "is_instance_of") and isinstance(value, str):
+            return f"option {name!r} is {value!r}, expected {_several(self.hints[name])} with commas between."
+        expected = problem["msg"].removeprefix("Input should be ").replace("Value error, ", "")
+        for long, short in _SHORTER.items():
+            expected = expected.replace(long, short)
+        return f"option {name!r} should be {expected}, but got {value!r}."
+
+
+def _several(hint: Any) -> str:
+    """How many values a sequence takes, in words."""
+    bare = _bare(hint)
+    kinds = get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (bare,)
+    for kind in kinds:
+        if get_origin(kind) is tuple and ... not in get_args(kind):
+            return f"{len(get_args(kind))} values"
+    return "values"
+
+
+_SHORTER = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+
+
+def _model(fields: Mapping[str, Any], *, validate_default: bool = False) -> "type[BaseModel]":
+    from pydantic import ConfigDict, create_model
+
+    config = ConfigDict(
+        extra="forbid", validate_default=validate_default, protected_namespaces=(), arbitrary_types_allowed=True
+    )
+    return create_model("Options", __config__=config, **fields)
+
+
+def _readings(text: str) -> list[Any]:
+    """What else a text may mean: JSON, a list with commas between, or pairs with an equal sign."""
+    found: list[Any] = []
+    with contextlib.suppress(ValueError, RecursionError):
+        found.append(json.loads(text))
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    found.append(parts)
+    if parts and all("=" in part for part in parts):
+        # A name may hold equal signs no less than a value: the last one counts for numbers (model=1:2), else the first.
+        for split in (str.rpartition, str.partition):
+            pairs = [split(part, "=") for part in parts]
+            found += [
+                {name.strip(): tuple(value.split(":")) for name, _, value in pairs},
+                {name.strip(): _scalar(value) for name, _, value in pairs},
+            ]
+    return found
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text.strip()
+    return value if isinstance(value, bool | int | float) and math.isfinite(value) else text.strip()
+
+
+def _shown(value: Any) -> Any:
+    """An object as a setting: text and numbers as they are, others by their name, or by how many they are."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple) and all(isinstance(each, bool | int | float | str) for each in value):
+        return list(value)
+    if isinstance(name := getattr(value, "name", None), str):
+        return name
+    return f"{len(value)} given" if isinstance(value, Sized) else type(value).__name__
+
+
+def _type_text(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in a few words: "integer from 1 to 9", "one of ga, npo"."""
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    if "anyOf" in schema:
+        return " or ".join(map(_type_text, schema["anyOf"]))
+    text = str(schema.get("type", "value"))
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join([text, *(f"{word} {schema[key]}" for key, word in words.items() if key in schema)])
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def choice(name: str, value: Any, options: Any) -> Any:
@@ -51,7 +289,7 @@ def closed(function: _Function) -> _Function:
                 choice(name, bound[name], options)
         return function(*given, **named)
 
-    call.__closed__ = True  # pyright: ignore[reportFunctionMemberAccess]
+    setattr(call, "__closed__", True)  # noqa: B010
     return call  # pyright: ignore[reportReturnType]
 
 

@@ -25,7 +25,8 @@ from equipoise.chat.client import SECRET_NAME, Chat, resolve
 from equipoise.chat.record import Record
 from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import produce_atomic, write_atomic
-from equipoise.core.job import JobFolder, digest, job_folder
+from equipoise.core.files import sha256_file as digest
+from equipoise.core.folder import JobFolder, job_folder
 from equipoise.judging.biases import PLACEBO, deal, read_biases, seed_biases
 from equipoise.judging.biasscope import Audit, Bench, Rule, Settings, biasscope, judged, start
 from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows

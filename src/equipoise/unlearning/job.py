@@ -22,8 +22,9 @@ import torch
 from accelerate import Accelerator
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
+from equipoise.core.files import sha256_file as digest
 from equipoise.core.files import write_atomic
-from equipoise.core.job import JobFolder, digest, job_folder, opened
+from equipoise.core.folder import JobFolder, job_folder, opened
 from equipoise.core.state import load_state, save_state
 from equipoise.data.records import Record, read_records, record_from
 from equipoise.language import adapters

@@ -3,21 +3,18 @@
 `certify` is the job, `check.check` the checker. Names are imported on first use, so that the command line stays light.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from equipoise.verification.job import Certification, Row, certify
-    from equipoise.verification.network import Network, Normalise, from_module, read_network, write_network
-
-__all__ = ["Certification", "Network", "Normalise", "Row", "certify", "from_module", "read_network", "write_network"]
-
-_MODULE = dict.fromkeys(("Certification", "Row", "certify"), "job") | dict.fromkeys(
-    ("Network", "Normalise", "from_module", "read_network", "write_network"), "network"
-)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    from equipoise.verification.job import certify as certify
+    from equipoise.verification.network import Network as Network
+    from equipoise.verification.network import Normalise as Normalise
+    from equipoise.verification.network import from_module as from_module
+    from equipoise.verification.network import read_network as read_network
+    from equipoise.verification.network import write_network as write_network
+    from equipoise.verification.result import Certification as Certification
+    from equipoise.verification.result import Row as Row
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

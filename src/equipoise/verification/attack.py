@@ -4,6 +4,8 @@ What it finds is an upper bound on the true margin. Each step goes a share of th
 networks' scale must not matter), the share falls linearly, and the best point of all steps counts.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def attack(
     radius: Tensor,
     specifications: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     box: Box | None = None,
     steps: int = 100,
     share: float = 0.3,
@@ -26,12 +28,14 @@ def attack(
     """The smallest margins [B, S] found in float64, and the points [B, S, n] where they are, inside ball and box.
 
     x: [B, ...], radius: [B], specifications: [B, S, m]. The first start is x itself plus a random step of half the radius.
+    generator: one for all rows in their order, or one a row, whose start then does not depend on its company.
     """
     batch, count = specifications.shape[:2]
     centre = x.flatten(1)[:, None].to(dtype)
     ball = radius[:, None, None].to(dtype)
     c, single = specifications.to(dtype), network.to(dtype)
-    noise = torch.randn(batch, count, centre.shape[-1], generator=generator, dtype=dtype)
+    generators = [generator] * batch if isinstance(generator, torch.Generator) else generator
+    noise = torch.stack([torch.randn(count, centre.shape[-1], generator=each, dtype=dtype) for each in generators])
     points = _inside(centre + ball / 2 * noise / noise.norm(dim=-1, keepdim=True), centre, ball, box)
     best = torch.full((batch, count), torch.inf, dtype=dtype)
     found = points.clone()

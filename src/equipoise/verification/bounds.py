@@ -318,7 +318,8 @@ class Relaxation:
 class Search:
     """Adam ascent on the bounds: the paper's 300 iterations, rate of the slopes 0.5, decay 0.98 an iteration.
 
-    multiplier_rate: of log lambda. patience: iterations without any bound improving before it ends.
+    multiplier_rate: of log lambda. patience: iterations without an improvement of any bound of an input before that input's
+    search ends; what an input yields does not depend on the others that are searched beside it.
     """
 
     iterations: int = 300
@@ -409,8 +410,9 @@ def optimise(
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, search.decay)
     best = torch.full((batch, count), -math.inf, dtype=search.dtype)
     kept: dict[int, Tensor] = {}
-    idle = steps = 0
-    while steps < search.iterations and idle <= search.patience:
+    idle = torch.zeros(batch, dtype=torch.int64)
+    steps = 0
+    while steps < search.iterations and (idle <= search.patience).any():
         steps += 1
         a, constant = backward(single, c, step)
         if inputs is None:
@@ -418,11 +420,11 @@ def optimise(
         else:
             bound = ball_box_offset(torch.zeros_like(a), -a, multipliers[0].exp(), inputs) + constant
         with torch.no_grad():
-            better = bound > best
-            best = torch.maximum(best, bound)
+            better = (bound > best) & (idle <= search.patience)[:, None]
+            best = torch.where(better, bound, best)
             for index, slope in final.items():
                 kept[index] = torch.where(better[..., None], slope, kept[index]) if index in kept else slope.detach()
-            idle = 0 if better.any() else idle + 1
+            idle = torch.where(better.any(1), 0, idle + 1)
         if not bound.requires_grad:
             break  # no ReLU: the bound is exact
         adam.zero_grad()

@@ -43,6 +43,8 @@ from equipoise.verification.network import Network
 
 # What a margin gives away so that a checker with its own rounding errors proves it.
 SLACK = 1e-8
+# A matrix product rounds a row alike whatever stands beside it when the number of rows is a multiple of this.
+LANES = 8
 CHUNK = 2**15  # numbers of a layer over all specifications that are worked on at once: what a processor's cache holds
 
 
@@ -65,8 +67,9 @@ def specifications(labels: Tensor, classes: int) -> Tensor:
 
 
 def batch_size(network: Network) -> int:
-    """How many inputs are bounded at once."""
-    return max(CHUNK // (max(network.sizes[1:]) * (network.outputs - 1)), 1)
+    """How many inputs are bounded at once: a multiple of LANES, or fewer than LANES."""
+    size = max(CHUNK // (max(network.sizes[1:]) * (network.outputs - 1)), 1)
+    return size if size < LANES else size // LANES * LANES
 
 
 def certified_margins(

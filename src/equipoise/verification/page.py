@@ -1,17 +1,18 @@
 """What a person sees of a certification: verdicts, margins and radii as curves, counter-examples as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from equipoise.core import page, plots
-from equipoise.core.job import command_line
+from equipoise.core import page as parts
+from equipoise.core import plots
+from equipoise.core.job import Page
 from equipoise.core.numbers import number, rate
 
 if TYPE_CHECKING:
-    from equipoise.verification.job import Certification
+    from equipoise.verification.result import Certification
 
 VERDICTS = {
     "certified": "no point within the radius changes the class, proved",
@@ -23,27 +24,25 @@ ROWS = 200  # of the table
 PICTURES = 3
 
 
-def report(
-    result: "Certification", settings: Mapping[str, Any], shape: Sequence[int], accepted: int, work: Path, final: Path
-) -> Path:
-    """One self-contained page."""
+def page(result: "Certification", folder: Path) -> Page:
+    """Verdicts, curves and the first inputs, from a result and the counter-examples beside it."""
     rows, total = result.rows, len(result.rows)
     counts = {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
-    verdicts = page.Table(
+    verdicts = parts.Table(
         "Verdicts",
-        (page.Column("verdict"), page.Column("inputs", True), page.Column("share", True)),
-        tuple((page.Cell(name, VERDICTS[name]), str(n), rate(n, total)) for name, n in counts.items()),
+        (parts.Column("verdict"), parts.Column("inputs", True), parts.Column("share", True)),
+        tuple((parts.Cell(name, VERDICTS[name]), str(n), rate(n, total)) for name, n in counts.items()),
     )
-    each = page.Table(
+    inputs = parts.Table(
         f"Inputs, the first {ROWS}" if total > ROWS else "Inputs",
         (
-            page.Column("input", True),
-            page.Column("label", True),
-            page.Column("network says", True),
-            page.Column("verdict"),
-            page.Column("radius", True),
-            page.Column("smallest certified margin", True),
-            page.Column("smallest margin found", True),
+            parts.Column("input", True),
+            parts.Column("label", True),
+            parts.Column("network says", True),
+            parts.Column("verdict"),
+            parts.Column("radius", True),
+            parts.Column("smallest certified margin", True),
+            parts.Column("smallest margin found", True),
         ),
         tuple(
             (
@@ -58,36 +57,30 @@ def report(
             for row in rows[:ROWS]
         ),
     )
-    parts: list[page.Part] = [page.Section("What was found", (verdicts, *_curves(result, settings)))]
-    if pictures := _pictures(work / "counterexamples", shape):
-        parts.append(page.Section("Counter-examples", tuple(pictures)))
-    parts += [
-        page.Section("Input by input", (each,)),
-        page.Section("How to read this", (page.Bullets(result.notes),)),
-        page.Section("Settings", (page.Settings(settings),)),
-    ]
-    asked = "up to the largest radius certified" if settings["largest_radius"] else "within the radius"
-    text = page.job_page(
+    sections: list[parts.Part] = [parts.Section("What was found", (verdicts, *_curves(result)))]
+    if pictures := _pictures(folder / "counterexamples", result.shape):
+        sections.append(parts.Section("Counter-examples", tuple(pictures)))
+    sections.append(parts.Section("Input by input", (inputs,)))
+    return Page(
         f"{result.network}, certified",
-        f"{counts['certified']} of {total} inputs keep their class for every point {asked}.",
-        parts,
-        command_line("certify run", settings, final),
+        result.headline(),
+        sections,
         facts=(
             ("norm", "l2"),
-            ("certificates accepted by the checker", f"{accepted} of {accepted}"),
+            ("labels", result.labels),
+            ("certificates accepted by the checker", f"{result.accepted} of {result.accepted}"),
             ("time", f"{result.seconds:.1f} s"),
         ),
     )
-    return page.write_page(work / "report.html", text)
 
 
-def _curves(result: "Certification", settings: Mapping[str, Any]) -> list[page.Part]:
+def _curves(result: "Certification") -> list[parts.Part]:
     rows = [row for row in result.rows if row.margins]
     if not rows:
         return []
     total = len(result.rows)
     share = plots.Axis("share of all inputs", better="higher")
-    if settings["largest_radius"]:
+    if result.largest:
         title, axis = "Largest certified radius", plots.Axis("radius")
         series = {"certified at least": _survival([row.radius for row in rows if row.verdict == "certified"], total)}
     else:
@@ -98,7 +91,7 @@ def _curves(result: "Certification", settings: Mapping[str, Any]) -> list[page.P
         }
     note = "How many inputs have at least this value; wrong inputs have none. The truth lies between the lines."
     series = {name: points for name, points in series.items() if points}
-    return [page.Figure(plots.lines(title, series, x=axis, y=share, note=note))] if series else []
+    return [parts.Figure(plots.lines(title, series, x=axis, y=share, note=note))] if series else []
 
 
 def _survival(values: Sequence[float], total: int) -> list[tuple[float, float]]:
@@ -108,11 +101,11 @@ def _survival(values: Sequence[float], total: int) -> list[tuple[float, float]]:
     return [(ordered[i], (len(ordered) - i) / total) for i in places]
 
 
-def _pictures(folder: Path, shape: Sequence[int]) -> list[page.Part]:
+def _pictures(folder: Path, shape: Sequence[int]) -> list[parts.Part]:
     """Input, counter-example and their difference, the first few; for inputs that are pictures."""
     if len(shape) != 3:
         return []
-    grids: list[page.Part] = []
+    grids: list[parts.Part] = []
     for file in sorted(folder.glob("*.npz"))[:PICTURES]:
         with np.load(file, allow_pickle=False) as stored:
             start, point, other = stored["input"], stored["point"], int(stored["class"])
@@ -124,7 +117,9 @@ def _pictures(folder: Path, shape: Sequence[int]) -> list[page.Part]:
             ("Difference", point - start, (-widest, widest)),
         )
         grids.append(
-            page.Grid(tuple(page.Figure(_picture(title, each, shape, span), bare=True) for title, each, span in shown))
+            parts.Grid(
+                tuple(parts.Figure(_picture(title, each, shape, span), bare=True) for title, each, span in shown)
+            )
         )
     return grids
 

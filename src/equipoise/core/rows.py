@@ -1,0 +1,62 @@
+"""Appended rows: the one reader and writer of JSON lines, where each line is paid for and on the disk before the next."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from equipoise.core.errors import WorkFailed
+from equipoise.core.files import FILES, Files, append_synced, read_regular, seal, unseal, write_atomic
+
+
+class Rows:
+    """The rows of a file; without a file they are kept in memory alone.
+
+    A torn last line is cut off: it was never counted. A whole line that was altered is named in `damaged`; the file as it
+    was is kept under a numbered name, and the lines that are whole stay. Raises BadInput for what is no file.
+    """
+
+    def __init__(self, path: Path | None, *, files: Files = FILES) -> None:
+        self.path, self._files = path, files
+        self._rows: list[dict[str, Any]] = []
+        self.damaged: list[str] = []
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        content = read_regular(path)
+        *lines, torn = content.split(b"\n")
+        if torn:
+            self._files.truncate(path, len(content) - len(torn))
+        whole = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row, sealed = unseal(line)
+                if not sealed:
+                    raise ValueError("it carries no digest")
+            except ValueError as error:
+                self.damaged.append(f"{path}:{number}: {error}")
+            else:
+                self._rows.append(row)
+                whole.append(line + b"\n")
+        if self.damaged:
+            number = 1
+            while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+                number += 1
+            write_atomic(aside, content, files=self._files)
+            write_atomic(path, b"".join(whole), files=self._files)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row of JSON values; after it returns the row survives a power cut. Raises WorkFailed for nan."""
+        try:
+            line = seal(row)
+        except ValueError as error:
+            raise WorkFailed(f"A row for {self.path} cannot be stored: {error}.") from error
+        if self.path is not None:
+            append_synced(self.path, line, files=self._files)
+        self._rows.append(dict(row))

@@ -1,0 +1,97 @@
+"""What a certification comes to. Loads no torch, so that a page can be drawn again from a stored folder."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from equipoise.core.job import Page, table_html
+
+Verdict = Literal["certified", "refuted", "undecided", "wrong"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input. margins: certified, one a class other than the label, in order; attacked: the smallest ones found.
+
+    radius: within which they hold; with largest_radius the largest that is certified, 0 when none is. A wrong input (its
+    label is not what the network says) has no margins. undecided: neither proved nor refuted.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    verdict: Verdict
+    radius: float
+    margins: tuple[float, ...] = ()
+    attacked: tuple[float, ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """The smallest certified margin, nan for a wrong input."""
+        return min(self.margins, default=math.nan)
+
+
+@dataclass(frozen=True)
+class Certification:
+    """All rows in the order of the inputs; folder is None when nothing was written. seconds: of bounding, all attempts.
+
+    shape: of one input. radius: one for all, where there is one. labels: whose they are, in words. accepted: certificates
+    that the independent checker has proved again from the disk.
+    """
+
+    rows: tuple[Row, ...]
+    network: str
+    shape: tuple[int, ...]
+    labels: str
+    seconds: float
+    radius: float | None = None
+    largest: bool = False
+    accepted: int = 0
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(row.verdict == verdict for row in self.rows)
+
+    def headline(self) -> str:
+        """One sentence: how many, of which labels, within what."""
+        within = "up to the largest radius certified"
+        if not self.largest:
+            within = "within its own radius" if self.radius is None else f"within {self.radius:g} (l2)"
+        return (
+            f"{self.count('certified')} of {len(self.rows)} inputs keep their class for every point {within}; "
+            f"labels: {self.labels}."
+        )
+
+    def summary(self) -> Sequence[str]:
+        counts = ", ".join(f"{self.count(name)} {name}" for name in ("certified", "refuted", "undecided", "wrong"))
+        return (f"{counts} of {len(self.rows)} inputs", self.headline())
+
+    def page(self, folder: Path) -> Page:
+        from equipoise.verification.page import page
+
+        return page(self, folder)
+
+    def _repr_html_(self) -> str:
+        cells = [(r.index, r.label, r.verdict, f"{r.radius:.4g}", f"{r.margin:.4g}") for r in self.rows]
+        return table_html(("input", "label", "verdict", "radius", "smallest margin"), cells, self.network)
+
+
+@dataclass(frozen=True)
+class CertificationPlan:
+    """What a run would do: inputs of this shape, how many of them the network gives their label, how many at a time."""
+
+    network: str
+    shape: tuple[int, ...]
+    inputs: int
+    right: int
+    labels: str
+    batch: int
+
+    def summary(self) -> Sequence[str]:
+        return (
+            f"{self.network}: {self.inputs} inputs of shape {self.shape}; labels: {self.labels}",
+            f"{self.right} have their label and would be bounded, {self.batch} at a time; the others count as wrong",
+        )

@@ -1,0 +1,150 @@
+"""The folder of a job: resumed, found, refused, set aside; damage found; nothing of anybody else's is touched."""
+
+import json
+
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.core.folder import check_folder, damage, job_folder, opened
+
+
+def finished(out, **files):
+    with job_folder(out, {"rate": 1}) as folder:
+        for name, text in files.items():
+            (folder.work / name).write_text(text)
+        folder.finish(drawn={"page"} & files.keys())
+    return out
+
+
+def test_same_settings_resume_and_finish(tmp_path):
+    out = tmp_path / "done"
+    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
+        (folder.work / "half").write_text("x")
+        assert not folder.complete
+    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
+        assert (folder.work / "half").read_text() == "x"
+        assert folder.finish() == out
+    with job_folder(out, {"rate": 0.1}, {"file": "a"}) as folder:
+        assert folder.complete
+    assert json.loads((out / "run.json").read_text()) == {"rate": 0.1}
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    out = tmp_path / "done"
+    with job_folder(out, {"rate": 0.1, "steps": 3}):
+        pass
+    with pytest.raises(BadInput, match=r"rate 0\.1 \(now 0\.2\).*--fresh"), job_folder(out, {"rate": 0.2, "steps": 3}):
+        pass
+    with pytest.raises(BadInput, match=r"rate 0\.1 \(now 0\.2\)"):
+        check_folder(out, {"rate": 0.2, "steps": 3})
+
+
+def test_settings_of_an_earlier_version_are_read_first(tmp_path):
+    with job_folder(tmp_path / "done", {"box": "0,1"}):
+        pass
+    now = {"box": [0, 1], "steps": 3}
+    with job_folder(tmp_path / "done", now, read=lambda stored: {"box": [0, 1], "steps": 3}) as folder:
+        assert folder.work.exists()
+
+
+def test_changed_input_is_refused(tmp_path):
+    out = tmp_path / "done"
+    with job_folder(out, {}, {"forget.jsonl": "a"}):
+        pass
+    with pytest.raises(BadInput, match=r"another content of forget\.jsonl"), job_folder(out, {}, {"forget.jsonl": "b"}):
+        pass
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "inputs.json", "run.json"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_the_users_own_is_not_touched(tmp_path, name, fresh):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("years of work")
+    with pytest.raises(BadInput, match="mine"), job_folder(out, {}, fresh=fresh):
+        pass
+    assert (out / name).read_text() == "years of work" and list(tmp_path.glob("mine*")) == [out]
+
+
+def test_fresh_sets_aside_and_deletes_nothing(tmp_path):
+    out = finished(tmp_path / "done", weights="old")
+    with job_folder(out, {"rate": 2}, fresh=True) as folder:
+        assert not folder.complete
+    assert (tmp_path / "done.old-1" / "weights").read_text() == "old"
+
+
+def test_fresh_leaves_what_the_command_reads_or_stands_in(tmp_path, monkeypatch):
+    out = finished(tmp_path / "model", weights="w")
+    with pytest.raises(BadInput, match="holds the input"), job_folder(out, {}, fresh=True, needed=[out / "weights"]):
+        pass
+    monkeypatch.chdir(out)
+    with pytest.raises(BadInput, match="the working folder"), job_folder(out, {}, fresh=True):
+        pass
+    assert (out / "weights").read_text() == "w"
+
+
+def test_unfinished_work_is_no_name_for_a_result(tmp_path):
+    with job_folder(tmp_path / "out", {}):
+        pass
+    for wanted in (lambda: check_folder(tmp_path / "out.partial", {}), lambda: enter(tmp_path / "out.partial")):
+        with pytest.raises(BadInput, match=r"ends in \.partial"):
+            wanted()
+
+
+def enter(out):
+    with job_folder(out, {}):
+        pass
+
+
+def test_an_unwritable_place_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="nothing can be written"):
+        check_folder(tmp_path / "file" / "out", {})
+
+
+def test_a_request_found_wrong_leaves_no_folder_but_older_work_stays(tmp_path):
+    with pytest.raises(BadInput, match="late"), job_folder(tmp_path / "out", {}):
+        raise BadInput("late")
+    assert not opened(tmp_path / "out").work.exists()
+    enter(tmp_path / "out")
+    with pytest.raises(BadInput, match="late"), job_folder(tmp_path / "out", {}):
+        raise BadInput("late")
+    assert opened(tmp_path / "out").work.exists()
+
+
+@pytest.mark.parametrize("name", ["weights", "page", "run.json", "inputs.json"])
+def test_every_flipped_bit_missing_or_cut_file_is_damage(tmp_path, name):
+    out = finished(tmp_path / "done", weights="0123", page="<p>")
+    assert damage(out) == {}
+    whole = (out / name).read_bytes()
+    for altered in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], whole + b" ", None):
+        (out / name).unlink(missing_ok=True)
+        if altered is not None:
+            (out / name).write_bytes(altered)
+        assert damage(out) == {name: name == "page"}
+    (out / name).write_bytes(whole)
+    (out / "notes of mine.txt").write_text("not listed")
+    assert damage(out) == {}
+
+
+def test_a_manifest_that_was_altered_vouches_for_nothing(tmp_path):
+    out = finished(tmp_path / "done", weights="0123")
+    manifest = out / "manifest.json"
+    whole = manifest.read_bytes()
+    for place in range(0, len(whole) - 1, 7):
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(BadInput, match=r"manifest\.json.*--fresh"):
+            damage(out)
+    manifest.unlink()
+    with pytest.raises(BadInput, match=r"manifest\.json"):
+        damage(out)
+
+
+def test_reopened_work_keeps_what_was_damaged_and_rows_in_place(tmp_path):
+    out = finished(tmp_path / "done", weights="bad", **{"rows.jsonl": "bad"})
+    with job_folder(out, {"rate": 1}) as folder:
+        again = folder.reopen(["weights", "rows.jsonl", "never there"])
+        assert not again.complete and not out.exists() and again.work.exists()
+        again.finish()
+    assert (out / "damaged" / "1" / "weights").read_text() == "bad" and not (out / "weights").exists()
+    assert (out / "rows.jsonl").read_text() == "bad" and damage(out) == {}
