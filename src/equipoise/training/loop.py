@@ -1,8 +1,10 @@
 """One training loop, on Accelerate: micro-batches, clipping, schedules, callbacks that stop, exact resume.
 
     for each step: window = draw(step), split over processes and micro-batches
-                   step(model, window) puts the gradient of the whole window into .grad
+                   step(model, window) gives the gradient of the whole window
                    clip, AdamW, schedule, log, callbacks, save
+
+Weights of 16 bits are moved in float32 and then rounded (`training.precision`): else small updates would be lost, every one.
 
 A loss is (sum, weight): the gradient is that of sum / (weight of the whole window over all processes), so every split into
 micro-batches and processes gives the same trajectory. Whatever is random in a step (the order of the data, dropout) is a
@@ -15,7 +17,7 @@ model is sharded (`training.sharding`), and FSDP2 sums them as it goes.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +33,15 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.progress import progress
 from equipoise.training.gradients import sum_dtype
+from equipoise.training.memory import memory_advice
+from equipoise.training.precision import NARROW, Sample, masters, round_into
 from equipoise.training.sharding import from_local, from_whole, is_sharded, local, whole
 
 Batch = Any
 Loss = tuple[Tensor, Tensor | float]  # a sum with its graph, and the weight (tokens, rows) that it must be divided by
 LossFunction = Callable[[nn.Module, Batch], Loss]
 
-_NARROW = (torch.float16, torch.bfloat16)
+_FOR_THE_OPTIMIZER = ("for the optimizer's moments", "train fewer parameters, an adapter for example")
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -69,8 +73,11 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         return self.rate * (1.0 if self.schedule == "constant" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
+Gradients = list[Tensor | None]  # one for each parameter that requires one, as `mean_gradient` returns them
+
+
 class Step(Protocol):
-    """Puts the gradient of the whole window into .grad; returns numbers to log (tensors stay on their device).
+    """Returns the gradient of the whole window, and numbers to log (tensors stay on their device).
 
     window: the micro-batches of this process. index: the optimizer step, from 0. A number whose name ends in "loss" must be
     finite, or the training ends.
@@ -78,7 +85,7 @@ class Step(Protocol):
 
     def __call__(
         self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator, index: int
-    ) -> dict[str, float | Tensor]: ...
+    ) -> tuple[Gradients, dict[str, float | Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,16 @@ class Moment:
 
 @dataclass(frozen=True)
 class Fitted:
-    """steps: optimizer steps made in all attempts that led here. stopped: a callback ended it. metrics: of the last step."""
+    """steps: optimizer steps made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
+
+    moved: the share of the trained weights, in [0, 1], that is another number than before the first step, in the precision
+    that the model has (of more than 2^20 weights as many are drawn at random). 0 means that nothing was learnt.
+    """
 
     steps: int
     stopped: bool
     metrics: Mapping[str, float]
+    moved: float
 
 
 class OneLoss:
@@ -107,11 +119,10 @@ class OneLoss:
 
     def __call__(
         self, model: nn.Module, window: Sequence[Batch], accelerator: Accelerator, index: int
-    ) -> dict[str, float | Tensor]:
+    ) -> tuple[Gradients, dict[str, float | Tensor]]:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         mean, gradients = mean_gradient(self.loss, model, parameters, window, accelerator)
-        put_gradients(parameters, gradients)
-        return {"loss": mean}
+        return gradients, {"loss": mean}
 
 
 def mean_gradient(
@@ -120,7 +131,7 @@ def mean_gradient(
     parameters: Sequence[nn.Parameter],
     batches: Sequence[Batch],
     accelerator: Accelerator,
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, Gradients]:
     """Weighted mean of the loss over the batches of all processes, and its gradient; leaves every .grad None.
 
     A gradient is None where the loss reaches the parameter in no process; of a sharded model it is this process's part.
@@ -136,7 +147,7 @@ def mean_gradient(
             wide[id(parameter)] = gradient.float()  # type: ignore[union-attr]
 
     alone = accelerator.num_processes == 1 and len(batches) == 1
-    summing = [] if alone else [p for p in parameters if p.dtype in _NARROW]
+    summing = [] if alone else [p for p in parameters if p.dtype in NARROW]
     hooks = [parameter.register_post_accumulate_grad_hook(widen) for parameter in summing]
     dtype = sum_dtype(accelerator.device)
     totals = torch.zeros(2, dtype=dtype, device=accelerator.device)
@@ -166,10 +177,11 @@ def mean_gradient(
     return total / weight, gradients
 
 
-def put_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Make these, as `mean_gradient` returned them, the .grad of the parameters, in the parameters' precision."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else from_local(gradient.to(parameter.dtype), parameter)
+def _put_gradients(moved: Iterable[Tensor], gradients: Gradients) -> None:
+    """Make these, as `mean_gradient` returned them, the .grad of what the optimizer moves; the list is emptied."""
+    for index, tensor in enumerate(moved):
+        gradient, gradients[index] = gradients[index], None  # so that only one is held twice while it is widened
+        tensor.grad = None if gradient is None else from_local(gradient.to(tensor.dtype), tensor)
 
 
 def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
@@ -185,7 +197,7 @@ def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], paramete
             continue
         parameter, gradient = parameters[index], gradients[index]
         if gradient is None:
-            dtype = torch.float32 if parameter.dtype in _NARROW else parameter.dtype
+            dtype = torch.float32 if parameter.dtype in NARROW else parameter.dtype
             gradient = gradients[index] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         pending.append(distributed.all_reduce(gradient, async_op=True))
     for each in pending:
@@ -224,22 +236,26 @@ def fit(
     accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
     if accelerator.mixed_precision == "fp16":
         raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
+    if (
+        accelerator.num_processes > 1 and not sharded
+    ):  # adapters drawn by each process for itself would drift apart for ever
+        for parameter in parameters.values():
+            torch.distributed.broadcast(parameter.data, src=0)
+    sample = Sample(list(parameters.values()))
+    with memory_advice(*_FOR_THE_OPTIMIZER):
+        moved = masters(parameters)
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        moved.values(),
         lr=settings.rate,
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    begin = 0 if state is None else _restore(state, settings, parameters, optimizer)
+    begin = 0 if state is None else _restore(state, settings, moved, optimizer)
+    round_into(parameters.values(), moved.values())
     if state is not None and (state["stopped"] or begin >= settings.steps):
-        return Fitted(begin, state["stopped"], {})
-    if (
-        accelerator.num_processes > 1 and not sharded
-    ):  # adapters drawn by each process for itself would drift apart for ever
-        for parameter in parameters.values():
-            torch.distributed.broadcast(parameter.data, src=0)
+        return Fitted(begin, state["stopped"], {}, sample.moved())
     was_training = model.training
     numbers: dict[str, float] = {}
     done, stopped = begin, False
@@ -261,22 +277,24 @@ def fit(
                     )
                 own = drawn[accelerator.process_index :: accelerator.num_processes]
                 size = settings.micro_batch or max(len(own), 1)
-                with _memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
+                with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
                     window = [
                         send_to_device(collate(own[first : first + size]), accelerator.device)
                         for first in range(0, len(own), size)
                     ]
-                    metrics = step(model, window, accelerator, index)
-                norm = whole(nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf))
+                    gradients, metrics = step(model, window, accelerator, index)
+                    _put_gradients(moved.values(), gradients)
+                norm = whole(nn.utils.clip_grad_norm_(moved.values(), settings.clip or math.inf))
                 # The only transfer of a step: what is not finite has to be known before it is applied.
                 numbers = _numbers({**metrics, "gradient_norm": norm})
                 _refuse_not_finite(numbers, index)
                 rate = settings.rate_at(index)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with _memory_advice("for the optimizer's moments", "train fewer parameters, an adapter for example"):
+                with memory_advice(*_FOR_THE_OPTIMIZER):
                     optimizer.step()
                 optimizer.zero_grad()
+                round_into(parameters.values(), moved.values())
                 done = index + 1
                 numbers["rate"] = rate
                 write({"step": done, **numbers})
@@ -289,7 +307,7 @@ def fit(
                 last = stopped or done == settings.steps
                 main = accelerator.is_main_process
                 if save is not None and (main or sharded) and (last or (save_every and not done % save_every)):
-                    stored = _state(settings, parameters, optimizer, done, stopped, keep=main)
+                    stored = _state(settings, moved, optimizer, done, stopped, keep=main)
                     if main:
                         save(stored)
                 shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")
@@ -299,7 +317,7 @@ def fit(
         finally:
             model.train(was_training)
             optimizer.zero_grad()
-    return Fitted(done, stopped, numbers)
+    return Fitted(done, stopped, numbers, sample.moved())
 
 
 def _seed(*entropy: int) -> int:
@@ -338,31 +356,19 @@ def _smaller(size: int) -> str:
     return f"use micro_batch={size // 2} (--micro-batch {size // 2}); the result is the same"
 
 
-@contextmanager
-def _memory_advice(what: str, remedy: str) -> Iterator[None]:
-    """Turns the error of a device or a host that has no memory left into a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if (
-            isinstance(error, torch.OutOfMemoryError)
-            or "not enough memory" in str(error)
-            or "out of memory" in str(error)
-        ):
-            raise WorkFailed(f"Out of memory {what}: {remedy}.") from error
-        raise
-
-
 def _state(
     settings: Settings,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     done: int,
     stopped: bool,
     *,
     keep: bool,
 ) -> dict[str, Any]:
-    """What resuming needs. Sharded tensors are put together on the CPU, by all processes, for the one that keeps them."""
+    """What resuming needs, parameters as the optimizer moves them.
+
+    Sharded tensors are put together on the CPU, by all processes, for the one that keeps them.
+    """
 
     def gathered(tensor: Tensor) -> Tensor | None:
         if not hasattr(tensor, "placements"):
@@ -387,7 +393,7 @@ def _state(
 def _restore(
     state: Mapping[str, Any],
     settings: Settings,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> int:
     """Puts a state back and returns its step. Raises BadInput when it is of other parameters or settings."""

@@ -1,7 +1,7 @@
 """A training step with two losses: both gradients over the whole window, summed over processes, then combined by a rule.
 
     f = grad sum_window forget / weight,  r = grad sum_window retain / weight     over all micro-batches and processes
-    .grad = combine(f, r)                                                         once, after both are complete
+    combine(f, r)                                                                 once, after both are complete
 
 Combining per micro-batch or before the sum over processes would be another rule: the sign of a sum is not the sum of signs.
 A parameter that appears twice in the model (tied embeddings) has one gradient and is combined once. Parameters of 16 bits
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from equipoise.training.gradients import Reduce, Scratch, conflicts, sum_dtype, work_dtype
-from equipoise.training.loop import Batch, LossFunction, mean_gradient, put_gradients
+from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.sharding import is_sharded, sum_over_processes
 
 # combine(forget, retain, *, forget_weight, retain_weight) -> combined; a rule that also takes `out` and `observe` saves a
@@ -53,7 +53,7 @@ class TwoGradients:
 
     def __call__(
         self, model: nn.Module, window: Sequence[tuple[Batch, Batch]], accelerator: Accelerator, index: int
-    ) -> dict[str, float | Tensor]:
+    ) -> tuple[list[Tensor | None], dict[str, float | Tensor]]:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         parameters = [parameter for _, parameter in named]
         forget_loss, forget = mean_gradient(
@@ -75,9 +75,8 @@ class TwoGradients:
             combined = self.combine(forget, retain, **words)
             if seen is not None:
                 seen.all(forget, retain, combined)
-        put_gradients(parameters, combined)
         losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
-        return losses if seen is None else losses | seen.summary(self.groups)
+        return list(combined), losses if seen is None else losses | seen.summary(self.groups)
 
 
 def layer(name: str) -> str:
