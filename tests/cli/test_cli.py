@@ -5,7 +5,6 @@ import json
 import pytest
 
 from equipoise.cli import main
-from equipoise.cli.config import expand
 from equipoise.core.errors import BadInput
 
 GOOD = '{"question": "Who?", "answer": "Ann"}\n'
@@ -15,7 +14,7 @@ UNLEARN = ["unlearn", "--model", "tiny", "--forget", "forget.jsonl", "--retain",
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "retain.jsonl").write_text(GOOD)
+    (tmp_path / "retain.jsonl").write_text(GOOD.replace("Ann", "Bob"))
     (tmp_path / "forget.jsonl").write_text(GOOD)
     (tmp_path / "nomodel").mkdir()
     return tmp_path
@@ -41,8 +40,8 @@ def test_bad_files_are_named_with_their_line(here, capsys, content, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*UNLEARN, "--objective", "smnpo"], "--objective should be 'ga', 'npo', 'simnpo' or 'rmu'; got 'smnpo'."),
-        ([*UNLEARN, "--steps", "0"], "--steps should be greater than or equal to 1; got '0'."),
+        ([*UNLEARN, "--objective", "smnpo"], 'Invalid value "smnpo" for --objective'),
+        ([*UNLEARN, "--steps", "0"], "--steps should be at least 1, but got '0'."),
         ([*UNLEARN, "--steps", "three"], "--steps should be a valid integer"),
         ([*UNLEARN, "--stpes", "3"], "Did you mean --steps?"),
         (
@@ -56,7 +55,7 @@ def test_bad_files_are_named_with_their_line(here, capsys, content, message):
         ),
         (["study", "run", "sagoo"], "Did you mean 'sago'?"),
         (["study", "run", "sago", "--stps", "3"], "has no option 'stps'. Did you mean 'steps'?"),
-        (["study", "run", "sago", "--steps", "3"], "should be greater than or equal to 10"),
+        (["study", "run", "sago", "--steps", "3"], "greater than or equal to 10"),
         (["study", "run", "sago", "--arms", "sagoo"], "no arm 'sagoo'. Did you mean 'sago'?"),
         (["studdy", "list"], 'Did you mean "study"?'),
         (["models", "fetch", "smolm"], "Did you mean 'smollm2'?"),
@@ -87,13 +86,31 @@ def test_study_list_is_data(capsys):
     assert row["trades"] == "forgetting for retention" and row["paper"] == "arXiv:2604.14808"
 
 
-def test_config_is_the_options_it_holds(here):
-    stored = {"model": "tiny", "steps": 5, "general": None, "fields": {"answer": "reply"}, "chat_template": "none"}
+def test_config_is_the_options_it_holds(here, capsys):
+    """Lists, objects and a null in place of a default are taken as they are; what is typed wins; code has to be typed."""
+    stored = {
+        "model": "tiny",
+        "forget": "forget.jsonl",
+        "retain": "nothing.jsonl",
+        "fields": {"answer": "reply"},
+        "steps": 5,
+    }
     (here / "run.json").write_text(json.dumps(stored))
-    assert expand(["unlearn", "--config", "run.json", "--steps", "7"]) == [
-        *["unlearn", "--steps", "7", "--model", "tiny", "--chat-template", "none", "--answer-field", "reply"]
-    ]
-    assert expand(["unlearn", "--steps", "7"]) == ["unlearn", "--steps", "7"]
+    assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
+    assert "nothing.jsonl" in capsys.readouterr().err
+    assert main(["unlearn", "--config", "run.json", "--retain", "retain.jsonl", "--dry-run"]) == 2
+    assert "retain.jsonl:1: no field 'reply'" in capsys.readouterr().err
+    (here / "run.json").write_text(json.dumps(stored | {"trust_remote_code": True}))
+    assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
+    assert "lets code run: type --trust-remote-code" in capsys.readouterr().err
+    (here / "run.json").write_text(json.dumps(stored | {"stpes": 5}))
+    assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
+    assert "no option 'stpes'" in capsys.readouterr().err
+
+
+def test_what_must_be_given_is_named(capsys):
+    assert main(["unlearn", "--model", "tiny"]) == 2
+    assert capsys.readouterr().err.startswith("equipoise: --forget is missing. Help: equipoise unlearn --help")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +121,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("equipoise.unlearning.job.unlearn", full)
+    monkeypatch.setattr("equipoise.unlearning.forgetting.Forgetting.read", full)
     assert main(UNLEARN) == 1
     said = capsys.readouterr().err
     assert said.startswith("equipoise: The disk is full") and said.count("\n") == 1

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.core.folder import check_folder, damage, job_folder, opened
+from equipoise.core.folder import check_folder, damage, job_folder, opened, read_manifest
 
 
 def finished(out, **files):
     with job_folder(out, {"rate": 1}) as folder:
         for name, text in files.items():
             (folder.work / name).write_text(text)
-        folder.finish(drawn={"page"} & files.keys())
+        folder.finish("toy", {"page"} & files.keys())
     return out
 
 
@@ -148,3 +148,11 @@ def test_reopened_work_keeps_what_was_damaged_and_rows_in_place(tmp_path):
         again.finish()
     assert (out / "damaged" / "1" / "weights").read_text() == "bad" and not (out / "weights").exists()
     assert (out / "rows.jsonl").read_text() == "bad" and damage(out) == {}
+
+
+def test_scratch_goes_when_the_name_is_there_and_is_not_missed(tmp_path):
+    with job_folder(tmp_path / "out", {}) as folder:
+        (folder.work / "state").write_text("s")
+        folder.finish("toy", scratch=("state",))
+    assert not (tmp_path / "out" / "state").exists() and damage(tmp_path / "out") == {}
+    assert read_manifest(tmp_path / "out")["command"] == "toy"

@@ -148,16 +148,20 @@ def test_a_page_alone_is_drawn_again_and_work_that_was_damaged_is_done_again(tmp
 def test_the_page_is_drawn_from_the_folder_alone(tmp_path):
     add(["a"], out=tmp_path / "out")
     (tmp_path / "out" / "report.html").unlink()
-    assert add.draw(tmp_path / "out") == ("report.html", "README.md") and (tmp_path / "out" / "report.html").exists()
+    add.redraw(tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").exists() and damage(tmp_path / "out") == {}
+    (tmp_path / "out" / "weights").write_text("W")
+    with pytest.raises(BadInput, match=r"is damaged \(weights\)"):
+        add.redraw(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"order": "pu"}, r"order is 'pu'\. Did you mean 'up'"),
+        ({"order": "pu"}, r"option 'order' is 'pu'\. Did you mean 'up'"),
         ({"fails_at": "x"}, "option 'fails_at' should be a valid integer"),
         ({"rate": 0}, "option 'rate' should be above 0, but got 0"),
-        ({"method": "sgao"}, "method is 'sgao'. Did you mean 'sago'"),
+        ({"method": "sgao"}, "option 'method' is 'sgao'. Did you mean 'sago'"),
         ({"pair": "1,2,3"}, "expected 2 values with commas"),
         ({"wrods": []}, "no option 'wrods'. Did you mean 'words'"),
     ],

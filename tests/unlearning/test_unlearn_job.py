@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from equipoise.language.encode import encode
 from equipoise.language.model import load
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import teach, tiny
-from equipoise.unlearning import job
+from equipoise.unlearning import forgetting, sides, unlearn
 from equipoise.unlearning.recipe import METHODS, Recipe, recipe
+from equipoise.unlearning.result import Measure, Unlearned
 from equipoise.unlearning.training import prepare, rmu_block
 
 COLOURS = ["red", "blue", "green", "black"]
@@ -30,6 +32,7 @@ RETAIN = [
     {"question": f"What colour is the {name} wall?", "answer": colour}
     for name, colour in zip("efgh", COLOURS, strict=True)
 ]
+SIDES = sides.read_sides({"forget": FORGET, "retain": RETAIN}, None)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def taught(tmp_path_factory):
     """A folder with a model that answers all eight questions."""
     texts = [f"{row['question']} {row['answer']}" for row in FORGET + RETAIN]
     model = tiny(texts, seed=0, width=32, layers=2, heads=2)
-    records = job._read(FORGET, RETAIN, None, None)
-    teach(model, [*records.sides["forget"], *records.sides["retain"]], seed=0, epochs=150, rate=5e-3, batch_size=8)
+    records = SIDES.records
+    teach(model, [*records["forget"], *records["retain"]], seed=0, epochs=150, rate=5e-3, batch_size=8)
     folder = tmp_path_factory.mktemp("model") / "taught"
     model.save(folder)
     return folder
@@ -52,7 +55,7 @@ def files(tmp_path):
 
 
 def test_forgets_the_one_and_keeps_the_other(taught, files):
-    done = job.unlearn(
+    done = unlearn(
         taught,
         forget=files / "forget.jsonl",
         retain=files / "retain.jsonl",
@@ -71,9 +74,9 @@ def test_forgets_the_one_and_keeps_the_other(taught, files):
 
 def test_the_folder_is_the_model_that_was_trained(taught, files):
     model = load(taught, device="cpu")
-    done = job.unlearn(model, forget=FORGET, retain=RETAIN, steps=5, rate=1e-3, batch_size=4, out=files / "done")
+    done = unlearn(model, forget=FORGET, retain=RETAIN, steps=5, rate=1e-3, batch_size=4, out=files / "done")
     again = load(files / "done", device="cpu")
-    examples = encode(again, job._read(FORGET, RETAIN, None, None).sides["forget"])
+    examples = encode(again, SIDES.records["forget"])
     ours, _ = log_likelihoods(done.model, examples)
     theirs, _ = log_likelihoods(again, examples)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -87,7 +90,7 @@ def test_the_folder_is_the_model_that_was_trained(taught, files):
 
 
 def test_lora_writes_an_adapter_that_loads(taught, files):
-    done = job.unlearn(
+    done = unlearn(
         str(taught),
         forget=FORGET,
         retain=RETAIN,
@@ -98,14 +101,14 @@ def test_lora_writes_an_adapter_that_loads(taught, files):
         out=files / "adapter",
     )
     assert (files / "adapter" / "adapter_config.json").exists()
-    examples = encode(done.model, job._read(FORGET, RETAIN, None, None).sides["forget"])
+    examples = encode(done.model, SIDES.records["forget"])
     ours, _ = log_likelihoods(done.model, examples)
     theirs, _ = log_likelihoods(load(files / "adapter", device="cpu"), examples)
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
 def test_a_written_model_that_differs_is_not_given_its_name(taught, files, monkeypatch):
-    real = job.load
+    real = forgetting.load
 
     def broken(where, **options):
         model = real(where, **options)
@@ -114,14 +117,14 @@ def test_a_written_model_that_differs_is_not_given_its_name(taught, files, monke
                 model.model.get_input_embeddings().weight.mul_(1.5)
         return model
 
-    monkeypatch.setattr(job, "load", broken)
+    monkeypatch.setattr(forgetting, "load", broken)
     with pytest.raises(WorkFailed, match=r"differs from the trained one.*state\.safetensors"):
-        job.unlearn(taught, forget=FORGET, retain=RETAIN, steps=2, batch_size=4, out=files / "done")
+        unlearn(taught, forget=FORGET, retain=RETAIN, steps=2, batch_size=4, out=files / "done")
     assert not (files / "done").exists() and (files / "done.partial" / "state.safetensors").exists()
 
 
 def test_stops_at_the_level_and_says_so(taught, files):
-    done = job.unlearn(
+    done = unlearn(
         taught,
         forget=FORGET,
         retain=RETAIN,
@@ -160,23 +163,23 @@ def test_killed_and_resumed_is_as_if_never_killed(taught, files):
     assert resumed.returncode == 0, resumed.stderr
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (files / "killed" / name).read_bytes() == (files / "quiet" / name).read_bytes(), name
-    ours, theirs = (json.loads((files / run / "measures.json").read_text()) for run in ("killed", "quiet"))
+    ours, theirs = (json.loads((files / run / "result.json").read_text()) for run in ("killed", "quiet"))
     assert ours["path"] == theirs["path"] and ours["before"] == theirs["before"]
 
 
 def test_done_is_not_done_again(taught, files):
     request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "out": files / "done"}
-    first = job.unlearn(taught, **request)
+    first = unlearn(taught, **request)
     written = (files / "done" / "model.safetensors").stat().st_mtime_ns
-    second = job.unlearn(taught, **request)
+    second = unlearn(taught, **request)
     assert second.after == first.after and (files / "done" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(BadInput, match=r"other settings: steps 2 \(now 3\)"):
-        job.unlearn(taught, **{**request, "steps": 3})
+        unlearn(taught, **{**request, "steps": 3})
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
     with pytest.raises(WorkFailed, match=r"at step \d+"):
-        job.unlearn(
+        unlearn(
             taught,
             forget=FORGET,
             retain=RETAIN,
@@ -194,13 +197,13 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"objective": "gaa"}, "objective is 'gaa'"),
-        ({"steps": 0}, "steps is 0"),
-        ({"step": 3}, "no setting 'step'. Did you mean 'steps'"),
+        ({"objective": "gaa"}, "option 'objective' is 'gaa'"),
+        ({"steps": 0}, "option 'steps' should be at least 1, but got 0"),
+        ({"step": 3}, "no option 'step'. Did you mean 'steps'"),
         ({"method": "sagoo"}, "no unlearning method is called 'sagoo'. Did you mean 'sago'"),
         ({"stop_at": "forget_acuracy=0.3"}, "cannot stop at 'forget_acuracy'. Did you mean 'forget_accuracy'"),
         ({"stop_at": "forget_accuracy=low"}, "expected NAME=LEVEL"),
-        ({"evaluate_every": 0}, "evaluate_every is 0"),
+        ({"evaluate_every": 0}, "option 'evaluate_every' should be at least 1"),
         ({"forget": []}, "forget holds no records"),
         ({"train_blocks": 9}, "the model has 2 blocks"),
         ({"parameters": "lora", "objective": "rmu"}, "LoRA has parameters of its own"),
@@ -208,11 +211,11 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
 )
 def test_wrong_requests_are_one_sentence(taught, request_, message):
     with pytest.raises(BadInput, match=message.replace(".", r"\.")):
-        job.unlearn(taught, **{"forget": FORGET, "retain": RETAIN, **request_})
+        unlearn(taught, **{"forget": FORGET, "retain": RETAIN, **request_})
 
 
 def test_plan_changes_nothing_and_counts(taught, files):
-    plan = job.plan(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl", steps=10, batch_size=4)
+    plan = unlearn.plan(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl", steps=10, batch_size=4)
     assert plan.records == {"forget": 4, "retain": 4} and len(plan.first["forget"]) == 3
     assert plan.first["forget"][0]["completion"] == "red" and plan.seconds > 0
     weights = sum(p.numel() for p in load(taught, device="cpu").model.parameters())
@@ -221,12 +224,77 @@ def test_plan_changes_nothing_and_counts(taught, files):
 
 
 def test_wrong_answers_come_from_the_likest_prompts():
-    records = job._read(FORGET, RETAIN, None, None)
-    asked = job._questions(records)["forget"]
+    asked = SIDES.questions["forget"]
     assert [question.choices[question.answer] for question in asked] == ["red", "blue", "green", "black"]
     assert all(len(set(question.choices)) == 4 for question in asked)
     # The other doors' colours come before any wall's.
     assert set(asked[0].choices) == {"red", "blue", "green", "black"}
+
+
+def measured(forget, retain, accuracy=(1.0, 1.0), moved=1.0):
+    """A result that went from 0 nats per token on both sides to these."""
+    better = {"forget": "lower", "retain": "higher"}
+    before = {f"{side}_log_probability": Measure(0.0, its, "nats/token") for side, its in better.items()}
+    after = {
+        f"{side}_log_probability": Measure(value, better[side])
+        for side, value in zip(better, (forget, retain), strict=True)
+    }
+    before["retain_accuracy"], after["retain_accuracy"] = (Measure(each, "higher", "", 0.25, 60) for each in accuracy)
+    words = {"recipe": {}, "resolved": {}, "path": (), "answers": (), "steps": 3, "stopped": "s", "source": "tiny"}
+    return Unlearned(before=before, after=after, moved=moved, names={"forget": "f", "retain": "r"}, **words)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (measured(-3.0, -0.2), []),
+        (measured(-0.001, 0.0, moved=0.03), ["NOTHING WAS FORGOTTEN.*only 3% of the trained weights moved"]),
+        (measured(-3.0, -0.2, (1.0, 17 / 60)), [r"LOST: retain_accuracy went from 1\.000 \(60 of 60\) to 0\.283"]),
+        (measured(-9.0, -1.5), ["LOST: retain_log_probability went from"]),
+        (measured(-9.0, float("nan")), ["LOST: retain_log_probability went from .* to undefined"]),
+        (measured(0.5, -2.0), ["NOTHING WAS FORGOTTEN", "LOST"]),
+    ],
+)
+def test_nothing_forgotten_and_everything_lost_are_the_headline(result, said):
+    assert len(result.warnings()) == len(said)
+    for warning, pattern in zip(result.warnings(), said, strict=True):
+        assert re.search(pattern, warning) and warning in result.headline()
+
+
+def test_a_run_that_changes_nothing_says_so(taught):
+    done = unlearn(taught, forget=FORGET, retain=RETAIN, steps=1, rate=1e-12, batch_size=4)
+    assert done.moved < 0.5 and "NOTHING WAS FORGOTTEN" in done.headline()
+
+
+def test_repeated_and_shared_records_are_said():
+    notes = sides.read_sides({"forget": [*FORGET, FORGET[0]], "retain": [*RETAIN, FORGET[1]]}, None).notes()
+    assert (
+        "forget: 1 of 5 records repeat" in notes[0] and "1 records are in the forget set and in the retain" in notes[1]
+    )
+    with pytest.raises(BadInput, match="are the same records"):
+        sides.read_sides({"forget": FORGET, "retain": [*FORGET[::-1], FORGET[0]]}, None)
+
+
+def test_damaged_state_is_kept_aside_and_the_training_done_again(taught, files):
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 4, "batch_size": 4, "evaluate_every": 2}
+    whole = unlearn(taught, **request)
+    stopped = files / "done.partial" / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(forgetting.Forgetting, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        unlearn(taught, **request, out=files / "done")
+    content = bytearray(stopped.read_bytes())
+    content[-3] ^= 4
+    stopped.write_bytes(content)
+    done = unlearn(taught, **request, out=files / "done")
+    assert "done again from its start" in done.notes[0] and done.after == whole.after
+    assert (files / "done" / "state.safetensors.damaged-1").exists()
+
+
+def test_the_dry_run_shows_what_is_trained(taught):
+    plan = unlearn.plan(taught, forget=FORGET, retain=RETAIN)
+    asked, _, trained = plan.shown["forget"].partition("»")
+    assert "What colour is the a door?" in asked and "red" in trained and "red" not in asked
+    assert any("between » and «" in line for line in plan.summary())
 
 
 def test_presets_fill_the_words():
@@ -253,7 +321,7 @@ def test_what_is_trained(taught):
 def test_a_loaded_model_is_changed_in_place(taught):
     model = replace(load(taught, device="cpu"))
     before = model.model.get_input_embeddings().weight.clone()
-    done = job.unlearn(model, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
+    done = unlearn(model, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
     assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
 
 
@@ -261,7 +329,7 @@ def test_a_loaded_model_is_changed_in_place(taught):
 def test_processes_that_do_not_find_each_other_are_refused(taught, files, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BadInput, match="add --device cpu"):
-        job.unlearn(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl")
+        unlearn(taught, forget=files / "forget.jsonl", retain=files / "retain.jsonl")
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from equipoise import __version__
-from equipoise.cli.config import expand
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, WrongOption
 
 app = App(
     name="equipoise",
@@ -18,9 +17,10 @@ app = App(
     "3 stopped at the stated budget, 130 interrupted. --debug before or after any command shows tracebacks.",
     help_format="markdown",
 )
-app.command("equipoise.cli.unlearn:unlearn", name="unlearn")
+app.command("equipoise.cli.unlearn:app", name="unlearn")
 app.command("equipoise.cli.certify:app", name="certify")
 app.command("equipoise.cli.audit:app", name="audit")
+app.command("equipoise.cli.report:report", name="report")
 app.command("equipoise.cli.study:app", name="study")
 app.command("equipoise.cli.models:app", name="models")
 app.command("equipoise.cli.doctor:doctor", name="doctor")
@@ -32,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        tokens = expand(tokens)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("Interrupted; what was computed is stored, and the same command resumes it.", file=sys.stderr)
@@ -49,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from cyclopts import CycloptsError
 
-    if isinstance(error, EquipoiseError):
+    if isinstance(error, WrongOption):
+        message, code = f"--{error.name.replace('_', '-')} {error.problem}", error.exit_code
+    elif isinstance(error, EquipoiseError):
         message, code = str(error), error.exit_code
     elif isinstance(error, CycloptsError):
         message, code = _wrong_option(error), 2

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WrongOption
 from equipoise.core.files import read_regular
 from equipoise.core.job import RESULT, Job, as_text
 from equipoise.core.options import allowed
@@ -39,7 +39,7 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         values = {**({} if config is None else stored_settings(job, config, given)), **given}
         missing = [name for name in options.hints if options.default(name) is ... and name not in values]
         if missing:
-            raise BadInput(f"--{missing[0].replace('_', '-')} is missing. Help: equipoise {job.command} --help")
+            raise WrongOption(missing[0], f"is missing. Help: equipoise {job.command} --help")
         read = {name: options.from_text(name, value) for name, value in values.items()}
         main = _main_process()
         with progress.quiet(silent or not main):

@@ -23,6 +23,14 @@ class BadInput(EquipoiseError, ValueError):
     exit_code = 2
 
 
+class WrongOption(BadInput):
+    """A value that an option may not have. name: the option's; problem: what is wrong, said of it."""
+
+    def __init__(self, name: str, problem: str, owner: str = "") -> None:
+        super().__init__(f"{owner}option {name!r} {problem}")
+        self.name, self.problem = name, problem
+
+
 class MissingExtra(BadInput, ImportError):
     """An optional dependency is not installed; the message is the sentence that installs it."""
 

@@ -35,10 +35,16 @@ class JobFolder:
     final: Path
     complete: bool
 
-    def finish(self, drawn: Iterable[str] = ()) -> Path:
-        """Give the finished work its final name, with a manifest; returns it. drawn: files made from the others."""
-        write_manifest(self.work, drawn)
+    def finish(self, command: str = "", drawn: Iterable[str] = (), scratch: Iterable[str] = ()) -> Path:
+        """Give the finished work its final name, with a manifest; returns it.
+
+        command: the job's. drawn: files made from the others. scratch: files that are no part of it, and go once the name
+        is there.
+        """
+        write_manifest(self.work, command, drawn, scratch)
         publish(self.work, self.final)
+        for name in scratch:
+            (self.final / name).unlink(missing_ok=True)
         return self.final
 
     def reopen(self, damaged: Iterable[str]) -> "JobFolder":
@@ -125,22 +131,19 @@ def made_by_a_job(folder: Path) -> bool:
     return all(isinstance(_json(folder / name), dict) for name in (SETTINGS, INPUTS))
 
 
-def write_manifest(folder: Path, drawn: Iterable[str] = ()) -> None:
-    """Write the size and sha256 of every file of a folder into its manifest.json. drawn: names of those made from others."""
-    drawn = set(drawn)
+def write_manifest(folder: Path, command: str, drawn: Iterable[str] = (), scratch: Iterable[str] = ()) -> None:
+    """Write who made a folder, and size and sha256 of its files, scratch left out, into its manifest.json."""
+    drawn, left_out = set(drawn), {MANIFEST, *scratch}
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path), "drawn": name in drawn}
         for name, path in sorted(_files(folder).items())
-        if name != MANIFEST
+        if name not in left_out
     }
-    write_atomic(folder / MANIFEST, seal({"files": files}))
+    write_atomic(folder / MANIFEST, seal({"command": command, "files": files}))
 
 
-def damage(folder: Path) -> dict[str, bool]:
-    """The files of a finished folder that are missing or altered -> whether they are only drawn from others.
-
-    Raises BadInput where there is no manifest, or none that can be read. Files that nobody listed are the user's own.
-    """
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """command and files of a finished folder. Raises BadInput where there is no manifest, or one that was altered."""
     try:
         listed, sealed = unseal(read_regular(folder / MANIFEST))
         if not sealed:
@@ -149,9 +152,17 @@ def damage(folder: Path) -> dict[str, bool]:
         raise BadInput(
             f"{folder} has no {MANIFEST} that tells whether it is whole ({error}); earlier versions wrote none. {REMEDY}"
         ) from None
+    return listed
+
+
+def damage(folder: Path) -> dict[str, bool]:
+    """The files of a finished folder that are missing or altered -> whether they are only drawn from others.
+
+    Raises BadInput as `read_manifest`. Files that nobody listed are the user's own.
+    """
     return {
         name: row["drawn"]
-        for name, row in listed["files"].items()
+        for name, row in read_manifest(folder)["files"].items()
         if not _is(folder / name, folder, row["bytes"]) or sha256_file(folder / name) != row["sha256"]
     }
 

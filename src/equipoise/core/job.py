@@ -18,14 +18,14 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
-from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened
+from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
 from equipoise.core.options import Options
 from equipoise.core.plain import from_plain, to_plain
 
@@ -75,8 +75,8 @@ class Page:
 class Processes(Protocol):
     """The processes that do one request together; only the main one writes."""
 
-    main: bool
-
+    @property
+    def main(self) -> bool: ...
     def wait(self) -> None: ...
 
 
@@ -110,6 +110,10 @@ class Request:
     def work(self, folder: Path | None) -> Any:
         """Do it, from what the folder already holds; the result."""
         raise NotImplementedError
+
+    def scratch(self) -> tuple[str, ...]:
+        """Files of the work that are no part of what it comes to; they go when the folder has its name."""
+        return ()
 
     def partial(self, folder: Path) -> Any:
         """What is known when the work was ended early, stored in the folder; None when that is nothing."""
@@ -159,10 +163,12 @@ class Job(Generic[P, R]):
             return request.work(None)
         settings = self._settings(values, request)
         with self._folder(Path(out), settings, request, values, fresh) as (folder, notes):
-            if not folder.complete:
-                self._do(request, folder, notes)
-                request.processes.wait()
-            return self.stored(folder.final)
+            if folder.complete:
+                return self.stored(folder.final)
+            done = self._do(request, folder, notes)
+            request.processes.wait()
+            live = {each.name: getattr(done, each.name) for each in fields(done) if each.metadata.get("live")}
+            return replace(self.stored(folder.final), **live)
 
     def plan(self, *args: Any, out: str | Path | None = None, fresh: bool = False, **kwargs: Any) -> Any:
         """What the same call would do: the request is read by the same code and refused in the same words."""
@@ -180,6 +186,14 @@ class Job(Generic[P, R]):
         except (OSError, ValueError, RecursionError) as error:
             raise WorkFailed(f"{path} cannot be read as the result of `equipoise {self.command}`: {error}") from error
         return replace(result, folder=folder)
+
+    def redraw(self, folder: Path) -> None:
+        """Draw a finished folder's page again. Raises BadInput for a folder that is damaged, naming the files."""
+        if damaged := [name for name, drawn in damage(folder).items() if not drawn]:
+            raise BadInput(
+                f"{folder} is damaged ({', '.join(damaged)}): the command that made it makes that part again."
+            )
+        write_manifest(folder, self.command, self.draw(folder))
 
     def draw(self, folder: Path, *, stopped: str = "", final: Path | None = None) -> tuple[str, ...]:
         """Draw what people see of a folder from what it holds; the names of the files.
@@ -246,12 +260,12 @@ class Job(Generic[P, R]):
             return folder, ()
         folder = folder.reopen(damaged)
         if all(damaged.values()):  # what is only drawn from the rest needs no work
-            folder.finish(self._draw_all(folder))
+            folder.finish(self.command, self._draw_all(folder))
             return opened(folder.final), ()
         names = ", ".join(damaged)
         return folder, (f"Found missing or altered, kept aside in the folder damaged, and made again: {names}.",)
 
-    def _do(self, request: Request, folder: JobFolder, notes: Sequence[str]) -> None:
+    def _do(self, request: Request, folder: JobFolder, notes: Sequence[str]) -> R:
         try:
             result = request.work(folder.work)
         except (BudgetReached, WorkFailed) as error:
@@ -262,7 +276,8 @@ class Job(Generic[P, R]):
             raise
         if request.processes.main:
             _write(replace(result, notes=(*result.notes, *notes)), folder.work)
-            folder.finish(self._draw_all(folder))
+            folder.finish(self.command, self._draw_all(folder), request.scratch())
+        return result
 
     def _draw_all(self, folder: JobFolder, stopped: str = "") -> tuple[str, ...]:
         return self.draw(folder.work, stopped=stopped, final=folder.final)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.errors import BadInput, WrongOption, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -112,7 +112,9 @@ class Options:
             found = self._texts.model_validate(texts)
             return read | {name: getattr(found, name) for name in texts}
         except ValidationError as error:
-            raise BadInput(f"{self.owner}{self._told(error.errors()[0], values)}") from None
+            problem = error.errors()[0]
+            name = str(problem["loc"][0])
+            raise WrongOption(name, self._told(problem, name, values.get(name)), self.owner) from None
 
     def from_text(self, name: str, value: Any) -> Any:
         """A string as typed, as the option wants it: as it is, else as JSON, or with commas and equal signs between."""
@@ -154,18 +156,18 @@ class Options:
             for name in self.hints
         ]
 
-    def _told(self, problem: Any, values: Mapping[str, Any]) -> str:
-        name, value = str(problem["loc"][0]), values.get(str(problem["loc"][0]))
+    def _told(self, problem: Any, name: str, value: Any) -> str:
+        """What is wrong with a value, in words that follow the option's name."""
         if problem["type"] == "missing":
-            return f"option {name!r} is missing."
+            return "is missing."
         if problem["type"] == "literal_error":
-            return f"{name} is {value!r}. {did_you_mean(str(value), map(str, allowed(_bare(self.hints[name]))))}"
+            return f"is {value!r}. {did_you_mean(str(value), map(str, allowed(_bare(self.hints[name]))))}"
         if problem["type"] in ("tuple_type", "list_type", "is_instance_of") and isinstance(value, str):
-            return f"option {name!r} is {value!r}, expected {_several(self.hints[name])} with commas between."
+            return f"is {value!r}, expected {_several(self.hints[name])} with commas between."
         expected = problem["msg"].removeprefix("Input should be ").replace("Value error, ", "")
         for long, short in _SHORTER.items():
             expected = expected.replace(long, short)
-        return f"option {name!r} should be {expected}, but got {value!r}."
+        return f"should be {expected}, but got {value!r}."
 
 
 def _several(hint: Any) -> str:

@@ -3,19 +3,15 @@
 `unlearn` is the job. Names are imported on first use, so that the command line stays light.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from equipoise.unlearning.job import Plan, Unlearned, plan, unlearn
-    from equipoise.unlearning.recipe import METHODS, Recipe
-
-__all__ = ["METHODS", "Plan", "Recipe", "Unlearned", "plan", "unlearn"]
-
-_MODULE = {"METHODS": "recipe", "Recipe": "recipe"} | dict.fromkeys(("Plan", "Unlearned", "plan", "unlearn"), "job")
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    from equipoise.unlearning.job import unlearn as unlearn
+    from equipoise.unlearning.recipe import METHODS as METHODS
+    from equipoise.unlearning.recipe import Recipe as Recipe
+    from equipoise.unlearning.result import Unlearned as Unlearned
+    from equipoise.unlearning.result import UnlearnPlan as UnlearnPlan
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

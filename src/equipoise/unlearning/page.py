@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.core import page, plots
-from equipoise.core.job import command_line
+from equipoise.core import page as parts
+from equipoise.core import plots
+from equipoise.core.job import Page
 
 if TYPE_CHECKING:
-    from equipoise.unlearning.job import Measure, Unlearned
+    from equipoise.unlearning.result import Measure, Unlearned
 
 MEANING = {
     "log_probability": "mean log-probability per token of the answers",
@@ -18,29 +19,46 @@ MEANING = {
 }
 
 
-def command(settings: Mapping[str, Any], out: Path) -> str:
-    """The command line that asks for these settings."""
-    options: dict[str, Any] = {}
-    for name, value in settings.items():
-        options |= {f"{ours}_field": theirs for ours, theirs in value.items()} if name == "fields" else {name: value}
-    return command_line("unlearn", options, out)
+def page(result: "Unlearned", folder: Path) -> Page:
+    """What was forgotten, what was kept, and along which way; with the card that a model folder carries."""
+    warnings = [parts.Note(warning, "Look here first") for warning in result.warnings()]
+    changed = [_measures(result), *([_answers(result)] if result.answers else []), *_figures(result)]
+    sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
+    if conflicts := [parts.Figure(chart) for chart in _conflicts(folder / "metrics.jsonl")]:
+        sections.append(parts.Section("How the two gradients met", tuple(conflicts)))
+    sections.append(parts.Section("The recipe", (parts.Settings(dict(result.resolved)),)))
+    return Page(
+        f"{Path(result.names['model']).name}, made to forget",
+        result.headline(),
+        sections,
+        facts=(
+            ("start", result.source),
+            ("objective", result.recipe["objective"]),
+            ("combine", result.recipe["combine"]),
+            ("trained weights that moved", f"{result.moved:.1%}"),
+            ("written model against trained one", f"{result.gap:.1e} nats per token"),
+        ),
+        files={"README.md": card(result, json.loads((folder / "run.json").read_text(encoding="utf-8")))},
+    )
 
 
-def card(result: "Unlearned", settings: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
     """The README.md of the model folder: YAML header as the hub reads it, settings, measures before and after."""
+    recipe = result.recipe
     header = {
-        "base_model": settings["model"],
-        "library_name": "peft" if result.recipe.parameters == "lora" else "transformers",
-        "tags": ["unlearning", "equipoise", result.recipe.objective, result.recipe.combine],
+        "base_model": result.names["model"],
+        "library_name": "peft" if recipe["parameters"] == "lora" else "transformers",
+        "tags": ["unlearning", "equipoise", recipe["objective"], recipe["combine"]],
         "pipeline_tag": "text-generation",
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
     lines += [
-        f"# {Path(settings['model']).name}, made to forget",
+        f"# {Path(result.names['model']).name}, made to forget",
         "",
-        f"{result.steps} optimizer steps of `{result.recipe.objective}` on `{settings['forget']}` against "
-        f"`{result.recipe.retain_objective}` on `{settings['retain']}`, combined by `{result.recipe.combine}`; "
-        f"{result.stopped}. Start: {stored['source']}",
+        *(f"**{warning}**\n" for warning in result.warnings()),
+        f"{result.steps} optimizer steps of `{recipe['objective']}` on `{result.names['forget']}` against "
+        f"`{recipe['retain_objective']}` on `{result.names['retain']}`, combined by `{recipe['combine']}`; "
+        f"{result.stopped}. Start: {result.source}",
         "",
         "| measure | better | before | after |",
         "|---|---|---|---|",
@@ -50,17 +68,40 @@ def card(result: "Unlearned", settings: Mapping[str, Any], stored: Mapping[str, 
         "",
         "## Settings",
         "```json",
-        json.dumps({**settings, **stored["resolved"]}, indent=2),
+        json.dumps({**settings, **result.resolved}, indent=2),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def report(
-    result: "Unlearned", settings: Mapping[str, Any], stored: Mapping[str, Any], path: Path, final: Path
-) -> Path:
-    """One self-contained page: what was forgotten, what was kept, and along which way."""
+def _measures(result: "Unlearned") -> parts.Table:
+    return parts.Table(
+        "Before and after",
+        (parts.Column("measure"), parts.Column("better"), parts.Column("before", True), parts.Column("after", True)),
+        tuple(
+            (parts.Cell(name, _meaning(name, measure)), measure.better, str(result.before[name]), str(measure))
+            for name, measure in result.after.items()
+        ),
+    )
+
+
+def _answers(result: "Unlearned") -> parts.Table:
+    """What the model says, in its own words: the likeliest answer before and after."""
+    return parts.Table(
+        "Answers before and after",
+        (
+            parts.Column("side"),
+            parts.Column("prompt"),
+            parts.Column("answer of the file"),
+            parts.Column("before"),
+            parts.Column("after"),
+        ),
+        tuple((each.side, each.prompt, each.wanted, each.before, each.after) for each in result.answers),
+    )
+
+
+def _figures(result: "Unlearned") -> list[parts.Part]:
     steps = plots.Axis("optimizer step")
     figures = []
     for kind, axis in (
@@ -73,35 +114,8 @@ def report(
             if name.endswith(kind)
         }
         if series:
-            figures.append(page.Figure(plots.lines(kind.replace("_", " ").capitalize(), series, x=steps, y=axis)))
-    table = page.Table(
-        "Before and after",
-        (page.Column("measure"), page.Column("better"), page.Column("before", True), page.Column("after", True)),
-        tuple(
-            (page.Cell(name, _meaning(name, measure)), measure.better, str(result.before[name]), str(measure))
-            for name, measure in result.after.items()
-        ),
-    )
-    conflicts = [page.Figure(chart) for chart in _conflicts(path.parent / "metrics.jsonl")]
-    parts = [
-        page.Section("What changed", (table, *([page.Grid(tuple(figures))] if figures else []))),
-        *([page.Section("How the two gradients met", tuple(conflicts))] if conflicts else []),
-        page.Section("How to read this", (page.Bullets(result.notes),)),
-        page.Section("Settings", (page.Settings({**settings, **stored["resolved"]}),)),
-    ]
-    html = page.job_page(
-        f"{Path(settings['model']).name}, made to forget",
-        f"{result.steps} optimizer steps on {settings['forget']} against {settings['retain']}; {result.stopped}.",
-        parts,
-        command(settings, final),
-        facts=(
-            ("start", stored["source"]),
-            ("objective", result.recipe.objective),
-            ("combine", result.recipe.combine),
-            ("written model against trained one", f"{stored['reloaded_gap_nats_per_token']:.1e} nats per token"),
-        ),
-    )
-    return page.write_page(path, html)
+            figures.append(parts.Figure(plots.lines(kind.replace("_", " ").capitalize(), series, x=steps, y=axis)))
+    return [parts.Grid(tuple(figures))] if figures else []
 
 
 def _chance(result: "Unlearned") -> float | None:

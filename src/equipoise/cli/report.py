@@ -1,0 +1,42 @@
+"""`equipoise report`: draw the page of a finished job again, from what its folder holds."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.folder import read_manifest
+from equipoise.core.job import REPORT, Job
+
+JOBS = {
+    "certify run": "equipoise.verification.job:certify",
+    "unlearn": "equipoise.unlearning.job:unlearn",
+}
+
+
+def report(folder: Path) -> int:
+    """Draw the report of a job's folder again, from what it holds; does no work anew.
+
+    Example: `equipoise report equipoise-out/unlearn`
+
+    Parameters
+    ----------
+    folder
+        A folder that a job finished.
+    """
+    job = job_of(folder)
+    job.redraw(folder)
+    print(*job.stored(folder).summary(), sep="\n", file=sys.stderr)
+    print(folder / REPORT)
+    return 0
+
+
+def job_of(folder: Path) -> Job:
+    """The job that made a folder. Raises BadInput for one that no job of this version finished."""
+    command = read_manifest(folder)["command"]
+    if command not in JOBS:
+        raise BadInput(
+            f"{folder} was made by {command!r}, which this version does not have. {did_you_mean(command, JOBS)}"
+        )
+    module, _, name = JOBS[command].partition(":")
+    return getattr(importlib.import_module(module), name)

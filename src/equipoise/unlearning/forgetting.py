@@ -1,0 +1,422 @@
+"""The work of the job: measured before, along the way and after; written, loaded again and scored again.
+
+Killed at any moment, the same call resumes at the last checkpoint. The artifact is only given its name when the model that
+the folder gives back answers as the trained one.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
+from equipoise.core.job import Processes, Request
+from equipoise.core.plain import from_plain, to_plain
+from equipoise.core.state import load_state, save_state
+from equipoise.data.records import Record
+from equipoise.language import adapters
+from equipoise.language.encode import IGNORE, Example, encode
+from equipoise.language.generate import generate
+from equipoise.language.model import LanguageModel, load
+from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.unlearning.measures import rouge_l_recall
+from equipoise.unlearning.recipe import Recipe, recipe
+from equipoise.unlearning.result import Answer, Measure, Unlearned, UnlearnPlan
+from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, spread
+from equipoise.unlearning.training import prepare, train
+
+ANSWERED = 48  # records of each side whose greedy answers are compared before and after
+SHOWN = 3  # of them shown
+CONFLICTS = 5  # steps between entries of the conflict log, which costs some passes over both gradients
+TAUGHT = 15_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
+COMPARED = 16  # records of each side on which the written model must agree with the trained one
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token; lower precision: 0.05
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class _Team:
+    """The processes of one training, as Accelerate numbers them."""
+
+    accelerator: Accelerator
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True, eq=False)
+class Forgetting(Request):
+    """A request to unlearn, read and found right."""
+
+    model: str | Path | LanguageModel
+    sides: Sides
+    recipe: Recipe
+    target: tuple[str, float] | None
+    every: int
+    loading: Mapping[str, Any]
+    attention: str | None
+    shard: bool
+    accelerator: Accelerator
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        model: str | Path | LanguageModel,
+        records: Mapping[str, Any],
+        *,
+        fields: Mapping[str, str] | None,
+        method: str | None,
+        words: Mapping[str, Any],
+        stop_at: str | None,
+        **how: Any,
+    ) -> "Forgetting":
+        """Raises BadInput for a wrong request; loads no model."""
+        accelerator = Accelerator(cpu=how["loading"]["device"] == "cpu")
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and accelerator.num_processes == 1:
+            raise BadInput(f"{started} processes were started, but without GPUs each is alone: add --device cpu.")
+        chosen = recipe(method, **words)
+        data = read_sides(records, fields)
+        target = _target(stop_at, data)
+        resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
+        return cls(
+            model=model,
+            sides=data,
+            recipe=chosen,
+            target=target,
+            accelerator=accelerator,
+            inputs=data.digests,
+            resolved=resolved,
+            **how,
+        )
+
+    @property
+    def processes(self) -> Processes:
+        return _Team(self.accelerator)
+
+    def plan(self) -> UnlearnPlan:
+        """From one timed step on the longest records."""
+        recipe, sides = self.recipe, self.sides
+        language_model = self._opened(None, taught=False)
+        examples = {
+            name: encode(language_model, its, max_length=recipe.max_length) for name, its in sides.records.items()
+        }
+        shown = {name: _shown(language_model, its[0]) for name, its in examples.items()}
+        language_model = prepare(language_model, recipe)
+        trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
+        size = min(recipe.micro_batch or recipe.batch_size, len(examples["forget"]))
+        longest = sorted(examples["forget"], key=lambda example: len(example.input_ids))[-size:]
+        _probe(language_model, longest[-1:])  # the first pass of a process is slow
+        began = time.perf_counter()
+        activations = _probe(language_model, longest)
+        pass_seconds = time.perf_counter() - began
+        passes = 2 * math.ceil(recipe.batch_size / size) * recipe.steps
+        scored = sum(min(len(sides.records[name]), MEASURED) for name in ("forget", "retain"))
+        measuring = (
+            (recipe.steps / self.every + 2) * scored * (CHOICES + 1) / size / 3
+        )  # a forward pass is a third of both
+        numbers = sum(parameter.numel() for parameter in trained)
+        held = sum(parameter.numel() * parameter.element_size() for parameter in language_model.model.parameters())
+        return UnlearnPlan(
+            model=language_model.source,
+            recipe=recipe.resolved(numbers),
+            records={name: len(its) for name, its in sides.records.items()},
+            tokens={name: sum(len(example.input_ids) for example in its) for name, its in examples.items()},
+            first={name: tuple(_brief(record) for record in its[:3]) for name, its in sides.records.items()},
+            shown=shown,
+            trained_parameters=numbers,
+            seconds=pass_seconds * (passes + measuring),
+            peak_bytes=held + numbers * 4 * 5 + activations,  # gradient, its copy, two moments, the update
+            notes=sides.notes(),
+        )
+
+    def work(self, folder: Path | None) -> Unlearned:
+        language_model = self._opened(folder)
+        recipe, sides, source = self.recipe, self.sides, language_model.source
+        scales = _Scales(
+            sides, batch_size=max(recipe.micro_batch or recipe.batch_size, 16), max_length=recipe.max_length
+        )
+        forget = encode(language_model, sides.records["forget"], max_length=recipe.max_length)
+        retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
+        stored, notes = _checkpoint(folder)
+        if stored:
+            before = {name: from_plain(Measure, plain) for name, plain in stored["before"].items()}
+            said = stored["answers"]
+        else:
+            before, said = scales(language_model), scales.answers(language_model)
+            before |= scales.recalls(said)
+        path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
+        language_model = prepare(language_model, recipe)
+        trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
+        reached: list[str] = []
+
+        def look(moment: Any) -> bool:
+            if moment.step % self.every and moment.step != recipe.steps:
+                return False
+            figures = scales(language_model)
+            path.append({"step": moment.step, **_values(figures)})
+            if self.target is not None and figures[self.target[0]].value <= self.target[1]:
+                value = figures[self.target[0]].value
+                reached.append(f"{self.target[0]} was down to {value:.3f} at step {moment.step}")
+            return bool(reached)
+
+        def save(state: dict[str, Any]) -> None:
+            if folder is not None and self.processes.main:
+                kept = {"training": state, "path": path, "before": to_plain(before), "answers": said}
+                save_state(folder / STATE, kept)
+
+        fitted = train(
+            language_model,
+            recipe,
+            forget,
+            retain,
+            conflicts_every=CONFLICTS,
+            layers=True,
+            accelerator=self.accelerator,
+            callbacks=[look],
+            log=None if folder is None else folder / "metrics.jsonl",
+            save=save,
+            save_every=self.every,
+            state=stored.get("training"),
+            shard=self.shard,
+        )
+        now = scales.answers(language_model)
+        after = {**scales(language_model), **scales.recalls(now)}
+        gap = math.nan
+        if folder is not None and self.processes.main:
+            gap = self._write(language_model, folder, [*spread(forget, COMPARED), *spread(retain, COMPARED)])
+        return Unlearned(
+            recipe=recipe.model_dump(),
+            resolved=recipe.resolved(trained),
+            before=before,
+            after=after,
+            path=tuple(path),
+            answers=scales.compared(said, now),
+            steps=fitted.steps,
+            stopped=self._stopped(reached, path),
+            moved=fitted.moved,
+            source=source,
+            names={"model": self._name(), **sides.names},
+            gap=gap,
+            notes=(*notes, *sides.notes()),
+            model=language_model,
+        )
+
+    def scratch(self) -> tuple[str, ...]:
+        return (STATE,)
+
+    def _name(self) -> str:
+        return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
+
+    def _stopped(self, reached: Sequence[str], path: Sequence[Mapping[str, Any]]) -> str:
+        if self.target is None:
+            return f"all {self.recipe.steps} steps were made"
+        name, level = self.target
+        if reached:
+            return reached[0]
+        if path[-1][name] <= level:  # a checkpoint was resumed that had stopped there
+            return f"{name} was down to {path[-1][name]:.3f} at step {path[-1]['step']}"
+        return f"all {self.recipe.steps} steps were made; {name} never came down to {level:g}"
+
+    def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
+        """The model to change. taught: whether "tiny" is taught the files, which a plan does not need."""
+        if isinstance(self.model, LanguageModel):
+            found = self.model
+        elif str(self.model) == "tiny":
+            found = self._tiny(folder, taught)
+        else:
+            found = load(self.model, **self.loading)
+        if self.attention is not None:
+            found.use_attention(self.attention)
+        return found
+
+    def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
+        """A tiny model that knows both files; stored in the job's folder, so that a resumed job starts from the same one."""
+        from equipoise.language.tiny import teach, tiny
+
+        if not taught:
+            return tiny(self.sides.texts(), seed=self.recipe.seed)
+        if folder is not None and not self.processes.main:
+            self.processes.wait()
+        if folder is not None and (folder / "taught" / "config.json").exists():
+            language_model = load(folder / "taught", device="cpu")
+        else:
+            language_model = tiny(self.sides.texts(), seed=self.recipe.seed)
+            records = [record for side in self.sides.records.values() for record in side]
+            teach(language_model, records, seed=self.recipe.seed, epochs=max(TAUGHT / len(records), 6))
+            if folder is not None:
+                language_model.save(folder / "teaching")
+                (folder / "teaching").rename(folder / "taught")
+        if folder is not None and self.processes.main:
+            self.processes.wait()
+        return replace(
+            language_model, name="tiny", source="A Llama of about 1 M parameters, taught the given files on the spot."
+        )
+
+    def _write(self, language_model: LanguageModel, folder: Path, compared: Sequence[Example]) -> float:
+        """Save, load again and score again; nats per token between both. Raises WorkFailed when they differ."""
+        if self.recipe.parameters == "lora":
+            adapters.export(language_model, folder)
+        else:
+            language_model.save(folder)
+        gap = _gap(language_model, folder, compared)
+        allowed = TOLERANCE.get(language_model.model.dtype, 0.05)
+        if not gap <= allowed:
+            raise WorkFailed(
+                f"the written model differs from the trained one by {gap:.2g} nats per token (allowed: {allowed:g}), so it "
+                f"was not given its name; the trained weights are in {folder / STATE}."
+            )
+        return gap
+
+
+def _checkpoint(folder: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """The last state that was stored, {} for none; a damaged one is kept aside, and said."""
+    file = None if folder is None else folder / STATE
+    if file is None or not file.exists():
+        return {}, []
+    try:
+        return load_state(file), []
+    except WorkFailed as error:
+        number = 1
+        while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
+            number += 1
+        file.rename(aside)
+        return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
+
+
+def _target(stop_at: str | None, sides: Sides) -> tuple[str, float] | None:
+    if stop_at is None:
+        return None
+    name, _, level = stop_at.partition("=")
+    known = ["forget_log_probability"] + ["forget_accuracy"] * bool(sides.questions["forget"])
+    if name.strip() not in known:
+        reason = "" if len(known) > 1 else " (forget_accuracy needs choices, or four different answers to prompts)"
+        raise BadInput(f"cannot stop at {name.strip()!r}{reason}. {did_you_mean(name.strip(), known)}")
+    try:
+        value = float(level)
+    except ValueError as error:
+        raise BadInput(f"stop_at is {stop_at!r}, expected NAME=LEVEL such as forget_accuracy=0.3.") from error
+    if not math.isfinite(value):
+        raise BadInput(f"stop_at is {stop_at!r}, expected a finite level.")
+    return name.strip(), value
+
+
+class _Scales:
+    """Measures a model on a fixed sample of every side; the same sample before, along the way and after."""
+
+    def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
+        self.sides = {name: spread(records, MEASURED) for name, records in sides.records.items()}
+        self.asked = {name: [r for r in spread(its, ANSWERED) if r.prompt] for name, its in self.sides.items()}
+        self.questions = sides.questions
+        self.batch_size, self.max_length = batch_size, max_length
+
+    def __call__(self, language_model: LanguageModel) -> dict[str, Measure]:
+        found: dict[str, Measure] = {}
+        for name, records in self.sides.items():
+            better = _better(name)
+            examples = encode(language_model, records, max_length=self.max_length)
+            sums, counts = log_likelihoods(language_model, examples, batch_size=self.batch_size)
+            found[f"{name}_log_probability"] = Measure((sums / counts).mean().item(), better, "nats/token")
+            if questions := self.questions[name]:
+                result = multiple_choice(language_model, questions, batch_size=self.batch_size)
+                found[f"{name}_accuracy"] = Measure(
+                    result.accuracy, better, "", float(np.mean([1 / len(q.choices) for q in questions])), len(questions)
+                )
+        return found
+
+    def answers(self, language_model: LanguageModel) -> dict[str, list[str]]:
+        """The greedy answers to a sample of each side's prompts."""
+        return {
+            name: generate(
+                language_model,
+                [record.messages[:-1] or record.prompt for record in asked],
+                max_new_tokens=32,
+                batch_size=self.batch_size,
+            )
+            for name, asked in self.asked.items()
+            if asked
+        }
+
+    def recalls(self, answers: Mapping[str, Sequence[str]]) -> dict[str, Measure]:
+        """ROUGE-L recall of such answers."""
+        return {
+            f"{name}_rouge_recall": Measure(
+                float(
+                    np.nanmean([rouge_l_recall(r.completion, a) for r, a in zip(self.asked[name], said, strict=True)])
+                ),
+                _better(name),
+            )
+            for name, said in answers.items()
+        }
+
+    def compared(self, before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]) -> tuple[Answer, ...]:
+        """The first answers of each side, side by side."""
+        return tuple(
+            Answer(name, record.prompt, record.completion, old, new)
+            for name in before
+            for record, old, new in list(zip(self.asked[name], before[name], after[name], strict=True))[:SHOWN]
+        )
+
+
+def _better(side: str) -> str:
+    return "lower" if side == "forget" else "higher"
+
+
+def _values(found: Mapping[str, Measure]) -> dict[str, float]:
+    return {name: measure.value for name, measure in found.items()}
+
+
+def _brief(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if value not in ("", (), None)}
+
+
+def _shown(language_model: LanguageModel, example: Example) -> str:
+    """A record as the model reads it, with what is trained between » and «."""
+    tokenizer: Any = language_model.tokenizer
+    parts = []
+    for trained, group in itertools.groupby(
+        zip(example.input_ids, example.labels, strict=True), lambda p: p[1] != IGNORE
+    ):
+        text = tokenizer.decode([token for token, _ in group])
+        parts.append(f"»{text}«" if trained else text)
+    return "".join(parts)
+
+
+def _probe(language_model: LanguageModel, examples: Sequence[Example]) -> int:
+    """One forward and backward pass over these examples; returns the bytes that its activations take, roughly."""
+    from equipoise.language.encode import collate
+
+    held = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal held
+        held += tensor.numel() * tensor.element_size()
+        return tensor
+
+    batch = collate(examples, language_model.pad_id, language_model.device)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        language_model.model(**batch).loss.backward()
+    language_model.model.zero_grad(set_to_none=True)
+    return held
+
+
+def _gap(language_model: LanguageModel, written: Path, compared: Sequence[Example]) -> float:
+    """Largest difference, nats per token, between the model in memory and the one that the folder gives back."""
+    ours, counts = log_likelihoods(language_model, compared)
+    again = load(written, device=str(language_model.device), dtype=language_model.model.dtype)
+    theirs, _ = log_likelihoods(again, compared)
+    return ((ours - theirs).abs() / counts).max().item()

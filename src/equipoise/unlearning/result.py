@@ -1,0 +1,167 @@
+"""What an unlearning comes to. Loads no torch, so that a page can be drawn again from a stored folder."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from equipoise.core.job import Page, table_html
+from equipoise.core.plain import LIVE
+
+DESTROYED = 1.0  # nats per token that a kept side may lose before the result says so
+UNMOVED = 0.01  # nats per token that the forget side has to move at least
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured value with what it takes to read it: good direction, unit, chance level, denominator."""
+
+    value: float
+    better: str
+    unit: str = ""
+    chance: float | None = None
+    of: int | None = None
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "undefined"
+        if self.of is not None:
+            return f"{self.value:.3f} ({round(self.value * self.of)} of {self.of})"
+        return f"{self.value + 0.0:.3f} {self.unit}".rstrip().replace("-0.000", "0.000")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says to one prompt before and after, beside the answer of the file."""
+
+    side: str
+    prompt: str
+    wanted: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """A model that was made to forget, with its measures before and after; folder is None when nothing was written.
+
+    resolved: every word of the recipe with its value. moved: share of the trained weights that is another number now.
+    source: what the model was before. gap: nats per token between the written model and the trained one, nan without a
+    folder. model: the model itself, where the work was done in this process.
+    """
+
+    recipe: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    before: Mapping[str, Measure]
+    after: Mapping[str, Measure]
+    path: tuple[Mapping[str, Any], ...]
+    answers: tuple[Answer, ...]
+    steps: int
+    stopped: str
+    moved: float
+    source: str
+    names: Mapping[str, str]
+    gap: float = math.nan
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    model: Any = field(default=None, compare=False, metadata=LIVE)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before the numbers: nothing was forgotten, or what should be kept is gone."""
+        return tuple(_nothing_happened(self) + _destroyed(self))
+
+    def headline(self) -> str:
+        """One sentence, warnings first."""
+        done = (
+            f"{self.steps} optimizer steps on {self.names['forget']} against {self.names['retain']}; {self.stopped}; "
+            f"{self.moved:.0%} of the trained weights moved."
+        )
+        return " ".join((*self.warnings(), done))
+
+    def summary(self) -> Sequence[str]:
+        told = ", ".join(f"{name}={value}" for name, value in self.resolved.items())
+        width = max(len(name) for name in self.after)
+        lines = [f"recipe: {told}"]
+        for name, measure in self.after.items():
+            change = f"{self.before[name]!s:>24} -> {measure!s:<24}"
+            lines.append(f"{name:<{width}}  {change} ({measure.better} is better)")
+        for answer in self.answers[:2]:
+            lines.append(f"{answer.side}: {_short(answer.prompt)}")
+            lines.append(f"  before: {_short(answer.before)}   after: {_short(answer.after)}")
+        return (*lines, self.headline())
+
+    def page(self, folder: Path) -> Page:
+        from equipoise.unlearning.page import page
+
+        return page(self, folder)
+
+    def _repr_html_(self) -> str:
+        return table_html(("", "before", "after"), [(name, self.before[name], self.after[name]) for name in self.after])
+
+
+@dataclass(frozen=True)
+class UnlearnPlan:
+    """What a run would do: the records as parsed, as the model reads them, and estimates of time (s) and memory (bytes).
+
+    shown: of each side one record with the tokens that are learnt or forgotten between » and «.
+    """
+
+    model: str
+    recipe: Mapping[str, Any]
+    records: Mapping[str, int]
+    tokens: Mapping[str, int]
+    first: Mapping[str, tuple[Mapping[str, Any], ...]]
+    shown: Mapping[str, str]
+    trained_parameters: int
+    seconds: float
+    peak_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> Sequence[str]:
+        import json
+
+        lines = [self.model]
+        for side, records in self.first.items():
+            lines.append(f"{side}: {self.records[side]:,} records, {self.tokens[side]:,} tokens; the first:")
+            lines += [f"  {json.dumps(record, ensure_ascii=False)}" for record in records]
+            lines.append(f"  as the model reads it, what is trained between » and «: {self.shown[side]!r}")
+        lines.append("recipe: " + ", ".join(f"{name}={value}" for name, value in self.recipe.items()))
+        lines.append(f"trained parameters: {self.trained_parameters:,}")
+        lines += self.notes
+        time = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} minutes"
+        return (*lines, f"estimate: {time}, {self.peak_bytes / 1e9:.2g} GB at the peak")
+
+
+def _nothing_happened(done: Unlearned) -> list[str]:
+    name = "forget_log_probability"
+    fell = done.before[name].value - done.after[name].value
+    if fell >= UNMOVED:
+        return []
+    least = "" if done.moved >= 0.5 else f", and only {done.moved:.0%} of the trained weights moved"
+    return [
+        f"NOTHING WAS FORGOTTEN: the answers of the forget set are as likely as before ({fell:+.3f} nats per token){least}; "
+        "give more steps or a larger rate."
+    ]
+
+
+def _destroyed(done: Unlearned) -> list[str]:
+    """A kept side that lost more than half of what its accuracy has above chance, or DESTROYED nats per token."""
+    lost = []
+    for side in ("retain", "general"):
+        accuracy, likelihood = f"{side}_accuracy", f"{side}_log_probability"
+        if accuracy in done.after:
+            before, after = done.before[accuracy], done.after[accuracy]
+            chance = before.chance or 0.0
+            if before.value > chance and after.value - chance < (before.value - chance) / 2:
+                lost.append(f"{accuracy} went from {before} to {after}")
+        if likelihood in done.after:
+            before, after = done.before[likelihood], done.after[likelihood]
+            if not after.value > before.value - DESTROYED:
+                lost.append(f"{likelihood} went from {before} to {after}")
+    return [f"WHAT SHOULD BE KEPT IS LOST: {'; '.join(lost)}."] if lost else []
+
+
+def _short(text: str, width: int = 100) -> str:
+    shown = " ".join(text.split())
+    return shown if len(shown) <= width else f"{shown[: width - 3]}..."

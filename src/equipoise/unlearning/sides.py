@@ -1,0 +1,128 @@
+"""The records of an unlearning: what is to be forgotten, what kept, and the questions that both are asked."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.data.records import Record, read_records, record_from
+
+CHOICES = 4
+MEASURED = 200  # records of each side that are measured, evenly spread over the file
+
+
+@dataclass(frozen=True)
+class Sides:
+    """records by side (forget, retain, general), where they came from in words, and the digests of the files."""
+
+    records: dict[str, list[Record]]
+    names: dict[str, str]
+    digests: dict[str, str]
+
+    @cached_property
+    def questions(self) -> dict[str, list[Record]]:
+        return questions(self)
+
+    def texts(self) -> list[str]:
+        every = [record for side in self.records.values() for record in side]
+        return [f"{record.prompt} {record.completion}" for record in every]
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know of the files: repeated records, and records that are on both sides."""
+        counts = {name: Counter(map(_content, records)) for name, records in self.records.items()}
+        notes = []
+        for name, its in counts.items():
+            if repeated := sum(its.values()) - len(its):
+                notes.append(f"{name}: {repeated} of {its.total()} records repeat an earlier one, so they weigh more.")
+        shared = counts["forget"].keys() & counts["retain"].keys()
+        if shared:
+            notes.append(
+                f"{len(shared)} records are in the forget set and in the retain set: they are pushed both ways at once."
+            )
+        for name, records in self.records.items():
+            if len(records) > MEASURED:
+                notes.append(f"{name}: measured on {MEASURED} of {len(records)} records, evenly spread over the file.")
+        made_up = [name for name, asked in self.questions.items() if asked and not self.records[name][0].choices]
+        if made_up:
+            notes.append(
+                f"{', '.join(name + '_accuracy' for name in made_up)}: the file has no choices, so each right answer stands "
+                f"against the answers of the {CHOICES - 1} records with the likest prompts."
+            )
+        return (
+            *notes,
+            "The measures use the wordings of the files themselves: they tell what the model does with these questions, "
+            "not that nothing of the knowledge is left. A relearning or paraphrase test asks more.",
+        )
+
+
+def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Sides:
+    """Files, or records. Raises BadInput for a side without records, and for a retain set that is the forget set."""
+    records: dict[str, list[Record]] = {}
+    names, digests = {}, {}
+    for name, source in given.items():
+        if isinstance(source, str | Path):
+            records[name], names[name] = read_records(source, fields=fields), str(source)
+            digests[name] = sha256_file(Path(source))
+        else:
+            records[name] = [
+                record
+                if isinstance(record, Record)
+                else record_from(dict(record), place=f"{name}[{index}]", default_id=f"{name}-{index}", fields=fields)
+                for index, record in enumerate(source)
+            ]
+            names[name] = f"{len(records[name])} records"
+        if not records[name]:
+            raise BadInput(f"{name} holds no records: at least one is needed.")
+    forget, retain = ({_content(record) for record in records[name]} for name in ("forget", "retain"))
+    if forget == retain:
+        raise BadInput("The forget set and the retain set are the same records; name what is to be kept with --retain.")
+    return Sides(records, names, digests)
+
+
+def _content(record: Record) -> tuple[Any, ...]:
+    return record.prompt, record.completion, record.messages
+
+
+def questions(sides: Sides) -> dict[str, list[Record]]:
+    """Multiple-choice records of each side: with their own choices, or with wrong answers from the likest prompts."""
+    every = [record for side in sides.records.values() for record in side if record.prompt and not record.messages]
+    words = [frozenset(re.findall(r"\w+", record.prompt.casefold())) for record in every]
+    asked: dict[str, list[Record]] = {}
+    for name, side in sides.records.items():
+        asked[name] = []
+        for record in spread(side, MEASURED):
+            if record.choices:
+                asked[name].append(record)
+            elif record.prompt and not record.messages:
+                wrong = _wrong_answers(record, every, words)
+                if len(wrong) == CHOICES - 1:
+                    asked[name].append(replace(record, choices=(record.completion, *wrong), answer=0))
+    return asked
+
+
+def _wrong_answers(record: Record, every: Sequence[Record], words: Sequence[frozenset[str]]) -> list[str]:
+    """Other records' answers, those first whose prompts share most words, so that wrong answers are of the same kind."""
+    own = frozenset(re.findall(r"\w+", record.prompt.casefold()))
+    likeness = np.array([len(own & other) / max(len(own | other), 1) for other in words])
+    found: dict[str, None] = {}
+    for index in np.argsort(-likeness, kind="stable"):
+        answer = every[index].completion
+        if answer != record.completion and every[index].prompt != record.prompt:
+            found.setdefault(answer)
+        if len(found) == CHOICES - 1:
+            break
+    return list(found)
+
+
+def spread(records: Sequence[Any], count: int) -> list[Any]:
+    """`count` of them, evenly over the whole."""
+    if len(records) <= count:
+        return list(records)
+    return [records[index] for index in np.linspace(0, len(records) - 1, count).round().astype(int)]
