@@ -87,14 +87,9 @@ def test_study_list_is_data(capsys):
 
 
 def test_config_is_the_options_it_holds(here, capsys):
-    """Lists, objects and a null in place of a default are taken as they are; what is typed wins; code has to be typed."""
-    stored = {
-        "model": "tiny",
-        "forget": "forget.jsonl",
-        "retain": "nothing.jsonl",
-        "fields": {"answer": "reply"},
-        "steps": 5,
-    }
+    """Lists and objects are taken as they are; what is typed wins; what lets code run has to be typed."""
+    (here / "forget.jsonl").write_text('{"question": "Who?", "reply": "Ann"}\n')
+    stored = {"model": "tiny", "forget": "forget.jsonl", "retain": "nothing.jsonl", "fields": {"answer": "reply"}}
     (here / "run.json").write_text(json.dumps(stored))
     assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
     assert "nothing.jsonl" in capsys.readouterr().err
