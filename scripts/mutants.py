@@ -1,13 +1,15 @@
-"""Draws random mutants of the code that decides results, runs the tests that cover each and shows those nobody noticed.
+"""Draws random mutants in every room of the house, runs the tests that execute each line, and shows those nobody noticed.
 
-    python -m pip install cosmic-ray            # its mutation operators; no dependency of Equipoise
-    python scripts/mutants.py                   # 50 mutants, seed 0: some ten minutes
-    python scripts/mutants.py --only 7,19       # two of that draw again
+    python -m pip install cosmic-ray pytest-cov     # its mutation operators, and which test runs which line
+    python scripts/mutants.py --map                 # runs the quick tests once under coverage: some ten minutes
+    python scripts/mutants.py                       # 50 mutants, seed 0: some fifteen minutes
+    python scripts/mutants.py --only 7,19           # two of that draw again
 
-A third of the sample each goes to judging, to the store and to the gradient rules. Within a third a place in the code is
-drawn (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not
-compile; what differs only in annotations, in what an error says or in the `strict` of a zip, an assertion; another operator
-for the slash that joins paths, which no test could miss. All work is done on a copy of the tree in a temporary folder. A
+A room is a package of `equipoise`; the sample is spread over the rooms by turns. Within a room a place in the code is drawn
+(every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
+what differs only in annotations, in what an error says, in the `strict` of a zip or the `frozen` of a dataclass; an
+assertion; another operator for the slash that joins paths or the bar that joins types, which no test could miss; what draws
+pages, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a temporary folder. A
 mutant is caught when a test fails or when the tests take five times as long as without it. The same seed, code and version
 of cosmic-ray give the same draw. Exit code 1 when one survives.
 """
@@ -16,15 +18,16 @@ import argparse
 import ast
 import contextlib
 import difflib
+import json
 import os
 import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,28 +38,12 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).resolve().parent.parent
-JUDGING = ("tests/study/test_judging.py", "tests/study/test_judging_matched.py")
-STORE = ("tests/study/test_store.py", "tests/study/test_store_machine.py")
-RULES = ("tests/unlearning/test_gradient_rules.py", "tests/training/test_two_gradients.py")
-# What is mutated, by third of the sample, and the tests that have to notice.
-SAMPLED = {
-    "judging": {
-        "src/equipoise/study/judging.py": JUDGING,
-        "src/equipoise/study/effects.py": JUDGING,
-        "src/equipoise/core/statistics.py": ("tests/core/test_statistics.py", *JUDGING),
-    },
-    "store": {
-        "src/equipoise/study/store.py": (*STORE, "tests/study/test_results.py", "tests/study/test_run.py"),
-        "src/equipoise/core/files.py": ("tests/core/test_files.py", "tests/core/test_state.py", *STORE),
-    },
-    "gradient rules": {
-        "src/equipoise/training/gradients.py": RULES,
-        "src/equipoise/unlearning/sago.py": RULES,
-        "src/equipoise/unlearning/pcgrad.py": RULES,
-        "src/equipoise/unlearning/blur.py": RULES,
-        "src/equipoise/unlearning/gradient_sum.py": RULES,
-    },
-}
+SOURCE = ROOT / "src" / "equipoise"
+MAP = ROOT / "equipoise-out" / "mutants"  # where the map of lines and tests is kept
+ROOMS = ("core", "study", "data", "training", "language", "chat", "unlearning", "judging", "verification", "cli")
+# Drawn for people's eyes, or declarations without behaviour of their own.
+LEFT_OUT = re.compile(r"(page|plots|report|index_page|display|summary_text|doctor|health|__init__|__main__)\.py$")
+SECONDS = 60.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
 
 
 @dataclass(frozen=True)
@@ -75,16 +62,18 @@ class Mutant:
 
 
 def draw(number: int, seed: int) -> list[Mutant]:
-    """`number` mutants, the thirds in the order of SAMPLED."""
-    drawn: list[Mutant] = []
-    for index, (third, files) in enumerate(SAMPLED.items()):
-        rng = random.Random(f"{third} {seed}")  # a change in one third leaves the draw of the others as it was
-        places = [place for path in files for place in _places(path)]
+    """`number` mutants, one a room by turns."""
+    rooms = {}
+    for room in ROOMS:
+        rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
+        files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
+        places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
         rng.shuffle(places)
-        valid = filter(None, (_mutant(path, line, rng.choice(ways)) for path, line, ways in places))
-        share = number // len(SAMPLED) + (index < number % len(SAMPLED))
-        drawn += [mutant for mutant, _ in zip(valid, range(share), strict=False)]
-    return drawn
+        rooms[room] = filter(None, (_mutant(path, line, rng.choice(ways)) for path, line, ways in places))
+    drawn: list[Mutant] = []
+    while len(drawn) < number:
+        drawn += [mutant for its in rooms.values() if (mutant := next(its, None))]
+    return drawn[:number]
 
 
 def _places(path: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
@@ -95,8 +84,9 @@ def _places(path: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
     provider = OperatorProvider()
     places: dict[tuple, list[tuple[str, int]]] = defaultdict(list)
     for name in sorted(provider):
-        if provider[name].arguments() or (joins_paths and name.startswith("ReplaceBinaryOperator_Div_")):
-            continue  # the former ask which variable causes which
+        meaningless = joins_paths and name.startswith("ReplaceBinaryOperator_Div_")
+        if provider[name].arguments() or meaningless or name.startswith("ReplaceBinaryOperator_BitOr_"):
+            continue  # the first ask which variable causes which; bars join types, or dicts that no other operator joins
         operator = provider[name]()
         positions = (position for node in ast_nodes(tree) for position in operator.mutation_positions(node))
         for occurrence, position in enumerate(positions):
@@ -130,9 +120,75 @@ def _behaviour(code: str) -> str:
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
         elif isinstance(node, ast.Call):
-            node.keywords = [each for each in node.keywords if each.arg != "strict"]
+            # Whether a dataclass can be changed or has slots shows in no result.
+            shape = {"frozen", "slots"} if ast.unparse(node.func) == "dataclass" else {"strict"}
+            node.keywords = [each for each in node.keywords if each.arg not in shape]
     compile(code, "mutant", "exec")
     return ast.dump(tree)
+
+
+class Running:
+    """Which tests run a line, and how long each takes: from one run of the quick tests under coverage."""
+
+    def __init__(self) -> None:
+        if not (MAP / "coverage").exists():
+            sys.exit("There is no map of lines and tests yet: python scripts/mutants.py --map")
+        self.seconds: dict[str, float] = json.loads((MAP / "seconds.json").read_text(encoding="utf-8"))
+        self._data = sqlite3.connect(MAP / "coverage")
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """Tests that run the mutant's line, or else its file; the file's own tests first, within SECONDS."""
+        from coverage.numbits import numbits_to_nums
+
+        rows = self._data.execute(
+            "select context.context, line_bits.numbits from line_bits join file on file.id = line_bits.file_id "
+            "join context on context.id = line_bits.context_id where file.path like ?",
+            (f"%/{mutant.path}",),
+        ).fetchall()
+        names = {name.partition("|")[0]: set(numbits_to_nums(bits)) for name, bits in rows if name}
+        lines = {mutant.line, _statement(mutant.path, mutant.line)}
+        running = [name for name, its in names.items() if its & lines] or list(names)
+        room, stem = Path(mutant.path).parent.name, Path(mutant.path).stem
+
+        def distance(name: str) -> tuple[bool, bool, float]:
+            return stem not in name, f"tests/{room}/" not in name, self.seconds.get(name, 1.0)
+
+        chosen: list[str] = []
+        left = SECONDS
+        for name in sorted(running, key=distance):
+            if chosen and (left := left - self.seconds.get(name, 1.0)) < 0:
+                break
+            chosen.append(name)
+        return chosen
+
+
+def _statement(path: str, line: int) -> int:
+    """The first line of the innermost statement that holds a line: coverage counts statements."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    holding = [
+        node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)
+    ]
+    return max((node.lineno for node in holding), default=line)
+
+
+def make_map() -> None:
+    """Run the quick tests once, with the test as coverage's context."""
+    MAP.mkdir(parents=True, exist_ok=True)
+    report = MAP / "durations.xml"
+    configuration = MAP / "coveragerc"
+    configuration.write_text(f"[run]\nsource = {SOURCE}\ndata_file = {MAP / 'coverage'}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-n", "2", "--ignore=tests/parity"]
+    command += [f"--cov={SOURCE}", "--cov-context=test", f"--cov-config={configuration}", "--cov-report="]
+    subprocess.run(
+        [*command, f"--junit-xml={report}"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    import xml.etree.ElementTree as ElementTree  # of a file that pytest has just written here
+
+    seconds = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        file = case.attrib["classname"].replace(".", "/")
+        seconds[f"{file}.py::{case.attrib['name']}"] = float(case.attrib["time"])
+    (MAP / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
 class Copy:
@@ -140,37 +196,28 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("src", "tests", "benchmarks", "examples"):
+        for name in ("src", "tests", "benchmarks", "examples", "docs", "scripts"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(ROOT / "pyproject.toml", folder)
+        for name in ("pyproject.toml", "README.md", "AGENTS.md", "CHANGELOG.md", "Makefile"):
+            shutil.copy2(ROOT / name, folder)
         # Byte code is told apart by size and second: a mutant of the same length could meet its predecessor's.
         changed = {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **changed}
-        self.seconds: dict[tuple[str, ...], float] = {}
-
-    def check(self, tests: tuple[str, ...]) -> None:
-        """The tests pass without a mutant and use the copy; remembers how long they took."""
         command = [sys.executable, "-c", "import equipoise; print(equipoise.__file__)"]
-        found = subprocess.check_output(command, cwd=self.folder, env=self.environment, text=True).strip()
-        if not Path(found).is_relative_to(self.folder):
-            sys.exit(f"The tests would import {found} instead of the copy in {self.folder}.")
-        begun = time.monotonic()
-        failed = self.test(tests, limit=600)
-        if failed:
-            sys.exit(f"Fails without a mutant: {failed}")
-        self.seconds[tests] = time.monotonic() - begun
+        found = subprocess.check_output(command, cwd=folder, env=self.environment, text=True).strip()
+        if not Path(found).is_relative_to(folder):
+            sys.exit(f"The tests would import {found} instead of the copy in {folder}.")
 
-    def try_out(self, mutant: Mutant, tests: tuple[str, ...]) -> str:
+    def try_out(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
         """What noticed the mutant, "" when nothing did."""
-        original = ROOT / mutant.path
         target = self.folder / mutant.path
         target.write_text(mutant.code, encoding="utf-8")
         try:
-            return self.test(tests, limit=5 * self.seconds[tests] + 30)
+            return self.test(tests, limit=5 * seconds + 60)
         finally:
-            shutil.copy2(original, target)
+            shutil.copy2(ROOT / mutant.path, target)
 
-    def test(self, tests: tuple[str, ...], limit: float) -> str:
+    def test(self, tests: list[str], limit: float) -> str:
         """The first failure, "" when all pass."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
         with (self.folder / "output.txt").open("w+", encoding="utf-8") as output:
@@ -196,7 +243,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
     parser.add_argument("--only", default="", help="numbers of the draw to try, as in 7,19 (all)")
     parser.add_argument("--list", action="store_true", help="show the draw and try nothing")
+    parser.add_argument("--map", action="store_true", help="run the quick tests once and note which runs which line")
     arguments = parser.parse_args()
+    if arguments.map:
+        make_map()
+        return 0
     numbered = dict(enumerate(draw(arguments.number, arguments.seed), start=1))
     if arguments.only:
         numbered = {number: numbered[number] for number in map(int, arguments.only.split(","))}
@@ -204,15 +255,17 @@ def main() -> int:
         for number, mutant in numbered.items():
             print(f"[{number}] {mutant.operator}\n{mutant.difference()}")
         return 0
-    tests_of = {path: tests for files in SAMPLED.values() for path, tests in files.items()}
+    running = Running()
     survivors: list[int] = []
     with tempfile.TemporaryDirectory(prefix="equipoise-mutants-") as folder:
         copy = Copy(Path(folder))
-        for tests in dict.fromkeys(tests_of[mutant.path] for mutant in numbered.values()):
-            copy.check(tests)
         for number, mutant in numbered.items():
-            caught_by = copy.try_out(mutant, tests_of[mutant.path])
-            fate = f"caught by {caught_by}" if caught_by else "SURVIVED"
+            tests = running.of(mutant)
+            seconds = sum(running.seconds.get(name, 1.0) for name in tests)
+            caught_by = copy.try_out(mutant, tests, seconds) if tests else ""
+            fate = (
+                f"caught by {caught_by}" if caught_by else "SURVIVED" if tests else "SURVIVED: no test runs this file"
+            )
             print(f"[{number}] {mutant.path}:{mutant.line} {mutant.operator}: {fate}", flush=True)
             survivors += [] if caught_by else [number]
     for number in survivors:
