@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -170,7 +171,13 @@ def test_nothing_else_is_ever_set_aside(reason, tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-ROW = {"name": 'zwölf \u2028 \\ "quoted"', "value": 0.1, "of": None, "at": {"step": 3}, "listed": [1, -2.5e-300]}
+ROW = {
+    "name": 'zwölf \u2028 \\ "quoted"',
+    "value": 0.1,
+    "of": None,
+    "at": {"step": 3},
+    "listed": [1, -2.5e-300, math.inf],
+}
 
 
 def test_a_sealed_line_is_json_and_comes_back_as_it_was():
@@ -203,9 +210,9 @@ def test_no_flipped_bit_of_a_sealed_line_makes_another_row(indent):
             unseal(line[:cut])
 
 
-@pytest.mark.parametrize("row", [{"seal": "x"}, {}, {"value": float("nan")}])
+@pytest.mark.parametrize("row", [{"seal": "x"}, {}])
 def test_what_cannot_be_sealed_is_refused(row):
-    with pytest.raises(ValueError, match=r"seal|JSON"):
+    with pytest.raises(ValueError, match="seal"):
         seal(row)
 
 

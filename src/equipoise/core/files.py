@@ -212,15 +212,15 @@ _LONGEST_END = 64
 def seal(row: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     """A JSON object, on one line unless indented, that ends with a digest of itself: no altered one is read as another.
 
-    Raises ValueError for what JSON cannot hold (nan) and for a row that is empty or has a "seal" already.
+    nan and infinities are written as Python reads them. Raises ValueError for a row that is empty or has a "seal" already.
     """
     if SEAL in row or not row:
         raise ValueError(f"a row to seal has other fields than {SEAL!r}, at least one")
-    text = json.dumps({**row, SEAL: "?"}, ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+    text = json.dumps({**row, SEAL: "?"}, ensure_ascii=False, indent=indent) + "\n"
     try:
         data = text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which a model can write as an escape, is no UTF-8
-        data = json.dumps({**row, SEAL: "?"}, allow_nan=False, indent=indent).encode() + b"\n"
+        data = json.dumps({**row, SEAL: "?"}, indent=indent).encode() + b"\n"
     place = data.rindex(b'"?"') + 1
     return data[:place] + _digest_of(data[: data.rindex(b",")]) + data[place + 1 :]
 
