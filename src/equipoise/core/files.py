@@ -205,24 +205,25 @@ def set_aside(
 
 
 SEAL = "seal"
-_END = re.compile(rb'(\s*,\s*"seal": )"([0-9a-f]{16})"\s*\}$')
+_END = re.compile(rb'\s*,?\s*"seal": "([0-9a-f]{16})"\s*\}$')
 _LONGEST_END = 64
 
 
 def seal(row: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     """A JSON object, on one line unless indented, that ends with a digest of itself: no altered one is read as another.
 
-    nan and infinities are written as Python reads them. Raises ValueError for a row that is empty or has a "seal" already.
+    nan and infinities are written as Python reads them. Raises ValueError for a row that has a "seal" already.
     """
-    if SEAL in row or not row:
-        raise ValueError(f"a row to seal has other fields than {SEAL!r}, at least one")
+    if SEAL in row:
+        raise ValueError(f"a row to seal has no field {SEAL!r}")
     text = json.dumps({**row, SEAL: "?"}, ensure_ascii=False, indent=indent) + "\n"
     try:
         data = text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which a model can write as an escape, is no UTF-8
         data = json.dumps({**row, SEAL: "?"}, indent=indent).encode() + b"\n"
     place = data.rindex(b'"?"') + 1
-    return data[:place] + _digest_of(data[: data.rindex(b",")]) + data[place + 1 :]
+    content = data[: data.rindex(b'"seal"')].rstrip().removesuffix(b",")
+    return data[:place] + _digest_of(content) + data[place + 1 :]
 
 
 def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
@@ -233,7 +234,7 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
     data = data.rstrip()
     start = max(0, len(data) - _LONGEST_END)
     end = _END.search(data, start)
-    sealed = end is not None and end[2] == _digest_of(data[: end.start()])
+    sealed = end is not None and end[1] == _digest_of(data[: end.start()])
     try:
         row = json.loads(data)
     except RecursionError:
