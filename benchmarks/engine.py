@@ -79,27 +79,26 @@ def optuna(folder: Path, runs: int) -> float:
 
 def read(folder: Path, runs: int) -> dict[str, float]:
     """Seconds for listing and judging a folder with so many runs, made by copying one."""
-    import json
     import shutil
 
     from equipoise.study import registry
     from equipoise.study.judging import judge
     from equipoise.study.results import load
+    from equipoise.study.store import identify, read_json, write_json
 
     source = folder / "empty_bare_2.py"
     declaration = registry.load(str(source))
     wide = folder / "wide"
     shutil.copytree(folder / "empty_bare_2", wide, ignore=shutil.ignore_patterns("cache"))
-    made = sorted((wide / "runs").iterdir())
-    seeds, known = runs // 10, len(made) // 10
-    for folder_of_run in made:
-        config = json.loads((folder_of_run / "config.json").read_text())
+    sources = sorted((wide / "runs").iterdir())
+    seeds, known = runs // 10, len(sources) // 10
+    for folder_of_run in sources:
+        made = read_json(folder_of_run / "config.json")
         for copy in range(1, -(-seeds // known)):
-            seed = config["seed"] + copy * known
-            name = folder_of_run.name.replace(f"-seed{config['seed']}-", f"-seed{seed}-")
-            clone = wide / "runs" / name
-            shutil.copytree(folder_of_run, clone)
-            (clone / "config.json").write_text(json.dumps({**config, "seed": seed, "folder": name}))
+            config = {**made, "seed": made["seed"] + copy * known}
+            key, config["fingerprint"] = identify(config)
+            clone = shutil.copytree(folder_of_run, wide / "runs" / key)
+            write_json(clone / "config.json", config)
     study = declaration.build()
     seconds = {}
     for name in ("listed first", "listed from the cache"):

@@ -25,6 +25,7 @@ from equipoise.study import Arm, Claim, Outcome, Study, better, matched, not_wor
 from equipoise.study.judging import judge
 from equipoise.study.report import render
 from equipoise.study.results import load
+from equipoise.study.store import identify, write_json
 
 T = TypeVar("T")
 QUESTIONS = 400
@@ -71,9 +72,7 @@ def write(study: Study, folder: Path, rows: int) -> int:
     draw = np.random.default_rng(0)
     for arm in study.arms:
         for seed in range(study.seeds):
-            write_run(
-                folder / "runs" / f"{arm.name}-0-seed{seed}-{0:012x}", study, arm, seed, measured(arm, steps, draw)
-            )
+            write_run(folder / "runs", study, arm, seed, measured(arm, steps, draw))
     return steps * len(ARMS) * study.seeds * len(OUTCOMES) * len(SPLITS)
 
 
@@ -98,7 +97,12 @@ def measured(arm: Arm, steps: int, draw: np.random.Generator) -> str:
     return "\n".join(line for step in zip(*lines, strict=True) for line in step) + "\n"
 
 
-def write_run(folder: Path, study: Study, arm: Arm, seed: int, lines: str) -> None:
+def write_run(home: Path, study: Study, arm: Arm, seed: int, lines: str) -> None:
+    config: dict[str, Any] = {"study": study.name, "arm": arm.name, "settings": arm.points()[0], "seed": seed}
+    config |= {"role": "test", "options": study.options, "threads": 1, "kind": arm.kind, "point": 0}
+    config |= {"reference": "million", "code": "0" * 64, "versions": {}}
+    key, config["fingerprint"] = identify(config)
+    folder = home / key
     folder.mkdir(parents=True)
     cost = {"build": {"optimizer_steps": lines.count("\n") // 6, "seconds": 10.0 + seed}}
     contents = {
@@ -107,11 +111,8 @@ def write_run(folder: Path, study: Study, arm: Arm, seed: int, lines: str) -> No
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    parts = {"study": study.name, "arm": arm.name, "settings": arm.points()[0], "seed": seed, "role": "test"}
     files = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
-    config: dict[str, Any] = {**parts, "options": study.options, "threads": 1, "kind": arm.kind, "point": 0}
-    config |= {"reference": "million", "code": "0" * 64, "versions": {}, "fingerprint": "0" * 64, "files": files}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", {**config, "files": files})
 
 
 def timed(what: str, call: Callable[[], T], repeats: int) -> tuple[T, NDArray[np.float64]]:

@@ -1,9 +1,11 @@
 """A study without torch for tests of the engine: random walks that take steps, checkpoint, and can be made to misbehave."""
 
+import hashlib
 from pathlib import Path
 
 from equipoise.study import registry
 from equipoise.study.declare import Declaration
+from equipoise.study.store import identify, read_json, write_json
 
 SOURCE = '''
 import os, time
@@ -66,3 +68,15 @@ def stored(out: Path) -> dict[str, bytes]:
     """Measurements of every complete run as bytes, by arm, grid point and seed."""
     found = sorted(path for path in out.glob("runs/*/measurements.jsonl") if path.parent.suffix != ".partial")
     return {path.parent.name.rpartition("-")[0]: path.read_bytes() for path in found}
+
+
+def restate(folder: Path, files: dict[str, bytes] | None = None, **changes) -> Path:
+    """Make a complete run the one that this configuration and these files describe, as another machine would have stored
+    it; returns where it is now."""
+    config = {**read_json(folder / "config.json"), **changes}
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
+        config["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    key, config["fingerprint"] = identify(config)
+    write_json(folder / "config.json", config)
+    return folder.rename(folder.with_name(key))

@@ -2,7 +2,8 @@
 
 "500*2 q7" is answered twice with HTTP 500 and then with "answer to 500*2 q7". Words: 429, after (429 with Retry-After),
 any other status, garbage (half of a JSON text), invalid (JSON without choices), nothing (the connection is closed), hang,
-empty, filter, long (cut at max_tokens), schema (HTTP 400 while a response format is asked for), ok, say (what follows is
+empty, filter, long (cut at max_tokens), echo (the answer
+holds the key that was sent), untold (no token counts), schema (HTTP 400 while a response format is asked for), ok, say (what follows is
 the answer; a repair question is answered by what follows "then" in it).
 """
 
@@ -118,13 +119,24 @@ class FaultyServer:
             self._say(handler, question, "")
         elif fault == "long":
             self._say(handler, question, "the beginning", finish="length")
+        elif fault == "echo":
+            self._say(handler, question, f"you sent {handler.headers['Authorization']} to {question}")
+        elif fault == "untold":
+            self._say(handler, question, "here", usage=None)
         elif fault == "filter":
             self._say(handler, question, "", finish="content_filter")
         elif re.fullmatch(r"\d+", fault):
             key = handler.headers["Authorization"]
             self._send(handler, int(fault), json.dumps({"error": {"message": f"no: {key} http://u:pw@h/?key=abc"}}))
 
-    def _say(self, handler: BaseHTTPRequestHandler, question: str, text: str, finish: str = "stop") -> None:
+    def _say(
+        self,
+        handler: BaseHTTPRequestHandler,
+        question: str,
+        text: str,
+        finish: str = "stop",
+        usage: dict[str, Any] | None = USAGE,
+    ) -> None:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": finish}
         reply = {
@@ -133,7 +145,7 @@ class FaultyServer:
             "created": 1,
             "model": "m",
             "choices": [choice],
-            "usage": USAGE,
+            "usage": usage,
         }
         self._send(handler, 200, json.dumps(reply))
         with self._lock:

@@ -43,6 +43,10 @@ def request(text, temperature=0.0):
     return Request((Message("user", text),), Settings(temperature), 8)
 
 
+def threads_of(engine):
+    return [thread for thread in threading.enumerate() if thread.name == f"equipoise {engine.name}"]
+
+
 async def started(engine):
     assert await asyncio.to_thread(engine.started.acquire, timeout=10)
 
@@ -160,15 +164,14 @@ def test_cancelling_one_spares_the_others():
 
 
 def test_several_loops_and_no_thread_left():
-    before = threading.active_count()
     batcher = Batcher(Teller(), 4)
     for text in ("a", "b"):
         with asyncio.Runner() as runner:
             assert runner.run(batcher.ask(request(text))).text == f"teller {text} 0.0"
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while threads_of(batcher.engine) and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert threading.active_count() == before  # also without close
+    assert not threads_of(batcher.engine)  # also without close
 
 
 def test_closing_answers_everybody():
@@ -187,7 +190,7 @@ def test_closing_answers_everybody():
     assert [str(error) for error in asyncio.run(closed())] == ["teller was closed before it answered."] * 3
     assert engine.closed and engine.batches == [["a"]]
     batcher.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("equipoise")]
+    assert not threads_of(engine)
 
 
 def test_workers_run_side_by_side():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from equipoise.chat import client
 from equipoise.chat.account import Account, Budget
 from equipoise.chat.calls import Call
 from equipoise.chat.client import Chat, resolve
@@ -242,6 +243,40 @@ def test_the_provider_in_a_shipped_record_is_never_asked(tmp_path):
         assert chat.ask([call("a")])[0].text == "said a"
         with pytest.raises(BadInput, match=r"with a \.jsonl file as the record"):
             chat.ask([call("b")])
+
+
+def test_waits_double_from_the_first_to_a_minute_and_the_provider_s_own_go_first(tmp_path):
+    from types import SimpleNamespace
+
+    def waited(attempt: int, asked: float | None) -> float:
+        error = ConnectionError("gone")
+        error.retry_after = asked
+        return wait(SimpleNamespace(attempt_number=attempt, outcome=SimpleNamespace(exception=lambda: error)))
+
+    with Record(tmp_path / "r.jsonl") as record, chatting(record, Mock(), retry_wait=3.0) as chat:
+        model = chat._open()
+        vars(model.api)["should_retry"] = lambda error: error
+        client._govern(model, 3.0, local=False)
+        wait = model.api.retry_wait()
+        for attempt, seconds in ((1, 3), (2, 6), (3, 12), (5, 48), (6, 60), (40, 60)):
+            assert seconds <= waited(attempt, None) <= 1.25 * seconds
+        for asked, seconds in ((0.5, 0.5), (90, 90), (7200, 600)):
+            assert seconds <= waited(4, asked) <= 1.25 * seconds
+
+
+def test_chats_leave_one_thread_behind_however_many_there_were(tmp_path):
+    """Inspect's limits belong to the loop in which they were first used, so the process keeps one, on a daemon thread."""
+    with Record(tmp_path / "r.jsonl") as record:
+        with chatting(record, Mock()) as chat:
+            chat.ask([call("first")])
+        before = set(threading.enumerate())
+        for number in range(5):
+            with chatting(record, Mock()) as chat:
+                chat.ask([call(f"{number}-{other}") for other in range(8)])
+    assert set(threading.enumerate()) == before
+    loops = [thread for thread in before if thread.name == "equipoise-chat"]
+    assert len(loops) == 1
+    assert loops[0].daemon
 
 
 def test_a_record_that_cannot_be_written_stops_the_ask(tmp_path):

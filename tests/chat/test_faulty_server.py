@@ -74,6 +74,23 @@ def test_every_fault_is_retried_counted_and_never_stored_as_an_answer(tmp_path):
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
+def test_a_key_that_the_server_echoes_is_neither_stored_nor_returned(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOTHER_API_KEY", "0ther-0ther-0ther")
+    calls = [call("echo q"), call("ok 0ther-0ther-0ther"), call("echo none", schema=Verdict)]
+    with FaultyServer() as server:
+        replies, _ = ask(server, tmp_path / "r.jsonl", calls)
+        assert replies[0].text == "you sent Bearer [key] to echo q"
+        assert replies[1].text == "answer to ok [key]"
+        assert KEY in str(server.bodies) or "0ther-0ther-0ther" in str(server.bodies)  # what is asked stays as it was
+        again, _ = ask(server, tmp_path / "r.jsonl", calls)
+        assert again == replies
+    stored = (tmp_path / "r.jsonl").read_bytes()
+    assert b"you sent Bearer [key]" in stored
+    assert KEY.encode() not in stored
+    assert b"0ther-0ther" not in stored
+    assert KEY not in repr(replies)
+
+
 def test_a_provider_that_names_a_time_is_waited_for(tmp_path):
     with FaultyServer() as server:
         started = time.monotonic()
@@ -166,6 +183,48 @@ def test_a_budget_of_calls_is_exact_and_goes_on(tmp_path):
         assert len(server.asked) == 10 and all(reply.status == "answered" for reply in replies)
         assert account.total().calls == 10
         ask(server, path, calls, budget=Budget(calls=0))  # the record has all: nothing is asked
+
+
+def test_a_budget_of_tokens_stops_all_connections_and_what_was_in_flight_is_stored(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with FaultyServer(delay=0.01) as server:
+        with pytest.raises(BudgetReached, match="tokens=26 is reached"):
+            ask(server, path, [call(f"ok {i}") for i in range(50)], budget=Budget(tokens=26), max_connections=3)
+        assert 2 <= len(server.asked) <= 2 + 3  # 13 tokens each; those in flight are finished
+        with Record(path) as record:
+            assert len(record) == len(server.asked)
+
+
+def test_a_budget_that_cannot_be_kept_stops_too(tmp_path):
+    with FaultyServer(delay=0.01) as server:
+        with pytest.raises(BadInput, match="tells no token counts"):
+            ask(server, tmp_path / "r.jsonl", [call(f"untold {i}") for i in range(50)], budget=Budget(tokens=1000))
+        assert 1 <= len(server.asked) <= 1 + 4
+        with Record(tmp_path / "r.jsonl") as record:
+            assert len(record) == len(server.asked)
+
+
+def test_the_caller_sees_what_is_done_while_it_is_done(tmp_path, monkeypatch):
+    """A sign of life comes while calls are out, and each count of what is there."""
+    seen = []
+    update = client.Bar.update
+    monkeypatch.setattr(
+        client.Bar, "update", lambda bar, done, **beside: (seen.append((done, beside)), update(bar, done, **beside))
+    )
+    with FaultyServer(delay=0.25) as server:
+        ask(
+            server, tmp_path / "r.jsonl", [call("400 q"), call("503 q"), call("ok q")], max_connections=1, max_retries=0
+        )
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert len(seen) >= 2
+    assert seen[-1] == (3, {"failed": 1})
+
+
+def test_a_failed_call_is_sent_again_exactly_so_often(tmp_path):
+    for retries in (0, 1, 3):
+        with FaultyServer() as server:
+            replies, account = ask(server, tmp_path / f"{retries}.jsonl", [call("500 q")], max_retries=retries)
+            assert (len(server.asked), replies[0].status, account.total().retries) == (1 + retries, "failed", retries)
 
 
 class Verdict(BaseModel):

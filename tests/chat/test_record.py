@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -11,9 +12,9 @@ from dataclasses import replace
 import pytest
 
 from equipoise.chat.calls import Call
-from equipoise.chat.record import Entry, Record, Usage
+from equipoise.chat.record import HEADER, Entry, Record, Usage
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import Files
+from equipoise.core.files import Files, seal, unseal
 from equipoise.data.records import Message
 
 CALL = Call((Message("user", "a question of some length"),), phase="judge")
@@ -42,7 +43,10 @@ def test_what_is_added_is_found_again_and_readable_as_json_lines(tmp_path):
         assert record.found("odd") == odd and record.found("lost") is None and record.found("else") is None
         assert len(record) == 1 and len(record.entries) == 2 and record.attempt == 2
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert rows[0] == {"format": "equipoise chat record", "version": 1}
+    assert {name: rows[0][name] for name in rows[0] if name != "seal"} == {
+        "format": "equipoise chat record",
+        "version": 1,
+    }
     assert rows[1]["messages"] == [{"role": "user", "content": "a question of some length"}]
     assert rows[1]["settings"] == {"max_tokens": 1024, "temperature": 0.0, "sample": 0, "schema": None}
 
@@ -55,7 +59,7 @@ def test_every_place_at_which_a_write_can_tear(tmp_path):
     for size in sorted(near):
         torn.write_bytes(whole[:size])
         with Record(torn) as record:
-            kept = sum(end <= size for end in ends)
+            kept = sum(end - 1 <= size for end in ends)  # a line that lacks its newline alone is whole
             assert len(record) == max(kept - 1, 0)
             record.add(entry("new"), CALL)
         with Record(torn) as record:
@@ -63,14 +67,121 @@ def test_every_place_at_which_a_write_can_tear(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x01\n", b"[1]\n", b'{"key": "k"}\n', b"[" * 100_000 + b"\n"])
-def test_a_damaged_line_is_named(tmp_path, damage):
+def test_a_damaged_line_is_named_and_set_aside_and_all_others_stay(tmp_path, capsys, damage):
     path = filled(tmp_path / "r.jsonl")
-    lines = path.read_bytes().splitlines(keepends=True)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
-    with pytest.raises(BadInput, match=r"r\.jsonl:3: the line is damaged"):
-        Record(path)
-    path.write_bytes(b"".join(lines))
-    Record(path).close()  # the refusal let go of the lock
+    with Record(path, read_only=True) as record:
+        assert record.notes == [f"{path}:3: 1 altered line left out; the other 3 answers stay."]
+    (tmp_path / "r.jsonl.damaged-1").write_text("of somebody")
+    with Record(path) as record:
+        assert [kept.key for kept in record.entries] == ["k0", "k1", "k2"]
+        (said,) = record.notes
+        assert (
+            f"{path}:3: 1 altered line set aside as r.jsonl.damaged-2; what was answered there is asked again" in said
+        )
+    assert said in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert (tmp_path / "r.jsonl.damaged-2").read_bytes() == damage
+    with Record(path) as record:
+        assert record.notes == []
+
+
+def test_no_flipped_bit_gives_another_answer_and_no_whole_one_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.core.files._sync", lambda path: None)
+    with Record(tmp_path / "whole.jsonl") as record:
+        for number in range(4):
+            record.add(entry(f"k{number}", f"yes, number {number} ü", attempt=record.attempt), CALL)
+        record.add(entry("lost", "", status="failed", reason="HTTP 500"), CALL)
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    with Record(tmp_path / "whole.jsonl") as record:
+        expected = {kept.key: kept for kept in record.entries}
+    chance = random.Random(5)
+    asked_again = 0
+    for number in range(200):
+        data = bytearray(whole)
+        place = chance.randrange(len(data))
+        data[place] ^= 1 << chance.randrange(8)
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(data)
+        with Record(path) as record:
+            assert all(expected[kept.key] == kept for kept in record.entries)
+            # A newline within joins two lines, and both are gone; all other lines are there.
+            assert len(record.entries) >= len(expected) - (2 if whole[place] == ord("\n") else 1)
+            assert record.notes or record.entries == list(expected.values())
+            asked_again += len(expected) - len(record.entries)
+        with Record(path) as record:  # mended for good
+            assert not record.notes
+    assert 140 < asked_again < 210
+
+
+def test_a_last_line_that_only_lost_its_newline_is_whole(tmp_path):
+    path = filled(tmp_path / "r.jsonl")
+    whole = path.read_bytes()
+    for end in (b"", b"*", b"\x0b"):
+        path.write_bytes(whole[:-1] + end)
+        with Record(path) as record:
+            assert [kept.key for kept in record.entries] == ["k0", "k1", "k2"]
+            assert record.notes == []
+        assert path.read_bytes() == whole
+
+
+def test_a_record_of_an_earlier_version_is_read_and_it_is_said(tmp_path, capsys):
+    path = filled(tmp_path / "r.jsonl")
+    rows = [{name: value for name, value in json.loads(line).items() if name != "seal"} for line in path.open()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        with Record(path) as record:
+            assert [kept.key for kept in record.entries][:3] == ["k0", "k1", "k2"]
+            assert "holds 3 calls of an earlier version, without digests" in record.notes[0]
+            record.add(entry("new"), CALL)
+        assert "without digests" in capsys.readouterr().err
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [b'"seal"' in line for line in lines] == [False] * 4 + [True] * 2
+    path.write_bytes(b"".join([*lines[:5], lines[1], *lines[5:]]))  # after a sealed line, none without a seal
+    with Record(path) as record:
+        assert "r.jsonl:6: 1 altered line set aside" in record.notes[0]
+    assert path.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [b"my notes", b"my notes\nmore", b"", b"{", b'{"format": "x"', b'{"prompt": "a"}\n', b"\xff\x00\n" * 9],
+    ids=["text", "lines", "empty", "brace", "other", "rows", "binary"],
+)
+def test_a_file_that_is_no_record_is_refused_and_stays_as_it_is(tmp_path, notes):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(notes)
+    if notes and not seal(HEADER).startswith(notes):
+        with pytest.raises(BadInput, match=r"notes\.txt is no record of calls"):
+            Record(path)
+    else:
+        Record(path).close()  # nothing yet, or the first bytes of a record
+    if notes != b"{":
+        assert path.read_bytes() == notes
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_pipe_is_refused_instead_of_read(tmp_path):
+    os.mkfifo(tmp_path / "calls.jsonl")
+    for read_only in (True, False):
+        with pytest.raises(BadInput, match="is a pipe"):
+            Record(tmp_path / "calls.jsonl", read_only=read_only)
+
+
+def test_somebody_s_file_with_the_name_of_the_lock_stays(tmp_path):
+    (tmp_path / ".r.jsonl.lock").write_text("mine")
+    filled(tmp_path / "r.jsonl")
+    assert (tmp_path / ".r.jsonl.lock").read_text() == "mine"
+
+
+def test_no_secret_is_stored_with_a_question(tmp_path):
+    asked = Call((Message("user", "my key is s3cret-s3cret"),), phase="judge")
+    with Record(tmp_path / "r.jsonl") as record:
+        record.add(entry("a"), asked, secrets=["s3cret-s3cret"])
+    assert b"my key is [key]" in (tmp_path / "r.jsonl").read_bytes()
+    assert b"s3cret" not in (tmp_path / "r.jsonl").read_bytes()
 
 
 def test_other_files_are_refused(tmp_path):
@@ -148,9 +259,9 @@ def test_every_line_is_synced_before_add_returns(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_calls_load_fast(tmp_path):
     path = filled(tmp_path / "r.jsonl", 1)
-    lines = path.read_text().splitlines()
-    row = json.loads(lines[1]) | {"messages": [{"role": "user", "content": "word " * 400}]}
-    path.write_text("\n".join([lines[0], *(json.dumps(row | {"key": f"{i}"}) for i in range(10_000)), ""]))
+    header, line = path.read_bytes().splitlines(keepends=True)
+    row = unseal(line)[0] | {"messages": [{"role": "user", "content": "word " * 400}]}
+    path.write_bytes(b"".join([header, *(seal(row | {"key": f"{i}"}) for i in range(10_000))]))
     started = time.perf_counter()
     with Record(path) as record:
         assert len(record) == 10_000

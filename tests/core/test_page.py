@@ -173,3 +173,12 @@ def test_a_job_page_ends_with_its_command(tmp_path: Path) -> None:
     path = page.write_page(tmp_path / "report.html", source)
     assert path.read_text(encoding="utf-8") == source
     assert source.index("Before and after") < source.index("equipoise unlearn --out &#39;a b&#39;")
+
+
+def test_no_text_of_others_can_reorder_or_hide_what_is_read():
+    name = "user\u202egnp.exe"
+    html = page.page(name, "lead", [page.Table("t", (page.Column("c"),), ((name,),)), page.Text("a\x1b[2J\u200bb")])
+    assert "\u202e" not in html
+    assert html.count(r"user\u202egnp.exe") == 3  # the title twice, the cell
+    assert r"a\u001b[2J\u200bb" in html
+    assert "&lt;b&gt;" in page.page("<b>", "", [])

@@ -40,3 +40,20 @@ def test_every_advance_is_a_sign_of_life():
         progress.beat()
     progress.beat()
     assert len(beats) == 4  # the start, two advances, one beat; none after the watch
+
+
+def test_what_others_wrote_steers_neither_lines_nor_bars(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    for terminal in (False, True):
+        clock[0] = 0.0
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        with progress.progress("Asking [/evil] \x1b[2J") as bar:
+            clock[0] += 60
+            bar.advance(1, newest="[red] \x9bm")
+            progress.note("told \x1b[1A")
+    told = capsys.readouterr().err
+    assert "Asking [/evil] \\u001b[2J: 1, 60 s  newest [red] \\u009bm" in told
+    assert told.count("told \\u001b[1A") == 2
+    assert "\x1b[2J" not in told
+    assert "\x9b" not in told

@@ -1,4 +1,5 @@
 import math
+import random
 import subprocess
 import sys
 
@@ -86,3 +87,50 @@ def test_states_without_tensors_need_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_no_flipped_bit_makes_another_state(tmp_path, kind):
+    array = np.arange(40, dtype=">f4").reshape(5, 8)
+    state = {
+        "step": 7,
+        "rate": 0.1,
+        "pair": (1, "zwei"),
+        "array": array,
+        "none": np.empty((0, 2)),
+        "one": np.array(True),
+    }
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        half = torch.arange(64).to(torch.bfloat16)
+        state |= {"half": half, "tied": half, "truth": torch.tensor([True, False]), "scalar": torch.tensor(2.5)}
+    path = tmp_path / "state.safetensors"
+    save_state(path, state)
+    whole = path.read_bytes()
+
+    def content():
+        return {name: each.tolist() if hasattr(each, "tolist") else each for name, each in load_state(path).items()}
+
+    expected = content()
+    chance = random.Random(7)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert content() == expected
+        except WorkFailed as error:
+            assert "state.safetensors" in str(error)
+            refused += 1
+    assert refused > 300
+
+
+def test_a_state_without_a_digest_is_still_read(tmp_path):
+    """As version 0.1 wrote it."""
+    from safetensors.numpy import save_file
+
+    save_file({"0": np.arange(3)}, tmp_path / "s", {"equipoise_state": '{"a": {"$array": "0"}, "b": 1}'})
+    back = load_state(tmp_path / "s")
+    assert back["a"].tolist() == [0, 1, 2]
+    assert back["b"] == 1

@@ -40,7 +40,7 @@ def test_run_prints_verdicts_and_last_the_report_and_resumes(mine, tmp_path, cap
     assert "0 to do, 6 stored" in error
     stored = json.loads((tmp_path / "out" / "study.json").read_text())
     assert stored["environment"]["command"] == f"equipoise study run {mine} --steps 3 --bad none"
-    assert study("report", tmp_path / "out", "--out", tmp_path / "elsewhere") == 0
+    assert study("report", tmp_path / "out", "--study", mine, "--out", tmp_path / "elsewhere") == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "elsewhere" / "report.html")
 
 

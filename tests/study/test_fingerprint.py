@@ -110,11 +110,10 @@ def test_files_beside_the_study_count(house, tmp_path):
 
 
 def test_every_part_counts_and_their_order_does_not(house):
-    code = house()
-    parts = {"arm": "a", "settings": {"rate": 1, "beta": 2}, "seed": 0, "threads": 1}
-    same = {"threads": 1, "seed": 0, "settings": {"beta": 2, "rate": 1}, "arm": "a"}
-    assert fingerprint(code, **parts) == fingerprint(code, **same)
-    assert len({fingerprint(code, **{**parts, key: 5}) for key in parts} | {fingerprint(code, **parts)}) == 5
+    parts = {"code": house().digest, "arm": "a", "settings": {"rate": 1, "beta": 2}, "seed": 0, "threads": 1}
+    same = {"code": house().digest, "threads": 1, "seed": 0, "settings": {"beta": 2, "rate": 1}, "arm": "a"}
+    assert fingerprint(**parts) == fingerprint(**same)
+    assert len({fingerprint(**{**parts, key: 5}) for key in parts} | {fingerprint(**parts)}) == 6
 
 
 def test_the_server_imports_what_is_reached(house):

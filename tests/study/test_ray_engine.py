@@ -22,7 +22,7 @@ from equipoise.study import ray_engine
 from equipoise.study.engine import engine_named
 from equipoise.study.execute import run_study
 from equipoise.study.ray_engine import FALSE_STARTS, LOSSES, RayEngine
-from equipoise.study.store import Task
+from equipoise.study.store import Task, read_json
 
 TESTS = str(Path(__file__).parent.parent)
 
@@ -190,7 +190,7 @@ def test_a_run_that_ends_its_workers_fails_at_the_stated_bound(monkeypatch, task
         "failed",
         "its worker was lost 4 times, last on node3: The worker process has died.",
     )
-    failure = json.loads((tmp_path / "runs" / f"{task.key}.partial" / "failure.json").read_text())
+    failure = read_json(tmp_path / "runs" / f"{task.key}.partial" / "failure.json")
     assert failure == {"state": "failed", "error": last.text}
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from engine_studies import walk
+from engine_studies import restate, walk
 from equipoise.core.errors import BadInput
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
@@ -96,10 +96,7 @@ def test_the_cache_is_used_and_forgotten_when_anything_changes(done, monkeypatch
 
 def test_runs_of_other_code_are_named_and_not_mixed(tmp_path, done, monkeypatch):
     folder = load([done.out], done.study).runs[0].folder
-    other = folder.with_name(folder.name[:-4] + "0000")
-    shutil.copytree(folder, other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "code": "0" * 64}))
+    other = restate(shutil.copytree(folder, folder.with_name("other")), code="0" * 64)
     results = load([done.out], done.study)
     assert len(results.runs) == 6 and other not in [run.folder for run in results.runs]
     assert [note for note in results.notes if "1 complete run of another version of the code" in note]
@@ -118,13 +115,8 @@ def test_other_options_are_left_out(tmp_path, done):
 def test_copies_that_differ_are_named(tmp_path, done):
     shutil.copytree(done.out, tmp_path / "copy")
     folder = tmp_path / "copy" / "runs" / load([done.out], done.study).runs[0].key
-    path = folder / "measurements.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"missing": 0', b'"missing": 1', 1))
-    config = json.loads((folder / "config.json").read_text())
-    import hashlib
-
-    config["files"]["measurements.jsonl"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "config.json").write_text(json.dumps(config))
+    lines = (folder / "measurements.jsonl").read_bytes()
+    restate(folder, {"measurements.jsonl": lines.replace(b'"missing": 0', b'"missing": 1', 1)})
     results = load([done.out, tmp_path / "copy"], done.study)
     assert len(results.runs) == 6
     assert any("measured twice with different values" in note for note in results.notes)

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from equipoise.core.files import Files, atomic_folder
-from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, canonical, damage, take, with_partial
+from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, canonical, damage, identify, take, with_partial
 
 
 def task_in(root, **changes) -> Task:
-    fields = {"key": "a-0-seed0-f", "role": "test", "reference": "none", "root": str(root), "options": {}, "seed": 0}
-    return Task(**{**fields, "fingerprint": "f" * 64, "config": {"study": "s", "seed": 0}, **changes})
+    config = {"study": "s", "arm": "a", "settings": {}, "seed": 0, "role": "test", "options": {}, "threads": 1}
+    config |= {"kind": "method", "point": 0, "code": "c" * 64, **changes}
+    key, digest = identify(config)
+    return Task(key, "test", "none", str(root), {}, 0, digest, "a", config={**config, "fingerprint": digest})
 
 
 STEPS = 5
@@ -232,8 +234,8 @@ def test_a_damaged_complete_run_is_named_set_aside_and_done_again(tmp_path, expe
         path.write_bytes(harm(path.read_bytes()))
     said = store.repair(task)
     assert said is not None and reason in said
-    aside = tmp_path / "out" / "set-aside" / f"{task.key}-1"
-    assert aside.is_dir() and reason in aside.with_suffix(".txt").read_text()
+    aside = tmp_path / "out" / "set-aside" / f"{task.key}.old-1"
+    assert aside.is_dir() and reason in aside.with_name(f"{aside.name}.txt").read_text()
     assert store.state(task) == "absent"
     work(store, task)
     assert store.repair(task) is None
@@ -246,8 +248,6 @@ def test_a_damaged_complete_run_is_named_set_aside_and_done_again(tmp_path, expe
         ("checkpoint.safetensors", lambda data: data[:-1]),
         ("measurements.jsonl", lambda data: data[:20]),
         ("measurements.jsonl", lambda data: b"{" + data[1:].replace(b"}", b"x", 1)),
-        ("cost.json", lambda data: b"{"),
-        ("config.json", lambda data: b""),
     ],
 )
 def test_a_damaged_unfinished_run_starts_anew_and_says_so(tmp_path, expected, name, harm):
@@ -258,8 +258,26 @@ def test_a_damaged_unfinished_run_starts_anew_and_says_so(tmp_path, expected, na
     path.write_bytes(harm(path.read_bytes()))
     notes = work(store, task)
     assert len(notes) == 1 and "is damaged" in notes[0] and "set-aside" in notes[0]
-    assert (tmp_path / "out" / "set-aside" / f"{task.key}.partial-1" / name).exists()
+    assert (tmp_path / "out" / "set-aside" / f"{task.key}.partial.old-1" / name).exists()
     assert str(outcome(store, task)) == expected
+
+
+@pytest.mark.parametrize("name", ["cost.json", "config.json"])
+def test_the_work_of_an_unfinished_run_is_kept_where_only_its_book_is_damaged(tmp_path, expected, name):
+    store, task = Store(tmp_path / "out"), task_in(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        work(store, task, die_after=3)
+    path = with_partial(store.folder(task)) / name
+    path.write_bytes(path.read_bytes().replace(b"1", b"7").replace(b'"s"', b'"t"'))
+    notes = work(store, task)
+    told = f"{task.key}.partial: cost.json was altered or is no JSON object; what was spent is counted from the last"
+    assert [note.partition(" checkpoint")[0] for note in notes] == ([told] if name == "cost.json" else [])
+    assert not (tmp_path / "out" / "set-aside").exists()
+    assert str(outcome(store, task)) == expected
+    cost = json.loads((store.folder(task) / "cost.json").read_text())
+    assert cost["attempts"] == 2
+    assert cost["work"] == {"build": {"optimizer_steps": STEPS}}
+    assert cost["spent"]["build"]["optimizer_steps"] == STEPS
 
 
 def test_a_torn_line_behind_the_checkpoint_is_no_damage(tmp_path, expected):
@@ -322,7 +340,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_files_are_readable_and_not_executable(tmp_path):
-    store, task = Store(tmp_path), task_in(tmp_path, config={"study": "größer"})
+    store, task = Store(tmp_path), task_in(tmp_path, study="größer")
     with pytest.raises(KeyboardInterrupt):
         work(store, task, die_after=2)
     folder = with_partial(store.folder(task))

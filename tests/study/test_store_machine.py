@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 
 from equipoise.core.files import Files
 from equipoise.study.declare import Arm, Outcome, Study
-from equipoise.study.fingerprint import code_of, fingerprint
+from equipoise.study.fingerprint import code_of
 from equipoise.study.results import load
 from equipoise.study.store import (
     ARTIFACTS,
@@ -44,6 +44,7 @@ from equipoise.study.store import (
     Attempt,
     Store,
     Task,
+    identify,
     take,
     with_partial,
 )
@@ -51,11 +52,7 @@ from equipoise.study.store import (
 PLACES = ("left", "right")
 OPTIONS = ({"steps": 2}, {"steps": 3})
 ARTIFACT = f"{ARTIFACTS}/model.bin"
-# What can happen to a complete run. config.json holds the digests and has none: altered, it is not noticed.
-HARMS = [
-    *((name, "altered") for name in (MEASUREMENTS, ITEMS_TABLE, COST)),
-    *itertools.product((CONFIG, MEASUREMENTS, ITEMS_TABLE, COST), ("cut", "gone")),
-]
+HARMS = list(itertools.product((CONFIG, MEASUREMENTS, ITEMS_TABLE, COST), ("altered", "cut", "gone")))
 NEVER = math.inf
 deaths = st.sampled_from([NEVER] * 15 + [*range(9)])  # operations on files that a process still does
 
@@ -309,7 +306,7 @@ class StoreMachine(RuleBasedStateMachine):
         place, spec = data.draw(st.sampled_from(self.abandoned()))
         known = self.unfinished[place][spec]
         folder = with_partial(self.folder(place, spec))
-        if (folder / name).exists() and (how != "altered" or name in (MEASUREMENTS, ITEMS)):  # only these have digests
+        if (folder / name).exists():
             noticed = self.noticed(folder, known, name, how)
             if how == "gone" and known.damaged == "yes":  # the damage may have been in this file
                 known.damaged = "maybe"
@@ -367,6 +364,7 @@ class StoreMachine(RuleBasedStateMachine):
         held = take(store, task)
         try:
             attempt, notes = held.__enter__()
+            notes = [each for each in notes if "what was spent is counted from the last checkpoint" not in each]
             self.opened(place, spec, held, attempt, notes)
             if attempt is not None and resume:
                 stored = attempt.resume()
@@ -507,10 +505,14 @@ class StoreMachine(RuleBasedStateMachine):
             listed = "files" in json.loads((folder / CONFIG).read_text())
         except (OSError, ValueError):
             listed = False
-        if listed and name == CONFIG and how == "gone":
+        if listed and name == CONFIG:
             return "maybe"  # it is no longer known to be finished; what it needs to go on may be gone
         if listed:
             return "no" if name in (ITEMS, CHECKPOINT) else "yes"
+        if name == CONFIG and how != "gone":  # its task writes it anew, unless the run may have been complete
+            return "no" if (folder / CHECKPOINT).exists() else "yes"
+        if name == COST:
+            return "no"  # the checkpoint knows what was spent
         if name in (MEASUREMENTS, ITEMS):
             return "no" if known.steps == {0} else "maybe" if 0 in known.steps else "yes"
         if how == "gone":  # as if the run had not come so far
@@ -564,18 +566,18 @@ class StoreMachine(RuleBasedStateMachine):
         study = self.study(spec.options, spec.code)
         assert study.source is not None
         code = code_of(study.source)
-        parts = {"study": study.name, "arm": "up", "settings": {}, "seed": spec.seed, "role": "test"}
-        parts |= {"options": study.options, "threads": 1}
-        digest = fingerprint(code, **parts)
+        config = {"study": study.name, "arm": "up", "settings": {}, "seed": spec.seed, "role": "test"}
+        config |= {"options": study.options, "threads": 1, "kind": "method", "point": 0, "code": code.digest}
+        key, digest = identify(config)
         return Task(
-            key=f"up-0-seed{spec.seed}-{digest[:12]}",
+            key=key,
             role="test",
             reference="none",
             root=str(self.root / place),
             options=study.options,
             seed=spec.seed,
             fingerprint=digest,
-            config={**parts, "kind": "method", "point": 0, "code": code.digest, "fingerprint": digest},
+            config={**config, "fingerprint": digest},
         )
 
 

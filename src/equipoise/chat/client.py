@@ -32,6 +32,7 @@ from equipoise.chat.templates import ROLES
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.progress import Bar, progress
+from equipoise.core.secrets import REDACTED, SECRET_NAME, known_secrets, redact
 from equipoise.language import catalog
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a mod
 TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
 TRANSPORT += ("batch_size", "custom_outputs")  # arguments that change how answers come, not which
 
-SECRET_NAME = re.compile(
-    r"(?:^|_)(?:keys?|token|secret|passw(?:or)?d|credentials?|auth(?:orization)?|headers?)(?:$|_)|apikey", re.IGNORECASE
-)
-_SECRETS = (
+_LIKE_SECRETS = (
     re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
     re.compile(r"(?i)\b(?:authorization|x-api-key|api[-_]?key)\b[\"']?\s*[:=]\s*\S+"),
     re.compile(r"\b(?:sk|pk|key|hf|gsk|xai)[-_][\w-]{8,}"),
@@ -271,7 +269,7 @@ class Chat:
             entry = await asyncio.create_task(self._generate(model, key, call))
         finally:
             self._in_flight -= 1
-        self.record.add(entry, call)
+        self.record.add(entry, call, secrets=self._secrets(model))
         self.account.book(entry)
         if entry.status != "failed":
             self._failed_in_row, self._answered = 0, True
@@ -310,6 +308,8 @@ class Chat:
                 answer = read
                 break
             empty += 1
+        secrets = self._secrets(model)  # a server can echo the headers that it was sent
+        answer = replace(answer, text=redact(answer.text, secrets))
         if call.schema is not None and answer.status in ("answered", "cut"):
             try:
                 parse(answer.text, call.schema)
@@ -323,8 +323,8 @@ class Chat:
             status=answer.status,
             text=answer.text,
             usage=spent,
-            stop=answer.stop,
-            reason=answer.reason and _clean(answer.reason, self._secrets(model)),
+            stop=redact(answer.stop, secrets),
+            reason=answer.reason and _clean(answer.reason, secrets),
             seconds=round(seconds, 4),
             retries=len(retried) + min(empty, 1),
             attempt=self.record.attempt,
@@ -367,10 +367,8 @@ class Chat:
                 raise
 
     def _secrets(self, model: Model) -> list[str]:
-        named = [str(value) for name, value in self._model_args.items() if SECRET_NAME.search(name)]
-        stored = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
-        keys = [getattr(model.api, name, None) for name in ("api_key", "initial_api_key")]
-        return [secret for secret in [*named, *stored, *keys] if isinstance(secret, str) and len(secret) > 5]
+        keys = {name: getattr(model.api, name, None) for name in ("api_key", "initial_api_key")}
+        return known_secrets({**self._model_args, **keys}, self._base_url)
 
     def _open(self) -> Model:
         if self._model is None:
@@ -525,7 +523,7 @@ def _open(
         said = re.sub(r"\[/?\w+\]", "", str(getattr(error, "message", error)))  # Inspect's sentences are in rich markup
         said = " ".join(said.split()).removeprefix("ERROR: ").rstrip(".")
         kind = MissingExtra if "pip install" in said else BadInput
-        raise kind(f"{address} cannot be used: {said}.") from error
+        raise kind(f"{address} cannot be used: {redact(said, known_secrets(model_args, base_url))}.") from error
     _govern(model, retry_wait, local=address.startswith(LOCAL))
     return model
 
@@ -581,10 +579,9 @@ def _reason(error: Exception) -> str:
 
 def _clean(text: str, secrets: list[str]) -> str:
     """One short line without keys, tokens, or addresses that carry them."""
-    for secret in secrets:
-        text = text.replace(secret, "[key]")
-    for pattern in _SECRETS:
-        text = pattern.sub("[key]", text)
+    text = redact(text, secrets)
+    for pattern in _LIKE_SECRETS:
+        text = pattern.sub(REDACTED, text)
     text = " ".join(text.split())
     return text if len(text) <= 240 else text[:239] + "…"
 

@@ -2,7 +2,9 @@
 
 JSON lines. The first line names the format; every further line is one call, on the disk before its answer is used. A
 call's key says what was asked (`equipoise.chat.client.key`), so an answered call is never asked again. Calls that failed
-are kept for the account and found by nobody. A line counts when it ends with a newline: what a kill left is cut off.
+are kept for the account and found by nobody. Every line ends with a digest of itself and counts when it is whole: what a
+kill left is cut off, an altered line is set aside and its call asked again, and all others stay. Lines of earlier versions
+have no digest; they are read, and it is said that nobody can tell whether one was altered.
 """
 
 from __future__ import annotations
@@ -10,18 +12,33 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from equipoise.chat.calls import Call, Status
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import FILES, Files, append_synced, lock
+from equipoise.core.files import (
+    FILES,
+    Files,
+    append_synced,
+    lock,
+    open_regular,
+    produce_atomic,
+    seal,
+    unseal,
+    write_atomic,
+)
+from equipoise.core.progress import note
+from equipoise.core.secrets import redact
 
 HEADER = {"format": "equipoise chat record", "version": 1}
+_OLD_HEADER = json.dumps(HEADER).encode() + b"\n"  # of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +82,15 @@ class Record:
     """A file of calls, held against other processes while it is open. Close it, or use it in a `with`.
 
     read_only: nothing is added or mended, and others may hold it; so is a path that ends in .gz, a shipped record.
+    notes: what was found wrong with it, also told on stderr.
     """
 
     def __init__(self, path: str | Path, *, read_only: bool = False, files: Files = FILES) -> None:
-        """Raises BadInput for a file that is no record, naming the line; WorkFailed when another process holds it."""
+        """Raises BadInput for a file that is no record, which stays as it is; WorkFailed when another process holds it."""
         self.path = Path(path)
         self.read_only = read_only or self.path.suffix == ".gz"
         self.entries: list[Entry] = []
+        self.notes: list[str] = []
         self._answers: dict[str, Entry] = {}
         self._files = files
         self._held = contextlib.ExitStack()
@@ -82,7 +101,7 @@ class Record:
         if not self.read_only:
             aside = self.path.with_name(f".{self.path.name}.lock")
             self._held.enter_context(lock(aside, waiting_for=f"another process that writes {self.path}"))
-            self._held.callback(aside.unlink, missing_ok=True)  # while it is still held: `lock` sees that
+            self._held.callback(_remove_empty, aside)  # while it is still held: `lock` sees that
         try:
             self._load()
         except BaseException:
@@ -108,15 +127,17 @@ class Record:
         """What was answered to the call with this key, None where it was not asked or failed."""
         return self._answers.get(key)
 
-    def add(self, entry: Entry, call: Call) -> None:
-        """Store an entry with what was asked; it is on the disk when this returns.
+    def add(self, entry: Entry, call: Call, *, secrets: Iterable[str] = ()) -> None:
+        """Store an entry with what was asked, without these secrets; it is on the disk when this returns.
 
         Raises BadInput for a record that is only read, WorkFailed when the file cannot be written.
         """
         if self.read_only:
             raise BadInput(f"{self.path} is only read; name a .jsonl file to record the calls.")
         asked = {
-            "messages": [{"role": message.role, "content": message.content} for message in call.messages],
+            "messages": [
+                {"role": message.role, "content": redact(message.content, secrets)} for message in call.messages
+            ],
             "settings": {
                 "max_tokens": call.max_tokens,
                 "temperature": call.temperature,
@@ -127,10 +148,10 @@ class Record:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             if not size:
-                append_synced(self.path, _line(HEADER), files=self._files)
+                append_synced(self.path, seal(HEADER), files=self._files)
                 self._files.sync_folder(self.path.parent)
                 size = self.path.stat().st_size
-            append_synced(self.path, _line(asdict(entry) | asked), files=self._files)
+            append_synced(self.path, seal(asdict(entry) | asked), files=self._files)
         except OSError as error:
             with contextlib.suppress(OSError):  # half a line would stand in front of the next one
                 self._files.truncate(self.path, size)
@@ -145,57 +166,118 @@ class Record:
     def _load(self) -> None:
         if not self.path.exists():
             return
-        good = 0
+        damaged: list[tuple[int, bytes]] = []
+        end, unsealed, all_sealed, mended = 0, 0, False, False
         for number, line in self._lines():
-            if not line.endswith(b"\n"):
-                if not self.read_only:
-                    self._files.truncate(self.path, good)
-                break
-            row = self._row(number, line)
-            if number == 1:
-                if row.get("format") != HEADER["format"]:
-                    raise BadInput(f"{self.path} is no record of calls; name another file.")
-                if row.get("version") != HEADER["version"]:
-                    raise BadInput(
-                        f"{self.path} is a record of version {row.get('version')!r}, this program reads version "
-                        f"{HEADER['version']}; update equipoise, or name another file."
-                    )
-            else:
-                self._keep(self._entry(number, row))
-            good += len(line)
+            whole = _ended(line)
+            if whole is None and (number > 1 or any(header.startswith(line) for header in (seal(HEADER), _OLD_HEADER))):
+                break  # a kill cut it before it counted
+            try:
+                row, sealed = unseal(whole or line)
+                if number == 1:
+                    self._check(row)
+                elif all_sealed and not sealed:
+                    raise ValueError("a line that lost its digest")
+                else:
+                    self._keep(_entry(row))
+                    unsealed += not sealed
+                all_sealed = all_sealed or sealed
+            except BadInput:
+                raise
+            except (ValueError, KeyError, TypeError):
+                damaged.append((number, line))
+            mended = mended or whole != line
+            end += len(whole or line)
+        if damaged and damaged[0][0] == 1 and not all_sealed:
+            raise BadInput(f"{self.path} is no record of calls; name another file.")
+        if damaged:
+            self._set_aside(damaged)
+        elif mended and not self.read_only:
+            self._write_without([])
+        elif not self.read_only and self.path.stat().st_size > end:
+            self._files.truncate(self.path, end)
+        if unsealed:
+            self.notes.append(
+                f"{self.path} holds {unsealed} calls of an earlier version, without digests: nobody can tell whether one of "
+                "them was altered."
+            )
+        for each in self.notes:
+            note(each)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        try:
-            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
-                yield from enumerate(file, start=1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadInput(f"{self.path}: not a whole gzip file ({error}); copy or download it again.") from None
+        packed = self.path.suffix == ".gz"
+        with open_regular(self.path) as file, gzip.open(file) if packed else contextlib.nullcontext(file) as lines:
+            try:
+                yield from enumerate(lines, start=1)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise BadInput(f"{self.path}: not a whole gzip file ({error}); copy or download it again.") from None
 
-    def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-            if isinstance(row, dict):
-                return row
-        except (ValueError, RecursionError):
-            pass
-        raise self._damaged(number)
+    def _check(self, header: dict[str, Any]) -> None:
+        if header.get("format") != HEADER["format"]:
+            raise BadInput(f"{self.path} is no record of calls; name another file.")
+        if header.get("version") != HEADER["version"]:
+            raise BadInput(
+                f"{self.path} is a record of version {header.get('version')!r}, this program reads version "
+                f"{HEADER['version']}; update equipoise, or name another file."
+            )
 
-    def _entry(self, number: int, row: dict[str, Any]) -> Entry:
-        try:
-            row["usage"] = None if row["usage"] is None else Usage(**row["usage"])
-            return Entry(*_values(row))
-        except (KeyError, TypeError):
-            raise self._damaged(number) from None
-
-    def _damaged(self, number: int) -> BadInput:
-        return BadInput(
-            f"{self.path}:{number}: the line is damaged; restore the file from a copy, or delete this line to ask the "
-            f"call again."
+    def _set_aside(self, damaged: list[tuple[int, bytes]]) -> None:
+        """Take altered lines out of the record into a file beside it, and say so."""
+        numbers = [number for number, _ in damaged]
+        what = f"{self.path}:{', '.join(map(str, numbers[:5]))}: {len(numbers)} altered " + (
+            "line" if len(numbers) == 1 else "lines"
+        )
+        if self.read_only:
+            self.notes.append(f"{what} left out; the other {len(self)} answers stay.")
+            return
+        count = 1
+        while os.path.lexists(aside := self.path.with_name(f"{self.path.name}.damaged-{count}")):
+            count += 1
+        write_atomic(aside, b"".join(line for _, line in damaged), files=self._files)
+        self._write_without(numbers)
+        self.notes.append(
+            f"{what} set aside as {aside.name}; what was answered there is asked again, the other {len(self)} answers stay."
         )
 
+    def _write_without(self, numbers: list[int]) -> None:
+        """The file anew with its whole lines but for these."""
 
-def _line(row: dict[str, Any]) -> bytes:
-    try:
-        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which a model can write as an escape, is no UTF-8
-        return (json.dumps(row) + "\n").encode()
+        def write(target: Path) -> None:
+            with target.open("wb") as file:
+                if 1 in numbers:
+                    file.write(seal(HEADER))
+                for number, line in self._lines():
+                    if number not in numbers:
+                        file.write(_ended(line) or b"")
+
+        produce_atomic(self.path, write, files=self._files)
+
+
+def _ended(line: bytes) -> bytes | None:
+    """A line with its newline. Of one without, the content if it is whole (the newline was lost or altered), else None."""
+    if line.endswith(b"\n"):
+        return line
+    for text in (line, line[:-1]):
+        with contextlib.suppress(ValueError):
+            unseal(text)
+            return text.rstrip() + b"\n"
+    return None
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    """Raises KeyError, TypeError or ValueError for a row that is no call."""
+    usage = None if row["usage"] is None else Usage(**row["usage"])
+    entry = Entry(*_values({**row, "usage": usage}))
+    texts = (entry.key, entry.model, entry.phase, entry.text, entry.stop, entry.reason)
+    counts = [entry.retries, entry.attempt, *(asdict(usage).values() if usage else ())]
+    if not all(isinstance(text, str) for text in texts) or entry.status not in get_args(Status):
+        raise TypeError("a text that is none")
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or not 0 <= entry.seconds < math.inf:
+        raise ValueError("a count that is none")
+    return entry
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a lock, which is empty; a file of that name that holds something is somebody's."""
+    if path.is_file() and not path.stat().st_size:
+        path.unlink()

@@ -1,7 +1,6 @@
 """`equipoise study`: list, show, run and report the declared comparisons."""
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from equipoise.core.errors import BadInput
+from equipoise.core.terminal import say, shown
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Declaration, Study
@@ -217,10 +217,10 @@ def run(
         )
     _judge_and_render(done.study, [target], target, json=json, done=done)
     if done.budget:
-        print(f"{done.budget} Run the same command again to go on.", file=sys.stderr)
+        say(f"{done.budget} Run the same command again to go on.")
         return 3
     if done.failed:
-        print(f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}", file=sys.stderr)
+        say(f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}")
         return 1
     return 0
 
@@ -246,16 +246,15 @@ def report(
     out
         Where the report goes; default: the first folder.
     study
-        The study's name or file, where it is not where it was when it ran.
+        The file of a study of your own: ./mine.py. No file is run that is not named here.
     json
         Print verdicts and paths as one JSON object.
     """
-    from equipoise.study import registry
-    from equipoise.study.compare import stored_settings
+    from equipoise.study.store import read_study
 
     if not folders:
         raise BadInput("Name at least one output folder: equipoise study report equipoise-out/study/NAME")
-    settings = [stored_settings(folder) for folder in folders]
+    settings = [read_study(folder) for folder in folders]
     first = settings[0]
     for folder, each in zip(folders, settings, strict=True):
         for key in ("study", "options"):
@@ -263,7 +262,7 @@ def report(
                 raise BadInput(
                     f"{folder} and {folders[0]} hold different studies: {key} {each.get(key)} and {first.get(key)}."
                 )
-    declaration = registry.load(study or first["reference"])
+    declaration = _declaration(study, folders[0], first)
     built = declaration.build(**first["options"])
     verdicts = _verdicts_file(declaration) if publish else None
     _judge_and_render(built, folders, out or folders[0], json=json, publish=verdicts)
@@ -284,25 +283,25 @@ def compare(a: Path, b: Path, *, study: str | None = None, json: Annotated[bool,
     b
         Another one of the same study.
     study
-        The study's name or file, where it is not where it was when it ran.
+        The file of a study of your own: ./mine.py. No file is run that is not named here.
     json
         Print one JSON object.
     """
     from json import dumps
 
-    from equipoise.study import registry
-    from equipoise.study.compare import as_json, lines, stored_settings
+    from equipoise.study.compare import as_json, lines
     from equipoise.study.compare import compare as compare_folders
+    from equipoise.study.store import read_study
 
-    compared = compare_folders(registry.load(study or stored_settings(a)["reference"]), a, b)
+    compared = compare_folders(_declaration(study, a, read_study(a)), a, b)
     if json:
-        print(dumps(as_json(compared), indent=1, ensure_ascii=False))
+        print(shown(dumps(as_json(compared), indent=1, ensure_ascii=False)))
         return
     for line in lines(compared):
-        print(line)
+        print(shown(line))
     for side in (compared.a, compared.b):
         for note in side.results.notes:
-            print(f"{side.folder}: {note}", file=sys.stderr)
+            say(f"{side.folder}: {note}")
 
 
 @app.command
@@ -332,7 +331,7 @@ def index(
     entries = []
     for each in registry.found().values():
         if each.declaration is None:
-            print(f"{each.name} is left out: it cannot be loaded ({each.origin}): {each.problem}", file=sys.stderr)
+            say(f"{each.name} is left out: it cannot be loaded ({each.origin}): {each.problem}")
             continue
         entry = published(_verdicts_file(each.declaration)).get(each.name)
         own = [report for report in reports if report.study == each.name]
@@ -367,18 +366,22 @@ def _judge_and_render(
         write_verdicts(publish, study, results, judgement)
     if json:
         states = {run.key: run.state for run in results.runs}
-        print(
-            dumps(
-                {**published_entry(study, judgement), "runs": states, "report": str(path)}, indent=1, ensure_ascii=False
-            )
-        )
+        told = {**published_entry(study, judgement), "runs": states, "report": str(path)}
+        print(shown(dumps(told, indent=1, ensure_ascii=False)))
         return
     for verdict in judgement.verdicts:
         state = verdict.state if counted(verdict) else "exploratory"
-        print(f"{state}: {verdict.claim.text}\n  {verdict.reason}")
+        print(shown(f"{state}: {verdict.claim.text}\n  {verdict.reason}"))
     for note in results.notes:
-        print(note, file=sys.stderr)
+        say(note)
     print(path)
+
+
+def _declaration(study: str | None, folder: Path, stored: Mapping[str, Any]) -> "Declaration":
+    """The study of a folder: the one that was typed, else the installed one of the stored name."""
+    from equipoise.study import registry
+
+    return registry.load(study) if study else registry.declared(stored["study"], folder)
 
 
 def _given(pairs: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:

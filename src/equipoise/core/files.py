@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -77,6 +78,7 @@ def produce_atomic(path: Path, writer: Callable[[Path], object], *, files: Files
     """As `write_atomic`, for writers that want a path of their own (safetensors, Parquet)."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # one of a dead process, or a link that somebody left there
     try:
         files.produce(temporary, writer)
         files.replace(temporary, path)
@@ -161,7 +163,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait here for its writer
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
+        return io.BufferedReader(io.FileIO(descriptor))
     os.close(descriptor)
     what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
     raise BadInput(f"{path} is a {what}; expected a file. Copy what it holds into one and name that.")
@@ -209,39 +211,43 @@ def set_aside(
 
 
 SEAL = "seal"
-_SEALED = b', "' + SEAL.encode() + b'": "%b"}'
-_SEALED_BYTES = len(_SEALED % bytes(16))
+_END = re.compile(rb'\s*,?\s*"seal": "([0-9a-f]{16})"\s*\}$')
+_LONGEST_END = 64
 
 
-def seal(row: Mapping[str, Any]) -> bytes:
-    """A line of JSON that ends with a digest of itself, so that no altered one is read as another row.
+def seal(row: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """A JSON object, on one line unless indented, that ends with a digest of itself: no altered one is read as another.
 
-    Raises ValueError for what JSON cannot hold (nan) and for a row that has a "seal" already.
+    nan and infinities are written as Python reads them. Raises ValueError for a row that has a "seal" already.
     """
-    if SEAL in row or not row:
-        raise ValueError(f"a row to seal has other fields than {SEAL!r}, at least one")
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    if SEAL in row:
+        raise ValueError(f"a row to seal has no field {SEAL!r}")
+    text = json.dumps({**row, SEAL: "?"}, ensure_ascii=False, indent=indent) + "\n"
     try:
-        content = text[:-1].encode()
+        data = text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which a model can write as an escape, is no UTF-8
-        content = json.dumps(row, allow_nan=False)[:-1].encode()
-    return content + _SEALED % _digest_of(content) + b"\n"
+        data = json.dumps({**row, SEAL: "?"}, indent=indent).encode() + b"\n"
+    place = data.rindex(b'"?"') + 1
+    content = data[: data.rindex(b'"seal"')].rstrip().removesuffix(b",")
+    return data[:place] + _digest_of(content) + data[place + 1 :]
 
 
-def unseal(line: bytes) -> tuple[dict[str, Any], bool]:
-    """The row of a line, with or without its newline, and whether it was sealed: lines of earlier versions are not.
+def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
+    """The object in `data`, with or without a newline at its end, and whether it was sealed: earlier versions did not.
 
-    Raises ValueError for a line that was altered, cut, or is no JSON object.
+    Raises ValueError for an object that was altered since, or cut, and for what is none.
     """
-    line = line.rstrip(b"\r\n")
-    content, end = line[:-_SEALED_BYTES], line[-_SEALED_BYTES:]
-    sealed = end == _SEALED % _digest_of(content)
+    data = data.rstrip()
+    start = max(0, len(data) - _LONGEST_END)
+    end = _END.search(data, start)
+    sealed = end is not None and end[1] == _digest_of(data[: end.start()])
     try:
-        row = json.loads(content + b"}" if sealed else line)
+        row = json.loads(data)
     except RecursionError:
         raise ValueError("too many brackets") from None
     if not isinstance(row, dict) or (SEAL in row and not sealed):
-        raise ValueError("the line was altered since it was written")
+        raise ValueError("it was altered since it was written")
+    row.pop(SEAL, None)
     return row, sealed
 
 

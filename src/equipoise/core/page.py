@@ -1,7 +1,8 @@
 """One self-contained HTML page from plain parts: for studies, for jobs, for whatever else has something to show.
 
 A report is a tree of the frozen dataclasses below; `page` turns it into a document that opens from a file, offline.
-Text is text: every string is escaped, in HTML and in the JSON of a figure. The page's content security policy forbids
+Text is text: every string is escaped, in HTML and in the JSON of a figure, and none can hide or reorder what is read. The
+page's content security policy forbids
 any request and any script or style but its own, named by their hashes.
 
 Numbers come as text: `equipoise.core.numbers` prints them.
@@ -26,6 +27,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import cache_folder, write_atomic
 from equipoise.core.numbers import number
 from equipoise.core.plots import FONT, Chart, Marks, colours
+from equipoise.core.terminal import shown
 
 State = Literal["supported", "refuted", "undecided", "untested", "preview", "failed", "complete", "chosen", "plain"]
 
@@ -280,6 +282,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=lambda value: (
+            value if isinstance(value, Markup) else shown(value) if isinstance(value, str) else value
+        ),
     )
     environment.filters["script_json"] = script_json
     environment.filters["dashes"] = lambda dash: " ".join(f"{length * 0.17:g}" for length in dash)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from equipoise.core.terminal import say, shown
+
 PATIENCE = 2.0  # seconds of work before anything is shown
 LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -22,7 +24,7 @@ class Bar:
     """One line of progress. `advance` is cheap enough to be called for every step."""
 
     def __init__(self, title: str, total: float | None, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = shown(title), total, unit
         self.done = 0.0
         self.shown: dict[str, str] = {}
         self._started = self._last = time.monotonic()
@@ -30,16 +32,16 @@ class Bar:
         self._owner = False
         self._lines = False
 
-    def advance(self, amount: float = 1, **shown: object) -> None:
+    def advance(self, amount: float = 1, **beside: object) -> None:
         """Count `amount` more units done; keyword arguments are shown beside the bar (`loss="1.23"`)."""
-        self.update(self.done + amount, **shown)
+        self.update(self.done + amount, **beside)
 
-    def update(self, done: float, **shown: object) -> None:
+    def update(self, done: float, **beside: object) -> None:
         """Set how many units are done."""
         self.done = done
         beat()
-        if shown:
-            self.shown = {key: str(value) for key, value in shown.items()}
+        if beside:
+            self.shown = {key: shown(value) for key, value in beside.items()}
         now = time.monotonic()
         if _quiet or now - self._started < PATIENCE:
             return
@@ -56,11 +58,11 @@ class Bar:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[count]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[shown]}"),
+                TextColumn("{task.fields[shown]}", markup=False),
             )
             _display = Progress(*columns, console=Console(stderr=True), transient=True)
             _display.start()
@@ -116,6 +118,14 @@ def quiet(active: bool = True) -> Iterator[None]:
 
 def is_quiet() -> bool:
     return _quiet
+
+
+def note(text: str) -> None:
+    """A sentence that must be seen, also when quiet: on stderr, above the bar."""
+    if _display is None:
+        say(text)
+    else:
+        _display.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def beat() -> None:

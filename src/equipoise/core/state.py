@@ -1,9 +1,11 @@
 """One nested state as one safetensors file: tensors and arrays as tensors, everything else as JSON in its metadata.
 
 No pickle: what is read back can only be data. Tuples, integer keys, dtypes and nan survive the round trip; a tensor
-that occurs twice (tied weights) is stored once.
+that occurs twice (tied weights) is stored once. A digest over all of it tells a file that was altered; files of earlier
+versions have none and are read without.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -11,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import FILES, Files, produce_atomic
+from equipoise.core.files import FILES, Files, open_regular, produce_atomic
 
-_TREE = "equipoise_state"
+_TREE, _DIGEST = "equipoise_state", "equipoise_sha256"
 
 
 def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
@@ -22,8 +24,8 @@ def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
     Raises BadInput for anything else, naming where in the state it is.
     """
     tensors: dict[str, Any] = {}
-    tree = _encode(nested, "state", tensors, {})
-    metadata = {_TREE: json.dumps(tree)}
+    tree = json.dumps(_encode(nested, "state", tensors, {}))
+    metadata = {_TREE: tree, _DIGEST: _digest(tree, tensors)}
     if any(_is_tensor(each) for each in tensors.values()):
         import torch
         from safetensors.torch import save_file
@@ -35,19 +37,37 @@ def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """Read what `save_state` wrote; tensors arrive on the CPU. Raises WorkFailed for a truncated or foreign file."""
+    """Read what `save_state` wrote; tensors arrive on the CPU. Raises WorkFailed for what is cut, altered or foreign."""
     from safetensors import SafetensorError, safe_open
 
+    open_regular(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
-            tree = json.loads((file.metadata() or {})[_TREE])
-        if '"$tensor"' in json.dumps(tree):
+            metadata = file.metadata() or {}
+        tree = metadata[_TREE]
+        if '"$tensor"' in tree:
             from safetensors.torch import load_file
         else:
             from safetensors.numpy import load_file
-        return _decode(tree, load_file(path))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise WorkFailed(f"{path} is truncated or was not written by Equipoise ({error}).") from error
+        tensors = load_file(path)
+        if metadata.get(_DIGEST, digest := _digest(tree, tensors)) != digest:
+            raise WorkFailed(f"{path} was altered since it was written.")
+        return _decode(json.loads(tree), tensors)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WorkFailed(f"{path} is cut, altered or was not written by Equipoise ({error}).") from error
+
+
+def _digest(tree: str, tensors: Mapping[str, Any]) -> str:
+    """sha256 over the tree, and name, type, shape and bytes of every tensor, whichever library holds it."""
+    found = hashlib.sha256(tree.encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        found.update(f"\0{key} {dtype} {list(tensor.shape)}\0".encode())
+        if _is_tensor(tensor):
+            tensor = tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy()
+        found.update(tensor.reshape(-1).view("uint8"))
+    return found.hexdigest()
 
 
 def _is_tensor(value: Any) -> bool:
@@ -64,7 +84,8 @@ def _encode(value: Any, where: str, tensors: dict[str, Any], seen: dict[tuple, s
         return value.item()
     if isinstance(value, np.ndarray):
         key = str(len(tensors))
-        tensors[key] = np.ascontiguousarray(value).reshape(value.shape)
+        native = value.dtype.newbyteorder("=")  # as it comes back
+        tensors[key] = np.ascontiguousarray(value, native).reshape(value.shape)
         return {"$array": key}
     if _is_tensor(value):
         value = value.detach()

@@ -21,7 +21,7 @@ from equipoise.study import summary_text as text
 from equipoise.study.judging import Judgement, judge
 from equipoise.study.results import Results, RunInfo, load
 from equipoise.study.scores import coded
-from equipoise.study.store import CONFIG, STUDY, canonical, read_json
+from equipoise.study.store import CONFIG, canonical, read_json, read_study
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Declaration, Study
@@ -89,16 +89,6 @@ class Compared:
     costs: dict[str, dict[str, tuple[float, float]]]
 
 
-def stored_settings(folder: Path) -> dict[str, Any]:
-    """What study.json of an output folder says. Raises BadInput where there is none, or a damaged one."""
-    try:
-        return read_json(folder / STUDY)
-    except FileNotFoundError:
-        raise BadInput(f"{folder} holds no {STUDY}; give the --out folder of `equipoise study run`.") from None
-    except ValueError as error:
-        raise BadInput(f"{folder / STUDY} is damaged: {error}.") from None
-
-
 def compare(declaration: "Declaration", a: Path, b: Path) -> Compared:
     """Compare two output folders of this study. Raises BadInput when one of them holds another study."""
     sides = _read(declaration, a), _read(declaration, b)
@@ -126,7 +116,7 @@ def compare(declaration: "Declaration", a: Path, b: Path) -> Compared:
 
 
 def _read(declaration: "Declaration", folder: Path) -> Side:
-    stored = stored_settings(folder)
+    stored = read_study(folder)
     if stored.get("study") != declaration.name:
         raise BadInput(
             f"{folder} holds the study {stored.get('study')!r}, not {declaration.name!r}: two folders of one study are "

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from equipoise.core.progress import is_quiet
+from equipoise.core.terminal import say, shown
 
 if TYPE_CHECKING:
     from equipoise.study.engine import Event
@@ -74,13 +75,13 @@ class Display:
     def line(self, text: str) -> None:
         """Always shown, above the table: failures and what was set aside."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def _say(self, text: str) -> None:
         if self._live is None and not is_quiet():
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def _left(self) -> str:
         mean = sum(self._took) / len(self._took) if self._took else 0.0
@@ -88,6 +89,7 @@ class Display:
 
     def _table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         failed = f", {self.failed} failed" if self.failed else ""
         done = f"{self.ended} of {self.total} done, {len(self._running)} running"
@@ -97,7 +99,7 @@ class Display:
             table.add_column(column)
         now = time.monotonic()
         for key, (task, started) in list(self._running.items()):
-            table.add_row(_name(task), _duration(now - started), self._newest.get(key, ""))
+            table.add_row(_name(task), _duration(now - started), Text(shown(self._newest.get(key, ""))))
         return table
 
 

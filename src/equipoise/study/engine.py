@@ -30,6 +30,8 @@ from typing import Any, Literal, NoReturn, Protocol
 
 from equipoise.core.errors import BadInput, EquipoiseError, WorkFailed, did_you_mean
 from equipoise.core.progress import watch
+from equipoise.core.secrets import redact
+from equipoise.core.terminal import say
 from equipoise.study import registry
 from equipoise.study.store import LOG, Store, Task, take
 
@@ -112,9 +114,9 @@ def perform(task: Task, report: Any, *, redirect: bool = False) -> tuple[Ending,
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            sentence = str(error) if isinstance(error, EquipoiseError) else f"{type(error).__name__}: {error}"
-            trace = traceback.format_exc()
-            print(trace, file=sys.stderr, flush=True)
+            sentence = redact(str(error) if isinstance(error, EquipoiseError) else f"{type(error).__name__}: {error}")
+            trace = redact(traceback.format_exc())
+            say(trace)
             if work is not None:
                 with contextlib.suppress(Exception):
                     work.close()

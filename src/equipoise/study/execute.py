@@ -5,7 +5,6 @@ What is complete is never done again; what was interrupted or failed is resumed;
 `retry`.
 """
 
-import json
 import os
 import platform
 import sys
@@ -19,16 +18,31 @@ from typing import Any, Literal, Protocol
 
 from equipoise.core.cost import UNITS
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.core.files import lock, write_atomic
+from equipoise.core.files import lock, set_aside
 from equipoise.core.progress import is_quiet
+from equipoise.core.secrets import redact
 from equipoise.study import registry
 from equipoise.study.declare import FIRST_TUNING_SEED, Arm, Declaration, Study
 from equipoise.study.engine import Engine, Event, engine_named
-from equipoise.study.fingerprint import Code, code_of, fingerprint, preload
+from equipoise.study.fingerprint import Code, code_of, preload
 from equipoise.study.judging import design_notes
 from equipoise.study.results import load
 from equipoise.study.selection import choose
-from equipoise.study.store import COST, LOCK, LOG, PREPARATION, STUDY, Store, Task, read_json, with_partial
+from equipoise.study.store import (
+    COST,
+    LOCK,
+    LOG,
+    PREPARATION,
+    STUDY,
+    Store,
+    Task,
+    identify,
+    is_output,
+    read_json,
+    read_study,
+    with_partial,
+    write_json,
+)
 
 POLL = 0.5  # seconds between looks at clock, budget and watchdog when nothing happens
 
@@ -267,23 +281,24 @@ class _Plan:
         needs: str | None,
     ) -> Task:
         study = self.study
-        # The grid index is left out: it is where a setting stands in a list, not what the run is.
-        parts = {"study": study.name, "arm": arm, "settings": settings, "seed": seed, "role": role}
-        parts |= {"options": study.options, "threads": self.threads}
-        digest = fingerprint(self.code, **parts)
         config = {
-            **parts,
+            "study": study.name,
+            "arm": arm,
+            "settings": settings,
+            "seed": seed,
+            "role": role,
+            "options": study.options,
+            "threads": self.threads,
             "kind": kind,
             "point": point,
             "reference": self.reference,
             "code": self.code.digest,
             "versions": self.code.versions,
-            "fingerprint": digest,
-            "preparation": needs,
         }
-        name = f"{arm}-{point}-seed{seed}" if arm else f"seed{seed}"
+        key, digest = identify(config)
+        config |= {"fingerprint": digest, "preparation": needs}
         return Task(
-            key=f"{name}-{digest[:12]}",
+            key=key,
             role=role,
             reference=self.reference,
             root=str(self.store.root.resolve()),
@@ -354,37 +369,51 @@ def _estimate(plan: _Plan) -> float | None:
 def _output(
     out: Path, declaration: Declaration, study: Study, threads: int, fresh: bool, command: str, show: Show
 ) -> Iterator[Store]:
-    """The output folder, held by this command alone; refused when it holds other settings, set aside when `fresh`."""
+    """The output folder, held by this command alone; refused when it holds other settings, set aside when `fresh`.
+
+    What no study made is left as it is, before anything is written into it.
+    """
+    ours = is_output(out)
+    if not ours and not _is_empty(out):
+        raise BadInput(f"{out} holds something else (no {STUDY} of a study); give another --out.")
     busy = f"another `equipoise study run` at work on {out}"
     with ExitStack() as held:
         held.enter_context(lock(out / LOCK, waiting_for=busy))
-        if fresh and [each.name for each in out.iterdir()] != [LOCK]:
-            number = 1
-            while (aside := out.with_name(f"{out.name}.old-{number}")).exists():
-                number += 1
-            out.rename(aside)
-            (aside / LOCK).unlink()
+        if fresh and ours:
+            options = [Path(value) for value in study.options.values() if isinstance(value, str) and value]
+            aside = set_aside(out, made_by=is_output, inputs=[declaration.source, *options])
             held.enter_context(lock(out / LOCK, waiting_for=busy))
             show.line(f"{out} was set aside as {aside}.")
         settings = {"study": study.name, "options": study.options, "threads": threads}
         if (out / STUDY).exists():
-            _same_settings(out, settings)
-        elif any(each.name not in (LOCK, "runs", "preparations") for each in out.iterdir()):
-            (out / LOCK).unlink()
-            raise BadInput(f"{out} holds something else (no {STUDY}); give another --out.")
+            _same_settings(out, settings, show)
         for name in ("runs", "preparations"):
             (out / name).mkdir(exist_ok=True)
         content = {**settings, "reference": registry.reference(declaration)}
-        content["environment"] = _environment(threads, command)
-        write_atomic(out / STUDY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        content["environment"] = _environment(threads, redact(command))
+        write_json(out / STUDY, content)
         yield Store(out)
 
 
-def _same_settings(out: Path, settings: Mapping[str, Any]) -> None:
+def _is_empty(out: Path) -> bool:
+    """Whether there is nothing, or what a study makes first: an empty lock and empty folders."""
+    if not os.path.lexists(out):
+        return True
+    if not out.is_dir():
+        return False
+    empty = {LOCK: lambda path: path.is_file() and not path.stat().st_size}
+    empty |= dict.fromkeys(("runs", "preparations"), lambda path: path.is_dir() and not any(path.iterdir()))
+    return all(path.name in empty and empty[path.name](path) for path in out.iterdir())
+
+
+def _same_settings(out: Path, settings: Mapping[str, Any], show: Show) -> None:
+    """Raises BadInput where the folder is of other settings; a damaged study.json is written anew, its runs say what they
+    are."""
     try:
-        stored = read_json(out / STUDY)
-    except ValueError as error:
-        raise BadInput(f"{out / STUDY} is damaged ({error}); --fresh sets the folder aside and starts anew.") from None
+        stored = read_study(out)
+    except BadInput as error:
+        show.line(str(error))
+        return
 
     def flat(content: Mapping[str, Any]) -> dict[str, Any]:
         options = {f"option {key}": value for key, value in content.get("options", {}).items()}

@@ -49,9 +49,9 @@ def preload(code: Code) -> list[str]:
     return [*foreign, *code.modules, *always]
 
 
-def fingerprint(code: Code, **parts: Any) -> str:
-    """sha256 (hex) over the code and JSON parts; equal for equal parts in any order."""
-    text = json.dumps({**parts, "code": code.digest}, sort_keys=True, ensure_ascii=False)
+def fingerprint(**parts: Any) -> str:
+    """sha256 (hex) over JSON parts, the digest of the code among them; equal for equal parts in any order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

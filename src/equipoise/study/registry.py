@@ -72,6 +72,19 @@ def load(reference: str) -> Declaration:
     )
 
 
+def declared(name: str, folder: Path) -> Declaration:
+    """The installed study that a stored result is of; a name in a folder never imports a file that is not installed.
+
+    Raises BadInput where none is called so, saying how to name the file.
+    """
+    if name in found():
+        return load(name)
+    raise BadInput(
+        f"{folder} holds results of {name!r}, which is no installed study. If it comes from a file of yours, name it: "
+        f"--study ./FILE.py (a file that is named runs, so look into one that somebody sent)."
+    )
+
+
 def reference(declaration: Declaration) -> str:
     """What `load` must be given in another process to find this study."""
     each = found().get(declaration.name)

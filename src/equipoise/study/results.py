@@ -2,9 +2,9 @@
 
 import gc
 import hashlib
-import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import produce_atomic, write_atomic
+from equipoise.core.files import produce_atomic, read_regular, seal, sha256_file, unseal, write_atomic
 from equipoise.study.store import (
     CONFIG,
     COST,
@@ -22,12 +22,15 @@ from equipoise.study.store import (
     MEASUREMENTS,
     PARTIAL,
     PREPARATION,
+    RESULTS,
     STUDY,
     canonical,
+    identify,
     parse_lines,
     read_complete,
     read_failure,
     read_json,
+    read_study,
 )
 
 if TYPE_CHECKING:
@@ -256,9 +259,7 @@ def _read_folder(root: Path) -> _Stored:
     """Everything in an output folder; complete runs through the cache beside them."""
     if not (root / "runs").is_dir() and not (root / "preparations").is_dir():
         raise BadInput(f"{root} holds no runs; give the --out folder of `equipoise study run`.")
-    environment: dict[str, Any] = {}
-    if (root / STUDY).exists():
-        environment = read_json(root / STUDY).get("environment", {})
+    environment, notes = _environment(root)
     folders = [
         Path(entry.path)
         for home in ("runs", "preparations")
@@ -269,17 +270,68 @@ def _read_folder(root: Path) -> _Stored:
     complete = [folder for folder in folders if not folder.name.endswith(PARTIAL)]
     state = _state_of(complete)
     with _without_collecting():
-        cached = _from_cache(root, state)
-        entries, measurements, items, notes = _read_complete(complete) if cached is None else cached
-    if cached is None and not notes:
-        _to_cache(root, state, entries, measurements, items)
+        try:
+            cached = _from_cache(root, state, {folder.name: folder for folder in complete})
+        except WorkFailed as error:
+            cached = None
+            notes.append(f"{root / CACHE} is damaged ({error}); it is made anew from the runs themselves.")
+        if cached is None:
+            cached, damaged = _read_complete(complete)
+            notes += damaged
+            if not damaged:
+                _to_cache(root, state, *cached)
+    entries, measurements, items = cached
     done = {each.info.key for each in entries}
     for folder in folders:
         if folder.name.endswith(PARTIAL) and folder.name.removesuffix(PARTIAL) not in done:
-            partial = _read_partial(folder)
-            if partial is not None:
-                entries.append(partial)
+            try:
+                entries.append(_read_partial(folder))
+            except FileNotFoundError:
+                continue  # its work has not begun
+            except _UNREADABLE as error:
+                notes.append(
+                    f"{folder.name} is damaged ({_why(error)}) and left out; `equipoise study run` goes on with it."
+                )
     return _Stored(entries, measurements, items, environment, notes)
+
+
+# What reading a file that is not what it was can raise; Arrow's own errors are among them.
+_UNREADABLE = (
+    WorkFailed,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    RecursionError,
+)
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, WorkFailed | OSError | ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _environment(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """How the runs were made, as the folder tells it, and what is wrong with that. No run depends on it."""
+    if not (root / STUDY).exists():
+        return {}, []
+    try:
+        environment = dict(read_study(root).get("environment", {}))
+    except (BadInput, ValueError, TypeError) as error:
+        return {}, [str(error)]
+    if not _is_ours(environment.get("command", "")):
+        return {**environment, "command": ""}, [f"{root / STUDY} names no command of this program, so none is shown."]
+    return environment, []
+
+
+def _is_ours(command: Any) -> bool:
+    """Whether pasting it into a shell runs a study and nothing else; a folder from elsewhere can name any command."""
+    try:
+        words = shlex.split(command)
+    except (ValueError, AttributeError, TypeError):
+        return False
+    return not words or (words[:3] == ["equipoise", "study", "run"] and shlex.join(words) == command)
 
 
 @contextmanager
@@ -294,7 +346,7 @@ def _without_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def _read_complete(folders: list[Path]) -> "tuple[list[_Entry], pa.Table, pa.Table, list[str]]":
+def _read_complete(folders: list[Path]) -> "tuple[tuple[list[_Entry], pa.Table, pa.Table], list[str]]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -306,22 +358,22 @@ def _read_complete(folders: list[Path]) -> "tuple[list[_Entry], pa.Table, pa.Tab
     for folder in folders:
         try:
             config, contents = read_complete(folder)
-        except WorkFailed as error:
+            entry = _Entry(_info(folder.name, config, "complete", unseal(contents[COST])[0], folder), config)
+            records = parse_lines(contents.get(MEASUREMENTS, b""))
+            if ITEMS_TABLE in contents:
+                table = pq.read_table(pa.BufferReader(contents[ITEMS_TABLE]), use_threads=False)
+                items.append(_with_run(table, len(entries), entry.info))
+            columns.add(records)
+        except _UNREADABLE as error:
             notes.append(
-                f"{folder.name} is damaged ({error}) and not read; `equipoise study run` sets it aside and redoes it."
+                f"{folder.name} is damaged ({_why(error)}) and not read; `equipoise study run` sets it aside and redoes it."
             )
             continue
-        entry = _Entry(_info(folder.name, config, "complete", json.loads(contents[COST]), folder), config)
-        records = parse_lines(contents.get(MEASUREMENTS, b""))
-        columns.add(records)
         counts.append(len(records))
-        if ITEMS_TABLE in contents:
-            table = pq.read_table(pa.BufferReader(contents[ITEMS_TABLE]), use_threads=False)
-            items.append(_with_run(table, len(entries), entry.info))
         entries.append(entry)
     measured = columns.table([each.info for each in entries], counts)
     joined = pa.concat_tables([items_schema().empty_table(), *items]).unify_dictionaries()
-    return entries, measured, joined, notes
+    return (entries, measured, joined), notes
 
 
 class _Columns:
@@ -337,14 +389,21 @@ class _Columns:
         self.where = _Codes()
 
     def add(self, records: list[dict[str, Any]]) -> None:
+        """Add all of them, or raise and add none."""
         nan = math.nan
-        self.numerator += [nan if each["value"] is None else float(each["value"]) for each in records]
-        self.of += [nan if each["of"] is None else float(each["of"]) for each in records]
-        self.missing += [each["missing"] for each in records]
-        self.order += [each["order"] for each in records]
-        self.outcome.add_texts([each["outcome"] for each in records])
-        self.at.add_places([each["at"] for each in records])
-        self.where.add_places([each["where"] for each in records])
+        numerator = [nan if each["value"] is None else float(each["value"]) for each in records]
+        of = [nan if each["of"] is None else float(each["of"]) for each in records]
+        missing = [int(each["missing"]) for each in records]
+        order = [int(each["order"]) for each in records]
+        outcome = self.outcome.texts_of([each["outcome"] for each in records])
+        at = self.at.places_of([each["at"] for each in records])
+        where = self.where.places_of([each["where"] for each in records])
+        self.numerator += numerator
+        self.of += of
+        self.missing += missing
+        self.order += order
+        for codes, more in ((self.outcome, outcome), (self.at, at), (self.where, where)):
+            codes.codes += more
 
     def table(self, runs: list[RunInfo], counts: list[int]) -> "pa.Table":
         import pyarrow as pa
@@ -374,11 +433,13 @@ class _Codes:
         self.known: dict[Any, int] = {}
         self.texts: dict[str, int] = {}
 
-    def add_texts(self, values: list[str]) -> None:
-        self.codes += [self.texts.setdefault(value, len(self.texts)) for value in values]
+    def texts_of(self, values: list[str]) -> list[int]:
+        """Their codes, to be added."""
+        return [self.texts.setdefault(value, len(self.texts)) for value in values]
 
-    def add_places(self, values: list[dict[str, Any]]) -> None:
-        known = self.known
+    def places_of(self, values: list[dict[str, Any]]) -> list[int]:
+        """The same for places."""
+        known, codes = self.known, []
         for value in values:
             key: Any = tuple(value.items())
             try:
@@ -388,7 +449,8 @@ class _Codes:
                 code = known.get(key)
             if code is None:
                 code = known[key] = self.texts.setdefault(canonical(value), len(self.texts))
-            self.codes.append(code)
+            codes.append(code)
+        return codes
 
     def array(self) -> "pa.Array":
         import pyarrow as pa
@@ -427,19 +489,18 @@ def _with_run(table: "pa.Table", index: int, info: RunInfo) -> "pa.Table":
     return pa.table(columns, schema=items_schema())
 
 
-def _read_partial(folder: Path) -> _Entry | None:
-    """A run that is not complete; None when it has no config yet, or a damaged one."""
-    try:
-        config = read_json(folder / CONFIG)
-        cost = read_json(folder / COST) if (folder / COST).exists() else {"work": {}, "spent": {}}
-        failure = read_failure(folder)
-        state: State = "partial"
-        if failure is not None:
-            state = "gave up" if failure["state"] == "gave up" else "failed"
-        error = failure["error"] if failure else None
-        return _Entry(_info(folder.name.removesuffix(PARTIAL), config, state, cost, folder, error), config)
-    except (OSError, ValueError, KeyError):
-        return None
+def _read_partial(folder: Path) -> _Entry:
+    """A run that is not complete. Raises FileNotFoundError when it has no config yet, others when that is damaged."""
+    config = read_json(folder / CONFIG)
+    key = folder.name.removesuffix(PARTIAL)
+    if identify(config)[0] != key:
+        raise WorkFailed(f"{CONFIG} describes another run, {identify(config)[0]}")
+    cost = read_json(folder / COST) if (folder / COST).exists() else {"work": {}, "spent": {}}
+    failure = read_failure(folder)
+    state: State = "partial"
+    if failure is not None:
+        state = "gave up" if failure["state"] == "gave up" else "failed"
+    return _Entry(_info(key, config, state, cost, folder, failure["error"] if failure else None), config)
 
 
 def _info(
@@ -466,17 +527,18 @@ def _info(
 
 def _state_of(folders: list[Path]) -> str:
     """Digest over names, sizes and times of everything that is read: another one means another content."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"2")  # the version of the cache
     for folder in folders:
         digest.update(folder.name.encode())
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name in (CONFIG, COST, MEASUREMENTS, ITEMS_TABLE):
+            if entry.name in (CONFIG, *RESULTS):
                 stat = entry.stat()
                 digest.update(f"{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
     return digest.hexdigest()
 
 
-def _from_cache(root: Path, state: str) -> "tuple[list[_Entry], pa.Table, pa.Table, list[str]] | None":
+def _from_cache(root: Path, state: str, folders: dict[str, Path]) -> "tuple[list[_Entry], pa.Table, pa.Table] | None":
+    """What the cache holds; None when there is none of this state. Raises WorkFailed for a damaged one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -485,25 +547,29 @@ def _from_cache(root: Path, state: str) -> "tuple[list[_Entry], pa.Table, pa.Tab
         content = read_json(cache / "runs.json")
         if content["state"] != state:
             return None
-        entries = []
-        for each in content["runs"]:
-            folder = root / ("preparations" if each["config"]["role"] == PREPARATION else "runs") / each["key"]
-            entries.append(_Entry(_info(each["key"], each["config"], "complete", each["cost"], folder), each["config"]))
+        entries = [
+            _Entry(_info(each["key"], each["config"], "complete", each["cost"], folders[each["key"]]), each["config"])
+            for each in content["runs"]
+        ]
         tables = []
         for name, schema in (("measurements", measurements_schema()), ("items", items_schema())):
-            path = cache / f"{name}.parquet"
-            if path.stat().st_size != content["sizes"][name]:
-                return None
-            tables.append(pq.read_table(path).cast(schema))
-        return entries, tables[0], tables[1], []
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return None  # no cache, or not one to trust: the runs themselves are read
+            data = read_regular(cache / f"{name}.parquet")
+            if hashlib.sha256(data).hexdigest() != content["sha256"][name]:
+                raise WorkFailed(f"{name}.parquet was altered")
+            tables.append(pq.read_table(pa.BufferReader(data)).cast(schema))
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        raise WorkFailed(_why(error)) from error
+    return entries, tables[0], tables[1]
 
 
 def _to_cache(root: Path, state: str, entries: list[_Entry], measurements: "pa.Table", items: "pa.Table") -> None:
     import pyarrow.parquet as pq
 
     cache = root / CACHE
+    if cache.is_symlink():
+        return  # to a folder that is not ours
     try:
         cache.mkdir(exist_ok=True)
         (cache / "runs.json").unlink(missing_ok=True)  # until all three belong together there is no cache
@@ -511,10 +577,10 @@ def _to_cache(root: Path, state: str, entries: list[_Entry], measurements: "pa.T
             produce_atomic(cache / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
         content = {
             "state": state,
-            "sizes": {name: (cache / f"{name}.parquet").stat().st_size for name in ("measurements", "items")},
+            "sha256": {name: sha256_file(cache / f"{name}.parquet") for name in ("measurements", "items")},
             "runs": [{"key": each.info.key, "config": each.config, "cost": each.info.cost} for each in entries],
         }
-        write_atomic(cache / "runs.json", json.dumps(content))
+        write_atomic(cache / "runs.json", seal(content))
     except OSError:
         return  # a folder that cannot be written is read file by file, every time
 

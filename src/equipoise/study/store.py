@@ -7,7 +7,7 @@
     OUT/cache/                          everything read once, rebuilt when a folder changes
     OUT/set-aside/                      damaged folders, kept for a look, never read
 
-    config.json         what the run is; once complete also the size and digest of every file
+    config.json         what the run is; once complete also the size and digest of every file; sealed by its own digest
     measurements.jsonl  one record a line, synced one by one
     items.jsonl         one line per call of run.items; items.parquet once complete
     cost.json           work (what the result needed), spent (all attempts), attempts
@@ -15,7 +15,8 @@
     artifacts/  log.txt  traceback.txt  failure.json
 
 A run is complete from the moment its config.json lists its files; the rename to its final name follows. Folders of the
-same name hold the same run, so two outputs are merged by copying.
+same name hold the same run, so two outputs are merged by copying. Nothing in a folder is trusted as a path: files are read
+by known names, and a link is damage.
 """
 
 import hashlib
@@ -24,16 +25,29 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.core.cost import Ledger
-from equipoise.core.errors import WorkFailed
-from equipoise.core.files import FILES, Files, append_synced, lock, produce_atomic, write_atomic
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import (
+    FILES,
+    Files,
+    append_synced,
+    lock,
+    produce_atomic,
+    read_regular,
+    seal,
+    set_aside,
+    sha256_file,
+    unseal,
+    write_atomic,
+)
 from equipoise.core.state import load_state, save_state
+from equipoise.study.fingerprint import fingerprint
 
 PARTIAL = ".partial"
 PREPARATION = "preparation"
@@ -41,6 +55,9 @@ STUDY = "study.json"
 MEASUREMENTS, ITEMS, ITEMS_TABLE = "measurements.jsonl", "items.jsonl", "items.parquet"
 CONFIG, COST, CHECKPOINT, FAILURE = "config.json", "cost.json", "checkpoint.safetensors", "failure.json"
 TRACEBACK, LOG, ARTIFACTS, LOCK = "traceback.txt", "log.txt", "artifacts", "lock"
+IDENTITY = ("study", "arm", "settings", "seed", "role", "options", "threads", "code")
+STUDY_FIELDS = {"study": str, "options": dict, "threads": int}
+RESULTS = (MEASUREMENTS, ITEMS_TABLE, COST)  # the files of a complete run that are read as results
 HANDOVER = 30.0  # seconds that a run waits for an earlier process on the same folder to die
 
 StoredState = Literal["absent", "resumable", "complete", "failed", "gave up"]
@@ -68,6 +85,35 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def read_study(root: Path) -> dict[str, Any]:
+    """What study.json of an output folder says. Raises BadInput where there is none, or a damaged one."""
+    try:
+        content = read_json(root / STUDY)
+    except FileNotFoundError:
+        raise BadInput(f"{root} holds no {STUDY}; give the --out folder of `equipoise study run`.") from None
+    except ValueError as error:
+        raise BadInput(f"{root / STUDY} is damaged ({error}); the command that made it writes it anew.") from None
+    if not all(isinstance(content.get(name), kind) for name, kind in STUDY_FIELDS.items()):
+        raise BadInput(f"{root / STUDY} was not written by `equipoise study run`; give its --out folder.")
+    return content
+
+
+def is_output(root: Path) -> bool:
+    """Whether `equipoise study run` made what is in this folder: by its study.json or, without one, by a run in it."""
+    try:
+        read_study(root)
+    except BadInput:
+        return any(_describes_itself(folder) for home in ("runs", "preparations") for folder in (root / home).glob("*"))
+    return True
+
+
+def _describes_itself(folder: Path) -> bool:
+    try:
+        return identify(read_json(folder / CONFIG))[0] == folder.name.removesuffix(PARTIAL)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 class Store:
@@ -98,21 +144,23 @@ class Store:
 
     def set_aside(self, folder: Path, reason: str) -> Path:
         """Move a damaged folder to set-aside/ under a numbered name, the reason beside it; returns where it is."""
-        aside = self.root / "set-aside"
-        self.files.make_folder(aside)
-        number = 1
-        while (target := aside / f"{folder.name}-{number}").exists():
-            number += 1
-        self.files.replace(folder, target)
-        write_atomic(aside / f"{target.name}.txt", reason + "\n", files=self.files)
+        homes = self.home("test"), self.home(PREPARATION)
+        target = set_aside(
+            folder, made_by=lambda each: each.parent in homes, into=self.root / "set-aside", files=self.files
+        )
+        assert target is not None
+        write_atomic(target.with_name(f"{target.name}.txt"), reason + "\n", files=self.files)
         return target
 
     def repair(self, task: Task) -> str | None:
-        """Set a damaged complete folder aside; returns the sentence that says so, None when there was nothing to do."""
+        """Set a damaged complete folder aside; returns the sentence that says so, None when there was nothing to do.
+
+        What a preparation left is read by the runs of its seed, so it is compared whole.
+        """
         folder = self.folder(task)
         if not folder.is_dir():
             return None
-        reason = damage(folder)
+        reason = damage(folder, artifacts=task.role == PREPARATION)
         if reason is None:
             return None
         target = self.set_aside(folder, reason)
@@ -131,11 +179,11 @@ class Attempt:
     def __init__(self, folder: Path, final: Path, task: Task, files: Files) -> None:
         self.folder, self.final, self.task, self.files = folder, final, task, files
         self.notes: list[str] = []
-        cost = read_json(folder / COST) if (folder / COST).exists() else {}
+        self._checkpoint = load_state(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
+        cost = self._stored_cost()
         self.number = int(cost.get("attempts", 0)) + 1
         self.ledger = Ledger(spent=cost.get("spent"))
         self.order = 0
-        self._checkpoint = load_state(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
         self._digests = {name: hashlib.sha256() for name in (MEASUREMENTS, ITEMS)}  # of all lines that count
         if self._checkpoint is not None:
             for name, size in self._checkpoint["sizes"].items():
@@ -147,6 +195,19 @@ class Attempt:
                     raise WorkFailed(f"{name} was altered")
         self._begun = False
         self._saved = -math.inf
+
+    def _stored_cost(self) -> dict[str, Any]:
+        """What earlier attempts spent; of a damaged file what the checkpoint knows, since the work itself is whole."""
+        try:
+            return read_json(self.folder / COST)
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            known = self._checkpoint or {"work": {}}
+            self.notes.append(
+                f"{self.folder.name}: {error}; what was spent is counted from the last checkpoint, the work goes on."
+            )
+            return known.get("cost", {"spent": known["work"]})
 
     def resume(self) -> dict[str, Any] | None:
         """Go back to the last checkpoint: its content, or None when there is none (the run starts from nothing)."""
@@ -189,7 +250,7 @@ class Attempt:
         self.begin()
         sizes = {name: _size(self.folder / name) for name in self._digests}
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        book = {"sizes": sizes, "digests": digests, "order": self.order, "work": self.ledger.work}
+        book = {"sizes": sizes, "digests": digests, "order": self.order, "work": self.ledger.work, "cost": self._cost()}
         self.save_cost()  # first: whoever dies in between has paid for what was lost, never less than the result needed
         save_state(self.folder / CHECKPOINT, {**content, **book}, files=self.files)
         self.files.sync_folder(self.folder)
@@ -199,8 +260,10 @@ class Attempt:
         now = time.monotonic()
         if now - self._saved >= every:
             self._saved = now
-            cost = {**self.ledger.to_json(), "attempts": self.number}
-            write_atomic(self.folder / COST, json.dumps(cost, indent=2) + "\n", files=self.files)
+            write_json(self.folder / COST, self._cost(), self.files)
+
+    def _cost(self) -> dict[str, Any]:
+        return {**self.ledger.to_json(), "attempts": self.number}
 
     def finish(self) -> Path:
         """Make the run complete; returns its final folder."""
@@ -210,14 +273,14 @@ class Attempt:
             produce_atomic(self.folder / ITEMS_TABLE, lambda path: _write_items(chunks, path), files=self.files)
         self.save_cost()
         config = {**self.task.config, "files": _manifest(self.folder)}
-        write_atomic(self.folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n", files=self.files)
+        write_json(self.folder / CONFIG, config, self.files)
         publish(self.folder, self.final, self.files)
         return self.final
 
     def fail(self, error: str, traceback: str) -> None:
         """Say why this attempt failed; the run stays resumable."""
         self.save_cost()
-        write_atomic(self.folder / TRACEBACK, traceback, files=self.files)
+        write_atomic(self.folder / TRACEBACK, traceback.encode("utf-8", "backslashreplace"), files=self.files)
         write_failure(self.folder, "failed", error, self.files)
 
 
@@ -225,12 +288,16 @@ class Attempt:
 def take(store: Store, task: Task) -> Iterator[tuple[Attempt | None, list[str]]]:
     """Take the task's folder, alone: waits for an earlier process on it to die, sets a damaged one aside.
 
-    Yields (None, notes) when the run is complete already, else the attempt; notes say what was set aside.
+    Yields (None, notes) when the run is complete already, else the attempt; notes say what was set aside. Raises BadInput
+    for a folder that is a link: what it leads to is not ours to write.
     """
     files, final = store.files, store.folder(task)
     partial = with_partial(final)
     notes: list[str] = []
     while True:
+        for folder in (final, partial):
+            if folder.is_symlink():
+                raise BadInput(f"{folder} is a link; put the folder itself in its place, or remove the link.")
         if final.is_dir():
             yield None, notes
             return
@@ -240,6 +307,7 @@ def take(store: Store, task: Task) -> Iterator[tuple[Attempt | None, list[str]]]
                 shutil.rmtree(partial, ignore_errors=True)
                 continue
             try:
+                _refuse_links(partial)
                 if _finished(partial):
                     publish(partial, final, files)
                     continue
@@ -248,14 +316,14 @@ def take(store: Store, task: Task) -> Iterator[tuple[Attempt | None, list[str]]]
                 target = store.set_aside(partial, str(error))
                 notes.append(f"{partial.name} is damaged ({error}); set aside as {target}, started anew.")
                 continue
+            notes += current.notes
             for leftover in partial.glob(".*.tmp"):
                 files.remove(leftover)
             files.remove(partial / FAILURE)
             if not (partial / CHECKPOINT).exists():  # starts from nothing, so without the files of a lost attempt
                 files.remove(partial / ARTIFACTS)
             files.make_folder(partial / ARTIFACTS)
-            config = json.dumps(task.config, indent=2, ensure_ascii=False) + "\n"
-            write_atomic(partial / CONFIG, config, files=files)
+            write_json(partial / CONFIG, task.config, files)
             yield current, notes
             return
 
@@ -268,34 +336,58 @@ def publish(partial: Path, final: Path, files: Files) -> None:
     files.sync_folder(final.parent)
 
 
-def read_complete(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The configuration of a complete run and the content of its files (artifacts are only measured).
+def identify(config: Mapping[str, Any]) -> tuple[str, str]:
+    """(key, fingerprint) of the run that a configuration describes; the key is its folder's name. Raises KeyError."""
+    # The grid index is left out: it is where a setting stands in a list, not what the run is.
+    digest = fingerprint(**{name: config[name] for name in IDENTITY})
+    of = f"{config['arm']}-{config['point']}-" if config["arm"] else ""
+    return f"{of}seed{config['seed']}-{digest[:12]}", digest
 
-    Raises WorkFailed saying which file is missing or altered.
+
+def read_complete(folder: Path, *, artifacts: bool = False) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The configuration of a complete run and the content of its results; of other files the size, and with `artifacts`
+    the digest, are compared.
+
+    Raises WorkFailed saying what is missing, altered, or of another run than the folder's name says.
     """
     contents: dict[str, bytes] = {}
     try:
         config = read_json(folder / CONFIG)
+        if (folder.name.removesuffix(PARTIAL), config["fingerprint"]) != identify(config):
+            raise WorkFailed(f"{CONFIG} describes another run, {identify(config)[0]}")
+        unlisted = [name for name in RESULTS if name not in config["files"] and (folder / name).exists()]
+        if unlisted:
+            raise WorkFailed(f"{CONFIG} does not list {unlisted[0]}")
         for name, entry in config["files"].items():
             path = folder / name
-            if "sha256" in entry:
-                contents[name] = path.read_bytes()
+            if name in RESULTS:
+                contents[name] = read_regular(path)
+            elif not name.startswith(f"{ARTIFACTS}/") or ".." in Path(name).parts:
+                raise WorkFailed(f"{CONFIG} lists {name!r}, which is no file of a run")
             size = len(contents[name]) if name in contents else path.stat().st_size
             if size != entry["bytes"]:
                 raise WorkFailed(f"{name} has {size} bytes instead of {entry['bytes']}")
-            if name in contents and hashlib.sha256(contents[name]).hexdigest() != entry["sha256"]:
+            if name in contents:
+                digest = hashlib.sha256(contents[name]).hexdigest()
+            elif artifacts and "sha256" in entry:  # earlier versions stored the sizes of artifacts alone
+                digest = sha256_file(path)
+            else:
+                continue
+            if digest != entry["sha256"]:
                 raise WorkFailed(f"{name} was altered")
     except FileNotFoundError as error:
         raise WorkFailed(f"{Path(error.filename).name} is missing") from None
+    except BadInput as error:
+        raise WorkFailed(str(error)) from None
     except (KeyError, ValueError, TypeError, AttributeError):
         raise WorkFailed(f"{CONFIG} is not what a complete run holds") from None
     return config, contents
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, *, artifacts: bool = False) -> str | None:
     """Why a complete folder cannot be trusted: a file that is missing or altered. None when it is whole."""
     try:
-        read_complete(folder)
+        read_complete(folder, artifacts=artifacts)
     except WorkFailed as error:
         return str(error)
     return None
@@ -307,14 +399,18 @@ def with_partial(final: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError naming the file when it holds no JSON object."""
+    """An object as `write_json` stores it. Raises ValueError naming the file when it holds none or was altered."""
     try:
-        content = json.loads(path.read_bytes())
+        return unseal(read_regular(path))[0]
+    except BadInput:
+        raise
     except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return content
+        raise ValueError(f"{path.name} was altered or is no JSON object") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any], files: Files = FILES) -> None:
+    """Store an object for people to read, atomically, sealed by its digest."""
+    write_atomic(path, seal(content, indent=2), files=files)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -322,7 +418,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return parse_lines(path.read_bytes())
+        return parse_lines(read_regular(path))
+    except BadInput:
+        raise
     except ValueError as error:
         raise ValueError(f"{path.name} is not JSON Lines") from error
 
@@ -344,13 +442,30 @@ def read_failure(partial: Path) -> dict[str, str] | None:
 
 
 def write_failure(partial: Path, state: str, error: str, files: Files) -> None:
-    write_atomic(partial / FAILURE, json.dumps({"state": state, "error": error}) + "\n", files=files)
+    write_json(partial / FAILURE, {"state": state, "error": error}, files)
+
+
+def _refuse_links(partial: Path) -> None:
+    """Raises WorkFailed where writing to a file of an unfinished run would write to another one."""
+    links = [each.name for each in os.scandir(partial) if each.is_symlink()]
+    if links:
+        raise WorkFailed(f"{links[0]} is a link")
 
 
 def _finished(partial: Path) -> bool:
-    """Whether a run was killed between its completion and its rename. Raises WorkFailed when it was damaged since."""
-    if not (partial / CONFIG).exists() or "files" not in read_json(partial / CONFIG):
+    """Whether a run was killed between its completion and its rename. Raises WorkFailed when it was damaged since.
+
+    What an unfinished run is, its task knows: a damaged config.json is written anew, unless the run may have been complete.
+    """
+    try:
+        if "files" not in read_json(partial / CONFIG):
+            return False
+    except FileNotFoundError:
         return False
+    except ValueError:
+        if (partial / CHECKPOINT).exists():
+            return False
+        raise
     reason = damage(partial)
     if reason is not None:
         raise WorkFailed(reason)
@@ -362,18 +477,16 @@ def _size(path: Path) -> int:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size of every file that must be whole, digest of those that are read as results."""
-    listed: dict[str, dict[str, Any]] = {}
-    for name in (MEASUREMENTS, ITEMS_TABLE, COST):
-        if (folder / name).exists():
-            data = (folder / name).read_bytes()
-            listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    for path in sorted((folder / ARTIFACTS).rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            listed[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size}
-    return listed
+    """Size and digest of every file that must be whole."""
+    artifacts = [path for path in sorted((folder / ARTIFACTS).rglob("*")) if path.is_file()]
+    for path in artifacts:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    paths = [*(folder / name for name in RESULTS if (folder / name).exists()), *artifacts]
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in paths
+    }
 
 
 def _write_items(chunks: list[dict[str, Any]], path: Path) -> None:
