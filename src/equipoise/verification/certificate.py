@@ -194,5 +194,6 @@ def contents(
 def write(content: dict[str, Any], path: Path) -> None:
     """One certificate as one file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.array(value, order="C") for name, value in content.items()})
+    arrays: dict[str, Any] = {name: np.array(value, order="C") for name, value in content.items()}
+    np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())

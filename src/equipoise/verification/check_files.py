@@ -1,7 +1,7 @@
-"""Network files and certificates as the checker reads them: closed formats, of which nothing is guessed and nothing ignored.
+"""Network files and certificates as the checker reads them: closed formats, nothing in them is guessed or ignored.
 
-Whatever a file holds beyond the format, lacks, or holds in another form ends as Refused. Names, types and shapes are compared
-with what the network's sizes allow before anything is unpacked, so a file cannot take more memory than they do.
+Whatever a file holds beyond the format, lacks, or holds in another form ends as Refused. Names, types and shapes are
+compared with what the network's sizes allow before anything is unpacked: a file cannot take more memory than they do.
 """
 
 import hashlib
@@ -17,8 +17,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-
-from equipoise.verification.rounding import Array
 
 FORMAT = 2  # of certificates; 1 had no number, and its sha256 of a network left out the shapes of the parameters
 # What a file may ask of the machine.
@@ -175,8 +173,8 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
             raise Refused(f"{where} reads the value {max(inputs)}, which comes after it")
         given = [sizes[index] for index in inputs]
         size = given[0]
-        if kind == "add" and given[0] != given[1]:
-            raise Refused(f"{where} adds values of {given[0]} and {given[1]} numbers")
+        if kind == "add" and (given[0] != given[1] or inputs[0] == inputs[1]):
+            raise Refused(f"{where} adds the values {inputs[0]} and {inputs[1]}, of {given[0]} and {given[1]} numbers")
         if kind in ("linear", "conv2d", "scale"):
             weight, wanted = tensors.get(f"{place}.weight", []), (size,)
             if kind == "linear":

@@ -185,7 +185,7 @@ class Network:
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over what the network computes: its description and every parameter's name, shape and numbers in float64."""
+        """sha256 over what the network computes: its description, and of every parameter name, shape and float64 numbers."""
         found = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
         for place, layer in enumerate(self.layers):
             if isinstance(layer, Affine):

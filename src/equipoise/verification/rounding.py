@@ -119,7 +119,7 @@ class Near:
         return Near(np.where(here, self.value, other.value), np.where(here, self.error, other.error))
 
     def through(self, linear: Callable[..., Array], terms: int, shift: Array | float = 0.0) -> "Near":
-        """linear(x) + shift. linear(x, abs) is the map of its weights' sizes; no sum in it has more than `terms` products."""
+        """linear(x) + shift. linear(x, abs): the map of the sizes of its weights. terms: no sum has more products."""
         spread = linear(self.error, abs)
         error = spread + off(terms, spread + linear(abs(self.value), abs) + abs(shift))
         return Near(linear(self.value) + shift, up(error))
