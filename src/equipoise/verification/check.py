@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.verification.check_files import FORMAT, Net, Refused, fit, read_certificate, read_net
-from equipoise.verification.rounding import TINY, Array, Near, U, down, length, near, off, up
+from equipoise.verification.rounding import Array, Near, down, length, near, off, up
 
 DENSE = 2**25  # entries of a map whose norm is proved by a factorisation; above, sqrt(|W|_1 |W|_inf) is the bound
 PIECE = 2**22  # numbers of padded pictures at once, where a convolution is made such a map
+SMALLEST = 2.0**-900  # of an axis: beside smaller ones an underflow would count
 ROWS = 2**28  # numbers of all values' rows in a quadratic form
 
 
@@ -169,21 +170,18 @@ def prove_norm(layer: dict[str, Any], d: Array, claimed: float) -> float:
     if n * m > DENSE:
         rows = near(d).through(lambda x, _=abs: _apply(layer, x, abs), _terms(layer))
         columns = near(np.ones(m)).through(lambda c, _=abs: _back(layer, c, abs), _terms(layer)) * d
-        return float(up(np.sqrt(rows.most.max()) * np.sqrt(columns.most.max())))
+        return float(np.sqrt(rows.most.max()) * np.sqrt(columns.most.max()))
     matrix = _matrix(layer) * d
     gram = matrix @ matrix.T if m < n else matrix.T @ matrix
     shifted = -gram
     shifted[np.diag_indices(len(gram))] += claimed * claimed
     if not _has_factor(shifted):
         raise Refused(f"a layer's spectral norm is not as small as the claimed {claimed:.9g}")
-    # The Gram matrix, the square and the difference on the diagonal, and the factorisation, each up to its error. The sum
-    # of the sizes of all products of the Gram matrix is below the square of the matrix's own length.
-    square = up(float(length(matrix.ravel())) ** 2)
-    error = off(max(m, n), square) + gram.size * max(m, n) * TINY
-    error += off(4, claimed * claimed + square) + _factor_error(shifted.diagonal())
-    proved = up(np.sqrt(up(claimed * claimed + up(error))))
-    # What is proved is the norm of the products with d as they were rounded.
-    return float(up(proved + length((U * abs(matrix) + TINY).ravel())))
+    # Up to their errors: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length;
+    # the square and the difference on the diagonal, and the products with d; the factorisation.
+    square = float(length(matrix.ravel())) ** 2
+    error = off(max(m, n), square) + off(4, claimed * claimed + square) + _factor_error(shifted.diagonal())
+    return float(up(np.sqrt(claimed * claimed + error)))
 
 
 def _matrix(layer: dict[str, Any]) -> Array:
@@ -206,9 +204,24 @@ def _has_factor(matrix: Array) -> bool:
 
 
 def _factor_error(diagonal: Array) -> float:
-    """What no eigenvalue of a matrix that has a factor is below the negative of (Rump, BIT 46, 2006, with underflow)."""
-    n = len(diagonal)
-    return up(off(n + 3, abs(diagonal).sum()) + n * (2 * n + abs(diagonal).max()) * TINY)
+    """No eigenvalue of a symmetric matrix that has a factor is below the negative of this (Rump, BIT 46, 2006).
+
+    There it is (n + 1) u / (1 - 2 (n + 1) u) times the trace and 3 n (2 n + max a_ii) eta.
+    """
+    return float(off(len(diagonal) + 3, abs(diagonal).sum()))
+
+
+def _nonnegative(form: Near, size: float) -> bool:
+    """Whether w'Sw >= 0 is proved for every symmetric S that is near the form and every w with w_0 = 1 and |w|^2 <= size."""
+    lost = length(form.error.ravel()) + _factor_error(form.value.diagonal())
+    lowered = form.value.copy()
+    lowered[0, 0] = down(lowered[0, 0] - up(lost * size))
+    return _has_factor(lowered)
+
+
+def _chord(low: Array, high: Array) -> Array:
+    """At least the slope of the line through the ends of relu over [low, high], low < 0 < high."""
+    return up(high / (high - low))
 
 
 # The proof
@@ -225,10 +238,10 @@ class _Proof:
             raise Refused(f"its label is {self.label}")
         self.others = [each for each in range(net.sizes[-1]) if each != self.label]
 
-    def _positive(self, key: str) -> Array:
+    def _above(self, least: float, key: str) -> Array:
         found = self.content[key]
-        if not (found > 0).all():
-            raise Refused(f"{key} is not positive")
+        if not (found > least).all():
+            raise Refused(f"{key} is not above {least:.3g}")
         return found
 
     def margins(self) -> Array:
@@ -261,25 +274,25 @@ class _Proof:
                 new = (np.maximum(centre, 0), t, d, np.maximum(low, 0), np.maximum(high, 0))
             elif layer["kind"] == "add":
                 centre2, t2, d2, low2, high2 = values[layer["inputs"][1]]
-                new = _around(near(centre) + centre2, up(up(t * d.max()) + up(t2 * d2.max())), np.ones(1))
+                new = _around(near(centre) + centre2, t * d.max() + t2 * d2.max(), np.ones(1))
                 new = (*new[:3], np.maximum(new[3], down(low + low2)), np.minimum(new[4], up(high + high2)))
             elif layer["kind"] == "scale":
                 # Where it is one number, an ellipsoid is a ball.
-                d = np.maximum(up(abs(layer["weight"]) * d), 1e-300)
-                new = _around(_forward(layer, near(centre)), *((t, d) if len(d) > 1 else (up(t * d[0]), np.ones(1))))
+                d = np.maximum(abs(layer["weight"]) * d, 1e-300)
+                new = _around(_forward(layer, near(centre)), *((t, d) if len(d) > 1 else (t * d[0], np.ones(1))))
             else:
                 after = _forward(layer, near(centre))
-                new = _around(after, up(t * self._norm(place, layer, d)), np.ones(1))
-                away = up(up(t * _row_lengths(layer, d)) + after.error)
+                new = _around(after, t * self._norm(place, layer, d), np.ones(1))
+                away = up(t * _row_lengths(layer, d) + after.error)
                 new = (*new[:3], np.maximum(new[3], down(new[0] - away)), np.minimum(new[4], up(new[0] + away)))
             values.append(new)
         self.sets = {}
         for at in self.net.bent:
             centre, t, d, low, high = values[at]
-            claimed, axes = self.content[f"centre_{at}"], self._positive(f"axes_{at}")
+            claimed, axes = self.content[f"centre_{at}"], self._above(SMALLEST, f"axes_{at}")
             lower, upper = self.content[f"lower_{at}"], self.content[f"upper_{at}"]
             # |(v - claimed)/axes| <= |t d/axes|_inf + |(centre - claimed)/axes|
-            needed = up((up(t * d) / axes).max() + length(up(abs(centre - claimed)) / axes))
+            needed = up((t * d / axes).max() + length((centre - claimed) / axes))
             if not needed <= 1:
                 raise Refused(f"the ball at layer input {at} is too small or elsewhere (by a factor {needed:.9f})")
             if not ((lower <= low).all() and (upper >= high).all()):
@@ -316,10 +329,7 @@ class _Proof:
             objective = outputs[self.label] - outputs[self.others[place]]
             half = (f.T * m) @ g + objective[None] * corner
             form = (half + half.T) * 0.5 + input_ball * ball - corner * claimed[place] * corner.T
-            # Asked of the form: that it holds for t = claim + lost, where lost pays for all that is not exact.
-            lost = up(length(form.error.ravel()) + _factor_error(form.value.diagonal()))
-            form.value[0, 0] = down(form.value[0, 0] - up(lost * size))
-            if _has_factor(form.value):
+            if _nonnegative(form, size):
                 proved[place] = max(proved[place], claimed[place])
         return proved
 
@@ -348,12 +358,9 @@ class _Proof:
                     y[:, position : position + n] = axes.max() * np.eye(n)
                     position += n
                     low, high = lower[here, None], upper[here, None]
-                    # Rounded up: the line through the ends of relu over [lower, upper], or a steeper one, as 1 is.
-                    width = down(high - low)
-                    slope = np.where(width > 0, up(high / width), 1.0)
                     z, above, below = rows[here], rows[here] - low * one, rows[here] - high * one
                     f += [near(one), near(one), near(y), near(one), above]
-                    g += [near(-y), z - y, near(y) - z, near(y) - above * slope, below]
+                    g += [near(-y), z - y, near(y) - z, near(y) - above * _chord(low, high), below]
                     active = (lower >= 0)[:, None]
                     out = Near(np.where(active, rows.value, 0), np.where(active, rows.error, 0))
                     out.value[here], out.error[here] = y, 0
@@ -390,27 +397,27 @@ class _Proof:
         """A lower bound on c'relu(z) - g'z over the enclosure, and g."""
         centre, axes, lower, upper = self.sets[at]
         g = near(c.value * self.content[f"slopes_{at}"])
-        pull = self._positive(f"lambda_{at}")[:, None] / (axes * axes)
+        pull = self._above(0, f"lambda_{at}")[:, None] / (axes * axes)
         right = _least(c - g, pull, centre, np.maximum(lower, 0), np.maximum(upper, 0))
         left = _least(-g, pull, centre, np.minimum(lower, 0), np.minimum(upper, 0))
         # Where a neuron can be only on one side, the other side's minimum does not count.
         one_side = right.where(lower > 0, left.where(upper < 0, left.least_of(right)))
         # sum pull (z - centre)^2 <= max(pull axes^2), which is lambda but for rounding
-        return one_side.sum() - _square(pull, axes).max(1) / 2, g
+        return one_side.sum() - up(pull * axes * axes).max(1) / 2, g
 
     def _input(self, a: Near) -> Near:
         """A lower bound on a'x over the input set."""
         x, r = self.input, self.radius
         if self.box is None:
-            return a @ x - up(r * length(a.size))
-        multiplier = self._positive("lambda_input")
+            return a @ x - r * length(a.size)
+        multiplier = self._above(0, "lambda_input")
         low, high = np.broadcast_to(self.box[:, None], (2, len(x)))
-        return _least(a, multiplier[:, None], x, low, high).sum() - _square(multiplier, r) / 2
+        return _least(a, multiplier[:, None], x, low, high).sum() - up(multiplier * r * r) / 2
 
 
 def _around(centre: Near, t: float, d: Array) -> tuple[Array, float, Array, Array, Array]:
-    """A set whose centre is known up to its error, grown to hold that."""
-    t = float(up(t + length(up(centre.error / d))))
+    """The ellipsoid, as a few operations computed it, around a centre known up to its error; grown to hold both errors."""
+    t = float(up(t + length(centre.error / d)))
     reach = up(t * d)
     return centre.value, t, d, down(centre.value - reach), up(centre.value + reach)
 
@@ -420,12 +427,7 @@ def _row_lengths(layer: dict[str, Any], d: Array) -> Array:
     largest, widest = abs(layer["weight"]).max() or 1.0, d.max()
     parts = np.broadcast_to(np.square(d / widest), (_inputs(layer),))
     squares = _apply(layer, parts, lambda weight: np.square(weight / largest))
-    return up(up(np.sqrt(squares + off(_terms(layer) + 8, squares)) * largest) * widest)
-
-
-def _square(pull: Array, size: Array | float) -> Array:
-    """At least pull size^2, whose parts may underflow where it does not."""
-    return up(up(pull * size) * size)
+    return up(np.sqrt(squares + off(_terms(layer) + 8, squares)) * (largest * widest))
 
 
 def _least(a: Near, w: Array, centre: Array, low: Array, high: Array) -> Near:

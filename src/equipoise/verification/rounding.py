@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 U = 2.0**-53
 UP = 1 + 2.0**-47  # 64 u: pays for the roundings of some thirty operations without cancellation
-TINY = 2.0**-1018  # 16 eta: as many operations that underflow
+TINY = 2.0**-1000  # four million eta: pays for as many underflows, those in a vector's or a matrix's length among them
 
 
 def up(x):
-    """At least what x stands for, where a few operations computed it whose errors are in proportion to it."""
+    """At least what x stands for, where a few operations without cancellation computed it, and for a few more to come."""
     return x + (UP - 1) * abs(x) + TINY
 
 
@@ -37,7 +37,7 @@ def down(x):
 def off(terms: float, size):
     """How far a sum of that many products may be from its exact value. size: the sum of their sizes, as computed.
 
-    The computed size s is itself below the exact one by a share n u / (1 - n u) and 3 n eta at most, which this includes:
+    The computed size s is itself below the exact one, by a share n u / (1 - n u) and 3 n eta at most, which this includes:
     n u / (1 - 2 n u) s would do.
     """
     share = terms * U
@@ -66,8 +66,8 @@ class Near:
 
     @property
     def size(self) -> Array:
-        """At least how large they are."""
-        return up(abs(self.value) + self.error)
+        """How large they may be, up to one rounding."""
+        return abs(self.value) + self.error
 
     @property
     def least(self) -> Array:
