@@ -133,7 +133,11 @@ def test_sums_and_maps_hold_every_result_in_any_order():
 
 def test_what_a_sum_of_underflows_loses_is_in_its_error():
     tiny = np.full((1, 4), 1e-200)
-    for found in (near(tiny) @ tiny.T, near(tiny).through(lambda x, change=abs: x @ tiny.T, 4), near(tiny * tiny).sum()):
+    for found in (
+        near(tiny) @ tiny.T,
+        near(tiny).through(lambda x, change=abs: x @ tiny.T, 4),
+        near(tiny * tiny).sum(),
+    ):
         assert 0 == found.value.max() < found.error.min() and found.error.max() < 1e-290
 
 

@@ -95,7 +95,8 @@ def _net(file: BinaryIO, size: int) -> Net:
     for name, wanted in parameters.items():
         kind, begin, count = entries[name]
         file.seek(8 + length + begin)
-        whole = np.frombuffer(file.read(count), kind).astype("<f8").reshape(wanted)
+        with np.errstate(invalid="ignore"):  # a signalling nan, which is refused as any other
+            whole = np.frombuffer(file.read(count), kind).astype("<f8").reshape(wanted)
         if not np.isfinite(whole).all():
             raise Refused(f"its parameter {name} holds a number that is not finite")
         place, part = name.split(".")
@@ -161,6 +162,7 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
     if not isinstance(text["layers"], list) or not text["layers"]:
         raise Refused("its layers are no list with one at least")
     sizes, padded, layers, parameters = [math.prod(shape)], [0], [], {}
+    total = sizes[0]
     for place, row in enumerate(text["layers"]):
         where = f"layer {place}"
         kind = _word(row.get("kind")) if isinstance(row, dict) else ""
@@ -185,7 +187,8 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
             parameters |= {f"{place}.weight": wanted, f"{place}.bias": wanted[:1]}
         layers.append(dict(row))
         sizes.append(size)
-        if sum(sizes) > VALUES:
+        total += size
+        if total > VALUES:
             raise Refused(f"its values have more than {VALUES} numbers together, too many for this checker")
     for name, wanted in parameters.items():
         if tuple(tensors.get(name, ())) != wanted:
