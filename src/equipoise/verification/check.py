@@ -190,9 +190,9 @@ def _matrix(layer: dict[str, Any]) -> Array:
         return layer["weight"]
     n, m = _inputs(layer), len(_bias(layer))
     through, size = (_apply, n) if n <= m else (_back, m)
-    pieces = np.array_split(np.arange(size), -(-size * _padded(layer, 1).size // PIECE))
-    rows = np.concatenate([through(layer, np.eye(size)[piece]) for piece in pieces])
-    return rows.T if n <= m else rows
+    step = max(PIECE // _padded(layer, 1).size, 1)
+    rows = [through(layer, np.eye(min(step, size - begin), size, begin)) for begin in range(0, size, step)]
+    return np.concatenate(rows).T if n <= m else np.concatenate(rows)
 
 
 def _has_factor(matrix: Array) -> bool:
@@ -402,8 +402,7 @@ class _Proof:
         left = _least(-g, pull, centre, np.minimum(lower, 0), np.minimum(upper, 0))
         # Where a neuron can be only on one side, the other side's minimum does not count.
         one_side = right.where(lower > 0, left.where(upper < 0, left.least_of(right)))
-        # sum pull (z - centre)^2 <= max(pull axes^2), which is lambda but for rounding
-        return one_side.sum() - up(pull * axes * axes).max(1) / 2, g
+        return one_side.sum() - _penalty(pull, axes).max(1), g
 
     def _input(self, a: Near) -> Near:
         """A lower bound on a'x over the input set."""
@@ -412,7 +411,7 @@ class _Proof:
             return a @ x - r * length(a.size)
         multiplier = self._above(0, "lambda_input")
         low, high = np.broadcast_to(self.box[:, None], (2, len(x)))
-        return _least(a, multiplier[:, None], x, low, high).sum() - up(multiplier * r * r) / 2
+        return _least(a, multiplier[:, None], x, low, high).sum() - _penalty(multiplier, r)
 
 
 def _around(centre: Near, t: float, d: Array) -> tuple[Array, float, Array, Array, Array]:
@@ -428,6 +427,11 @@ def _row_lengths(layer: dict[str, Any], d: Array) -> Array:
     parts = np.broadcast_to(np.square(d / widest), (_inputs(layer),))
     squares = _apply(layer, parts, lambda weight: np.square(weight / largest))
     return up(np.sqrt(squares + off(_terms(layer) + 8, squares)) * (largest * widest))
+
+
+def _penalty(w: Array, reach: Array | float) -> Array:
+    """At least w/2 (z - centre)^2 for every z within `reach` of the centre."""
+    return up(w * reach * reach) / 2
 
 
 def _least(a: Near, w: Array, centre: Array, low: Array, high: Array) -> Near:
