@@ -53,7 +53,7 @@ def claimed(net, x, radius, label, margins, *, loose=1.0, **arrays):
     return content
 
 
-def enclosed(at, centre, axes, lower, upper, *, multiplier=1e-6, slopes=1.0, classes=2):
+def enclosed(at, centre, axes, lower, upper, *, multiplier=1e-6, slopes=0.0, classes=2):
     """The arrays of one ReLU layer."""
     found = {"centre": centre, "axes": axes, "lower": lower, "upper": upper, "lambda": [multiplier] * (classes - 1)}
     found["slopes"] = np.full((classes - 1, len(centre)), slopes)
