@@ -1,4 +1,4 @@
-"""Looks for an unsound bound on random small networks: against samples, an attack, exact minima, and the checker.
+"""Looks for an unsound bound on random small networks, and for a file that deceives the checker of certificates.
 
     python scripts/fuzz_certificates.py --networks 1000      # some seconds on one core
     python scripts/fuzz_certificates.py                      # 100,000; stores the result in scripts/fuzz_certificates.json
@@ -10,16 +10,22 @@ over the interval is exact; of the others every 25th is solved by mixed-integer 
 ball, whose minimum no bound may exceed. Every 25th also has its negative margins refined by the semidefinite dual. The
 checker proves every certificate, of every 25th network with the network read from its file.
 
+Of one network a block, file and certificate are damaged: bits flipped, bytes lost, the description changed at a place. Every
+such file must be refused with a sentence, or read as what it was; a network with another description that is read must be
+the one that `read_network` reads, and a certificate that is proved for it must hold at samples of its ball.
+
 The result is stored after every block: the same command goes on where it was ended, however it was. Ends with 1 when a bound
-is above any of these, or the checker refuses a certificate.
+is above any of these, a file is read as another one, or the checker refuses a certificate.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,21 +35,35 @@ import torch
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor
 
+from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
 from equipoise.core.progress import progress
 from equipoise.verification import attack as attacks
-from equipoise.verification import bounds, certificate, check, norms, semidefinite
+from equipoise.verification import bounds, certificate, check, check_files, norms, rounding, semidefinite
 from equipoise.verification import network as networks
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Geometry, Relaxation, Search, geometry, lip_naive
 from equipoise.verification.certificate import Certified, certified_margins, contents, refined, specifications
-from equipoise.verification.network import Affine, Builder, Linear, Network, Scale, write_network
+from equipoise.verification.check_files import METADATA, Net, Refused, read_certificate, read_net
+from equipoise.verification.network import (
+    Affine,
+    Builder,
+    Linear,
+    Network,
+    Relu,
+    Scale,
+    read_network,
+    write_network,
+)
 
 TOLERANCE = 1e-9
 RESULT = Path(__file__).with_suffix(".json")
 BLOCK = 50  # networks of one shape
 SOLVED = 25  # every so many-th network is refined, given to the solver, and to the checker as a file
 SAMPLES = 100
+DAMAGED = 30  # files a block
+COUNTED = ["networks", "bounds", "exact_on_a_line", "exact_by_solver", "refined", "proved", "refused"]
+COUNTED += ["damaged_refused", "damaged_read"]
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"offset": "theorem"},
@@ -145,7 +165,7 @@ def exact_on_a_line(network: Network, c: np.ndarray, low: float, high: float) ->
     """The minima of c'f over an interval of the one input number: at its ends and where a neuron changes sides."""
     points = np.array([low, high])
     for layer in network.layers:
-        if type(layer).__name__ != "Relu":
+        if not _is_relu(layer):
             continue
         grid = torch.from_numpy(np.unique(points))[:, None]
         z = network.values(grid)[layer.inputs[0]].numpy()
@@ -219,7 +239,7 @@ def exact_in_a_box(network: Network, c: np.ndarray, low: np.ndarray, high: np.nd
 
 
 def _is_relu(layer: Any) -> bool:
-    return type(layer).__name__ == "Relu"
+    return isinstance(layer, Relu)
 
 
 def block(number: int, folder: Path) -> dict[str, Any]:
@@ -244,7 +264,7 @@ def block(number: int, folder: Path) -> dict[str, Any]:
     points = points if box is None else points.clamp(*box)
     outputs = many(points.flatten(0, 1)).unflatten(0, (BLOCK, SAMPLES))
     above["sampled"] = (outputs @ c.transpose(1, 2)).amin(1)
-    counts = {"exact_on_a_line": 0, "exact_by_solver": 0, "refined": 0, "proved": 0, "refused": 0}
+    counts = dict.fromkeys(COUNTED[2:], 0)
     above["exact"] = torch.full_like(above["sampled"], math.inf)
     for i, one in enumerate(each):
         away = radii[i].item() if n == 1 else radii[i].item() / math.sqrt(n)
@@ -261,7 +281,7 @@ def block(number: int, folder: Path) -> dict[str, Any]:
         else:
             continue
         above["exact"][i] = torch.from_numpy(least)
-    margins = found.margins.clone()
+    margins, unsound = found.margins.clone(), []
     for i, one in enumerate(each) if "method" not in words else ():
         at = slice(i, i + 1)
         alone = _alone(found, at)
@@ -273,11 +293,15 @@ def block(number: int, folder: Path) -> dict[str, Any]:
         try:
             check.prove(content, _as_read(one, folder if i % SOLVED == 0 else None))
             counts["proved"] += 1
-        except check.Refused as error:
+        except Refused as error:
             counts["refused"] += 1
             print(f"network {number * BLOCK + i}: {error}", flush=True)
+        if i == 0:
+            for kind, deceived in damaged(rng, one, content, folder, DAMAGED):
+                counts[kind] += 1
+                unsound += [f"network {number * BLOCK}: {deceived}"] if deceived else []
     below = {"certified": margins, "lip-naive": lip_naive(many, x, radii, c, by_row) - 1e-7 * radii[:, None]}
-    unsound = [
+    unsound += [
         f"network {number * BLOCK + i}: {name} above {other}"
         for name, bound in below.items()
         for other, value in above.items()
@@ -301,22 +325,149 @@ def _alone(found: Certified, at: slice) -> Certified:
     return Certified(found.margins[at], known, Relaxation(slopes, multipliers))
 
 
-def _as_read(network: Network, folder: Path | None) -> check.Net:
+def _as_read(network: Network, folder: Path | None) -> Net:
     """The network as the checker holds it; through a file where there is a folder."""
     if folder is not None:
         write_network(network, folder / "net.safetensors")
-        return check.read_net(folder / "net.safetensors")
+        return read_net(folder / "net.safetensors")
     layers = [
         {**row, "weight": layer.weight.numpy(), "bias": layer.bias.numpy()} if isinstance(layer, Affine) else row
         for row, layer in zip(network.description()["layers"], network.layers, strict=True)
     ]
-    return check.Net(network.sizes[0], layers, network.digest)
+    return Net(network.shape, list(network.sizes), layers, network.digest)
+
+
+# Files that are not what was written
+
+
+ODD = [-1, 0, 1, 2, 3, 10**6, 10**30, True, False, None, 1.0, 0.5, "1", "relu", "add", "linear", [], [0], [1, 1], {}]
+
+
+def flipped(rng: np.random.Generator, raw: bytes) -> bytes:
+    """Some bits changed, or bytes lost or doubled."""
+    found, kind = bytearray(raw), rng.integers(10)
+    at = int(rng.integers(len(found)))
+    if kind == 0:
+        return bytes(found[:at])
+    if kind == 1:
+        return bytes(found[:at] + found[at + int(rng.integers(1, 9)) :])
+    if kind == 2:
+        return bytes(found[:at] + found[at : at + 8] + found[at:])
+    for _ in range(1 if kind > 4 else kind):
+        found[rng.integers(len(found))] ^= 1 << rng.integers(8)
+    return bytes(found)
+
+
+def redescribed(rng: np.random.Generator, raw: bytes) -> bytes:
+    """A network's file with another description, of which one or two places are changed, and tensors that may fit it."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    text = json.loads(header["__metadata__"][METADATA])
+    for _ in range(rng.integers(1, 3)):
+        _change(rng, text)
+    header["__metadata__"][METADATA] = json.dumps(text)
+    if rng.random() < 0.3:  # shapes of the same number of numbers, or names of other places
+        name = str(rng.choice([name for name in header if name != "__metadata__"]))
+        shape = header[name]["shape"]
+        header[name]["shape"] = shape[::-1] if rng.random() < 0.5 else [int(np.prod(shape)), 1]
+        if rng.random() < 0.3:
+            header[f"{rng.integers(4)}.weight"] = header.pop(name)
+    if rng.random() < 0.1:
+        _change(rng, header)
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + raw[8 + length :]
+
+
+def _change(rng: np.random.Generator, text: Any) -> None:
+    """One change at a place of a JSON value that is drawn on the way down."""
+    while True:
+        keys = list(text) if isinstance(text, dict) else list(range(len(text)))
+        if not keys:
+            return
+        key = keys[rng.integers(len(keys))]
+        if isinstance(text[key], dict | list) and rng.random() < 0.8:
+            text = text[key]
+            continue
+        kind = rng.integers(6)
+        if kind == 0:
+            del text[key]
+        elif kind == 1 and isinstance(text, list):
+            text.insert(key, copy.deepcopy(text[rng.integers(len(text))]))
+        elif kind == 1:
+            text[str(rng.choice(["bias", "stride", "groups", "note", "Inputs"]))] = copy.deepcopy(text[key])
+        elif kind == 2 and type(text[key]) is int:
+            text[key] += int(rng.integers(-2, 3))
+        elif kind == 3 and isinstance(text, list):
+            text.reverse()
+        else:
+            text[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
+        return
+
+
+def damaged(
+    rng: np.random.Generator, network: Network, content: dict[str, Any], folder: Path, count: int
+) -> Iterator[tuple[str, str]]:
+    """Of `count` damaged files what became of each ("damaged_refused", "damaged_read"), and how it deceived, "" if not."""
+    whole, proof = folder / "whole.safetensors", folder / "whole.npz"
+    write_network(network, whole)
+    certificate.write(content, proof)
+    net, other, raw = read_net(whole), folder / "other", {path: path.read_bytes() for path in (whole, proof)}
+    for number in range(count):
+        kind = ("network", "certificate", "description")[number % 3]
+        change = redescribed if kind == "description" else flipped
+        other.write_bytes(change(rng, raw[proof if kind == "certificate" else whole]))
+        try:
+            if kind == "certificate":
+                found = read_certificate(other, net)
+                check.prove(found, net)
+                same = all(found[name].tobytes() == np.asarray(content[name]).tobytes() for name in content)
+                yield "damaged_read", "" if same else "a damaged certificate is proved"
+            else:
+                yield "damaged_read", _deceived(read_net(other), net, content, other)
+        except Refused:
+            yield "damaged_refused", ""
+        except Exception as error:  # whatever it is: the checker promises a sentence
+            yield "damaged_refused", f"a damaged {kind} ends in {error!r}"
+
+
+def _deceived(found: Net, net: Net, content: dict[str, Any], path: Path) -> str:
+    """How a network that was read from a damaged file deceives, "" when it does not."""
+    try:
+        network = read_network(path)
+    except BadInput:
+        return ""  # the checker reads what nobody else does
+    if (network.digest == net.digest) != _same(found, net) or network.digest != found.digest:
+        return "a damaged network is read as another one"
+    signed = {**content, "network": np.array(found.digest)}
+    try:
+        claimed = check.prove(signed, found)
+    except Refused:
+        return ""
+    generator = torch.Generator().manual_seed(0)
+    x, radius, label = torch.from_numpy(content["input"]), float(content["radius"]), int(content["label"])
+    away = torch.randn(SAMPLES, len(x), generator=generator, dtype=torch.float64)
+    points = x + radius * away / away.norm(dim=1, keepdim=True)
+    outputs = network(points.clamp(*content["box"]) if "box" in content else points)
+    least = (outputs[:, [label]] - np.delete(outputs, label, 1)).amin(0).numpy()
+    return "" if (claimed <= least + TOLERANCE * (1 + abs(least))).all() else "a damaged network has false margins"
+
+
+def _same(one: Net, two: Net) -> bool:
+    return (
+        one.shape == two.shape
+        and len(one.layers) == len(two.layers)
+        and all(
+            a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+            for a, b in zip(one.layers, two.layers, strict=True)
+        )
+    )
 
 
 def code() -> str:
     """sha256 of what is under test and of this program: another one's result is not continued."""
     files = [
-        Path(str(module.__file__)) for module in (bounds, certificate, check, norms, networks, attacks, semidefinite)
+        Path(str(module.__file__))
+        for module in (bounds, certificate, check, check_files, rounding, norms, networks, attacks, semidefinite)
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, Path(__file__)])).hexdigest()
 
@@ -339,15 +490,14 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     asked = -(-arguments.networks // BLOCK) * BLOCK
-    counted = ["networks", "bounds", "exact_on_a_line", "exact_by_solver", "refined", "proved", "refused"]
-    start: dict[str, Any] = {"asked": asked, **dict.fromkeys(counted, 0), "unsound": [], "seconds": 0.0}
+    start: dict[str, Any] = {"asked": asked, **dict.fromkeys(COUNTED, 0), "unsound": [], "seconds": 0.0}
     start |= {"first": arguments.first, "torch": torch.__version__, "code": code()}
     total = begun(arguments.store, start)
     with tempfile.TemporaryDirectory() as folder, progress("fuzzing", total=asked, unit="networks") as bar:
         while total["networks"] < asked:
             began = time.perf_counter()
             result = block(arguments.first + total["networks"] // BLOCK, Path(folder))
-            for key in (*counted, "unsound"):
+            for key in (*COUNTED, "unsound"):
                 total[key] += result[key]
             for each in result["unsound"]:
                 print(each, flush=True)

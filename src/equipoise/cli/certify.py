@@ -22,72 +22,80 @@ def check(
     certificate: Path,
     *,
     network: Annotated[Path, Parameter(alias="-n")],
+    inputs: Path | None = None,
     architecture: str | None = None,
     input_shape: str | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
     """Prove certificates anew, with a checker that shares no code with what made them; 1 when one is refused.
 
-    Example: `equipoise certify check equipoise-out/certify/certificates --network equipoise-out/certify/network.safetensors`
+    Example: `equipoise certify check certified --network certified/network.safetensors --inputs images.npz`
 
     Parameters
     ----------
     certificate
-        A certificate, or a folder of them.
+        A certificate, a folder of them, or the folder that `certify run` wrote; there they are compared with its rows.
     network
         The network that `certify run` wrote beside them, or the file it was made from.
+    inputs
+        The inputs of `certify run`: each certificate has to be about the one whose index is its name.
     architecture
-        As for `certify run`, where the network's file does not have it.
+        As for `certify run`. The network is then read as that does; without, the checker reads the file itself.
     input_shape
         As for `certify run`.
     json_output
         Print what was found as JSON.
     """
-    from equipoise.verification import check as checker
+    from equipoise.verification.check_files import Refused
+    from equipoise.verification.check_folder import check_folder, read_inputs
 
-    files = sorted(certificate.glob("*.npz")) if certificate.is_dir() else [certificate]
-    if not files or not files[0].is_file():
-        raise BadInput(f"No certificate at {certificate}: expected an .npz file or a folder of them.")
-    if not network.is_file():
-        raise BadInput(f"No network at {network}: expected the file that `certify run` wrote or read.")
     net = _checkers_network(network, architecture, input_shape)
-    found = {}
-    for file in files:
-        try:
-            found[str(file)] = {"accepted": True, "margins": checker.check(file, net).tolist()}
-        except checker.Refused as error:
-            found[str(file)] = {"accepted": False, "reason": str(error)}
+    try:
+        found = check_folder(certificate, net, None if inputs is None else read_inputs(inputs, net))
+    except Refused as error:
+        raise BadInput(str(error)) from error
     if json_output:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({name: each.plain() for name, each in found.items()}, indent=2))
     else:
         for name, each in found.items():
-            told = (
-                f"accepted, smallest margin {min(each['margins']):.6g}"
-                if each["accepted"]
-                else f"refused: {each['reason']}"
-            )
-            print(f"{name}: {told}")
-    refused = sum(not each["accepted"] for each in found.values())
-    print(f"{len(found) - refused} of {len(found)} accepted", file=sys.stderr)
-    return 1 if refused else 0
+            print(f"{name if name.isprintable() else ascii(name)}: {each}")
+    accepted = sum(each.accepted for each in found.values())
+    print(f"{accepted} of {len(found)} accepted", file=sys.stderr)
+    return 0 if accepted == len(found) else 1
 
 
 def _checkers_network(network: Path, architecture: str | None, input_shape: str | None):
     """The network as the checker reads it; a file without description goes through the reader of `certify run` first."""
-    from equipoise.verification import check as checker
+    import tempfile
 
+    from equipoise.verification.check_files import Refused, Undescribed, read_net
+
+    if not network.is_file():
+        raise BadInput(f"No network at {network}: expected the file that `certify run` wrote or read.")
+    if architecture is not None and network.suffix.lower() == ".onnx":
+        raise BadInput(f"{network} says itself how its parameters are used: leave --architecture out.")
     try:
-        return checker.read_net(network)
-    except checker.Refused:
-        import tempfile
+        shape = None if input_shape is None else tuple(int(each) for each in input_shape.split(","))
+    except ValueError as error:
+        raise BadInput(f"--input-shape is {input_shape!r}, expected whole numbers between commas.") from error
+    try:
+        try:
+            if architecture is not None:
+                raise Undescribed("its parameters are used as --architecture says")
+            net = read_net(network)
+        except Undescribed:
+            from equipoise.verification.network import read_network, write_network
 
-        from equipoise.verification.network import read_network, write_network
-
-        shape = None if input_shape is None else [int(each) for each in _numbers(input_shape, "--input-shape")]
-        with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / "network.safetensors"
-            write_network(read_network(network, architecture=architecture, shape=shape), written)
-            return checker.read_net(written)
+            with tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / "network.safetensors"
+                write_network(read_network(network, architecture=architecture, shape=shape), written)
+                net = read_net(written)
+            print("The network is as the reader of `certify run` understands it.", file=sys.stderr)
+    except Refused as error:
+        raise BadInput(f"The network {network} is refused: {error}.") from error
+    if shape not in (None, net.shape):
+        raise BadInput(f"--input-shape is {input_shape}, and an input of {network} has the shape {net.shape}.")
+    return net
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> tuple:

@@ -2,9 +2,10 @@
 
 A certificate is one .npz file of plain arrays:
 
+    format                                              2
     network, label, input [n], radius, margins [S]      what is claimed; S = classes other than the label, in order
     box [2]                                             limits of the inputs, where the claim is about ball and box
-    norm_P                                              spectral norm of affine layer P
+    norm_P                                              spectral norm of linear or convolutional layer P
     centre_V, axes_V, lower_V, upper_V                  enclosure of value V, the input of a ReLU layer
     slopes_V [S, n], lambda_V [S], lambda_input [S]     the relaxation; lambda in units where the axes are 1
     refined [R]                                         places in margins that a semidefinite dual proves instead, and
@@ -39,12 +40,13 @@ from equipoise.verification.bounds import (
     narrowed,
     optimise,
 )
-from equipoise.verification.network import Network
+from equipoise.verification.network import Network, Scale
 
 # What a margin gives away so that a checker with its own rounding errors proves it.
 SLACK = 1e-8
 # A matrix product rounds a row alike whatever stands beside it when the number of rows is a multiple of this.
 LANES = 8
+FORMAT = 2
 CHUNK = 2**15  # numbers of a layer over all specifications that are worked on at once: what a processor's cache holds
 
 
@@ -162,8 +164,9 @@ def contents(
     """The arrays of one certificate after the other, for the inputs that `found` (by "sdp-crown") is about."""
     for i in range(len(found.margins)):
         content: dict[str, Any] = {
+            "format": np.array(FORMAT, dtype=np.int64),
             "network": np.array(network.digest),
-            "label": np.array(int(labels[i])),
+            "label": np.array(int(labels[i]), dtype=np.int64),
             "input": x[i].double().flatten().numpy(),
             "radius": radius[i].double().numpy(),
             "margins": found.margins[i].numpy(),
@@ -172,7 +175,8 @@ def contents(
             content["box"] = np.array(box, dtype=np.float64)
             content["lambda_input"] = (found.relaxation.multipliers[0][i] / radius[i].double() ** 2).numpy()
         for place, norm in shape.norms.items():
-            content[f"norm_{place}"] = np.array(norm)
+            if not isinstance(network.layers[place], Scale):
+                content[f"norm_{place}"] = np.array(norm)
         for at, e in found.known.items():
             for name in ("centre", "axes", "lower", "upper"):
                 content[f"{name}_{at}"] = getattr(e, name)[i].numpy()
@@ -181,7 +185,7 @@ def contents(
         places = [j for item, j in found.duals if item == i]
         if places:
             duals = [found.duals[i, j] for j in places]
-            content |= {"refined": np.array(places), "ball": np.array([dual.ball for dual in duals])}
+            content |= {"refined": np.array(places, dtype=np.int64), "ball": np.array([dual.ball for dual in duals])}
             for at, e in found.known.items():
                 bent = (e.lower[i] < 0) & (e.upper[i] > 0)
                 whole = np.zeros((len(places), semidefinite.KINDS, len(bent)))
@@ -193,5 +197,6 @@ def contents(
 def write(content: dict[str, Any], path: Path) -> None:
     """One certificate as one file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **content)
+    arrays: dict[str, Any] = {name: np.array(value, order="C") for name, value in content.items()}
+    np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())

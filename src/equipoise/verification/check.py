@@ -15,110 +15,62 @@ label, f_label(x) - f_j(x) >= margin_j. What is proved, in order:
    norm is bounded, and inequalities (f'w)(g'w) <= 0 that hold by 3, c'f - t plus their claimed nonnegative combination is a
    quadratic form in w that has a Cholesky factor, as in 2. It is nonnegative, and so then is c'f - t.
 
-Every operation is in float64 and its rounding error is bounded: a sum of n terms errs by at most n u / (1 - n u) times the
-sum of their sizes, in whatever order. What is compared with a claim is always the value less all these errors.
+Every operation is in float64 and its rounding error is bounded, that of results which underflow included (`rounding`). What
+is compared with a claim is always the value less all these errors.
 """
 
-import hashlib
-import json
-import zipfile
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-U = 2.0**-53
+from equipoise.verification.check_files import FORMAT, Net, Refused, fit, read_certificate, read_net
+from equipoise.verification.rounding import Array, Near, down, length, near, off, up
+
 DENSE = 2**25  # entries of a map whose norm is proved by a factorisation; above, sqrt(|W|_1 |W|_inf) is the bound
+PIECE = 2**22  # numbers of padded pictures at once, where a convolution is made such a map
+SMALLEST = 2.0**-900  # of an axis: beside smaller ones an underflow would count
+ROWS = 2**28  # numbers of all values' rows in a quadratic form
 
 
-class Refused(Exception):
-    """Why a certificate proves nothing."""
-
-
-def check(certificate: Path, network: "Net | Path") -> Array:
+def check(certificate: str | Path, network: Net | str | Path) -> Array:
     """The margins that the certificate proves, one a class other than its label. Raises Refused with the reason."""
     net = network if isinstance(network, Net) else read_net(network)
-    try:
-        with np.load(certificate, allow_pickle=False) as stored:
-            content = {key: stored[key] for key in stored.files}
-    except OSError as error:
-        raise Refused(f"{certificate} cannot be read: {error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # numpy advises to load it unsafely
-        raise Refused(f"{certificate} is no archive of plain arrays, or a damaged one") from error
-    return prove(content, net)
+    return prove(read_certificate(certificate, net), net)
 
 
-def prove(content: Mapping[str, NDArray], net: "Net") -> Array:
+def prove(content: Mapping[str, NDArray], net: Net) -> Array:
     """As `check`, for a certificate's content."""
+    fit({name: (array.dtype.str, array.shape) for name, array in content.items()}, net)
+    if content["format"] != FORMAT:
+        raise Refused(f"it is of format {content['format']}, and this checker reads {FORMAT}")
+    if content["network"] != net.digest:
+        name = content["network"].tobytes().decode("utf-32-le", "replace")
+        raise Refused(f"it names another network ({name[:12]!a}, not '{net.digest[:12]}')")
+    for name, array in content.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Refused(f"its {name} holds a number that is not finite")
     try:
-        if str(content["network"]) != net.digest:
-            raise Refused(f"it names another network ({str(content['network'])[:12]}, not {net.digest[:12]})")
         with np.errstate(all="ignore"):  # an overflow ends as a margin that is not proved
             return _Proof(content, net).margins()
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise Refused(f"it is not whole: {error!r}") from error
+    except MemoryError:
+        raise Refused("its proof needs more memory than there is") from None
 
 
-# The network
-
-
-@dataclass
-class Net:
-    """Layers as read from a file: dicts with kind, inputs, and for affine ones weight and bias in float64."""
-
-    size: int
-    layers: list[dict[str, Any]]
-    digest: str
-    norms: dict[tuple[int, float], float] = field(default_factory=dict)
-
-
-def read_net(path: Path) -> Net:
-    """The network of a safetensors file with its description in the header. Raises Refused for anything else."""
-    try:
-        raw = Path(path).read_bytes()
-        length = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + length])
-        text = json.loads(header.pop("__metadata__")["equipoise_network"])
-        kinds = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-        tensors = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            flat = np.frombuffer(raw[8 + length + begin : 8 + length + end], kinds[entry["dtype"]])
-            tensors[name] = flat.astype(np.float64).reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{path} is no network file of Equipoise ({error!r})") from error
-    digest = hashlib.sha256(json.dumps(text, sort_keys=True).encode())
-    layers = []
-    for place, row in enumerate(text["layers"]):
-        layer = dict(row)
-        if row["kind"] in ("linear", "conv2d", "scale"):
-            layer |= {"weight": tensors[f"{place}.weight"], "bias": tensors[f"{place}.bias"]}
-            digest.update(layer["weight"].tobytes() + layer["bias"].tobytes())
-        elif row["kind"] not in ("relu", "add"):
-            raise Refused(f"layer {place} is a {row['kind']!r}, which is not known")
-        layers.append(layer)
-    return Net(int(np.prod(text["shape"])), layers, digest.hexdigest())
+# The layers, as maps
 
 
 def _taps(layer: dict[str, Any]):
-    """Per kernel position: the weights [out, in] and the slices of the padded picture that it meets."""
+    """Per kernel position: the weights by group [g, out, in] and the slices of the padded picture that they meet."""
     (sy, sx), (dy, dx) = layer["stride"], layer["dilation"]
-    out, each, height, width = layer["weight"].shape
+    _, each, height, width = layer["weight"].shape
     _, rows, columns = _out_shape(layer)
-    groups = layer["groups"]
     for i in range(height):
         for j in range(width):
-            whole = np.zeros((out, each * groups))
-            for group in range(groups):
-                these = slice(group * (out // groups), (group + 1) * (out // groups))
-                whole[these, group * each : (group + 1) * each] = layer["weight"][these, :, i, j]
             at = (slice(i * dy, i * dy + (rows - 1) * sy + 1, sy), slice(j * dx, j * dx + (columns - 1) * sx + 1, sx))
-            yield whole, at
+            yield layer["weight"][:, :, i, j].reshape(layer["groups"], -1, each), at
 
 
 def _out_shape(layer: dict[str, Any]) -> tuple[int, int, int]:
@@ -134,33 +86,51 @@ def _out_shape(layer: dict[str, Any]) -> tuple[int, int, int]:
     )
 
 
-def _apply(layer: dict[str, Any], x: Array, change=lambda weight: weight) -> Array:
+def _same(weight: Array) -> Array:
+    return weight
+
+
+def _apply(layer: dict[str, Any], x: Array, change: Callable[[Array], Array] = _same) -> Array:
     """W x without the bias for rows x [..., n]; `change` is applied to the weights (absolute values, squares)."""
     if layer["kind"] == "linear":
         return x @ change(layer["weight"]).T
     if layer["kind"] == "scale":
         return x * change(layer["weight"])
-    (channels, height, width), (py, px) = layer["shape"], layer["padding"]
-    pictures = np.zeros((x.size // (channels * height * width), channels, height + 2 * py, width + 2 * px))
-    pictures[:, :, py : py + height, px : px + width] = x.reshape(-1, channels, height, width)
-    found = np.zeros((len(pictures), *_out_shape(layer)))
+    pictures = _padded(layer, x.size // _inputs(layer))
+    inner = _inner(layer, pictures)
+    inner[:] = x.reshape(inner.shape)
+    out, *size = _out_shape(layer)
+    found = np.zeros((*pictures.shape[:2], out // layer["groups"], np.prod(size)))
     for weight, (rows, columns) in _taps(layer):
-        found += np.einsum("oi,biyx->boyx", change(weight), pictures[:, :, rows, columns], optimize=True)
+        met = pictures[..., rows, columns]
+        found += change(weight) @ met.reshape(*met.shape[:3], -1)
     return found.reshape(*x.shape[:-1], -1)
 
 
-def _back(layer: dict[str, Any], c: Array, change=lambda weight: weight) -> Array:
+def _back(layer: dict[str, Any], c: Array, change: Callable[[Array], Array] = _same) -> Array:
     """W'c for rows c [..., m]."""
     if layer["kind"] == "linear":
         return c @ change(layer["weight"])
     if layer["kind"] == "scale":
         return c * change(layer["weight"])
-    (channels, height, width), (py, px) = layer["shape"], layer["padding"]
-    given = c.reshape(-1, *_out_shape(layer))
-    pictures = np.zeros((len(given), channels, height + 2 * py, width + 2 * px))
+    out, *size = _out_shape(layer)
+    given = c.reshape(-1, layer["groups"], out // layer["groups"], np.prod(size))
+    pictures = _padded(layer, len(given))
     for weight, (rows, columns) in _taps(layer):
-        pictures[:, :, rows, columns] += np.einsum("oi,boyx->biyx", change(weight), given, optimize=True)
-    return pictures[:, :, py : py + height, px : px + width].reshape(*c.shape[:-1], -1)
+        met = pictures[..., rows, columns]
+        met += (change(weight).swapaxes(1, 2) @ given).reshape(met.shape)
+    return _inner(layer, pictures).reshape(*c.shape[:-1], -1)
+
+
+def _padded(layer: dict[str, Any], count: int) -> Array:
+    """Pictures of zeros with room for the padding, their channels by group."""
+    (channels, height, width), (py, px), groups = layer["shape"], layer["padding"], layer["groups"]
+    return np.zeros((count, groups, channels // groups, height + 2 * py, width + 2 * px))
+
+
+def _inner(layer: dict[str, Any], pictures: Array) -> Array:
+    (_, height, width), (py, px) = layer["shape"], layer["padding"]
+    return pictures[..., py : py + height, px : px + width]
 
 
 def _bias(layer: dict[str, Any]) -> Array:
@@ -171,18 +141,87 @@ def _bias(layer: dict[str, Any]) -> Array:
     return layer["bias"]
 
 
+def _inputs(layer: dict[str, Any]) -> int:
+    return layer["weight"].shape[-1] if layer["kind"] != "conv2d" else int(np.prod(layer["shape"]))
+
+
 def _terms(layer: dict[str, Any]) -> int:
-    """How many products any sum of W x, W'c or the constant has at most, with its bias and a margin."""
-    return (
-        max(layer["weight"].size, len(_bias(layer))) + 2
-        if layer["kind"] == "conv2d"
-        else sum(layer["weight"].shape) + 2
-    )
+    """More products, the bias among them, than any sum of W x or W'c has."""
+    return (layer["weight"].size if layer["kind"] == "conv2d" else sum(layer["weight"].shape)) + 2
 
 
-def gamma(terms: float) -> float:
-    """The relative error of a sum of that many products."""
-    return terms * U / (1 - terms * U)
+def _forward(layer: dict[str, Any], x: Near) -> Near:
+    """W x + b."""
+    return x.through(lambda rows, change=_same: _apply(layer, rows, change), _terms(layer), _bias(layer))
+
+
+def _backward(layer: dict[str, Any], c: Near) -> Near:
+    """W'c."""
+    return c.through(lambda rows, change=_same: _back(layer, rows, change), _terms(layer))
+
+
+# The norms of maps
+
+
+def prove_norm(layer: dict[str, Any], d: Array, claimed: float) -> float:
+    """An upper bound on the spectral norm of W diag(d), a hair above `claimed`. Raises Refused when that is too small."""
+    n, m = _inputs(layer), len(_bias(layer))
+    d = np.broadcast_to(d, (n,))
+    if n * m > DENSE:
+        rows = near(d).through(lambda x, _=abs: _apply(layer, x, abs), _terms(layer))
+        columns = near(np.ones(m)).through(lambda c, _=abs: _back(layer, c, abs), _terms(layer)) * d
+        return float(np.sqrt(rows.most.max()) * np.sqrt(columns.most.max()))
+    matrix = _matrix(layer) * d
+    gram = matrix @ matrix.T if m < n else matrix.T @ matrix
+    shifted = -gram
+    shifted[np.diag_indices(len(gram))] += claimed * claimed
+    if not _has_factor(shifted):
+        raise Refused(f"a layer's spectral norm is not as small as the claimed {claimed:.9g}")
+    # Up to their errors: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length;
+    # the square and the difference on the diagonal, and the products with d; the factorisation.
+    square = float(length(matrix.ravel())) ** 2
+    error = off(max(m, n), square) + off(4, claimed * claimed + square) + _factor_error(shifted.diagonal())
+    return float(up(np.sqrt(claimed * claimed + error)))
+
+
+def _matrix(layer: dict[str, Any]) -> Array:
+    """The matrix [m, n] of a layer, exactly: of a convolution every entry is one weight, and zeros."""
+    if layer["kind"] == "linear":
+        return layer["weight"]
+    n, m = _inputs(layer), len(_bias(layer))
+    through, size = (_apply, n) if n <= m else (_back, m)
+    step = max(PIECE // _padded(layer, 1).size, 1)
+    rows = [through(layer, np.eye(min(step, size - begin), size, begin)) for begin in range(0, size, step)]
+    return np.concatenate(rows).T if n <= m else np.concatenate(rows)
+
+
+def _has_factor(matrix: Array) -> bool:
+    """Whether its Cholesky factorisation runs to its end."""
+    try:
+        return bool(np.isfinite(np.linalg.cholesky(matrix)).all())  # not every LAPACK stops at a nan
+    except np.linalg.LinAlgError:
+        return False
+
+
+def _factor_error(diagonal: Array) -> float:
+    """No eigenvalue of a symmetric matrix that has a factor is below the negative of this (Rump, BIT 46, 2006).
+
+    There it is (n + 1) u / (1 - 2 (n + 1) u) times the trace and 3 n (2 n + max a_ii) eta.
+    """
+    return float(off(len(diagonal) + 3, abs(diagonal).sum()))
+
+
+def _nonnegative(form: Near, size: float) -> bool:
+    """Whether w'Sw >= 0 is proved for every symmetric S that is near the form and every w with w_0 = 1 and |w|^2 <= size."""
+    lost = length(form.error.ravel()) + _factor_error(form.value.diagonal())
+    lowered = form.value.copy()
+    lowered[0, 0] = down(lowered[0, 0] - up(lost * size))
+    return _has_factor(lowered)
+
+
+def _chord(low: Array, high: Array) -> Array:
+    """At least the slope of the line through the ends of relu over [low, high], low < 0 < high."""
+    return up(high / (high - low))
 
 
 # The proof
@@ -191,26 +230,25 @@ def gamma(terms: float) -> float:
 class _Proof:
     def __init__(self, content: Mapping[str, NDArray], net: Net) -> None:
         self.content, self.net = content, net
-        self.radius = float(content["radius"])
-        self.input = self._numbers("input", (net.size,))
-        if not 0 <= self.radius < np.inf:
+        self.radius, self.label = float(content["radius"]), int(content["label"])
+        self.input, self.box = content["input"], content.get("box")
+        if self.radius < 0:
             raise Refused(f"its radius is {self.radius}")
-        self.box = self._numbers("box", (2,)) if "box" in content else None
+        if not 0 <= self.label < net.sizes[-1]:
+            raise Refused(f"its label is {self.label}")
+        self.others = [each for each in range(net.sizes[-1]) if each != self.label]
 
-    def _numbers(self, key: str, *shapes: tuple[int, ...]) -> Array:
-        found = np.asarray(self.content[key], dtype=np.float64)
-        if shapes and found.shape not in shapes:
-            raise Refused(f"{key} has the shape {found.shape}")
-        if not np.isfinite(found).all():
-            raise Refused(f"{key} holds a number that is not finite")
+    def _above(self, least: float, key: str) -> Array:
+        found = self.content[key]
+        if not (found > least).all():
+            raise Refused(f"{key} is not above {least:.3g}")
         return found
 
     def margins(self) -> Array:
         self._prove_enclosures()
-        proved = self._lower_bounds()
+        proved, claimed = self._lower_bounds(), self.content["margins"]
         if "refined" in self.content:
             proved = self._refined(proved)
-        claimed = self._numbers("margins", proved.shape)
         if not (proved >= claimed).all():
             worst = int(np.argmin(proved - claimed))
             raise Refused(
@@ -223,69 +261,43 @@ class _Proof:
     def _prove_enclosures(self) -> None:
         """Every claimed enclosure holds; self.sets[v] = (centre, axes, lower, upper) for the input v of a ReLU layer."""
         x, r = self.input, self.radius
-        # centre, scale t and direction d of an ellipsoid |(v - centre) / (t d)| <= 1, lower, upper
-        low, high = x - r * (1 + 4 * U) - 4 * U * abs(x), x + r * (1 + 4 * U) + 4 * U * abs(x)
+        low, high = down(x - r), up(x + r)
         if self.box is not None:
             low, high = np.maximum(low, self.box[0]), np.minimum(high, self.box[1])
             if not (low <= high).all():
                 raise Refused("its ball does not meet its box")
+        # Of every value centre, scale t and direction d of an ellipsoid |(v - centre) / (t d)| <= 1, lower, upper.
         values: list[tuple[Array, float, Array, Array, Array]] = [(x, r, np.ones(1), low, high)]
-        readers = {layer["inputs"][0] for layer in self.net.layers if layer["kind"] == "relu"}
         for place, layer in enumerate(self.net.layers):
-            given = [values[index] for index in layer["inputs"]]
-            centre, t, d, low, high = given[0]
+            centre, t, d, low, high = values[layer["inputs"][0]]
             if layer["kind"] == "relu":
                 new = (np.maximum(centre, 0), t, d, np.maximum(low, 0), np.maximum(high, 0))
             elif layer["kind"] == "add":
-                other = given[1]
-                total = (t * d.max() + other[1] * other[2].max()) * (1 + 8 * U)
-                new = self._rounded(centre + other[0], U * abs(centre + other[0]), total, np.ones(1))
-                spread = [4 * U * (abs(each[3]) + abs(each[4])) for each in given]
-                slack = spread[0] + spread[1]
-                box = (low + other[3] - slack, high + other[4] + slack)
-                new = (*new[:3], np.maximum(new[3], box[0]), np.minimum(new[4], box[1]))
+                centre2, t2, d2, low2, high2 = values[layer["inputs"][1]]
+                new = _around(near(centre) + centre2, t * d.max() + t2 * d2.max(), np.ones(1))
+                new = (*new[:3], np.maximum(new[3], down(low + low2)), np.minimum(new[4], up(high + high2)))
+            elif layer["kind"] == "scale":
+                # Where it is one number, an ellipsoid is a ball.
+                d = np.maximum(abs(layer["weight"]) * d, 1e-300)
+                new = _around(_forward(layer, near(centre)), *((t, d) if len(d) > 1 else (t * d[0], np.ones(1))))
             else:
-                new = self._affine(place, layer, centre, t, d)
+                after = _forward(layer, near(centre))
+                new = _around(after, t * self._norm(place, layer, d), np.ones(1))
+                away = up(t * _row_lengths(layer, d) + after.error)
+                new = (*new[:3], np.maximum(new[3], down(new[0] - away)), np.minimum(new[4], up(new[0] + away)))
             values.append(new)
         self.sets = {}
-        for at in readers:
+        for at in self.net.bent:
             centre, t, d, low, high = values[at]
-            size = len(centre)
-            claimed = self._numbers(f"centre_{at}", (size,))
-            axes = self._numbers(f"axes_{at}", (1,), (size,))
-            lower, upper = self._numbers(f"lower_{at}", (size,)), self._numbers(f"upper_{at}", (size,))
-            if not (axes > 0).all():
-                raise Refused(f"axes_{at} are not positive")
+            claimed, axes = self.content[f"centre_{at}"], self._above(SMALLEST, f"axes_{at}")
+            lower, upper = self.content[f"lower_{at}"], self.content[f"upper_{at}"]
             # |(v - claimed)/axes| <= |t d/axes|_inf + |(centre - claimed)/axes|
-            needed = (t * d / axes).max() + np.linalg.norm((centre - claimed) / axes)
-            if not needed * (1 + gamma(2 * size + 8)) <= 1:
+            needed = up((t * d / axes).max() + length((centre - claimed) / axes))
+            if not needed <= 1:
                 raise Refused(f"the ball at layer input {at} is too small or elsewhere (by a factor {needed:.9f})")
             if not ((lower <= low).all() and (upper >= high).all()):
                 raise Refused(f"the box at layer input {at} is too small")
             self.sets[at] = (claimed, axes, lower, upper)
-
-    @staticmethod
-    def _rounded(centre: Array, error: Array, t: float, d: Array) -> tuple[Array, float, Array, Array, Array]:
-        """A set whose centre is known up to `error`, grown to hold that."""
-        t = (t + float(np.linalg.norm(error / d)) * (1 + gamma(len(centre) + 4))) * (1 + 4 * U)
-        reach = t * d * (1 + 4 * U) + 4 * U * abs(centre)
-        return centre, t, d, centre - reach, centre + reach
-
-    def _affine(self, place: int, layer: dict[str, Any], centre: Array, t: float, d: Array):
-        bias = _bias(layer)
-        exact = _apply(layer, centre) + bias
-        error = gamma(_terms(layer)) * (_apply(layer, abs(centre), abs) + abs(bias)) * (1 + 1e-6)
-        if layer["kind"] == "scale":
-            d = np.maximum(abs(layer["weight"]) * d, 1e-300)
-            if len(d) == 1:  # one number: an ellipsoid is a ball
-                t, d = t * float(d[0]) * (1 + 4 * U), np.ones(1)
-            return self._rounded(exact, error, t * (1 + 4 * U), d)
-        norm = self._norm(place, layer, d)
-        _, t_out, one, low, high = self._rounded(exact, error, t * norm * (1 + 4 * U), np.ones(1))
-        squares = _apply(layer, np.broadcast_to(d * d, (_inputs(layer),)), lambda weight: weight * weight)
-        reach = t * np.sqrt(squares) * (1 + gamma(2 * _terms(layer))) + error + 4 * U * abs(exact)
-        reach *= 1 + 8 * U
-        return exact, t_out, one, np.maximum(low, exact - reach), np.minimum(high, exact + reach)
 
     def _norm(self, place: int, layer: dict[str, Any], d: Array) -> float:
         """An upper bound on |W diag(d)|_2, proved from the claimed one; proved once a network."""
@@ -299,221 +311,140 @@ class _Proof:
 
     def _refined(self, proved: Array) -> Array:
         """The margins with those listed as refined replaced where their quadratic forms prove more."""
-        places = np.asarray(self.content["refined"])
-        if places.ndim != 1 or not np.isin(places, np.arange(len(proved))).all():
-            raise Refused(f"refined names margins that there are not: {places}")
-        balls = self._numbers("ball", places.shape)
-        claimed = self._numbers("margins", proved.shape)
+        places, balls, claimed = (self.content[name] for name in ("refined", "ball", "margins"))
+        if len(set(places)) != len(places) or not np.isin(places, np.arange(len(proved))).all():
+            raise Refused(f"refined names margins that there are not, or one twice: {places}")
         f, g, outputs, bent = self._rows()
-        label = int(self.content["label"])
-        entries = f[0].shape[1]
+        corner = np.zeros((outputs.value.shape[1], 1))
+        corner[0] = 1
+        input_ball = np.diag(np.isin(np.arange(len(corner)), np.arange(1, 1 + len(self.input))) - corner[:, 0])
         # Of w: the 1, the input and every layer's outputs are in unit balls.
         size = 2 + len(bent)
         proved = proved.copy()
         for row, place in enumerate(places):
-            parts = [self._numbers(f"multipliers_{at}")[row][:, here].reshape(-1) for at, here in bent.items()]
+            parts = [self.content[f"multipliers_{at}"][row][:, here].reshape(-1) for at, here in bent.items()]
             m, ball = np.concatenate([np.zeros(0), *parts]), balls[row]
-            if len(m) != len(f[0]) or not (m >= 0).all() or not ball >= 0:
+            if not (m >= 0).all() or not ball >= 0:
                 raise Refused(f"the multipliers of margin {place} are not nonnegative numbers, one an inequality")
-            objective = outputs[0][label] - outputs[0][self.others[place]]
-            error = outputs[1][label] + outputs[1][self.others[place]] + U * abs(objective)
-            form = (f[0].T * m) @ g[0] / 2
-            # Each factor is known up to its own error; the sum over the inequalities rounds, too.
-            high_f, high_g = abs(f[0]) + f[1], abs(g[0]) + g[1]
-            wrong = (f[1].T * m) @ high_g + (high_f.T * m) @ g[1] + gamma(len(m) + 8) * ((high_f.T * m) @ high_g)
-            form[0] += objective / 2
-            wrong[0] += error
-            form, wrong = form + form.T, wrong + wrong.T
-            diagonal = np.zeros(entries)
-            diagonal[1 : 1 + len(self.input)] = ball
-            diagonal[0] = -ball - claimed[place]
-            form[np.diag_indices(entries)] += diagonal
-            wrong += 8 * U * abs(form)
-            wrong[np.diag_indices(entries)] += 8 * U * (ball + abs(claimed[place]) + abs(diagonal))
-            # Asked of the form: that it holds for t = claim + lost, where lost pays for all that is not exact.
-            lost = float(np.sqrt((wrong * wrong).sum())) * (1 + 1e-6)
-            factor = gamma(entries + 3) / (1 - gamma(entries + 3)) * float(abs(form.diagonal()).sum()) * (1 + 1e-6)
-            form[0, 0] -= (lost + factor) * size * (1 + 1e-6)
-            try:
-                root = np.linalg.cholesky(form)
-            except np.linalg.LinAlgError:
-                continue
-            if np.isfinite(root).all():  # not every LAPACK stops at a nan
+            objective = outputs[self.label] - outputs[self.others[place]]
+            half = (f.T * m) @ g + objective[None] * corner
+            form = (half + half.T) * 0.5 + input_ball * ball - corner * claimed[place] * corner.T
+            if _nonnegative(form, size):
                 proved[place] = max(proved[place], claimed[place])
         return proved
 
-    def _rows(self):
-        """f and g of all inequalities, and the outputs, as rows over w, each with its error; and which neurons may bend."""
+    def _rows(self) -> tuple[Near, Near, Near, dict[int, NDArray]]:
+        """f and g of all inequalities, and the outputs, as rows over w; and which neurons may bend."""
         order = dict.fromkeys(layer["inputs"][0] for layer in self.net.layers if layer["kind"] == "relu")
         bent = {at: np.flatnonzero((self.sets[at][2] < 0) & (self.sets[at][3] > 0)) for at in order}
         inputs = len(self.input)
         entries = 1 + inputs + sum(map(len, bent.values()))
+        if entries * (sum(self.net.sizes) + 10 * entries) > ROWS:
+            raise Refused(f"its refined margins are about {entries} numbers at once, too many for this checker")
         start = np.zeros((inputs, entries))
         start[:, 0] = self.input
         start[:, 1 : 1 + inputs] = self.radius * np.eye(inputs)
-        values, position, done = [(start, np.zeros_like(start))], 1 + inputs, {}
-        f, g = [(start[:0], start[:0])], [(start[:0], start[:0])]
+        values, position, done = [near(start)], 1 + inputs, {}
+        f, g = [values[0][:0]], [values[0][:0]]
         for layer in self.net.layers:
             at = layer["inputs"][0]
-            rows, error = values[at]
+            rows = values[at]
             if layer["kind"] == "relu":
                 if at not in done:
-                    centre, axes, lower, upper = self.sets[at]
-                    here = bent[at]
+                    (centre, axes, lower, upper), here = self.sets[at], bent[at]
                     n = len(here)
-                    y = np.zeros((n, entries))
-                    y[:, 0] = np.maximum(centre[here], 0)
+                    one, y = np.zeros((2, n, entries))
+                    one[:, 0], y[:, 0] = 1, np.maximum(centre[here], 0)
                     y[:, position : position + n] = axes.max() * np.eye(n)
                     position += n
-                    z, off, none = rows[here], error[here], np.zeros((n, entries))
-                    one, above, below = none.copy(), z.copy(), z.copy()
-                    one[:, 0] = 1
-                    above[:, 0] -= lower[here]
-                    below[:, 0] -= upper[here]
-                    # Rounded up: the line through the ends of relu over [lower, upper], or a steeper one.
-                    slope = (upper[here] / (upper[here] - lower[here]) * (1 + 8 * U))[:, None]
-                    near, under = off + U * abs(above), off + U * abs(below)
-                    chord = slope * near + 4 * U * (abs(y) + slope * abs(above))
-                    between = off + U * abs(y - z)
-                    f += [(one, none), (one, none), (y, none), (one, none), (above, near)]
-                    g += [(-y, none), (z - y, between), (y - z, between), (y - slope * above, chord), (below, under)]
+                    low, high = lower[here, None], upper[here, None]
+                    z, above, below = rows[here], rows[here] - low * one, rows[here] - high * one
+                    f += [near(one), near(one), near(y), near(one), above]
+                    g += [near(-y), z - y, near(y) - z, near(y) - above * _chord(low, high), below]
                     active = (lower >= 0)[:, None]
-                    out, out_error = np.where(active, rows, 0), np.where(active, error, 0)
-                    out[here], out_error[here] = y, 0
-                    done[at] = (out, out_error)
+                    out = Near(np.where(active, rows.value, 0), np.where(active, rows.error, 0))
+                    out.value[here], out.error[here] = y, 0
+                    done[at] = out
                 values.append(done[at])
             elif layer["kind"] == "add":
-                other, other_error = values[layer["inputs"][1]]
-                total = rows + other
-                values.append((total, error + other_error + U * abs(total)))
+                values.append(rows + values[layer["inputs"][1]])
             else:
-                total = _apply(layer, rows.T).T
-                bias = _bias(layer)
-                total[:, 0] += bias
-                size = _apply(layer, abs(rows).T, abs).T
-                size[:, 0] += abs(bias)
-                values.append((total, (_apply(layer, error.T, abs).T + gamma(_terms(layer)) * size) * (1 + 1e-6)))
-        stacked = [tuple(np.concatenate(part) for part in zip(*each, strict=True)) for each in (f, g)]
-        return *stacked, values[-1], bent
+                linear = rows.T.through(lambda x, change=_same, of=layer: _apply(of, x, change), _terms(layer)).T
+                shift = np.zeros(linear.value.shape)
+                shift[:, 0] = _bias(layer)
+                values.append(linear + shift)
+        return _stacked(f), _stacked(g), values[-1], bent
 
     # Going back
 
     def _lower_bounds(self) -> Array:
-        layers = self.net.layers
-        label = int(self.content["label"])
-        classes = len(_bias(layers[-1])) if layers[-1]["kind"] not in ("relu", "add") else 0
-        if not 0 <= label < classes:
-            raise Refused(f"its label is {label}")
-        self.others = [each for each in range(classes) if each != label]
-        start = np.eye(classes)[label] - np.eye(classes)[self.others]
-        # value -> coefficients and how far from the exact ones they may be
-        pending = {len(layers): (start, np.zeros_like(start))}
-        bound, wrong = np.zeros(len(start)), np.zeros(len(start))
+        layers, unit = self.net.layers, np.eye(self.net.sizes[-1])
+        # Of every value that is not passed yet the coefficients, which are up to their errors those of the bound.
+        pending = {len(layers): near(unit[self.label] - unit[self.others])}
+        bound = near(np.zeros(len(self.others)))
         for index in range(len(layers), 0, -1):
-            if index not in pending:
-                continue
-            (c, error), layer = pending.pop(index), layers[index - 1]
+            c, layer = pending.pop(index), layers[index - 1]
             if layer["kind"] == "relu":
-                at = layer["inputs"][0]
-                offset, slack, g = self._relu(at, c)
-                bound, wrong = bound + offset, wrong + slack + error @ np.maximum(self.sets[at][3], 0)
-                back = (g, np.zeros_like(g))
-            elif layer["kind"] == "add":
-                back = (c, error)
-            else:
-                bias = _bias(layer)
-                bound = bound + c @ bias
-                wrong = wrong + error @ abs(bias) + gamma(len(bias) + 2) * (abs(c) @ abs(bias))
-                size = gamma(_terms(layer)) * _back(layer, abs(c), abs)
-                back = (_back(layer, c), (_back(layer, error, abs) + size) * (1 + 1e-6))
+                offset, c = self._relu(layer["inputs"][0], c)
+                bound = bound + offset
+            elif layer["kind"] != "add":
+                bound, c = bound + c @ _bias(layer), _backward(layer, c)
             for before in layer["inputs"]:
-                if before in pending:
-                    total = pending[before][0] + back[0]
-                    pending[before] = (total, (pending[before][1] + back[1] + U * abs(total)) * (1 + 1e-6))
-                else:
-                    pending[before] = back
-            wrong = wrong + 2 * U * abs(bound)
-        a, error = pending[0]
-        least, slack = self._input(a)
-        bound = bound + least
-        wrong = wrong + slack + error @ (abs(self.input) + self.radius) + 2 * U * abs(bound)
-        return bound - wrong * (1 + 1e-6)
+                pending[before] = pending[before] + c if before in pending else c
+        return (bound + self._input(pending[0])).least
 
-    def _relu(self, at: int, c: Array) -> tuple[Array, Array, Array]:
-        """A lower bound on c'relu(z) - g'z over the enclosure, its rounding error, and g."""
+    def _relu(self, at: int, c: Near) -> tuple[Near, Near]:
+        """A lower bound on c'relu(z) - g'z over the enclosure, and g."""
         centre, axes, lower, upper = self.sets[at]
-        g = c * self._numbers(f"slopes_{at}", c.shape)
-        multiplier = self._numbers(f"lambda_{at}", (len(c),))
-        if not (multiplier > 0).all():
-            raise Refused(f"lambda_{at} is not positive")
-        pull = multiplier[:, None] / (axes * axes)
-        rise = c - g
-        right = _least(rise, pull, centre, np.maximum(lower, 0), np.maximum(upper, 0), U * abs(rise))
-        left = _least(-g, pull, centre, np.minimum(lower, 0), np.minimum(upper, 0), 0 * g)
+        g = near(c.value * self.content[f"slopes_{at}"])
+        pull = self._above(0, f"lambda_{at}")[:, None] / (axes * axes)
+        right = _least(c - g, pull, centre, np.maximum(lower, 0), np.maximum(upper, 0))
+        left = _least(-g, pull, centre, np.minimum(lower, 0), np.minimum(upper, 0))
         # Where a neuron can be only on one side, the other side's minimum does not count.
-        only_left, only_right = upper < 0, lower > 0
-        values = np.where(only_left, left[0], np.where(only_right, right[0], np.minimum(left[0], right[0])))
-        errors = np.where(only_left, left[1], np.where(only_right, right[1], np.maximum(left[1], right[1])))
-        slack = errors.sum(1)
-        # sum pull (z - centre)^2 <= max(pull axes^2), which is lambda but for rounding
-        away = (pull * axes * axes).max(1) / 2 * (1 + 8 * U)
-        sizes = abs(values).sum(1)
-        return values.sum(1) - away, slack + gamma(values.shape[1] + 4) * (sizes + away), g
+        one_side = right.where(lower > 0, left.where(upper < 0, left.least_of(right)))
+        return one_side.sum() - _penalty(pull, axes).max(1), g
 
-    def _input(self, a: Array) -> tuple[Array, Array]:
-        """A lower bound on a'x over the input set, and its rounding error."""
-        x, r, terms = self.input, self.radius, a.shape[1] + 8
+    def _input(self, a: Near) -> Near:
+        """A lower bound on a'x over the input set."""
+        x, r = self.input, self.radius
         if self.box is None:
-            norms = np.sqrt((a * a).sum(1))
-            products = abs(a) @ abs(x)
-            return a @ x - r * norms, gamma(2 * terms) * (products + r * norms)
-        multiplier = self._numbers("lambda_input", (len(a),))
-        if not (multiplier > 0).all():
-            raise Refused("lambda_input is not positive")
-        low = np.broadcast_to(self.box[0], x.shape)
-        high = np.broadcast_to(self.box[1], x.shape)
-        values, slack = _least(a, multiplier[:, None] + np.zeros_like(a), x, low, high, 0 * a)
-        away = multiplier * r * r / 2 * (1 + 8 * U)
-        return values.sum(1) - away, slack.sum(1) + gamma(terms) * (abs(values).sum(1) + away)
+            return a @ x - r * length(a.size)
+        multiplier = self._above(0, "lambda_input")
+        low, high = np.broadcast_to(self.box[:, None], (2, len(x)))
+        return _least(a, multiplier[:, None], x, low, high).sum() - _penalty(multiplier, r)
 
 
-def _least(a: Array, w: Array, centre: Array, low: Array, high: Array, error: Array) -> tuple[Array, Array]:
-    """A lower bound on a z + w/2 (z - centre)^2 over low <= z <= high for an a known up to `error`, and its rounding error.
+def _around(centre: Near, t: float, d: Array) -> tuple[Array, float, Array, Array, Array]:
+    """The ellipsoid, as a few operations computed it, around a centre known up to its error; grown to hold both errors."""
+    t = float(up(t + length(centre.error / d)))
+    reach = up(t * d)
+    return centre.value, t, d, down(centre.value - reach), up(centre.value + reach)
+
+
+def _row_lengths(layer: dict[str, Any], d: Array) -> Array:
+    """At least the l2 norm of every row of W diag(d), of weights and directions over their largest, as in `length`."""
+    largest, widest = abs(layer["weight"]).max() or 1.0, d.max()
+    parts = np.broadcast_to(np.square(d / widest), (_inputs(layer),))
+    squares = _apply(layer, parts, lambda weight: np.square(weight / largest))
+    return up(np.sqrt(squares + off(_terms(layer) + 8, squares)) * (largest * widest))
+
+
+def _penalty(w: Array, reach: Array | float) -> Array:
+    """At least w/2 (z - centre)^2 for every z within `reach` of the centre."""
+    return up(w * reach * reach) / 2
+
+
+def _least(a: Near, w: Array, centre: Array, low: Array, high: Array) -> Near:
+    """A lower bound on a z + w/2 (z - centre)^2 over low <= z <= high.
 
     A convex function lies above its tangent, so the bound holds wherever the tangent is laid: at the minimiser as computed.
     """
-    z = np.clip(centre - a / w, low, high)
-    away = z - centre
-    slope = a + w * away
-    tangent = np.minimum(np.minimum(slope * (low - z), slope * (high - z)), 0)
-    # z and centre are exact as they stand, so their difference, and all that is made of it, errs in proportion to itself.
-    size = abs(a * z) + w * away * away + (abs(a) + w * abs(away)) * (high - low)
-    return a * z + w / 2 * away * away + tangent, 16 * U * size + error * np.maximum(abs(low), abs(high))
+    z = np.clip(centre - a.value / w, low, high)
+    pull = (near(z) - centre) * w
+    slope = a + pull
+    tangent = (slope * (near(low) - z)).least_of(slope * (near(high) - z)).least_of(near(np.zeros(1)))
+    return a * z + pull * (near(z) - centre) * 0.5 + tangent
 
 
-def _inputs(layer: dict[str, Any]) -> int:
-    return layer["weight"].shape[1] if layer["kind"] == "linear" else int(np.prod(layer["shape"]))
-
-
-def prove_norm(layer: dict[str, Any], d: Array, claimed: float) -> float:
-    """An upper bound on the spectral norm of W diag(d), a hair above `claimed`. Raises Refused when that is too small."""
-    n, m = _inputs(layer), len(_bias(layer))
-    d = np.broadcast_to(d, (n,))
-    if n * m > DENSE:
-        across = _apply(layer, d[None], abs).max()
-        down = (_back(layer, np.ones((1, m)), abs) * d).max()
-        return float(np.sqrt(across * down) * (1 + gamma(4 * _terms(layer))))
-    matrix = layer["weight"] if layer["kind"] == "linear" else _apply(layer, np.eye(n)).T
-    matrix = matrix * d
-    gram = matrix @ matrix.T if m < n else matrix.T @ matrix
-    size, square = len(gram), float((matrix * matrix).sum())
-    shifted = -gram
-    shifted[np.diag_indices(size)] += claimed * claimed
-    try:
-        np.linalg.cholesky(shifted)
-    except np.linalg.LinAlgError:
-        raise Refused(f"a layer's spectral norm is not as small as the claimed {claimed:.9g}") from None
-    # The factorisation, the Gram matrix, the diagonal and the products with d, each up to its rounding error.
-    factor = gamma(size + 3) / (1 - gamma(size + 3)) * float(np.trace(shifted))
-    error = factor + (gamma(max(m, n) + 4) + 8 * U) * square * 1.01 + 4 * U * claimed * claimed
-    return float(np.sqrt(claimed * claimed + error) * (1 + 4 * U))
+def _stacked(parts: list[Near]) -> Near:
+    return Near(np.concatenate([each.value for each in parts]), np.concatenate([each.error for each in parts]))

@@ -185,12 +185,13 @@ class Network:
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over what the network computes: its description and every parameter in float64."""
+        """sha256 over what the network computes: its description, and of every parameter name, shape and float64 numbers."""
         found = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
-        for layer in self.layers:
+        for place, layer in enumerate(self.layers):
             if isinstance(layer, Affine):
-                for tensor in (layer.weight, layer.bias):
-                    found.update(tensor.double().contiguous().numpy().tobytes())
+                for name in ("weight", "bias"):
+                    tensor = getattr(layer, name).double().contiguous()
+                    found.update(f"\n{place}.{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
         return found.hexdigest()
 
     def description(self) -> dict[str, Any]:

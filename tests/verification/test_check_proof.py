@@ -1,0 +1,524 @@
+"""What the checker allows for rounding and underflow is needed: claims that are false by a hair, in exact fractions."""
+
+import contextlib
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from equipoise.verification import check
+from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
+from equipoise.verification.rounding import TINY, Near, U, near
+
+RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def in_any_order():
+    """The same numbers for a test, whatever ran before it."""
+    RNG.bit_generator.state = START
+
+
+def exact(x):
+    return np.vectorize(Fraction, otypes=[object])(x)
+
+
+def linear(weight, bias=0.0, inputs=0):
+    weight = np.array(weight, dtype=np.float64)
+    return {"kind": "linear", "inputs": [inputs], "weight": weight, "bias": np.zeros(len(weight)) + bias}
+
+
+def relu(inputs):
+    return {"kind": "relu", "inputs": [inputs]}
+
+
+def net_of(*layers, size=1):
+    sizes = [size]
+    for layer in layers:
+        sizes.append(len(layer["bias"]) if "weight" in layer else sizes[layer["inputs"][0]])
+    return Net((size,), sizes, list(layers), "0" * 64)
+
+
+def claimed(net, x, radius, label, margins, *, loose=1.0, **arrays):
+    """A certificate with norms that hold. arrays: those of ReLU layers and the box."""
+    given = {"input": x, "radius": radius, "margins": margins, **arrays}
+    content = {name: np.array(value, dtype=np.float64) for name, value in given.items()}
+    content |= {"format": np.array(FORMAT), "network": np.array(net.digest), "label": np.array(label)}
+    for place, layer in enumerate(net.layers):
+        if layer["kind"] == "linear":
+            content[f"norm_{place}"] = np.array((np.linalg.norm(layer["weight"]) or 1e-9) * (1 + 1e-9) * loose)
+    return content
+
+
+def enclosed(at, centre, axes, lower, upper, *, multiplier=1e-6, slopes=0.0, classes=2):
+    """The arrays of one ReLU layer."""
+    found = {"centre": centre, "axes": axes, "lower": lower, "upper": upper, "lambda": [multiplier] * (classes - 1)}
+    found["slopes"] = np.full((classes - 1, len(centre)), slopes)
+    return {f"{name}_{at}": value for name, value in found.items()}
+
+
+def refused(content, net, match=None):
+    with pytest.raises(Refused, match=match):
+        pytest.fail(f"proved: {check.prove(content, net)}")
+
+
+# Underflow
+
+
+def test_coefficients_that_underflow_with_their_errors_prove_nothing():
+    """f_0 = x: 1e110 thrice, then 1e-110 thrice. Going back 1e-330 is 0, and 0 times 1e330 is 0."""
+    down, last = [linear([[1e-110]], inputs=place) for place in (3, 4)], linear([[1e-110], [0.0]], inputs=5)
+    net = net_of(*(linear([[1e110]], inputs=place) for place in range(3)), *down, last)
+    refused(claimed(net, [-1.0], 0.0, 0, [-1e-6]), net, "the margin")
+    assert check.prove(claimed(net, [-1.0], 0.0, 0, [-1e40]), net) == [-1e40]
+
+
+def test_values_that_underflow_with_their_errors_prove_nothing():
+    """f_1 - f_0 = -relu(x): 1e-110 thrice, then 1e110 thrice. Going forward the value is 0, and so is its ball."""
+    layers = [linear([[w]], inputs=place) for place, w in enumerate([1e-110] * 3 + [1e110] * 3)]
+    net = net_of(*layers, relu(6), linear([[1.0], [0.0]], inputs=7))
+    for loose in (1.0, 1e9):
+        content = claimed(net, [1.0], 0.0, 1, [-1e-6], loose=loose, **enclosed(6, [0.0], [1e-7], [-1e-7], [1e-7]))
+        refused(content, net, "layer input 6")
+        content = claimed(net, [0.0], 1.0, 1, [-1e-6], loose=loose, **enclosed(6, [0.0], [1e-7], [-1e-7], [1e-7]))
+        refused(content, net, "layer input 6")
+
+
+def test_rows_whose_squares_underflow_are_not_short():
+    """x within 1e20, 1e150 and 1e-170: the second layer's value goes to 1, although the square of its weight is 0."""
+    net = net_of(linear([[1e150]]), linear([[1e-170]], inputs=1), relu(2), linear([[1.0], [0.0]], inputs=3))
+    box = enclosed(2, [0.0], [1e25], [-1e-7], [1e-7], multiplier=1e-20)
+    content = claimed(net, [0.0], 1e20, 1, [-1e-6], **box)
+    content["norm_1"] = np.array(1e-160)
+    refused(content, net, "the box at layer input 2 is too small")
+
+
+def test_a_gradient_whose_square_underflows_is_not_short():
+    net = net_of(linear([[1e-170], [0.0]]))
+    refused(claimed(net, [0.0], 1e170, 0, [-0.9]), net, "the margin")
+    assert check.prove(claimed(net, [0.0], 1e170, 0, [-1.1]), net) == [-1.1]
+    boxed = claimed(net, [0.0], 1e170, 0, [-0.9], box=[-1e170, 1e170], lambda_input=[1e-171])
+    refused(boxed, net, "the margin")
+
+
+def test_a_norm_whose_squares_underflow_is_not_short():
+    weight = np.full((1000, 1000), 3e-163)  # its norm is 3e-160, and all squares are 0
+    layer = linear(weight)
+    with contextlib.suppress(Refused):
+        assert check.prove_norm(layer, np.ones(1), 1e-160) >= 3e-160
+    assert check.prove_norm(linear([[1e-200]]), np.ones(1), 1e-9) < 2e-9
+    with pytest.raises(Refused):
+        check.prove_norm(layer, np.ones(1), 0.0)
+
+
+def test_axes_beside_which_underflow_would_count_are_refused():
+    net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+    for axis in (5e-324, 1e-300, 2.0**-900, -1.0, 0.0):
+        content = claimed(net, [0.0], 0.0, 1, [-1e-6], **enclosed(0, [0.0], [axis], [-1e-9], [1e-9]))
+        refused(content, net, "axes_0 is not above")
+
+
+# Enclosures that are false by one rounding
+
+
+def false_box(net, at, x, radius, lower, upper, **arrays):
+    """Claims a box that ends exactly there around an ample ball."""
+    centre = np.array(x)
+    for layer in net.layers[:at]:
+        if layer["kind"] == "linear":
+            centre = layer["weight"] @ centre + layer["bias"]
+    away = enclosed(at, centre, [10.0 + 10 * radius], np.full(len(centre), lower), np.full(len(centre), upper))
+    refused(claimed(net, x, radius, 1, [-100.0], **away, **arrays), net, f"the box at layer input {at} is too small")
+
+
+def test_the_inputs_box_is_rounded_outwards():
+    net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+    assert 1.0 - 2.0**-54 == 1.0
+    false_box(net, 0, [1.0], 2.0**-54, 1.0, 2.0)
+    false_box(net, 0, [-1.0], 2.0**-54, -2.0, -1.0)
+
+
+def test_the_box_of_a_sum_is_rounded_outwards():
+    """3 x for x from 0.1 and from -0.1 on, as x + relu(x) + x: 0.1 + 0.1 + 0.1 is above what it should be."""
+    layers = [relu(0), {"kind": "add", "inputs": [0, 1]}, {"kind": "add", "inputs": [2, 0]}, relu(3)]
+    net = net_of(*layers, linear([[1.0], [0.0]], inputs=4))
+    assert Fraction(0.1 + 0.1 + 0.1) > 3 * Fraction(0.1)
+    tied = {"box": [0.1, 0.5], "lambda_input": [1e-6]}
+    relu_0 = enclosed(0, [0.1], [2.0], [-9.0], [9.0])
+    for lower, fits in ((0.1 + 0.1 + 0.1, False), (0.29, True)):
+        relu_3 = enclosed(3, [0.3], [9.0], [lower], [9.0])
+        content = claimed(net, [0.1], 0.5, 1, [-50.0], **relu_0, **relu_3, **tied)
+        if fits:
+            check.prove(content, net)
+        else:
+            refused(content, net, "the box at layer input 3 is too small")
+
+
+def test_the_box_of_a_layer_holds_what_rounding_hides():
+    """w x + b from 0 on but for what was rounded: the sum is 0 as computed, and its error decides."""
+    seen = 0
+    for _ in range(60):
+        w, x, r = RNG.uniform(1, 2, 3)
+        bias = -(w * x - w * r)
+        lowest = Fraction(w) * Fraction(x) - Fraction(w) * Fraction(r) + Fraction(bias)
+        net = net_of(linear([[w]], bias), relu(1), linear([[1.0], [0.0]], inputs=2))
+        if lowest < 0:
+            seen += 1
+            false_box(net, 1, [x], r, 0.0, 9.0)
+    assert seen > 10
+
+
+def test_a_ball_that_is_short_by_one_rounding_is_refused():
+    seen = 0
+    for _ in range(100):
+        x, r, away = *RNG.uniform(1, 2, 2), RNG.choice([0.0, 2.0**-52])
+        net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+        moved = enclosed(0, [x + away], [r + away], [-9.0], [9.0])
+        if Fraction(x + away) - Fraction(x) + Fraction(r) >= Fraction(r + away):
+            seen += 1
+            refused(
+                claimed(net, [x], r, 1, [-50.0], **moved), net, "the ball at layer input 0 is too small or elsewhere"
+            )
+    assert seen > 30
+
+
+def test_a_set_is_grown_by_the_error_of_its_centre():
+    for _ in range(100):
+        n = int(RNG.integers(1, 4))
+        value, error, d = (
+            RNG.normal(size=n),
+            abs(RNG.normal(size=n)) * 10.0 ** RNG.integers(-30, 1),
+            RNG.uniform(1, 2, n),
+        )
+        t = float(RNG.uniform(1, 2))
+        if RNG.random() < 0.5:
+            value = t * d * RNG.choice([-1, 1])  # so that an end of it is 0 as computed
+            error = np.zeros(n)
+        centre, grown, same, low, high = check._around(Near(value, error), t, d)
+        assert centre is value and same is d
+        more = sum((exact(error) / exact(d)) ** 2)
+        assert (Fraction(grown) - Fraction(t)) ** 2 >= more and Fraction(grown) > Fraction(t)
+        assert Fraction(grown) <= Fraction(t) + Fraction(math.sqrt(more)) * 2 + Fraction(1, 10**12)
+        reach = Fraction(grown) * exact(d)
+        assert (exact(low) <= exact(value) - reach).all() and (exact(high) >= exact(value) + reach).all()
+        assert np.allclose([low, high], [value - grown * d, value + grown * d], atol=1e-12)
+
+
+def convolution(groups=2):
+    weight = RNG.normal(size=(4, 4 // groups, 2, 3))
+    shape = {"shape": [4, 5, 4], "stride": [2, 1], "padding": [1, 2], "dilation": [2, 1], "groups": groups}
+    return {"kind": "conv2d", "inputs": [0], "weight": weight, "bias": RNG.normal(size=4), **shape}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_matrix_of_a_convolution_is_exact_in_either_direction(groups, monkeypatch):
+    layer = convolution(groups)
+    n, m = check._inputs(layer), len(check._bias(layer))
+    forward, back = check._apply(layer, np.eye(n)).T, check._back(layer, np.eye(m))
+    assert (forward == back).all() and (check._matrix(layer) == forward).all() and forward.shape == (m, n)
+    assert set(np.unique(forward)) == {0.0, *layer["weight"].flat}
+    monkeypatch.setattr(check, "PIECE", 1)
+    assert (check._matrix(layer) == forward).all()
+    wide = {**layer, "weight": layer["weight"][:groups], "bias": layer["bias"][:groups]}
+    assert (check._matrix(wide) == check._apply(wide, np.eye(n)).T).all()
+    # The most products that any number of the result is a sum of, going forward or back, and the bias.
+    most = max((forward != 0).sum(1).max(), (forward != 0).sum(0).max())
+    assert most + 1 <= check._terms(layer)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-170, 1e150])
+def test_row_lengths_are_never_short(scale):
+    for layer in (
+        linear(RNG.normal(size=(5, 40)) * scale),
+        convolution() | {"weight": convolution()["weight"] * scale},
+    ):
+        n = check._inputs(layer)
+        for d in (np.ones(1), RNG.uniform(0.5, 2, n), 10.0 ** RNG.uniform(-200, -100, n)):
+            found = exact(check._row_lengths(layer, d))
+            matrix = exact(check._matrix(layer)) * exact(np.broadcast_to(d, n))
+            squares = (matrix**2).sum(1)
+            assert (found**2 >= squares * (1 + n * Fraction(U) / 2)).all()
+            if scale == 1.0 and d.max() > 0.1:
+                assert (found**2 <= squares * (1 + Fraction(1, 10**12))).all()
+    tiny = exact(check._row_lengths(linear(np.full((1, 2), 5e-324)), np.ones(1)))
+    assert tiny[0] ** 2 > 2 * Fraction(5e-324) ** 2
+    assert check._row_lengths(linear(np.zeros((2, 3))), np.ones(1)).max() < 1e-140
+
+
+def test_products_are_counted():
+    assert check._terms(linear(np.zeros((3, 7)))) >= 8  # of one row and its bias, or of a column
+    assert check._terms(linear(np.zeros((7, 3)))) >= 8
+    assert check._terms({"kind": "scale", "weight": np.zeros(1)}) >= 2
+
+
+@pytest.mark.parametrize(
+    "layer", [linear(RNG.normal(size=(3, 30)), RNG.normal(size=3)), convolution()], ids=["linear", "conv"]
+)
+def test_a_layer_and_its_transpose_hold_every_result(layer):
+    n, m = check._inputs(layer), len(check._bias(layer))
+    matrix, bias = exact(check._matrix(layer)), exact(check._bias(layer))
+    x, c = (Near(RNG.normal(size=(2, k)), abs(RNG.normal(size=(2, k))) * 1e-13) for k in (n, m))
+    for found, way, shift, given in (
+        (check._forward(layer, x), matrix.T, bias, x),
+        (check._backward(layer, c), matrix, 0, c),
+    ):
+        spread = exact(given.error) @ abs(way)
+        sizes = abs(exact(given.value)) @ abs(way) + abs(shift)
+        assert (
+            exact(found.error) >= spread + len(way) * Fraction(U) * sizes * (1 if layer["kind"] == "linear" else 0)
+        ).all()
+        for x_end in (exact(given.value) - exact(given.error), exact(given.value) + exact(given.error)):
+            assert (abs(x_end @ way + shift - exact(found.value)) <= exact(found.error)).all()
+
+
+# Norms
+
+
+def norm_demand(matrix, claimed):
+    """What the square of a proved norm may not be below: the claim and the error of each step in the theory, as floats."""
+    (m, n), u = matrix.shape, U
+    square, size, terms = float((matrix**2).sum()), min(m, n), max(m, n)
+    gram = terms * u * square
+    diagonal = 2 * u * (claimed**2 + square / size)
+    trace = abs(size * claimed**2 - square)
+    return gram, diagonal, (size + 1) * u * trace
+
+
+@pytest.mark.parametrize(
+    ("shape", "loose", "most"),
+    [((1, 100_000), 1 + 1e-9, 0), ((1, 1), 1 + 1e-12, 1), ((200, 200), 1e4, 2)],
+    ids=["the Gram matrix", "the diagonal", "the factorisation"],
+)
+def test_a_proved_norm_pays_for_every_step(shape, loose, most):
+    """Three matrices, of each of which another step's error is most of the sum."""
+    matrix = RNG.uniform(0.5, 1, size=shape)
+    claimed = float(np.linalg.norm(matrix, 2)) * loose
+    asked = norm_demand(matrix, claimed)
+    assert asked[most] > 0.6 * sum(asked)
+    found = check.prove_norm(linear(matrix), np.ones(1), claimed)
+    paid = Fraction(found) ** 2 - Fraction(claimed) ** 2
+    assert sum(asked) <= paid <= 5 * sum(asked) + 200 * U * claimed**2
+
+
+def test_a_norm_of_rounded_products_pays_for_them():
+    for _ in range(300):
+        w, d = RNG.uniform(1, 2, 2)
+        claimed = float(np.nextafter(w * d, 9) if RNG.random() < 0.5 else w * d * (1 + 1e-15))
+        try:
+            found = check.prove_norm(linear([[w]]), np.array([d]), claimed)
+        except Refused:
+            continue
+        assert Fraction(found) >= Fraction(w) * Fraction(d)
+
+
+def test_a_norm_that_is_claimed_too_small_by_little_is_refused():
+    for shape in ((1, 50), (50, 1), (30, 40), (40, 30)):
+        matrix = RNG.normal(size=shape)
+        true = float(np.linalg.norm(matrix, 2))
+        d = RNG.uniform(0.5, 2, shape[1])
+        assert true <= check.prove_norm(linear(matrix), np.ones(1), true * (1 + 1e-11)) <= true * (1 + 1e-9)
+        stretched = float(np.linalg.norm(matrix * d, 2))
+        assert stretched <= check.prove_norm(linear(matrix), d, stretched * (1 + 1e-11)) <= stretched * (1 + 1e-9)
+        for wrong in (true * (1 - 1e-11), -true / 2, 0.0):
+            with pytest.raises(Refused, match="spectral norm"):
+                check.prove_norm(linear(matrix), np.ones(1), wrong)
+
+
+def test_the_norm_of_a_large_layer_is_bounded_by_its_sums(monkeypatch):
+    monkeypatch.setattr(check, "DENSE", 0)
+    ones = np.full((3, 5), 0.7)
+    for layer, d in itertools.product(
+        (linear(ones), linear(ones.T), convolution(), linear(RNG.normal(size=(4, 6)))), (1.0, 0.3)
+    ):
+        matrix = check._matrix(layer) * d
+        found = check.prove_norm(layer, np.array([d]), 0.0)
+        assert found >= np.linalg.norm(matrix, 2)
+        sums = [abs(exact(check._matrix(layer))).sum(axis).max() * Fraction(d) for axis in (0, 1)]
+        assert Fraction(found) ** 2 >= sums[0] * sums[1] / 1 if d == 1.0 else Fraction(found) ** 2 >= sums[0] * sums[1]
+        assert found == pytest.approx(math.sqrt(sums[0] * sums[1]), rel=1e-12)
+    stretched = check.prove_norm(linear([[3.0, 4.0]]), np.array([1.0, 0.5]), 0.0)
+    assert stretched == pytest.approx(math.sqrt(5.0 * 3.0), rel=1e-12)
+
+
+def test_a_matrix_with_a_factor_may_be_negative_by_so_much():
+    for n in (1, 5, 300):
+        diagonal = RNG.uniform(0, 1, n)
+        asked = (n + 1) * Fraction(U) * sum(exact(diagonal))
+        assert asked <= Fraction(check._factor_error(diagonal)) <= 5 * asked + (n + 3) * 2 * Fraction(TINY)
+        assert check._factor_error(-diagonal) == check._factor_error(diagonal)
+    assert not check._has_factor(np.full((2, 2), np.nan)) and not check._has_factor(np.full((2, 2), np.inf))
+    assert not check._has_factor(-np.eye(2)) and check._has_factor(np.eye(2))
+
+
+@pytest.mark.parametrize("what", ["its error", "the factorisation", "the size of w"])
+def test_a_form_is_nonnegative_where_its_corner_pays(what):
+    """A diagonal form whose corner is a little above, and a little below, what is asked of it."""
+    n, size = (2, 3.0) if what == "its error" else (400, 2.0) if what == "the factorisation" else (2, 50.0)
+    error = np.full((n, n), 1e-3 if what != "the factorisation" else 0.0)
+    value = np.eye(n)
+    value[1:] *= 1e6 if what == "the factorisation" else 1.0
+    value[0, 0] = 0.0
+    asked = size * (float(np.linalg.norm(error)) + (n + 1) * U * float(np.trace(value)))
+    for corner, holds in ((0.99 * asked, False), (1.05 * asked if error.any() else 5 * asked, True)):
+        value[0, 0] = corner
+        form = Near(value.copy(), error)
+        assert check._nonnegative(form, size) == holds
+        assert (form.value == value).all()
+
+
+# Going back
+
+
+def test_the_line_above_relu_is_never_too_flat():
+    low, high = -(10.0 ** RNG.uniform(-3, 3, 300)), 10.0 ** RNG.uniform(-3, 3, 300)
+    low[:4], high[:4] = [-5e-324, -1e-310, -1e200, -1.0], [5e-324, 1e-310, 1e-200, 2.0**-60]
+    found = exact(check._chord(low, high))
+    assert (found >= exact(high) / (exact(high) - exact(low))).all() and (found <= 1 + Fraction(1, 10**12)).all()
+
+
+def test_a_penalty_is_never_too_small():
+    w, reach = 10.0 ** RNG.uniform(-5, 5, 300), 10.0 ** RNG.uniform(-5, 5, 300)
+    w[:3], reach[:3] = [5e-324, 1e-320, 1e-200], [1.4, 0.7, 1e-70]
+    found, asked = exact(check._penalty(w, reach)), exact(w) * exact(reach) ** 2 / 2
+    assert (found >= asked).all() and (found <= asked * (1 + Fraction(1, 10**12)) + Fraction(TINY)).all()
+
+
+def least_exactly(a, w, centre, low, high):
+    z = min(max(centre - a / w, low), high)
+    return a * z + w / 2 * (z - centre) ** 2
+
+
+def test_the_least_of_a_parabola_is_never_too_large():
+    n = 400
+    a = Near(RNG.normal(size=n) * 10.0 ** RNG.uniform(-3, 3, n), np.where(RNG.random(n) < 0.5, 0, 1e-9))
+    w, centre = 10.0 ** RNG.uniform(-8, 3, n), RNG.normal(size=n)
+    low, high = np.sort(RNG.normal(size=(2, n)), axis=0)
+    w[:3], centre[:3] = [5e-324, 1e-310, 1e300], [0.0, 1e-310, 5e-324]
+    with np.errstate(over="ignore"):
+        found = check._least(a, w, centre, low, high)
+    for i in range(n):
+        numbers = [Fraction(float(each[i])) for each in (w, centre, low, high)]
+        ends = [Fraction(a.value[i]) + sign * Fraction(a.error[i]) for sign in (-1, 1)]
+        least = min(least_exactly(end, *numbers) for end in ends)
+        assert Fraction(found.least[i]) <= least
+        if i > 2:
+            size = abs(a.value[i]) + w[i] * (abs(centre[i]) + abs(low[i]) + abs(high[i]) + 1)
+            assert least - Fraction(found.least[i]) <= 1e-8 + 1e-12 * size * (1 + abs(low[i]) + abs(high[i]))
+
+
+def test_margins_of_linear_networks_are_below_the_truth_and_close_to_it():
+    """Three layers whose products cancel: the truth c'(W x + b) - r |W'c| is a fraction and a root."""
+    for trial in range(60):
+        big = 10.0 ** RNG.integers(0, 9)
+        first = RNG.normal(size=(4, 3)) * big
+        layers = [linear(first, RNG.normal(size=4) * big)]
+        layers += [
+            linear(RNG.normal(size=(3, 4)), RNG.normal(size=3), inputs=1),
+            linear(RNG.normal(size=(3, 3)), inputs=2),
+        ]
+        net, x, radius = net_of(*layers, size=3), RNG.normal(size=3), float(10.0 ** RNG.uniform(-9, 1))
+        boxed = {"box": [-20.0, 20.0], "lambda_input": [big, big]} if trial % 3 == 0 else {}
+        proof = check._Proof(claimed(net, x, radius, 1, [0.0, 0.0], **boxed), net)
+        proof.sets = {}
+        found = proof._lower_bounds()
+        value, rows = exact(x), exact(np.eye(3))
+        for layer in layers:
+            value = exact(layer["weight"]) @ value + exact(layer["bias"])
+            rows = exact(layer["weight"]) @ rows
+        for bound, other in zip(found, (0, 2), strict=True):
+            middle, gradient = value[1] - value[other], rows[1] - rows[other]
+            falls = middle - Fraction(float(bound))  # at least r |gradient|
+            needed = Fraction(radius) ** 2 * sum(gradient**2)
+            assert falls > 0 and falls**2 >= needed
+            if not boxed:
+                assert float(falls) <= math.sqrt(needed) * (1 + 1e-9) + 1e-11 * big
+
+
+def test_the_margin_at_a_point_is_refused_one_rounding_higher():
+    """Radius 0: what is proved is the exact margin less an error, never the margin as computed where that is higher."""
+    higher = 0
+    for _ in range(200):
+        net = net_of(linear(RNG.normal(size=(2, 5)), RNG.normal(size=2)), size=5)
+        x = RNG.normal(size=5)
+        weight, bias = exact(net.layers[0]["weight"]), exact(net.layers[0]["bias"])
+        truth = (weight @ exact(x) + bias) @ exact([1.0, -1.0])
+        computed = float((net.layers[0]["weight"] @ x + net.layers[0]["bias"]) @ [1.0, -1.0])
+        higher += Fraction(computed) > truth
+        refused(
+            claimed(net, x, 0.0, 0, [computed if Fraction(computed) > truth else np.nextafter(float(truth), 1e9)]), net
+        )
+        close = float(truth) - 1e-12
+        assert check.prove(claimed(net, x, 0.0, 0, [close]), net) == [close]
+    assert higher > 50
+
+
+# Refined margins
+
+
+def test_multipliers_of_rows_known_up_to_an_error_pay_for_it():
+    """The quadratic form of a network of one neuron: a claim is proved up to what its exact Schur complement gives."""
+    net = net_of(linear([[1.0]], 0.25), relu(1), linear([[1.0], [0.0]], inputs=2))
+    box = enclosed(1, [0.25], [1.0 + 1e-6], [-0.75 - 1e-6], [1.25 + 1e-6])
+    parts = {"refined": [0], "ball": [0.7], "multipliers_1": np.zeros((1, KINDS, 1))}
+    parts["multipliers_1"][0, :, 0] = [0.1, 0.2, 0.9, 0.3, 0.05]
+    content = claimed(net, [0.0], 1.0, 1, [-9.0], **box, **parts)
+    content["refined"] = np.array([0])
+    proof = check._Proof(content, net)
+    proof._prove_enclosures()
+    f, g, outputs, bent = proof._rows()
+    assert {at: here.tolist() for at, here in bent.items()} == {1: [0]}
+    m = exact(parts["multipliers_1"][0, :, 0])
+    half = (exact(f.value).T * m) @ exact(g.value) / 2
+    half[0] += (exact(outputs.value)[1] - exact(outputs.value)[0]) / 2
+    form = half + half.T
+    form[0, 0] -= Fraction(0.7)
+    form[1, 1] += Fraction(0.7)
+    a, b, c = form[1, 1], form[1, 2], form[2, 2]
+    x, y = form[0, 1], form[0, 2]
+    most = form[0, 0] - (x * x * c - 2 * x * y * b + y * y * a) / (a * c - b * b)
+    low, high = float(most) - 1e-6, float(most) + 1e-6
+
+    def proves(margin):
+        return (
+            proof._refined(np.array([-np.inf]))[0] == margin
+            if proof.content.__setitem__("margins", np.array([margin])) is None
+            else 0
+        )
+
+    assert proves(low) and not proves(high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if proves(middle) else (low, middle)
+    assert most - Fraction(1, 10**12) < Fraction(low) < most
+    twice = {**content, "refined": np.array([0, 0]), "ball": np.array([0.7, 0.7])}
+    twice["multipliers_1"] = np.repeat(content["multipliers_1"], 2, axis=0)
+    refused(twice, net, "refines 2 of 1 margins")
+
+
+def test_rows_of_a_form_hold_for_every_input():
+    """Every inequality and the outputs, at points of the ball, in fractions up to the error of the rows."""
+    net = net_of(linear(RNG.normal(size=(3, 2)), 0.1), relu(1), linear(RNG.normal(size=(3, 3)), inputs=2), size=2)
+    x, radius = RNG.normal(size=2), 0.5
+    centre = net.layers[0]["weight"] @ x + 0.1
+    reach = float(np.linalg.norm(net.layers[0]["weight"])) * radius * (1 + 1e-6)
+    box = enclosed(1, centre, [reach], centre - reach, centre + reach, classes=3)
+    proof = check._Proof(claimed(net, x, radius, 1, [-9.0, -9.0], **box), net)
+    proof._prove_enclosures()
+    f, g, outputs, bent = proof._rows()
+    for _ in range(50):
+        away = RNG.normal(size=2)
+        away *= RNG.uniform(0, 1) / np.linalg.norm(away)
+        u = exact(away)
+        z = exact(net.layers[0]["weight"]) @ (exact(x) + Fraction(radius) * u) + exact(net.layers[0]["bias"])
+        y = np.maximum(z, Fraction(0))
+        v = [(y[i] - max(Fraction(centre[i]), Fraction(0))) / Fraction(reach) for i in bent[1]]
+        w = np.array([Fraction(1), *u, *v])
+        left, right = ((exact(each.value) @ w, exact(each.error) @ abs(w)) for each in (f, g))
+        sizes = abs(left[0]) * right[1] + left[1] * (abs(right[0]) + right[1])
+        assert (left[0] * right[0] <= sizes).all()
+        truth = exact(net.layers[2]["weight"]) @ y
+        assert (abs(exact(outputs.value) @ w - truth) <= exact(outputs.error) @ abs(w)).all()
+    assert near(x).error.max() == 0
