@@ -17,10 +17,10 @@ HEADERS = {
 EVERYDAY = {
     "x86_64": {"read": 0, "write": 1, "close": 3, "mprotect": 10, "brk": 12, "execve": 59, "exit": 60, "wait4": 61,
                "kill": 62, "fork": 57, "vfork": 58, "pipe2": 293, "openat": 257, "futex": 202, "getrandom": 318,
-               "clone": 56, "mmap": 9, "socketpair": 53, "ioctl": 16, "setsockopt": 54},
+               "clone": 56, "mmap": 9, "socketpair": 53, "ioctl": 16, "fcntl": 72, "setsockopt": 54},
     "aarch64": {"read": 63, "write": 64, "close": 57, "mprotect": 226, "brk": 214, "execve": 221, "exit": 93,
                 "wait4": 260, "kill": 129, "pipe2": 59, "openat": 56, "futex": 98, "getrandom": 278,
-                "clone": 220, "mmap": 222, "socketpair": 199, "ioctl": 29, "setsockopt": 208},
+                "clone": 220, "mmap": 222, "socketpair": 199, "ioctl": 29, "fcntl": 25, "setsockopt": 208},
 }  # fmt: skip
 AUDIT = {"x86_64": 62 | 0xC0000000, "aarch64": 183 | 0xC0000000, "i386": 3 | 0x40000000, "arm": 40 | 0x40000000}
 
@@ -93,6 +93,8 @@ HIGH = 1 << 40  # bits that the kernel does not look at must not hide those that
         ("ioctl", (0, 0x5412), False),
         ("ioctl", (0, 0x5412 | HIGH), False),
         ("ioctl", (0, 0x541C), False),
+        ("fcntl", (3, 6), True),
+        ("fcntl", (3, 1024), False),
     ],
 )
 def test_conditions(machine, call, arguments, allowed):

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -174,6 +175,8 @@ if os.fork() == 0:
         for i in range(600):
             open("alive", "w").write(str(i))
             time.sleep(0.01)
+while not os.path.exists("alive"):
+    time.sleep(0.01)
 os.kill(0, signal.SIGSTOP)
 """
     finished = python(code, folder=tmp_path, limits=Limits(seconds=0.8))
@@ -242,7 +245,7 @@ for hold in (
         print("held")
     except OSError:
         pass
-print(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).size(), flush=True)
+print(len(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)), flush=True)
 pairs = []
 while True:
     pairs.append(socket.socketpair())
@@ -260,12 +263,19 @@ def test_forks_and_threads_are_counted():
     assert finished.ended in ("processes", "exit") and not finished.succeeded and finished.seconds < 9
     code = """
 import _thread, time
-while True:
-    _thread.start_new_thread(time.sleep, (60,))
+number = 0
+try:
+    while number < 100:
+        _thread.start_new_thread(time.sleep, (60,))
+        number += 1
+except RuntimeError:
+    pass
+print(number, flush=True)
+time.sleep(1)
 """
-    finished = python(code, limits=Limits(processes=16, seconds=10))
+    finished = python(code, limits=Limits(processes=16))
     # The kernel refuses an ordinary user; root is counted by the sandbox.
-    assert finished.ended == "processes" or "can't start new thread" in finished.stderr
+    assert finished.ended == "processes" or int(finished.stdout) < 16
 
 
 @isolated
@@ -352,9 +362,11 @@ os.mkfifo("main.py.new"); os.rename("main.py.new", "main.py")
 
 @isolated
 def test_its_own_folder_is_removed_whatever_is_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    finished = python("import os; os.makedirs('a/b/c'); os.symlink('/', 'a/root'); os.chmod('a', 0); os.chmod('.', 0)")
-    assert finished.succeeded and not list(tmp_path.iterdir())
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path) as quick:
+        monkeypatch.setattr("tempfile.tempdir", quick)
+        # As deep as no recursion and no open files reach.
+        finished = python("import os\nfor i in range(1100): os.mkdir('d'); os.chdir('d')\nos.chmod('.', 0)")
+        assert finished.succeeded and not list(Path(quick).iterdir())
 
 
 @isolated
@@ -379,9 +391,12 @@ def test_text_that_cannot_be_encoded_is_the_commands_matter(tmp_path):
             run(command, environment=environment)
 
 
-def test_the_whole_file_system_is_no_working_folder():
+def test_places_that_are_too_much_or_nothing():
     with pytest.raises(BadInput, match="the whole file system"):
         run(["true"], folder="/", unsafe=True)
+    for place, what in (("/", "whole file system"), ("/nowhere", "not there")):
+        with pytest.raises(BadInput, match=f"{place} is .*{what}"):
+            run(["true"], readable=[place], unsafe=True)
 
 
 @isolated
@@ -392,7 +407,7 @@ def test_without_a_proc_of_its_own_isolation_says_what_is_weaker(without):
         code.replace("    try:\n        pass\n    except OSError:\n        return", "    return")
     )
     found = isolation.__wrapped__()
-    assert found.available and "limited each alone" in found.lacking[0]
+    assert found.available and "for each process alone" in found.lacking[0]
 
 
 def test_the_setting_that_forbids_isolation_is_named(tmp_path, monkeypatch):

@@ -100,6 +100,7 @@ _CALLS = {  # 0: not there
     "setsockopt": (54, 208),
     "mmap": (9, 222),
     "ioctl": (16, 29),
+    "fcntl": (72, 25),
 }
 _CONDITIONS = (  # call, argument, mask, whether it must have or must not have the value under the mask, the value
     ("clone", 0, 0x7E020000, True, 0),  # no new namespace
@@ -110,6 +111,7 @@ _CONDITIONS = (  # call, argument, mask, whether it must have or must not have t
     ("mmap", 3, 0x40000, False, 0x40000),  # huge pages of the machine's pool
     ("ioctl", 1, 0xFFFFFFFF, False, 0x5412),  # TIOCSTI: typing into a terminal
     ("ioctl", 1, 0xFFFFFFFF, False, 0x541C),  # TIOCLINUX
+    ("fcntl", 1, 0xFFFFFFFF, False, 1024),  # F_SETLEASE: on a readable file it would make its writers wait
 )
 _FORBIDDEN = tuple(name for name in _CALLS if name not in {name for name, *_ in _CONDITIONS})
 
@@ -504,7 +506,7 @@ def _close_streams() -> None:
 def _reason(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
         return str(error)
-    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    return f"{error.strerror or error}" + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
 
 
 def _write(path: str, text: str) -> None:

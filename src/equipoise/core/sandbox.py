@@ -15,13 +15,14 @@ environment and the end of its process group: no isolation.
 What memory counts: private pages, swapped out or not, page tables, and for each socket all that it can hold, together
 over all processes. Memory that could be held without a process that shows it is forbidden: memfd, System V and POSIX
 queues and segments, anonymous shared mappings, /dev/zero, and there is no /dev/shm. Not counted: the kernel's cache of
-files, and pipes, for which it has a limit of its own for each user. Of a disk's free space and free files the command
-gets half.
+files, and pipes, for which it has a limit of its own for each user. A command that has used half of a disk's free space
+or free files is ended.
 
 What lies in a kept folder afterwards was written by the command: links, pipes, other files than expected. Read it with
 `equipoise.core.beneath.read`, and run nothing that lies there outside a sandbox.
 
-Not guarded against: faults of the kernel; without Landlock, writing into pipes that lie in readable places.
+Not guarded against: faults of the kernel; locks on readable files, held until it ends; without Landlock, writing into
+pipes that lie in readable places.
 """
 
 import contextlib
@@ -127,12 +128,12 @@ def isolation() -> Isolation:
             finished = _run(trial, base, base / "work", b"", (), {}, Limits(), True)
         reason = "" if finished.succeeded else f"a trial ended with {finished.returncode}: {finished.stderr[-200:]}"
         if "False" in finished.stdout:
-            lacking.append("a /proc of its own: memory and processes are limited each alone, not together")
+            lacking.append("a /proc of its own, so memory is limited for each process alone, not together")
     except (OSError, WorkFailed) as error:
         reason = str(error)
     landlock = confine.landlock_version()
     if not landlock:
-        lacking.append("Landlock (Linux 5.13 or newer, switched on): one wall less, and pipes in readable places")
+        lacking.append("Landlock (Linux 5.13), so pipes in readable places can be written")
     return Isolation(not reason, landlock, reason and reason + _forbidding(), tuple(lacking))
 
 
@@ -184,13 +185,16 @@ def run(
             raise BadInput("the whole file system is no folder to run a command in.")
         for name, content in (files or {}).items():
             beneath.write(place, name, _encoded(content))
-        further = [_outside(path, place) for path in readable]
+        further = [_readable(path, place) for path in readable]
         return _run(command, base, place, _encoded(stdin), further, environment or {}, limits or Limits(), not unsafe)
 
 
-def _outside(path: str | Path, folder: Path) -> str:
-    """A readable place; not a link that an earlier command left in the folder, which could lead anywhere."""
+def _readable(path: str | Path, folder: Path) -> str:
+    """A further place; not a link that an earlier command left in the folder, which could lead anywhere."""
     place = Path(path).absolute()
+    if not place.exists() or place == Path(place.anchor):
+        what = "is the whole file system" if place.exists() else "is not there"
+        raise BadInput(f"{path} {what}, and cannot be made readable.")
     if (place.parent.resolve() / place.name).is_relative_to(folder) and not place.resolve().is_relative_to(folder):
         raise BadInput(f"{path} is a link that leads out of the working folder.")
     return str(place)
