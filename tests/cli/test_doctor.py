@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.cli import main
-from equipoise.core import health
+from equipoise.cli import doctor, main
+from equipoise.core import health, sandbox
 from equipoise.language import catalog
 
 PLUG_INS = {
@@ -185,3 +185,17 @@ def test_what_a_plug_in_started_does_not_outlive_the_look(site):
     assert found["Equipoise: starts"] == "works"
     time.sleep(2)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "said"),
+    [
+        (sandbox.Isolation(True, 7, ""), "works", "Landlock (version 7) and a filter of system calls"),
+        (sandbox.Isolation(True, 0, "", ("Landlock", "a /proc")), "works", "; without Landlock; without a /proc"),
+        (sandbox.Isolation(False, 0, "forbidden: sysctl -w a=1"), "absent", "forbidden: sysctl -w a=1; code that"),
+    ],
+)
+def test_isolation_says_what_is_weaker_or_why_there_is_none(monkeypatch, seen, state, said):
+    monkeypatch.setattr(sandbox, "isolation", lambda: seen)
+    (found,) = doctor._sandbox()
+    assert found.state == state and said in found.about

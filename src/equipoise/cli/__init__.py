@@ -1,29 +1,21 @@
-"""The command line: every command parses, calls one function and prints; torch is imported inside commands only."""
+"""The command line: every command parses, calls one function and prints; torch is imported inside commands only.
+
+The parser too is imported inside `main`: an interrupt during its import, which takes longer than everything else before
+a command, ends like any other.
+"""
 
 import errno
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cyclopts import App
+if TYPE_CHECKING:
+    from cyclopts import App
 
-from equipoise import __version__
-from equipoise.core.errors import EquipoiseError, WrongOption
+HELP = """Change a model after pre-training, and weigh what the change cost.
 
-app = App(
-    name="equipoise",
-    version=__version__,
-    help="Change a model after pre-training, and weigh what the change cost.\n\n"
-    "Exit codes: 0 done (a refuted claim is done), 1 the work failed, 2 the request was wrong, "
-    "3 stopped at the stated budget, 130 interrupted. --debug before or after any command shows tracebacks.",
-    help_format="markdown",
-)
-app.command("equipoise.cli.unlearn:app", name="unlearn")
-app.command("equipoise.cli.certify:app", name="certify")
-app.command("equipoise.cli.audit:app", name="audit")
-app.command("equipoise.cli.report:report", name="report")
-app.command("equipoise.cli.study:app", name="study")
-app.command("equipoise.cli.models:app", name="models")
-app.command("equipoise.cli.doctor:doctor", name="doctor")
+Exit codes: 0 done (a refuted claim is done), 1 the work failed, 2 the request was wrong, 3 stopped at the stated budget, \
+130 interrupted. --debug before or after any command shows tracebacks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,21 +24,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except KeyboardInterrupt:
-        print("Interrupted; what was computed is stored, and the same command resumes it.", file=sys.stderr)
-        return 130
+        code = _app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:
         return 1
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if _is_interrupt(error):
+            return _interrupted()
+        if debug or not isinstance(error, Exception):
             raise
         return _explain(error)
     return code if isinstance(code, int) else 0
 
 
+def _app() -> "App":
+    from cyclopts import App
+
+    from equipoise import __version__
+
+    # The parser's own answer to an interrupt is to exit without a word.
+    app = App(
+        name="equipoise", version=__version__, help=HELP, help_format="markdown", suppress_keyboard_interrupt=False
+    )
+    app.command("equipoise.cli.unlearn:app", name="unlearn")
+    app.command("equipoise.cli.certify:app", name="certify")
+    app.command("equipoise.cli.audit:app", name="audit")
+    app.command("equipoise.cli.report:report", name="report")
+    app.command("equipoise.cli.study:app", name="study")
+    app.command("equipoise.cli.models:app", name="models")
+    app.command("equipoise.cli.doctor:doctor", name="doctor")
+    return app
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Also when a library made another error of it, as pydantic and groups of tasks do."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_interrupt(each) for each in error.exceptions)
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__ or error.__context__)
+    )
+
+
+def _interrupted() -> int:
+    print("Interrupted; what was computed is stored, and the same command resumes it.", file=sys.stderr)
+    # An interrupt that passed through code made of text (as dataclasses make it) is noted by the interpreter, which then
+    # ends by the signal whatever is returned; running any text clears the note.
+    exec("")
+    return 130
+
+
 def _explain(error: Exception) -> int:
     from cyclopts import CycloptsError
+
+    from equipoise.core.errors import EquipoiseError, WrongOption
 
     if isinstance(error, WrongOption):
         message, code = f"--{error.name.replace('_', '-')} {error.problem}", error.exit_code

@@ -117,12 +117,14 @@ def _sandbox() -> "list[Finding]":
     from equipoise.core.sandbox import isolation
 
     seen = isolation()
-    facts = {"landlock": seen.landlock}
+    facts = {"landlock": seen.landlock, "lacking": list(seen.lacking)}
     if not seen.available:
         why = f"{one_line(seen.reason)}; code that nobody has read is refused here"
         return [Finding("isolation", "absent", why, facts)]
-    landlock = f" and Landlock (version {seen.landlock})" if seen.landlock else ", without Landlock"
-    return [Finding("isolation", "works", f"namespaces{landlock}: code that nobody has read can be run", facts)]
+    walls = f"namespaces, Landlock (version {seen.landlock})" if seen.landlock else "namespaces"
+    weaker = "".join(f"; without {each}" for each in seen.lacking)
+    about = f"{walls} and a filter of system calls: code that nobody has read can be run{weaker}"
+    return [Finding("isolation", "works", about, facts)]
 
 
 def _size(folder: Path) -> int:

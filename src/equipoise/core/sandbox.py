@@ -5,12 +5,24 @@
 
 On Linux the command gets its own user, network, mount, process, IPC and host-name namespaces: no interface is up, not
 even loopback; of the file system it sees the system's programs and libraries and this Python, read-only, and its
-working folder; other processes do not exist. Landlock is put on top where the kernel has it. Resource limits always
-hold.
-Where the namespaces cannot be had (macOS; containers and systems that forbid them) untrusted code is refused, unless
-unsafe=True, which leaves the limits, the clean environment and the end of its process group: no isolation.
+working folder; other processes do not exist. A filter of system calls forbids what is not needed to compute (sockets
+other than a pair within, keys, tracing, further namespaces, io_uring and the like); Landlock is put on top where the
+kernel has it. Resource limits always hold.
+Where the namespaces or the filter cannot be had (macOS; containers and systems that forbid them; architectures other
+than x86_64, aarch64 and riscv64) untrusted code is refused, unless unsafe=True, which leaves the limits, the clean
+environment and the end of its process group: no isolation.
 
-Not guarded against: faults of the kernel, and many files that together fill the disk.
+What memory counts: private pages, swapped out or not, page tables, and for each socket all that it can hold, together
+over all processes. Memory that could be held without a process that shows it is forbidden: memfd, System V and POSIX
+queues and segments, anonymous shared mappings, /dev/zero, and there is no /dev/shm. Not counted: the kernel's cache of
+files, and pipes, for which it has a limit of its own for each user. A command that has used half of a disk's free space
+or free files is ended.
+
+What lies in a kept folder afterwards was written by the command: links, pipes, other files than expected. Read it with
+`equipoise.core.beneath.read`, and run nothing that lies there outside a sandbox.
+
+Not guarded against: faults of the kernel; locks on readable files, held until it ends; without Landlock, writing into
+pipes that lie in readable places.
 """
 
 import contextlib
@@ -23,15 +35,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from equipoise.core import confine
+from equipoise.core import beneath, confine
 from equipoise.core.errors import BadInput, WorkFailed
 
-Ended = Literal["exit", "signal", "wall clock", "cpu", "memory", "processes"]
+Ended = Literal["exit", "signal", "wall clock", "cpu", "memory", "processes", "disk"]
 
 _SYSTEM = (
     "/usr",
@@ -44,6 +56,11 @@ _SYSTEM = (
     "/etc/alternatives",
     "/etc/localtime",
 )
+_SETTINGS = (
+    ("/proc/sys/user/max_user_namespaces", "0", "10000"),
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "1"),
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+)
 _GRACE = 0.5  # seconds for output still in the pipes when the command has ended
 _LOOK_EVERY = 0.1  # seconds between looks at whether it has
 
@@ -53,7 +70,8 @@ class Limits:
     """seconds are of the clock, cpu_seconds of each process; output_bytes of stdout and of stderr, the rest is lost.
 
     memory_bytes: address space of each process, and with isolation also what all use together; file_bytes: the largest
-    file. processes is enforced with isolation only: without, it would count everything that the user runs.
+    file. processes counts threads too, and is enforced with isolation only: without, it would count everything that the
+    user runs.
     """
 
     seconds: float = 10.0
@@ -69,7 +87,8 @@ class Limits:
 class Finished:
     """How a command ended. returncode: as in subprocess, minus the signal's number when a signal ended it.
 
-    ended: "exit" (by itself, also for a MemoryError of its own), "signal", or the limit that it met.
+    ended: "exit" (by itself, also for a MemoryError of its own), "signal", or the limit that it met ("disk": half of
+    what was free).
     """
 
     returncode: int
@@ -86,11 +105,15 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What this machine offers. landlock: the kernel's ABI, 0 for none; reason: why it is not available, else ""."""
+    """What this machine offers. landlock: the kernel's ABI, 0 for none; reason: why it is not available, else "".
+
+    lacking: what is weaker here than it might be, a phrase each.
+    """
 
     available: bool
     landlock: int
     reason: str
+    lacking: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -98,13 +121,30 @@ def isolation() -> Isolation:
     """Whether untrusted code can be isolated here, found out by trying once (about 50 ms)."""
     if sys.platform != "linux":
         return Isolation(False, 0, f"{sys.platform} has no namespaces")
+    trial = [sys.executable, "-I", "-S", "-c", "import os; print(os.path.isdir('/proc/self'))"]
+    lacking = []
     try:
-        with tempfile.TemporaryDirectory(prefix="equipoise-") as base:
-            finished = _run([sys.executable, "-I", "-S", "-c", ""], Path(base), None, b"", (), {}, Limits(), True)
+        with _base() as base:
+            finished = _run(trial, base, base / "work", b"", (), {}, Limits(), True)
         reason = "" if finished.succeeded else f"a trial ended with {finished.returncode}: {finished.stderr[-200:]}"
+        if "False" in finished.stdout:
+            lacking.append("a /proc of its own, so memory is limited for each process alone, not together")
     except (OSError, WorkFailed) as error:
         reason = str(error)
-    return Isolation(not reason, confine.landlock_version(), reason)
+    landlock = confine.landlock_version()
+    if not landlock:
+        lacking.append("Landlock (Linux 5.13), so pipes in readable places can be written")
+    return Isolation(not reason, landlock, reason and reason + _forbidding(), tuple(lacking))
+
+
+def _forbidding() -> str:
+    """The setting of this system that forbids namespaces, with what its administrator would type, or ""."""
+    for setting, forbidding, allowing in _SETTINGS:
+        with contextlib.suppress(OSError):
+            if Path(setting).read_text().strip() == forbidding:
+                name = setting.removeprefix("/proc/sys/").replace("/", ".")
+                return f" {name} is {forbidding}; its administrator allows it by: sysctl -w {name}={allowing}"
+    return ""
 
 
 def python(code: str, *, unsafe: bool = False, **options: Any) -> Finished:
@@ -137,49 +177,72 @@ def run(
             f"untrusted code is not run without isolation ({isolation().reason}); run it in a virtual machine or "
             "container of your own, or allow it with --unsafe-execution."
         )
-    with tempfile.TemporaryDirectory(prefix="equipoise-", ignore_cleanup_errors=True) as base:
-        place = Path(folder).resolve() if folder is not None else None
-        if place is not None and not place.is_dir():
+    with _base() as base:
+        place = Path(folder).resolve() if folder is not None else base / "work"
+        if folder is not None and not place.is_dir():
             raise BadInput(f"{folder} is no folder to run a command in.")
-        _write_files(place or Path(base, "work"), files or {})
-        content = stdin.encode() if isinstance(stdin, str) else stdin
-        further = [str(Path(path).absolute()) for path in readable]
-        return _run(command, Path(base), place, content, further, environment or {}, limits or Limits(), not unsafe)
+        if place == Path(place.anchor):
+            raise BadInput("the whole file system is no folder to run a command in.")
+        for name, content in (files or {}).items():
+            beneath.write(place, name, _encoded(content))
+        further = [_readable(path, place) for path in readable]
+        return _run(command, base, place, _encoded(stdin), further, environment or {}, limits or Limits(), not unsafe)
 
 
-def _write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BadInput(f"the file name {name!r} leaves the working folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+def _readable(path: str | Path, folder: Path) -> str:
+    """A further place; not a link that an earlier command left in the folder, which could lead anywhere."""
+    place = Path(path).absolute()
+    if not place.exists() or place == Path(place.anchor):
+        what = "is the whole file system" if place.exists() else "is not there"
+        raise BadInput(f"{path} {what}, and cannot be made readable.")
+    if (place.parent.resolve() / place.name).is_relative_to(folder) and not place.resolve().is_relative_to(folder):
+        raise BadInput(f"{path} is a link that leads out of the working folder.")
+    return str(place)
+
+
+def _encoded(text: str | bytes) -> bytes:
+    # What a model wrote may hold half a surrogate pair; the command, not its caller, is to meet it.
+    return text.encode(errors="surrogatepass") if isinstance(text, str) else text
+
+
+@contextlib.contextmanager
+def _base() -> Iterator[Path]:
+    base = Path(tempfile.mkdtemp(prefix="equipoise-")).resolve()
+    try:
+        (base / "work").mkdir()
+        (base / "root").mkdir()
+        yield base
+    finally:
+        beneath.remove(base)
 
 
 def _run(
     command: Sequence[str],
     base: Path,
-    folder: Path | None,
+    folder: Path,
     stdin: bytes,
     readable: Sequence[str],
     environment: Mapping[str, str],
     limits: Limits,
     isolate: bool,
 ) -> Finished:
-    base = base.resolve()
-    folder = folder or base / "work"
-    folder.mkdir(exist_ok=True)
-    (base / "root").mkdir()
     interpreter = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent.parent)}
     paths = {*_SYSTEM, *interpreter, *readable}
-    clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(folder), "TMPDIR": str(folder)}
+    clean = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",  # libraries that start a thread for each core of a large machine meet `processes`
+    }
     kernel_limits = {
         "RLIMIT_CPU": limits.cpu_seconds,
         "RLIMIT_AS": limits.memory_bytes,
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_NOFILE": limits.open_files,
-        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 0,
+        # Linux hands a core to a program of the system's at 0 too, and at 1 neither to that nor to a file.
+        "RLIMIT_CORE": 1 if sys.platform == "linux" else 0,
     }
     plan = {
         "command": list(command),
@@ -192,30 +255,29 @@ def _run(
         "memory_bytes": limits.memory_bytes,
         "isolate": isolate,
     }
-    packed = json.dumps(plan).encode()
+    (base / "plan.json").write_text(json.dumps(plan))
     receive, send = os.pipe()
     started = time.monotonic()
-    with tempfile.TemporaryFile() as given, os.fdopen(receive, "rb") as report:
-        given.write(packed + stdin)
-        given.seek(0)
+    with os.fdopen(receive, "rb") as report:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", confine.__file__, str(len(packed)), str(send)],
-                stdin=given,
+                [sys.executable, "-I", "-S", confine.__file__, str(base / "plan.json"), str(send)],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(send,),
                 start_new_session=True,
                 cwd="/",
                 env=clean,
+                bufsize=0,
             )
         finally:
             os.close(send)
-        assert process.stdout and process.stderr
-        with process.stdout as out, process.stderr as err:
+        assert process.stdin and process.stdout and process.stderr
+        with process.stdin as given, process.stdout as out, process.stderr as err:
             try:
-                outputs, truncated, in_time = _collect(
-                    process, (out, err), started + limits.seconds, limits.output_bytes
+                outputs, truncated, in_time = _exchange(
+                    process, (given, stdin), (out, err), started + limits.seconds, limits.output_bytes
                 )
             finally:
                 with contextlib.suppress(ProcessLookupError):
@@ -235,13 +297,23 @@ def _run(
     return Finished(returncode, ended, stdout, stderr, truncated, time.monotonic() - started)
 
 
-def _collect(
-    process: subprocess.Popen[bytes], streams: Sequence[IO[bytes]], deadline: float, most: int
+def _exchange(
+    process: subprocess.Popen[bytes],
+    given: tuple[IO[bytes], bytes],
+    streams: Sequence[IO[bytes]],
+    deadline: float,
+    most: int,
 ) -> tuple[list[bytearray], bool, bool]:
-    """Each stream's first `most` bytes until the process ends or its time does, whether more came, whether it ended."""
+    """Feeds the input until the process ends or its time does.
+
+    Returns each stream's first `most` bytes, whether more came, whether the process ended.
+    """
     outputs = [bytearray() for _ in streams]
     truncated, has_ended = False, False
+    stdin, unsent = given[0], memoryview(given[1])
+    os.set_blocking(stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
+        selector.register(stdin, selectors.EVENT_WRITE)
         for stream, output in zip(streams, outputs, strict=True):
             selector.register(stream, selectors.EVENT_READ, output)
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
@@ -249,6 +321,15 @@ def _collect(
                 # Without isolation, what left the process group may hold a pipe for ever; that is not waited for.
                 has_ended, deadline = True, min(deadline, time.monotonic() + _GRACE)
             for key, _ in selector.select(min(left, _LOOK_EVERY)):
+                if key.fileobj is stdin:
+                    try:
+                        unsent = unsent[os.write(key.fd, unsent[:65536]) :]
+                    except BrokenPipeError:  # it does not want to know
+                        unsent = unsent[:0]
+                    if not unsent:
+                        selector.unregister(stdin)
+                        stdin.close()
+                    continue
                 data = os.read(key.fd, 65536)
                 if not data:
                     selector.unregister(key.fileobj)

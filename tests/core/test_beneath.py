@@ -1,0 +1,123 @@
+"""Files in a folder that an enemy has filled: nothing outside changes or is shown, nothing blocks."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from equipoise.core import beneath
+from equipoise.core.errors import BadInput, WorkFailed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Its neighbour `outside` holds what must stay as it is and unseen."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "mine").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    yield tmp_path / "folder"
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["mine"]
+    assert (tmp_path / "outside" / "mine").read_text() == "mine"
+
+
+@pytest.fixture
+def traps(folder):
+    """By name, everything that can lie where a file is expected."""
+    outside = folder.parent / "outside"
+    (folder / "link").symlink_to(outside / "mine")
+    (folder / "relative").symlink_to("../outside/mine")
+    (folder / "dangling").symlink_to(outside / "new")
+    (folder / "loop").symlink_to("loop")
+    (folder / "hard").hardlink_to(outside / "mine")
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(folder)  # a socket's path is short
+        listener.bind("socket")
+        os.chdir(here)
+        yield ["link", "relative", "dangling", "loop", "hard", "pipe", "socket"]
+
+
+def test_writing_replaces_what_lies_there_and_reading_refuses_it(folder, traps):
+    for name in traps:
+        with pytest.raises(WorkFailed, match=rf"'{name}' below .*(no plain file|second name)"):
+            beneath.read(folder, name)
+        beneath.write(folder, name, b"new")
+        assert (folder / name).read_bytes() == beneath.read(folder, name) == b"new"
+        assert not (folder / name).is_symlink() and (folder / name).stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("name", ["way/mine", "way/deep/mine", "real/way/mine"])
+def test_a_link_on_the_way_is_refused(folder, name):
+    (folder / "real").mkdir()
+    for place in (folder, folder / "real"):
+        (place / "way").symlink_to(folder.parent / "outside")
+    for act in (lambda: beneath.read(folder, name), lambda: beneath.write(folder, name, b"over")):
+        with pytest.raises(WorkFailed, match="a link or a file stands where a folder should be"):
+            act()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "a/../../b", "a\0b", "a\ud800"])
+def test_names_that_are_none_or_leave_the_folder(folder, name):
+    for act in (lambda: beneath.read(folder, name), lambda: beneath.write(folder, name, b"")):
+        with pytest.raises(BadInput, match=r"no file name|leaves the working folder"):
+            act()
+    assert not list(folder.iterdir())
+
+
+def test_files_that_are_too_long_missing_or_folders(folder):
+    beneath.write(folder, "a/b/c", b"12345")
+    assert beneath.read(folder, "a/b/c", most=5) == b"12345"
+    with pytest.raises(WorkFailed, match="5 bytes, more than 4"):
+        beneath.read(folder, "a/b/c", most=4)
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(WorkFailed, match="1,099,511,627,776 bytes"):
+        beneath.read(folder, "sparse")
+    with pytest.raises(WorkFailed, match="No such file"):
+        beneath.read(folder, "none")
+    with pytest.raises(WorkFailed, match="no plain file"):
+        beneath.read(folder, "a/b")
+    with pytest.raises(WorkFailed, match="directory"):
+        beneath.write(folder, "a/b", b"")
+
+
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_not_followed(folder, monkeypatch):
+    beneath.write(folder, "answer", b"answer")
+    look = os.stat
+
+    def exchanged(*arguments, **options):
+        found = look(*arguments, **options)
+        (folder / "answer").unlink()
+        (folder / "answer").symlink_to(folder.parent / "outside" / "mine")
+        return found
+
+    monkeypatch.setattr(os, "stat", exchanged)
+    with pytest.raises(WorkFailed):
+        beneath.read(folder, "answer")
+
+
+def test_any_depth_and_any_rights_are_removed_and_no_link_is_followed(folder, traps):
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1100):  # deeper than recursion and open files reach
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    (folder / "closed" / "inner").mkdir(parents=True)
+    (folder / "closed" / "inner" / os.fsdecode(b"\xff\n")).touch()
+    (folder / "closed" / "inner" / "way").symlink_to(folder.parent / "outside")
+    (folder / "closed" / "inner").chmod(0)
+    (folder / "closed").chmod(0)
+    folder.chmod(0)
+    beneath.remove(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_a_link_is_not_emptied(folder):
+    (folder / "base").symlink_to(folder.parent / "outside")
+    beneath.remove(folder / "base")
+    beneath.remove(folder / "none")
+    assert (folder / "base").is_symlink()
