@@ -60,7 +60,9 @@ def check(name: str, value: Any, hint: Any) -> None:
         if not isinstance(value, str):
             parts = tuple(part for part in parts if _holds(part, value))
         elif own and not any(_takes_text(part) for part in parts):
-            choice(name, value, own)
+            if value not in own:
+                others = " or ".join(part.__name__ for part in parts if part is not type(None) and not allowed(part))
+                raise BadInput(f"{name} is {value!r}. {did_you_mean(value, map(str, own))} It may also be a {others}.")
             return
         for part in parts:
             check(name, value, part)

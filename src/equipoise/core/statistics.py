@@ -394,7 +394,7 @@ def _redrawn_interval(per_seed: Array, redrawn: Array, sizes: NDArray[np.intp], 
     if "seed" in units:
         seed_variance, seed_df = (per_seed.var(ddof=1) / seeds if seeds > 1 else math.nan), seeds - 1
     if "item" in units:
-        defined = redrawn[~np.isnan(redrawn)]
+        defined = redrawn[np.isfinite(redrawn)]
         item_variance = math.nan
         if count > 1 and defined.size >= 0.95 * redrawn.size:
             item_variance = count / (count - 1) * defined.var(ddof=1)
