@@ -1,5 +1,6 @@
 """From a test to an interval: what two arms differ by for the same seed and item, and how well that is known."""
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -645,19 +646,18 @@ def _item_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
 
 def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple[Columns, NDArray[np.int64] | None]:
     """Per run one array per outcome along the places that all runs share; each value is a mean over (drawn) items."""
-    paths = {name: [scores.path(run, name, scores.where(name, test.where)) for run in runs] for name in test.outcomes}
-    grids = [scores.x[path] for own in paths.values() for path in own]
-    grid = grids[0][~np.isnan(grids[0])]
-    for other in grids[1:]:
-        grid = np.intersect1d(grid, other)
+    paths = {
+        name: [scores.dialled(run, name, scores.where(name, test.where)) for run in runs] for name in test.outcomes
+    }
+    grid = _common_grid(scores, [scores.x[path] for own in paths.values() for path in own])
     if not grid.size:
         raise Unjudgeable(
             f"the runs share no place of {scores.study.dial} where {', '.join(test.outcomes)} were measured"
         )
     tables = []
     for name, own in paths.items():
-        on_grid = [path[np.intersect1d(scores.x[path], grid, return_indices=True)[1]] for path in own]
-        cells = scores.cells(np.concatenate(on_grid).tolist())
+        positions = [np.interp(grid, scores.x[path], np.arange(path.size)) for path in own]
+        cells = scores.between([path for path in own for _ in grid], np.concatenate(positions))
         _refuse_undefined(scores, cells, name, runs)
         tables.append(cells)
     with_items = [cells for cells in tables if cells.items is not None]
@@ -672,6 +672,15 @@ def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
         return np.stack([mean.reshape(len(runs), -1) for mean in means], axis=1)
 
     return columns, sources if with_items else None
+
+
+def _common_grid(scores: Scores, places: Sequence[Array]) -> Array:
+    """Where all paths can be read: the places they share; of a cost, as many as the coarsest path has in what all spent."""
+    if not scores.study.dial_is_cost:
+        return functools.reduce(np.intersect1d, places)
+    low, high = max(x[0] for x in places), min(x[-1] for x in places)
+    fewest = min(int(((x >= low) & (x <= high)).sum()) for x in places)
+    return np.linspace(low, high, max(fewest, 2)) if low < high else np.zeros(0)
 
 
 def _weighted_means(cells: Cells, items: NDArray[np.int64], counts: Array) -> Array:

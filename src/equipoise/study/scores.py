@@ -241,11 +241,13 @@ class Scores:
     def between(self, paths: Sequence[NDArray[np.int64]], positions: NDArray[np.float64]) -> Cells:
         """The scores of each path at a fractional index, item by item, linear between the evaluations on both sides."""
         low = np.minimum(positions.astype(int), [path.size - 1 for path in paths])
-        high = np.minimum(low + 1, [path.size - 1 for path in paths])
-        ends = [int(path[k]) for at in (low, high) for path, k in zip(paths, at, strict=True)]
-        cells, share = self.cells(ends), (positions - low)[:, None]
+        share = positions - low
+        ends = [[int(path[k]) for path, k in zip(paths, at, strict=True)] for at in (low, low + (share > 0))]
+        cells = self.cells(ends[0] + ends[1])
         before, behind = np.split(cells.matrix, 2)
-        return replace(cells, matrix=np.where(share == 0, before, (1 - share) * before + share * behind))
+        matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
+        missing = self.missing[ends[0]].sum() + self.missing[ends[1]][share > 0].sum()
+        return replace(cells, matrix=matrix, missing=int(missing))
 
     # what had been spent
 
