@@ -75,9 +75,10 @@ def test_what_is_consistent_is_not_refused():
         (lambda: Arm("new", rate=float("nan")), "JSON values"),
         (lambda: Arm("new", rate=1, grid={"rate": [1]}), "both a setting and in the grid"),
         (lambda: Arm("new", grid={"rate": []}), "empty"),
-        (lambda: Outcome("kept", better="more"), "'lower' or 'higher'"),
+        (lambda: Outcome("kept", better="more"), "outcome 'kept' is 'more'. Known: higher, lower"),
+        (lambda: Outcome("kept", better="highr"), "Did you mean 'higher'"),
         (lambda: Select("kept", matched="lost"), "come together"),
-        (lambda: Select("kept", matched="lost", level="strongest"), "'weakest'"),
+        (lambda: Select("kept", matched="lost", level="strongest"), "Known: weakest. It may also be a float."),
     ],
 )
 def test_parts_are_checked_when_they_are_made(make, message):

@@ -1,11 +1,13 @@
 """Verdicts on results made by hand: every rule at its boundary, every way of having no verdict."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from equipoise.core.statistics import item_interval
 from equipoise.study.claims import Claim, better, between, both, cheaper, equal, not_worse, statistic
 from equipoise.study.declare import Outcome
 from equipoise.study.judging import decide, design_notes, judge
@@ -618,7 +620,9 @@ def test_design_notes_before_any_run():
     reach = stats.t.ppf((1 + level) / 2, 9) / math.sqrt(10)
     assert notes[0].startswith(f"A is better: 10 seeds give at best ±{reach:.2g} standard deviations")
     assert f"below {0.05 / reach:.3g}" in notes[1]
-    assert f"{math.ceil((stats.norm.ppf((1 + level) / 2) / 0.1) ** 2):,} items" in notes[2]
+    items = int(re.search(r"([\d,]+) items", notes[2])[1].replace(",", ""))
+    widest = [item_interval(np.resize([1.0, -1.0], n - n % 2), level=level).upper for n in (items + 1, items - 2)]
+    assert widest[0] <= 0.1 < widest[1]  # what the judging itself would say of answers that differ as much as they can
     assert judge(study, Book(study).results()).design == tuple(notes)
     hopeless = declare(claim(better("accuracy", **PAIR)), seeds=2)
     assert "cannot be decided" in design_notes(hopeless)[0]

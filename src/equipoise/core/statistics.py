@@ -7,7 +7,7 @@ never 0: one seed has no seed variance, one cluster no item variance. Levels are
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,17 +15,65 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
+from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
+from equipoise.core.scores import (
+    auprc,
+    aurc,
+    auroc,
+    brier,
+    ece,
+    pass_at_k,
+    risk_coverage,
+    squared_errors,
+)
+
+__all__ = [
+    "Interval",
+    "attainable",
+    "auprc",
+    "aurc",
+    "auroc",
+    "bonferroni_level",
+    "brier",
+    "chord_corrections",
+    "crossing",
+    "ece",
+    "half_width",
+    "hypervolume",
+    "interval_of",
+    "item_interval",
+    "mcnemar",
+    "mcnemar_interval",
+    "mean_interval",
+    "monotone_fit",
+    "pass_at_k",
+    "pigeonhole_interval",
+    "read_at",
+    "risk_coverage",
+    "score_interval",
+    "seed_interval",
+    "seeds_to_decide",
+    "shared_grid",
+    "squared_errors",
+    "two_sample_interval",
+    "weakest_level",
+    "wilson",
+]
+
 Array = NDArray[np.float64]
 Units = tuple[Literal["seed", "item"], ...]
+FEWEST_SEEDS, FEWEST_CLUSTERS = 10, 50  # one of the two is needed where a statistic is no mean
+DRAWN_AT_ONCE = 2**22  # items, over all draws and seeds: some 30 MB an array
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """estimate ± t(df) * sqrt(seed_variance + item_variance); floats, or arrays of the batch's shape.
 
-    The two variances are of the estimate, not of one seed or item; a unit that was not asked for has 0.
-    `staying_variance` is the share of item_variance that more seeds would not shrink. `clusters` counts what the item
-    part was made from: sources, or items where each is its own.
+    The two variances are of the estimate, not of one seed or item; a unit that was not asked for has 0 (and infinite
+    df). `staying_variance` is the share of item_variance that more seeds would not shrink. `clusters` counts what the
+    item part was made from: sources, or items where each is its own.
     """
 
     estimate: Any
@@ -35,6 +83,7 @@ class Interval:
     df: Any
     seed_variance: Any
     item_variance: Any
+    item_df: Any
     staying_variance: Any
     seeds: int
     items: int
@@ -54,6 +103,7 @@ def item_interval(values: ArrayLike, clusters: ArrayLike | None = None, *, level
     return mean_interval(np.asarray(values, float)[..., None, :], clusters, units=("item",), level=level)
 
 
+@closed
 def mean_interval(
     values: ArrayLike,
     clusters: ArrayLike | None = None,
@@ -81,6 +131,7 @@ def mean_interval(
     return _two_way(estimate, contributions, present, clusters, units, level)
 
 
+@closed
 def two_sample_interval(
     first: ArrayLike,
     second: ArrayLike,
@@ -107,11 +158,13 @@ def _contributions(d: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
     """The mean of seed means, each cell's contribution to its error, and which cells exist."""
     present = ~np.isnan(d)
     counts = present.sum(-1, keepdims=True)
+    # From the smallest value on, so that equal values have a variance of 0 and not of the rounding of their mean.
+    least = np.fmin.reduce(d, axis=(-2, -1), keepdims=True, initial=np.inf)
     with np.errstate(invalid="ignore", divide="ignore"):
         weights = np.where(counts > 0, present / (counts * d.shape[-2]), np.nan)
-        filled = np.where(present, d, 0.0)
-        estimate = (weights * filled).sum((-2, -1))
-        return estimate, weights * (filled - estimate[..., None, None]), present
+        above = np.where(present, d - least, 0.0)
+        mean = (weights * above).sum((-2, -1))
+        return least[..., 0, 0] + mean, weights * (above - mean[..., None, None]), present
 
 
 def _two_way(
@@ -123,6 +176,7 @@ def _two_way(
     level: float,
 ) -> Interval:
     seeds = contributions.shape[-2]
+    _check_units(units)
     zero = np.zeros_like(estimate)
     seed_variance, seed_df = zero, math.inf
     if "seed" in units:
@@ -143,9 +197,7 @@ def _two_way(
         if "seed" in units and seeds > 1:
             own = np.where(counted[..., None, :], sums, 0.0)
             staying = np.maximum(item_variance - (own**2).sum((-2, -1)), 0.0) * seeds / (seeds - 1)
-        sizes = np.where(counted, cells.sum(-2), 0.0)
-        with np.errstate(invalid="ignore"):
-            item_df = (sizes**2).sum(-1) ** 2 / (sizes**4).sum(-1) - 1
+        item_df = _effective_df(np.where(counted, cells.sum(-2), 0.0))
         nested = ~counted.any(-1)
         item_variance, staying = np.where(nested, 0.0, item_variance), np.where(nested, 0.0, staying)
         item_df = np.where(nested, math.inf, item_df)
@@ -154,11 +206,23 @@ def _two_way(
     return interval_of(estimate, seed_variance, seed_df, item_variance, item_df, level, counts, staying)
 
 
+def _check_units(units: Units) -> None:
+    if not units or len(set(units)) != len(units):
+        raise BadInput(f"units is {units!r}: an interval is over ('seed',), ('item',) or ('seed', 'item').")
+
+
 def _scaled_squares(sums: Array, counted: NDArray[np.bool_]) -> Array:
     """n / (n - 1) * sum of squares over what is counted; nan for n = 1, whose variance nobody knows."""
     n = counted.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(n > 1, n / (n - 1.0), np.nan) * (np.where(counted, sums, 0.0) ** 2).sum(-1)
+
+
+def _effective_df(sizes: NDArray[Any]) -> Any:
+    """(sum of n^2)^2 / sum of n^4 - 1 over clusters of n items; [..., C] -> [...]."""
+    n = sizes / np.maximum(sizes.max(-1, keepdims=True), 1)
+    with np.errstate(invalid="ignore"):
+        return (n**2).sum(-1) ** 2 / (n**4).sum(-1) - 1
 
 
 def interval_of(
@@ -172,18 +236,30 @@ def interval_of(
     staying: ArrayLike | None = None,
 ) -> Interval:
     """The t interval of an estimate whose variance has a seed part and an item part; counts: seeds, items, clusters."""
-    seed_variance, item_variance = np.asarray(seed_variance, float), np.asarray(item_variance, float)
-    variance = seed_variance + item_variance
-    with np.errstate(divide="ignore", invalid="ignore"):
-        df = variance**2 / (seed_variance**2 / seed_df + item_variance**2 / item_df)
-        half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance)
-    half = np.where(variance == 0, 0.0, half)
+    given = (seed_variance, seed_df, item_variance, item_df)
+    seed_variance, seed_df, item_variance, item_df = (np.asarray(part, float) for part in given)
+    df, half = _reach(seed_variance, seed_df, item_variance, item_df, level)
     estimate = np.asarray(estimate, float)
-    staying = item_variance if staying is None else staying
-    parts = (estimate, estimate - half, estimate + half, df, seed_variance, item_variance, staying)
-    middle, lower, upper, *rest = (float(part) if part.ndim == 0 else part for part in map(np.asarray, parts))
-    df, seed_variance, item_variance, staying = rest
-    return Interval(middle, lower, upper, level, df, seed_variance, item_variance, staying, *counts)
+    staying = np.asarray(item_variance if staying is None else staying, float)
+    found = (estimate, estimate - half, estimate + half, df, seed_variance, item_variance, item_df, staying)
+    middle, lower, upper, *parts = (float(part) if part.ndim == 0 else part for part in found)
+    return Interval(middle, lower, upper, level, *parts, *counts)  # pyright: ignore[reportCallIssue]
+
+
+def _reach(
+    seed_variance: Array, seed_df: Any, item_variance: Array, item_df: Any, level: float, power: float = 0.5
+) -> tuple[Array, Array]:
+    """Satterthwaite's df, and how far from a bound a true value must lie for the interval to leave it out.
+
+    With `power` 0.5 that is half the interval's width. What is promised before a run and what is said after it both
+    come from here. By shares of the variance, so that no unit is too large or too small to be squared.
+    """
+    variance = np.asarray(seed_variance + item_variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = seed_variance / variance
+        df = 1 / (share**2 / seed_df + (1 - share) ** 2 / item_df)
+        quantiles = stats.t.ppf((1 + level) / 2, df) + (0.0 if power == 0.5 else stats.t.ppf(power, df))
+        return df, np.where(variance == 0, 0.0, quantiles * np.sqrt(variance))
 
 
 def bonferroni_level(claims: int) -> float:
@@ -211,7 +287,8 @@ def mcnemar_interval(wins: int, losses: int, of: int, *, level: float = 0.95) ->
     if discordant:
         share = stats.binomtest(wins, discordant).proportion_ci(level, method="exact")
         lower, upper = ((2 * bound - 1) * discordant / of for bound in (share.low, share.high))
-    return Interval(estimate, lower, upper, level, math.nan, 0.0, math.nan, math.nan, 1, of, of)
+    undefined = (math.nan, 0.0, math.nan, math.nan, math.nan)
+    return Interval(estimate, lower, upper, level, *undefined, 1, of, of)
 
 
 def wilson(successes: float, of: float, *, level: float = 0.95) -> tuple[float, float]:
@@ -240,6 +317,7 @@ def attainable(rate: float, of: int, *, digits: int) -> bool:
 # --- statistics that are no means -----------------------------------------------------------------------------------
 
 
+@closed
 def pigeonhole_interval(
     statistic: Callable[[NDArray[np.intp]], ArrayLike],
     clusters: ArrayLike,
@@ -260,26 +338,69 @@ def pigeonhole_interval(
     codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     per_seed = np.atleast_1d(np.asarray(statistic(np.arange(codes.size)), float))
-    seeds, count = per_seed.size, len(members)
-    seed_variance = item_variance = 0.0
-    item_df = math.inf
-    if "seed" in units:
-        seed_variance = per_seed.var(ddof=1) / seeds if seeds > 1 else math.nan
+    redrawn = np.full(draws, np.nan)
     if "item" in units:
-        redrawn = np.array(
-            [
-                np.mean(np.asarray(statistic(np.concatenate([members[c] for c in drawn])), float))
-                for drawn in generator.integers(count, size=(draws, count))
-            ]
-        )
-        defined = redrawn[~np.isnan(redrawn)]
+        for draw, drawn in enumerate(generator.integers(len(members), size=(draws, len(members)))):
+            redrawn[draw] = np.mean(np.asarray(statistic(np.concatenate([members[c] for c in drawn])), float))
+    return _redrawn_interval(per_seed, redrawn, np.bincount(codes), units, level)
+
+
+@closed
+def score_interval(
+    score: Callable[..., Any],
+    confidence: ArrayLike,
+    labels: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    generator: np.random.Generator,
+    draws: int = 400,
+    units: Units = ("seed", "item"),
+    level: float = 0.95,
+    **settings: Any,
+) -> Interval:
+    """The interval of `auroc`, `auprc`, `brier`, `ece` or `aurc`, averaged over seeds.
+
+    confidence, labels: [S, N], or [N] of one run, whose items alone then count. settings: of the score (`bins`).
+    `brier` is a mean and has the interval of `mean_interval`; the others that of `pigeonhole_interval`, whose bounds are
+    nan under 10 seeds and 50 clusters.
+    """
+    confidence, labels = np.broadcast_arrays(np.asarray(confidence, float), np.asarray(labels, float))
+    if confidence.ndim == 1:
+        confidence, labels, units = confidence[None], labels[None], ("item",)
+    if score is brier:
+        return mean_interval(squared_errors(confidence, labels), clusters, units=units, level=level)
+    seeds, n = confidence.shape
+    codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    redrawn = []
+    if "item" in units and sizes.size:
+        drawn = generator.integers(sizes.size, size=(draws, sizes.size))
+        for part in np.array_split(drawn, math.ceil(draws * seeds * n / DRAWN_AT_ONCE)):
+            often = (part + sizes.size * np.arange(len(part))[:, None]).ravel()
+            counts = np.bincount(often, minlength=part.size).reshape(part.shape)[:, None, codes]
+            redrawn.append(np.mean(score(confidence, labels, counts, **settings), axis=-1))
+    per_seed = np.asarray(score(confidence, labels, **settings))
+    found = _redrawn_interval(per_seed, np.concatenate([[], *redrawn]), sizes, units, level)
+    enough = ("seed" in units and seeds >= FEWEST_SEEDS) or ("item" in units and sizes.size >= FEWEST_CLUSTERS)
+    return found if enough else replace(found, lower=math.nan, upper=math.nan)
+
+
+def _redrawn_interval(per_seed: Array, redrawn: Array, sizes: NDArray[np.intp], units: Units, level: float) -> Interval:
+    """The interval of a mean of per-seed values whose item part is known from redrawn means; sizes: of the clusters."""
+    _check_units(units)
+    seeds, count = per_seed.size, sizes.size
+    seed_variance = item_variance = 0.0
+    seed_df = item_df = math.inf
+    if "seed" in units:
+        seed_variance, seed_df = (per_seed.var(ddof=1) / seeds if seeds > 1 else math.nan), seeds - 1
+    if "item" in units:
+        defined = redrawn[np.isfinite(redrawn)]
         item_variance = math.nan
-        if count > 1 and defined.size >= 0.95 * draws:
+        if count > 1 and defined.size >= 0.95 * redrawn.size:
             item_variance = count / (count - 1) * defined.var(ddof=1)
-        sizes = np.bincount(codes).astype(float)
-        item_df = (sizes**2).sum() ** 2 / (sizes**4).sum() - 1
-    counts = (seeds, codes.size, count if "item" in units else 0)
-    return interval_of(per_seed.mean(), seed_variance, seeds - 1, item_variance, item_df, level, counts)
+        item_df = _effective_df(sizes)
+    counts = (seeds, int(sizes.sum()), count if "item" in units else 0)
+    return interval_of(per_seed.mean(), seed_variance, seed_df, item_variance, item_df, level, counts)
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike, *, maximise: bool | Sequence[bool] = False) -> float:
@@ -386,15 +507,16 @@ def chord_corrections(
     """
     runs = len(fits)
     corrections, rows, gaps = np.zeros(runs), [], np.zeros(runs)
+    size = max((float(np.ptp(fit)) for fit in map(np.asarray, fits) if fit.size), default=0.0) or 1.0
     for run, (path, own, position) in enumerate(zip(fits, judged, positions, strict=True)):
         fit, values = np.asarray(path, float), np.asarray(own, float)
         if math.isnan(position) or fit.size < 3:
             continue
         low = min(int(position), fit.size - 2)
         window = slice(max(low - 1, 0), low + 3)
-        distance = fit[window] - level
+        distance = (fit[window] - level) / size  # whatever the unit, for the rank of the fit
         rows.append(np.stack([each - each.mean() for each in (distance, distance**2, values[window])]))
-        gaps[run] = (fit[low] - level) * (fit[low + 1] - level)
+        gaps[run] = (fit[low] - level) * (fit[low + 1] - level) / size**2
     if runs > 1 and rows:
         slope, curve, response = np.concatenate(rows, axis=1)
         coefficients, _, rank, _ = np.linalg.lstsq(np.stack([slope, curve], axis=1), response, rcond=None)
@@ -408,9 +530,10 @@ def chord_corrections(
 
 def half_width(interval: Interval, *, seeds: int) -> float:
     """Half the width that the interval would have with another number of seeds and the same items."""
+    if seeds == interval.seeds:
+        return (interval.upper - interval.lower) / 2
     seed_part, item_part = _parts_with(interval, np.array(float(seeds)))
-    _, reach = _reach(seed_part, item_part, np.array(float(seeds)), interval, power=0.5)
-    return float(reach)
+    return float(_reach(seed_part, seeds - 1, item_part, interval.item_df, interval.level)[1])
 
 
 def seeds_to_decide(
@@ -429,8 +552,8 @@ def seeds_to_decide(
     ends = []
     for quartile in (0.75, 0.25):
         spread = (interval.seeds - 1) / stats.chi2.ppf(quartile, interval.seeds - 1)
-        variance, reach = _reach(seed_part * spread, item_part, counts, interval, power)
-        enough = np.flatnonzero((reach <= distance) & (variance > 0))
+        _, reach = _reach(seed_part * spread, counts - 1, item_part, interval.item_df, interval.level, power)
+        enough = np.flatnonzero((reach <= distance) & (reach > 0))
         ends.append(int(counts[enough[0]]) if enough.size else None)
     low, high = ends
     return None if low is None else (low, most if high is None else high)
@@ -442,12 +565,3 @@ def _parts_with(interval: Interval, seeds: Array) -> tuple[Array, Array]:
     return interval.seed_variance * fewer, (
         interval.staying_variance + (interval.item_variance - interval.staying_variance) * fewer
     )
-
-
-def _reach(seed_part: Array, item_part: Array, seeds: Array, interval: Interval, power: float) -> tuple[Array, Array]:
-    """Variance, and the distance of a true effect from a bound at which it is decided with `power`."""
-    variance = seed_part + item_part
-    with np.errstate(divide="ignore", invalid="ignore"):
-        df = variance**2 / (seed_part**2 / (seeds - 1) + item_part**2 / max(interval.clusters - 1, 1))
-        reach = (stats.t.ppf((1 + interval.level) / 2, df) + stats.t.ppf(power, df)) * np.sqrt(variance)
-    return variance, reach

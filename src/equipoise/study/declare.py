@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from equipoise.core.cost import UNITS
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.options import check_fields, choice
 from equipoise.study.claims import Claim
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Json = Any  # None, bool, int, float, str, and lists and dicts of these
 Kind = Literal["method", "baseline", "control", "reference"]
+Direction = Literal["lower", "higher"]
 
 PRIMARY_CLAIMS = 3
 FIRST_TUNING_SEED = 1_000_000  # test seeds count from 0: the two never meet
@@ -54,8 +57,7 @@ class Arm:
         **settings: Json,
     ) -> None:
         _check_name("an arm", name)
-        if kind not in get_args(Kind):
-            raise BadInput(f"Arm {name!r} is of kind {kind!r}. {did_you_mean(kind, get_args(Kind))}")
+        choice(f"The kind of arm {name!r}", kind, Kind)
         grid = {key: tuple(values) for key, values in (grid or {}).items()}
         for key, values in grid.items():
             if not values:
@@ -81,7 +83,7 @@ class Outcome:
     """
 
     name: str
-    better: Literal["lower", "higher"] = field(kw_only=True)
+    better: Direction = field(kw_only=True)
     chance: float | None = field(default=None, kw_only=True)
     unit: str = field(default="", kw_only=True)
     description: str = field(default="", kw_only=True)
@@ -89,8 +91,7 @@ class Outcome:
 
     def __post_init__(self) -> None:
         _check_name("an outcome", self.name)
-        if self.better not in ("lower", "higher"):
-            raise BadInput(f"Outcome {self.name!r}: better is {self.better!r}; it must be 'lower' or 'higher'.")
+        choice(f"The better side of outcome {self.name!r}", self.better, Direction)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Select:
 
     With `matched`, the best `outcome` at the crossing of outcome `matched` with `level` (a number, or "weakest": the
     strongest level that every tuned arm reaches in all tuning seeds). A point that misses the level ranks below all
-    that reach it.
+    that reach it. `outcome` may then be a cost: the point that spends least to come to the level.
     """
 
     outcome: str
@@ -109,14 +110,13 @@ class Select:
     level: float | Literal["weakest"] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.seeds < 1:
             raise BadInput(f"Select({self.outcome!r}): seeds is {self.seeds}; at least one tuning seed is needed.")
         if (self.matched is None) != (self.level is None):
             raise BadInput(
                 f"Select({self.outcome!r}): matched={self.matched!r} and level={self.level!r} come together."
             )
-        if isinstance(self.level, str) and self.level != "weakest":
-            raise BadInput(f"Select({self.outcome!r}): level is {self.level!r}; it must be a number or 'weakest'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ class Study:
 
     `seeds`: test seeds are 0 .. seeds - 1. `budget`: the cost that all arms share. `prepare` runs once per seed before
     its arms. `scale`: one sentence on model, data and size, printed beside every verdict. `without_control`: the
-    reason, where a baseline or a control is missing. `dial`: the key of `at` that is the path's x. `name`, `paper`,
-    `trades`, `options`, `summary` and `source` are filled in by the decorator. Raises BadInput for anything
-    inconsistent, naming it.
+    reason, where a baseline or a control is missing. `dial`: the key of `at` that is the path's x; the name of a cost
+    compares runs where they have spent the same of it, between their evaluations. `name`, `paper`, `trades`, `options`,
+    `summary` and `source` are filled in by the decorator. Raises BadInput for anything inconsistent, naming it.
     """
 
     arms: Sequence[Arm]
@@ -182,6 +182,19 @@ class Study:
         known = [outcome.name for outcome in self.outcomes]
         raise BadInput(f"The study has no outcome {name!r}. {did_you_mean(name, known)}")
 
+    @property
+    def dial_is_cost(self) -> bool:
+        """Whether the path's x is what was spent, of which no two runs need have an evaluation at the same place."""
+        return self.dial == self.budget or self.dial in UNITS
+
+    def is_cost(self, name: str) -> bool:
+        """Whether a name stands for a cost: one that any run may book, or this study's own, and no outcome."""
+        return name in self._costs and name not in {outcome.name for outcome in self.outcomes}
+
+    @property
+    def _costs(self) -> set[str]:
+        return {*UNITS, self.budget, *([self.dial] if self.dial_is_cost else [])}
+
     def _check_grids(self) -> None:
         counts = {arm.name: len(arm.points()) for arm in self.arms}
         most = max(counts.values())
@@ -196,8 +209,10 @@ class Study:
                 "The arms have grids, so the study must say how a point is chosen: select=Select('outcome')."
             )
         if self.select is not None:
-            for name in filter(None, (self.select.outcome, self.select.matched)):
-                self.outcome(name)
+            if not (self.select.matched and self.is_cost(self.select.outcome)):
+                self.outcome(self.select.outcome)
+            if self.select.matched:
+                self.outcome(self.select.matched)
 
     def _check_claims(self) -> None:
         for claim in self.claims:
@@ -206,7 +221,13 @@ class Study:
                 for arm in names.arms:
                     self.arm(arm)
                 for outcome in names.outcomes:
+                    if self.is_cost(outcome):
+                        raise BadInput(
+                            f"{outcome} is a cost: compare it by a factor, matched(..., by=1.25) or cheaper()."
+                        )
                     self.outcome(outcome)
+                for cost in set(names.costs) & {outcome.name for outcome in self.outcomes} - self._costs:
+                    raise BadInput(f"{cost} is an outcome, and by= is for costs: compare it with margin=.")
             except BadInput as error:
                 raise BadInput(f"Claim {claim.text!r}: {error}") from None
         judged = [claim for claim in self.claims if claim.judged]

@@ -1,5 +1,6 @@
 """From a test to an interval: what two arms differ by for the same seed and item, and how well that is known."""
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.core import statistics
+from equipoise.core.options import check_fields
 from equipoise.core.statistics import Interval
 from equipoise.study.claims import Between, Both, Cheaper, Comparison, Matched, Rule, Statistic, Test
 from equipoise.study.scores import Cells, Scores, Unjudgeable
@@ -17,7 +19,7 @@ from equipoise.study.scores import Cells, Scores, Unjudgeable
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome
 
-FEWEST_BOOTSTRAP_SEEDS, FEWEST_BOOTSTRAP_CLUSTERS = 10, 50
+ROUNDING = 1e-9  # of the compared values: differences up to this are those of rounding
 SPARE = 0.05  # of a path's range: how far before its very end "weakest" stays, see statistics.weakest_level
 Array = NDArray[np.float64]
 Columns = Callable[[NDArray[np.intp] | None], Iterable[Sequence[Array] | Array]]
@@ -28,7 +30,7 @@ class Effect:
     """One interval; positive favours the arm. `per_seed` are the seeds' own means, in the order of the seeds.
 
     Of outcomes compared by ratios, and of costs, estimate and margin are natural logarithms. A statistic without a
-    rival is shown as it is, and `margin` is its threshold. `items` is 0 where only seeds vary.
+    rival is shown as it is, and `margin` is its threshold. `items` is 0 where only seeds vary. `test`: what it measures.
     """
 
     label: str
@@ -43,6 +45,10 @@ class Effect:
     per_seed: tuple[float, ...]
     margin: float
     favours: Literal["arm", "rival", "neither"]
+    test: Test | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,9 @@ class Measured:
     undecided: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def measure(scores: Scores, test: Test, seeds: Sequence[int], level: float) -> Measured:
     """The effect of one test on these seeds. Raises Unjudgeable when there is none to show."""
@@ -74,7 +83,8 @@ def measure(scores: Scores, test: Test, seeds: Sequence[int], level: float) -> M
         case Between():
             return _between(scores, test, seeds, level)
         case Cheaper():
-            return _cheaper(scores, test, seeds, level)
+            spent = _spent if test.outcome is None else _spent_until
+            return _cheaper(scores, test, seeds, level, *spent(scores, test, seeds))
         case Statistic():
             return _statistic(scores, test, seeds, level)
         case Both():
@@ -87,10 +97,34 @@ def measure(scores: Scores, test: Test, seeds: Sequence[int], level: float) -> M
 def _compare(scores: Scores, test: Comparison, seeds: Sequence[int], level: float) -> Measured:
     where = scores.where(test.outcome, test.where)
     runs = scores.runs((test.arm, test.rival), seeds)
-    places = scores.places(runs, test.outcome, where, test.at)
-    if test.at == "last":
-        _note_unequal_ends(scores, test, places)
-    return _difference(scores, test, test.outcome, scores.cells(places), runs, level, {})
+    if scores.study.dial_is_cost and (test.at == "last" or set(test.at) == {scores.study.dial}):
+        cells = _at_equal_cost(scores, test, runs, where)
+    else:
+        places = scores.places(runs, test.outcome, where, test.at)
+        if test.at == "last":
+            _note_unequal_ends(scores, test, places)
+        cells = scores.cells(places)
+    return _difference(scores, test, test.outcome, cells, runs, level, {})
+
+
+def _at_equal_cost(scores: Scores, test: Comparison, runs: Sequence[int], where: int) -> Cells:
+    """Every run where it has spent the same: as stated, or the most that all of them spent; between its evaluations."""
+    dial = scores.study.dial
+    paths = [scores.dialled(run, test.outcome, where) for run in runs]
+    spent = min(scores.x[path[-1]] for path in paths) if test.at == "last" else float(dict(test.at)[dial])
+    for run, path in zip(runs, paths, strict=True):
+        low, high = scores.x[path[[0, -1]]]
+        if not low <= spent <= high:
+            key = scores.results.runs[run].key
+            raise Unjudgeable(
+                f"{test.outcome} of run {key} was measured from {dial} {low:g} to {high:g}, not at {spent:g}"
+            )
+    if test.at == "last" and len({float(scores.x[path[-1]]) for path in paths}) > 1:
+        scores.notes.append(
+            f"{test.outcome}: {test.arm} and {test.rival} are compared at {dial} = {spent:g}, the most that every run "
+            "spent, read between its evaluations."
+        )
+    return scores.between(paths, np.array([np.interp(spent, scores.x[path], np.arange(path.size)) for path in paths]))
 
 
 def _note_unequal_ends(scores: Scores, test: Comparison, places: Sequence[int]) -> None:
@@ -117,8 +151,9 @@ def _difference(
     """Arm minus rival, same seed, same item. cells: the arm's runs, then the rival's, in the same order of seeds."""
     outcome = scores.outcomes[name]
     units = _units(test.units, cells, name)
-    _refuse_missing(scores, cells, name, runs)
-    one, other = np.split(_scaled(cells.matrix, outcome), 2)
+    _refuse_undefined(scores, cells, name, runs)
+    values = _scaled(cells.matrix, outcome)
+    one, other = np.split(values, 2)
     d = _sign(outcome) * (one - other)
     unpaired = int((np.isnan(one) != np.isnan(other)).sum())
     if unpaired:
@@ -141,9 +176,10 @@ def _difference(
         wins, losses = int((d == 1).sum()), int((d == -1).sum())
         interval = statistics.mcnemar_interval(wins, losses, d.size, level=level)
         details = {**details, "mcnemar_p": statistics.mcnemar(wins, losses)}
-    if np.nanmax(d) - np.nanmin(d) <= 1e-9 * np.nanmax(np.abs(cells.matrix)):
+    if np.nanmax(d) - np.nanmin(d) <= _rounding(values, outcome):
         undecided = _saturated(name, float(np.nanmean(d)))
     effect = _effect(
+        test,
         f"{name}: {test.arm} against {test.rival}",
         interval,
         per_seed,
@@ -163,8 +199,9 @@ def _between(scores: Scores, test: Between, seeds: Sequence[int], level: float) 
     wheres = [scores.where(name, where) for where in (test.where_a, test.where_b)]
     cells = scores.cells([place for where in wheres for place in scores.places(runs, name, where, test.at)])
     units = _units(test.units, cells, name)
-    _refuse_missing(scores, cells, name, runs)
-    one, other = np.split(_sign(outcome) * _scaled(cells.matrix, outcome), 2)
+    _refuse_undefined(scores, cells, name, runs)
+    values = _scaled(cells.matrix, outcome)
+    one, other = np.split(_sign(outcome) * values, 2)
     per_seed = np.nanmean(one, axis=1) - np.nanmean(other, axis=1)
     undecided = _varies_though_deterministic(units, one) or _varies_though_deterministic(units, other)
     if "seed" not in units:
@@ -172,9 +209,10 @@ def _between(scores: Scores, test: Between, seeds: Sequence[int], level: float) 
     clusters = np.zeros(1) if cells.clusters is None else cells.clusters
     countable = _countable(units, len(one))
     interval = statistics.two_sample_interval(one, other, clusters, clusters, units=countable, level=level)
-    if interval.seed_variance + interval.item_variance <= 1e-18 * np.nanmax(np.abs(cells.matrix)) ** 2:
+    if math.sqrt(interval.seed_variance + interval.item_variance) <= _rounding(values, outcome):
         undecided = _saturated(name, interval.estimate)
     effect = _effect(
+        test,
         f"{name} of {test.arm}: {json.dumps(dict(test.where_a))} against {json.dumps(dict(test.where_b))}",
         interval,
         per_seed,
@@ -187,11 +225,39 @@ def _between(scores: Scores, test: Between, seeds: Sequence[int], level: float) 
     return Measured(effect, interval, test.rule, test.margin, bounds, units, keys, _text(effect), undecided)
 
 
-def _cheaper(scores: Scores, test: Cheaper, seeds: Sequence[int], level: float) -> Measured:
+def _cheaper(
+    scores: Scores,
+    test: Cheaper,
+    seeds: Sequence[int],
+    level: float,
+    spent: Sequence[float],
+    details: dict[str, Any],
+) -> Measured:
     """Log ratio of what rival and arm spent, per seed. Counts that never vary are exact, not saturated."""
     runs = scores.runs((test.arm, test.rival), seeds)
+    arm, rival = np.split(np.array(spent, float), 2)
+    ratios = np.log(rival / arm)
+    interval = statistics.seed_interval(ratios, level=level)
+    until = f" until {test.outcome} = {details['level']:.3g}" if test.outcome else ""
+    effect = _effect(
+        test,
+        f"{test.cost}{until}: {test.arm} against {test.rival}",
+        interval,
+        ratios,
+        items=0,
+        unit="log ratio",
+        margin=math.log(test.by),
+    )
+    factor, lower, upper = (math.exp(x) for x in (effect.estimate, effect.lower, effect.upper))
+    text = f"{factor:.3g} times less {test.cost}{until} [{lower:.3g}, {upper:.3g}] over {_counts(effect)}"
+    bounds, keys = (effect.lower, effect.upper), scores.keys_of(runs)
+    return Measured(effect, interval, "better", effect.margin, bounds, ("seed",), keys, text, details=details)
+
+
+def _spent(scores: Scores, test: Cheaper, seeds: Sequence[int]) -> tuple[list[float], dict[str, Any]]:
+    """What each run needed, the arm's first."""
     spent = []
-    for run in (scores.results.runs[index] for index in runs):
+    for run in (scores.results.runs[index] for index in scores.runs((test.arm, test.rival), seeds)):
         phases = run.cost.get("work", {})
         amounts = [
             costs[test.cost] for name, costs in phases.items() if test.cost in costs and test.phase in (None, name)
@@ -201,23 +267,25 @@ def _cheaper(scores: Scores, test: Cheaper, seeds: Sequence[int], level: float) 
                 f"run {run.key} booked no {test.cost}" + (f" in phase {test.phase}" if test.phase else "")
             )
         spent.append(sum(amounts))
-    arm, rival = np.split(np.array(spent, float), 2)
-    ratios = np.log(rival / arm)
-    interval = statistics.seed_interval(ratios, level=level)
-    if np.ptp(ratios) == 0:  # exactly this, without the rounding of a mean
-        interval = replace(interval, estimate=ratios[0], lower=ratios[0], upper=ratios[0])
-    effect = _effect(
-        f"{test.cost}: {test.arm} against {test.rival}",
-        interval,
-        ratios,
-        items=0,
-        unit="log ratio",
-        margin=math.log(test.by),
-    )
-    factor, lower, upper = (math.exp(x) for x in (effect.estimate, effect.lower, effect.upper))
-    text = f"{factor:.3g} times less {test.cost} [{lower:.3g}, {upper:.3g}] over {_counts(effect)}"
-    bounds = (effect.lower, effect.upper)
-    return Measured(effect, interval, "better", effect.margin, bounds, ("seed",), scores.keys_of(runs), text)
+    return spent, {}
+
+
+def _spent_until(scores: Scores, test: Cheaper, seeds: Sequence[int]) -> tuple[list[float], dict[str, Any]]:
+    """What each run had spent where its outcome, on validation items, came to the level; the arm's first.
+
+    Each run's path is that of its own evaluations: an arm that is evaluated more often crosses no earlier with a monotone
+    fit, and thinning to the coarsest path makes a cheap arm look up to 30 % dearer (benchmarks/coverage.py).
+    """
+    runs = scores.runs((test.arm, test.rival), seeds)
+    where = _validation(scores, test)
+    paths = [scores.spent_along(run, test.outcome or "", where, test.cost) for run in runs]
+    crossings = _crossings(scores, test, [scores.value[places] for places, _ in paths])
+    spent = [float(statistics.read_at(amounts, p)) for (_, amounts), p in zip(paths, crossings.positions, strict=True)]
+    details = _crossing_details(scores, test, runs, crossings, spent, test.cost)
+    _refuse_missed_level(test, crossings, details)
+    if not min(spent) > 0:
+        raise Unjudgeable(f"{test.outcome} is at {crossings.level:.3g} before any {test.cost} is spent", details)
+    return spent, details
 
 
 def _sign(outcome: "Outcome") -> float:
@@ -248,12 +316,17 @@ def _countable(units: tuple[str, ...], seeds: int) -> Any:
     return ("item",) if seeds == 1 and "item" in units else units
 
 
-def _refuse_missing(scores: Scores, cells: Cells, name: str, runs: Sequence[int]) -> None:
+def _refuse_undefined(scores: Scores, cells: Cells, name: str, runs: Sequence[int]) -> None:
+    arms = ", ".join(dict.fromkeys(scores.results.runs[run].arm for run in runs))
+    present = int((~np.isnan(cells.matrix)).sum())
     if cells.missing:
-        arms = ", ".join(dict.fromkeys(scores.results.runs[run].arm for run in runs))
-        present = int((~np.isnan(cells.matrix)).sum())
         raise Unjudgeable(
             f"{cells.missing} values of {name} ({arms}) are missing or undefined, beside {present} that are there"
+        )
+    infinite = int(np.isinf(cells.matrix).sum())
+    if infinite:
+        raise Unjudgeable(
+            f"{infinite} of {present} values of {name} ({arms}) are infinite, and have no mean or interval"
         )
 
 
@@ -272,11 +345,17 @@ def _exact_pairs(
     return plain and units == ("item",) and independent and bool(np.isin(d, (-1.0, 0.0, 1.0)).all())
 
 
+def _rounding(values: Array, outcome: "Outcome") -> float:
+    """Up to here values that are compared differ by rounding: in their unit, of which a logarithm has none."""
+    return ROUNDING * (1.0 if outcome.log else float(np.nanmax(np.abs(values))))
+
+
 def _saturated(name: str, difference: float) -> str:
     return f"no variation at all (saturated): {name} differs by exactly {difference:.3g} throughout"
 
 
 def _effect(
+    test: Test,
     label: str,
     interval: Interval,
     per_seed: Array,
@@ -300,6 +379,7 @@ def _effect(
         per_seed=tuple(per_seed.tolist()),
         margin=margin,
         favours="arm" if lower > 0 else "rival" if upper < 0 else "neither",
+        test=test,
     )
 
 
@@ -316,6 +396,52 @@ def _counts(effect: Effect) -> str:
 # --- matched paths --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Crossings:
+    """Monotone fits of the runs' paths, the arm's first, and where (as an index, nan: nowhere) each comes to the level."""
+
+    fits: list[Array]
+    level: float
+    positions: Array
+    increasing: bool
+
+
+def _crossings(scores: Scores, test: Matched | Cheaper, values: Sequence[Array]) -> Crossings:
+    """Where the matched outcome, one path per run, crosses the level of the test."""
+    undefined = int(sum((~np.isfinite(path)).sum() for path in values))
+    if undefined:
+        raise Unjudgeable(f"{undefined} values of {test.outcome} along the paths are missing, undefined or infinite")
+    increasing = sum(float((np.arange(path.size) - (path.size - 1) / 2) @ path) for path in values) > 0
+    fits = [statistics.monotone_fit(path, increasing=increasing) for path in values]
+    if test.level == "weakest":
+        level = statistics.weakest_level(fits, increasing=increasing, spare=SPARE)
+    else:
+        level = float(test.level)
+    positions = np.array([statistics.crossing(fit, level, increasing=increasing) for fit in fits])
+    return Crossings(fits, level, positions, increasing)
+
+
+def _crossing_details(
+    scores: Scores,
+    test: Matched | Cheaper,
+    runs: Sequence[int],
+    found: Crossings,
+    crossed_at: Sequence[float],
+    dial: str,
+) -> dict[str, Any]:
+    """What the report shows of a matched comparison: the level, and where along `dial` each run came to it."""
+    keys = scores.keys_of(runs)
+    counts = [int((~np.isnan(each)).sum()) for each in np.split(found.positions, 2)]
+    return {
+        "matched": test.outcome,
+        "level": found.level,
+        "dial": dial,
+        "increasing": found.increasing,
+        "crossings": {key: None if math.isnan(x) else x for key, x in zip(keys, crossed_at, strict=True)},
+        "reached": {arm: f"{n} of {len(runs) // 2}" for arm, n in zip((test.arm, test.rival), counts, strict=True)},
+    }
+
+
 def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) -> Measured:
     """Both arms where they cross one level of the matched outcome: found on validation, judged on test."""
     arms = (test.arm, test.rival)
@@ -323,51 +449,31 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
     keys = scores.keys_of(runs)
     judged_where = scores.where(test.judge, test.where)
     kept, grids = _shared_paths(scores, test, runs, judged_where)
-    values = [scores.value[matched] for _, matched, _ in kept]
-    missing = int(sum(scores.missing[matched].sum() for _, matched, _ in kept))
-    if missing:
-        raise Unjudgeable(f"{missing} values of {test.outcome} along the paths are missing or undefined")
-
-    increasing = sum(float((np.arange(v.size) - (v.size - 1) / 2) @ v) for v in values) > 0
-    fits = [statistics.monotone_fit(v, increasing=increasing) for v in values]
-    if test.level == "weakest":
-        target = statistics.weakest_level(fits, increasing=increasing, spare=SPARE)
-    else:
-        target = float(test.level)
-    positions = np.array([statistics.crossing(fit, target, increasing=increasing) for fit in fits])
-    where_crossed = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, positions, strict=True)]
-    details: dict[str, Any] = {
-        "matched": test.outcome,
-        "level": target,
-        "dial": scores.study.dial or "step",
-        "increasing": increasing,
-        "crossings": {key: None if math.isnan(x) else x for key, x in zip(keys, where_crossed, strict=True)},
-        "places": {arm: grid.tolist() for arm, grid in zip(arms, grids, strict=True)},
-    }
-    crossed = ~np.isnan(positions).reshape(2, -1).any(axis=0)
+    found = _crossings(scores, test, [scores.value[matched] for _, matched, _ in kept])
+    crossed_at = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, found.positions, strict=True)]
+    details = _crossing_details(scores, test, runs, found, crossed_at, scores.study.dial)
+    if not scores.study.dial_is_cost:
+        details["places"] = {arm: grid.tolist() for arm, grid in zip(arms, grids, strict=True)}
+    crossed = ~np.isnan(found.positions).reshape(2, -1).any(axis=0)
     rows = np.flatnonzero(np.tile(crossed, 2))
     if not rows.size:
-        _refuse_missed_level(test, fits, np.isnan(positions), target, increasing, details)
+        _refuse_missed_level(test, found, details)
 
-    last = np.array([fits[i].size - 1 for i in rows])
-    low = np.minimum(positions[rows].astype(int), last)
-    ends = [[int(kept[i][2][k]) for i, k in zip(rows, at, strict=True)] for at in (low, np.minimum(low + 1, last))]
-    cells = scores.cells(ends[0] + ends[1])
-    before, behind = np.split(cells.matrix, 2)
-    share = (positions[rows] - low)[:, None]
+    positions, judged = found.positions[rows], [kept[i][2] for i in rows]
     corrections = statistics.chord_corrections(
-        [fits[i] for i in rows], [scores.value[kept[i][2]] for i in rows], positions[rows].tolist(), target
+        [found.fits[i] for i in rows], [scores.value[path] for path in judged], positions.tolist(), found.level
     )
     details["corrections"] = {keys[i]: each for i, each in zip(rows, corrections.tolist(), strict=True)}
-    matrix = np.where(share == 0, before, (1 - share) * before + share * behind) + corrections[:, None]
-    at_level = replace(cells, matrix=matrix)
+    cells = scores.between(judged, positions)
+    at_level = replace(cells, matrix=cells.matrix + corrections[:, None])
     for arm, own in zip(arms, np.split(np.arange(rows.size), 2), strict=True):
-        place = (arm, test.judge, json.dumps({test.outcome: target}), scores.where_texts[judged_where])
-        scores.at_levels.setdefault(place, (replace(at_level, matrix=matrix[own]), tuple(keys[i] for i in rows[own])))
+        place = (arm, test.judge, json.dumps({test.outcome: found.level}), scores.where_texts[judged_where])
+        cells_of_arm = replace(at_level, matrix=at_level.matrix[own])
+        scores.at_levels.setdefault(place, (cells_of_arm, tuple(keys[i] for i in rows[own])))
     # Only now: the seeds in which both arms came to the level are shown even where others leave no verdict.
-    _refuse_missed_level(test, fits, np.isnan(positions), target, increasing, details)
+    _refuse_missed_level(test, found, details)
     measured = _difference(scores, test, test.judge, at_level, runs, level, details)
-    _note_wide_gaps(scores, test, np.diff(scores.value[ends], axis=0)[0], measured.effect)
+    _note_wide_gaps(scores, test, judged, positions, measured.effect)
     return measured
 
 
@@ -378,14 +484,7 @@ def _shared_paths(
     scores: Scores, test: Matched, runs: Sequence[int], judged_where: int
 ) -> tuple[list[Path], tuple[Array, Array]]:
     """Per run the dial and the places of the matched and the judged outcome, where the arms can be compared."""
-    try:
-        matched_where = scores.where(test.outcome, None, "validation")
-    except Unjudgeable:
-        matched_where = scores.where(test.outcome, test.where, "validation")
-    if scores.wheres[matched_where].get("split") != "validation":
-        scores.notes.append(
-            f"{test.outcome} has no validation split: its crossing is found on the items it is reported on."
-        )
+    matched_where = _validation(scores, test)
     paths: list[Path] = []
     for run in runs:
         own = [scores.path(run, *each) for each in ((test.outcome, matched_where), (test.judge, judged_where))]
@@ -393,7 +492,9 @@ def _shared_paths(
         x, in_matched, in_judged = np.intersect1d(scores.x[matched], scores.x[judged], return_indices=True)
         paths.append((x, matched[in_matched], judged[in_judged]))
     half = len(runs) // 2
-    grids = statistics.shared_grid(*(np.concatenate([x for x, _, _ in own]) for own in (paths[:half], paths[half:])))
+    places = [np.concatenate([x for x, _, _ in own]) for own in (paths[:half], paths[half:])]
+    # Runs seldom spend exactly the same, and a monotone fit does not favour the path that is evaluated more often.
+    grids = (places[0], places[1]) if scores.study.dial_is_cost else statistics.shared_grid(*places)
     kept = []
     for number, path in enumerate(paths):
         keep = np.isin(path[0], grids[number // half])
@@ -406,31 +507,40 @@ def _shared_paths(
     return kept, grids
 
 
-def _refuse_missed_level(
-    test: Matched,
-    fits: Sequence[Array],
-    missed: NDArray[np.bool_],
-    target: float,
-    increasing: bool,
-    details: dict[str, Any],
-) -> None:
+def _validation(scores: Scores, test: Matched | Cheaper) -> int:
+    """The conditions under which the matched outcome is held equal: on validation items where there are any."""
+    name = test.outcome or ""
+    try:
+        where = scores.where(name, None, "validation")
+    except Unjudgeable:
+        where = scores.where(name, test.where, "validation")
+    if scores.wheres[where].get("split") != "validation":
+        scores.notes.append(f"{name} has no validation split: its crossing is found on the items it is reported on.")
+    return where
+
+
+def _refuse_missed_level(test: Matched | Cheaper, found: Crossings, details: dict[str, Any]) -> None:
     """Raises Unjudgeable when a run does not cross the level: comparing the others would compare chosen runs."""
-    counts = [int((~each).sum()) for each in np.split(missed, 2)]
-    of = missed.size // 2
-    details["reached"] = {arm: f"{count} of {of}" for arm, count in zip((test.arm, test.rival), counts, strict=True)}
+    missed = np.isnan(found.positions)
     if not missed.any():
         return
-    listed = ", ".join(f"{arm} reached {target:.3g} in {count}" for arm, count in details["reached"].items())
-    past = sum(bool(m) and (fit[0] > target) == increasing for m, fit in zip(missed, fits, strict=True))
+    listed = ", ".join(f"{arm} reached {found.level:.3g} in {count}" for arm, count in details["reached"].items())
+    starts = (fit[0] > found.level for fit in found.fits)
+    past = sum(bool(m) and (start == found.increasing) for m, start in zip(missed, starts, strict=True))
     tail = f" ({past} of the runs were past it at their first evaluation)" if past else ""
     raise Unjudgeable(f"{test.outcome}: {listed}{tail}", details)
 
 
-def _note_wide_gaps(scores: Scores, test: Matched, changes: Array, effect: Effect) -> None:
-    for arm, change in zip((test.arm, test.rival), np.abs(changes.reshape(2, -1).mean(axis=1)), strict=True):
-        if change > 2 * max(effect.upper - effect.estimate, effect.margin):
+def _note_wide_gaps(
+    scores: Scores, test: Matched, judged: Sequence[NDArray[np.int64]], positions: Array, effect: Effect
+) -> None:
+    low = positions.astype(int)
+    ends = [[path[min(int(k) + step, path.size - 1)] for path, k in zip(judged, low, strict=True)] for step in (0, 1)]
+    before, behind = _scaled(scores.value[ends], scores.outcomes[test.judge])
+    for arm, change in zip((test.arm, test.rival), (behind - before).reshape(2, -1).mean(axis=1), strict=True):
+        if abs(change) > 2 * max(effect.upper - effect.estimate, effect.margin):
             scores.notes.append(
-                f"{arm}: {test.judge} changes by {change:.2g} between the evaluations on both sides of the matched "
+                f"{arm}: {test.judge} changes by {abs(change):.2g} between the evaluations on both sides of the matched "
                 f"level of {test.outcome}, more than the interval is wide: evaluate more often there."
             )
 
@@ -442,40 +552,52 @@ def _statistic(scores: Scores, test: Statistic, seeds: Sequence[int], level: flo
     arms = (test.arm,) if test.rival is None else (test.arm, test.rival)
     runs = scores.runs(arms, seeds)
     columns, clusters = (_item_columns if test.over == "items" else _path_columns)(scores, test, runs)
-    units: Any = tuple(u for u in ("seed", "item") if u in test.units and (u == "seed" or clusters is not None))
+    units = tuple(u for u in ("seed", "item") if u in test.units and (u == "seed" or clusters is not None))
     if not units:
         raise Unjudgeable(f"the claim is over items, and the seeds share none of {', '.join(test.outcomes)}")
     sign = 1.0 if test.better == "higher" else -1.0
 
-    def per_seed(drawn: NDArray[np.intp] | None = None) -> Array:
-        values = np.array([float(test.function(*each)) for each in columns(drawn)])
-        return values if test.rival is None else sign * (values[: len(seeds)] - values[len(seeds) :])
+    def values_of(drawn: NDArray[np.intp] | None) -> Array:
+        return np.array([float(test.function(*each)) for each in columns(drawn)])
+
+    def per_seed(values: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return values if test.rival is None else sign * (values[: len(seeds)] - values[len(seeds) :])
 
     try:
-        own = per_seed()
+        values = values_of(None)
+        own = per_seed(values)
+        for number, lacking in (("undefined", np.isnan(own)), ("infinite", np.isinf(own))):
+            if lacking.any():
+                raise Unjudgeable(f"{test.label} is {number} in {lacking.sum()} of {own.size} seeds")
         undecided = _varies_though_deterministic(units, own[:, None])
-        if "item" in units and clusters is not None:
-            generator = np.random.default_rng(0)  # a verdict must not depend on who asks
-            interval = statistics.pigeonhole_interval(per_seed, clusters, generator=generator, units=units, level=level)
+        countable = _countable(units, len(seeds))
+        if "item" in countable and clusters is not None:
+            interval = statistics.pigeonhole_interval(
+                lambda drawn: per_seed(values_of(drawn)),
+                clusters,
+                generator=np.random.default_rng(0),  # a verdict must not depend on who asks
+                units=countable,
+                level=level,
+            )
         else:
             interval = statistics.seed_interval(own, level=level)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise Unjudgeable(f"{test.label} could not be computed: {error}") from error
-    undefined = int(np.isnan(own).sum())
-    if undefined:
-        raise Unjudgeable(f"{test.label} is undefined in {undefined} of {own.size} seeds")
-    if interval.seed_variance + interval.item_variance <= 1e-18 * np.max(np.abs(own)) ** 2:
+    if math.sqrt(interval.seed_variance + interval.item_variance) <= ROUNDING * np.max(np.abs(values)):
         undecided = _saturated(test.label, interval.estimate)
-    if not ("seed" in units and len(seeds) >= FEWEST_BOOTSTRAP_SEEDS) and interval.clusters < FEWEST_BOOTSTRAP_CLUSTERS:
+    enough_seeds = "seed" in units and len(seeds) >= statistics.FEWEST_SEEDS
+    if not enough_seeds and interval.clusters < statistics.FEWEST_CLUSTERS:
         undecided = undecided or (
-            f"{test.label} is no mean: its interval needs {FEWEST_BOOTSTRAP_SEEDS} seeds or "
-            f"{FEWEST_BOOTSTRAP_CLUSTERS} sources of items, and there are {len(seeds)} and {interval.clusters}"
+            f"{test.label} is no mean: its interval needs {statistics.FEWEST_SEEDS} seeds or "
+            f"{statistics.FEWEST_CLUSTERS} sources of items, and there are {len(seeds)} and {interval.clusters}"
         )
     bounds, threshold = (interval.lower, interval.upper), test.margin
     if test.rival is None:  # how far beyond the threshold, on the side that the claim names
         low, high = sorted(sign * (bound - test.margin) for bound in bounds)
         bounds, threshold = (low, high), 0.0
     effect = _effect(
+        test,
         f"{test.label} of {', '.join(test.outcomes)}: {test.arm}" + (f" against {test.rival}" if test.rival else ""),
         interval,
         own,
@@ -499,7 +621,7 @@ def _item_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
         cells = scores.cells(scores.places(runs, name, scores.where(name, test.where), test.at))
         if cells.items is None:
             raise Unjudgeable(f"no items of {name} are stored, and {test.label} is made from items")
-        _refuse_missing(scores, cells, name, runs)
+        _refuse_undefined(scores, cells, name, runs)
         tables.append(cells)
     common = tables[0].items
     for cells in tables[1:]:
@@ -524,20 +646,19 @@ def _item_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
 
 def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple[Columns, NDArray[np.int64] | None]:
     """Per run one array per outcome along the places that all runs share; each value is a mean over (drawn) items."""
-    paths = {name: [scores.path(run, name, scores.where(name, test.where)) for run in runs] for name in test.outcomes}
-    grids = [scores.x[path] for own in paths.values() for path in own]
-    grid = grids[0][~np.isnan(grids[0])]
-    for other in grids[1:]:
-        grid = np.intersect1d(grid, other)
+    paths = {
+        name: [scores.dialled(run, name, scores.where(name, test.where)) for run in runs] for name in test.outcomes
+    }
+    grid = _common_grid(scores, [scores.x[path] for own in paths.values() for path in own])
     if not grid.size:
         raise Unjudgeable(
             f"the runs share no place of {scores.study.dial} where {', '.join(test.outcomes)} were measured"
         )
     tables = []
     for name, own in paths.items():
-        on_grid = [path[np.intersect1d(scores.x[path], grid, return_indices=True)[1]] for path in own]
-        cells = scores.cells(np.concatenate(on_grid).tolist())
-        _refuse_missing(scores, cells, name, runs)
+        positions = [np.interp(grid, scores.x[path], np.arange(path.size)) for path in own]
+        cells = scores.between([path for path in own for _ in grid], np.concatenate(positions))
+        _refuse_undefined(scores, cells, name, runs)
         tables.append(cells)
     with_items = [cells for cells in tables if cells.items is not None]
     items = np.unique(np.concatenate([cells.items for cells in with_items])) if with_items else np.zeros(0, np.int64)
@@ -551,6 +672,15 @@ def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
         return np.stack([mean.reshape(len(runs), -1) for mean in means], axis=1)
 
     return columns, sources if with_items else None
+
+
+def _common_grid(scores: Scores, places: Sequence[Array]) -> Array:
+    """Where all paths can be read: the places they share; of a cost, as many as the coarsest path has in what all spent."""
+    if not scores.study.dial_is_cost:
+        return functools.reduce(np.intersect1d, places)
+    low, high = max(x[0] for x in places), min(x[-1] for x in places)
+    fewest = min(int(((x >= low) & (x <= high)).sum()) for x in places)
+    return np.linspace(low, high, max(fewest, 2)) if low < high else np.zeros(0)
 
 
 def _weighted_means(cells: Cells, items: NDArray[np.int64], counts: Array) -> Array:

@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.core import statistics
+from equipoise.core.options import check_fields, closed
 from equipoise.study.claims import Both, Cheaper, Claim, Rule, Statistic, Test
-from equipoise.study.effects import (
-    FEWEST_BOOTSTRAP_CLUSTERS,
-    FEWEST_BOOTSTRAP_SEEDS,
-    Effect,
-    Measured,
-    measure,
-)
+from equipoise.study.effects import Effect, Measured, measure
 from equipoise.study.scores import Cells, Scores, Unjudgeable
 
 if TYPE_CHECKING:
@@ -52,6 +47,9 @@ class Verdict:
     preview: bool = False
     runs: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,7 @@ def judge(study: "Study", results: "Results") -> Judgement:
     return Judgement(study.name, verdicts, summaries, tuple(design_notes(study)), tuple(dict.fromkeys(scores.notes)))
 
 
+@closed
 def decide(rule: Rule, lower: float, upper: float, margin: float) -> tuple[State, str]:
     """The verdict of an interval, and for a refutation its words. A bound equal to the margin decides nothing."""
     if math.isnan(lower) or math.isnan(upper):
@@ -311,19 +310,24 @@ def _summary(scores: Scores, arm: str, outcome: str, where: int, ends: dict[int,
 def _own_interval(cells: Cells, values: NDArray[np.float64], of: float) -> tuple[float, float, float]:
     """Mean of the runs' values with a 95 % interval over seeds and items; nan where a run is undefined.
 
-    A proportion (`of` answers a run, nan otherwise) stays inside [0, 1]; without any spread it gets Wilson's interval
-    of one run's answers, since further runs that agree in everything add nothing.
+    A proportion (`of` answers a run, nan otherwise) stays inside [0, 1]. Independent answers of one run, or of runs that
+    agree in everything and so add nothing to one, are a binomial: Wilson's interval, which has a width at 0 and 1, too.
+    Answers of a few sources that all agree count as one answer a source.
     """
-    estimate = float(values.mean())
-    units: Any = ("seed",) if cells.items is None else ("seed", "item") if len(values) > 1 else ("item",)
-    interval = statistics.mean_interval(cells.matrix, cells.clusters, units=units)
-    half = float(interval.upper - interval.estimate)
+    with np.errstate(invalid="ignore"):
+        estimate = float(values.mean())
     if math.isnan(estimate):
         return math.nan, math.nan, math.nan
-    if half > 0:
-        lower, upper = estimate - half, estimate + half
-        return (estimate, lower, upper) if math.isnan(of) else (estimate, max(lower, 0.0), min(upper, 1.0))
-    return estimate, *statistics.wilson(estimate * of, of)
+    units = ("seed",) if cells.items is None else ("seed", "item") if len(values) > 1 else ("item",)
+    interval = statistics.mean_interval(cells.matrix, cells.clusters, units=units)
+    half = float(interval.upper - interval.estimate)
+    if math.isnan(of):
+        return (estimate, estimate - half, estimate + half) if half > 0 else (estimate, math.nan, math.nan)
+    sources = of if cells.clusters is None else float(min(np.unique(cells.clusters).size, of))
+    one_run = len(values) == 1 or np.array_equal(cells.matrix[1:], cells.matrix[:-1], equal_nan=True)
+    if one_run and (sources == of or not half > 0):
+        return estimate, *statistics.wilson(estimate * sources, sources)
+    return estimate, max(estimate - half, 0.0), min(estimate + half, 1.0)
 
 
 def _summaries_at_levels(scores: Scores) -> list[Summary]:
@@ -332,7 +336,8 @@ def _summaries_at_levels(scores: Scores) -> list[Summary]:
     for (arm, outcome, at, where), (cells, runs) in scores.at_levels.items():
         undefined = np.isnan(cells.matrix).all(axis=1).any()
         values = np.full(len(cells.matrix), np.nan) if undefined else np.nanmean(cells.matrix, axis=1)
-        own = _own_interval(cells, values, math.nan)
+        saturated = cells.items is not None and not undefined and np.isin(np.unique(cells.matrix), (0.0, 1.0)).all()
+        own = _own_interval(cells, values, float(cells.matrix.shape[1]) if saturated else math.nan)
         counts = {"seeds": len(values), "numerator": math.nan, "of": math.nan, "missing": cells.missing}
         found.append(Summary(arm, outcome, at, where, *own, **counts, runs=runs))
     return found
@@ -364,11 +369,12 @@ def _design(study: "Study", test: Any, pilot: Scores | None) -> str:
     at_level = f"at {100 * level:.4g} %"
     if "seed" in units and seeds < FEWEST_SEEDS:
         return f"cannot be decided: no verdict is given under {FEWEST_SEEDS} seeds, and the study has {seeds}"
-    if isinstance(test, Statistic) and (seeds < FEWEST_BOOTSTRAP_SEEDS or "seed" not in units):
-        return f"can be decided only with {FEWEST_BOOTSTRAP_CLUSTERS} or more sources of items"
+    if isinstance(test, Statistic) and (seeds < statistics.FEWEST_SEEDS or "seed" not in units):
+        return f"can be decided only with {statistics.FEWEST_CLUSTERS} or more sources of items"
     measured = None if pilot is None else _pilot(pilot, test, level)
     if measured is not None:
-        half = statistics.half_width(measured.interval, seeds=seeds if "seed" in units else 1)
+        planned = seeds if "seed" in measured.units else measured.interval.seeds
+        half = statistics.half_width(measured.interval, seeds=planned)
         if math.isnan(half):
             return f"the pilot of {measured.effect.seeds} has no spread to go by"
         known = f"{seeds} seeds should give ±{half:.3g} {at_level} (spread of a pilot of {measured.effect.seeds})"
@@ -378,6 +384,8 @@ def _design(study: "Study", test: Any, pilot: Scores | None) -> str:
     if "seed" not in units:
         finest = margin or 0.05
         items = math.ceil((_spreads(level, math.inf) / finest) ** 2)
+        while _spreads(level, items - 1) / math.sqrt(items - 1) > finest:  # of differences from -1 to 1
+            items += 1
         return (
             f"{items:,} items with right or wrong answers always give ±{finest:.3g} {at_level}, fewer when most agree"
         )

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -208,14 +208,20 @@ class Scores:
         return np.arange(low, high)[np.lexsort((self.order[low:high], np.nan_to_num(self.x[low:high], nan=-math.inf)))]
 
     def places(self, runs: Iterable[int], outcome: str, where: int, at: Any) -> list[int]:
-        """One place per run: the end of its path, or the stated one. Raises Unjudgeable naming a run without it."""
+        """One place per run: the end of its path, or the stated one, whatever else (what was spent) is said of it.
+
+        Raises Unjudgeable naming a run without it, or with several such places.
+        """
         found = []
         for run in runs:
-            path = self.path(run, outcome, where).tolist()
+            path, place = self.path(run, outcome, where).tolist(), ""
             if at != "last":
-                path = [place for place in path if self.ats[self.at[place]] == dict(at)]
+                place = f" at {json.dumps(dict(at))}"
+                path = [each for each in path if dict(at).items() <= self.ats[self.at[each]].items()]
+                path = [each for each in path if self.ats[self.at[each]] == dict(at)] or path
+                if len(path) > 1:
+                    raise Unjudgeable(f"run {self.results.runs[run].key} has {len(path)} values of {outcome}{place}")
             if not path:
-                place = "" if at == "last" else f" at {json.dumps(dict(at))}"
                 raise Unjudgeable(f"run {self.results.runs[run].key} has no {outcome}{place}")
             found.append(path[-1])
         return found
@@ -231,6 +237,46 @@ class Scores:
         matrix = np.full((len(places), items.size), np.nan)
         matrix[np.repeat(np.arange(len(places)), stop - start), position] = self.score[rows]
         return Cells(matrix, items, self.cluster[rows][first], missing)
+
+    def between(self, paths: Sequence[NDArray[np.int64]], positions: NDArray[np.float64]) -> Cells:
+        """The scores of each path at a fractional index, item by item, linear between the evaluations on both sides."""
+        low = np.minimum(positions.astype(int), [path.size - 1 for path in paths])
+        share = positions - low
+        ends = [[int(path[k]) for path, k in zip(paths, at, strict=True)] for at in (low, low + (share > 0))]
+        cells = self.cells(ends[0] + ends[1])
+        before, behind = np.split(cells.matrix, 2)
+        matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
+        missing = self.missing[ends[0]].sum() + self.missing[ends[1]][share > 0].sum()
+        return replace(cells, matrix=matrix, missing=int(missing))
+
+    # what had been spent
+
+    def dialled(self, run: int, outcome: str, where: int) -> NDArray[np.int64]:
+        """Places of a run that have a place on the dial. Raises Unjudgeable when none has."""
+        path = self.path(run, outcome, where)
+        path = path[~np.isnan(self.x[path])]
+        if not path.size:
+            raise Unjudgeable(f"run {self.results.runs[run].key} has no {outcome} at any {self.study.dial}")
+        return path
+
+    def spent_along(
+        self, run: int, outcome: str, where: int, cost: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Places of a run in the order of what it had spent, and these amounts.
+
+        Raises Unjudgeable when an evaluation does not say how much that was.
+        """
+        path = self.path(run, outcome, where)
+        amounts = np.array([_number(self.ats[code].get(cost)) for code in self.at[path]])
+        unsaid = int((~np.isfinite(amounts)).sum())
+        if unsaid or not path.size:
+            key = self.results.runs[run].key
+            raise Unjudgeable(
+                f"{unsaid} of {path.size} evaluations of {outcome} in run {key} do not say the {cost} spent by then: "
+                f"measure it at={{..., {cost!r}: total so far}}"
+            )
+        order = np.argsort(amounts, kind="stable")
+        return path[order], amounts[order]
 
 
 def _union(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -33,7 +33,8 @@ def choose(study: "Study", measurements: "pa.Table") -> tuple[dict[str, int], li
     tuned = [arm for arm in study.arms if arm.name not in chosen]
     if select is None or not tuned:
         return chosen, []
-    wanted = [study.outcome(name) for name in filter(None, (select.outcome, select.matched))]
+    names = filter(None, (select.outcome, select.matched))
+    wanted = [study.outcome(name) for name in names if not study.is_cost(name)]
     runs = _tuning_paths(study, measurements, wanted)
     level = _level(study, tuned, runs) if select.matched else math.nan
     table: list[Selected] = []
@@ -59,7 +60,7 @@ def _rank(study: "Study", paths: Sequence[dict], level: float) -> tuple[float, i
     """Score to show (mean over seeds that reached), how many reached, and a key that sorts better points higher."""
     select = study.select
     assert select is not None
-    sign = 1 if study.outcome(select.outcome).better == "higher" else -1
+    sign = 1 if not study.is_cost(select.outcome) and study.outcome(select.outcome).better == "higher" else -1
     scores, gaps = [], []
     for path in paths:
         values = path.get(select.outcome, _NOTHING)[1]
@@ -67,7 +68,8 @@ def _rank(study: "Study", paths: Sequence[dict], level: float) -> tuple[float, i
             score = float(values[-1]) if values.size else math.nan
         else:
             outcome = study.outcome(select.matched)
-            score, gap = _at_level(path, select.outcome, outcome, level)
+            judged = None if study.is_cost(select.outcome) else select.outcome
+            score, gap = _at_level(path, judged, outcome, level)
             gaps.append(gap)
         scores.append(score)
     reached = [score for score in scores if not math.isnan(score)]
@@ -81,8 +83,11 @@ def _rank(study: "Study", paths: Sequence[dict], level: float) -> tuple[float, i
 _NOTHING = (np.empty(0), np.empty(0))
 
 
-def _at_level(path: dict, judged: str, matched: "Outcome", level: float) -> tuple[float, float]:
-    """The judged outcome where the matched one crosses the level (nan: it does not), and how far its end stays off."""
+def _at_level(path: dict, judged: str | None, matched: "Outcome", level: float) -> tuple[float, float]:
+    """The judged outcome where the matched one crosses the level (nan: it does not), and how far its end stays off.
+
+    Without a judged outcome, the place of the crossing itself: what was spent by then.
+    """
     x, values = path.get(matched.name, _NOTHING)
     if not values.size or np.isnan(values).any() or math.isnan(level):
         return math.nan, math.inf
@@ -91,10 +96,11 @@ def _at_level(path: dict, judged: str, matched: "Outcome", level: float) -> tupl
     position = statistics.crossing(fit, level, increasing=increasing)
     if math.isnan(position):
         return math.nan, abs(float(fit[-1]) - level)
+    crossed_at = float(statistics.read_at(x, position))
+    if judged is None:
+        return crossed_at, 0.0
     places, scores = path.get(judged, _NOTHING)
-    if not scores.size:
-        return math.nan, 0.0
-    return float(np.interp(statistics.read_at(x, position), places, scores)), 0.0
+    return (float(np.interp(crossed_at, places, scores)) if scores.size else math.nan), 0.0
 
 
 def _level(study: "Study", tuned: "Sequence[Arm]", runs: Runs) -> float:
@@ -128,10 +134,11 @@ def _tuning_paths(study: "Study", measurements: "pa.Table", outcomes: "Sequence[
     wanted = (pc.field("role") == "tuning") & pc.field("outcome").cast(pa.string()).isin(names)
     rows = measurements.filter(wanted).to_pylist()
     where = {outcome.name: _condition(outcome.name, study.select.split, rows) for outcome in outcomes}
+    along = study.select.outcome if study.is_cost(study.select.outcome) else study.dial
     points: dict[tuple[str, int, int], dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["where"] == where[row["outcome"]]:
-            x = json.loads(row["at"]).get(study.dial)
+            x = json.loads(row["at"]).get(along)
             place = float(x) if isinstance(x, (int, float)) else math.nan
             points[row["arm"], row["point"], row["seed"]][row["outcome"]].append((place, row["order"], row["value"]))
     return {key: {name: _path(measured) for name, measured in by_outcome.items()} for key, by_outcome in points.items()}
