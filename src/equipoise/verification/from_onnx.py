@@ -61,9 +61,8 @@ class OnnxOriginal:
 
     def runs(self) -> Iterator[Run]:
         import onnx
-        from onnx.reference import ReferenceEvaluator
 
-        kinds = [("onnx.reference", onnx.__version__, lambda model: ReferenceEvaluator(model).run)]
+        kinds = [("onnx.reference", onnx.__version__, _reference)]
         try:
             import onnxruntime  # pyright: ignore[reportMissingImports]
 
@@ -98,6 +97,20 @@ class OnnxOriginal:
             return torch.from_numpy(np.concatenate(found))
 
         return outputs
+
+
+def _reference(model: "ModelProto") -> Callable[..., Any]:
+    from onnx.reference import ReferenceEvaluator
+    from onnx.version_converter import convert_version
+
+    # Of older batch normalisations this evaluator computes the training (onnx 1.23).
+    if _opset(model) < 14 and any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        model = convert_version(model, 15)
+    return ReferenceEvaluator(model).run
+
+
+def _opset(model: "ModelProto") -> int:
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
 
 
 def _in_double(model: "ModelProto") -> "ModelProto":
@@ -142,7 +155,7 @@ class _Reader:
     def __init__(self, model: "ModelProto", path: str) -> None:
         graph = model.graph
         self.path, self.graph = path, graph
-        self.opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+        self.opset = _opset(model)
         if self.opset < OLDEST:
             raise BadInput(
                 f"{path} has opset {self.opset}; expected {OLDEST} or newer. Convert it: onnx.version_converter."
@@ -361,6 +374,10 @@ def _average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] = (1, 1),
 ) -> int:
+    if auto_pad not in (b"NOTSET", b"VALID") and (ceil_mode or any(each != 1 for each in dilations)):
+        raise BadInput(
+            f"auto_pad={auto_pad.decode()} with ceil_mode or dilations means different things to different programs"
+        )
     value = _computed(x, "X")
     padding = _padding(reader.builder.shape_of(value), kernel_shape, strides, dilations, auto_pad, pads)
     chosen: dict[str, Any] = {"dilation": dilations, "ceil": bool(ceil_mode), "counts_padding": bool(count_include_pad)}
@@ -376,6 +393,8 @@ def _padding(
     pads: Sequence[int] | None,
 ) -> tuple[int, ...]:
     """What is added on either side of height and width, where that is the same."""
+    if auto_pad != b"NOTSET" and pads is not None:
+        raise BadInput(f"auto_pad={auto_pad.decode()} and pads={pads} contradict each other")
     if not len(shape) - 1 == len(kernel) == len(strides) == len(dilations) == 2:
         raise BadInput(
             f"a kernel of {tuple(kernel)} meets a value of shape {tuple(shape)}; expected pictures, two dimensions"

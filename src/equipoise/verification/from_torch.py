@@ -125,6 +125,28 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _kind(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _InPlace(node, self)
+
+
+class _InPlace(fx.Proxy):
+    """Records x += y as what it is; torch.fx takes it for x = x + y, which leaves other names of x as they were."""
+
+    def _change(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._change(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._change(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._change(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._change(operator.itruediv, other)
+
 
 @dataclass(frozen=True)
 class _Value:
@@ -301,7 +323,7 @@ class _Calls:
     def flatten(self, input: _Value, start_dim: int = 0, end_dim: int = -1) -> _Value:
         handle = self.read(input)
         shape = self.builder.shape_of(handle)
-        begin, end = (each % (len(shape) + 1) for each in (start_dim, end_dim))
+        begin, end = (range(len(shape) + 1)[each] for each in (start_dim, end_dim))
         if begin < 1 or end < begin:
             raise BadInput(
                 f"it flattens from dimension {start_dim} to {end_dim}; expected start_dim=1, after the batch"

@@ -372,9 +372,11 @@ class Builder:
     def build(self, value: int, name: str, *, merge: bool = True) -> Network:
         """The network whose output is `value`. Raises BadInput where a parameter is not finite or nothing was built.
 
-        merge: layers that the output does not need are left out, and a scale is merged into the map before it when
-        nothing else reads that map.
+        merge: layers that the output does not need are left out, a scale is merged into the map before it when nothing
+        else reads that map, and the last layer is affine, which is where bounds begin.
         """
+        if merge and self.place(value) and not isinstance(self.layers[self.place(value) - 1], Affine):
+            value = self.with_number("mul", value, torch.tensor(1.0))
         layers, sizes = self.layers, self.sizes
         if merge:
             layers, sizes = _merged(layers, sizes, self.place(value))
