@@ -374,7 +374,7 @@ def _average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] = (1, 1),
 ) -> int:
-    if auto_pad not in (b"NOTSET", b"VALID") and (ceil_mode or any(each != 1 for each in dilations)):
+    if auto_pad != b"NOTSET" and (ceil_mode or any(each != 1 for each in dilations)):
         raise BadInput(
             f"auto_pad={auto_pad.decode()} with ceil_mode or dilations means different things to different programs"
         )

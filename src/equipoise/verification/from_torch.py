@@ -204,8 +204,9 @@ class _Reader:
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             table, key, args = LAYERS, _kind(layer), (layer, *args)
-        elif node.target in SIZES and not any(isinstance(each, _Value | Tensor) for each in args):
-            return node.target(*args)  # pyright: ignore[reportCallIssue]
+        elif not any(isinstance(self.at[each], _Value) for each in node.all_input_nodes):  # of parameters and sizes
+            function = getattr(type(args[0]), node.target) if isinstance(node.target, str) else node.target
+            return function(*args, **kwargs)
         else:
             table, key = METHODS if node.op == "call_method" else FUNCTIONS, node.target
         if key not in table:
@@ -475,11 +476,4 @@ METHODS: dict[Any, Callable[..., Any]] = {
     "reshape": _Calls.view,
     **dict.fromkeys(("contiguous", "clone", "detach"), _Calls.identity),
 }
-SIZES = (
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.floordiv,
-    operator.getitem,
-)  # what a view computes its shape with
 KNOWN = {*(layer.__name__ for layer in LAYERS), *METHODS, "dropout", "linear", "conv2d", "avg_pool2d", "batch_norm"}

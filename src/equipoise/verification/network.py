@@ -298,6 +298,8 @@ class Builder:
         if any(pads) and not counts_padding and divisor is None:
             raise BadInput("average pooling does not count its padding, which is not known here")
         for size, side, pad, step, apart in zip(shape[1:], sides, pads, steps, spread, strict=True):
+            if pad > apart * (side - 1):
+                raise BadInput(f"average pooling has a padding of {pads}, as wide as its kernel of {sides}")
             if ceil and (size + 2 * pad - apart * (side - 1) - 1) % step:
                 raise BadInput("average pooling rounds its size up (ceil mode) and has windows that are cut off")
         if max(sides) > LARGEST or shape[0] * math.prod(sides) > LARGEST:
