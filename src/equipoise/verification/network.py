@@ -1,31 +1,31 @@
 """A feed-forward ReLU network as data: affine maps, ReLUs and sums over a list of values, read as a function of reals.
 
 Value 0 is the input, value i + 1 the output of layer i; all are flat vectors, a convolution knows its picture's shape.
-Readers: `from_module` (torch), `read_network` (safetensors), `onnx.read_onnx`. What they do not know they refuse by name.
-Batch normalisation is folded into the map before it, average pooling is a convolution, input normalisation is a layer: a
-radius is always in the units of the raw input.
+Readers build it (`from_torch`, `from_onnx`, `read`); what they do not consume they refuse by name. Batch normalisation is
+folded into the map before it, average pooling is a convolution, input normalisation is a layer: a radius is always in the
+units of the raw input.
 """
 
 import functools
 import hashlib
+import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.errors import BadInput
 from equipoise.core.files import produce_atomic
 
-if TYPE_CHECKING:
-    from torch import fx
-
 METADATA = "equipoise_network"
+LARGEST = 2**24  # numbers of a value: no bound on a larger one could be searched for
 Shape = tuple[int, ...]
 
 
@@ -207,20 +207,48 @@ class Network:
 
 
 class Builder:
-    """Adds layers one by one and keeps the shapes; every method takes and returns the index of a value."""
+    """Adds layers one by one. Every method takes and returns handles; a handle is a value and the shape it is read with.
+
+    Handle 0 is the input. What cannot be a layer raises BadInput.
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.shape: Shape = tuple(shape)  # of an input; as the network reads it, it may be flat
-        self.shapes: list[Shape] = [self.shape]
+        if not shape or not all(type(each) is int and each > 0 for each in shape) or math.prod(shape) > LARGEST:
+            raise BadInput(
+                f"An input of shape {tuple(shape)} is none; expected dimensions from 1, {LARGEST} numbers at most."
+            )
+        self.shape: Shape = tuple(shape)
         self.layers: list[Layer] = []
-        self.kept: set[int] = {0}  # values that something else than the next layer may read
+        self.sizes: list[int] = [math.prod(shape)]
+        self.views: list[tuple[int, Shape]] = [(0, self.shape)]
+
+    def place(self, value: int) -> int:
+        """Which value it is: 0 the input, i + 1 the output of layer i."""
+        return self.views[value][0]
+
+    def shape_of(self, value: int) -> Shape:
+        return self.views[value][1]
+
+    def view(self, value: int, shape: Sequence[int]) -> int:
+        """The same numbers, read with another shape."""
+        place, before = self.views[value]
+        if min(shape, default=0) < 1 or math.prod(shape) != self.sizes[place]:
+            raise BadInput(f"a value of shape {before} cannot be read with the shape {tuple(shape)}")
+        self.views.append((place, tuple(shape)))
+        return len(self.views) - 1
+
+    def flatten(self, value: int) -> int:
+        return self.view(value, (math.prod(self.shape_of(value)),))
 
     def linear(self, value: int, weight: Tensor, bias: Tensor | None) -> int:
-        size = math.prod(self.shapes[value])
-        if weight.ndim != 2 or weight.shape[1] != size:
-            raise BadInput(f"A linear layer with a weight of shape {tuple(weight.shape)} meets {size} values.")
-        bias = torch.zeros(len(weight)) if bias is None else bias
-        return self._append(Linear((value,), _exact(weight), _exact(bias)), (len(weight),))
+        shape = self.shape_of(value)
+        if weight.ndim != 2 or weight.shape[1] != shape[-1] or math.prod(shape[:-1]) != 1:
+            raise BadInput(
+                f"a linear layer with a weight of shape {tuple(weight.shape)} meets a value of shape {shape}; "
+                "expected one flat vector, as long as the weight has columns"
+            )
+        layer = Linear((self.place(value),), _exact(weight), _bias(bias, len(weight)))
+        return self._append(layer, (*shape[:-1], len(weight)))
 
     def conv2d(
         self,
@@ -233,305 +261,186 @@ class Builder:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> int:
-        shape = self.shapes[value]
-        if weight.ndim != 4 or len(shape) != 3 or shape[0] != weight.shape[1] * groups:
+        shape = self.shape_of(value)
+        if (
+            weight.ndim != 4
+            or len(shape) != 3
+            or groups < 1
+            or shape[0] != weight.shape[1] * groups
+            or len(weight) % groups
+        ):
             raise BadInput(
-                f"A convolution with a weight of shape {tuple(weight.shape)} meets a value of shape {shape}."
+                f"a convolution with a weight of shape {tuple(weight.shape)} in {groups} groups meets a value of shape "
+                f"{shape}; expected channels of pictures"
             )
-        layer = Convolution(
-            (value,),
-            _exact(weight),
-            _exact(torch.zeros(len(weight)) if bias is None else bias),
-            shape,
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
-            groups,
-        )
+        pairs = _pair(stride, 1), _pair(padding, 0), _pair(dilation, 1)
+        layer = Convolution((self.place(value),), _exact(weight), _bias(bias, len(weight)), shape, *pairs, groups)
         if min(layer.out_shape) < 1:
-            raise BadInput(
-                f"A convolution of kernel {tuple(weight.shape[2:])} leaves nothing of a value of shape {shape}."
-            )
+            raise BadInput(f"a kernel of {tuple(weight.shape[2:])} leaves nothing of a value of shape {shape}")
         return self._append(layer, layer.out_shape)
+
+    def average_pool(
+        self,
+        value: int,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] = 0,
+        *,
+        dilation: int | Sequence[int] = 1,
+        divisor: int | None = None,
+        ceil: bool = False,
+        counts_padding: bool = True,
+    ) -> int:
+        """A convolution of each channel with a constant. Refused: windows that do not all divide by the same number."""
+        shape = self.shape_of(value)
+        if len(shape) != 3:
+            raise BadInput(f"average pooling meets a value of shape {shape}; expected channels of pictures")
+        sides, pads, steps, spread = _pair(kernel, 1), _pair(padding, 0), _pair(stride, 1), _pair(dilation, 1)
+        if any(pads) and not counts_padding and divisor is None:
+            raise BadInput("average pooling does not count its padding, which is not known here")
+        for size, side, pad, step, apart in zip(shape[1:], sides, pads, steps, spread, strict=True):
+            if pad > apart * (side - 1):
+                raise BadInput(f"average pooling has a padding of {pads}, as wide as its kernel of {sides}")
+            if ceil and (size + 2 * pad - apart * (side - 1) - 1) % step:
+                raise BadInput("average pooling rounds its size up (ceil mode) and has windows that are cut off")
+        if max(sides) > LARGEST or shape[0] * math.prod(sides) > LARGEST:
+            raise BadInput(f"average pooling has a kernel of {sides}")
+        divided = math.prod(sides) if divisor is None else divisor
+        weight = torch.full((shape[0], 1, *sides), 1 / divided, dtype=torch.float64)
+        return self.conv2d(value, weight, None, stride=steps, padding=pads, dilation=spread, groups=shape[0])
+
+    def adaptive_pool(self, value: int, size: int | Sequence[int | None] | None) -> int:
+        """Average pooling to pictures of this size, None for the same as before. Refused: windows that are not all alike."""
+        shape = self.shape_of(value)
+        wanted = (size, size) if isinstance(size, int | None) else tuple(size)
+        if len(shape) != 3 or len(wanted) != 2:
+            raise BadInput(f"average pooling to {wanted} meets a value of shape {shape}; expected channels of pictures")
+        sides = [before if after is None else after for before, after in zip(shape[1:], wanted, strict=True)]
+        if min(sides) < 1 or any(before % after for before, after in zip(shape[1:], sides, strict=True)):
+            raise BadInput(f"average pooling of pictures of {shape[1:]} to {wanted} has windows that are not all alike")
+        windows = [before // after for before, after in zip(shape[1:], sides, strict=True)]
+        return self.average_pool(value, windows, windows)
 
     def scale(self, value: int, weight: Tensor, bias: Tensor) -> int:
         """weight, bias: one number a channel, or one a value."""
-        shape = self.shapes[value]
+        shape = self.shape_of(value)
         whole = [_spread(each, shape) for each in (weight, bias)]
-        return self._append(Scale((value,), *whole), shape)
-
-    def relu(self, value: int) -> int:
-        return self._append(Relu((value,)), self.shapes[value])
-
-    def add(self, value: int, other: int) -> int:
-        if math.prod(self.shapes[value]) != math.prod(self.shapes[other]):
-            raise BadInput(f"A sum meets values of shapes {self.shapes[value]} and {self.shapes[other]}.")
-        return self._append(Add((value, other)), self.shapes[value])
-
-    def flatten(self, value: int) -> int:
-        self.shapes[value] = (math.prod(self.shapes[value]),)
-        return value
-
-    def average_pool(
-        self, value: int, kernel: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int] = 0
-    ) -> int:
-        """Average pooling that counts the padding: a convolution of each channel with a constant."""
-        if len(self.shapes[value]) != 3:
-            raise BadInput(
-                f"Average pooling meets a value of shape {self.shapes[value]}, expected channels of pictures."
-            )
-        channels, (height, width) = self.shapes[value][0], _pair(kernel)
-        weight = torch.full((channels, 1, height, width), 1 / (height * width), dtype=torch.float64)
-        return self.conv2d(value, weight, None, stride=stride, padding=padding, groups=channels)
+        return self._append(Scale((self.place(value),), *whole), shape)
 
     def batch_norm(
         self, value: int, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
     ) -> int:
-        """Folded into the linear or convolutional layer before it, when nothing else reads that."""
+        """Of a value whose first dimension are the channels, with the stored mean and variance."""
+        channels = self.shape_of(value)[0]
+        for name, each in {"weight": weight, "bias": bias, "mean": mean, "variance": variance}.items():
+            if each.shape != (channels,):
+                raise BadInput(
+                    f"a batch normalisation has a {name} of shape {tuple(each.shape)} for a value of shape "
+                    f"{self.shape_of(value)}; expected one number a channel"
+                )
         factor = _exact(weight) / (_exact(variance) + epsilon).sqrt()
-        shift = _exact(bias) - _exact(mean) * factor
-        before = self.layers[value - 1] if value == len(self.layers) and value not in self.kept else None
-        if isinstance(before, Linear | Convolution):
-            scaled = before.weight * factor.reshape(-1, *[1] * (before.weight.ndim - 1))
-            self.layers[-1] = replace(before, weight=scaled, bias=before.bias * factor + shift)
-            return value
-        return self.scale(value, factor, shift)
+        return self.scale(value, factor, _exact(bias) - _exact(mean) * factor)
 
-    def build(self, value: int, name: str) -> Network:
-        """The network whose output is `value`. Raises BadInput where a parameter is not finite or nothing was built."""
-        if not self.layers or value != len(self.layers):
+    def with_number(
+        self, kind: Literal["add", "sub", "mul", "div"], value: int, number: Tensor, *, first: bool = True
+    ) -> int:
+        """A value and a constant that broadcasts as in numpy over [batch, *shape]. first: the value is the first of them."""
+        shape, number = self.shape_of(value), _exact(number)
+        try:
+            whole = number.expand(shape if number.ndim <= len(shape) else (1, *shape)).flatten()
+        except RuntimeError as error:
+            raise BadInput(f"a constant of shape {tuple(number.shape)} meets a value of shape {shape}") from error
+        one, zero = torch.ones_like(whole), torch.zeros_like(whole)
+        if kind == "div" and not first:
+            raise BadInput("a constant is divided by what is computed, which is not known here")
+        weight = {"mul": whole, "div": 1 / whole, "sub": one if first else -one}.get(kind, one)
+        bias = {"add": whole, "sub": -whole if first else whole}.get(kind, zero)
+        return self._append(Scale((self.place(value),), weight, bias), shape)
+
+    def relu(self, value: int) -> int:
+        return self._append(Relu((self.place(value),)), self.shape_of(value))
+
+    def add(self, value: int, other: int) -> int:
+        """Both of the same shape: one that broadcasts is not known."""
+        shape, places = self.shape_of(value), (self.place(value), self.place(other))
+        if shape != self.shape_of(other):
+            raise BadInput(f"a sum meets values of shapes {shape} and {self.shape_of(other)}; expected equal ones")
+        if places[0] == places[1]:
+            return self.with_number("mul", value, torch.tensor(2.0))
+        return self._append(Add(places), shape)
+
+    def subtract(self, value: int, other: int) -> int:
+        return self.add(value, self.with_number("mul", other, torch.tensor(-1.0)))
+
+    def build(self, value: int, name: str, *, merge: bool = True) -> Network:
+        """The network whose output is `value`. Raises BadInput where a parameter is not finite or nothing was built.
+
+        merge: layers that the output does not need are left out, a scale is merged into the map before it when nothing
+        else reads that map, and the last layer is affine, which is where bounds begin.
+        """
+        if merge and self.place(value) and not isinstance(self.layers[self.place(value) - 1], Affine):
+            value = self.with_number("mul", value, torch.tensor(1.0))
+        layers, sizes = self.layers, self.sizes
+        if merge:
+            layers, sizes = _merged(layers, sizes, self.place(value))
+        if not layers or (not merge and self.place(value) != len(layers)):
             raise BadInput(f"{name}: the output is not what the last layer gives; expected a network with layers.")
-        for place, layer in enumerate(self.layers):
+        for place, layer in enumerate(layers):
             if isinstance(layer, Affine) and not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
                 raise BadInput(f"{name}: layer {place} ({KINDS[type(layer)]}) has a parameter that is not finite.")
-        sizes = tuple(math.prod(shape) for shape in self.shapes)
-        return Network(tuple(self.layers), self.shape, name, sizes)
+        return Network(tuple(layers), self.shape, name, tuple(sizes))
 
     def _append(self, layer: Layer, shape: Shape) -> int:
+        size = math.prod(shape)
+        if size > LARGEST:
+            raise BadInput(f"a value of shape {shape} has {size} numbers; expected {LARGEST} at most")
         self.layers.append(layer)
-        self.shapes.append(shape)
-        return len(self.layers)
+        self.sizes.append(size)
+        self.views.append((len(self.layers), shape))
+        return len(self.views) - 1
 
 
-# How a picture becomes a vector in a module's code: the last argument of flatten(1), flatten(1, -1), view(x.size(0), -1).
-FLATTENED = {"flatten": ((1,), (-1,)), "view": ((-1,),), "reshape": ((-1,),)}
+def not_supported(kind: str, known: Iterable[str]) -> BadInput:
+    """The refusal of an operator or layer, with the remedy where it only dresses a network's own outputs."""
+    dressing = any(word in kind.lower() for word in ("softmax", "sigmoid"))
+    remedy = "; drop a last one, the largest output stays the largest" if dressing else ""
+    return BadInput(f"{kind} is not supported{remedy}. Known: {', '.join(sorted(known))}.")
 
 
-def from_module(module: nn.Module, shape: Sequence[int], *, name: str = "network") -> Network:
-    """The network that a torch module computes in evaluation mode, read from its graph (`torch.fx`), never run.
-
-    shape: of one input, without the batch. Known: Linear, Conv2d, ReLU, Flatten, BatchNorm1d and 2d, AvgPool2d, Dropout,
-    Identity, sums of two values, `view` and `reshape` to [B, -1]. Raises BadInput for anything else, by name.
-    """
-    from torch import fx
-
-    try:
-        graph = _tracer().trace(module)
-    except Exception as error:  # torch.fx raises whatever the module's own code does when it branches on a value
-        raise BadInput(
-            f"{name}: the module's graph cannot be read ({error}); expected layers in a fixed order."
-        ) from error
-    modules, builder, at = dict(module.named_modules()), Builder(shape), {}
-    last = -1
-    for node in graph.nodes:
-        given = [at[each] for each in node.args if isinstance(each, fx.Node) and each in at]
-        if node.op == "placeholder":
-            if at:
-                raise BadInput(f"{name}: the module takes several inputs, expected one.")
-            at[node] = 0
-        elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise BadInput(f"{name}: the module gives several outputs, expected one.")
-            last = at[node.args[0]]
-        elif node.op == "call_module":
-            if len(node.all_input_nodes[0].users) > 1:
-                builder.kept.add(given[0])
-            at[node] = _module_layer(builder, given[0], modules[str(node.target)], f"{name}: layer {node.target!r}")
-        else:
-            called = getattr(node.target, "__name__", str(node.target))
-            if called == "relu" and len(given) == 1:
-                at[node] = builder.relu(given[0])
-            elif called in ("add", "iadd") and len(given) == 2:
-                at[node] = builder.add(*given)
-            elif called in FLATTENED and (*node.args[1:], *node.kwargs.values())[-1:] in FLATTENED[called]:
-                at[node] = builder.flatten(given[0])
-            elif called in ("size", "getattr", "getitem"):
-                continue  # the batch size, which only a view asks for
-            else:
-                raise BadInput(f"{name}: the operation {called!r} is not known. {_known()}")
-    return builder.build(last, name)
+def _merged(layers: Sequence[Layer], sizes: Sequence[int], output: int) -> tuple[list[Layer], list[int]]:
+    needed = {output}
+    for place in range(output, 0, -1):
+        if place in needed:
+            needed.update(layers[place - 1].inputs)
+    order = sorted(needed - {0})
+    readers = Counter(index for place in order for index in layers[place - 1].inputs)
+    at, kept, widths = {0: 0}, [], [sizes[0]]
+    for place in order:
+        layer = layers[place - 1]
+        before = at[layer.inputs[0]]
+        if isinstance(layer, Scale) and before and readers[layer.inputs[0]] == 1:
+            merged = _scaled(kept[before - 1], layer)
+            if merged is not None:
+                kept[before - 1], at[place] = merged, before
+                continue
+        kept.append(replace(layer, inputs=tuple(at[index] for index in layer.inputs)))
+        widths.append(sizes[place])
+        at[place] = len(kept)
+    return kept, widths
 
 
-def _tracer() -> "fx.Tracer":
-    from torch import fx
-
-    class Tracer(fx.Tracer):
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, Normalise) or super().is_leaf_module(m, module_qualified_name)
-
-    return Tracer()
-
-
-def _module_layer(builder: Builder, value: int, layer: nn.Module, where: str) -> int:
-    if isinstance(layer, nn.Linear):
-        return builder.linear(value, layer.weight, layer.bias)
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return builder.conv2d(
-            value,
-            layer.weight,
-            layer.bias,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
-        )
-    if isinstance(layer, nn.ReLU):
-        return builder.relu(value)
-    if isinstance(layer, nn.Flatten) and layer.start_dim == 1 and layer.end_dim == -1:
-        return builder.flatten(value)
-    if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
-        return value
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is not None:
-        assert layer.running_var is not None
-        weight = torch.ones_like(layer.running_mean) if layer.weight is None else layer.weight
-        bias = torch.zeros_like(layer.running_mean) if layer.bias is None else layer.bias
-        return builder.batch_norm(value, weight, bias, layer.running_mean, layer.running_var, layer.eps)
-    if isinstance(layer, nn.AvgPool2d) and not layer.ceil_mode and layer.divisor_override is None:
-        divides_by_all = layer.count_include_pad or not any(_pair(layer.padding))
-        if divides_by_all:
-            return builder.average_pool(value, layer.kernel_size, layer.stride, layer.padding)
-    if isinstance(layer, Normalise):
-        return builder.scale(value, 1 / _exact(layer.std), -_exact(layer.mean) / _exact(layer.std))
-    raise BadInput(f"{where} is a {layer} that is not known. {_known()}")
-
-
-def _known() -> str:
-    return "Known: " + ", ".join(WORDS) + ", sums of two values; with zero padding, fixed sizes and no ceil mode."
-
-
-class Normalise(nn.Module):
-    """(x - mean) / std per channel, as the first layer of a network that takes raw pictures."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.ndim - 2))
-        return ((x - self.mean.reshape(shape)) / self.std.reshape(shape)).to(x.dtype)
-
-
-# Reading and writing
-
-WORDS = ("linear", "conv2d", "relu", "flatten", "batchnorm", "avgpool", "normalise", "save", "add")
-
-
-def described(text: str, tensors: Mapping[str, Tensor], shape: Sequence[int], *, name: str = "network") -> Network:
-    """The network that `text` describes over these parameters.
-
-    text: words between commas, such as "conv2d 0 stride=2 padding=1, relu, flatten, linear 3". After linear, conv2d and
-    batchnorm comes the name of the parameters (0.weight, 0.bias). `normalise mean=a/b/c std=a/b/c` for an input,
-    `avgpool kernel=2 stride=2`, and for a residual block `save KEY` where it begins and `add KEY` where it ends.
-    Raises BadInput for a word, a parameter or a setting that is not known.
-    """
-    builder, value, saved = Builder(shape), 0, {}
-    for step in filter(None, (each.strip() for each in text.split(","))):
-        word, *rest = step.split()
-        names = [each for each in rest if "=" not in each]
-        settings = dict(each.split("=", 1) for each in rest if "=" in each)
-        where = f"{name}: {step!r}"
-        try:
-            if word in ("linear", "conv2d", "batchnorm"):
-                (key,) = names
-                weight, bias = _parameter(tensors, f"{key}.weight", where), tensors.get(f"{key}.bias")
-                if word == "linear":
-                    _only(settings, ())
-                    value = builder.linear(value, weight, bias)
-                elif word == "conv2d":
-                    value = builder.conv2d(value, weight, bias, **{k: int(v) for k, v in settings.items()})
-                else:
-                    _only(settings, ("epsilon",))
-                    mean, variance = (_parameter(tensors, f"{key}.running_{each}", where) for each in ("mean", "var"))
-                    epsilon = float(settings.get("epsilon", 1e-5))
-                    bias = torch.zeros(len(weight)) if bias is None else bias
-                    value = builder.batch_norm(value, weight, bias, mean, variance, epsilon)
-            elif word in ("relu", "flatten") and not rest:
-                value = getattr(builder, word)(value)
-            elif word == "normalise" and settings.keys() == {"mean", "std"} and not names:
-                mean, std = (
-                    torch.tensor([float(each) for each in settings[key].split("/")], dtype=torch.float64)
-                    for key in ("mean", "std")
-                )
-                value = builder.scale(value, 1 / std, -mean / std)
-            elif word == "avgpool":
-                chosen = {k: int(v) for k, v in settings.items()}
-                kernel = chosen.pop("kernel")
-                value = builder.average_pool(value, kernel, chosen.pop("stride", kernel), **chosen)
-            elif word == "save":
-                saved[names[0]] = value
-                builder.kept.add(value)
-            elif word == "add":
-                value = builder.add(value, saved[names[0]])
-            else:
-                raise BadInput(f"{where} is not known. {did_you_mean(word, WORDS)}")
-        except (TypeError, KeyError, ValueError, IndexError) as error:
-            if isinstance(error, BadInput):
-                raise
-            raise BadInput(f"{where}: {error!r}; expected such as 'conv2d NAME stride=2 padding=1'.") from error
-    return builder.build(value, name)
-
-
-def _only(settings: Mapping[str, str], known: Sequence[str]) -> None:
-    for name in settings:
-        if name not in known:
-            raise BadInput(f"A setting {name!r} is not known here. {did_you_mean(name, known)}")
-
-
-def read_network(path: str | Path, *, architecture: str | None = None, shape: Sequence[int] | None = None) -> Network:
-    """A network from a safetensors file: one that `write_network` wrote, or parameters with a description in words.
-
-    architecture: as in `described`, or the name of one in `RELEASED`. shape: of one input; a released one has its own.
-    An ONNX file (.onnx) is read as it is. Raises BadInput for a file that is missing, foreign, or without description.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise BadInput(f"No network at {path}. {did_you_mean(str(path), near)}")
-    if path.suffix == ".onnx":
-        from equipoise.verification.from_onnx import read_onnx
-
-        return read_onnx(path)
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is no safetensors file ({error}); expected one, or .onnx.") from error
-    if architecture in RELEASED:
-        shape, architecture = RELEASED[architecture]
-    if architecture is not None:
-        if shape is None:
-            raise BadInput("An architecture in words needs the shape of one input: --input-shape 1,28,28.")
-        return described(architecture, tensors, shape, name=path.stem)
-    try:
-        description = json.loads(metadata[METADATA])
-        builder = Builder(description["shape"])
-        for place, row in enumerate(description["layers"]):
-            _stored_layer(builder, row, tensors, place)
-        return builder.build(len(builder.layers), path.stem)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(
-            f"{path} does not say how its parameters are used. Describe it: --architecture 'flatten, linear 1, relu, "
-            f"linear 3' --input-shape 1,28,28, or name one of {', '.join(RELEASED)}."
-        ) from error
+def _scaled(before: Layer, scale: Scale) -> Affine | None:
+    """One layer for both; none where a convolution's channel is not scaled as one."""
+    weight, bias = scale.weight, scale.bias
+    if isinstance(before, Convolution):
+        weight, bias = (each.reshape(len(before.weight), -1) for each in (weight, bias))
+        if not ((weight == weight[:, :1]).all() and (bias == bias[:, :1]).all()):
+            return None
+        weight, bias = weight[:, 0], bias[:, 0]
+    elif not isinstance(before, Linear | Scale):
+        return None
+    rows = weight.reshape(-1, *[1] * (before.weight.ndim - 1))
+    return replace(before, weight=before.weight * rows, bias=before.bias * weight + bias)
 
 
 def write_network(network: Network, path: Path) -> None:
@@ -549,62 +458,20 @@ def write_network(network: Network, path: Path) -> None:
     produce_atomic(path, lambda target: save_file(tensors, target, metadata=metadata))
 
 
-def _stored_layer(builder: Builder, row: Mapping[str, Any], tensors: Mapping[str, Tensor], place: int) -> None:
-    inputs = row["inputs"]
-    if row["kind"] in ("relu", "add"):
-        getattr(builder, row["kind"])(*inputs)
-        return
-    weight, bias = tensors[f"{place}.weight"], tensors[f"{place}.bias"]
-    if row["kind"] == "conv2d":
-        if math.prod(row["shape"]) != math.prod(builder.shapes[inputs[0]]):
-            raise ValueError(f"layer {place} reads a picture of shape {row['shape']}")
-        builder.shapes[inputs[0]] = tuple(row["shape"])
-        chosen = {name: row[name] for name in ("stride", "padding", "dilation", "groups")}
-        builder.conv2d(inputs[0], weight, bias, **chosen)
-    else:
-        if row["kind"] == "linear":
-            builder.flatten(inputs[0])
-        {"linear": builder.linear, "scale": builder.scale}[row["kind"]](inputs[0], weight, bias)
-
-
-CIFAR = "normalise mean=0.49137254901960786/0.4823529411764706/0.4466666666666667 std=0.225/0.225/0.225"
-
-# The evaluation networks of the paper (its released weights): shape of an input, description.
-RELEASED: dict[str, tuple[Shape, str]] = {
-    "mnist_mlp": ((1, 28, 28), "flatten, linear 1, relu, linear 3, relu, linear 5"),
-    "mnist_convsmall": (
-        (1, 28, 28),
-        "conv2d conv1 stride=2 padding=1, relu, conv2d conv2 stride=2 padding=1, relu, flatten, linear fc1, relu, "
-        "linear fc2",
-    ),
-    "cifar10_cnn_a": (
-        (3, 32, 32),
-        f"{CIFAR}, conv2d 0 stride=2 padding=1, relu, conv2d 2 stride=2 padding=1, relu, flatten, linear 5, relu, linear 7",
-    ),
-    "cifar10_cnn_c": (
-        (3, 32, 32),
-        f"{CIFAR}, conv2d 0 stride=2, relu, conv2d 2 stride=2, relu, flatten, linear 5, relu, linear 7, relu, linear 9",
-    ),
-    "cifar10_convsmall": (
-        (3, 32, 32),
-        f"{CIFAR}, conv2d 0 stride=2, relu, conv2d 2 stride=2, relu, flatten, linear 5, relu, linear 7",
-    ),
-    "cifar10_convdeep": (
-        (3, 32, 32),
-        f"{CIFAR}, conv2d 0 stride=2 padding=1, relu, conv2d 2 padding=1, relu, conv2d 4 padding=1, relu, "
-        "conv2d 6 stride=2 padding=1, relu, flatten, linear 9, relu, linear 11",
-    ),
-}
-
-
-def _parameter(tensors: Mapping[str, Tensor], key: str, where: str) -> Tensor:
-    if key not in tensors:
-        raise BadInput(f"{where}: no parameter {key!r}. {did_you_mean(key, tensors)}")
-    return tensors[key]
-
-
 def _exact(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        raise BadInput(
+            f"a parameter is a {tensor.dtype} of layout {tensor.layout} on {tensor.device}; expected plain real numbers"
+        )
     return tensor.detach().to("cpu", torch.float64).contiguous()
+
+
+def _bias(bias: Tensor | None, size: int) -> Tensor:
+    if bias is None:
+        return torch.zeros(size, dtype=torch.float64)
+    if bias.shape != (size,):
+        raise BadInput(f"a bias of shape {tuple(bias.shape)} meets {size} outputs")
+    return _exact(bias)
 
 
 def _spread(tensor: Tensor, shape: Shape) -> Tensor:
@@ -614,12 +481,20 @@ def _spread(tensor: Tensor, shape: Shape) -> Tensor:
     if len(whole) == size:
         return whole
     if len(whole) not in (1, shape[0]):
-        raise BadInput(f"{len(whole)} numbers for a value of shape {shape}: expected one, one a channel, or {size}.")
+        raise BadInput(f"{len(whole)} numbers for a value of shape {shape}: expected one, one a channel, or {size}")
     return whole.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).reshape(-1).contiguous()
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return (value, value)
-    first, second = value
-    return (int(first), int(second))
+def _pair(value: int | Sequence[int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(type(each) is int and least <= each <= LARGEST for each in pair):
+        raise BadInput(f"{pair} is no size of two dimensions; expected two whole numbers from {least}")
+    return pair
+
+
+def __getattr__(name: str) -> Any:
+    """Names that moved into the readers' own files."""
+    where = {"from_module": "from_torch", "Normalise": "from_torch", "read_network": "read", "described": "read"}
+    if name not in where:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"equipoise.verification.{where[name]}"), name)

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
-from equipoise.verification.network import Network, from_module, read_network, write_network
+from equipoise.verification.from_torch import from_module
+from equipoise.verification.network import Network, write_network
+from equipoise.verification.read import read_network
 
 SIDE, CLASSES, WIDTH = 8, 10, 50
 KINDS = ("penalised", "plain")
