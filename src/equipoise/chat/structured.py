@@ -73,7 +73,10 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
 
 
 def _values(text: str) -> Iterator[tuple[int, int, Any]]:
-    """What a text says as JSON and where: itself, or the objects in it. Line breaks within strings, which models write, are let by."""
+    """What a text says as JSON, and where: itself, or the objects in it.
+
+    Line breaks within strings, which models write, are let by.
+    """
     decoder = json.JSONDecoder(strict=False, parse_constant=_no_number, object_pairs_hook=_once)
     try:
         yield 0, len(text), decoder.decode(text.strip())

@@ -277,9 +277,9 @@ def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Verd
     unread = [(pair, next(whys)) for pair, is_there in zip(pairs, there, strict=True) if not is_there]
     unread.sort(key=lambda each: len(each[0].question) + len(each[0].chosen) + len(each[0].rejected))
     raise WorkFailed(
-        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The shortest "
-        f"pair of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, cut "
-        "them (--cut, for a logprob judge), or take a judge that reads more."
+        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The "
+        f"shortest of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, "
+        "cut them (--cut, for a logprob judge), or take a judge that reads more."
     )
 
 
