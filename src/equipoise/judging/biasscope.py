@@ -160,10 +160,9 @@ class Bench:
     def original(self) -> Array:
         """right [N, 2] on the pairs as they are. Raises WorkFailed where the judge could read, or said, next to nothing."""
         if self._original is None:
-            right, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
+            self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
             self._there, self.unasked[""] = asked(verdicts), _reasons(verdicts)
             check_asked(self._judge.name, self.pairs, verdicts)
-            self._original = right
             _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
 
@@ -293,11 +292,12 @@ def guarded(wanted: Sequence[tuple[Pair, Bias]], texts: Sequence[str | None]) ->
 
 def _check_format(name: str, verdicts: Sequence[Verdict]) -> None:
     """Raises WorkFailed when most answers of a judge hold no verdict: nothing could be found out about such a judge."""
-    mute = [verdict for verdict in verdicts if verdict.asked and verdict.choice is None]
-    if 2 * len(mute) > sum(verdict.asked for verdict in verdicts):
+    answers = [verdict for verdict in verdicts if verdict.asked]
+    mute = [verdict for verdict in answers if verdict.choice is None]
+    if 2 * len(mute) > len(answers):
         said = " ".join(mute[0].reasoning.split())
         raise WorkFailed(
-            f"{name} gave no verdict in {len(mute)} of {len(verdicts)} answers, so nothing can be found out about it; a "
+            f"{name} gave no verdict in {len(mute)} of {len(answers)} answers, so nothing can be found out about it; a "
             f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {said[-80:]!r}."
         )
 
