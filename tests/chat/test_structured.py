@@ -40,6 +40,10 @@ def test_the_last_fitting_object_is_taken(text):
     assert parse(text, Verdict) == Verdict(better=2)
 
 
+def test_a_value_may_speak_of_thinking():
+    assert parse('{"better": 1, "why": "it closes </think> twice"}', Verdict).why == "it closes </think> twice"
+
+
 def test_half_a_surrogate_pair_that_json_spells_is_replaced():
     assert parse('{"better": 1, "why": "\\ud83d!"}', Verdict).why == "\ufffd!"
 

@@ -49,6 +49,7 @@ def test_more_names_than_there_are():
 
 def test_names_are_one_line_of_what_can_be_seen(tmp_path):
     assert Bias("\x1b]0;pwned\x07le\u200bngth\n", "d\ud83d") == Bias("]0;pwned length", "d\ufffd")
+    assert Bias("a", "d", ("x\ud83d",)).manifestations == ("x\ufffd",)
     assert key("le\u200bngth") == key("ｌｅｎｇｔｈ") == "length"
     path = tmp_path / "library.json"
     for field in ("name", "definition", "manifestations"):

@@ -164,6 +164,10 @@ def test_a_text_of_one_mark_again_and_again(unit):
     assert parse_decision("Decision: 2\nSo " + unit * (20_000 // len(unit))) in (None, 1, 2)
 
 
+def test_numbers_without_end_are_other_numbers():
+    assert parse_rating("Rating: 8/" + "9" * 5000) is None and parse_decision("Decision: " + "1" * 5000) is None
+
+
 # --- texts of known meaning -----------------------------------------------------------------------------------------
 
 number = st.sampled_from([1, 2])

@@ -153,9 +153,8 @@ class Bench:
         self._right: dict[str, Array] = {}
         self._compared: dict[str, NDArray[np.bool_]] = {}
         self.changed_answers: dict[str, int] = {}
-        self.unasked: dict[
-            str, tuple[str, ...]
-        ] = {}  # by bias ("" as they are): why, for each pair not asked in both orders
+        # By bias, "" for the pairs as they are: why, for each pair that could not be asked in both orders.
+        self.unasked: dict[str, tuple[str, ...]] = {}
 
     def original(self) -> Array:
         """right [N, 2] on the pairs as they are. Raises WorkFailed where the judge could read, or said, next to nothing."""

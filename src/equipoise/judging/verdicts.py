@@ -123,7 +123,7 @@ def _passed_over(match: re.Match[str]) -> bool:
 
 
 def _number(match: re.Match[str], scale: int | None) -> float:
-    of = match["of"] and int(re.sub(r"\D", "", match["of"]))
+    of = match["of"] and float(re.sub(r"\D", "", match["of"]))
     if match["number"] is None or match["open"] is not None or of not in (None, scale):
         return 0.0
     return float(match["number"].replace(",", ".").replace("−", "-"))
