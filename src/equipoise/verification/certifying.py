@@ -36,7 +36,9 @@ from equipoise.verification.certificate import (
     specifications,
     write,
 )
-from equipoise.verification.network import Network, from_module, read_network, write_network
+from equipoise.verification.faithful import Faithfulness, compare
+from equipoise.verification.network import Network, write_network
+from equipoise.verification.read import read
 from equipoise.verification.result import Certification, CertificationPlan, Row, Verdict
 
 HALVINGS = 8  # of the bracket of the largest radius, in its logarithm
@@ -50,6 +52,7 @@ class Certifying(Request):
     """A request to certify, read and found right."""
 
     net: Network
+    faithful: Faithfulness
     x: Tensor
     labels: Tensor
     whose: str
@@ -87,7 +90,8 @@ class Certifying(Request):
                 "No radius: give --radius, in the units of the raw inputs, or search for it with --largest-radius."
             )
         x, known, whose, digests = _read_inputs(inputs, labels)
-        net = _network(network, architecture, shape or x.shape[1:])
+        reading = read(network, architecture=architecture, shape=shape or x.shape[1:])
+        net = reading.network
         x = _turned(x, net)
         x, known = x[:limit], None if known is None else known[:limit]
         radii = _radii(None if largest else radius, len(x))
@@ -97,10 +101,11 @@ class Certifying(Request):
             raise BadInput(f"{len(chosen)} labels for {len(x)} inputs and {net.outputs} classes: one from 0 an input.")
         if box is not None:
             input_set(x, radii, box)
+        faithful = compare(net, reading.original, x, radii, box=box, seed=how["seed"])
         resolved: dict[str, Any] = {"radius": None if largest else radii.tolist() if np.ndim(radius or 0) else radius}
         digests["the network"] = net.digest
         how |= {"largest": largest, "box": box, "inputs": digests, "resolved": resolved}
-        return cls(net=net, x=x, labels=chosen, whose=whose, predicted=predicted, radii=radii, **how)
+        return cls(net=net, faithful=faithful, x=x, labels=chosen, whose=whose, predicted=predicted, radii=radii, **how)
 
     def plan(self) -> CertificationPlan:
         right = int((self.predicted == self.labels).sum())
@@ -131,12 +136,14 @@ class Certifying(Request):
             radius=None if self.largest or len(set(self.radii.tolist())) > 1 else self.radii[0].item(),
             largest=self.largest,
             accepted=0 if folder is None else _check(folder, [row.index for row in rows if row.verdict != "wrong"]),
+            faithful=self.faithful,
             notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
         where = "the ball" if self.box is None else f"the ball and the box from {self.box[0]:g} to {self.box[1]:g}"
         return (
+            str(self.faithful),
             f"A certified margin holds for every point of {where}, for the network read as a function of real numbers; "
             "what a computer's own rounding adds to an output is not part of the claim.",
             "A refuted input has a point within its radius that the network puts into another class; an undecided one has "
@@ -244,14 +251,6 @@ def _check(folder: Path, indices: Sequence[int]) -> int:
                 raise WorkFailed(f"The checker refuses {file}: {error}. Nothing was given its name.") from error
             bar.advance()
     return len(indices)
-
-
-def _network(network: str | Path | nn.Module | Network, architecture: str | None, shape: Sequence[int]) -> Network:
-    if isinstance(network, Network):
-        return network
-    if isinstance(network, nn.Module):
-        return from_module(network, shape, name=type(network).__name__)
-    return read_network(network, architecture=architecture, shape=shape)
 
 
 def _radii(radius: float | Sequence[float] | None, count: int) -> Tensor:

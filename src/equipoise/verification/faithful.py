@@ -20,6 +20,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.verification.network import Affine, Network
+from equipoise.verification.result import Faithfulness
 
 SLACK = 16
 CHUNK = 2**24  # numbers of the largest value of all points that are run at once
@@ -49,32 +50,6 @@ class Reading:
 
     network: Network
     original: Original | None = None
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """How far the network is from its original: nowhere further than rounding allows.
-
-    reference: what the original ran in, None when there was none. points: how many inputs and random points were compared.
-    absolute, relative: the largest difference of an output, and of one in units of the largest output at its point.
-    allowed: the largest share of the allowed difference that was met, at most 1.
-    """
-
-    reference: str | None
-    version: str | None = None
-    precision: str | None = None
-    points: int = 0
-    absolute: float | None = None
-    relative: float | None = None
-    allowed: float | None = None
-
-    def __str__(self) -> str:
-        if self.reference is None:
-            return "The network was given as it is: there is no original to compare it with."
-        return (
-            f"The network gives what {self.reference} {self.version} gives for the original in {self.precision} at "
-            f"{self.points} points: largest difference {self.absolute:.1e}, {self.relative:.1e} of the outputs."
-        )
 
 
 def compare(

@@ -12,6 +12,32 @@ Verdict = Literal["certified", "refuted", "undecided", "wrong"]
 
 
 @dataclass(frozen=True)
+class Faithfulness:
+    """How far the network is from its original: nowhere further than rounding allows.
+
+    reference: what the original ran in, None when there was none. points: how many inputs and random points were compared.
+    absolute, relative: the largest difference of an output, and of one in units of the largest output at its point.
+    allowed: the largest share of the allowed difference that was met, at most 1.
+    """
+
+    reference: str | None
+    version: str | None = None
+    precision: str | None = None
+    points: int = 0
+    absolute: float | None = None
+    relative: float | None = None
+    allowed: float | None = None
+
+    def __str__(self) -> str:
+        if self.reference is None:
+            return "The network was given as it is: there is no original to compare it with."
+        return (
+            f"The network gives what {self.reference} {self.version} gives for the original in {self.precision} at "
+            f"{self.points} points: largest difference {self.absolute:.1e}, {self.relative:.1e} of the outputs."
+        )
+
+
+@dataclass(frozen=True)
 class Row:
     """One input. margins: certified, one a class other than the label, in order; attacked: the smallest ones found.
 
@@ -38,7 +64,7 @@ class Certification:
     """All rows in the order of the inputs; folder is None when nothing was written. seconds: of bounding, all attempts.
 
     shape: of one input. radius: one for all, where there is one. labels: whose they are, in words. accepted: certificates
-    that the independent checker has proved again from the disk.
+    that the independent checker has proved again from the disk. faithful: how the network was held beside its original.
     """
 
     rows: tuple[Row, ...]
@@ -49,6 +75,7 @@ class Certification:
     radius: float | None = None
     largest: bool = False
     accepted: int = 0
+    faithful: Faithfulness | None = None
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
