@@ -276,6 +276,7 @@ def test_a_stop_between_an_answer_and_its_repair_repeats_neither(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_an_interrupt_stores_what_is_answered(tmp_path):
     def interrupt(server: FaultyServer) -> None:
         while len(server.answered) < 10:

@@ -1,4 +1,4 @@
-"""Ctrl-C: one sentence and exit code 130, in processes of their own, whatever the test's own process does with it."""
+"""Ctrl-C: one sentence and exit code 130, in real processes."""
 
 import json
 import signal
@@ -10,18 +10,13 @@ import pytest
 from engine_studies import walk
 from equipoise.cli import doctor, main
 
+pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
+
 SENTENCE = "Interrupted; what was computed is stored, and the same command resumes it.\n"
 
 
 def start(folder, *words):
-    """SIGINT as a terminal gives it: a shell's background job starts with it ignored, and children inherit that."""
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen([sys.executable, *words], cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt_at(command, sign):

@@ -101,6 +101,10 @@ def test_conditions(machine, call, arguments, allowed):
     assert decide(machine, EVERYDAY[machine][call], *arguments) == (ALLOW if allowed else REFUSE | errno.EPERM)
 
 
+def test_what_a_socket_holds_is_known_where_the_kernel_hides_it():
+    assert confine._socket_bytes("/proc/sys/net/core/none") == 212_992
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_numbers_are_those_of_the_kernel(machine):
     if not HEADERS[machine].exists():

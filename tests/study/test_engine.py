@@ -219,8 +219,7 @@ def test_an_output_folder_keeps_to_its_settings(tmp_path):
 
 
 START = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from engine_studies import walk
@@ -230,6 +229,7 @@ run_study(walk(Path(sys.argv[2])), {"pause": 30.0}, out=Path(sys.argv[2]) / "out
 """
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, -2)])
 def test_nothing_survives_the_command(tmp_path, number, code):
     walk(tmp_path)

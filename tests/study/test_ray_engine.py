@@ -391,6 +391,7 @@ def test_a_machine_of_a_cluster_is_lost_and_its_runs_go_on(tmp_path, start):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_survives_the_command(tmp_path, start, number):
     command = start({"pause": 30.0})

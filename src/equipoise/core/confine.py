@@ -144,8 +144,7 @@ def main() -> None:
 
 def _isolated(plan: dict) -> dict:
     user, group = os.geteuid(), os.getegid()
-    with open("/proc/sys/net/core/wmem_default") as file:
-        plan["socket_bytes"] = int(file.read())  # what one socket can hold; not shown inside
+    plan["socket_bytes"] = _socket_bytes()
     _unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
     # Never 0 inside: the root of a namespace gets all its capabilities back at exec.
     _write("/proc/self/setgroups", "deny")
@@ -243,6 +242,15 @@ def _free(folder: str) -> tuple[int, int]:
     """Bytes and files that the disk of `folder` has left."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize, found.f_favail
+
+
+def _socket_bytes(setting: str = "/proc/sys/net/core/wmem_default") -> int:
+    """What one socket can hold. Many kernels show it in the machine's own network namespace only; then their default."""
+    try:
+        with open(setting) as file:
+            return int(file.read())
+    except OSError:
+        return 212_992
 
 
 # The file system.

@@ -167,8 +167,9 @@ def run(
     """Runs a command in a working folder of its own, which is deleted afterwards, or in `folder`, which is kept.
 
     files: written there first, by relative path. readable: further places that it may read. environment: all that it
-    gets besides PATH, HOME, TMPDIR and LANG; nothing is inherited. Raises BadInput where isolation cannot be had and
-    unsafe is not set, WorkFailed when the command cannot be started.
+    gets besides PATH, HOME, TMPDIR, LANG and OMP_NUM_THREADS; nothing is inherited. Raises BadInput where isolation
+    cannot be had and unsafe is not set, and for places that are none; WorkFailed when a file cannot be written or the
+    command not started.
     """
     if not command:
         raise BadInput("there is no command to run.")
@@ -190,13 +191,13 @@ def run(
 
 
 def _readable(path: str | Path, folder: Path) -> str:
-    """A further place; not a link that an earlier command left in the folder, which could lead anywhere."""
+    """A further place, not reached over a link that an earlier command left in the folder: it could lead anywhere."""
     place = Path(path).absolute()
     if not place.exists() or place == Path(place.anchor):
         what = "is the whole file system" if place.exists() else "is not there"
         raise BadInput(f"{path} {what}, and cannot be made readable.")
-    if (place.parent.resolve() / place.name).is_relative_to(folder) and not place.resolve().is_relative_to(folder):
-        raise BadInput(f"{path} is a link that leads out of the working folder.")
+    if any(each.resolve() == folder for each in place.parents) and not place.resolve().is_relative_to(folder):
+        raise BadInput(f"{path} leads out of the working folder.")
     return str(place)
 
 

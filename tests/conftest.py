@@ -1,0 +1,13 @@
+"""Shared by all tests."""
+
+import signal
+
+import pytest
+
+
+@pytest.fixture
+def as_in_a_terminal():
+    """SIGINT interrupts, here and in what is started from here: in a shell's background job it would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
