@@ -40,7 +40,7 @@ def truth(model, x):
 
 KINDS = (
     *("Arithmetic", "AveragePool", "BatchNormalization", "Conv", "Dropout", "Flatten", "Gemm", "GlobalAveragePool"),
-    *("MatMul", "Reshape"),
+    *("MatMul", "ReduceMean", "Reshape"),
 )
 
 
@@ -89,8 +89,6 @@ def random_graph(rng):
     elif kind == "AveragePool":
         attributes = window | some(ceil_mode=int(rng.integers(2)), count_include_pad=int(rng.integers(2)))
         attributes["kernel_shape"] = pair(1, 2, 3)
-        if "auto_pad" in attributes:  # with which the reference evaluator fails where a stride is wider than its window
-            attributes.pop("strides", None)
     elif kind == "BatchNormalization":
         channels = shape[0]
         if len(shape) == 3 and rng.random() < 0.6:
@@ -131,7 +129,13 @@ def random_graph(rng):
     elif kind == "Dropout" and rng.random() < 0.5:
         constants |= {"chance": np.array(0.5), "training": np.array(bool(rng.integers(2)))}
         names = ["chance", "training"]
+    elif kind == "ReduceMean":
+        attributes = some(keepdims=int(rng.integers(2))) | {
+            "axes": pick([2, 3], [-1, -2], [1, 2], [-1], [0, 1], [1], [1, 2, 3])
+        }
     opset = int(pick(7, 9, 11, 13, 15, 17, 19, 21))
+    if kind == "ReduceMean" and opset >= 18:  # where the axes are an input
+        constants["axes"], names = np.array(attributes.pop("axes"), np.int64), ["axes"]
     if kind == "BatchNormalization":  # of older ones the reference evaluator computes the training
         opset = max(opset, 15)
     outputs = ["y", "mask"] if kind == "Dropout" and rng.random() < 0.3 else ["y"]

@@ -83,6 +83,9 @@ def test_layers_with_odd_settings():
     for begin, end in itertools.product((1, 2, -1, -3), (-1, 1, 2, 3)):
         if (begin % 4) <= (end % 4):
             found.append(read_or_refused(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(begin, end)), shape))
+    for dimensions, keep in itertools.product(((2, 3), [-1, -2], (1, 2), -1, 0), (True, False)):
+        module = Call(lambda self, x, over=dimensions, keep=keep: x.mean(over, keepdim=keep))
+        found.append(read_or_refused(module, shape))
     for size in (1, 2, (1, None), (None, 3), (5, 2), (5, 6)):
         found.append(read_or_refused(nn.Sequential(nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(size)), shape))
     assert sum(found) > 50 and not all(found)

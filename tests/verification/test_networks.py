@@ -1,10 +1,12 @@
 """Networks as they are read: equal to what torch computes, refused by name where they are not known."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
@@ -14,9 +16,9 @@ from equipoise.verification.attack import attack
 from equipoise.verification.bounds import geometry
 from equipoise.verification.certificate import specifications
 from equipoise.verification.from_torch import Normalise, from_module
-from equipoise.verification.network import Builder, Convolution
+from equipoise.verification.network import METADATA, Builder, Convolution, write_network
 from equipoise.verification.norms import dense, row_norms, spectral_norm
-from equipoise.verification.read import described, read_network
+from equipoise.verification.read import described, read, read_network
 
 
 def x_for(shape, count=3):
@@ -225,3 +227,100 @@ def test_onnx(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(BadInput, match=r"no valid ONNX file"):
         read_network(tmp_path / "bad.onnx")
+
+
+def stored(folder, change):
+    """A network file whose description was changed by hand."""
+    builder = Builder((1, 3, 3))
+    value = builder.conv2d(0, x_for((1, 2, 2), 2), None)
+    value = builder.linear(builder.flatten(builder.relu(value)), x_for((8,)), None)
+    write_network(builder.build(value, "stored"), folder / "n.safetensors")
+    with safe_open(folder / "n.safetensors", "pt") as file:
+        description = json.loads(file.metadata()[METADATA])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(description, tensors)
+    save_file(tensors, folder / "n.safetensors", metadata={METADATA: json.dumps(description)})
+    return folder / "n.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d["layers"][1].update(inputs=[-1]), r"layer 1 \(relu\) reads \[-1\]"),
+        (lambda d, t: d["layers"][1].update(inputs=[1, 1]), r"layer 1 \(relu\) reads \[1, 1\]"),
+        (lambda d, t: d["layers"][1].update(inputs=[2]), r"reads \[2\]"),
+        (lambda d, t: d["layers"][1].update(inputs=[True]), r"reads \[True\]"),
+        (lambda d, t: d["layers"][1].update(slope=0.1), "expected kind, inputs, found"),
+        (lambda d, t: d["layers"][0].pop("groups"), "groups"),
+        (lambda d, t: d["layers"][0].update(stride=[0, 1]), "from 1"),
+        (lambda d, t: d["layers"][0].update(padding=[-1, 0]), "from 0"),
+        (lambda d, t: d["layers"][0].update(shape=[3, 3]), "a value of shape"),
+        (lambda d, t: d["layers"][1].update(kind="elu"), "layer 1 is a 'elu'"),
+        (lambda d, t: d.update(shape=[2**40]), "numbers at most"),
+        (lambda d, t: d.update(version=2), "expected shape, layers"),
+        (lambda d, t: (d.update(layers=[]), t.clear()), "network with layers"),
+        (lambda d, t: t.update({"9.weight": torch.ones(1)}), "no layer reads 9.weight"),
+        (lambda d, t: t.pop("2.bias"), "2.bias"),
+        (lambda d, t: t.update({"0.bias": torch.ones(3)}), r"a bias of shape \(3,\) meets 2 outputs"),
+        (lambda d, t: t.update({"0.bias": torch.ones(2).int()}), "int32"),
+        (lambda d, t: t.update({"2.bias": torch.full((3,), torch.nan)}), "not finite"),
+    ],
+)
+def test_a_stored_network_is_whole_or_refused(tmp_path, change, message):
+    assert read_network(stored(tmp_path, lambda d, t: None)).sizes == (9, 8, 8, 3)
+    with pytest.raises(BadInput, match=message):
+        read_network(stored(tmp_path, change))
+
+
+def test_what_a_description_leaves_out_is_refused():
+    tensors = {"0.weight": x_for((4,)), "0.bias": x_for((3,), 1)[0], "1.running_mean": torch.zeros(3)}
+    with pytest.raises(BadInput, match=r"does not read 1.running_mean"):
+        described("linear 0", tensors, (4,))
+    del tensors["1.running_mean"]
+    assert described("linear 0", tensors | {"1.num_batches_tracked": torch.tensor(3)}, (4,)).sizes == (4, 3)
+    for words, message in [
+        ("linear 0 stride=2", "stride"),
+        ("conv2d 0 stride=1 stride=2", "a setting twice"),
+        ("linear 0, add r", "nothing was saved as 'r'"),
+        ("linear 0, avgpool kernel=2", "average pooling meets"),
+        ("linear 0, flatten 3", "flatten"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            described(words, tensors, (4,))
+    with pytest.raises(BadInput, match="dimensions from 1"):
+        described("linear 0", tensors, (-4,))
+
+
+def test_read_takes_what_classes_can_be_told_by(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 3))
+    assert read(module, shape=(4,)).original is not None
+    network = read(module, shape=(4,)).network
+    assert read(network).network is network and read(network).original is None
+    write_network(network, tmp_path / "n.safetensors")
+    assert read(tmp_path / "n.safetensors").network.digest == network.digest
+    for given, words, message in [
+        (nn.Linear(4, 1), {"shape": (4,)}, "has one output"),
+        (module, {}, "needs the shape"),
+        (module, {"shape": (4,), "architecture": "linear 0"}, "describes itself"),
+        (network, {"architecture": "linear 0"}, "describes itself"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            read(given, **words)
+
+
+def test_only_what_the_output_needs_is_kept_and_ends_with_an_affine_layer():
+    builder = Builder((4,))
+    first = builder.linear(0, x_for((4,), 4), None)
+    builder.linear(first, x_for((4,), 9), None)  # nothing reads it
+    scaled = builder.scale(first, x_for((4,), 1)[0], x_for((4,), 1)[0])
+    network = builder.build(builder.relu(scaled), "ends with a ReLU")
+    assert [type(each).__name__ for each in network.layers] == ["Linear", "Relu", "Scale"] and network.sizes == (
+        4,
+        4,
+        4,
+        4,
+    )
+    x = x_for((4,))
+    assert_close(network(x), ((x @ x_for((4,), 4).T) * x_for((4,), 1)[0] + x_for((4,), 1)[0]).relu())
+    kept = builder.build(builder.add(scaled, first), "the map is read twice")
+    assert [type(each).__name__ for each in kept.layers] == ["Linear", "Scale", "Add", "Scale"]

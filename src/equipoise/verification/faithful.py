@@ -72,11 +72,11 @@ def compare(
         return Faithfulness(None)
     run, outputs = _started(network, original, x)
     allowed_per = SLACK * _terms(network) * torch.finfo(run.dtype).eps / 2
-    sizes, size = _absolute(network), max(CHUNK // max(network.sizes), 1)
+    sizes, size = _absolute(network), max(CHUNK // max(network.sizes) // (points + 1), 1)
     every = np.arange(len(x)) if rows is None else np.asarray(rows)
     worst, found = torch.zeros(3, dtype=torch.float64), 0
-    for begin in range(0, len(x), max(size // (points + 1), 1)):
-        at = slice(begin, begin + max(size // (points + 1), 1))
+    for begin in range(0, len(x), size):
+        at = slice(begin, begin + size)
         drawn = torch.cat(
             [
                 _points(center, radius.item(), box, points, np.random.SeedSequence([seed, int(row)]))

@@ -73,8 +73,8 @@ class OnnxOriginal:
         except ImportError:
             pass
         own = FLOATS[_input(self.model.graph).type.tensor_type.elem_type]
-        for name, version, make in kinds:
-            for dtype in dict.fromkeys((torch.float64, own)):
+        for dtype in dict.fromkeys((torch.float64, own)):
+            for name, version, make in kinds:
                 yield Run(name, version, dtype, lambda make=make, dtype=dtype: self._start(make, dtype))
 
     def _start(
@@ -403,9 +403,13 @@ def _padding(
         pads = (0, 0, 0, 0)
     elif auto_pad in (b"SAME_UPPER", b"SAME_LOWER"):
         whole = [
-            max((math.ceil(size / step) - 1) * step + apart * (side - 1) + 1 - size, 0)
+            (math.ceil(size / step) - 1) * step + apart * (side - 1) + 1 - size
             for size, side, step, apart in zip(shape[1:], kernel, strides, dilations, strict=True)
         ]
+        if min(whole) < 0:
+            raise BadInput(
+                f"auto_pad={auto_pad.decode()} meets strides {tuple(strides)} that are wider than the kernel"
+            )
         upper = auto_pad == b"SAME_UPPER"
         less, more = [each // 2 for each in whole], [each - each // 2 for each in whole]
         pads = (*less, *more) if upper else (*more, *less)
@@ -419,6 +423,20 @@ def _padding(
 
 def _global_average_pool(reader: _Reader, x: Value, /) -> int:
     return reader.builder.adaptive_pool(_computed(x, "X"), 1)
+
+
+def _reduce_mean(
+    reader: _Reader,
+    x: Value,
+    places: Value | None = None,
+    /,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> int:
+    given = axes if places is None else _constant(places, "axes").tolist()
+    return reader.builder.mean(_computed(x, "data"), () if given is None else given, keep=bool(keepdims))
 
 
 def _batch_normalization(
@@ -477,8 +495,8 @@ def _flatten(reader: _Reader, x: Value, /, *, axis: int = 1) -> int:
 def _reshape(reader: _Reader, x: Value, shape: Value, /, *, allowzero: int = 0) -> int:
     value, wanted = _computed(x, "data"), _constant(shape, "shape").tolist()
     before = reader.builder.shape_of(value)
-    if allowzero or not wanted:
-        raise BadInput(f"a shape {wanted} with allowzero={allowzero} is not known")
+    if not wanted or (allowzero and 0 in wanted):
+        raise BadInput(f"a shape {wanted} with allowzero={allowzero} holds nothing")
     batch, *rest = wanted
     rest = [before[place] if each == 0 and place < len(before) else each for place, each in enumerate(rest)]
     if batch == 1 and reader.batch is None:
@@ -522,6 +540,7 @@ OPERATORS: dict[str, Callable[..., int]] = {
     "MatMul": _matmul,
     "Mul": _arithmetic("mul"),
     "Neg": _neg,
+    "ReduceMean": _reduce_mean,
     "Relu": _relu,
     "Reshape": _reshape,
     "Sub": _arithmetic("sub"),

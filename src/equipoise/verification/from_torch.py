@@ -304,6 +304,9 @@ class _Calls:
     def adaptive_avg_pool2d(self, input: _Value, output_size: Any) -> _Value:
         return _Value(self.builder.adaptive_pool(self.read(input), output_size))
 
+    def mean(self, input: _Value, dim: Any, keepdim: bool = False) -> _Value:
+        return _Value(self.builder.mean(self.read(input), (dim,) if isinstance(dim, int) else dim, keep=keepdim))
+
     def batch_norm(
         self,
         input: _Value,
@@ -456,6 +459,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.avg_pool2d: _Calls.avg_pool2d,
     F.adaptive_avg_pool2d: _Calls.adaptive_avg_pool2d,
     F.batch_norm: _Calls.batch_norm,
+    torch.mean: _Calls.mean,
     torch.flatten: _Calls.flatten,
     torch.reshape: _Calls.reshape,
     **dict.fromkeys((operator.add, torch.add), _Calls.add),
@@ -471,7 +475,10 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.getitem: _Calls.getitem,
 }
 METHODS: dict[Any, Callable[..., Any]] = {
-    **{name: getattr(_Calls, name) for name in ("relu", "flatten", "view", "size", "add", "sub", "mul", "div", "neg")},
+    **{
+        name: getattr(_Calls, name)
+        for name in ("relu", "flatten", "view", "size", "mean", "add", "sub", "mul", "div", "neg")
+    },
     **{f"{name}_": _in_place(getattr(_Calls, name)) for name in ("relu", "add", "sub", "mul", "div", "neg")},
     "reshape": _Calls.view,
     **dict.fromkeys(("contiguous", "clone", "detach"), _Calls.identity),

@@ -321,6 +321,14 @@ class Builder:
         windows = [before // after for before, after in zip(shape[1:], sides, strict=True)]
         return self.average_pool(value, windows, windows)
 
+    def mean(self, value: int, dimensions: Sequence[int], *, keep: bool) -> int:
+        """Over height and width, dimensions 2 and 3 of [batch, channels, height, width]."""
+        shape = self.shape_of(value)
+        if len(shape) != 3 or sorted(each % 4 for each in dimensions) != [2, 3]:
+            raise BadInput(f"a mean over the dimensions {list(dimensions)} of a value of shape {shape} is not known")
+        pooled = self.adaptive_pool(value, 1)
+        return pooled if keep else self.flatten(pooled)
+
     def scale(self, value: int, weight: Tensor, bias: Tensor) -> int:
         """weight, bias: one number a channel, or one a value."""
         shape = self.shape_of(value)
@@ -400,10 +408,16 @@ class Builder:
         return len(self.views) - 1
 
 
+REMEDIES = {
+    "softmax": "; drop a last one, the largest output stays the largest",
+    "sigmoid": "; drop a last one, the largest output stays the largest",
+    "shape": "; export with a batch of fixed size",
+}
+
+
 def not_supported(kind: str, known: Iterable[str]) -> BadInput:
-    """The refusal of an operator or layer, with the remedy where it only dresses a network's own outputs."""
-    dressing = any(word in kind.lower() for word in ("softmax", "sigmoid"))
-    remedy = "; drop a last one, the largest output stays the largest" if dressing else ""
+    """The refusal of an operator or layer, with the remedy where there is one."""
+    remedy = next((remedy for word, remedy in REMEDIES.items() if word in kind.lower()), "")
     return BadInput(f"{kind} is not supported{remedy}. Known: {', '.join(sorted(known))}.")
 
 
