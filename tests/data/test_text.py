@@ -59,6 +59,7 @@ def test_what_reads_the_same_is_the_same(text, same):
         ("◁think▷a◁/think▷b", "\nb"),
         ("a\n<think>b", None),
         ("  <think>", None),
+        ("<think>a <think>b", None),
         ("the tag <think> is stray", "the tag <think> is stray"),
         ("it says '</think>' here", "it says '</think>' here"),
         ("a thinking <b>man</b>", "a thinking <b>man</b>"),

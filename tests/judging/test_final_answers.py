@@ -80,6 +80,7 @@ def test_the_answer_that_stands_last_counts_besides_a_box_in_the_working():
     assert final_answer(f"{working}The answer is 5.") == "5"
     assert same_final_answer(f"{working}The answer is 5.", f"{working}So the answer is 5!") is True
     assert same_final_answer(f"{working}The answer is 5.", f"{working}The answer is 6.") is False
+    assert same_final_answer(f"{working}The answer is 5.", "First \\boxed{4} boxes. The answer is 5.") is False
     assert same_final_answer("So \\boxed{5}.", "So \\boxed{5}. Correction: the answer is 6.") is False
     assert same_final_answer("So \\boxed{5}.", "So \\boxed{5}. The answer is clear to experts.") is True
     assert same_final_answer("Hence my answer is:\nFFFFF", "All said, the answer is F.") is True

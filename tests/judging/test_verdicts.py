@@ -25,7 +25,7 @@ from equipoise.judging.verdicts import parse_decision, parse_rating
         ),
         *(
             (f"Decision: {said}", None)
-            for said in ("1 or 2, the number", "[1 or 2]", "Answer 1 or Answer 2", "neither")
+            for said in ("1 or 2, the number", "[1 or 2]", "1 and 2", "Answer 1 or Answer 2", "neither")
         ),
         ("Decision: 1 or 2?\nDecision: 2", 2),
         ("Decision: 1\nOr rather\nDecision: neither", None),

@@ -269,7 +269,7 @@ def _reasons(verdicts: Sequence[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
 def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Verdict, Verdict]]) -> None:
     """Raises WorkFailed when hardly any pair could be put to a judge: then it is not known, rather than unbiased."""
     there = asked(verdicts)
-    if not pairs or there.sum() >= max(1, FEWEST * len(pairs)):
+    if there.sum() >= FEWEST * len(pairs):
         return
     whys = iter(_reasons(verdicts))
     unread = [(pair, next(whys)) for pair, is_there in zip(pairs, there, strict=True) if not is_there]
