@@ -18,7 +18,7 @@ from equipoise.language.model import load
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import job
-from equipoise.unlearning.recipe import METHODS, Recipe, recipe
+from equipoise.unlearning.recipe import Recipe
 from equipoise.unlearning.training import prepare, rmu_block
 
 COLOURS = ["red", "blue", "green", "black"]
@@ -227,12 +227,6 @@ def test_wrong_answers_come_from_the_likest_prompts():
     assert all(len(set(question.choices)) == 4 for question in asked)
     # The other doors' colours come before any wall's.
     assert set(asked[0].choices) == {"red", "blue", "green", "black"}
-
-
-def test_presets_fill_the_words():
-    assert recipe("gru").combine == "pcgrad-global" and recipe("gru").objective == "npo"
-    assert recipe("sago", objective="npo") == Recipe(objective="npo", combine="sago")
-    assert all(recipe(method) for method in METHODS)
 
 
 def test_what_is_trained(taught):
