@@ -1,7 +1,8 @@
 """Closed words: what is not one of them is refused wherever it comes from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
@@ -37,10 +38,58 @@ def test_known_words_and_their_defaults_pass():
     assert Settings("published").rule == "published"
 
 
-def test_where_numbers_may_come_too_the_word_is_not_checked():
+Units = tuple[Literal["seed", "item"], ...]
+
+
+@closed
+def widths(
+    units: Units = ("seed", "item"),
+    *,
+    level: Literal["weakest"] | float = 0.5,
+    at: Literal["last"] | Mapping[str, int] | None = None,
+    ends: tuple[Literal["open", "closed"], int] = ("open", 0),
+    states: "Mapping[Literal['done', 'lost'], Units] | None" = None,
+    rule: "Annotated[Rule, 'described']" = "paired",
+    text: Literal["auto"] | str = "auto",
+    study: "Study | None" = None,  # noqa: F821 (a class that only the type checker knows)
+) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"units": ("seeds",)}, "units is 'seeds'. Did you mean 'seed'"),
+        ({"units": ["seed", "items"]}, "units is 'items'"),
+        ({"units": "seed"}, r"one word where several may come: write \('seed',\)"),
+        ({"level": "weakst"}, "level is 'weakst'. Did you mean 'weakest'. It may also be a float"),
+        ({"at": "first"}, "at is 'first'.*It may also be a Mapping"),
+        ({"ends": ("ajar", 1)}, "ends is 'ajar'"),
+        ({"states": {"don": ("seed",)}}, "states is 'don'. Did you mean 'done'"),
+        ({"states": {"done": ("sed",)}}, r"states\['done'\] is 'sed'"),
+        ({"rule": "piared"}, "rule is 'piared'"),
+    ],
+)
+def test_words_among_several_beside_numbers_and_inside_mappings(given, message):
+    with pytest.raises(BadInput, match=message):
+        widths(**given)
+
+
+def test_what_is_no_word_passes():
+    widths(("seed",), level=0.1, at={"step": 3}, ends=("closed", 7), states={"lost": ("item",)}, text="anything")
+    widths(level=1, at=None, states=None, study=object())
     assert allowed(Literal["weakest"] | float) == ()
     assert allowed(Rule | None) == ("paired", "published", None)
-    assert judge(level=0.1)[1] == 0.1
+
+
+def test_fields_of_a_base_are_checked_too():
+    @dataclass(frozen=True)
+    class More(Settings):
+        more: Literal["a", "b"] = "a"
+
+    assert More("published", 3, "b").more == "b"
+    for wrong in (("piared", 3, "a"), ("paired", 3, "c")):
+        with pytest.raises(BadInput):
+            More(*wrong)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, [1], "1", None])

@@ -14,7 +14,7 @@ from equipoise.core.errors import BadInput
 from equipoise.language.encode import Example, collate
 from equipoise.unlearning import objectives as o
 
-BETA, DELTA = 0.7, 0.3
+BETA, GAMMA = 0.7, 0.3
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_losses_by_hand(model, batch):
     assert value(o.ga_loss()(model, batch)) == pytest.approx(sum(tokens) / 8, rel=1e-12)
     expected = [-2 / BETA * log_sigmoid(BETA * (ref - sum(row))) for ref, row in zip(reference, rows, strict=True)]
     assert value(o.npo_loss(BETA)(model, whole)) == pytest.approx(sum(expected) / 3, rel=1e-12)
-    expected = [-2 / BETA * log_sigmoid(BETA * (-sum(row) / len(row) - DELTA)) for row in rows]
-    assert value(o.simnpo_loss(BETA, DELTA)(model, batch)) == pytest.approx(sum(expected) / 3, rel=1e-12)
+    expected = [-2 / BETA * log_sigmoid(-BETA / len(row) * sum(row) - GAMMA) for row in rows]
+    assert value(o.simnpo_loss(BETA, GAMMA)(model, batch)) == pytest.approx(sum(expected) / 3, rel=1e-12)
     sums, counts = o.sequence_log_likelihoods(model, batch)
     assert_close(sums.detach(), torch.tensor([sum(row) for row in rows], dtype=torch.float64))
     assert counts.tolist() == [4, 1, 3]
@@ -103,8 +103,9 @@ def test_open_unlearning_on_fixed_numbers():
     )
     theirs = -2 / BETA * torch.nn.functional.logsigmoid(BETA * (0.0 - -(nll - ref))).mean()
     assert_close(o.npo(-nll, -ref, BETA).mean(), theirs)
-    theirs = -torch.nn.functional.logsigmoid(BETA * (nll / 5 - DELTA)).mean() * 2 / BETA
-    assert_close(o.simnpo(-nll, torch.full((3,), 5), BETA, DELTA).mean(), theirs)
+    delta = 0.4  # their margin, in nats per token: gamma = beta delta
+    theirs = -torch.nn.functional.logsigmoid(BETA * (nll / 5 - delta)).mean() * 2 / BETA
+    assert_close(o.simnpo(-nll, torch.full((3,), 5), BETA, BETA * delta).mean(), theirs)
     u = torch.rand(11, generator=generator, dtype=torch.float64)
     squared = torch.nn.functional.mse_loss(logits, u.expand_as(logits), reduction="none").mean(2).sum(1)
     assert_close(o.distance(logits, u).mean(), (squared / torch.full((3, 1), 5)).mean())
@@ -123,7 +124,7 @@ def test_finite_differences():
     logits = torch.randn(4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     frozen = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     assert gradcheck(lambda s: o.npo(s, reference, BETA), sums)
-    assert gradcheck(lambda s: o.simnpo(s, counts, BETA, DELTA), sums)
+    assert gradcheck(lambda s: o.simnpo(s, counts, BETA, GAMMA), sums)
     assert gradcheck(lambda x: o.kl(frozen, x), logits)
     assert gradcheck(lambda x: o.distance(x, frozen), logits)
 
@@ -141,7 +142,7 @@ def test_finite_differences_through_the_model(model, batch, name):
         "gd": o.gd_loss(),
         "ga": o.ga_loss(),
         "npo": o.npo_loss(BETA),
-        "simnpo": o.simnpo_loss(BETA, DELTA),
+        "simnpo": o.simnpo_loss(BETA, GAMMA),
         "kl": o.kl_loss(frozen),
         "rmu": o.rmu_loss(1, o.steering_vector(16, 3.0, generator)),
         "rmu-retain": o.rmu_retain_loss(2, frozen),
@@ -176,7 +177,7 @@ def test_npo_limits():
 
 
 def test_simnpo_limit():
-    """Check 7: delta = 0, beta -> 0 has the gradient of the mean of S_i / n_i, negated."""
+    """Check 7: gamma = 0, beta -> 0 has the gradient of the mean of S_i / n_i, negated."""
     counts = torch.tensor([1, 4, 10])
     sums = torch.tensor([-3.0, -40.0, -0.5], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(o.simnpo(sums, counts, 1e-7).sum(), sums)
@@ -242,7 +243,7 @@ def test_masked_rows_do_not_count(model, batch):
     reference = torch.tensor([-11.0, -2.0, -9.0], dtype=torch.float64)
     masked = {**batch, "labels": batch["labels"].clone(), "reference": reference}
     masked["labels"][1] = -100
-    for loss in (o.npo_loss(BETA), o.simnpo_loss(BETA, DELTA), o.gd_loss()):
+    for loss in (o.npo_loss(BETA), o.simnpo_loss(BETA, GAMMA), o.gd_loss()):
         rest = {name: tensor[[0, 2]] for name, tensor in masked.items()}
         assert value(loss(model, masked)) == pytest.approx(value(loss(model, rest)), rel=1e-11)
     trained = copy.deepcopy(model)

@@ -19,7 +19,7 @@ from equipoise.language.model import load
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import forgetting, sides, unlearn
-from equipoise.unlearning.recipe import METHODS, Recipe, recipe
+from equipoise.unlearning.recipe import Recipe
 from equipoise.unlearning.result import Measure, Unlearned
 from equipoise.unlearning.training import prepare, rmu_block
 
@@ -295,12 +295,6 @@ def test_the_dry_run_shows_what_is_trained(taught):
     asked, _, trained = plan.shown["forget"].partition("»")
     assert "What colour is the a door?" in asked and "red" in trained and "red" not in asked
     assert any("between » and «" in line for line in plan.summary())
-
-
-def test_presets_fill_the_words():
-    assert recipe("gru").combine == "pcgrad-global" and recipe("gru").objective == "npo"
-    assert recipe("sago", objective="npo") == Recipe(objective="npo", combine="sago")
-    assert all(recipe(method) for method in METHODS)
 
 
 def test_what_is_trained(taught):

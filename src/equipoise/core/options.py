@@ -297,15 +297,14 @@ def check(name: str, value: Any, hint: Any) -> None:
         choice(name, value, hint)
     elif origin in (Union, types.UnionType):
         own = tuple(word for part in parts for word in allowed(part))
-        if not isinstance(value, str):
-            parts = tuple(part for part in parts if _holds(part, value))
-        elif own and not any(_takes_text(part) for part in parts):
-            if value not in own:
-                others = " or ".join(part.__name__ for part in parts if part is not type(None) and not allowed(part))
-                raise BadInput(f"{name} is {value!r}. {did_you_mean(value, map(str, own))} It may also be a {others}.")
+        if isinstance(value, str) and (value in own or any(_takes_text(part) for part in parts)):
             return
+        if isinstance(value, str) and own:
+            others = " or ".join(part.__name__ for part in parts if part is not type(None) and not allowed(part))
+            raise BadInput(f"{name} is {value!r}. {did_you_mean(value, map(str, own))} It may also be a {others}.")
         for part in parts:
-            check(name, value, part)
+            if isinstance(value, str) or _holds(part, value):
+                check(name, value, part)
     elif isinstance(origin, type) and words(hint):
         _check_each(name, value, origin, parts)
 
@@ -313,13 +312,13 @@ def check(name: str, value: Any, hint: Any) -> None:
 def _check_each(name: str, value: Any, origin: type, parts: tuple[Any, ...]) -> None:
     if isinstance(value, str):
         raise BadInput(f"{name} is {value!r}, one word where several may come: write ({value!r},).")
-    if issubclass(origin, Mapping):
+    if issubclass(origin, Mapping) and isinstance(value, Mapping):
         for key, inner in value.items():
             check(name, key, parts[0])
             check(f"{name}[{key!r}]", inner, parts[1])
-    elif issubclass(origin, Iterable):
+    elif issubclass(origin, Iterable) and isinstance(value, Collection):  # an iterator would be used up
         fixed = origin is tuple and parts[-1] is not Ellipsis
-        for index, inner in enumerate(value if isinstance(value, Collection) else ()):
+        for index, inner in enumerate(value):
             check(name, inner, parts[min(index, len(parts) - 1)] if fixed else parts[0])
 
 

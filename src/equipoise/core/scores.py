@@ -78,7 +78,7 @@ def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> tuple[Array, Arra
 
 
 def aurc(confidence: ArrayLike, losses: ArrayLike, counts: ArrayLike | None = None) -> Any:
-    """The area under `risk_coverage`: the mean of its risks (arXiv:1705.08500). 0 for no loss, the mean loss for luck."""
+    """The area under `risk_coverage`: the mean of its risks (arXiv:1805.08206). 0 for no loss, the mean loss for luck."""
     ranked = _Ranked(confidence, losses, counts, only_labels=False)
     n0, loss0, mean = ranked.ties()
     _, n1 = ranked.around(ranked.counts)

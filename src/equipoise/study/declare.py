@@ -56,8 +56,8 @@ class Arm:
         fixed: str = "",
         **settings: Json,
     ) -> None:
-        _check_name("an arm", name)
         choice(f"The kind of arm {name!r}", kind, Kind)
+        _check_name("an arm", name)
         grid = {key: tuple(values) for key, values in (grid or {}).items()}
         for key, values in grid.items():
             if not values:
@@ -90,8 +90,8 @@ class Outcome:
     log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_name("an outcome", self.name)
         choice(f"The better side of outcome {self.name!r}", self.better, Direction)
+        _check_name("an outcome", self.name)
 
 
 @dataclass(frozen=True)

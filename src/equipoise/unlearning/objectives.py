@@ -5,11 +5,14 @@ log-likelihood of sequence i over its n_i labelled tokens, S_i,ref that of the f
 
     GA          - mean over tokens of -log p                     (unbounded below)
     NPO         -(2 / beta) mean_i log sigmoid(beta (S_i - S_i,ref))               arXiv:2404.05868, eq. 3
-    SimNPO      -(2 / beta) mean_i log sigmoid(beta (S_i / n_i - delta))           arXiv:2410.07163, eq. 4
+    SimNPO      -(2 / beta) mean_i log sigmoid(beta S_i / n_i - gamma)             arXiv:2410.07163, eq. 4
     RMU         mean over tokens and dimensions of (h - u)^2, u = c v / ||v||, v ~ Uniform[0, 1)^D     arXiv:2403.03218
     GD retain   mean over tokens of -log p
     KL retain   mean over tokens of KL(p_ref || p); padding is masked (the authors of SAGO average over it as well)
     RMU retain  mean over tokens and dimensions of (h - h_ref)^2
+
+Released code, SimNPO's own and open-unlearning's, takes its margin off before the factor: beta (S_i / n_i - delta), in nats
+per token. That is gamma = beta delta; at the default of 0 they agree.
 
 A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA and GD, tokens that are
 no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with input_ids and -100
@@ -38,9 +41,9 @@ def npo(log_likelihood: Tensor, reference: Tensor, beta: float) -> Tensor:
     return -2 / beta * F.logsigmoid(beta * (reference - log_likelihood))
 
 
-def simnpo(log_likelihood: Tensor, tokens: Tensor, beta: float, delta: float = 0.0) -> Tensor:
-    """SimNPO of each sequence, [B]: without reference, normalised by length; delta in nats per token."""
-    return -2 / beta * F.logsigmoid(beta * (-log_likelihood / tokens - delta))
+def simnpo(log_likelihood: Tensor, tokens: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
+    """SimNPO of each sequence, [B]: without reference, normalised by length; gamma is the margin of the paper's reward."""
+    return -2 / beta * F.logsigmoid(-beta * log_likelihood / tokens - gamma)
 
 
 def kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
@@ -106,13 +109,13 @@ def npo_loss(beta: float) -> LossFunction:
     return loss
 
 
-def simnpo_loss(beta: float, delta: float = 0.0) -> LossFunction:
+def simnpo_loss(beta: float, gamma: float = 0.0) -> LossFunction:
     """SimNPO. Rows without a labelled token do not count."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         sums, counts = sequence_log_likelihoods(model, batch)
         scored = counts > 0
-        return (simnpo(sums, counts.clamp(min=1), beta, delta) * scored).sum(), scored.sum()
+        return (simnpo(sums, counts.clamp(min=1), beta, gamma) * scored).sum(), scored.sum()
 
     return loss
 

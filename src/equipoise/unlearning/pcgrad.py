@@ -3,7 +3,8 @@
     d = <f, r>,   f' = f - d / (||r||^2 + 1e-10) r  if d < 0,  else f,   g = gamma f' + alpha r
 
 `combine` takes the inner products of each parameter tensor (weight, bias and norm scale apart: the "module" of the paper),
-`combine_global` those of all tensors together, which is also the core of GRU. The original method projects both gradients.
+`combine_global` those of all tensors together. That is the core of GRU (arXiv:2503.09117), which takes a moving average of
+retain gradients, may clip the cosine, and adds no retain gradient. The original PCGrad projects both gradients.
 The 1e-10 is the authors': a tensor whose ||r||^2 lies below it is hardly projected.
 """
 

@@ -12,9 +12,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "simnpo": {"objective": "simnpo", "combine": "sum"},
     "rmu": {"objective": "rmu", "combine": "sum"},
     "pcgrad": {"objective": "simnpo", "combine": "pcgrad"},
-    "gru": {"objective": "npo", "combine": "pcgrad-global"},
-    "blur": {"objective": "simnpo", "combine": "blur"},
+    "gru-core": {"objective": "npo", "combine": "pcgrad-global"},
+    "blur": {"objective": "npo", "combine": "blur", "retain_weight": 1.0},  # BLUR-NPO, as released
     "sago": {"objective": "simnpo", "combine": "sago"},
+}
+# Names of the last release, and what each has become.
+RENAMED = {
+    "gru": "the preset 'gru' is now 'gru-core': it is GRU's projection, without the remembered retain gradient and the "
+    "cosine clip of arXiv:2503.09117.",
+    "delta": "delta is now gamma, SimNPO's margin as in its paper: gamma = beta * delta.",
 }
 
 Positive = Annotated[float, Field(gt=0)]
@@ -43,7 +49,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     beta: Positive | None = Field(
         default=None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given)."
     )
-    delta: float = Field(default=0.0, description="Margin of SimNPO, nats per token.")
+    gamma: float = Field(
+        default=0.0,
+        description="Margin of SimNPO, taken off beta times the loss per token; beta times released code's.",
+    )
     steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
     rate: Positive | None = Field(
         default=None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
@@ -81,7 +90,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     def words(self) -> set[str]:
         """The words that this recipe's objective and parameters use."""
-        unused = {"delta"} if self.objective != "simnpo" else set()
+        unused = {"gamma"} if self.objective != "simnpo" else set()
         unused |= {"beta"} if self.objective not in ("npo", "simnpo") else set()
         unused |= {"steering"} if self.objective != "rmu" else {"retain_objective"}
         unused |= {"rank"} if self.parameters != "lora" else {"train_blocks"}
@@ -98,6 +107,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
 def recipe(method: str | None = None, **words: Any) -> Recipe:
     """The recipe of a preset with `words` set by hand over it. Raises BadInput for an unknown name, word or value."""
+    for name in (method, *words):
+        if name in RENAMED:
+            raise BadInput(RENAMED[name])
     if method is not None and method not in METHODS:
         raise BadInput(f"no unlearning method is called {method!r}. {did_you_mean(method, METHODS)}")
     for word in words:

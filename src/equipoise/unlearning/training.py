@@ -156,7 +156,7 @@ def losses(
     forget_loss = {
         "ga": objectives.ga_loss,
         "npo": lambda: objectives.npo_loss(recipe.resolved_beta),
-        "simnpo": lambda: objectives.simnpo_loss(recipe.resolved_beta, recipe.delta),
+        "simnpo": lambda: objectives.simnpo_loss(recipe.resolved_beta, recipe.gamma),
     }[recipe.objective]()
     if recipe.retain_objective == "kl":
         return forget_loss, objectives.kl_loss(frozen or objectives.Frozen(model))

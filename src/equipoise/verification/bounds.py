@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.verification.network import Add, Linear, Network, Relu, Scale
 from equipoise.verification.norms import SLACK, row_norms, spectral_norm
 
@@ -97,6 +98,7 @@ class Enclosure:
         return Enclosure(*(each.to(dtype) for each in (self.centre, self.axes, self.lower, self.upper)))
 
 
+@closed
 def enclosures(
     network: Network,
     x: Tensor,
@@ -333,6 +335,7 @@ class Search:
 PUBLISHED = Search()
 
 
+@closed
 def optimise(
     network: Network,
     x: Tensor,
@@ -454,6 +457,7 @@ def narrowed(network: Network, x: Tensor) -> tuple[Network, Tensor]:
     return replace(network, layers=layers, sizes=(q.shape[1], *network.sizes[1:])), x.flatten(1) @ q
 
 
+@closed
 def evaluate(
     network: Network,
     x: Tensor,
