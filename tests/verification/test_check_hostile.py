@@ -103,6 +103,7 @@ WRONG = {
     "an input of truth values": (("shape",), [True, 18]),
     "an enormous input": (("shape",), [10**12, 10**12]),
     "a number of 9,000 digits": (("shape",), [int("9" * 4200), int("9" * 4200), 3]),
+    "an input of a hundred dimensions": (("shape",), [1] * 97 + [2, 3, 3]),
     "a picture of another size": ((*ROW, "shape"), [2, 3, 4]),
     "a flat picture": ((*ROW, "shape"), [18]),
     "no stride": ((*ROW, "stride"), [0, 1]),
@@ -240,13 +241,17 @@ def test_a_network_too_large_for_the_machine_is_refused_before_it_is_read(tmp_pa
     text, tensors = dense(4, 3, 2)
     deep = {"shape": [1000], "layers": [*relus, {"kind": "linear", "inputs": [len(relus)]}]}
     many = {"shape": [10], "layers": [{"kind": "linear", "inputs": [0]}]}
+    assert read_net(stored(tmp_path / "net", text, tensors)).sizes == [4, 3, 3, 2]
+    fine = {"shape": [1, 300, 300], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+    blurred = {"shape": [300, 300], "layers": [{"kind": "conv2d", "inputs": [0], **fine}]}
+    with pytest.raises(Refused, match="its kernels 84100 places, too many"):
+        read_net(stored(tmp_path / "net", blurred, {"0.weight": np.ones((2, 1, 290, 290)), "0.bias": np.ones(2)}))
     for description in (deep, many):
         where = f"{len(description['layers']) - 1}"
         entries = {f"{where}.weight": entry(shape=(10**9, description["shape"][0]), offsets=(0, 8 * 10**10))}
         entries[f"{where}.bias"] = entry(shape=(10**9,), offsets=(8 * 10**10, 8 * 10**10 + 8 * 10**9))
         with pytest.raises(Refused, match="too many for this checker"):
             read_net(stored(tmp_path / "net", description, {}, **entries))
-    assert read_net(stored(tmp_path / "net", text, tensors)).sizes == [4, 3, 3, 2]
 
 
 # Certificates

@@ -209,7 +209,7 @@ def test_a_set_is_grown_by_the_error_of_its_centre():
 
 def convolution(groups=2):
     weight = RNG.normal(size=(4, 4 // groups, 2, 3))
-    shape = {"shape": [4, 5, 4], "stride": [2, 1], "padding": [1, 2], "dilation": [2, 1], "groups": groups}
+    shape = {"shape": [4, 3, 3], "stride": [2, 1], "padding": [1, 1], "dilation": [2, 1], "groups": groups}
     return {"kind": "conv2d", "inputs": [0], "weight": weight, "bias": RNG.normal(size=4), **shape}
 
 
@@ -304,7 +304,7 @@ def test_a_proved_norm_pays_for_every_step(shape, loose, most):
 
 
 def test_a_norm_of_rounded_products_pays_for_them():
-    for _ in range(300):
+    for _ in range(100):
         w, d = RNG.uniform(1, 2, 2)
         claimed = float(np.nextafter(w * d, 9) if RNG.random() < 0.5 else w * d * (1 + 1e-15))
         try:
@@ -392,7 +392,7 @@ def least_exactly(a, w, centre, low, high):
 
 
 def test_the_least_of_a_parabola_is_never_too_large():
-    n = 400
+    n = 200
     a = Near(RNG.normal(size=n) * 10.0 ** RNG.uniform(-3, 3, n), np.where(RNG.random(n) < 0.5, 0, 1e-9))
     w, centre = 10.0 ** RNG.uniform(-8, 3, n), RNG.normal(size=n)
     low, high = np.sort(RNG.normal(size=(2, n)), axis=0)
@@ -411,7 +411,7 @@ def test_the_least_of_a_parabola_is_never_too_large():
 
 def test_margins_of_linear_networks_are_below_the_truth_and_close_to_it():
     """Three layers whose products cancel: the truth c'(W x + b) - r |W'c| is a fraction and a root."""
-    for trial in range(60):
+    for trial in range(30):
         big = 10.0 ** RNG.integers(0, 9)
         first = RNG.normal(size=(4, 3)) * big
         layers = [linear(first, RNG.normal(size=4) * big)]
@@ -440,7 +440,7 @@ def test_margins_of_linear_networks_are_below_the_truth_and_close_to_it():
 def test_the_margin_at_a_point_is_refused_one_rounding_higher():
     """Radius 0: what is proved is the exact margin less an error, never the margin as computed where that is higher."""
     higher = 0
-    for _ in range(200):
+    for _ in range(60):
         net = net_of(linear(RNG.normal(size=(2, 5)), RNG.normal(size=2)), size=5)
         x = RNG.normal(size=5)
         weight, bias = exact(net.layers[0]["weight"]), exact(net.layers[0]["bias"])
@@ -452,7 +452,7 @@ def test_the_margin_at_a_point_is_refused_one_rounding_higher():
         )
         close = float(truth) - 1e-12
         assert check.prove(claimed(net, x, 0.0, 0, [close]), net) == [close]
-    assert higher > 50
+    assert higher > 15
 
 
 # Refined margins
@@ -508,7 +508,7 @@ def test_rows_of_a_form_hold_for_every_input():
     proof = check._Proof(claimed(net, x, radius, 1, [-9.0, -9.0], **box), net)
     proof._prove_enclosures()
     f, g, outputs, bent = proof._rows()
-    for _ in range(50):
+    for _ in range(20):
         away = RNG.normal(size=2)
         away *= RNG.uniform(0, 1) / np.linalg.norm(away)
         u = exact(away)

@@ -31,11 +31,11 @@ def within(found, least, asked, terms=1):
     assert (error <= asked * (1 + Fraction(2) ** -40) + 4 * terms * Fraction(TINY)).all()
 
 
-def test_up_and_down_pay_for_thirty_roundings_and_underflows():
+def test_up_and_down_pay_for_sixty_roundings_and_underflows():
     x = np.concatenate([random(200), [0.0, 1.0, -1.0, 5e-324, 1e-310, -1e-310]])
-    room = exact(abs(x)) * 30 * Fraction(U) + 1000 * ETA
+    room = exact(abs(x)) * 60 * Fraction(U) + 1000 * ETA
     assert (exact(up(x)) - exact(x) >= room).all() and (exact(x) - exact(down(x)) >= room).all()
-    assert (exact(up(x)) - exact(x) <= 4 * room + 2 * Fraction(TINY)).all()
+    assert (exact(up(x)) - exact(x) <= 2 * room + 2 * Fraction(TINY)).all()
     assert np.isnan([up(np.nan), down(np.nan)]).all() and up(np.inf) == np.inf and down(-np.inf) == -np.inf
     assert UP == 1 + 2.0**-47
 
@@ -73,7 +73,7 @@ def ends(a):
 @pytest.mark.parametrize("name", ["add", "sub", "mul"])
 def test_an_operation_holds_every_result(name):
     op = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}[name]
-    for a, b in [(some(400), some(400)), (near(random(400)), near(random(400))), (some(400), random(400))]:
+    for a, b in [(some(100), some(100)), (near(random(100)), near(random(100))), (some(100), random(100))]:
         found, low, high = op(a, b), *ends(op(a, b))
         b = near(b)
         for x in ends(a):

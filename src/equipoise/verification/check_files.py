@@ -24,9 +24,11 @@ HEADER = 2**24  # bytes of a network file's header
 PARAMETERS = 2**27  # numbers
 VALUES = 2**24  # numbers of all values of a network together
 WIDE = 2**26  # classes times the numbers of the largest value, or of the largest picture with its padding
+TAPS = 2**16  # positions in all kernels of a network
 CERTIFICATE = 2**30  # bytes, unpacked
 DIRECTORY = 2**20  # bytes of an archive's list of names
 LARGEST = 2**40  # whole number
+DIMENSIONS = 32
 
 METADATA = "equipoise_network"
 ARITY = {"linear": 1, "conv2d": 1, "scale": 1, "relu": 1, "add": 2}
@@ -162,7 +164,7 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
     if not isinstance(text["layers"], list) or not text["layers"]:
         raise Refused("its layers are no list with one at least")
     sizes, padded, layers, parameters = [math.prod(shape)], [0], [], {}
-    total = sizes[0]
+    total, taps = sizes[0], 0
     for place, row in enumerate(text["layers"]):
         where = f"layer {place}"
         kind = _word(row.get("kind")) if isinstance(row, dict) else ""
@@ -184,12 +186,13 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
             elif kind == "conv2d":
                 wide, size, wanted = _convolution(row, weight, size, where)
                 padded.append(wide)
+                taps += math.prod(wanted[2:])
             parameters |= {f"{place}.weight": wanted, f"{place}.bias": wanted[:1]}
         layers.append(dict(row))
         sizes.append(size)
         total += size
-        if total > VALUES:
-            raise Refused(f"its values have more than {VALUES} numbers together, too many for this checker")
+        if total > VALUES or taps > TAPS:
+            raise Refused(f"its values have {total} numbers and its kernels {taps} places, too many for this checker")
     for name, wanted in parameters.items():
         if tuple(tensors.get(name, ())) != wanted:
             raise Refused(f"its parameter {name} has the shape {_told(tensors.get(name))}, not {list(wanted)}")
@@ -227,9 +230,9 @@ def _keys(row: Any, wanted: Collection[str], where: str) -> None:
 
 def _whole(found: Any, what: str, least: int, count: int | None = None) -> tuple[int, ...]:
     """A list of whole numbers from `least` on. A truth value is none, although Python has it for one."""
-    numbers = found if isinstance(found, list) and found else [None]
+    numbers = found if isinstance(found, list) and 0 < len(found) <= DIMENSIONS else [None]
     if not all(type(each) is int and least <= each <= LARGEST for each in numbers):
-        raise Refused(f"{what} is {_told(found)}, not whole numbers from {int(least)} on")
+        raise Refused(f"{what} is {_told(found)}, not one or some whole numbers from {int(least)} on")
     if count is not None and len(found) != count:
         raise Refused(f"{what} is {_told(found)}, not {count} of them")
     return tuple(found)
