@@ -1,6 +1,7 @@
 """The command line: a wrong request is one sentence and exit code 2, and leaves nothing behind."""
 
 import json
+import os
 
 import pytest
 
@@ -91,9 +92,51 @@ def test_config_is_the_options_it_holds(here):
     stored = {"model": "tiny", "steps": 5, "general": None, "fields": {"answer": "reply"}, "chat_template": "none"}
     (here / "run.json").write_text(json.dumps(stored))
     assert expand(["unlearn", "--config", "run.json", "--steps", "7"]) == [
-        *["unlearn", "--steps", "7", "--model", "tiny", "--chat-template", "none", "--answer-field", "reply"]
+        *["unlearn", "--steps", "7", "--model=tiny", "--chat-template=none", "--answer-field=reply"]
     ]
     assert expand(["unlearn", "--steps", "7"]) == ["unlearn", "--steps", "7"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (
+            {"trust_remote_code": True},
+            "runs code that comes with a model; no file decides that.*type it: --trust-remote-code$",
+        ),
+        (
+            {"attn_implementation": "somebody/kernels"},
+            "runs code of the hub.*type it: --attn-implementation=somebody/kernels",
+        ),
+        ({"judge_url": "http://elsewhere/v1"}, "address that gets your texts and keys"),
+        ({"judge_args": "batch_size=8,trust_remote_code=true"}, "run code or call another address"),
+        ({"teacher_args": "tool_parser_plugin=/tmp/evil.py"}, "run code or call another address"),
+        ({"out": "/home/somebody/work", "fresh": True}, "where to write"),
+        ({"model": "tiny", "trust_remote_code=true --x": 1}, "is no name of a setting"),
+        ({"fields": {"a_field=b --trust-remote-code --x": "y"}}, "is no name of a setting"),
+        ([1], "expected the run.json"),
+    ],
+)
+def test_no_config_switches_on_code_addresses_or_places(here, stored, words):
+    (here / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(BadInput, match=words):
+        expand(["unlearn", "--config", "run.json"])
+
+
+def test_what_is_typed_beside_a_config_is_the_user_s_own_word(here):
+    (here / "run.json").write_text(
+        json.dumps({"trust_remote_code": True, "steps": 5, "judge_args": "engine=llama.cpp"})
+    )
+    assert expand(["unlearn", "--config=run.json", "--trust-remote-code"]) == [
+        *["unlearn", "--trust-remote-code", "--steps=5", "--judge-args=engine=llama.cpp"]
+    ]
+    (here / "run.json").write_text(json.dumps({"model": "--trust-remote-code", "limit": "-3", "radius": [1, 2]}))
+    assert expand(["certify", "--config", "run.json"]) == [
+        *["certify", "--model=--trust-remote-code", "--limit=-3", "--radius=1,2"]
+    ]
+    os.mkfifo(here / "pipe.json")
+    with pytest.raises(BadInput, match="is a pipe"):
+        expand(["unlearn", "--config", "pipe.json"])
 
 
 @pytest.mark.parametrize(
