@@ -2,9 +2,9 @@
 
 "500*2 q7" is answered twice with HTTP 500 and then with "answer to 500*2 q7". Words: 429, after (429 with Retry-After),
 any other status, garbage (half of a JSON text), invalid (JSON without choices), nothing (the connection is closed), hang,
-empty, filter, long (cut at max_tokens), echo (the answer
-holds the key that was sent), untold (no token counts), schema (HTTP 400 while a response format is asked for), ok, say (what follows is
-the answer; a repair question is answered by what follows "then" in it).
+empty, filter, long (cut at max_tokens), echo (the answer holds the key that was sent), untold (no token counts), schema
+(HTTP 400 while a response format is asked for), ok, say (what follows is the answer; a repair question is answered by what
+follows "then" in it).
 """
 
 import json

@@ -213,6 +213,15 @@ def test_beginning_of_the_answer(small, engine):
     assert begun and second.text.startswith(small.tokenizer.decode([likeliest]).removeprefix(" "))
 
 
+def test_a_template_that_does_not_end_is_given_up(small, engine, monkeypatch):
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
+    monkeypatch.setattr(transformers_engine, "ENCODING_LIMIT", 0.2)
+    monkeypatch.setattr(small.tokenizer, "chat_template", loops + "{% endfor %}" * 3)
+    (refused,) = run(engine, [call("one")])
+    assert isinstance(refused, BadInput)
+    assert "takes more than 0.2 s for one prompt" in str(refused)
+
+
 def test_what_nobody_wants_leaves_the_batch(small, engine, monkeypatch):
     steps = []
     forward = small.model.forward

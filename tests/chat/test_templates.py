@@ -1,6 +1,7 @@
 """Templates: what is filled in stays text, what is wrong in a file is named with its line."""
 
 import hashlib
+import os
 import re
 from importlib import resources
 from types import SimpleNamespace
@@ -138,3 +139,17 @@ def test_a_resource_of_a_package_and_no_slots():
         Template.read(folder / "seed_biases.json")
     plain = Template.read(SimpleNamespace(read_bytes=lambda: b"---\n---\n# user\nHello"))
     assert plain.render() == (Message("user", "Hello"),)
+
+
+def test_a_pipe_is_refused_instead_of_read(tmp_path):
+    os.mkfifo(tmp_path / "prompt.md")
+    with pytest.raises(BadInput, match="is a pipe; expected a file"):
+        Template.read(tmp_path / "prompt.md")
+
+
+def test_a_template_of_many_slots_and_braces_takes_no_time(tmp_path):
+    """The grammar has no loops; what is filled in is text and never searched, so the work is one pass."""
+    path = tmp_path / "prompt.md"
+    path.write_text("---\na: text\n---\n# user\n" + "{{a}}" * 20_000 + "{% for x in range(9**9) %}" * 20_000)
+    (message,) = Template.read(path).render(a="{{a}}{{a}}")
+    assert message.content.startswith("{{a}}{{a}}" * 20_000 + "{% for x in range(9**9) %}")

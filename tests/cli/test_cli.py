@@ -1,6 +1,7 @@
 """The command line: a wrong request is one sentence and exit code 2, and leaves nothing behind."""
 
 import json
+import os
 
 import pytest
 
@@ -106,6 +107,29 @@ def test_config_is_the_options_it_holds(here, capsys):
 def test_what_must_be_given_is_named(capsys):
     assert main(["unlearn", "--model", "tiny"]) == 2
     assert capsys.readouterr().err.startswith("equipoise: --forget is missing. Help: equipoise unlearn --help")
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ({"trust_remote_code": True}, "lets code run: type --trust-remote-code"),
+        ({"attn_implementation": "somebody/kernels"}, "lets code run: type --attn-implementation"),
+        ({"out": "/home/somebody/work", "fresh": True}, "no option 'out'"),
+        ({"trust_remote_code=true --x": 1}, "no option"),
+        ([1], "expected the run.json"),
+    ],
+)
+def test_no_config_switches_on_code_or_places(here, capsys, stored, words):
+    content = {"model": "tiny", "forget": "forget.jsonl", "retain": "retain.jsonl", **stored} if stored != [1] else [1]
+    (here / "run.json").write_text(json.dumps(content))
+    assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_config_that_is_a_pipe_is_refused(here, capsys):
+    os.mkfifo(here / "pipe.json")
+    assert main(["unlearn", "--config", "pipe.json"]) == 2
+    assert "is a pipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

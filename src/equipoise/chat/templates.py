@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.files import read_regular
 from equipoise.data.records import Message
 
 TYPES = ("text", "integer", "number", "list")
@@ -59,7 +60,7 @@ class Template:
         """From a file, or a resource of a package. Raises BadInput naming file and line."""
         source = Path(source) if isinstance(source, str) else source
         try:
-            data = source.read_bytes()
+            data = read_regular(source) if isinstance(source, Path) else source.read_bytes()
             text = data.decode()
         except OSError as error:
             raise BadInput(f"{source}: the template cannot be read ({error.strerror or error}).") from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core import page
 from equipoise.core.errors import BadInput
+from equipoise.core.files import open_regular
 from equipoise.study.summary_text import STATES, State, published_counts
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ def reports_in(folders: Iterable[Path]) -> list[Report]:
         here: dict[Path, Report] = {}
         for path in sorted(folder.rglob("report.html")):
             try:
-                metadata = parquet.read_schema(path.with_name("results.parquet")).metadata or {}
+                with open_regular(path.with_name("results.parquet")) as table:
+                    metadata = parquet.read_schema(table).metadata or {}
                 about = json.loads(metadata[b"equipoise"])
-                here[path.resolve()] = Report(path, about["study"], about["options"])
-            except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
+                here[path.resolve()] = Report(path, str(about["study"]), dict(about["options"]))
+            except (OSError, KeyError, ValueError, TypeError, RecursionError, pa.ArrowException):
                 continue  # the report of a job, or of something else
         if not here:
             raise BadInput(f"{folder} holds no report of a study (report.html with results.parquet beside it).")

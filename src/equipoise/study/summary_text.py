@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from equipoise.core import numbers
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import write_atomic
+from equipoise.core.files import read_regular, write_atomic
 from equipoise.study.claims import Between, Both, Cheaper, Claim, Comparison, Matched, Statistic, Test
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
 def published(path: Path) -> dict[str, dict[str, Any]]:
     """Study name -> what `published_entry` wrote; empty when nothing has been published. Raises BadInput otherwise."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_regular(path).decode())
     except FileNotFoundError:
         return {}
     except (UnicodeDecodeError, ValueError) as error:

@@ -24,6 +24,11 @@ else:  # what a command line can give
     Records = Path
 
 
+def is_of_the_hub(attention: object) -> bool:
+    """Whether an attention is a kernel that somebody published: transformers would fetch it and run it."""
+    return isinstance(attention, str) and "/" in attention
+
+
 @job("unlearn", Unlearned, rest=Recipe)
 def unlearn(
     model: Annotated[ModelLike, Setting(alias=("--model-name-or-path", "-m"), objects=True)],
@@ -37,8 +42,8 @@ def unlearn(
     device: Annotated[str, Setting(stored=False)] = "auto",
     dtype: str = "auto",
     chat_template: str = "auto",
-    trust_remote_code: Annotated[bool, Setting(typed=True)] = False,
-    attn_implementation: str | None = None,
+    trust_remote_code: Annotated[bool, Setting(typed=bool)] = False,
+    attn_implementation: Annotated[str | None, Setting(typed=is_of_the_hub)] = None,
     shard: Annotated[bool, Setting(stored=False)] = False,
     fields: dict[str, str] | None = None,
     **words: Any,
