@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,27 @@ def test_refusals(fresh, tmp_path):
         attach(adapted, seed=0)
     with pytest.raises(BadInput, match="merge it first"):
         adapted.save(tmp_path)
-    with pytest.raises(BadInput, match="names no base model"):
-        export(adapted, tmp_path)
+    with pytest.raises(
+        BadInput, match=r"An adapter of tiny names no base model .* made in memory: save it to a folder"
+    ):
+        export(adapted, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(BadInput, match="names no base model to load"):
         load(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(BadInput, match=r"adapter_config\.json cannot be read"):
+        load(tmp_path)
+
+
+def test_an_adapter_names_what_was_loaded_and_not_what_is_called_so(fresh, tmp_path, monkeypatch):
+    """A folder that happens to have the name of a model in memory is not its base; a relative path is made absolute."""
+    monkeypatch.chdir(tmp_path)
+    fresh.save("mine")
+    with pytest.raises(BadInput, match="made in memory"):
+        export(attach(replace(fresh, name="mine"), seed=0), "adapter")
+    loaded = load("mine", device="cpu")
+    loaded.origin = replace(loaded.origin, revision="abc")
+    export(attach(replace(loaded, name="another"), seed=0), "adapter")
+    stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert stated["base_model_name_or_path"] == str(tmp_path / "mine") and stated["revision"] == "abc"

@@ -7,8 +7,12 @@ from tokenizers import processors
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message, Record
 from equipoise.language.catalog import is_cached
-from equipoise.language.encode import IGNORE, collate, encode, encode_prompts
+from equipoise.language.encode import IGNORE, collate, encode, encode_prompts, notes, other_beginning
+from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel
+from equipoise.language.score import perplexity
+from equipoise.language.tiny import tiny
+from frames import FRAMES, framed
 
 SMOLLM2_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -21,6 +25,16 @@ MADE_UP_TEMPLATE = (
     "{% for message in messages %}### {{ message['role'] }}:\n  {{ message['content'] | trim }}\n### End\n\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+# As DeepSeek-R1's: reasoning is taken out of finished turns, and put before new ones.
+CUTTING_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}[A]{{ message['content'].split('</think>')[-1] }}"
+    "{{ eos_token }}{% else %}[U]{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[A]<think>\n{% endif %}"
+)
+NO_END_TEMPLATE = (
+    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% if not loop.last %}{{ eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ eos_token }}[assistant]{% endif %}"
 )
 # As reasoning models do: what stands before </think> is rendered apart from the reply.
 THINKING_TEMPLATE = (
@@ -38,10 +52,9 @@ def with_template(language_model: LanguageModel, template: str) -> LanguageModel
     tokenizer = copy.deepcopy(language_model.tokenizer)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = template
-    # The added tokens have no row in the model; encoding does not touch it.
-    other = copy.copy(language_model)
-    other.tokenizer = tokenizer
-    return other
+    model = copy.deepcopy(language_model.model)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return replace(language_model, model=model, tokenizer=tokenizer)
 
 
 def labelled(language_model, example):
@@ -163,7 +176,9 @@ def test_cutting_keeps_both_sides_and_counts(small):
         cut, both, kept = encode(
             plain, [long_prompt, long_both, QUESTION.__class__(id="c", completion="one")], max_length=12
         )
-    assert cut.input_ids == whole.input_ids[-12:] and labelled(plain, cut) == labelled(plain, whole)
+    assert cut.input_ids == whole.input_ids[:1] + whole.input_ids[-11:] and labelled(plain, cut) == labelled(
+        plain, whole
+    )
     assert cut.cut == len(whole.input_ids) - 12
     assert len(both.input_ids) == 12 and sum(label != IGNORE for label in both.labels) == 6
     assert kept.cut == 0
@@ -185,6 +200,171 @@ def test_collate_pads_on_the_right(small):
         assert batch["input_ids"][row, :length].tolist() == list(example.input_ids)
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["labels"].shape[1] - length)
         assert batch["labels"][row].tolist()[length:] == [IGNORE] * (batch["labels"].shape[1] - length)
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES)
+@pytest.mark.parametrize("completion", ["Oslo", "one two three four five six seven"])
+def test_what_the_tokenizer_puts_around_a_text(small, before, after, completion):
+    """Against the tokenizer's own output: passages, pairs and prompts have it, and every other token is labelled."""
+    model = framed(small, before, after)
+    tokenizer, count = model.tokenizer, len(before)
+    prompt = "The capital of Norway is"
+    begin, end = tokenizer.convert_tokens_to_ids(list(before)), tokenizer.convert_tokens_to_ids(list(after))
+
+    (passage,) = encode(model, [Record(id="t", completion=f"{prompt} {completion}")])
+    assert list(passage.input_ids) == tokenizer(f"{prompt} {completion}").input_ids
+    assert passage.labels == (*[IGNORE] * max(count, 1), *passage.input_ids[max(count, 1) :])
+
+    (pair,) = encode(model, [Record(id="p", prompt=prompt, completion=completion)])
+    body = tokenizer(f"{prompt} {completion}", add_special_tokens=False).input_ids
+    assert list(pair.input_ids) == begin + body + (end or [tokenizer.eos_token_id])
+    given = count + len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    assert pair.labels == (*[IGNORE] * given, *pair.input_ids[given:])
+    (without_end,) = encode(model, [Record(id="p", prompt=prompt, completion=completion)], end=False)
+    assert list(without_end.input_ids) == begin + body
+
+    (start,), ends = encode_prompts(model, [prompt])
+    assert start == list(pair.input_ids[:given])
+    assert pair.input_ids[count + len(body)] in ends  # the first token behind the answer ends it
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES)
+def test_cutting_leaves_the_beginning(small, before, after):
+    model, count = framed(small, before, after), len(before)
+    with pytest.warns(UserWarning):
+        pair, passage = encode(
+            model,
+            [Record(id="p", prompt="one two three " * 9, completion="Oslo"), Record(id="t", completion="one two " * 9)],
+            max_length=10,
+        )
+    begin = tuple(model.tokenizer.convert_tokens_to_ids(list(before)))
+    for example in (pair, passage):
+        assert example.input_ids[:count] == begin and len(example.input_ids) == 10
+        assert all(label == IGNORE for label in example.labels[: max(count, 1)])
+    assert labelled(model, pair).startswith(" Oslo")
+    with pytest.raises(BadInput, match=f"use at least {max(count + 1, 2)}"):
+        encode(model, [QUESTION], max_length=max(count, 1))
+
+
+def test_reasoning_that_the_template_cuts_away_is_told(small):
+    thought = replace(QUESTION, id="th", completion="<think>one two</think>Oslo")
+    model = with_template(small, CUTTING_TEMPLATE)
+    with pytest.warns(
+        UserWarning, match="1 of 2 records have a completion of which the chat template leaves a part out"
+    ):
+        plain, cut = encode(model, [QUESTION, thought])
+    assert (plain.hidden, cut.hidden) == (False, True)
+    assert labelled(model, cut).strip() == "Oslo<|end|>"
+    assert [note.split(" records ")[0] for note in notes([plain, cut])] == ["1 of 2"]
+    with pytest.raises(BadInput, match="leaves nothing of the completion"):
+        encode(model, [replace(thought, completion="<think>one two</think>")])
+    shown = with_template(small, THINKING_TEMPLATE)
+    assert not any(example.hidden for example in encode(shown, [QUESTION, thought]))
+
+
+def test_generation_that_begins_elsewhere_is_told(small):
+    assert "with '<think>' and a learnt" in str(other_beginning(with_template(small, CUTTING_TEMPLATE))).replace(
+        "\\n", ""
+    )
+    assert "with '' and a learnt or scored one with '<think></think>'" in str(
+        other_beginning(with_template(small, THINKING_TEMPLATE))
+    )
+    assert other_beginning(small) is None and other_beginning(with_template(small, SMOLLM2_TEMPLATE)) is None
+    assert other_beginning(replace(small, chat_template="none")) is None
+
+
+@pytest.mark.parametrize("template", [NO_END_TEMPLATE, MADE_UP_TEMPLATE])
+def test_a_template_without_an_end_token_is_told(small, template):
+    model = with_template(small, template)
+    with pytest.warns(UserWarning, match="1 of 1 records end without a token at which generation stops"):
+        (example,) = encode(model, [QUESTION])
+    assert example.open and "Oslo" in labelled(model, example)
+    assert not encode(model, [QUESTION], end=False)[0].open
+    no_end = framed(small, ("<|begin|>",), ())
+    no_end.tokenizer.eos_token = None
+    with pytest.warns(UserWarning, match="end without a token"):
+        assert encode(no_end, [QUESTION])[0].open
+    assert not any(example.open for example in encode(small, [QUESTION, Record(id="t", completion="one two")]))
+
+
+@pytest.mark.parametrize("trailing", ["", " ", "  "])
+def test_a_header_that_ends_in_a_blank(small, trailing):
+    """The blank is part of the first word's token, in what is learnt as in what is generated."""
+    header = "[" + "A:" + trailing
+    model = with_template(
+        small,
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}" + header + "{{ message['content'] }}"
+        "{{ eos_token }}{% else %}[U]{{ message['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}" + header + "{% endif %}",
+    )  # fmt: skip
+    (example,) = encode(model, [QUESTION])
+    (start,), _ = encode_prompts(model, [QUESTION.prompt])
+    given = sum(label == IGNORE for label in example.labels)
+    assert list(example.input_ids[:given]) == start
+    assert labelled(model, example).strip() == "Oslo<|end|>"
+
+
+def test_an_answer_that_has_begun_is_continued(small):
+    for template in (None, SMOLLM2_TEMPLATE, MADE_UP_TEMPLATE):
+        model = small if template is None else with_template(small, template)
+        turns = [Message("user", QUESTION.prompt), Message("assistant", "The capital is ")]
+        (start,), ends = encode_prompts(model, [turns])
+        (fresh,), its_ends = encode_prompts(model, [QUESTION.prompt])
+        assert model.tokenizer.decode(start).endswith("The capital is") and ends == its_ends
+        (whole,) = encode(model, [replace(QUESTION, completion="The capital is Oslo")], end=False)
+        assert whole.input_ids[: len(start)] == tuple(start) and len(start) > len(fresh)
+    with pytest.raises(BadInput, match="does not show the answer that has begun"):
+        encode_prompts(
+            with_template(small, CUTTING_TEMPLATE), [[*turns[:1], Message("assistant", "<think>a</think>b")]]
+        )
+    with pytest.raises(BadInput, match="Prompt 0 is empty"):
+        encode_prompts(small, [[]])
+
+
+def test_halves_of_surrogate_pairs_are_one_sentence(small):
+    half = "one \ud83d two"
+    plain = replace(small, chat_template="none")
+    for model in (small, plain):
+        for record in (
+            replace(QUESTION, completion=half),
+            replace(QUESTION, prompt=half),
+            Record(id="q", completion=half),
+        ):
+            with pytest.raises(BadInput, match=r"Record 'q' holds half of a surrogate pair, behind '.*one '"):
+                encode(model, [record])
+        with pytest.raises(BadInput, match="Prompt 1 holds half of a surrogate pair"):
+            generate(model, ["one", half])
+        with pytest.raises(BadInput, match="Text 0 holds half"):
+            perplexity(model, [half])
+    with pytest.raises(BadInput, match="Text 1 holds half"):
+        tiny(["one", half], seed=0)
+
+
+def test_tokens_without_an_embedding(small):
+    """As Gemma 3 has one: the tokenizer knows one token more than the model. Only a text that holds it is refused."""
+    tokenizer = copy.deepcopy(small.tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<picture>"]})
+    assert len(tokenizer) == small.vocabulary + 1
+    model = LanguageModel(small.model, tokenizer, "gemma", "source")
+    plain = replace(model, chat_template="none")
+    assert encode(model, [QUESTION]) == encode(small, [QUESTION]) and generate(model, ["one"]) == generate(
+        small, ["one"]
+    )
+    message = (
+        rf"Record 'q' holds the token '<picture>', number {small.vocabulary} from 0, but gemma has embeddings for 300"
+    )
+    for asked in (model, plain):
+        with pytest.raises(BadInput, match=message):
+            encode(asked, [replace(QUESTION, prompt="what is <picture>?")])
+        with pytest.raises(BadInput, match="Prompt 0 holds the token '<picture>'"):
+            generate(asked, ["what is <picture>?"])
+    with pytest.raises(BadInput, match="Text 0 holds the token '<picture>'"):
+        perplexity(model, ["<picture>"])
+    tokenizer.eos_token = "<picture>"
+    with pytest.raises(BadInput, match="The end of an answer holds the token '<picture>'"):
+        encode(plain, [QUESTION])
+    with pytest.raises(BadInput, match="Every text holds the token '<picture>'"):
+        encode(framed(replace(model, tokenizer=tokenizer), ("<picture>",), ()), [QUESTION])
 
 
 def test_bad_records(small):

@@ -2,11 +2,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from equipoise.core.errors import BadInput
-from equipoise.language.encode import encode_prompts
+from equipoise.data.records import Record
+from equipoise.language.encode import encode, encode_prompts
 from equipoise.language.generate import choose, generate
+from equipoise.language.rehearsal import rehearse
+from equipoise.language.score import log_likelihoods
 
 PROMPTS = [
     "yes",
@@ -54,6 +66,48 @@ def test_greedy_against_a_loop(small, gpt2, batch_size, template):
         expected = [one_by_one(model, prompt, 12) for prompt in PROMPTS]
         assert len(set(expected)) > 1
         assert generate(model, PROMPTS, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+class NoCache(LlamaForCausalLM):
+    """As code that a folder brings may be: it takes a cache and gives none back."""
+
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, **words):
+        assert past_key_values is None
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **words)
+        output.past_key_values = None
+        return output
+
+
+STATES = {
+    "no cache": lambda **words: NoCache(
+        LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, **words)
+    ),
+    "mamba": lambda **words: MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **words)),
+    "rwkv": lambda **words: RwkvForCausalLM(
+        RwkvConfig(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=128, **words)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_models_without_a_key_value_cache(small, name):
+    """State-space models: answers and scores as of each row alone, and all that a job needs."""
+    torch.manual_seed(1)
+    model = STATES[name](vocab_size=len(small.tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)  # so that what is said depends on the tokens before the last
+    state_space = replace(small, model=model)
+    expected = [one_by_one(state_space, prompt, 8) for prompt in PROMPTS]
+    assert len(set(expected)) > 1
+    for batch_size in (1, 2, 32):
+        assert generate(state_space, PROMPTS, max_new_tokens=8, batch_size=batch_size) == expected
+    examples = encode(state_space, [Record(id=f"{i}", prompt=p, completion="yes no") for i, p in enumerate(PROMPTS)])
+    together, _ = log_likelihoods(state_space, examples)
+    alone, _ = log_likelihoods(state_space, examples, batch_size=1)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
+    rehearse(state_space, writes="nothing" if name == "no cache" else "model")
 
 
 def test_rows_end_by_themselves(gpt2, monkeypatch):

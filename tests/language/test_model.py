@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 
@@ -6,7 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from equipoise.core.errors import BadInput
-from equipoise.language.model import LanguageModel, load
+from equipoise.data.records import Record
+from equipoise.language.adapters import attach, export
+from equipoise.language.encode import encode
+from equipoise.language.model import LanguageModel, Origin, load
+from equipoise.language.rehearsal import rehearse
 from equipoise.language.tiny import tiny
 
 
@@ -109,7 +114,7 @@ def test_pickles_are_refused_unread(copy):
         load(copy)
 
 
-@pytest.mark.parametrize("damage", ["truncated weights", "broken config", "unknown architecture", "other tokenizer"])
+@pytest.mark.parametrize("damage", ["truncated weights", "broken config", "unknown architecture"])
 def test_damaged_folder_is_one_sentence(copy, damage):
     config = copy / "config.json"
     if damage == "truncated weights":
@@ -117,17 +122,10 @@ def test_damaged_folder_is_one_sentence(copy, damage):
         (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     elif damage == "broken config":
         config.write_text("{")
-    elif damage == "unknown architecture":
+    else:
         config.write_text(
             json.dumps(json.loads(config.read_text()) | {"model_type": "nosuch", "architectures": ["No"]})
         )
-    else:
-        tiny(["one two three four"] * 3, seed=0, vocabulary=400, width=16, layers=1, heads=1).tokenizer.save_pretrained(
-            copy
-        )
-        state = {"model.embed_tokens.weight": torch.zeros(270, 32)}
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 270, "num_hidden_layers": 0}))
-        save_file(state | {"model.norm.weight": torch.ones(32)}, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadInput) as caught:
         load(copy, device="cpu")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
@@ -163,3 +161,72 @@ def test_every_end_of_the_checkpoint_counts(small):
     model = tiny(["one two"], seed=0, width=16, layers=1, heads=1)
     model.model.generation_config.eos_token_id = [5, 6]
     assert LanguageModel(model.model, model.tokenizer, "name", "source").end_ids == {5, 6, 2}
+
+
+def test_a_tokenizer_that_knows_more_tokens_than_the_model(copy):
+    """Loaded all the same; padding falls to a token that the model has, and a text that needs another is refused."""
+    tokenizer = tiny(["one two three four"] * 3, seed=0, width=16, layers=1, heads=1).tokenizer
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<picture>"], "pad_token": "<last>"})
+    tokenizer.save_pretrained(copy)
+    config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 270, "num_hidden_layers": 0}
+    (copy / "config.json").write_text(json.dumps(config))
+    state = {"model.embed_tokens.weight": torch.zeros(270, 32), "model.norm.weight": torch.ones(32)}
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(copy, device="cpu", chat_template="none")
+    assert len(loaded.tokenizer) > loaded.vocabulary == 270 > loaded.pad_id
+    assert encode(loaded, [Record(id="a", prompt="on", completion="e")])
+    with pytest.raises(
+        BadInput, match=r"Record 'b' holds the token '.+', number \d+ from 0, but .* has embeddings for 270"
+    ):
+        encode(loaded, [Record(id="b", prompt="one", completion="four <picture>")])
+
+
+def test_loaded_again_as_it_was_loaded(small, copy, tmp_path):
+    """A folder with code of its own: what was allowed when it was loaded is allowed when its result is."""
+    (copy / "modeling_mine.py").write_text(
+        "from transformers import LlamaForCausalLM, LlamaConfig\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class MineForCausalLM(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    stated = {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": names}
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | stated))
+    with pytest.raises(BadInput, match="brings its own code"):
+        load(copy, device="cpu")
+    date = datetime.date(2026, 1, 2)
+    loaded = load(
+        copy, device="cpu", dtype="bfloat16", chat_template="none", trust_remote_code=True, date=date.isoformat()
+    )
+    assert loaded.origin == Origin(str(copy.resolve()), None, True)
+    rehearse(loaded)
+    loaded.save(tmp_path / "written")
+    again = loaded.reload(tmp_path / "written")
+    assert type(again.model).__name__ == "MineForCausalLM" and again.model.dtype == torch.bfloat16
+    assert (again.chat_template, again.date) == ("none", date)
+    rehearse(attach(loaded, rank=2, seed=0), writes="adapter")
+    adapted = attach(again, rank=2, seed=0)
+    export(adapted, tmp_path / "adapter")
+    merged = adapted.reload(tmp_path / "adapter")
+    assert type(merged.model).__name__ == "MineForCausalLM" and merged.origin.trust_remote_code
+    with pytest.raises(BadInput, match="brings its own code"):
+        load(tmp_path / "adapter", device="cpu")
+
+
+def test_what_only_a_hub_has_is_refused_for_a_folder(folder):
+    with pytest.raises(BadInput, match=r"has no revisions, only models of the hub have: leave revision 'main' out"):
+        load(folder, revision="main")
+    with pytest.raises(BadInput, match="Did you mean 'none'"):
+        load(folder, device="cpu").__class__(None, None, "a", "b", chat_template="nome")
+
+
+def test_a_context_that_is_not_stated(small):
+    model = tiny(["one two"], seed=0, width=16, layers=1, heads=1)
+    for stated in (-1, 0):
+        model.model.config.max_position_embeddings = stated
+        assert model.context == 2**31
+
+
+def test_a_template_that_is_no_text(folder, tmp_path):
+    (tmp_path / "template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(BadInput, match=r"template.jinja: the chat template cannot be read .*UTF-8"):
+        load(folder, chat_template=str(tmp_path / "template.jinja"))

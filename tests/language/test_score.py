@@ -14,8 +14,10 @@ from equipoise.language.score import (
     log_likelihoods,
     multiple_choice,
     perplexity,
+    text_loss,
     token_log_likelihoods,
 )
+from frames import FRAMES, framed
 
 WORDS = ["yes", "no", "Oslo", "Paris.", "In the town of Veskole", "one two three", "seven"]
 RECORDS = [
@@ -180,7 +182,7 @@ def test_questions_that_are_none(small):
         multiple_choice(small, [replace(good, prompt="")])
     with pytest.raises(BadInput, match="more than letters"):
         multiple_choice(small, [replace(good, choices=tuple("word" for _ in range(27)))], by="letter")
-    with pytest.raises(BadInput, match="not by 'letters'"):
+    with pytest.raises(BadInput, match=r"by is 'letters'. Did you mean 'letter'"):
         multiple_choice(small, [good], by="letters")
     assert math.isnan(multiple_choice(small, []).accuracy)
 
@@ -194,21 +196,42 @@ def test_scores_can_be_constants_of_a_loss(fresh):
     assert fresh.model.lm_head.weight.grad is not None
 
 
-def test_perplexity_predicts_each_token_once(small):
-    texts = ["Where was Mulum Kunwick born? In the town of Veskole, where the river bends twice.", "one two", "yes"]
-    total, tokens = 0.0, 0
+@pytest.mark.parametrize(("before", "after"), FRAMES)
+def test_perplexity_predicts_each_token_once(small, before, after):
+    """Token by token: each from what begins every text, and from the tokens of its window before it."""
+    model = framed(small, before, after)
+    texts = ["Where was Mulum Kunwick born? In the town of Veskole, where the river bends twice.", "one two", "yes", ""]
+    total, tokens, count = 0.0, 0, len(before)
     for text in texts:
-        ids = small.tokenizer(text).input_ids
-        for place in range(1, len(ids)):
-            begin = (place - 1) // 7 * 7  # windows of 8 tokens that share one
-            values = brute_force(
-                small.model, Example(tuple(ids[begin : place + 1]), (*[IGNORE] * (place - begin), ids[place]))
-            )
+        ids = model.tokenizer(text).input_ids
+        begin, ids = ids[:count], ids[count:] if text else []
+        for place in range(0 if begin else 1, len(ids)):
+            start = max(place - 1, 0) // (7 - count) * (7 - count)  # windows of 8 tokens, the beginning included
+            given = [*begin, *ids[start:place]]
+            values = brute_force(model.model, Example((*given, ids[place]), (*[IGNORE] * len(given), ids[place])))
             total, tokens = total + values.item(), tokens + 1
-    found = perplexity(small, texts, max_length=8, batch_size=3)
+    found = perplexity(model, texts, max_length=8, batch_size=3)
     assert found == pytest.approx(math.exp(-total / tokens), rel=1e-5)
-    assert perplexity(small, texts, max_length=8, batch_size=1) == pytest.approx(found, rel=1e-6)
-    assert math.isnan(perplexity(small, []))
+    assert perplexity(model, texts, max_length=8, batch_size=1) == pytest.approx(found, rel=1e-6)
+    assert text_loss(model, texts, max_length=8) == pytest.approx(math.log(found), rel=1e-6)
+    assert math.isnan(perplexity(model, []))
+    with pytest.raises(BadInput, match=f"use at least {count + 2}"):
+        perplexity(model, texts, max_length=count + 1)
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES)
+def test_perplexity_is_that_of_the_encoded_passage(small, before, after):
+    model = framed(small, before, after)
+    (example,) = encode(model, [Record(id="t", completion="one two three four")])
+    sums, counts = log_likelihoods(model, [example])
+    assert perplexity(model, ["one two three four"]) == pytest.approx(math.exp(-(sums / counts).item()), rel=1e-6)
+
+
+def test_a_destroyed_model_is_infinitely_perplexed(fresh):
+    with torch.no_grad():
+        fresh.model.model.norm.weight.mul_(1e5)
+    loss = text_loss(fresh, ["one two three four"])
+    assert 709 < loss < math.inf and perplexity(fresh, ["one two three four"]) == math.inf
 
 
 def test_bad_examples_and_sizes(small):

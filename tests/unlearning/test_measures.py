@@ -132,7 +132,8 @@ def test_attacks_in_closed_form():
     assert loss_attack(values) == -3
     assert min_k(values, 0.4) == -4.5 and min_k(values, 0.01) == -5 and min_k(values, 1) == -3
     text = "abc " * 50
-    assert zlib_attack(values, text) == pytest.approx(-15 / len(zlib.compress(text.encode())))
+    assert zlib_attack(values, text) == pytest.approx(-3 / len(zlib.compress(text.encode())))  # the mean
+    assert zlib_attack(values.repeat(2), text) == zlib_attack(values, text)
     mean, deviation = torch.tensor([-1.0, -3.0, -3.0, -1.0, -4.0]), torch.tensor([1.0, 2.0, 0.5, 1.0, 0.0])
     assert min_k_plus_plus(values, mean, deviation, 0.4) == -1.0  # of 0, -1, 0, -1, and 0 where nothing varies
     assert math.isnan(min_k(torch.empty(0))) and math.isnan(loss_attack(torch.empty(0)))

@@ -9,17 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equipoise.language.adapters import attach, detach, export, merge
-    from equipoise.language.encode import IGNORE, Example, collate
+    from equipoise.language.encode import IGNORE, Example, collate, notes
     from equipoise.language.model import LanguageModel, load
-    from equipoise.language.score import Choices, log_likelihoods, multiple_choice, perplexity, token_log_likelihoods
+    from equipoise.language.rehearsal import rehearse
+    from equipoise.language.score import (
+        Choices,
+        log_likelihoods,
+        multiple_choice,
+        perplexity,
+        text_loss,
+        token_log_likelihoods,
+    )
     from equipoise.language.states import editing, places, recording
     from equipoise.language.tiny import teach
 
 _WHERE = {
     "adapters": ("attach", "detach", "export", "merge"),
-    "encode": ("IGNORE", "Example", "collate"),
+    "encode": ("IGNORE", "Example", "collate", "notes"),
     "model": ("LanguageModel", "load"),
-    "score": ("Choices", "log_likelihoods", "multiple_choice", "perplexity", "token_log_likelihoods"),
+    "rehearsal": ("rehearse",),
+    "score": ("Choices", "log_likelihoods", "multiple_choice", "perplexity", "text_loss", "token_log_likelihoods"),
     "states": ("editing", "places", "recording"),
     "tiny": ("teach",),
 }
@@ -39,10 +48,13 @@ __all__ = [
     "log_likelihoods",
     "merge",
     "multiple_choice",
+    "notes",
     "perplexity",
     "places",
     "recording",
+    "rehearse",
     "teach",
+    "text_loss",
     "token_log_likelihoods",
 ]
 

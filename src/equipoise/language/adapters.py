@@ -57,9 +57,10 @@ def attach(
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global state only, on the CPU
         torch.manual_seed(seed)
         adapted = _wrap(model, lambda: get_peft_model(model, config))
-    # PEFT notes the folder that the weights were read from, which for a name of the catalogue is this user's cache.
-    folder = Path(language_model.name)
-    config.base_model_name_or_path = str(folder.resolve()) if folder.exists() else language_model.name
+    # PEFT notes the folder that the weights were read from, which for a name of the catalogue is this user's cache, and for
+    # a model made in memory is a name that nothing has.
+    origin = language_model.origin
+    config.base_model_name_or_path, config.revision = (None, None) if origin is None else (origin.name, origin.revision)
     return replace(language_model, model=adapted)
 
 
@@ -101,11 +102,24 @@ def merge(language_model: LanguageModel) -> LanguageModel:
 
 
 def export(language_model: LanguageModel, folder: str | Path) -> None:
-    """Writes the adapter (safetensors), its configuration and the tokenizer; `load(folder)` merges it into its base."""
+    """Writes the adapter (safetensors), its configuration and the tokenizer; `load(folder)` merges it into its base.
+
+    Raises BadInput for a model made in memory, which the adapter could not name.
+    """
     adapted = _require_adapter(language_model)
+    require_base(language_model)
     # "auto" would store the whole base matrix beside its adapter, and look on the hub for the base's configuration.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     language_model.tokenizer.save_pretrained(str(folder))
+
+
+def require_base(language_model: LanguageModel) -> None:
+    """Raises BadInput unless an adapter of this model could name what it belongs to."""
+    if language_model.origin is None:
+        raise BadInput(
+            f"An adapter of {language_model.name} names no base model that could be loaded, since it was made in memory: "
+            "save it to a folder and load that, or train the weights themselves (parameters 'full')."
+        )
 
 
 def _require_bare(model: Any) -> None:

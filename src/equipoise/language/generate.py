@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -108,25 +108,12 @@ def write(
     [A, V] in float32, the rows [A] that they belong to and the step, and returns the tokens [A]. The caller sees to
     evaluation mode and to room in the model's context.
     """
-    model, device = language_model.model, language_model.device
-    length = max(map(len, rows))
-    ids = torch.tensor([[language_model.pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    takes_positions = "position_ids" in inspect.signature(_bare(model).forward).parameters
+    reader = _reader(language_model, rows)
     written = [Written() for _ in rows]
     alive = list(range(len(rows)))  # the row that each line of the batch belongs to
-    cache = None
     for step in range(max(limits)):
-        # A padded row must count its positions from its own first token.
-        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]} if takes_positions else {}
-        last = torch.zeros_like(ids, dtype=torch.bool)
-        last[:, -1] = True
-        with head_reads(model, last):
-            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions)
-        cache = output.past_key_values
+        tokens = choose(reader.logits(), alive, step).to(language_model.device)
         beat()
-        tokens = choose(output.logits.squeeze(0).float(), alive, step).to(device)
-
         keep = []
         for line, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
             answer = written[row]
@@ -144,12 +131,87 @@ def write(
                 keep.append(line)
         if not keep:
             break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        ids = tokens.unsqueeze(-1)
-        if len(keep) < len(alive):
-            lines = torch.tensor(keep, device=device)
-            cache.batch_select_indices(lines)
-            ids, mask, alive = ids[lines], mask[lines], [alive[line] for line in keep]
+        alive = [alive[line] for line in keep]
+        reader = reader.go_on(tokens, keep)
+
+
+class _Reader(Protocol):
+    def logits(self) -> Tensor:
+        """What comes next on each line that is left, [A, V] in float32."""
+        ...
+
+    def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
+        """What reads on, with a token [A] at the end of each line and then with these lines alone."""
+        ...
+
+
+def _reader(language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> _Reader:
+    takes = inspect.signature(_bare(language_model.model).forward).parameters
+    return (_WithCache if "past_key_values" in takes else _WithoutCache)(language_model, rows)
+
+
+class _WithCache:
+    """Reads each token once: rows padded on the left, with positions that count from their own first token."""
+
+    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+        self._language_model, self._rows = language_model, rows
+        self._model, device = language_model.model, language_model.device
+        length = max(map(len, rows))
+        self._ids = torch.tensor(
+            [[language_model.pad_id] * (length - len(row)) + list(row) for row in rows], device=device
+        )
+        self._mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+        self._positions = "position_ids" in inspect.signature(_bare(self._model).forward).parameters
+        self._cache: Any = None
+
+    def logits(self) -> Tensor:
+        ids, mask = self._ids, self._mask
+        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]} if self._positions else {}
+        last = torch.zeros_like(ids, dtype=torch.bool)
+        last[:, -1] = True
+        with head_reads(self._model, last):
+            output = self._model(
+                input_ids=ids, attention_mask=mask, past_key_values=self._cache, use_cache=True, **positions
+            )
+        self._cache = output.past_key_values
+        return output.logits.squeeze(0).float()
+
+    def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
+        if not hasattr(self._cache, "batch_select_indices"):  # code of a folder's own: none at all, or tuples
+            return _WithoutCache(self._language_model, self._rows).go_on(tokens, keep)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=-1)
+        self._ids = tokens.unsqueeze(-1)
+        if len(keep) < len(tokens):
+            lines = torch.tensor(keep, device=tokens.device)
+            self._cache.batch_select_indices(lines)
+            self._ids, self._mask = self._ids[lines], self._mask[lines]
+        return self
+
+
+class _WithoutCache:
+    """Reads each row anew for every token, for architectures whose state is no such cache (Mamba, RWKV): slow, but right.
+
+    Padded on the right, where no causal model looks, so that it does not matter what a model does about padding.
+    """
+
+    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+        self._language_model = language_model
+        self._rows = [list(row) for row in rows]
+
+    def logits(self) -> Tensor:
+        language_model, longest = self._language_model, max(map(len, self._rows))
+        padded = [[*row, *[language_model.pad_id] * (longest - len(row))] for row in self._rows]
+        ids = torch.tensor(padded, device=language_model.device)
+        lengths = torch.tensor([len(row) for row in self._rows], device=ids.device).unsqueeze(-1)
+        places = torch.arange(longest, device=ids.device)
+        with head_reads(language_model.model, places == lengths - 1):
+            output = language_model.model(input_ids=ids, attention_mask=(places < lengths).long(), use_cache=False)
+        return output.logits.squeeze(0).float()
+
+    def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
+        grown = [[*row, token] for row, token in zip(self._rows, tokens.tolist(), strict=True)]
+        self._rows = [grown[line] for line in keep]
+        return self
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:

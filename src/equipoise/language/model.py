@@ -9,6 +9,7 @@ load("owner/name", revision=...)  a model of the hub; HF_HUB_OFFLINE is respecte
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from equipoise.core.errors import BadInput, MissingExtra, WorkFailed, did_you_mean
+from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
+from equipoise.core.options import choice
+from equipoise.language.templates import DATE, check_date
+from equipoise.training.memory import memory_advice as advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,11 +33,21 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What `load` was asked for: enough to load the same weights again, here or as the base of an adapter."""
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
 @dataclass
 class LanguageModel:
     """A causal model, its tokenizer, where both came from, and whether prompts go through the chat template.
 
     source is a sentence for reports. chat_template: "auto" uses the tokenizer's template when it has one, "none" never.
+    date: the one that templates write, on whatever day they are rendered. origin: None for a model made in memory.
     """
 
     model: PreTrainedModel
@@ -41,8 +55,11 @@ class LanguageModel:
     name: str
     source: str
     chat_template: str = "auto"
+    date: datetime.date = DATE
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
+        choice("chat_template", self.chat_template, ("auto", "none"))
         _settle_special_tokens(self.model, self.tokenizer, self.name)
 
     @property
@@ -62,9 +79,16 @@ class LanguageModel:
         return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model has embeddings for; its tokenizer may know fewer, or more."""
+        embedding: Any = self.model.get_input_embeddings()
+        return embedding.weight.shape[0]
+
+    @property
     def context(self) -> int:
         """The largest number of tokens the model was made for; 2^31 when it does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        stated = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return stated if stated and stated > 0 else 2**31
 
     @property
     def uses_chat_template(self) -> bool:
@@ -88,6 +112,17 @@ class LanguageModel:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def reload(self, folder: str | Path) -> LanguageModel:
+        """What `save` or `adapters.export` wrote there, loaded as this one was: device, precision, template, own code."""
+        return load(
+            folder,
+            device=str(self.device),
+            dtype=self.model.dtype,
+            trust_remote_code=self.origin is not None and self.origin.trust_remote_code,
+            chat_template=self.chat_template,
+            date=self.date,
+        )
+
 
 def load(
     name: str | Path,
@@ -97,11 +132,13 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     chat_template: str = "auto",
+    date: str | datetime.date = DATE,
 ) -> LanguageModel:
     """Load a model by catalogue name, folder, GGUF file or hub id (tried in this order), in evaluation mode.
 
     device: "auto" is cuda, else mps, else cpu. dtype: "auto" is the checkpoint's own on cuda and float32 elsewhere
-    (bfloat16 is slower than float32 on most CPUs). chat_template: "auto", "none", or the path of a Jinja file.
+    (bfloat16 is slower than float32 on most CPUs). revision: of a model of the hub. chat_template: "auto", "none", or the
+    path of a Jinja file. date: what chat templates write as today's ("2026-07-26"), the same on every day.
     Only safetensors are read. Raises BadInput, with the remedy, for whatever cannot be loaded.
     """
     from equipoise.language import catalog
@@ -109,20 +146,23 @@ def load(
     name = str(name)
     place = _device(device)
     number = _dtype(dtype, place)
-    template = chat_template_text(chat_template)
+    template, date = chat_template_text(chat_template), check_date(date)
     if name == TINY:
         raise BadInput(
             "'tiny' has no weights to load: it is taught on the spot. Use tiny(texts, seed=0) and teach(...) of "
             "equipoise.language.tiny, run a study with --model tiny, or load 'smollm2' or a folder."
         )
     path = Path(name).expanduser()
+    if revision is not None and (name in catalog.CATALOG or path.exists()):
+        raise BadInput(f"{name} has no revisions, only models of the hub have: leave revision {revision!r} out.")
     if name in catalog.CATALOG:
         model, tokenizer = _from_folder(catalog.folder(name), number)
         source = catalog.CATALOG[name].source
     elif path.is_file():
         model, tokenizer, source = _from_file(path, number)
     elif (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        return _from_adapter(path, device=device, dtype=dtype, chat_template=chat_template)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        return _from_adapter(path, chat_template=chat_template, date=date, **options)
     elif path.is_dir():
         _check_folder(path)
         model, tokenizer = _from_folder(path, number, trust_remote_code=trust_remote_code)
@@ -134,18 +174,16 @@ def load(
         source = f"{name} of the model hub at {commit} ({_size(model)})."
     if template is not None:
         tokenizer.chat_template = template
-    try:
+    with advice(f"on {place}, for the weights of {name}", "use dtype bfloat16 or device cpu"):
         model = model.to(place).eval()
-    except torch.OutOfMemoryError as error:
-        raise WorkFailed(
-            f"{name} does not fit into the memory of {place}: use dtype bfloat16 or device cpu."
-        ) from error
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
         source=source,
         chat_template="none" if chat_template == "none" else "auto",
+        date=date,
+        origin=Origin(str(path.resolve()) if path.exists() else name, revision, trust_remote_code),
     )
 
 
@@ -165,12 +203,10 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
-    """Turns an out-of-memory error of the device into a sentence with the next batch size to try."""
-    try:
+    """Turns running out of memory into a sentence with the next batch size to try."""
+    smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a smaller model or shorter texts"
+    with advice(f"at batch size {batch_size}", smaller):
         yield
-    except torch.OutOfMemoryError as error:
-        smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a smaller model or shorter texts"
-        raise WorkFailed(f"Out of memory at batch size {batch_size}: {smaller}.") from error
 
 
 def _device(device: str) -> torch.device:
@@ -203,7 +239,7 @@ def _dtype(dtype: str | torch.dtype, place: torch.device) -> torch.dtype | str:
 
 
 def chat_template_text(chat_template: str) -> str | None:
-    """The text of a template given as a file, None for "auto" and "none". Raises BadInput for a file that is not there."""
+    """The text of a template given as a file, None for "auto" and "none". Raises BadInput for a file that cannot be read."""
     if chat_template in ("auto", "none"):
         return None
     path = Path(chat_template).expanduser()
@@ -211,7 +247,10 @@ def chat_template_text(chat_template: str) -> str | None:
         raise BadInput(
             f"Chat template {chat_template!r} is neither 'auto' nor 'none' nor a file with a Jinja template."
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: the chat template cannot be read ({error}): it must be a text in UTF-8.") from error
 
 
 def _from_file(path: Path, dtype: torch.dtype | str) -> tuple[Any, Any, str]:
@@ -299,44 +338,49 @@ def _remedy(where: str | Path, error: Exception) -> str:
     return f" Check the id, and that the hub can be reached.{offline} 'smollm2' and a folder need no hub."
 
 
-def _from_adapter(path: Path, *, device: str, dtype: str | torch.dtype, chat_template: str) -> LanguageModel:
+def _from_adapter(path: Path, **options: Any) -> LanguageModel:
     """The base model that the adapter names, with the adapter merged into it."""
     from equipoise.language import adapters
 
-    base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or base == TINY:
+    try:
+        stated = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path / 'adapter_config.json'} cannot be read ({error}): export the adapter again.") from error
+    if not isinstance(base, str) or not base or base == TINY:
         raise BadInput(f"{path} is an adapter that names no base model to load: attach it with PeftModel to its own.")
-    language_model = load(base, device=device, dtype=dtype, chat_template=chat_template)
+    language_model = load(base, revision=revision, **options)
     language_model = adapters.merge(adapters.attach_saved(language_model, path))
     language_model.name = str(path)
     language_model.source = f"{language_model.source} With the adapter {path.name} merged into it."
+    language_model.origin = Origin(str(path.resolve()), None, bool(options["trust_remote_code"]))
     return language_model
 
 
 def _settle_special_tokens(model: Any, tokenizer: Any, name: str) -> None:
     """One padding token and one set of ends, the same in tokenizer, configuration and generation_config.
 
-    Padding: the tokenizer's own; else the configuration's; else the unknown token; else the end token. It never
-    decides what is padding here (attention masks and labels do), so sharing it with the end token hides no end.
+    Padding: the tokenizer's own; else the configuration's; else the unknown token; else the end token, the first of them
+    that has an embedding. It never decides what is padding here (attention masks and labels do), so sharing it with the end
+    token hides no end. That a tokenizer knows tokens without an embedding is common and harmless (Gemma 3's stands for
+    pictures); `encode` refuses texts that hold one.
     """
-    vocabulary = len(tokenizer)
-    rows = model.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
-        raise BadInput(
-            f"{name}: the tokenizer knows tokens up to {highest}, the model only {rows}: they do not belong together."
-        )
+    known = model.get_input_embeddings().weight.shape[0]
     config, generation = model.config, model.generation_config
-    if tokenizer.pad_token_id is None:
+
+    def usable(identity: Any) -> bool:
+        return identity is not None and 0 <= identity < min(known, len(tokenizer))
+
+    if not usable(tokenizer.pad_token_id):
         configured = getattr(config.get_text_config(), "pad_token_id", None)
-        if configured is not None and 0 <= configured < vocabulary:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(configured)
-        elif tokenizer.unk_token or tokenizer.eos_token:
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-        else:
+        instead = (configured, tokenizer.unk_token_id, tokenizer.eos_token_id)
+        identity = next(filter(usable, instead), None)
+        if identity is None:
             raise BadInput(
-                f"{name}: its tokenizer has no padding, unknown or end token; set tokenizer.pad_token and save."
+                f"{name}: its tokenizer has no padding, unknown or end token that the model has an embedding for "
+                f"({known} tokens); set tokenizer.pad_token and save."
             )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(identity)
     ends = generation.eos_token_id
     ends = list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import choice
 from equipoise.core.progress import beat
-from equipoise.language.encode import IGNORE, Example, encode
+from equipoise.language.encode import IGNORE, Example, encode, frame, passages
 from equipoise.language.model import evaluating, memory_advice
 
 if TYPE_CHECKING:
     from equipoise.data.records import Record
     from equipoise.language.model import LanguageModel
 
+By = Literal["letter", "text"]
 _LOGITS_AT_ONCE = 2**26  # values; 256 MB in float32
 
 
@@ -94,8 +96,7 @@ def token_log_likelihoods(
         rows.setdefault(example.input_ids[: places[-1] + 1], []).append((index, places))
 
     found: list[Tensor] = [torch.empty(0)] * len(examples)
-    head: Any = language_model.model.get_output_embeddings()
-    vocabulary = head.weight.shape[0]
+    vocabulary = language_model.vocabulary
     with evaluating(language_model.model), memory_advice(batch_size):
         for batch in _batches(rows, batch_size, _LOGITS_AT_ONCE // vocabulary):
             members = [member for tokens in batch for member in rows[tokens]]
@@ -118,7 +119,7 @@ def multiple_choice(
     language_model: LanguageModel,
     records: Sequence[Record],
     *,
-    by: Literal["letter", "text"] = "text",
+    by: By = "text",
     batch_size: int = 32,
     max_length: int = 512,
 ) -> Choices:
@@ -130,8 +131,7 @@ def multiple_choice(
     their subject line); a score is the log-probability of the letter. The end token is not scored. Of equal scores
     the first wins. Raises BadInput for a record without choices or with an answer that is none of them.
     """
-    if by not in ("letter", "text"):
-        raise BadInput(f"Choices are scored by 'letter' or by 'text', not by {by!r}.")
+    choice("by", by, By)
     for record in records:
         if len(record.choices) < 2 or record.answer is None or not 0 <= record.answer < len(record.choices):
             raise BadInput(
@@ -149,26 +149,46 @@ def multiple_choice(
     return Choices(tuple(record.id for record in records), scores, predicted, predicted == answers)
 
 
+def text_loss(
+    language_model: LanguageModel, texts: Sequence[str], *, max_length: int = 512, batch_size: int = 32
+) -> float:
+    """Mean negative log-probability, nats per token, over all tokens of all texts; nan when there is none to predict.
+
+    A text longer than max_length is read in windows. Each begins with what the tokenizer puts before a text and shares one
+    token with the window before it, so that each token of the text is predicted exactly once (the first only where
+    something begins the text), from at most max_length - 1 tokens before it.
+    """
+    begin, _ = frame(language_model)
+    stride = min(max_length, language_model.context) - len(begin) - 1
+    if stride < 1:
+        raise BadInput(
+            f"max_length is {max_length}, but predicting a token takes one before it, and this tokenizer puts {len(begin)} "
+            f"before every text: use at least {len(begin) + 2}."
+        )
+    examples = []
+    for ids in passages(language_model, texts):
+        alone = bool(ids and begin)  # a text of one token has something that predicts it
+        for start in range(0, max(len(ids) - 1, int(alone)), stride):
+            first, *more = ids[start : start + stride + 1]
+            labels = (*[IGNORE] * len(begin), first if begin and not start else IGNORE, *more)
+            examples.append(Example((*begin, first, *more), labels))
+    sums, counts = log_likelihoods(language_model, examples, batch_size=batch_size)
+    tokens = int(counts.sum())
+    return -sums.sum().item() / tokens if tokens else math.nan
+
+
 def perplexity(
     language_model: LanguageModel, texts: Sequence[str], *, max_length: int = 512, batch_size: int = 32
 ) -> float:
-    """exp of the mean negative log-probability over all tokens of all texts; nan when there is none to predict.
+    """exp of `text_loss`; nan when there is no token to predict, inf above 709 nats per token, which a float cannot hold.
 
-    A text longer than max_length is read in windows that share one token, so that each of its tokens but the first is
-    predicted exactly once, from at most max_length - 1 tokens before it.
+    A model that was destroyed gets there: compare such models by `text_loss`.
     """
-    tokenizer = language_model.tokenizer
-    stride = min(max_length, language_model.context) - 1
-    if stride < 1:
-        raise BadInput(f"max_length is {max_length}, but predicting a token takes one before it: use at least 2.")
-    examples = []
-    for ids in tokenizer(list(texts), verbose=False).input_ids if texts else []:
-        for start in range(0, len(ids) - 1, stride):
-            window = ids[start : start + stride + 1]
-            examples.append(Example(tuple(window), (IGNORE, *window[1:])))
-    sums, counts = log_likelihoods(language_model, examples, batch_size=batch_size)
-    tokens = int(counts.sum())
-    return math.exp(-sums.sum().item() / tokens) if tokens else math.nan
+    loss = text_loss(language_model, texts, max_length=max_length, batch_size=batch_size)
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _by_text(record: Record) -> list[Record]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
-from equipoise.language.encode import collate, encode
+from equipoise.language.encode import check_text, collate, encode
 from equipoise.language.model import TINY, LanguageModel
 from equipoise.language.score import labelled_logits
 
@@ -67,6 +67,8 @@ def tiny(
 
     if not any(text.strip() for text in texts):
         raise BadInput("'tiny' makes its vocabulary from texts, and there are none: give what it is to be taught.")
+    for index, text in enumerate(texts):
+        check_text(f"Text {index}", text)
     if min(width, layers, heads) < 1 or width % (2 * heads):
         raise BadInput(
             f"Width {width} with {heads} heads and {layers} layers: the width must be a multiple of 2 x heads."

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import choice
 from equipoise.data.answers import rouge_l_recall
 from equipoise.data.records import Record
 
@@ -48,6 +49,7 @@ def truth_ratio(right: Tensor, wrong: Tensor, mean: Mean = "geometric") -> Tenso
     right: [..., J], wrong: [..., K] log-probabilities per token of the right wordings and of the wrong answers; returns
     [...], nan where J or K is 0. Computed from logarithms, so it does not underflow.
     """
+    choice("mean", mean, Mean)
     return (_log_mean(wrong, mean) - _log_mean(right, mean)).exp()
 
 
@@ -121,10 +123,14 @@ def min_k_plus_plus(log_probabilities: Tensor, mean: Tensor, deviation: Tensor, 
 
 
 def zlib_attack(log_probabilities: Tensor, text: str) -> float:
-    """Summed log-probability over the bytes of the zlib-compressed text (Carlini et al. 2021, arXiv:2012.07805)."""
+    """Mean log-probability per token over the bytes of the zlib-compressed text (Carlini et al. 2021, arXiv:2012.07805).
+
+    Their sec. 5.2: the ratio of the log-perplexity, which is a mean, and the zlib entropy; here with the sign of a
+    log-probability, so that higher is more seen. Of two texts with the same mean the longer one scores nearer to 0.
+    """
     if not log_probabilities.numel():
         return math.nan
-    return log_probabilities.double().sum().item() / len(zlib.compress(text.encode()))
+    return loss_attack(log_probabilities) / len(zlib.compress(text.encode()))
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,6 +225,7 @@ def truth_ratios(
 
     nan for a record without wrong answers.
     """
+    choice("mean", mean, Mean)
     asked = [
         _reworded(record, wording)
         for record in records
@@ -251,9 +258,9 @@ def general_loss(
     language_model: LanguageModel, texts: Sequence[str], *, max_length: int = 512, batch_size: int = 32
 ) -> float:
     """Nats per token over all tokens of texts neither forgotten nor rehearsed; exp of it is the perplexity."""
-    from equipoise.language.score import perplexity
+    from equipoise.language.score import text_loss
 
-    return math.log(perplexity(language_model, texts, max_length=max_length, batch_size=batch_size))
+    return text_loss(language_model, texts, max_length=max_length, batch_size=batch_size)
 
 
 def membership_scores(

@@ -1,0 +1,98 @@
+"""What a reader of an unlearning run must be told: requests that contradict themselves, runs that did nothing or too much.
+
+Sentences for the first lines of a report; an empty list means that there is nothing of the kind to tell.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
+
+FEW_MOVED = 0.1  # share of weights: a training that changed fewer was mostly rounded away
+FORGOTTEN = 0.05  # nats per token: less is no forgetting that a reader would call so
+DESTROYED = 1.0  # nats per token: each token a third as likely as before
+HALF = 0.5  # of what a model knew beyond chance
+
+
+class Measured(Protocol):
+    """As the job's measures are. chance: what guessing gets; of: how many items it is a share of; None for neither."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def chance(self) -> float | None: ...
+    @property
+    def of(self) -> int | None: ...
+
+
+def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Records that stand twice in a side, and forget records that are also to be kept; sides: "forget", "retain", ...
+
+    Two records are one when prompt (or conversation) and completion are, but for white space and case. Raises BadInput where
+    every forget record is also to be kept: such a request has no answer.
+    """
+    keys = {name: [_key(record) for record in records] for name, records in sides.items()}
+    told = []
+    for name, own in keys.items():
+        if len(own) > len(set(own)):
+            told.append(f"{name}: {len(own) - len(set(own))} of {len(own)} records stand there more than once.")
+    forget = keys["forget"]
+    for name in [name for name in keys if name != "forget"]:
+        kept = set(keys[name])
+        both = sum(key in kept for key in forget)
+        if both == len(forget):
+            raise BadInput(
+                f"Every record of forget ({len(forget)}) also stands in {name}: the same cannot be forgotten and kept. "
+                f"Take the forget records out of {name}."
+            )
+        if both:
+            told.append(
+                f"{both} of {len(forget)} forget records also stand in {name}: they are pushed away and held at once."
+            )
+    return told
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    before = [turn for message in record.messages[:-1] for turn in (message.role, message.content)] or [record.prompt]
+    return tuple(" ".join(part.split()).casefold() for part in (*before, record.completion))
+
+
+def of_outcome(before: Mapping[str, Measured], after: Mapping[str, Measured], moved: float) -> list[str]:
+    """Whether nothing happened, or what was to be kept is gone. moved: as `training.loop.Fitted` has it.
+
+    Names of measures are "{side}_accuracy" and "{side}_log_probability" (nats per token): those of forget should fall, and
+    those of other sides stay.
+    """
+    told = []
+    if moved < FEW_MOVED:
+        number = "Not one" if moved == 0 else f"Only {moved:.1%}"
+        told.append(
+            f"{number} of the trained weights changed: the updates are smaller than the distance of neighbouring numbers in "
+            "this precision. Use a larger rate, more steps, or dtype float32."
+        )
+    losses = {name: before[name].value - after[name].value for name in after if name in before}
+    forget = [losses[name] for name in ("forget_log_probability", "forget_accuracy") if name in losses]
+    if forget and all(loss < FORGOTTEN for loss in forget):
+        told.append("Nothing was forgotten: the forget set is as likely as it was. Use a larger rate or more steps.")
+    for name, loss in losses.items():
+        if name.startswith("forget_"):
+            continue
+        known = before[name].value - (before[name].chance or 0.0)
+        gone = loss > HALF * known > 0 if name.endswith("_accuracy") else loss > DESTROYED
+        if gone and name.endswith(("_accuracy", "_log_probability")):
+            told.append(
+                f"The model is damaged beyond the forget set: {name} fell from {_shown(before[name])} to "
+                f"{_shown(after[name])}{_by_chance(before[name])}. Use a smaller rate, fewer steps, stop_at, or a larger retain_weight."
+            )
+    return told
+
+
+def _shown(measure: Measured) -> str:
+    return f"{measure.value:.3f}" + (
+        "" if measure.of is None else f" ({round(measure.value * measure.of)} of {measure.of})"
+    )
+
+
+def _by_chance(measure: Measured) -> str:
+    return "" if measure.chance is None else f", where guessing gets {measure.chance:.2f}"
