@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from equipoise.verification.bounds import Search, geometry
 from equipoise.verification.certificate import certified_margins, specifications
-from equipoise.verification.network import from_module
+from equipoise.verification.from_torch import from_module
 
 
 def problem(count: int) -> tuple[nn.Sequential, Tensor, Tensor]:

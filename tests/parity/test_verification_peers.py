@@ -14,7 +14,8 @@ from torch import nn
 
 from equipoise.verification.bounds import Search, crown, enclosures, geometry
 from equipoise.verification.certificate import certified_margins, specifications
-from equipoise.verification.network import Linear, from_module
+from equipoise.verification.from_torch import from_module
+from equipoise.verification.network import Linear
 
 pytestmark = pytest.mark.slow
 

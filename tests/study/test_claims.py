@@ -45,7 +45,10 @@ PAIR = {"arm": "sago", "rival": "pcgrad"}
         (lambda: c.matched("a", **PAIR, judge="b", rule="equal"), "equal() needs a margin"),
         (lambda: c.statistic("auroc", arm="sago", outcomes=("a",)), "function"),
         (lambda: c.statistic(max, arm="sago", outcomes="a"), "outcomes=("),
-        (lambda: c.statistic(max, arm="sago", outcomes=("a",), better="more"), "better is 'more'. Known: higher, lower"),
+        (
+            lambda: c.statistic(max, arm="sago", outcomes=("a",), better="more"),
+            "better is 'more'. Known: higher, lower",
+        ),
         (lambda: c.statistic(max, arm="sago", outcomes=("a",), over="runs"), "over is 'runs'. Known: items, path"),
         (lambda: c.both(c.better("a", **PAIR)), "at least two"),
         (lambda: c.both("a", "b"), "made by better()"),

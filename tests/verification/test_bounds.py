@@ -17,7 +17,8 @@ from equipoise.verification import bounds
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry, optimise
 from equipoise.verification.certificate import certified_margins, specifications
-from equipoise.verification.network import Builder, from_module
+from equipoise.verification.from_torch import from_module
+from equipoise.verification.network import Builder
 
 QUICK = Search(iterations=10, dtype=torch.float64)
 
@@ -271,7 +272,7 @@ def test_convolutions_residuals_and_normalisation_are_sound():
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        from equipoise.verification.network import Normalise
+        from equipoise.verification.from_torch import Normalise
 
         torch.manual_seed(0)
         self.normalise = Normalise([0.4, 0.6], [0.2, 0.4])

@@ -14,7 +14,9 @@ from equipoise.verification import check
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Search, geometry, lip_naive
 from equipoise.verification.certificate import certified_margins, contents, specifications, write
-from equipoise.verification.network import Builder, Normalise, from_module, read_network, write_network
+from equipoise.verification.from_torch import Normalise, from_module
+from equipoise.verification.network import Builder, write_network
+from equipoise.verification.read import read_network
 
 RELEASED = Path(os.environ.get("EQUIPOISE_DATA", "nowhere")) / "sdp-crown"
 

@@ -22,7 +22,8 @@ from equipoise.verification.bounds import Search, geometry
 from equipoise.verification.certificate import certified_margins, contents, write
 from equipoise.verification.check_files import METADATA, Net, Refused, Undescribed, fit, read_certificate, read_net
 from equipoise.verification.check_folder import check_folder, read_inputs
-from equipoise.verification.network import Builder, read_network
+from equipoise.verification.network import Builder
+from equipoise.verification.read import read_network
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_certificates.py"
 

@@ -16,7 +16,8 @@ from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Search, enclosures, geometry, optimise
 from equipoise.verification.certificate import certified_margins, contents, refined, specifications
 from equipoise.verification.job import certify
-from equipoise.verification.network import Builder, read_network, write_network
+from equipoise.verification.network import Builder, write_network
+from equipoise.verification.read import read_network
 
 RELEASED = Path(os.environ.get("EQUIPOISE_DATA", "nowhere")) / "sdp-crown"
 

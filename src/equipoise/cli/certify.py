@@ -84,7 +84,8 @@ def _checkers_network(network: Path, architecture: str | None, input_shape: str 
                 raise Undescribed("its parameters are used as --architecture says")
             net = read_net(network)
         except Undescribed:
-            from equipoise.verification.network import read_network, write_network
+            from equipoise.verification.network import write_network
+            from equipoise.verification.read import read_network
 
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "network.safetensors"

@@ -8,7 +8,6 @@ units of the raw input.
 
 import functools
 import hashlib
-import importlib
 import json
 import math
 from collections import Counter
@@ -504,11 +503,3 @@ def _pair(value: int | Sequence[int], least: int) -> tuple[int, int]:
     if len(pair) != 2 or not all(type(each) is int and least <= each <= LARGEST for each in pair):
         raise BadInput(f"{pair} is no size of two dimensions; expected two whole numbers from {least}")
     return pair
-
-
-def __getattr__(name: str) -> Any:
-    """Names that moved into the readers' own files."""
-    where = {"from_module": "from_torch", "Normalise": "from_torch", "read_network": "read", "described": "read"}
-    if name not in where:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"equipoise.verification.{where[name]}"), name)
