@@ -265,7 +265,8 @@ def test_a_prompt_beyond_the_context_is_not_asked_and_says_its_length(tiny_model
     (given,), _ = encode_prompts(tiny_model, [prompt])
     assert unread.choice is None and not unread.asked and math.isnan(unread.margin)
     assert unread.why == f"a prompt of {len(given)} tokens, and 1024 fit with the verdict"
-    assert read.asked and not math.isnan(read.margin)
+    (alone,) = LogProbJudge(tiny_model, balanced=balanced).compare(asked[1:], phase="judge")
+    assert read.asked and read.margin == pytest.approx(alone.margin, abs=1e-5)
     (cut,) = LogProbJudge(tiny_model, cut=5).compare([long], phase="judge")
     assert not math.isnan(cut.margin)
 
