@@ -243,9 +243,17 @@ def test_bad_examples_and_sizes(small):
         token_log_likelihoods(small, [], batch_size=0)
 
 
-def test_out_of_memory_names_the_next_size(small, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+)
+def test_out_of_memory_names_the_next_size(small, monkeypatch, error):
     def fail(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(small.model, "forward", fail)
     with pytest.raises(Exception, match="try a batch size of 16"):

@@ -44,6 +44,15 @@ def test_truth_ratio_is_batched_and_does_not_underflow():
     assert_close(truth_ratio(right, wrong, "arithmetic")[0], expected[0])
 
 
+def test_words_are_closed(model):
+    with pytest.raises(BadInput, match=r"mean is 'geometrc'. Did you mean 'geometric'"):
+        truth_ratio(torch.zeros(2), torch.zeros(2), "geometrc")
+    with pytest.raises(BadInput, match="mean is 'mean'"):
+        measures.truth_ratios(model, [], mean="mean")
+    with pytest.raises(BadInput, match=r"by is 'letters'. Did you mean 'letter'"):
+        measures.multiple_choice_accuracy(model, [], by="letters")
+
+
 def test_truth_ratio_without_wrong_answers_is_nan():
     for mean in ("geometric", "arithmetic"):
         assert truth_ratio(torch.zeros(2, 1), torch.zeros(2, 0), mean).isnan().all()

@@ -153,7 +153,8 @@ def load(
             "equipoise.language.tiny, run a study with --model tiny, or load 'smollm2' or a folder."
         )
     path = Path(name).expanduser()
-    if revision is not None and (name in catalog.CATALOG or path.exists()):
+    local = name not in catalog.CATALOG and path.exists()
+    if revision is not None and (local or name in catalog.CATALOG):
         raise BadInput(f"{name} has no revisions, only models of the hub have: leave revision {revision!r} out.")
     if name in catalog.CATALOG:
         model, tokenizer = _from_folder(catalog.folder(name), number)
@@ -183,7 +184,7 @@ def load(
         source=source,
         chat_template="none" if chat_template == "none" else "auto",
         date=date,
-        origin=Origin(str(path.resolve()) if path.exists() else name, revision, trust_remote_code),
+        origin=Origin(str(path.resolve()) if local else name, revision, trust_remote_code),
     )
 
 

@@ -4,6 +4,7 @@ A template is a program that came with a model: two nested loops can run for day
 neither can be interrupted from inside. One JSON line in, one out; imports jinja2 and the standard library alone.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -103,7 +104,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     bound = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (bound if most < 0 else min(bound, most), most))
+    with contextlib.suppress(ValueError, OSError):  # macOS has the limit and refuses to set it
+        resource.setrlimit(resource.RLIMIT_AS, (bound if most < 0 else min(bound, most), most))
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 
