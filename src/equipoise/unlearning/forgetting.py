@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from equipoise.core.plain import from_plain, to_plain
 from equipoise.core.state import load_state, save_state
 from equipoise.data.records import Record
 from equipoise.language import adapters
-from equipoise.language.encode import IGNORE, Example, encode
+from equipoise.language.encode import IGNORE, Example, encode, other_beginning
+from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
-from equipoise.language.model import LanguageModel, load
+from equipoise.language.model import DATE, LanguageModel, check_date, load
+from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
@@ -92,7 +94,13 @@ class Forgetting(Request):
         chosen = recipe(method, **words)
         data = read_sides(records, fields)
         target = _target(stop_at, data)
+        if chosen.parameters == "lora" and str(model) == "tiny":
+            raise BadInput(
+                "An adapter of 'tiny' would name no base model, since it is taught on the spot: use parameters full, or "
+                "another model."
+            )
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
+        resolved["date"] = how["loading"]["date"] = check_date(how["loading"]["date"] or DATE)
         return cls(
             model=model,
             sides=data,
@@ -117,6 +125,7 @@ class Forgetting(Request):
         }
         shown = {name: _shown(language_model, its[0]) for name, its in examples.items()}
         language_model = prepare(language_model, recipe)
+        rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
         size = min(recipe.micro_batch or recipe.batch_size, len(examples["forget"]))
         longest = sorted(examples["forget"], key=lambda example: len(example.input_ids))[-size:]
@@ -141,7 +150,7 @@ class Forgetting(Request):
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
             peak_bytes=held + numbers * 4 * 5 + activations,  # gradient, its copy, two moments, the update
-            notes=sides.notes(),
+            notes=(*self._encoding(language_model, examples.values()), *sides.notes()),
         )
 
     def work(self, folder: Path | None) -> Unlearned:
@@ -161,6 +170,8 @@ class Forgetting(Request):
             before |= scales.recalls(said)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
         language_model = prepare(language_model, recipe)
+        if not stored:
+            rehearse(language_model, writes="nothing" if folder is None else self._writes())
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         reached: list[str] = []
 
@@ -212,12 +223,22 @@ class Forgetting(Request):
             source=source,
             names={"model": self._name(), **sides.names},
             gap=gap,
-            notes=(*notes, *sides.notes()),
+            notes=(*notes, *self._encoding(language_model, (forget, retain)), *sides.notes()),
             model=language_model,
         )
 
     def scratch(self) -> tuple[str, ...]:
         return (STATE,)
+
+    def _writes(self) -> Writes:
+        return "adapter" if self.recipe.parameters == "lora" else "model"
+
+    @staticmethod
+    def _encoding(language_model: LanguageModel, sides: Iterable[Sequence[Example]]) -> list[str]:
+        """What tokenizer and chat template add, cut or leave unlearnt."""
+        beginning = other_beginning(language_model)
+        told = [note for examples in sides for note in encoding_notes(examples)]
+        return told if beginning is None else [*told, beginning]
 
     def _name(self) -> str:
         return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
@@ -264,7 +285,10 @@ class Forgetting(Request):
         if folder is not None and self.processes.main:
             self.processes.wait()
         return replace(
-            language_model, name="tiny", source="A Llama of about 1 M parameters, taught the given files on the spot."
+            language_model,
+            name="tiny",
+            origin=None,
+            source="A Llama of about 1 M parameters, taught the given files on the spot.",
         )
 
     def _write(self, language_model: LanguageModel, folder: Path, compared: Sequence[Example]) -> float:
@@ -417,6 +441,6 @@ def _probe(language_model: LanguageModel, examples: Sequence[Example]) -> int:
 def _gap(language_model: LanguageModel, written: Path, compared: Sequence[Example]) -> float:
     """Largest difference, nats per token, between the model in memory and the one that the folder gives back."""
     ours, counts = log_likelihoods(language_model, compared)
-    again = load(written, device=str(language_model.device), dtype=language_model.model.dtype)
+    again = language_model.reload(written)
     theirs, _ = log_likelihoods(again, compared)
     return ((ours - theirs).abs() / counts).max().item()

@@ -1,5 +1,6 @@
 """The job: make a causal language model forget one set of records while it keeps another, and check what came out."""
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,7 @@ def unlearn(
     device: Annotated[str, Setting(stored=False)] = "auto",
     dtype: str = "auto",
     chat_template: str = "auto",
+    date: datetime.date | None = None,
     trust_remote_code: Annotated[bool, Setting(typed=bool)] = False,
     attn_implementation: Annotated[str | None, Setting(typed=is_of_the_hub)] = None,
     shard: Annotated[bool, Setting(stored=False)] = False,
@@ -77,6 +79,8 @@ def unlearn(
         auto (float32 on a CPU), float32, bfloat16, float16.
     chat_template
         auto, none, or a file with a Jinja template.
+    date
+        What chat templates write as today's, the same on every day: 2026-07-26 when not given.
     trust_remote_code
         Run code that comes with a model of the hub.
     attn_implementation
@@ -100,6 +104,7 @@ def unlearn(
             "device": device,
             "dtype": dtype,
             "chat_template": chat_template,
+            "date": date,
             "trust_remote_code": trust_remote_code,
         },
         attention=attn_implementation,

@@ -30,7 +30,7 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
     """Records that stand twice in a side, and forget records that are also to be kept; sides: "forget", "retain", ...
 
     Two records are one when prompt (or conversation) and completion are, but for white space and case. Raises BadInput where
-    every forget record is also to be kept: such a request has no answer.
+    every forget record is also to be kept: such a request has no answer. What is only measured may hold it.
     """
     keys = {name: [_key(record) for record in records] for name, records in sides.items()}
     told = []
@@ -41,15 +41,16 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
     for name in [name for name in keys if name != "forget"]:
         kept = set(keys[name])
         both = sum(key in kept for key in forget)
-        if both == len(forget):
+        if both == len(forget) and name == "retain":
             raise BadInput(
                 f"Every record of forget ({len(forget)}) also stands in {name}: the same cannot be forgotten and kept. "
                 f"Take the forget records out of {name}."
             )
         if both:
-            told.append(
-                f"{both} of {len(forget)} forget records also stand in {name}: they are pushed away and held at once."
+            does = (
+                "they are pushed away and held at once" if name == "retain" else "it measures what should be forgotten"
             )
+            told.append(f"{both} of {len(forget)} forget records also stand in {name}: {does}.")
     return told
 
 
@@ -79,11 +80,12 @@ def of_outcome(before: Mapping[str, Measured], after: Mapping[str, Measured], mo
         if name.startswith("forget_"):
             continue
         known = before[name].value - (before[name].chance or 0.0)
-        gone = loss > HALF * known > 0 if name.endswith("_accuracy") else loss > DESTROYED
+        gone = loss > HALF * known > 0 if name.endswith("_accuracy") else not loss <= DESTROYED  # nan, too
         if gone and name.endswith(("_accuracy", "_log_probability")):
             told.append(
                 f"The model is damaged beyond the forget set: {name} fell from {_shown(before[name])} to "
-                f"{_shown(after[name])}{_by_chance(before[name])}. Use a smaller rate, fewer steps, stop_at, or a larger retain_weight."
+                f"{_shown(after[name])}{_by_chance(before[name])}. Use a smaller rate, fewer steps, stop_at, or a larger "
+                "retain_weight."
             )
     return told
 

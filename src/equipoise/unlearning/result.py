@@ -8,9 +8,7 @@ from typing import Any
 
 from equipoise.core.job import Page, table_html
 from equipoise.core.plain import LIVE
-
-DESTROYED = 1.0  # nats per token that a kept side may lose before the result says so
-UNMOVED = 0.01  # nats per token that the forget side has to move at least
+from equipoise.unlearning.notes import of_outcome
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Unlearned:
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers: nothing was forgotten, or what should be kept is gone."""
-        return tuple(_nothing_happened(self) + _destroyed(self))
+        return tuple(of_outcome(self.before, self.after, self.moved))
 
     def headline(self) -> str:
         """One sentence, warnings first."""
@@ -131,35 +129,6 @@ class UnlearnPlan:
         lines += self.notes
         time = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} minutes"
         return (*lines, f"estimate: {time}, {self.peak_bytes / 1e9:.2g} GB at the peak")
-
-
-def _nothing_happened(done: Unlearned) -> list[str]:
-    name = "forget_log_probability"
-    fell = done.before[name].value - done.after[name].value
-    if fell >= UNMOVED:
-        return []
-    least = "" if done.moved >= 0.5 else f", and only {done.moved:.0%} of the trained weights moved"
-    return [
-        f"NOTHING WAS FORGOTTEN: the answers of the forget set are as likely as before ({fell:+.3f} nats per token){least}; "
-        "give more steps or a larger rate."
-    ]
-
-
-def _destroyed(done: Unlearned) -> list[str]:
-    """A kept side that lost more than half of what its accuracy has above chance, or DESTROYED nats per token."""
-    lost = []
-    for side in ("retain", "general"):
-        accuracy, likelihood = f"{side}_accuracy", f"{side}_log_probability"
-        if accuracy in done.after:
-            before, after = done.before[accuracy], done.after[accuracy]
-            chance = before.chance or 0.0
-            if before.value > chance and after.value - chance < (before.value - chance) / 2:
-                lost.append(f"{accuracy} went from {before} to {after}")
-        if likelihood in done.after:
-            before, after = done.before[likelihood], done.after[likelihood]
-            if not after.value > before.value - DESTROYED:
-                lost.append(f"{likelihood} went from {before} to {after}")
-    return [f"WHAT SHOULD BE KEPT IS LOST: {'; '.join(lost)}."] if lost else []
 
 
 def _short(text: str, width: int = 100) -> str:

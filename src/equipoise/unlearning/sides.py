@@ -1,7 +1,6 @@
 """The records of an unlearning: what is to be forgotten, what kept, and the questions that both are asked."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.records import Record, read_records, record_from
+from equipoise.unlearning.notes import of_records
 
 CHOICES = 4
 MEASURED = 200  # records of each side that are measured, evenly spread over the file
@@ -36,16 +36,7 @@ class Sides:
 
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the files: repeated records, and records that are on both sides."""
-        counts = {name: Counter(map(_content, records)) for name, records in self.records.items()}
-        notes = []
-        for name, its in counts.items():
-            if repeated := sum(its.values()) - len(its):
-                notes.append(f"{name}: {repeated} of {its.total()} records repeat an earlier one, so they weigh more.")
-        shared = counts["forget"].keys() & counts["retain"].keys()
-        if shared:
-            notes.append(
-                f"{len(shared)} records are in the forget set and in the retain set: they are pushed both ways at once."
-            )
+        notes = of_records(self.records)
         for name, records in self.records.items():
             if len(records) > MEASURED:
                 notes.append(f"{name}: measured on {MEASURED} of {len(records)} records, evenly spread over the file.")
@@ -80,14 +71,8 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
             names[name] = f"{len(records[name])} records"
         if not records[name]:
             raise BadInput(f"{name} holds no records: at least one is needed.")
-    forget, retain = ({_content(record) for record in records[name]} for name in ("forget", "retain"))
-    if forget == retain:
-        raise BadInput("The forget set and the retain set are the same records; name what is to be kept with --retain.")
+    of_records(records)
     return Sides(records, names, digests)
-
-
-def _content(record: Record) -> tuple[Any, ...]:
-    return record.prompt, record.completion, record.messages
 
 
 def questions(sides: Sides) -> dict[str, list[Record]]:
