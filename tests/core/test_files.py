@@ -220,3 +220,10 @@ def test_a_row_is_sealed_once():
 def test_a_line_that_is_no_row_is_refused(line):
     with pytest.raises(ValueError, match=r"."):
         unseal(line)
+
+
+def test_a_lock_makes_no_file_where_a_link_leads(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="is a link"), lock(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.study.judging import judge
@@ -77,6 +77,7 @@ def test_the_page_does_not_grow_with_the_rows(bench: ModuleType, stored: tuple, 
     assert rows > 3.9 * fewer and sizes[1] < 1.1 * sizes[0]
 
 
+@settings(deadline=None)
 @given(*[st.lists(st.integers(0, 60), max_size=40).map(lambda xs: np.array(sorted(xs), np.int64))] * 2)
 def test_the_union_of_sorted_keys_is_numpy_s(a: np.ndarray, b: np.ndarray) -> None:
     assert _union(a, b).tolist() == np.union1d(a, b).tolist()

@@ -129,7 +129,8 @@ def atomic_folder(path: Path, *, files: Files = FILES) -> Iterator[Path]:
 def lock(path: Path, *, wait: float = 0.0, waiting_for: str = "") -> Iterator[None]:
     """Hold the file lock `path` (flock: it ends with its process, so a stale one never blocks).
 
-    Waits up to `wait` seconds for another holder, then raises WorkFailed naming `waiting_for` (or the file).
+    Waits up to `wait` seconds for another holder, then raises WorkFailed naming `waiting_for` (or the file). Raises BadInput
+    for a link.
     """
     path = Path(path)
     deadline = time.monotonic() + wait
@@ -138,7 +139,9 @@ def lock(path: Path, *, wait: float = 0.0, waiting_for: str = "") -> Iterator[No
         while True:
             if descriptor < 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                if path.is_symlink():
+                    raise BadInput(f"{path} is a link, and a lock is a file of its own; remove the link.")
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder may have moved the file away while we waited: then this lock guards nothing.

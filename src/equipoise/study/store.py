@@ -375,7 +375,7 @@ def read_complete(folder: Path, *, artifacts: bool = False) -> tuple[dict[str, A
                 continue
             if digest != entry["sha256"]:
                 raise WorkFailed(f"{name} was altered")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise WorkFailed(f"{Path(error.filename).name} is missing") from None
     except BadInput as error:
         raise WorkFailed(str(error)) from None
