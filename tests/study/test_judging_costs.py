@@ -126,6 +126,21 @@ def test_a_level_that_costs_nothing_has_no_ratio():
     assert verdict.state == "undecided" and "is at 0.2 before any tokens" in verdict.reason
 
 
+def test_the_conditions_of_the_outcome_are_those_of_the_claim():
+    """Under another condition the arms need the reverse."""
+    test = matched("accuracy", **PAIR, judge="tokens", by=1, level=0.5, where={"kind": "hard"})
+    book = Book(declare(claim(test), outcomes=ACCURACY, arms=ARMS, seeds=3))
+    for arm, needed in (("dots", 100.0), ("uniform", 200.0)):
+        for seed in range(3):
+            for spent in range(0, 1001, 20):
+                for kind, need in (("hard", needed), ("easy", 300.0 - needed)):
+                    value = learned(spent, need * (1 + 0.01 * seed))
+                    book.measure(arm, seed, "accuracy", value, at={"tokens": spent}, where={"kind": kind})
+    verdict = first(book)
+    assert verdict.effects[0].estimate == pytest.approx(math.log(2), abs=0.01)
+    assert "accuracy (kind hard) = 0.5" in test.describe()
+
+
 def test_evaluations_that_do_not_say_what_was_spent_are_named():
     book = climb(matched("accuracy", **PAIR, judge="calls", by=1, level=0.5), NEEDED)
     assert "51 of 51 evaluations of accuracy in run dots-0-0 do not say the calls spent" in first(book).reason

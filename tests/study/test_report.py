@@ -331,6 +331,10 @@ def judged(study: Study, results: Results) -> Judgement:
             {},
         ),
     )
+    verdicts = tuple(
+        dataclasses.replace(v, effects=tuple(dataclasses.replace(e, test=v.claim.test) for e in v.effects))
+        for v in verdicts
+    )
     design = ("Claim 2 can be decided: the half-width expected with 10 seeds and 200 items is 0.018, the margin 0.03.",)
     notes = (
         "3 answers could not be parsed (retain_accuracy, seed 5 of each arm) and count as wrong.",
@@ -784,7 +788,9 @@ def test_a_cost_claim_is_drawn_as_a_factor(made: tuple) -> None:
         (math.log(2.2),),
         math.log(1.5),
         "arm",
+        test,
     )
+    assert effect_test(effect, Claim("c", source="s", test=better("seconds", arm="sago", rival="sum"))) is None
     assert effect_test(effect, Claim("c", source="s", test=test)) is test
     assert effect_numbers(effect, test) == "2.00 times less (95\u00a0% interval 1.60 to 2.50; 10 seeds)"
     assert margin_sentence(effect, test) == "Held against a factor of 1.5: less is noise."

@@ -123,8 +123,8 @@ class Comparison:
 class Cheaper:
     """A cost of two arms: the rival spends more than `by` times as much. Judged on log ratios, paired by seed.
 
-    In all or in one phase; with `outcome`, until that comes to `level`, as `Matched` finds it. What was spent by then is
-    read from the place of each evaluation: at={"step": 40, "generated_tokens": 81_000}.
+    In all or in one phase; with `outcome`, until that (under `where`) comes to `level`, as `Matched` finds it. What was
+    spent by then is read from the place of each evaluation: at={"step": 40, "generated_tokens": 81_000}.
     """
 
     cost: str
@@ -152,7 +152,7 @@ class Cheaper:
 
     def describe(self) -> str:
         phase = f" in phase {self.phase}" if self.phase else ""
-        until = f" until {self.outcome} = {_level_words(self.level)}" if self.outcome else ""
+        until = f" until {self.outcome}{_conditions(self.where)} = {_level_words(self.level)}" if self.outcome else ""
         factor = f"more than {self.by:g} times cheaper" if self.by > 1 else "cheaper"
         return f"{self.cost}{phase} of {self.arm} against {self.rival}{until}: {factor}"
 

@@ -274,7 +274,7 @@ def _spent_until(scores: Scores, test: Cheaper, seeds: Sequence[int]) -> tuple[l
     """What each run had spent where its outcome, on validation items, came to the level; the arm's first.
 
     Each run's path is that of its own evaluations: an arm that is evaluated more often crosses no earlier with a monotone
-    fit, and thinning to the coarsest path makes a cheap arm look up to 30 % dearer (benchmarks/coverage.py).
+    fit, and thinning to the coarsest path makes a cheap arm look up to 20 % dearer (benchmarks/coverage.py).
     """
     runs = scores.runs((test.arm, test.rival), seeds)
     where = _validation(scores, test)
@@ -509,10 +509,10 @@ def _shared_paths(
 
 def _validation(scores: Scores, test: Matched | Cheaper) -> int:
     """The conditions under which the matched outcome is held equal: on validation items where there are any."""
-    name = test.outcome or ""
+    name, meant = test.outcome or "", test.where if isinstance(test, Cheaper) else None
     try:
-        where = scores.where(name, None, "validation")
-    except Unjudgeable:
+        where = scores.where(name, meant, "validation")
+    except Unjudgeable:  # of a matched claim `where` is said of the judged outcome, and may help here
         where = scores.where(name, test.where, "validation")
     if scores.wheres[where].get("split") != "validation":
         scores.notes.append(f"{name} has no validation split: its crossing is found on the items it is reported on.")

@@ -76,14 +76,8 @@ def sentence(words: str) -> str:
 
 
 def effect_test(effect: "Effect", claim: Claim) -> Simple | None:
-    """The simple test of a claim that an effect belongs to, by the names in its label; None where none fits."""
-    for test in tests(claim):
-        subject = getattr(test, "judge", None) or getattr(test, "outcome", None) or getattr(test, "cost", None)
-        begins = effect.label.startswith(str(subject or getattr(test, "label", "")))
-        rival = getattr(test, "rival", None)
-        if begins and test.arm in effect.label and (rival is None or rival in effect.label):
-            return test
-    return None
+    """The simple test of a claim that an effect measures; None where it is of none."""
+    return next((test for test in tests(claim) if test == effect.test), None)
 
 
 def states_effect(verdict: "Verdict") -> bool:
