@@ -46,7 +46,7 @@ def test_a_sum_of_products_is_off_by_what_the_theory_says(terms, size):
     share = terms * Fraction(U)
     asked = share / (1 - 2 * share) * Fraction(size) + 3 * terms * ETA
     found = Fraction(float(off(terms, size)))
-    assert asked <= found <= asked * (1 + 4 * share + Fraction(2) ** -40) + 2 * terms * Fraction(TINY)
+    assert asked <= found <= asked * (1 + 8 * share + Fraction(2) ** -40) + 2 * terms * Fraction(TINY)
 
 
 def test_a_length_is_never_short():

@@ -38,10 +38,10 @@ def off(terms: float, size):
     """How far a sum of that many products may be from its exact value. size: the sum of their sizes, as computed.
 
     The computed size s is itself below the exact one, by a share n u / (1 - n u) and 3 n eta at most, which this includes:
-    n u / (1 - 2 n u) s would do.
+    n u / (1 - 2 n u) s would do, were it not for the roundings here.
     """
     share = terms * U
-    return share / (1 - 4 * share) * size * UP + terms * TINY
+    return share / (1 - 8 * share) * size + terms * TINY
 
 
 def length(x: Array, axis: int = -1) -> Array:
