@@ -627,6 +627,7 @@ def test_the_command(copied, job, capsys):
     assert code == 1 and sum(each["accepted"] for each in found.values()) == 4 and "4 of 5 accepted" in err
     assert said(capsys, copied, *network, "--inputs", "nothing.npz")[0] == 2
     assert said(capsys, copied / "none", *network)[0] == 2
+    assert said(capsys, copied / ("n" * 300), *network)[0] == 2
     (copied / "certificates" / "\x1b[2J\udcff.npz").write_bytes(b"")
     code, out, _ = said(capsys, copied, *network)
     assert code == 1 and "\x1b" not in out

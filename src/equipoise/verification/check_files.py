@@ -89,7 +89,7 @@ def _net(file: BinaryIO, size: int) -> Net:
     if not isinstance(metadata, dict) or METADATA not in metadata:
         raise Undescribed("it does not say how its parameters are used")
     if set(metadata) != {METADATA} or not isinstance(metadata[METADATA], str):
-        raise Refused(f"its metadata hold something other than a description: {_told(sorted(metadata))}")
+        raise Refused(f"its metadata hold something other than a description: {told(sorted(metadata))}")
     text = plain_json(metadata[METADATA], "its description")
     shape, sizes, layers, parameters = _described(text, _shapes(header))
     entries = _entries(header, parameters, size - 8 - length)
@@ -119,15 +119,15 @@ def plain_json(raw: bytes | str, what: str) -> Any:
     try:
         return json.loads(raw if isinstance(raw, str) else raw.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{what} is no JSON ({_told(str(error))})") from error
+        raise Refused(f"{what} is no JSON ({told(str(error))})") from error
 
 
 def _shapes(header: Mapping[str, Any]) -> dict[str, list[int]]:
     """Of every tensor, as its entry says."""
     for name, entry in header.items():
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise Refused(f"its entry of tensor {_told(name)} is not dtype, shape and data_offsets")
-        _whole(entry["shape"], f"the shape of tensor {_told(name)}", 1)
+            raise Refused(f"its entry of tensor {told(name)} is not dtype, shape and data_offsets")
+        _whole(entry["shape"], f"the shape of tensor {told(name)}", 1)
     return {name: entry["shape"] for name, entry in header.items()}
 
 
@@ -135,7 +135,7 @@ def _entries(header: Mapping[str, Any], parameters: Mapping[str, tuple[int, ...]
     """Per parameter its type, place and bytes. They lie one behind the other and fill the file."""
     if set(header) != set(parameters):
         other = sorted(set(header) ^ set(parameters))
-        raise Refused(f"its tensors are not the description's parameters: {_told(other)}")
+        raise Refused(f"its tensors are not the description's parameters: {told(other)}")
     if sum(map(math.prod, parameters.values())) > PARAMETERS:
         raise Refused(f"it has more than {PARAMETERS} parameters, too many for this checker")
     found, end = {}, 0
@@ -143,7 +143,7 @@ def _entries(header: Mapping[str, Any], parameters: Mapping[str, tuple[int, ...]
         begin, until = _offsets(name, header[name])
         kind = {"F32": "<f4", "F64": "<f8"}.get(_word(header[name]["dtype"]))
         if kind is None:
-            raise Refused(f"its tensor {name} is of type {_told(header[name]['dtype'])}, not F32 or F64")
+            raise Refused(f"its tensor {name} is of type {told(header[name]['dtype'])}, not F32 or F64")
         count = math.prod(parameters[name]) * np.dtype(kind).itemsize
         if (begin, until) != (end, end + count):
             raise Refused(f"its tensor {name} lies from byte {begin} to {until}, not from {end} to {end + count}")
@@ -169,7 +169,7 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
         where = f"layer {place}"
         kind = _word(row.get("kind")) if isinstance(row, dict) else ""
         if kind not in ARITY:
-            raise Refused(f"{where} is {_told(row.get('kind') if isinstance(row, dict) else row)}, which is not known")
+            raise Refused(f"{where} is {told(row.get('kind') if isinstance(row, dict) else row)}, which is not known")
         picture = {"shape", "groups", *PAIRS} if kind == "conv2d" else set()
         _keys(row, {"kind", "inputs", *picture}, where)
         inputs = _whole(row["inputs"], f"the inputs of {where}", 0, ARITY[kind])
@@ -195,7 +195,7 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
             raise Refused(f"its values have {total} numbers and its kernels {taps} places, too many for this checker")
     for name, wanted in parameters.items():
         if tuple(tensors.get(name, ())) != wanted:
-            raise Refused(f"its parameter {name} has the shape {_told(tensors.get(name))}, not {list(wanted)}")
+            raise Refused(f"its parameter {name} has the shape {told(tensors.get(name))}, not {list(wanted)}")
     unread = set(range(len(layers))) - {index for layer in layers for index in layer["inputs"]}
     if unread:
         raise Refused(f"nothing reads its value {min(unread)}")
@@ -214,7 +214,7 @@ def _convolution(row: Mapping[str, Any], weight: list[int], size: int, where: st
     if math.prod(shape) != size:
         raise Refused(f"{where} reads a picture of {math.prod(shape)} numbers and is given {size}")
     if len(weight) != 4 or shape[0] != weight[1] * groups or weight[0] % groups:
-        raise Refused(f"{where} has a weight of shape {_told(weight)} for {shape[0]} channels in {groups} groups")
+        raise Refused(f"{where} has a weight of shape {told(weight)} for {shape[0]} channels in {groups} groups")
     padded = [shape[1 + i] + 2 * padding[i] for i in (0, 1)]
     out = [(padded[i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     if min(out) < 1:
@@ -225,16 +225,16 @@ def _convolution(row: Mapping[str, Any], weight: list[int], size: int, where: st
 def _keys(row: Any, wanted: Collection[str], where: str) -> None:
     if not isinstance(row, dict) or set(row) != set(wanted):
         other = sorted(set(row) ^ set(wanted)) if isinstance(row, dict) else row
-        raise Refused(f"{where} has not exactly {', '.join(sorted(wanted))}: {_told(other)}")
+        raise Refused(f"{where} has not exactly {', '.join(sorted(wanted))}: {told(other)}")
 
 
 def _whole(found: Any, what: str, least: int, count: int | None = None) -> tuple[int, ...]:
     """A list of whole numbers from `least` on. A truth value is none, although Python has it for one."""
     numbers = found if isinstance(found, list) and 0 < len(found) <= DIMENSIONS else [None]
     if not all(type(each) is int and least <= each <= LARGEST for each in numbers):
-        raise Refused(f"{what} is {_told(found)}, not one or some whole numbers from {int(least)} on")
+        raise Refused(f"{what} is {told(found)}, not one or some whole numbers from {int(least)} on")
     if count is not None and len(found) != count:
-        raise Refused(f"{what} is {_told(found)}, not {count} of them")
+        raise Refused(f"{what} is {told(found)}, not {count} of them")
     return tuple(found)
 
 
@@ -242,7 +242,7 @@ def _word(found: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _told(found: Any) -> str:
+def told(found: Any) -> str:
     """What a file says, on one line of bounded length."""
     text = ascii(found)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -264,7 +264,7 @@ def fit(found: Mapping[str, Form], net: Net) -> None:
         kind, shape = found[name]
         if kind not in kinds or shape not in shapes:
             wanted = " or ".join(f"{kinds[0]} of shape {each}" for each in shapes)
-            raise Refused(f"its {name} is {_told(kind)} of shape {_told(shape)}, not {wanted}")
+            raise Refused(f"its {name} is {told(kind)} of shape {told(shape)}, not {wanted}")
     if sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in found.values()) > CERTIFICATE:
         raise Refused(f"its arrays have more than {CERTIFICATE} bytes, too many for this checker")
 
@@ -276,7 +276,7 @@ def _named(names: Collection[str], net: Net) -> None:
             "again with equipoise certify run"
         )
     if other := sorted(set(_forms(net, names, 0)) ^ set(names)):
-        raise Refused(f"its arrays are not those of a certificate about this network: {_told(other)}")
+        raise Refused(f"its arrays are not those of a certificate about this network: {told(other)}")
 
 
 def _forms(net: Net, names: Collection[str], refined: int) -> dict[str, tuple[tuple[str, ...], list[tuple[int, ...]]]]:
@@ -323,7 +323,7 @@ def read_certificate(path: str | Path, net: Net) -> dict[str, NDArray]:
     except MemoryError:
         raise Refused("it needs more memory than there is") from None
     except Exception as error:  # on a damaged archive zipfile and what it calls raise a dozen types, not all documented
-        raise Refused(f"it is no archive of plain arrays, or a damaged one ({_told(str(error))})") from error
+        raise Refused(f"it is no archive of plain arrays, or a damaged one ({told(str(error))})") from error
 
 
 def _certificate(file: BinaryIO, net: Net) -> dict[str, NDArray]:

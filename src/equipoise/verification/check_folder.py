@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.verification.check import prove
-from equipoise.verification.check_files import Net, Refused, plain_json, read_certificate
+from equipoise.verification.check_files import Net, Refused, plain_json, read_certificate, told
 from equipoise.verification.rounding import Array
 
 ROWS = "rows.jsonl"
@@ -48,12 +48,15 @@ def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> di
     file's name is the index. Raises Refused where there is nothing to check.
     """
     where = Path(where)
-    if not where.exists():
-        raise Refused(f"No certificate at {where}: expected an .npz file or a folder of them.")
-    folder = where / "certificates" if (where / ROWS).exists() else where if where.is_dir() else where.parent
-    files = sorted(folder.glob("*.npz")) if where.is_dir() else [where]
-    stored = folder.parent / ROWS
-    rows, found = _rows(stored) if folder.name == "certificates" and stored.exists() else (None, {})
+    try:
+        if not where.exists():
+            raise Refused(f"No certificate at {where}: expected an .npz file or a folder of them.")
+        folder = where / "certificates" if (where / ROWS).exists() else where if where.is_dir() else where.parent
+        files = sorted(folder.glob("*.npz")) if where.is_dir() else [where]
+        stored = folder.parent / ROWS
+        rows, found = _rows(stored) if folder.name == "certificates" and stored.exists() else (None, {})
+    except OSError as error:
+        raise Refused(f"{where} cannot be read: {error}.") from error
     if not files and rows is None:
         raise Refused(f"No certificate in {where}: expected .npz files.")
     seen: dict[bytes, str] = {}
@@ -86,7 +89,7 @@ def _checked(
         says = {"label": int(content["label"]), "radius": float(content["radius"]), "margins": margins}
         for name, value in says.items():
             if row[name] != value:
-                raise Refused(f"its {name} {value} is not that of its row, {row[name]}")
+                raise Refused(f"its {name} {told(value)} is not that of its row, {told(row[name])}")
         if row["verdict"] == "wrong" or (row["verdict"] == "certified") != (min(margins) > 0):
             raise Refused(f"its row says {row['verdict']}, and its smallest margin is {min(margins):.6g}")
     if inputs is None:
@@ -111,14 +114,10 @@ def _rows(path: Path) -> tuple[dict[int, Any], dict[str, Finding]]:
     """A job's rows by index, and what is wrong with the file by place."""
     rows: dict[int, Any] = {}
     found: dict[str, Finding] = {}
-    try:
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-    except OSError as error:
-        return {}, {str(path): Finding(reason=f"it cannot be read: {error}")}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            line_of = plain_json(line, "it")
-            row = line_of.get("row", line_of) if isinstance(line_of, dict) else line_of
+            whole = plain_json(line, "it")
+            row = whole.get("row", whole) if isinstance(whole, dict) else whole
             if not _is_row(row):
                 raise Refused("it has not index, label, verdict, radius and margins")
             # What was made again stands there twice.

@@ -38,10 +38,10 @@ def off(terms: float, size):
     """How far a sum of that many products may be from its exact value. size: the sum of their sizes, as computed.
 
     The computed size s is itself below the exact one, by a share n u / (1 - n u) and 3 n eta at most, which this includes:
-    n u / (1 - 2 n u) s would do.
+    n u / (1 - 2 n u) s would do, were it not for the roundings here.
     """
     share = terms * U
-    return share / (1 - 4 * share) * size * UP + terms * TINY
+    return share / (1 - 8 * share) * size + terms * TINY
 
 
 def length(x: Array, axis: int = -1) -> Array:
@@ -101,14 +101,14 @@ class Near:
         other = near(other)
         size = abs(self.value)
         spread = size @ other.error + self.error @ other.size
-        # The spread is such a sum, too, of twice as many products, and one of its factors is itself a sum.
-        error = spread + off(2 * len(other.value) + 4, spread + size @ abs(other.value))
-        return Near(self.value @ other.value, up(error))
+        # The spread is such a sum, too, of two parts, one factor of which is itself a sum; and it is added to.
+        error = spread + off(len(other.value) + 4, spread + size @ abs(other.value))
+        return Near(self.value @ other.value, error)
 
     def sum(self, axis: int = -1) -> "Near":
         spread = self.error.sum(axis)
-        error = spread + off(self.value.shape[axis], spread + abs(self.value).sum(axis))
-        return Near(self.value.sum(axis), up(error))
+        error = spread + off(self.value.shape[axis] + 2, spread + abs(self.value).sum(axis))
+        return Near(self.value.sum(axis), error)
 
     def least_of(self, other: "Near") -> "Near":
         """The smaller of both, one by one."""
@@ -121,8 +121,8 @@ class Near:
     def through(self, linear: Callable[..., Array], terms: int, shift: Array | float = 0.0) -> "Near":
         """linear(x) + shift. linear(x, abs): the map of the sizes of its weights. terms: no sum has more products."""
         spread = linear(self.error, abs)
-        error = spread + off(terms, spread + linear(abs(self.value), abs) + abs(shift))
-        return Near(linear(self.value) + shift, up(error))
+        error = spread + off(terms + 2, spread + linear(abs(self.value), abs) + abs(shift))
+        return Near(linear(self.value) + shift, error)
 
 
 def near(x) -> Near:
