@@ -26,9 +26,11 @@ from equipoise.language import adapters
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
-from equipoise.language.model import DATE, LanguageModel, check_date, load
+from equipoise.language.model import LanguageModel, load
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.language.templates import DATE
+from equipoise.training.precision import bytes_of_training
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.result import Answer, Measure, Unlearned, UnlearnPlan
@@ -100,7 +102,7 @@ class Forgetting(Request):
                 "another model."
             )
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
-        resolved["date"] = how["loading"]["date"] = check_date(how["loading"]["date"] or DATE)
+        resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
         return cls(
             model=model,
             sides=data,
@@ -149,7 +151,7 @@ class Forgetting(Request):
             shown=shown,
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
-            peak_bytes=held + numbers * 4 * 5 + activations,  # gradient, its copy, two moments, the update
+            peak_bytes=held + bytes_of_training(trained, gradients=2) + activations,
             notes=(*self._encoding(language_model, examples.values()), *sides.notes()),
         )
 
@@ -284,12 +286,8 @@ class Forgetting(Request):
                 (folder / "teaching").rename(folder / "taught")
         if folder is not None and self.processes.main:
             self.processes.wait()
-        return replace(
-            language_model,
-            name="tiny",
-            origin=None,
-            source="A Llama of about 1 M parameters, taught the given files on the spot.",
-        )
+        source = "A Llama of about 1 M parameters, taught the given files on the spot."
+        return replace(language_model, name="tiny", source=source, origin=None)
 
     def _write(self, language_model: LanguageModel, folder: Path, compared: Sequence[Example]) -> float:
         """Save, load again and score again; nats per token between both. Raises WorkFailed when they differ."""

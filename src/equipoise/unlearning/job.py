@@ -80,7 +80,7 @@ def unlearn(
     chat_template
         auto, none, or a file with a Jinja template.
     date
-        What chat templates write as today's, the same on every day: 2026-07-26 when not given.
+        What chat templates write as today's, the same on every day: 2024-07-26 when not given.
     trust_remote_code
         Run code that comes with a model of the hub.
     attn_implementation
