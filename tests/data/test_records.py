@@ -95,8 +95,11 @@ GOOD = '{"text": "a"}\n'
         ("\n \n", r"f.jsonl is empty"),
         (GOOD + "{'text': 1}\n", r"f.jsonl:2: not JSON \(.* at column 2\); expected one JSON object a line"),
         (GOOD + "[1]\n", r"f.jsonl:2: expected a JSON object with .*, found a list of 1"),
-        ('{"question": "q", "reply": "r"}', r"f.jsonl:1: no field 'answer' \(found: question, reply\).*--answer-field"),
-        ('{"title": "q"}', r"f.jsonl:1: nothing to read, .*\(found: title\).*--text-field"),
+        (
+            '{"question": "q", "reply": "r"}',
+            r"f.jsonl:1: no field 'answer' \(found: question, reply\).*--fields answer=NAME",
+        ),
+        ('{"title": "q"}', r"f.jsonl:1: nothing to read, .*\(found: title\).*--fields text=NAME"),
         ('{"question": "q", "answer": null}', r"f.jsonl:1: field 'answer': expected a value, found nothing"),
         ('{"text": 3}', r"f.jsonl:1: field 'text': expected text, found int 3"),
         ('{"text": " "}', r"f.jsonl:1: field 'text': expected text that is not empty"),

@@ -53,7 +53,7 @@ ENGINES = ("transformers", "llama.cpp")
 MAX_TOKENS = 2048
 BATCH_SIZE = 32
 _COMMON = ("engine", "chat_template", "context")
-_TRANSFORMERS_ONLY = ("device", "dtype", "revision", "trust_remote_code", "batch_size")
+_TRANSFORMERS_ONLY = ("device", "dtype", "revision", "trust_remote_code", "batch_size", "date")
 _LLAMA_ONLY = ("threads", "parallel")
 _COUNTS = ("context", "batch_size", "threads", "parallel")
 _REFUSED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "prompt_logprobs", "extra_body")
@@ -198,7 +198,7 @@ def _engine(name: str, arguments: Mapping[str, Any]) -> tuple[Engine, int, int]:
     from equipoise.chat.transformers_engine import TransformersEngine
     from equipoise.language.model import load
 
-    loading = ("device", "dtype", "revision", "trust_remote_code", "chat_template")
+    loading = ("device", "dtype", "revision", "trust_remote_code", "chat_template", "date")
     language_model = load(name, **{key: arguments[key] for key in loading if key in arguments})
     batch_size = arguments.get("batch_size", BATCH_SIZE)
     return TransformersEngine(language_model, context=arguments.get("context")), batch_size, 1

@@ -123,21 +123,10 @@ class TransformersEngine:
 
     def _encode(self, request: Request) -> tuple[list[int], frozenset[int]]:
         """Tokens of the prompt and of its end; a prompt of one text may be read as it is when there is no template."""
-        language_model, messages = self.language_model, request.messages
-        if not language_model.uses_chat_template and len(messages) == 1 and messages[0].role == "user":
-            (ids,), ends = encode_prompts(language_model, [messages[0].content])
-            return ids, ends
-        if messages[-1].role != "assistant":
-            (ids,), ends = encode_prompts(language_model, [messages])
-            return ids, ends
-        _, ends = encode_prompts(language_model, [messages[:-1]])  # also says what the template does not take
-        tokenizer: Any = language_model.tokenizer
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
-        except ValueError as error:
-            raise BadInput(f"The chat template of {self.name} cannot begin an answer: {error}") from error
-        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids, ends
+        messages = request.messages
+        alone = not self.language_model.uses_chat_template and [message.role for message in messages] == ["user"]
+        (ids,), ends = encode_prompts(self.language_model, [messages[0].content if alone else messages])
+        return ids, ends
 
     def _grammar(self, schema: str, ends: frozenset[int]) -> Any:
         """What follows the answer token by token and knows which may come next."""

@@ -76,6 +76,8 @@ def _explain(error: Exception) -> int:
     from cyclopts import CycloptsError
 
     from equipoise.core.errors import EquipoiseError, WrongOption
+    from equipoise.core.secrets import redact
+    from equipoise.core.terminal import say
 
     if isinstance(error, WrongOption):
         message, code = f"--{error.name.replace('_', '-')} {error.problem}", error.exit_code
@@ -88,7 +90,7 @@ def _explain(error: Exception) -> int:
         message, code = f"The disk is full{where}: free some space; the same command goes on from what is stored.", 1
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows the traceback)", 1
-    print(f"equipoise: {message}", file=sys.stderr)
+    say(f"equipoise: {redact(message)}")
     return code
 
 

@@ -97,13 +97,3 @@ def _checkers_network(network: Path, architecture: str | None, input_shape: str 
     if shape not in (None, net.shape):
         raise BadInput(f"--input-shape is {input_shape}, and an input of {network} has the shape {net.shape}.")
     return net
-
-
-def _numbers(text: str, option: str, count: int | None = None) -> tuple:
-    try:
-        found = tuple(float(each) for each in text.split(","))
-    except ValueError as error:
-        raise BadInput(f"{option} is {text!r}, expected numbers between commas.") from error
-    if count is not None and len(found) != count:
-        raise BadInput(f"{option} is {text!r}, expected {count} numbers between commas.")
-    return found

@@ -15,6 +15,7 @@ from equipoise.core.errors import BadInput, WrongOption
 from equipoise.core.files import read_regular
 from equipoise.core.job import RESULT, Job, as_text
 from equipoise.core.options import allowed
+from equipoise.core.terminal import say
 
 UNIONS = (Union, types.UnionType)
 NEEDED = Group("Needed", sort_key=0)
@@ -49,9 +50,10 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         if as_json:
             print(_json(done, dry_run))
             return 0
-        print("\n".join(done.summary()), file=sys.stdout if dry_run else sys.stderr)
+        for line in done.summary():
+            say(line, file=sys.stdout if dry_run else sys.stderr)
         if not dry_run:
-            print(f"Report: {done.folder}/report.html", file=sys.stderr)
+            say(f"Report: {done.folder}/report.html")
             print(done.folder)
         return 0
 

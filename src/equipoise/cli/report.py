@@ -1,12 +1,12 @@
 """`equipoise report`: draw the page of a finished job again, from what its folder holds."""
 
 import importlib
-import sys
 from pathlib import Path
 
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.folder import read_manifest
 from equipoise.core.job import REPORT, Job
+from equipoise.core.terminal import say
 
 JOBS = {
     "certify run": "equipoise.verification.job:certify",
@@ -26,7 +26,8 @@ def report(folder: Path) -> int:
     """
     job = job_of(folder)
     job.redraw(folder)
-    print(*job.stored(folder).summary(), sep="\n", file=sys.stderr)
+    for line in job.stored(folder).summary():
+        say(line)
     print(folder / REPORT)
     return 0
 

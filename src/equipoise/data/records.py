@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.files import open_regular
 from equipoise.core.options import closed
 from equipoise.data.text import lone_surrogate, printable
 
@@ -177,13 +178,13 @@ class _Cells:
         if not self._share(nearest):
             raise BadInput(
                 f"{self.place}: nothing to read, expected {_expected()} (found: {found}). "
-                f"Name yours with --text-field, or --question-field and --answer-field."
+                "Name yours with --fields text=NAME, or --fields question=NAME,answer=NAME."
             )
         missing = next(field for field in SHAPES[nearest] if self.row.get(self.name(field)) is None)
         if self.name(missing) in self.row:
             self.refuse(missing, "a value", "nothing (null)")
         raise BadInput(
-            f"{self.place}: no field {self.name(missing)!r} (found: {found}). Name yours with --{missing}-field."
+            f"{self.place}: no field {self.name(missing)!r} (found: {found}). Name yours with --fields {missing}=NAME."
         )
 
     def _share(self, shape: str) -> float:
@@ -288,7 +289,7 @@ def read_rows(path: Path, wanted: set[str] | None = None) -> Iterator[tuple[str,
 
 def _lines(path: Path) -> Iterator[str]:
     offset = 0
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with open_regular(path) as stored, gzip.open(stored) if path.name.lower().endswith(".gz") else stored as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
