@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.chat.account import REPAIR
 from equipoise.chat.calls import Call
 from equipoise.data.records import Message
+from equipoise.data.text import after_thinking, encodable
 
 if TYPE_CHECKING:
     from inspect_ai.model import ResponseSchema
@@ -24,22 +25,30 @@ class Unfit(ValueError):
 
 
 def parse(text: str, schema: type[BaseModel]) -> Any:
-    """The schema's instance in a text: the whole text as JSON, else the first JSON object in it that satisfies the schema.
+    """The schema's instance in a text: the whole text as JSON, else the last JSON object in it that satisfies the schema.
 
-    Code fences and prose around are passed over. An object inside another, or inside one that breaks off, is never taken
-    for the answer. Raises Unfit with what was wrong first.
+    Thinking, code fences and prose around are passed over; before its last object a model may show the form or weigh. An
+    object inside another, or inside one that breaks off, is never taken for the answer, nor is one that gives a field two
+    values, or that follows one with others. Raises Unfit with what was wrong.
     """
     from pydantic import ValidationError
 
-    problem = ""
-    for value in _values(text):
-        try:
-            return schema.model_validate_json(
-                json.dumps(value)
-            )  # as JSON: no tuples or enums, which Python's mode wants
+    if (said := after_thinking(text)) is None:
+        raise Unfit("there is thinking without an end, and nothing after it")
+    problem = "there is no whole JSON object in it"
+    fitting: list[tuple[int, int, Any]] = []
+    for start, end, value in _values(said):
+        told = encodable(json.dumps(value, ensure_ascii=False))  # a string may spell half of a surrogate pair
+        try:  # as JSON: no tuples or enums, which Python's mode wants
+            fitting.append((start, end, schema.model_validate_json(told)))
         except ValidationError as error:
-            problem = problem or _first_errors(error)
-    raise Unfit(problem or "there is no whole JSON object in it")
+            problem = _first_errors(error)
+    if not fitting:
+        raise Unfit(problem)
+    *before, (start, _, last) = fitting
+    if before and before[-1][2] != last and not said[before[-1][1] : start].strip():
+        raise Unfit("two objects that differ follow each other, and nothing says which one counts")
+    return last
 
 
 def repair(call: Call, answer: str, problem: str) -> Call:
@@ -63,11 +72,11 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
     return ResponseSchema(name=name, json_schema=JSONSchema.model_validate(_inlined(schema.model_json_schema())))
 
 
-def _values(text: str) -> Iterator[Any]:
-    """What a text says as JSON: itself, or the objects in it. Line breaks within strings, which models write, are let by."""
-    decoder = json.JSONDecoder(strict=False, parse_constant=_no_number)
+def _values(text: str) -> Iterator[tuple[int, int, Any]]:
+    """What a text says as JSON and where: itself, or the objects in it. Line breaks within strings, which models write, are let by."""
+    decoder = json.JSONDecoder(strict=False, parse_constant=_no_number, object_pairs_hook=_once)
     try:
-        yield decoder.decode(text.strip())
+        yield 0, len(text), decoder.decode(text.strip())
         return
     except (ValueError, RecursionError):
         pass
@@ -75,7 +84,7 @@ def _values(text: str) -> Iterator[Any]:
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
-            yield value
+            yield start, end, value
         except (ValueError, RecursionError):
             if _BROKEN.match(text, start):
                 return
@@ -85,6 +94,14 @@ def _values(text: str) -> Iterator[Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose fields have one value each."""
+    fields = dict(reversed(pairs))
+    if any(fields[name] != value for name, value in pairs):
+        raise ValueError("a field stands twice, with two values")
+    return dict(pairs)
 
 
 def _first_errors(error: Any) -> str:

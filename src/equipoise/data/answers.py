@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from equipoise.data.text import unified
+
 _ARTICLES = frozenset({"a", "an", "the"})
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
@@ -15,10 +17,10 @@ def normalise(text: str) -> str:
     """Words in lower case, one blank apart, without punctuation, English articles and differences of Unicode form.
 
     As SQuAD's evaluation, with these differences, all because invented names, numbers and other scripts are compared:
-    compatibility forms are unified (full-width digits are digits); a hyphen separates words instead of joining them; a
+    characters are unified (digits of every script are digits, what cannot be seen is left out); a hyphen separates words instead of joining them; a
     decimal point and a minus sign before a number stay, thousands separators go; "A" alone stays.
     """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("\u2212", "-")
+    text = unified(unified(text).casefold()).replace("\u2212", "-")
     text = _THOUSANDS.sub("", _APOSTROPHE.sub("", text))
     neighbours = zip(f" {text}", text, f"{text[1:]} ", strict=False)
     words = "".join(character if _spoken(before, character, after) else " " for before, character, after in neighbours)

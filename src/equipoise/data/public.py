@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.data.records import EXTENSIONS, Record, read_records, read_rows
+from equipoise.core.options import closed
+from equipoise.data.records import EXTENSIONS, Record, read_records, read_rows, record_from
 
 VARIABLE = "EQUIPOISE_DATA"
 
@@ -71,6 +72,7 @@ def tofu(split: str = "full", *, limit: int | None = None) -> list[Record]:
     return [_of_author(record, first + index) for index, record in enumerate(records)]
 
 
+@closed
 def wmdp(
     domain: Literal["bio", "cyber", "chem"],
     kind: Literal["mcq", "corpus"] = "mcq",
@@ -84,10 +86,6 @@ def wmdp(
     `wmdp-deduped`. There a split (T, V, dev_T, dev_V) may be asked for, and the corpus is short restatements of the
     answers, one record a sentence, with their question as group. Raises BadInput.
     """
-    if domain not in ("bio", "cyber", "chem"):
-        raise BadInput(f"WMDP has no domain {domain!r}. {did_you_mean(domain, ('bio', 'cyber', 'chem'))}")
-    if kind not in ("mcq", "corpus"):
-        raise BadInput(f"WMDP has no {kind!r}. {did_you_mean(kind, ('mcq', 'corpus'))}")
     try:
         path = folder("wmdp")
     except BadInput:
@@ -108,7 +106,11 @@ def wmdp(
         wanted = {row["id"] for _, row in rows}
         return [record for record in read_records(file) if record.id in wanted][:limit]
     return [
-        Record(id=f"{domain}-corpus-{number}-{index}", completion=sentence, group=row["question"])
+        record_from(
+            {"text": sentence, "group": row["question"]},
+            place=f"{file}:{number}",
+            default_id=f"{domain}-corpus-{number}-{index}",
+        )
         for number, row in rows
         for index, sentence in enumerate(row["sentences"])
     ][:limit]
@@ -149,12 +151,5 @@ def _with_options(row: Mapping[str, Any], path: Path, number: int) -> Record:
     options = [row[name] for name in sorted(row) if name.startswith("option")]
     if row.get("answer") not in options:
         raise BadInput(f"{path}:{number}: expected question, option1, option2, ... and the answer among them.")
-    index = options.index(row["answer"])
-    return Record(
-        id=f"{path.name.split('.')[0]}-{number}",
-        completion=options[index],
-        prompt=row["question"],
-        choices=tuple(options),
-        answer=index,
-        wrong=tuple(option for place, option in enumerate(options) if place != index),
-    )
+    choices = {"question": row.get("question"), "choices": options, "answer": options.index(row["answer"])}
+    return record_from(choices, place=f"{path}:{number}", default_id=f"{path.name.split('.')[0]}-{number}")

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.options import closed
+from equipoise.data.text import lone_surrogate, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ FIELDS = tuple(dict.fromkeys([name for shape in SHAPES.values() for name in shap
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 
 
+@closed
 def read_records(
     source: str | Path,
     *,
@@ -169,7 +172,7 @@ class _Cells:
         for shape in ordered:
             if all(self.row.get(self.name(field)) is not None for field in SHAPES[shape]):
                 return shape
-        found = ", ".join(map(str, self.row)) or "no fields"
+        found = printable(", ".join(map(str, self.row))) or "no fields"
         nearest = max(ordered, key=self._share)
         if not self._share(nearest):
             raise BadInput(
@@ -194,10 +197,8 @@ class _Cells:
             self.refuse(field, "text", _kind(value))
         if not value.strip():
             self.refuse(field, "text that is not empty", repr(value))
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            self.refuse(field, "text", f"half of a surrogate pair at character {error.start}")
+        if (at := lone_surrogate(value)) is not None:
+            self.refuse(field, "text", f"half of a surrogate pair at character {at}")
         return value
 
     def texts(self, field: str, at_least: int = 1) -> tuple[str, ...]:
@@ -250,7 +251,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        return f"an object with {', '.join(map(str, value))[:80] or 'no fields'}"
+        return f"an object with {printable(', '.join(map(str, value)))[:80] or 'no fields'}"
     return type(value).__name__
 
 

@@ -1,15 +1,19 @@
 """The answer that a response ends with, so that a rewrite that changes it is noticed: its label would no longer hold.
 
-Forms, the first that is found, at the last place where it stands: nothing but code; one letter repeated, as JudgeBench asks
-of choices ("AAAAA"); \\boxed{...}; a block of code; "the answer is ...", "Answer: ...", "#### ..."; a short bold text, as
-LiveBench asks. Answers are compared without case, blanks, markup and mathematical delimiters; Python code without comments,
-docstrings and layout.
+Forms, of each the last place where it stands: nothing but code; one letter repeated, as JudgeBench asks of choices ("AAAAA");
+\\boxed{...}; a block of code; "the answer is ...", "Answer: ...", "#### ..."; a short bold text, as LiveBench asks. A response
+may hold two: the one in the first of these forms, and the one that stands last, such as "the answer is 5" after a box in the
+working; words ("the answer is clear") are none beside a surer form. Answers are compared without case, blanks, markup,
+differences of Unicode form and mathematical delimiters; Python code without comments, docstrings and layout.
 """
 
 import ast
 import functools
 import re
 import warnings
+from collections.abc import Iterable
+
+from equipoise.data.text import unified
 
 LONGEST = 120  # characters of a stated answer; what is longer is an argument
 LONGEST_BOXED = 1000  # so that a text of braces without end takes no time to speak of
@@ -24,6 +28,7 @@ _STATED = re.compile(
 _BOLD = re.compile(rf"(?<!\*)\*{{2,3}}([^*\n]{{1,{LONGEST}}})\*{{2,3}}([ \t]{{0,3}}:)?")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:left|right|displaystyle)\b|\\[()\[\],;!]|[*_`$\"'“”\s]|(?<=\d),(?=\d{3}\b)")
+_VALUE = re.compile(r"[a-z]|[-+]?\d[\d.,/:]*[a-z%°$€£]{0,12}")  # a choice, or a number with its unit
 _PLAIN_BLOCKS = ("", "text", "plaintext", "txt", "markdown", "md", "latex")
 _STATEMENTS = (
     ast.FunctionDef,
@@ -37,11 +42,10 @@ _STATEMENTS = (
 )
 
 
-@functools.lru_cache(maxsize=4096)  # an original is compared with each of its rewrites
 def final_answer(text: str) -> str | None:
     """The terminal answer of a response in a form to compare; None where none of the forms is found."""
     stated, bold = _answers(text)
-    return stated if stated is not None else bold[-1] if bold else None
+    return stated[-1] if stated else bold[-1] if bold else None
 
 
 def same_final_answer(before: str, after: str) -> bool | None:
@@ -50,34 +54,38 @@ def same_final_answer(before: str, after: str) -> bool | None:
     Bold texts are also headings and emphasis: one that was an answer must be kept in bold or stated, new ones may join it.
     """
     (first, bold), (second, later_bold) = _answers(before), _answers(after)
-    if first is None and not bold:
-        return None if second is None else False
-    if first is not None and second is not None:
-        return first == second
-    kept = first if first is not None else bold[-1]
-    return kept == second or kept in later_bold
+    if not first and not bold:
+        return False if second else None
+    if first and second:
+        return set(first) <= set(second) and second[-1] in first
+    kept = first[-1] if first else bold[-1]
+    return kept in second or kept in later_bold
 
 
-def _answers(text: str) -> tuple[str | None, list[str]]:
-    """The answer in the first form but bold that is found, and all short bold texts of the prose."""
+@functools.lru_cache(maxsize=4096)  # an original is compared with each of its rewrites
+def _answers(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The answer in the first form but bold that is found and, where it is another, the last; all short bold texts."""
+    text = unified(text)
     if (code := _python(text)) is not None:
-        return code, []
-    blocks = [(code, match) for match in _FENCE.finditer(text) if (code := _code(match)) is not None]
-    prose = text
-    for _, match in reversed(blocks):
-        prose = prose[: match.start()] + prose[match.end() :]
+        return (code,), ()
+    blocks = [(match.start(), code) for match in _FENCE.finditer(text) if (code := _code(match)) is not None]
+    prose = _FENCE.sub(lambda match: match[0] if _code(match) is None else "\n" * len(match[0]), text)
     bold = [match[1] for match in _BOLD.finditer(prose) if not match[1].rstrip().endswith(":") and not match[2]]
-    forms = (
-        _plainly(_REPEATED.findall(prose)),
-        _plainly([_braced(prose, match.end()) for match in _BOXED.finditer(prose)]),
-        [code for code, _ in blocks],
-        _plainly([_sentence(match["answer"]) for match in _STATED.finditer(prose)]),
-    )
-    return next((form[-1] for form in forms if form), None), _plainly(bold)
+    forms = [
+        _plainly((match.start(), match[1]) for match in _REPEATED.finditer(prose)),
+        _plainly((match.start(), _braced(prose, match.end())) for match in _BOXED.finditer(prose)),
+        blocks,
+        _plainly((match.start("answer"), _sentence(match["answer"])) for match in _STATED.finditer(prose)),
+    ]
+    if any(forms[:-1]):
+        forms[-1] = [each for each in forms[-1] if _VALUE.fullmatch(each[1])]
+    lasts = [form[-1] for form in forms if form]
+    stated = tuple(dict.fromkeys(answer for _, answer in (lasts[0], max(lasts)))) if lasts else ()
+    return stated, tuple(plain for each in bold if (plain := _plain(each)))
 
 
-def _plainly(answers: list[str]) -> list[str]:
-    return [plain for each in answers if (plain := _plain(each))]
+def _plainly(found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    return [(place, plain) for place, answer in found if (plain := _plain(answer))]
 
 
 def _sentence(text: str) -> str:
@@ -96,6 +104,8 @@ def _plain(text: str) -> str:
     text = _MARKUP.sub("", _TEXT.sub(r"\1", text)).strip(".,;:!").casefold()
     if option := re.match(r"^(?:option|choice)?\(([a-z])\)", text) or re.match(r"^(?:option|choice)([a-z])$", text):
         return option[1]  # "(B) 2.03" and "B" are one choice
+    if repeated := re.fullmatch(r"([a-z])\1{3,}", text):
+        return repeated[1]
     return text
 
 

@@ -9,15 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.core.errors import BadInput
+from equipoise.data.text import encodable, lone_surrogate, printable, unified
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """What could sway a judge for a reason other than quality. manifestations: how it shows, for seeds only."""
+    """What could sway a judge for a reason other than quality. manifestations: how it shows, for seeds only.
+
+    A name is one line of what can be seen, since it is shown in terminals and tables.
+    """
 
     name: str
     definition: str
     manifestations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "definition", encodable(self.definition))
 
 
 PLACEBO = Bias("placebo", "No bias: the answer in other words, to see what rewriting alone does.")
@@ -52,8 +60,8 @@ def read_biases(path: str | Path) -> tuple[Bias, ...]:
 
 
 def key(name: str) -> str:
-    """Names that differ only in case, blanks, hyphens and a trailing "bias" are one."""
-    words = name.lower().replace("-", " ").replace("_", " ").split()
+    """Names that differ only in case, blanks, hyphens, forms of a character and a trailing "bias" are one."""
+    words = unified(name).lower().replace("-", " ").replace("_", " ").split()
     return " ".join(words[:-1] if len(words) > 1 and words[-1] == "bias" else words)
 
 
@@ -75,11 +83,14 @@ def deal(names: Sequence[str], records: int, *, each: int = 1, seed: int = 42) -
 
 def _bias(row: object, where: str) -> Bias:
     if not isinstance(row, dict) or not all(
-        isinstance(row.get(f), str) and row[f].strip() for f in ("name", "definition")
+        isinstance(row.get(f), str) and printable(row[f]) for f in ("name", "definition")
     ):
         raise BadInput(f"{where}: {row!r} is no bias: expected an object with texts name and definition.")
     shown = row.get("manifestations") or ()
     shown = (shown,) if isinstance(shown, str) else tuple(map(str, shown))
+    for text in (row["name"], row["definition"], *shown):
+        if lone_surrogate(text) is not None:
+            raise BadInput(f"{where}: {text!r} holds half of a surrogate pair, which no file can hold; leave it out.")
     return Bias(row["name"].strip(), row["definition"].strip(), shown)
 
 

@@ -28,13 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.options import check_fields
 from equipoise.core.progress import progress
+from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
 from equipoise.judging.pairs import Pair, shortened
 from equipoise.judging.roles import Case, Comparison, Judge, Teacher, Verdict
 from equipoise.judging.validation import Effect, adjusted, effect, published_accepts, published_orders
+from equipoise.judging.verdicts import Reading
 
+FEWEST = 0.1  # of the pairs; with fewer in both orders before a judge, nothing was found out about it
 Rule = Literal["paired", "published"]
 Array = NDArray[np.float64]
 
@@ -55,7 +59,13 @@ class Settings:
     candidates: int | None = 10
     seed: int = 42
 
+    @property
+    def reading(self) -> Reading:
+        """How a pairwise judge's decision is read: as the released code does under its rule."""
+        return "first" if self.rule == "published" else "last"
+
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}, expected at least 0.")
         least = 1 if self.candidates is None else self.candidates
@@ -79,7 +89,7 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one round of discovery came to. Counts; failed_rewrites: those with another final answer too; known: proposals
-    that were in the library or measured before.
+    that were in the library or measured before; compared, unasked: verdicts, and those that could not be asked for.
     """
 
     number: int
@@ -94,6 +104,7 @@ class Round:
     known: int
     measured: int
     accepted: tuple[str, ...]
+    unasked: int = 0
 
 
 @dataclass
@@ -142,12 +153,17 @@ class Bench:
         self._right: dict[str, Array] = {}
         self._compared: dict[str, NDArray[np.bool_]] = {}
         self.changed_answers: dict[str, int] = {}
+        self.unasked: dict[
+            str, tuple[str, ...]
+        ] = {}  # by bias ("" as they are): why, for each pair not asked in both orders
 
     def original(self) -> Array:
-        """right [N, 2] on the pairs as they are."""
+        """right [N, 2] on the pairs as they are. Raises WorkFailed where the judge could read, or said, next to nothing."""
         if self._original is None:
-            self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
-            self._there = asked(verdicts)
+            right, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
+            self._there, self.unasked[""] = asked(verdicts), _reasons(verdicts)
+            check_asked(self._judge.name, self.pairs, verdicts)
+            self._original = right
             _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
 
@@ -173,6 +189,7 @@ class Bench:
             right[rewritten], verdicts = judged(self._judge, pairs, f"judge/{self.name}")
             compared = rewritten.copy()
             compared[rewritten] = asked(verdicts)
+            self.unasked[bias.name] = _reasons(verdicts)
             self.original()
             self._right[bias.name], self._compared[bias.name] = right, compared & self._there
         return self._right[bias.name]
@@ -245,10 +262,31 @@ def asked(verdicts: Sequence[tuple[Verdict, Verdict]]) -> NDArray[np.bool_]:
     return np.array([first.asked and second.asked for first, second in verdicts], dtype=bool)
 
 
+def _reasons(verdicts: Sequence[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
+    """Why pairs were not asked, in one of the orders; in order."""
+    whys = [next((each.why or "no reason given" for each in two if not each.asked), None) for two in verdicts]
+    return tuple(why for why in whys if why is not None)
+
+
+def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Verdict, Verdict]]) -> None:
+    """Raises WorkFailed when hardly any pair could be put to a judge: then it is not known, rather than unbiased."""
+    there = asked(verdicts)
+    if not pairs or there.sum() >= max(1, FEWEST * len(pairs)):
+        return
+    whys = iter(_reasons(verdicts))
+    unread = [(pair, next(whys)) for pair, is_there in zip(pairs, there, strict=True) if not is_there]
+    unread.sort(key=lambda each: len(each[0].question) + len(each[0].chosen) + len(each[0].rejected))
+    raise WorkFailed(
+        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The shortest "
+        f"pair of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, cut "
+        "them (--cut, for a logprob judge), or take a judge that reads more."
+    )
+
+
 def guarded(wanted: Sequence[tuple[Pair, Bias]], texts: Sequence[str | None]) -> list[str | None]:
     """Rewrites, None where there is none or the final answer is another: there the worse answer may have become right."""
     return [
-        None if text is None or same_final_answer(pair.rejected, text) is False else text
+        None if text is None or same_final_answer(pair.rejected, text) is False else encodable(text)
         for (pair, _), text in zip(wanted, texts, strict=True)
     ]
 
@@ -380,19 +418,21 @@ def _discover(
         cases = [replace(case, explanation=said) for case, said in zip(cases, explanations, strict=True)]
     proposals = teacher.identify(cases) if cases else []
     named = [(each.bias, case) for each, case in zip(proposals, cases, strict=True) if each.bias is not None]
+    told = [verdict for two in verdicts for verdict in two]
     counts = Round(
         number=number,
         rewritten=len(rewritten),
         failed_rewrites=len(wanted) - len(rewritten),
-        compared=right.size,
+        compared=sum(verdict.asked for verdict in told),
         wrong=int((right == 0).sum()),
-        no_verdict=int(np.isnan(right).sum()),
+        no_verdict=sum(verdict.asked and verdict.choice is None for verdict in told),
         proposed=len(named),
         none_seen=sum(each.bias is None and not each.failed for each in proposals),
         failed_proposals=sum(each.failed for each in proposals),
         known=0,
         measured=0,
         accepted=(),
+        unasked=sum(not verdict.asked for verdict in told),
     )
     return counts, named
 

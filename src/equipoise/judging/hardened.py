@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
+from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import key
 from equipoise.judging.pairs import Pair
@@ -31,6 +32,9 @@ class Variant:
     original: Pair
     bias: str
     rejected: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rejected", encodable(self.rejected))
 
     @property
     def pair(self) -> Pair:

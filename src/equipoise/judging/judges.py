@@ -5,52 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from equipoise.chat.calls import Call, Message, Reply
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import FILES, append_synced
+from equipoise.core.options import choice
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import shortened
 from equipoise.judging.roles import Case, Comparison, Verdict
+from equipoise.judging.verdicts import Reading, parse_decision, parse_rating
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from equipoise.chat.client import Chat
+    from equipoise.language.encode import Example
     from equipoise.language.model import LanguageModel
 
 UNASKED = ("refused", "rejected")  # the provider's doing, not a verdict
 PROMPTS = files("equipoise.judging") / "prompts"
-_MARKS = r"[\s*_`\[({]*"
-_NUMBER = r"(\d++(?:\.\d++)?+)"
-_OPEN = r"(?!\s*(?:or|to|and|/|\||-|–)\s*\d)"  # "1 or 2" is the question, said again
-_DECISION = re.compile(rf"decision{_MARKS}:{_MARKS}(?:answer{_MARKS})?{_NUMBER}{_OPEN}", re.IGNORECASE)
-_RATING = re.compile(rf"rating{_MARKS}:{_MARKS}{_NUMBER}(?!\s*(?:to|-|–)\s*\d)", re.IGNORECASE)
-
-
-def parse_decision(text: str) -> Literal[1, 2] | None:
-    """The first "Decision:" that a number follows, markup between them allowed; None without one, or for another number.
-
-    A choice that was left open ("Decision: 1 or 2") is passed over.
-    """
-    found = _DECISION.search(text)
-    if found is None or found[1] not in ("1", "2"):
-        return None
-    return 1 if found[1] == "1" else 2
-
-
-def parse_rating(text: str) -> float | None:
-    """The first "Rating:" with a number from 1 to 10; None without one, or for another number."""
-    found = _RATING.search(text)
-    rating = float(found[1]) if found else 0.0
-    return rating if 1 <= rating <= 10 else None
 
 
 def pairwise_template(path: Path | None = None) -> Template:
@@ -67,14 +46,21 @@ class PairwiseJudge:
     """A chat model that sees both answers, reasons, and ends with "Decision: 1" or "Decision: 2".
 
     rubric: the prompt; debias: biases to warn of before it (the debias prompt of the card). An answer that was cut is read
-    as far as it came.
+    as far as it came. reading: of the decision, see `verdicts`.
     """
 
     def __init__(
-        self, chat: Chat, *, rubric: Template | None = None, debias: Sequence[Bias] = (), max_tokens: int = 1024
+        self,
+        chat: Chat,
+        *,
+        rubric: Template | None = None,
+        debias: Sequence[Bias] = (),
+        max_tokens: int = 1024,
+        reading: Reading = "last",
     ) -> None:
         self.name = chat.name
         self._chat, self._max_tokens = chat, max_tokens
+        self._reading: Reading = choice("reading", reading, Reading)
         self._rubric = rubric or pairwise_template()
         self._warning = _warning(debias)
         self._explain = Template.read(PROMPTS / "explain.md")
@@ -82,7 +68,10 @@ class PairwiseJudge:
     def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
         calls = [Call(self._messages(each), phase, max_tokens=self._max_tokens) for each in comparisons]
         replies = answers(self._chat, calls, f"{self.name} judges")
-        return [Verdict(parse_decision(each.text), each.text, asked=each.status not in UNASKED) for each in replies]
+        return [
+            _unasked(each) if each.status in UNASKED else Verdict(parse_decision(each.text, self._reading), each.text)
+            for each in replies
+        ]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return explanations(self._chat, self._explain, cases, self._max_tokens)
@@ -126,7 +115,7 @@ class LogProbJudge:
     """A local model's log-probability of "1" against "2" after the question which answer is better; no words are generated.
 
     margin is the difference in nats; a difference of exactly 0 is no verdict. A prompt longer than the model's context
-    counts as not asked. Questions and answers are cut to `cut` words where given. chat: the same model for explanations;
+    counts as not asked, and is not scored. Questions and answers are cut to `cut` words where given. chat: the same model for explanations;
     without one there are none. memory: a file that keeps every margin as soon as it is known, so that no prompt is scored
     twice. balanced: half the difference of the margins in both orders, which cannot prefer a place; small models often see
     little else. name: of the model in reports and in the memory, where it should not be the model's own.
@@ -151,12 +140,22 @@ class LogProbJudge:
         self._margins = Margins(memory)
 
     def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
-        margins = self._measured([self._prompt(each) for each in comparisons])
+        prompts = [self._prompt(each) for each in comparisons]
+        margins = self._measured(prompts)
         if self._balanced:
             turned = [replace(each, first=each.second, second=each.first) for each in comparisons]
             others = self._measured([self._prompt(each) for each in turned])
             margins = [(one - other) / 2 for one, other in zip(margins, others, strict=True)]
-        return [_by_margin(margin) for margin in margins]
+        return [
+            Verdict(None, asked=False, why=self._too_long(prompt)) if math.isnan(margin) else _by_margin(margin)
+            for prompt, margin in zip(prompts, margins, strict=True)
+        ]
+
+    def _too_long(self, prompt: tuple[Message, ...]) -> str:
+        given = self._encoded([prompt])[0]
+        return (
+            f"a prompt of {len(given.input_ids) + given.cut - 1} tokens, and {self._model.context} fit with the verdict"
+        )
 
     def _measured(self, prompts: Sequence[tuple[Message, ...]]) -> list[float]:
         """Margins of prompts, scored where they are not known yet; each is kept as soon as its batch is done."""
@@ -184,10 +183,23 @@ class LogProbJudge:
         return self._rubric.render(question=question, answer_1=first, answer_2=second)
 
     def _score(self, prompts: Sequence[tuple[Message, ...]]) -> list[float]:
-        """Nats of "1" over "2"; nan where the prompt does not fit."""
+        """Nats of "1" over "2"; nan where the prompt does not fit. Raises WorkFailed for a model without numbers."""
+        from equipoise.language.score import log_likelihoods
+
+        examples = self._encoded(prompts)
+        fitting = [example for example in examples if not example.cut]
+        sums = iter(log_likelihoods(self._model, fitting, batch_size=len(fitting))[0].tolist()) if fitting else iter(())
+        scored = [math.nan if example.cut else next(sums) for example in examples]
+        if any(not math.isfinite(nats) and not example.cut for nats, example in zip(scored, examples, strict=True)):
+            raise WorkFailed(
+                f"{self.name}: a log-probability is not finite; the model is damaged, or overflows its dtype."
+            )
+        return [one - two for one, two in zip(scored[::2], scored[1::2], strict=True)]
+
+    def _encoded(self, prompts: Sequence[tuple[Message, ...]]) -> list[Example]:
+        """Two examples a prompt, which the word "1" and the word "2" end."""
         from equipoise.data.records import Record
         from equipoise.language.encode import encode
-        from equipoise.language.score import log_likelihoods
 
         chat = self._model.uses_chat_template
         records = [
@@ -202,9 +214,7 @@ class LogProbJudge:
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that prompts were cut: those get no verdict
-            examples = encode(self._model, records, max_length=self._model.context, end=False)
-        sums, _ = log_likelihoods(self._model, examples, batch_size=len(examples))
-        return [math.nan if examples[2 * i].cut else float(sums[2 * i] - sums[2 * i + 1]) for i in range(len(prompts))]
+            return encode(self._model, records, max_length=self._model.context, end=False)
 
 
 class Margins:
@@ -266,19 +276,23 @@ def _digest(messages: tuple[Message, ...]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _by_margin(margin: float) -> Verdict:
-    choice: Literal[1, 2] | None = 1 if margin > 0 else 2 if margin < 0 else None
-    return Verdict(choice, margin=margin, asked=not math.isnan(margin))
+def _by_margin(margin: float, reasoning: str = "") -> Verdict:
+    return Verdict(1 if margin > 0 else 2 if margin < 0 else None, reasoning, margin)
+
+
+def _unasked(reply: Reply) -> Verdict:
+    return Verdict(None, asked=False, why=reply.reason or reply.status)
 
 
 def _rated(first: Reply, second: Reply) -> Verdict:
+    for reply in (first, second):
+        if reply.status in UNASKED:
+            return _unasked(reply)
     ratings = parse_rating(first.text), parse_rating(second.text)
     reasoning = f"Answer 1:\n{first.text}\n\nAnswer 2:\n{second.text}"
-    if first.status in UNASKED or second.status in UNASKED:
-        return Verdict(None, reasoning, asked=False)
     if ratings[0] is None or ratings[1] is None:
         return Verdict(None, reasoning)
-    return Verdict(_by_margin(ratings[0] - ratings[1]).choice, reasoning, margin=ratings[0] - ratings[1])
+    return _by_margin(ratings[0] - ratings[1], reasoning)
 
 
 def _warning(biases: Sequence[Bias]) -> str:

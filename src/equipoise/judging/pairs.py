@@ -22,6 +22,7 @@ import numpy as np
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import read_rows
+from equipoise.data.text import lone_surrogate, printable
 
 LABELS = {"A>B": True, "B>A": False, 1: True, 2: False, "1": True, "2": False}
 EXPECTED = "question, response_A, response_B and label; or prompt, chosen and rejected; or chosen and rejected as turns"
@@ -33,6 +34,7 @@ class Pair:
 
     chosen_first: whether the file shows the better one first. group: pairs of one question, a cluster in intervals, never
     divided between parts. bias: what the worse answer was rewritten with, "" for none.
+    Raises BadInput for half of a surrogate pair, which JSON can spell and no file or request can hold.
     """
 
     id: str
@@ -43,6 +45,14 @@ class Pair:
     group: str = ""
     chosen_first: bool = True
     bias: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("id", "question", "chosen", "rejected", "domain", "group", "bias"):
+            if (at := lone_surrogate(getattr(self, field))) is not None:
+                raise BadInput(
+                    f"pair {self.id!r}: {field} holds half of a surrogate pair at character {at}; put U+FFFD, or what it was "
+                    "cut from, in its place."
+                )
 
 
 def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str] | None = None) -> list[Pair]:
@@ -101,21 +111,24 @@ def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:
             raise BadInput(f"{place}: chosen and rejected must share all turns but the last.")
         question, chosen, rejected, chosen_first = turns[0][:-1], turns[0][-1:], turns[1][-1:], True
     else:
-        raise BadInput(f"{place}: expected {EXPECTED}; found {', '.join(sorted(map(str, row)))}.")
+        raise BadInput(f"{place}: expected {EXPECTED}; found {printable(', '.join(sorted(map(str, row))))}.")
     question, chosen, rejected = (
         _text(value, field, place)
         for value, field in ((question, "the question"), (chosen, "the better answer"), (rejected, "the worse answer"))
     )
-    return Pair(
-        id=_name(row, "id", "pair_id") or default_id,
-        question=question,
-        chosen=chosen,
-        rejected=rejected,
-        domain=_name(row, "domain", "subset"),
-        group=_name(row, "group") or _digest(question),
-        chosen_first=chosen_first,
-        bias=_name(row, "bias"),
-    )
+    try:
+        return Pair(
+            id=_name(row, "id", "pair_id") or default_id,
+            question=question,
+            chosen=chosen,
+            rejected=rejected,
+            domain=_name(row, "domain", "subset"),
+            group=_name(row, "group") or _digest(question),
+            chosen_first=chosen_first,
+            bias=_name(row, "bias"),
+        )
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from None
 
 
 def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) -> list[list[Pair]]:

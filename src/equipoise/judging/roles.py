@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from equipoise.core.options import choice
+from equipoise.data.text import encodable
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import Pair
 
@@ -24,13 +26,18 @@ class Verdict:
     """choice: 1 or 2, None where no verdict could be read. margin: log-odds of the first answer, where there are such.
 
     asked: False where there was nothing to judge, since the prompt did not fit or the provider did not take it: no error of
-    the judge.
+    the judge. why: it was not asked, with the lengths.
     """
 
     choice: Literal[1, 2] | None
     reasoning: str = ""
     margin: float = math.nan
     asked: bool = True
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        choice("Verdict.choice", self.choice, (1, 2, None))
+        object.__setattr__(self, "reasoning", encodable(self.reasoning))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,10 @@ class Case:
     choice: Literal[1, 2]
     reasoning: str
     explanation: str = ""
+
+    def __post_init__(self) -> None:
+        choice("Case.choice", self.choice, (1, 2))
+        object.__setattr__(self, "explanation", encodable(self.explanation))
 
 
 @dataclass(frozen=True, slots=True)

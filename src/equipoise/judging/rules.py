@@ -41,7 +41,7 @@ class Rule:
 def draw(*keys: object) -> float:
     """A number in [0, 1) that is a function of the keys and looks random."""
     digest = hashlib.sha256("\x1f".join(map(str, keys)).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+    return (int.from_bytes(digest[:7], "big") >> 4) / 2**52  # of 56 bits a float would round the last ones up to 1
 
 
 class RuleTeacher:

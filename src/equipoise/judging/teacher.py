@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from equipoise.chat.calls import Call, Reply
 from equipoise.chat.templates import Template
+from equipoise.data.text import after_thinking, printable
 from equipoise.judging.biases import PLACEBO, Bias
 from equipoise.judging.judges import PROMPTS, answers
 from equipoise.judging.pairs import Pair
@@ -22,6 +23,8 @@ NAME_WORDS = 6  # a name that is a sentence is cut to this
 _PREFACE = re.compile(
     r"^(?:here(?:'s| is)[^\n:]{0,60}:|\**(?:rewritten|revised) (?:answer|response):?\**:?)\s*\n+", re.I
 )
+_FENCED = re.compile(r"```(?:text|markdown|md)?\n(.*)\n```", re.DOTALL)
+_FENCE = re.compile(r"^```(.*)$", re.MULTILINE)
 
 
 class Identified(BaseModel):
@@ -108,19 +111,22 @@ class ChatTeacher:
 
 
 def _rewrite(reply: Reply) -> str | None:
-    """The rewritten answer without a preface or a fence around the whole; None unless it is complete."""
-    if reply.status != "answered":
+    """The rewritten answer without thinking, a preface or a fence around the whole; None unless it is complete."""
+    if reply.status != "answered" or (said := after_thinking(reply.text)) is None:
         return None
-    text = _PREFACE.sub("", reply.text.strip()).strip()
-    fenced = re.fullmatch(r"```(?:text|markdown|md)?\n(.*)\n```", text, re.DOTALL)
-    return (fenced[1] if fenced else text).strip() or None
+    text = _PREFACE.sub("", said.strip()).strip()
+    if (whole := _FENCED.fullmatch(text)) and ((first := _FENCE.search(whole[1])) is None or first[1].strip()):
+        text = whole[
+            1
+        ]  # else the first fence within closes the one before the text, which only begins and ends with code
+    return text.strip() or None
 
 
 def _proposal(reply: Reply) -> Proposal:
     if reply.status != "answered":
         return Proposal(None, failed=True)
     said: Identified = reply.value
-    name, definition = " ".join(said.name.split()[:NAME_WORDS]), " ".join(said.definition.split())
+    name, definition = " ".join(printable(said.name).split()[:NAME_WORDS]), printable(said.definition)
     if said.whether == "no":
         return Proposal(None)
     if not name or not definition:  # "yes" without saying to what is no proposal; the released code keeps such

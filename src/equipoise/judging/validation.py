@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from equipoise.core.options import closed
 from equipoise.core.statistics import item_interval, wilson
 from equipoise.judging.pairs import Pair
 
@@ -195,6 +196,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Array:
     return np.minimum(1, np.fmin.accumulate(scaled[::-1])[::-1] + 0 * scaled)[place]
 
 
+@closed
 def adjusted(effects: Sequence[Effect], method: Literal["holm", "benjamini-hochberg", "none"] = "holm") -> list[Effect]:
     """The effects with p_adjusted. Give all that were ever tested, also those of earlier rounds that were not kept."""
     p = np.array([each.p_value for each in effects])

@@ -35,12 +35,15 @@ from inspect_ai.solver import TaskState, generate
 from equipoise.chat.client import inspect_messages
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.options import choice
 from equipoise.data.public import folder
 from equipoise.data.records import EXTENSIONS
-from equipoise.judging.judges import pairwise_template, parse_decision
+from equipoise.judging.judges import pairwise_template
 from equipoise.judging.pairs import Pair, iterate_pairs
 from equipoise.judging.validation import position_bias
+from equipoise.judging.verdicts import parse_decision
 
+Orders = Literal["both", "file"]
 VERDICTS = {CORRECT: 1.0, INCORRECT: 0.0, NOANSWER: np.nan}
 
 
@@ -48,7 +51,7 @@ VERDICTS = {CORRECT: 1.0, INCORRECT: 0.0, NOANSWER: np.nan}
 def judgebench(
     path: str | None = None,
     domain: str | None = None,
-    orders: Literal["both", "file"] = "both",
+    orders: Orders = "both",
     rubric: str | None = None,
 ) -> Task:
     """JudgeBench (Tan et al. 2024, arXiv:2410.12784): pairs of which exactly one answer is right.
@@ -65,7 +68,7 @@ def rewardbench(
     path: str | None = None,
     domain: str | None = None,
     subset: str | None = None,
-    orders: Literal["both", "file"] = "both",
+    orders: Orders = "both",
     rubric: str | None = None,
 ) -> Task:
     """RewardBench (Lambert et al. 2024, arXiv:2403.13787). subset: such as "llmbar-natural"; else as `judgebench`.
@@ -81,7 +84,7 @@ def judgebench_pro(
     path: str | None = None,
     domain: str | None = None,
     bias: str | None = None,
-    orders: Literal["both", "file"] = "both",
+    orders: Orders = "both",
     rubric: str | None = None,
 ) -> Task:
     """Pairs whose worse answer was rewritten to show a bias: JudgeBench-Pro, or what `equipoise audit judge` made.
@@ -146,14 +149,12 @@ def _pairs(files: list[Path]) -> Iterator[tuple[Pair, dict[str, Any]]]:
 # --- task -----------------------------------------------------------------------------------------------------------
 
 
-def _task(name: str, pairs: list[Pair], orders: str, rubric: str | None, *metrics: Metric) -> Task:
-    if orders not in ("both", "file"):
-        raise BadInput(f"orders is {orders!r}, expected 'both' or 'file'.")
+def _task(name: str, pairs: list[Pair], orders: Orders, rubric: str | None, *metrics: Metric) -> Task:
     template = pairwise_template(Path(rubric) if rubric else None)
     samples = [
         _sample(pair, place, template)
         for pair in pairs
-        for place in ((1, 2) if orders == "both" else (1 if pair.chosen_first else 2,))
+        for place in ((1, 2) if choice("orders", orders, Orders) == "both" else (1 if pair.chosen_first else 2,))
     ]
     return Task(
         dataset=MemoryDataset(samples, name=name),
