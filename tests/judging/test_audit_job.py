@@ -14,7 +14,7 @@ from pyarrow import parquet
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.judging.biases import Bias
-from equipoise.judging.job import audit_judge, plan
+from equipoise.judging.job import audit_judge
 from equipoise.judging.pairs import Pair, read_pairs
 from equipoise.judging.roles import Proposal, Verdict
 
@@ -137,7 +137,7 @@ def test_six_identical_requests_give_six_identical_results(tmp_path):
     told = set()
     for i in range(6):
         done = audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / str(i))
-        files = ("biases.json", "hardened.jsonl", "preferences.jsonl")
+        files = ("result.json", "judgements.parquet", "hardened.jsonl", "preferences.jsonl")
         told.add(b"".join((tmp_path / str(i) / name).read_bytes() for name in files))
         assert done.complete
     assert len(told) == 1
@@ -173,9 +173,9 @@ def test_the_budget_keeps_what_was_found(tmp_path):
     with pytest.raises(BudgetReached):
         audit_judge(Stops(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     partial = tmp_path / "a.partial"
-    kept = json.loads((partial / "biases.json").read_text(encoding="utf-8"))
+    kept = json.loads((partial / "result.json").read_text(encoding="utf-8"))
     assert not kept["complete"] and [each["name"] for each in kept["biases"]] == ["charm"]
-    assert "stopped before its end" in (partial / "report.html").read_text(encoding="utf-8")
+    assert "ended early" in (partial / "report.html").read_text(encoding="utf-8")
     done = audit_judge(SealJudge(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     assert done.complete and done.folder == tmp_path / "a" and not partial.exists()
 
@@ -230,14 +230,14 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
 
 def test_wrong_requests_are_one_sentence(tmp_path):
     few = pairs(60)
-    with pytest.raises(BadInput, match=r"kind 'pairwse'\. Did you mean 'pairwise'"):
+    with pytest.raises(BadInput, match=r"judge_kind is 'pairwse'\. Did you mean 'pairwise'"):
         audit_judge(SealJudge(), SealTeacher(), few, judge_kind="pairwse")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="60 questions are in both"):
         audit_judge(SealJudge(), SealTeacher(), few, test_pairs=few)
     with pytest.raises(BadInput, match="too few"):
         audit_judge(SealJudge(), SealTeacher(), few[:2])
     for odd in ({"limit": 0}, {"limit": -5}, {"cut": -1}):
-        with pytest.raises(BadInput, match="expected at least 1"):
+        with pytest.raises(BadInput, match="should be at least 1"):
             audit_judge(SealJudge(), SealTeacher(), few, **odd)
     with pytest.raises(BadInput, match="is a folder"):
         audit_judge(SealJudge(), SealTeacher(), tmp_path)
@@ -254,7 +254,8 @@ def test_wrong_requests_are_one_sentence(tmp_path):
 
 def test_the_plan_bounds_what_is_asked(tmp_path):
     judge = SealJudge()
-    wanted = plan(pairs(96), biases=library(tmp_path))
+    wanted = audit_judge.plan(judge, SealTeacher(), pairs(96), biases=library(tmp_path))
+    assert judge.asked == 0
     audit_judge(judge, SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     least, most = wanted.calls["judge"]
     assert least <= judge.asked <= most

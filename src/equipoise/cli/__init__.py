@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        tokens = expand(tokens)
+        tokens = expand(tokens) if tokens[:1] == ["unlearn"] else tokens
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("Interrupted; what was computed is stored, and the same command resumes it.", file=sys.stderr)

@@ -29,13 +29,19 @@ class Setting:
 
     alias: further names on the command line. objects: in Python values of other types may come, which the function reads
     itself. stored: False for what says how the work is done, not what comes out. typed: a stored value that is switched on
-    has to be typed again, since it makes code run.
+    has to be typed again, since it makes code run; of a mapping the names of those that do.
     """
 
     alias: tuple[str, ...] = ()
     objects: bool = False
     stored: bool = True
-    typed: bool = False
+    typed: bool | tuple[str, ...] = False
+
+    def lets_code_run(self, value: Any) -> bool:
+        """Whether this value, other than the default, has to be typed."""
+        if isinstance(self.typed, bool):
+            return self.typed and value not in (None, False)
+        return isinstance(value, Mapping) and any(value.get(name) for name in self.typed)
 
 
 class Options:
@@ -203,12 +209,12 @@ def _readings(text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     found.append(parts)
     if parts and all("=" in part for part in parts):
-        # A name may hold equal signs no less than a value: the last one counts for numbers (model=1:2), else the first.
-        for split in (str.rpartition, str.partition):
+        # A value may hold equal signs no less than a name: the first one counts unless that leaves no value of the kind.
+        for split in (str.partition, str.rpartition):
             pairs = [split(part, "=") for part in parts]
             found += [
-                {name.strip(): tuple(value.split(":")) for name, _, value in pairs},
                 {name.strip(): _scalar(value) for name, _, value in pairs},
+                {name.strip(): tuple(value.split(":")) for name, _, value in pairs},
             ]
     return found
 
