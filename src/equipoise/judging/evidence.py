@@ -16,7 +16,7 @@ from equipoise.judging.biases import PLACEBO, deal
 from equipoise.judging.biasscope import Array, Audit, Bench, judged
 from equipoise.judging.casting import Cast
 from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows
-from equipoise.judging.measured import Effect
+from equipoise.judging.measured import Effect, PositionBias
 from equipoise.judging.pairs import Pair
 from equipoise.judging.result import Example, Found, Harder, JudgeAudit, Rewrites
 from equipoise.judging.validation import by_domain, detectable_increase, error, position_bias
@@ -149,17 +149,15 @@ class Evidence:
             examples=tuple(_turned(bench, right, texts) if holds else _first(bench, texts)),
         )
 
-    def _position(self):
-        benches = [bench for bench in self.benches if bench.asked and bench.pairs]
-        there = [bench.compared("") for bench in benches]
-        right = [bench.original()[its] for bench, its in zip(benches, there, strict=True)]
-        groups = [
-            pair.group
-            for bench, its in zip(benches, there, strict=True)
-            for pair, i in zip(bench.pairs, its, strict=True)
-            if i
+    def _position(self) -> PositionBias:
+        known = [
+            (pair.group, right)
+            for bench in self.benches
+            if bench.asked
+            for pair, right, there in zip(bench.pairs, bench.original(), bench.compared(""), strict=True)
+            if there
         ]
-        return position_bias(np.concatenate(right) if right else np.zeros((0, 2)), groups)
+        return position_bias(np.array([right for _, right in known]).reshape(-1, 2), [group for group, _ in known])
 
     def _detectable(self) -> float:
         """The increase that passes screening and confirmation four times in five, as often as verdicts turned; about."""
@@ -196,20 +194,19 @@ class Evidence:
 
     def _notes(self) -> tuple[str, ...]:
         explained = "asked to explain its errors" if self.audit.settings.explain else "not asked to explain its errors"
-        notes = [
+        notes = (
             "Every pair is judged in both orders. The error is the share of verdicts that do not name the better answer; an "
-            "answer without a verdict that can be read, or a tie of two ratings, is one of them and is counted apart. A pair "
-            "that did not fit the judge, or that its provider did not take, is left out.",
-            "The increase is the error with the worse answer rewritten to show the bias, less the error on the same pairs as "
-            "they are. A rewrite that changed the final answer is left out.",
+            "answer without a verdict that can be read, or a tie of two ratings, is one of them and is counted apart. A "
+            "pair that did not fit the judge, or that its provider did not take, is left out.",
+            "The increase is the error with the worse answer rewritten to show the bias, less the error on the same pairs "
+            "as they are. A rewrite that changed the final answer is left out.",
             f"The judge was {explained}. Rewrites and names of biases are by {self.cast.teacher.name}; a weak teacher shows "
             "a bias badly and finds little, so what it did not find may be there all the same.",
-            "Which part a question falls into follows from the seed and from which questions there are, not from their order; "
-            "which bias a pair of the discovery part is rewritten with follows from its place, too, and with it what is found.",
-        ]
-        if self.left_out:
-            notes.append(f"{len(self.left_out)} pairs of the file took no part, the first: {self.left_out[0]}.")
-        return tuple(notes)
+            "Which part a question falls into follows from the seed and from which questions there are, not from their "
+            "order. Which bias a pair of the discovery part is rewritten with follows from its place as well.",
+        )
+        left_out = f"{len(self.left_out)} pairs of the file took no part, the first: {[*self.left_out, ''][0]}."
+        return (*notes, left_out) if self.left_out else notes
 
 
 def _domains(bench: Bench, name: str, right: Array) -> dict[str, Effect]:

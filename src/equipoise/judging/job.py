@@ -1,6 +1,7 @@
 """The job: which biases fool this judge, by how much, with the evidence; a harder test set and a preference file."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -135,7 +136,7 @@ def audit_judge(
     replay
         Answer from this record of calls alone, offline.
     """
-    asked = dict(locals())
+    asked = SimpleNamespace(**locals())
     from equipoise.judging.auditing import Auditing
 
-    return Auditing.read(**asked)
+    return Auditing.read(asked)

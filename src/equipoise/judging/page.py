@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from equipoise.judging.result import Found, JudgeAudit
 
 CHARACTERS = 2500  # of a text that is shown
+Numeric = partial(parts.Column, numeric=True)
 BADGES: dict[str, parts.State] = {
     "holds": "supported",
     "not confirmed": "undecided",
@@ -29,7 +31,7 @@ BADGES: dict[str, parts.State] = {
 
 def page(result: "JudgeAudit", folder: Path) -> Page:
     """What was found, the evidence, and the cost, from a result and the account beside it."""
-    warnings = [parts.Note(f"{text}", title) for title, text in result.warnings()]
+    warnings = [parts.Note(text, title) for title, text in result.warnings()]
     found = (*warnings, *_summary(result), *_placebo(result), *_forest(result))
     sections = [
         parts.Section("What was found", found),
@@ -110,16 +112,10 @@ def _forest(result: "JudgeAudit") -> list[parts.Part]:
 
 
 def _measured(result: "JudgeAudit") -> parts.Table:
-    columns = (
-        parts.Column("bias"),
-        parts.Column(""),
-        parts.Column("selection", True, "points"),
-        parts.Column("p", True, "one-sided"),
-        parts.Column("report", True, "points"),
-        parts.Column("p, Holm", True),
-        parts.Column("turned wrong / right", True, "verdicts"),
-        parts.Column("pairs", True),
-    )
+    selected = Numeric("selection", unit="points"), Numeric("p", unit="one-sided")
+    reported = Numeric("report", unit="points"), Numeric("p, Holm")
+    counted = Numeric("turned wrong / right", unit="verdicts"), Numeric("pairs")
+    columns = (parts.Column("bias"), parts.Column(""), *selected, *reported, *counted)
     rule = (
         "The published rule: any increase, in one order that is shuffled for the rewritten pairs only. It keeps about half "
         "of all biases without any effect."
@@ -178,13 +174,8 @@ def _evidence(found: "Found") -> parts.Section:
             )
         )
     if found.domains:
-        columns = (
-            parts.Column("domain"),
-            parts.Column("pairs", True),
-            parts.Column("error before", True),
-            parts.Column("error after", True),
-            parts.Column("increase", True, "points"),
-        )
+        errors = Numeric("error before"), Numeric("error after"), Numeric("increase", unit="points")
+        columns = (parts.Column("domain"), Numeric("pairs"), *errors)
         rows = tuple(
             (domain or "(none)", str(e.pairs), _share(e.before), _share(e.after), _cell(e))
             for domain, e in found.domains.items()
@@ -208,16 +199,9 @@ def _example(title: str, one: Example) -> parts.Part:
 def _rounds(result: "JudgeAudit") -> parts.Part:
     if not result.rounds:
         return parts.Text("No round of discovery was completed.")
-    columns = (
-        parts.Column("round", True),
-        parts.Column("rewritten", True, "failed"),
-        parts.Column("verdicts", True, "without"),
-        parts.Column("wrong", True),
-        parts.Column("proposals", True, "none seen, failed"),
-        parts.Column("known", True),
-        parts.Column("measured", True),
-        parts.Column("accepted"),
-    )
+    asked = Numeric("rewritten", unit="failed"), Numeric("verdicts", unit="without"), Numeric("wrong")
+    named = Numeric("proposals", unit="none seen, failed"), Numeric("known"), Numeric("measured")
+    columns = (Numeric("round"), *asked, *named, parts.Column("accepted"))
     rows = tuple(
         (
             str(each.number),
@@ -275,18 +259,17 @@ def _cost(account: Path) -> parts.Table | None:
     stored = json.loads(read_regular(account))
     if not stored["parts"]:
         return None
-    columns = (
-        parts.Column("model and phase"),
-        parts.Column("calls", True),
-        parts.Column("from the record", True),
-        parts.Column("retries", True),
-        parts.Column("no answer", True),
-        parts.Column("not valid", True),
-        parts.Column("prompt tokens", True),
-        parts.Column("answer tokens", True),
-        parts.Column("seconds", True),
-        parts.Column("dollars", True),
+    amounts = (
+        "calls",
+        "from the record",
+        "retries",
+        "no answer",
+        "not valid",
+        "prompt tokens",
+        "answer tokens",
+        "seconds",
     )
+    columns = (parts.Column("model and phase"), *map(Numeric, (*amounts, "dollars")))
     rows = tuple(
         (
             parts.Cell(str(row["phase"]) or "total", str(row["model"])),

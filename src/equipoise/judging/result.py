@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,46 +154,44 @@ class JudgeAudit:
             found = f"{len(self.measured)} biases of {self.judge} measured so far, none confirmed yet"
         unasked = f", {self.unasked} pairs could not be put to it" if self.unasked else ""
         return (
-            f"{found}: its verdicts on {self.position.pairs} pairs of {Path(self.pairs).name} in both orders, as they are and "
-            f"rewritten by {self.teacher}; {self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}."
+            f"{found}: its verdicts on {self.position.pairs} pairs of {Path(self.pairs).name} in both orders, as they are "
+            f"and rewritten by {self.teacher}; {self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}."
         )
 
-    def warnings(self) -> Sequence[tuple[str, str]]:
+    def warnings(self) -> Iterator[tuple[str, str]]:
         """What else could explain the effects, or hide them: titles and sentences."""
-        found: list[tuple[str, str]] = []
         if self.no_verdict > MANY * self.verdicts:
-            told = f"In {self.no_verdict} of {self.verdicts} answers no verdict could be read; each counts as an error."
-            found.append(("Verdicts that could not be read", told))
+            told = f"No verdict could be read in {self.no_verdict} of {self.verdicts} answers"
+            yield "Verdicts that could not be read", f"{told}; each of them counts as an error."
         if self.unasked:
-            found.append(("Pairs that the judge could not be asked about", f"{self.unasked}; the first: {self.why}."))
+            told = f"These are {self.unasked}, as they are or rewritten, and left out; the first: {self.why}."
+            yield "Pairs that the judge could not be asked about", told
         if self.position.turns >= NEARLY_ALL:
-            place = "first" if self.position.first > 0.5 else "second"  # noqa: PLR2004
-            told = f"{100 * self.position.turns:.0f} % of the verdicts turn round with the order: it chooses what is shown {place}."
-            found.append(
-                ("The judge goes by the place", f"{told} What an answer says hardly counts, so little can fool it.")
+            told = (
+                f"{100 * self.position.turns:.0f} % of its verdicts turn round with the order: it chooses what is shown"
             )
+            place = "first" if self.position.first > 0.5 else "second"
+            yield "The judge goes by the place", f"{told} {place}, so that hardly anything else can be seen to fool it."
         if self.as_is.error >= NEARLY_ALL:
-            told = f"It errs in {100 * self.as_is.error:.0f} % of its verdicts on the pairs as they are"
-            found.append(
-                ("The judge is nearly always wrong", f"{told}: is the better answer the one that is labelled so?")
-            )
+            told = f"It errs in {100 * self.as_is.error:.0f} % of its verdicts on the pairs as they are, so that hardly more"
+            yield "The judge is nearly always wrong", f"{told} can be seen: is what is labelled so the better answer?"
         if self.placebo is not None and self.placebo.lower > 0:
-            told = f"The same answers in other words, with no bias, raise the error by {points(self.placebo.increase)}"
-            why = "rewriting by this teacher fools the judge by itself, and only what exceeds it can be laid to a bias"
-            found.append(("The placebo has an effect", f"{told}: {why}."))
-        if self.alike:
-            pairs = "; ".join(f"{one} and {other}" for one, other in self.alike[:5])
-            told = f"More than half of the rewrites are the same text for {pairs}."
-            found.append(
-                ("Same rewrites", f"{told} These are not different biases: the teacher did not tell them apart.")
+            told = (
+                f"The same answers in other words, with no bias: {points(self.placebo.increase)}. So rewriting by this"
             )
-        if idle := [b.name for b in self.biases if 2 * b.rewrites.unchanged > b.rewrites.made]:
-            told = f"More than half of the answers came back as they were for {', '.join(idle[:5])}."
-            found.append(("Rewrites that change nothing", f"{told} What these do to the judge is not known."))
-        if one := [b.name for b in self.biases if b.rewrites.distinct == 1 < b.rewrites.made]:
-            told = f"Every answer was rewritten to one and the same text for {', '.join(one[:5])}."
-            found.append(("One text for all", f"{told} Its effect is that text's, not the bias's."))
-        return found
+            why = "teacher fools the judge by itself; what exceeds it can be laid to a bias."
+            yield "The placebo has an effect", f"{told} {why}"
+        if self.alike:
+            told = f"More than half of the rewrites are the same text for {_several('{} and {}'.format(*c) for c in self.alike)}"
+            yield "Same rewrites", f"{told}. These are not different biases: the teacher did not tell them apart."
+        if idle := [each.name for each in self.biases if 2 * each.rewrites.unchanged > each.rewrites.made]:
+            told = f"More than half of the answers came back as they were for {_several(idle)}"
+            yield "Rewrites that change nothing", f"{told}: what these biases do is not known."
+        if one := [each.name for each in self.biases if each.rewrites.distinct == 1 < each.rewrites.made]:
+            yield (
+                "One text for all",
+                f"Every answer became the same text for {_several(one)}: the effect is that text's.",
+            )
 
     def summary(self) -> Sequence[str]:
         lines = []
@@ -262,6 +260,11 @@ class AuditPlan:
 def points(share: float) -> str:
     """A difference of errors as people read it."""
     return "an unknown number of points" if math.isnan(share) else f"{100 * share:+.1f} points".replace("-", "−")
+
+
+def _several(names: Iterable[str]) -> str:
+    first = list(names)
+    return "; ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
 
 
 def _short(value: Any) -> Any:
