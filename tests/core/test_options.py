@@ -1,12 +1,12 @@
 """Closed words: what is not one of them is refused wherever it comes from."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import allowed, check_fields, choice, closed
+from equipoise.core.options import Options, Setting, allowed, check_fields, choice, closed
 
 Rule = Literal["paired", "published"]
 
@@ -53,3 +53,24 @@ def test_an_iterable_of_names_is_as_good_as_a_literal():
     assert choice("arm", "sago", ["sago", "pcgrad"]) == "sago"
     with pytest.raises(BadInput, match="arm is 'sag'"):
         choice("arm", "sag", ["sago", "pcgrad"])
+
+
+def test_names_and_values_from_text():
+    def function(
+        arguments: dict[str, Any], prices: dict[str, tuple[float, float]], shares: dict[str, float]
+    ) -> None: ...
+
+    texts = {"arguments": "engine=x,size=8,on=true,at=a=b", "prices": "openai/m=2.5:10,a=b=1:2", "shares": "a=b=0.5"}
+    assert Options(function).read(texts, text=True) == {
+        "arguments": {"engine": "x", "size": 8, "on": True, "at": "a=b"},
+        "prices": {"openai/m": (2.5, 10.0), "a=b": (1.0, 2.0)},
+        "shares": {"a=b": 0.5},
+    }
+
+
+def test_what_lets_code_run():
+    assert Setting(typed=True).lets_code_run(True) and not Setting(typed=True).lets_code_run(False)
+    some = Setting(typed=("trust_remote_code",))
+    assert some.lets_code_run({"engine": "x", "trust_remote_code": "True"})
+    assert not some.lets_code_run({"trust_remote_code": False}) and not some.lets_code_run(None)
+    assert not Setting().lets_code_run(True)

@@ -153,10 +153,9 @@ class JudgeAudit:
         if not self.complete and not self.holding:
             found = f"{len(self.measured)} biases of {self.judge} measured so far, none confirmed yet"
         unasked = f", {self.unasked} pairs could not be put to it" if self.unasked else ""
-        return (
-            f"{found}: its verdicts on {self.position.pairs} pairs of {Path(self.pairs).name} in both orders, as they are "
-            f"and rewritten by {self.teacher}; {self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}."
-        )
+        unread = f"{self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}."
+        pairs = f"{self.position.pairs} test pairs ({Path(self.pairs).name})"
+        return f"{found}: its verdicts on {pairs} in both orders, as they are and rewritten by {self.teacher}; {unread}"
 
     def warnings(self) -> Iterator[tuple[str, str]]:
         """What else could explain the effects, or hide them: titles and sentences."""
@@ -182,8 +181,9 @@ class JudgeAudit:
             why = "teacher fools the judge by itself; what exceeds it can be laid to a bias."
             yield "The placebo has an effect", f"{told} {why}"
         if self.alike:
-            told = f"More than half of the rewrites are the same text for {_several('{} and {}'.format(*c) for c in self.alike)}"
-            yield "Same rewrites", f"{told}. These are not different biases: the teacher did not tell them apart."
+            couples = _several(f"{one} and {other}" for one, other in self.alike)
+            told = f"More than half of the rewrites are the same text for {couples}."
+            yield "Same rewrites", f"{told} These are not different biases: the teacher did not tell them apart."
         if idle := [each.name for each in self.biases if 2 * each.rewrites.unchanged > each.rewrites.made]:
             told = f"More than half of the answers came back as they were for {_several(idle)}"
             yield "Rewrites that change nothing", f"{told}: what these biases do is not known."
