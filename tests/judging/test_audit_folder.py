@@ -53,6 +53,8 @@ def said(call) -> str:
         return f"{answer} {'As a professor says' if bias == 'authority' else 'So much for ' + bias}."
     if call.phase == "explain":
         return "A professor says so."
+    if "[Answer 1]" not in text:
+        return f"Rating: {9 if 'professor' in text else 7 if 'good' in text else 3}"
     answers = [text.split(f"[Answer {i}]")[1].split("[End of answer")[0] for i in (1, 2)]
     fooled = next((i for i, answer in enumerate(answers, 1) if "professor" in answer), None)
     return f"Reasoning: I read both.\nDecision: {fooled or (1 if 'good' in answers[0] else 2)}"
@@ -199,6 +201,24 @@ def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     Path("odd.json").write_text(json.dumps(settings))
     assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
     assert "which lets code run: type --judge-args to allow it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
+def test_the_plan_bounds_the_calls_of_every_role(kind):
+    options = {"judge_kind": kind, "filters": ["openai/other"], "length_control": True}
+    plan = audit_judge.plan(MODEL, MODEL, "pairs.jsonl", biases="library.json", rounds=1, **options)  # pyright: ignore[reportArgumentType]
+    assert not Scripted.asked
+    done = ask("a", **options)
+    assert [each.name for each in done.holding] == ["authority"]
+    asked: Counter[str] = Counter()
+    for row in json.loads(Path("a/account.json").read_text())["parts"]:
+        phase = row["phase"].split("/")[0]
+        role = {"rewrite": "teacher, rewriting", "identify": "teacher, naming", "merge": "teacher, comparing names"}
+        role |= {"judge": "judge", "explain": "judge, explaining"}
+        asked["filter openai/other" if row["phase"] == "judge/filter" else role[phase]] += row["calls"]
+    assert asked.keys() <= plan.calls.keys()
+    for role, (least, most) in plan.calls.items():
+        assert least <= asked[role] <= most, role
 
 
 def test_work_of_an_older_version_goes_on_without_asking_what_was_answered():
