@@ -28,11 +28,24 @@ class Verdict(BaseModel):
         'Here you are: {"better": 2}. I hope it helps {you}.',
         'A set {1, 2} and {braces}; then {"better": 2}',
         'The form is {"better": "1 or 2"}; mine is {"better": 2}',
-        '{"better": 2} {"better": 1}',
+        'First {"better": 1}. On second thought: {"better": 2}',
+        '{"better": 2} {"note": "done"}',
+        '{"better": 2}\n{"better": 2, "why": ""}\n{"better": 2',
+        '<think>{"better": 1}</think>\n{"better": 2}',
+        '{"better": 1}\n</think>\n{"better": 2}',
+        '{"better": 2, "better": 2}',
     ],
 )
-def test_the_first_fitting_object_is_taken(text):
+def test_the_last_fitting_object_is_taken(text):
     assert parse(text, Verdict) == Verdict(better=2)
+
+
+def test_a_value_may_speak_of_thinking():
+    assert parse('{"better": 1, "why": "it closes </think> twice"}', Verdict).why == "it closes </think> twice"
+
+
+def test_half_a_surrogate_pair_that_json_spells_is_replaced():
+    assert parse('{"better": 1, "why": "\\ud83d!"}', Verdict).why == "\ufffd!"
 
 
 def test_line_breaks_within_strings_are_let_by():
@@ -53,6 +66,9 @@ def test_line_breaks_within_strings_are_let_by():
         ('{"draft": {"better": 2}}', "better: Field required"),
         ('So: {"draft": {"better": 2}}.', "better: Field required"),
         ('[{"better": 2}]', "Input should be an object"),
+        ('{"better": 2} {"better": 1}', "two objects that differ"),
+        ('{"better": 1, "better": 2}', "no whole JSON object"),
+        ('<think>{"better": 2}', "thinking without an end"),
         ('{"a":' * 50_000, "no whole JSON object"),
         ("[" * 50_000, "no whole JSON object"),
     ],

@@ -79,7 +79,7 @@ def test_wmdp_as_published_on_the_hub(root):
     assert [record.completion for record in public.wmdp("bio", "corpus")] == ["x y"]
     with pytest.raises(BadInput, match="has no file wmdp-cyber or cyber-mcq"):
         public.wmdp("cyber")
-    with pytest.raises(BadInput, match=r"no domain 'biology'. Did you mean 'bio'"):
+    with pytest.raises(BadInput, match=r"domain is 'biology'\. Did you mean 'bio'"):
         public.wmdp("biology")
     with pytest.raises(BadInput, match=r"no splits"):
         public.wmdp("bio", split="T")

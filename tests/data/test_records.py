@@ -168,6 +168,8 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(BadInput, match="is a folder"):
         read_records(tmp_path / "d.jsonl")
     assert read_records(write(tmp_path / "none.jsonl"), nothing="empty") == []
+    with pytest.raises(BadInput, match=r"nothing is 'emtpy'\. Did you mean 'empty'"):
+        read_records(tmp_path / "none.jsonl", nothing="emtpy")
 
 
 def test_parquet_columns_of_another_name(tmp_path):

@@ -514,3 +514,56 @@ def test_pairs_of_one_question_are_one_cluster():
     done = audit_judge(SealJudge(), SealTeacher(), twice, rounds=0)
     effect = done.biases[0].selection
     assert effect.pairs == 2 * effect.clusters
+
+
+def test_half_a_surrogate_pair_in_a_file_is_refused_before_anything_is_asked(tmp_path):
+    rows = [{"prompt": p.question, "chosen": p.chosen, "rejected": p.rejected} for p in pairs(60)]
+    rows[40]["rejected"] += "\ud83d"
+    path, judge = tmp_path / "pairs.jsonl", SealJudge()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:41: pair 'pairs-41': rejected holds half of a surrogate pair"):
+        audit_judge(judge, SealTeacher(), path, out=tmp_path / "a")
+    assert judge.asked == 0 and not (tmp_path / "a.partial").exists()
+
+
+def test_half_a_surrogate_pair_in_what_is_said_comes_through(tmp_path):
+    class Judge(SealJudge):
+        def compare(self, comparisons, *, phase):
+            return [replace(each, reasoning="so \ud83d") for each in super().compare(comparisons, phase=phase)]
+
+        def explain(self, cases):
+            return ["It bears a seal. \ude00"] * len(cases)
+
+    class Teacher(SealTeacher):
+        def perturb(self, wanted, *, phase):
+            return [f"{text} \ud83d" for text in super().perturb(wanted, phase=phase)]
+
+        def identify(self, cases):
+            return [
+                Proposal(each.bias and replace(each.bias, definition="A seal \ud83d."))
+                for each in super().identify(cases)
+            ]
+
+    folder = tmp_path / "audit"
+    done = audit_judge(Judge(), Teacher(), pairs(96), biases=library(tmp_path), out=folder)
+    assert [each.name for each in done.holding] == ["seal"] and done.hardened
+    for name in ("hardened.jsonl", "preferences.jsonl", "biases.json", "report.html"):
+        text = (folder / name).read_bytes().decode()
+        assert "\ufffd" in text and "\\ud83d" not in text
+    assert all(pair.rejected.endswith("\ufffd") for pair in read_pairs(folder / "hardened.jsonl"))
+
+
+def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp_path):
+    class Blind(SealJudge):
+        def compare(self, comparisons, *, phase):
+            return [Verdict(None, asked=False, why="a prompt of 3012 tokens, and 1024 fit with the verdict")] * len(
+                comparisons
+            )
+
+    class Never(SealTeacher):
+        def perturb(self, wanted, *, phase):
+            raise AssertionError("rewritten for a judge that cannot read")
+
+    with pytest.raises(WorkFailed, match=r"could be asked about 0 of \d+ pairs.*a prompt of 3012 tokens, and 1024 fit"):
+        audit_judge(Blind(), Never(), pairs(60), out=tmp_path / "a")
+    assert "could be asked about 0 of" in (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")

@@ -47,6 +47,20 @@ def test_more_names_than_there_are():
             deal(["a", "b"], 5, each=each)
 
 
+def test_names_are_one_line_of_what_can_be_seen(tmp_path):
+    assert Bias("\x1b]0;pwned\x07le\u200bngth\n", "d\ud83d") == Bias("]0;pwned length", "d\ufffd")
+    assert Bias("a", "d", ("x\ud83d",)).manifestations == ("x\ufffd",)
+    assert key("le\u200bngth") == key("ｌｅｎｇｔｈ") == "length"
+    path = tmp_path / "library.json"
+    for field in ("name", "definition", "manifestations"):
+        path.write_text(json.dumps([{"name": "a", "definition": "d"} | {field: "x\ude00"}]))
+        with pytest.raises(BadInput, match=r"library.json: 'x\\ude00' holds half of a surrogate pair"):
+            read_biases(path)
+    path.write_text(json.dumps([{"name": "\u200b", "definition": "d"}]))
+    with pytest.raises(BadInput, match="is no bias"):
+        read_biases(path)
+
+
 def test_names_that_are_one():
     assert key("Authority Bias") == key("authority") == key("AUTHORITY-bias") == key(" authority_bias ")
     assert key("Refinement-aware") == key("refinement aware bias")

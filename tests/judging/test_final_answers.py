@@ -75,6 +75,22 @@ def test_a_rewrite_that_loses_or_changes_the_answer():
     assert same_final_answer("So the best choice is", "So the best choice is C: CCCCC") is False
 
 
+def test_the_answer_that_stands_last_counts_besides_a_box_in_the_working():
+    working = "First \\boxed{3} boxes. "
+    assert final_answer(f"{working}The answer is 5.") == "5"
+    assert same_final_answer(f"{working}The answer is 5.", f"{working}So the answer is 5!") is True
+    assert same_final_answer(f"{working}The answer is 5.", f"{working}The answer is 6.") is False
+    assert same_final_answer("So \\boxed{5}.", "So \\boxed{5}. Correction: the answer is 6.") is False
+    assert same_final_answer("So \\boxed{5}.", "So \\boxed{5}. The answer is clear to experts.") is True
+    assert same_final_answer("Hence my answer is:\nFFFFF", "All said, the answer is F.") is True
+
+
+def test_what_reads_the_same_is_the_same_answer():
+    for rewritten in ("The answer is 4\u200b2.", "The answer is ４２.", "The an\u00adswer is ٤٢."):
+        assert same_final_answer("The answer is 42.", rewritten) is True
+    assert same_final_answer("The answer is 42.", "The answer is ４３.") is False
+
+
 def test_emphasis_is_no_other_answer():
     """A rewrite may add bold words, on open questions and after a bold answer; it may not replace that answer."""
     assert same_final_answer("Try Kyoto in spring.", "Try **Kyoto** in spring, **experts** agree.") is None

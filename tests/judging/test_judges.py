@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from equipoise.chat.calls import Reply
+from equipoise.chat.structured import parse
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging.biases import Bias, seed_biases
@@ -16,12 +18,11 @@ from equipoise.judging.judges import (
     PairwiseJudge,
     PointwiseJudge,
     pairwise_template,
-    parse_decision,
-    parse_rating,
 )
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, Comparison
-from equipoise.judging.teacher import ChatTeacher
+from equipoise.judging.roles import Case, Comparison, Verdict
+from equipoise.judging.teacher import ChatTeacher, Identified
+from equipoise.language.encode import encode_prompts
 
 
 class ScriptedChat:
@@ -43,50 +44,6 @@ class ScriptedChat:
             return text
         value = None if call.schema is None else call.schema.model_validate(json.loads(text))
         return Reply(text, "answered", value)
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("Reasoning: both.\nDecision: 2.", 2),
-        ("Decision: 1", 1),
-        ("**Decision:** Answer 2", 2),
-        ("decision - 1", None),
-        ("Decision: 1 or 2, the number of the better answer", None),
-        ("Decision: 1 or 2?\nDecision: 2", 2),
-        ("In decision 2 of the plan it errs. Decision: 1", 1),
-        ("Decision: 2.5", None),
-        ("Decision: 1/2", None),
-        ("DECISION: Answer 2 is better", 2),
-        ("Decision: [[2]]", 2),
-        ("Decision: 3", None),
-        ("Decision: 0", None),
-        ("Decision: 12", None),
-        ("Decision: the first", None),
-        ("Answer 1 is better.", None),
-        ("Decision: 2 ... on second thought, Decision: 1", 2),
-        ("", None),
-    ],
-)
-def test_decisions(text, choice):
-    assert parse_decision(text) == choice
-
-
-@pytest.mark.parametrize(
-    ("text", "rating"),
-    [
-        ("Rating: 7", 7),
-        ("**Rating:** 8.5/10", 8.5),
-        ("Rating (1-10): 8", None),
-        ("Rating: 8/10", 8),
-        ("Rating: 1 to 10", None),
-        ("Rating: 0", None),
-        ("Rating: 11", None),
-        ("7", None),
-    ],
-)
-def test_ratings(text, rating):
-    assert parse_rating(text) == rating
 
 
 def test_pairwise_shows_both_answers_in_the_order_asked_and_keeps_the_reasoning():
@@ -127,12 +84,29 @@ def test_a_rubric_of_ones_own(tmp_path):
         pairwise_template(path)
 
 
+def test_a_decision_is_read_as_asked_for():
+    chat = ScriptedChat(lambda call: 'It says "Decision: 1".\nDecision: 2')
+    asked = [Comparison("p", "q", "a", "b")]
+    assert PairwiseJudge(chat).compare(asked, phase="judge")[0].choice == 2
+    assert PairwiseJudge(chat, reading="first").compare(asked, phase="judge")[0].choice == 1
+    with pytest.raises(BadInput, match=r"reading is 'frist'\. Did you mean 'first'"):
+        PairwiseJudge(chat, reading="frist")
+
+
+@pytest.mark.parametrize("choice", [3, 0, "1", True, 1.0])
+def test_a_choice_is_one_two_or_none(choice):
+    with pytest.raises(BadInput, match="choice is"):
+        Verdict(choice)
+    with pytest.raises(BadInput, match="choice is"):
+        Case(Comparison("p", "q", "a", "b"), choice, "")
+
+
 @pytest.mark.parametrize("status", ["refused", "rejected"])
 def test_what_the_provider_does_not_take_is_not_asked(status):
-    chat = ScriptedChat(lambda call: Reply("", status))
+    chat = ScriptedChat(lambda call: Reply("", status, reason="9000 tokens, 8192 fit"))
     for judge in (PairwiseJudge(chat), PointwiseJudge(chat)):
         (verdict,) = judge.compare([Comparison("p", "q", "a", "b")], phase="judge")
-        assert verdict.choice is None and not verdict.asked
+        assert verdict.choice is None and not verdict.asked and verdict.why == "9000 tokens, 8192 fit"
     mute = ScriptedChat(lambda call: "I cannot say.")
     (verdict,) = PairwiseJudge(mute).compare([Comparison("p", "q", "a", "b")], phase="judge")
     assert verdict.choice is None and verdict.asked
@@ -187,6 +161,10 @@ CASE = Case(Comparison("p", "q", "good", "bad text"), 2, "reasons", "explained")
         ("Here is the rewritten answer:\n\na fine text", "a fine text"),
         ("**Rewritten answer:**\n\na fine text", "a fine text"),
         ("```text\na fine text\n```", "a fine text"),
+        ("```\na fine text\n```python\nx = 1\n```\nend\n```", "a fine text\n```python\nx = 1\n```\nend"),
+        ("```\nx = 1\n```\na fine text\n```\ny = 2\n```", "```\nx = 1\n```\na fine text\n```\ny = 2\n```"),
+        ("<think>\nwhat tone?\n</think>\n\na fine text", "a fine text"),
+        ("<think>\nwhat tone? a fine text", None),
         ("Here is why: 1\n2", "Here is why: 1\n2"),
         ("   ", None),
         (Reply("half a te", "cut"), None),
@@ -221,6 +199,10 @@ def test_proposals():
     assert proposal(told(whether="no")).bias is None and not proposal(told(whether="no")).failed
     assert proposal(told(definition=" ")).failed and proposal(told(name="")).failed
     assert proposal(Reply("garbage", "invalid")).failed
+    thought = told(whether="no", name="", definition="")
+    assert proposal(Reply("", "answered", parse(f"<think>{thought}</think>{told()}", Identified))).bias is not None
+    assert proposal(told(name="\x1b[31mshi\u200bne\n")).bias == Bias("shine", "The judge likes shine.")
+    assert proposal(told(name="\u200b")).failed
     long = proposal(told(name="a preference for very shiny and long answers")).bias
     assert long is not None and long.name == "a preference for very shiny and"
 
@@ -273,9 +255,26 @@ def test_balanced_margins_cannot_prefer_a_place(tiny_model):
     assert both[0] == -both[1] == pytest.approx((plain[0] - plain[1]) / 2)
 
 
-def test_a_prompt_beyond_the_context_is_no_verdict(tiny_model):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_prompt_beyond_the_context_is_not_asked_and_says_its_length(tiny_model, balanced):
     long = Comparison("p", "the", "red " * 3000, "blue")
-    (verdict,) = LogProbJudge(tiny_model).compare([long], phase="judge")
-    assert verdict.choice is None and math.isnan(verdict.margin)
+    asked = [long, replace(long, first="red")]
+    unread, read = LogProbJudge(tiny_model, balanced=balanced).compare(asked, phase="judge")
+    rubric = Template.read(PROMPTS / "judge_logprob.md")
+    prompt = rubric.render(question="the", answer_1=long.first, answer_2="blue")[-1].content
+    (given,), _ = encode_prompts(tiny_model, [prompt])
+    assert unread.choice is None and not unread.asked and math.isnan(unread.margin)
+    assert unread.why == f"a prompt of {len(given)} tokens, and 1024 fit with the verdict"
+    assert read.asked and not math.isnan(read.margin)
     (cut,) = LogProbJudge(tiny_model, cut=5).compare([long], phase="judge")
     assert not math.isnan(cut.margin)
+
+
+def test_a_model_without_numbers_ends_the_work(tiny_model, monkeypatch):
+    import equipoise.language.score as score
+
+    monkeypatch.setattr(
+        score, "log_likelihoods", lambda model, examples, **_: (torch.full((len(examples),), math.nan), None)
+    )
+    with pytest.raises(WorkFailed, match="a log-probability is not finite"):
+        LogProbJudge(tiny_model).compare([Comparison("p", "the", "red", "blue")], phase="judge")

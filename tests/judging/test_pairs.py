@@ -1,5 +1,6 @@
 """Reading pairs of every shape, and dividing them without leaks."""
 
+import csv
 import json
 import os
 from collections import Counter
@@ -179,7 +180,32 @@ def test_odd_cells_are_named_or_nothing():
     with pytest.raises(BadInput, match=r"f:1: label is \['A>B'\]"):
         pair_from(row | {"label": ["A>B"]}, place="f:1", default_id="d")
     assert pair_from(row | {"domain": float("nan"), "subset": "s"}, place="f:1", default_id="d").domain == "s"
-    assert pair_from(row | {"question": "\ud83d?"}, place="f:1", default_id="d").group
+
+
+@pytest.mark.parametrize("field", ["question", "response_A", "response_B", "id", "domain", "bias", "group"])
+def test_half_a_surrogate_pair_is_refused_with_its_place(field):
+    row = {"question": "Q?", "response_A": "a", "response_B": "b", "label": 1} | {field: "x\ud83d"}
+    with pytest.raises(
+        BadInput, match=r"^f:1: pair .* holds half of a surrogate pair at character 1; put U\+FFFD"
+    ) as error:
+        pair_from(row, place="f:1", default_id="d")
+    str(error.value).encode()
+    assert pair_from(row | {field: json.loads('"\\ud83d\\ude00"')}, place="f:1", default_id="d")
+    with pytest.raises(BadInput, match="pair 'p': chosen holds half"):
+        Pair("p", "q", "\ude00", "b")
+
+
+def test_half_a_surrogate_pair_within_turns_and_names_of_fields(tmp_path):
+    turns = json.dumps([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "\ud83d"}])
+    whole = json.dumps([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "b"}])
+    path = tmp_path / "p.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("chosen", "rejected"), (whole.replace("b", "c"), whole), (turns, whole)])
+    with pytest.raises(BadInput, match=r"p\.csv:3: pair 'p-3': chosen holds half"):
+        read_pairs(path)
+    with pytest.raises(BadInput, match="found chosen, \ufffd") as error:
+        read({"chosen": "a", "\ud83d\x1b": "b"})
+    str(error.value).encode()
 
 
 def test_shortened_keeps_blanks_and_words():

@@ -17,8 +17,8 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.judging.job import audit_judge
-from equipoise.judging.judges import parse_decision
 from equipoise.judging.pairs import read_pairs
+from equipoise.judging.verdicts import parse_decision
 
 HERE = Path(__file__).parent / "recorded"
 RECORD = HERE / "qwen2.5-coder-1.5b.jsonl.gz"

@@ -1,5 +1,7 @@
 """The teacher by rule: each rewrite raises its own feature and no other, keeps the final answer and about the length."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,14 @@ def rewritten(name: str, text: str = PLAIN, identifier: str = "a") -> str:
     (written,) = RuleTeacher().perturb([(Pair(identifier, "How many?", "14", text), RULES[name].bias)], phase="")
     assert written is not None
     return written
+
+
+def test_a_draw_is_below_one_whatever_the_digest(monkeypatch):
+    """A fraction of 56 ones rounds up to 1, beyond the end of any list; half a step above the largest is still below 1."""
+    monkeypatch.setattr(rules.hashlib, "sha256", lambda told: SimpleNamespace(digest=lambda: b"\xff" * 32))
+    assert rules.draw("any") == 1 - 2.0**-52 and (rules.draw("any") * 2**52 + 0.5) / 2**52 < 1
+    judge = generated.simulated(generated.World([], {"q": "4"}, {"q": 1.0}))
+    assert judge([Comparison("p", "q", "a", "b")]) == [0.0]
 
 
 def test_there_is_a_rule_for_each_basic_bias_and_ten_more():

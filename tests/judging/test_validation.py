@@ -220,12 +220,36 @@ def test_position_bias_at_the_ends():
 def test_power_is_what_a_simulation_sees():
     """200 pairs of which a fifth change for the worse and a tenth for the better, one-sided at 5 % over 4 tests."""
     generator = np.random.default_rng(3)
-    spread = math.sqrt(0.3 - 0.1**2)
-    needed = validation.pairs_needed(0.1, spread, tests=4)
-    assert needed is not None and 200 < needed < 350
-    assert validation.detectable_increase(needed, spread, tests=4) == pytest.approx(0.1, abs=0.001)
-    draws = generator.choice([1, -1, 0], p=[0.2, 0.1, 0.7], size=(400, needed))
+    draws = generator.choice([1, -1, 0], p=[0.2, 0.1, 0.7], size=(800, 200))
     found = np.mean([sign_flip(each) <= 0.05 / 4 for each in draws])
-    assert 0.7 < found < 0.88
-    assert math.isnan(validation.detectable_increase(0, 1.0)) and validation.pairs_needed(0.0, 1.0) is None
-    assert validation.pairs_needed(0.1, NAN) is None
+    told = validation.chance_to_show(0.1, 200, math.sqrt(0.2), tests=4)
+    assert told == pytest.approx(found, abs=0.05) and 0.5 < told < 0.7
+
+
+@pytest.mark.parametrize(
+    ("increase", "spread", "alpha"), [(0.3, 0.5, 0.2), (0.0, 0.7, 0.3), (0.7, 0.9, 0.05), (1.0, 0.0, 0.05)]
+)
+def test_power_is_that_of_the_test_over_all_outcomes(increase, spread, alpha):
+    """Every way in which six pairs can turn, with its probability, through the very test."""
+    by_chance = min(spread**2, 1 - increase)
+    share = {1: by_chance / 2 + increase, -1: by_chance / 2, 0: 1 - by_chance - increase}
+    brute = 0.0
+    for ways in itertools.product(share, repeat=6):
+        brute += math.prod(share[way] for way in ways) * (sign_flip(ways) <= alpha)
+    assert validation.chance_to_show(increase, 6, spread, alpha=alpha) == pytest.approx(brute, abs=1e-12)
+
+
+def test_what_would_have_been_found_is_the_smallest_that_shows():
+    """One pair in ten turns by chance: of 150 pairs an increase of 7.5 points, which forgets its own variance, shows in two
+    of three audits and not in the eight of nine that two stages need."""
+    spread, each_stage = math.sqrt(0.1), math.sqrt(0.8)
+    found = validation.detectable_increase(150, spread, power=each_stage)
+    assert found == pytest.approx(0.110, abs=1e-3)
+    assert (
+        validation.chance_to_show(found, 150, spread)
+        >= each_stage
+        > validation.chance_to_show(found - 1e-4, 150, spread)
+    )
+    assert validation.chance_to_show(0.075, 150, spread) < 0.7
+    assert math.isnan(validation.detectable_increase(4, 0.1))  # four of four are p = 1/16
+    assert math.isnan(validation.detectable_increase(0, 1.0)) and math.isnan(validation.detectable_increase(9, NAN))

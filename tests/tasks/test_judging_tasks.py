@@ -18,7 +18,7 @@ from equipoise.tasks import judging
 # What a scripted judge answers with the better answer first, and second.
 SCRIPT = {
     "a": ("Decision: 1", "Decision: 2"),  # right twice
-    "b": ("Decision: 1", "Reasoning: fine.\n**Decision: 2**"),  # right twice
+    "b": ("Decision: 1", 'Reasoning: it asks for "Decision: 1".\n**Decision: 2**'),  # right twice
     "c": ("Decision: 1", "Decision: 1"),  # goes by the place
     "d": ("Decision: 2", "Decision: 1"),  # wrong twice
     "e": ("Decision: 2", "I cannot say."),  # wrong, unread
@@ -152,7 +152,7 @@ def test_mistakes_are_one_sentence(pairs_file, tmp_path):
         judging.judgebench(path=str(tmp_path / "nothing.jsonl"))
     with pytest.raises(BadInput, match=r"no pair has domain 'maths'\. domain: Did you mean 'math'"):
         judging.judgebench(path=str(pairs_file), domain="maths")
-    with pytest.raises(BadInput, match="orders is 'swapped', expected 'both' or 'file'"):
+    with pytest.raises(BadInput, match=r"orders is 'swapped'\. Known: both, file"):
         judging.judgebench(path=str(pairs_file), orders="swapped")
     with pairs_file.open("a") as file:
         file.write(json.dumps(next(rows())) + "\n")

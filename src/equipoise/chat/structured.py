@@ -33,20 +33,18 @@ def parse(text: str, schema: type[BaseModel]) -> Any:
     """
     from pydantic import ValidationError
 
-    if (said := after_thinking(text)) is None:
-        raise Unfit("there is thinking without an end, and nothing after it")
     problem = "there is no whole JSON object in it"
-    fitting: list[tuple[int, int, Any]] = []
-    for start, end, value in _values(said):
+    fitting: list[tuple[bool, Any]] = []
+    for adjacent, value in _values(text):
         told = encodable(json.dumps(value, ensure_ascii=False))  # a string may spell half of a surrogate pair
         try:  # as JSON: no tuples or enums, which Python's mode wants
-            fitting.append((start, end, schema.model_validate_json(told)))
+            fitting.append((adjacent, schema.model_validate_json(told)))
         except ValidationError as error:
             problem = _first_errors(error)
     if not fitting:
         raise Unfit(problem)
-    *before, (start, _, last) = fitting
-    if before and before[-1][2] != last and not said[before[-1][1] : start].strip():
+    adjacent, last = fitting[-1]
+    if adjacent and len(fitting) > 1 and fitting[-2][1] != last:
         raise Unfit("two objects that differ follow each other, and nothing says which one counts")
     return last
 
@@ -72,24 +70,30 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
     return ResponseSchema(name=name, json_schema=JSONSchema.model_validate(_inlined(schema.model_json_schema())))
 
 
-def _values(text: str) -> Iterator[tuple[int, int, Any]]:
-    """What a text says as JSON and where: itself, or the objects in it. Line breaks within strings, which models write, are let by."""
+def _values(text: str) -> Iterator[tuple[bool, Any]]:
+    """What a text says as JSON: itself, or the objects in it after thinking; True where one directly follows another.
+
+    Line breaks within strings, which models write, are let by. Raises Unfit for thinking without an end.
+    """
     decoder = json.JSONDecoder(strict=False, parse_constant=_no_number, object_pairs_hook=_once)
     try:
-        yield 0, len(text), decoder.decode(text.strip())
+        yield False, decoder.decode(text.strip())
         return
     except (ValueError, RecursionError):
         pass
-    start = text.find("{")
+    if (said := after_thinking(text)) is None:
+        raise Unfit("there is thinking without an end, and nothing after it")
+    before, start = 0, said.find("{")
     while start >= 0:
         try:
-            value, end = decoder.raw_decode(text, start)
-            yield start, end, value
+            value, end = decoder.raw_decode(said, start)
+            yield before > 0 and not said[before:start].strip(), value
+            before = end
         except (ValueError, RecursionError):
-            if _BROKEN.match(text, start):
+            if _BROKEN.match(said, start):
                 return
             end = start + 1
-        start = text.find("{", end)
+        start = said.find("{", end)
 
 
 def _no_number(name: str) -> None:

@@ -17,8 +17,8 @@ def normalise(text: str) -> str:
     """Words in lower case, one blank apart, without punctuation, English articles and differences of Unicode form.
 
     As SQuAD's evaluation, with these differences, all because invented names, numbers and other scripts are compared:
-    characters are unified (digits of every script are digits, what cannot be seen is left out); a hyphen separates words instead of joining them; a
-    decimal point and a minus sign before a number stay, thousands separators go; "A" alone stays.
+    characters are unified (digits of every script are digits, what cannot be seen is left out); a hyphen separates words
+    instead of joining them; a decimal point and a minus sign before a number stay, thousands separators go; "A" alone stays.
     """
     text = unified(unified(text).casefold()).replace("\u2212", "-")
     text = _THOUSANDS.sub("", _APOSTROPHE.sub("", text))

@@ -1,10 +1,10 @@
 """The answer that a response ends with, so that a rewrite that changes it is noticed: its label would no longer hold.
 
-Forms, of each the last place where it stands: nothing but code; one letter repeated, as JudgeBench asks of choices ("AAAAA");
-\\boxed{...}; a block of code; "the answer is ...", "Answer: ...", "#### ..."; a short bold text, as LiveBench asks. A response
-may hold two: the one in the first of these forms, and the one that stands last, such as "the answer is 5" after a box in the
-working; words ("the answer is clear") are none beside a surer form. Answers are compared without case, blanks, markup,
-differences of Unicode form and mathematical delimiters; Python code without comments, docstrings and layout.
+Forms, of each the last place where it stands: nothing but code; one letter repeated, as JudgeBench asks of choices
+("AAAAA"); \\boxed{...}; a block of code; "the answer is ...", "Answer: ...", "#### ..."; a short bold text, as LiveBench
+asks. A response may hold two: the one in the first of these forms, and the one that stands last, such as "the answer is 5"
+after a box in the working; words ("the answer is clear") are none beside a surer form. Answers are compared without case,
+blanks, markup, differences of Unicode form and mathematical delimiters; Python code without comments, docstrings and layout.
 """
 
 import ast

@@ -26,6 +26,7 @@ class Bias:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))
         object.__setattr__(self, "definition", encodable(self.definition))
+        object.__setattr__(self, "manifestations", tuple(map(encodable, self.manifestations)))
 
 
 PLACEBO = Bias("placebo", "No bias: the answer in other words, to see what rewriting alone does.")

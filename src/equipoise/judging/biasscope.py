@@ -133,17 +133,15 @@ class Bench:
         self._right: dict[str, Array] = {}
         self._compared: dict[str, NDArray[np.bool_]] = {}
         self.changed_answers: dict[str, int] = {}
-        self.unasked: dict[
-            str, tuple[str, ...]
-        ] = {}  # by bias ("" as they are): why, for each pair not asked in both orders
+        # By bias, "" for the pairs as they are: why, for each pair that could not be asked in both orders.
+        self.unasked: dict[str, tuple[str, ...]] = {}
 
     def original(self) -> Array:
         """right [N, 2] on the pairs as they are. Raises WorkFailed where the judge could read, or said, next to nothing."""
         if self._original is None:
-            right, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
+            self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
             self._there, self.unasked[""] = asked(verdicts), _reasons(verdicts)
             check_asked(self._judge.name, self.pairs, verdicts)
-            self._original = right
             _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
 
@@ -257,9 +255,9 @@ def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Verd
     unread = [(pair, next(whys)) for pair, is_there in zip(pairs, there, strict=True) if not is_there]
     unread.sort(key=lambda each: len(each[0].question) + len(each[0].chosen) + len(each[0].rejected))
     raise WorkFailed(
-        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The shortest "
-        f"pair of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, cut "
-        "them (--cut, for a logprob judge), or take a judge that reads more."
+        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The "
+        f"shortest of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, "
+        "cut them (--cut, for a logprob judge), or take a judge that reads more."
     )
 
 
@@ -273,11 +271,12 @@ def guarded(wanted: Sequence[tuple[Pair, Bias]], texts: Sequence[str | None]) ->
 
 def _check_format(name: str, verdicts: Sequence[Verdict]) -> None:
     """Raises WorkFailed when most answers of a judge hold no verdict: nothing could be found out about such a judge."""
-    mute = [verdict for verdict in verdicts if verdict.asked and verdict.choice is None]
-    if 2 * len(mute) > sum(verdict.asked for verdict in verdicts):
+    answers = [verdict for verdict in verdicts if verdict.asked]
+    mute = [verdict for verdict in answers if verdict.choice is None]
+    if 2 * len(mute) > len(answers):
         said = " ".join(mute[0].reasoning.split())
         raise WorkFailed(
-            f"{name} gave no verdict in {len(mute)} of {len(verdicts)} answers, so nothing can be found out about it; a "
+            f"{name} gave no verdict in {len(mute)} of {len(answers)} answers, so nothing can be found out about it; a "
             f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {said[-80:]!r}."
         )
 

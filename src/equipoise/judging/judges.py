@@ -115,10 +115,10 @@ class LogProbJudge:
     """A local model's log-probability of "1" against "2" after the question which answer is better; no words are generated.
 
     margin is the difference in nats; a difference of exactly 0 is no verdict. A prompt longer than the model's context
-    counts as not asked, and is not scored. Questions and answers are cut to `cut` words where given. chat: the same model for explanations;
-    without one there are none. memory: a file that keeps every margin as soon as it is known, so that no prompt is scored
-    twice. balanced: half the difference of the margins in both orders, which cannot prefer a place; small models often see
-    little else. name: of the model in reports and in the memory, where it should not be the model's own.
+    counts as not asked, and is not scored. Questions and answers are cut to `cut` words where given. chat: the same model
+    for explanations; without one there are none. memory: a file that keeps every margin as soon as it is known, so that no
+    prompt is scored twice. balanced: half the difference of the margins in both orders, which cannot prefer a place; small
+    models often see little else. name: of the model in reports and in the memory, where it should not be the model's own.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ class Pair:
         for field in ("id", "question", "chosen", "rejected", "domain", "group", "bias"):
             if (at := lone_surrogate(getattr(self, field))) is not None:
                 raise BadInput(
-                    f"pair {self.id!r}: {field} holds half of a surrogate pair at character {at}; put U+FFFD, or what it was "
-                    "cut from, in its place."
+                    f"pair {self.id!r}: {field} holds half of a surrogate pair at character {at}; put U+FFFD in its place, "
+                    "or what it was cut from."
                 )
 
 

@@ -115,10 +115,10 @@ def _rewrite(reply: Reply) -> str | None:
     if reply.status != "answered" or (said := after_thinking(reply.text)) is None:
         return None
     text = _PREFACE.sub("", said.strip()).strip()
-    if (whole := _FENCED.fullmatch(text)) and ((first := _FENCE.search(whole[1])) is None or first[1].strip()):
-        text = whole[
-            1
-        ]  # else the first fence within closes the one before the text, which only begins and ends with code
+    if whole := _FENCED.fullmatch(text):
+        first = _FENCE.search(whole[1])
+        if first is None or first[1].strip():  # a bare one closes the block that the text begins with
+            text = whole[1]
     return text.strip() or None
 
 

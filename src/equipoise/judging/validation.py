@@ -16,6 +16,7 @@ exact under "before and after are exchangeable within each cluster", whatever ho
 the two orders of one pair. With all |D_c| equal it is McNemar's exact one-sided test.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -192,25 +193,29 @@ def position_bias(right: ArrayLike, groups: Sequence[str] | None = None, *, leve
     )
 
 
-def detectable_increase(pairs: int, spread: float, *, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
-    """About the smallest true increase that N pairs show with `power` when `tests` biases are tested one-sided at alpha.
+def chance_to_show(increase: float, pairs: int, spread: float, *, tests: int = 1, alpha: float = 0.05) -> float:
+    """How probably N pairs show a true increase: that `sign_flip` is at most alpha / tests (Bonferroni in place of Holm).
 
-    (z of 1 - alpha / tests + z of power) * spread / sqrt(N): normal approximation, Bonferroni in place of Holm. spread:
-    standard deviation of d_n, about sqrt(share of pairs whose verdict changes); of an effect, with the clusters counted
-    in, standard_error * sqrt(pairs). nan for no pairs.
+    Exact for independent pairs of which a share spread^2 turns by chance, half of them each way, and a share `increase`
+    turns to wrong besides. spread: standard deviation of d_n without the effect; with the clusters counted in,
+    standard_error * sqrt(pairs) of a bias that does little.
     """
-    if pairs < 1:
+    by_chance = min(spread**2, 1 - increase)
+    turned = np.arange(1, pairs + 1)
+    needed = stats.binom.isf(alpha / tests, turned, 0.5) + 1  # of those that turn, to wrong
+    shown = stats.binom.sf(needed - 1, turned, (by_chance / 2 + increase) / (by_chance + increase))
+    return float(stats.binom.pmf(turned, pairs, by_chance + increase) @ shown)
+
+
+def detectable_increase(pairs: int, spread: float, *, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true increase, to 1e-4, that N pairs show with `power`, see `chance_to_show`; nan where none does."""
+    if pairs < 1 or not math.isfinite(spread):
         return math.nan
-    return float((stats.norm.isf(alpha / tests) + stats.norm.ppf(power)) * spread / math.sqrt(pairs))
-
-
-def pairs_needed(
-    increase: float, spread: float, *, tests: int = 1, alpha: float = 0.05, power: float = 0.8
-) -> int | None:
-    """About how many pairs show this true increase, see `detectable_increase`; None for no increase or unknown spread."""
-    if not increase > 0 or not math.isfinite(spread):
-        return None
-    return max(1, math.ceil((detectable_increase(1, spread, tests=tests, alpha=alpha, power=power) / increase) ** 2))
+    steps = range(10_001)
+    found = bisect.bisect_left(
+        steps, power, lo=1, key=lambda step: chance_to_show(step / 10_000, pairs, spread, tests=tests, alpha=alpha)
+    )
+    return found / 10_000 if found in steps else math.nan
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a judge decided, read from what it said: its last decision, after its thinking, and not what it quotes.
 
 A statement is the keyword at a word boundary, a colon and a number: "Decision: 2". Emphasis, code, LaTeX, HTML, brackets,
-quotes, line ends and "Answer #" may stand between them, and digits be of any script. Of several the last counts, since judges
-weigh and correct themselves. It is no verdict, and no earlier one takes its place, where it
+quotes, line ends and "Answer #" may stand between them, and digits be of any script. Of several the last counts, since
+judges weigh and correct themselves. It is no verdict, and no earlier one takes its place, where it
 
     leaves the choice open        "Decision: 1 or 2", "Decision: neither", "Rating: 7 to 8"
     has another number            "Decision: 3", "Rating: 11", "Rating: 4/5"
@@ -123,7 +123,7 @@ def _passed_over(match: re.Match[str]) -> bool:
 
 
 def _number(match: re.Match[str], scale: int | None) -> float:
-    of = match["of"] and int(re.sub(r"\D", "", match["of"]))
+    of = match["of"] and float(re.sub(r"\D", "", match["of"]))
     if match["number"] is None or match["open"] is not None or of not in (None, scale):
         return 0.0
     return float(match["number"].replace(",", ".").replace("−", "-"))

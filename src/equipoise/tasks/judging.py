@@ -150,11 +150,12 @@ def _pairs(files: list[Path]) -> Iterator[tuple[Pair, dict[str, Any]]]:
 
 
 def _task(name: str, pairs: list[Pair], orders: Orders, rubric: str | None, *metrics: Metric) -> Task:
+    choice("orders", orders, Orders)
     template = pairwise_template(Path(rubric) if rubric else None)
     samples = [
         _sample(pair, place, template)
         for pair in pairs
-        for place in ((1, 2) if choice("orders", orders, Orders) == "both" else (1 if pair.chosen_first else 2,))
+        for place in ((1, 2) if orders == "both" else (1 if pair.chosen_first else 2,))
     ]
     return Task(
         dataset=MemoryDataset(samples, name=name),
