@@ -68,9 +68,9 @@ def test_names_and_values_from_text():
     }
 
 
-def test_what_lets_code_run():
-    assert Setting(typed=True).lets_code_run(True) and not Setting(typed=True).lets_code_run(False)
-    some = Setting(typed=("trust_remote_code",))
-    assert some.lets_code_run({"engine": "x", "trust_remote_code": "True"})
-    assert not some.lets_code_run({"trust_remote_code": False}) and not some.lets_code_run(None)
-    assert not Setting().lets_code_run(True)
+def test_what_has_to_be_typed():
+    assert Setting(typed=True).has_to_be_typed(True) and not Setting(typed=True).has_to_be_typed(False)
+    some = Setting(typed=True, harmless=("engine", "size"))
+    assert some.has_to_be_typed({"engine": "x", "trust_remote_code": True}) and some.has_to_be_typed("x")
+    assert not some.has_to_be_typed({"engine": "x", "size": 1}) and not some.has_to_be_typed(None)
+    assert not Setting().has_to_be_typed(True)

@@ -177,7 +177,14 @@ def test_damage_is_named_and_what_was_paid_for_is_not_asked_again():
 
 def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     monkeypatch.setattr("equipoise.judging.casting.importlib.util.find_spec", lambda name: True)
-    options = ["--judge-url", "http://localhost:1/v1", "--judge-args", "size=8,word=a b", "--filters", "openai/other"]
+    options = [
+        "--judge-url",
+        "http://localhost:1/v1",
+        "--judge-args",
+        "batch_size=8,device=a b",
+        "--filters",
+        "openai/other",
+    ]
     options += ["--prices", f"{MODEL}=2.5:10,openai/other=1:0.5:2", "--length-control", "--rounds", "1", "--seed", "7"]
     needed = ["--judge", MODEL, "--teacher", MODEL, "--pairs", "pairs.jsonl", "--biases", "library.json"]
     assert main(["audit", "judge", *needed, *options, "--out", "a"]) == 0
@@ -185,7 +192,10 @@ def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     assert said.out.strip() == str(Path("a").absolute())
     assert "calls when nothing is found, up to" in said.err and " usd; --budget sets a limit" in said.err
     settings = json.loads(Path("a/run.json").read_text())
-    assert settings["judge_url"] == "http://localhost:1/v1" and settings["judge_args"] == {"size": 8, "word": "a b"}
+    assert settings["judge_url"] == "http://localhost:1/v1" and settings["judge_args"] == {
+        "batch_size": 8,
+        "device": "a b",
+    }
     assert settings["prices"] == {MODEL: [2.5, 10.0], "openai/other": [1.0, 0.5, 2.0]}
     assert settings["filters"] == ["openai/other"] and "budget" not in settings and "max_connections" not in settings
     assert main(["audit", "judge", "--config", "a/run.json", "--out", "b", "--quiet"]) == 0
@@ -200,7 +210,7 @@ def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     settings["judge_args"]["trust_remote_code"] = True
     Path("odd.json").write_text(json.dumps(settings))
     assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
-    assert "which lets code run: type --judge-args to allow it" in capsys.readouterr().err
+    assert "which can let code run: type --judge-args to allow it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])

@@ -440,14 +440,6 @@ class Narrow(SealJudge):
         ]
 
 
-def test_a_judge_that_can_read_no_pair_fails_with_the_lengths(tmp_path):
-    with pytest.raises(WorkFailed, match=r"0 of \d+ pairs, .*a prompt of \d+, and 5 fit") as error:
-        audit_judge(Narrow(5), SealTeacher(), pairs(60), out=tmp_path / "a")
-    assert error.value.exit_code == 1
-    page = (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
-    assert "No bias of seal judge could be measured." in page and "and 5 fit" in page and "biases hold" not in page
-
-
 def test_a_judge_that_can_read_no_rewrite_fails_and_the_teacher_is_not_blamed(tmp_path):
     with pytest.raises(
         WorkFailed, match=r"Not one of 7 biases of seal judge could be measured: a prompt of \d+, and 36 fit"
@@ -547,7 +539,7 @@ def test_half_a_surrogate_pair_in_what_is_said_comes_through(tmp_path):
     folder = tmp_path / "audit"
     done = audit_judge(Judge(), Teacher(), pairs(96), biases=library(tmp_path), out=folder)
     assert [each.name for each in done.holding] == ["seal"] and done.hardened
-    for name in ("hardened.jsonl", "preferences.jsonl", "biases.json", "report.html"):
+    for name in ("hardened.jsonl", "preferences.jsonl", "result.json", "report.html"):
         text = (folder / name).read_bytes().decode()
         assert "\ufffd" in text and "\\ud83d" not in text
     assert all(pair.rejected.endswith("\ufffd") for pair in read_pairs(folder / "hardened.jsonl"))
@@ -566,4 +558,6 @@ def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp
 
     with pytest.raises(WorkFailed, match=r"could be asked about 0 of \d+ pairs.*a prompt of 3012 tokens, and 1024 fit"):
         audit_judge(Blind(), Never(), pairs(60), out=tmp_path / "a")
-    assert "could be asked about 0 of" in (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
+    assert "could be asked about 0 of" in page and "No bias of seal judge could be measured." in page
+    assert "biases hold" not in page

@@ -29,19 +29,20 @@ class Setting:
 
     alias: further names on the command line. objects: in Python values of other types may come, which the function reads
     itself. stored: False for what says how the work is done, not what comes out. typed: a stored value that is switched on
-    has to be typed again, since it makes code run; of a mapping the names of those that do.
+    has to be typed again, since it makes code run; harmless: the names of a mapping that need not be.
     """
 
     alias: tuple[str, ...] = ()
     objects: bool = False
     stored: bool = True
-    typed: bool | tuple[str, ...] = False
+    typed: bool = False
+    harmless: tuple[str, ...] = ()
 
-    def lets_code_run(self, value: Any) -> bool:
-        """Whether this value, other than the default, has to be typed."""
-        if isinstance(self.typed, bool):
-            return self.typed and value not in (None, False)
-        return isinstance(value, Mapping) and any(value.get(name) for name in self.typed)
+    def has_to_be_typed(self, value: Any) -> bool:
+        """Whether a stored value, other than the default, may not count before it is typed."""
+        if not self.typed or value in (None, False):
+            return False
+        return not isinstance(value, Mapping) or not value.keys() <= set(self.harmless)
 
 
 class Options:

@@ -27,7 +27,9 @@ else:  # what a command line can give
 
 Count = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Arguments = Annotated[dict[str, Any] | None, Setting(typed=("trust_remote_code",))]
+# Of a provider's arguments, those that can name neither code nor an address.
+HARMLESS = ("engine", "chat_template", "context", "device", "dtype", "revision", "batch_size", "threads", "parallel")
+Arguments = Annotated[dict[str, Any] | None, Setting(typed=True, harmless=HARMLESS)]
 
 
 @job("audit judge", JudgeAudit)
