@@ -284,9 +284,14 @@ def test_a_model_here_is_scored_once_however_often_it_is_interrupted(tiny_model,
     names = ("result.json", "judgements.parquet", "margins.jsonl")
     assert all(Path("a", name).read_bytes() == Path("whole", name).read_bytes() for name in names)
     Path("a/judgements.parquet").unlink()
-    done = sum(rest)
+    lines = Path("a/margins.jsonl").read_bytes().splitlines(keepends=True)
+    sign = lines[1].index(b'": "') + 4
+    turned = lines[1][:sign] + (b"" if lines[1][sign : sign + 1] == b"-" else b"-") + lines[1][sign:].lstrip(b"-")
+    Path("a/margins.jsonl").write_bytes(lines[0] + turned + b"".join(lines[2:]))
+    rest.clear()
     audit_judge("model", "rules", "pairs.jsonl", out="a", **words)  # pyright: ignore[reportArgumentType]
-    assert sum(rest) == done > 0 and Path("a/judgements.parquet").exists()
+    assert rest == [16]  # the batch of the row whose sign was turned
+    assert Path("a/judgements.parquet").read_bytes() == Path("whole/judgements.parquet").read_bytes()
 
 
 def test_a_model_here_whose_context_takes_no_pair_ends_with_exit_code_1(tiny_model, capsys):
