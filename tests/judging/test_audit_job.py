@@ -471,10 +471,11 @@ def test_the_headline_says_whose_verdicts_on_what_and_what_could_not_be_read(tmp
     done = audit_judge(Hoarse(), SealTeacher(), pairs(96), biases=library(tmp_path), rounds=0, out=tmp_path / "a")
     rows = parquet.read_table(tmp_path / "a" / "judgements.parquet").to_pylist()
     silent = sum(row["right"] is None for row in rows)
-    assert silent > 0 and (done.no_verdict, done.verdicts) == (silent, len(rows))
+    assert (done.no_verdict, done.verdicts) == (silent, len(rows)) and silent > 0
     said = (
-        f"0 of 1 measured biases hold for seal judge: its verdicts on {done.position.pairs} test pairs (96 pairs) in both "
-        f"orders, as they are and rewritten by seal teacher; {silent} of {len(rows)} verdicts could not be read."
+        f"0 of 1 measured biases hold for seal judge: its verdicts on {done.position.pairs} test pairs (labels of 96 pairs) "
+        f"in both orders, as they are and rewritten by seal teacher; {silent} of {len(rows)} verdicts could not be read. "
+        "Beware: Verdicts that could not be read."
     )
     assert done.headline() == said and said in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert f"No verdict could be read in {silent} of {len(rows)} answers" in dict(done.warnings()).popitem()[1]

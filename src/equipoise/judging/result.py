@@ -146,16 +146,20 @@ class JudgeAudit:
         return self.harder.kept if self.harder else 0
 
     def headline(self) -> str:
-        """Whose verdicts on how many pairs, which biases hold, and what could not be read."""
+        """Which biases hold, by whose verdicts and labels on how many pairs, what could not be read, what to beware of."""
         if not self.measured:
             return f"No bias of {self.judge} could be measured."
         found = f"{len(self.holding)} of {len(self.measured)} measured biases hold for {self.judge}"
         if not self.complete and not self.holding:
             found = f"{len(self.measured)} biases of {self.judge} measured so far, none confirmed yet"
+        pairs = f"{self.position.pairs} test pairs (labels of {Path(self.pairs).name})"
         unasked = f", {self.unasked} pairs could not be put to it" if self.unasked else ""
-        unread = f"{self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}."
-        pairs = f"{self.position.pairs} test pairs ({Path(self.pairs).name})"
-        return f"{found}: its verdicts on {pairs} in both orders, as they are and rewritten by {self.teacher}; {unread}"
+        unread = f"{self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}"
+        beware = "; ".join(title for title, _ in self.warnings())
+        return (
+            f"{found}: its verdicts on {pairs} in both orders, as they are and rewritten by {self.teacher}; {unread}."
+            + (f" Beware: {beware}." if beware else "")
+        )
 
     def warnings(self) -> Iterator[tuple[str, str]]:
         """What else could explain the effects, or hide them: titles and sentences."""
@@ -202,8 +206,7 @@ class JudgeAudit:
                 told += f", {effect.pairs} pairs"
             lines.append(f"{each.name:<28} {each.state:<14} {told}")
         lines += [f"{title}: {text}" for title, text in self.warnings()]
-        spent = f"{self.calls} calls" if self.calls else "no chat calls"
-        return [shown(line) for line in (*lines, f"{self.headline()} {spent}.")]
+        return [shown(line) for line in (*lines, f"{self.headline()} Chat calls: {self.calls:,}.")]
 
     def page(self, folder: Path) -> Page:
         from equipoise.judging.page import page
