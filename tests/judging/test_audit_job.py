@@ -232,7 +232,7 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
     ("wrong", "message"),
     [
         ({"judge": "smolm2"}, "No model 'smolm2' is known here. Did you mean 'smollm2'"),
-        ({"judge": 42}, "The judge is 42: expected a name, or an object with compare, explain"),
+        ({"judge": 42}, "The judge is 42: expected a name, or an object with name, compare, explain"),
         ({"judge": "opnai/m"}, "opnai/m cannot be used"),
         ({"judge": "smollm2", "judge_args": {"engin": "x"}}, "takes no argument 'engin'. Did you mean 'engine'"),
         ({"judge": "openai-api/mine/m", "judge_kind": "logprob"}, "A logprob judge is a model of this machine"),
@@ -248,9 +248,13 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"test_pairs": pairs(60)}, "60 questions are in both"),
         ({"test_pairs": "none.jsonl"}, "none.jsonl"),
         ({"judge_kind": "pairwse"}, "judge_kind is 'pairwse'. Did you mean 'pairwise'"),
-        ({"rubric": "none.md"}, "none.md"),
-        ({"rubric": "rubric.md"}, "has the slots question: a rubric has question, answer_1 and answer_2"),
-        ({"rubric": "odd.jsonl", "judge_kind": "pointwise"}, "rubric means nothing to a judge of the kind pointwise"),
+        ({"rubric": "none.md", "judge": "openai/m"}, "none.md"),
+        (
+            {"rubric": "rubric.md", "judge": "openai/m"},
+            "has the slots question: a rubric has question, answer_1 and answer_2",
+        ),
+        ({"rubric": "rubric.md"}, "rubric means nothing to a judge that is an object"),
+        ({"rubric": "rubric.md", "judge": "openai/m", "judge_kind": "pointwise"}, "to a judge of the kind pointwise"),
         ({"debias": True, "judge_kind": "logprob"}, "debias means nothing"),
         ({"biases": "none.json"}, "none.json is no library of biases"),
         ({"filters": ["opnai/filter"]}, "opnai/filter cannot be used"),
@@ -263,7 +267,8 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"limit": 0}, "'limit' should be at least 1"),
         ({"limit": 2}, "too few"),
         ({"cut": -1, "judge_kind": "logprob"}, "'cut' should be at least 1"),
-        ({"cut": 5}, "cut means nothing to a judge of the kind pairwise"),
+        ({"cut": 5, "judge": "openai/m"}, "cut means nothing to a judge of the kind pairwise"),
+        ({"debias": True}, "debias means nothing to a judge that is an object"),
         ({"judge": "openai/m", "judge_args": {"api_key": "sk-abcdefgh"}}, "'api_key' holds a secret"),
         ({"judge_args": {"size": 1}}, "judge_args and judge_url are for a named model"),
         ({"teacher": "rules", "teacher_args": {"size": 1}}, "teacher_args and teacher_url are for a named model"),
@@ -560,5 +565,5 @@ def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp
     with pytest.raises(WorkFailed, match=r"could be asked about 0 of \d+ pairs.*a prompt of 3012 tokens, and 1024 fit"):
         audit_judge(Blind(), Never(), pairs(60), out=tmp_path / "a")
     page = (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
-    assert "could be asked about 0 of" in page and "No bias of seal judge could be measured." in page
+    assert "could be asked about 0 of" in page and "No bias of seal judge was measured." in page
     assert "biases hold" not in page

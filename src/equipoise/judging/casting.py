@@ -55,22 +55,26 @@ class Casting:
 
     def _check_meaning(self) -> None:
         """Raises BadInput for an option that would be ignored, or holds a secret."""
-        asked, kind = self.asked, self.asked.judge_kind
-        for role, methods in (("judge", ("compare", "explain")), ("teacher", ("perturb", "identify", "same"))):
+        asked, kind, named = self.asked, self.asked.judge_kind, isinstance(self.asked.judge, str)
+        for role, parts in (
+            ("judge", ("name", "compare", "explain")),
+            ("teacher", ("name", "perturb", "identify", "same")),
+        ):
             there, arguments, url = (getattr(asked, name) for name in (role, f"{role}_args", f"{role}_url"))
-            if not isinstance(there, str) and not all(hasattr(there, name) for name in ("name", *methods)):
-                raise BadInput(f"The {role} is {there!r:.80}: expected a name, or an object with {', '.join(methods)}.")
+            if not isinstance(there, str) and not all(hasattr(there, name) for name in parts):
+                raise BadInput(f"The {role} is {there!r:.80}: expected a name, or an object with {', '.join(parts)}.")
             if (arguments or url) and there not in self.models:
                 raise BadInput(f"{role}_args and {role}_url are for a named model; this {role} is none.")
             _check_secrets(arguments, url)
         for option, meant in (
-            ("rubric", kind == "pairwise"),
-            ("debias", kind == "pairwise"),
-            ("cut", self.scores),
+            ("rubric", kind == "pairwise" and (named or self.filters)),
+            ("debias", kind == "pairwise" and named),
+            ("cut", self.scores and named),
             ("judge_url", not self.scores),
         ):
             if getattr(asked, option) and not meant:
-                raise BadInput(f"{option} means nothing to a judge of the kind {kind}; leave it out.")
+                what = f"a judge of the kind {kind}" if named else "a judge that is an object"
+                raise BadInput(f"{option} means nothing to {what}; leave it out.")
 
     def _check_prices(self) -> None:
         """Raises BadInput for a price of a model that takes no part, and for a budget without the price of one that does."""

@@ -113,7 +113,7 @@ class Evidence:
             placebo=self.placebo,
             alike=tuple(self._alike()),
             rounds=tuple(audit.rounds),
-            harder=hardened and self._harder(hardened),
+            harder=hardened and _harder(hardened, 1 + len(self.cast.filters)),
             preferences=len(self.preferences),
             left_out=tuple(self.left_out),
             notes=self._notes(),
@@ -181,17 +181,6 @@ class Evidence:
             > len(bench.pairs)
         ]
 
-    def _harder(self, hardened: Hardened) -> Harder:
-        return Harder(
-            kept=len(hardened.kept),
-            of=len(hardened.fooled),
-            too_few=hardened.too_few_votes,
-            judges=1 + len(self.cast.filters),
-            longer=hardened.longer,
-            kappa=hardened.kappa,
-            alpha=hardened.alpha,
-        )
-
     def _notes(self) -> tuple[str, ...]:
         explained = "asked to explain its errors" if self.audit.settings.explain else "not asked to explain its errors"
         notes = (
@@ -207,6 +196,11 @@ class Evidence:
         )
         left_out = f"{len(self.left_out)} pairs of the file took no part, the first: {[*self.left_out, ''][0]}."
         return (*notes, left_out) if self.left_out else notes
+
+
+def _harder(hardened: Hardened, judges: int) -> Harder:
+    kept, of, too_few = len(hardened.kept), len(hardened.fooled), hardened.too_few_votes
+    return Harder(kept, of, too_few, judges, hardened.longer, hardened.kappa, hardened.alpha)
 
 
 def _domains(bench: Bench, name: str, right: Array) -> dict[str, Effect]:
@@ -242,20 +236,15 @@ def _write_judgements(path: Path, benches: Sequence[Bench]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in ("part", "pair", "domain", "bias", "better_first", "right")}
     for bench in benches:
         for bias, right, there in bench.conditions():
             for pair, its, is_there in zip(bench.pairs, right.tolist(), there, strict=True):
-                for first, value in zip((True, False), its if is_there else (), strict=False):
-                    known = {
-                        "part": bench.name,
-                        "pair": pair.id,
-                        "domain": pair.domain,
-                        "bias": bias,
-                        "better_first": first,
-                    }
-                    rows.append(known | {"right": None if math.isnan(value) else bool(value)})
-    texts, flags = ("part", "pair", "domain", "bias"), ("better_first", "right")
-    schema = pa.schema([*((name, pa.string()) for name in texts), *((name, pa.bool_()) for name in flags)])
-    table = pa.Table.from_pylist(rows, schema)
+                for order, value in enumerate(its if is_there else ()):
+                    known = None if math.isnan(value) else bool(value)
+                    row = (bench.name, pair.id, pair.domain, bias, order == 0, known)
+                    for column, cell in zip(columns.values(), row, strict=True):
+                        column.append(cell)
+    types = [pa.string()] * 4 + [pa.bool_()] * 2
+    table = pa.table({name: pa.array(cells, kind) for (name, cells), kind in zip(columns.items(), types, strict=True)})
     produce_atomic(path, lambda target: parquet.write_table(table, target))

@@ -101,10 +101,10 @@ class JudgeAudit:
 
     pairs: where those that it was measured on come from. position: what the judge makes of places, over the test pairs that
     were judged as they are; as_is: its verdicts on the selection part. sizes: pairs for discovery, selection and report.
-    verdicts: of all pairs, as they are and rewritten, no_verdict of them not readable; unasked: pairs that could not be put
-    to the judge, and why. detectable: the increase that would have been found four times in five, about. placebo: what
-    rewriting alone does, where a bias holds and the teacher can rewrite neutrally. alike: biases whose rewrites are mostly
-    the same texts. left_out: pairs of the file that took no part.
+    verdicts: of all pairs, as they are and rewritten, no_verdict of them not readable; unasked: how often a pair could not
+    be put to the judge, and why. detectable: the increase that would have been found four times in five, about. placebo:
+    what rewriting alone does, where a bias holds and the teacher can rewrite neutrally. alike: biases whose rewrites are
+    mostly the same texts. left_out: pairs of the file that took no part.
     """
 
     judge: str
@@ -148,12 +148,12 @@ class JudgeAudit:
     def headline(self) -> str:
         """Which biases hold, by whose verdicts and labels on how many pairs, what could not be read, what to beware of."""
         if not self.measured:
-            return f"No bias of {self.judge} could be measured."
+            return f"No bias of {self.judge} was measured."
         found = f"{len(self.holding)} of {len(self.measured)} measured biases hold for {self.judge}"
         if not self.complete and not self.holding:
             found = f"{len(self.measured)} biases of {self.judge} measured so far, none confirmed yet"
         pairs = f"{self.position.pairs} test pairs (labels of {Path(self.pairs).name})"
-        unasked = f", {self.unasked} pairs could not be put to it" if self.unasked else ""
+        unasked = f", {self.unasked} times a pair could not be put to it" if self.unasked else ""
         unread = f"{self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}"
         beware = "; ".join(title for title, _ in self.warnings())
         return (
@@ -167,22 +167,18 @@ class JudgeAudit:
             told = f"No verdict could be read in {self.no_verdict} of {self.verdicts} answers"
             yield "Verdicts that could not be read", f"{told}; each of them counts as an error."
         if self.unasked:
-            told = f"These are {self.unasked}, as they are or rewritten, and left out; the first: {self.why}."
+            told = f"{self.unasked} times, as they are or rewritten; they are left out. The first: {self.why}."
             yield "Pairs that the judge could not be asked about", told
         if self.position.turns >= NEARLY_ALL:
-            told = (
-                f"{100 * self.position.turns:.0f} % of its verdicts turn round with the order: it chooses what is shown"
-            )
             place = "first" if self.position.first > 0.5 else "second"
-            yield "The judge goes by the place", f"{told} {place}, so that hardly anything else can be seen to fool it."
+            told = f"{100 * self.position.turns:.0f} % of its verdicts turn round with the order: it chooses what is shown "
+            yield "The judge goes by the place", f"{told}{place}, so that hardly anything else can be seen to fool it."
         if self.as_is.error >= NEARLY_ALL:
             told = f"It errs in {100 * self.as_is.error:.0f} % of its verdicts on the pairs as they are, so that hardly more"
             yield "The judge is nearly always wrong", f"{told} can be seen: is what is labelled so the better answer?"
         if self.placebo is not None and self.placebo.lower > 0:
-            told = (
-                f"The same answers in other words, with no bias: {points(self.placebo.increase)}. So rewriting by this"
-            )
-            why = "teacher fools the judge by itself; what exceeds it can be laid to a bias."
+            told = f"The same answers in other words, with no bias: {points(self.placebo.increase)}."
+            why = "So rewriting by this teacher fools the judge by itself; what exceeds it can be laid to a bias."
             yield "The placebo has an effect", f"{told} {why}"
         if self.alike:
             couples = _several(f"{one} and {other}" for one, other in self.alike)
@@ -192,10 +188,7 @@ class JudgeAudit:
             told = f"More than half of the answers came back as they were for {_several(idle)}"
             yield "Rewrites that change nothing", f"{told}: what these biases do is not known."
         if one := [each.name for each in self.biases if each.rewrites.distinct == 1 < each.rewrites.made]:
-            yield (
-                "One text for all",
-                f"Every answer became the same text for {_several(one)}: the effect is that text's.",
-            )
+            yield "One text for all", f"Every answer became the same for {_several(one)}: the effect is that text's."
 
     def summary(self) -> Sequence[str]:
         lines = []
