@@ -88,7 +88,7 @@ def test_study_list_is_data(capsys):
 
 
 def test_config_is_the_options_it_holds(here, capsys):
-    """Lists and objects are taken as they are; what is typed wins; what lets code run has to be typed."""
+    """Lists and objects are taken as they are; what is typed wins; what can let code run has to be typed."""
     (here / "forget.jsonl").write_text('{"question": "Who?", "reply": "Ann"}\n')
     stored = {"model": "tiny", "forget": "forget.jsonl", "retain": "nothing.jsonl", "fields": {"answer": "reply"}}
     (here / "run.json").write_text(json.dumps(stored))
@@ -98,7 +98,7 @@ def test_config_is_the_options_it_holds(here, capsys):
     assert "retain.jsonl:1: no field 'reply'" in capsys.readouterr().err
     (here / "run.json").write_text(json.dumps(stored | {"trust_remote_code": True}))
     assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
-    assert "lets code run: type --trust-remote-code" in capsys.readouterr().err
+    assert "can let code run: type --trust-remote-code" in capsys.readouterr().err
     (here / "run.json").write_text(json.dumps(stored | {"stpes": 5}))
     assert main(["unlearn", "--config", "run.json", "--dry-run"]) == 2
     assert "no option 'stpes'" in capsys.readouterr().err
@@ -112,8 +112,8 @@ def test_what_must_be_given_is_named(capsys):
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        ({"trust_remote_code": True}, "lets code run: type --trust-remote-code"),
-        ({"attn_implementation": "somebody/kernels"}, "lets code run: type --attn-implementation"),
+        ({"trust_remote_code": True}, "can let code run: type --trust-remote-code"),
+        ({"attn_implementation": "somebody/kernels"}, "can let code run: type --attn-implementation"),
         ({"out": "/home/somebody/work", "fresh": True}, "no option 'out'"),
         ({"trust_remote_code=true --x": 1}, "no option"),
         ([1], "expected the run.json"),

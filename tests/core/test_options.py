@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import allowed, check_fields, choice, closed
+from equipoise.core.options import Options, allowed, check_fields, choice, closed
 
 Rule = Literal["paired", "published"]
 
@@ -102,3 +102,16 @@ def test_an_iterable_of_names_is_as_good_as_a_literal():
     assert choice("arm", "sago", ["sago", "pcgrad"]) == "sago"
     with pytest.raises(BadInput, match="arm is 'sag'"):
         choice("arm", "sag", ["sago", "pcgrad"])
+
+
+def test_names_and_values_from_text():
+    def function(
+        arguments: dict[str, Any], prices: dict[str, tuple[float, float]], shares: dict[str, float]
+    ) -> None: ...
+
+    texts = {"arguments": "engine=x,size=8,on=true,at=a=b", "prices": "openai/m=2.5:10,a=b=1:2", "shares": "a=b=0.5"}
+    assert Options(function).read(texts, text=True) == {
+        "arguments": {"engine": "x", "size": 8, "on": True, "at": "a=b"},
+        "prices": {"openai/m": (2.5, 10.0), "a=b": (1.0, 2.0)},
+        "shares": {"a=b": 0.5},
+    }

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from equipoise.cli import main
-from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
+from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFailed
 from equipoise.judging.biases import Bias
-from equipoise.judging.job import audit_judge, plan
+from equipoise.judging.job import audit_judge
 from equipoise.judging.pairs import Pair, read_pairs
 from equipoise.judging.roles import Proposal, Verdict
 
@@ -137,7 +137,7 @@ def test_six_identical_requests_give_six_identical_results(tmp_path):
     told = set()
     for i in range(6):
         done = audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / str(i))
-        files = ("biases.json", "hardened.jsonl", "preferences.jsonl")
+        files = ("result.json", "judgements.parquet", "hardened.jsonl", "preferences.jsonl")
         told.add(b"".join((tmp_path / str(i) / name).read_bytes() for name in files))
         assert done.complete
     assert len(told) == 1
@@ -173,9 +173,9 @@ def test_the_budget_keeps_what_was_found(tmp_path):
     with pytest.raises(BudgetReached):
         audit_judge(Stops(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     partial = tmp_path / "a.partial"
-    kept = json.loads((partial / "biases.json").read_text(encoding="utf-8"))
+    kept = json.loads((partial / "result.json").read_text(encoding="utf-8"))
     assert not kept["complete"] and [each["name"] for each in kept["biases"]] == ["charm"]
-    assert "stopped before its end" in (partial / "report.html").read_text(encoding="utf-8")
+    assert "ended early" in (partial / "report.html").read_text(encoding="utf-8")
     done = audit_judge(SealJudge(), SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     assert done.complete and done.folder == tmp_path / "a" and not partial.exists()
 
@@ -228,33 +228,95 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
     assert "What is lost of the effect was length" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
 
 
-def test_wrong_requests_are_one_sentence(tmp_path):
-    few = pairs(60)
-    with pytest.raises(BadInput, match=r"kind 'pairwse'\. Did you mean 'pairwise'"):
-        audit_judge(SealJudge(), SealTeacher(), few, judge_kind="pairwse")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="60 questions are in both"):
-        audit_judge(SealJudge(), SealTeacher(), few, test_pairs=few)
-    with pytest.raises(BadInput, match="too few"):
-        audit_judge(SealJudge(), SealTeacher(), few[:2])
-    for odd in ({"limit": 0}, {"limit": -5}, {"cut": -1}):
-        with pytest.raises(BadInput, match="expected at least 1"):
-            audit_judge(SealJudge(), SealTeacher(), few, **odd)
-    with pytest.raises(BadInput, match="is a folder"):
-        audit_judge(SealJudge(), SealTeacher(), tmp_path)
-    with pytest.raises(BadInput, match="'api_key' holds a secret"):
-        audit_judge("openai/m", SealTeacher(), few, judge_args={"api_key": "sk-abcdefgh"}, out=tmp_path / "s")
-    with pytest.raises(BadInput, match="The address holds a secret"):
-        audit_judge("openai/m", SealTeacher(), few, judge_url="https://user:hunter2@host/v1", out=tmp_path / "s")
-    with pytest.raises(BadInput, match="--prices openai/m=READ:WRITTEN"):
-        audit_judge("openai/m", SealTeacher(), few, budget="usd=3", out=tmp_path / "s")
-    assert not list(tmp_path.glob("s*"))
-    with pytest.raises(BadInput, match="rubric"):
-        audit_judge(SealJudge(), SealTeacher(), few, judge_kind="logprob", rubric=tmp_path / "r.md")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"judge": "smolm2"}, "No model 'smolm2' is known here. Did you mean 'smollm2'"),
+        ({"judge": 42}, "The judge is 42: expected a name, or an object with name, compare, explain"),
+        ({"judge": "opnai/m"}, "opnai/m cannot be used"),
+        ({"judge": "smollm2", "judge_args": {"engin": "x"}}, "takes no argument 'engin'. Did you mean 'engine'"),
+        ({"judge": "openai-api/mine/m", "judge_kind": "logprob"}, "A logprob judge is a model of this machine"),
+        ({"judge": "smollm2", "judge_kind": "logprob", "judge_args": {"size": 1}}, "takes no argument 'size'"),
+        ({"teacher": object()}, "The teacher is <object"),
+        ({"teacher": "smolm2"}, "No model 'smolm2'"),
+        ({"pairs": "none.jsonl"}, "none.jsonl"),
+        ({"pairs": "."}, "is a folder"),
+        ({"pairs": "odd.jsonl"}, "odd.jsonl:1: expected question"),
+        ({"pairs": pairs(2)}, "too few"),
+        ({"pairs": [{"prompt": "?"}] * 9}, "The pairs: expected a file, or `Pair`s"),
+        ({"pairs": pairs(9) * 2}, "`Pair`s with ids of their own"),
+        ({"test_pairs": pairs(60)}, "60 questions are in both"),
+        ({"test_pairs": "none.jsonl"}, "none.jsonl"),
+        ({"judge_kind": "pairwse"}, "judge_kind is 'pairwse'. Did you mean 'pairwise'"),
+        ({"rubric": "none.md", "judge": "openai/m"}, "none.md"),
+        (
+            {"rubric": "rubric.md", "judge": "openai/m"},
+            "has the slots question: a rubric has question, answer_1 and answer_2",
+        ),
+        ({"rubric": "rubric.md"}, "rubric means nothing to a judge that is an object"),
+        ({"rubric": "rubric.md", "judge": "openai/m", "judge_kind": "pointwise"}, "to a judge of the kind pointwise"),
+        ({"debias": True, "judge_kind": "logprob"}, "debias means nothing"),
+        ({"biases": "none.json"}, "none.json is no library of biases"),
+        ({"filters": ["opnai/filter"]}, "opnai/filter cannot be used"),
+        ({"filters": "openai/m"}, "with commas between"),
+        ({"rounds": -1}, "'rounds' should be at least 0"),
+        ({"candidates": 0}, "'candidates' should be at least 1"),
+        ({"rule": "piared"}, "rule is 'piared'. Did you mean 'paired'"),
+        ({"alpha": 1.0}, "'alpha' should be below 1"),
+        ({"alpha": float("nan")}, "'alpha' should be below 1, but got nan"),
+        ({"limit": 0}, "'limit' should be at least 1"),
+        ({"limit": 2}, "too few"),
+        ({"cut": -1, "judge_kind": "logprob"}, "'cut' should be at least 1"),
+        ({"cut": 5, "judge": "openai/m"}, "cut means nothing to a judge of the kind pairwise"),
+        ({"debias": True}, "debias means nothing to a judge that is an object"),
+        ({"judge": "openai/m", "judge_args": {"api_key": "sk-abcdefgh"}}, "'api_key' holds a secret"),
+        ({"judge_args": {"size": 1}}, "judge_args and judge_url are for a named model"),
+        ({"teacher": "rules", "teacher_args": {"size": 1}}, "teacher_args and teacher_url are for a named model"),
+        ({"judge": "openai/m", "judge_url": "https://user:hunter2@host/v1"}, "The address holds a secret"),
+        ({"judge": "openai/m", "judge_url": "https://host/v1?api_key=hunter2"}, "The address holds a secret"),
+        ({"judge": "openai/m", "judge_url": "http://[host"}, "is no address"),
+        ({"judge": "smollm2", "judge_kind": "logprob", "judge_url": "http://h"}, "judge_url means nothing"),
+        ({"judge_tokens": 0}, "'judge_tokens' should be at least 1"),
+        ({"teacher_tokens": "many"}, "'teacher_tokens' should be a valid integer"),
+        ({"seed": -1}, "'seed' should be at least 0"),
+        ({"budget": "cals=3"}, "A budget has no 'cals'. Did you mean 'calls'"),
+        ({"judge": "openai/m", "budget": "usd=3"}, "--prices openai/m=READ:WRITTEN"),
+        ({"prices": {"openai/m": (1, 2)}}, "a price for 'openai/m', which takes no part"),
+        ({"judge": "openai/m", "prices": {"openai/m": (1, -2)}}, "option 'prices' should be"),
+        ({"judge": "openai/m", "prices": {"openai/m": (1, float("inf"))}}, "option 'prices' should be"),
+        ({"max_connections": 0}, "'max_connections' should be at least 1"),
+        ({"replay": "none.jsonl"}, "none.jsonl: no such record"),
+        ({"replay": "odd.jsonl"}, "odd.jsonl is no record of calls"),
+        ({"replya": 1}, "no option 'replya'. Did you mean 'replay'"),
+    ],
+)
+def test_the_dry_run_refuses_what_the_run_refuses_in_the_same_words(tmp_path, monkeypatch, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    Path("odd.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("rubric.md").write_text("---\nquestion: text\n---\n# user\n{{ question }}\n", encoding="utf-8")
+    asked = {"judge": SealJudge(), "teacher": SealTeacher(), "pairs": pairs(60), **wrong}
+    told = set()
+    for way in (lambda: audit_judge.plan(**asked), lambda: audit_judge(**asked), lambda: audit_judge(**asked, out="a")):
+        with pytest.raises(BadInput, match=re.escape(message)) as error:
+            way()
+        told.add(str(error.value))
+    assert len(told) == 1 and "\n" not in told.pop()
+    assert not Path("a").exists() and not Path("a.partial").exists()
+
+
+def test_a_missing_extra_is_told_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.judging.casting.importlib.util.find_spec", lambda name: None)
+    judge = SealJudge()
+    for way in (audit_judge.plan, audit_judge):
+        with pytest.raises(MissingExtra, match=r"pip install 'equipoise\[chat\]'"):
+            way(judge, "openai/m", pairs(60))
+    assert judge.asked == 0
 
 
 def test_the_plan_bounds_what_is_asked(tmp_path):
     judge = SealJudge()
-    wanted = plan(pairs(96), biases=library(tmp_path))
+    wanted = audit_judge.plan(judge, SealTeacher(), pairs(96), biases=library(tmp_path))
+    assert judge.asked == 0
     audit_judge(judge, SealTeacher(), pairs(96), biases=library(tmp_path), out=tmp_path / "a")
     least, most = wanted.calls["judge"]
     assert least <= judge.asked <= most
@@ -265,7 +327,7 @@ def test_the_command_line(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": p.question, "chosen": p.chosen, "rejected": p.rejected, "id": p.id} for p in pairs(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    command = ["audit", "judge", "--judge", "smollm2", "--teacher", "rules", "--pairs", str(path)]
+    command = ["audit", "judge", "--judge", "mockllm/model", "--teacher", "rules", "--pairs", str(path)]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"judge: \d+ calls when nothing is found, up to [\d,]+", said) and ", free" in said
@@ -319,6 +381,132 @@ def test_a_judge_without_verdicts_ends_the_audit_with_a_sentence(tmp_path):
     assert "gave no verdict" in (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
 
 
+class Always(SealJudge):
+    """Chooses the answer in one place, whatever it says."""
+
+    def __init__(self, choice):
+        self.choice = choice
+
+    def compare(self, comparisons, *, phase):
+        return [Verdict(self.choice)] * len(comparisons)
+
+
+def test_a_judge_that_goes_by_the_place_is_said_to(tmp_path):
+    for choice, place in ((1, "first"), (2, "second")):
+        done = audit_judge(Always(choice), SealTeacher(), pairs(60), out=tmp_path / place)
+        assert done.as_is.error == 0.5 and done.position.first == 2 - choice and not done.holding
+        told = dict(done.warnings())["The judge goes by the place"]
+        assert told.startswith(f"100 % of its verdicts turn round with the order: it chooses what is shown {place},")
+        assert any(told in line for line in done.summary())
+        assert told in (tmp_path / place / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_judge_that_is_always_wrong_is_said_to():
+    class Wrong(SealJudge):
+        def compare(self, comparisons, *, phase):
+            return [Verdict(2 if each.first.startswith("Good") else 1) for each in comparisons]
+
+    done = audit_judge(Wrong(), SealTeacher(), pairs(60), rounds=0)
+    assert done.as_is.error == 1 and "The judge is nearly always wrong" in dict(done.warnings())
+
+
+def test_a_teacher_that_does_nothing_or_always_the_same_is_said_to():
+    class Idle(SealTeacher):
+        def perturb(self, wanted, *, phase):
+            return [pair.rejected for pair, _ in wanted]
+
+    class Curt(SealTeacher):
+        def perturb(self, wanted, *, phase):
+            return ["I cannot do that."] * len(wanted)
+
+    idle = audit_judge(SealJudge(), Idle(), pairs(60), rounds=0)
+    assert len(idle.measured) == 7 and not idle.holding and all(each.effect.increase == 0 for each in idle.biases)
+    assert {"Rewrites that change nothing", "Same rewrites"} <= dict(idle.warnings()).keys()
+    assert (
+        "; ".join(sorted(each.name for each in idle.biases)[:5])
+        in dict(idle.warnings())["Rewrites that change nothing"]
+    )
+    curt = audit_judge(SealJudge(), Curt(), pairs(60), rounds=0)
+    assert {each.rewrites.distinct for each in curt.biases} == {1} and "One text for all" in dict(curt.warnings())
+
+
+class Narrow(SealJudge):
+    """Reads no prompt of more than so many characters of answers."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def compare(self, comparisons, *, phase):
+        verdicts = super().compare(comparisons, phase=phase)
+        sizes = [len(each.first + each.second) for each in comparisons]
+        return [
+            v if size <= self.most else Verdict(None, asked=False, why=f"a prompt of {size}, and {self.most} fit")
+            for v, size in zip(verdicts, sizes, strict=True)
+        ]
+
+
+def test_a_judge_that_can_read_no_rewrite_fails_and_the_teacher_is_not_blamed(tmp_path):
+    with pytest.raises(
+        WorkFailed, match=r"Not one of 7 biases of seal judge could be measured: a prompt of \d+, and 36 fit"
+    ):
+        audit_judge(Narrow(36), SealTeacher(), pairs(60), out=tmp_path / "a")
+    known = audit_judge.stored(tmp_path / "a.partial")
+    assert {each.state for each in known.biases} == {"not readable"} and known.unasked > 0 and not known.complete
+    assert "the teacher gave no rewrite" not in "".join(known.summary())
+
+
+def test_a_teacher_without_any_rewrite_fails_by_name():
+    class Mute(SealTeacher):
+        def perturb(self, wanted, *, phase):
+            return [None] * len(wanted)
+
+    with pytest.raises(WorkFailed, match="could be measured: seal teacher gave no rewrite that could be compared"):
+        audit_judge(SealJudge(), Mute(), pairs(60), rounds=0)
+
+
+def test_the_headline_says_whose_verdicts_on_what_and_what_could_not_be_read(tmp_path):
+    class Hoarse(SealJudge):
+        """Says nothing about one pair in eight."""
+
+        def compare(self, comparisons, *, phase):
+            verdicts = super().compare(comparisons, phase=phase)
+            silent = [int(each.pair[1:]) % 8 == 0 for each in comparisons]
+            return [Verdict(None) if its else v for v, its in zip(verdicts, silent, strict=True)]
+
+    done = audit_judge(Hoarse(), SealTeacher(), pairs(96), biases=library(tmp_path), rounds=0, out=tmp_path / "a")
+    rows = parquet.read_table(tmp_path / "a" / "judgements.parquet").to_pylist()
+    silent = sum(row["right"] is None for row in rows)
+    assert (done.no_verdict, done.verdicts) == (silent, len(rows)) and silent > 0
+    said = (
+        f"0 of 1 measured biases hold for seal judge: its verdicts on {done.position.pairs} test pairs (labels of 96 pairs) "
+        f"in both orders, as they are and rewritten by seal teacher; {silent} of {len(rows)} verdicts could not be read. "
+        "Beware: Verdicts that could not be read."
+    )
+    assert done.headline() == said and said in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert f"No verdict could be read in {silent} of {len(rows)} answers" in dict(done.warnings()).popitem()[1]
+
+
+def test_names_cannot_steer_the_terminal():
+    class Loud(SealJudge):
+        name = "\x1b[2Jjudge\u202e"
+
+    done = audit_judge(Loud(), SealTeacher(), pairs(60), rounds=0)
+    plan = audit_judge.plan(Loud(), SealTeacher(), [replace(pair, question="\x1b]0;x\x07?") for pair in pairs(60)])
+    for said in ("\n".join(done.summary()), "\n".join(plan.summary())):
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", said)
+    assert "\\u001b[2Jjudge" in "".join(done.summary())
+
+
+def test_what_is_measured_of_a_pair_does_not_depend_on_the_order_of_the_file(tmp_path):
+    options = {"rounds": 0, "biases": library(tmp_path)}
+    folders = tmp_path / "a", tmp_path / "b"
+    one = audit_judge(SealJudge(), SealTeacher(), pairs(96), out=folders[0], **options)
+    other = audit_judge(SealJudge(), SealTeacher(), pairs(96)[::-1], out=folders[1], **options)
+    assert [e.effect for e in one.biases] == [e.effect for e in other.biases] and one.position == other.position
+    rows = [parquet.read_table(folder / "judgements.parquet").to_pylist() for folder in folders]
+    assert rows[0] != rows[1] and sorted(map(str, rows[0])) == sorted(map(str, rows[1]))
+
+
 def test_pairs_of_one_question_are_one_cluster():
     twice = [replace(pair, group=f"g{int(pair.id[1:]) // 2}") for pair in pairs(96)]
     done = audit_judge(SealJudge(), SealTeacher(), twice, rounds=0)
@@ -357,7 +545,7 @@ def test_half_a_surrogate_pair_in_what_is_said_comes_through(tmp_path):
     folder = tmp_path / "audit"
     done = audit_judge(Judge(), Teacher(), pairs(96), biases=library(tmp_path), out=folder)
     assert [each.name for each in done.holding] == ["seal"] and done.hardened
-    for name in ("hardened.jsonl", "preferences.jsonl", "biases.json", "report.html"):
+    for name in ("hardened.jsonl", "preferences.jsonl", "result.json", "report.html"):
         text = (folder / name).read_bytes().decode()
         assert "\ufffd" in text and "\\ud83d" not in text
     assert all(pair.rejected.endswith("\ufffd") for pair in read_pairs(folder / "hardened.jsonl"))
@@ -376,4 +564,6 @@ def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp
 
     with pytest.raises(WorkFailed, match=r"could be asked about 0 of \d+ pairs.*a prompt of 3012 tokens, and 1024 fit"):
         audit_judge(Blind(), Never(), pairs(60), out=tmp_path / "a")
-    assert "could be asked about 0 of" in (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
+    assert "could be asked about 0 of" in page and "No bias of seal judge was measured." in page
+    assert "biases hold" not in page

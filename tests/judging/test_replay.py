@@ -76,7 +76,7 @@ def test_six_replays_are_one(tmp_path, without_inspect):
     told = set()
     for i in range(6):
         replayed(tmp_path / str(i))
-        told.add((tmp_path / str(i) / "biases.json").read_bytes())
+        told.add((tmp_path / str(i) / "result.json").read_bytes())
     assert len(told) == 1
 
 

@@ -9,6 +9,7 @@ from equipoise.core.job import REPORT, Job
 from equipoise.core.terminal import say
 
 JOBS = {
+    "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }

@@ -50,18 +50,20 @@ class JobFolder:
     def reopen(self, damaged: Iterable[str]) -> "JobFolder":
         """A complete folder as work to be done again, without the files that are damaged, which are kept aside in it.
 
-        A file of appended rows stays: its reader leaves out the lines that are damaged, and the others were paid for.
+        A file of rows is copied there and stays: whoever appends to it leaves out the lines that are damaged, and the others
+        were paid for.
         """
         aside = self.final / "damaged"
         for name in damaged:
-            if name.endswith(".jsonl"):
-                continue
             number, source = 1, self.final / name
             while (target := aside / f"{number}" / name).exists():
                 number += 1
             if os.path.lexists(source):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                FILES.replace(source, target)
+                if name.endswith(".jsonl") and source.is_file() and not source.is_symlink():
+                    shutil.copyfile(source, target)
+                else:
+                    FILES.replace(source, target)
         (self.final / MANIFEST).unlink(missing_ok=True)
         FILES.replace(self.final, self.work)
         FILES.sync_folder(self.work.parent)

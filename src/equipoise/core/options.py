@@ -206,12 +206,12 @@ def _readings(text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     found.append(parts)
     if parts and all("=" in part for part in parts):
-        # A name may hold equal signs no less than a value: the last one counts for numbers (model=1:2), else the first.
-        for split in (str.rpartition, str.partition):
+        # A value may hold equal signs no less than a name: the first one counts unless that leaves no value of the kind.
+        for split in (str.partition, str.rpartition):
             pairs = [split(part, "=") for part in parts]
             found += [
-                {name.strip(): tuple(value.split(":")) for name, _, value in pairs},
                 {name.strip(): _scalar(value) for name, _, value in pairs},
+                {name.strip(): tuple(value.split(":")) for name, _, value in pairs},
             ]
     return found
 

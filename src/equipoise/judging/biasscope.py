@@ -33,9 +33,10 @@ from equipoise.core.progress import progress
 from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
+from equipoise.judging.measured import Effect, Round
 from equipoise.judging.pairs import Pair, shortened
 from equipoise.judging.roles import Case, Comparison, Judge, Teacher, Verdict
-from equipoise.judging.validation import Effect, adjusted, effect, published_accepts, published_orders
+from equipoise.judging.validation import adjusted, effect, published_accepts, published_orders
 from equipoise.judging.verdicts import Reading
 
 FEWEST = 0.1  # of the pairs; with fewer in both orders before a judge, nothing was found out about it
@@ -84,27 +85,6 @@ class Candidate:
     round: int
     support: int = 0
     case: Case | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What one round of discovery came to. Counts; failed_rewrites: those with another final answer too; known: proposals
-    that were in the library or measured before; compared, unasked: verdicts, and those that could not be asked for.
-    """
-
-    number: int
-    rewritten: int
-    failed_rewrites: int
-    compared: int
-    wrong: int
-    no_verdict: int
-    proposed: int
-    none_seen: int
-    failed_proposals: int
-    known: int
-    measured: int
-    accepted: tuple[str, ...]
-    unasked: int = 0
 
 
 @dataclass

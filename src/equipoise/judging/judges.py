@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from equipoise.chat.calls import Call, Message, Reply
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import FILES, append_synced
 from equipoise.core.options import choice
+from equipoise.core.rows import Rows
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import shortened
 from equipoise.judging.roles import Case, Comparison, Verdict
@@ -218,25 +218,15 @@ class LogProbJudge:
 
 
 class Margins:
-    """Margins by key, in a file of JSON lines if one is named; a last line that a kill cut short is dropped."""
+    """Margins by key, in the rows of a file if one is named; those of a damaged row are not known."""
 
     def __init__(self, path: Path | None) -> None:
-        self.known: dict[str, float] = {}
-        self._path = path
-        if path is not None and path.exists():
-            whole, _, torn = path.read_bytes().rpartition(b"\n")
-            if torn:
-                FILES.truncate(path, len(whole) + 1 if whole else 0)
-            for number, line in enumerate(whole.splitlines(), start=1):
-                try:
-                    self.known.update({key: float(value) for key, value in json.loads(line).items()})
-                except (ValueError, AttributeError, TypeError) as error:
-                    raise BadInput(f"{path}:{number}: no line of margins; remove the file to score anew.") from error
+        self._rows = Rows(path)
+        self.known = {key: float(value) for row in self._rows for key, value in row["margins"].items()}
 
     def add(self, margins: Mapping[str, float]) -> None:
+        self._rows.add({"margins": {key: str(value) for key, value in margins.items()}})
         self.known.update(margins)
-        if self._path is not None:
-            append_synced(self._path, json.dumps({key: str(value) for key, value in margins.items()}) + "\n")
 
 
 def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_tokens: int) -> list[str]:

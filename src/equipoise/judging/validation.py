@@ -19,7 +19,7 @@ the two orders of one pair. With all |D_c| equal it is McNemar's exact one-sided
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -28,66 +28,10 @@ from scipy import stats
 
 from equipoise.core.options import closed
 from equipoise.core.statistics import item_interval, wilson
+from equipoise.judging.measured import Effect, PositionBias, Rate
 from equipoise.judging.pairs import Pair
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Verdicts counted: `wrong` chose the worse answer, `no_verdict` could not be read; the rest of `of` were right."""
-
-    wrong: int
-    no_verdict: int
-    of: int
-
-    @property
-    def error(self) -> float:
-        """Share of verdicts that were not right, in [0, 1]; nan for none."""
-        return (self.wrong + self.no_verdict) / self.of if self.of else math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a bias does to a judge's error on the same pairs. increase = after.error - before.error.
-
-    lower, upper: two-sided interval, clustered by group. standard_error: of the increase, clustered too. p_value: one-sided
-    exact, p_adjusted: after `adjusted`, else nan. to_wrong, to_right: verdicts that stopped and that began to be right.
-    left_out: pairs that could not be compared, such as those whose rewrite failed.
-    """
-
-    bias: str
-    pairs: int
-    clusters: int
-    before: Rate
-    after: Rate
-    increase: float
-    lower: float
-    upper: float
-    standard_error: float
-    p_value: float
-    to_wrong: int
-    to_right: int
-    left_out: int = 0
-    p_adjusted: float = math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class PositionBias:
-    """How far a judge goes by the place of an answer.
-
-    first: share of readable verdicts for the answer shown first (0.5: no preference) with its clustered interval. turns:
-    share that names the same place in both orders, of the pairs with two verdicts. both_right: share right in both
-    orders, of all pairs.
-    """
-
-    pairs: int
-    no_verdict: int
-    first: float
-    lower: float
-    upper: float
-    turns: float
-    both_right: float
 
 
 # --- one bias -------------------------------------------------------------------------------------------------------
