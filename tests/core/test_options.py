@@ -1,12 +1,12 @@
 """Closed words: what is not one of them is refused wherever it comes from."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import Options, Setting, allowed, check_fields, choice, closed
+from equipoise.core.options import allowed, check_fields, choice, closed
 
 Rule = Literal["paired", "published"]
 
@@ -53,24 +53,3 @@ def test_an_iterable_of_names_is_as_good_as_a_literal():
     assert choice("arm", "sago", ["sago", "pcgrad"]) == "sago"
     with pytest.raises(BadInput, match="arm is 'sag'"):
         choice("arm", "sag", ["sago", "pcgrad"])
-
-
-def test_names_and_values_from_text():
-    def function(
-        arguments: dict[str, Any], prices: dict[str, tuple[float, float]], shares: dict[str, float]
-    ) -> None: ...
-
-    texts = {"arguments": "engine=x,size=8,on=true,at=a=b", "prices": "openai/m=2.5:10,a=b=1:2", "shares": "a=b=0.5"}
-    assert Options(function).read(texts, text=True) == {
-        "arguments": {"engine": "x", "size": 8, "on": True, "at": "a=b"},
-        "prices": {"openai/m": (2.5, 10.0), "a=b": (1.0, 2.0)},
-        "shares": {"a=b": 0.5},
-    }
-
-
-def test_what_has_to_be_typed():
-    assert Setting(typed=True).has_to_be_typed(True) and not Setting(typed=True).has_to_be_typed(False)
-    some = Setting(typed=True, harmless=("engine", "size"))
-    assert some.has_to_be_typed({"engine": "x", "trust_remote_code": True}) and some.has_to_be_typed("x")
-    assert not some.has_to_be_typed({"engine": "x", "size": 1}) and not some.has_to_be_typed(None)
-    assert not Setting().has_to_be_typed(True)

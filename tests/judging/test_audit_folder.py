@@ -207,10 +207,10 @@ def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     assert files("c") == files("a")
     said = capsys.readouterr()
     assert json.loads(said.out.split("\n", 1)[1])["biases"][0]["name"] == "authority"  # after the folder of b
-    settings["judge_args"]["trust_remote_code"] = True
-    Path("odd.json").write_text(json.dumps(settings))
-    assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
-    assert "which can let code run: type --judge-args to allow it" in capsys.readouterr().err
+    for odd in ({"engine": "x", "trust_remote_code": True}, "trust_remote_code=True"):  # today's and an older spelling
+        Path("odd.json").write_text(json.dumps(settings | {"judge_args": odd}))
+        assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
+        assert "which lets code run: type --judge-args to allow it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])

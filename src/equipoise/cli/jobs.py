@@ -84,13 +84,9 @@ def stored_settings(job: Job[..., Any], config: Path, typed: Mapping[str, Any]) 
     options = job.options
     known = {name: value for name, value in settings.items() if name not in typed}
     for name, value in known.items():
-        if name not in options.hints or value == options.default(name):
-            continue
-        if options.setting(name).has_to_be_typed(options.from_text(name, value)):
+        if name in options.hints and options.setting(name).typed(value):
             flag = f"--{name.replace('_', '-')}"
-            raise BadInput(
-                f"--config {config} sets {name} to {value!r}, which can let code run: type {flag} to allow it."
-            )
+            raise BadInput(f"--config {config} sets {name} to {value!r}, which lets code run: type {flag} to allow it.")
     return known
 
 

@@ -28,21 +28,14 @@ class Setting:
     """What else there is to say of a parameter: `Annotated[str, Setting(alias=("-m",))]`.
 
     alias: further names on the command line. objects: in Python values of other types may come, which the function reads
-    itself. stored: False for what says how the work is done, not what comes out. typed: a stored value that is switched on
-    has to be typed again, since it makes code run; harmless: the names of a mapping that need not be.
+    itself. stored: False for what says how the work is done, not what comes out. typed: which stored values have to be
+    typed again, since they let code run.
     """
 
     alias: tuple[str, ...] = ()
     objects: bool = False
     stored: bool = True
-    typed: bool = False
-    harmless: tuple[str, ...] = ()
-
-    def has_to_be_typed(self, value: Any) -> bool:
-        """Whether a stored value, other than the default, may not count before it is typed."""
-        if not self.typed or value in (None, False):
-            return False
-        return not isinstance(value, Mapping) or not value.keys() <= set(self.harmless)
+    typed: Callable[[Any], bool] = lambda value: False
 
 
 class Options:

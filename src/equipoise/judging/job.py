@@ -28,8 +28,15 @@ else:  # what a command line can give
 Count = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Of a provider's arguments, those that can name neither code nor an address.
-HARMLESS = ("engine", "chat_template", "context", "device", "dtype", "revision", "batch_size", "threads", "parallel")
-Arguments = Annotated[dict[str, Any] | None, Setting(typed=True, harmless=HARMLESS)]
+HARMLESS = {"engine", "chat_template", "context", "device", "dtype", "revision", "batch_size", "threads", "parallel"}
+
+
+def _can_name_code(arguments: Any) -> bool:
+    """Of stored arguments; text is how an earlier version wrote them."""
+    return bool(arguments) and not (isinstance(arguments, dict) and arguments.keys() <= HARMLESS)
+
+
+Arguments = Annotated[dict[str, Any] | None, Setting(typed=_can_name_code)]
 
 
 @job("audit judge", JudgeAudit)
