@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -305,7 +306,7 @@ def test_the_dry_run_refuses_what_the_run_refuses_in_the_same_words(tmp_path, mo
 
 
 def test_a_missing_extra_is_told_before_anything_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("equipoise.judging.casting.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)  # as if it were not installed
     judge = SealJudge()
     for way in (audit_judge.plan, audit_judge):
         with pytest.raises(MissingExtra, match=r"pip install 'equipoise\[chat\]'"):
