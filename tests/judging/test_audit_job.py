@@ -248,7 +248,7 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"pairs": pairs(9) * 2}, "`Pair`s with ids of their own"),
         ({"test_pairs": pairs(60)}, "60 questions are in both"),
         ({"test_pairs": "none.jsonl"}, "none.jsonl"),
-        ({"judge_kind": "pairwse"}, "judge_kind is 'pairwse'. Did you mean 'pairwise'"),
+        ({"judge_kind": "pairwse"}, "is 'pairwse'. Did you mean 'pairwise'"),
         ({"rubric": "none.md", "judge": "openai/m"}, "none.md"),
         (
             {"rubric": "rubric.md", "judge": "openai/m"},
@@ -262,7 +262,7 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"filters": "openai/m"}, "with commas between"),
         ({"rounds": -1}, "'rounds' should be at least 0"),
         ({"candidates": 0}, "'candidates' should be at least 1"),
-        ({"rule": "piared"}, "rule is 'piared'. Did you mean 'paired'"),
+        ({"rule": "piared"}, "is 'piared'. Did you mean 'paired'"),
         ({"alpha": 1.0}, "'alpha' should be below 1"),
         ({"alpha": float("nan")}, "'alpha' should be below 1, but got nan"),
         ({"limit": 0}, "'limit' should be at least 1"),
