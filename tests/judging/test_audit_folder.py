@@ -1,5 +1,6 @@
 """The folder of an audit by models whose words are known: killed anywhere, damaged, replayed, begun by an older version."""
 
+import importlib.util
 import json
 import os
 import re
@@ -19,6 +20,9 @@ from equipoise.core.plain import to_plain
 from equipoise.judging import casting
 from equipoise.judging.job import audit_judge
 from equipoise.judging.judges import LogProbJudge
+
+if importlib.util.find_spec("inspect_ai") is None:
+    pytest.skip("needs Inspect AI: the extra `chat`", allow_module_level=True)
 
 STABLE = ("result.json", "judgements.parquet", "hardened.jsonl", "preferences.jsonl")  # no seconds, no attempts
 MODEL = "openai/scripted"
@@ -175,8 +179,7 @@ def test_damage_is_named_and_what_was_paid_for_is_not_asked_again():
     assert Path("a/report.html").read_bytes() == page  # only drawn again: the account of attempts is the same
 
 
-def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
-    monkeypatch.setattr("equipoise.judging.casting.importlib.util.find_spec", lambda name: True)
+def test_stored_settings_replay_to_the_same_bytes(capsys):
     options = [
         "--judge-url",
         "http://localhost:1/v1",
@@ -207,10 +210,10 @@ def test_stored_settings_replay_to_the_same_bytes(capsys, monkeypatch):
     assert files("c") == files("a")
     said = capsys.readouterr()
     assert json.loads(said.out.split("\n", 1)[1])["biases"][0]["name"] == "authority"  # after the folder of b
-    settings["judge_args"]["trust_remote_code"] = True
-    Path("odd.json").write_text(json.dumps(settings))
-    assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
-    assert "which can let code run: type --judge-args to allow it" in capsys.readouterr().err
+    for odd in ({"engine": "x", "trust_remote_code": True}, "trust_remote_code=True"):  # today's and an older spelling
+        Path("odd.json").write_text(json.dumps(settings | {"judge_args": odd}))
+        assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
+        assert "which lets code run: type --judge-args to allow it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"pairs": pairs(9) * 2}, "`Pair`s with ids of their own"),
         ({"test_pairs": pairs(60)}, "60 questions are in both"),
         ({"test_pairs": "none.jsonl"}, "none.jsonl"),
-        ({"judge_kind": "pairwse"}, "judge_kind is 'pairwse'. Did you mean 'pairwise'"),
+        ({"judge_kind": "pairwse"}, "is 'pairwse'. Did you mean 'pairwise'"),
         ({"rubric": "none.md", "judge": "openai/m"}, "none.md"),
         (
             {"rubric": "rubric.md", "judge": "openai/m"},
@@ -261,7 +262,7 @@ def test_the_length_control_measures_rewrites_cut_to_length(tmp_path):
         ({"filters": "openai/m"}, "with commas between"),
         ({"rounds": -1}, "'rounds' should be at least 0"),
         ({"candidates": 0}, "'candidates' should be at least 1"),
-        ({"rule": "piared"}, "rule is 'piared'. Did you mean 'paired'"),
+        ({"rule": "piared"}, "is 'piared'. Did you mean 'paired'"),
         ({"alpha": 1.0}, "'alpha' should be below 1"),
         ({"alpha": float("nan")}, "'alpha' should be below 1, but got nan"),
         ({"limit": 0}, "'limit' should be at least 1"),
@@ -305,7 +306,7 @@ def test_the_dry_run_refuses_what_the_run_refuses_in_the_same_words(tmp_path, mo
 
 
 def test_a_missing_extra_is_told_before_anything_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("equipoise.judging.casting.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)  # as if it were not installed
     judge = SealJudge()
     for way in (audit_judge.plan, audit_judge):
         with pytest.raises(MissingExtra, match=r"pip install 'equipoise\[chat\]'"):

@@ -88,9 +88,7 @@ def stored_settings(job: Job[..., Any], config: Path, typed: Mapping[str, Any]) 
     for name, value in known.items():
         if name in options.hints and options.setting(name).typed(options.from_text(name, value)):
             flag = f"--{name.replace('_', '-')}"
-            raise BadInput(
-                f"--config {config} sets {name} to {value!r}, which can let code run: type {flag} to allow it."
-            )
+            raise BadInput(f"--config {config} sets {name} to {value!r}, which lets code run: type {flag} to allow it.")
     return known
 
 
