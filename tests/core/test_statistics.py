@@ -176,6 +176,17 @@ def test_pigeonhole_of_a_mean_is_the_two_way_interval(generator):
     assert drawn.df == pytest.approx(closed.df, rel=0.08)
 
 
+def test_pigeonhole_of_few_clusters_is_as_wide_as_the_closed_form(generator):
+    """Redrawing 4 clusters shows 3/4 of their variance."""
+    d = np.repeat(generator.standard_normal(4), 3)[None]
+    clusters = np.repeat(np.arange(4), 3)
+    drawn = st.pigeonhole_interval(
+        lambda items: d[:, items].mean(1), clusters, generator=generator, draws=6000, units=("item",)
+    )
+    assert drawn.item_variance == pytest.approx(st.item_interval(d[0], clusters).item_variance, rel=0.1)
+    assert drawn.df == pytest.approx(3) and drawn.seed_variance == 0
+
+
 def test_pigeonhole_that_is_undefined_says_so(generator):
     def undefined_without_the_first(items):
         return np.where(0 in items, 1.0, np.nan) * np.ones(3)
