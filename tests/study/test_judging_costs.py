@@ -121,6 +121,21 @@ def test_an_arm_that_misses_the_level_leaves_its_cost_undecided():
     assert verdict.details["crossings"]["uniform-0-2"] is None
 
 
+def test_missing_answers_leave_the_cost_of_a_level_undecided():
+    book = climb(matched("accuracy", **PAIR, judge="tokens", by=1, level=0.5), NEEDED)
+    next(row for row in book.measurements if "validation" in row["where"])["missing"] = 3
+    assert first(book).reason.startswith("3 values of accuracy along the paths are missing")
+
+
+def test_two_runs_far_apart_have_a_cost_without_end():
+    book = Book(declare(claim(cheaper("tokens", **PAIR)), outcomes=ACCURACY, arms=ARMS, seeds=2))
+    for seed, tokens in enumerate((1.0, 1e150)):
+        book.run("dots", seed, cost={"tokens": 1.0})
+        book.run("uniform", seed, cost={"tokens": tokens})
+    verdict = first(book)
+    assert verdict.state == "undecided" and "inf]" in verdict.reason and "no verdict under 3 seeds" in verdict.reason
+
+
 def test_a_level_that_costs_nothing_has_no_ratio():
     verdict = first(climb(matched("accuracy", **PAIR, judge="tokens", by=1, level=learned(0, 1)), NEEDED))
     assert verdict.state == "undecided" and "is at 0.2 before any tokens" in verdict.reason

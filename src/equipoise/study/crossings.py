@@ -26,11 +26,12 @@ class Crossings:
     increasing: bool
 
 
-def find_crossings(scores: Scores, test: Matched | Cheaper, values: Sequence[Array]) -> Crossings:
-    """Where the matched outcome, one path per run, crosses the level of the test."""
-    undefined = int(sum((~np.isfinite(path)).sum() for path in values))
+def find_crossings(scores: Scores, test: Matched | Cheaper, paths: Sequence[NDArray[np.int64]]) -> Crossings:
+    """Where the matched outcome, along the places of each run, crosses the level of the test."""
+    values = [scores.value[path] for path in paths]
+    undefined = sum(float(np.maximum(scores.missing[path], ~np.isfinite(scores.value[path])).sum()) for path in paths)
     if undefined:
-        raise Unjudgeable(f"{undefined} values of {test.outcome} along the paths are missing, undefined or infinite")
+        raise Unjudgeable(f"{undefined:g} values of {test.outcome} along the paths are missing, undefined or infinite")
     increasing = sum(float((np.arange(path.size) - (path.size - 1) / 2) @ path) for path in values) > 0
     fits = [statistics.monotone_fit(path, increasing=increasing) for path in values]
     if test.level == "weakest":

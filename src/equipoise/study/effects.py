@@ -248,7 +248,8 @@ def _cheaper(
         unit="log ratio",
         margin=math.log(test.by),
     )
-    factor, lower, upper = (math.exp(x) for x in (effect.estimate, effect.lower, effect.upper))
+    with np.errstate(over="ignore"):  # of two runs the interval may reach beyond any number
+        factor, lower, upper = np.exp([effect.estimate, effect.lower, effect.upper])
     text = f"{factor:.3g} times less {test.cost}{until} [{lower:.3g}, {upper:.3g}] over {_counts(effect)}"
     bounds, keys = (effect.lower, effect.upper), scores.keys_of(runs)
     return Measured(effect, interval, "better", effect.margin, bounds, ("seed",), keys, text, details=details)
@@ -279,7 +280,7 @@ def _spent_until(scores: Scores, test: Cheaper, seeds: Sequence[int]) -> tuple[l
     runs = scores.runs((test.arm, test.rival), seeds)
     where = matched_conditions(scores, test)
     paths = [scores.spent_along(run, test.outcome or "", where, test.cost) for run in runs]
-    crossings = find_crossings(scores, test, [scores.value[places] for places, _ in paths])
+    crossings = find_crossings(scores, test, [places for places, _ in paths])
     spent = [float(statistics.read_at(amounts, p)) for (_, amounts), p in zip(paths, crossings.positions, strict=True)]
     details = crossing_details(scores, test, runs, crossings, spent, test.cost)
     refuse_missed_level(test, crossings, details)
@@ -403,7 +404,7 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
     keys = scores.keys_of(runs)
     judged_where = scores.where(test.judge, test.where)
     kept, grids = _shared_paths(scores, test, runs, judged_where)
-    found = find_crossings(scores, test, [scores.value[matched] for _, matched, _ in kept])
+    found = find_crossings(scores, test, [matched for _, matched, _ in kept])
     crossed_at = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, found.positions, strict=True)]
     details = crossing_details(scores, test, runs, found, crossed_at, scores.study.dial)
     if not scores.study.dial_is_cost:
