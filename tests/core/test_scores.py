@@ -123,8 +123,24 @@ def test_what_is_undefined_is_nan(score):
     assert math.isnan(score([0.5, math.nan, 0.2], [0, 1, 1]))
     assert math.isnan(score([0.5, 0.3, 0.2], [0, 1, math.nan]))
     assert math.isnan(score([0.5, 0.3], [0, 1], [0, 0]))
+    none = st.score_interval(score, np.zeros((10, 0)), np.zeros((10, 0)), generator=np.random.default_rng(0))
+    assert math.isnan(none.estimate) and math.isnan(none.lower)
     batch = score([[0.5, 0.3], [0.5, math.nan]], [[0, 1], [0, 1]])
     assert not math.isnan(batch[0]) and math.isnan(batch[1])
+
+
+def test_an_infinite_loss_has_no_mean_risk():
+    assert math.isnan(st.aurc([0.1, 0.2], [math.inf, 0.0]))
+    assert np.isnan(st.risk_coverage([[0.1, 0.2], [0.1, 0.2]], [[0.0, -math.inf], [0.0, 1.0]])[1]).tolist() == [
+        [True, True],
+        [False, False],
+    ]
+
+
+def test_one_draw_shows_no_spread(generator):
+    confidence, labels = tied(generator, 10, 60)
+    for draws in (0, 1):
+        assert math.isnan(st.score_interval(st.auroc, confidence, labels, generator=generator, draws=draws).lower)
 
 
 def test_one_class_alone_has_no_ranking():
@@ -140,6 +156,7 @@ def test_one_class_alone_has_no_ranking():
         (lambda: st.brier([[0.2, 0.5], [0.1, -0.1]], [0, 1]), "Confidence 1, 1 is -0.1"),
         (lambda: st.auroc([0.2, 0.5], [0, 2]), "Label 1 is 2: a label is 0 or 1"),
         (lambda: st.auroc(0.2, 1), "a list of confidences"),
+        (lambda: st.auroc([0.2, 0.3, 0.4], [0, 1]), "Confidences [3] and labels [2]"),
         (lambda: st.ece([0.2], [0], bins=0), "bins is 0"),
         (lambda: st.auroc([0.2, 0.5], [0, 1], [0.5, 1]), "whole numbers"),
         (lambda: st.auroc([0.2, 0.5], [0, 1], [-1, 1]), "whole numbers"),

@@ -10,6 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from equipoise.core import statistics as st
+from equipoise.core.errors import BadInput
 
 
 @pytest.fixture
@@ -107,6 +108,16 @@ def test_seeds_with_items_of_their_own_count_seeds_only(generator):
     assert interval.items == 20 and interval.clusters == 0
 
 
+@pytest.mark.parametrize("values", [np.zeros((3, 0)), np.full((3, 4), np.nan), [[1.0, math.inf], [2.0, 3.0]]])
+def test_without_items_or_with_an_infinite_one_there_is_no_interval(values):
+    interval = st.mean_interval(values)
+    assert math.isnan(interval.lower) and math.isnan(interval.upper)
+    ends = st.pigeonhole_interval(
+        lambda items: np.array([math.inf, -math.inf]), np.arange(5), generator=np.random.default_rng(0), draws=9
+    )
+    assert math.isnan(ends.estimate) and math.isnan(ends.lower)
+
+
 def test_two_samples_that_share_their_items_are_paired(generator):
     a, b = generator.standard_normal((2, 4, 12)) + generator.standard_normal(12)
     items = np.arange(12)
@@ -151,8 +162,11 @@ def test_wilson_against_statsmodels(k, n):
     assert st.wilson(k, n, level=0.9) == pytest.approx(proportion_confint(k, n, alpha=0.1, method="wilson"), abs=1e-12)
 
 
-def test_wilson_of_nothing():
+def test_wilson_of_nothing_and_of_what_is_no_proportion():
     assert all(math.isnan(bound) for bound in st.wilson(0, 0))
+    for successes in (5, -1, math.nan):
+        with pytest.raises(BadInput, match="of 3 is no proportion"):
+            st.wilson(successes, 3)
 
 
 def test_attainable_rates_are_those_some_count_rounds_to():
@@ -174,6 +188,17 @@ def test_pigeonhole_of_a_mean_is_the_two_way_interval(generator):
     assert drawn.seed_variance == pytest.approx(closed.seed_variance)
     assert drawn.item_variance == pytest.approx(closed.item_variance, rel=0.08)
     assert drawn.df == pytest.approx(closed.df, rel=0.08)
+
+
+def test_pigeonhole_of_few_clusters_is_as_wide_as_the_closed_form(generator):
+    """Redrawing 4 clusters shows 3/4 of their variance."""
+    d = np.repeat(generator.standard_normal(4), 3)[None]
+    clusters = np.repeat(np.arange(4), 3)
+    drawn = st.pigeonhole_interval(
+        lambda items: d[:, items].mean(1), clusters, generator=generator, draws=6000, units=("item",)
+    )
+    assert drawn.item_variance == pytest.approx(st.item_interval(d[0], clusters).item_variance, rel=0.1)
+    assert drawn.df == pytest.approx(3) and drawn.seed_variance == 0
 
 
 def test_pigeonhole_that_is_undefined_says_so(generator):

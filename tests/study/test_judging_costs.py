@@ -121,21 +121,36 @@ def test_an_arm_that_misses_the_level_leaves_its_cost_undecided():
     assert verdict.details["crossings"]["uniform-0-2"] is None
 
 
+def test_missing_answers_leave_the_cost_of_a_level_undecided():
+    book = climb(matched("accuracy", **PAIR, judge="tokens", by=1, level=0.5), NEEDED)
+    next(row for row in book.measurements if "validation" in row["where"])["missing"] = 3
+    assert first(book).reason.startswith("3 values of accuracy along the paths are missing")
+
+
+def test_two_runs_far_apart_have_a_cost_without_end():
+    book = Book(declare(claim(cheaper("tokens", **PAIR)), outcomes=ACCURACY, arms=ARMS, seeds=2))
+    for seed, tokens in enumerate((1.0, 1e150)):
+        book.run("dots", seed, cost={"tokens": 1.0})
+        book.run("uniform", seed, cost={"tokens": tokens})
+    verdict = first(book)
+    assert verdict.state == "undecided" and "inf]" in verdict.reason and "no verdict under 3 seeds" in verdict.reason
+
+
 def test_a_level_that_costs_nothing_has_no_ratio():
     verdict = first(climb(matched("accuracy", **PAIR, judge="tokens", by=1, level=learned(0, 1)), NEEDED))
     assert verdict.state == "undecided" and "is at 0.2 before any tokens" in verdict.reason
 
 
 def test_the_conditions_of_the_outcome_are_those_of_the_claim():
-    """Under another condition the arms need the reverse."""
+    """Under another condition, and under none, the arms need the reverse."""
     test = matched("accuracy", **PAIR, judge="tokens", by=1, level=0.5, where={"kind": "hard"})
     book = Book(declare(claim(test), outcomes=ACCURACY, arms=ARMS, seeds=3))
     for arm, needed in (("dots", 100.0), ("uniform", 200.0)):
         for seed in range(3):
             for spent in range(0, 1001, 20):
-                for kind, need in (("hard", needed), ("easy", 300.0 - needed)):
+                for where, need in (({"kind": "hard"}, needed), ({"kind": "easy"}, 300 - needed), ({}, 300 - needed)):
                     value = learned(spent, need * (1 + 0.01 * seed))
-                    book.measure(arm, seed, "accuracy", value, at={"tokens": spent}, where={"kind": kind})
+                    book.measure(arm, seed, "accuracy", value, at={"tokens": spent}, where=where)
     verdict = first(book)
     assert verdict.effects[0].estimate == pytest.approx(math.log(2), abs=0.01)
     assert "accuracy (kind hard) = 0.5" in test.describe()
@@ -236,6 +251,23 @@ def test_items_are_interpolated_one_by_one_at_an_equal_cost():
     effect = first(book).effects[0]
     assert effect.items == 30
     assert effect.per_seed == pytest.approx([0.05 * seed * items.mean() for seed in range(3)])
+
+
+@pytest.mark.parametrize(("spent", "missing"), [(0, 1), (140, 1), (70, 0)])
+def test_what_is_missing_on_either_side_of_an_equal_cost_is_counted(spent, missing):
+    """At 35 tokens the evaluations at 0 and 70 are read, and that at 140 is not: at 105 it is."""
+    at = {"generated_tokens": 35 if spent == 0 else 105 if missing else 140}
+    test = better("accuracy", **PAIR, at=at)
+    book = Book(declare(claim(test), outcomes=ACCURACY, arms=ARMS, seeds=3, dial="generated_tokens"))
+    for seed in range(3):
+        for arm in ARMS:
+            for place in (0, 70, 140):
+                scores = 0.001 * place + 0.1 * seed * (arm == "dots") + np.arange(5.0)
+                if (arm, seed, place) == ("dots", 1, spent):
+                    scores[2] = math.nan
+                book.score(arm, seed, "accuracy", scores, at={"generated_tokens": place})
+    reason = first(book).reason
+    assert reason.startswith("1 values of accuracy (dots, uniform) are missing") == bool(missing), reason
 
 
 def test_a_matched_outcome_along_a_cost_uses_each_runs_own_evaluations():

@@ -235,6 +235,15 @@ def test_undefined_values_along_the_path_are_counted():
     assert verdict.state == "undecided" and verdict.reason.startswith("1 values of forget")
 
 
+def test_missing_answers_along_the_path_are_counted():
+    """The values are there, of the answers that came: whoever failed to answer cannot say where the level was."""
+    data = book()
+    forgetting = [row for row in data.measurements if row["outcome"] == "forget" and "validation" in row["where"]]
+    forgetting[3]["missing"] = 2
+    verdict, _ = verdict_of(data)
+    assert verdict.state == "undecided" and verdict.reason.startswith("2 values of forget along the paths are missing")
+
+
 def test_a_coarse_path_is_said_to_be_coarse():
     wide, fine = (book(margin=0.01, judge_gain=0.02, grid=g, rival_grid=g) for g in ((0, 100), range(0, 101, 4)))
     assert any("evaluate more often" in note for note in verdict_of(wide)[1].notes)

@@ -114,7 +114,8 @@ class _Ranked:
 
     def __init__(self, confidence: Any, values: Any, counts: Any, *, only_labels: bool = True) -> None:
         c, values = _checked(confidence, values, only_labels=only_labels)
-        self.undefined = (np.isnan(c) | np.isnan(values)).any(-1)
+        known = np.isfinite(values)
+        self.undefined, values = (np.isnan(c) | ~known).any(-1), np.where(known, values, 0.0)
         order = np.argsort(-c, axis=-1, kind="stable")
         c, values = (np.take_along_axis(each, order, -1) for each in (c, values))
         counts = _counts(counts, c)
@@ -145,7 +146,13 @@ class _Ranked:
 
 
 def _checked(confidence: Any, values: Any, *, only_labels: bool = True) -> tuple[Array, Array]:
-    c, values = np.broadcast_arrays(np.asarray(confidence, float), np.asarray(values, float))
+    c, values = np.asarray(confidence, float), np.asarray(values, float)
+    try:
+        c, values = np.broadcast_arrays(c, values)
+    except ValueError:
+        raise BadInput(
+            f"Confidences {list(c.shape)} and labels {list(values.shape)} are not of the same items."
+        ) from None
     if not c.ndim:
         raise BadInput("A score needs a list of confidences and one of labels; got single numbers.")
     wrong = ~np.isin(values, (0.0, 1.0)) & ~np.isnan(values)

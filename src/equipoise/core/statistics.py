@@ -161,9 +161,9 @@ def _contributions(d: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
     # From the smallest value on, so that equal values have a variance of 0 and not of the rounding of their mean.
     least = np.fmin.reduce(d, axis=(-2, -1), keepdims=True, initial=np.inf)
     with np.errstate(invalid="ignore", divide="ignore"):
-        weights = np.where(counts > 0, present / (counts * d.shape[-2]), np.nan)
+        weights = present / (counts * d.shape[-2])
         above = np.where(present, d - least, 0.0)
-        mean = (weights * above).sum((-2, -1))
+        mean = np.where((counts > 0).all((-2, -1)), (weights * above).sum((-2, -1)), np.nan)
         return least[..., 0, 0] + mean, weights * (above - mean[..., None, None]), present
 
 
@@ -181,7 +181,7 @@ def _two_way(
     seed_variance, seed_df = zero, math.inf
     if "seed" in units:
         seed_variance, seed_df = (
-            _scaled_squares(contributions.sum(-1), np.ones_like(contributions[..., 0], bool)),
+            _scaled_squares(contributions.sum(-1), np.ones(contributions.shape[:-1], bool)),
             seeds - 1,
         )
     item_variance, staying, item_df, count = zero, zero, np.full_like(zero, math.inf), 0
@@ -220,7 +220,7 @@ def _scaled_squares(sums: Array, counted: NDArray[np.bool_]) -> Array:
 
 def _effective_df(sizes: NDArray[Any]) -> Any:
     """(sum of n^2)^2 / sum of n^4 - 1 over clusters of n items; [..., C] -> [...]."""
-    n = sizes / np.maximum(sizes.max(-1, keepdims=True), 1)
+    n = sizes / np.maximum(sizes.max(-1, keepdims=True, initial=1), 1)
     with np.errstate(invalid="ignore"):
         return (n**2).sum(-1) ** 2 / (n**4).sum(-1) - 1
 
@@ -295,8 +295,10 @@ def wilson(successes: float, of: float, *, level: float = 0.95) -> tuple[float, 
     """Wilson's score interval of a proportion, inside [0, 1]; nan for of = 0."""
     if not of > 0:
         return math.nan, math.nan
+    if not 0 <= successes <= of * (1 + 1e-12):
+        raise BadInput(f"{successes:g} of {of:g} is no proportion.")
     z = stats.norm.ppf((1 + level) / 2)
-    share = successes / of
+    share = min(successes / of, 1.0)
     centre = (share + z**2 / (2 * of)) / (1 + z**2 / of)
     half = z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2)) / (1 + z**2 / of)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
@@ -341,7 +343,8 @@ def pigeonhole_interval(
     redrawn = np.full(draws, np.nan)
     if "item" in units:
         for draw, drawn in enumerate(generator.integers(len(members), size=(draws, len(members)))):
-            redrawn[draw] = np.mean(np.asarray(statistic(np.concatenate([members[c] for c in drawn])), float))
+            with np.errstate(invalid="ignore"):
+                redrawn[draw] = np.mean(np.asarray(statistic(np.concatenate([members[c] for c in drawn])), float))
     return _redrawn_interval(per_seed, redrawn, np.bincount(codes), units, level)
 
 
@@ -375,7 +378,7 @@ def score_interval(
     redrawn = []
     if "item" in units and sizes.size:
         drawn = generator.integers(sizes.size, size=(draws, sizes.size))
-        for part in np.array_split(drawn, math.ceil(draws * seeds * n / DRAWN_AT_ONCE)):
+        for part in np.array_split(drawn, math.ceil(max(draws, 1) * seeds * n / DRAWN_AT_ONCE)):
             often = (part + sizes.size * np.arange(len(part))[:, None]).ravel()
             counts = np.bincount(often, minlength=part.size).reshape(part.shape)[:, None, codes]
             redrawn.append(np.mean(score(confidence, labels, counts, **settings), axis=-1))
@@ -391,16 +394,18 @@ def _redrawn_interval(per_seed: Array, redrawn: Array, sizes: NDArray[np.intp], 
     seeds, count = per_seed.size, sizes.size
     seed_variance = item_variance = 0.0
     seed_df = item_df = math.inf
-    if "seed" in units:
-        seed_variance, seed_df = (per_seed.var(ddof=1) / seeds if seeds > 1 else math.nan), seeds - 1
+    with np.errstate(invalid="ignore"):
+        estimate = per_seed.mean()
+        if "seed" in units:
+            seed_variance, seed_df = (per_seed.var(ddof=1) / seeds if seeds > 1 else math.nan), seeds - 1
     if "item" in units:
         defined = redrawn[np.isfinite(redrawn)]
         item_variance = math.nan
-        if count > 1 and defined.size >= 0.95 * redrawn.size:
+        if count > 1 and defined.size >= max(0.95 * redrawn.size, 2):
             item_variance = count / (count - 1) * defined.var(ddof=1)
         item_df = _effective_df(sizes)
     counts = (seeds, int(sizes.sum()), count if "item" in units else 0)
-    return interval_of(per_seed.mean(), seed_variance, seed_df, item_variance, item_df, level, counts)
+    return interval_of(estimate, seed_variance, seed_df, item_variance, item_df, level, counts)
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike, *, maximise: bool | Sequence[bool] = False) -> float:

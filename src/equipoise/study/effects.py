@@ -14,13 +14,13 @@ from equipoise.core import statistics
 from equipoise.core.options import check_fields
 from equipoise.core.statistics import Interval
 from equipoise.study.claims import Between, Both, Cheaper, Comparison, Matched, Rule, Statistic, Test
+from equipoise.study.crossings import crossing_details, find_crossings, matched_conditions, refuse_missed_level
 from equipoise.study.scores import Cells, Scores, Unjudgeable
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome
 
 ROUNDING = 1e-9  # of the compared values: differences up to this are those of rounding
-SPARE = 0.05  # of a path's range: how far before its very end "weakest" stays, see statistics.weakest_level
 Array = NDArray[np.float64]
 Columns = Callable[[NDArray[np.intp] | None], Iterable[Sequence[Array] | Array]]
 
@@ -248,7 +248,8 @@ def _cheaper(
         unit="log ratio",
         margin=math.log(test.by),
     )
-    factor, lower, upper = (math.exp(x) for x in (effect.estimate, effect.lower, effect.upper))
+    with np.errstate(over="ignore"):  # of two runs the interval may reach beyond any number
+        factor, lower, upper = np.exp([effect.estimate, effect.lower, effect.upper])
     text = f"{factor:.3g} times less {test.cost}{until} [{lower:.3g}, {upper:.3g}] over {_counts(effect)}"
     bounds, keys = (effect.lower, effect.upper), scores.keys_of(runs)
     return Measured(effect, interval, "better", effect.margin, bounds, ("seed",), keys, text, details=details)
@@ -277,12 +278,12 @@ def _spent_until(scores: Scores, test: Cheaper, seeds: Sequence[int]) -> tuple[l
     fit, and thinning to the coarsest path makes a cheap arm look up to 20 % dearer (benchmarks/coverage.py).
     """
     runs = scores.runs((test.arm, test.rival), seeds)
-    where = _validation(scores, test)
+    where = matched_conditions(scores, test)
     paths = [scores.spent_along(run, test.outcome or "", where, test.cost) for run in runs]
-    crossings = _crossings(scores, test, [scores.value[places] for places, _ in paths])
+    crossings = find_crossings(scores, test, [places for places, _ in paths])
     spent = [float(statistics.read_at(amounts, p)) for (_, amounts), p in zip(paths, crossings.positions, strict=True)]
-    details = _crossing_details(scores, test, runs, crossings, spent, test.cost)
-    _refuse_missed_level(test, crossings, details)
+    details = crossing_details(scores, test, runs, crossings, spent, test.cost)
+    refuse_missed_level(test, crossings, details)
     if not min(spent) > 0:
         raise Unjudgeable(f"{test.outcome} is at {crossings.level:.3g} before any {test.cost} is spent", details)
     return spent, details
@@ -396,52 +397,6 @@ def _counts(effect: Effect) -> str:
 # --- matched paths --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Crossings:
-    """Monotone fits of the runs' paths, the arm's first, and where (as an index, nan: nowhere) each comes to the level."""
-
-    fits: list[Array]
-    level: float
-    positions: Array
-    increasing: bool
-
-
-def _crossings(scores: Scores, test: Matched | Cheaper, values: Sequence[Array]) -> Crossings:
-    """Where the matched outcome, one path per run, crosses the level of the test."""
-    undefined = int(sum((~np.isfinite(path)).sum() for path in values))
-    if undefined:
-        raise Unjudgeable(f"{undefined} values of {test.outcome} along the paths are missing, undefined or infinite")
-    increasing = sum(float((np.arange(path.size) - (path.size - 1) / 2) @ path) for path in values) > 0
-    fits = [statistics.monotone_fit(path, increasing=increasing) for path in values]
-    if test.level == "weakest":
-        level = statistics.weakest_level(fits, increasing=increasing, spare=SPARE)
-    else:
-        level = float(test.level)
-    positions = np.array([statistics.crossing(fit, level, increasing=increasing) for fit in fits])
-    return Crossings(fits, level, positions, increasing)
-
-
-def _crossing_details(
-    scores: Scores,
-    test: Matched | Cheaper,
-    runs: Sequence[int],
-    found: Crossings,
-    crossed_at: Sequence[float],
-    dial: str,
-) -> dict[str, Any]:
-    """What the report shows of a matched comparison: the level, and where along `dial` each run came to it."""
-    keys = scores.keys_of(runs)
-    counts = [int((~np.isnan(each)).sum()) for each in np.split(found.positions, 2)]
-    return {
-        "matched": test.outcome,
-        "level": found.level,
-        "dial": dial,
-        "increasing": found.increasing,
-        "crossings": {key: None if math.isnan(x) else x for key, x in zip(keys, crossed_at, strict=True)},
-        "reached": {arm: f"{n} of {len(runs) // 2}" for arm, n in zip((test.arm, test.rival), counts, strict=True)},
-    }
-
-
 def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) -> Measured:
     """Both arms where they cross one level of the matched outcome: found on validation, judged on test."""
     arms = (test.arm, test.rival)
@@ -449,15 +404,15 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
     keys = scores.keys_of(runs)
     judged_where = scores.where(test.judge, test.where)
     kept, grids = _shared_paths(scores, test, runs, judged_where)
-    found = _crossings(scores, test, [scores.value[matched] for _, matched, _ in kept])
+    found = find_crossings(scores, test, [matched for _, matched, _ in kept])
     crossed_at = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, found.positions, strict=True)]
-    details = _crossing_details(scores, test, runs, found, crossed_at, scores.study.dial)
+    details = crossing_details(scores, test, runs, found, crossed_at, scores.study.dial)
     if not scores.study.dial_is_cost:
         details["places"] = {arm: grid.tolist() for arm, grid in zip(arms, grids, strict=True)}
     crossed = ~np.isnan(found.positions).reshape(2, -1).any(axis=0)
     rows = np.flatnonzero(np.tile(crossed, 2))
     if not rows.size:
-        _refuse_missed_level(test, found, details)
+        refuse_missed_level(test, found, details)
 
     positions, judged = found.positions[rows], [kept[i][2] for i in rows]
     corrections = statistics.chord_corrections(
@@ -471,7 +426,7 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
         cells_of_arm = replace(at_level, matrix=at_level.matrix[own])
         scores.at_levels.setdefault(place, (cells_of_arm, tuple(keys[i] for i in rows[own])))
     # Only now: the seeds in which both arms came to the level are shown even where others leave no verdict.
-    _refuse_missed_level(test, found, details)
+    refuse_missed_level(test, found, details)
     measured = _difference(scores, test, test.judge, at_level, runs, level, details)
     _note_wide_gaps(scores, test, judged, positions, measured.effect)
     return measured
@@ -484,7 +439,7 @@ def _shared_paths(
     scores: Scores, test: Matched, runs: Sequence[int], judged_where: int
 ) -> tuple[list[Path], tuple[Array, Array]]:
     """Per run the dial and the places of the matched and the judged outcome, where the arms can be compared."""
-    matched_where = _validation(scores, test)
+    matched_where = matched_conditions(scores, test)
     paths: list[Path] = []
     for run in runs:
         own = [scores.path(run, *each) for each in ((test.outcome, matched_where), (test.judge, judged_where))]
@@ -505,30 +460,6 @@ def _shared_paths(
             )
         kept.append((path[0][keep], path[1][keep], path[2][keep]))
     return kept, grids
-
-
-def _validation(scores: Scores, test: Matched | Cheaper) -> int:
-    """The conditions under which the matched outcome is held equal: on validation items where there are any."""
-    name, meant = test.outcome or "", test.where if isinstance(test, Cheaper) else None
-    try:
-        where = scores.where(name, meant, "validation")
-    except Unjudgeable:  # of a matched claim `where` is said of the judged outcome, and may help here
-        where = scores.where(name, test.where, "validation")
-    if scores.wheres[where].get("split") != "validation":
-        scores.notes.append(f"{name} has no validation split: its crossing is found on the items it is reported on.")
-    return where
-
-
-def _refuse_missed_level(test: Matched | Cheaper, found: Crossings, details: dict[str, Any]) -> None:
-    """Raises Unjudgeable when a run does not cross the level: comparing the others would compare chosen runs."""
-    missed = np.isnan(found.positions)
-    if not missed.any():
-        return
-    listed = ", ".join(f"{arm} reached {found.level:.3g} in {count}" for arm, count in details["reached"].items())
-    starts = (fit[0] > found.level for fit in found.fits)
-    past = sum(bool(m) and (start == found.increasing) for m, start in zip(missed, starts, strict=True))
-    tail = f" ({past} of the runs were past it at their first evaluation)" if past else ""
-    raise Unjudgeable(f"{test.outcome}: {listed}{tail}", details)
 
 
 def _note_wide_gaps(
