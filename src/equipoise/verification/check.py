@@ -177,10 +177,10 @@ def prove_norm(layer: dict[str, Any], d: Array, claimed: float) -> float:
     shifted[np.diag_indices(len(gram))] += claimed * claimed
     if not _has_factor(shifted):
         raise Refused(f"a layer's spectral norm is not as small as the claimed {claimed:.9g}")
-    # Up to their errors: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length;
-    # the square and the difference on the diagonal, and the products with d; the factorisation.
+    # Paid for: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length, with two
+    # terms more for the products with d; the factorisation; by `up`, what rounds on the diagonal, 4 u of the claim's square.
     square = float(length(matrix.ravel())) ** 2
-    error = off(max(m, n), square) + off(4, claimed * claimed + square) + _factor_error(shifted.diagonal())
+    error = off(max(m, n) + 2, square) + _factor_error(shifted.diagonal())
     return float(up(np.sqrt(claimed * claimed + error)))
 
 
