@@ -31,6 +31,15 @@ def linear(weight, bias=0.0, inputs=0):
     return {"kind": "linear", "inputs": [inputs], "weight": weight, "bias": np.zeros(len(weight)) + bias}
 
 
+def scale(weight, inputs=0):
+    weight = np.array(weight, dtype=np.float64)
+    return {"kind": "scale", "inputs": [inputs], "weight": weight, "bias": np.zeros(len(weight))}
+
+
+def add(*inputs):
+    return {"kind": "add", "inputs": list(inputs)}
+
+
 def relu(inputs):
     return {"kind": "relu", "inputs": [inputs]}
 
@@ -139,18 +148,20 @@ def test_the_inputs_box_is_rounded_outwards():
     assert 1.0 - 2.0**-54 == 1.0
     false_box(net, 0, [1.0], 2.0**-54, 1.0, 2.0)
     false_box(net, 0, [-1.0], 2.0**-54, -2.0, -1.0)
+    false_box(net, 0, [1.0], 1.0, 1e-9, 9.0)
+    false_box(net, 0, [1.0], 1.0, -9.0, 2.0 - 1e-9)
 
 
 def test_the_box_of_a_sum_is_rounded_outwards():
-    """3 x for x from 0.1 and from -0.1 on, as x + relu(x) + x: 0.1 + 0.1 + 0.1 is above what it should be."""
-    layers = [relu(0), {"kind": "add", "inputs": [0, 1]}, {"kind": "add", "inputs": [2, 0]}, relu(3)]
-    net = net_of(*layers, linear([[1.0], [0.0]], inputs=4))
-    assert Fraction(0.1 + 0.1 + 0.1) > 3 * Fraction(0.1)
-    tied = {"box": [0.1, 0.5], "lambda_input": [1e-6]}
+    """3 x for x from 0.1 to 0.7, as x + relu(x) + x: 0.1 + 0.1 + 0.1 is above the truth, and 0.7 + 0.7 + 0.7 below."""
+    net = net_of(relu(0), add(0, 1), add(2, 0), relu(3), linear([[1.0], [0.0]], inputs=4))
+    assert Fraction(0.1 + 0.1 + 0.1) > 3 * Fraction(0.1) and Fraction(0.7 + 0.7 + 0.7) < 3 * Fraction(0.7)
+    tied = {"box": [0.1, 0.7], "lambda_input": [1e-6]}
     relu_0 = enclosed(0, [0.1], [2.0], [-9.0], [9.0])
-    for lower, fits in ((0.1 + 0.1 + 0.1, False), (0.29, True)):
-        relu_3 = enclosed(3, [0.3], [9.0], [lower], [9.0])
-        content = claimed(net, [0.1], 0.5, 1, [-50.0], **relu_0, **relu_3, **tied)
+    for lower, upper in ((0.1 + 0.1 + 0.1, 9.0), (-9.0, 0.7 + 0.7 + 0.7), (0.29, 2.11)):
+        relu_3 = enclosed(3, [0.3], [9.0], [lower], [upper])
+        content = claimed(net, [0.1], 0.9, 1, [-50.0], **relu_0, **relu_3, **tied)
+        fits = (lower, upper) == (0.29, 2.11)
         if fits:
             check.prove(content, net)
         else:
@@ -169,6 +180,62 @@ def test_the_box_of_a_layer_holds_what_rounding_hides():
             seen += 1
             false_box(net, 1, [x], r, 0.0, 9.0)
     assert seen > 10
+
+
+def test_the_box_of_a_layer_holds_what_its_centre_lost():
+    """At a point: sums that cancel, whose exact value is elsewhere than the computed one."""
+    for _ in range(30):
+        weight, x = RNG.normal(size=(1, 4)) * 1e9, RNG.normal(size=4)
+        computed = weight @ x
+        bias = -float(computed[0]) + float(RNG.normal()) * 1e-3
+        net = net_of(linear(weight, bias), relu(1), linear([[1.0], [0.0]], inputs=2), size=4)
+        value, truth = float((computed + bias)[0]), exact(weight)[0] @ exact(x) + Fraction(bias)
+        assert abs(truth - Fraction(value)) > 1e-9
+        if truth < Fraction(value):
+            false_box(net, 1, x, 0.0, value, 9e9)
+        else:
+            false_box(net, 1, x, 0.0, -9e9, value)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_balls_of_a_sum_add_up(order):
+    """x + (3 x_0, -x_1): the ball of radius 1 and the ellipsoid of 3 and 1 make a ball of 4."""
+    net = net_of(scale([3.0, -1.0]), add(*order), relu(2), linear([[1.0, 1.0], [0.0, 0.0]], inputs=3), size=2)
+    for axis, fits in ((4 - 1e-9, False), (4 + 1e-9, True)):
+        away = enclosed(2, [0.0, 0.0], [axis], [-9.0, -9.0], [9.0, 9.0])
+        content = claimed(net, [0.0, 0.0], 1.0, 1, [-50.0], **away)
+        if fits:
+            check.prove(content, net)
+        else:
+            refused(content, net, "the ball at layer input 2 is too small")
+
+
+def test_an_ellipsoid_has_the_size_of_its_scales():
+    """Scales of -2 and 1 after one of 0.5 and 3: axes of 1 and 3, in either order too small by little."""
+    net = net_of(scale([0.5, 3.0]), scale([-2.0, 1.0], inputs=1), relu(2), linear(np.eye(2), inputs=3), size=2)
+    for axes, fits in (([1 - 1e-9, 4.0], False), ([4.0, 3 - 1e-9], False), ([1 + 1e-9, 3 + 1e-9], True), ([3.1], True)):
+        away = enclosed(2, [0.0, 0.0], axes, [-9.0, -9.0], [9.0, 9.0])
+        content = claimed(net, [0.0, 0.0], 1.0, 1, [-50.0], loose=4.0, **away)
+        if fits:
+            check.prove(content, net)
+        else:
+            refused(content, net, "the ball at layer input 2 is too small")
+    # Two layers on: the norm is that of the matrix times the ellipsoid's axes.
+    net = net_of(scale([0.5, 3.0]), linear([[1.0, 1.0]], inputs=1), relu(2), linear([[1.0], [0.0]], inputs=3), size=2)
+    content = claimed(net, [0.0, 0.0], 1.0, 1, [-50.0], **enclosed(2, [0.0], [9.0], [-9.0], [9.0]))
+    true = math.sqrt(0.25 + 9)
+    for norm, axis, fits in ((true, true + 1e-6, True), (true, true - 1e-6, False), (true - 1e-6, 9.0, False)):
+        changed = {**content, "norm_1": np.array(norm * (1 + 1e-9)), "axes_2": np.array([axis])}
+        if fits:
+            check.prove(changed, net)
+        else:
+            refused(changed, net)
+    for reach, fits in ((true - 1e-9, False), (true + 1e-9, True)):
+        changed = {**content, "norm_1": np.array(8.0), "lower_2": np.array([-reach]), "upper_2": np.array([reach])}
+        if fits:
+            check.prove(changed, net)
+        else:
+            refused(changed, net, "the box at layer input 2 is too small")
 
 
 def test_a_ball_that_is_short_by_one_rounding_is_refused():
@@ -289,12 +356,14 @@ def norm_demand(matrix, claimed):
 
 @pytest.mark.parametrize(
     ("shape", "loose", "most"),
-    [((1, 100_000), 1 + 1e-9, 0), ((1, 1), 1 + 1e-12, 1), ((200, 200), 1e4, 2)],
-    ids=["the Gram matrix", "the diagonal", "the factorisation"],
+    [((1, 100_000), 1 + 1e-9, 0), ((200, 200), 1 + 1e-9, 0), ((1, 1), 1 + 1e-12, 1), ((200, 200), 1e4, 2)],
+    ids=["a long row", "an orthogonal matrix", "the diagonal", "the factorisation"],
 )
 def test_a_proved_norm_pays_for_every_step(shape, loose, most):
-    """Three matrices, of each of which another step's error is most of the sum."""
+    """Matrices of each of which another step's error is most of the sum."""
     matrix = RNG.uniform(0.5, 1, size=shape)
+    if shape == (200, 200) and not most:
+        matrix = np.linalg.qr(RNG.normal(size=shape))[0]
     claimed = float(np.linalg.norm(matrix, 2)) * loose
     asked = norm_demand(matrix, claimed)
     assert asked[most] > 0.6 * sum(asked)

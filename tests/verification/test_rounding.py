@@ -117,7 +117,7 @@ def test_sums_hold_every_result_in_any_order(known):
     """Errors from none to much larger than the values, where what matters is the rounding of their own sum."""
     a = Near(random(3, 100), abs(random(3, 100)) * known)
     b = Near(random(100, 2), abs(random(100, 2)) * known)
-    weight, bias = random(4, 100), random(4)
+    weight, bias = random(4, 100), random(4) * 1e4
     product, total = a @ b, a.sum()
     mapped = a.through(lambda x, change=lambda w: w: x @ change(weight).T, 101, bias)
     assert (a.sum(0).value == a.value.sum(0)).all() and a.sum(0).error.shape == (100,)

@@ -177,10 +177,10 @@ def prove_norm(layer: dict[str, Any], d: Array, claimed: float) -> float:
     shifted[np.diag_indices(len(gram))] += claimed * claimed
     if not _has_factor(shifted):
         raise Refused(f"a layer's spectral norm is not as small as the claimed {claimed:.9g}")
-    # Up to their errors: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length;
-    # the square and the difference on the diagonal, and the products with d; the factorisation.
+    # Paid for: the Gram matrix, whose sums of sizes make a matrix no longer than the square of this one's length, with two
+    # terms more for the products with d; the factorisation; by `up`, what rounds on the diagonal, 4 u of the claim's square.
     square = float(length(matrix.ravel())) ** 2
-    error = off(max(m, n), square) + off(4, claimed * claimed + square) + _factor_error(shifted.diagonal())
+    error = off(max(m, n) + 2, square) + _factor_error(shifted.diagonal())
     return float(up(np.sqrt(claimed * claimed + error)))
 
 
@@ -206,16 +206,16 @@ def _has_factor(matrix: Array) -> bool:
 def _factor_error(diagonal: Array) -> float:
     """No eigenvalue of a symmetric matrix that has a factor is below the negative of this (Rump, BIT 46, 2006).
 
-    There it is (n + 1) u / (1 - 2 (n + 1) u) times the trace and 3 n (2 n + max a_ii) eta.
+    There it is (n + 1) u / (1 - 2 (n + 1) u) times the trace and 3 n (2 n + max a_ii) eta; 2 u of the trace are spare.
     """
     return float(off(len(diagonal) + 3, abs(diagonal).sum()))
 
 
 def _nonnegative(form: Near, size: float) -> bool:
     """Whether w'Sw >= 0 is proved for every symmetric S that is near the form and every w with w_0 = 1 and |w|^2 <= size."""
-    lost = length(form.error.ravel()) + _factor_error(form.value.diagonal())
     lowered = form.value.copy()
-    lowered[0, 0] = down(lowered[0, 0] - up(lost * size))
+    # The roundings of this line are in what the factorisation is allowed.
+    lowered[0, 0] -= (length(form.error.ravel()) + _factor_error(form.value.diagonal())) * size
     return _has_factor(lowered)
 
 
