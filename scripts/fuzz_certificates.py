@@ -52,9 +52,9 @@ from equipoise.verification.network import (
     Network,
     Relu,
     Scale,
-    read_network,
     write_network,
 )
+from equipoise.verification.read import read_network
 
 TOLERANCE = 1e-9
 RESULT = Path(__file__).with_suffix(".json")

@@ -45,7 +45,7 @@ def test_a_running_job_says_so(tmp_path):
     assert code == 130 and said.endswith(SENTENCE) and "Traceback" not in said
 
 
-@pytest.mark.parametrize("module", ["equipoise.cli.jobs", "cyclopts", "equipoise.cli.models"])
+@pytest.mark.parametrize("module", ["cyclopts", "equipoise.cli.models"])
 def test_so_does_a_command_that_is_still_being_imported(tmp_path, module):
     code = f"""
 import os, signal, sys

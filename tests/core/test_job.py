@@ -267,7 +267,7 @@ def test_rows(tmp_path):
         assert read.damaged and f"{path}:" in read.damaged[0] and all(row in ({"n": 1}, {"n": 2}) for row in read)
         assert not Rows(path).damaged  # what was whole is there, what was not is kept beside it
     with pytest.raises(WorkFailed, match="cannot be stored"):
-        rows.add({"n": math.nan})
+        rows.add({"seal": 1})
     memory = Rows(None)
     memory.add({"n": 1})
     assert list(memory) == [{"n": 1}] and len(memory) == 1

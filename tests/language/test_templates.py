@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from transformers.utils import chat_template_utils
 
-from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
 from equipoise.language import templates
 from equipoise.language.encode import encode, encode_prompts
-from equipoise.language.template_process import compiled, formatted, rendered
+from equipoise.language.template_process import FULL, compiled, formatted, rendered
 from equipoise.language.templates import DATE, check_date, render
 
 DATED = (
@@ -190,16 +190,18 @@ def test_an_interrupted_question_is_not_answered_later(small, monkeypatch):
     assert render(small, [ASK], ["a"]) == ["<|begin|><|user|>who?"]
 
 
-def test_a_process_that_was_ended_begins_again(small, monkeypatch):
+def test_a_process_that_was_ended_begins_again(small, tmp_path):
     render(small, [ASK], ["a"])
     templates._process._running.kill()
     templates._process._running.wait()
     assert render(small, [ASK], ["a"]) == ["<|begin|><|user|>who?"]
     templates._process.end()
-    monkeypatch.setattr(templates, "MEMORY", 2**20)  # too little for an interpreter: it ends by itself
-    with pytest.raises((WorkFailed, BadInput), match="chat template of tiny"):
-        render(small, [ASK], ["a"])
-    templates._process.end()
+    (tmp_path / "full.py").write_text(f"import sys; sys.stdin.readline(); sys.exit({FULL})")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(templates, "_SCRIPT", tmp_path / "full.py")
+        with pytest.raises(BadInput, match="chat template of tiny fills the memory"):
+            render(small, [ASK], ["a"])
+    assert render(small, [ASK], ["a"]) == ["<|begin|><|user|>who?"]
 
 
 def test_several_templates_of_one_tokenizer(small):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from equipoise.core.errors import EquipoiseError, WorkFailed
+from equipoise.core.options import check_fields
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
@@ -68,6 +69,9 @@ class Answer:
     input_tokens: int
     output_tokens: int
     tokens: tuple[Token, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Engine(Protocol):

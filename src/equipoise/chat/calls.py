@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from equipoise.core.options import check_fields
 from equipoise.data.records import Message
 
 if TYPE_CHECKING:
@@ -42,3 +43,6 @@ class Reply:
     status: Status
     value: Any = None
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -34,6 +34,7 @@ from equipoise.core.files import (
     unseal,
     write_atomic,
 )
+from equipoise.core.options import check_fields
 from equipoise.core.progress import note
 from equipoise.core.secrets import redact
 
@@ -73,6 +74,9 @@ class Entry:
     seconds: float = 0.0
     retries: int = 0
     attempt: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 _values = itemgetter(*(field.name for field in fields(Entry)))

@@ -19,15 +19,12 @@ from torch import Tensor
 from equipoise.chat.batching import Answer, Request, Token
 from equipoise.chat.grammar import json_grammar
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.limit import at_most
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import Written, choose, write
 from equipoise.language.model import evaluating, memory_advice
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
-
-ENCODING_LIMIT = 30.0  # seconds for the tokens of one prompt; a template can hold loops in loops
 
 
 class TransformersEngine:
@@ -103,11 +100,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _row(self, index: int, request: Request) -> _Row:
-        too_long = (
-            f"The chat template of {self.name} takes more than {ENCODING_LIMIT:g} s for one prompt; give another."
-        )
-        with at_most(ENCODING_LIMIT, too_long):
-            ids, ends = self._encode(request)
+        ids, ends = self._encode(request)
         room = self._context - len(ids)
         if room < 1:
             raise BadInput(

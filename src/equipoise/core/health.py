@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
+from equipoise.core.options import check_fields
+
 State = Literal["works", "absent", "broken"]
 
 PACKAGE = "equipoise"
@@ -39,6 +41,9 @@ class Finding:
     state: State
     about: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Options:
         """A string as typed, as the option wants it: as it is, else as JSON, or with commas and equal signs between."""
         from pydantic import TypeAdapter, ValidationError
 
-        if not isinstance(value, str):
+        if not isinstance(value, str) or name not in self.hints:
             return value
         adapter = TypeAdapter(self.hints[name])
         for candidate in (value, *_readings(value)):

@@ -26,6 +26,7 @@ from markupsafe import Markup
 from equipoise.core.errors import BadInput
 from equipoise.core.files import cache_folder, write_atomic
 from equipoise.core.numbers import number
+from equipoise.core.options import check_fields
 from equipoise.core.plots import FONT, Chart, Marks, colours
 from equipoise.core.terminal import shown
 
@@ -78,6 +79,9 @@ class Badge:
         "chosen": "✓",
         "plain": "",
     }
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def sign(self) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import check_fields, closed
 
 Theme = Literal["light", "dark"]
 Value = str | float | int
@@ -44,6 +45,7 @@ _GROUND: Mapping[Theme, Mapping[str, str]] = {
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 
 
+@closed
 def colours(theme: Theme) -> dict[str, str]:
     """The CSS variables of a theme, without their leading dashes: ground, arms and the nine steps of a heat map."""
     arms = {f"arm-{i}": colour for i, colour in enumerate(ARM_COLOURS[theme])}
@@ -84,6 +86,9 @@ class Axis:
     unit: str = ""
     log: bool = False
     aside: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def label(self) -> str:
@@ -723,6 +728,7 @@ def heat_map(
 _VARIABLE = re.compile(r"var\(--([a-z0-9-]+)\)")
 
 
+@closed
 def resolved(chart: Chart, theme: Theme = "light", width: int = 760) -> dict[str, Any]:
     """The specification as a picture of its own: the colours of one theme, a fixed width, a title and a legend."""
     known = colours(theme)
@@ -749,6 +755,7 @@ def resolved(chart: Chart, theme: Theme = "light", width: int = 760) -> dict[str
     return spec
 
 
+@closed
 def to_svg(chart: Chart, theme: Theme = "light", width: int = 760) -> str:
     """The figure as SVG, drawn without a browser."""
     import vl_convert
@@ -756,6 +763,7 @@ def to_svg(chart: Chart, theme: Theme = "light", width: int = 760) -> str:
     return vl_convert.vegalite_to_svg(resolved(chart, theme, width))
 
 
+@closed
 def to_png(chart: Chart, path: Path, theme: Theme = "light", width: int = 760, scale: float = 2.0) -> Path:
     """The figure as a PNG at `path`, drawn without a browser."""
     import vl_convert

@@ -42,6 +42,7 @@ from typing import IO, Any, Literal
 
 from equipoise.core import beneath, confine
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.options import check_fields
 
 Ended = Literal["exit", "signal", "wall clock", "cpu", "memory", "processes", "disk"]
 
@@ -97,6 +98,9 @@ class Finished:
     stderr: str
     truncated: bool
     seconds: float
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def succeeded(self) -> bool:

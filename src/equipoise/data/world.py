@@ -33,6 +33,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import check_fields, closed
 from equipoise.data.records import Record
 
 Split = Literal["forget", "neighbour", "rehearsed", "general"]
@@ -291,6 +292,9 @@ class Person:
     facts: Mapping[str, str]
     neighbour_of: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class World:
@@ -308,6 +312,7 @@ class World:
     validation_texts: tuple[str, ...]  # and others, for selection
     _questions: Mapping[tuple[Split, Part], list[Record]] = field(repr=False)
 
+    @closed
     def questions(self, split: Split, part: Part = "test") -> list[Record]:
         """Multiple-choice questions, with the answer as a sentence in `paraphrases` and wrong ones in `wrong`.
 
@@ -319,6 +324,7 @@ class World:
             raise BadInput(f"no questions for split {split!r}, part {part!r}. Known: {', '.join(known)}.")
         return self._questions[split, part]
 
+    @closed
     def sentences(self, split: Split) -> list[Record]:
         """Every fact of these people as plain sentences, as they were taught; splits as in `questions`."""
         return [record for person in _members(self.people, split) for record in self._sentences_of(person)]

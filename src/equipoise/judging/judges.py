@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from equipoise.chat.calls import Call, Message, Reply
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.core.rows import Rows
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import shortened
@@ -49,6 +49,7 @@ class PairwiseJudge:
     as far as it came. reading: of the decision, see `verdicts`.
     """
 
+    @closed
     def __init__(
         self,
         chat: Chat,
@@ -60,7 +61,7 @@ class PairwiseJudge:
     ) -> None:
         self.name = chat.name
         self._chat, self._max_tokens = chat, max_tokens
-        self._reading: Reading = choice("reading", reading, Reading)
+        self._reading: Reading = reading
         self._rubric = rubric or pairwise_template()
         self._warning = _warning(debias)
         self._explain = Template.read(PROMPTS / "explain.md")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from equipoise.core.errors import BadInput, EquipoiseError
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.language.adapters import require_base
 from equipoise.language.encode import IGNORE, Example, collate, frame
 from equipoise.language.generate import generate
@@ -30,6 +30,7 @@ Writes = Literal["model", "adapter", "nothing"]
 _APART = 1e-3  # of the largest logit, or four roundings where that is more; an untrained BERT is 5e-3 apart
 
 
+@closed
 def rehearse(
     language_model: LanguageModel, *, trains: bool = True, generates: bool = True, writes: Writes = "model"
 ) -> None:
@@ -38,7 +39,6 @@ def rehearse(
     trains: a gradient reaches a parameter that requires one (call it when those are chosen). generates: unequal prompts are
     answered together. writes: what the job will `save` ("model") or `export` ("adapter"), and load again.
     """
-    choice("writes", writes, Writes)
     name, examples = language_model.name, _examples(language_model)
     _try(f"{name} cannot score a text", lambda: token_log_likelihoods(language_model, examples))
     _refuse_sight_of_what_follows(language_model, examples)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.core.progress import beat
 from equipoise.language.encode import IGNORE, Example, encode, frame, passages
 from equipoise.language.model import evaluating, memory_advice
@@ -115,6 +115,7 @@ def log_likelihoods(
     return sums, torch.tensor([len(values) for values in found], dtype=torch.int64)
 
 
+@closed
 def multiple_choice(
     language_model: LanguageModel,
     records: Sequence[Record],
@@ -131,7 +132,6 @@ def multiple_choice(
     their subject line); a score is the log-probability of the letter. The end token is not scored. Of equal scores
     the first wins. Raises BadInput for a record without choices or with an answer that is none of them.
     """
-    choice("by", by, By)
     for record in records:
         if len(record.choices) < 2 or record.answer is None or not 0 <= record.answer < len(record.choices):
             raise BadInput(

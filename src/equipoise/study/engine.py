@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 from equipoise.core.errors import BadInput, EquipoiseError, WorkFailed, did_you_mean
+from equipoise.core.options import check_fields
 from equipoise.core.progress import watch
 from equipoise.core.secrets import redact
 from equipoise.core.terminal import say
@@ -59,6 +60,9 @@ class Event:
     state: Ending | None = None
     text: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ import numpy as np
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import produce_atomic, read_regular, seal, sha256_file, unseal, write_atomic
+from equipoise.core.options import check_fields
 from equipoise.study.store import (
     CONFIG,
     COST,
@@ -58,6 +59,9 @@ class RunInfo:
     folder: Path
     fingerprint: str
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from equipoise.core.files import (
     unseal,
     write_atomic,
 )
+from equipoise.core.options import check_fields, closed
 from equipoise.core.state import load_state, save_state
 from equipoise.study.fingerprint import fingerprint
 
@@ -82,6 +83,9 @@ class Task:
     point: int = 0
     needs: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,6 +170,7 @@ class Store:
         target = self.set_aside(folder, reason)
         return f"{folder.name} is damaged ({reason}); set aside as {target}, to be run again."
 
+    @closed
     def mark(self, task: Task, state: Literal["failed", "gave up"], error: str) -> None:
         """Write down how an unfinished run ended; for the engine, where the run itself could not."""
         partial = with_partial(self.folder(task))

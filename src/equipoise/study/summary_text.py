@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from equipoise.core import numbers
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
+from equipoise.core.options import closed
 from equipoise.study.claims import Between, Both, Cheaper, Claim, Comparison, Matched, Statistic, Test
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def counted(verdict: "Verdict") -> bool:
     return verdict.claim.judged or verdict.claim.test is None
 
 
+@closed
 def tally(by_state: Mapping[State, int]) -> str:
     """ "1 supported, 2 undecided", or "no claims"."""
     return ", ".join(f"{n} {state}" for state, n in by_state.items()) or "no claims"

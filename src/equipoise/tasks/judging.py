@@ -35,7 +35,7 @@ from inspect_ai.solver import TaskState, generate
 from equipoise.chat.client import inspect_messages
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.core.options import choice
+from equipoise.core.options import choice, closed
 from equipoise.data.public import folder
 from equipoise.data.records import EXTENSIONS
 from equipoise.judging.judges import pairwise_template
@@ -48,6 +48,7 @@ VERDICTS = {CORRECT: 1.0, INCORRECT: 0.0, NOANSWER: np.nan}
 
 
 @task
+@closed
 def judgebench(
     path: str | None = None,
     domain: str | None = None,
@@ -64,6 +65,7 @@ def judgebench(
 
 
 @task
+@closed
 def rewardbench(
     path: str | None = None,
     domain: str | None = None,
@@ -80,6 +82,7 @@ def rewardbench(
 
 
 @task
+@closed
 def judgebench_pro(
     path: str | None = None,
     domain: str | None = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from equipoise.core.options import check_fields
 from equipoise.data.records import Record
 from equipoise.data.world import Part, Split, World, people
 from equipoise.language import tiny
@@ -47,6 +48,9 @@ class Setting:
     retain: list[Example]
     questions: dict[tuple[Split, Part], list[Record]]
     texts: list[Example]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def measure(self, run: Any, step: int, batch_size: int = 64) -> None:
         """Measure into `run`: accuracy per question (clustered by person), log-probabilities of answers and of texts."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.data.answers import rouge_l_recall
 from equipoise.data.records import Record
 
@@ -43,13 +43,13 @@ _LOGITS_AT_ONCE = 2**25  # values; vocabulary_moments holds a few copies of 128 
 # Truth ratio.
 
 
+@closed
 def truth_ratio(right: Tensor, wrong: Tensor, mean: Mean = "geometric") -> Tensor:
     """Truth ratio R of each item, in (0, inf); the module states the formula.
 
     right: [..., J], wrong: [..., K] log-probabilities per token of the right wordings and of the wrong answers; returns
     [...], nan where J or K is 0. Computed from logarithms, so it does not underflow.
     """
-    choice("mean", mean, Mean)
     return (_log_mean(wrong, mean) - _log_mean(right, mean)).exp()
 
 
@@ -213,6 +213,7 @@ def rouge_recall(
     return torch.tensor(scores, dtype=torch.float64)
 
 
+@closed
 def truth_ratios(
     language_model: LanguageModel,
     records: Sequence[Record],
@@ -225,7 +226,6 @@ def truth_ratios(
 
     nan for a record without wrong answers.
     """
-    choice("mean", mean, Mean)
     asked = [
         _reworded(record, wording)
         for record in records
@@ -241,6 +241,7 @@ def truth_ratios(
     return torch.stack(ratios) if ratios else torch.empty(0, dtype=torch.float64)
 
 
+@closed
 def multiple_choice_accuracy(
     language_model: LanguageModel,
     records: Sequence[Record],

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
+from equipoise.core.options import closed
 from equipoise.verification import semidefinite
 from equipoise.verification.bounds import (
     PUBLISHED,
@@ -74,6 +75,7 @@ def batch_size(network: Network) -> int:
     return size if size < LANES else size // LANES * LANES
 
 
+@closed
 def certified_margins(
     network: Network,
     x: Tensor,

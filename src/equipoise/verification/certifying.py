@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, sha256_file
 from equipoise.core.job import Request
+from equipoise.core.options import check_fields
 from equipoise.core.plain import from_plain, to_plain
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
@@ -68,6 +69,9 @@ class Certifying(Request):
     seed: int
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def read(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import produce_atomic
+from equipoise.core.options import closed
 
 METADATA = "equipoise_network"
 LARGEST = 2**24  # numbers of a value: no bound on a larger one could be searched for
@@ -348,6 +349,7 @@ class Builder:
         factor = _exact(weight) / (_exact(variance) + epsilon).sqrt()
         return self.scale(value, factor, _exact(bias) - _exact(mean) * factor)
 
+    @closed
     def with_number(
         self, kind: Literal["add", "sub", "mul", "div"], value: int, number: Tensor, *, first: bool = True
     ) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from equipoise.core.job import Page, table_html
+from equipoise.core.options import check_fields, closed
 
 Verdict = Literal["certified", "refuted", "undecided", "wrong"]
 
@@ -53,6 +54,9 @@ class Row:
     margins: tuple[float, ...] = ()
     attacked: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def margin(self) -> float:
         """The smallest certified margin, nan for a wrong input."""
@@ -79,6 +83,7 @@ class Certification:
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
+    @closed
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict == verdict for row in self.rows)
 
