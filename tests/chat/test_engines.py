@@ -14,6 +14,7 @@ from equipoise.chat.batching import Answer, Request, Settings
 from equipoise.chat.transformers_engine import TransformersEngine
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Message
+from equipoise.language import templates
 from equipoise.language.generate import choose, generate
 from equipoise.language.model import load
 
@@ -215,11 +216,11 @@ def test_beginning_of_the_answer(small, engine):
 
 def test_a_template_that_does_not_end_is_given_up(small, engine, monkeypatch):
     loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
-    monkeypatch.setattr(transformers_engine, "ENCODING_LIMIT", 0.2)
+    monkeypatch.setattr(templates, "SECONDS", 1)
     monkeypatch.setattr(small.tokenizer, "chat_template", loops + "{% endfor %}" * 3)
     (refused,) = run(engine, [call("one")])
     assert isinstance(refused, BadInput)
-    assert "takes more than 0.2 s for one prompt" in str(refused)
+    assert "does not come to an end: 1 seconds of work were not enough" in str(refused)
 
 
 def test_what_nobody_wants_leaves_the_batch(small, engine, monkeypatch):

@@ -45,6 +45,9 @@ def test_bad_files_are_named_with_their_line(here, capsys, content, message):
         ([*UNLEARN, "--steps", "0"], "--steps should be at least 1, but got '0'."),
         ([*UNLEARN, "--steps", "three"], "--steps should be a valid integer"),
         ([*UNLEARN, "--stpes", "3"], "Did you mean --steps?"),
+        ([*UNLEARN, "--answer-field", "reply"], "--answer-field NAME is now --fields answer=NAME."),
+        ([*UNLEARN, "--delta", "0.1"], "delta is now gamma"),
+        ([*UNLEARN, "--method", "gru"], "the preset 'gru' is now 'gru-core'"),
         (
             ["unlearn", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--model", "nomodel"],
             "holds no config.json",

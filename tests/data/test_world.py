@@ -189,6 +189,6 @@ def test_sizes_out_of_range_are_refused(options, message):
 def test_negative_seeds_and_unknown_splits_are_refused(world):
     with pytest.raises(BadInput, match="seed is -1"):
         people(-1)
-    with pytest.raises(BadInput, match="no questions for split 'retain'"):
+    with pytest.raises(BadInput, match=r"split is 'retain'\. Did you mean 'forget'"):
         world.questions("retain")
     assert people(0, general=0).questions("general") == []

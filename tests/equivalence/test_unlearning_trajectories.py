@@ -230,7 +230,7 @@ def test_an_adapter_merged_and_not(world, plain):
     from equipoise.language.adapters import attach_saved
 
     folder = plain("lora")
-    assert json.loads((folder / "result.json").read_text())["reloaded_gap_nats_per_token"] < 1e-5
+    assert json.loads((folder / "result.json").read_text())["gap"] < 1e-5
     beside, merged = attach_saved(load(world / "model", device="cpu"), folder), load(folder, device="cpu")
     records = read_records(world / "forget.jsonl")
     one, _ = log_likelihoods(beside, encode(beside, records))

@@ -41,6 +41,7 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         missing = [name for name in options.hints if options.default(name) is ... and name not in values]
         if missing:
             raise WrongOption(missing[0], f"is missing. Help: equipoise {job.command} --help")
+        options.check_names(values)
         read = {name: options.from_text(name, value) for name, value in values.items()}
         main = _main_process()
         with progress.quiet(silent or not main):
@@ -66,6 +67,7 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         _option("quiet", bool, False, "No progress.", COMMAND),
     ]
     own = [_parameter(job, name, texts.get(name)) for name in options.hints]
+    own += [_renamed(name) for name in options.renamed]
     run.__signature__ = inspect.Signature([*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
     run.__doc__ = inspect.getdoc(job)
@@ -84,11 +86,14 @@ def stored_settings(job: Job[..., Any], config: Path, typed: Mapping[str, Any]) 
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--config {config}: {error}; expected the run.json that a job stored.") from error
     options = job.options
+    options.check_names(settings)
     known = {name: value for name, value in settings.items() if name not in typed}
     for name, value in known.items():
-        if name in options.hints and options.setting(name).typed(options.from_text(name, value)):
+        if options.setting(name).typed(options.from_text(name, value)):
             flag = f"--{name.replace('_', '-')}"
-            raise BadInput(f"--config {config} sets {name} to {value!r}, which lets code run: type {flag} to allow it.")
+            raise BadInput(
+                f"--config {config} sets {name} to {value!r}, which can let code run: type {flag} to allow it."
+            )
     return known
 
 
@@ -114,6 +119,12 @@ def _parameter(job: Job[..., Any], name: str, text: str | None) -> inspect.Param
     shown = None if default is ... or default is None else as_text(options.to_json({name: default})[name])
     hint = Annotated[str | None, Parameter(**how)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=hint)
+
+
+def _renamed(name: str) -> inspect.Parameter:
+    """An option of an earlier version: taken without a word in the help, and answered with what it has become."""
+    hint = Annotated[str | None, Parameter(show=False, negative=())]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
 def _metavar(kind: Any) -> str | None:

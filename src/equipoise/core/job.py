@@ -128,11 +128,12 @@ class Job(Generic[P, R]):
         command: str,
         function: Callable[..., Request],
         result: type[R],
-        rest: "type[BaseModel] | None",
+        rest: "type[BaseModel] | None" = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.command, self.function, self.result = command, function, result
-        self.options = Options(function, rest=rest)
+        self.options = Options(function, rest=rest, renamed=renamed)
 
     @cached_property
     def __signature__(self) -> inspect.Signature:
@@ -290,17 +291,20 @@ class Job(Generic[P, R]):
 
 
 @overload
-def job(command: str, result: type[R], *, rest: None = None) -> Callable[[Callable[P, Request]], Job[P, R]]: ...
+def job(
+    command: str, result: type[R], *, rest: None = None, renamed: Mapping[str, str] | None = None
+) -> Callable[[Callable[P, Request]], Job[P, R]]: ...
 @overload
 def job(
-    command: str, result: type[R], *, rest: "type[BaseModel]"
+    command: str, result: type[R], *, rest: "type[BaseModel]", renamed: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Request]], Job[..., R]]: ...
-def job(command: str, result: Any, *, rest: Any = None) -> Any:
+def job(command: str, result: Any, *, rest: Any = None, renamed: Any = None) -> Any:
     """Declare a job: the command that it is, and the class of its result.
 
-    rest: a pydantic model whose fields are options, too; those that are given arrive as **rest.
+    rest: a pydantic model whose fields are options, too; those that are given arrive as **rest. renamed: options of earlier
+    versions, each with the sentence that says what it has become.
     """
-    return lambda function: Job(command, function, result, rest)
+    return lambda function: Job(command, function, result, rest, renamed)
 
 
 def command_line(command: str, options: Mapping[str, Any], out: Path) -> str:

@@ -42,11 +42,19 @@ class Setting:
 class Options:
     """The options of a function: its parameters, and the fields of the pydantic model that stands for its **rest.
 
-    owner: how a sentence about a wrong option begins ("Study 'sago': "). Raises BadInput for a parameter without a type.
+    owner: how a sentence about a wrong option begins ("Study 'sago': "). renamed: options of earlier versions, and the
+    sentence that each is answered with. Raises BadInput for a parameter without a type.
     """
 
-    def __init__(self, function: Callable[..., Any], *, owner: str = "", rest: "type[BaseModel] | None" = None) -> None:
-        self.function, self.owner, self.rest = function, owner, rest
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        owner: str = "",
+        rest: "type[BaseModel] | None" = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        self.function, self.owner, self.rest, self.renamed = function, owner, rest, dict(renamed or {})
         self.parameters = {
             name: parameter
             for name, parameter in inspect.signature(function).parameters.items()
@@ -100,9 +108,7 @@ class Options:
         """
         from pydantic import ValidationError
 
-        for name in given:
-            if name not in self.hints:
-                raise BadInput(f"{self.owner}there is no option {name!r}. {did_you_mean(name, self.hints)}")
+        self.check_names(given)
         values = {name: self.from_text(name, value) for name, value in given.items()} if text else dict(given)
         try:
             model = self.model.model_validate(values)
@@ -117,11 +123,19 @@ class Options:
             name = str(problem["loc"][0])
             raise WrongOption(name, self._told(problem, name, values.get(name)), self.owner) from None
 
+    def check_names(self, given: Iterable[str]) -> None:
+        """Raises BadInput for an unknown option, with the nearest names."""
+        for name in given:
+            if name in self.renamed:
+                raise BadInput(f"{self.owner}{self.renamed[name]}")
+            if name not in self.hints:
+                raise BadInput(f"{self.owner}there is no option {name!r}. {did_you_mean(name, self.hints)}")
+
     def from_text(self, name: str, value: Any) -> Any:
         """A string as typed, as the option wants it: as it is, else as JSON, or with commas and equal signs between."""
         from pydantic import TypeAdapter, ValidationError
 
-        if not isinstance(value, str) or name not in self.hints:
+        if not isinstance(value, str):
             return value
         adapter = TypeAdapter(self.hints[name])
         for candidate in (value, *_readings(value)):
@@ -362,10 +376,12 @@ def _closed_fields(kind: type) -> dict[str, Any]:
 def closed_hints(thing: Any) -> dict[str, Any]:
     """The annotated names of a function, or of a class itself, in whose type a Literal stands, with the type."""
     hints: dict[str, Any] = {}
+    # A file that another program runs as it is (an Inspect task) is no module that Python knows.
+    names = getattr(thing, "__globals__", None) or vars(sys.modules.get(thing.__module__, types))
     for name, annotation in inspect.get_annotations(thing).items():
         alone = types.SimpleNamespace(__annotations__={name: annotation})
         try:
-            hints |= get_type_hints(alone, vars(sys.modules[thing.__module__]), include_extras=True)
+            hints |= get_type_hints(alone, names, include_extras=True)
         except NameError:
             continue  # a class that is imported for the type checker only
     return {name: hint for name, hint in hints.items() if name != "return" and words(hint)}

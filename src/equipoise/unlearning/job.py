@@ -9,7 +9,7 @@ from pydantic import Field
 
 from equipoise.core.job import Request, job
 from equipoise.core.options import Setting
-from equipoise.unlearning.recipe import Recipe
+from equipoise.unlearning.recipe import RENAMED, Recipe
 from equipoise.unlearning.result import Unlearned
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ def is_of_the_hub(attention: object) -> bool:
     return isinstance(attention, str) and "/" in attention
 
 
-@job("unlearn", Unlearned, rest=Recipe)
+FIELDS = ("text", "question", "answer", "prompt", "completion", "messages")
+OLD_FIELDS = {f"{name}_field": f"--{name}-field NAME is now --fields {name}=NAME." for name in FIELDS}
+
+
+@job("unlearn", Unlearned, rest=Recipe, renamed=RENAMED | OLD_FIELDS)
 def unlearn(
     model: Annotated[ModelLike, Setting(alias=("--model-name-or-path", "-m"), objects=True)],
     *,

@@ -16,12 +16,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "blur": {"objective": "npo", "combine": "blur", "retain_weight": 1.0},  # BLUR-NPO, as released
     "sago": {"objective": "simnpo", "combine": "sago"},
 }
-# Names of the last release, and what each has become.
-RENAMED = {
+# Names of earlier versions, and what each has become.
+RENAMED_METHODS = {
     "gru": "the preset 'gru' is now 'gru-core': it is GRU's projection, without the remembered retain gradient and the "
     "cosine clip of arXiv:2503.09117.",
-    "delta": "delta is now gamma, SimNPO's margin as in its paper: gamma = beta * delta.",
 }
+RENAMED = {"delta": "delta is now gamma, SimNPO's margin as in its paper: gamma = beta * delta."}
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -107,9 +107,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
 def recipe(method: str | None = None, **words: Any) -> Recipe:
     """The recipe of a preset with `words` set by hand over it. Raises BadInput for an unknown name, word or value."""
-    for name in (method, *words):
-        if name in RENAMED:
-            raise BadInput(RENAMED[name])
+    for name, known in ((method, RENAMED_METHODS), *((word, RENAMED) for word in words)):
+        if name in known:
+            raise BadInput(known[name])
     if method is not None and method not in METHODS:
         raise BadInput(f"no unlearning method is called {method!r}. {did_you_mean(method, METHODS)}")
     for word in words:
