@@ -283,8 +283,8 @@ class _Proof:
             else:
                 after = _forward(layer, near(centre))
                 new = _around(after, t * self._norm(place, layer, d), np.ones(1))
-                away = up(t * _row_lengths(layer, d) + after.error)
-                new = (*new[:3], np.maximum(new[3], down(new[0] - away)), np.minimum(new[4], up(new[0] + away)))
+                away = t * _row_lengths(layer, d) + after.error  # both with room for the roundings here
+                new = (*new[:3], np.maximum(new[3], new[0] - away), np.minimum(new[4], new[0] + away))
             values.append(new)
         self.sets = {}
         for at in self.net.bent:
