@@ -10,7 +10,7 @@ import pytest
 
 from equipoise.verification import check
 from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
-from equipoise.verification.rounding import TINY, Near, U, near
+from equipoise.verification.rounding import TINY, Near, U
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
@@ -542,6 +542,38 @@ def test_coefficients_of_relu_that_cancel_are_as_low_as_they_may_be():
     assert seen > 3
 
 
+def test_constants_behind_coefficients_that_cancel_are_as_low_as_they_may_be():
+    seen = 0
+    for _ in range(60):
+        layers, product, computed = cancelling()
+        if product < Fraction(computed) - Fraction(1, 10) and computed >= 0:
+            seen += 1
+            net = net_of(linear([[0.0]], 1e6), *({**layer, "inputs": [layer["inputs"][0] + 1]} for layer in layers))
+            refused(claimed(net, [0.0], 0.0, 0, [-1.0], loose=2.0), net, "the margin")
+    assert seen > 3
+
+
+def test_a_ball_has_to_meet_its_box():
+    net = net_of(linear(np.eye(2)), size=2)
+    tied = {"box": [0.0, 1.0], "lambda_input": [1e-6]}
+    check.prove(claimed(net, [0.5, 1.05], 0.1, 0, [-9.0], **tied), net)
+    for x in ([0.5, 1.2], [-0.2, 0.5]):
+        refused(claimed(net, x, 0.1, 0, [-9.0], **tied), net, "does not meet its box")
+    refused(claimed(net, [0.5, 0.5], 0.1, 0, [-9.0], **{**tied, "box": [1.0, 0.0]}), net, "does not meet its box")
+
+
+def test_multipliers_are_positive():
+    net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+    box = {"box": [-1.0, 1.0], "lambda_input": [0.1], **enclosed(0, [0.0], [1.1], [-1.0], [1.0])}
+    content = claimed(net, [0.0], 1.0, 1, [-9.0], **box)
+    check.prove(content, net)
+    for name in ("lambda_0", "lambda_input", "axes_0"):
+        for value in (0.0, -0.1):
+            refused({**content, name: np.array([value])}, net, f"{name} is not above")
+    with pytest.raises(Refused, match="its radius is -1"):
+        check.prove({**content, "radius": np.array(-1.0)}, net)
+
+
 def test_the_margin_at_a_point_is_refused_one_rounding_higher():
     """Radius 0: what is proved is the exact margin less an error, never the margin as computed where that is higher."""
     higher = 0
@@ -563,7 +595,7 @@ def test_the_margin_at_a_point_is_refused_one_rounding_higher():
 # Refined margins
 
 
-def test_multipliers_of_rows_known_up_to_an_error_pay_for_it():
+def test_multipliers_of_rows_known_up_to_an_error_pay_for_it(monkeypatch):
     """The quadratic form of a network of one neuron: a claim is proved up to what its exact Schur complement gives."""
     net = net_of(linear([[1.0]], 0.25), relu(1), linear([[1.0], [0.0]], inputs=2))
     box = enclosed(1, [0.25], [1.0 + 1e-6], [-0.75 - 1e-6], [1.25 + 1e-6])
@@ -598,32 +630,45 @@ def test_multipliers_of_rows_known_up_to_an_error_pay_for_it():
         middle = (low + high) / 2
         low, high = (middle, high) if proves(middle) else (low, middle)
     assert most - Fraction(1, 10**12) < Fraction(low) < most
+    sizes, real = [], check._nonnegative
+    monkeypatch.setattr(check, "_nonnegative", lambda form, size: sizes.append(size) or real(form, size))
+    assert proves(low) and sizes == [3]  # of w: 1, the input, and the outputs of one layer
+    negative = {**content, "margins": np.array([low]), "ball": np.array([-0.01])}
+    refused(negative, net, "the multipliers of margin 0 are not nonnegative")
+    for key, value in (("multipliers_1", -content["multipliers_1"]), ("ball", np.array([-1.0]))):
+        refused({**content, key: value}, net, "the multipliers of margin 0 are not nonnegative")
     twice = {**content, "refined": np.array([0, 0]), "ball": np.array([0.7, 0.7])}
     twice["multipliers_1"] = np.repeat(content["multipliers_1"], 2, axis=0)
     refused(twice, net, "refines 2 of 1 margins")
 
 
 def test_rows_of_a_form_hold_for_every_input():
-    """Every inequality and the outputs, at points of the ball, in fractions up to the error of the rows."""
-    net = net_of(linear(RNG.normal(size=(3, 2)), 0.1), relu(1), linear(RNG.normal(size=(3, 3)), inputs=2), size=2)
-    x, radius = RNG.normal(size=2), 0.5
-    centre = net.layers[0]["weight"] @ x + 0.1
-    reach = float(np.linalg.norm(net.layers[0]["weight"])) * radius * (1 + 1e-6)
-    box = enclosed(1, centre, [reach], centre - reach, centre + reach, classes=3)
+    """Every inequality and the outputs, at points of the ball, in fractions up to the error of the rows.
+
+    Of four neurons two may bend, one is surely active, and one ends at 0; the ellipsoid has axes of its own.
+    """
+    weight, bias, x, radius = RNG.normal(size=(4, 2)), np.array([0.1, 0.0, 5.0, -5.0]), 0.1 * RNG.normal(size=2), 0.5
+    net = net_of(linear(weight, bias), relu(1), linear(RNG.normal(size=(3, 4)), inputs=2), size=2)
+    centre = weight @ x + bias
+    axes = float(np.linalg.norm(weight)) * radius * np.array([1.01, 1.5, 1.2, 1.1])
+    lower, upper = centre - axes, centre + axes
+    lower[2], upper[3] = 0.0, 0.0
+    box = enclosed(1, centre, axes, lower, upper, classes=3)
     proof = check._Proof(claimed(net, x, radius, 1, [-9.0, -9.0], **box), net)
     proof._prove_enclosures()
     f, g, outputs, bent = proof._rows()
+    assert bent[1].tolist() == [0, 1]
     for _ in range(20):
         away = RNG.normal(size=2)
         away *= RNG.uniform(0, 1) / np.linalg.norm(away)
         u = exact(away)
-        z = exact(net.layers[0]["weight"]) @ (exact(x) + Fraction(radius) * u) + exact(net.layers[0]["bias"])
+        z = exact(weight) @ (exact(x) + Fraction(radius) * u) + exact(bias)
         y = np.maximum(z, Fraction(0))
-        v = [(y[i] - max(Fraction(centre[i]), Fraction(0))) / Fraction(reach) for i in bent[1]]
+        v = [(y[i] - max(Fraction(centre[i]), Fraction(0))) / Fraction(axes.max()) for i in bent[1]]
         w = np.array([Fraction(1), *u, *v])
         left, right = ((exact(each.value) @ w, exact(each.error) @ abs(w)) for each in (f, g))
         sizes = abs(left[0]) * right[1] + left[1] * (abs(right[0]) + right[1])
         assert (left[0] * right[0] <= sizes).all()
         truth = exact(net.layers[2]["weight"]) @ y
         assert (abs(exact(outputs.value) @ w - truth) <= exact(outputs.error) @ abs(w)).all()
-    assert near(x).error.max() == 0
+        assert sum(each**2 for each in w) <= 3
