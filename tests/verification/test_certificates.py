@@ -73,6 +73,20 @@ def test_every_certificate_is_accepted(tmp_path, box, radius):
             assert (check.prove(content, net) == content["margins"]).all()
 
 
+@pytest.mark.parametrize("last", ["add", "relu"])
+def test_a_network_may_end_without_weights(tmp_path, last):
+    rng = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 4, 4, generator=rng, dtype=torch.float64) / 2
+    builder = Builder((4,))
+    first = builder.linear(0, weights[0], torch.ones(4))
+    second = builder.linear(builder.relu(first), weights[1], None)
+    network = builder.build(builder.add(second, first) if last == "add" else builder.relu(second), last)
+    found, net = made(network, inputs(network, 3), 0.01, tmp_path)
+    for content in found:
+        assert (check.prove(content, net) == content["margins"]).all()
+        assert refused_or_proved({**content, "margins": content["margins"] + 0.1}, net, np.random.default_rng(0))
+
+
 def test_the_checker_computes_what_the_network_computes():
     module = Pictures().double().eval()
     network = from_module(module, (2, 6, 6))

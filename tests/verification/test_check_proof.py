@@ -10,7 +10,7 @@ import pytest
 
 from equipoise.verification import check
 from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
-from equipoise.verification.rounding import TINY, Near, U, near
+from equipoise.verification.rounding import TINY, Near, U
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
@@ -195,6 +195,8 @@ def test_the_box_of_a_layer_holds_what_its_centre_lost():
             false_box(net, 1, x, 0.0, value, 9e9)
         else:
             false_box(net, 1, x, 0.0, -9e9, value)
+        short = enclosed(1, [value], [float(abs(truth - Fraction(value))) / 2], [-9e9], [9e9])
+        refused(claimed(net, x, 0.0, 1, [-9e9], **short), net, "the ball at layer input 1 is too small or elsewhere")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -239,10 +241,15 @@ def test_an_ellipsoid_has_the_size_of_its_scales():
 
 
 def test_a_ball_that_is_short_by_one_rounding_is_refused():
-    seen = 0
+    seen, net = 0, net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+    for moved, axis in ((0.5, 1.49), (-0.5, 1.49), (0.0, 0.99)):
+        away = enclosed(0, [1 + moved], [axis], [-9.0], [9.0])
+        refused(
+            claimed(net, [1.0], 1.0, 1, [-50.0], **away), net, "the ball at layer input 0 is too small or elsewhere"
+        )
+        check.prove(claimed(net, [1.0], 1.0, 1, [-50.0], **{**away, "axes_0": [axis + 0.02]}), net)
     for _ in range(100):
         x, r, away = *RNG.uniform(1, 2, 2), RNG.choice([0.0, 2.0**-52])
-        net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
         moved = enclosed(0, [x + away], [r + away], [-9.0], [9.0])
         if Fraction(x + away) - Fraction(x) + Fraction(r) >= Fraction(r + away):
             seen += 1
@@ -255,11 +262,8 @@ def test_a_ball_that_is_short_by_one_rounding_is_refused():
 def test_a_set_is_grown_by_the_error_of_its_centre():
     for _ in range(100):
         n = int(RNG.integers(1, 4))
-        value, error, d = (
-            RNG.normal(size=n),
-            abs(RNG.normal(size=n)) * 10.0 ** RNG.integers(-30, 1),
-            RNG.uniform(1, 2, n),
-        )
+        value, d = RNG.normal(size=n) * 10.0 ** RNG.uniform(-2, 6, n), RNG.uniform(1, 2, n)
+        error = abs(RNG.normal(size=n)) * 10.0 ** RNG.integers(-30, 1)
         t = float(RNG.uniform(1, 2))
         if RNG.random() < 0.5:
             value = t * d * RNG.choice([-1, 1])  # so that an end of it is 0 as computed
@@ -271,7 +275,7 @@ def test_a_set_is_grown_by_the_error_of_its_centre():
         assert Fraction(grown) <= Fraction(t) + Fraction(math.sqrt(more)) * 2 + Fraction(1, 10**12)
         reach = Fraction(grown) * exact(d)
         assert (exact(low) <= exact(value) - reach).all() and (exact(high) >= exact(value) + reach).all()
-        assert np.allclose([low, high], [value - grown * d, value + grown * d], atol=1e-12)
+        assert np.allclose([low, high], [value - grown * d, value + grown * d], rtol=1e-13, atol=1e-12)
 
 
 def convolution(groups=2):
@@ -299,7 +303,7 @@ def test_the_matrix_of_a_convolution_is_exact_in_either_direction(groups, monkey
 @pytest.mark.parametrize("scale", [1.0, 1e-170, 1e150])
 def test_row_lengths_are_never_short(scale):
     for layer in (
-        linear(RNG.normal(size=(5, 40)) * scale),
+        linear(RNG.normal(size=(1, 1000)) * scale),
         convolution() | {"weight": convolution()["weight"] * scale},
     ):
         n = check._inputs(layer)
@@ -307,7 +311,7 @@ def test_row_lengths_are_never_short(scale):
             found = exact(check._row_lengths(layer, d))
             matrix = exact(check._matrix(layer)) * exact(np.broadcast_to(d, n))
             squares = (matrix**2).sum(1)
-            assert (found**2 >= squares * (1 + n * Fraction(U) / 2)).all()
+            assert (found**2 >= squares * (1 + (matrix != 0).sum(1).max() * Fraction(U))).all()
             if scale == 1.0 and d.max() > 0.1:
                 assert (found**2 <= squares * (1 + Fraction(1, 10**12))).all()
     tiny = exact(check._row_lengths(linear(np.full((1, 2), 5e-324)), np.ones(1)))
@@ -506,6 +510,70 @@ def test_margins_of_linear_networks_are_below_the_truth_and_close_to_it():
                 assert float(falls) <= math.sqrt(needed) * (1 + 1e-9) + 1e-11 * big
 
 
+def cancelling():
+    """Two layers of 1e8 whose product is 0 but for what rounding leaves: the layers, the exact product and the computed."""
+    p, q, w = RNG.uniform(1, 2, 3) * 1e8
+    layers = [linear([[w], [-p * w / q]]), linear([[p, q], [0.0, 0.0]], inputs=1)]
+    product = exact(layers[1]["weight"][0]) @ exact(layers[0]["weight"])[:, 0]
+    return layers, product, float((layers[1]["weight"][:1] @ layers[0]["weight"])[0, 0])
+
+
+def test_a_gradient_that_cancels_is_as_long_as_it_may_be():
+    seen = 0
+    for _ in range(60):
+        layers, product, computed = cancelling()
+        if abs(product) > abs(Fraction(computed)) + Fraction(1, 10):
+            seen += 1
+            net = net_of(*layers)
+            refused(claimed(net, [0.0], 1.0, 0, [-abs(computed) - 0.05], loose=2.0), net, "the margin")
+    assert seen > 3
+
+
+def test_coefficients_of_relu_that_cancel_are_as_low_as_they_may_be():
+    """c relu(z) for z from 0 to 1e6: c is 0 as computed, or above what it is."""
+    seen = 0
+    for _ in range(60):
+        layers, product, computed = cancelling()
+        if product < Fraction(computed) - Fraction(1, 10) and computed >= 0:
+            seen += 1
+            net = net_of(relu(0), *({**layer, "inputs": [layer["inputs"][0] + 1]} for layer in layers))
+            box = enclosed(0, [0.0], [1e6 + 1], [-1e6 - 1], [1e6 + 1], multiplier=1e-9)
+            refused(claimed(net, [0.0], 1e6, 0, [-1.0], loose=2.0, **box), net, "the margin")
+    assert seen > 3
+
+
+def test_constants_behind_coefficients_that_cancel_are_as_low_as_they_may_be():
+    seen = 0
+    for _ in range(60):
+        layers, product, computed = cancelling()
+        if product < Fraction(computed) - Fraction(1, 10) and computed >= 0:
+            seen += 1
+            net = net_of(linear([[0.0]], 1e6), *({**layer, "inputs": [layer["inputs"][0] + 1]} for layer in layers))
+            refused(claimed(net, [0.0], 0.0, 0, [-1.0], loose=2.0), net, "the margin")
+    assert seen > 3
+
+
+def test_a_ball_has_to_meet_its_box():
+    net = net_of(linear(np.eye(2)), size=2)
+    tied = {"box": [0.0, 1.0], "lambda_input": [1e-6]}
+    check.prove(claimed(net, [0.5, 1.05], 0.1, 0, [-9.0], **tied), net)
+    for x in ([0.5, 1.2], [-0.2, 0.5]):
+        refused(claimed(net, x, 0.1, 0, [-9.0], **tied), net, "does not meet its box")
+    refused(claimed(net, [0.5, 0.5], 0.1, 0, [-9.0], **{**tied, "box": [1.0, 0.0]}), net, "does not meet its box")
+
+
+def test_multipliers_are_positive():
+    net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
+    box = {"box": [-1.0, 1.0], "lambda_input": [0.1], **enclosed(0, [0.0], [1.1], [-1.0], [1.0])}
+    content = claimed(net, [0.0], 1.0, 1, [-9.0], **box)
+    check.prove(content, net)
+    for name in ("lambda_0", "lambda_input", "axes_0"):
+        for value in (0.0, -0.1):
+            refused({**content, name: np.array([value])}, net, f"{name} is not above")
+    with pytest.raises(Refused, match="its radius is -1"):
+        check.prove({**content, "radius": np.array(-1.0)}, net)
+
+
 def test_the_margin_at_a_point_is_refused_one_rounding_higher():
     """Radius 0: what is proved is the exact margin less an error, never the margin as computed where that is higher."""
     higher = 0
@@ -527,7 +595,7 @@ def test_the_margin_at_a_point_is_refused_one_rounding_higher():
 # Refined margins
 
 
-def test_multipliers_of_rows_known_up_to_an_error_pay_for_it():
+def test_multipliers_of_rows_known_up_to_an_error_pay_for_it(monkeypatch):
     """The quadratic form of a network of one neuron: a claim is proved up to what its exact Schur complement gives."""
     net = net_of(linear([[1.0]], 0.25), relu(1), linear([[1.0], [0.0]], inputs=2))
     box = enclosed(1, [0.25], [1.0 + 1e-6], [-0.75 - 1e-6], [1.25 + 1e-6])
@@ -562,32 +630,45 @@ def test_multipliers_of_rows_known_up_to_an_error_pay_for_it():
         middle = (low + high) / 2
         low, high = (middle, high) if proves(middle) else (low, middle)
     assert most - Fraction(1, 10**12) < Fraction(low) < most
+    sizes, real = [], check._nonnegative
+    monkeypatch.setattr(check, "_nonnegative", lambda form, size: sizes.append(size) or real(form, size))
+    assert proves(low) and sizes == [3]  # of w: 1, the input, and the outputs of one layer
+    negative = {**content, "margins": np.array([low]), "ball": np.array([-0.01])}
+    refused(negative, net, "the multipliers of margin 0 are not nonnegative")
+    for key, value in (("multipliers_1", -content["multipliers_1"]), ("ball", np.array([-1.0]))):
+        refused({**content, key: value}, net, "the multipliers of margin 0 are not nonnegative")
     twice = {**content, "refined": np.array([0, 0]), "ball": np.array([0.7, 0.7])}
     twice["multipliers_1"] = np.repeat(content["multipliers_1"], 2, axis=0)
     refused(twice, net, "refines 2 of 1 margins")
 
 
 def test_rows_of_a_form_hold_for_every_input():
-    """Every inequality and the outputs, at points of the ball, in fractions up to the error of the rows."""
-    net = net_of(linear(RNG.normal(size=(3, 2)), 0.1), relu(1), linear(RNG.normal(size=(3, 3)), inputs=2), size=2)
-    x, radius = RNG.normal(size=2), 0.5
-    centre = net.layers[0]["weight"] @ x + 0.1
-    reach = float(np.linalg.norm(net.layers[0]["weight"])) * radius * (1 + 1e-6)
-    box = enclosed(1, centre, [reach], centre - reach, centre + reach, classes=3)
+    """Every inequality and the outputs, at points of the ball, in fractions up to the error of the rows.
+
+    Of four neurons two may bend, one is surely active, and one ends at 0; the ellipsoid has axes of its own.
+    """
+    weight, bias, x, radius = RNG.normal(size=(4, 2)), np.array([0.1, 0.0, 5.0, -5.0]), 0.1 * RNG.normal(size=2), 0.5
+    net = net_of(linear(weight, bias), relu(1), linear(RNG.normal(size=(3, 4)), inputs=2), size=2)
+    centre = weight @ x + bias
+    axes = float(np.linalg.norm(weight)) * radius * np.array([1.01, 1.5, 1.2, 1.1])
+    lower, upper = centre - axes, centre + axes
+    lower[2], upper[3] = 0.0, 0.0
+    box = enclosed(1, centre, axes, lower, upper, classes=3)
     proof = check._Proof(claimed(net, x, radius, 1, [-9.0, -9.0], **box), net)
     proof._prove_enclosures()
     f, g, outputs, bent = proof._rows()
+    assert bent[1].tolist() == [0, 1]
     for _ in range(20):
         away = RNG.normal(size=2)
         away *= RNG.uniform(0, 1) / np.linalg.norm(away)
         u = exact(away)
-        z = exact(net.layers[0]["weight"]) @ (exact(x) + Fraction(radius) * u) + exact(net.layers[0]["bias"])
+        z = exact(weight) @ (exact(x) + Fraction(radius) * u) + exact(bias)
         y = np.maximum(z, Fraction(0))
-        v = [(y[i] - max(Fraction(centre[i]), Fraction(0))) / Fraction(reach) for i in bent[1]]
+        v = [(y[i] - max(Fraction(centre[i]), Fraction(0))) / Fraction(axes.max()) for i in bent[1]]
         w = np.array([Fraction(1), *u, *v])
         left, right = ((exact(each.value) @ w, exact(each.error) @ abs(w)) for each in (f, g))
         sizes = abs(left[0]) * right[1] + left[1] * (abs(right[0]) + right[1])
         assert (left[0] * right[0] <= sizes).all()
         truth = exact(net.layers[2]["weight"]) @ y
         assert (abs(exact(outputs.value) @ w - truth) <= exact(outputs.error) @ abs(w)).all()
-    assert near(x).error.max() == 0
+        assert sum(each**2 for each in w) <= 3

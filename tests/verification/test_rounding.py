@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from equipoise.verification.rounding import TINY, UP, Near, U, down, length, near, off, up
+from equipoise.verification.rounding import ROOM, TINY, Near, U, down, length, near, off, up
 
 ETA = Fraction(2) ** -1022
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_up_and_down_pay_for_sixty_roundings_and_underflows():
     assert (exact(up(x)) - exact(x) >= room).all() and (exact(x) - exact(down(x)) >= room).all()
     assert (exact(up(x)) - exact(x) <= 2 * room + 2 * Fraction(TINY)).all()
     assert np.isnan([up(np.nan), down(np.nan)]).all() and up(np.inf) == np.inf and down(-np.inf) == -np.inf
-    assert UP == 1 + 2.0**-47
+    assert ROOM == 64 * U
 
 
 @pytest.mark.parametrize("terms", [1, 7, 784, 10**6])

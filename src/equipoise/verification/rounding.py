@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 U = 2.0**-53
-UP = 1 + 2.0**-47  # 64 u: pays for the roundings of some thirty operations without cancellation
+ROOM = 2.0**-47  # 64 u: pays for the roundings of some thirty operations without cancellation
 TINY = 2.0**-1000  # four million eta: pays for as many underflows, those in a vector's or a matrix's length among them
 
 
 def up(x):
     """At least what x stands for, where a few operations without cancellation computed it, and for a few more to come."""
-    return x + (UP - 1) * abs(x) + TINY
+    return x + ROOM * abs(x) + TINY
 
 
 def down(x):
     """At most what x stands for, as `up`."""
-    return x - (UP - 1) * abs(x) - TINY
+    return x - ROOM * abs(x) - TINY
 
 
 def off(terms: float, size):
