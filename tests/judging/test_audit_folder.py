@@ -213,7 +213,7 @@ def test_stored_settings_replay_to_the_same_bytes(capsys):
     for odd in ({"engine": "x", "trust_remote_code": True}, "trust_remote_code=True"):  # today's and an older spelling
         Path("odd.json").write_text(json.dumps(settings | {"judge_args": odd}))
         assert main(["audit", "judge", "--config", "odd.json", "--out", "d"]) == 2
-        assert "which lets code run: type --judge-args to allow it" in capsys.readouterr().err
+        assert "which can let code run: type --judge-args to allow it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
