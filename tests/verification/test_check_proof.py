@@ -199,6 +199,20 @@ def test_the_box_of_a_layer_holds_what_its_centre_lost():
         refused(claimed(net, x, 0.0, 1, [-9e9], **short), net, "the ball at layer input 1 is too small or elsewhere")
 
 
+def test_the_box_of_a_layer_allows_for_sums_in_any_order():
+    """200 products of about 1: n u times the sum of their sizes, although this machine's order may err by less."""
+    weight, x = RNG.uniform(0.5, 1, (1, 200)), RNG.choice([-1.0, 1.0], 200)
+    net = net_of(linear(weight), relu(1), linear([[1.0], [0.0]], inputs=2), size=200)
+    value, allowed = float((weight @ x)[0]), 200 * U * weight.sum()
+    for below, above, fits in ((0.9, 2.0, False), (2.0, 0.9, False), (1.1, 1.1, True)):
+        away = enclosed(1, [value], [1.0], [value - below * allowed], [value + above * allowed])
+        content = claimed(net, x, 0.0, 1, [-900.0], **away)
+        if fits:
+            check.prove(content, net)
+        else:
+            refused(content, net, "the box at layer input 1 is too small")
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_balls_of_a_sum_add_up(order):
     """x + (3 x_0, -x_1): the ball of radius 1 and the ellipsoid of 3 and 1 make a ball of 4."""
