@@ -155,6 +155,16 @@ def test_the_page_is_drawn_from_the_folder_alone(tmp_path):
         add.redraw(tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", ["{", '{"total": "much"}', "[]", "[" * 100_000, None])
+def test_a_result_that_cannot_be_read_is_named(tmp_path, content):
+    add(["a"], out=tmp_path / "out")
+    (tmp_path / "out" / "result.json").unlink()
+    if content is not None:
+        (tmp_path / "out" / "result.json").write_text(content)
+    with pytest.raises(WorkFailed, match=r"result\.json cannot be read as the result of `equipoise toy add`"):
+        add.stored(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

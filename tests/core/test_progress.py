@@ -10,10 +10,22 @@ def test_plain_lines_after_two_seconds_only(monkeypatch, capsys):
             bar.advance(4, loss="1.23")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "Teaching: 40/100 steps, 10 s  loss 1.23",
-        "Teaching: 80/100 steps, 20 s  loss 1.23",
+        "Teaching: 40/100 steps, 10 s, about 15 s left  loss 1.23",
+        "Teaching: 80/100 steps, 20 s, about 5 s left  loss 1.23",
         "Teaching: 100/100 steps, 25 s  loss 1.23",
     ]
+
+
+def test_long_work_tells_minutes_and_what_was_told_is_not_repeated(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("Teaching", total=100) as bar:
+        clock[0] = 80.0
+        bar.update(2)
+        clock[0] = 4000.0
+        bar.update(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["Teaching: 2/100, 1:20, about 1:05:20 left", "Teaching: 100/100, 1:06:40"]
 
 
 def test_short_work_and_quiet_work_show_nothing(monkeypatch, capsys):
@@ -53,7 +65,7 @@ def test_what_others_wrote_steers_neither_lines_nor_bars(monkeypatch, capsys):
             bar.advance(1, newest="[red] \x9bm")
             progress.note("told \x1b[1A")
     told = capsys.readouterr().err
-    assert "Asking [/evil] \\u001b[2J: 1, 60 s  newest [red] \\u009bm" in told
+    assert "Asking [/evil] \\u001b[2J: 1, 1:00  newest [red] \\u009bm" in told
     assert told.count("told \\u001b[1A") == 2
     assert "\x1b[2J" not in told
     assert "\x9b" not in told

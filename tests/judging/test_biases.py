@@ -1,6 +1,7 @@
 """The library of biases as data, and dealing them out."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -92,3 +93,9 @@ def test_a_library_as_json_lines_and_a_single_manifestation(tmp_path):
     path = tmp_path / "library.jsonl"
     path.write_text('{"name": "a", "definition": "x", "manifestations": "one way"}\n{"name": "b", "definition": "y"}\n')
     assert read_biases(path) == (Bias("a", "x", ("one way",)), Bias("b", "y"))
+
+
+def test_a_library_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "biases.json")
+    with pytest.raises(BadInput, match="is a pipe"):
+        read_biases(tmp_path / "biases.json")

@@ -30,7 +30,7 @@ class Bar:
         self._started = self._last = time.monotonic()
         self._task: Any = None
         self._owner = False
-        self._lines = False
+        self._told: float | None = None  # how many were done in the last line
 
     def advance(self, amount: float = 1, **beside: object) -> None:
         """Count `amount` more units done; keyword arguments are shown beside the bar (`loss="1.23"`)."""
@@ -48,7 +48,7 @@ class Bar:
         if sys.stderr.isatty():
             self._draw()
         elif now - self._last >= LINE_EVERY:
-            self._last, self._lines = now, True
+            self._last, self._told = now, self.done
             print(self._line(now), file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
@@ -79,7 +79,7 @@ class Bar:
         if self._owner and _display is not None:
             _display.stop()
             _display = None
-        elif self._lines and not _quiet:
+        elif self._told not in (None, self.done) and not _quiet:
             print(self._line(time.monotonic()), file=sys.stderr, flush=True)
 
     def _count(self) -> str:
@@ -89,9 +89,20 @@ class Bar:
         return "  ".join(f"{key} {value}" for key, value in self.shown.items())
 
     def _line(self, now: float) -> str:
-        return f"{self.title}: {self._count()}, {now - self._started:.0f} s" + (
-            f"  {self._shown()}" if self.shown else ""
-        )
+        gone = now - self._started
+        left = ""
+        if self.total and 0 < self.done < self.total:
+            left = f", about {_clock(gone / self.done * (self.total - self.done))} left"
+        return f"{self.title}: {self._count()}, {_clock(gone)}{left}" + (f"  {self._shown()}" if self.shown else "")
+
+
+def _clock(seconds: float) -> str:
+    """12 s, 1:20, 2:05:00."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 @contextmanager

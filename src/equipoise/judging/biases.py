@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.core.errors import BadInput
+from equipoise.core.files import read_regular
 from equipoise.data.text import encodable, lone_surrogate, printable, unified
 
 
@@ -41,7 +42,7 @@ def read_biases(path: str | Path) -> tuple[Bias, ...]:
     """A library from a JSON list, or JSON lines, of {"name", "definition", "manifestations"}. Raises BadInput."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
         rows = (
             json.loads(text)
             if text.lstrip().startswith("[")

@@ -324,7 +324,8 @@ def _tracks(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> 
     where = [_mapping(stored) for stored in wheres]
     at = [_mapping(stored) for stored in ats]
     places = np.array([_place(each, study.dial) for each in at] or [math.nan])[at_codes]
-    aside = [{key: value for key, value in each.items() if key != study.dial} for each in at]
+    # The cost so far is no condition of its own: it would tear a path along the steps into points.
+    aside = [{key: value for key, value in each.items() if key != study.dial and key not in UNITS} for each in at]
     known_asides = list(map(dict, dict.fromkeys(tuple(each.items()) for each in aside)))
     aside_codes = np.array([known_asides.index(each) for each in aside] or [0])[at_codes]
 
@@ -443,7 +444,7 @@ def _details(details: Mapping[str, Any], dial: str) -> list[page.Part]:
     crossings = details.get("crossings")
     if isinstance(crossings, Mapping) and crossings:
         rows = tuple((run, "not reached" if at is None else number(at)) for run, at in crossings.items())
-        columns = (page.Column("run folder"), page.Column(dial, True))
+        columns = (page.Column("run folder"), page.Column(details.get("dial", dial), True))
         parts.append(page.Table(f"Where each run crossed {details.get('matched', 'the level')}", columns, rows))
     rest = {
         key.replace("_", " "): number(value) if isinstance(value, float) else value
