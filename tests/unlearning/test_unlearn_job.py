@@ -142,7 +142,7 @@ def test_stops_at_the_level_and_says_so(taught, files):
 def test_killed_and_resumed_is_as_if_never_killed(taught, files):
     def command(out):
         words = ["--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
-        words += ["--steps", 40, "--rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
+        words += ["--steps", 16, "--rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
         return [sys.executable, "-m", "equipoise", "unlearn", *map(str, words)]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

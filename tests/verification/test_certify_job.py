@@ -116,12 +116,12 @@ def test_a_row_does_not_depend_on_its_company(network, kind):
         torch.manual_seed(1)
         layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten()]
         network = from_module(nn.Sequential(*layers, nn.Linear(4, 3)).double(), (1, 4, 4), name="conv")
-    x = torch.rand(11, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    words = {"iterations": 60, "attack_steps": 12, "radius": 0.3}
+    x = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    words = {"iterations": 40, "attack_steps": 6, "radius": 0.3}
     together = certify(network, x, **words).rows
     backwards = certify(network, x.flip(0), **words).rows
     assert certify(network, x, limit=3, **words).rows == together[:3]
-    for row in together:
+    for row in together[::4]:  # the first, one in the middle of a block, and one that is filled up
         alone = certify(network, x[row.index : row.index + 1], **words).rows[0]
         reversed_ = backwards[len(x) - 1 - row.index]
         assert row.margins == alone.margins == reversed_.margins

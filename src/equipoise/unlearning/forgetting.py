@@ -344,14 +344,16 @@ class _Scales:
         self.sides = {name: spread(records, MEASURED) for name, records in sides.records.items()}
         self.asked = {name: [r for r in spread(its, ANSWERED) if r.prompt] for name, its in self.sides.items()}
         self.questions = sides.questions
+        self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length
 
     def __call__(self, language_model: LanguageModel) -> dict[str, Measure]:
         found: dict[str, Measure] = {}
         for name, records in self.sides.items():
             better = _better(name)
-            examples = encode(language_model, records, max_length=self.max_length)
-            sums, counts = log_likelihoods(language_model, examples, batch_size=self.batch_size)
+            if name not in self.encoded:
+                self.encoded[name] = encode(language_model, records, max_length=self.max_length)
+            sums, counts = log_likelihoods(language_model, self.encoded[name], batch_size=self.batch_size)
             found[f"{name}_log_probability"] = Measure((sums / counts).mean().item(), better, "nats/token")
             if questions := self.questions[name]:
                 result = multiple_choice(language_model, questions, batch_size=self.batch_size)
