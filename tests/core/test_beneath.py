@@ -1,8 +1,8 @@
 """Files in a folder that an enemy has filled: nothing outside changes or is shown, nothing blocks."""
 
 import os
-import subprocess
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
