@@ -7,8 +7,8 @@
 
 A room is a package of `equipoise`; the sample is spread over the rooms by turns. Within a room a place in the code is drawn
 (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
-what differs only in annotations, in what an error says, in the `strict` of a zip or the `frozen` of a dataclass; an
-assertion; another operator for the slash that joins paths or the bar that joins types, which no test could miss; what draws
+what differs only in annotations, in what an error says, in the `strict` of a zip, the `frozen` of a dataclass or the `indent`
+of JSON; an assertion; another operator for the slash that joins paths or the bar that joins types, which no test could miss; what draws
 pages, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a temporary folder. A
 mutant is caught when a test fails or when the tests take five times as long as without it. The same seed, code and version
 of cosmic-ray give the same draw. Exit code 1 when one survives.
@@ -120,8 +120,8 @@ def _behaviour(code: str) -> str:
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
         elif isinstance(node, ast.Call):
-            # Whether a dataclass can be changed or has slots shows in no result.
-            shape = {"frozen", "slots"} if ast.unparse(node.func) == "dataclass" else {"strict"}
+            # Whether a dataclass can be changed shows in no result, how text is laid out in none that is asserted.
+            shape = {"frozen", "slots"} if ast.unparse(node.func) == "dataclass" else {"strict", "indent", "bar_width"}
             node.keywords = [each for each in node.keywords if each.arg not in shape]
     compile(code, "mutant", "exec")
     return ast.dump(tree)
