@@ -35,6 +35,9 @@ def test_run_and_check(here, capsys):
     assert [each["margins"] for each in found.values()] == [row["margins"] for row in rows]
     assert main(["certify", "check", "out/certificates/00001.npz", *WORDS]) == 0  # the file it was made from
     assert "accepted, smallest margin" in capsys.readouterr().out
+    (here / "net.bin").write_bytes((here / "net.safetensors").read_bytes())  # named otherwise, the same file
+    assert main(["certify", "check", "out/certificates/00001.npz", "--network", "net.bin", *WORDS[2:]]) == 0
+    capsys.readouterr()
     with np.load("out/certificates/00001.npz") as stored:
         np.savez("out/certificates/00001.npz", **{**stored, "radius": np.array(0.5)})
     assert main(["certify", "check", "out/certificates", *written]) == 1

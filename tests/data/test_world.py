@@ -143,6 +143,11 @@ def test_every_size_is_balanced(seed, forget, neighbours, general, attributes):
     check_questions(world)
     held = {value for person in world.people if person.split == "forget" for value in person.facts.values()}
     assert not any(held & {*person.facts.values()} for person in world.people if person.split == "general")
+    for rehearsed in (True, False):
+        group = [person for person in world.people if person.split == "general" and person.rehearsed == rehearsed]
+        for name in group[0].facts if group else ():
+            counts = Counter(person.facts[name] for person in group)
+            assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_many_people_have_different_names():
