@@ -218,21 +218,6 @@ def test_options_from_text():
     assert "method" not in read  # what fills the rest is the job's own matter
 
 
-def test_names_and_values_from_text():
-    from equipoise.core.options import Options
-
-    def function(
-        arguments: dict[str, Any], prices: dict[str, tuple[float, float]], shares: dict[str, float]
-    ) -> None: ...
-
-    texts = {"arguments": "engine=x,size=8,on=true,at=a=b", "prices": "openai/m=2.5:10,a=b=1:2", "shares": "a=b=0.5"}
-    assert Options(function).read(texts, text=True) == {
-        "arguments": {"engine": "x", "size": 8, "on": True, "at": "a=b"},
-        "prices": {"openai/m": (2.5, 10.0), "a=b": (1.0, 2.0)},
-        "shares": {"a=b": 0.5},
-    }
-
-
 @pytest.mark.parametrize("value", [["a", "b"], ["a,b"], [], [1, 2.5], {"k": [1]}, "plain", 3, [[1, 2]]])
 def test_a_setting_as_it_is_typed_reads_back(value):
     text = as_text(value)

@@ -164,7 +164,7 @@ class Options:
         return [
             {
                 "name": name,
-                "type": _type_text(schema[name]),
+                "type": type_text(schema[name]),
                 "default": defaults.get(name),
                 "description": schema[name].get("description", ""),
             }
@@ -251,12 +251,12 @@ def _shown(value: Any) -> Any:
     return f"{len(value)} given" if isinstance(value, Sized) else type(value).__name__
 
 
-def _type_text(schema: Mapping[str, Any]) -> str:
+def type_text(schema: Mapping[str, Any]) -> str:
     """A JSON schema in a few words: "integer from 1 to 9", "one of ga, npo"."""
     if "enum" in schema:
         return f"one of {', '.join(map(str, schema['enum']))}"
     if "anyOf" in schema:
-        return " or ".join(map(_type_text, schema["anyOf"]))
+        return " or ".join(map(type_text, schema["anyOf"]))
     text = str(schema.get("type", "value"))
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     return " ".join([text, *(f"{word} {schema[key]}" for key, word in words.items() if key in schema)])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from equipoise.core.cost import UNITS
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.core.options import check_fields, choice
+from equipoise.core.options import check_fields, choice, type_text
 from equipoise.study.claims import Claim
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Declaration:
         return [
             {
                 "name": name,
-                "type": _type_text(schema[name]),
+                "type": type_text(schema[name]),
                 "default": defaults[name],
                 "description": schema[name].get("description", ""),
             }
@@ -345,17 +345,6 @@ def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Stud
         return Declaration(name, paper, trades, function)
 
     return declare
-
-
-def _type_text(schema: Mapping[str, Json]) -> str:
-    """A JSON schema in a few words: "integer from 1 to 9", "one of ga, npo"."""
-    if "enum" in schema:
-        return f"one of {', '.join(map(str, schema['enum']))}"
-    if "anyOf" in schema:
-        return " or ".join(map(_type_text, schema["anyOf"]))
-    text = str(schema.get("type", "value"))
-    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    return " ".join([text, *(f"{word} {schema[key]}" for key, word in words.items() if key in schema)])
 
 
 def _from_text(model: "type[BaseModel]", key: str, value: Json) -> Json:
