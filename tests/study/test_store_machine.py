@@ -609,7 +609,7 @@ def run_machine(folder: Path, **wanted) -> None:
 
 def test_the_store_does_what_its_model_does(tmp_path):
     # The same examples every time, and no search for a shorter failure: it takes minutes, and the long test does it.
-    run_machine(tmp_path, max_examples=20, stateful_step_count=30, derandomize=True, phases=[Phase.generate])
+    run_machine(tmp_path, max_examples=12, stateful_step_count=30, derandomize=True, phases=[Phase.generate])
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language.encode import encode
 from equipoise.language.model import LanguageModel, load
@@ -139,27 +140,27 @@ def test_stops_at_the_level_and_says_so(taught, files):
     assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
 
 
-def test_killed_and_resumed_is_as_if_never_killed(taught, files):
-    def command(out):
-        words = ["--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
+def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys):
+    def words(out):
+        words = ["unlearn", "--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
         words += ["--steps", 16, "--rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
-        return [sys.executable, "-m", "equipoise", "unlearn", *map(str, words)]
+        return [*map(str, words)]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = subprocess.run(command(files / "quiet"), env=environment, capture_output=True, text=True)
-    assert quiet.returncode == 0, quiet.stderr
-    assert quiet.stdout.splitlines()[-1] == str(files / "quiet")
+    assert main(words(files / "quiet")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(files / "quiet")
     state = files / "killed.partial" / "state.safetensors"
     child = subprocess.Popen(
-        command(files / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "equipoise", *words(files / "killed")],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not state.exists() and child.poll() is None:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert state.exists(), "killed too late: raise the number of steps"
-    resumed = subprocess.run(command(files / "killed"), env=environment, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    assert main(words(files / "killed")) == 0
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (files / "killed" / name).read_bytes() == (files / "quiet" / name).read_bytes(), name
     ours, theirs = (json.loads((files / run / "result.json").read_text()) for run in ("killed", "quiet"))
