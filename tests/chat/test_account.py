@@ -2,9 +2,10 @@
 
 import pytest
 
-from equipoise.chat.account import Account, Budget, Planned, estimate
+from equipoise.chat.account import Account, Planned, estimate
 from equipoise.chat.calls import Call
 from equipoise.chat.record import Entry, Record, Usage
+from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, BudgetReached
 from equipoise.data.records import Message
 
@@ -75,61 +76,31 @@ def test_a_record_is_booked_once(tmp_path):
         assert account.total().calls == 2 and account.total().statuses == {"answered": 1, "failed": 1}
 
 
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("calls=500", Budget(calls=500)),
-        (" calls=500, usd = 4.5,tokens=2e6,minutes=30 ", Budget(500, 2e6, 4.5, 30)),
-        ("calls=0", Budget(calls=0)),
-    ],
-)
-def test_budgets_as_typed(text, budget):
-    assert Budget.parse(text) == budget
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("call=5", "no 'call'. Did you mean 'calls'"),
-        ("calls", "expected a number"),
-        ("calls=many", "expected a number"),
-        ("calls=-1", "0 or more"),
-        ("usd=nan", "0 or more"),
-        ("usd=inf", "0 or more"),
-        ("", "empty"),
-        ("calls=1,calls=2", "twice"),
-    ],
-)
-def test_budgets_that_are_none(text, problem):
-    with pytest.raises(BadInput, match=problem):
-        Budget.parse(text)
-
-
 def test_each_limit_stops_where_it_says(monkeypatch):
     account = Account(PRICES)
     account.book(entry())  # 1100 tokens, 0.0022 usd
-    Budget(calls=2).check(account)
-    with pytest.raises(BudgetReached, match=r"calls=2 is reached \(2\).*larger calls= goes on") as error:
-        Budget(calls=2).check(account, in_flight=1)
+    account.check(Budget(calls=2))
+    with pytest.raises(BudgetReached, match=r"calls=2 is reached \(2\).*goes on with a larger calls=") as error:
+        account.check(Budget(calls=2), in_flight=1)
     assert error.value.exit_code == 3
-    Budget(tokens=1101).check(account)
+    account.check(Budget(tokens=1101))
     with pytest.raises(BudgetReached, match=r"tokens=1,100 is reached \(1,100\)"):
-        Budget(tokens=1100).check(account)
-    Budget(usd=0.0023).check(account)
+        account.check(Budget(tokens=1100))
+    account.check(Budget(usd=0.0023))
     with pytest.raises(BudgetReached, match=r"usd=0.0022"):
-        Budget(usd=0.0022).check(account)
-    Budget(minutes=30).check(account)
+        account.check(Budget(usd=0.0022))
+    account.check(Budget(minutes=30))
     account.started -= 1800
     with pytest.raises(BudgetReached, match=r"minutes=30 is reached.*the same command goes on"):
-        Budget(minutes=30).check(account)
+        account.check(Budget(minutes=30))
 
 
 def test_a_budget_of_tokens_that_nobody_tells_is_refused():
     account = Account()
     account.book(entry(usage=None))
-    Budget(calls=9, minutes=9).check(account)
+    account.check(Budget(calls=9, minutes=9))
     with pytest.raises(BadInput, match="no token counts"):
-        Budget(tokens=100).check(account)
+        account.check(Budget(tokens=100))
 
 
 def test_an_estimate_by_hand():

@@ -11,10 +11,11 @@ import pytest
 from pydantic import BaseModel
 
 from equipoise.chat import client
-from equipoise.chat.account import Account, Budget
+from equipoise.chat.account import Account
 from equipoise.chat.calls import Call
 from equipoise.chat.client import Chat, resolve
 from equipoise.chat.record import Record
+from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 

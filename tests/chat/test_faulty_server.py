@@ -13,10 +13,11 @@ import pytest
 from pydantic import BaseModel
 
 from equipoise.chat import client
-from equipoise.chat.account import Account, Budget
+from equipoise.chat.account import Account
 from equipoise.chat.calls import Call, Reply
 from equipoise.chat.client import Chat
 from equipoise.chat.record import Record
+from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.data.records import Message
 from faulty_server import FaultyServer

@@ -74,7 +74,7 @@ def test_failures_exit_1_and_the_budget_3_with_a_report_all_the_same(mine, tmp_p
     assert study(*command, "--budget", "optimizer_steps=5", "--out", tmp_path / "short") == 3
     out, error = capsys.readouterr()
     assert Path(out.splitlines()[-1]).is_file()
-    assert "The budget of 5 optimizer_steps is reached" in error
+    assert "The budget of optimizer_steps=5 is reached" in error
 
 
 def test_reports_of_what_is_no_study(tmp_path, mine, capsys):

@@ -15,7 +15,8 @@ from typing import Any
 
 from equipoise.chat.calls import Call
 from equipoise.chat.record import Entry, Record, Usage
-from equipoise.core.errors import BadInput, BudgetReached, did_you_mean
+from equipoise.core.budget import TOKENS, Budget
+from equipoise.core.errors import BadInput, BudgetReached
 from equipoise.core.numbers import number
 
 Prices = Mapping[str, tuple[float, float, float]]
@@ -80,6 +81,23 @@ class Account:
         """Count a call that the record answered."""
         self._tally(model, phase).from_record += 1
 
+    def check(self, budget: Budget, *, in_flight: int = 0) -> None:
+        """Raises BudgetReached when one more call, beside those in flight, would go over a limit.
+
+        Calls are exact. Tokens, dollars and minutes are compared before each call: those in flight are finished and
+        stored. Raises BadInput for a limit of what the provider does not tell.
+        """
+        total = self.total()
+        if total.uncounted and budget.limits.keys() & {"tokens", "usd", *TOKENS}:
+            raise BadInput(
+                "The provider tells no token counts, so a budget of tokens or usd cannot be kept; give calls= or minutes=."
+            )
+        spent = {"calls": total.calls + in_flight, "usd": self.usd() or 0.0, "seconds": total.seconds}
+        spent |= {"prompt_tokens": total.usage.prompt, "cached_prompt_tokens": total.usage.cached}
+        spent |= {"generated_tokens": total.usage.generated}
+        if reached := budget.reached(spent, minutes=(time.monotonic() - self.started) / 60):
+            raise BudgetReached(reached)
+
     def has_price(self, model: str) -> bool:
         return model in self.prices or model.startswith(LOCAL)
 
@@ -122,70 +140,6 @@ class Account:
         if free or not tally.calls:
             return 0.0
         return None if tally.uncounted else _dollars(model, tally.usage, self.prices)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits of a pipeline. calls, tokens and usd are totals over all attempts; minutes are of this attempt.
-
-    So the same command with a larger budget goes on where it stopped; a limit of time means "work so long, now".
-    Calls are exact. Tokens, dollars and minutes are compared before each call: those in flight are finished and stored.
-    """
-
-    calls: float | None = None
-    tokens: float | None = None
-    usd: float | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in LIMITS:
-            limit = getattr(self, name)
-            if limit is not None and not 0 <= limit < math.inf:
-                raise BadInput(f"A budget of {name}={limit!r} is none: expected a number of 0 or more.")
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """From "calls=500,usd=4,tokens=2e6,minutes=30". Raises BadInput naming what is not understood."""
-        limits: dict[str, float] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = (piece.strip() for piece in part.partition("="))
-            if name not in LIMITS:
-                raise BadInput(f"A budget has no {name!r}. {did_you_mean(name, LIMITS)} Example: calls=500,usd=4.")
-            if name in limits:
-                raise BadInput(f"The budget names {name} twice; name it once.")
-            try:
-                limits[name] = float(value)
-            except ValueError:
-                raise BadInput(f"A budget of {part!r} is none: expected a number, as in {name}=500.") from None
-        if not limits:
-            raise BadInput("The budget is empty; name at least one limit, such as calls=500.")
-        return cls(**limits)
-
-    def check(self, account: Account, *, in_flight: int = 0) -> None:
-        """Raises BudgetReached when one more call, beside those in flight, would go over a limit."""
-        total = account.total()
-        if self.calls is not None and total.calls + in_flight + 1 > self.calls:
-            self._stop("calls", total.calls + in_flight)
-        if total.uncounted and (self.tokens is not None or self.usd is not None):
-            raise BadInput(
-                "The provider tells no token counts, so a budget of tokens or usd cannot be kept; give calls= or minutes=."
-            )
-        if self.tokens is not None and (tokens := total.usage.prompt + total.usage.generated) >= self.tokens:
-            self._stop("tokens", tokens)
-        if self.usd is not None and (usd := account.usd()) is not None and usd >= self.usd:
-            self._stop("usd", usd)
-        if self.minutes is not None and (minutes := (time.monotonic() - account.started) / 60) >= self.minutes:
-            self._stop("minutes", minutes)
-
-    def _stop(self, name: str, reached: float) -> None:
-        again = "the same command goes on" if name == "minutes" else f"the same command with a larger {name}= goes on"
-        raise BudgetReached(
-            f"The budget of {name}={number(getattr(self, name))} is reached ({number(reached)}); what was answered is "
-            f"stored, {again}."
-        )
-
-
-LIMITS = ("calls", "tokens", "usd", "minutes")
 
 
 @dataclass(frozen=True, slots=True)

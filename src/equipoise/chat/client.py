@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from equipoise.chat.account import LOCAL, OWN, Account, Budget
+from equipoise.chat.account import LOCAL, OWN, Account
 from equipoise.chat.calls import Call, Message, Reply, Status
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.chat.structured import Unfit, parse, repair, response_schema
 from equipoise.chat.templates import ROLES
+from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.progress import Bar, progress
@@ -103,7 +104,7 @@ class Chat:
         self._identity = _identity(self.name, self._model_args, base_url)
         if max_connections is not None and max_connections < 1:
             raise BadInput(f"max_connections is {max_connections}; expected 1 or more.")
-        if budget is not None and budget.usd is not None and not offline and not account.has_price(self.name):
+        if budget is not None and "usd" in budget.limits and not offline and not account.has_price(self.name):
             raise BadInput(
                 f"A budget in usd needs the price of {self.name}: Account(prices={{{self.name!r}: (prompt, cached, "
                 f"generated)}}), in dollars per million tokens."
@@ -260,7 +261,7 @@ class Chat:
             return known
         if self.budget is not None:
             try:
-                self.budget.check(self.account, in_flight=self._in_flight)
+                self.account.check(self.budget, in_flight=self._in_flight)
             except EquipoiseError as error:
                 raise _Stop(error) from None
         self._in_flight += 1

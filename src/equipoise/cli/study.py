@@ -172,7 +172,7 @@ def run(
     stall
         Seconds without a sign of life after which a run is given up.
     budget
-        Stop cleanly at minutes=30,calls=500,tokens=2e6 or any other cost, counted for this command.
+        Stop cleanly at minutes=30,calls=500,tokens=2e6 or any other cost: minutes of this command, others in all.
     fail_fast
         Stop at the first run that fails.
     fresh
@@ -185,9 +185,10 @@ def run(
         Print verdicts and paths as one JSON object.
     """
     from equipoise.core import progress
+    from equipoise.core.budget import Budget
     from equipoise.study import registry
     from equipoise.study.display import Display
-    from equipoise.study.execute import Budget, run_study
+    from equipoise.study.execute import run_study
 
     declaration = registry.load(name)
     given = declaration.options(_given(set_ or [], options), text=True)
@@ -217,7 +218,7 @@ def run(
         )
     _judge_and_render(done.study, [target], target, json=json, done=done)
     if done.budget:
-        say(f"{done.budget} Run the same command again to go on.")
+        say(done.budget)
         return 3
     if done.failed:
         say(f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}")

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from equipoise.chat.account import Account, Budget
+from equipoise.chat.account import Account
 from equipoise.chat.client import Chat, resolve
 from equipoise.chat.record import Record
+from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
 from equipoise.core.secrets import SECRET_NAME
 from equipoise.judging.biases import Bias
@@ -83,7 +84,7 @@ class Casting:
                 raise BadInput(
                     f"There is a price for {priced!r}, which takes no part. {did_you_mean(priced, self.models)}"
                 )
-        if self.budget is None or self.budget.usd is None or self.asked.replay is not None:
+        if self.budget is None or "usd" not in self.budget.limits or self.asked.replay is not None:
             return
         account = Account(self.prices)
         for model in self.models:

@@ -13,7 +13,7 @@ from equipoise.judging.result import JudgeAudit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from equipoise.chat.account import Budget
+    from equipoise.core.budget import Budget
     from equipoise.judging.pairs import Pair
     from equipoise.judging.roles import Judge, Teacher
 

@@ -10,14 +10,15 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from equipoise.core.cost import UNITS
-from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.budget import Budget
+from equipoise.core.cost import total
+from equipoise.core.errors import BadInput
 from equipoise.core.files import lock, set_aside
 from equipoise.core.progress import is_quiet
 from equipoise.core.secrets import redact
@@ -66,42 +67,6 @@ class Conducted:
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     budget: str = ""
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Limits on what one command spends: minutes of its wall clock, and named costs over all its attempts.
-
-    `tokens` stands for all costs that are counted in tokens.
-    """
-
-    limits: Mapping[str, float]
-
-    @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """From "minutes=30,calls=500". Raises BadInput naming the part that is wrong."""
-        limits = {}
-        for part in filter(None, (each.strip() for each in text.split(","))):
-            name, _, amount = part.partition("=")
-            try:
-                limits[name.strip()] = float(amount)
-            except ValueError:
-                raise BadInput(f"--budget: {part!r} is not NAME=AMOUNT, as in minutes=30,calls=500.") from None
-            known = ["minutes", "tokens", *(unit for unit in UNITS if not unit.startswith("peak"))]
-            if name.strip() not in known:
-                raise BadInput(f"--budget: {name.strip()!r} is no cost. {did_you_mean(name.strip(), known)}")
-            if not limits[name.strip()] > 0:
-                raise BadInput(f"--budget: {part!r} must be more than 0.")
-        return cls(limits)
-
-    def reached(self, minutes: float, spent: Mapping[str, float]) -> str:
-        """A sentence when a limit is reached, else ""."""
-        amounts = {**spent, "minutes": minutes}
-        amounts["tokens"] = sum(amount for name, amount in spent.items() if UNITS.get(name) == "tokens")
-        for name, limit in self.limits.items():
-            if amounts.get(name, 0) >= limit:
-                return f"The budget of {limit:g} {name} is reached ({amounts[name]:.4g} used)."
-        return ""
 
 
 def run_study(
@@ -155,7 +120,7 @@ def run_study(
             reference=plan.reference,
             options=study.options,
         )
-        return _conduct(plan, made, budget or Budget({}), fail_fast, show)
+        return _conduct(plan, made, budget or Budget(), fail_fast, show)
 
 
 class _Plan:
@@ -315,10 +280,15 @@ class _Plan:
 def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Show) -> Conducted:
     started = time.monotonic()
     running: dict[str, Task] = {}
+    before = _spent(plan.store)
     spent: dict[str, dict[str, float]] = {}
     opened: Engine
     with engine as opened:
         while plan.waiting or running:
+            totals = total({**before, **spent})
+            plan.done.budget = budget.reached(totals, minutes=(time.monotonic() - started) / 60)
+            if plan.done.budget:
+                return plan.done
             while len(running) < opened.slots and (task := plan.next()) is not None:
                 running[task.key] = task
                 opened.submit(task)
@@ -338,15 +308,16 @@ def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Sh
                         show.line(f"{_label(task)} {event.state}: {event.text}\n  log: {log}")
                         if fail_fast:
                             return plan.done
-            totals: dict[str, float] = {}
-            for amounts in spent.values():
-                for name, amount in amounts.items():
-                    totals[name] = totals.get(name, 0) + amount
-            plan.done.budget = budget.reached((time.monotonic() - started) / 60, totals)
-            if plan.done.budget and (plan.waiting or running):
-                return plan.done
-    plan.done.budget = ""
     return plan.done
+
+
+def _spent(store: Store) -> dict[str, dict[str, float]]:
+    """What each stored run cost in earlier commands, all its attempts; a damaged one is told where it is read."""
+    found = {}
+    for path in (*store.root.glob(f"runs/*/{COST}"), *store.root.glob(f"preparations/*/{COST}")):
+        with suppress(ValueError, OSError, KeyError):
+            found[str(path)] = total(read_json(path)["spent"])
+    return found
 
 
 def _label(task: Task) -> str:

@@ -1,0 +1,56 @@
+"""Budgets: as typed, as refused, and where each limit stops."""
+
+import pytest
+
+from equipoise.core.budget import Budget
+from equipoise.core.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("calls=500", Budget(calls=500)),
+        (" calls=500, usd = 4.5,tokens=2e6,minutes=30 ", Budget(calls=500, tokens=2e6, usd=4.5, minutes=30)),
+        ("calls=0", Budget(calls=0)),
+        ("optimizer_steps=9", Budget(optimizer_steps=9)),
+    ],
+)
+def test_budgets_as_typed(text, budget):
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("call=5", "no 'call'. Did you mean 'calls'"),
+        ("minuts=3", "Did you mean 'minutes'"),
+        ("peak_bytes=3", "no 'peak_bytes'"),
+        ("calls", "expected NAME=NUMBER"),
+        ("calls=many", "expected NAME=NUMBER"),
+        ("calls=-1", "0 or more"),
+        ("usd=nan", "0 or more"),
+        ("usd=inf", "0 or more"),
+        ("", "empty"),
+        ("calls=1,calls=2", "twice"),
+    ],
+)
+def test_budgets_that_are_none(text, problem):
+    with pytest.raises(BadInput, match=problem):
+        Budget.parse(text)
+
+
+def test_a_limit_is_reached_at_its_amount_and_says_how_to_go_on():
+    budget = Budget(calls=3, minutes=2)
+    assert budget.reached({"calls": 2.9}, minutes=1.9) == ""
+    assert budget.reached({"calls": 3}, minutes=0) == (
+        "The budget of calls=3 is reached (3); what was done is stored, and the same command goes on with a larger calls=."
+    )
+    assert budget.reached({}, minutes=2.5) == (
+        "The budget of minutes=2 is reached (2.50); what was done is stored, and the same command goes on."
+    )
+
+
+def test_tokens_are_counted_together_and_cached_ones_once():
+    budget = Budget(tokens=10)
+    assert budget.reached({"prompt_tokens": 4, "cached_prompt_tokens": 3, "generated_tokens": 5}, minutes=0) == ""
+    assert "tokens=10" in budget.reached({"prompt_tokens": 4, "generated_tokens": 5, "trained_tokens": 1}, minutes=0)
