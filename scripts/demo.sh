@@ -10,7 +10,7 @@ job=
 if [ "$model" = smollm2 ]; then
     "$equipoise" models fetch smollm2 >&2
     study="--steps 40 --batch-size 4 --train-blocks 10 --evaluations 4"
-    job="--steps 40 --batch-size 4 --train-blocks 10 --rate 3e-4 --chat-template none"
+    job="--steps 40 --batch-size 4 --train-blocks 10 --learning-rate 3e-4 --chat-template none"
 fi
 
 echo "1/2 The scales: what does forgetting cost? (3 seeds, 3 arms: a preview of the recorded study)" >&2

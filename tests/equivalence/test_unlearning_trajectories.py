@@ -59,14 +59,14 @@ def world(tmp_path_factory):
         (folder / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     records = [record for side in ("forget", "retain") for record in read_records(folder / f"{side}.jsonl")]
     model = tiny([f"{r.prompt} {r.completion}" for r in records], seed=0, width=32, layers=2, heads=2)
-    teach(model, records, seed=0, epochs=60, rate=5e-3, batch_size=12)
+    teach(model, records, seed=0, epochs=60, learning_rate=5e-3, batch_size=12)
     model.save(folder / "model")
     return folder
 
 
 def words(world, out, *more):
     files = ["--forget", world / "forget.jsonl", "--retain", world / "retain.jsonl", "--model", world / "model"]
-    shape = ["--steps", STEPS, "--batch-size", BATCH, "--evaluate-every", 3, "--rate", 1e-3]
+    shape = ["--steps", STEPS, "--batch-size", BATCH, "--evaluate-every", 3, "--learning-rate", 1e-3]
     return [str(w) for w in ["unlearn", *files, *shape, "--device", "cpu", "--quiet", "--out", out, *more]]
 
 
@@ -148,7 +148,7 @@ def launched(world, out, *more, processes=1, kill_after=None):
 
 
 def test_micro_batches(world, plain, tmp_path):
-    agree(plain("sago"), run(world, tmp_path / "split", *ALL["sago"], "--micro-batch", 3), world / "model")
+    agree(plain("sago"), run(world, tmp_path / "split", *ALL["sago"], "--micro-batch-size", 3), world / "model")
 
 
 def test_attention(world, plain, tmp_path):
@@ -172,7 +172,7 @@ def test_a_lean_of_one_in_a_thousand_is_caught(world, plain, tmp_path, monkeypat
         return leaned
 
     monkeypatch.setattr(objectives, "gd_loss", leaning)
-    other = run(world, tmp_path / "leaning", *ALL["sago"], "--micro-batch", 3)
+    other = run(world, tmp_path / "leaning", *ALL["sago"], "--micro-batch-size", 3)
     with pytest.raises(AssertionError):
         agree(plain("sago"), other, world / "model")
 
@@ -181,7 +181,7 @@ def test_a_lean_of_one_in_a_thousand_is_caught(world, plain, tmp_path, monkeypat
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", ALL)
 def test_micro_batches_of_every_method(world, plain, tmp_path, name, size):
-    agree(plain(name), run(world, tmp_path / "split", *ALL[name], "--micro-batch", size), world / "model")
+    agree(plain(name), run(world, tmp_path / "split", *ALL[name], "--micro-batch-size", size), world / "model")
 
 
 # Not LoRA: what an adapter adds to every key alike changes no attention, so its gradient is zero but for rounding, and

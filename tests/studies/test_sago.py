@@ -41,4 +41,4 @@ def test_every_combination_sees_the_published_weights():
     weights = {arm.settings["objective"]: arm.settings["retain_weight"] for arm in study.arms}
     assert weights == {"simnpo": 0.1, "ga": 1.0, "rmu": 1.0}
     assert {arm.kind for arm in study.arms} == {"method", "baseline", "control"}
-    assert len({tuple(arm.grid["rate"]) for arm in study.arms}) == 1
+    assert len({tuple(arm.grid["learning_rate"]) for arm in study.arms}) == 1

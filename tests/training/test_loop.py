@@ -55,7 +55,7 @@ def loss(model, batch):
 
 
 def settings(**changes):
-    return Settings(**{"steps": 6, "rate": 0.05, "batch_size": 8, **changes})
+    return Settings(**{"steps": 6, "learning_rate": 0.05, "batch_size": 8, **changes})
 
 
 def run(model, chosen, *, order=None, step=None, **options):
@@ -80,7 +80,7 @@ def test_adamw_by_hand():
     model = nn.Linear(1, 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(1.0)
-    chosen = Settings(steps=3, rate=0.1, batch_size=2, clip=0.5, weight_decay=0.01, warmup=0.3)
+    chosen = Settings(steps=3, learning_rate=0.1, batch_size=2, max_grad_norm=0.5, weight_decay=0.01, warmup_ratio=0.3)
     data = [(2.0, 3.0), (1.0, -1.0)]
 
     def squares(model, batch):
@@ -100,7 +100,7 @@ def test_adamw_by_hand():
         g = sum(2 * (w * x - y) * x for x, y in data) / 2
         assert seen[t - 1]["gradient_norm"] == pytest.approx(abs(g), rel=1e-12)
         assert seen[t - 1]["loss"] == pytest.approx(sum((w * x - y) ** 2 for x, y in data) / 2, rel=1e-12)
-        assert seen[t - 1]["rate"] == pytest.approx(rate)
+        assert seen[t - 1]["learning_rate"] == pytest.approx(rate)
         g *= min(1, 0.5 / (abs(g) + 1e-6))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         w *= 1 - rate * 0.01
@@ -108,12 +108,12 @@ def test_adamw_by_hand():
     assert model.weight.item() == pytest.approx(w, rel=1e-10)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8, 100])
-def test_micro_batches_give_one_trajectory(micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 8, 100])
+def test_micro_batches_give_one_trajectory(micro_batch_size):
     """Unequal weights and a remainder (8 = 3 + 3 + 2); no drift to one side either."""
     whole, split = Net(), Net()
     run(whole, settings())
-    run(split, settings(micro_batch=micro_batch))
+    run(split, settings(micro_batch_size=micro_batch_size))
     for name, expected in weights(whole).items():
         assert_close(weights(split)[name], expected, rtol=1e-11, atol=1e-13)
 
@@ -131,7 +131,7 @@ def test_only_what_requires_a_gradient_and_is_reached_moves():
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_resume_is_exact(at, tmp_path):
     """Bit by bit, dropout included, through a file, with a log that holds no line twice."""
-    chosen = settings(steps=7, micro_batch=3)
+    chosen = settings(steps=7, micro_batch_size=3)
     whole = Net(dropout=0.3)
     run(whole, chosen, log=tmp_path / "whole.jsonl")
 
@@ -197,13 +197,13 @@ def test_every_callback_sees_every_step():
 def test_state_of_another_training():
     states = []
     run(Net(), settings(), save=lambda nested: states.append(copied(nested)), save_every=2)
-    with pytest.raises(BadInput, match=r"rate=0.05, this one rate=0.1"):
-        run(Net(), settings(rate=0.1), state=states[0])
+    with pytest.raises(BadInput, match=r"learning_rate=0.05, this one learning_rate=0.1"):
+        run(Net(), settings(learning_rate=0.1), state=states[0])
     other = Net()
     other.inner = nn.Linear(4, 4, bias=False).double()
     with pytest.raises(BadInput, match=r"other parameters \(inner.bias"):
         run(other, settings(), state=states[0])
-    run(Net(), settings(micro_batch=2), state=states[0])  # memory may differ from machine to machine
+    run(Net(), settings(micro_batch_size=2), state=states[0])  # memory may differ from machine to machine
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -244,19 +244,19 @@ def test_a_batch_without_tokens_says_so():
 
 
 @pytest.mark.parametrize(
-    ("error", "micro_batch", "remedy"),
+    ("error", "micro_batch_size", "remedy"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), 6, r"6 examples at once: use micro_batch=3 "),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), None, r"8 .*micro_batch=4 "),
+        (torch.OutOfMemoryError("CUDA out of memory"), 6, r"6 examples at once: use micro_batch_size=3 "),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), None, r"8 .*micro_batch_size=4 "),
         (RuntimeError("MPS backend out of memory"), 1, r"1 examples at once: use shorter"),
     ],
 )
-def test_out_of_memory_names_the_next_micro_batch(error, micro_batch, remedy):
+def test_out_of_memory_names_the_next_micro_batch(error, micro_batch_size, remedy):
     def failing(model, batch):
         raise error
 
     with pytest.raises(WorkFailed, match=remedy):
-        run(Net(), settings(micro_batch=micro_batch), step=OneLoss(failing))
+        run(Net(), settings(micro_batch_size=micro_batch_size), step=OneLoss(failing))
 
 
 def test_other_errors_pass():
@@ -290,7 +290,7 @@ def test_every_step_draws_anew():
         return loss(model, batch)
 
     for seed in (0, 1):
-        run(Net(), settings(seed=seed, micro_batch=4), step=OneLoss(drawing))
+        run(Net(), settings(seed=seed, micro_batch_size=4), step=OneLoss(drawing))
     assert len(set(drawn)) == len(drawn) == 24
 
 
@@ -310,7 +310,7 @@ def test_log_is_json_and_new_for_a_new_training(tmp_path):
         run(Net(), settings(steps=3), log=log)
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2, 3]
-        assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate"}
+        assert set(rows[0]) == {"step", "loss", "gradient_norm", "learning_rate"}
 
 
 def test_bfloat16_parameters_are_accumulated_in_float32():
@@ -329,15 +329,15 @@ def test_bfloat16_parameters_are_accumulated_in_float32():
     assert model.weight.grad is None
     assert not model.weight._post_accumulate_grad_hooks
     fit(
-        model, OneLoss(total), lambda _: range(4), Settings(steps=2, rate=0.1, batch_size=4, micro_batch=1),
+        model, OneLoss(total), lambda _: range(4), Settings(steps=2, learning_rate=0.1, batch_size=4, micro_batch_size=1),
         collate=lambda examples: batches[0],
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
 def test_schedules(schedule):
-    chosen = settings(steps=20, rate=2.0, warmup=0.2, schedule=schedule)
-    rates = [chosen.rate_at(step) for step in range(20)]
+    chosen = settings(steps=20, learning_rate=2.0, warmup_ratio=0.2, schedule=schedule)
+    rates = [chosen.learning_rate_at(step) for step in range(20)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     expected = {
         "constant": lambda x: 2.0,
@@ -349,7 +349,7 @@ def test_schedules(schedule):
 
 
 def test_settings_are_closed():
-    for wrong in ({"steps": 0}, {"rate": 0.0}, {"step": 3}, {"warmup": 1.5}, {"clip": 0.0}, {"betas": (0.9, 1.0)}):
+    for wrong in ({"steps": 0}, {"learning_rate": 0.0}, {"step": 3}, {"warmup_ratio": 1.5}, {"max_grad_norm": 0.0}, {"betas": (0.9, 1.0)}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             settings(**wrong)
 

@@ -51,9 +51,9 @@ def cross_entropy(model, batch):
     return F.cross_entropy(model(batch).float(), (3 * batch + 1) % 7, reduction="sum"), len(batch)
 
 
-def run(model, step, *, rate=1e-5, steps=STEPS, **options):
+def run(model, step, *, learning_rate=1e-5, steps=STEPS, **options):
     return fit(
-        model, step, lambda index: [index % 2, (index + 1) % 2, 1, 0], Settings(steps=steps, rate=rate, batch_size=4),
+        model, step, lambda index: [index % 2, (index + 1) % 2, 1, 0], Settings(steps=steps, learning_rate=rate, batch_size=4),
         **{"collate": torch.tensor, **options},
     )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_the_end_is_the_rounded_end_of_float32(dtype, two):
     start = narrow.table.detach().clone()
     step = TwoGradients(along(-0.5), along(), sago.combine) if two else OneLoss(along())
     batch = (lambda rows: (torch.tensor(rows), torch.tensor(rows[:3]))) if two else torch.tensor
-    whole, rounded = (run(model, step, rate=1e-4, collate=batch) for model in (wide, narrow))
+    whole, rounded = (run(model, step, learning_rate=1e-4, collate=batch) for model in (wide, narrow))
     assert torch.equal(narrow.table, wide.table.to(dtype))
     assert whole.moved == 1.0
     expected = (wide.table.to(dtype) != start).float().mean().item()
@@ -89,12 +89,12 @@ def test_updates_below_the_last_bit_add_up():
     def falling(model, batch):
         return model.table.float().sum(), 1
 
-    run(model, OneLoss(falling), rate=2e-4)
+    run(model, OneLoss(falling), learning_rate=2e-4)
     assert (model.table == 1 - 2**-8).all()
     still = table_alone(torch.bfloat16)
     with torch.no_grad():
         still.table.fill_(1.0)
-    assert run(still, OneLoss(falling), rate=1e-6).moved == 0.0
+    assert run(still, OneLoss(falling), learning_rate=1e-6).moved == 0.0
 
 
 def test_a_kill_changes_nothing(tmp_path):
@@ -106,7 +106,7 @@ def test_a_kill_changes_nothing(tmp_path):
         save_state(tmp_path / f"{state['step']}.safetensors", state)
         states.append(state["step"])
 
-    result = run(whole, OneLoss(cross_entropy), rate=1e-3, steps=6, save=save, save_every=1)
+    result = run(whole, OneLoss(cross_entropy), learning_rate=1e-3, steps=6, save=save, save_every=1)
     assert states == [1, 2, 3, 4, 5, 6]
     for step in states:
         state = load_state(tmp_path / f"{step}.safetensors")
@@ -114,7 +114,7 @@ def test_a_kill_changes_nothing(tmp_path):
         assert stored.dtype == state["moments"]["table"]["exp_avg"].dtype == torch.float32
         assert step == 6 or not torch.equal(stored, stored.bfloat16().float())
         again = copy.deepcopy(begun)
-        assert run(again, OneLoss(cross_entropy), rate=1e-3, steps=6, state=state).moved == result.moved
+        assert run(again, OneLoss(cross_entropy), learning_rate=1e-3, steps=6, state=state).moved == result.moved
         assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True)), step
     assert 0 < result.moved < 1  # some rows of the table are never read
 

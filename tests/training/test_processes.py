@@ -72,7 +72,7 @@ for name, (step, draw, collate) in steps.items():
     model = Net()
     moments = []
     result = fit(
-        model, step, draw, Settings(steps=6, rate=0.02, batch_size=5, micro_batch=2), collate=collate,
+        model, step, draw, Settings(steps=6, learning_rate=0.02, batch_size=5, micro_batch_size=2), collate=collate,
         accelerator=accelerator, log=folder / f"{name}.jsonl",
         callbacks=[lambda moment: accelerator.is_main_process and moment.step == 5],
         save=lambda state: save_state(folder / f"{name}.state", state),
@@ -125,7 +125,7 @@ def run(name, shard, state=None):
         sharding.shard(model, model.blocks)
     result = fit(
         model, OneLoss(loss), lambda index: [(index + i) % 8 for i in range(4)],
-        Settings(steps=12, rate=2e-4, batch_size=4), collate=torch.tensor, accelerator=accelerator, save_every=5,
+        Settings(steps=12, learning_rate=2e-4, batch_size=4), collate=torch.tensor, accelerator=accelerator, save_every=5,
         save=lambda state: save_state(folder / f"{name}.{state['step']}", state), state=state,
     )
     accelerator.wait_for_everyone()

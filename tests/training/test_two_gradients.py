@@ -215,16 +215,16 @@ def test_conflicts_are_logged_by_the_number_of_the_step(accelerator, tmp_path):
     assert set(never(Net(), [collate(PAIRS)], accelerator, 0)[1]) == {"forget_loss", "retain_loss"}
 
 
-@pytest.mark.parametrize("micro_batch", [2, 5, 12])
-def test_training_is_the_same_for_every_micro_batch(micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [2, 5, 12])
+def test_training_is_the_same_for_every_micro_batch(micro_batch_size):
     ends = []
-    for size in (None, micro_batch):
+    for size in (None, micro_batch_size):
         model = Net()
         fit(
             model,
             TwoGradients(forget_loss, retain_loss, sago.combine, forget_weight=0.1),
             lambda index: PAIRS[index % 2 :],
-            Settings(steps=5, rate=0.01, batch_size=12, micro_batch=size),
+            Settings(steps=5, learning_rate=0.01, batch_size=12, micro_batch_size=size),
             collate=collate,
         )
         ends.append({name: p.detach() for name, p in model.named_parameters()})
@@ -244,7 +244,7 @@ def test_a_gradient_that_is_no_number_is_not_hidden_by_the_rule(side):
     before = model.layers[0].weight.detach().clone()
     with pytest.raises(WorkFailed, match="gradient norm is nan at step 1"):
         fit(
-            model, TwoGradients(*losses, sago.combine), lambda _: PAIRS, Settings(steps=2, rate=0.1, batch_size=12),
+            model, TwoGradients(*losses, sago.combine), lambda _: PAIRS, Settings(steps=2, learning_rate=0.1, batch_size=12),
             collate=collate,
         )  # fmt: skip
     assert torch.equal(model.layers[0].weight, before)

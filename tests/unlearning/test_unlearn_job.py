@@ -42,7 +42,7 @@ def taught(tmp_path_factory):
     texts = [f"{row['question']} {row['answer']}" for row in FORGET + RETAIN]
     model = tiny(texts, seed=0, width=32, layers=2, heads=2)
     records = SIDES.records
-    teach(model, [*records["forget"], *records["retain"]], seed=0, epochs=150, rate=5e-3, batch_size=8)
+    teach(model, [*records["forget"], *records["retain"]], seed=0, epochs=150, learning_rate=5e-3, batch_size=8)
     folder = tmp_path_factory.mktemp("model") / "taught"
     model.save(folder)
     return folder
@@ -61,7 +61,7 @@ def test_forgets_the_one_and_keeps_the_other(taught, files):
         forget=files / "forget.jsonl",
         retain=files / "retain.jsonl",
         steps=40,
-        rate=3e-3,
+        learning_rate=3e-3,
         batch_size=4,
         retain_weight=1.0,
         combine="sum",
@@ -75,7 +75,7 @@ def test_forgets_the_one_and_keeps_the_other(taught, files):
 
 def test_the_folder_is_the_model_that_was_trained(taught, files):
     model = load(taught, device="cpu")
-    done = unlearn(model, forget=FORGET, retain=RETAIN, steps=5, rate=1e-3, batch_size=4, out=files / "done")
+    done = unlearn(model, forget=FORGET, retain=RETAIN, steps=5, learning_rate=1e-3, batch_size=4, out=files / "done")
     again = load(files / "done", device="cpu")
     examples = encode(again, SIDES.records["forget"])
     ours, _ = log_likelihoods(done.model, examples)
@@ -97,7 +97,7 @@ def test_lora_writes_an_adapter_that_loads(taught, files):
         retain=RETAIN,
         steps=5,
         parameters="lora",
-        rank=2,
+        lora_rank=2,
         batch_size=4,
         out=files / "adapter",
     )
@@ -129,7 +129,7 @@ def test_stops_at_the_level_and_says_so(taught, files):
         forget=FORGET,
         retain=RETAIN,
         steps=200,
-        rate=3e-3,
+        learning_rate=3e-3,
         combine="sum",
         batch_size=4,
         evaluate_every=2,
@@ -143,7 +143,7 @@ def test_stops_at_the_level_and_says_so(taught, files):
 def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys):
     def words(out):
         words = ["unlearn", "--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
-        words += ["--steps", 16, "--rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
+        words += ["--steps", 16, "--learning-rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
         return [*map(str, words)]
 
     assert main(words(files / "quiet")) == 0
@@ -185,7 +185,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
             retain=RETAIN,
             objective="ga",
             combine="sum",
-            rate=1e30,
+            learning_rate=1e30,
             steps=50,
             batch_size=4,
             evaluate_every=1,
@@ -262,7 +262,7 @@ def test_nothing_forgotten_and_everything_lost_are_the_headline(result, said):
 
 
 def test_a_run_that_changes_nothing_says_so(taught):
-    done = unlearn(taught, forget=FORGET, retain=RETAIN, steps=1, rate=1e-12, batch_size=4)
+    done = unlearn(taught, forget=FORGET, retain=RETAIN, steps=1, learning_rate=1e-12, batch_size=4)
     assert done.moved < 0.5 and "Nothing was forgotten" in done.headline()
 
 

@@ -459,7 +459,7 @@ def _described(declaration: "Declaration", study: "Study") -> dict[str, Any]:
             }
             for claim in study.claims
         ],
-        "options": declaration.described_options(),
+        "options": declaration.parameters.described(),
     }
 
 

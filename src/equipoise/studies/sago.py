@@ -33,7 +33,7 @@ def sago(
 ) -> Study:
     """Sign-aligned gradients against the sum and projections, at equal steps and at equal forgetting."""
     tiny = model == "tiny"
-    grid = {"rate": [3e-4, 1e-3]}
+    grid = {"learning_rate": [3e-4, 1e-3]}
     level = 0.5 if tiny else 0.7  # as deep as the arms came on tuning seeds before any test seed was run
 
     def arm(name: str, combine: str, kind: Literal["method", "baseline", "control"], objective: str = objective) -> Arm:
@@ -176,7 +176,7 @@ def unlearn(run: Run) -> None:
         objective=run.settings["objective"],
         combine="sum" if control else run.settings["combine"],
         retain_weight=run.settings["retain_weight"],
-        rate=run.settings["rate"],
+        learning_rate=run.settings["learning_rate"],
         steps=steps,
         batch_size=batch_size,
         train_blocks=run.options["train_blocks"] if run.settings["objective"] != "rmu" else None,

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.core.cost import UNITS
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.core.options import check_fields, choice, type_text
+from equipoise.core.options import Options, check_fields, choice
 from equipoise.study.claims import Claim
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from equipoise.study.run import Preparation, Run
 
 Json = Any  # None, bool, int, float, str, and lists and dicts of these
@@ -256,41 +254,20 @@ class Declaration:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @cached_property
-    def model(self) -> "type[BaseModel]":
-        """The options as a closed pydantic model."""
-        from pydantic import ConfigDict, create_model
-
-        hints = get_type_hints(self.function, include_extras=True)
-        parameters = inspect.signature(self.function).parameters
-        options: dict[str, Any] = {key: (hints[key], each.default) for key, each in parameters.items()}
-        config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
-        return create_model("Options", __config__=config, **options)
-
-    def described_options(self) -> list[dict[str, Json]]:
-        """Name, type (with its range), default and description of every option, for people."""
-        schema = self.model.model_json_schema()["properties"]
-        defaults = self.options()
-        return [
-            {
-                "name": name,
-                "type": type_text(schema[name]),
-                "default": defaults[name],
-                "description": schema[name].get("description", ""),
-            }
-            for name in self.model.model_fields
-        ]
+    def parameters(self) -> Options:
+        """The options that the study takes, as its function declares them."""
+        return Options(self.function, owner=f"Study {self.name!r}: ")
 
     def options(self, given: Mapping[str, Json] | None = None, *, text: bool = False) -> dict[str, Json]:
         """All options as JSON values, `given` over the defaults; `text`: strings as typed on a command line.
 
         Raises BadInput: an unknown option with the nearest names, a value outside its range with what was expected.
         """
-        return self._validate(given or {}, text).model_dump(mode="json")
+        return self.parameters.to_json(self.parameters.read(given or {}, text=text))
 
     def build(self, **given: Json) -> Study:
         """The study for these options; raises BadInput as `options` does, and for an inconsistent declaration."""
-        model = self._validate(given, text=False)
-        values = {key: getattr(model, key) for key in type(model).model_fields}
+        values = self.parameters.read(given)
         try:
             built = self.function(**values)
         except BadInput as error:
@@ -303,29 +280,11 @@ class Declaration:
             paper=self.paper,
             trades=self.trades,
             summary=self.summary,
-            options=model.model_dump(mode="json"),
+            options=self.parameters.to_json(values),
             source=self.source,
         )
 
     __call__ = build
-
-    def _validate(self, given: Mapping[str, Json], text: bool) -> "BaseModel":
-        from pydantic import ValidationError
-
-        known = self.model.model_fields
-        for key in given:
-            if key not in known:
-                raise BadInput(f"Study {self.name!r} has no option {key!r}. {did_you_mean(key, known)}")
-        values = {key: _from_text(self.model, key, value) for key, value in given.items()} if text else dict(given)
-        try:
-            return self.model.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            option = str(first["loc"][0])
-            expected = first["msg"].removeprefix("Input should be ").replace("Value error, ", "")
-            raise BadInput(
-                f"Study {self.name!r}: option {option!r} should be {expected}, but got {values.get(option)!r}."
-            ) from None
 
 
 def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Study]], Declaration]:
@@ -337,38 +296,13 @@ def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Stud
     _check_name("a study", name)
 
     def declare(function: Callable[..., Study]) -> Declaration:
-        for key, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                raise BadInput(f"Study {name!r}: *args and **kwargs cannot be options; name each one.")
-            if parameter.annotation is parameter.empty or parameter.default is parameter.empty:
-                raise BadInput(f"Study {name!r}: option {key!r} needs a type and a default.")
-        return Declaration(name, paper, trades, function)
+        declared = Declaration(name, paper, trades, function)
+        for option, parameter in declared.parameters.parameters.items():
+            if parameter.default is parameter.empty:
+                raise BadInput(f"Study {name!r}: option {option!r} needs a default.")
+        return declared
 
     return declare
-
-
-def _from_text(model: "type[BaseModel]", key: str, value: Json) -> Json:
-    """A string from the command line as the field wants it: as it is, else as JSON (lists, null, numbers)."""
-    import json
-
-    from pydantic import TypeAdapter, ValidationError
-
-    if not isinstance(value, str):
-        return value
-    field_info = model.model_fields[key]
-    adapter = TypeAdapter(field_info.rebuild_annotation())
-    candidates: list[Json] = [value]
-    try:
-        candidates.append(json.loads(value))
-    except ValueError:
-        candidates.append([part.strip() for part in value.split(",")])
-    for candidate in candidates:
-        try:
-            adapter.validate_python(candidate)
-        except ValidationError:
-            continue
-        return candidate
-    return value
 
 
 def _check_name(what: str, name: str) -> None:

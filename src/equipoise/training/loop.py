@@ -45,32 +45,32 @@ _FOR_THE_OPTIMIZER = ("for the optimizer's moments", "train fewer parameters, an
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """Settings of AdamW and its schedule; rate is the peak, warm-up a fraction of the steps."""
+    """Settings of AdamW and its schedule."""
 
     steps: int = Field(ge=1, description="Optimizer steps.")
-    rate: float = Field(gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
     batch_size: int = Field(default=32, ge=1, description="Examples of an optimizer step, over all processes.")
-    micro_batch: int | None = Field(
+    micro_batch_size: int | None = Field(
         default=None, ge=1, description="Examples in memory at once; None: all of a process."
     )
     schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
     seed: int = Field(default=0, ge=0)
 
-    def rate_at(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps - 1; warm-up rises to the peak, then constant, or down to (near) zero."""
         # transformers' schedules are one step behind: their first step has rate 0 and changes nothing.
-        warm = math.ceil(self.warmup * self.steps)
+        warm = math.ceil(self.warmup_ratio * self.steps)
         if step < warm:
-            return self.rate * (step + 1) / warm
+            return self.learning_rate * (step + 1) / warm
         left = (self.steps - step) / max(self.steps - warm, 1)
         if self.schedule == "linear":
-            return self.rate * left
-        return self.rate * (1.0 if self.schedule == "constant" else 0.5 * (1 - math.cos(math.pi * left)))
+            return self.learning_rate * left
+        return self.learning_rate * (1.0 if self.schedule == "constant" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
 Gradients = list[Tensor | None]  # one for each parameter that requires one, as `mean_gradient` returns them
@@ -246,7 +246,7 @@ def fit(
         moved = masters(parameters)
     optimizer = torch.optim.AdamW(
         moved.values(),
-        lr=settings.rate,
+        lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
@@ -276,7 +276,7 @@ def fit(
                         "sharded training needs it: choose a multiple."
                     )
                 own = drawn[accelerator.process_index :: accelerator.num_processes]
-                size = settings.micro_batch or max(len(own), 1)
+                size = settings.micro_batch_size or max(len(own), 1)
                 with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
                     window = [
                         send_to_device(collate(own[first : first + size]), accelerator.device)
@@ -284,11 +284,11 @@ def fit(
                     ]
                     gradients, metrics = step(model, window, accelerator, index)
                     _put_gradients(moved.values(), gradients)
-                norm = whole(nn.utils.clip_grad_norm_(moved.values(), settings.clip or math.inf))
+                norm = whole(nn.utils.clip_grad_norm_(moved.values(), settings.max_grad_norm or math.inf))
                 # The only transfer of a step: what is not finite has to be known before it is applied.
                 numbers = _numbers({**metrics, "gradient_norm": norm})
                 _refuse_not_finite(numbers, index)
-                rate = settings.rate_at(index)
+                rate = settings.learning_rate_at(index)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 with memory_advice(*_FOR_THE_OPTIMIZER):
@@ -296,7 +296,7 @@ def fit(
                 optimizer.zero_grad()
                 round_into(parameters.values(), moved.values())
                 done = index + 1
-                numbers["rate"] = rate
+                numbers["learning_rate"] = rate
                 write({"step": done, **numbers})
                 wishes = [callback(Moment(done, model, numbers)) for callback in callbacks]  # every one sees every step
                 stopped = any(wishes)
@@ -353,7 +353,7 @@ def _refuse_not_finite(numbers: Mapping[str, float], index: int) -> None:
 def _smaller(size: int) -> str:
     if size <= 1:
         return "use shorter examples (a smaller max_length) or a smaller model"
-    return f"use micro_batch={size // 2} (--micro-batch {size // 2}); the result is the same"
+    return f"use micro_batch_size={size // 2} (--micro-batch-size {size // 2}); the result is the same"
 
 
 def _state(
@@ -400,7 +400,7 @@ def _restore(
     now = settings.model_dump(mode="json")
     for name, stored in state["settings"].items():
         # Of the settings only the size of the micro-batch may change: it does not change the result.
-        if name != "micro_batch" and stored != now[name]:
+        if name != "micro_batch_size" and stored != now[name]:
             raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
     different = sorted(state["parameters"].keys() ^ parameters.keys())
     different += [

@@ -31,8 +31,8 @@ def world(model: str, seed: int) -> World:
     return people(seed, **SIZES["tiny" if model == "tiny" else "other"])
 
 
-TINY_TEACHING: dict[str, Any] = {"epochs": 8, "rate": 3e-3, "batch_size": 32}
-OTHER_TEACHING: dict[str, Any] = {"epochs": 6, "rate": 1e-4, "batch_size": 16}
+TINY_TEACHING: dict[str, Any] = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 32}
+OTHER_TEACHING: dict[str, Any] = {"epochs": 6, "learning_rate": 1e-4, "batch_size": 16}
 BLOCKS_RATE = 4e-4  # when only some blocks are taught
 CHECKPOINT = 100  # optimizer steps of teaching between checkpoints
 SPLITS: dict[Split, str] = {"forget": "forget_accuracy", "neighbour": "retain_accuracy", "general": "general_accuracy"}
@@ -88,7 +88,7 @@ def teach(model: str, preparation: Any) -> None:
     else:
         language_model = load(model, chat_template="none")
         train_blocks = preparation.options.get("train_blocks")
-        passes = OTHER_TEACHING if train_blocks is None else {**OTHER_TEACHING, "rate": BLOCKS_RATE}
+        passes = OTHER_TEACHING if train_blocks is None else {**OTHER_TEACHING, "learning_rate": BLOCKS_RATE}
         prepare(language_model, Recipe(train_blocks=train_blocks))
     tokens = sum(len(example.input_ids) for example in encode(language_model, fiction.teaching))
     tiny.teach(

@@ -129,7 +129,7 @@ class Forgetting(Request):
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
-        size = min(recipe.micro_batch or recipe.batch_size, len(examples["forget"]))
+        size = min(recipe.micro_batch_size or recipe.batch_size, len(examples["forget"]))
         longest = sorted(examples["forget"], key=lambda example: len(example.input_ids))[-size:]
         _probe(language_model, longest[-1:])  # the first pass of a process is slow
         began = time.perf_counter()
@@ -159,7 +159,7 @@ class Forgetting(Request):
         language_model = self._opened(folder)
         recipe, sides, source = self.recipe, self.sides, language_model.source
         scales = _Scales(
-            sides, batch_size=max(recipe.micro_batch or recipe.batch_size, 16), max_length=recipe.max_length
+            sides, batch_size=max(recipe.micro_batch_size or recipe.batch_size, 16), max_length=recipe.max_length
         )
         forget = encode(language_model, sides.records["forget"], max_length=recipe.max_length)
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)

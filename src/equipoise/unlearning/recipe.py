@@ -54,17 +54,17 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         description="Margin of SimNPO, taken off beta times the loss per token; beta times released code's.",
     )
     steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
-    rate: Positive | None = Field(
+    learning_rate: Positive | None = Field(
         default=None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
     )
     steps: Count = Field(default=100, description="Optimizer steps.")
     batch_size: Count = Field(default=16, description="Forget records a step, and as many retain records.")
-    micro_batch: Count | None = Field(default=None, description="Records in memory at once; a batch is split to fit.")
+    micro_batch_size: Count | None = Field(default=None, description="Records in memory at once; a batch is split to fit.")
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=512, description="Tokens of a record; what is longer is cut."
     )
     train_blocks: Count | None = Field(default=None, description="Train the last so many transformer blocks only.")
-    rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
+    lora_rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the data order and of every draw.")
 
     @property
@@ -83,7 +83,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """Every word with its value, for a model with so many trained parameters; beta only where the objective has one."""
         words = self.model_dump() | {
             "retain_weight": self.resolved_retain_weight,
-            "rate": self.resolved_rate(trained_parameters),
+            "learning_rate": self.resolved_learning_rate(trained_parameters),
             "beta": self.resolved_beta,
         }
         return {key: value for key, value in words.items() if key in self.words() and value is not None}
@@ -93,13 +93,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         unused = {"gamma"} if self.objective != "simnpo" else set()
         unused |= {"beta"} if self.objective not in ("npo", "simnpo") else set()
         unused |= {"steering"} if self.objective != "rmu" else {"retain_objective"}
-        unused |= {"rank"} if self.parameters != "lora" else {"train_blocks"}
+        unused |= {"lora_rank"} if self.parameters != "lora" else {"train_blocks"}
         return set(type(self).model_fields) - unused
 
-    def resolved_rate(self, trained_parameters: int) -> float:
-        """rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
-        if self.rate is not None:
-            return self.rate
+    def resolved_learning_rate(self, trained_parameters: int) -> float:
+        """learning_rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
+        if self.learning_rate is not None:
+            return self.learning_rate
         if self.parameters == "lora":
             return 2e-4
         return 1e-5 if trained_parameters > 1e9 else 5e-5 if trained_parameters > 5e7 else 1e-3

@@ -38,7 +38,7 @@ def prepare(language_model: LanguageModel, recipe: Recipe) -> LanguageModel:
     if recipe.parameters == "lora":
         if recipe.objective == "rmu" or recipe.train_blocks is not None:
             raise BadInput("LoRA has parameters of its own: leave --train-blocks out, and use ga, npo or simnpo.")
-        return adapters.attach(language_model, recipe.rank, 2.0 * recipe.rank, seed=recipe.seed)
+        return adapters.attach(language_model, recipe.lora_rank, 2.0 * recipe.lora_rank, seed=recipe.seed)
     stack = blocks(model)
     if recipe.objective == "rmu":
         trained = objectives.rmu_parameters(model, rmu_block(model))
@@ -111,9 +111,9 @@ def train(
         pairs(len(forget), len(retain), recipe.batch_size, recipe.seed),
         Settings(
             steps=recipe.steps,
-            rate=recipe.resolved_rate(trained),
+            learning_rate=recipe.resolved_learning_rate(trained),
             batch_size=recipe.batch_size,
-            micro_batch=recipe.micro_batch,
+            micro_batch_size=recipe.micro_batch_size,
             seed=recipe.seed,
         ),
         collate=together,

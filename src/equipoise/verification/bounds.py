@@ -325,7 +325,7 @@ class Search:
     """
 
     iterations: int = 300
-    rate: float = 0.5
+    learning_rate: float = 0.5
     multiplier_rate: float = 0.1
     decay: float = 0.98
     patience: int = 20
@@ -406,7 +406,7 @@ def optimise(
 
     adam = torch.optim.Adam(
         [
-            {"params": free, "lr": search.rate},
+            {"params": free, "lr": search.learning_rate},
             {"params": list(multipliers.values()), "lr": search.multiplier_rate},
         ]
     )
