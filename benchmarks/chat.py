@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and by the llama.
 import torch
 from inspect_ai.model import GenerateConfig, Model, get_model
 
-from equipoise.chat.batching import Request, Settings
+from equipoise.chat.batching import GenerationRequest, GenerationSettings
 from equipoise.data.records import Message
 from equipoise.language import catalog
 from equipoise.language.tiny import tiny
@@ -54,7 +54,7 @@ def ours(name: str, source: str = "smollm2", **options: object) -> Candidate:
     engine = model.api._loaded.batcher.engine
 
     def alone(question: str) -> None:
-        request = Request((Message("user", question),), Settings(), arguments.tokens)
+        request = GenerationRequest((Message("user", question),), GenerationSettings(), arguments.tokens)
         engine.run([request], lambda index, answer: None, lambda index: True)
 
     return Candidate(name, model, alone)

@@ -22,9 +22,9 @@ from equipoise.core.files import write_atomic
 from equipoise.core.progress import progress
 from equipoise.core.statistics import wilson
 from equipoise.judging.biases import Bias, key
-from equipoise.judging.biasscope import Rule, Settings, biasscope
+from equipoise.judging.biasscope import BiasScopeSettings, Rule, biasscope
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, Comparison, Proposal, Verdict
+from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict, Proposal
 from equipoise.judging.rules import draw
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -49,9 +49,9 @@ class Noise:
             self.known[text] = text.startswith("better") + quantile
         return self.known[text]
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         margins = [self.position + self.value(each.first) - self.value(each.second) for each in comparisons]
-        return [Verdict(1 if margin > 0 else 2, margin=margin) for margin in margins]
+        return [JudgeVerdict(1 if margin > 0 else 2, margin=margin) for margin in margins]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return [""] * len(cases)
@@ -83,7 +83,7 @@ def audit(seed: int, rule: Rule, position: float, *, parts: tuple[int, int, int]
     ]
     ends = parts[0], parts[0] + parts[1]
     divided = pairs[: ends[0]], pairs[ends[0] : ends[1]], pairs[ends[1] :]
-    settings = Settings(rule=rule, candidates=CANDIDATES, seed=seed)
+    settings = BiasScopeSettings(rule=rule, candidates=CANDIDATES, seed=seed)
     found = biasscope(Noise(seed, position), Blind(), *divided, settings=settings)
     return len(found.found), len(found.screened)
 
@@ -127,7 +127,7 @@ def main() -> None:
         share = f"{row['audits_with_false_discoveries']} of {row['audits']}: {row['rate']:.3f} [{low:.3f}, {high:.3f}]"
         found = f"{row['false_discoveries']} of {row['biases_measured']}"
         print(f"{row['judge']:<26}{row['rule']:<11}{share:<44}{found}")
-    result = {"alpha": Settings().alpha, "pairs": PARTS, "rows": rows}
+    result = {"alpha": BiasScopeSettings().alpha, "pairs": PARTS, "rows": rows}
     write_atomic(arguments.out, json.dumps(result, indent=1) + "\n")
     print(f"{time.process_time() - begin:.0f} s of CPU")
     print(arguments.out)

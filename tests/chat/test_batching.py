@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from equipoise.chat.batching import Answer, Batcher, Request, Settings
+from equipoise.chat.batching import Batcher, GenerationAnswer, GenerationRequest, GenerationSettings
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 
@@ -33,14 +33,14 @@ class Teller:
             elif text.startswith("breaks"):
                 raise ZeroDivisionError(text)
             elif wanted(index):
-                reply(index, Answer(f"{self.name} {text} {request.settings.temperature}", "stop", 1, 1))
+                reply(index, GenerationAnswer(f"{self.name} {text} {request.settings.temperature}", "stop", 1, 1))
 
     def close(self):
         self.closed = True
 
 
 def request(text, temperature=0.0):
-    return Request((Message("user", text),), Settings(temperature), 8)
+    return GenerationRequest((Message("user", text),), GenerationSettings(temperature), 8)
 
 
 def threads_of(engine):

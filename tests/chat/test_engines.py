@@ -10,7 +10,7 @@ import torch
 
 from chat_models import untaught, write_gguf
 from equipoise.chat import transformers_engine
-from equipoise.chat.batching import Answer, Request, Settings
+from equipoise.chat.batching import GenerationAnswer, GenerationRequest, GenerationSettings
 from equipoise.chat.transformers_engine import TransformersEngine
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Message
@@ -18,7 +18,7 @@ from equipoise.language import templates
 from equipoise.language.generate import choose, generate
 from equipoise.language.model import load
 
-GREEDY = Settings()
+GREEDY = GenerationSettings()
 PROMPTS = ["one two three", "What is the capital of Norway?", "yes", "Where was Mulum Kunwick born? " * 3]
 SCHEMA = {
     "type": "object",
@@ -35,7 +35,7 @@ SCHEMA = {
 
 def call(text, *, settings=GREEDY, max_tokens=10, seed=0, schema=None, messages=None):
     turns = messages or (Message("user", text),)
-    return Request(turns, settings, max_tokens, seed, None if schema is None else json.dumps(schema))
+    return GenerationRequest(turns, settings, max_tokens, seed, None if schema is None else json.dumps(schema))
 
 
 def run(engine, requests, wanted=lambda index: True):
@@ -89,7 +89,7 @@ def slow_samples(language_model, text, seed, count, temperature, top_k=0, top_p=
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 40, "top_p": 0.5}])
 def test_samples_are_those_of_a_slow_loop_whatever_the_batch(small, engine, cut):
-    settings = Settings(temperature=1.3, **cut)
+    settings = GenerationSettings(temperature=1.3, **cut)
     requests = [call(text, settings=settings, max_tokens=6, seed=seed) for seed, text in enumerate(PROMPTS)]
     together = run(engine, requests)
     for request, answer in zip(requests, together, strict=True):
@@ -98,7 +98,7 @@ def test_samples_are_those_of_a_slow_loop_whatever_the_batch(small, engine, cut)
 
 
 def test_batch_of_one_and_of_eight(engine):
-    settings = Settings(temperature=0.8, logprobs=3)
+    settings = GenerationSettings(temperature=0.8, logprobs=3)
     requests = [call(PROMPTS[i % 4], settings=settings, max_tokens=3 + 2 * i, seed=i) for i in range(8)]
     together, alone = run(engine, requests), [run(engine, [request])[0] for request in requests]
     for one, other in zip(together, alone, strict=True):
@@ -130,7 +130,7 @@ def chosen(monkeypatch):
 
 def test_logprobs_are_those_of_the_whole_text(small, engine, chosen):
     """The model's own: neither temperature nor top_k nor the schema shows in them."""
-    settings = Settings(temperature=2.0, top_k=5, logprobs=4)
+    settings = GenerationSettings(temperature=2.0, top_k=5, logprobs=4)
     (answer,) = run(engine, [call("yes no", settings=settings, seed=3)])
     ids = small.tokenizer("<|begin|><|user|>yes no<|assistant|>", add_special_tokens=False).input_ids
     assert len(answer.tokens) == len(chosen) == 10
@@ -148,7 +148,7 @@ def test_how_an_answer_ends(small, engine):
     (free,) = run(engine, [call("one", max_tokens=8)])
     assert (free.ended, free.output_tokens) == ("max_tokens", 8)
     mark = free.text[len(free.text) // 2 :][:2]
-    (stopped,) = run(engine, [call("one", settings=Settings(stop=(mark,)), max_tokens=8)])
+    (stopped,) = run(engine, [call("one", settings=GenerationSettings(stop=(mark,)), max_tokens=8)])
     assert (stopped.text, stopped.ended) == (free.text.split(mark)[0], "stop")
     short = TransformersEngine(small, context=free.input_tokens + 5)
     (cut,) = run(short, [call("one", max_tokens=8)])
@@ -162,13 +162,13 @@ def test_end_token_counts_but_is_no_text(small, engine, chosen, monkeypatch):
     run(engine, [call("one", max_tokens=6)])
     tokens = [token for (token,) in chosen]
     monkeypatch.setattr(small.model.generation_config, "eos_token_id", tokens[3])
-    (ended,) = run(engine, [call("one", settings=Settings(logprobs=0), max_tokens=6)])
+    (ended,) = run(engine, [call("one", settings=GenerationSettings(logprobs=0), max_tokens=6)])
     place = tokens.index(tokens[3])
     assert (ended.ended, ended.output_tokens, len(ended.tokens)) == ("stop", place + 1, place)
 
 
 def test_schema_is_kept_at_any_temperature(engine):
-    settings = Settings(temperature=1.5)
+    settings = GenerationSettings(temperature=1.5)
     requests = [call("score it", settings=settings, max_tokens=90, seed=seed, schema=SCHEMA) for seed in range(6)]
     plain = call("score it", settings=settings, max_tokens=9, seed=1)
     *answers, free = run(engine, [*requests, plain])
@@ -203,7 +203,7 @@ def test_out_of_memory_names_the_batch_size(small, engine, monkeypatch):
 
 
 def test_beginning_of_the_answer(small, engine):
-    (whole,) = run(engine, [call("one", settings=Settings(logprobs=0))])
+    (whole,) = run(engine, [call("one", settings=GenerationSettings(logprobs=0))])
     begun = "".join(token.text for token in whole.tokens[:3])
     turns = (Message("system", "count"), Message("user", "one"))
     (first,) = run(engine, [call("", messages=turns)])
@@ -253,9 +253,11 @@ def test_both_engines_compute_the_same(gguf, llama):
     """One file of float32 weights; llama.cpp's kernels and template engine against transformers' own."""
     torch_engine = TransformersEngine(load(gguf, device="cpu"))
     conversation = (Message("system", "Be short."), Message("user", "one?"), Message("assistant", "yes"))
-    requests = [call(text, settings=Settings(logprobs=3), max_tokens=6) for text in PROMPTS[:3]]
-    requests += [call("", settings=Settings(logprobs=3), max_tokens=6, messages=conversation)]
-    requests += [call("", settings=Settings(logprobs=3), max_tokens=6, messages=(*conversation, Message("user", "b")))]
+    requests = [call(text, settings=GenerationSettings(logprobs=3), max_tokens=6) for text in PROMPTS[:3]]
+    requests += [call("", settings=GenerationSettings(logprobs=3), max_tokens=6, messages=conversation)]
+    requests += [
+        call("", settings=GenerationSettings(logprobs=3), max_tokens=6, messages=(*conversation, Message("user", "b")))
+    ]
     for request in requests:
         (one,), (other,) = run(llama, [request]), run(torch_engine, [request])
         assert (one.text, one.ended, one.input_tokens) == (other.text, other.ended, other.input_tokens)
@@ -266,16 +268,18 @@ def test_both_engines_compute_the_same(gguf, llama):
 
 
 def test_llama_repeats_itself_in_any_order(llama):
-    calls = [call(text, settings=Settings(logprobs=1), max_tokens=8) for text in PROMPTS[:3]]
-    calls += [call(text, settings=Settings(0.9, logprobs=1), max_tokens=8, seed=4) for text in PROMPTS[:3]]
+    calls = [call(text, settings=GenerationSettings(logprobs=1), max_tokens=8) for text in PROMPTS[:3]]
+    calls += [call(text, settings=GenerationSettings(0.9, logprobs=1), max_tokens=8, seed=4) for text in PROMPTS[:3]]
     first, backwards = run(llama, calls), run(llama, calls[::-1])[::-1]
     assert first == backwards
     assert first[:3] != first[3:]
-    assert run(llama, [call(PROMPTS[0], settings=Settings(0.9), max_tokens=8, seed=5)])[0].text != first[3].text
+    assert (
+        run(llama, [call(PROMPTS[0], settings=GenerationSettings(0.9), max_tokens=8, seed=5)])[0].text != first[3].text
+    )
 
 
 def test_llama_schema_limits_and_stops(llama, capfd):
-    settings = Settings(temperature=1.5)
+    settings = GenerationSettings(temperature=1.5)
     answers = run(llama, [call("it", settings=settings, max_tokens=90, seed=s, schema=SCHEMA) for s in range(6)])
     done = [answer for answer in answers if answer.ended == "stop"]
     assert len(done) >= 2
@@ -286,7 +290,7 @@ def test_llama_schema_limits_and_stops(llama, capfd):
     (free,) = run(llama, [call("one", max_tokens=9)])
     assert (free.ended, free.output_tokens) == ("max_tokens", 9)
     mark = free.text[3:5]
-    (stopped,) = run(llama, [call("one", settings=Settings(stop=(mark,)), max_tokens=9)])
+    (stopped,) = run(llama, [call("one", settings=GenerationSettings(stop=(mark,)), max_tokens=9)])
     assert (stopped.text, stopped.ended) == (free.text.split(mark)[0], "stop")
     long, cut = run(llama, [call("one " * 90), call("one", max_tokens=500)])
     assert isinstance(long, BadInput) and "and small reads 128 with the answer" in str(long)
@@ -317,7 +321,10 @@ def test_llama_without_template(tmp_path, gguf):
         (other,) = run(
             TransformersEngine(load(path, device="cpu", chat_template=template)), [call("one two ", max_tokens=4)]
         )
-        assert isinstance(plain, Answer) and (plain.text, plain.input_tokens) == (other.text, other.input_tokens)
+        assert isinstance(plain, GenerationAnswer) and (plain.text, plain.input_tokens) == (
+            other.text,
+            other.input_tokens,
+        )
         assert isinstance(refused, BadInput) and "chat_template" in str(refused)
         engine.close()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))

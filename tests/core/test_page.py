@@ -57,7 +57,7 @@ def everything(text: str) -> list[page.Part]:
         page.Link(text, "x.html"),
         page.Grid((page.Figure(chart),), chart.legend),
         page.Names(text, (text,)),
-        page.Settings({text: text, "nested": {text: [text]}}),
+        page.SettingsTable({text: text, "nested": {text: [text]}}),
         page.Command(text),
         page.Figure(chart, bare=True),
     )

@@ -25,17 +25,21 @@ def charts() -> dict[str, plots.Chart]:
         "lines": plots.lines("l", {"a": [(0, 1.0), (1, math.nan), (2, 0.5)]}, x=plots.Axis("step"), y=LOSS),
         "intervals": plots.intervals(
             "i",
-            [plots.Row("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.Row("sago", 0.2, 0.1, 0.3)],
+            [plots.ChartRow("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.ChartRow("sago", 0.2, 0.1, 0.3)],
             x=ACCURACY,
             arms=ARMS,
             lines_at={"no difference": 0.0, "margin": 0.05},
             sides=("sum", "sago"),
         ),
-        "effect": plots.intervals("e", [plots.Row("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
+        "effect": plots.intervals("e", [plots.ChartRow("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
         "costs": plots.costs(
             "c",
             ARMS,
-            [plots.Bar("sum", "build", 3, 5), plots.Bar("sum", "query", 1, 1), plots.Bar("sago", "build", 2)],
+            [
+                plots.ChartBar("sum", "build", 3, 5),
+                plots.ChartBar("sum", "query", 1, 1),
+                plots.ChartBar("sago", "build", 2),
+            ],
             x=LOSS,
         ),
         "heat map": plots.heat_map(

@@ -209,12 +209,6 @@ def test_pigeonhole_that_is_undefined_says_so(generator):
     assert math.isnan(interval.lower)  # item 0 is missing from 36 % of the draws
 
 
-def test_hypervolume():
-    assert st.hypervolume([[1, 2], [2, 1]], [3, 3]) == pytest.approx(3.0)
-    assert st.hypervolume([[0.5, 0.5]], [0, 0], maximise=True) == pytest.approx(0.25)
-    assert math.isnan(st.hypervolume([[np.nan, 1]], [3, 3]))
-
-
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.data.answers import common_subsequence, contains, matches, normalise, rouge_l_recall
+from equipoise.data.answers import common_subsequence, contains, matches, normalize, rouge_l_recall
 
 words = st.lists(
     st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "12", "running", "Ünal", "o'clock", "é", "-"]), max_size=14
@@ -84,13 +84,13 @@ def test_common_subsequence_is_that_of_the_table(first, second):
         ("?!", ""),
     ],
 )
-def test_normalise(text, expected):
-    assert normalise(text) == expected
+def test_normalize(text, expected):
+    assert normalize(text) == expected
 
 
 @given(st.text(max_size=30))
 def test_normalising_twice_changes_nothing_more_than_once(text):
-    once = normalise(text)
+    once = normalize(text)
     assert once == once.strip() and "  " not in once
 
 

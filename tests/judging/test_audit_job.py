@@ -17,7 +17,7 @@ from equipoise.core.errors import BadInput, BudgetReached, MissingExtra, WorkFai
 from equipoise.judging.biases import Bias
 from equipoise.judging.job import audit_judge
 from equipoise.judging.pairs import Pair, read_pairs
-from equipoise.judging.roles import Proposal, Verdict
+from equipoise.judging.roles import JudgeVerdict, Proposal
 
 SEAL = Bias("seal", "The judge favours what bears a seal.")
 CHARM = Bias("charm", "The judge favours charm.")
@@ -54,7 +54,7 @@ class SealJudge:
         for each in comparisons:
             seals = "[seal]" in each.first, "[seal]" in each.second
             good = 1 if each.first.startswith("Good") else 2
-            verdicts.append(Verdict(good if seals[0] == seals[1] else 1 if seals[0] else 2, f"I looked. {SCRIPT}"))
+            verdicts.append(JudgeVerdict(good if seals[0] == seals[1] else 1 if seals[0] else 2, f"I looked. {SCRIPT}"))
         return verdicts
 
     def explain(self, cases):
@@ -375,7 +375,7 @@ def test_pairs_that_could_not_be_asked_are_left_out(tmp_path):
 def test_a_judge_without_verdicts_ends_the_audit_with_a_sentence(tmp_path):
     class Mute(SealJudge):
         def compare(self, comparisons, *, phase):
-            return [Verdict(None, "[[A]]")] * len(comparisons)
+            return [JudgeVerdict(None, "[[A]]")] * len(comparisons)
 
     with pytest.raises(WorkFailed, match=r"no verdict in \d+ of \d+ answers.*'\[\[A\]\]'"):
         audit_judge(Mute(), SealTeacher(), pairs(60), out=tmp_path / "a")
@@ -389,7 +389,7 @@ class Always(SealJudge):
         self.choice = choice
 
     def compare(self, comparisons, *, phase):
-        return [Verdict(self.choice)] * len(comparisons)
+        return [JudgeVerdict(self.choice)] * len(comparisons)
 
 
 def test_a_judge_that_goes_by_the_place_is_said_to(tmp_path):
@@ -405,7 +405,7 @@ def test_a_judge_that_goes_by_the_place_is_said_to(tmp_path):
 def test_a_judge_that_is_always_wrong_is_said_to():
     class Wrong(SealJudge):
         def compare(self, comparisons, *, phase):
-            return [Verdict(2 if each.first.startswith("Good") else 1) for each in comparisons]
+            return [JudgeVerdict(2 if each.first.startswith("Good") else 1) for each in comparisons]
 
     done = audit_judge(Wrong(), SealTeacher(), pairs(60), rounds=0)
     assert done.as_is.error == 1 and "The judge is nearly always wrong" in dict(done.warnings())
@@ -441,7 +441,7 @@ class Narrow(SealJudge):
         verdicts = super().compare(comparisons, phase=phase)
         sizes = [len(each.first + each.second) for each in comparisons]
         return [
-            v if size <= self.most else Verdict(None, asked=False, why=f"a prompt of {size}, and {self.most} fit")
+            v if size <= self.most else JudgeVerdict(None, asked=False, why=f"a prompt of {size}, and {self.most} fit")
             for v, size in zip(verdicts, sizes, strict=True)
         ]
 
@@ -472,7 +472,7 @@ def test_the_headline_says_whose_verdicts_on_what_and_what_could_not_be_read(tmp
         def compare(self, comparisons, *, phase):
             verdicts = super().compare(comparisons, phase=phase)
             silent = [int(each.pair[1:]) % 8 == 0 for each in comparisons]
-            return [Verdict(None) if its else v for v, its in zip(verdicts, silent, strict=True)]
+            return [JudgeVerdict(None) if its else v for v, its in zip(verdicts, silent, strict=True)]
 
     done = audit_judge(Hoarse(), SealTeacher(), pairs(96), biases=library(tmp_path), rounds=0, out=tmp_path / "a")
     rows = parquet.read_table(tmp_path / "a" / "judgements.parquet").to_pylist()
@@ -555,9 +555,9 @@ def test_half_a_surrogate_pair_in_what_is_said_comes_through(tmp_path):
 def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp_path):
     class Blind(SealJudge):
         def compare(self, comparisons, *, phase):
-            return [Verdict(None, asked=False, why="a prompt of 3012 tokens, and 1024 fit with the verdict")] * len(
-                comparisons
-            )
+            return [
+                JudgeVerdict(None, asked=False, why="a prompt of 3012 tokens, and 1024 fit with the verdict")
+            ] * len(comparisons)
 
     class Never(SealTeacher):
         def perturb(self, wanted, *, phase):

@@ -12,11 +12,11 @@ from equipoise.chat.calls import Call, Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging import generated
 from equipoise.judging.biases import Bias, seed_biases
-from equipoise.judging.biasscope import Audit, Settings, biasscope, start
+from equipoise.judging.biasscope import Audit, BiasScopeSettings, biasscope, start
 from equipoise.judging.judges import PairwiseJudge
 from equipoise.judging.pairs import Pair, divide
 from equipoise.judging.planted import PlantedJudge
-from equipoise.judging.roles import Case, Comparison, Proposal, Verdict
+from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict, Proposal
 from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, draw
 from equipoise.judging.validation import adjusted
 
@@ -31,10 +31,10 @@ class ByMargin:
     def __init__(self, margin: Callable[[str, str, str], float]) -> None:
         self.margin, self.explained, self.asked = margin, 0, 0
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         self.asked += len(comparisons)
         margins = [self.margin(each.question, each.first, each.second) for each in comparisons]
-        return [Verdict(1 if m > 0 else 2 if m < 0 else None, "because", m) for m in margins]
+        return [JudgeVerdict(1 if m > 0 else 2 if m < 0 else None, "because", m) for m in margins]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         self.explained += len(cases)
@@ -99,7 +99,7 @@ def run(judge, teacher, pairs: Sequence[Pair], **settings) -> Audit:
     """An audit on three thirds."""
     third = len(pairs) // 3
     parts = pairs[:third], pairs[third : 2 * third], pairs[2 * third :]
-    return biasscope(judge, teacher, *parts, library=LIBRARY, settings=Settings(**settings))
+    return biasscope(judge, teacher, *parts, library=LIBRARY, settings=BiasScopeSettings(**settings))
 
 
 def proposing(*names: str) -> list[Proposal]:
@@ -137,7 +137,7 @@ def test_longer_wins_and_a_teacher_that_doubles():
     teacher = Teacher(lambda name, text: text * 2 if name == "length" else text)
     judge = ByMargin(lambda question, first, second: len(first.split()) - len(second.split()))
     parts = pairs[:28], pairs[28:56], pairs[56:]
-    audit = biasscope(judge, teacher, *parts, settings=Settings(rounds=1))
+    audit = biasscope(judge, teacher, *parts, settings=BiasScopeSettings(rounds=1))
     assert audit.found == ["length"]
     assert set(audit.screened) == {bias.name for bias in seed_biases()}
     for effect in (audit.screened["length"], audit.confirmed["length"]):
@@ -162,7 +162,9 @@ def test_a_planted_marker_and_only_it_is_found():
     # Without an error in discovery nothing is proposed: some worse answers there carry the marker.
     discovery = [Pair(f"x{n}", f"question x{n}", "right", "wrong MARK", group=f"x{n}") for n in range(9)]
     judge = ByMargin(margin)
-    audit = biasscope(judge, teacher, discovery, pairs[:60], pairs[60:], library=LIBRARY, settings=Settings(rounds=2))
+    audit = biasscope(
+        judge, teacher, discovery, pairs[:60], pairs[60:], library=LIBRARY, settings=BiasScopeSettings(rounds=2)
+    )
     assert set(audit.screened) == {"a", "b", "c", "d", "e", "f"}
     assert audit.accepted == audit.found == ["d"]
     assert audit.screened["d"].after.error == audit.confirmed["d"].after.error == 1 - 0.25
@@ -183,7 +185,7 @@ def test_what_passes_selection_by_chance_is_corrected_on_the_report_part():
 
     teacher = Teacher(lambda name, text: f"{text} {name}")
     parts = made(4), marked, pairs[20:]
-    audit = biasscope(ByMargin(margin), teacher, *parts, library=LIBRARY, settings=Settings(rounds=1))
+    audit = biasscope(ByMargin(margin), teacher, *parts, library=LIBRARY, settings=BiasScopeSettings(rounds=1))
     assert audit.accepted == ["a", "b", "c"]
     assert audit.found == ["a"]
     assert audit.confirmed["a"].p_adjusted == pytest.approx(3 / 64)
@@ -333,7 +335,7 @@ class Narrow(ByMargin):
     def compare(self, comparisons, *, phase):
         sizes = [len(each.question + each.first + each.second) for each in comparisons]
         return [
-            verdict if size <= self.room else Verdict(None, asked=False, why=f"{size} characters, {self.room} fit")
+            verdict if size <= self.room else JudgeVerdict(None, asked=False, why=f"{size} characters, {self.room} fit")
             for verdict, size in zip(super().compare(comparisons, phase=phase), sizes, strict=True)
         ]
 
@@ -459,7 +461,7 @@ def test_six_audits_are_one():
         judge = PlantedJudge({"formatting": 2.0}, generated.simulated(world), position=0.5)
         parts = divide(world.pairs, (0.3, 0.35, 0.35))
         library = [RULES[name].bias for name in ("length", "sentiment")]
-        settings = Settings(rounds=2, candidates=2)
+        settings = BiasScopeSettings(rounds=2, candidates=2)
         audits.append(contents(biasscope(judge, RuleTeacher(), *parts, library=library, settings=settings)))
     assert audits[0]["complete"] is True
     assert len(audits[0]["screened"]) > 2
@@ -471,7 +473,7 @@ def test_the_search_goes_from_basic_biases_to_a_planted_one_that_is_none():
     judge = PlantedJudge({"jargon": 1.5}, generated.simulated(world), position=0.5)
     library = [RULES[name].bias for name in ("length", "sentiment")]
     parts = divide(world.pairs, (0.3, 0.35, 0.35))
-    audit = biasscope(judge, RuleTeacher(), *parts, library=library, settings=Settings(rounds=1, candidates=3))
+    audit = biasscope(judge, RuleTeacher(), *parts, library=library, settings=BiasScopeSettings(rounds=1, candidates=3))
     assert audit.found == ["jargon"]
     assert "jargon" in BEYOND
     assert audit.candidates["jargon"].support >= 2
@@ -480,13 +482,13 @@ def test_the_search_goes_from_basic_biases_to_a_planted_one_that_is_none():
 
 def test_a_misspelt_rule_is_refused():
     with pytest.raises(BadInput, match=r"rule is 'piared'\. Did you mean 'paired'"):
-        Settings(rule="piared")
+        BiasScopeSettings(rule="piared")
     with pytest.raises(BadInput, match=r"method is 'holmes'\. Did you mean 'holm'"):
         adjusted([], "holmes")
-    assert Settings().reading == "last" and Settings(rule="published").reading == "first"
+    assert BiasScopeSettings().reading == "last" and BiasScopeSettings(rule="published").reading == "first"
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": -1}, {"each": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"candidates": 0}])
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(BadInput, match="expected at least"):
-        Settings(**wrong)
+        BiasScopeSettings(**wrong)

@@ -10,7 +10,7 @@ from equipoise.judging import generated, planted
 from equipoise.judging.answers import final_answer
 from equipoise.judging.biasscope import orders
 from equipoise.judging.planted import Counted, PlantedJudge, RandomTeacher, open_base, prepare
-from equipoise.judging.roles import Case, Comparison
+from equipoise.judging.roles import Case, JudgeComparison
 from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, draw
 
 WORLD = generated.pairs(300, seed=4)
@@ -23,7 +23,7 @@ def nothing(asked):
 
 def test_the_margin_is_the_formula():
     judge = PlantedJudge({"length": 0.5, "sentiment": -2.0}, lambda asked: [0.25] * len(asked), position=0.125)
-    (verdict,) = judge.compare([Comparison("p", "?", "one two three", "Yes! No!")], phase="")
+    (verdict,) = judge.compare([JudgeComparison("p", "?", "one two three", "Yes! No!")], phase="")
     # length: log2(4) - log2(3); sentiment: 0 - log2(3)
     expected = 0.25 + 0.125 + 0.5 * (2 - np.log2(3)) - 2.0 * (0 - np.log2(3))
     assert verdict.margin == pytest.approx(expected, abs=1e-12)
@@ -56,7 +56,7 @@ def test_noise_is_normal_symmetric_and_a_function_of_the_texts():
 
 def test_it_speaks_of_its_largest_term_as_often_as_it_is_said_to():
     judge = PlantedJudge({"sentiment": 1.0, "jargon": 0.1}, nothing, says=0.3, explains=0.9)
-    asked = [Comparison("p", f"question {n}", "Good! It is canonical.", "It is.") for n in range(2000)]
+    asked = [JudgeComparison("p", f"question {n}", "Good! It is canonical.", "It is.") for n in range(2000)]
     verdicts = judge.compare(asked, phase="")
     said = Counter("cheerful" in verdict.reasoning for verdict in verdicts)
     assert said[True] / 2000 == pytest.approx(0.3, abs=0.04)  # 4 standard errors
@@ -69,7 +69,7 @@ def test_it_speaks_of_its_largest_term_as_often_as_it_is_said_to():
 
 def test_random_proposals_do_not_look_at_the_case():
     teacher = RandomTeacher(seed=3)
-    cheerful = [Case(Comparison("p", "", f"Great! It is {n}!", "It is 5."), 1, "") for n in range(1700)]
+    cheerful = [Case(JudgeComparison("p", "", f"Great! It is {n}!", "It is 5."), 1, "") for n in range(1700)]
     names = Counter(each.bias.name for each in teacher.identify(cheerful) if each.bias)
     assert set(names) == set(RULES)
     assert stats.chisquare(list(names.values())).pvalue > 0.001
@@ -149,6 +149,7 @@ def test_a_models_margins_are_scored_once_and_freed_of_its_preference_for_a_plac
     wanted = [(pair, rule.bias) for pair in world.pairs for rule in RULES.values()]
     texts = RuleTeacher().perturb(wanted, phase="")
     rewritten = [
-        Comparison("", pair.question, text or "", pair.chosen) for (pair, _), text in zip(wanted, texts, strict=True)
+        JudgeComparison("", pair.question, text or "", pair.chosen)
+        for (pair, _), text in zip(wanted, texts, strict=True)
     ]
     assert base(rewritten) == pytest.approx(true(rewritten))

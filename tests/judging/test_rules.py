@@ -9,7 +9,7 @@ from equipoise.judging import generated, rules
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, key, seed_biases
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, Comparison
+from equipoise.judging.roles import Case, JudgeComparison
 from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, meant
 
 PAIRS = generated.pairs(60, seed=9).pairs
@@ -26,8 +26,8 @@ def test_a_draw_is_below_one_whatever_the_digest(monkeypatch):
     """A fraction of 56 ones rounds up to 1, beyond the end of any list; half a step above the largest is still below 1."""
     monkeypatch.setattr(rules.hashlib, "sha256", lambda told: SimpleNamespace(digest=lambda: b"\xff" * 32))
     assert rules.draw("any") == 1 - 2.0**-52 and (rules.draw("any") * 2**52 + 0.5) / 2**52 < 1
-    judge = generated.simulated(generated.World([], {"q": "4"}, {"q": 1.0}))
-    assert judge([Comparison("p", "q", "a", "b")]) == [0.0]
+    judge = generated.simulated(generated.JudgingWorld([], {"q": "4"}, {"q": 1.0}))
+    assert judge([JudgeComparison("p", "q", "a", "b")]) == [0.0]
 
 
 def test_there_is_a_rule_for_each_basic_bias_and_ten_more():
@@ -115,7 +115,7 @@ def test_what_it_does_not_know_is_no_rewrite():
 
 
 def case(first: str, second: str, choice, reasoning: str = "", explanation: str = "") -> Case:
-    return Case(Comparison("p", "Which?", first, second), choice, reasoning, explanation)
+    return Case(JudgeComparison("p", "Which?", first, second), choice, reasoning, explanation)
 
 
 def named(case: Case) -> str | None:
@@ -146,7 +146,9 @@ def test_a_judge_that_speaks_of_a_feature_is_understood(name):
 
 def test_ties_are_not_always_the_first_of_the_table():
     both = "Great! Dear reader, it is 4."
-    names = {named(Case(Comparison(str(number), "", both, "It is fine, it is 4."), 1, "", "")) for number in range(20)}
+    names = {
+        named(Case(JudgeComparison(str(number), "", both, "It is fine, it is 4."), 1, "", "")) for number in range(20)
+    }
     assert names == {"sentiment", "politeness"}
 
 

@@ -25,7 +25,7 @@ PAIR = {"arm": "sago", "rival": "pcgrad"}
         (lambda: c.better("a", **PAIR, units="seed"), "write ('seed',)"),
         (lambda: c.better("a", **PAIR, at="first"), "Known: last. It may also be a Mapping"),
         (lambda: c.better("a", **PAIR, at={}), "'step': 40"),
-        (lambda: c.Comparison("beter", "a", **PAIR), "rule is 'beter'. Did you mean 'better'"),
+        (lambda: c.ClaimComparison("beter", "a", **PAIR), "rule is 'beter'. Did you mean 'better'"),
         (lambda: c.not_worse("a", **PAIR, margin=0.0, reason="r"), "not_worse() needs a margin"),
         (lambda: c.equal("a", **PAIR, margin=0.0, reason="r"), "equal() needs a margin"),
         (lambda: c.equal("a", **PAIR, margin=0.1, reason=" "), "reason"),

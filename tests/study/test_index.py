@@ -12,7 +12,7 @@ import pytest
 from equipoise.cli import main
 from equipoise.core.errors import BadInput
 from equipoise.study import registry
-from equipoise.study.index_page import Entry, entry_of, index, reports_in
+from equipoise.study.index_page import IndexEntry, entry_of, index, reports_in
 from equipoise.study.summary_text import published
 
 HOSTILE = "<script>alert(1)</script>"
@@ -34,10 +34,10 @@ def a_report(folder: Path, study: str, options: dict) -> Path:
 def test_index_lists_all_systems(tmp_path):
     counts = {"supported": 1, "undecided": 2, "exploratory": 4}
     entries = [
-        Entry(
+        IndexEntry(
             "sago", "arXiv:1", "forgetting for retention", counts, "tiny", "sago/report.html", ((HOSTILE, "x/r.html"),)
         ),
-        Entry("mcu", "arXiv:2", HOSTILE),
+        IndexEntry("mcu", "arXiv:2", HOSTILE),
     ]
     path = index(entries, tmp_path / "new" / "index.html")
     page, source = shown(path), path.read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_index_lists_all_systems(tmp_path):
     assert 'href="sago/report.html"' in source and 'href="x/r.html"' in source
     assert HOSTILE not in source and "<script" not in source
     with pytest.raises(BadInput, match="relative path"):
-        index([Entry("x", "", "", link="https://example.org")], path)
+        index([IndexEntry("x", "", "", link="https://example.org")], path)
 
 
 def test_reports_are_found_by_the_table_beside_them(tmp_path):

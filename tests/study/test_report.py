@@ -16,7 +16,7 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
-from equipoise.study.judging import Effect, Judgement, Summary, Verdict
+from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
 from equipoise.study.report import check_rates, render, tidy
 from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
 from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
@@ -280,7 +280,7 @@ def judged(study: Study, results: Results) -> Judgement:
 
     c, over = study.claims, "over 10 seeds and 200 items at 98.33 %"
     verdicts = (
-        Verdict(
+        ClaimVerdict(
             c[0],
             "supported",
             f"an advantage above 0.02: +0.076 [+0.045, +0.107] {over}",
@@ -296,7 +296,7 @@ def judged(study: Study, results: Results) -> Judgement:
                 "reached": {"sago": "10 of 10", "sum": "10 of 10"},
             },
         ),
-        Verdict(
+        ClaimVerdict(
             c[1],
             "refuted",
             f"no advantage as large as 0.03: +0.004 [-0.013, +0.021] {over}",
@@ -307,7 +307,7 @@ def judged(study: Study, results: Results) -> Judgement:
             keys("sago", "pcgrad"),
             {},
         ),
-        Verdict(
+        ClaimVerdict(
             c[2],
             "undecided",
             f"the interval does not settle it: -0.021 [-0.079, +0.037] log per token {over}",
@@ -318,8 +318,8 @@ def judged(study: Study, results: Results) -> Judgement:
             keys("sago", "pcgrad"),
             {},
         ),
-        Verdict(c[3], "untested", "needs 8 GPUs", (), None, True, False, (), {}),
-        Verdict(
+        ClaimVerdict(c[3], "untested", "needs 8 GPUs", (), None, True, False, (), {}),
+        ClaimVerdict(
             c[4],
             "undecided",
             f"exploratory, no verdict: an advantage: +0.041 [+0.021, +0.061] {over}",

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import load_state, save_state
-from equipoise.training.loop import OneLoss, Settings, fit, mean_gradient
+from equipoise.training.loop import OneLoss, TrainerSettings, fit, mean_gradient
 from equipoise.training.order import pairs, without_replacement
 
 
@@ -55,7 +55,7 @@ def loss(model, batch):
 
 
 def settings(**changes):
-    return Settings(**{"steps": 6, "learning_rate": 0.05, "batch_size": 8, **changes})
+    return TrainerSettings(**{"steps": 6, "learning_rate": 0.05, "batch_size": 8, **changes})
 
 
 def run(model, chosen, *, order=None, step=None, **options):
@@ -80,7 +80,9 @@ def test_adamw_by_hand():
     model = nn.Linear(1, 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(1.0)
-    chosen = Settings(steps=3, learning_rate=0.1, batch_size=2, max_grad_norm=0.5, weight_decay=0.01, warmup_ratio=0.3)
+    chosen = TrainerSettings(
+        steps=3, learning_rate=0.1, batch_size=2, max_grad_norm=0.5, weight_decay=0.01, warmup_ratio=0.3
+    )
     data = [(2.0, 3.0), (1.0, -1.0)]
 
     def squares(model, batch):
@@ -247,7 +249,11 @@ def test_a_batch_without_tokens_says_so():
     ("error", "micro_batch_size", "remedy"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), 6, r"6 examples at once: use micro_batch_size=3 "),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), None, r"8 .*micro_batch_size=4 "),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+            None,
+            r"8 .*micro_batch_size=4 ",
+        ),
         (RuntimeError("MPS backend out of memory"), 1, r"1 examples at once: use shorter"),
     ],
 )
@@ -328,10 +334,8 @@ def test_bfloat16_parameters_are_accumulated_in_float32():
     assert gradient.item() == pytest.approx(1 + 2**-7, rel=1e-6)
     assert model.weight.grad is None
     assert not model.weight._post_accumulate_grad_hooks
-    fit(
-        model, OneLoss(total), lambda _: range(4), Settings(steps=2, learning_rate=0.1, batch_size=4, micro_batch_size=1),
-        collate=lambda examples: batches[0],
-    )  # fmt: skip
+    settings = TrainerSettings(steps=2, learning_rate=0.1, batch_size=4, micro_batch_size=1)
+    fit(model, OneLoss(total), lambda _: range(4), settings, collate=lambda examples: batches[0])
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
@@ -349,7 +353,14 @@ def test_schedules(schedule):
 
 
 def test_settings_are_closed():
-    for wrong in ({"steps": 0}, {"learning_rate": 0.0}, {"step": 3}, {"warmup_ratio": 1.5}, {"max_grad_norm": 0.0}, {"betas": (0.9, 1.0)}):
+    for wrong in (
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"step": 3},
+        {"warmup_ratio": 1.5},
+        {"max_grad_norm": 0.0},
+        {"betas": (0.9, 1.0)},
+    ):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             settings(**wrong)
 

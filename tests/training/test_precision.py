@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from equipoise.core.errors import WorkFailed
 from equipoise.core.state import load_state, save_state
 from equipoise.training import precision
-from equipoise.training.loop import OneLoss, Settings, fit
+from equipoise.training.loop import OneLoss, TrainerSettings, fit
 from equipoise.training.memory import memory_advice
 from equipoise.training.precision import Sample, bytes_of_training
 from equipoise.training.two_gradients import TwoGradients
@@ -52,10 +52,9 @@ def cross_entropy(model, batch):
 
 
 def run(model, step, *, learning_rate=1e-5, steps=STEPS, **options):
-    return fit(
-        model, step, lambda index: [index % 2, (index + 1) % 2, 1, 0], Settings(steps=steps, learning_rate=rate, batch_size=4),
-        **{"collate": torch.tensor, **options},
-    )  # fmt: skip
+    settings = TrainerSettings(steps=steps, learning_rate=learning_rate, batch_size=4)
+    draw = lambda index: [index % 2, (index + 1) % 2, 1, 0]  # noqa: E731
+    return fit(model, step, draw, settings, **{"collate": torch.tensor, **options})
 
 
 def table_alone(dtype):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from equipoise.core.errors import WorkFailed
-from equipoise.training.loop import Settings, fit
+from equipoise.training.loop import TrainerSettings, fit
 from equipoise.training.two_gradients import Conflicts, TwoGradients, layer
 from equipoise.unlearning import blur, gradient_sum, pcgrad, sago
 
@@ -224,7 +224,7 @@ def test_training_is_the_same_for_every_micro_batch(micro_batch_size):
             model,
             TwoGradients(forget_loss, retain_loss, sago.combine, forget_weight=0.1),
             lambda index: PAIRS[index % 2 :],
-            Settings(steps=5, learning_rate=0.01, batch_size=12, micro_batch_size=size),
+            TrainerSettings(steps=5, learning_rate=0.01, batch_size=12, micro_batch_size=size),
             collate=collate,
         )
         ends.append({name: p.detach() for name, p in model.named_parameters()})
@@ -243,10 +243,8 @@ def test_a_gradient_that_is_no_number_is_not_hidden_by_the_rule(side):
     model = Net()
     before = model.layers[0].weight.detach().clone()
     with pytest.raises(WorkFailed, match="gradient norm is nan at step 1"):
-        fit(
-            model, TwoGradients(*losses, sago.combine), lambda _: PAIRS, Settings(steps=2, learning_rate=0.1, batch_size=12),
-            collate=collate,
-        )  # fmt: skip
+        settings = TrainerSettings(steps=2, learning_rate=0.1, batch_size=12)
+        fit(model, TwoGradients(*losses, sago.combine), lambda _: PAIRS, settings, collate=collate)
     assert torch.equal(model.layers[0].weight, before)
 
 

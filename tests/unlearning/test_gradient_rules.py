@@ -17,6 +17,7 @@ RULES = {
     "sum": gradient_sum.combine,
     "pcgrad": pcgrad.combine,
     "pcgrad-global": pcgrad.combine_global,
+    "pcgrad-symmetric": pcgrad.combine_symmetric,
     "sago": sago.combine,
     "sago-prefer-retain": sago.combine_prefer_retain,
     "blur": blur.combine,
@@ -48,9 +49,10 @@ def by_hand(rule, forget, retain, gamma, alpha):
     rr = [sum(y * y for y in r) for _, r in lists]
     combined = []
     for k, (f, r) in enumerate(lists):
-        d, square = (sum(fr), sum(rr)) if rule == "pcgrad-global" else (fr[k], rr[k])
+        d, square = (fr[k], rr[k]) if rule == "pcgrad" else (sum(fr), sum(rr))
         c = d / (square + 1e-10) if rule.startswith("pcgrad") and d < 0 else 0.0
         b = sum(fr) / (sum(ff) + 1e-10)
+        s = b if d < 0 else 0.0
         row = []
         for x, y in zip(f, r, strict=True):
             if rule == "sago":
@@ -59,6 +61,8 @@ def by_hand(rule, forget, retain, gamma, alpha):
                 row.append(alpha * y if x * y < 0 else gamma * x + alpha * y)
             elif rule == "blur":
                 row.append(gamma * x + alpha * (y - b * x))
+            elif rule == "pcgrad-symmetric":
+                row.append(gamma * (x - c * y) + alpha * (y - s * x))
             else:
                 row.append(gamma * (x - c * y) + alpha * y)
         combined.append(torch.tensor(row, dtype=torch.float64).view(forget[k].shape))
@@ -180,6 +184,7 @@ def test_limits(gamma, alpha):
         sago.combine_prefer_retain,
         pcgrad.combine,
         pcgrad.combine_global,
+        pcgrad.combine_symmetric,
         gradient_sum.combine,
         blur.combine,
     ):
@@ -325,7 +330,9 @@ def test_layout_is_kept(combine):
     assert_close(transposed, expected)
 
 
-@pytest.mark.parametrize("combine", [pcgrad.combine, pcgrad.combine_global, blur.combine, sago.combine])
+@pytest.mark.parametrize(
+    "combine", [pcgrad.combine, pcgrad.combine_global, pcgrad.combine_symmetric, blur.combine, sago.combine]
+)
 def test_shards_with_reduced_products_equal_the_whole(combine):
     """Each of two processes holds half of every tensor; `reduce` adds the scalars of both."""
     forget, retain = draw(10, shapes=[(6,), (8,), (2,)])

@@ -134,7 +134,7 @@ def test_finite_differences_through_the_model(model, batch, name):
     """Check 8, of the losses as they are trained on: the slope along a random direction of all parameters."""
     generator = torch.Generator().manual_seed(1)
     trained = copy.deepcopy(model)
-    frozen = o.Frozen(trained)
+    frozen = o.ReferenceModel(trained)
     with torch.no_grad():
         for parameter in trained.parameters():  # away from the starting model, where KL is flat
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -195,7 +195,7 @@ def test_bounded_far_away():
 def test_kl_is_zero_at_the_starting_model(model, batch):
     """Check 8: value and gradient; and only then."""
     trained = copy.deepcopy(model)
-    loss = o.kl_loss(o.Frozen(trained))
+    loss = o.kl_loss(o.ReferenceModel(trained))
     total, weight = loss(trained, batch)
     assert weight == 13 == int(batch["attention_mask"].sum())
     assert total.item() == 0
@@ -255,7 +255,7 @@ def test_low_precision_is_summed_in_float32(batch, model):
     low = copy.deepcopy(model).to(torch.bfloat16)
     total, _ = o.gd_loss()(low, batch)
     assert total.dtype == torch.float32
-    total, _ = o.kl_loss(o.Frozen(low))(low, batch)
+    total, _ = o.kl_loss(o.ReferenceModel(low))(low, batch)
     assert total.dtype == torch.float32
 
 
@@ -274,7 +274,7 @@ def test_rmu(model, batch):
     mask = batch["attention_mask"].bool()
     expected = ((states - steering) ** 2)[mask].mean()
     assert value(o.rmu_loss(1, steering)(model, batch)) == pytest.approx(expected.item(), rel=1e-7)
-    assert value(o.rmu_retain_loss(1, o.Frozen(model))(model, batch)) == 0
+    assert value(o.rmu_retain_loss(1, o.ReferenceModel(model))(model, batch)) == 0
     moved = copy.deepcopy(model)
     with torch.no_grad():
         moved.model.embed_tokens.weight[5] += 1.0
@@ -305,7 +305,7 @@ def test_frozen_keeps_only_what_is_trained(model, batch):
     trained = copy.deepcopy(model)
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_("layers.1." in name)
-    frozen = o.Frozen(trained)
+    frozen = o.ReferenceModel(trained)
     assert all("layers.1." in name for name in frozen._start)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     before = model(**inputs).logits

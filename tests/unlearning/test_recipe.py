@@ -38,9 +38,10 @@ def test_blur_is_the_released_step_and_gru_its_core_only():
         ("gru", {}, "the preset 'gru' is now 'gru-core'"),
         (None, {"delta": 0.1}, r"delta is now gamma.*gamma = beta \* delta"),
         ("blurr", {}, "Did you mean 'blur'"),
+        (None, {"rate": 0.1}, "rate is now learning_rate"),
         (None, {"gama": 0.1}, "Did you mean 'gamma'"),
-        (None, {"combine": "blurr"}, "combine is 'blurr'"),
-        (None, {"objective": "sinmpo"}, "objective is 'sinmpo'"),
+        (None, {"combine": "blurr"}, "'combine' is 'blurr'. Did you mean 'blur'"),
+        (None, {"objective": "sinmpo"}, "'objective' is 'sinmpo'. Did you mean 'simnpo'"),
     ],
 )
 def test_a_name_of_the_last_release_says_what_it_is_now(method, words, message):

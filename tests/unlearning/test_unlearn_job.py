@@ -20,9 +20,10 @@ from equipoise.language.model import LanguageModel, load
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import forgetting, sides, unlearn
+from equipoise.unlearning.objectives import rmu_block
 from equipoise.unlearning.recipe import Recipe
 from equipoise.unlearning.result import Measure, Unlearned
-from equipoise.unlearning.training import prepare, rmu_block
+from equipoise.unlearning.training import prepare
 
 COLOURS = ["red", "blue", "green", "black"]
 FORGET = [

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput
 from equipoise.verification import bounds
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry, optimise
+from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry, optimize
 from equipoise.verification.certificate import certified_margins, specifications
 from equipoise.verification.from_torch import from_module
 from equipoise.verification.network import Builder
@@ -149,7 +149,7 @@ def test_the_worked_example_of_the_paper():
     assert bounds.crown(network, x, radius, c, known).item() == pytest.approx(-2, abs=1e-6)
     search = Search(iterations=80, dtype=torch.float64)
     for slopes in ("crown", "free"):
-        found, relaxation = optimise(network, x, radius, c, known, slopes=slopes, offset="theorem", search=search)
+        found, relaxation = optimize(network, x, radius, c, known, slopes=slopes, offset="theorem", search=search)
         assert -math.sqrt(2) - 2e-3 <= found.item() <= -math.sqrt(2) + 1e-9
         assert (relaxation.multipliers[3] / known[3].axes ** 2).item() == pytest.approx(math.sqrt(1 / 8), rel=0.02)
         assert (relaxation.multipliers[1] / known[1].axes ** 2).item() < 1e-3
@@ -272,10 +272,10 @@ def test_convolutions_residuals_and_normalisation_are_sound():
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        from equipoise.verification.from_torch import Normalise
+        from equipoise.verification.from_torch import Normalize
 
         torch.manual_seed(0)
-        self.normalise = Normalise([0.4, 0.6], [0.2, 0.4])
+        self.normalize = Normalize([0.4, 0.6], [0.2, 0.4])
         self.first = nn.Conv2d(2, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
         self.norm.running_mean += torch.randn(4) * 0.2
@@ -285,7 +285,7 @@ class Residual(nn.Module):
         self.last = nn.Linear(36, 3)
 
     def forward(self, x):
-        x = torch.relu(self.norm(self.first(self.normalise(x))))
+        x = torch.relu(self.norm(self.first(self.normalize(x))))
         x = torch.relu(x + self.inner(x))
         return self.last(self.pool(x).flatten(1))
 

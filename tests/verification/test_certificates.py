@@ -14,7 +14,7 @@ from equipoise.verification import check
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Search, geometry, lip_naive
 from equipoise.verification.certificate import certified_margins, contents, specifications, write
-from equipoise.verification.from_torch import Normalise, from_module
+from equipoise.verification.from_torch import Normalize, from_module
 from equipoise.verification.network import Builder, write_network
 from equipoise.verification.read import read_network
 
@@ -36,12 +36,12 @@ class Pictures(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.normalise = Normalise([0.4, 0.6], [0.5, 0.8])
+        self.normalize = Normalize([0.4, 0.6], [0.5, 0.8])
         self.first, self.inner = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2)
         self.pool, self.last = nn.AvgPool2d(3), nn.Linear(4, 3)
 
     def forward(self, x):
-        x = torch.relu(self.first(self.normalise(x)))
+        x = torch.relu(self.first(self.normalize(x)))
         return self.last(self.pool(torch.relu(x + self.inner(x))).flatten(1))
 
 

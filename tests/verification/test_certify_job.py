@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.verification import Normalise, certify, certifying, check, from_module, write_network
+from equipoise.verification import Normalize, certify, certifying, check, from_module, write_network
 
 WORDS = {"iterations": 6, "attack_steps": 12}
 
@@ -21,7 +21,7 @@ def network():
     layers = [nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 3)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight)
-    module = nn.Sequential(Normalise([0.5], [0.5]), nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    module = nn.Sequential(Normalize([0.5], [0.5]), nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     return from_module(module.double(), (1, 4, 4), name="small")
 
 

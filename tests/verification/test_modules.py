@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
-from equipoise.verification.from_torch import Normalise, from_module
+from equipoise.verification.from_torch import Normalize, from_module
 
 
 def x_for(shape, count=3):
@@ -194,7 +194,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-class Shifted(Normalise):
+class Shifted(Normalize):
     def forward(self, x):
         return super().forward(x) + 1
 

@@ -16,7 +16,7 @@ from equipoise.core.errors import BadInput
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import geometry
 from equipoise.verification.certificate import specifications
-from equipoise.verification.from_torch import Normalise, from_module
+from equipoise.verification.from_torch import Normalize, from_module
 from equipoise.verification.network import METADATA, Builder, Convolution, write_network
 from equipoise.verification.norms import dense, row_norms, spectral_norm
 from equipoise.verification.read import described, read, read_network
@@ -51,7 +51,7 @@ class Branching(nn.Module):
 
 
 SEQUENTIAL = nn.Sequential(
-    Normalise([0.1, 0.2], [0.5, 2.0]),
+    Normalize([0.1, 0.2], [0.5, 2.0]),
     nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
     nn.BatchNorm2d(4),
     nn.ReLU(),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from equipoise.verification import check, semidefinite
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Search, enclosures, geometry, optimise
+from equipoise.verification.bounds import Search, enclosures, geometry, optimize
 from equipoise.verification.certificate import certified_margins, contents, refined, specifications
 from equipoise.verification.job import certify
 from equipoise.verification.network import Builder, write_network
@@ -67,7 +67,7 @@ def test_it_is_sound_and_closer_to_the_truth_than_bound_propagation(seed, summed
     bound, p, known = relaxed(network, x, 0.5, c)
     seen = points(x, 0.5, 50_000, seed)
     least = (network(seen) @ c).min().item()
-    plain, _ = optimise(network, x, torch.tensor([0.5]).double(), c[None, None], known, search=Search(iterations=60))
+    plain, _ = optimize(network, x, torch.tensor([0.5]).double(), c[None, None], known, search=Search(iterations=60))
     assert plain.item() < bound <= least
     assert least - bound < 0.5 * (least - plain.item())
     # Every inequality holds at every point of the ball, and the outputs are what the rows say.

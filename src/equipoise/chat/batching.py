@@ -1,8 +1,8 @@
 """What an in-process engine is asked, and the queue before it: an idle engine starts at once, a busy one gets batches.
 
 Nothing ever waits for company. Calls that are made in one turn of the event loop start together; what arrives while a
-batch runs makes the next ones. A batch holds calls of one model with equal `Settings`; limits, seeds and schemas belong
-to each call. Threads exist only while there is work.
+batch runs makes the next ones. A batch holds calls of one model with equal settings; limits, seeds and schemas belong to
+each call. Threads exist only while there is work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GenerationSettings:
     """What all calls of a batch share. temperature 0 takes the likeliest token; top_k 0 and top_p 1 cut nothing.
 
     logprobs: how many likeliest tokens to tell beside each token of the answer, with the log-probability of that token
@@ -37,11 +37,11 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GenerationRequest:
     """One call. A last message of the assistant is the beginning of the answer. schema: JSON schema of the answer."""
 
     messages: tuple[Message, ...]
-    settings: Settings
+    settings: GenerationSettings
     max_tokens: int
     seed: int = 0
     schema: str | None = None
@@ -61,7 +61,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GenerationAnswer:
     """ended: "stop" (end token, stop string, schema done), "max_tokens", or "model_length" (the context is full)."""
 
     text: str
@@ -74,15 +74,15 @@ class Answer:
         check_fields(self)
 
 
-class Engine(Protocol):
+class GenerationEngine(Protocol):
     """Runs one batch at a time per worker. Called from worker threads only."""
 
     name: str
 
     def run(
         self,
-        requests: Sequence[Request],
-        reply: Callable[[int, Answer | Exception], None],
+        requests: Sequence[GenerationRequest],
+        reply: Callable[[int, GenerationAnswer | Exception], None],
         wanted: Callable[[int], bool],
     ) -> None:
         """Replies once to each request, by its index, as soon as its answer is there; not to those no longer wanted.
@@ -96,8 +96,8 @@ class Engine(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    request: Request
-    future: Future[Answer] = field(default_factory=Future)
+    request: GenerationRequest
+    future: Future[GenerationAnswer] = field(default_factory=Future)
     wanted: bool = True
 
     @property
@@ -108,7 +108,7 @@ class _Call:
 class Batcher:
     """The queue before one engine: `ask` from any event loop of any thread, answers from up to `workers` threads."""
 
-    def __init__(self, engine: Engine, batch_size: int, workers: int = 1) -> None:
+    def __init__(self, engine: GenerationEngine, batch_size: int, workers: int = 1) -> None:
         self.engine = engine
         self._batch_size = batch_size
         self._most_workers = workers
@@ -118,7 +118,7 @@ class Batcher:
         self._workers: set[threading.Thread] = set()
         self._closed = False
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: GenerationRequest) -> GenerationAnswer:
         """The answer. Raises what the engine replied; cancelling the coroutine takes its call out of the batch."""
         call = _Call(request)
         with self._lock:
@@ -203,7 +203,7 @@ class Batcher:
             for call in left:
                 self._settle(call, failure)
 
-    def _settle(self, call: _Call, outcome: Answer | Exception) -> None:
+    def _settle(self, call: _Call, outcome: GenerationAnswer | Exception) -> None:
         """Sets the future once; the first outcome stands, and a cancelled call takes none."""
         with self._lock:
             if call.future.done() or not call.future.set_running_or_notify_cancel():

@@ -3,7 +3,7 @@
 No prompt cache by default: what a call finds in it would depend on the calls before, and sums of another order round
 differently; without it a repeated call gives identical numbers in any order. The sampling is that of the torch engine
 (temperature, then top_k, then top_p; none of llama.cpp's other defaults), with llama.cpp's own random numbers. Asked for
-log-probabilities, llama.cpp says nothing of a token that ends within a character: `Answer.tokens` is without those.
+log-probabilities, llama.cpp says nothing of a token that ends within a character: the answer's `tokens` are without those.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from equipoise.chat.batching import Answer, Request, Token
+from equipoise.chat.batching import GenerationAnswer, GenerationRequest, Token
 from equipoise.chat.grammar import json_grammar
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 
@@ -72,8 +72,8 @@ class LlamaEngine:
 
     def run(
         self,
-        requests: Sequence[Request],
-        reply: Callable[[int, Answer | Exception], None],
+        requests: Sequence[GenerationRequest],
+        reply: Callable[[int, GenerationAnswer | Exception], None],
         wanted: Callable[[int], bool],
     ) -> None:
         for index, request in enumerate(requests):
@@ -87,7 +87,7 @@ class LlamaEngine:
         """Frees the model's memory and ends llama.cpp's threads."""
         del self._server
 
-    def _answer(self, request: Request, wanted: Callable[[], bool]) -> Answer:
+    def _answer(self, request: GenerationRequest, wanted: Callable[[], bool]) -> GenerationAnswer:
         chunks: list[dict[str, Any]] = []
 
         def receive(chunk: dict[str, Any]) -> bool:
@@ -107,7 +107,7 @@ class LlamaEngine:
             raise BadInput(f"llama.cpp refuses the call: {error}") from error
         return self._read(request, [*chunks, result] if isinstance(result, dict) else chunks)
 
-    def _plain(self, request: Request) -> str:
+    def _plain(self, request: GenerationRequest) -> str:
         if [turn.role for turn in request.messages] != ["user"]:
             raise BadInput(
                 f"The prompt is a conversation, but {self.name} has no chat template in use: give a Jinja file as "
@@ -115,7 +115,7 @@ class LlamaEngine:
             )
         return request.messages[0].content.rstrip(" ")
 
-    def _read(self, request: Request, chunks: list[dict[str, Any]]) -> Answer:
+    def _read(self, request: GenerationRequest, chunks: list[dict[str, Any]]) -> GenerationAnswer:
         """One answer from the parts that llama.cpp sent."""
         text, finish, usage, tokens = "", None, {}, []
         for chunk in chunks:
@@ -128,7 +128,7 @@ class LlamaEngine:
                 tokens += (choice.get("logprobs") or {}).get("content") or ()
         written = int(usage.get("completion_tokens", 0))
         short = "max_tokens" if written >= request.max_tokens else "model_length"
-        return Answer(
+        return GenerationAnswer(
             text=text.removeprefix(" "),
             ended="stop" if finish == "stop" else short,
             input_tokens=int(usage.get("prompt_tokens", 0)),
@@ -160,7 +160,7 @@ def default_threads() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def _body(request: Request) -> dict[str, Any]:
+def _body(request: GenerationRequest) -> dict[str, Any]:
     settings = request.settings
     body: dict[str, Any] = {
         "stream": True,  # so that a call can be ended, and without the beginning that it was given

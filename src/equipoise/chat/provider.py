@@ -44,7 +44,14 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from equipoise.chat.batching import Answer, Batcher, Engine, Request, Settings, Token
+from equipoise.chat.batching import (
+    Batcher,
+    GenerationAnswer,
+    GenerationEngine,
+    GenerationRequest,
+    GenerationSettings,
+    Token,
+)
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
 from equipoise.data.records import Message
 from equipoise.language import catalog
@@ -186,7 +193,7 @@ def _default_engine(name: str, arguments: Mapping[str, Any]) -> str:
     return "transformers" if torch.cuda.is_available() or torch.backends.mps.is_available() else "llama.cpp"
 
 
-def _engine(name: str, arguments: Mapping[str, Any]) -> tuple[Engine, int, int]:
+def _engine(name: str, arguments: Mapping[str, Any]) -> tuple[GenerationEngine, int, int]:
     """The engine, the size of its batches and the number of its workers."""
     options = {key: arguments[key] for key in ("chat_template", "context") if key in arguments}
     if arguments["engine"] == "llama.cpp":
@@ -222,7 +229,7 @@ def _gguf(name: str) -> Path:
     return path
 
 
-def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[Request]:
+def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[GenerationRequest]:
     """One request per choice. Raises BadInput for settings out of range or that no engine here has."""
     if not messages:
         raise BadInput("There is no message to answer: give at least one.")
@@ -242,7 +249,9 @@ def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[R
         raise BadInput(f"max_tokens is {max_tokens}: use at least 1.")
     if "" in stop:
         raise BadInput("A stop sequence is empty, which would end every answer before it begins: leave it out.")
-    settings = Settings(temperature, top_p, top_k, stop, (config.top_logprobs or 0) if config.logprobs else None)
+    settings = GenerationSettings(
+        temperature, top_p, top_k, stop, (config.top_logprobs or 0) if config.logprobs else None
+    )
     turns = tuple(_turn(message) for message in messages)
     schema = None
     if config.response_schema is not None:
@@ -253,7 +262,7 @@ def _requests(messages: Sequence[ChatMessage], config: GenerateConfig) -> list[R
         schema = json.dumps(config.response_schema.json_schema.model_dump(exclude_none=True))
     what = [[asdict(turn) for turn in turns], asdict(settings), max_tokens, schema, config.seed]
     return [
-        Request(turns, settings, max_tokens, _seed([*what, choice]), schema)
+        GenerationRequest(turns, settings, max_tokens, _seed([*what, choice]), schema)
         for choice in range(config.num_choices or 1)
     ]
 
@@ -271,7 +280,7 @@ def _turn(message: ChatMessage) -> Message:
     return Message(message.role, message.text)
 
 
-def _output(name: str, answers: Sequence[Answer], seconds: float, config: GenerateConfig) -> ModelOutput:
+def _output(name: str, answers: Sequence[GenerationAnswer], seconds: float, config: GenerateConfig) -> ModelOutput:
     choices = [
         ChatCompletionChoice(
             message=ChatMessageAssistant(content=answer.text, model=name, source="generate"),

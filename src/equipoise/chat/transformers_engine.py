@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.chat.batching import Answer, Request, Token
+from equipoise.chat.batching import GenerationAnswer, GenerationRequest, Token
 from equipoise.chat.grammar import json_grammar
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language.encode import encode_prompts
@@ -38,8 +38,8 @@ class TransformersEngine:
 
     def run(
         self,
-        requests: Sequence[Request],
-        reply: Callable[[int, Answer | Exception], None],
+        requests: Sequence[GenerationRequest],
+        reply: Callable[[int, GenerationAnswer | Exception], None],
         wanted: Callable[[int], bool],
     ) -> None:
         rows: list[_Row] = []
@@ -99,7 +99,7 @@ class TransformersEngine:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    def _row(self, index: int, request: Request) -> _Row:
+    def _row(self, index: int, request: GenerationRequest) -> _Row:
         ids, ends = self._encode(request)
         room = self._context - len(ids)
         if room < 1:
@@ -114,7 +114,7 @@ class TransformersEngine:
         grammar = None if request.schema is None else self._grammar(request.schema, ends)
         return _Row(index, request, ids, ends, limit, uniform, grammar)
 
-    def _encode(self, request: Request) -> tuple[list[int], frozenset[int]]:
+    def _encode(self, request: GenerationRequest) -> tuple[list[int], frozenset[int]]:
         """Tokens of the prompt and of its end; a prompt of one text may be read as it is when there is no template."""
         messages = request.messages
         alone = not self.language_model.uses_chat_template and [message.role for message in messages] == ["user"]
@@ -168,7 +168,7 @@ class _Row:
     """One request on its way. count: tokens it was given so far, an end token included."""
 
     index: int
-    request: Request
+    request: GenerationRequest
     ids: list[int]
     ends: frozenset[int]
     limit: int
@@ -177,11 +177,11 @@ class _Row:
     notes: list[Token] = field(default_factory=list)
     count: int = 0
 
-    def answer(self, written: Written) -> Answer:
+    def answer(self, written: Written) -> GenerationAnswer:
         short = "max_tokens" if self.limit == self.request.max_tokens else "model_length"
         # Without the note of the end token, which is no part of the answer.
         notes = tuple(self.notes[: len(written.tokens)])
-        return Answer(written.text, "stop" if written.ended else short, len(self.ids), self.count, notes)
+        return GenerationAnswer(written.text, "stop" if written.ended else short, len(self.ids), self.count, notes)
 
 
 def _allowed(rows: Sequence[_Row], logits: Tensor) -> Tensor | None:

@@ -86,6 +86,7 @@ def stored_settings(job: Job[..., Any], config: Path, typed: Mapping[str, Any]) 
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--config {config}: {error}; expected the run.json that a job stored.") from error
     options = job.options
+    settings = options.current(settings)
     options.check_names(settings)
     known = {name: value for name, value in settings.items() if name not in typed}
     for name, value in known.items():

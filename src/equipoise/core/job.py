@@ -204,13 +204,13 @@ class Job(Generic[P, R]):
         from equipoise.core import page
 
         result = self.stored(folder)
-        settings = json.loads(read_regular(folder / SETTINGS))
+        settings = self.options.current(json.loads(read_regular(folder / SETTINGS)))
         made = result.page(folder)
         early = [page.Note(f"The work ended early: {stopped}", "Not complete")] if stopped else []
         parts: list[page.Part] = [*early, *made.parts]
         if result.notes:
             parts.append(page.Section("How to read this", (page.Bullets(result.notes),)))
-        parts.append(page.Section("Settings", (page.Settings(settings),)))
+        parts.append(page.Section("Settings", (page.SettingsTable(settings),)))
         command = command_line(self.command, self._typed_options(settings), final or folder)
         page.write_page(folder / REPORT, page.job_page(made.title, made.lead, parts, command, facts=made.facts))
         for name, text in made.files.items():
@@ -231,6 +231,7 @@ class Job(Generic[P, R]):
 
     def _understood(self, stored: Mapping[str, Any]) -> Mapping[str, Any]:
         """Stored settings in today's form: what was not stored then had its default."""
+        stored = self.options.current(stored)
         try:
             read = self.options.read({name: value for name, value in stored.items() if value is not None}, text=True)
         except BadInput:
@@ -302,7 +303,7 @@ def job(command: str, result: Any, *, rest: Any = None, renamed: Any = None) -> 
     """Declare a job: the command that it is, and the class of its result.
 
     rest: a pydantic model whose fields are options, too; those that are given arrive as **rest. renamed: options of earlier
-    versions, each with the sentence that says what it has become.
+    versions, each with its name of today, or with the sentence that says what it has become.
     """
     return lambda function: Job(command, function, result, rest, renamed)
 

@@ -42,8 +42,8 @@ class Setting:
 class Options:
     """The options of a function: its parameters, and the fields of the pydantic model that stands for its **rest.
 
-    owner: how a sentence about a wrong option begins ("Study 'sago': "). renamed: options of earlier versions, and the
-    sentence that each is answered with. Raises BadInput for a parameter without a type.
+    owner: how a sentence about a wrong option begins ("Study 'sago': "). renamed: options of earlier versions, each with its
+    name of today, or with the sentence that it is answered with. Raises BadInput for a parameter without a type.
     """
 
     def __init__(
@@ -127,9 +127,15 @@ class Options:
         """Raises BadInput for an unknown option, with the nearest names."""
         for name in given:
             if name in self.renamed:
-                raise BadInput(f"{self.owner}{self.renamed[name]}")
+                today = self.renamed[name]
+                raise BadInput(f"{self.owner}{name} is now {today}." if today in self.hints else f"{self.owner}{today}")
             if name not in self.hints:
                 raise BadInput(f"{self.owner}there is no option {name!r}. {did_you_mean(name, self.hints)}")
+
+    def current(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that an earlier version stored, under the names of today."""
+        today = {old: new for old, new in self.renamed.items() if new in self.hints}
+        return {today.get(name, name): value for name, value in stored.items()}
 
     def from_text(self, name: str, value: Any) -> Any:
         """A string as typed, as the option wants it: as it is, else as JSON, or with commas and equal signs between."""

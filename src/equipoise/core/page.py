@@ -188,7 +188,7 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SettingsTable:
     """Names and values; nested values as JSON."""
 
     kind: ClassVar[str] = "settings"
@@ -232,7 +232,20 @@ class Section:
 
 
 Part = (
-    Text | Bullets | Note | Badge | Link | Table | Figure | Grid | Details | Names | Settings | Command | Card | Section
+    Text
+    | Bullets
+    | Note
+    | Badge
+    | Link
+    | Table
+    | Figure
+    | Grid
+    | Details
+    | Names
+    | SettingsTable
+    | Command
+    | Card
+    | Section
 )
 
 

@@ -151,7 +151,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ChartRow:
     """One line of an interval figure: an estimate, its interval, and the values of the seeds behind it."""
 
     label: str
@@ -163,7 +163,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class ChartBar:
     """What an arm spent, in one phase: for its result (`work`) and in all attempts (`spent`)."""
 
     arm: str
@@ -509,7 +509,7 @@ def lines(
 
 def intervals(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[ChartRow],
     *,
     x: Axis,
     arms: Sequence[Marks] = (),
@@ -607,7 +607,7 @@ def intervals(
     )
 
 
-def costs(title: str, arms: Sequence[Marks], bars: Sequence[Bar], *, x: Axis, note: str = "") -> Chart:
+def costs(title: str, arms: Sequence[Marks], bars: Sequence[ChartBar], *, x: Axis, note: str = "") -> Chart:
     """What each arm spent: a bar per arm, its phases stacked; a tick marks all attempts together where that is more."""
     used = [m for m in arms if any(b.arm == m.name for b in bars)]
     scales = _arm_scales(used)

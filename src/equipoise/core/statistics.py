@@ -40,7 +40,6 @@ __all__ = [
     "crossing",
     "ece",
     "half_width",
-    "hypervolume",
     "interval_of",
     "item_interval",
     "mcnemar",
@@ -406,18 +405,6 @@ def _redrawn_interval(per_seed: Array, redrawn: Array, sizes: NDArray[np.intp], 
         item_df = _effective_df(sizes)
     counts = (seeds, int(sizes.sum()), count if "item" in units else 0)
     return interval_of(estimate, seed_variance, seed_df, item_variance, item_df, level, counts)
-
-
-def hypervolume(points: ArrayLike, reference: ArrayLike, *, maximise: bool | Sequence[bool] = False) -> float:
-    """The volume that points [N, D] dominate up to `reference` [D]; nan for points that are nan, 0 for none."""
-    import moocore
-
-    points = np.atleast_2d(np.asarray(points, float))
-    if np.isnan(points).any():
-        return math.nan
-    return (
-        float(moocore.hypervolume(points, ref=np.asarray(reference, float), maximise=maximise)) if points.size else 0.0
-    )
 
 
 # --- matched paths --------------------------------------------------------------------------------------------------

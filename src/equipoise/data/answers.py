@@ -13,7 +13,7 @@ _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Words in lower case, one blank apart, without punctuation, English articles and differences of Unicode form.
 
     As SQuAD's evaluation, with these differences, all because invented names, numbers and other scripts are compared:
@@ -37,17 +37,17 @@ def _spoken(before: str, character: str, after: str) -> bool:
 
 
 def matches(answer: str, references: str | Iterable[str]) -> bool:
-    """Whether the answer is one of the references after `normalise`; an empty answer matches nothing."""
+    """Whether the answer is one of the references after `normalize`; an empty answer matches nothing."""
     references = [references] if isinstance(references, str) else references
-    found = normalise(answer)
-    return bool(found) and any(found == normalise(reference) for reference in references)
+    found = normalize(answer)
+    return bool(found) and any(found == normalize(reference) for reference in references)
 
 
 def contains(answer: str, references: str | Iterable[str]) -> bool:
     """Whether the words of one of the references stand in the answer, next to each other and in order."""
     references = [references] if isinstance(references, str) else references
-    found = f" {normalise(answer)} "
-    return any(wanted and f" {wanted} " in found for wanted in map(normalise, references))
+    found = f" {normalize(answer)} "
+    return any(wanted and f" {wanted} " in found for wanted in map(normalize, references))
 
 
 def rouge_tokens(text: str, stem: Callable[[str], str] | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from equipoise.core.job import Request
 from equipoise.core.progress import is_quiet
 from equipoise.core.terminal import say
 from equipoise.judging.biases import read_biases, seed_biases
-from equipoise.judging.biasscope import Settings, biasscope, start
+from equipoise.judging.biasscope import BiasScopeSettings, biasscope, start
 from equipoise.judging.casting import RULES, Casting
 from equipoise.judging.evidence import Evidence
 from equipoise.judging.pairs import Pair, divide, read_pairs
@@ -44,7 +44,7 @@ class Auditing(Request):
     @classmethod
     def read(cls, asked: SimpleNamespace) -> "Auditing":
         """asked: the options of the job. Raises BadInput for a wrong request."""
-        settings = Settings(
+        settings = BiasScopeSettings(
             rounds=asked.rounds,
             candidates=asked.candidates,
             rule=asked.rule,

@@ -33,9 +33,9 @@ from equipoise.core.progress import progress
 from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import Bias, deal, key, seed_biases
-from equipoise.judging.measured import Effect, Round
+from equipoise.judging.measured import BiasEffect, Round
 from equipoise.judging.pairs import Pair, shortened
-from equipoise.judging.roles import Case, Comparison, Judge, Teacher, Verdict
+from equipoise.judging.roles import Case, Judge, JudgeComparison, JudgeVerdict, Teacher
 from equipoise.judging.validation import adjusted, effect, published_accepts, published_orders
 from equipoise.judging.verdicts import Reading
 
@@ -45,7 +45,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BiasScopeSettings:
     """rounds: at most; 0 measures the library alone. each: biases dealt to a pair. explain: ask the judge for more (step 5).
 
     alpha: of the screening test, and of the family of confirmed biases. candidates: proposals validated a round, the most
@@ -95,13 +95,13 @@ class Audit:
     p values adjusted by Holm. With rule="published" both are about all test pairs and nothing is adjusted.
     """
 
-    settings: Settings
+    settings: BiasScopeSettings
     selection: "Bench"
     report: "Bench"
     candidates: dict[str, Candidate] = field(default_factory=dict)
-    screened: dict[str, Effect] = field(default_factory=dict)
+    screened: dict[str, BiasEffect] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
-    confirmed: dict[str, Effect] = field(default_factory=dict)
+    confirmed: dict[str, BiasEffect] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     complete: bool = False
 
@@ -188,14 +188,14 @@ class Bench:
         for name, right in self._right.items():
             yield name, right, self._compared[name]
 
-    def effect(self, bias: Bias) -> Effect:
+    def effect(self, bias: Bias) -> BiasEffect:
         """How much more the judge errs with this bias, over the pairs that have a rewrite."""
         before, after = self.original(), self.rewritten(bias)
         there = self.compared(bias.name)
         groups = [pair.group for pair, is_there in zip(self.pairs, there, strict=True) if is_there]
         return effect(bias.name, before[there], after[there], groups, left_out=int((~there).sum()))
 
-    def length_controlled(self, bias: Bias) -> Effect:
+    def length_controlled(self, bias: Bias) -> BiasEffect:
         """The effect with every rewrite cut to the number of words of the answer that it was made from (card, baselines)."""
         texts = self.texts(bias)
         cut = [
@@ -220,7 +220,7 @@ class Bench:
         return published_accepts(before[there], after[there])[0]
 
 
-def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list[tuple[Verdict, Verdict]]]:
+def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list[tuple[JudgeVerdict, JudgeVerdict]]]:
     """right [N, 2] (better answer first, second; nan without verdict) and the verdicts, every pair in both orders."""
     comparisons = [comparison for pair in pairs for comparison in orders(pair)]
     verdicts = judge.compare(comparisons, phase=phase) if comparisons else []
@@ -235,18 +235,18 @@ def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list
     return np.array(right, dtype=float).reshape(-1, 2), both
 
 
-def asked(verdicts: Sequence[tuple[Verdict, Verdict]]) -> NDArray[np.bool_]:
+def asked(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> NDArray[np.bool_]:
     """[N]: whether the judge was asked in both orders."""
     return np.array([first.asked and second.asked for first, second in verdicts], dtype=bool)
 
 
-def _reasons(verdicts: Sequence[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
+def _reasons(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> tuple[str, ...]:
     """Why pairs were not asked, in one of the orders; in order."""
     whys = [next((each.why or "no reason given" for each in two if not each.asked), None) for two in verdicts]
     return tuple(why for why in whys if why is not None)
 
 
-def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Verdict, Verdict]]) -> None:
+def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> None:
     """Raises WorkFailed when hardly any pair could be put to a judge: then it is not known, rather than unbiased."""
     there = asked(verdicts)
     if there.sum() >= FEWEST * len(pairs):
@@ -269,7 +269,7 @@ def guarded(wanted: Sequence[tuple[Pair, Bias]], texts: Sequence[str | None]) ->
     ]
 
 
-def _check_format(name: str, verdicts: Sequence[Verdict]) -> None:
+def _check_format(name: str, verdicts: Sequence[JudgeVerdict]) -> None:
     """Raises WorkFailed when most answers of a judge hold no verdict: nothing could be found out about such a judge."""
     answers = [verdict for verdict in verdicts if verdict.asked]
     mute = [verdict for verdict in answers if verdict.choice is None]
@@ -281,11 +281,11 @@ def _check_format(name: str, verdicts: Sequence[Verdict]) -> None:
         )
 
 
-def orders(pair: Pair) -> tuple[Comparison, Comparison]:
+def orders(pair: Pair) -> tuple[JudgeComparison, JudgeComparison]:
     """The better answer first, and second."""
     return (
-        Comparison(pair.id, pair.question, pair.chosen, pair.rejected),
-        Comparison(pair.id, pair.question, pair.rejected, pair.chosen),
+        JudgeComparison(pair.id, pair.question, pair.chosen, pair.rejected),
+        JudgeComparison(pair.id, pair.question, pair.rejected, pair.chosen),
     )
 
 
@@ -297,7 +297,7 @@ def biasscope(
     report: Sequence[Pair],
     *,
     library: Sequence[Bias] | None = None,
-    settings: Settings | None = None,
+    settings: BiasScopeSettings | None = None,
     audit: Audit | None = None,
 ) -> Audit:
     """Search for biases of `judge` on discovery, screen them on selection, confirm them on report; see the module.
@@ -331,10 +331,10 @@ def start(
     report: Sequence[Pair],
     *,
     library: Sequence[Bias] | None = None,
-    settings: Settings | None = None,
+    settings: BiasScopeSettings | None = None,
 ) -> Audit:
     """An audit that knows its pairs and its library and nothing else yet."""
-    settings = settings or Settings()
+    settings = settings or BiasScopeSettings()
     if settings.rule == "published":  # validates and reports on the same pairs
         selection, report = [*selection, *report], []
     audit = Audit(

@@ -18,7 +18,7 @@ from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
 from equipoise.core.secrets import SECRET_NAME
 from equipoise.judging.biases import Bias
-from equipoise.judging.biasscope import Settings
+from equipoise.judging.biasscope import BiasScopeSettings
 from equipoise.judging.judges import LogProbJudge, PairwiseJudge, PointwiseJudge, pairwise_template
 from equipoise.judging.roles import Judge, Teacher
 from equipoise.judging.teacher import ChatTeacher
@@ -39,7 +39,7 @@ class Cast:
 class Casting:
     """Who is to take part and how they are asked, from the options of the job; nothing is opened yet."""
 
-    def __init__(self, asked: SimpleNamespace, library: Sequence[Bias], settings: Settings) -> None:
+    def __init__(self, asked: SimpleNamespace, library: Sequence[Bias], settings: BiasScopeSettings) -> None:
         """Raises BadInput for what cannot be meant."""
         self.asked, self.library, self.settings = asked, library, settings
         self.scores = asked.judge_kind.startswith("logprob")  # log-probabilities of a model here, without calls

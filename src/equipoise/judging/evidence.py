@@ -16,9 +16,9 @@ from equipoise.judging.biases import PLACEBO, deal
 from equipoise.judging.biasscope import Array, Audit, Bench, judged
 from equipoise.judging.casting import Cast
 from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows
-from equipoise.judging.measured import Effect, PositionBias
+from equipoise.judging.measured import BiasEffect, PositionBias
 from equipoise.judging.pairs import Pair
-from equipoise.judging.result import Example, Found, Harder, JudgeAudit, Rewrites
+from equipoise.judging.result import FoundBias, Harder, JudgeAudit, JudgedExample, Rewrites
 from equipoise.judging.validation import by_domain, detectable_increase, error, position_bias
 
 EXAMPLES = 3  # of each bias that holds
@@ -34,8 +34,8 @@ class Evidence:
     discovery: Sequence[Pair]
     left_out: Sequence[str]
     source: str
-    cut: dict[str, Effect] = field(default_factory=dict)
-    placebo: Effect | None = None
+    cut: dict[str, BiasEffect] = field(default_factory=dict)
+    placebo: BiasEffect | None = None
     hardened: Hardened | None = None
     preferences: list[dict[str, str]] = field(default_factory=list)
 
@@ -119,14 +119,14 @@ class Evidence:
             notes=self._notes(),
         )
 
-    def _found(self, name: str, holds: bool) -> Found:
+    def _found(self, name: str, holds: bool) -> FoundBias:
         audit, candidate = self.audit, self.audit.candidates[name]
         report = audit.confirmed.get(name)
         bench = audit.selection if report is None else audit.report
         texts, right = bench.texts(candidate.bias), bench.rewritten(candidate.bias)
         made = [text for text in texts if text is not None]
         unasked = bench.unasked.get(name, ())
-        return Found(
+        return FoundBias(
             name=name,
             definition=candidate.bias.definition,
             round=candidate.round,
@@ -203,7 +203,7 @@ def _harder(hardened: Hardened, judges: int) -> Harder:
     return Harder(kept, of, too_few, judges, hardened.longer, hardened.kappa, hardened.alpha)
 
 
-def _domains(bench: Bench, name: str, right: Array) -> dict[str, Effect]:
+def _domains(bench: Bench, name: str, right: Array) -> dict[str, BiasEffect]:
     """The effect within each domain; nothing where there is one."""
     if len({pair.domain for pair in bench.pairs}) == 1:
         return {}
@@ -213,7 +213,7 @@ def _domains(bench: Bench, name: str, right: Array) -> dict[str, Effect]:
     return by_domain(name, bench.original()[there], right[there], groups, domains)
 
 
-def _turned(bench: Bench, right: Array, texts: Sequence[str | None]) -> list[Example]:
+def _turned(bench: Bench, right: Array, texts: Sequence[str | None]) -> list[JudgedExample]:
     """The first pairs whose verdict was right before and is wrong after, those that turned in both orders before others."""
     lost = (bench.original() == 1) & (right == 0)
     order = np.argsort(-lost.sum(axis=1), kind="stable")[:EXAMPLES]
@@ -221,14 +221,14 @@ def _turned(bench: Bench, right: Array, texts: Sequence[str | None]) -> list[Exa
     return [_example(bench.pairs[i], texts[i] or "", places) for i, places in fooled.items() if places]
 
 
-def _first(bench: Bench, texts: Sequence[str | None]) -> list[Example]:
+def _first(bench: Bench, texts: Sequence[str | None]) -> list[JudgedExample]:
     """One rewrite, so that the teacher can be judged as well."""
     made = [(pair, text) for pair, text in zip(bench.pairs, texts, strict=True) if text is not None]
     return [_example(pair, text) for pair, text in made[:1]]
 
 
-def _example(pair: Pair, rewritten: str, fooled: tuple[str, ...] = ()) -> Example:
-    return Example(pair.id, pair.question, pair.chosen, pair.rejected, rewritten, fooled)
+def _example(pair: Pair, rewritten: str, fooled: tuple[str, ...] = ()) -> JudgedExample:
+    return JudgedExample(pair.id, pair.question, pair.chosen, pair.rejected, rewritten, fooled)
 
 
 def _write_judgements(path: Path, benches: Sequence[Bench]) -> None:

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Comparison
+from equipoise.judging.roles import JudgeComparison
 from equipoise.judging.rules import BEYOND, RULES, draw
 
 Telling = Callable[[np.random.Generator], list[str]]  # the sentences before the final answer, in one of their wordings
@@ -56,7 +56,7 @@ _HEDGED = ("I think that", "It seems that", "Perhaps")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class JudgingWorld:
     """Pairs, and by question the right final answer and what it is worth."""
 
     pairs: list[Pair]
@@ -68,11 +68,11 @@ class World:
         return self.worth[question] * (f"answer is {self.right[question]}." in answer)
 
 
-def pairs(count: int, *, seed: int = 0) -> World:
+def pairs(count: int, *, seed: int = 0) -> JudgingWorld:
     """`count` pairs of a seed. About half show the better answer first; ids and texts are functions of seed and number."""
     generator = np.random.default_rng([seed, 73])
     first = generator.permutation(np.arange(count) % 2 == 0)
-    world = World([], {}, {})
+    world = JudgingWorld([], {}, {})
     question, right, wrong, domain = "", "", "", ""
     tellings: list[Telling] = []
     for number in range(count):
@@ -102,7 +102,7 @@ def pairs(count: int, *, seed: int = 0) -> World:
     return world
 
 
-def simulated(world: World, *, noise: float = 1.0) -> Callable[[Sequence[Comparison]], list[float]]:
+def simulated(world: JudgingWorld, *, noise: float = 1.0) -> Callable[[Sequence[JudgeComparison]], list[float]]:
     """Margins of a judge that sees quality through noise: normal, a function of question and text, the same at any place."""
     known: dict[tuple[str, str], float] = {}
 
@@ -113,7 +113,7 @@ def simulated(world: World, *, noise: float = 1.0) -> Callable[[Sequence[Compari
             known[question, answer] = world.quality(question, answer) + noise * drawn
         return known[question, answer]
 
-    def margins(comparisons: Sequence[Comparison]) -> list[float]:
+    def margins(comparisons: Sequence[JudgeComparison]) -> list[float]:
         return [value(each.question, each.first) - value(each.question, each.second) for each in comparisons]
 
     return margins

@@ -18,7 +18,7 @@ from equipoise.core.options import closed
 from equipoise.core.rows import Rows
 from equipoise.judging.biases import Bias
 from equipoise.judging.pairs import shortened
-from equipoise.judging.roles import Case, Comparison, Verdict
+from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict
 from equipoise.judging.verdicts import Reading, parse_decision, parse_rating
 
 if TYPE_CHECKING:
@@ -66,18 +66,20 @@ class PairwiseJudge:
         self._warning = _warning(debias)
         self._explain = Template.read(PROMPTS / "explain.md")
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         calls = [Call(self._messages(each), phase, max_tokens=self._max_tokens) for each in comparisons]
         replies = answers(self._chat, calls, f"{self.name} judges")
         return [
-            _unasked(each) if each.status in UNASKED else Verdict(parse_decision(each.text, self._reading), each.text)
+            _unasked(each)
+            if each.status in UNASKED
+            else JudgeVerdict(parse_decision(each.text, self._reading), each.text)
             for each in replies
         ]
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return explanations(self._chat, self._explain, cases, self._max_tokens)
 
-    def _messages(self, comparison: Comparison) -> tuple[Message, ...]:
+    def _messages(self, comparison: JudgeComparison) -> tuple[Message, ...]:
         messages = self._rubric.render(
             question=comparison.question, answer_1=comparison.first, answer_2=comparison.second
         )
@@ -99,7 +101,7 @@ class PointwiseJudge:
         self._rubric = Template.read(PROMPTS / "judge_pointwise.md")
         self._explain = Template.read(PROMPTS / "explain.md")
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         calls = [
             Call(self._rubric.render(question=each.question, answer=answer), phase, max_tokens=self._max_tokens)
             for each in comparisons
@@ -140,7 +142,7 @@ class LogProbJudge:
         self._explain = Template.read(PROMPTS / "explain.md")
         self._margins = Margins(memory)
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         prompts = [self._prompt(each) for each in comparisons]
         margins = self._measured(prompts)
         if self._balanced:
@@ -148,7 +150,7 @@ class LogProbJudge:
             others = self._measured([self._prompt(each) for each in turned])
             margins = [(one - other) / 2 for one, other in zip(margins, others, strict=True)]
         return [
-            Verdict(None, asked=False, why=self._too_long(prompt)) if math.isnan(margin) else _by_margin(margin)
+            JudgeVerdict(None, asked=False, why=self._too_long(prompt)) if math.isnan(margin) else _by_margin(margin)
             for prompt, margin in zip(prompts, margins, strict=True)
         ]
 
@@ -178,7 +180,7 @@ class LogProbJudge:
             return [""] * len(cases)
         return explanations(self._chat, self._explain, cases, 256)
 
-    def _prompt(self, comparison: Comparison) -> tuple[Message, ...]:
+    def _prompt(self, comparison: JudgeComparison) -> tuple[Message, ...]:
         texts = (comparison.question, comparison.first, comparison.second)
         question, first, second = (text if self._cut is None else shortened(text, self._cut) for text in texts)
         return self._rubric.render(question=question, answer_1=first, answer_2=second)
@@ -267,22 +269,22 @@ def _digest(messages: tuple[Message, ...]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _by_margin(margin: float, reasoning: str = "") -> Verdict:
-    return Verdict(1 if margin > 0 else 2 if margin < 0 else None, reasoning, margin)
+def _by_margin(margin: float, reasoning: str = "") -> JudgeVerdict:
+    return JudgeVerdict(1 if margin > 0 else 2 if margin < 0 else None, reasoning, margin)
 
 
-def _unasked(reply: Reply) -> Verdict:
-    return Verdict(None, asked=False, why=reply.reason or reply.status)
+def _unasked(reply: Reply) -> JudgeVerdict:
+    return JudgeVerdict(None, asked=False, why=reply.reason or reply.status)
 
 
-def _rated(first: Reply, second: Reply) -> Verdict:
+def _rated(first: Reply, second: Reply) -> JudgeVerdict:
     for reply in (first, second):
         if reply.status in UNASKED:
             return _unasked(reply)
     ratings = parse_rating(first.text), parse_rating(second.text)
     reasoning = f"Answer 1:\n{first.text}\n\nAnswer 2:\n{second.text}"
     if ratings[0] is None or ratings[1] is None:
-        return Verdict(None, reasoning)
+        return JudgeVerdict(None, reasoning)
     return _by_margin(ratings[0] - ratings[1], reasoning)
 
 

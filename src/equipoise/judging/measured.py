@@ -22,7 +22,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class BiasEffect:
     """What a bias does to a judge's error on the same pairs. increase = after.error - before.error.
 
     lower, upper: two-sided interval, clustered by group. standard_error: of the increase, clustered too. p_value: one-sided

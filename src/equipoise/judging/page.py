@@ -11,11 +11,11 @@ from equipoise.core import plots
 from equipoise.core.files import read_regular
 from equipoise.core.job import Page
 from equipoise.core.numbers import interval, number, rate
-from equipoise.judging.measured import Effect, Rate
-from equipoise.judging.result import Example, points
+from equipoise.judging.measured import BiasEffect, Rate
+from equipoise.judging.result import JudgedExample, points
 
 if TYPE_CHECKING:
-    from equipoise.judging.result import Found, JudgeAudit
+    from equipoise.judging.result import FoundBias, JudgeAudit
 
 CHARACTERS = 2500  # of a text that is shown
 Numeric = partial(parts.Column, numeric=True)
@@ -94,7 +94,7 @@ def _placebo(result: "JudgeAudit") -> list[parts.Part]:
 
 def _forest(result: "JudgeAudit") -> list[parts.Part]:
     rows = [
-        plots.Row(each.name, 100 * each.effect.increase, 100 * each.effect.lower, 100 * each.effect.upper)
+        plots.ChartRow(each.name, 100 * each.effect.increase, 100 * each.effect.lower, 100 * each.effect.upper)
         for each in result.biases
         if not math.isnan(each.effect.lower)
     ]
@@ -125,7 +125,7 @@ def _measured(result: "JudgeAudit") -> parts.Table:
     return parts.Table("Biases", columns, tuple(map(_row, result.biases)), note=rule)
 
 
-def _row(found: "Found") -> tuple[str | parts.Cell | parts.Badge, ...]:
+def _row(found: "FoundBias") -> tuple[str | parts.Cell | parts.Badge, ...]:
     effect, after, before = found.effect, found.effect.after.no_verdict, found.effect.before.no_verdict
     origin = "basic" if found.round == 0 else f"round {found.round}, proposed {found.support} times"
     counts = {
@@ -163,7 +163,7 @@ def _position(result: "JudgeAudit") -> parts.Part:
     )
 
 
-def _evidence(found: "Found") -> parts.Section:
+def _evidence(found: "FoundBias") -> parts.Section:
     """The definition, the effect by domain, and examples whose verdict was right before and is wrong after."""
     told: list[parts.Part] = [parts.Text(found.definition)]
     if found.cut is not None:
@@ -188,7 +188,7 @@ def _evidence(found: "Found") -> parts.Section:
     return parts.Section(f"Evidence: {found.name}", tuple(told))
 
 
-def _example(title: str, one: Example) -> parts.Part:
+def _example(title: str, one: JudgedExample) -> parts.Part:
     texts = {"the worse one": one.rejected, "the worse one, rewritten": one.rewritten}
     texts = {"the better answer": one.chosen, **texts} if one.fooled else texts
     cells = tuple(_shown(text) for text in texts.values())
@@ -284,11 +284,11 @@ def _cost(account: Path) -> parts.Table | None:
     return parts.Table("Calls, of all attempts", columns, rows)
 
 
-def _cell(effect: Effect | None) -> parts.Cell | str:
+def _cell(effect: BiasEffect | None) -> parts.Cell | str:
     return "" if effect is None else parts.Cell(*_in_points(effect))
 
 
-def _in_points(effect: Effect) -> tuple[str, str]:
+def _in_points(effect: BiasEffect) -> tuple[str, str]:
     """The increase of the error, and from where to where."""
     return interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
 

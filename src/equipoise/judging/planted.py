@@ -23,10 +23,10 @@ from equipoise.judging import generated
 from equipoise.judging.biases import Bias
 from equipoise.judging.biasscope import orders
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, Comparison, Judge, Proposal, Teacher, Verdict
+from equipoise.judging.roles import Case, Judge, JudgeComparison, JudgeVerdict, Proposal, Teacher
 from equipoise.judging.rules import RULES, RuleTeacher, draw
 
-Base = Callable[[Sequence[Comparison]], Sequence[float]]
+Base = Callable[[Sequence[JudgeComparison]], Sequence[float]]
 _PRAISE = ("is more accurate", "is more helpful", "is clearer", "is more complete", "answers the question better")
 
 
@@ -50,26 +50,26 @@ class PlantedJudge:
         self._terms = [(rule, RULES[rule].feature, strength) for rule, strength in strengths.items()]
         self._base, self._position, self._says, self._explains = base, position, says, explains
 
-    def terms(self, comparison: Comparison) -> dict[str, float]:
+    def terms(self, comparison: JudgeComparison) -> dict[str, float]:
         """What each planted bias adds to the margin of the first answer."""
         first, second = comparison.first, comparison.second
         return {rule: strength * (feature(first) - feature(second)) for rule, feature, strength in self._terms}
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         verdicts = []
         for each, base in zip(comparisons, self._base(comparisons), strict=True):
             margin = base + self._position + sum(self.terms(each).values())
             if margin > 0 or margin < 0:
                 choice = 1 if margin > 0 else 2
-                verdicts.append(Verdict(choice, self._speech(each, choice, "reasoning", self._says), margin))
+                verdicts.append(JudgeVerdict(choice, self._speech(each, choice, "reasoning", self._says), margin))
             else:
-                verdicts.append(Verdict(None, margin=margin))
+                verdicts.append(JudgeVerdict(None, margin=margin))
         return verdicts
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         return [self._speech(case.comparison, case.choice, "explanation", self._explains) for case in cases]
 
-    def _speech(self, comparison: Comparison, choice: int, kind: str, openness: float) -> str:
+    def _speech(self, comparison: JudgeComparison, choice: int, kind: str, openness: float) -> str:
         drawn = (comparison.question, comparison.first, comparison.second, kind)
         said = f"Answer {choice} {_PRAISE[int(draw(*drawn, 'praise') * len(_PRAISE))]}."
         for_it = {rule: term if choice == 1 else -term for rule, term in self.terms(comparison).items()}
@@ -101,7 +101,7 @@ class Counted:
         self.calls: Counter[str] = Counter()
         self._judge, self._teacher = judge, teacher
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]:
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
         self.calls[phase] += len(comparisons)
         return self._judge.compare(comparisons, phase=phase)
 
@@ -151,7 +151,7 @@ def prepare(judge: str, count: int, seed: int, folder: Path) -> int:
     return len(asked)
 
 
-def open_base(judge: str, world: generated.World, folder: Path) -> tuple[Base, float]:
+def open_base(judge: str, world: generated.JudgingWorld, folder: Path) -> tuple[Base, float]:
     """The judge's own margins without its preference for a place, and their scale, as `prepare` left them."""
     known = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if judge == "simulated":
@@ -160,7 +160,7 @@ def open_base(judge: str, world: generated.World, folder: Path) -> tuple[Base, f
     return lambda asked: [margins[_digest(each)] - place for each in asked], known["scale"]
 
 
-def _scored(model: str, asked: Sequence[Comparison], folder: Path) -> list[float]:
+def _scored(model: str, asked: Sequence[JudgeComparison], folder: Path) -> list[float]:
     from equipoise.judging.judges import LogProbJudge
     from equipoise.language.model import load
 
@@ -168,6 +168,6 @@ def _scored(model: str, asked: Sequence[Comparison], folder: Path) -> list[float
     return [verdict.margin for verdict in judge.compare(asked, phase="base")]
 
 
-def _digest(comparison: Comparison) -> str:
+def _digest(comparison: JudgeComparison) -> str:
     texts = json.dumps([comparison.question, comparison.first, comparison.second])
     return hashlib.sha256(texts.encode()).hexdigest()[:24]

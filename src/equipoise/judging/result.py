@@ -9,14 +9,14 @@ from typing import Any
 
 from equipoise.core.job import Page, table_html
 from equipoise.core.terminal import shown
-from equipoise.judging.measured import Effect, PositionBias, Rate, Round
+from equipoise.judging.measured import BiasEffect, PositionBias, Rate, Round
 
 NEARLY_ALL = 0.9  # of the verdicts, from which on a judge counts as collapsed
 MANY = 0.05  # of the verdicts, from which on it is a warning that they could not be read
 
 
 @dataclass(frozen=True)
-class Example:
+class JudgedExample:
     """A pair, with its worse answer rewritten. fooled: the places ("first", "second") of the better answer in which the
     verdict was right before and is wrong after."""
 
@@ -43,7 +43,7 @@ class Rewrites:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundBias:
     """A bias that was measured. effect: on the report part where it was measured there, else on the selection part.
 
     round: 0 for the library it began with. support: cases it was proposed for. passed: the screening. cut: where asked for,
@@ -57,15 +57,15 @@ class Found:
     support: int
     passed: bool
     holds: bool
-    selection: Effect
-    report: Effect | None
+    selection: BiasEffect
+    report: BiasEffect | None
     rewrites: Rewrites
-    cut: Effect | None = None
-    domains: Mapping[str, Effect] = field(default_factory=dict)
-    examples: tuple[Example, ...] = ()
+    cut: BiasEffect | None = None
+    domains: Mapping[str, BiasEffect] = field(default_factory=dict)
+    examples: tuple[JudgedExample, ...] = ()
 
     @property
-    def effect(self) -> Effect:
+    def effect(self) -> BiasEffect:
         return self.report or self.selection
 
     @property
@@ -111,7 +111,7 @@ class JudgeAudit:
     teacher: str
     pairs: str
     rule: str
-    biases: tuple[Found, ...]
+    biases: tuple[FoundBias, ...]
     position: PositionBias
     as_is: Rate
     sizes: tuple[int, int, int]
@@ -122,7 +122,7 @@ class JudgeAudit:
     calls: int
     complete: bool
     detectable: float = math.nan
-    placebo: Effect | None = None
+    placebo: BiasEffect | None = None
     alike: tuple[tuple[str, str], ...] = ()
     rounds: tuple[Round, ...] = ()
     harder: Harder | None = None
@@ -132,11 +132,11 @@ class JudgeAudit:
     folder: Path | None = None
 
     @property
-    def holding(self) -> tuple[Found, ...]:
+    def holding(self) -> tuple[FoundBias, ...]:
         return tuple(each for each in self.biases if each.holds)
 
     @property
-    def measured(self) -> tuple[Found, ...]:
+    def measured(self) -> tuple[FoundBias, ...]:
         """Those of which at least one pair could be compared."""
         return tuple(each for each in self.biases if each.selection.pairs)
 

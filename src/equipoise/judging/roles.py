@@ -12,7 +12,7 @@ from equipoise.judging.pairs import Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class JudgeComparison:
     """One question to a judge: which of two answers, in this order. pair: for the record only; a judge must not use it."""
 
     pair: str
@@ -22,7 +22,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """choice: 1 or 2, None where no verdict could be read. margin: log-odds of the first answer, where there are such.
 
     asked: False where there was nothing to judge, since the prompt did not fit or the provider did not take it: no error of
@@ -36,7 +36,7 @@ class Verdict:
     why: str = ""
 
     def __post_init__(self) -> None:
-        choice("Verdict.choice", self.choice, (1, 2, None))
+        choice("JudgeVerdict.choice", self.choice, (1, 2, None))
         object.__setattr__(self, "reasoning", encodable(self.reasoning))
 
 
@@ -44,7 +44,7 @@ class Verdict:
 class Case:
     """A comparison that the judge got wrong, with what it said for its choice; explanation: asked for afterwards, or ""."""
 
-    comparison: Comparison
+    comparison: JudgeComparison
     choice: Literal[1, 2]
     reasoning: str
     explanation: str = ""
@@ -67,7 +67,7 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, comparisons: Sequence[Comparison], *, phase: str) -> list[Verdict]: ...
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]: ...
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         """Why each choice was made, at more length (DeeperExplain); "" where no answer came."""

@@ -28,7 +28,7 @@ from scipy import stats
 
 from equipoise.core.options import closed
 from equipoise.core.statistics import item_interval, wilson
-from equipoise.judging.measured import Effect, PositionBias, Rate
+from equipoise.judging.measured import BiasEffect, PositionBias, Rate
 from equipoise.judging.pairs import Pair
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ def error(right: ArrayLike) -> Rate:
 
 def effect(
     name: str, before: ArrayLike, after: ArrayLike, groups: Sequence[str], *, level: float = 0.95, left_out: int = 0
-) -> Effect:
+) -> BiasEffect:
     """The increase in error from before to after. before, after: right[N, 2] of the same pairs; groups: [N].
 
     Nothing but counts is defined for N = 0, and no interval for a single cluster. Raises ValueError for unequal shapes.
@@ -55,7 +55,7 @@ def effect(
     codes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
     mean, lower, upper, standard_error = _mean(changed.mean(axis=1), codes, level=level, least=-1.0)
     sums = np.bincount(codes, weights=changed.sum(axis=1)).astype(int)
-    return Effect(
+    return BiasEffect(
         bias=name,
         pairs=len(changed),
         clusters=sums.size,
@@ -80,7 +80,7 @@ def by_domain(
     domains: Sequence[str],
     *,
     level: float = 0.95,
-) -> dict[str, Effect]:
+) -> dict[str, BiasEffect]:
     """`effect` within each domain, by name of the domain. Their p-values are not adjusted: look, do not conclude."""
     first, second = _both_orders(before, groups), _both_orders(after, groups)
     effects = {}
@@ -142,7 +142,9 @@ def benjamini_hochberg(p_values: ArrayLike) -> Array:
 
 
 @closed
-def adjusted(effects: Sequence[Effect], method: Literal["holm", "benjamini-hochberg", "none"] = "holm") -> list[Effect]:
+def adjusted(
+    effects: Sequence[BiasEffect], method: Literal["holm", "benjamini-hochberg", "none"] = "holm"
+) -> list[BiasEffect]:
     """The effects with p_adjusted. Give all that were ever tested, also those of earlier rounds that were not kept."""
     p = np.array([each.p_value for each in effects])
     corrected = {"holm": holm, "benjamini-hochberg": benjamini_hochberg, "none": np.asarray}[method](p)

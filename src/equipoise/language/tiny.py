@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from equipoise.data.records import Record
-    from equipoise.training.loop import Moment
+    from equipoise.training.loop import TrainerState
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
@@ -115,7 +115,7 @@ def teach(
     learning_rate: float = 3e-3,
     batch_size: int = 32,
     max_length: int = 512,
-    callbacks: Sequence[Callable[[Moment], bool | None]] = (),
+    callbacks: Sequence[Callable[[TrainerState], bool | None]] = (),
     save: Callable[[dict[str, Any]], None] | None = None,
     save_every: int | None = None,
     state: Mapping[str, Any] | None = None,
@@ -126,7 +126,7 @@ def teach(
     sees every record once; seed decides the order. callbacks, save, save_every and state are those of `training.fit`.
     The defaults suit `tiny`; a pretrained model wants a rate of about 1e-5. Raises BadInput without records.
     """
-    from equipoise.training.loop import OneLoss, Settings, fit
+    from equipoise.training.loop import OneLoss, TrainerSettings, fit
     from equipoise.training.order import without_replacement
 
     if not records:
@@ -141,7 +141,7 @@ def teach(
         language_model.model,
         OneLoss(_cross_entropy),
         lambda step: [examples[index] for index in order(step)],
-        Settings(steps=steps, learning_rate=learning_rate, batch_size=batch_size, betas=(0.9, 0.95), seed=seed),
+        TrainerSettings(steps=steps, learning_rate=learning_rate, batch_size=batch_size, betas=(0.9, 0.95), seed=seed),
         collate=lambda chosen: collate(chosen, language_model.pad_id, language_model.device),
         callbacks=[lambda moment: losses.append(moment.metrics["loss"]), *callbacks],
         save=save,

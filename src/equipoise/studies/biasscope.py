@@ -203,7 +203,7 @@ def audit(run: Run) -> None:
         for strength in strengths(middle(options["judge"], options["strength"]))
     ]
     judges += [("position", 0.0, PlantedJudge({}, base, position=place)), ("unbiased", 0.0, PlantedJudge({}, base))]
-    settings = search.Settings(
+    settings = search.BiasScopeSettings(
         rounds=wanted.get("rounds", ROUNDS),
         explain=wanted.get("explain", True),
         rule=wanted.get("rule", "paired"),

@@ -91,7 +91,7 @@ def _sentence(subject: str, rule: Rule, margin: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ClaimComparison:
     """One outcome of two arms at one place: `better`, `not_worse` or `equal`."""
 
     rule: Rule
@@ -191,7 +191,7 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A statistic that is no mean over items (AUROC, Kendall's tau, hypervolume), computed per run.
+    """A statistic that is no mean over items (AUROC, Kendall's tau), computed per run.
 
     `function` takes one array per outcome, aligned by item (`over="items"`) or by place on the path (`over="path"`,
     values are means over items), and returns a float; nan where undefined. With a rival its difference is compared
@@ -300,11 +300,11 @@ class Both:
         return "; and ".join(test.describe() for test in self.tests)
 
 
-Test = Comparison | Cheaper | Between | Statistic | Matched | Both
+Test = ClaimComparison | Cheaper | Between | Statistic | Matched | Both
 
 
 def _check_test(test: object) -> None:
-    if not isinstance(test, Comparison | Cheaper | Between | Statistic | Matched | Both):
+    if not isinstance(test, ClaimComparison | Cheaper | Between | Statistic | Matched | Both):
         raise BadInput(f"A test is made by better(), not_worse(), equal(), cheaper(), ...; got {test!r}.")
 
 
@@ -319,9 +319,9 @@ def better(
     at: At = "last",
     where: Mapping[str, Any] | None = None,
     units: tuple[Unit, ...] = BOTH_UNITS,
-) -> Comparison:
+) -> ClaimComparison:
     """The arm beats the rival by more than `margin`; refuted when an advantage as large as that is excluded."""
-    return Comparison("better", outcome, arm, rival, margin, reason, at, where, tuple(units))
+    return ClaimComparison("better", outcome, arm, rival, margin, reason, at, where, tuple(units))
 
 
 @closed
@@ -335,9 +335,9 @@ def not_worse(
     at: At = "last",
     where: Mapping[str, Any] | None = None,
     units: tuple[Unit, ...] = BOTH_UNITS,
-) -> Comparison:
+) -> ClaimComparison:
     """The arm loses less than `margin` against the rival."""
-    return Comparison("not_worse", outcome, arm, rival, margin, reason, at, where, tuple(units))
+    return ClaimComparison("not_worse", outcome, arm, rival, margin, reason, at, where, tuple(units))
 
 
 @closed
@@ -351,9 +351,9 @@ def equal(
     at: At = "last",
     where: Mapping[str, Any] | None = None,
     units: tuple[Unit, ...] = BOTH_UNITS,
-) -> Comparison:
+) -> ClaimComparison:
     """The two arms differ by less than `margin` in either direction."""
-    return Comparison("equal", outcome, arm, rival, margin, reason, at, where, tuple(units))
+    return ClaimComparison("equal", outcome, arm, rival, margin, reason, at, where, tuple(units))
 
 
 def cheaper(cost: str, *, arm: str, rival: str, by: float = 1.0, phase: str | None = None, reason: str = "") -> Cheaper:

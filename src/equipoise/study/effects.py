@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from equipoise.core import statistics
 from equipoise.core.options import check_fields
 from equipoise.core.statistics import Interval
-from equipoise.study.claims import Between, Both, Cheaper, Comparison, Matched, Rule, Statistic, Test
+from equipoise.study.claims import Between, Both, Cheaper, ClaimComparison, Matched, Rule, Statistic, Test
 from equipoise.study.crossings import crossing_details, find_crossings, matched_conditions, refuse_missed_level
 from equipoise.study.scores import Cells, Scores, Unjudgeable
 
@@ -76,7 +76,7 @@ class Measured:
 def measure(scores: Scores, test: Test, seeds: Sequence[int], level: float) -> Measured:
     """The effect of one test on these seeds. Raises Unjudgeable when there is none to show."""
     match test:
-        case Comparison():
+        case ClaimComparison():
             return _compare(scores, test, seeds, level)
         case Matched():
             return _match(scores, test, seeds, level)
@@ -94,7 +94,7 @@ def measure(scores: Scores, test: Test, seeds: Sequence[int], level: float) -> M
 # --- differences of means -------------------------------------------------------------------------------------------
 
 
-def _compare(scores: Scores, test: Comparison, seeds: Sequence[int], level: float) -> Measured:
+def _compare(scores: Scores, test: ClaimComparison, seeds: Sequence[int], level: float) -> Measured:
     where = scores.where(test.outcome, test.where)
     runs = scores.runs((test.arm, test.rival), seeds)
     if scores.study.dial_is_cost and (test.at == "last" or set(test.at) == {scores.study.dial}):
@@ -107,7 +107,7 @@ def _compare(scores: Scores, test: Comparison, seeds: Sequence[int], level: floa
     return _difference(scores, test, test.outcome, cells, runs, level, {})
 
 
-def _at_equal_cost(scores: Scores, test: Comparison, runs: Sequence[int], where: int) -> Cells:
+def _at_equal_cost(scores: Scores, test: ClaimComparison, runs: Sequence[int], where: int) -> Cells:
     """Every run where it has spent the same: as stated, or the most that all of them spent; between its evaluations."""
     dial = scores.study.dial
     paths = [scores.dialled(run, test.outcome, where) for run in runs]
@@ -127,7 +127,7 @@ def _at_equal_cost(scores: Scores, test: Comparison, runs: Sequence[int], where:
     return scores.between(paths, np.array([np.interp(spent, scores.x[path], np.arange(path.size)) for path in paths]))
 
 
-def _note_unequal_ends(scores: Scores, test: Comparison, places: Sequence[int]) -> None:
+def _note_unequal_ends(scores: Scores, test: ClaimComparison, places: Sequence[int]) -> None:
     ends = [np.unique(each).tolist() for each in np.split(scores.x[places], 2)]
     if ends[0] != ends[1] and not np.isnan(scores.x[places]).any():
         listed = "; ".join(
@@ -141,7 +141,7 @@ def _note_unequal_ends(scores: Scores, test: Comparison, places: Sequence[int]) 
 
 def _difference(
     scores: Scores,
-    test: Comparison | Matched,
+    test: ClaimComparison | Matched,
     name: str,
     cells: Cells,
     runs: Sequence[int],
@@ -338,11 +338,11 @@ def _varies_though_deterministic(units: tuple[str, ...], values: Array) -> str:
 
 
 def _exact_pairs(
-    test: Comparison | Matched, d: Array, clusters: Any, outcome: "Outcome", units: tuple[str, ...]
+    test: ClaimComparison | Matched, d: Array, clusters: Any, outcome: "Outcome", units: tuple[str, ...]
 ) -> bool:
     """One run each, right or wrong answers, independent items and no margin: McNemar's test is exact."""
     independent = clusters is None or np.unique(clusters).size == d.size
-    plain = isinstance(test, Comparison) and test.rule == "better" and test.margin == 0 and not outcome.log
+    plain = isinstance(test, ClaimComparison) and test.rule == "better" and test.margin == 0 and not outcome.log
     return plain and units == ("item",) and independent and bool(np.isin(d, (-1.0, 0.0, 1.0)).all())
 
 

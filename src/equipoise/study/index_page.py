@@ -26,7 +26,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """A line of the index. `counts`: verdict -> number of claims, empty before a study was run; `link`: a relative path.
 
     `others`: further reports, as what sets them apart and a relative path.
@@ -67,7 +67,7 @@ def reports_in(folders: Iterable[Path]) -> list[Report]:
 
 def entry_of(
     declaration: "Declaration", published: Mapping[str, Any] | None, reports: Sequence[Report], home: Path
-) -> Entry:
+) -> IndexEntry:
     """The line of a study: what was published of it, and its reports as seen from the folder `home`.
 
     The study's own link is the report with the published options (before any, with the default ones).
@@ -75,7 +75,7 @@ def entry_of(
     options = published["options"] if published else declaration.options()
     links = [(report, os.path.relpath(report.path.resolve(), home.resolve())) for report in reports]
     main = next((link for report, link in links if report.options == options), "")
-    return Entry(
+    return IndexEntry(
         declaration.name,
         declaration.paper,
         declaration.trades,
@@ -92,7 +92,7 @@ def _apart(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     return ", ".join(differing) or "the same options"
 
 
-def index(entries: Iterable[Entry], path: Path) -> Path:
+def index(entries: Iterable[IndexEntry], path: Path) -> Path:
     """Write the index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
     listed = sorted(entries, key=lambda entry: entry.name)
     totals: dict[State, int] = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from equipoise.study.declare import Study
     from equipoise.study.results import Results
 
-__all__ = ["Effect", "Judgement", "Summary", "Verdict", "decide", "design_notes", "judge"]
+__all__ = ["ClaimVerdict", "Effect", "Judgement", "Summary", "decide", "design_notes", "judge"]
 
 State = Literal["supported", "refuted", "undecided", "untested"]
 FEWEST_SEEDS = 3
@@ -31,7 +31,7 @@ MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """What became of a claim, in one sentence and in numbers; `runs` are the keys of the run folders it rests on.
 
     `preview`: fewer seeds are complete than the study declares. A claim that is not primary has effects and no verdict:
@@ -79,7 +79,7 @@ class Judgement:
     """Verdicts, the arms' own values, what the design can decide (before any run), and what else a reader must know."""
 
     study: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ClaimVerdict, ...]
     summaries: tuple[Summary, ...]
     design: tuple[str, ...]
     notes: tuple[str, ...]
@@ -135,13 +135,13 @@ class _Part:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def _verdict(scores: Scores, claim: Claim, level: float) -> Verdict:
+def _verdict(scores: Scores, claim: Claim, level: float) -> ClaimVerdict:
     if claim.test is None:
-        return Verdict(claim, "untested", claim.untested, primary=claim.primary)
+        return ClaimVerdict(claim, "untested", claim.untested, primary=claim.primary)
     part = _judge(scores, claim.test, level)
     if not claim.primary:
         part = replace(part, state="undecided", reason=f"exploratory, no verdict: {part.reason}", seeds_needed=None)
-    return Verdict(
+    return ClaimVerdict(
         claim,
         part.state,
         part.reason,

@@ -41,7 +41,7 @@ def ray_library() -> Any:
         raise MissingExtra("There is no engine 'ray' without its extra: pip install 'equipoise[ray]'") from None
 
 
-class Host:
+class RayHost:
     """The actor: one task at a time on a `LocalEngine` of its own, in a process of the cluster."""
 
     def __init__(self, settings: str) -> None:
@@ -185,7 +185,7 @@ class RayEngine:
             stream = actor.perform.options(num_returns="streaming").remote(json.dumps(task.to_json()))
             self._busy[stream] = _Work(task, actor, node, time.monotonic())
         for _ in range(len(self._waiting) - len(self._starting)):
-            actor = self._ray.remote(Host).options(**self._needs).remote(self._settings)
+            actor = self._ray.remote(RayHost).options(**self._needs).remote(self._settings)
             self._starting[actor.node.remote()] = actor
 
     def _ready(self, answer: Any) -> None:

@@ -22,7 +22,7 @@ GROUP = "equipoise.studies"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundStudy:
     """A name and what stands behind it: a declaration, or the reason why there is none. `origin`: for people."""
 
     name: str
@@ -32,10 +32,10 @@ class Found:
 
 
 @cache
-def found() -> dict[str, Found]:
+def found() -> dict[str, FoundStudy]:
     """Everything that is installed, by name, sorted. Raises BadInput when two studies have one name."""
     everything = [*_packaged(), *_plugged_in()]
-    by_name: dict[str, Found] = {}
+    by_name: dict[str, FoundStudy] = {}
     for each in everything:
         if each.name in by_name:
             raise BadInput(
@@ -93,18 +93,18 @@ def reference(declaration: Declaration) -> str:
     return f"{declaration.source.resolve()}:{declaration.name}"
 
 
-def _packaged() -> Iterable[Found]:
+def _packaged() -> Iterable[FoundStudy]:
     for module in pkgutil.iter_modules(importlib.import_module(GROUP).__path__):
         name = f"{GROUP}.{module.name}"
         try:
             declared = _declared(importlib.import_module(name))
         except Exception as error:
-            yield Found(module.name.replace("_", "-"), name, None, error)
+            yield FoundStudy(module.name.replace("_", "-"), name, None, error)
         else:
-            yield from (Found(each.name, name, each) for each in declared)
+            yield from (FoundStudy(each.name, name, each) for each in declared)
 
 
-def _plugged_in() -> Iterable[Found]:
+def _plugged_in() -> Iterable[FoundStudy]:
     for point in entry_points(group=GROUP):
         origin = f"entry point {point.name} = {point.value}"
         try:
@@ -114,9 +114,9 @@ def _plugged_in() -> Iterable[Found]:
                 if not isinstance(each, Declaration):
                     raise BadInput(f"{point.value} is a {type(each).__name__}, not a study (decorate it with @study).")
         except Exception as error:
-            yield Found(point.name, origin, None, error)
+            yield FoundStudy(point.name, origin, None, error)
         else:
-            yield from (Found(each.name, origin, each) for each in declared)
+            yield from (FoundStudy(each.name, origin, each) for each in declared)
 
 
 def _from_file(path: Path, name: str) -> Declaration:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from equipoise.study.declare import Outcome, Study
-    from equipoise.study.judging import Effect, Judgement, Summary, Verdict
+    from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
     from equipoise.study.results import Results, RunInfo
 
 MOST_PLACES = 40  # drawn along one path; more tell the eye nothing and weigh down the page
@@ -412,7 +412,7 @@ def _verdicts(view: _View) -> page.Section:
     return page.Section("Verdicts", cards or (page.Text("The study declares no claims."),), lead if cards else "")
 
 
-def _card(view: _View, verdict: "Verdict", badge: page.Badge | None = None) -> page.Card:
+def _card(view: _View, verdict: "ClaimVerdict", badge: page.Badge | None = None) -> page.Card:
     claim, charts = verdict.claim, list[plots.Chart]()
     badge = badge or page.Badge(verdict.state, f"{verdict.state} (preview)" if verdict.preview else "")
     reason = f"Not tested here: {claim.untested}" if claim.test is None else verdict.reason
@@ -452,7 +452,7 @@ def _details(details: Mapping[str, Any], dial: str) -> list[page.Part]:
         if key not in ("crossings", "corrections", "increasing", "parts")
     }
     if rest:
-        parts.append(page.Settings(rest))
+        parts.append(page.SettingsTable(rest))
     for inner in details.get("parts", ()):
         parts += _details(inner, dial)
     return parts
@@ -472,7 +472,7 @@ def _effect_chart(effect: "Effect", test: Test | None) -> plots.Chart:
         if math.isfinite(margin) and margin:
             signs = {"better": (1,), "not_worse": (-1,), "equal": (-1, 1)}[rule]
             uprights |= {"margin" + " " * i: sign * margin for i, sign in enumerate(signs)}
-    row = plots.Row(effect.label, values[0], values[1], values[2], values[3:])
+    row = plots.ChartRow(effect.label, values[0], values[1], values[2], values[3:])
     return plots.intervals(effect.label, [row], x=axis, lines_at=uprights, sides=_sides(test))
 
 
@@ -578,7 +578,7 @@ def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
         )
         chart = plots.intervals(
             level.title,
-            [plots.Row(s.arm, s.estimate, s.lower, s.upper, (), f"{seeds[s.arm]} seeds") for s in rows],
+            [plots.ChartRow(s.arm, s.estimate, s.lower, s.upper, (), f"{seeds[s.arm]} seeds") for s in rows],
             x=track.axis,
             arms=view.marks,
             note="The arms of the claims that hold this level equal, each at its own crossing: found on validation "
@@ -710,12 +710,12 @@ def _cost_chart(view: _View, runs: Sequence["RunInfo"], name: str) -> plots.Char
         own = [run for run in runs if run.arm == m.name]
         if name in PEAKS and own:  # peaks of phases do not add up
             peaks = [[total(run.cost.get(book, {})).get(name, math.nan) for run in own] for book in ("work", "spent")]
-            bars.append(plots.Bar(m.name, "peak", *(_scaled(name, float(np.mean(p))) for p in peaks)))
+            bars.append(plots.ChartBar(m.name, "peak", *(_scaled(name, float(np.mean(p))) for p in peaks)))
             continue
         for phase in dict.fromkeys(phase for run in own for phase in run.cost["work"]):
             work = _mean_cost(own, "work", phase, name)
             if math.isfinite(work):
-                bars.append(plots.Bar(m.name, phase, work, _mean_cost(own, "spent", phase, name)))
+                bars.append(plots.ChartBar(m.name, phase, work, _mean_cost(own, "spent", phase, name)))
     phases = list(dict.fromkeys(bar.phase for bar in bars))
     note = f"Dark to light: {', '.join(phases)}." if len(phases) > 1 else ""
     axis = plots.Axis(_title(name), unit=_unit(name))
@@ -850,10 +850,10 @@ def _settings(view: _View) -> page.Section:
     rows = tuple((arm.name, arm.kind, _arm_settings(view, arm.name)) for arm in study.arms)
     parts: list[page.Part] = []
     if study.options:
-        parts.append(page.Section("Options of the study", (page.Settings(study.options),)))
+        parts.append(page.Section("Options of the study", (page.SettingsTable(study.options),)))
     parts.append(page.Table("Arms", columns, rows))
     if environment:
-        parts.append(page.Section("Environment", (page.Settings(environment),)))
+        parts.append(page.Section("Environment", (page.SettingsTable(environment),)))
     if command:
         words = command if isinstance(command, str) else " ".join(map(str, command))
         parts.append(page.Section("The command that made this", (page.Command(words),)))

@@ -15,16 +15,16 @@ from equipoise.core import numbers
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.core.options import closed
-from equipoise.study.claims import Between, Both, Cheaper, Claim, Comparison, Matched, Statistic, Test
+from equipoise.study.claims import Between, Both, Cheaper, Claim, ClaimComparison, Matched, Statistic, Test
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome, Study
-    from equipoise.study.judging import Effect, Judgement, Summary, Verdict
+    from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
     from equipoise.study.results import Results
 
 State = Literal["supported", "refuted", "undecided", "untested"]
 STATES: tuple[State, ...] = get_args(State)
-Simple = Comparison | Cheaper | Between | Statistic | Matched
+Simple = ClaimComparison | Cheaper | Between | Statistic | Matched
 
 
 def counts(judgement: "Judgement") -> dict[State, int]:
@@ -33,7 +33,7 @@ def counts(judgement: "Judgement") -> dict[State, int]:
     return {state: found[state] for state in STATES if found[state]}
 
 
-def counted(verdict: "Verdict") -> bool:
+def counted(verdict: "ClaimVerdict") -> bool:
     """Whether a claim takes part in the tally: it has a verdict, or says why it has none."""
     return verdict.claim.judged or verdict.claim.test is None
 
@@ -82,7 +82,7 @@ def effect_test(effect: "Effect", claim: Claim) -> Simple | None:
     return next((test for test in tests(claim) if test == effect.test), None)
 
 
-def states_effect(verdict: "Verdict") -> bool:
+def states_effect(verdict: "ClaimVerdict") -> bool:
     """Whether the reason already gives the numbers of the one effect."""
     return len(verdict.effects) == 1 and "[" in verdict.reason
 

@@ -44,7 +44,7 @@ LossFunction = Callable[[nn.Module, Batch], Loss]
 _FOR_THE_OPTIMIZER = ("for the optimizer's moments", "train fewer parameters, an adapter for example")
 
 
-class Settings(BaseModel, frozen=True, extra="forbid"):
+class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     """Settings of AdamW and its schedule."""
 
     steps: int = Field(ge=1, description="Optimizer steps.")
@@ -56,7 +56,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Largest norm of the gradient; None: no clipping.")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="Largest norm of the gradient; None: no clipping."
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
     seed: int = Field(default=0, ge=0)
@@ -89,7 +91,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainerState:
     """Where the training is: after optimizer step `step` (counted from 1), with what was logged of it."""
 
     step: int
@@ -98,7 +100,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainResult:
     """steps: optimizer steps made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
 
     moved: the share of the trained weights, in [0, 1], that is another number than before the first step, in the precision
@@ -208,17 +210,17 @@ def fit(
     model: nn.Module,
     step: Step,
     draw: Callable[[int], Sequence[Any]],
-    settings: Settings,
+    settings: TrainerSettings,
     *,
     collate: Callable[[Sequence[Any]], Batch],
     accelerator: Accelerator | None = None,
-    callbacks: Sequence[Callable[[Moment], bool | None]] = (),
+    callbacks: Sequence[Callable[[TrainerState], bool | None]] = (),
     log: Path | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     save_every: int | None = None,
     state: Mapping[str, Any] | None = None,
     title: str = "Training",
-) -> Fitted:
+) -> TrainResult:
     """Train the parameters of `model` that require gradients, in place.
 
     draw: step (from 0) -> the examples of the whole optimizer step, a pure function. collate: examples -> batch. callbacks
@@ -255,7 +257,7 @@ def fit(
     begin = 0 if state is None else _restore(state, settings, moved, optimizer)
     round_into(parameters.values(), moved.values())
     if state is not None and (state["stopped"] or begin >= settings.steps):
-        return Fitted(begin, state["stopped"], {}, sample.moved())
+        return TrainResult(begin, state["stopped"], {}, sample.moved())
     was_training = model.training
     numbers: dict[str, float] = {}
     done, stopped = begin, False
@@ -298,7 +300,8 @@ def fit(
                 done = index + 1
                 numbers["learning_rate"] = rate
                 write({"step": done, **numbers})
-                wishes = [callback(Moment(done, model, numbers)) for callback in callbacks]  # every one sees every step
+                reached = TrainerState(done, model, numbers)
+                wishes = [callback(reached) for callback in callbacks]  # every one sees every step
                 stopped = any(wishes)
                 if accelerator.num_processes > 1:  # one that stopped alone would leave the others waiting for ever
                     wish = torch.tensor(float(stopped), device=accelerator.device)
@@ -317,7 +320,7 @@ def fit(
         finally:
             model.train(was_training)
             optimizer.zero_grad()
-    return Fitted(done, stopped, numbers, sample.moved())
+    return TrainResult(done, stopped, numbers, sample.moved())
 
 
 def _seed(*entropy: int) -> int:
@@ -357,7 +360,7 @@ def _smaller(size: int) -> str:
 
 
 def _state(
-    settings: Settings,
+    settings: TrainerSettings,
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     done: int,
@@ -392,7 +395,7 @@ def _state(
 
 def _restore(
     state: Mapping[str, Any],
-    settings: Settings,
+    settings: TrainerSettings,
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> int:

@@ -18,10 +18,15 @@ from equipoise.training.gradients import (
     inner_products,
     weighted_sum,
 )
+from equipoise.unlearning.recipe import COMBINE, METHODS
 
 EPSILON = 1e-10
 
 
+METHODS.register("blur", {"objective": "npo", "combine": "blur", "retain_weight": 1.0})  # BLUR-NPO, as released
+
+
+@COMBINE.register("blur")
 def combine(
     forget: Gradients,
     retain: Gradients,

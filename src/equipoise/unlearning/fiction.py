@@ -1,7 +1,7 @@
 """The setting in which unlearning studies compare: a model that knows a seed's fictional people, and has to forget some.
 
 `teach` makes the model that all arms of a seed start from. `open_setting` gives an arm that model with the forget and the
-retain examples; `Setting.measure` scores it on questions in wordings that neither teaching nor unlearning used.
+retain examples; `FictionSetting.measure` scores it on questions in wordings that neither teaching nor unlearning used.
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
-class Setting:
+class FictionSetting:
     """A taught model, what it should forget and keep, and the questions that tell: (split, part) -> records."""
 
     language_model: LanguageModel
@@ -104,11 +104,11 @@ def teach(model: str, preparation: Any) -> None:
     preparation.spend(phase="build", trained_tokens=passes["epochs"] * tokens)
 
 
-def open_setting(model: str, seed: int, folder: Path, max_length: int = 128) -> Setting:
+def open_setting(model: str, seed: int, folder: Path, max_length: int = 128) -> FictionSetting:
     """What an arm of this seed starts from; folder: where `teach` stored the model."""
     fiction = world(model, seed)
     language_model = load(folder / "model", chat_template="none")
-    return Setting(
+    return FictionSetting(
         language_model=language_model,
         forget=encode(language_model, fiction.forget, max_length=max_length),
         retain=encode(language_model, fiction.neighbour + fiction.general, max_length=max_length),

@@ -33,7 +33,7 @@ from equipoise.language.templates import DATE
 from equipoise.training.precision import bytes_of_training
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
-from equipoise.unlearning.result import Answer, Measure, Unlearned, UnlearnPlan
+from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, spread
 from equipoise.unlearning.training import prepare, train
 
@@ -84,7 +84,7 @@ class Forgetting(Request):
         *,
         fields: Mapping[str, str] | None,
         method: str | None,
-        words: Mapping[str, Any],
+        settings: Mapping[str, Any],
         stop_at: str | None,
         **how: Any,
     ) -> "Forgetting":
@@ -93,7 +93,7 @@ class Forgetting(Request):
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and accelerator.num_processes == 1:
             raise BadInput(f"{started} processes were started, but without GPUs each is alone: add --device cpu.")
-        chosen = recipe(method, **words)
+        chosen = recipe(method, **settings)
         data = read_sides(records, fields)
         target = _target(stop_at, data)
         if chosen.parameters == "lora" and str(model) == "tiny":
@@ -387,10 +387,12 @@ class _Scales:
             for name, said in answers.items()
         }
 
-    def compared(self, before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]) -> tuple[Answer, ...]:
+    def compared(
+        self, before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]
+    ) -> tuple[AnswerPair, ...]:
         """The first answers of each side, side by side."""
         return tuple(
-            Answer(name, record.prompt, record.completion, old, new)
+            AnswerPair(name, record.prompt, record.completion, old, new)
             for name in before
             for record, old, new in list(zip(self.asked[name], before[name], after[name], strict=True))[:SHOWN]
         )

@@ -3,8 +3,10 @@
 from torch import Tensor
 
 from equipoise.training.gradients import Gradients, Observe, Reduce, apply, check_weights, weighted_sum
+from equipoise.unlearning.recipe import COMBINE
 
 
+@COMBINE.register("sum")
 def combine(
     forget: Gradients,
     retain: Gradients,

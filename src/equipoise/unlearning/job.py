@@ -52,7 +52,7 @@ def unlearn(
     attn_implementation: Annotated[str | None, Setting(typed=is_of_the_hub)] = None,
     shard: Annotated[bool, Setting(stored=False)] = False,
     fields: dict[str, str] | None = None,
-    **words: Any,
+    **settings: Any,
 ) -> Request:
     """Make a model forget one file while it keeps another; writes a folder that transformers loads as it is.
 
@@ -101,7 +101,7 @@ def unlearn(
         {"forget": forget, "retain": retain} | ({} if general is None else {"general": general}),
         fields=fields,
         method=method,
-        words=words,
+        settings=settings,
         stop_at=stop_at,
         every=evaluate_every,
         loading={

@@ -15,7 +15,7 @@ DESTROYED = 1.0  # nats per token: each token a third as likely as before
 HALF = 0.5  # of what a model knew beyond chance
 
 
-class Measured(Protocol):
+class MeasureLike(Protocol):
     """As the job's measures are. chance: what guessing gets; of: how many items it is a share of; None for neither."""
 
     @property
@@ -59,8 +59,8 @@ def _key(record: Record) -> tuple[str, ...]:
     return tuple(" ".join(part.split()).casefold() for part in (*before, record.completion))
 
 
-def of_outcome(before: Mapping[str, Measured], after: Mapping[str, Measured], moved: float) -> list[str]:
-    """Whether nothing happened, or what was to be kept is gone. moved: as `training.loop.Fitted` has it.
+def of_outcome(before: Mapping[str, MeasureLike], after: Mapping[str, MeasureLike], moved: float) -> list[str]:
+    """Whether nothing happened, or what was to be kept is gone. moved: as `training.loop.TrainResult` has it.
 
     Names of measures are "{side}_accuracy" and "{side}_log_probability" (nats per token): those of forget should fall, and
     those of other sides stay.
@@ -90,11 +90,11 @@ def of_outcome(before: Mapping[str, Measured], after: Mapping[str, Measured], mo
     return told
 
 
-def _shown(measure: Measured) -> str:
+def _shown(measure: MeasureLike) -> str:
     return f"{measure.value:.3f}" + (
         "" if measure.of is None else f" ({round(measure.value * measure.of)} of {measure.of})"
     )
 
 
-def _by_chance(measure: Measured) -> str:
+def _by_chance(measure: MeasureLike) -> str:
     return "" if measure.chance is None else f", where guessing gets {measure.chance:.2f}"

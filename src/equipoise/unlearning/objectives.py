@@ -20,7 +20,9 @@ where nothing is scored; for NPO also `reference` [B], the frozen model's summed
 computed with a second model.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,10 +32,29 @@ from torch.nn import functional as F
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import IGNORE
 from equipoise.language.score import head_reads, labelled_logits
-from equipoise.language.states import module_at
+from equipoise.language.states import blocks, module_at
 from equipoise.training.loop import LossFunction
+from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What pushes the forget set away, as a recipe names it.
+
+    loss: of the forget set, from the recipe and the starting model. retain: of the retain set, where it is not the recipe's
+    own; likewise parameters, what it trains. settings: of the recipe's, those that only some objectives have. beta,
+    retain_weight: what they are when not given. reference: it needs the starting model's log-likelihoods.
+    """
+
+    loss: Callable[[Recipe, nn.Module], LossFunction]
+    retain: Callable[[nn.Module], LossFunction] | None = None
+    parameters: Callable[[nn.Module], list[nn.Parameter]] | None = None
+    settings: tuple[str, ...] = ()
+    beta: float = math.nan
+    retain_weight: float = 1.0
+    reference: bool = False
 
 
 def npo(log_likelihood: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -120,7 +141,7 @@ def simnpo_loss(beta: float, gamma: float = 0.0) -> LossFunction:
     return loss
 
 
-class Frozen:
+class ReferenceModel:
     """A model as it is now, whatever is trained later: it shares what is not trained and keeps a copy of what is.
 
     With an adapter, or a few trained blocks, that is much less than a copy of the model. Called like the model, in
@@ -144,7 +165,7 @@ class Frozen:
             self._model.train(training)
 
 
-def kl_loss(frozen: nn.Module | Frozen) -> LossFunction:
+def kl_loss(frozen: nn.Module | ReferenceModel) -> LossFunction:
     """KL to the frozen model at every token that is no padding."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -169,7 +190,7 @@ def rmu_loss(block: int, steering: Tensor) -> LossFunction:
     return loss
 
 
-def rmu_retain_loss(block: int, frozen: nn.Module | Frozen) -> LossFunction:
+def rmu_retain_loss(block: int, frozen: nn.Module | ReferenceModel) -> LossFunction:
     """RMU's retain loss: towards the states of the frozen model at the same block."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -179,6 +200,18 @@ def rmu_retain_loss(block: int, frozen: nn.Module | Frozen) -> LossFunction:
         return (distance(states, reference) * mask).sum(), mask.sum()
 
     return loss
+
+
+def rmu_block(model: nn.Module) -> int:
+    """Block 7 of 32 as in arXiv:2403.03218, at the same relative depth in another model; at least 1."""
+    return max(round(7 / 32 * len(blocks(model))), 1)
+
+
+def rmu_steering(recipe: Recipe, model: nn.Module) -> Tensor:
+    """The steering vector of a recipe's seed, as wide as the model."""
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return steering_vector(width, recipe.steering, generator).to(next(model.parameters()).device)
 
 
 def rmu_parameters(model: nn.Module, block: int) -> list[nn.Parameter]:
@@ -191,7 +224,7 @@ class _Reached(Exception):
     """The block has been computed; what comes after it is of no use."""
 
 
-def block_states(model: nn.Module | Frozen, block: int, batch: Batch) -> Tensor:
+def block_states(model: nn.Module | ReferenceModel, block: int, batch: Batch) -> Tensor:
     """Hidden states [B, T, D] after a block (counted from 0); the blocks above it are not computed."""
     found: list[Tensor] = []
 
@@ -211,3 +244,38 @@ def block_states(model: nn.Module | Frozen, block: int, batch: Batch) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+OBJECTIVES.register("ga", Objective(loss=lambda recipe, model: ga_loss()))
+OBJECTIVES.register(
+    "npo",
+    Objective(
+        loss=lambda recipe, model: npo_loss(recipe.resolved_beta),
+        settings=("beta",),
+        beta=0.1,
+        retain_weight=0.1,
+        reference=True,
+    ),
+)
+OBJECTIVES.register(
+    "simnpo",
+    Objective(
+        loss=lambda recipe, model: simnpo_loss(recipe.resolved_beta, recipe.gamma),
+        settings=("beta", "gamma"),
+        beta=2.5,
+        retain_weight=0.1,
+    ),
+)
+OBJECTIVES.register(
+    "rmu",
+    Objective(
+        loss=lambda recipe, model: rmu_loss(rmu_block(model), rmu_steering(recipe, model)),
+        retain=lambda model: rmu_retain_loss(rmu_block(model), ReferenceModel(model)),
+        parameters=lambda model: rmu_parameters(model, rmu_block(model)),
+        settings=("steering",),
+    ),
+)
+METHODS.register("graddiff", {"objective": "ga", "combine": "sum"})
+METHODS.register("npo", {"objective": "npo", "combine": "sum"})
+METHODS.register("simnpo", {"objective": "simnpo", "combine": "sum"})
+METHODS.register("rmu", {"objective": "rmu", "combine": "sum"})

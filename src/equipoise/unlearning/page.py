@@ -26,7 +26,7 @@ def page(result: "Unlearned", folder: Path) -> Page:
     sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
     if conflicts := [parts.Figure(chart) for chart in _conflicts(folder / "metrics.jsonl")]:
         sections.append(parts.Section("How the two gradients met", tuple(conflicts)))
-    sections.append(parts.Section("The recipe", (parts.Settings(dict(result.resolved)),)))
+    sections.append(parts.Section("The recipe", (parts.SettingsTable(dict(result.resolved)),)))
     return Page(
         f"{Path(result.names['model']).name}, made to forget",
         result.headline(),

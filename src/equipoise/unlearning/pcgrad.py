@@ -4,8 +4,10 @@
 
 `combine` takes the inner products of each parameter tensor (weight, bias and norm scale apart: the "module" of the paper),
 `combine_global` those of all tensors together. That is the core of GRU (arXiv:2503.09117), which takes a moving average of
-retain gradients, may clip the cosine, and adds no retain gradient. The original PCGrad projects both gradients.
-The 1e-10 is the authors': a tensor whose ||r||^2 lies below it is hardly projected.
+retain gradients, may clip the cosine, and adds no retain gradient. The 1e-10 is the authors': a tensor whose ||r||^2 lies
+below it is hardly projected. `combine_symmetric` is the original PCGrad, over all tensors, which projects both:
+
+    r' = r - d / (||f||^2 + 1e-10) f  if d < 0,  else r,   g = gamma f' + alpha r'
 """
 
 from torch import Tensor
@@ -20,10 +22,16 @@ from equipoise.training.gradients import (
     inner_products,
     weighted_sum,
 )
+from equipoise.unlearning.recipe import COMBINE, METHODS
 
 EPSILON = 1e-10
 
 
+METHODS.register("pcgrad", {"objective": "simnpo", "combine": "pcgrad"})
+METHODS.register("gru-core", {"objective": "npo", "combine": "pcgrad-global"})
+
+
+@COMBINE.register("pcgrad")
 def combine(
     forget: Gradients,
     retain: Gradients,
@@ -49,6 +57,7 @@ def combine(
     return combined
 
 
+@COMBINE.register("pcgrad-global")
 def combine_global(
     forget: Gradients,
     retain: Gradients,
@@ -63,6 +72,30 @@ def combine_global(
     products = _products(forget, retain, forget_weight, retain_weight).sum(0)
     dot, square = (products if reduce is None else reduce(products)).tolist()
     rule = weighted_sum(forget_weight, retain_weight - forget_weight * _coefficient(dot, square))
+    return apply(rule, forget, retain, out=out, observe=observe)
+
+
+@COMBINE.register("pcgrad-symmetric")
+def combine_symmetric(
+    forget: Gradients,
+    retain: Gradients,
+    *,
+    forget_weight: float = 1.0,
+    retain_weight: float = 1.0,
+    out: Gradients | None = None,
+    reduce: Reduce | None = None,
+    observe: Observe | None = None,
+) -> list[Tensor | None]:
+    """The original PCGrad of two tasks: each gradient without what opposes the other; arguments as in `combine`."""
+    check_weights(forget_weight=forget_weight, retain_weight=retain_weight)
+    check_lists(forget, retain)
+    pairs = [pair for f, r in zip(forget, retain, strict=True) for pair in ((f, r), (r, r), (f, f))]
+    products = inner_products(pairs).view(-1, 3).sum(0)
+    dot, retained, forgotten = (products if reduce is None else reduce(products)).tolist()
+    rule = weighted_sum(
+        forget_weight - retain_weight * _coefficient(dot, forgotten),
+        retain_weight - forget_weight * _coefficient(dot, retained),
+    )
     return apply(rule, forget, retain, out=out, observe=observe)
 
 

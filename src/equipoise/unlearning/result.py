@@ -30,7 +30,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerPair:
     """What the model says to one prompt before and after, beside the answer of the file."""
 
     side: str
@@ -54,7 +54,7 @@ class Unlearned:
     before: Mapping[str, Measure]
     after: Mapping[str, Measure]
     path: tuple[Mapping[str, Any], ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerPair, ...]
     steps: int
     stopped: str
     moved: float

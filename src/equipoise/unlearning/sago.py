@@ -29,10 +29,14 @@ from equipoise.training.gradients import (
     conflicts,
     sign_scale,
 )
+from equipoise.unlearning.recipe import COMBINE, METHODS
+
+METHODS.register("sago", {"objective": "simnpo", "combine": "sago"})
 
 COMPILED_PIECE = 2**31  # whole tensors: a fused kernel needs no cache, and no scratch memory
 
 
+@COMBINE.register("sago")
 def combine(
     forget: Gradients,
     retain: Gradients,
@@ -56,6 +60,7 @@ def combine(
     return _combine("sago", rule, forget, retain, forget_weight, retain_weight, out, observe, compiled)
 
 
+@COMBINE.register("sago-prefer-retain")
 def combine_prefer_retain(
     forget: Gradients,
     retain: Gradients,

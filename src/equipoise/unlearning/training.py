@@ -16,32 +16,24 @@ from equipoise.language.model import LanguageModel
 from equipoise.language.score import log_likelihoods
 from equipoise.language.states import blocks
 from equipoise.training import sharding
-from equipoise.training.loop import Fitted, LossFunction, Moment, Settings, fit
+from equipoise.training.loop import LossFunction, TrainerSettings, TrainerState, TrainResult, fit
 from equipoise.training.order import pairs
 from equipoise.training.two_gradients import Combine, TwoGradients
-from equipoise.unlearning import blur, gradient_sum, objectives, pcgrad, sago
-from equipoise.unlearning.recipe import Recipe
-
-COMBINE: dict[str, Combine] = {
-    "sum": gradient_sum.combine,
-    "pcgrad": pcgrad.combine,
-    "pcgrad-global": pcgrad.combine_global,
-    "sago": sago.combine,
-    "sago-prefer-retain": sago.combine_prefer_retain,
-    "blur": blur.combine,
-}
+from equipoise.unlearning import objectives
+from equipoise.unlearning.recipe import COMBINE, OBJECTIVES, Recipe
 
 
 def prepare(language_model: LanguageModel, recipe: Recipe) -> LanguageModel:
     """The model with exactly the recipe's parameters trainable; with LoRA a wrapped one, which must be used from here on."""
-    model = language_model.model
+    model, own = language_model.model, OBJECTIVES[recipe.objective].parameters
     if recipe.parameters == "lora":
-        if recipe.objective == "rmu" or recipe.train_blocks is not None:
-            raise BadInput("LoRA has parameters of its own: leave --train-blocks out, and use ga, npo or simnpo.")
+        if own is not None or recipe.train_blocks is not None:
+            other = f"{recipe.objective} has its own" if own is not None else "leave --train-blocks out"
+            raise BadInput(f"LoRA has parameters of its own: {other}.")
         return adapters.attach(language_model, recipe.lora_rank, 2.0 * recipe.lora_rank, seed=recipe.seed)
     stack = blocks(model)
-    if recipe.objective == "rmu":
-        trained = objectives.rmu_parameters(model, rmu_block(model))
+    if own is not None:
+        trained = own(model)
     elif recipe.train_blocks is not None:
         if recipe.train_blocks > len(stack):
             raise BadInput(f"train_blocks is {recipe.train_blocks}, but the model has {len(stack)} blocks.")
@@ -54,11 +46,6 @@ def prepare(language_model: LanguageModel, recipe: Recipe) -> LanguageModel:
     return language_model
 
 
-def rmu_block(model: nn.Module) -> int:
-    """Block 7 of 32 as in arXiv:2403.03218, at the same relative depth in another model; at least 1."""
-    return max(round(7 / 32 * len(blocks(model))), 1)
-
-
 def train(
     language_model: LanguageModel,
     recipe: Recipe,
@@ -69,13 +56,13 @@ def train(
     conflicts_every: int = 1,
     layers: bool = False,
     accelerator: Accelerator | None = None,
-    callbacks: Sequence[Callable[[Moment], bool | None]] = (),
+    callbacks: Sequence[Callable[[TrainerState], bool | None]] = (),
     log: Path | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     save_every: int | None = None,
     state: Mapping[str, Any] | None = None,
     shard: bool = False,
-) -> Fitted:
+) -> TrainResult:
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
     The reference log-likelihoods of NPO and the frozen copy of KL and RMU are taken before a stored `state` is put back.
@@ -86,7 +73,7 @@ def train(
     model = language_model.model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     reference: Tensor | None = None
-    if recipe.objective == "npo":
+    if OBJECTIVES[recipe.objective].reference:
         reference, _ = log_likelihoods(language_model, forget)
     empty, frozen = _split(model, recipe) if shard else (None, None)
     forget_loss, retain_loss = losses(language_model, recipe, frozen)
@@ -109,7 +96,7 @@ def train(
             groups=layers,
         ),
         pairs(len(forget), len(retain), recipe.batch_size, recipe.seed),
-        Settings(
+        TrainerSettings(
             steps=recipe.steps,
             learning_rate=recipe.resolved_learning_rate(trained),
             batch_size=recipe.batch_size,
@@ -132,8 +119,8 @@ def train(
 
 def _split(model: Any, recipe: Recipe) -> tuple[nn.Module, nn.Module | None]:
     """Shards the model; returns what is to take its weights up again, and the starting model where KL needs one."""
-    if recipe.objective == "rmu":
-        raise BadInput("RMU trains three matrices and never runs the blocks above them: leave --shard out.")
+    if OBJECTIVES[recipe.objective].parameters is not None:
+        raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
     empty, frozen = sharding.outline(model), None
     if recipe.retain_objective == "kl":
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
@@ -146,18 +133,10 @@ def losses(
     language_model: LanguageModel, recipe: Recipe, frozen: nn.Module | None = None
 ) -> tuple[LossFunction, LossFunction]:
     """The recipe's forget and retain losses for this model, which must still be the starting model, or `frozen` is that."""
-    model = language_model.model
-    if recipe.objective == "rmu":
-        block = rmu_block(model)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        width = model.config.get_text_config().hidden_size
-        steering = objectives.steering_vector(width, recipe.steering, generator).to(language_model.device)
-        return objectives.rmu_loss(block, steering), objectives.rmu_retain_loss(block, objectives.Frozen(model))
-    forget_loss = {
-        "ga": objectives.ga_loss,
-        "npo": lambda: objectives.npo_loss(recipe.resolved_beta),
-        "simnpo": lambda: objectives.simnpo_loss(recipe.resolved_beta, recipe.gamma),
-    }[recipe.objective]()
+    model, objective = language_model.model, OBJECTIVES[recipe.objective]
+    forget_loss = objective.loss(recipe, model)
+    if objective.retain is not None:
+        return forget_loss, objective.retain(model)
     if recipe.retain_objective == "kl":
-        return forget_loss, objectives.kl_loss(frozen or objectives.Frozen(model))
+        return forget_loss, objectives.kl_loss(frozen or objectives.ReferenceModel(model))
     return forget_loss, objectives.gd_loss()

@@ -9,14 +9,14 @@ from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
     from equipoise.verification.faithful import compare as compare
-    from equipoise.verification.from_torch import Normalise as Normalise
+    from equipoise.verification.from_torch import Normalize as Normalize
     from equipoise.verification.from_torch import from_module as from_module
     from equipoise.verification.job import certify as certify
     from equipoise.verification.network import Network as Network
     from equipoise.verification.network import write_network as write_network
     from equipoise.verification.read import read_network as read_network
     from equipoise.verification.result import Certification as Certification
+    from equipoise.verification.result import CertifiedRow as CertifiedRow
     from equipoise.verification.result import Faithfulness as Faithfulness
-    from equipoise.verification.result import Row as Row
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -225,7 +225,7 @@ class _BallBox(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, c: Tensor, g: Tensor, multiplier: Tensor, e: Enclosure) -> Tensor:  # type: ignore[override]
-        z, least, away = _minimiser(c, g, multiplier, e)
+        z, least, away = _minimizer(c, g, multiplier, e)
         ctx.save_for_backward(z, away)
         return least.sum(-1) - multiplier / 2
 
@@ -236,7 +236,7 @@ class _BallBox(torch.autograd.Function):
         return each * z.relu(), -each * z, upstream * (away - 1) / 2, None
 
 
-def _minimiser(c: Tensor, g: Tensor, multiplier: Tensor, e: Enclosure) -> tuple[Tensor, Tensor, Tensor]:
+def _minimizer(c: Tensor, g: Tensor, multiplier: Tensor, e: Enclosure) -> tuple[Tensor, Tensor, Tensor]:
     """The minimising z, each neuron's minimum, and |(z - centre) / axes|^2."""
     centre, lower, upper = e.centre[:, None], e.lower[:, None], e.upper[:, None]
     pull = multiplier[..., None] / e.axes.square()[:, None]
@@ -259,7 +259,7 @@ def best_multiplier(c: Tensor, g: Tensor, e: Enclosure, steps: int = 40) -> Tens
     low = low.expand_as(high).clone()
     for _ in range(steps):
         middle = (low + high) / 2
-        rising = _minimiser(c, g, middle.exp(), e)[2] > 1
+        rising = _minimizer(c, g, middle.exp(), e)[2] > 1
         low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
     return ((low + high) / 2).exp()
 
@@ -336,7 +336,7 @@ PUBLISHED = Search()
 
 
 @closed
-def optimise(
+def optimize(
     network: Network,
     x: Tensor,
     radius: Tensor,

@@ -39,7 +39,7 @@ from equipoise.verification.bounds import (
     enclosures,
     geometry,
     narrowed,
-    optimise,
+    optimize,
 )
 from equipoise.verification.network import Network, Scale
 
@@ -110,7 +110,7 @@ def certified_margins(
         if method == "alpha-crown":
             known = guide
         chosen = specifications(labels[at], network.outputs)
-        bounds, relaxation = optimise(
+        bounds, relaxation = optimize(
             network,
             exact,
             ball,

@@ -40,7 +40,7 @@ from equipoise.verification.certificate import (
 from equipoise.verification.faithful import Faithfulness, compare
 from equipoise.verification.network import Network, write_network
 from equipoise.verification.read import read
-from equipoise.verification.result import Certification, CertificationPlan, Row, Verdict
+from equipoise.verification.result import Certification, CertificationPlan, CertifiedRow, Verdict
 
 HALVINGS = 8  # of the bracket of the largest radius, in its logarithm
 BRACKET = 8.0  # times LipNaive's radius: where the search for the largest radius ends
@@ -130,7 +130,7 @@ class Certifying(Request):
             plain = {"index": row.index, "row": to_plain(row), "files": files, "seconds": now - began}
             stored.add(plain)
             done[row.index], began = plain, now
-        rows = tuple(from_plain(Row, done[index]["row"]) for index in sorted(done))
+        rows = tuple(from_plain(CertifiedRow, done[index]["row"]) for index in sorted(done))
         return Certification(
             rows=rows,
             network=self.net.name,
@@ -154,7 +154,7 @@ class Certifying(Request):
             "neither that nor a proof.",
         )
 
-    def _rows(self, done: set[int], folder: Path | None) -> Iterator[tuple[Row, dict[str, str]]]:
+    def _rows(self, done: set[int], folder: Path | None) -> Iterator[tuple[CertifiedRow, dict[str, str]]]:
         """The rows that are not done yet with the digests of their files, which are written first."""
         shape, size = geometry(self.net), batch_size(self.net)
         with progress("certifying", total=len(self.x), unit="inputs") as bar:
@@ -166,7 +166,9 @@ class Certifying(Request):
                             yield row, files
                 bar.update(block.stop)
 
-    def _block(self, block: range, shape: Geometry, folder: Path | None) -> Iterator[tuple[Row, dict[str, str]]]:
+    def _block(
+        self, block: range, shape: Geometry, folder: Path | None
+    ) -> Iterator[tuple[CertifiedRow, dict[str, str]]]:
         right = [index for index in block if self.predicted[index] == self.labels[index]]
         for index in block:
             if index not in right:
@@ -203,9 +205,9 @@ class Certifying(Request):
 
     def _row(
         self, index: int, verdict: Verdict, radius: float, margins: Sequence[float] = (), attacked: Sequence[float] = ()
-    ) -> Row:
+    ) -> CertifiedRow:
         label, predicted = int(self.labels[index]), int(self.predicted[index])
-        return Row(index, label, predicted, verdict, radius, tuple(margins), tuple(attacked))
+        return CertifiedRow(index, label, predicted, verdict, radius, tuple(margins), tuple(attacked))
 
     def _certified(self, x: Tensor, radii: Tensor, labels: Tensor, shape: Geometry, iterations: int) -> Certified:
         how: dict[str, Any] = {"slopes": self.slopes, "offset": self.offset, "box": self.box, "shape": shape}

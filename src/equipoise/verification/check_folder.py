@@ -20,7 +20,7 @@ NAMED = ("X", "x", "inputs", "images", "array")  # arrays of an .npz that hold i
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedCertificate:
     """Of one file: the margins that its certificate proves, or why it is refused."""
 
     margins: tuple[float, ...] = ()
@@ -40,7 +40,7 @@ class Finding:
         return f"accepted, smallest margin {min(self.margins):.6g}" if self.accepted else f"refused: {self.reason}"
 
 
-def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> dict[str, Finding]:
+def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> dict[str, CheckedCertificate]:
     """What was found of every certificate by its file; whatever is wrong with one, the others are checked.
 
     where: a job's folder, a folder of certificates, or one of them. Those that lie in a job's folder are compared with
@@ -62,13 +62,13 @@ def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> di
     seen: dict[bytes, str] = {}
     for file in files:
         try:
-            found[str(file)] = Finding(_checked(file, net, rows, inputs, seen))
+            found[str(file)] = CheckedCertificate(_checked(file, net, rows, inputs, seen))
         except Refused as error:
-            found[str(file)] = Finding(reason=str(error))
+            found[str(file)] = CheckedCertificate(reason=str(error))
     for index, row in (rows or {}).items() if where.is_dir() else ():
         name = str(folder / _name(index))
         if row["verdict"] != "wrong" and name not in found:
-            found[name] = Finding(reason=f"it is missing, and its row says {row['verdict']}")
+            found[name] = CheckedCertificate(reason=f"it is missing, and its row says {row['verdict']}")
     return found
 
 
@@ -110,10 +110,10 @@ def _name(index: int) -> str:
     return f"{index:05d}.npz"
 
 
-def _rows(path: Path) -> tuple[dict[int, Any], dict[str, Finding]]:
+def _rows(path: Path) -> tuple[dict[int, Any], dict[str, CheckedCertificate]]:
     """A job's rows by index, and what is wrong with the file by place."""
     rows: dict[int, Any] = {}
-    found: dict[str, Finding] = {}
+    found: dict[str, CheckedCertificate] = {}
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
             whole = plain_json(line, "it")
@@ -124,9 +124,9 @@ def _rows(path: Path) -> tuple[dict[int, Any], dict[str, Finding]]:
             if rows.setdefault(row["index"], row) != row:
                 raise Refused(f"input {row['index']} has another row before it")
         except Refused as error:
-            found[f"{path}:{number}"] = Finding(reason=str(error))
+            found[f"{path}:{number}"] = CheckedCertificate(reason=str(error))
     if gaps := set(range(len(rows))) - set(rows):
-        found[str(path)] = Finding(reason=f"it has no row of input {min(gaps)}")
+        found[str(path)] = CheckedCertificate(reason=f"it has no row of input {min(gaps)}")
     return rows, found
 
 

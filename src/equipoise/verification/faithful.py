@@ -27,7 +27,7 @@ CHUNK = 2**24  # numbers of the largest value of all points that are run at once
 
 
 @dataclass(frozen=True)
-class Run:
+class OriginalRun:
     """One way to run an original. start: makes outputs [B, ...] from inputs [B, *shape] of this precision, or raises."""
 
     reference: str
@@ -39,7 +39,7 @@ class Run:
 class Original(Protocol):
     """What a network was read from, where that can be run."""
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[OriginalRun]:
         """From the most to the least exact; the first that runs is the reference."""
         ...
 
@@ -95,7 +95,7 @@ def compare(
     return Faithfulness(run.reference, run.version, precision, found, *worst.tolist())
 
 
-def _started(network: Network, original: Original, x: Tensor) -> tuple[Run, Callable[[Tensor], Tensor]]:
+def _started(network: Network, original: Original, x: Tensor) -> tuple[OriginalRun, Callable[[Tensor], Tensor]]:
     """The first run that takes an input."""
     said = []
     for run in original.runs():
@@ -112,7 +112,7 @@ def _started(network: Network, original: Original, x: Tensor) -> tuple[Run, Call
     )
 
 
-def _outputs(network: Network, outputs: Callable[[Tensor], Tensor], given: Tensor, run: Run) -> Tensor:
+def _outputs(network: Network, outputs: Callable[[Tensor], Tensor], given: Tensor, run: OriginalRun) -> Tensor:
     found = outputs(given.reshape(-1, *network.shape))
     if not isinstance(found, Tensor) or found.numel() != len(given) * network.outputs:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -124,7 +124,7 @@ def _outputs(network: Network, outputs: Callable[[Tensor], Tensor], given: Tenso
 
 
 def _refuse(
-    network: Network, run: Run, read: Tensor, truth: Tensor, equal: Tensor, rows: np.ndarray, points: int
+    network: Network, run: OriginalRun, read: Tensor, truth: Tensor, equal: Tensor, rows: np.ndarray, points: int
 ) -> None:
     if equal.all():
         return

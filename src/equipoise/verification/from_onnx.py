@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput, MissingExtra
-from equipoise.verification.faithful import Reading, Run
+from equipoise.verification.faithful import OriginalRun, Reading
 from equipoise.verification.network import LARGEST, Builder, not_supported
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class OnnxOriginal:
     def __init__(self, model: "ModelProto", batch: int | None) -> None:
         self.model, self.batch = model, batch
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[OriginalRun]:
         import onnx
 
         kinds = [("onnx.reference", onnx.__version__, _reference)]
@@ -75,7 +75,7 @@ class OnnxOriginal:
         own = FLOATS[_input(self.model.graph).type.tensor_type.elem_type]
         for dtype in dict.fromkeys((torch.float64, own)):
             for name, version, make in kinds:
-                yield Run(name, version, dtype, lambda make=make, dtype=dtype: self._start(make, dtype))
+                yield OriginalRun(name, version, dtype, lambda make=make, dtype=dtype: self._start(make, dtype))
 
     def _start(
         self, make: Callable[["ModelProto"], Callable[..., Any]], dtype: torch.dtype

@@ -24,11 +24,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from equipoise.core.errors import BadInput
-from equipoise.verification.faithful import Run
+from equipoise.verification.faithful import OriginalRun
 from equipoise.verification.network import Builder, Network, not_supported
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """(x - mean) / std per channel, as the first layer of a network that takes raw pictures."""
 
     mean: Tensor
@@ -60,10 +60,10 @@ class ModuleOriginal:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[OriginalRun]:
         own = next((each.dtype for each in self.module.parameters() if each.is_floating_point()), torch.float32)
         for dtype in dict.fromkeys((torch.float64, own)):
-            yield Run("torch", torch.__version__, dtype, lambda dtype=dtype: self._start(dtype))
+            yield OriginalRun("torch", torch.__version__, dtype, lambda dtype=dtype: self._start(dtype))
 
     def _start(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         module = _evaluated(self.module, self.name)
@@ -429,7 +429,7 @@ def _average_pool(calls: _Calls, layer: nn.AvgPool2d, input: _Value) -> _Value:
     )
 
 
-def _normalise(calls: _Calls, layer: Normalise, input: _Value) -> _Value:
+def _normalize(calls: _Calls, layer: Normalize, input: _Value) -> _Value:
     mean, std = (each.to("cpu", torch.float64) for each in (layer.mean, layer.std))
     return _Value(calls.builder.scale(calls.read(input), 1 / std, -mean / std))
 
@@ -447,7 +447,7 @@ LAYERS: dict[Any, Callable[..., Any]] = {
     nn.BatchNorm2d: _batch_norm,
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: lambda calls, layer, input: calls.adaptive_avg_pool2d(input, layer.output_size),
-    Normalise: _normalise,
+    Normalize: _normalize,
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _identity),
 }
 FUNCTIONS: dict[Any, Callable[..., Any]] = {

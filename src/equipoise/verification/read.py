@@ -84,20 +84,21 @@ def _file(path: Path, architecture: str | None, shape: Sequence[int] | None) -> 
 
 # Parameters described in words
 
-WORDS = ("linear", "conv2d", "relu", "flatten", "batchnorm", "avgpool", "normalise", "save", "add")
+WORDS = ("linear", "conv2d", "relu", "flatten", "batchnorm", "avgpool", "normalize", "save", "add")
 
 
 def described(text: str, tensors: Mapping[str, Tensor], shape: Sequence[int], *, name: str = "network") -> Network:
     """The network that `text` describes over these parameters.
 
     text: words between commas, such as "conv2d 0 stride=2 padding=1, relu, flatten, linear 3". After linear, conv2d and
-    batchnorm comes the name of the parameters (0.weight, 0.bias). `normalise mean=a/b/c std=a/b/c` for an input,
+    batchnorm comes the name of the parameters (0.weight, 0.bias). `normalize mean=a/b/c std=a/b/c` for an input,
     `avgpool kernel=2 stride=2`, and for a residual block `save KEY` where it begins and `add KEY` where it ends.
     Raises BadInput for a word, a parameter or a setting that is not known, and for parameters that no word reads.
     """
     words = _Words(Builder(shape), tensors)
     for step in filter(None, (each.strip() for each in text.split(","))):
         word, *rest = step.split()
+        word = {"normalise": "normalize"}.get(word, word)  # as earlier versions wrote it
         names = [each for each in rest if "=" not in each]
         settings = dict(each.split("=", 1) for each in rest if "=" in each)
         if len(names) + len(settings) < len(rest):
@@ -161,7 +162,7 @@ class _Words:
     def flatten(self) -> None:
         self.value = self.builder.flatten(self.value)
 
-    def normalise(self, *, mean: str, std: str) -> None:
+    def normalize(self, *, mean: str, std: str) -> None:
         center, spread = (
             torch.tensor([float(each) for each in text.split("/")], dtype=torch.float64) for text in (mean, std)
         )
@@ -235,7 +236,7 @@ def _fields(row: Any, names: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-CIFAR = "normalise mean=0.49137254901960786/0.4823529411764706/0.4466666666666667 std=0.225/0.225/0.225"
+CIFAR = "normalize mean=0.49137254901960786/0.4823529411764706/0.4466666666666667 std=0.225/0.225/0.225"
 
 # The evaluation networks of the paper (its released weights): shape of an input, description.
 RELEASED: dict[str, tuple[Shape, str]] = {

@@ -39,7 +39,7 @@ class Faithfulness:
 
 
 @dataclass(frozen=True)
-class Row:
+class CertifiedRow:
     """One input. margins: certified, one a class other than the label, in order; attacked: the smallest ones found.
 
     radius: within which they hold; with largest_radius the largest that is certified, 0 when none is. A wrong input (its
@@ -71,7 +71,7 @@ class Certification:
     that the independent checker has proved again from the disk. faithful: how the network was held beside its original.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CertifiedRow, ...]
     network: str
     shape: tuple[int, ...]
     labels: str

@@ -27,7 +27,7 @@ PENALTY = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class VerificationSetting:
     """networks by what they are; inputs [B, ...] that at least one of them may get wrong, labels [B]."""
 
     networks: dict[str, Network]
@@ -50,7 +50,7 @@ def prepare(seed: int, folder: Path) -> int:
     return steps
 
 
-def open_setting(name: str, images: int, prepared: Path | None) -> Setting:
+def open_setting(name: str, images: int, prepared: Path | None) -> VerificationSetting:
     """The small networks that were prepared, or a released one with its test images from EQUIPOISE_DATA.
 
     Raises BadInput when the data is not there.
@@ -59,7 +59,7 @@ def open_setting(name: str, images: int, prepared: Path | None) -> Setting:
         networks = {kind: read_network(prepared / f"{kind}.safetensors") for kind in KINDS}
         with np.load(prepared / "pictures.npz") as stored:
             x, labels = torch.from_numpy(stored["X"]), torch.from_numpy(stored["y"])
-        return Setting(networks, x[:images].double(), labels[:images])
+        return VerificationSetting(networks, x[:images].double(), labels[:images])
     data = Path(os.environ.get("EQUIPOISE_DATA", "")) / "sdp-crown"
     file = data / f"{name}.safetensors"
     if "EQUIPOISE_DATA" not in os.environ or not file.is_file():
@@ -68,7 +68,9 @@ def open_setting(name: str, images: int, prepared: Path | None) -> Setting:
         )
     with np.load(data / f"{name.split('_')[0].removesuffix('10')}-200.npz") as stored:
         x, labels = torch.from_numpy(stored["X"]).permute(0, 3, 1, 2), torch.from_numpy(stored["y"])
-    return Setting({"released": read_network(file, architecture=name)}, x[:images].double(), labels[:images])
+    return VerificationSetting(
+        {"released": read_network(file, architecture=name)}, x[:images].double(), labels[:images]
+    )
 
 
 def _smooth(count: int, rng: torch.Generator) -> Tensor:
