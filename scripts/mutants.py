@@ -9,14 +9,18 @@ A room is a package of `equipoise`; the sample is spread over the rooms by turns
 (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
 what differs only in annotations, in what an error says, in the `strict` of a zip, the `frozen` of a dataclass or the
 `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins types, which no test
-could miss; what draws pages, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
-temporary folder. A mutant is caught when a test fails or when the tests take five times as long as without it. The same
-seed, code and version of cosmic-ray give the same draw. Exit code 1 when one survives.
+could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch size); what draws
+pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a temporary folder.
+A mutant is caught when a test fails or when the tests take five times as long as without it. The same seed, code and version
+of cosmic-ray give the same draw. Exit code 1 when one survives.
+
+The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """
 
 import argparse
 import ast
 import contextlib
+import importlib
 import difflib
 import json
 import os
@@ -28,8 +32,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +47,31 @@ SOURCE = ROOT / "src" / "equipoise"
 MAP = ROOT / "equipoise-out" / "mutants"  # where the map of lines and tests is kept
 ROOMS = ("core", "study", "data", "training", "language", "chat", "unlearning", "judging", "verification", "cli")
 # Drawn for people's eyes, or declarations without behaviour of their own.
-LEFT_OUT = re.compile(r"(page|plots|report|index_page|display|summary_text|doctor|health|__init__|__main__)\.py$")
+LEFT_OUT = re.compile(
+    r"(page|plots|report|index_page|display|progress|summary_text|doctor|health|__init__|__main__)\.py$"
+)
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "pydantic",
+    "cyclopts",
+    "numpy",
+    "scipy.stats",
+    "pyarrow.parquet",
+)
+LIBRARIES += (
+    "sklearn.metrics",
+    "hypothesis",
+    "pytest",
+    "rich.progress",
+    "altair",
+    "onnx",
+    "inspect_ai.model",
+    "tokenizers",
+)
+CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
 SECONDS = 60.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
 
 
@@ -61,10 +90,10 @@ class Mutant:
         return "\n".join(lines)
 
 
-def draw(number: int, seed: int) -> list[Mutant]:
+def draw(number: int, seed: int, of: Sequence[str]) -> list[Mutant]:
     """`number` mutants, one a room by turns."""
     rooms = {}
-    for room in ROOMS:
+    for room in of:
         rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
         files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
         places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
@@ -108,9 +137,19 @@ def _mutant(path: str, line: int, way: tuple[str, int]) -> Mutant | None:
 
 
 def _behaviour(code: str) -> str:
-    """The syntax tree without annotations, the texts of errors and the `strict` of a zip."""
+    """The syntax tree without what the module says is not drawn."""
     tree = ast.parse(code)
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]).isupper():
+            for node in ast.walk(statement.value):
+                if isinstance(node, ast.Constant) and type(node.value) is int and node.value >= CHOSEN - 1:
+                    node.value = CHOSEN
     for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args][::-1], node.defaults[::-1]
+            for argument, default in [*zip(*named, strict=False), *zip(node.kwonlyargs, node.kw_defaults, strict=True)]:
+                if argument.arg == "batch_size" and isinstance(default, ast.Constant):
+                    default.value = CHOSEN
         if isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -219,22 +258,35 @@ class Copy:
 
     def test(self, tests: list[str], limit: float) -> str:
         """The first failure, "" when all pass."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
-        with (self.folder / "output.txt").open("w+", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=output, stderr=output, start_new_session=True
-            )
-            try:
-                status = process.wait(timeout=limit)
-            except subprocess.TimeoutExpired:
-                return f"the limit of {limit:.0f} s"
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # what a broken test has left behind ends with it
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            output.seek(0)
-            named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read(), re.MULTILINE)
+        output = self.folder / "output.txt"
+        child = os.fork()
+        if child == 0:
+            os._exit(self._run(tests, output))
+        deadline = time.monotonic() + limit
+        while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):  # what a broken test has left behind ends with it
+            os.killpg(child, signal.SIGKILL)
+        if not ended[0]:
+            os.waitpid(child, 0)
+            return f"the limit of {limit:.0f} s"
+        status = os.waitstatus_to_exitcode(ended[1])
+        named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8"), re.MULTILINE)
         return "" if status == 0 else named[1] if named else f"exit code {status}"
+
+    def _run(self, tests: list[str], output: Path) -> int:
+        """The tests, in a child that has imported nothing of Equipoise yet; pytest's exit code."""
+        import pytest
+
+        os.setsid()
+        os.chdir(self.folder)
+        os.environ.update(self.environment)
+        sys.path.insert(0, str(self.folder / "src"))
+        sys.dont_write_bytecode = True
+        with output.open("w", encoding="utf-8") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        return int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]))
 
 
 def main() -> int:
@@ -242,13 +294,14 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=50, help="mutants to draw (50)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
     parser.add_argument("--only", default="", help="numbers of the draw to try, as in 7,19 (all)")
+    parser.add_argument("--room", choices=ROOMS, action="append", help="draw from this room alone; may be repeated")
     parser.add_argument("--list", action="store_true", help="show the draw and try nothing")
     parser.add_argument("--map", action="store_true", help="run the quick tests once and note which runs which line")
     arguments = parser.parse_args()
     if arguments.map:
         make_map()
         return 0
-    numbered = dict(enumerate(draw(arguments.number, arguments.seed), start=1))
+    numbered = dict(enumerate(draw(arguments.number, arguments.seed, arguments.room or ROOMS), start=1))
     if arguments.only:
         numbered = {number: numbered[number] for number in map(int, arguments.only.split(","))}
     if arguments.list:
@@ -256,6 +309,13 @@ def main() -> int:
             print(f"[{number}] {mutant.operator}\n{mutant.difference()}")
         return 0
     running = Running()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    assert not any(name.partition(".")[0] == "equipoise" for name in sys.modules), (
+        "Equipoise would not be imported anew"
+    )
     survivors: list[int] = []
     with tempfile.TemporaryDirectory(prefix="equipoise-mutants-") as folder:
         copy = Copy(Path(folder))

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from equipoise.studies import sago
 from equipoise.study import fingerprint as module
 from equipoise.study.fingerprint import code_of, fingerprint, preload
 
@@ -92,11 +95,14 @@ def test_what_may_change_a_measurement_changes_it(house, change):
     assert house().digest != house(**change).digest
 
 
-def test_of_a_lazy_package_only_what_is_taken_counts(house):
+@pytest.mark.parametrize("ending", ["def __getattr__(name): ...", "else:\n    __getattr__, __all__ = lazy(__name__)"])
+def test_of_a_lazy_package_only_what_is_taken_counts(house, ending):
+    path = "equipoise/lazy/__init__.py"
+    package = {path: FILES[path].replace("def __getattr__(name): ...", ending)}
     study = "def run(r):\n    from equipoise.lazy import first\n"
-    assert "equipoise.lazy.one" in house(study).modules
-    assert "equipoise.lazy.two" not in house(study).modules
-    everything = house("import equipoise.lazy as lazy\nlazy.second")
+    assert "equipoise.lazy.one" in house(study, **package).modules
+    assert "equipoise.lazy.two" not in house(study, **package).modules
+    everything = house("import equipoise.lazy as lazy\nlazy.second", **package)
     assert {"equipoise.lazy.one", "equipoise.lazy.two"} <= set(everything.modules)
 
 
@@ -120,3 +126,12 @@ def test_the_server_imports_what_is_reached(house):
     names = preload(house())
     assert {"torch.nn", "torch:nn", "equipoise.made_up.method"} <= set(names)
     assert not any("torch" in name for name in preload(house("x = 1")))
+
+
+def test_every_rule_that_an_arm_may_name_is_reached():
+    """Rules are looked up by name in a registry, so no import of their modules stands anywhere."""
+    reached = code_of(Path(sago.__file__)).modules
+    assert {f"equipoise.unlearning.{name}" for name in ("blur", "gradient_sum", "objectives", "pcgrad", "sago")} <= set(
+        reached
+    )
+    assert "equipoise.unlearning.job" not in reached

@@ -66,7 +66,7 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         _option("json", bool, False, "Print the result as JSON.", COMMAND),
         _option("quiet", bool, False, "No progress.", COMMAND),
     ]
-    own = [_parameter(job, name, texts.get(name)) for name in options.hints]
+    own = [_parameter(job, name, texts.get(name)) for name in options.hints if not options.setting(name).python]
     own += [_renamed(name) for name in options.renamed]
     run.__signature__ = inspect.Signature([*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}

@@ -21,7 +21,7 @@ def lazy(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], li
     names = sorted(home)
 
     def __getattr__(name: str) -> Any:
-        if name in home:
+        if name in home and home[name] != package:
             return getattr(importlib.import_module(home[name]), name)
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
             return importlib.import_module(f"{package}.{name}")

@@ -29,12 +29,13 @@ class Setting:
     """What else there is to say of a parameter: `Annotated[str, Setting(alias=("-m",))]`.
 
     alias: further names on the command line. objects: in Python values of other types may come, which the function reads
-    itself. stored: False for what says how the work is done, not what comes out. typed: which stored values have to be
-    typed again, since they let code run.
+    itself. python: only there, with no option of a command. stored: False for what says how the work is done, not what
+    comes out. typed: which stored values have to be typed again, since they let code run.
     """
 
     alias: tuple[str, ...] = ()
     objects: bool = False
+    python: bool = False
     stored: bool = True
     typed: Callable[[Any], bool] = lambda value: False
 

@@ -43,7 +43,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return add if value is None else add(value)
 
     @cached_property
-    def _modules(self) -> dict[str, str]:
+    def modules(self) -> dict[str, str]:
         """Name -> the module of the package that registers it."""
         written = re.compile(rf'^@?{re.escape(self.variable)}\.register\(\s*"([^"]+)"', re.MULTILINE)
         (folder,) = importlib.import_module(self.package).__path__
@@ -54,17 +54,17 @@ class Registry(Mapping[str, T], Generic[T]):
         }
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._known and name in self._modules:
-            importlib.import_module(self._modules[name])
+        if name not in self._known and name in self.modules:
+            importlib.import_module(self.modules[name])
         if name not in self._known:
             raise BadInput(f"{self.variable} has no {name!r}. {did_you_mean(name, self)}")
         return self._known[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known or name in self._modules
+        return name in self._known or name in self.modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._modules, **self._known})
+        return iter({**self.modules, **self._known})
 
     def __len__(self) -> int:
-        return len({**self._modules, **self._known})
+        return len({**self.modules, **self._known})

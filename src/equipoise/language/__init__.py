@@ -4,62 +4,32 @@ Names are imported on first use, so that `import equipoise.language` loads no to
 module is imported from there: `from equipoise.language.encode import encode`, likewise `generate` and `tiny`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from equipoise.language.adapters import attach, detach, export, merge
-    from equipoise.language.encode import IGNORE, Example, collate, notes
-    from equipoise.language.model import LanguageModel, load
-    from equipoise.language.rehearsal import rehearse
-    from equipoise.language.score import (
-        Choices,
-        log_likelihoods,
-        multiple_choice,
-        perplexity,
-        text_loss,
-        token_log_likelihoods,
-    )
-    from equipoise.language.states import editing, places, recording
-    from equipoise.language.tiny import teach
-
-_WHERE = {
-    "adapters": ("attach", "detach", "export", "merge"),
-    "encode": ("IGNORE", "Example", "collate", "notes"),
-    "model": ("LanguageModel", "load"),
-    "rehearsal": ("rehearse",),
-    "score": ("Choices", "log_likelihoods", "multiple_choice", "perplexity", "text_loss", "token_log_likelihoods"),
-    "states": ("editing", "places", "recording"),
-    "tiny": ("teach",),
-}
-_MODULE = {name: module for module, names in _WHERE.items() for name in names}
-
-__all__ = [
-    "IGNORE",
-    "Choices",
-    "Example",
-    "LanguageModel",
-    "attach",
-    "collate",
-    "detach",
-    "editing",
-    "export",
-    "load",
-    "log_likelihoods",
-    "merge",
-    "multiple_choice",
-    "notes",
-    "perplexity",
-    "places",
-    "recording",
-    "rehearse",
-    "teach",
-    "text_loss",
-    "token_log_likelihoods",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    from equipoise.language.adapters import attach as attach
+    from equipoise.language.adapters import detach as detach
+    from equipoise.language.adapters import export as export
+    from equipoise.language.adapters import merge as merge
+    from equipoise.language.encode import IGNORE as IGNORE
+    from equipoise.language.encode import Example as Example
+    from equipoise.language.encode import collate as collate
+    from equipoise.language.encode import notes as notes
+    from equipoise.language.model import LanguageModel as LanguageModel
+    from equipoise.language.model import load as load
+    from equipoise.language.model import wrap as wrap
+    from equipoise.language.rehearsal import rehearse as rehearse
+    from equipoise.language.score import Choices as Choices
+    from equipoise.language.score import log_likelihoods as log_likelihoods
+    from equipoise.language.score import multiple_choice as multiple_choice
+    from equipoise.language.score import perplexity as perplexity
+    from equipoise.language.score import text_loss as text_loss
+    from equipoise.language.score import token_log_likelihoods as token_log_likelihoods
+    from equipoise.language.states import editing as editing
+    from equipoise.language.states import places as places
+    from equipoise.language.states import recording as recording
+    from equipoise.language.tiny import teach as teach
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

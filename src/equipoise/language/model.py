@@ -188,6 +188,32 @@ def load(
     )
 
 
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    name: str = "",
+    chat_template: str = "auto",
+    date: str | datetime.date = DATE,
+) -> LanguageModel:
+    """A model and its tokenizer that are in memory already, as a LanguageModel; neither is copied.
+
+    name: for reports, else what the model was loaded from. chat_template, date: as of `load`. Raises BadInput for what is no
+    causal language model of transformers, and without its tokenizer.
+    """
+    if not callable(getattr(model, "get_input_embeddings", None)) or not hasattr(model, "config"):
+        raise BadInput(f"Found a {type(model).__name__} where a causal language model of transformers was expected.")
+    if tokenizer is None or not callable(getattr(tokenizer, "decode", None)):
+        found = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__} as tokenizer"
+        raise BadInput(f"Found {found} beside a model that is given as an object: give tokenizer=, the model's own.")
+    template, date = chat_template_text(chat_template), check_date(date)
+    if template is not None:
+        tokenizer.chat_template = template
+    name = name or Path(getattr(model.config, "_name_or_path", "") or type(model).__name__).name
+    chosen = "none" if chat_template == "none" else "auto"
+    return LanguageModel(model, tokenizer, name, f"{name}, given in memory ({_size(model)}).", chosen, date)
+
+
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards each module is in the mode it was in."""

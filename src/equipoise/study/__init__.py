@@ -3,41 +3,26 @@
 Names are imported on first use, so that a study file costs nothing to list.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from equipoise.study.claims import Claim, better, between, both, cheaper, equal, matched, not_worse, statistic
-    from equipoise.study.declare import Arm, Outcome, Select, Study, study
-    from equipoise.study.run import Preparation, Run
-
-__all__ = [
-    "Arm",
-    "Claim",
-    "Outcome",
-    "Preparation",
-    "Run",
-    "Select",
-    "Study",
-    "better",
-    "between",
-    "both",
-    "cheaper",
-    "equal",
-    "matched",
-    "not_worse",
-    "statistic",
-    "study",
-]
-
-_HOME: dict[str, str] = dict.fromkeys(("Arm", "Outcome", "Select", "Study", "study"), "declare")
-_HOME |= dict.fromkeys(("Preparation", "Run"), "run")
-_HOME |= {name: "claims" for name in __all__ if name not in _HOME}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    from equipoise.study.claims import Claim as Claim
+    from equipoise.study.claims import better as better
+    from equipoise.study.claims import between as between
+    from equipoise.study.claims import both as both
+    from equipoise.study.claims import cheaper as cheaper
+    from equipoise.study.claims import equal as equal
+    from equipoise.study.claims import matched as matched
+    from equipoise.study.claims import not_worse as not_worse
+    from equipoise.study.claims import statistic as statistic
+    from equipoise.study.declare import Arm as Arm
+    from equipoise.study.declare import Outcome as Outcome
+    from equipoise.study.declare import Select as Select
+    from equipoise.study.declare import Study as Study
+    from equipoise.study.declare import study as study
+    from equipoise.study.run import Preparation as Preparation
+    from equipoise.study.run import Run as Run
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from equipoise.core.registry import Registry
+
 LEFT_OUT = (
     "equipoise.study",
     "equipoise.cli",
@@ -88,7 +90,10 @@ def _walk(source: Path) -> tuple[dict[str, Path], set[str]]:
 
 
 def _imports(name: str, path: Path) -> Iterator[str]:
-    """Dotted names that a file imports; for `from a import b` both a and a.b, and where a lazy package has b."""
+    """Dotted names that a file imports; for `from a import b` both a and a.b, and where a lazy package has b.
+
+    A file with a registry can come to every module that registers there.
+    """
     tree = _parse(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in _executed(tree):
@@ -102,6 +107,8 @@ def _imports(name: str, path: Path) -> Iterator[str]:
                 yield f"{base}.{alias.name}" if base else alias.name
                 yield from _lazy(base, alias.name)
                 yield from _lazy(f"{base}.{alias.name}", None)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Registry") and len(node.args) == 2:
+            yield from Registry(*map(ast.literal_eval, node.args)).modules.values()
 
 
 def _lazy(package: str, wanted: str | None) -> Iterator[str]:
@@ -110,15 +117,21 @@ def _lazy(package: str, wanted: str | None) -> Iterator[str]:
     if path is None or path.name != "__init__.py":
         return
     tree = _parse(path)
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
+    if "__getattr__" not in {name for node in ast.walk(tree) for name in _defined(node)}:
         return
     for block in tree.body:
         if isinstance(block, ast.If) and _is_type_checking(block.test):
             for node in block.body:
-                if isinstance(node, ast.ImportFrom) and (
-                    wanted is None or wanted in [each.name for each in node.names]
-                ):
-                    yield _absolute(node, package)
+                if isinstance(node, ast.ImportFrom):
+                    names = [each.name for each in node.names if wanted in (None, each.name)]
+                    yield from (f"{_absolute(node, package)}.{name}" for name in names)
+
+
+def _defined(node: ast.AST) -> list[str]:
+    """The names that a definition or an assignment gives."""
+    if isinstance(node, ast.FunctionDef):
+        return [node.name]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:

@@ -26,7 +26,7 @@ from equipoise.language import adapters
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
-from equipoise.language.model import LanguageModel, load
+from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
 from equipoise.language.templates import DATE
@@ -79,7 +79,8 @@ class Forgetting(Request):
     @classmethod
     def read(
         cls,
-        model: str | Path | LanguageModel,
+        model: Any,
+        tokenizer: Any,
         records: Mapping[str, Any],
         *,
         fields: Mapping[str, str] | None,
@@ -89,6 +90,9 @@ class Forgetting(Request):
         **how: Any,
     ) -> "Forgetting":
         """Raises BadInput for a wrong request; loads no model."""
+        if tokenizer is not None or not isinstance(model, str | Path | LanguageModel):
+            loading = how["loading"]
+            model = wrap(model, tokenizer, chat_template=loading["chat_template"], date=loading["date"] or DATE)
         accelerator = Accelerator(cpu=how["loading"]["device"] == "cpu")
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and accelerator.num_processes == 1:

@@ -15,10 +15,12 @@ from equipoise.unlearning.result import Unlearned
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PreTrainedModel
+
     from equipoise.data.records import Record
     from equipoise.language.model import LanguageModel
 
-    ModelLike = str | Path | LanguageModel
+    ModelLike = str | Path | LanguageModel | PreTrainedModel
     Records = str | Path | Sequence[Record | Mapping[str, Any]]
 else:  # what a command line can give
     ModelLike = str | Path
@@ -41,6 +43,7 @@ def unlearn(
     forget: Annotated[Records, Setting(objects=True)],
     retain: Annotated[Records, Setting(objects=True)],
     general: Annotated[Records | None, Setting(objects=True)] = None,
+    tokenizer: Annotated[Any, Setting(objects=True, python=True, stored=False)] = None,
     method: str | None = None,
     stop_at: str | None = None,
     evaluate_every: Annotated[int, Field(ge=1)] = 10,
@@ -63,14 +66,16 @@ def unlearn(
     Parameters
     ----------
     model
-        Folder, GGUF file, hub id, "smollm2", or "tiny" (taught both files on the spot); in Python also a LanguageModel,
-        which is changed in place.
+        Folder, GGUF file, hub id, "smollm2", or "tiny" (taught both files on the spot); in Python also a LanguageModel, or a
+        model of transformers with its tokenizer, which is changed in place.
     forget
         JSONL, CSV or Parquet with `text`, `question`/`answer`, `prompt`/`completion` or `messages`; in Python also records.
     retain
         What must be kept, in the same forms.
     general
         Further records that are only measured.
+    tokenizer
+        Of a model that is given as an object of transformers.
     method
         A preset of objective, combine and the rest; see --objective and --combine for what it fills in.
     stop_at
@@ -98,6 +103,7 @@ def unlearn(
 
     return Forgetting.read(
         model,
+        tokenizer,
         {"forget": forget, "retain": retain} | ({} if general is None else {"general": general}),
         fields=fields,
         method=method,
