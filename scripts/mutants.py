@@ -20,8 +20,9 @@ The libraries are imported once and every mutant meets its tests in a child of t
 import argparse
 import ast
 import contextlib
-import importlib
 import difflib
+import hashlib
+import importlib
 import json
 import os
 import random
@@ -72,7 +73,7 @@ LIBRARIES += (
     "tokenizers",
 )
 CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
-SECONDS = 60.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
+SECONDS = 40.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,20 @@ def draw(number: int, seed: int, of: Sequence[str]) -> list[Mutant]:
     return drawn[:number]
 
 
-def _places(path: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
-    """(path, line, ways) for each place in a file that an operator can change; a way is (operator, its n-th mutant)."""
+def _places(path: str) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """(path, line, ways) for each place in a file that an operator can change; a way is (operator, its n-th mutant).
+
+    Kept beside the map, since finding them takes a second a file.
+    """
     code = (ROOT / path).read_text(encoding="utf-8")
+    kept = MAP / "places" / f"{hashlib.sha256(f'{path} {code}'.encode()).hexdigest()}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(list(_find_places(path, code))), encoding="utf-8")
+    return [(file, line, [(name, n) for name, n in ways]) for file, line, ways in json.loads(kept.read_text())]
+
+
+def _find_places(path: str, code: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
     tree = get_ast(code)
     joins_paths = "from pathlib import Path" in code  # such a file divides nothing else
     provider = OperatorProvider()
