@@ -10,7 +10,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
 from equipoise.language.adapters import attach, export
 from equipoise.language.encode import encode
-from equipoise.language.model import LanguageModel, Origin, load
+from equipoise.language.model import LanguageModel, Origin, load, wrap
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.tiny import tiny
 
@@ -230,3 +230,24 @@ def test_a_template_that_is_no_text(folder, tmp_path):
     (tmp_path / "template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
     with pytest.raises(BadInput, match=r"template.jinja: the chat template cannot be read .*UTF-8"):
         load(folder, chat_template=str(tmp_path / "template.jinja"))
+
+
+def test_a_model_in_memory_with_its_tokenizer(small, folder):
+    wrapped = wrap(small.model, small.tokenizer, chat_template="none", name="mine")
+    assert wrapped.model is small.model and wrapped.tokenizer is small.tokenizer
+    assert (wrapped.name, wrapped.chat_template, wrapped.origin) == ("mine", "none", None)
+    assert wrapped.source.startswith("mine, given in memory (")
+    found = load(folder)
+    assert wrap(found.model, found.tokenizer).name == folder.name  # what transformers loaded it from
+    with pytest.raises(BadInput, match=r"no tokenizer beside a model.*tokenizer="):
+        wrap(small.model, None)
+    with pytest.raises(BadInput, match="Found a Linear where a causal language model"):
+        wrap(torch.nn.Linear(1, 1), small.tokenizer)
+
+
+@pytest.mark.parametrize("asked", ["cuda:2", "cuda"])
+def test_a_gpu_that_is_not_there_is_counted_from_0(asked, folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if ":" in asked else 0)
+    with pytest.raises(BadInput, match=f"Device '{asked}' was asked for, but there are [02], counted from 0"):
+        load(folder, device=asked)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import seal, sha256_file, unseal
 from equipoise.language.encode import encode
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.score import log_likelihoods
@@ -137,7 +138,8 @@ def test_stops_at_the_level_and_says_so(taught, files):
         stop_at="forget_log_probability=-1",
     )
     assert done.steps < 200 and done.steps % 2 == 0
-    assert "forget_log_probability was down to" in done.stopped
+    last = done.path[-1]
+    assert done.stopped.startswith(f"forget_log_probability was down to {last['forget_log_probability']:.3f}")
     assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
 
 
@@ -176,6 +178,39 @@ def test_done_is_not_done_again(taught, files):
     assert second.after == first.after and (files / "done" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(BadInput, match=r"other settings: steps 2 \(now 3\)"):
         unlearn(taught, **{**request, "steps": 3})
+
+
+def test_a_folder_of_earlier_names_is_found(taught, files):
+    """run.json of a version that said rate and micro_batch: the same settings find their finished work."""
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+    first = unlearn(taught, **request, micro_batch_size=2, out=files / "old")
+    run, manifest = files / "old" / "run.json", files / "old" / "manifest.json"
+    stored = json.loads(run.read_text())
+    stored["rate"], stored["micro_batch"] = stored.pop("learning_rate"), stored.pop("micro_batch_size")
+    run.write_text(json.dumps(stored))
+    listed, _ = unseal(manifest.read_bytes())
+    listed["files"]["run.json"] |= {"bytes": run.stat().st_size, "sha256": sha256_file(run)}
+    manifest.write_bytes(seal(listed))
+    written = (files / "old" / "model.safetensors").stat().st_mtime_ns
+    assert unlearn(taught, **request, micro_batch_size=2, out=files / "old").after == first.after
+    assert (files / "old" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(BadInput, match=r"learning_rate 0\.001 \(now 0\.01\)"):
+        unlearn(taught, **{**request, "learning_rate": 0.01}, micro_batch_size=2, out=files / "old")
+    with pytest.raises(BadInput, match="rate is now learning_rate"):
+        unlearn(taught, forget=FORGET, retain=RETAIN, rate=0.01)
+    unlearn.redraw(files / "old")
+    assert "--learning-rate 0.001" in (files / "old" / "report.html").read_text()
+
+
+def test_a_model_of_transformers_with_its_tokenizer(taught):
+    loaded = load(taught)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    done = unlearn(loaded.model, tokenizer=loaded.tokenizer, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
+    assert done.steps == 2 and any(
+        not torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items()
+    )
+    with pytest.raises(BadInput, match="no tokenizer beside a model"):
+        unlearn(loaded.model, forget=FORGET, retain=RETAIN, steps=2)
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(taught, files):
@@ -230,6 +265,9 @@ def test_wrong_answers_come_from_the_likest_prompts():
     assert all(len(set(question.choices)) == 4 for question in asked)
     # The other doors' colours come before any wall's.
     assert set(asked[0].choices) == {"red", "blue", "green", "black"}
+    more = [{"question": f"What colour is the {name} gate?", "answer": name * 2} for name in "uvwxyz"]
+    (question, *_) = sides.read_sides({"forget": FORGET, "retain": RETAIN + more}, None).questions["forget"]
+    assert question.choices == ("red", "blue", "green", "black")  # four, however many answers there are
 
 
 def measured(forget, retain, accuracy=(1.0, 1.0), moved=1.0):
