@@ -16,8 +16,8 @@ from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.folder import damage
 from equipoise.core.job import Page, Request, as_text, command_line, job
 from equipoise.core.options import Setting
-from equipoise.core.plain import LIVE, from_plain, to_plain
 from equipoise.core.rows import Rows
+from equipoise.core.serialize import LIVE, deserialize, serialize
 
 
 class Recipe(BaseModel, extra="forbid"):
@@ -111,7 +111,7 @@ def test_with_one_the_result_is_read_back_equal_and_found_again(tmp_path):
     settings = json.loads((tmp_path / "out" / "run.json").read_text())
     assert settings == {"words": ["one", "nan"], "order": "up", "source": None, "pair": [0.0, 1.0]}
     again = add(["one", "nan"], out=tmp_path / "out", pair=(0, 1), fails_at=0)  # how it is done is no setting
-    assert to_plain(again) == to_plain(done) and CALLS == ["one", "nan"]
+    assert serialize(again) == serialize(done) and CALLS == ["one", "nan"]
     assert (
         "equipoise toy add --words one,nan --pair 0.0,1.0 --out out" in (tmp_path / "out" / "report.html").read_text()
     )
@@ -239,13 +239,13 @@ def test_command_line_leaves_out_what_is_off():
 
 def test_plain_and_back():
     value = Total(math.inf, (Piece("x", math.nan), Piece("y", -math.inf)), ("n",), Path("p"))
-    again = from_plain(Total, json.loads(json.dumps(to_plain(value), allow_nan=False)))
+    again = deserialize(Total, json.loads(json.dumps(serialize(value), allow_nan=False)))
     assert again.total == math.inf and math.isnan(again.pieces[0].value) and again.pieces[1].value == -math.inf
     assert again.folder == Path("p") and again.notes == ("n",)
     with pytest.raises(WorkFailed, match="cannot be stored"):
-        to_plain({"a": object()})
+        serialize({"a": object()})
     with pytest.raises(ValueError):
-        from_plain(Total, {"total": "much"})
+        deserialize(Total, {"total": "much"})
 
 
 def test_rows(tmp_path):

@@ -16,7 +16,7 @@ from equipoise.chat.record import Entry, Usage
 from equipoise.cli import main
 from equipoise.core.errors import BadInput
 from equipoise.core.files import Files
-from equipoise.core.plain import to_plain
+from equipoise.core.serialize import serialize
 from equipoise.judging import casting
 from equipoise.judging.job import audit_judge
 from equipoise.judging.judges import LogProbJudge
@@ -94,7 +94,7 @@ def test_what_is_stored_is_strict_json_that_reads_back_equal_and_is_all_that_the
     done = ask("a")
     assert [each.name for each in done.holding] == ["authority"] and done.hardened > 0 and done.preferences == 4
     plain = json.loads(Path("a/result.json").read_bytes(), parse_constant=lambda name: pytest.fail(name))
-    assert to_plain(audit_judge.stored(Path("a"))) == plain | {"folder": "a"}
+    assert serialize(audit_judge.stored(Path("a"))) == plain | {"folder": "a"}
     page = Path("a/report.html").read_bytes()
     Path("a/report.html").unlink()
     assert audit_judge.draw(Path("a")) == ("report.html",) and Path("a/report.html").read_bytes() == page

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.judging.biases import Bias, deal, key, read_biases, seed_biases
+from equipoise.judging.biases import Bias, assign, key, read_biases, seed_biases
 
 
 def test_the_seven_seeds():
@@ -27,25 +27,25 @@ def test_the_seven_seeds():
 @pytest.mark.parametrize(("records", "each"), [(7, 1), (23, 1), (23, 3), (10, 7), (3, 2), (0, 1)])
 def test_dealing_is_even_distinct_and_seeded(records, each):
     names = [bias.name for bias in seed_biases()]
-    hands = deal(names, records, each=each)
+    hands = assign(names, records, each=each)
     assert len(hands) == records and all(len(set(hand)) == each == len(hand) for hand in hands)
     counts = Counter(name for hand in hands for name in hand)
     assert max((counts[n] for n in names), default=0) - min((counts[n] for n in names), default=0) <= 1
-    assert hands == deal(names, records, each=each)
+    assert hands == assign(names, records, each=each)
     if records > 5:
-        assert hands != deal(names, records, each=each, seed=1)
+        assert hands != assign(names, records, each=each, seed=1)
 
 
 def test_dealing_does_not_follow_the_order_of_the_records():
     """Every name can fall on every record: over seeds, the first record gets all of them."""
     names = list("abcdefg")
-    assert {deal(names, 20, seed=seed)[0][0] for seed in range(60)} == set(names)
+    assert {assign(names, 20, seed=seed)[0][0] for seed in range(60)} == set(names)
 
 
 def test_more_names_than_there_are():
     for each in (0, 3):
         with pytest.raises(BadInput, match=f"{each} biases a record were asked for, and the library has 2"):
-            deal(["a", "b"], 5, each=each)
+            assign(["a", "b"], 5, each=each)
 
 
 def test_names_are_one_line_of_what_can_be_seen(tmp_path):

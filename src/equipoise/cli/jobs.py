@@ -156,10 +156,10 @@ def _option(
 
 
 def _json(done: Any, planned: bool) -> str:
-    from equipoise.core.plain import to_plain
+    from equipoise.core.serialize import serialize
 
     if planned:
-        return json_module.dumps(to_plain(done), indent=1, ensure_ascii=False)
+        return json_module.dumps(serialize(done), indent=1, ensure_ascii=False)
     return (done.folder / RESULT).read_text(encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
 from equipoise.core.options import Options
-from equipoise.core.plain import from_plain, to_plain
+from equipoise.core.serialize import deserialize, serialize
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -183,7 +183,7 @@ class Job(Generic[P, R]):
         """The result of a finished folder. Raises WorkFailed for one that cannot be read as what was written."""
         path = folder / RESULT
         try:
-            result = from_plain(self.result, json.loads(read_regular(path)))
+            result = deserialize(self.result, json.loads(read_regular(path)))
         except (OSError, ValueError, RecursionError) as error:
             raise WorkFailed(f"{path} cannot be read as the result of `equipoise {self.command}`: {error}") from error
         return replace(result, folder=folder)
@@ -331,7 +331,7 @@ def as_text(value: Any) -> str:
 
 
 def _write(result: Any, folder: Path) -> None:
-    plain = to_plain(replace(result, folder=None))
+    plain = serialize(replace(result, folder=None))
     write_atomic(folder / RESULT, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
 
 

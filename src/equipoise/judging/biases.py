@@ -67,7 +67,7 @@ def key(name: str) -> str:
     return " ".join(words[:-1] if len(words) > 1 and words[-1] == "bias" else words)
 
 
-def deal(names: Sequence[str], records: int, *, each: int = 1, seed: int = 42) -> list[list[str]]:
+def assign(names: Sequence[str], records: int, *, each: int = 1, seed: int = 42) -> list[list[str]]:
     """`each` distinct names for every record, so that how often names are dealt differs by at most one (card, step 1).
 
     Raises BadInput when a record needs more names than there are.

@@ -32,7 +32,7 @@ from equipoise.core.options import check_fields
 from equipoise.core.progress import progress
 from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
-from equipoise.judging.biases import Bias, deal, key, seed_biases
+from equipoise.judging.biases import Bias, assign, key, seed_biases
 from equipoise.judging.measured import BiasEffect, Round
 from equipoise.judging.pairs import Pair, shortened
 from equipoise.judging.roles import Case, Judge, JudgeComparison, JudgeVerdict, Teacher
@@ -374,7 +374,7 @@ def _discover(
     settings = audit.settings
     library = {bias.name: bias for bias in audit.library}
     # A small library has fewer names than a pair may ask for.
-    hands = deal(list(library), len(pairs), each=min(settings.each, len(library)), seed=settings.seed + number - 1)
+    hands = assign(list(library), len(pairs), each=min(settings.each, len(library)), seed=settings.seed + number - 1)
     wanted = [(pair, library[name]) for pair, hand in zip(pairs, hands, strict=True) for name in hand]
     texts = guarded(wanted, teacher.perturb(wanted, phase="rewrite/discovery"))
     rewritten = [

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.files import produce_atomic, write_atomic
-from equipoise.core.plain import to_plain
-from equipoise.judging.biases import PLACEBO, deal
+from equipoise.core.serialize import serialize
+from equipoise.judging.biases import PLACEBO, assign
 from equipoise.judging.biasscope import Array, Audit, Bench, judged
 from equipoise.judging.casting import Cast
 from equipoise.judging.hardened import Hardened, Variant, harden, judgebench_rows, preference_rows, write_rows
@@ -60,7 +60,7 @@ class Evidence:
         verdicts += [judged(other, [v.pair for v in variants], "judge/filter")[0] for other in self.cast.filters]
         hardened = harden(variants, np.array(verdicts), seed=seed)
         if holding:
-            dealt = deal([bias.name for bias in holding], len(self.discovery), seed=seed)
+            dealt = assign([bias.name for bias in holding], len(self.discovery), seed=seed)
             named = {bias.name: bias for bias in holding}
             wanted = [(pair, named[hand[0]]) for pair, hand in zip(self.discovery, dealt, strict=True)]
             texts = self.cast.teacher.perturb(wanted, phase="rewrite/preferences")
@@ -78,7 +78,7 @@ class Evidence:
 
     def store(self, folder: Path) -> None:
         """The account, every verdict and the sets, whole or not at all each."""
-        write_atomic(folder / "account.json", json.dumps(to_plain(self.cast.account.to_json()), indent=2))
+        write_atomic(folder / "account.json", json.dumps(serialize(self.cast.account.to_json()), indent=2))
         _write_judgements(folder / "judgements.parquet", self.benches)
         if self.hardened is not None:
             write_rows(folder / "hardened.jsonl", judgebench_rows(self.hardened.kept, source=self.source))

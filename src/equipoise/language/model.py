@@ -144,8 +144,8 @@ def load(
     from equipoise.language import catalog
 
     name = str(name)
-    place = _device(device)
-    number = _dtype(dtype, place)
+    target = _device(device)
+    number = _dtype(dtype, target)
     template, date = chat_template_text(chat_template), check_date(date)
     if name == TINY:
         raise BadInput(
@@ -175,8 +175,8 @@ def load(
         source = f"{name} of the model hub at {commit} ({_size(model)})."
     if template is not None:
         tokenizer.chat_template = template
-    with advice(f"on {place}, for the weights of {name}", "use dtype bfloat16 or device cpu"):
-        model = model.to(place).eval()
+    with advice(f"on {target}, for the weights of {name}", "use dtype bfloat16 or device cpu"):
+        model = model.to(target).eval()
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
 from equipoise.core.job import Processes, Request
-from equipoise.core.plain import from_plain, to_plain
+from equipoise.core.serialize import deserialize, serialize
 from equipoise.core.state import load_state, save_state
 from equipoise.data.records import Record
 from equipoise.language import adapters
@@ -34,7 +34,7 @@ from equipoise.training.precision import bytes_of_training
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
-from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, spread
+from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
 from equipoise.unlearning.training import prepare, train
 
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
@@ -169,7 +169,7 @@ class Forgetting(Request):
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
         stored, notes = _checkpoint(folder)
         if stored:
-            before = {name: from_plain(Measure, plain) for name, plain in stored["before"].items()}
+            before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
             said = stored["answers"]
         else:
             before, said = scales(language_model), scales.answers(language_model)
@@ -193,7 +193,7 @@ class Forgetting(Request):
 
         def save(state: dict[str, Any]) -> None:
             if folder is not None and self.processes.main:
-                kept = {"training": state, "path": path, "before": to_plain(before), "answers": said}
+                kept = {"training": state, "path": path, "before": serialize(before), "answers": said}
                 save_state(folder / STATE, kept)
 
         fitted = train(
@@ -215,7 +215,7 @@ class Forgetting(Request):
         after = {**scales(language_model), **scales.recalls(now)}
         gap = math.nan
         if folder is not None and self.processes.main:
-            gap = self._write(language_model, folder, [*spread(forget, COMPARED), *spread(retain, COMPARED)])
+            gap = self._write(language_model, folder, [*subsample(forget, COMPARED), *subsample(retain, COMPARED)])
         return Unlearned(
             recipe=recipe.model_dump(),
             resolved=recipe.resolved(trained),
@@ -345,8 +345,8 @@ class _Scales:
     """Measures a model on a fixed sample of every side; the same sample before, along the way and after."""
 
     def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
-        self.sides = {name: spread(records, MEASURED) for name, records in sides.records.items()}
-        self.asked = {name: [r for r in spread(its, ANSWERED) if r.prompt] for name, its in self.sides.items()}
+        self.sides = {name: subsample(records, MEASURED) for name, records in sides.records.items()}
+        self.asked = {name: [r for r in subsample(its, ANSWERED) if r.prompt] for name, its in self.sides.items()}
         self.questions = sides.questions
         self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length

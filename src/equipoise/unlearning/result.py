@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.job import Page, table_html
-from equipoise.core.plain import LIVE
+from equipoise.core.serialize import LIVE
 from equipoise.unlearning.notes import of_outcome
 
 

@@ -82,7 +82,7 @@ def questions(sides: Sides) -> dict[str, list[Record]]:
     asked: dict[str, list[Record]] = {}
     for name, side in sides.records.items():
         asked[name] = []
-        for record in spread(side, MEASURED):
+        for record in subsample(side, MEASURED):
             if record.choices:
                 asked[name].append(record)
             elif record.prompt and not record.messages:
@@ -106,7 +106,7 @@ def _wrong_answers(record: Record, every: Sequence[Record], words: Sequence[froz
     return list(found)
 
 
-def spread(records: Sequence[Any], count: int) -> list[Any]:
+def subsample(records: Sequence[Any], count: int) -> list[Any]:
     """`count` of them, evenly over the whole."""
     if len(records) <= count:
         return list(records)

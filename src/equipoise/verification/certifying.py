@@ -21,9 +21,9 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, sha256_file
 from equipoise.core.job import Request
 from equipoise.core.options import check_fields
-from equipoise.core.plain import from_plain, to_plain
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
+from equipoise.core.serialize import deserialize, serialize
 from equipoise.verification import check
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Box, Geometry, Offset, Search, Slopes, geometry, input_set, lip_naive
@@ -127,10 +127,10 @@ class Certifying(Request):
         began = time.perf_counter()
         for row, files in self._rows(set(done), folder):
             now = time.perf_counter()
-            plain = {"index": row.index, "row": to_plain(row), "files": files, "seconds": now - began}
+            plain = {"index": row.index, "row": serialize(row), "files": files, "seconds": now - began}
             stored.add(plain)
             done[row.index], began = plain, now
-        rows = tuple(from_plain(CertifiedRow, done[index]["row"]) for index in sorted(done))
+        rows = tuple(deserialize(CertifiedRow, done[index]["row"]) for index in sorted(done))
         return Certification(
             rows=rows,
             network=self.net.name,

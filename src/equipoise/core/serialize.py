@@ -14,15 +14,15 @@ LIVE: Mapping[str, bool] = types.MappingProxyType({"live": True})  # metadata of
 _Kind = TypeVar("_Kind")
 
 
-def to_plain(value: Any) -> Any:
+def serialize(value: Any) -> Any:
     """JSON values for dataclasses, pydantic models, mappings, sequences, numbers and text; LIVE fields are left out.
 
     Raises WorkFailed for anything else.
     """
     if isinstance(value, Mapping):
-        return {str(key): to_plain(each) for key, each in value.items()}
+        return {str(key): serialize(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(each) for each in value]
+        return [serialize(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None if math.isnan(value) else str(value)
     if value is None or isinstance(value, bool | int | str):
@@ -30,15 +30,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if callable(dump := getattr(value, "model_dump", None)):
-        return to_plain(dump(mode="json"))
+        return serialize(dump(mode="json"))
     if is_dataclass(value):
         kept = [field.name for field in fields(value) if not field.metadata.get("live")]
-        return {name: to_plain(getattr(value, name)) for name in kept}
+        return {name: serialize(getattr(value, name)) for name in kept}
     raise WorkFailed(f"A result cannot be stored as JSON: {type(value).__name__} {value!r:.80}.")
 
 
-def from_plain(kind: type[_Kind], plain: Any) -> _Kind:
-    """An instance of a dataclass from what `to_plain` made of it. Raises ValueError where it is not of that form."""
+def deserialize(kind: type[_Kind], plain: Any) -> _Kind:
+    """An instance of a dataclass from what `serialize` made of it. Raises ValueError where it is not of that form."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_python(_with_nan(kind, plain))
