@@ -3,31 +3,20 @@
 Names are imported on first use, so that `import equipoise.chat` needs no extra.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from equipoise.chat.account import Account, Budget
-    from equipoise.chat.calls import Call, Message, Reply
-    from equipoise.chat.client import Chat
-    from equipoise.chat.record import Record
-    from equipoise.chat.templates import Template
-
-_MODULE = {
-    "Account": "account",
-    "Budget": "account",
-    "Call": "calls",
-    "Chat": "client",
-    "Message": "calls",
-    "Record": "record",
-    "Reply": "calls",
-    "Template": "templates",
-}
-
-__all__ = ["Account", "Budget", "Call", "Chat", "Message", "Record", "Reply", "Template"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    from equipoise.chat.account import Account as Account
+    from equipoise.chat.account import Budget as Budget
+    from equipoise.chat.calls import Call as Call
+    from equipoise.chat.calls import Message as Message
+    from equipoise.chat.calls import Reply as Reply
+    from equipoise.chat.client import Chat as Chat
+    from equipoise.chat.record import Record as Record
+    from equipoise.chat.roles import Role as Role
+    from equipoise.chat.roles import Roles as Roles
+    from equipoise.chat.templates import Template as Template
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)
