@@ -11,6 +11,7 @@ from scipy import stats
 
 from equipoise.chat.account import Account, Budget
 from equipoise.chat.agreement import Z, corrected, correlation, effective_size, kappa, share
+from equipoise.chat.calls import Reply
 from equipoise.chat.client import Chat
 from equipoise.chat.grade import ChatGrader, Planted, RuleGrader, Submission, blinded, grade, plant
 from equipoise.chat.grades import BINARY, FOUR, Grades, read_grade
@@ -341,7 +342,10 @@ def test_errors_on_planted_answers_are_counted_by_hand():
         1,
     )
     assert (audit.false_accept.lower, audit.false_accept.upper) == wilson(2, 9)
-    assert (audit.false_reject.count, audit.false_reject.of) == (1, 8) and audit.kinds["near"] == audit.false_accept
+    assert (audit.false_reject.count, audit.false_reject.of) == (1, 8) and audit.kinds == {
+        "near": audit.false_accept,
+        "right": audit.false_reject,
+    }
     assert audit.corrected.value == pytest.approx((1 / 3 + 7 / 9 - 1) / (7 / 8 + 7 / 9 - 1))
     assert audit.corrected.lower < audit.corrected.value < audit.corrected.upper
     assert done.accuracy.count == 10 and done.accuracy.of == 30 and done.invalid == 0
@@ -406,6 +410,38 @@ def said(prompt: list[str]) -> str:
     gold, answer = (prompt[1].split(f"[{part}]\n")[1].split("\n")[0] for part in ("Right answers", "Answer to grade"))
     right = gold == f"1. {answer}"
     return json.dumps({"reasoning": "I compared.", "grade": "correct" if right else "incorrect"})
+
+
+class Replies:
+    """A chat whose replies are given."""
+
+    name = "replies"
+
+    def __init__(self, *replies: Reply):
+        self.replies = replies
+
+    def ask(self, calls, *, title=""):
+        return list(self.replies)
+
+
+def test_what_the_provider_did_is_no_grade_and_no_fault_of_the_grader():
+    came = [
+        Reply("Yes", "cut"),
+        Reply("", "refused", reason="a filter"),
+        Reply("", "rejected", reason="too long"),
+        Reply("maybe", "answered"),
+    ]
+    grader = ChatGrader(Replies(*came), YES, reading="text")  # pyright: ignore[reportArgumentType]
+    known = [each for _, each in blinded(items(4), seed=0)]
+    given = grader.grade(known)
+    assert [each.grade for each in given] == ["yes", None, None, None]
+    assert [each.asked for each in given] == [True, False, False, True]
+    assert [each.reason for each in given] == ["", "a filter", "too long", "no grade can be read in it"]
+    report = grade(items(4), [grader]).reports[0]
+    assert (report.invalid, report.unasked, report.accuracy.of, report.accuracy.missing) == (1, 2, 1, 3)
+    failing = ChatGrader(Replies(came[0], Reply("", "failed", reason="HTTP 503.")), YES, reading="text")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WorkFailed, match=r"1 of 2 calls of replies got no answer \(HTTP 503\)"):
+        grade(items(2), [failing])
 
 
 @needs_inspect

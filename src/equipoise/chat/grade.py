@@ -55,7 +55,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """An answer of which it is known whether it is right. kind: what it is a test of, such as "wrong time"."""
+    """An answer of which it is known whether it is right. kind: what it is a test of, such as "wrong time"; "" for no more
+    than that."""
 
     submission: Submission
     right: bool
@@ -307,7 +308,10 @@ def _audit(
         return share(errors, [_group(each.submission) for each, _ in known], missing=len(given) - len(known))
 
     false_accept, false_reject = (wrong([each for each in planted if each.right is right]) for right in (False, True))
-    kinds = {kind: wrong([each for each in planted if each.kind == kind]) for kind in {p.kind: None for p in planted}}
+    by_kind: dict[str, list[Planted]] = {}
+    for each in planted:
+        by_kind.setdefault(each.kind or ("right" if each.right else "wrong"), []).append(each)
+    kinds = {kind: wrong(chosen) for kind, chosen in by_kind.items()}
     return GraderAudit(false_accept, false_reject, kinds, corrected(accepted, size, false_reject, false_accept))
 
 
