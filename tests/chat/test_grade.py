@@ -63,6 +63,7 @@ class Scripted:
         ("Yes.", YES, "yes"),
         ("no", YES, "no"),
         ("**Yes**, the response contains it.", YES, "yes"),
+        ("Yes. Yes, it does.", YES, "yes"),
         ("NO, because yes would need the date", YES, None),
         ("No contradiction is in it", YES, None),
         ("<think>no</think>\nyes", YES, "yes"),
@@ -80,6 +81,7 @@ class Scripted:
         ("The answer is not correct.", CORRECT, None),
         ("Correct answer: Paris", CORRECT, None),
         ("It is close.\n\nCORRECT", CORRECT, "CORRECT"),
+        ("CORRECT\nThe answer is what was asked for.", CORRECT, "CORRECT"),
         # CulturALL: 1 or 0 and nothing else.
         (" 1.", ONE, "1"),
         ("0", ONE, "0"),

@@ -53,9 +53,10 @@ def test_all_roles_share_a_record_an_account_and_a_budget(tmp_path):
         with pytest.raises(BudgetReached, match="calls=3"):
             players.chat("reader").ask([call("c")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calls.jsonl"]
-    # The record answers alone; a model that would say something else is not asked.
+    # The record answers alone: a model that would say something else is not asked, one without a provider not missed.
     again = Roles(
-        [Role("reader", MODEL, say("other")), Role("grader", "mockllm/other")], replay=tmp_path / "calls.jsonl"
+        [Role("reader", MODEL, say("other")), Role("grader", "mockllm/other"), Role("third", "opnai/m")],
+        replay=tmp_path / "calls.jsonl",
     )
     with again.open(None) as players:
         assert players.chat("reader").ask([call("b")])[0].text == "yes" and not list(tmp_path.glob("*.lock"))

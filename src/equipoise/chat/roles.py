@@ -124,7 +124,7 @@ class Roles:
         return [role.model for role in self.roles if role.model is not None]
 
     @contextlib.contextmanager
-    def open(self, folder: Path | None) -> Iterator[Players]:
+    def open(self, folder: str | Path | None) -> Iterator[Players]:
         """Every model that is asked, with the memory of the folder (calls.jsonl), or with one that is not kept.
 
         Raises BadInput, MissingExtra among them, for what cannot be had: before a call is paid for.
@@ -138,8 +138,8 @@ class Roles:
                 if record is None:
                     if importlib.util.find_spec("inspect_ai") is None:
                         raise MissingExtra("Asking a chat model needs Inspect AI: pip install 'equipoise[chat]'")
-                    place = folder or Path(opened.enter_context(tempfile.TemporaryDirectory()))
-                    record = opened.enter_context(Record(place / RECORD))
+                    place = folder or opened.enter_context(tempfile.TemporaryDirectory())
+                    record = opened.enter_context(Record(Path(place) / RECORD))
                 chat = Chat(
                     role.model,
                     record=record,
