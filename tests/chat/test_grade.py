@@ -123,6 +123,7 @@ def test_a_grade_in_words_is_read_as_it_was_meant_or_not_at_all(text, grades, wa
         (lambda: grade(items(3) * 2, [RuleGrader()]), "Two answers are called 'q0'"),
         (lambda: grade(items(3), [RuleGrader(), RuleGrader()]), "Two graders are called 'exact match'"),
         (lambda: grade([Submission("q", "?", "a")], [RuleGrader()]), "'q' has no right answer to compare with"),
+        (lambda: Submission("q", "?", "a", more={"gold": "b"}), "'q' has gold in more"),
         (lambda: plant(items(3), 4, seed=0), "4 planted answers were asked for, of 3 items"),
         (lambda: plant([replace(each, gold=("one",)) for each in items(3)], 1, seed=0), "no wrong answer to plant"),
     ],
@@ -209,11 +210,11 @@ def test_correlation_is_pearsons_whatever_the_unit():
 
 
 def errors(count: int, of: int) -> Share:
-    return Share(count, of, 0, *wilson(count, of))
+    return Share(count, of, 0, of, *wilson(count, of))
 
 
 def test_errors_of_a_grader_are_taken_out_of_its_share():
-    found = corrected(0.5, 200, errors(5, 50), errors(10, 50))
+    found = corrected(errors(100, 200), errors(5, 50), errors(10, 50))
     assert found.value == pytest.approx((0.5 + 0.8 - 1) / (0.9 + 0.8 - 1))
     # Lang and Reiczigel (2014), written out.
     z = 1.959963984540054
@@ -223,24 +224,26 @@ def test_errors_of_a_grader_are_taken_out_of_its_share():
     variance = q * (1 - q) / n + p**2 * se * (1 - se) / 52 + (1 - p) ** 2 * sp * (1 - sp) / 52
     half = z * math.sqrt(variance) / (se + sp - 1)
     assert (found.lower, found.upper) == pytest.approx((p + shift - half, p + shift + half))
+    # Of clusters, no more is known than as many independent answers would tell.
+    few = [replace(errors(*counts), size=10) for counts in ((100, 200), (5, 50), (10, 50))]
+    alone = corrected(errors(5, 10), errors(1, 10), errors(2, 10))
+    assert corrected(*few) == alone and alone.upper - alone.lower > 2 * (found.upper - found.lower)
     # A perfect grader that is known to be perfect leaves the share as it is, with the interval of Agresti and Coull.
-    sure = corrected(0.3, 100, errors(0, 10**6), errors(0, 10**6))
+    sure = corrected(errors(30, 100), errors(0, 10**6), errors(0, 10**6))
     n, q = 100 + z**2, (30 + z**2 / 2) / (100 + z**2)
     assert sure.value == pytest.approx(0.3)
     assert (sure.lower, sure.upper) == pytest.approx(
         (q - z * math.sqrt(q * (1 - q) / n), q + z * math.sqrt(q * (1 - q) / n)), abs=1e-4
     )
-    assert math.isnan(corrected(0.5, 100, errors(3, 10), errors(7, 10)).value)
-    assert math.isnan(corrected(0.5, 100, errors(0, 0), errors(0, 10)).value)
+    assert math.isnan(corrected(errors(50, 100), errors(3, 10), errors(7, 10)).value)
+    assert math.isnan(corrected(errors(50, 100), errors(0, 0), errors(0, 10)).value)
 
 
 def test_the_corrected_interval_holds_what_it_promises():
     generator, right, held = np.random.default_rng(1), 0.3, 0
     for _ in range(400):
-        accepted = generator.binomial(150, right * 0.85 + (1 - right) * 0.1) / 150
-        found = corrected(
-            accepted, 150, errors(generator.binomial(40, 0.15), 40), errors(generator.binomial(40, 0.1), 40)
-        )
+        accepted = errors(generator.binomial(150, right * 0.85 + (1 - right) * 0.1), 150)
+        found = corrected(accepted, errors(generator.binomial(40, 0.15), 40), errors(generator.binomial(40, 0.1), 40))
         held += found.lower <= right <= found.upper
     assert 0.93 <= held / 400 <= 0.99
 
@@ -320,6 +323,8 @@ def test_planted_answers_are_what_they_are_said_to_be():
     }  # fmt: skip
     assert holds.false_accept.count == 0 == holds.false_reject.count and holds.false_reject.of == 10
     assert done.accuracy.of == 12
+    # Both forms of one answer are one cluster: no more than five questions have told anything.
+    assert holds is not None and holds.false_accept.size == 5 and holds.kinds["wrong"].size == 5
     assert plant(known, 5, seed=4, padded=True) == planted != plant(known, 5, seed=5, padded=True)
 
 

@@ -82,6 +82,11 @@ def test_several_models_may_play_one_role(tmp_path):
         assert players["reader"] == "rules" and players["spare"] is None
 
 
+def test_whoever_is_like_a_local_model_is_that_one():
+    roles = Roles([Role("grader", like="reader"), Role("reader", "owner/name", local=True, asked=False)])
+    assert roles.models == ["equipoise/owner/name"] * 2
+
+
 def test_only_who_is_asked_is_opened(tmp_path):
     scored = Role("reader", "owner/name", local=True, asked=False)
     roles = Roles([scored], prices={"equipoise/owner/name": (1, 2)})

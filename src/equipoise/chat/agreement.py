@@ -23,9 +23,9 @@ UNDEFINED = Bounded(math.nan, math.nan, math.nan)
 def share(credits: ArrayLike, groups: Sequence[str], *, missing: int = 0) -> Share:
     """The mean of credits in [0, 1], with Wilson's interval on `effective_size` answers; nan for none."""
     values = np.asarray(credits, float)
-    total, size = float(values.sum()), effective_size(values, groups)
+    total, size = float(values.sum()), float(effective_size(values, groups))
     lower, upper = wilson(total / values.size * size, size) if size > 0 else (math.nan, math.nan)
-    return Share(total, values.size, missing, lower, upper)
+    return Share(total, values.size, missing, size, lower, upper)
 
 
 def effective_size(credits: ArrayLike, groups: Sequence[str]) -> float:
@@ -79,26 +79,26 @@ def correlation(first: ArrayLike, second: ArrayLike, groups: Sequence[str]) -> B
     return _bounded(value, x * y - value / 2 * (x**2 + y**2), groups)
 
 
-def corrected(accepted: float, size: float, false_reject: Share, false_accept: Share) -> Bounded:
-    """The share of right answers behind a share `accepted` of `size` (Rogan and Gladen 1978), errors known from plants.
+def corrected(accepted: Share, false_reject: Share, false_accept: Share) -> Bounded:
+    """The share of right answers behind a share that was accepted (Rogan and Gladen 1978), errors known from plants.
 
     (accepted - false accepts) / (1 - false rejects - false accepts), within [0, 1]; the interval is that of Lang and
     Reiczigel (2014), which counts that the errors are known from a few answers and holds for errors of 0, too. nan where
     the grader accepts wrong answers as often as right ones, or plants of one sort are missing.
     """
     sensitivity, specificity = 1 - false_reject.rate, 1 - false_accept.rate
-    if not (sensitivity + specificity > 1 and size > 0):
+    if not (sensitivity + specificity > 1 and accepted.size > 0):
         return UNDEFINED
-    value = (accepted + specificity - 1) / (sensitivity + specificity - 1)
-    n, n_right, n_wrong = size + Z**2, false_reject.of + 2, false_accept.of + 2
-    share_accepted = (size * accepted + Z**2 / 2) / n
-    se, sp = (false_reject.of * sensitivity + 1) / n_right, (false_accept.of * specificity + 1) / n_wrong
+    value = (accepted.rate + specificity - 1) / (sensitivity + specificity - 1)
+    n, n_right, n_wrong = accepted.size + Z**2, false_reject.size + 2, false_accept.size + 2
+    q = (accepted.size * accepted.rate + Z**2 / 2) / n
+    se, sp = (false_reject.size * sensitivity + 1) / n_right, (false_accept.size * specificity + 1) / n_wrong
     if not se + sp > 1:
         return Bounded(float(np.clip(value, 0, 1)), 0.0, 1.0)
-    p = (share_accepted + sp - 1) / (se + sp - 1)
+    p = (q + sp - 1) / (se + sp - 1)
     of_right, of_wrong = se * (1 - se) / n_right, sp * (1 - sp) / n_wrong
     middle = p + 2 * Z**2 * (p * of_right - (1 - p) * of_wrong)
-    variance = share_accepted * (1 - share_accepted) / n + p**2 * of_right + (1 - p) ** 2 * of_wrong
+    variance = q * (1 - q) / n + p**2 * of_right + (1 - p) ** 2 * of_wrong
     half = Z * math.sqrt(variance) / (se + sp - 1)
     return Bounded(*(float(np.clip(each, 0, 1)) for each in (value, middle - half, middle + half)))
 

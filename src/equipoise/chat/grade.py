@@ -43,7 +43,8 @@ UNASKED = ("refused", "rejected")  # the provider's doing, not a grade
 @dataclass(frozen=True, slots=True)
 class Submission:
     """An answer to be graded. gold: right answers, any of which will do. group: answers of one group (a source, a dialogue)
-    are one cluster in intervals; "" for a group of its own. more: further slots of a prompt, such as an explanation."""
+    are one cluster in intervals; "" for a group of its own. more: further slots of a prompt, such as an explanation.
+    """
 
     id: str
     question: str
@@ -52,11 +53,18 @@ class Submission:
     group: str = ""
     more: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if taken := self.more.keys() & {"question", "answer", "gold", "grades"}:
+            raise BadInput(
+                f"{self.id!r} has {', '.join(sorted(taken))} in more: these slots of a prompt have values already."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Planted:
     """An answer of which it is known whether it is right. kind: what it is a test of, such as "wrong time"; "" for no more
-    than that."""
+    than that.
+    """
 
     submission: Submission
     right: bool
@@ -200,7 +208,7 @@ def plant(items: Sequence[Submission], each: int, *, seed: int, padded: bool = F
         other = min(strange, key=lambda other: _drawn(seed, item.id, other.id))
         for right, answer in ((True, item.gold[0]), (False, other.gold[0])):
             kind = "right" if right else "wrong"
-            plain = replace(item, id=f"{item.id}/planted {kind}", answer=answer)
+            plain = replace(item, id=f"{item.id}/planted {kind}", answer=answer, group=item.group or item.id)
             planted.append(Planted(plain, right, kind))
             if padded:
                 long = replace(plain, id=f"{plain.id}, padded", answer=" ".join((answer.rstrip(". ") + ".", *_PADDING)))
@@ -267,7 +275,7 @@ def _check_names(what: str, names: Sequence[str]) -> None:
 def _report(
     grader: Grader, items: Sequence[Submission], planted: Sequence[Planted], grades: Mapping[str, Grade]
 ) -> GraderReport:
-    from equipoise.chat.agreement import correlation, effective_size, share
+    from equipoise.chat.agreement import correlation, share
 
     given = [grades[item.id] for item in items]
     known = [(item, grade) for item, grade in zip(items, given, strict=True) if grade.grade is not None]
@@ -276,7 +284,7 @@ def _report(
     counts = Counter(grade.grade for _, grade in known)
     missing, unasked = len(given) - len(known), sum(not grade.asked for grade in given)
     accepted = share(accepts, groups, missing=missing)
-    audit = _audit(grader, planted, grades, accepted.rate, effective_size(accepts, groups)) if planted else None
+    audit = _audit(grader, planted, grades, accepted) if planted else None
     notes = [f"{grader.name} gave {missing - unasked} of {len(given)} answers no grade that can be read."]
     notes = notes if missing > unasked else []
     if len(counts) == 1 and len(known) > 1:
@@ -296,9 +304,7 @@ def _report(
     )
 
 
-def _audit(
-    grader: Grader, planted: Sequence[Planted], grades: Mapping[str, Grade], accepted: float, size: float
-) -> GraderAudit:
+def _audit(grader: Grader, planted: Sequence[Planted], grades: Mapping[str, Grade], accepted: Share) -> GraderAudit:
     from equipoise.chat.agreement import corrected, share
 
     def wrong(chosen: Sequence[Planted]) -> Share:
@@ -312,7 +318,7 @@ def _audit(
     for each in planted:
         by_kind.setdefault(each.kind or ("right" if each.right else "wrong"), []).append(each)
     kinds = {kind: wrong(chosen) for kind, chosen in by_kind.items()}
-    return GraderAudit(false_accept, false_reject, kinds, corrected(accepted, size, false_reject, false_accept))
+    return GraderAudit(false_accept, false_reject, kinds, corrected(accepted, false_reject, false_accept))
 
 
 def _agreement(

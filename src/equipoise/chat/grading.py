@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from equipoise.core.options import check_fields
+from equipoise.data.text import encodable
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`count` (a sum of credits) of `of` that have a grade, with a 95 % interval; `missing` more have none."""
+    """`count` (a sum of credits) of `of` that have a grade, with a 95 % interval; `missing` more have none.
+
+    size: how many independent ones, right or wrong, would tell as much; fewer than `of` where they come in clusters.
+    """
 
     count: float
     of: int
     missing: int
+    size: float
     lower: float
     upper: float
 
@@ -61,6 +66,10 @@ class Grade:
     text: str = ""
     reason: str = ""
     asked: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
+        object.__setattr__(self, "reason", encodable(self.reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +139,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """Everything: a report for each grader, agreement for each pair of them, and every grade, by grader and answer's id.
+    """A report for each grader, agreement for each pair of them, and every grade, of planted answers too, by grader and id.
 
     accuracy, accepted, invalid, unasked and audit are those of the first grader.
     """

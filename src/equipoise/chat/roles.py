@@ -101,9 +101,9 @@ class Roles:
             self._check_all_priced()
         self.replay = None if replay is None else Record(replay, read_only=True)
         shared = {"budget": budget, "replay": replay, "max_connections": max_connections}
-        if not any(role.asked and role.model for role in self.roles):
-            for name in (name for name, value in shared.items() if value is not None):
-                raise BadInput(f"{name} is for chat models, and none is asked here; leave it out.")
+        given = [name for name, value in shared.items() if value is not None]
+        if given and not any(role.asked and role.model for role in self.roles):
+            raise BadInput(f"{given[0]} is for chat models, and none is asked here; leave it out.")
 
     @classmethod
     def read(cls, asked: SimpleNamespace, *roles: Role) -> Roles:
@@ -210,6 +210,6 @@ def _played(role: Role, first: Mapping[str, Role]) -> Role:
     if role.player is not None or role.like is None:
         return role
     other = _played(first[role.like], first)
-    filled = replace(role, player=other.player, arguments=other.arguments, url=other.url)
+    filled = replace(role, player=other.player, arguments=other.arguments, url=other.url, local=other.local)
     filled.check()
     return filled
