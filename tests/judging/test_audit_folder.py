@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import pytest
 
+from equipoise.chat import roles
 from equipoise.chat.client import Chat
 from equipoise.chat.record import Entry, Usage
 from equipoise.cli import main
 from equipoise.core.errors import BadInput
 from equipoise.core.files import Files
 from equipoise.core.serialize import serialize
-from equipoise.judging import casting
 from equipoise.judging.job import audit_judge
 from equipoise.judging.judges import LogProbJudge
 
@@ -75,7 +75,7 @@ def write_pairs(count: int) -> None:
 @pytest.fixture(autouse=True)
 def scripted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(casting, "Chat", Scripted)
+    monkeypatch.setattr(roles, "Chat", Scripted)
     monkeypatch.setattr(Scripted, "asked", Counter())
     write_pairs(16)
     library = [{"name": name, "definition": f"Sways by {name}."} for name in ("authority", "cheer")]

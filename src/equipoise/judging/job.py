@@ -2,10 +2,11 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from equipoise.chat.options import CallBudget, Connections, ModelArguments, ModelPrices, Replay
 from equipoise.core.job import Request, job
 from equipoise.core.options import Setting
 from equipoise.judging.result import JudgeAudit
@@ -13,33 +14,17 @@ from equipoise.judging.result import JudgeAudit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from equipoise.core.budget import Budget
     from equipoise.judging.pairs import Pair
     from equipoise.judging.roles import Judge, Teacher
 
     JudgeLike = str | Judge
     TeacherLike = str | Teacher
     Pairs = str | Path | Sequence[Pair]
-    Limits = str | Budget
 else:  # what a command line can give
-    JudgeLike = TeacherLike = Limits = str
+    JudgeLike = TeacherLike = str
     Pairs = Path
 
 Count = Annotated[int, Field(ge=1)]
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Of a provider's arguments, those that can name neither code nor an address.
-HARMLESS = {
-    *("engine", "chat_template", "context", "date", "device", "dtype", "revision"),
-    *("batch_size", "threads", "parallel"),
-}
-
-
-def can_run_code(arguments: Any) -> bool:
-    """Whether arguments of a provider are others than those that can name neither code nor an address."""
-    return bool(arguments) and not arguments.keys() <= HARMLESS
-
-
-Arguments = Annotated[dict[str, Any] | None, Setting(typed=can_run_code)]
 
 
 @job("audit judge", JudgeAudit)
@@ -62,17 +47,17 @@ def audit_judge(
     debias: bool = False,
     limit: Count | None = None,
     cut: Count | None = None,
-    judge_args: Arguments = None,
-    teacher_args: Arguments = None,
+    judge_args: ModelArguments = None,
+    teacher_args: ModelArguments = None,
     judge_url: str | None = None,
     teacher_url: str | None = None,
     judge_tokens: Count = 1024,
     teacher_tokens: Count = 4096,
     seed: Annotated[int, Field(ge=0)] = 42,
-    budget: Annotated[Limits | None, Setting(stored=False, objects=True)] = None,
-    prices: dict[str, tuple[Price, Price] | tuple[Price, Price, Price]] | None = None,
-    max_connections: Annotated[Count | None, Setting(stored=False)] = None,
-    replay: Path | None = None,
+    budget: CallBudget = None,
+    prices: ModelPrices = None,
+    max_connections: Connections = None,
+    replay: Replay = None,
 ) -> Request:
     """Find what fools a language model that judges answers (BiasScope), by how much, and with which evidence.
 

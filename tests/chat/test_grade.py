@@ -1,0 +1,510 @@
+"""Graders: what they say is read as it was meant, counted whatever it is, and checked against planted answers."""
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from equipoise.chat.account import Account, Budget
+from equipoise.chat.agreement import Z, corrected, correlation, effective_size, kappa, share
+from equipoise.chat.calls import Reply
+from equipoise.chat.client import Chat
+from equipoise.chat.grade import ChatGrader, Planted, RuleGrader, Submission, blinded, grade, plant
+from equipoise.chat.grades import BINARY, FOUR, Grades, read_grade
+from equipoise.chat.grading import Grade, Grading, Share
+from equipoise.chat.record import Record
+from equipoise.chat.templates import Template
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
+from equipoise.core.serialize import deserialize, serialize
+from equipoise.core.statistics import wilson
+
+needs_inspect = pytest.mark.skipif(
+    importlib.util.find_spec("inspect_ai") is None, reason="needs Inspect AI: the extra `chat`"
+)
+YES, CORRECT = Grades({"yes": 1, "no": 0}), Grades({"CORRECT": 1, "INCORRECT": 0})
+ONE, TEN = Grades({"1": 1, "0": 0}), Grades.scale(1, 10, accept=8)
+
+
+def items(count: int) -> list[Submission]:
+    """The first third is right."""
+    return [
+        Submission(f"q{i}", f"What is {i}?", f"gold {i}" if 3 * i < count else "something else", (f"gold {i}",))
+        for i in range(count)
+    ]
+
+
+class Scripted:
+    """Gives what a function of the answer says, and keeps what it was shown."""
+
+    def __init__(self, says, grades=BINARY, name="scripted"):
+        self.says, self.grades, self.name = says, grades, name
+        self.shown: list[Submission] = []
+
+    def check(self, submissions):
+        pass
+
+    def grade(self, submissions):
+        self.shown += submissions
+        given = [self.says(each) for each in submissions]
+        return [Grade(None, text="?") if each is None else self.grades.graded(each, "") for each in given]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "grades", "wanted"),
+    [
+        # LongMemEval asks for yes or no, and takes a "yes" anywhere for one.
+        ("Yes.", YES, "yes"),
+        ("no", YES, "no"),
+        ("**Yes**, the response contains it.", YES, "yes"),
+        ("Yes. Yes, it does.", YES, "yes"),
+        ("NO, because yes would need the date", YES, None),
+        ("No contradiction is in it", YES, None),
+        ("<think>no</think>\nyes", YES, "yes"),
+        ("<think>yes", YES, None),
+        ("yes\nno", YES, None),
+        ("Verdict: no\n\nThat was too strict.\nVerdict: **yes**", YES, "yes"),
+        ("Verdict: yes\nVerdict: no", YES, None),
+        ("Verdict: yes or no", YES, None),
+        ("> Verdict: yes\nVerdict: no", YES, "no"),
+        ("Verdict:\nyes", YES, "yes"),
+        # Chain-of-Memory: one word, of which one is part of the other.
+        ("INCORRECT", CORRECT, "INCORRECT"),
+        ("correct", CORRECT, "CORRECT"),
+        ("The answer is correct, since it names Paris.", CORRECT, "CORRECT"),
+        ("The answer is not correct.", CORRECT, None),
+        ("Correct answer: Paris", CORRECT, None),
+        ("It is close.\n\nCORRECT", CORRECT, "CORRECT"),
+        ("CORRECT\nThe answer is what was asked for.", CORRECT, "CORRECT"),
+        # CulturALL: 1 or 0 and nothing else.
+        (" 1.", ONE, "1"),
+        ("0", ONE, "0"),
+        ("１", ONE, "1"),
+        ("1/0", ONE, None),
+        ("10", ONE, None),
+        ("", ONE, None),
+        # DialogTool's parser drops "10/10" and takes any one number.
+        ("10/10", TEN, "10"),
+        ("7.", TEN, "7"),
+        ("Rating (1-10): 7", TEN, "7"),
+        ("Score: 7 out of 10", TEN, "7"),
+        ("9, since it is nearly right", TEN, "9"),
+        ("9, maybe 8", TEN, None),
+        ("7 to 8", TEN, None),
+        ("8.5", TEN, None),
+        ("7/100", TEN, None),
+        ("Score: 85", TEN, None),
+        ("Not attempted.", FOUR, "not_attempted"),
+        ("grade: partially-correct", FOUR, "partially_correct"),
+        ("partially correct, not incorrect", FOUR, None),
+    ],
+)
+def test_a_grade_in_words_is_read_as_it_was_meant_or_not_at_all(text, grades, wanted):
+    assert read_grade(text, grades) == wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Grades({"correct": 1}), "name two or more"),
+        (lambda: Grades({"not attempted": 1, "Not_attempted": 0}), "cannot be told apart"),
+        (lambda: Grades({"a": 1.5, "b": 0}), "each is from 0 to 1"),
+        (lambda: Grades({"a": 1, "b": 0}, {"c": "?"}), "a meaning of c, which is no grade"),
+        (lambda: Grades.scale(1, 5, accept=6), "A scale from 1 to 5 that accepts from 6"),
+        (lambda: RuleGrader("exakt"), "Did you mean 'exact'"),  # pyright: ignore[reportArgumentType]
+        (lambda: grade([], [RuleGrader()]), "There are no answers"),
+        (lambda: grade(items(3), []), "There are no graders"),
+        (lambda: grade(items(3) * 2, [RuleGrader()]), "Two answers are called 'q0'"),
+        (lambda: grade(items(3), [RuleGrader(), RuleGrader()]), "Two graders are called 'exact match'"),
+        (lambda: grade([Submission("q", "?", "a")], [RuleGrader()]), "'q' has no right answer to compare with"),
+        (lambda: Submission("q", "?", "a", more={"gold": "b"}), "'q' has gold in more"),
+        (lambda: plant(items(3), 4, seed=0), "4 planted answers were asked for, of 3 items"),
+        (lambda: plant([replace(each, gold=("one",)) for each in items(3)], 1, seed=0), "no wrong answer to plant"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make, message):
+    with pytest.raises(BadInput, match=message):
+        make()
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def table(counts) -> tuple[list[int], list[int]]:
+    pairs = [(i, j) for i, row in enumerate(counts) for j, often in enumerate(row) for _ in range(often)]
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+def test_kappa_is_that_of_the_textbook_with_its_large_sample_interval():
+    counts = np.array([[20, 5], [10, 15]])
+    a, b = table(counts)
+    found = kappa(a, b, [str(i) for i in range(50)], 2, ordered=False)
+    assert found.value == pytest.approx(0.4)  # observed 0.7, by chance 0.5
+    # Fleiss, Cohen and Everitt (1969), eq. 13, term by term.
+    p, e = counts / 50, 0.5
+    rows, columns = p.sum(1), p.sum(0)
+    own = sum(p[i, i] * ((1 - e) - (rows[i] + columns[i]) * 0.3) ** 2 for i in range(2))
+    cross = sum(p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(2) for j in range(2) if i != j)
+    variance = (own + 0.3**2 * cross - (0.7 * e - 2 * e + 0.7) ** 2) / (50 * (1 - e) ** 4)
+    half = stats.t.ppf(0.975, 49) * math.sqrt(variance * 50 / 49)
+    assert (found.lower, found.upper) == pytest.approx((0.4 - half, 0.4 + half))
+
+
+def test_kappa_of_scores_weighs_by_the_square_of_the_distance():
+    a, b = table([[4, 2, 0], [1, 3, 2], [1, 0, 5]])
+    off = np.mean([(i - j) ** 2 for i, j in zip(a, b, strict=True)])
+    by_chance = np.mean([(i - j) ** 2 for i in a for j in b])
+    groups = [str(i) for i in range(18)]
+    assert kappa(a, b, groups, 3, ordered=True).value == pytest.approx(1 - off / by_chance)
+    assert kappa(a, b, groups, 3, ordered=False).value != pytest.approx(1 - off / by_chance, abs=0.05)
+
+
+def test_agreement_that_cannot_be_otherwise_has_no_number():
+    groups = [str(i) for i in range(6)]
+    assert math.isnan(kappa([1] * 6, [1] * 6, groups, 2, ordered=False).value)
+    perfect = kappa([0, 1] * 3, [0, 1] * 3, groups, 2, ordered=False)
+    assert perfect.value == 1 and math.isnan(perfect.lower) and math.isnan(perfect.upper)
+    assert math.isnan(kappa([], [], [], 2, ordered=False).value)
+
+
+def test_copies_of_an_answer_make_nothing_surer():
+    generator = np.random.default_rng(3)
+    a, b, x = generator.integers(2, size=40), generator.integers(2, size=40), generator.normal(size=40)
+    groups = [str(i) for i in range(40)]
+    thrice = [np.repeat(each, 3) for each in (a, b, x, groups)]
+    one, three = kappa(a, b, groups, 2, ordered=False), kappa(*thrice[:2], list(thrice[3]), 2, ordered=False)
+    assert (three.value, three.lower, three.upper) == pytest.approx((one.value, one.lower, one.upper))
+    one, three = correlation(a, x, groups), correlation(thrice[0], thrice[2], list(thrice[3]))
+    assert (three.value, three.lower, three.upper) == pytest.approx((one.value, one.lower, one.upper))
+    # As many independent ones as there are clusters, less one for the mean, and t for z.
+    assert effective_size(thrice[0], list(thrice[3])) == pytest.approx(39 * (Z / stats.t.ppf(0.975, 39)) ** 2)
+    assert effective_size([1.0] * 9, list("aaabbbccc")) == 3 and effective_size([1, 0], ["a", "a"]) == 0
+
+
+def test_a_share_says_what_is_missing_and_what_that_could_change():
+    found = share([1, 1, 0], list("abc"), missing=2)
+    assert (found.rate, found.least, found.most) == (2 / 3, 2 / 5, 4 / 5)
+    assert (found.lower, found.upper) == wilson(2, 3)
+    nothing = share([], [], missing=1)
+    assert math.isnan(nothing.rate) and math.isnan(nothing.lower) and (nothing.least, nothing.most) == (0, 1)
+    # Credits between 0 and 1 vary less than right and wrong, and are surer for that, but not surer than all of them.
+    half = share([0.5] * 4 + [1.0] * 4, list("abcdefgh"))
+    assert half.rate == 0.75 and half.upper - half.lower == pytest.approx(np.diff(wilson(6, 8))[0])
+
+
+def test_correlation_is_pearsons_whatever_the_unit():
+    x, y = np.array([0, 1, 1, 0, 1.0]), np.array([3, 5, 9, 2, 4.0])
+    found = correlation(x, y, list("abcde"))
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and -1 <= found.lower < found.value < found.upper <= 1
+    same = correlation(x, 1e9 * y + 1e3, list("abcde"))
+    assert (same.value, same.lower) == pytest.approx((found.value, found.lower))
+    assert math.isnan(correlation([1, 1, 1], [1, 2, 3], list("abc")).value)
+    straight = correlation([1, 2, 4], [2, 4, 8], list("abc"))
+    assert straight.value == pytest.approx(1) and math.isnan(straight.lower)
+
+
+def errors(count: int, of: int) -> Share:
+    return Share(count, of, 0, of, *wilson(count, of))
+
+
+def test_errors_of_a_grader_are_taken_out_of_its_share():
+    found = corrected(errors(100, 200), errors(5, 50), errors(10, 50))
+    assert found.value == pytest.approx((0.5 + 0.8 - 1) / (0.9 + 0.8 - 1))
+    # Lang and Reiczigel (2014), written out.
+    z = 1.959963984540054
+    n, q, se, sp = 200 + z**2, (100 + z**2 / 2) / (200 + z**2), 46 / 52, 41 / 52
+    p = (q + sp - 1) / (se + sp - 1)
+    shift = 2 * z**2 * (p * se * (1 - se) / 52 - (1 - p) * sp * (1 - sp) / 52)
+    variance = q * (1 - q) / n + p**2 * se * (1 - se) / 52 + (1 - p) ** 2 * sp * (1 - sp) / 52
+    half = z * math.sqrt(variance) / (se + sp - 1)
+    assert (found.lower, found.upper) == pytest.approx((p + shift - half, p + shift + half))
+    # Of clusters, no more is known than as many independent answers would tell.
+    few = [replace(errors(*counts), size=10) for counts in ((100, 200), (5, 50), (10, 50))]
+    alone = corrected(errors(5, 10), errors(1, 10), errors(2, 10))
+    assert corrected(*few) == alone and alone.upper - alone.lower > 2 * (found.upper - found.lower)
+    # A perfect grader that is known to be perfect leaves the share as it is, with the interval of Agresti and Coull.
+    sure = corrected(errors(30, 100), errors(0, 10**6), errors(0, 10**6))
+    n, q = 100 + z**2, (30 + z**2 / 2) / (100 + z**2)
+    assert sure.value == pytest.approx(0.3)
+    assert (sure.lower, sure.upper) == pytest.approx(
+        (q - z * math.sqrt(q * (1 - q) / n), q + z * math.sqrt(q * (1 - q) / n)), abs=1e-4
+    )
+    assert math.isnan(corrected(errors(50, 100), errors(3, 10), errors(7, 10)).value)
+    assert math.isnan(corrected(errors(50, 100), errors(0, 0), errors(0, 10)).value)
+
+
+def test_the_corrected_interval_holds_what_it_promises():
+    generator, right, held = np.random.default_rng(1), 0.3, 0
+    for _ in range(400):
+        accepted = errors(generator.binomial(150, right * 0.85 + (1 - right) * 0.1), 150)
+        found = corrected(accepted, errors(generator.binomial(40, 0.15), 40), errors(generator.binomial(40, 0.1), 40))
+        held += found.lower <= right <= found.upper
+    assert 0.93 <= held / 400 <= 0.99
+
+
+# --- grading --------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_counted_whatever_came():
+    def says(each):
+        return None if each.question == "What is 8?" else "correct" if each.answer.startswith("gold") else "incorrect"
+
+    done = grade(items(9), [Scripted(says)])
+    assert done.reports[0].counts == {"correct": 3, "incorrect": 5} and done.invalid == 1 and done.unasked == 0
+    assert (done.accuracy.count, done.accuracy.of, done.accuracy.missing) == (3, 8, 1)
+    assert (done.accuracy.least, done.accuracy.most) == (3 / 9, 4 / 9)
+    assert done.notes == ("scripted gave 1 of 9 answers no grade that can be read.",)
+    assert done.grades["scripted"]["q8"].text == "?" and done.audit is None and done.agreement == ()
+    with pytest.raises(WorkFailed, match=r"scripted gave no grade in 9 answers.*'\?'"):
+        grade(items(9), [Scripted(lambda _: None)])
+
+
+def test_partial_credit_and_what_counts_as_right_are_two_things():
+    def says(each):
+        return ["correct", "partially_correct", "incorrect", "not_attempted"][int(each.question[8]) % 4]
+
+    strict = grade(items(8), [Scripted(says, FOUR)])
+    assert strict.accuracy.rate == 3 / 8 and strict.accepted.rate == 2 / 8
+    assert grade(items(8), [Scripted(says, replace(FOUR, accept=0.5))]).accepted.rate == 4 / 8
+    marks = grade(items(8), [Scripted(lambda each: str(2 + int(each.question[8])), TEN)])
+    assert marks.accuracy.rate == pytest.approx(np.mean([(s - 1) / 9 for s in range(2, 10)]))
+    assert marks.accepted.count == 2 and marks.reports[0].counts["9"] == 1
+
+
+def test_two_graders_are_compared_over_the_real_answers():
+    def lenient(each):
+        return "correct" if each.question in ("What is 0?", "What is 4?", "What is 5?") else "incorrect"
+
+    done = grade(items(6), [RuleGrader(), Scripted(lenient)], planted=plant(items(6), 2, seed=0))
+    (found,) = done.agreement
+    assert found.by == "grade" and found.graders == ("exact match", "scripted")
+    assert found.table == (
+        ("correct", "correct", 1), ("correct", "incorrect", 1), ("incorrect", "correct", 2), ("incorrect", "incorrect", 2)
+    )  # fmt: skip
+    assert found.disagreed == 3 and found.same.of == 6
+    assert found.kappa.value == pytest.approx((3 / 6 - 1 / 2) / (1 / 2), abs=1e-12)
+    # Grades that are not the same are compared by whether they accept.
+    four = Scripted(lambda each: "not_attempted" if each.answer == "something else" else "correct", FOUR)
+    (found,) = grade(items(6), [RuleGrader(), four]).agreement
+    assert found.by == "accepted" and found.kappa.value == 1 and found.table[0] == ("rejected", "rejected", 4)
+
+
+def test_a_grader_that_likes_long_answers_is_seen():
+    texts = ["word " * (2**i) for i in range(1, 7)]
+    known = [Submission(str(i), "?", text, ("word",)) for i, text in enumerate(texts * 2)]
+    liking = Scripted(lambda each: "correct" if len(each.answer.split()) > 8 else "incorrect")
+    even = Scripted(lambda each: "correct" if int(each.question == "?") else "incorrect", name="even")
+    done = grade(known, [liking, even])
+    lengths = [math.log2(1 + 2**i) for i in range(1, 7)] * 2
+    expected = np.corrcoef([0, 0, 0, 1, 1, 1] * 2, lengths)[0, 1]
+    assert done.reports[0].length.value == pytest.approx(expected) == pytest.approx(done.agreement[0].longer.value)
+    assert done.reports[0].explained == pytest.approx(expected**2)
+    assert math.isnan(done.reports[1].length.value) and done.notes == ("even gave all 12 answers the grade 'correct'.",)
+
+
+# --- planted answers ------------------------------------------------------------------------------------------------
+
+
+def test_planted_answers_are_what_they_are_said_to_be():
+    known = [*items(12), Submission("open", "No gold?", "x")]
+    planted = plant(known, 5, seed=4, padded=True)
+    assert len(planted) == 20 and len({each.submission.id for each in planted}) == 20
+    done = grade(known[:12], [RuleGrader(), RuleGrader("contains")], planted=planted)
+    exact, holds = (report.audit for report in done.reports)
+    # What is padded is no exact match any more; the words of the right answer still stand in it.
+    assert {kind: (s.count, s.of) for kind, s in exact.kinds.items()} == {
+        "right": (0, 5), "right, padded": (5, 5), "wrong": (0, 5), "wrong, padded": (0, 5)
+    }  # fmt: skip
+    assert holds.false_accept.count == 0 == holds.false_reject.count and holds.false_reject.of == 10
+    assert done.accuracy.of == 12
+    # Both forms of one answer are one cluster: no more than five questions have told anything.
+    assert holds is not None and holds.false_accept.size == 5 and holds.kinds["wrong"].size == 5
+    assert plant(known, 5, seed=4, padded=True) == planted != plant(known, 5, seed=5, padded=True)
+
+
+def test_errors_on_planted_answers_are_counted_by_hand():
+    wrong = [Planted(Submission(f"w{i}", "?", "no", group=f"g{i}"), right=False, kind="near") for i in range(10)]
+    right = [Planted(Submission(f"r{i}", "?", "yes", group=f"g{i}"), right=True) for i in range(8)]
+    answers = {each.submission.id: each for each in (*wrong, *right)}
+    slips = {"w0": "correct", "w1": "correct", "w2": None, "r0": "incorrect"}
+    blind = {hidden.id: own for own, hidden in blinded([*items(30), *(p.submission for p in answers.values())], seed=7)}
+
+    def says(each):
+        own = blind[each.id]
+        if own in answers:
+            return slips.get(own, "correct" if answers[own].right else "incorrect")
+        return "correct" if each.answer.startswith("gold") else "incorrect"
+
+    done = grade(items(30), [Scripted(says)], planted=[*wrong, *right], seed=7)
+    audit = done.audit
+    assert audit is not None and (audit.false_accept.count, audit.false_accept.of, audit.false_accept.missing) == (
+        2,
+        9,
+        1,
+    )
+    assert (audit.false_accept.lower, audit.false_accept.upper) == wilson(2, 9)
+    assert (audit.false_reject.count, audit.false_reject.of) == (1, 8) and audit.kinds == {
+        "near": audit.false_accept,
+        "right": audit.false_reject,
+    }
+    assert audit.corrected.value == pytest.approx((1 / 3 + 7 / 9 - 1) / (7 / 8 + 7 / 9 - 1))
+    assert audit.corrected.lower < audit.corrected.value < audit.corrected.upper
+    assert done.accuracy.count == 10 and done.accuracy.of == 30 and done.invalid == 0
+
+
+def test_a_grader_that_accepts_everything_is_said_to():
+    done = grade(items(9), [Scripted(lambda _: "correct")], planted=plant(items(9), 4, seed=0))
+    assert done.accuracy.rate == 1 and done.audit is not None and done.audit.false_accept.rate == 1
+    assert math.isnan(done.audit.corrected.value)
+    assert "gave all 9 answers the grade 'correct'" in done.notes[0]
+    assert "accepts planted wrong answers no less than right ones" in done.notes[1]
+
+
+def test_nothing_that_a_grader_sees_tells_planted_answers_apart():
+    grader = Scripted(lambda _: "correct")
+    known, planted = items(60), plant(items(60), 20, seed=1)
+    grade(known, [grader], planted=planted, seed=5)
+    own = dict(blinded([*known, *(p.submission for p in planted)], seed=5))
+    assert not any("planted" in each.id or each.id in {k.id for k in known} for each in grader.shown)
+    assert {len(each.id) for each in grader.shown} == {32}
+    places = [grader.shown.index(own[each.submission.id]) for each in planted]
+    assert 35 < np.mean(places) < 64 and places != sorted(places)  # 49.5, in no order
+
+
+def test_which_of_two_answers_comes_first_depends_on_no_other():
+    known = items(40)
+    together = [name for name, _ in blinded(known, seed=3)]
+    fewer = [name for name, _ in blinded(known[10:30][::-1], seed=3)]
+    assert fewer == [name for name in together if name in set(fewer)] and together != [each.id for each in known]
+    assert together != [name for name, _ in blinded(known, seed=4)]
+
+
+def test_what_came_of_it_can_be_stored_and_read_back():
+    done = grade(items(9), [RuleGrader(), Scripted(lambda _: "correct")], planted=plant(items(9), 2, seed=0))
+    stored = json.dumps(serialize(done), allow_nan=False)
+    back = deserialize(Grading, json.loads(stored))
+    assert serialize(back) == json.loads(stored) and back.accuracy == done.accuracy
+
+
+# --- chat models ----------------------------------------------------------------------------------------------------
+
+
+class Mock:
+    """A model in this process that says what a function of its prompt and of the times it was asked says."""
+
+    def __init__(self, says):
+        self.says, self.asked = says, []
+
+    async def __call__(self, messages, *_):
+        from inspect_ai.model import ModelOutput, ModelUsage
+
+        self.asked.append([message.text for message in messages])
+        output = ModelOutput.from_content("mockllm", self.says(self.asked[-1]))
+        output.usage = ModelUsage(input_tokens=5, output_tokens=2, total_tokens=7)
+        return output
+
+
+def said(prompt: list[str]) -> str:
+    """Right where a gold answer is given; of 7 not JSON at first, of 8 never."""
+    if "What is 8?" in prompt[1] or ("What is 7?" in prompt[1] and len(prompt) == 2):
+        return "It is correct, I would say."
+    gold, answer = (prompt[1].split(f"[{part}]\n")[1].split("\n")[0] for part in ("Right answers", "Answer to grade"))
+    right = gold == f"1. {answer}"
+    return json.dumps({"reasoning": "I compared.", "grade": "correct" if right else "incorrect"})
+
+
+class Replies:
+    """A chat whose replies are given."""
+
+    name = "replies"
+
+    def __init__(self, *replies: Reply):
+        self.replies = replies
+
+    def ask(self, calls, *, title=""):
+        return list(self.replies)
+
+
+def test_what_the_provider_did_is_no_grade_and_no_fault_of_the_grader():
+    came = [
+        Reply("Yes", "cut"),
+        Reply("", "refused", reason="a filter"),
+        Reply("", "rejected", reason="too long"),
+        Reply("maybe", "answered"),
+    ]
+    grader = ChatGrader(Replies(*came), YES, reading="text")  # pyright: ignore[reportArgumentType]
+    known = [each for _, each in blinded(items(4), seed=0)]
+    given = grader.grade(known)
+    assert [each.grade for each in given] == ["yes", None, None, None]
+    assert [each.asked for each in given] == [True, False, False, True]
+    assert [each.reason for each in given] == ["", "a filter", "too long", "no grade can be read in it"]
+    report = grade(items(4), [grader]).reports[0]
+    assert (report.invalid, report.unasked, report.accuracy.of, report.accuracy.missing) == (1, 2, 1, 3)
+    failing = ChatGrader(Replies(came[0], Reply("", "failed", reason="HTTP 503.")), YES, reading="text")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WorkFailed, match=r"1 of 2 calls of replies got no answer \(HTTP 503\)"):
+        grade(items(2), [failing])
+
+
+@needs_inspect
+def test_a_chat_model_grades_with_one_repair_and_is_asked_nothing_twice(tmp_path):
+    mock = Mock(said)
+
+    def run(budget: Budget | None = None):
+        with Record(tmp_path / "calls.jsonl") as record:
+            how = {"record": record, "account": Account(), "budget": budget, "model_args": {"custom_outputs": mock}}
+            with Chat("mockllm/model", **how) as chat:
+                return grade(items(9), [ChatGrader(chat)], planted=plant(items(9), 2, seed=0))
+
+    with pytest.raises(BudgetReached):
+        run(Budget(calls=5))
+    done = run()
+    assert done.reports[0].counts == {"correct": 3, "incorrect": 5} and done.invalid == 1
+    assert "no valid answer" in done.grades["mockllm/model"]["q8"].reason
+    assert done.audit is not None and done.audit.false_accept.rate == done.audit.false_reject.rate == 0
+    # A right answer that is planted for a question whose own answer is the same gold one is the same call.
+    assert len(mock.asked) == len({tuple(each) for each in mock.asked})
+    before = len(mock.asked)
+    assert run() == done and len(mock.asked) == before
+
+
+@needs_inspect
+def test_a_prompt_of_ones_own_with_a_reply_in_words(tmp_path):
+    path = tmp_path / "culture.md"
+    path.write_text(
+        "---\nquestion: text\nanswer: text\ngold: text\nexplanation: text\n---\n# user\n{{question}} {{gold}} "
+        "{{explanation}}\nPrediction: {{answer}}\nReturn only 1 or 0.\n",
+        encoding="utf-8",
+    )
+    mock = Mock(lambda prompt: "1" if "gold" in prompt[0].split("Prediction:")[1] else "0.")
+    known = [replace(each, gold=(*each.gold, "other"), more={"explanation": "so"}) for each in items(6)]
+    with Record(tmp_path / "calls.jsonl") as record:
+        chat = Chat("mockllm/model", record=record, account=Account(), model_args={"custom_outputs": mock})
+        grader = ChatGrader(chat, ONE, prompt=Template.read(path), reading="text", max_tokens=4)
+        assert grade(known, [grader]).reports[0].counts == {"1": 2, "0": 4}
+        assert any("What is 5? gold 5\nother so" in each[0] for each in mock.asked)
+        # What one grader cannot be asked is found before another is.
+        before = len(mock.asked)
+        with pytest.raises(BadInput, match="shows explanation, and the answer 'q0' has none"):
+            grade(items(6), [ChatGrader(chat, name="other"), grader])
+        assert len(mock.asked) == before
+        with pytest.raises(BadInput, match="has no slot 'answer'"):
+            path.write_text("---\nquestion: text\n---\n# user\n{{question}}\n", encoding="utf-8")
+            ChatGrader(chat, prompt=Template.read(path))
+        chat.close()
+
+
+@needs_inspect
+def test_scores_come_as_whole_numbers_of_their_scale(tmp_path):
+    mock = Mock(lambda prompt: '{"reasoning": "", "grade": %s}' % ("10" if "gold" in prompt[-1] else "11"))
+    with Record(tmp_path / "calls.jsonl") as record:
+        chat = Chat("mockllm/model", record=record, account=Account(), model_args={"custom_outputs": mock})
+        done = grade([Submission("a", "?", "gold", ("x",)), Submission("b", "?", "y", ("x",))], [ChatGrader(chat, TEN)])
+        chat.close()
+    assert done.reports[0].counts["10"] == 1 and done.invalid == 1
+    assert "1. a whole number from 1, the worst, to 10, the best" in mock.asked[0][1]
