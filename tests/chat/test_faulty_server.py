@@ -177,7 +177,7 @@ def test_a_budget_of_calls_is_exact_and_goes_on(tmp_path):
     calls = [call(f"ok {i}") for i in range(10)]
     path = tmp_path / "r.jsonl"
     with FaultyServer(delay=0.005) as server:
-        with pytest.raises(BudgetReached, match=r"calls=7 is reached.*larger calls= goes on"):
+        with pytest.raises(BudgetReached, match=r"calls=7 is reached.*goes on with a larger calls="):
             ask(server, path, calls, budget=Budget(calls=7))
         assert len(server.asked) == 7 and len(server.answered) == 7
         replies, account = ask(server, path, calls, budget=Budget(calls=10))

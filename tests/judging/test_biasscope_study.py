@@ -133,7 +133,7 @@ def test_the_stored_result_says_so_of_200_audits():
     for row in stored["rows"]:
         assert row["audits"] == 200
         if row["rule"] == "paired":
-            assert row["learning_rate"] <= stored["alpha"]
+            assert row["rate"] <= stored["alpha"]
         else:
             assert row["interval"][0] > 0.5
 

@@ -48,7 +48,7 @@ def test_run_prints_verdicts_and_last_the_report_and_resumes(mine, tmp_path, cap
     ("words", "message"),
     [
         (["--step", "3"], "no option 'step'. Did you mean 'steps'"),
-        (["--steps", "0"], "greater than or equal to 1"),
+        (["--steps", "0"], "should be at least 1"),
         (["--set", "steps"], "--set takes NAME=VALUE"),
         (["--seeds", "0"], "--seeds"),
         (["--seeds", "2", "--seed-list", "1"], "not both"),

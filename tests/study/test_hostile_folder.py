@@ -61,7 +61,7 @@ def test_no_stored_name_imports_a_file(out, tmp_path, capsys, command, named):
     assert not ran.exists()
     said = capsys.readouterr().err
     if named == "sago":  # the installed study, which has other options
-        assert "Study 'sago' has no option" in said
+        assert "Study 'sago': there is no option" in said
     else:
         assert "which is no installed study" in said
         assert "--study ./FILE.py" in said
