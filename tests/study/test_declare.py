@@ -47,7 +47,9 @@ def test_grid_points_are_the_product_over_the_settings():
         ({"arms": [Arm("new", grid={"rate": [1, 2]}), *ARMS[1:]]}, "'old' has 1, another has 2"),
         ({"arms": [Arm(a.name, kind=a.kind, grid={"rate": [1, 2]}) for a in ARMS]}, "how a point is chosen"),
         ({"select": Select("keptt")}, "no outcome 'keptt'"),
-        ({"seeds": 0}, "not 0"),
+        ({"seeds": 0}, "not 0 from 0"),
+        ({"first_seed": -1}, "all from 0 to 999999; not 10 from -1"),
+        ({"first_seed": 999_991}, "not 10 from 999991"),
     ],
 )
 def test_inconsistent_studies_are_refused(changes, message):

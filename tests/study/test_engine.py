@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,15 @@ def test_the_budget_stops_cleanly_and_the_rest_is_done_later(tmp_path):
     assert (rest.complete, rest.budget) == (6, "")
     run_study(declaration, out=tmp_path / "quiet", engine="inline")
     assert stored(out) == stored(tmp_path / "quiet")
+
+
+def test_seeds_begin_where_the_study_says(tmp_path, monkeypatch):
+    declaration = walk(tmp_path)
+    build = declaration.build
+    monkeypatch.setattr(type(declaration), "build", lambda self, **given: replace(build(**given), first_seed=7))
+    run_study(declaration, out=tmp_path / "out", engine="inline", seeds=2, arms=["up"])
+    assert states(tmp_path / "out", build()) == {("up", 7): "complete", ("up", 8): "complete"}
+    assert replace(build(), first_seed=7).test_seeds() == range(7, 7 + build().seeds)
 
 
 @pytest.mark.parametrize(

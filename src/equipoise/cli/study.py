@@ -155,7 +155,7 @@ def run(
     set_
         An option of the study as NAME=VALUE; may be repeated, and also sets options that share a name with a flag.
     seeds
-        Number of test seeds, from 0; default: the study's own. Fewer give a preview.
+        Number of test seeds, the study's first; default: its own number. Fewer give a preview.
     seed_list
         The test seeds themselves: 0,3.
     arms
@@ -203,7 +203,7 @@ def run(
             declaration,
             given,
             out=target,
-            seeds=chosen if chosen is not None else None if seeds is None else list(range(seeds)),
+            seeds=seeds if chosen is None else chosen,
             arms=None if arms is None else _words(arms),
             engine=engine,
             workers=workers,

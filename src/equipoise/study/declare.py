@@ -121,7 +121,8 @@ class Select:
 class Study:
     """A declared comparison.
 
-    `seeds`: test seeds are 0 .. seeds - 1. `budget`: the cost that all arms share. `prepare` runs once per seed before
+    `seeds`: how many test seeds, from `first_seed` on, which a study that is designed anew raises: seeds that were seen while
+    it was are used up. `budget`: the cost that all arms share. `prepare` runs once per seed before
     its arms. `scale`: one sentence on model, data and size, printed beside every verdict. `without_control`: the
     reason, where a baseline or a control is missing. `dial`: the key of `at` that is the path's x; the name of a cost
     compares runs where they have spent the same of it, between their evaluations. `name`, `paper`, `trades`, `options`,
@@ -133,6 +134,7 @@ class Study:
     claims: Sequence[Claim]
     run: Callable[["Run"], None]
     seeds: int = 10
+    first_seed: int = 0
     budget: str
     prepare: Callable[["Preparation"], None] | None = None
     select: Select | None = None
@@ -155,8 +157,11 @@ class Study:
         _no_duplicates("outcome", [outcome.name for outcome in self.outcomes])
         if not self.arms or not self.outcomes:
             raise BadInput("A study needs at least one arm and one outcome.")
-        if self.seeds < 1 or self.seeds > FIRST_TUNING_SEED:
-            raise BadInput(f"A study needs 1 to {FIRST_TUNING_SEED} seeds, not {self.seeds}.")
+        if self.seeds < 1 or self.first_seed < 0 or self.first_seed + self.seeds > FIRST_TUNING_SEED:
+            raise BadInput(
+                f"A study needs at least 1 seed, all from 0 to {FIRST_TUNING_SEED - 1}; not {self.seeds} from "
+                f"{self.first_seed}."
+            )
         missing = sorted({"baseline", "control"} - {arm.kind for arm in self.arms})
         if missing and not self.without_control:
             raise BadInput(
@@ -164,6 +169,10 @@ class Study:
             )
         self._check_grids()
         self._check_claims()
+
+    def test_seeds(self, count: int | None = None) -> range:
+        """The first test seeds; `count` None for as many as the study wants."""
+        return range(self.first_seed, self.first_seed + (self.seeds if count is None else count))
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises BadInput naming the nearest."""

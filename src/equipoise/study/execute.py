@@ -74,7 +74,7 @@ def run_study(
     options: Mapping[str, Any] | None = None,
     *,
     out: Path,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
     engine: str = "local",
     workers: int | None = None,
@@ -89,13 +89,15 @@ def run_study(
 ) -> Conducted:
     """Do everything that the study still misses in `out`; judging and reporting come after, from what is stored.
 
-    `seeds`: test seeds (default: 0 up to the study's number). `threads` per run is part of every result, so it does not
+    `seeds`: test seeds, or how many of the study's (default: its own number). `threads` per run is part of every result, so it does not
     follow from `workers` (default: cores // threads). Raises BadInput before anything is started: options, arms,
     another content of `out`.
     """
     study = declaration.build(**dict(options or {}))
     wanted = [study.arm(name) for name in arms] if arms else list(study.arms)
-    seeds = list(range(study.seeds)) if seeds is None else list(dict.fromkeys(seeds))
+    if seeds is None or isinstance(seeds, int):
+        seeds = list(study.test_seeds(seeds))
+    seeds = list(dict.fromkeys(seeds))
     if not seeds or not all(0 <= seed < FIRST_TUNING_SEED for seed in seeds):
         raise BadInput(f"Test seeds are whole numbers from 0 to {FIRST_TUNING_SEED - 1}, at least one; got {seeds}.")
     if threads < 1 or (workers is not None and workers < 1) or not stall > 0:
