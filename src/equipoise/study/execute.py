@@ -89,8 +89,8 @@ def run_study(
 ) -> Conducted:
     """Do everything that the study still misses in `out`; judging and reporting come after, from what is stored.
 
-    `seeds`: test seeds, or how many of the study's (default: its own number). `threads` per run is part of every result, so it does not
-    follow from `workers` (default: cores // threads). Raises BadInput before anything is started: options, arms,
+    `seeds`: test seeds, or how many of the study's (default: its own number). `threads` per run is part of every result, so
+    it does not follow from `workers` (default: cores // threads). Raises BadInput before anything is started: options, arms,
     another content of `out`.
     """
     study = declaration.build(**dict(options or {}))
