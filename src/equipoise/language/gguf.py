@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core.errors import BadInput
 from equipoise.core.progress import progress
+from equipoise.language.pretrained import without_bars
 
 if TYPE_CHECKING:
     import torch
@@ -16,20 +17,6 @@ if TYPE_CHECKING:
 
 _MAGIC = b"GGUF"
 _SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """transformers' own progress bars off: on stderr they would mix with ours, and know nothing of `quiet`."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

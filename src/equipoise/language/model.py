@@ -21,6 +21,9 @@ import torch
 
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
 from equipoise.core.options import choice
+from equipoise.language import adapters, catalog
+from equipoise.language.gguf import read_gguf
+from equipoise.language.pretrained import save, settle_special_tokens, without_bars
 from equipoise.language.templates import DATE, check_date
 from equipoise.training.memory import memory_advice as advice
 
@@ -60,7 +63,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         choice("chat_template", self.chat_template, ("auto", "none"))
-        _settle_special_tokens(self.model, self.tokenizer, self.name)
+        settle_special_tokens(self.model, self.tokenizer, self.name)
 
     @property
     def device(self) -> torch.device:
@@ -104,13 +107,9 @@ class LanguageModel:
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that transformers and `load` take as it is: safetensors, configuration, tokenizer."""
-        from equipoise.language.gguf import without_bars
-
         if hasattr(self.model, "peft_config"):
             raise BadInput(f"{self.name} has an adapter: merge it first, or write the adapter alone with export().")
-        with without_bars():
-            self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save(self.model, self.tokenizer, folder)
 
     def reload(self, folder: str | Path) -> LanguageModel:
         """What `save` or `adapters.export` wrote there, loaded as this one was: device, precision, template, own code."""
@@ -141,8 +140,6 @@ def load(
     path of a Jinja file. date: what chat templates write as today's ("2026-07-26"), the same on every day.
     Only safetensors are read. Raises BadInput, with the remedy, for whatever cannot be loaded.
     """
-    from equipoise.language import catalog
-
     name = str(name)
     target = _device(device)
     number = _dtype(dtype, target)
@@ -281,8 +278,6 @@ def chat_template_text(chat_template: str) -> str | None:
 
 
 def _from_file(path: Path, dtype: torch.dtype | str) -> tuple[Any, Any, str]:
-    from equipoise.language.gguf import read_gguf
-
     if path.suffix.lower() != ".gguf":
         raise BadInput(f"{path} is a file: a model is a folder with config.json and *.safetensors, or a .gguf file.")
     model, tokenizer, quantisation = read_gguf(path, dtype if isinstance(dtype, torch.dtype) else torch.float32)
@@ -338,8 +333,6 @@ def _from_folder(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from equipoise.language.gguf import without_bars
-
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
         with without_bars():
@@ -367,8 +360,6 @@ def _remedy(where: str | Path, error: Exception) -> str:
 
 def _from_adapter(path: Path, **options: Any) -> LanguageModel:
     """The base model that the adapter names, with the adapter merged into it."""
-    from equipoise.language import adapters
-
     try:
         stated = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
@@ -382,40 +373,6 @@ def _from_adapter(path: Path, **options: Any) -> LanguageModel:
     language_model.source = f"{language_model.source} With the adapter {path.name} merged into it."
     language_model.origin = Origin(str(path.resolve()), None, bool(options["trust_remote_code"]))
     return language_model
-
-
-def _settle_special_tokens(model: Any, tokenizer: Any, name: str) -> None:
-    """One padding token and one set of ends, the same in tokenizer, configuration and generation_config.
-
-    Padding: the tokenizer's own; else the configuration's; else the unknown token; else the end token, the first of them
-    that has an embedding. It never decides what is padding here (attention masks and labels do), so sharing it with the end
-    token hides no end. That a tokenizer knows tokens without an embedding is common and harmless (Gemma 3's stands for
-    pictures); `encode` refuses texts that hold one.
-    """
-    known = model.get_input_embeddings().weight.shape[0]
-    config, generation = model.config, model.generation_config
-
-    def usable(identity: Any) -> bool:
-        return identity is not None and 0 <= identity < min(known, len(tokenizer))
-
-    if not usable(tokenizer.pad_token_id):
-        configured = getattr(config.get_text_config(), "pad_token_id", None)
-        instead = (configured, tokenizer.unk_token_id, tokenizer.eos_token_id)
-        identity = next(filter(usable, instead), None)
-        if identity is None:
-            raise BadInput(
-                f"{name}: its tokenizer has no padding, unknown or end token that the model has an embedding for "
-                f"({known} tokens); set tokenizer.pad_token and save."
-            )
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(identity)
-    ends = generation.eos_token_id
-    ends = list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
-    generation.eos_token_id = None if not ends else ends[0] if len(ends) == 1 else ends
-    generation.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    if generation.bos_token_id is None:
-        generation.bos_token_id = tokenizer.bos_token_id
 
 
 def _size(model: PreTrainedModel) -> str:

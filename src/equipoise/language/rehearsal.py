@@ -19,8 +19,8 @@ from equipoise.core.options import closed
 from equipoise.language.adapters import require_base
 from equipoise.language.encode import IGNORE, Example, collate, frame
 from equipoise.language.generate import generate
-from equipoise.language.gguf import without_bars
 from equipoise.language.model import evaluating
+from equipoise.language.pretrained import without_bars
 from equipoise.language.score import labelled_logits, token_log_likelihoods
 
 if TYPE_CHECKING:

@@ -122,10 +122,11 @@ class Study:
     """A declared comparison.
 
     `seeds`: how many test seeds, from `first_seed` on, which a study that is designed anew raises: what was seen before is
-    used up. `budget`: the cost that all arms share. `prepare` runs once per seed before its arms. `scale`: one sentence on model, data and size, printed beside every verdict. `without_control`: the
-    reason, where a baseline or a control is missing. `dial`: the key of `at` that is the path's x; the name of a cost
-    compares runs where they have spent the same of it, between their evaluations. `name`, `paper`, `trades`, `options`,
-    `summary` and `source` are filled in by the decorator. Raises BadInput for anything inconsistent, naming it.
+    used up. `budget`: the cost that all arms share. `prepare` runs once per seed before its arms. `scale`: one sentence on
+    model, data and size, printed beside every verdict. `without_control`: the reason, where a baseline or a control is
+    missing. `dial`: the key of `at` that is the path's x; the name of a cost compares runs where they have spent the same of
+    it, between their evaluations. `name`, `paper`, `trades`, `options`, `summary` and `source` are filled in by the
+    decorator. Raises BadInput for anything inconsistent, naming it.
     """
 
     arms: Sequence[Arm]

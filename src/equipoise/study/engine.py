@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
-from equipoise.core.errors import BadInput, EquipoiseError, WorkFailed, did_you_mean
+from equipoise.core.errors import EquipoiseError, WorkFailed
 from equipoise.core.options import check_fields
 from equipoise.core.progress import watch
 from equipoise.core.secrets import redact
@@ -285,24 +285,6 @@ class InlineEngine:
 
     def close(self) -> None:
         self._waiting.clear()
-
-
-ENGINES = ("local", "inline", "ray")
-
-
-def engine_named(name: str) -> type[Any]:
-    """What makes that engine from the settings of `LocalEngine`.
-
-    Raises BadInput for an unknown one, MissingExtra for one that is not installed.
-    """
-    if name not in ENGINES:
-        raise BadInput(f"There is no engine {name!r}. {did_you_mean(name, ENGINES)}")
-    if name == "ray":
-        from equipoise.study.ray_engine import RayEngine, ray_library
-
-        ray_library()
-        return RayEngine
-    return LocalEngine if name == "local" else InlineEngine
 
 
 # ---- the server: a process that imports once and forks often ---------------------------------------------------------

@@ -18,13 +18,13 @@ from typing import Any, Literal, Protocol
 
 from equipoise.core.budget import Budget
 from equipoise.core.cost import total
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import lock, set_aside
 from equipoise.core.progress import is_quiet
 from equipoise.core.secrets import redact
 from equipoise.study import registry
 from equipoise.study.declare import FIRST_TUNING_SEED, Arm, Declaration, Study
-from equipoise.study.engine import Engine, Event, engine_named
+from equipoise.study.engine import Engine, Event, InlineEngine, LocalEngine
 from equipoise.study.fingerprint import Code, code_of, preload
 from equipoise.study.judging import design_notes
 from equipoise.study.results import load
@@ -46,6 +46,7 @@ from equipoise.study.store import (
 )
 
 POLL = 0.5  # seconds between looks at clock, budget and watchdog when nothing happens
+ENGINES = ("local", "inline", "ray")
 
 
 class Show(Protocol):
@@ -123,6 +124,21 @@ def run_study(
             options=study.options,
         )
         return _conduct(plan, made, budget or Budget(), fail_fast, show)
+
+
+def engine_named(name: str) -> type[Any]:
+    """What makes that engine from the settings of `LocalEngine`.
+
+    Raises BadInput for an unknown one, MissingExtra for one that is not installed.
+    """
+    if name not in ENGINES:
+        raise BadInput(f"There is no engine {name!r}. {did_you_mean(name, ENGINES)}")
+    if name == "ray":
+        from equipoise.study.ray_engine import RayEngine, ray_library
+
+        ray_library()
+        return RayEngine
+    return LocalEngine if name == "local" else InlineEngine
 
 
 class _Plan:

@@ -16,6 +16,7 @@ import numpy as np
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import produce_atomic, read_regular, seal, sha256_file, unseal, write_atomic
 from equipoise.core.options import check_fields
+from equipoise.study.selection import Selected, choose
 from equipoise.study.store import (
     CONFIG,
     COST,
@@ -62,19 +63,6 @@ class RunInfo:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-
-@dataclass(frozen=True)
-class Selected:
-    """One grid point of one arm on the tuning seeds; `score` is nan when it could not be ranked."""
-
-    arm: str
-    point: int
-    settings: dict[str, Any]
-    score: float
-    reached: int
-    seeds: int
-    chosen: bool
 
 
 @dataclass
@@ -152,8 +140,6 @@ def load(folders: Sequence[Path], study: "Study") -> Results:
     differ. Raises BadInput when a folder is no output folder.
     """
     import pyarrow as pa
-
-    from equipoise.study.selection import choose
 
     stored = [_read_folder(Path(folder)) for folder in folders]
     notes = [note for each in stored for note in each.notes]

@@ -4,13 +4,13 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from equipoise.core import statistics
 from equipoise.core.errors import WorkFailed
-from equipoise.study.results import Selected
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 Runs = Mapping[
     tuple[str, int, int], dict[str, tuple[np.ndarray, np.ndarray]]
 ]  # arm, point, seed -> outcome -> x, value
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One grid point of one arm on the tuning seeds; `score` is nan when it could not be ranked."""
+
+    arm: str
+    point: int
+    settings: dict[str, Any]
+    score: float
+    reached: int
+    seeds: int
+    chosen: bool
 
 
 def choose(study: "Study", measurements: "pa.Table") -> tuple[dict[str, int], list[Selected]]:

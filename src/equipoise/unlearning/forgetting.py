@@ -317,9 +317,7 @@ def _checkpoint(folder: Path | None) -> tuple[dict[str, Any], list[str]]:
     try:
         return load_state(file), []
     except WorkFailed as error:
-        number = 1
-        while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
-            number += 1
+        aside = free_name(file, "damaged")
         file.rename(aside)
         return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
 

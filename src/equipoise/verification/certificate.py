@@ -26,22 +26,9 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
 from equipoise.core.options import closed
 from equipoise.verification import semidefinite
-from equipoise.verification.bounds import (
-    PUBLISHED,
-    Box,
-    Enclosure,
-    Geometry,
-    Method,
-    Offset,
-    Relaxation,
-    Search,
-    Slopes,
-    enclosures,
-    geometry,
-    narrowed,
-    optimize,
-)
+from equipoise.verification.bounds import PUBLISHED, Box, Enclosure, Geometry, Search, enclosures, geometry, narrowed
 from equipoise.verification.network import Network, Scale
+from equipoise.verification.sdp_crown import Method, Offset, Relaxation, Slopes, optimize
 
 # What a margin gives away so that a checker with its own rounding errors proves it.
 SLACK = 1e-8

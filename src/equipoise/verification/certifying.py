@@ -26,7 +26,7 @@ from equipoise.core.rows import Rows
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.verification import check
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Box, Geometry, Offset, Search, Slopes, geometry, input_set, lip_naive
+from equipoise.verification.bounds import Box, Geometry, Search, geometry, input_set, lip_naive
 from equipoise.verification.certificate import (
     LANES,
     Certified,
@@ -41,6 +41,7 @@ from equipoise.verification.faithful import Faithfulness, compare
 from equipoise.verification.network import Network, write_network
 from equipoise.verification.read import read
 from equipoise.verification.result import Certification, CertificationPlan, CertifiedRow, Verdict
+from equipoise.verification.sdp_crown import Offset, Slopes
 
 HALVINGS = 8  # of the bracket of the largest radius, in its logarithm
 BRACKET = 8.0  # times LipNaive's radius: where the search for the largest radius ends
