@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
+from equipoise.core.files import free_name
 from equipoise.core.job import Processes, Request
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.core.state import load_state, save_state
