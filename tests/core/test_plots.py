@@ -11,6 +11,7 @@ import pytest
 
 from equipoise.core import plots
 from equipoise.core.errors import BadInput
+from equipoise.core.marks import ARM_COLOURS
 
 ACCURACY = plots.Axis("accuracy", better="higher", chance=0.25)
 LOSS = plots.Axis("loss", better="lower", unit="nats")
@@ -28,7 +29,7 @@ def charts() -> dict[str, plots.Chart]:
             [plots.Row("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.Row("sago", 0.2, 0.1, 0.3)],
             x=ACCURACY,
             arms=ARMS,
-            lines_at={"no difference": 0.0, "margin": 0.05},
+            uprights=[plots.Upright("no difference", 0.0), plots.Upright("margin", 0.05, dashed=True)],
             sides=("sum", "sago"),
         ),
         "effect": plots.intervals("e", [plots.Row("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
@@ -125,7 +126,7 @@ def test_colours_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
     def luminance(linear: np.ndarray) -> float:
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    arms = [_linear(colour) for colour in plots.ARM_COLOURS[theme]]
+    arms = [_linear(colour) for colour in ARM_COLOURS[theme]]
     for linear in arms:
         low, high = sorted((luminance(linear), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.1, graphical objects
@@ -172,10 +173,49 @@ def test_a_logarithmic_axis_needs_a_positive_decade() -> None:
 
 
 def test_a_chance_level_far_away_is_said_not_drawn() -> None:
-    assert ACCURACY.over([0.2, 0.9]).chance == 0.25  # inside
-    assert ACCURACY.over([0.3, 0.9]).chance == 0.25  # just outside
+    for near in ([0.2, 0.9], [0.3, 0.9]):  # inside, just outside
+        scale = ACCURACY.over(near)
+        [line] = scale.chance_line("y")
+        assert line["data"]["values"] == [{"y": 0.25}] and "chance 0.25 (dotted)" in scale.label
     far = ACCURACY.over([0.8, 0.9])
-    assert far.chance is None and "chance 0.25" in far.label
+    assert far.chance_line("y") == [] and far.label == "accuracy, higher is better ↑, chance 0.25"
+
+
+def test_an_axis_of_shares_ends_within_the_whole() -> None:
+    share = plots.Axis("accuracy", share=True)
+    for values, bounds, ends in (
+        ([0.3, 0.96], (), [0.2, 1.0]),
+        ([0.05, 0.5], (-0.1, 0.6), [0.0, 0.6]),  # an interval reaches below nothing
+        ([0.95, 0.99], (0.93, 1.02), [0.92, 1.0]),
+        ([1.0, 1.0], (), [0.99, 1.0]),
+        ([0.0], (), [0.0, 0.01]),
+    ):
+        assert share.over(values, bounds).encoding("y")["scale"]["domain"] == ends, values
+    assert plots.Axis("accuracy", share=True, chance=0.25).over([0.3, 0.9]).ends == (0.2, 1.0)
+    for scale in (share.over([-0.2, 0.9]), share.over([0.5, 1.2]), plots.Axis("loss").over([0.2, 0.9]), share.over([])):
+        assert "domain" not in scale.encoding("y")["scale"]  # a cosine, a ratio, no share, nothing
+
+
+def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:
+    axis = plots.Axis("time", unit="s")
+    minutes = axis.over([3.0, 200.0], zero=True)
+    assert minutes.label == "time (min:s)"
+    drawn = minutes.encoding("x")["axis"]
+    assert drawn["values"] == [0, 60, 120, 180, 240] and "%-M:%S" in drawn["labelExpr"]
+    assert axis.over([9000.0]).label == "time (h:min:s)" and axis.over([59.0]).label == "time (s)"
+    assert "values" not in axis.over([0.2], zero=True).encoding("x")["axis"]
+
+
+def test_what_has_no_interval_is_drawn_without_a_layer_of_intervals() -> None:
+    """A layer without rows makes Vega warn of an infinite extent."""
+    bare = [plots.Point("sum", 0.3, 0.6), plots.Point("sago", 0.35, 0.72)]
+    for chart in (
+        plots.frontier("f", ARMS, bare, x=LOSS, y=ACCURACY),
+        plots.paths("p", ARMS, bare, x=plots.Axis("step"), y=ACCURACY),
+        plots.intervals("i", [plots.Row("sum", 0.1, math.nan, math.nan)], x=LOSS),
+    ):
+        assert not any("transform" in layer for layer in chart.spec["layer"])
+        assert "nan" not in chart.description
 
 
 def test_cost_phases_stack_and_lost_attempts_are_marked() -> None:

@@ -17,9 +17,10 @@ import pytest
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
 from equipoise.study.judging import Effect, Judgement, Summary, Verdict
-from equipoise.study.report import check_rates, render, tidy
+from equipoise.study.report import render
 from equipoise.study.results import Results, RunInfo, Selected, items_schema, measurements_schema
 from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
+from equipoise.study.table import check_rates, tidy
 
 HOSTILE = "<script>alert(1)</script>"
 LEVEL = 0.4
@@ -521,7 +522,8 @@ def test_a_hostile_name_is_text_everywhere(made: tuple) -> None:
     assert "<script>alert" not in source
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in source
     assert "<script" not in (path.parent / "report.md").read_text(encoding="utf-8")
-    assert not re.search(r'(?:src|href)="(?!#)', re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL))
+    linked = re.findall(r'(?:src|href)="([^#][^"]*)"', re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL))
+    assert linked == ["https://arxiv.org/abs/2604.14808"]
 
 
 def test_the_page_is_light(made: tuple) -> None:
@@ -673,7 +675,7 @@ def test_undefined_is_said_and_zero_of_zero_is_no_rate(made: tuple, tmp_path: Pa
     path = render(
         study, changed, dataclasses.replace(judgement, summaries=(undefined, *judgement.summaries[1:])), tmp_path
     )
-    assert "sum baseline undefined undefined – 0 10 step 200" in shown(path)
+    assert "sum baseline undefined undefined – 10 step 200" in shown(path)
 
 
 def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> None:
@@ -689,6 +691,38 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     with pytest.raises(WorkFailed, match="3 of 10 seeds are complete"):
         publish(tmp_path / "verdicts.json", study, few, preview)
     assert not (tmp_path / "verdicts.json").exists()
+
+
+def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    runs = [r if r.seed == 0 or r.role == "tuning" else dataclasses.replace(r, state="absent") for r in results.runs]
+    kept = pa.array([runs[i].seed == 0 for i in results.measurements["run"].to_pylist()])
+    one = dataclasses.replace(results, runs=runs, measurements=results.measurements.filter(kept))
+    summaries = tuple(dataclasses.replace(s, seeds=1, runs=s.runs[:1]) for s in judgement.summaries)  # over its items
+    verdicts = (dataclasses.replace(judgement.verdicts[3]),)
+    path = render(study, one, dataclasses.replace(judgement, verdicts=verdicts, summaries=summaries), tmp_path)
+    source, page = path.read_text(encoding="utf-8"), shown(path)
+    specs = re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', source, re.DOTALL)
+    layers = [layer for spec in specs for layer in json.loads(spec)["layer"]]
+    assert len(specs) == 8 and not [layer for layer in layers if "transform" in layer]
+    assert "One seed: how much another would differ is not known" in page
+    assert page.lower().count("one seed, so no intervals") == 3 and "95 % interval over seeds" not in page
+    assert "| one seed |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_head_says_what_is_weighed_and_links_the_paper(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    told = dataclasses.replace(study, summary="Sign-aligned gradients against the sum.")
+    head = shown(render(told, results, judgement, tmp_path))[:400]
+    assert "sago Sign-aligned gradients against the sum. What it trades: forgetting for retention." in head
+    assert "Paper arXiv:2604.14808 Seeds 10 of 10" in head
+
+
+def test_what_all_arms_share_is_said_once_below_their_table(made: tuple) -> None:
+    page = shown(made[3])
+    assert "Multiple choice on what is to be forgotten; 0 missing." in page  # the last place differs
+    table = page[page.index("forget_accuracy, lower is better ↓, chance 0.25 arm") :][:200]
+    assert "arm value 95 % interval over seeds counted all seeds seeds at sum baseline" in table
 
 
 def test_nothing_stored_still_gives_a_page(made: tuple, tmp_path: Path) -> None:
@@ -812,7 +846,7 @@ def test_margins_stand_on_the_side_that_the_rule_says() -> None:
 
 
 def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) -> None:
-    from equipoise.study.report import MOST_PLACES, _tracks
+    from equipoise.study.tracks import MOST_PLACES, tracks_of
 
     study, results, _, _ = made
     pair = [next(r for r in results.runs if r.key == key) for key in ("sago-p1-s0", "sum-p1-s0")]
@@ -822,7 +856,7 @@ def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) 
         blank | {"run": i, "at": json.dumps({"step": step}), "value": step / 2, "order": step} for i, step in walked
     ]
     one = dataclasses.replace(results, runs=pair, measurements=pa.Table.from_pylist(rows))
-    [track] = _tracks(study, one, pair)
+    [track] = tracks_of(study, one, pair)
     assert track.places[0] == 0 and track.places[-1] == 4999 and len(track.values["sago"]) == MOST_PLACES
     assert all(track.values["sago"][place] == {0: place / 2} for place in track.values["sago"])
     assert track.ends("sago") == {0: 4999 / 2} and track.ends("sum") == {0: 3399 / 2}

@@ -104,7 +104,7 @@ def _forest(result: "JudgeAudit") -> list[parts.Part]:
         "Increase of the judge's error",
         rows,
         x=plots.Axis("increase of the error, points", better="lower"),
-        lines_at={"no effect": 0.0},
+        uprights=[plots.Upright("no effect", 0.0)],
         note="Those that hold first. On the report part where a bias was measured there, else on the selection part. "
         "95 % intervals, clustered by question, each for itself.",
     )
