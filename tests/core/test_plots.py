@@ -63,11 +63,6 @@ def test_every_kind_compiles_and_draws(kind: str, tmp_path: Path) -> None:
     assert all(len(row) == len(chart.columns) for row in chart.rows)
 
 
-def test_png_is_a_picture(tmp_path: Path) -> None:
-    path = plots.to_png(charts()["frontier"], tmp_path / "f.png", width=400, scale=1)
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
 def test_an_arm_looks_the_same_in_every_figure() -> None:
     for kind in ("frontier", "paths", "intervals"):
         for layer in charts()[kind].spec["layer"]:
@@ -232,6 +227,13 @@ def test_a_heat_map_puts_the_middle_of_its_domain_on_the_neutral_step() -> None:
     assert drawn == [f"var(--heat-{i})" for i in (0, 3, 4, 5, 8)]
     with pytest.raises(BadInput, match="low < high"):
         plots.heat_map("h", [], x=LOSS, y=LOSS, value=LOSS, domain=(1.0, 1.0))
+
+
+def test_a_picture_has_square_cells_and_says_what_its_colours_are() -> None:
+    chart = plots.picture("Input 4", [[0.0, 1.0, 0.5]] * 2, value=plots.Axis("value"), domain=(-0.0421596, 0.0421596))
+    assert (chart.spec["width"], chart.spec["height"]) == (216, 144)
+    assert chart.note.startswith("Input 4. Colour: value, from −0.0422 (orange) through 0 ")
+    assert plots.to_svg(chart).count("<path") > 6
 
 
 def test_names_are_data_never_expressions() -> None:

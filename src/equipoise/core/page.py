@@ -31,6 +31,7 @@ from equipoise.core.options import check_fields
 from equipoise.core.plots import FONT, Chart
 from equipoise.core.terminal import shown
 
+PROSE = 60  # characters of a cell that wants the whole width of a narrow screen
 State = Literal["supported", "refuted", "undecided", "untested", "preview", "failed", "complete", "chosen", "plain"]
 
 
@@ -156,9 +157,10 @@ class Table:
 
     @property
     def of_texts(self) -> bool:
-        """Whether more than its first column, and at least half of all, is not of numbers."""
-        texts = sum(not each.numeric for each in self.columns)
-        return texts > 1 and 2 * texts >= len(self.columns)
+        """Whether there is prose beside its first column, or as many columns of texts as of numbers."""
+        texts = [i for i, each in enumerate(self.columns) if not each.numeric]
+        prose = any(len(str(row[i])) > PROSE for row in self.rows for i in texts[1:])
+        return len(texts) > 1 and (prose or 2 * len(texts) >= len(self.columns))
 
     @property
     def printed(self) -> "Table":
@@ -207,11 +209,12 @@ def _says(value: str | float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Parts side by side where there is room, below a legend that they share."""
+    """Parts side by side where there is room, below a legend that they share; `small`: three and more in a row."""
 
     kind: ClassVar[str] = "grid"
     parts: tuple["Part", ...]
     legend: tuple[Marks, ...] = ()
+    small: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A `Chart` carries its figure and, for whoever cannot see it, a sentence and a table with the same numbers. Colours are
 CSS variables (`var(--arm-0)`): the page that holds the figure says what they are in light and in dark, and nothing is
-drawn twice. `to_svg` and `to_png` put the colours of one theme in and draw the same figure without a browser.
+drawn twice. `to_svg` puts the colours of one theme in and draws the same figure without a browser.
 
 An arm has one colour, one shape and one dash in every figure of a page: make its `Marks` once and pass them on.
 """
@@ -12,15 +12,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from equipoise.core.axes import Axis, finite, short
 from equipoise.core.errors import BadInput
 from equipoise.core.marks import Marks, Theme, colours, marks
+from equipoise.core.numbers import number
 from equipoise.core.options import closed
 
 Value = str | float | int
+PICTURE = 216  # pixels of the longer side
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 
@@ -620,7 +621,8 @@ def heat_map(
     }
     known = [v for *_, v in cells if finite(v)]
     described = f" Values from {min(known):.3g} to {max(known):.3g}." if known else " No values."
-    key = f"Colour: {value.title}, from {low:g} (orange) through {(low + high) / 2:g} (neutral) to {high:g} (blue)."
+    ends = [number(each) for each in (low, (low + high) / 2, high)]
+    key = "Colour: {}, from {} (orange) through {} (neutral) to {} (blue).".format(value.title, *ends)
     return Chart(
         title,
         _spec([layer], 22 * max(len(rows), 1)),
@@ -628,8 +630,21 @@ def heat_map(
         (y.title, x.title, value.title),
         tuple((b, a, v) for a, b, v in cells),
         (),
-        f"{key} {note}".strip(),
+        f"{note} {key}".strip(),
     )
+
+
+def picture(title: str, values: Sequence[Sequence[float]], *, value: Axis, domain: tuple[float, float]) -> Chart:
+    """A small picture by its values, row by row, in square cells and the colours of a heat map."""
+    cells = [(x, y, each) for y, row in enumerate(values) for x, each in enumerate(row)]
+    chart = heat_map(title, cells, x=Axis("column"), y=Axis("row"), value=value, domain=domain, note=f"{title}.")
+    across, down = max(map(len, values)), len(values)
+    size = max(PICTURE // max(across, down), 1)
+    [layer] = chart.spec["layer"]
+    for channel in ("x", "y"):
+        layer["encoding"][channel]["axis"] = None
+    spec = chart.spec | {"width": size * across, "height": size * down, "autosize": {"type": "pad"}}
+    return replace(chart, spec=spec)
 
 
 _VARIABLE = re.compile(r"var\(--([a-z0-9-]+)\)")
@@ -668,12 +683,3 @@ def to_svg(chart: Chart, theme: Theme = "light", width: int = 760) -> str:
     import vl_convert
 
     return vl_convert.vegalite_to_svg(resolved(chart, theme, width))
-
-
-@closed
-def to_png(chart: Chart, path: Path, theme: Theme = "light", width: int = 760, scale: float = 2.0) -> Path:
-    """The figure as a PNG at `path`, drawn without a browser."""
-    import vl_convert
-
-    path.write_bytes(vl_convert.vegalite_to_png(resolved(chart, theme, width), scale=scale))
-    return path

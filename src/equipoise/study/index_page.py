@@ -29,7 +29,7 @@ class Report:
 class Entry:
     """A line of the index. `counts`: verdict -> number of claims, empty before a study was run; `link`: a relative path.
 
-    `others`: further reports, as what sets them apart and a relative path.
+    `others`: further reports, as what sets them apart and a relative path. `summary`: what is weighed, in a sentence.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Entry:
     scale: str = ""
     link: str = ""
     others: tuple[tuple[str, str], ...] = ()
+    summary: str = ""
 
 
 def reports_in(folders: Iterable[Path]) -> list[Report]:
@@ -83,6 +84,7 @@ def entry_of(
         published["scale"] if published else "",
         Path(main).as_posix() if main else "",
         tuple((_apart(report.options, options), Path(link).as_posix()) for report, link in links if link != main),
+        declaration.summary,
     )
 
 
@@ -99,14 +101,16 @@ def index(entries: Iterable[Entry], path: Path) -> Path:
     columns = (
         page.Column("system"),
         page.Column("what it trades"),
+        page.Column("paper"),
         *(page.Column(state, True) for state in STATES),
         page.Column("scale"),
     )
     rows = tuple(
         (
             page.Link(entry.name, entry.link) if entry.link else entry.name,
-            page.Cell(entry.trades, entry.paper),
-            *(str(entry.counts.get(state, 0)) if entry.counts else "–" for state in STATES),
+            page.Cell(entry.trades, entry.summary),
+            page.paper_link(entry.paper),
+            *(entry.counts.get(state, 0) if entry.counts else None for state in STATES),
             entry.scale or "not yet weighed",
         )
         for entry in listed
