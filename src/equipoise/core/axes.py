@@ -91,15 +91,13 @@ class Scale:
 
     def encoding(self, field: str, *, vertical: bool = False, heading: str | None = None) -> dict[str, Any]:
         """The position channel of Vega-Lite for this field."""
-        label = self.label if heading is None else heading
-        axis: dict[str, Any] = {"title": _lines(label)}
-        scale: dict[str, Any] = {"nice": True, "padding": 10, "zero": self.zero}
+        title = _lines(self.label if heading is None else heading)
+        axis: dict[str, Any] = {"title": title if len(title) > 1 else title[0]}
         if self.ends:
-            scale = {"domain": list(self.ends), "nice": False, "zero": False}
-        elif self.log:
-            scale = {"nice": True, "padding": 10, "type": "log"}
-        elif self.zero:
-            scale = {"nice": True, "zero": True}
+            scale: dict[str, Any] = {"domain": list(self.ends), "nice": False, "zero": False}
+        else:
+            scale = {"nice": True} | ({"type": "log"} if self.log else {"zero": self.zero})
+            scale |= {} if self.zero else {"padding": 10}
         if self._timed:
             step = next((each for each in _TIMES if self.high <= TICKS * each), _TIMES[-1])
             axis |= {"values": [i * step for i in range(math.ceil(self.high / step) + 1)]}
@@ -108,8 +106,7 @@ class Scale:
             axis |= {"labelExpr": _PLAIN}
         if vertical:  # a turned title is hard to read and too long for a low figure: it stands above the axis
             axis |= {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleAnchor": "end"}
-            lines = 1 if isinstance(axis["title"], str) else len(axis["title"])
-            axis |= {"titleX": -8, "titleY": -18 - LINE_HEIGHT * (lines - 1), "titleLineHeight": LINE_HEIGHT}
+            axis |= {"titleX": -8, "titleY": -2 - LINE_HEIGHT * len(title), "titleLineHeight": LINE_HEIGHT}
         return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
 
     def chance_line(self, channel: Literal["x", "y"]) -> list[dict[str, Any]]:
@@ -150,7 +147,7 @@ def _within_the_whole(low: float, high: float) -> tuple[float, float]:
     return round(max(ends[0], 0.0), 9), round(min(ends[1], 1.0), 9)
 
 
-def _lines(label: str) -> str | list[str]:
+def _lines(label: str) -> list[str]:
     """A long title in two lines, the good direction and the chance level in the second."""
     first, _, rest = label.partition(", ")
-    return [first, rest] if len(label) > LINE and rest else label
+    return [first, rest] if len(label) > LINE and rest else [label]

@@ -286,26 +286,20 @@ def frontier(
         arrow = _ARROWS[x.better, y.better]
         left, top = x.better == "lower", y.better == "higher"
         corner = f" The ideal corner is the {'upper' if top else 'lower'} {'left' if left else 'right'} one."
-        layers.append(
-            {
-                "data": _data([{}]),
-                "mark": {
-                    "type": "text",
-                    "text": f"{arrow} ideal" if left else f"ideal {arrow}",
-                    "align": "left" if left else "right",
-                    "baseline": "top" if top else "bottom",
-                    "dx": 4 if left else -4,
-                    "dy": 4 if top else -22,
-                    "fontWeight": "bold",
-                    "fontSize": 13,
-                    "color": "var(--ink)",
-                },
-                "encoding": {
-                    "x": {"value": 0 if left else "width"},
-                    "y": {"value": 0 if top else "height"},
-                },
-            }
-        )
+        mark = {
+            "type": "text",
+            "text": f"{arrow} ideal" if left else f"ideal {arrow}",
+            "align": "left" if left else "right",
+            "baseline": "top" if top else "bottom",
+            "dx": 6 if left else -6,
+            "dy": 6 if top else -8,
+            "fontWeight": "bold",
+            "fontSize": 13,
+            "color": "var(--ink)",
+        }
+        at = {"x": {"value": 0 if left else "width"}, "y": {"value": 0 if top else "height"}}
+        halo = {"stroke": "var(--paper)", "strokeWidth": 5, "strokeJoin": "round"}  # marks may lie below
+        layers += [{"data": _data([{}]), "mark": mark | look, "encoding": at} for look in (halo, {})]
     rows = tuple((p.arm, p.x, *p.x_interval, p.y, *p.y_interval, p.note) for p in points)
     described = "; ".join(f"{p.arm} {p.x:.3g} and {p.y:.3g}" for p in points)
     return Chart(
@@ -431,7 +425,7 @@ def intervals(
         }
         for r in rows
     ]
-    layers: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = scale.chance_line("x")
     for each in uprights:
         data = _data([{"x": each.at}])
         at = {"x": {"field": "x", "type": "quantitative"}}

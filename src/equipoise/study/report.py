@@ -514,7 +514,7 @@ def _selection(view: _View) -> page.Section:
     columns = (
         page.Column("arm"),
         page.Column("setting"),
-        page.Column(f"{study.select.outcome} when tuning", True),
+        page.Column("when tuning", True, study.select.outcome),
         page.Column("reached" if study.select.matched else "seeds", True),
         page.Column("choice"),
     )
