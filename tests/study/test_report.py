@@ -689,8 +689,9 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     page, short = shown(path), (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Preview. 3 of 10 seeds are complete." in page and "undecided (preview)" in page and "3 of 10 seeds" in short
     with pytest.raises(WorkFailed, match="3 of 10 seeds are complete"):
-        publish(tmp_path / "verdicts.json", study, few, preview)
-    assert not (tmp_path / "verdicts.json").exists()
+        publish(tmp_path / "all.json", study, few, preview)
+    assert not (tmp_path / "all.json").exists()
+    assert published(tmp_path / "verdicts.json")["sago"]["claims"][0]["preview"]  # beside the report, and says so
 
 
 def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:

@@ -95,7 +95,14 @@ def _apart(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def index(entries: Iterable[Entry], path: Path) -> Path:
-    """Write the index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
+    """Write the index page, as `index_html` makes it."""
+    html = index_html(entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return page.write_page(path, html)
+
+
+def index_html(entries: Iterable[Entry]) -> str:
+    """The index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
     listed = sorted(entries, key=lambda entry: entry.name)
     totals: dict[State, int] = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}
     columns = (
@@ -122,7 +129,7 @@ def index(entries: Iterable[Entry], path: Path) -> Path:
         table = page.Table("Reports by what sets them apart", (page.Column("system"), page.Column("options")), others)
         lead = "The same studies with other options. Published verdicts are those above."
         sections.append(page.Section("Further reports", (table,), lead))
-    html = page.page(
+    return page.page(
         "Equipoise",
         "Published methods that buy one thing with another, weighed under matched budgets; every verdict is printed, "
         "whatever it is.",
@@ -131,5 +138,3 @@ def index(entries: Iterable[Entry], path: Path) -> Path:
         badges=[page.Badge(state, f"{n} {state}") for state, n in totals.items() if n],
         facts=[("Systems", str(len(listed))), ("Weighed", str(weighed))],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return page.write_page(path, html)

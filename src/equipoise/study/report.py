@@ -1,7 +1,7 @@
 """The report of a study: verdicts first, then everything they rest on, in one HTML file, one Markdown file, one table.
 
-`render` reads a study's declaration, its stored results and their judgement, and writes `report.html`, `report.md` and
-`results.parquet`. It decides nothing. It refuses to print a rate that its count cannot produce.
+`render` reads a study's declaration, its stored results and their judgement, and writes `report.html`, `report.md`,
+`results.parquet` and `verdicts.json`. It decides nothing. It refuses to print a rate that its count cannot produce.
 """
 
 import json
@@ -34,7 +34,7 @@ _MEANS = (
 
 
 def render(study: "Study", results: "Results", judgement: "Judgement", folder: Path) -> Path:
-    """Write report.html, report.md, results.parquet and frontier.svg into `folder`; returns the path of report.html.
+    """Write report.html, report.md, results.parquet, verdicts.json and frontier.svg into `folder`; returns the page's path.
 
     Raises WorkFailed when a stored proportion is not attainable from its denominator, before anything is written.
     """
@@ -53,6 +53,7 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
+    write_atomic(folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, judgement)}))
     if pairs := list(_pairs(view)):
         write_atomic(folder / "frontier.svg", plots.to_svg(_frontier(view, *pairs[0])))
     return page.write_page(folder / "report.html", html)

@@ -312,10 +312,28 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
         )
-    entries = published(path)
-    entries[study.name] = published_entry(study, judgement)
-    write_atomic(path, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, judgement)}))
     return path
+
+
+def verdicts_json(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Published entries as they are stored: the same text for the same entries in any order."""
+    return json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def gathered(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The entries of several files of verdicts. Raises BadInput for a study that stands in two, or is a preview."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for name, entry in published(path).items():
+            if name in entries:
+                raise BadInput(f"{path} holds verdicts of {name!r}, which another file holds already; keep one.")
+            if any(claim.get("preview") for claim in entry["claims"]):
+                raise BadInput(
+                    f"{path} holds a preview of {name!r}; only verdicts of all declared seeds are published."
+                )
+            entries[name] = entry
+    return entries
 
 
 def published(path: Path) -> dict[str, dict[str, Any]]:
