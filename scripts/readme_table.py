@@ -7,7 +7,6 @@ A study's verdicts are those that its report left beside it, docs/results/NAME/v
 a file that is made here, take either side and run this.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path

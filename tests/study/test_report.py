@@ -694,14 +694,18 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     assert published(tmp_path / "verdicts.json")["sago"]["claims"][0]["preview"]  # beside the report, and says so
 
 
-def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
+def rendered_from_one_seed(made: tuple, folder: Path) -> Path:
     study, results, judgement, _ = made
     runs = [r if r.seed == 0 or r.role == "tuning" else dataclasses.replace(r, state="absent") for r in results.runs]
     kept = pa.array([runs[i].seed == 0 for i in results.measurements["run"].to_pylist()])
     one = dataclasses.replace(results, runs=runs, measurements=results.measurements.filter(kept))
     summaries = tuple(dataclasses.replace(s, seeds=1, runs=s.runs[:1]) for s in judgement.summaries)  # over its items
-    verdicts = (dataclasses.replace(judgement.verdicts[3]),)
-    path = render(study, one, dataclasses.replace(judgement, verdicts=verdicts, summaries=summaries), tmp_path)
+    untested = judgement.verdicts[3:4]
+    return render(study, one, dataclasses.replace(judgement, verdicts=untested, summaries=summaries), folder)
+
+
+def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
+    path = rendered_from_one_seed(made, tmp_path)
     source, page = path.read_text(encoding="utf-8"), shown(path)
     specs = re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', source, re.DOTALL)
     layers = [layer for spec in specs for layer in json.loads(spec)["layer"]]
@@ -912,6 +916,15 @@ def test_chromium_draws_every_figure_without_a_word(made: tuple, tmp_path: Path,
     reader = _Titles()
     reader.feed(document)
     assert reader.drawn == path.read_text(encoding="utf-8").count("data-chart=") == 13
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_chromium_has_no_word_on_figures_without_intervals(made: tuple, tmp_path: Path) -> None:
+    """Vega warns of the infinite extent of a layer in which nothing is."""
+    path = rendered_from_one_seed(made, tmp_path)
+    document, console = browse(f"file://{path}", tmp_path, "--window-size=1400,1000")
+    assert console == "" and document.count('class="marks"') == 8
 
 
 @pytest.mark.slow

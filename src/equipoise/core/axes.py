@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from equipoise.core.columns import MINUTE, clock_unit
-from equipoise.core.options import check_fields
+from equipoise.core.options import check_fields, closed
 
 LINE = 44  # characters of an axis title that fit a narrow screen
 LINE_HEIGHT = 16
 TICKS = 5  # about as many
 # Seconds between two ticks of a time axis: what a clock divides into.
 _TIMES = (10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 21600, 43200)
-# Vega's own "~s" writes a tick of 0 beside thousandths as 0m, and beside thousands as 0k.
-_PLAIN = "abs(datum.value) < 10000 ? format(datum.value, ',~r') : format(datum.value, '~s')"
+# Vega's own "~s" writes a tick of 0 beside thousands as 0k, and beside thousandths as 0m.
+_THOUSANDS = "datum.value ? format(datum.value, '~s') : '0'"
 _CLOCK = {"min:s": "%-M:%S", "h:min:s": "%-H:%M:%S"}
 
 
@@ -102,13 +102,14 @@ class Scale:
             step = next((each for each in _TIMES if self.high <= TICKS * each), _TIMES[-1])
             axis |= {"values": [i * step for i in range(math.ceil(self.high / step) + 1)]}
             axis |= {"labelExpr": f"utcFormat(datum.value * 1000, '{_CLOCK[self.unit]}')"}
-        elif self.high >= 10_000 or self.zero:
-            axis |= {"labelExpr": _PLAIN}
+        elif self.high >= 10_000:
+            axis |= {"labelExpr": _THOUSANDS}
         if vertical:  # a turned title is hard to read and too long for a low figure: it stands above the axis
             axis |= {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleAnchor": "end"}
             axis |= {"titleX": -8, "titleY": -2 - LINE_HEIGHT * len(title), "titleLineHeight": LINE_HEIGHT}
         return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
 
+    @closed
     def chance_line(self, channel: Literal["x", "y"]) -> list[dict[str, Any]]:
         """A dotted line where guessing would be; the title says what it is."""
         if not self.drawn:
