@@ -182,6 +182,7 @@ def test_an_axis_of_shares_ends_within_the_whole() -> None:
         ([0.3, 0.96], (), [0.2, 1.0]),
         ([0.05, 0.5], (-0.1, 0.6), [0.0, 0.6]),  # an interval reaches below nothing
         ([0.95, 0.99], (0.93, 1.02), [0.92, 1.0]),
+        ([0.05, 0.1], (-5.0, 0.18), [0.0, 0.2]),
         ([1.0, 1.0], (), [0.99, 1.0]),
         ([0.0], (), [0.0, 0.01]),
     ):
@@ -217,6 +218,15 @@ def test_cost_phases_stack_and_lost_attempts_are_marked() -> None:
     chart = charts()["costs"]
     ticks = next(layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "tick")
     assert ticks["data"]["values"] == [{"arm": "sum", "x": 6.0}]  # sago's spending is unknown, so it has no tick
+
+
+def test_a_margin_is_dashed_and_no_effect_is_solid() -> None:
+    layers = charts()["intervals"].spec["layer"]
+    rules = [layer["mark"] for layer in layers if layer["mark"]["type"] == "rule" and "data" in layer]
+    assert [("strokeDash" in mark, mark["stroke"]) for mark in rules[1:]] == [  # after the chance level
+        (False, "var(--strong-rule)"),
+        (True, "var(--ink)"),
+    ]
 
 
 def test_a_heat_map_puts_the_middle_of_its_domain_on_the_neutral_step() -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Claim, Study, better, not_worse
-from equipoise.study.judging import Effect, Judgement
+from equipoise.study.judging import Effect, Judgement, Summary
 from equipoise.study.report import render
 from equipoise.study.results import Results, items_schema, measurements_schema
-from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
+from equipoise.study.summary_text import counts, place_words, publish, published, published_counts, summary_values
 from equipoise.study.table import check_rates, tidy
 from made_study import STEPS, N, rendered_from_one_seed, shown
 
@@ -535,6 +535,17 @@ def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> No
             assert effect.label in page
     sago = next(s for s in judgement.summaries if (s.arm, s.outcome) == ("sago", "forget_accuracy"))
     assert f"sago {sago.estimate:.3f}" in page
+
+
+def test_the_place_of_a_column_is_that_of_the_arm_in_the_middle() -> None:
+    def summary(estimate: float, half: float, seeds: int = 10) -> Summary:
+        nothing = (math.nan, math.nan, 0, ())
+        return Summary("a", "o", "", "", estimate, estimate - half, estimate + half, seeds, *nothing)
+
+    narrow, usual, wide = summary(1.0, 1e-6), summary(0.59491, 0.012), summary(0.5, 0.3)
+    rows = summary_values([narrow, usual, wide, summary(0.25, math.nan), summary(0.25, 0.1, seeds=1)])
+    assert [value for value, _, _ in rows] == ["1.000", "0.595", "0.500", "0.250", "0.250"]
+    assert [between for _, between, _ in rows][1:] == ["0.583 to 0.607", "0.200 to 0.800", "no spread", "one seed"]
 
 
 def test_places_in_words():
