@@ -174,10 +174,10 @@ def test_numbers_of_a_column_are_printed_alike() -> None:
 
 
 def test_a_table_of_texts_names_its_cells_for_a_screen_that_stacks_them() -> None:
-    texts = page.Table("t", (page.Column("side"), page.Column("answer <b>")), (("x", "y"),))
+    texts = page.Table("t", (page.Column("side"), page.Column("answer <b>", unit="u")), (("x", "y"),))
     numbers = page.Table("t", (page.Column("arm"), page.Column("n", True), page.Column("m", True)), (("x", 1, 2),))
     stacked, scrolling = (Reader(page.page("t", "", [each])) for each in (texts, numbers))
-    assert [a.get("data-title") for a in stacked.named("td")] == ["answer <b>"]
+    assert [a.get("data-title") for a in stacked.named("td")] == ["answer <b> (u)"]
     assert [a.get("data-title") for a in scrolling.named("td")] == [None, None]
     assert any(a.get("class") == "table texts" for a in stacked.named("div"))
 
@@ -186,6 +186,10 @@ def test_the_numbers_of_a_figure_leave_out_what_says_nothing() -> None:
     chart = plots.intervals("i", [plots.Row("a", 0.25, math.nan, math.nan)], x=plots.Axis("value"))
     table = page.Figure(chart).table
     assert [each.title for each in table.columns] == ["row", "value"] and table.rows == (("a", 0.25),)
+    arms = plots.marks(["a"])
+    spent = plots.costs("c", arms, [plots.Bar("a", "run", 80.0, 90.0)], x=plots.Axis("time", unit="s"))
+    printed = page.Figure(spent).table.printed
+    assert printed.rows == (("a", "run", "1:20", "1:30"),) and printed.columns[2].unit == "min:s"
 
 
 def test_a_broken_cache_of_the_script_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

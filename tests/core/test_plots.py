@@ -60,7 +60,7 @@ def test_every_kind_compiles_and_draws(kind: str, tmp_path: Path) -> None:
     svg = plots.to_svg(chart, "dark")
     assert svg.startswith("<svg") and "var(--" not in svg and svg.count("<path") > 3
     assert chart.description.startswith(chart.title) and chart.description.endswith(".")
-    assert all(len(row) == len(chart.columns) for row in chart.rows)
+    assert all(len(row) == len(chart.columns) == len(chart.units) for row in chart.rows)
 
 
 def test_an_arm_looks_the_same_in_every_figure() -> None:
@@ -198,7 +198,10 @@ def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:
     assert minutes.label == "time (min:s)"
     drawn = minutes.encoding("x")["axis"]
     assert drawn["values"] == [0, 60, 120, 180, 240] and "%-M:%S" in drawn["labelExpr"]
-    assert axis.over([9000.0]).label == "time (h:min:s)" and axis.over([59.0]).label == "time (s)"
+    assert axis.over([9000.0]).label == "time (h:min:s)"
+    days = axis.over([200_000.0]).encoding("x")["axis"]["labelExpr"]
+    assert days.startswith("floor(datum.value / 3600)")  # a clock of a day begins anew at 24 hours
+    assert axis.over([59.0]).label == "time (s)"
     assert "values" not in axis.over([0.2], zero=True).encoding("x")["axis"]
 
 

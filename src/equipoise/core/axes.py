@@ -15,10 +15,13 @@ LINE = 44  # characters of an axis title that fit a narrow screen
 LINE_HEIGHT = 16
 TICKS = 5  # about as many
 # Seconds between two ticks of a time axis: what a clock divides into.
-_TIMES = (10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 21600, 43200)
+_TIMES = (10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800)
 # Vega's own "~s" writes a tick of 0 beside thousands as 0k, and beside thousandths as 0m.
 _THOUSANDS = "datum.value ? format(datum.value, '~s') : '0'"
-_CLOCK = {"min:s": "%-M:%S", "h:min:s": "%-H:%M:%S"}
+_CLOCK = {
+    "min:s": "utcFormat(datum.value * 1000, '%-M:%S')",
+    "h:min:s": "floor(datum.value / 3600) + utcFormat(datum.value * 1000, ':%M:%S')",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,10 @@ class Axis:
             around = [min(max(v, 0.0), 1.0) for v in around]
         low, high = min([*known, *around], default=math.nan), max([*known, *around], default=math.nan)
         log = self.log and low > 0 and high / low >= 10
-        chance = self.chance
-        if chance is not None and max(low - chance, chance - high) > 0.35 * (high - low):
-            chance = None
-        ends = None
-        if share:
-            ends = _within_the_whole(*((low, high) if chance is None else (min(low, chance), max(high, chance))))
-        return Scale(self, log, ends, chance is not None, high, zero)
+        drawn = [self.chance] if self.chance is not None else []
+        drawn = [each for each in drawn if max(low - each, each - high) <= 0.35 * (high - low)]
+        ends = _within_the_whole(min([low, *drawn]), max([high, *drawn])) if share else None
+        return Scale(self, log, ends, bool(drawn), high, zero)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Scale:
         if self._timed:
             step = next((each for each in _TIMES if self.high <= TICKS * each), _TIMES[-1])
             axis |= {"values": [i * step for i in range(math.ceil(self.high / step) + 1)]}
-            axis |= {"labelExpr": f"utcFormat(datum.value * 1000, '{_CLOCK[self.unit]}')"}
+            axis |= {"labelExpr": _CLOCK[self.unit]}
         elif self.high >= 10_000:
             axis |= {"labelExpr": _THOUSANDS}
         if vertical:  # a turned title is hard to read and too long for a low figure: it stands above the axis

@@ -159,7 +159,7 @@ class Table:
     def of_texts(self) -> bool:
         """Whether there is prose beside its first column, or as many columns of texts as of numbers."""
         texts = [i for i, each in enumerate(self.columns) if not each.numeric]
-        prose = any(len(str(row[i])) > PROSE for row in self.rows for i in texts[1:])
+        prose = any(len(getattr(row[i], "text", str(row[i]))) > PROSE for row in self.rows for i in texts[1:])
         return len(texts) > 1 and (prose or 2 * len(texts) >= len(self.columns))
 
     @property
@@ -196,7 +196,7 @@ class Figure:
         chart = self.chart
         told = [i for i in range(len(chart.columns)) if i == 0 or any(_says(row[i]) for row in chart.rows)]
         columns = tuple(
-            Column(chart.columns[i], bool(chart.rows) and not any(isinstance(row[i], str) for row in chart.rows))
+            Column(chart.columns[i], not any(isinstance(row[i], str) for row in chart.rows), chart.units[i])
             for i in told
         )
         rows = tuple(tuple(row[i] for i in told) for row in chart.rows)

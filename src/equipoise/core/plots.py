@@ -30,14 +30,15 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberat
 class Chart:
     """A figure with everything that stands beside it.
 
-    spec: Vega-Lite. description: what the figure shows, read aloud in its place. columns, rows: its numbers as a table.
-    legend: the arms in it. note: how to read it. runs: the run folders that its numbers come from.
+    spec: Vega-Lite. description: what the figure shows, read aloud in its place. columns, units, rows: its numbers as a
+    table. legend: the arms in it. note: how to read it. runs: the run folders that its numbers come from.
     """
 
     title: str
     spec: dict[str, Any]
     description: str
     columns: tuple[str, ...]
+    units: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     legend: tuple[Marks, ...] = ()
     note: str = ""
@@ -307,6 +308,7 @@ def frontier(
         _spec(layers, 420, used, ends),
         f"{title}. {across.label} across, {up.label} upward.{corner} {described}.",
         ("arm", x.title, "from", "to", y.title, "from", "to", "note"),
+        ("", x.unit, x.unit, x.unit, y.unit, y.unit, y.unit, ""),
         rows,
         tuple(used),
         note,
@@ -375,6 +377,7 @@ def paths(
         _spec(layers, height, used, values),
         f"{title}: {up.label}, over {x.title}. {ends}.",
         ("arm", x.title, y.title, "from", "to"),
+        ("", x.unit, y.unit, y.unit, y.unit),
         tuple((p.arm, p.x, p.y, *p.y_interval) for p in points),
         tuple(used),
         note,
@@ -487,6 +490,7 @@ def intervals(
         _spec(layers, height, data=estimates),
         f"{title}. {described}.{against}",
         ("row", x.title, "from", "to", "values", "note"),
+        ("", x.unit, x.unit, x.unit, x.unit, ""),
         tuple((r.label, r.estimate, r.lower, r.upper, ", ".join(f"{v:.3g}" for v in r.values), r.note) for r in rows),
         (),
         note,
@@ -565,6 +569,7 @@ def costs(title: str, arms: Sequence[Marks], bars: Sequence[Bar], *, x: Axis, no
         _spec(layers, 32 * max(len(used), 1)),
         f"{title}: {scale.label}. {described}.",
         ("arm", "phase", f"{x.title}, for the result", "in all attempts"),
+        ("", "", x.unit, x.unit),
         tuple((b.arm, b.phase, b.work, b.spent) for b in bars),
         (),
         note,
@@ -622,6 +627,7 @@ def heat_map(
         _spec([layer], 22 * max(len(rows), 1)),
         f"{title}: {value.title} by {y.title} and {x.title}.{described}",
         (y.title, x.title, value.title),
+        (y.unit, x.unit, value.unit),
         tuple((b, a, v) for a, b, v in cells),
         (),
         f"{note} {key}".strip(),
