@@ -46,7 +46,7 @@ format: $(VENV)/development
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/documentation
-	$(BIN)/python scripts/readme_table.py
+	$(BIN)/python scripts/published.py
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:

@@ -123,6 +123,18 @@ def test_nothing_is_loaded_and_links_stay_near() -> None:
             page.Link("x", href)
 
 
+def test_a_paper_is_the_only_thing_elsewhere_that_is_linked() -> None:
+    source = page.page("t", "", [], facts=[("Paper", page.paper_link("arXiv:2604.14808"))])
+    assert [a["href"] for a in Reader(source).named("a")][1:] == ["https://arxiv.org/abs/2604.14808"]
+    assert page.paper_link("arXiv:hep-th/9901001v2") == page.Link(
+        "arXiv:hep-th/9901001v2", "https://arxiv.org/abs/hep-th/9901001v2"
+    )
+    for name in ("", "a book", "arXiv:0000", "arXiv:2604.14808/../x", "arXiv:2604.14808?q", "arXiv:2604.14808\n"):
+        assert page.paper_link(name) == name
+    with pytest.raises(BadInput, match="relative path"):
+        page.Link("x", "https://arxiv.org/abs/2604.14808/../..")
+
+
 def test_a_page_without_figures_has_no_script() -> None:
     source = page.page("t", "lead", [page.Section("One", (page.Text("a"),))])
     assert "<script" not in source and "script-src 'none'" in source
@@ -150,6 +162,34 @@ def test_a_table_scrolls_in_its_own_frame_and_must_be_whole() -> None:
     assert [a.get("class") for a in reader.named("td")] == ["n"]
     with pytest.raises(BadInput, match="row 0 has 1 cells for 2 columns"):
         page.Table("t", (page.Column("a"), page.Column("b")), (("x",),))
+
+
+def test_numbers_of_a_column_are_printed_alike() -> None:
+    columns = (page.Column("arm"), page.Column("value", True), page.Column("n", True), page.Column("time", True, "s"))
+    rows = (("a", 0.5, 1234, 80.2), ("b", 0.0625, 7, 5), ("c", math.nan, None, None))
+    reader = Reader(page.page("t", "", [page.Table("t", columns, rows)]))
+    cells = [text for tag, text in reader.texts if tag == "td" and text.strip()]
+    assert cells == ["0.500", "1,234", "1:20", "0.062", "7", "0:05", "undefined", "–", "–"]
+    assert ("small", "min:s") in reader.texts
+
+
+def test_a_table_of_texts_names_its_cells_for_a_screen_that_stacks_them() -> None:
+    texts = page.Table("t", (page.Column("side"), page.Column("answer <b>", unit="u")), (("x", "y"),))
+    numbers = page.Table("t", (page.Column("arm"), page.Column("n", True), page.Column("m", True)), (("x", 1, 2),))
+    stacked, scrolling = (Reader(page.page("t", "", [each])) for each in (texts, numbers))
+    assert [a.get("data-title") for a in stacked.named("td")] == ["answer <b> (u)"]
+    assert [a.get("data-title") for a in scrolling.named("td")] == [None, None]
+    assert any(a.get("class") == "table texts" for a in stacked.named("div"))
+
+
+def test_the_numbers_of_a_figure_leave_out_what_says_nothing() -> None:
+    chart = plots.intervals("i", [plots.ChartRow("a", 0.25, math.nan, math.nan)], x=plots.Axis("value"))
+    table = page.Figure(chart).table
+    assert [each.title for each in table.columns] == ["row", "value"] and table.rows == (("a", 0.25),)
+    arms = plots.marks(["a"])
+    spent = plots.costs("c", arms, [plots.ChartBar("a", "run", 80.0, 90.0)], x=plots.Axis("time", unit="s"))
+    printed = page.Figure(spent).table.printed
+    assert printed.rows == (("a", "run", "1:20", "1:30"),) and printed.columns[2].unit == "min:s"
 
 
 def test_a_broken_cache_of_the_script_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

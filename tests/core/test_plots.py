@@ -11,6 +11,7 @@ import pytest
 
 from equipoise.core import plots
 from equipoise.core.errors import BadInput
+from equipoise.core.marks import ARM_COLOURS
 
 ACCURACY = plots.Axis("accuracy", better="higher", chance=0.25)
 LOSS = plots.Axis("loss", better="lower", unit="nats")
@@ -28,7 +29,7 @@ def charts() -> dict[str, plots.Chart]:
             [plots.ChartRow("sum", 0.1, 0.0, 0.2, (0.05, 0.15)), plots.ChartRow("sago", 0.2, 0.1, 0.3)],
             x=ACCURACY,
             arms=ARMS,
-            lines_at={"no difference": 0.0, "margin": 0.05},
+            uprights=[plots.Upright("no difference", 0.0), plots.Upright("margin", 0.05, dashed=True)],
             sides=("sum", "sago"),
         ),
         "effect": plots.intervals("e", [plots.ChartRow("sago - sum", 0.1, 0.0, 0.2)], x=plots.Axis("difference")),
@@ -63,12 +64,7 @@ def test_every_kind_compiles_and_draws(kind: str, tmp_path: Path) -> None:
     svg = plots.to_svg(chart, "dark")
     assert svg.startswith("<svg") and "var(--" not in svg and svg.count("<path") > 3
     assert chart.description.startswith(chart.title) and chart.description.endswith(".")
-    assert all(len(row) == len(chart.columns) for row in chart.rows)
-
-
-def test_png_is_a_picture(tmp_path: Path) -> None:
-    path = plots.to_png(charts()["frontier"], tmp_path / "f.png", width=400, scale=1)
-    assert path.read_bytes().startswith(b"\x89PNG")
+    assert all(len(row) == len(chart.columns) == len(chart.units) for row in chart.rows)
 
 
 def test_an_arm_looks_the_same_in_every_figure() -> None:
@@ -129,7 +125,7 @@ def test_colours_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
     def luminance(linear: np.ndarray) -> float:
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    arms = [_linear(colour) for colour in plots.ARM_COLOURS[theme]]
+    arms = [_linear(colour) for colour in ARM_COLOURS[theme]]
     for linear in arms:
         low, high = sorted((luminance(linear), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.1, graphical objects
@@ -158,7 +154,7 @@ def test_the_ideal_corner_follows_the_directions() -> None:
     }
     for (x, y), (words, across, up) in corners.items():
         chart = plots.frontier("f", ARMS, POINTS, x=plots.Axis("a", better=x), y=plots.Axis("b", better=y))
-        [corner] = [layer for layer in chart.spec["layer"] if "ideal" in str(layer["mark"].get("text"))]
+        _, corner = [layer for layer in chart.spec["layer"] if "ideal" in str(layer["mark"].get("text"))]  # on its halo
         assert corner["mark"]["text"] == words
         assert (corner["encoding"]["x"]["value"], corner["encoding"]["y"]["value"]) == (across, up)
 
@@ -176,16 +172,68 @@ def test_a_logarithmic_axis_needs_a_positive_decade() -> None:
 
 
 def test_a_chance_level_far_away_is_said_not_drawn() -> None:
-    assert ACCURACY.over([0.2, 0.9]).chance == 0.25  # inside
-    assert ACCURACY.over([0.3, 0.9]).chance == 0.25  # just outside
+    for near in ([0.2, 0.9], [0.3, 0.9]):  # inside, just outside
+        scale = ACCURACY.over(near)
+        [line] = scale.chance_line("y")
+        assert line["data"]["values"] == [{"y": 0.25}] and "chance 0.25 (dotted)" in scale.label
     far = ACCURACY.over([0.8, 0.9])
-    assert far.chance is None and "chance 0.25" in far.label
+    assert far.chance_line("y") == [] and far.label == "accuracy, higher is better ↑, chance 0.25"
+
+
+def test_an_axis_of_shares_ends_within_the_whole() -> None:
+    share = plots.Axis("accuracy", share=True)
+    for values, bounds, ends in (
+        ([0.3, 0.96], (), [0.2, 1.0]),
+        ([0.05, 0.5], (-0.1, 0.6), [0.0, 0.6]),  # an interval reaches below nothing
+        ([0.95, 0.99], (0.93, 1.02), [0.92, 1.0]),
+        ([0.05, 0.1], (-5.0, 0.18), [0.0, 0.2]),
+        ([1.0, 1.0], (), [0.99, 1.0]),
+        ([0.0], (), [0.0, 0.01]),
+    ):
+        assert share.over(values, bounds).encoding("y")["scale"]["domain"] == ends, values
+    assert plots.Axis("accuracy", share=True, chance=0.25).over([0.3, 0.9]).ends == (0.2, 1.0)
+    for scale in (share.over([-0.2, 0.9]), share.over([0.5, 1.2]), plots.Axis("loss").over([0.2, 0.9]), share.over([])):
+        assert "domain" not in scale.encoding("y")["scale"]  # a cosine, a ratio, no share, nothing
+
+
+def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:
+    axis = plots.Axis("time", unit="s")
+    minutes = axis.over([3.0, 200.0], zero=True)
+    assert minutes.label == "time (min:s)"
+    drawn = minutes.encoding("x")["axis"]
+    assert drawn["values"] == [0, 60, 120, 180, 240] and "%-M:%S" in drawn["labelExpr"]
+    assert axis.over([9000.0]).label == "time (h:min:s)"
+    days = axis.over([200_000.0]).encoding("x")["axis"]["labelExpr"]
+    assert days.startswith("floor(datum.value / 3600)")  # a clock of a day begins anew at 24 hours
+    assert axis.over([59.0]).label == "time (s)"
+    assert "values" not in axis.over([0.2], zero=True).encoding("x")["axis"]
+
+
+def test_what_has_no_interval_is_drawn_without_a_layer_of_intervals() -> None:
+    """A layer without rows makes Vega warn of an infinite extent."""
+    bare = [plots.Point("sum", 0.3, 0.6), plots.Point("sago", 0.35, 0.72)]
+    for chart in (
+        plots.frontier("f", ARMS, bare, x=LOSS, y=ACCURACY),
+        plots.paths("p", ARMS, bare, x=plots.Axis("step"), y=ACCURACY),
+        plots.intervals("i", [plots.ChartRow("sum", 0.1, math.nan, math.nan)], x=LOSS),
+    ):
+        assert not any("transform" in layer for layer in chart.spec["layer"])
+        assert "nan" not in chart.description
 
 
 def test_cost_phases_stack_and_lost_attempts_are_marked() -> None:
     chart = charts()["costs"]
     ticks = next(layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "tick")
     assert ticks["data"]["values"] == [{"arm": "sum", "x": 6.0}]  # sago's spending is unknown, so it has no tick
+
+
+def test_a_margin_is_dashed_and_no_effect_is_solid() -> None:
+    layers = charts()["intervals"].spec["layer"]
+    rules = [layer["mark"] for layer in layers if layer["mark"]["type"] == "rule" and "data" in layer]
+    assert [("strokeDash" in mark, mark["stroke"]) for mark in rules[1:]] == [  # after the chance level
+        (False, "var(--strong-rule)"),
+        (True, "var(--ink)"),
+    ]
 
 
 def test_a_heat_map_puts_the_middle_of_its_domain_on_the_neutral_step() -> None:
@@ -196,6 +244,13 @@ def test_a_heat_map_puts_the_middle_of_its_domain_on_the_neutral_step() -> None:
     assert drawn == [f"var(--heat-{i})" for i in (0, 3, 4, 5, 8)]
     with pytest.raises(BadInput, match="low < high"):
         plots.heat_map("h", [], x=LOSS, y=LOSS, value=LOSS, domain=(1.0, 1.0))
+
+
+def test_a_picture_has_square_cells_and_says_what_its_colours_are() -> None:
+    chart = plots.picture("Input 4", [[0.0, 1.0, 0.5]] * 2, value=plots.Axis("value"), domain=(-0.0421596, 0.0421596))
+    assert (chart.spec["width"], chart.spec["height"]) == (216, 144)
+    assert chart.note.startswith("Input 4. Colour: value, from −0.0422 (orange) through 0 ")
+    assert plots.to_svg(chart).count("<path") > 6
 
 
 def test_names_are_data_never_expressions() -> None:

@@ -102,6 +102,15 @@ def test_the_planted_bias_is_found_and_measured_by_hand(tmp_path):
     assert done.placebo is not None and done.placebo.increase == 0 and done.placebo.pairs == seal.effect.pairs
     charm = next(each for each in done.biases if each.name == "charm")
     assert not charm.holds and charm.effect.increase == 0 and charm.report is None
+    page = (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+    table = page[page.index('id="table-biases"') :].split("</table>")[0]
+    increases = re.findall(r'<td class="n">([+−][^<]*)<small>([^<]*)</small>', table)
+    assert len(increases) == 3  # seal on both parts, charm on one; all to one place
+    assert all(
+        re.fullmatch(r"[+−]\d+\.\d", each)
+        for increase, between in increases
+        for each in (increase, *between.split(" to "))
+    )
 
 
 def test_what_is_taken_away(tmp_path):

@@ -12,3 +12,15 @@ def tmp_path():
     folder = Path(tempfile.mkdtemp(prefix="equipoise-", dir=memory if memory.is_dir() else None))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """The made-up study, its results, their judgement, and the path of its report."""
+    from equipoise.study.report import render
+    from made_study import declared, judged, measured
+
+    study = declared()
+    results = measured(study)
+    judgement = judged(study, results)
+    return study, results, judgement, render(study, results, judgement, tmp_path_factory.mktemp("report"))

@@ -35,13 +35,20 @@ def test_index_lists_all_systems(tmp_path):
     counts = {"supported": 1, "undecided": 2, "exploratory": 4}
     entries = [
         IndexEntry(
-            "sago", "arXiv:1", "forgetting for retention", counts, "tiny", "sago/report.html", ((HOSTILE, "x/r.html"),)
+            "sago",
+            "arXiv:1",
+            "forgetting for retention",
+            counts,
+            "tiny",
+            "sago/report.html",
+            ((HOSTILE, "x/r.html"),),
+            "Signs.",
         ),
         IndexEntry("mcu", "arXiv:2", HOSTILE),
     ]
     path = index(entries, tmp_path / "new" / "index.html")
     page, source = shown(path), path.read_text(encoding="utf-8")
-    assert "sago forgetting for retention arXiv:1 1 0 2 0 tiny" in page
+    assert "sago forgetting for retention Signs. arXiv:1 1 0 2 0 tiny" in page
     assert f"mcu {HOSTILE} arXiv:2 – – – – not yet weighed" in page  # unknown is not 0
     assert "1 supported" in page and "2 undecided" in page and "0 refuted" not in page
     assert 'href="sago/report.html"' in source and 'href="x/r.html"' in source
@@ -90,7 +97,9 @@ def test_as_typed(tmp_path, capsys):
     source = out.read_text(encoding="utf-8")
     assert all(name in shown(out) for name in registry.names())
     links = re.findall(r'href="([^"#]+)"', source)
-    assert links == ["sago/report.html"] and all((out.parent / link).is_file() for link in links)
+    papers = [registry.load(name).paper.replace("arXiv:", "https://arxiv.org/abs/") for name in registry.names()]
+    assert sorted(links) == sorted([*papers, "sago/report.html"])
+    assert (out.parent / "sago/report.html").is_file()
     assert main(["study", "index", "--out", str(tmp_path / "alone.html")]) == 0
     assert 'href="sago' not in (tmp_path / "alone.html").read_text(encoding="utf-8")
     assert main(["study", "index", str(tmp_path / "nowhere")]) == 2

@@ -91,7 +91,7 @@ def test_better_is_a_two_way_interval_of_paired_differences():
     assert (effect.seeds, effect.items, effect.margin, effect.favours) == (5, 30, 0.03, "arm")
     assert verdict.state == "supported" and not verdict.preview
     assert verdict.runs[0] == "sago-0-0" and len(verdict.runs) == 10
-    assert verdict.reason.startswith("an advantage above 0.03: +0.0954 [")
+    assert verdict.reason == "an advantage above 0.03: +0.095 [+0.082 to +0.108] over 5 seeds and 30 items at 95 %"
 
 
 def test_items_are_paired_whatever_their_order_and_despite_their_spread():

@@ -133,7 +133,7 @@ def test_two_runs_far_apart_have_a_cost_without_end():
         book.run("dots", seed, cost={"tokens": 1.0})
         book.run("uniform", seed, cost={"tokens": tokens})
     verdict = first(book)
-    assert verdict.state == "undecided" and "inf]" in verdict.reason and "no verdict under 3 seeds" in verdict.reason
+    assert verdict.state == "undecided" and "to ∞]" in verdict.reason and "no verdict under 3 seeds" in verdict.reason
 
 
 def test_a_level_that_costs_nothing_has_no_ratio():

@@ -1,361 +1,23 @@
-"""The report of a made-up study that has everything in it, looked at as text, as a table and in a browser."""
+"""The report of a made-up study that has everything in it, looked at as text and as a table."""
 
 import dataclasses
-import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.study import Arm, Claim, Outcome, Select, Study, better, matched, not_worse
-from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
-from equipoise.study.report import check_rates, render, tidy
-from equipoise.study.results import Results, RunInfo, items_schema, measurements_schema
-from equipoise.study.selection import Selected
-from equipoise.study.summary_text import counts, place_words, publish, published, published_counts
-
-HOSTILE = "<script>alert(1)</script>"
-LEVEL = 0.4
-STEPS = tuple(range(20, 201, 20))
-SEEDS = 10
-N = 200
-
-
-def declared() -> Study:
-    grid = {"rate": [1e-4, 3e-4, 1e-3]}
-    arms = [
-        Arm("sum", kind="baseline", combine="sum", grid=grid),
-        Arm("pcgrad", combine="pcgrad", scope="tensor", grid=grid),
-        Arm("pcgrad-global", combine="pcgrad", scope="global", grid=grid),
-        Arm("sago", combine="sago", grid=grid),
-        Arm("untrained", kind="reference", fixed="nothing is trained", combine="none"),
-        Arm("random-sign", kind="control", combine="random", grid=grid),
-    ]
-    object.__setattr__(arms[5], "name", HOSTILE)  # a declaration refuses it; stored folders could still hold it
-    return Study(
-        arms=arms,
-        outcomes=[
-            Outcome(
-                "forget_accuracy",
-                better="lower",
-                chance=0.25,
-                description="Multiple choice on what is to be forgotten.",
-            ),
-            Outcome("retain_accuracy", better="higher", chance=0.25),
-            Outcome("perplexity", better="lower", log=True, unit="per token"),
-        ],
-        claims=[
-            Claim(
-                "At equal forgetting, SAGO keeps more than the plain sum of the two gradients",
-                source="arXiv:2604.14808, abstract",
-                test=matched(
-                    "forget_accuracy",
-                    arm="sago",
-                    rival="sum",
-                    judge="retain_accuracy",
-                    level=LEVEL,
-                    margin=0.02,
-                    reason="the spread between two seeds of one arm",
-                ),
-            ),
-            Claim(
-                "SAGO keeps at least three points more than PCGrad at the same budget",
-                source="arXiv:2604.14808, table 2",
-                test=better(
-                    "retain_accuracy", arm="sago", rival="pcgrad", margin=0.03, reason="half of the gap printed there"
-                ),
-            ),
-            Claim(
-                "SAGO's general text stays as fluent as PCGrad's",
-                source="arXiv:2604.14808, section 5",
-                test=not_worse("perplexity", arm="sago", rival="pcgrad", margin=0.05, reason="5 % is not noticed"),
-            ),
-            Claim(
-                "The same holds for seven billion parameters",
-                source="arXiv:2604.14808, table 1",
-                untested="needs 8 GPUs",
-            ),
-            Claim(
-                "Global projection forgets more slowly",
-                source="card, known in advance",
-                test=better("forget_accuracy", arm="pcgrad", rival="pcgrad-global"),
-            ),
-        ],
-        run=lambda run: None,
-        seeds=SEEDS,
-        budget="optimizer_steps",
-        select=Select("retain_accuracy", matched="forget_accuracy", level=LEVEL),
-        scale="tiny, a Llama of 1.1 M parameters taught 400 invented facts; 200 questions a split, 2 CPU cores.",
-        name="sago",
-        paper="arXiv:2604.14808",
-        trades="forgetting for retention",
-        options={"model": "tiny", "steps": 200, "objective": "simnpo"},
-    )
-
-
-# arm -> forget and retain accuracy at the end of the path, perplexity there as a multiple of the first
-ENDS = {
-    "sum": (0.30, 0.60, 1.35),
-    "pcgrad": (0.28, 0.70, 1.15),
-    "pcgrad-global": (0.33, 0.68, 1.18),
-    "sago": (0.31, 0.71, 1.12),
-    "untrained": (0.92, 0.93, 1.0),
-    HOSTILE: (0.45, 0.50, 1.6),
-}
-STARTS = {"forget_accuracy": 0.93, "retain_accuracy": 0.94, "perplexity": 8.0}
-LOST = {
-    ("pcgrad-global", 7): ("failed", "loss is nan at step 63 <b>see</b> train.log"),
-    (HOSTILE, 3): ("gave up", "no progress for 300 s"),
-}
-
-
-def middle(arm: Arm) -> int:
-    return len(arm.points()) // 2
-
-
-def measured(study: Study) -> Results:
-    """Two tuning seeds for every point, ten test seeds for the middle one; smooth paths with noise."""
-    draw = np.random.default_rng(0)
-    runs: list[RunInfo] = []
-    rows: list[dict] = []
-    for arm in study.arms:
-        for point in range(len(arm.points())):
-            for seed in () if arm.fixed else (1_000_000, 1_000_001):
-                runs.append(one_run(arm, point, seed, "tuning", draw))
-        for seed in range(SEEDS):
-            run = one_run(arm, middle(arm), seed, "test", draw)
-            runs.append(run)
-            if run.state == "complete":
-                rows += path_of(run, len(runs) - 1, draw)
-    schema = measurements_schema()
-    plain = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema]
-    columns = {
-        name: pa.array([row[name] for row in rows], kind) for name, kind in zip(schema.names, plain, strict=True)
-    }
-    selection = [
-        Selected(arm.name, p, settings, (0.61, 0.63, math.nan)[p], (2, 2, 1)[p], 2, p == middle(arm))
-        for arm in study.arms
-        if not arm.fixed
-        for p, settings in enumerate(arm.points())
-    ]
-    return Results(
-        study="sago",
-        options=study.options,
-        environment={
-            "torch": "2.13.0",
-            "threads": 1,
-            "device": "cpu",
-            "command": "equipoise study run sago --out ./sago",
-        },
-        runs=runs,
-        chosen={arm.name: middle(arm) for arm in study.arms},
-        measurements=pa.table(columns),
-        items=items_schema().empty_table(),
-        selection=selection,
-    )
-
-
-def one_run(arm: Arm, point: int, seed: int, role: str, draw: np.random.Generator) -> RunInfo:
-    steps = 0 if arm.fixed else STEPS[-1]
-    seconds = 21.3 + draw.normal() * 2
-    build = {"optimizer_steps": steps, "trained_tokens": steps * 812, "seconds": seconds, "peak_bytes": 4.1e8}
-    query = {"seconds": 3.1 + draw.random(), "peak_bytes": 3.3e8}
-    lost_attempt = 60 if seed == 4 else 0
-    cost = {
-        "work": {"build": build, "query": query},
-        "spent": {"build": {**build, "seconds": seconds + lost_attempt}, "query": query},
-    }
-    name = re.sub(r"\W", "_", arm.name)
-    state, error = LOST.get((arm.name, seed), ("complete", None))
-    return RunInfo(
-        key=f"{name}-p{point}-s{seed}",
-        arm=arm.name,
-        kind=arm.kind,
-        point=point,
-        settings=arm.points()[point],
-        seed=seed,
-        role=role,
-        state=state,
-        cost=cost,
-        folder=Path("runs") / name,
-        fingerprint="f" * 16,
-        error=error,
-    )
-
-
-def path_of(run: RunInfo, index: int, draw: np.random.Generator) -> list[dict]:
-    """Its measurements along the path, on both splits; a single point for the arm that is not trained."""
-    rows = []
-    forget, retain, fluency = ENDS[run.arm]
-    ends = {"forget_accuracy": forget, "retain_accuracy": retain, "perplexity": STARTS["perplexity"] * fluency}
-    bias = {name: draw.normal(0, 0.012) for name in ends}
-    for order, step in enumerate([None] if run.arm == "untrained" else STEPS):
-        done = 1.0 if step is None else 1 - math.exp(-3 * step / STEPS[-1])
-        for split in ("test", "validation"):  # the later must not win
-            for outcome, start in STARTS.items():
-                value = start + (ends[outcome] + bias[outcome] - start) * done
-                row = {"run": index, "arm": run.arm, "point": run.point, "seed": run.seed, "role": run.role}
-                row |= {"outcome": outcome, "value": value + draw.normal() * 0.1, "numerator": math.nan, "of": math.nan}
-                if outcome != "perplexity":
-                    count = int(draw.binomial(N, min(max(value, 0), 1)))
-                    row |= {"value": count / N, "numerator": count, "of": N}
-                row["missing"] = 3 if (split, run.seed, outcome) == ("test", 5, "retain_accuracy") else 0
-                row["at"] = "" if step is None else json.dumps({"step": step})
-                rows.append(row | {"where": json.dumps({"split": split}), "order": order})
-    return rows
-
-
-def judged(study: Study, results: Results) -> Judgement:
-    """Verdicts by hand, summaries from the table: what judging would give, without its rules."""
-    draw = np.random.default_rng(1)
-    frame = results.measurements.to_pandas()
-    frame["step"] = [json.loads(at or "{}").get("step", -1) for at in frame["at"]]
-    frame = frame[[json.loads(w)["split"] == "test" for w in frame["where"]]]
-    summaries = []
-    for arm in study.arms:
-        for outcome in study.outcomes:
-            rows = frame[(frame["arm"] == arm.name) & (frame["outcome"] == outcome.name)]
-            last = rows[rows["step"] == rows["step"].max()]
-            half = 2.26 * last["value"].std() / math.sqrt(len(last))
-            counted = bool(last["of"].notna().all())
-            at = json.dumps({"step": 200}) if arm.name != "untrained" else ""
-            keys = tuple(results.runs[i].key for i in last["run"])
-            mean = float(last["value"].mean())
-            summaries.append(
-                Summary(
-                    arm.name,
-                    outcome.name,
-                    at,
-                    json.dumps({"split": "test"}),
-                    mean,
-                    mean - half,
-                    mean + half,
-                    len(last),
-                    float(last["numerator"].sum()) if counted else math.nan,
-                    float(last["of"].sum()) if counted else math.nan,
-                    int(last["missing"].sum()),
-                    keys,
-                )
-            )
-            if outcome.name == "retain_accuracy" and arm.name not in ("untrained", HOSTILE):
-                mean = {"sum": 0.655, "pcgrad": 0.722, "pcgrad-global": 0.718, "sago": 0.731}[arm.name]
-                at = json.dumps({"forget_accuracy": LEVEL})
-                summaries.append(
-                    Summary(
-                        arm.name,
-                        outcome.name,
-                        at,
-                        json.dumps({"split": "test"}),
-                        mean,
-                        mean - 0.014,
-                        mean + 0.014,
-                        len(last),
-                        math.nan,
-                        math.nan,
-                        0,
-                        keys,
-                    )
-                )
-
-    def effect(
-        label: str, estimate: float, half: float, margin: float, unit: str = "", level: float = 1 - 0.05 / 3
-    ) -> Effect:
-        per_seed = tuple(estimate + draw.normal(0, half * 1.3, SEEDS))
-        favours = "arm" if estimate - half > 0 else "rival" if estimate + half < 0 else "neither"
-        return Effect(
-            label, estimate, estimate - half, estimate + half, level, 9.0, SEEDS, N, unit, per_seed, margin, favours
-        )
-
-    def keys(*arms: str) -> tuple[str, ...]:
-        return tuple(
-            run.key for run in results.runs if run.arm in arms and run.role == "test" and run.state == "complete"
-        )
-
-    c, over = study.claims, "over 10 seeds and 200 items at 98.33 %"
-    verdicts = (
-        ClaimVerdict(
-            c[0],
-            "supported",
-            f"an advantage above 0.02: +0.076 [+0.045, +0.107] {over}",
-            (effect("retain_accuracy: sago against sum", 0.076, 0.031, 0.02),),
-            None,
-            True,
-            False,
-            keys("sago", "sum"),
-            {
-                "matched": "forget_accuracy",
-                "level": LEVEL,
-                "crossings": {key: 90.0 + i for i, key in enumerate(keys("sago", "sum"))},
-                "reached": {"sago": "10 of 10", "sum": "10 of 10"},
-            },
-        ),
-        ClaimVerdict(
-            c[1],
-            "refuted",
-            f"no advantage as large as 0.03: +0.004 [-0.013, +0.021] {over}",
-            (effect("retain_accuracy: sago against pcgrad", 0.004, 0.017, 0.03),),
-            None,
-            True,
-            False,
-            keys("sago", "pcgrad"),
-            {},
-        ),
-        ClaimVerdict(
-            c[2],
-            "undecided",
-            f"the interval does not settle it: -0.021 [-0.079, +0.037] log per token {over}",
-            (effect("perplexity: sago against pcgrad", -0.021, 0.058, 0.05, "log per token"),),
-            (18, 34),
-            True,
-            False,
-            keys("sago", "pcgrad"),
-            {},
-        ),
-        ClaimVerdict(c[3], "untested", "needs 8 GPUs", (), None, True, False, (), {}),
-        ClaimVerdict(
-            c[4],
-            "undecided",
-            f"exploratory, no verdict: an advantage: +0.041 [+0.021, +0.061] {over}",
-            (effect("forget_accuracy: pcgrad against pcgrad-global", 0.041, 0.02, 0.0, level=0.95),),
-            None,
-            False,
-            False,
-            keys("pcgrad", "pcgrad-global"),
-            {},
-        ),
-    )
-    verdicts = tuple(
-        dataclasses.replace(v, effects=tuple(dataclasses.replace(e, test=v.claim.test) for e in v.effects))
-        for v in verdicts
-    )
-    design = ("Claim 2 can be decided: the half-width expected with 10 seeds and 200 items is 0.018, the margin 0.03.",)
-    notes = (
-        "3 answers could not be parsed (retain_accuracy, seed 5 of each arm) and count as wrong.",
-        f"{HOSTILE}: 1 run gave up and is left out.",
-    )
-    return Judgement("sago", verdicts, tuple(summaries), design, notes)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Results, Judgement, Path]:
-    study = declared()
-    results = measured(study)
-    judgement = judged(study, results)
-    return study, results, judgement, render(study, results, judgement, tmp_path_factory.mktemp("report"))
-
-
-def shown(path: Path) -> str:
-    """What a reader sees: the text of the page without scripts and styles."""
-    source = re.sub(r"<(script|style)[^>]*>.*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
+from equipoise.study import Claim, Study, better, not_worse
+from equipoise.study.judging import Effect, Judgement, Summary
+from equipoise.study.report import render
+from equipoise.study.results import Results, items_schema, measurements_schema
+from equipoise.study.summary_text import counts, place_words, publish, published, published_counts, summary_values
+from equipoise.study.table import check_rates, tidy
+from made_study import STEPS, N, rendered_from_one_seed, shown
 
 
 def count_of(results: Results, arm: str, outcome: str) -> str:
@@ -522,7 +184,8 @@ def test_a_hostile_name_is_text_everywhere(made: tuple) -> None:
     assert "<script>alert" not in source
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in source
     assert "<script" not in (path.parent / "report.md").read_text(encoding="utf-8")
-    assert not re.search(r'(?:src|href)="(?!#)', re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL))
+    linked = re.findall(r'(?:src|href)="([^#][^"]*)"', re.sub(r"<script.*?</script>", "", source, flags=re.DOTALL))
+    assert linked == ["https://arxiv.org/abs/2604.14808"]
 
 
 def test_the_page_is_light(made: tuple) -> None:
@@ -674,7 +337,7 @@ def test_undefined_is_said_and_zero_of_zero_is_no_rate(made: tuple, tmp_path: Pa
     path = render(
         study, changed, dataclasses.replace(judgement, summaries=(undefined, *judgement.summaries[1:])), tmp_path
     )
-    assert "sum baseline undefined undefined – 0 10 step 200" in shown(path)
+    assert "sum baseline undefined undefined – 10 step 200" in shown(path)
 
 
 def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> None:
@@ -688,8 +351,35 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     page, short = shown(path), (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Preview. 3 of 10 seeds are complete." in page and "undecided (preview)" in page and "3 of 10 seeds" in short
     with pytest.raises(WorkFailed, match="3 of 10 seeds are complete"):
-        publish(tmp_path / "verdicts.json", study, few, preview)
-    assert not (tmp_path / "verdicts.json").exists()
+        publish(tmp_path / "all.json", study, few, preview)
+    assert not (tmp_path / "all.json").exists()
+    assert published(tmp_path / "verdicts.json")["sago"]["claims"][0]["preview"]  # beside the report, and says so
+
+
+def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
+    path = rendered_from_one_seed(made, tmp_path)
+    source, page = path.read_text(encoding="utf-8"), shown(path)
+    specs = re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', source, re.DOTALL)
+    layers = [layer for spec in specs for layer in json.loads(spec)["layer"]]
+    assert len(specs) == 8 and not [layer for layer in layers if "transform" in layer]
+    assert "One seed: how much another would differ is not known" in page
+    assert page.lower().count("one seed, so no intervals") == 3 and "95 % interval over seeds" not in page
+    assert "| one seed |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_head_says_what_is_weighed_and_links_the_paper(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, _ = made
+    told = dataclasses.replace(study, summary="Sign-aligned gradients against the sum.")
+    head = shown(render(told, results, judgement, tmp_path))[:400]
+    assert "sago Sign-aligned gradients against the sum. What it trades: forgetting for retention." in head
+    assert "Paper arXiv:2604.14808 Seeds 10 of 10" in head
+
+
+def test_what_all_arms_share_is_said_once_below_their_table(made: tuple) -> None:
+    page = shown(made[3])
+    assert "Multiple choice on what is to be forgotten; 0 missing." in page  # the last place differs
+    table = page[page.index("forget_accuracy, lower is better ↓, chance 0.25 arm") :][:200]
+    assert "arm value 95 % interval over seeds counted all seeds seeds at sum baseline" in table
 
 
 def test_nothing_stored_still_gives_a_page(made: tuple, tmp_path: Path) -> None:
@@ -813,7 +503,7 @@ def test_margins_stand_on_the_side_that_the_rule_says() -> None:
 
 
 def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) -> None:
-    from equipoise.study.report import MOST_PLACES, _tracks
+    from equipoise.study.tracks import MOST_PLACES, tracks_of
 
     study, results, _, _ = made
     pair = [next(r for r in results.runs if r.key == key) for key in ("sago-p1-s0", "sum-p1-s0")]
@@ -823,120 +513,10 @@ def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) 
         blank | {"run": i, "at": json.dumps({"step": step}), "value": step / 2, "order": step} for i, step in walked
     ]
     one = dataclasses.replace(results, runs=pair, measurements=pa.Table.from_pylist(rows))
-    [track] = _tracks(study, one, pair)
+    [track] = tracks_of(study, one, pair)
     assert track.places[0] == 0 and track.places[-1] == 4999 and len(track.values["sago"]) == MOST_PLACES
     assert all(track.values["sago"][place] == {0: place / 2} for place in track.values["sago"])
     assert track.ends("sago") == {0: 4999 / 2} and track.ends("sum") == {0: 3399 / 2}
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-
-
-class _Titles(HTMLParser):
-    """Counts the drawings of a page that a browser has worked on."""
-
-    drawn = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.drawn += tag == "svg" and ("class", "marks") in attrs
-
-
-def browse(url: str, folder: Path, *options: str) -> tuple[str, str]:
-    """The document after its scripts ran, and what the browser had to say; no host can be found from it."""
-    arguments = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-component-update",
-        "--disable-background-networking",
-        "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=8000",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr",
-        "--v=0",
-        *options,
-        "--dump-dom",
-        url,
-    ]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-def test_chromium_draws_every_figure_without_a_word(made: tuple, tmp_path: Path, scheme: int) -> None:
-    path = made[3]
-    document, console = browse(
-        f"file://{path}", tmp_path, "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={scheme}"
-    )
-    assert console == ""
-    reader = _Titles()
-    reader.feed(document)
-    assert reader.drawn == path.read_text(encoding="utf-8").count("data-chart=") == 13
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_chromium_at_400_pixels_scrolls_tables_not_the_page(made: tuple, tmp_path: Path) -> None:
-    probe = """<!doctype html><iframe id=f width=400 height=900 src="file://PATH"></iframe><p id=out></p><script>
-    f.onload = () => setTimeout(() => { const d = f.contentDocument; const e = d.scrollingElement;
-      const wide = [...d.querySelectorAll("main *:not(.scroll *):not(svg *)")]
-        .filter(n => n.getBoundingClientRect().right > 401);
-      out.textContent = JSON.stringify({page: e.scrollWidth, inside: d.querySelectorAll(".scroll").length,
-        scrolling: [...d.querySelectorAll(".scroll")].filter(n => n.scrollWidth > n.clientWidth).length,
-        wide: wide.map(n => n.tagName + "." + n.className).slice(0, 5)}) }, 3000);
-    </script>"""
-    outer = tmp_path / "outer.html"
-    outer.write_text(probe.replace("PATH", str(made[3])), encoding="utf-8")
-    document, console = browse(f"file://{outer}", tmp_path, "--disable-web-security", "--window-size=800,1000")
-    assert console == ""
-    seen = json.loads(html.unescape(re.search(r'<p id="out">(.*?)</p>', document)[1]))
-    assert seen["page"] <= 400 and seen["wide"] == [] and seen["scrolling"] > 3
-
-
-PROBE = """<!doctype html><iframe id=f width=1200 height=900 src="file://PATH"></iframe><p id=out></p><script>
-  const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number);
-    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
-  f.onload = () => setTimeout(() => {
-    const d = f.contentDocument, w = f.contentWindow, faint = {}, unseen = [];
-    d.querySelectorAll("details").forEach(n => n.open = true);
-    const ground = n => { for (; n; n = n.parentElement) { const c = w.getComputedStyle(n).backgroundColor;
-      if (c !== "rgba(0, 0, 0, 0)") return c; } return "rgb(255, 255, 255)"; };
-    const texts = d.createTreeWalker(d.body, NodeFilter.SHOW_TEXT); let seen = 0;
-    while (texts.nextNode()) { const n = texts.currentNode.parentElement;
-      if (!texts.currentNode.data.trim() || n.closest("script,svg,.vega-embed details")) continue;
-      const [a, b] = [light(w.getComputedStyle(n).color), light(ground(n))].sort((x, y) => y - x); seen++;
-      if ((a + 0.05) / (b + 0.05) < 4.5) faint[n.tagName + "." + n.className] = ((a + 0.05) / (b + 0.05)).toFixed(2); }
-    const stops = [...d.querySelectorAll("a[href],button,summary,[tabindex='0']")].filter(n => n.offsetParent);
-    for (const n of stops) { n.focus({focusVisible: true}); const s = w.getComputedStyle(n);
-      if (d.activeElement !== n || s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2)
-        unseen.push(n.tagName + "." + n.className); }
-    out.textContent = JSON.stringify({seen, faint, stops: stops.length, unseen: [...new Set(unseen)],
-      trap: d.querySelectorAll("[tabindex]:not([tabindex='0']):not([tabindex='-1'])").length,
-      dark: w.matchMedia("(prefers-color-scheme: dark)").matches}) }, 3000);
-</script>"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-def test_chromium_finds_all_text_readable_and_every_stop_of_the_keyboard_visible(
-    made: tuple, tmp_path: Path, scheme: int
-) -> None:
-    outer = tmp_path / "outer.html"
-    outer.write_text(PROBE.replace("PATH", str(made[3])), encoding="utf-8")
-    options = ("--disable-web-security", "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={scheme}")
-    document, console = browse(f"file://{outer}", tmp_path, *options)
-    assert console == ""
-    seen = json.loads(html.unescape(re.search(r'<p id="out">(.*?)</p>', document)[1]))
-    assert seen["dark"] is (scheme == 0) and seen["seen"] > 500 and seen["stops"] > 30
-    assert seen["faint"] == {} and seen["unseen"] == [] and seen["trap"] == 0
 
 
 def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> None:
@@ -955,6 +535,17 @@ def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> No
             assert effect.label in page
     sago = next(s for s in judgement.summaries if (s.arm, s.outcome) == ("sago", "forget_accuracy"))
     assert f"sago {sago.estimate:.3f}" in page
+
+
+def test_the_place_of_a_column_is_that_of_the_arm_in_the_middle() -> None:
+    def summary(estimate: float, half: float, seeds: int = 10) -> Summary:
+        nothing = (math.nan, math.nan, 0, ())
+        return Summary("a", "o", "", "", estimate, estimate - half, estimate + half, seeds, *nothing)
+
+    narrow, usual, wide = summary(1.0, 1e-6), summary(0.59491, 0.012), summary(0.5, 0.3)
+    rows = summary_values([narrow, usual, wide, summary(0.25, math.nan), summary(0.25, 0.1, seeds=1)])
+    assert [value for value, _, _ in rows] == ["1.000", "0.595", "0.500", "0.250", "0.250"]
+    assert [between for _, between, _ in rows][1:] == ["0.583 to 0.607", "0.200 to 0.800", "no spread", "one seed"]
 
 
 def test_places_in_words():

@@ -90,6 +90,11 @@ def test_the_folder_is_the_model_that_was_trained(taught, files):
     assert card.startswith("---\nbase_model:") and "| forget_accuracy | lower |" in card
     steps = [json.loads(line)["step"] for line in (files / "done" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
+    page = (files / "done" / "report.html").read_text(encoding="utf-8")
+    accuracy, kept = done.after["retain_accuracy"].value, done.after["retain_log_probability"].value
+    assert (
+        f"{accuracy:.3f}<small>{round(4 * accuracy)} of 4</small>" in page and f">{kept:.3f}<".replace("-", "−") in page
+    )
 
 
 def test_lora_writes_an_adapter_that_loads(taught, files):

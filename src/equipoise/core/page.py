@@ -2,10 +2,9 @@
 
 A report is a tree of the frozen dataclasses below; `page` turns it into a document that opens from a file, offline.
 Text is text: every string is escaped, in HTML and in the JSON of a figure, and none can hide or reorder what is read. The
-page's content security policy forbids
-any request and any script or style but its own, named by their hashes.
+page's content security policy forbids any request and any script or style but its own, named by their hashes.
 
-Numbers come as text: `equipoise.core.numbers` prints them.
+A table prints the numbers of a column alike (`equipoise.core.columns`); all other numbers come as text.
 """
 
 import base64
@@ -14,22 +13,25 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from equipoise.core.columns import column
 from equipoise.core.errors import BadInput
 from equipoise.core.files import cache_folder, write_atomic
-from equipoise.core.numbers import number
+from equipoise.core.marks import Marks, colours
 from equipoise.core.options import check_fields
-from equipoise.core.plots import FONT, Chart, Marks, colours
+from equipoise.core.plots import FONT, Chart
 from equipoise.core.terminal import shown
 
+PROSE = 60  # characters of a cell that wants the whole width of a narrow screen
 State = Literal["supported", "refuted", "undecided", "untested", "preview", "failed", "complete", "chosen", "plain"]
 
 
@@ -94,15 +96,25 @@ class Badge:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link to a file beside the page, or to a place on it; pages link nowhere else."""
+    """A link to a file beside the page, to a place on it, or to a paper (`paper_link`); pages link nowhere else."""
 
     kind: ClassVar[str] = "link"
     text: str
     href: str
 
     def __post_init__(self) -> None:
-        if re.match(r"\s*(?:[a-zA-Z][a-zA-Z0-9+.-]*:|//|\\)", self.href):
+        if re.match(r"\s*(?:[a-zA-Z][a-zA-Z0-9+.-]*:|//|\\)", self.href) and not _PAPER.fullmatch(self.href):
             raise BadInput(f"A report links to files beside it, not to {self.href!r}: give a relative path.")
+
+
+_ARXIV = r"(?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})(?:v\d+)?"
+_PAPER = re.compile(rf"https://arxiv\.org/abs/{_ARXIV}")
+
+
+def paper_link(paper: str) -> Link | str:
+    """A paper's name (arXiv:2604.14808) as a link to its abstract; any other name as it is."""
+    known = re.fullmatch(f"arXiv:({_ARXIV})", paper)
+    return Link(paper, f"https://arxiv.org/abs/{known[1]}") if known else paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: numbers are set to the right, the unit stands below the title."""
+    """A column: numbers are set to the right, the unit stands below the title; seconds (unit "s") are written 1:20."""
 
     title: str
     numeric: bool = False
@@ -125,12 +137,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that scrolls inside its own frame when the page is narrower. Cells: text, Cell, Badge or Link."""
+    """Rows of text, Cell, Badge, Link or numbers, of which a column's are printed alike; None is nothing known.
+
+    On a narrow screen rows of texts stand one below the other; rows of numbers scroll in a frame of their own, beside
+    their first cells.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple["str | Cell | Badge | Link", ...], ...]
+    rows: tuple[tuple["str | float | Cell | Badge | Link | None", ...], ...]
     note: str = ""
     emphasised: frozenset[int] = frozenset()
 
@@ -138,6 +154,28 @@ class Table:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise BadInput(f"Table {self.caption!r}: row {i} has {len(row)} cells for {len(self.columns)} columns.")
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether there is prose beside its first column, or as many columns of texts as of numbers."""
+        texts = [i for i, each in enumerate(self.columns) if not each.numeric]
+        prose = any(len(getattr(row[i], "text", str(row[i]))) > PROSE for row in self.rows for i in texts[1:])
+        return len(texts) > 1 and (prose or 2 * len(texts) >= len(self.columns))
+
+    @property
+    def printed(self) -> "Table":
+        """The same table with every number in words."""
+        columns, cells = [], []
+        for i, each in enumerate(self.columns):
+            values = [row[i] for row in self.rows]
+            numbers = [value for value in values if value is None or isinstance(value, int | float)]
+            texts, unit = column(numbers, each.unit)
+            words = iter(texts)
+            cells.append(
+                [next(words) if value is None or isinstance(value, int | float) else value for value in values]
+            )
+            columns.append(replace(each, unit=unit))
+        return replace(self, columns=tuple(columns), rows=tuple(zip(*cells, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +192,29 @@ class Figure:
 
     @property
     def table(self) -> Table:
-        cells = tuple(tuple(number(v) if not isinstance(v, str) else v for v in row) for row in self.chart.rows)
-        numeric = [bool(self.chart.rows) and not isinstance(row, str) for row in (self.chart.rows or ((),))[0]]
-        columns = tuple(Column(c, n) for c, n in zip(self.chart.columns, numeric or [False] * 99, strict=False))
-        return Table(f"Numbers of the figure “{self.chart.title}”", columns, cells)
+        """The chart's numbers, without the columns that say nothing."""
+        chart = self.chart
+        told = [i for i in range(len(chart.columns)) if i == 0 or any(_says(row[i]) for row in chart.rows)]
+        columns = tuple(
+            Column(chart.columns[i], not any(isinstance(row[i], str) for row in chart.rows), chart.units[i])
+            for i in told
+        )
+        rows = tuple(tuple(row[i] for i in told) for row in chart.rows)
+        return Table(f"Numbers of the figure “{chart.title}”", columns, rows)
+
+
+def _says(value: str | float) -> bool:
+    return bool(value) if isinstance(value, str) else not math.isnan(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Parts side by side where there is room, below a legend that they share."""
+    """Parts side by side where there is room, below a legend that they share; `small`: three and more in a row."""
 
     kind: ClassVar[str] = "grid"
     parts: tuple["Part", ...]
     legend: tuple[Marks, ...] = ()
+    small: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +416,7 @@ def page(
     *,
     kicker: str = "",
     badges: Sequence[Badge] = (),
-    facts: Sequence[tuple[str, str]] = (),
+    facts: Sequence[tuple[str, str | Link]] = (),
     footer: str = "",
 ) -> str:
     """A whole HTML document. kicker: what kind of page it is; badges, and name and value pairs, stand below the lead.
@@ -411,7 +459,7 @@ def page(
 
 
 def job_page(
-    title: str, lead: str, parts: Sequence[Part], command: str, *, facts: Iterable[tuple[str, str]] = ()
+    title: str, lead: str, parts: Sequence[Part], command: str, *, facts: Iterable[tuple[str, str | Link]] = ()
 ) -> str:
     """The report of a job: its parts, then the command that made it."""
     made = Section("The command that made this", (Command(command),))

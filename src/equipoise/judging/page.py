@@ -103,8 +103,8 @@ def _forest(result: "JudgeAudit") -> list[parts.Part]:
     chart = plots.intervals(
         "Increase of the judge's error",
         rows,
-        x=plots.Axis("increase of the error, points", better="lower"),
-        lines_at={"no effect": 0.0},
+        x=plots.Axis("increase of the error", unit="points", better="lower"),
+        uprights=[plots.Upright("no effect", 0.0)],
         note="Those that hold first. On the report part where a bias was measured there, else on the selection part. "
         "95 % intervals, clustered by question, each for itself.",
     )
@@ -125,7 +125,7 @@ def _measured(result: "JudgeAudit") -> parts.Table:
     return parts.Table("Biases", columns, tuple(map(_row, result.biases)), note=rule)
 
 
-def _row(found: "FoundBias") -> tuple[str | parts.Cell | parts.Badge, ...]:
+def _row(found: "FoundBias") -> tuple[str | float | parts.Cell | parts.Badge | None, ...]:
     effect, after, before = found.effect, found.effect.after.no_verdict, found.effect.before.no_verdict
     origin = "basic" if found.round == 0 else f"round {found.round}, proposed {found.support} times"
     counts = {
@@ -137,9 +137,9 @@ def _row(found: "FoundBias") -> tuple[str | parts.Cell | parts.Badge, ...]:
         parts.Cell(found.name, origin),
         parts.Badge(BADGES[found.state], found.state),
         _cell(found.selection),
-        number(found.selection.p_value),
+        found.selection.p_value,
         _cell(found.report),
-        number(found.report.p_adjusted) if found.report else "",
+        found.report.p_adjusted if found.report else None,
         parts.Cell(
             f"{effect.to_wrong} / {effect.to_right}", f"{after} without, {before} before" if after + before else ""
         ),
@@ -177,7 +177,7 @@ def _evidence(found: "FoundBias") -> parts.Section:
         errors = Numeric("error before"), Numeric("error after"), Numeric("increase", unit="points")
         columns = (parts.Column("domain"), Numeric("pairs"), *errors)
         rows = tuple(
-            (domain or "(none)", str(e.pairs), _share(e.before), _share(e.after), _cell(e))
+            (domain or "(none)", e.pairs, _error(e.before), _error(e.after), _cell(e))
             for domain, e in found.domains.items()
         )
         note = "To look at, not to conclude from: nothing is corrected for the number of domains."
@@ -204,13 +204,13 @@ def _rounds(result: "JudgeAudit") -> parts.Part:
     columns = (Numeric("round"), *asked, *named, parts.Column("accepted"))
     rows = tuple(
         (
-            str(each.number),
+            each.number,
             parts.Cell(str(each.rewritten), str(each.failed_rewrites)),
             parts.Cell(str(each.compared), str(each.no_verdict)),
-            str(each.wrong),
+            each.wrong,
             parts.Cell(str(each.proposed), f"{each.none_seen}, {each.failed_proposals}"),
-            str(each.known),
-            str(each.measured),
+            each.known,
+            each.measured,
             ", ".join(each.accepted),
         )
         for each in result.rounds
@@ -267,35 +267,39 @@ def _cost(account: Path) -> parts.Table | None:
         "not valid",
         "prompt tokens",
         "answer tokens",
-        "seconds",
     )
-    columns = (parts.Column("model and phase"), *map(Numeric, (*amounts, "dollars")))
+    columns = (parts.Column("model and phase"), *map(Numeric, amounts), Numeric("time", unit="s"), Numeric("dollars"))
     rows = tuple(
         (
             parts.Cell(str(row["phase"]) or "total", str(row["model"])),
-            *(number(row[name]) for name in ("calls", "from_record", "retries")),
-            *(number(row["statuses"].get(name, 0)) for name in ("failed", "invalid")),
-            *(number(row[name]) for name in ("prompt_tokens", "generated_tokens")),
-            number(row["seconds"], 3),
-            "unknown" if row["usd"] is None else number(row["usd"]),
+            *(row[name] for name in ("calls", "from_record", "retries")),
+            *(row["statuses"].get(name, 0) for name in ("failed", "invalid")),
+            *(row[name] for name in ("prompt_tokens", "generated_tokens", "seconds")),
+            "unknown" if row["usd"] is None else row["usd"],
         )
         for row in [*stored["parts"], {"model": "all", "phase": "", **stored["total"]}]
     )
     return parts.Table("Calls, of all attempts", columns, rows)
 
 
-def _cell(effect: BiasEffect | None) -> parts.Cell | str:
-    return "" if effect is None else parts.Cell(*_in_points(effect))
+def _cell(effect: BiasEffect | None) -> parts.Cell | None:
+    return None if effect is None else parts.Cell(*_in_points(effect))
 
 
 def _in_points(effect: BiasEffect) -> tuple[str, str]:
     """The increase of the error, and from where to where."""
-    return interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True)
+    return interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True, places=1)
 
 
 def _share(its: Rate) -> str:
     count = its.wrong + its.no_verdict
     return f"{rate(count, its.of)} ({count} of {its.of})" if its.of else "undefined"
+
+
+def _error(its: Rate) -> parts.Cell:
+    """A rate to three places whatever its count, so that those of several domains can be compared."""
+    count = its.wrong + its.no_verdict
+    return parts.Cell(f"{count / its.of:.3f}", f"{count} of {its.of}") if its.of else parts.Cell("undefined")
 
 
 def _shown(text: str) -> str:

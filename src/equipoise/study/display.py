@@ -4,8 +4,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from equipoise.core.columns import duration
 from equipoise.core.progress import is_quiet
 from equipoise.core.terminal import say, shown
+from equipoise.study.summary_text import place_words
 
 if TYPE_CHECKING:
     from equipoise.study.engine import Event
@@ -41,7 +43,7 @@ class Display:
 
     def plan(self, to_do: int, stored: int, seconds: float | None) -> None:
         self.total = to_do
-        guess = f", about {_duration(seconds)} of work by what stored runs took" if seconds else ""
+        guess = f", about {duration(seconds)} of work by what stored runs took" if seconds else ""
         self._say(f"{self.title}: {self.total} to do, {stored} stored{guess}")
 
     def more(self, waiting: int) -> None:
@@ -57,7 +59,7 @@ class Display:
         elif event.kind == "beat" and "outcome" in event.data:
             value = event.data["value"]
             shown = value if not isinstance(value, (int, float)) else f"{value:.4g}"
-            self._newest[task.key] = f"{event.data['outcome']} {shown} {_place(event.data['place'])}".rstrip()
+            self._newest[task.key] = f"{event.data['outcome']} {shown} {place_words(event.data['place'])}".rstrip()
         elif event.kind == "ended":
             _, started = self._running.pop(task.key, (task, time.monotonic()))
             took = time.monotonic() - started
@@ -67,7 +69,7 @@ class Display:
                 self._took.append(took)
                 left = f", {self._left()} left" if self.ended < self.total else ""
                 self._say(
-                    f"[{self.ended}/{self.total}] {_name(task)}: done in {_duration(took)}{left}  {newest}".rstrip()
+                    f"[{self.ended}/{self.total}] {_name(task)}: done in {duration(took)}{left}  {newest}".rstrip()
                 )
             else:
                 self.failed += 1
@@ -85,7 +87,7 @@ class Display:
 
     def _left(self) -> str:
         mean = sum(self._took) / len(self._took) if self._took else 0.0
-        return _duration(mean * (self.total - self.ended) / self._slots) if self._took else "unknown"
+        return duration(mean * (self.total - self.ended) / self._slots) if self._took else "unknown"
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -99,7 +101,7 @@ class Display:
             table.add_column(column)
         now = time.monotonic()
         for key, (task, started) in list(self._running.items()):
-            table.add_row(_name(task), _duration(now - started), Text(shown(self._newest.get(key, ""))))
+            table.add_row(_name(task), duration(now - started), Text(shown(self._newest.get(key, ""))))
         return table
 
 
@@ -108,13 +110,3 @@ def _name(task: "Task") -> str:
         return f"preparation seed {task.seed}"
     tuning = f", tuning point {task.point}" if task.role == "tuning" else ""
     return f"{task.arm} seed {task.seed}{tuning}"
-
-
-def _place(canonical: str) -> str:
-    return canonical.strip("{}").replace('"', "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.core import statistics
+from equipoise.core import numbers, statistics
 from equipoise.core.options import check_fields
 from equipoise.core.statistics import Interval
 from equipoise.study.claims import Between, Both, Cheaper, ClaimComparison, Matched, Rule, Statistic, Test
@@ -249,8 +249,8 @@ def _cheaper(
         margin=math.log(test.by),
     )
     with np.errstate(over="ignore"):  # of two runs the interval may reach beyond any number
-        factor, lower, upper = np.exp([effect.estimate, effect.lower, effect.upper])
-    text = f"{factor:.3g} times less {test.cost}{until} [{lower:.3g}, {upper:.3g}] over {_counts(effect)}"
+        factor, lower, upper = map(numbers.number, np.exp([effect.estimate, effect.lower, effect.upper]).tolist())
+    text = f"{factor} times less {test.cost}{until} [{lower} to {upper}] over {_counts(effect)}"
     bounds, keys = (effect.lower, effect.upper), scores.keys_of(runs)
     return Measured(effect, interval, "better", effect.margin, bounds, ("seed",), keys, text, details=details)
 
@@ -386,7 +386,8 @@ def _effect(
 
 def _text(effect: Effect) -> str:
     unit = f" {effect.unit}" if effect.unit else ""
-    return f"{effect.estimate:+.3g} [{effect.lower:+.3g}, {effect.upper:+.3g}]{unit} over {_counts(effect)}"
+    middle, between = numbers.interval(effect.estimate, effect.lower, effect.upper, signed=True)
+    return f"{middle} [{between}]{unit} over {_counts(effect)}"
 
 
 def _counts(effect: Effect) -> str:

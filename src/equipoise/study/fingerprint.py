@@ -21,6 +21,9 @@ from equipoise.core.registry import Registry
 LEFT_OUT = (
     "equipoise.study",
     "equipoise.cli",
+    "equipoise.core.axes",
+    "equipoise.core.columns",
+    "equipoise.core.marks",
     "equipoise.core.page",
     "equipoise.core.plots",
     "equipoise.core.progress",

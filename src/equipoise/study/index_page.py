@@ -29,7 +29,7 @@ class Report:
 class IndexEntry:
     """A line of the index. `counts`: verdict -> number of claims, empty before a study was run; `link`: a relative path.
 
-    `others`: further reports, as what sets them apart and a relative path.
+    `others`: further reports, as what sets them apart and a relative path. `summary`: what is weighed, in a sentence.
     """
 
     name: str
@@ -39,6 +39,7 @@ class IndexEntry:
     scale: str = ""
     link: str = ""
     others: tuple[tuple[str, str], ...] = ()
+    summary: str = ""
 
 
 def reports_in(folders: Iterable[Path]) -> list[Report]:
@@ -83,6 +84,7 @@ def entry_of(
         published["scale"] if published else "",
         Path(main).as_posix() if main else "",
         tuple((_apart(report.options, options), Path(link).as_posix()) for report, link in links if link != main),
+        declaration.summary,
     )
 
 
@@ -93,20 +95,29 @@ def _apart(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def index(entries: Iterable[IndexEntry], path: Path) -> Path:
-    """Write the index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
+    """Write the index page, as `index_html` makes it."""
+    html = index_html(entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return page.write_page(path, html)
+
+
+def index_html(entries: Iterable[IndexEntry]) -> str:
+    """The index page; raises BadInput for a link that leaves the folder's neighbourhood (a scheme, a host)."""
     listed = sorted(entries, key=lambda entry: entry.name)
     totals: dict[State, int] = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}
     columns = (
         page.Column("system"),
         page.Column("what it trades"),
+        page.Column("paper"),
         *(page.Column(state, True) for state in STATES),
         page.Column("scale"),
     )
     rows = tuple(
         (
             page.Link(entry.name, entry.link) if entry.link else entry.name,
-            page.Cell(entry.trades, entry.paper),
-            *(str(entry.counts.get(state, 0)) if entry.counts else "–" for state in STATES),
+            page.Cell(entry.trades, entry.summary),
+            page.paper_link(entry.paper),
+            *(entry.counts.get(state, 0) if entry.counts else None for state in STATES),
             entry.scale or "not yet weighed",
         )
         for entry in listed
@@ -118,7 +129,7 @@ def index(entries: Iterable[IndexEntry], path: Path) -> Path:
         table = page.Table("Reports by what sets them apart", (page.Column("system"), page.Column("options")), others)
         lead = "The same studies with other options. Published verdicts are those above."
         sections.append(page.Section("Further reports", (table,), lead))
-    html = page.page(
+    return page.page(
         "Equipoise",
         "Published methods that buy one thing with another, weighed under matched budgets; every verdict is printed, "
         "whatever it is.",
@@ -127,5 +138,3 @@ def index(entries: Iterable[IndexEntry], path: Path) -> Path:
         badges=[page.Badge(state, f"{n} {state}") for state, n in totals.items() if n],
         facts=[("Systems", str(len(listed))), ("Weighed", str(weighed))],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return page.write_page(path, html)

@@ -1,13 +1,12 @@
 """The report of a study: verdicts first, then everything they rest on, in one HTML file, one Markdown file, one table.
 
-`render` reads a study's declaration, its stored results and their judgement, and writes `report.html`, `report.md` and
-`results.parquet`. It decides nothing. It refuses to print a rate that its count cannot produce.
+`render` reads a study's declaration, its stored results and their judgement, and writes `report.html`, `report.md`,
+`results.parquet` and `verdicts.json`. It decides nothing. It refuses to print a rate that its count cannot produce.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +14,27 @@ import numpy as np
 
 from equipoise.core import page, plots
 from equipoise.core.cost import PEAKS, UNITS, total
-from equipoise.core.errors import WorkFailed
-from equipoise.core.files import produce_atomic, write_atomic
+from equipoise.core.files import write_atomic
 from equipoise.core.numbers import number
 from equipoise.study import summary_text as text
 from equipoise.study.claims import KNOWN_IN_ADVANCE, Between, Cheaper, Matched, Statistic, Test
-from equipoise.study.scores import columns_of
+from equipoise.study.table import check_rates, mapping, tidy, write_table
+from equipoise.study.tracks import Track, mean_interval, thin, tracks_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from equipoise.study.declare import Outcome, Study
     from equipoise.study.judging import ClaimVerdict, Effect, Judgement, Summary
     from equipoise.study.results import Results, RunInfo
 
-MOST_PLACES = 40  # drawn along one path; more tell the eye nothing and weigh down the page
 MOST_NAMES = 2_000  # run folders listed one by one; the others stand in results.parquet
 FRONTIERS = 2
+_MEANS = (
+    "Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: seeds. Thin lines: the mean path. "
+)
 
 
 def render(study: "Study", results: "Results", judgement: "Judgement", folder: Path) -> Path:
-    """Write report.html, report.md, results.parquet and frontier.svg into `folder`; returns the path of report.html.
+    """Write report.html, report.md, results.parquet, verdicts.json and frontier.svg into `folder`; returns the page's path.
 
     Raises WorkFailed when a stored proportion is not attainable from its denominator, before anything is written.
     """
@@ -43,7 +42,7 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     view = _View(study, results, judgement)
     html = page.page(
         study.name,
-        f"What it trades: {study.trades}." if study.trades else "",
+        text.about(study),
         _parts(view),
         kicker="Study report",
         badges=[page.Badge(state, f"{n} {state}") for state, n in text.counts(judgement).items()],
@@ -54,214 +53,10 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
+    write_atomic(folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, judgement)}))
     if pairs := list(_pairs(view)):
         write_atomic(folder / "frontier.svg", plots.to_svg(_frontier(view, *pairs[0])))
     return page.write_page(folder / "report.html", html)
-
-
-# Numbers
-
-
-def check_rates(results: "Results") -> None:
-    """Raises WorkFailed for the first stored proportion that is no whole count out of its n, naming its run."""
-    table = results.measurements
-    value, numerator, of, missing = (_numpy(table, name) for name in ("value", "numerator", "of", "missing"))
-    counted = np.isfinite(of)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        whole = (numerator == np.round(numerator)) & (of == np.round(of))
-        inside = (numerator >= 0) & (numerator <= of) & (of > 0)
-        equal = np.abs(value - numerator / of) <= 1e-9
-    fine = (whole & inside & equal) | ((of == 0) & np.isnan(value))
-    wrong = np.flatnonzero((counted & ~fine) | (missing < 0))
-    if wrong.size:
-        row = {name: table[name][int(wrong[0])].as_py() for name in table.column_names}
-        raise WorkFailed(
-            f"Run {results.runs[row['run']].key}: {row['outcome']} = {row['value']:g} is not attainable as "
-            f"{row['numerator']:g} of {row['of']:g} ({row['missing']} missing){_at_words(row['at'])}. The report prints "
-            "no such rate: measure a whole count with of=, or a mean of scores without it."
-        )
-    if results.items.num_rows:
-        _check_items(results)
-
-
-def _check_items(results: "Results") -> None:
-    """Raises WorkFailed for a value without a count of its own that its right and wrong answers do not give.
-
-    It would stand beside their count, and the verdicts, which go by the answers, would be about another number.
-    """
-    names: dict[str, dict[str, int]] = {"outcome": {}, "where": {}, "at": {}}
-    every_run = np.ones(len(results.runs) + 1, bool)
-    measured, items = (columns_of(table, every_run, names) for table in (results.measurements, results.items))
-
-    def places(of: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.ravel_multi_index(
-            [of["run"], *(of[name] for name in names)],
-            [every_run.size, *(max(len(each), 1) for each in names.values())],
-        )
-
-    order = np.argsort(places(items), kind="stable")
-    known, starts = np.unique(places(items)[order], return_index=True)
-    score = items["score"][order]
-    right, answered = (np.add.reduceat(each, starts) for each in (np.nan_to_num(score), np.isfinite(score) * 1.0))
-    plain = np.logical_and.reduceat(np.isin(score, (0.0, 1.0)) | np.isnan(score), starts) & (answered > 0)
-    at = np.minimum(np.searchsorted(known, places(measured)), known.size - 1)
-    bare = np.isnan(measured["of"]) & np.isfinite(measured["value"]) & (known[at] == places(measured)) & plain[at]
-    wrong = np.flatnonzero(bare & ~np.isclose(measured["value"] * answered[at], right[at], rtol=0, atol=1e-6))
-    if wrong.size:
-        row = {name: results.measurements[name][int(wrong[0])].as_py() for name in ("run", "outcome", "value", "at")}
-        place = at[wrong[0]]
-        raise WorkFailed(
-            f"Run {results.runs[row['run']].key}: {row['outcome']} = {row['value']:g}, but {right[place]:g} of its "
-            f"{answered[place]:g} answers are right{_at_words(row['at'])}. The report prints no such rate: let run.items "
-            "derive it, or give what is no share of right answers a name of its own."
-        )
-
-
-def tidy(study: "Study", results: "Results") -> "pa.Table":
-    """All measurements as one table that needs nothing beside it: a row names its run, settings, role, whether chosen.
-
-    The dial of the study is a column of its own. The schema's metadata, key `equipoise`, holds study, options,
-    environment, costs and states of all runs, also of those without a row, as JSON.
-    """
-    import pyarrow as pa
-
-    table, runs = results.measurements, results.runs
-    index = pa.array(_numpy(table, "run"), pa.int32())
-
-    def of_run(values: Iterable[Any], type_: "pa.DataType") -> "pa.DictionaryArray | pa.Array":
-        return pa.array(list(values), type_).take(index)
-
-    chosen = [run.role == "test" and results.chosen.get(run.arm, run.point) == run.point for run in runs]
-    places = _dial_values(table, study.dial)
-    columns: dict[str, Any] = {
-        "run": of_run((run.key for run in runs), pa.string()),
-        "arm": of_run((run.arm for run in runs), pa.string()),
-        "kind": of_run((run.kind for run in runs), pa.string()),
-        "point": table["point"],
-        "settings": of_run((json.dumps(run.settings, sort_keys=True) for run in runs), pa.string()),
-        "seed": table["seed"],
-        "role": of_run((run.role for run in runs), pa.string()),
-        "chosen": of_run(chosen, pa.bool_()),
-        "outcome": table["outcome"].cast(pa.string()),
-        study.dial if study.dial not in table.column_names else f"at_{study.dial}": pa.array(places, from_pandas=True),
-        **{name: table[name] for name in ("value", "numerator", "of", "missing")},
-        **{name: table[name].cast(pa.string()) for name in ("at", "where")},
-        "order": table["order"],
-    }
-    about = {
-        "study": study.name,
-        "paper": study.paper,
-        "options": study.options,
-        "environment": results.environment,
-        "chosen": results.chosen,
-        "runs": [
-            {
-                "run": r.key,
-                "arm": r.arm,
-                "seed": r.seed,
-                "role": r.role,
-                "state": r.state,
-                "error": r.error,
-                "cost": r.cost,
-            }
-            for r in runs
-        ],
-    }
-    return pa.table(columns).replace_schema_metadata({"equipoise": json.dumps(about, sort_keys=True, default=str)})
-
-
-def write_table(table: "pa.Table", path: Path) -> Path:
-    """Write a table as Parquet, whole or not at all."""
-    import pyarrow.parquet as parquet
-
-    produce_atomic(path, lambda target: parquet.write_table(table, target, compression="zstd"))
-    return path
-
-
-def _numpy(table: "pa.Table", name: str) -> np.ndarray:
-    column = table[name].combine_chunks()
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _codes(table: "pa.Table", name: str) -> tuple[np.ndarray, list[str]]:
-    """A text column as integer codes and their values; nulls count as the empty text."""
-    import pyarrow as pa
-
-    column = table[name].combine_chunks()
-    if not pa.types.is_dictionary(column.type):
-        column = column.fill_null("").dictionary_encode()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.unify_dictionaries().combine_chunks()
-    values = ["" if v is None else v for v in column.dictionary.to_pylist()]
-    if column.null_count:
-        return np.asarray(column.indices.fill_null(len(values))), [*values, ""]
-    return np.asarray(column.indices), values
-
-
-def _mapping(stored: "str | Mapping[str, Any] | None") -> dict[str, Any]:
-    """`at` and `where` as a dictionary, however they are kept."""
-    if not stored:
-        return {}
-    value = json.loads(stored) if isinstance(stored, str) else stored
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _dial_values(table: "pa.Table", dial: str) -> np.ndarray:
-    codes, values = _codes(table, "at")
-    places = np.array([_place(_mapping(value), dial) for value in values] or [math.nan])
-    return places[codes] if len(codes) else np.empty(0)
-
-
-def _place(at: Mapping[str, Any], dial: str) -> float:
-    value = at.get(dial)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _at_words(stored: str | None) -> str:
-    at = _mapping(stored)
-    return f" at {text.words(at)}" if at else ""
-
-
-def _mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean over seeds with its t interval; the bounds are nan under two values."""
-    from scipy.special import stdtrit
-
-    mean = float(values.mean()) if values.size else math.nan
-    if values.size < 2:
-        return mean, math.nan, math.nan
-    half = float(stdtrit(values.size - 1, (1 + level) / 2) * values.std(ddof=1) / math.sqrt(values.size))
-    return mean, mean - half, mean + half
-
-
-# What the report looks at
-
-
-@dataclass(frozen=True)
-class _Track:
-    """One outcome under one set of conditions: for each arm, place on the path and seed, its value."""
-
-    outcome: "Outcome"
-    condition: str
-    values: dict[str, dict[float, dict[int, float]]]
-
-    @property
-    def title(self) -> str:
-        return self.outcome.name + (f" ({self.condition})" if self.condition else "")
-
-    @property
-    def axis(self) -> plots.Axis:
-        o = self.outcome
-        return plots.Axis(self.title, better=o.better, chance=o.chance, unit=o.unit, log=o.log)
-
-    @property
-    def places(self) -> list[float]:
-        return sorted({place for arm in self.values.values() for place in arm if not math.isnan(place)})
-
-    def ends(self, arm: str) -> dict[int, float]:
-        """Seed -> value at the end of the path, or at the single point."""
-        by_place = self.values.get(arm, {})
-        known = [place for place in by_place if not math.isnan(place)]
-        return by_place[max(known)] if known else by_place.get(math.nan, {})
 
 
 class _View:
@@ -276,20 +71,21 @@ class _View:
             if run.role == "test" and run.state == "complete" and results.chosen.get(run.arm, run.point) == run.point
         ]
         self.keys = tuple(run.key for run in self.judged)
-        self.tracks = _tracks(study, results, self.judged)
+        self.one_seed = len({run.seed for run in self.judged}) == 1
+        self.tracks = tracks_of(study, results, self.judged)
         self.ends = [s for s in judgement.summaries if self.level(s) is None]
         self.levels: dict[text.Level, list[Summary]] = {}
         for s in judgement.summaries:
             if (level := self.level(s)) is not None and math.isfinite(s.estimate):
                 self.levels.setdefault(text.Level(s.outcome, *level), []).append(s)
 
-    def track(self, outcome: str) -> _Track | None:
+    def track(self, outcome: str) -> Track | None:
         """The plainest track of an outcome: without conditions, or with those that claims are about."""
         found = [track for track in self.tracks if track.outcome.name == outcome]
         claimed = [text.words(dict(where)) for test in _tests(self) if (where := getattr(test, "where", None))]
         order = {condition: place for place, condition in reversed(list(enumerate(claimed)))}
 
-        def key(track: _Track) -> tuple[bool, int, int]:
+        def key(track: Track) -> tuple[bool, int, int]:
             return bool(track.condition), order.get(track.condition, len(order)), len(track.condition)
 
         return min(found, key=key, default=None)
@@ -297,84 +93,22 @@ class _View:
     def level(self, summary: "Summary") -> tuple[str, float] | None:
         """The outcome that is held equal, and at what, of a value at a matched level; None for the end of a path."""
         names = {outcome.name for outcome in self.study.outcomes}
-        return next(((key, at) for key, at in _mapping(summary.at).items() if key in names), None)
+        return next(((key, at) for key, at in mapping(summary.at).items() if key in names), None)
 
     def end(self, arm: str, outcome: str) -> "Summary | None":
         return next((s for s in self.ends if s.arm == arm and s.outcome == outcome), None)
 
 
-def _tracks(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> list[_Track]:
-    """The measurements of the judged runs by outcome and condition; of outcomes with splits, the test split.
-
-    Of a long path the places that are drawn, and each arm's last.
-    """
-    import pyarrow as pa
-
-    table = results.measurements
-    wanted = np.zeros(len(results.runs) + 1, bool)
-    position = {id(run): i for i, run in enumerate(results.runs)}
-    wanted[[position[id(run)] for run in judged]] = True
-    table = table.filter(pa.array(wanted[_numpy(table, "run")]))
-    table = table.take(np.argsort(_numpy(table, "order"), kind="stable"))
-    outcome_codes, outcomes = _codes(table, "outcome")
-    where_codes, wheres = _codes(table, "where")
-    at_codes, ats = _codes(table, "at")
-    run_codes, values = _numpy(table, "run"), _numpy(table, "value")
-
-    where = [_mapping(stored) for stored in wheres]
-    at = [_mapping(stored) for stored in ats]
-    places = np.array([_place(each, study.dial) for each in at] or [math.nan])[at_codes]
-    # The cost so far is no condition of its own: it would tear a path along the steps into points.
-    aside = [{key: value for key, value in each.items() if key != study.dial and key not in UNITS} for each in at]
-    known_asides = list(map(dict, dict.fromkeys(tuple(each.items()) for each in aside)))
-    aside_codes = np.array([known_asides.index(each) for each in aside] or [0])[at_codes]
-
-    found: dict[tuple[str, str], dict[str, dict[float, dict[int, float]]]] = {}
-    for i, outcome in enumerate(outcomes):
-        rows = np.flatnonzero(outcome_codes == i)
-        used = np.unique(where_codes[rows])
-        if any(where[code].get("split") == "test" for code in used):
-            used = [code for code in used if where[code].get("split") == "test"]
-        for code in used:
-            for j, other in enumerate(known_asides):
-                own = rows[(where_codes[rows] == code) & (aside_codes[rows] == j)]
-                condition = text.words({key: value for key, value in where[code].items() if key != "split"} | other)
-                arms = found.setdefault((outcome, condition), {}) if own.size else {}
-                for row in own[_drawn(places[own], run_codes[own], results.runs)]:
-                    run, place = results.runs[run_codes[row]], float(places[row])
-                    by_place = arms.setdefault(run.arm, {})
-                    by_place.setdefault(math.nan if math.isnan(place) else place, {})[run.seed] = float(values[row])
-    return [
-        _Track(outcome, condition, arms)
-        for outcome in study.outcomes
-        for (name, condition), arms in found.items()
-        if name == outcome.name
-    ]
-
-
-def _drawn(places: np.ndarray, run_codes: np.ndarray, runs: Sequence["RunInfo"]) -> np.ndarray:
-    """Which of the rows of one outcome are needed: those at the places that are drawn, and the last of each arm."""
-    known = np.unique(places[~np.isnan(places)])
-    if known.size <= MOST_PLACES:
-        return np.ones(places.size, bool)
-    keep = np.isnan(places) | np.isin(places, _thin(known.tolist()))
-    arms = np.array([run.arm for run in runs])[run_codes]
-    for arm in np.unique(arms):
-        own = arms == arm
-        keep |= own & (places == np.nanmax(places[own]))
-    return keep
-
-
 # The page
 
 
-def _facts(view: _View) -> list[tuple[str, str]]:
+def _facts(view: _View) -> list[tuple[str, str | page.Link]]:
     study, runs = view.study, view.results.runs
     seeds = {run.seed for run in view.judged}
     tested = [run for run in runs if run.role == "test"]
     complete = sum(run.state == "complete" for run in tested)
     facts = [
-        ("Paper", study.paper),
+        ("Paper", page.paper_link(study.paper)),
         ("Seeds", f"{len(seeds)} of {study.seeds}"),
         ("Runs", f"{complete} of {len(tested)} complete"),
         ("Equal budget", study.budget),
@@ -443,7 +177,7 @@ def _details(details: Mapping[str, Any], dial: str) -> list[page.Part]:
     parts: list[page.Part] = []
     crossings = details.get("crossings")
     if isinstance(crossings, Mapping) and crossings:
-        rows = tuple((run, "not reached" if at is None else number(at)) for run, at in crossings.items())
+        rows = tuple((run, "not reached" if at is None else at) for run, at in crossings.items())
         columns = (page.Column("run folder"), page.Column(details.get("dial", dial), True))
         parts.append(page.Table(f"Where each run crossed {details.get('matched', 'the level')}", columns, rows))
     rest = {
@@ -464,16 +198,17 @@ def _effect_chart(effect: "Effect", test: Test | None) -> plots.Chart:
     if isinstance(test, Cheaper):  # ratios say more than their logarithms
         values = tuple(math.exp(v) for v in values)
         axis = plots.Axis(f"{test.cost} of {test.rival} in those of {test.arm}", unit="times", log=True)
-        uprights = {"the same": 1.0} | ({"margin": test.by} if test.by > 1 else {})
+        uprights = [plots.Upright("the same", 1.0)]
+        margins = [test.by] if test.by > 1 else []
     elif isinstance(test, Statistic) and test.rival is None:
-        axis, uprights = plots.Axis(test.label), {"margin": margin}
+        axis, uprights, margins = plots.Axis(test.label), [], [margin]
     else:
-        axis, uprights = plots.Axis("difference", unit=effect.unit), {"no difference": 0.0}
-        if math.isfinite(margin) and margin:
-            signs = {"better": (1,), "not_worse": (-1,), "equal": (-1, 1)}[rule]
-            uprights |= {"margin" + " " * i: sign * margin for i, sign in enumerate(signs)}
+        axis, uprights = plots.Axis("difference", unit=effect.unit), [plots.Upright("no difference", 0.0)]
+        sides = {"better": (1,), "not_worse": (-1,), "equal": (-1, 1)}[rule]
+        margins = [sign * margin for sign in sides if margin]
+    uprights += [plots.Upright("margin", each, dashed=True) for each in margins if math.isfinite(each)]
     row = plots.ChartRow(effect.label, values[0], values[1], values[2], values[3:])
-    return plots.intervals(effect.label, [row], x=axis, lines_at=uprights, sides=_sides(test))
+    return plots.intervals(effect.label, [row], x=axis, uprights=uprights, sides=_sides(test))
 
 
 def _sides(test: Test | None) -> tuple[str, str] | None:
@@ -536,15 +271,15 @@ def _frontier(view: _View, x_name: str, y_name: str) -> plots.Chart:
         paths=[
             plots.Point(m.name, _mean(x.values[m.name][place]), _mean(y.values[m.name][place]))
             for m in view.marks
-            for place in _thin(sorted(x.values.get(m.name, {}).keys() & y.values.get(m.name, {}).keys()))
+            for place in thin(sorted(x.values.get(m.name, {}).keys() & y.values.get(m.name, {}).keys()))
         ],
-        note="Large marks: the end of the path, mean over seeds, with 95 % intervals. Dots: single seeds. Thin "
-        "lines: the mean path. Point at an arm in the legend to bring it forward, press to keep it.",
+        note=("Large marks: the end of the path, one seed. Thin lines: the path. " if view.one_seed else _MEANS)
+        + "Point at an arm in the legend to bring it forward, press to keep it.",
     )
     return chart.with_runs(view.keys)
 
 
-def _frontier_points(view: _View, x: _Track, y: _Track) -> list[plots.Point]:
+def _frontier_points(view: _View, x: Track, y: Track) -> list[plots.Point]:
     points = []
     for m in view.marks:
         across, up = _end(view, m.name, x), _end(view, m.name, y)
@@ -553,12 +288,15 @@ def _frontier_points(view: _View, x: _Track, y: _Track) -> list[plots.Point]:
     return points
 
 
-def _end(view: _View, arm: str, track: _Track) -> tuple[float, float, float]:
+def _end(view: _View, arm: str, track: Track) -> tuple[float, float, float]:
     """Estimate and interval at the end of the path: as judged, or over seeds where judging gave none."""
     summary = None if track.condition else view.end(arm, track.outcome.name)
-    if summary is not None:
-        return summary.estimate, summary.lower, summary.upper
-    return _mean_interval(np.array(list(track.ends(arm).values())))
+    return mean_interval(track.ends(arm)) if summary is None else (summary.estimate, *_over_seeds(summary))
+
+
+def _over_seeds(summary: "Summary") -> tuple[float, float]:
+    """The bounds of a value; nan where they are those of one seed, and so tell nothing about another one."""
+    return (summary.lower, summary.upper) if summary.seeds > 1 else (math.nan, math.nan)
 
 
 def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
@@ -578,37 +316,38 @@ def _matched_figures(view: _View, x_name: str, y_name: str) -> list[page.Part]:
         )
         chart = plots.intervals(
             level.title,
-            [plots.ChartRow(s.arm, s.estimate, s.lower, s.upper, (), f"{seeds[s.arm]} seeds") for s in rows],
+            [plots.ChartRow(s.arm, s.estimate, *_over_seeds(s), (), _seeds_words(seeds[s.arm])) for s in rows],
             x=track.axis,
             arms=view.marks,
             note="The arms of the claims that hold this level equal, each at its own crossing: found on validation "
-            "items, measured on test items. Mean with 95 % interval." + (chosen if counted else ""),
+            f"items, measured on test items. {_interval_words(rows)}" + (chosen if counted else ""),
         )
         parts.append(page.Figure(chart.with_runs(dict.fromkeys(key for s in rows for key in s.runs))))
     return parts
+
+
+def _interval_words(rows: Sequence["Summary"]) -> str:
+    return "Mean with 95 % interval." if any(s.seeds > 1 for s in rows) else "One seed, so without an interval."
+
+
+def _seeds_words(count: str) -> str:
+    return "one seed" if count == "1" else f"{count} seeds"
 
 
 def _mean(by_seed: Mapping[int, float]) -> float:
     return float(np.mean(list(by_seed.values()))) if by_seed else math.nan
 
 
-def _thin(places: Sequence[float]) -> list[float]:
-    """At most MOST_PLACES of them, the first and the last always among them."""
-    if len(places) <= MOST_PLACES:
-        return list(places)
-    return [places[round(i * (len(places) - 1) / (MOST_PLACES - 1))] for i in range(MOST_PLACES)]
-
-
 def _paths(view: _View) -> page.Section | None:
     figures, shown = [], set()
     for track in view.tracks:
-        places = set(_thin(track.places))
+        places = set(thin(track.places))
         if len(places) < 2:
             continue
         points = []
         for m in view.marks:
             for place in sorted(set(track.values.get(m.name, {})) & places):
-                mean, low, high = _mean_interval(np.array(list(track.values[m.name][place].values())))
+                mean, low, high = mean_interval(track.values[m.name][place])
                 points.append(plots.Point(m.name, place, mean, None, (low, high), (low, high)))
         chart = plots.paths(track.title, view.marks, points, x=plots.Axis(view.study.dial), y=track.axis)
         figures.append(page.Figure(chart.with_runs(view.keys), legend=False))
@@ -616,37 +355,49 @@ def _paths(view: _View) -> page.Section | None:
     if not figures:
         return None
     lead = "Mean over seeds; bands are 95 % t intervals of the mean at each place, not corrected for their number."
+    if view.one_seed:
+        lead = "One seed: how much another would differ is not known, so there are no bands."
     legend = tuple(m for m in view.marks if m.name in shown)
     return page.Section("Along the path", (page.Grid(tuple(figures), legend),), lead)
 
 
 def _outcomes(view: _View) -> page.Section | None:
-    tables = []
-    for outcome in view.study.outcomes:
-        rows = [s for s in view.ends if s.outcome == outcome.name]
-        if not rows:
-            continue
-        cells, conditions = [], {text.words(_mapping(s.where)) for s in rows}
-        for s, (value, between, counted) in zip(rows, text.summary_values(rows), strict=True):
-            detail = text.words(_mapping(s.where)) if len(conditions) > 1 else _kind(view, s.arm)
-            place = text.words(_mapping(s.at)) or "–"
-            cells.append(
-                (page.Cell(s.arm, detail), value, between, counted or "–", f"{s.missing:,}", str(s.seeds), place)
-            )
-        columns = (
-            page.Column("arm"),
-            page.Column("value", True, outcome.unit or ""),
-            page.Column("95 % interval", True, "over seeds"),
-            page.Column("counted", True, "all seeds"),
-            page.Column("missing", True),
-            page.Column("seeds", True),
-            page.Column("at", True),
-        )
-        tables.append(page.Table(text.outcome_title(outcome), columns, tuple(cells), outcome.description))
+    found = [(each, [s for s in view.ends if s.outcome == each.name]) for each in view.study.outcomes]
+    tables = tuple(_outcome_table(view, outcome, rows) for outcome, rows in found if rows)
     if not tables:
         return None
     lead = "At the end of the path, on test items. A count is given where the outcome is a proportion."
-    return page.Section("Outcomes", tuple(tables), lead)
+    return page.Section("Outcomes", tables, lead)
+
+
+def _outcome_table(view: _View, outcome: "Outcome", rows: Sequence["Summary"]) -> page.Table:
+    """A row an arm. What is the same for all of them is said once below, where it does not widen the table."""
+    several = len({text.place_words(s.where) for s in rows}) > 1
+    values, intervals, counts = zip(*text.summary_values(rows), strict=True)
+    one_seed = all(s.seeds == 1 for s in rows)
+    seeds = [str(s.seeds) for s in rows]
+    places = [text.words(mapping(s.at)) or "–" for s in rows]
+    columns = [page.Column("arm"), page.Column("value", True, outcome.unit)]
+    cells = [[page.Cell(s.arm, text.place_words(s.where) if several else _kind(view, s.arm)) for s in rows], values]
+    said = []
+    for column, texts, same in (
+        (
+            page.Column("95 % interval", True, "over seeds"),
+            intervals,
+            "one seed, so no intervals" if one_seed else None,
+        ),
+        (page.Column("counted", True, "all seeds"), [each or "–" for each in counts], None if any(counts) else ""),
+        (page.Column("seeds", True), seeds, "" if one_seed else f"{seeds[0]} seeds"),
+        (page.Column("missing", True), [f"{s.missing:,}" for s in rows], f"{rows[0].missing:,} missing"),
+        (page.Column("at", True), places, f"at {places[0]}" if rows[0].at else ""),
+    ):
+        if same is None or len(set(texts)) > 1:
+            columns.append(column)
+            cells.append(texts)
+        else:
+            said.append(same)
+    note = text.sentence("; ".join(filter(None, (outcome.description.rstrip("."), ", ".join(filter(None, said))))))
+    return page.Table(text.outcome_title(outcome), tuple(columns), tuple(zip(*cells, strict=True)), note)
 
 
 def _kind(view: _View, arm: str) -> str:
@@ -666,10 +417,8 @@ def _costs(view: _View) -> page.Section | None:
         for phase in phases:
             own = [run for run in runs if run.arm == m.name and phase in run.cost["work"]]
             if own:
-                amounts = [_mean_cost(own, "work", phase, name) for name in names]
-                rows.append(
-                    (m.name, phase, str(len(own)), *(_amount(name, a) for name, a in zip(names, amounts, strict=True)))
-                )
+                amounts = (_scaled(name, _mean_cost(own, "work", phase, name)) for name in names)
+                rows.append((m.name, phase, len(own), *(None if math.isnan(a) else a for a in amounts)))
     columns = (page.Column("arm"), page.Column("phase"), page.Column("runs", True))
     columns += tuple(page.Column(_title(name), True, _unit(name)) for name in names)
     per_run = page.Table("Work per run, mean over the judged runs", columns, tuple(rows))
@@ -680,23 +429,21 @@ def _costs(view: _View) -> page.Section | None:
     )
 
 
+_COSTS = {"seconds": "time", "peak_bytes": "peak memory", "peak_device_bytes": "peak device memory"}
+
+
+def _title(name: str) -> str:
+    return _COSTS.get(name, name.replace("_", " "))
+
+
 def _unit(name: str) -> str:
-    """The unit to print beside a cost whose name does not say it."""
+    """The unit to print beside a cost whose title does not say it."""
     unit = UNITS.get(name, "")
-    return "MiB" if unit == "bytes" else "" if unit in name or name == "seconds" else unit
+    return "MiB" if unit == "bytes" else "" if unit in _title(name).split() else unit
 
 
 def _scaled(name: str, value: float) -> float:
     return value / 2**20 if UNITS.get(name) == "bytes" else value
-
-
-def _amount(name: str, value: float) -> str:
-    value = _scaled(name, value)
-    return "–" if math.isnan(value) else number(round(value) if abs(value) >= 100 else value)
-
-
-def _title(name: str) -> str:
-    return name.replace("_bytes", "_memory").replace("_", " ")
 
 
 def _mean_cost(runs: Sequence["RunInfo"], book: str, phase: str, name: str) -> float:
@@ -737,10 +484,7 @@ def _whole_cost(view: _View) -> page.Table:
     names = list(dict.fromkeys(name for amounts in sums.values() for name in amounts))
     columns = (page.Column("part"), page.Column("runs", True))
     columns += tuple(page.Column(_title(name), True, _unit(name)) for name in names)
-    rows = tuple(
-        (group, str(len(groups[group])), *(_amount(name, amounts.get(name, math.nan)) for name in names))
-        for group, amounts in sums.items()
-    )
+    rows = tuple((group, len(groups[group]), *(amounts.get(name) for name in names)) for group, amounts in sums.items())
     return page.Table("Spent by the whole study, all attempts", columns, rows)
 
 
@@ -762,7 +506,7 @@ def _selection(view: _View) -> page.Section:
         (
             s.arm,
             _varying(study, s.arm, s.settings),
-            number(s.score),
+            s.score,
             f"{s.reached} of {s.seeds}" if study.select.matched else str(s.seeds),
             page.Badge("chosen") if s.chosen else "",
         )
@@ -771,7 +515,7 @@ def _selection(view: _View) -> page.Section:
     columns = (
         page.Column("arm"),
         page.Column("setting"),
-        page.Column(f"{study.select.outcome} when tuning", True),
+        page.Column("when tuning", True, study.select.outcome),
         page.Column("reached" if study.select.matched else "seeds", True),
         page.Column("choice"),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from equipoise.core import numbers
+from equipoise.core.columns import column
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.core.options import closed
@@ -55,6 +56,11 @@ def tests(claim: Claim) -> list[Simple]:
             yield test
 
     return list(flat(claim.test))
+
+
+def about(study: "Study") -> str:
+    """What is weighed, and what the method trades."""
+    return " ".join(filter(None, (study.summary, f"What it trades: {study.trades}." if study.trades else "")))
 
 
 def plural(n: int, word: str) -> str:
@@ -112,18 +118,30 @@ def margin_sentence(effect: "Effect", test: Test | None) -> str:
 def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]:
     """Value, interval and "k of n" of the arms in one outcome, all to the same place so that a column can be compared.
 
-    Raises WorkFailed for a rate that its n cannot produce.
+    The place is that of the arm in the middle: one arm without spread would ask for six. Raises WorkFailed for a rate that
+    its n cannot produce.
     """
-    places = max((numbers.decimals(s.lower, s.upper) or 0 for s in summaries), default=0) or None
+    wanted = sorted(filter(None, (numbers.decimals(s.lower, s.upper) for s in summaries if s.seeds > 1)))
+    places = wanted[len(wanted) // 2] if wanted else None
+    values = column([s.estimate for s in summaries])[0] if places is None else None
     rows = []
-    for s in summaries:
+    for i, s in enumerate(summaries):
         value, between = numbers.interval(s.estimate, s.lower, s.upper, places=places)
         counted_of = ""
         if math.isfinite(s.of) and s.of > 0:
             numbers.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
             counted_of = f"{s.numerator:,.0f} of {s.of:,.0f}"
-        rows.append((value, between, counted_of))
+        rows.append((values[i] if values else value, _own_interval(s, between), counted_of))
     return rows
+
+
+def _own_interval(summary: "Summary", between: str) -> str:
+    """The interval of an arm's value; that of one seed tells nothing about another, and equal seeds have none."""
+    if math.isnan(summary.estimate):
+        return "undefined"
+    if summary.seeds == 1:
+        return "one seed"
+    return between if math.isfinite(summary.lower) and math.isfinite(summary.upper) else "no spread"
 
 
 class Level(NamedTuple):
@@ -294,10 +312,28 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
         )
-    entries = published(path)
-    entries[study.name] = published_entry(study, judgement)
-    write_atomic(path, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, judgement)}))
     return path
+
+
+def verdicts_json(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Published entries as they are stored: the same text for the same entries in any order."""
+    return json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def gathered(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The entries of several files of verdicts. Raises BadInput for a study that stands in two, or is a preview."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for name, entry in published(path).items():
+            if name in entries:
+                raise BadInput(f"{path} holds verdicts of {name!r}, which another file holds already; keep one.")
+            if any(claim.get("preview") for claim in entry["claims"]):
+                raise BadInput(
+                    f"{path} holds a preview of {name!r}; only verdicts of all declared seeds are published."
+                )
+            entries[name] = entry
+    return entries
 
 
 def published(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a person sees of an unlearned model: the model card in its folder and a one-page report."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
+from equipoise.core.numbers import number
 
 if TYPE_CHECKING:
     from equipoise.unlearning.result import Measure, Unlearned
 
 MEANING = {
-    "log_probability": "mean log-probability per token of the answers",
+    "log_probability": "mean log-probability per token of the answers, in nats",
     "accuracy": "multiple choice by answer text",
     "rouge_recall": "ROUGE-L recall of the greedy answer, 0 to 1",
 }
@@ -36,7 +38,7 @@ def page(result: "Unlearned", folder: Path) -> Page:
             ("objective", result.recipe["objective"]),
             ("combine", result.recipe["combine"]),
             ("trained weights that moved", f"{result.moved:.1%}"),
-            ("written model against trained one", f"{result.gap:.1e} nats per token"),
+            ("written model against trained one", f"{number(result.gap, 2)} nats per token"),
         ),
         files={"README.md": card(result, json.loads((folder / "run.json").read_text(encoding="utf-8")))},
     )
@@ -80,10 +82,18 @@ def _measures(result: "Unlearned") -> parts.Table:
         "Before and after",
         (parts.Column("measure"), parts.Column("better"), parts.Column("before", True), parts.Column("after", True)),
         tuple(
-            (parts.Cell(name, _meaning(name, measure)), measure.better, str(result.before[name]), str(measure))
+            (parts.Cell(name, _meaning(name, measure)), measure.better, _value(result.before[name]), _value(measure))
             for name, measure in result.after.items()
         ),
     )
+
+
+def _value(measure: "Measure") -> parts.Cell:
+    """A value to three places, with its count below."""
+    if math.isnan(measure.value):
+        return parts.Cell("undefined")
+    counted = "" if measure.of is None else f"{round(measure.value * measure.of)} of {measure.of}"
+    return parts.Cell(f"{round(measure.value, 3) + 0.0:.3f}".replace("-", "−"), counted)
 
 
 def _answers(result: "Unlearned") -> parts.Table:
@@ -105,7 +115,7 @@ def _figures(result: "Unlearned") -> list[parts.Part]:
     steps = plots.Axis("optimizer step")
     figures = []
     for kind, axis in (
-        ("accuracy", plots.Axis("accuracy", chance=_chance(result))),
+        ("accuracy", plots.Axis("accuracy", chance=_chance(result), share=True)),
         ("log_probability", plots.Axis("log-probability of the answers", unit="nats/token")),
     ):
         series = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
 from equipoise.unlearning.notes import of_outcome
@@ -127,8 +128,7 @@ class UnlearnPlan:
         lines.append("recipe: " + ", ".join(f"{name}={value}" for name, value in self.recipe.items()))
         lines.append(f"trained parameters: {self.trained_parameters:,}")
         lines += self.notes
-        time = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} minutes"
-        return (*lines, f"estimate: {time}, {self.peak_bytes / 1e9:.2g} GB at the peak")
+        return (*lines, f"estimate: {duration(self.seconds)}, {self.peak_bytes / 1e9:.2g} GB at the peak")
 
 
 def _short(text: str, width: int = 100) -> str:

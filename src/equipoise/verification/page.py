@@ -1,5 +1,6 @@
 """What a person sees of a certification: verdicts, margins and radii as curves, counter-examples as pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +9,9 @@ import numpy as np
 
 from equipoise.core import page as parts
 from equipoise.core import plots
+from equipoise.core.columns import duration
 from equipoise.core.job import Page
-from equipoise.core.numbers import number, rate
+from equipoise.core.numbers import rate
 
 if TYPE_CHECKING:
     from equipoise.verification.result import Certification
@@ -50,9 +52,9 @@ def page(result: "Certification", folder: Path) -> Page:
                 str(row.label),
                 str(row.predicted),
                 row.verdict,
-                number(row.radius, 4),
-                number(row.margin, 4),
-                number(min(row.attacked) if row.attacked else None, 4),
+                row.radius,
+                row.margin,
+                min(row.attacked, default=math.nan),
             )
             for row in rows[:ROWS]
         ),
@@ -69,7 +71,7 @@ def page(result: "Certification", folder: Path) -> Page:
             ("norm", "l2"),
             ("labels", result.labels),
             ("certificates accepted by the checker", f"{result.accepted} of {result.accepted}"),
-            ("time", f"{result.seconds:.1f} s"),
+            ("time", duration(result.seconds)),
         ),
     )
 
@@ -79,7 +81,7 @@ def _curves(result: "Certification") -> list[parts.Part]:
     if not rows:
         return []
     total = len(result.rows)
-    share = plots.Axis("share of all inputs", better="higher")
+    share = plots.Axis("share of all inputs", better="higher", share=True)
     if result.largest:
         title, axis = "Largest certified radius", plots.Axis("radius")
         series = {"certified at least": _survival([row.radius for row in rows if row.verdict == "certified"], total)}
@@ -116,17 +118,11 @@ def _pictures(folder: Path, shape: Sequence[int]) -> list[parts.Part]:
             (f"Class {other} to the network", point, (-high, high)),
             ("Difference", point - start, (-widest, widest)),
         )
-        grids.append(
-            parts.Grid(
-                tuple(parts.Figure(_picture(title, each, shape, span), bare=True) for title, each, span in shown)
-            )
-        )
+        pictures = (_picture(title, each.reshape(shape), span) for title, each, span in shown)
+        grids.append(parts.Grid(tuple(parts.Figure(each, bare=True) for each in pictures), small=True))
     return grids
 
 
-def _picture(title: str, flat: np.ndarray, shape: Sequence[int], span: tuple[float, float]) -> plots.Chart:
-    grey = flat.reshape(shape).mean(0)
-    cells = [(x, y, float(grey[y, x])) for y in range(shape[1]) for x in range(shape[2])]
-    value = plots.Axis("value, mean over channels")
-    axes = {"x": plots.Axis("column"), "y": plots.Axis("row")}
-    return plots.heat_map(title, cells, **axes, value=value, domain=span, note=f"{title}.")
+def _picture(title: str, image: np.ndarray, span: tuple[float, float]) -> plots.Chart:
+    value = plots.Axis("value, mean over channels" if len(image) > 1 else "value")
+    return plots.picture(title, image.mean(0).tolist(), value=value, domain=span)
