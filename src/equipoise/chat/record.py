@@ -13,7 +13,6 @@ import contextlib
 import gzip
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +26,7 @@ from equipoise.core.files import (
     FILES,
     Files,
     append_synced,
+    free_name,
     lock,
     open_regular,
     produce_atomic,
@@ -234,9 +234,7 @@ class Record:
         if self.read_only:
             self.notes.append(f"{what} left out; the other {len(self)} answers stay.")
             return
-        count = 1
-        while os.path.lexists(aside := self.path.with_name(f"{self.path.name}.damaged-{count}")):
-            count += 1
+        aside = free_name(self.path, "damaged")
         write_atomic(aside, b"".join(line for _, line in damaged), files=self._files)
         self._write_without(numbers)
         self.notes.append(

@@ -205,12 +205,19 @@ def set_aside(
     for needed, what in [(Path.cwd(), "the working folder"), *((path, f"the input {path}") for path in inputs)]:
         if needed.resolve().is_relative_to(folder.resolve()):
             raise BadInput(f"{folder} is or holds {what}, so it is not set aside; give another --out.")
-    home, number = into or folder.parent, 1
+    home = into or folder.parent
     files.make_folder(home)
-    while os.path.lexists(aside := home / f"{folder.name}.old-{number}"):
-        number += 1
+    aside = free_name(home / folder.name, "old")
     files.replace(folder, aside)
     return aside
+
+
+def free_name(path: Path, mark: str) -> Path:
+    """The first of NAME.MARK-1, NAME.MARK-2, ... beside a path that nothing bears, not even a link that leads nowhere."""
+    number = 1
+    while os.path.lexists(free := path.with_name(f"{path.name}.{mark}-{number}")):
+        number += 1
+    return free
 
 
 SEAL = "seal"

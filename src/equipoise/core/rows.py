@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import WorkFailed
-from equipoise.core.files import FILES, Files, append_synced, read_regular, seal, unseal, write_atomic
+from equipoise.core.files import FILES, Files, append_synced, free_name, read_regular, seal, unseal, write_atomic
 
 
 class Rows:
@@ -39,10 +39,7 @@ class Rows:
                 self._rows.append(row)
                 whole.append(line + b"\n")
         if self.damaged:
-            number = 1
-            while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-                number += 1
-            write_atomic(aside, content, files=self._files)
+            write_atomic(free_name(path, "damaged"), content, files=self._files)
             write_atomic(path, b"".join(whole), files=self._files)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
+from equipoise.core.files import free_name
 from equipoise.core.job import Processes, Request
 from equipoise.core.plain import from_plain, to_plain
 from equipoise.core.state import load_state, save_state
@@ -317,9 +318,7 @@ def _checkpoint(folder: Path | None) -> tuple[dict[str, Any], list[str]]:
     try:
         return load_state(file), []
     except WorkFailed as error:
-        number = 1
-        while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
-            number += 1
+        aside = free_name(file, "damaged")
         file.rename(aside)
         return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
 
