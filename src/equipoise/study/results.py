@@ -90,46 +90,22 @@ class Results:
 def measurements_schema() -> "pa.Schema":
     import pyarrow as pa
 
-    text = pa.dictionary(pa.int32(), pa.string())
-    return pa.schema(
-        [
-            ("run", pa.int32()),
-            ("arm", text),
-            ("point", pa.int32()),
-            ("seed", pa.int64()),
-            ("role", text),
-            ("outcome", text),
-            ("value", pa.float64()),
-            ("numerator", pa.float64()),
-            ("of", pa.float64()),
-            ("missing", pa.int64()),
-            ("at", text),
-            ("where", text),
-            ("order", pa.int64()),
-        ]
-    )
+    return _schema(("value", pa.float64()), ("numerator", pa.float64()), ("of", pa.float64()), ("missing", pa.int64()))
 
 
 def items_schema() -> "pa.Schema":
     import pyarrow as pa
 
+    return _schema(("item", pa.string()), ("cluster", pa.string()), ("score", pa.float64()))
+
+
+def _schema(*measured: "tuple[str, pa.DataType]") -> "pa.Schema":
+    """What was measured, between the run that it belongs to and the place on its path."""
+    import pyarrow as pa
+
     text = pa.dictionary(pa.int32(), pa.string())
-    return pa.schema(
-        [
-            ("run", pa.int32()),
-            ("arm", text),
-            ("point", pa.int32()),
-            ("seed", pa.int64()),
-            ("role", text),
-            ("outcome", text),
-            ("item", pa.string()),
-            ("cluster", pa.string()),
-            ("score", pa.float64()),
-            ("at", text),
-            ("where", text),
-            ("order", pa.int64()),
-        ]
-    )
+    run = [("run", pa.int32()), ("arm", text), ("point", pa.int32()), ("seed", pa.int64()), ("role", text)]
+    return pa.schema([*run, ("outcome", text), *measured, ("at", text), ("where", text), ("order", pa.int64())])
 
 
 def load(folders: Sequence[Path], study: "Study") -> Results:

@@ -238,9 +238,8 @@ def fit(
     accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
     if accelerator.mixed_precision == "fp16":
         raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
-    if (
-        accelerator.num_processes > 1 and not sharded
-    ):  # adapters drawn by each process for itself would drift apart for ever
+    if accelerator.num_processes > 1 and not sharded:
+        # Adapters drawn by each process for itself would drift apart for ever.
         for parameter in parameters.values():
             torch.distributed.broadcast(parameter.data, src=0)
     sample = Sample(list(parameters.values()))
@@ -271,13 +270,7 @@ def fit(
             for index in range(begin, settings.steps):
                 model.train()
                 torch.manual_seed(_seed(settings.seed, index, accelerator.process_index))
-                drawn = draw(index)
-                if sharded and len(drawn) % accelerator.num_processes:  # each must make as many passes as the others
-                    raise BadInput(
-                        f"batch_size {len(drawn)} cannot be split equally over {accelerator.num_processes} processes, as "
-                        "sharded training needs it: choose a multiple."
-                    )
-                own = drawn[accelerator.process_index :: accelerator.num_processes]
+                own = _share(draw(index), accelerator, equal=sharded)
                 size = settings.micro_batch_size or max(len(own), 1)
                 with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
                     window = [
@@ -302,11 +295,7 @@ def fit(
                 write({"step": done, **numbers})
                 reached = TrainerState(done, model, numbers)
                 wishes = [callback(reached) for callback in callbacks]  # every one sees every step
-                stopped = any(wishes)
-                if accelerator.num_processes > 1:  # one that stopped alone would leave the others waiting for ever
-                    wish = torch.tensor(float(stopped), device=accelerator.device)
-                    torch.distributed.all_reduce(wish)
-                    stopped = bool(wish.item())
+                stopped = _anywhere(any(wishes), accelerator)
                 last = stopped or done == settings.steps
                 main = accelerator.is_main_process
                 if save is not None and (main or sharded) and (last or (save_every and not done % save_every)):
@@ -321,6 +310,25 @@ def fit(
             model.train(was_training)
             optimizer.zero_grad()
     return TrainResult(done, stopped, numbers, sample.moved())
+
+
+def _share(drawn: Sequence[Any], accelerator: Accelerator, *, equal: bool) -> Sequence[Any]:
+    """This process' examples of a step. equal: as many as the others' (each makes as many passes), else BadInput."""
+    if equal and len(drawn) % accelerator.num_processes:
+        raise BadInput(
+            f"batch_size {len(drawn)} cannot be split equally over {accelerator.num_processes} processes, as "
+            "sharded training needs it: choose a multiple."
+        )
+    return drawn[accelerator.process_index :: accelerator.num_processes]
+
+
+def _anywhere(wish: bool, accelerator: Accelerator) -> bool:
+    """Whether any process wishes so: one that stopped alone would leave the others waiting for ever."""
+    if accelerator.num_processes == 1:
+        return wish
+    wishes = torch.tensor(float(wish), device=accelerator.device)
+    torch.distributed.all_reduce(wishes)
+    return bool(wishes.item())
 
 
 def _seed(*entropy: int) -> int:
