@@ -1,12 +1,11 @@
 """What people see of a study at work: what is under way and how long it will take, from the first minute."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from equipoise.study import display as display_module
 from equipoise.study.display import Display
 from equipoise.study.engine import Event
+from equipoise.study.store import Task
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def clock(monkeypatch):
 
 
 def task(name):
-    return SimpleNamespace(key=name, role="test", arm=name, seed=0, point=0)
+    return Task(key=name, role="test", reference="", root="", options={}, seed=0, fingerprint="", arm=name)
 
 
 def beat(display, name, share):

@@ -20,7 +20,7 @@ app = App(
     name="study",
     help="""Weigh a method: declared comparisons, run on equal terms, judged by a stated rule.
 
-    Examples:
+    For example:
 
         equipoise study list
         equipoise study show sago
@@ -122,7 +122,7 @@ def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
 def run(
     name: str,
     *,
-    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     seeds: int | None = None,
     seed_list: str | None = None,
     arms: str | None = None,
