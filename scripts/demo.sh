@@ -10,7 +10,8 @@ said=$("$equipoise" study run sdp-crown --iterations 30 --arms sdp-crown-paper,a
 echo "$said" | grep -A 1 -E '^(supported|refuted|undecided): ' >&2
 
 echo "2/2 A job: make a small model forget examples/forget.jsonl and keep examples/retain.jsonl, 1 minute" >&2
-forgotten=$("$equipoise" unlearn --model tiny --forget examples/forget.jsonl --retain examples/retain.jsonl \
+# Its matrices are too small for a second thread to help, and threads that wait for each other stall on a busy machine.
+forgotten=$(OMP_NUM_THREADS=1 "$equipoise" unlearn --model tiny --forget examples/forget.jsonl --retain examples/retain.jsonl \
     --objective simnpo --combine sago --out "$out/forgotten")
 
 echo "To be opened in a browser: the verdicts, and what the model knew and answered before and after." >&2
