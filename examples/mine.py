@@ -18,7 +18,7 @@ def mine(steps: int = 500) -> Study:
         claims=[
             Claim(
                 "Averaged weights are more accurate than the last ones at equal steps.",
-                source="section 5: one pass, linear kernel",
+                source="section 5",
                 test=better(
                     "accuracy", arm="averaged", rival="last", margin=0.02, reason="two points pay for the vector"
                 ),

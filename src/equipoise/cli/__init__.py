@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        code = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        code = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))(
+            tokens, exit_on_error=False, print_error=False, result_action="return_value"
+        )
     except BrokenPipeError:
         return 1
     except BaseException as error:
