@@ -1,11 +1,10 @@
-# make demo [MODEL=smollm2]   a study and a job on the embedded default; ends with the path of an HTML report
-# make test | test-all        the quick tests | also the slow ones and the comparisons with peer libraries
+# make demo              two minutes after installing: a claim decided, a model that forgets; ends with the paths of both pages
+# make test | test-all   the quick tests | also the slow ones and the comparisons with peer libraries
 # make lint | format | docs
 PYTHON ?= python3
-MODEL ?= tiny
 VENV := .venv
 BIN := $(VENV)/bin
-OUT := equipoise-out/demo-$(MODEL)
+OUT := equipoise-out/demo
 export PYTHONDONTWRITEBYTECODE := $(if $(CI),1,)
 
 .PHONY: demo test test-all lint format docs clean
@@ -27,7 +26,8 @@ $(VENV)/documentation: $(VENV)/runtime
 	touch $@
 
 demo: $(VENV)/runtime
-	@sh scripts/demo.sh $(BIN)/equipoise $(MODEL) $(OUT)
+	@sh scripts/demo.sh $(BIN)/equipoise $(OUT)
+	@echo 'To type commands of your own: . $(VENV)/bin/activate, then equipoise --help' >&2
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --ignore=tests/parity

@@ -29,11 +29,13 @@ def prepare(preparation):
     if preparation.options["marks"]:
         with open(preparation.options["marks"], "a") as file:
             file.write(f"{preparation.seed}\\n")
-    if preparation.options["bad"] == f"prepare-{preparation.seed}":
+    if preparation.options["bad"] in ("prepare", f"prepare-{preparation.seed}"):
         raise ValueError("no preparation")
     (preparation.folder / "start.txt").write_text(repr(float(preparation.generator.random())))
 
 def train(run):
+    if run.options["bad"] in ("all", run.arm):
+        raise RuntimeError(f"nothing works\\nin every run")
     state = run.resume() or {"step": 0, "height": float((run.prepared / "start.txt").read_text())}
     for step in range(state["step"], run.options["steps"]):
         time.sleep(run.options["pause"])

@@ -84,6 +84,24 @@ def test_a_word_with_verbs_below_it_prints_its_help(capsys):
     assert "list" in capsys.readouterr().out
 
 
+def test_the_list_of_commands_has_the_first_line_of_the_help_of_each(capsys):
+    from equipoise.cli import COMMANDS, _app
+
+    assert main(["--help"]) == 0
+    listed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    app = _app()
+    assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
+    for name, (_, line) in COMMANDS.items():
+        assert f"{name} {line}" in listed
+        assert " ".join(app[name].help.strip().partition("\n\n")[0].split()) == line
+
+
+def test_groups_of_commands_show_commands_to_begin_with(capsys):
+    assert main(["study", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "equipoise study run sago --seeds 2" in shown and "run      Run what a study" in shown
+
+
 def test_study_list_is_data(capsys):
     assert main(["study", "list", "--json"]) == 0
     (row,) = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "sago"]

@@ -28,6 +28,31 @@ def test_long_work_tells_minutes_and_what_was_told_is_not_repeated(monkeypatch, 
     assert lines == ["Teaching: 2/100, 1:20, about 1:05:20 left", "Teaching: 100/100, 1:06:40"]
 
 
+def test_what_an_earlier_attempt_did_says_nothing_about_the_speed_of_this_one(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("Teaching", total=100, done=50) as bar:
+        clock[0] = 20.0
+        bar.update(60)
+    assert capsys.readouterr().err.splitlines() == ["Teaching: 60/100, 20 s, about 1:20 left"]
+
+
+def test_the_share_is_that_of_the_outermost_bar_with_a_total():
+    assert progress.share() is None
+    with (
+        progress.progress("Waiting"),
+        progress.progress("All", total=4) as outer,
+        progress.progress("Part", total=2) as bar,
+    ):
+        bar.advance()
+        assert progress.share() == 0
+        outer.update(3)
+        assert progress.share() == 0.75
+        outer.update(5)
+        assert progress.share() == 1
+    assert progress.share() is None
+
+
 def test_short_work_and_quiet_work_show_nothing(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])

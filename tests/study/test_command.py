@@ -77,6 +77,20 @@ def test_failures_exit_1_and_the_budget_3_with_a_report_all_the_same(mine, tmp_p
     assert "The budget of optimizer_steps=5 is reached" in error
 
 
+def test_a_study_whose_runs_all_fail_alike_ends_with_one_sentence_and_no_page_of_nothing(mine, tmp_path, capsys):
+    command = ("run", mine, "--engine", "inline", "--bad", "all", "--out", tmp_path / "out")
+    assert study(*command) == 1
+    out, error = capsys.readouterr()
+    assert (out, error.count("failed: RuntimeError: nothing works")) == ("", 1)
+    assert (
+        error.splitlines()[-1].startswith("equipoise: Stopped: 3 failed alike")
+        and not (tmp_path / "out/report.html").exists()
+    )
+    assert study(*command, "--keep-going") == 1
+    out, error = capsys.readouterr()
+    assert error.count("as above") == 5 and "6 not done" in error and Path(out.splitlines()[-1]).is_file()
+
+
 def test_reports_of_what_is_no_study(tmp_path, mine, capsys):
     assert study("report") == 2
     assert study("report", tmp_path) == 2

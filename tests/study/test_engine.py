@@ -14,7 +14,7 @@ from engine_studies import stored, walk
 from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import lock
-from equipoise.study.execute import run_study
+from equipoise.study.execute import alike, run_study
 from equipoise.study.results import load
 
 
@@ -119,6 +119,43 @@ def test_fail_fast_stops_at_the_first(tmp_path):
         walk(tmp_path), {"bad": "prepare-0", "pause": 0.2}, out=tmp_path / "out", workers=1, fail_fast=True
     )
     assert (done.complete, len(done.failed)) == (0, 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_runs_that_all_fail_alike_are_not_all_tried_and_the_error_is_said_once(tmp_path, workers):
+    declaration, seen, out = walk(tmp_path), Seen(), tmp_path / "out"
+    done = run_study(declaration, {"bad": "all"}, out=out, workers=workers, seeds=range(5), show=seen)
+    assert (done.complete, len(done.failed)) == (0, 3)
+    assert done.stopped.startswith("Stopped: 3 failed alike") and "--keep-going" in done.stopped
+    first, *others = [line for line in seen.lines if "failed" in line]
+    assert "RuntimeError: nothing works\nin every run\n  log: " in first
+    assert len(others) == 2 and all(line.endswith("failed: as above") for line in others)
+    again = run_study(declaration, {"bad": "all"}, out=out, engine="inline", seeds=range(5), keep_going=True)
+    assert (len(again.failed), again.stopped) == (15, "")
+
+
+def test_preparations_that_all_fail_alike_are_not_all_tried(tmp_path):
+    done = run_study(walk(tmp_path), {"bad": "prepare"}, out=tmp_path / "out", engine="inline", seeds=range(9))
+    assert {why for _, why in done.failed.values()} <= {
+        "ValueError: no preparation",
+        "the preparation of its seed failed",
+    }
+    assert done.stopped and sum(why.startswith("ValueError") for _, why in done.failed.values()) == 3
+
+
+def test_an_arm_that_fails_in_every_seed_leaves_the_others_going(tmp_path):
+    done = run_study(walk(tmp_path), {"bad": "up"}, out=tmp_path / "out", engine="inline", seeds=range(4))
+    assert (done.complete, len(done.failed), done.stopped) == (8, 4, "")
+
+
+def test_what_fails_alike():
+    """Three in a row with one error; those of one arm say nothing about the others, which may take longer to end."""
+    assert not alike([("up", "x")] * 2 + [("flat", "y")], 3)
+    assert not alike([("up", "x")] * 5, 3)
+    assert alike([("up", "x")] * 3, 1)
+    assert alike([("coin", "y"), ("up", "x"), ("up", "x"), ("flat", "x")], 3)
+    assert not alike([("up", "x"), ("flat", "x")], 3)
+    assert alike([("", "x")] * 3, 3)
 
 
 def test_without_its_preparation_a_seed_fails_and_the_other_seed_does_not(tmp_path):

@@ -18,13 +18,38 @@ Exit codes: 0 done (a refuted claim is done), 1 the work failed, 2 the request w
 130 interrupted. --debug before or after any command shows tracebacks."""
 
 
+COMMANDS = {  # where each is, and its line in the list of commands: the first of its own help
+    "unlearn": (
+        "equipoise.cli.unlearn:app",
+        "Make a model forget one file while it keeps another; writes a folder that transformers loads as it is.",
+    ),
+    "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
+    "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),
+    "report": (
+        "equipoise.cli.report:report",
+        "Draw the report of a job's folder again, from what it holds; does no work anew.",
+    ),
+    "study": (
+        "equipoise.cli.study:app",
+        "Weigh a method: declared comparisons, run on equal terms, judged by a stated rule.",
+    ),
+    "models": ("equipoise.cli.models:app", "Models that can be had by name, without a model hub."),
+    "doctor": (
+        "equipoise.cli.doctor:doctor",
+        "Say what this machine has: versions, devices, extras, plug-ins, cache, data, isolation. Nothing is fetched.",
+    ),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the message of a known error is one sentence on stderr."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        code = _app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        code = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))(
+            tokens, exit_on_error=False, print_error=False, result_action="return_value"
+        )
     except BrokenPipeError:
         return 1
     except BaseException as error:
@@ -36,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _app() -> "App":
+def _app(*, listing: bool = False) -> "App":
+    """The parser. listing: for the list of commands, whose lines it would show in place of a command's own help."""
     from cyclopts import App
 
     from equipoise import __version__
@@ -45,13 +71,8 @@ def _app() -> "App":
     app = App(
         name="equipoise", version=__version__, help=HELP, help_format="markdown", suppress_keyboard_interrupt=False
     )
-    app.command("equipoise.cli.unlearn:app", name="unlearn")
-    app.command("equipoise.cli.certify:app", name="certify")
-    app.command("equipoise.cli.audit:app", name="audit")
-    app.command("equipoise.cli.report:report", name="report")
-    app.command("equipoise.cli.study:app", name="study")
-    app.command("equipoise.cli.models:app", name="models")
-    app.command("equipoise.cli.doctor:doctor", name="doctor")
+    for name, (where, line) in COMMANDS.items():
+        app.command(where, name=name, help=line if listing else None)
     return app
 
 

@@ -11,7 +11,7 @@ app = App(
 
     Any folder, GGUF file or hub id that transformers can load is given as --model directly and needs no fetching.
 
-    Examples:
+    For example:
 
         equipoise models list
         equipoise models fetch smollm2

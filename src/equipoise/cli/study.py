@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.terminal import say, shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = App(
     name="study",
     help="""Weigh a method: declared comparisons, run on equal terms, judged by a stated rule.
 
-    Examples:
+    For example:
 
         equipoise study list
         equipoise study show sago
@@ -122,7 +122,7 @@ def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
 def run(
     name: str,
     *,
-    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     seeds: int | None = None,
     seed_list: str | None = None,
     arms: str | None = None,
@@ -133,6 +133,7 @@ def run(
     stall: float = 600.0,
     budget: str | None = None,
     fail_fast: Annotated[bool, Flag] = False,
+    keep_going: Annotated[bool, Flag] = False,
     fresh: Annotated[bool, Flag] = False,
     retry: Annotated[bool, Flag] = False,
     quiet: Annotated[bool, Flag] = False,
@@ -142,7 +143,8 @@ def run(
     """Run what a study still misses in its output folder, judge it, and write its report; the same command resumes.
 
     Every option of the study (see `equipoise study show NAME`) is a flag here, too. Prints the verdicts and, last, the
-    path of the report. Exit code 1 when a run failed, 3 when the budget ended it.
+    path of the report. Exit code 1 when a run failed, 3 when the budget ended it. Where the first runs fail alike the
+    others are not tried.
 
     Example: equipoise study run sago --steps 50 --seeds 2 --arms sum,pcgrad,sago
 
@@ -175,6 +177,8 @@ def run(
         Stop cleanly at minutes=30,calls=500,tokens=2e6 or any other cost: minutes of this command, others in all.
     fail_fast
         Stop at the first run that fails.
+    keep_going
+        Try every run, also where the first ones fail alike.
     fresh
         Set what the output folder holds aside under a numbered name and start anew.
     retry
@@ -211,17 +215,20 @@ def run(
             stall=stall,
             budget=None if budget is None else Budget.parse(budget),
             fail_fast=fail_fast,
+            keep_going=keep_going,
             fresh=fresh,
             retry=retry,
             command=_command(name, declaration, given, seeds, seed_list, arms, threads),
             show=display,
         )
+    if done.stopped and not done.complete:
+        raise WorkFailed(done.stopped)
     _judge_and_render(done.study, [target], target, json=json, done=done)
     if done.budget:
         say(done.budget)
         return 3
     if done.failed:
-        say(f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}")
+        say(done.stopped or f"{len(done.failed)} not done: {', '.join(list(done.failed)[:5])}")
         return 1
     return 0
 

@@ -18,14 +18,15 @@ LINE_EVERY = 10.0  # seconds between plain lines
 _quiet = False
 _watchers: list[Callable[[], None]] = []
 _display: Any = None  # the one rich display of this process; bars inside bars share it
+_open: list["Bar"] = []  # outermost first
 
 
 class Bar:
     """One line of progress. `advance` is cheap enough to be called for every step."""
 
-    def __init__(self, title: str, total: float | None, unit: str) -> None:
+    def __init__(self, title: str, total: float | None, unit: str, done: float) -> None:
         self.title, self.total, self.unit = shown(title), total, unit
-        self.done = 0.0
+        self.done = self._begin = done
         self.shown: dict[str, str] = {}
         self._started = self._last = time.monotonic()
         self._task: Any = None
@@ -91,8 +92,8 @@ class Bar:
     def _line(self, now: float) -> str:
         gone = now - self._started
         left = ""
-        if self.total and 0 < self.done < self.total:
-            left = f", about {_clock(gone / self.done * (self.total - self.done))} left"
+        if self.total and self._begin < self.done < self.total:
+            left = f", about {_clock(gone / (self.done - self._begin) * (self.total - self.done))} left"
         return f"{self.title}: {self._count()}, {_clock(gone)}{left}" + (f"  {self._shown()}" if self.shown else "")
 
 
@@ -106,13 +107,18 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(title: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-    """Show progress while the body runs: `with progress("Teaching", total=100, unit="steps") as bar: bar.advance()`."""
-    bar = Bar(title, total, unit)
+def progress(title: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[Bar]:
+    """Show progress while the body runs: `with progress("Teaching", total=100, unit="steps") as bar: bar.advance()`.
+
+    done: what an earlier attempt did.
+    """
+    bar = Bar(title, total, unit, done)
+    _open.append(bar)
     beat()
     try:
         yield bar
     finally:
+        _open.remove(bar)
         bar._close()
 
 
@@ -137,6 +143,11 @@ def note(text: str) -> None:
         say(text)
     else:
         _display.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def share() -> float | None:
+    """How much of the outermost bar that has a total is done, in [0, 1]; None where no such bar is open."""
+    return next((min(bar.done / bar.total, 1.0) for bar in list(_open) if bar.total), None)
 
 
 def beat() -> None:

@@ -51,8 +51,9 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from equip
 class Event:
     """What an engine reports about the task `key`.
 
-    `note`: text says what was set aside. `beat`: work goes on; data may hold the newest outcome (outcome, value, place)
-    and the costs of this attempt so far (spent). `ended`: state says how, text why when it is not complete.
+    `note`: text says what was set aside. `beat`: work goes on; data may hold the newest outcome (outcome, value, place),
+    the costs of this attempt so far (spent), and how much of the work under way is done (share, in [0, 1]). `ended`:
+    state says how, text why when it is not complete.
     """
 
     key: str

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,6 +47,10 @@ from equipoise.study.store import (
 )
 
 POLL = 0.5  # seconds between looks at clock, budget and watchdog when nothing happens
+ALIKE = 3  # failures with one error, before any run completed, after which the others are not tried
+STOPPED = (
+    f"Stopped: {ALIKE} failed alike before any run was complete; the others were not tried (--keep-going tries them)."
+)
 ENGINES = ("local", "inline", "ray")
 
 
@@ -60,13 +65,17 @@ class Show(Protocol):
 
 @dataclass
 class Conducted:
-    """What is there now. `complete`: number of runs; `failed`: task key -> (how, why); `budget`: why it ended early."""
+    """What is there now. `complete`: number of runs; `failed`: task key -> (how, why).
+
+    Why it ended early: `budget`, or `stopped` where the first runs failed alike.
+    """
 
     study: Study
     out: Path
     complete: int = 0
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     budget: str = ""
+    stopped: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,6 +92,7 @@ def run_study(
     stall: float = 600.0,
     budget: Budget | None = None,
     fail_fast: bool = False,
+    keep_going: bool = False,
     fresh: bool = False,
     retry: bool = False,
     command: str = "",
@@ -91,8 +101,8 @@ def run_study(
     """Do everything that the study still misses in `out`; judging and reporting come after, from what is stored.
 
     `seeds`: test seeds, or how many of the study's (default: its own number). `threads` per run is part of every result, so
-    it does not follow from `workers` (default: cores // threads). Raises BadInput before anything is started: options, arms,
-    another content of `out`.
+    it does not follow from `workers` (default: cores // threads). Ends where the first runs fail alike, unless `keep_going`,
+    and with `fail_fast` at any failure. Raises BadInput before anything is started: options, arms, another content of `out`.
     """
     study = declaration.build(**dict(options or {}))
     wanted = [study.arm(name) for name in arms] if arms else list(study.arms)
@@ -123,7 +133,7 @@ def run_study(
             reference=plan.reference,
             options=study.options,
         )
-        return _conduct(plan, made, budget or Budget(), fail_fast, show)
+        return _conduct(plan, made, budget or Budget(), _Failures(plan, fail_fast, keep_going), show)
 
 
 def engine_named(name: str) -> type[Any]:
@@ -295,7 +305,42 @@ class _Plan:
         )
 
 
-def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Show) -> Conducted:
+class _Failures:
+    """What failed: each error is said once with its log, and whether the others are worth a try."""
+
+    def __init__(self, plan: _Plan, fail_fast: bool, keep_going: bool) -> None:
+        self.plan, self.fail_fast = plan, fail_fast
+        self.known: list[tuple[str, str]] = []  # arm ("" for a preparation) and last line of each error
+        self.hopeful = keep_going  # or once a run is complete
+
+    def end(self, task: Task, event: Event) -> bool:
+        """Take in how a task ended; whether to end here."""
+        if event.state == "complete":
+            self.hopeful = self.hopeful or task.role != PREPARATION
+            return False
+        error = event.text.strip().rpartition("\n")[2]
+        if error in (each for _, each in self.known):
+            self.plan.show.line(f"{_label(task)} {event.state}: as above")
+        else:
+            log = with_partial(self.plan.store.folder(task)) / LOG
+            self.plan.show.line(f"{_label(task)} {event.state}: {event.text}\n  log: {log}")
+        self.known.append((task.arm, error))
+        if self.plan.waiting and not (self.fail_fast or self.hopeful) and alike(self.known, len(self.plan.arms)):
+            self.plan.done.stopped = STOPPED
+        return self.fail_fast or bool(self.plan.done.stopped)
+
+
+def alike(errors: Sequence[tuple[str, str]], arms: int) -> bool:
+    """Whether the last failures have one error, and not because of one arm alone while others are still at work.
+
+    errors: arm ("" for a preparation) and error of each, in order. arms: how many take part.
+    """
+    last = list(takewhile(lambda each: each[1] == errors[-1][1], reversed(errors)))
+    failing = {arm for arm, _ in last}
+    return len(last) >= ALIKE and (len(failing) > 1 or arms == 1 or "" in failing)
+
+
+def _conduct(plan: _Plan, engine: Any, budget: Budget, failures: _Failures, show: Show) -> Conducted:
     started = time.monotonic()
     running: dict[str, Task] = {}
     before = _spent(plan.store)
@@ -321,11 +366,8 @@ def _conduct(plan: _Plan, engine: Any, budget: Budget, fail_fast: bool, show: Sh
                 if event.kind == "ended":
                     del running[event.key]
                     plan.end(task, event.state or "failed", event.text)
-                    if event.state != "complete":
-                        log = with_partial(plan.store.folder(task)) / LOG
-                        show.line(f"{_label(task)} {event.state}: {event.text}\n  log: {log}")
-                        if fail_fast:
-                            return plan.done
+                    if failures.end(task, event):
+                        return plan.done
     return plan.done
 
 
@@ -345,13 +387,13 @@ def _label(task: Task) -> str:
 
 
 def _estimate(plan: _Plan) -> float | None:
-    """Seconds of work left per slot, from what complete runs took; None before there is one."""
+    """Seconds of work that is left, all workers together, from what complete runs took; None before there is one."""
     seconds = []
     for folder in (plan.store.root / "runs").glob("*/"):
         if folder.name in plan.finished and len(seconds) < 50:
             spent = read_json(folder / COST)["spent"]
             seconds.append(sum(phase.get("seconds", 0) for phase in spent.values()))
-    return sum(seconds) / len(seconds) * len(plan.waiting) if seconds else None
+    return sum(seconds) / len(seconds) * plan.to_do if seconds else None
 
 
 @contextmanager

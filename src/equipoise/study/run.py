@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core.cost import PEAKS, total
 from equipoise.core.errors import BadInput
+from equipoise.core.progress import share
 from equipoise.study.store import ARTIFACTS, ITEMS, MEASUREMENTS, Attempt, canonical
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Work:
             new = {
                 name: amount - self._spent_before.get(name, 0) for name, amount in spent.items() if name not in PEAKS
             }
-            self._report({"event": "beat", "spent": new, **self._newest})
+            self._report({"event": "beat", "spent": new, "share": share(), **self._newest})
 
 
 class Preparation(Work):

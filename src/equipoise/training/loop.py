@@ -263,9 +263,8 @@ def fit(
     with (
         _random_state_kept(accelerator.device),
         _logging(log if accelerator.is_main_process else None, begin) as write,
-        progress(title, total=settings.steps, unit="steps") as bar,
+        progress(title, total=settings.steps, unit="steps", done=begin) as bar,
     ):
-        bar.advance(begin)
         try:
             for index in range(begin, settings.steps):
                 model.train()

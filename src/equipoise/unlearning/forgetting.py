@@ -41,7 +41,7 @@ from equipoise.unlearning.training import prepare, train
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
 SHOWN = 3  # of them shown
 CONFLICTS = 5  # steps between entries of the conflict log, which costs some passes over both gradients
-TAUGHT = 15_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
+TAUGHT = 6_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
 COMPARED = 16  # records of each side on which the written model must agree with the trained one
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token; lower precision: 0.05
 STATE = "state.safetensors"
