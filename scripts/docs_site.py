@@ -1,8 +1,8 @@
 """What the site draws from the package itself, as hooks of MkDocs: the API reference, the gallery, the map of the house.
 
-Nothing of it is stored, so that nothing of it can be out of date. A page asks for its part with a comment, `<!-- gallery -->`
-or `<!-- house -->`; a link to a source file, which a reader of the repository follows to that file, leads to the file's page
-of the reference here. The build fails when a public name has no place in the reference (`on_post_build`).
+Nothing of it is stored, so that nothing of it can be out of date. A page asks for its part with a comment,
+`<!-- gallery -->` or `<!-- house -->`; a link to a source file, which a reader of the repository follows to that file, leads
+to the file's page of the reference here. The build fails when a public name has no place in the reference (`on_post_build`).
 """
 
 import ast
@@ -119,19 +119,34 @@ def _module_page(module: Module) -> str:
 
 
 def _package_page(package: Module, known: Mapping[str, Module]) -> str:
-    lines = [f"# `{package.name}`", "", f"::: {package.name}", "    options: {members: " + json.dumps(list(package.defined)) + "}", ""]
+    lines = [
+        f"# `{package.name}`",
+        "",
+        f"::: {package.name}",
+        "    options: {members: " + json.dumps(list(package.defined)) + "}",
+        "",
+    ]
     here = posixpath.dirname(package.page)
     rows = []
     for name, home in sorted(package.offered.items()):
         module = known.get(f"{home}.{name}") or known.get(home)  # a package's front name may itself be a package
-        if module is None:  # a private module
+        if module is None or name.startswith("_"):
             continue
-        node = module.tree if module.name.endswith(f".{name}") and name not in module.defined else module.defined.get(name)
+        node = (
+            module.tree if module.name.endswith(f".{name}") and name not in module.defined else module.defined.get(name)
+        )
         anchor = f"#{module.name}" + ("" if node is module.tree else f".{name}")
         link = posixpath.relpath(module.page, here) + ("" if module.is_package else anchor)
         rows.append(f"| [`{name}`]({link}) | {_cell(summary(node) if node is not None else 'A constant.')} |")
     if rows:
-        lines += [f"## What `from {package.name} import ...` offers", "", "| name | what it is |", "|---|---|", *rows, ""]
+        lines += [
+            f"## What `from {package.name} import ...` offers",
+            "",
+            "| name | what it is |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
     below = [each for each in known.values() if each.name.rpartition(".")[0] == package.name]
     if below:
         lines += ["## Modules", "", "| module | what it holds |", "|---|---|"]
@@ -215,16 +230,17 @@ def gallery(docs: Path = DOCS) -> str:
 
 
 def _judged(claims: Sequence[Any], entry: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """Arm -> what was said of each claim that compares it: "undecided against `sum`"."""
+    """Arm -> what was said of each claim about it, "undecided against `sum`", and of each in which it is the rival."""
     said = {claim["text"]: claim["verdict"] for claim in entry["claims"]} if entry else {}
     found: dict[str, list[str]] = {}
     for claim in claims:
-        arms = claim.references().arms if not claim.untested else ()
-        for arm in arms:
-            others = " and ".join(f"`{other}`" for other in arms if other != arm)
-            side = "against" if arm == arms[0] else "as rival of"
-            if said.get(claim.text, "exploratory") != "exploratory":
-                found.setdefault(arm, []).append(f"{said[claim.text]} {side} {others}".strip())
+        arms = claim.references().arms
+        verdict = said.get(claim.text, "exploratory")
+        if verdict != "exploratory" and arms:
+            against = " and ".join(f"`{rival}`" for rival in arms[1:])
+            found.setdefault(arms[0], []).append(f"{verdict} against {against}" if against else verdict)
+            for rival in arms[1:]:
+                found.setdefault(rival, []).append(f"of `{arms[0]}` against it: {verdict}")
     return found
 
 

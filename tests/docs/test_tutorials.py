@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import documentation
 import pytest
 
+import documentation
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["start.md", *(f"tutorials/{name}.md" for name in ("judging", "unlearning", "verification", "your-own-study"))]
@@ -20,7 +20,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_tutorial_is_run():
     assert sorted(PAGES) == sorted(["start.md", *(f"tutorials/{path.name}" for path in (DOCS / "tutorials").iterdir())])
-    assert all(block.run or block.language == "text" for page in PAGES[1:] for block in documentation.blocks(DOCS / page))
+    assert all(
+        block.run or block.language == "text" for page in PAGES[1:] for block in documentation.blocks(DOCS / page)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,6 +10,7 @@ from inspect_ai.model import ModelAPI, modelapi
 
 @modelapi(name="equipoise")
 def equipoise() -> type[ModelAPI]:
+    """The provider `equipoise/NAME`."""
     from equipoise.chat.provider import EquipoiseAPI
 
     return EquipoiseAPI

@@ -100,6 +100,7 @@ class Results:
 
 
 def measurements_schema() -> "pa.Schema":
+    """Columns of the measurements of all runs."""
     import pyarrow as pa
 
     text = pa.dictionary(pa.int32(), pa.string())
@@ -123,6 +124,7 @@ def measurements_schema() -> "pa.Schema":
 
 
 def items_schema() -> "pa.Schema":
+    """Columns of the scores of all items."""
     import pyarrow as pa
 
     text = pa.dictionary(pa.int32(), pa.string())

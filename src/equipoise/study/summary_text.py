@@ -58,6 +58,7 @@ def tests(claim: Claim) -> list[Simple]:
 
 
 def plural(n: int, word: str) -> str:
+    """A count with its noun."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
