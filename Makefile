@@ -22,7 +22,7 @@ $(VENV)/development: $(VENV)/runtime
 	touch $@
 
 $(VENV)/documentation: $(VENV)/runtime
-	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	touch $@
 
 demo: $(VENV)/runtime
@@ -47,7 +47,8 @@ format: $(VENV)/development
 
 docs: $(VENV)/documentation
 	$(BIN)/python scripts/published.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site: site/index.html, which opens without a network"
 
 clean:
 	rm -rf $(VENV) site dist

@@ -99,6 +99,7 @@ class Account:
             raise BudgetReached(reached)
 
     def has_price(self, model: str) -> bool:
+        """Whether it is known what a call of the model costs: one of this machine costs nothing."""
         return model in self.prices or model.startswith(LOCAL)
 
     def usd(self, *, model: str | None = None, phase: str | None = None) -> float | None:

@@ -186,6 +186,7 @@ def torch_devices() -> dict[str, Any]:
 
 
 def gigabytes(size: float) -> str:
+    """A number of bytes for a reader."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 

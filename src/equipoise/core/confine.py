@@ -125,6 +125,7 @@ _LOOK_EVERY = 0.02  # seconds
 
 
 def main() -> None:
+    """Run the plan of the file that is named, confined; report how it ended on a descriptor of the parent."""
     path, report = sys.argv[1], int(sys.argv[2])
     with open(path, "rb") as file:
         plan = json.load(file)

@@ -49,6 +49,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Bullets:
+    """A list of sentences."""
+
     kind: ClassVar[str] = "bullets"
     items: tuple[str, ...]
 

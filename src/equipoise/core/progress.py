@@ -134,6 +134,7 @@ def quiet(active: bool = True) -> Iterator[None]:
 
 
 def is_quiet() -> bool:
+    """Whether no progress is shown."""
     return _quiet
 
 

@@ -66,10 +66,12 @@ class FoundBias:
 
     @property
     def effect(self) -> BiasEffect:
+        """The effect on the report part where it was measured there, else on the selection part."""
         return self.report or self.selection
 
     @property
     def state(self) -> str:
+        """What became of it, in words."""
         if not self.selection.pairs:
             return "not readable" if self.rewrites.made else "not rewritten"
         if self.holds:
@@ -133,6 +135,7 @@ class JudgeAudit:
 
     @property
     def holding(self) -> tuple[FoundBias, ...]:
+        """The biases that hold."""
         return tuple(each for each in self.biases if each.holds)
 
     @property
@@ -191,6 +194,7 @@ class JudgeAudit:
             yield "One text for all", f"Every answer became the same for {_several(one)}: the effect is that text's."
 
     def summary(self) -> Sequence[str]:
+        """Lines for a terminal: a bias each, warnings, the headline."""
         lines = []
         for each in self.biases:
             effect, told = each.effect, each.rewrites.why or "the teacher gave no rewrite that could be compared"
@@ -202,6 +206,7 @@ class JudgeAudit:
         return [shown(line) for line in (*lines, f"{self.headline()} Chat calls: {self.calls:,}.")]
 
     def page(self, folder: Path) -> Page:
+        """The report, from what is stored."""
         from equipoise.judging.page import page
 
         return page(self, folder)

@@ -67,7 +67,9 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]: ...
+    def compare(self, comparisons: Sequence[JudgeComparison], *, phase: str) -> list[JudgeVerdict]:
+        """A verdict on each comparison."""
+        ...
 
     def explain(self, cases: Sequence[Case]) -> list[str]:
         """Why each choice was made, at more length (DeeperExplain); "" where no answer came."""

@@ -67,11 +67,13 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         embedding: Any = self.model.get_input_embeddings()
         return embedding.weight.device
 
     @property
     def pad_id(self) -> int:
+        """The token that fills up a batch."""
         pad: Any = self.tokenizer.pad_token_id  # settled on construction
         return pad
 
@@ -95,6 +97,7 @@ class LanguageModel:
 
     @property
     def uses_chat_template(self) -> bool:
+        """Whether conversations are written by a template of the tokenizer."""
         return self.chat_template != "none" and self.tokenizer.chat_template is not None
 
     def use_attention(self, implementation: str) -> None:

@@ -51,6 +51,7 @@ def formatted(date: datetime.date, form: str) -> str:
 
 
 def refuse(message: str) -> None:
+    """What a template calls as `raise_exception`."""
     raise TemplateError(message)
 
 
@@ -74,6 +75,7 @@ def compiled(text: str) -> Template:
 
 
 def rendered(template: Template, variables: dict[str, Any], date: datetime.date) -> str:
+    """The text that a template writes. Raises TemplateError for one that is too long."""
     now: Callable[[str], str] = lambda form: formatted(date, form)  # noqa: E731
     text = template.render({**variables, "strftime_now": now, "date_string": formatted(date, "%d %b %Y")})
     if len(text) > LONGEST:
@@ -100,6 +102,7 @@ def answer(request: dict[str, Any]) -> list[tuple[str | None, str | None]]:
 
 
 def main() -> None:
+    """Answer requests, a line of JSON each, until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; its end closes stdin
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_AS)

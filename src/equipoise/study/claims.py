@@ -467,4 +467,5 @@ class Claim:
         return self.test is not None and self.primary
 
     def references(self) -> References:
+        """The names its test relies on; none where it is untested."""
         return References() if self.test is None else self.test.references()

@@ -256,10 +256,12 @@ class Declaration:
 
     @property
     def source(self) -> Path:
+        """The file that declares it."""
         return Path(inspect.getfile(self.function))
 
     @property
     def summary(self) -> str:
+        """The first line of its function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @cached_property

@@ -88,12 +88,14 @@ class Results:
 
 
 def measurements_schema() -> "pa.Schema":
+    """Columns of the measurements of all runs."""
     import pyarrow as pa
 
     return _schema(("value", pa.float64()), ("numerator", pa.float64()), ("of", pa.float64()), ("missing", pa.int64()))
 
 
 def items_schema() -> "pa.Schema":
+    """Columns of the scores of all items."""
     import pyarrow as pa
 
     return _schema(("item", pa.string()), ("cluster", pa.string()), ("score", pa.float64()))

@@ -271,6 +271,7 @@ class Run(Work):
         return target
 
     def measured_anything(self) -> bool:
+        """Whether any outcome was measured."""
         return bool(self._measured)
 
     def _resumed(self) -> None:

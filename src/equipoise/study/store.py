@@ -88,6 +88,7 @@ class Task:
         check_fields(self)
 
     def to_json(self) -> dict[str, Any]:
+        """The task as it is stored."""
         return asdict(self)
 
 
@@ -447,6 +448,7 @@ def read_failure(partial: Path) -> dict[str, str] | None:
 
 
 def write_failure(partial: Path, state: str, error: str, files: Files) -> None:
+    """Note in an unfinished run how it ended."""
     write_json(partial / FAILURE, {"state": state, "error": error}, files)
 
 

@@ -64,6 +64,7 @@ def about(study: "Study") -> str:
 
 
 def plural(n: int, word: str) -> str:
+    """A count with its noun."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 

@@ -1,6 +1,6 @@
 """BLUR (arXiv:2506.08164), bi-level: forgetting first, what retains may move only where forgetting does not mind.
 
-r' = r - <r, f> / (||f||^2 + 1e-10) f   over all tensors, in conflict or not,   g = gamma f + alpha r'
+    r' = r - <r, f> / (||f||^2 + 1e-10) f   over all tensors, in conflict or not,   g = gamma f + alpha r'
 
 This is the whole step of its released trainers (BLUR-NPO on TOFU and MUSE), where alpha = 1 and gamma = 1. There the norm is
 clipped before the projection and the 1e-10 is missing; both are as in the code of arXiv:2604.14808 here.

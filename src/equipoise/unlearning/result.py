@@ -79,6 +79,7 @@ class Unlearned:
         return " ".join((*self.warnings(), done))
 
     def summary(self) -> Sequence[str]:
+        """Lines for a terminal: the recipe, each measure before and after, answers, the headline."""
         told = ", ".join(f"{name}={value}" for name, value in self.resolved.items())
         width = max(len(name) for name in self.after)
         lines = [f"recipe: {told}"]
@@ -91,6 +92,7 @@ class Unlearned:
         return (*lines, self.headline())
 
     def page(self, folder: Path) -> Page:
+        """The report, from what is stored."""
         from equipoise.unlearning.page import page
 
         return page(self, folder)
@@ -118,6 +120,7 @@ class UnlearnPlan:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> Sequence[str]:
+        """Lines for a terminal: the records as they are read, the recipe, notes, the estimate."""
         import json
 
         lines = [self.model]

@@ -40,6 +40,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / std, channel by channel."""
         shape = (-1, *[1] * (x.ndim - 2))
         return ((x - self.mean.reshape(shape)) / self.std.reshape(shape)).to(x.dtype)
 

@@ -126,6 +126,8 @@ class Scale:
 
 @dataclass(frozen=True)
 class Relu:
+    """max(z, 0), number by number."""
+
     inputs: tuple[int, ...]
 
 
@@ -153,6 +155,7 @@ class Network:
 
     @property
     def outputs(self) -> int:
+        """Number of outputs."""
         return self.sizes[-1]
 
     def values(self, x: Tensor) -> list[Tensor]:

@@ -51,12 +51,14 @@ def dense(layer: Affine) -> Tensor:
 
 
 def input_size(layer: Affine) -> int:
+    """How many numbers a layer takes."""
     if isinstance(layer, Linear):
         return layer.weight.shape[1]
     return len(layer.weight) if isinstance(layer, Scale) else math.prod(layer.shape)
 
 
 def output_size(layer: Affine) -> int:
+    """How many numbers a layer gives."""
     return math.prod(layer.out_shape) if isinstance(layer, Convolution) else len(layer.weight)
 
 

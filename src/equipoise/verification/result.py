@@ -85,6 +85,7 @@ class Certification:
 
     @closed
     def count(self, verdict: Verdict) -> int:
+        """How many inputs ended so."""
         return sum(row.verdict == verdict for row in self.rows)
 
     def headline(self) -> str:
@@ -98,10 +99,12 @@ class Certification:
         )
 
     def summary(self) -> Sequence[str]:
+        """Lines for a terminal."""
         counts = ", ".join(f"{self.count(name)} {name}" for name in ("certified", "refuted", "undecided", "wrong"))
         return (f"{counts} of {len(self.rows)} inputs", self.headline())
 
     def page(self, folder: Path) -> Page:
+        """The report, from what is stored."""
         from equipoise.verification.page import page
 
         return page(self, folder)
