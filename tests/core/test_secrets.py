@@ -64,7 +64,8 @@ def test_how_short_a_secret_may_be(monkeypatch, value, hidden):
         ("KEY", True), ("keys", True), ("MY_KEY", True), ("key_file", True), ("monkey", False), ("KEYBOARD", False),
         ("token", True), ("max_tokens", False), ("secret", True), ("passwd", True), ("PASSWORD", True),
         ("passphrase", False), ("credential", True), ("credentials", True), ("auth", True),
-        ("authorization", True), ("author", False), ("header", True), ("headers", True), ("myapikey", True), ("apikeys", True),
+        ("authorization", True), ("author", False), ("header", True), ("headers", True),
+        ("myapikey", True), ("apikeys", True),
     ],
 )  # fmt: skip
 def test_names_that_say_secret(name, secret):
