@@ -82,7 +82,7 @@ def test_what_is_no_result_is_refused():
 def test_null_is_nan_where_a_number_must_be_and_nothing_where_it_may():
     nan = math.nan
     value = Outer(
-        nan, None, None, Inner(nan), 0, (Inner(nan, "b"), Inner(1.0)), (nan, "p"), [nan, 2.0], (3.0, nan), {"x": nan}
+        nan, None, None, Inner(nan), 0, (Inner(1.0), Inner(nan, "b")), (nan, "p"), [nan, 2.0], (3.0, nan), {"x": nan}
     )
     further = {"deep": {"y": [None, 1.0]}, "either": "word", "turned": [None, None]}
     again = deserialize(Outer, serialize(value) | further)
@@ -90,14 +90,14 @@ def test_null_is_nan_where_a_number_must_be_and_nothing_where_it_may():
     found = [
         again.value,
         again.inner and again.inner.value,
-        again.many[0].value,
+        again.many[1].value,
         again.pair[0],
         again.listed[0],
         again.some[1],
     ]
     found += [again.named["x"], again.deep["y"][0]]
     assert all(isinstance(each, float) and math.isnan(each) for each in found)
-    assert again.maybe is None and again.count is None and again.many[1] == Inner(1.0) and again.pair[1] == "p"
+    assert again.maybe is None and again.count is None and again.many[0] == Inner(1.0) and again.pair[1] == "p"
     assert deserialize(Outer, {"value": "inf"}).value == math.inf and deserialize(Outer, {"value": 1}).inner is None
 
 
