@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from equipoise.cli import main
+from equipoise.verification.check_files import Refused
 
 SHORT = ["certify", "run", "--inputs", "x.npy", "--iterations", "3", "--attack-steps", "3", "--out", "out", "--quiet"]
 RUN = [*SHORT, "--radius", "0.01"]
@@ -78,3 +79,59 @@ def test_wrong_requests(here, capsys, arguments, message):
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
     assert not (here / "out").exists() and not (here / "out.partial").exists()
+
+
+def checked(*words):
+    return main(["certify", "check", "out/certificates", *words])
+
+
+def test_what_check_says_and_of_what(here, capsys):
+    assert main([*RUN, *WORDS]) == 0
+    capsys.readouterr()
+    net = ["--network", "out/network.safetensors"]
+    assert checked(*net) == checked("-n", *net[1:], "--inputs", "x.npy", "--input-shape", "4") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert said.err == "2 of 2 accepted\n" * 2 and lines[:2] == lines[2:]
+    names = [f"out/certificates/0000{number}.npz" for number in (0, 1)]
+    assert [line.partition(":")[0] for line in lines[:2]] == names
+    assert checked(*WORDS, "--json") == 0
+    said = capsys.readouterr()
+    assert said.err == "The network is as the reader of `certify run` understands it.\n2 of 2 accepted\n"
+    found = json.loads(said.out)
+    assert list(found) == names and all(each["accepted"] for each in found.values())
+    for name, line in zip(found, lines, strict=False):
+        assert line == f"{name}: accepted, smallest margin {min(found[name]['margins']):.6g}"
+    np.save("y.npy", np.load("x.npy")[::-1])
+    assert checked(*net, "--inputs", "y.npy") == 1
+    assert capsys.readouterr().err == "0 of 2 accepted\n"
+    (here / "out" / "certificates" / "\x1b[2J.npz").write_bytes(b"x")
+    assert checked(*net) == 1
+    said = capsys.readouterr()
+    assert "'out/certificates/\\x1b[2J.npz': refused: " in said.out and "\x1b" not in said.out
+    assert said.err == "2 of 3 accepted\n"
+
+
+def test_what_is_no_network_to_check_with(here, monkeypatch, capsys):
+    assert main([*RUN, *WORDS]) == 0
+    (here / "net.ONNX").write_bytes(b"x")
+    net = "out/network.safetensors"
+    requests = {
+        ("gone",): "No network at gone: expected the file that `certify run` wrote or read.",
+        (".",): "No network at .: expected the file that `certify run` wrote or read.",
+        ("net.ONNX", "--architecture", "linear a"):
+            "net.ONNX says itself how its parameters are used: leave --architecture out.",
+        (net, "--input-shape", "4,x"): "--input-shape is '4,x', expected whole numbers between commas.",
+        (net, "--input-shape", "2,2"): f"--input-shape is 2,2, and an input of {net} has the shape (4,).",
+    }  # fmt: skip
+    for words, said in requests.items():
+        capsys.readouterr()
+        assert checked("--network", *words) == 2
+        assert capsys.readouterr().err == f"equipoise: {said}\n"
+
+    def refused(path):
+        raise Refused("it is odd")
+
+    monkeypatch.setattr("equipoise.verification.check_files.read_net", refused)
+    assert checked("--network", net) == 2
+    assert capsys.readouterr().err == f"equipoise: The network {net} is refused: it is odd.\n"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from equipoise.core import page as parts
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.folder import damage
-from equipoise.core.job import Page, Request, as_text, command_line, job
+from equipoise.core.job import Page, Request, _is_there, as_text, command_line, job
 from equipoise.core.options import Setting
 from equipoise.core.rows import Rows
 from equipoise.core.serialize import LIVE, deserialize, serialize
@@ -199,6 +199,11 @@ def test_what_was_left_out_then_had_its_default(tmp_path):
     stored.write_text(json.dumps(older))
     (tmp_path / "out").rename(tmp_path / "out.partial")
     assert add(["a"], out=tmp_path / "out").total == 1 and CALLS == ["a"]
+
+
+def test_what_names_a_place_is_looked_for_whatever_it_is(tmp_path):
+    assert _is_there(tmp_path) and _is_there(str(tmp_path)) and not _is_there(tmp_path / "none")
+    assert not any(map(_is_there, ("x" * 5000, "a\0b", "a\ud800")))
 
 
 def test_signature_and_help_are_the_declaration():

@@ -1,13 +1,15 @@
 """Closed words: what is not one of them is refused wherever it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import Options, allowed, check_fields, choice, closed
+from equipoise.core.options import Options, Setting, allowed, check, check_fields, choice, closed, type_text, words
 
 Rule = Literal["paired", "published"]
 
@@ -115,3 +117,212 @@ def test_names_and_values_from_text():
         "prices": {"openai/m": (2.5, 10.0), "a=b": (1.0, 2.0)},
         "shares": {"a=b": 0.5},
     }
+
+
+def test_a_setting_has_these_defaults():
+    plain = Setting()
+    assert (plain.alias, plain.objects, plain.python, plain.stored, plain.typed(True)) == (
+        (),
+        False,
+        False,
+        True,
+        False,
+    )
+
+
+class Rest(BaseModel, extra="forbid"):
+    rate: float = Field(default=0.5, gt=0, lt=1, description="How fast.")
+    listed: tuple[int, ...] = (1,)
+    needed: int
+
+
+def asked(
+    words: list[str],
+    pair: tuple[float, float] = (0.0, 1.0),
+    several: tuple[int, ...] | None = None,
+    *,
+    steps: Annotated[int, Field(ge=1, le=9, description="how long")] = 3,
+    how: Rule = "paired",
+    source: Annotated[Path | None, Setting(objects=True, alias=("-s",))] = None,
+    on: bool = False,
+    **rest: Any,
+) -> None: ...
+
+
+OPTIONS = Options(asked, owner="Toy: ", rest=Rest, renamed={"word": "words", "gone": "gone: use --words."})
+
+
+def test_options_are_the_parameters_and_those_of_the_rest():
+    own = ["words", "pair", "several", "steps", "how", "source", "on"]
+    assert list(OPTIONS.hints) == [*own, "rate", "listed", "needed"] and list(OPTIONS.parameters) == own
+    defaults = {name: OPTIONS.default(name) for name in OPTIONS.hints}
+    assert defaults == {
+        "words": ..., "pair": (0.0, 1.0), "several": None, "steps": 3, "how": "paired", "source": None, "on": False,
+        "rate": 0.5, "listed": (1,), "needed": ...,
+    }  # fmt: skip
+    assert OPTIONS.setting("source").alias == ("-s",) and OPTIONS.setting("steps") == Setting(
+        typed=OPTIONS.setting("steps").typed
+    )
+
+
+def test_of_the_rest_only_what_is_given_is_read():
+    usual = {"pair": (0.0, 1.0), "several": None, "steps": 3, "how": "paired", "source": None, "on": False}
+    assert OPTIONS.read({"words": ["a"], "needed": 1}) == {"words": ["a"], **usual, "needed": 1}
+    given = {
+        "words": "a, b,",
+        "pair": "1,2",
+        "several": "3",
+        "steps": "9",
+        "source": "x",
+        "on": "true",
+        "listed": "[2]",
+    }
+    assert OPTIONS.read({**given, "needed": "1"}, text=True) == {
+        "words": ["a", "b"], "pair": (1.0, 2.0), "several": (3,), "steps": 9, "how": "paired", "source": Path("x"),
+        "on": True, "listed": (2,), "needed": 1,
+    }  # fmt: skip
+    thing = object()
+    assert OPTIONS.read({"words": [], "needed": 1, "source": thing})["source"] is thing
+    assert OPTIONS.current({"word": 1, "gone": 2, "steps": 3}) == {"words": 1, "gone": 2, "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"needed": 1}, "option 'words' is missing."),
+        ({"words": [], "needed": 1, "steps": 0}, "option 'steps' should be at least 1, but got 0."),
+        ({"words": [], "needed": 1, "steps": 10}, "option 'steps' should be at most 9, but got 10."),
+        ({"words": [], "needed": 1, "rate": 0}, "option 'rate' should be above 0, but got 0."),
+        ({"words": [], "needed": 1, "rate": 1}, "option 'rate' should be below 1, but got 1."),
+        (
+            {"words": [], "needed": 1, "how": "piared"},
+            "option 'how' is 'piared'. Did you mean 'paired' or 'published'?",
+        ),
+        ({"words": "a", "needed": 1}, "option 'words' is 'a', expected values with commas between."),
+        ({"words": [], "needed": 1, "pair": "x"}, "option 'pair' is 'x', expected 2 values with commas between."),
+        ({"words": [], "needed": 1, "several": "x"}, "option 'several' is 'x', expected values with commas between."),
+        ({"words": [], "needed": 1, "stps": 1}, "there is no option 'stps'. Did you mean 'steps'?"),
+        ({"word": 1}, "word is now words."),
+        ({"gone": 1}, "gone: use --words."),
+    ],
+)
+def test_a_wrong_option_in_full(given, said):
+    with pytest.raises(BadInput) as caught:
+        OPTIONS.read(given)
+    assert str(caught.value) == f"Toy: {said}"
+
+
+def test_what_can_be_no_option():
+    def untyped(a, b: int = 1): ...
+    def starred(*a: int): ...
+    def positional(a: int, /): ...
+
+    for function, said in (
+        (untyped, "Toy: option 'a' needs a type."),
+        (starred, "Toy: *args and **kwargs cannot be options; name each one."),
+        (positional, "Toy: *args and **kwargs cannot be options; name each one."),
+        (asked, "Toy: *args and **kwargs cannot be options; name each one."),
+    ):
+        with pytest.raises(BadInput) as caught:
+            Options(function, owner="Toy: ")
+        assert str(caught.value) == said
+
+
+def test_settings_as_json():
+    class Named:
+        name = "smollm2"
+
+    values = {"words": ["a"], "pair": (1.0, 2.0), "steps": 3, "source": Path("x")}
+    assert OPTIONS.to_json(values) == {"words": ["a"], "pair": [1.0, 2.0], "steps": 3, "source": "x"}
+    kinds = [None, True, 2, 0.5, "t", ("a", 1), Named(), {"k": 1}, [object()], object()]
+    shown = [OPTIONS.to_json({"source": kind})["source"] for kind in kinds]
+    assert shown == [None, True, 2, 0.5, "t", ["a", 1], "smollm2", "1 given", "1 given", "object"]
+
+
+def test_options_for_people():
+    rows = {row["name"]: row for row in OPTIONS.described()}
+    assert list(rows) == list(OPTIONS.hints)
+    assert rows["steps"] == {"name": "steps", "type": "integer from 1 to 9", "default": 3, "description": "how long"}
+    assert rows["rate"] == {
+        "name": "rate",
+        "type": "number above 0 below 1",
+        "default": 0.5,
+        "description": "How fast.",
+    }
+    assert rows["words"] == {"name": "words", "type": "array", "default": None, "description": ""}
+    assert rows["several"]["type"] == "array or null" and rows["source"]["type"] == "value"
+    assert type_text({"enum": [1, "a"]}) == "one of 1, a" and type_text({"anyOf": [{"type": "x"}, {}]}) == "x or value"
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "read"),
+    [
+        ("words", '["a,b"]', ["a,b"]), ("words", "a b", ["a b"]), ("words", "", []), ("several", "null", None),
+        ("several", "1, 2", (1, 2)), ("steps", "3", 3), ("on", "1", True), ("listed", "[]", ()),
+    ],
+)  # fmt: skip
+def test_a_text_as_its_option_wants_it(name, typed, read):
+    given = {"words": ["w"], "needed": 1, name: typed}
+    assert OPTIONS.read(given, text=True)[name] == read
+
+
+def test_values_of_pairs():
+    def function(pairs: dict[str, Any], numbers: dict[str, float] | None = None) -> None: ...
+
+    read = Options(function).read({"pairs": " a = 1 , b=x y, c=NaN, d=[1], e=true,f="}, text=True)["pairs"]
+    assert read == {"a": 1, "b": "x y", "c": "NaN", "d": "[1]", "e": True, "f": ""}
+    assert Options(function).read({"pairs": '{"a": [1]}'}, text=True)["pairs"] == {"a": [1]}
+    with pytest.raises(BadInput):
+        Options(function).read({"pairs": "a"}, text=True)
+
+
+def test_which_values_and_words_a_type_leaves():
+    assert allowed(Rule) == ("paired", "published") and allowed(Rule | None) == ("paired", "published", None)
+    assert allowed(Literal[1] | Literal["a"]) == (1, "a") and allowed(None | str) == () and allowed(int) == ()
+    assert words(Rule) == ("paired", "published") and words(int) == () and words(Annotated[Rule, "x"]) == words(Rule)
+    assert words(dict[Rule, tuple[Literal["z"], ...]] | None) == ("paired", "published", "z")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "said"),
+    [
+        ("x", Rule, "n is 'x'. Known: paired, published."),
+        ("paird", Literal["paired"] | float, "n is 'paird'. Did you mean 'paired'? It may also be a float."),
+        ("x", Literal["a"] | float | int, "n is 'x'. Known: a. It may also be a float or int."),
+        ("ab", tuple[Rule, ...], "n is 'ab', one word where several may come: write ('ab',)."),
+        (("paired", "x"), tuple[Rule, ...], "n is 'x'. Known: paired, published."),
+        (("paired", 1, "x"), tuple[Rule, int, Rule], "n is 'x'. Known: paired, published."),
+        ({"paired": "x"}, dict[Rule, Rule], "n['paired'] is 'x'. Known: paired, published."),
+        (["x"], list[Rule] | None, "n is 'x'. Known: paired, published."),
+        (3, Rule, "n is 3. Known: paired, published."),
+    ],
+)
+def test_a_word_that_is_none_in_full(value, hint, said):
+    with pytest.raises(BadInput) as caught:
+        check("n", value, hint)
+    assert str(caught.value) == said
+
+
+def test_what_is_not_looked_into_passes():
+    check("n", iter(["x"]), Iterable[Rule])
+    check("n", 3, tuple[Rule, ...])
+    check("n", ("paired", 5), tuple[Rule, int])
+    check("n", "any", Rule | str)
+    check("n", "any", Rule | Any)
+    check("n", len, Callable[[Rule], int])
+    check("n", ["paired"], Sequence[Rule])
+    check("n", 0.5, Literal["a"] | float)
+
+
+def test_a_closed_function_is_called_as_it_was_given():
+    @closed
+    def sum_of(a: int, *more: int, how: Rule = "paired", **named: int) -> tuple:
+        """What it does."""
+        return a, more, how, named
+
+    assert sum_of(1, 2, how="published", x=3) == (1, (2,), "published", {"x": 3})
+    assert sum_of.__doc__ == "What it does." and sum_of.__name__ == "sum_of"
+    with pytest.raises(BadInput, match=r"^how is 'x'\. Known: paired, published\.$"):
+        sum_of(1, how="x")
+    with pytest.raises(BadInput, match=r"^Settings\.rule is 'x'\. Known: paired, published\.$"):
+        Settings("x")

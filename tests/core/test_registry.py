@@ -50,6 +50,18 @@ def test_a_name_stands_for_one_thing_and_ones_own_come_last(rules):
         found.register("mine", "there")
 
 
+def test_a_name_that_is_none_and_one_that_was_registered_by_hand(rules):
+    found = rules()
+    found.register("mine", "here")
+    assert "mine" in found and len(found) == 4 and found["mine"] == "here" and found.package == "kitchen"
+    assert found.modules == {"oil": "kitchen.oil", "pepper": "kitchen.pepper", "salt": "kitchen.salt"}
+    with pytest.raises(BadInput) as caught:
+        found["x"]
+    assert str(caught.value) == "RULES has no 'x'. Known: mine, oil, pepper, salt."
+    found.register("salt", "another")  # before the module was asked for: it goes first, and the module is the second
+    assert found["salt"] == "another"
+
+
 def test_the_words_of_unlearning_need_no_torch():
     code = (
         "import sys; from equipoise.unlearning.recipe import COMBINE, METHODS, OBJECTIVES, Recipe; "

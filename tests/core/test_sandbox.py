@@ -1,4 +1,5 @@
 import ctypes
+import json
 import os
 import re
 import signal
@@ -180,7 +181,7 @@ while not os.path.exists("alive"):
 os.kill(0, signal.SIGSTOP)
 """
     finished = python(code, folder=tmp_path, limits=Limits(seconds=0.8))
-    assert finished.ended == "wall clock" and 0.8 <= finished.seconds < 5
+    assert finished.ended == "wall clock" and finished.returncode == -9 and 0.8 <= finished.seconds < 5
     seen = (tmp_path / "alive").read_text()
     time.sleep(0.1)
     assert (tmp_path / "alive").read_text() == seen, "a process in a session of its own outlived the sandbox"
@@ -458,3 +459,92 @@ def test_unsafe_still_limits_and_cleans(monkeypatch):
     if sys.platform == "linux":
         finished = python("x = bytearray(400 * 2**20)", unsafe=True, limits=Limits(memory_bytes=200 * 2**20))
         assert "MemoryError" in finished.stderr
+
+
+@pytest.fixture
+def reported(monkeypatch, tmp_path):
+    """A stand-in for the confining process: it says on stdout what it was given and reports what the test wants."""
+
+    def run_with(report: str, then: str = "", **options):
+        script = tmp_path / "confine.py"
+        script.write_text(
+            "import json, os, sys, time\n"
+            "said = {'plan': json.load(open(sys.argv[1])), 'environment': dict(os.environ), 'flags': list(sys.flags)}\n"
+            "print(json.dumps({**said, 'cwd': os.getcwd()}), flush=True)\n"
+            f"os.write(int(sys.argv[2]), {report.encode()!r})\n{then}\n"
+        )
+        monkeypatch.setattr(confine, "__file__", str(script))
+        return run(["make", "all"], folder=tmp_path, unsafe=True, **options)
+
+    return run_with
+
+
+def test_what_the_confining_process_is_told(reported, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "secret")
+    finished = reported(
+        '{"status": 0}', environment={"LANG": "C", "X": "1"}, limits=Limits(cpu_seconds=7, open_files=9)
+    )
+    said = json.loads(finished.stdout)
+    clean = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    plan = said["plan"]
+    readable = plan.pop("readable")
+    assert Path(plan.pop("root")).name == "root"
+    assert plan == {
+        "command": ["make", "all"],
+        "environment": {**clean, "LANG": "C", "X": "1"},
+        "folder": str(tmp_path),
+        "limits": {
+            "RLIMIT_CPU": 7,
+            "RLIMIT_AS": 2 * 2**30,
+            "RLIMIT_FSIZE": 64 * 2**20,
+            "RLIMIT_NOFILE": 9,
+            "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_CORE": 1 if sys.platform == "linux" else 0,
+        },
+        "processes": 32,
+        "memory_bytes": 2 * 2**30,
+        "isolate": False,
+    }
+    assert readable == sorted(readable) and {sys.prefix, sys.base_prefix} <= set(readable)
+    assert "/usr" in readable and all(Path(path).exists() for path in readable)
+    assert said["environment"].items() >= clean.items() and "MY_TOKEN" not in said["environment"] and said["cwd"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("report", "ended", "returncode"),
+    [
+        ('{"status": 0}', "exit", 0),
+        ('{"status": 768}', "exit", 3),
+        ('{"status": 9}', "signal", -9),
+        ('{"status": 24}', "cpu", -24),
+        ('{"over": "memory"}', "memory", -9),
+        ('{"over": "disk"}', "disk", -9),
+    ],
+)
+def test_how_a_report_is_understood(reported, report, ended, returncode):
+    finished = reported(report)
+    assert (finished.ended, finished.returncode) == (ended, returncode)
+    assert finished.succeeded is (returncode == 0) and not finished.truncated and 0 < finished.seconds < 10
+
+
+def test_what_has_no_report_met_the_clock_or_failed(reported):
+    finished = reported("", "time.sleep(60)", limits=Limits(seconds=0.3))
+    assert (finished.ended, finished.returncode) == ("wall clock", -9) and finished.stdout
+    with pytest.raises(WorkFailed) as caught:
+        reported("", "sys.stderr.write('a' * 10 + ' why ' + 'b' * 294 + chr(10))")
+    assert str(caught.value) == f"the sandbox ended without a report: why {'b' * 294}."
+    with pytest.raises(WorkFailed, match=r"^the sandbox ended without a report: 5\.$"):
+        reported("", "sys.exit(5)")
+    with pytest.raises(WorkFailed, match=r"^make could not be started in the sandbox: it is odd\.$"):
+        reported('{"failed": "it is odd"}')
+
+
+def test_the_limits_that_hold_unless_others_are_given():
+    assert Limits() == Limits(10.0, 10, 2**31, 2**26, 32, 256, 2**20)
+    assert Isolation(True, 7, "").lacking == ()

@@ -40,3 +40,51 @@ def test_words_of_honest_answers_are_no_secrets(monkeypatch, word):
     monkeypatch.setenv("OTEL_HEADERS", "Authorization=Bearer tok3n-tok3n")
     said = f"The {word} is a word, Authorization and Bearer, too."
     assert redact(said) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "hidden"),
+    [
+        ("1234567", False),
+        ("12345678", True),
+        ("abcdefghijklmno", False),
+        ("abcdefghijklmnop", True),
+        ("abc-def_ghi.jklm", True),
+        ("  spaced-1  ", True),
+    ],
+)
+def test_how_short_a_secret_may_be(monkeypatch, value, hidden):
+    monkeypatch.setenv("LOCAL_API_KEY", value)
+    assert redact(f"<{value.strip()}>") == ("<[key]>" if hidden else f"<{value.strip()}>")
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("KEY", True), ("keys", True), ("MY_KEY", True), ("key_file", True), ("monkey", False), ("KEYBOARD", False),
+        ("token", True), ("max_tokens", False), ("secret", True), ("passwd", True), ("PASSWORD", True),
+        ("passphrase", False), ("credential", True), ("credentials", True), ("auth", True),
+        ("authorization", True), ("author", False), ("header", True), ("headers", True),
+        ("myapikey", True), ("apikeys", True),
+    ],
+)  # fmt: skip
+def test_names_that_say_secret(name, secret):
+    found = known_secrets({name: "s3cret-value", "other": "0ther-value"})
+    assert ("s3cret-value" in found) is secret and "0ther-value" not in found
+
+
+def test_secrets_come_longest_first_in_pieces_and_as_an_address_holds_them():
+    value = {"a": ("Bearer tok3n/tok3n", ["short", 5, None])}
+    found = known_secrets({"headers": value}, "https://me:p%2Fss-w0rd@host/")
+    mine = [
+        "Bearer%20tok3n%2Ftok3n",
+        "Bearer tok3n/tok3n",
+        "tok3n%2Ftok3n",
+        "p%252Fss-w0rd",
+        "p%2Fss-w0rd",
+        "tok3n/tok3n",
+    ]
+    assert set(mine) <= set(found) and "short" not in found
+    assert [len(each) for each in found] == sorted(map(len, found), reverse=True)
+    assert known_secrets(None, "https://me@host/") == known_secrets()
+    assert redact("a bb ccc", ["bb"]) == "a [key] ccc" and redact("a", []) == "a"

@@ -212,6 +212,38 @@ def test_pigeonhole_that_is_undefined_says_so(generator):
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("units", "counted"), [(("seed", "item"), 3), (("item",), 3), (("seed",), 0)])
+def test_a_redrawn_interval_from_its_written_formula(units, counted):
+    per_seed, redrawn, sizes = np.array([0.2, 0.5, 0.4, 0.7]), np.array([0.3, 0.5, 0.6, 0.4, 0.7]), np.array([2, 3, 5])
+    found = st._redrawn_interval(per_seed, redrawn, sizes, units, 0.9)
+    by_seed = per_seed.var(ddof=1) / 4 if "seed" in units else 0.0
+    by_item = 3 / 2 * redrawn.var(ddof=1) if "item" in units else 0.0
+    item_df = 38**2 / 722 - 1 if "item" in units else math.inf  # of clusters of 2, 3 and 5 items
+    parts = [(by_seed, 3.0), (by_item, item_df)]
+    df = (by_seed + by_item) ** 2 / sum(variance**2 / own for variance, own in parts if variance)
+    half = stats.t.ppf(0.95, df) * math.sqrt(by_seed + by_item)
+    assert (found.seed_variance, found.item_variance) == pytest.approx(
+        (by_seed, by_item)
+    ) and found.df == pytest.approx(df)
+    assert (found.estimate, found.lower, found.upper) == pytest.approx((0.45, 0.45 - half, 0.45 + half))
+    assert (found.seeds, found.items, found.clusters, found.level) == (4, 10, counted, 0.9)
+    assert found.item_df == item_df
+
+
+def test_what_a_redrawn_interval_needs():
+    """Two clusters, two draws, and a value in 95 % of the draws; seeds alone need two."""
+
+    def upper(per_seed, redrawn, sizes, units=("seed", "item")):
+        return st._redrawn_interval(np.array(per_seed), np.array(redrawn, float), np.array(sizes), units, 0.95).upper
+
+    draws = [0.1, 0.3] * 10
+    assert math.isfinite(upper([0.1, 0.2], [math.nan, *draws[1:]], [1, 1]))
+    assert math.isnan(upper([0.1, 0.2], [math.nan, math.nan, *draws[2:]], [1, 1]))
+    assert math.isfinite(upper([0.1, 0.2], draws[:2], [1, 1])) and math.isnan(upper([0.1, 0.2], draws[:1], [1, 1]))
+    assert math.isnan(upper([0.1, 0.2], draws, [2])) and math.isnan(upper([0.1], draws, [1, 1]))
+    assert math.isfinite(upper([0.1], draws, [1, 1], ("item",))) and math.isnan(upper([0.1], draws, [1, 1], ("seed",)))
+
+
 def test_monotone_fit_is_the_least_squares_one_by_brute_force(generator):
     path = generator.integers(0, 5, size=5) / 4
     levels = np.linspace(0, 1, 25)

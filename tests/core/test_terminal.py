@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -29,3 +30,23 @@ def test_honest_text_stays_as_it_is():
     text = "zwölf\tcolumns\nשלום, 👩‍👩‍👧, naïve – “quoted” \\u202e"
     assert shown(text) == text
     assert shown(3.5) == "3.5"
+
+
+def test_all_that_is_written_as_an_escape():
+    """Controls but tab and newline, direction, zero width, halves of pairs, tags; their neighbours stay."""
+    unsafe = [
+        *(set(range(0x20)) - {9, 10}), *range(0x7F, 0xA0), 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
+        0xFFF9, 0xFFFA, 0xFFFB, *range(0xD800, 0xE000), *range(0xE0000, 0xE1000),
+    ]  # fmt: skip
+    looked_at = {*range(0x3000), *range(0xD700, 0x10000), *range(0xDFF00, 0xE1100)}
+    honest = "".join(chr(number) for number in looked_at - set(unsafe))
+    assert shown(honest) == honest and all(shown(chr(number)).isascii() for number in unsafe)
+    assert all(chr(number) not in shown(chr(number)) for number in unsafe)
+    assert shown("\U000e0fff\x07") == r"\udb43\udfff\u0007"
+
+
+def test_a_sentence_goes_where_it_is_told(capsys):
+    say("a\x07", file=sys.stdout)
+    say(None)
+    said = capsys.readouterr()
+    assert said.out == "a\\u0007\n" and said.err == "None\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.data.answers import common_subsequence, contains, matches, normalize, rouge_l_recall
+from equipoise.data.answers import common_subsequence, contains, matches, normalize, rouge_l_recall, rouge_tokens
 
 words = st.lists(
     st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "12", "running", "Ünal", "o'clock", "é", "-"]), max_size=14
@@ -82,6 +82,14 @@ def test_common_subsequence_is_that_of_the_table(first, second):
         ("A", "a"),
         ("", ""),
         ("?!", ""),
+        ("1.5 a.b .5 5. 1:30 x:y :3 3:", "1.5 b 5 5 1:30 x y 3 3"),
+        ("x-5 )-5 --5 (-5 -x 5-", "x 5 5 5 -5 x 5"),
+        ("1,23 1,2345 12,345 1,234,56", "1 23 1 2345 12345 1234 56"),
+        ("rock'n'roll 'tis it's’", "rocknroll tis its"),
+        ("$5 a+b ☺ § ¶ “q” a_b", "$5 a+b ☺ q b"),
+        ("The the", "the the"),
+        ("a the an x", "x"),
+        ("½ Ⅷ", "1⁄2 viii"),
     ],
 )
 def test_normalize(text, expected):
@@ -92,6 +100,19 @@ def test_normalize(text, expected):
 def test_normalising_twice_changes_nothing_more_than_once(text):
     once = normalize(text)
     assert once == once.strip() and "  " not in once
+
+
+def test_words_as_rouge_score_cuts_them():
+    assert rouge_tokens("The 3 cats' CAFÉ-bar_x") == ["the", "3", "cats", "caf", "bar", "x"]
+    assert rouge_tokens("cats run abcd abc", stem=lambda word: word[:2]) == ["ca", "run", "ab", "abc"]
+    assert rouge_tokens("") == [] and rouge_l_recall("a b c d", "d a b") == 0.5
+
+
+def test_matching_takes_any_of_the_references():
+    assert matches("b", ("a", "B.")) and not matches("b", ()) and not matches("b", ("a", "c"))
+    assert not matches("", ["", "x"]) and not matches("?", "!")
+    assert contains("x y", iter(["z", "Y"])) and not contains("x y", ["", "?"]) and not contains("x y", [])
+    assert contains("x", "x") and not contains("xy", "x") and not contains("", "x")
 
 
 def test_matching():

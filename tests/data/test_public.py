@@ -30,28 +30,6 @@ def test_a_folder_that_is_not_there_is_one_sentence(root, monkeypatch):
         public.folder("tofu")
 
 
-def test_tofu_splits_are_ranges_of_the_full_set(root):
-    write(root / "tofu" / "full.json", [{"question": f"Q{i}?", "answer": f"A{i}"} for i in range(4000)])
-    for split, first, count in (
-        ("forget01", 3960, 40),
-        ("forget10", 3600, 400),
-        ("retain95", 0, 3800),
-        ("full", 0, 4000),
-    ):
-        records = public.tofu(split)
-        assert len(records) == count and records[0].completion == f"A{first}" and records[0].id == str(first)
-        assert records[-1].group == f"author {(first + count - 1) // 20}"
-    assert {record.id for record in public.tofu("forget05")} | {record.id for record in public.tofu("retain95")} == {
-        str(i) for i in range(4000)
-    }
-    assert len(public.tofu("retain90", limit=3)) == 3
-    with pytest.raises(BadInput, match=r"TOFU has no split 'forget5'. Did you mean 'forget05'"):
-        public.tofu("forget5")
-    write(root / "tofu" / "full.json", [{"question": "Q?", "answer": "A"}])
-    with pytest.raises(BadInput, match="1 records, expected TOFU's 4000"):
-        public.tofu("forget01")
-
-
 def test_tofus_other_sets(root):
     row = {"question": "Q?", "answer": "A", "paraphrased_answer": "Aa", "perturbed_answer": ["B", "C"]}
     write(root / "tofu" / "forget01_perturbed.json", [row, row])
@@ -98,6 +76,167 @@ def test_wmdp_deduplicated(root):
     ]
     with pytest.raises(BadInput, match=r"no split 'W'. Known: T, V"):
         public.wmdp("cyber", split="W")
+
+
+@pytest.fixture
+def authors(root, monkeypatch):
+    """A TOFU of 400 records, whose splits are the same shares."""
+    monkeypatch.setattr(public, "TOFU_RECORDS", 400)
+    write(root / "tofu" / "full.json", [{"question": f"Q{i}?", "answer": f"A{i}"} for i in range(400)])
+    return root / "tofu"
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "count"),
+    [
+        ("full", 0, 400),
+        ("forget01", 360, 40),
+        ("forget05", 200, 200),
+        ("forget10", 0, 400),
+        ("retain99", 0, 360),
+        ("retain95", 0, 200),
+        ("retain90", 0, 0),
+    ],
+)
+def test_every_split_is_its_range(authors, split, first, count):
+    records = public.tofu(split)
+    assert [record.completion for record in records] == [f"A{i}" for i in range(first, first + count)]
+    assert [(record.id, record.group) for record in records] == [
+        (str(i), f"author {i // 20}") for i in range(first, first + count)
+    ]
+    assert public.tofu(split, limit=7) == records[:7]
+
+
+def test_a_split_that_is_none_and_a_file_that_is_not_whole(authors):
+    with pytest.raises(BadInput, match=r"TOFU has no split 'forget5'\. Did you mean 'forget05'"):
+        public.tofu("forget5")
+    write(authors / "full.json", [{"question": "Q?", "answer": "A"}])
+    for split in ("full", "forget01", "retain99"):
+        with pytest.raises(BadInput) as caught:
+            public.tofu(split)
+        said = f"{authors}/full.json: 1 records, expected TOFU's 400; its splits are ranges of them."
+        assert str(caught.value) == said
+
+
+def test_the_published_numbers_of_tofu():
+    assert (public.TOFU_RECORDS, public.TOFU_PER_AUTHOR) == (4000, 20)
+    assert public.TOFU_FORGET == {"forget01": 40, "forget05": 200, "forget10": 400}
+    assert public.TOFU_RETAIN == {"retain99": 40, "retain95": 200, "retain90": 400}
+
+
+@pytest.mark.parametrize(
+    ("split", "first"),
+    [
+        ("forget01_perturbed", 360),
+        ("forget05_perturbed", 200),
+        ("forget10_perturbed", 0),
+        ("retain_perturbed", 0),
+        ("holdout10", None),
+        ("real_authors_perturbed", None),
+        ("world_facts_perturbed", None),
+    ],
+)
+def test_only_sets_of_authors_have_them_as_groups(authors, split, first):
+    write(authors / f"{split}.json", [{"question": f"Q{i}?", "answer": "A", "group": "g"} for i in range(25)])
+    records = public.tofu(split)
+    of_author = [(str(first + i), f"author {(first + i) // 20}") for i in range(25)] if first is not None else None
+    expected = of_author or [(f"{split}-{i + 1}", "g") for i in range(25)]
+    assert [(record.id, record.group) for record in records] == expected
+    assert public.tofu(split, limit=2) == records[:2]
+
+
+def test_a_choice_set_is_numbered_by_its_rows(root):
+    rows = [{"question": f"Q{i}?", "option2": "y", "option1": "x", "answer": "xy"[i % 2]} for i in range(3)]
+    write(root / "tofu" / "real_authors_mc.json", rows)
+    found = [(r.id, r.prompt, r.choices, r.answer, r.group) for r in public.tofu("real_authors_mc")]
+    assert found == [(f"real_authors_mc-{i + 1}", f"Q{i}?", ("x", "y"), i % 2, "") for i in range(3)]
+    assert [r.id for r in public.tofu("real_authors_mc", limit=2)] == ["real_authors_mc-1", "real_authors_mc-2"]
+    path = root / "tofu" / "real_authors_mc.json"
+    write(path, [{"question": "Q?", "option1": "x", "option2": "y"}])
+    with pytest.raises(BadInput) as caught:
+        public.tofu("real_authors_mc")
+    said = f"{path}:1: expected question, option1, option2, ... and the answer among them."
+    assert str(caught.value) == said
+    write(path, [{"option1": "x", "option2": "y", "answer": "x"}])
+    with pytest.raises(BadInput, match=r":1: field 'question': expected a value|:1: no field 'question'"):
+        public.tofu("real_authors_mc")
+
+
+def test_a_file_is_found_by_its_stem_or_as_the_one_shard_of_a_folder(root):
+    with pytest.raises(BadInput) as caught:
+        public._file(root, "a", "b")
+    endings = ".jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet"
+    assert str(caught.value) == f"{root} has no file a or b with one of {endings}."
+    (root / "b").mkdir()
+    (root / "b" / "one.parquet").touch()
+    (root / "b" / "README.md").touch()
+    assert public._file(root, "a", "b") == root / "b" / "one.parquet"
+    (root / "b" / "two.parquet").touch()
+    with pytest.raises(BadInput):
+        public._file(root, "a", "b")
+    (root / "b.csv").touch()
+    assert public._file(root, "a", "b") == root / "b.csv"
+    (root / "a.json").touch()
+    (root / "a.jsonl").touch()
+    assert public._file(root, "a", "b") == root / "a.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["mcq", "corpus"])
+def test_wmdp_by_both_of_its_published_names(root, kind):
+    row = {"question": "Q", "choices": ["a", "b"], "answer": 1} if kind == "mcq" else {"text": "x"}
+    names = ("chem-mcq", "wmdp-chem") if kind == "mcq" else ("chem-corpus", "chem-forget-corpus")
+    for number, name in enumerate(names, start=1):  # the published name goes first
+        write(root / "wmdp" / f"{name}.jsonl", [row] * number)
+        assert [record.id for record in public.wmdp("chem", kind)] == [f"{name}-{i + 1}" for i in range(number)]
+    assert len(public.wmdp("chem", kind, limit=1)) == 1
+    with pytest.raises(BadInput) as caught:
+        public.wmdp("chem", split="T")
+    assert str(caught.value) == f"{root}/wmdp: the published WMDP has no splits; leave split out."
+
+
+def test_splits_and_limits_of_the_deduplicated_wmdp(root):
+    row = {"question": "Q?", "choices": ["a", "b"], "answer": 1}
+    splits = ("T", "V", "T", "dev_T")
+    write(root / "wmdp-deduped" / "bio-mcq.jsonl", [row | {"id": f"b{i}", "split": s} for i, s in enumerate(splits)])
+    sentences = [["One.", "Two."], ["Three."], ["Four."], ["Five."]]
+    corpus = [{"question": f"Q{i}", "split": s, "sentences": sentences[i]} for i, s in enumerate(splits)]
+    write(root / "wmdp-deduped" / "bio-corpus.jsonl", corpus)
+    assert [record.id for record in public.wmdp("bio", split="T")] == ["b0", "b2"]
+    assert [record.id for record in public.wmdp("bio", split="T", limit=1)] == ["b0"]
+    assert [record.id for record in public.wmdp("bio")] == ["b0", "b1", "b2", "b3"]
+    found = public.wmdp("bio", "corpus", split="T")
+    assert [(record.id, record.group) for record in found] == [
+        ("bio-corpus-1-0", "Q0"),
+        ("bio-corpus-1-1", "Q0"),
+        ("bio-corpus-3-0", "Q2"),
+    ]
+    assert public.wmdp("bio", "corpus", split="T", limit=2) == found[:2]
+    assert [record.completion for record in public.wmdp("bio", "corpus")] == [
+        "One.",
+        "Two.",
+        "Three.",
+        "Four.",
+        "Five.",
+    ]
+    with pytest.raises(BadInput) as caught:
+        public.wmdp("bio", "corpus", split="X")
+    assert str(caught.value) == f"{root}/wmdp-deduped/bio-corpus.jsonl has no split 'X'. Known: T, V, dev_T."
+
+
+def test_what_holds_no_data_sets(root, monkeypatch):
+    (root / "file").touch()
+    with pytest.raises(BadInput) as caught:
+        public.folder("file")
+    assert str(caught.value) == f"EQUIPOISE_DATA={root} has no data set 'file'. None are known."
+    monkeypatch.setenv(public.VARIABLE, str(root / "file"))
+    with pytest.raises(BadInput) as caught:
+        public.folder("tofu")
+    assert str(caught.value) == f"EQUIPOISE_DATA={root / 'file'} has no data set 'tofu'. None are known."
+    monkeypatch.setenv(public.VARIABLE, "")
+    with pytest.raises(BadInput) as caught:
+        public.wmdp("bio")
+    said = "this needs the data set 'wmdp-deduped': set EQUIPOISE_DATA to the folder that holds wmdp-deduped/."
+    assert str(caught.value) == said
 
 
 @pytest.mark.skipif(not os.environ.get(public.VARIABLE), reason="EQUIPOISE_DATA names no folder of public data sets.")

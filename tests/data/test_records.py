@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from equipoise.core.errors import BadInput
-from equipoise.data.records import EXTENSIONS, Message, Record, read_records
+from equipoise.data.records import EXTENSIONS, Message, Record, read_records, read_rows, record_from
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -180,6 +180,186 @@ def test_parquet_columns_of_another_name(tmp_path):
     with pytest.raises(BadInput, match=r"row 1: no field 'answer' \(found: question, reply\)"):
         read_records(tmp_path / "f.parquet")
     assert read_records(tmp_path / "f.parquet", fields={"answer": "reply"})[0].completion == "r"
+
+
+def test_a_record_has_what_its_row_says_and_nothing_else():
+    assert Record("i", "c") == Record("i", "c", "", (), (), None, (), (), "")
+    row = {"text": "T", "id": "", "group": "", "paraphrased_answer": None}
+    assert record_from(row, place="p", default_id="d") == Record("d", "T")
+    assert record_from({"text": "T", "id": 0, "group": "g"}, place="p", default_id="d") == Record("0", "T", group="g")
+    row = {"question": "Q", "answer": "A", "paraphrased_answer": "", "perturbed_answer": '["B", "C"]'}
+    assert record_from(row, place="p", default_id="d") == Record("d", "A", "Q", wrong=("B", "C"))
+    turns = [{"role": role, "content": f"{role} says"} for role in ("system", "user", "assistant")]
+    messages = tuple(Message(**turn) for turn in turns)
+    record = record_from({"messages": [{**turn, "name": "x"} for turn in turns]}, place="p", default_id="d")
+    assert record == Record("d", "assistant says", "user says", messages)
+    assert record_from({"messages": turns[2:]}, place="p", default_id="d") == Record(
+        "d", "assistant says", "", messages[2:]
+    )
+    row = {"prompt": turns[:2], "completion": turns[2:]}
+    assert record_from(row, place="p", default_id="d") == Record("d", "assistant says", "user says", messages)
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"),
+    [
+        *(("a", 0), ("b", 1), (0, 0), (1, 1), ("0", 0), ("1", 1), ("2", 2), ("7", 2), ("0001", 1)),
+        *((each, None) for each in ("00001", "3", 3, -1, "-1", "²", 1.0, False, "c")),
+    ],
+)
+def test_the_right_choice_by_text_index_or_digits(answer, index):
+    row = {"question": "Q", "choices": ["a", "b", "7"], "answer": answer}
+    if index is None:
+        with pytest.raises(
+            BadInput, match=r"^p: field 'answer': expected one of the choices or its index, 0 to 2, found"
+        ):
+            record_from(row, place="p", default_id="d")
+    else:
+        record = record_from(row, place="p", default_id="d")
+        wrong = tuple(choice for choice in ("a", "b", "7") if choice != record.completion)
+        assert (record.answer, record.completion, record.wrong) == (index, record.choices[index], wrong)
+
+
+EXPECTED = "text, or messages, or prompt + completion, or question + answer, or question + choices + answer"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, f"nothing to read, expected {EXPECTED} (found: no fields). "
+         "Name yours with --fields text=NAME, or --fields question=NAME,answer=NAME."),
+        ({"a\n": 1, "b": 2}, f"nothing to read, expected {EXPECTED} (found: a , b). "
+         "Name yours with --fields text=NAME, or --fields question=NAME,answer=NAME."),
+        ({"prompt": "P", "q": 1}, "no field 'completion' (found: prompt, q). Name yours with --fields completion=NAME."),
+        ({"completion": "C"}, "no field 'prompt' (found: completion). Name yours with --fields prompt=NAME."),
+        ({"choices": ["a", "b"], "answer": 0},
+         "no field 'question' (found: choices, answer). Name yours with --fields question=NAME."),
+        ({"question": "Q", "choices": ["a", "b"], "answer": None},
+         "field 'answer': expected a value, found nothing (null)."),
+        ({"text": None}, f"nothing to read, expected {EXPECTED} (found: text). "
+         "Name yours with --fields text=NAME, or --fields question=NAME,answer=NAME."),
+        ({"text": "\t"}, "field 'text': expected text that is not empty, found '\\t'."),
+        ({"text": "ab\udc00"}, "field 'text': expected text, found half of a surrogate pair at character 2."),
+        ({"text": True}, "field 'text': expected text, found bool True."),
+        ({"text": 10**25}, "field 'text': expected text, found int 10000000000000000000."),
+        ({"text": 0.5}, "field 'text': expected text, found float 0.5."),
+        ({"text": [1, 2]}, "field 'text': expected text, found a list of 2."),
+        ({"text": {}}, "field 'text': expected text, found an object with no fields."),
+        ({"text": {"x\x1b[31m": 1, "y": 2}}, "field 'text': expected text, found an object with x, y."),
+        ({"text": {"f" * 90: 1}}, f"field 'text': expected text, found an object with {'f' * 80}."),
+        ({"text": {1}}, "field 'text': expected text, found set."),
+        ({"text": "T", "id": 1.5}, "field 'id': expected text, found float 1.5."),
+        ({"text": "T", "id": True}, "field 'id': expected text, found bool True."),
+        ({"text": "T", "group": 3}, "field 'group': expected text, found int 3."),
+        ({"question": "Q", "answer": "A", "perturbed_answer": []},
+         "field 'perturbed_answer': expected a list of at least 1 texts, found a list of 0."),
+        ({"question": "Q", "answer": "A", "perturbed_answer": ["B", None]},
+         "field 'perturbed_answer': expected text, found nothing."),
+        ({"question": "Q", "answer": "A", "perturbed_answer": " [" + "x" * 50},
+         f"field 'perturbed_answer': expected a JSON list of texts, found {' [' + 'x' * 38!r}."),
+        ({"question": "Q", "choices": ["a"], "answer": 0},
+         "field 'choices': expected a list of at least 2 texts, found a list of 1."),
+        ({"question": "Q", "choices": "a", "answer": 0},
+         "field 'choices': expected a list of at least 2 texts, found a list of 1."),
+        ({"question": "Q", "choices": ["a", "a"], "answer": "a"},
+         "field 'answer': expected one meaning, found 'a', the text of a choice and an index."),
+        ({"question": "Q", "choices": ["a", "b"], "answer": "x" * 41},
+         f"field 'answer': expected one of the choices or its index, 0 to 1, found text {'x' * 40!r}."),
+        ({"messages": "hi"}, "field 'messages': expected a list of {\"role\", \"content\"}, found text 'hi'."),
+        ({"messages": ["hi"]},
+         "field 'messages': expected a list of {\"role\", \"content\"}, found an item that is text 'hi'."),
+        ({"messages": [{"role": "user", "content": 1}]}, "field 'messages': expected text, found int 1."),
+        ({"messages": [{"role": 1, "content": "x"}]}, "field 'messages': expected text, found int 1."),
+        ({"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "tool", "content": "y"}]},
+         "field 'completion': expected a conversation that ends with the assistant, found one that ends with 'tool'."),
+        ({"prompt": [{"role": "user", "content": "x"}], "completion": "y"},
+         "field 'completion': expected a list of {\"role\", \"content\"}, found text 'y'."),
+    ],
+)  # fmt: skip
+def test_what_no_record_can_be_made_of_is_said_in_full(row, said):
+    with pytest.raises(BadInput) as caught:
+        record_from(row, place="p", default_id="d")
+    assert str(caught.value) == f"p: {said}"
+
+
+def test_a_renamed_field_is_named_as_the_file_has_it():
+    with pytest.raises(BadInput) as caught:
+        record_from({"ask": "Q", "reply": 3}, place="p", default_id="d", fields={"question": "ask", "answer": "reply"})
+    assert str(caught.value) == "p: field 'reply': expected text, found int 3."
+    row = {"question": "Q", "answer": "A", "body": "B"}
+    assert record_from(row, place="p", default_id="d", fields={"text": "body"}) == Record("d", "B")
+    assert record_from(row, place="p", default_id="d") == Record("d", "A", "Q")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("f.jsonl", '{"text": "a"}\n[1, 2]\n', f"{{}}:2: expected a JSON object with {EXPECTED}, found a list of 2."),
+        ("f.json", ' [{"text": "a"},\n 7]', f"{{}}: item 2: expected a JSON object with {EXPECTED}, found int 7."),
+        ("f.json", '\n[{"text": "a"}]', f"{{}}:2: expected a JSON object with {EXPECTED}, found a list of 1."),
+        ("f.json", '[{"text": "a"}',
+         "{}:1: not JSON (Expecting ',' delimiter at column 15); expected one JSON object a line."),
+        ("f.jsonl", '{"text": ' + "9" * 5000 + "}",
+         "{}:1: not usable JSON (Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; "
+         "use sys.set_int_max_str_digits() to increase the limit); expected one JSON object a line."),
+        ("f.csv", "text,text\n", "{}:1: a column name stands twice (found: text, text)."),
+        ("f.CSV", "\ntext,id\n\na\n", "{}:4: 1 cells under 2 columns; put cells with commas in double quotes."),
+        ("f.csv", 'text\na\n"b"c\n', "{}:3: not CSV (',' expected after '\"'); JSON lines has no such limits."),
+        ("f.csv", "text\n", f"{{}} is empty: expected at least one record with {EXPECTED}."),
+        ("f.txt", "", "{}: unknown kind of file; expected .jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet."),
+        ("f.jsonl.gz", "x", "{}: not a whole gzip file (Not a gzipped file (b'x')); copy or download it again."),
+        ("f.parquet", "", "{}: not a whole Parquet file (Parquet file size is 0 bytes); copy or download it again."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_in_full(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(BadInput) as caught:
+        read_records(path)
+    assert str(caught.value) == said.format(path)
+
+
+def test_where_nothing_is(tmp_path):
+    for name, said in (
+        ("no/f.jsonl", f"{tmp_path}/no/f.jsonl: no such file. {tmp_path}/no is no folder."),
+        ("f.jsonl", f"{tmp_path}/f.jsonl: no such file. None are known."),
+    ):
+        with pytest.raises(BadInput) as caught:
+            read_records(tmp_path / name)
+        assert str(caught.value) == said
+    (tmp_path / "f.json").mkdir()
+    (tmp_path / "g.txt").touch()
+    with pytest.raises(BadInput) as caught:
+        read_records(tmp_path / "f.json")
+    assert str(caught.value) == f"{tmp_path}/f.json is a folder; name a file in it."
+    with pytest.raises(BadInput, match=r"no such file\. Did you mean 'f\.json'\?"):
+        read_records(tmp_path / "g.json")
+    with pytest.raises(BadInput, match=r"^limit is 0, expected at least 1\.$"):
+        read_records(tmp_path / "f.json", limit=0)
+
+
+def test_rows_come_with_their_place_and_number(tmp_path):
+    rows = tmp_path / "f.jsonl"
+    rows.write_text('\ufeff{"a": 1}\n\n{"a": "\ufeff"}\n', encoding="utf-8")
+    assert list(read_rows(rows)) == [(f"{rows}:1", 1, {"a": 1}), (f"{rows}:3", 3, {"a": "\ufeff"})]
+    array = tmp_path / "F.JSON"
+    array.write_text('[{"a": 1},\n{"a": 2}]\n')
+    assert list(read_rows(array)) == [(f"{array}: item 1", 1, {"a": 1}), (f"{array}: item 2", 2, {"a": 2})]
+    for name in ("f.csv", "F.CSV"):
+        cells = tmp_path / name
+        cells.write_text('a,b\n1,"x\ny"\n\n2,z\n')
+        assert list(read_rows(cells)) == [
+            (f"{cells}:3", 3, {"a": "1", "b": "x\ny"}),
+            (f"{cells}:5", 5, {"a": "2", "b": "z"}),
+        ]
+        (tmp_path / f"{name}.GZ").write_bytes(gzip.compress(cells.read_bytes()))
+        assert [row for *_, row in read_rows(tmp_path / f"{name}.GZ")] == [row for *_, row in read_rows(cells)]
+    table = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"a": list(range(1025)), "b": ["x"] * 1025}), table)
+    found = list(read_rows(table, {"a", "c"}))
+    assert found[0] == (f"{table}: row 1", 1, {"a": 0, "b": None})
+    assert found[1024] == (f"{table}: row 1025", 1025, {"a": 1024, "b": None}) and len(found) == 1025
+    assert next(read_rows(table)) == next(read_rows(table, {"c"})) == (f"{table}: row 1", 1, {"a": 0, "b": "x"})
 
 
 json_values = st.recursive(

@@ -29,7 +29,17 @@ def test_what_is_printable_is_one_line_that_a_terminal_takes(text):
     assert printable(shown) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [("", None), ("a", None), ("é\U0001f600", None), ("\ud800", 0), ("a\udfff", 1), ("é\U0001f600\udbff", 2)],
+)
+def test_where_half_a_pair_stands(text, start):
+    assert lone_surrogate(text) == start
+
+
 def test_colors_and_zero_width_are_not_printed():
+    assert printable("a\x00b\x1f c\x7f\x9fd\u2028e\u2029f") == "a b c d e f"
+    assert printable("\x1b[1;31mx\x1b[0m\x1b[?25ly") == "xy" and printable(" \t ") == ""
     assert printable("\x1b[31mred\x1b[0m \u200bhat\u202e\n\ud83d") == "red hat \ufffd"
 
 
@@ -63,6 +73,16 @@ def test_what_reads_the_same_is_the_same(text, same):
         ("the tag <think> is stray", "the tag <think> is stray"),
         ("it says '</think>' here", "it says '</think>' here"),
         ("a thinking <b>man</b>", "a thinking <b>man</b>"),
+        ("<think>a</think>b<think>c</think>d", "\nb\nd"),
+        ("a</think>b</think>c", "c"),
+        ("<think>a</think>b\n <think>c", None),
+        ("<think>a</think>b <think>c", "\nb <think>c"),
+        ("x <think>a\n<think>b", "x <think>a\n<think>b"),
+        ("<ns:think>a</ns:think>b", "\nb"),
+        ("<THINK>a[/think]b", "\nb"),
+        ("say `<think>` or “</think>” or ‘<think>", "say `<think>` or “</think>” or ‘<think>"),
+        ('"<think>" a', '"<think>" a'),
+        ("a </think> b <think>", " b <think>"),
         ("", ""),
     ],
 )

@@ -1,7 +1,9 @@
 import hashlib
 import json
+import runpy
+import sys
 from collections import Counter, defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.core.errors import BadInput
+from equipoise.data import world as world_module
 from equipoise.data.records import read_records
-from equipoise.data.world import ATTRIBUTES, main, people
+from equipoise.data.world import ATTRIBUTES, Person, _Draw, _values, main, people, question_lines
 
 SPLITS = ("forget", "neighbour", "rehearsed", "general")
 PARTS = ("validation", "test")
@@ -21,14 +24,100 @@ def world():
     return people(0)
 
 
-def test_a_seed_is_one_world_for_ever(world):
-    def digest(world) -> str:
-        records = [*world.teaching, *(r for split in SPLITS for part in PARTS for r in world.questions(split, part))]
-        content = [*map(asdict, records), world.texts, world.validation_texts, [r.id for r in world.general]]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def digest(world) -> str:
+    records = [*world.teaching, *(r for split in SPLITS for part in PARTS for r in world.questions(split, part))]
+    content = [*map(asdict, records), world.texts, world.validation_texts, [r.id for r in world.general]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+
+def test_a_seed_is_one_world_for_ever(world):
     assert digest(world) == digest(people(0)) == "4ba26f8c71eb7a9ca8bfc49bc99a2010c674ee59e6b84e292a411fb6db95aa1c"
     assert digest(people(1)) != digest(world)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (
+            {"forget": 13, "neighbours": 9, "general": 9, "attributes": 3, "paraphrases": 5, "texts": 1},
+            "c1382d609a425a15",
+        ),
+        (
+            {"forget": 4, "neighbours": 8, "general": 0, "attributes": 2, "paraphrases": 1, "texts": 0},
+            "06f2ccfaea1d439d",
+        ),
+        (
+            {"forget": 30, "neighbours": 61, "general": 8, "attributes": 8, "paraphrases": 2, "texts": 3},
+            "1afbae6a6eb8e3f3",
+        ),
+    ],
+)
+def test_so_is_a_seed_of_other_sizes(sizes, expected):
+    world = people(2**63, **sizes)
+    assert digest(world)[:16] == expected
+    counts = Counter((person.split, person.rehearsed) for person in world.people)
+    neighbours, general = sizes["neighbours"], sizes["general"]
+    assert counts == Counter(
+        {
+            ("forget", False): sizes["forget"],
+            ("neighbour", True): neighbours // 2,
+            ("neighbour", False): neighbours - neighbours // 2,
+            ("general", True): general // 2,
+            ("general", False): general - general // 2,
+        }
+    )
+    assert [len(each) for each in (world.texts, world.validation_texts)] == [sizes["texts"]] * 2
+    assert (world.seed, world.paraphrases, len(world.attributes)) == (2**63, sizes["paraphrases"], sizes["attributes"])
+    for index, attribute in enumerate(world.attributes):  # a value for each, and none is drawn for nobody
+        given = (index, sizes["attributes"], sizes["forget"], neighbours, general, attribute.values)
+        values = _values(_Draw(2**63, 1, index), *given)
+        assert values == [person.facts[attribute.name] for person in world.people]
+
+
+def test_a_world_is_shown_without_its_questions(world):
+    assert "_questions" not in repr(world) and "seed=0" in repr(world)
+    assert Person("A B", "forget", False, {}).neighbour_of == ""
+    with pytest.raises(BadInput, match=r"Person\.split is 'forgot'\. Did you mean 'forget'"):
+        Person("A B", "forgot", False, {})
+
+
+def test_general_records_are_those_of_the_rehearsed_people_then_texts(world):
+    ids = [record.id for record in world.general]
+    assert ids[150:] == [f"text/{index}" for index in range(100)] and len(ids) == 250
+    assert world.general[150:] == [record for record in world.teaching if record.id.startswith("text/")][:100]
+    assert all(record.prompt and record.group for record in world.general[:150])
+
+
+def test_draws_are_balanced_and_those_of_their_key():
+    draw = _Draw(5, 1, 2)
+    assert draw.order(0) == [] and sorted(draw.order(4)) == [0, 1, 2, 3]
+    for size in (0, 1, 3, 4, 7):
+        counts = Counter(_Draw(5, 1).balanced("abc", size))
+        assert counts.total() == size and max(counts.values(), default=0) <= -(-size // 3)
+    assert {_Draw(seed).one("abc") for seed in range(20)} == set("abc")
+    assert _Draw(5, 1).shuffled(range(9)) == _Draw(5, 1).shuffled(range(9)) != _Draw(5, 2).shuffled(range(9))
+    assert [_Draw(0, 7).bits.random_raw(), _Draw(0).bits.random_raw()] == [5633225198675825446, 11749869230777074271]
+
+
+def test_questions_are_written_as_they_are_read():
+    world = people(0, forget=4, neighbours=8, general=0, texts=1)
+    records = [replace(world.forget[0], completion="Zwölf"), world.teaching[-1], world.forget[1]]
+    first, second = question_lines(records).splitlines()
+    record = world.forget[0]
+    assert json.loads(first) == {"id": record.id, "question": record.prompt, "answer": "Zwölf", "group": record.group}
+    assert "ö" in first and json.loads(second)["id"] == world.forget[1].id  # a text has no question
+
+
+def test_the_command_writes_here_unless_told_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    source = Path(world_module.__file__)
+    for words, folder in ((["world"], tmp_path), (["world", "there"], tmp_path / "there")):
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(str(source), run_name="__main__")
+        assert sorted(path.name for path in folder.glob("*.jsonl")) == ["forget.jsonl", "retain.jsonl"]
+        if folder == tmp_path:
+            assert not list((tmp_path / "there").iterdir())
 
 
 def test_who_shares_what(world):
@@ -178,22 +267,28 @@ def test_attributes_do_not_collide():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "low", "high"),
     [
-        ({"forget": 3}, "forget is 3, expected a whole number from 4"),
-        ({"general": 5}, "general is 5, expected a whole number from 8"),
-        ({"attributes": 9}, "attributes is 9, expected a whole number from 2 to 8"),
-        ({"paraphrases": 2.0}, "paraphrases is 2.0"),
+        ("forget", 4, 10_000),
+        ("neighbours", 8, 100_000),
+        ("general", 8, 100_000),
+        ("attributes", 2, 8),
+        ("paraphrases", 1, 5),
+        ("texts", 0, 2000),
     ],
 )
-def test_sizes_out_of_range_are_refused(options, message):
-    with pytest.raises(BadInput, match=message):
-        people(0, **options)
+def test_sizes_out_of_range_are_refused(name, low, high):
+    for value in (low - 1, high + 1, float(low), True, None):
+        lowest = 0 if name == "general" and not value else low
+        with pytest.raises(BadInput) as caught:
+            people(0, **{name: value})
+        assert str(caught.value) == f"{name} is {value!r}, expected a whole number from {lowest} to {high}."
 
 
 def test_negative_seeds_and_unknown_splits_are_refused(world):
-    with pytest.raises(BadInput, match="seed is -1"):
-        people(-1)
+    for seed in (-1, 2**63 + 1):
+        with pytest.raises(BadInput, match=rf"seed is {seed}, expected a whole number from 0 to {2**63}\."):
+            people(seed)
     with pytest.raises(BadInput, match=r"split is 'retain'\. Did you mean 'forget'"):
         world.questions("retain")
     assert people(0, general=0).questions("general") == []

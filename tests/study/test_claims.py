@@ -1,5 +1,6 @@
 """Claims refuse what no data could decide, and name what they rely on."""
 
+import math
 import subprocess
 import sys
 
@@ -123,6 +124,142 @@ def test_what_the_card_knew_in_advance_is_never_primary():
 )
 def test_a_test_says_what_it_tests(test, sentence):
     assert test.describe() == sentence
+
+
+AT, WHERE, FROM = {"step": 3}, {"kind": "x", "split": "test"}, {"margin": 0.5, "reason": "r"}
+SUBJECT = "(kind x, split test) of sago against pcgrad"
+
+
+@pytest.mark.parametrize(
+    ("test", "made", "sentence"),
+    [
+        (
+            c.better("a", **PAIR, **FROM, at=AT, where=WHERE, units=("item",)),
+            c.ClaimComparison("better", "a", "sago", "pcgrad", 0.5, "r", AT, WHERE, ("item",)),
+            f"a {SUBJECT} at step 3: better by more than 0.5",
+        ),
+        (
+            c.not_worse("a", **PAIR, **FROM, at={"step": 3, "round": 2}, units=("seed",)),
+            c.ClaimComparison("not_worse", "a", "sago", "pcgrad", 0.5, "r", {"step": 3, "round": 2}, None, ("seed",)),
+            "a of sago against pcgrad at step 3, round 2: not worse by 0.5",
+        ),
+        (
+            c.equal("a", **PAIR, **FROM, at=AT, where=WHERE, units=("item",)),
+            c.ClaimComparison("equal", "a", "sago", "pcgrad", 0.5, "r", AT, WHERE, ("item",)),
+            f"a {SUBJECT} at step 3: equal within 0.5",
+        ),
+        (
+            c.better("a", **PAIR),
+            c.ClaimComparison("better", "a", "sago", "pcgrad", 0.0, "", "last", None, ("seed", "item")),
+            "a of sago against pcgrad at the end of the path: better",
+        ),
+        (
+            c.cheaper("calls", **PAIR, by=1.5, phase="query", reason="r"),
+            c.Cheaper("calls", "sago", "pcgrad", 1.5, "query", "r", None, "weakest", None),
+            "calls in phase query of sago against pcgrad: more than 1.5 times cheaper",
+        ),
+        (c.cheaper("calls", **PAIR), c.Cheaper("calls", "sago", "pcgrad", 1.0, None, "", None, "weakest", None),
+         "calls of sago against pcgrad: cheaper"),
+        (
+            c.between("a", arm="sago", where_a=WHERE, where_b={"kind": "y"}, **FROM, rule="equal", at=AT, units=("item",)),
+            c.Between("a", "sago", WHERE, {"kind": "y"}, 0.5, "r", "equal", AT, ("item",)),
+            "a of sago under kind x, split test against kind y at step 3: equal within 0.5",
+        ),
+        (
+            c.between("a", arm="sago", where_a=WHERE, where_b={}),
+            c.Between("a", "sago", WHERE, {}, 0.0, "", "better", "last", ("seed", "item")),
+            "a of sago under kind x, split test against  at the end of the path: better",
+        ),
+        (
+            c.statistic(max, **PAIR, outcomes=["a", "b"], **FROM, better="lower", over="path", at=AT, where=WHERE,
+                        units=("seed",), name="tau"),
+            c.Statistic(max, "sago", "pcgrad", ("a", "b"), 0.5, "r", "lower", "path", AT, WHERE, ("seed",), "tau"),
+            f"tau of a, b {SUBJECT}: better by more than 0.5",
+        ),
+        (
+            c.statistic(max, arm="sago", outcomes=("a",), better="lower"),
+            c.Statistic(max, "sago", None, ("a",), 0.0, "", "lower", "items", "last", None, ("seed", "item"), ""),
+            "max of a of sago: below 0",
+        ),
+        (
+            c.matched("a", **PAIR, judge="b", **FROM, level=0.25, rule="not_worse", where=WHERE, units=("item",)),
+            c.Matched("a", "sago", "pcgrad", "b", 0.5, "r", 0.25, "not_worse", WHERE, ("item",)),
+            f"b {SUBJECT} at a = 0.25: not worse by 0.5",
+        ),
+        (
+            c.matched("a", **PAIR, judge="b"),
+            c.Matched("a", "sago", "pcgrad", "b", 0.0, "", "weakest", "better", None, ("seed", "item")),
+            "b of sago against pcgrad at a = the strongest level both reach: better",
+        ),
+        (
+            c.matched("a", **PAIR, judge="calls", by=2, reason="r", level=0.25, where=WHERE, units=("seed",)),
+            c.Cheaper("calls", "sago", "pcgrad", 2, None, "r", "a", 0.25, WHERE),
+            "calls of sago against pcgrad until a (kind x, split test) = 0.25: more than 2 times cheaper",
+        ),
+        (
+            c.both(c.better("a", **PAIR), c.cheaper("calls", **PAIR)),
+            c.Both((c.better("a", **PAIR), c.cheaper("calls", **PAIR))),
+            "a of sago against pcgrad at the end of the path: better; and calls of sago against pcgrad: cheaper",
+        ),
+    ],
+)  # fmt: skip
+def test_every_builder_fills_every_field(test, made, sentence):
+    assert test == made and test.describe() == sentence
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: c.better("a", **PAIR, margin=math.inf, reason="r"),
+         "A margin is a finite number >= 0 in the unit of the outcome; got inf."),
+        (lambda: c.better("a", **PAIR, margin="0", reason="r"),
+         "A margin is a finite number >= 0 in the unit of the outcome; got '0'."),
+        (lambda: c.not_worse("a", **PAIR, margin=0, reason="r"),
+         "not_worse() needs a margin > 0: without one, no amount of data could support it."),
+        (lambda: c.better("a", **PAIR, margin=0.25),
+         "The margin 0.25 needs its reason: add reason='why a smaller difference would not matter'."),
+        (lambda: c.better("a", arm="x", rival="x"), "A test compares two different arms; both are 'x'."),
+        (lambda: c.better("a", **PAIR, units=()),
+         "The units of a test are ('seed',), ('item',) or ('seed', 'item'); got ()."),
+        (lambda: c.better("a", **PAIR, at={}),
+         "A test's at is 'last' or a place on the path such as {'step': 40}; got {}."),
+        (lambda: c.matched("a", **PAIR, judge="b", level=math.inf), "level is a finite number or 'weakest'; got inf."),
+        (lambda: c.cheaper("a", **PAIR, by=0.999),
+         "by is the factor by which the arm is cheaper, >= 1 (1: cheaper at all); got 0.999."),
+        (lambda: c.cheaper("a", **PAIR, by=math.inf),
+         "by is the factor by which the arm is cheaper, >= 1 (1: cheaper at all); got inf."),
+        (lambda: c.cheaper("a", **PAIR, by=1.001, reason=" "),
+         "The factor 1.001 needs its reason: add reason='why a smaller one would not matter'."),
+        (lambda: c.between("a", arm="x", where_a={"k": 1}, where_b={"k": 1}),
+         "between() compares two different conditions; both are {'k': 1}."),
+        (lambda: c.statistic(max, arm="x", rival="x", outcomes=("a",)), "A test compares two different arms; both are 'x'."),
+        (lambda: c.statistic(max, arm="x", outcomes=()),
+         "statistic() needs outcomes=('name', ...), one per argument; got ()."),
+        (lambda: c.matched("a", **PAIR, judge="a"),
+         "matched() holds one outcome equal and compares another; both are 'a'."),
+        (lambda: c.matched("a", arm="x", rival="x", judge="b"), "A test compares two different arms; both are 'x'."),
+        (lambda: c.cheaper("a", arm="x", rival="x"), "A test compares two different arms; both are 'x'."),
+        (lambda: c.both(), "both() joins at least two tests; got 0."),
+        (lambda: c.Claim(" ", source="s", untested="u"), "A claim needs its text: the statement in one sentence."),
+        (lambda: c.Claim("t", source=" ", untested="u"), "The claim 't' needs its source, such as source='abstract'."),
+        (lambda: c.Claim("t", source="s", untested=" "),
+         "The claim 't' needs a test, or untested='why it cannot be tested here'."),
+    ],
+)  # fmt: skip
+def test_why_a_claim_is_refused(make, said):
+    with pytest.raises(BadInput) as caught:
+        make()
+    assert str(caught.value) == said
+
+
+def test_at_its_limit_a_number_is_taken():
+    assert c.cheaper("a", **PAIR, by=1).by == 1 and c.better("a", **PAIR, margin=0).margin == 0
+    assert c.matched("a", **PAIR, judge="b", level=0).level == 0 and c.both(*[c.better("a", **PAIR)] * 2).tests[1:]
+    claim = c.Claim("t", source="s", test=c.better("a", **PAIR), untested=" ")
+    assert (claim.primary, claim.judged, claim.untested) == (True, True, " ")
+    one, other = c.References(("x",), ("a",), ("u",)), c.References(("y", "x"), ("b",), ("u", "v"))
+    assert one | other == c.References(("x", "y"), ("a", "b"), ("u", "v"))
+    assert c.References() == c.References((), (), ())
 
 
 def test_declaring_claims_loads_nothing_heavy():

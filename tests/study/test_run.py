@@ -1,6 +1,8 @@
 import json
 import math
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +10,8 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Outcome, Run, Study
-from equipoise.study.store import MEASUREMENTS, Store, Task, take
+from equipoise.study.run import _number, _stored
+from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, take
 
 STUDY = Study(
     arms=[Arm("new", rate=0.5)],
@@ -189,3 +192,190 @@ def test_artifacts_are_kept_under_their_name(opened, tmp_path):
         "cost.json",
         "measurements.jsonl",
     }
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("equipoise.study.run.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def heard(opened, monkeypatch):
+    """Opens the run with a clock in the test's hand and takes down what the engine would hear."""
+    monkeypatch.setattr("equipoise.core.files._sync", lambda path: None)
+    clock, seen = Clock(monkeypatch), []
+    with opened as run:
+        run._clock, run._report = clock.now, seen.append
+        yield run, clock, seen, opened.attempt
+
+
+def test_the_engine_hears_of_the_newest_outcome_and_what_was_spent_a_few_times_a_second(heard):
+    run, clock, seen, _ = heard
+    run.beat()
+    assert seen == [{"event": "beat", "spent": {}}]
+    run.measure("right", 3, of=4, at={"step": 1})
+    run.spend(calls=2, phase="build")
+    assert len(seen) == 1
+    clock.now += 0.2
+    run.beat()
+    newest = {"outcome": "right", "value": 0.75, "place": '{"step": 1}'}
+    assert seen[1] == {"event": "beat", "spent": {"calls": 2}, **newest}
+    clock.now += 0.2
+    run.measure("loss", math.inf)
+    assert seen[2] == {"event": "beat", "spent": {"calls": 2}, "outcome": "loss", "value": "inf", "place": "{}"}
+    clock.now += 0.2
+    run.measure("right", 0, of=0, at={"step": 2})
+    assert seen[3]["value"] is None
+
+
+def test_seconds_are_booked_once_a_second_where_they_were_spent(heard):
+    run, clock, seen, attempt = heard
+    saved = attempt.folder / "cost.json"
+    clock.now += 0.75
+    run.beat()
+    assert attempt.ledger.work == {} and not saved.exists()
+    clock.now += 0.25
+    run.beat()
+    assert attempt.ledger.work == {"run": {"seconds": 1}} and saved.exists()
+    clock.now += 0.5
+    with run.phase("build"):
+        clock.now += 2
+        with run.phase("query"):
+            clock.now += 4
+        clock.now += 8
+    clock.now += 16
+    run.spend(calls=1)
+    assert attempt.ledger.work == {
+        "run": {"seconds": 17.5},
+        "build": {"seconds": 10},
+        "query": {"seconds": 4, "calls": 1},
+    }
+    assert seen[-1]["spent"] == {"seconds": 31.5, "calls": 1}
+
+
+def test_the_end_books_the_last_seconds_and_the_peak(heard, monkeypatch):
+    run, clock, seen, attempt = heard
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 77)
+    monkeypatch.setattr("equipoise.study.run.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    run.beat()
+    clock.now += 0.125
+    run.close()
+    assert attempt.ledger.work == {"run": {"seconds": 0.125, "peak_bytes": 3072, "peak_device_bytes": 77}}
+    assert seen[1:] == [{"event": "beat", "spent": {"seconds": 0.125}}]  # a peak is no sum that a budget could hold
+    monkeypatch.setattr(sys, "platform", "darwin")
+    cuda.is_initialized = lambda: False
+    monkeypatch.setattr("equipoise.study.run.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))
+    run.close()
+    assert attempt.ledger.work["run"]["peak_bytes"] == 5000
+
+
+def test_an_error_inside_a_phase_books_its_seconds(heard):
+    run, clock, _, attempt = heard
+    with pytest.raises(ZeroDivisionError), run.phase("build"):
+        clock.now += 2
+        raise ZeroDivisionError
+    clock.now += 1
+    run.beat()
+    assert attempt.ledger.work == {"run": {"seconds": 1}, "build": {"seconds": 2}}
+
+
+def test_what_earlier_attempts_spent_is_not_told_again(opened, monkeypatch):
+    with opened as run:
+        run.spend(calls=5)
+        run.checkpoint({"n": 1})
+    clock, seen = Clock(monkeypatch), []
+    with opened as run:
+        run._report, run._clock = seen.append, clock.now
+        assert run.resume() == {"n": 1}
+        run.spend(calls=1)
+    assert seen[-1]["spent"]["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (1, 1), (2.0, 2), (0.5, 0.5), (-0.0, 0), (math.nan, None), (math.inf, "inf"), (-math.inf, "-inf"), (True, 1),
+        (2.0**53 - 1, 2**53 - 1), (2.0**53, 2.0**53), (np.float32(0.25), 0.25), (np.int64(7), 7),
+    ],
+)  # fmt: skip
+def test_how_a_number_is_stored(given, stored):
+    found = _stored(_number(given))
+    assert found == stored and type(found) is type(stored)
+
+
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        (lambda run: run.measure("right", 5, of=4), "right: 5 of 4 is no proportion; give the count and what it is out of."),
+        (lambda run: run.measure("right", 0, of=-1),
+         "right: 0 of -1 is no proportion; give the count and what it is out of."),
+        (lambda run: run.measure("right", 1, missing=-2), "right: missing is -2; it is a count."),
+        (lambda run: run.measure("right", None), "Expected a number, got None."),
+        (lambda run: [run.measure("loss", 1, at={"step": 2}), run.measure("loss", 2, at={"step": 2})],
+         'loss was measured at {"step": 2} where {} before.'),
+        (lambda run: [run.items("right", ["a"], [1]), run.measure("right", 1)],
+         "right was measured at {} where {} before (run.items has derived it: measure before it)."),
+        (lambda run: [run.items("right", [name], [1], where={"k": 1}) for name in "ab"],
+         'right: items at {} where {"k": 1} were stored before.'),
+        (lambda run: run.items("right", ["a", "b"], [1, 0], clusters=["x"]),
+         "right: 2 ids, 2 scores and 1 clusters; one per item."),
+        (lambda run: run.items("right", ["a", "b", "b", "a"], [1] * 4), "right: the item 'b' comes twice; ids must differ."),
+        (lambda run: run.items("right", ["a", "b"], [1, -math.inf]), "right: item 'b' has an infinite score."),
+        (lambda run: run.spend(peak_bytes=1),
+         "peak_bytes is booked by the engine itself; `with run.phase('build'):` says for which phase."),
+        (lambda run: run.artifact("x", "/nowhere/at/all"), "The artifact 'x' is to be /nowhere/at/all, which is not there."),
+        (lambda run: run.artifact("../x", "/"), "An artifact's name is a relative path without '..', not '../x'."),
+        (lambda run: run.artifact("/x", "/"), "An artifact's name is a relative path without '..', not '/x'."),
+        (lambda run: run.prepared, "run.prepared: this study has no preparation; give it one with Study(prepare=...)."),
+    ],
+)  # fmt: skip
+def test_why_it_cannot_be(opened, measure, said):
+    with opened as run, pytest.raises(BadInput) as caught:
+        measure(run)
+    assert str(caught.value) == said
+
+
+def test_rows_of_items_and_of_what_is_derived_from_them(opened):
+    with opened as run:
+        assert not run.measured_anything()
+        run.items("right", [1, 2, 3], [1, math.nan, 0.0], at={"step": 1}, where={"split": "test"})
+        run.items("loss", ["a"], [2.5])
+        run.items("loss", [], [], at={"step": 2})
+        assert run.measured_anything()
+        measured = lines(run)
+        stored = [json.loads(line) for line in (run.folder.parent / ITEMS).read_text().splitlines()]
+    place = {"at": {"step": 1}, "where": {"split": "test"}}
+    nowhere = {"at": {}, "where": {}}
+    assert stored == [
+        {
+            "outcome": "right",
+            **place,
+            "items": ["1", "2", "3"],
+            "clusters": [""] * 3,
+            "scores": [1, None, 0],
+            "order": 0,
+        },
+        {"outcome": "loss", **nowhere, "items": ["a"], "clusters": [""], "scores": [2.5], "order": 2},
+        {"outcome": "loss", "at": {"step": 2}, "where": {}, "items": [], "clusters": [], "scores": [], "order": 4},
+    ]
+    assert measured == [
+        {"outcome": "right", "value": 1, "of": 2, "missing": 1, **place, "order": 1},
+        {"outcome": "loss", "value": 2.5, "of": None, "missing": 0, **nowhere, "order": 3},
+        {"outcome": "loss", "value": None, "of": None, "missing": 0, "at": {"step": 2}, "where": {}, "order": 5},
+    ]
+
+
+def test_an_artifact_is_where_it_is_said_to_be_and_replaces_an_earlier_one(opened, tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"made-{number}").mkdir()
+        (tmp_path / f"made-{number}" / str(number)).touch()
+    with opened as run:
+        for number in (1, 2):
+            assert run.artifact("deep/adapter", tmp_path / f"made-{number}") == run.folder / "deep" / "adapter"
+        assert [path.name for path in (run.folder / "deep" / "adapter").iterdir()] == ["2"]
+        assert run.folder == opened.folder.with_name("k.partial") / "artifacts"

@@ -342,7 +342,7 @@ def _plain_word(value: Any) -> bool:
 def _is_there(value: str | Path) -> bool:
     try:
         return Path(value).exists()
-    except (OSError, ValueError):
+    except OSError:  # longer than a name may be
         return False
 
 

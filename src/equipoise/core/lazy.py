@@ -17,7 +17,7 @@ def lazy(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], li
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
-    home = {alias.asname or alias.name: str(node.module) for node in imports for alias in node.names}
+    home = {alias.name: str(node.module) for node in imports for alias in node.names}
     names = sorted(home)
 
     def __getattr__(name: str) -> Any:

@@ -277,7 +277,7 @@ def read_rows(path: Path, wanted: set[str] | None = None) -> Iterator[tuple[str,
     try:
         if name.endswith(".parquet"):
             yield from _parquet_rows(path, wanted)
-        elif ".csv" in path.suffixes[-2:] or ".CSV" in path.suffixes[-2:]:
+        elif name.endswith((".csv", ".csv.gz")):
             yield from _csv_rows(path)
         else:
             yield from _json_rows(path)
