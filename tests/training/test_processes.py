@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 from equipoise.core.state import save_state
-from equipoise.training.loop import OneLoss, Settings, fit
+from equipoise.training.loop import OneLoss, TrainerSettings, fit
 from equipoise.training.two_gradients import TwoGradients
 from equipoise.unlearning import pcgrad, sago
 
@@ -72,7 +72,7 @@ for name, (step, draw, collate) in steps.items():
     model = Net()
     moments = []
     result = fit(
-        model, step, draw, Settings(steps=6, learning_rate=0.02, batch_size=5, micro_batch_size=2), collate=collate,
+        model, step, draw, TrainerSettings(steps=6, learning_rate=0.02, batch_size=5, micro_batch_size=2), collate=collate,
         accelerator=accelerator, log=folder / f"{name}.jsonl",
         callbacks=[lambda moment: accelerator.is_main_process and moment.step == 5],
         save=lambda state: save_state(folder / f"{name}.state", state),
@@ -92,7 +92,7 @@ from torch import nn
 from torch.nn import functional as F
 from equipoise.core.state import load_state, save_state
 from equipoise.training import sharding
-from equipoise.training.loop import OneLoss, Settings, fit
+from equipoise.training.loop import OneLoss, TrainerSettings, fit
 
 accelerator = Accelerator(cpu=True)
 folder = Path(sys.argv[1])
@@ -125,8 +125,8 @@ def run(name, shard, state=None):
         sharding.shard(model, model.blocks)
     result = fit(
         model, OneLoss(loss), lambda index: [(index + i) % 8 for i in range(4)],
-        Settings(steps=12, learning_rate=2e-4, batch_size=4), collate=torch.tensor, accelerator=accelerator, save_every=5,
-        save=lambda state: save_state(folder / f"{name}.{state['step']}", state), state=state,
+        TrainerSettings(steps=12, learning_rate=2e-4, batch_size=4), collate=torch.tensor, accelerator=accelerator,
+        save_every=5, save=lambda state: save_state(folder / f"{name}.{state['step']}", state), state=state,
     )
     accelerator.wait_for_everyone()
     whole = sharding.gathered(model, empty) if shard else model
