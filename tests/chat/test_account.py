@@ -145,7 +145,9 @@ def test_selections_by_model_and_phase():
         ("openai/b", "judge"), ("openai/a", "judge"), ("openai/a", "judge/repair"), ("openai/a", "judge2"),
     ):  # fmt: skip
         account.book(entry(model=model, phase=phase))
-    calls = [account.total(**chosen).calls for chosen in ({}, {"model": "openai/a"}, {"phase": "judge"}, {"phase": "ju"})]
+    calls = [
+        account.total(**chosen).calls for chosen in ({}, {"model": "openai/a"}, {"phase": "judge"}, {"phase": "ju"})
+    ]
     assert calls == [4, 3, 3, 0]
     assert account.total(model="openai/a", phase="judge").calls == 2
     assert account.usd(model="openai/a", phase="judge") == pytest.approx(0.0044)
@@ -206,7 +208,11 @@ def test_two_records_are_both_booked(tmp_path):
 
 def test_estimates_at_their_edges():
     def about(*characters, model="openai/b", prices=None):
-        return estimate([Call((Message("user", "x" * n),), phase="judge", max_tokens=9) for n in characters], model=model, prices=prices)
+        return estimate(
+            [Call((Message("user", "x" * n),), phase="judge", max_tokens=9) for n in characters],
+            model=model,
+            prices=prices,
+        )
 
     assert [about(n).prompt_tokens for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     assert (about(1, 2).calls, about(1, 2).prompt_tokens, about(1, 2).generated_tokens) == (2, 1, 18)

@@ -212,7 +212,12 @@ def test_a_provider_without_schemas_is_asked_without(asked, status):
 def test_a_cut_answer_that_fits_its_schema_is_an_answer(asked):
     question = call(schema=Verdict)
     reply, (entry,), _ = asked(question, said('{"better": 2}', stop="max_tokens"))
-    assert (reply.status, reply.value, entry.status, entry.stop) == ("answered", Verdict(better=2), "answered", "max_tokens")
+    assert (reply.status, reply.value, entry.status, entry.stop) == (
+        "answered",
+        Verdict(better=2),
+        "answered",
+        "max_tokens",
+    )
     reply, entries, model = asked(question, said('{"better"', stop="max_tokens"), said("none"))
     assert [entry.status for entry in entries] == ["invalid", "invalid"]
     assert [entry.reason for entry in entries] == ["there is no whole JSON object in it"] * 2
@@ -368,7 +373,11 @@ def test_what_only_changes_the_transport_is_no_part_of_a_key(name):
 def test_an_address_is_its_path():
     paths = {"http://one/v1": "/v1", "https://me:pw@two:8/v1/": "/v1", "http://one": "", "http://one/a/b//?q=1": "/a/b"}
     for url, path in paths.items():
-        assert client._identity("m/m", {"mood": (1, 2)}, url) == {"model": "m/m", "model_args": {"mood": [1, 2]}, "base_url": path}
+        assert client._identity("m/m", {"mood": (1, 2)}, url) == {
+            "model": "m/m",
+            "model_args": {"mood": [1, 2]},
+            "base_url": path,
+        }
 
 
 def test_names_are_digests_of_all_that_answers_depend_on(tmp_path, monkeypatch):
@@ -384,7 +393,13 @@ def test_names_are_digests_of_all_that_answers_depend_on(tmp_path, monkeypatch):
     folder.mkdir()
     with pytest.raises(BadInput):
         resolve("model")
-    contents = {"adapter_config.json": b"{}", "b.safetensors": b"B", "chat.jinja": b"C", "tokenizer.model": b"D", "merges.txt": b"E"}
+    contents = {
+        "adapter_config.json": b"{}",
+        "b.safetensors": b"B",
+        "chat.jinja": b"C",
+        "tokenizer.model": b"D",
+        "merges.txt": b"E",
+    }
     for part, content in contents.items():
         (folder / part).write_bytes(content)
     told = "\n".join(f"{part} {hashlib.sha256(contents[part]).hexdigest()}" for part in sorted(contents))
@@ -404,7 +419,11 @@ def test_names_are_digests_of_all_that_answers_depend_on(tmp_path, monkeypatch):
 
 def test_messages_as_inspect_has_them():
     turns = [Message("system", "a"), Message("user", "b"), Message("assistant", "c")]
-    assert [(m.role, m.content) for m in inspect_messages(turns)] == [("system", "a"), ("user", "b"), ("assistant", "c")]
+    assert [(m.role, m.content) for m in inspect_messages(turns)] == [
+        ("system", "a"),
+        ("user", "b"),
+        ("assistant", "c"),
+    ]
 
 
 def test_providers_that_cannot_be_made(monkeypatch):
@@ -447,8 +466,8 @@ def test_what_offline_and_a_shipped_record_say(tmp_path):
         with pytest.raises(BadInput) as caught:
             chat.ask([call("a", phase="first"), call("b"), call("a", phase="first")])
     assert str(caught.value) == (
-        f"{tmp_path / 'r.jsonl'} has no answer of openai/m to 2 of 3 calls, the first in phase 'first'; run the same command "
-        "without offline (--replay) to record them."
+        f"{tmp_path / 'r.jsonl'} has no answer of openai/m to 2 of 3 calls, the first in phase 'first'; run the same "
+        "command without offline (--replay) to record them."
     )
     chat.close()
     assert client._loop(os.getpid()) is client._loop(os.getpid())
@@ -456,9 +475,33 @@ def test_what_offline_and_a_shipped_record_say(tmp_path):
 
 def test_titles_of_the_progress(tmp_path, monkeypatch):
     seen, progress = [], client.progress
-    monkeypatch.setattr(client, "progress", lambda title, **told: (seen.append((title, told)), progress(title, **told))[1])
+    monkeypatch.setattr(
+        client, "progress", lambda title, **told: (seen.append((title, told)), progress(title, **told))[1]
+    )
     with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
         chat._model = Listed(said("a"), said("b"), said("c"))
         chat.ask([call("1"), call("2"), call("1")])
         chat.ask([call("1"), call("3")], title="Judging")
     assert seen == [("Asking openai/m", {"total": 2, "unit": "calls"}), ("Judging", {"total": 1, "unit": "calls"})]
+
+
+def test_failures_are_counted_beside_the_bar_and_nothing_else_is(tmp_path, monkeypatch):
+    seen, update = [], client.Bar.update
+    monkeypatch.setattr(
+        client.Bar, "update", lambda bar, done, **beside: (seen.append((done, beside)), update(bar, done, **beside))
+    )
+
+    class Slow(Listed):
+        async def generate(self, messages, config):
+            await asyncio.sleep(0.05)  # until the caller looks
+            return await super().generate(messages, config)
+
+    with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
+        for outcomes, beside in (
+            ([refused(500), refused(400), refused(500), said("a")], {"failed": 2}), ([said("b"), refused(400)], {}),
+        ):  # fmt: skip
+            seen.clear()
+            chat._model = Slow(*outcomes)
+            chat._max_connections = len(outcomes)
+            chat.ask([call(f"{beside} {number}") for number in range(len(outcomes))])
+            assert seen[-1] == (len(outcomes), beside)
