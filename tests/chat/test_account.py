@@ -114,3 +114,111 @@ def test_an_estimate_by_hand():
         "101 calls, about 10,010 prompt tokens (characters / 4), at most 20,050 generated tokens, at most 0.18 usd"
     )
     assert estimate(plan, model="openai/b").usd is None and estimate(plan, model="equipoise/smollm2").usd == 0
+
+
+def test_what_has_no_count_and_what_has_no_price():
+    """An answer without a count is uncounted, whatever kind of answer; a call that gave none is not."""
+    for status, uncounted in (
+        ("answered", 1), ("cut", 1), ("invalid", 1), ("refused", 1), ("rejected", 0), ("failed", 0),
+    ):  # fmt: skip
+        account = Account(PRICES)
+        account.book(entry(status=status, usage=None))
+        assert account.total().uncounted == uncounted
+        assert account.usd() == (None if uncounted else 0.0)
+        counted = Account(PRICES)
+        counted.book(entry(status=status))
+        assert counted.total().uncounted == 0 and counted.usd() == pytest.approx(0.0022)
+    account = Account()
+    account.replayed("openai/b", "judge")  # nothing was asked of it, so nothing is owed
+    assert account.usd() == 0 and account.total().from_record == 1
+    priced = Account({"equipoise/smollm2": (1, 2, 3)})
+    priced.book(entry(model="equipoise/smollm2"))
+    assert priced.usd() == pytest.approx((600 + 800 + 300) / 1e6)
+    assert [Account(PRICES).has_price(name) for name in ("openai/a", "openai/b", "equipoise/x", "mockllm/x")] == [
+        True, False, True, True,
+    ]  # fmt: skip
+
+
+def test_selections_by_model_and_phase():
+    account = Account(PRICES | {"openai/b": (0.0, 0.0, 10.0)})
+    for model, phase in (
+        ("openai/b", "judge"), ("openai/a", "judge"), ("openai/a", "judge/repair"), ("openai/a", "judge2"),
+    ):  # fmt: skip
+        account.book(entry(model=model, phase=phase))
+    calls = [
+        account.total(**chosen).calls for chosen in ({}, {"model": "openai/a"}, {"phase": "judge"}, {"phase": "ju"})
+    ]
+    assert calls == [4, 3, 3, 0]
+    assert account.total(model="openai/a", phase="judge").calls == 2
+    assert account.usd(model="openai/a", phase="judge") == pytest.approx(0.0044)
+    assert account.usd(phase="judge") == pytest.approx(0.0054)
+    assert [(row["model"], row["phase"]) for row in account.rows()] == [
+        ("openai/b", "judge"), ("openai/a", "judge"), ("openai/a", "judge/repair"), ("openai/a", "judge2"),
+    ]  # fmt: skip
+    assert account.rows()[0] == {
+        "model": "openai/b",
+        "phase": "judge",
+        "calls": 1,
+        "from_record": 0,
+        "retries": 0,
+        "statuses": {"answered": 1},
+        "prompt_tokens": 1000,
+        "cached_prompt_tokens": 400,
+        "generated_tokens": 100,
+        "reasoning_tokens": 20,
+        "uncounted": 0,
+        "seconds": 0.0,
+        "usd": pytest.approx(0.001),
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent"),
+    [("calls", 1), ("prompt_tokens", 1000), ("cached_prompt_tokens", 400), ("generated_tokens", 100), ("seconds", 1.5)],
+)
+def test_every_cost_can_be_a_limit(limit, spent):
+    account = Account(PRICES)
+    account.book(entry(seconds=1.5))
+    account.check(Budget(**{limit: spent + 0.5}))
+    with pytest.raises(BudgetReached, match=f"budget of {limit}="):
+        account.check(Budget(**{limit: spent}))
+
+
+@pytest.mark.parametrize("limit", ["tokens", "usd", "prompt_tokens", "generated_tokens"])
+def test_limits_of_what_nobody_tells(limit):
+    account = Account(PRICES)
+    account.check(Budget(**{limit: 1}))
+    account.book(entry(usage=None))
+    with pytest.raises(BadInput) as caught:
+        account.check(Budget(**{limit: 1}))
+    assert str(caught.value) == (
+        "The provider tells no token counts, so a budget of tokens or usd cannot be kept; give calls= or minutes=."
+    )
+
+
+def test_two_records_are_both_booked(tmp_path):
+    call = Call((Message("user", "q"),), phase="judge")
+    account = Account(PRICES)
+    for name in "ab":
+        with Record(tmp_path / f"{name}.jsonl") as record:
+            record.add(entry(), call)
+            account.include(record)
+    assert account.total().calls == 2
+
+
+def test_estimates_at_their_edges():
+    def about(*characters, model="openai/b", prices=None):
+        return estimate(
+            [Call((Message("user", "x" * n),), phase="judge", max_tokens=9) for n in characters],
+            model=model,
+            prices=prices,
+        )
+
+    assert [about(n).prompt_tokens for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    assert (about(1, 2).calls, about(1, 2).prompt_tokens, about(1, 2).generated_tokens) == (2, 1, 18)
+    planned = [Planned("a", 3, 10.5, 7)]
+    assert estimate(planned) == estimate([*planned, *planned]) and str(estimate(planned)) == (
+        "3 calls, about 8 prompt tokens (characters / 4), at most 21 generated tokens, no price known"
+    )
+    assert about(4, model="equipoise/x", prices={"equipoise/x": (1.0, 1.0, 1.0)}).usd == pytest.approx(10 / 1e6)
+    assert about(4, model="equipoise/x", prices=PRICES).usd == 0 and about(4, model="", prices=PRICES).usd is None

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from equipoise.chat.batching import Batcher, GenerationAnswer, GenerationRequest, GenerationSettings
+from equipoise.chat.batching import Batcher, GenerationAnswer, GenerationRequest, GenerationSettings, Token
+from equipoise.chat.calls import Call, Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 
@@ -17,7 +18,7 @@ class Teller:
     def __init__(self, name="teller", held=False):
         self.name = name
         self.batches = []
-        self.closed = False
+        self.closed = 0
         self.started = threading.Semaphore(0)
         self.gate = threading.Semaphore(0 if held else 10_000)
 
@@ -36,7 +37,7 @@ class Teller:
                 reply(index, GenerationAnswer(f"{self.name} {text} {request.settings.temperature}", "stop", 1, 1))
 
     def close(self):
-        self.closed = True
+        self.closed += 1
 
 
 def request(text, temperature=0.0):
@@ -188,9 +189,9 @@ def test_closing_answers_everybody():
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [str(error) for error in asyncio.run(closed())] == ["teller was closed before it answered."] * 3
-    assert engine.closed and engine.batches == [["a"]]
+    assert engine.closed == 1 and engine.batches == [["a"]]
     batcher.close()
-    assert not threads_of(engine)
+    assert engine.closed == 1 and not threads_of(engine)
 
 
 def test_workers_run_side_by_side():
@@ -206,3 +207,49 @@ def test_workers_run_side_by_side():
         return [answer.text for answer in await asyncio.gather(*tasks)]
 
     assert asyncio.run(three()) == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
+
+
+def test_what_is_meant_unless_it_is_said():
+    assert GenerationSettings() == GenerationSettings(temperature=0.0, top_p=1.0, top_k=0, stop=(), logprobs=None)
+    turn = (Message("user", "a"),)
+    assert GenerationRequest(turn, GenerationSettings(), 8) == GenerationRequest(turn, GenerationSettings(), 8, 0, None)
+    assert Token("a", -1.0, None).top == () == GenerationAnswer("a", "stop", 1, 1).tokens
+    assert Call(turn, "judge") == Call(turn, "judge", schema=None, max_tokens=1024, temperature=0.0, sample=0)
+    assert Reply("a", "cut") == Reply("a", "cut", value=None, reason="")
+    with pytest.raises(BadInput, match=r"ended is 'stopp'. Did you mean 'stop'"):
+        GenerationAnswer("a", "stopp", 1, 1)
+    with pytest.raises(BadInput, match=r"status is 'answred'. Did you mean 'answered'"):
+        Reply("a", "answred")
+
+
+def test_an_engine_that_says_nothing_is_told_as_such():
+    class Silent(Teller):
+        def run(self, requests, reply, wanted):
+            self.batches.append(len(requests))
+            reply(0, GenerationAnswer("first", "stop", 1, 1))
+            reply(0, GenerationAnswer("second thoughts", "stop", 1, 1))
+
+    engine = Silent()
+    batcher = Batcher(engine, 8)
+
+    async def three():
+        return await asyncio.gather(*(batcher.ask(request(text)) for text in "abc"), return_exceptions=True)
+
+    first, *rest = asyncio.run(three())
+    assert first.text == "first" and engine.batches == [3]
+    assert [(type(error), str(error)) for error in rest] == [(WorkFailed, "teller gave no answer.")] * 2
+
+
+def test_equal_calls_are_computed_apart():
+    """Two calls that ask the same are two lines of one batch; of others with its settings the longest come along."""
+    engine = Teller(held=True)
+    batcher = Batcher(engine, 2)
+
+    async def equal():
+        tasks = [asyncio.create_task(batcher.ask(request(text))) for text in ("a", "a", "bb", "bb", "ccc")]
+        await asyncio.sleep(0)
+        engine.gate.release(10)
+        return [answer.text for answer in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(equal()) == [f"teller {text} 0.0" for text in ("a", "a", "bb", "bb", "ccc")]
+    assert engine.batches == [["ccc", "a"], ["bb", "a"], ["bb"]]

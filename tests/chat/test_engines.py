@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from chat_models import untaught, write_gguf
 from equipoise.chat import transformers_engine
-from equipoise.chat.batching import GenerationAnswer, GenerationRequest, GenerationSettings
+from equipoise.chat.batching import GenerationAnswer, GenerationRequest, GenerationSettings, Token
 from equipoise.chat.transformers_engine import TransformersEngine
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Message
@@ -339,3 +341,247 @@ def test_threads_follow_the_environment(monkeypatch):
     assert default_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert 1 <= default_threads() <= (os.cpu_count() or 1)
+
+
+class Server:
+    """Stands for llama.cpp: notes what it is made with and asked, and answers with these chunks."""
+
+    def __init__(self, parameters):
+        self.parameters, self.bodies, self.chunks, self.last, self.ends = parameters, [], [], None, []
+
+    def handle(self, kind, body, receive):
+        self.bodies.append((kind, body))
+        for chunk in self.chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            self.ends.append(receive(chunk))
+        return self.last
+
+    def handle_chat_completions(self, body, receive):
+        return self.handle("chat", body, receive)
+
+    def handle_completions(self, body, receive):
+        return self.handle("text", body, receive)
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """made(**options): an engine over a Server that notes; its file has a template unless `bare`."""
+    from equipoise.chat import llama_engine
+
+    def parameters():
+        return SimpleNamespace(model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace())
+
+    formats = SimpleNamespace(COMMON_REASONING_FORMAT_NONE="none")
+    library = SimpleNamespace(CommonParams=parameters, Server=Server, common_reasoning_format=formats)
+    monkeypatch.setattr(llama_engine, "import_module", lambda name: {"xllamacpp": library}[name])
+    (tmp_path / "m.gguf").write_bytes(b"GGUF tokenizer.chat_template")
+    (tmp_path / "bare.gguf").write_bytes(b"GGUF")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+
+    def make(file="m.gguf", **options):
+        return llama_engine.LlamaEngine(tmp_path / file, name="m", **options)
+
+    make.library = library
+    return make
+
+
+def told(namespace):
+    return {
+        name: vars(value) if isinstance(value, SimpleNamespace) else value for name, value in vars(namespace).items()
+    }
+
+
+def test_what_llama_is_made_with(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    plain = {
+        "model": {"path": str(tmp_path / "m.gguf")}, "cpuparams": {"n_threads": 5}, "cpuparams_batch": {"n_threads": 5},
+        "verbosity": -1, "n_ctx": 8192, "n_parallel": 1, "warmup": False, "cache_prompt": False, "cache_ram_mib": 0,
+        "reasoning_format": "none",
+    }  # fmt: skip
+    assert told(made()._server.parameters) == plain
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    engine = made(threads=2, context=10, parallel=3, chat_template=str(tmp_path / "mine.jinja"))
+    threads = {"n_threads": 2}
+    assert told(engine._server.parameters) == plain | {
+        "cpuparams": threads, "cpuparams_batch": threads, "n_ctx": 30, "n_parallel": 3, "chat_template": "{{ messages }}",
+    }  # fmt: skip
+    assert engine._uses_template and made("bare.gguf", chat_template=str(tmp_path / "mine.jinja"))._uses_template
+    uses = [
+        made(file, chat_template=t)._uses_template
+        for file in ("m.gguf", "bare.gguf", "empty.gguf")
+        for t in ("auto", "none")
+    ]
+    assert uses == [True, False, False, False, False, False]
+
+    def broken(parameters):
+        raise RuntimeError("no")
+
+    made.library.Server = broken
+    with pytest.raises(BadInput) as caught:
+        made()
+    assert str(caught.value) == (
+        f"llama.cpp cannot load {tmp_path / 'm.gguf'}: the file may be cut short, of an architecture it does not know, or "
+        "too large for the memory at this context. Fetch it again, lower context, or use engine=transformers."
+    )
+
+
+def test_what_llama_is_asked(made):
+    engine = made()
+    plain = {
+        "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 10, "temperature": 0.0, "top_k": 0,
+        "top_p": 1.0, "samplers": ["temperature", "top_k", "top_p"], "seed": 0, "cache_prompt": False,
+    }  # fmt: skip
+    run(engine, [call("a")])
+    settings = GenerationSettings(0.5, 0.25, 3, ("x", "y"), 4)
+    run(engine, [call("", settings=settings, seed=2**31 + 7, messages=(Message("system", "s"), Message("user", "u")))])
+    run(engine, [call("a", settings=GenerationSettings(logprobs=0))])
+    messages = [{"role": "user", "content": "a"}]
+    assert engine._server.bodies == [
+        ("chat", plain | {"messages": messages}),
+        ("chat", plain | {
+            "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 7, "stop": ["x", "y"], "n_probs": 4,
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}),
+        ("chat", plain | {"n_probs": 1, "messages": messages}),
+    ]  # fmt: skip
+    bare = made("bare.gguf")
+    *_, refused = run(bare, [call(" a  "), call("", messages=(Message("assistant", "a"),))])
+    assert bare._server.bodies == [("text", plain | {"prompt": " a"})]
+    assert isinstance(refused, BadInput) and str(refused) == (
+        "The prompt is a conversation, but m has no chat template in use: give a Jinja file as chat_template, or ask with "
+        "one text."
+    )
+
+
+def test_what_is_read_of_llama_s_answer(made):
+    engine = made()
+    server = engine._server
+    alike = [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.5, "bytes": [98]}]
+    entry = {"token": " a", "logprob": -0.25, "bytes": [32, 97], "top_logprobs": alike}
+    server.chunks = [
+        {"choices": [{"delta": {"role": "assistant", "content": None}}]},
+        {"choices": [{"delta": {"content": "  a"}, "logprobs": {"content": [entry]}}]},
+        {"choices": [{"delta": {"content": "b"}, "finish_reason": "stop"}]},
+        {"choices": [{"delta": {}, "logprobs": None, "finish_reason": None}]},
+    ]
+    server.last = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 2}}
+    top = tuple(Token(each["token"], each["logprob"], bytes(each["bytes"])) for each in alike)
+    for count, kept in ((None, ()), (0, ()), (1, top[:1]), (2, top), (9, top)):
+        (answer,) = run(engine, [call("a", settings=GenerationSettings(logprobs=count))])
+        assert answer == GenerationAnswer(" ab", "stop", 4, 2, (Token(" a", -0.25, b" a", kept),))
+    assert server.ends == [False] * 20  # nothing was ended early
+    server.chunks, server.last = (
+        [{"choices": [{"text": " x"}], "usage": {"prompt_tokens": 1, "completion_tokens": 9}}],
+        None,
+    )
+    for most, ended in ((8, "max_tokens"), (9, "max_tokens"), (10, "model_length")):
+        assert run(engine, [call("a", max_tokens=most)]) == [GenerationAnswer("x", ended, 1, 9)]
+    server.chunks = []
+    assert run(engine, [call("a")]) == [GenerationAnswer("", "model_length", 0, 0)]
+
+
+def test_what_llama_says_of_a_failure(made):
+    engine = made()
+    for chunk, kind, sentence in (
+        (
+            {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 9, "n_ctx": 8}},
+            BadInput,
+            "The prompt has 9 tokens, and m reads 8 with the answer: shorten it, or raise context where the model was made "
+            "for more.",
+        ),
+        ({"error": {"code": 400, "message": "wrong"}}, BadInput, "llama.cpp could not answer: wrong"),
+        ({"error": {"code": 500, "message": "down"}}, WorkFailed, "llama.cpp could not answer: down"),
+        ({"error": {"code": 500}}, WorkFailed, "llama.cpp could not answer: {'code': 500}"),
+        (ValueError("odd"), BadInput, "llama.cpp refuses the call: odd"),
+        (RuntimeError("odder"), BadInput, "llama.cpp refuses the call: odder"),
+    ):
+        engine._server.chunks = [chunk]
+        (error,) = run(engine, [call("a")])
+        assert (type(error), str(error)) == (kind, sentence)
+    engine._server.chunks = [KeyError("of another kind")]
+    with pytest.raises(KeyError):
+        run(engine, [call("a")])
+
+
+def test_threads_unless_they_are_stated(monkeypatch):
+    import psutil
+
+    from equipoise.chat.llama_engine import default_threads
+
+    for stated, found in (("3", 3), ("3,2", 3), ("0", 2), ("", 2), ("-1", 2), ("x", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical: {False: 2}[logical])
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)), raising=False)
+        assert default_threads() == found
+    for physical, allowed, found in ((8, 3, 3), (None, 3, 3), (2, 0, 1), (4, 9, 4)):
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical, physical=physical: physical)
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda process, allowed=allowed: set(range(allowed)), raising=False
+        )
+        assert default_threads() == found
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for cores, found in ((6, 4), (3, 3), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert default_threads() == found
+
+
+def test_room_for_an_answer_is_counted_to_the_last_token(small, engine):
+    (whole,) = run(engine, [call("one", max_tokens=4)])
+    read = whole.input_tokens
+    for context, expected in (
+        (read + 4, (4, "max_tokens")),
+        (read + 3, (3, "model_length")),
+        (read + 1, (1, "model_length")),
+    ):
+        (answer,) = run(TransformersEngine(small, context=context), [call("one", max_tokens=4)])
+        assert (answer.output_tokens, answer.ended, answer.input_tokens) == (*expected, read)
+    (full,) = run(TransformersEngine(small, context=read), [call("one", max_tokens=4)])
+    assert isinstance(full, BadInput) and str(full) == (
+        f"The prompt has {read} tokens, and {small.name} reads {read} with the answer: shorten it."
+    )
+    assert TransformersEngine(small, context=9999)._context == TransformersEngine(small)._context == small.context
+
+
+def test_a_token_as_it_is_told(small, engine, monkeypatch):
+    word, identity = max(
+        small.tokenizer.get_vocab().items(), key=lambda pair: (pair[0].startswith("\u0120"), len(pair[0]))
+    )
+    text = f" {word[1:]}"
+    assert engine._token(identity, -0.5) == Token(text, -0.5, text.encode(), ())
+    pieces = {1: ("\u2581yes", "yes"), 2: ("\u2581yes", " yes"), 3: (None, "x"), 4: ("x", "\ufffd")}
+    told = SimpleNamespace(
+        decode=lambda ids, clean_up_tokenization_spaces: pieces[ids[0]][1], convert_ids_to_tokens=lambda i: pieces[i][0]
+    )
+    sentence_piece = TransformersEngine(SimpleNamespace(name="m", context=9, tokenizer=told))
+    assert [sentence_piece._token(i, 0.0).text for i in pieces] == [" yes", " yes", "x", "\ufffd"]
+    assert [sentence_piece._token(i, 0.0).content for i in pieces] == [b" yes", b" yes", b"x", None]
+    part = {"add_prefix_space": True, "type": "ByteLevel"}
+    assert transformers_engine._without_prefix_space(part) == {"add_prefix_space": False, "type": "ByteLevel"}
+    for other in ({"add_prefix_space": False}, {"type": "x"}):
+        assert transformers_engine._without_prefix_space(other) is other
+
+
+def test_a_slow_tokenizer_follows_no_schema(small, monkeypatch):
+    slow = SimpleNamespace(is_fast=False)
+    engine = TransformersEngine(SimpleNamespace(name="m", context=9, tokenizer=slow))
+    with pytest.raises(BadInput) as caught:
+        engine._grammar(json.dumps(SCHEMA), frozenset())
+    assert str(caught.value) == "m has a slow tokenizer, with which no response schema can be followed: use a fast one."
+
+
+def test_rows_without_a_schema_may_write_anything(engine):
+    row = engine._row(0, call("a"))
+    bound = engine._row(1, call("a", schema={"enum": ["yes"]}))
+    logits = torch.zeros(2, 300)
+    assert transformers_engine._allowed([row, row], logits) is None
+    allowed = transformers_engine._allowed([row, bound], logits)
+    assert allowed.shape == (2, 300) and allowed[0].all() and 0 < allowed[1].sum() < 20
+
+
+def test_a_lost_schema_is_told(engine, monkeypatch):
+    row = engine._row(0, call("a", max_tokens=2, schema={"enum": ["yes"]}))
+    broken = SimpleNamespace(get_error=lambda: "at token 3", consume_token=lambda token: None, is_stopped=lambda: False)
+    monkeypatch.setattr(engine, "_row", lambda index, request: replace(row, grammar=broken))
+    monkeypatch.setattr(transformers_engine, "_allowed", lambda rows, logits: None)
+    (lost,) = run(engine, [call("a", max_tokens=2)])
+    assert isinstance(lost, WorkFailed) and str(lost) == "The schema was lost: at token 3"

@@ -1,10 +1,12 @@
 """The provider as Inspect's users meet it: `get_model("equipoise/...")`, its answers, refusals and life."""
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -15,8 +17,11 @@ pytest.importorskip("inspect_ai", reason="the provider needs inspect-ai")
 from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
+    ChatMessageTool,
     ChatMessageUser,
     ContentImage,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ResponseSchema,
     get_model,
@@ -26,6 +31,7 @@ from inspect_ai.util import JSONSchema
 
 from equipoise.chat import provider
 from equipoise.core.errors import BadInput, MissingExtra
+from equipoise.data.records import Message
 
 TEXTS = ["one two three", "What is the capital of Norway?", "yes no", "maybe"]
 
@@ -221,6 +227,232 @@ def test_one_loaded_model_until_the_last_is_closed(folders):
     assert anew.completion == kept.completion
     second.api.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("equipoise ")]
+
+
+def generation(text="q", **config):
+    return provider._requests([ChatMessageUser(content=text)], GenerateConfig(**config))
+
+
+def test_what_is_asked_unless_it_is_said():
+    (request,) = generation()
+    settings = provider.GenerationSettings(0.0, 1.0, 0, (), None)
+    turns = (Message("user", "q"),)
+    assert request == provider.GenerationRequest(turns, settings, 2048, request.seed, None)
+    assert request.seed == 430590715 and generation(num_choices=2)[1].seed != request.seed
+    (request,) = generation(
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        stop_seqs=["a", "b"],
+        max_tokens=1,
+        logprobs=True,
+        top_logprobs=3,
+        num_choices=1,
+    )
+    assert request.settings == provider.GenerationSettings(0.5, 0.25, 7, ("a", "b"), 3) and request.max_tokens == 1
+    for on, most, told in ((None, 3, None), (False, 3, None), (True, None, 0), (True, 0, 0), (True, 2, 2)):
+        assert generation(logprobs=on, top_logprobs=most)[0].settings.logprobs == told
+    assert [generation(top_k=k)[0].settings.top_k for k in (-1, 0, 1)] == [0, 0, 1]
+    assert generation(temperature=0.0, top_p=1.0, frequency_penalty=0.0)[0].settings == settings
+
+
+def test_every_part_of_a_call_decides_its_random_numbers():
+    """And nothing else: whoever asks the same gets the same, in any process."""
+    seeds = [
+        request.seed
+        for config in (
+            {}, {"seed": 1}, {"temperature": 1}, {"top_p": 0.5}, {"top_k": 3}, {"stop_seqs": ["x"]}, {"max_tokens": 9},
+            {"logprobs": True}, {"num_choices": 3},
+            {"response_schema": ResponseSchema(name="a", json_schema=JSONSchema(type="object"))},
+        )
+        for request in generation(**config)
+    ]  # fmt: skip
+    seeds += [generation("r")[0].seed]
+    assert len(set(seeds)) == len(seeds) - 1  # the first of three choices is the call alone
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert provider._seed(["a", 1]) == int.from_bytes(hashlib.sha256(b'["a", 1]').digest()[:4], "big") // 2
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"temperature": -0.1}, "The temperature is -0.1: use 0 for the likeliest answer, or a number above."),
+        ({"temperature": float("inf")}, "The temperature is inf: use 0 for the likeliest answer, or a number above."),
+        ({"top_p": 0.0}, "top_p is 0.0: use a share above 0, at most 1."),
+        ({"top_p": 1.01}, "top_p is 1.01: use a share above 0, at most 1."),
+        ({"max_tokens": 0}, "max_tokens is 0: use at least 1."),
+        ({"stop_seqs": ["a", ""]}, "A stop sequence is empty, which would end every answer before it begins: leave it out."),
+        *(
+            ({name: value}, f"{name} is not known to the models of equipoise: leave it out.")
+            for name, value in (
+                ("frequency_penalty", 1.0), ("presence_penalty", 1.0), ("logit_bias", {1: 2.0}), ("best_of", 2),
+                ("prompt_logprobs", 1), ("extra_body", {"a": 1}),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_no_engine_has(config, sentence):
+    with pytest.raises(BadInput) as caught:
+        generation(**config)
+    assert str(caught.value) == sentence
+
+
+def test_messages_that_cannot_be_read():
+    for messages, sentence in (
+        ([], "There is no message to answer: give at least one."),
+        (
+            [ChatMessageTool(content="42")],
+            "A message holds the result of a tool, and the models of equipoise call none: leave it out.",
+        ),
+        (
+            [ChatMessageUser(content=[ContentText(text="a"), ContentImage(image="data:image/png;base64,AA==")])],
+            "A message holds a part of the type 'image'; these models read text alone.",
+        ),
+    ):
+        with pytest.raises(BadInput) as caught:
+            provider._requests(messages, GenerateConfig())
+        assert str(caught.value) == sentence
+    parts = [ContentReasoning(reasoning="hm"), ContentText(text="a")]
+    assert provider._turn(ChatMessageAssistant(content=parts)) == Message("assistant", "a")
+    schema = ResponseSchema(
+        name="a", json_schema=JSONSchema(type="object", properties={"x": JSONSchema(type="integer")})
+    )
+    begun = [ChatMessageUser(content="q"), ChatMessageAssistant(content="{")]
+    with pytest.raises(BadInput, match="both go on from a given beginning and follow a response schema: drop one"):
+        provider._requests(begun, GenerateConfig(response_schema=schema))
+    (request,) = generation(response_schema=schema)
+    assert json.loads(request.schema) == {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+
+def test_an_output_as_inspect_has_it():
+    top = (provider.Token("a", -0.5, b"a"), provider.Token("\ufffd", -1.5, None))
+    answers = [
+        provider.GenerationAnswer(
+            "ab", "max_tokens", 7, 2, (provider.Token("a", -0.5, b"a", top), provider.Token("b", -1.0, b"b"))
+        ),
+        provider.GenerationAnswer("", "stop", 7, 3),
+    ]  # fmt: skip
+    output = provider._output("equipoise/m", answers, 1.5, GenerateConfig(logprobs=True))
+    assert (output.model, output.time) == ("equipoise/m", 1.5)
+    assert (output.usage.input_tokens, output.usage.output_tokens, output.usage.total_tokens) == (7, 5, 12)
+    told = [(each.message.text, each.message.model, each.message.source, each.stop_reason) for each in output.choices]
+    assert told == [("ab", "equipoise/m", "generate", "max_tokens"), ("", "equipoise/m", "generate", "stop")]
+    assert output.choices[0].logprobs.model_dump()["content"] == [
+        {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
+            {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "\ufffd", "logprob": -1.5, "bytes": None}]},
+        {"token": "b", "logprob": -1.0, "bytes": [98], "top_logprobs": []},
+    ]  # fmt: skip
+    assert output.choices[1].logprobs.content == []
+    assert provider._output("m", answers, 1.5, GenerateConfig()).choices[0].logprobs is None
+
+
+def test_arguments_with_the_engine_settled(monkeypatch):
+    monkeypatch.setattr(provider, "_default_engine", lambda name, arguments: "llama.cpp")
+    assert provider._arguments("m", {}) == {"engine": "llama.cpp"}
+    assert provider._arguments("m", {"threads": 1, "parallel": 1, "context": None, "chat_template": "none"}) == {
+        "threads": 1, "parallel": 1, "chat_template": "none", "engine": "llama.cpp",
+    }  # fmt: skip
+    whole = {"engine": "transformers", "trust_remote_code": False, "batch_size": 1, "context": 1, "date": "2024-01-01"}
+    assert provider._arguments("m", whole) == whole and provider._arguments("m", whole) is not whole
+    other = "leave it out, or choose the other engine"
+    for given, sentence in (
+        *(({name: value}, f"{name} is {value!r}: use a whole number of at least 1.")
+          for name in ("context", "batch_size", "threads", "parallel") for value in (0, True, 1.5, "2")),
+        ({"trust_remote_code": "yes"}, "trust_remote_code is 'yes': use true or false."),
+        ({"trust_remote_code": 1}, "trust_remote_code is 1: use true or false."),
+        ({"engine": "torch"}, "Engine 'torch' is unknown. Known: llama.cpp, transformers."),
+        ({"thread": 1}, "equipoise/m takes no argument 'thread'. Did you mean 'threads'?"),
+        *(({"engine": "transformers", name: 2}, f"The engine transformers has no {name}: {other}.")
+          for name in ("threads", "parallel")),
+        *(({"engine": "llama.cpp", name: value}, f"The engine llama.cpp has no {name}: {other}.")
+          for name, value in (("device", "cpu"), ("dtype", "x"), ("revision", "x"), ("trust_remote_code", True),
+                              ("batch_size", 2), ("date", "x"))),
+    ):  # fmt: skip
+        with pytest.raises(BadInput) as caught:
+            provider._arguments("m", given)
+        assert str(caught.value) == sentence
+
+
+def test_what_the_engines_are_made_with(monkeypatch, tmp_path):
+    from equipoise.chat import llama_engine, transformers_engine
+    from equipoise.language import model as language
+
+    made = []
+    monkeypatch.setattr(llama_engine, "LlamaEngine", lambda *given, **named: made.append((given, named)) or "llama")
+    monkeypatch.setattr(
+        transformers_engine, "TransformersEngine", lambda *given, **named: made.append((given, named)) or "torch"
+    )
+    monkeypatch.setattr(language, "load", lambda name, **named: made.append((name, named)) or "loaded")
+    monkeypatch.setattr(provider, "_gguf", lambda name: tmp_path / name)
+    assert provider._engine("m", {"engine": "llama.cpp"}) == ("llama", 1, 1)
+    assert provider._engine(
+        "m", {"engine": "llama.cpp", "threads": 3, "parallel": 4, "context": 5, "chat_template": "none"}
+    ) == ("llama", 1, 4)  # fmt: skip
+    assert provider._engine("m", {"engine": "transformers"}) == ("torch", 32, 1)
+    options = {
+        "device": "cpu",
+        "dtype": "x",
+        "revision": "r",
+        "trust_remote_code": True,
+        "chat_template": "none",
+        "date": "d",
+    }
+    assert provider._engine("m", {"engine": "transformers", "batch_size": 6, "context": 7, **options}) == (
+        "torch",
+        6,
+        1,
+    )
+    assert made == [
+        ((tmp_path / "m",), {"name": "m", "threads": None, "parallel": 1}),
+        ((tmp_path / "m",), {"name": "m", "threads": 3, "parallel": 4, "context": 5, "chat_template": "none"}),
+        ("m", {}),
+        (("loaded",), {"context": None}),
+        ("m", options),
+        (("loaded",), {"context": 7}),
+    ]
+
+
+def test_files_that_llama_cpp_does_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(provider.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(provider.catalog, "gguf_file", lambda name: f"the file of {name}")
+    assert provider._gguf("smollm2") == "the file of smollm2"
+    (tmp_path / "SMALL.GGUF").write_bytes(b"GGUF and more")
+    assert provider._gguf(str(tmp_path / "SMALL.GGUF")) == tmp_path / "SMALL.GGUF"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert provider._gguf("~/SMALL.GGUF") == tmp_path / "SMALL.GGUF"
+    (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "odd.gguf").write_bytes(b"GGU")
+    for name, reason in (
+        ("text.txt", "is no GGUF file"),
+        ("folder.gguf", "is no GGUF file"),
+        ("no.gguf", "does not exist"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            provider._gguf(str(tmp_path / name))
+        assert str(caught.value) == (
+            f"{tmp_path / name} {reason}: the engine llama.cpp takes a .gguf file or a name of the catalogue (smollm2); for "
+            "others use engine=transformers."
+        )
+    with pytest.raises(BadInput, match="not a GGUF file"):
+        provider._gguf(str(tmp_path / "odd.gguf"))
+
+
+def test_what_inspect_asks_the_provider(monkeypatch):
+    engine = SimpleNamespace(name="m", close=lambda: None)
+    monkeypatch.setattr(provider, "_engine", lambda name, arguments: (engine, 3, 2))
+    api = provider.EquipoiseAPI("owner/name", device="cpu")
+    assert (api.max_tokens(), api.max_connections(), api.collapse_user_messages()) == (2048, 12, True)
+    assert json.loads(api.connection_key()) == ["owner/name", {"device": "cpu", "engine": "transformers"}]
+    other = provider.EquipoiseAPI("owner/name", engine="transformers", device="cpu")
+    assert other._loaded is api._loaded and api._loaded.users == 2
+    api.close()
+    assert api.max_connections() == 2 and other._loaded.users == 1
+    other.close()
+    assert not provider._loaded
+    with pytest.raises(BadInput) as caught:
+        provider.EquipoiseAPI("m", "http://h")
+    assert str(caught.value) == "equipoise/m runs in this process and has no base URL: leave 'http://h' out."
 
 
 @pytest.mark.slow

@@ -10,12 +10,18 @@ import time
 from dataclasses import replace
 
 import pytest
+from pydantic import BaseModel
 
 from equipoise.chat.calls import Call
 from equipoise.chat.record import HEADER, Entry, Record, Usage
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import Files, seal, unseal
 from equipoise.data.records import Message
+
+
+class Named(BaseModel):
+    better: int
+
 
 CALL = Call((Message("user", "a question of some length"),), phase="judge")
 
@@ -254,6 +260,143 @@ def test_every_line_is_synced_before_add_returns(tmp_path, monkeypatch):
         record.add(entry("a"), CALL)
         record.add(entry("b"), CALL)
     assert synced[-1] == (tmp_path / "r.jsonl").stat().st_size
+
+
+def test_usage_is_added_field_by_field():
+    assert Usage() == Usage(0, 0, 0, 0)
+    assert Usage(1, 20, 300, 4000) + Usage(5, 60, 700, 8000) == Usage(6, 80, 1000, 12000)
+    assert Entry("k", "m", "judge", "cut", "t", None) == Entry("k", "m", "judge", "cut", "t", None, "", "", 0.0, 0, 1)
+    with pytest.raises(BadInput, match="status is 'ct'"):
+        Entry("k", "m", "judge", "ct", "t", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"usage": None}, True),
+        ({"seconds": 0}, True),
+        ({"retries": 0}, True),
+        ({"attempt": 0}, True),
+        ({"status": "rejected"}, True),
+        *(({name: 5}, False) for name in ("key", "model", "phase", "text", "stop", "reason", "status")),
+        *(({name: None}, False) for name in ("key", "text", "reason", "seconds", "retries")),
+        ({"status": "asked"}, False),
+        ({"retries": -1}, False),
+        ({"retries": 1.0}, False),
+        ({"attempt": -1}, False),
+        ({"attempt": "1"}, False),
+        ({"seconds": -0.1}, False),
+        ({"seconds": 1e999}, False),
+        ({"seconds": "1"}, False),
+        ({"usage": {"prompt": -1}}, False),
+        ({"usage": {"prompt": 1.5}}, False),
+        ({"usage": {"promt": 1}}, False),
+        ({"usage": 5}, False),
+    ],
+)
+def test_a_sealed_line_of_another_kind_is_set_aside(tmp_path, change, good):
+    """A digest says that nobody altered a line, not that it is a call."""
+    path = filled(tmp_path / "r.jsonl", 2)
+    header, first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + seal(unseal(first)[0] | change) + second)
+    with Record(path, read_only=True) as record:
+        assert len(record.entries) == (2 if good else 1) and bool(record.notes) != good
+        assert record.found("k1") is not None
+
+
+def test_what_is_said_of_several_damaged_lines(tmp_path):
+    path = filled(tmp_path / "r.jsonl", 8)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *(b"x" + line for line in lines[1:7]), *lines[7:]]))
+    with Record(path, read_only=True) as record:
+        assert record.notes == [f"{path}:2, 3, 4, 5, 6: 6 altered lines left out; the other 2 answers stay."]
+    with Record(path) as record:
+        assert record.notes == [
+            f"{path}:2, 3, 4, 5, 6: 6 altered lines set aside as r.jsonl.damaged-1; what was answered there is asked again, "
+            "the other 2 answers stay."
+        ]
+        assert record.attempt == 2
+    assert path.read_bytes() == b"".join([lines[0], *lines[7:]])
+    assert (tmp_path / "r.jsonl.damaged-1").read_bytes() == b"".join(b"x" + line for line in lines[1:7])
+
+
+def test_a_header_that_was_altered_is_written_anew(tmp_path):
+    path = filled(tmp_path / "r.jsonl", 2)
+    whole = path.read_bytes()
+    path.write_bytes(b"x" + whole)
+    with Record(path) as record:
+        assert record.notes == [
+            f"{path}:1: 1 altered line set aside as r.jsonl.damaged-1; what was answered there is asked again, the other 2 "
+            "answers stay."
+        ]
+    assert path.read_bytes() == whole
+
+
+def test_the_sentences_of_what_is_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(seal({"format": "equipoise chat record", "version": 2}))
+    (tmp_path / "other.jsonl").write_bytes(seal({"format": "another", "version": 1}))
+    for given, read_only, sentence in (
+        (
+            path,
+            False,
+            f"{path} is a record of version 2, this program reads version 1; update equipoise, or name another file.",
+        ),
+        (tmp_path / "other.jsonl", False, f"{tmp_path / 'other.jsonl'} is no record of calls; name another file."),
+        (tmp_path, False, f"{tmp_path} is a folder; name a file for the record of the calls, such as calls.jsonl."),
+        (tmp_path / "no", True, f"{tmp_path / 'no'}: no such record; name a .jsonl file to record the calls."),
+    ):
+        with pytest.raises(BadInput) as caught:
+            Record(given, read_only=read_only)
+        assert str(caught.value) == sentence
+    filled(tmp_path / "good.jsonl")
+    with Record(tmp_path / "good.jsonl", read_only=True) as record, pytest.raises(BadInput) as caught:
+        record.add(entry("new"), CALL)
+    assert str(caught.value) == f"{tmp_path / 'good.jsonl'} is only read; name a .jsonl file to record the calls."
+
+
+def test_the_first_answer_stands_and_attempts_are_counted(tmp_path):
+    path = tmp_path / "r.jsonl"
+    asked = Call(
+        (Message("system", "a"), Message("user", "b")), "judge", schema=Named, max_tokens=9, temperature=0.5, sample=3
+    )
+    with Record(path) as record:
+        assert record.attempt == 1
+        for text, status in (("", "failed"), ("one", "answered"), ("two", "answered")):
+            record.add(entry("k", text, status=status, attempt=7), asked)
+        assert record.found("k").text == "one" and len(record) == 1 and len(record.entries) == 3
+    with Record(path) as record:
+        assert record.found("k").text == "one" and record.attempt == 8
+    row = unseal(path.read_bytes().splitlines()[1])[0]
+    assert row == {
+        "key": "k",
+        "model": "mockllm/model",
+        "phase": "judge",
+        "status": "failed",
+        "text": "",
+        "usage": {"prompt": 10, "cached": 4, "generated": 3, "reasoning": 1},
+        "stop": "stop",
+        "reason": "",
+        "seconds": 0.5,
+        "retries": 2,
+        "attempt": 7,
+        "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}],
+        "settings": {"max_tokens": 9, "temperature": 0.5, "sample": 3, "schema": "Named"},
+    }
+    assert json.loads(path.read_bytes().splitlines()[0])["format"] == HEADER["format"]
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError(28, "Full"), "Full"), (OSError("odd"), "odd")])
+def test_what_is_said_where_nothing_can_be_written(tmp_path, error, reason):
+    class Full(Files):
+        def append(self, path, data):
+            raise error
+
+    with Record(tmp_path / "r.jsonl", files=Full()) as record, pytest.raises(WorkFailed) as caught:
+        record.add(entry("a"), CALL)
+    assert str(caught.value) == f"{tmp_path / 'r.jsonl'}: the record cannot be written ({reason})."
+    assert record.entries == [] and len(record) == 0
 
 
 @pytest.mark.slow

@@ -123,3 +123,113 @@ def test_the_repair_question_shows_answer_error_and_schema():
     assert (again.phase, again.max_tokens, again.sample, again.schema) == ("judge/repair", 99, 3, Verdict)
     assert again.messages[:2] == (*call.messages, Message("assistant", "both"))
     assert "no JSON" in again.messages[2].content and '"better"' in again.messages[2].content
+
+
+def test_the_repair_question_word_by_word():
+    call = Call((Message("user", "Which?"),), phase="judge", schema=Verdict)
+    schema = (
+        '{"properties": {"better": {"enum": [1, 2], "title": "Better", "type": "integer"}, "why": {"default": "", "title": '
+        '"Why", "type": "string"}}, "required": ["better"], "title": "Verdict", "type": "object"}'
+    )
+    assert repair(call, "é", "no JSON").messages[-1].content == (
+        "That answer cannot be used: no JSON.\nGive the same answer again as one JSON object and nothing else: no code "
+        f"fence, no words around it. It must satisfy this JSON schema:\n{schema}"
+    )
+
+
+class Deep(BaseModel):
+    rows: list[Verdict]
+    first: int
+    second: int
+    third: int
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '{"rows": [{"better": 1}, {"better": 3}], "first": 1, "second": 1, "third": 1}',
+            "rows.1.better: Input should be 1 or 2",
+        ),
+        (
+            '{"rows": []}',
+            "first: Field required; second: Field required; third: Field required",
+        ),
+        ("{}", "rows: Field required; first: Field required; second: Field required"),  # three at most
+        ("[]", "Input should be an object"),
+        (
+            '{"better": 1} and {"a": 1, "a": 1, "a": 2}',
+            "rows: Field required; first: Field required; second: Field required",
+        ),
+        ("nothing", "there is no whole JSON object in it"),
+        ("<think>nothing", "there is thinking without an end, and nothing after it"),
+    ],
+)
+def test_what_is_wrong_with_a_text(text, problem):
+    with pytest.raises(Unfit) as caught:
+        parse(text, Deep)
+    assert str(caught.value).startswith(problem) and str(caught.value).count(";") == problem.count(";")
+
+
+@pytest.mark.parametrize(
+    ("text", "better"),
+    [
+        ('{"better": 1}{"better": 2}', None),
+        ('{"better": 1} , {"better": 2}', 2),
+        ('{"better": 1}\n\n{"better": 1}', 1),
+        ('{"better": 1} {"note": 1} {"better": 2}', None),
+        ('{"better": 2} {"better": 1}. No: {"better": 2}', 2),
+        ('{"note": 1} {"better": 2}', 2),
+        ('{no} {"better": 2}', 2),
+        ('{"better": 2} {no}', 2),
+        ('{ "better": 2} { \n"broken', 2),
+    ],
+)
+def test_which_of_several_objects_counts(text, better):
+    if better is None:
+        with pytest.raises(Unfit) as caught:
+            parse(text, Verdict)
+        assert str(caught.value) == "two objects that differ follow each other, and nothing says which one counts"
+    else:
+        assert parse(text, Verdict).better == better
+
+
+class Odd(BaseModel):
+    """What Inspect cannot carry, and what only looks like it."""
+
+    default: int = Field(default=3, description="a field of that name", examples=[1])
+    examples: Literal[7, 8] = 7
+    one: Literal["a"]
+    kind: Kind = Field(description="of two")
+
+
+def test_a_schema_in_the_form_of_a_provider():
+    pytest.importorskip("inspect_ai")
+    odd = type("An odd näme" + "x" * 70, (Odd,), {"__doc__": Odd.__doc__, "__module__": __name__})
+    sent = response_schema(odd)
+    assert sent.name == "An_odd_n_me" + "x" * 53
+    assert sent.json_schema.model_dump(exclude_none=True) == {
+        "type": "object",
+        "description": "What Inspect cannot carry, and what only looks like it.",
+        "properties": {
+            "default": {"type": "integer", "description": "a field of that name"},
+            "examples": {"type": "integer", "enum": [7, 8]},
+            "one": {"type": "string", "enum": ["a"]},
+            "kind": {"type": "string", "enum": ["long", "short"], "description": "of two"},
+        },
+        "required": ["one", "kind"],
+        "additionalProperties": False,
+    }
+    item = {
+        "kind": {"type": "string", "enum": ["long", "short"]},
+        "const": {"type": "string", "enum": ["fixed"]},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+    }
+    closed = {"type": "object", "additionalProperties": False}
+    listed = {"type": "array", "items": {**closed, "properties": item, "required": ["kind", "const", "score"]}}
+    assert response_schema(Tree).json_schema.model_dump(exclude_none=True) == {
+        **closed,
+        "properties": {"items": listed, "other": {"anyOf": [{}, {"type": "null"}]}},  # within itself it is anything
+        "required": ["items"],
+    }
+    assert response_schema(Verdict).name == "Verdict"

@@ -1,5 +1,7 @@
 import copy
+import importlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import processors
@@ -7,7 +9,7 @@ from tokenizers import processors
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message, Record
 from equipoise.language.catalog import is_cached
-from equipoise.language.encode import IGNORE, collate, encode, encode_prompts, notes, other_beginning
+from equipoise.language.encode import IGNORE, Example, collate, encode, encode_prompts, notes, other_beginning
 from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel
 from equipoise.language.score import perplexity
@@ -45,6 +47,7 @@ THINKING_TEMPLATE = (
     "{% else %}[U]{{ message['content'] }}{% endif %}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[A]{% endif %}"
 )
+encoding = importlib.import_module("equipoise.language.encode")  # the package shows the function of that name
 QUESTION = Record(id="q", prompt="What is the capital of Norway?", completion="Oslo")
 
 
@@ -396,3 +399,237 @@ def test_smollm2_itself():
     )
     (plain,) = encode(replace(model, chat_template="none"), [QUESTION])
     assert labelled(model, plain) == " Oslo<|im_end|>"
+
+
+def piece(begin, given, said, end=(), **more):
+    return encoding._Piece([*begin], [*given], [*said], [*end], **more)
+
+
+@pytest.mark.parametrize(
+    ("built", "most", "given", "said", "cut"),
+    [
+        (piece([1], [2, 3], [4, 5], [6]), 6, [1, 2, 3], [4, 5, 6], 0),
+        (piece([1], [2, 3], [4, 5], [6]), 5, [1, 3], [4, 5, 6], 1),
+        (piece([1], [2, 3], [4, 5], [6]), 4, [1, 3], [4, 5], 2),
+        (piece([1], [2, 3, 7], [4, 5, 8], [6]), 4, [1, 7], [4, 5], 4),  # half of the places stay those of the prompt
+        (piece([1], [2, 3, 7], [4, 5, 8], [6]), 5, [1, 7], [4, 5, 8], 3),
+        (piece([], [2, 3, 7], [4, 5], [6]), 4, [3, 7], [4, 5], 2),
+        (piece([1, 9], [2, 3], [4, 5], [6]), 3, [1, 9], [4], 4),  # what begins every text is never cut
+        (piece([1], [], [4, 5, 8, 9]), 3, [1], [4, 5], 2),
+    ],
+)
+def test_what_is_cut_where(built, most, given, said, cut):
+    labels = (*[IGNORE] * len(given), *said)
+    assert encoding._example(built, most) == Example((*given, *said), labels, cut)
+
+
+def test_an_example_says_what_its_record_lost():
+    found = encoding._example(piece([], [], [4, 5, 6], hidden=True, open=True), 2)
+    assert found == Example((4, 5), (IGNORE, 5), 1, True, True)  # nothing predicts the first token
+    assert Example((1,), (2,)) == Example((1,), (2,), cut=0, hidden=False, open=False)
+    assert piece([1], [2], [3]) == encoding._Piece([1], [2], [3], [], False, False)
+
+
+def test_notes_are_sentences_with_their_counts():
+    cut, longer, whole = (Example((0,) * n, (0,) * n, cut) for n, cut in ((5, 2), (7, 1), (9, 0)))
+    assert notes([]) == notes([whole]) == []
+    assert notes([cut, longer, whole]) == ["2 of 3 records were longer than 7 tokens and were cut; see max_length."]
+    hidden, open_ended = replace(whole, hidden=True), replace(whole, open=True)
+    assert notes([hidden, open_ended, hidden, whole]) == [
+        "2 of 4 records have a completion of which the chat template leaves a part out, mostly reasoning: that part "
+        "is neither learnt nor scored. Use a template that shows it, or chat_template none.",
+        "1 of 4 records end without a token at which generation stops, since the chat template or the tokenizer puts "
+        "none: where an answer ends is not learnt from them.",
+    ]
+
+
+def test_a_batch_by_hand():
+    batch = collate([Example((1, 2, 3), (IGNORE, 2, 3)), Example((4,), (IGNORE,))], 9)
+    assert {name: rows.tolist() for name, rows in batch.items()} == {
+        "input_ids": [[1, 2, 3], [4, 9, 9]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[-100, 2, 3], [-100, -100, -100]],
+    }
+    assert {str(rows.dtype) for rows in batch.values()} == {"torch.int64"}
+    assert all(rows.numel() == 0 for rows in collate([], 9).values())
+    assert collate([Example((1,), (1,))], 9, "meta")["labels"].device.type == "meta"
+
+
+def test_lengths_at_their_edges(small):
+    """512 tokens unless it is said otherwise, the model's context at most, and room for a label at least."""
+    plain = replace(small, chat_template="none")
+    record = Record(id="t", completion="one " * 600)
+    with pytest.warns(UserWarning, match="1 of 1 records were longer than 128 tokens"):
+        assert len(encode(plain, [record], max_length=9999)[0].input_ids) == plain.context == 128
+    wide = replace(plain, model=copy.deepcopy(plain.model))
+    wide.model.config.max_position_embeddings = 4096
+    with pytest.warns(UserWarning, match="1 of 1 records were longer than 512 tokens"):
+        encode(wide, [record])
+    with pytest.warns(UserWarning):
+        assert encode(plain, [record], max_length=2)[0].labels[0] == IGNORE
+    with pytest.raises(BadInput) as caught:
+        encode(plain, [record], max_length=1)
+    assert str(caught.value) == (
+        "max_length is 1, but a label needs a token before it, and tiny puts 1 before every text: use at least 2."
+    )
+    bare = framed(small, (), ())
+    word = max(bare.tokenizer.get_vocab(), key=lambda token: (token.startswith("\u0120"), len(token)))[1:]
+    with pytest.raises(BadInput) as caught:
+        encode(bare, [Record(id="s", completion=word)])
+    assert str(caught.value) == "Record 's' has no token to learn or to score: its text is a single token."
+    with pytest.raises(BadInput) as caught:
+        encode(bare, [Record(id="s", completion=" \n")])
+    assert str(caught.value) == "Record 's' has an empty completion: there is nothing to learn or to score."
+
+
+def test_a_conversation_without_a_template(small):
+    turns = Record(id="m", completion="yes", messages=(Message("user", "a"), Message("assistant", "yes")))
+    without = replace(small, tokenizer=copy.deepcopy(small.tokenizer), name="bare")
+    without.tokenizer.chat_template = None
+    for model, reason in (
+        (replace(small, chat_template="none"), "chat_template is 'none'"),
+        (without, "its tokenizer has none"),
+    ):
+        for what, ask in (
+            ("Record 'm'", lambda model=model: encode(model, [turns])),
+            ("Prompt 1", lambda model=model: encode_prompts(model, ["a", [Message("user", "b")]])),
+        ):
+            with pytest.raises(BadInput) as caught:
+                ask()
+            assert str(caught.value) == (
+                f"{what} is a conversation, but {model.name} has no chat template ({reason}): give a Jinja file as "
+                "chat_template, or records with prompt and completion."
+            )
+
+
+def test_prompts_that_are_empty(small):
+    plain = framed(small, (), ())
+    for model, prompts, sentence in (
+        (small, ["a", ""], "Prompt 1 is empty: give it one word, or one turn."),
+        (small, [[]], "Prompt 0 is empty: give it one word, or one turn."),
+        (plain, ["a", "  "], "Prompt 1 is empty, and the model has no token that begins a text: give it one word."),
+    ):
+        with pytest.raises(BadInput) as caught:
+            encode_prompts(model, prompts)
+        assert str(caught.value) == sentence
+    assert encode_prompts(replace(small, chat_template="none"), [""])[0] == [[small.tokenizer.bos_token_id]]
+    assert encode_prompts(small, []) == ([], small.end_ids)
+
+
+def test_texts_and_conversations_come_back_in_order(small):
+    """Each with its own tokens; an answer that has begun beside one that has not."""
+    asked = ["one", [Message("user", "two"), Message("assistant", "three ")], "four", [Message("user", "five")]]
+    together, _ = encode_prompts(small, asked)
+    assert together == [encode_prompts(small, [each])[0][0] for each in asked]
+    decoded = [small.tokenizer.decode(ids).replace(" ", "") for ids in together]
+    assert decoded == [
+        "<|begin|><|user|>one<|assistant|>",
+        "<|begin|><|user|>two<|assistant|>three",
+        "<|begin|><|user|>four<|assistant|>",
+        "<|begin|><|user|>five<|assistant|>",
+    ]
+
+
+def test_passages_and_frames(small):
+    model = framed(small, ("<|begin|>",), ("<|end|>", "<|tool|>"))
+    tokenizer = model.tokenizer
+    begin, after = encoding.frame(model)
+    assert tokenizer.convert_ids_to_tokens(begin) == ["<|begin|>"]
+    assert tokenizer.convert_ids_to_tokens(after) == ["<|end|>", "<|tool|>"]
+    words = tokenizer("one two", add_special_tokens=False).input_ids
+    assert encoding.passages(model, ["one two", ""]) == [words + after, []]
+    assert encoding.passages(model, []) == []
+    _, ends = encode_prompts(model, ["one"])
+    assert ends == model.end_ids | {after[0]}
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [("", ""), ("x" * 19, "x" * 19), ("x" * 20, "x" * 20), ("x" * 21, "x" * 20), ("ab" + "y" * 20, "y" * 20)],
+)
+def test_half_a_character_is_shown_by_what_stands_before_it(before, shown):
+    with pytest.raises(BadInput) as caught:
+        encoding.check_text("Text 3", before + "\ud83d rest")
+    assert str(caught.value) == (
+        f"Text 3 holds half of a surrogate pair, behind {shown!r}: it was cut in the middle of a character. Mend the "
+        "text, or leave it out."
+    )
+    assert encoding.check_text("Text 3", before + "\U0001f642") is None
+
+
+@pytest.mark.parametrize(
+    ("span", "completion", "shown"),
+    [
+        ("a b c", "abc", True),
+        ("abxc", "a b\nc", True),
+        ("ab", "abc", False),
+        ("cba", "abc", False),
+        ("aab", "aba", False),
+        ("x", " ", True),
+    ],
+)
+def test_whether_all_of_a_completion_is_shown(span, completion, shown):
+    assert encoding._shows(span, completion) is shown
+
+
+@pytest.mark.parametrize(
+    ("tail", "end"),
+    [
+        ("<e>\n", "<e>"),
+        (" x<e><eos>y", " x<e>"),
+        ("<eos>", "<eos>"),
+        ("<eo", "<eo"),
+        ("### End \n\n", "### End"),
+        (" \n", ""),
+        ("<e>s", "<e>s"),  # of two that begin at one place the longer one
+        ("a<added>", "a<added>"),
+    ],
+)
+def test_what_ends_a_turn(tail, end):
+    tokenizer = SimpleNamespace(all_special_tokens=["<eos>", "<e>", "<e>s", ""], added_tokens_decoder={7: "<added>"})
+    assert encoding._end_of_turn(tokenizer, tail) == end
+
+
+def test_where_a_generated_answer_begins_elsewhere_word_by_word(small):
+    def told(learnt, generated):
+        return other_beginning(with_template(
+            small,
+            "{% for message in messages %}{% if message['role'] == 'assistant' %}" + learnt + "{{ message['content'] }}"
+            "{% else %}[U]{% endif %}{% endfor %}{% if add_generation_prompt %}" + generated + "{% endif %}",
+        ))  # fmt: skip
+
+    for learnt, generated, ends in (
+        ("[A] x", "[A] yz", ("yz", "x")),
+        ("[A]", "[A]more", ("more", "")),
+        ("[A]more", "[A]", ("", "more")),
+    ):
+        assert told(learnt, generated) == (
+            f"The chat template begins a generated answer with {ends[0]!r} and a learnt or scored one with "
+            f"{ends[1]!r}: what is generated after it (reasoning, mostly) was not trained and is not scored."
+        )
+    assert told("[A]  ", "[A]") is None and told("[A]", "[A] ") is None
+
+
+def test_tokens_that_a_model_lacks(small):
+    encoding._check_known(small, [[], [small.vocabulary - 1]], ["A", "B"])
+    with pytest.raises(BadInput) as caught:
+        encoding._check_known(small, [[3], [5, small.vocabulary, 999]], ["A", "B"])
+    assert str(caught.value) == (
+        f"B holds the token None, number {small.vocabulary} from 0, but tiny has embeddings for {small.vocabulary} "
+        "tokens: leave the text out, or give the model the tokenizer that it was trained with."
+    )
+
+
+def test_a_tokenizer_without_offsets(small):
+    slow = SimpleNamespace(is_fast=False, chat_template="x")
+    with pytest.raises(BadInput) as caught:
+        encoding._chat_pieces(SimpleNamespace(tokenizer=slow, name="m"), [QUESTION], True)
+    assert str(caught.value) == "m has a tokenizer without offsets, which chat templates need: use a fast one."
+
+
+def test_turns_before_the_answer(small):
+    turns = (Message("system", "s"), Message("user", "u"))
+    assert encoding._turns(Record(id="a", prompt="p", completion="c")) == [{"role": "user", "content": "p"}]
+    expected = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    for messages in (turns, (*turns, Message("assistant", "old"))):
+        assert encoding._turns(Record(id="a", completion="c", messages=messages)) == expected

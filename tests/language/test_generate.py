@@ -1,4 +1,7 @@
+import copy
+import importlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +19,11 @@ from transformers import (
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
 from equipoise.language.encode import encode, encode_prompts
-from equipoise.language.generate import choose, generate
+from equipoise.language.generate import Written, choose, generate, write
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.score import log_likelihoods
 
+generating = importlib.import_module("equipoise.language.generate")  # the package shows the function of that name
 PROMPTS = [
     "yes",
     "Where was Mulum Kunwick born?",
@@ -183,3 +187,148 @@ def test_refusals(small):
     with pytest.raises(BadInput, match="stop string is empty"):
         generate(small, ["a"], stop=[""])
     assert generate(small, []) == []
+
+
+def test_what_is_written_in_which_batches(small, monkeypatch):
+    """Longest prompts first, the answers in the order of the prompts; 64 tokens and 32 rows unless it is said otherwise."""
+    seen = []
+
+    def write(language_model, rows, ends, limits, following, *, stop):
+        seen.append((rows, limits, stop))
+        yield from ((row, Written(text=str(ids[-1]))) for row, ids in enumerate(rows))
+
+    monkeypatch.setattr(generating, "write", write)
+    ids = {"a": [1], "b": [1, 2, 3], "c": [1, 2], "d": [1, 4]}
+    monkeypatch.setattr(generating, "encode_prompts", lambda model, prompts: ([ids[p] for p in prompts], frozenset()))
+    assert generate(small, ["a", "b", "c", "d"], batch_size=3, max_new_tokens=5, stop=["x"]) == ["1", "3", "2", "4"]
+    assert seen == [([[1, 2, 3], [1, 2], [1, 4]], [5] * 3, ("x",)), ([[1]], [5], ("x",))]
+    seen.clear()
+    generate(small, ["a"] * 33)
+    assert [(len(rows), limits[0], stop) for rows, limits, stop in seen] == [(32, 64, ()), (1, 64, ())]
+
+
+def test_draws_are_made_before_anything_else_row_by_row(small, monkeypatch):
+    """The k-th number of a prompt's row decides its k-th token, whatever batch it is in; greedy draws none."""
+    seen = []
+    monkeypatch.setattr(
+        generating,
+        "choose",
+        lambda logits, temperature, uniform: seen.append((temperature, uniform)) or torch.zeros(len(logits)).long(),
+    )
+    generator = torch.Generator().manual_seed(7)
+    expected = torch.rand(3, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    prompts = ["a", "a b c d e", "a b"]
+    generate(small, prompts, max_new_tokens=2, temperature=0.5, generator=generator, batch_size=2)
+    assert [temperature for temperature, _ in seen] == [0.5] * 4
+    assert [uniform.tolist() for _, uniform in seen] == [
+        [expected[row, step].item() for row in rows] for rows in ([1, 2], [0]) for step in (0, 1)
+    ]
+    seen.clear()
+    state = generator.get_state()
+    generate(small, prompts, max_new_tokens=1, generator=generator)
+    assert seen == [(0.0, None)] and torch.equal(generator.get_state(), state)
+
+
+def test_room_for_an_answer_is_counted_to_the_last_token(small):
+    ((ids,), _) = encode_prompts(small, ["one"])
+    room = small.context - len(ids)
+    with pytest.raises(BadInput) as caught:
+        generate(small, ["one"], max_new_tokens=room + 1)
+    assert str(caught.value) == (
+        f"Prompt 0 has {len(ids)} tokens; with {room + 1} new ones that is more than the context of 128: shorten it, "
+        "or lower max_new_tokens."
+    )
+    near = replace(small, model=copy.deepcopy(small.model))
+    near.model.config.max_position_embeddings = len(ids) + 2
+    assert generate(near, ["one"], max_new_tokens=2) == generate(small, ["one"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0 and batch_size 32: both must be at least 1."),
+        ({"batch_size": 0}, "max_new_tokens is 64 and batch_size 0: both must be at least 1."),
+        ({"stop": ["a", ""]}, "A stop string is empty, which would end every answer before it begins: leave it out."),
+        ({"temperature": -0.5}, "The temperature is -0.5: use 0 for the likeliest answer, or a number above."),
+        ({"temperature": float("inf")}, "The temperature is inf: use 0 for the likeliest answer, or a number above."),
+        ({"temperature": float("nan")}, "The temperature is nan: use 0 for the likeliest answer, or a number above."),
+        ({"temperature": 1e-9}, "Sampling needs a generator: pass generator=torch.Generator().manual_seed(seed)."),
+    ],
+)
+def test_requests_that_are_wrong(small, options, sentence):
+    with pytest.raises(BadInput) as caught:
+        generate(small, ["a"], **options)
+    assert str(caught.value) == sentence
+
+
+def test_the_first_stop_string_ends_an_answer_wherever_it_is_named():
+    words = {1: " one", 2: " two", 3: " one", 4: " three"}
+    tokenizer = SimpleNamespace(
+        decode=lambda ids, skip_special_tokens, clean_up_tokenization_spaces: "".join(words[i] for i in ids)
+    )
+    model = SimpleNamespace(tokenizer=tokenizer)
+    for stop, text, ended in (
+        ((), "one two one three", False),
+        (("three", "two"), "one ", True),
+        (("two", "three"), "one ", True),
+        (("one",), "", True),
+        (("four",), "one two one three", False),
+    ):
+        assert generating._text(model, [1, 2, 3, 4], stop) == (text, ended)
+    words[1] = "  one"
+    assert generating._text(model, [1], ()) == (" one", False)  # one blank joins both
+    assert Written() == Written(tokens=[], text="", ended=False)
+
+
+def test_a_row_ends_at_its_own_limit_or_when_it_leaves(small):
+    """Rows of other lengths and limits, one that is told to leave after its second token; each tokens as it is alone."""
+    rows = [[1, 50, 60], [1, 50], [1, 50, 60, 70]]
+
+    def greedy(limits, which, leaves=lambda row: False):
+        chosen = []
+
+        def follow(logits, alive, step):
+            chosen.append((list(alive), step))
+            return logits.argmax(-1)
+
+        with torch.no_grad():
+            found = dict(write(small, [rows[i] for i in which], frozenset(), limits, follow, leaves=leaves))
+        return {which[row]: (answer.tokens, answer.ended) for row, answer in found.items()}, chosen
+
+    asked = []
+    together, chosen = greedy([3, 1, 4], [0, 1, 2], lambda row: asked.append(row) or (row == 2 and asked.count(2) == 2))
+    assert [len(together[row][0]) for row in range(3)] == [3, 1, 2]
+    assert [together[row][1] for row in range(3)] == [False, False, True]
+    assert chosen == [([0, 1, 2], 0), ([0, 2], 1), ([0], 2)]
+    for row, limit in ((0, 3), (1, 1), (2, 2)):
+        assert greedy([limit], [row])[0][row][0] == together[row][0]
+    first = together[0][0]
+    with torch.no_grad():
+        ((_, answer),) = write(
+            small, [rows[0]], frozenset(first[1:2]), [5], lambda logits, alive, step: logits.argmax(-1)
+        )
+    assert (answer.tokens, answer.ended) == (first[: first.index(first[1])], True)
+
+
+def test_quantiles_and_cuts_at_their_edges():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
+    for draw, token in ((0.0, 0), (0.24, 0), (0.25, 1), (0.5, 2), (0.74, 2), (0.75, 3), (1.0, 3)):
+        assert choose(logits, 1.0, torch.tensor([draw], dtype=torch.float64)).tolist() == [token]
+    assert choose(torch.tensor([[1.0, 3.0, 3.0]]), 0.0, None).tolist() == [1]
+
+    def kept(top_k=0, top_p=1.0):
+        draws = torch.tensor([(i + 0.5) / 64 for i in range(64)], dtype=torch.float64)
+        values = torch.tensor([0.125, 0.5, 0.25, 0.125]).log().expand(64, -1)
+        return sorted(set(choose(values, 1.0, draws, top_k=top_k, top_p=top_p).tolist()))
+
+    assert [kept(top_k=k) for k in (0, 1, 2, 4, 5)] == [[0, 1, 2, 3], [1], [1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert kept(top_k=3) == [0, 1, 2, 3]  # of equal ones none is cut
+    assert [kept(top_p=p) for p in (0.01, 0.49, 0.51, 0.74, 0.76, 0.88)] == [
+        [1],
+        [1],
+        [1, 2],
+        [1, 2],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+    ]
+    assert kept(top_k=2, top_p=0.6) == [1] and kept(top_k=2, top_p=0.7) == [1, 2]

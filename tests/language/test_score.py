@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from equipoise.core.errors import BadInput
-from equipoise.data.records import Record
+from equipoise.data.records import Message, Record
+from equipoise.language import score as scoring
 from equipoise.language.encode import IGNORE, Example, collate, encode
 from equipoise.language.score import (
     labelled_logits,
@@ -258,3 +259,136 @@ def test_out_of_memory_names_the_next_size(small, monkeypatch, error):
     monkeypatch.setattr(small.model, "forward", fail)
     with pytest.raises(Exception, match="try a batch size of 16"):
         log_likelihoods(small, encode(small, RECORDS), batch_size=32)
+
+
+def test_rows_of_a_batch():
+    """Longest first, so many rows or places at most; examples that read the same count their places once."""
+    rows = {(1,): [(0, [0])], (1, 2, 3): [(1, [0, 1]), (2, [1, 2])], (4, 5): [(3, [1])], (6, 7): [(4, [0, 1])]}
+
+    def batches(size, most):
+        return list(scoring._batches(rows, size, most))
+
+    assert batches(9, 99) == [[(1, 2, 3), (4, 5), (6, 7), (1,)]]
+    assert batches(2, 99) == [[(1, 2, 3), (4, 5)], [(6, 7), (1,)]]
+    assert batches(3, 99) == [[(1, 2, 3), (4, 5), (6, 7)], [(1,)]]
+    assert batches(9, 4) == [[(1, 2, 3), (4, 5)], [(6, 7), (1,)]]  # 3 + 1 places, then 2 + 1
+    assert batches(9, 3) == [[(1, 2, 3)], [(4, 5), (6, 7)], [(1,)]]
+    assert batches(9, 0) == [[(1, 2, 3)], [(4, 5)], [(6, 7)], [(1,)]]
+    assert list(scoring._batches({}, 9, 9)) == []
+    assert scoring._LOGITS_AT_ONCE == 67_108_864
+
+
+def test_choices_and_their_words():
+    record = Record(id="q", prompt=" Which? \n", completion="x", choices=("one", "two", "three"), answer=1)
+    assert scoring._by_text(record) == [replace(record, completion=word) for word in ("one", "two", "three")]
+    text = "Which?\nA. one\nB. two\nC. three\nAnswer:"
+    assert scoring._by_letter(record) == [replace(record, prompt=text, completion=letter) for letter in "ABC"]
+    assert len(scoring._by_letter(replace(record, choices=("w",) * 26))) == 26
+    messages = (Message("user", "a"),)
+    for wrong, sentence in (
+        ({"choices": ("w",) * 27}, "Record 'q' has 27 choices, more than letters: use by='text'."),
+        (
+            {"messages": messages},
+            "Record 'q' is a conversation, which has no place for lettered choices: use by='text'.",
+        ),
+    ):
+        with pytest.raises(BadInput) as caught:
+            scoring._by_letter(replace(record, **wrong))
+        assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"), [(("a",), 0), ((), None), (("a", "b"), None), (("a", "b"), -1), (("a", "b"), 2)]
+)
+def test_questions_without_an_answer_among_their_choices(small, choices, answer):
+    with pytest.raises(BadInput) as caught:
+        multiple_choice(small, [Record(id="q", prompt="p", completion="a", choices=choices, answer=answer)])
+    assert str(caught.value) == (
+        f"Record 'q' is no multiple-choice question: it has {len(choices)} choices and the answer {answer}; at least "
+        "2 and an index into them are needed."
+    )
+
+
+def test_means_per_token_and_the_first_of_equals(small, monkeypatch):
+    """By text unless it is said otherwise, without the end token; scores are sums over counts, apart by question."""
+    seen = {}
+
+    def encoded(model, records, *, max_length, end):
+        seen.update(asked=[(record.prompt, record.completion) for record in records], max_length=max_length, end=end)
+        return records
+
+    def likelihoods(model, examples, *, batch_size):
+        seen["batch_size"] = batch_size
+        sums = torch.tensor([-6.0, -4.0, -2.0, -3.0, -3.0], dtype=torch.float64)
+        return sums, torch.tensor([3, 2, 1, 2, 2])
+
+    monkeypatch.setattr(scoring, "encode", encoded)
+    monkeypatch.setattr(scoring, "log_likelihoods", likelihoods)
+    records = [
+        Record(id="a", prompt="p", completion="x", choices=("1", "2", "3"), answer=0),
+        Record(id="b", prompt="q", completion="x", choices=("4", "5"), answer=1),
+    ]
+    found = multiple_choice(small, records)
+    assert seen == {
+        "asked": [("p", "1"), ("p", "2"), ("p", "3"), ("q", "4"), ("q", "5")], "max_length": 512, "end": False,
+        "batch_size": 32,
+    }  # fmt: skip
+    assert found.ids == ("a", "b") and [scores.tolist() for scores in found.scores] == [
+        [-2.0, -2.0, -2.0],
+        [-1.5, -1.5],
+    ]
+    assert found.predicted.tolist() == [0, 0] and found.correct.tolist() == [True, False] and found.accuracy == 0.5
+    multiple_choice(small, records, max_length=7, batch_size=3)
+    assert (seen["max_length"], seen["batch_size"]) == (7, 3)
+    conversation = replace(records[0], prompt="", messages=(Message("user", "a"),))
+    assert multiple_choice(small, [conversation, records[1]]).ids == ("a", "b")
+
+
+def test_examples_that_are_none(small):
+    good = Example((1, 2), (IGNORE, 2))
+    for bad, problem in (
+        (Example((1, 2), (IGNORE, IGNORE)), "has no label"),
+        (Example((1, 2), (1, 2)), "labels its first token, which nothing predicts"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            token_log_likelihoods(small, [good, bad])
+        assert str(caught.value) == f"Example 1 {problem}: make examples with encode()."
+    with pytest.raises(BadInput) as caught:
+        token_log_likelihoods(small, [good], batch_size=0)
+    assert str(caught.value) == "The batch size is 0: use at least 1."
+    assert token_log_likelihoods(small, []) == []
+    sums, counts = log_likelihoods(small, [])
+    assert (sums.tolist(), sums.dtype, counts.tolist(), counts.dtype) == ([], torch.float64, [], torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("begin", "ids", "expected"),
+    [
+        ([1], [5, 6, 7], [((1, 5, 6), (IGNORE, 5, 6)), ((1, 6, 7), (IGNORE, IGNORE, 7))]),
+        ([1], [5], [((1, 5), (IGNORE, 5))]),
+        ([1], [], []),
+        ([], [5, 6, 7], [((5, 6, 7), (IGNORE, 6, 7))]),
+        ([], [5, 6, 7, 8], [((5, 6, 7), (IGNORE, 6, 7)), ((7, 8), (IGNORE, 8))]),
+        ([], [5], []),
+    ],
+)
+def test_windows_of_a_text_by_hand(small, monkeypatch, begin, ids, expected):
+    seen = []
+
+    def likelihoods(model, examples, *, batch_size):
+        seen.extend((each.input_ids, each.labels) for each in examples)
+        return torch.tensor([-2.0] * len(examples)), torch.tensor([4] * len(examples))
+
+    monkeypatch.setattr(scoring, "frame", lambda model: (begin, []))
+    monkeypatch.setattr(scoring, "passages", lambda model, texts: [ids])
+    monkeypatch.setattr(scoring, "log_likelihoods", likelihoods)
+    loss = text_loss(small, ["text"], max_length=3)
+    assert seen == expected
+    assert loss == 0.5 if expected else math.isnan(loss)
+    assert perplexity(small, ["text"], max_length=3) == math.exp(0.5) if expected else True
+    with pytest.raises(BadInput) as caught:
+        text_loss(small, ["text"], max_length=len(begin) + 1)
+    assert str(caught.value) == (
+        f"max_length is {len(begin) + 1}, but predicting a token takes one before it, and this tokenizer puts "
+        f"{len(begin)} before every text: use at least {len(begin) + 2}."
+    )

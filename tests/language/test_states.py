@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,7 +18,7 @@ from transformers import (
 
 from equipoise.core.errors import BadInput
 from equipoise.language.adapters import attach
-from equipoise.language.states import blocks, editing, places, recording
+from equipoise.language.states import blocks, editing, module_at, places, recording
 
 IDS = torch.tensor([[3, 14, 15, 9, 2], [6, 5, 3, 5, 8]])
 LLAMA_LIKE = {
@@ -135,3 +137,78 @@ def test_places_of_a_model_with_an_adapter(fresh):
     with recording(adapted.model, ["block.1"]) as found:
         adapted.model(IDS)
     assert found["block.1"].shape == (2, 5, 32)
+
+
+def test_places_in_the_order_in_which_a_token_passes_them():
+    inner = [f"block.{i}{part}" for i in range(3) for part in (".attention", ".mlp", ".mlp.down", "")]
+    assert places(build("llama")) == ["embed", *inner, "head"]
+    odd = torch.nn.Module()
+    odd.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))
+    first, second = torch.nn.Module(), torch.nn.Module()
+    first.attn, second.feed_forward = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    odd.layers = torch.nn.ModuleList([first, second])
+    assert places(odd) == ["embed", "block.0.attention", "block.0", "block.1.mlp", "block.1", "head"]
+    for wrong in ("block.0.mlp", "block.1.mlp.down", "block.2"):
+        with pytest.raises(BadInput, match=f"This model has no place '{wrong}'"):
+            module_at(odd, wrong)
+    assert module_at(odd, "block.1.mlp") is second.feed_forward and module_at(odd, "block.0") is first
+
+
+def test_the_list_of_blocks_among_others():
+    def model(depth, **lists):
+        made = torch.nn.Module()
+        made.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=depth))
+        for name, modules in lists.items():
+            setattr(made, name, torch.nn.ModuleList(modules))
+        return made
+
+    def part(experts=0):
+        made = torch.nn.Module()
+        made.experts = torch.nn.ModuleList([torch.nn.Identity() for _ in range(experts)])
+        return made
+
+    nested = model(2, layers=[part(2), part(2)], other=[part()])
+    assert blocks(nested) is nested.layers  # as many experts in a block as there are blocks
+    shared = model(2, layers=[part(), part()])
+    shared.again = shared.layers
+    assert blocks(shared) is shared.layers
+    for wrong, count in ((model(3, layers=[part()]), 0), (model(1, layers=[part()], other=[part()]), 2)):
+        depth = wrong.config.get_text_config().num_hidden_layers
+        with pytest.raises(BadInput) as caught:
+            blocks(wrong)
+        assert str(caught.value) == f"Module has {count} lists of {depth} blocks, so its places are unknown."
+
+
+class Block(torch.nn.Module):
+    """Takes its states by position or by name with another argument beside them, and gives a tuple."""
+
+    def forward(self, hidden_states, scale, extra=None):
+        return hidden_states * scale, scale, extra
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_stands_beside_the_states_is_left_alone(named):
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=1))
+    model.layers = torch.nn.ModuleList([Block()])
+    states = torch.tensor([1.0, 2.0])
+
+    def run():
+        block = model.layers[0]
+        return block(hidden_states=states, scale=3.0, extra="x") if named else block(states, 3.0, "x")
+
+    def same(found, expected):
+        assert found[0].tolist() == expected and found[1:] == (3.0, "x")
+
+    same(run(), [3.0, 6.0])
+    with editing(model, {"block.0.input": lambda tensor: tensor + 1}):
+        same(run(), [6.0, 9.0])
+    with editing(model, {"block.0": lambda tensor: tensor + 1}):
+        same(run(), [4.0, 7.0])
+    with editing(model, {"block.0": lambda tensor: None, "block.0.input": lambda tensor: None}):
+        same(run(), [3.0, 6.0])
+    with recording(model, ["block.0", "block.0.input"]) as found:
+        same(run(), [3.0, 6.0])
+        run()
+    assert list(found) == ["block.0.input", "block.0"]
+    assert found["block.0.input"] is states and found["block.0"].tolist() == [3.0, 6.0]

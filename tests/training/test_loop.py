@@ -1,7 +1,9 @@
 """The loop: equal trajectories for every split, resume bit by bit, refusals that leave everything as it was."""
 
+import contextlib
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import load_state, save_state
+from equipoise.training import loop
 from equipoise.training.loop import OneLoss, TrainerSettings, fit, mean_gradient
 from equipoise.training.order import pairs, without_replacement
 
@@ -75,14 +78,18 @@ def weights(model):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def test_adamw_by_hand():
+@pytest.mark.parametrize(
+    ("limit", "betas", "epsilon"), [(0.5, (0.9, 0.999), 1e-8), (None, (0.8, 0.95), 1e-3), (2.0, (0.0, 0.5), 0.1)]
+)
+def test_adamw_by_hand(limit, betas, epsilon):
     """Three steps of clipped AdamW with its schedule, from the equations, on one parameter."""
     model = nn.Linear(1, 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(1.0)
     chosen = TrainerSettings(
-        steps=3, learning_rate=0.1, batch_size=2, max_grad_norm=0.5, weight_decay=0.01, warmup_ratio=0.3
-    )
+        steps=3, learning_rate=0.1, batch_size=2, max_grad_norm=limit, weight_decay=0.01, warmup_ratio=0.3, betas=betas,
+        epsilon=epsilon,
+    )  # fmt: skip
     data = [(2.0, 3.0), (1.0, -1.0)]
 
     def squares(model, batch):
@@ -103,10 +110,11 @@ def test_adamw_by_hand():
         assert seen[t - 1]["gradient_norm"] == pytest.approx(abs(g), rel=1e-12)
         assert seen[t - 1]["loss"] == pytest.approx(sum((w * x - y) ** 2 for x, y in data) / 2, rel=1e-12)
         assert seen[t - 1]["learning_rate"] == pytest.approx(rate)
-        g *= min(1, 0.5 / (abs(g) + 1e-6))
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        g *= 1 if limit is None else min(1, limit / (abs(g) + 1e-6))
+        (first, second) = betas
+        m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
         w *= 1 - rate * 0.01
-        w -= rate * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        w -= rate * (m / (1 - first**t)) / (math.sqrt(v / (1 - second**t)) + epsilon)
     assert model.weight.item() == pytest.approx(w, rel=1e-10)
 
 
@@ -203,8 +211,13 @@ def test_state_of_another_training():
         run(Net(), settings(learning_rate=0.1), state=states[0])
     other = Net()
     other.inner = nn.Linear(4, 4, bias=False).double()
-    with pytest.raises(BadInput, match=r"other parameters \(inner.bias"):
+    with pytest.raises(BadInput) as caught:
         run(other, settings(), state=states[0])
+    assert str(caught.value) == "the stored training is of other parameters (inner.bias and 0 more)."
+    other.unused, other.added = nn.Linear(3, 2).double(), nn.Parameter(torch.zeros(1))
+    with pytest.raises(BadInput) as caught:
+        run(other, settings(), state=states[0])
+    assert str(caught.value) == "the stored training is of other parameters (added and 2 more)."
     run(Net(), settings(micro_batch_size=2), state=states[0])  # memory may differ from machine to machine
 
 
@@ -350,19 +363,56 @@ def test_schedules(schedule):
     }[schedule]
     assert rates[4:] == pytest.approx([expected(k / 16) for k in range(16)])
     assert min(rates) > 0
+    assert [settings(steps=4, warmup_ratio=1.0, schedule=schedule).learning_rate_at(i) for i in range(4)] == [
+        0.05 * k / 4 for k in (1, 2, 3, 4)
+    ]
+    assert settings(steps=5, warmup_ratio=0.0, schedule=schedule).learning_rate_at(0) == 0.05
 
 
-def test_settings_are_closed():
-    for wrong in (
-        {"steps": 0},
-        {"learning_rate": 0.0},
-        {"step": 3},
-        {"warmup_ratio": 1.5},
-        {"max_grad_norm": 0.0},
-        {"betas": (0.9, 1.0)},
-    ):
-        with pytest.raises(ValidationError, match=next(iter(wrong))):
-            settings(**wrong)
+def test_settings_unless_given():
+    assert TrainerSettings(steps=1, learning_rate=1e-5).model_dump() == {
+        "steps": 1,
+        "learning_rate": 1e-5,
+        "batch_size": 32,
+        "micro_batch_size": None,
+        "schedule": "linear",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "betas": (0.9, 0.999),
+        "epsilon": 1e-8,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "wrong"),
+    [
+        ("steps", 1, 0),
+        ("learning_rate", 1e-300, 0.0),
+        ("step", None, 3),
+        ("batch_size", 1, 0),
+        ("micro_batch_size", 1, 0),
+        ("schedule", "cosine", "cosin"),
+        ("warmup_ratio", 0.0, -1e-9),
+        ("warmup_ratio", 1.0, 1 + 1e-9),
+        ("weight_decay", 0.0, -1e-9),
+        ("max_grad_norm", 1e-300, 0.0),
+        ("betas", (0.0, 0.0), (-1e-9, 0.5)),
+        ("betas", (0.99, 0.5), (1.0, 0.5)),
+        ("betas", (0.5, 0.99), (0.5, 1.0)),
+        ("betas", (0.5, 0.0), (0.5, -1e-9)),
+        ("epsilon", 1e-300, 0.0),
+        ("seed", 0, -1),
+    ],
+)
+def test_settings_are_closed(name, least, wrong):
+    if least is not None:
+        assert getattr(settings(**{name: least}), name) == least
+    with pytest.raises(ValidationError, match=name):
+        settings(**{name: wrong})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings().steps = 7
 
 
 def test_nothing_to_train():
@@ -390,3 +440,178 @@ def test_order_is_a_function_of_the_step():
     partners = {r for step in range(200) for _, r in together(step)}
     assert together(7) == pairs(10, 1000, 4, seed=3)(7)
     assert 500 < len(partners) < 600  # 800 uniform draws out of 1000 hit 1000 (1 - e^-0.8) = 551 of them
+
+
+def test_the_order_of_a_stored_training_stays():
+    """A training that was stored by an earlier version goes on with the same examples and the same dropout."""
+    draw = without_replacement(5, 3, 7)
+    assert [draw(step) for step in range(4)] == [[2, 0, 4], [1, 3, 2], [3, 4, 1], [0, 0, 1]]
+    together = pairs(4, 100, 3, 7)
+    assert [together(step) for step in range(3)] == [
+        [(0, 87), (2, 77), (1, 87)],
+        [(3, 6), (0, 74), (2, 12)],
+        [(3, 68), (1, 92), (2, 97)],
+    ]
+    assert loop._seed(1, 2, 0) == 369936037315138467 and loop._seed(1, 2, 1) == 1479504034556577163
+
+
+def test_what_a_step_gets_and_what_comes_of_its_numbers(tmp_path):
+    """Micro-batches in order with the remainder last, the step from 0; all numbers in log, callbacks and result alike."""
+    model, seen, moments, told = Net(), [], [], []
+    draws = [list(range(8)), list(range(3)), [5]]
+
+    def step(model, window, accelerator, index):
+        assert model.training
+        seen.append((index, [batch.tolist() for batch in window]))
+        numbers = {
+            "mean_loss": 0.5 + index,
+            "cosine": torch.tensor(math.nan),
+            "norm": torch.tensor(3, dtype=torch.int64),
+        }
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients = [
+            torch.full_like(parameter, 0.25) if parameter is model.inner.bias else None for parameter in trained
+        ]
+        return gradients, numbers
+
+    class Bar:
+        def advance(self, amount, **beside):
+            told.append((amount, beside))
+
+    @contextlib.contextmanager
+    def progress(title, *, total, unit):
+        told.append((title, total, unit))
+        yield Bar()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "progress", progress)
+        result = fit(
+            model, step, lambda index: draws[index], settings(steps=3, micro_batch_size=3, warmup_ratio=0),
+            collate=torch.tensor, log=tmp_path / "log.jsonl",
+            callbacks=[lambda moment: moments.append((moment.step, moment.model, moment.metrics))],
+        )  # fmt: skip
+    assert seen == [(0, [[0, 1, 2], [3, 4, 5], [6, 7]]), (1, [[0, 1, 2]]), (2, [[5]])]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": i + 1, "mean_loss": 0.5 + i, "cosine": None, "norm": 3.0, "gradient_norm": 0.5,
+         "learning_rate": pytest.approx(0.05 * (3 - i) / 3)}
+        for i in range(3)
+    ]  # fmt: skip
+    assert [(number, its) for number, its, _ in moments] == [(i, model) for i in (1, 2, 3)]
+    for row, (_, _, metrics) in zip(rows, moments, strict=True):
+        assert math.isnan(metrics["cosine"])
+        assert {"step": row["step"], **metrics, "cosine": None} == row
+    assert result.metrics is moments[-1][2] and (result.steps, result.stopped) == (3, False)
+    assert result.moved == 4 / sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert told == [("Training", 3, "steps"), (0, {})] + [(1, {"mean_loss": said}) for said in ("0.5", "1.5", "2.5")]
+
+
+def test_a_finished_training_says_what_moved_and_no_numbers():
+    states = []
+    first = run(Net(), settings(), save=lambda nested: states.append(copied(nested)))
+    assert [(state["step"], state["stopped"]) for state in states] == [
+        (6, False)
+    ]  # without save_every at the end alone
+    again = run(Net(), settings(), state=states[0])
+    assert (again.steps, again.stopped, again.metrics) == (6, False, {})
+    assert again.moved == first.moved > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ends"),
+    [
+        ("loss", math.nan, True),
+        ("retain_loss", math.inf, True),
+        ("retain_loss", -math.inf, True),
+        ("lossy", math.nan, False),
+    ],
+)
+def test_losses_and_norms_must_be_numbers(name, value, ends):
+    numbers = {"cosine": math.nan, name: value, "gradient_norm": 1.0}
+    if not ends:
+        loop._refuse_not_finite(numbers, 6)
+        return
+    with pytest.raises(WorkFailed) as caught:
+        loop._refuse_not_finite(numbers, 6)
+    assert str(caught.value) == (
+        f"the {name.replace('_', ' ')} is {value} at step 7: nothing of this step was applied, and the last save stands. "
+        "Use a smaller rate, or a loss that is bounded (npo, simnpo); a loss of nan at step 1 mostly means a batch "
+        "without a token to learn from."
+    )
+
+
+def test_the_next_micro_batch_is_half():
+    shorter = "use shorter examples (a smaller max_length) or a smaller model"
+    assert [loop._smaller(size) for size in (0, 1)] == [shorter] * 2
+    assert [loop._smaller(size) for size in (2, 3)] == [
+        "use micro_batch_size=1 (--micro-batch-size 1); the result is the same"
+    ] * 2
+
+
+@pytest.mark.parametrize("where", ["masters", "step"])
+def test_out_of_memory_for_the_moments_says_so(where, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(*((loop, "masters", full) if where == "masters" else (torch.optim.AdamW, "step", full)))
+    with pytest.raises(WorkFailed) as caught:
+        run(Net(), settings())
+    assert str(caught.value) == (
+        "Out of memory for the optimizer's moments: train fewer parameters, an adapter for example."
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "begin", "kept"),
+    [
+        (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 2, 2),
+        (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 3, 3),
+        (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 0, 0),
+        (b'{"step": 1}\n{"step": 2}', 5, 1),
+        (b'{"step": 1}\n{"st', 5, 1),
+        (b'{"step": 1}\n{"epoch": 1}\n{"step": 2}\n', 5, 1),
+        (b'{"step": 1}\n[2]\n{"step": 2}\n', 5, 1),
+        (b'{"step": 1}\n{"step": null}\n{"step": 2}\n', 5, 1),
+        (b"", 5, 0),
+    ],
+)
+def test_a_log_is_cut_back_to_its_last_whole_line(written, begin, kept, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(written)
+    with loop._logging(path, begin) as write:
+        write({"step": begin + 1, "loss": math.inf})
+        lines = path.read_bytes().splitlines(keepends=True)  # it is there while the training goes on
+    assert lines == [*written.splitlines(keepends=True)[:kept], b'{"step": %d, "loss": null}\n' % (begin + 1)]
+    with loop._logging(None, begin) as write:
+        assert write({"step": 1}) is None
+
+
+def test_devices_and_precisions(monkeypatch):
+    """On a CPU accelerate is told so; the random state of a GPU is kept beside that of the CPU; fp16 is refused."""
+    asked, kept = [], []
+
+    class Asked(Exception):
+        pass
+
+    def accelerator(**options):
+        asked.append(options)
+        raise Asked
+
+    @contextlib.contextmanager
+    def fork_rng(devices):
+        kept.append(devices)
+        yield
+
+    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    for model in (Net(), Net().to("meta")):
+        with pytest.raises(Asked):
+            run(model, settings())
+    assert asked == [{"cpu": True}, {"cpu": False}]
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with loop._random_state_kept(device):
+            pass
+    assert kept == [[], [torch.device("cuda", 1)]]
+    with pytest.raises(BadInput) as caught:
+        run(Net(), settings(), accelerator=SimpleNamespace(mixed_precision="fp16"))
+    assert str(caught.value) == ("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")

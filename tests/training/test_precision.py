@@ -136,9 +136,52 @@ def test_bytes_beside_the_weights():
     wide, narrow = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5, dtype=torch.bfloat16))
     assert bytes_of_training([wide]) == 5 * 4 * 4  # gradient, two moments, update
     assert bytes_of_training([narrow], gradients=2) == 5 * 4 * 6  # and the copy
+    assert (
+        bytes_of_training([wide, narrow, nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))]) == 80 + 100 + 6 * 8 * 4
+    )
+    assert bytes_of_training([]) == 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
+def test_a_sample_is_of_as_many_weights_as_are_stated(monkeypatch):
+    """All of them up to the limit, each once; above it so many of each, drawn from one seed."""
+    assert precision.SAMPLED == 1_048_576
+    monkeypatch.setattr(precision, "SAMPLED", 10)
+    exact = nn.Parameter(torch.zeros(10))
+    sample = Sample([exact])
+    for count in range(10):
+        assert sample.moved() == pytest.approx(count / 10)
+        exact.data[count] = 1
+    more, none = nn.Parameter(torch.zeros(5, 3)), nn.Parameter(torch.zeros(0))
+    sample = Sample([none, more])
+    drawn = torch.randint(15, (10,), generator=torch.Generator().manual_seed(0))
+    for place in range(15):
+        more.data.zero_().view(-1)[place] = 1
+        assert sample.moved() == pytest.approx((drawn == place).double().mean().item())
+
+
+def test_what_an_optimizer_moves():
+    """The weights themselves, or copies of those of 16 bits, which are rounded into them and nothing else."""
+    kinds = {str(dtype): nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (
+        torch.float16, torch.bfloat16, torch.float32, torch.float64)}  # fmt: skip
+    moved = precision.masters(kinds)
+    assert [moved[name] is kinds[name] for name in kinds] == [False, False, True, True]
+    assert [each.dtype for each in moved.values()] == [torch.float32] * 3 + [torch.float64]
+    for master in moved.values():
+        master.data.fill_(1 + 2**-12)
+    precision.round_into(kinds.values(), moved.values())
+    assert [each[0].item() for each in kinds.values()] == [1.0, 1.0, 1 + 2**-12, 1 + 2**-12]
+    assert moved["torch.bfloat16"][0].item() == 1 + 2**-12
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("none left"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("MPS backend Out Of Memory"),
+    ],
+)
 def test_a_host_without_memory_says_so(error):
     with pytest.raises(WorkFailed, match=r"Out of memory at noon: buy some\."), memory_advice("at noon", "buy some"):
         raise error

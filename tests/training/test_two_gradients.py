@@ -272,6 +272,100 @@ def test_memory_is_one_gradient_more(accelerator):
         assert 2.0 <= copies < 2.5, copies  # beside the gradients a tensor of the backward pass, pieces to compute on
 
 
+def test_what_a_rule_is_given():
+    """Weights always, `out` and `observe` together or not at all, `reduce` where it is asked for."""
+    given = []
+
+    def noted(names, words):
+        given.append({name: words[name] for name in names if name in words})
+        return [torch.ones(2)]
+
+    def plain(forget, retain, *, forget_weight, retain_weight):
+        return noted(["forget_weight", "retain_weight"], locals())
+
+    def reducing(forget, retain, *, forget_weight, retain_weight, reduce="not given"):
+        return noted(["reduce"], locals())
+
+    def half(forget, retain, *, forget_weight, retain_weight, out="not given"):
+        return noted(["out"], locals())
+
+    def whole(forget, retain, *, forget_weight, retain_weight, out, observe):
+        observe(0, forget[0], retain[0], torch.ones(2))
+        return noted(["out", "observe"], locals())
+
+    model = nn.ParameterList([nn.Parameter(torch.tensor([2.0, 3.0]))])
+    forward = lambda sign: lambda model, batch: (sign * batch * model[0].sum(), 1.0)  # noqa: E731
+    window = [(torch.tensor(5.0), torch.tensor(7.0))]
+    for rule in (plain, reducing, half, whole):
+        step = TwoGradients(forward(-1.0), forward(1.0), rule)
+        for index in (0, 1):  # conflicts are logged at every step unless it is said otherwise
+            found, numbers = step(model, window, Accelerator(cpu=True), index)
+            assert [each.tolist() for each in found] == [[1.0, 1.0]]
+            assert (float(numbers["forget_loss"]), float(numbers["retain_loss"])) == (-25.0, 35.0)
+            assert "conflict" in numbers and not any("/" in name for name in numbers)
+    assert (
+        given[:6]
+        == [{"forget_weight": 1.0, "retain_weight": 1.0}] * 2 + [{"reduce": None}] * 2 + [{"out": "not given"}] * 2
+    )
+    assert [each["out"][0].tolist() for each in given[6:]] == [[-5.0, -5.0]] * 2
+    assert all(isinstance(each["observe"], Conflicts) for each in given[6:])
+    with pytest.raises(TypeError):
+        TwoGradients(forward(1.0), forward(1.0), plain, 0.5)
+
+
+def test_conflicts_of_whole_lists_by_hand():
+    """Each of the three may be missing, all of them too; layers in the order in which they come, one of them twice."""
+    conflicts = Conflicts(["b", "a", "b", "none", "late"])
+    forget = [torch.tensor([[3.0, -1.0]]), None, torch.tensor([2.0]), None, None]
+    retain = [torch.tensor([[1.0, 1.0]]), torch.tensor([2.0, 0.0]), None, None, None]
+    combined = [None, torch.tensor([4.0, 3.0], dtype=torch.float64), torch.tensor([-6.0]), None, torch.tensor([1.0])]
+    conflicts.all(forget, retain, combined)
+    found = {name: float(value) for name, value in conflicts.summary(groups=True).items()}
+    sums = {  # f r, f f, r r, g f, g r, g g, conflicts, coordinates
+        "": (2, 14, 6, -12, 8, 62, 1, 6),
+        "b/": (2, 14, 2, -12, 0, 36, 1, 3),
+        "a/": (0, 0, 4, 0, 8, 25, 0, 2),
+        "late/": (0, 0, 0, 0, 0, 1, 0, 1),
+    }
+    expected = {}
+    for prefix, (fr, ff, rr, gf, gr, gg, opposed, count) in sums.items():
+        f, r, g = math.sqrt(ff), math.sqrt(rr), math.sqrt(gg)
+        expected |= {
+            f"{prefix}cosine_forget_retain": fr / (f * r) if f * r else math.nan,
+            f"{prefix}cosine_update_forget": gf / (g * f) if g * f else math.nan,
+            f"{prefix}cosine_update_retain": gr / (g * r) if g * r else math.nan,
+            f"{prefix}conflict": opposed / count,
+            f"{prefix}forget_norm": f,
+            f"{prefix}retain_norm": r,
+            f"{prefix}norm_ratio": f / r if r else math.nan,
+        }
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert list(conflicts.summary()) == list(expected)[:7]
+
+
+def test_conflicts_over_several_processes():
+    """What another process saw is added before anything is divided, layers that this one has nothing of included."""
+    handed = []
+
+    def reduce(sums):
+        handed.append(sums.clone())
+        return sums + torch.tensor(
+            [[2.0, 2, 2, 2, 2, 2, 2, 4], [-4.0, 8, 2, 0, 0, 1, 1, 2], [0.0] * 8], dtype=sums.dtype
+        )
+
+    conflicts = Conflicts(["here", "there", "nowhere"], reduce)
+    conflicts(0, torch.tensor([1.0, -1.0]), torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0]))
+    found = conflicts.summary(groups=True)
+    assert handed[0].tolist() == [[1.0, 2, 5, 0, 3, 2, 1, 2], [0.0] * 8, [0.0] * 8]
+    assert float(found["here/conflict"]) == 3 / 6 and float(found["there/conflict"]) == 1 / 2
+    assert float(found["conflict"]) == 4 / 8
+    assert float(found["there/cosine_forget_retain"]) == pytest.approx(-4 / 4)
+    assert float(found["forget_norm"]) == pytest.approx(math.sqrt(2 + 2 + 8))
+    assert not any(name.startswith("nowhere") for name in found)
+    assert Conflicts(["a"]).summary(groups=True) == {} == Conflicts([]).summary()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -282,6 +376,12 @@ def test_memory_is_one_gradient_more(accelerator):
         ("model.embed_tokens.weight", "embed_tokens"),
         ("lm_head.weight", "lm_head"),
         ("model.norm.weight", "norm"),
+        ("base_model.model.score.bias", "score"),
+        ("mymodel.model.head", "mymodel.model.head"),
+        ("weight.bias", "weight"),
+        ("h2.12th.weight", "h2.12th"),
+        ("layers.12", "layers.12"),
+        ("h.3.experts.10.weight", "block.3"),
     ],
 )
 def test_layers(name, expected):

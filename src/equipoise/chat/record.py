@@ -269,10 +269,12 @@ def _ended(line: bytes) -> bytes | None:
 def _entry(row: dict[str, Any]) -> Entry:
     """Raises KeyError, TypeError or ValueError for a row that is no call."""
     usage = None if row["usage"] is None else Usage(**row["usage"])
+    if row["status"] not in get_args(Status):
+        raise ValueError("a status that is none")
     entry = Entry(*_values({**row, "usage": usage}))
     texts = (entry.key, entry.model, entry.phase, entry.text, entry.stop, entry.reason)
     counts = [entry.retries, entry.attempt, *(asdict(usage).values() if usage else ())]
-    if not all(isinstance(text, str) for text in texts) or entry.status not in get_args(Status):
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text that is none")
     if not all(isinstance(count, int) and count >= 0 for count in counts) or not 0 <= entry.seconds < math.inf:
         raise ValueError("a count that is none")

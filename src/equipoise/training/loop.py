@@ -69,7 +69,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
         warm = math.ceil(self.warmup_ratio * self.steps)
         if step < warm:
             return self.learning_rate * (step + 1) / warm
-        left = (self.steps - step) / max(self.steps - warm, 1)
+        left = (self.steps - step) / (self.steps - warm)
         if self.schedule == "linear":
             return self.learning_rate * left
         return self.learning_rate * (1.0 if self.schedule == "constant" else 0.5 * (1 - math.cos(math.pi * left)))

@@ -115,8 +115,8 @@ class Conflicts:
         for index, each in enumerate(zip(forget, retain, combined, strict=True)):
             there = [tensor for tensor in each if tensor is not None]
             if there:
-                dtype = work_dtype(*there)
-                f, r, g = (there[0].new_zeros(there[0].shape) if tensor is None else tensor for tensor in each)
+                dtype, nothing = work_dtype(*there), torch.zeros_like(next(iter(there)))
+                f, r, g = (nothing if tensor is None else tensor for tensor in each)
                 self(index, f.flatten().to(dtype), r.flatten().to(dtype), g.flatten().to(dtype))
 
     def summary(self, groups: bool = False) -> dict[str, float | Tensor]:
