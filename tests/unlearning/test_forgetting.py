@@ -2,12 +2,13 @@
 
 import datetime
 import math
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import save_state
 from equipoise.data.records import Message, Record
 from equipoise.language.encode import IGNORE, Example
@@ -54,7 +55,7 @@ def test_what_is_stored_of_a_request():
     assert read.resolved == {"combine": "sum", "date": day, "seed": 0, "steps": 5}
     assert read.loading["date"] == day and read.loading["device"] == "cpu"
     assert read.target == ("forget_log_probability", -2.5)
-    assert read.inputs == {} and read.processes.main and read.scratch() == ("state.safetensors",)
+    assert read.inputs == {} and read.processes.main is True and read.scratch() == ("state.safetensors",)
     assert (read._name(), read._writes()) == ("folder/of/a/model", "model")
     assert request(parameters="lora")._writes() == "adapter"
     assert request(seed=3).resolved["seed"] == 3
@@ -197,7 +198,8 @@ def test_wrong_answers_are_those_of_the_likest_prompts():
         ("What is it?", "a sea"),
         ("What is the colour of the sea?", "green"),  # the same prompt
     ]
-    records = [Record(str(n), answer, prompt) for n, (prompt, answer) in enumerate(rows)]
+    # Texts of a file are equal without being one object.
+    records = [Record(str(n), f"{answer} "[:-1], f"{prompt} "[:-1]) for n, (prompt, answer) in enumerate(rows)]
     found = sides.read_sides({"forget": records[:1], "retain": [*records[1:4], *records[5:]]}, None).questions
     (question,) = found["forget"]
     assert question.choices == ("blue", "azure", "Baltic", "a sea") and question.answer == 0
@@ -206,6 +208,9 @@ def test_wrong_answers_are_those_of_the_likest_prompts():
         ("blue", "azure", "Baltic", "nobody"),
         ("nobody", "blue", "azure", "Baltic"),
     ]
+    mute = [Record(str(n), answer, "?" * (n + 1)) for n, answer in enumerate("abcd")]  # prompts without a word
+    found = sides.read_sides({"forget": mute[:1], "retain": mute[1:]}, None).questions
+    assert found["forget"][0].choices == tuple("abcd")
     assert sides.read_sides({"forget": records[:1], "retain": records[2:4]}, None).questions == {
         "forget": [],
         "retain": [],
@@ -326,3 +331,215 @@ def test_measures_have_direction_unit_chance_and_number(monkeypatch):
     assert encoded == [(3, 11), (1, 11)]  # encoded once
     assert asked == [(2, 7), (2, 7)]
     assert forgetting._values(expected) == {name: measure.value for name, measure in expected.items()}
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Given:
+    """What stands for a language model: it notes what is done with it."""
+
+    name: str = "given"
+    source: str = "somewhere"
+    origin: object = "origin"
+    done: list = field(default_factory=list)
+    model: object = None
+
+    def save(self, folder):
+        self.done.append(f"saved {folder.name}")
+        folder.mkdir()
+        (folder / "config.json").touch()
+
+    def use_attention(self, name):
+        self.done.append(f"attention {name}")
+
+    def reload(self, folder):
+        self.done.append(f"reloaded {folder.name}")
+        return "reloaded"
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    """Every load, and every tiny model that is made and taught."""
+    given, done = Given(), []
+
+    def load(name, **how):
+        done.append(("load", name, how))
+        return given
+
+    def tiny(texts, *, seed):
+        done.append(("tiny", tuple(texts), seed))
+        return given
+
+    def teach(model, records, *, seed, epochs):
+        assert model is given
+        done.append(("teach", tuple(each.id for each in records), seed, epochs))
+
+    monkeypatch.setattr(forgetting, "load", load)
+    monkeypatch.setattr("equipoise.language.tiny.tiny", tiny)
+    monkeypatch.setattr("equipoise.language.tiny.teach", teach)
+    return given, done
+
+
+def test_a_model_is_loaded_as_asked_and_its_attention_chosen(loader):
+    given, done = loader
+    for name in ("a folder", "zoo/model"):
+        asked = request(name)
+        assert asked._opened(None) is given
+        assert done.pop() == ("load", name, asked.loading)
+    assert given.done == []
+    assert replace(request(), attention="eager")._opened(None) is given and given.done == ["attention eager"]
+
+
+def test_the_tiny_model_is_taught_once_and_lies_in_the_folder(loader, tmp_path):
+    given, done = loader
+    asked = request("tiny", seed=5)
+    texts, ids = tuple(SIDES.texts()), (*(each.id for each in FORGET), *(each.id for each in RETAIN))
+    found = asked._opened(tmp_path)
+    assert (found.name, found.source, found.origin) == (
+        "tiny",
+        "A Llama of about 1 M parameters, taught the given files on the spot.",
+        None,
+    )
+    assert done == [("tiny", texts, 5), ("teach", ids, 5, 15_000 / 8)]
+    assert given.done == ["saved teaching"] and [each.name for each in tmp_path.iterdir()] == ["taught"]
+    assert asked._opened(tmp_path) == found  # resumed
+    assert done[2:] == [("load", tmp_path / "taught", {"device": "cpu"})]
+    del done[:], given.done[:]
+    assert asked._opened(None) == found and given.done == []  # nothing is written
+    assert done == [("tiny", texts, 5), ("teach", ids, 5, 15_000 / 8)]
+    del done[:]
+    assert asked._opened(tmp_path, taught=False) is given and done == [("tiny", texts, 5)]  # for a plan
+
+
+@pytest.mark.parametrize(("taught", "epochs"), [(50, 6.25), (47, 6)])
+def test_many_records_are_seen_six_times_at_least(loader, monkeypatch, taught, epochs):
+    monkeypatch.setattr(forgetting, "TAUGHT", taught)
+    request("tiny")._opened(None)
+    assert loader[1][1][3] == epochs
+
+
+@pytest.mark.parametrize(("main", "order"), [(True, ["saved teaching", "wait"]), (False, ["wait", "saved teaching"])])
+def test_the_main_process_teaches_and_the_others_wait(loader, tmp_path, main, order):
+    given, _ = loader
+    team = SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: given.done.append("wait"))
+    asked = replace(request("tiny"), accelerator=team)
+    assert asked.processes.main is main
+    asked._opened(tmp_path)
+    assert given.done == order
+    del given.done[:]
+    asked._opened(None)
+    assert given.done == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [(torch.float32, 1e-3), (torch.float64, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.05)]
+)
+def test_a_written_model_may_differ_by_so_much(monkeypatch, tmp_path, dtype, allowed):
+    model = Given(model=SimpleNamespace(dtype=dtype))
+    seen = []
+
+    def gap(*given):
+        seen.append(given)
+        return next(gaps)
+
+    monkeypatch.setattr(forgetting, "_gap", gap)
+    gaps = iter([allowed, allowed * 1.01, math.nan])
+    folder = tmp_path / "folder"
+    assert request()._write(model, folder, ["compared"]) == allowed
+    assert seen == [(model, folder, ["compared"])] and model.done == ["saved folder"]
+    for told in (f"{allowed * 1.01:.2g}", "nan"):
+        folder = tmp_path / told
+        with pytest.raises(WorkFailed) as error:
+            request()._write(model, folder, [])
+        assert str(error.value) == (
+            f"the written model differs from the trained one by {told} nats per token (allowed: {allowed:g}), so it was not "
+            f"given its name; the trained weights are in {folder / 'state.safetensors'}."
+        )
+
+
+def test_an_adapter_is_exported(monkeypatch, tmp_path):
+    model, done = Given(model=SimpleNamespace(dtype=torch.float32)), []
+    monkeypatch.setattr(forgetting, "_gap", lambda *_: 0.0)
+    monkeypatch.setattr(forgetting.adapters, "export", lambda *given: done.append(given))
+    assert request(parameters="lora")._write(model, tmp_path, []) == 0.0
+    assert done == [(model, tmp_path)] and model.done == []
+
+
+def test_the_gap_is_the_largest_one_per_token(monkeypatch, tmp_path):
+    model = Given()
+    sums = {"given": [-4.0, -6.0, -9.0], "reloaded": [-5.0, -5.5, -9.0]}
+
+    def log_likelihoods(its, examples):
+        assert examples == ["a", "b", "c"]
+        return torch.tensor(sums["given" if its is model else its]), torch.tensor([4, 1, 2])
+
+    monkeypatch.setattr(forgetting, "log_likelihoods", log_likelihoods)
+    assert forgetting._gap(model, tmp_path, ["a", "b", "c"]) == 0.5
+    assert model.done == [f"reloaded {tmp_path.name}"]
+
+
+class Exponential(torch.nn.Module):
+    """Keeps nothing of a pass but the exponentials of its weights."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+
+    def forward(self, **batch):
+        self.seen = batch
+        return SimpleNamespace(loss=self.weight.exp().sum())
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 12), (torch.float64, 24)])
+def test_the_activations_of_one_pass_are_counted_and_its_gradients_dropped(dtype, size):
+    module = Exponential(dtype)
+    model = SimpleNamespace(model=module, pad_id=9, device="cpu")
+    assert forgetting._probe(model, [Example((1, 2), (IGNORE, 2)), Example((3,), (3,))]) == size
+    assert module.seen["input_ids"].tolist() == [[1, 2], [3, 9]] and module.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "passes"), [({"batch_size": 5, "micro_batch_size": 2}, 2, 2 * 3 * 7), ({}, 5, 2 * 4 * 7)]
+)
+def test_a_plan_counts_what_a_run_will_do(monkeypatch, words, size, passes):
+    """From one pass that takes two seconds, after one that does not count; a forward pass is a third of both."""
+    from equipoise.language.tiny import tiny
+
+    general = [Record("g0", "some words"), Record("g1", "more of some words")]
+    asked = request(records={"forget": FORGET, "retain": RETAIN, "general": general}, steps=7, **words)
+    model = tiny(
+        [f"{each.prompt} {each.completion}" for each in (*FORGET, *RETAIN, *general)],
+        seed=0,
+        width=16,
+        layers=1,
+        heads=2,
+    )
+    probed, clock = [], iter([10.0, 12.0])
+
+    def probe(its, examples):
+        probed.append([len(each.input_ids) for each in examples])
+        return 1000
+
+    monkeypatch.setattr(forgetting, "_probe", probe)
+    monkeypatch.setattr(forgetting, "rehearse", lambda its, *, writes: probed.append(writes))
+    monkeypatch.setattr(forgetting, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    plan = replace(asked, model=model, every=3).plan()
+    lengths = sorted(len(each.input_ids) for each in forgetting.encode(model, FORGET, max_length=512))
+    assert probed == ["model", lengths[-1:], lengths[-size:]]
+    measuring = (7 / 3 + 2) * 8 * 5 / size / 3  # two sides, an answer and four choices
+    assert plan.seconds == pytest.approx(2.0 * (passes + measuring), rel=1e-12)
+    numbers = sum(each.numel() for each in model.model.parameters())
+    assert plan.trained_parameters == numbers
+    assert plan.peak_bytes == 4 * numbers + forgetting.bytes_of_training(model.model.parameters(), gradients=2) + 1000
+    assert plan.records == {"forget": 5, "retain": 3, "general": 2}
+    assert plan.tokens["forget"] == sum(lengths) and list(plan.tokens) == list(plan.shown) == [
+        "forget",
+        "retain",
+        "general",
+    ]
+    assert {side: len(its) for side, its in plan.first.items()} == {"forget": 3, "retain": 3, "general": 2}
+    assert plan.first["general"][1] == {"id": "g1", "completion": "more of some words"}
+    assert plan.recipe == asked.recipe.resolved(numbers) and plan.model == model.source
+    assert plan.notes[-1].startswith("The measures use the wordings")

@@ -1,6 +1,7 @@
 """What a result and a plan of unlearning say of themselves, whole: lines, sentences, tables, defaults."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,7 @@ def test_warnings_stand_before_what_was_done():
 def test_what_is_not_said_of_a_result_and_that_it_comes_back_from_json():
     assert (Measure(1.0, "lower").unit, Measure(1.0, "lower").chance, Measure(1.0, "lower").of) == ("", None, None)
     result = unlearned(model=object())
+    assert replace(result, gap=0.0, model=None) == replace(result, gap=0.0)  # which object it is does not count
     assert math.isnan(result.gap) and result.notes == () and result.folder is None
     plain = serialize(result)
     assert "model" not in plain and plain["gap"] is None
