@@ -374,6 +374,7 @@ def test_without_a_compiler_it_is_eager(combine, monkeypatch):
 def test_the_fused_kernel_says_what_the_pieces_say(combine, dtype, tiny, monkeypatch):
     """Its lines as they stand, without the compiler: signs of products that underflow, weights, what is not finite."""
     calls = []
+
     def build(kernel, *, dynamic):  # one kernel for tensors of all sizes
         assert dynamic is True
         return lambda *each: calls.append(len(each[0])) or kernel(*each)

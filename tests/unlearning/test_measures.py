@@ -358,10 +358,17 @@ def test_accuracy_and_general_loss(model):
     assert math.isnan(measures.multiple_choice_accuracy(model, [])) and math.isnan(measures.general_loss(model, []))
 
 
-@pytest.mark.parametrize("at_once", [1, 2**25])
-def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once):
+@pytest.mark.parametrize(("at_once", "passes"), [(1, [1, 1, 1]), (2**25, [2, 1])])
+def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once, passes):
+    from equipoise.language import score
+
+    seen, real = [], score.labelled_logits
+    monkeypatch.setattr(
+        score, "labelled_logits", lambda its, batch: seen.append(len(batch["labels"])) or real(its, batch)
+    )
     monkeypatch.setattr(measures, "_LOGITS_AT_ONCE", at_once)
     scores = measures.membership_scores(model, RECORDS, k=0.5, batch_size=2)
+    assert seen == passes
     for index, record in enumerate(RECORDS):
         values, logits = slow(model, record)
         expected = {
