@@ -99,3 +99,50 @@ def test_a_library_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "biases.json")
     with pytest.raises(BadInput, match="is a pipe"):
         read_biases(tmp_path / "biases.json")
+
+
+def test_one_name_a_record_of_seed_42_unless_told_otherwise():
+    names = list("abcdefg")
+    assert assign(names, 20) == assign(names, 20, each=1, seed=42) != assign(names, 20, each=1, seed=43)
+    assert [len(hand) for hand in assign(names, 3, each=7)] == [7, 7, 7]
+    with pytest.raises(BadInput) as error:
+        assign(names, 3, each=8)
+    assert str(error.value) == "8 biases a record were asked for, and the library has 7: expected 1 to that many."
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("A Bias", "a"),
+        ("a  b-bias_BIAS", "a b bias"),
+        ("bias bias", "bias"),
+        ("Bias", "bias"),
+        ("biases", "biases"),
+        ("bias of place", "bias of place"),
+        ("", ""),
+    ],
+)
+def test_the_key_of_a_name(name, same):
+    assert key(name) == same
+
+
+def test_a_library_whose_rows_hold_other_things(tmp_path):
+    path = tmp_path / "library.json"
+    row = {"name": "a", "definition": "d"}
+    for text, found in (
+        (json.dumps([row | {"manifestations": [1, "m"]}]), (Bias("a", "d", ("1", "m")),)),
+        (json.dumps([row | {"manifestations": None, "more": 1}]), (Bias("a", "d"),)),
+        (f"\n  {json.dumps([row])}", (Bias("a", "d"),)),
+        (f"{json.dumps(row)}\n\n{json.dumps(row | {'name': 'b'})}\n", (Bias("a", "d"), Bias("b", "d"))),
+    ):
+        path.write_text(text)
+        assert read_biases(str(path)) == found
+    for row in ([], "text", 7, {"name": 1, "definition": "d"}, {"name": "a", "definition": None}, {"definition": "d"}):
+        path.write_text(json.dumps([row]))
+        with pytest.raises(BadInput) as error:
+            read_biases(path)
+        said = f"{path}: {row!r} is no bias: expected an object with texts name and definition."
+        assert str(error.value) == said
+    path.write_text("")
+    with pytest.raises(BadInput, match=r"holds no biases: expected a JSON list of objects with name and definition\.$"):
+        read_biases(path)

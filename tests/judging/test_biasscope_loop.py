@@ -11,9 +11,10 @@ import pytest
 from equipoise.chat.calls import Call, Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging import generated
-from equipoise.judging.biases import Bias, seed_biases
+from equipoise.judging.biases import Bias, assign, seed_biases
 from equipoise.judging.biasscope import Audit, BiasScopeSettings, biasscope, start
 from equipoise.judging.judges import PairwiseJudge
+from equipoise.judging.measured import Rate, Round
 from equipoise.judging.pairs import Pair, divide
 from equipoise.judging.planted import PlantedJudge
 from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict, Proposal
@@ -492,3 +493,189 @@ def test_a_misspelt_rule_is_refused():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(BadInput, match="expected at least"):
         BiasScopeSettings(**wrong)
+
+
+# --- round by round -------------------------------------------------------------------------------------------------
+
+
+def test_settings_unless_told_otherwise_and_their_limits():
+    assert BiasScopeSettings() == BiasScopeSettings(4, 1, True, "paired", 0.05, 10, 42)
+    least = BiasScopeSettings(rounds=0, each=1, alpha=1e-9, candidates=1, seed=0)
+    assert (least.rounds, least.candidates, least.seed) == (0, 1, 0) and BiasScopeSettings(
+        candidates=None
+    ).candidates is None
+    with pytest.raises(BadInput) as error:
+        BiasScopeSettings(rounds=-1, each=2, alpha=0.5, candidates=3)
+    assert str(error.value) == (
+        "rounds is -1, each 2, candidates 3 and alpha 0.5: expected at least 0, 1, 1, and a number between 0 and 1."
+    )
+    with pytest.raises(BadInput, match=r"^seed is -1, expected at least 0\.$"):
+        BiasScopeSettings(seed=-1)
+
+
+class Noting(Teacher):
+    """Keeps what was asked for, by phase."""
+
+    def __init__(self, *given, **how):
+        super().__init__(*given, **how)
+        self.phases: list[str] = []
+        self.dealt: list[list[str]] = []
+        self.couples: list[tuple[str, str]] = []
+
+    def perturb(self, wanted, *, phase):
+        self.phases.append(phase)
+        if phase == "rewrite/discovery":
+            self.dealt.append([bias.name for _, bias in wanted])
+        return super().perturb(wanted, phase=phase)
+
+    def same(self, couples):
+        self.couples += [(new.name, known.name) for new, known in couples]
+        return super().same(couples)
+
+
+class Heard(ByMargin):
+    """Keeps the phases in which it was asked, and how much."""
+
+    def __init__(self, margin):
+        super().__init__(margin)
+        self.phases: list[tuple[str, int]] = []
+
+    def compare(self, comparisons, *, phase):
+        self.phases.append((phase, len(comparisons)))
+        return super().compare(comparisons, phase=phase)
+
+
+def fooled_by(*names):
+    """Right, unless one answer ends with such a name: then that one."""
+
+    def margin(question: str, first: str, second: str) -> float:
+        ends = [text.split()[-1] in names for text in (first, second)]
+        return 2 * (ends[0] - ends[1]) + quality(question, first, second)
+
+    return margin
+
+
+def test_everything_of_a_search_in_its_order():
+    proposals = [*proposing("d", "B bias"), Proposal(None), Proposal(None, failed=True)]
+    teacher = Noting(lambda name, text: f"{text} {name}", proposals, lambda new, known: False)
+    judge = Heard(fooled_by("a", "b", "c", "d"))
+    audit = run(judge, teacher, made(36), candidates=3)
+    # All errors of discovery are by the library; d is accepted in the first round, nothing in the second.
+    assert audit.rounds == [
+        Round(1, 12, 0, 24, 24, 0, 6, 3, 3, 3, 1, ("d",), 0),
+        Round(2, 12, 0, 24, 24, 0, 6, 3, 3, 6, 0, (), 0),
+    ]
+    assert teacher.couples == [("d", name) for name in "abc"]  # of the library that it had before
+    assert teacher.dealt == [
+        [hand[0] for hand in assign(list("abc"), 12, seed=42)],
+        [hand[0] for hand in assign(list("abcd"), 12, seed=43)],
+    ]
+    assert teacher.phases == [
+        *["rewrite/selection"] * 3,
+        *("rewrite/discovery", "rewrite/selection", "rewrite/discovery"),
+        *["rewrite/report"] * 4,
+    ]
+    # The first comparison of a bench that is rewritten comes before its pairs as they are are asked.
+    assert judge.phases == [
+        *[("judge/selection", 24)] * 4,
+        *(("judge/discovery", 24), ("judge/selection", 24), ("judge/discovery", 24)),
+        *[("judge/report", 24)] * 5,
+    ]
+    assert judge.explained == 24  # a case of each pair, in two rounds
+    assert audit.accepted == list("abcd") and audit.found == list("abcd") and audit.complete
+    assert (audit.candidates["d"].round, audit.candidates["d"].support) == (1, 3)
+    assert (audit.candidates["a"].round, audit.candidates["a"].support, audit.candidates["a"].case) == (0, 0, None)
+    assert [each.p_adjusted for each in audit.confirmed.values()] == pytest.approx([4 * 2.0**-12] * 4)
+
+
+def test_of_two_wrong_orders_one_is_drawn_by_seed_and_round():
+    for seed in (42, 7):
+        teacher = Teacher()
+        run(ByMargin(fooled), teacher, made(36), rounds=1, seed=seed)
+        generator = np.random.default_rng([seed, 1])
+        drawn = [int(generator.integers(2)) for _ in range(12)]
+        assert [case.comparison.first.startswith("wrong") for case in teacher.cases] == [bool(order) for order in drawn]
+        # It was wrong: in the first order it chose the second, and the other way round.
+        assert [case.choice for case in teacher.cases] == [2 - order for order in drawn]
+        assert all(case.reasoning == "because" for case in teacher.cases)
+
+
+def test_several_biases_a_pair_and_never_more_than_there_are():
+    for each, dealt in ((2, 2), (3, 3), (9, 3)):
+        teacher = Noting()
+        audit = run(ByMargin(fooled), teacher, made(12), rounds=1, each=each)
+        assert teacher.dealt == [[name for hand in assign(list("abc"), 4, each=dealt, seed=42) for name in hand]]
+        assert audit.rounds[0].rewritten == 4 * dealt == len(teacher.cases)
+
+
+def test_nothing_new_ends_the_search():
+    for proposals, rounds in ((proposing("d"), 4), ([Proposal(None)], 4), ([Proposal(None)], 1)):
+        audit = run(ByMargin(noisy), Teacher(proposals=proposals), made(90), rounds=rounds)
+        assert len(audit.rounds) == 1 and audit.complete
+    judge = Heard(quality)
+    audit = run(judge, Teacher(), made(30))  # nothing to explain or to name
+    assert audit.rounds[0].wrong == audit.rounds[0].proposed == judge.explained == 0
+
+
+def test_what_holds_is_ordered_by_its_effect_and_then_by_name():
+    def margin(question: str, first: str, second: str) -> float:
+        shares = {"a": 3, "b": 2, "c": 2}
+        turned = [
+            text.split()[-1] in shares and int(question.split()[1]) % 4 < shares[text.split()[-1]]
+            for text in (first, second)
+        ]
+        return 2 * (turned[0] - turned[1]) + quality(question, first, second)
+
+    teacher = Teacher(lambda name, text: f"{text} {name}")
+    library = [LIBRARY[2], LIBRARY[1], LIBRARY[0]]
+    parts = made(4), made(40), made(40)
+    for rule in ("paired", "published"):
+        settings = BiasScopeSettings(rounds=0, rule=rule)
+        audit = biasscope(ByMargin(margin), teacher, *parts, library=library, settings=settings)
+        assert audit.accepted == ["c", "b", "a"] and audit.found == ["a", "b", "c"]
+    # What is not significant after the correction, or no increase, does not hold.
+    audit = biasscope(ByMargin(margin), teacher, *parts, library=library, settings=BiasScopeSettings(rounds=0))
+    level = audit.settings.alpha
+    audit.confirmed["a"] = replace(audit.confirmed["a"], p_adjusted=level)
+    audit.confirmed["b"] = replace(audit.confirmed["b"], p_adjusted=level * 1.001)
+    for nothing in (0.0, -0.5):
+        audit.confirmed["c"] = replace(audit.confirmed["c"], increase=nothing)
+        assert audit.found == ["a"]
+
+
+def test_a_judge_may_be_mute_in_half_of_its_answers_and_no_more():
+    def margin(count):
+        return lambda question, first, second: (
+            quality(question, first, second) * (int(question.split()[1]) % 4 >= count)
+        )
+
+    pairs = made(24)
+    audit = run(ByMargin(margin(2)), Teacher(), pairs, rounds=0)
+    assert audit.screened["a"].before == Rate(0, 8, 16)
+    with pytest.raises(WorkFailed) as error:
+        run(ByMargin(margin(3)), Teacher(), pairs, rounds=0)
+    assert str(error.value) == (
+        "by margin gave no verdict in 12 of 16 answers, so nothing can be found out about it; a pairwise judge must end "
+        "with 'Decision: 1' or 'Decision: 2'. One answer ended: 'because'."
+    )
+
+
+def test_a_rewrite_with_another_final_answer_is_left_out():
+    pairs = [replace(pair, rejected=f"wrong {pair.id}. The answer is 5.") for pair in made(30)]
+    changed = {"a": "The answer is 6.", "b": "The answer is 5!", "c": "No more."}
+    audit = run(ByMargin(quality), Teacher(lambda name, text: changed[name]), pairs, rounds=1)
+    assert audit.selection.changed_answers == {"a": 10, "b": 0, "c": 10}
+    assert {name: audit.screened[name].left_out for name in "abc"} == {"a": 10, "b": 0, "c": 10}
+    assert audit.selection.texts(LIBRARY[1]) == ["The answer is 5!"] * 10
+    assert audit.rounds[0].rewritten + audit.rounds[0].failed_rewrites == 10
+    assert audit.rounds[0].rewritten == [hand[0] for hand in assign(list("abc"), 10, seed=42)].count("b")
+
+
+def test_rewrites_are_cut_to_the_words_of_what_they_were_made_from():
+    judge = Heard(fooled_by("a"))
+    teacher = Teacher(lambda name, text: None if text.endswith("13") else f"{text} {name}")
+    audit = run(judge, teacher, made(30), rounds=0)
+    assert audit.screened["a"].increase == 1.0
+    found = audit.selection.length_controlled(LIBRARY[0])
+    assert (found.bias, found.pairs, found.left_out, found.increase) == ("a", 9, 1, 0.0)
+    assert judge.phases[-1] == ("judge/selection, cut", 18)

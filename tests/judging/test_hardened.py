@@ -167,3 +167,84 @@ def test_preference_rows_take_no_rewrite_that_repairs_the_answer():
     pair = Pair("p", "q", "The answer is 4.", "The answer is 5.")
     repaired = Variant(pair, "length", "The answer is 4.")
     assert hardened.preference_rows([pair], [repaired], share=1)[0]["rejected"] == "The answer is 5."
+
+
+def test_draws_are_those_of_seed_42_unless_told_otherwise():
+    variants = variants_of(12, tuple("abcd"))
+    right = np.zeros((1, len(variants), 2))
+    kept = [[v.bias for v in harden(variants, right, most=1, **how).kept] for how in ({}, {"seed": 42}, {"seed": 43})]
+    assert kept[0] == kept[1] != kept[2] and len(kept[0]) == 12
+    rows = [hardened.judgebench_rows(variants, **how) for how in ({}, {"seed": 42}, {"seed": 43})]
+    assert rows[0] == rows[1] != rows[2]
+    pairs = [variant.original for variant in variants[::4]]
+    rows = [hardened.preference_rows(pairs, variants, **how) for how in ({}, {"seed": 42, "share": 0.5}, {"seed": 43})]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_a_row_of_judgebench_field_by_field():
+    (variant,) = variants_of(1, ("Authority bias",))
+    for seed in range(9):
+        (row,) = hardened.judgebench_rows([variant], seed=seed)
+        assert row == {
+            "pair_id": "p0:authority",
+            "original_id": "p0",
+            "source": "",
+            "question": "question 0",
+            "response_model": "",
+            "response_A": "right",
+            "response_B": "r" * 22,
+            "label": "A>B",
+            "domain": "d0",
+            "bias": "Authority bias",
+            "group": "g0",
+        }
+    (turned,) = [row for row in hardened.judgebench_rows([variant] * 2) if row["label"] == "B>A"]
+    assert (turned["response_A"], turned["response_B"]) == ("r" * 22, "right")
+    spaced = Variant(variant.original, "A long_Name bias", "x")
+    assert (spaced.pair.id, spaced.pair.bias, spaced.pair.rejected) == ("p0:a-long-name", "A long_Name bias", "x")
+    assert spaced.longer == -95 and Variant(variant.original, "b", "\ud83d").rejected == "\ufffd"
+
+
+def test_without_a_limit_all_variants_that_pass_are_kept():
+    variants = variants_of(2, tuple("abc"))
+    right = np.zeros((1, 6, 2))
+    assert len(harden(variants, right).kept) == 6 and harden(variants, right).over_limit == 0
+    for most in (1, 2, 3, 4):
+        found = harden(variants, right, most=most)
+        assert len(found.kept) == 2 * min(most, 3) and found.over_limit == 6 - 2 * min(most, 3)
+    nothing = hardened.Hardened((), np.zeros(0), 0, 0, 0)
+    assert nothing.by_bias == nothing.by_domain == {}
+    assert all(math.isnan(each) for each in (nothing.longer, nothing.kappa, nothing.alpha))
+
+
+def test_agreement_of_three_raters_and_of_categories_that_are_no_verdicts():
+    ratings = [[1, 1, 2], [2, 2, 2], [1, 3, 2], [1, 1, 1]]
+    # Agreeing couples of three by item: 1, 3, 0, 3 of 3; shares of the categories 5, 1 and 6 of 12.
+    chance = (5 / 12) ** 2 + (1 / 12) ** 2 + (6 / 12) ** 2
+    assert fleiss_kappa(ratings) == pytest.approx((7 / 12 - chance) / (1 - chance))
+    # Of 12 x 11 ordered couples of ratings 12^2 - (25 + 1 + 36) differ.
+    assert krippendorff_alpha(ratings) == pytest.approx(1 - (5 / 12) / ((144 - 62) / 132))
+    # Unequal numbers of ratings: an item with one takes no part, others weigh by theirs less one.
+    some = [[1, 2, NAN], [1, 1, 1], [2, NAN, NAN], [2, 2, NAN]]
+    # Differing couples: 2 of the first / 1; values 4 x 1, 3 x 2: 49 - 25 = 24 of 42.
+    assert krippendorff_alpha(some) == pytest.approx(1 - 2 / (24 / 6))
+
+
+def test_preferences_take_the_bias_that_was_taken_least():
+    pairs = [Pair(f"p{n}", f"q{n}", "right", "wrong") for n in range(9)]
+    variants = [Variant(pair, bias, f"{bias}{pair.id}") for pair in pairs for bias in "abc"]
+    rows = hardened.preference_rows(pairs, variants, share=1)
+    assert sorted(row["rejected"][0] for row in rows) == list("aaabbbccc")
+    assert [row["rejected"][1:] for row in rows] == [pair.id for pair in pairs]
+    assert [row["chosen"] for row in rows] == ["right"] * 9
+    for share, count in ((0.0, 0), (0.05, 0), (0.06, 1), (0.5, 4), (0.61, 5), (1.0, 9)):
+        rows = hardened.preference_rows(pairs, variants, share=share)
+        assert sum(row["rejected"] != "wrong" for row in rows) == count
+    for share in (-0.01, 1.01):
+        with pytest.raises(BadInput, match="expected 0 to 1"):
+            hardened.preference_rows(pairs, variants, share=share)
+
+
+def test_rows_are_written_as_they_are(tmp_path):
+    hardened.write_rows(str(tmp_path / "rows.jsonl"), [{"a": "ü"}, {"a": 1}])
+    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"a": "ü"}\n{"a": 1}\n'

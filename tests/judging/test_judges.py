@@ -11,7 +11,7 @@ from equipoise.chat.calls import Reply
 from equipoise.chat.structured import parse
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.judging.biases import Bias, seed_biases
+from equipoise.judging.biases import PLACEBO, Bias, seed_biases
 from equipoise.judging.judges import (
     PROMPTS,
     LogProbJudge,
@@ -20,8 +20,8 @@ from equipoise.judging.judges import (
     pairwise_template,
 )
 from equipoise.judging.pairs import Pair
-from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict
-from equipoise.judging.teacher import ChatTeacher, Identified
+from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict, Proposal
+from equipoise.judging.teacher import ChatTeacher, Identified, Merged
 from equipoise.language.encode import encode_prompts
 
 
@@ -279,3 +279,207 @@ def test_a_model_without_numbers_ends_the_work(tiny_model, monkeypatch):
     )
     with pytest.raises(WorkFailed, match="a log-probability is not finite"):
         LogProbJudge(tiny_model).compare([JudgeComparison("p", "the", "red", "blue")], phase="judge")
+
+
+# --- what is asked, field by field ----------------------------------------------------------------------------------
+
+
+class Titled(ScriptedChat):
+    """Keeps the titles under which it was asked."""
+
+    def __init__(self, answer):
+        super().__init__(answer)
+        self.titles = []
+
+    def ask(self, calls, *, title=""):
+        self.titles.append(title)
+        return super().ask(calls, title=title)
+
+
+def asked_for(calls):
+    return [(call.phase, call.max_tokens, call.schema, call.temperature) for call in calls]
+
+
+ASKED = [JudgeComparison("p", "q", "a", "b"), JudgeComparison("p", "q", "b", "a")]
+
+
+def test_verdicts_and_cases_unless_told_otherwise():
+    verdict = JudgeVerdict(1)
+    assert (verdict.reasoning, verdict.asked, verdict.why) == ("", True, "") and math.isnan(verdict.margin)
+    assert JudgeVerdict(None, "\ud83d").reasoning == "\ufffd"
+    assert Case(ASKED[0], 2, "said").explanation == "" and Case(ASKED[0], 2, "", "\ud83d").explanation == "\ufffd"
+    assert Proposal(None) == Proposal(None, failed=False)
+
+
+@pytest.mark.parametrize(("how", "most"), [({}, 1024), ({"max_tokens": 7}, 7)])
+def test_how_chat_judges_are_asked(how, most):
+    chat = Titled(lambda call: "Decision: 1\nRating: 4")
+    judge = PairwiseJudge(chat, **how)
+    assert judge.name == "scripted" and [each.choice for each in judge.compare(ASKED, phase="judge/x")] == [1, 1]
+    assert asked_for(chat.calls) == [("judge/x", most, None, 0)] * 2
+    judge.explain([Case(ASKED[0], 1, "")])
+    assert asked_for(chat.calls[2:]) == [("explain", most, None, 0)]
+    assert "[What you said then]\n(nothing)\n[End" in chat.calls[2].messages[-1].content
+    assert chat.titles == ["scripted judges", "scripted explains its errors"]
+    chat = Titled(lambda call: "Decision: 1\nRating: 4")
+    judge = PointwiseJudge(chat, **how)
+    assert judge.name == "scripted" and [each.choice for each in judge.compare(ASKED, phase="judge/y")] == [None, None]
+    assert asked_for(chat.calls) == [("judge/y", most, None, 0)] * 4
+    texts = [call.messages[-1].content for call in chat.calls]
+    assert ["[Answer]\na\n" in text for text in texts] == [True, False, False, True]
+    assert judge.explain([Case(ASKED[0], 2, "so")]) == ["Decision: 1\nRating: 4"]
+    assert asked_for(chat.calls[4:]) == [("explain", most, None, 0)]
+    assert chat.titles == ["scripted rates", "scripted explains its errors"]
+
+
+def test_what_a_pointwise_judge_said_of_both():
+    ratings = iter(["Rating: 3", "Rating: 8", "Rating: 8", "Rating: 3", "Rating: 5", "none", "none", "Rating: 5"])
+    judge = PointwiseJudge(ScriptedChat(lambda call: next(ratings)))
+    found = judge.compare(ASKED * 2, phase="judge")
+    assert [(each.choice, each.asked) for each in found] == [(2, True), (1, True), (None, True), (None, True)]
+    assert [each.margin for each in found[:2]] == [-5, 5] and all(math.isnan(each.margin) for each in found[2:])
+    assert found[0].reasoning == "Answer 1:\nRating: 3\n\nAnswer 2:\nRating: 8"
+    assert found[2].reasoning == "Answer 1:\nRating: 5\n\nAnswer 2:\nnone"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_pair_of_which_one_answer_is_not_taken_is_not_asked(place):
+    replies = [Reply("Rating: 3", "answered"), Reply("Rating: 4", "cut")]
+    replies[place] = Reply("", "refused")
+    its = iter(replies)
+    (found,) = PointwiseJudge(ScriptedChat(lambda call: next(its))).compare(ASKED[:1], phase="judge")
+    assert found == JudgeVerdict(None, asked=False, why="refused", margin=found.margin)  # without a reason its status
+
+
+def test_a_warning_stands_before_the_last_message_alone(tmp_path):
+    path = tmp_path / "rubric.md"
+    path.write_text(
+        "---\nquestion: text\nanswer_1: text\nanswer_2: text\n---\n# system\nBe fair.\n# user\n"
+        "{{question}}|{{answer_1}}|{{answer_2}}\n"
+    )
+    chat = ScriptedChat(lambda call: "Decision: 1")
+    biases = [Bias("glitter", "It glitters."), Bias("gold", "It is gold.")]
+    plain = PairwiseJudge(chat, rubric=pairwise_template(path))
+    warned = PairwiseJudge(chat, rubric=pairwise_template(path), debias=biases)
+    for judge in (plain, warned):
+        judge.compare(ASKED[:1], phase="judge")
+    (system, user), (same, told) = (call.messages for call in chat.calls)
+    assert (system.role, user.role, told.role) == ("system", "user", "user") and same == system
+    warning, _, rest = told.content.rpartition("\n\n")
+    assert rest == user.content and warning.startswith("Before you judge, be warned") and warning == warning.strip()
+    assert "glitter: It glitters." in warning and "gold: It is gold." in warning
+
+
+@pytest.mark.parametrize(("how", "most"), [({}, 4096), ({"max_tokens": 261}, 261)])
+def test_how_a_chat_teacher_is_asked(how, most):
+    answers = {
+        "rewrite": "x",
+        "identify": '{"whether": "no", "name": "", "definition": ""}',
+        "merge": '{"decision": 1}',
+    }
+    chat = Titled(lambda call: answers[call.phase.partition("/")[0]])
+    teacher, bias = ChatTeacher(chat, **how), seed_biases()[0]
+    long = replace(PAIR, rejected="r" * 5000)
+    assert teacher.name == "scripted"
+    teacher.perturb([(PAIR, bias), (long, bias), (PAIR, PLACEBO)], phase="rewrite/x")
+    # Some four times as long as the answer, which is 8 characters long.
+    assert asked_for(chat.calls) == [("rewrite/x", min(most, size), None, 0) for size in (264, 4096, 264)]
+    rewrite, _, placebo = (call.messages[-1].content for call in chat.calls)
+    assert bias.definition in rewrite and bias.definition not in placebo and PLACEBO.definition not in placebo
+    assert "bad text" in placebo
+    bare = Bias("bare", "It has no manifestations.")
+    teacher.perturb([(PAIR, bare)], phase="rewrite/x")
+    assert chat.calls[3].messages[-1].content.count("It has no manifestations.") == 2
+    teacher.identify([Case(ASKED[0], 1, ""), Case(ASKED[0], 2, "said", "told")])
+    assert asked_for(chat.calls[4:6]) == [("identify", 256, Identified, 0)] * 2
+    bare, full = (call.messages[-1].content for call in chat.calls[4:6])
+    assert "chose Answer 1. The better answer is Answer 2" in bare and bare.count("(none)") == 2
+    assert "chose Answer 2. The better answer is Answer 1" in full and "(none)" not in full
+    teacher.same([(bias, PLACEBO)])
+    assert asked_for(chat.calls[6:]) == [("merge", 32, Merged, 0)]
+    assert chat.titles == ["scripted rewrites"] * 2 + ["scripted names biases", "scripted compares biases"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Here's the answer:\nx", "x"),
+        ("here is it: \n\nx", "x"),
+        (f"Here is {'y' * 60}:\nx", f"Here is {'y' * 60}:\nx"),
+        (f"Here is{'y' * 60}:\nx", "x"),
+        ("Revised Response:\n\nx", "x"),
+        ("The rewritten answer:\nx", "The rewritten answer:\nx"),
+        ("```markdown\nx\n```", "x"),
+        ("```md\nx\n```", "x"),
+        ("```python\nx\n```", "```python\nx\n```"),
+        ("```\nx\n``` and more", "```\nx\n``` and more"),
+        ("```\n\n```", None),
+    ],
+)
+def test_more_rewrites(said, kept):
+    chat = ScriptedChat(lambda call: said)
+    assert ChatTeacher(chat).perturb([(PAIR, seed_biases()[0])], phase="rewrite/selection") == [kept]
+
+
+def test_a_local_judge_has_a_name_and_explains_where_it_can(tiny_model):
+    name = tiny_model.name
+    assert LogProbJudge(tiny_model).name == f"{name} (log-probabilities)"
+    assert LogProbJudge(tiny_model, name="mine", balanced=True).name == "mine (log-probabilities, both orders)"
+    cases = [Case(ASKED[0], 1, "")] * 2
+    assert LogProbJudge(tiny_model).explain(cases) == ["", ""]
+    chat = ScriptedChat(lambda call: "because")
+    assert LogProbJudge(tiny_model, chat=chat).explain(cases) == ["because"] * 2
+    assert asked_for(chat.calls) == [("explain", 256, None, 0)] * 2
+
+
+def test_margins_are_kept_by_name_and_scored_longest_first_without_repeating(tiny_model, tmp_path, monkeypatch):
+    scored = []
+
+    def score(judge, prompts):
+        scored.append([len(prompt[-1].content) for prompt in prompts])
+        return [float(len(prompt[-1].content)) for prompt in prompts]
+
+    monkeypatch.setattr(LogProbJudge, "_score", score)
+    asked = [JudgeComparison("p", "q" * n, "a", "b") for n in (1, 5, 3, 5, 2)]
+    memory = tmp_path / "margins.jsonl"
+    found = LogProbJudge(tiny_model, memory=memory, batch_size=3, name="one").compare(asked, phase="judge")
+    lengths = [*scored[0], *scored[1]]
+    assert [len(each) for each in scored] == [3, 1] and lengths == sorted(lengths, reverse=True)
+    assert [each.margin - found[0].margin for each in found] == [0, 4, 2, 4, 1]
+    assert all(each.choice == 1 and each.reasoning == "" for each in found)
+    LogProbJudge(tiny_model, memory=memory, name="one").compare(asked, phase="other")
+    assert len(scored) == 2
+    LogProbJudge(tiny_model, memory=memory, name="two").compare(asked, phase="judge")
+    assert [len(each) for each in scored] == [3, 1, 4]
+
+
+def test_texts_are_cut_to_so_many_words(tiny_model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(LogProbJudge, "_score", lambda judge, prompts: seen.extend(prompts) or [0.0] * len(prompts))
+    asked = [JudgeComparison("p", "one two three", "four five six", "seven eight nine")]
+    (verdict,) = LogProbJudge(tiny_model, cut=2).compare(asked, phase="judge")
+    assert verdict == JudgeVerdict(None, margin=0.0)  # no preference is no verdict
+    text = seen[0][-1].content
+    assert all(kept in text for kept in ("one two\n", "four five\n", "seven eight\n"))
+    assert not any(lost in text for lost in ("three", "six", "nine"))
+
+
+def test_the_slots_of_a_rubric(tmp_path):
+    path = tmp_path / "rubric.md"
+    path.write_text("---\nanswer_1: text\nquestion: text\n---\n# user\n{{question}} {{answer_1}}\n")
+    with pytest.raises(BadInput) as error:
+        pairwise_template(path)
+    assert str(error.value).startswith(f"{path} has the slots ") and str(error.value).endswith(
+        ": a rubric has question, answer_1 and answer_2."
+    )
+    assert set(pairwise_template().slots) == {"question", "answer_1", "answer_2"}
+
+
+def test_one_failed_call_of_several_is_told_with_its_reason():
+    replies = iter([Reply("Decision: 1", "answered"), Reply("", "failed", reason="HTTP 500."), Reply("", "failed")])
+    with pytest.raises(WorkFailed) as error:
+        PairwiseJudge(ScriptedChat(lambda call: next(replies))).compare([*ASKED, ASKED[0]], phase="judge")
+    assert str(error.value) == (
+        "2 of 3 calls of scripted got no answer (HTTP 500); the others are stored, and the same command asks for what is "
+        "missing."
+    )

@@ -1,6 +1,7 @@
 """Reading pairs of every shape, and dividing them without leaks."""
 
 import csv
+import hashlib
 import json
 import os
 from collections import Counter
@@ -211,3 +212,82 @@ def test_half_a_surrogate_pair_within_turns_and_names_of_fields(tmp_path):
 def test_shortened_keeps_blanks_and_words():
     assert shortened("one  two\nthree", 2) == "one  two" and shortened("one  two\nthree", 3) == "one  two\nthree"
     assert shortened("one", 5) == "one"
+
+
+def test_what_a_pair_is_unless_told_otherwise():
+    assert Pair("i", "q", "c", "r") == Pair("i", "q", "c", "r", "", "", True, "")
+
+
+def test_the_first_field_that_holds_something_names_a_row():
+    row = {**LABELLED, "label": 2}
+    group = hashlib.sha256(b"Q?").hexdigest()[:16]
+    assert read(row) == Pair("file-1", "Q?", "two", "one", "", group, False, "")
+    full = {"id": 0, "pair_id": "p", "domain": "", "subset": "s", "group": None, "bias": float("nan")}
+    assert read(row | full) == Pair("0", "Q?", "two", "one", "s", group, False, "")
+    assert read(row | {"id": "", "pair_id": "p", "domain": "d", "subset": "s"}).id == "p"
+
+
+def test_texts_that_only_look_like_turns_stay_texts():
+    for text in ("[{not JSON", "  [{", "[1, 2]", '{"role": "user"}'):
+        pair = read({"prompt": text, "chosen": "a", "rejected": "b"})
+        assert pair.question == text
+    spaced = "  " + json.dumps([{"role": "user", "content": "Q?"}])
+    assert read({"prompt": spaced, "chosen": "a", "rejected": "b"}).question == "Q?"
+    assert read({"prompt": [{"content": "Q?"}, {"content": 5}], "chosen": "a", "rejected": "b"}).question == (
+        "user: Q?\n\nuser: 5"
+    )
+    for nothing in ([], [{"role": "user"}], ["Q?"], 7):
+        with pytest.raises(BadInput, match=r"the question is .*, expected a text that is not empty"):
+            read({"prompt": nothing, "chosen": "a", "rejected": "b"})
+
+
+def test_only_conversations_that_share_their_beginning_are_cut_to_their_ends():
+    user, other = ({"role": "user", "content": text} for text in ("Q?", "R?"))
+    good, bad = ({"role": "assistant", "content": text} for text in ("good", "bad"))
+    pair = read({"prompt": "P", "chosen": [user, good], "rejected": [other, bad]})
+    assert (pair.question, pair.chosen, pair.rejected) == (
+        "P",
+        "user: Q?\n\nassistant: good",
+        "user: R?\n\nassistant: bad",
+    )
+    pair = read({"prompt": "P", "chosen": [good], "rejected": [bad]})
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+    assert read({"chosen": [user, good], "rejected": [user, bad]}).chosen_first
+    with pytest.raises(BadInput, match="must share all turns but the last"):
+        read({"chosen": [user, other, good], "rejected": [user, bad]})
+
+
+def test_a_file_of_equal_answers_says_so_and_a_folder_is_none(tmp_path):
+    path = write(tmp_path / "same.jsonl", {"prompt": "Q", "chosen": "same", "rejected": "same"})
+    expected = (
+        "question, response_A, response_B and label; or prompt, chosen and rejected; or chosen and rejected as turns"
+    )
+    for left_out, why in (([], "holds only pairs of two equal answers"), (None, "is empty")):
+        with pytest.raises(BadInput) as error:
+            read_pairs(path, left_out=left_out)
+        assert str(error.value) == f"{path} {why}: expected at least one pair with {expected}."
+    with pytest.raises(BadInput) as error:
+        read_pairs(tmp_path)
+    assert str(error.value) == f"{tmp_path} is a folder: name the file of pairs in it (JSON lines, CSV or Parquet)."
+
+
+def test_a_file_is_read_no_further_than_its_limit(tmp_path):
+    rows = [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b"} for n in range(4)]
+    path = tmp_path / "a.b.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no JSON\n")
+    assert [pair.id for pair in read_pairs(path, limit=3)] == ["a-1", "a-2", "a-3"]
+    with pytest.raises(BadInput):
+        read_pairs(path)
+
+
+def test_parts_are_those_of_seed_42_unless_told_otherwise():
+    pairs = many(("code", "math"))
+    assert divide(pairs, (0.5, 0.5)) == divide(pairs, (0.5, 0.5), seed=42) != divide(pairs, (0.5, 0.5), seed=43)
+    # A group in several domains belongs to the first.
+    both = [Pair("1", "q", "a", "b", "x", "g"), Pair("2", "q", "a", "b", "y", "g"), Pair("3", "q", "a", "b", "x", "h")]
+    assert sorted(sorted(pair.id for pair in part) for part in divide(both, (0.5, 0.5))) == [["1", "2"], ["3"]]
+
+
+def test_shortened_at_its_limits():
+    assert [shortened(" a  b c ", words) for words in (1, 2, 3, 4)] == [" a", " a  b", " a  b c ", " a  b c "]
+    assert shortened("", 1) == "" and shortened("  ", 1) == "  "

@@ -1,6 +1,9 @@
 """Planted judges against their formula, and the generated world against what it says of itself."""
 
+import hashlib
+import json
 from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -76,6 +79,41 @@ def test_random_proposals_do_not_look_at_the_case():
     assert [p.bias for p in RandomTeacher(seed=4).identify(cheerful)] != [p.bias for p in teacher.identify(cheerful)]
 
 
+def test_what_a_planted_judge_is_unless_told_otherwise():
+    """No preference for a place; it speaks in three verdicts of ten, and in nine explanations of ten."""
+    asked = [JudgeComparison("p", f"question {n}", "Good!", "It is.") for n in range(300)]
+    plain = PlantedJudge({"sentiment": 1.0}, nothing)
+    given = PlantedJudge({"sentiment": 1.0}, nothing, position=0.0, says=0.3, explains=0.9, name="planted")
+    assert plain.name == given.name and plain.compare(asked, phase="") == given.compare(asked, phase="")
+    cases = [Case(each, 1, "") for each in asked]
+    assert plain.explain(cases) == given.explain(cases)
+    never = PlantedJudge({"sentiment": 1.0}, nothing, explains=0.0)
+    always = PlantedJudge({"sentiment": 1.0}, nothing, explains=1.0)
+    assert not any("also" in text for text in never.explain(cases))
+    assert all(
+        text.endswith(" It also has a warm and cheerful tone.") and text.startswith("Answer 1 ")
+        for text in always.explain(cases)
+    )
+    # The first answer has nothing for it: what stands against it is no reason.
+    assert not any("also" in text for text in always.explain([replace(case, choice=2) for case in cases]))
+    turned = [replace(case.comparison, first="It is.", second="Good!") for case in cases]
+    said = always.explain([Case(each, 2, "") for each in turned])
+    assert all(text.startswith("Answer 2 ") and text.endswith("cheerful tone.") for text in said)
+    # An answer without a term to speak of, though it has one of no strength.
+    idle = PlantedJudge({"sentiment": 0.0}, nothing, explains=1.0)
+    assert not any("also" in text for text in idle.explain(cases))
+
+
+def test_the_largest_of_several_terms_is_spoken_of():
+    judge = PlantedJudge({"length": 0.5, "sentiment": 1.0, "jargon": 0.25}, nothing, explains=1.0)
+    asked = JudgeComparison("p", "?", "Good! It is the canonical one.", "It is.")
+    terms = judge.terms(asked)
+    assert terms == pytest.approx({"length": 0.5 * np.log2(7 / 3), "sentiment": 1.0, "jargon": 0.25})
+    assert judge.explain([Case(asked, 1, "")])[0].endswith("cheerful tone.")
+    longer = replace(asked, first="It is " * 40 + "good!")
+    assert judge.explain([Case(longer, 1, "")])[0].endswith("goes into more detail and is more thorough.")
+
+
 def test_calls_are_counted_by_phase():
     both = Counted(PlantedJudge({}, nothing), RuleTeacher())
     both.compare(ASKED[:7], phase="judge/report")
@@ -95,6 +133,31 @@ def test_calls_are_counted_by_phase():
 def test_a_world_is_a_function_of_its_seed():
     assert generated.pairs(40, seed=4).pairs == generated.pairs(40, seed=4).pairs
     assert generated.pairs(40, seed=4).pairs != generated.pairs(40, seed=5).pairs
+
+
+def told(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def test_the_world_of_a_seed_stays_as_it_is():
+    """Stored studies and records are about these very texts: whoever changes them makes new studies."""
+    world = generated.pairs(60, seed=7)
+    first = world.pairs[0]
+    assert (first.id, first.group, first.domain) == ("made-7-0", "question 1 of seed 7", "facts")
+    assert first.chosen == (
+        "At this point, Jonna is the one who works as a baker. When all of this is put together, the town given for Jonna "
+        "is Rusbeck. The answer is Rusbeck."
+    )
+    assert told([asdict(pair) for pair in world.pairs]) == "c38ff2e80b22e086"
+    assert told([world.right, world.worth]) == "3d2a46ccfc7e1b4c"
+    margins = generated.simulated(world)([each for pair in world.pairs for each in orders(pair)])
+    assert told([round(margin, 9) for margin in margins]) == "bc03ec37740290eb"
+    rewritten = {
+        name: [rule.rewrite(pair.rejected, f"{pair.id}/{name}") for pair in world.pairs[:12]]
+        for name, rule in RULES.items()
+    }
+    assert told(rewritten) == "f9965fa9f9ec3719"
+    assert (draw("a", 1), draw()) == (0.5141306901658262, 0.8894159948913372)
 
 
 def test_the_better_answer_is_right_and_the_worse_is_not():

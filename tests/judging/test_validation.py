@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -253,3 +254,94 @@ def test_what_would_have_been_found_is_the_smallest_that_shows():
     assert validation.chance_to_show(0.075, 150, spread) < 0.7
     assert math.isnan(validation.detectable_increase(4, 0.1))  # four of four are p = 1/16
     assert math.isnan(validation.detectable_increase(0, 1.0)) and math.isnan(validation.detectable_increase(9, NAN))
+
+
+def test_the_level_is_95_percent_and_nothing_left_out_unless_told_otherwise():
+    generator = np.random.default_rng(7)
+    before, after = generator.integers(0, 2, (2, 30, 2)).astype(float)
+    groups = [str(n // 2) for n in range(30)]
+    plain = effect("b", before, after, groups)
+    assert plain == effect("b", before, after, groups, level=0.95, left_out=0) and plain.left_out == 0
+    wide = effect("b", before, after, groups, level=0.99)
+    assert wide.lower < plain.lower < plain.increase < plain.upper < wide.upper
+    domains = [str(n % 2) for n in range(30)]
+    assert validation.by_domain("b", before, after, groups, domains) == validation.by_domain(
+        "b", before, after, groups, domains, level=0.95
+    )
+    rows = list(range(1, 30, 2))
+    one = effect("b", before[rows], after[rows], [groups[row] for row in rows], level=0.8)
+    assert validation.by_domain("b", before, after, groups, domains, level=0.8)["1"] == one
+    assert validation.position_bias(before, groups) == validation.position_bias(before, groups, level=0.95)
+    assert validation.position_bias(before) == validation.position_bias(before, [f"g{n}" for n in range(30)])
+    assert validation.position_bias(before, groups) != validation.position_bias(before)
+    assert validation.position_bias(before, level=0.5).upper < validation.position_bias(before).upper
+
+
+def test_the_interval_ends_at_what_can_be():
+    before, after = np.ones((5, 2)), np.zeros((5, 2))
+    after[0] = (1, 1)
+    found = effect("b", before, after, list("abcde"))
+    assert found.increase == 0.8 and found.upper == 1 and found.lower < 0.8
+    found = effect("b", after, before, list("abcde"))
+    assert found.increase == -0.8 and found.lower == -1 and found.upper > -0.8
+    first = validation.position_bias([[1, 0]] * 5 + [[1, 1]])
+    assert first.upper == 1 and first.first == 11 / 12
+    assert validation.position_bias([[0, 1]] * 5 + [[1, 1]]).lower == 0
+
+
+def test_what_would_be_found_unless_told_otherwise():
+    spread = 0.5
+    assert validation.chance_to_show(0.2, 40, spread) == validation.chance_to_show(0.2, 40, spread, tests=1, alpha=0.05)
+    assert validation.chance_to_show(0.2, 40, spread, tests=4, alpha=0.2) == validation.chance_to_show(0.2, 40, spread)
+    plain = validation.detectable_increase(40, spread)
+    assert plain == validation.detectable_increase(40, spread, tests=1, alpha=0.05, power=0.8)
+    for power, increase in ((0.8, plain), (0.5, validation.detectable_increase(40, spread, power=0.5))):
+        assert validation.chance_to_show(increase, 40, spread) >= power
+        assert validation.chance_to_show(increase - 1e-4, 40, spread) < power
+    assert (
+        validation.detectable_increase(40, spread, tests=3)
+        > plain
+        > validation.detectable_increase(40, spread, alpha=0.1)
+    )
+    assert validation.detectable_increase(1, 0.0, alpha=0.5, power=0.5) == 0.5  # the one pair has to turn
+    assert math.isnan(validation.detectable_increase(1, 0.0, alpha=0.4, power=0.5))
+    assert validation.detectable_increase(5, 0.0, power=1.0) == 1.0  # five of five, every time
+    for pairs, its in ((-1, 0.5), (5, math.inf)):
+        assert math.isnan(validation.detectable_increase(pairs, its))
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted_p", "discovery"),
+    [
+        ([0.01, 0.01, 0.01], [0.03, 0.03, 0.03], [0.01, 0.01, 0.01]),
+        ([0.5, 0.01], [0.5, 0.02], [0.5, 0.02]),
+        ([0.04, 0.03, 0.02, 0.01], [0.06, 0.06, 0.06, 0.04], [0.04, 0.04, 0.04, 0.04]),
+        ([0.04, 0.001, NAN, 0.9], [0.08, 0.003, NAN, 0.9], [0.06, 0.003, NAN, 0.9]),
+        ([NAN, NAN], [NAN, NAN], [NAN, NAN]),
+        ([0.7], [0.7], [0.7]),
+    ],
+)
+def test_more_corrections_by_hand(p, adjusted_p, discovery):
+    assert holm(p) == pytest.approx(adjusted_p, nan_ok=True)
+    assert validation.benjamini_hochberg(p) == pytest.approx(discovery, nan_ok=True)
+    effects = [replace(effect("b", [[1, 1]], [[1, 1]], ["a"]), p_value=each) for each in p]
+    told = [each.p_adjusted for each in validation.adjusted(effects, "benjamini-hochberg")]
+    assert told == pytest.approx(discovery, nan_ok=True)
+
+
+def test_the_published_orders_are_those_of_seed_42_unless_told_otherwise():
+    pairs = pairs_of([True, False] * 20)
+    plain, same, other = (
+        validation.published_orders(pairs, shuffled=True, **how) for how in ({}, {"seed": 42}, {"seed": 43})
+    )
+    assert plain.tolist() == same.tolist() != other.tolist()
+    exchanged = np.random.default_rng(42).random(40) < 0.5
+    assert plain.tolist() == [(n % 2) ^ bool(turned) for n, turned in enumerate(exchanged)]
+
+
+@pytest.mark.parametrize("values", [[[0.5, 1]], [[-1, 0]], [[2, 1]], [[math.inf, 1]]])
+def test_other_numbers_are_no_verdicts(values):
+    with pytest.raises(ValueError, match=r"^verdicts must be 1 \(right\), 0 \(wrong\) or nan \(none\)\.$"):
+        validation.error(values)
+    with pytest.raises(ValueError, match=r"^verdicts of 1 pairs in two orders expected, found shape \(1, 3\)\.$"):
+        validation.position_bias([[1, 0, 1]])

@@ -74,7 +74,11 @@ def test_forget_quality_depends_on_order_only():
     assert forget_quality(1 / first, 1 / second).p_value == pytest.approx(quality.p_value)
     assert quality.log10 == pytest.approx(math.log10(quality.p_value))
     assert forget_quality(first, first).p_value == 1
-    assert math.isnan(forget_quality(first, torch.empty(0)).p_value)
+    for nothing in (forget_quality(first, torch.empty(0)), forget_quality(torch.empty(0), first)):
+        assert math.isnan(nothing.p_value) and math.isnan(nothing.statistic)
+    assert measures.ForgetQuality(1.0, 0.0).log10 == -math.inf and measures.ForgetQuality(1.0, 0.01).log10 == -2
+    with pytest.raises(BadInput, match="every item needs a right and a wrong answer"):
+        forget_quality(torch.full((3,), math.nan), first)
     with pytest.raises(BadInput, match="nan"):
         forget_quality(first, torch.full((3,), math.nan))
 
@@ -150,6 +154,25 @@ def test_attacks_in_closed_form():
         min_k(values, 0)
 
 
+def test_a_fifth_of_the_tokens_unless_told_otherwise():
+    values = -torch.arange(1.0, 11)
+    one = torch.ones(10)
+    assert min_k(values) == min_k(values, 0.2) == -9.5 == min_k_plus_plus(values, 0 * one, one)
+    assert min_k(values[:4]) == -4  # of four tokens one at least
+    assert [min_k(values, k) for k in (0.29, 0.3, 1.0)] == [-9.5, -9.0, -5.5]  # rounded down
+    for k in (0, -0.1, 1.0001, math.nan):
+        with pytest.raises(BadInput, match=rf"^k is {k}, expected a share above 0 and at most 1\.$"):
+            min_k(values, k)
+    assert math.isnan(zlib_attack(torch.empty(0), "text"))
+
+
+def test_a_deviation_divides_and_none_counts_as_nothing():
+    values, mean = torch.tensor([-3.0, -8.0, -2.0]), torch.tensor([-1.0, -2.0, -4.0])
+    assert min_k_plus_plus(values, mean, torch.tensor([4.0, 3.0, 2.0]), 1.0) == pytest.approx((-0.5 - 2 + 1) / 3)
+    assert min_k_plus_plus(values, mean, torch.tensor([4.0, 0.0, 2.0]), 1.0) == pytest.approx((-0.5 + 0 + 1) / 3)
+    assert math.isnan(min_k_plus_plus(torch.empty(0), torch.empty(0), torch.empty(0)))
+
+
 def test_vocabulary_moments_by_brute_force():
     logits = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     logits[1, 2] = -math.inf
@@ -167,7 +190,9 @@ def test_auroc_is_that_of_scikit_learn():
     members, others = random.integers(0, 6, 30), random.integers(1, 8, 17)  # with ties
     truth = [1] * 30 + [0] * 17
     assert auroc(members, others) == pytest.approx(metrics.roc_auc_score(truth, [*members, *others]))
-    assert auroc([1, 2], [1, 2]) == 0.5 and auroc([3], [1, 2]) == 1 and math.isnan(auroc([], [1]))
+    assert auroc([1, 2], [1, 2]) == 0.5 and auroc([3], [1, 2]) == 1 and auroc([1, 4], [2, 3, 5]) == 2 / 6
+    for nothing in (([], [1]), ([1], []), ([math.nan, 1], [1]), ([1], [0, math.nan])):
+        assert math.isnan(auroc(*nothing))
 
 
 # With a model.
@@ -251,6 +276,70 @@ def test_rouge_recall_of_what_the_model_says(model, monkeypatch):
         measures.rouge_recall(model, RECORDS)
 
 
+def test_an_answer_has_64_tokens_at_most_and_a_conversation_is_asked_as_one(model, monkeypatch):
+    from equipoise.data.records import Message
+
+    turns = (Message("user", "a?"), Message("assistant", "b"), Message("user", "c?"), Message("assistant", "d e"))
+    asked = []
+
+    def generate(language_model, prompts, **options):
+        asked.append((prompts, options))
+        return ["d", "nothing"]
+
+    monkeypatch.setattr("equipoise.language.generate.generate", generate)
+    found = measures.rouge_recall(model, [Record("c", "d e", "c?", messages=turns), RECORDS[0]], batch_size=7)
+    assert found.tolist() == [0.5, 0.0] and found.dtype == torch.float64
+    assert asked == [([turns[:-1], "The sky is"], {"max_new_tokens": 64, "batch_size": 7})]
+
+
+def test_another_wording_replaces_the_last_turn_of_a_conversation():
+    from equipoise.data.records import Message
+
+    turns = (Message("user", "c?"), Message("assistant", "d e"))
+    found = measures._reworded(Record("c", "d e", "c?", messages=turns, wrong=("x",)), "f")
+    assert (found.completion, found.messages, found.id) == ("f", (turns[0], Message("assistant", "f")), "c")
+    assert measures._reworded(RECORDS[1], "f") == replace(RECORDS[1], completion="f")
+
+
+def test_texts_are_cut_at_512_tokens_unless_told_otherwise(model, monkeypatch):
+    from equipoise.language import encode, score
+
+    lengths, real = [], encode.encode
+
+    def cut(language_model, records, *, max_length):
+        lengths.append(max_length)
+        return real(language_model, records, max_length=max_length)
+
+    def text_loss(language_model, texts, *, max_length, batch_size):
+        lengths.append(max_length)
+        return 1.5
+
+    monkeypatch.setattr(encode, "encode", cut)
+    monkeypatch.setattr(score, "text_loss", text_loss)
+    for how, length in (({}, 512), ({"max_length": 99}, 99)):
+        measures.answer_log_probability(model, RECORDS, **how)
+        measures.truth_ratios(model, RECORDS, **how)
+        measures.membership_scores(model, RECORDS, **how)
+        measures.membership(model, RECORDS[:1], RECORDS[1:], **how)
+        assert measures.general_loss(model, ["text"], **how) == 1.5
+        assert lengths == [length] * 5
+        lengths.clear()
+
+
+def test_membership_is_told_by_a_fifth_of_the_tokens_unless_told_otherwise(model):
+    default, fifth, half = ({**how} for how in ({}, {"k": 0.2}, {"k": 0.5}))
+    scores = [measures.membership_scores(model, RECORDS, **how)["min-k"].tolist() for how in (default, fifth, half)]
+    assert scores[0] == scores[1] != scores[2]
+    values = measures.membership_scores(model, RECORDS, k=0.5)
+    found = measures.membership(model, RECORDS[1:], RECORDS[:1], k=0.5)
+    assert found == {name: auroc(each[1:], each[:1]) for name, each in values.items()}
+    assert found != {name: auroc(each[:1], each[1:]) for name, each in values.items()}
+    plain = measures.membership_scores(model, RECORDS)
+    assert measures.membership(model, RECORDS[1:], RECORDS[:1]) == {
+        name: auroc(each[1:], each[:1]) for name, each in plain.items()
+    }
+
+
 def test_greedy_answers_of_a_real_model_are_scored(model):
     assert measures.rouge_recall(model, RECORDS[:2], max_new_tokens=4).shape == (2,)
 
@@ -269,10 +358,17 @@ def test_accuracy_and_general_loss(model):
     assert math.isnan(measures.multiple_choice_accuracy(model, [])) and math.isnan(measures.general_loss(model, []))
 
 
-@pytest.mark.parametrize("at_once", [1, 2**25])
-def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once):
+@pytest.mark.parametrize(("at_once", "passes"), [(1, [1, 1, 1]), (2**25, [2, 1])])
+def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once, passes):
+    from equipoise.language import score
+
+    seen, real = [], score.labelled_logits
+    monkeypatch.setattr(
+        score, "labelled_logits", lambda its, batch: seen.append(len(batch["labels"])) or real(its, batch)
+    )
     monkeypatch.setattr(measures, "_LOGITS_AT_ONCE", at_once)
     scores = measures.membership_scores(model, RECORDS, k=0.5, batch_size=2)
+    assert seen == passes
     for index, record in enumerate(RECORDS):
         values, logits = slow(model, record)
         expected = {

@@ -44,8 +44,14 @@ def test_overlap_and_duplicates_are_counted():
 
 
 def test_what_is_to_be_forgotten_and_kept_is_refused():
-    with pytest.raises(BadInput, match=r"Every record of forget \(4\) also stands in retain"):
+    with pytest.raises(BadInput) as error:
         of_records({"forget": FORGET, "retain": [*RETAIN, *FORGET]})
+    assert str(error.value) == (
+        "Every record of forget (4) also stands in retain: the same cannot be forgotten and kept. Take the forget records "
+        "out of retain."
+    )
+    (told,) = of_records({"forget": FORGET, "retain": [*RETAIN, *FORGET[1:]]})
+    assert told == "3 of 4 forget records also stand in retain: they are pushed away and held at once."
     (told,) = of_records({"forget": FORGET, "retain": RETAIN, "general": [*RETAIN, *FORGET]})
     assert told == "4 of 4 forget records also stand in general: it measures what should be forgotten."
 
@@ -85,3 +91,72 @@ def test_a_model_that_was_destroyed():
     assert "retain_accuracy fell from 1.000 (60 of 60) to 0.283 (17 of 60), where guessing gets 0.25." in right
     guessing = GOOD | {"retain_accuracy": Value(0.2, 0.25, 60), "forget_log_probability": Value(-3.0)}
     assert of_outcome(guessing, guessing | {"forget_log_probability": Value(-9.0)}, moved=1.0) == []
+
+
+NOTHING = "Nothing was forgotten: the forget set is as likely as it was. Use a larger rate or more steps."
+ROUNDED = (
+    "of the trained weights changed: the updates are smaller than the distance of neighbouring numbers in this precision. "
+    "Use a larger rate, more steps, or dtype float32."
+)
+
+
+@pytest.mark.parametrize(
+    ("moved", "told"),
+    [(0.0, [f"Not one {ROUNDED}"]), (0.099, [f"Only 9.9% {ROUNDED}"]), (0.1, []), (1.0, [])],
+)
+def test_few_weights_that_changed(moved, told):
+    after = GOOD | {"forget_log_probability": Value(-3.0)}
+    assert of_outcome(GOOD, after, moved=moved) == told
+
+
+@pytest.mark.parametrize(
+    ("likely", "right", "told"),
+    [
+        (-0.125, 0.96875, [NOTHING]),
+        (-0.16, 1.0, []),
+        (-0.1, 0.9375, []),
+        (0.5, 1.5, [NOTHING]),
+    ],
+)
+def test_what_counts_as_forgetting(likely, right, told):
+    """One of likelihood and accuracy has to fall by a twentieth."""
+    after = GOOD | {"forget_log_probability": Value(likely), "forget_accuracy": Value(right, 0.25, 16)}
+    assert of_outcome(GOOD, after, moved=1.0) == told
+
+
+def test_a_twentieth_exactly_is_forgetting_and_without_a_measure_of_it_nothing_is_said():
+    before, after = {"forget_accuracy": Value(0.05)}, {"forget_accuracy": Value(0.0)}
+    assert of_outcome(before, after, moved=1.0) == []
+    assert of_outcome(before, {"forget_rouge_recall": Value(0.0)}, moved=1.0) == []
+    assert of_outcome({}, {"forget_accuracy": Value(1.0)}, moved=1.0) == []
+
+
+REMEDY = "Use a smaller rate, fewer steps, stop_at, or a larger retain_weight."
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "told"),
+    [
+        ("retain_log_probability", Value(-0.5), Value(-1.5), None),  # one nat exactly
+        ("retain_log_probability", Value(-0.5), Value(-1.51), "fell from -0.500 to -1.510."),
+        ("general_log_probability", Value(-0.5), Value(float("nan")), "fell from -0.500 to nan."),
+        ("general_accuracy", Value(0.75), Value(0.375), None),  # half of what was known
+        ("general_accuracy", Value(0.75), Value(0.37), "fell from 0.750 to 0.370."),
+        ("retain_accuracy", Value(0.75, 0.25, 8), Value(0.5, 0.25, 8), None),  # half of what was beyond chance
+        (
+            "retain_accuracy",
+            Value(0.75, 0.25, 8),
+            Value(0.375, 0.25, 8),
+            "fell from 0.750 (6 of 8) to 0.375 (3 of 8), where guessing gets 0.25.",
+        ),
+        ("retain_accuracy", Value(0.25, 0.25, 8), Value(0.0, 0.25, 8), None),  # nothing was known
+        ("retain_accuracy", Value(0.25, 0.5, 8), Value(0.25, 0.5, 8), None),
+        ("retain_rouge_recall", Value(1.0), Value(-9.0), None),
+        ("forget_accuracy", Value(1.0), Value(0.0), None),
+    ],
+)
+def test_what_counts_as_damage(name, before, after, told):
+    start = {"forget_log_probability": Value(0.0), name: before}
+    end = {"forget_log_probability": Value(-5.0), name: after}
+    sentence = f"The model is damaged beyond the forget set: {name} {told} {REMEDY}"
+    assert of_outcome(start, end, moved=1.0) == ([] if told is None else [sentence])

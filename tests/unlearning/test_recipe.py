@@ -1,5 +1,7 @@
 """Presets say what they are, and words of the last release say what they have become."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,3 +54,130 @@ def test_a_name_of_the_last_release_says_what_it_is_now(method, words, message):
 def test_the_margin_is_stored_only_where_it_counts():
     assert Recipe(objective="simnpo", gamma=0.2).resolved(10)["gamma"] == 0.2
     assert "gamma" not in Recipe(objective="npo", gamma=0.2).resolved(10)
+
+
+def test_every_default():
+    assert Recipe().model_dump() == {
+        "objective": "simnpo",
+        "retain_objective": "gd",
+        "combine": "sago",
+        "parameters": "full",
+        "forget_weight": 1.0,
+        "retain_weight": None,
+        "beta": None,
+        "gamma": 0.0,
+        "steering": 2.0,
+        "learning_rate": None,
+        "steps": 100,
+        "batch_size": 16,
+        "micro_batch_size": None,
+        "max_length": 512,
+        "train_blocks": None,
+        "lora_rank": 16,
+        "seed": 0,
+    }
+
+
+def test_every_preset():
+    assert {name: METHODS[name] for name in METHODS} == {
+        "blur": {"objective": "npo", "combine": "blur", "retain_weight": 1.0},
+        "pcgrad": {"objective": "simnpo", "combine": "pcgrad"},
+        "gru-core": {"objective": "npo", "combine": "pcgrad-global"},
+        "sago": {"objective": "simnpo", "combine": "sago"},
+        "graddiff": {"objective": "ga", "combine": "sum"},
+        "npo": {"objective": "npo", "combine": "sum"},
+        "simnpo": {"objective": "simnpo", "combine": "sum"},
+        "rmu": {"objective": "rmu", "combine": "sum"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta", "retain_weight"),
+    [("ga", math.nan, 1.0), ("npo", 0.1, 0.1), ("simnpo", 2.5, 0.1), ("rmu", math.nan, 1.0)],
+)
+def test_what_an_objective_fills_in(objective, beta, retain_weight):
+    words = Recipe(objective=objective)
+    assert words.resolved_beta == pytest.approx(beta, nan_ok=True, abs=0)
+    assert words.resolved_retain_weight == retain_weight
+    given = Recipe(objective=objective, beta=0.5, retain_weight=0.0)
+    assert (given.resolved_beta, given.resolved_retain_weight) == (0.5, 0.0)
+
+
+COMMON = {
+    *("combine", "parameters", "forget_weight", "retain_weight", "learning_rate", "steps", "batch_size"),
+    *("micro_batch_size", "max_length", "seed", "objective"),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        ({"objective": "ga"}, {"retain_objective", "train_blocks"}),
+        ({"objective": "npo"}, {"retain_objective", "train_blocks", "beta"}),
+        ({"objective": "simnpo"}, {"retain_objective", "train_blocks", "beta", "gamma"}),
+        ({"objective": "rmu"}, {"train_blocks", "steering"}),
+        ({"objective": "npo", "parameters": "lora"}, {"retain_objective", "lora_rank", "beta"}),
+    ],
+)
+def test_the_settings_that_count(words, own):
+    chosen = Recipe(**words)
+    assert chosen.used() == COMMON | own
+    # What is not given and has no value of its own is left out.
+    assert set(chosen.resolved(10)) == (COMMON | own) - {"micro_batch_size", "train_blocks"}
+
+
+def test_the_settings_with_their_values():
+    assert Recipe(objective="npo", train_blocks=3, micro_batch_size=2).resolved(10) == {
+        "objective": "npo",
+        "retain_objective": "gd",
+        "combine": "sago",
+        "parameters": "full",
+        "forget_weight": 1.0,
+        "retain_weight": 0.1,
+        "beta": 0.1,
+        "learning_rate": 1e-3,
+        "steps": 100,
+        "batch_size": 16,
+        "micro_batch_size": 2,
+        "max_length": 512,
+        "train_blocks": 3,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "rate"),
+    [
+        ({}, 50_000_000, 1e-3),
+        ({}, 50_000_001, 5e-5),
+        ({}, 1_000_000_000, 5e-5),
+        ({}, 1_000_000_001, 1e-5),
+        ({"parameters": "lora"}, 1_000_000_001, 2e-4),
+        ({"parameters": "lora", "learning_rate": 0.5}, 7, 0.5),
+    ],
+)
+def test_the_learning_rate_goes_by_what_is_trained(words, trained, rate):
+    assert Recipe(**words).resolved_learning_rate(trained) == rate
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "below"),
+    [
+        ("forget_weight", 0.0, -1e-9),
+        ("retain_weight", 0.0, -1e-9),
+        ("beta", 1e-9, 0.0),
+        ("steering", 1e-9, 0.0),
+        ("learning_rate", 1e-9, 0.0),
+        ("steps", 1, 0),
+        ("batch_size", 1, 0),
+        ("micro_batch_size", 1, 0),
+        ("max_length", 2, 1),
+        ("train_blocks", 1, 0),
+        ("lora_rank", 1, 0),
+        ("seed", 0, -1),
+    ],
+)
+def test_the_limits_of_every_setting(name, least, below):
+    assert getattr(recipe(**{name: least}), name) == least
+    with pytest.raises(BadInput, match=f"'{name}' should be"):
+        recipe(**{name: below})

@@ -1,6 +1,7 @@
 """The job end to end on a model of a few thousand parameters: what it writes, what resumes, what it refuses."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -77,7 +78,16 @@ def test_forgets_the_one_and_keeps_the_other(taught, files):
 
 def test_the_folder_is_the_model_that_was_trained(taught, files):
     model = load(taught, device="cpu")
-    done = unlearn(model, forget=FORGET, retain=RETAIN, steps=5, learning_rate=1e-3, batch_size=4, out=files / "done")
+    done = unlearn(
+        model,
+        forget=FORGET,
+        retain=RETAIN,
+        steps=6,
+        learning_rate=1e-3,
+        batch_size=4,
+        evaluate_every=4,
+        out=files / "done",
+    )
     again = load(files / "done", device="cpu")
     examples = encode(again, SIDES.records["forget"])
     ours, _ = log_likelihoods(done.model, examples)
@@ -88,8 +98,24 @@ def test_the_folder_is_the_model_that_was_trained(taught, files):
     assert "state.safetensors" not in names
     card = (files / "done" / "README.md").read_text()
     assert card.startswith("---\nbase_model:") and "| forget_accuracy | lower |" in card
-    steps = [json.loads(line)["step"] for line in (files / "done" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4, 5]
+    log = [json.loads(line) for line in (files / "done" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    assert ["block.1/conflict" in row for row in log] == [True, False, False, False, False, True]
+    assert [row["step"] for row in done.path] == [0, 4, 6]
+    along = {f"{side}_{what}" for side in ("forget", "retain") for what in ("log_probability", "accuracy")}
+    recalls = {"forget_rouge_recall", "retain_rouge_recall"}
+    assert [set(row) for row in done.path] == [{"step"} | along | recalls, {"step"} | along, {"step"} | along]
+    assert set(done.before) == set(done.after) == along | recalls
+    for row, measured in ((done.path[0], done.before), (done.path[-1], done.after)):
+        assert all(row[name] == measured[name].value for name in row if name != "step")
+    assert [(each.side, each.wanted) for each in done.answers] == [
+        (side, colour) for side in ("forget", "retain") for colour in COLOURS[:3]
+    ]
+    assert all(each.before == each.wanted for each in done.answers)
+    assert (done.steps, done.stopped, done.folder) == (6, "all 6 steps were made", files / "done")
+    assert done.names == {"model": model.name, "forget": "4 records", "retain": "4 records"}
+    assert 0 <= done.gap < 1e-5 and done.source == model.source and done.notes == SIDES.notes()
+    assert done.recipe["steps"] == 6 and done.resolved == Recipe(steps=6, learning_rate=1e-3, batch_size=4).resolved(9)
     page = (files / "done" / "report.html").read_text(encoding="utf-8")
     accuracy, kept = done.after["retain_accuracy"].value, done.after["retain_log_probability"].value
     assert (
@@ -144,7 +170,9 @@ def test_stops_at_the_level_and_says_so(taught, files):
     )
     assert done.steps < 200 and done.steps % 2 == 0
     last = done.path[-1]
-    assert done.stopped.startswith(f"forget_log_probability was down to {last['forget_log_probability']:.3f}")
+    level = last["forget_log_probability"]
+    assert done.stopped == f"forget_log_probability was down to {level:.3f} at step {done.steps}"
+    assert math.isnan(done.gap) and last["step"] == done.steps
     assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
 
 

@@ -77,6 +77,44 @@ def test_lip_naive_is_the_product_of_norms():
     assert found.item() == pytest.approx(0 - 0.25 * math.sqrt(2) * 2 * 1, rel=1e-6)
 
 
+def test_the_search_is_that_of_the_paper_unless_told_otherwise():
+    assert Search() == bounds.PUBLISHED == Search(300, 0.5, 0.1, 0.98, 20, torch.float32)
+    assert bounds.Relaxation({}, {}).steps == 0
+
+
+@pytest.mark.parametrize(("iterations", "patience", "steps"), [(50, 0, 2), (50, 3, 5), (4, 3, 4), (1, 9, 1)])
+def test_the_search_ends_when_no_bound_gets_better(iterations, patience, steps):
+    """Nothing moves at rates of 0: the first iteration is the best, and patience is spent on the others."""
+    network, x, radius = random_network(1), torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    known = enclosures(network, x, radius, geometry(network), boxes="reach")
+    still = Search(iterations, 0.0, 0.0, 0.98, patience, torch.float64)
+    found, relaxation = optimize(network, x, radius, specifications(torch.tensor([0, 1]), 3), known, search=still)
+    assert relaxation.steps == steps and found.isfinite().all()
+    assert set(relaxation.slopes) == set(relaxation.multipliers) == set(known)
+
+
+def test_lip_naive_needs_weights_at_the_end():
+    builder = Builder((2,))
+    network = builder.build(builder.relu(builder.linear(0, torch.eye(2), None)), "bent", merge=False)
+    x, radius = torch.ones(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    with pytest.raises(BadInput, match=r"^bent does not end with an affine layer, which LipNaive needs\.$"):
+        bounds.lip_naive(network, x, radius, torch.ones(1, 2, dtype=torch.float64), geometry(network))
+
+
+def test_a_narrow_first_layer_is_the_same_problem_with_fewer_inputs():
+    wide = random_network(2, (9, 4, 3))
+    x = torch.randn(2, 9, generator=generator(0), dtype=torch.float64)
+    small, at = bounds.narrowed(wide, x)
+    assert small.sizes == (4, 4, 4, 3) and at.shape == (2, 4)
+    assert_close(small(at), wide(x))
+    away = torch.randn(2, 9, generator=generator(1), dtype=torch.float64)
+    moved = bounds.narrowed(wide, x + away)[1]
+    assert_close(small(moved), wide(x + away)) and ((moved - at).norm(dim=1) <= away.norm(dim=1) + 1e-12).all()
+    for network in (random_network(2, (4, 4, 3)), random_network(2, (3, 4, 3))):
+        same, flat = bounds.narrowed(network, x := torch.ones(1, network.sizes[0], dtype=torch.float64))
+        assert same is network and torch.equal(flat, x)
+
+
 networks = st.tuples(
     st.integers(0, 2**31), st.lists(st.integers(1, 6), min_size=2, max_size=4), st.sampled_from([0.3, 1.0, 3.0])
 )

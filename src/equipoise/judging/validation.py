@@ -170,7 +170,7 @@ def published_orders(pairs: Sequence[Pair], *, seed: int = 42, shuffled: bool) -
     """
     column = np.array([0 if pair.chosen_first else 1 for pair in pairs], dtype=np.int64)
     exchanged = np.random.default_rng(seed).random(len(pairs)) < 0.5
-    return np.where(exchanged, 1 - column, column) if shuffled else column
+    return column ^ exchanged if shuffled else column
 
 
 # --- position and power ---------------------------------------------------------------------------------------------
