@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
-from equipoise.verification import bounds
+from equipoise.verification import bounds, sdp_crown
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Search, geometry
 from equipoise.verification.certificate import certified_margins, specifications
@@ -79,16 +79,18 @@ def test_lip_naive_is_the_product_of_norms():
 
 def test_the_search_is_that_of_the_paper_unless_told_otherwise():
     assert Search() == bounds.PUBLISHED == Search(300, 0.5, 0.1, 0.98, 20, torch.float32)
-    assert bounds.Relaxation({}, {}).steps == 0
+    assert sdp_crown.Relaxation({}, {}).steps == 0
 
 
 @pytest.mark.parametrize(("iterations", "patience", "steps"), [(50, 0, 2), (50, 3, 5), (4, 3, 4), (1, 9, 1)])
 def test_the_search_ends_when_no_bound_gets_better(iterations, patience, steps):
     """Nothing moves at rates of 0: the first iteration is the best, and patience is spent on the others."""
     network, x, radius = random_network(1), torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    known = enclosures(network, x, radius, geometry(network), boxes="reach")
+    known = bounds.enclosures(network, x, radius, geometry(network), boxes="reach")
     still = Search(iterations, 0.0, 0.0, 0.98, patience, torch.float64)
-    found, relaxation = optimize(network, x, radius, specifications(torch.tensor([0, 1]), 3), known, search=still)
+    found, relaxation = sdp_crown.optimize(
+        network, x, radius, specifications(torch.tensor([0, 1]), 3), known, search=still
+    )
     assert relaxation.steps == steps and found.isfinite().all()
     assert set(relaxation.slopes) == set(relaxation.multipliers) == set(known)
 

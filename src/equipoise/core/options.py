@@ -100,7 +100,7 @@ class Options:
             return ... if default is inspect.Parameter.empty else default
         assert self.rest is not None
         field = self.rest.model_fields[name]
-        return ... if field.is_required() else field.default
+        return ... if field.is_required() else field.get_default(call_default_factory=True)
 
     def read(self, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
         """The values of all parameters, `given` over the defaults; of `rest` only what is given. text: strings as typed.

@@ -115,7 +115,7 @@ class Conflicts:
         for index, each in enumerate(zip(forget, retain, combined, strict=True)):
             there = [tensor for tensor in each if tensor is not None]
             if there:
-                dtype, nothing = work_dtype(*there), torch.zeros_like(next(iter(there)))
+                dtype, nothing = work_dtype(*there), torch.zeros_like(there[0])
                 f, r, g = (nothing if tensor is None else tensor for tensor in each)
                 self(index, f.flatten().to(dtype), r.flatten().to(dtype), g.flatten().to(dtype))
 

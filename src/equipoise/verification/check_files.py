@@ -164,7 +164,7 @@ def _described(text: Any, tensors: Mapping[str, list[int]]):
     if not isinstance(text["layers"], list) or not text["layers"]:
         raise Refused("its layers are no list with one at least")
     sizes, padded, layers, parameters = [math.prod(shape)], [0], [], {}
-    total, taps = sum(sizes), 0
+    total, taps = sizes[0], 0
     for place, row in enumerate(text["layers"]):
         where = f"layer {place}"
         kind = _word(row.get("kind")) if isinstance(row, dict) else ""
