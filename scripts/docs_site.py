@@ -7,6 +7,7 @@ to the file's page of the reference here. The build fails when a public name has
 
 import ast
 import html
+import importlib
 import json
 import posixpath
 import re
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 VERDICTS = SOURCE / "studies" / "verdicts.json"
 FORMULAS = "## Formulas"  # the section of a system's page that the gallery collects
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SOURCE_LINK = re.compile(r"\]\((?:\.\./)+src/equipoise/([\w/]+)\.py\)")
 
 
@@ -51,15 +53,13 @@ class Module:
     @property
     def page(self) -> str:
         """Its page in the reference, as a path within docs."""
-        parts = self.name.split(".")[1:]
-        return "/".join(["reference", *parts, "index.md"] if self.is_package else ["reference", *parts]) + (
-            "" if self.is_package else ".md"
-        )
+        path = "/".join(["reference", *self.name.split(".")[1:]])
+        return f"{path}/index.md" if self.is_package else f"{path}.md"
 
     @property
     def defined(self) -> dict[str, ast.AST]:
         """Public functions and classes that stand in it, by name; of overloads the last, which has the body."""
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        kinds = (*FUNCTIONS, ast.ClassDef)
         return {node.name: node for node in self.tree.body if isinstance(node, kinds) and node.name[0] != "_"}
 
     @property
@@ -101,7 +101,7 @@ def undocumented(known: Mapping[str, Module]) -> list[str]:
             full = f"{module.name}.{name}"
             left += [full] * (not summary(node))
             if full in front and isinstance(node, ast.ClassDef):
-                methods = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_")
+                methods = (each for each in node.body if isinstance(each, FUNCTIONS) and each.name[0] != "_")
                 left += [f"{full}.{each.name}" for each in methods if not summary(each)]
     return left
 
@@ -129,15 +129,15 @@ def _package_page(package: Module, known: Mapping[str, Module]) -> str:
     here = posixpath.dirname(package.page)
     rows = []
     for name, home in sorted(package.offered.items()):
-        module = known.get(f"{home}.{name}") or known.get(home)  # a package's front name may itself be a package
-        if module is None or name.startswith("_"):
+        if below := known.get(f"{home}.{name}"):  # a package or a module under its own name
+            link, text = posixpath.relpath(below.page, here), summary(below.tree)
+        elif home in known and not name.startswith("_"):
+            node = known[home].defined.get(name)
+            link = f"{posixpath.relpath(known[home].page, here)}#{home}.{name}"
+            text = "A constant." if node is None else summary(node)
+        else:
             continue
-        node = (
-            module.tree if module.name.endswith(f".{name}") and name not in module.defined else module.defined.get(name)
-        )
-        anchor = f"#{module.name}" + ("" if node is module.tree else f".{name}")
-        link = posixpath.relpath(module.page, here) + ("" if module.is_package else anchor)
-        rows.append(f"| [`{name}`]({link}) | {_cell(summary(node) if node is not None else 'A constant.')} |")
+        rows.append(f"| [`{name}`]({link}) | {_cell(text)} |")
     if rows:
         lines += [
             f"## What `from {package.name} import ...` offers",
@@ -191,11 +191,13 @@ def methods_of(page: str) -> list[Method]:
     return [Method(row[0].strip("`"), *row[1:]) for row in cells if row[0].startswith("`")]
 
 
-def registries() -> Iterator[Registry[Any]]:
+def registries(known: Mapping[str, Module]) -> Iterator[Registry[Any]]:
     """The registries of the package: what can be chosen by name."""
-    from equipoise.unlearning import recipe
-
-    yield from (each for each in vars(recipe).values() if isinstance(each, Registry))
+    for module in known.values():
+        for node in module.tree.body:
+            target = node.target if isinstance(node, ast.AnnAssign) else None
+            if isinstance(target, ast.Name) and "Registry[" in ast.unparse(node):
+                yield getattr(importlib.import_module(module.name), target.id)
 
 
 def gallery(docs: Path = DOCS) -> str:
