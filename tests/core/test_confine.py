@@ -17,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 
 from equipoise.core import confine
+from equipoise.core.errors import WorkFailed
+from equipoise.core.sandbox import Limits, isolation, python, run
 
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 HEADERS = {
@@ -544,3 +546,39 @@ def test_what_the_caller_ignores_or_blocks_does_not_reach_the_command(tmp_path, 
     numbers = ("SIGINT", "SIGPIPE", "SIGTERM", "SIGHUP", "SIGQUIT")
     once = [(getattr(signal, name), signal.SIG_DFL) for name in numbers]
     assert seen == [send, (signal.SIG_SETMASK, []), *once] * 2
+
+
+LOOK = """
+import json, os, resource
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+limits = {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in ("CPU", "NOFILE", "CORE", "NPROC")}
+print(json.dumps({
+    "status": {name: status[name].strip() for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk")},
+    "limits": limits, "open": sorted(os.listdir("/proc/self/fd")), "user": os.getuid(), "cwd": os.getcwd(),
+    "leads": os.getsid(0) == os.getpid(), "parent": os.getppid(),
+    "processes": sorted(filter(str.isdigit, os.listdir("/proc"))),
+}))
+"""
+
+
+@pytest.mark.skipif(not isolation().available, reason=f"no isolation here: {isolation().reason}")
+def test_the_whole_way(tmp_path):
+    """What needs a kernel, as the sandbox runs it: in a process of its own, which no fake of this one reaches."""
+    assert confine.landlock_version() >= 0
+    finished = python(LOOK, folder=tmp_path, limits=Limits(cpu_seconds=3, open_files=20, processes=7))
+    assert (finished.ended, finished.returncode, finished.stderr) == ("exit", 0, "")
+    found = json.loads(finished.stdout)
+    none = "0" * 16
+    status = found["status"]
+    assert (status["CapEff"], status["CapBnd"], status["NoNewPrivs"], status["Seccomp"]) == (none, none, "1", "2")
+    assert int(status["SigBlk"], 16) == 0 and int(status["SigIgn"], 16) & 1 << signal.SIGTERM - 1 == 0
+    assert found["limits"] == {"CPU": [3, 4], "NOFILE": [20, 20], "CORE": [1, 1], "NPROC": [7, 7]}
+    assert found["open"] == ["0", "1", "2", "3"]  # the last one lists them
+    assert found["user"] == (os.geteuid() or 65534) and found["cwd"] == str(tmp_path) and found["leads"]
+    assert found["parent"] == 1 and len(found["processes"]) == 2
+    assert python("raise SystemExit(3)").returncode == 3
+    with pytest.raises(WorkFailed, match="embedded null byte"):
+        run(["/bin/echo", "a\0b"])
+    with pytest.raises(WorkFailed, match="No such file or directory"):
+        run(["none-such"], unsafe=True)
+    assert run(["/bin/sh", "-c", "exit $X"], environment={"X": "4"}, unsafe=True).returncode == 4

@@ -548,3 +548,39 @@ def test_what_has_no_report_met_the_clock_or_failed(reported):
 def test_the_limits_that_hold_unless_others_are_given():
     assert Limits() == Limits(10.0, 10, 2**31, 2**26, 32, 256, 2**20)
     assert Isolation(True, 7, "").lacking == ()
+
+
+NO_PROC = "a /proc of its own, so memory is limited for each process alone, not together"
+NO_LANDLOCK = "Landlock (Linux 5.13), so pipes in readable places can be written"
+
+
+@pytest.mark.parametrize(
+    ("trial", "landlock", "found"),
+    [
+        ((0, "True\n", ""), 7, Isolation(True, 7, "", ())),
+        ((0, "False\n", ""), 7, Isolation(True, 7, "", (NO_PROC,))),
+        ((0, "False\n", ""), 0, Isolation(True, 0, "", (NO_PROC, NO_LANDLOCK))),
+        ((3, "True\n", "x" * 201), 1, Isolation(False, 1, f"a trial ended with 3: {'x' * 200} told", ())),
+        ((-9, "", "yx" * 100), 1, Isolation(False, 1, f"a trial ended with -9: {'yx' * 100} told", ())),
+        (WorkFailed("no."), 1, Isolation(False, 1, "no. told", ())),
+        (OSError(1, "never"), 0, Isolation(False, 0, "[Errno 1] never told", (NO_LANDLOCK,))),
+    ],
+)
+def test_what_a_trial_shows(monkeypatch, trial, landlock, found):
+    asked = []
+
+    def tried(command, base, folder, stdin, readable, environment, limits, isolate):
+        asked.append((command[1:3], folder == base / "work", stdin, readable, environment, limits, isolate))
+        if isinstance(trial, Exception):
+            raise trial
+        code, out, error = trial
+        return sandbox.Finished(code, "exit" if code >= 0 else "signal", out, error, False, 0.1)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sandbox, "_run", tried)
+    monkeypatch.setattr(sandbox, "_forbidding", lambda: " told")
+    monkeypatch.setattr(confine, "landlock_version", lambda: landlock)
+    assert isolation.__wrapped__() == found
+    assert asked == [(["-I", "-S"], True, b"", (), {}, Limits(), True)]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert isolation.__wrapped__() == Isolation(False, 0, "darwin has no namespaces")

@@ -345,7 +345,10 @@ def test_rows_come_with_their_place_and_number(tmp_path):
     array = tmp_path / "F.JSON"
     array.write_text('[{"a": 1},\n{"a": 2}]\n')
     assert list(read_rows(array)) == [(f"{array}: item 1", 1, {"a": 1}), (f"{array}: item 2", 2, {"a": 2})]
-    for name in ("f.csv", "F.CSV"):
+    misleading = tmp_path / "f.csv.jsonl"
+    misleading.write_text('{"a": 1}\n')
+    assert list(read_rows(misleading)) == [(f"{misleading}:1", 1, {"a": 1})]
+    for name in ("f.csv", "F.CSV", "f.Csv"):
         cells = tmp_path / name
         cells.write_text('a,b\n1,"x\ny"\n\n2,z\n')
         assert list(read_rows(cells)) == [

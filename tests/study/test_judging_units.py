@@ -305,3 +305,16 @@ def test_effects_carry_their_test():
     assert [effect.test for effect in verdicts[1].effects] == [parts[3]]
     assert isinstance(parts[3], Matched)
     assert [effect.test for effect in verdicts[2].effects] == [parts[4]]
+
+
+@pytest.mark.parametrize("scale", [1e6, 1.0, 1e-6])
+@pytest.mark.parametrize(("spread", "saturated"), [(1e-12, True), (1e-6, False)])
+def test_differences_of_rounding_go_by_the_size_of_what_is_compared(scale, spread, saturated):
+    """Of a statistic over the path, seeds alone: what differs by the last digits is no variation, at any scale."""
+    test = statistic(lambda x: float(x[0]), **PAIR, outcomes=("accuracy",), over="path", units=("seed",))
+    book = Book(study(test, seeds=10))
+    for seed in range(10):
+        book.measure("pcgrad", seed, "accuracy", 2 * scale * (1 + spread * seed), at={"step": 1})
+        book.measure("pcgrad-global", seed, "accuracy", scale, at={"step": 1})
+    verdict = first(book)
+    assert verdict.state == ("undecided" if saturated else "supported") and ("saturated" in verdict.reason) is saturated
