@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from chat_models import untaught
 from equipoise.core.errors import BadInput
-from equipoise.language.adapters import attach, detach, export, merge
-from equipoise.language.model import load
+from equipoise.language.adapters import attach, attach_saved, detach, export, merge
+from equipoise.language.model import Origin, load
 
 TARGETS = ["all-linear", ["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]]
 IDS = torch.tensor([[1, 40, 50, 60, 70]])
@@ -143,3 +145,87 @@ def test_an_adapter_names_what_was_loaded_and_not_what_is_called_so(fresh, tmp_p
     export(attach(replace(loaded, name="another"), seed=0), "adapter")
     stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert stated["base_model_name_or_path"] == str(tmp_path / "mine") and stated["revision"] == "abc"
+
+
+def test_what_peft_is_asked_for(fresh):
+    """Rank 8 and alpha 16 on all linear maps but the output matrix unless it is said otherwise; no biases, no dropout."""
+    adapted = attach(fresh, seed=0)
+    config = adapted.model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias, config.task_type) == (
+        8,
+        16.0,
+        0.0,
+        "none",
+        "CAUSAL_LM",
+    )
+    names = {
+        name.rpartition(".lora_A")[0].rpartition(".")[2]
+        for name, p in adapted.model.named_parameters()
+        if p.requires_grad
+    }
+    assert names - {""} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert (config.base_model_name_or_path, config.revision) == (None, None)
+    plain = detach(adapted)
+    other = attach(replace(plain, origin=Origin("owner/name", "abc")), 2, 3.0, "q_proj", seed=0, dropout=0.5)
+    config = other.model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 3.0, 0.5)
+    assert (config.base_model_name_or_path, config.revision) == ("owner/name", "abc")
+    assert {
+        name.split(".lora")[0].rpartition(".")[2] for name, p in other.model.named_parameters() if p.requires_grad
+    } == {"q_proj"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rank": 0}, "rank 0, alpha 16.0, dropout 0.0"),
+        ({"alpha": 0}, "rank 8, alpha 0, dropout 0.0"),
+        ({"alpha": float("nan")}, "rank 8, alpha nan, dropout 0.0"),
+        ({"dropout": -0.1}, "rank 8, alpha 16.0, dropout -0.1"),
+        ({"dropout": 1.0}, "rank 8, alpha 16.0, dropout 1.0"),
+    ],
+)
+def test_sizes_of_an_adapter(fresh, options, told):
+    with pytest.raises(BadInput) as caught:
+        attach(fresh, seed=0, **options)
+    assert str(caught.value) == f"{told}: need rank >= 1, alpha > 0 and dropout in [0, 1)."
+    assert not hasattr(fresh.model, "peft_config")
+
+
+def test_names_of_modules_to_adapt(fresh):
+    """A whole name, or the last parts of one; not a part of a word. What is near is a module without others in it."""
+    for good in ("q_proj", "self_attn.q_proj", "lm_head"):
+        detach(attach(fresh, rank=1, targets=[good], seed=0))
+    for wrong in ("proj", "attn.q_proj", "q_proj."):
+        with pytest.raises(BadInput, match=f"no module '{re.escape(wrong)}' to adapt"):
+            attach(fresh, targets=["q_proj", wrong], seed=0)
+
+
+def test_sentences_of_adapters(fresh, tmp_path):
+    for wrong, sentence in (
+        (lambda: detach(fresh), "tiny has no adapter: attach one first."),
+        (lambda: merge(fresh), "tiny has no adapter: attach one first."),
+        (lambda: export(fresh, tmp_path), "tiny has no adapter: attach one first."),
+        (
+            lambda: export(attach(fresh, seed=0), tmp_path),
+            "An adapter of tiny names no base model that could be loaded, since it was made in memory: save it to a "
+            "folder and load that, or train the weights themselves (parameters 'full').",
+        ),
+    ):
+        with pytest.raises(BadInput) as caught:
+            wrong()
+        assert str(caught.value) == sentence
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["q_proj"]}')
+    with pytest.raises(BadInput, match=rf"The adapter {tmp_path} does not fit small: [^\n]+$"):
+        attach_saved(replace(untaught(5), name="small"), tmp_path)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_an_untied_head_is_trained_where_the_embeddings_are(fresh, trainable):
+    fresh.model.get_input_embeddings().weight.requires_grad_(trainable)
+    adapted = trained(fresh, ["lm_head"])
+    merged = merge(adapted)
+    head, embedding = merged.model.get_output_embeddings().weight, merged.model.get_input_embeddings().weight
+    assert head is not embedding and head.requires_grad is embedding.requires_grad is trainable
+    assert merged.model.config.tie_word_embeddings is False and merged.model.all_tied_weights_keys == {}

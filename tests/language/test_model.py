@@ -1,13 +1,19 @@
+import copy as copying
 import datetime
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Record
+from equipoise.language import catalog
+from equipoise.language import model as loading
 from equipoise.language.adapters import attach, export
 from equipoise.language.encode import encode
 from equipoise.language.model import LanguageModel, Origin, load, wrap
@@ -251,3 +257,421 @@ def test_a_gpu_that_is_not_there_is_counted_from_0(asked, folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if ":" in asked else 0)
     with pytest.raises(BadInput, match=f"Device '{asked}' was asked for, but there are [02], counted from 0"):
         load(folder, device=asked)
+
+
+def bare(**changes):
+    """A LanguageModel of made-up parts; its tokenizer knows ten tokens and its model has eight."""
+    generation = SimpleNamespace(eos_token_id=None, pad_token_id=None, bos_token_id=None)
+    config = SimpleNamespace(pad_token_id=None)
+    config.get_text_config = lambda: config
+    model = SimpleNamespace(
+        config=config,
+        generation_config=generation,
+        get_input_embeddings=lambda: SimpleNamespace(weight=torch.zeros(8, 1)),
+    )
+
+    class Tokenizer:
+        pad_token_id = unk_token_id = eos_token_id = bos_token_id = chat_template = None
+
+        def __len__(self):
+            return 10
+
+        def convert_ids_to_tokens(self, identity):
+            self.pad_token_id = identity
+            return f"<{identity}>"
+
+    tokenizer = Tokenizer()
+    for name, value in changes.items():
+        owner = {"pad": tokenizer, "unk": tokenizer, "eos": tokenizer, "bos": tokenizer, "configured": config}[name]
+        setattr(owner, "pad_token_id" if name == "configured" else f"{name}_token_id", value)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    ("changes", "pad"),
+    [
+        ({"pad": 0, "configured": 3}, 0),
+        ({"pad": 7, "eos": 2}, 7),
+        ({"pad": 8, "configured": 3, "eos": 2}, 3),  # one that the model has no embedding for
+        ({"pad": -1, "unk": 4, "eos": 2}, 4),
+        ({"configured": 8, "unk": 9, "eos": 7}, 7),
+        ({"configured": 0, "unk": 4}, 0),
+        ({"eos": 2}, 2),
+    ],
+)
+def test_what_pads(changes, pad):
+    model, tokenizer = bare(**changes)
+    found = LanguageModel(model, tokenizer, "m", "s")
+    assert found.pad_id == model.generation_config.pad_token_id == model.config.pad_token_id == pad
+    assert getattr(tokenizer, "pad_token", None) == (None if pad == changes.get("pad") else f"<{pad}>")
+
+
+def test_nothing_that_could_pad():
+    with pytest.raises(BadInput) as caught:
+        LanguageModel(*bare(pad=9, eos=8), "m", "s")
+    assert str(caught.value) == (
+        "m: its tokenizer has no padding, unknown or end token that the model has an embedding for (8 tokens); set "
+        "tokenizer.pad_token and save."
+    )
+
+
+@pytest.mark.parametrize(
+    ("stated", "own", "settled", "ends"),
+    [
+        (None, None, None, set()),
+        (None, 2, 2, {2}),
+        (2, 2, 2, {2}),
+        (5, 2, [5, 2], {5, 2}),
+        ([5, 2], 2, [5, 2], {5, 2}),
+        ([5], None, 5, {5}),
+        ([5, 6], 0, [5, 6, 0], {5, 6, 0}),
+        (0, None, 0, {0}),
+    ],
+)
+def test_what_ends(stated, own, settled, ends):
+    model, tokenizer = bare(pad=1, eos=own, bos=4)
+    model.generation_config.eos_token_id = stated
+    found = LanguageModel(model, tokenizer, "m", "s")
+    assert model.generation_config.eos_token_id == settled and found.end_ids == ends
+    assert model.generation_config.bos_token_id == 4
+    model.generation_config.bos_token_id = 6
+    LanguageModel(model, tokenizer, "m", "s")
+    assert model.generation_config.bos_token_id == 6
+    assert (found.chat_template, found.date, found.origin) == ("auto", datetime.date(2024, 7, 26), None)
+    assert not found.uses_chat_template
+    assert Origin("a") == Origin("a", None, False)
+
+
+def test_the_context_is_what_the_configuration_says():
+    model, tokenizer = bare(pad=1)
+    found = LanguageModel(model, tokenizer, "m", "s")
+    assert found.context == 2_147_483_648
+    for stated, context in ((1, 1), (77, 77), (0, 2**31), (-1, 2**31), (None, 2**31)):
+        model.config.max_position_embeddings = stated
+        assert found.context == context
+    assert found.vocabulary == 8 and found.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "asked", "found"),
+    [
+        (False, False, "auto", "cpu"),
+        (False, True, "auto", "mps"),
+        (True, True, "auto", "cuda"),
+        (True, False, "cuda:1", "cuda:1"),
+        (True, False, "cpu", "cpu"),
+        (False, False, "meta", "meta"),
+        (True, False, "cuda:2", "Device 'cuda:2' was asked for, but there are 2, counted from 0."),
+        (False, True, "cuda", "Device 'cuda' was asked for, but this machine's torch has none: use --device cpu."),
+        (True, False, "mps", "Device 'mps' was asked for, but this machine's torch has none: use --device cpu."),
+        (True, True, "gpu", "Device 'gpu' is unknown. Did you mean 'cpu'?"),
+    ],
+)
+def test_devices(monkeypatch, cuda, mps, asked, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    if len(found) < 8:
+        assert loading._device(asked) == torch.device(found)
+        return
+    with pytest.raises(BadInput) as caught:
+        loading._device(asked)
+    assert str(caught.value) == found
+
+
+def test_number_types():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [loading._dtype("auto", place) for place in (cpu, cuda, torch.device("mps"))] == [
+        torch.float32,
+        "auto",
+        torch.float32,
+    ]
+    for name in ("float32", "bfloat16", "float16", "float64"):
+        assert loading._dtype(name, cuda) == loading._dtype(getattr(torch, name), cpu) == getattr(torch, name)
+    with pytest.raises(BadInput, match=r"Number type 'float8' is unknown\. Did you mean 'float\d\d'"):
+        loading._dtype("float8", cpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        *(
+            (
+                name,
+                f"No model is called {name!r}, and there is no such folder. Known: smollm2, tiny. A model of the hub "
+                "is written owner/name.",
+            )
+            for name in ("gpt2", "owner/")
+        ),
+        ("a/b/c", "a/b/c does not exist. . exists. Known names: smollm2, tiny."),
+        ("./x/y", "x/y does not exist. . exists. Known names: smollm2, tiny."),
+        ("~x", "~x does not exist. Known: file, good. Known names: smollm2, tiny."),
+        ("a\\b", "a\\b does not exist. Known: file, good. Known names: smollm2, tiny."),
+        ("x.gguf", "x.gguf does not exist. Known: file, good. Known names: smollm2, tiny."),
+        ("good/models", ""),
+        ("file/x/y", "file/x/y does not exist. file exists. Known names: smollm2, tiny."),
+        ("good/tiny.gguf", "good/tiny.gguf does not exist. good exists. Known names: smollm2, tiny."),
+    ],
+)
+def test_names_that_are_neither_here_nor_on_a_hub(tmp_path, monkeypatch, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "file").write_text("x")
+    if sentence == "":
+        loading._check_hub_name(name, Path(name), ("tiny", "smollm2"))
+        return
+    with pytest.raises(BadInput) as caught:
+        loading._check_hub_name(name, Path(name), ("tiny", "smollm2"))
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("one\n two\t three\n\nrest", "one two three"),
+        ("", "ValueError"),
+        ("\n\nrest", "ValueError"),
+        ("x" * 300, "x" * 300),
+        ("x" * 301, "x" * 297 + "..."),
+    ],
+)
+def test_the_first_sentence_of_an_error(text, told):
+    assert loading._first_sentence(ValueError(text)) == told
+
+
+def test_what_may_help(monkeypatch):
+    own = "It brings its own code: pass trust_remote_code=True only if you have read it."
+    assert loading._remedy("a/b", ValueError("needs trust_remote_code")) == f" {own}"
+    assert (
+        loading._remedy(Path("a"), ValueError("x"))
+        == " The folder may be incomplete: write it again with save_pretrained."
+    )
+    for offline, told in (
+        ("", ""),
+        ("1", " HF_HUB_OFFLINE is set, so only models already in the hub's cache are found."),
+    ):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        assert loading._remedy("a/b", ValueError("x")) == (
+            f" Check the id, and that the hub can be reached.{told} 'smollm2' and a folder need no hub."
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (1, "use a smaller model or shorter texts"),
+        (2, "try a batch size of 1"),
+        (3, "try a batch size of 1"),
+        (32, "try a batch size of 16"),
+    ],
+)
+def test_the_next_batch_size_is_half(size, told):
+    with pytest.raises(WorkFailed) as caught, loading.memory_advice(size):
+        raise MemoryError
+    assert str(caught.value) == f"Out of memory at batch size {size}: {told}."
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    def told():
+        with pytest.raises(BadInput) as caught:
+            loading._check_folder(tmp_path)
+        return str(caught.value)
+
+    no_config = (
+        f"{tmp_path} holds no config.json, so it is no model folder. Give the folder that save_pretrained wrote, or a "
+        ".gguf file."
+    )
+    assert told() == no_config
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / name).write_text("x")
+    assert told() == f"{no_config} Did you mean {tmp_path / 'a.gguf'}?"
+    for name in ("z", "y", "x"):
+        (tmp_path / name).mkdir()
+        if name != "x":
+            (tmp_path / name / "config.json").write_text("{}")
+    assert told() == f"{no_config} Did you mean {tmp_path / 'y'}?"
+    (tmp_path / "config.json").write_text("{}")
+    end = "Convert it where you trust it: load it with transformers and call save_pretrained."
+    assert told() == f"{tmp_path} holds no *.safetensors: there is no weight file. {end}"
+    for name in ("b.pth", "a.pt", "c.bin", "d.ckpt"):
+        (tmp_path / name).write_text("x")
+        first = min(path.name for path in tmp_path.iterdir() if path.suffix in (".pth", ".pt", ".bin", ".ckpt"))
+        assert (
+            told()
+            == f"{tmp_path} holds no *.safetensors: {first} is a pickle, which can run code when it is read. {end}"
+        )
+    (tmp_path / "model.safetensors").write_text("x")
+    assert told() == (
+        f"{tmp_path} holds a model but no tokenizer (tokenizer.json, tokenizer.model, vocab.json ...). Save the "
+        "model's own there: AutoTokenizer.from_pretrained(ITS_NAME).save_pretrained(FOLDER)."
+    )
+    (tmp_path / "tekken.json").write_text("{}")
+    loading._check_folder(tmp_path)
+
+
+def test_what_is_loaded_from_where(tmp_path, monkeypatch):
+    """Catalogue, folder and hub, each with its number type, origin and sentence; the hub is asked for the last alone."""
+    asked = []
+
+    class Network:
+        config = SimpleNamespace(_commit_hash=None)
+        dtype = torch.float32
+
+        def num_parameters(self):
+            return 1_260_000
+
+        def to(self, target):
+            asked.append(str(target))
+            return self
+
+        def eval(self):
+            asked.append("eval")
+            return self
+
+    tokenizer = SimpleNamespace(chat_template="its own")
+    monkeypatch.setattr(loading, "_settle_special_tokens", lambda *_: None)
+    monkeypatch.setattr(
+        loading, "_from_folder", lambda *given, **named: asked.append((given, named)) or (Network(), tokenizer)
+    )
+    monkeypatch.setattr(loading, "_check_folder", lambda path: asked.append(path))
+    monkeypatch.setattr(catalog, "folder", lambda name: tmp_path / name)
+    loaded = load("smollm2", device="cpu")
+    assert asked == [((tmp_path / "smollm2", torch.float32), {}), "cpu", "eval"]
+    assert (loaded.name, loaded.source, loaded.origin) == (
+        "smollm2",
+        catalog.CATALOG["smollm2"].source,
+        Origin("smollm2"),
+    )
+    assert loaded.chat_template == "auto" and tokenizer.chat_template == "its own"
+    asked.clear()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    loaded = load(
+        "mine", device="meta", dtype="float64", trust_remote_code=True, chat_template="none", date="2025-01-02"
+    )
+    assert asked == [Path("mine"), ((Path("mine"), torch.float64), {"trust_remote_code": True}), "meta", "eval"]
+    assert (loaded.name, loaded.source) == ("mine", "The folder mine (Network, 1.3 million parameters, float32).")
+    assert loaded.origin == Origin(str(tmp_path / "mine"), None, True) and loaded.chat_template == "none"
+    assert loaded.date == datetime.date(2025, 1, 2)
+    asked.clear()
+    for revision, commit, told in (("r", "abc", "abc"), ("r", None, "r"), (None, None, "an unstated revision")):
+        Network.config._commit_hash = commit
+        loaded = load("owner/name", device="cpu", revision=revision)
+        assert loaded.source == f"owner/name of the model hub at {told} (Network, 1.3 million parameters, float32)."
+        assert loaded.origin == Origin("owner/name", revision, False)
+        assert asked[-3] == (("owner/name", torch.float32), {"trust_remote_code": False, "revision": revision})
+    for name in ("smollm2", "mine"):
+        with pytest.raises(BadInput) as caught:
+            load(name, device="cpu", revision="x")
+        assert str(caught.value) == f"{name} has no revisions, only models of the hub have: leave revision 'x' out."
+
+
+def test_what_transformers_is_asked(monkeypatch):
+    asked = []
+    for kind in ("AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(
+            f"transformers.{kind}.from_pretrained",
+            lambda where, kind=kind, **named: asked.append((kind, where, named)) or kind,
+        )
+    assert loading._from_folder("a/b", torch.float32) == ("AutoModelForCausalLM", "AutoTokenizer")
+    assert loading._from_folder("a/b", "auto", trust_remote_code=True, revision="r")
+    options = {"trust_remote_code": False, "revision": "main"}, {"trust_remote_code": True, "revision": "r"}
+    assert asked == [
+        (kind, "a/b", {**named, **more})
+        for named, dtype in zip(options, (torch.float32, "auto"), strict=True)
+        for kind, more in (("AutoTokenizer", {}), ("AutoModelForCausalLM", {"dtype": dtype, "use_safetensors": True}))
+    ]
+
+    def missing(where, **_):
+        raise ImportError("needs x\n\nmore")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
+    with pytest.raises(MissingExtra) as caught:
+        loading._from_folder("a/b", torch.float32)
+    assert str(caught.value) == "a/b needs a package that is not installed: needs x"
+
+
+def test_it_is_loaded_again_as_it_was(monkeypatch, small, tmp_path):
+    asked = []
+    monkeypatch.setattr(loading, "load", lambda folder, **named: asked.append((folder, named)))
+    plain = {
+        "device": "cpu", "dtype": torch.float32, "trust_remote_code": False, "chat_template": "auto",
+        "date": datetime.date(2024, 7, 26),
+    }  # fmt: skip
+    small.reload(tmp_path)
+    replace(small, origin=Origin("a", None, True), chat_template="none", date=datetime.date(2025, 1, 2)).reload("x")
+    assert asked == [
+        (tmp_path, plain),
+        ("x", plain | {"trust_remote_code": True, "chat_template": "none", "date": datetime.date(2025, 1, 2)}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "stated", [{}, {"base_model_name_or_path": 5}, {"base_model_name_or_path": ""}, {"base_model_name_or_path": "tiny"}]
+)
+def test_adapters_without_a_base(tmp_path, stated):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stated))
+    with pytest.raises(BadInput) as caught:
+        load(tmp_path, device="cpu")
+    assert str(caught.value) == (
+        f"{tmp_path} is an adapter that names no base model to load: attach it with PeftModel to its own."
+    )
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"adapter_config.json cannot be read \(.*\): export the adapter again"):
+        load(tmp_path, device="cpu")
+
+
+def test_attention_that_is_unknown(fresh):
+    fresh.use_attention("eager")
+    assert fresh.model.config._attn_implementation == "eager"
+    with pytest.raises(BadInput, match=r"^tiny cannot use the attention 'no such': [^\n]+$"):
+        fresh.use_attention("no such")
+
+
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_words_that_are_no_file(template, tmp_path):
+    assert loading.chat_template_text(template) is None
+    (tmp_path / "t.jinja").write_text("{{ é }}", encoding="utf-8")
+    assert loading.chat_template_text(str(tmp_path / "t.jinja")) == "{{ é }}"
+    for wrong in ("Auto", str(tmp_path), str(tmp_path / "no.jinja")):
+        with pytest.raises(BadInput) as caught:
+            loading.chat_template_text(wrong)
+        assert (
+            str(caught.value)
+            == f"Chat template {wrong!r} is neither 'auto' nor 'none' nor a file with a Jinja template."
+        )
+
+
+def test_what_is_no_model_with_its_tokenizer(small, tmp_path):
+    class Half:
+        get_input_embeddings = "not callable"
+        config = None
+
+    for model, tokenizer, sentence in (
+        (Half(), small.tokenizer, "Found a Half where a causal language model of transformers was expected."),
+        (
+            small.model,
+            None,
+            "Found no tokenizer beside a model that is given as an object: give tokenizer=, the model's own.",
+        ),
+        (
+            small.model,
+            5,
+            "Found a int as tokenizer beside a model that is given as an object: give tokenizer=, the model's own.",
+        ),
+    ):
+        with pytest.raises(BadInput) as caught:
+            wrap(model, tokenizer)
+        assert str(caught.value) == sentence
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    tokenizer = copying.deepcopy(small.tokenizer)
+    found = wrap(small.model, tokenizer, chat_template=str(tmp_path / "t.jinja"), date="2025-01-02")
+    assert (found.chat_template, tokenizer.chat_template, found.date) == (
+        "auto",
+        "{{ messages }}",
+        datetime.date(2025, 1, 2),
+    )
+    assert found.name == "LlamaForCausalLM" and found.source == (
+        f"LlamaForCausalLM, given in memory (LlamaForCausalLM, {small.model.num_parameters() / 1e6:.1f} million "
+        "parameters, float32)."
+    )

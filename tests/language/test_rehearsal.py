@@ -1,14 +1,18 @@
 """What is impossible is refused in seconds, by a sentence, and a model that can do all is left as it was."""
 
+import contextlib
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.language import rehearsal
 from equipoise.language.adapters import attach, detach
+from equipoise.language.encode import IGNORE, Example
 from equipoise.language.model import load
 from equipoise.language.rehearsal import rehearse
 
@@ -93,3 +97,104 @@ def test_nothing_to_train(fresh):
         rehearse(replace(fresh, model=fresh.model.requires_grad_(False)))
     with pytest.raises(BadInput, match=r"writes is 'modle'. Did you mean 'model'"):
         rehearse(fresh, writes="modle")
+
+
+def test_the_tokens_that_are_tried(small):
+    begin, last, other = small.tokenizer.bos_token_id, small.vocabulary - 2, small.vocabulary - 1
+    rows = [(begin, last, last, last), (begin, last, other, other), (begin, other, last)]
+    assert rehearsal._examples(small) == [Example(row, (IGNORE, *row[1:])) for row in rows]
+    few = SimpleNamespace(vocabulary=5, end_ids={4, 2})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rehearsal, "frame", lambda model: ([], []))
+        assert [each.input_ids for each in rehearsal._examples(few)] == [(1, 1, 1), (1, 3, 3), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("odd\n reason\n\nand more"), "ValueError: odd reason"),
+        (KeyError(), "KeyError: no reason given"),
+        (RuntimeError("x" * 301), f"RuntimeError: {'x' * 300}"),
+    ],
+)
+def test_whatever_is_raised_is_one_sentence(error, told):
+    def work():
+        raise error
+
+    with pytest.raises(BadInput) as caught:
+        rehearsal._try("m cannot do it", work)
+    assert str(caught.value) == f"m cannot do it ({told}): use another model."
+    assert caught.value.__cause__ is error
+
+
+def test_sentences_of_the_house_are_left_as_they_are():
+    def work():
+        raise WorkFailed("Out of memory.")
+
+    with pytest.raises(WorkFailed, match=r"^Out of memory\.$"):
+        rehearsal._try("m cannot do it", work)
+    rehearsal._try("m cannot do it", lambda: "whatever comes")
+
+
+def test_what_is_tried_and_what_is_not(small, monkeypatch):
+    tried = []
+    for name in ("_refuse_sight_of_what_follows", "_gradient", "_loaded_again", "require_base"):
+        monkeypatch.setattr(rehearsal, name, lambda *given, name=name: tried.append(name))
+    monkeypatch.setattr(rehearsal, "token_log_likelihoods", lambda *given: tried.append("score"))
+    monkeypatch.setattr(
+        rehearsal, "generate", lambda model, prompts, max_new_tokens: tried.append((prompts, max_new_tokens))
+    )
+    always, answers = ["score", "_refuse_sight_of_what_follows"], (["a", "a a a"], 2)
+    for options, more in (
+        ({}, ["_gradient", answers, "_loaded_again"]),
+        ({"trains": False}, [answers, "_loaded_again"]),
+        ({"generates": False, "writes": "adapter"}, ["_gradient", "require_base"]),
+        ({"writes": "nothing"}, ["_gradient", answers]),
+    ):
+        tried.clear()
+        rehearse(small, **options)
+        assert tried == [*always, *more]
+
+
+@pytest.mark.parametrize(("apart", "seen"), [(0.0, False), (0.9e-3, False), (1.1e-3, True)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_how_far_predictions_may_be_apart(small, monkeypatch, apart, seen, scale):
+    """In units of the largest logit; of the first two rows, at the one place where both have read the same."""
+    asked = []
+
+    def logits(model, batch):
+        asked.append(batch["labels"].tolist())
+        return torch.tensor([[1.0, -0.5], [1.0, -0.5 - apart]]) * scale, None, None
+
+    monkeypatch.setattr(rehearsal, "labelled_logits", logits)
+    examples = rehearsal._examples(small)
+    with pytest.raises(BadInput) if seen else contextlib.nullcontext() as caught:
+        rehearsal._refuse_sight_of_what_follows(small, examples)
+    last = small.vocabulary - 2
+    assert asked == [[[IGNORE, last, IGNORE, IGNORE]] * 2]
+    if seen:
+        assert str(caught.value) == (
+            "tiny (LlamaForCausalLM) sees the tokens that it should predict: it is no causal model, so its scores "
+            "would mean nothing."
+        )
+
+
+def test_roundings_of_a_narrow_type_are_let_by(small, monkeypatch):
+    for apart, seen in ((2**-6, False), (2**-4, True)):
+        values = torch.tensor([[1.0], [1.0 - apart]], dtype=torch.bfloat16)
+        monkeypatch.setattr(rehearsal, "labelled_logits", lambda *_, values=values: (values, None, None))
+        with pytest.raises(BadInput) if seen else contextlib.nullcontext():
+            rehearsal._refuse_sight_of_what_follows(small, rehearsal._examples(small))
+
+
+def test_gradients_that_are_no_numbers(fresh):
+    rehearsal._gradient(fresh, rehearsal._examples(fresh))
+    with torch.no_grad():
+        fresh.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(BadInput) as caught:
+        rehearsal._gradient(fresh, rehearsal._examples(fresh))
+    assert str(caught.value) == "tiny has a gradient that is no number, on three tokens: use float32 or bfloat16."
+    fresh.model.requires_grad_(False)
+    with pytest.raises(BadInput) as caught:
+        rehearsal._gradient(fresh, rehearsal._examples(fresh))
+    assert str(caught.value) == "tiny has no parameter that requires a gradient: nothing would be trained."

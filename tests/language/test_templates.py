@@ -3,17 +3,20 @@
 import datetime
 import locale
 import os
+import resource
+import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils import chat_template_utils
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Record
-from equipoise.language import templates
+from equipoise.language import template_process, templates
 from equipoise.language.encode import encode, encode_prompts
-from equipoise.language.template_process import FULL, compiled, formatted, rendered
+from equipoise.language.template_process import FULL, LONGEST, compiled, formatted, rendered
 from equipoise.language.templates import DATE, check_date, render
 
 DATED = (
@@ -216,3 +219,147 @@ def test_the_compiled_template_is_that_of_the_process():
     """Rendered here as there, so that what the process does is also seen by whoever measures what is tested."""
     text = rendered(compiled("{{ strftime_now('%Y') }}{{ messages[0].content }}"), {"messages": ASK}, DATE)
     assert text == "2024who?"
+
+
+def test_bounds_are_stated():
+    assert (10, 1_073_741_824, datetime.date(2024, 7, 26)) == (templates.SECONDS, templates.MEMORY, DATE)
+    assert (LONGEST, FULL) == (16_777_216, 77)
+
+
+def test_what_the_process_is_asked(small, monkeypatch):
+    """64 conversations a request, with the date, the tokens and the bounds of the model; answers in their order."""
+    asked = []
+
+    def ask(request, name):
+        asked.append((request, name))
+        return [[turns[0]["content"], None] for turns in request["conversations"]]
+
+    monkeypatch.setattr(templates._process, "ask", ask)
+    turns = [[{"role": "user", "content": f"{i}"}] for i in range(65)]
+    model = replace(small, name="m", date=datetime.date(2025, 1, 2))
+    assert render(model, turns, [f"P{i}" for i in range(65)]) == [f"{i}" for i in range(65)]
+    assert [len(request["conversations"]) for request, _ in asked] == [64, 1]
+    request, name = asked[1]
+    assert name == "m" and request == {
+        "template": small.tokenizer.chat_template,
+        "variables": {
+            **small.tokenizer.special_tokens_map,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": False,
+        },
+        "date": "2025-01-02",
+        "seconds": 10,
+        "conversations": [turns[64]],
+    }
+    render(model, turns[:1], ["a"], add_generation_prompt=True)
+    assert asked[2][0]["variables"]["add_generation_prompt"] is True
+    assert render(model, [], []) == []
+    monkeypatch.setattr(templates._process, "ask", lambda request, name: [[None, "no"]])
+    with pytest.raises(BadInput) as caught:
+        render(model, [TURNS], ["Record 'x'"])
+    assert str(caught.value) == "Record 'x': the chat template refuses turns of the roles user, assistant, user (no)."
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "sentence"),
+    [
+        (
+            -signal.SIGXCPU,
+            BadInput,
+            "The chat template of m does not come to an end: 10 seconds of work were not enough for one conversation. "
+            "Give another one as chat_template (a Jinja file, or 'none').",
+        ),
+        *(
+            (
+                code,
+                BadInput,
+                "The chat template of m fills the memory: 1 GiB were not enough for one conversation. Give another "
+                "one as chat_template (a Jinja file, or 'none').",
+            )
+            for code in (77, -signal.SIGKILL)
+        ),
+        (1, WorkFailed, "The process that renders the chat template of m ended with code 1."),
+        (-signal.SIGTERM, WorkFailed, "The process that renders the chat template of m ended with code -15."),
+    ],
+)
+def test_how_the_process_may_end(code, kind, sentence):
+    process = templates._Process()
+    process._running = SimpleNamespace(wait=lambda: code)
+    error = process._ended(process._running, "m")
+    assert (type(error), str(error), process._running) == (kind, sentence, None)
+    process.end()  # where none is running nothing is to be done
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(-1, 11), (100, 11), (11, 11), (5, 5), (0, 0)])
+def test_each_conversation_has_its_seconds_and_no_more_than_the_machine_allows(monkeypatch, most, allowed):
+    limits = []
+    monkeypatch.setattr(template_process.time, "process_time", lambda: 3.9)
+    monkeypatch.setattr(template_process.resource, "getrlimit", lambda which: (7, most))
+    monkeypatch.setattr(template_process.resource, "setrlimit", lambda which, limit: limits.append((which, limit)))
+    request = {
+        "template": "{{ bos }}{{ messages[0].x }}",
+        "variables": {"bos": "<b>"},
+        "date": "2024-07-26",
+        "seconds": 7,
+    }
+    found = template_process.answer({**request, "conversations": [[{"x": 1}], [{"x": 2}]]})
+    assert found == [("<b>1", None), ("<b>2", None)]
+    assert limits == [(resource.RLIMIT_CPU, (allowed, most))] * 2
+
+
+def test_what_a_template_raises_is_told_and_memory_is_the_end(monkeypatch):
+    class Ended(Exception):
+        pass
+
+    def end(code):
+        ended.append(code)
+        raise Ended
+
+    ended, raised = [], []
+    monkeypatch.setattr(template_process.resource, "setrlimit", lambda which, limit: None)
+    monkeypatch.setattr(template_process.os, "_exit", end)
+
+    def broken(template, variables, date):
+        raise raised[0]
+
+    monkeypatch.setattr(template_process, "rendered", broken)
+    request = {"template": "", "variables": {}, "date": "2024-07-26", "seconds": 1, "conversations": [[]]}
+    for error, told in ((ValueError("odd"), "odd"), (ValueError(), "ValueError"), (RecursionError("deep"), "deep")):
+        raised[:] = [error]
+        assert template_process.answer(request) == [(None, told)]
+    raised[:] = [MemoryError("x")]
+    with pytest.raises(Ended):
+        template_process.answer(request)
+    assert ended == [77]
+
+
+def test_a_text_may_be_as_long_as_the_bound(monkeypatch):
+    monkeypatch.setattr(template_process, "LONGEST", 5)
+    template = compiled("{{ x }}")
+    assert rendered(template, {"x": "a" * 5}, DATE) == "aaaaa"
+    with pytest.raises(Exception, match="it writes 6 characters"):
+        rendered(template, {"x": "a" * 6}, DATE)
+
+
+def test_json_in_a_template_is_not_escaped_for_html():
+    value = {"b": "<é>", "a": [1]}
+    assert template_process.as_json(value) == '{"b": "<é>", "a": [1]}'
+    assert template_process.as_json(value, ensure_ascii=True) == '{"b": "<\\u00e9>", "a": [1]}'
+    assert template_process.as_json(value, sort_keys=True, separators=(",", ":")) == '{"a":[1],"b":"<é>"}'
+    assert template_process.as_json([1], indent=1) == "[\n 1\n]"
+
+
+@pytest.mark.parametrize(("most", "bound"), [(-1, 500), (500, 500), (100, 100), (900, 500)])
+def test_the_process_bounds_its_memory_and_answers_line_by_line(monkeypatch, capsys, most, bound):
+    limits, signals = [], []
+    monkeypatch.setattr(template_process.signal, "signal", lambda *given: signals.append(given))
+    monkeypatch.setattr(template_process.resource, "getrlimit", lambda which: (7, most))
+    monkeypatch.setattr(template_process.resource, "setrlimit", lambda which, limit: limits.append((which, limit)))
+    monkeypatch.setattr(template_process.sys, "argv", ["script", "500"])
+    monkeypatch.setattr(template_process.sys, "stdin", ["[1]\n", "[2]\n"])
+    monkeypatch.setattr(template_process, "answer", lambda request: [[f"{request[0]}", None]])
+    template_process.main()
+    assert capsys.readouterr().out == '[["1", null]]\n[["2", null]]\n'
+    assert signals == [(signal.SIGINT, signal.SIG_IGN)]
+    assert limits == [(resource.RLIMIT_CORE, (0, 0)), (resource.RLIMIT_AS, (bound, most))]

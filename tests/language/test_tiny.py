@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
+from equipoise.language.encode import encode
 from equipoise.language.generate import generate
 from equipoise.language.model import load
 from equipoise.language.score import multiple_choice
@@ -168,3 +170,88 @@ def test_default_size_learns_the_default_world():
     teach(model, world.teaching, seed=0)
     for split in ("forget", "neighbour", "general"):
         assert multiple_choice(model, world.questions(split)).accuracy > 0.9
+
+
+def test_the_shape_of_a_tiny_model():
+    model = tiny(["one two three"], seed=5)
+    stated = {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "max_position_embeddings": 128, "initializer_range": 0.05, "tie_word_embeddings": True, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(model.tokenizer),
+    }  # fmt: skip
+    assert {name: getattr(model.model.config, name) for name in stated} == stated
+    assert (model.name, model.context, model.tokenizer.model_max_length) == ("tiny", 128, 128)
+    assert (model.pad_id, model.end_ids, model.chat_template) == (0, {2}, "auto") and not model.model.training
+    assert model.tokenizer.convert_ids_to_tokens(list(range(7))) == [
+        "<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>",
+    ]  # fmt: skip
+    size = model.model.num_parameters() / 1e6
+    assert (
+        model.source == f"A Llama of {size:.1f} million parameters, taught on the spot (seed 5)." and 0.5 < size < 0.8
+    )
+    assert model.model.dtype == torch.float32
+    small = tiny(["one two " * 50], seed=0, width=24, layers=3, heads=2, vocabulary=265, context=9)
+    assert (small.model.config.hidden_size, small.model.config.intermediate_size) == (24, 48)
+    assert (small.model.config.num_hidden_layers, small.model.config.num_attention_heads) == (3, 2)
+    assert (len(small.tokenizer), small.context) == (265, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"width": 20, "heads": 4}, "Width 20 with 4 heads and 4 layers: the width must be a multiple of 2 x heads."),
+        ({"width": 0, "heads": 1}, "Width 0 with 1 heads and 4 layers: the width must be a multiple of 2 x heads."),
+        ({"layers": 0}, "Width 128 with 4 heads and 0 layers: the width must be a multiple of 2 x heads."),
+        ({"heads": 0}, "Width 128 with 0 heads and 4 layers: the width must be a multiple of 2 x heads."),
+        ({"vocabulary": 262}, "Vocabulary 262, context 128: at least 263 tokens and 2 places."),
+        ({"context": 1}, "Vocabulary 2048, context 1: at least 263 tokens and 2 places."),
+    ],
+)
+def test_sizes_that_do_not_fit(options, sentence):
+    with pytest.raises(BadInput) as caught:
+        tiny(["one"], seed=0, **options)
+    assert str(caught.value) == sentence
+
+
+def test_the_least_sizes():
+    model = tiny(["", "one"], seed=0, width=2, layers=1, heads=1, vocabulary=263, context=2)
+    assert (len(model.tokenizer), model.context, model.model.config.hidden_size) == (263, 2, 2)
+
+
+def test_what_teaching_hands_to_the_loop(monkeypatch):
+    from equipoise.training import loop, order
+
+    model = tiny(["one two"], seed=0, width=16, layers=1, heads=1)
+    records = [Record(id=f"{i}", prompt="one", completion="two") for i in range(5)]
+    seen = {}
+
+    def fit(network, step, draw, settings, *, collate, callbacks, **named):
+        seen.update(network=network, settings=settings, drawn=[draw(0), draw(1)], named=named)
+        seen["batch"] = {name: tuple(rows.shape) for name, rows in collate(draw(0)).items()}
+        for each in (2.5, 1.5):
+            for callback in callbacks:
+                callback(SimpleNamespace(metrics={"loss": each}))
+
+    monkeypatch.setattr(loop, "fit", fit)
+    told = []
+    kept = {"save": print, "save_every": 4, "state": {}}
+    assert teach(model, records, seed=3, epochs=1.1, batch_size=2, callbacks=[told.append], **kept) == [2.5, 1.5]
+    assert len(told) == 2 and seen["network"] is model.model
+    assert seen["settings"] == loop.TrainerSettings(
+        steps=3, learning_rate=3e-3, batch_size=2, betas=(0.9, 0.95), seed=3
+    )
+    assert seen["named"] == {**kept, "title": "Teaching"}
+    expected = order.without_replacement(5, 2, 3)
+    examples = encode(model, records)
+    assert seen["drawn"] == [[examples[i] for i in expected(step)] for step in (0, 1)]
+    assert set(seen["batch"].values()) == {(2, len(examples[0].input_ids))}
+    teach(model, records, seed=0)
+    assert seen["settings"] == loop.TrainerSettings(
+        steps=1, learning_rate=3e-3, batch_size=32, betas=(0.9, 0.95), seed=0
+    )
+    teach(model, records, seed=0, batch_size=5, learning_rate=0.5)
+    assert (seen["settings"].steps, seen["settings"].learning_rate) == (6, 0.5)
+    assert seen["named"] == {"save": None, "save_every": None, "state": None, "title": "Teaching"}
+    with pytest.raises(BadInput) as caught:
+        teach(model, records, seed=0, epochs=-0.5)
+    assert str(caught.value) == "The number of epochs is -0.5: use more than 0."

@@ -51,7 +51,8 @@ def attach(
             f"rank {rank}, alpha {alpha}, dropout {dropout}: need rank >= 1, alpha > 0 and dropout in [0, 1)."
         )
     if targets != "all-linear":
-        _check_targets(model, [targets] if isinstance(targets, str) else targets)
+        targets = [targets] if isinstance(targets, str) else targets  # PEFT takes a lone text for a pattern
+        _check_targets(model, targets)
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = LoraConfig(**options, bias="none", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global state only, on the CPU

