@@ -43,6 +43,23 @@ def test_overlap_and_duplicates_are_counted():
     ]
 
 
+def test_a_conversation_is_all_that_was_said_before_the_answer():
+    def talk(*turns):
+        roles = ("user", "assistant", "user", "assistant")
+        return Record("c", turns[-1], turns[2], messages=tuple(map(Message, roles, turns)))
+
+    one = talk("a?", "b", "c?", "d")
+    for place in range(4):
+        other = ["a?", "b", "c?", "d"]
+        other[place] = "something else"
+        assert of_records({"forget": [one, talk(*other)], "retain": RETAIN}) == []
+    again = ["forget: 1 of 2 records stand there more than once."]
+    assert of_records({"forget": [one, talk("A?", "b", " c? ", "D")], "retain": RETAIN}) == again
+    answered = Record("c", "d", "c?", messages=(Message("user", "c?"), Message("assistant", "d")))
+    asked = Record("c", "d", "c?", messages=(Message("system", "c?"), Message("assistant", "d")))
+    assert of_records({"forget": [answered, asked], "retain": RETAIN}) == []
+
+
 def test_what_is_to_be_forgotten_and_kept_is_refused():
     with pytest.raises(BadInput) as error:
         of_records({"forget": FORGET, "retain": [*RETAIN, *FORGET]})

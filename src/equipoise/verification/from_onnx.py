@@ -258,8 +258,8 @@ class _Reader:
             > LARGEST
         ):
             raise BadInput("it makes a constant that is too large")
-        inputs = [helper.make_tensor_value_info(name, 0, None) for name in node.input if name]
-        graph = helper.make_graph([node], "constant", inputs, [helper.make_tensor_value_info(node.output[0], 0, None)])
+        inputs = [helper.make_empty_tensor_value_info(name) for name in node.input if name]
+        graph = helper.make_graph([node], "constant", inputs, [helper.make_empty_tensor_value_info(node.output[0])])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
         feeds = dict(zip([name for name in node.input if name], (each.numpy() for each in given), strict=True))
         self._keep(node.output[0], _real(next(iter(ReferenceEvaluator(model).run(None, feeds)))))
