@@ -11,6 +11,7 @@ from equipoise.tasks import judging as judging  # tasks register themselves on i
 
 @modelapi(name="equipoise")
 def equipoise() -> type[ModelAPI]:
+    """The provider `equipoise/NAME`."""
     from equipoise.chat.provider import EquipoiseAPI
 
     return EquipoiseAPI

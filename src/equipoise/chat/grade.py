@@ -77,8 +77,13 @@ class Grader(Protocol):
     name: str
     grades: Grades
 
-    def check(self, submissions: Sequence[Submission]) -> None: ...
-    def grade(self, submissions: Sequence[Submission]) -> list[Grade]: ...
+    def check(self, submissions: Sequence[Submission]) -> None:
+        """Raises BadInput for an answer that it cannot grade, before anything is asked."""
+        ...
+
+    def grade(self, submissions: Sequence[Submission]) -> list[Grade]:
+        """A grade of each answer, in order."""
+        ...
 
 
 class RuleGrader:
@@ -90,11 +95,13 @@ class RuleGrader:
         self._match: Callable[[str, tuple[str, ...]], bool] = matches if match == "exact" else contains
 
     def check(self, submissions: Sequence[Submission]) -> None:
+        """Raises BadInput for an answer without a gold one."""
         for each in submissions:
             if not each.gold:
                 raise BadInput(f"{each.id!r} has no right answer to compare with; give it a gold one.")
 
     def grade(self, submissions: Sequence[Submission]) -> list[Grade]:
+        """ "correct" or "incorrect", by comparison."""
         return [
             self.grades.graded("correct" if self._match(each.answer, each.gold) else "incorrect", "")
             for each in submissions
@@ -132,6 +139,7 @@ class ChatGrader:
             raise BadInput(f"{self._prompt.name} has no slot 'answer': a grader has to see what it grades.")
 
     def check(self, submissions: Sequence[Submission]) -> None:
+        """Raises BadInput for what its prompt has no slot for."""
         for each in submissions:
             self._messages(each)
 

@@ -56,9 +56,11 @@ class Grades:
         return [f"{grade}: {self.meanings[grade]}" if grade in self.meanings else grade for grade in self.credits]
 
     def graded(self, grade: str, text: str) -> Grade:
+        """The grade of this name, with its credit and the text that it was read from."""
         return Grade(grade, self.credits[grade], text)
 
     def accepts(self, grade: Grade) -> bool:
+        """Whether the credit suffices."""
         return grade.credit >= self.accept
 
     @functools.cached_property

@@ -150,22 +150,27 @@ class Grading:
 
     @property
     def accuracy(self) -> Share:
+        """The mean credit of the first grader's grades."""
         return self.reports[0].accuracy
 
     @property
     def accepted(self) -> Share:
+        """The share that the first grader accepts."""
         return self.reports[0].accepted
 
     @property
     def invalid(self) -> int:
+        """How many replies of the first grader gave no grade."""
         return self.reports[0].invalid
 
     @property
     def unasked(self) -> int:
+        """How many answers the first grader could not be asked about."""
         return self.reports[0].unasked
 
     @property
     def audit(self) -> GraderAudit | None:
+        """What the first grader made of planted answers; None where none were."""
         return self.reports[0].audit
 
     @property

@@ -129,6 +129,7 @@ class Scale:
 
 
 def finite(value: float | None) -> bool:
+    """Whether it is a number, and neither nan nor infinite."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
