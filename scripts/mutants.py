@@ -7,7 +7,7 @@
 
 A room is a package of `equipoise`; the sample is spread over the rooms by turns. Within a room a place in the code is drawn
 (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
-what differs only in annotations, in what an error says, in the `strict` of a zip, the `frozen` of a dataclass or the
+what differs only in annotations, in how arguments may be given, in what an error says, in the `strict` of a zip, the `frozen` of a dataclass or the
 `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins types, which no test
 could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch size); what draws
 pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a temporary folder.
@@ -140,12 +140,12 @@ def _mutant(path: str, line: int, way: tuple[str, int]) -> Mutant | None:
     """None when it is no other program: it does not compile, or says something else and does the same."""
     name, occurrence = way
     before = (ROOT / path).read_text(encoding="utf-8")
-    after = mutate_code(before, OperatorProvider()[name](), occurrence)
     try:
+        after = mutate_code(before, OperatorProvider()[name](), occurrence)
         different = after is not None and _behaviour(after) != _behaviour(before)
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter is cosmic-ray's own, of `except module.Error`
         return None
-    return Mutant(path, name, line, after) if different else None
+    return Mutant(path, name, line, str(after)) if different else None
 
 
 def _behaviour(code: str) -> str:
@@ -157,12 +157,16 @@ def _behaviour(code: str) -> str:
                 if isinstance(node, ast.Constant) and type(node.value) is int and node.value >= CHOSEN - 1:
                     node.value = CHOSEN
     for node in ast.walk(tree):
-        if isinstance(node, ast.arguments):
+        if isinstance(node, ast.arguments):  # by position or by name alone: whoever calls a function knows which
             named = [*node.posonlyargs, *node.args][::-1], node.defaults[::-1]
             for argument, default in [*zip(*named, strict=False), *zip(node.kwonlyargs, node.kw_defaults, strict=True)]:
                 if argument.arg == "batch_size" and isinstance(default, ast.Constant):
                     default.value = CHOSEN
-        if isinstance(node, ast.arg):
+            every = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+            node.posonlyargs, node.args, node.kwonlyargs = [], every, []
+        if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("not ") == "TYPE_CHECKING":
+            node.test = ast.Constant(None)
+        elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.returns = None
@@ -196,9 +200,12 @@ class Running:
             "join context on context.id = line_bits.context_id where file.path like ?",
             (f"%/{mutant.path}",),
         ).fetchall()
-        names = {name.partition("|")[0]: set(numbits_to_nums(bits)) for name, bits in rows if name}
-        lines = {mutant.line, _statement(mutant.path, mutant.line)}
-        running = [name for name, its in names.items() if its & lines] or list(names)
+        names: dict[str, set[int]] = defaultdict(set)
+        for name, bits in rows:
+            if name:
+                names[name.rpartition("|")[0] or name].update(numbits_to_nums(bits))
+        lines = _lines(mutant.path, mutant.line)
+        running = [name for name, its in names.items() if lines is None or its & lines] or list(names)
         room, stem = Path(mutant.path).parent.name, Path(mutant.path).stem
 
         def distance(name: str) -> tuple[bool, bool, float]:
@@ -213,13 +220,37 @@ class Running:
         return chosen
 
 
-def _statement(path: str, line: int) -> int:
-    """The first line of the innermost statement that holds a line: coverage counts statements."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    holding = [
-        node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)
-    ]
-    return max((node.lineno for node in holding), default=line)
+def _lines(path: str, line: int) -> set[int] | None:
+    """The lines whose running shows that a line matters: its statement's first, and for the head of a function its body.
+
+    None for what a module or a class does once, when it is imported: that is noted of whichever test came first.
+    """
+    node: ast.AST = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    found: set[int] | None = None
+    inside = False
+    while True:
+        holding = [each for each in _statements(node) if _first(each) <= line <= (each.end_lineno or 0)]
+        if not holding:
+            return found
+        node = holding[0]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside = True
+            if line < node.body[0].lineno:
+                return set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
+        found = {line, node.lineno} if inside else None
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements directly within a node, also those of an except or a case."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        else:
+            yield from _statements(child)
+
+
+def _first(statement: ast.stmt) -> int:
+    return min([statement.lineno, *(each.lineno for each in getattr(statement, "decorator_list", ()))])
 
 
 def make_map() -> None:
@@ -283,6 +314,8 @@ class Copy:
             os.waitpid(child, 0)
             return f"the limit of {limit:.0f} s"
         status = os.waitstatus_to_exitcode(ended[1])
+        if status in (4, 5):  # pytest's own, of tests that are not there
+            sys.exit(f"The map is out of date: {output.read_text(encoding='utf-8')[-500:]}")
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8"), re.MULTILINE)
         return "" if status == 0 else named[1] if named else f"exit code {status}"
 
