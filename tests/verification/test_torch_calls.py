@@ -84,7 +84,7 @@ def test_means_and_pools_to_a_size():
         _Calls(Builder(SHAPE)).mean(_Value(0), 3)
 
 
-def test_batch_normalisations():
+def test_batch_normalizations():
     mean, variance, weight, bias = drawn(2), drawn(2, seed=1).square(), drawn(2, seed=2), drawn(2, seed=3)
     for given in ((), (weight,), (weight, bias), (None, bias)):
         beside(
