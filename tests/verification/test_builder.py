@@ -249,7 +249,7 @@ def test_scales_by_channel_by_number_and_by_one():
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 2)])
-def test_batch_normalisation(shape):
+def test_batch_normalization(shape):
     weight, bias, mean = (drawn(3, seed=seed) for seed in range(3))
     variance = drawn(3, seed=4).square()
     network, x = built(lambda b, v: b.batch_norm(v, weight, bias, mean, variance, 0.25), shape)

@@ -205,7 +205,7 @@ def test_means(keepdims):
     assert shape == (2, 1, 1)
 
 
-def test_batch_normalisations():
+def test_batch_normalizations():
     parts = [drawn(2, seed=seed) for seed in range(3)] + [drawn(2, seed=4).square()]
     weight, bias, mean, variance = parts
     for how, eps in (({}, float(np.float32(1e-5))), ({"epsilon": 0.5, "momentum": 0.1}, 0.5)):

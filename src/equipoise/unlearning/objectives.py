@@ -169,15 +169,19 @@ def kl_loss(frozen: nn.Module | ReferenceModel) -> LossFunction:
     """KL to the frozen model at every token that is no padding."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        real = batch["attention_mask"].bool()
-        with torch.no_grad(), head_reads(frozen, real):  # type: ignore[arg-type]
-            reference = frozen(**inputs).logits.squeeze(0)
-        with head_reads(model, real):
-            logits = model(**inputs).logits.squeeze(0)
+        with torch.no_grad():
+            reference = _real_logits(frozen, batch)
+        logits = _real_logits(model, batch)
         return kl(reference, logits).sum(), len(logits)
 
     return loss
+
+
+def _real_logits(model: Any, batch: Batch) -> Tensor:
+    """[n, V], at every token that is no padding."""
+    with head_reads(model, batch["attention_mask"].bool()):
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return found.logits.squeeze(0)
 
 
 def rmu_loss(block: int, steering: Tensor) -> LossFunction:
