@@ -7,7 +7,7 @@
 
 A room is a package of `equipoise`; the sample is spread over the rooms by turns. Within a room a place in the code is drawn
 (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
-what differs only in annotations, in how arguments may be given, in what an error says, in the `strict` of a zip, the `frozen`
+what differs only in annotations, in how arguments may be given, in what an error says, the `strict` of a zip, the `frozen`
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
 size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a

@@ -135,5 +135,5 @@ class UnlearnPlan:
 
 
 def _short(text: str, width: int = 100) -> str:
-    shown = " ".join(text.split())
+    shown = " ".join(text.split()) or "(nothing)"
     return shown if len(shown) <= width else f"{shown[: width - 3]}..."
