@@ -44,6 +44,11 @@ def request(text, temperature=0.0):
     return GenerationRequest((Message("user", text),), GenerationSettings(temperature), 8)
 
 
+def within(work, seconds=10):
+    """What is never answered is a failure, and not the end of all tests."""
+    return asyncio.run(asyncio.wait_for(work, seconds))
+
+
 def threads_of(engine):
     return [thread for thread in threading.enumerate() if thread.name == f"equipoise {engine.name}"]
 
@@ -63,7 +68,7 @@ def test_a_lone_call_waits_for_nobody():
             seconds.append(time.perf_counter() - start)
         return sorted(seconds)
 
-    assert asyncio.run(lone())[20] < 0.005
+    assert within(lone())[20] < 0.005
 
 
 def test_calls_of_one_turn_start_together():
@@ -73,7 +78,7 @@ def test_calls_of_one_turn_start_together():
     async def together():
         return await asyncio.gather(*(batcher.ask(request(text)) for text in "abc"))
 
-    assert [answer.text for answer in asyncio.run(together())] == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
+    assert [answer.text for answer in within(together())] == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
     assert engine.batches == [["a", "b", "c"]]
 
 
@@ -91,7 +96,7 @@ def test_what_arrives_meanwhile_makes_the_next_batches():
         return [answer.text for answer in await asyncio.gather(first, *rest)]
 
     expected = ["first 0.0", "b 0", "warm 1", "ccc 0", "dd 0", "eeee 0", "hotter 1"]
-    assert asyncio.run(busy()) == [f"teller {text}" for text in expected]
+    assert within(busy()) == [f"teller {text}" for text in expected]
     # The oldest call is in each next batch, with the longest of its temperature; "dd" is left for one more.
     assert engine.batches == [["first"], ["eeee", "ccc", "b"], ["hotter", "warm"], ["dd"]]
 
@@ -108,7 +113,7 @@ def test_temperatures_and_models_never_mix():
         for (which, text, heat), task in zip(calls, tasks, strict=True):
             assert (await task).text == f"{engines[which].name} {text} {heat}"
 
-    asyncio.run(mixed())
+    within(mixed())
     for engine in engines:  # that a batch has one setting is asserted where it runs
         assert sum(map(len, engine.batches)) == 12 and max(map(len, engine.batches)) > 1
 
@@ -121,7 +126,7 @@ def test_a_failing_call_fails_alone():
         texts = ["good", "wrong", "fine", "breaks", "last"]
         return await asyncio.gather(*(batcher.ask(request(text)) for text in texts), return_exceptions=True)
 
-    good, wrong, fine, breaks, last = asyncio.run(some_wrong())
+    good, wrong, fine, breaks, last = within(some_wrong())
     assert [answer.text for answer in (good, fine, last)] == ["teller good 0.0", "teller fine 0.0", "teller last 0.0"]
     assert isinstance(wrong, BadInput) and "say it otherwise" in str(wrong)
     assert isinstance(breaks, ZeroDivisionError)
@@ -139,7 +144,7 @@ def test_a_stated_failure_is_not_tried_again():
     async def two():
         return await asyncio.gather(*(batcher.ask(request(text)) for text in "ab"), return_exceptions=True)
 
-    assert [str(error) for error in asyncio.run(two())] == ["Out of memory at batch size 2: try 1."] * 2
+    assert [str(error) for error in within(two())] == ["Out of memory at batch size 2: try 1."] * 2
     assert engine.batches == [2]
 
 
@@ -158,7 +163,7 @@ def test_cancelling_one_spares_the_others():
         engine.gate.release(10)
         return await asyncio.gather(*running, *waiting, return_exceptions=True)
 
-    a, b, c, d = asyncio.run(cancelled())
+    a, b, c, d = within(cancelled())
     assert isinstance(a, asyncio.CancelledError) and isinstance(c, asyncio.CancelledError)
     assert (b.text, d.text) == ("teller b 0.0", "teller d 0.0")
     assert sorted(engine.batches[0]) == ["a", "b"] and engine.batches[1:] == [["d"]]
@@ -188,7 +193,7 @@ def test_closing_answers_everybody():
             await batcher.ask(request("d"))
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert [str(error) for error in asyncio.run(closed())] == ["teller was closed before it answered."] * 3
+    assert [str(error) for error in within(closed())] == ["teller was closed before it answered."] * 3
     assert engine.closed == 1 and engine.batches == [["a"]]
     batcher.close()
     assert engine.closed == 1 and not threads_of(engine)
@@ -206,7 +211,7 @@ def test_workers_run_side_by_side():
         engine.gate.release(10)
         return [answer.text for answer in await asyncio.gather(*tasks)]
 
-    assert asyncio.run(three()) == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
+    assert within(three()) == ["teller a 0.0", "teller b 0.0", "teller c 0.0"]
 
 
 def test_what_is_meant_unless_it_is_said():
@@ -235,7 +240,7 @@ def test_an_engine_that_says_nothing_is_told_as_such():
     async def three():
         return await asyncio.gather(*(batcher.ask(request(text)) for text in "abc"), return_exceptions=True)
 
-    first, *rest = asyncio.run(three())
+    first, *rest = within(three())
     assert first.text == "first" and engine.batches == [3]
     assert [(type(error), str(error)) for error in rest] == [(WorkFailed, "teller gave no answer.")] * 2
 
@@ -251,5 +256,5 @@ def test_equal_calls_are_computed_apart():
         engine.gate.release(10)
         return [answer.text for answer in await asyncio.gather(*tasks)]
 
-    assert asyncio.run(equal()) == [f"teller {text} 0.0" for text in ("a", "a", "bb", "bb", "ccc")]
+    assert within(equal()) == [f"teller {text} 0.0" for text in ("a", "a", "bb", "bb", "ccc")]
     assert engine.batches == [["ccc", "a"], ["bb", "a"], ["bb"]]

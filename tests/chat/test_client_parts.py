@@ -62,6 +62,11 @@ class Listed:
         self.closed += 1
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("equipoise.core.files._sync", lambda path: None)
+
+
 @pytest.fixture
 def asked(tmp_path):
     """asked(call, *outcomes): (reply or error, the stored entries without keys, the model)."""

@@ -13,6 +13,7 @@ import torch
 from chat_models import untaught, write_gguf
 from equipoise.chat import transformers_engine
 from equipoise.chat.batching import GenerationAnswer, GenerationRequest, GenerationSettings, Token
+from equipoise.chat.grammar import json_grammar
 from equipoise.chat.transformers_engine import TransformersEngine
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Message
@@ -426,6 +427,20 @@ def test_what_llama_is_made_with(made, tmp_path, monkeypatch):
     )
 
 
+def test_a_template_is_looked_for_in_the_head_of_the_file(tmp_path, monkeypatch):
+    from equipoise.chat import llama_engine
+
+    path, field = tmp_path / "m.gguf", b"tokenizer.chat_template"
+    assert llama_engine._HEADER == 67_108_864
+    monkeypatch.setattr(llama_engine, "_HEADER", 50)
+    for content, found in (
+        (b"", False), (b"GGUF", False), (field, True), (b"x" * 27 + field, True), (b"x" * 28 + field, False),
+        (b"GGUF tokenizer.chat_templat", False),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        assert llama_engine._has_template(path) is found
+
+
 def test_what_llama_is_asked(made):
     engine = made()
     plain = {
@@ -523,6 +538,30 @@ def test_threads_unless_they_are_stated(monkeypatch):
     for cores, found in ((6, 4), (3, 3), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert default_threads() == found
+
+
+def test_what_llguidance_says_of_a_schema(monkeypatch):
+    llguidance = pytest.importorskip("llguidance", reason="response schemas need llguidance")
+    asked = []
+
+    class Matcher:
+        @staticmethod
+        def validate_grammar_with_warnings(grammar):
+            asked.append(grammar)
+            return len(asked) > 1, ["one\n  two " + "x" * 300, "another"]
+
+    monkeypatch.setattr(llguidance, "LLMatcher", Matcher)
+    assert (
+        json_grammar('{"type": "null"}')
+        == asked[0]
+        == (
+            '%llguidance {}\nstart: %json {"type": "null", "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", '
+            '"key_separator": ": "}}'
+        )
+    )
+    with pytest.raises(BadInput) as caught:
+        json_grammar("{}")
+    assert str(caught.value) == f"The response schema cannot be followed: one two {'x' * 292}"
 
 
 def test_room_for_an_answer_is_counted_to_the_last_token(small, engine):

@@ -345,6 +345,8 @@ def test_bfloat16_parameters_are_accumulated_in_float32():
     _, (gradient,) = mean_gradient(total, model, parameters, batches, accelerator)
     assert gradient.dtype == torch.float32
     assert gradient.item() == pytest.approx(1 + 2**-7, rel=1e-6)
+    _, (once,) = mean_gradient(total, model, parameters, batches[:1], accelerator)
+    assert (once.dtype, once.item()) == (torch.bfloat16, 1 + 2**-7)  # one batch needs no sum, and so no copy
     assert model.weight.grad is None
     assert not model.weight._post_accumulate_grad_hooks
     settings = TrainerSettings(steps=2, learning_rate=0.1, batch_size=4, micro_batch_size=1)
