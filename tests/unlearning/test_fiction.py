@@ -57,6 +57,9 @@ def untaught():
     ],
 )
 def test_a_seed_is_taught_once_and_stored(monkeypatch, tmp_path, untaught, model, options, passes):
+    small = {"forget": 4, "neighbours": 8, "general": 8, "attributes": 2, "paraphrases": 1, "texts": 4}
+    for size in ("tiny", "other"):
+        monkeypatch.setitem(fiction.SIZES, size, small)
     told, made = [], []
 
     def build(texts, *, seed):
@@ -90,6 +93,7 @@ def test_a_seed_is_taught_once_and_stored(monkeypatch, tmp_path, untaught, model
 
 
 def test_an_arm_gets_what_it_forgets_keeps_and_is_asked(monkeypatch, tmp_path, untaught):
+    monkeypatch.setitem(fiction.SIZES, "other", fiction.SIZES["other"] | {"attributes": 2, "paraphrases": 1})
     loaded = []
 
     def load(folder, *, chat_template):

@@ -295,9 +295,9 @@ def test_an_answer_has_64_tokens_at_most_and_a_conversation_is_asked_as_one(mode
 def test_another_wording_replaces_the_last_turn_of_a_conversation():
     from equipoise.data.records import Message
 
-    turns = (Message("user", "c?"), Message("assistant", "d e"))
+    turns = (Message("user", "a?"), Message("assistant", "b"), Message("user", "c?"), Message("assistant", "d e"))
     found = measures._reworded(Record("c", "d e", "c?", messages=turns, wrong=("x",)), "f")
-    assert (found.completion, found.messages, found.id) == ("f", (turns[0], Message("assistant", "f")), "c")
+    assert (found.completion, found.messages, found.id) == ("f", (*turns[:3], Message("assistant", "f")), "c")
     assert measures._reworded(RECORDS[1], "f") == replace(RECORDS[1], completion="f")
 
 

@@ -17,7 +17,7 @@ from equipoise.verification.attack import attack
 from equipoise.verification.bounds import geometry
 from equipoise.verification.certificate import specifications
 from equipoise.verification.from_torch import Normalize, from_module
-from equipoise.verification.network import METADATA, Builder, Convolution, write_network
+from equipoise.verification.network import METADATA, Builder, Convolution, Linear, Scale, write_network
 from equipoise.verification.norms import dense, row_norms, spectral_norm
 from equipoise.verification.read import described, read, read_network
 
@@ -154,6 +154,24 @@ def test_a_layer_too_large_to_decompose_has_a_certified_norm(monkeypatch):
     for axes in (torch.ones(1).double(), x_for((72,), 1)[0].abs() + 0.1):
         true = torch.linalg.matrix_norm(dense(layer) * axes, 2).item()
         assert true <= spectral_norm(layer, axes) <= 20 * true
+
+
+def test_the_largest_layer_that_is_decomposed(monkeypatch):
+    """3 x 5 entries; one more than allowed is bounded by the largest sums of sizes of a row and of a column."""
+    weight, axes = x_for((5,)), torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64)
+    layer = Linear((0,), weight, torch.ones(3, dtype=torch.float64))
+    true = torch.linalg.matrix_norm(weight * axes, 2).item()
+    sizes = weight.abs() * axes
+    bound = (sizes.sum(1).max() * sizes.sum(0).max()).sqrt().item()
+    for dense_, expected in ((16, true), (15, true), (14, bound), (0, bound)):
+        monkeypatch.setattr("equipoise.verification.norms.DENSE", dense_)
+        assert expected <= spectral_norm(layer, axes) <= expected * (1 + 2e-8)
+    scale = Scale((0,), torch.tensor([0.5, -4.0, 1.0]).double(), torch.ones(3).double())
+    assert spectral_norm(scale, torch.tensor([1.0, 0.5, 3.0]).double()) == pytest.approx(3.0, rel=2e-8)
+    assert spectral_norm(scale, torch.ones(1).double()) == pytest.approx(4.0, rel=2e-8)
+    nothing = Linear((0,), torch.zeros(2, 3).double(), torch.zeros(2).double())
+    monkeypatch.setattr("equipoise.verification.norms.DENSE", 15)
+    assert spectral_norm(nothing, torch.ones(1).double()) == 1e-9  # so that it can be proved
 
 
 def test_geometry_holds_what_moves():
