@@ -555,8 +555,8 @@ def test_what_llguidance_says_of_a_schema(monkeypatch):
         json_grammar('{"type": "null"}')
         == asked[0]
         == (
-            '%llguidance {}\nstart: %json {"type": "null", "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", '
-            '"key_separator": ": "}}'
+            '%llguidance {}\nstart: %json {"type": "null", "x-guidance": {"whitespace_flexible": false, '
+            '"item_separator": ", ", "key_separator": ": "}}'
         )
     )
     with pytest.raises(BadInput) as caught:
