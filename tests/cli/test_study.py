@@ -243,6 +243,7 @@ def test_run_hands_on_what_was_typed_and_its_defaults(tides, conducted, capsys):
         "stall": 600.0,
         "budget": None,
         "fail_fast": False,
+        "keep_going": False,
         "fresh": False,
         "retry": False,
         "command": "equipoise study run tides.py",
@@ -265,6 +266,7 @@ def test_run_hands_on_what_was_typed_and_its_defaults(tides, conducted, capsys):
         "threads": 2,
         "stall": 9.0,
         "fail_fast": True,
+        "keep_going": False,
         "fresh": True,
         "retry": True,
         "command": 'equipoise study run tides.py --moon full --steps 6 --sea-level 1.5 --names \'["a", "b"]\' '

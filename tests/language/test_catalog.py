@@ -367,28 +367,26 @@ def test_what_a_download_shows_and_what_it_says(tmp_path, monkeypatch):
 
 
 def test_a_conversion_writes_its_manifest(cache, monkeypatch):
-    from equipoise.language import gguf, model
+    from equipoise.language import gguf, pretrained
 
     asked = []
     entry = catalog.CATALOG["smollm2"]
 
-    class Read:
-        def __init__(self, *parts):
-            asked.append(parts)
-
-        def save(self, folder):
-            (folder / "b").write_bytes(b"two")
-            (folder / "a").write_bytes(b"one and")
+    def save(model, tokenizer, folder):
+        asked.append((model, tokenizer))
+        (folder / "b").write_bytes(b"two")
+        (folder / "a").write_bytes(b"one and")
 
     monkeypatch.undo()
     monkeypatch.setattr(
         gguf, "read_gguf", lambda path, dtype: asked.append((path, dtype)) or ("model", "tokenizer", "Q4_1")
     )
-    monkeypatch.setattr(model, "LanguageModel", Read)
+    monkeypatch.setattr(pretrained, "settle_special_tokens", lambda *parts: asked.append(parts))
+    monkeypatch.setattr(pretrained, "save", save)
     with bars(monkeypatch) as seen:
         (cache / "folder").mkdir()
         catalog._convert(entry, cache / "x.gguf", cache / "folder")
-    assert asked == [(cache / "x.gguf", torch.float32), ("model", "tokenizer", "smollm2", entry.source)]
+    assert asked == [(cache / "x.gguf", torch.float32), ("model", "tokenizer", "smollm2"), ("model", "tokenizer")]
     assert json.loads((cache / "folder/manifest.json").read_text()) == {
         "source": entry.source,
         "licence": "Apache-2.0",

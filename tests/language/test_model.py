@@ -529,7 +529,7 @@ def test_what_is_loaded_from_where(tmp_path, monkeypatch):
             return self
 
     tokenizer = SimpleNamespace(chat_template="its own")
-    monkeypatch.setattr(loading, "_settle_special_tokens", lambda *_: None)
+    monkeypatch.setattr(loading, "settle_special_tokens", lambda *_: None)
     monkeypatch.setattr(
         loading, "_from_folder", lambda *given, **named: asked.append((given, named)) or (Network(), tokenizer)
     )

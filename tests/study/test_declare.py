@@ -188,7 +188,7 @@ GRID = {"rate": [1, 2]}
     [
         (lambda: declare(arms=[]), "A study needs at least one arm and one outcome."),
         (lambda: declare(outcomes=[]), "A study needs at least one arm and one outcome."),
-        (lambda: declare(seeds=1_000_001), "A study needs 1 to 1000000 seeds, not 1000001."),
+        (lambda: declare(seeds=1_000_001), "A study needs at least 1 seed, all from 0 to 999999; not 1000001 from 0."),
         (lambda: declare(arms=ARMS[:1]),
          "The study has no baseline and no control arm; add one, or say why in without_control='...'."),
         (lambda: declare(arms=[ARMS[0], ARMS[2]]),
@@ -264,7 +264,7 @@ def test_a_built_study_is_named_as_it_was_declared():
     assert (built.seeds, built.options, built.source, built.summary) == (3, {"steps": 3}, Path(__file__), "")
     assert built.outcome("lost").better == "lower" and other.parameters.owner == "Study 'other': "
     for steps, said in (
-        (5, "A study needs 1 to 1000000 seeds, not 0."),
+        (5, "A study needs at least 1 seed, all from 0 to 999999; not 0 from 0."),
         (6, "test_declare.py must return a Study, not NoneType."),
     ):
         with pytest.raises(BadInput) as caught:

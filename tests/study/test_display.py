@@ -43,8 +43,8 @@ def test_how_far_the_first_runs_are_says_what_is_left_before_any_of_them_ends(cl
     clock[0] = 50.0
     beat(display, "b", None)
     assert capsys.readouterr().err.splitlines() == [
-        "mine: 0 of 6 done, 2 running, about 5 min left",
-        "mine: 0 of 6 done, 2 running, about 4 min left",
+        "mine: 0 of 6 done, 2 running, about 4:40 left",
+        "mine: 0 of 6 done, 2 running, about 4:16 left",
     ]
 
 

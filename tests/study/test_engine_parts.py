@@ -13,7 +13,7 @@ import pytest
 
 from engine_studies import walk
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.study import engine
+from equipoise.study import engine, execute
 from equipoise.study.engine import Event, InlineEngine, LocalEngine
 from equipoise.study.execute import _Plan, _Silent
 from equipoise.study.fingerprint import code_of
@@ -218,11 +218,11 @@ def test_equal_seeds_make_equal_global_draws(monkeypatch, tmp_path):
 
 
 def test_engines_by_name(monkeypatch):
-    assert engine.engine_named("local") is LocalEngine and engine.engine_named("inline") is InlineEngine
+    assert execute.engine_named("local") is LocalEngine and execute.engine_named("inline") is InlineEngine
     monkeypatch.setattr("equipoise.study.ray_engine.ray_library", lambda: None)
-    assert engine.engine_named("ray").__name__ == "RayEngine"
+    assert execute.engine_named("ray").__name__ == "RayEngine"
     with pytest.raises(BadInput, match=r"There is no engine 'lcal'\. Did you mean 'local'\?"):
-        engine.engine_named("lcal")
+        execute.engine_named("lcal")
 
 
 def test_where_a_preparation_left_its_files(tmp_path):

@@ -12,7 +12,7 @@ from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput
 from equipoise.study import execute
 from equipoise.study.engine import Event
-from equipoise.study.execute import Conducted, _conduct, _Plan, _Silent, run_study
+from equipoise.study.execute import Conducted, _conduct, _Failures, _Plan, _Silent, run_study
 from equipoise.study.fingerprint import code_of
 from equipoise.study.store import Store, write_json
 
@@ -159,13 +159,14 @@ class Engine:
 
 def test_as_many_at_a_time_as_there_are_slots_and_every_end_is_told(planned, tmp_path):
     plan, engine = planned(), Engine(2, {"flat": "failed"})
-    done = _conduct(plan, engine, Budget(), False, plan.show)
+    done = _conduct(plan, engine, Budget(), _Failures(plan, False, False), plan.show)
     assert done is plan.done and engine.most == 2 and engine.closed
     assert done.complete == 2 and list(done.failed.values()) == [("failed", "why")] * 2
-    flat = list(done.failed)
-    out = tmp_path / "out" / "runs"
+    first, second = done.failed
+    log = tmp_path / "out" / "runs" / f"{first}.partial" / "log.txt"
     assert plan.show.lines == [
-        f"flat seed {seed} ({key}) failed: why\n  log: {out}/{key}.partial/log.txt" for seed, key in enumerate(flat)
+        f"flat seed 0 ({first}) failed: why\n  log: {log}",
+        f"flat seed 1 ({second}) failed: as above",
     ]
     assert done.notes.count("note of preparation") == 2 and done.notes.count("note of test") == 4
     assert len(plan.show.events) == 18 and done.budget == ""
@@ -173,20 +174,20 @@ def test_as_many_at_a_time_as_there_are_slots_and_every_end_is_told(planned, tmp
 
 def test_a_budget_is_looked_at_before_every_start(planned):
     plan, engine = planned(), Engine(1)
-    done = _conduct(plan, engine, Budget(calls=4), False, plan.show)
+    done = _conduct(plan, engine, Budget(calls=4), _Failures(plan, False, False), plan.show)
     assert done.complete == 1 and done.budget.startswith("The budget of calls=4 is reached (4)") and engine.given == []
     plan = planned()
-    done = _conduct(plan, Engine(1), Budget(minutes=0), False, plan.show)
+    done = _conduct(plan, Engine(1), Budget(minutes=0), _Failures(plan, False, False), plan.show)
     assert done.complete == 0 and done.budget.startswith("The budget of minutes=0 is reached")
 
 
 def test_fail_fast_leaves_the_rest(planned):
     plan = planned()
-    done = _conduct(plan, Engine(1, {"up": "failed"}), Budget(), True, plan.show)
+    done = _conduct(plan, Engine(1, {"up": "failed"}), Budget(), _Failures(plan, True, False), plan.show)
     assert len(done.failed) == 1 and done.complete == 0 and len(plan.waiting) == 4
     plan = planned()
     plan.show.lines.clear()
-    _conduct(plan, Engine(1, {"": "failed"}), Budget(), True, plan.show)
+    _conduct(plan, Engine(1, {"": "failed"}), Budget(), _Failures(plan, True, False), plan.show)
     assert plan.show.lines[0].startswith("preparation of seed 0 failed: why\n  log: ")
 
 
@@ -234,8 +235,8 @@ def made(monkeypatch):
     """`run_study` with an engine that only says what it was made of."""
     found = {}
 
-    def conduct(plan, engine, budget, fail_fast, show):
-        found.update(plan=plan, budget=budget, fail_fast=fail_fast)
+    def conduct(plan, engine, budget, failures, show):
+        found.update(plan=plan, budget=budget, fail_fast=failures.fail_fast, keep_going=failures.hopeful)
         return plan.done
 
     monkeypatch.setattr(execute, "engine_named", lambda name: lambda **settings: found.update(name=name, **settings))
@@ -257,6 +258,7 @@ def test_what_an_engine_is_made_of(tmp_path, made):
         "reference": plan.reference,
         "options": declaration.options(),
         "fail_fast": False,
+        "keep_going": False,
     }
     assert (plan.seeds, [arm.name for arm in plan.arms], plan.threads) == ([0, 1], ["up", "flat", "coin"], 1)
     assert not plan.retry

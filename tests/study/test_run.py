@@ -215,7 +215,7 @@ def heard(opened, monkeypatch):
 def test_the_engine_hears_of_the_newest_outcome_and_what_was_spent_a_few_times_a_second(heard):
     run, clock, seen, _ = heard
     run.beat()
-    assert seen == [{"event": "beat", "spent": {}}]
+    assert seen == [{"event": "beat", "spent": {}, "share": None}]
     run.measure("right", 3, of=4, at={"step": 1})
     run.spend(calls=2, phase="build")
     assert len(seen) == 1
@@ -266,7 +266,9 @@ def test_the_end_books_the_last_seconds_and_the_peak(heard, monkeypatch):
     clock.now += 0.125
     run.close()
     assert attempt.ledger.work == {"run": {"seconds": 0.125, "peak_bytes": 3072, "peak_device_bytes": 77}}
-    assert seen[1:] == [{"event": "beat", "spent": {"seconds": 0.125}}]  # a peak is no sum that a budget could hold
+    assert seen[1:] == [
+        {"event": "beat", "spent": {"seconds": 0.125}, "share": None}
+    ]  # a peak is no sum that a budget could hold
     monkeypatch.setattr(sys, "platform", "darwin")
     cuda.is_initialized = lambda: False
     monkeypatch.setattr("equipoise.study.run.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))

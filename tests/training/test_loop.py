@@ -481,8 +481,9 @@ def test_what_a_step_gets_and_what_comes_of_its_numbers(tmp_path):
             told.append((amount, beside))
 
     @contextlib.contextmanager
-    def progress(title, *, total, unit):
+    def progress(title, *, total, unit, done):
         told.append((title, total, unit))
+        assert done == 0
         yield Bar()
 
     with pytest.MonkeyPatch.context() as patched:

@@ -402,13 +402,13 @@ def test_the_tiny_model_is_taught_once_and_lies_in_the_folder(loader, tmp_path):
         "A Llama of about 1 M parameters, taught the given files on the spot.",
         None,
     )
-    assert done == [("tiny", texts, 5), ("teach", ids, 5, 15_000 / 8)]
+    assert done == [("tiny", texts, 5), ("teach", ids, 5, 6_000 / 8)]
     assert given.done == ["saved teaching"] and [each.name for each in tmp_path.iterdir()] == ["taught"]
     assert asked._opened(tmp_path) == found  # resumed
     assert done[2:] == [("load", tmp_path / "taught", {"device": "cpu"})]
     del done[:], given.done[:]
     assert asked._opened(None) == found and given.done == []  # nothing is written
-    assert done == [("tiny", texts, 5), ("teach", ids, 5, 15_000 / 8)]
+    assert done == [("tiny", texts, 5), ("teach", ids, 5, 6_000 / 8)]
     del done[:]
     assert asked._opened(tmp_path, taught=False) is given and done == [("tiny", texts, 5)]  # for a plan
 

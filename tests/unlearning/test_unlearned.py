@@ -119,10 +119,10 @@ def test_the_plan_in_lines():
         "trained parameters: 1,234,567",
         "one note",
         "another",
-        "estimate: 119 s, 1.5 GB at the peak",
+        "estimate: 1:59, 1.5 GB at the peak",
     ]
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(119.9, "120 s"), (120.0, "2 minutes"), (151.0, "3 minutes")])
-def test_two_minutes_and_more_are_told_in_minutes(seconds, said):
+@pytest.mark.parametrize(("seconds", "said"), [(59.4, "59 s"), (60.0, "1:00"), (151.0, "2:31")])
+def test_a_minute_and_more_are_a_clock(seconds, said):
     assert list(plan(seconds=seconds).summary())[-1] == f"estimate: {said}, 1.5 GB at the peak"

@@ -10,10 +10,11 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.verification import certificate, faithful
-from equipoise.verification.bounds import Enclosure, Geometry, Relaxation, Search, geometry
+from equipoise.verification.bounds import Enclosure, Geometry, Search, geometry
 from equipoise.verification.certificate import Certified, batch_size, certified_margins, contents, specifications
 from equipoise.verification.faithful import OriginalRun, _absolute, _points, _terms, compare
 from equipoise.verification.network import Builder
+from equipoise.verification.sdp_crown import Relaxation
 from equipoise.verification.semidefinite import Dual
 
 
