@@ -259,7 +259,7 @@ def test_run_hands_on_what_was_typed_and_its_defaults(tides, conducted, capsys):
     assert conducted.asked.pop("budget").limits == {"calls": 5}
     assert conducted.asked == {
         "out": Path("here"),
-        "seeds": [0, 1],
+        "seeds": 2,
         "arms": ["low", "high"],
         "engine": "inline",
         "workers": 3,

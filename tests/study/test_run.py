@@ -221,11 +221,12 @@ def test_the_engine_hears_of_the_newest_outcome_and_what_was_spent_a_few_times_a
     assert len(seen) == 1
     clock.now += 0.2
     run.beat()
-    newest = {"outcome": "right", "value": 0.75, "place": '{"step": 1}'}
+    newest = {"outcome": "right", "value": 0.75, "place": '{"step": 1}', "share": None}
     assert seen[1] == {"event": "beat", "spent": {"calls": 2}, **newest}
     clock.now += 0.2
     run.measure("loss", math.inf)
-    assert seen[2] == {"event": "beat", "spent": {"calls": 2}, "outcome": "loss", "value": "inf", "place": "{}"}
+    lost = {"outcome": "loss", "value": "inf", "place": "{}", "share": None}
+    assert seen[2] == {"event": "beat", "spent": {"calls": 2}, **lost}
     clock.now += 0.2
     run.measure("right", 0, of=0, at={"step": 2})
     assert seen[3]["value"] is None
@@ -266,9 +267,7 @@ def test_the_end_books_the_last_seconds_and_the_peak(heard, monkeypatch):
     clock.now += 0.125
     run.close()
     assert attempt.ledger.work == {"run": {"seconds": 0.125, "peak_bytes": 3072, "peak_device_bytes": 77}}
-    assert seen[1:] == [
-        {"event": "beat", "spent": {"seconds": 0.125}, "share": None}
-    ]  # a peak is no sum that a budget could hold
+    assert seen[1:] == [{"event": "beat", "spent": {"seconds": 0.125}, "share": None}]  # a peak is no sum
     monkeypatch.setattr(sys, "platform", "darwin")
     cuda.is_initialized = lambda: False
     monkeypatch.setattr("equipoise.study.run.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))

@@ -506,7 +506,7 @@ def test_what_a_step_gets_and_what_comes_of_its_numbers(tmp_path):
         assert {"step": row["step"], **metrics, "cosine": None} == row
     assert result.metrics is moments[-1][2] and (result.steps, result.stopped) == (3, False)
     assert result.moved == 4 / sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert told == [("Training", 3, "steps"), (0, {})] + [(1, {"mean_loss": said}) for said in ("0.5", "1.5", "2.5")]
+    assert told == [("Training", 3, "steps")] + [(1, {"mean_loss": said}) for said in ("0.5", "1.5", "2.5")]
 
 
 def test_a_finished_training_says_what_moved_and_no_numbers():
