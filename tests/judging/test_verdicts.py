@@ -239,9 +239,3 @@ def test_without_a_decision_of_its_own_a_judge_has_none(lines):
 def test_any_text_can_be_read(text):
     rating = parse_rating(f"Rating: {text}")
     assert parse_decision(text) in (None, 1, 2) and (rating is None or 1 <= rating <= 10)
-
-
-def test_a_way_of_reading_that_is_none_is_refused():
-    with pytest.raises(BadInput, match=r"reading is 'frist'\. Did you mean 'first'"):
-        parse_decision("Decision: 1", "frist")
-    assert parse_decision("Decision: 1. No, Decision: 2") == parse_decision("Decision: 1. No, Decision: 2", "last") == 2
