@@ -176,6 +176,21 @@ def test_npo_limits():
     assert_close(gradient, 2 * torch.sigmoid(-0.1 * (reference - sums.detach())))
 
 
+def test_losses_unless_told_otherwise(model, batch):
+    sums, counts = torch.tensor([-3.0, -8.0]), torch.tensor([2, 4])
+    assert_close(o.simnpo(sums, counts, BETA), o.simnpo(sums, counts, BETA, 0.0), rtol=0, atol=0)
+    assert value(o.simnpo_loss(BETA)(model, batch)) == value(o.simnpo_loss(BETA, 0.0)(model, batch))
+    bare = o.Objective(loss=o.npo_loss)
+    assert (bare.retain, bare.parameters, bare.settings, bare.retain_weight, bare.reference) == (
+        None,
+        None,
+        (),
+        1.0,
+        False,
+    )
+    assert math.isnan(bare.beta)
+
+
 def test_simnpo_limit():
     """Check 7: gamma = 0, beta -> 0 has the gradient of the mean of S_i / n_i, negated."""
     counts = torch.tensor([1, 4, 10])
