@@ -279,7 +279,7 @@ def test_run_hands_on_what_was_typed_and_its_defaults(tides, conducted, capsys):
     assert conducted.asked["seeds"] == [3, 0]
     assert conducted.asked["command"] == "equipoise study run tides.py --seed-list '3, 0'"
     assert study("run", "tides.py", "--seeds", "1") == 0
-    assert conducted.asked["seeds"] == [0] and conducted.asked["command"].endswith(" --seeds 1")
+    assert conducted.asked["seeds"] == 1 and conducted.asked["command"].endswith(" --seeds 1")
 
 
 def test_the_end_of_a_run_is_its_exit_code(conducted, capsys):

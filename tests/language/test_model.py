@@ -675,3 +675,15 @@ def test_what_is_no_model_with_its_tokenizer(small, tmp_path):
         f"LlamaForCausalLM, given in memory (LlamaForCausalLM, {small.model.num_parameters() / 1e6:.1f} million "
         "parameters, float32)."
     )
+
+
+def test_each_module_is_in_its_own_mode_again():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(1, 1)))
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), loading.evaluating(model):
+        assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes == [True, True, False, False, False]
+    assert torch.is_grad_enabled()

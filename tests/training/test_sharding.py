@@ -344,3 +344,23 @@ def test_a_training_of_two_is_that_of_one(pair, tmp_path):
     assert not (tmp_path / "two.1").exists() and len(logs[1]) == len(logs[0]) == 3
     assert [(process, state["step"], state["stopped"]) for process, state in saved[1]] == [(0, 2, False), (0, 3, True)]
     assert_close(saved[1][1][1]["parameters"], saved[0][1][1]["parameters"], rtol=1e-10, atol=1e-12)
+
+
+def test_a_process_without_an_example_takes_part(pair):
+    settings = SETTINGS.model_copy(update={"micro_batch_size": None})
+
+    def work(accelerator):
+        model = Net()
+        fit(
+            model,
+            OneLoss(loss()),
+            lambda index: DATA[index : index + 1],
+            settings,
+            collate=collate,
+            accelerator=accelerator,
+        )
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    alone = work(Accelerator(cpu=True))
+    for end in pair.run(work):
+        assert_close(end, alone, rtol=1e-10, atol=1e-12)
