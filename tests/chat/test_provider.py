@@ -238,6 +238,7 @@ def test_what_is_asked_unless_it_is_said():
     settings = provider.GenerationSettings(0.0, 1.0, 0, (), None)
     turns = (Message("user", "q"),)
     assert request == provider.GenerationRequest(turns, settings, 2048, request.seed, None)
+    # Another number here would give every model in this process other answers to the same calls.
     assert request.seed == 430590715 and generation(num_choices=2)[1].seed != request.seed
     (request,) = generation(
         temperature=0.5,

@@ -87,7 +87,7 @@ def corrected(accepted: Share, false_reject: Share, false_accept: Share) -> Boun
     the grader accepts wrong answers as often as right ones, or plants of one sort are missing.
     """
     sensitivity, specificity = 1 - false_reject.rate, 1 - false_accept.rate
-    if not (sensitivity + specificity > 1 and accepted.size > 0):
+    if not (sensitivity + specificity > 1 and accepted.size):
         return UNDEFINED
     value = (accepted.rate + specificity - 1) / (sensitivity + specificity - 1)
     n, n_right, n_wrong = accepted.size + Z**2, false_reject.size + 2, false_accept.size + 2
