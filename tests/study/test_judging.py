@@ -1,5 +1,6 @@
 """Verdicts on results made by hand: every rule at its boundary, every way of having no verdict."""
 
+import functools
 import math
 import re
 
@@ -464,6 +465,7 @@ def test_statistic_is_computed_per_run_and_compared():
 
 
 def test_statistic_against_a_threshold():
+    @functools.cache
     def of(threshold, side):
         test = statistic(correlation, arm="sago", outcomes=OUTCOMES, margin=threshold, reason="r", better=side)
         return first(scored(test))
