@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy import stats
 
 from equipoise.chat.account import Account, Budget
 from equipoise.chat.agreement import Z, corrected, correlation, effective_size, kappa, share
 from equipoise.chat.calls import Reply
 from equipoise.chat.client import Chat
-from equipoise.chat.grade import ChatGrader, Planted, RuleGrader, Submission, blinded, grade, plant
+from equipoise.chat.grade import ChatGrader, Planted, RuleGrader, Submission, _schema, blinded, grade, plant
 from equipoise.chat.grades import BINARY, FOUR, Grades, read_grade
 from equipoise.chat.grading import Grade, Grading, Share
 from equipoise.chat.record import Record
@@ -72,6 +73,12 @@ class Scripted:
         ("Verdict: no\n\nThat was too strict.\nVerdict: **yes**", YES, "yes"),
         ("Verdict: yes\nVerdict: no", YES, None),
         ("Verdict: yes or no", YES, None),
+        ("Verdict: yes\nVerdict: no\nVerdict: yes", YES, None),  # the last two count
+        ("Verdict: no\nVerdict: yes\nVerdict: yes", YES, "yes"),
+        ("Verdict: yes\nmaybe\nVerdict: no", YES, "no"),
+        ("Grade:", YES, None),
+        ("Verdict:\n> yes\nno", YES, "no"),
+        ("yes\nyes", YES, "yes"),
         ("> Verdict: yes\nVerdict: no", YES, "no"),
         ("Verdict:\nyes", YES, "yes"),
         # Chain-of-Memory: one word, of which one is part of the other.
@@ -131,6 +138,83 @@ def test_a_grade_in_words_is_read_as_it_was_meant_or_not_at_all(text, grades, wa
 def test_what_cannot_be_meant_is_refused(make, message):
     with pytest.raises(BadInput, match=message):
         make()
+
+
+def test_grades_by_hand():
+    assert TEN.credits == {str(n): (n - 1) / 9 for n in range(1, 11)} and (TEN.accept, TEN.ordered) == (7 / 9, True)
+    assert [TEN.accepts(TEN.graded(grade, "")) for grade in ("1", "7", "8", "10")] == [False, False, True, True]
+    assert TEN.told == ["a whole number from 1, the worst, to 10, the best"]
+    assert Grades({"a": 1, "b": 0}) == Grades({"a": 1, "b": 0}, {}, 1.0, False)
+    assert Grades({"a": 1, "b": 0.5, "c": 0}, {"b": "half"}, 0.5).told == ["a", "b: half", "c"]
+    assert FOUR.graded("partially_correct", "so") == Grade("partially_correct", 0.5, "so", "", True)
+    assert Grades.scale(0, 1, accept=0).credits == {"0": 0.0, "1": 1.0} and Grades.scale(-2, 0, accept=0).accept == 1
+    for low, high, accept in ((1, 5, 0), (1, 5, 6), (3, 3, 3), (5, 1, 3)):
+        with pytest.raises(BadInput) as caught:
+            Grades.scale(low, high, accept=accept)
+        assert str(caught.value) == f"A scale from {low} to {high} that accepts from {accept} is none."
+    for wrong, sentence in (
+        (lambda: Grades({}), "The grades (none) cannot be told apart: name two or more."),
+        (lambda: Grades({"": 1, "b": 0}), "The grades , b cannot be told apart: name two or more."),
+        (lambda: Grades({"a": 1, "b": -0.1}), "The credits {'a': 1, 'b': -0.1} and accept=1.0: each is from 0 to 1."),
+        (
+            lambda: Grades({"a": 1, "b": 0}, accept=1.1),
+            "The credits {'a': 1, 'b': 0} and accept=1.1: each is from 0 to 1.",
+        ),
+        (lambda: Grades({"a": 1, "b": 0}, {"d": "", "c": ""}), "There is a meaning of c, d, which is no grade."),
+    ):
+        with pytest.raises(BadInput) as caught:
+            wrong()
+        assert str(caught.value) == sentence
+
+
+def test_a_grade_as_data_is_one_of_them():
+    scale = _schema(tuple(TEN.credits), True)
+    assert [scale(reasoning="", grade=n).grade for n in (1, 10)] == [1, 10]
+    for wrong in (0, 11, 1.5):
+        with pytest.raises(ValidationError, match="grade"):
+            scale(reasoning="", grade=wrong)
+    words = _schema(tuple(YES.credits), False)
+    assert words(reasoning="x" * 600, grade="no").grade == "no" and words.__name__ == "Graded"
+    for wrong in ({"reasoning": "x" * 601, "grade": "no"}, {"reasoning": "", "grade": "maybe"}, {"grade": "no"}):
+        with pytest.raises(ValidationError):
+            words(**wrong)
+
+
+def test_what_grading_holds_unless_it_is_said():
+    plain = Submission("i", "q", "a")
+    assert plain == Submission("i", "q", "a", (), "", {}) and Planted(plain, True) == Planted(plain, True, "")
+    none = Grade(None)
+    assert (none.text, none.reason, none.asked, math.isnan(none.credit)) == ("", "", True, True)
+    empty = Share(0, 0, 0, 0, 0, 1)
+    assert math.isnan(empty.rate) and math.isnan(empty.least) and math.isnan(empty.most)
+    first, second = grade(items(4), [RuleGrader(), Scripted(lambda _: "correct")]).reports
+    done = Grading((first, second), (), {})
+    assert (done.accuracy, done.accepted, done.invalid, done.unasked, done.audit) == (
+        first.accuracy, first.accepted, first.invalid, first.unasked, first.audit,
+    )  # fmt: skip
+    assert done.notes == (*first.notes, *second.notes) == ("scripted gave all 4 answers the grade 'correct'.",)
+
+
+def test_planted_answers_word_by_word():
+    known = [Submission("a", "A?", "x", ("One. ", "1"), "g"), Submission("b", "B?", "y", ("Two",))]
+    planted = {each.submission.id: each for each in plant(known, 2, seed=0, padded=True)}
+    assert list(planted) == [
+        f"{item}/planted {kind}" for item in ("ab" if next(iter(planted))[0] == "a" else "ba")
+        for kind in ("right", "right, padded", "wrong", "wrong, padded")
+    ]  # fmt: skip
+    right, wrong, own = planted["a/planted right"], planted["a/planted wrong"], planted["b/planted right"]
+    assert right == Planted(replace(known[0], id="a/planted right", answer="One. "), True, "right")
+    assert wrong == Planted(replace(known[0], id="a/planted wrong", answer="Two"), False, "wrong")
+    assert own.submission.group == "b"  # both forms of one answer are one cluster
+    padded = planted["a/planted right, padded"]
+    assert (padded.right, padded.kind) == (True, "right, padded")
+    assert padded.submission.answer.startswith("One. To put the same at more length, ")
+    assert padded.submission.answer.endswith("and so it is given here in full.")
+    assert not any("padded" in each.kind for each in plant(known, 2, seed=0))
+    for count, usable in ((0, 2), (3, 2)):
+        with pytest.raises(BadInput) as caught:
+            plant([*known, Submission("c", "C?", "z")], count, seed=0)
+        assert str(caught.value) == f"{count} planted answers were asked for, of {usable} items that have a right one."
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
