@@ -166,6 +166,8 @@ def _behaviour(code: str) -> str:
             node.posonlyargs, node.args, node.kwonlyargs = [], every, []
         if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("not ") == "TYPE_CHECKING":
             node.test = ast.Constant(None)
+        elif isinstance(node, ast.Assert):
+            node.test, node.msg = ast.Constant(True), None
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant):
@@ -321,8 +323,6 @@ class Copy:
             os.waitpid(child, 0)
             return f"the limit of {limit:.0f} s"
         status = os.waitstatus_to_exitcode(ended[1])
-        if status in (4, 5):  # pytest's own, of tests that are not there
-            sys.exit(f"The map is out of date: {output.read_text(encoding='utf-8')[-500:]}")
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8"), re.MULTILINE)
         return "" if status == 0 else named[1] if named else f"exit code {status}"
 

@@ -370,7 +370,7 @@ def test_waits_are_stated():
 
 @pytest.mark.parametrize("name", [*client.TRANSPORT, "api_key", "token", "default_headers"])
 def test_what_only_changes_the_transport_is_no_part_of_a_key(name):
-    assert client._identity("openai/m", {name: 1, "dtype": "float16", "tools": object()}, None) == {
+    assert client._identity("openai/m", {name: 1, "tools": object(), "dtype": "float16"}, None) == {
         "model": "openai/m", "model_args": {"dtype": "float16"}, "base_url": "",
     }  # fmt: skip
 

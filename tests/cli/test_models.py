@@ -14,7 +14,7 @@ from equipoise.language import catalog
 def two(monkeypatch):
     (entry,) = catalog.CATALOG.values()
     small = replace(entry, name="small", about="Small", licence="MIT", wheel_bytes=1_499_999, folder_bytes=2_500_001)
-    large = replace(entry, name="large", about="Größer", licence="none", wheel_bytes=0, folder_bytes=9_000_000)
+    large = replace(entry, name="large", about="Größer", licence="none", wheel_bytes=0, folder_bytes=2_999_000_000)
     monkeypatch.setattr(catalog, "CATALOG", {"small": small, "large": large})
     monkeypatch.setattr(catalog, "is_cached", lambda name: name == "large")
     monkeypatch.setattr(catalog, "place", lambda name: Path("/cache") / name)
@@ -26,12 +26,12 @@ def test_list_says_what_there_is_and_how_to_get_it(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "small  Small (MIT); 1 MB to download, 3 MB on disk",
         "  fetch it: equipoise models fetch small",
-        "large  Größer (none); 0 MB to download, 9 MB on disk",
+        "large  Größer (none); 0 MB to download, 2999 MB on disk",
         "  in the cache: /cache/large",
         "tiny  a small Llama that a study teaches on the spot; nothing to fetch",
     ]
     assert main(["models", "list", "--json"]) == 0
-    sizes = ((1_499_999, 2_500_001), (0, 9_000_000))
+    sizes = ((1_499_999, 2_500_001), (0, 2_999_000_000))
     assert json.loads(capsys.readouterr().out) == [
         {
             "name": name,
