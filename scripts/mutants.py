@@ -164,6 +164,7 @@ def _behaviour(code: str) -> str:
                     default.value = CHOSEN
             every = [*node.posonlyargs, *node.args, *node.kwonlyargs]
             node.posonlyargs, node.args, node.kwonlyargs = [], every, []
+            node.defaults, node.kw_defaults = [*node.defaults, *filter(None, node.kw_defaults)], []
         if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("not ") == "TYPE_CHECKING":
             node.test = ast.Constant(None)
         elif isinstance(node, ast.Assert):
