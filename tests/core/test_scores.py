@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from equipoise.core import scores
 from equipoise.core import statistics as st
 from equipoise.core.errors import BadInput
 
@@ -279,3 +280,7 @@ def test_units_are_closed_words(units, generator):
     ):
         with pytest.raises(BadInput):
             call()
+
+
+def test_squared_errors_by_hand():
+    assert scores.squared_errors([0.2, 0.9, 1.0], [1, 1, 0]).tolist() == pytest.approx([0.64, 0.01, 1.0])

@@ -181,3 +181,20 @@ def test_the_limits_of_every_setting(name, least, below):
     assert getattr(recipe(**{name: least}), name) == least
     with pytest.raises(BadInput, match=f"'{name}' should be"):
         recipe(**{name: below})
+
+
+def test_every_name_that_registers_itself_and_what_it_stands_for():
+    from equipoise.unlearning import gradient_sum, sago
+    from equipoise.unlearning.recipe import COMBINE, OBJECTIVES
+
+    assert dict(COMBINE) == {
+        "blur": blur.combine,
+        "sum": gradient_sum.combine,
+        "pcgrad": pcgrad.combine,
+        "pcgrad-global": pcgrad.combine_global,
+        "pcgrad-symmetric": pcgrad.combine_symmetric,
+        "sago": sago.combine,
+        "sago-prefer-retain": sago.combine_prefer_retain,
+    }
+    assert list(OBJECTIVES) == ["ga", "npo", "simnpo", "rmu"]
+    assert [OBJECTIVES[name].settings for name in OBJECTIVES] == [(), ("beta",), ("beta", "gamma"), ("steering",)]
