@@ -433,6 +433,22 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
     return sha256_file(path)
 
 
+def answers(chat: Chat, calls: Sequence[Call], title: str, *, name: str = "") -> list[Reply]:
+    """Replies without failed ones; name: who asks for them, where that is not the chat.
+
+    Raises WorkFailed when there is one: a lost connection must not count as an error.
+    """
+    replies = chat.ask(calls, title=title)
+    failed = [reply for reply in replies if reply.status == "failed"]
+    if failed:
+        why = failed[0].reason.rstrip(".")
+        raise WorkFailed(
+            f"{len(failed)} of {len(calls)} calls of {name or chat.name} got no answer ({why}); the others are stored, and "
+            "the same command asks for what is missing."
+        )
+    return replies
+
+
 def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
     """The part of every key that says who is asked: neither secrets, nor the host, nor what only changes the transport.
 

@@ -22,6 +22,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from equipoise.chat.calls import Call, Reply
+from equipoise.chat.client import answers
 from equipoise.chat.grades import BINARY, Grades, read_grade
 from equipoise.chat.grading import Agreement, Grade, GraderAudit, GraderReport, Grading, Share
 from equipoise.chat.templates import Template
@@ -146,15 +147,7 @@ class ChatGrader:
     def grade(self, submissions: Sequence[Submission]) -> list[Grade]:
         """Raises WorkFailed when a call got no answer: a lost connection is no grade."""
         calls = [Call(self._messages(each), "grade", schema=self._schema, **self._how) for each in submissions]
-        replies = self._chat.ask(calls, title=f"{self.name} grades")
-        failed = [reply for reply in replies if reply.status == "failed"]
-        if failed:
-            why = failed[0].reason.rstrip(".")
-            raise WorkFailed(
-                f"{len(failed)} of {len(calls)} calls of {self.name} got no answer ({why}); the others are stored, and the "
-                "same command asks for what is missing."
-            )
-        return [self._grade(reply) for reply in replies]
+        return [self._grade(reply) for reply in answers(self._chat, calls, f"{self.name} grades", name=self.name)]
 
     def _messages(self, submission: Submission) -> tuple[Message, ...]:
         slots = self._prompt.slots

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from equipoise.chat.calls import Call, Message, Reply
+from equipoise.chat.client import answers
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.options import closed
@@ -249,19 +250,6 @@ def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_toke
         for case in cases
     ]
     return [reply.text for reply in answers(chat, calls, f"{chat.name} explains its errors")]
-
-
-def answers(chat: Chat, calls: Sequence[Call], title: str) -> list[Reply]:
-    """Replies without failed ones. Raises WorkFailed when there is one: a lost connection must not count as an error."""
-    replies = chat.ask(calls, title=title)
-    failed = [reply for reply in replies if reply.status == "failed"]
-    if failed:
-        why = failed[0].reason.rstrip(".")
-        raise WorkFailed(
-            f"{len(failed)} of {len(calls)} calls of {chat.name} got no answer ({why}); the others are stored, and the same "
-            "command asks for what is missing."
-        )
-    return replies
 
 
 def _digest(messages: tuple[Message, ...]) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from equipoise.chat.calls import Call, Reply
+from equipoise.chat.client import answers
 from equipoise.chat.templates import Template
 from equipoise.data.text import after_thinking, printable
 from equipoise.judging.biases import PLACEBO, Bias
-from equipoise.judging.judges import PROMPTS, answers
+from equipoise.judging.judges import PROMPTS
 from equipoise.judging.pairs import Pair
 from equipoise.judging.roles import Case, Proposal
 
