@@ -118,7 +118,7 @@ def test_versions_devices_cache_data_and_sandbox_of_this_machine(site, capsys):
 
 
 def test_a_model_is_verified_byte_by_byte(site, without_torch, capsys):
-    place = catalog.place("smollm2")
+    place = catalog.expected_folder("smollm2")
     place.mkdir(parents=True)
     content = b"weights"
     files = {"model.safetensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

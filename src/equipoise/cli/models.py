@@ -35,7 +35,7 @@ def list_models(*, json: Annotated[bool, Parameter(negative="", help="Print one 
             "about": entry.about,
             "licence": entry.licence,
             "cached": catalog.is_cached(entry.name),
-            "folder": str(catalog.place(entry.name)),
+            "folder": str(catalog.expected_folder(entry.name)),
             "download_bytes": entry.wheel_bytes,
             "disk_bytes": entry.folder_bytes,
         }

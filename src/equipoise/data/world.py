@@ -550,13 +550,13 @@ def _wrong_values(right: Sequence[str], draw: _Draw) -> list[list[str]]:
     """
     if not right:
         return []
-    rank = {value: place for place, value in enumerate(draw.shuffled(sorted(set(right))))}
+    rank = {value: position for position, value in enumerate(draw.shuffled(sorted(set(right))))}
     order = sorted(draw.order(len(right)), key=lambda index: rank[right[index]])
     most = max(Counter(right).values())
     wrong: list[list[str]] = [[] for _ in right]
-    for place, index in enumerate(order):
+    for position, index in enumerate(order):
         shifts = draw.shuffled(range(1, CHOICES))
-        wrong[index] = [right[order[(place + shift * most) % len(order)]] for shift in shifts]
+        wrong[index] = [right[order[(position + shift * most) % len(order)]] for shift in shifts]
     return wrong
 
 

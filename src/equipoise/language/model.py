@@ -242,24 +242,24 @@ def _device(device: str) -> torch.device:
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise BadInput(
             f"Device {device!r} is unknown. {did_you_mean(device, ['auto', 'cpu', 'cuda', 'mps'])}"
         ) from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(place.type, lambda: True)
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(target.type, lambda: True)
     if not available():
         raise BadInput(f"Device {device!r} was asked for, but this machine's torch has none: use --device cpu.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"Device {device!r} was asked for, but there are {torch.cuda.device_count()}, counted from 0.")
-    return place
+    return target
 
 
-def _dtype(dtype: str | torch.dtype, place: torch.device) -> torch.dtype | str:
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return "auto" if place.type == "cuda" else torch.float32
+        return "auto" if device.type == "cuda" else torch.float32
     if dtype not in _DTYPES:
         raise BadInput(f"Number type {dtype!r} is unknown. {did_you_mean(dtype, ['auto', *_DTYPES])}")
     return _DTYPES[dtype]

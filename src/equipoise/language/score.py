@@ -89,11 +89,11 @@ def token_log_likelihoods(
     _check_batch_size(batch_size)
     rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}  # tokens read -> (example, places predicted from)
     for index, example in enumerate(examples):
-        places = [place - 1 for place, label in enumerate(example.labels) if label != IGNORE]
-        if not places or places[0] < 0:
-            problem = "labels its first token, which nothing predicts" if places else "has no label"
+        positions = [position - 1 for position, label in enumerate(example.labels) if label != IGNORE]
+        if not positions or positions[0] < 0:
+            problem = "labels its first token, which nothing predicts" if positions else "has no label"
             raise BadInput(f"Example {index} {problem}: make examples with encode().")
-        rows.setdefault(example.input_ids[: places[-1] + 1], []).append((index, places))
+        rows.setdefault(example.input_ids[: positions[-1] + 1], []).append((index, positions))
 
     found: list[Tensor] = [torch.empty(0)] * len(examples)
     vocabulary = language_model.vocabulary
@@ -220,7 +220,7 @@ def _batches(
     batch: list[tuple[int, ...]] = []
     places = 0
     for tokens in sorted(rows, key=len, reverse=True):
-        needed = len({place for _, its_places in rows[tokens] for place in its_places})
+        needed = len({position for _, chosen in rows[tokens] for position in chosen})
         if batch and (len(batch) == batch_size or places + needed > most_places):
             yield batch
             batch, places = [], 0
@@ -259,7 +259,7 @@ def _score(
     for row, tokens in enumerate(batch):
         for index, places in rows[tokens]:
             which.append(number[row, places])
-            labels += [examples[index].labels[place + 1] for place in places]
+            labels += [examples[index].labels[position + 1] for position in places]
             sizes.append(len(places))
     chosen = torch.cat(which).to(device)
     values = logits[chosen, torch.tensor(labels, device=device)] - normalizer[chosen]

@@ -189,18 +189,18 @@ def inner_products(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tens
     """<a, b> of each pair, [N] in `sum_dtype` on the device of the tensors; 0 where one is None."""
     device = next((t.device for pair in pairs for t in pair if t is not None), torch.device("cpu"))
     sums: list[Tensor] = []
-    places: list[int] = []
-    for place, (a, b) in enumerate(pairs):
+    indices: list[int] = []
+    for index, (a, b) in enumerate(pairs):
         if a is None or b is None:
             continue
         dtype = work_dtype(a, b)
         size = CPU_PIECE if a.device.type == "cpu" else DEVICE_PIECE
         for x, y in zip(a.reshape(-1).split(size), b.reshape(-1).split(size), strict=True):
             sums.append(torch.dot(x.to(dtype), y.to(dtype)))
-            places.append(place)
+            indices.append(index)
     total = torch.zeros(len(pairs), dtype=sum_dtype(device), device=device)
     if sums:
-        total.index_add_(0, torch.tensor(places, device=device), torch.stack(sums).to(total.dtype))
+        total.index_add_(0, torch.tensor(indices, device=device), torch.stack(sums).to(total.dtype))
     return total
 
 

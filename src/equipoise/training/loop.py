@@ -190,11 +190,11 @@ def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], paramete
     """Sums both in place; a process that has nothing for a parameter that others reach takes part with zeros."""
     from torch import distributed
 
-    there = torch.tensor([float(gradient is not None) for gradient in gradients], device=totals.device)
-    distributed.all_reduce(there)
+    present = torch.tensor([float(gradient is not None) for gradient in gradients], device=totals.device)
+    distributed.all_reduce(present)
     distributed.all_reduce(totals)
     pending = []
-    for index, anywhere in enumerate(there.tolist()):
+    for index, anywhere in enumerate(present.tolist()):
         if not anywhere:
             continue
         parameter, gradient = parameters[index], gradients[index]
@@ -393,9 +393,9 @@ def _state(
         "settings": settings.model_dump(mode="json"),
         "parameters": {name: gathered(parameter.detach()) for name, parameter in parameters.items()},
         "moments": {
-            name: {key: gathered(value) for key, value in moments[place].items()}
-            for place, name in enumerate(parameters)
-            if place in moments
+            name: {key: gathered(value) for key, value in moments[index].items()}
+            for index, name in enumerate(parameters)
+            if index in moments
         },
     }
 
@@ -422,11 +422,11 @@ def _restore(
         for name, parameter in parameters.items():
             parameter.copy_(from_whole(state["parameters"][name], parameter))
     moments = {
-        place: {
+        index: {
             key: from_whole(value, parameter).clone() if value.shape == parameter.shape else value.clone()
             for key, value in state["moments"][name].items()
         }
-        for place, (name, parameter) in enumerate(parameters.items())
+        for index, (name, parameter) in enumerate(parameters.items())
         if name in state["moments"]
     }
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -93,8 +93,8 @@ class Conflicts:
 
     def __init__(self, layers: Sequence[str], reduce: Reduce | None = None, device: torch.device | str = "cpu") -> None:
         self.names = list(dict.fromkeys(layers))
-        places = {name: place for place, name in enumerate(self.names)}
-        self._place = [places[name] for name in layers]
+        numbers = {name: group for group, name in enumerate(self.names)}
+        self._group = [numbers[name] for name in layers]
         # Per layer the six inner products and the number of conflicts, a row for each piece of gradient.
         self._rows: list[list[Tensor]] = [[] for _ in self.names]
         self._coordinates = [0] * len(self.names)
@@ -104,19 +104,19 @@ class Conflicts:
     def __call__(self, index: int, forget: Tensor, retain: Tensor, combined: Tensor) -> None:
         f, r, g = forget, retain, combined
         opposed = conflicts(f, r, self._scratch("conflict", f)).sum()
-        place = self._place[index]
-        self._rows[place] += [f.dot(r), f.dot(f), r.dot(r), g.dot(f), g.dot(r), g.dot(g), opposed]
-        self._coordinates[place] += f.numel()
+        group = self._group[index]
+        self._rows[group] += [f.dot(r), f.dot(f), r.dot(r), g.dot(f), g.dot(r), g.dot(g), opposed]
+        self._coordinates[group] += f.numel()
 
     def all(
         self, forget: Sequence[Tensor | None], retain: Sequence[Tensor | None], combined: Sequence[Tensor | None]
     ) -> None:
         """The same for whole lists, of a rule that cannot be observed."""
-        for index, each in enumerate(zip(forget, retain, combined, strict=True)):
-            there = [tensor for tensor in each if tensor is not None]
-            if there:
-                dtype, nothing = work_dtype(*there), torch.zeros_like(there[0])
-                f, r, g = (nothing if tensor is None else tensor for tensor in each)
+        for index, gradients in enumerate(zip(forget, retain, combined, strict=True)):
+            present = [tensor for tensor in gradients if tensor is not None]
+            if present:
+                dtype, nothing = work_dtype(*present), torch.zeros_like(present[0])
+                f, r, g = (nothing if tensor is None else tensor for tensor in gradients)
                 self(index, f.flatten().to(dtype), r.flatten().to(dtype), g.flatten().to(dtype))
 
     def summary(self, groups: bool = False) -> dict[str, float | Tensor]:
@@ -134,15 +134,15 @@ class Conflicts:
         if self._reduce is not None:
             sums = self._reduce(sums)
         counts = self._coordinates if self._reduce is None else sums[:, 7].tolist()
-        there = [place for place, count in enumerate(counts) if count]
-        if not there:
+        filled = [group for group, count in enumerate(counts) if count]
+        if not filled:
             return {}
-        found: dict[str, float | Tensor] = _figures(sums.sum(0))
+        summary: dict[str, float | Tensor] = _figures(sums.sum(0))
         if groups:
-            for place in there:
-                figures = _figures(sums[place])
-                found |= {f"{self.names[place]}/{key}": value for key, value in figures.items()}
-        return found
+            for group in filled:
+                figures = _figures(sums[group])
+                summary |= {f"{self.names[group]}/{key}": value for key, value in figures.items()}
+        return summary
 
 
 def _figures(sums: Tensor) -> dict[str, float | Tensor]:

@@ -180,8 +180,8 @@ def kl_loss(frozen: nn.Module | ReferenceModel) -> LossFunction:
 def _real_logits(model: Any, batch: Batch) -> Tensor:
     """[n, V], at every token that is no padding."""
     with head_reads(model, batch["attention_mask"].bool()):
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return found.logits.squeeze(0)
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return output.logits.squeeze(0)
 
 
 def rmu_loss(block: int, steering: Tensor) -> LossFunction:
@@ -230,10 +230,10 @@ class _Reached(Exception):
 
 def block_states(model: nn.Module | ReferenceModel, block: int, batch: Batch) -> Tensor:
     """Hidden states [B, T, D] after a block (counted from 0); the blocks above it are not computed."""
-    found: list[Tensor] = []
+    states: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        states.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
     hook = module_at(model, f"block.{block}").register_forward_hook(stop)  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ def block_states(model: nn.Module | ReferenceModel, block: int, batch: Batch) ->
         pass
     finally:
         hook.remove()
-    return found[0]
+    return states[0]
 
 
 def _wide(tensor: Tensor) -> Tensor:
