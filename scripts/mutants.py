@@ -11,8 +11,8 @@ what differs only in annotations, in how arguments may be given, in what an erro
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
 size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
-temporary folder. A mutant is caught when a test fails or when the tests take five times as long as without it. The same
-seed, code and version of cosmic-ray give the same draw. Exit code 1 when one survives.
+temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the type checker
+refuses it. The same seed, code and version of cosmic-ray give the same draw. Exit code 1 when one survives.
 
 The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """
@@ -73,6 +73,7 @@ LIBRARIES += (
     "tokenizers",
 )
 CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
+ALWAYS = ("tests/test_defaults.py",)  # reads sources, so that no line that runs is tied to it
 SECONDS = 40.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
 
 
@@ -221,10 +222,10 @@ class Running:
         def distance(name: str) -> tuple[bool, bool, float]:
             return stem not in name, f"tests/{room}/" not in name, self.seconds.get(name, 1.0)
 
-        chosen: list[str] = []
+        chosen = list(ALWAYS)
         left = SECONDS
         for name in sorted(running, key=distance):
-            if chosen and (left := left - self.seconds.get(name, 1.0)) < 0:
+            if len(chosen) > len(ALWAYS) and (left := left - self.seconds.get(name, 1.0)) < 0:
                 break
             chosen.append(name)
         return chosen
@@ -301,11 +302,11 @@ class Copy:
             sys.exit(f"The tests would import {found} instead of the copy in {folder}.")
 
     def try_out(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
-        """What noticed the mutant, "" when nothing did."""
+        """What noticed the mutant, "" when nothing did: a test, or else the types, which `.ci/run` checks as well."""
         target = self.folder / mutant.path
         target.write_text(mutant.code, encoding="utf-8")
         try:
-            return self.test(tests, limit=5 * seconds + 60)
+            return self.test(tests, limit=5 * seconds + 60) or self.check_types(mutant.path)
         finally:
             shutil.copy2(ROOT / mutant.path, target)
 
@@ -326,6 +327,15 @@ class Copy:
         status = os.waitstatus_to_exitcode(ended[1])
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8"), re.MULTILINE)
         return "" if status == 0 else named[1] if named else f"exit code {status}"
+
+    def check_types(self, path: str) -> str:
+        """The first finding of the type checker in a file, "" when it has none or is not installed."""
+        with contextlib.suppress(FileNotFoundError):
+            command = [str(Path(sys.executable).parent / "basedpyright"), "--pythonpath", sys.executable, path]
+            checked = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+            finding = re.search(r"error: (.+?)(?:$|\n)", checked.stdout)
+            return f"types: {finding[1]}" if finding else ""
+        return ""
 
     def _run(self, tests: list[str], output: Path) -> int:
         """The tests, in a child that has imported nothing of Equipoise yet; pytest's exit code."""
@@ -375,10 +385,8 @@ def main() -> int:
         for number, mutant in numbered.items():
             tests = running.of(mutant)
             seconds = sum(running.seconds.get(name, 1.0) for name in tests)
-            caught_by = copy.try_out(mutant, tests, seconds) if tests else ""
-            fate = (
-                f"caught by {caught_by}" if caught_by else "SURVIVED" if tests else "SURVIVED: no test runs this file"
-            )
+            caught_by = copy.try_out(mutant, tests, seconds)
+            fate = f"caught by {caught_by}" if caught_by else "SURVIVED"
             print(f"[{number}] {mutant.path}:{mutant.line} {mutant.operator}: {fate}", flush=True)
             survivors += [] if caught_by else [number]
     for number in survivors:
