@@ -1,13 +1,23 @@
 """Shared by all tests."""
 
+import gc
 import signal
 
 import pytest
 from hypothesis import settings
 
+# What thousands of tests import stays: a collector that looks through it again and again takes a quarter of collecting.
+gc.disable()
+
 # A machine with other work takes longer than Hypothesis allows one example; and every run draws others.
 settings.register_profile("house", deadline=None, max_examples=40)
 settings.load_profile("house")
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
