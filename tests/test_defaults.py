@@ -24,11 +24,7 @@ def _within(holder: ast.AST, name: str) -> Iterator[str]:
     for node in getattr(holder, "body", ()):
         if isinstance(node, ast.If | ast.Try):
             yield from _within(node, name)
-        elif not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        elif node.name.startswith("_") and node.name not in ("__init__", "__call__"):
-            continue
-        elif isinstance(node, ast.ClassDef):
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             fields = [
                 f"{ast.unparse(field.target)}={_text(field.value)}"
                 for field in node.body
@@ -37,15 +33,17 @@ def _within(holder: ast.AST, name: str) -> Iterator[str]:
             if fields:
                 yield f"{name}.{node.name}: {', '.join(fields)}"
             yield from _within(node, f"{name}.{node.name}")
-        else:
-            arguments = node.args
-            positional = [*arguments.posonlyargs, *arguments.args]
-            behind = positional[len(positional) - len(arguments.defaults) :]
-            pairs = [*zip(behind, arguments.defaults, strict=True)]
-            pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-            given = [f"{argument.arg}={_text(value)}" for argument, value in pairs if value is not None]
-            if given:
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_public(node.name):
+            positional = [*node.args.posonlyargs, *node.args.args]
+            behind = positional[len(positional) - len(node.args.defaults) :]
+            pairs = [*zip(behind, node.args.defaults, strict=True)]
+            pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            if given := [f"{argument.arg}={_text(value)}" for argument, value in pairs if value is not None]:
                 yield f"{name}.{node.name}: {', '.join(given)}"
+
+
+def _is_public(name: str) -> bool:
+    return not name.startswith("_") or name in ("__init__", "__call__")
 
 
 def _text(value: ast.expr) -> str:

@@ -217,7 +217,7 @@ def test_no_value_and_no_position_gives_an_answer_away(world):
     check_questions(world)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**63),
     forget=st.integers(4, 60),

@@ -151,11 +151,6 @@ def test_micro_batches(world, plain, tmp_path):
     agree(plain("sago"), run(world, tmp_path / "split", *ALL["sago"], "--micro-batch-size", 3), world / "model")
 
 
-def test_attention(world, plain, tmp_path):
-    eager = run(world, tmp_path / "eager", *ALL["pcgrad"], "--attn-implementation", "eager")
-    agree(plain("pcgrad"), eager, world / "model", **OF_ATTENTION)
-
-
 def test_a_lean_of_one_in_a_thousand_is_caught(world, plain, tmp_path, monkeypatch):
     """A micro-batch of one record that weighs a thousandth too much: what a wrong share of the last batch would do."""
     from equipoise.unlearning import objectives

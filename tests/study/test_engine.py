@@ -259,7 +259,9 @@ run_study(walk(Path(sys.argv[2])), {"pause": 30.0}, out=Path(sys.argv[2]) / "out
 
 
 @pytest.mark.usefixtures("as_in_a_terminal")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, -2)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, -2, marks=pytest.mark.slow)]
+)
 def test_nothing_survives_the_command(tmp_path, number, code):
     walk(tmp_path)
     arguments = [sys.executable, "-c", START, str(Path(__file__).parent.parent), str(tmp_path)]

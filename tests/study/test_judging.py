@@ -428,7 +428,12 @@ def test_between_over_items_alone_is_a_t_interval_over_their_differences():
 
 
 def correlation(a, b):
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 else math.nan
+    if len(a) < 2:
+        return math.nan
+    x, y = (
+        np.asarray(values) - np.mean(values) for values in (a, b)
+    )  # np.corrcoef takes five times as long, and it is computed thousands of times
+    return float(x @ y / math.sqrt((x @ x) * (y @ y)))
 
 
 def scored(test, *, seeds=10, items=40, own_items=False, slope=1.0):

@@ -91,7 +91,7 @@ def bias_in_points(name, curved, studies, level):
 UNEQUAL = "2 times faster, slow arm evaluated 2 times as often"
 
 
-@pytest.mark.parametrize("level", [0.45, "weakest"])
+@pytest.mark.parametrize("level", [pytest.param(0.45, marks=pytest.mark.slow), "weakest"])
 def test_equal_arms_of_unequal_speed_and_density_are_not_favoured(level):
     judging, first_crossing, _, held = benchmark.matched_bias(
         benchmark.paths(UNEQUAL, True, 400, np.random.default_rng(3)), level

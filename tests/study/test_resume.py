@@ -38,7 +38,7 @@ def items(out: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigkill_at_random_moments(tmp_path, workers):
     rng = random.Random(workers)
     declaration, out, quiet = walk(tmp_path), tmp_path / "out", tmp_path / "quiet"
