@@ -32,7 +32,9 @@ def planned(parts: Sequence[Sequence[Pair]], left_out: Sequence[str], casting: C
             model = role.removeprefix("filter ") if role.startswith("filter ") else model
             name = resolve(model)[0] if isinstance(model, str) else ""  # of an object nobody knows the price
             for end, count in enumerate(ends):
-                cost = estimate([Planned(role, count, prompt, round(answer / 4))], model=name, prices=casting.prices)
+                cost = estimate(
+                    [Planned(role, count, prompt, round(answer / 4))], model=name, prices=casting.roles.prices
+                )
                 tokens[end] += cost.prompt_tokens + cost.generated_tokens
                 known = known and cost.usd is not None
                 usd[end] += cost.usd or 0.0
