@@ -12,10 +12,10 @@ from equipoise.core.files import read_regular
 from equipoise.core.job import Page
 from equipoise.core.numbers import interval, number, rate
 from equipoise.judging.measured import BiasEffect, Rate
-from equipoise.judging.result import JudgedExample, points
+from equipoise.judging.notes import points
 
 if TYPE_CHECKING:
-    from equipoise.judging.result import FoundBias, JudgeAudit
+    from equipoise.judging.result import FoundBias, JudgeAudit, JudgedExample
 
 CHARACTERS = 2500  # of a text that is shown
 Numeric = partial(parts.Column, numeric=True)
@@ -188,7 +188,7 @@ def _evidence(found: "FoundBias") -> parts.Section:
     return parts.Section(f"Evidence: {found.name}", tuple(told))
 
 
-def _example(title: str, one: JudgedExample) -> parts.Part:
+def _example(title: str, one: "JudgedExample") -> parts.Part:
     texts = {"the worse one": one.rejected, "the worse one, rewritten": one.rewritten}
     texts = {"the better answer": one.chosen, **texts} if one.fooled else texts
     cells = tuple(_shown(text) for text in texts.values())
