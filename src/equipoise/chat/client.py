@@ -33,7 +33,7 @@ from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.progress import Bar, progress
-from equipoise.core.secrets import REDACTED, SECRET_NAME, known_secrets, redact
+from equipoise.core.secrets import SECRET_NAME, known_secrets, one_line, redact
 from equipoise.language import catalog
 
 if TYPE_CHECKING:
@@ -50,13 +50,6 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a mod
 TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
 TRANSPORT += ("batch_size", "custom_outputs")  # arguments that change how answers come, not which
 
-_LIKE_SECRETS = (
-    re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
-    re.compile(r"(?i)\b(?:authorization|x-api-key|api[-_]?key)\b[\"']?\s*[:=]\s*\S+"),
-    re.compile(r"\b(?:sk|pk|key|hf|gsk|xai)[-_][\w-]{8,}"),
-    re.compile(r"(?<=://)[^/\s@]+@"),
-    re.compile(r"(?i)[?&](?:[\w-]*key|token|signature|sig)=[^&\s]+"),
-)
 _SCHEMA_REFUSED = re.compile(r"(?i)response_?(?:format|schema)|json_?schema|structured|guided")
 
 # After which errors the call of the current task was sent again.
@@ -325,7 +318,7 @@ class Chat:
             text=answer.text,
             usage=spent,
             stop=redact(answer.stop, secrets),
-            reason=answer.reason and _clean(answer.reason, secrets),
+            reason=answer.reason and one_line(answer.reason, secrets),
             seconds=round(seconds, 4),
             retries=len(retried) + min(empty, 1),
             attempt=self.record.attempt,
@@ -360,7 +353,7 @@ class Chat:
                         403: "the API key and its rights",
                         404: "the model's name and the address",
                     }
-                    said = _clean(str(cause), self._secrets(model))
+                    said = one_line(str(cause), self._secrets(model))
                     refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({said})."
                     raise _Stop(BadInput(refusal)) from None
                 if isinstance(cause, MissingExtra):
@@ -592,15 +585,6 @@ def _cause(error: Exception) -> tuple[BaseException, int | None]:
 def _reason(error: Exception) -> str:
     cause, status = _cause(error)
     return f"HTTP {status}: {cause}" if status else f"{type(cause).__name__}: {cause}"
-
-
-def _clean(text: str, secrets: list[str]) -> str:
-    """One short line without keys, tokens, or addresses that carry them."""
-    text = redact(text, secrets)
-    for pattern in _LIKE_SECRETS:
-        text = pattern.sub(REDACTED, text)
-    text = " ".join(text.split())
-    return text if len(text) <= 240 else text[:239] + "…"
 
 
 class _Loop:

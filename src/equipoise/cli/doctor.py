@@ -113,8 +113,9 @@ def _data() -> "list[Finding]":
 
 
 def _sandbox() -> "list[Finding]":
-    from equipoise.cli.health import Finding, one_line
+    from equipoise.cli.health import Finding
     from equipoise.core.sandbox import isolation
+    from equipoise.core.secrets import one_line
 
     seen = isolation()
     facts = {"landlock": seen.landlock, "lacking": list(seen.lacking)}

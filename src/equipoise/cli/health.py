@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -23,14 +22,13 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from equipoise.core.options import check_fields
+from equipoise.core.secrets import one_line
 
 State = Literal["works", "absent", "broken"]
 
 PACKAGE = "equipoise"
 SHOWN = ("torch", "transformers", "accelerate", "peft")
 PATIENCE = 20.0  # seconds for an import; a first one on a slow disk takes some
-LONGEST = 300  # characters of a reason
-_SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,15 +271,6 @@ def _answer() -> None:
             value, reason = None, f"{type(error).__name__}: {error}"
         json.dump({"value": value, "reason": reason}, out)
     os._exit(0)  # threads and exit handlers of what was imported are not waited for
-
-
-def one_line(text: str) -> str:
-    """Foreign text for a reader: one line, not too long, and without the values of secrets in the environment."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 4:
-            text = text.replace(value, f"[{name}]")
-    text = " ".join(re.sub(r"//[^/\s@]+@", "//[hidden]@", text).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 if __name__ == "__main__":
