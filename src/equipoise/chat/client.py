@@ -353,8 +353,8 @@ class Chat:
                         403: "the API key and its rights",
                         404: "the model's name and the address",
                     }
-                    said = one_line(str(cause), self._secrets(model))
-                    refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({said})."
+                    reason = one_line(str(cause), self._secrets(model))
+                    refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({reason})."
                     raise _Stop(BadInput(refusal)) from None
                 if isinstance(cause, MissingExtra):
                     raise _Stop(cause) from None
@@ -411,13 +411,13 @@ def _content(path: Path) -> str:
     if path.is_file():
         return _file_digest(path, *_state(path))
     files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
-    told = "\n".join(f"{file.name} {_file_digest(file, *_state(file))}" for file in files)
-    return hashlib.sha256(told.encode()).hexdigest()
+    digests = "\n".join(f"{file.name} {_file_digest(file, *_state(file))}" for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @functools.cache
@@ -530,10 +530,11 @@ def _open(
     except EquipoiseError:
         raise
     except Exception as error:
-        said = re.sub(r"\[/?\w+\]", "", str(getattr(error, "message", error)))  # Inspect's sentences are in rich markup
-        said = " ".join(said.split()).removeprefix("ERROR: ").rstrip(".")
-        kind = MissingExtra if "pip install" in said else BadInput
-        raise kind(f"{address} cannot be used: {redact(said, known_secrets(model_args, base_url))}.") from error
+        # Inspect's sentences are in rich markup.
+        reason = re.sub(r"\[/?\w+\]", "", str(getattr(error, "message", error)))
+        reason = " ".join(reason.split()).removeprefix("ERROR: ").rstrip(".")
+        kind = MissingExtra if "pip install" in reason else BadInput
+        raise kind(f"{address} cannot be used: {redact(reason, known_secrets(model_args, base_url))}.") from error
     _govern(model, retry_wait, local=address.startswith(LOCAL))
     return model
 

@@ -231,8 +231,8 @@ def blinded(submissions: Sequence[Submission], *, seed: int) -> list[tuple[str, 
 def _drawn(seed: int, *names: str) -> str:
     import numpy as np
 
-    told = hashlib.sha256(json.dumps(names).encode()).digest()
-    state = np.random.SeedSequence([seed, int.from_bytes(told, "big")]).generate_state(4)
+    digest = hashlib.sha256(json.dumps(names).encode()).digest()
+    state = np.random.SeedSequence([seed, int.from_bytes(digest, "big")]).generate_state(4)
     return "".join(f"{word:08x}" for word in state)
 
 
@@ -334,10 +334,10 @@ def _agreement(
     alike = first.grades == second.grades
     names = list(first.grades.credits) if alike else ["rejected", "accepted"]
 
-    def place(grader: Grader, grade: Grade) -> int:
+    def category(grader: Grader, grade: Grade) -> int:
         return names.index(str(grade.grade)) if alike else int(grader.grades.accepts(grade))
 
-    a, b = [place(first, each) for _, each, _ in known], [place(second, each) for _, _, each in known]
+    a, b = [category(first, each) for _, each, _ in known], [category(second, each) for _, _, each in known]
     groups = [_group(item) for item, _, _ in known]
     counts = Counter(zip(a, b, strict=True))
     return Agreement(

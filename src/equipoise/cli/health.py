@@ -69,34 +69,40 @@ HOSTS = (
 
 def packages() -> list[Finding]:
     """Python, this package, what it mostly stands on, and whatever else it needs that is missing or too old."""
-    found = [
+    findings = [
         Finding("python", "works", f"{platform.python_version()} ({platform.system()} {platform.machine()})"),
         Finding(PACKAGE, "works", metadata.version(PACKAGE)),
     ]
     for requirement in _requirements():
         version, fits = _installed(requirement)
         if not fits:
-            found.append(Finding(requirement.name, "broken", _remedy(requirement, version)))
+            findings.append(Finding(requirement.name, "broken", _remedy(requirement, version)))
         elif requirement.name in SHOWN:
-            found.append(Finding(requirement.name, "works", version))
+            findings.append(Finding(requirement.name, "works", version))
     order = ("python", PACKAGE, *SHOWN)
-    return sorted(found, key=lambda each: order.index(each.name) if each.name in order else len(order))
+    return sorted(findings, key=lambda finding: order.index(finding.name) if finding.name in order else len(order))
 
 
 def extras() -> list[Finding]:
     """The optional parts, with the sentence that installs each; several packages make one part."""
-    found = []
+    findings = []
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
-        lacking = [(each, version) for each in _requirements(extra) for version, fits in [_installed(each)] if not fits]
+        lacking = [
+            (requirement, version)
+            for requirement in _requirements(extra)
+            for version, fits in [_installed(requirement)]
+            if not fits
+        ]
         if lacking:
             what = ", ".join(
-                f"{each.name} {version}, not {each.specifier}" if version else each.name for each, version in lacking
+                f"{requirement.name} {version}, not {requirement.specifier}" if version else requirement.name
+                for requirement, version in lacking
             )
-            found.append(Finding(extra, "absent", f"without {what}: pip install '{PACKAGE}[{extra}]'"))
+            findings.append(Finding(extra, "absent", f"without {what}: pip install '{PACKAGE}[{extra}]'"))
         else:
-            have = ", ".join(f"{each.name} {_installed(each)[0]}" for each in _requirements(extra))
-            found.append(Finding(extra, "works", have))
-    return found
+            have = ", ".join(f"{requirement.name} {_installed(requirement)[0]}" for requirement in _requirements(extra))
+            findings.append(Finding(extra, "works", have))
+    return findings
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
@@ -149,10 +155,10 @@ def devices(seconds: float = PATIENCE) -> list[Finding]:
     if seen is None:
         return [Finding("CPU", "works", cores, facts), Finding("torch", "broken", reason)]
     facts["threads"] = seen["threads"]
-    found = [Finding("CPU", "works", f"{cores}; torch computes with {seen['threads']} of them", facts)]
+    findings = [Finding("CPU", "works", f"{cores}; torch computes with {seen['threads']} of them", facts)]
     for number, device in enumerate(seen["cuda"]):
         about = f"{device['name']}, {gigabytes(device['memory_bytes'])}, compute capability {device['capability']}"
-        found.append(Finding(f"CUDA {number}", "works", about, device))
+        findings.append(Finding(f"CUDA {number}", "works", about, device))
     if not seen["cuda"]:
         driver = os.path.exists("/proc/driver/nvidia/version")  # noqa: PTH110
         why = (
@@ -160,11 +166,11 @@ def devices(seconds: float = PATIENCE) -> list[Finding]:
             if driver
             else ""
         )
-        found.append(Finding("CUDA", "absent", f"none{why}"))
+        findings.append(Finding("CUDA", "absent", f"none{why}"))
     if seen["mps_bytes"] is not None:
         about = f"{gigabytes(seen['mps_bytes'])} recommended at most"
-        found.append(Finding("MPS", "works", about, {"memory_bytes": seen["mps_bytes"]}))
-    return found
+        findings.append(Finding("MPS", "works", about, {"memory_bytes": seen["mps_bytes"]}))
+    return findings
 
 
 def torch_devices() -> dict[str, Any]:
@@ -253,8 +259,8 @@ def ask(
         out.seek(0)
         answer = out.read()
     try:
-        found = json.loads(answer)
-        return found["value"], one_line(found["reason"])
+        content = json.loads(answer)
+        return content["value"], one_line(content["reason"])
     except ValueError:
         code = process.returncode
         ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"

@@ -94,17 +94,16 @@ def harden(
     changed = np.array([same_final_answer(v.original.rejected, v.rejected) is False for v in variants], dtype=bool)
     passed = ~changed & (fooled >= votes)
     chosen = _at_most(variants, passed, fooled, most, seed)
+    kept = tuple(variant for variant, keep in zip(variants, chosen, strict=True) if keep)
     return Hardened(
-        kept=tuple(variant for variant, its in zip(variants, chosen, strict=True) if its),
+        kept=kept,
         fooled=fooled,
         answer_changed=int(changed.sum()),
         too_few_votes=int((~changed & ~passed).sum()),
         over_limit=int((passed & ~chosen).sum()),
         by_bias=_kept_of([variant.bias for variant in variants], chosen),
         by_domain=_kept_of([variant.original.domain for variant in variants], chosen),
-        longer=float(np.mean([v.longer for v, its in zip(variants, chosen, strict=True) if its]))
-        if chosen.any()
-        else math.nan,
+        longer=float(np.mean([variant.longer for variant in kept])) if kept else math.nan,
         kappa=fleiss_kappa(verdicts.reshape(judges, -1).T),
         alpha=krippendorff_alpha(verdicts.reshape(judges, -1).T),
     )
@@ -126,7 +125,7 @@ def _at_most(
 
 
 def _kept_of(names: Sequence[str], chosen: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
-    kept = Counter(name for name, its in zip(names, chosen, strict=True) if its)
+    kept = Counter(name for name, keep in zip(names, chosen, strict=True) if keep)
     return {name: (kept[name], of) for name, of in sorted(Counter(names).items())}
 
 

@@ -157,12 +157,12 @@ class JudgeAudit:
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: a bias each, warnings, the headline."""
         lines = []
-        for each in self.biases:
-            effect, told = each.effect, each.rewrites.why or "the teacher gave no rewrite that could be compared"
+        for bias in self.biases:
+            effect, outcome = bias.effect, bias.rewrites.why or "the teacher gave no rewrite that could be compared"
             if effect.pairs:
-                told = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
-                told += f", {effect.pairs} pairs"
-            lines.append(f"{each.name:<28} {each.state:<14} {told}")
+                outcome = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
+                outcome += f", {effect.pairs} pairs"
+            lines.append(f"{bias.name:<28} {bias.state:<14} {outcome}")
         lines += [f"{title}: {text}" for title, text in self.warnings()]
         return [shown(line) for line in (*lines, f"{self.headline()} Chat calls: {self.calls:,}.")]
 
@@ -203,8 +203,8 @@ class AuditPlan:
     def announced(self) -> str:
         """The line before an audit starts; "" where there is nothing to pay."""
         least, most = (sum(counts[case] for counts in self.calls.values()) for case in (0, 1))
-        told = f"{least:,} calls when nothing is found, up to {most:,}{self.cost}"
-        return f"{told}; --budget sets a limit, what is recorded costs nothing." if most else ""
+        amount = f"{least:,} calls when nothing is found, up to {most:,}{self.cost}"
+        return f"{amount}; --budget sets a limit, what is recorded costs nothing." if most else ""
 
     def summary(self) -> Sequence[str]:
         lines = ["{} pairs to discover, {} to select, {} to report; the first:".format(*self.sizes)]
