@@ -49,7 +49,7 @@ def effective_size(credits: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def corrected(accepted: Share, false_reject: Share, false_accept: Share) -> Bounded:
-    """The share of right answers behind a share that was accepted (Rogan and Gladen 1978), errors known from plants.
+    """The share of right answers behind a share that was accepted (Rogan and Gladen 1978), errors known from planted ones.
 
     (accepted - false accepts) / (1 - false rejects - false accepts), within [0, 1]; the interval is that of Lang and
     Reiczigel (2014), which counts that the errors are known from a few answers and holds for errors of 0, too. nan where
