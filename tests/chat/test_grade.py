@@ -8,19 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from scipy import stats
 
 from equipoise.chat.account import Account, Budget
-from equipoise.chat.agreement import Z, corrected, correlation, effective_size, kappa, share
 from equipoise.chat.calls import Reply
 from equipoise.chat.client import Chat
 from equipoise.chat.grade import ChatGrader, Planted, RuleGrader, Submission, _schema, blinded, grade, plant
 from equipoise.chat.grades import BINARY, FOUR, Grades, read_grade
-from equipoise.chat.grading import Grade, Grading, Share
+from equipoise.chat.grading import Grade, Grading
 from equipoise.chat.record import Record
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.serialize import deserialize, serialize
+from equipoise.core.shares import Share
 from equipoise.core.statistics import wilson
 
 needs_inspect = pytest.mark.skipif(
@@ -215,121 +214,6 @@ def test_planted_answers_word_by_word():
         with pytest.raises(BadInput) as caught:
             plant([*known, Submission("c", "C?", "z")], count, seed=0)
         assert str(caught.value) == f"{count} planted answers were asked for, of {usable} items that have a right one."
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
-def table(counts) -> tuple[list[int], list[int]]:
-    pairs = [(i, j) for i, row in enumerate(counts) for j, often in enumerate(row) for _ in range(often)]
-    return [i for i, _ in pairs], [j for _, j in pairs]
-
-
-def test_kappa_is_that_of_the_textbook_with_its_large_sample_interval():
-    counts = np.array([[20, 5], [10, 15]])
-    a, b = table(counts)
-    found = kappa(a, b, [str(i) for i in range(50)], 2, ordered=False)
-    assert found.value == pytest.approx(0.4)  # observed 0.7, by chance 0.5
-    # Fleiss, Cohen and Everitt (1969), eq. 13, term by term.
-    p, e = counts / 50, 0.5
-    rows, columns = p.sum(1), p.sum(0)
-    own = sum(p[i, i] * ((1 - e) - (rows[i] + columns[i]) * 0.3) ** 2 for i in range(2))
-    cross = sum(p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(2) for j in range(2) if i != j)
-    variance = (own + 0.3**2 * cross - (0.7 * e - 2 * e + 0.7) ** 2) / (50 * (1 - e) ** 4)
-    half = stats.t.ppf(0.975, 49) * math.sqrt(variance * 50 / 49)
-    assert (found.lower, found.upper) == pytest.approx((0.4 - half, 0.4 + half))
-
-
-def test_kappa_of_scores_weighs_by_the_square_of_the_distance():
-    a, b = table([[4, 2, 0], [1, 3, 2], [1, 0, 5]])
-    off = np.mean([(i - j) ** 2 for i, j in zip(a, b, strict=True)])
-    by_chance = np.mean([(i - j) ** 2 for i in a for j in b])
-    groups = [str(i) for i in range(18)]
-    assert kappa(a, b, groups, 3, ordered=True).value == pytest.approx(1 - off / by_chance)
-    assert kappa(a, b, groups, 3, ordered=False).value != pytest.approx(1 - off / by_chance, abs=0.05)
-
-
-def test_agreement_that_cannot_be_otherwise_has_no_number():
-    groups = [str(i) for i in range(6)]
-    assert math.isnan(kappa([1] * 6, [1] * 6, groups, 2, ordered=False).value)
-    perfect = kappa([0, 1] * 3, [0, 1] * 3, groups, 2, ordered=False)
-    assert perfect.value == 1 and math.isnan(perfect.lower) and math.isnan(perfect.upper)
-    assert math.isnan(kappa([], [], [], 2, ordered=False).value)
-
-
-def test_copies_of_an_answer_make_nothing_surer():
-    generator = np.random.default_rng(3)
-    a, b, x = generator.integers(2, size=40), generator.integers(2, size=40), generator.normal(size=40)
-    groups = [str(i) for i in range(40)]
-    thrice = [np.repeat(each, 3) for each in (a, b, x, groups)]
-    one, three = kappa(a, b, groups, 2, ordered=False), kappa(*thrice[:2], list(thrice[3]), 2, ordered=False)
-    assert (three.value, three.lower, three.upper) == pytest.approx((one.value, one.lower, one.upper))
-    one, three = correlation(a, x, groups), correlation(thrice[0], thrice[2], list(thrice[3]))
-    assert (three.value, three.lower, three.upper) == pytest.approx((one.value, one.lower, one.upper))
-    # As many independent ones as there are clusters, less one for the mean, and t for z.
-    assert effective_size(thrice[0], list(thrice[3])) == pytest.approx(39 * (Z / stats.t.ppf(0.975, 39)) ** 2)
-    assert effective_size([1.0] * 9, list("aaabbbccc")) == 3 and effective_size([1, 0], ["a", "a"]) == 0
-
-
-def test_a_share_says_what_is_missing_and_what_that_could_change():
-    found = share([1, 1, 0], list("abc"), missing=2)
-    assert (found.rate, found.least, found.most) == (2 / 3, 2 / 5, 4 / 5)
-    assert (found.lower, found.upper) == wilson(2, 3)
-    nothing = share([], [], missing=1)
-    assert math.isnan(nothing.rate) and math.isnan(nothing.lower) and (nothing.least, nothing.most) == (0, 1)
-    # Credits between 0 and 1 vary less than right and wrong, and are surer for that, but not surer than all of them.
-    half = share([0.5] * 4 + [1.0] * 4, list("abcdefgh"))
-    assert half.rate == 0.75 and half.upper - half.lower == pytest.approx(np.diff(wilson(6, 8))[0])
-
-
-def test_correlation_is_pearsons_whatever_the_unit():
-    x, y = np.array([0, 1, 1, 0, 1.0]), np.array([3, 5, 9, 2, 4.0])
-    found = correlation(x, y, list("abcde"))
-    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and -1 <= found.lower < found.value < found.upper <= 1
-    same = correlation(x, 1e9 * y + 1e3, list("abcde"))
-    assert (same.value, same.lower) == pytest.approx((found.value, found.lower))
-    assert math.isnan(correlation([1, 1, 1], [1, 2, 3], list("abc")).value)
-    straight = correlation([1, 2, 4], [2, 4, 8], list("abc"))
-    assert straight.value == pytest.approx(1) and math.isnan(straight.lower)
-
-
-def errors(count: int, of: int) -> Share:
-    return Share(count, of, 0, of, *wilson(count, of))
-
-
-def test_errors_of_a_grader_are_taken_out_of_its_share():
-    found = corrected(errors(100, 200), errors(5, 50), errors(10, 50))
-    assert found.value == pytest.approx((0.5 + 0.8 - 1) / (0.9 + 0.8 - 1))
-    # Lang and Reiczigel (2014), written out.
-    z = 1.959963984540054
-    n, q, se, sp = 200 + z**2, (100 + z**2 / 2) / (200 + z**2), 46 / 52, 41 / 52
-    p = (q + sp - 1) / (se + sp - 1)
-    shift = 2 * z**2 * (p * se * (1 - se) / 52 - (1 - p) * sp * (1 - sp) / 52)
-    variance = q * (1 - q) / n + p**2 * se * (1 - se) / 52 + (1 - p) ** 2 * sp * (1 - sp) / 52
-    half = z * math.sqrt(variance) / (se + sp - 1)
-    assert (found.lower, found.upper) == pytest.approx((p + shift - half, p + shift + half))
-    # Of clusters, no more is known than as many independent answers would tell.
-    few = [replace(errors(*counts), size=10) for counts in ((100, 200), (5, 50), (10, 50))]
-    alone = corrected(errors(5, 10), errors(1, 10), errors(2, 10))
-    assert corrected(*few) == alone and alone.upper - alone.lower > 2 * (found.upper - found.lower)
-    # A perfect grader that is known to be perfect leaves the share as it is, with the interval of Agresti and Coull.
-    sure = corrected(errors(30, 100), errors(0, 10**6), errors(0, 10**6))
-    n, q = 100 + z**2, (30 + z**2 / 2) / (100 + z**2)
-    assert sure.value == pytest.approx(0.3)
-    assert (sure.lower, sure.upper) == pytest.approx(
-        (q - z * math.sqrt(q * (1 - q) / n), q + z * math.sqrt(q * (1 - q) / n)), abs=1e-4
-    )
-    assert math.isnan(corrected(errors(50, 100), errors(3, 10), errors(7, 10)).value)
-    assert math.isnan(corrected(errors(50, 100), errors(0, 0), errors(0, 10)).value)
-
-
-def test_the_corrected_interval_holds_what_it_promises():
-    generator, right, held = np.random.default_rng(1), 0.3, 0
-    for _ in range(400):
-        accepted = errors(generator.binomial(150, right * 0.85 + (1 - right) * 0.1), 150)
-        found = corrected(accepted, errors(generator.binomial(40, 0.15), 40), errors(generator.binomial(40, 0.1), 40))
-        held += found.lower <= right <= found.upper
-    assert 0.93 <= held / 400 <= 0.99
 
 
 # --- grading --------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
     assert found["verl"] == ("works", "0.9.1")
     assert found["verl: good"] == ("works", "good_plug:value, from others 2.0")
     state, about = found["verl: raises"]
-    assert state == "broken" and "KeyError: '[MY_TOKEN] two" in about and about.endswith("…") and "\n" not in about
+    assert state == "broken" and "KeyError: '[key] two" in about and about.endswith("…") and "\n" not in about
     assert found["verl: exits"] == ("broken", "exits_plug:value, from others 2.0: SystemExit: 3")
     assert "ended with signal 11" in found["verl: dies"][1]
     assert found["verl: hangs"] == ("broken", "hangs_plug:value, from others 2.0: did not end within 3 seconds")

@@ -1,6 +1,6 @@
 import pytest
 
-from equipoise.core.secrets import known_secrets, redact
+from equipoise.core.secrets import known_secrets, one_line, redact
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,8 @@ def test_how_short_a_secret_may_be(monkeypatch, value, hidden):
         ("token", True), ("max_tokens", False), ("secret", True), ("passwd", True), ("PASSWORD", True),
         ("passphrase", False), ("credential", True), ("credentials", True), ("auth", True),
         ("authorization", True), ("author", False), ("header", True), ("headers", True),
-        ("myapikey", True), ("apikeys", True),
+        ("myapikey", True), ("apikeys", True), ("AWSACCESSKEYID", True), ("PrivateKey", True), ("HFTOKEN", True),
+        ("PGPASSWORD", True), ("MYSECRET_2", True), ("tokenizer", False), ("secretary", False), ("private", False),
     ],
 )  # fmt: skip
 def test_names_that_say_secret(name, secret):
@@ -88,3 +89,31 @@ def test_secrets_come_longest_first_in_pieces_and_as_an_address_holds_them():
     assert [len(each) for each in found] == sorted(map(len, found), reverse=True)
     assert known_secrets(None, "https://me@host/") == known_secrets()
     assert redact("a bb ccc", ["bb"]) == "a [key] ccc" and redact("a", []) == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("two \n  lines\tof it", "two lines of it"),
+        ("x" * 240, "x" * 240),
+        ("x" * 241, "x" * 239 + "…"),
+        ("Bearer abc.def-123 sent", "[key] sent"),
+        ("basic dXNlcjpwdw== sent", "[key] sent"),
+        ("a bearer of news", "a bearer of news"),
+        ('{"api_key": "abc"}', '{"[key]'),
+        ("Authorization=abc x", "[key] x"),
+        ("x-api-key: abc x", "[key] x"),
+        ("see sk-abcdefgh, hf_12345678 and key-short", "see [key], [key] and key-short"),
+        ("at https://me:pw@host/path", "at https://[key]host/path"),
+        ("from //me:pw@host, of me@host // you@host", "from //[key]host, of me@host // you@host"),
+        ("GET /v1?key=abc&model=m&access_key=d&signature=e", "GET /v1[key]&model=m[key][key]"),
+        ("my own s3cret", "my own [key]"),
+    ],
+)
+def test_what_others_said_of_an_error_is_one_short_line_without_keys(text, cleaned):
+    assert one_line(text, ["s3cret"]) == cleaned
+
+
+def test_secrets_of_the_environment_are_no_part_of_a_line(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hunter2hunter2")
+    assert one_line("KeyError:\n'hunter2hunter2'") == "KeyError: '[key]'"

@@ -1,4 +1,4 @@
-"""Construction of a harder set: the filter by hand, agreement against published examples, files read back."""
+"""Construction of a harder set: the filter by hand, files read back."""
 
 import json
 import math
@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from equipoise.core.agreement import fleiss_kappa, krippendorff_alpha
 from equipoise.core.errors import BadInput
 from equipoise.judging import hardened
-from equipoise.judging.hardened import Variant, fleiss_kappa, harden, krippendorff_alpha
+from equipoise.judging.hardened import Variant, harden
 from equipoise.judging.pairs import Pair, read_pairs
 
 NAN = math.nan
@@ -81,32 +82,6 @@ def test_nothing_to_filter_and_impossible_votes():
         harden([], np.empty((0, 0, 2)))
     with pytest.raises(ValueError, match=r"\[judges, 4, 2\]"):
         harden(variants_of(), np.ones((3, 4)))
-
-
-# --- agreement ------------------------------------------------------------------------------------------------------
-
-
-def test_kappa_of_the_published_example():
-    """14 raters, 10 subjects, 5 categories, kappa 0.210: the worked example of Fleiss' kappa in Wikipedia."""
-    table = """0 0 0 0 14|0 2 6 4 2|0 0 3 5 6|0 3 9 2 0|2 2 8 1 1|7 7 0 0 0|3 2 6 3 0|2 5 3 2 2|6 5 2 1 0|0 2 2 3 7"""
-    counts = [list(map(int, row.split())) for row in table.split("|")]
-    ratings = [[category for category, count in enumerate(row) for _ in range(count)] for row in counts]
-    assert fleiss_kappa(ratings) == pytest.approx(0.20993, abs=1e-5)
-
-
-def test_alpha_of_the_published_example():
-    """Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, C: four observers, missing data, nominal 0.743."""
-    observers = """1 2 3 3 2 1 4 1 2 . . .|1 2 3 3 2 2 4 1 2 5 . 3|. 3 3 3 2 3 4 2 2 5 1 .|1 2 3 3 2 4 4 1 2 5 1 ."""
-    ratings = [[NAN if each == "." else float(each) for each in row.split()] for row in observers.split("|")]
-    assert krippendorff_alpha(np.array(ratings).T) == pytest.approx(0.743, abs=5e-4)
-
-
-def test_agreement_that_cannot_be_told():
-    assert fleiss_kappa([[1, 1], [0, 0]]) == krippendorff_alpha([[1, 1], [0, 0]]) == 1
-    for ratings in (np.empty((0, 3)), [[1, 1], [1, 1]], [[1], [0]], [[1, NAN], [NAN, 0]]):
-        assert math.isnan(fleiss_kappa(ratings)) and math.isnan(krippendorff_alpha(ratings))
-    # Two raters, one of four items disagreed on: Pe = (5/8)^2 + (3/8)^2 = 17/32, (3/4 - 17/32) / (15/32) = 7/15.
-    assert fleiss_kappa([[1, 1], [1, 1], [0, 0], [1, 0], [NAN, 1]]) == pytest.approx(7 / 15)
 
 
 def test_verdicts_are_the_ratings():
@@ -215,19 +190,6 @@ def test_without_a_limit_all_variants_that_pass_are_kept():
     nothing = hardened.Hardened((), np.zeros(0), 0, 0, 0)
     assert nothing.by_bias == nothing.by_domain == {}
     assert all(math.isnan(each) for each in (nothing.longer, nothing.kappa, nothing.alpha))
-
-
-def test_agreement_of_three_raters_and_of_categories_that_are_no_verdicts():
-    ratings = [[1, 1, 2], [2, 2, 2], [1, 3, 2], [1, 1, 1]]
-    # Agreeing couples of three by item: 1, 3, 0, 3 of 3; shares of the categories 5, 1 and 6 of 12.
-    chance = (5 / 12) ** 2 + (1 / 12) ** 2 + (6 / 12) ** 2
-    assert fleiss_kappa(ratings) == pytest.approx((7 / 12 - chance) / (1 - chance))
-    # Of 12 x 11 ordered couples of ratings 12^2 - (25 + 1 + 36) differ.
-    assert krippendorff_alpha(ratings) == pytest.approx(1 - (5 / 12) / ((144 - 62) / 132))
-    # Unequal numbers of ratings: an item with one takes no part, others weigh by theirs less one.
-    some = [[1, 2, NAN], [1, 1, 1], [2, NAN, NAN], [2, 2, NAN]]
-    # Differing couples: 2 of the first / 1; values 4 x 1, 3 x 2: 49 - 25 = 24 of 42.
-    assert krippendorff_alpha(some) == pytest.approx(1 - 2 / (24 / 6))
 
 
 def test_preferences_take_the_bias_that_was_taken_least():

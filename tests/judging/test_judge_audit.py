@@ -8,6 +8,7 @@ import pytest
 
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.judging.measured import BiasEffect, PositionBias, Rate, Round
+from equipoise.judging.notes import points
 from equipoise.judging.result import (
     AuditPlan,
     FoundBias,
@@ -15,7 +16,6 @@ from equipoise.judging.result import (
     JudgeAudit,
     JudgedExample,
     Rewrites,
-    points,
 )
 
 

@@ -27,7 +27,7 @@ def casting(settings=None, *, scores=False, filters=(), prices=None, **asked):
         library=LIBRARY,
         scores=scores,
         filters=filters,
-        prices=prices,
+        roles=SimpleNamespace(prices=prices),
         asked=SimpleNamespace(**(words | asked)),
     )
 

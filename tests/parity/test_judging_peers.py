@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from equipoise.core.agreement import fleiss_kappa, krippendorff_alpha
 from equipoise.judging import validation
-from equipoise.judging.hardened import fleiss_kappa, krippendorff_alpha
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.progress import Bar, progress
-from equipoise.core.secrets import REDACTED, SECRET_NAME, known_secrets, redact
+from equipoise.core.secrets import SECRET_NAME, known_secrets, one_line, redact
 from equipoise.language import catalog
 
 if TYPE_CHECKING:
@@ -50,13 +50,6 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a mod
 TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
 TRANSPORT += ("batch_size", "custom_outputs")  # arguments that change how answers come, not which
 
-_LIKE_SECRETS = (
-    re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
-    re.compile(r"(?i)\b(?:authorization|x-api-key|api[-_]?key)\b[\"']?\s*[:=]\s*\S+"),
-    re.compile(r"\b(?:sk|pk|key|hf|gsk|xai)[-_][\w-]{8,}"),
-    re.compile(r"(?<=://)[^/\s@]+@"),
-    re.compile(r"(?i)[?&](?:[\w-]*key|token|signature|sig)=[^&\s]+"),
-)
 _SCHEMA_REFUSED = re.compile(r"(?i)response_?(?:format|schema)|json_?schema|structured|guided")
 
 # After which errors the call of the current task was sent again.
@@ -325,7 +318,7 @@ class Chat:
             text=answer.text,
             usage=spent,
             stop=redact(answer.stop, secrets),
-            reason=answer.reason and _clean(answer.reason, secrets),
+            reason=answer.reason and one_line(answer.reason, secrets),
             seconds=round(seconds, 4),
             retries=len(retried) + min(empty, 1),
             attempt=self.record.attempt,
@@ -360,8 +353,8 @@ class Chat:
                         403: "the API key and its rights",
                         404: "the model's name and the address",
                     }
-                    said = _clean(str(cause), self._secrets(model))
-                    refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({said})."
+                    reason = one_line(str(cause), self._secrets(model))
+                    refusal = f"The provider refuses {self.name} with HTTP {status}; check {what[status]} ({reason})."
                     raise _Stop(BadInput(refusal)) from None
                 if isinstance(cause, MissingExtra):
                     raise _Stop(cause) from None
@@ -418,13 +411,13 @@ def _content(path: Path) -> str:
     if path.is_file():
         return _file_digest(path, *_state(path))
     files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
-    told = "\n".join(f"{file.name} {_file_digest(file, *_state(file))}" for file in files)
-    return hashlib.sha256(told.encode()).hexdigest()
+    digests = "\n".join(f"{file.name} {_file_digest(file, *_state(file))}" for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @functools.cache
@@ -537,10 +530,11 @@ def _open(
     except EquipoiseError:
         raise
     except Exception as error:
-        said = re.sub(r"\[/?\w+\]", "", str(getattr(error, "message", error)))  # Inspect's sentences are in rich markup
-        said = " ".join(said.split()).removeprefix("ERROR: ").rstrip(".")
-        kind = MissingExtra if "pip install" in said else BadInput
-        raise kind(f"{address} cannot be used: {redact(said, known_secrets(model_args, base_url))}.") from error
+        # Inspect's sentences are in rich markup.
+        reason = re.sub(r"\[/?\w+\]", "", str(getattr(error, "message", error)))
+        reason = " ".join(reason.split()).removeprefix("ERROR: ").rstrip(".")
+        kind = MissingExtra if "pip install" in reason else BadInput
+        raise kind(f"{address} cannot be used: {redact(reason, known_secrets(model_args, base_url))}.") from error
     _govern(model, retry_wait, local=address.startswith(LOCAL))
     return model
 
@@ -592,15 +586,6 @@ def _cause(error: Exception) -> tuple[BaseException, int | None]:
 def _reason(error: Exception) -> str:
     cause, status = _cause(error)
     return f"HTTP {status}: {cause}" if status else f"{type(cause).__name__}: {cause}"
-
-
-def _clean(text: str, secrets: list[str]) -> str:
-    """One short line without keys, tokens, or addresses that carry them."""
-    text = redact(text, secrets)
-    for pattern in _LIKE_SECRETS:
-        text = pattern.sub(REDACTED, text)
-    text = " ".join(text.split())
-    return text if len(text) <= 240 else text[:239] + "…"
 
 
 class _Loop:

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from equipoise.chat.calls import Call, Reply
 from equipoise.chat.client import answers
 from equipoise.chat.grades import BINARY, Grades, read_grade
-from equipoise.chat.grading import Agreement, Grade, GraderAudit, GraderReport, Grading, Share
+from equipoise.chat.grading import Agreement, Grade, GraderAudit, GraderReport, Grading
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.options import closed
+from equipoise.core.shares import Share
 from equipoise.data.answers import contains, matches
 from equipoise.data.records import Message
 from equipoise.data.text import printable
@@ -230,8 +231,8 @@ def blinded(submissions: Sequence[Submission], *, seed: int) -> list[tuple[str, 
 def _drawn(seed: int, *names: str) -> str:
     import numpy as np
 
-    told = hashlib.sha256(json.dumps(names).encode()).digest()
-    state = np.random.SeedSequence([seed, int.from_bytes(told, "big")]).generate_state(4)
+    digest = hashlib.sha256(json.dumps(names).encode()).digest()
+    state = np.random.SeedSequence([seed, int.from_bytes(digest, "big")]).generate_state(4)
     return "".join(f"{word:08x}" for word in state)
 
 
@@ -276,7 +277,7 @@ def _check_names(what: str, names: Sequence[str]) -> None:
 def _report(
     grader: Grader, items: Sequence[Submission], planted: Sequence[Planted], grades: Mapping[str, Grade]
 ) -> GraderReport:
-    from equipoise.chat.agreement import correlation, share
+    from equipoise.core.agreement import correlation, share
 
     given = [grades[item.id] for item in items]
     known = [(item, grade) for item, grade in zip(items, given, strict=True) if grade.grade is not None]
@@ -306,7 +307,7 @@ def _report(
 
 
 def _audit(grader: Grader, planted: Sequence[Planted], grades: Mapping[str, Grade], accepted: Share) -> GraderAudit:
-    from equipoise.chat.agreement import corrected, share
+    from equipoise.core.agreement import corrected, share
 
     def wrong(chosen: Sequence[Planted]) -> Share:
         given = [(each, grades[each.submission.id]) for each in chosen]
@@ -325,7 +326,7 @@ def _audit(grader: Grader, planted: Sequence[Planted], grades: Mapping[str, Grad
 def _agreement(
     graders: tuple[Grader, Grader], items: Sequence[Submission], grades: Mapping[str, Mapping[str, Grade]]
 ) -> Agreement:
-    from equipoise.chat.agreement import correlation, kappa, share
+    from equipoise.core.agreement import cohen_kappa, correlation, share
 
     first, second = graders
     given = [(item, grades[first.name][item.id], grades[second.name][item.id]) for item in items]
@@ -333,17 +334,17 @@ def _agreement(
     alike = first.grades == second.grades
     names = list(first.grades.credits) if alike else ["rejected", "accepted"]
 
-    def place(grader: Grader, grade: Grade) -> int:
+    def category(grader: Grader, grade: Grade) -> int:
         return names.index(str(grade.grade)) if alike else int(grader.grades.accepts(grade))
 
-    a, b = [place(first, each) for _, each, _ in known], [place(second, each) for _, _, each in known]
+    a, b = [category(first, each) for _, each, _ in known], [category(second, each) for _, _, each in known]
     groups = [_group(item) for item, _, _ in known]
     counts = Counter(zip(a, b, strict=True))
     return Agreement(
         graders=(first.name, second.name),
         by="grade" if alike else "accepted",
         same=share([float(i == j) for i, j in zip(a, b, strict=True)], groups, missing=len(given) - len(known)),
-        kappa=kappa(a, b, groups, len(names), ordered=alike and first.grades.ordered),
+        kappa=cohen_kappa(a, b, groups, len(names), ordered=alike and first.grades.ordered),
         table=tuple((names[i], names[j], often) for (i, j), often in sorted(counts.items())),
         longer=correlation([x.credit - y.credit for _, x, y in known], [_length(item) for item, _, _ in known], groups),
     )

@@ -92,14 +92,14 @@ def read_grade(text: str, grades: Grades) -> str | None:
     it does."). Within sentences nothing is searched for: "not correct", "INCORRECT" and "no, because yes" hold words that
     are not meant. Two statements that follow each other and differ are none.
     """
-    said = unified(after_thinking(text) or "").splitlines()
-    lines = [words for line in said if not line.lstrip().startswith(">") and (words := _words(line))]
+    given = unified(after_thinking(text) or "").splitlines()
+    lines = [words for line in given if not line.lstrip().startswith(">") and (words := _words(line))]
     stated: list[tuple[int, str | None]] = []
     for number, line in enumerate(lines):
         below = lines[number + 1] if number + 1 < len(lines) else ""
-        if found := _STATED.fullmatch(line):
-            grade = grades.leading(found["grade"] or below)
-            if grade is not None or not found["said"]:  # "the answer is" may speak of what it says
+        if statement := _STATED.fullmatch(line):
+            grade = grades.leading(statement["grade"] or below)
+            if grade is not None or not statement["said"]:  # "the answer is" may speak of what it says
                 stated.append((number, grade))
     alone = [(number, grade) for number, line in enumerate(lines) if (grade := grades.named(line)) is not None]
     if not (last := (stated or alone)[-2:]):

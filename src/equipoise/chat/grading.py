@@ -9,48 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from equipoise.core.options import check_fields
+from equipoise.core.shares import Bounded, Share
 from equipoise.data.text import encodable
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """`count` (a sum of credits) of `of` that have a grade, with a 95 % interval; `missing` more have none.
-
-    size: how many independent ones, right or wrong, would tell as much; fewer than `of` where they come in clusters.
-    """
-
-    count: float
-    of: int
-    missing: int
-    size: float
-    lower: float
-    upper: float
-
-    @property
-    def rate(self) -> float:
-        """Of those with a grade, in [0, 1]."""
-        return self.count / self.of if self.of else math.nan
-
-    @property
-    def least(self) -> float:
-        """Of all, had none of the missing counted."""
-        everything = self.of + self.missing
-        return self.count / everything if everything else math.nan
-
-    @property
-    def most(self) -> float:
-        """Of all, had each of the missing counted in full."""
-        everything = self.of + self.missing
-        return (self.count + self.missing) / everything if everything else math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Bounded:
-    """A number with its 95 % interval; nan where it is undefined."""
-
-    value: float
-    lower: float
-    upper: float
 
 
 @dataclass(frozen=True, slots=True)

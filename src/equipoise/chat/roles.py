@@ -61,14 +61,14 @@ class Role:
 
     def check(self) -> None:
         """Raises BadInput for who cannot play it, and for arguments that would be ignored or hold a secret."""
-        there, needs = self.player, ", ".join(self.methods)
-        if there is None:
+        player, needs = self.player, ", ".join(self.methods)
+        if player is None:
             able = self.optional or self.like is not None
         else:
-            able = isinstance(there, str) or (needs and all(hasattr(there, name) for name in self.methods))
+            able = isinstance(player, str) or (needs and all(hasattr(player, name) for name in self.methods))
         if not able:
             wanted = f"a name, or an object with {needs}" if needs else "the name of a model"
-            raise BadInput(f"The {self.name} is {there!r:.80}: expected {wanted}.")
+            raise BadInput(f"The {self.name} is {player!r:.80}: expected {wanted}.")
         if (self.arguments or self.url) and self.model is None:
             raise BadInput(f"{self.name}_args and {self.name}_url are for a named model; this {self.name} is none.")
         check_no_secrets(self.arguments, self.url)
@@ -139,8 +139,8 @@ class Roles:
                 if record is None:
                     if importlib.util.find_spec("inspect_ai") is None:
                         raise MissingExtra("Asking a chat model needs Inspect AI: pip install 'equipoise[chat]'")
-                    place = folder or opened.enter_context(tempfile.TemporaryDirectory())
-                    record = opened.enter_context(Record(Path(place) / RECORD))
+                    record_folder = folder or opened.enter_context(tempfile.TemporaryDirectory())
+                    record = opened.enter_context(Record(Path(record_folder) / RECORD))
                 chat = Chat(
                     role.model,
                     record=record,

@@ -36,9 +36,9 @@ def parse(text: str, schema: type[BaseModel]) -> Any:
     problem = "there is no whole JSON object in it"
     fitting: list[tuple[bool, Any]] = []
     for adjacent, value in _values(text):
-        told = encodable(json.dumps(value, ensure_ascii=False))  # a string may spell half of a surrogate pair
+        serialized = encodable(json.dumps(value, ensure_ascii=False))  # a string may spell half of a surrogate pair
         try:  # as JSON: no tuples or enums, which Python's mode wants
-            fitting.append((adjacent, schema.model_validate_json(told)))
+            fitting.append((adjacent, schema.model_validate_json(serialized)))
         except ValidationError as error:
             problem = _first_errors(error)
     if not fitting:
@@ -81,19 +81,19 @@ def _values(text: str) -> Iterator[tuple[bool, Any]]:
         return
     except (ValueError, RecursionError):
         pass
-    if (said := after_thinking(text)) is None:
+    if (answer := after_thinking(text)) is None:
         raise Unfit("there is thinking without an end, and nothing after it")
-    before, start = 0, said.find("{")
+    before, start = 0, answer.find("{")
     while start >= 0:
         try:
-            value, end = decoder.raw_decode(said, start)
-            yield before > 0 and not said[before:start].strip(), value
+            value, end = decoder.raw_decode(answer, start)
+            yield before > 0 and not answer[before:start].strip(), value
             before = end
         except (ValueError, RecursionError):
-            if _BROKEN.match(said, start):
+            if _BROKEN.match(answer, start):
                 return
             end = start + 1
-        start = said.find("{", end)
+        start = answer.find("{", end)
 
 
 def _no_number(name: str) -> None:
@@ -111,8 +111,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _first_errors(error: Any) -> str:
     parts = []
     for item in error.errors(include_url=False, include_input=False)[:3]:
-        place = ".".join(map(str, item["loc"]))
-        parts.append(f"{place}: {item['msg']}" if place else item["msg"])
+        field = ".".join(map(str, item["loc"]))
+        parts.append(f"{field}: {item['msg']}" if field else item["msg"])
     return "; ".join(parts)
 
 

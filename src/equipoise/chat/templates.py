@@ -89,7 +89,7 @@ class Template:
         if kind == "number" and number and math.isfinite(value):
             return str(value)
         if kind == "list" and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return "\n".join(f"{place}. {item}" for place, item in enumerate(value, start=1))
+            return "\n".join(f"{position}. {item}" for position, item in enumerate(value, start=1))
         if "|" in kind and isinstance(value, str) and value in kind.split("|"):
             return value
         what = f"one of {kind.replace('|', ', ')}" if "|" in kind else {"list": "a list of texts"}.get(kind, kind)
@@ -162,14 +162,14 @@ def _pieces(name: str, first: int, body: str, slots: Mapping[str, str]) -> Itera
             yield False, body[at : match.start()]
         at = match.end()
         line = first + body.count("\n", 0, match.start())
-        place = f"{name}:{line}"
+        where = f"{name}:{line}"
         if match[0].startswith("\\"):
             yield False, "{{"
         elif match[1] is None:
-            raise BadInput(f"{place}: {{{{ without }}}}; close the slot, or write \\{{{{ for two braces.")
+            raise BadInput(f"{where}: {{{{ without }}}}; close the slot, or write \\{{{{ for two braces.")
         elif (slot := match[1].strip()) in slots:
             yield True, slot
         else:
-            raise BadInput(f"{place}: the slot {slot!r} is not declared. {did_you_mean(slot, slots)}")
+            raise BadInput(f"{where}: the slot {slot!r} is not declared. {did_you_mean(slot, slots)}")
     if at < len(body):
         yield False, body[at:]

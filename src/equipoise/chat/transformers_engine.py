@@ -145,8 +145,8 @@ class TransformersEngine:
         values = logits.log_softmax(dim=-1)
         own = values.gather(-1, tokens.to(values.device).unsqueeze(-1)).squeeze(-1).tolist()
         best = values.topk(count, dim=-1)
-        found = zip(rows, tokens.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True)
-        for row, token, logprob, likeliest, logprobs in found:
+        columns = zip(rows, tokens.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True)
+        for row, token, logprob, likeliest, logprobs in columns:
             top = tuple(self._token(*pair) for pair in zip(likeliest, logprobs, strict=True))
             row.notes.append(replace(self._token(token, logprob), top=top))
 

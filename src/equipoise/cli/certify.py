@@ -51,17 +51,17 @@ def check(
 
     net = _checkers_network(network, architecture, input_shape)
     try:
-        found = check_folder(certificate, net, None if inputs is None else read_inputs(inputs, net))
+        checks = check_folder(certificate, net, None if inputs is None else read_inputs(inputs, net))
     except Refused as error:
         raise BadInput(str(error)) from error
     if json_output:
-        print(json.dumps({name: each.plain() for name, each in found.items()}, indent=2))
+        print(json.dumps({name: outcome.plain() for name, outcome in checks.items()}, indent=2))
     else:
-        for name, each in found.items():
-            print(f"{name if name.isprintable() else ascii(name)}: {each}")
-    accepted = sum(each.accepted for each in found.values())
-    print(f"{accepted} of {len(found)} accepted", file=sys.stderr)
-    return 0 if accepted == len(found) else 1
+        for name, outcome in checks.items():
+            print(f"{name if name.isprintable() else ascii(name)}: {outcome}")
+    accepted = sum(outcome.accepted for outcome in checks.values())
+    print(f"{accepted} of {len(checks)} accepted", file=sys.stderr)
+    return 0 if accepted == len(checks) else 1
 
 
 def _checkers_network(network: Path, architecture: str | None, input_shape: str | None):

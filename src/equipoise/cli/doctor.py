@@ -57,7 +57,7 @@ def _examined() -> "Mapping[str, list[Finding]]":
     from equipoise.cli import health
 
     with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(2) as imports:
-        found = {
+        sections = {
             "versions": pool.submit(health.packages),
             "devices": pool.submit(health.devices),
             "extras": pool.submit(health.extras),
@@ -66,7 +66,7 @@ def _examined() -> "Mapping[str, list[Finding]]":
             "data": pool.submit(_data),
             "sandbox": pool.submit(_sandbox),
         }
-        return {title: each.result() for title, each in found.items()}
+        return {title: section.result() for title, section in sections.items()}
 
 
 def _cache() -> "list[Finding]":
@@ -77,24 +77,24 @@ def _cache() -> "list[Finding]":
 
     folder = cache_folder()
     if not folder.exists():
-        found = [Finding(CACHE_VARIABLE, "absent", f"{folder} is not there yet; it is made when it is needed")]
+        findings = [Finding(CACHE_VARIABLE, "absent", f"{folder} is not there yet; it is made when it is needed")]
     elif not folder.is_dir():
-        found = [Finding(CACHE_VARIABLE, "broken", f"{folder} is no folder: remove it, or name another")]
+        findings = [Finding(CACHE_VARIABLE, "broken", f"{folder} is no folder: remove it, or name another")]
     else:
         files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
         about = f"{folder}, {gigabytes(sum(files))} in {len(files)} files"
-        found = [Finding(CACHE_VARIABLE, "works", about, {"bytes": sum(files), "files": len(files)})]
+        findings = [Finding(CACHE_VARIABLE, "works", about, {"bytes": sum(files), "files": len(files)})]
     for name, entry in catalog.CATALOG.items():
-        place = catalog.expected_folder(name)
-        problem = catalog.problem(place, entry, hashes=True)
+        model_folder = catalog.expected_folder(name)
+        problem = catalog.problem(model_folder, entry, hashes=True)
         fetch = f"equipoise models fetch {name}"
         if problem is None:
-            found.append(Finding(name, "works", f"{gigabytes(_size(place))}, verified"))
-        elif place.exists():
-            found.append(Finding(name, "broken", f"{problem}; made anew by: {fetch}"))
+            findings.append(Finding(name, "works", f"{gigabytes(_size(model_folder))}, verified"))
+        elif model_folder.exists():
+            findings.append(Finding(name, "broken", f"{problem}; made anew by: {fetch}"))
         else:
-            found.append(Finding(name, "absent", f"{gigabytes(entry.wheel_bytes)} to download: {fetch}"))
-    return found
+            findings.append(Finding(name, "absent", f"{gigabytes(entry.wheel_bytes)} to download: {fetch}"))
+    return findings
 
 
 def _data() -> "list[Finding]":
@@ -113,8 +113,9 @@ def _data() -> "list[Finding]":
 
 
 def _sandbox() -> "list[Finding]":
-    from equipoise.cli.health import Finding, one_line
+    from equipoise.cli.health import Finding
     from equipoise.core.sandbox import isolation
+    from equipoise.core.secrets import one_line
 
     seen = isolation()
     facts = {"landlock": seen.landlock, "lacking": list(seen.lacking)}

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -23,14 +22,13 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from equipoise.core.options import check_fields
+from equipoise.core.secrets import one_line
 
 State = Literal["works", "absent", "broken"]
 
 PACKAGE = "equipoise"
 SHOWN = ("torch", "transformers", "accelerate", "peft")
 PATIENCE = 20.0  # seconds for an import; a first one on a slow disk takes some
-LONGEST = 300  # characters of a reason
-_SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +69,40 @@ HOSTS = (
 
 def packages() -> list[Finding]:
     """Python, this package, what it mostly stands on, and whatever else it needs that is missing or too old."""
-    found = [
+    findings = [
         Finding("python", "works", f"{platform.python_version()} ({platform.system()} {platform.machine()})"),
         Finding(PACKAGE, "works", metadata.version(PACKAGE)),
     ]
     for requirement in _requirements():
         version, fits = _installed(requirement)
         if not fits:
-            found.append(Finding(requirement.name, "broken", _remedy(requirement, version)))
+            findings.append(Finding(requirement.name, "broken", _remedy(requirement, version)))
         elif requirement.name in SHOWN:
-            found.append(Finding(requirement.name, "works", version))
+            findings.append(Finding(requirement.name, "works", version))
     order = ("python", PACKAGE, *SHOWN)
-    return sorted(found, key=lambda each: order.index(each.name) if each.name in order else len(order))
+    return sorted(findings, key=lambda finding: order.index(finding.name) if finding.name in order else len(order))
 
 
 def extras() -> list[Finding]:
     """The optional parts, with the sentence that installs each; several packages make one part."""
-    found = []
+    findings = []
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
-        lacking = [(each, version) for each in _requirements(extra) for version, fits in [_installed(each)] if not fits]
+        lacking = [
+            (requirement, version)
+            for requirement in _requirements(extra)
+            for version, fits in [_installed(requirement)]
+            if not fits
+        ]
         if lacking:
             what = ", ".join(
-                f"{each.name} {version}, not {each.specifier}" if version else each.name for each, version in lacking
+                f"{requirement.name} {version}, not {requirement.specifier}" if version else requirement.name
+                for requirement, version in lacking
             )
-            found.append(Finding(extra, "absent", f"without {what}: pip install '{PACKAGE}[{extra}]'"))
+            findings.append(Finding(extra, "absent", f"without {what}: pip install '{PACKAGE}[{extra}]'"))
         else:
-            have = ", ".join(f"{each.name} {_installed(each)[0]}" for each in _requirements(extra))
-            found.append(Finding(extra, "works", have))
-    return found
+            have = ", ".join(f"{requirement.name} {_installed(requirement)[0]}" for requirement in _requirements(extra))
+            findings.append(Finding(extra, "works", have))
+    return findings
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
@@ -151,10 +155,10 @@ def devices(seconds: float = PATIENCE) -> list[Finding]:
     if seen is None:
         return [Finding("CPU", "works", cores, facts), Finding("torch", "broken", reason)]
     facts["threads"] = seen["threads"]
-    found = [Finding("CPU", "works", f"{cores}; torch computes with {seen['threads']} of them", facts)]
+    findings = [Finding("CPU", "works", f"{cores}; torch computes with {seen['threads']} of them", facts)]
     for number, device in enumerate(seen["cuda"]):
         about = f"{device['name']}, {gigabytes(device['memory_bytes'])}, compute capability {device['capability']}"
-        found.append(Finding(f"CUDA {number}", "works", about, device))
+        findings.append(Finding(f"CUDA {number}", "works", about, device))
     if not seen["cuda"]:
         driver = os.path.exists("/proc/driver/nvidia/version")  # noqa: PTH110
         why = (
@@ -162,11 +166,11 @@ def devices(seconds: float = PATIENCE) -> list[Finding]:
             if driver
             else ""
         )
-        found.append(Finding("CUDA", "absent", f"none{why}"))
+        findings.append(Finding("CUDA", "absent", f"none{why}"))
     if seen["mps_bytes"] is not None:
         about = f"{gigabytes(seen['mps_bytes'])} recommended at most"
-        found.append(Finding("MPS", "works", about, {"memory_bytes": seen["mps_bytes"]}))
-    return found
+        findings.append(Finding("MPS", "works", about, {"memory_bytes": seen["mps_bytes"]}))
+    return findings
 
 
 def torch_devices() -> dict[str, Any]:
@@ -255,8 +259,8 @@ def ask(
         out.seek(0)
         answer = out.read()
     try:
-        found = json.loads(answer)
-        return found["value"], one_line(found["reason"])
+        content = json.loads(answer)
+        return content["value"], one_line(content["reason"])
     except ValueError:
         code = process.returncode
         ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
@@ -273,15 +277,6 @@ def _answer() -> None:
             value, reason = None, f"{type(error).__name__}: {error}"
         json.dump({"value": value, "reason": reason}, out)
     os._exit(0)  # threads and exit handlers of what was imported are not waited for
-
-
-def one_line(text: str) -> str:
-    """Foreign text for a reader: one line, not too long, and without the values of secrets in the environment."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 4:
-            text = text.replace(value, f"[{name}]")
-    text = " ".join(re.sub(r"//[^/\s@]+@", "//[hidden]@", text).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 if __name__ == "__main__":

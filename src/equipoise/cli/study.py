@@ -374,8 +374,8 @@ def _judge_and_render(
         write_verdicts(publish, study, results, judgement)
     if json:
         states = {run.key: run.state for run in results.runs}
-        told = {**published_entry(study, judgement), "runs": states, "report": str(path)}
-        print(shown(dumps(told, indent=1, ensure_ascii=False)))
+        entry = {**published_entry(study, judgement), "runs": states, "report": str(path)}
+        print(shown(dumps(entry, indent=1, ensure_ascii=False)))
         return
     for verdict in judgement.verdicts:
         state = verdict.state if counted(verdict) else "exploratory"

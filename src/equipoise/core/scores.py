@@ -101,8 +101,8 @@ def pass_at_k(correct: ArrayLike, samples: ArrayLike, k: int) -> Array:
         raise BadInput(f"k is {k}: Pass@k needs at least one sample.")
     wrong = ~((c == np.round(c)) & (n == np.round(n)) & (c >= 0) & (c <= n))
     if wrong.any():
-        place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise BadInput(f"Problem {_index(place)} has {c[place]:g} right of {n[place]:g} samples: that is no count.")
+        index = _first(wrong)
+        raise BadInput(f"Problem {_shown(index)} has {c[index]:g} right of {n[index]:g} samples: that is no count.")
     left = n[..., None] - np.arange(k)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log1p(-np.minimum(c[..., None] / np.maximum(left, 1.0), 1.0))
@@ -122,11 +122,11 @@ class _Ranked:
         order = np.broadcast_to(order, np.broadcast_shapes(order.shape, counts.shape))
         self.counts = np.take_along_axis(np.broadcast_to(counts, order.shape), order, -1)
         self.positive = self.counts * values
-        places, edge = np.arange(c.shape[-1]), np.ones((*c.shape[:-1], min(c.shape[-1], 1)), bool)
+        positions, edge = np.arange(c.shape[-1]), np.ones((*c.shape[:-1], min(c.shape[-1], 1)), bool)
         differs = c[..., 1:] != c[..., :-1]
         first, self.last = np.concatenate([edge, differs], -1), np.concatenate([differs, edge], -1)
-        self._start = np.maximum.accumulate(np.where(first, places, 0), axis=-1)
-        ends = np.where(self.last, places + 1, places.size)
+        self._start = np.maximum.accumulate(np.where(first, positions, 0), axis=-1)
+        ends = np.where(self.last, positions + 1, positions.size)
         self._stop = np.minimum.accumulate(ends[..., ::-1], axis=-1)[..., ::-1]
 
     def around(self, amounts: Array) -> tuple[Array, Array]:
@@ -157,25 +157,25 @@ def _checked(confidence: Any, values: Any, *, only_labels: bool = True) -> tuple
         raise BadInput("A score needs a list of confidences and one of labels; got single numbers.")
     wrong = ~np.isin(values, (0.0, 1.0)) & ~np.isnan(values)
     if only_labels and wrong.any():
-        place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise BadInput(f"Label {_index(place)} is {values[place]:g}: a label is 0 or 1.")
+        index = _first(wrong)
+        raise BadInput(f"Label {_shown(index)} is {values[index]:g}: a label is 0 or 1.")
     return c, values
 
 
 def _check_probabilities(p: Array) -> None:
     wrong = (p < 0) | (p > 1)
     if wrong.any():
-        place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise BadInput(f"Confidence {_index(place)} is {p[place]:g}: here it is a probability, from 0 to 1.")
+        index = _first(wrong)
+        raise BadInput(f"Confidence {_shown(index)} is {p[index]:g}: here it is a probability, from 0 to 1.")
 
 
 def _counts(counts: Any, like: Array) -> Array:
     if counts is None:
         return np.ones(like.shape)
-    found = np.asarray(counts, float)
-    if not ((found >= 0) & (found == np.round(found))).all():
+    given = np.asarray(counts, float)
+    if not ((given >= 0) & (given == np.round(given))).all():
         raise BadInput("counts say how often each item stands: whole numbers from 0.")
-    return found
+    return given
 
 
 def _mean(values: Array, counts: Any) -> Any:
@@ -186,9 +186,13 @@ def _mean(values: Array, counts: Any) -> Any:
 def _divided(total: Any, of: Any) -> Any:
     """total / of, nan for 0 of it; a float where there is no batch."""
     total, of = np.broadcast_arrays(total, of)
-    found = np.divide(total, of, out=np.full(total.shape, math.nan), where=of > 0)
-    return found if found.ndim else float(found)
+    quotient = np.divide(total, of, out=np.full(total.shape, math.nan), where=of > 0)
+    return quotient if quotient.ndim else float(quotient)
 
 
-def _index(place: tuple[Any, ...]) -> str:
-    return ", ".join(str(int(i)) for i in place)
+def _first(wrong: NDArray[np.bool_]) -> tuple[Any, ...]:
+    return np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+
+
+def _shown(index: tuple[Any, ...]) -> str:
+    return ", ".join(str(int(i)) for i in index)

@@ -1,6 +1,7 @@
 """Keys and passwords that must stand in no file, log, message or report, wherever the text came from.
 
-A server may echo the header that it was sent, an exception may quote a request: what is written goes through `redact`.
+A server may echo the header that it was sent, an exception may quote a request: what is written goes through `redact`, and
+what others said of an error through `one_line`.
 """
 
 import os
@@ -10,12 +11,23 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 SECRET_NAME = re.compile(
-    r"(?:^|_)(?:keys?|token|secret|passw(?:or)?d|credentials?|auth(?:orization)?|headers?)(?:$|_)|apikey", re.IGNORECASE
+    r"(?:token|secret|passw(?:or)?d|credentials?)(?:$|_)|(?:^|_)(?:keys?|auth(?:orization)?|headers?)(?:$|_)"
+    r"|(?:api|access|private)key",
+    re.IGNORECASE,
 )
 REDACTED = "[key]"
+LONGEST_LINE = 240  # characters of foreign text that a sentence quotes
 # Shorter ones, and words such as the "not-needed" of a local server, occur in honest answers.
 _SHORTEST, _SHORTEST_WORD = 8, 16
 _SPLIT = re.compile(r"[\s,;:=\"']+")
+# What a secret looks like that no variable or argument holds.
+_LIKE_SECRETS = (
+    re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
+    re.compile(r"(?i)\b(?:authorization|x-api-key|api[-_]?key)\b[\"']?\s*[:=]\s*\S+"),
+    re.compile(r"\b(?:sk|pk|key|hf|gsk|xai)[-_][\w-]{8,}"),
+    re.compile(r"(?<=//)[^/\s@]+@"),
+    re.compile(r"(?i)[?&](?:[\w-]*key|token|signature|sig)=[^&\s]+"),
+)
 
 
 def known_secrets(arguments: Mapping[str, Any] | None = None, url: str | None = None) -> list[str]:
@@ -37,15 +49,24 @@ def redact(text: str, secrets: Iterable[str] | None = None) -> str:
     return text
 
 
+def one_line(text: str, secrets: Iterable[str] | None = None) -> str:
+    """Foreign text for a reader: one line, not too long, as `redact`, and without what looks like a secret."""
+    text = redact(text, secrets)
+    for pattern in _LIKE_SECRETS:
+        text = pattern.sub(REDACTED, text)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
+        for held in value.values():
+            yield from _texts(held)
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _texts(each)
+        for held in value:
+            yield from _texts(held)
 
 
 def _parts(value: str) -> Iterator[str]:

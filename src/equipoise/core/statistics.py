@@ -240,8 +240,8 @@ def interval_of(
     df, half = _reach(seed_variance, seed_df, item_variance, item_df, level)
     estimate = np.asarray(estimate, float)
     staying = np.asarray(item_variance if staying is None else staying, float)
-    found = (estimate, estimate - half, estimate + half, df, seed_variance, item_variance, item_df, staying)
-    middle, lower, upper, *parts = (float(part) if part.ndim == 0 else part for part in found)
+    values = (estimate, estimate - half, estimate + half, df, seed_variance, item_variance, item_df, staying)
+    middle, lower, upper, *parts = (float(part) if part.ndim == 0 else part for part in values)
     return Interval(middle, lower, upper, level, *parts, *counts)  # pyright: ignore[reportCallIssue]
 
 
@@ -382,9 +382,9 @@ def score_interval(
             counts = np.bincount(often, minlength=part.size).reshape(part.shape)[:, None, codes]
             redrawn.append(np.mean(score(confidence, labels, counts, **settings), axis=-1))
     per_seed = np.asarray(score(confidence, labels, **settings))
-    found = _redrawn_interval(per_seed, np.concatenate([[], *redrawn]), sizes, units, level)
+    interval = _redrawn_interval(per_seed, np.concatenate([[], *redrawn]), sizes, units, level)
     enough = ("seed" in units and seeds >= FEWEST_SEEDS) or ("item" in units and sizes.size >= FEWEST_CLUSTERS)
-    return found if enough else replace(found, lower=math.nan, upper=math.nan)
+    return interval if enough else replace(interval, lower=math.nan, upper=math.nan)
 
 
 def _redrawn_interval(per_seed: Array, redrawn: Array, sizes: NDArray[np.intp], units: Units, level: float) -> Interval:

@@ -84,8 +84,8 @@ def _answers(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return stated, tuple(plain for each in bold if (plain := _plain(each)))
 
 
-def _plainly(found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-    return [(place, plain) for place, answer in found if (plain := _plain(answer))]
+def _plainly(answers: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    return [(position, plain) for position, answer in answers if (plain := _plain(answer))]
 
 
 def _sentence(text: str) -> str:

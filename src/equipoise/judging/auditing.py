@@ -61,7 +61,9 @@ class Auditing(Request):
         inputs |= {f"the filter {name}": full for name in casting.filters if (full := resolve(name)[0]) != name}
         read = {"the rubric": asked.rubric, "the library of biases": asked.biases, "the record": asked.replay}
         inputs |= {what: sha256_file(path) for what, path in read.items() if path is not None}
-        resolved = {name: _told(getattr(asked, name)) for name in ("pairs", "test_pairs", "judge_args", "teacher_args")}
+        resolved = {
+            name: _as_setting(getattr(asked, name)) for name in ("pairs", "test_pairs", "judge_args", "teacher_args")
+        }
         source = str(resolved["test_pairs"] or resolved["pairs"])
         return cls(casting, parts, left_out, source, inputs, resolved)
 
@@ -74,8 +76,8 @@ class Auditing(Request):
 
     def work(self, folder: Path | None) -> JudgeAudit:
         with self.casting.open(folder) as cast:
-            if not is_quiet() and (told := self._planned().announced()):
-                say(told)
+            if not is_quiet() and (announcement := self._planned().announced()):
+                say(announcement)
             discovery, selection, report = self.parts
             how = {"library": self.casting.library, "settings": self.casting.settings}
             audit = start(cast.judge, cast.teacher, selection, report, **how)
@@ -105,9 +107,9 @@ def _divided(asked: SimpleNamespace) -> tuple[list[list[Pair]], list[str], dict[
 
     def read(source: Path | Sequence[Pair], what: str) -> list[Pair]:
         if isinstance(source, Path):
-            found = read_pairs(source, limit=asked.limit, left_out=left_out)
+            pairs = read_pairs(source, limit=asked.limit, left_out=left_out)
             digests[what] = sha256_file(source)
-            return found
+            return pairs
         if not all(isinstance(pair, Pair) for pair in source) or len({pair.id for pair in source}) < len(source):
             raise BadInput(f"{what[0].upper()}{what[1:]}: expected a file, or `Pair`s with ids of their own.")
         digests[what] = hashlib.sha256(json.dumps([asdict(pair) for pair in source]).encode()).hexdigest()
@@ -124,10 +126,10 @@ def _divided(asked: SimpleNamespace) -> tuple[list[list[Pair]], list[str], dict[
     return [known, *divide(tested, (0.5, 0.5), seed=asked.seed)], left_out, digests
 
 
-def _told(value: Any) -> Any:
+def _as_setting(value: Any) -> Any:
     """Pairs and arguments as settings: pairs in memory by their number, arguments that are no JSON values by their type."""
     if value is None or isinstance(value, Path):
         return value
     if not isinstance(value, dict):
         return f"{len(value)} pairs"
-    return {name: json.loads(json.dumps(each, default=lambda its: type(its).__name__)) for name, each in value.items()}
+    return json.loads(json.dumps(value, default=lambda other: type(other).__name__))

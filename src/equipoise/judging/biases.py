@@ -79,7 +79,7 @@ def assign(names: Sequence[str], records: int, *, each: int = 1, seed: int = 42)
     generator = np.random.default_rng(seed)
     order = [names[i] for i in generator.permutation(len(names))]
     # Consecutive places in a repeated order are distinct as long as each <= len(names), and counts differ by at most one.
-    hands = [[order[(record * each + place) % len(order)] for place in range(each)] for record in range(records)]
+    hands = [[order[(record * each + index) % len(order)] for index in range(each)] for record in range(records)]
     return [hands[i] for i in generator.permutation(records)]
 
 

@@ -128,7 +128,7 @@ class Bench:
         self.pairs, self.name = list(pairs), name
         self._judge, self._teacher = judge, teacher
         self._original: Array | None = None
-        self._there: NDArray[np.bool_] = np.ones(len(self.pairs), dtype=bool)  # asked in both orders as they are
+        self._readable: NDArray[np.bool_] = np.ones(len(self.pairs), dtype=bool)  # asked in both orders as they are
         self._texts: dict[str, list[str | None]] = {}
         self._right: dict[str, Array] = {}
         self._compared: dict[str, NDArray[np.bool_]] = {}
@@ -140,7 +140,7 @@ class Bench:
         """right [N, 2] on the pairs as they are. Raises WorkFailed where the judge could read, or said, next to nothing."""
         if self._original is None:
             self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
-            self._there, self.unasked[""] = asked(verdicts), _reasons(verdicts)
+            self._readable, self.unasked[""] = asked(verdicts), _reasons(verdicts)
             check_asked(self._judge.name, self.pairs, verdicts)
             _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
@@ -169,12 +169,12 @@ class Bench:
             compared[rewritten] = asked(verdicts)
             self.unasked[bias.name] = _reasons(verdicts)
             self.original()
-            self._right[bias.name], self._compared[bias.name] = right, compared & self._there
+            self._right[bias.name], self._compared[bias.name] = right, compared & self._readable
         return self._right[bias.name]
 
     def compared(self, name: str) -> NDArray[np.bool_]:
         """Which pairs were judged in both orders, as they are and with this bias; "": as they are."""
-        return self._compared[name] if name else self._there
+        return self._compared[name] if name else self._readable
 
     @property
     def asked(self) -> bool:
@@ -184,16 +184,16 @@ class Bench:
     def conditions(self) -> Iterator[tuple[str, Array, NDArray[np.bool_]]]:
         """What was judged so far: the bias ("" for none), right [N, 2], and which pairs were compared."""
         if self._original is not None:
-            yield "", self._original, self._there
+            yield "", self._original, self._readable
         for name, right in self._right.items():
             yield name, right, self._compared[name]
 
     def effect(self, bias: Bias) -> BiasEffect:
         """How much more the judge errs with this bias, over the pairs that have a rewrite."""
         before, after = self.original(), self.rewritten(bias)
-        there = self.compared(bias.name)
-        groups = [pair.group for pair, is_there in zip(self.pairs, there, strict=True) if is_there]
-        return effect(bias.name, before[there], after[there], groups, left_out=int((~there).sum()))
+        compared = self.compared(bias.name)
+        groups = [pair.group for pair, was_compared in zip(self.pairs, compared, strict=True) if was_compared]
+        return effect(bias.name, before[compared], after[compared], groups, left_out=int((~compared).sum()))
 
     def length_controlled(self, bias: Bias) -> BiasEffect:
         """The effect with every rewrite cut to the number of words of the answer that it was made from (card, baselines)."""
@@ -202,22 +202,22 @@ class Bench:
             None if text is None else shortened(text, len(pair.rejected.split()))
             for pair, text in zip(self.pairs, texts, strict=True)
         ]
-        rows = [i for i, text in enumerate(cut) if text is not None and self._there[i]]
+        rows = [i for i, text in enumerate(cut) if text is not None and self._readable[i]]
         after, verdicts = judged(
             self._judge, [replace(self.pairs[i], rejected=cut[i] or "") for i in rows], f"judge/{self.name}, cut"
         )
         kept = asked(verdicts)
-        there = np.array(rows, dtype=int)[kept]
-        groups = [self.pairs[i].group for i in there]
-        return effect(bias.name, self.original()[there], after[kept], groups, left_out=len(texts) - len(there))
+        measured = np.array(rows, dtype=int)[kept]
+        groups = [self.pairs[i].group for i in measured]
+        return effect(bias.name, self.original()[measured], after[kept], groups, left_out=len(texts) - len(measured))
 
     def published(self, bias: Bias, seed: int) -> bool:
         """The released rule: one order, the file's before, shuffled after; any increase of the error over parsed outputs."""
         rows = np.arange(len(self.pairs))
         before = self.original()[rows, published_orders(self.pairs, seed=seed, shuffled=False)]
         after = self.rewritten(bias)[rows, published_orders(self.pairs, seed=seed, shuffled=True)]
-        there = self.compared(bias.name)
-        return published_accepts(before[there], after[there])[0]
+        compared = self.compared(bias.name)
+        return published_accepts(before[compared], after[compared])[0]
 
 
 def judged(judge: Judge, pairs: Sequence[Pair], phase: str) -> tuple[Array, list[tuple[JudgeVerdict, JudgeVerdict]]]:
@@ -248,14 +248,14 @@ def _reasons(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> tuple[str
 
 def check_asked(judge: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> None:
     """Raises WorkFailed when hardly any pair could be put to a judge: then it is not known, rather than unbiased."""
-    there = asked(verdicts)
-    if there.sum() >= FEWEST * len(pairs):
+    were_asked = asked(verdicts)
+    if were_asked.sum() >= FEWEST * len(pairs):
         return
     whys = iter(_reasons(verdicts))
-    unread = [(pair, next(whys)) for pair, is_there in zip(pairs, there, strict=True) if not is_there]
+    unread = [(pair, next(whys)) for pair, was_asked in zip(pairs, were_asked, strict=True) if not was_asked]
     unread.sort(key=lambda each: len(each[0].question) + len(each[0].chosen) + len(each[0].rejected))
     raise WorkFailed(
-        f"{judge} could be asked about {there.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The "
+        f"{judge} could be asked about {were_asked.sum()} of {len(pairs)} pairs, so nothing can be found out about it. The "
         f"shortest of the others: {unread[0][1].rstrip('.')}; the longest: {unread[-1][1].rstrip('.')}. Take shorter pairs, "
         "cut them (--cut, for a logprob judge), or take a judge that reads more."
     )
@@ -274,10 +274,10 @@ def _check_format(name: str, verdicts: Sequence[JudgeVerdict]) -> None:
     answers = [verdict for verdict in verdicts if verdict.asked]
     mute = [verdict for verdict in answers if verdict.choice is None]
     if 2 * len(mute) > len(answers):
-        said = " ".join(mute[0].reasoning.split())
+        answer = " ".join(mute[0].reasoning.split())
         raise WorkFailed(
             f"{name} gave no verdict in {len(mute)} of {len(answers)} answers, so nothing can be found out about it; a "
-            f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {said[-80:]!r}."
+            f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {answer[-80:]!r}."
         )
 
 
@@ -383,8 +383,8 @@ def _discover(
     right, verdicts = judged(judge, rewritten, "judge/discovery")
     generator = np.random.default_rng([settings.seed, number])
     cases = []
-    for pair, its, two in zip(rewritten, right, verdicts, strict=True):
-        wrong = [order for order in (0, 1) if its[order] == 0]
+    for pair, correct, two in zip(rewritten, right, verdicts, strict=True):
+        wrong = [order for order in (0, 1) if correct[order] == 0]
         if settings.rule == "published":
             wrong = [order for order in wrong if order == (0 if pair.chosen_first else 1)]
         if wrong:
@@ -394,24 +394,26 @@ def _discover(
             cases.append(Case(orders(pair)[order], choice, two[order].reasoning))
     if settings.explain and cases:
         explanations = judge.explain(cases)
-        cases = [replace(case, explanation=said) for case, said in zip(cases, explanations, strict=True)]
+        cases = [replace(case, explanation=explanation) for case, explanation in zip(cases, explanations, strict=True)]
     proposals = teacher.identify(cases) if cases else []
-    named = [(each.bias, case) for each, case in zip(proposals, cases, strict=True) if each.bias is not None]
-    told = [verdict for two in verdicts for verdict in two]
+    named = [
+        (proposal.bias, case) for proposal, case in zip(proposals, cases, strict=True) if proposal.bias is not None
+    ]
+    judgements = [verdict for two in verdicts for verdict in two]
     counts = Round(
         number=number,
         rewritten=len(rewritten),
         failed_rewrites=len(wanted) - len(rewritten),
-        compared=sum(verdict.asked for verdict in told),
+        compared=sum(verdict.asked for verdict in judgements),
         wrong=int((right == 0).sum()),
-        no_verdict=sum(verdict.asked and verdict.choice is None for verdict in told),
+        no_verdict=sum(verdict.asked and verdict.choice is None for verdict in judgements),
         proposed=len(named),
-        none_seen=sum(each.bias is None and not each.failed for each in proposals),
-        failed_proposals=sum(each.failed for each in proposals),
+        none_seen=sum(proposal.bias is None and not proposal.failed for proposal in proposals),
+        failed_proposals=sum(proposal.failed for proposal in proposals),
         known=0,
         measured=0,
         accepted=(),
-        unasked=sum(not verdict.asked for verdict in told),
+        unasked=sum(not verdict.asked for verdict in judgements),
     )
     return counts, named
 

@@ -49,7 +49,6 @@ class Casting:
         explains = settings.explain and settings.rounds > 0
         judge = replace(JUDGE, local=self.scores, asked=explains or not self.scores)
         self.roles = Roles.read(asked, judge, TEACHER, FILTERS)
-        self.prices = self.roles.prices
         self._check_meaning()
         self.rubric = None if asked.rubric is None else pairwise_template(asked.rubric)
 

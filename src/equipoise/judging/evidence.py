@@ -22,7 +22,7 @@ from equipoise.judging.result import FoundBias, Harder, JudgeAudit, JudgedExampl
 from equipoise.judging.validation import by_domain, detectable_increase, error, position_bias
 
 EXAMPLES = 3  # of each bias that holds
-PLACES = ("first", "second")
+POSITIONS = ("first", "second")
 
 
 @dataclass(eq=False)
@@ -51,11 +51,11 @@ class Evidence:
         variants, right = [], []
         for bench in self.benches:
             for bias in holding:
-                its_right, there = bench.rewritten(bias), bench.compared(bias.name)
-                for pair, text, its, is_there in zip(bench.pairs, bench.texts(bias), its_right, there, strict=True):
-                    if text is not None and is_there:
+                by_pair = (bench.pairs, bench.texts(bias), bench.rewritten(bias), bench.compared(bias.name))
+                for pair, text, by_order, was_compared in zip(*by_pair, strict=True):
+                    if text is not None and was_compared:
                         variants.append(Variant(pair, bias.name, text))
-                        right.append(its)
+                        right.append(by_order)
         verdicts = [np.array(right).reshape(-1, 2)]
         verdicts += [judged(other, [v.pair for v in variants], "judge/filter")[0] for other in self.cast.filters]
         hardened = harden(variants, np.array(verdicts), seed=seed)
@@ -103,8 +103,8 @@ class Evidence:
             position=self._position(),
             as_is=error(selection.original()[selection.compared("")] if selection.asked else []),
             sizes=(len(self.discovery), len(selection.pairs), len(audit.report.pairs)),
-            verdicts=sum(2 * int(there.sum()) for _, _, there in conditions),
-            no_verdict=sum(int(np.isnan(right[there]).sum()) for _, right, there in conditions),
+            verdicts=sum(2 * int(compared.sum()) for _, _, compared in conditions),
+            no_verdict=sum(int(np.isnan(right[compared]).sum()) for _, right, compared in conditions),
             unasked=len(reasons),
             why=reasons[0].rstrip(".") if reasons else "",
             calls=self.cast.account.total().calls,
@@ -154,8 +154,8 @@ class Evidence:
             (pair.group, right)
             for bench in self.benches
             if bench.asked
-            for pair, right, there in zip(bench.pairs, bench.original(), bench.compared(""), strict=True)
-            if there
+            for pair, right, compared in zip(bench.pairs, bench.original(), bench.compared(""), strict=True)
+            if compared
         ]
         return position_bias(np.array([right for _, right in known]).reshape(-1, 2), [group for group, _ in known])
 
@@ -207,18 +207,20 @@ def _domains(bench: Bench, name: str, right: Array) -> dict[str, BiasEffect]:
     """The effect within each domain; nothing where there is one."""
     if len({pair.domain for pair in bench.pairs}) == 1:
         return {}
-    there = bench.compared(name)
-    pairs = [pair for pair, is_there in zip(bench.pairs, there, strict=True) if is_there]
+    compared = bench.compared(name)
+    pairs = [pair for pair, was_compared in zip(bench.pairs, compared, strict=True) if was_compared]
     groups, domains = [pair.group for pair in pairs], [pair.domain for pair in pairs]
-    return by_domain(name, bench.original()[there], right[there], groups, domains)
+    return by_domain(name, bench.original()[compared], right[compared], groups, domains)
 
 
 def _turned(bench: Bench, right: Array, texts: Sequence[str | None]) -> list[JudgedExample]:
     """The first pairs whose verdict was right before and is wrong after, those that turned in both orders before others."""
     lost = (bench.original() == 1) & (right == 0)
     order = np.argsort(-lost.sum(axis=1), kind="stable")[:EXAMPLES]
-    fooled = {int(i): tuple(place for place, its in zip(PLACES, lost[i], strict=True) if its) for i in order}
-    return [_example(bench.pairs[i], texts[i] or "", places) for i, places in fooled.items() if places]
+    fooled = {
+        int(i): tuple(position for position, turned in zip(POSITIONS, lost[i], strict=True) if turned) for i in order
+    }
+    return [_example(bench.pairs[i], texts[i] or "", positions) for i, positions in fooled.items() if positions]
 
 
 def _first(bench: Bench, texts: Sequence[str | None]) -> list[JudgedExample]:
@@ -238,9 +240,9 @@ def _write_judgements(path: Path, benches: Sequence[Bench]) -> None:
 
     columns: dict[str, list[Any]] = {name: [] for name in ("part", "pair", "domain", "bias", "better_first", "right")}
     for bench in benches:
-        for bias, right, there in bench.conditions():
-            for pair, its, is_there in zip(bench.pairs, right.tolist(), there, strict=True):
-                for order, value in enumerate(its if is_there else ()):
+        for bias, right, compared in bench.conditions():
+            for pair, by_order, was_compared in zip(bench.pairs, right.tolist(), compared, strict=True):
+                for order, value in enumerate(by_order if was_compared else ()):
                     known = None if math.isnan(value) else bool(value)
                     row = (bench.name, pair.id, pair.domain, bias, order == 0, known)
                     for column, cell in zip(columns.values(), row, strict=True):

@@ -177,9 +177,9 @@ def _fact(generator: np.random.Generator) -> Question:
     people = [_NAMES[i] for i in generator.choice(len(_NAMES), 3, replace=False)]
     places = [_PLACES[i] for i in generator.choice(len(_PLACES), 3, replace=False)]
     trades = [_TRADES[i] for i in generator.choice(len(_TRADES), 3, replace=False)]
-    told = " ".join(f"{p} is a {t} and lives in {q}." for p, t, q in zip(people, trades, places, strict=True))
+    facts = " ".join(f"{p} is a {t} and lives in {q}." for p, t, q in zip(people, trades, places, strict=True))
     asked, other = (int(i) for i in generator.choice(3, 2, replace=False))
-    question = f"{told} In which town does the {trades[asked]} live?"
+    question = f"{facts} In which town does the {trades[asked]} live?"
 
     def telling(which: int) -> Telling:
         def tell(generator: np.random.Generator) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.core.agreement import fleiss_kappa, krippendorff_alpha
 from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
 from equipoise.data.text import encodable
@@ -93,17 +94,16 @@ def harden(
     changed = np.array([same_final_answer(v.original.rejected, v.rejected) is False for v in variants], dtype=bool)
     passed = ~changed & (fooled >= votes)
     chosen = _at_most(variants, passed, fooled, most, seed)
+    kept = tuple(variant for variant, keep in zip(variants, chosen, strict=True) if keep)
     return Hardened(
-        kept=tuple(variant for variant, its in zip(variants, chosen, strict=True) if its),
+        kept=kept,
         fooled=fooled,
         answer_changed=int(changed.sum()),
         too_few_votes=int((~changed & ~passed).sum()),
         over_limit=int((passed & ~chosen).sum()),
         by_bias=_kept_of([variant.bias for variant in variants], chosen),
         by_domain=_kept_of([variant.original.domain for variant in variants], chosen),
-        longer=float(np.mean([v.longer for v, its in zip(variants, chosen, strict=True) if its]))
-        if chosen.any()
-        else math.nan,
+        longer=float(np.mean([variant.longer for variant in kept])) if kept else math.nan,
         kappa=fleiss_kappa(verdicts.reshape(judges, -1).T),
         alpha=krippendorff_alpha(verdicts.reshape(judges, -1).T),
     )
@@ -125,50 +125,8 @@ def _at_most(
 
 
 def _kept_of(names: Sequence[str], chosen: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
-    kept = Counter(name for name, its in zip(names, chosen, strict=True) if its)
+    kept = Counter(name for name, keep in zip(names, chosen, strict=True) if keep)
     return {name: (kept[name], of) for name, of in sorted(Counter(names).items())}
-
-
-# --- agreement ------------------------------------------------------------------------------------------------------
-
-
-def fleiss_kappa(ratings: ArrayLike) -> float:
-    """Fleiss' kappa (1971) of categories given by the same number of raters. ratings: [items, raters].
-
-    Items with a missing rating (nan) are left out. nan for no items, for one rater, and when only one category was given,
-    where agreement by chance is certain.
-    """
-    values = np.asarray(ratings, float)
-    counts = _category_counts(values[~np.isnan(values).any(axis=1)])
-    raters = values.shape[1]
-    if raters < 2 or not counts.size:
-        return math.nan
-    observed = ((counts**2).sum() / len(counts) - raters) / (raters * (raters - 1))
-    by_chance = ((counts.sum(axis=0) / counts.sum()) ** 2).sum()
-    return float((observed - by_chance) / (1 - by_chance)) if by_chance < 1 else math.nan
-
-
-def krippendorff_alpha(ratings: ArrayLike) -> float:
-    """Krippendorff's alpha for nominal categories, ratings: [items, raters], missing ones nan.
-
-    Items with fewer than two ratings cannot agree or disagree and take no part. nan when nothing is left, or only one
-    category.
-    """
-    values = np.asarray(ratings, float)
-    counts = _category_counts(values[(~np.isnan(values)).sum(axis=1) >= 2])
-    if not counts.size:
-        return math.nan
-    given = counts.sum(axis=1, keepdims=True)
-    disagreed = ((given * counts - counts**2) / (given - 1)).sum()
-    totals = counts.sum(axis=0)
-    by_chance = (totals.sum() ** 2 - (totals**2).sum()) / (totals.sum() - 1)
-    return float(1 - disagreed / by_chance) if by_chance > 0 else math.nan
-
-
-def _category_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How often each category was given to each item: [items, categories]."""
-    categories = np.unique(values[~np.isnan(values)])
-    return (values[:, :, None] == categories).sum(axis=1).astype(float)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -253,8 +253,8 @@ def explanations(chat: Chat, template: Template, cases: Sequence[Case], max_toke
 
 
 def _digest(messages: tuple[Message, ...]) -> str:
-    told = json.dumps([(message.role, message.content) for message in messages])
-    return hashlib.sha256(told.encode()).hexdigest()
+    serialized = json.dumps([(message.role, message.content) for message in messages])
+    return hashlib.sha256(serialized.encode()).hexdigest()
 
 
 def _by_margin(margin: float, reasoning: str = "") -> JudgeVerdict:

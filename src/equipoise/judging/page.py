@@ -12,10 +12,10 @@ from equipoise.core.files import read_regular
 from equipoise.core.job import Page
 from equipoise.core.numbers import interval, number, rate
 from equipoise.judging.measured import BiasEffect, Rate
-from equipoise.judging.result import JudgedExample, points
+from equipoise.judging.notes import points
 
 if TYPE_CHECKING:
-    from equipoise.judging.result import FoundBias, JudgeAudit
+    from equipoise.judging.result import FoundBias, JudgeAudit, JudgedExample
 
 CHARACTERS = 2500  # of a text that is shown
 Numeric = partial(parts.Column, numeric=True)
@@ -32,9 +32,9 @@ BADGES: dict[str, parts.State] = {
 def page(result: "JudgeAudit", folder: Path) -> Page:
     """What was found, the evidence, and the cost, from a result and the account beside it."""
     warnings = [parts.Note(text, title) for title, text in result.warnings()]
-    found = (*warnings, *_summary(result), *_placebo(result), *_forest(result))
+    findings = (*warnings, *_summary(result), *_placebo(result), *_forest(result))
     sections = [
-        parts.Section("What was found", found),
+        parts.Section("What was found", findings),
         parts.Section("Every bias that was measured", (_measured(result),)),
         parts.Section("Position", (_position(result),)),
         *(_evidence(each) for each in result.holding),
@@ -63,19 +63,19 @@ def _summary(result: "JudgeAudit") -> list[parts.Part]:
             return [
                 parts.Text("No bias holds. These pairs are too few to show even the largest one four times in five.")
             ]
-        told = f"With these pairs an increase of about {points(result.detectable)} would have been found four times in five"
         lead = "No bias raises the judge's error beyond what chance explains"
-        return [parts.Text(f"{lead}. {told}; smaller ones may be there.")]
+        least = f"With these pairs an increase of about {points(result.detectable)}"
+        return [parts.Text(f"{lead}. {least} would have been found four times in five; smaller ones may be there.")]
     cards = []
-    for each in result.holding:
-        effect = each.effect
+    for bias in result.holding:
+        effect = bias.effect
         after = "" if math.isnan(effect.p_adjusted) else f", p = {number(effect.p_adjusted)} after Holm"
         cards.append(
             parts.Card(
                 parts.Badge("supported", "holds"),
-                f"{each.name}: {points(effect.increase)} more errors",
+                f"{bias.name}: {points(effect.increase)} more errors",
                 f"{_in_points(effect)[1]} points at 95 %, {effect.pairs} pairs in both orders{after}",
-                (parts.Text(each.definition),),
+                (parts.Text(bias.definition),),
             )
         )
     return [parts.Grid(tuple(cards))]
@@ -84,12 +84,12 @@ def _summary(result: "JudgeAudit") -> list[parts.Part]:
 def _placebo(result: "JudgeAudit") -> list[parts.Part]:
     """What rewriting alone does, where that is no warning."""
     if result.placebo is None:
-        told = "This teacher gives no neutral rewrite, so what rewriting alone does is not known."
-        return [parts.Text(told, quiet=True)] if result.holding else []
+        unknown = "This teacher gives no neutral rewrite, so what rewriting alone does is not known."
+        return [parts.Text(unknown, quiet=True)] if result.holding else []
     if result.placebo.lower > 0:
         return []
-    told = f"{points(result.placebo.increase)} ({_in_points(result.placebo)[1]})"
-    return [parts.Text(f"The same answers in other words, with no bias: {told}.")]
+    increase = f"{points(result.placebo.increase)} ({_in_points(result.placebo)[1]})"
+    return [parts.Text(f"The same answers in other words, with no bias: {increase}.")]
 
 
 def _forest(result: "JudgeAudit") -> list[parts.Part]:
@@ -125,21 +125,21 @@ def _measured(result: "JudgeAudit") -> parts.Table:
     return parts.Table("Biases", columns, tuple(map(_row, result.biases)), note=rule)
 
 
-def _row(found: "FoundBias") -> tuple[str | float | parts.Cell | parts.Badge | None, ...]:
-    effect, after, before = found.effect, found.effect.after.no_verdict, found.effect.before.no_verdict
-    origin = "basic" if found.round == 0 else f"round {found.round}, proposed {found.support} times"
+def _row(bias: "FoundBias") -> tuple[str | float | parts.Cell | parts.Badge | None, ...]:
+    effect, after, before = bias.effect, bias.effect.after.no_verdict, bias.effect.before.no_verdict
+    origin = "basic" if bias.round == 0 else f"round {bias.round}, proposed {bias.support} times"
     counts = {
         "left out": effect.left_out,
-        "with another answer": found.rewrites.changed,
-        "not put to the judge": found.rewrites.unasked,
+        "with another answer": bias.rewrites.changed,
+        "not put to the judge": bias.rewrites.unasked,
     }
     return (
-        parts.Cell(found.name, origin),
-        parts.Badge(BADGES[found.state], found.state),
-        _cell(found.selection),
-        found.selection.p_value,
-        _cell(found.report),
-        found.report.p_adjusted if found.report else None,
+        parts.Cell(bias.name, origin),
+        parts.Badge(BADGES[bias.state], bias.state),
+        _cell(bias.selection),
+        bias.selection.p_value,
+        _cell(bias.report),
+        bias.report.p_adjusted if bias.report else None,
         parts.Cell(
             f"{effect.to_wrong} / {effect.to_right}", f"{after} without, {before} before" if after + before else ""
         ),
@@ -163,32 +163,32 @@ def _position(result: "JudgeAudit") -> parts.Part:
     )
 
 
-def _evidence(found: "FoundBias") -> parts.Section:
+def _evidence(bias: "FoundBias") -> parts.Section:
     """The definition, the effect by domain, and examples whose verdict was right before and is wrong after."""
-    told: list[parts.Part] = [parts.Text(found.definition)]
-    if found.cut is not None:
-        told.append(
+    content: list[parts.Part] = [parts.Text(bias.definition)]
+    if bias.cut is not None:
+        content.append(
             parts.Text(
-                f"With rewrites cut to the length of the answers they were made from: {points(found.cut.increase)} "
-                f"({_in_points(found.cut)[1]}). What is lost of the effect was length, or stood behind the cut."
+                f"With rewrites cut to the length of the answers they were made from: {points(bias.cut.increase)} "
+                f"({_in_points(bias.cut)[1]}). What is lost of the effect was length, or stood behind the cut."
             )
         )
-    if found.domains:
+    if bias.domains:
         errors = Numeric("error before"), Numeric("error after"), Numeric("increase", unit="points")
         columns = (parts.Column("domain"), Numeric("pairs"), *errors)
         rows = tuple(
             (domain or "(none)", e.pairs, _error(e.before), _error(e.after), _cell(e))
-            for domain, e in found.domains.items()
+            for domain, e in bias.domains.items()
         )
         note = "To look at, not to conclude from: nothing is corrected for the number of domains."
-        told.append(parts.Table("By domain", columns, rows, note=note))
-    for one in found.examples:
+        content.append(parts.Table("By domain", columns, rows, note=note))
+    for one in bias.examples:
         orders = " and ".join(one.fooled)
-        told.append(_example(f"{one.pair}: right before, fooled after with the better answer shown {orders}", one))
-    return parts.Section(f"Evidence: {found.name}", tuple(told))
+        content.append(_example(f"{one.pair}: right before, fooled after with the better answer shown {orders}", one))
+    return parts.Section(f"Evidence: {bias.name}", tuple(content))
 
 
-def _example(title: str, one: JudgedExample) -> parts.Part:
+def _example(title: str, one: "JudgedExample") -> parts.Part:
     texts = {"the worse one": one.rejected, "the worse one, rewritten": one.rewritten}
     texts = {"the better answer": one.chosen, **texts} if one.fooled else texts
     cells = tuple(_shown(text) for text in texts.values())
@@ -219,13 +219,13 @@ def _rounds(result: "JudgeAudit") -> parts.Part:
 
 
 def _sets(result: "JudgeAudit") -> list[parts.Part]:
-    told: list[parts.Part] = [
+    content: list[parts.Part] = [
         parts.Link("Every bias as JSON", "result.json"),
         parts.Link("Every verdict as Parquet", "judgements.parquet"),
     ]
     harder = result.harder
     if harder is not None and not harder.of:
-        told.append(parts.Text("No bias holds, so there is no harder test set and no preference file."))
+        content.append(parts.Text("No bias holds, so there is no harder test set and no preference file."))
     elif harder is not None:
         who = f"enough of {harder.judges} judges" if harder.judges > 1 else "the judge itself"
         text = (
@@ -241,18 +241,18 @@ def _sets(result: "JudgeAudit") -> list[parts.Part]:
                 f" Agreement of the judges: Fleiss' kappa {number(harder.kappa)}, Krippendorff's alpha "
                 f"{number(harder.alpha)}."
             )
-        told.append(parts.Text(text))
+        content.append(parts.Text(text))
         if harder.kept:
-            told.append(parts.Link("The harder test set, in JudgeBench's format", "hardened.jsonl"))
+            content.append(parts.Link("The harder test set, in JudgeBench's format", "hardened.jsonl"))
     if result.preferences:
-        told += [
+        content += [
             parts.Text(
                 f"{result.preferences} preference rows of the discovery part, about half with a rewritten worse answer, to "
                 "train a judge with; none of the questions that the biases were measured on is among them."
             ),
             parts.Link("Preferences for DPO", "preferences.jsonl"),
         ]
-    return told
+    return content
 
 
 def _cost(account: Path) -> parts.Table | None:
@@ -291,15 +291,17 @@ def _in_points(effect: BiasEffect) -> tuple[str, str]:
     return interval(100 * effect.increase, 100 * effect.lower, 100 * effect.upper, signed=True, places=1)
 
 
-def _share(its: Rate) -> str:
-    count = its.wrong + its.no_verdict
-    return f"{rate(count, its.of)} ({count} of {its.of})" if its.of else "undefined"
+def _share(verdicts: Rate) -> str:
+    count = verdicts.wrong + verdicts.no_verdict
+    return f"{rate(count, verdicts.of)} ({count} of {verdicts.of})" if verdicts.of else "undefined"
 
 
-def _error(its: Rate) -> parts.Cell:
+def _error(verdicts: Rate) -> parts.Cell:
     """A rate to three places whatever its count, so that those of several domains can be compared."""
-    count = its.wrong + its.no_verdict
-    return parts.Cell(f"{count / its.of:.3f}", f"{count} of {its.of}") if its.of else parts.Cell("undefined")
+    if not verdicts.of:
+        return parts.Cell("undefined")
+    count = verdicts.wrong + verdicts.no_verdict
+    return parts.Cell(f"{count / verdicts.of:.3f}", f"{count} of {verdicts.of}")
 
 
 def _shown(text: str) -> str:

@@ -143,7 +143,7 @@ def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) ->
     part_of: dict[str, int] = {}
     counts = np.zeros(len(shares))
     for domain in sorted(set(domain_of.values())):
-        groups = sorted(group for group, its in domain_of.items() if its == domain)
+        groups = sorted(group for group in domain_of if domain_of[group] == domain)
         for index in generator.permutation(len(groups)):
             # The part that is furthest behind its share: in each domain, and over all, counts stay within one of it.
             part = int(np.argmax(np.asarray(shares) * (counts.sum() + 1) - counts))
@@ -161,8 +161,8 @@ def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) ->
 
 def shortened(text: str, words: int) -> str:
     """The first so many words (at least 1), with the blanks between them."""
-    found = list(islice(re.finditer(r"\S+", text), words + 1))
-    return text if len(found) <= words else text[: found[words - 1].end()]
+    matches = list(islice(re.finditer(r"\S+", text), words + 1))
+    return text if len(matches) <= words else text[: matches[words - 1].end()]
 
 
 def _turns(value: Any) -> Any:

@@ -32,7 +32,9 @@ def planned(parts: Sequence[Sequence[Pair]], left_out: Sequence[str], casting: C
             model = role.removeprefix("filter ") if role.startswith("filter ") else model
             name = resolve(model)[0] if isinstance(model, str) else ""  # of an object nobody knows the price
             for end, count in enumerate(ends):
-                cost = estimate([Planned(role, count, prompt, round(answer / 4))], model=name, prices=casting.prices)
+                cost = estimate(
+                    [Planned(role, count, prompt, round(answer / 4))], model=name, prices=casting.roles.prices
+                )
                 tokens[end] += cost.prompt_tokens + cost.generated_tokens
                 known = known and cost.usd is not None
                 usd[end] += cost.usd or 0.0
@@ -49,26 +51,29 @@ def planned(parts: Sequence[Sequence[Pair]], left_out: Sequence[str], casting: C
 def _calls(sizes: Sequence[int], casting: Casting) -> Mapping[str, tuple[int, int]]:
     """Role -> (when nothing is found, when everything is)."""
     settings, library = casting.settings, len(casting.library)
-    found, chosen, told = sizes
-    rounds, last = settings.rounds, told or chosen  # last: where what holds is measured once more
-    first, tested = min(rounds, 1), chosen + told
+    discovery, selection, report = sizes
+    rounds, last = settings.rounds, report or selection  # last: where what holds is measured once more
+    first, tested = min(rounds, 1), selection + report
     if settings.rule == "published":
-        chosen, last = tested, tested
-    biases = library + rounds * (found if settings.candidates is None else min(settings.candidates, found))
+        selection, last = tested, tested
+    biases = library + rounds * (discovery if settings.candidates is None else min(settings.candidates, discovery))
     # A pair as it is takes two calls. A rewrite takes two more; of a judge that rates each answer by itself one, and one
     # for the better answer of every pair of the discovery part.
-    each, alone = (1, first * found) if casting.asked.judge_kind == "pointwise" else (2, 0)
+    per_rewrite, alone = (1, first * discovery) if casting.asked.judge_kind == "pointwise" else (2, 0)
     again = last * (1 + (biases if casting.asked.length_control else 0))
     judged = (
-        2 * chosen + each * (library * chosen + first * found) + alone,
-        2 * tested + each * (biases * tested + rounds * found + again) + alone,
+        2 * selection + per_rewrite * (library * selection + first * discovery) + alone,
+        2 * tested + per_rewrite * (biases * tested + rounds * discovery + again) + alone,
     )
     calls = {
         "judge": (0, 0) if casting.scores else judged,
-        "judge, explaining": (0, rounds * found if settings.explain else 0),
-        "teacher, rewriting": (library * chosen + first * found, biases * tested + (rounds + 1) * found + last),
-        "teacher, naming": (0, rounds * found),
-        "teacher, comparing names": (0, rounds * found * biases),
+        "judge, explaining": (0, rounds * discovery if settings.explain else 0),
+        "teacher, rewriting": (
+            library * selection + first * discovery,
+            biases * tested + (rounds + 1) * discovery + last,
+        ),
+        "teacher, naming": (0, rounds * discovery),
+        "teacher, comparing names": (0, rounds * discovery * biases),
     }
     if casting.asked.teacher == RULES:
         calls |= dict.fromkeys([role for role in calls if role.startswith("teacher")], (0, 0))

@@ -71,12 +71,12 @@ class PlantedJudge:
 
     def _speech(self, comparison: JudgeComparison, choice: int, kind: str, openness: float) -> str:
         drawn = (comparison.question, comparison.first, comparison.second, kind)
-        said = f"Answer {choice} {_PRAISE[int(draw(*drawn, 'praise') * len(_PRAISE))]}."
+        sentence = f"Answer {choice} {_PRAISE[int(draw(*drawn, 'praise') * len(_PRAISE))]}."
         for_it = {rule: term if choice == 1 else -term for rule, term in self.terms(comparison).items()}
         largest = max(for_it, key=lambda rule: for_it[rule], default=None)
         if largest is None or for_it[largest] <= 0 or draw(*drawn, "openness") >= openness:
-            return said
-        return f"{said} It also {RULES[largest].says}."
+            return sentence
+        return f"{sentence} It also {RULES[largest].says}."
 
 
 class RandomTeacher:
@@ -156,8 +156,8 @@ def open_base(judge: str, world: generated.JudgingWorld, folder: Path) -> tuple[
     known = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if judge == "simulated":
         return generated.simulated(world), known["scale"]
-    margins, place = known["margins"], known["place"]
-    return lambda asked: [margins[_digest(each)] - place for each in asked], known["scale"]
+    margins, preference = known["margins"], known["place"]
+    return lambda asked: [margins[_digest(comparison)] - preference for comparison in asked], known["scale"]
 
 
 def _scored(model: str, asked: Sequence[JudgeComparison], folder: Path) -> list[float]:

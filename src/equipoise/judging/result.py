@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ from typing import Any
 from equipoise.core.job import Page, table_html
 from equipoise.core.terminal import shown
 from equipoise.judging.measured import BiasEffect, PositionBias, Rate, Round
-
-NEARLY_ALL = 0.9  # of the verdicts, from which on a judge counts as collapsed
-MANY = 0.05  # of the verdicts, from which on it is a warning that they could not be read
+from equipoise.judging.notes import headline_of, warnings_of
 
 
 @dataclass(frozen=True)
@@ -150,58 +148,21 @@ class JudgeAudit:
 
     def headline(self) -> str:
         """Which biases hold, by whose verdicts and labels on how many pairs, what could not be read, what to beware of."""
-        if not self.measured:
-            return f"No bias of {self.judge} was measured."
-        found = f"{len(self.holding)} of {len(self.measured)} measured biases hold for {self.judge}"
-        if not self.complete and not self.holding:
-            found = f"{len(self.measured)} biases of {self.judge} measured so far, none confirmed yet"
-        pairs = f"{self.position.pairs} test pairs (labels of {Path(self.pairs).name})"
-        unasked = f", {self.unasked} times a pair could not be put to it" if self.unasked else ""
-        unread = f"{self.no_verdict} of {self.verdicts} verdicts could not be read{unasked}"
-        beware = "; ".join(title for title, _ in self.warnings())
-        return (
-            f"{found}: its verdicts on {pairs} in both orders, as they are and rewritten by {self.teacher}; {unread}."
-            + (f" Beware: {beware}." if beware else "")
-        )
+        return headline_of(self)
 
     def warnings(self) -> Iterator[tuple[str, str]]:
         """What else could explain the effects, or hide them: titles and sentences."""
-        if self.no_verdict > MANY * self.verdicts:
-            told = f"No verdict could be read in {self.no_verdict} of {self.verdicts} answers"
-            yield "Verdicts that could not be read", f"{told}; each of them counts as an error."
-        if self.unasked:
-            told = f"{self.unasked} times, as they are or rewritten; they are left out. The first: {self.why}."
-            yield "Pairs that the judge could not be asked about", told
-        if self.position.turns >= NEARLY_ALL:
-            place = "first" if self.position.first > 0.5 else "second"
-            told = f"{100 * self.position.turns:.0f} % of its verdicts turn round with the order: it chooses what is shown "
-            yield "The judge goes by the place", f"{told}{place}, so that hardly anything else can be seen to fool it."
-        if self.as_is.error >= NEARLY_ALL:
-            told = f"It errs in {100 * self.as_is.error:.0f} % of its verdicts on the pairs as they are, so that hardly more"
-            yield "The judge is nearly always wrong", f"{told} can be seen: is what is labelled so the better answer?"
-        if self.placebo is not None and self.placebo.lower > 0:
-            told = f"The same answers in other words, with no bias: {points(self.placebo.increase)}."
-            why = "So rewriting by this teacher fools the judge by itself; what exceeds it can be laid to a bias."
-            yield "The placebo has an effect", f"{told} {why}"
-        if self.alike:
-            couples = _several(f"{one} and {other}" for one, other in self.alike)
-            told = f"More than half of the rewrites are the same text for {couples}."
-            yield "Same rewrites", f"{told} These are not different biases: the teacher did not tell them apart."
-        if idle := [each.name for each in self.biases if 2 * each.rewrites.unchanged > each.rewrites.made]:
-            told = f"More than half of the answers came back as they were for {_several(idle)}"
-            yield "Rewrites that change nothing", f"{told}: what these biases do is not known."
-        if one := [each.name for each in self.biases if each.rewrites.distinct == 1 < each.rewrites.made]:
-            yield "One text for all", f"Every answer became the same for {_several(one)}: the effect is that text's."
+        return warnings_of(self)
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: a bias each, warnings, the headline."""
         lines = []
-        for each in self.biases:
-            effect, told = each.effect, each.rewrites.why or "the teacher gave no rewrite that could be compared"
+        for bias in self.biases:
+            effect, outcome = bias.effect, bias.rewrites.why or "the teacher gave no rewrite that could be compared"
             if effect.pairs:
-                told = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
-                told += f", {effect.pairs} pairs"
-            lines.append(f"{each.name:<28} {each.state:<14} {told}")
+                outcome = f"{100 * effect.increase:+.1f} points [{100 * effect.lower:+.1f}, {100 * effect.upper:+.1f}]"
+                outcome += f", {effect.pairs} pairs"
+            lines.append(f"{bias.name:<28} {bias.state:<14} {outcome}")
         lines += [f"{title}: {text}" for title, text in self.warnings()]
         return [shown(line) for line in (*lines, f"{self.headline()} Chat calls: {self.calls:,}.")]
 
@@ -242,8 +203,8 @@ class AuditPlan:
     def announced(self) -> str:
         """The line before an audit starts; "" where there is nothing to pay."""
         least, most = (sum(counts[case] for counts in self.calls.values()) for case in (0, 1))
-        told = f"{least:,} calls when nothing is found, up to {most:,}{self.cost}"
-        return f"{told}; --budget sets a limit, what is recorded costs nothing." if most else ""
+        amount = f"{least:,} calls when nothing is found, up to {most:,}{self.cost}"
+        return f"{amount}; --budget sets a limit, what is recorded costs nothing." if most else ""
 
     def summary(self) -> Sequence[str]:
         lines = ["{} pairs to discover, {} to select, {} to report; the first:".format(*self.sizes)]
@@ -256,16 +217,6 @@ class AuditPlan:
         ]
         lines.append(f"about {self.tokens[0] / 1e6:.2g} to {self.tokens[1] / 1e6:.2g} million tokens{self.cost}")
         return [shown(line) for line in lines]
-
-
-def points(share: float) -> str:
-    """A difference of errors as people read it."""
-    return "an unknown number of points" if math.isnan(share) else f"{100 * share:+.1f} points".replace("-", "−")
-
-
-def _several(names: Iterable[str]) -> str:
-    first = list(names)
-    return "; ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
 
 
 def _short(value: Any) -> Any:

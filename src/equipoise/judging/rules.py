@@ -70,9 +70,9 @@ class RuleTeacher:
     def _seen(self, case: Case) -> Proposal:
         asked = case.comparison
         chosen, better = (asked.first, asked.second) if case.choice == 1 else (asked.second, asked.first)
-        said = f"{case.reasoning}\n{case.explanation}"
+        reasons = f"{case.reasoning}\n{case.explanation}"
         scores = {
-            name: rule.feature(chosen) - rule.feature(better) + NAMED * bool(rule.words.search(said))
+            name: rule.feature(chosen) - rule.feature(better) + NAMED * bool(rule.words.search(reasons))
             for name, rule in RULES.items()
         }
         # Of equals any: always the first in the table would be a preference of the teacher's own.

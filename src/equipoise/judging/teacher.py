@@ -113,9 +113,9 @@ class ChatTeacher:
 
 def _rewrite(reply: Reply) -> str | None:
     """The rewritten answer without thinking, a preface or a fence around the whole; None unless it is complete."""
-    if reply.status != "answered" or (said := after_thinking(reply.text)) is None:
+    if reply.status != "answered" or (answer := after_thinking(reply.text)) is None:
         return None
-    text = _PREFACE.sub("", said.strip()).strip()
+    text = _PREFACE.sub("", answer.strip()).strip()
     if whole := _FENCED.fullmatch(text):
         first = _FENCE.search(whole[1])
         if first is None or first[1].strip():  # a bare one closes the block that the text begins with
@@ -126,9 +126,9 @@ def _rewrite(reply: Reply) -> str | None:
 def _proposal(reply: Reply) -> Proposal:
     if reply.status != "answered":
         return Proposal(None, failed=True)
-    said: Identified = reply.value
-    name, definition = " ".join(printable(said.name).split()[:NAME_WORDS]), printable(said.definition)
-    if said.whether == "no":
+    identified: Identified = reply.value
+    name, definition = " ".join(printable(identified.name).split()[:NAME_WORDS]), printable(identified.definition)
+    if identified.whether == "no":
         return Proposal(None)
     if not name or not definition:  # "yes" without saying to what is no proposal; the released code keeps such
         return Proposal(None, failed=True)

@@ -85,7 +85,7 @@ def by_domain(
     first, second = _both_orders(before, groups), _both_orders(after, groups)
     effects = {}
     for domain in sorted(set(domains)):
-        rows = [row for row, its in enumerate(domains) if its == domain]
+        rows = [row for row, own in enumerate(domains) if own == domain]
         effects[domain] = effect(name, first[rows], second[rows], [groups[row] for row in rows], level=level)
     return effects
 
@@ -128,17 +128,17 @@ def holm(p_values: ArrayLike) -> Array:
 
     nan stays nan and counts as no test.
     """
-    p, order, place = _ranked(p_values)
+    p, order, rank = _ranked(p_values)
     tests = np.count_nonzero(~np.isnan(p))
-    return np.minimum(1, np.maximum.accumulate(p[order] * np.maximum(tests - np.arange(p.size), 1)))[place]
+    return np.minimum(1, np.maximum.accumulate(p[order] * np.maximum(tests - np.arange(p.size), 1)))[rank]
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Array:
     """Benjamini and Hochberg's step-up p-values (false discovery rate); nan stays nan and counts as no test."""
-    p, order, place = _ranked(p_values)
+    p, order, rank = _ranked(p_values)
     tests = np.count_nonzero(~np.isnan(p))
     scaled = p[order] * tests / np.arange(1, p.size + 1)
-    return np.minimum(1, np.fmin.accumulate(scaled[::-1])[::-1] + 0 * scaled)[place]
+    return np.minimum(1, np.fmin.accumulate(scaled[::-1])[::-1] + 0 * scaled)[rank]
 
 
 @closed
@@ -214,10 +214,10 @@ def detectable_increase(pairs: int, spread: float, *, tests: int = 1, alpha: flo
     if pairs < 1 or not math.isfinite(spread):
         return math.nan
     steps = range(10_001)
-    found = bisect.bisect_left(
+    least = bisect.bisect_left(
         steps, power, lo=1, key=lambda step: chance_to_show(step / 10_000, pairs, spread, tests=tests, alpha=alpha)
     )
-    return found / 10_000 if found in steps else math.nan
+    return least / 10_000 if least in steps else math.nan
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

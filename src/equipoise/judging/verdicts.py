@@ -66,8 +66,8 @@ def parse_decision(text: str, reading: Reading = "last") -> Literal[1, 2] | None
     reading: "first" searches as the released code does, for its own rule: the first "Decision:" that digits follow.
     """
     if reading == "first":
-        found = _RELEASED.search(text)
-        number = float(found[1]) if found else 0.0
+        match = _RELEASED.search(text)
+        number = float(match[1]) if match else 0.0
     else:
         number = _last(text, _DECISION, scale=None)
     return 1 if number == 1 else 2 if number == 2 else None
@@ -84,11 +84,11 @@ def _last(text: str, statement: re.Pattern[str], *, scale: int | None) -> float:
     said = after_thinking(unified(text))
     lines = _DRESSING.sub(" ", _STRUCK.sub(" ", said or "")).splitlines()
     said = "\n".join(_unquoted(line, statement) for line in lines)
-    found = [match for match in statement.finditer(said) if not _passed_over(match)]
-    if not found:
+    matches = [match for match in statement.finditer(said) if not _passed_over(match)]
+    if not matches:
         return 0.0
-    number = _number(found[-1], scale)
-    for before, after in zip(found[-2::-1], found[::-1], strict=False):
+    number = _number(matches[-1], scale)
+    for before, after in zip(matches[-2::-1], matches[::-1], strict=False):
         between = said[before.end() : after.start()]
         if not _TOGETHER.fullmatch(between) or ("\n" in between and not _opens(before)):
             break

@@ -197,12 +197,15 @@ def audit(run: Run) -> None:
     base, scale = open_base(options["judge"], world, run.prepared)
     names = planted_biases(run.seed)
     beyond = names[len(BASIC) :]
-    place = POSITION * scale
+    preference = POSITION * scale
     judges = [
-        ("planted", strength, PlantedJudge(dict.fromkeys(names, float(strength * scale)), base, position=place))
+        ("planted", strength, PlantedJudge(dict.fromkeys(names, float(strength * scale)), base, position=preference))
         for strength in strengths(middle(options["judge"], options["strength"]))
     ]
-    judges += [("position", 0.0, PlantedJudge({}, base, position=place)), ("unbiased", 0.0, PlantedJudge({}, base))]
+    judges += [
+        ("position", 0.0, PlantedJudge({}, base, position=preference)),
+        ("unbiased", 0.0, PlantedJudge({}, base)),
+    ]
     settings = search.BiasScopeSettings(
         rounds=wanted.get("rounds", ROUNDS),
         explain=wanted.get("explain", True),
@@ -215,15 +218,15 @@ def audit(run: Run) -> None:
         both = Counted(judge, teacher)
         audited = search.biasscope(both, both, *parts, settings=settings)
         run.spend(calls=both.calls.total(), pairs=len(world.pairs))
-        found, there = set(audited.found), set(names) if kind == "planted" else set()
-        others = sorted(set(audited.screened) - there)
+        discovered, planted = set(audited.found), set(names) if kind == "planted" else set()
+        others = sorted(set(audited.screened) - planted)
         at, where = {"strength": strength}, {"judge": kind}
-        run.measure("false_discoveries", len(found - there), at=at, where=where)
-        run.items("admitted", others, [float(name in found) for name in others], at=at, where=where)
-        if there:
-            run.items("recall", names, [float(name in found) for name in names], at=at, where=where)
-            run.items("recall_beyond", beyond, [float(name in found) for name in beyond], at=at, where=where)
-            precision = len(found & there) / len(found) if found else float("nan")
+        run.measure("false_discoveries", len(discovered - planted), at=at, where=where)
+        run.items("admitted", others, [float(name in discovered) for name in others], at=at, where=where)
+        if planted:
+            run.items("recall", names, [float(name in discovered) for name in names], at=at, where=where)
+            run.items("recall_beyond", beyond, [float(name in discovered) for name in beyond], at=at, where=where)
+            precision = len(discovered & planted) / len(discovered) if discovered else float("nan")
             run.measure("precision", precision, at=at, where=where)
 
 

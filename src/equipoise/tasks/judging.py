@@ -107,29 +107,29 @@ def _files(name: str, path: str | None, words: tuple[str, ...]) -> list[Path]:
     root = folder(name) if path is None else Path(path)
     if not root.is_dir():
         return [root]
-    found = [
+    matches = [
         file
-        for place in (root, root / "data")
-        if place.is_dir()
-        for file in sorted(place.iterdir())
+        for directory in (root, root / "data")
+        if directory.is_dir()
+        for file in sorted(directory.iterdir())
         if file.name.endswith(EXTENSIONS) and any(word in file.name.lower() for word in words)
     ]
-    if not found:
+    if not matches:
         raise BadInput(
             f"{root} has no file of {name}: expected {' or '.join(words)} in a name; or name the file itself."
         )
-    return found
+    return matches
 
 
 def _chosen(files: list[Path], **wanted: str | None) -> list[Pair]:
     """The pairs whose fields are what is wanted (None: anything). Raises BadInput when none is, naming what there is."""
     pairs: dict[str, Pair] = {}
-    there: dict[str, set[str]] = {field: set() for field in wanted}
+    known: dict[str, set[str]] = {field: set() for field in wanted}
     for pair, row in _pairs(files):
         # A hub file without `domain` has its subset for one.
         fields = {**row, "domain": pair.domain}
         for field in wanted:
-            there[field].add(str(fields.get(field, "")))
+            known[field].add(str(fields.get(field, "")))
         if all(value is None or fields.get(field) == value for field, value in wanted.items()):
             if pair.id in pairs:
                 raise BadInput(f"id {pair.id!r} stands twice in {', '.join(map(str, files))}; make ids unique.")
@@ -138,7 +138,7 @@ def _chosen(files: list[Path], **wanted: str | None) -> list[Pair]:
         asked = {field: value for field, value in wanted.items() if value is not None}
         if not asked:
             raise BadInput(f"{', '.join(map(str, files))}: no pairs; expected at least one.")
-        hints = " ".join(f"{field}: {did_you_mean(value, there[field])}" for field, value in asked.items())
+        hints = " ".join(f"{field}: {did_you_mean(value, known[field])}" for field, value in asked.items())
         raise BadInput(f"no pair has {' and '.join(f'{field} {value!r}' for field, value in asked.items())}. {hints}")
     return list(pairs.values())
 
@@ -156,9 +156,9 @@ def _task(name: str, pairs: list[Pair], orders: Orders, rubric: str | None, *met
     choice("orders", orders, Orders)
     template = pairwise_template(Path(rubric) if rubric else None)
     samples = [
-        _sample(pair, place, template)
+        _sample(pair, position, template)
         for pair in pairs
-        for place in ((1, 2) if orders == "both" else (1 if pair.chosen_first else 2,))
+        for position in ((1, 2) if orders == "both" else (1 if pair.chosen_first else 2,))
     ]
     return Task(
         dataset=MemoryDataset(samples, name=name),
@@ -169,17 +169,17 @@ def _task(name: str, pairs: list[Pair], orders: Orders, rubric: str | None, *met
     )
 
 
-def _sample(pair: Pair, place: int, template: Template) -> Sample:
+def _sample(pair: Pair, position: int, template: Template) -> Sample:
     """One order of a pair; place: where the better answer stands, 1 or 2."""
-    answers = (pair.chosen, pair.rejected) if place == 1 else (pair.rejected, pair.chosen)
+    answers = (pair.chosen, pair.rejected) if position == 1 else (pair.rejected, pair.chosen)
     messages = template.render(question=pair.question, answer_1=answers[0], answer_2=answers[1])
     return Sample(
-        id=f"{pair.id}/{place}",
+        id=f"{pair.id}/{position}",
         input=inspect_messages(messages),
-        target=str(place),
+        target=str(position),
         metadata={
             "pair": pair.id,
-            "order": place,
+            "order": position,
             "domain": pair.domain or "no domain",
             "group": pair.group,
             "bias": pair.bias or "no bias",
@@ -198,20 +198,20 @@ def both_orders() -> Metric:
 
     def compute(scores: list[SampleScore]) -> Value:
         asked: dict[tuple[str, int], list[float]] = {}
-        for each in scores:
-            known = each.sample_metadata or {}
-            asked.setdefault((known["pair"], known["order"]), []).append(VERDICTS[str(each.score.value)])
+        for sample in scores:
+            known = sample.sample_metadata or {}
+            asked.setdefault((known["pair"], known["order"]), []).append(VERDICTS[str(sample.score.value)])
         right = [
             values
             for pair in {pair: None for pair, _ in asked}
             for values in zip(asked.get((pair, 1), []), asked.get((pair, 2), []), strict=False)
         ]
-        found = position_bias(np.array(right).reshape(-1, 2))
-        unread = sum(str(each.score.value) == NOANSWER for each in scores)
+        position = position_bias(np.array(right).reshape(-1, 2))
+        unread = sum(str(sample.score.value) == NOANSWER for sample in scores)
         return {
-            "both right": found.both_right,
-            "turns": found.turns,
-            "first shown": found.first,
+            "both right": position.both_right,
+            "turns": position.turns,
+            "first shown": position.first,
             "no verdict": unread / len(scores) if scores else np.nan,
         }
 

@@ -128,9 +128,10 @@ class Forgetting(Request):
         recipe, sides = self.recipe, self.sides
         language_model = self._opened(None, taught=False)
         examples = {
-            name: encode(language_model, its, max_length=recipe.max_length) for name, its in sides.records.items()
+            name: encode(language_model, records, max_length=recipe.max_length)
+            for name, records in sides.records.items()
         }
-        shown = {name: _shown(language_model, its[0]) for name, its in examples.items()}
+        shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
@@ -150,9 +151,9 @@ class Forgetting(Request):
         return UnlearnPlan(
             model=language_model.source,
             recipe=recipe.resolved(numbers),
-            records={name: len(its) for name, its in sides.records.items()},
-            tokens={name: sum(len(example.input_ids) for example in its) for name, its in examples.items()},
-            first={name: tuple(_brief(record) for record in its[:3]) for name, its in sides.records.items()},
+            records={name: len(records) for name, records in sides.records.items()},
+            tokens={name: sum(len(example.input_ids) for example in encoded) for name, encoded in examples.items()},
+            first={name: tuple(map(_brief, records[:3])) for name, records in sides.records.items()},
             shown=shown,
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
@@ -171,10 +172,10 @@ class Forgetting(Request):
         stored, notes = _checkpoint(folder)
         if stored:
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
-            said = stored["answers"]
+            answers_before = stored["answers"]
         else:
-            before, said = scales(language_model), scales.answers(language_model)
-            before |= scales.recalls(said)
+            before, answers_before = scales(language_model), scales.answers(language_model)
+            before |= scales.recalls(answers_before)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
         language_model = prepare(language_model, recipe)
         if not stored:
@@ -194,7 +195,7 @@ class Forgetting(Request):
 
         def save(state: dict[str, Any]) -> None:
             if folder is not None and self.processes.main:
-                kept = {"training": state, "path": path, "before": serialize(before), "answers": said}
+                kept = {"training": state, "path": path, "before": serialize(before), "answers": answers_before}
                 save_state(folder / STATE, kept)
 
         fitted = train(
@@ -212,8 +213,8 @@ class Forgetting(Request):
             state=stored.get("training"),
             shard=self.shard,
         )
-        now = scales.answers(language_model)
-        after = {**scales(language_model), **scales.recalls(now)}
+        answers_after = scales.answers(language_model)
+        after = {**scales(language_model), **scales.recalls(answers_after)}
         gap = math.nan
         if folder is not None and self.processes.main:
             gap = self._write(language_model, folder, [*subsample(forget, COMPARED), *subsample(retain, COMPARED)])
@@ -223,7 +224,7 @@ class Forgetting(Request):
             before=before,
             after=after,
             path=tuple(path),
-            answers=scales.compared(said, now),
+            answers=scales.compared(answers_before, answers_after),
             steps=fitted.steps,
             stopped=self._stopped(reached, path),
             moved=fitted.moved,
@@ -244,8 +245,8 @@ class Forgetting(Request):
     def _encoding(language_model: LanguageModel, sides: Iterable[Sequence[Example]]) -> list[str]:
         """What tokenizer and chat template add, cut or leave unlearnt."""
         beginning = other_beginning(language_model)
-        told = [note for examples in sides for note in encoding_notes(examples)]
-        return told if beginning is None else [*told, beginning]
+        notes = [note for examples in sides for note in encoding_notes(examples)]
+        return notes if beginning is None else [*notes, beginning]
 
     def _name(self) -> str:
         return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
@@ -263,14 +264,14 @@ class Forgetting(Request):
     def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
         """The model to change. taught: whether "tiny" is taught the files, which a plan does not need."""
         if isinstance(self.model, LanguageModel):
-            found = self.model
+            language_model = self.model
         elif str(self.model) == "tiny":
-            found = self._tiny(folder, taught)
+            language_model = self._tiny(folder, taught)
         else:
-            found = load(self.model, **self.loading)
+            language_model = load(self.model, **self.loading)
         if self.attention is not None:
-            found.use_attention(self.attention)
-        return found
+            language_model.use_attention(self.attention)
+        return language_model
 
     def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
         """A tiny model that knows both files; stored in the job's folder, so that a resumed job starts from the same one."""
@@ -345,25 +346,25 @@ class _Scales:
 
     def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
         self.sides = {name: subsample(records, MEASURED) for name, records in sides.records.items()}
-        self.asked = {name: [r for r in subsample(its, ANSWERED) if r.prompt] for name, its in self.sides.items()}
+        self.asked = {name: [r for r in subsample(side, ANSWERED) if r.prompt] for name, side in self.sides.items()}
         self.questions = sides.questions
         self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length
 
     def __call__(self, language_model: LanguageModel) -> dict[str, Measure]:
-        found: dict[str, Measure] = {}
+        measures: dict[str, Measure] = {}
         for name, records in self.sides.items():
             better = _better(name)
             if name not in self.encoded:
                 self.encoded[name] = encode(language_model, records, max_length=self.max_length)
             sums, counts = log_likelihoods(language_model, self.encoded[name], batch_size=self.batch_size)
-            found[f"{name}_log_probability"] = Measure((sums / counts).mean().item(), better, "nats/token")
+            measures[f"{name}_log_probability"] = Measure((sums / counts).mean().item(), better, "nats/token")
             if questions := self.questions[name]:
                 result = multiple_choice(language_model, questions, batch_size=self.batch_size)
-                found[f"{name}_accuracy"] = Measure(
+                measures[f"{name}_accuracy"] = Measure(
                     result.accuracy, better, "", float(np.mean([1 / len(q.choices) for q in questions])), len(questions)
                 )
-        return found
+        return measures
 
     def answers(self, language_model: LanguageModel) -> dict[str, list[str]]:
         """The greedy answers to a sample of each side's prompts."""
@@ -383,11 +384,11 @@ class _Scales:
         return {
             f"{name}_rouge_recall": Measure(
                 float(
-                    np.nanmean([rouge_l_recall(r.completion, a) for r, a in zip(self.asked[name], said, strict=True)])
+                    np.nanmean([rouge_l_recall(r.completion, a) for r, a in zip(self.asked[name], texts, strict=True)])
                 ),
                 _better(name),
             )
-            for name, said in answers.items()
+            for name, texts in answers.items()
         }
 
     def compared(
@@ -405,8 +406,8 @@ def _better(side: str) -> str:
     return "lower" if side == "forget" else "higher"
 
 
-def _values(found: Mapping[str, Measure]) -> dict[str, float]:
-    return {name: measure.value for name, measure in found.items()}
+def _values(measures: Mapping[str, Measure]) -> dict[str, float]:
+    return {name: measure.value for name, measure in measures.items()}
 
 
 def _brief(record: Record) -> dict[str, Any]:

@@ -287,18 +287,18 @@ def membership_scores(
     with evaluating(language_model.model), memory_advice(batch_size):
         while waiting:
             chosen = [waiting.pop()]
-            places = labelled[chosen[0]]
+            tokens = labelled[chosen[0]]
             while (
-                waiting and len(chosen) < batch_size and (places + labelled[waiting[-1]]) * vocabulary < _LOGITS_AT_ONCE
+                waiting and len(chosen) < batch_size and (tokens + labelled[waiting[-1]]) * vocabulary < _LOGITS_AT_ONCE
             ):
-                places += labelled[waiting[-1]]
+                tokens += labelled[waiting[-1]]
                 chosen.append(waiting.pop())
             batch = collate([examples[index] for index in chosen], language_model.pad_id, language_model.device)
             logits, labels, _ = labelled_logits(language_model.model, batch)
             logits = logits.float()
-            found = logits.log_softmax(dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            of_labels = logits.log_softmax(dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
             sizes = [labelled[index] for index in chosen]
-            columns = (values.cpu().split(sizes) for values in (found, *vocabulary_moments(logits)))
+            columns = (values.cpu().split(sizes) for values in (of_labels, *vocabulary_moments(logits)))
             for index, log_probabilities, mean, deviation in zip(chosen, *columns, strict=True):
                 scores["loss"][index] = loss_attack(log_probabilities)
                 scores["min-k"][index] = min_k(log_probabilities, k)

@@ -33,10 +33,10 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
     every forget record is also to be kept: such a request has no answer. What is only measured may hold it.
     """
     keys = {name: [_key(record) for record in records] for name, records in sides.items()}
-    told = []
+    sentences = []
     for name, own in keys.items():
         if len(own) > len(set(own)):
-            told.append(f"{name}: {len(own) - len(set(own))} of {len(own)} records stand there more than once.")
+            sentences.append(f"{name}: {len(own) - len(set(own))} of {len(own)} records stand there more than once.")
     forget = keys["forget"]
     for name in [name for name in keys if name != "forget"]:
         kept = set(keys[name])
@@ -50,8 +50,8 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
             does = (
                 "they are pushed away and held at once" if name == "retain" else "it measures what should be forgotten"
             )
-            told.append(f"{both} of {len(forget)} forget records also stand in {name}: {does}.")
-    return told
+            sentences.append(f"{both} of {len(forget)} forget records also stand in {name}: {does}.")
+    return sentences
 
 
 def _key(record: Record) -> tuple[str, ...]:
@@ -65,29 +65,31 @@ def of_outcome(before: Mapping[str, MeasureLike], after: Mapping[str, MeasureLik
     Names of measures are "{side}_accuracy" and "{side}_log_probability" (nats per token): those of forget should fall, and
     those of other sides stay.
     """
-    told = []
+    sentences = []
     if moved < FEW_MOVED:
         number = "Not one" if moved == 0 else f"Only {moved:.1%}"
-        told.append(
+        sentences.append(
             f"{number} of the trained weights changed: the updates are smaller than the distance of neighbouring numbers in "
             "this precision. Use a larger rate, more steps, or dtype float32."
         )
     losses = {name: before[name].value - after[name].value for name in after if name in before}
     forget = [losses[name] for name in ("forget_log_probability", "forget_accuracy") if name in losses]
     if forget and all(loss < FORGOTTEN for loss in forget):
-        told.append("Nothing was forgotten: the forget set is as likely as it was. Use a larger rate or more steps.")
+        sentences.append(
+            "Nothing was forgotten: the forget set is as likely as it was. Use a larger rate or more steps."
+        )
     for name, loss in losses.items():
         if name.startswith("forget_"):
             continue
         known = before[name].value - (before[name].chance or 0.0)
         gone = loss > HALF * known > 0 if name.endswith("_accuracy") else not loss <= DESTROYED  # nan, too
         if gone and name.endswith(("_accuracy", "_log_probability")):
-            told.append(
+            sentences.append(
                 f"The model is damaged beyond the forget set: {name} fell from {_shown(before[name])} to "
                 f"{_shown(after[name])}{_by_chance(before[name])}. Use a smaller rate, fewer steps, stop_at, or a larger "
                 "retain_weight."
             )
-    return told
+    return sentences
 
 
 def _shown(measure: MeasureLike) -> str:

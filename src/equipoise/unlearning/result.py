@@ -80,9 +80,9 @@ class Unlearned:
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: the recipe, each measure before and after, answers, the headline."""
-        told = ", ".join(f"{name}={value}" for name, value in self.resolved.items())
+        recipe = ", ".join(f"{name}={value}" for name, value in self.resolved.items())
         width = max(len(name) for name in self.after)
-        lines = [f"recipe: {told}"]
+        lines = [f"recipe: {recipe}"]
         for name, measure in self.after.items():
             change = f"{self.before[name]!s:>24} -> {measure!s:<24}"
             lines.append(f"{name:<{width}}  {change} ({measure.better} is better)")

@@ -96,14 +96,14 @@ def _wrong_answers(record: Record, every: Sequence[Record], words: Sequence[froz
     """Other records' answers, those first whose prompts share most words, so that wrong answers are of the same kind."""
     own = frozenset(re.findall(r"\w+", record.prompt.casefold()))
     likeness = np.array([len(own & other) / max(len(own | other), 1) for other in words])
-    found: dict[str, None] = {}
+    wrong: dict[str, None] = {}
     for index in np.argsort(-likeness, kind="stable"):
         answer = every[index].completion
         if answer != record.completion and every[index].prompt != record.prompt:
-            found.setdefault(answer)
-        if len(found) == CHOICES - 1:
+            wrong.setdefault(answer)
+        if len(wrong) == CHOICES - 1:
             break
-    return list(found)
+    return list(wrong)
 
 
 def subsample(records: Sequence[Any], count: int) -> list[Any]:
