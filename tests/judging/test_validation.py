@@ -49,6 +49,7 @@ def test_sign_flip_keeps_its_precision_in_the_tail():
     assert sign_flip([1] * 700) == pytest.approx(2.0**-700, rel=1e-9)
     assert sign_flip([2] * 500 + [1] * 500) == pytest.approx(2.0**-1000, rel=1e-9)
     assert sign_flip([-1, -2]) == 1.0
+    assert sign_flip([-4, -4, -4, -4, -3, -3, -3, -2, -1]) == 1.0  # whose terms sum to a little more
 
 
 def test_sign_flip_without_evidence():
