@@ -294,7 +294,7 @@ def test_what_an_output_folder_says_of_itself(tmp_path, made, monkeypatch):
     assert environment["system"] == f"{platform.system()} {platform.machine()}"
     known = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.+)$", known.read_text(), re.MULTILINE) if known.exists() else None
-    assert model is None or environment["cpu"] == f"{model[1]}, {len(os.sched_getaffinity(0))} cores"
+    assert model is None or environment["cpu"].startswith(f"{model[1]}, ")
     assert {child.name for child in out.iterdir()} == {"lock", "preparations", "runs", "study.json"}
     with pytest.raises(BadInput) as caught:
         run_study(declaration, {"steps": 9, "bad": "x"}, out=out, threads=1)
