@@ -295,8 +295,7 @@ def _costs(sides: Sequence[Side], pairs: Sequence[tuple[int, int]]) -> dict[str,
 def as_json(compared: Compared) -> dict[str, Any]:
     """Everything as JSON values; undefined is null."""
     claims = [
-        {each["text"]: each for each in text.published_entry(side.study, side.judgement)["claims"]}
-        for side in (compared.a, compared.b)
+        {claim["text"]: claim for claim in text.published_claims(side.judgement)} for side in (compared.a, compared.b)
     ]
     return {
         "study": compared.a.study.name,

@@ -53,7 +53,9 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
-    write_atomic(folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, judgement)}))
+    write_atomic(
+        folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, results, judgement)})
+    )
     if pairs := list(_pairs(view)):
         write_atomic(folder / "frontier.svg", plots.to_svg(_frontier(view, *pairs[0])))
     return page.write_page(folder / "report.html", html)

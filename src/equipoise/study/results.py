@@ -60,6 +60,7 @@ class RunInfo:
     folder: Path
     fingerprint: str
     error: str | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -487,6 +488,7 @@ def _info(
         folder=folder,
         fingerprint=config["fingerprint"],
         error=error,
+        threads=int(config["threads"]),
     )
 
 
