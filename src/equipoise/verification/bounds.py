@@ -16,6 +16,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.options import closed
+from equipoise.core.progress import beat
 from equipoise.verification.network import Add, Linear, Network, Relu, Scale
 from equipoise.verification.norms import SLACK, row_norms, spectral_norm
 
@@ -269,6 +270,7 @@ def ascend(
     idle = torch.zeros(shape[0], dtype=torch.int64)
     steps = 0
     while steps < search.iterations and (idle <= search.patience).any():
+        beat()  # of a large network a step takes seconds, and a batch many of them
         steps += 1
         with torch.enable_grad():
             value, slopes = bound()

@@ -158,14 +158,15 @@ class Certifying(Request):
     def _rows(self, done: set[int], folder: Path | None) -> Iterator[tuple[CertifiedRow, dict[str, str]]]:
         """The rows that are not done yet with the digests of their files, which are written first."""
         shape, size = geometry(self.net), batch_size(self.net)
-        with progress("certifying", total=len(self.x), unit="inputs") as bar:
+        with progress("certifying", total=len(self.x), unit="inputs", done=len(done)) as bar:
             for begin in range(0, len(self.x), size):
                 block = range(begin, min(begin + size, len(self.x)))
-                if not done.issuperset(block):
-                    for row, files in self._block(block, shape, folder):
-                        if row.index not in done:
-                            yield row, files
-                bar.update(block.stop)
+                if done.issuperset(block):
+                    continue
+                for row, files in self._block(block, shape, folder):
+                    if row.index not in done:
+                        yield row, files
+                        bar.advance()
 
     def _block(
         self, block: range, shape: Geometry, folder: Path | None
