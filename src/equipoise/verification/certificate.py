@@ -28,7 +28,7 @@ from equipoise.core.options import closed
 from equipoise.core.progress import progress
 from equipoise.verification import semidefinite
 from equipoise.verification.bounds import PUBLISHED, Box, Enclosure, Geometry, Search, enclosures, geometry, narrowed
-from equipoise.verification.network import Network, Scale
+from equipoise.verification.network import Network
 from equipoise.verification.sdp_crown import Method, Offset, Relaxation, Slopes, optimize
 
 # What a margin gives away so that a checker with its own rounding errors proves it.
@@ -166,9 +166,7 @@ def contents(
         if box is not None:
             content["box"] = np.array(box, dtype=np.float64)
             content["lambda_input"] = (certified.relaxation.multipliers[0][i] / radius[i].double() ** 2).numpy()
-        for place, norm in shape.norms.items():
-            if not isinstance(network.layers[place], Scale):
-                content[f"norm_{place}"] = np.array(norm)
+        content |= {f"norm_{index}": np.array(norm) for index, norm in shape.norms.items()}
         for at, e in certified.known.items():
             for name in ("centre", "axes", "lower", "upper"):
                 content[f"{name}_{at}"] = getattr(e, name)[i].numpy()

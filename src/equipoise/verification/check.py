@@ -31,6 +31,7 @@ from equipoise.verification.rounding import Array, Near, down, length, near, off
 
 DENSE = 2**25  # entries of a map whose norm is proved by a factorisation; above, sqrt(|W|_1 |W|_inf) is the bound
 PIECE = 2**22  # numbers of padded pictures at once, where a convolution is made such a map
+FLATTEST = 2.0**-20  # of the longest axis: the error of a centre over a flatter one would be the longest
 SMALLEST = 2.0**-900  # of an axis: beside smaller ones an underflow would count
 ROWS = 2**28  # numbers of all values' rows in a quadratic form
 
@@ -278,7 +279,8 @@ class _Proof:
                 new = (*new[:3], np.maximum(new[3], down(low + low2)), np.minimum(new[4], up(high + high2)))
             elif layer["kind"] == "scale":
                 # Where it is one number, an ellipsoid is a ball.
-                d = np.maximum(abs(layer["weight"]) * d, 1e-300)
+                d = abs(layer["weight"]) * d
+                d = np.maximum(d, max(FLATTEST * d.max(), 1e-300))  # a longer axis holds as much and more
                 new = _around(_forward(layer, near(centre)), *((t, d) if len(d) > 1 else (t * d[0], np.ones(1))))
             else:
                 after = _forward(layer, near(centre))
