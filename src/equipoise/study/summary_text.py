@@ -31,8 +31,8 @@ Simple = ClaimComparison | Cheaper | Between | Statistic | Matched
 
 def counts(judgement: "Judgement") -> dict[State, int]:
     """How many claims have each verdict, states without any left out; exploratory claims do not count."""
-    found = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
-    return {state: found[state] for state in STATES if found[state]}
+    by_state = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
+    return {state: by_state[state] for state in STATES if by_state[state]}
 
 
 def counted(verdict: "ClaimVerdict") -> bool:
@@ -382,8 +382,8 @@ def published(path: Path) -> dict[str, dict[str, Any]]:
 
 def published_counts(entry: Mapping[str, Any]) -> dict[State, int]:
     """How many claims of a published study have each verdict."""
-    found = Counter(claim["verdict"] for claim in entry["claims"])
-    return {state: found[state] for state in STATES if found[state]}
+    by_state = Counter(claim["verdict"] for claim in entry["claims"])
+    return {state: by_state[state] for state in STATES if by_state[state]}
 
 
 def _json_number(value: float) -> float | None:

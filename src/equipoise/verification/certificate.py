@@ -172,13 +172,13 @@ def contents(
                 content[f"{name}_{at}"] = getattr(e, name)[i].numpy()
             content[f"slopes_{at}"] = certified.relaxation.slopes[at][i].numpy()
             content[f"lambda_{at}"] = certified.relaxation.multipliers[at][i].numpy()
-        places = [j for item, j in certified.duals if item == i]
-        if places:
-            duals = [certified.duals[i, j] for j in places]
-            content |= {"refined": np.array(places, dtype=np.int64), "ball": np.array([dual.ball for dual in duals])}
+        raised = [j for item, j in certified.duals if item == i]
+        if raised:
+            duals = [certified.duals[i, j] for j in raised]
+            content |= {"refined": np.array(raised, dtype=np.int64), "ball": np.array([dual.ball for dual in duals])}
             for at, e in certified.known.items():
                 bent = (e.lower[i] < 0) & (e.upper[i] > 0)
-                whole = np.zeros((len(places), semidefinite.KINDS, len(bent)))
+                whole = np.zeros((len(raised), semidefinite.KINDS, len(bent)))
                 whole[:, :, bent.numpy()] = torch.stack([dual.multipliers[at] for dual in duals]).numpy()
                 content[f"multipliers_{at}"] = whole
         yield content
