@@ -121,11 +121,11 @@ def enclosures(
 def _with_rounding(
     network: Network, values: Sequence[Tensor], radius: Tensor, shape: Geometry
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of every value the radius [B, 1], in units of its axes, that holds it although its centre is rounded, and how far each
-    number may be off by itself, [B, n].
+    """Per value the radius [B, 1], in units of its axes, that holds it although its centre is rounded; and of each number
+    what its own layer rounds away at most, [B, n].
 
-    Off is what a layer adds by the sizes that it sums up, never by the result, which can be 0 of large terms; what the
-    layers before it were off goes through it like the ball. All of it scales with the network's unit.
+    A sum is wrong by a share of the sizes that were added up, not of the result, which can be 0 of large terms. What the
+    layers before were wrong by goes through a layer like the ball. So all of it scales with the network's unit.
     """
     radii, spares = [radius[:, None] * (1 + SPARE)], [SPARE * values[0].abs()]
     for index, layer in enumerate(network.layers):
@@ -135,10 +135,8 @@ def _with_rounding(
             spares.append(spares[before])
             continue
         if isinstance(layer, Add):
-            inside, spare = (
-                torch.maximum(*(radii[value] for value in layer.inputs)),
-                spares[before] + spares[layer.inputs[1]],
-            )
+            other = layer.inputs[1]
+            inside, spare = torch.maximum(radii[before], radii[other]), spares[before] + spares[other]
         else:
             sizes = replace(layer, weight=layer.weight.abs(), bias=layer.bias.abs())
             inside, spare = radii[before], SPARE * sizes.forward(values[before].abs())
