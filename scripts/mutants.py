@@ -11,8 +11,9 @@ what differs only in annotations, in how arguments may be given, in what an erro
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
 size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
-temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the type checker
-refuses it. The same seed, code and version of cosmic-ray give the same draw. Exit code 1 when one survives.
+temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the
+type checker refuses it, as `.ci/run` would. The same seed, code and version of cosmic-ray give the same draw. Exit code 1
+when one survives.
 
 The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """

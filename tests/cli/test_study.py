@@ -139,6 +139,30 @@ def test_show_is_everything_a_study_declares(tides, capsys):
     }
 
 
+def test_show_tells_what_the_published_study_took(tides, tmp_path, capsys):
+    def shown(**recorded):
+        options = {"moon": "new", "steps": 4, "sea_level": 0.5, "names": [], "depth": None} | recorded.pop(
+            "options", {}
+        )
+        entry = {"claims": [], "options": options, **recorded}
+        (tmp_path / "verdicts.json").write_text(json.dumps({"tides": entry}), encoding="utf-8")
+        assert study("show", "tides.py") == 0
+        return capsys.readouterr().out
+
+    took = {"core_seconds": 3720, "runs": 126, "tuning_runs": 20, "preparations": 1}
+    assert shown() == SHOWN
+    before, line, after = shown(recorded=took).partition(
+        "the recorded study took 31 min of two cores: 126 runs, 20 tuning runs, 1 preparation; default options\n"
+    )
+    assert line and before + after == SHOWN and before.count("\n") == 5
+    took = {"core_seconds": 118, "runs": 1, "tuning_runs": 0, "preparations": 0}
+    line = "the recorded study took 59 s of two cores: 1 run; moon full, depth 3\n"
+    assert line in shown(recorded=took, options={"moon": "full", "depth": 3})
+    assert study("show", "tides.py", "--json") == 0
+    recorded = json.loads(capsys.readouterr().out)["recorded"]
+    assert recorded.pop("options")["depth"] == 3 and recorded == took
+
+
 def test_what_a_study_does_not_declare_leaves_no_trace(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = (
@@ -405,7 +429,9 @@ def test_verdicts_are_printed_and_last_the_report(tides, tmp_path, monkeypatch, 
     monkeypatch.setattr(
         "equipoise.study.summary_text.publish", lambda path, of, results, judgement: asked.append((path, results.notes))
     )
-    monkeypatch.setattr("equipoise.study.summary_text.published_entry", lambda of, judgement: {"paper": "ü\x9b"})
+    monkeypatch.setattr(
+        "equipoise.study.summary_text.published_entry", lambda *given: asked.append(given) or {"paper": "ü\x9b"}
+    )
     command._judge_and_render(built, [tmp_path], Path("out"), json=False)
     out, error = capsys.readouterr()
     told = [
@@ -425,6 +451,7 @@ def test_verdicts_are_printed_and_last_the_report(tides, tmp_path, monkeypatch, 
     assert json.loads(out) == {"paper": "ü\x9b", "runs": runs_told, "report": "out/report.html"}
     assert "ü\\u009b" in out and error == ""
     assert asked[2] == (Path("verdicts.json"), ["from the store", "from the run\x1b"])
+    assert asked[3][0] is built and asked[3][1].runs is runs and asked[3][2].verdicts is verdicts
     command._judge_and_render(built, [tmp_path], Path("out"), json=False, done=done)
     assert capsys.readouterr().err == "from the store\nfrom the run\\u001b\n"
 

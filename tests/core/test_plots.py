@@ -11,7 +11,7 @@ import pytest
 
 from equipoise.core import plots
 from equipoise.core.errors import BadInput
-from equipoise.core.marks import ARM_COLOURS
+from equipoise.core.marks import ARM_COLORS
 
 ACCURACY = plots.Axis("accuracy", better="higher", chance=0.25)
 LOSS = plots.Axis("loss", better="lower", unit="nats")
@@ -79,11 +79,11 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
 
 def test_the_first_64_arms_differ_in_colour_or_shape() -> None:
     made = plots.marks([f"arm {i}" for i in range(64)])
-    assert len({(m.colour, m.shape) for m in made}) == 64
+    assert len({(m.color, m.shape) for m in made}) == 64
 
 
-def _linear(colour: str) -> np.ndarray:
-    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def _linear(color: str) -> np.ndarray:
+    channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
@@ -119,13 +119,13 @@ VISION = {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_colours_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
-    ground = _linear(plots.colours(theme)["paper"])
+def test_colors_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
+    ground = _linear(plots.colors(theme)["paper"])
 
     def luminance(linear: np.ndarray) -> float:
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    arms = [_linear(colour) for colour in ARM_COLOURS[theme]]
+    arms = [_linear(color) for color in ARM_COLORS[theme]]
     for linear in arms:
         low, high = sorted((luminance(linear), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.1, graphical objects
@@ -137,7 +137,7 @@ def test_colours_can_be_told_apart_and_stand_out(theme: plots.Theme) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_is_legible(theme: plots.Theme) -> None:
-    known = plots.colours(theme)
+    known = plots.colors(theme)
     weights = [0.2126, 0.7152, 0.0722]
     paper = float(_linear(known["paper"]) @ weights)
     for name in ("ink", "quiet"):

@@ -435,6 +435,9 @@ def test_markdown_shows_the_matched_view_and_how_many_seeds_came_to_it(made: tup
 
 def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> None:
     study, results, judgement, _ = made
+    costly = dataclasses.replace(results.runs[0], threads=4)
+    taught = dataclasses.replace(results.runs[0], role="preparation", cost={"work": {"build": {"seconds": 1000.0}}})
+    results = dataclasses.replace(results, runs=[costly, *results.runs[1:]], preparations=[taught])
     path = tmp_path / "verdicts.json"
     assert published(path) == {}
     path.write_text('{"other": {"claims": [{"verdict": "refuted"}]}}', encoding="utf-8")
@@ -450,6 +453,13 @@ def test_verdicts_are_published_and_read_back(made: tuple, tmp_path: Path) -> No
     assert published_counts(entries["other"]) == {"refuted": 1}
     [effect] = entries["sago"]["claims"][0]["effects"]
     assert effect["estimate"] == 0.076 and effect["lower"] is None and effect["seeds"] == 10
+    needed = 1000 + sum(run.threads * phase["seconds"] for run in results.runs for phase in run.cost["work"].values())
+    assert entries["sago"]["recorded"] == {
+        "core_seconds": round(needed),
+        "runs": sum(run.role == "test" for run in results.runs),
+        "tuning_runs": sum(run.role == "tuning" for run in results.runs),
+        "preparations": 1,
+    }
     assert not re.search(r"20\d\d-\d\d|/work|/tmp", path.read_text(encoding="utf-8").replace("2604", ""))
     before = path.read_bytes()
     publish(path, study, results, dataclasses.replace(judgement, verdicts=(first, *judgement.verdicts[1:])))

@@ -105,6 +105,14 @@ def test_runs_of_other_code_are_named_and_not_mixed(tmp_path, done, monkeypatch)
     assert len(load([done.out], done.study).runs) == 6
 
 
+def test_a_run_knows_its_threads(done):
+    runs = load([done.out], done.study).runs
+    assert {run.threads for run in runs} == {1}
+    for run in runs:
+        restate(run.folder, threads=2)
+    assert [run.threads for run in load([done.out], done.study).runs] == [2] * len(runs)
+
+
 def test_other_options_are_left_out(tmp_path, done):
     run_study(walk(tmp_path), {"steps": 2}, out=tmp_path / "short", engine="inline")
     results = load([done.out, tmp_path / "short"], done.study)

@@ -1,6 +1,8 @@
 """Bounds of whole networks, of every method, against closed forms, dense samples and attacks."""
 
 import math
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -93,6 +95,40 @@ def test_the_search_ends_when_no_bound_gets_better(iterations, patience, steps):
     )
     assert relaxation.steps == steps and found.isfinite().all()
     assert set(relaxation.slopes) == set(relaxation.multipliers) == set(known)
+
+
+def test_an_enclosure_scales_with_the_unit_of_the_network():
+    """Powers of two change no rounding, so that all must be equal to the last bit."""
+    x, radius = torch.randn(3, 3, generator=generator(0), dtype=torch.float64), torch.full((3,), 1e-3).double()
+    first = bounds.enclosures(random_network(1), x, radius, geometry(random_network(1)))
+    for unit in (2.0**-60, 2.0**60):
+        network = random_network(1)
+        layers = [
+            replace(layer, bias=layer.bias * unit) if hasattr(layer, "bias") else layer for layer in network.layers
+        ]
+        network = replace(network, layers=tuple(layers))
+        scaled = bounds.enclosures(network, x * unit, radius * unit, geometry(network))
+        assert scaled.keys() == first.keys() and len(first) > 1
+        for at, e in scaled.items():
+            for name in ("centre", "axes", "lower", "upper"):
+                assert torch.equal(getattr(e, name), getattr(first[at], name) * unit)
+
+
+@pytest.mark.parametrize("boxes", ["reach", "crown"])
+def test_an_enclosure_holds_what_rounding_makes_of_large_terms(boxes):
+    """0.1 + 0.2 - 0.3 is 0 as it is computed a trillion times as large, and 2.8e-5 of these very numbers."""
+    exact = 10**12 * (Fraction(0.1) + Fraction(0.2) - Fraction(0.3))
+    builder = Builder((3,))
+    value = builder.linear(0, torch.tensor([[1e12, 1e12, -1e12], [1.0, 0.0, 0.0]]), None)
+    other = builder.linear(builder.relu(value), torch.tensor([[1.0, 0.0]]), None)
+    network = builder.build(builder.linear(builder.relu(other), torch.eye(1), None), "cancels")
+    x, radius = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64), torch.tensor([1e-30]).double()
+    known = bounds.enclosures(network, x, radius, geometry(network), boxes=boxes)
+    assert float(exact) > 2e-5
+    for e in known.values():
+        assert abs(e.centre[0, 0].item()) < 1e-5
+        assert e.lower[0, 0].item() <= exact <= e.upper[0, 0].item()
+        assert (exact - Fraction(e.centre[0, 0].item())) <= e.axes[0, 0].item()
 
 
 def test_lip_naive_needs_weights_at_the_end():

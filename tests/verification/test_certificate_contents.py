@@ -68,7 +68,7 @@ def test_the_arrays_of_a_certificate(box):
     slopes, multipliers = {2: drawn(2, 2, 4, seed=7)}, {2: drawn(2, 2, seed=8), 0: drawn(2, 2, seed=9)}
     found = Certified(drawn(2, 2, seed=10), known, Relaxation(slopes, multipliers))
     x, radii, labels = drawn(2, 3, seed=11).float(), torch.tensor([0.5, 0.25]), torch.tensor([2, 0])
-    shape = Geometry((), (), {0: 1.5, 1: 2.5, 3: 3.5})
+    shape = Geometry((), (), {1: 2.5, 3: 3.5})
     for i, content in enumerate(contents(net, x, radii, labels, shape, found, box)):
         expected = {
             "format": 2,

@@ -15,7 +15,7 @@ from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Search, geometry, lip_naive
 from equipoise.verification.certificate import certified_margins, contents, specifications, write
 from equipoise.verification.from_torch import Normalize, from_module
-from equipoise.verification.network import Builder, write_network
+from equipoise.verification.network import Builder, Scale, write_network
 from equipoise.verification.read import read_network
 
 RELEASED = Path(os.environ.get("EQUIPOISE_DATA", "nowhere")) / "sdp-crown"
@@ -61,6 +61,26 @@ def made(network, x, radius, folder, box=None, iterations=15):
 
 def inputs(network, count, seed=1):
     return torch.rand(count, *network.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weight", [0.7, 0.0])
+def test_a_normalization_after_a_sum_is_proved(tmp_path, weight):
+    """Before it the ball has another radius than the input, and a weight of 0 leaves its number no width."""
+    rng = torch.Generator().manual_seed(4)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64) / 2
+
+    builder = Builder((5,))
+    before = builder.linear(0, draw(6, 5), draw(6))
+    value = builder.add(before, builder.linear(before, draw(6, 6), draw(6)))
+    scale = torch.tensor([1.3, weight, 0.9, 1.1, -2.0, 1.0], dtype=torch.float64)
+    value = builder.relu(builder.scale(value, scale, draw(6)))
+    value = builder.relu(builder.linear(value, draw(6, 6), draw(6)))
+    network = builder.build(builder.linear(value, draw(3, 6), draw(3)), "pre-activation")
+    assert any(isinstance(layer, Scale) for layer in network.layers)
+    found, net = made(network, inputs(network, 3), 0.05, tmp_path, iterations=3)
+    assert all((check.prove(content, net) > -1).all() for content in found) and len(found) == 3
 
 
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])

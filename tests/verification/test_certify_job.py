@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.progress import share
 from equipoise.verification import Normalize, certify, certifying, check, from_module, write_network
 
 WORDS = {"iterations": 6, "attack_steps": 12}
@@ -108,6 +109,17 @@ def test_a_job_killed_within_a_block_gives_the_same_bytes(files, monkeypatch):
     for name in sorted(path.name for path in (files / "whole" / "certificates").iterdir()):
         certificate = files / "out" / "certificates" / name
         assert certificate.read_bytes() == (files / "whole" / "certificates" / name).read_bytes()
+
+
+def test_the_bar_counts_rows_and_goes_on_from_those_that_are_stored(files, monkeypatch):
+    shares, real = [], certifying.Rows.add
+    monkeypatch.setattr(certifying.Rows, "add", lambda rows, row: (shares.append(share()), real(rows, row)))
+    rows = certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS).rows
+    assert shares == [pytest.approx(number / len(rows)) for number in range(len(rows))]
+    shares.clear()
+    (files / "out" / "certificates" / "00003.npz").write_bytes(b"")
+    certify(files / "net.safetensors", files / "x.npz", 0.05, out=files / "out", **WORDS)
+    assert shares == [pytest.approx(1 - 1 / len(rows))]
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution"])

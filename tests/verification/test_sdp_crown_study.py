@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from equipoise.core.errors import BadInput
+from equipoise.core.progress import share, watch
 from equipoise.studies.sdp_crown import RADII
 from equipoise.study import registry
 from equipoise.verification import setting as setting_module
@@ -40,9 +41,10 @@ class Recorder:
     def __init__(self, settings, prepared):
         self.settings, self.prepared = settings, prepared
         self.options = {"network": "small", "images": 8, "iterations": 2}
-        self.found, self.steps = {}, 0
+        self.found, self.steps, self.shares = {}, 0, []
 
     def items(self, outcome, ids, scores, *, at, where):
+        self.shares.append(share())
         self.found[outcome, at["radius"], where["network"]] = torch.tensor(scores)
 
     def measure(self, outcome, value, *, at, where):
@@ -64,10 +66,20 @@ def test_no_arm_verifies_what_the_attack_breaks(prepared, monkeypatch):
         study.run(recorder)
         found[arm.name] = recorder.found
         assert (recorder.steps > 0) == (arm.name not in ("lip-naive", "attack"))
+        assert recorder.shares == [0.25, 0.5, 0.75, 1.0]
     for name in found:
         assert found[name].keys() == found["attack"].keys() and len(found[name]) == 2 * 2 * 2
         for key, value in found[name].items():
             assert (torch.as_tensor(value) <= torch.as_tensor(found["attack"][key]) + 1e-6).all()
+
+
+def test_a_search_gives_a_sign_of_life_a_step(prepared, monkeypatch):
+    monkeypatch.setitem(RADII, "small", (0.4,))
+    recorder, beats = Recorder({"method": "alpha-crown"}, prepared), []
+    recorder.options["iterations"] = 7
+    with watch(lambda: beats.append(recorder.steps)):
+        registry.load("sdp-crown").build().run(recorder)
+    assert recorder.steps == 14 and beats.count(0) >= 7  # before the first batch is booked
 
 
 def test_released_networks_need_their_data(monkeypatch):

@@ -44,6 +44,7 @@ def list_studies(*, json: Annotated[bool, Flag] = False) -> None:
     from json import dumps
 
     from equipoise.study import registry
+    from equipoise.study.summary_text import published_counts
 
     rows: list[dict[str, Any]] = []
     for each in registry.found().values():
@@ -51,6 +52,7 @@ def list_studies(*, json: Annotated[bool, Flag] = False) -> None:
             rows.append({"name": each.name, "origin": each.origin, "problem": str(each.problem)})
             continue
         declared = each.declaration
+        entry = _published(declared)
         rows.append(
             {
                 "name": each.name,
@@ -58,7 +60,7 @@ def list_studies(*, json: Annotated[bool, Flag] = False) -> None:
                 "summary": declared.summary,
                 "paper": declared.paper,
                 "origin": each.origin,
-                "verdicts": _published(declared),
+                "verdicts": None if entry is None else published_counts(entry),
             }
         )
     if json:
@@ -89,10 +91,15 @@ def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
     from json import dumps
 
     from equipoise.study import registry
+    from equipoise.study.summary_text import recorded_words
 
     declaration = registry.load(name)
     study = declaration.build()
     content = _described(declaration, study)
+    entry = _published(declaration)
+    # What was published before it was counted says nothing about it.
+    if entry is not None and "recorded" in entry:
+        content["recorded"] = entry["recorded"] | {"options": entry["options"]}
     if json:
         print(dumps(content, indent=1, ensure_ascii=False))
         return
@@ -100,6 +107,8 @@ def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
     print(f"{study.seeds} seeds, equal {study.budget}")
     if content["select"]:
         print(content["select"])
+    if "recorded" in content:
+        print(recorded_words(content["recorded"], declaration.options()))
     print("\nArms")
     for arm in content["arms"]:
         settings = ", ".join(f"{key}={value}" for key, value in arm["settings"].items())
@@ -333,7 +342,6 @@ def index(
     from equipoise.study import registry
     from equipoise.study.index_page import entry_of, reports_in
     from equipoise.study.index_page import index as write_index
-    from equipoise.study.summary_text import published
 
     reports = reports_in(folders)
     entries = []
@@ -341,9 +349,8 @@ def index(
         if each.declaration is None:
             say(f"{each.name} is left out: it cannot be loaded ({each.origin}): {each.problem}")
             continue
-        entry = published(_verdicts_file(each.declaration)).get(each.name)
         own = [report for report in reports if report.study == each.name]
-        entries.append(entry_of(each.declaration, entry, own, out.parent))
+        entries.append(entry_of(each.declaration, _published(each.declaration), own, out.parent))
     print(write_index(entries, out))
 
 
@@ -374,8 +381,8 @@ def _judge_and_render(
         write_verdicts(publish, study, results, judgement)
     if json:
         states = {run.key: run.state for run in results.runs}
-        entry = {**published_entry(study, judgement), "runs": states, "report": str(path)}
-        print(shown(dumps(entry, indent=1, ensure_ascii=False)))
+        content = {**published_entry(study, results, judgement), "runs": states, "report": str(path)}
+        print(shown(dumps(content, indent=1, ensure_ascii=False)))
         return
     for verdict in judgement.verdicts:
         state = verdict.state if counted(verdict) else "exploratory"
@@ -474,15 +481,11 @@ def _verdicts_file(declaration: "Declaration") -> Path:
     return declaration.source.parent / "verdicts.json"
 
 
-def _published(declaration: "Declaration") -> dict[str, int] | None:
-    """How many claims have each published verdict; None before the first."""
-    path = _verdicts_file(declaration)
-    if not path.exists():
-        return None
-    from equipoise.study.summary_text import published, published_counts
+def _published(declaration: "Declaration") -> dict[str, Any] | None:
+    """What stands published of a study; None before the first time."""
+    from equipoise.study.summary_text import published
 
-    entry = published(path).get(declaration.name)
-    return None if entry is None else {str(state): count for state, count in published_counts(entry).items()}
+    return published(_verdicts_file(declaration)).get(declaration.name)
 
 
 def _words(text: str) -> list[str]:

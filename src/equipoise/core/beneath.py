@@ -147,10 +147,10 @@ def _said(folder: str | Path, name: str) -> Iterator[None]:
         raise WorkFailed(f"{name!r} below {folder}: {reason}.") from error
 
 
-def _plain(found: os.stat_result, most: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _plain(status: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a link, a folder, a pipe, a socket or a device, no plain file")
-    if found.st_nlink != 1:
+    if status.st_nlink != 1:
         raise OSError(errno.EMLINK, "it has a second name and may be a file elsewhere")
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {most:,}")

@@ -167,8 +167,8 @@ def _isolated(plan: dict) -> dict:
     _close_streams()
     _, ended = os.waitpid(first, 0)
     with os.fdopen(receive, "rb") as pipe:
-        found = pipe.read()
-    return json.loads(found) if found else {"status": ended}
+        report = pipe.read()
+    return json.loads(report) if report else {"status": ended}
 
 
 def _start(plan: dict) -> dict:
@@ -241,8 +241,8 @@ def _over(plan: dict, least: list[int]) -> str:
 
 def _free(folder: str) -> tuple[int, int]:
     """Bytes and files that the disk of `folder` has left."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize, found.f_favail
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize, disk.f_favail
 
 
 def _socket_bytes(setting: str = "/proc/sys/net/core/wmem_default") -> int:

@@ -91,8 +91,8 @@ def job_folder(
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{final.name}.lock"), waiting_for=f"another process that writes {out}"):
         if fresh:
-            for there in (final, work):
-                set_aside(there, made_by=made_by_a_job, inputs=needed)
+            for path in (final, work):
+                set_aside(path, made_by=made_by_a_job, inputs=needed)
         check_folder(out, settings, inputs, read=read)
         made = not final.exists() and not work.exists()
         if made:
@@ -112,9 +112,9 @@ def check_folder(
     folder = opened(out)
     if str(folder.final).endswith(".partial"):
         raise BadInput(f"--out {out}: a name that ends in .partial is one of unfinished work; leave the ending away.")
-    for there in (folder.final, folder.work):
-        if os.path.lexists(there):
-            _compare(there, settings, inputs or {}, read)
+    for path in (folder.final, folder.work):
+        if os.path.lexists(path):
+            _compare(path, settings, inputs or {}, read)
     above = folder.final.parent
     while not above.exists():
         above = above.parent
@@ -176,8 +176,8 @@ def _is(path: Path, folder: Path, size: int) -> bool:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Every file of a finished work by its name in the folder; what was set aside as damaged is no part of it."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path for name, path in found.items() if not name.startswith("damaged/") and ".damaged-" not in name}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in files.items() if not name.startswith("damaged/") and ".damaged-" not in name}
 
 
 def _make(work: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ Theme = Literal["light", "dark"]
 
 # Found by search: every two are 0.07 apart in Oklab for full vision, protanopia and deuteranopia, and each has a contrast
 # of at least 3 on its ground.
-ARM_COLOURS: Mapping[Theme, tuple[str, ...]] = {
+ARM_COLORS: Mapping[Theme, tuple[str, ...]] = {
     "light": ("#0046d6", "#ab4c04", "#00a77d", "#801680", "#b48f17", "#0190d5", "#5f5e6f", "#bb0854"),
     "dark": ("#93bdff", "#da6c34", "#2ecb8c", "#bd6cff", "#ffd237", "#c8fffa", "#708fb0", "#ffc0cd"),
 }
@@ -32,10 +32,10 @@ _GROUND: Mapping[Theme, Mapping[str, str]] = {
 
 
 @closed
-def colours(theme: Theme) -> dict[str, str]:
+def colors(theme: Theme) -> dict[str, str]:
     """The CSS variables of a theme, without their leading dashes: ground, arms and the nine steps of a heat map."""
-    arms = {f"arm-{i}": colour for i, colour in enumerate(ARM_COLOURS[theme])}
-    return {**_GROUND[theme], **arms, **{f"heat-{i}": colour for i, colour in enumerate(_HEAT[theme])}}
+    arms = {f"arm-{i}": color for i, color in enumerate(ARM_COLORS[theme])}
+    return {**_GROUND[theme], **arms, **{f"heat-{i}": color for i, color in enumerate(_HEAT[theme])}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Marks:
 
     name: str
     kind: str
-    colour: int
+    color: int
     shape: str
     dash: tuple[int, ...]
 

@@ -26,7 +26,7 @@ from markupsafe import Markup
 from equipoise.core.columns import column
 from equipoise.core.errors import BadInput
 from equipoise.core.files import cache_folder, write_atomic
-from equipoise.core.marks import Marks, colours
+from equipoise.core.marks import Marks, colors
 from equipoise.core.options import check_fields
 from equipoise.core.plots import FONT, Chart
 from equipoise.core.terminal import shown
@@ -196,12 +196,12 @@ class Figure:
     def table(self) -> Table:
         """The chart's numbers, without the columns that say nothing."""
         chart = self.chart
-        told = [i for i in range(len(chart.columns)) if i == 0 or any(_says(row[i]) for row in chart.rows)]
+        shown = [i for i in range(len(chart.columns)) if i == 0 or any(_says(row[i]) for row in chart.rows)]
         columns = tuple(
             Column(chart.columns[i], not any(isinstance(row[i], str) for row in chart.rows), chart.units[i])
-            for i in told
+            for i in shown
         )
-        rows = tuple(tuple(row[i] for i in told) for row in chart.rows)
+        rows = tuple(tuple(row[i] for i in shown) for row in chart.rows)
         return Table(f"Numbers of the figure “{chart.title}”", columns, rows)
 
 
@@ -368,7 +368,7 @@ def _asset(name: str) -> str:
 
 def _stylesheet() -> str:
     def block(theme: Literal["light", "dark"]) -> str:
-        return "".join(f"--{name}:{value};" for name, value in colours(theme).items())
+        return "".join(f"--{name}:{value};" for name, value in colors(theme).items())
 
     light, dark = block("light"), block("dark")
     return (

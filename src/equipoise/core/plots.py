@@ -16,7 +16,7 @@ from typing import Any
 
 from equipoise.core.axes import Axis, finite, short
 from equipoise.core.errors import BadInput
-from equipoise.core.marks import Marks, Theme, colours, marks
+from equipoise.core.marks import Marks, Theme, colors, marks
 from equipoise.core.numbers import number
 from equipoise.core.options import closed
 
@@ -150,7 +150,7 @@ def _arm_scales(legend: Sequence[Marks]) -> dict[str, dict[str, Any]]:
         return {"field": "arm", "type": "nominal", "scale": {"domain": domain, "range": values}, "title": None}
 
     return {
-        "color": channel([f"var(--arm-{m.colour})" for m in legend]),
+        "color": channel([f"var(--arm-{m.color})" for m in legend]),
         "shape": channel([m.shape for m in legend]),
         "strokeDash": channel([list(m.dash) for m in legend]),
     }
@@ -408,7 +408,7 @@ def intervals(
     """
     used = [m for m in arms if any(r.label == m.name for r in rows)]
     scales = _arm_scales(used)
-    colour = scales["color"] if used else {"value": "var(--ink)"}
+    color = scales["color"] if used else {"value": "var(--ink)"}
     shape = scales["shape"] if used else {"value": "diamond"}
     labels = [r.label for r in rows]
     y = {"field": "label", "type": "nominal", "sort": labels, "scale": {"domain": labels}}
@@ -445,7 +445,7 @@ def intervals(
                 "mark": {"type": "point", "filled": True, "shape": "circle", "size": 22, "yOffset": 11},
                 "encoding": {
                     **position,
-                    "color": colour,
+                    "color": color,
                     "opacity": {"value": 0.45},
                     "tooltip": _tooltip(("label", "row"), ("seed", "seed, in order"), ("x", x.title)),
                 },
@@ -460,7 +460,7 @@ def intervals(
                     "x": position["x"] | {"field": "x1"},
                     "x2": {"field": "x2"},
                     "y": y,
-                    "color": colour,
+                    "color": color,
                 },
             }
         )
@@ -469,7 +469,7 @@ def intervals(
             "mark": {"type": "point", "filled": True, "size": 130, "stroke": "var(--paper)", "strokeWidth": 1.5},
             "encoding": {
                 **position,
-                "color": colour,
+                "color": color,
                 "shape": shape,
                 "opacity": {"value": 1},
                 "tooltip": _tooltip(("label", "row"), ("x", x.title), ("x1", "from"), ("x2", "to")),
@@ -653,7 +653,7 @@ _VARIABLE = re.compile(r"var\(--([a-z0-9-]+)\)")
 @closed
 def resolved(chart: Chart, theme: Theme = "light", width: int = 760) -> dict[str, Any]:
     """The specification as a picture of its own: the colours of one theme, a fixed width, a title and a legend."""
-    known = colours(theme)
+    known = colors(theme)
     spec = json.loads(_VARIABLE.sub(lambda match: known[match[1]], json.dumps(chart.spec)))
     spec |= {"width": width, "title": {"text": chart.title, "anchor": "start", "color": known["ink"], "fontSize": 15}}
     spec.pop("autosize")

@@ -183,26 +183,26 @@ def run(
             "container of your own, or allow it with --unsafe-execution."
         )
     with _base() as base:
-        place = Path(folder).resolve() if folder is not None else base / "work"
-        if folder is not None and not place.is_dir():
+        work = Path(folder).resolve() if folder is not None else base / "work"
+        if folder is not None and not work.is_dir():
             raise BadInput(f"{folder} is no folder to run a command in.")
-        if place == Path(place.anchor):
+        if work == Path(work.anchor):
             raise BadInput("the whole file system is no folder to run a command in.")
         for name, content in (files or {}).items():
-            beneath.write(place, name, _encoded(content))
-        further = [_readable(path, place) for path in readable]
-        return _run(command, base, place, _encoded(stdin), further, environment or {}, limits or Limits(), not unsafe)
+            beneath.write(work, name, _encoded(content))
+        further = [_readable(path, work) for path in readable]
+        return _run(command, base, work, _encoded(stdin), further, environment or {}, limits or Limits(), not unsafe)
 
 
 def _readable(path: str | Path, folder: Path) -> str:
     """A further place, not reached over a link that an earlier command left in the folder: it could lead anywhere."""
-    place = Path(path).absolute()
-    if not place.exists() or place == Path(place.anchor):
-        what = "is the whole file system" if place.exists() else "is not there"
+    absolute = Path(path).absolute()
+    if not absolute.exists() or absolute == Path(absolute.anchor):
+        what = "is the whole file system" if absolute.exists() else "is not there"
         raise BadInput(f"{path} {what}, and cannot be made readable.")
-    if any(each.resolve() == folder for each in place.parents) and not place.resolve().is_relative_to(folder):
+    if any(each.resolve() == folder for each in absolute.parents) and not absolute.resolve().is_relative_to(folder):
         raise BadInput(f"{path} leads out of the working folder.")
-    return str(place)
+    return str(absolute)
 
 
 def _encoded(text: str | bytes) -> bytes:
@@ -289,15 +289,15 @@ def _run(
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         os.set_blocking(receive, False)
-        found = json.loads(report.read() or b"{}")
+        reported = json.loads(report.read() or b"{}")
     stdout, stderr = (output.decode(errors="replace") for output in outputs)
-    if "failed" in found:
-        raise WorkFailed(f"{command[0]} could not be started in the sandbox: {found['failed']}.")
-    if in_time and not found:
+    if "failed" in reported:
+        raise WorkFailed(f"{command[0]} could not be started in the sandbox: {reported['failed']}.")
+    if in_time and not reported:
         raise WorkFailed(f"the sandbox ended without a report: {stderr[-300:].strip() or process.returncode}.")
-    returncode, ended = -signal.SIGKILL, found.get("over", "wall clock")
-    if "status" in found:
-        returncode = os.waitstatus_to_exitcode(found["status"])
+    returncode, ended = -signal.SIGKILL, reported.get("over", "wall clock")
+    if "status" in reported:
+        returncode = os.waitstatus_to_exitcode(reported["status"])
         ended = "exit" if returncode >= 0 else "cpu" if returncode == -signal.SIGXCPU else "signal"
     return Finished(returncode, ended, stdout, stderr, truncated, time.monotonic() - started)
 

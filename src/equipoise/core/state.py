@@ -59,15 +59,15 @@ def load_state(path: Path) -> Any:
 
 def _digest(tree: str, tensors: Mapping[str, Any]) -> str:
     """sha256 over the tree, and name, type, shape and bytes of every tensor, whichever library holds it."""
-    found = hashlib.sha256(tree.encode())
+    digest = hashlib.sha256(tree.encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        found.update(f"\0{key} {dtype} {list(tensor.shape)}\0".encode())
+        digest.update(f"\0{key} {dtype} {list(tensor.shape)}\0".encode())
         if _is_tensor(tensor):
             tensor = tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy()
-        found.update(tensor.reshape(-1).view("uint8"))
-    return found.hexdigest()
+        digest.update(tensor.reshape(-1).view("uint8"))
+    return digest.hexdigest()
 
 
 def _is_tensor(value: Any) -> bool:

@@ -6,11 +6,19 @@ below zero. The attack stands above: no sound method can verify more than it lea
 paper's released networks and images are used instead; nothing in that is random, so one seed decides by its images.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Study, better, study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from equipoise.verification.bounds import Geometry
+    from equipoise.verification.network import Network
 
 Name = Literal[
     "small", "mnist_mlp", "mnist_convsmall", "cifar10_cnn_a", "cifar10_cnn_c", "cifar10_convsmall", "cifar10_convdeep"
@@ -133,40 +141,52 @@ def bound(run: Run) -> None:
     """One arm: bounds on all inputs at every radius, for each network."""
     import torch
 
-    from equipoise.verification.attack import attack
-    from equipoise.verification.bounds import Search, geometry, lip_naive
-    from equipoise.verification.certificate import certified_margins, specifications
+    from equipoise.core.progress import progress
+    from equipoise.verification.bounds import geometry
     from equipoise.verification.setting import open_setting
 
-    name, iterations = run.options["network"], run.options["iterations"]
+    name = run.options["network"]
     setting = open_setting(name, run.options["images"], run.prepared if name == "small" else None)
+    total = len(setting.networks) * len(RADII[name]) * len(setting.x)
+    with progress("bounding", total=total, unit="inputs") as bar:
+        for kind, network in setting.networks.items():
+            right = network(setting.x).argmax(1) == setting.labels
+            x, labels, shape = setting.x[right], setting.labels[right], geometry(network)
+            for radius in RADII[name]:
+                batches = []
+                for batch in margins(run, network, x, labels, radius, shape):
+                    batches.append(batch)
+                    bar.advance(len(batch))
+                bar.advance(len(right) - len(x))  # those classified wrong need no bound
+                smallest = torch.cat(batches).amin(1)
+                verified = torch.zeros(len(right))
+                verified[right] = (smallest >= 0).float()
+                at, where = {"radius": radius}, {"network": kind}
+                ids = [str(index) for index in range(len(right))]
+                run.items("verified", ids, verified.tolist(), at=at, where=where)
+                run.measure("smallest_margin", smallest.mean().item(), at=at, where=where)
+
+
+def margins(
+    run: Run, network: "Network", x: "Tensor", labels: "Tensor", radius: float, shape: "Geometry"
+) -> "Iterator[Tensor]":
+    """What the arm knows of the margins of inputs x [B, ...] in batches [b, S]: lower bounds, of the attack upper ones."""
+    import torch
+
+    from equipoise.verification.attack import attack
+    from equipoise.verification.bounds import Search, lip_naive
+    from equipoise.verification.certificate import certified_margins, specifications
+
+    radii, c = torch.full((len(x),), radius, dtype=torch.float64), specifications(labels, network.outputs)
     method = run.settings.get("method", "sdp-crown")
-    words = {key: run.settings[key] for key in ("slopes", "offset") if key in run.settings}
-    for kind, network in setting.networks.items():
-        right = network(setting.x).argmax(1) == setting.labels
-        x, labels, shape = setting.x[right], setting.labels[right], geometry(network)
-        c = specifications(labels, network.outputs)
-        for radius in RADII[name]:
-            radii = torch.full((len(x),), radius, dtype=torch.float64)
-            if method == "lip-naive":
-                margins = lip_naive(network, x, radii, c, shape)
-            elif method == "attack":
-                parts = zip(*(each.split(8) for each in (x, radii, c)), strict=True)
-                generator = run.torch_generator()
-                margins = torch.cat([attack(network, *part, generator=generator)[0] for part in parts])
-            else:
-                search = Search(iterations=iterations)
-                found = []
-                for each in certified_margins(
-                    network, x, radii, labels, method=method, shape=shape, search=search, **words
-                ):
-                    found.append(each.margins)
-                    run.spend(optimizer_steps=each.relaxation.steps)
-                margins = torch.cat(found)
-            smallest = margins.amin(1)
-            verified = torch.zeros(len(right))
-            verified[right] = (smallest >= 0).float()
-            at, where = {"radius": radius}, {"network": kind}
-            ids = [str(index) for index in range(len(right))]
-            run.items("verified", ids, verified.tolist(), at=at, where=where)
-            run.measure("smallest_margin", smallest.mean().item(), at=at, where=where)
+    if method == "lip-naive":
+        yield lip_naive(network, x, radii, c, shape)
+    elif method == "attack":
+        for batch in zip(*(tensor.split(8) for tensor in (x, radii, c)), strict=True):
+            yield attack(network, *batch, generator=run.torch_generator())[0]
+    else:
+        search = Search(iterations=run.options["iterations"])
+        how = {key: run.settings[key] for key in ("slopes", "offset") if key in run.settings}
+        for certified in certified_margins(network, x, radii, labels, method=method, shape=shape, search=search, **how):
+            run.spend(optimizer_steps=certified.relaxation.steps)
+            yield certified.margins

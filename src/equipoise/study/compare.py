@@ -147,8 +147,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _changes(a: Side, b: Side) -> tuple[Change, ...]:
     names = dict.fromkeys([*a.made, *b.made])
-    found = (Change(name, a.made.get(name), b.made.get(name)) for name in names)
-    return tuple(each for each in found if each.a != each.b)
+    changes = (Change(name, a.made.get(name), b.made.get(name)) for name in names)
+    return tuple(each for each in changes if each.a != each.b)
 
 
 # Which runs belong together
@@ -219,12 +219,14 @@ def _rows(sides: Sequence[Side], pairs: Sequence[tuple[int, int]], name: Literal
         columns[key], texts[key] = coded(table[key])
         place = place * len(texts[key]) + columns[key]
     order = np.lexsort((columns["order"], place))
-    found = []
+    per_side = []
     for side in (0, 1):
         own = order[columns["side"][order] == side]
         own = own[np.diff(place[own], append=-1) != 0]
-        found.append((place[own], columns["pair"][own], {key: column[own] for key, column in columns.items()}))
-    return _Rows((found[0][0], found[1][0]), (found[0][1], found[1][1]), (found[0][2], found[1][2]), texts)
+        per_side.append((place[own], columns["pair"][own], {key: column[own] for key, column in columns.items()}))
+    return _Rows(
+        (per_side[0][0], per_side[1][0]), (per_side[0][1], per_side[1][1]), (per_side[0][2], per_side[1][2]), texts
+    )
 
 
 def _unequal(rows: _Rows, count: int) -> NDArray[np.bool_]:
@@ -245,7 +247,7 @@ def _measurements(
     x, y = rows.columns[0]["value"][a], rows.columns[1]["value"][b]
     off = ~rows.same(a, b, ["value"])
     distance = np.where(off & np.isfinite(x) & np.isfinite(y), np.abs(y - x), np.nan)
-    found = []
+    differences = []
     for outcome in dict.fromkeys(each.name for side in sides for each in side.study.outcomes):
         code = rows.texts["outcome"].index(outcome) if outcome in rows.texts["outcome"] else -1
         own = np.flatnonzero(rows.columns[0]["outcome"][a] == code)
@@ -268,25 +270,25 @@ def _measurements(
             largest = {}
         if own.size or only_a or only_b:
             counts = {"places": own.size, "differing": int(off[own].sum()), "only_a": only_a, "only_b": only_b}
-            found.append(Difference(outcome, **counts, **largest))
-    return _unequal(rows, len(pairs)), tuple(found)
+            differences.append(Difference(outcome, **counts, **largest))
+    return _unequal(rows, len(pairs)), tuple(differences)
 
 
 def _costs(sides: Sequence[Side], pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, tuple[float, float]]]:
     """arm -> cost -> its amount in the test runs that both completed, (a, b): sums, of peaks the largest."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    costs: dict[str, dict[str, tuple[float, float]]] = {}
     for pair in pairs:
         runs = [side.results.runs[index] for side, index in zip(sides, pair, strict=True)]
         if runs[0].role != "test":
             continue
         amounts = [total(run.cost.get("work", {})) for run in runs]
-        known = found.setdefault(runs[0].arm, {})
+        known = costs.setdefault(runs[0].arm, {})
         for name in amounts[0].keys() & amounts[1].keys():
             new = amounts[0][name], amounts[1][name]
             old = known.get(name, (0.0, 0.0))
             join = max if name in PEAKS else lambda x, y: x + y
             known[name] = (join(old[0], new[0]), join(old[1], new[1]))
-    return {arm: dict(sorted(amounts.items())) for arm, amounts in found.items()}
+    return {arm: dict(sorted(amounts.items())) for arm, amounts in costs.items()}
 
 
 # For people and for programs
@@ -295,8 +297,7 @@ def _costs(sides: Sequence[Side], pairs: Sequence[tuple[int, int]]) -> dict[str,
 def as_json(compared: Compared) -> dict[str, Any]:
     """Everything as JSON values; undefined is null."""
     claims = [
-        {each["text"]: each for each in text.published_entry(side.study, side.judgement)["claims"]}
-        for side in (compared.a, compared.b)
+        {claim["text"]: claim for claim in text.published_claims(side.judgement)} for side in (compared.a, compared.b)
     ]
     return {
         "study": compared.a.study.name,
@@ -345,8 +346,8 @@ def lines(compared: Compared) -> Iterator[str]:
     verdicts = [{each.claim.text: each for each in side.judgement.verdicts} for side in (compared.a, compared.b)]
     for claim in verdicts[0] | verdicts[1]:
         yield f"  {claim}"
-        for side, found in zip("AB", verdicts, strict=True):
-            yield f"    {side} {_verdict(found[claim])}" if claim in found else f"    {side} has no such claim"
+        for side, claims in zip("AB", verdicts, strict=True):
+            yield f"    {side} {_verdict(claims[claim])}" if claim in claims else f"    {side} has no such claim"
     if compared.costs:
         yield "\nWork of the test runs in both, B as a multiple of A"
         width = max(map(len, compared.costs))

@@ -46,18 +46,18 @@ def crossing_details(
     scores: Scores,
     test: Matched | Cheaper,
     runs: Sequence[int],
-    found: Crossings,
+    crossings: Crossings,
     crossed_at: Sequence[float],
     dial: str,
 ) -> dict[str, Any]:
     """What the report shows of a matched comparison: the level, and where along `dial` each run came to it."""
     keys = scores.keys_of(runs)
-    counts = [int((~np.isnan(each)).sum()) for each in np.split(found.positions, 2)]
+    counts = [int((~np.isnan(each)).sum()) for each in np.split(crossings.positions, 2)]
     return {
         "matched": test.outcome,
-        "level": found.level,
+        "level": crossings.level,
         "dial": dial,
-        "increasing": found.increasing,
+        "increasing": crossings.increasing,
         "crossings": {key: None if math.isnan(x) else x for key, x in zip(keys, crossed_at, strict=True)},
         "reached": {arm: f"{n} of {len(runs) // 2}" for arm, n in zip((test.arm, test.rival), counts, strict=True)},
     }
@@ -75,13 +75,13 @@ def matched_conditions(scores: Scores, test: Matched | Cheaper) -> int:
     return where
 
 
-def refuse_missed_level(test: Matched | Cheaper, found: Crossings, details: dict[str, Any]) -> None:
+def refuse_missed_level(test: Matched | Cheaper, crossings: Crossings, details: dict[str, Any]) -> None:
     """Raises Unjudgeable when a run does not cross the level: comparing the others would compare chosen runs."""
-    missed = np.isnan(found.positions)
+    missed = np.isnan(crossings.positions)
     if not missed.any():
         return
-    listed = ", ".join(f"{arm} reached {found.level:.3g} in {count}" for arm, count in details["reached"].items())
-    starts = (fit[0] > found.level for fit in found.fits)
-    past = sum(bool(m) and (start == found.increasing) for m, start in zip(missed, starts, strict=True))
+    listed = ", ".join(f"{arm} reached {crossings.level:.3g} in {count}" for arm, count in details["reached"].items())
+    starts = (fit[0] > crossings.level for fit in crossings.fits)
+    past = sum(bool(m) and (start == crossings.increasing) for m, start in zip(missed, starts, strict=True))
     tail = f" ({past} of the runs were past it at their first evaluation)" if past else ""
     raise Unjudgeable(f"{test.outcome}: {listed}{tail}", details)

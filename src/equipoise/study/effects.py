@@ -405,29 +405,29 @@ def _match(scores: Scores, test: Matched, seeds: Sequence[int], level: float) ->
     keys = scores.keys_of(runs)
     judged_where = scores.where(test.judge, test.where)
     kept, grids = _shared_paths(scores, test, runs, judged_where)
-    found = find_crossings(scores, test, [matched for _, matched, _ in kept])
-    crossed_at = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, found.positions, strict=True)]
-    details = crossing_details(scores, test, runs, found, crossed_at, scores.study.dial)
+    crossings = find_crossings(scores, test, [matched for _, matched, _ in kept])
+    crossed_at = [float(statistics.read_at(x, p)) for (x, _, _), p in zip(kept, crossings.positions, strict=True)]
+    details = crossing_details(scores, test, runs, crossings, crossed_at, scores.study.dial)
     if not scores.study.dial_is_cost:
         details["places"] = {arm: grid.tolist() for arm, grid in zip(arms, grids, strict=True)}
-    crossed = ~np.isnan(found.positions).reshape(2, -1).any(axis=0)
+    crossed = ~np.isnan(crossings.positions).reshape(2, -1).any(axis=0)
     rows = np.flatnonzero(np.tile(crossed, 2))
     if not rows.size:
-        refuse_missed_level(test, found, details)
+        refuse_missed_level(test, crossings, details)
 
-    positions, judged = found.positions[rows], [kept[i][2] for i in rows]
+    positions, judged = crossings.positions[rows], [kept[i][2] for i in rows]
     corrections = statistics.chord_corrections(
-        [found.fits[i] for i in rows], [scores.value[path] for path in judged], positions.tolist(), found.level
+        [crossings.fits[i] for i in rows], [scores.value[path] for path in judged], positions.tolist(), crossings.level
     )
     details["corrections"] = {keys[i]: each for i, each in zip(rows, corrections.tolist(), strict=True)}
     cells = scores.between(judged, positions)
     at_level = replace(cells, matrix=cells.matrix + corrections[:, None])
     for arm, own in zip(arms, np.split(np.arange(rows.size), 2), strict=True):
-        place = (arm, test.judge, json.dumps({test.outcome: found.level}), scores.where_texts[judged_where])
+        place = (arm, test.judge, json.dumps({test.outcome: crossings.level}), scores.where_texts[judged_where])
         cells_of_arm = replace(at_level, matrix=at_level.matrix[own])
         scores.at_levels.setdefault(place, (cells_of_arm, tuple(keys[i] for i in rows[own])))
     # Only now: the seeds in which both arms came to the level are shown even where others leave no verdict.
-    refuse_missed_level(test, found, details)
+    refuse_missed_level(test, crossings, details)
     measured = _difference(scores, test, test.judge, at_level, runs, level, details)
     _note_wide_gaps(scores, test, judged, positions, measured.effect)
     return measured

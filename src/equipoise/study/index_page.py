@@ -47,7 +47,7 @@ def reports_in(folders: Iterable[Path]) -> list[Report]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    found: dict[Path, Report] = {}
+    reports: dict[Path, Report] = {}
     for folder in folders:
         if not folder.is_dir():
             raise BadInput(f"{folder} is no folder; give one that holds reports of `equipoise study report`.")
@@ -62,8 +62,8 @@ def reports_in(folders: Iterable[Path]) -> list[Report]:
                 continue  # the report of a job, or of something else
         if not here:
             raise BadInput(f"{folder} holds no report of a study (report.html with results.parquet beside it).")
-        found |= here
-    return [found[path] for path in sorted(found)]
+        reports |= here
+    return [reports[path] for path in sorted(reports)]
 
 
 def entry_of(

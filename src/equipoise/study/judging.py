@@ -272,7 +272,7 @@ def _refuted(test: Test, words: str) -> str:
 
 def _summaries(scores: Scores) -> list[Summary]:
     """Every arm and outcome at the end of its path, per condition (validation items are for choosing, not shown)."""
-    found = []
+    summaries = []
     for arm in scores.study.arms:
         seeds, _ = scores.seeds([arm.name])
         runs = scores.runs([arm.name], seeds)
@@ -282,8 +282,8 @@ def _summaries(scores: Scores) -> list[Summary]:
                     continue
                 ends = {run: int(path[-1]) for run in runs if (path := scores.path(run, outcome.name, where)).size}
                 if ends:
-                    found.append(_summary(scores, arm.name, outcome.name, where, ends))
-    return found
+                    summaries.append(_summary(scores, arm.name, outcome.name, where, ends))
+    return summaries
 
 
 def _summary(scores: Scores, arm: str, outcome: str, where: int, ends: dict[int, int]) -> Summary:
@@ -332,15 +332,15 @@ def _own_interval(cells: Cells, values: NDArray[np.float64], of: float) -> tuple
 
 def _summaries_at_levels(scores: Scores) -> list[Summary]:
     """The judged outcome of both arms of each matched claim, where they cross its level."""
-    found = []
+    summaries = []
     for (arm, outcome, at, where), (cells, runs) in scores.at_levels.items():
         undefined = np.isnan(cells.matrix).all(axis=1).any()
         values = np.full(len(cells.matrix), np.nan) if undefined else np.nanmean(cells.matrix, axis=1)
         saturated = cells.items is not None and not undefined and np.isin(np.unique(cells.matrix), (0.0, 1.0)).all()
         own = _own_interval(cells, values, float(cells.matrix.shape[1]) if saturated else math.nan)
         counts = {"seeds": len(values), "numerator": math.nan, "of": math.nan, "missing": cells.missing}
-        found.append(Summary(arm, outcome, at, where, *own, **counts, runs=runs))
-    return found
+        summaries.append(Summary(arm, outcome, at, where, *own, **counts, runs=runs))
+    return summaries
 
 
 # --- before any run -------------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ def render(study: "Study", results: "Results", judgement: "Judgement", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tidy(study, results), folder / "results.parquet")
     write_atomic(folder / "report.md", short)
-    write_atomic(folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, judgement)}))
+    write_atomic(
+        folder / "verdicts.json", text.verdicts_json({study.name: text.published_entry(study, results, judgement)})
+    )
     if pairs := list(_pairs(view)):
         write_atomic(folder / "frontier.svg", plots.to_svg(_frontier(view, *pairs[0])))
     return page.write_page(folder / "report.html", html)
@@ -81,14 +83,14 @@ class _View:
 
     def track(self, outcome: str) -> Track | None:
         """The plainest track of an outcome: without conditions, or with those that claims are about."""
-        found = [track for track in self.tracks if track.outcome.name == outcome]
+        candidates = [track for track in self.tracks if track.outcome.name == outcome]
         claimed = [text.words(dict(where)) for test in _tests(self) if (where := getattr(test, "where", None))]
-        order = {condition: place for place, condition in reversed(list(enumerate(claimed)))}
+        order = {condition: rank for rank, condition in reversed(list(enumerate(claimed)))}
 
         def key(track: Track) -> tuple[bool, int, int]:
             return bool(track.condition), order.get(track.condition, len(order)), len(track.condition)
 
-        return min(found, key=key, default=None)
+        return min(candidates, key=key, default=None)
 
     def level(self, summary: "Summary") -> tuple[str, float] | None:
         """The outcome that is held equal, and at what, of a value at a matched level; None for the end of a path."""
@@ -362,8 +364,8 @@ def _paths(view: _View) -> page.Section | None:
 
 
 def _outcomes(view: _View) -> page.Section | None:
-    found = [(each, [s for s in view.ends if s.outcome == each.name]) for each in view.study.outcomes]
-    tables = tuple(_outcome_table(view, outcome, rows) for outcome, rows in found if rows)
+    groups = [(each, [s for s in view.ends if s.outcome == each.name]) for each in view.study.outcomes]
+    tables = tuple(_outcome_table(view, outcome, rows) for outcome, rows in groups if rows)
     if not tables:
         return None
     lead = "At the end of the path, on test items. A count is given where the outcome is a proportion."
@@ -379,7 +381,7 @@ def _outcome_table(view: _View, outcome: "Outcome", rows: Sequence["Summary"]) -
     places = [text.words(mapping(s.at)) or "–" for s in rows]
     columns = [page.Column("arm"), page.Column("value", True, outcome.unit)]
     cells = [[page.Cell(s.arm, text.place_words(s.where) if several else _kind(view, s.arm)) for s in rows], values]
-    said = []
+    shared = []
     for column, texts, same in (
         (
             page.Column("95 % interval", True, "over seeds"),
@@ -395,8 +397,8 @@ def _outcome_table(view: _View, outcome: "Outcome", rows: Sequence["Summary"]) -
             columns.append(column)
             cells.append(texts)
         else:
-            said.append(same)
-    note = text.sentence("; ".join(filter(None, (outcome.description.rstrip("."), ", ".join(filter(None, said))))))
+            shared.append(same)
+    note = text.sentence("; ".join(filter(None, (outcome.description.rstrip("."), ", ".join(filter(None, shared))))))
     return page.Table(text.outcome_title(outcome), tuple(columns), tuple(zip(*cells, strict=True)), note)
 
 

@@ -60,6 +60,7 @@ class RunInfo:
     folder: Path
     fingerprint: str
     error: str | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -185,10 +186,10 @@ def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> lis
 
     complete_runs: dict[tuple[str, int], set[str]] = {}
     for each in entries:
-        found = complete_runs.setdefault(each.version, set())
+        keys = complete_runs.setdefault(each.version, set())
         if each.info.state == "complete" and each.info.role != PREPARATION:
-            found.add(each.info.key)
-    versions = {version: len(found) for version, found in complete_runs.items()}
+            keys.add(each.info.key)
+    versions = {version: len(keys) for version, keys in complete_runs.items()}
     if len(versions) < 2:
         return entries
     current = code_of(study.source).digest if study.source else None
@@ -487,6 +488,7 @@ def _info(
         folder=folder,
         fingerprint=config["fingerprint"],
         error=error,
+        threads=int(config["threads"]),
     )
 
 

@@ -247,12 +247,12 @@ class Run(Work):
         }
         self._attempt.append(ITEMS, record)
         if key not in self._measured:
-            there = [value for value in values if not math.isnan(value)]
-            missing = len(values) - len(there)
-            if there and all(value in (0.0, 1.0) for value in there):
-                self._store(key, outcome, math.fsum(there), float(len(there)), missing, at, where)
+            answered = [value for value in values if not math.isnan(value)]
+            missing = len(values) - len(answered)
+            if answered and all(value in (0.0, 1.0) for value in answered):
+                self._store(key, outcome, math.fsum(answered), float(len(answered)), missing, at, where)
             else:
-                mean = math.fsum(there) / len(there) if there else math.nan
+                mean = math.fsum(answered) / len(answered) if answered else math.nan
                 self._store(key, outcome, mean, None, missing, at, where)
 
     def artifact(self, name: str, path: Path | str) -> Path:

@@ -165,11 +165,11 @@ class Scores:
     @cached_property
     def conditions(self) -> dict[str, list[int]]:
         """outcome -> the codes of the conditions it was measured under."""
-        names, found = list(self.outcome_codes), dict[str, list[int]]()
+        names, conditions = list(self.outcome_codes), dict[str, list[int]]()
         pairs = self.keys // (self._sizes[1] * self._sizes[2])
         for pair in _union(pairs, pairs[:0]).tolist():
-            found.setdefault(names[pair // self._sizes[0]], []).append(pair % self._sizes[0])
-        return found
+            conditions.setdefault(names[pair // self._sizes[0]], []).append(pair % self._sizes[0])
+        return conditions
 
     def where(self, outcome: str, given: Mapping[str, Any] | None, split: str = "test") -> int:
         """The conditions that a test means: those that agree with `given`, on this split where there are splits.
@@ -212,19 +212,19 @@ class Scores:
 
         Raises Unjudgeable naming a run without it, or with several such places.
         """
-        found = []
+        ends = []
         for run in runs:
-            path, place = self.path(run, outcome, where).tolist(), ""
+            path, suffix = self.path(run, outcome, where).tolist(), ""
             if at != "last":
-                place = f" at {json.dumps(dict(at))}"
+                suffix = f" at {json.dumps(dict(at))}"
                 path = [each for each in path if dict(at).items() <= self.ats[self.at[each]].items()]
                 path = [each for each in path if self.ats[self.at[each]] == dict(at)] or path
                 if len(path) > 1:
-                    raise Unjudgeable(f"run {self.results.runs[run].key} has {len(path)} values of {outcome}{place}")
+                    raise Unjudgeable(f"run {self.results.runs[run].key} has {len(path)} values of {outcome}{suffix}")
             if not path:
-                raise Unjudgeable(f"run {self.results.runs[run].key} has no {outcome}{place}")
-            found.append(path[-1])
-        return found
+                raise Unjudgeable(f"run {self.results.runs[run].key} has no {outcome}{suffix}")
+            ends.append(path[-1])
+        return ends
 
     def cells(self, places: Sequence[int]) -> Cells:
         """The scores at these places, a row each: by item where all of them have items, else one value."""
@@ -288,7 +288,7 @@ def _union(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 def columns_of(table: Any, judged: NDArray[np.bool_], names: dict[str, dict[str, int]]) -> dict[str, NDArray[Any]]:
     """The rows of judged runs as numpy columns; texts as codes, those in `names` shared between tables."""
     keep = judged[table.column("run").to_numpy()]
-    found: dict[str, NDArray[Any]] = {}
+    columns: dict[str, NDArray[Any]] = {}
     for column in table.column_names:
         if column in names:
             codes, texts = coded(table.column(column))
@@ -296,17 +296,17 @@ def columns_of(table: Any, judged: NDArray[np.bool_], names: dict[str, dict[str,
             shared = np.zeros(len(texts), np.int64)
             for code in np.flatnonzero(np.bincount(codes[keep])).tolist():
                 shared[code] = known.setdefault(texts[code], len(known))
-            found[column] = shared[codes[keep]]
+            columns[column] = shared[codes[keep]]
         elif column in ("item", "cluster"):
             codes, texts = coded(table.column(column))
             if column == "cluster":  # an item without a source is its own
                 own = np.array([not text for text in texts])[codes]
                 codes = np.where(own, len(texts) + coded(table.column("item"))[0], codes)
-            found[column] = codes[keep]
+            columns[column] = codes[keep]
         elif column in ("run", "order", "value", "numerator", "of", "missing", "score"):
             values = table.column(column).to_numpy()[keep]
-            found[column] = values.astype(np.int64 if column in ("run", "order") else np.float64)
-    return found
+            columns[column] = values.astype(np.int64 if column in ("run", "order") else np.float64)
+    return columns
 
 
 def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:

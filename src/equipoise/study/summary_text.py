@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from equipoise.core import numbers
 from equipoise.core.columns import column
+from equipoise.core.cost import total
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.core.options import closed
@@ -30,8 +31,8 @@ Simple = ClaimComparison | Cheaper | Between | Statistic | Matched
 
 def counts(judgement: "Judgement") -> dict[State, int]:
     """How many claims have each verdict, states without any left out; exploratory claims do not count."""
-    found = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
-    return {state: found[state] for state in STATES if found[state]}
+    by_state = Counter(verdict.state for verdict in judgement.verdicts if counted(verdict))
+    return {state: by_state[state] for state in STATES if by_state[state]}
 
 
 def counted(verdict: "ClaimVerdict") -> bool:
@@ -264,38 +265,67 @@ def _md(text: str) -> str:
 # Published verdicts
 
 
-def published_entry(study: "Study", judgement: "Judgement") -> dict[str, Any]:
-    """What is published of one study: claims with verdict, effect, interval, seeds; JSON, undefined is null, no dates."""
+def published_entry(study: "Study", results: "Results", judgement: "Judgement") -> dict[str, Any]:
+    """What is published of one study: what it weighed, what recording it took, its claims; JSON, no dates."""
     return {
         "paper": study.paper,
         "trades": study.trades,
         "scale": study.scale,
         "options": study.options,
-        "claims": [
-            {
-                "text": verdict.claim.text,
-                "source": verdict.claim.source,
-                "verdict": verdict.state if counted(verdict) else "exploratory",
-                "preview": verdict.preview,
-                "reason": verdict.reason,
-                "effects": [
-                    {
-                        "label": effect.label,
-                        "unit": effect.unit,
-                        "estimate": _json_number(effect.estimate),
-                        "lower": _json_number(effect.lower),
-                        "upper": _json_number(effect.upper),
-                        "level": effect.level,
-                        "margin": _json_number(effect.margin),
-                        "seeds": effect.seeds,
-                        "items": effect.items,
-                    }
-                    for effect in verdict.effects
-                ],
-            }
-            for verdict in judgement.verdicts
-        ],
+        "recorded": _recorded(results),
+        "claims": published_claims(judgement),
     }
+
+
+def published_claims(judgement: "Judgement") -> list[dict[str, Any]]:
+    """Each claim with its verdict, effects, intervals and seeds, as JSON; undefined is null."""
+    return [
+        {
+            "text": verdict.claim.text,
+            "source": verdict.claim.source,
+            "verdict": verdict.state if counted(verdict) else "exploratory",
+            "preview": verdict.preview,
+            "reason": verdict.reason,
+            "effects": [
+                {
+                    "label": effect.label,
+                    "unit": effect.unit,
+                    "estimate": _json_number(effect.estimate),
+                    "lower": _json_number(effect.lower),
+                    "upper": _json_number(effect.upper),
+                    "level": effect.level,
+                    "margin": _json_number(effect.margin),
+                    "seeds": effect.seeds,
+                    "items": effect.items,
+                }
+                for effect in verdict.effects
+            ],
+        }
+        for verdict in judgement.verdicts
+    ]
+
+
+def _recorded(results: "Results") -> dict[str, int]:
+    """How many runs a study has, and the seconds that they need on one core, attempts that came to nothing left out."""
+    roles = Counter(run.role for run in results.runs)
+    everything = [*results.runs, *results.preparations]
+    seconds = math.fsum(run.threads * total(run.cost.get("work", {})).get("seconds", 0.0) for run in everything)
+    return {
+        "core_seconds": round(seconds),
+        "runs": roles["test"],
+        "tuning_runs": roles["tuning"],
+        "preparations": len(results.preparations),
+    }
+
+
+def recorded_words(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """What recording took, and with which options; `defaults`: the study's own."""
+    seconds = recorded["core_seconds"] / 2  # of two cores, which is how recorded studies are counted
+    time = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
+    kinds = (("runs", "run"), ("tuning_runs", "tuning run"), ("preparations", "preparation"))
+    parts = ", ".join(plural(recorded[name], word) for name, word in kinds if recorded[name])
+    changed = {name: value for name, value in recorded["options"].items() if value != defaults.get(name)}
+    return f"the recorded study took {time} of two cores: {parts}; {words(changed) or 'default options'}"
 
 
 def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
@@ -313,7 +343,7 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
         )
-    write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, judgement)}))
+    write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, results, judgement)}))
     return path
 
 
@@ -352,8 +382,8 @@ def published(path: Path) -> dict[str, dict[str, Any]]:
 
 def published_counts(entry: Mapping[str, Any]) -> dict[State, int]:
     """How many claims of a published study have each verdict."""
-    found = Counter(claim["verdict"] for claim in entry["claims"])
-    return {state: found[state] for state in STATES if found[state]}
+    by_state = Counter(claim["verdict"] for claim in entry["claims"])
+    return {state: by_state[state] for state in STATES if by_state[state]}
 
 
 def _json_number(value: float) -> float | None:

@@ -73,7 +73,7 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
     known_asides = list(map(dict, dict.fromkeys(tuple(each.items()) for each in aside)))
     aside_codes = np.array([known_asides.index(each) for each in aside] or [0])[at_codes]
 
-    found: dict[tuple[str, str], dict[str, dict[float, dict[int, float]]]] = {}
+    by_condition: dict[tuple[str, str], dict[str, dict[float, dict[int, float]]]] = {}
     for i, outcome in enumerate(outcomes):
         rows = np.flatnonzero(outcome_codes == i)
         used = np.unique(where_codes[rows])
@@ -83,7 +83,7 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
             for j, other in enumerate(known_asides):
                 own = rows[(where_codes[rows] == code) & (aside_codes[rows] == j)]
                 condition = words({key: value for key, value in where[code].items() if key != "split"} | other)
-                arms = found.setdefault((outcome, condition), {}) if own.size else {}
+                arms = by_condition.setdefault((outcome, condition), {}) if own.size else {}
                 for row in own[_drawn(places[own], run_codes[own], results.runs)]:
                     run, place = results.runs[run_codes[row]], float(places[row])
                     by_place = arms.setdefault(run.arm, {})
@@ -91,7 +91,7 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
     return [
         Track(outcome, condition, arms)
         for outcome in study.outcomes
-        for (name, condition), arms in found.items()
+        for (name, condition), arms in by_condition.items()
         if name == outcome.name
     ]
 

@@ -38,7 +38,7 @@ def attack(
     noise = torch.stack([torch.randn(count, centre.shape[-1], generator=each, dtype=dtype) for each in generators])
     points = _inside(centre + ball / 2 * noise / noise.norm(dim=-1, keepdim=True), centre, ball, box)
     best = torch.full((batch, count), torch.inf, dtype=dtype)
-    found = points.clone()
+    best_points = points.clone()
     for number in range(steps + 1):
         points.requires_grad_()
         margins = (single(points.flatten(0, 1)).unflatten(0, (batch, count)) * c).sum(-1)
@@ -46,12 +46,14 @@ def attack(
         points = points.detach()
         better = margins.detach() < best
         best = torch.where(better, margins.detach(), best)
-        found = torch.where(better[..., None], points, found)
+        best_points = torch.where(better[..., None], points, best_points)
         step = share * (1 - number / (steps + 1)) * ball
         points = points - step * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         points = _inside(points, centre, ball, box)
     # Rounding in single precision may have left the ball by a hair.
-    exact = _inside(found.double(), x.flatten(1)[:, None].double(), radius[:, None, None].double() * (1 - 1e-12), box)
+    exact = _inside(
+        best_points.double(), x.flatten(1)[:, None].double(), radius[:, None, None].double() * (1 - 1e-12), box
+    )
     outputs = network(exact.flatten(0, 1)).unflatten(0, (batch, count))
     return (outputs * specifications).sum(-1), exact
 

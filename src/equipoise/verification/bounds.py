@@ -16,11 +16,13 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.options import closed
+from equipoise.core.progress import beat
 from equipoise.verification.network import Add, Linear, Network, Relu, Scale
 from equipoise.verification.norms import SLACK, row_norms, spectral_norm
 
 Box = tuple[float, float]
-SPARE = 1e-10  # relative room for what rounding does to centres and boxes
+SPARE = 1e-10  # of the sizes that were added up: room for what rounding does to centres and boxes
+FLATTEST = 2.0**-20  # of the longest axis: a flatter ellipsoid would make the rounding error of its centre the longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,29 +36,36 @@ class Geometry:
     axes: tuple[Tensor, ...]
     reach: tuple[Tensor, ...]
     norms: dict[int, float]
-    """The spectral norm of every affine layer by its place: of W after a ball, of W diag(axes) after an ellipsoid."""
+    """The spectral norm of every linear layer and convolution by its index: of W after a ball; after an ellipsoid of
+    W diag(d), d its axes over the radius of the ball that it was made of."""
 
 
 def geometry(network: Network) -> Geometry:
     """Balls of radius r(k+1) = sigma(W) r(k), an ellipsoid after a normalisation; a sum adds the radii of its parts."""
     one = torch.ones(1, dtype=torch.float64)
-    axes, reach, norms = [one], [one.expand(network.sizes[0])], {}
-    for place, layer in enumerate(network.layers):
-        before = [axes[index] for index in layer.inputs]
-        if isinstance(layer, Relu):
-            axes.append(before[0])
-            reach.append(reach[layer.inputs[0]])
-        elif isinstance(layer, Add):
-            axes.append(torch.stack([each.max() for each in before]).sum()[None] * (1 + 1e-15))
-            reach.append((reach[layer.inputs[0]] + reach[layer.inputs[1]]) * (1 + 1e-15))
-        else:
-            rows = row_norms(layer, before[0])
-            size, direction = (before[0], one) if len(before[0]) == 1 else (one, before[0])
-            norms[place] = spectral_norm(layer, direction)
-            ball = size * norms[place] * (1 + SLACK)  # room for the rounding of whoever proves the norm again
-            axes.append(rows.clamp(min=1e-300) if isinstance(layer, Scale) else ball)
-            reach.append(torch.minimum(rows, ball))
-    return Geometry(tuple(axes), tuple(reach), norms)
+    sizes, directions, reach, norms = [one], [one], [one.expand(network.sizes[0])], {}
+    for index, layer in enumerate(network.layers):
+        before = layer.inputs[0]
+        size, direction, far = sizes[before], directions[before], reach[before]
+        if isinstance(layer, Add):
+            size = torch.stack([sizes[value] * directions[value].max() for value in layer.inputs]).sum(0) * (1 + 1e-15)
+            direction, far = one, (far + reach[layer.inputs[1]]) * (1 + 1e-15)
+        elif isinstance(layer, Scale):
+            direction = row_norms(layer, direction)
+            direction = torch.maximum(direction, (FLATTEST * direction.max()).clamp(min=1e-300))
+            if len(direction) == 1:
+                size, direction = size * direction, one
+            far = (size * direction).expand(network.sizes[index + 1])
+        elif not isinstance(layer, Relu):
+            rows = row_norms(layer, size * direction)
+            norms[index] = spectral_norm(layer, direction)
+            size = size * norms[index] * (1 + SLACK)  # room for the rounding of whoever proves the norm again
+            direction, far = one, torch.minimum(rows, size)
+        sizes.append(size)
+        directions.append(direction)
+        reach.append(far)
+    axes = tuple(size * direction for size, direction in zip(sizes, directions, strict=True))
+    return Geometry(axes, tuple(reach), norms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +99,50 @@ def enclosures(
     boxes: from the reach of each number, or the intersection of that with plain CROWN's bounds.
     """
     values = network.values(x)
-    found: dict[int, Enclosure] = {}
+    radii, spares = _with_rounding(network, values, radius, shape)
+    known: dict[int, Enclosure] = {}
     for layer in network.layers:
-        if not isinstance(layer, Relu) or layer.inputs[0] in found:
+        if not isinstance(layer, Relu) or layer.inputs[0] in known:
             continue
         at = layer.inputs[0]
         centre = values[at]
-        # The centre is rounded: what the ball is to hold is the exact one's neighbourhood.
-        spare = SPARE * (1 + centre.abs().amax(1, keepdim=True))
-        away = radius[:, None] * shape.reach[at] + spare
+        axes = radii[at] * shape.axes[at]
+        spare = spares[at] + SPARE * axes.amax(1, keepdim=True)
+        away = radii[at] * shape.reach[at] + spare
         lower, upper = centre - away, centre + away
-        axes = radius[:, None] * shape.axes[at] + spare
-        found[at] = Enclosure(centre, axes, lower, upper)
-        if boxes == "crown" and any(isinstance(each, Relu) for each in network.layers[:at]):
-            low, high = _crown_box(network, at, x, radius, found)
-            found[at] = Enclosure(centre, axes, torch.maximum(lower, low), torch.minimum(upper, high))
-    return found
+        known[at] = Enclosure(centre, axes, lower, upper)
+        if boxes == "crown" and any(isinstance(before, Relu) for before in network.layers[:at]):
+            low, high = _crown_box(network, at, x, radius, known)
+            low, high = low - SPARE * low.abs() - spare, high + SPARE * high.abs() + spare
+            known[at] = Enclosure(centre, axes, torch.maximum(lower, low), torch.minimum(upper, high))
+    return known
+
+
+def _with_rounding(
+    network: Network, values: Sequence[Tensor], radius: Tensor, shape: Geometry
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Per value the radius [B, 1], in units of its axes, that holds it although its centre is rounded; and of each number
+    what its own layer rounds away at most, [B, n].
+
+    A sum is wrong by a share of the sizes that were added up, not of the result, which can be 0 of large terms. What the
+    layers before were wrong by goes through a layer like the ball. So all of it scales with the network's unit.
+    """
+    radii, spares = [radius[:, None] * (1 + SPARE)], [SPARE * values[0].abs()]
+    for index, layer in enumerate(network.layers):
+        before = layer.inputs[0]
+        if isinstance(layer, Relu):
+            radii.append(radii[before])
+            spares.append(spares[before])
+            continue
+        if isinstance(layer, Add):
+            other = layer.inputs[1]
+            inside, spare = torch.maximum(radii[before], radii[other]), spares[before] + spares[other]
+        else:
+            sizes = replace(layer, weight=layer.weight.abs(), bias=layer.bias.abs())
+            inside, spare = radii[before], SPARE * sizes.forward(values[before].abs())
+        radii.append(inside + (spare / shape.axes[index + 1]).norm(dim=1, keepdim=True))
+        spares.append(spare)
+    return radii, spares
 
 
 def _crown_box(
@@ -119,8 +156,7 @@ def _crown_box(
     for piece in unit.split(width):
         low.append(crown(network, x, radius, piece, known, value=at))
         high.append(-crown(network, x, radius, -piece, known, value=at))
-    low, high = torch.cat(low, 1), torch.cat(high, 1)
-    return low - SPARE * (1 + low.abs()), high + SPARE * (1 + high.abs())
+    return torch.cat(low, 1), torch.cat(high, 1)
 
 
 # One backward pass
@@ -269,6 +305,7 @@ def ascend(
     idle = torch.zeros(shape[0], dtype=torch.int64)
     steps = 0
     while steps < search.iterations and (idle <= search.patience).any():
+        beat()  # of a large network a step takes seconds, and a batch many of them
         steps += 1
         with torch.enable_grad():
             value, slopes = bound()

@@ -25,9 +25,10 @@ from torch import Tensor
 from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
 from equipoise.core.options import closed
+from equipoise.core.progress import progress
 from equipoise.verification import semidefinite
 from equipoise.verification.bounds import PUBLISHED, Box, Enclosure, Geometry, Search, enclosures, geometry, narrowed
-from equipoise.verification.network import Network, Scale
+from equipoise.verification.network import Network
 from equipoise.verification.sdp_crown import Method, Offset, Relaxation, Slopes, optimize
 
 # What a margin gives away so that a checker with its own rounding errors proves it.
@@ -114,7 +115,7 @@ def certified_margins(
 
 
 def refined(
-    network: Network, x: Tensor, radius: Tensor, labels: Tensor, found: Certified, wanted: Tensor | None = None
+    network: Network, x: Tensor, radius: Tensor, labels: Tensor, certified: Certified, wanted: Tensor | None = None
 ) -> Certified:
     """The same with margins of undecided pairs raised by `semidefinite`, as far as it proves more; none gets lower.
 
@@ -123,22 +124,24 @@ def refined(
     Inputs with more than `semidefinite.LARGEST` entries are left as they are. The claim is about the ball alone, and so
     holds for ball and box.
     """
-    margins, duals = found.margins.clone(), dict(found.duals)
+    margins, duals = certified.margins.clone(), dict(certified.duals)
     small, flat = narrowed(network, x.double())
     chosen = specifications(labels, network.outputs)
-    for i in range(len(x)) if wanted is None else wanted.nonzero()[:, 0].tolist():
-        places = [j for j in margins[i].argsort().tolist() if margins[i, j] < 0]
-        if not places or semidefinite.entries(found.known, i, flat.shape[1]) > semidefinite.LARGEST:
-            continue
-        problem = semidefinite.problem(small, flat[i], radius[i].item(), found.known, i)
-        for j in places:
-            dual = semidefinite.solve(problem, chosen[i, j] @ problem.output)
-            bound = dual.bound - SLACK * (1 + abs(dual.bound))
-            if bound > margins[i, j]:
-                margins[i, j], duals[i, j] = bound, dual
-            if margins[i, j] < 0:
-                break
-    return replace(found, margins=margins, duals=duals)
+    items = range(len(x)) if wanted is None else wanted.nonzero()[:, 0].tolist()
+    with progress("refining", total=len(items), unit="inputs") as bar:
+        for i in items:
+            negative = [j for j in margins[i].argsort().tolist() if margins[i, j] < 0]
+            if negative and semidefinite.entries(certified.known, i, flat.shape[1]) <= semidefinite.LARGEST:
+                problem = semidefinite.problem(small, flat[i], radius[i].item(), certified.known, i)
+                for j in negative:
+                    dual = semidefinite.solve(problem, chosen[i, j] @ problem.output)
+                    bound = dual.bound - SLACK * (1 + abs(dual.bound))
+                    if bound > margins[i, j]:
+                        margins[i, j], duals[i, j] = bound, dual
+                    if margins[i, j] < 0:
+                        break
+            bar.advance()
+    return replace(certified, margins=margins, duals=duals)
 
 
 def contents(
@@ -147,37 +150,35 @@ def contents(
     radius: Tensor,
     labels: Tensor,
     shape: Geometry,
-    found: Certified,
+    certified: Certified,
     box: Box | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The arrays of one certificate after the other, for the inputs that `found` (by "sdp-crown") is about."""
-    for i in range(len(found.margins)):
+    """The arrays of one certificate after the other, for the inputs that `certified` (by "sdp-crown") is about."""
+    for i in range(len(certified.margins)):
         content: dict[str, Any] = {
             "format": np.array(FORMAT, dtype=np.int64),
             "network": np.array(network.digest),
             "label": np.array(int(labels[i]), dtype=np.int64),
             "input": x[i].double().flatten().numpy(),
             "radius": radius[i].double().numpy(),
-            "margins": found.margins[i].numpy(),
+            "margins": certified.margins[i].numpy(),
         }
         if box is not None:
             content["box"] = np.array(box, dtype=np.float64)
-            content["lambda_input"] = (found.relaxation.multipliers[0][i] / radius[i].double() ** 2).numpy()
-        for place, norm in shape.norms.items():
-            if not isinstance(network.layers[place], Scale):
-                content[f"norm_{place}"] = np.array(norm)
-        for at, e in found.known.items():
+            content["lambda_input"] = (certified.relaxation.multipliers[0][i] / radius[i].double() ** 2).numpy()
+        content |= {f"norm_{index}": np.array(norm) for index, norm in shape.norms.items()}
+        for at, e in certified.known.items():
             for name in ("centre", "axes", "lower", "upper"):
                 content[f"{name}_{at}"] = getattr(e, name)[i].numpy()
-            content[f"slopes_{at}"] = found.relaxation.slopes[at][i].numpy()
-            content[f"lambda_{at}"] = found.relaxation.multipliers[at][i].numpy()
-        places = [j for item, j in found.duals if item == i]
-        if places:
-            duals = [found.duals[i, j] for j in places]
-            content |= {"refined": np.array(places, dtype=np.int64), "ball": np.array([dual.ball for dual in duals])}
-            for at, e in found.known.items():
+            content[f"slopes_{at}"] = certified.relaxation.slopes[at][i].numpy()
+            content[f"lambda_{at}"] = certified.relaxation.multipliers[at][i].numpy()
+        raised = [j for item, j in certified.duals if item == i]
+        if raised:
+            duals = [certified.duals[i, j] for j in raised]
+            content |= {"refined": np.array(raised, dtype=np.int64), "ball": np.array([dual.ball for dual in duals])}
+            for at, e in certified.known.items():
                 bent = (e.lower[i] < 0) & (e.upper[i] > 0)
-                whole = np.zeros((len(places), semidefinite.KINDS, len(bent)))
+                whole = np.zeros((len(raised), semidefinite.KINDS, len(bent)))
                 whole[:, :, bent.numpy()] = torch.stack([dual.multipliers[at] for dual in duals]).numpy()
                 content[f"multipliers_{at}"] = whole
         yield content

@@ -158,14 +158,15 @@ class Certifying(Request):
     def _rows(self, done: set[int], folder: Path | None) -> Iterator[tuple[CertifiedRow, dict[str, str]]]:
         """The rows that are not done yet with the digests of their files, which are written first."""
         shape, size = geometry(self.net), batch_size(self.net)
-        with progress("certifying", total=len(self.x), unit="inputs") as bar:
+        with progress("certifying", total=len(self.x), unit="inputs", done=len(done)) as bar:
             for begin in range(0, len(self.x), size):
                 block = range(begin, min(begin + size, len(self.x)))
-                if not done.issuperset(block):
-                    for row, files in self._block(block, shape, folder):
-                        if row.index not in done:
-                            yield row, files
-                bar.update(block.stop)
+                if done.issuperset(block):
+                    continue
+                for row, files in self._block(block, shape, folder):
+                    if row.index not in done:
+                        yield row, files
+                        bar.advance()
 
     def _block(
         self, block: range, shape: Geometry, folder: Path | None
@@ -179,16 +180,16 @@ class Certifying(Request):
         filled = [*right, *right[-1:] * (-len(right) % min(LANES, batch_size(self.net)))]
         x, labels = self.x[filled], self.labels[filled]
         radii = self._largest(x, labels, shape) if self.largest else self.radii[filled]
-        found = self._certified(x, radii, labels, shape, self.iterations)
+        certified = self._certified(x, radii, labels, shape, self.iterations)
         generators = [_generator(self.seed, index) for index in filled]
         chosen = specifications(labels, self.net.outputs)
         worst, points = attack(self.net, x, radii, chosen, generator=generators, box=self.box, steps=self.attack_steps)
         if self.refine:
             wanted = (worst.amin(1) >= 0) & (torch.arange(len(filled)) < len(right))
-            found = refined(self.net, x, radii, labels, found, wanted)
-        arrays = contents(self.net, x, radii, labels, shape, found, self.box)
+            certified = refined(self.net, x, radii, labels, certified, wanted)
+        arrays = contents(self.net, x, radii, labels, shape, certified, self.box)
         for i, (index, content) in enumerate(zip(right, arrays, strict=False)):
-            margins, attacked = found.margins[i].tolist(), worst[i].tolist()
+            margins, attacked = certified.margins[i].tolist(), worst[i].tolist()
             if min(attacked) < min(margins):
                 raise WorkFailed(
                     f"input {index}: an attacked margin is below the certified one; this is a defect, report it."
@@ -212,8 +213,8 @@ class Certifying(Request):
 
     def _certified(self, x: Tensor, radii: Tensor, labels: Tensor, shape: Geometry, iterations: int) -> Certified:
         how: dict[str, Any] = {"slopes": self.slopes, "offset": self.offset, "box": self.box, "shape": shape}
-        (found,) = certified_margins(self.net, x, radii, labels, search=Search(iterations=iterations), **how)
-        return found
+        (certified,) = certified_margins(self.net, x, radii, labels, search=Search(iterations=iterations), **how)
+        return certified
 
     def _largest(self, x: Tensor, labels: Tensor, shape: Geometry) -> Tensor:
         """Per input the largest radius found certified, by bisection of its logarithm; at worst LipNaive's own."""
@@ -224,8 +225,8 @@ class Certifying(Request):
         bottom, high = low.clone(), low * BRACKET
         for _ in range(HALVINGS):
             middle = (low * high).sqrt()
-            found = self._certified(x, middle, labels, shape, max(self.iterations // 3, 1))
-            held = found.margins.amin(1) > 0
+            certified = self._certified(x, middle, labels, shape, max(self.iterations // 3, 1))
+            held = certified.margins.amin(1) > 0
             low, high = torch.where(held, middle, low), torch.where(held, high, middle)
         # The search for the certificate starts anew with more iterations, so a hair less than was certified is safe.
         return torch.where(low > bottom, low * (1 - 1e-3), low)
@@ -243,7 +244,9 @@ def _written(folder: Path, name: str, content: Mapping[str, Any]) -> dict[str, s
 
 def _is_whole(stored: Mapping[str, Any], folder: Path) -> bool:
     """Whether the files of a stored row are there as they were written."""
-    return all((folder / name).is_file() and sha256_file(folder / name) == its for name, its in stored["files"].items())
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in stored["files"].items()
+    )
 
 
 def _check(folder: Path, indices: Sequence[int]) -> int:
@@ -314,10 +317,10 @@ def _labels_beside(path: Path, content: Mapping[str, np.ndarray], image: str, co
 
 
 def _classes(labels: Any) -> Tensor:
-    found = torch.as_tensor(np.ascontiguousarray(labels)).flatten()
-    if found.is_floating_point() and not (found == found.round()).all():
+    classes = torch.as_tensor(np.ascontiguousarray(labels)).flatten()
+    if classes.is_floating_point() and not (classes == classes.round()).all():
         raise BadInput("The labels are no whole numbers; expected one class an input, from 0.")
-    return found.long()
+    return classes.long()
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ from equipoise.verification.rounding import Array, Near, down, length, near, off
 
 DENSE = 2**25  # entries of a map whose norm is proved by a factorisation; above, sqrt(|W|_1 |W|_inf) is the bound
 PIECE = 2**22  # numbers of padded pictures at once, where a convolution is made such a map
+FLATTEST = 2.0**-20  # of the longest axis: the error of a centre over a flatter one would be the longest
 SMALLEST = 2.0**-900  # of an axis: beside smaller ones an underflow would count
 ROWS = 2**28  # numbers of all values' rows in a quadratic form
 
@@ -100,11 +101,11 @@ def _apply(layer: dict[str, Any], x: Array, change: Callable[[Array], Array] = _
     inner = _inner(layer, pictures)
     inner[:] = x.reshape(inner.shape)
     out, *size = _out_shape(layer)
-    found = np.zeros((*pictures.shape[:2], out // layer["groups"], np.prod(size)))
+    outputs = np.zeros((*pictures.shape[:2], out // layer["groups"], np.prod(size)))
     for weight, (rows, columns) in _taps(layer):
         met = pictures[..., rows, columns]
-        found += change(weight) @ met.reshape(*met.shape[:3], -1)
-    return found.reshape(*x.shape[:-1], -1)
+        outputs += change(weight) @ met.reshape(*met.shape[:3], -1)
+    return outputs.reshape(*x.shape[:-1], -1)
 
 
 def _back(layer: dict[str, Any], c: Array, change: Callable[[Array], Array] = _same) -> Array:
@@ -239,10 +240,10 @@ class _Proof:
         self.others = [each for each in range(net.sizes[-1]) if each != self.label]
 
     def _above(self, least: float, key: str) -> Array:
-        found = self.content[key]
-        if not (found > least).all():
+        array = self.content[key]
+        if not (array > least).all():
             raise Refused(f"{key} is not above {least:.3g}")
-        return found
+        return array
 
     def margins(self) -> Array:
         self._prove_enclosures()
@@ -268,7 +269,7 @@ class _Proof:
                 raise Refused("its ball does not meet its box")
         # Of every value centre, scale t and direction d of an ellipsoid |(v - centre) / (t d)| <= 1, lower, upper.
         values: list[tuple[Array, float, Array, Array, Array]] = [(x, r, np.ones(1), low, high)]
-        for place, layer in enumerate(self.net.layers):
+        for index, layer in enumerate(self.net.layers):
             centre, t, d, low, high = values[layer["inputs"][0]]
             if layer["kind"] == "relu":
                 new = (np.maximum(centre, 0), t, d, np.maximum(low, 0), np.maximum(high, 0))
@@ -278,11 +279,12 @@ class _Proof:
                 new = (*new[:3], np.maximum(new[3], down(low + low2)), np.minimum(new[4], up(high + high2)))
             elif layer["kind"] == "scale":
                 # Where it is one number, an ellipsoid is a ball.
-                d = np.maximum(abs(layer["weight"]) * d, 1e-300)
+                d = abs(layer["weight"]) * d
+                d = np.maximum(d, max(FLATTEST * d.max(), 1e-300))  # a longer axis holds as much and more
                 new = _around(_forward(layer, near(centre)), *((t, d) if len(d) > 1 else (t * d[0], np.ones(1))))
             else:
                 after = _forward(layer, near(centre))
-                new = _around(after, t * self._norm(place, layer, d), np.ones(1))
+                new = _around(after, t * self._norm(index, layer, d), np.ones(1))
                 away = t * _row_lengths(layer, d) + after.error  # both with room for the roundings here
                 new = (*new[:3], np.maximum(new[3], new[0] - away), np.minimum(new[4], new[0] + away))
             values.append(new)
@@ -299,21 +301,21 @@ class _Proof:
                 raise Refused(f"the box at layer input {at} is too small")
             self.sets[at] = (claimed, axes, lower, upper)
 
-    def _norm(self, place: int, layer: dict[str, Any], d: Array) -> float:
+    def _norm(self, index: int, layer: dict[str, Any], d: Array) -> float:
         """An upper bound on |W diag(d)|_2, proved from the claimed one; proved once a network."""
-        claimed = float(self.content[f"norm_{place}"])
+        claimed = float(self.content[f"norm_{index}"])
         # The direction d depends on the layers alone, so the claim is all that can differ.
-        if (place, claimed) not in self.net.norms:
-            self.net.norms[place, claimed] = prove_norm(layer, d, claimed)
-        return self.net.norms[place, claimed]
+        if (index, claimed) not in self.net.norms:
+            self.net.norms[index, claimed] = prove_norm(layer, d, claimed)
+        return self.net.norms[index, claimed]
 
     # All layers at once
 
     def _refined(self, proved: Array) -> Array:
         """The margins with those listed as refined replaced where their quadratic forms prove more."""
-        places, balls, claimed = (self.content[name] for name in ("refined", "ball", "margins"))
-        if not np.isin(places, np.arange(len(proved))).all():
-            raise Refused(f"refined names margins that there are not: {places}")
+        indices, balls, claimed = (self.content[name] for name in ("refined", "ball", "margins"))
+        if not np.isin(indices, np.arange(len(proved))).all():
+            raise Refused(f"refined names margins that there are not: {indices}")
         f, g, outputs, bent = self._rows()
         corner = np.zeros((outputs.value.shape[1], 1))
         corner[0] = 1
@@ -321,16 +323,16 @@ class _Proof:
         # Of w: the 1, the input and every layer's outputs are in unit balls.
         size = 2 + len(bent)
         proved = proved.copy()
-        for row, place in enumerate(places):
+        for row, index in enumerate(indices):
             parts = [self.content[f"multipliers_{at}"][row][:, here].reshape(-1) for at, here in bent.items()]
             m, ball = np.concatenate([np.zeros(0), *parts]), balls[row]
             if not (m >= 0).all() or not ball >= 0:
-                raise Refused(f"the multipliers of margin {place} are not nonnegative numbers, one an inequality")
-            objective = outputs[self.label] - outputs[self.others[place]]
+                raise Refused(f"the multipliers of margin {index} are not nonnegative numbers, one an inequality")
+            objective = outputs[self.label] - outputs[self.others[index]]
             half = (f.T * m) @ g + objective[None] * corner
-            form = (half + half.T) * 0.5 + input_ball * ball - corner * claimed[place] * corner.T
+            form = (half + half.T) * 0.5 + input_ball * ball - corner * claimed[index] * corner.T
             if _nonnegative(form, size):
-                proved[place] = max(proved[place], claimed[place])
+                proved[index] = max(proved[index], claimed[index])
         return proved
 
     def _rows(self) -> tuple[Near, Near, Near, dict[int, NDArray]]:

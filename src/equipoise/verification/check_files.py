@@ -228,23 +228,23 @@ def _keys(row: Any, wanted: Collection[str], where: str) -> None:
         raise Refused(f"{where} has not exactly {', '.join(sorted(wanted))}: {told(other)}")
 
 
-def _whole(found: Any, what: str, least: int, count: int | None = None) -> tuple[int, ...]:
+def _whole(value: Any, what: str, least: int, count: int | None = None) -> tuple[int, ...]:
     """A list of whole numbers from `least` on. A truth value is none, although Python has it for one."""
-    numbers = found if isinstance(found, list) and 0 < len(found) <= DIMENSIONS else [None]
+    numbers = value if isinstance(value, list) and 0 < len(value) <= DIMENSIONS else [None]
     if not all(type(each) is int and least <= each <= LARGEST for each in numbers):
-        raise Refused(f"{what} is {told(found)}, not one or some whole numbers from {int(least)} on")
-    if count is not None and len(found) != count:
-        raise Refused(f"{what} is {told(found)}, not {count} of them")
-    return tuple(found)
+        raise Refused(f"{what} is {told(value)}, not one or some whole numbers from {int(least)} on")
+    if count is not None and len(value) != count:
+        raise Refused(f"{what} is {told(value)}, not {count} of them")
+    return tuple(value)
 
 
-def _word(found: Any) -> str:
-    return found if isinstance(found, str) else ""
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
-def told(found: Any) -> str:
+def told(value: Any) -> str:
     """What a file says, on one line of bounded length."""
-    text = ascii(found)
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -254,18 +254,18 @@ Form = tuple[str, tuple[int, ...]]  # type and shape
 HEAD = re.compile(rb"\{'descr': '(<i8|<U64|<f4|<f8)', 'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n")
 
 
-def fit(found: Mapping[str, Form], net: Net) -> None:
+def fit(forms: Mapping[str, Form], net: Net) -> None:
     """Raises Refused where these are not the arrays of a certificate about this network."""
-    _named(found, net)
-    refined = math.prod(found["refined"][1]) if "refined" in found else 0
+    _named(forms, net)
+    refined = math.prod(forms["refined"][1]) if "refined" in forms else 0
     if refined >= net.sizes[-1]:
         raise Refused(f"it refines {refined} of {net.sizes[-1] - 1} margins")
-    for name, (kinds, shapes) in _forms(net, found, refined).items():
-        kind, shape = found[name]
+    for name, (kinds, shapes) in _forms(net, forms, refined).items():
+        kind, shape = forms[name]
         if kind not in kinds or shape not in shapes:
             wanted = " or ".join(f"{kinds[0]} of shape {each}" for each in shapes)
             raise Refused(f"its {name} is {told(kind)} of shape {told(shape)}, not {wanted}")
-    if sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in found.values()) > CERTIFICATE:
+    if sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in forms.values()) > CERTIFICATE:
         raise Refused(f"its arrays have more than {CERTIFICATE} bytes, too many for this checker")
 
 
@@ -282,7 +282,7 @@ def _named(names: Collection[str], net: Net) -> None:
 def _forms(net: Net, names: Collection[str], refined: int) -> dict[str, tuple[tuple[str, ...], list[tuple[int, ...]]]]:
     """The types and shapes that every array of a certificate may have, when it has `refined` margins of that kind."""
     count, number = net.sizes[-1] - 1, ("<f8",)
-    found: dict[str, tuple[tuple[str, ...], list[tuple[int, ...]]]] = {
+    forms: dict[str, tuple[tuple[str, ...], list[tuple[int, ...]]]] = {
         "format": (("<i8",), [()]),
         "network": (("<U64",), [()]),
         "label": (("<i8",), [()]),
@@ -290,22 +290,22 @@ def _forms(net: Net, names: Collection[str], refined: int) -> dict[str, tuple[tu
         "radius": (number, [()]),
         "margins": (number, [(count,)]),
     }
-    for place, layer in enumerate(net.layers):
+    for index, layer in enumerate(net.layers):
         if layer["kind"] in ("linear", "conv2d"):
-            found[f"norm_{place}"] = (number, [()])
+            forms[f"norm_{index}"] = (number, [()])
     if "box" in names:
-        found |= {"box": (number, [(2,)]), "lambda_input": (number, [(count,)])}
+        forms |= {"box": (number, [(2,)]), "lambda_input": (number, [(count,)])}
     if "refined" in names:
-        found |= {"refined": (("<i8",), [(refined,)]), "ball": (number, [(refined,)])}
+        forms |= {"refined": (("<i8",), [(refined,)]), "ball": (number, [(refined,)])}
     for at in net.bent:
         n = net.sizes[at]
-        found |= {f"{name}_{at}": (number, [(n,)]) for name in ("centre", "lower", "upper")}
-        found[f"axes_{at}"] = (number, [(1,), (n,)])
-        found[f"slopes_{at}"] = (("<f4", "<f8"), [(count, n)])
-        found[f"lambda_{at}"] = (number, [(count,)])
+        forms |= {f"{name}_{at}": (number, [(n,)]) for name in ("centre", "lower", "upper")}
+        forms[f"axes_{at}"] = (number, [(1,), (n,)])
+        forms[f"slopes_{at}"] = (("<f4", "<f8"), [(count, n)])
+        forms[f"lambda_{at}"] = (number, [(count,)])
         if "refined" in names:
-            found[f"multipliers_{at}"] = (number, [(refined, KINDS, n)])
-    return found
+            forms[f"multipliers_{at}"] = (number, [(refined, KINDS, n)])
+    return forms
 
 
 def read_certificate(path: str | Path, net: Net) -> dict[str, NDArray]:

@@ -54,7 +54,7 @@ def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> di
         folder = where / "certificates" if (where / ROWS).exists() else where if where.is_dir() else where.parent
         files = sorted(folder.glob("*.npz")) if where.is_dir() else [where]
         stored = folder.parent / ROWS
-        rows, found = _rows(stored) if folder.name == "certificates" and stored.exists() else (None, {})
+        rows, checked = _rows(stored) if folder.name == "certificates" and stored.exists() else (None, {})
     except OSError as error:
         raise Refused(f"{where} cannot be read: {error}.") from error
     if not files and rows is None:
@@ -62,14 +62,14 @@ def check_folder(where: str | Path, net: Net, inputs: Array | None = None) -> di
     seen: dict[bytes, str] = {}
     for file in files:
         try:
-            found[str(file)] = CheckedCertificate(_checked(file, net, rows, inputs, seen))
+            checked[str(file)] = CheckedCertificate(_checked(file, net, rows, inputs, seen))
         except Refused as error:
-            found[str(file)] = CheckedCertificate(reason=str(error))
+            checked[str(file)] = CheckedCertificate(reason=str(error))
     for index, row in (rows or {}).items() if where.is_dir() else ():
         name = str(folder / _name(index))
-        if row["verdict"] != "wrong" and name not in found:
-            found[name] = CheckedCertificate(reason=f"it is missing, and its row says {row['verdict']}")
-    return found
+        if row["verdict"] != "wrong" and name not in checked:
+            checked[name] = CheckedCertificate(reason=f"it is missing, and its row says {row['verdict']}")
+    return checked
 
 
 def _checked(
@@ -113,7 +113,7 @@ def _name(index: int) -> str:
 def _rows(path: Path) -> tuple[dict[int, Any], dict[str, CheckedCertificate]]:
     """A job's rows by index, and what is wrong with the file by place."""
     rows: dict[int, Any] = {}
-    found: dict[str, CheckedCertificate] = {}
+    problems: dict[str, CheckedCertificate] = {}
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
             whole = plain_json(line, "it")
@@ -124,10 +124,10 @@ def _rows(path: Path) -> tuple[dict[int, Any], dict[str, CheckedCertificate]]:
             if rows.setdefault(row["index"], row) != row:
                 raise Refused(f"input {row['index']} has another row before it")
         except Refused as error:
-            found[f"{path}:{number}"] = CheckedCertificate(reason=str(error))
+            problems[f"{path}:{number}"] = CheckedCertificate(reason=str(error))
     if gaps := set(range(len(rows))) - set(rows):
-        found[str(path)] = CheckedCertificate(reason=f"it has no row of input {min(gaps)}")
-    return rows, found
+        problems[str(path)] = CheckedCertificate(reason=f"it has no row of input {min(gaps)}")
+    return rows, problems
 
 
 def _is_row(row: Any) -> bool:

@@ -74,7 +74,7 @@ def compare(
     allowed_per = SLACK * _terms(network) * torch.finfo(run.dtype).eps / 2
     sizes, size = _absolute(network), max(CHUNK // max(network.sizes) // (points + 1), 1)
     every = np.arange(len(x)) if rows is None else np.asarray(rows)
-    worst, found = torch.zeros(3, dtype=torch.float64), 0
+    worst, count = torch.zeros(3, dtype=torch.float64), 0
     for begin in range(0, len(x), size):
         at = slice(begin, begin + size)
         drawn = torch.cat(
@@ -90,37 +90,37 @@ def compare(
         relative = difference.amax(1) / torch.maximum(read.abs().amax(1), truth.abs().amax(1)).clamp(min=1e-300)
         share = (difference / allowed.clamp(min=1e-300)).max()
         worst = torch.maximum(worst, torch.stack([difference.max(), relative.max(), share]))
-        found += len(drawn)
+        count += len(drawn)
     precision = str(run.dtype).removeprefix("torch.")
-    return Faithfulness(run.reference, run.version, precision, found, *worst.tolist())
+    return Faithfulness(run.reference, run.version, precision, count, *worst.tolist())
 
 
 def _started(network: Network, original: Original, x: Tensor) -> tuple[OriginalRun, Callable[[Tensor], Tensor]]:
     """The first run that takes an input."""
-    said = []
+    problems = []
     for run in original.runs():
         try:
             outputs = run.start()
             outputs(x[:1].reshape(-1, *network.shape).to(run.dtype))
         except Exception as error:  # whatever the user's own code, or an evaluator that lacks an operator, raises
-            said.append(f"{run.reference} in {run.dtype}: {error}")
+            problems.append(f"{run.reference} in {run.dtype}: {error}")
         else:
             return run, outputs
     raise BadInput(
-        f"{network.name}: the original does not run on an input of shape {network.shape} ({'; '.join(said)}), so that "
+        f"{network.name}: the original does not run on an input of shape {network.shape} ({'; '.join(problems)}), so that "
         "what was read cannot be compared with it."
     )
 
 
 def _outputs(network: Network, outputs: Callable[[Tensor], Tensor], given: Tensor, run: OriginalRun) -> Tensor:
-    found = outputs(given.reshape(-1, *network.shape))
-    if not isinstance(found, Tensor) or found.numel() != len(given) * network.outputs:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    result = outputs(given.reshape(-1, *network.shape))
+    if not isinstance(result, Tensor) or result.numel() != len(given) * network.outputs:
+        shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise BadInput(
             f"{network.name}: {run.reference} gives {shape} for {len(given)} inputs, where "
             f"{network.outputs} outputs each were read."
         )
-    return found.reshape(len(given), -1).double()
+    return result.reshape(len(given), -1).double()
 
 
 def _refuse(
@@ -128,12 +128,12 @@ def _refuse(
 ) -> None:
     if equal.all():
         return
-    place, output = (int(each) for each in (~equal).nonzero()[0])
-    row, which = rows[place // (points + 1)], place % (points + 1)
+    index, output = (int(each) for each in (~equal).nonzero()[0])
+    row, which = rows[index // (points + 1)], index % (points + 1)
     where = f"input {row}" if which == 0 else f"a point of the ball of input {row}"
     raise BadInput(
-        f"{network.name} is not read as it is computed: at {where}, output {output} is {read[place, output].item():.17g} as "
-        f"it was read and {truth[place, output].item():.17g} in {run.reference} {run.version} ({run.dtype}). Nothing can be "
+        f"{network.name} is not read as it is computed: at {where}, output {output} is {read[index, output].item():.17g} as "
+        f"it was read and {truth[index, output].item():.17g} in {run.reference} {run.version} ({run.dtype}). Nothing can be "
         "certified; something in it acts where the reader does not see it."
     )
 

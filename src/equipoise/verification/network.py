@@ -160,16 +160,16 @@ class Network:
 
     def values(self, x: Tensor) -> list[Tensor]:
         """All values at inputs x: [B, ...], each [B, n]."""
-        found = [x.reshape(len(x), -1)]
+        values = [x.reshape(len(x), -1)]
         for layer in self.layers:
-            given = [found[index] for index in layer.inputs]
+            given = [values[index] for index in layer.inputs]
             if isinstance(layer, Relu):
-                found.append(given[0].relu())
+                values.append(given[0].relu())
             elif isinstance(layer, Add):
-                found.append(given[0] + given[1])
+                values.append(given[0] + given[1])
             else:
-                found.append(layer.forward(given[0]))
-        return found
+                values.append(layer.forward(given[0]))
+        return values
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [B, classes] at inputs x: [B, ...]."""
@@ -189,13 +189,13 @@ class Network:
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over what the network computes: its description, and of every parameter name, shape and float64 numbers."""
-        found = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
-        for place, layer in enumerate(self.layers):
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        for index, layer in enumerate(self.layers):
             if isinstance(layer, Affine):
                 for name in ("weight", "bias"):
                     tensor = getattr(layer, name).double().contiguous()
-                    found.update(f"\n{place}.{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-        return found.hexdigest()
+                    digest.update(f"\n{index}.{name} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
 
     def description(self) -> dict[str, Any]:
         """What is not a parameter, as JSON values."""
@@ -234,10 +234,10 @@ class Builder:
 
     def view(self, value: int, shape: Sequence[int]) -> int:
         """The same numbers, read with another shape."""
-        place, before = self.views[value]
-        if min(shape, default=0) < 1 or math.prod(shape) != self.sizes[place]:
+        index, before = self.views[value]
+        if min(shape, default=0) < 1 or math.prod(shape) != self.sizes[index]:
             raise BadInput(f"a value of shape {before} cannot be read with the shape {tuple(shape)}")
-        self.views.append((place, tuple(shape)))
+        self.views.append((index, tuple(shape)))
         return len(self.views) - 1
 
     def flatten(self, value: int) -> int:
@@ -374,12 +374,12 @@ class Builder:
 
     def add(self, value: int, other: int) -> int:
         """Both of the same shape: one that broadcasts is not known."""
-        shape, places = self.shape_of(value), (self.place(value), self.place(other))
+        shape, operands = self.shape_of(value), (self.place(value), self.place(other))
         if shape != self.shape_of(other):
             raise BadInput(f"a sum meets values of shapes {shape} and {self.shape_of(other)}; expected equal ones")
-        if places[0] == places[1]:
+        if operands[0] == operands[1]:
             return self.with_number("mul", value, torch.tensor(2.0))
-        return self._append(Add(places), shape)
+        return self._append(Add(operands), shape)
 
     def subtract(self, value: int, other: int) -> int:
         return self.add(value, self.with_number("mul", other, torch.tensor(-1.0)))
@@ -397,9 +397,9 @@ class Builder:
             layers, sizes = _merged(layers, sizes, self.place(value))
         if not layers or (not merge and self.place(value) != len(layers)):
             raise BadInput(f"{name}: the output is not what the last layer gives; expected a network with layers.")
-        for place, layer in enumerate(layers):
+        for index, layer in enumerate(layers):
             if isinstance(layer, Affine) and not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
-                raise BadInput(f"{name}: layer {place} ({KINDS[type(layer)]}) has a parameter that is not finite.")
+                raise BadInput(f"{name}: layer {index} ({KINDS[type(layer)]}) has a parameter that is not finite.")
         return Network(tuple(layers), self.shape, name, tuple(sizes))
 
     def _append(self, layer: Layer, shape: Shape) -> int:
@@ -427,23 +427,23 @@ def not_supported(kind: str, known: Iterable[str]) -> BadInput:
 
 def _merged(layers: Sequence[Layer], sizes: Sequence[int], output: int) -> tuple[list[Layer], list[int]]:
     needed = {output}
-    for place in range(output, 0, -1):
-        if place in needed:
-            needed.update(layers[place - 1].inputs)
+    for value in range(output, 0, -1):
+        if value in needed:
+            needed.update(layers[value - 1].inputs)
     order = sorted(needed - {0})
-    readers = Counter(index for place in order for index in layers[place - 1].inputs)
+    readers = Counter(index for value in order for index in layers[value - 1].inputs)
     at, kept, widths = {0: 0}, [], [sizes[0]]
-    for place in order:
-        layer = layers[place - 1]
+    for value in order:
+        layer = layers[value - 1]
         before = at[layer.inputs[0]]
         if isinstance(layer, Scale) and before and readers[layer.inputs[0]] == 1:
             merged = _scaled(kept[before - 1], layer)
             if merged is not None:
-                kept[before - 1], at[place] = merged, before
+                kept[before - 1], at[value] = merged, before
                 continue
         kept.append(replace(layer, inputs=tuple(at[index] for index in layer.inputs)))
-        widths.append(sizes[place])
-        at[place] = len(kept)
+        widths.append(sizes[value])
+        at[value] = len(kept)
     return kept, widths
 
 
@@ -466,12 +466,12 @@ def write_network(network: Network, path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {}
-    for place, layer in enumerate(network.layers):
+    for index, layer in enumerate(network.layers):
         if isinstance(layer, Affine):
             for name in ("weight", "bias"):
                 whole = getattr(layer, name).contiguous()
                 single = whole.float()
-                tensors[f"{place}.{name}"] = single if torch.equal(single.double(), whole) else whole.clone()
+                tensors[f"{index}.{name}"] = single if torch.equal(single.double(), whole) else whole.clone()
     metadata = {METADATA: json.dumps(network.description())}
     produce_atomic(path, lambda target: save_file(tensors, target, metadata=metadata))
 

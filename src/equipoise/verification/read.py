@@ -26,24 +26,24 @@ def read(
     says it. Raises BadInput for what cannot be read, and for a network with one output.
     """
     if isinstance(network, str | Path):
-        found = _file(Path(network), architecture, shape)
+        reading = _file(Path(network), architecture, shape)
     elif architecture is not None:
         raise BadInput("An architecture describes a file of parameters; a network in memory describes itself.")
     elif isinstance(network, Network):
-        found = Reading(network)
+        reading = Reading(network)
     else:
         from equipoise.verification.from_torch import ModuleOriginal, from_module
 
         if shape is None:
             raise BadInput("A module needs the shape of one input.")
         name = type(network).__name__
-        found = Reading(from_module(network, shape, name=name), ModuleOriginal(network, name))
-    if found.network.outputs < 2:
+        reading = Reading(from_module(network, shape, name=name), ModuleOriginal(network, name))
+    if reading.network.outputs < 2:
         raise BadInput(
-            f"{found.network.name} has one output; a class needs two or more. For a decision by its sign, let the last "
+            f"{reading.network.name} has one output; a class needs two or more. For a decision by its sign, let the last "
             "layer give the output and its negative."
         )
-    return found
+    return reading
 
 
 def read_network(path: str | Path, *, architecture: str | None = None, shape: Sequence[int] | None = None) -> Network:
@@ -208,19 +208,19 @@ def _stored(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tenso
 def _stored_layer(
     builder: Builder, row: Any, tensors: Mapping[str, Tensor], values: Sequence[int], used: set[str]
 ) -> int:
-    place, kind = len(values) - 1, row["kind"]
+    index, kind = len(values) - 1, row["kind"]
     if kind not in KINDS.values():
-        raise BadInput(f"layer {place} is a {kind!r}")
+        raise BadInput(f"layer {index} is a {kind!r}")
     _fields(row, ("kind", "inputs", *(("shape", *CONVOLUTION) if kind == "conv2d" else ())))
     inputs = row["inputs"]
     if len(inputs) != (2 if kind == "add" else 1) or not all(
-        type(each) is int and 0 <= each <= place for each in inputs
+        type(each) is int and 0 <= each <= index for each in inputs
     ):
-        raise BadInput(f"layer {place} ({kind}) reads {inputs}")
+        raise BadInput(f"layer {index} ({kind}) reads {inputs}")
     given = [builder.flatten(values[each]) for each in inputs]
     if kind in ("relu", "add"):
         return getattr(builder, kind)(*given)
-    names = [f"{place}.{each}" for each in ("weight", "bias")]
+    names = [f"{index}.{each}" for each in ("weight", "bias")]
     used.update(names)
     weight, bias = (tensors[each] for each in names)
     if kind == "conv2d":

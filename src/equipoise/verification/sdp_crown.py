@@ -70,9 +70,9 @@ def ball_offset(c: Tensor, g: Tensor, multiplier: Tensor, e: Enclosure) -> Tenso
 
 def ball_box_offset(c: Tensor, g: Tensor, multiplier: Tensor, e: Enclosure) -> Tensor:
     """d(lambda) of this module's head over the ball (or ellipsoid) and the box. Differentiable in c, g, lambda. [B, S]."""
-    found = _BallBox.apply(c, g, multiplier, e)
-    assert isinstance(found, Tensor)
-    return found
+    offset = _BallBox.apply(c, g, multiplier, e)
+    assert isinstance(offset, Tensor)
+    return offset
 
 
 class _BallBox(torch.autograd.Function):
@@ -200,8 +200,10 @@ def optimize(
         {"params": list(multipliers.values()), "lr": search.multiplier_rate},
     ]
     kept, steps = ascend(bound, (c.shape[0], c.shape[1]), groups, settle, search)
-    found, relaxation = evaluate(network, x, radius, specifications, known, kept, method=method, offset=offset, box=box)
-    return found, replace(relaxation, steps=steps)
+    proved, relaxation = evaluate(
+        network, x, radius, specifications, known, kept, method=method, offset=offset, box=box
+    )
+    return proved, replace(relaxation, steps=steps)
 
 
 @torch.no_grad()
@@ -213,18 +215,18 @@ def _first_multipliers(
     inputs: Enclosure | None,
 ) -> dict[int, Tensor]:
     """The best log lambda [B, S] of every layer for CROWN's slopes; at 0 that of the input, when it has a box as well."""
-    found: dict[int, Tensor] = {}
+    multipliers: dict[int, Tensor] = {}
 
     def step(index: int, c: Tensor) -> tuple[Tensor, Tensor]:
         e, (above, below) = known[index], crowns[index]
         g = c * torch.where(c >= 0, above, below)
-        found[index] = best_multiplier(c, g, e, steps=15).log()
+        multipliers[index] = best_multiplier(c, g, e, steps=15).log()
         return g, box_offset(c, g, e)
 
     a, _ = backward(network, c, step)
     if inputs is not None:
-        found[0] = best_multiplier(torch.zeros_like(a), -a, inputs, steps=15).log()
-    return found
+        multipliers[0] = best_multiplier(torch.zeros_like(a), -a, inputs, steps=15).log()
+    return multipliers
 
 
 @closed

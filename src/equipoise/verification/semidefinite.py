@@ -101,10 +101,10 @@ def matrix(p: Problem, objective: Tensor, y: Tensor) -> Tensor:
     """S of this module's head, [N, N]. objective: the row [N] of c'f; y: the multipliers [K], lambda, t."""
     half = (p.f * y[:-2]) @ p.g.T / 2
     half[0] += objective / 2
-    found = half + half.T
-    found[0, 0] -= y[-2] + y[-1]
-    found.diagonal()[1 : 1 + p.inputs] += y[-2]
-    return found
+    form = half + half.T
+    form[0, 0] -= y[-2] + y[-1]
+    form.diagonal()[1 : 1 + p.inputs] += y[-2]
+    return form
 
 
 def inner(p: Problem, x: Tensor) -> Tensor:
@@ -192,14 +192,14 @@ def _schur(p: Problem, x: Tensor, inverse: Tensor) -> Tensor:
     """The inner products of A_k with x A_l s^-1, [K + 2, K + 2], from what all A_k are: sums of two outer products."""
     count, ball = p.f.shape[1], slice(1, 1 + p.inputs)
     xf, xg, sf, sg = x @ p.f, x @ p.g, inverse @ p.f, inverse @ p.g
-    found = torch.empty(count + 2, count + 2, dtype=torch.float64)
+    system = torch.empty(count + 2, count + 2, dtype=torch.float64)
     mixed = (p.g.T @ xf) * (p.f.T @ sg)
-    found[:count, :count] = ((p.g.T @ xg) * (p.f.T @ sf) + (p.f.T @ xf) * (p.g.T @ sg) + mixed + mixed.T) / 4
+    system[:count, :count] = ((p.g.T @ xg) * (p.f.T @ sf) + (p.f.T @ xf) * (p.g.T @ sg) + mixed + mixed.T) / 4
     through = x[:, ball] @ inverse[ball] - x[:, :1] @ inverse[:1]
-    found[count] = inner(p, _symmetric(through))
-    found[count + 1] = inner(p, _symmetric(-x[:, :1] @ inverse[:1]))
-    found[:count, count:] = found[count:, :count].T
-    return found
+    system[count] = inner(p, _symmetric(through))
+    system[count + 1] = inner(p, _symmetric(-x[:, :1] @ inverse[:1]))
+    system[:count, count:] = system[count:, :count].T
+    return system
 
 
 def _reach(matrix: Tensor, change: Tensor, values: Tensor, changes: Tensor) -> float:
@@ -234,8 +234,8 @@ def _start(p: Problem, objective: Tensor) -> Tensor:
 
 
 def _by_layer(p: Problem, y: Tensor) -> dict[int, Tensor]:
-    found, begin = {}, 0
+    multipliers, begin = {}, 0
     for at, here in p.bent.items():
-        found[at] = y[begin : begin + KINDS * len(here)].reshape(KINDS, -1)
+        multipliers[at] = y[begin : begin + KINDS * len(here)].reshape(KINDS, -1)
         begin += KINDS * len(here)
-    return found
+    return multipliers
