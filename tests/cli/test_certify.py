@@ -46,14 +46,6 @@ def test_run_and_check(here, capsys):
     assert "00001.npz: refused: " in said.out and "1 of 2 accepted" in said.err
 
 
-def test_the_stored_settings_are_the_request(here, capsys):
-    assert main([*RUN, *WORDS, "--box", "0,1"]) == 0
-    assert capsys.readouterr().out.strip().endswith("/out")
-    assert main(["certify", "run", "--config", "out/run.json", "--out", "out"]) == 0  # found done: the same settings
-    assert main(["certify", "run", "--config", "out/run.json", "--out", "out", "--radius", "0.02"]) == 2
-    assert "holds other settings: radius 0.01 (now 0.02)" in capsys.readouterr().err
-
-
 def test_a_search_for_the_largest_radius_needs_none(here, capsys):
     assert main([*SHORT, *WORDS, "--largest-radius", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -67,7 +59,6 @@ def test_a_search_for_the_largest_radius_needs_none(here, capsys):
         ([*RUN, "--network", "net.safetensors"], "does not say how its parameters are used"),
         ([*RUN, "--network", "nte.safetensors"], "Did you mean 'net.safetensors'"),
         ([*RUN, *WORDS, "--box", "0"], "expected 2 values"),
-        ([*RUN, *WORDS, "--norm", "1"], "norm"),
         ([*SHORT, *WORDS], "give --radius"),
         ([*SHORT, *WORDS, "--radius", "-1"], "above 0"),
         (["certify", "check", "none.npz", *WORDS], "No certificate at none.npz"),

@@ -178,13 +178,11 @@ def test_what_the_checker_refuses_gets_no_name(files, monkeypatch):
         ({"radius": 0.0}, "above 0"),
         ({"radius": None}, "give --radius"),
         ({"radius": [0.1, 0.2]}, "2 radii for 6 inputs"),
-        ({"norm": 1}, "option 'norm' is 1"),
         ({"labels": [0, 1, 2, 3, 0, 0]}, "one from 0 an input"),
         ({"inputs": "nothing.npz"}, "cannot be read"),
         ({"inputs": np.zeros((2, 5))}, "takes"),
         ({"inputs": np.full((2, 16), np.nan)}, "finite"),
         ({"box": (0.4, 0.6)}, "outside the box"),
-        ({"iterations": 0}, "at least 1"),
     ],
 )
 def test_wrong_requests(files, words, message):

@@ -15,7 +15,9 @@ import functools
 import html
 import inspect
 import json
+import math
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
+from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, WrongOption
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
 from equipoise.core.options import Options
@@ -221,7 +223,13 @@ class Job(Generic[P, R]):
         names = [name for name, each in self.options.parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
         if len(args) > len(names) or kwargs.keys() & set(names[: len(args)]):
             raise TypeError(f"{self.command}: takes {', '.join(names)} by position, each once")
-        return self.options.read(dict(zip(names, args, strict=False)) | dict(kwargs))
+        read = self.options.read(dict(zip(names, args, strict=False)) | dict(kwargs))
+        for name, value in read.items():
+            if not _has_usable_numbers(value):
+                raise WrongOption(name, f"should be finite and of 64 bits at most, but got {value!r:.80}.")
+            if self.options.setting(name).objects and not _may_be(self.options.hints[name], value):
+                raise WrongOption(name, f"is {value!r}, which is neither text nor an object that it takes.")
+        return read
 
     def _settings(self, values: Mapping[str, Any], request: Request) -> dict[str, Any]:
         kept = {
@@ -337,6 +345,30 @@ def _write(result: Any, folder: Path) -> None:
 
 def _plain_word(value: Any) -> bool:
     return isinstance(value, str) and value == value.strip() != "" and "," not in value
+
+
+def _has_usable_numbers(value: Any) -> bool:
+    """False for nan and infinities, which no run.json can hold, and for whole numbers that no library takes."""
+    if isinstance(value, Mapping):
+        return all(map(_has_usable_numbers, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_has_usable_numbers, value))
+    if isinstance(value, int):
+        return abs(value) <= sys.maxsize
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _may_be(hint: Any, value: Any) -> bool:
+    """Whether a type takes this None or number; anything else is text that was checked, or an object."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if not isinstance(value, bool | int | float | None):
+        return True
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _is_there(value: str | Path) -> bool:

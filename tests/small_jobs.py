@@ -1,0 +1,272 @@
+"""Small inputs of every job, for `test_all_jobs.py`, which holds all jobs to the same: a new job adds its own to SMALL."""
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from chat_models import untaught
+from equipoise.unlearning.result import Measure
+
+Settings = Mapping[str, Any]
+
+
+class Began(Exception):
+    """Here the expensive part of a job would begin."""
+
+
+def begin(*_: Any, **__: Any) -> None:
+    raise Began
+
+
+@dataclass(frozen=True)
+class SmallJob:
+    """What the tests need of one job.
+
+    files: writes what the job reads, and gives the settings that it is called with. whole: further ones with which it can be
+    done to its end. more: others whose fault, or whose sense, lies in several together, or in what a text says.
+    costly: where the expensive part begins, as a patch names it. quick: what stands in for slow parts before that.
+    slow: whether it takes more than a second to its end.
+    """
+
+    files: Callable[[Path], Settings]
+    costly: str
+    whole: Callable[[Path], Settings] = lambda folder: {}
+    more: Callable[[Path], Sequence[Settings]] = lambda folder: ()
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    slow: bool = False
+
+    @contextmanager
+    def stopped(self, *, quick: bool = True) -> Iterator[None]:
+        """The job raises Began where its expensive part begins."""
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in {self.costly: begin, **(self.quick if quick else {})}.items():
+                patched.setattr(name, value)
+            yield
+
+
+def small(name: str) -> SmallJob:
+    """Of the job of this name; fails a test where there are none."""
+    if name not in SMALL:
+        pytest.fail(
+            f"The job {name!r} has no small inputs for the tests of all jobs: add them to SMALL in tests/small_jobs.py."
+        )
+    return SMALL[name]
+
+
+def write_rows(path: Path, rows: Sequence[Settings]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def small_model() -> Any:
+    return untaught(0, context=512)
+
+
+def read_model(*_: Any, **__: Any) -> tuple[Any, Any]:
+    """The small model as if it had been read from its folder; its weights are not copied, since nothing is trained."""
+    return small_model().model, copy.copy(small_model().tokenizer)
+
+
+# certify run
+
+
+def certify_files(folder: Path) -> Settings:
+    generator = torch.Generator().manual_seed(0)
+    layers = {"a": (6, 4), "b": (6, 6), "c": (3, 6)}
+    weights = {f"{name}.weight": torch.randn(size, generator=generator) for name, size in layers.items()}
+    biases = {f"{name}.bias": torch.randn(size[0], generator=generator) for name, size in layers.items()}
+    save_file(weights | biases, folder / "net.safetensors")
+    x = torch.rand(3, 4, generator=generator).numpy()
+    np.savez(folder / "x.npz", X=x, y=np.array([0, 0, 1]))
+    np.save(folder / "y.npy", np.array([0, 0, 1]))
+    np.save(folder / "others.npy", np.array([0, 0, 1, 2]))
+    return {
+        "network": folder / "net.safetensors",
+        "inputs": folder / "x.npz",
+        "radius": 0.1,
+        "architecture": "linear a, relu, linear b, relu, linear c",
+        "input_shape": (4,),
+        "iterations": 2,
+        "attack_steps": 2,
+    }
+
+
+def certify_whole(folder: Path) -> Settings:
+    return {"slopes": "crown", "box": (-1.0, 2.0), "refine": True, "seed": 3}
+
+
+def certify_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"labels": folder / "y.npy"},
+        {"labels": folder / "others.npy"},
+        {"labels": folder / "x.npz"},
+        {"radius": None, "largest_radius": True},
+        {"radius": -0.5},
+        {"radius": [0.1, 0.2, 0.3]},
+        {"radius": [0.1, 0.2]},
+        {"box": (0.0, 1.0)},
+        {"box": (1.0, 0.0)},
+        {"architecture": "linear a, relu, linear c"},
+        {"architecture": None},
+        {"input_shape": (2, 2)},
+        {"input_shape": (-4,)},
+    )
+
+
+# audit judge
+
+
+def audit_files(folder: Path) -> Settings:
+    pytest.importorskip("inspect_ai", reason="needs Inspect AI: the extra `chat`")
+    rows = [{"prompt": f"{i}?", "chosen": f"A good answer {i}.", "rejected": f"A bad answer {i}."} for i in range(16)]
+    (folder / "biases.json").write_text(json.dumps([{"name": "length", "definition": "The judge favours length."}]))
+    slots = ("question", "answer_1", "answer_2")
+    head = "".join(f"{slot}: text\n" for slot in slots)
+    (folder / "rubric.md").write_text(f"---\n{head}---\n# user\n{' '.join(f'{{{{{slot}}}}}' for slot in slots)}\n")
+    (folder / "calls.jsonl").touch()
+    small_model().save(folder / "model")
+    return {
+        "judge": "mockllm/model",
+        "teacher": "rules",
+        "pairs": write_rows(folder / "pairs.jsonl", rows),
+        "biases": folder / "biases.json",
+    }
+
+
+def audit_whole(folder: Path) -> Settings:
+    scored = {"judge": str(folder / "model"), "judge_kind": "logprob", "without_explanation": True, "rounds": 0}
+    return {**scored, "length_control": True, "alpha": 0.1, "seed": 3}
+
+
+def audit_more(folder: Path) -> Sequence[Settings]:
+    scored = audit_whole(folder)
+    rows = [{"prompt": f"Other {i}?", "chosen": "Good.", "rejected": "Bad."} for i in range(8)]
+    return (
+        {"test_pairs": write_rows(folder / "test.jsonl", rows)},
+        {"test_pairs": folder / "pairs.jsonl"},
+        {"rubric": folder / "rubric.md"},
+        {"rubric": folder / "pairs.jsonl"},
+        {"rubric": folder / "rubric.md", "judge_kind": "pointwise"},
+        {"replay": folder / "calls.jsonl"},
+        {"teacher": "mockllm/model", "teacher_tokens": 1, "teacher_args": {"seed": 1}},
+        {"teacher_args": {"seed": 1}},
+        {"teacher_url": "http://here"},
+        {"judge_args": {"api_key": "sk"}},
+        {"judge": "opnai/m"},
+        {"filters": ["mockllm/model", "mockllm/other"]},
+        {"filters": ["mockllm/model", "opnai/m"]},
+        {"prices": {"mockllm/model": (1.0, 2.0)}, "budget": "usd=1"},
+        {"budget": "usd=1"},
+        {"budget": "calls=0"},
+        {"budget": "calls=5,minutes=1"},
+        {"limit": 8},
+        scored,
+        {**scored, "cut": 5},
+        {**scored, "judge_url": "http://here"},
+        {**scored, "judge_args": {"dtype": "bfloat16"}},
+        {**scored, "judge_args": {"dtype": "bfloat61"}},
+        {**scored, "judge_args": {"size": 1}},
+        {**scored, "debias": True},
+        {**scored, "max_connections": 2},
+    )
+
+
+# unlearn
+
+
+class NoScales:
+    """Measures nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __call__(self, language_model: Any) -> dict[str, Measure]:
+        return {}
+
+    def answers(self, language_model: Any) -> dict[str, list[str]]:
+        return {}
+
+    def recalls(self, answers: Any) -> dict[str, Measure]:
+        return {}
+
+
+def unlearn_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    (folder / "template.jinja").write_text("{{ messages[0].content }}")
+    sides = {
+        side: write_rows(
+            folder / f"{side}.jsonl",
+            [{"question": f"What is {side} {i}?", "answer": f"{side} {i}"} for i in range(2)],
+        )
+        for side in ("forget", "retain")
+    }
+    write_rows(folder / "asked.jsonl", [{"ask": "Who?", "answer": "She."}])
+    return {"model": folder / "model", **sides, "steps": 2, "batch_size": 2}
+
+
+def unlearn_whole(folder: Path) -> Settings:
+    return {"objective": "npo", "beta": 0.2, "combine": "sum", "learning_rate": 1e-3, "evaluate_every": 1, "seed": 3}
+
+
+def unlearn_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"retain": folder / "forget.jsonl"},
+        {"general": folder / "asked.jsonl", "fields": {"question": "ask"}},
+        {"general": folder / "asked.jsonl"},
+        {"method": "npo"},
+        {"method": "npoo"},
+        {"stop_at": "forget_accuracy=0.3"},
+        {"stop_at": "forget_accuracy=low"},
+        {"stop_at": "forget_acuracy=0.3"},
+        {"device": "cpu", "dtype": "bfloat16", "attn_implementation": "eager"},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+        {"attn_implementation": "eagre"},
+        {"chat_template": str(folder / "template.jinja")},
+        {"chat_template": str(folder / "none.jinja")},
+        {"train_blocks": 2},
+        {"train_blocks": 3},
+        {"parameters": "lora", "lora_rank": 1},
+        {"parameters": "lora", "train_blocks": 1},
+        {"parameters": "lora", "objective": "rmu"},
+        {"objective": "rmu", "shard": True},
+        {"model": "tiny", "parameters": "lora"},
+    )
+
+
+SMALL = {
+    "audit judge": SmallJob(
+        audit_files,
+        "equipoise.judging.auditing.start",
+        whole=audit_whole,
+        more=audit_more,
+        quick={"equipoise.language.model._from_folder": read_model},
+    ),
+    "certify run": SmallJob(
+        certify_files, "equipoise.verification.certifying.Certifying._rows", whole=certify_whole, more=certify_more
+    ),
+    "unlearn": SmallJob(
+        unlearn_files,
+        "equipoise.unlearning.training.fit",
+        whole=unlearn_whole,
+        more=unlearn_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.language.adapters.attach": lambda language_model, *_, **__: language_model,
+            "equipoise.unlearning.forgetting._Scales": NoScales,
+            "equipoise.unlearning.forgetting.rehearse": lambda *_, **__: None,
+            "equipoise.unlearning.forgetting._probe": lambda *_: 0,
+        },
+        slow=True,
+    ),
+}
