@@ -98,6 +98,7 @@ def enter(out):
 
 def test_an_unwritable_place_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "file").chmod(0o777)  # it could be opened and run, and is no folder
     with pytest.raises(BadInput, match="nothing can be written"):
         check_folder(tmp_path / "file" / "out", {})
 
