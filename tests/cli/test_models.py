@@ -17,7 +17,7 @@ def two(monkeypatch):
     large = replace(entry, name="large", about="Größer", licence="none", wheel_bytes=0, folder_bytes=2_999_000_000)
     monkeypatch.setattr(catalog, "CATALOG", {"small": small, "large": large})
     monkeypatch.setattr(catalog, "is_cached", lambda name: name == "large")
-    monkeypatch.setattr(catalog, "place", lambda name: Path("/cache") / name)
+    monkeypatch.setattr(catalog, "expected_folder", lambda name: Path("/cache") / name)
 
 
 @pytest.mark.usefixtures("two")
