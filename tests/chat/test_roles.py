@@ -82,6 +82,13 @@ def test_several_models_may_play_one_role(tmp_path):
         assert players["reader"] == "rules" and players["spare"] is None
 
 
+def test_an_empty_list_plays_no_role_that_must_be_played():
+    asked = SimpleNamespace(reader=[], spare=[], prices=None, budget=None, replay=None, max_connections=None)
+    assert Roles.read(asked, Role("spare", optional=True)).models == []
+    with pytest.raises(BadInput, match=r"The reader is \[\]"):
+        Roles.read(asked, Role("reader"))
+
+
 def test_whoever_is_like_a_local_model_is_that_one():
     roles = Roles([Role("grader", like="reader"), Role("reader", "owner/name", local=True, asked=False)])
     assert roles.models == ["equipoise/owner/name"] * 2

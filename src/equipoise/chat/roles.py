@@ -114,7 +114,8 @@ class Roles:
         for role in roles:
             named = given[role.name]
             how = {"arguments": given.get(f"{role.name}_args"), "url": given.get(f"{role.name}_url")}
-            players = named if isinstance(named, list | tuple) else [named]
+            # An empty list of a role that must be played is refused below, as any other wrong player.
+            players = named if isinstance(named, list | tuple) and (named or role.optional) else [named]
             played += [replace(role, player=player, **how) for player in players]
         shared = ("prices", "budget", "replay", "max_connections")
         return cls(played, **{name: given.get(name) for name in shared})
