@@ -235,6 +235,16 @@ def test_all_right_or_all_wrong_has_a_width_at_any_number_of_seeds_and_items(ite
         assert upper - lower > 0.05
 
 
+def test_runs_that_were_asked_different_things_and_agree_in_all_have_a_width():
+    """Each seed has two items of its own among six: every answer is right, of six sources."""
+    book = Book(study(better("accuracy", **PAIR), seeds=3))
+    for seed in range(3):
+        ids = [f"item {2 * seed}", f"item {2 * seed + 1}", "item 0"][: 3 if seed else 2]
+        book.score("pcgrad", seed, "accuracy", [1.0] * len(ids), ids=ids)
+    summary = judge(book.study, book.results()).summaries[0]
+    assert (summary.lower, summary.upper) == pytest.approx(wilson(6, 6))
+
+
 def test_answers_of_few_sources_count_as_so_many_answers():
     assert own_values(np.ones((3, 40)), clusters=np.arange(40) // 10) == pytest.approx(wilson(4, 4))
     mixed = np.array([[1.0] * 10 + [0.0] * 10 + [1.0] * 20])

@@ -290,8 +290,9 @@ def _summary(scores: Scores, arm: str, outcome: str, where: int, ends: dict[int,
     places = list(ends.values())
     cells = scores.cells(places)
     numerator, of = scores.numerator[places], scores.of[places]
-    if cells.items is not None and np.isnan(of).all() and np.isin(cells.matrix, (0.0, 1.0, math.nan)).all():
-        numerator, of = np.nansum(cells.matrix, axis=1), (~np.isnan(cells.matrix)).sum(axis=1).astype(float)
+    answered = ~np.isnan(cells.matrix)
+    if cells.items is not None and np.isnan(of).all() and np.isin(cells.matrix[answered], (0.0, 1.0)).all():
+        numerator, of = np.nansum(cells.matrix, axis=1), answered.sum(axis=1).astype(float)
     ats = {scores.at_texts[scores.at[place]] for place in places}
     return Summary(
         arm,
@@ -312,7 +313,7 @@ def _own_interval(cells: Cells, values: NDArray[np.float64], of: float) -> tuple
 
     A proportion (`of` answers a run, nan otherwise) stays inside [0, 1]. Independent answers of one run, or of runs that
     agree in everything and so add nothing to one, are a binomial: Wilson's interval, which has a width at 0 and 1, too.
-    Answers of a few sources that all agree count as one answer a source.
+    Answers that all agree, of whatever runs, count as one answer a source.
     """
     with np.errstate(invalid="ignore"):
         estimate = float(values.mean())
@@ -323,9 +324,12 @@ def _own_interval(cells: Cells, values: NDArray[np.float64], of: float) -> tuple
     half = float(interval.upper - interval.estimate)
     if math.isnan(of):
         return (estimate, estimate - half, estimate + half) if half > 0 else (estimate, math.nan, math.nan)
-    sources = of if cells.clusters is None else float(min(np.unique(cells.clusters).size, of))
+    sources = of
+    if cells.clusters is not None:
+        sources = float(np.unique(cells.clusters[~np.isnan(cells.matrix).all(axis=0)]).size)
     one_run = len(values) == 1 or np.array_equal(cells.matrix[1:], cells.matrix[:-1], equal_nan=True)
-    if one_run and (sources == of or not half > 0):
+    alike = np.nanmin(cells.matrix) == np.nanmax(cells.matrix)
+    if alike or (one_run and (sources == of or not half > 0)):
         return estimate, *statistics.wilson(estimate * sources, sources)
     return estimate, max(estimate - half, 0.0), min(estimate + half, 1.0)
 
