@@ -2,8 +2,8 @@
 
 import html
 import json
-from collections import Counter
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
