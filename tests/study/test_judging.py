@@ -348,6 +348,11 @@ def test_one_seed_of_right_or_wrong_answers_is_an_exact_mcnemar_test():
 def test_mcnemar_is_not_used_where_it_is_not_exact():
     assert "mcnemar_p" not in right_or_wrong(6, 0, 30, clusters=np.arange(36) // 2).details
     assert "mcnemar_p" not in right_or_wrong(6, 0, 30, margin=0.01, reason="r").details
+    by_seed = Book(declare(claim(better("accuracy", **PAIR, units=("seed",))), seeds=10))
+    for seed in range(10):  # whole numbers, and yet means of runs
+        by_seed.measure("sago", seed, "accuracy", float(seed > 1))
+        by_seed.measure("pcgrad", seed, "accuracy", 0.0)
+    assert "mcnemar_p" not in first(by_seed).details
     assert right_or_wrong(9, 0, 30, seeds=3).details["mcnemar_p"] == pytest.approx(2 * 0.5**9)  # equal runs are one run
 
 
