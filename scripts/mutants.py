@@ -12,8 +12,8 @@ of a dataclass or the `indent` of JSON; an assertion; another operator for the s
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
 size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
 temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the
-type checker refuses it, as `.ci/run` would. The same seed, code and version of cosmic-ray give the same draw. Exit code 1
-when one survives.
+linter or the type checker refuses it, as in `.ci/run`. The same seed, code and version of cosmic-ray give the same draw.
+Exit code 1 when one survives.
 
 The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """
@@ -303,11 +303,11 @@ class Copy:
             sys.exit(f"The tests would import {found} instead of the copy in {folder}.")
 
     def try_out(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
-        """What noticed the mutant, "" when nothing did: a test, or else the types, which `.ci/run` checks as well."""
+        """What noticed the mutant, "" when nothing did: a test, or else linter and types, which `.ci/run` asks, too."""
         target = self.folder / mutant.path
         target.write_text(mutant.code, encoding="utf-8")
         try:
-            return self.test(tests, limit=5 * seconds + 60) or self.check_types(mutant.path)
+            return self.test(tests, limit=5 * seconds + 60) or self.check(mutant.path)
         finally:
             shutil.copy2(ROOT / mutant.path, target)
 
@@ -329,13 +329,15 @@ class Copy:
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8"), re.MULTILINE)
         return "" if status == 0 else named[1] if named else f"exit code {status}"
 
-    def check_types(self, path: str) -> str:
-        """The first finding of the type checker in a file, "" when it has none or is not installed."""
-        with contextlib.suppress(FileNotFoundError):
-            command = [str(Path(sys.executable).parent / "basedpyright"), "--pythonpath", sys.executable, path]
+    def check(self, path: str) -> str:
+        """The first finding of the linter or the type checker in a file, "" when they have none."""
+        beside = Path(sys.executable).parent
+        for command in (["ruff", "check", "--output-format=concise"], ["basedpyright", "--pythonpath", sys.executable]):
+            command = [str(beside / command[0]), *command[1:], path]
             checked = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
-            finding = re.search(r"error: (.+?)(?:$|\n)", checked.stdout)
-            return f"types: {finding[1]}" if finding else ""
+            if checked.returncode:
+                finding = re.search(rf"{re.escape(Path(path).name)}:\d+:\d+:? (?:- error: )?(.+)", checked.stdout)
+                return f"{Path(command[0]).name}: {finding[1] if finding else checked.stdout[-200:]}"
         return ""
 
     def _run(self, tests: list[str], output: Path) -> int:

@@ -257,6 +257,10 @@ def test_two_graders_are_compared_over_the_real_answers():
     )  # fmt: skip
     assert found.disagreed == 3 and found.same.of == 6
     assert found.kappa.value == pytest.approx((3 / 6 - 1 / 2) / (1 / 2), abs=1e-12)
+    # What one of both could not grade is missing, and no agreement.
+    mute = Scripted(lambda each: None if each.question in ("What is 0?", "What is 4?") else lenient(each))
+    (found,) = grade(items(6), [RuleGrader(), mute]).agreement
+    assert (found.same.of, found.same.missing) == (4, 2)
     # Grades that are not the same are compared by whether they accept.
     four = Scripted(lambda each: "not_attempted" if each.answer == "something else" else "correct", FOUR)
     (found,) = grade(items(6), [RuleGrader(), four]).agreement

@@ -206,7 +206,7 @@ def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> lis
 
 def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entry], dict[int, int]]:
     """Of the same run in several folders the most finished; runs come first. Also id(entry) -> index among the kept."""
-    rank = {"complete": 0, "partial": 1, "gave up": 2, "failed": 2, "absent": 3}
+    rank = {"complete": 0, "partial": 1, "gave up": 2, "failed": 2}
     by_key: dict[str, _Entry] = {}
     for each in entries:
         known = by_key.setdefault(each.info.key, each)
