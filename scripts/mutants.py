@@ -330,9 +330,12 @@ class Copy:
         return "" if status == 0 else named[1] if named else f"exit code {status}"
 
     def check(self, path: str) -> str:
-        """The first finding of the linter or the type checker in a file, "" when they have none."""
+        """The first fault, not of style, that linter or type checker find in a file, "" when they find none."""
         beside = Path(sys.executable).parent
-        for command in (["ruff", "check", "--output-format=concise"], ["basedpyright", "--pythonpath", sys.executable]):
+        for command in (
+            ["ruff", "check", "--select=F", "--output-format=concise"],
+            ["basedpyright", "--pythonpath", sys.executable],
+        ):
             command = [str(beside / command[0]), *command[1:], path]
             checked = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
             if checked.returncode:
