@@ -342,6 +342,9 @@ def test_rows_come_with_their_place_and_number(tmp_path):
     rows = tmp_path / "f.jsonl"
     rows.write_text('\ufeff{"a": 1}\n\n{"a": "\ufeff"}\n', encoding="utf-8")
     assert list(read_rows(rows)) == [(f"{rows}:1", 1, {"a": 1}), (f"{rows}:3", 3, {"a": "\ufeff"})]
+    rows.write_text('{"a": 1}\n\ufeff{"a": 2}\n', encoding="utf-8")  # the mark of a file within it is none
+    with pytest.raises(BadInput, match=r"f\.jsonl:2: not JSON"):
+        list(read_rows(rows))
     array = tmp_path / "F.JSON"
     array.write_text('[{"a": 1},\n{"a": 2}]\n')
     assert list(read_rows(array)) == [(f"{array}: item 1", 1, {"a": 1}), (f"{array}: item 2", 2, {"a": 2})]

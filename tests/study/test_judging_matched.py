@@ -177,6 +177,7 @@ def test_crossing_is_found_on_validation_and_items_are_read_there():
     difference = at_level[0].estimate - at_level[1].estimate
     assert effect.estimate == pytest.approx(difference) and effect.estimate == pytest.approx(0.1, abs=0.03)
     assert max(np.ptp(effect.per_seed), 0) > 0.01
+    assert not any("validation split" in note for note in judgement.notes)
 
 
 def test_equal_speed_is_not_needed():

@@ -1,5 +1,6 @@
 """Reading stored runs: merging, versions that are not mixed, damage, and a cache that cannot lie."""
 
+import gc
 import json
 import math
 import shutil
@@ -107,6 +108,7 @@ def test_runs_of_other_code_are_named_and_not_mixed(tmp_path, done, monkeypatch)
 
 def test_a_run_knows_its_threads(done):
     runs = load([done.out], done.study).runs
+    assert gc.isenabled()  # switched off meanwhile
     assert {run.threads for run in runs} == {1}
     for run in runs:
         restate(run.folder, threads=2)
