@@ -82,6 +82,21 @@ def test_debug_shows_the_traceback(here):
 def test_a_word_with_verbs_below_it_prints_its_help(capsys):
     assert main(["study"]) == 0
     assert "list" in capsys.readouterr().out
+    for words, begins in (
+        (["study", "-h"], "study COMMAND"),
+        (["unlearn", "--steps", "3", "--help"], "unlearn [OPTIONS]"),
+    ):
+        assert main(words) == 0 and capsys.readouterr().out.startswith(f"Usage: equipoise {begins}\n")
+    assert main(["study", "runn", "--help"]) == 2
+    assert 'Unknown command "runn"' in capsys.readouterr().err
+
+
+def test_the_help_of_a_job_can_be_copied_and_has_a_paragraph_in_a_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["audit", "judge", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "`" not in text and "--teacher rules --pairs examples/pairs.jsonl\n" in text
+    assert "preference rows for DPO, the record of all calls, and a report." in text
 
 
 def test_the_list_of_commands_has_the_first_line_of_the_help_of_each(capsys):

@@ -47,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        code = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))(
-            tokens, exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        app = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))
+        if tokens[-1:] in (["--help"], ["-h"]) and not app.parse_commands(tokens[:-1])[2]:
+            app.help_print(tokens[:-1])  # at once: the parser would read all options of the command first
+            return 0
+        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:
         return 1
     except BaseException as error:
@@ -65,15 +67,17 @@ def _app(*, listing: bool = False) -> "App":
     """The parser. listing: for the list of commands, whose lines it would show in place of a command's own help."""
     from cyclopts import App
 
-    from equipoise import __version__
-
     # The parser's own answer to an interrupt is to exit without a word.
-    app = App(
-        name="equipoise", version=__version__, help=HELP, help_format="markdown", suppress_keyboard_interrupt=False
-    )
+    app = App(name="equipoise", version=_version, help=HELP, help_format="markdown", suppress_keyboard_interrupt=False)
     for name, (where, line) in COMMANDS.items():
         app.command(where, name=name, help=line if listing else None)
     return app
+
+
+def _version() -> str:
+    from equipoise import __version__
+
+    return __version__
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from equipoise.cli.jobs import command
+from equipoise.cli.jobs import HELP_FORMAT, command
 from equipoise.core.errors import BadInput
 from equipoise.verification.job import certify
 
-app = App(name="certify", help="Prove what a network does within a radius, and check such proofs.")
+app = App(
+    name="certify", help="Prove what a network does within a radius, and check such proofs.", help_format=HELP_FORMAT
+)
 
 
 app.command(command(certify, "certify"), name="run")
@@ -29,20 +31,20 @@ def check(
 ) -> int:
     """Prove certificates anew, with a checker that shares no code with what made them; 1 when one is refused.
 
-    Example: `equipoise certify check certified --network certified/network.safetensors --inputs images.npz`
+    Example: equipoise certify check certified --network certified/network.safetensors --inputs images.npz
 
     Parameters
     ----------
     certificate
-        A certificate, a folder of them, or the folder that `certify run` wrote; there they are compared with its rows.
+        A certificate, a folder of them, or the folder that certify run wrote; there they are compared with its rows.
     network
-        The network that `certify run` wrote beside them, or the file it was made from.
+        The network that certify run wrote beside them, or the file it was made from.
     inputs
-        The inputs of `certify run`: each certificate has to be about the one whose index is its name.
+        The inputs of certify run: each certificate has to be about the one whose index is its name.
     architecture
-        As for `certify run`. The network is then read as that does; without, the checker reads the file itself.
+        As for certify run. The network is then read as that does; without, the checker reads the file itself.
     input_shape
-        As for `certify run`.
+        As for certify run.
     json_output
         Print what was found as JSON.
     """

@@ -2,8 +2,8 @@
 
 from cyclopts import App
 
-from equipoise.cli.jobs import command
+from equipoise.cli.jobs import HELP_FORMAT, command
 from equipoise.unlearning.job import unlearn
 
-app = App(name="unlearn")
+app = App(name="unlearn", help_format=HELP_FORMAT)
 app.default(command(unlearn))
