@@ -38,9 +38,10 @@ def test_a_running_study_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_a_running_job_says_so(tmp_path):
-    row = json.dumps({"question": "Who?", "answer": "Ann"})
-    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 4)
-    words = ["unlearn", "--model", "tiny", "--forget", "rows.jsonl", "--retain", "rows.jsonl", "--out", "out"]
+    for side, name in (("forget", "Ann"), ("retain", "Bo")):
+        rows = [json.dumps({"question": f"Who {side}s {i}?", "answer": name}) for i in range(4)]
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(rows))
+    words = ["unlearn", "--model", "tiny", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--out", "out"]
     said, code = interrupt_at(start(tmp_path, "-m", "equipoise", *words), "steps")
     assert code == 130 and said.endswith(SENTENCE) and "Traceback" not in said
 

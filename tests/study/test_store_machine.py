@@ -308,7 +308,8 @@ class StoreMachine(RuleBasedStateMachine):
         folder = with_partial(self.folder(place, spec))
         if (folder / name).exists():
             noticed = self.noticed(folder, known, name, how)
-            if how == "gone" and known.damaged == "yes":  # the damage may have been in this file
+            # The damage may have been in this file; and without its list of files a run is not read to its end.
+            if known.damaged == "yes" and (how == "gone" or name == CONFIG):
                 known.damaged = "maybe"
             known.damaged = max(known.damaged, noticed, key=["no", "maybe", "yes"].index)
             _harm(folder / name, how)
