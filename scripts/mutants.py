@@ -338,9 +338,8 @@ class Copy:
         ):
             command = [str(beside / command[0]), *command[1:], path]
             checked = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
-            if checked.returncode:
-                finding = re.search(rf"{re.escape(Path(path).name)}:\d+:\d+:? (?:- error: )?(.+)", checked.stdout)
-                return f"{Path(command[0]).name}: {finding[1] if finding else checked.stdout[-200:]}"
+            if finding := re.search(rf"{re.escape(Path(path).name)}:\d+:\d+(?:: | - error: )(.+)", checked.stdout):
+                return f"{Path(command[0]).name}: {finding[1]}"
         return ""
 
     def _run(self, tests: list[str], output: Path) -> int:
