@@ -131,6 +131,34 @@ def test_an_enclosure_holds_what_rounding_makes_of_large_terms(boxes):
         assert (exact - Fraction(e.centre[0, 0].item())) <= e.axes[0, 0].item()
 
 
+def test_so_does_one_behind_a_neuron_that_never_bends():
+    """The same sum of numbers that a ReLU lets by: there plain CROWN is as wrong as the centre."""
+    exact = 10**12 * (Fraction(0.1) + Fraction(0.2) - Fraction(0.3))
+    builder = Builder((3,))
+    shown = builder.relu(builder.linear(0, torch.eye(3), None))
+    value = builder.linear(shown, torch.tensor([[1e12, 1e12, -1e12], [-1e12, -1e12, 1e12]]), None)
+    network = builder.build(builder.linear(builder.relu(value), torch.eye(2), None), "cancels")
+    x, radius = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64), torch.tensor([1e-30]).double()
+    e = list(bounds.enclosures(network, x, radius, geometry(network), boxes="crown").values())[-1]
+    assert e.lower[0, 0].item() <= exact <= e.upper[0, 0].item()
+    assert e.lower[0, 1].item() <= -exact <= e.upper[0, 1].item()
+    assert (e.upper - e.lower).max() < 1e4
+
+
+def test_crown_of_one_neuron_by_hand():
+    """Over [-1, 2] relu(x) lies above x, the steeper of 0 and x there, and below 2 / 3 (x + 1)."""
+    builder = Builder((1,))
+    network = builder.build(
+        builder.linear(builder.relu(builder.linear(0, torch.eye(1), None)), torch.eye(1), None), "one"
+    )
+    x, radius = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([1.5], dtype=torch.float64)
+    known = bounds.enclosures(network, x, radius, geometry(network))
+    both = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    assert_close(
+        bounds.crown(network, x, radius, both, known), torch.tensor([[-1.0, -2.0]]).double(), atol=1e-6, rtol=0
+    )
+
+
 def test_lip_naive_needs_weights_at_the_end():
     builder = Builder((2,))
     network = builder.build(builder.relu(builder.linear(0, torch.eye(2), None)), "bent", merge=False)
