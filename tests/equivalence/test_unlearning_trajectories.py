@@ -37,7 +37,7 @@ ALL = {name: ["--method", name] for name in METHODS} | {
     "lora": ["--parameters", "lora"],
 }
 ROUNDING = 1e-6  # nats; a KL divergence to the starting model begins at what rounding leaves of zero
-OF_ATTENTION = {
+OF_OTHER_SUMS = {
     "tolerance": 1e-3,
     "drift": 5e-5,
 }  # another order of sums in every block, another rounding in every step
@@ -177,9 +177,9 @@ def test_a_lean_of_one_in_a_thousand_is_caught(world, plain, tmp_path, monkeypat
 @pytest.mark.parametrize("name", ALL)
 def test_micro_batches_of_every_method(world, plain, tmp_path, name, size):
     split = run(world, tmp_path / "split", *ALL[name], "--micro-batch-size", size)
-    agree(
-        plain(name), split, world / "model", **OF_ATTENTION
-    )  # every sum is another one: seen here up to 2.4e-5 of drift
+    # In pieces of one record every sum is another one, which these three show most.
+    needs = OF_OTHER_SUMS if size == 1 and name in ("gru-core", "lora", "sago") else {}
+    agree(plain(name), split, world / "model", **needs)
 
 
 # Not LoRA: what an adapter adds to every key alike changes no attention, so its gradient is zero but for rounding, and
@@ -189,7 +189,8 @@ def test_micro_batches_of_every_method(world, plain, tmp_path, name, size):
 def test_attention_of_every_method(world, plain, tmp_path, name):
     eager = run(world, tmp_path / "eager", *ALL[name], "--attn-implementation", "eager")
     # Rounding turns signs, and SAGO obeys them: 1e-4 of drift was seen.
-    agree(plain(name), eager, world / "model", tolerance=1e-3, drift=2e-4 if name.startswith("sago") else 5e-5)
+    needs = OF_OTHER_SUMS | ({"drift": 2e-4} if name == "sago" else {})
+    agree(plain(name), eager, world / "model", **needs)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ Exit codes: 0 done (a refuted claim is done), 1 the work failed, 2 the request w
 130 interrupted. --debug before or after any command shows tracebacks."""
 
 
+HELP_FLAGS = ("--help", "-h")
 COMMANDS = {  # where each is, and its line in the list of commands: the first of its own help
     "unlearn": (
         "equipoise.cli.unlearn:app",
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        app = _app(listing=tokens[:1] in ([], ["--help"], ["-h"]))
-        if tokens[-1:] in (["--help"], ["-h"]) and not app.parse_commands(tokens[:-1])[2]:
+        app = _app(listing=not tokens or tokens[0] in HELP_FLAGS)
+        if tokens and tokens[-1] in HELP_FLAGS and not app.parse_commands(tokens[:-1])[2]:
             app.help_print(tokens[:-1])  # at once: the parser would read all options of the command first
             return 0
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
