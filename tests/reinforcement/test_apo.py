@@ -1,5 +1,4 @@
-"""APO's ratio and loss: gradients by finite differences, the cases that can be worked by hand, and what must not be
-touched."""
+"""APO's ratio and loss: gradients by finite differences, cases worked by hand, and what must not be touched."""
 
 import math
 
@@ -39,8 +38,7 @@ def batch():
 @pytest.mark.parametrize("token", [0, 5])
 @pytest.mark.parametrize("push", [1.0, 1.05])
 def test_gradient_lines(token, push):
-    """By central differences of r~ A in every logit: sampled, anchors, others; their sum is 0. y inside and outside the
-    top K."""
+    """By central differences of r~ A in every logit: sampled, anchors, others; their sum is 0. y in the top K and not."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(6, generator=generator, dtype=torch.float64)
     reference = torch.tensor([2.0, 1.5, 1.2, 0.0, -0.4, -1.0], dtype=torch.float64)  # top 3 are tokens 0, 1, 2
