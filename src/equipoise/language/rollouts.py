@@ -94,8 +94,42 @@ class Rollouts:
 
     def to(self, device: torch.device | str) -> Rollouts:
         """The same on another device."""
+        return replace(self, **{name: each.to(device) for name, each in self._tensors().items()})
+
+    def take(self, prompts: Sequence[int]) -> Rollouts:
+        """The responses to these prompts, in this order."""
+        rows = [prompt * self.samples + sample for prompt in prompts for sample in range(self.samples)]
+        return replace(
+            self,
+            prompts=tuple(self.prompts[prompt] for prompt in prompts),
+            texts=tuple(self.texts[row] for row in rows),
+            **{name: each[rows] for name, each in self._tensors().items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Rollouts]) -> Rollouts:
+        """Rollouts of several calls as those of one, in this order; all with as many samples."""
+        longest = max(part.ids.shape[1] for part in parts)
+
+        def widened(part: Rollouts, name: str) -> Tensor:
+            each = getattr(part, name)
+            if each.dim() == 1:
+                return each
+            fill = part.pad_id if name == "ids" else 0
+            whole = each.new_full((len(each), longest, *each.shape[2:]), fill)
+            whole[:, : each.shape[1]] = each
+            return whole
+
+        return replace(
+            parts[0],
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            texts=tuple(text for part in parts for text in part.texts),
+            **{name: torch.cat([widened(part, name) for part in parts]) for name in parts[0]._tensors()},
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: each.to(device) for name, each in found.items() if isinstance(each, Tensor)})
+        return {name: each for name, each in found.items() if isinstance(each, Tensor)}
 
 
 def roll_out(
@@ -108,6 +142,7 @@ def roll_out(
     seed: int | Sequence[int],
     hook: Hook | None = None,
     top: int = 0,
+    keys: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Rollouts:
     """`samples` responses to each prompt, with the log-probability and the entropy of every token.
@@ -115,7 +150,8 @@ def roll_out(
     A prompt is a text or the turns of a conversation, as of `generate`. temperature 0 takes the likeliest tokens, whose
     log-probabilities are then those at temperature 1. seed: a number, or several that name one draw. hook: may change the
     logits or force tokens, see `Hook`; its rows are those of the result, so that it can keep a state for each. top: how many
-    of the likeliest ids to return beside each token. batch_size: rows at once.
+    of the likeliest ids to return beside each token. keys: a number for each prompt that names its draws, in place of its
+    place among the prompts; equal keys draw alike. batch_size: rows at once.
     Raises BadInput for settings out of range, an empty prompt, or one that leaves no room for its answer.
     """
     if min(samples, max_new_tokens, batch_size) < 1:
@@ -128,7 +164,10 @@ def roll_out(
         raise BadInput(f"top is {top}: use 0 to {language_model.vocabulary}, the tokens that this model knows.")
     encoded, ends = encode_prompts(language_model, prompts)
     check_room(language_model, encoded, max_new_tokens)
-    drawn = _uniform(len(encoded), samples, max_new_tokens, seed) if temperature > 0 else None
+    names = range(len(encoded)) if keys is None else keys
+    if len(names) != len(encoded):
+        raise BadInput(f"There are {len(names)} keys for {len(encoded)} prompts: give one for each.")
+    drawn = _uniform(names, samples, max_new_tokens, seed) if temperature > 0 else None
     taken = _Taken(len(encoded) * samples, max_new_tokens, top, language_model, temperature, drawn, hook)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
     with (
@@ -218,12 +257,12 @@ class _Taken:
         )
 
 
-def _uniform(prompts: int, samples: int, length: int, seed: int | Sequence[int]) -> Tensor:
+def _uniform(keys: Sequence[int], samples: int, length: int, seed: int | Sequence[int]) -> Tensor:
     """[R, length] in [0, 1): each row from the seed and its own place, so that its neighbours do not matter."""
     entropy = [seed] if isinstance(seed, int) else list(seed)
     rows = [
-        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*entropy, prompt, sample]))).random(length)
-        for prompt in range(prompts)
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*entropy, key, sample]))).random(length)
+        for key in keys
         for sample in range(samples)
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, length, dtype=torch.float64)

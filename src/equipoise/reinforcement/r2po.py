@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from equipoise.core.errors import BadInput
 from equipoise.reinforcement.group_baselines import grpo
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage
 
 
 def rarity_advantages(rewards: Tensor, *, epsilon: float = 1e-6) -> Tensor:
@@ -60,13 +61,13 @@ class RolloutHead(nn.Module):
             roll_out(language_model, ...)          samples from softmax((z + u) / T)
         head.detach()                              the model as it was, all that it learnt meanwhile in it
 
-    Outside `rollouts()` the model gives z, to the bit. W1 is drawn, W2 is 0, so that u begins at 0 and W2 learns from the first
-    step; with a `scale` W2 is drawn with that standard deviation (the control of a random head). Its parameters are H^2 + H V
-    (H width, V vocabulary); where the embeddings are tied, W2 is not.
+    Outside `rollouts()` the model gives z, to the bit. W1 is drawn, W2 is 0, so that u begins at 0 and W2 learns from the
+    first step; with a `scale` W2 is drawn with that standard deviation (the control of a random head). Its parameters are
+    H^2 + H V (H width, V vocabulary); where the embeddings are tied, W2 is not.
     """
 
     def __init__(self, base: nn.Module, first: Tensor, second: Tensor) -> None:
-        """base: the output matrix; first: W1 [H, H]; second: W2 [V, H]. Raises BadInput when both are 0: nothing would learn."""
+        """base: the output matrix; first: W1 [H, H]; second: W2 [V, H]. Raises BadInput when both are 0."""
         super().__init__()
         if not first.any() and not second.any():
             raise BadInput("W1 and W2 are both 0, where neither has a gradient: draw one of them.")
@@ -117,7 +118,7 @@ class RolloutHead(nn.Module):
         return logits + self.residual(states) if self.active else logits
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:
         """The base output matrix's, where transformers looks for it."""
         return self.base.weight
 
@@ -146,3 +147,7 @@ class RolloutHead(nn.Module):
 def _bare(model: Any) -> Any:
     """The model under an adapter's wrapper, whose output matrix cannot be set."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+ADVANTAGES.register("r2po", Advantage(compute=lambda step, recipe: task_advantages(step.rewards), least=2))
+METHODS.register("r2po", {"advantage": "r2po", "head": "trained", "kl_beta": 0.04, "aggregate": "seq-mean-token-mean"})

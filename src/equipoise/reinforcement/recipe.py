@@ -1,4 +1,4 @@
-"""The vocabulary in which every method of reinforcement is written; a method's name is a preset that fills it (`METHODS`)."""
+"""The vocabulary in which every method of reinforcement is written; a preset fills it (`METHODS`)."""
 
 import functools
 from collections.abc import Callable
