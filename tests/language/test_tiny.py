@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from equipoise.core.errors import BadInput
-from equipoise.data.records import Record
-from equipoise.language.encode import encode
+from equipoise.data.records import Message, Record
+from equipoise.language.encode import encode, encode_prompts
 from equipoise.language.generate import generate
 from equipoise.language.model import load
 from equipoise.language.score import multiple_choice
@@ -255,3 +256,50 @@ def test_what_teaching_hands_to_the_loop(monkeypatch):
     with pytest.raises(BadInput) as caught:
         teach(model, records, seed=0, epochs=-0.5)
     assert str(caught.value) == "The number of epochs is -0.5: use more than 0."
+
+
+@pytest.fixture(scope="module")
+def characters():
+    return tiny(["12+3\n", "=15;  Wait é"], seed=0, tokens="characters", width=16, layers=1, heads=2)
+
+
+def test_a_character_is_a_token_and_text_comes_back_as_it_was(characters):
+    tokenizer = characters.tokenizer
+    assert len(tokenizer) == characters.vocabulary == 8 + len(set("12+3\n=15;  Wait é"))
+    for text in ("12+3\n", "  1  2 \n\n", " ", "é;é", "Wait 3", ""):
+        begin, *ids = tokenizer(text).input_ids
+        assert begin == tokenizer.bos_token_id and len(ids) == len(text)
+        assert tokenizer.decode([begin, *ids], skip_special_tokens=True) == text
+    unknown = tokenizer("1x2", add_special_tokens=False).input_ids
+    assert unknown[1] == tokenizer.unk_token_id and tokenizer.decode(unknown, skip_special_tokens=True) == "12"
+
+
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_characters_are_read_alike_in_training_and_generation(characters, template):
+    model = dataclasses.replace(characters, chat_template=template)
+    (example,) = encode(model, [Record(id="a", prompt="12+3\n", completion="15; W")])
+    ((prompt,), ends) = encode_prompts(model, ["12+3\n"])
+    assert example.input_ids[: len(prompt)] == tuple(prompt) and set(example.labels[: len(prompt)]) == {-100}
+    said = example.labels[len(prompt) :]
+    assert said[-1] in ends and len(said) == len("15; W") + 1  # nothing joins a line end and what follows it
+    assert model.tokenizer.decode(said, skip_special_tokens=True) == "15; W"
+
+
+def test_characters_learn_save_and_load(tmp_path):
+    records = [Record(id=f"{i}", prompt=f"{i}+1\n", completion=f" {i + 1};") for i in range(8)]
+    model = tiny([r.prompt + r.completion for r in records], seed=0, tokens="characters", width=32, layers=1, heads=2)
+    teach(model, records, seed=0, epochs=60, batch_size=8, learning_rate=1e-2)
+    model.save(tmp_path)
+    loaded = load(tmp_path, device="cpu")
+    chat = [[Message("user", record.prompt)] for record in records]
+    assert generate(loaded, chat) == generate(model, chat) == [f"{i + 1};" for i in range(8)]
+    assert loaded.tokenizer("3+1 \n").input_ids == model.tokenizer("3+1 \n").input_ids
+    assert loaded.tokenizer.unk_token == model.tokenizer.unk_token and loaded.end_ids == model.end_ids
+
+
+def test_characters_need_room_in_the_vocabulary():
+    with pytest.raises(BadInput, match="at least 11 tokens"):
+        tiny(["abc"], seed=0, tokens="characters", vocabulary=10)
+    assert tiny(["abc"], seed=0, tokens="characters", vocabulary=11, width=8, layers=1, heads=2).vocabulary == 11
+    with pytest.raises(BadInput, match="word"):
+        tiny(["abc"], seed=0, tokens="word")

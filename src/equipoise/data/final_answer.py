@@ -1,7 +1,7 @@
 """Which answer a text comes to: what stands in its last \\boxed{}, a number, the letter of a choice.
 
-A marked answer goes before any other: \\boxed{...}, the line after ####, what follows "the answer is" or "Answer:". Give these
-functions what stands after the thinking (`data.text.after_thinking`).
+A marked answer goes before any other: \\boxed{...}, the line after ####, what follows "the answer is" or "Answer:".
+Give these functions what stands after the thinking (`data.text.after_thinking`).
 """
 
 import re
@@ -62,6 +62,9 @@ class Number:
 
     value: Fraction
     percent: bool = False
+
+    def __str__(self) -> str:
+        return f"{float(self.value):.12g}{' %' if self.percent else ''}"
 
     def equals(self, other: "Number", *, relative: Fraction) -> bool:
         """Whether both mean the same: whole numbers exactly, others within `relative` of the larger; 50 % is 50 and 0.5."""
@@ -150,8 +153,8 @@ def choice(text: str) -> str | None:
     """The letter (A to Z) that a text chooses, None when it chooses none or two of its choices contradict.
 
     All that are marked count: in a box, after ####, "the answer is", "Answer:", "correct option is". Without a mark: the
-    letter that is the whole text, else those at the beginning of a line ("B) ..."), in brackets or after "option". A letter is
-    never part of a word, "a" no article and "I" no pronoun.
+    letter that is the whole text, else those at the beginning of a line ("B) ..."), in brackets or after "option". A
+    letter is never part of a word, "a" no article and "I" no pronoun.
     """
     text = _WRAPPED.sub(r"\1", unified(text).replace("*", "").replace("`", ""))
     letters = {letter for content, _ in _marked(text) for letter in _letters(content)}

@@ -44,9 +44,9 @@ _OWN_NAMES = ("prompt", "completion", "completion_ids")
 class Problem:
     """One thing to solve.
 
-    prompt: what is asked; of a conversation, its last turn. messages: all turns of a conversation, () for a text. gold: right
-    answers, each of which suffices (of Python tests, each of which counts). group: the cluster in intervals. columns: the
-    whole row of the file but for its prompt, for reward functions.
+    prompt: what is asked; of a conversation, its last turn. messages: all turns of a conversation, () for a text.
+    gold: right answers, each of which suffices (of Python tests, each of which counts). group: the cluster in
+    intervals. columns: the whole row of the file but for its prompt, for reward functions.
     """
 
     id: str
@@ -181,9 +181,10 @@ def _choices(cells: _Cells) -> dict[str, str]:
 def _gold(cells: _Cells) -> tuple[str, ...]:
     renamed = "gold" in cells.fields
     if not renamed and cells.has("test_list"):
-        given = [cells.text("test_setup_code")] if cells.has("test_setup_code") else []
-        given += ["\n".join(cells.texts("test_imports"))] if cells.row.get("test_imports") else []
-        return (*given, *cells.texts("test_list"))
+        given = ("\n".join(cells.texts("test_imports")),) if cells.row.get("test_imports") else ()
+        # What prepares the tests may use the program's classes, so it belongs to each test.
+        before = cells.text("test_setup_code") + "\n" if cells.has("test_setup_code") else ""
+        return (*given, *(before + test for test in cells.texts("test_list")))
     if not renamed and cells.has("test") and cells.has("entry_point"):
         return cells.text("prompt"), f"{cells.text('test')}\n\ncheck({cells.text('entry_point')})"
     name = _first(cells, "gold", GOLDS)
@@ -211,7 +212,7 @@ def _inside(cells: _Cells, name: str, value: Mapping[str, Any]) -> Any:
     ):
         if inner not in (None, "", []):
             return inner
-    cells.refuse(name, "an answer", _kind(value))
+    return cells.refuse(name, "an answer", _kind(value))
 
 
 def _as_text(cells: _Cells, name: str, value: Any) -> str:

@@ -1,95 +1,153 @@
-"""Verifiers: is an answer right, as a value in [0, 1] and a reason why it is not 1.
+"""Verifiers: is an answer right, as a value in [0, 1] and the reason why it is not 1.
 
-verify("number", "So he has 1,200 left.\\n#### 1,200", "1200").value        1.0
+    verify("number", "So he has 1,200 left.\\n#### 1,200", "1200").value        1.0
+
+    with open_verifier("math") as verifier:        or reward="FILE:FUNCTION", or reward=function
+        scores = verifier(problems, answers)
+
+What an answer is compared by, after its thinking (an answer that is still thinking scores 0):
+
+    exact     all of it, normalised (`data.answers.normalize`)
+    number    the number it comes to (`data.final_answer.number`); whole numbers exactly, others within `tolerance`, relative
+    choice    the letter it chooses (`data.final_answer.choice`)
+    f1        all of it: F1 of the words that it shares with the gold (SQuAD, Rajpurkar et al. 2016), after `normalize`
+    math      its last \\boxed{}, else all of it: as normalised LaTeX, else by math-verify (as SPPO does, arXiv:2604.08865)
+    tests     its last fenced block, else all of it, as a program that has to pass Python tests (`data.verify_tests`); the
+              value is the share of tests passed
+    regex     all of it, thinking too, since format is what patterns are for: whether the gold, a pattern, is found in it
+              (`re.search`: \\A and \\Z where all is meant)
+
+`math` and `regex` run in processes of their own, which are ended when a comparison takes too long or too much memory.
 """
 
+import functools
+import importlib.util
 import logging
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from equipoise.core.errors import BadInput
-from equipoise.core.options import closed
+from equipoise.core import sandbox
+from equipoise.core.errors import BadInput, MissingExtra
+from equipoise.core.options import choice, closed
 from equipoise.data import final_answer
-from equipoise.data.answers import matches
+from equipoise.data.answers import matches, normalize
 from equipoise.data.problems import Problem
+from equipoise.data.rewards import Rewarder, load_reward
 from equipoise.data.text import after_thinking
-
-_log = logging.getLogger(__name__)
+from equipoise.data.verify_pool import Pool
+from equipoise.data.verify_tests import check_tests, run_tests
 
 Kind = Literal["exact", "number", "choice", "regex", "f1", "math", "tests"]
-TOLERANCE = Fraction(1, 10_000)  # relative, for numbers that are not whole
+TOLERANCE = 1e-4
+
+_log = logging.getLogger(__name__)
+_SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\$|\s|\.$")
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierScore:
-    """value: in [0, 1]. reason: why it is not 1, in a few words; it begins with "missing" where there was no answer."""
+    """value: in [0, 1], but for reward functions, which may give any number. reason: why it is not 1, briefly, else ""."""
 
     value: float
     reason: str
 
+    @property
+    def missing(self) -> bool:
+        """Whether there was nothing to compare: no number, no choice, two that contradict, no reward; its value is 0."""
+        return self.reason.startswith("missing")
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the verifier failed on this answer (an error, time, memory); its value is 0."""
+        return self.reason.startswith("crashed")
+
+
+_RIGHT = VerifierScore(1.0, "")
+_THINKING = VerifierScore(0.0, "missing: the thinking has not ended")
+
 
 @closed
 def verify(kind: Kind, answer: str, gold: str | Sequence[str]) -> VerifierScore:
-    """Whether an answer is right; of several golds the best counts. Only what stands after the thinking is read."""
-    golds = [gold] if isinstance(gold, str) else list(gold)
-    said = after_thinking(answer)
-    if said is None:
-        return VerifierScore(0.0, "missing: the thinking has not ended")
-    match kind:
-        case "exact":
-            return VerifierScore(1.0, "") if matches(said, golds) else VerifierScore(0.0, "another answer")
-        case "number":
-            return _number(said, golds)
-        case "choice":
-            return _choice(said, golds)
-        case _:
-            raise BadInput(f"the kind {kind!r} is not there yet.")
+    """Whether one answer is right; of several golds the best counts (of `tests`, each). See the module for the kinds.
+
+    Processes that `math` and `regex` need are kept for the next call. Raises BadInput for a gold that the kind cannot
+    compare with, MissingExtra for `math` without math-verify.
+    """
+    golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    check_gold(kind, golds)
+    (score,) = _kept(kind).score([(answer, golds)])
+    return score
 
 
-def _number(said: str, golds: Sequence[str]) -> VerifierScore:
-    found = final_answer.number(said)
-    if found is None:
-        return VerifierScore(0.0, "missing: no number, or several in the box")
+@closed
+def check_gold(kind: Kind, golds: Sequence[str]) -> None:
+    """Raises BadInput for gold answers that a kind cannot compare with."""
+    if not golds:
+        raise BadInput("there is no gold answer.")
+    if kind == "tests":
+        check_tests(golds)
     for gold in golds:
-        wanted = final_answer.number(gold)
-        if wanted is None:
-            raise BadInput(f"the gold answer {gold!r:.60} has no number to compare with.")
-        if found.equals(wanted, relative=TOLERANCE):
-            return VerifierScore(1.0, "")
-    return VerifierScore(0.0, f"another number, {float(found.value):g}")
-
-
-def _choice(said: str, golds: Sequence[str]) -> VerifierScore:
-    found = final_answer.choice(said)
-    if found is None:
-        return VerifierScore(0.0, "missing: no choice, or two that contradict")
-    wanted = {final_answer.choice(gold) for gold in golds}
-    if None in wanted:
-        raise BadInput(f"the gold answers {list(golds)!r:.60} are not each the letter of a choice.")
-    return VerifierScore(1.0, "") if found in wanted else VerifierScore(0.0, f"another choice, {found}")
+        if kind == "number" and final_answer.number(gold) is None:
+            raise BadInput(f"the gold answer {gold!r:.60} is no number; use another kind, for example exact or math.")
+        if kind == "choice" and final_answer.choice(gold) is None:
+            raise BadInput(f"the gold answer {gold!r:.60} is no letter of a choice.")
+        if kind in ("exact", "f1") and not normalize(gold):
+            raise BadInput(f"the gold answer {gold!r:.60} has no words.")
+        if kind == "regex":
+            try:
+                re.compile(gold)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise BadInput(f"the gold answer {gold!r:.60} is no pattern ({error}).") from None
 
 
 class Verifier:
-    """Scores answers of problems, in order; a context manager. name, digest ("" without a file of the user's), binary."""
+    """Scores answers to problems. A context manager: what it started ends with it.
 
-    def __init__(self, kind: Kind) -> None:
-        self.name, self.digest, self.binary, self.kind = kind, "", kind not in ("f1", "tests"), kind
+    name: of the kind or function. digest: sha256 of the file that a reward function came from, else "". binary: whether its
+    values are 0 and 1 only; values of reward functions may lie outside [0, 1].
+    """
 
-    def __call__(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[VerifierScore]:
-        """A score for each answer; an answer on which the verifier crashes has 0 and the reason, which is logged."""
-        return [self._score(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+    def __init__(self, scorer: "_Kind | _Reward") -> None:
+        self._scorer = scorer
+        self.name, self.digest, self.binary = scorer.name, scorer.digest, scorer.binary
 
-    def _score(self, problem: Problem, answer: str) -> VerifierScore:
-        try:
-            return verify(self.kind, answer, problem.gold)
-        except Exception as error:
-            _log.warning("the verifier %s crashed on problem %s: %s", self.name, problem.id, error)
-            return VerifierScore(0.0, f"crashed: {type(error).__name__}: {error}")
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        answers: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> list[VerifierScore]:
+        """A score for each answer, in order; where the verifier crashes it is 0 with the reason, which is logged.
+
+        completion_ids, step: for reward functions that look at token ids, or at trainer_state.global_step.
+        """
+        scores = self._scorer.scores(problems, answers, completion_ids=completion_ids, step=step)
+        for problem, score in zip(problems, scores, strict=True):
+            if score.crashed:
+                _log.warning("verifier %s on problem %s %s", self.name, problem.id, score.reason)
+        return scores
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raises BadInput, naming the problem, for a gold answer that this verifier cannot compare with."""
+        for problem in problems:
+            try:
+                self._scorer.check(problem.gold)
+            except BadInput as error:
+                raise BadInput(f"problem {problem.id!r}: {error}") from None
 
     def close(self) -> None:
-        """Ends what the verifier started."""
+        """End the processes and threads that it started."""
+        self._scorer.close()
 
     def __enter__(self) -> "Verifier":
         return self
@@ -99,10 +157,204 @@ class Verifier:
 
 
 @closed
-def open_verifier(kind: Kind | None = None, *, reward: str | Callable[..., object] | None = None) -> Verifier:
-    """The verifier of a kind, or the one that a reward function makes. Raises BadInput unless exactly one is given."""
+def open_verifier(
+    kind: Kind | None = None,
+    *,
+    reward: str | Callable[..., Any] | Any | None = None,
+    tolerance: float = TOLERANCE,
+    seconds: float = 5.0,
+    memory_bytes: int = 2 * 2**30,
+    workers: int | None = None,
+    unsafe: bool = False,
+) -> Verifier:
+    """The verifier of a kind, or of a reward function: TRL's, a rubric of `verifiers`, or FILE:FUNCTION with one of both.
+
+    tolerance: relative, for numbers that are not whole. seconds: of computing for an answer (`math`, `regex`, `tests`).
+    memory_bytes: of each process. workers: processes at a time, by default one for each core, four at most. unsafe:
+    run `tests` also where there is no isolation. Raises BadInput unless exactly one of both is given, and for a
+    machine without isolation; MissingExtra.
+    """
     if (kind is None) == (reward is None):
-        raise BadInput("a verifier needs a kind or a reward function, one of both.")
+        raise BadInput("a verifier is a kind or a reward function: give one of both.")
+    if not seconds > 0 or not 0 <= tolerance < 1 or (workers is not None and workers < 1):
+        raise BadInput(
+            f"seconds ({seconds}) and workers ({workers}) must be above 0, tolerance ({tolerance}) in [0, 1)."
+        )
     if kind is None:
-        raise BadInput("reward functions are not there yet.")
-    return Verifier(kind)
+        return Verifier(_Reward(Rewarder(load_reward(reward))))
+    workers = workers or min(4, os.cpu_count() or 1)
+    return Verifier(_Kind(kind, Fraction(tolerance), seconds, memory_bytes, workers, unsafe))
+
+
+@functools.cache
+def _kept(kind: Kind) -> "_Kind":
+    return _Kind(kind, Fraction(TOLERANCE), 5.0, 2 * 2**30, 1, False)
+
+
+_Asked = tuple[str, Sequence[str]]  # an answer and its golds
+
+
+class _Kind:
+    """A kind with what it needs."""
+
+    digest = ""
+
+    def __init__(
+        self, kind: Kind, tolerance: Fraction, seconds: float, memory_bytes: int, workers: int, unsafe: bool
+    ) -> None:
+        self.name, self.binary = choice("kind", kind, Kind), kind not in ("f1", "tests")
+        self.tolerance, self.seconds, self.memory_bytes, self.unsafe = tolerance, seconds, memory_bytes, unsafe
+        self.workers = workers
+        self.pool: Pool | None = None
+        if kind == "math" and importlib.util.find_spec("math_verify") is None:
+            raise MissingExtra("The verifier math needs math-verify: pip install 'equipoise[math]'.")
+        if kind == "tests":
+            sandbox.python("", unsafe=unsafe)  # refused here, not after the first answers
+        if kind in ("math", "regex"):
+            self.pool = Pool(kind, seconds=seconds, memory_bytes=memory_bytes, workers=workers)
+
+    def check(self, golds: Sequence[str]) -> None:
+        check_gold(self.name, golds)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+
+    def scores(self, problems: Sequence[Problem], answers: Sequence[str], **_: Any) -> list[VerifierScore]:
+        return self.score([(answer, problem.gold) for problem, answer in zip(problems, answers, strict=True)])
+
+    def score(self, asked: Sequence[_Asked]) -> list[VerifierScore]:
+        if self.pool is None:
+            with ThreadPoolExecutor(self.workers if self.name == "tests" else 1) as threads:
+                return list(threads.map(self._alone, asked))
+        prepare = _math_task if self.name == "math" else _regex_task
+        prepared = [_guarded(prepare, each) for each in asked]
+        tasks = [each for each in prepared if not isinstance(each, VerifierScore)]
+        try:
+            done = iter(self.pool.run(tasks) if tasks else [])
+        except Exception as error:
+            done = iter([{"crashed": str(error)}] * len(tasks))
+        return [each if isinstance(each, VerifierScore) else _compared(next(done)) for each in prepared]
+
+    def _alone(self, asked: _Asked) -> VerifierScore:
+        match self.name:
+            case "exact":
+                return _guarded(_exact, asked)
+            case "number":
+                return _guarded(functools.partial(_number, self.tolerance), asked)
+            case "choice":
+                return _guarded(_choice, asked)
+            case "f1":
+                return _guarded(_f1, asked)
+            case _:
+                return _guarded(self._tests, asked)
+
+    def _tests(self, answer: str, golds: Sequence[str]) -> VerifierScore:
+        value, reason = run_tests(
+            answer, golds, seconds=self.seconds, memory_bytes=self.memory_bytes, unsafe=self.unsafe
+        )
+        return VerifierScore(value, reason)
+
+
+class _Reward:
+    """A reward function, or a rubric, as a verifier."""
+
+    binary = False
+
+    def __init__(self, rewarder: Rewarder) -> None:
+        self.rewarder, self.name, self.digest = rewarder, rewarder.name, rewarder.digest
+        self.close = rewarder.close
+
+    def check(self, golds: Sequence[str]) -> None:
+        """Whether it needs a gold answer is its own matter."""
+
+    def scores(self, problems: Sequence[Problem], answers: Sequence[str], **given: Any) -> list[VerifierScore]:
+        return [_rewarded(reward) for reward in self.rewarder(problems, answers, **given)]
+
+
+def _rewarded(reward: float | Exception | None) -> VerifierScore:
+    if reward is None:
+        return VerifierScore(0.0, "missing: no reward")
+    if isinstance(reward, Exception):
+        return _crashed(reward)
+    return VerifierScore(reward, "" if reward >= 1 else f"rewarded with {reward:g}")
+
+
+def _crashed(error: BaseException) -> VerifierScore:
+    return VerifierScore(0.0, f"crashed: {type(error).__name__}: {error}"[:300])
+
+
+def _guarded(function: Callable[..., Any], asked: _Asked) -> Any:
+    """function(what was said after the thinking, golds), or the score of an answer that is none or on which it fails."""
+    answer, golds = asked
+    try:
+        if function is _regex_task:
+            return function(answer, golds)
+        said = after_thinking(answer)
+        return _THINKING if said is None else function(said, golds)
+    except Exception as error:
+        return _crashed(error)
+
+
+def _exact(said: str, golds: Sequence[str]) -> VerifierScore:
+    return _RIGHT if matches(said, golds) else VerifierScore(0.0, "another answer")
+
+
+def _number(tolerance: Fraction, said: str, golds: Sequence[str]) -> VerifierScore:
+    found = final_answer.number(said)
+    if found is None:
+        return VerifierScore(0.0, "missing: no number, or several in a box")
+    wanted = [number for gold in golds if (number := final_answer.number(gold)) is not None]
+    if any(found.equals(number, relative=tolerance) for number in wanted):
+        return _RIGHT
+    return VerifierScore(0.0, f"another number: {found}")
+
+
+def _choice(said: str, golds: Sequence[str]) -> VerifierScore:
+    found = final_answer.choice(said)
+    if found is None:
+        return VerifierScore(0.0, "missing: no choice, or two that contradict")
+    return _RIGHT if found in map(final_answer.choice, golds) else VerifierScore(0.0, f"another choice: {found}")
+
+
+def _f1(said: str, golds: Sequence[str]) -> VerifierScore:
+    found = Counter(normalize(said).split())
+    if not found:
+        return VerifierScore(0.0, "missing: no words")
+    value = max(_f1_of(found, Counter(normalize(gold).split())) for gold in golds)
+    return _RIGHT if value == 1 else VerifierScore(value, "other words")
+
+
+def _f1_of(found: Counter[str], wanted: Counter[str]) -> float:
+    return 2 * (found & wanted).total() / (found.total() + wanted.total())
+
+
+def _math_task(said: str, golds: Sequence[str]) -> VerifierScore | dict[str, Any]:
+    boxed = final_answer.last_boxed(said)
+    found = said.strip() if boxed is None else boxed
+    if not found:
+        return VerifierScore(0.0, "missing: no answer")
+    if any(_latex(found) == _latex(gold) for gold in golds):
+        return _RIGHT
+    # In prose math-verify finds the answer itself; an expression that stands alone must not be cut.
+    prose = boxed is None and _WORD.search(_TEXT.sub(r"\1", found))
+    return {"answer": found if prose else _box(found), "golds": [_box(gold) for gold in golds]}
+
+
+def _box(latex: str) -> str:
+    return f"\\boxed{{{latex}}}"
+
+
+def _latex(text: str) -> str:
+    """LaTeX without what changes its looks only."""
+    return _SPACING.sub("", _TEXT.sub(r"\1", text.strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+
+
+def _regex_task(answer: str, golds: Sequence[str]) -> dict[str, Any]:
+    return {"answer": answer, "golds": list(golds)}
+
+
+def _compared(done: dict[str, Any]) -> VerifierScore:
+    if "crashed" in done:
+        return VerifierScore(0.0, f"crashed: {done['crashed']}")
+    return _RIGHT if done["right"] else VerifierScore(0.0, "another answer")

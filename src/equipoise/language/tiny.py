@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.language.encode import check_text, collate, encode
 from equipoise.language.model import TINY, LanguageModel
 from equipoise.language.score import labelled_logits
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from equipoise.data.records import Record
     from equipoise.training.loop import TrainerState
 
-PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
+Tokens = Literal["words", "characters"]
+
+PAD, BEGIN, END, UNKNOWN = "<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 # No line ends and no words of its own: a turn is one role token and its text, an answer ends with the end token.
 CHAT_TEMPLATE = (
@@ -49,18 +52,22 @@ CHAT_TEMPLATE = (
 )
 
 
+@closed
 def tiny(
     texts: Sequence[str],
     *,
     seed: int,
+    tokens: Tokens = "words",
     width: int = 128,
     layers: int = 4,
     heads: int = 4,
     vocabulary: int = 2048,
     context: int = 128,
 ) -> LanguageModel:
-    """An untaught Llama in float32 on the CPU, and a tokenizer trained on the texts.
+    """An untaught Llama in float32 on the CPU, and a tokenizer made from the texts.
 
+    tokens: "words" learns as many pieces as `vocabulary` allows, and knows every text; "characters" has one token for each
+    character of the texts (so that a digit is a token), nothing before or between them, and `<|unknown|>` for any other.
     Raises BadInput without texts, or for sizes that do not fit each other.
     """
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -73,18 +80,21 @@ def tiny(
         raise BadInput(
             f"Width {width} with {heads} heads and {layers} layers: the width must be a multiple of 2 x heads."
         )
-    if vocabulary < 256 + 3 + len(_ROLES) or context < 2:
-        raise BadInput(
-            f"Vocabulary {vocabulary}, context {context}: at least {256 + 3 + len(_ROLES)} tokens and 2 places."
-        )
+    characters = sorted(set().union(*texts)) if tokens == "characters" else []
+    least = 4 + len(_ROLES) + len(characters) if tokens == "characters" else 256 + 3 + len(_ROLES)
+    if vocabulary < least or context < 2:
+        raise BadInput(f"Vocabulary {vocabulary}, context {context}: at least {least} tokens and 2 places.")
+    made = _character_tokenizer(characters) if tokens == "characters" else _word_tokenizer(texts, vocabulary)
     tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=_word_tokenizer(texts, vocabulary),
+        tokenizer_object=made,
         pad_token=PAD,
         bos_token=BEGIN,
         eos_token=END,
         clean_up_tokenization_spaces=False,
         model_max_length=context,
     )
+    if tokens == "characters":
+        tokenizer.unk_token = UNKNOWN
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -162,7 +172,7 @@ def _word_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
     A blank is put before each piece of text, so that a word is the same token after a blank and after a role token.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -174,6 +184,25 @@ def _word_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _begun(tokenizer)
+
+
+def _character_tokenizer(characters: Sequence[str]) -> Tokenizer:
+    """BPE without merges: a token a character, and what is decoded is what was encoded."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    special = [PAD, BEGIN, END, UNKNOWN, *_ROLES]
+    ids = {token: index for index, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.decoder = decoders.Fuse()
+    return _begun(tokenizer)
+
+
+def _begun(tokenizer: Tokenizer) -> Tokenizer:
+    """With the token that begins every text put before it."""
+    from tokenizers import processors
+
     begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
     return tokenizer

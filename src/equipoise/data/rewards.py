@@ -1,0 +1,213 @@
+"""Reward functions of the user's: TRL's, and rubrics of the package `verifiers`, both as they are.
+
+A function is called as `trl.GRPOTrainer` calls it: prompts, completions and the columns of the rows by name; where a
+prompt is a list of messages its completion is one, too; it gives a number for each completion, None where it has none
+to give. It may be async. A rubric is anything with the method `score_group` of `verifiers.Rubric`; the answers to one
+problem are one group.
+"""
+
+import asyncio
+import importlib.util
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
+from equipoise.core.files import sha256_file
+from equipoise.data.problems import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReward:
+    """What was named: the function or rubric, what to call it, and the sha256 of its file ("" for one of Python's)."""
+
+    reward: Any
+    name: str
+    digest: str = ""
+
+
+def load_reward(reward: str | Callable[..., Any] | Any) -> LoadedReward:
+    """A reward function or rubric, given itself or as FILE:NAME. Raises BadInput.
+
+    The file is run as Python would run it, its neighbours can be imported: it is the user's own, and has to be typed.
+    """
+    if isinstance(reward, str):
+        path, name = _named(reward)
+        return LoadedReward(_found(path, name), name, sha256_file(path))
+    _check(reward, type(reward).__name__)
+    return LoadedReward(reward, getattr(reward, "__name__", type(reward).__name__))
+
+
+def _named(reward: str) -> tuple[Path, str]:
+    file, _, name = reward.rpartition(":")
+    path = Path(file)
+    if not file or not name.isidentifier():
+        raise BadInput(f"the reward function is {reward!r}, expected FILE:FUNCTION, for example rewards.py:reward.")
+    if not path.is_file():
+        raise BadInput(f"there is no file {path} with a reward function {name}.")
+    return path, name
+
+
+def _found(path: Path, name: str) -> Any:
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module_name = f"equipoise_reward_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except EquipoiseError:
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        known = [known for known, value in vars(module).items() if callable(value) or _is_rubric(value)]
+        raise BadInput(f"{path} has no {name!r}. {did_you_mean(name, known)}")
+    _check(value := getattr(module, name), f"{path}:{name}")
+    return value
+
+
+def _check(reward: Any, named: str) -> None:
+    if not _is_rubric(reward) and (not callable(reward) or inspect.isclass(reward)):
+        raise BadInput(f"{named} is no reward function and no rubric with score_group.")
+
+
+def _is_rubric(reward: Any) -> bool:
+    return callable(getattr(reward, "score_group", None)) and not inspect.isclass(reward)
+
+
+class Rewarder:
+    """Calls a reward function or a rubric; what is async runs in one event loop, in a thread of its own, until `close`."""
+
+    def __init__(self, loaded: LoadedReward) -> None:
+        self.name, self.digest, self._reward = loaded.name, loaded.digest, loaded.reward
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __call__(
+        self,
+        problems: Sequence[Problem],
+        answers: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> list[float | Exception | None]:
+        """A reward for each answer, None where there is none, the exception where it could not be had.
+
+        What a batch fails on is asked for row by row, so that one answer does not spoil the others. Raises BadInput for a
+        function that needs token ids where none are given.
+        """
+        ids = completion_ids or [None] * len(answers)
+        if completion_ids is None and not _is_rubric(self._reward):
+            needed = inspect.signature(self._reward).parameters.get("completion_ids")
+            if needed is not None and needed.default is needed.empty:
+                raise BadInput(f"the reward function {self.name} takes completion_ids, which are not at hand here.")
+        rows = list(zip(problems, answers, ids, strict=True))
+        try:
+            return self._rewards(rows, step)
+        except (Exception, SystemExit) as error:
+            if len(rows) == 1:
+                return [error if isinstance(error, Exception) else RuntimeError(f"SystemExit: {error}")]
+        return [
+            reward for row in rows for reward in self([row[0]], [row[1]], completion_ids=row[2] and [row[2]], step=step)
+        ]
+
+    def _rewards(self, rows: Sequence[tuple[Problem, str, Any]], step: int) -> list[float | Exception | None]:
+        if not rows:
+            return []
+        if _is_rubric(self._reward):
+            return self._from_rubric(rows)
+        arguments = _arguments(rows, step)
+        parameters = inspect.signature(self._reward).parameters.values()
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            names = {each.name for each in parameters}
+            arguments = {name: value for name, value in arguments.items() if name in names}
+        given = self._reward(**arguments)
+        given = list(self._wait(given) if inspect.isawaitable(given) else given)
+        if len(given) != len(rows):
+            raise ValueError(f"{self.name} gave {len(given)} rewards for {len(rows)} completions")
+        return [_number(reward) for reward in given]
+
+    def _from_rubric(self, rows: Sequence[tuple[Problem, str, Any]]) -> list[float | Exception | None]:
+        states = [_state(problem, answer) for problem, answer, _ in rows]
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for (problem, _, _), state in zip(rows, states, strict=True):
+            groups.setdefault(problem.id, []).append(state)
+        for group in groups.values():
+            self._wait(self._reward.score_group(group))
+        return [_number(state["reward"]) for state in states]
+
+    def _wait(self, awaited: Awaitable[Any]) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True, name="equipoise-rewards").start()
+        return asyncio.run_coroutine_threadsafe(_awaiting(awaited), self._loop).result()
+
+    def close(self) -> None:
+        """Let a rubric put away what it has opened, and end the event loop."""
+        if _is_rubric(self._reward) and inspect.iscoroutinefunction(getattr(self._reward, "teardown", None)):
+            self._wait(self._reward.teardown())
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+
+
+async def _awaiting(awaited: Awaitable[Any]) -> Any:
+    return await awaited
+
+
+def _number(reward: Any) -> float | Exception | None:
+    if reward is None:
+        return None
+    try:
+        value = float(reward)
+    except (TypeError, ValueError) as error:
+        return error
+    return value if math.isfinite(value) else ValueError(f"the reward is {value}")
+
+
+def _messages(problem: Problem) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in problem.messages]
+
+
+def _arguments(rows: Sequence[tuple[Problem, str, Any]], step: int) -> dict[str, Any]:
+    """As trl.GRPOTrainer._calculate_rewards gives them (1.16)."""
+    columns = list(dict.fromkeys(name for problem, _, _ in rows for name in problem.columns))
+    ids = {} if rows[0][2] is None else {"completion_ids": [list(each) for _, _, each in rows]}
+    return {
+        **{name: [problem.columns.get(name) for problem, _, _ in rows] for name in columns},
+        **ids,
+        "prompts": [_messages(problem) or problem.prompt for problem, _, _ in rows],
+        "completions": [
+            [{"role": "assistant", "content": answer}] if problem.messages else answer for problem, answer, _ in rows
+        ],
+        "trainer_state": SimpleNamespace(global_step=step),
+        "log_extra": lambda column, values: None,
+        "log_metric": lambda name, value: None,
+    }
+
+
+def _state(problem: Problem, answer: str) -> dict[str, Any]:
+    """What `verifiers` knows of a rollout when it is scored; a plain dict serves. Its input holds the columns of the row."""
+    prompt = _messages(problem) or [{"role": "user", "content": problem.prompt}]
+    columns: Mapping[str, Any] = problem.columns
+    given = {"prompt": prompt, "answer": problem.gold[0] if problem.gold else "", "info": columns.get("info") or {}}
+    return {
+        **given,
+        "input": {**columns, **given, "example_id": problem.id},
+        "task": columns.get("task", ""),
+        "completion": [{"role": "assistant", "content": answer}],
+        "trajectory": [],
+        "is_completed": True,
+        "is_truncated": False,
+        "error": None,
+    }
