@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.state import load_state, save_state
+from equipoise.core.state import load_state, save_state, stored_state
 
 
 def test_json_arrays_and_structure_survive(tmp_path):
@@ -134,3 +135,19 @@ def test_a_state_without_a_digest_is_still_read(tmp_path):
     back = load_state(tmp_path / "s")
     assert back["a"].tolist() == [0, 1, 2]
     assert back["b"] == 1
+
+
+def test_a_state_that_is_there_missing_and_damaged(tmp_path):
+    file = tmp_path / "state.safetensors"
+    assert stored_state(file) == ({}, [])
+    save_state(file, {"path": [{"step": 3}], "tensor": torch.arange(3)})
+    stored, told = stored_state(file)
+    assert told == [] and stored["path"] == [{"step": 3}] and stored["tensor"].tolist() == [0, 1, 2]
+    for number in (1, 2, 3):
+        file.write_bytes(b"damaged")
+        stored, (told,) = stored_state(file)
+        assert stored == {} and not file.exists()
+        assert told.endswith(
+            f" It is kept as state.safetensors.damaged-{number}, and the training was done again from its start."
+        )
+        assert (tmp_path / f"state.safetensors.damaged-{number}").read_bytes() == b"damaged"

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.state import save_state
+from equipoise.core.errors import BadInput
 from equipoise.data.records import Message, Record
 from equipoise.language.encode import IGNORE, Example
+from equipoise.training.team import Team
 from equipoise.unlearning import forgetting, sides
-from equipoise.unlearning.forgetting import STATE, Forgetting, _checkpoint, _Scales, _shown, _target
+from equipoise.unlearning.forgetting import Forgetting, _Scales, _shown, _target
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.result import AnswerPair, Measure
 
@@ -117,21 +117,6 @@ def test_why_it_stopped():
     # A checkpoint was resumed that had stopped there: nothing was reached in this process.
     assert aimed._stopped([], path) == "forget_accuracy was down to 0.250 at step 9"
     assert aimed._stopped([], path[:2]) == "all 9 steps were made; forget_accuracy never came down to 0.25"
-
-
-def test_checkpoints_that_are_there_missing_and_damaged(tmp_path):
-    assert _checkpoint(None) == _checkpoint(tmp_path) == ({}, [])
-    save_state(tmp_path / STATE, {"path": [{"step": 3}], "tensor": torch.arange(3)})
-    stored, told = _checkpoint(tmp_path)
-    assert told == [] and stored["path"] == [{"step": 3}] and stored["tensor"].tolist() == [0, 1, 2]
-    for number in (1, 2, 3):
-        (tmp_path / STATE).write_bytes(b"damaged")
-        stored, (told,) = _checkpoint(tmp_path)
-        assert stored == {} and not (tmp_path / STATE).exists()
-        assert told.endswith(
-            f" It is kept as state.safetensors.damaged-{number}, and the training was done again from its start."
-        )
-        assert (tmp_path / f"{STATE}.damaged-{number}").read_bytes() == b"damaged"
 
 
 # --- the records ----------------------------------------------------------------------------------------------------
@@ -424,60 +409,13 @@ def test_many_records_are_seen_six_times_at_least(loader, monkeypatch, taught, e
 def test_the_main_process_teaches_and_the_others_wait(loader, tmp_path, main, order):
     given, _ = loader
     team = SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: given.done.append("wait"))
-    asked = replace(request("tiny"), accelerator=team)
+    asked = replace(request("tiny"), team=Team(team))
     assert asked.processes.main is main
     asked._opened(tmp_path)
     assert given.done == order
     del given.done[:]
     asked._opened(None)
     assert given.done == []
-
-
-@pytest.mark.parametrize(
-    ("dtype", "allowed"), [(torch.float32, 1e-3), (torch.float64, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.05)]
-)
-def test_a_written_model_may_differ_by_so_much(monkeypatch, tmp_path, dtype, allowed):
-    model = Given(model=SimpleNamespace(dtype=dtype))
-    seen = []
-
-    def gap(*given):
-        seen.append(given)
-        return next(gaps)
-
-    monkeypatch.setattr(forgetting, "_gap", gap)
-    gaps = iter([allowed, allowed * 1.01, math.nan])
-    folder = tmp_path / "folder"
-    assert request()._write(model, folder, ["compared"]) == allowed
-    assert seen == [(model, folder, ["compared"])] and model.done == ["saved folder"]
-    for told in (f"{allowed * 1.01:.2g}", "nan"):
-        folder = tmp_path / told
-        with pytest.raises(WorkFailed) as error:
-            request()._write(model, folder, [])
-        assert str(error.value) == (
-            f"the written model differs from the trained one by {told} nats per token (allowed: {allowed:g}), so it was not "
-            f"given its name; the trained weights are in {folder / 'state.safetensors'}."
-        )
-
-
-def test_an_adapter_is_exported(monkeypatch, tmp_path):
-    model, done = Given(model=SimpleNamespace(dtype=torch.float32)), []
-    monkeypatch.setattr(forgetting, "_gap", lambda *_: 0.0)
-    monkeypatch.setattr(forgetting.adapters, "export", lambda *given: done.append(given))
-    assert request(parameters="lora")._write(model, tmp_path, []) == 0.0
-    assert done == [(model, tmp_path)] and model.done == []
-
-
-def test_the_gap_is_the_largest_one_per_token(monkeypatch, tmp_path):
-    model = Given()
-    sums = {"given": [-4.0, -6.0, -9.0], "reloaded": [-5.0, -5.5, -9.0]}
-
-    def log_likelihoods(its, examples):
-        assert examples == ["a", "b", "c"]
-        return torch.tensor(sums["given" if its is model else its]), torch.tensor([4, 1, 2])
-
-    monkeypatch.setattr(forgetting, "log_likelihoods", log_likelihoods)
-    assert forgetting._gap(model, tmp_path, ["a", "b", "c"]) == 0.5
-    assert model.done == [f"reloaded {tmp_path.name}"]
 
 
 class Exponential(torch.nn.Module):

@@ -347,7 +347,7 @@ def test_damaged_state_is_kept_aside_and_the_training_done_again(taught, files):
     whole = unlearn(taught, **request)
     stopped = files / "done.partial" / "state.safetensors"
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(forgetting.Forgetting, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(forgetting, "write_checked", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         unlearn(taught, **request, out=files / "done")
     content = bytearray(stopped.read_bytes())
     content[-3] ^= 4

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import FILES, Files, open_regular, produce_atomic
+from equipoise.core.files import FILES, Files, free_name, open_regular, produce_atomic
 
 _TREE, _DIGEST = "equipoise_state", "equipoise_sha256"
 
@@ -55,6 +55,18 @@ def load_state(path: Path) -> Any:
         return _decode(json.loads(tree), tensors)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WorkFailed(f"{path} is cut, altered or was not written by Equipoise ({error}).") from error
+
+
+def stored_state(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What an earlier attempt left for this one, {} for nothing, with notes: a damaged file is kept aside, and said."""
+    if not path.exists():
+        return {}, []
+    try:
+        return load_state(path), []
+    except WorkFailed as error:
+        aside = free_name(path, "damaged")
+        path.rename(aside)
+        return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
 
 
 def _digest(tree: str, tensors: Mapping[str, Any]) -> str:

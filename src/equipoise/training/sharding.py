@@ -22,8 +22,7 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    if not distributed.is_initialized():
-        raise BadInput("--shard splits a model over several processes, and this is one: start it with torchrun.")
+    check_processes()
     parameters = list(model.parameters())
     for parameter in parameters:  # adapters drawn by each process for itself would be mixed
         distributed.broadcast(parameter.data, src=0)
@@ -38,6 +37,12 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def check_processes() -> None:
+    """Raises BadInput where there is one process alone, which has nobody to share a model with."""
+    if not torch.distributed.is_initialized():
+        raise BadInput("--shard splits a model over several processes, and this is one: start it with torchrun.")
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -6,7 +6,6 @@ the folder gives back answers as the trained one.
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,15 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
-from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
-from equipoise.core.files import free_name
+from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.job import Processes, Request
 from equipoise.core.serialize import deserialize, serialize
-from equipoise.core.state import load_state, save_state
+from equipoise.core.state import save_state, stored_state
 from equipoise.data.records import Record
-from equipoise.language import adapters
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
@@ -31,7 +27,9 @@ from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
 from equipoise.language.templates import DATE
+from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
+from equipoise.training.team import Team
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
@@ -43,22 +41,7 @@ SHOWN = 3  # of them shown
 CONFLICTS = 5  # steps between entries of the conflict log, which costs some passes over both gradients
 TAUGHT = 6_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
 COMPARED = 16  # records of each side on which the written model must agree with the trained one
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token; lower precision: 0.05
 STATE = "state.safetensors"
-
-
-@dataclass(frozen=True)
-class _Team:
-    """The processes of one training, as Accelerate numbers them."""
-
-    accelerator: Accelerator
-
-    @property
-    def main(self) -> bool:
-        return self.accelerator.is_main_process
-
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +56,7 @@ class Forgetting(Request):
     loading: Mapping[str, Any]
     attention: str | None
     shard: bool
-    accelerator: Accelerator
+    team: Team
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
 
@@ -94,10 +77,7 @@ class Forgetting(Request):
         if tokenizer is not None or not isinstance(model, str | Path | LanguageModel):
             loading = how["loading"]
             model = wrap(model, tokenizer, chat_template=loading["chat_template"], date=loading["date"] or DATE)
-        accelerator = Accelerator(cpu=how["loading"]["device"] == "cpu")
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started > 1 and accelerator.num_processes == 1:
-            raise BadInput(f"{started} processes were started, but without GPUs each is alone: add --device cpu.")
+        team = Team.of(how["loading"]["device"])
         chosen = recipe(method, **settings)
         data = read_sides(records, fields)
         target = _target(stop_at, data)
@@ -113,7 +93,7 @@ class Forgetting(Request):
             sides=data,
             recipe=chosen,
             target=target,
-            accelerator=accelerator,
+            team=team,
             inputs=data.digests,
             resolved=resolved,
             **how,
@@ -121,7 +101,7 @@ class Forgetting(Request):
 
     @property
     def processes(self) -> Processes:
-        return _Team(self.accelerator)
+        return self.team
 
     def plan(self) -> UnlearnPlan:
         """From one timed step on the longest records."""
@@ -169,7 +149,7 @@ class Forgetting(Request):
         )
         forget = encode(language_model, sides.records["forget"], max_length=recipe.max_length)
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
-        stored, notes = _checkpoint(folder)
+        stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         if stored:
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
             answers_before = stored["answers"]
@@ -205,7 +185,7 @@ class Forgetting(Request):
             retain,
             conflicts_every=CONFLICTS,
             layers=True,
-            accelerator=self.accelerator,
+            accelerator=self.team.accelerator,
             callbacks=[look],
             log=None if folder is None else folder / "metrics.jsonl",
             save=save,
@@ -217,7 +197,13 @@ class Forgetting(Request):
         after = {**scales(language_model), **scales.recalls(answers_after)}
         gap = math.nan
         if folder is not None and self.processes.main:
-            gap = self._write(language_model, folder, [*subsample(forget, COMPARED), *subsample(retain, COMPARED)])
+            gap = write_checked(
+                language_model,
+                folder,
+                [*subsample(forget, COMPARED), *subsample(retain, COMPARED)],
+                adapter=recipe.parameters == "lora",
+                kept=folder / STATE,
+            )
         return Unlearned(
             recipe=recipe.model_dump(),
             resolved=recipe.resolved(trained),
@@ -294,34 +280,6 @@ class Forgetting(Request):
             self.processes.wait()
         source = "A Llama of about 1 M parameters, taught the given files on the spot."
         return replace(language_model, name="tiny", source=source, origin=None)
-
-    def _write(self, language_model: LanguageModel, folder: Path, compared: Sequence[Example]) -> float:
-        """Save, load again and score again; nats per token between both. Raises WorkFailed when they differ."""
-        if self.recipe.parameters == "lora":
-            adapters.export(language_model, folder)
-        else:
-            language_model.save(folder)
-        gap = _gap(language_model, folder, compared)
-        allowed = TOLERANCE.get(language_model.model.dtype, 0.05)
-        if not gap <= allowed:
-            raise WorkFailed(
-                f"the written model differs from the trained one by {gap:.2g} nats per token (allowed: {allowed:g}), so it "
-                f"was not given its name; the trained weights are in {folder / STATE}."
-            )
-        return gap
-
-
-def _checkpoint(folder: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """The last state that was stored, {} for none; a damaged one is kept aside, and said."""
-    file = None if folder is None else folder / STATE
-    if file is None or not file.exists():
-        return {}, []
-    try:
-        return load_state(file), []
-    except WorkFailed as error:
-        aside = free_name(file, "damaged")
-        file.rename(aside)
-        return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
 
 
 def _target(stop_at: str | None, sides: Sides) -> tuple[str, float] | None:
@@ -442,11 +400,3 @@ def _probe(language_model: LanguageModel, examples: Sequence[Example]) -> int:
         language_model.model(**batch).loss.backward()
     language_model.model.zero_grad(set_to_none=True)
     return held
-
-
-def _gap(language_model: LanguageModel, written: Path, compared: Sequence[Example]) -> float:
-    """Largest difference, nats per token, between the model in memory and the one that the folder gives back."""
-    ours, counts = log_likelihoods(language_model, compared)
-    again = language_model.reload(written)
-    theirs, _ = log_likelihoods(again, compared)
-    return ((ours - theirs).abs() / counts).max().item()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from equipoise.core.errors import BadInput
 from equipoise.core.job import Request, job
 from equipoise.core.options import Setting
-from equipoise.unlearning.recipe import OBJECTIVES, RENAMED, Recipe
+from equipoise.unlearning.recipe import RENAMED, Recipe
 from equipoise.unlearning.result import Unlearned
 
 if TYPE_CHECKING:
@@ -122,15 +121,7 @@ def unlearn(
         shard=shard,
     )
     if shard:
-        _check_shard(request.recipe)
+        from equipoise.unlearning.training import check_shard
+
+        check_shard(request.recipe)
     return request
-
-
-def _check_shard(recipe: Recipe) -> None:
-    """Raises BadInput for what could only be refused when the training begins."""
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        raise BadInput("--shard splits a model over several processes, and this is one: start it with torchrun.")
-    if OBJECTIVES[recipe.objective].parameters is not None:
-        raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")

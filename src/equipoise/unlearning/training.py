@@ -119,14 +119,20 @@ def train(
 
 def _split(model: Any, recipe: Recipe) -> tuple[nn.Module, nn.Module | None]:
     """Shards the model; returns what is to take its weights up again, and the starting model where KL needs one."""
-    if OBJECTIVES[recipe.objective].parameters is not None:
-        raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
+    check_shard(recipe)
     empty, frozen = sharding.outline(model), None
     if recipe.retain_objective == "kl":
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
         sharding.shard(frozen, blocks(frozen))
     sharding.shard(model, blocks(model))
     return empty, frozen
+
+
+def check_shard(recipe: Recipe) -> None:
+    """Raises BadInput for what cannot be trained in parts."""
+    sharding.check_processes()
+    if OBJECTIVES[recipe.objective].parameters is not None:
+        raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
 
 
 def losses(
