@@ -156,6 +156,7 @@ def test_an_adapter_has_parameters_of_its_own(monkeypatch, model, words, why):
 
 def test_what_cannot_be_sharded_is_refused_and_the_rest_is_split(monkeypatch, model, fitted):
     sharded = []
+    monkeypatch.setattr(training.sharding, "check_processes", lambda: None)
     monkeypatch.setattr(training.sharding, "outline", lambda its: ("outline", its))
     monkeypatch.setattr(training.sharding, "shard", lambda its, parts: sharded.append((its, list(parts))))
     monkeypatch.setattr(training.sharding, "gathered", lambda its, empty: ("gathered", its, empty))
