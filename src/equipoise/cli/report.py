@@ -11,6 +11,7 @@ from equipoise.core.terminal import say
 JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
+    "reinforce": "equipoise.reinforcement.job:reinforce",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 

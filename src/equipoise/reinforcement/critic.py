@@ -122,3 +122,25 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> 
     ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
     lengths = torch.tensor([[len(row)] for row in rows], device=device)
     return ids, (torch.arange(longest, device=device) < lengths).long()
+
+
+def open_critic(path: str | Path, language_model: LanguageModel, *, seed: int) -> Critic:
+    """A critic that was saved, or a new one on the body of another, mostly smaller model, for the prompts of this model.
+
+    Raises BadInput for a body with another number of tokens: it would read other words.
+    """
+    from equipoise.language.model import load
+
+    path = Path(path)
+    if (path / _SETTINGS).is_file():
+        critic = Critic.load(path, device=language_model.device)
+    else:
+        critic = Critic.of(load(path, device=str(language_model.device)), seed=seed)
+    body: Any = critic.body
+    known = body.get_input_embeddings().weight.shape[0]
+    if known != language_model.vocabulary:
+        raise BadInput(
+            f"the critic {path} knows {known} tokens and {language_model.name} {language_model.vocabulary}: it must read the "
+            "prompts by the same tokenizer."
+        )
+    return critic.requires_grad_(True)

@@ -1,0 +1,135 @@
+"""How many problems a model solves: greedily, at one try, at the best of k; before a training, along the way and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.core.scores import pass_at_k
+from equipoise.core.shares import Bounded
+from equipoise.core.statistics import item_interval
+from equipoise.language.rollouts import roll_out
+from equipoise.reinforcement.stages import Reward, ask, judged
+
+if TYPE_CHECKING:
+    from equipoise.data.problems import Problem
+    from equipoise.language.model import LanguageModel
+
+FULL = 1 - 1e-9  # a response whose reward is at least this is right
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """rewards: [P, N] of sampled responses, lengths: their tokens. greedy: [P], the rewards of the likeliest responses.
+
+    clusters: [P], what problems come from. texts: the greedy responses. tokens: generated in all.
+    """
+
+    rewards: NDArray[np.float64]
+    lengths: NDArray[np.float64]
+    greedy: NDArray[np.float64]
+    clusters: NDArray[np.int64]
+    texts: tuple[str, ...]
+    missing: int
+    tokens: int
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as a stored state takes it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Solved:
+        """What `state` gave."""
+        return cls(**{**state, "texts": tuple(state["texts"])})
+
+    def per_problem(self) -> dict[str, NDArray[np.float64]]:
+        """Outcome -> its value for each problem, [P]: greedy_accuracy, pass@1, 2, 4 ... up to N, reward."""
+        right = (self.rewards >= FULL).sum(axis=1)
+        samples = self.rewards.shape[1]
+        found = {"greedy_accuracy": (self.greedy >= FULL).astype(float)}
+        for k in _powers(samples):
+            found[f"pass@{k}"] = pass_at_k(right, samples, k)
+        if not np.isin(self.rewards, (0.0, 1.0)).all():
+            found["reward"] = self.rewards.mean(axis=1)
+        return found
+
+    def estimates(self) -> dict[str, Bounded]:
+        """Means over problems with 95 % intervals, clustered."""
+        return {name: bounded(values, self.clusters) for name, values in self.per_problem().items()}
+
+    def changes(self, before: Solved) -> dict[str, Bounded]:
+        """This minus an earlier measurement of the same problems, paired."""
+        earlier = before.per_problem()
+        return {
+            name: bounded(values - earlier[name], self.clusters)
+            for name, values in self.per_problem().items()
+            if name in earlier
+        }
+
+
+def bounded(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Bounded:
+    """The mean of values, one a problem, with its 95 % interval over problems, or over what they come from."""
+    interval = item_interval(values, clusters)
+    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
+
+
+def solve(
+    language_model: LanguageModel,
+    problems: Sequence[Problem],
+    reward: Reward,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = 64,
+    generate: Callable[..., tuple[Sequence[str], Sequence[int]]] | None = None,
+) -> Solved:
+    """Sample `samples` responses to each problem and the likeliest one, and judge them.
+
+    generate: (prompts, samples, temperature, seed) -> responses and their numbers of tokens, in place of the model's own.
+    """
+
+    def own(prompts: Sequence, samples: int, temperature: float, seed: int) -> tuple[Sequence[str], Sequence[int]]:
+        rolled = roll_out(
+            language_model,
+            prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=[seed, 5],
+            batch_size=batch_size,
+        )
+        return rolled.texts, rolled.lengths.tolist()
+
+    generate = generate or own
+    asked = [ask(problem) for problem in problems]
+    texts, lengths = generate(asked, samples, temperature, seed)
+    likeliest, greedy_lengths = generate(asked, 1, 0.0, seed)
+    rewards, missing = judged(reward, [problem for problem in problems for _ in range(samples)], texts)
+    greedy, _ = judged(reward, problems, likeliest)
+    return Solved(
+        rewards=rewards.double().view(len(problems), samples).numpy(),
+        lengths=np.asarray(lengths, float).reshape(len(problems), samples),
+        greedy=greedy.double().numpy(),
+        clusters=clusters(problems),
+        texts=tuple(likeliest),
+        missing=missing,
+        tokens=int(sum(lengths) + sum(greedy_lengths)),
+    )
+
+
+def clusters(problems: Sequence[Problem]) -> NDArray[np.int64]:
+    """A number for what each problem comes from: its group, or itself."""
+    names: dict[str, int] = {}
+    return np.array([names.setdefault(p.group or f"\0{p.id}", len(names)) for p in problems], dtype=np.int64)
+
+
+def _powers(samples: int) -> list[int]:
+    found = [2**exponent for exponent in range(int(math.log2(samples)) + 1)]
+    return found if found[-1] == samples else [*found, samples]

@@ -1,0 +1,188 @@
+"""What a person sees of a reinforced model: the model card in its folder and a one-page report."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.core import page as parts
+from equipoise.core import plots
+from equipoise.core.job import Page
+from equipoise.core.numbers import number
+from equipoise.reinforcement.result import shown, signed
+
+if TYPE_CHECKING:
+    from equipoise.reinforcement.result import Reinforced
+
+MEANING = {
+    "greedy_accuracy": "the likeliest response is right",
+    "pass@1": "a sampled response is right",
+    "reward": "mean reward of sampled responses",
+}
+# What the log has of each step, by the figure that shows it: the title, its axis, and the names of its lines.
+FIGURES = (
+    (
+        "Reward",
+        plots.Axis("mean reward of a step", better="higher"),
+        {"reward": "reward", "critic_mean": "expected by the critic"},
+    ),
+    ("Length", plots.Axis("tokens of a response"), {"length": "length"}),
+    ("Entropy", plots.Axis("entropy", unit="nats/token"), {"entropy": "entropy"}),
+    (
+        "What does not teach, or is held back",
+        plots.Axis("share", share=True),
+        {
+            "zero_advantage": "responses without advantage",
+            "clip_fraction_low": "tokens clipped below",
+            "clip_fraction_high": "tokens clipped above",
+            "tiny_anchor_share": "places without anchors",
+        },
+    ),
+    (
+        "Support of the starting model",
+        plots.Axis("policy's mass on its likeliest tokens", share=True),
+        {"support_coverage": "coverage"},
+    ),
+    ("Divergence from the starting model", plots.Axis("KL", unit="nats/token"), {"kl": "KL"}),
+    ("The critic", plots.Axis("Brier score", better="lower"), {"critic_brier": "Brier score of the critic"}),
+)
+
+
+def page(result: "Reinforced", folder: Path) -> Page:
+    """What was learnt, along which way and at which cost; with the card that a model folder carries."""
+    warnings = [parts.Note(warning, "Look here first") for warning in result.warnings()]
+    changed: list[parts.Part] = [_measures(result), *_path(result)]
+    if result.answers:
+        changed.append(_answers(result))
+    sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
+    rows = _log(folder / "metrics.jsonl")
+    if figures := _figures(rows):
+        sections.append(parts.Section("Step by step", (parts.Grid(tuple(figures)),)))
+    sections.append(parts.Section("The recipe", (parts.SettingsTable(dict(result.resolved)),)))
+    return Page(
+        f"{Path(result.names['model']).name}, reinforced by {result.method}",
+        result.headline(),
+        sections,
+        facts=(
+            ("start", result.source),
+            ("verifier", result.verifier),
+            ("problems", ", ".join(f"{count:,} {name}" for name, count in result.problems.items())),
+            ("generated tokens", ", ".join(f"{count:,} for {name}" for name, count in result.tokens.items())),
+            ("length of right and wrong responses", _lengths(result)),
+            ("steps whose responses all had one reward", f"{result.alike:.0%}"),
+            ("trained weights that moved", f"{result.moved:.1%}"),
+            ("written model against trained one", f"{number(result.gap, 2)} nats per token"),
+        ),
+        files={"README.md": card(result, json.loads((folder / "run.json").read_text(encoding="utf-8")))},
+    )
+
+
+def card(result: "Reinforced", settings: Mapping[str, Any]) -> str:
+    """The README.md of the model folder: YAML header as the hub reads it, settings, measures before and after."""
+    recipe = result.recipe
+    header = {
+        "base_model": result.names["model"],
+        "library_name": "peft" if recipe["parameters"] == "lora" else "transformers",
+        "tags": ["reinforcement-learning", "equipoise", result.method],
+        "pipeline_tag": "text-generation",
+    }
+    name = f"{Path(result.names['model']).name}, reinforced by {result.method}"
+    beside = " The critic lies in `critic/`." if result.critic else ""
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {name}", ""]
+    lines += [
+        *(f"**{warning}**\n" for warning in result.warnings()),
+        f"{result.steps} steps on `{result.names['prompts']}`, judged by `{result.verifier}`, "
+        f"{result.tokens['training']:,} generated tokens.{beside} Start: {result.source}",
+        "",
+        "| measure | before | after | change |",
+        "|---|---|---|---|",
+        *(
+            f"| {key} | {shown(result.before[key])} | {shown(value)} | {signed(result.changes[key])} |"
+            for key, value in result.after.items()
+        ),
+        "",
+        *(f"- {note}" for note in result.notes),
+        "",
+        "## Settings",
+        "```json",
+        json.dumps({**settings, **result.resolved}, indent=2),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measures(result: "Reinforced") -> parts.Table:
+    count = result.problems["to measure on"]
+    return parts.Table(
+        f"Before and after, on {count:,} problems; 95 % intervals over problems",
+        (
+            parts.Column("measure"),
+            parts.Column("before", True),
+            parts.Column("after", True),
+            parts.Column("change", True),
+        ),
+        tuple(
+            (
+                parts.Cell(name, MEANING.get(name, "at least one of so many samples is right")),
+                shown(result.before[name]),
+                shown(after),
+                signed(result.changes[name]).replace("-", "−"),
+            )
+            for name, after in result.after.items()
+        ),
+    )
+
+
+def _path(result: "Reinforced") -> list[parts.Part]:
+    series = {
+        name: [(point["step"], point[name]) for point in result.path if name in point]
+        for name in ("greedy_accuracy", "pass@1")
+    }
+    axis = plots.Axis("solved", better="higher", share=True)
+    return [parts.Figure(plots.lines("Solved along the way", series, x=plots.Axis("step"), y=axis))]
+
+
+def _answers(result: "Reinforced") -> parts.Table:
+    """What the model says, in its own words: the likeliest response before and after."""
+    columns = ("prompt", "gold answer", "before", "after")
+    return parts.Table(
+        "Responses before and after",
+        tuple(map(parts.Column, columns)),
+        tuple(
+            (
+                each.prompt,
+                each.gold,
+                parts.Cell(each.before, f"reward {each.reward_before:g}"),
+                parts.Cell(each.after, f"reward {each.reward_after:g}"),
+            )
+            for each in result.answers
+        ),
+    )
+
+
+def _lengths(result: "Reinforced") -> str:
+    """Right against wrong, before and after: a method that pays for length shows here."""
+    return ", ".join(
+        f"{name}: {'none' if math.isnan(value) else f'{value:.1f} tokens'}" for name, value in result.lengths.items()
+    )
+
+
+def _log(metrics: Path) -> list[Mapping[str, Any]]:
+    if not metrics.exists():
+        return []
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> list[parts.Part]:
+    figures: list[parts.Part] = []
+    for title, axis, names in FIGURES:
+        series = {
+            label: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            for name, label in names.items()
+        }
+        series = {label: points for label, points in series.items() if points}
+        if series:
+            figures.append(parts.Figure(plots.lines(title, series, x=plots.Axis("step"), y=axis)))
+    return figures

@@ -1,0 +1,458 @@
+"""The work of the job `reinforce`: measured before, along the way and after; written, loaded again and scored again.
+
+Killed at any moment, the same call resumes at the last checkpoint. The artifact is only given its name when the model that
+the folder gives back answers as the trained one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.core import progress
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.core.job import Processes, Request
+from equipoise.core.state import save_state, stored_state
+from equipoise.core.terminal import say
+from equipoise.data.problems import Problem, read_problems
+from equipoise.data.verify import Verifier, open_verifier
+from equipoise.language.encode import IGNORE, Example, encode_prompts
+from equipoise.language.generate import check_room
+from equipoise.language.model import LanguageModel, load, wrap
+from equipoise.language.rehearsal import Writes, rehearse
+from equipoise.language.rollouts import roll_out
+from equipoise.language.templates import DATE
+from equipoise.language.written import write_checked
+from equipoise.reinforcement.critic import Critic, open_critic
+from equipoise.reinforcement.measures import FULL, Solved, solve
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
+from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
+from equipoise.reinforcement.stages import Reward, ask
+from equipoise.reinforcement.training import ReinforceState, prepare, train
+from equipoise.training.team import Team
+
+HELD_OUT = 128  # problems at most on which before and after are compared
+FEWEST = 40  # problems of which a tenth is held out
+SHOWN = 4  # answers shown
+COMPARED = 16  # prompts on which the written model must agree with the trained one
+TIMED = (8, 16)  # responses and tokens of the rollout that a plan is made from
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Reinforcing(Request):
+    """A request to reinforce, read and found right."""
+
+    model: str | Path | LanguageModel
+    problems: tuple[Problem, ...]
+    measured: tuple[Problem, ...]
+    held_out: bool
+    recipe: Recipe
+    method: str
+    opened: Callable[[], Verifier]
+    samples: int
+    every: int
+    save_every: int
+    critic: Path | None
+    loading: Mapping[str, Any]
+    attention: str | None
+    team: Team
+    names: Mapping[str, str]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        prompts: Any,
+        eval_prompts: Any,
+        *,
+        verifier: Any,
+        reward: Any,
+        unsafe: bool,
+        limit: int | None,
+        fields: Mapping[str, str] | None,
+        method: str,
+        settings: Mapping[str, Any],
+        **how: Any,
+    ) -> "Reinforcing":
+        """Raises BadInput for a wrong request; loads no model."""
+        refuse_server(model)
+        if tokenizer is not None or not isinstance(model, str | Path | LanguageModel):
+            loading = how["loading"]
+            model = wrap(model, tokenizer, chat_template=loading["chat_template"], date=loading["date"] or DATE)
+        team = Team.of(how["loading"]["device"])
+        chosen = recipe(method, **settings)
+        if chosen.parameters == "lora" and str(model) == "tiny":
+            raise BadInput("An adapter of 'tiny' would name no base model: use parameters full, or another model.")
+        needed = reward is None
+        problems, names, digests = read_prompts(
+            {"prompts": prompts, "eval_prompts": eval_prompts}, limit, fields, needed
+        )
+
+        def opened() -> Verifier:
+            return open_verifier(verifier, reward=reward, unsafe=unsafe)
+
+        with opened() as found:
+            if needed:
+                found.check([problem for each in problems.values() for problem in each])
+            if ADVANTAGES[chosen.advantage].unit and chosen.overlong:
+                raise BadInput(
+                    f"{chosen.advantage} takes rewards in [0, 1], and overlong makes them negative: leave it out."
+                )
+            digests |= {"reward": found.digest} if found.digest else {}
+            names |= {"verifier": found.name}
+        training, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))
+        held_out = not measured and len(training) >= FEWEST
+        if not measured:
+            training, measured = _held_out(training)
+        names["model"] = model.name if isinstance(model, LanguageModel) else str(model)
+        resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
+        resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
+        return cls(
+            model=model,
+            problems=training,
+            measured=measured[:HELD_OUT] if held_out else measured,
+            held_out=held_out,
+            recipe=chosen,
+            method=method,
+            opened=opened,
+            team=team,
+            names=names,
+            inputs=digests,
+            resolved=resolved,
+            **how,
+        )
+
+    @property
+    def processes(self) -> Processes:
+        return self.team
+
+    def plan(self) -> ReinforcePlan:
+        """From one timed rollout of a few tokens."""
+        recipe = self.recipe
+        language_model = self._opened(None, taught=False)
+        self._check_room(language_model)
+        first = self.problems[: TIMED[0]]
+        (ids, *_), _ = encode_prompts(language_model, [ask(first[0])])
+        critic = self._critic(language_model)
+        language_model = prepare(language_model, recipe)
+        rehearse(language_model, writes=self._writes())
+        asked = [ask(problem) for problem in first]
+        how = {"samples": 1, "temperature": recipe.temperature, "seed": 0}
+        roll_out(language_model, asked[:1], max_new_tokens=1, **how)  # the first pass of a process is slow
+        began = time.perf_counter()
+        rolled = roll_out(language_model, asked, max_new_tokens=min(TIMED[1], recipe.max_new_tokens), **how)
+        rate = int(rolled.mask.sum()) / (time.perf_counter() - began)
+        measuring = len(self.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
+        tokens = (recipe.steps * recipe.responses + measuring) * recipe.max_new_tokens
+        trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
+        tokenizer: Any = language_model.tokenizer
+        return ReinforcePlan(
+            model=language_model.source,
+            recipe=recipe.resolved(trained),
+            verifier=self.names["verifier"],
+            problems={"to learn from": len(self.problems), "to measure on": len(self.measured)},
+            first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.problems[:3]),
+            shown=tokenizer.decode(ids),
+            trained_parameters=trained,
+            critic_parameters=0 if critic is None else sum(p.numel() for p in critic.parameters()),
+            generated_tokens=tokens,
+            seconds=1.5 * tokens / rate,
+            notes=self._notes(),
+        )
+
+    def work(self, folder: Path | None) -> Reinforced:
+        stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
+        language_model = self._opened(folder)
+        source = language_model.source
+        self._check_room(language_model)
+        with self.opened() as verifier:
+            reward = rewarding(verifier)
+            return self._work(language_model, reward, folder, stored, notes, source)
+
+    def _work(
+        self,
+        language_model: LanguageModel,
+        reward: Reward,
+        folder: Path | None,
+        stored: dict[str, Any],
+        notes: list[str],
+        source: str,
+    ) -> Reinforced:
+        recipe = self.recipe
+        before = Solved.of(stored["before"]) if stored else self._solve(language_model, reward)
+        path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
+        alike = stored.get("alike", 0)
+        critic = self._critic(language_model)
+        language_model = prepare(language_model, recipe)
+        if not stored:
+            rehearse(language_model, writes="nothing" if folder is None else self._writes())
+        generated = stored.get("generated", 0)
+
+        def look(reached: ReinforceState) -> bool:
+            nonlocal alike, generated
+            rewards = reached.step.rewards
+            alike += bool((rewards == rewards.flatten()[0]).all())
+            generated += int(reached.metrics["generated_tokens"])
+            if reached.done == alike == 1 and self.team.main and not progress.is_quiet():
+                say(all_alike(recipe.advantage))
+            if reached.done % self.every == 0 and reached.done < recipe.steps:
+                path.append({"step": float(reached.done), **_values(self._solve(language_model, reward, samples=1))})
+            return False
+
+        def save(state: dict[str, Any]) -> None:
+            if folder is not None and self.team.main:
+                kept = {
+                    "training": state,
+                    "path": path,
+                    "before": before.state(),
+                    "alike": alike,
+                    "generated": generated,
+                }
+                save_state(folder / STATE, kept)
+
+        fitted = train(
+            language_model,
+            recipe,
+            self.problems,
+            reward,
+            critic=critic,
+            accelerator=self.team.accelerator,
+            callbacks=[look],
+            log=None if folder is None else folder / "metrics.jsonl",
+            save=save,
+            save_every=self.save_every,
+            state=stored.get("training"),
+        )
+        after = self._solve(language_model, reward)
+        path.append({"step": float(fitted.steps), **_values(after)})
+        gap = math.nan
+        if folder is not None and self.team.main:
+            examples = self._compared(language_model, after)
+            gap = write_checked(
+                language_model, folder, examples, adapter=recipe.parameters == "lora", kept=folder / STATE
+            )
+            if critic is not None:
+                critic.save(folder / "critic", language_model.tokenizer)
+        trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
+        return Reinforced(
+            recipe=recipe.model_dump(),
+            resolved=recipe.resolved(trained),
+            method=self.method,
+            verifier=self.names["verifier"],
+            before=before.estimates(),
+            after=after.estimates(),
+            changes=after.changes(before),
+            path=tuple(path),
+            answers=self._answers(before, after),
+            lengths={
+                f"{name}, {when}": value
+                for when, solved in (("before", before), ("after", after))
+                for name, value in _lengths(solved).items()
+            },
+            problems={"to learn from": len(self.problems), "to measure on": len(self.measured)},
+            steps=fitted.steps,
+            alike=alike / fitted.steps,
+            moved=fitted.moved,
+            tokens={"training": generated, "measuring": before.tokens + after.tokens},
+            source=source,
+            names=self.names,
+            critic=critic is not None,
+            gap=gap,
+            notes=(*notes, *self._notes(), *_missing(before, after)),
+            model=language_model,
+        )
+
+    def scratch(self) -> tuple[str, ...]:
+        return (STATE, "taught")
+
+    def _solve(self, language_model: LanguageModel, reward: Reward, samples: int | None = None) -> Solved:
+        recipe = self.recipe
+        return solve(
+            language_model,
+            self.measured,
+            reward,
+            samples=samples or self.samples,
+            max_new_tokens=recipe.max_new_tokens,
+            temperature=recipe.temperature,
+            seed=recipe.seed,
+            batch_size=recipe.rollout_batch_size,
+        )
+
+    def _writes(self) -> Writes:
+        return "adapter" if self.recipe.parameters == "lora" else "model"
+
+    def _notes(self) -> tuple[str, ...]:
+        if self.held_out:
+            return (f"{len(self.measured)} of the prompts were held out: before and after are compared on them.",)
+        if self.measured[0] in self.problems:
+            return (
+                "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others.",
+            )
+        return ()
+
+    def _check_room(self, language_model: LanguageModel) -> None:
+        every = (*self.problems, *self.measured)
+        encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
+        longest = max(range(len(every)), key=lambda index: len(encoded[index]))
+        try:
+            check_room(language_model, [encoded[longest]], self.recipe.max_new_tokens)
+        except BadInput as error:
+            raise BadInput(f"problem {every[longest].id!r}: {str(error).removeprefix('Prompt 0 ')}") from None
+
+    def _critic(self, language_model: LanguageModel) -> Critic | None:
+        recipe = self.recipe
+        if recipe.critic == "none":
+            if self.critic is not None:
+                raise BadInput(f"{recipe.advantage} has no critic: leave --critic out.")
+            return None
+        if self.critic is None:
+            return Critic.of(language_model, seed=recipe.seed)
+        return open_critic(self.critic, language_model, seed=recipe.seed)
+
+    def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
+        if isinstance(self.model, LanguageModel):
+            language_model = self.model
+        elif str(self.model) == "tiny":
+            language_model = self._tiny(folder, taught)
+        else:
+            language_model = load(self.model, **self.loading)
+        if self.attention is not None:
+            language_model.use_attention(self.attention)
+        return language_model
+
+    def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
+        """A tiny model that knows some arithmetic; stored in the folder, so that a resumed job starts from the same one."""
+        from equipoise.language.warm_start import arithmetic_model
+
+        if folder is not None and not self.team.main:
+            self.team.wait()
+        if folder is not None and (folder / "taught" / "config.json").exists():
+            language_model = load(folder / "taught", device="cpu")
+        else:
+            language_model = arithmetic_model("chain", seed=self.recipe.seed, taught=taught).language_model
+            if folder is not None:
+                language_model.save(folder / "teaching")
+                (folder / "teaching").rename(folder / "taught")
+        if folder is not None and self.team.main:
+            self.team.wait()
+        return replace(
+            language_model,
+            name="tiny",
+            source="A Llama of about 0.6 M parameters, taught chains of one-digit arithmetic on the spot.",
+            origin=None,
+        )
+
+    def _compared(self, language_model: LanguageModel, after: Solved) -> list[Example]:
+        """What the model itself answers, to be scored by the one that the folder gives back."""
+        chosen = self.measured[:COMPARED]
+        rolled = roll_out(
+            language_model,
+            [ask(problem) for problem in chosen],
+            samples=1,
+            max_new_tokens=min(self.recipe.max_new_tokens, 32),
+            temperature=0.0,
+            seed=0,
+        )
+        rows = [(list(rolled.prompts[row]), rolled.ids[row][rolled.mask[row]].tolist()) for row in range(len(chosen))]
+        return [Example((*prompt, *ids), (*[IGNORE] * len(prompt), *ids)) for prompt, ids in rows]
+
+    def _answers(self, before: Solved, after: Solved) -> tuple[Answered, ...]:
+        """Problems whose answer changed first."""
+        order = sorted(range(len(self.measured)), key=lambda place: before.texts[place] == after.texts[place])
+        return tuple(
+            Answered(
+                self.measured[place].prompt,
+                " | ".join(self.measured[place].gold),
+                before.texts[place],
+                after.texts[place],
+                float(before.greedy[place]),
+                float(after.greedy[place]),
+            )
+            for place in order[:SHOWN]
+        )
+
+
+def refuse_server(model: Any) -> None:
+    """Raises BadInput for the address of a server: its weights cannot be updated from here."""
+    if isinstance(model, str) and "://" in model:
+        raise BadInput(
+            f"{model} is a server, whose weights cannot be updated from here: give the folder or hub id of its model. "
+            "`solvable fit` can let a server generate."
+        )
+
+
+def read_prompts(
+    given: Mapping[str, Any], limit: int | None, fields: Mapping[str, str] | None, gold_needed: bool
+) -> tuple[dict[str, list[Problem]], dict[str, str], dict[str, str]]:
+    """Problems, names and digests of files or of problems in memory; what is None is left out."""
+    problems: dict[str, list[Problem]] = {}
+    names: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for name, source in given.items():
+        if source is None:
+            continue
+        if isinstance(source, str | Path):
+            names[name], digests[name] = str(source), sha256_file(Path(source))
+            problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
+            continue
+        ready = [each for each in source if isinstance(each, Problem)]
+        rows = [each for each in source if not isinstance(each, Problem)]
+        if ready and rows:
+            raise BadInput(f"{name} mixes problems and rows: give one or the other.")
+        problems[name] = (
+            ready[:limit] if ready else read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
+        )
+        names[name] = f"{len(problems[name])} problems"
+        if not problems[name]:
+            raise BadInput(f"{name} holds no problems: at least one is needed.")
+        if gold_needed and (without := next((p for p in problems[name] if not p.gold), None)):
+            raise BadInput(f"problem {without.id!r} of {name} has no gold answer, which a verifier needs.")
+    return problems, names, digests
+
+
+def rewarding(verifier: Verifier) -> Reward:
+    """A verifier as the loop takes it: nan where there was nothing to judge, or the verifier crashed."""
+
+    def reward(problems: Sequence[Problem], answers: Sequence[str]) -> list[float]:
+        scores = verifier(problems, answers)
+        return [math.nan if score.missing or score.crashed else score.value for score in scores]
+
+    return reward
+
+
+def _held_out(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """Problems to learn from and to measure on: every tenth, or all of them where there are few."""
+    if len(problems) < FEWEST:
+        return problems, problems[:HELD_OUT]
+    measured = problems[::10][:HELD_OUT]
+    chosen = {problem.id for problem in measured}
+    return tuple(problem for problem in problems if problem.id not in chosen), measured
+
+
+def _values(solved: Solved) -> dict[str, float]:
+    return {name: float(np.nanmean(values)) for name, values in solved.per_problem().items()}
+
+
+def _lengths(solved: Solved) -> dict[str, float]:
+    right = solved.rewards >= FULL
+    return {
+        "right": float(solved.lengths[right].mean()) if right.any() else math.nan,
+        "wrong": float(solved.lengths[~right].mean()) if not right.all() else math.nan,
+    }
+
+
+def _missing(before: Solved, after: Solved) -> list[str]:
+    return [
+        f"{solved.missing} of {solved.rewards.size} responses {when} had nothing to be judged by, and count as wrong."
+        for when, solved in (("before", before), ("after", after))
+        if solved.missing
+    ]
