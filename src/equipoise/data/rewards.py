@@ -7,11 +7,13 @@ problem are one group.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +93,9 @@ class Rewarder:
 
     def __init__(self, loaded: LoadedReward) -> None:
         self.name, self.digest, self._reward = loaded.name, loaded.digest, loaded.reward
-        self._loop: asyncio.AbstractEventLoop | None = None
+        function = loaded.reward.score_group if _is_rubric(loaded.reward) else loaded.reward
+        self._parameters = inspect.signature(function).parameters
+        self._loop: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
     def __call__(
         self,
@@ -106,9 +110,9 @@ class Rewarder:
         What a batch fails on is asked for row by row, so that one answer does not spoil the others. Raises BadInput for a
         function that needs token ids where none are given.
         """
-        ids = completion_ids or [None] * len(answers)
-        if completion_ids is None and not _is_rubric(self._reward):
-            needed = inspect.signature(self._reward).parameters.get("completion_ids")
+        ids = [None] * len(answers) if completion_ids is None else completion_ids
+        if completion_ids is None:
+            needed = self._parameters.get("completion_ids")
             if needed is not None and needed.default is needed.empty:
                 raise BadInput(f"the reward function {self.name} takes completion_ids, which are not at hand here.")
         rows = list(zip(problems, answers, ids, strict=True))
@@ -127,10 +131,8 @@ class Rewarder:
         if _is_rubric(self._reward):
             return self._from_rubric(rows)
         arguments = _arguments(rows, step)
-        parameters = inspect.signature(self._reward).parameters.values()
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            names = {each.name for each in parameters}
-            arguments = {name: value for name, value in arguments.items() if name in names}
+        if not any(each.kind is each.VAR_KEYWORD for each in self._parameters.values()):
+            arguments = {name: value for name, value in arguments.items() if name in self._parameters}
         given = self._reward(**arguments)
         given = list(self._wait(given) if inspect.isawaitable(given) else given)
         if len(given) != len(rows):
@@ -148,17 +150,30 @@ class Rewarder:
 
     def _wait(self, awaited: Awaitable[Any]) -> Any:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True, name="equipoise-rewards").start()
-        return asyncio.run_coroutine_threadsafe(_awaiting(awaited), self._loop).result()
+            loop = asyncio.new_event_loop()
+            self._loop = loop, threading.Thread(target=_run, args=(loop,), daemon=True, name="equipoise-rewards")
+            self._loop[1].start()
+            weakref.finalize(self, _stop, loop)
+        return asyncio.run_coroutine_threadsafe(_awaiting(awaited), self._loop[0]).result()
 
     def close(self) -> None:
         """Let a rubric put away what it has opened, and end the event loop."""
         if _is_rubric(self._reward) and inspect.iscoroutinefunction(getattr(self._reward, "teardown", None)):
             self._wait(self._reward.teardown())
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+        running, self._loop = self._loop, None
+        if running is not None:
+            _stop(running[0])
+            running[1].join()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):  # closed before
+        loop.call_soon_threadsafe(loop.stop)
 
 
 async def _awaiting(awaited: Awaitable[Any]) -> Any:
