@@ -128,7 +128,7 @@ def test_other_names_go_before_what_the_row_has_besides(tmp_path):
     path = write(tmp_path / "p.jsonl", {"prompt": "P", "ask": "Q?", "answer": "a", "reply": "r", "who": "W", "key": 9})
     (problem,) = read_problems(path, fields={"prompt": "ask", "gold": "reply", "group": "who", "id": "key"})
     assert (problem.id, problem.prompt, problem.gold, problem.group) == ("9", "Q?", ("r",), "W")
-    with pytest.raises(BadInput, match="no field 'golds' to rename. Did you mean 'gold'"):
+    with pytest.raises(BadInput, match=r"no field 'golds' to rename. Did you mean 'gold'"):
         read_problems(path, fields={"golds": "reply"})
 
 

@@ -91,7 +91,7 @@ def test_async_functions_share_one_loop_that_ends_with_the_verifier():
 
 
 class Rubric:
-    """As verifiers.Rubric 0.3.1 in what a caller meets: states in, reward and metrics put into them, an advantage by group."""
+    """As verifiers.Rubric 0.3.1 for its caller: rewards and metrics are put into the states of a group."""
 
     def __init__(self, function):
         self.function, self.groups, self.torn_down = function, [], False
@@ -129,9 +129,8 @@ def test_a_rubric_scores_the_answers_to_one_problem_together():
 def test_a_function_from_a_file(tmp_path):
     (tmp_path / "neighbour_of_rewards.py").write_text("WORTH = 0.5\n")
     path = tmp_path / "rewards.py"
-    path.write_text(
-        "from neighbour_of_rewards import WORTH\nlimit = 3\ndef reward(completions, **_):\n    return [WORTH] * len(completions)\n"
-    )
+    code = "def reward(completions, **_):\n    return [WORTH] * len(completions)\n"
+    path.write_text(f"from neighbour_of_rewards import WORTH\nlimit = 3\n{code}")
     with open_verifier(reward=f"{path}:reward") as verifier:
         assert [score.value for score in verifier(PLAIN, ["", ""])] == [0.5, 0.5]
     assert (verifier.name, verifier.digest) == ("reward", hashlib.sha256(path.read_bytes()).hexdigest())

@@ -1,4 +1,4 @@
-"""Verifiers against math-verify called directly, TRL's own reward functions, and the solutions that come with public tests."""
+"""Verifiers against math-verify called directly, TRL's own reward functions, and the published solutions of public tests."""
 
 import os
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_math_is_math_verify_in_another_process():
     assert 8 < sum(expected) < len(PAIRS) - 5
 
 
-def test_math_on_the_gold_answers_of_others(monkeypatch):
+def test_math_on_the_gold_answers_of_others():
     problems = data("math500/math500.jsonl.gz")[::10]
     answers = [f"\\boxed{{{problem.gold[0]}}}" for problem in (*problems[1:], problems[0])]
     shifted = [f"\\boxed{{{problem.gold[0]} + 0}}" for problem in problems]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib.util
 import inspect
+import logging
 import math
 import sys
 import threading
@@ -23,6 +24,8 @@ from typing import Any
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ def _is_rubric(reward: Any) -> bool:
     return callable(getattr(reward, "score_group", None)) and not inspect.isclass(reward)
 
 
+_Row = tuple[Problem, str, Sequence[int] | None]  # with the answer, and the ids of its tokens
+
+
 class Rewarder:
     """Calls a reward function or a rubric; what is async runs in one event loop, in a thread of its own, until `close`."""
 
@@ -110,22 +116,22 @@ class Rewarder:
         What a batch fails on is asked for row by row, so that one answer does not spoil the others. Raises BadInput for a
         function that needs token ids where none are given.
         """
-        ids = [None] * len(answers) if completion_ids is None else completion_ids
         if completion_ids is None:
             needed = self._parameters.get("completion_ids")
             if needed is not None and needed.default is needed.empty:
                 raise BadInput(f"the reward function {self.name} takes completion_ids, which are not at hand here.")
-        rows = list(zip(problems, answers, ids, strict=True))
+        ids = [None] * len(answers) if completion_ids is None else completion_ids
+        return self._safely(list(zip(problems, answers, ids, strict=True)), step)
+
+    def _safely(self, rows: Sequence[_Row], step: int) -> list[float | Exception | None]:
         try:
             return self._rewards(rows, step)
         except (Exception, SystemExit) as error:
             if len(rows) == 1:
                 return [error if isinstance(error, Exception) else RuntimeError(f"SystemExit: {error}")]
-        return [
-            reward for row in rows for reward in self([row[0]], [row[1]], completion_ids=row[2] and [row[2]], step=step)
-        ]
+        return [reward for row in rows for reward in self._safely([row], step)]
 
-    def _rewards(self, rows: Sequence[tuple[Problem, str, Any]], step: int) -> list[float | Exception | None]:
+    def _rewards(self, rows: Sequence[_Row], step: int) -> list[float | Exception | None]:
         if not rows:
             return []
         if _is_rubric(self._reward):
@@ -139,7 +145,7 @@ class Rewarder:
             raise ValueError(f"{self.name} gave {len(given)} rewards for {len(rows)} completions")
         return [_number(reward) for reward in given]
 
-    def _from_rubric(self, rows: Sequence[tuple[Problem, str, Any]]) -> list[float | Exception | None]:
+    def _from_rubric(self, rows: Sequence[_Row]) -> list[float | Exception | None]:
         states = [_state(problem, answer) for problem, answer, _ in rows]
         groups: dict[str, list[dict[str, Any]]] = {}
         for (problem, _, _), state in zip(rows, states, strict=True):
@@ -159,7 +165,10 @@ class Rewarder:
     def close(self) -> None:
         """Let a rubric put away what it has opened, and end the event loop."""
         if _is_rubric(self._reward) and inspect.iscoroutinefunction(getattr(self._reward, "teardown", None)):
-            self._wait(self._reward.teardown())
+            try:
+                self._wait(self._reward.teardown())
+            except Exception as error:
+                _log.warning("the rubric %s could not be torn down: %s", self.name, error)
         running, self._loop = self._loop, None
         if running is not None:
             _stop(running[0])
@@ -194,13 +203,13 @@ def _messages(problem: Problem) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in problem.messages]
 
 
-def _arguments(rows: Sequence[tuple[Problem, str, Any]], step: int) -> dict[str, Any]:
+def _arguments(rows: Sequence[_Row], step: int) -> dict[str, Any]:
     """As trl.GRPOTrainer._calculate_rewards gives them (1.16)."""
     columns = list(dict.fromkeys(name for problem, _, _ in rows for name in problem.columns))
-    ids = {} if rows[0][2] is None else {"completion_ids": [list(each) for _, _, each in rows]}
+    ids = [list(each) for _, _, each in rows if each is not None]
     return {
         **{name: [problem.columns.get(name) for problem, _, _ in rows] for name in columns},
-        **ids,
+        **({"completion_ids": ids} if ids else {}),
         "prompts": [_messages(problem) or problem.prompt for problem, _, _ in rows],
         "completions": [
             [{"role": "assistant", "content": answer}] if problem.messages else answer for problem, answer, _ in rows
