@@ -7,11 +7,12 @@ Give these functions what stands after the thinking (`data.text.after_thinking`)
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from equipoise.data.text import unified
 
-_BOX = re.compile(r"\\f?boxed\s*(?:\{|(?=[^\s{]))")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[^\s{]))")
 _SAID = re.compile(
     r"####|\b(?:answer|(?:correct|right|best|final)\s+(?:option|choice|result|value))\b(?!\s+(?:is|are)\s+not\b)"
     r"(?:\s+(?:is|are|was|would\s+be|equals|should\s+be|must\s+be)\b)?\s*[:=]?",
@@ -64,7 +65,8 @@ class Number:
     percent: bool = False
 
     def __str__(self) -> str:
-        return f"{float(self.value):.12g}{' %' if self.percent else ''}"
+        value = Decimal(self.value.numerator) / self.value.denominator
+        return f"{value.normalize():.12g}{' %' if self.percent else ''}"
 
     def equals(self, other: "Number", *, relative: Fraction) -> bool:
         """Whether both mean the same: whole numbers exactly, others within `relative` of the larger; 50 % is 50 and 0.5."""

@@ -7,11 +7,14 @@ problem are one group.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import inspect
+import logging
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,8 @@ from typing import Any
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +91,17 @@ def _is_rubric(reward: Any) -> bool:
     return callable(getattr(reward, "score_group", None)) and not inspect.isclass(reward)
 
 
+_Row = tuple[Problem, str, Sequence[int] | None]  # with the answer, and the ids of its tokens
+
+
 class Rewarder:
     """Calls a reward function or a rubric; what is async runs in one event loop, in a thread of its own, until `close`."""
 
     def __init__(self, loaded: LoadedReward) -> None:
         self.name, self.digest, self._reward = loaded.name, loaded.digest, loaded.reward
-        self._loop: asyncio.AbstractEventLoop | None = None
+        function = loaded.reward.score_group if _is_rubric(loaded.reward) else loaded.reward
+        self._parameters = inspect.signature(function).parameters
+        self._loop: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
     def __call__(
         self,
@@ -106,38 +116,36 @@ class Rewarder:
         What a batch fails on is asked for row by row, so that one answer does not spoil the others. Raises BadInput for a
         function that needs token ids where none are given.
         """
-        ids = completion_ids or [None] * len(answers)
-        if completion_ids is None and not _is_rubric(self._reward):
-            needed = inspect.signature(self._reward).parameters.get("completion_ids")
+        if completion_ids is None:
+            needed = self._parameters.get("completion_ids")
             if needed is not None and needed.default is needed.empty:
                 raise BadInput(f"the reward function {self.name} takes completion_ids, which are not at hand here.")
-        rows = list(zip(problems, answers, ids, strict=True))
+        ids = [None] * len(answers) if completion_ids is None else completion_ids
+        return self._safely(list(zip(problems, answers, ids, strict=True)), step)
+
+    def _safely(self, rows: Sequence[_Row], step: int) -> list[float | Exception | None]:
         try:
             return self._rewards(rows, step)
         except (Exception, SystemExit) as error:
             if len(rows) == 1:
                 return [error if isinstance(error, Exception) else RuntimeError(f"SystemExit: {error}")]
-        return [
-            reward for row in rows for reward in self([row[0]], [row[1]], completion_ids=row[2] and [row[2]], step=step)
-        ]
+        return [reward for row in rows for reward in self._safely([row], step)]
 
-    def _rewards(self, rows: Sequence[tuple[Problem, str, Any]], step: int) -> list[float | Exception | None]:
+    def _rewards(self, rows: Sequence[_Row], step: int) -> list[float | Exception | None]:
         if not rows:
             return []
         if _is_rubric(self._reward):
             return self._from_rubric(rows)
         arguments = _arguments(rows, step)
-        parameters = inspect.signature(self._reward).parameters.values()
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            names = {each.name for each in parameters}
-            arguments = {name: value for name, value in arguments.items() if name in names}
+        if not any(each.kind is each.VAR_KEYWORD for each in self._parameters.values()):
+            arguments = {name: value for name, value in arguments.items() if name in self._parameters}
         given = self._reward(**arguments)
         given = list(self._wait(given) if inspect.isawaitable(given) else given)
         if len(given) != len(rows):
             raise ValueError(f"{self.name} gave {len(given)} rewards for {len(rows)} completions")
         return [_number(reward) for reward in given]
 
-    def _from_rubric(self, rows: Sequence[tuple[Problem, str, Any]]) -> list[float | Exception | None]:
+    def _from_rubric(self, rows: Sequence[_Row]) -> list[float | Exception | None]:
         states = [_state(problem, answer) for problem, answer, _ in rows]
         groups: dict[str, list[dict[str, Any]]] = {}
         for (problem, _, _), state in zip(rows, states, strict=True):
@@ -148,17 +156,33 @@ class Rewarder:
 
     def _wait(self, awaited: Awaitable[Any]) -> Any:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True, name="equipoise-rewards").start()
-        return asyncio.run_coroutine_threadsafe(_awaiting(awaited), self._loop).result()
+            loop = asyncio.new_event_loop()
+            self._loop = loop, threading.Thread(target=_run, args=(loop,), daemon=True, name="equipoise-rewards")
+            self._loop[1].start()
+            weakref.finalize(self, _stop, loop)
+        return asyncio.run_coroutine_threadsafe(_awaiting(awaited), self._loop[0]).result()
 
     def close(self) -> None:
         """Let a rubric put away what it has opened, and end the event loop."""
         if _is_rubric(self._reward) and inspect.iscoroutinefunction(getattr(self._reward, "teardown", None)):
-            self._wait(self._reward.teardown())
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            try:
+                self._wait(self._reward.teardown())
+            except Exception as error:
+                _log.warning("the rubric %s could not be torn down: %s", self.name, error)
+        running, self._loop = self._loop, None
+        if running is not None:
+            _stop(running[0])
+            running[1].join()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):  # closed before
+        loop.call_soon_threadsafe(loop.stop)
 
 
 async def _awaiting(awaited: Awaitable[Any]) -> Any:
@@ -179,13 +203,13 @@ def _messages(problem: Problem) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in problem.messages]
 
 
-def _arguments(rows: Sequence[tuple[Problem, str, Any]], step: int) -> dict[str, Any]:
+def _arguments(rows: Sequence[_Row], step: int) -> dict[str, Any]:
     """As trl.GRPOTrainer._calculate_rewards gives them (1.16)."""
     columns = list(dict.fromkeys(name for problem, _, _ in rows for name in problem.columns))
-    ids = {} if rows[0][2] is None else {"completion_ids": [list(each) for _, _, each in rows]}
+    ids = [list(each) for _, _, each in rows if each is not None]
     return {
         **{name: [problem.columns.get(name) for problem, _, _ in rows] for name in columns},
-        **ids,
+        **({"completion_ids": ids} if ids else {}),
         "prompts": [_messages(problem) or problem.prompt for problem, _, _ in rows],
         "completions": [
             [{"role": "assistant", "content": answer}] if problem.messages else answer for problem, answer, _ in rows

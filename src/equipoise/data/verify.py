@@ -33,13 +33,13 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from equipoise.core import sandbox
-from equipoise.core.errors import BadInput, MissingExtra
-from equipoise.core.options import choice, closed
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.core.options import closed
 from equipoise.data import final_answer
-from equipoise.data.answers import matches, normalize
+from equipoise.data.answers import normalize
 from equipoise.data.problems import Problem
 from equipoise.data.rewards import Rewarder, load_reward
-from equipoise.data.text import after_thinking
+from equipoise.data.text import after_thinking, printable
 from equipoise.data.verify_pool import Pool
 from equipoise.data.verify_tests import check_tests, run_tests
 
@@ -90,8 +90,8 @@ def verify(kind: Kind, answer: str, gold: str | Sequence[str]) -> VerifierScore:
 @closed
 def check_gold(kind: Kind, golds: Sequence[str]) -> None:
     """Raises BadInput for gold answers that a kind cannot compare with."""
-    if not golds:
-        raise BadInput("there is no gold answer.")
+    if not golds or not all(map(str.strip, golds)):
+        raise BadInput("there is no gold answer, or an empty one.")
     if kind == "tests":
         check_tests(golds)
     for gold in golds:
@@ -99,8 +99,6 @@ def check_gold(kind: Kind, golds: Sequence[str]) -> None:
             raise BadInput(f"the gold answer {gold!r:.60} is no number; use another kind, for example exact or math.")
         if kind == "choice" and final_answer.choice(gold) is None:
             raise BadInput(f"the gold answer {gold!r:.60} is no letter of a choice.")
-        if kind in ("exact", "f1") and not normalize(gold):
-            raise BadInput(f"the gold answer {gold!r:.60} has no words.")
         if kind == "regex":
             try:
                 re.compile(gold)
@@ -191,30 +189,40 @@ def _kept(kind: Kind) -> "_Kind":
     return _Kind(kind, Fraction(TOLERANCE), 5.0, 2 * 2**30, 1, False)
 
 
-_Asked = tuple[str, Sequence[str]]  # an answer and its golds
+_Task = dict[str, Any]
 
 
 class _Kind:
-    """A kind with what it needs."""
+    """A kind with what it needs: `first` gives a score, or the task whose outcome a worker of the pool has to find."""
 
     digest = ""
 
     def __init__(
         self, kind: Kind, tolerance: Fraction, seconds: float, memory_bytes: int, workers: int, unsafe: bool
     ) -> None:
-        self.name, self.binary = choice("kind", kind, Kind), kind not in ("f1", "tests")
-        self.tolerance, self.seconds, self.memory_bytes, self.unsafe = tolerance, seconds, memory_bytes, unsafe
-        self.workers = workers
-        self.pool: Pool | None = None
+        self.kind: Kind = kind
+        self.name, self.binary, self.workers = str(kind), kind not in ("f1", "tests"), workers
         if kind == "math" and importlib.util.find_spec("math_verify") is None:
             raise MissingExtra("The verifier math needs math-verify: pip install 'equipoise[math]'.")
         if kind == "tests":
             sandbox.python("", unsafe=unsafe)  # refused here, not after the first answers
-        if kind in ("math", "regex"):
-            self.pool = Pool(kind, seconds=seconds, memory_bytes=memory_bytes, workers=workers)
+        self.first: Callable[[str, Sequence[str]], VerifierScore | _Task] = {
+            "exact": _exact,
+            "number": functools.partial(_number, tolerance),
+            "choice": _choice,
+            "regex": _regex,
+            "f1": _f1,
+            "math": _math,
+            "tests": functools.partial(_tests, {"seconds": seconds, "memory_bytes": memory_bytes, "unsafe": unsafe}),
+        }[kind]
+        self.pool = (
+            Pool(kind, seconds=seconds, memory_bytes=memory_bytes, workers=workers)
+            if kind in ("math", "regex")
+            else None
+        )
 
     def check(self, golds: Sequence[str]) -> None:
-        check_gold(self.name, golds)
+        check_gold(self.kind, golds)
 
     def close(self) -> None:
         if self.pool is not None:
@@ -223,37 +231,30 @@ class _Kind:
     def scores(self, problems: Sequence[Problem], answers: Sequence[str], **_: Any) -> list[VerifierScore]:
         return self.score([(answer, problem.gold) for problem, answer in zip(problems, answers, strict=True)])
 
-    def score(self, asked: Sequence[_Asked]) -> list[VerifierScore]:
-        if self.pool is None:
-            with ThreadPoolExecutor(self.workers if self.name == "tests" else 1) as threads:
-                return list(threads.map(self._alone, asked))
-        prepare = _math_task if self.name == "math" else _regex_task
-        prepared = [_guarded(prepare, each) for each in asked]
-        tasks = [each for each in prepared if not isinstance(each, VerifierScore)]
+    def score(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[VerifierScore]:
+        if self.kind == "tests":
+            with ThreadPoolExecutor(self.workers) as threads:
+                found = list(threads.map(self._begin, asked))
+        else:
+            found = [self._begin(each) for each in asked]
+        tasks = [each for each in found if not isinstance(each, VerifierScore)]
+        done: list[dict[str, Any]] = []
+        if tasks and self.pool is not None:
+            try:
+                done = self.pool.run(tasks)
+            except WorkFailed as error:
+                done = [{"crashed": str(error)}] * len(tasks)
+        compared = map(_compared, done)
+        return [each if isinstance(each, VerifierScore) else next(compared) for each in found]
+
+    def _begin(self, asked: tuple[str, Sequence[str]]) -> "VerifierScore | _Task":
+        answer, golds = asked
         try:
-            done = iter(self.pool.run(tasks) if tasks else [])
+            check_gold(self.kind, golds)
+            said = answer if self.kind == "regex" else after_thinking(answer)
+            return _THINKING if said is None else self.first(said, golds)
         except Exception as error:
-            done = iter([{"crashed": str(error)}] * len(tasks))
-        return [each if isinstance(each, VerifierScore) else _compared(next(done)) for each in prepared]
-
-    def _alone(self, asked: _Asked) -> VerifierScore:
-        match self.name:
-            case "exact":
-                return _guarded(_exact, asked)
-            case "number":
-                return _guarded(functools.partial(_number, self.tolerance), asked)
-            case "choice":
-                return _guarded(_choice, asked)
-            case "f1":
-                return _guarded(_f1, asked)
-            case _:
-                return _guarded(self._tests, asked)
-
-    def _tests(self, answer: str, golds: Sequence[str]) -> VerifierScore:
-        value, reason = run_tests(
-            answer, golds, seconds=self.seconds, memory_bytes=self.memory_bytes, unsafe=self.unsafe
-        )
-        return VerifierScore(value, reason)
+            return _crashed(error)
 
 
 class _Reward:
@@ -281,31 +282,23 @@ def _rewarded(reward: float | Exception | None) -> VerifierScore:
 
 
 def _crashed(error: BaseException) -> VerifierScore:
-    return VerifierScore(0.0, f"crashed: {type(error).__name__}: {error}"[:300])
-
-
-def _guarded(function: Callable[..., Any], asked: _Asked) -> Any:
-    """function(what was said after the thinking, golds), or the score of an answer that is none or on which it fails."""
-    answer, golds = asked
-    try:
-        if function is _regex_task:
-            return function(answer, golds)
-        said = after_thinking(answer)
-        return _THINKING if said is None else function(said, golds)
-    except Exception as error:
-        return _crashed(error)
+    return VerifierScore(0.0, printable(f"crashed: {type(error).__name__}: {error}")[:300])
 
 
 def _exact(said: str, golds: Sequence[str]) -> VerifierScore:
-    return _RIGHT if matches(said, golds) else VerifierScore(0.0, "another answer")
+    return _RIGHT if _words(said) in map(_words, golds) else VerifierScore(0.0, "another answer")
+
+
+def _words(text: str) -> list[str]:
+    return normalize(text).split() or text.split()  # "!!!" is a band
 
 
 def _number(tolerance: Fraction, said: str, golds: Sequence[str]) -> VerifierScore:
     found = final_answer.number(said)
     if found is None:
         return VerifierScore(0.0, "missing: no number, or several in a box")
-    wanted = [number for gold in golds if (number := final_answer.number(gold)) is not None]
-    if any(found.equals(number, relative=tolerance) for number in wanted):
+    wanted = map(final_answer.number, golds)
+    if any(number is not None and found.equals(number, relative=tolerance) for number in wanted):
         return _RIGHT
     return VerifierScore(0.0, f"another number: {found}")
 
@@ -318,10 +311,10 @@ def _choice(said: str, golds: Sequence[str]) -> VerifierScore:
 
 
 def _f1(said: str, golds: Sequence[str]) -> VerifierScore:
-    found = Counter(normalize(said).split())
+    found = Counter(_words(said))
     if not found:
         return VerifierScore(0.0, "missing: no words")
-    value = max(_f1_of(found, Counter(normalize(gold).split())) for gold in golds)
+    value = max(_f1_of(found, Counter(_words(gold))) for gold in golds)
     return _RIGHT if value == 1 else VerifierScore(value, "other words")
 
 
@@ -329,7 +322,7 @@ def _f1_of(found: Counter[str], wanted: Counter[str]) -> float:
     return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
 
-def _math_task(said: str, golds: Sequence[str]) -> VerifierScore | dict[str, Any]:
+def _math(said: str, golds: Sequence[str]) -> VerifierScore | _Task:
     boxed = final_answer.last_boxed(said)
     found = said.strip() if boxed is None else boxed
     if not found:
@@ -350,8 +343,13 @@ def _latex(text: str) -> str:
     return _SPACING.sub("", _TEXT.sub(r"\1", text.strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
 
 
-def _regex_task(answer: str, golds: Sequence[str]) -> dict[str, Any]:
+def _regex(answer: str, golds: Sequence[str]) -> _Task:
     return {"answer": answer, "golds": list(golds)}
+
+
+def _tests(limits: dict[str, Any], said: str, golds: Sequence[str]) -> VerifierScore:
+    value, reason = run_tests(said, golds, **limits)
+    return VerifierScore(value, printable(reason))
 
 
 def _compared(done: dict[str, Any]) -> VerifierScore:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import queue
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -24,22 +24,28 @@ _START = 120.0  # seconds for a worker to import what it needs
 class Pool:
     """Workers of one kind, each started when there is a task for it.
 
-    seconds: of computing that a task may take. memory_bytes: address space of each worker. workers: at most so many.
-    They end when the pool is closed, is garbage, or its process has ended, be it by SIGKILL.
+    seconds: of computing that a task may take. memory_bytes: address space of each worker. workers: at most so many. They
+    end when the pool is closed, is garbage, or its process has ended, be it by SIGKILL.
     """
 
     def __init__(self, kind: Literal["math", "regex"], *, seconds: float, memory_bytes: int, workers: int) -> None:
         self.kind, self.seconds, self.memory_bytes, self.workers = kind, seconds, memory_bytes, workers
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(workers):
-            self._idle.put(None)
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._owner = os.getpid()
-        self._end = weakref.finalize(self, _end_all, self._idle, self._owner)
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(self.workers):
+            self._idle.put(None)
+        weakref.finalize(self, _end_all, self._idle, self._owner)
 
     def run(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What each task came to, in order: {"right": bool} or {"crashed": why}. Raises WorkFailed where no worker starts."""
-        if self._owner != os.getpid():  # the workers of a process are not those of its forks
-            self.__init__(self.kind, seconds=self.seconds, memory_bytes=self.memory_bytes, workers=self.workers)
+        """What each task came to, in order: {"right": bool} or {"crashed": why}.
+
+        A task is alone in its worker. Raises WorkFailed where no worker can be started.
+        """
+        if self._owner != os.getpid():  # workers of a process are not those of its forks
+            self._start_over()
         with ThreadPoolExecutor(max(1, min(self.workers, len(tasks)))) as threads:
             try:
                 return list(threads.map(self._do, tasks))
@@ -70,9 +76,10 @@ class Pool:
 
 
 class _Worker:
-    """A process. done: how many tasks it has done. late: whether it has said nothing in time."""
+    """A process. done: how many tasks it has done. late: whether it said nothing in time."""
 
     def __init__(self, kind: str, seconds: float, memory_bytes: int) -> None:
+        self.done, self.late = -1, False
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", verify_worker.__file__],
             stdin=subprocess.PIPE,
@@ -80,34 +87,38 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             cwd="/",
         )
-        self.done, self.late = -1, False
-        if not self.ask({"kind": kind, "seconds": seconds, "memory_bytes": memory_bytes, "path": sys.path}, _START):
+        assert self.process.stdin and self.process.stdout
+        self.input, self.output = self.process.stdin, self.process.stdout
+        start = {"kind": kind, "seconds": seconds, "memory_bytes": memory_bytes, "path": sys.path}
+        if self.ask(start, _START) is None:
             raise WorkFailed(f"the process that compares answers could not be started ({self.end()}).")
 
     def ask(self, task: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
         """Its reply, None when it has died or has said nothing for so many seconds."""
-        assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):  # it has died, which shows when its output ends
-            self.process.stdin.write(json.dumps(task).encode() + b"\n")
-            self.process.stdin.flush()
-        output, received, deadline = self.process.stdout.fileno(), b"", time.monotonic() + seconds
-        while not received.endswith(b"\n"):
-            if not select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                self.late = True
-                return None
-            if not (data := os.read(output, 65536)):
-                self.process.wait()
-                return None
-            received += data
+            self.input.write(json.dumps(task).encode() + b"\n")
+            self.input.flush()
+        received, deadline = b"", time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.output, selectors.EVENT_READ)
+            while not received.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self.late = True
+                    return None
+                if not (data := os.read(self.output.fileno(), 65536)):
+                    self.process.wait()
+                    return None
+                received += data
         self.done += 1
         return json.loads(received)
 
     def end(self) -> int:
-        """Kill it, unless it has ended; how it ended."""
-        assert self.process.stdin and self.process.stdout
+        """Kill it, unless it has ended by itself; how it ended."""
         self.process.kill()
-        with contextlib.suppress(BrokenPipeError), self.process.stdin, self.process.stdout:
-            return self.process.wait()
+        for pipe in (self.input, self.output):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        return self.process.wait()
 
 
 def _end_all(idle: "queue.LifoQueue[_Worker | None]", owner: int) -> None:

@@ -2,9 +2,9 @@
 
 Run as `main.py` in the sandbox (`data.verify_tests` does), with a plan on its standard input, so it imports the standard
 library only. What a test calls by a name of the program's is a `Remote`: arguments go over a pipe and come back as values of
-Python's own types, so that every comparison is made here, with nothing of the program's in this process. The program cannot end
-this process with a success, cannot reach its memory, its files or its output (PR_SET_DUMPABLE off, pipes not inherited), and
-does not see the tests.
+Python's own types, so that every comparison is made here, with nothing of the program's in this process. The program
+cannot end this process with a success, cannot reach its memory, its files or its output (PR_SET_DUMPABLE off, pipes
+not inherited), and does not see the tests.
 
 On standard output: {"tests": ["" for one that passed, else why not, ...]}.
 """
@@ -246,11 +246,10 @@ class _Program:
         if "raised" in reply:
             name, message = reply["raised"]
             kind = getattr(builtins, str(name), None)
-            if (
-                isinstance(kind, type)
-                and issubclass(kind, Exception)
-                and kind not in (UnicodeDecodeError, UnicodeEncodeError)
-            ):
+            # StopIteration would end a `map` over the program's function, and all() of nothing is true.
+            if kind is StopIteration and request.get("do") != "next":
+                kind = RuntimeError
+            if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
                 raise kind(str(message))
             raise ProgramError(f"{name}: {message}")
         return reply
@@ -343,7 +342,7 @@ def _update(mine: Any, theirs: Any) -> None:
     """A list, set or dict that the program changed in place."""
     if type(mine) is list and type(theirs) is list:
         mine[:] = theirs
-    elif type(mine) in (set, dict) and type(theirs) is type(mine):
+    elif isinstance(mine, set | dict) and type(theirs) is type(mine):
         mine.clear()
         mine.update(theirs)
 

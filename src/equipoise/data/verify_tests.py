@@ -1,15 +1,17 @@
 """Python tests as a verifier: the program in an answer, run in the sandbox, tests in a process of their own.
 
 Guarded against: a program that ends itself or everybody (sys.exit, os._exit, kill), prints a forged success, changes
-`AssertionError`, `__eq__`, builtins, modules or files, reads the tests or the memory of what judges it, hangs, or takes memory,
-disk, processes. It can do nothing for its score but give back values, which the tests compare in a process that holds nothing
-of it (`verify_program`). Not guarded against: a program that knows the expected values (tests that stand in the prompt, public
-tests learnt by heart); tests that the program may pass by what they leave to it (`assert f(x)`); faults of the sandbox, and with
-unsafe=True, where there is none, a program that attacks the machine.
+`AssertionError`, `__eq__`, builtins, modules or files, reads the tests or the memory of what judges it, hangs, or
+takes memory, disk, processes. It can do nothing for its score but give back values, which the tests compare in a
+process that holds nothing of it (`verify_program`). Not guarded against: a program that knows the expected values
+(tests that stand in the prompt, public tests learnt by heart); tests that the program may pass by what they leave to
+it (`assert f(x)`); faults of the sandbox, and with unsafe=True, where there is none, a program that attacks the
+machine.
 
-A test may hand the program data of Python's own types (None, numbers, text, bytes, range, lists, tuples, sets, dicts of these)
-and what the program itself made; from it come such data, its exceptions and handles to its objects, whose attributes, items and
-methods are at hand. A test that does more (passes a function, catches an exception class of the program's) fails.
+A test may hand the program data of Python's own types (None, numbers, text, bytes, range, lists, tuples, sets, dicts
+of these) and what the program itself made; from it come such data, its exceptions and handles to its objects, whose
+attributes, items and methods are at hand. A test that does more (passes a function, catches an exception class of the
+program's) fails.
 """
 
 import ast
@@ -56,8 +58,8 @@ def run_tests(
     """(share of the tests passed, why not all). seconds: of computing, for all tests of an answer together.
 
     golds: texts of Python. Each assertion at the top of one is a test; a text without any, but with a call at its top
-    (`check(f)`), is one test; a text with neither is given to the program and the tests alike (imports, helpers, the declaration
-    of a function), and an answer that begins with indented lines goes on where the last of these ends.
+    (`check(f)`), is one test; a text with neither is given to the program and the tests alike (imports, helpers, the
+    declaration of a function), and an answer that begins with indented lines goes on where the last of these ends.
     """
     plan = {"program": _whole(program_in(answer), golds), "gold": list(golds), "seconds": seconds * _PATIENCE}
     limits = sandbox.Limits(

@@ -1,0 +1,151 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.data.final_answer import choice, last_boxed, number
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{1} and then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\left\{1, 2\right\}} for all", r"\left\{1, 2\right\}"),
+        (r"\boxed{3} but \boxed{4 is cut", "3"),
+        (r"\fbox{8}", "8"),
+        (r"$\boxed 7$ it is", "7"),
+        ("no box", None),
+        (r"\boxed{}", ""),
+    ],
+)
+def test_the_last_box_whose_braces_match(text, content):
+    assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-5", -5),
+        ("so 3 - 8 = −5", -5),
+        ("it is –5", -5),
+        ("pages 3–5", 5),  # a range, no minus
+        ("10-5", 5),
+        ("x-5", 5),
+        ("the loss is -$1,234.50", Fraction("-1234.5")),
+        ("$-7$", -7),
+        (r"\boxed{-\frac{1}{2}}", Fraction(-1, 2)),
+        (r"$x=\frac{-3}{4}$", Fraction(-3, 4)),
+        (r"\boxed{1\frac{1}{2}}", Fraction(3, 2)),
+        (r"\dfrac34", Fraction(3, 4)),
+        ("1 3/4 cups", Fraction(7, 4)),
+        ("1½", Fraction(3, 2)),
+        ("٤٢", 42),
+        ("４２", 42),
+        ("1\u202f234\u202f567", 1234567),
+        ("1{,}234", 1234),
+        (r"1,\!234", 1234),
+        ("1,2345", 2345),  # no groups of three: two numbers
+        (r"2.5 \times 10^{3}", 2500),
+        ("6e-2", Fraction(6, 100)),
+        ("10² = 100", 100),
+        ("答案是5元", 5),
+        ("72.", 72),
+        ("H2O, v1, x_3", None),
+        ("5/0", None),
+        ("#### 72\n", 72),
+        ("#### 72\nThat was 1 of 2 parts.", 72),
+        ("The answer is 12. I hope the 2 answers are correct.", 12),
+        ("The answer is x = 3 + 4 = 7 apples, for 2 people", 7),
+        ("The answer is not 5. The answer is 6, as 3+3 shows.", 6),
+        ("The answer is 5. Wait. The answer is 6", 6),
+        (r"The answer is \boxed{9}, from 12 minus 3", 9),
+        (r"\boxed{(3, 4)}", None),
+        (r"\boxed{18 \text{ dollars}}", 18),
+        ("Twelve", None),
+        ("9" * 2000, None),
+    ],
+)
+def test_which_number_is_meant(text, value):
+    found = number(text)
+    assert (found and found.value) == value
+
+
+def test_percent_is_the_number_and_its_hundredth_but_once():
+    def equal(first, second):
+        return number(first).equals(number(second), relative=Fraction(1, 10_000))
+
+    assert equal("50%", "50") and equal("50%", "0.5") and equal("0.5", r"50\%") and equal("50 percent", "50%")
+    assert not equal("50%", "0.5%") and not equal("50", "0.5") and not equal("0.5%", "50%")
+
+
+def test_whole_numbers_are_compared_exactly_and_others_in_any_unit_alike():
+    def equal(first, second):
+        return number(first).equals(number(second), relative=Fraction(1, 10_000))
+
+    assert not equal("9867630", "9867631")
+    assert equal("9867630.0", "9867630")
+    for unit in ("", "e-9", "e3"):
+        assert equal(f"0.33333{unit}", f"0.333333{unit}")
+        assert not equal(f"0.333{unit}", f"0.333333{unit}")
+    assert not equal("0.00001", "0")
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9),
+    st.sampled_from(
+        ["{}", "#### {}", "The answer is {}.", r"thus \boxed{{{}}}", "from 1 to 2\nAnswer: {} apples", "= {}"]
+    ),
+    st.booleans(),
+)
+def test_a_number_is_read_back_however_it_is_written(value, form, grouped):
+    written = f"{value:,}" if grouped else f"{value}"
+    assert number(form.format(written)).value == Fraction(value)
+    assert number(form.format(written.replace("-", "−"))).value == Fraction(value)
+
+
+@given(st.text(alphabet="ab1,./-%$\\{}^ e\n"))
+def test_no_text_is_too_odd_to_read(text):
+    assert number(text) is None or isinstance(number(text).value, Fraction)
+    assert choice(text) in {None, "A", "B", "E"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        *[
+            (spelled, "B")
+            for spelled in ("B", "b", "(B)", "**B**", "B.", "B) Paris", "(B) Paris", "Ⓑ", "Ｂ", "`B`", '"B"')
+        ],
+        *[
+            (f"I compared A and C. {said}", "B")
+            for said in (
+                "The answer is (B).",
+                "Answer: B",
+                "ANSWER: **B**",
+                "The correct answer is option B, I think",
+                "The best choice is: b)",
+                r"$\boxed{B}$",
+                r"\boxed{\text{B}}",
+                "#### B",
+                "Answer: B because I like it",
+                "The answer is b",
+            )
+        ],
+        ("(A) is wrong, so is (C); the answer is (D)", "D"),
+        ("Option C looks right", "C"),
+        ("The answer is A or B", None),
+        ("The answer is A. No, the answer is B", None),
+        (r"The answer is A, that is \boxed{B}", None),
+        ("The answer is not A. The answer is B", "B"),
+        ("The answer is a good one", None),
+        ("A dog", None),
+        ("I do not know", None),
+        ("Bananas", None),
+        ("A. one\nB. two", None),
+        ("The answer is Berlin", None),
+        ("", None),
+    ],
+)
+def test_which_choice_is_meant(text, letter):
+    assert choice(text) == letter
