@@ -140,7 +140,7 @@ def open_critic(path: str | Path, language_model: LanguageModel, *, seed: int) -
     known = body.get_input_embeddings().weight.shape[0]
     if known != language_model.vocabulary:
         raise BadInput(
-            f"the critic {path} knows {known} tokens and {language_model.name} {language_model.vocabulary}: it must read the "
+            f"the critic {path} knows {known} tokens and {language_model.name} {language_model.vocabulary}: it must read "
             "prompts by the same tokenizer."
         )
     return critic.requires_grad_(True)

@@ -60,7 +60,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
     steps: Count = Field(default=50, description="Batches of prompts that are rolled out and learnt from.")
-    prompts: Count = Field(default=64, description="Prompts of a batch.")
+    prompts_per_step: Count = Field(default=64, description="Prompts of a batch.")
     num_generations: Count | None = Field(
         default=None, description="Responses a prompt; not given: 1 with a critic, else 8."
     )
@@ -145,7 +145,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     @property
     def responses(self) -> int:
         """Responses of a batch of prompts."""
-        return self.prompts * self.samples
+        return self.prompts_per_step * self.samples
 
     @property
     def updates(self) -> int:

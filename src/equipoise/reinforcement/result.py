@@ -153,8 +153,8 @@ def all_alike(advantage: str) -> str:
     """What to say and to change where the rewards of all responses are one number."""
     return (
         f"All responses had the same reward, from which {advantage} learns nothing: use prompts nearer to what the model "
-        "can do, more num_generations, a higher temperature, more max_new_tokens, or look whether the verifier understands the "
-        "answers."
+        "can do, more num_generations, a higher temperature, more max_new_tokens, or look whether the verifier "
+        "understands the answers."
     )
 
 

@@ -142,7 +142,7 @@ class _Loop:
         self.language_model, self.recipe, self.problems, self.reward = language_model, recipe, problems, reward
         self.reference, self.critic, self.head = reference, critic, head
         self.sample, self.weigh = sample, weigh
-        self.order = without_replacement(len(problems), recipe.prompts, recipe.seed)
+        self.order = without_replacement(len(problems), recipe.prompts_per_step, recipe.seed)
         self.accelerator = accelerator or Accelerator(cpu=language_model.device.type == "cpu")
         with _training_only(language_model.model, head, "policy"):
             trained = sum(each.numel() for each in language_model.model.parameters() if each.requires_grad)
@@ -226,7 +226,7 @@ class _Loop:
 
     def _sampled(self, index: int) -> Step:
         """The step's responses; with `mixed_only` of prompts whose responses are not all alike, as many as are wanted."""
-        recipe, parts, wanted = self.recipe, [], self.recipe.prompts
+        recipe, parts, wanted = self.recipe, [], self.recipe.prompts_per_step
         for _ in range(MIXED_ATTEMPTS if recipe.mixed_only else 1):
             keys = self.order(self.drawn)
             self.drawn += 1
