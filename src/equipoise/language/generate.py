@@ -74,12 +74,20 @@ def generate(
     return answers
 
 
-def check_room(language_model: LanguageModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises BadInput for the first prompt, as `encode_prompts` gives them, that leaves no room for its answer."""
+def check_room(
+    language_model: LanguageModel,
+    encoded: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    names: Sequence[object] | None = None,
+) -> None:
+    """Raises BadInput for the first prompt, as `encode_prompts` gives them, that leaves no room for its answer.
+
+    names: what to call them; not given: their places.
+    """
     for index, ids in enumerate(encoded):
         if len(ids) + max_new_tokens > language_model.context:
             raise BadInput(
-                f"Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
+                f"Prompt {index if names is None else names[index]} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
                 f"context of {language_model.context}: shorten it, or lower max_new_tokens."
             )
 

@@ -76,19 +76,21 @@ class Rollouts:
         input_ids, attention_mask: [B, L]. predicts: [B, L] bool, where the next token is one of the response. response,
         mask: [B, T], the responses themselves, cut to the longest of these rows.
         """
-        mask = self.mask[list(rows)]
-        width = max(int(mask.sum(dim=-1).max()), 1) if len(rows) else 1
-        whole = [[*self.prompts[row // self.samples], *self.ids[row][self.mask[row]].tolist()] for row in rows]
-        longest = max(map(len, whole), default=1)
-        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in whole], device=self.ids.device)
-        places = torch.arange(longest, device=ids.device)
-        ends = torch.tensor([[len(row)] for row in whole], device=ids.device)
-        begins = torch.tensor([[len(self.prompts[row // self.samples])] for row in rows], device=ids.device)
+        device, prompts = self.ids.device, [self.prompts[row // self.samples] for row in rows]
+        response, mask = self.ids[list(rows)], self.mask[list(rows)]
+        lengths = mask.sum(dim=-1).tolist()
+        width = max(lengths)
+        begins = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
+        ends = begins + torch.tensor(lengths, device=device).unsqueeze(-1)
+        places = torch.arange(max(map(sum, zip(map(len, prompts), lengths, strict=True))), device=device)
+        ids = torch.full((len(prompts), len(places)), self.pad_id, device=device)
+        ids[places < begins] = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+        ids[(places >= begins) & (places < ends)] = response[mask]
         return {
             "input_ids": ids,
             "attention_mask": (places < ends).long(),
             "predicts": (places >= begins - 1) & (places < ends - 1),
-            "response": self.ids[list(rows)][:, :width],
+            "response": response[:, :width],
             "mask": mask[:, :width],
         }
 
@@ -167,7 +169,10 @@ def roll_out(
     names = range(len(encoded)) if keys is None else keys
     if len(names) != len(encoded):
         raise BadInput(f"There are {len(names)} keys for {len(encoded)} prompts: give one for each.")
-    drawn = _uniform(names, samples, max_new_tokens, seed) if temperature > 0 else None
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    if min([*seeds, *names], default=0) < 0:
+        raise BadInput(f"The seed is {seed}, the smallest key {min(names, default=0)}: use numbers of at least 0.")
+    drawn = _uniform(names, samples, max_new_tokens, seeds) if temperature > 0 else None
     taken = _Taken(len(encoded) * samples, max_new_tokens, top, language_model, temperature, drawn, hook)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
     with (
@@ -222,6 +227,7 @@ class _Taken:
         forced = None
         if self._hook is not None and (changed := self._hook(logits, states, rows, step)) is not None:
             logits, forced = changed if isinstance(changed, tuple) else (changed, None)
+            logits = logits.to(self._log_probs.dtype)
         log_probs = (logits / (self._temperature or 1.0)).log_softmax(dim=-1)
         tokens = choose(logits, self._temperature, None if self._drawn is None else self._drawn[rows, step])
         tokens = tokens.to(logits.device)
@@ -257,11 +263,10 @@ class _Taken:
         )
 
 
-def _uniform(keys: Sequence[int], samples: int, length: int, seed: int | Sequence[int]) -> Tensor:
-    """[R, length] in [0, 1): each row from the seed and its own place, so that its neighbours do not matter."""
-    entropy = [seed] if isinstance(seed, int) else list(seed)
+def _uniform(keys: Sequence[int], samples: int, length: int, seeds: Sequence[int]) -> Tensor:
+    """[R, length] in [0, 1): each row from the seeds and its own place, so that its neighbours do not matter."""
     rows = [
-        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*entropy, key, sample]))).random(length)
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*seeds, key, sample]))).random(length)
         for key in keys
         for sample in range(samples)
     ]
@@ -306,9 +311,9 @@ def score_responses(
         logits = wide(head(states)) / temperature
         normalizer = logits.logsumexp(dim=-1, keepdim=True)
         chosen = (logits.gather(-1, targets.unsqueeze(-1)) - normalizer).squeeze(-1)
-        entropy = torch.special.entr((logits - normalizer).exp()).sum(dim=-1) if entropies else None
+        entropy = _entropy(logits - normalizer) if entropies else None
         beside = None if others is None else logits.gather(-1, others) - normalizer
-        values, ids = (logits.detach() - normalizer.detach()).topk(top, dim=-1) if top else (None, None)
+        values, ids = (logits - normalizer).detach().topk(min(top, logits.shape[-1]), dim=-1) if top else (None, None)
         return chosen, entropy, beside, ids, None if values is None else values.exp()
 
     rows = max(_LOGITS_AT_ONCE // model.get_input_embeddings().weight.shape[0], 1)
@@ -328,6 +333,11 @@ def score_responses(
         return flat.new_zeros(*mask.shape, *flat.shape[1:]).index_put((*mask.nonzero(as_tuple=True),), flat)
 
     return ResponseScores(*map(put, range(5)))  # type: ignore[arg-type]
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Of distributions [n, V], in nats. Not by `torch.special.entr`, whose gradient is nan where a probability is 0."""
+    return -(log_probs.exp() * log_probs.where(log_probs > -torch.inf, 0)).sum(dim=-1)
 
 
 def _entering(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

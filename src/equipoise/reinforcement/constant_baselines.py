@@ -22,5 +22,5 @@ def _running_mean(step: "Step", recipe: Recipe) -> Tensor:
 
 ADVANTAGES.register("reinforce", Advantage(compute=lambda step, recipe: step.rewards, samples=1))
 ADVANTAGES.register("batch-mean", Advantage(compute=lambda step, recipe: step.rewards - step.rewards.mean(), samples=1))
-ADVANTAGES.register("running-mean", Advantage(compute=_running_mean, samples=1))
+ADVANTAGES.register("running-mean", Advantage(compute=_running_mean, past=True, samples=1))
 METHODS.register("reinforce", {"advantage": "reinforce"})

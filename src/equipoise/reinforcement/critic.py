@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _HEAD = "critic_head.safetensors"
 _SETTINGS = "critic.json"
+_FORMAT = {"critic": 1}
 
 
 class Critic(nn.Module):
@@ -77,36 +78,43 @@ class Critic(nn.Module):
         save_file(
             {name: each.detach().cpu().contiguous() for name, each in self.head.state_dict().items()}, folder / _HEAD
         )
-        write_atomic(folder / _SETTINGS, json.dumps({"critic": 1}))
+        write_atomic(folder / _SETTINGS, json.dumps(_FORMAT))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Critic:
         """What `save` wrote. Raises BadInput for a folder that holds no critic."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
         from transformers import AutoModel
 
         folder = Path(folder)
         try:
-            json.loads(read_regular(folder / _SETTINGS))
+            if json.loads(read_regular(folder / _SETTINGS)) != _FORMAT:
+                raise ValueError(f"{_SETTINGS} is of another version")
             head = load_file(folder / _HEAD)
-        except (OSError, ValueError) as error:
+            with without_bars():
+                body = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=head["weight"].dtype)
+            critic = cls(body, seed=0)
+            critic.head.load_state_dict(head)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
             raise BadInput(
-                f"{folder} holds no critic ({error}): give the critic folder of reinforce or solvable."
+                f"{folder} holds no critic ({reason}): give the critic folder of reinforce or solvable."
             ) from error
-        with without_bars():
-            body = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=head["weight"].dtype)
-        critic = cls(body, seed=0)
-        critic.head.load_state_dict(head)
         return critic.to(device).eval()
 
 
 def prompt_logits(critic: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
     """The critic's logit at the last token of each row of token ids, [B]: what it says of a prompt, before any response."""
-    ids, mask = padded(rows, pad_id, device)
-    logits = critic(ids, mask)
-    return logits.gather(-1, mask.sum(dim=-1, keepdim=True) - 1).squeeze(-1)
+    return last_logits(critic, *padded(rows, pad_id, device))
+
+
+def last_logits(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The critic's logit at the last token of each row that is padded on the right, [B]."""
+    logits = critic(input_ids, attention_mask)
+    return logits.gather(-1, attention_mask.sum(dim=-1, keepdim=True) - 1).squeeze(-1)
 
 
 def token_logits(critic: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ ADVANTAGES.register("grpo", Advantage(compute=lambda step, recipe: grpo(step.rew
 ADVANTAGES.register("dr-grpo", Advantage(compute=lambda step, recipe: dr_grpo(step.rewards), least=2))
 ADVANTAGES.register("rloo", Advantage(compute=lambda step, recipe: rloo(step.rewards), least=2))
 ADVANTAGES.register("remax", Advantage(compute=_remax, greedy=True, samples=1))
-ADVANTAGES.register("reinforce++", Advantage(compute=_reinforce_plus_plus, samples=1))
+ADVANTAGES.register("reinforce++", Advantage(compute=_reinforce_plus_plus, of_tokens=True, samples=1))
 ADVANTAGES.register("reinforce++-baseline", Advantage(compute=_reinforce_plus_plus_baseline, least=2))
 METHODS.register("grpo", {"advantage": "grpo", "aggregate": "seq-mean-token-mean"})
 METHODS.register("dr-grpo", {"advantage": "dr-grpo", "aggregate": "seq-mean-token-sum-norm"})

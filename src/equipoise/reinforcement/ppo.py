@@ -11,7 +11,7 @@ true one.
 With a verifiable reward r is 0 but at the last token, and gamma = lam = 1. Every result is 0 where the mask is false.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -135,7 +135,8 @@ def _whitened(step: "Step", recipe: Recipe) -> Tensor:
     return whiten(of_step(step, recipe)[0], step.rollouts.mask)
 
 
-ADVANTAGES.register("gae", Advantage(compute=_whitened, critic="token", samples=1))
-ADVANTAGES.register("gae-bce", Advantage(compute=_whitened, critic="token-bce", samples=1, unit=True))
+_OF_TOKENS: dict[str, Any] = {"compute": _whitened, "of_tokens": True, "samples": 1, "settings": ("gae_lambda",)}
+ADVANTAGES.register("gae", Advantage(critic="token", **_OF_TOKENS))
+ADVANTAGES.register("gae-bce", Advantage(critic="token-bce", unit=True, **_OF_TOKENS))
 METHODS.register("ppo", {"advantage": "gae"})
 METHODS.register("ppo-bce", {"advantage": "gae-bce"})

@@ -24,16 +24,21 @@ class Advantage:
     """How much better than expected each response was, as a recipe names it.
 
     compute: (step, recipe) -> [P, N], one a response, or [P N, T], one a token. critic: what is trained beside the policy.
-    greedy: whether the greedy answer to each prompt is scored, too. samples: responses a prompt when the recipe does not
-    say. least: the fewest it works with. unit: whether rewards must lie in [0, 1].
+    greedy: whether the greedy answer to each prompt is scored, too. past: whether it reads the prompts' earlier rewards.
+    of_tokens: whether tokens have rewards of their own, as kl_in="reward" needs them. samples: responses a prompt when the
+    recipe does not say. least: the fewest it works with. unit: whether rewards must lie in [0, 1]. settings: those of a
+    recipe that count with it alone.
     """
 
     compute: "Callable[[Step, Recipe], Tensor]"
     critic: CriticKind = "none"
     greedy: bool = False
+    past: bool = False
+    of_tokens: bool = False
     samples: int = 8
     least: int = 1
     unit: bool = False
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -185,24 +190,23 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     def used(self) -> set[str]:
         """The settings that count with this recipe's method."""
-        unused = {"push", "pull", "anchors", "clip_mode", "inclusive"} if self.loss != "anchored" else {"dual_clip"}
-        unused |= {"kl_estimator", "kl_in", "kl_on"} if not self.kl_beta else set()
-        unused |= {"normalize"} if self.advantage != "sppo" else set()
-        unused |= {"gae_lambda"} if not self.critic.startswith("token") else set()
-        unused |= {"critic_learning_rate"} if self.critic == "none" else set()
-        unused |= {"lora_rank"} if self.parameters != "lora" else set()
-        of_head = {"head_advantage", "head_steps", "policy_steps", "head_learning_rate", "importance_cap", "head_scale"}
-        unused |= (
-            of_head
-            if self.head == "none"
-            else {"head_scale"}
-            if self.head == "trained"
-            else of_head
-            - {
-                "head_scale",
-                "importance_cap",
-            }
-        )
+        unused = {name for each in ADVANTAGES.values() for name in each.settings}
+        unused -= set(ADVANTAGES[self.advantage].settings)
+        unused |= {"dual_clip"} if self.loss == "anchored" else {"push", "pull", "anchors", "clip_mode", "inclusive"}
+        if not self.kl_beta:
+            unused |= {"kl_estimator", "kl_in", "kl_on"}
+        elif self.kl_in == "reward":
+            unused |= {"kl_estimator", "kl_on"}  # k1, at every token
+        if self.critic == "none":
+            unused |= {"critic_learning_rate"}
+        if self.parameters != "lora":
+            unused |= {"lora_rank"}
+        if self.head != "trained":
+            unused |= {"head_advantage", "head_steps", "policy_steps", "head_learning_rate"}
+        if self.head != "random":
+            unused |= {"head_scale"}
+        if self.head == "none":
+            unused |= {"importance_cap"}
         return set(type(self).model_fields) - unused
 
     def check(self) -> None:
@@ -217,16 +221,25 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             from equipoise.reinforcement.policy_loss import check_kl_in_loss
 
             check_kl_in_loss(self.kl_estimator)
-        if self.kl_beta and self.kl_in == "reward" and self.advantage not in ("gae", "gae-bce", "reinforce++"):
+        if self.kl_beta and self.kl_in == "reward" and not chosen.of_tokens:
             raise BadInput(
                 f"kl_in is 'reward', which needs rewards of tokens, and {self.advantage} has none: use 'loss'."
             )
+        if self.kl_beta and self.kl_in == "reward" and self.kl_on == "wrong":
+            raise BadInput("kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'.")
         if self.loss == "anchored" and self.dual_clip is not None:
-            raise BadInput("dual_clip bounds a ratio above 0, and APO's may be below: leave it out.")
+            raise BadInput("dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None.")
         if self.head != "none" and self.critic != "none":
             raise BadInput(f"a rollout head and the critic of {self.advantage} do not go together: use grpo.")
+        if self.head == "trained" and self.steps <= self.head_steps:
+            raise BadInput(
+                f"steps is {self.steps}, but the first {self.head_steps} (head_steps) are the head's, so that the policy "
+                "would learn nothing: use more steps, or fewer head_steps."
+            )
         if self.overlong > self.max_new_tokens:
             raise BadInput(f"overlong is {self.overlong}, more than max_new_tokens ({self.max_new_tokens}).")
+        if self.overlong and chosen.unit:
+            raise BadInput(f"overlong takes up to 1 off a reward, and {self.advantage} needs rewards in [0, 1]: use 0.")
         if self.mixed_only and self.samples < 2:
             raise BadInput(
                 "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."

@@ -72,5 +72,5 @@ def _of_step(step: "Step", recipe: Recipe) -> Tensor:
     return advantages(step.rewards.flatten(), expected, normalize=recipe.normalize).view_as(step.rewards)
 
 
-ADVANTAGES.register("sppo", Advantage(compute=_of_step, critic="prompt", samples=1, unit=True))
+ADVANTAGES.register("sppo", Advantage(compute=_of_step, critic="prompt", samples=1, unit=True, settings=("normalize",)))
 METHODS.register("sppo", {"advantage": "sppo", "dual_clip": 3.0})

@@ -7,9 +7,9 @@ takes it and returns it with more. A stage of one's own takes the place of anoth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput
 from equipoise.core.options import check_fields
 from equipoise.language.model import evaluating
-from equipoise.language.rollouts import Rollouts, roll_out, score_responses
+from equipoise.language.rollouts import ResponseScores, Rollouts, roll_out, score_responses
 from equipoise.reinforcement import apo, group_baselines, policy_loss
-from equipoise.reinforcement.critic import padded, prompt_logits, token_logits
+from equipoise.reinforcement.critic import last_logits, padded, prompt_logits, token_logits
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 
 if TYPE_CHECKING:
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
 # problems, responses -> a reward for each; nan for one that could not be judged, which then counts as 0.
 Reward = Callable[[Sequence["Problem"], Sequence[str]], Sequence[float]]
 _AT_ONCE = 64  # rows of a pass without gradients
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Step:
     """One batch of prompts and what came of it.
 
-    index: of the step, from 0. stage: who learns. problems: P. keys: places of the problems in the data, which name their
-    draws. rewards: [P, N]; missing: how many could not be judged. success_probability: [P], the prompt critic's, before
-    it learns from this step. values: [R, T], the token critic's. greedy_rewards: [P]. baselines: [P], a running mean.
-    old_log_probs, reference_log_probs: [R, T]. anchor_ids, anchor_probs: [R, T, K], the reference's likeliest tokens.
+    index: of the step, from 0. stage: who learns. problems: P. keys: numbers that name the draws of each, no two in a run
+    alike. rewards: [P, N]; missing: [P, N] bool, which could not be judged. greedy_rewards, greedy_lengths: [P], of the
+    likeliest answers. baselines: [P], the mean of earlier rewards. success_probability: [P], the prompt critic's, before it
+    learns from this step. values: [R, T], the token critic's. old_log_probs, reference_log_probs: [R, T]. anchor_ids,
+    anchor_probs: [R, T, K], the reference's likeliest tokens. advantages: [P, N], or [R, T].
     """
 
     index: int
@@ -49,11 +51,12 @@ class Step:
     keys: tuple[int, ...]
     rollouts: Rollouts
     rewards: Tensor
-    missing: int = 0
+    missing: Tensor
+    greedy_rewards: Tensor | None = None
+    greedy_lengths: Tensor | None = None
+    baselines: Tensor | None = None
     success_probability: Tensor | None = None
     values: Tensor | None = None
-    greedy_rewards: Tensor | None = None
-    baselines: Tensor | None = None
     old_log_probs: Tensor | None = None
     reference_log_probs: Tensor | None = None
     anchor_ids: Tensor | None = None
@@ -89,41 +92,50 @@ def sample(
     head: RolloutHead | None = None,
 ) -> Step:
     """Roll out and judge: a step with its rewards, 0 for what could not be judged."""
+    device, asked = language_model.device, [ask(problem) for problem in problems]
+    limits = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
     with head.rollouts() if head is not None else nullcontext():
         rollouts = roll_out(
             language_model,
-            [ask(problem) for problem in problems],
+            asked,
             samples=recipe.samples,
-            max_new_tokens=recipe.max_new_tokens,
             temperature=recipe.temperature,
-            seed=[recipe.seed, 4, index],
+            seed=[recipe.seed, 4],  # 4 keeps these draws apart from those of the order and of the weights
             keys=keys,
-            batch_size=recipe.rollout_batch_size,
+            **limits,
         )
     every = [problem for problem in problems for _ in range(recipe.samples)]
-    rewards, missing = judged(reward, every, rollouts.texts)
-    rewards = rewards.to(language_model.device).view(len(problems), recipe.samples)
-    if recipe.overlong:
-        lengths = rollouts.lengths.view_as(rewards)
-        rewards = rewards + group_baselines.overlong_penalty(lengths, recipe.max_new_tokens, recipe.overlong)
+    rewards, missing = (
+        each.to(device).view(len(problems), recipe.samples) for each in judged(reward, every, rollouts.texts)
+    )
     step = Step(index, recipe.stage(index), tuple(problems), tuple(keys), rollouts, rewards, missing)
-    if ADVANTAGES[recipe.advantage].greedy:
-        greedy = roll_out(
-            language_model,
-            [ask(problem) for problem in problems],
-            samples=1,
-            max_new_tokens=recipe.max_new_tokens,
-            temperature=0.0,
-            seed=0,
-            batch_size=recipe.rollout_batch_size,
-        )
-        found, _ = judged(reward, problems, greedy.texts)
-        step = replace(step, greedy_rewards=found.to(language_model.device))
-    return step
+    if not ADVANTAGES[recipe.advantage].greedy:
+        return step
+    greedy = roll_out(language_model, asked, samples=1, temperature=0.0, seed=0, **limits)
+    of_greedy, _ = judged(reward, problems, greedy.texts)
+    return replace(step, greedy_rewards=of_greedy.to(device), greedy_lengths=greedy.lengths)
 
 
-def judged(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[Tensor, int]:
-    """Rewards [n] in float32, and how many could not be judged, which have 0. Raises BadInput for an infinite one."""
+def shape(recipe: Recipe, step: Step) -> Step:
+    """The step with DAPO's penalty on overlong answers in its rewards. Until then they say what was right."""
+    if not recipe.overlong:
+        return step
+
+    def penalized(rewards: Tensor, lengths: Tensor) -> Tensor:
+        penalty = group_baselines.overlong_penalty(lengths, recipe.max_new_tokens, recipe.overlong)
+        return rewards + penalty.view_as(rewards)
+
+    step = replace(step, rewards=penalized(step.rewards, step.rollouts.lengths))
+    if step.greedy_rewards is None or step.greedy_lengths is None:
+        return step
+    return replace(step, greedy_rewards=penalized(step.greedy_rewards, step.greedy_lengths))
+
+
+def judged(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Rewards [n] in float32, and which could not be judged, [n] bool, and have 0.
+
+    Raises BadInput for an infinite one, and when there are more or fewer than responses.
+    """
     found = torch.tensor([float(each) for each in reward(problems, texts)], dtype=torch.float32)
     if len(found) != len(problems):
         raise BadInput(
@@ -133,7 +145,7 @@ def judged(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) ->
         place = int(found.isinf().nonzero()[0])
         raise BadInput(f"the reward of a response to problem {problems[place].id!r} is infinite.")
     missing = found.isnan()
-    return found.masked_fill(missing, 0.0), int(missing.sum())
+    return found.masked_fill(missing, 0.0), missing
 
 
 def look(
@@ -146,22 +158,23 @@ def look(
     head: RolloutHead | None = None,
 ) -> Step:
     """What is asked of models before anybody learns: old log-probabilities, the reference's, the critic's values."""
-    model, rows = language_model.model, range(len(step.rollouts.ids))
+    model = language_model.model
     if needs_old(language_model, recipe, step):
-        with _acting(head, step):
-            step = replace(step, old_log_probs=_passes(model, recipe, step, rows).log_probs)
+        with acting(head, step):
+            step = replace(step, old_log_probs=_scores(model, recipe, step).log_probs)
     if reference is not None:
-        found = _passes(reference, recipe, step, rows, top=recipe.anchors if recipe.loss == "anchored" else 0)
+        found = _scores(reference, recipe, step, top=recipe.anchors if recipe.loss == "anchored" else 0)
         step = replace(
             step, reference_log_probs=found.log_probs, anchor_ids=found.top_ids, anchor_probs=found.top_probs
         )
     if critic is not None and recipe.critic == "prompt":
+        prompts, pad_id = step.rollouts.prompts, step.rollouts.pad_id
         with evaluating(critic):
-            logits = prompt_logits(critic, step.rollouts.prompts, step.rollouts.pad_id, language_model.device)
-        step = replace(step, success_probability=logits.sigmoid())
+            parts = [prompt_logits(critic, part, pad_id, language_model.device) for part in _parts(prompts)]
+        step = replace(step, success_probability=torch.cat(parts).sigmoid())
     elif critic is not None:
         with evaluating(critic):
-            parts = [token_logits(critic, step.rollouts.batch(part)) for part in _parts(rows)]
+            parts = [token_logits(critic, step.rollouts.batch(part)) for part in _parts(_rows(step))]
         values = _joined(parts, step.rollouts.mask)
         step = replace(step, values=values.sigmoid() if recipe.critic == "token-bce" else values)
     return step
@@ -170,20 +183,24 @@ def look(
 def needs_old(language_model: LanguageModel, recipe: Recipe, step: Step) -> bool:
     """Whether old log-probabilities take a pass of their own.
 
-    On-policy the first loss has them already. The sampler's serve where it sampled from what learns, in a precision in which
-    both agree to 1e-5.
+    In a step of one update the loss has them already. In others the sampler's serve where it sampled from what learns, in a
+    precision in which both agree to 1e-5.
     """
     narrow = language_model.model.dtype in (torch.float16, torch.bfloat16)
     elsewhere = recipe.head != "none" and step.stage == "policy"
     return (recipe.updates > 1 and (narrow or elsewhere)) or (recipe.importance_cap is not None and elsewhere)
 
 
-def _acting(head: RolloutHead | None, step: Step) -> Any:
-    """The distribution that learns: of z + u while the head does, of z else."""
+def acting(head: RolloutHead | None, step: Step) -> AbstractContextManager[None]:
+    """Inside, models give the distribution that learns: of z + u while the head does, of z else."""
     return head.rollouts() if head is not None and step.stage == "head" else nullcontext()
 
 
-def _parts(rows: Sequence[int]) -> list[Sequence[int]]:
+def _rows(step: Step) -> range:
+    return range(len(step.rollouts.ids))
+
+
+def _parts(rows: Sequence[T]) -> list[Sequence[T]]:
     return [rows[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
 
 
@@ -197,25 +214,19 @@ def _joined(parts: Sequence[Tensor], mask: Tensor) -> Tensor:
     return whole
 
 
-def _passes(model: Any, recipe: Recipe, step: Step, rows: Sequence[int], top: int = 0) -> Any:
-    from equipoise.language.rollouts import ResponseScores
+def _scores(model: Any, recipe: Recipe, step: Step, top: int = 0) -> ResponseScores:
+    """What a model says of all responses of a step, without gradients."""
+    with evaluating(model):
+        found = [
+            score_responses(model, step.rollouts.batch(part), temperature=recipe.temperature, top=top)
+            for part in _parts(_rows(step))
+        ]
 
-    with torch.no_grad():
-        was = model.training
-        model.eval()
-        try:
-            found = [
-                score_responses(model, step.rollouts.batch(part), temperature=recipe.temperature, top=top)
-                for part in _parts(rows)
-            ]
-        finally:
-            model.train(was)
-    mask = step.rollouts.mask
-    return ResponseScores(
-        _joined([each.log_probs for each in found], mask),
-        top_ids=_joined([each.top_ids for each in found], mask) if top else None,  # type: ignore[misc]
-        top_probs=_joined([each.top_probs for each in found], mask) if top else None,  # type: ignore[misc]
-    )
+    def joined(name: str) -> Any:
+        parts = [getattr(each, name) for each in found]
+        return None if parts[0] is None else _joined(parts, step.rollouts.mask)
+
+    return ResponseScores(joined("log_probs"), top_ids=joined("top_ids"), top_probs=joined("top_probs"))
 
 
 def weigh(recipe: Recipe, step: Step) -> Step:
@@ -230,23 +241,24 @@ def weigh(recipe: Recipe, step: Step) -> Step:
         from equipoise.reinforcement.r2po import importance_weights
 
         weights = importance_weights(step.old_log_probs, step.rollouts.log_probs, cap=recipe.importance_cap)
-        advantages = advantages.reshape(-1, 1) * weights
+        advantages = replace(step, advantages=advantages).token_advantages * weights
     return replace(step, advantages=advantages)
 
 
 def minibatches(recipe: Recipe, step: Step) -> list[list[int]]:
-    """The rows of each optimizer step, in order: whole prompts together."""
-    rows = list(range(len(step.rollouts.ids)))
+    """The rows of each optimizer step, in their order."""
+    rows = list(_rows(step))
     return [rows[first : first + recipe.minibatch] for first in range(0, len(rows), recipe.minibatch)]
 
 
 def policy_batch(step: Step, rows: Sequence[int], *, old: Tensor | None) -> dict[str, Tensor]:
-    """What the policy's loss reads of these rows."""
+    """What the policy's loss reads of these rows. old: the log-probabilities that its ratios are to, [R, T]."""
     batch = step.rollouts.batch(rows)
     width, chosen = batch["mask"].shape[1], list(rows)
     more = {
         "advantages": step.token_advantages,
         "old_log_probs": old,
+        "sampled_log_probs": step.rollouts.log_probs,
         "reference_log_probs": step.reference_log_probs,
         "anchor_ids": step.anchor_ids,
         "anchor_probs": step.anchor_probs,
@@ -254,11 +266,11 @@ def policy_batch(step: Step, rows: Sequence[int], *, old: Tensor | None) -> dict
     return batch | {name: each[chosen][:, :width] for name, each in more.items() if each is not None}
 
 
-Stats = list[tuple[int, dict[str, Tensor]]]  # tokens, and means over them
+Stats = list[dict[str, Tensor]]  # of each batch: name -> (sum, how much was counted), whose quotient is the mean
 
 
-def policy_objective(recipe: Recipe, head: RolloutHead | None, step: Step, stats: Stats) -> LossFunction:
-    """The loss of batches that `policy_batch` made, whose statistics it appends.
+def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
+    """The loss of batches that `policy_batch` made, whose statistics it appends; to be used inside `acting`, backward pass too.
 
     Without old log-probabilities the batch is on-policy: they are those of this very pass, and the ratio is 1 exactly.
     """
@@ -266,14 +278,13 @@ def policy_objective(recipe: Recipe, head: RolloutHead | None, step: Step, stats
     def loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         model.eval()  # the policy that is learnt is the one that sampled: without dropout
         mask, advantages = batch["mask"], batch["advantages"]
-        with _acting(head, step):
-            scores = score_responses(
-                model,
-                batch,
-                temperature=recipe.temperature,
-                gather=batch.get("anchor_ids"),
-                entropies=recipe.entropy_beta > 0,
-            )
+        scores = score_responses(
+            model,
+            batch,
+            temperature=recipe.temperature,
+            gather=batch.get("anchor_ids"),
+            entropies=recipe.entropy_beta > 0,
+        )
         log_probs = scores.log_probs
         old = batch.get("old_log_probs", log_probs.detach())
         clips = {"clip_low": recipe.clip_low, "clip_high": recipe.clip_high}
@@ -306,10 +317,26 @@ def policy_objective(recipe: Recipe, head: RolloutHead | None, step: Step, stats
                 losses = losses + recipe.kl_beta * divergence
         if scores.entropies is not None:
             losses = losses - recipe.entropy_beta * scores.entropies
-        stats.append((int(mask.sum()), found))
+        # How far the sampler is from what learns: rounding in half precision, u where R2PO's head sampled.
+        sampled = batch["sampled_log_probs"]
+        found["sampler_gap"] = policy_loss.masked_mean((sampled - old).abs(), mask)
+        found["sampler_kl"] = policy_loss.masked_mean(policy_loss.kl(sampled, old, mask=mask), mask)
+        stats.append(_sums(found, mask, advantages))
         return policy_loss.aggregate_parts(losses, mask, recipe.aggregate, constant=recipe.max_new_tokens)
 
     return loss
+
+
+def _sums(means: dict[str, Tensor], mask: Tensor, advantages: Tensor) -> dict[str, Tensor]:
+    """Means over tokens as (sum, tokens) each; those of APO are over tokens with A < 0, and r_anc's over the anchored."""
+    wrong = (mask & (advantages < 0)).sum()
+    counts = dict.fromkeys(means, mask.sum())
+    if "tiny_anchor_share" in means:
+        counts["tiny_anchor_share"] = wrong
+        counts["anchor_ratio"] = wrong * (1 - means["tiny_anchor_share"].nan_to_num())
+    return {
+        name: torch.stack([mean.nan_to_num() * counts[name], counts[name].to(mean)]) for name, mean in means.items()
+    }
 
 
 def critic_batch(step: Step, rows: Sequence[int], kind: str, returns: Tensor | None) -> dict[str, Tensor]:
@@ -331,10 +358,9 @@ def critic_objective(kind: str) -> LossFunction:
     from equipoise.reinforcement import ppo, sppo
 
     def loss(critic: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        critic.eval()  # what is learnt is what `look` asks: without dropout
         if kind == "prompt":
-            logits = critic(batch["input_ids"], batch["attention_mask"])
-            last = batch["attention_mask"].sum(dim=-1, keepdim=True) - 1
-            logits = logits.gather(-1, last).squeeze(-1)
+            logits = last_logits(critic, batch["input_ids"], batch["attention_mask"])
             return sppo.critic_loss(logits, batch["rewards"]) * len(logits), float(len(logits))
         mask, values = batch["mask"], token_logits(critic, batch)
         if kind == "token-bce":

@@ -2,18 +2,19 @@
 
     for each step: problems = the next of the order
                    step = sample(...)             responses and their rewards            } `stages`, each a plain function
+                   step = shape(...)              a penalty on length                    }
                    step = look(...)               what models say before anybody learns  }
                    step = weigh(...)              advantages                             }
                    the critic learns, then the policy (or R2PO's head), by `training.Optimization`
 
-The unit is the batch of prompts: what a step draws follows from the seed, its number and the problems' places in the data,
-so that a run which was killed within a rollout or an update goes on from the last step that was saved, and comes to the
-same bytes. Of several processes each writes and judges its share of the prompts; updates split rows, as `training.fit` does.
+The unit is the batch of prompts: what is drawn for a prompt follows from the seed and its number in the run's order, so that
+a run which was killed within a rollout or an update goes on from the last step that was saved, and comes to the same bytes. Of several processes each writes and judges its share of the prompts; updates split rows, as `training.fit` does.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,25 +24,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.progress import progress
 from equipoise.language import adapters
+from equipoise.language.encode import encode_prompts
+from equipoise.language.generate import check_room
 from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement import group_baselines, ppo, stages
 from equipoise.reinforcement.critic import Critic
 from equipoise.reinforcement.r2po import RolloutHead
-from equipoise.reinforcement.recipe import Recipe
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 from equipoise.reinforcement.stages import Reward, Step
-from equipoise.training.loop import Gradients, Optimization, TrainerSettings, mean_gradient, random_state_kept, step_log
+from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, anywhere, random_state_kept, step_log
 from equipoise.training.order import without_replacement
 from equipoise.training.reference import ReferenceModel
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
     from equipoise.language.model import LanguageModel
-    from equipoise.training.loop import LossFunction
 
 MIXED_ATTEMPTS = 10  # batches of prompts that DAPO's sampling draws for one step before it takes what it has
 
@@ -59,13 +61,15 @@ class ReinforceState:
 class ReinforceResult:
     """steps: made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
 
-    moved: the share of the policy's trained weights, in [0, 1], that is another number than before.
+    moved: the share of the policy's trained weights, in [0, 1], that is another number than before. generated_tokens: all
+    that were written for these steps, dropped and greedy answers among them.
     """
 
     steps: int
     stopped: bool
     metrics: Mapping[str, float]
     moved: float
+    generated_tokens: int
 
 
 def prepare(language_model: LanguageModel, recipe: Recipe) -> LanguageModel:
@@ -97,11 +101,14 @@ def train(
     reward: problems and responses -> numbers, as `open_verifier` makes them. critic: needed where the recipe's advantage has
     one; it is trained, too. sample, weigh: stages of one's own. R2PO's head is attached for the training alone.
     callbacks, log, save, save_every and state are those of `training.fit`, a step being a batch of prompts.
-    Raises BadInput for what does not fit together, WorkFailed when a loss is no number or memory runs out.
+    Raises BadInput for what does not fit together, prompts without room for an answer among it, WorkFailed when a loss is no
+    number or memory runs out.
     """
     recipe.check()
     if not problems:
         raise BadInput("there are no prompts to learn from.")
+    encoded, _ = encode_prompts(language_model, [stages.ask(problem) for problem in problems])
+    check_room(language_model, encoded, recipe.max_new_tokens, [repr(problem.id) for problem in problems])
     if (recipe.critic != "none") != (critic is not None):
         raise BadInput(f"the advantage {recipe.advantage} {'needs a' if critic is None else 'has no'} critic.")
     model: Any = language_model.model
@@ -142,28 +149,29 @@ class _Loop:
         self.language_model, self.recipe, self.problems, self.reward = language_model, recipe, problems, reward
         self.reference, self.critic, self.head = reference, critic, head
         self.sample, self.weigh = sample, weigh
-        self.order = without_replacement(len(problems), recipe.prompts_per_step, recipe.seed)
+        self.order = without_replacement(len(problems), 1, recipe.seed)
         self.accelerator = accelerator or Accelerator(cpu=language_model.device.type == "cpu")
         with _training_only(language_model.model, head, "policy"):
             trained = sum(each.numel() for each in language_model.model.parameters() if each.requires_grad)
             rate = recipe.resolved_learning_rate(trained)
-            self.policy = Optimization(language_model.model, self._settings(rate), self.accelerator)
+            self.policy = Optimization(language_model.model, self._settings(rate, "policy"), self.accelerator)
         self.optimizations = {"policy": self.policy}
         if recipe.head == "trained":
             with _training_only(language_model.model, head, "head"):
-                settings = self._settings(recipe.head_learning_rate or rate)
+                settings = self._settings(recipe.head_learning_rate or rate, "head")
                 self.optimizations["head"] = Optimization(language_model.model, settings, self.accelerator)
         if critic is not None:
-            settings = self._settings(recipe.critic_learning_rate or 5 * rate)
+            settings = self._settings(recipe.critic_learning_rate or 5 * rate, "policy")
             self.optimizations["critic"] = Optimization(critic, settings, self.accelerator)
-        self.drawn = 0  # batches of prompts
+        self.drawn = 0  # prompts
         self.past: dict[int, tuple[float, int]] = {}  # place of a problem -> sum and number of its rewards so far
-        self.generated = 0
+        self.generated = 0  # tokens
 
-    def _settings(self, rate: float) -> TrainerSettings:
+    def _settings(self, rate: float, stage: str) -> TrainerSettings:
+        """Of what learns in this stage: its schedule runs over those steps alone."""
         recipe = self.recipe
         return TrainerSettings(
-            steps=recipe.steps * recipe.updates,
+            steps=recipe.updates * sum(recipe.stage(step) == stage for step in range(recipe.steps)),
             learning_rate=rate,
             batch_size=recipe.minibatch,
             micro_batch_size=recipe.micro_batch_size,
@@ -185,7 +193,8 @@ class _Loop:
         begin, stopped = self._restore(state)
         done, metrics, steps = begin, {}, self.recipe.steps
         main = self.accelerator.is_main_process
-        training = self.language_model.model.training
+        models = [each for each in (self.language_model.model, self.critic) if each is not None]
+        modes = [each.training for each in models]
         with (
             random_state_kept(self.accelerator.device),
             step_log(log if main else None, begin) as write,
@@ -198,26 +207,29 @@ class _Loop:
                     write({"step": done, **metrics})
                     reached = ReinforceState(done, step, metrics)
                     wishes = [callback(reached) for callback in callbacks]  # every one sees every step
-                    stopped = self._anywhere(any(wishes))
+                    stopped = anywhere(any(wishes), self.accelerator)
                     last = stopped or done == steps
                     if save is not None and main and (last or (save_every and not done % save_every)):
                         save(self._state(done, stopped))
                     bar.advance(1, reward=f"{metrics['reward']:.3f}", length=f"{metrics['length']:.1f}")
             finally:
-                self.language_model.model.train(training)
+                for model, mode in zip(models, modes, strict=True):
+                    model.train(mode)
                 for each in self.optimizations.values():
                     each.release()
-        return ReinforceResult(done, stopped, metrics, self.policy.moved())
+        return ReinforceResult(done, stopped, metrics, self.policy.moved(), self.generated)
 
     def _step(self, index: int) -> tuple[Step, dict[str, float]]:
-        recipe, step = self.recipe, self._sampled(index)
-        if recipe.advantage == "running-mean":
+        recipe = self.recipe
+        sampled = self._sampled(index)
+        step = stages.shape(recipe, self._chosen(sampled) if recipe.mixed_only else sampled)
+        if ADVANTAGES[recipe.advantage].past:
             step = replace(step, baselines=self._running_means(step))
         step = stages.look(
             self.language_model, recipe, step, reference=self.reference, critic=self.critic, head=self.head
         )
         step = self.weigh(recipe, step)
-        metrics = _measures(step)
+        metrics = _of_rollouts(sampled) | _of_learning(step)
         self.generated += int(metrics["generated_tokens"])
         if self.critic is not None:
             metrics |= self._learn_critic(step)
@@ -225,61 +237,58 @@ class _Loop:
         return step, metrics
 
     def _sampled(self, index: int) -> Step:
-        """The step's responses; with `mixed_only` of prompts whose responses are not all alike, as many as are wanted."""
-        recipe, parts, wanted = self.recipe, [], self.recipe.prompts_per_step
+        """A batch of prompts with its responses; with `mixed_only` as many batches as it takes."""
+        recipe, parts, mixed = self.recipe, [], 0
         for _ in range(MIXED_ATTEMPTS if recipe.mixed_only else 1):
-            keys = self.order(self.drawn)
-            self.drawn += 1
-            part = self._together(index, keys)
-            if recipe.mixed_only:
-                part = _take(part, group_baselines.mixed(part.rewards).nonzero().flatten().tolist())
+            part = self._together(index, range(self.drawn, self.drawn + recipe.prompts_per_step))
+            self.drawn += recipe.prompts_per_step
             parts.append(part)
-            if sum(len(each.keys) for each in parts) >= wanted:
+            mixed += int(group_baselines.mixed(part.rewards).sum())
+            if mixed >= recipe.prompts_per_step:
                 break
-        step = _joined(parts)
-        if not step.keys:
+        return _joined(parts)
+
+    def _chosen(self, sampled: Step) -> Step:
+        """The prompts that have right and wrong responses, at most as many as a batch."""
+        mixed = group_baselines.mixed(sampled.rewards).nonzero().flatten().tolist()
+        if not mixed:
             raise WorkFailed(
-                f"of {MIXED_ATTEMPTS * wanted} prompts none had right and wrong responses: nothing can be learnt from them. "
+                f"of {len(sampled.keys)} prompts none had right and wrong responses: nothing can be learnt from them. "
                 "Use prompts nearer to what the model can do, more num_generations, or leave mixed_only out."
             )
-        return _take(step, range(wanted)) if len(step.keys) > wanted else step
+        return _take(sampled, mixed[: self.recipe.prompts_per_step])
 
     def _together(self, index: int, keys: Sequence[int]) -> Step:
         """All of a batch's responses, each process having written and judged its share."""
         count, own = self.accelerator.num_processes, self.accelerator.process_index
-        mine = list(range(len(keys)))[own::count] or [0]
-        chosen = [keys[place] for place in mine]
-        part = self.sample(
-            self.language_model,
-            self.recipe,
-            [self.problems[key] for key in chosen],
-            chosen,
-            self.reward,
-            index,
-            self.head,
-        )
+        mine = list(keys)[own::count] or [keys[0]]  # a process that has none writes one again
+        problems = [self.problems[self._place(key)] for key in mine]
+        part = self.sample(self.language_model, self.recipe, problems, mine, self.reward, index, self.head)
         if count == 1:
             return part
         shares: list[Any] = [None for _ in range(count)]
-        torch.distributed.all_gather_object(shares, (mine, _moved(part, "cpu")))
-        places = [place for theirs, _ in shares for place in theirs]
-        whole = _moved(_joined([part for _, part in shares]), self.language_model.device)
-        return _take(whole, [places.index(place) for place in range(len(keys))])
+        torch.distributed.all_gather_object(shares, _on(part, "cpu"))
+        whole = _on(_joined(shares), self.language_model.device)
+        return _take(whole, [whole.keys.index(key) for key in keys])
+
+    def _place(self, key: int) -> int:
+        """Which problem the prompt of this number in the run's order is."""
+        return self.order(key)[0]
 
     def _running_means(self, step: Step) -> Tensor:
         """The mean reward of each problem in earlier steps, else that of this step; notes what came now."""
-        now, means = step.rewards.mean().item(), []
-        for key, rewards in zip(step.keys, step.rewards.tolist(), strict=True):
-            total, number = self.past.get(key, (0.0, 0))
-            means.append(total / number if number else now)
-            self.past[key] = (total + sum(rewards), number + len(rewards))
-        return torch.tensor(means, device=step.rewards.device)
+        now, places = step.rewards.mean().item(), [self._place(key) for key in step.keys]
+        known = [self.past.get(place, (0.0, 0)) for place in places]
+        for place, rewards in zip(places, step.rewards.tolist(), strict=True):
+            total, number = self.past.get(place, (0.0, 0))
+            self.past[place] = (total + sum(rewards), number + len(rewards))
+        return torch.tensor([total / number if number else now for total, number in known], device=step.rewards.device)
 
     def _learn_critic(self, step: Step) -> dict[str, float]:
         kind = self.recipe.critic
         returns = ppo.of_step(step, self.recipe)[1] if kind == "token" else None
         collate = partial(stages.critic_batch, step, kind=kind, returns=returns)
-        update = _Update(stages.critic_objective(kind))
+        update = OneLoss(stages.critic_objective(kind))
         losses = [
             self.optimizations["critic"].update(update, rows, collate)["loss"]
             for rows in stages.minibatches(self.recipe, step)
@@ -287,24 +296,16 @@ class _Loop:
         return {"critic_loss": sum(losses) / len(losses)}
 
     def _learn(self, step: Step) -> dict[str, float]:
-        recipe, optimization = self.recipe, self.optimizations[step.stage]
+        """One pass over the step's responses; means over its optimizer steps, and over tokens of what happened in them."""
+        batches = stages.minibatches(self.recipe, step)
         old = step.old_log_probs if step.old_log_probs is not None else step.rollouts.log_probs
-        batches = stages.minibatches(recipe, step)
         collate = partial(stages.policy_batch, step, old=old if len(batches) > 1 else None)
-        numbers: list[dict[str, float]] = []
-        with _training_only(self.language_model.model, self.head, step.stage):
-            for rows in batches:
-                stats: stages.Stats = []
-                update = _Update(stages.policy_objective(recipe, self.head, step, stats), stats)
-                numbers.append(optimization.update(update, rows, collate))
-        return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
-
-    def _anywhere(self, wish: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return wish
-        wishes = torch.tensor(float(wish), device=self.accelerator.device)
-        torch.distributed.all_reduce(wishes)
-        return bool(wishes.item())
+        stats: stages.Stats = []
+        update = OneLoss(stages.policy_objective(self.recipe, stats))
+        with _training_only(self.language_model.model, self.head, step.stage), stages.acting(self.head, step):
+            numbers = [self.optimizations[step.stage].update(update, rows, collate) for rows in batches]
+        means = {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+        return means | _averaged(stats, self.accelerator)
 
     def _state(self, done: int, stopped: bool) -> dict[str, Any]:
         return {
@@ -312,52 +313,40 @@ class _Loop:
             "stopped": stopped,
             "drawn": self.drawn,
             "generated": self.generated,
-            "past": [[key, total, number] for key, (total, number) in self.past.items()],
+            "past": [[place, total, number] for place, (total, number) in self.past.items()],
             "recipe": self.recipe.model_dump(mode="json"),
             "optimizations": {name: each.state() for name, each in self.optimizations.items()},
         }
 
     def _restore(self, state: Mapping[str, Any] | None) -> tuple[int, bool]:
+        now = self.recipe.model_dump(mode="json")
+        free = ("micro_batch_size", "rollout_batch_size")  # they do not change the result
+        for name, stored in ({} if state is None else state["recipe"]).items():
+            if name not in free and stored != now[name]:
+                raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
         for name, each in self.optimizations.items():
             each.restore(None if state is None else state["optimizations"][name])
         if state is None:
             return 0, False
-        now = self.recipe.model_dump(mode="json")
-        free = ("micro_batch_size", "rollout_batch_size")  # they do not change the result
-        for name, stored in state["recipe"].items():
-            if name not in free and stored != now[name]:
-                raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
         self.drawn, self.generated = state["drawn"], state["generated"]
-        self.past = {int(key): (total, int(number)) for key, total, number in state["past"]}
+        self.past = {int(place): (total, int(number)) for place, total, number in state["past"]}
         return state["step"], state["stopped"]
 
 
-class _Update:
-    """The step of one loss that also says what happened in it, averaged over tokens."""
-
-    def __init__(self, loss: LossFunction, stats: stages.Stats | None = None) -> None:
-        self.loss, self.stats = loss, stats if stats is not None else []
-
-    def __call__(
-        self, model: nn.Module, window: Sequence[Any], accelerator: Accelerator, index: int
-    ) -> tuple[Gradients, dict[str, float | Tensor]]:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        mean, gradients = mean_gradient(self.loss, model, parameters, window, accelerator)
-        return gradients, {"loss": mean, **_averaged(self.stats, accelerator)}
-
-
-def _averaged(stats: stages.Stats, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Means over tokens of all batches of all processes, without those where nothing was counted."""
-    if not stats:
-        return {}
-    names = list(stats[0][1])
-    weights = torch.tensor([[float(count)] for count, _ in stats], device=accelerator.device)
-    values = torch.stack([torch.stack([each[name].float() for name in names]) for _, each in stats])
-    there = (~values.isnan()).float() * weights
-    sums = torch.stack([(values.nan_to_num() * there).sum(dim=0), there.sum(dim=0)])
+def _averaged(stats: stages.Stats, accelerator: Accelerator) -> dict[str, float]:
+    """Means over all batches of all processes; nan where nothing was counted."""
+    own: dict[str, list[float]] = {}
+    if stats:  # a process may have had no row
+        sums = torch.stack([torch.stack(list(each.values())) for each in stats]).sum(dim=0)
+        own = dict(zip(stats[0], sums.tolist(), strict=True))
+    shares = [own]
     if accelerator.num_processes > 1:
-        torch.distributed.all_reduce(sums)
-    return dict(zip(names, (sums[0] / sums[1]).unbind(), strict=True))
+        shares = [own for _ in range(accelerator.num_processes)]
+        torch.distributed.all_gather_object(shares, own)
+    names = dict.fromkeys(name for share in shares for name in share)
+    found = {name: [share[name] for share in shares if name in share] for name in names}
+    totals = {name: [sum(column) for column in zip(*each, strict=True)] for name, each in found.items()}
+    return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
 
 
 @contextmanager
@@ -381,67 +370,64 @@ def _training_only(model: Any, head: RolloutHead | None, stage: str) -> Iterator
             parameter.requires_grad_(True)
 
 
-def _measures(step: Step) -> dict[str, float]:
-    """What a step's rollouts say, before anybody learns from them."""
+def _of_rollouts(step: Step) -> dict[str, float]:
+    """What was written for a step, whether it is learnt from or not."""
     rollouts, rewards = step.rollouts, step.rewards
     tokens = rollouts.mask.sum()
-    assert step.advantages is not None
-    per_response = step.token_advantages.abs().sum(dim=-1)
-    found: dict[str, Any] = {
+    greedy = 0 if step.greedy_lengths is None else step.greedy_lengths.sum()
+    found = {
         "reward": rewards.mean(),
+        "best_of_group": rewards.amax(dim=-1).mean(),  # of rewards 0 and 1: Pass@N
         "length": rollouts.lengths.double().mean(),
         "ended": rollouts.ended.double().mean(),
         "entropy": rollouts.entropies.sum() / tokens,
-        "zero_advantage": (per_response == 0).double().mean(),
         "distinct_rewards": torch.tensor([len(set(group)) for group in rewards.tolist()]).double().mean(),
-        "missing": float(step.missing),
-        "generated_tokens": tokens,
+        "missing": step.missing.sum(),
+        "generated_tokens": tokens + greedy,
     }
-    if step.success_probability is not None:
-        error = step.success_probability.unsqueeze(-1) - rewards
-        found["critic_brier"] = error.square().mean()
-        found["critic_mean"] = step.success_probability.mean()
-    if step.old_log_probs is not None and step.stage == "policy":
-        gap = (step.old_log_probs - rollouts.log_probs).where(rollouts.mask, 0).abs()
-        found["sampler_gap"] = gap.max()
     return {name: float(value) for name, value in found.items()}
+
+
+def _of_learning(step: Step) -> dict[str, float]:
+    """What a step has to teach."""
+    found = {"zero_advantage": (step.token_advantages == 0).all(dim=-1).double().mean()}
+    if step.success_probability is not None:
+        error = step.success_probability.unsqueeze(-1) - step.rewards
+        found |= {"critic_brier": error.square().mean(), "critic_mean": step.success_probability.mean()}
+    return {name: float(value) for name, value in found.items()}
+
+
+_OF_PROMPTS = ("rewards", "missing", "greedy_rewards", "greedy_lengths")  # tensors [P, ...] of what was just sampled
 
 
 def _take(step: Step, prompts: Sequence[int]) -> Step:
     """The step of some of its prompts, before anything was asked of other models."""
     chosen = list(prompts)
-    greedy = step.greedy_rewards
     return replace(
         step,
         problems=tuple(step.problems[place] for place in chosen),
         keys=tuple(step.keys[place] for place in chosen),
         rollouts=step.rollouts.take(chosen),
-        rewards=step.rewards[chosen],
-        greedy_rewards=None if greedy is None else greedy[chosen],
+        **{name: each[chosen] for name in _OF_PROMPTS if (each := getattr(step, name)) is not None},
     )
 
 
 def _joined(parts: Sequence[Step]) -> Step:
     """Steps of several calls as that of one."""
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    greedy = [each.greedy_rewards for each in parts if each.greedy_rewards is not None]
+        return first
+    there = [name for name in _OF_PROMPTS if getattr(first, name) is not None]
     return replace(
-        parts[0],
+        first,
         problems=tuple(problem for each in parts for problem in each.problems),
         keys=tuple(key for each in parts for key in each.keys),
         rollouts=Rollouts.joined([each.rollouts for each in parts]),
-        rewards=torch.cat([each.rewards for each in parts]),
-        missing=sum(each.missing for each in parts),
-        greedy_rewards=torch.cat(greedy) if greedy else None,
+        **{name: torch.cat([getattr(each, name) for each in parts]) for name in there},
     )
 
 
-def _moved(step: Step, device: torch.device | str) -> Step:
-    greedy = step.greedy_rewards
-    return replace(
-        step,
-        rollouts=step.rollouts.to(device),
-        rewards=step.rewards.to(device),
-        greedy_rewards=None if greedy is None else greedy.to(device),
-    )
+def _on(step: Step, device: torch.device | str) -> Step:
+    """The step on another device."""
+    there = {name: each.to(device) for name in _OF_PROMPTS if (each := getattr(step, name)) is not None}
+    return replace(step, rollouts=step.rollouts.to(device), **there)

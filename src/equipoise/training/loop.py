@@ -338,7 +338,7 @@ def fit(
                 write({"step": done, **numbers})
                 reached = TrainerState(done, model, numbers)
                 wishes = [callback(reached) for callback in callbacks]  # every one sees every step
-                optimization.stopped = _anywhere(any(wishes), accelerator)
+                optimization.stopped = anywhere(any(wishes), accelerator)
                 last = optimization.stopped or done == settings.steps
                 main = accelerator.is_main_process
                 if (
@@ -369,7 +369,7 @@ def _share(drawn: Sequence[Any], accelerator: Accelerator, *, equal: bool) -> Se
     return drawn[accelerator.process_index :: accelerator.num_processes]
 
 
-def _anywhere(wish: bool, accelerator: Accelerator) -> bool:
+def anywhere(wish: bool, accelerator: Accelerator) -> bool:
     """Whether any process wishes so: one that stopped alone would leave the others waiting for ever."""
     if accelerator.num_processes == 1:
         return wish
