@@ -119,7 +119,7 @@ def solve(
         greedy=greedy.double().numpy(),
         clusters=clusters(problems),
         texts=tuple(likeliest),
-        missing=missing,
+        missing=int(missing.sum()),
         tokens=int(sum(lengths) + sum(greedy_lengths)),
     )
 

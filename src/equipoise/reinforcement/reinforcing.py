@@ -302,11 +302,7 @@ class Reinforcing(Request):
     def _check_room(self, language_model: LanguageModel) -> None:
         every = (*self.problems, *self.measured)
         encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
-        longest = max(range(len(every)), key=lambda index: len(encoded[index]))
-        try:
-            check_room(language_model, [encoded[longest]], self.recipe.max_new_tokens)
-        except BadInput as error:
-            raise BadInput(f"problem {every[longest].id!r}: {str(error).removeprefix('Prompt 0 ')}") from None
+        check_room(language_model, encoded, self.recipe.max_new_tokens, [repr(problem.id) for problem in every])
 
     def _critic(self, language_model: LanguageModel) -> Critic | None:
         recipe = self.recipe
