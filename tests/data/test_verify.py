@@ -140,7 +140,7 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
         r"\boxed{(3,\pi/2)}",
         r"\boxed{(x-1)(x+1)}",
         "3 + 1",
-        "So it is $2^2$ in the end.",
+        "There are 4 of them, I think.",
         "<think>5",
         "1/2 + 1",
         r"\boxed{Evelyn}",
@@ -275,10 +275,19 @@ def f(x):
     raise AssertionError
 """
 REPLACES_MODULES = f"""
-for name in ("math", "json", "main"):
-    open(name + ".py", "w").write("print({FORGED!r})")
+open("statistics.py", "w").write("def mean(values): return 2")
+open("main.py", "w").write({FORGED!r})
 def f(x):
-    raise SystemExit
+    return 0
+"""
+READS_THE_MEMORY = """
+import os
+def f(x):
+    try:
+        with open(f"/proc/{os.getppid()}/mem", "rb"):
+            return x + 1
+    except OSError:
+        return 0
 """
 READS_THE_TESTS = """
 import gc
@@ -325,7 +334,8 @@ PROGRAMS = {  # what it does: the program, its tests, the value
     "ends a loop of the tests'": ("def f(x):\n    raise StopIteration", ("assert all(map(f, [1, 2]))",), 0),
     "writes everywhere": (WRITES_EVERYWHERE, TWO, 0),
     "prints": (f"print({FORGED!r}, flush=True)\ndef f(x):\n    print({FORGED!r}, flush=True)", TWO, 0),
-    "replaces modules": (REPLACES_MODULES, ("import math\nassert math.isclose(f(1), 2)",), 0),
+    "replaces modules": (REPLACES_MODULES, ("import statistics\nassert statistics.mean([f(1)]) == 2",), 0),
+    "reads the memory": (READS_THE_MEMORY, TWO, 0),
     "reads the tests": (READS_THE_TESTS, TWO, 0),
     "a loop": ("def f(x):\n    while True:\n        pass", TWO, 0),
     "no python": ("I cannot do that.", TWO, 0),
