@@ -140,7 +140,7 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
         r"\boxed{(3,\pi/2)}",
         r"\boxed{(x-1)(x+1)}",
         "3 + 1",
-        "There are 4 of them, I think.",
+        "There are 4 of them",
         "<think>5",
         "1/2 + 1",
         r"\boxed{Evelyn}",
