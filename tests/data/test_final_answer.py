@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.data.final_answer import choice, last_boxed, number
+from equipoise.data.verify_tests import program_in
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,8 @@ from equipoise.data.final_answer import choice, last_boxed, number
         (r"$\boxed 7$ it is", "7"),
         ("no box", None),
         (r"\boxed{}", ""),
+        (r"{ \boxed{1 \boxed{2} }", "2"),
+        (r"\boxedabc{3}", None),
     ],
 )
 def test_the_last_box_whose_braces_match(text, content):
@@ -108,6 +111,31 @@ def test_a_number_is_read_back_however_it_is_written(value, form, grouped):
 def test_no_text_is_too_odd_to_read(text):
     assert number(text) is None or isinstance(number(text).value, Fraction)
     assert choice(text) in {None, "A", "B", "E"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{" * 6_000,
+        r"\boxed{" * 6_000 + "}" * 6_000,
+        "The answer is " * 4_000,
+        "#### " * 8_000,
+        "\n" * 100_000,
+        "Answer:" + " " * 100_000 + "!",
+        "Answer: the" + " " * 100_000 + "!",
+        "`" * 100_000,
+        "```" + "a" * 100_000,
+        "1" * 100_000,
+        "1,111" * 8_000,
+        "-" * 100_000,
+        r"\frac{1" * 6_000,
+    ],
+    ids=range(13),
+)
+def test_answers_that_repeat_themselves_are_read_in_one_pass(text):
+    """With a second pass for each mark any of these takes minutes."""
+    number(text)
+    assert choice(text) is None and program_in(text) == text
 
 
 @pytest.mark.parametrize(

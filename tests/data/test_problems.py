@@ -51,6 +51,22 @@ def only(row, **options):
         ({"question": "Q?", "answer": True}, "Q?", ("yes",)),  # BoolQ
         ({"question": "Q?", "choices": ["x", "y", "z"], "answer": 2}, "Q?\nA. x\nB. y\nC. z", ("C",)),  # MMLU
         ({"question": "Q?", "choices": ["x", "y"], "answer": "x"}, "Q?\nA. x\nB. y", ("A",)),
+        ({"question": "Q?", "choices": ["x", "y"], "answer": "B"}, "Q?\nA. x\nB. y", ("B",)),
+        ({"question": "Q?", "choices": ["B", "x"], "answer": "B"}, "Q?\nA. B\nB. x", ("A",)),
+        (
+            {"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "1"},  # ARC
+            "Q?\nA. x\nB. y",
+            ("A",),
+        ),
+        (
+            {
+                "question_stem": "Q?",
+                "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+                "answerKey": "B",
+            },  # OpenBookQA
+            "Q?\nA. x\nB. y",
+            ("B",),
+        ),
         ({"prompt": "P", "ground_truth": "[0, 1]"}, "P", ("[0, 1]",)),  # an interval, no list
         ({"prompt": "P", "question": "Q", "gold": "g", "answer": "a"}, "P", ("g",)),
     ],
@@ -128,6 +144,8 @@ def test_other_names_go_before_what_the_row_has_besides(tmp_path):
     path = write(tmp_path / "p.jsonl", {"prompt": "P", "ask": "Q?", "answer": "a", "reply": "r", "who": "W", "key": 9})
     (problem,) = read_problems(path, fields={"prompt": "ask", "gold": "reply", "group": "who", "id": "key"})
     assert (problem.id, problem.prompt, problem.gold, problem.group) == ("9", "Q?", ("r",), "W")
+    chosen = only({"ask": "Q?", "choices": ["x", "y"], "key": 1}, fields={"prompt": "ask", "gold": "key"})
+    assert (chosen.prompt, chosen.gold) == ("Q?\nA. x\nB. y", ("B",))
     with pytest.raises(BadInput, match=r"no field 'golds' to rename. Did you mean 'gold'"):
         read_problems(path, fields={"golds": "reply"})
 

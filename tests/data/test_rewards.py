@@ -40,6 +40,16 @@ def test_a_function_gets_what_trl_gives_it():
         scores(reward)
 
 
+def test_a_function_that_needs_columns_which_are_not_there_is_refused_before_the_first_answer():
+    def reward(prompts, completions, solution, completion_ids, weight=1.0, **_):
+        return [weight] * len(solution)
+
+    with open_verifier(reward=reward) as verifier:
+        with pytest.raises(BadInput, match=r"reward takes solution, which problem 'b' has not \(found: answer\)"):
+            verifier.check([Problem("a", "?", (), columns={"solution": "1"}), PLAIN[1]])
+        verifier.check([Problem("a", "?", (), columns={"solution": "1"})])
+
+
 def test_completions_of_conversations_are_messages():
     def reward(prompts, completions):
         assert prompts == [[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]]

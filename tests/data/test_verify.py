@@ -140,7 +140,7 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
         r"\boxed{(3,\pi/2)}",
         r"\boxed{(x-1)(x+1)}",
         "3 + 1",
-        "So it is $2^2$ in the end.",
+        "There are 4 of them",
         "<think>5",
         "1/2 + 1",
         r"\boxed{Evelyn}",
@@ -155,16 +155,21 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
         open_verifier("math")
 
 
-def test_what_never_ends_is_ended_and_the_rest_is_as_it_would_be_alone(mathematics):
+@pytest.mark.slow
+def test_mathematics_that_never_ends_is_ended_and_the_rest_is_as_it_would_be_alone(mathematics):
     golds, answers = ["1/2", "0.25", "1/2"], [ENDLESS, r"\frac14", r"\frac{2}{4}"]
     forth = mathematics(problems(golds), answers)
     back = mathematics(problems(golds[::-1]), answers[::-1])
     assert forth == back[::-1]
     assert [score.value for score in forth] == [0, 1, 1]
     assert forth[0].reason == "crashed: took longer than 1 s" and forth[0].crashed
-    start = time.monotonic()
-    assert values("regex", ["(a+)+$", "b", "^b"], ["a" * 40 + "b"] * 3, seconds=0.5) == [0, 1, 0]
-    assert time.monotonic() - start < 60
+
+
+def test_a_pattern_that_never_ends_is_ended_and_the_next_is_searched():
+    with open_verifier("regex", seconds=0.3, workers=1) as verifier:
+        scores = verifier(problems(["(a+)+$", "b", "^b"]), ["a" * 40 + "b"] * 3)
+    assert [score.value for score in scores] == [0, 1, 0]
+    assert scores[0].reason == "crashed: took longer than 0.3 s"
 
 
 def test_patterns_are_searched_in_the_whole_answer():
@@ -215,6 +220,7 @@ def test_nothing_outlives_a_verifier_that_is_closed_or_garbage():
     assert gone(started)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_parent_that_is_killed_leaves_no_orphan_at_rest_or_at_work():
     code = (
@@ -275,10 +281,19 @@ def f(x):
     raise AssertionError
 """
 REPLACES_MODULES = f"""
-for name in ("math", "json", "main"):
-    open(name + ".py", "w").write("print({FORGED!r})")
+open("statistics.py", "w").write("def mean(values): return 2")
+open("main.py", "w").write({FORGED!r})
 def f(x):
-    raise SystemExit
+    return 0
+"""
+READS_THE_MEMORY = """
+import os
+def f(x):
+    try:
+        with open(f"/proc/{os.getppid()}/mem", "rb"):
+            return x + 1
+    except OSError:
+        return 0
 """
 READS_THE_TESTS = """
 import gc
@@ -325,7 +340,8 @@ PROGRAMS = {  # what it does: the program, its tests, the value
     "ends a loop of the tests'": ("def f(x):\n    raise StopIteration", ("assert all(map(f, [1, 2]))",), 0),
     "writes everywhere": (WRITES_EVERYWHERE, TWO, 0),
     "prints": (f"print({FORGED!r}, flush=True)\ndef f(x):\n    print({FORGED!r}, flush=True)", TWO, 0),
-    "replaces modules": (REPLACES_MODULES, ("import math\nassert math.isclose(f(1), 2)",), 0),
+    "replaces modules": (REPLACES_MODULES, ("import statistics\nassert statistics.mean([f(1)]) == 2",), 0),
+    "reads the memory": (READS_THE_MEMORY, TWO, 0),
     "reads the tests": (READS_THE_TESTS, TWO, 0),
     "a loop": ("def f(x):\n    while True:\n        pass", TWO, 0),
     "no python": ("I cannot do that.", TWO, 0),
@@ -338,7 +354,7 @@ PROGRAMS = {  # what it does: the program, its tests, the value
     "raises": ("def f(x):\n    raise KeyError(x)", (ON_ERRORS,), 1),
     "named as python's own": ("def sum(a, b):\n    return a + b + 1", ("assert sum(1, 2) == 4",), 1),
 }
-QUICK = ("half right", "goes on", "ends in the second", "equal to all", "writes everywhere", "objects")
+QUICK = ("half right", "goes on", "ends in the second", "equal to all")
 SLOW = tuple(name for name in PROGRAMS if name not in QUICK)
 
 
@@ -346,16 +362,11 @@ SLOW = tuple(name for name in PROGRAMS if name not in QUICK)
 @pytest.mark.parametrize("names", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
 def test_programs_score_what_they_compute_and_nothing_else(names):
     programs, golds, expected = zip(*[PROGRAMS[name] for name in names], strict=True)
-    found = values("tests", golds, programs, seconds=1, workers=4)
-    assert dict(zip(names, found, strict=True)) == dict(zip(names, expected, strict=True))
-
-
-@isolated
-def test_why_a_program_failed():
-    assert verify("tests", "def f(x): return 2", TWO).reason == "1 of 2 tests passed: AssertionError"
-    assert (
-        verify("tests", "def g(x): return 2", TWO).reason == "0 of 2 tests passed: NameError: name 'f' is not defined"
-    )
+    with open_verifier("tests", seconds=1, workers=4) as verifier:
+        scores = dict(zip(names, verifier(problems(golds), programs), strict=True))
+    assert {name: score.value for name, score in scores.items()} == dict(zip(names, expected, strict=True))
+    reasons = {"half right": "1 of 2 tests passed: AssertionError", "no python": "0 of 2 tests passed: SyntaxError"}
+    assert all(scores[name].reason.startswith(reason) for name, reason in reasons.items() if name in scores)
 
 
 def test_without_isolation_programs_are_refused_before_the_first(monkeypatch):

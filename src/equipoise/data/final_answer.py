@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from equipoise.data.text import unified
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[^\s{]))")
+_BRACE = re.compile(r"\\(?P<box>boxed|fbox)(?![A-Za-z])\s*(?P<open>\{|(?P<bare>[^\s{}$]*))|\\.|[{}]", re.DOTALL)
 _SAID = re.compile(
     r"####|\b(?:answer|(?:correct|right|best|final)\s+(?:option|choice|result|value))\b(?!\s+(?:is|are)\s+not\b)"
     r"(?:\s+(?:is|are|was|would\s+be|equals|should\s+be|must\s+be)\b)?\s*[:=]?",
@@ -30,10 +30,8 @@ _PLAIN = (
     (re.compile(r"\\(?=[$%])|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]"), ""),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{\s*([-\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"), r"\1 \2\4/\3\5"),
-    (
-        re.compile(r"(?<=[-(=\s]) (?=\d[\d.,]*/)|^ (?=-?\d[\d.,]*/)"),
-        "",
-    ),  # the blank of the line above, but for 1\frac12
+    # The blank of the line above, unless a whole number goes before: 1\\frac12.
+    (re.compile(r"(?<=[-(=\s]) (?=\d[\d.,]*/)|^ (?=-?\d[\d.,]*/)"), ""),
     (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\b\}?"), r"e\1"),
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[,'’]\d{3})+(?!\d)")
@@ -47,13 +45,14 @@ _LONGEST = 1000  # digits; more is no answer
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf)\s*\{([^{}]*)\}")
 _PRONOUN = r"(?!(?<=I)\s+[a-z])"
 _LETTER = re.compile(
-    r"\s*(?:(?:the|option|choice|letter|answer|is)\s+)*[\s(\[{$\"'“‘]*"
+    r"(?:(?:the|option|choice|letter|answer|is) )*[ (\[{$\"'“‘]*"
     rf"(?:(?P<upper>[A-Z])(?![A-Za-z0-9'’_]){_PRONOUN}|(?P<lower>[a-z])(?=\s*[)\]}}.:\"'”’$]|\s*$))"
 )
 _FURTHER = re.compile(rf"[)\]}}\"'”’]*\s*(?:,|/|&|or\b|and\b)\s*[(\[{{\"'“‘]*([A-Z])(?![A-Za-z0-9'’_]){_PRONOUN}")
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _SPELLED = re.compile(
-    r"^\s*\(?([A-Z])[).:](?=\s|$)|\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^\s*([A-Z])\s*$", re.MULTILINE
+    r"^[ \t]*\(?([A-Z])[).:](?=\s|$)|\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^[ \t]*([A-Z])[ \t]*$",
+    re.MULTILINE,
 )
 
 
@@ -92,27 +91,36 @@ def last_boxed(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, str]]:
-    """(where, content) of every box; braces after a backslash are no braces."""
-    boxes = []
-    for box in _BOX.finditer(text):
-        if not box[0].endswith("{"):
-            boxes.append((box.start(), text[box.end() :].split(maxsplit=1)[0].split("$")[0]))
-            continue
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                boxes.append((box.start(), text[box.end() : box.end() + brace.start()].strip()))
-                break
+    """(where, content) of every box with no box inside; braces after a backslash are no braces.
+
+    One pass: what a model writes that repeats itself may hold thousands of boxes that nothing closes.
+    """
+    boxes: list[tuple[int, str]] = []
+    opened: list[tuple[int, int] | None] = []  # where a box and its content begin, None for other braces
+    for brace in _BRACE.finditer(text):
+        if brace["bare"]:
+            boxes.append((brace.start(), brace["bare"]))
+        elif brace["open"] == "{":
+            opened.append((brace.start(), brace.end()))
+        elif brace[0] == "{":
+            opened.append(None)
+        elif brace[0] == "}" and opened:
+            box = opened.pop()
+            if box is not None and (not boxes or boxes[-1][0] < box[0]):
+                boxes.append((box[0], text[box[1] : brace.start()].strip()))
     return boxes
 
 
 def _marked(text: str) -> list[tuple[str, bool]]:
-    """(what is marked as the answer, whether by a box or ####), in the order of the text."""
+    """(what is marked as the answer, whether by a box or ####), in the order of the text.
+
+    What is said goes on to the end of its line or to the next mark.
+    """
+    marks = [mark for mark in _SAID.finditer(text) if _MARKS.search(mark[0].rstrip())]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
     said = [
-        (mark.start(), text[mark.end() :].partition("\n")[0], mark[0] == "####")
-        for mark in _SAID.finditer(text)
-        if _MARKS.search(mark[0].rstrip())
+        (mark.start(), text[mark.end() : end].partition("\n")[0], mark[0] == "####")
+        for mark, end in zip(marks, ends, strict=False)
     ]
     return [(content, strict) for _, content, strict in sorted([*said, *((at, box, True) for at, box in _boxes(text))])]
 
@@ -168,6 +176,7 @@ def choice(text: str) -> str | None:
 
 
 def _letters(content: str) -> Iterator[str]:
+    content = " ".join(content.split())
     found = _LETTER.match(content)
     while found:
         yield found[found.lastindex or 0].upper()

@@ -31,7 +31,7 @@ from equipoise.data.records import Message, _Cells, _kind, read_rows
 from equipoise.data.text import printable
 
 FIELDS = ("id", "group", "prompt", "gold")
-PROMPTS = ("prompt", "problem", "question", "messages", "text", "input")
+PROMPTS = ("prompt", "problem", "question", "question_stem", "messages", "text", "input")
 GOLDS = ("gold", "answer", "answers", "ground_truth", "reward_model", "target", "answerkey", "solution")
 IDS = ("id", "task_id", "unique_id", "_id", "query_id")
 
@@ -152,14 +152,11 @@ def _prompt(cells: _Cells) -> tuple[str, tuple[Message, ...]]:
             cells.refuse(name, "a conversation that waits for an answer", "one that ends with 'assistant'")
         return messages[-1].content, messages
     prompt = cells.text(name)
-    if "prompt" in cells.fields:
-        return prompt, ()
-    if name == "question":
+    if name in ("question", "question_stem"):
         prompt = _introduced(cells, prompt)
-        if cells.has("choices"):
-            choices = _choices(cells)
-            prompt = "\n".join([prompt, *(f"{letter}. {choice}" for letter, choice in choices.items())])
-    elif cells.has("test_list"):
+    if cells.has("choices"):
+        prompt = "\n".join([prompt, *(f"{letter}. {choice}" for letter, choice in _choices(cells).items())])
+    elif cells.has("test_list") and "gold" not in cells.fields:
         prompt = "\n".join([f"{prompt}\nYour code should pass these tests:\n", *cells.texts("test_list")])
     return prompt, ()
 
@@ -172,10 +169,25 @@ def _introduced(cells: _Cells, question: str) -> str:
 
 
 def _choices(cells: _Cells) -> dict[str, str]:
-    choices = cells.texts("choices", at_least=2)
+    """Letter -> choice. They are a list, or as in ARC an object with their texts and labels."""
+    value = cells.row[cells.name("choices")]
+    listed = _Cells({"choices": value.get("text")}, cells.place, {}) if isinstance(value, dict) else cells
+    choices = listed.texts("choices", at_least=2)
     if len(choices) > len(ascii_uppercase):
         cells.refuse("choices", f"at most {len(ascii_uppercase)}, a letter each", str(len(choices)))
     return dict(zip(ascii_uppercase, choices, strict=False))
+
+
+def _letter(cells: _Cells, name: str) -> str:
+    """The letter of the right choice, which the row names by its label, its text, its letter or its index."""
+    choices, value = _choices(cells), cells.row[cells.name(name)]
+    listed = cells.row[cells.name("choices")]
+    labels = listed.get("label") or [] if isinstance(listed, dict) else []
+    if value in labels:
+        return ascii_uppercase[labels.index(value)]
+    if isinstance(value, str) and value in choices and value not in choices.values():
+        return value
+    return ascii_uppercase[_Cells(cells.row, cells.place, {"answer": cells.name(name)}).choice((*choices.values(),))]
 
 
 def _gold(cells: _Cells) -> tuple[str, ...]:
@@ -190,8 +202,8 @@ def _gold(cells: _Cells) -> tuple[str, ...]:
     name = _first(cells, "gold", GOLDS)
     if name is None:
         return ()
-    if name == "answer" and cells.has("choices"):
-        return (ascii_uppercase[cells.choice(tuple(_choices(cells).values()))],)
+    if cells.has("choices"):
+        return (_letter(cells, name),)
     value = cells.row[cells.name(name)]
     if isinstance(value, dict):
         value = _inside(cells, name, value)

@@ -24,6 +24,7 @@ from typing import Any
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem
+from equipoise.data.text import printable
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def _is_rubric(reward: Any) -> bool:
     return callable(getattr(reward, "score_group", None)) and not inspect.isclass(reward)
 
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _Row = tuple[Problem, str, Sequence[int] | None]  # with the answer, and the ids of its tokens
 
 
@@ -122,6 +124,19 @@ class Rewarder:
                 raise BadInput(f"the reward function {self.name} takes completion_ids, which are not at hand here.")
         ids = [None] * len(answers) if completion_ids is None else completion_ids
         return self._safely(list(zip(problems, answers, ids, strict=True)), step)
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raises BadInput, naming the first problem, where a function needs a column that the rows do not have."""
+        if _is_rubric(self._reward):
+            return
+        needed = {name for name, each in self._parameters.items() if each.default is each.empty and each.kind in _NAMED}
+        for problem in problems:
+            given = _arguments([(problem, "", [])], 0)
+            if lacking := sorted(needed - given.keys()):
+                raise BadInput(
+                    f"the reward function {self.name} takes {', '.join(lacking)}, which problem {problem.id!r} has not "
+                    f"(found: {printable(', '.join(map(str, problem.columns))) or 'no columns'})."
+                )
 
     def _safely(self, rows: Sequence[_Row], step: int) -> list[float | Exception | None]:
         try:

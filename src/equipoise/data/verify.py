@@ -127,7 +127,8 @@ class Verifier:
     ) -> list[VerifierScore]:
         """A score for each answer, in order; where the verifier crashes it is 0 with the reason, which is logged.
 
-        completion_ids, step: for reward functions that look at token ids, or at trainer_state.global_step.
+        completion_ids, step: for reward functions that look at token ids, or at trainer_state.global_step. Raises
+        BadInput for one that needs the ids and does not get them.
         """
         scores = self._scorer.scores(problems, answers, completion_ids=completion_ids, step=step)
         for problem, score in zip(problems, scores, strict=True):
@@ -136,12 +137,8 @@ class Verifier:
         return scores
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Raises BadInput, naming the problem, for a gold answer that this verifier cannot compare with."""
-        for problem in problems:
-            try:
-                self._scorer.check(problem.gold)
-            except BadInput as error:
-                raise BadInput(f"problem {problem.id!r}: {error}") from None
+        """Raises BadInput for a gold answer that it cannot compare with, and for columns that a reward function lacks."""
+        self._scorer.check(problems)
 
     def close(self) -> None:
         """End the processes and threads that it started."""
@@ -221,8 +218,12 @@ class _Kind:
             else None
         )
 
-    def check(self, golds: Sequence[str]) -> None:
-        check_gold(self.kind, golds)
+    def check(self, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            try:
+                check_gold(self.kind, problem.gold)
+            except BadInput as error:
+                raise BadInput(f"problem {problem.id!r}: {error}") from None
 
     def close(self) -> None:
         if self.pool is not None:
@@ -264,10 +265,7 @@ class _Reward:
 
     def __init__(self, rewarder: Rewarder) -> None:
         self.rewarder, self.name, self.digest = rewarder, rewarder.name, rewarder.digest
-        self.close = rewarder.close
-
-    def check(self, golds: Sequence[str]) -> None:
-        """Whether it needs a gold answer is its own matter."""
+        self.check, self.close = rewarder.check, rewarder.close
 
     def scores(self, problems: Sequence[Problem], answers: Sequence[str], **given: Any) -> list[VerifierScore]:
         return [_rewarded(reward) for reward in self.rewarder(problems, answers, **given)]

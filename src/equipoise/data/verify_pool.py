@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from equipoise.core.errors import WorkFailed
+from equipoise.core.options import closed
 from equipoise.data import verify_worker
 
 _PATIENCE = 6  # seconds of the clock for one of computing: other processes compute, too
@@ -28,6 +29,7 @@ class Pool:
     end when the pool is closed, is garbage, or its process has ended, be it by SIGKILL.
     """
 
+    @closed
     def __init__(self, kind: Literal["math", "regex"], *, seconds: float, memory_bytes: int, workers: int) -> None:
         self.kind, self.seconds, self.memory_bytes, self.workers = kind, seconds, memory_bytes, workers
         self._start_over()

@@ -143,6 +143,7 @@ def _outcomes(tree: ast.Module, given: list[ast.Module], run: "_Program", trees:
 
 
 def tests_something(tree: ast.Module) -> bool:
+    """Whether a text of Python has an assertion or a call at its top."""
     return any(
         isinstance(each, ast.Assert) or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Call))
         for each in tree.body

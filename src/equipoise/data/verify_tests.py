@@ -26,7 +26,9 @@ from equipoise.core import sandbox
 from equipoise.core.errors import BadInput
 from equipoise.data import verify_program
 
-_FENCED = re.compile(r"^([ \t]*)(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\2|\Z)", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(
+    r"^([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+\2|\Z)", re.MULTILINE | re.DOTALL
+)
 _PYTHON = ("", "python", "python3", "py")
 _PATIENCE = 4  # seconds of the clock for one of computing: other processes compute, too
 
