@@ -333,7 +333,7 @@ def _sums(means: dict[str, Tensor], mask: Tensor, advantages: Tensor) -> dict[st
     counts = dict.fromkeys(means, mask.sum())
     if "tiny_anchor_share" in means:
         counts["tiny_anchor_share"] = wrong
-        counts["anchor_ratio"] = wrong * (1 - means["tiny_anchor_share"].nan_to_num())
+        counts["anchor_ratio"] = (wrong * (1 - means["tiny_anchor_share"].nan_to_num())).round()
     return {
         name: torch.stack([mean.nan_to_num() * counts[name], counts[name].to(mean)]) for name, mean in means.items()
     }
