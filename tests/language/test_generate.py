@@ -332,3 +332,51 @@ def test_quantiles_and_cuts_at_their_edges():
         [0, 1, 2, 3],
     ]
     assert kept(top_k=2, top_p=0.6) == [1] and kept(top_k=2, top_p=0.7) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["cache", *STATES])
+def test_rows_that_are_repeated_share_their_beginning(small, gpt2, name):
+    """Each of its repeats is continued by itself; rows are numbered one by one, and end one by one."""
+    torch.manual_seed(1)
+    model = gpt2
+    if name != "cache":
+        made = STATES[name](vocab_size=len(small.tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2).eval()
+        model = replace(small, model=made)
+    rows, seen = [[1, 50, 60], [1, 50, 70, 80, 90]], []
+
+    def follow(logits, states, alive, step):
+        seen.append((list(alive), step))
+        torch.testing.assert_close(model.model.get_output_embeddings()(states), logits, atol=1e-5, rtol=1e-5)
+        ranks = torch.tensor([row % 3 for row in alive])  # the likeliest token, the next and the third
+        return logits.argsort(dim=-1, descending=True)[range(len(alive)), ranks]
+
+    limits = [4, 1, 3, 2, 4, 4]
+    with torch.no_grad():
+        found = dict(write(model, rows, frozenset(), limits, follow, repeats=3))
+    assert [len(found[row].tokens) for row in range(6)] == limits
+    assert seen == [([0, 1, 2, 3, 4, 5], 0), ([0, 2, 3, 4, 5], 1), ([0, 2, 4, 5], 2), ([0, 4, 5], 3)]
+    for row, answer in found.items():
+        ids = list(rows[row // 3])
+        for token in answer.tokens:
+            with torch.no_grad():
+                logits = model.model(torch.tensor([ids])).logits[0, -1]
+            assert token == int(logits.argsort(descending=True)[row % 3])
+            ids.append(token)
+    assert len({tuple(found[row].tokens[:1]) for row in range(3)}) == 3
+
+
+def test_a_beginning_is_read_once_however_often_it_is_repeated(gpt2, monkeypatch):
+    read = []
+    forward = gpt2.model.forward
+    monkeypatch.setattr(gpt2.model, "forward", lambda **inputs: read.append(tuple(inputs["input_ids"].shape)) or forward(**inputs))
+    monkeypatch.setattr(generating, "_reader", lambda *given: generating._WithCache(*given))
+    monkeypatch.setattr(generating.inspect, "signature", lambda function: SimpleNamespace(parameters=["position_ids"]))
+    with torch.no_grad():
+        list(write(gpt2, [[1, 5, 6, 7]], frozenset(), [3] * 5, lambda logits, *_: logits.argmax(-1), repeats=5))
+    assert read == [(1, 4), (5, 1), (5, 1)]
+
+
+def test_prompts_without_room_go_by_their_names(small):
+    generating.check_room(small, [[1] * 100, [1] * 120], 8)
+    with pytest.raises(BadInput, match=r"^Prompt 'two' has 121 tokens; with 8 new ones"):
+        generating.check_room(small, [[1] * 100, [1] * 121], 8, ["'one'", "'two'"])

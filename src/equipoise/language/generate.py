@@ -84,10 +84,10 @@ def check_room(
 
     names: what to call them; not given: their places.
     """
-    for index, ids in enumerate(encoded):
+    for name, ids in zip(range(len(encoded)) if names is None else names, encoded, strict=True):
         if len(ids) + max_new_tokens > language_model.context:
             raise BadInput(
-                f"Prompt {index if names is None else names[index]} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
+                f"Prompt {name} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
                 f"context of {language_model.context}: shorten it, or lower max_new_tokens."
             )
 

@@ -32,7 +32,7 @@ _FORMAT = {"critic": 1}
 
 
 class Critic(nn.Module):
-    """A decoder's body and a linear map from its last states to a logit, [B, L] -> [B, L].
+    """A decoder's body and a linear map from its last states to a logit, [B, L] -> [B, L]; in evaluation mode.
 
     bias: what the logit is about before anything is learnt; logit(mean reward) begins where a constant baseline stands.
     """
@@ -43,11 +43,13 @@ class Critic(nn.Module):
         config: Any = body.config
         width = config.get_text_config().hidden_size
         parameter = next(body.parameters())
-        self.head = nn.Linear(width, 1, dtype=parameter.dtype, device=parameter.device)
+        # Not by its own draws, which would be from the global state.
+        self.head = nn.utils.skip_init(nn.Linear, width, 1, dtype=parameter.dtype, device=parameter.device)
         drawn = torch.randn(1, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         with torch.no_grad():
             self.head.weight.copy_(0.02 * drawn / width**0.5)
             self.head.bias.fill_(bias)
+        self.eval()
 
     @classmethod
     def of(cls, language_model: LanguageModel, *, seed: int, bias: float = 0.0) -> Critic:

@@ -79,11 +79,7 @@ class RolloutHead(nn.Module):
     @classmethod
     def attach(cls, model: Any, *, seed: int, scale: float = 0.0) -> RolloutHead:
         """Put a new head on a model's output matrix. Raises BadInput for a model that has one, or has no output matrix."""
-        base = _bare(model).get_output_embeddings()
-        if base is None or isinstance(base, RolloutHead):
-            raise BadInput(
-                f"{type(model).__name__} has {'no output matrix' if base is None else 'a rollout head already'}."
-            )
+        base = _output_matrix(model)
         vocabulary, width = base.weight.shape
         generator = torch.Generator().manual_seed(seed)
         first = 0.02 * torch.randn(width, width, generator=generator)
@@ -96,7 +92,9 @@ class RolloutHead(nn.Module):
         return self
 
     def detach(self) -> None:
-        """Give the model its own output matrix back."""
+        """Give the model its own output matrix back. Raises BadInput when the head is on none."""
+        if not self._model:
+            raise BadInput("this rollout head is on no model: it was detached before.")
         self._model[0].set_output_embeddings(self.base)
         self._model = ()
 
@@ -135,13 +133,28 @@ class RolloutHead(nn.Module):
     @classmethod
     def load(cls, model: Any, path: str | Path) -> RolloutHead:
         """Put a saved head on a model. Raises BadInput when it does not fit."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        base, found = _bare(model).get_output_embeddings(), load_file(path)
-        fits = found.keys() == {"first", "second"} and found["second"].shape == base.weight.shape
-        if not fits or isinstance(base, RolloutHead):
-            raise BadInput(f"{path} is no rollout head for an output matrix of {tuple(base.weight.shape)} without one.")
+        base = _output_matrix(model)
+        vocabulary, width = base.weight.shape
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{path} is no rollout head ({str(error).splitlines()[0]}).") from error
+        shapes = {name: tuple(each.shape) for name, each in found.items()}
+        if shapes != {"first": (width, width), "second": (vocabulary, width)}:
+            raise BadInput(f"{path} is no rollout head for an output matrix of {(vocabulary, width)}.")
         return cls(base, found["first"].to(base.weight), found["second"].to(base.weight))._onto(model)
+
+
+def _output_matrix(model: Any) -> Any:
+    base = _bare(model).get_output_embeddings()
+    if base is None or isinstance(base, RolloutHead):
+        raise BadInput(
+            f"{type(model).__name__} has {'no output matrix' if base is None else 'a rollout head already'}."
+        )
+    return base
 
 
 def _bare(model: Any) -> Any:

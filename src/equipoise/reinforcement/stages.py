@@ -93,7 +93,7 @@ def sample(
 ) -> Step:
     """Roll out and judge: a step with its rewards, 0 for what could not be judged."""
     device, asked = language_model.device, [ask(problem) for problem in problems]
-    limits = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
+    limits: dict[str, Any] = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
     with head.rollouts() if head is not None else nullcontext():
         rollouts = roll_out(
             language_model,
@@ -270,7 +270,7 @@ Stats = list[dict[str, Tensor]]  # of each batch: name -> (sum, how much was cou
 
 
 def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
-    """The loss of batches that `policy_batch` made, whose statistics it appends; to be used inside `acting`, backward pass too.
+    """The loss of batches that `policy_batch` made, whose statistics it appends. Used inside `acting`, backward pass too.
 
     Without old log-probabilities the batch is on-policy: they are those of this very pass, and the ratio is 1 exactly.
     """
@@ -333,7 +333,7 @@ def _sums(means: dict[str, Tensor], mask: Tensor, advantages: Tensor) -> dict[st
     counts = dict.fromkeys(means, mask.sum())
     if "tiny_anchor_share" in means:
         counts["tiny_anchor_share"] = wrong
-        counts["anchor_ratio"] = wrong * (1 - means["tiny_anchor_share"].nan_to_num())
+        counts["anchor_ratio"] = (wrong * (1 - means["tiny_anchor_share"].nan_to_num())).round()
     return {
         name: torch.stack([mean.nan_to_num() * counts[name], counts[name].to(mean)]) for name, mean in means.items()
     }

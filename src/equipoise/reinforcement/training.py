@@ -8,7 +8,8 @@
                    the critic learns, then the policy (or R2PO's head), by `training.Optimization`
 
 The unit is the batch of prompts: what is drawn for a prompt follows from the seed and its number in the run's order, so that
-a run which was killed within a rollout or an update goes on from the last step that was saved, and comes to the same bytes. Of several processes each writes and judges its share of the prompts; updates split rows, as `training.fit` does.
+a run which was killed within a rollout or an update goes on from the last step that was saved, and comes to the same bytes.
+Of several processes each writes and judges its share of the prompts; updates split rows, as `training.fit` does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,273 @@
+"""The vocabulary: presets, what counts with which method, and what is refused."""
+
+from functools import cache
+
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage, Recipe, recipe
+from reinforcement_world import ALL, SMALL, equal, reinforced, weights
+
+
+def test_every_preset():
+    assert {name: METHODS[name] for name in METHODS} == {
+        "sppo": {"advantage": "sppo", "dual_clip": 3.0},
+        "ppo": {"advantage": "gae"},
+        "ppo-bce": {"advantage": "gae-bce"},
+        "grpo": {"advantage": "grpo", "aggregate": "seq-mean-token-mean"},
+        "dr-grpo": {"advantage": "dr-grpo", "aggregate": "seq-mean-token-sum-norm"},
+        "rloo": {"advantage": "rloo", "aggregate": "seq-mean-token-sum-norm"},
+        "remax": {"advantage": "remax", "aggregate": "seq-mean-token-sum-norm"},
+        "reinforce": {"advantage": "reinforce"},
+        "reinforce++": {"advantage": "reinforce++"},
+        "reinforce++-baseline": {"advantage": "reinforce++-baseline", "kl_beta": 0.001, "kl_estimator": "k2"},
+        "dapo": {"advantage": "grpo", "clip_high": 0.28, "mixed_only": True},
+        "apo": {"advantage": "grpo", "loss": "anchored"},
+        "r2po": {"advantage": "r2po", "head": "trained", "kl_beta": 0.04, "aggregate": "seq-mean-token-mean"},
+    }
+    assert all(recipe(method) for method in METHODS)
+
+
+def test_every_advantage():
+    found = {
+        name: (each.critic, each.samples, each.least, each.unit, each.settings) for name, each in ADVANTAGES.items()
+    }
+    assert found == {
+        "sppo": ("prompt", 1, 1, True, ("normalize",)),
+        "gae": ("token", 1, 1, False, ("gae_lambda",)),
+        "gae-bce": ("token-bce", 1, 1, True, ("gae_lambda",)),
+        "grpo": ("none", 8, 2, False, ()),
+        "dr-grpo": ("none", 8, 2, False, ()),
+        "rloo": ("none", 8, 2, False, ()),
+        "r2po": ("none", 8, 2, False, ()),
+        "remax": ("none", 1, 1, False, ()),
+        "reinforce": ("none", 1, 1, False, ()),
+        "reinforce++": ("none", 1, 1, False, ()),
+        "reinforce++-baseline": ("none", 8, 2, False, ()),
+        "batch-mean": ("none", 1, 1, False, ()),
+        "running-mean": ("none", 1, 1, False, ()),
+    }
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].of_tokens] == ["reinforce++", "gae", "gae-bce"]
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].greedy] == ["remax"]
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].past] == ["running-mean"]
+    with pytest.raises(BadInput, match="'tokens'. Did you mean 'token'"):
+        Advantage(compute=lambda step, recipe: step.rewards, critic="tokens")
+
+
+# Other values of everything, the same for all methods; a setting that does not count may have any.
+OTHER = {
+    "push": 2.0,
+    "pull": 0.7,
+    "anchors": 2,
+    "clip_mode": "outside",
+    "inclusive": True,
+    "dual_clip": 1.01,
+    "kl_estimator": "k2",
+    "kl_in": "reward",
+    "kl_on": "wrong",
+    "normalize": True,
+    "gae_lambda": 0.3,
+    "critic_learning_rate": 0.1,
+    "lora_rank": 3,
+    "head_advantage": "rarity",
+    "head_steps": 3,
+    "policy_steps": 7,
+    "head_learning_rate": 0.1,
+    "head_scale": 0.5,
+    "importance_cap": 0.9,
+}
+
+
+def several(method):
+    """An optimizer step of some of a batch's responses: else no ratio leaves 1."""
+    return {"batch_size": 9 if recipe(method).samples > 1 else 2}
+
+
+@cache
+def plain(method):
+    return reinforced(method, **several(method))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_what_does_not_count_changes_nothing(method):
+    """Bit by bit, with all such settings changed at once."""
+    expected = plain(method)
+    unused = set(Recipe.model_fields) - expected.recipe.used()
+    assert unused <= OTHER.keys()
+    if expected.recipe.loss == "anchored":
+        unused -= {"dual_clip"}  # may not even be given
+    found = reinforced(method, **several(method), **{name: OTHER[name] for name in unused})
+    assert equal(found.weights, expected.weights)
+    assert found.recipe.resolved(10) == expected.recipe.resolved(10)
+    if expected.critic is not None:
+        assert equal(weights(found.critic), weights(expected.critic))
+
+
+COUNTS = {
+    "ppo": {"gae_lambda": 0.3, "kl_beta": 0.5, "entropy_beta": 0.1, "critic_learning_rate": 0.1},
+    "sppo": {"normalize": True, "num_generations": 2, "temperature": 0.5, "max_grad_norm": 0.01, "seed": 1},
+    "apo": {"push": 2.0, "pull": 0.7, "anchors": 2, "clip_mode": "outside", "inclusive": True, "prompts": 2},
+    "grpo": {
+        "dual_clip": 1.01,
+        "clip_low": 0.001,
+        "clip_high": 0.001,
+        "aggregate": "token-mean",
+        "overlong": 3,
+        "batch_size": 24,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.5,
+        "schedule": "cosine",
+        "warmup_ratio": 0.5,
+        "mixed_only": True,
+        "max_new_tokens": 3,
+    },
+    "reinforce++-baseline": {"kl_estimator": "k3", "kl_on": "wrong", "kl_beta": 0.5},
+    "r2po": {"head_advantage": "rarity", "head_learning_rate": 0.1, "importance_cap": 0.9},
+}
+
+
+@pytest.mark.parametrize(("method", "name"), [(method, name) for method in COUNTS for name in COUNTS[method]])
+def test_what_counts_changes_the_result(method, name):
+    more = {}
+    if method == "r2po" or "clip_" in name or name == "dual_clip":
+        more = {"learning_rate": 0.02}
+    if name == "mixed_only":
+        more = {"num_generations": 2}
+    expected = reinforced(method, **several(method), **more) if more else plain(method)
+    found = reinforced(method, **{**several(method), **more, name: COUNTS[method][name]})
+    assert name in found.recipe.used() and not equal(found.weights, expected.weights)
+
+
+def test_the_kl_in_the_reward_is_k1_on_every_token():
+    assert not {"kl_estimator", "kl_on"} & recipe("ppo", kl_beta=0.1, kl_in="reward").used()
+    assert {"kl_estimator", "kl_on", "kl_in"} <= recipe("ppo", kl_beta=0.1).used()
+    assert (
+        "head_scale" in recipe("r2po", head="random").used()
+        and "head_steps" not in recipe("r2po", head="random").used()
+    )
+    assert not {
+        name for name in recipe("r2po", head="none").used() if name.startswith(("head_", "policy_", "importance"))
+    }
+    assert "lora_rank" in recipe("grpo", parameters="lora").used()
+
+
+def test_the_settings_with_their_values():
+    resolved = recipe("sppo", prompts=10, micro_batch_size=2).resolved(1000)
+    assert resolved == {
+        "advantage": "sppo",
+        "loss": "clipped",
+        "parameters": "full",
+        "steps": 50,
+        "prompts": 10,
+        "num_generations": 1,
+        "batch_size": 10,
+        "micro_batch_size": 2,
+        "rollout_batch_size": 64,
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "learning_rate": 3e-4,
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "aggregate": "token-mean",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "dual_clip": 3.0,
+        "kl_beta": 0.0,
+        "entropy_beta": 0.0,
+        "normalize": False,
+        "critic_learning_rate": 5 * 3e-4,
+        "mixed_only": False,
+        "overlong": 0,
+        "head": "none",
+        "seed": 0,
+    }
+    of_head = recipe("r2po", learning_rate=0.5, head_steps=3).resolved(1000)
+    assert (of_head["head_learning_rate"], of_head["head_steps"], of_head["policy_steps"]) == (0.5, 3, 40)
+    assert "importance_cap" not in of_head and "dual_clip" not in of_head
+    again = recipe(**{name: value for name, value in resolved.items()})
+    assert again.resolved(10**10) == resolved  # a record replays, whatever the size
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "rate"),
+    [({}, 50_000_000, 3e-4), ({}, 50_000_001, 5e-6), ({}, 1_000_000_000, 5e-6), ({}, 1_000_000_001, 1e-6),
+     ({"parameters": "lora"}, 10**10, 1e-4), ({"parameters": "lora", "learning_rate": 0.5}, 7, 0.5)],
+)  # fmt: skip
+def test_the_learning_rate_goes_by_what_is_trained(settings, trained, rate):
+    assert Recipe(**settings).resolved_learning_rate(trained) == rate
+
+
+def test_the_shape_of_a_batch():
+    grpo = recipe("grpo", prompts=5, batch_size=16)
+    assert (grpo.samples, grpo.responses, grpo.minibatch, grpo.updates) == (8, 40, 16, 3)
+    assert (recipe("grpo", prompts=5).minibatch, recipe("grpo", prompts=5, batch_size=99).updates) == (40, 1)
+    assert (recipe("sppo").samples, recipe("sppo", num_generations=4).samples, recipe("sppo").critic) == (
+        1,
+        4,
+        "prompt",
+    )
+    r2po = recipe("r2po", head_steps=2, policy_steps=3)
+    assert [r2po.stage(step) for step in range(7)] == ["head"] * 2 + ["policy"] * 3 + ["head"] * 2
+    assert {recipe("r2po", head="random").stage(step) for step in range(9)} == {"policy"}
+    assert [recipe(method).reference for method in ("grpo", "apo", "r2po")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "sentence"),
+    [
+        ("grpo", {"num_generations": 1}, "num_generations is 1, but grpo compares the responses to a prompt with each other: use at least 2, or an advantage that needs one alone (sppo, reinforce++)."),
+        ("grpo", {"kl_beta": 0.1, "kl_in": "reward"}, "kl_in is 'reward', which needs rewards of tokens, and grpo has none: use 'loss'."),
+        ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"}, "kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'."),
+        ("apo", {"dual_clip": 3.0}, "dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None."),
+        ("sppo", {"head": "random"}, "a rollout head and the critic of sppo do not go together: use grpo."),
+        ("r2po", {"steps": 20}, "steps is 20, but the first 20 (head_steps) are the head's, so that the policy would learn nothing: use more steps, or fewer head_steps."),
+        ("grpo", {"overlong": 257}, "overlong is 257, more than max_new_tokens (256)."),
+        ("sppo", {"overlong": 8}, "overlong takes up to 1 off a reward, and sppo needs rewards in [0, 1]: use 0."),
+        ("sppo", {"mixed_only": True}, "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(method, settings, sentence):
+    with pytest.raises(BadInput) as caught:
+        recipe(method, **settings)
+    assert str(caught.value) == sentence
+
+
+def test_a_kl_that_has_no_gradient_is_refused():
+    with pytest.raises(BadInput, match="whose gradient is 0 on average"):
+        recipe("grpo", kl_beta=0.1, kl_estimator="k1")
+    assert recipe("grpo", kl_estimator="k1").kl_beta == 0  # not asked for
+    assert recipe("ppo", kl_beta=0.1, kl_in="reward", kl_estimator="k1").kl_beta == 0.1
+    assert recipe("sppo", loss="anchored", dual_clip=None).loss == "anchored"
+    assert recipe("r2po", steps=21).steps == 21 and recipe("r2po", steps=20, head="random").steps == 20
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("gpro", {}, "no method of reinforcement is called 'gpro'. Did you mean 'grpo'"),
+        (None, {"advantage": "spo"}, "'advantage' is 'spo'. Did you mean 'sppo'"),
+        (None, {"learnig_rate": 1.0}, "Did you mean 'learning_rate'"),
+        (None, {"aggregate": "token_mean"}, "Did you mean 'token-mean'"),
+        (None, {"temperature": 0}, "'temperature' should be"),
+        (None, {"dual_clip": 1.0}, "'dual_clip' should be"),
+        (None, {"clip_low": 1.01}, "'clip_low' should be"),
+        (None, {"clip_low": 0.0}, "'clip_low' should be"),
+        (None, {"steps": 0}, "'steps' should be"),
+        (None, {"overlong": -1}, "'overlong' should be"),
+        (None, {"seed": -1}, "'seed' should be"),
+        (None, {"gae_lambda": 1.01}, "'gae_lambda' should be"),
+    ],
+)
+def test_words_and_values_that_are_wrong(method, settings, message):
+    with pytest.raises(BadInput, match=message):
+        recipe(method, **settings)
+
+
+def test_a_recipe_that_was_not_checked_is_refused_by_the_loop():
+    from equipoise.reinforcement.training import train
+    from reinforcement_world import PROBLEMS, model, odd
+
+    with pytest.raises(BadInput, match="^num_generations is 1, but rloo"):
+        train(model(), Recipe(advantage="rloo", num_generations=1, **SMALL), PROBLEMS, odd)
