@@ -30,31 +30,46 @@ def pass_at(success: Tensor, k: int) -> Tensor:
     return -torch.expm1(k * torch.log1p(-success.clamp(max=1.0)))
 
 
+def expected_brier(predicted: Tensor, success: Tensor) -> float:
+    """The mean squared error of predictions [P] on answers that are right with probability success [P], exact."""
+    return (success * (1 - predicted).square() + (1 - success) * predicted.square()).mean().item()
+
+
 class Learner:
-    """Named float64 tensors that Adam moves."""
+    """Named float64 tensors that Adam moves (arXiv:1412.6980, algorithm 1, with its defaults).
+
+    Not torch.optim: what that imports at its first use takes longer than many a run.
+    """
 
     def __init__(self, learning_rate: float, **tensors: Tensor) -> None:
+        self.learning_rate = learning_rate
         self.tensors = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-        self._adam = torch.optim.Adam(list(self.tensors.values()), lr=learning_rate)
+        self._moments = {name: (torch.zeros_like(each), torch.zeros_like(each)) for name, each in tensors.items()}
+        self._steps = dict.fromkeys(tensors, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
     def step(self, loss: Tensor, *names: str) -> None:
         """One step down a loss, of the tensors of these names; of all where none is named."""
-        moved = [self.tensors[name] for name in names or self.tensors]
-        self._adam.zero_grad()
-        for tensor, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
-            tensor.grad = gradient
-        self._adam.step()
+        names = names or tuple(self.tensors)
+        gradients = torch.autograd.grad(loss, [self.tensors[name] for name in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            self._steps[name] += 1
+            first, second = self._moments[name]
+            first.lerp_(gradient, 0.1)
+            second.lerp_(gradient.square(), 0.001)
+            corrections = 1 - 0.9 ** self._steps[name], 1 - 0.999 ** self._steps[name]
+            spread = (second / corrections[1]).sqrt_().add_(1e-8)
+            self.tensors[name].data.addcdiv_(first, spread, value=-self.learning_rate / corrections[0])
 
     def state(self) -> dict[str, Any]:
-        """Tensors and Adam's moments, for a checkpoint."""
-        return {"tensors": {name: each.detach() for name, each in self.tensors.items()}, "adam": self._adam.state_dict()}
+        """Tensors, their moments and how often each was moved, for a checkpoint."""
+        tensors = {name: each.detach() for name, each in self.tensors.items()}
+        return {"tensors": tensors, "moments": self._moments, "steps": self._steps}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                tensor.copy_(state["tensors"][name])
-        self._adam.load_state_dict(state["adam"])
+        self.tensors = {name: each.clone().requires_grad_() for name, each in state["tensors"].items()}
+        self._moments = {name: tuple(each.clone() for each in pair) for name, pair in state["moments"].items()}
+        self._steps = dict(state["steps"])

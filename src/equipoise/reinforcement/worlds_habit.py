@@ -27,6 +27,7 @@ PROMPTS, ANSWERS, FEATURES = 64, 12, 32
 ACTIONS = 2 * ANSWERS
 HABIT = 0  # an even action: the wrong format
 GROUPS, SAMPLES = 8, 8  # an update
+GENERATIONS = GROUPS * SAMPLES
 BETA = 0.04
 WORLD, HEAD, UPDATE = 0, 1, 2  # purposes of random numbers
 
@@ -68,9 +69,10 @@ class World:
 class Training:
     """The policy and its head, if any; `update` is one batch, `done` how many there were.
 
-    head: `task` and `rarity` are trained for that reward from zero output on, `random` stays as it was drawn, with outputs
-    of about `head_scale`. Stages: `one` trains the policy in every update; `head` opens each `policy_updates` with
-    `head_updates` of the head alone; `frozen-output` is that rhythm without a head: all weights, then the backbone alone.
+    head: `task` and `rarity` are trained for that reward and start at an output of zero, `random` stays as it was drawn,
+    with outputs of about `head_scale`. stages: `one` trains the policy in every update; `head` opens each round of
+    `policy_updates` with `head_updates` of the head alone; `frozen-output` is that rhythm without a head, all weights and
+    then the backbone alone. entropy: the weight of a bonus on what is trained. Users get temperature 1.
     """
 
     @closed
@@ -108,8 +110,13 @@ class Training:
 
     @property
     def opens_round(self) -> bool:
-        """Whether the next update opens a round: trains the head, or all weights where there is none."""
+        """Whether the next update is one of those that open a round."""
         return self.stages != "one" and self.done % self.round < self.head_updates
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the next update trains the head and leaves the policy alone."""
+        return self.stages == "head" and self.opens_round
 
     def update(self) -> None:
         """Roll out and learn, whichever part the stage trains."""
@@ -120,10 +127,9 @@ class Training:
         rollout = ((z + u) / self.temperature).log_softmax(-1)
         actions = sample(rollout, random.random(len(rows)))
         rewards = self.world.rewards(prompts, actions.view_as(prompts))
-        trains_head = self.stages == "head" and self.opens_round
-        rarity = trains_head and self.head == "rarity"
+        rarity = self.trains_head and self.head == "rarity"
         advantages = r2po.rarity_advantages(rewards) if rarity else r2po.task_advantages(rewards)
-        learning = rollout if trains_head else (z / self.temperature).log_softmax(-1)
+        learning = rollout if self.trains_head else (z / self.temperature).log_softmax(-1)
         log_probs = learning.gather(-1, actions.unsqueeze(-1))
         references = self.reference[rows].gather(-1, actions.unsqueeze(-1))
         mask = torch.ones_like(log_probs, dtype=torch.bool)
@@ -131,10 +137,10 @@ class Training:
         loss = loss + BETA * policy_loss.kl_loss(log_probs, references, mask)
         if self.entropy:
             loss = loss + self.entropy * (learning.exp() * learning).sum(-1).mean()
-        if trains_head:
+        if self.trains_head:
             self.rollout_head.step(loss)
         else:
-            self.policy.step(loss, *(["b"] if self.stages == "frozen-output" and not self.opens_round else ["b", "w"]))
+            self.policy.step(loss, *(("b",) if self.stages == "frozen-output" and not self.opens_round else ("b", "w")))
         self.zero_advantages = (advantages == 0).all(-1).double().mean().item()
         self.distinct_rewards = sum(len(row.unique()) for row in rewards) / GROUPS
         self.done += 1

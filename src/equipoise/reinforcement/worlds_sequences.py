@@ -15,19 +15,21 @@ value before token t adds up what the prompt and each token so far speak for, v_
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from equipoise.core.options import closed
 from equipoise.reinforcement import group_baselines, policy_loss, ppo, sppo
 from equipoise.reinforcement.worlds import Learner, draws, sample
 
-Method = Literal[
-    "sppo", "oracle", "running-mean", "batch-mean", "none", "ppo-gae", "ppo-bce", "grpo", "rloo", "dr-grpo", "reinforce++", "remax"
-]  # fmt: skip
+Critic = Literal["sppo", "running-mean", "ppo-gae", "ppo-bce"]
+Group = Literal["grpo", "rloo", "dr-grpo"]
+Single = Literal["reinforce++", "remax", "oracle", "batch-mean", "none"]
+Method = Literal[Critic, Group, Single]
 GENERATIONS = 64  # an update
 SAMPLES = 8  # of a prompt, where a group is the baseline
 MINI_BATCHES = 2
@@ -102,7 +104,7 @@ class Estimator(Protocol):
 
     parameters: int
 
-    def advantages(self, batch: Batch) -> Tensor: ...
+    def advantages(self, batch: Batch, /) -> Tensor: ...
     def learn(self, batch: Batch) -> None: ...
     def predictions(self) -> Tensor | None: ...
     def state(self) -> dict[str, Any]: ...
@@ -202,7 +204,7 @@ class TokenCritic:
     """PPO's critic, a value before every token: of the squared error and linear, or of BCE and a success probability."""
 
     def __init__(self, world: World, learning_rate: float, *, bce: bool) -> None:
-        tokens, features, vocabulary = world.start.shape
+        tokens, features, _ = world.start.shape
         self.features, self.bce = world.features, bce
         prompt = torch.zeros((tokens, features), dtype=torch.float64)
         self.learner = Learner(learning_rate, prompt=prompt, token=torch.zeros_like(world.start))
@@ -212,7 +214,7 @@ class TokenCritic:
         """What the critic says before each token, [B, T]; under BCE a logit."""
         x = self.features[prompts]
         spoken = torch.einsum("bd,tdv->btv", x, self.learner["token"]).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return x @ self.learner["prompt"].T + spoken.cumsum(-1) - spoken
+        return x @ self.learner["prompt"].T + F.pad(spoken.cumsum(-1)[:, :-1], (1, 0))
 
     def values(self, batch: Batch) -> Tensor:
         """V of each token, [B, T]."""
@@ -253,10 +255,17 @@ class Training:
 
     @closed
     def __init__(
-        self, world: World, method: Method, *, learning_rate: float, seed: int, critic_rate: float = 0.03, critic_share: float = 1.0
-    ) -> None:  # fmt: skip
+        self,
+        world: World,
+        method: Method,
+        *,
+        learning_rate: float,
+        seed: int,
+        critic_rate: float = 0.1,
+        critic_share: float = 1.0,
+    ) -> None:
         self.world, self.seed, self.done = world, seed, 0
-        self.samples = SAMPLES if method in ("grpo", "dr-grpo", "rloo") else 1
+        self.samples = SAMPLES if method in get_args(Group) else 1
         self.greedy = method == "remax"
         self.policy = Learner(learning_rate, w=world.start)
         self.zero_advantages = 0.0

@@ -27,6 +27,7 @@ VOCABULARY, STRATEGIES, PROMPTS = 40, 8, 200
 RATES = (64, 55, 58, 61, 63, 67, 70, 73)  # prompts that a strategy solves: the reference's favourite, then the others
 SLIVER = 1e-3
 GROUPS, SAMPLES, MINI_BATCHES = 32, 8, 4  # an update
+GENERATIONS = GROUPS * SAMPLES
 REACH = 1e-3  # a branch below this probability is out of reach of sampling
 DEAD = 0.01  # a prompt below this probability is dead
 WORLD, UPDATE = 0, 1  # purposes of random numbers
