@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from equipoise.core.state import load_state, save_state
 from equipoise.reinforcement import policy_loss, sppo, worlds_habit, worlds_sequences, worlds_strategies
-from equipoise.reinforcement.worlds import Learner, draws, expected_brier, pass_at, sample
+from equipoise.reinforcement.worlds import Learner, draws, expected_brier, pass_at, sample, spearman
 
 METHODS = [*worlds_sequences.RULES, "sppo", "running-mean", "ppo-gae", "ppo-bce"]
 
@@ -86,6 +86,12 @@ def test_rewards_come_as_often_as_the_solve_rate_says():
 def test_expected_brier_is_that_of_answers():
     predicted, success = torch.tensor([0.2, 0.9]).double(), torch.tensor([0.5, 1.0]).double()
     assert expected_brier(predicted, success) == pytest.approx(((0.5 * 0.64 + 0.5 * 0.04) + 0.01) / 2)
+
+
+def test_ranks_that_are_equal_share_their_mean():
+    one, other = torch.tensor([0.1, 0.5, 0.5, 0.9]).double(), torch.tensor([3.0, 1.0, 2.0, 4.0]).double()
+    assert spearman(one, other) == pytest.approx(1.5 / (4.5 * 5) ** 0.5)  # ranks 1, 2.5, 2.5, 4 and 3, 1, 2, 4
+    assert spearman(one, one.exp()) == pytest.approx(1.0) and np.isnan(spearman(torch.ones(4).double(), one))
 
 
 def test_a_sample_follows_the_distribution_to_its_edges():
@@ -206,7 +212,9 @@ def test_every_seed_has_the_same_start_and_the_same_to_gain():
     for seed in range(5):
         world = worlds_strategies.World.make(seed)
         counts = world.solves.sum(0)
-        assert sorted(counts[:8].tolist()) == sorted(worlds_strategies.RATES) and counts[0] == 64 and not counts[8:].any()
+        assert (
+            sorted(counts[:8].tolist()) == sorted(worlds_strategies.RATES) and counts[0] == 64 and not counts[8:].any()
+        )
         assert world.solves.any(1).all()
         assert world.reference.sum().item() == pytest.approx(1.0) and world.reference[0] == 0.85
     assert not torch.equal(worlds_strategies.World.make(0).solves, worlds_strategies.World.make(1).solves)

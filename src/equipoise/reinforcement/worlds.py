@@ -35,6 +35,16 @@ def expected_brier(predicted: Tensor, success: Tensor) -> float:
     return (success * (1 - predicted).square() + (1 - success) * predicted.square()).mean().item()
 
 
+def spearman(one: Tensor, other: Tensor) -> float:
+    """Rank correlation of two [N], equal values at the mean of their ranks; nan where one of them is constant."""
+    ranks = []
+    for values in (one, other):
+        _, place, counts = np.unique(values.numpy(), return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[place])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(*ranks)[0, 1])
+
+
 class Learner:
     """Named float64 tensors that Adam moves (arXiv:1412.6980, algorithm 1, with its defaults).
 

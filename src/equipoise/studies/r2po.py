@@ -5,6 +5,7 @@ right is computed. An update costs the same generations whether it trains the po
 at equal generations; the controls ask whether a temperature, noise, or the staging alone would do.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -14,14 +15,14 @@ from equipoise.study import Arm, Claim, Outcome, Run, Select, Study, better, stu
 
 KNOWN = "card, known in advance"
 GAIN = "arXiv:2601.11960, abstract"
-POLICY_SHARE = 2 / 3  # of R2PO's updates: 40 after every 20 of the head
 
 
 @study("r2po", paper="arXiv:2601.11960", trades="stable answers for diverse rollouts")
 def r2po(
     world: Literal["exact"] = "exact",
-    updates: Annotated[int, Field(ge=60, le=6000, multiple_of=60)] = 360,
-    evaluations: Annotated[int, Field(ge=2, le=100)] = 18,
+    rounds: Annotated[int, Field(ge=1, le=100)] = 6,
+    head_updates: Annotated[int, Field(ge=1, le=1000)] = 20,
+    policy_updates: Annotated[int, Field(ge=1, le=1000)] = 40,
 ) -> Study:
     """A residual rollout head against GRPO, temperatures, a random head and staging, at equal generations."""
     grid = {"learning_rate": [0.0025, 0.005, 0.01]}
@@ -41,7 +42,6 @@ def r2po(
         test = better(outcome, arm=arm, rival=rival, at=at, units=("seed",))
         return Claim(text, source=source, primary=primary, test=test)
 
-    equal_updates = {"policy_updates": round(updates * POLICY_SHARE)}
     return Study(
         seeds=40,  # from 0; those that were looked at while the world was built are 1000 and above
         budget="generated_tokens",
@@ -84,7 +84,7 @@ def r2po(
                 "grpo",
                 GAIN,
                 primary=False,
-                at=equal_updates,
+                at={"policy_updates": rounds * policy_updates},
             ),
             more(
                 "A head trained for rarity starves fewer groups of their advantage than GRPO.",
@@ -111,8 +111,9 @@ def train(run: Run) -> None:
 
     from equipoise.reinforcement.worlds_habit import GENERATIONS, Training, World
 
-    updates = run.options["updates"]
-    training = Training(World.make(run.seed), seed=run.seed, **run.settings)
+    schedule = {name: run.options[name] for name in ("head_updates", "policy_updates")}
+    updates, every = run.options["rounds"] * sum(schedule.values()), math.gcd(*schedule.values())
+    training = Training(World.make(run.seed), seed=run.seed, **schedule, **run.settings)
     stored = run.resume() or {"training": None, "zero_advantages": [], "distinct_rewards": []}
     zero_advantages, distinct_rewards = stored["zero_advantages"], stored["distinct_rewards"]
     if stored["training"]:
@@ -140,7 +141,6 @@ def train(run: Run) -> None:
             }
         )
 
-    every = max(updates // run.options["evaluations"], 1)
     if not stored["training"]:
         look()
     for _ in range(training.done, updates):
@@ -150,5 +150,5 @@ def train(run: Run) -> None:
         if not of_the_head:
             zero_advantages.append(training.zero_advantages)
             distinct_rewards.append(training.distinct_rewards)
-        if training.done % every == 0 or training.done == updates:
+        if training.done % every == 0:
             look()

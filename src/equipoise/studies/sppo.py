@@ -15,14 +15,16 @@ MARGIN = 0.01
 REASON = (
     "1 point is what the paper's averages differ by between SPPO and GRPO (48.06 against 47.08, 58.11 against 57.44)"
 )
+# The best of three each on seeds from 1000 on, which no result rests on.
+PROMPT_CRITIC_RATE, TOKEN_CRITIC_RATE = 0.1, 0.01
 TABLE = "arXiv:2604.08865, table of results as public reading notes give it"
 
 
 @study("sppo", paper="arXiv:2604.08865", trades="a critic for samples")
 def sppo(
     world: Literal["exact"] = "exact",
-    updates: Annotated[int, Field(ge=10, le=5000)] = 300,
-    evaluations: Annotated[int, Field(ge=2, le=100)] = 30,
+    updates: Annotated[int, Field(ge=1, le=5000)] = 300,
+    evaluations: Annotated[int, Field(ge=1, le=100)] = 30,
 ) -> Study:
     """SPPO against GRPO, RLOO, token-level PPO and baselines without a critic, at equal generated tokens."""
     grid = {"learning_rate": [0.03, 0.06, 0.12]}
@@ -35,15 +37,15 @@ def sppo(
         budget="generated_tokens",
         scale="A linear policy of 1,152 parameters on 256 prompts of six tokens, solve rates exact; not a language model.",
         arms=[
-            arm("sppo", "method", "sppo", critic_share=1.0),
-            arm("sppo-quarter", "method", "sppo", critic_share=0.25),
+            arm("sppo", "method", "sppo", critic_share=1.0, critic_rate=PROMPT_CRITIC_RATE),
+            arm("sppo-quarter", "method", "sppo", critic_share=0.25, critic_rate=PROMPT_CRITIC_RATE),
             arm("grpo", "baseline", "grpo"),
             arm("rloo", "baseline", "rloo"),
             arm("dr-grpo", "baseline", "dr-grpo"),
             arm("reinforce++", "baseline", "reinforce++"),
             arm("remax", "baseline", "remax"),
-            arm("ppo-gae", "baseline", "ppo-gae"),
-            arm("ppo-bce", "baseline", "ppo-bce"),
+            arm("ppo-gae", "baseline", "ppo-gae", critic_rate=TOKEN_CRITIC_RATE),
+            arm("ppo-bce", "baseline", "ppo-bce", critic_rate=TOKEN_CRITIC_RATE),
             arm("no-baseline", "control", "none"),
             arm("batch-mean", "control", "batch-mean"),
             arm("running-mean", "control", "running-mean"),
@@ -130,9 +132,8 @@ def sppo(
 def train(run: Run) -> None:
     """One arm on the seed's world."""
     import numpy as np
-    from scipy.stats import rankdata
 
-    from equipoise.reinforcement.worlds import expected_brier
+    from equipoise.reinforcement.worlds import expected_brier, spearman
     from equipoise.reinforcement.worlds_sequences import Training, World
 
     updates = run.options["updates"]
@@ -151,8 +152,7 @@ def train(run: Run) -> None:
             run.measure("zero_advantage_share", np.mean(zero_advantages), at=at)
             zero_advantages.clear()
             if predicted is not None:
-                ranks = np.corrcoef(rankdata(predicted), rankdata(now))
-                run.measure("critic_spearman", ranks[0, 1], at=at)
+                run.measure("critic_spearman", spearman(predicted, now), at=at)
                 run.measure("critic_brier", expected_brier(predicted, now), at=at)
         if training.done == updates:
             run.measure("solve_rate_area", np.trapezoid(solve_rates) / (len(solve_rates) - 1), at=at)
