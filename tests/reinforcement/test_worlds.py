@@ -1,4 +1,4 @@
-"""The exact worlds against enumeration, sampling and finite differences; budgets; the same bytes again and after a resume."""
+"""The exact worlds against enumeration, sampling and finite differences; budgets; the same bits again and when resumed."""
 
 import itertools
 
@@ -77,7 +77,9 @@ def test_solve_rates_are_sums_over_all_sequences():
 
 def test_rewards_come_as_often_as_the_solve_rate_says():
     training = sequences("none", learning_rate=0.0)
-    batches = [(training.roll_out(), setattr(training, "done", training.done + 1))[0] for _ in range(60)]
+    batches = []
+    for training.done in range(60):
+        batches.append(training.roll_out())
     rewards, exact = (torch.cat([getattr(each, name) for each in batches]) for name in ("rewards", "solve_rates"))
     assert (rewards - exact).sum().abs() < 4 * (exact * (1 - exact)).sum().sqrt()
     assert_close(exact[:64], training.solve_rates()[batches[0].prompts])
@@ -190,7 +192,7 @@ def test_what_each_baseline_is():
 
 def test_a_running_mean_is_of_what_came_before():
     training = sequences("running-mean")
-    first, second = training.roll_out(), None
+    first = training.roll_out()
     assert_close(training.estimator.advantages(first), first.rewards - 0.5)
     training.estimator.learn(first)
     training.done = 1
@@ -315,9 +317,9 @@ def test_the_same_seed_gives_the_same_bytes_and_a_resumed_run_as_well(make, sett
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(method):
-    training = sequences(method)
+    training = sequences(method, learning_rate=0.2)
     before = training.solve_rates().mean()
-    assert updated(training, 25).solve_rates().mean() > before + 0.1
+    assert updated(training, 12).solve_rates().mean() > before + 0.05
 
 
 def test_draws_of_another_purpose_are_others():

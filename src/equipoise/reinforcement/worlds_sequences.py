@@ -91,8 +91,8 @@ class Batch:
     def mask(self) -> Tensor:
         return torch.ones_like(self.tokens, dtype=torch.bool)
 
-    def halves(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-        """The mini-batches of tensors [B, ...]."""
+    def mini_batches(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Tensors [B, ...] in mini-batches, in the same order."""
         return list(zip(*(tensor.chunk(MINI_BATCHES) for tensor in tensors), strict=True))
 
 
@@ -187,7 +187,7 @@ class PromptCritic:
         return sppo.advantages(batch.rewards, self.predictions()[batch.prompts])
 
     def learn(self, batch: Batch) -> None:
-        for prompts, rewards in batch.halves(batch.prompts, batch.rewards):
+        for prompts, rewards in batch.mini_batches(batch.prompts, batch.rewards):
             self.learner.step(sppo.critic_loss(self.features[prompts] @ self.learner["w"], rewards))
 
     def predictions(self) -> Tensor:
@@ -227,7 +227,7 @@ class TokenCritic:
 
     def learn(self, batch: Batch) -> None:
         old = self.values(batch)
-        for prompts, tokens, rewards, values, mask in batch.halves(
+        for prompts, tokens, rewards, values, mask in batch.mini_batches(
             batch.prompts, batch.tokens, batch.rewards, old, batch.mask
         ):
             outputs = self.outputs(prompts, tokens)
@@ -301,7 +301,7 @@ class Training:
         self.zero_advantages = (advantages == 0).double().mean().item()
         self.estimator.learn(batch)
         old = self.log_probs(batch.prompts, batch.tokens).detach()
-        for prompts, tokens, each, old_log_probs, mask in batch.halves(
+        for prompts, tokens, each, old_log_probs, mask in batch.mini_batches(
             batch.prompts, batch.tokens, advantages, old, batch.mask
         ):
             log_probs = self.log_probs(prompts, tokens)
