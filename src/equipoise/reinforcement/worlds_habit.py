@@ -84,7 +84,7 @@ class Training:
         seed: int,
         head: Head = "none",
         stages: Stages = "one",
-        head_rate: float = 0.003,
+        head_rate: float = 0.001,
         head_scale: float = 1.0,
         head_updates: int = 20,
         policy_updates: int = 40,
