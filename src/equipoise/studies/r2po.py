@@ -43,8 +43,8 @@ def r2po(
         return Claim(text, source=source, primary=primary, test=test)
 
     return Study(
-        # From 0; those that were looked at while the world was built are 1000 and above. There two arms differed by a deviation
-        # of 0.08 between seeds: 40 seeds would not tell a gain of the paper's 3 points from none.
+        # From 0; those that were looked at while the world was built are 1000 and above. On them the difference of two arms
+        # had a deviation of 0.08 between seeds: 40 would not tell a gain of the paper's 3 points from none.
         seeds=120,
         budget="generated_tokens",
         scale="A linear bandit of 64 prompts and 24 actions, success exact; not a language model.",
