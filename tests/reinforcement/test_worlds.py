@@ -190,6 +190,17 @@ def test_what_each_baseline_is():
     assert rule["reinforce++"](batch).std() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["sppo", "ppo-bce", "running-mean"])
+def test_advantages_are_taken_before_the_critic_learns(method, monkeypatch):
+    """Afterwards the label has leaked into the prediction."""
+    training, called = sequences(method), []
+    for name in ("advantages", "learn"):
+        function = getattr(training.estimator, name)
+        monkeypatch.setattr(training.estimator, name, lambda batch, f=function, n=name: (called.append(n), f(batch))[1])
+    training.update()
+    assert called == ["advantages", "learn"]
+
+
 def test_a_running_mean_is_of_what_came_before():
     training = sequences("running-mean")
     first = training.roll_out()
@@ -244,7 +255,7 @@ def test_rewards_of_the_habit_world():
 
 def test_the_habit_dominates_at_the_start():
     training = habit()
-    assert (training._evaluated()[0].argmax(-1) == worlds_habit.HABIT).double().mean() > 0.9
+    assert (training.logits(torch.arange(64))[0].argmax(-1) == worlds_habit.HABIT).double().mean() > 0.9
     assert 0.01 < training.success().mean() < 0.1 and training.greedy()[1].double().mean() > 0.9
 
 
@@ -276,6 +287,23 @@ def test_each_stage_moves_its_own_part_only():
     assert not torch.equal(output, staged.world.start)
     updated(staged, 2)
     assert torch.equal(staged.policy["w"], output)
+
+
+def test_what_the_head_sampled_teaches_the_base_logits():
+    """The first step of Adam is the sign of the gradient, here in closed form; the KL is at its minimum and has none."""
+    training = habit(head="random")
+    random = draws(3, worlds_habit.UPDATE, 0)
+    prompts = torch.from_numpy(random.permutation(64)[:8]).repeat_interleave(8)
+    z, u = training.logits(prompts)
+    actions = sample((z + u).log_softmax(-1), random.random(64))
+    rewards = training.world.rewards(prompts, actions).view(8, 8)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+    errors = torch.nn.functional.one_hot(actions, 24) - z.detach().softmax(-1)
+    gradient = -(advantages.view(-1, 1) * errors).T @ training.world.features[prompts]
+    training.update()
+    moved = training.policy["w"].detach() - training.world.start
+    clear = gradient.abs() > 1e-3
+    assert clear.double().mean() > 0.9 and torch.equal(moved[clear].sign(), -gradient[clear].sign())
 
 
 def test_a_random_head_and_a_temperature_change_what_is_sampled_and_not_what_users_get():
