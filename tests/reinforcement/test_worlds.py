@@ -302,8 +302,9 @@ def test_what_the_head_sampled_teaches_the_base_logits():
     gradient = -(advantages.view(-1, 1) * errors).T @ training.world.features[prompts]
     training.update()
     moved = training.policy["w"].detach() - training.world.start
-    clear = gradient.abs() > 1e-3
-    assert clear.double().mean() > 0.9 and torch.equal(moved[clear].sign(), -gradient[clear].sign())
+    clear = gradient.abs() > 1e-6
+    assert clear.any() and torch.equal(moved[clear].sign(), -gradient[clear].sign())
+    assert moved[~clear].abs().max() < 1e-8  # actions that no group sampled; a KL of the rollouts would move them
 
 
 def test_a_random_head_and_a_temperature_change_what_is_sampled_and_not_what_users_get():
