@@ -111,6 +111,21 @@ def test_the_area_is_the_mean_of_the_path_by_trapezoids(tmp_path):
     assert len(rates) == 3 and area == pytest.approx((rates[0] / 2 + rates[1] + rates[2] / 2) / 2)
 
 
+def test_the_share_without_advantage_is_of_the_updates_since_the_last_evaluation(tmp_path, monkeypatch):
+    from equipoise.reinforcement.worlds_sequences import Training
+
+    def update(training):
+        training.done += 1
+        training.zero_advantages = training.done / 10
+
+    monkeypatch.setattr(Training, "update", update)
+    study = built("sppo")
+    run = Recorder(study, study.arm("grpo"), tmp_path)
+    study.run(run)
+    shares = [value for key, value in run.measured.items() if key.startswith("zero_advantage_share")]
+    assert shares == pytest.approx([0.15, 0.35])
+
+
 def test_equal_updates_of_the_policy_are_where_the_claim_looks(tmp_path):
     study = built("r2po")
     (claim,) = [claim for claim in study.claims if "equal updates" in claim.text]

@@ -57,7 +57,7 @@ class World:
         skill: float = 3.0,
         errors: float = 0.3,
     ) -> "World":
-        """The world of a seed; skill and errors: how much of the teacher, and of noise, the policy starts with."""
+        """The world of a seed; skill: the scale of the start, errors: its noise where the teacher has deviation 1."""
         random = draws(seed, WORLD)
         ease = random.uniform(0.5, 2.0, (prompts, 1))
         direction = random.standard_normal((prompts, features - 2))

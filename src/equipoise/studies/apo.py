@@ -24,7 +24,7 @@ def apo(
     peak: Annotated[float, Field(gt=0.2, lt=0.99)] = 0.85,
 ) -> Study:
     """Anchored policy optimization against GRPO with and without KL, at equal generations and at equal Pass@1."""
-    grid = {"learning_rate": [0.01, 0.02, 0.05]}
+    grid = {"learning_rate": [0.02, 0.05, 0.1]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **settings) -> Arm:
         return Arm(name, kind=kind, grid=grid, **settings)
