@@ -287,7 +287,7 @@ def test_a_row_ends_at_its_own_limit_or_when_it_leaves(small):
     def greedy(limits, which, leaves=lambda row: False):
         chosen = []
 
-        def follow(logits, alive, step):
+        def follow(logits, states, alive, step):
             chosen.append((list(alive), step))
             return logits.argmax(-1)
 
@@ -305,7 +305,7 @@ def test_a_row_ends_at_its_own_limit_or_when_it_leaves(small):
     first = together[0][0]
     with torch.no_grad():
         ((_, answer),) = write(
-            small, [rows[0]], frozenset(first[1:2]), [5], lambda logits, alive, step: logits.argmax(-1)
+            small, [rows[0]], frozenset(first[1:2]), [5], lambda logits, states, alive, step: logits.argmax(-1)
         )
     assert (answer.tokens, answer.ended) == (first[: first.index(first[1])], True)
 

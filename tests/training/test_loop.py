@@ -581,11 +581,11 @@ def test_out_of_memory_for_the_moments_says_so(where, monkeypatch):
 def test_a_log_is_cut_back_to_its_last_whole_line(written, begin, kept, tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(written)
-    with loop._logging(path, begin) as write:
+    with loop.step_log(path, begin) as write:
         write({"step": begin + 1, "loss": math.inf})
         lines = path.read_bytes().splitlines(keepends=True)  # it is there while the training goes on
     assert lines == [*written.splitlines(keepends=True)[:kept], b'{"step": %d, "loss": null}\n' % (begin + 1)]
-    with loop._logging(None, begin) as write:
+    with loop.step_log(None, begin) as write:
         assert write({"step": 1}) is None
 
 
@@ -612,7 +612,7 @@ def test_devices_and_precisions(monkeypatch):
     assert asked == [{"cpu": True}, {"cpu": False}]
     monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
     for device in (torch.device("cpu"), torch.device("cuda", 1)):
-        with loop._random_state_kept(device):
+        with loop.random_state_kept(device):
             pass
     assert kept == [[], [torch.device("cuda", 1)]]
     with pytest.raises(BadInput) as caught:

@@ -283,7 +283,7 @@ class Pair:
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("equipoise.training.loop._random_state_kept", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr("equipoise.training.loop.random_state_kept", lambda device: contextlib.nullcontext())
     return Pair(monkeypatch)
 
 

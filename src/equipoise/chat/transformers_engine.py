@@ -52,7 +52,7 @@ class TransformersEngine:
             return
         settings = rows[0].request.settings
 
-        def following(logits: Tensor, alive: Sequence[int], step: int) -> Tensor:
+        def following(logits: Tensor, states: Tensor, alive: Sequence[int], step: int) -> Tensor:
             alike = [rows[row] for row in alive]
             allowed = _allowed(alike, logits)
             uniform = None

@@ -20,7 +20,8 @@ from equipoise.core.errors import BadInput
 from equipoise.core.progress import beat
 from equipoise.language.encode import encode_prompts
 from equipoise.language.model import evaluating, memory_advice
-from equipoise.language.score import head_reads
+from equipoise.language.score import head_reads, wide
+from equipoise.language.states import recording
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
@@ -53,12 +54,7 @@ def generate(
     if temperature > 0 and generator is None:
         raise BadInput("Sampling needs a generator: pass generator=torch.Generator().manual_seed(seed).")
     encoded, ends = encode_prompts(language_model, prompts)
-    for index, ids in enumerate(encoded):
-        if len(ids) + max_new_tokens > language_model.context:
-            raise BadInput(
-                f"Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
-                f"context of {language_model.context}: shorten it, or lower max_new_tokens."
-            )
+    check_room(language_model, encoded, max_new_tokens)
     uniform = None
     if generator is not None and temperature > 0:
         shape = (len(prompts), max_new_tokens)
@@ -78,7 +74,19 @@ def generate(
     return answers
 
 
-def _follow(temperature: float, uniform: Tensor | None, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+def check_room(language_model: LanguageModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises BadInput for the first prompt, as `encode_prompts` gives them, that leaves no room for its answer."""
+    for index, ids in enumerate(encoded):
+        if len(ids) + max_new_tokens > language_model.context:
+            raise BadInput(
+                f"Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than the "
+                f"context of {language_model.context}: shorten it, or lower max_new_tokens."
+            )
+
+
+def _follow(
+    temperature: float, uniform: Tensor | None, logits: Tensor, states: Tensor, rows: Sequence[int], step: int
+) -> Tensor:
     return choose(logits, temperature, None if uniform is None else uniform[list(rows), step])
 
 
@@ -96,23 +104,25 @@ def write(
     rows: Sequence[Sequence[int]],
     ends: frozenset[int],
     limits: Sequence[int],
-    choose: Callable[[Tensor, Sequence[int], int], Tensor],
+    choose: Callable[[Tensor, Tensor, Sequence[int], int], Tensor],
     *,
+    repeats: int = 1,
     stop: Sequence[str] = (),
     leaves: Callable[[int], bool] = lambda row: False,
 ) -> Iterator[tuple[int, Written]]:
     """Continues rows of tokens, one new token each per step, and yields (row, answer) as soon as a row is done.
 
-    A row is done at one of the tokens `ends`, before the first of the `stop` strings, after as many tokens as its limit
-    (at least 1), or when leaves(row) is true after a token (which then counts as its end). choose gets the next logits
-    [A, V] in float32, the rows [A] that they belong to and the step, and returns the tokens [A]. The caller sees to
-    evaluation mode and to room in the model's context.
+    repeats: how often each row is continued; what was row r is rows r * repeats to (r + 1) * repeats - 1 from there on, and
+    their beginning is read once. A row is done at one of the tokens `ends`, before the first of the `stop` strings, after as
+    many tokens as its limit (at least 1), or when leaves(row) is true after a token (which then counts as its end). choose
+    gets the next logits [A, V] in float32 or float64, the states [A, H] that entered the output matrix, the rows [A] that
+    they belong to and the step, and returns the tokens [A]. The caller sees to evaluation mode and to room in the context.
     """
-    reader = _reader(language_model, rows)
-    written = [Written() for _ in rows]
-    alive = list(range(len(rows)))  # the row that each line of the batch belongs to
+    reader = _reader(language_model, rows, repeats)
+    written = [Written() for _ in range(len(rows) * repeats)]
+    alive = list(range(len(written)))  # the row that each line of the batch belongs to
     for step in range(max(limits)):
-        tokens = choose(reader.logits(), alive, step).to(language_model.device)
+        tokens = choose(*reader.read(), alive, step).to(language_model.device)
         beat()
         keep = []
         for line, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
@@ -136,8 +146,8 @@ def write(
 
 
 class _Reader(Protocol):
-    def logits(self) -> Tensor:
-        """What comes next on each line that is left, [A, V] in float32."""
+    def read(self) -> tuple[Tensor, Tensor]:
+        """What comes next on each line that is left: logits [A, V], and the states [A, H] that they were made from."""
         ...
 
     def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
@@ -145,16 +155,16 @@ class _Reader(Protocol):
         ...
 
 
-def _reader(language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> _Reader:
+def _reader(language_model: LanguageModel, rows: Sequence[Sequence[int]], repeats: int) -> _Reader:
     takes = inspect.signature(_bare(language_model.model).forward).parameters
-    return (_WithCache if "past_key_values" in takes else _WithoutCache)(language_model, rows)
+    return (_WithCache if "past_key_values" in takes else _WithoutCache)(language_model, rows, repeats)
 
 
 class _WithCache:
     """Reads each token once: rows padded on the left, with positions that count from their own first token."""
 
-    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
-        self._language_model, self._rows = language_model, rows
+    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]], repeats: int = 1) -> None:
+        self._language_model, self._rows, self._repeats = language_model, rows, repeats
         self._model, device = language_model.model, language_model.device
         length = max(map(len, rows))
         self._ids = torch.tensor(
@@ -164,20 +174,29 @@ class _WithCache:
         self._positions = "position_ids" in inspect.signature(_bare(self._model).forward).parameters
         self._cache: Any = None
 
-    def logits(self) -> Tensor:
+    def read(self) -> tuple[Tensor, Tensor]:
         ids, mask = self._ids, self._mask
         positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]} if self._positions else {}
         last = torch.zeros_like(ids, dtype=torch.bool)
         last[:, -1] = True
-        with head_reads(self._model, last):
+        first = self._cache is None
+        with head_reads(self._model, last), recording(self._model, ["head.input"]) as states:
             output = self._model(
                 input_ids=ids, attention_mask=mask, past_key_values=self._cache, use_cache=True, **positions
             )
         self._cache = output.past_key_values
-        return output.logits.squeeze(0).float()
+        logits, entering = wide(output.logits.squeeze(0)), states["head.input"].squeeze(0)
+        if first and self._repeats > 1:
+            if hasattr(self._cache, "batch_repeat_interleave"):
+                self._cache.batch_repeat_interleave(self._repeats)
+            self._mask = mask.repeat_interleave(self._repeats, dim=0)
+            self._rows = [row for row in self._rows for _ in range(self._repeats)]
+            logits, entering = (each.repeat_interleave(self._repeats, dim=0) for each in (logits, entering))
+        return logits, entering
 
     def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
-        if not hasattr(self._cache, "batch_select_indices"):  # code of a folder's own: none at all, or tuples
+        needed = ("batch_select_indices", "batch_repeat_interleave")
+        if not all(hasattr(self._cache, name) for name in needed):  # code of a folder's own: none at all, or tuples
             return _WithoutCache(self._language_model, self._rows).go_on(tokens, keep)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=-1)
         self._ids = tokens.unsqueeze(-1)
@@ -194,19 +213,22 @@ class _WithoutCache:
     Padded on the right, where no causal model looks, so that it does not matter what a model does about padding.
     """
 
-    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, language_model: LanguageModel, rows: Sequence[Sequence[int]], repeats: int = 1) -> None:
         self._language_model = language_model
-        self._rows = [list(row) for row in rows]
+        self._rows = [list(row) for row in rows for _ in range(repeats)]
 
-    def logits(self) -> Tensor:
+    def read(self) -> tuple[Tensor, Tensor]:
         language_model, longest = self._language_model, max(map(len, self._rows))
         padded = [[*row, *[language_model.pad_id] * (longest - len(row))] for row in self._rows]
         ids = torch.tensor(padded, device=language_model.device)
         lengths = torch.tensor([len(row) for row in self._rows], device=ids.device).unsqueeze(-1)
         places = torch.arange(longest, device=ids.device)
-        with head_reads(language_model.model, places == lengths - 1):
+        with (
+            head_reads(language_model.model, places == lengths - 1),
+            recording(language_model.model, ["head.input"]) as states,
+        ):
             output = language_model.model(input_ids=ids, attention_mask=(places < lengths).long(), use_cache=False)
-        return output.logits.squeeze(0).float()
+        return wide(output.logits.squeeze(0)), states["head.input"].squeeze(0)
 
     def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
         grown = [[*row, token] for row, token in zip(self._rows, tokens.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Log-likelihoods of labelled tokens, multiple choice and perplexity. Natural logarithms, computed in float32.
+"""Log-likelihoods of labelled tokens, multiple choice and perplexity. Natural logarithms, in float32 or float64.
 
 B rows of a batch, T tokens of a row, H width, V vocabulary, n labelled tokens of a batch.
 Only the hidden states that predict a labelled token go through the output matrix: [n, V], never [B, T, V].
@@ -64,6 +64,11 @@ def head_reads(model: Any, wanted: Tensor) -> Iterator[None]:
         hook.remove()
 
 
+def wide(logits: Tensor) -> Tensor:
+    """Logits in which sums of exponentials are taken: float32, or float64 where the model has that."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def labelled_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, V] that predict the labelled tokens of a collated batch, their labels [n], their rows [n] in [0, B).
 
@@ -82,7 +87,7 @@ def labelled_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
 def token_log_likelihoods(
     language_model: LanguageModel, examples: Sequence[Example], *, batch_size: int = 32
 ) -> list[Tensor]:
-    """Log-probability of each labelled token: float32 tensors on the CPU, one per example, in the order given.
+    """Log-probability of each labelled token: tensors on the CPU, one per example, in the order given.
 
     Examples that read the same tokens (the choices of one question, if each is one token) share one row.
     """
@@ -251,7 +256,7 @@ def _score(
             attention_mask=torch.tensor(mask, device=device),
             use_cache=False,
         )
-    logits = output.logits.squeeze(0).float()  # [n, V]
+    logits = wide(output.logits.squeeze(0))  # [n, V]
     normalizer = logits.logsumexp(dim=-1)
 
     number = (wanted.flatten().cumsum(0) - 1).view_as(wanted)  # where (row, place) stands among the n

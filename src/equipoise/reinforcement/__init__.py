@@ -1,6 +1,6 @@
-"""Reinforcement learning with verifiable rewards: advantages, losses, critics and heads as parts, and the loop that uses them.
+"""Reinforcement learning with verifiable rewards: advantages, losses, critics and heads as parts, and a loop of them.
 
-The parts are tensors in, tensors out, for any trainer. Names are imported on first use, so that the command line stays light.
+The parts are tensors in, tensors out, for any trainer. Names are imported on first use, so that commands stay light.
 """
 
 from equipoise.core.lazy import lazy

@@ -44,6 +44,7 @@ from equipoise.reinforcement.policy_loss import (
     surrogate,
     wide,
 )
+from equipoise.reinforcement.recipe import METHODS
 
 ClipMode = Literal["inside", "outside"]
 
@@ -205,3 +206,6 @@ def kl_on_wrong(
     return average(
         kl(log_probs, reference_log_probs, estimator=estimator, mask=wrong), mask, aggregate, constant=constant
     )
+
+
+METHODS.register("apo", {"advantage": "grpo", "loss": "anchored"})

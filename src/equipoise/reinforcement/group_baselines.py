@@ -13,11 +13,17 @@ P prompts, N responses each, B = P N responses in that order, T places. R is the
 A group of one has nobody to be compared with: its baseline is 0 and its scale 1, as in verl, so that A is about R.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
-from equipoise.reinforcement.ppo import gae, whiten
+from equipoise.reinforcement.ppo import gae, rewards_of_tokens, whiten
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage, Recipe
+
+if TYPE_CHECKING:
+    from equipoise.reinforcement.stages import Step
 
 
 def grpo(rewards: Tensor, *, epsilon: float = 1e-6, population: bool = False) -> Tensor:
@@ -77,3 +83,31 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
     if not 1 <= cache <= max_length:
         raise BadInput(f"cache is {cache}, expected 1 to {max_length} tokens (max_length).")
     return ((max_length - cache - lengths) / cache).clamp(-1, 0)
+
+
+def _remax(step: "Step", recipe: Recipe) -> Tensor:
+    assert step.greedy_rewards is not None
+    return remax(step.rewards, step.greedy_rewards.unsqueeze(-1))
+
+
+def _reinforce_plus_plus(step: "Step", recipe: Recipe) -> Tensor:
+    return reinforce_plus_plus(rewards_of_tokens(step, recipe), step.rollouts.mask)
+
+
+def _reinforce_plus_plus_baseline(step: "Step", recipe: Recipe) -> Tensor:
+    return reinforce_plus_plus_baseline(step.rewards, step.rollouts.mask)
+
+
+ADVANTAGES.register("grpo", Advantage(compute=lambda step, recipe: grpo(step.rewards), least=2))
+ADVANTAGES.register("dr-grpo", Advantage(compute=lambda step, recipe: dr_grpo(step.rewards), least=2))
+ADVANTAGES.register("rloo", Advantage(compute=lambda step, recipe: rloo(step.rewards), least=2))
+ADVANTAGES.register("remax", Advantage(compute=_remax, greedy=True, samples=1))
+ADVANTAGES.register("reinforce++", Advantage(compute=_reinforce_plus_plus, samples=1))
+ADVANTAGES.register("reinforce++-baseline", Advantage(compute=_reinforce_plus_plus_baseline, least=2))
+METHODS.register("grpo", {"advantage": "grpo", "aggregate": "seq-mean-token-mean"})
+METHODS.register("dr-grpo", {"advantage": "dr-grpo", "aggregate": "seq-mean-token-sum-norm"})
+METHODS.register("rloo", {"advantage": "rloo", "aggregate": "seq-mean-token-sum-norm"})
+METHODS.register("remax", {"advantage": "remax", "aggregate": "seq-mean-token-sum-norm"})
+METHODS.register("reinforce++", {"advantage": "reinforce++"})
+METHODS.register("reinforce++-baseline", {"advantage": "reinforce++-baseline", "kl_beta": 0.001, "kl_estimator": "k2"})
+METHODS.register("dapo", {"advantage": "grpo", "clip_high": 0.28, "mixed_only": True})

@@ -11,12 +11,18 @@ true one.
 With a verifiable reward r is 0 but at the last token, and gamma = lam = 1. Every result is 0 where the mask is false.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise.reinforcement.policy_loss import average, kl
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage, Recipe
 from equipoise.reinforcement.sppo import check_rewards
+
+if TYPE_CHECKING:
+    from equipoise.reinforcement.stages import Step
 
 
 def token_rewards(
@@ -104,3 +110,32 @@ def bce_value_loss(logits: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
     logits = logits.where(mask.bool(), 0)
     targets = rewards.to(logits).unsqueeze(-1).expand_as(logits)
     return average(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), mask)
+
+
+def rewards_of_tokens(step: "Step", recipe: Recipe) -> Tensor:
+    """The rewards [R, T] of a step's tokens, with the KL in them where the recipe has it there."""
+    beta = recipe.kl_beta if recipe.kl_in == "reward" else 0.0
+    old = step.rollouts.log_probs if step.old_log_probs is None else step.old_log_probs
+    return token_rewards(
+        step.rewards.flatten(),
+        step.rollouts.mask,
+        log_probs=old,
+        reference_log_probs=step.reference_log_probs,
+        beta=beta,
+    )
+
+
+def of_step(step: "Step", recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Advantages, not yet whitened, and returns of a step's tokens, [R, T] each."""
+    assert step.values is not None
+    return gae(rewards_of_tokens(step, recipe), step.values, step.rollouts.mask, lam=recipe.gae_lambda)
+
+
+def _whitened(step: "Step", recipe: Recipe) -> Tensor:
+    return whiten(of_step(step, recipe)[0], step.rollouts.mask)
+
+
+ADVANTAGES.register("gae", Advantage(compute=_whitened, critic="token", samples=1))
+ADVANTAGES.register("gae-bce", Advantage(compute=_whitened, critic="token-bce", samples=1, unit=True))
+METHODS.register("ppo", {"advantage": "gae"})
+METHODS.register("ppo-bce", {"advantage": "gae-bce"})

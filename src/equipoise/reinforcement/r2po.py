@@ -12,10 +12,20 @@ The released policy stage has no weight for tokens that z + u sampled and z lear
 option. Rarity is of the value of the reward, not of the text, and so it pays a rare failure, too.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equipoise.core.errors import BadInput
 from equipoise.reinforcement.group_baselines import grpo
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage
 
 
 def rarity_advantages(rewards: Tensor, *, epsilon: float = 1e-6) -> Tensor:
@@ -41,3 +51,103 @@ def importance_weights(old_log_probs: Tensor, rollout_log_probs: Tensor, *, cap:
     old_log_probs: under z; rollout_log_probs: under z + u, as sampled.
     """
     return (old_log_probs - rollout_log_probs).exp().clamp(max=cap)
+
+
+class RolloutHead(nn.Module):
+    """The output matrix of a causal model with a residual beside it, z + W2 relu(W1 h), which only rollouts see.
+
+        head = RolloutHead.attach(language_model.model, seed=0)
+        with head.rollouts():
+            roll_out(language_model, ...)          samples from softmax((z + u) / T)
+        head.detach()                              the model as it was, all that it learnt meanwhile in it
+
+    Outside `rollouts()` the model gives z, to the bit. W1 is drawn, W2 is 0, so that u begins at 0 and W2 learns from the
+    first step; with a `scale` W2 is drawn with that standard deviation (the control of a random head). Its parameters are
+    H^2 + H V (H width, V vocabulary); where the embeddings are tied, W2 is not.
+    """
+
+    def __init__(self, base: nn.Module, first: Tensor, second: Tensor) -> None:
+        """base: the output matrix; first: W1 [H, H]; second: W2 [V, H]. Raises BadInput when both are 0."""
+        super().__init__()
+        if not first.any() and not second.any():
+            raise BadInput("W1 and W2 are both 0, where neither has a gradient: draw one of them.")
+        self.base = base
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+        self.active = False
+        self._model: tuple[Any, ...] = ()  # in a tuple, which is no submodule
+
+    @classmethod
+    def attach(cls, model: Any, *, seed: int, scale: float = 0.0) -> RolloutHead:
+        """Put a new head on a model's output matrix. Raises BadInput for a model that has one, or has no output matrix."""
+        base = _bare(model).get_output_embeddings()
+        if base is None or isinstance(base, RolloutHead):
+            raise BadInput(
+                f"{type(model).__name__} has {'no output matrix' if base is None else 'a rollout head already'}."
+            )
+        vocabulary, width = base.weight.shape
+        generator = torch.Generator().manual_seed(seed)
+        first = 0.02 * torch.randn(width, width, generator=generator)
+        second = scale * torch.randn(vocabulary, width, generator=generator)
+        return cls(base, first.to(base.weight), second.to(base.weight))._onto(model)
+
+    def _onto(self, model: Any) -> RolloutHead:
+        _bare(model).set_output_embeddings(self)
+        self._model = (_bare(model),)
+        return self
+
+    def detach(self) -> None:
+        """Give the model its own output matrix back."""
+        self._model[0].set_output_embeddings(self.base)
+        self._model = ()
+
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """Inside, the model's logits are z + u."""
+        before, self.active = self.active, True
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def residual(self, states: Tensor) -> Tensor:
+        """u of states [..., H], [..., V]."""
+        return functional.linear(functional.linear(states, self.first).relu(), self.second)
+
+    def forward(self, states: Tensor) -> Tensor:
+        logits = self.base(states)
+        return logits + self.residual(states) if self.active else logits
+
+    @property
+    def weight(self) -> Any:
+        """The base output matrix's, where transformers looks for it."""
+        return self.base.weight
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """W1 and W2."""
+        return [self.first, self.second]
+
+    def save(self, path: str | Path) -> None:
+        """W1 and W2 in a safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file({"first": self.first.detach().cpu(), "second": self.second.detach().cpu()}, path)
+
+    @classmethod
+    def load(cls, model: Any, path: str | Path) -> RolloutHead:
+        """Put a saved head on a model. Raises BadInput when it does not fit."""
+        from safetensors.torch import load_file
+
+        base, found = _bare(model).get_output_embeddings(), load_file(path)
+        fits = found.keys() == {"first", "second"} and found["second"].shape == base.weight.shape
+        if not fits or isinstance(base, RolloutHead):
+            raise BadInput(f"{path} is no rollout head for an output matrix of {tuple(base.weight.shape)} without one.")
+        return cls(base, found["first"].to(base.weight), found["second"].to(base.weight))._onto(model)
+
+
+def _bare(model: Any) -> Any:
+    """The model under an adapter's wrapper, whose output matrix cannot be set."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+ADVANTAGES.register("r2po", Advantage(compute=lambda step, recipe: task_advantages(step.rewards), least=2))
+METHODS.register("r2po", {"advantage": "r2po", "head": "trained", "kl_beta": 0.04, "aggregate": "seq-mean-token-mean"})

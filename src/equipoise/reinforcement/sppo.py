@@ -16,10 +16,16 @@ Differs from the paper: rewards may be graded, any number in [0, 1], which the p
 success, -exp(v/2) for a failure) and the paper does not, with p held in [0.02, 0.98] so that it stays finite.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise.core.errors import BadInput
+from equipoise.reinforcement.recipe import ADVANTAGES, METHODS, Advantage, Recipe
+
+if TYPE_CHECKING:
+    from equipoise.reinforcement.stages import Step
 
 NORMALIZED_RANGE = (0.02, 0.98)
 
@@ -58,3 +64,13 @@ def check_rewards(rewards: Tensor, name: str = "rewards") -> None:
             f"{name}[{where}] is {rewards[tuple(index)].item():g}, expected a number in [0, 1]. "
             "Rescale: -1 and 1 become 0 and 1 by (reward + 1) / 2."
         )
+
+
+def _of_step(step: "Step", recipe: Recipe) -> Tensor:
+    assert step.success_probability is not None
+    expected = step.success_probability.unsqueeze(-1).expand_as(step.rewards).flatten().to(step.rewards)
+    return advantages(step.rewards.flatten(), expected, normalize=recipe.normalize).view_as(step.rewards)
+
+
+ADVANTAGES.register("sppo", Advantage(compute=_of_step, critic="prompt", samples=1, unit=True))
+METHODS.register("sppo", {"advantage": "sppo", "dual_clip": 3.0})

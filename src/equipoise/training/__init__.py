@@ -9,6 +9,7 @@ from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
     from equipoise.training.loop import OneLoss as OneLoss
+    from equipoise.training.loop import Optimization as Optimization
     from equipoise.training.loop import TrainerSettings as TrainerSettings
     from equipoise.training.loop import TrainerState as TrainerState
     from equipoise.training.loop import TrainResult as TrainResult

@@ -206,6 +206,93 @@ def _sum_over_processes(totals: Tensor, gradients: list[Tensor | None], paramete
         each.wait()
 
 
+class Optimization:
+    """What moves of a model, and what moves it: its parameters that require gradients, AdamW over them, the schedule.
+
+    `fit` makes one; who trains two models in turn, each by a rate of its own, makes two.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainerSettings, accelerator: Accelerator | None = None) -> None:
+        """Of several processes, all get the first's weights. Raises BadInput when nothing requires a gradient."""
+        self.model, self.settings = model, settings
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        if not self.parameters:
+            raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
+        self.sharded = is_sharded(model)
+        self.accelerator = accelerator or Accelerator(cpu=next(iter(self.parameters.values())).device.type == "cpu")
+        if self.accelerator.mixed_precision == "fp16":
+            raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
+        if self.accelerator.num_processes > 1 and not self.sharded:
+            # Adapters drawn by each process for itself would drift apart for ever.
+            for parameter in self.parameters.values():
+                torch.distributed.broadcast(parameter.data, src=0)
+        self.done, self.stopped = 0, False
+        self._sample = Sample(list(self.parameters.values()))
+        with memory_advice(*_FOR_THE_OPTIMIZER):
+            self._moved = masters(self.parameters)
+        self._optimizer = torch.optim.AdamW(
+            self._moved.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def update(self, step: Step, drawn: Sequence[Any], collate: Callable[[Sequence[Any]], Batch]) -> dict[str, float]:
+        """One optimizer step on the examples drawn for it by all processes; what was logged of it.
+
+        Whatever the step draws at random follows from the seed and the step's number. Raises WorkFailed, with nothing
+        applied, when a loss or the gradient is no number or memory runs out.
+        """
+        self.model.train()
+        torch.manual_seed(_seed(self.settings.seed, self.done, self.accelerator.process_index))
+        own = _share(drawn, self.accelerator, equal=self.sharded)
+        size = self.settings.micro_batch_size or max(len(own), 1)
+        with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
+            window = [
+                send_to_device(collate(own[first : first + size]), self.accelerator.device)
+                for first in range(0, len(own), size)
+            ]
+            gradients, metrics = step(self.model, window, self.accelerator, self.done)
+            _put_gradients(self._moved.values(), gradients)
+        norm = whole(nn.utils.clip_grad_norm_(self._moved.values(), self.settings.max_grad_norm or math.inf))
+        # The only transfer of a step: what is not finite has to be known before it is applied.
+        numbers = _numbers({**metrics, "gradient_norm": norm})
+        _refuse_not_finite(numbers, self.done)
+        rate = self.settings.learning_rate_at(self.done)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        with memory_advice(*_FOR_THE_OPTIMIZER):
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        round_into(self.parameters.values(), self._moved.values())
+        self.done += 1
+        return {**numbers, "learning_rate": rate}
+
+    def moved(self) -> float:
+        """The share of the trained weights, in [0, 1], that is another number than before the first step."""
+        return self._sample.moved()
+
+    def state(self, *, keep: bool = True) -> dict[str, Any]:
+        """What `restore` takes back: JSON values and living tensors, to be written or copied at once.
+
+        Of a sharded model every process takes part, and those that do not keep it get None for its tensors.
+        """
+        return _state(self.settings, self._moved, self._optimizer, self.done, self.stopped, keep=keep)
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on as what returned the state would have. Raises BadInput when it is of other parameters or settings."""
+        if state is not None:
+            self.done = _restore(state, self.settings, self._moved, self._optimizer)
+            self.stopped = state["stopped"]
+        round_into(self.parameters.values(), self._moved.values())
+
+    def release(self) -> None:
+        """Leaves no gradient behind, also after a step that failed."""
+        self._optimizer.zero_grad()
+
+
 def fit(
     model: nn.Module,
     step: Step,
@@ -231,84 +318,45 @@ def fit(
     Raises WorkFailed when a loss or gradient is no number (nothing is applied, the last save stands) or memory runs out,
     BadInput when there is nothing to train, and for a state that belongs to another training.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not parameters:
-        raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
-    sharded = is_sharded(model)
-    accelerator = accelerator or Accelerator(cpu=next(iter(parameters.values())).device.type == "cpu")
-    if accelerator.mixed_precision == "fp16":
-        raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
-    if accelerator.num_processes > 1 and not sharded:
-        # Adapters drawn by each process for itself would drift apart for ever.
-        for parameter in parameters.values():
-            torch.distributed.broadcast(parameter.data, src=0)
-    sample = Sample(list(parameters.values()))
-    with memory_advice(*_FOR_THE_OPTIMIZER):
-        moved = masters(parameters)
-    optimizer = torch.optim.AdamW(
-        moved.values(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    begin = 0 if state is None else _restore(state, settings, moved, optimizer)
-    round_into(parameters.values(), moved.values())
-    if state is not None and (state["stopped"] or begin >= settings.steps):
-        return TrainResult(begin, state["stopped"], {}, sample.moved())
+    optimization = Optimization(model, settings, accelerator)
+    accelerator = optimization.accelerator
+    optimization.restore(state)
+    begin = optimization.done
+    if optimization.stopped or begin >= settings.steps:
+        return TrainResult(begin, optimization.stopped, {}, optimization.moved())
     was_training = model.training
     numbers: dict[str, float] = {}
-    done, stopped = begin, False
     with (
-        _random_state_kept(accelerator.device),
-        _logging(log if accelerator.is_main_process else None, begin) as write,
+        random_state_kept(accelerator.device),
+        step_log(log if accelerator.is_main_process else None, begin) as write,
         progress(title, total=settings.steps, unit="steps", done=begin) as bar,
     ):
         try:
             for index in range(begin, settings.steps):
-                model.train()
-                torch.manual_seed(_seed(settings.seed, index, accelerator.process_index))
-                own = _share(draw(index), accelerator, equal=sharded)
-                size = settings.micro_batch_size or max(len(own), 1)
-                with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
-                    window = [
-                        send_to_device(collate(own[first : first + size]), accelerator.device)
-                        for first in range(0, len(own), size)
-                    ]
-                    gradients, metrics = step(model, window, accelerator, index)
-                    _put_gradients(moved.values(), gradients)
-                norm = whole(nn.utils.clip_grad_norm_(moved.values(), settings.max_grad_norm or math.inf))
-                # The only transfer of a step: what is not finite has to be known before it is applied.
-                numbers = _numbers({**metrics, "gradient_norm": norm})
-                _refuse_not_finite(numbers, index)
-                rate = settings.learning_rate_at(index)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with memory_advice(*_FOR_THE_OPTIMIZER):
-                    optimizer.step()
-                optimizer.zero_grad()
-                round_into(parameters.values(), moved.values())
-                done = index + 1
-                numbers["learning_rate"] = rate
+                numbers = optimization.update(step, draw(index), collate)
+                done = optimization.done
                 write({"step": done, **numbers})
                 reached = TrainerState(done, model, numbers)
                 wishes = [callback(reached) for callback in callbacks]  # every one sees every step
-                stopped = _anywhere(any(wishes), accelerator)
-                last = stopped or done == settings.steps
+                optimization.stopped = _anywhere(any(wishes), accelerator)
+                last = optimization.stopped or done == settings.steps
                 main = accelerator.is_main_process
-                if save is not None and (main or sharded) and (last or (save_every and not done % save_every)):
-                    stored = _state(settings, moved, optimizer, done, stopped, keep=main)
+                if (
+                    save is not None
+                    and (main or optimization.sharded)
+                    and (last or (save_every and not done % save_every))
+                ):
+                    stored = optimization.state(keep=main)
                     if main:
                         save(stored)
                 shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")
                 bar.advance(1, **{shown: f"{numbers[shown]:.3g}"})
-                if stopped:
+                if optimization.stopped:
                     break
         finally:
             model.train(was_training)
-            optimizer.zero_grad()
-    return TrainResult(done, stopped, numbers, sample.moved())
+            optimization.release()
+    return TrainResult(optimization.done, optimization.stopped, numbers, optimization.moved())
 
 
 def _share(drawn: Sequence[Any], accelerator: Accelerator, *, equal: bool) -> Sequence[Any]:
@@ -337,7 +385,7 @@ def _seed(*entropy: int) -> int:
 
 
 @contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def random_state_kept(device: torch.device) -> Iterator[None]:
     """The caller's global random state is the same after as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
@@ -434,7 +482,7 @@ def _restore(
 
 
 @contextmanager
-def _logging(path: Path | None, begin: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+def step_log(path: Path | None, begin: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """Yields what writes a row as a JSON line, flushed; first cuts off what was logged after step `begin`."""
     if path is None:
         yield lambda row: None

@@ -1,0 +1,169 @@
+"""Which answer a text comes to: what stands in its last \\boxed{}, a number, the letter of a choice.
+
+A marked answer goes before any other: \\boxed{...}, the line after ####, what follows "the answer is" or "Answer:". Give these
+functions what stands after the thinking (`data.text.after_thinking`).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from equipoise.data.text import unified
+
+_BOX = re.compile(r"\\f?boxed\s*(?:\{|(?=[^\s{]))")
+_SAID = re.compile(
+    r"####|\b(?:answer|(?:correct|right|best|final)\s+(?:option|choice|result|value))\b(?!\s+(?:is|are)\s+not\b)"
+    r"(?:\s+(?:is|are|was|would\s+be|equals|should\s+be|must\s+be)\b)?\s*[:=]?",
+    re.IGNORECASE,
+)
+_MARKS = re.compile(r"(?:####|:|=|\b(?:is|are|was|be|equals))$", re.IGNORECASE)
+
+_SUPERSCRIPT = str.maketrans({raised: f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
+# In this order: what a number may be written with besides digits, and how it is read.
+_PLAIN = (
+    (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),  # 1½
+    (re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\u2212|(?<![\w)\]}])[\u2012\u2013](?=[\d.$])"), "-"),
+    (re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,; ])(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\\(?=[$%])|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]"), ""),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{\s*([-\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"), r"\1 \2\4/\3\5"),
+    (
+        re.compile(r"(?<=[-(=\s]) (?=\d[\d.,]*/)|^ (?=-?\d[\d.,]*/)"),
+        "",
+    ),  # the blank of the line above, but for 1\frac12
+    (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\b\}?"), r"e\1"),
+)
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[,'’]\d{3})+(?!\d)")
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]}])-)?(?:[$€£¥]\s?(?P<inner>-)?)?"
+    r"(?<![A-Za-z0-9_.^/])(?:(?P<mixed>\d{1,9}) (?=\d+/\d))?(?P<digits>\d+(?:\.\d+)?|\.\d+)"
+    r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?(?:/(?P<under>\d+(?:\.\d+)?)(?![\d/]))?(?P<percent>\s?%|\s+percent\b)?"
+)
+_LONGEST = 1000  # digits; more is no answer
+
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf)\s*\{([^{}]*)\}")
+_PRONOUN = r"(?!(?<=I)\s+[a-z])"
+_LETTER = re.compile(
+    r"\s*(?:(?:the|option|choice|letter|answer|is)\s+)*[\s(\[{$\"'“‘]*"
+    rf"(?:(?P<upper>[A-Z])(?![A-Za-z0-9'’_]){_PRONOUN}|(?P<lower>[a-z])(?=\s*[)\]}}.:\"'”’$]|\s*$))"
+)
+_FURTHER = re.compile(rf"[)\]}}\"'”’]*\s*(?:,|/|&|or\b|and\b)\s*[(\[{{\"'“‘]*([A-Z])(?![A-Za-z0-9'’_]){_PRONOUN}")
+_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+_SPELLED = re.compile(
+    r"^\s*\(?([A-Z])[).:](?=\s|$)|\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b|^\s*([A-Z])\s*$", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as it was written; percent: whether a percent sign followed."""
+
+    value: Fraction
+    percent: bool = False
+
+    def equals(self, other: "Number", *, relative: Fraction) -> bool:
+        """Whether both mean the same: whole numbers exactly, others within `relative` of the larger; 50 % is 50 and 0.5."""
+        values, others = (
+            {number.value, number.value / 100}
+            if number.percent and not (self.percent and other.percent)
+            else {number.value}
+            for number in (self, other)
+        )
+        return any(_close(first, second, relative) for first in values for second in others)
+
+
+def _close(first: Fraction, second: Fraction, relative: Fraction) -> bool:
+    if first.denominator == second.denominator == 1:
+        return first == second
+    return abs(first - second) <= relative * max(abs(first), abs(second))
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} (or \\fbox, `\\boxed 5`) whose braces match; None without one."""
+    boxes = _boxes(text)
+    return boxes[-1][1] if boxes else None
+
+
+def _boxes(text: str) -> list[tuple[int, str]]:
+    """(where, content) of every box; braces after a backslash are no braces."""
+    boxes = []
+    for box in _BOX.finditer(text):
+        if not box[0].endswith("{"):
+            boxes.append((box.start(), text[box.end() :].split(maxsplit=1)[0].split("$")[0]))
+            continue
+        depth = 1
+        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.DOTALL):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if not depth:
+                boxes.append((box.start(), text[box.end() : box.end() + brace.start()].strip()))
+                break
+    return boxes
+
+
+def _marked(text: str) -> list[tuple[str, bool]]:
+    """(what is marked as the answer, whether by a box or ####), in the order of the text."""
+    said = [
+        (mark.start(), text[mark.end() :].partition("\n")[0], mark[0] == "####")
+        for mark in _SAID.finditer(text)
+        if _MARKS.search(mark[0].rstrip())
+    ]
+    return [(content, strict) for _, content, strict in sorted([*said, *((at, box, True) for at, box in _boxes(text))])]
+
+
+def number(text: str) -> Number | None:
+    """The number that a text comes to, None when there is none.
+
+    The last one that is marked: in a box or after #### (where it has to be the only one), or the first after "the answer
+    is"; within what is marked, what follows the last equal sign. Without a mark the last number of the text. Read are signs
+    (every kind of minus, unless it subtracts), thousands separators (groups of three), decimals with a point, powers of ten,
+    fractions (3/4, 1 1/2, \\frac34, ½), percent, currencies, digits of every script; not read are decimal commas and words.
+    """
+    for content, strict in reversed(_marked(text)):
+        numbers = list(_numbers(content.rpartition("=")[2]))
+        if numbers and (not strict or len(set(numbers)) == 1):
+            return numbers[0]
+        if numbers:
+            return None
+    return next(reversed(list(_numbers(text))), None)
+
+
+def _numbers(text: str) -> Iterator[Number]:
+    text = text.translate(_SUPERSCRIPT)
+    for pattern, plain in _PLAIN[:2]:
+        text = pattern.sub(plain, text)
+    text = unified(text).replace("\u2044", "/")
+    for pattern, plain in _PLAIN[2:]:
+        text = pattern.sub(plain, text)
+    text = _THOUSANDS.sub(lambda grouped: re.sub(r"\D", "", grouped[0]), text)
+    for found in _NUMBER.finditer(text):
+        if len(found[0]) > _LONGEST:
+            continue
+        under = Fraction(found["under"] or 1)
+        if under:
+            value = Fraction(int(found["mixed"] or 0)) + Fraction(found["digits"] + (found["exponent"] or "")) / under
+            yield Number(-value if found["sign"] or found["inner"] else value, bool(found["percent"]))
+
+
+def choice(text: str) -> str | None:
+    """The letter (A to Z) that a text chooses, None when it chooses none or two of its choices contradict.
+
+    All that are marked count: in a box, after ####, "the answer is", "Answer:", "correct option is". Without a mark: the
+    letter that is the whole text, else those at the beginning of a line ("B) ..."), in brackets or after "option". A letter is
+    never part of a word, "a" no article and "I" no pronoun.
+    """
+    text = _WRAPPED.sub(r"\1", unified(text).replace("*", "").replace("`", ""))
+    letters = {letter for content, _ in _marked(text) for letter in _letters(content)}
+    if not letters:
+        if alone := _ALONE.fullmatch(text):
+            return alone[1].upper()
+        letters = {letter for spelled in _SPELLED.findall(text) for letter in spelled if letter}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def _letters(content: str) -> Iterator[str]:
+    found = _LETTER.match(content)
+    while found:
+        yield found[found.lastindex or 0].upper()
+        found = _FURTHER.match(content, found.end())

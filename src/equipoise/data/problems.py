@@ -1,0 +1,228 @@
+"""Problems: prompts with the answers that count as right, read from a user's file or a public data set as it is published.
+
+The prompt is the first that a row has, names in any case:
+
+    body + question                     a text and what is asked of it, as SVAMP is published
+    passage or context + question       the same with an empty line between (DROP, SQuAD)
+    question + choices                  the choices are lettered below the question; the gold answer is a letter
+    prompt, problem, question, messages, text, input      a text, or a list of {"role", "content"} to be answered
+
+and so is the gold answer, of which several count as aliases:
+
+    test_list, or test + entry_point    Python tests (MBPP, HumanEval): what `verify("tests", ...)` takes
+    gold, answer, answers, ground_truth, reward_model.ground_truth, target, solution, answerKey
+
+Of a worked answer as in GSM8K what follows the last #### is taken, of a `solution` as in MATH what stands in its last
+\\boxed{}; `answer_aliases` (MuSiQue) come after the answer. Other names are given by the caller: fields={"gold": "reply"}.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.data.final_answer import last_boxed
+from equipoise.data.records import Message, _Cells, _kind, read_rows
+from equipoise.data.text import printable
+
+FIELDS = ("id", "group", "prompt", "gold")
+PROMPTS = ("prompt", "problem", "question", "messages", "text", "input")
+GOLDS = ("gold", "answer", "answers", "ground_truth", "reward_model", "target", "answerkey", "solution")
+IDS = ("id", "task_id", "unique_id", "_id", "query_id")
+
+_WORKED = re.compile(r"^\s*####\s*(\S.*?)\s*$", re.MULTILINE)
+# Never handed to a reward function as columns: TRL passes these under names of its own.
+_OWN_NAMES = ("prompt", "completion", "completion_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to solve.
+
+    prompt: what is asked; of a conversation, its last turn. messages: all turns of a conversation, () for a text. gold: right
+    answers, each of which suffices (of Python tests, each of which counts). group: the cluster in intervals. columns: the
+    whole row of the file but for its prompt, for reward functions.
+    """
+
+    id: str
+    prompt: str
+    gold: tuple[str, ...]
+    messages: tuple[Message, ...] = ()
+    group: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_problems(
+    source: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    gold_needed: bool = True,
+) -> list[Problem]:
+    """The first `limit` problems (all by default) of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
+
+    fields: our name (id, group, prompt, gold) -> the file's, for example {"gold": "reply"}. gold_needed: whether a row
+    without a gold answer is refused; where it is not, its gold is ().
+    Raises BadInput, one sentence with place and remedy, for whatever cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit is {limit}, expected at least 1.")
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for place, problem in islice(_iterate(source, fields or {}, gold_needed), limit):
+        if problem.id in places:
+            raise BadInput(f"{place}: id {problem.id!r} was used before at {places[problem.id]}; make ids unique.")
+        places[problem.id] = place
+        problems.append(problem)
+    if not problems:
+        named = source if isinstance(source, str | Path) else "what was given"
+        raise BadInput(f"{named} is empty: expected at least one problem, with a prompt and a gold answer.")
+    return problems
+
+
+def _iterate(
+    source: str | Path | Iterable[Mapping[str, Any]], fields: Mapping[str, str], gold_needed: bool
+) -> Iterator[tuple[str, Problem]]:
+    for name in fields:
+        if name not in FIELDS:
+            raise BadInput(f"there is no field {name!r} to rename. {did_you_mean(name, FIELDS)}")
+    if isinstance(source, str | Path):
+        stem, rows = Path(source).name.split(".")[0], read_rows(Path(source))
+    else:
+        stem, rows = "problem", ((f"row {number}", number, row) for number, row in enumerate(source, start=1))
+    for place, number, row in rows:
+        yield (
+            place,
+            problem_from(row, place=place, default_id=f"{stem}-{number}", fields=fields, gold_needed=gold_needed),
+        )
+
+
+def problem_from(
+    row: Mapping[str, Any],
+    *,
+    place: str,
+    default_id: str,
+    fields: Mapping[str, str] | None = None,
+    gold_needed: bool = True,
+) -> Problem:
+    """The problem that a row means. place: named in errors. Raises BadInput for a missing field or a wrong type."""
+    fields = fields or {}
+    cells = _Cells({name.lower(): value for name, value in row.items()} | dict(row), place, fields)
+    prompt, messages = _prompt(cells)
+    gold = _gold(cells)
+    if not gold and gold_needed:
+        found = printable(", ".join(map(str, row)))
+        raise BadInput(f"{place}: no gold answer (found: {found}). Name its field with --fields gold=NAME.")
+    return Problem(
+        id=_id(cells) or default_id,
+        prompt=prompt,
+        gold=gold,
+        messages=messages,
+        group=cells.text("group") if cells.has("group") else "",
+        columns={name: value for name, value in row.items() if name not in _OWN_NAMES},
+    )
+
+
+def _first(cells: _Cells, ours: str, names: tuple[str, ...]) -> str | None:
+    """The first field of these that holds something; when ours was renamed, that one only."""
+    return next((name for name in ((ours,) if ours in cells.fields else names) if cells.has(name)), None)
+
+
+def _id(cells: _Cells) -> str:
+    name = _first(cells, "id", IDS)
+    if name is None:
+        return ""
+    value = cells.row[cells.name(name)]
+    return cells.check_text(name, str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+
+
+def _prompt(cells: _Cells) -> tuple[str, tuple[Message, ...]]:
+    name = _first(cells, "prompt", PROMPTS)
+    if name is None:
+        found = printable(", ".join(map(str, cells.row))) or "no fields"
+        raise BadInput(f"{cells.place}: no prompt (found: {found}). Name its field with --fields prompt=NAME.")
+    if isinstance(cells.row[cells.name(name)], list):
+        messages = cells.messages(name)
+        if messages[-1].role == "assistant":
+            cells.refuse(name, "a conversation that waits for an answer", "one that ends with 'assistant'")
+        return messages[-1].content, messages
+    prompt = cells.text(name)
+    if "prompt" in cells.fields:
+        return prompt, ()
+    if name == "question":
+        prompt = _introduced(cells, prompt)
+        if cells.has("choices"):
+            choices = _choices(cells)
+            prompt = "\n".join([prompt, *(f"{letter}. {choice}" for letter, choice in choices.items())])
+    elif cells.has("test_list"):
+        prompt = "\n".join([f"{prompt}\nYour code should pass these tests:\n", *cells.texts("test_list")])
+    return prompt, ()
+
+
+def _introduced(cells: _Cells, question: str) -> str:
+    for name, between in (("body", " "), ("passage", "\n\n"), ("context", "\n\n")):
+        if isinstance(cells.row.get(name), str) and cells.has(name):
+            return f"{cells.text(name)}{between}{question}"
+    return question
+
+
+def _choices(cells: _Cells) -> dict[str, str]:
+    choices = cells.texts("choices", at_least=2)
+    if len(choices) > len(ascii_uppercase):
+        cells.refuse("choices", f"at most {len(ascii_uppercase)}, a letter each", str(len(choices)))
+    return dict(zip(ascii_uppercase, choices, strict=False))
+
+
+def _gold(cells: _Cells) -> tuple[str, ...]:
+    renamed = "gold" in cells.fields
+    if not renamed and cells.has("test_list"):
+        given = [cells.text("test_setup_code")] if cells.has("test_setup_code") else []
+        given += ["\n".join(cells.texts("test_imports"))] if cells.row.get("test_imports") else []
+        return (*given, *cells.texts("test_list"))
+    if not renamed and cells.has("test") and cells.has("entry_point"):
+        return cells.text("prompt"), f"{cells.text('test')}\n\ncheck({cells.text('entry_point')})"
+    name = _first(cells, "gold", GOLDS)
+    if name is None:
+        return ()
+    if name == "answer" and cells.has("choices"):
+        return (ascii_uppercase[cells.choice(tuple(_choices(cells).values()))],)
+    value = cells.row[cells.name(name)]
+    if isinstance(value, dict):
+        value = _inside(cells, name, value)
+    golds = [_as_text(cells, name, each) for each in (value if isinstance(value, list) else [value])]
+    aliases = cells.texts("answer_aliases") if cells.row.get("answer_aliases") else ()
+    return tuple(dict.fromkeys([*golds, *aliases]))
+
+
+def _inside(cells: _Cells, name: str, value: Mapping[str, Any]) -> Any:
+    """What an object holds: reward_model's ground truth (DAPO), SQuAD's texts, DROP's number, date or spans."""
+    date = value.get("date") or {}
+    for inner in (
+        value.get("ground_truth"),
+        value.get("text"),
+        value.get("number"),
+        " ".join(date[part] for part in ("day", "month", "year") if date.get(part)),
+        ", ".join(value.get("spans") or ()),
+    ):
+        if inner not in (None, "", []):
+            return inner
+    cells.refuse(name, "an answer", _kind(value))
+
+
+def _as_text(cells: _Cells, name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        if not math.isfinite(value):
+            cells.refuse(name, "a finite number", str(value))
+        return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    text = cells.check_text(name, value)
+    if worked := _WORKED.findall(text):
+        return worked[-1]
+    boxed = last_boxed(text) if name == "solution" else None
+    return text if boxed is None else boxed

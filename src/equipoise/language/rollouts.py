@@ -1,0 +1,365 @@
+"""Rollouts: sampled responses with what a policy gradient needs of them, and the trainer's own view of the same tokens.
+
+    rolled = roll_out(language_model, prompts, samples=8, max_new_tokens=64, temperature=1.0, seed=0)
+    scores = score_responses(model, rolled.batch(range(4)), temperature=1.0)      # differentiable; log_probs [4, T]
+
+P prompts with N samples each are R = P * N rows, row = prompt * N + sample. T tokens of a response, its end token among
+them, H width, V vocabulary, A rows that are still being written, n response tokens of a batch, K ids asked for beside the
+sampled one. Log-probabilities are natural and those of softmax(logits / temperature): what is sampled at a temperature is
+scored at the same one.
+
+What a row yields depends on the model, its prompt, the seed and its place (prompt, sample) alone: not on the batch, nor on
+how many others there are. Samples of one prompt share the reading of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from equipoise.core.errors import BadInput
+from equipoise.core.progress import progress
+from equipoise.language.encode import encode_prompts
+from equipoise.language.generate import check_room, choose, write
+from equipoise.language.model import evaluating, memory_advice
+from equipoise.language.score import head_reads, wide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from equipoise.data.records import Message
+    from equipoise.language.model import LanguageModel
+
+# (logits [A, V], states [A, H], rows [A], step) -> None for no change, other logits, or (logits, tokens [A]) where tokens of
+# at least 0 are forced. Logits are before the division by the temperature, states are what enters the output matrix.
+Hook = Callable[[Tensor, Tensor, Sequence[int], int], "Tensor | tuple[Tensor, Tensor] | None"]
+_LOGITS_AT_ONCE = 2**24  # values; 64 MB in float32
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What was written. A response's tokens include its end token; what follows them is padding, where mask is False.
+
+    prompts: token ids, [P] rows. ids, mask, forced, log_probs, entropies: [R, T]. log_probs and entropies (nats) are of the
+    distribution that was sampled from, after the hook; 0 where mask is False. ended: [R], False when max_new_tokens came
+    first. top_ids, top_probs: [R, T, K], the likeliest tokens of that distribution, None when not asked for.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    samples: int
+    pad_id: int
+    ids: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    entropies: Tensor
+    forced: Tensor
+    ended: Tensor
+    texts: tuple[str, ...]
+    top_ids: Tensor | None = None
+    top_probs: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each response, [R]."""
+        return self.mask.sum(dim=-1)
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Prompt and response of these rows as a model reads them, padded on the right: a batch for `score_responses`.
+
+        input_ids, attention_mask: [B, L]. predicts: [B, L] bool, where the next token is one of the response. response,
+        mask: [B, T], the responses themselves, cut to the longest of these rows.
+        """
+        mask = self.mask[list(rows)]
+        width = max(int(mask.sum(dim=-1).max()), 1) if len(rows) else 1
+        whole = [[*self.prompts[row // self.samples], *self.ids[row][self.mask[row]].tolist()] for row in rows]
+        longest = max(map(len, whole), default=1)
+        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in whole], device=self.ids.device)
+        places = torch.arange(longest, device=ids.device)
+        ends = torch.tensor([[len(row)] for row in whole], device=ids.device)
+        begins = torch.tensor([[len(self.prompts[row // self.samples])] for row in rows], device=ids.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": (places < ends).long(),
+            "predicts": (places >= begins - 1) & (places < ends - 1),
+            "response": self.ids[list(rows)][:, :width],
+            "mask": mask[:, :width],
+        }
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same on another device."""
+        return replace(self, **{name: each.to(device) for name, each in self._tensors().items()})
+
+    def take(self, prompts: Sequence[int]) -> Rollouts:
+        """The responses to these prompts, in this order."""
+        rows = [prompt * self.samples + sample for prompt in prompts for sample in range(self.samples)]
+        return replace(
+            self,
+            prompts=tuple(self.prompts[prompt] for prompt in prompts),
+            texts=tuple(self.texts[row] for row in rows),
+            **{name: each[rows] for name, each in self._tensors().items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Rollouts]) -> Rollouts:
+        """Rollouts of several calls as those of one, in this order; all with as many samples."""
+        longest = max(part.ids.shape[1] for part in parts)
+
+        def widened(part: Rollouts, name: str) -> Tensor:
+            each = getattr(part, name)
+            if each.dim() == 1:
+                return each
+            fill = part.pad_id if name == "ids" else 0
+            whole = each.new_full((len(each), longest, *each.shape[2:]), fill)
+            whole[:, : each.shape[1]] = each
+            return whole
+
+        return replace(
+            parts[0],
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            texts=tuple(text for part in parts for text in part.texts),
+            **{name: torch.cat([widened(part, name) for part in parts]) for name in parts[0]._tensors()},
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: each for name, each in found.items() if isinstance(each, Tensor)}
+
+
+def roll_out(
+    language_model: LanguageModel,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | Sequence[int],
+    hook: Hook | None = None,
+    top: int = 0,
+    keys: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Rollouts:
+    """`samples` responses to each prompt, with the log-probability and the entropy of every token.
+
+    A prompt is a text or the turns of a conversation, as of `generate`. temperature 0 takes the likeliest tokens, whose
+    log-probabilities are then those at temperature 1. seed: a number, or several that name one draw. hook: may change the
+    logits or force tokens, see `Hook`; its rows are those of the result, so that it can keep a state for each. top: how many
+    of the likeliest ids to return beside each token. keys: a number for each prompt that names its draws, in place of its
+    place among the prompts; equal keys draw alike. batch_size: rows at once.
+    Raises BadInput for settings out of range, an empty prompt, or one that leaves no room for its answer.
+    """
+    if min(samples, max_new_tokens, batch_size) < 1:
+        raise BadInput(
+            f"samples is {samples}, max_new_tokens {max_new_tokens} and batch_size {batch_size}: at least 1 each."
+        )
+    if not 0 <= temperature < float("inf"):
+        raise BadInput(f"The temperature is {temperature}: use 0 for the likeliest answer, or a number above.")
+    if not 0 <= top <= language_model.vocabulary:
+        raise BadInput(f"top is {top}: use 0 to {language_model.vocabulary}, the tokens that this model knows.")
+    encoded, ends = encode_prompts(language_model, prompts)
+    check_room(language_model, encoded, max_new_tokens)
+    names = range(len(encoded)) if keys is None else keys
+    if len(names) != len(encoded):
+        raise BadInput(f"There are {len(names)} keys for {len(encoded)} prompts: give one for each.")
+    drawn = _uniform(names, samples, max_new_tokens, seed) if temperature > 0 else None
+    taken = _Taken(len(encoded) * samples, max_new_tokens, top, language_model, temperature, drawn, hook)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
+    with (
+        evaluating(language_model.model),
+        memory_advice(batch_size),
+        progress("Rolling out", total=len(encoded) * samples, unit="responses") as bar,
+    ):
+        for first in range(0, samples, batch_size):
+            repeats = min(batch_size, samples - first)
+            together = max(batch_size // repeats, 1)
+            for start in range(0, len(order), together):
+                chosen = order[start : start + together]
+                taken.rows = [index * samples + first + each for index in chosen for each in range(repeats)]
+                limits = [max_new_tokens] * len(taken.rows)
+                read = [encoded[index] for index in chosen]
+                for line, written in write(language_model, read, ends, limits, taken.choose, repeats=repeats):
+                    taken.texts[taken.rows[line]] = written.text
+                    taken.ended[taken.rows[line]] = written.ended
+                    bar.advance(1)
+    return taken.rollouts(encoded, samples)
+
+
+class _Taken:
+    """What is noted of each row while it is written."""
+
+    def __init__(
+        self,
+        rows: int,
+        length: int,
+        top: int,
+        language_model: LanguageModel,
+        temperature: float,
+        drawn: Tensor | None,
+        hook: Hook | None,
+    ) -> None:
+        device, self._pad = language_model.device, language_model.pad_id
+        self._temperature, self._drawn, self._hook, self._top = temperature, drawn, hook, top
+        self.rows: list[int] = []  # of the batch that is being written
+        self.texts = [""] * rows
+        self.ended = [False] * rows
+        dtype = torch.float64 if language_model.model.dtype == torch.float64 else torch.float32
+        self._ids = torch.full((rows, length), self._pad, device=device)
+        self._mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
+        self._forced = torch.zeros_like(self._mask)
+        self._log_probs = torch.zeros(rows, length, dtype=dtype, device=device)
+        self._entropies = torch.zeros_like(self._log_probs)
+        self._top_ids = torch.zeros(rows, length, top, dtype=torch.long, device=device)
+        self._top_probs = torch.zeros(rows, length, top, dtype=dtype, device=device)
+
+    def choose(self, logits: Tensor, states: Tensor, lines: Sequence[int], step: int) -> Tensor:
+        rows = [self.rows[line] for line in lines]
+        forced = None
+        if self._hook is not None and (changed := self._hook(logits, states, rows, step)) is not None:
+            logits, forced = changed if isinstance(changed, tuple) else (changed, None)
+        log_probs = (logits / (self._temperature or 1.0)).log_softmax(dim=-1)
+        tokens = choose(logits, self._temperature, None if self._drawn is None else self._drawn[rows, step])
+        tokens = tokens.to(logits.device)
+        at = torch.tensor(rows, device=logits.device)
+        if forced is not None:
+            forced = forced.to(logits.device)
+            tokens = torch.where(forced >= 0, forced, tokens)
+            self._forced[at, step] = forced >= 0
+        self._ids[at, step] = tokens
+        self._mask[at, step] = True
+        self._log_probs[at, step] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        self._entropies[at, step] = torch.special.entr(log_probs.exp()).sum(dim=-1)
+        if self._top:
+            values, ids = log_probs.topk(self._top, dim=-1)
+            self._top_ids[at, step], self._top_probs[at, step] = ids, values.exp()
+        return tokens
+
+    def rollouts(self, encoded: Sequence[Sequence[int]], samples: int) -> Rollouts:
+        longest = max(int(self._mask.sum(dim=-1).max()) if len(self._mask) else 0, 1)
+        return Rollouts(
+            prompts=tuple(tuple(ids) for ids in encoded),
+            samples=samples,
+            pad_id=self._pad,
+            ids=self._ids[:, :longest],
+            mask=self._mask[:, :longest],
+            log_probs=self._log_probs[:, :longest],
+            entropies=self._entropies[:, :longest],
+            forced=self._forced[:, :longest],
+            ended=torch.tensor(self.ended, dtype=torch.bool, device=self._ids.device),
+            texts=tuple(self.texts),
+            top_ids=self._top_ids[:, :longest] if self._top else None,
+            top_probs=self._top_probs[:, :longest] if self._top else None,
+        )
+
+
+def _uniform(keys: Sequence[int], samples: int, length: int, seed: int | Sequence[int]) -> Tensor:
+    """[R, length] in [0, 1): each row from the seed and its own place, so that its neighbours do not matter."""
+    entropy = [seed] if isinstance(seed, int) else list(seed)
+    rows = [
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*entropy, key, sample]))).random(length)
+        for key in keys
+        for sample in range(samples)
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, length, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """A model's view of responses that are there already; 0 where the mask is False.
+
+    log_probs, entropies: [B, T], in nats. gathered: [B, T, K], the log-probabilities of other ids. top_ids, top_probs:
+    [B, T, K], the likeliest. What was not asked for is None. Only log_probs, entropies and gathered carry gradients.
+    """
+
+    log_probs: Tensor
+    entropies: Tensor | None = None
+    gathered: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_probs: Tensor | None = None
+
+
+def score_responses(
+    model: Any,
+    batch: dict[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    gather: Tensor | None = None,
+    top: int = 0,
+    entropies: bool = False,
+) -> ResponseScores:
+    """Log-probabilities of a batch's response tokens (`Rollouts.batch`) under softmax(logits / temperature), differentiable.
+
+    gather: ids [B, T, K] whose log-probabilities are wanted, too. Logits are made for the response tokens alone, and where
+    they are many by pieces that the backward pass makes again: a tensor [B, L, V] never exists.
+    """
+    mask = batch["mask"]
+    targets = batch["response"][mask]
+    others = None if gather is None else gather[mask]
+    states, head = _entering(model, batch)
+
+    def piece(states: Tensor, targets: Tensor, others: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits = wide(head(states)) / temperature
+        normalizer = logits.logsumexp(dim=-1, keepdim=True)
+        chosen = (logits.gather(-1, targets.unsqueeze(-1)) - normalizer).squeeze(-1)
+        entropy = torch.special.entr((logits - normalizer).exp()).sum(dim=-1) if entropies else None
+        beside = None if others is None else logits.gather(-1, others) - normalizer
+        values, ids = (logits.detach() - normalizer.detach()).topk(top, dim=-1) if top else (None, None)
+        return chosen, entropy, beside, ids, None if values is None else values.exp()
+
+    rows = max(_LOGITS_AT_ONCE // model.get_input_embeddings().weight.shape[0], 1)
+    if len(targets) <= rows:
+        parts = [piece(states, targets, others)]
+    else:
+        cut = [each if each is None else each.split(rows) for each in (states, targets, others)]
+        pieces = zip(cut[0], cut[1], cut[2] or [None] * len(cut[0]), strict=True)  # type: ignore[arg-type]
+        again = torch.is_grad_enabled()
+        parts = [checkpoint(piece, *each, use_reentrant=False) if again else piece(*each) for each in pieces]
+
+    def put(index: int) -> Tensor | None:
+        found = [part[index] for part in parts]
+        if found[0] is None:
+            return None
+        flat = torch.cat(found)  # type: ignore[arg-type]
+        return flat.new_zeros(*mask.shape, *flat.shape[1:]).index_put((*mask.nonzero(as_tuple=True),), flat)
+
+    return ResponseScores(*map(put, range(5)))  # type: ignore[arg-type]
+
+
+def _entering(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The states [n, H] that predict the response tokens, and what makes logits of them.
+
+    That is the output matrix, if it gives what the model says of the first state. A model that does more (soft-capping,
+    scaling) is run whole, and its logits take the place of the states.
+    """
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    head = model.get_output_embeddings()
+    with _first_only(head, batch["predicts"]) as caught:
+        said = model(**given).logits
+    states = caught[0]
+    with torch.no_grad():
+        if not len(states) or torch.equal(said, head(states[:1].unsqueeze(0))):
+            return states, head
+    with head_reads(model, batch["predicts"]):
+        return model(**given).logits.squeeze(0), lambda logits: logits
+
+
+@contextmanager
+def _first_only(head: Any, wanted: Tensor) -> Iterator[list[Tensor]]:
+    """Catches the states [n, H] at `wanted` before they enter the output matrix, which then reads the first alone."""
+    caught: list[Tensor] = []
+
+    def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = inputs
+        caught.append(hidden[wanted.to(hidden.device)])
+        return caught[0][:1].unsqueeze(0), *rest
+
+    hook = head.register_forward_pre_hook(select)
+    try:
+        yield caught
+    finally:
+        hook.remove()

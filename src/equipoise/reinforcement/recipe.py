@@ -1,0 +1,251 @@
+"""The vocabulary in which every method of reinforcement is written; a preset fills it (`METHODS`)."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.options import Options, check_fields
+from equipoise.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from equipoise.reinforcement.stages import Step
+
+CriticKind = Literal["none", "prompt", "token", "token-bce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage:
+    """How much better than expected each response was, as a recipe names it.
+
+    compute: (step, recipe) -> [P, N], one a response, or [P N, T], one a token. critic: what is trained beside the policy.
+    greedy: whether the greedy answer to each prompt is scored, too. samples: responses a prompt when the recipe does not
+    say. least: the fewest it works with. unit: whether rewards must lie in [0, 1].
+    """
+
+    compute: "Callable[[Step, Recipe], Tensor]"
+    critic: CriticKind = "none"
+    greedy: bool = False
+    samples: int = 8
+    least: int = 1
+    unit: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+ADVANTAGES: Registry[Advantage] = Registry("equipoise.reinforcement", "ADVANTAGES")
+METHODS: Registry[dict[str, Any]] = Registry("equipoise.reinforcement", "METHODS")  # presets: settings by their names
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+if TYPE_CHECKING:
+    AdvantageName = str
+else:
+    AdvantageName = Literal[tuple(ADVANTAGES)]
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """Everything that decides a run but the model, the prompts, the verifier and the seed's draws."""
+
+    advantage: AdvantageName = Field(default="sppo", description="What a response is compared with.")
+    loss: Literal["clipped", "anchored"] = Field(
+        default="clipped", description="PPO's clipped surrogate, or APO's, which flows back to the reference."
+    )
+    parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
+    steps: Count = Field(default=50, description="Batches of prompts that are rolled out and learnt from.")
+    prompts: Count = Field(default=64, description="Prompts of a batch.")
+    num_generations: Count | None = Field(
+        default=None, description="Responses a prompt; not given: 1 with a critic, else 8."
+    )
+    batch_size: Count | None = Field(
+        default=None, description="Responses of an optimizer step; not given: the whole batch, so that it is on-policy."
+    )
+    micro_batch_size: Count | None = Field(default=None, description="Responses in memory at once.")
+    rollout_batch_size: Count = Field(default=64, description="Responses that are written at once.")
+    max_new_tokens: Count = Field(default=256, description="Tokens of a response at most.")
+    temperature: Positive = Field(default=1.0, description="At which responses are sampled, and scored.")
+    learning_rate: Positive | None = Field(
+        default=None, description="Of AdamW; when not given, by the number of trained parameters."
+    )
+    schedule: Literal["linear", "constant", "cosine"] = Field(
+        default="constant", description="Of the learning rate after its warm-up."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Share of the optimizer steps in which the rate rises."
+    )
+    weight_decay: NotNegative = Field(default=0.0, description="Of AdamW.")
+    max_grad_norm: Positive = Field(default=1.0, description="Largest norm of a gradient.")
+    aggregate: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = Field(
+        default="token-mean", description="How the losses of tokens are averaged over an optimizer step."
+    )
+    clip_low: Annotated[float, Field(gt=0, le=1)] = Field(default=0.2, description="How far below 1 the ratio counts.")
+    clip_high: Positive = Field(default=0.2, description="How far above 1 the ratio counts.")
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="Bound of the loss of unlikely wrong tokens, in advantages; not given: none."
+    )
+    kl_beta: NotNegative = Field(default=0.0, description="Weight of the KL to the starting model.")
+    kl_estimator: Literal["k1", "k2", "k3", "k3+"] = Field(default="k3", description="How the KL is estimated.")
+    kl_in: Literal["loss", "reward"] = Field(default="loss", description="Where the KL is added.")
+    kl_on: Literal["all", "wrong"] = Field(
+        default="all", description="On every response, or on those with a negative advantage alone."
+    )
+    entropy_beta: NotNegative = Field(default=0.0, description="Weight of an entropy bonus.")
+    normalize: bool = Field(default=False, description="SPPO: divide the advantage by the critic's standard deviation.")
+    critic_learning_rate: Positive | None = Field(
+        default=None, description="Of the critic; not given: five times the policy's."
+    )
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="Of PPO's advantages.")
+    push: Positive = Field(default=1.05, description="APO: weight of the ratio of a wrong token.")
+    pull: NotNegative = Field(default=0.1, description="APO: weight of the anchors.")
+    anchors: Count = Field(default=8, description="APO: likeliest tokens of the starting model that are anchors.")
+    clip_mode: Literal["inside", "outside"] = Field(default="inside", description="APO: how the ratio meets the clip.")
+    inclusive: bool = Field(default=False, description="APO: whether the sampled token may be its own anchor.")
+    mixed_only: bool = Field(
+        default=False, description="DAPO: draw prompts until as many have groups with right and wrong responses."
+    )
+    overlong: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="DAPO: last tokens before the limit in which the reward falls by up to 1."
+    )
+    head: Literal["none", "trained", "random"] = Field(
+        default="none", description="R2PO: a head that samples for training alone; random: one that never learns."
+    )
+    head_advantage: Literal["rarity", "task"] = Field(default="task", description="R2PO: what the head is paid for.")
+    head_steps: Count = Field(default=20, description="R2PO: steps of a round in which the head learns.")
+    policy_steps: Count = Field(default=40, description="R2PO: steps of a round in which the policy learns.")
+    head_learning_rate: Positive | None = Field(default=None, description="R2PO: of the head; not given: the policy's.")
+    head_scale: Positive = Field(default=0.02, description="R2PO: standard deviation of a random head's output matrix.")
+    importance_cap: Positive | None = Field(
+        default=None, description="R2PO: bound of the weight for what the head sampled; not given: no weight."
+    )
+    lora_rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the order of prompts and of every draw.")
+
+    @property
+    def samples(self) -> int:
+        """Responses a prompt."""
+        return self.num_generations or ADVANTAGES[self.advantage].samples
+
+    @property
+    def critic(self) -> CriticKind:
+        """What is trained beside the policy."""
+        return ADVANTAGES[self.advantage].critic
+
+    @property
+    def minibatch(self) -> int:
+        """Responses of an optimizer step."""
+        return min(self.batch_size or self.responses, self.responses)
+
+    @property
+    def responses(self) -> int:
+        """Responses of a batch of prompts."""
+        return self.prompts * self.samples
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of a batch of prompts."""
+        return -(-self.responses // self.minibatch)
+
+    @property
+    def reference(self) -> bool:
+        """Whether the starting model is asked, too."""
+        return self.loss == "anchored" or self.kl_beta > 0
+
+    def stage(self, step: int) -> Literal["policy", "head"]:
+        """Which of both learns in a step (from 0)."""
+        if self.head != "trained":
+            return "policy"
+        return "head" if step % (self.head_steps + self.policy_steps) < self.head_steps else "policy"
+
+    def resolved_learning_rate(self, trained_parameters: int) -> float:
+        """learning_rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.parameters == "lora":
+            return 1e-4
+        return 1e-6 if trained_parameters > 1e9 else 5e-6 if trained_parameters > 5e7 else 3e-4
+
+    def resolved(self, trained_parameters: int) -> dict[str, Any]:
+        """Every setting that counts with its value, for a model with so many trained parameters."""
+        rate = self.resolved_learning_rate(trained_parameters)
+        settings = self.model_dump() | {
+            "num_generations": self.samples,
+            "batch_size": self.minibatch,
+            "learning_rate": rate,
+            "critic_learning_rate": self.critic_learning_rate or 5 * rate,
+            "head_learning_rate": self.head_learning_rate or rate,
+        }
+        return {name: value for name, value in settings.items() if name in self.used() and value is not None}
+
+    def used(self) -> set[str]:
+        """The settings that count with this recipe's method."""
+        unused = {"push", "pull", "anchors", "clip_mode", "inclusive"} if self.loss != "anchored" else {"dual_clip"}
+        unused |= {"kl_estimator", "kl_in", "kl_on"} if not self.kl_beta else set()
+        unused |= {"normalize"} if self.advantage != "sppo" else set()
+        unused |= {"gae_lambda"} if not self.critic.startswith("token") else set()
+        unused |= {"critic_learning_rate"} if self.critic == "none" else set()
+        unused |= {"lora_rank"} if self.parameters != "lora" else set()
+        of_head = {"head_advantage", "head_steps", "policy_steps", "head_learning_rate", "importance_cap", "head_scale"}
+        unused |= (
+            of_head
+            if self.head == "none"
+            else {"head_scale"}
+            if self.head == "trained"
+            else of_head
+            - {
+                "head_scale",
+                "importance_cap",
+            }
+        )
+        return set(type(self).model_fields) - unused
+
+    def check(self) -> None:
+        """Raises BadInput for settings that do not go together."""
+        chosen = ADVANTAGES[self.advantage]
+        if self.samples < chosen.least:
+            raise BadInput(
+                f"num_generations is {self.samples}, but {self.advantage} compares the responses to a prompt with each "
+                f"other: use at least {chosen.least}, or an advantage that needs one alone (sppo, reinforce++)."
+            )
+        if self.kl_beta and self.kl_in == "loss":
+            from equipoise.reinforcement.policy_loss import check_kl_in_loss
+
+            check_kl_in_loss(self.kl_estimator)
+        if self.kl_beta and self.kl_in == "reward" and self.advantage not in ("gae", "gae-bce", "reinforce++"):
+            raise BadInput(
+                f"kl_in is 'reward', which needs rewards of tokens, and {self.advantage} has none: use 'loss'."
+            )
+        if self.loss == "anchored" and self.dual_clip is not None:
+            raise BadInput("dual_clip bounds a ratio above 0, and APO's may be below: leave it out.")
+        if self.head != "none" and self.critic != "none":
+            raise BadInput(f"a rollout head and the critic of {self.advantage} do not go together: use grpo.")
+        if self.overlong > self.max_new_tokens:
+            raise BadInput(f"overlong is {self.overlong}, more than max_new_tokens ({self.max_new_tokens}).")
+        if self.mixed_only and self.samples < 2:
+            raise BadInput(
+                "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."
+            )
+
+
+@functools.cache
+def _options() -> Options:
+    return Options(recipe, rest=Recipe)
+
+
+def recipe(method: str | None = None, **settings: Any) -> Recipe:
+    """The recipe of a preset, with settings of one's own over it.
+
+    Raises BadInput for an unknown name, a wrong value, and settings that do not go together.
+    """
+    if method is not None and method not in METHODS:
+        raise BadInput(f"no method of reinforcement is called {method!r}. {did_you_mean(method, METHODS)}")
+    read = _options().read(settings)
+    made = Recipe(**{**(METHODS[method] if method else {}), **{name: read[name] for name in settings}})
+    made.check()
+    return made

@@ -1,0 +1,346 @@
+"""The stages of one step of reinforcement, each a plain function: prompts -> rollouts -> rewards -> advantages -> losses.
+
+P prompts, N responses each, R = P N rows (row = prompt * N + sample), T tokens. `Step` holds what is known so far; a stage
+takes it and returns it with more. A stage of one's own takes the place of another as an argument of `training.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.core.errors import BadInput
+from equipoise.core.options import check_fields
+from equipoise.language.model import evaluating
+from equipoise.language.rollouts import Rollouts, roll_out, score_responses
+from equipoise.reinforcement import apo, group_baselines, policy_loss
+from equipoise.reinforcement.critic import padded, prompt_logits, token_logits
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
+
+if TYPE_CHECKING:
+    from equipoise.data.problems import Problem
+    from equipoise.language.model import LanguageModel
+    from equipoise.reinforcement.r2po import RolloutHead
+    from equipoise.training.loop import LossFunction
+
+# problems, responses -> a reward for each; nan for one that could not be judged, which then counts as 0.
+Reward = Callable[[Sequence["Problem"], Sequence[str]], Sequence[float]]
+_AT_ONCE = 64  # rows of a pass without gradients
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch of prompts and what came of it.
+
+    index: of the step, from 0. stage: who learns. problems: P. keys: places of the problems in the data, which name their
+    draws. rewards: [P, N]; missing: how many could not be judged. success_probability: [P], the prompt critic's, before
+    it learns from this step. values: [R, T], the token critic's. greedy_rewards: [P]. baselines: [P], a running mean.
+    old_log_probs, reference_log_probs: [R, T]. anchor_ids, anchor_probs: [R, T, K], the reference's likeliest tokens.
+    """
+
+    index: int
+    stage: Literal["policy", "head"]
+    problems: tuple[Problem, ...]
+    keys: tuple[int, ...]
+    rollouts: Rollouts
+    rewards: Tensor
+    missing: int = 0
+    success_probability: Tensor | None = None
+    values: Tensor | None = None
+    greedy_rewards: Tensor | None = None
+    baselines: Tensor | None = None
+    old_log_probs: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    anchor_ids: Tensor | None = None
+    anchor_probs: Tensor | None = None
+    advantages: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def token_advantages(self) -> Tensor:
+        """The advantages as [R, T], 0 where there is no token."""
+        assert self.advantages is not None
+        mask = self.rollouts.mask
+        wide = self.advantages
+        if wide.shape != mask.shape:
+            wide = wide.reshape(-1, 1).expand(mask.shape)
+        return wide.where(mask, 0)
+
+
+def ask(problem: Problem) -> Any:
+    """What a model is asked: the turns of a conversation, or the text."""
+    return problem.messages or problem.prompt
+
+
+def sample(
+    language_model: LanguageModel,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    keys: Sequence[int],
+    reward: Reward,
+    index: int,
+    head: RolloutHead | None = None,
+) -> Step:
+    """Roll out and judge: a step with its rewards, 0 for what could not be judged."""
+    with head.rollouts() if head is not None else nullcontext():
+        rollouts = roll_out(
+            language_model,
+            [ask(problem) for problem in problems],
+            samples=recipe.samples,
+            max_new_tokens=recipe.max_new_tokens,
+            temperature=recipe.temperature,
+            seed=[recipe.seed, 4, index],
+            keys=keys,
+            batch_size=recipe.rollout_batch_size,
+        )
+    every = [problem for problem in problems for _ in range(recipe.samples)]
+    rewards, missing = judged(reward, every, rollouts.texts)
+    rewards = rewards.to(language_model.device).view(len(problems), recipe.samples)
+    if recipe.overlong:
+        lengths = rollouts.lengths.view_as(rewards)
+        rewards = rewards + group_baselines.overlong_penalty(lengths, recipe.max_new_tokens, recipe.overlong)
+    step = Step(index, recipe.stage(index), tuple(problems), tuple(keys), rollouts, rewards, missing)
+    if ADVANTAGES[recipe.advantage].greedy:
+        greedy = roll_out(
+            language_model,
+            [ask(problem) for problem in problems],
+            samples=1,
+            max_new_tokens=recipe.max_new_tokens,
+            temperature=0.0,
+            seed=0,
+            batch_size=recipe.rollout_batch_size,
+        )
+        found, _ = judged(reward, problems, greedy.texts)
+        step = replace(step, greedy_rewards=found.to(language_model.device))
+    return step
+
+
+def judged(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[Tensor, int]:
+    """Rewards [n] in float32, and how many could not be judged, which have 0. Raises BadInput for an infinite one."""
+    found = torch.tensor([float(each) for each in reward(problems, texts)], dtype=torch.float32)
+    if len(found) != len(problems):
+        raise BadInput(
+            f"the reward gave {len(found)} numbers for {len(problems)} responses: it must give one for each."
+        )
+    if found.isinf().any():
+        place = int(found.isinf().nonzero()[0])
+        raise BadInput(f"the reward of a response to problem {problems[place].id!r} is infinite.")
+    missing = found.isnan()
+    return found.masked_fill(missing, 0.0), int(missing.sum())
+
+
+def look(
+    language_model: LanguageModel,
+    recipe: Recipe,
+    step: Step,
+    *,
+    reference: nn.Module | None = None,
+    critic: nn.Module | None = None,
+    head: RolloutHead | None = None,
+) -> Step:
+    """What is asked of models before anybody learns: old log-probabilities, the reference's, the critic's values."""
+    model, rows = language_model.model, range(len(step.rollouts.ids))
+    if needs_old(language_model, recipe, step):
+        with _acting(head, step):
+            step = replace(step, old_log_probs=_passes(model, recipe, step, rows).log_probs)
+    if reference is not None:
+        found = _passes(reference, recipe, step, rows, top=recipe.anchors if recipe.loss == "anchored" else 0)
+        step = replace(
+            step, reference_log_probs=found.log_probs, anchor_ids=found.top_ids, anchor_probs=found.top_probs
+        )
+    if critic is not None and recipe.critic == "prompt":
+        with evaluating(critic):
+            logits = prompt_logits(critic, step.rollouts.prompts, step.rollouts.pad_id, language_model.device)
+        step = replace(step, success_probability=logits.sigmoid())
+    elif critic is not None:
+        with evaluating(critic):
+            parts = [token_logits(critic, step.rollouts.batch(part)) for part in _parts(rows)]
+        values = _joined(parts, step.rollouts.mask)
+        step = replace(step, values=values.sigmoid() if recipe.critic == "token-bce" else values)
+    return step
+
+
+def needs_old(language_model: LanguageModel, recipe: Recipe, step: Step) -> bool:
+    """Whether old log-probabilities take a pass of their own.
+
+    On-policy the first loss has them already. The sampler's serve where it sampled from what learns, in a precision in which
+    both agree to 1e-5.
+    """
+    narrow = language_model.model.dtype in (torch.float16, torch.bfloat16)
+    elsewhere = recipe.head != "none" and step.stage == "policy"
+    return (recipe.updates > 1 and (narrow or elsewhere)) or (recipe.importance_cap is not None and elsewhere)
+
+
+def _acting(head: RolloutHead | None, step: Step) -> Any:
+    """The distribution that learns: of z + u while the head does, of z else."""
+    return head.rollouts() if head is not None and step.stage == "head" else nullcontext()
+
+
+def _parts(rows: Sequence[int]) -> list[Sequence[int]]:
+    return [rows[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
+
+
+def _joined(parts: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Parts [b, t, ...] of rows, each cut to its own longest, as one [R, T, ...]."""
+    whole = parts[0].new_zeros(*mask.shape, *parts[0].shape[2:])
+    first = 0
+    for part in parts:
+        whole[first : first + len(part), : part.shape[1]] = part
+        first += len(part)
+    return whole
+
+
+def _passes(model: Any, recipe: Recipe, step: Step, rows: Sequence[int], top: int = 0) -> Any:
+    from equipoise.language.rollouts import ResponseScores
+
+    with torch.no_grad():
+        was = model.training
+        model.eval()
+        try:
+            found = [
+                score_responses(model, step.rollouts.batch(part), temperature=recipe.temperature, top=top)
+                for part in _parts(rows)
+            ]
+        finally:
+            model.train(was)
+    mask = step.rollouts.mask
+    return ResponseScores(
+        _joined([each.log_probs for each in found], mask),
+        top_ids=_joined([each.top_ids for each in found], mask) if top else None,  # type: ignore[misc]
+        top_probs=_joined([each.top_probs for each in found], mask) if top else None,  # type: ignore[misc]
+    )
+
+
+def weigh(recipe: Recipe, step: Step) -> Step:
+    """The step with its advantages. Raises BadInput for rewards that the advantage cannot take."""
+    if step.stage == "head":
+        from equipoise.reinforcement import r2po
+
+        of_head = r2po.rarity_advantages if recipe.head_advantage == "rarity" else r2po.task_advantages
+        return replace(step, advantages=of_head(step.rewards))
+    advantages = ADVANTAGES[recipe.advantage].compute(step, recipe)
+    if recipe.importance_cap is not None and step.old_log_probs is not None:
+        from equipoise.reinforcement.r2po import importance_weights
+
+        weights = importance_weights(step.old_log_probs, step.rollouts.log_probs, cap=recipe.importance_cap)
+        advantages = advantages.reshape(-1, 1) * weights
+    return replace(step, advantages=advantages)
+
+
+def minibatches(recipe: Recipe, step: Step) -> list[list[int]]:
+    """The rows of each optimizer step, in order: whole prompts together."""
+    rows = list(range(len(step.rollouts.ids)))
+    return [rows[first : first + recipe.minibatch] for first in range(0, len(rows), recipe.minibatch)]
+
+
+def policy_batch(step: Step, rows: Sequence[int], *, old: Tensor | None) -> dict[str, Tensor]:
+    """What the policy's loss reads of these rows."""
+    batch = step.rollouts.batch(rows)
+    width, chosen = batch["mask"].shape[1], list(rows)
+    more = {
+        "advantages": step.token_advantages,
+        "old_log_probs": old,
+        "reference_log_probs": step.reference_log_probs,
+        "anchor_ids": step.anchor_ids,
+        "anchor_probs": step.anchor_probs,
+    }
+    return batch | {name: each[chosen][:, :width] for name, each in more.items() if each is not None}
+
+
+Stats = list[tuple[int, dict[str, Tensor]]]  # tokens, and means over them
+
+
+def policy_objective(recipe: Recipe, head: RolloutHead | None, step: Step, stats: Stats) -> LossFunction:
+    """The loss of batches that `policy_batch` made, whose statistics it appends.
+
+    Without old log-probabilities the batch is on-policy: they are those of this very pass, and the ratio is 1 exactly.
+    """
+
+    def loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        model.eval()  # the policy that is learnt is the one that sampled: without dropout
+        mask, advantages = batch["mask"], batch["advantages"]
+        with _acting(head, step):
+            scores = score_responses(
+                model,
+                batch,
+                temperature=recipe.temperature,
+                gather=batch.get("anchor_ids"),
+                entropies=recipe.entropy_beta > 0,
+            )
+        log_probs = scores.log_probs
+        old = batch.get("old_log_probs", log_probs.detach())
+        clips = {"clip_low": recipe.clip_low, "clip_high": recipe.clip_high}
+        if recipe.loss == "anchored":
+            assert scores.gathered is not None
+            losses, found = apo.anchored_tokens(
+                log_probs,
+                old,
+                scores.gathered,
+                batch["anchor_probs"],
+                batch["anchor_ids"] == batch["response"].unsqueeze(-1),
+                advantages,
+                mask,
+                push=recipe.push,
+                pull=recipe.pull,
+                clip_mode=recipe.clip_mode,
+                inclusive=recipe.inclusive,
+                **clips,
+            )
+        else:
+            losses, found = policy_loss.clipped_tokens(
+                log_probs, old, advantages, mask, dual_clip=recipe.dual_clip, **clips
+            )
+        if recipe.kl_beta:
+            where = mask if recipe.kl_on == "all" else mask & (advantages < 0)
+            estimator = "k1" if recipe.kl_in == "reward" else recipe.kl_estimator
+            divergence = policy_loss.kl(log_probs, batch["reference_log_probs"], estimator=estimator, mask=where)
+            found["kl"] = policy_loss.masked_mean(divergence.detach(), mask)
+            if recipe.kl_in == "loss":
+                losses = losses + recipe.kl_beta * divergence
+        if scores.entropies is not None:
+            losses = losses - recipe.entropy_beta * scores.entropies
+        stats.append((int(mask.sum()), found))
+        return policy_loss.aggregate_parts(losses, mask, recipe.aggregate, constant=recipe.max_new_tokens)
+
+    return loss
+
+
+def critic_batch(step: Step, rows: Sequence[int], kind: str, returns: Tensor | None) -> dict[str, Tensor]:
+    """What the critic's loss reads: the prompts of these rows, or their tokens with what they came to."""
+    if kind == "prompt":
+        samples = step.rollouts.samples
+        prompts = [step.rollouts.prompts[row // samples] for row in rows]
+        ids, mask = padded(prompts, step.rollouts.pad_id, step.rewards.device)
+        return {"input_ids": ids, "attention_mask": mask, "rewards": step.rewards.flatten()[list(rows)]}
+    batch = step.rollouts.batch(rows)
+    width, chosen = batch["mask"].shape[1], list(rows)
+    assert step.values is not None
+    batch |= {"rewards": step.rewards.flatten()[chosen], "old_values": step.values[chosen][:, :width]}
+    return batch | ({"returns": returns[chosen][:, :width]} if returns is not None else {})
+
+
+def critic_objective(kind: str) -> LossFunction:
+    """The critic's loss of batches that `critic_batch` made: BCE for a prompt, clipped squares or BCE for tokens."""
+    from equipoise.reinforcement import ppo, sppo
+
+    def loss(critic: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        if kind == "prompt":
+            logits = critic(batch["input_ids"], batch["attention_mask"])
+            last = batch["attention_mask"].sum(dim=-1, keepdim=True) - 1
+            logits = logits.gather(-1, last).squeeze(-1)
+            return sppo.critic_loss(logits, batch["rewards"]) * len(logits), float(len(logits))
+        mask, values = batch["mask"], token_logits(critic, batch)
+        if kind == "token-bce":
+            tokens = mask.sum()
+            return ppo.bce_value_loss(values, batch["rewards"], mask) * tokens, tokens
+        losses = ppo.value_losses(values, batch["old_values"], batch["returns"], mask)
+        return policy_loss.aggregate_parts(losses, mask)
+
+    return loss
