@@ -123,6 +123,18 @@ def test_delta_is_the_dual_clip(batch):
     assert found != ours(batch, MODES["grpo"])[0]
 
 
+def test_k3_with_their_weight_has_the_gradient_of_k3_plus(batch):
+    """TRL multiplies k3 by the ratio unless told otherwise: on-policy its gradient is that of k2, as our k3+ has it."""
+    new, _, reference, _, mask = batch
+    one = trainer()
+    one.args.use_bias_correction_kl = True
+    (peer, _) = theirs((new, new.detach(), reference, torch.zeros(6, dtype=torch.float64), mask), args=one.args)
+    for estimator, same in (("k3+", True), ("k2", True), ("k3", False)):
+        loss = BETA * policy_loss.kl_loss(new, reference, mask, estimator=estimator, aggregate=MODES["grpo"])
+        gradients = [torch.autograd.grad(each, new, retain_graph=True)[0] for each in (loss, peer)]
+        assert torch.allclose(*gradients, rtol=1e-10, atol=0) is same
+
+
 def test_dapo_over_two_micro_batches(batch):
     """TRL divides by the tokens of all; our sums and weights add up to the same. The mean of means is another."""
     halves = [tuple(each[rows] for each in batch) for rows in (slice(0, 2), slice(2, 6))]
