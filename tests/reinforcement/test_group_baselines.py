@@ -37,6 +37,14 @@ def test_a_group_of_one_keeps_its_reward():
         assert function(alone).tolist() == alone.tolist()
 
 
+def test_equal_rewards_are_no_signal_whatever_rounding_leaves():
+    """In float32 the mean of nine times 1/3 is another number."""
+    equal = torch.full((2, 9), 1 / 3)
+    assert (equal.mean(-1) != equal[:, 0]).all()
+    for function in (group_baselines.grpo, group_baselines.dr_grpo, group_baselines.rloo):
+        assert function(equal).abs().sum() == 0
+
+
 @pytest.mark.parametrize("success", [0.2, 0.5])
 def test_mean_and_variance_by_enumeration(success):
     """Over all groups of 4: no drift, and variances p(1-p)(N-1)/N for the group mean, p(1-p)N/(N-1) for RLOO."""

@@ -138,10 +138,14 @@ def test_a_dual_clip_below_one_is_refused(batch):
 
 
 def test_averages_by_hand():
-    values = torch.tensor([[1.0, 2.0, 6.0], [5.0, 9.0, 9.0], [7.0, 7.0, 7.0]], dtype=torch.float64)
+    nan = math.nan
+    values = torch.tensor([[1.0, 2.0, 6.0], [5.0, nan, 9.0], [nan, 7.0, nan]], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
     expected = [(1 + 2 + 6 + 5) / 4, (3 + 5) / 2, (9 + 5) / 2, (9 + 5) / 2 / 10]
     assert [policy_loss.average(values, mask, mode, constant=10).item() for mode in MODES] == pytest.approx(expected)
+    roots = sum(policy_loss.average(values.sqrt(), mask, mode, constant=10) for mode in MODES)
+    (gradient,) = torch.autograd.grad(roots, values)
+    assert gradient[mask.bool()].isfinite().all()
 
 
 @pytest.mark.parametrize("mode", MODES)

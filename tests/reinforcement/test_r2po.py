@@ -20,6 +20,7 @@ COMMON, MIDDLE, RARE = -0.6106, 0.4361, 2.1807
         ([-2, 2.25, 0.25, 2.25, 2.25, 0.25, 2.25, 2.25], [RARE, COMMON, MIDDLE, *[COMMON] * 2, MIDDLE, *[COMMON] * 2]),
         ([1.0] * 8, [0] * 8),
         (range(8), [0] * 8),
+        ([0, 0, 1, 1, 2, 2, 3, 3], [0] * 8),
     ],
 )
 def test_rarity(rewards, expected):

@@ -37,10 +37,11 @@ def grpo(rewards: Tensor, *, epsilon: float = 1e-6, population: bool = False) ->
 
 
 def dr_grpo(rewards: Tensor) -> Tensor:
-    """Rewards [P, N] minus the mean of their group, [P, N]; each row sums to 0 for N > 1."""
+    """Rewards [P, N] minus the mean of their group, [P, N]; each row sums to 0 for N > 1, and is 0 when all are equal."""
     if rewards.shape[-1] == 1:
         return rewards.clone()
-    return rewards - rewards.mean(-1, keepdim=True)
+    # The mean of nine times 1/3 is not 1/3 in float32: GRPO would divide what rounding left by epsilon, and get 0.03.
+    return (rewards - rewards.mean(-1, keepdim=True)).where(mixed(rewards).unsqueeze(-1), 0)
 
 
 def rloo(rewards: Tensor) -> Tensor:

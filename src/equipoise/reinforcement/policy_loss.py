@@ -99,7 +99,10 @@ def surrogate(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> tuple[Tensor, Stats]:
-    """The clipped loss of each token for any ratio, all [B, T], and the shares of tokens that a clip holds."""
+    """The clipped loss of each token for any ratio, all [B, T], and the shares of tokens that a clip holds.
+
+    Advantages as `per_token` gives them, so that the loss is 0 where the mask is false.
+    """
     if dual_clip is not None and dual_clip <= 1:
         raise BadInput(f"dual_clip is {dual_clip}, expected a number above 1 (3 is usual), or None for none.")
     low, high = 1 - clip_low, 1 + clip_high
@@ -114,7 +117,7 @@ def surrogate(
         "clip_fraction_high": masked_mean(((ratio > high) & (advantages > 0)).to(ratio), mask),
         "dual_clip_fraction": masked_mean(beyond.to(ratio), mask),
     }
-    return losses.where(mask.bool(), 0), {name: value.detach() for name, value in stats.items()}
+    return losses, {name: value.detach() for name, value in stats.items()}
 
 
 def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
