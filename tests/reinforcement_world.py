@@ -16,7 +16,7 @@ PROBLEMS = [
     Problem(f"p{index}", prompt, ("a",))
     for index, prompt in enumerate(["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"])
 ]
-SMALL = {"steps": 2, "prompts": 3, "max_new_tokens": 5, "learning_rate": 1e-3}
+SMALL = {"steps": 2, "prompts_per_step": 3, "max_new_tokens": 5, "learning_rate": 1e-3}
 ALL = {name: {"head_steps": 1, "policy_steps": 1} if name == "r2po" else {} for name in METHODS}
 
 

@@ -50,7 +50,7 @@ def test_every_advantage():
     assert [name for name in ADVANTAGES if ADVANTAGES[name].of_tokens] == ["reinforce++", "gae", "gae-bce"]
     assert [name for name in ADVANTAGES if ADVANTAGES[name].greedy] == ["remax"]
     assert [name for name in ADVANTAGES if ADVANTAGES[name].past] == ["running-mean"]
-    with pytest.raises(BadInput, match="'tokens'. Did you mean 'token'"):
+    with pytest.raises(BadInput, match=r"'tokens'. Did you mean 'token'"):
         Advantage(compute=lambda step, recipe: step.rewards, critic="tokens")
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_count_changes_nothing(method):
 COUNTS = {
     "ppo": {"gae_lambda": 0.3, "kl_beta": 0.5, "entropy_beta": 0.1, "critic_learning_rate": 0.1},
     "sppo": {"normalize": True, "num_generations": 2, "temperature": 0.5, "max_grad_norm": 0.01, "seed": 1},
-    "apo": {"push": 2.0, "pull": 0.7, "anchors": 2, "clip_mode": "outside", "inclusive": True, "prompts": 2},
+    "apo": {"push": 2.0, "pull": 0.7, "anchors": 2, "clip_mode": "outside", "inclusive": True, "prompts_per_step": 2},
     "grpo": {
         "dual_clip": 1.01,
         "clip_low": 0.001,
@@ -152,13 +152,13 @@ def test_the_kl_in_the_reward_is_k1_on_every_token():
 
 
 def test_the_settings_with_their_values():
-    resolved = recipe("sppo", prompts=10, micro_batch_size=2).resolved(1000)
+    resolved = recipe("sppo", prompts_per_step=10, micro_batch_size=2).resolved(1000)
     assert resolved == {
         "advantage": "sppo",
         "loss": "clipped",
         "parameters": "full",
         "steps": 50,
-        "prompts": 10,
+        "prompts_per_step": 10,
         "num_generations": 1,
         "batch_size": 10,
         "micro_batch_size": 2,
@@ -186,7 +186,7 @@ def test_the_settings_with_their_values():
     of_head = recipe("r2po", learning_rate=0.5, head_steps=3).resolved(1000)
     assert (of_head["head_learning_rate"], of_head["head_steps"], of_head["policy_steps"]) == (0.5, 3, 40)
     assert "importance_cap" not in of_head and "dual_clip" not in of_head
-    again = recipe(**{name: value for name, value in resolved.items()})
+    again = recipe(**resolved)
     assert again.resolved(10**10) == resolved  # a record replays, whatever the size
 
 
@@ -200,9 +200,12 @@ def test_the_learning_rate_goes_by_what_is_trained(settings, trained, rate):
 
 
 def test_the_shape_of_a_batch():
-    grpo = recipe("grpo", prompts=5, batch_size=16)
+    grpo = recipe("grpo", prompts_per_step=5, batch_size=16)
     assert (grpo.samples, grpo.responses, grpo.minibatch, grpo.updates) == (8, 40, 16, 3)
-    assert (recipe("grpo", prompts=5).minibatch, recipe("grpo", prompts=5, batch_size=99).updates) == (40, 1)
+    assert (
+        recipe("grpo", prompts_per_step=5).minibatch,
+        recipe("grpo", prompts_per_step=5, batch_size=99).updates,
+    ) == (40, 1)
     assert (recipe("sppo").samples, recipe("sppo", num_generations=4).samples, recipe("sppo").critic) == (
         1,
         4,
@@ -217,15 +220,22 @@ def test_the_shape_of_a_batch():
 @pytest.mark.parametrize(
     ("method", "settings", "sentence"),
     [
-        ("grpo", {"num_generations": 1}, "num_generations is 1, but grpo compares the responses to a prompt with each other: use at least 2, or an advantage that needs one alone (sppo, reinforce++)."),
-        ("grpo", {"kl_beta": 0.1, "kl_in": "reward"}, "kl_in is 'reward', which needs rewards of tokens, and grpo has none: use 'loss'."),
-        ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"}, "kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'."),
+        ("grpo", {"num_generations": 1},
+         "num_generations is 1, but grpo compares the responses to a prompt with each other: use at least "
+         "2, or an advantage that needs one alone (sppo, reinforce++)."),
+        ("grpo", {"kl_beta": 0.1, "kl_in": "reward"},
+         "kl_in is 'reward', which needs rewards of tokens, and grpo has none: use 'loss'."),
+        ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"},
+         "kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'."),
         ("apo", {"dual_clip": 3.0}, "dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None."),
         ("sppo", {"head": "random"}, "a rollout head and the critic of sppo do not go together: use grpo."),
-        ("r2po", {"steps": 20}, "steps is 20, but the first 20 (head_steps) are the head's, so that the policy would learn nothing: use more steps, or fewer head_steps."),
+        ("r2po", {"steps": 20},
+         "steps is 20, but the first 20 (head_steps) are the head's, so that the policy would learn "
+         "nothing: use more steps, or fewer head_steps."),
         ("grpo", {"overlong": 257}, "overlong is 257, more than max_new_tokens (256)."),
         ("sppo", {"overlong": 8}, "overlong takes up to 1 off a reward, and sppo needs rewards in [0, 1]: use 0."),
-        ("sppo", {"mixed_only": True}, "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."),
+        ("sppo", {"mixed_only": True},
+         "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(method, settings, sentence):
@@ -269,5 +279,5 @@ def test_a_recipe_that_was_not_checked_is_refused_by_the_loop():
     from equipoise.reinforcement.training import train
     from reinforcement_world import PROBLEMS, model, odd
 
-    with pytest.raises(BadInput, match="^num_generations is 1, but rloo"):
+    with pytest.raises(BadInput, match=r"^num_generations is 1, but rloo"):
         train(model(), Recipe(advantage="rloo", num_generations=1, **SMALL), PROBLEMS, odd)

@@ -170,7 +170,7 @@ KILLED = {
     "sppo": ("sppo", {}),
     "ppo": ("ppo", {"batch_size": 2}),
     "r2po": ("r2po", {}),
-    "dapo": ("dapo", {"num_generations": 2, "prompts": 2}),
+    "dapo": ("dapo", {"num_generations": 2, "prompts_per_step": 2}),
     "running mean": ("reinforce", {"advantage": "running-mean", "schedule": "linear"}),
     "remax with lora": ("remax", {"parameters": "lora", "lora_rank": 2}),
     "anchored, with a random head": ("apo", {"head": "random", "num_generations": 2, "importance_cap": 2.0}),
@@ -318,7 +318,7 @@ def test_only_groups_with_right_and_wrong_responses():
             found.append({"right": 1.0, "wrong": 0.0, "mixed": float(count[problem.id] % 2)}[problem.id[:5]])
         return found
 
-    found = reinforced("dapo", problems=kinds, reward=reward, num_generations=2, prompts=3, steps=4)
+    found = reinforced("dapo", problems=kinds, reward=reward, num_generations=2, prompts_per_step=3, steps=4)
     drawn = 0
     for step, metrics in zip(found.steps, found.metrics, strict=True):
         assert [problem.id[:5] for problem in step.problems] == ["mixed"] * 3
@@ -341,7 +341,7 @@ def test_what_is_all_alike_ends_the_work():
         "dapo",
         reward=lambda problems, texts: [float(p.id == "p0" and t < "m") for p, t in zip(problems, texts, strict=True)],
         problems=PROBLEMS[:2],
-        prompts=9,
+        prompts_per_step=9,
         steps=1,
     )
     assert {problem.id for problem in few.steps[0].problems} == {"p0"}
@@ -364,7 +364,7 @@ def test_the_running_mean_by_hand():
     values = {"p0": [1.0, 0.0, 0.5, 0.0], "p1": [0.0, 0.25, 1.0, 1.0], "p2": [0.5, 1.0, 0.0, 0.75]}
     given = {name: iter(each) for name, each in values.items()}
     found = reinforced(
-        "reinforce", advantage="running-mean", problems=PROBLEMS[:3], prompts=4, steps=3,
+        "reinforce", advantage="running-mean", problems=PROBLEMS[:3], prompts_per_step=4, steps=3,
         reward=lambda problems, texts: [next(given[problem.id]) for problem in problems],
     )  # fmt: skip
     past = {name: [] for name in values}
@@ -382,7 +382,7 @@ def test_the_running_mean_by_hand():
 
 
 def test_a_problem_that_comes_twice_is_answered_anew():
-    found = reinforced("sppo", problems=PROBLEMS[1:2], prompts=8, steps=2)
+    found = reinforced("sppo", problems=PROBLEMS[1:2], prompts_per_step=8, steps=2)
     answers = [tuple(row) for step in found.steps for row in step.rollouts.ids.tolist()]
     assert len(set(answers)) > 12
 
@@ -479,7 +479,9 @@ def test_a_prompt_without_room_is_refused_before_the_first_step():
     with pytest.raises(
         BadInput, match=r"^Prompt 'the long one' has \d+ tokens; with 5 new ones that is more than the context"
     ):
-        reinforced("grpo", problems=problems, prompts=1, steps=1, reward=lambda p, t: asked.append(p) or odd(p, t))
+        reinforced(
+            "grpo", problems=problems, prompts_per_step=1, steps=1, reward=lambda p, t: asked.append(p) or odd(p, t)
+        )
     assert not asked
 
 
@@ -529,13 +531,17 @@ def test_it_learns(method):
     with torch.no_grad():
         for name, parameter in language_model.model.named_parameters():
             parameter.copy_(start[name])
-    shape = {"prompts": 48, "num_generations": 1} if method == "sppo" else {"prompts": 6, "num_generations": 8}
+    shape = (
+        {"prompts_per_step": 48, "num_generations": 1}
+        if method == "sppo"
+        else {"prompts_per_step": 6, "num_generations": 8}
+    )
     settings = {"steps": 14, "max_new_tokens": 3, "learning_rate": 3e-3, **shape}
     if method == "r2po":
         settings |= {"head_steps": 1, "policy_steps": 6, "kl_beta": 0.0}
     found = reinforced(
         method, language_model=language_model, problems=problems, **settings,
-        reward=lambda problems, texts: [float(text == problem.gold[0]) for problem, text in zip(problems, texts, strict=True)],
+        reward=lambda asked, texts: [float(text == each.gold[0]) for each, text in zip(asked, texts, strict=True)],
     )  # fmt: skip
     rewards = [metrics["reward"] for metrics in found.metrics]
     before, after = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
@@ -556,7 +562,7 @@ RUNS = {
     "grpo": ("grpo", {"batch_size": 9, "micro_batch_size": 2}),
     "apo": ("apo", {"num_generations": 3}),
     "sppo": ("sppo", {"batch_size": 2}),  # a last update of one row: nothing for the second process
-    "one prompt": ("remax", {"prompts": 1}),
+    "one prompt": ("remax", {"prompts_per_step": 1}),
     "dapo": ("dapo", {"num_generations": 2, "overlong": 2}),
     "r2po": ("r2po", {}),
     "running mean": ("reinforce", {"advantage": "running-mean", "num_generations": 2}),
@@ -651,9 +657,13 @@ def run(name, state=None, die=False):
 
     Optimization.update = update
     found = reinforced(method, reward=reward, **settings, how={
-        "log": folder / f"{name}.jsonl", "state": state, "save_every": 2, "save": lambda state: save_state(folder / f"{name}.state", state),
+        "log": folder / f"{name}.jsonl",
+        "state": state,
+        "save_every": 2,
+        "save": lambda state: save_state(folder / f"{name}.state", state),
     })
-    save_state(folder / f"{name}.end", {"policy": found.weights, "critic": {} if found.critic is None else weights(found.critic)})
+    critic = {} if found.critic is None else weights(found.critic)
+    save_state(folder / f"{name}.end", {"policy": found.weights, "critic": critic})
 
 
 assert forked(lambda: run("whole")) == 0

@@ -176,8 +176,8 @@ def arithmetic_model(
     )
     if (share := sound(steps)) < start.sound:
         raise WorkFailed(
-            f"After {steps} steps {share:.2f} of what the model of seed {seed} writes is sound, and the world {world!r} starts "
-            f"from {start.sound}: take another seed."
+            f"After {steps} steps {share:.2f} of what the model of seed {seed} writes is sound, and the world {world!r} "
+            f"starts from {start.sound}: take another seed."
         )
     order = without_replacement(len(records), BATCH_SIZE, seed)
     seen = [records[index] for step in range(steps) for index in order(step)]
@@ -216,7 +216,7 @@ def open_model(world: World, seed: int, folder: Path, *, train: int = 2000, test
 
 
 def lessons(start: WarmStart, count: int, *, seed: int) -> list[Record]:
-    """Written solutions to teach, in the shares of the world; problems for training only, and again where a level has few."""
+    """Written solutions to teach, in the shares of the world; of problems for training, again where a level has few."""
     generator = np.random.default_rng(seed)
     weights = np.array(list(start.taught.values()))
     kinds = generator.choice(len(weights), size=count, p=weights / weights.sum())

@@ -63,7 +63,7 @@ def reinforce(
 ) -> Request:
     """Train a model on prompts whose answers can be checked; writes a folder that transformers loads as it is.
 
-    Example that runs: `equipoise reinforce --model tiny --prompts examples/sums.jsonl --verifier number`
+    Example that runs: `equipoise reinforce --model tiny --prompts examples/chains.jsonl --verifier number`
 
     Your own: `equipoise reinforce --model ./model --prompts gsm8k.jsonl --verifier math --method sppo --parameters lora`
 

@@ -327,25 +327,26 @@ class Reinforcing(Request):
 
     def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
         """A tiny model that knows some arithmetic; stored in the folder, so that a resumed job starts from the same one."""
+        from equipoise.data.arithmetic import CHARACTERS
+        from equipoise.language.tiny import tiny
         from equipoise.language.warm_start import arithmetic_model
 
+        if not taught:
+            return replace(tiny([CHARACTERS], seed=self.recipe.seed, tokens="characters"), chat_template="none")
         if folder is not None and not self.team.main:
             self.team.wait()
         if folder is not None and (folder / "taught" / "config.json").exists():
-            language_model = load(folder / "taught", device="cpu")
+            language_model = load(folder / "taught", device="cpu", chat_template="none")
         else:
-            language_model = arithmetic_model("chain", seed=self.recipe.seed, taught=taught).language_model
+            language_model = arithmetic_model("levels", self.recipe.seed).language_model
             if folder is not None:
                 language_model.save(folder / "teaching")
                 (folder / "teaching").rename(folder / "taught")
         if folder is not None and self.team.main:
             self.team.wait()
-        return replace(
-            language_model,
-            name="tiny",
-            source="A Llama of about 0.6 M parameters, taught chains of one-digit arithmetic on the spot.",
-            origin=None,
-        )
+        parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
+        source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
+        return replace(language_model, name="tiny", source=source, origin=None)
 
     def _compared(self, language_model: LanguageModel, after: Solved) -> list[Example]:
         """What the model itself answers, to be scored by the one that the folder gives back."""
