@@ -228,6 +228,7 @@ def _step(kind: Kind, numbers: Sequence[int], place: int, before: Sequence[int],
 # Writing.
 
 
+@closed
 def solution(
     problem: ArithmeticProblem,
     error: float | Mapping[int, Mistake] = 0.0,
