@@ -368,7 +368,9 @@ def test_rows_that_are_repeated_share_their_beginning(small, gpt2, name):
 def test_a_beginning_is_read_once_however_often_it_is_repeated(gpt2, monkeypatch):
     read = []
     forward = gpt2.model.forward
-    monkeypatch.setattr(gpt2.model, "forward", lambda **inputs: read.append(tuple(inputs["input_ids"].shape)) or forward(**inputs))
+    monkeypatch.setattr(
+        gpt2.model, "forward", lambda **inputs: read.append(tuple(inputs["input_ids"].shape)) or forward(**inputs)
+    )
     monkeypatch.setattr(generating, "_reader", lambda *given: generating._WithCache(*given))
     monkeypatch.setattr(generating.inspect, "signature", lambda function: SimpleNamespace(parameters=["position_ids"]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rollouts against scoring, a softmax by brute force and themselves in other company; and what scoring them leaves in memory."""
+"""Rollouts against scoring, brute force and themselves in other company; what scoring them leaves in memory."""
 
 import copy
 from dataclasses import replace
@@ -64,7 +64,13 @@ def architecture(small, name):
         "no cache": lambda: NoCache(LlamaConfig(**heads, **sizes, **words)),
         "soft-capped": lambda: Gemma2ForCausalLM(
             Gemma2Config(
-                num_key_value_heads=1, head_dim=16, sliding_window=4, final_logit_softcapping=1.5, **heads, **sizes, **words
+                num_key_value_heads=1,
+                head_dim=16,
+                sliding_window=4,
+                final_logit_softcapping=1.5,
+                **heads,
+                **sizes,
+                **words,
             )
         ),
     }[name]().eval()
@@ -98,7 +104,10 @@ def test_sampler_scorer_and_brute_force_agree(ending, dtype, tolerance, temperat
         assert_close(scores.log_probs[place, :length], chosen, **near)
         assert_close(found.entropies[row, :length], entropy, **near)
         assert_close(scores.entropies[place, :length], entropy, **near)
-        for top_ids, top_probs in ((found.top_ids[row], found.top_probs[row]), (scores.top_ids[place], scores.top_probs[place])):
+        for top_ids, top_probs in (
+            (found.top_ids[row], found.top_probs[row]),
+            (scores.top_ids[place], scores.top_probs[place]),
+        ):
             assert torch.equal(top_ids[:length], ids)
             assert_close(top_probs[:length], values, **near)
     beyond = ~found.mask
@@ -146,7 +155,11 @@ def test_company_does_not_matter(ending):
     assert len({tuple(row) for row in whole.ids.tolist()}) > 12
     for batch_size in (1, 3, 5, 7):
         same(whole, rolled(ending, samples=4, batch_size=batch_size))
-    same(whole, rolled(ending, PROMPTS[::-1], samples=4, keys=[3, 2, 1, 0]), [*range(12, 16), *range(8, 12), *range(4, 8), *range(4)])
+    same(
+        whole,
+        rolled(ending, PROMPTS[::-1], samples=4, keys=[3, 2, 1, 0]),
+        [*range(12, 16), *range(8, 12), *range(4, 8), *range(4)],
+    )
     same(whole, rolled(ending, [PROMPTS[2]], samples=2, keys=[2]), [8, 9])
     torch.manual_seed(7)
     same(whole, rolled(ending, samples=4, seed=[5]))
@@ -184,7 +197,9 @@ def test_a_hook_changes_the_distribution_that_is_noted(ending):
         logits = by_brute_force(ending, found, row, 1.0) / 0.8
         logits[:, banned] = -torch.inf
         expected, own = logits.log_softmax(-1), found.mask[row]
-        assert_close(found.log_probs[row][own], expected.gather(-1, found.ids[row][own][:, None])[:, 0], atol=1e-5, rtol=0)
+        assert_close(
+            found.log_probs[row][own], expected.gather(-1, found.ids[row][own][:, None])[:, 0], atol=1e-5, rtol=0
+        )
         assert_close(found.entropies[row][own], torch.special.entr(expected.exp()).sum(-1), atol=1e-5, rtol=0)
         assert_close(found.top_probs[row][own], expected.exp().topk(2).values, atol=1e-5, rtol=0)
 
@@ -209,7 +224,9 @@ def test_a_hook_with_a_state_of_its_own_for_each_row(ending, batch_size):
         free = row % 5
         assert found.ids[row, free : free + 2].tolist() == [row + 10, 2] and found.lengths[row] == free + 2
         assert found.forced[row].tolist() == [free <= step < free + 2 for step in range(found.ids.shape[1])]
-        assert bool(found.ended[row]) and found.log_probs[row, free + 1] == -torch.inf  # the hook itself had excluded it
+        assert (
+            bool(found.ended[row]) and found.log_probs[row, free + 1] == -torch.inf
+        )  # the hook itself had excluded it
         said = by_brute_force(ending, found, row, 1.0)[: free + 1]
         said[:, ENDS] = -torch.inf
         expected = said.log_softmax(-1).gather(-1, found.ids[row, : free + 1, None])[:, 0]
@@ -221,7 +238,10 @@ def test_a_hook_may_look_on(ending):
     found = rolled(ending, hook=lambda logits, states, rows, step: seen.append((tuple(rows), step)))
     same(rolled(ending), found)
     for step in range(9):
-        assert sorted(row for rows, at in seen if at == step for row in rows) == (found.lengths > step).nonzero().flatten().tolist()
+        assert (
+            sorted(row for rows, at in seen if at == step for row in rows)
+            == (found.lengths > step).nonzero().flatten().tolist()
+        )
 
 
 def test_conversations_go_through_the_template(ending):
@@ -284,7 +304,9 @@ def test_pieces_give_the_same_values_and_gradients(small, fresh, monkeypatch, na
         for key, value in expected.items():
             assert (found_gradients[key] - value).norm() < 1e-5 * value.norm()
     full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.detach() / 0.8
-    assert_close(whole.gathered[batch["mask"]], full.log_softmax(-1)[batch["predicts"]].gather(-1, others[batch["mask"]]))
+    assert_close(
+        whole.gathered[batch["mask"]], full.log_softmax(-1)[batch["predicts"]].gather(-1, others[batch["mask"]])
+    )
     assert not whole.gathered[~batch["mask"]].any()
 
 
@@ -353,7 +375,10 @@ def test_parts_taken_and_joined(ending):
     joined = Rollouts.joined(parts)
     assert joined.prompts == (whole.prompts[2], whole.prompts[0]) and joined.samples == 3
     cut = whole.take([2, 0])
-    assert torch.equal(joined.ids[:3], cut.ids[:3, : joined.ids.shape[1]]) and joined.texts[:3] == cut.texts[:3] == whole.texts[6:9]
+    assert (
+        torch.equal(joined.ids[:3], cut.ids[:3, : joined.ids.shape[1]])
+        and joined.texts[:3] == cut.texts[:3] == whole.texts[6:9]
+    )
     assert torch.equal(joined.mask[3:, :2], cut.mask[3:, :2]) and not joined.mask[3:, 2:].any()
     assert (joined.ids[3:, 2:] == ending.pad_id).all() and not joined.top_probs[3:, 2:].any()
     assert torch.equal(cut.log_probs, whole.log_probs[[6, 7, 8, 0, 1, 2]])
@@ -391,5 +416,7 @@ def test_requests_that_are_wrong(small, changes, sentence):
 
 
 def test_a_prompt_without_room_is_named(small):
-    with pytest.raises(BadInput, match=r"^Prompt 1 has \d+ tokens; with 9 new ones that is more than the context of 128"):
+    with pytest.raises(
+        BadInput, match=r"^Prompt 1 has \d+ tokens; with 9 new ones that is more than the context of 128"
+    ):
         rolled(small, ["a", "one " * 130])

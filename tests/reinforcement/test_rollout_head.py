@@ -137,9 +137,9 @@ def test_attach_save_load_detach(tmp_path):
     assert torch.equal(logits(loaded), plain)
     with again.rollouts():
         assert torch.equal(logits(loaded), expected)
-    with pytest.raises(BadInput, match="^LlamaForCausalLM has a rollout head already"):
+    with pytest.raises(BadInput, match=r"^LlamaForCausalLM has a rollout head already"):
         RolloutHead.attach(loaded.model, seed=0)
-    with pytest.raises(BadInput, match="^LlamaForCausalLM has a rollout head already"):
+    with pytest.raises(BadInput, match=r"^LlamaForCausalLM has a rollout head already"):
         RolloutHead.load(loaded.model, tmp_path / "head.safetensors")
     again.detach()
     with pytest.raises(BadInput, match="is on no model: it was detached before"):
