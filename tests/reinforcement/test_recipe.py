@@ -126,6 +126,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method in COUNTS for name in COUNTS[method]])
 def test_what_counts_changes_the_result(method, name):
     more = {}
@@ -217,12 +218,12 @@ def test_the_shape_of_a_batch():
 @pytest.mark.parametrize(
     ("method", "settings", "sentence"),
     [
-        ("grpo", {"num_generations": 1}, "num_generations is 1, but grpo compares the responses to a prompt with each other"),
-        ("grpo", {"kl_beta": 0.1, "kl_in": "reward"}, "kl_in is 'reward', which needs rewards of tokens, and grpo has none"),
-        ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"}, "kl_on is 'wrong', but in the reward the KL is on every"),
+        ("grpo", {"num_generations": 1}, "num_generations is 1, but grpo compares the responses"),
+        ("grpo", {"kl_beta": 0.1, "kl_in": "reward"}, "kl_in is 'reward', which needs rewards of tokens"),
+        ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"}, "kl_on is 'wrong', but in the reward"),
         ("apo", {"dual_clip": 3.0}, "dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None."),
         ("sppo", {"head": "random"}, "a rollout head and the critic of sppo do not go together: use grpo."),
-        ("r2po", {"steps": 20}, "steps is 20, but the first 20 (head_steps) are the head's, so that the policy would"),
+        ("r2po", {"steps": 20}, "steps is 20, but the first 20 (head_steps) are the head's"),
         ("grpo", {"overlong": 257}, "overlong is 257, more than max_new_tokens (256)."),
         ("sppo", {"overlong": 8}, "overlong takes up to 1 off a reward, and sppo needs rewards in [0, 1]: use 0."),
         ("sppo", {"mixed_only": True}, "mixed_only looks for right and wrong responses to one prompt"),
