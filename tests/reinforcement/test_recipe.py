@@ -88,7 +88,10 @@ def plain(method):
     return reinforced(method, **several(method))
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name in ("sppo", "ppo", "apo", "r2po") else pytest.mark.slow) for name in ALL],
+)
 def test_what_does_not_count_changes_nothing(method):
     """Bit by bit, with all such settings changed at once."""
     expected = plain(method)

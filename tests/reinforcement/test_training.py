@@ -181,7 +181,7 @@ class Killed(BaseException):
     pass
 
 
-QUICK = [("sppo", "update"), ("r2po", "rollout"), ("dapo", "rollout"), ("running mean", "update")]
+QUICK = [("sppo", "update"), ("r2po", "rollout")]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ SPLIT = {
         pytest.param(
             name,
             {"micro_batch_size": 2 if name in ("sppo", "ppo") else 5, "rollout_batch_size": 3},
-            marks=[] if name in ("grpo", "sppo", "apo") else pytest.mark.slow,
+            marks=[] if name in ("sppo", "apo") else pytest.mark.slow,
         )
         for name in SPLIT
     ]
@@ -305,6 +305,7 @@ def test_every_split_gives_one_trajectory(name, split):
         near(weights(found.critic), weights(whole.critic))
 
 
+@pytest.mark.slow
 def test_an_adapter_merged_or_not_says_the_same():
     found = in_double("lora")
     start = weights(model(dtype=torch.float64).model)
@@ -545,24 +546,25 @@ def taught():
     return weights(language_model.model), language_model, problems
 
 
-@pytest.mark.parametrize("method", ["sppo", "grpo", "r2po"])
+@pytest.mark.parametrize("method", ["sppo", "grpo", pytest.param("r2po", marks=pytest.mark.slow)])
 def test_it_learns(method):
     """The mean reward of the last steps is above that of the first ones by far more than its standard error."""
     start, language_model, problems = taught()
     with torch.no_grad():
         for name, parameter in language_model.model.named_parameters():
             parameter.copy_(start[name])
-    shape = {"prompts": 48, "num_generations": 1} if method == "sppo" else {"prompts": 6, "num_generations": 8}
-    settings = {"steps": 14, "max_new_tokens": 3, "learning_rate": 3e-3 if method == "sppo" else 1e-2, **shape}
+    rows, samples = 128, 1 if method == "sppo" else 8
+    settings = {"prompts": rows // samples, "num_generations": samples, "steps": 22, "max_new_tokens": 2}
+    settings |= {"learning_rate": 2e-3}
     if method == "r2po":
-        settings |= {"head_steps": 1, "policy_steps": 6, "kl_beta": 0.0}
+        settings |= {"head_steps": 1, "policy_steps": 6, "kl_beta": 0.0, "head_learning_rate": 2e-4}
     found = reinforced(
         method, language_model=language_model, problems=problems, **settings,
         reward=lambda asked, texts: [float(text == each.gold[0]) for each, text in zip(asked, texts, strict=True)],
     )  # fmt: skip
     rewards = [metrics["reward"] for metrics in found.metrics]
     before, after = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
-    assert 0.2 < before < 0.75 and after - before > 4 * math.sqrt(0.25 / 144), rewards
+    assert 0.2 < before < 0.75 and after - before > 4 * math.sqrt(2 * 0.25 / (3 * rows)), rewards
 
 
 IN_PROCESSES = """
