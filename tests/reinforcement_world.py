@@ -1,5 +1,8 @@
 """A small world for the loop of reinforcement: an untaught model whose answers end early, problems, a reward, a run."""
 
+import copy
+from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import torch
@@ -20,11 +23,14 @@ SMALL = {"steps": 2, "prompts_per_step": 3, "max_new_tokens": 5, "learning_rate"
 ALL = {name: {"head_steps": 1, "policy_steps": 1} if name == "r2po" else {} for name in METHODS}
 
 
+_untaught = cache(untaught)
+
+
 def model(seed=4, dtype=torch.float32):
-    made = untaught(seed)
-    made.model.generation_config.eos_token_id = ENDS
-    made.model.to(dtype)
-    return made
+    made = _untaught(seed)
+    copied = copy.deepcopy(made.model).to(dtype)
+    copied.generation_config.eos_token_id = ENDS
+    return replace(made, model=copied)
 
 
 def odd(problems, texts):

@@ -1,4 +1,4 @@
-"""Rollouts against scoring, a softmax by brute force and themselves in other company; what scoring leaves in memory."""
+"""Rollouts against scoring, brute force and themselves in other company; what scoring them leaves in memory."""
 
 import copy
 from dataclasses import replace

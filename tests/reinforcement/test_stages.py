@@ -367,6 +367,6 @@ def test_what_the_critics_learn(lm):
 
 def test_names_that_are_checked(lm):
     _, step = made(lm, "sppo")
-    with pytest.raises(BadInput, match=r"'heads'. Did you mean 'head'"):
+    with pytest.raises(BadInput, match=r"'heads'\. Did you mean 'head'"):
         stages.replace(step, stage="heads")
     assert set(ADVANTAGES) >= {METHODS[name]["advantage"] for name in METHODS}

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import load_state, save_state
 from equipoise.training import loop
-from equipoise.training.loop import OneLoss, TrainerSettings, fit, mean_gradient
+from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, fit, mean_gradient
 from equipoise.training.order import pairs, without_replacement
 
 
@@ -618,3 +618,54 @@ def test_devices_and_precisions(monkeypatch):
     with pytest.raises(BadInput) as caught:
         run(Net(), settings(), accelerator=SimpleNamespace(mixed_precision="fp16"))
     assert str(caught.value) == ("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
+
+
+def test_optimizations_in_turn_are_their_own():
+    """Two models, by rates and schedules of their own, one update each in turn: each as `fit` alone, dropout included."""
+    chosen = (settings(), settings(learning_rate=0.01, schedule="cosine", batch_size=6, micro_batch_size=4, seed=3))
+    expected, found = [], [Net(dropout=0.3), Net(dropout=0.3)]
+    for each in chosen:
+        model = Net(dropout=0.3)
+        run(model, each)
+        expected.append(weights(model))
+    optimizations = [Optimization(model, each) for model, each in zip(found, chosen, strict=True)]
+    orders = [without_replacement(len(DATA), each.batch_size, each.seed) for each in chosen]
+    for index in range(6):
+        for optimization, order in zip(optimizations, orders, strict=True):
+            optimization.update(OneLoss(loss), [DATA[i] for i in order(index)], collate)
+    for model, optimization, ended in zip(found, optimizations, expected, strict=True):
+        assert all(torch.equal(value, ended[name]) for name, value in weights(model).items())
+        assert optimization.done == 6 and 0 < optimization.moved() <= 1
+        optimization.release()
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_optimization_moves_what_required_a_gradient_when_it_was_made():
+    """Another one may move the rest; a state is taken back by the like alone, and a step that fails changes nothing."""
+    model = Net()
+    model.inner.requires_grad_(False)
+    rest = Optimization(model, settings())
+    model.requires_grad_(False)
+    model.inner.requires_grad_(True)
+    own = Optimization(model, settings())
+    before = weights(model)
+    numbers = own.update(OneLoss(loss), DATA[:8], collate)
+    assert numbers.keys() == {"loss", "gradient_norm", "learning_rate"}
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert moved == {"inner.weight", "inner.bias"} and not set(rest.parameters) & moved
+    with pytest.raises(BadInput, match="the stored training is of other parameters"):
+        rest.restore(copied(own.state()))
+    with pytest.raises(WorkFailed, match=r"^the loss is nan at step 2"):
+        own.update(OneLoss(lambda model, batch: (loss(model, batch)[0] * math.nan, 1.0)), DATA[:8], collate)
+    after = weights(model)
+    again = Net()
+    again.requires_grad_(False)
+    again.inner.requires_grad_(True)
+    resumed = Optimization(again, settings())
+    resumed.restore(copied(own.state()))
+    assert resumed.done == own.done == 1 and all(
+        torch.equal(value, after[name]) for name, value in weights(again).items()
+    )
+    own.release()
+    assert own.update(OneLoss(loss), DATA[8:16], collate) == resumed.update(OneLoss(loss), DATA[8:16], collate)
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(again).items())
