@@ -37,6 +37,7 @@ whole run of verl, which needs GPUs and a server for the teacher, is not.
 """
 
 import sys
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -163,7 +164,7 @@ def register_apo(
         return losses, {f"apo/{key}": stats[key].item() for key in named}
 
 
-def _clips(config: Any) -> dict[str, float]:
+def _clips(config: Any) -> dict[str, Any]:
     low, high = config.clip_ratio_low, config.clip_ratio_high
     return {
         "clip_low": config.clip_ratio if low is None else low,
@@ -192,20 +193,18 @@ def _padded(tensor: Tensor, width: int) -> Tensor:
 
 
 def register() -> None:
-    """Enter `equipoise_sppo` and `equipoise_apo` into verl's registries; done when this module is imported."""
-    try:
-        from verl.trainer.ppo.core_algos import register_adv_est
-    except ModuleNotFoundError as error:
-        if error.name != "verl":
-            raise
-        raise MissingExtra("This plug-in is verl's: pip install 'equipoise[verl]'") from error
+    """Enter `equipoise_sppo` and `equipoise_apo` into verl's registries; done on import where verl is installed."""
+    if find_spec("verl") is None:
+        raise MissingExtra("This plug-in is verl's: pip install 'equipoise[verl]'")
+    from verl.trainer.ppo.core_algos import register_adv_est
+
     register_adv_est(SPPO)(sppo_advantages)
     register_apo(APO)
 
 
-try:
-    register()
-except Exception as error:
-    if not isinstance(error, MissingExtra):
+if find_spec("verl") is not None:
+    try:
+        register()
+    except Exception as error:
         print(f"equipoise: verl does not have {SPPO} and {APO}: {type(error).__name__}: {error}", file=sys.stderr)
-    raise
+        raise

@@ -117,8 +117,8 @@ class ObjectiveMixin(_Base):
         return "train" if self.model.training else "eval"
 
     def _calculate_rewards(self, *arguments: Any, **named: Any) -> Tensor:
-        self._judged = super()._calculate_rewards(*arguments, **named)
-        return self._judged
+        self._judged = judged = super()._calculate_rewards(*arguments, **named)
+        return judged
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -350,7 +350,7 @@ class SPPOTrainer(ObjectiveMixin, GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        self.critic.save(Path(output_dir or self.args.output_dir) / _CRITIC)
+        self.critic.save(Path(output_dir or str(self.args.output_dir)) / _CRITIC)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         from safetensors.torch import save_file
@@ -538,7 +538,7 @@ class R2POTrainer(ObjectiveMixin, GRPOTrainer):
         """The plain model under its own names, and the head beside it."""
         with self._plain():
             super()._save(output_dir, None)
-        self.head.save(Path(output_dir or self.args.output_dir) / _HEAD)
+        self.head.save(Path(output_dir or str(self.args.output_dir)) / _HEAD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
