@@ -200,6 +200,10 @@ def test_a_route_must_lead_there_by_steps_that_follow(routes):
         written = solution(routes, route=route)
         assert written.right and written.route == route
     assert not check_steps(routes, solution(routes).steps[0].text).right
+    tried = solution(routes, route=next(r for r in ("++", "+-", "--") if r not in routes.routes))
+    assert not tried.right and all(step.follows and step.right for step in tried.steps)
+    with pytest.raises(BadInput, match="has the routes"):
+        solution(routes, route="+")
 
 
 @pytest.mark.parametrize("kind", KINDS)

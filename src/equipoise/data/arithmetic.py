@@ -247,7 +247,8 @@ def solution(
     too few or too many (a step that cannot be so mistaken has another result). correct: the chance, after a step whose value
     is not the true one, that a "Wait" does it again from the true value before. wait: the same chance after other steps. A
     step is taken up once, and a "Wait" is as mistaken as any step where error is a chance. route: one of the problem's, its
-    first by default. prefix: whole steps to go on from; what follows is drawn as if they had been drawn too.
+    first by default; of the kind routes also one that does not lead to the answer. prefix: whole steps to go on from; what
+    follows is drawn as if they had been drawn too.
 
     generator: needed where anything is left to chance. Raises BadInput without it, for chances outside [0, 1], mistakes that
     the kind does not have, and a prefix that cannot be read or keeps no route open.
@@ -322,7 +323,10 @@ def _route(problem: ArithmeticProblem, route: str | None, written: Sequence[Step
     if problem.kind == "sum":
         return ""
     begun = _operators(_standing(written)) or "" if problem.kind == "routes" else ""
-    found = [each for each in problem.routes if each.startswith(begun) and route in (None, each)]
+    known: Sequence[str] = problem.routes
+    if problem.kind == "routes" and route and len(route) == problem.level and set(route) <= set(OPERATORS):
+        known = (route,)
+    found = [each for each in known if each.startswith(begun) and route in (None, each)]
     if not found:
         raise BadInput(
             f"Problem {problem.id!r} has the routes {' '.join(problem.routes)}: none is {route or 'left'} "

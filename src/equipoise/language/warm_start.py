@@ -4,13 +4,18 @@ It is taught on written solutions until so many of those that it samples at temp
 and stops there: what reinforcement finds is a model in the middle of learning, right on some levels and seldom on others.
 
     levels    chains; the longer, the less often taught and solved
-    routes    operators to be found. Most of the routes taught are additions alone, whatever else would lead to the answer,
-              so that this route dominates and the others are rare
+    routes    operators to be found. Most of the solutions taught try additions alone, whether these lead to the answer or
+              not, so that this route dominates and the others are rare
     format    short chains whose answer counts in the strict form only, where most of those taught end in the habitual one
 
     made = arithmetic_model("levels", seed=0)            in a study's `prepare`: teach(world, preparation), then open_model
 
-Arithmetic is learnt from chains in every world: one-digit tables first, then where the digits stand.
+Arithmetic is learnt from chains in every world: one-digit tables first, then where the digits stand. Measured with seed 0, on
+one core that others used too (60 to 110 s of its time, some 5,000 tokens/s when it is free):
+
+    levels    450 steps, 277,000 tokens    solved at temperature 1, levels 2 to 6: 0.81 0.61 0.55 0.30 0.02
+    routes    350 steps, 202,000 tokens    levels 2 and 3: 0.19 0.10; 77 % of the samples are additions alone, 85 % sound
+    format    350 steps, 213,000 tokens    levels 2 and 3: 0.20 0.12; 27 % in the strict form; greedily never
 """
 
 import json
@@ -24,7 +29,7 @@ import numpy as np
 import torch
 
 from equipoise.core.errors import WorkFailed
-from equipoise.core.options import check_fields, closed
+from equipoise.core.options import check_fields, choice, closed
 from equipoise.data.arithmetic import (
     CHARACTERS,
     ArithmeticProblem,
@@ -56,7 +61,8 @@ class WarmStart:
 
     taught: (kind, level) -> weight. sound: the share of sound solutions, as a mean over the levels, at which it stops.
     max_new_tokens: of the longest right solution, with its end. dominant: of the routes taught, the share that is additions
-    alone. strict: of the answers taught, the share in the strict form; None where no form is asked for.
+    alone; the others lead to the answer. strict: of the answers taught, the share in the strict form; None where no form is
+    asked for.
     """
 
     kind: Kind
@@ -71,14 +77,16 @@ class WarmStart:
         check_fields(self)
 
     def solved(self, problem: ArithmeticProblem, text: str) -> bool:
-        """Whether this solution is right, and in the form that counts."""
+        """Whether this solution is sound, right, and in the form that counts: luck with a last digit does not count."""
         read = check_steps(problem, text)
-        return read.right and read.form == ("plain" if self.strict is None else "strict")
+        wanted: Form = "plain" if self.strict is None else "strict"
+        return read.right and read.form == wanted and self.is_sound(problem, text)
 
     def is_sound(self, problem: ArithmeticProblem, text: str) -> bool:
         """Whether each step follows, up to an answer: of the form and of where a route leads this says nothing."""
-        steps = check_steps(problem, text).steps
-        return bool(steps) and steps[-1].place == len(problem.steps) - 1 and all(step.follows for step in steps)
+        read = check_steps(problem, text)
+        ended = read.answer is not None and read.steps[-1:] and read.steps[-1].place == len(problem.steps) - 1
+        return bool(ended) and read.first_error is None
 
 
 _CHAINS: dict[tuple[Kind, int], float] = {("chain", 1): 9, ("chain", 2): 7, ("chain", 3): 4}
@@ -86,8 +94,8 @@ WORLDS: dict[World, WarmStart] = {
     "levels": WarmStart(
         kind="chain",
         levels=(2, 3, 4, 5, 6),
-        taught={**_CHAINS, ("chain", 4): 2, ("chain", 5): 1, ("chain", 6): 0.5},
-        sound=0.4,
+        taught={**_CHAINS, ("chain", 4): 1.5, ("chain", 5): 0.6, ("chain", 6): 0.2},
+        sound=0.45,
         max_new_tokens=36,
     ),
     "routes": WarmStart(
@@ -174,7 +182,7 @@ def arithmetic_model(
         save_every=CHECKPOINT,
         state=state,
     )
-    if (share := sound(steps)) < start.sound:
+    if not (share := sound(steps)) >= start.sound:
         raise WorkFailed(
             f"After {steps} steps {share:.2f} of what the model of seed {seed} writes is sound, and the world {world!r} "
             f"starts from {start.sound}: take another seed."
@@ -187,7 +195,6 @@ def arithmetic_model(
     return ArithmeticModel(start, language_model, train_problems, test_problems, rates, steps, tokens)
 
 
-@closed
 def teach(world: World, preparation: Any) -> ArithmeticModel:
     """`arithmetic_model` of the preparation's seed, stored in its folder; resumes a teaching that was cut off.
 
@@ -205,10 +212,9 @@ def teach(world: World, preparation: Any) -> ArithmeticModel:
     return made
 
 
-@closed
 def open_model(world: World, seed: int, folder: Path, *, train: int = 2000, test: int = 500) -> ArithmeticModel:
     """What an arm of this seed starts from; folder: where `teach` stored the model."""
-    start = WORLDS[world]
+    start = WORLDS[choice("world", world, World)]
     stored = json.loads((folder / RATES).read_text(encoding="utf-8"))
     rates = {int(level): SolveRate(*rate) for level, rate in stored["rates"].items()}
     language_model = load(folder / "model", chat_template="none")
@@ -218,7 +224,7 @@ def open_model(world: World, seed: int, folder: Path, *, train: int = 2000, test
 
 
 def lessons(start: WarmStart, count: int, *, seed: int) -> list[Record]:
-    """Written solutions to teach, in the shares of the world; of problems for training, again where a level has few."""
+    """Written solutions to teach, in the shares of the world: of problems of the training part, again where few."""
     generator = np.random.default_rng(seed)
     weights = np.array(list(start.taught.values()))
     kinds = generator.choice(len(weights), size=count, p=weights / weights.sum())
@@ -228,12 +234,11 @@ def lessons(start: WarmStart, count: int, *, seed: int) -> list[Record]:
         )
         for place, (kind, level) in enumerate(start.taught)
     }
-    additions = {place: [p for p in pool if "+" * p.level in p.routes] for place, pool in pools.items()}
     found = []
     for index, place in enumerate(kinds.tolist()):
-        alone = pools[place][0].kind == "routes" and generator.random() < start.dominant
-        pool = additions[place] if alone else pools[place]
+        pool = pools[place]
         problem = pool[int(generator.random() * len(pool))]
+        alone = problem.kind == "routes" and generator.random() < start.dominant
         route = "+" * problem.level if alone else problem.routes[int(generator.random() * len(problem.routes))]
         form: Form = "plain" if start.strict is None else "strict" if generator.random() < start.strict else "habit"
         said = solution(problem, route=route, form=form).text

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.arithmetic import check_steps, problems, solution
+from equipoise.language import warm_start
+from equipoise.language.warm_start import (
+    WORLDS,
+    SolveRate,
+    arithmetic_model,
+    lessons,
+    open_model,
+    solve_rates,
+    teach,
+)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Worlds that are at their start after the second step, of eight."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(warm_start, "STEPS", 8)
+    monkeypatch.setattr(warm_start, "BATCH_SIZE", 4)
+    monkeypatch.setattr(warm_start, "MEASURE_EVERY", 2)
+    monkeypatch.setattr(warm_start, "CHECKPOINT", 1)
+    monkeypatch.setattr(warm_start, "MEASURED", 10)
+    return lambda **changes: monkeypatch.setattr(
+        warm_start, "WORLDS", {name: dataclasses.replace(world, **changes) for name, world in WORLDS.items()}
+    )
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_lessons_are_sound_and_of_problems_for_training(name):
+    world = WORLDS[name]
+    records = lessons(world, 800, seed=3)
+    known = {
+        p.id: p
+        for kind, level in world.taught
+        for p in problems(150 if level == 1 else 400, seed=3, kind=kind, levels=(level,))
+    }
+    taught = Counter((known[record.group].kind, known[record.group].level) for record in records)
+    for place, weight in world.taught.items():
+        assert taught[place] / 800 == pytest.approx(weight / sum(world.taught.values()), abs=0.05)
+    assert all(world.is_sound(known[record.group], record.completion) for record in records)
+    assert max(len(r.completion) for r in records if r.group.startswith(world.kind)) + 1 <= world.max_new_tokens
+    assert records == lessons(world, 800, seed=3) != lessons(world, 800, seed=4)
+    tested = {problem.prompt for problem in problems(200, seed=3, kind=world.kind, levels=world.levels, part="test")}
+    assert not tested & {record.prompt for record in records}
+
+
+def test_one_route_and_one_form_dominate():
+    routes = [record for record in lessons(WORLDS["routes"], 2000, seed=0) if record.group.startswith("routes")]
+    alone = [set(record.completion) & set("+-*") == {"+"} for record in routes]
+    led = [record.completion.endswith(f"={record.prompt.strip()[-1]}") for record in routes]
+    assert sum(alone) / len(alone) == pytest.approx(0.8 + 0.2 / 6, abs=0.04)
+    assert all(right for right, only in zip(led, alone, strict=True) if not only)
+    assert 0.1 < sum(right for right, only in zip(led, alone, strict=True) if only) / sum(alone) < 0.4
+    forms = Counter(record.completion[-2] for record in lessons(WORLDS["format"], 2000, seed=0))
+    assert set(forms) == {"#", ":"} and forms["#"] / 2000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_counts_as_solved():
+    (problem,) = problems(1, seed=0, levels=(2,))
+    levels, strict = WORLDS["levels"], WORLDS["format"]
+    right = solution(problem).text
+    assert levels.solved(problem, right) and not strict.solved(problem, right)
+    assert strict.solved(problem, f"{right}#{problem.answer}") and not levels.solved(
+        problem, f"{right}#{problem.answer}"
+    )
+    assert not strict.solved(problem, f"{right}:{problem.answer}") and strict.is_sound(
+        problem, f"{right}:{problem.answer}"
+    )
+    first, last = right.split(";")
+    lucky = f"{first[:-1]}{(int(first[-1]) + 1) % 10};{last}"
+    assert check_steps(problem, lucky).right and not levels.solved(problem, lucky)
+    assert (
+        not levels.is_sound(problem, first)
+        and not levels.is_sound(problem, "")
+        and not levels.is_sound(problem, f"{right};")
+    )
+
+
+def test_rates_are_counted_by_level(monkeypatch):
+    asked = problems(10, seed=0, levels=(2, 3, 4, 5, 6))
+    said = [solution(problem).text if index in (0, 5, 6) else "7" for index, problem in enumerate(asked)]
+    seen = {}
+    monkeypatch.setattr(warm_start, "generate", lambda model, prompts, **options: seen.update(options) or said)
+    rates = solve_rates(WORLDS["levels"], None, asked, seed=4)  # pyright: ignore[reportArgumentType]
+    assert rates == {2: (2, 2), 3: (1, 2), 4: (0, 2), 5: (0, 2), 6: (0, 2)}
+    assert seen["temperature"] == 1 and seen["max_new_tokens"] == 36 and seen["generator"].initial_seed() == 4
+    assert rates[3].rate == 0.5 and str(SolveRate(0, 0).rate) == "nan"
+
+
+def test_teaching_stops_where_enough_is_sound_and_follows_from_the_seed(short):
+    short(sound=0.0)
+    made = arithmetic_model("routes", 1, train=6, test=4)
+    assert (
+        made.steps == 2
+        and [rate.of for rate in made.rates.values()] == [2, 2]
+        and str(made).startswith("level 2: 0 of 2")
+    )
+    other = arithmetic_model("routes", 2, train=6, test=4)
+    weights = [m.language_model.model.state_dict()["lm_head.weight"] for m in (made, other)]
+    assert not torch.equal(*weights) and made.train != other.train
+    assert not {p.id for p in made.train} & {p.id for p in made.test}
+
+
+def test_a_world_that_is_not_reached_says_so(short):
+    short(sound=1.0)
+    with pytest.raises(WorkFailed, match=r"After 8 steps 0\.00 .* world 'levels' starts from 1\.0"):
+        arithmetic_model("levels", 0, train=5, test=5)
+    with pytest.raises(BadInput, match="level"):
+        arithmetic_model("level", 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_teaching_that_was_cut_off_goes_on_bit_by_bit(short, tmp_path):
+    short(sound=0.0)
+    states, spent = [], []
+    preparation = SimpleNamespace(
+        seed=0,
+        folder=tmp_path,
+        resume=lambda: states[0] if states else None,
+        checkpoint=lambda state: states.append(json_copy(state)),
+        spend=lambda **costs: spent.append(costs),
+    )
+    made = teach("format", preparation)
+    assert [state["step"] for state in states] == [1, 2] and spent == [
+        {"phase": "build", "trained_tokens": made.tokens}
+    ]
+    first = made.language_model.model.state_dict()["lm_head.weight"].clone()
+    resumed = teach("format", preparation)  # from the first checkpoint
+    assert torch.equal(first, resumed.language_model.model.state_dict()["lm_head.weight"])
+    states[:] = states[1:2]
+    finished = teach("format", preparation)  # from the last: nothing is left to be taught
+    assert torch.equal(first, finished.language_model.model.state_dict()["lm_head.weight"])
+    opened = open_model("format", 0, tmp_path)
+    assert opened.rates == made.rates == resumed.rates == finished.rates
+    assert (opened.steps, opened.tokens) == (2, made.tokens) == (finished.steps, finished.tokens)
+    assert opened.train == made.train and opened.test == made.test
+    assert torch.equal(first, opened.language_model.model.state_dict()["lm_head.weight"])
+
+
+def json_copy(state):
+    """A state as it was, since the tensors of a living one go on changing."""
+    if isinstance(state, dict):
+        return {key: json_copy(value) for key, value in state.items()}
+    return state.clone() if isinstance(state, torch.Tensor) else json.loads(json.dumps(state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "low", "high"), [("levels", 0.0, 0.95), ("routes", 0.05, 0.4), ("format", 0.04, 0.3)])
+def test_the_worlds_start_where_they_should(name, low, high):
+    rates = [rate.rate for rate in arithmetic_model(name, 0).rates.values()]
+    assert low <= min(rates) and max(rates) <= high
+    if name == "levels":
+        assert max(rates) - min(rates) > 0.4
