@@ -85,9 +85,9 @@ def register_apo(
     name: str, *, push: float = 1.05, pull: float = 0.1, clip_mode: Literal["inside", "outside"] = "inside"
 ) -> None:
     """Register both pieces of APO with verl under a name. Raises BadInput for one that does not begin with `equipoise_`."""
-    from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
-    from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
-    from verl.workers.utils.padding import no_padding_2_padding
+    from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss  # pyright: ignore[reportMissingImports]
+    from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss  # pyright: ignore[reportMissingImports]
+    from verl.workers.utils.padding import no_padding_2_padding  # pyright: ignore[reportMissingImports]
 
     if not name.startswith(PREFIX):
         raise BadInput(f"The name is {name!r}, which may be another's: begin it with {PREFIX!r}.")
@@ -196,7 +196,7 @@ def register() -> None:
     """Enter `equipoise_sppo` and `equipoise_apo` into verl's registries; done on import where verl is installed."""
     if find_spec("verl") is None:
         raise MissingExtra("This plug-in is verl's: pip install 'equipoise[verl]'")
-    from verl.trainer.ppo.core_algos import register_adv_est
+    from verl.trainer.ppo.core_algos import register_adv_est  # pyright: ignore[reportMissingImports]
 
     register_adv_est(SPPO)(sppo_advantages)
     register_apo(APO)

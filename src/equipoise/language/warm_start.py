@@ -10,8 +10,8 @@ and stops there: what reinforcement finds is a model in the middle of learning, 
 
     made = arithmetic_model("levels", seed=0)            in a study's `prepare`: teach(world, preparation), then open_model
 
-Arithmetic is learnt from chains in every world: one-digit tables first, then where the digits stand. Measured with seed 0, on
-one core that others used too (60 to 110 s of its time, some 5,000 tokens/s when it is free):
+Arithmetic is learnt from chains in every world: one-digit tables first, then where the digits stand. Measured with seed 0,
+on one core that others used too (60 to 110 s of its time, some 5,000 tokens/s when it is free):
 
     levels    450 steps, 277,000 tokens    solved at temperature 1, levels 2 to 6: 0.81 0.61 0.55 0.30 0.02
     routes    350 steps, 202,000 tokens    levels 2 and 3: 0.19 0.10; 77 % of the samples are additions alone, 85 % sound
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from equipoise.core.errors import WorkFailed
-from equipoise.core.options import check_fields, choice, closed
+from equipoise.core.options import check_fields, closed
 from equipoise.data.arithmetic import (
     CHARACTERS,
     ArithmeticProblem,
@@ -195,6 +195,7 @@ def arithmetic_model(
     return ArithmeticModel(start, language_model, train_problems, test_problems, rates, steps, tokens)
 
 
+@closed
 def teach(world: World, preparation: Any) -> ArithmeticModel:
     """`arithmetic_model` of the preparation's seed, stored in its folder; resumes a teaching that was cut off.
 
@@ -212,9 +213,10 @@ def teach(world: World, preparation: Any) -> ArithmeticModel:
     return made
 
 
+@closed
 def open_model(world: World, seed: int, folder: Path, *, train: int = 2000, test: int = 500) -> ArithmeticModel:
     """What an arm of this seed starts from; folder: where `teach` stored the model."""
-    start = WORLDS[choice("world", world, World)]
+    start = WORLDS[world]
     stored = json.loads((folder / RATES).read_text(encoding="utf-8"))
     rates = {int(level): SolveRate(*rate) for level, rate in stored["rates"].items()}
     language_model = load(folder / "model", chat_template="none")
