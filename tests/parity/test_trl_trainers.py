@@ -82,6 +82,7 @@ def weights(trainer):
         {"loss_type": "grpo", "beta": 0.1},
         {"loss_type": "bnpo", "beta": 0.1, "use_bias_correction_kl": False, "num_iterations": 2, "max_steps": 3},
         {"loss_type": "dapo", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"loss_type": "dapo", "steps_per_generation": 2, "per_device_train_batch_size": 4},
         {"loss_type": "dr_grpo", "num_iterations": 2, "max_steps": 3, "mask_truncated_completions": True},
     ],
 )
@@ -226,11 +227,11 @@ def test_apo(model, tmp_path, clip_mode):
         ours.APOConfig,
         model,
         tmp_path,
-        max_steps=3,
+        max_steps=4,
         anchors=3,
         clip_mode=clip_mode,
         loss_type="grpo",
-        num_iterations=3,
+        num_iterations=2,
     )
     start = AutoModelForCausalLM.from_pretrained(model)
     for step, (loss, batch, at) in enumerate(found.noted):
@@ -331,6 +332,21 @@ def test_r2po_stages(model, tmp_path):
     assert "lm_head.first" not in plain.state_dict()
     head = r2po.RolloutHead.load(plain, tmp_path / "checkpoint-6" / "rollout_head.safetensors")
     assert_close(head.second.detach(), states[-1]["lm_head.second"])
+
+
+def of_length(completions, **_):
+    """Three values, so that rarity and size are two orders."""
+    return [float(min(len(text.split()), 2)) for text in completions]
+
+
+@pytest.mark.parametrize("paid", ["rarity", "task"])
+def test_r2po_pays_its_head(model, tmp_path, paid):
+    settings = {"max_steps": 1, "per_device_train_batch_size": 16, "num_generations": 8, "head_advantage": paid}
+    found = trained(ours.R2POTrainer, ours.R2POConfig, model, tmp_path, reward=of_length, **settings)
+    rewards = torch.tensor(list(found._logs["rewards"]["of_length"])).view(2, 8)
+    functions = {"rarity": r2po.rarity_advantages, "task": r2po.task_advantages}
+    assert not torch.allclose(*(each(rewards) for each in functions.values()))
+    assert_close(list(found._logs["advantages"]), functions[paid](rewards).flatten().tolist())
 
 
 def test_r2po_whose_head_never_learns_is_trls_grpo(model, tmp_path):

@@ -1,8 +1,7 @@
-"""SPPO, sequence-level PPO (arXiv:2604.08865): one response a prompt, one advantage a response, a critic that reads the
-prompt.
+"""SPPO, sequence-level PPO (arXiv:2604.08865): one advantage a response, against a critic that reads only the prompt.
 
-B responses. R in [0, 1] is the verifiable reward, v the critic's logit at the last token of the prompt, p = sigmoid(v) the
-success probability that it predicts, before the response and without it.
+B responses, one a prompt. R in [0, 1] is the verifiable reward, v the critic's logit at the last token of the prompt,
+p = sigmoid(v) the success probability that it predicts, before the response and without it.
 
     advantage   A = R - p, the same at every token; no whitening, no division, no GAE
     critic      mean over responses of BCE(v, R);  d BCE / d v = p - R
