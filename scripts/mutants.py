@@ -10,10 +10,15 @@ A room is a package of `equipoise`; the sample is spread over the rooms by turns
 what differs only in annotations, in how arguments may be given, in what an error says, the `strict` of a zip, the `frozen`
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
-size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
-temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the
-linter or the type checker refuses it, as in `.ci/run`. The same seed, code and version of cosmic-ray give the same draw.
-Exit code 1 when one survives.
+size); what draws pages, bars, tables and figures, whose tests are people's eyes; and the mutants of
+`equivalent_mutants.txt`, each of which somebody looked at and found to do the same, for the reason given there: in the
+place of one the next of its room is drawn. An entry holds the texts of the changed line; one whose line is no longer there
+is an error: mend it or delete it. Entries come from draws, so a survivor is judged once, and counts as a survivor of the
+draw that showed it.
+
+All work is done on a copy of the tree in a temporary folder. A mutant is caught when a test fails, when the tests take five
+times as long as without it, or when the linter or the type checker refuses it, as in `.ci/run`. The same seed, code and
+version of cosmic-ray give the same draw. Exit code 1 when one survives.
 
 The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """
@@ -40,12 +45,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.operators.provider import OperatorProvider
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "equipoise"
+LISTED = ROOT / "scripts" / "equivalent_mutants.txt"
 MAP = ROOT / "equipoise-out" / "mutants"  # where the map of lines and tests is kept
 ROOMS = ("core", "study", "data", "training", "language", "chat", "unlearning", "judging", "verification", "cli")
 # Drawn for people's eyes, or declarations without behaviour of their own.
@@ -92,20 +94,53 @@ class Mutant:
         lines = difflib.unified_diff(before, self.code.splitlines(), self.path, self.path, n=1, lineterm="")
         return "\n".join(lines)
 
+    def key(self) -> tuple[str, str, str]:
+        """Path, text removed, text added: of whole lines, blanks evened out."""
+        lines = self.difference().splitlines()[2:]
+        removed, added = (" ".join(" ".join(each[1:] for each in lines if each[0] == sign).split()) for sign in "-+")
+        return self.path, removed, added
+
 
 def draw(number: int, seed: int, of: Sequence[str]) -> list[Mutant]:
     """`number` mutants, one a room by turns."""
-    rooms = {}
-    for room in of:
-        rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
-        files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
-        places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
-        rng.shuffle(places)
-        rooms[room] = filter(None, (_mutant(path, line, rng.choice(ways)) for path, line, ways in places))
+    equivalent = equivalents(LISTED.read_text(encoding="utf-8"))
+    rooms = {room: _drawn(room, seed, equivalent) for room in of}
     drawn: list[Mutant] = []
     while len(drawn) < number:
         drawn += [mutant for its in rooms.values() if (mutant := next(its, None))]
     return drawn[:number]
+
+
+def _drawn(room: str, seed: int, equivalent: set[tuple[str, str, str]]) -> Iterator[Mutant]:
+    rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
+    files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
+    places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
+    rng.shuffle(places)
+    for path, line, ways in places:
+        mutant = _mutant(path, line, rng.choice(ways))
+        if mutant and mutant.key() not in equivalent:
+            yield mutant
+
+
+def equivalents(text: str) -> set[tuple[str, str, str]]:
+    """Keys of what `equivalent_mutants.txt` lists, an empty line between two entries.
+
+    Ends the program, naming the line, where an entry is none or its removed line does not stand in its file exactly once.
+    """
+    keys, line = set(), 1
+    for block in text.rstrip("\n").split("\n\n"):
+        if entry := re.fullmatch(r"(src/\S+)\n- (.+)((?:\n\+.*)+)\n[^-+#\s].+", block):
+            path, removed = entry[1], " ".join(entry[2].split())
+            code = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+            if (times := [" ".join(each.split()) for each in code.splitlines()].count(removed)) != 1:
+                sys.exit(f"{LISTED.name}:{line + 1}: {path} has this line {times} times, not once; mend the entry.")
+            keys |= {(path, removed, " ".join(added[1:].split())) for added in entry[3].split("\n")[1:]}
+        elif not block.startswith("#"):
+            sys.exit(
+                f"{LISTED.name}:{line}: expected a path, '- line removed', '+ line added' and the reason, a line each."
+            )
+        line += block.count("\n") + 2
+    return keys
 
 
 def _places(path: str) -> list[tuple[str, int, list[tuple[str, int]]]]:
@@ -122,6 +157,9 @@ def _places(path: str) -> list[tuple[str, int, list[tuple[str, int]]]]:
 
 
 def _find_places(path: str, code: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.operators.provider import OperatorProvider
+
     tree = get_ast(code)
     joins_paths = "from pathlib import Path" in code  # such a file divides nothing else
     provider = OperatorProvider()
@@ -140,6 +178,9 @@ def _find_places(path: str, code: str) -> Iterator[tuple[str, int, list[tuple[st
 
 def _mutant(path: str, line: int, way: tuple[str, int]) -> Mutant | None:
     """None when it is no other program: it does not compile, or says something else and does the same."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.operators.provider import OperatorProvider
+
     name, occurrence = way
     before = (ROOT / path).read_text(encoding="utf-8")
     try:

@@ -76,14 +76,19 @@ def test_few_logits_at_once(small, monkeypatch):
     examples = encode(small, RECORDS)
     expected = log_likelihoods(small, examples)[0]
     monkeypatch.setattr("equipoise.language.score._LOGITS_AT_ONCE", 5 * len(small.tokenizer))
-    largest = []
+    largest, places = [], sum(label != IGNORE for example in examples for label in example.labels)
     hook = small.model.lm_head.register_forward_hook(lambda _, args, output: largest.append(output.shape[1]))
     try:
         assert_close(log_likelihoods(small, examples)[0], expected, atol=1e-4, rtol=0)
+        most = max(sum(label != IGNORE for label in example.labels) for example in examples)
+        assert max(largest) == most > 5  # one row is never split, two are never joined beyond the limit
+        for values, batches in ((places * len(small.tokenizer), 1), (places * len(small.tokenizer) - 1, 2)):
+            monkeypatch.setattr("equipoise.language.score._LOGITS_AT_ONCE", values)
+            largest.clear()
+            log_likelihoods(small, examples)
+            assert (len(largest), sum(largest)) == (batches, places)
     finally:
         hook.remove()
-    most = max(sum(label != IGNORE for label in example.labels) for example in examples)
-    assert max(largest) == most > 5  # one row is never split, two are never joined beyond the limit
 
 
 def test_only_labelled_places_reach_the_output_matrix(small):
