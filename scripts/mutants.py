@@ -29,6 +29,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -77,7 +78,7 @@ LIBRARIES += (
 )
 CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
 ALWAYS = ("tests/test_defaults.py",)  # reads sources, so that no line that runs is tied to it
-SECONDS = 40.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
+SECONDS = 40.0  # of tests, without the mutant, that run a mutant's line: those nearest to its file first
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ class Mutant:
         lines = difflib.unified_diff(before, self.code.splitlines(), self.path, self.path, n=1, lineterm="")
         return "\n".join(lines)
 
-    def key(self) -> tuple[str, str, str]:
-        """Path, text removed, text added: of whole lines, blanks evened out."""
-        lines = self.difference().splitlines()[2:]
+    def keys(self) -> set[tuple[str, str, str]]:
+        """Path, text removed, text added: of whole lines, blanks evened out; also with the line before the one removed."""
+        lines = self.difference().splitlines()[3:]
         removed, added = (" ".join(" ".join(each[1:] for each in lines if each[0] == sign).split()) for sign in "-+")
-        return self.path, removed, added
+        before = " ".join(lines[0].split()) if lines[0][0] == " " else ""
+        return {(self.path, removed, added), (self.path, f"{before} {removed}", added)}
 
 
 def draw(number: int, seed: int, of: Sequence[str]) -> list[Mutant]:
@@ -118,28 +120,30 @@ def _drawn(room: str, seed: int, equivalent: set[tuple[str, str, str]]) -> Itera
     rng.shuffle(places)
     for path, line, ways in places:
         mutant = _mutant(path, line, rng.choice(ways))
-        if mutant and mutant.key() not in equivalent:
+        if mutant and equivalent.isdisjoint(mutant.keys()):
             yield mutant
 
 
 def equivalents(text: str) -> set[tuple[str, str, str]]:
     """Keys of what `equivalent_mutants.txt` lists, an empty line between two entries.
 
-    Ends the program, naming the line, where an entry is none or its removed line does not stand in its file exactly once.
+    Ends the program, naming the line, where an entry is none or the line that it removes does not stand in its file once.
     """
-    keys, line = set(), 1
+    keys, number = set(), 1
     for block in text.rstrip("\n").split("\n\n"):
-        if entry := re.fullmatch(r"(src/\S+)\n- (.+)((?:\n\+.*)+)\n[^-+#\s].+", block):
-            path, removed = entry[1], " ".join(entry[2].split())
+        if entry := re.fullmatch(r"(src/\S+)\n(?:  (.+)\n)?- (.+)((?:\n\+.*)+)\n[^-+#\s].+", block):
+            path, before, removed = entry[1], *(" ".join((entry[place] or "").split()) for place in (2, 3))
             code = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
-            if (times := [" ".join(each.split()) for each in code.splitlines()].count(removed)) != 1:
-                sys.exit(f"{LISTED.name}:{line + 1}: {path} has this line {times} times, not once; mend the entry.")
-            keys |= {(path, removed, " ".join(added[1:].split())) for added in entry[3].split("\n")[1:]}
+            lines = [" ".join(line.split()) for line in code.splitlines()]
+            if before:
+                lines, removed = [f"{one} {two}" for one, two in itertools.pairwise(lines)], f"{before} {removed}"
+            if (times := lines.count(removed)) != 1:
+                sys.exit(f"{LISTED.name}:{number + 1}: {path} has this line {times} times, not once; mend the entry.")
+            keys |= {(path, removed, " ".join(added[1:].split())) for added in entry[4].split("\n")[1:]}
         elif not block.startswith("#"):
-            sys.exit(
-                f"{LISTED.name}:{line}: expected a path, '- line removed', '+ line added' and the reason, a line each."
-            )
-        line += block.count("\n") + 2
+            expected = "a path, '- line removed', '+ line added' and the reason, a line each"
+            sys.exit(f"{LISTED.name}:{number}: expected {expected}.")
+        number += block.count("\n") + 2
     return keys
 
 
@@ -244,7 +248,7 @@ class Running:
         self.there = {line for line in lines if "::" in line}  # the map may be older
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Tests that run the mutant's line, or else its file; the file's own tests first, within SECONDS."""
+        """Tests that run the mutant's line, or else its file, those of its own test file first; then that file's others."""
         from coverage.numbits import numbits_to_nums
 
         rows = self._data.execute(
@@ -264,10 +268,16 @@ class Running:
         def distance(name: str) -> tuple[bool, bool, float]:
             return stem not in name, f"tests/{room}/" not in name, self.seconds.get(name, 1.0)
 
-        chosen = list(ALWAYS)
-        left = SECONDS
-        for name in sorted(running, key=distance):
-            if len(chosen) > len(ALWAYS) and (left := left - self.seconds.get(name, 1.0)) < 0:
+        chosen = self._within(SECONDS, sorted(running, key=distance))
+        # What a cache or a fixture made is noted of whichever test came first: its file's other tests may read it, too.
+        own = (name for name in self.there.difference(chosen) if name.startswith(f"tests/{room}/test_{stem}"))
+        return [*ALWAYS, *chosen, *self._within(SECONDS / 2, sorted(own, key=distance))]
+
+    def _within(self, seconds: float, names: Sequence[str]) -> list[str]:
+        """The first of these tests that take so long together, one at least."""
+        chosen: list[str] = []
+        for name in names:
+            if (seconds := seconds - self.seconds.get(name, 1.0)) < 0 and chosen:
                 break
             chosen.append(name)
         return chosen

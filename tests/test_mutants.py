@@ -32,7 +32,15 @@ def test_a_mutant_is_known_by_the_texts_of_its_lines_wherever_they_stand(code):
         code(before + line + after)
         for mutated, known in (("    NAMED =  1.0\n", True), ("", True), ("    NAMED = 3.0\n", False)):
             mutant = Mutant(PATH, "NumberReplacer", 1, before + mutated + after)
-            assert (mutant.key() in keys) is known
+            assert keys.isdisjoint(mutant.keys()) is not known
+
+
+def test_a_line_that_stands_twice_is_told_by_the_one_before_it(code):
+    begin, line, mutated = "    else:\n", "NAMED = 2.0 # what it counts\n", "NAMED = 1.0\n"
+    code(begin + line + line)
+    keys = equivalents(ENTRY.replace("- ", "  else:\n- "))
+    for after, known in ((begin + mutated + line, True), (begin + line + mutated, False)):
+        assert keys.isdisjoint(Mutant(PATH, "NumberReplacer", 2, after).keys()) is not known
 
 
 @pytest.mark.parametrize(

