@@ -201,3 +201,9 @@ def test_a_job_has_its_roles_from_its_options_as_they_are_typed():
     assert [name for name in options.hints if not options.setting(name).stored] == ["budget", "max_connections"]
     guarded = options.setting("reader_args").typed
     assert guarded({"trust_remote_code": True}) and not guarded({"batch_size": 4})
+
+
+def test_two_roles_with_the_same_words_are_two():
+    """They hold players, which nobody compares, and arguments, which have no hash."""
+    both = [Role("filters", "zoo/f", arguments={"seed": 1}) for _ in range(2)]
+    assert both[0] != both[1] and len({*both}) == 2

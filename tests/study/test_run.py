@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import sys
@@ -273,6 +274,15 @@ def test_the_end_books_the_last_seconds_and_the_peak(heard, monkeypatch):
     monkeypatch.setattr("equipoise.study.run.resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=5000))
     run.close()
     assert attempt.ledger.work["run"]["peak_bytes"] == 5000
+
+
+def test_a_line_of_the_log_is_there_at_once_and_a_sign_of_life(heard, monkeypatch):
+    run, clock, seen, _ = heard
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, encoding="utf-8"))
+    clock.now += 1
+    run.log("half way")
+    assert log.getvalue() == b"half way\n" and [each["event"] for each in seen] == ["beat"]
 
 
 def test_an_error_inside_a_phase_books_its_seconds(heard):

@@ -1,5 +1,6 @@
 """The checker's arithmetic against exact fractions: what it allows holds every result, and is what the theory asks for."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -153,6 +154,7 @@ def test_choices_keep_the_larger_error():
     assert a.size.tolist() == [1.1, 5.2] and a[1].value == 5 and a[1].error == 0.2
     assert (a.least < a.value - a.error).all() and (a.most > a.value + a.error).all()
     assert (a.least > a.value - a.error - 1e-12).all() and (a.most < a.value + a.error + 1e-12).all()
+    assert (a == replace(a)) is False
     assert a.T.value.shape == (2,) and some(2, 3).T.error.shape == (3, 2)
     with pytest.raises(TypeError):
         np.ones(2) + a
