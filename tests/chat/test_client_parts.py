@@ -304,6 +304,26 @@ def test_of_several_reasons_to_stop_the_first_is_said(tmp_path):
             chat.ask([call("late"), call("early")])
 
 
+def test_where_the_record_cannot_be_written_no_further_call_goes_out(tmp_path, monkeypatch):
+    asked = []
+
+    async def generate(messages, config):
+        asked.append(messages)
+        await asyncio.sleep(0.01 * len(asked))
+        return said("yes")
+
+    def full(self, entry, call, **more):
+        raise WorkFailed("no space left")
+
+    with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
+        chat._model = Listed()
+        chat._model.generate = generate
+        monkeypatch.setattr(Record, "add", full)
+        with pytest.raises(WorkFailed, match="no space left"):
+            chat.ask([call(f"{number}") for number in range(9)])
+    assert len(asked) == 3
+
+
 def test_the_cause_beneath_wrappers():
     deep = refused(429)
     coded = RuntimeError("coded")

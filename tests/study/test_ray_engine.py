@@ -202,6 +202,11 @@ def test_workers_that_die_before_a_run_begins_are_the_clusters_fault(monkeypatch
     with made, pytest.raises(WorkFailed, match=r"24 Ray workers in a row.*process has died\."):
         done(made, task, turns=200)
     assert len(ray.workers) == few + 1
+    monkeypatch.setattr(ray_engine, "FALSE_STARTS", 2)  # 2 + 3 is more than 2 | 3
+    ray, made = engine(monkeypatch, *early(6))
+    with made, pytest.raises(WorkFailed, match=r"^6 Ray workers in a row"):
+        done(made, task, turns=200)
+    monkeypatch.setattr(ray_engine, "FALSE_STARTS", FALSE_STARTS)
     # A run that began in between shows that the cluster works; it is not blamed for what died before it began.
     _, made = engine(monkeypatch, *early(few), ["b", [STARTED, GONE]], *early(few - 1), ["c", [STARTED, COMPLETE]])
     with made:

@@ -390,3 +390,12 @@ def test_an_artifact_is_where_it_is_said_to_be_and_replaces_an_earlier_one(opene
             assert run.artifact("deep/adapter", tmp_path / f"made-{number}") == run.folder / "deep" / "adapter"
         assert [path.name for path in (run.folder / "deep" / "adapter").iterdir()] == ["2"]
         assert run.folder == opened.folder.with_name("k.partial") / "artifacts"
+
+
+def test_a_seed_draws_the_same_for_ever(opened):
+    """Of torch, too: results of another year are compared with new ones."""
+    with opened as run:
+        assert (
+            run.torch_generator().initial_seed() == int(np.random.SeedSequence([7, 2]).generate_state(1, "u8")[0]) // 2
+        )
+        assert run.torch_generator("cpu") is run.torch_generator()

@@ -141,45 +141,56 @@ def test_missing_keys_are_refused(tmp_path):
             read_net(stored(tmp_path / "net", text, tensors))
 
 
-def entry(kind="F64", shape=(3,), offsets=(0, 24), **more):
+BIAS = (880, 904)  # where 4.bias lies in `pictures`
+
+
+def entry(kind="F64", shape=(3,), offsets=BIAS, **more):
     return {"dtype": kind, "shape": list(shape), "data_offsets": list(offsets), **more}
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"4.bias": entry("I64")},
-        {"4.bias": entry("F16", offsets=(0, 6))},
-        {"4.bias": entry(["F64"])},
-        {"4.bias": entry(shape=(1, 3))},
-        {"4.bias": entry(shape=(3, 1))},
-        {"4.bias": entry(shape=())},
-        {"4.bias": entry(shape=(-3,))},
-        {"4.bias": entry(shape=(3.0,))},
-        {"4.bias": entry(offsets=(0, 25))},
-        {"4.bias": entry(offsets=(-24, 0))},
-        {"4.bias": entry(offsets=(0, 24, 24))},
-        {"4.bias": entry(offsets=(8, 32))},  # on what is another parameter's
-        {"4.bias": entry(offsets=(False, 24))},
-        {"4.bias": entry(more=1)},
-        {"4.bias": [3]},
-        {"4.bias": None},
-        {"4.offset": entry()},
-        {"5.bias": entry()},
-        {"04.bias": entry()},
-        {"__metadata__": {METADATA: json.dumps(pictures()[0]), "format": "pt"}},
-        {"__metadata__": {METADATA: pictures()[0]}},
-        {"__metadata__": {METADATA: "[" * 100_000}},
-        {"__metadata__": {METADATA: '{"shape": [18], "shape": [2, 3, 3], "layers": []}'}},
-        {"__metadata__": {METADATA: "\ud800"}},
-        {"__metadata__": {METADATA: "NaN"}},
+        ({"4.bias": entry("I64")}, "its tensor 4.bias is of type 'I64', not F32 or F64"),
+        ({"4.bias": entry("F16", offsets=(880, 886))}, "its tensor 4.bias is of type 'F16', not F32 or F64"),
+        ({"4.bias": entry(["F64"])}, "its tensor 4.bias is of type"),
+        ({"4.bias": entry(shape=(1, 3))}, "its parameter 4.bias has the shape [1, 3], not [3]"),
+        ({"4.bias": entry(shape=(3, 1))}, "its parameter 4.bias has the shape [3, 1], not [3]"),
+        ({"4.bias": entry(shape=())}, "the shape of tensor '4.bias' is []"),
+        ({"4.bias": entry(shape=(-3,))}, "the shape of tensor '4.bias' is [-3]"),
+        ({"4.bias": entry(shape=(3.0,))}, "the shape of tensor '4.bias' is [3.0]"),
+        ({"4.bias": entry(offsets=(880, 905))}, "its tensor 4.bias lies from byte 880 to 905, not from 880 to 904"),
+        (
+            {"4.bias": entry(offsets=(-24, 0))},
+            "the place of tensor 4.bias is [-24, 0], not one or some whole numbers from 0 on",
+        ),
+        ({"4.bias": entry(offsets=(*BIAS, 904))}, "the place of tensor 4.bias is [880, 904, 904], not 2 of them"),
+        # On what is another parameter's.
+        ({"4.bias": entry(offsets=(8, 32))}, "its tensor 4.bias lies from byte 8 to 32, not from 144 to 168"),
+        ({"4.bias": entry(offsets=(False, 24))}, "the place of tensor 4.bias is [False, 24]"),
+        ({"4.bias": entry(more=1)}, "its entry of tensor '4.bias' is not dtype, shape and data_offsets"),
+        ({"4.bias": {**entry(), "dtype": 1} | {"kind": 1}}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": {"dtype": "F64", "shape": [3]}}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": [3]}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": None}, "its entry of tensor '4.bias' is not"),
+        ({"4.offset": entry()}, "its tensors are not the description's parameters: ['4.offset']"),
+        ({"5.bias": entry()}, "its tensors are not the description's parameters: ['5.bias']"),
+        ({"04.bias": entry()}, "its tensors are not the description's parameters: ['04.bias']"),
+        ({"__metadata__": {METADATA: json.dumps(pictures()[0]), "format": "pt"}}, "its metadata hold something other"),
+        ({"__metadata__": {METADATA: pictures()[0]}}, "its metadata hold something other"),
+        ({"__metadata__": {METADATA: "[" * 100_000}}, "its description is no JSON"),
+        ({"__metadata__": {METADATA: '{"shape": [18], "shape": [2, 3, 3], "layers": []}'}}, "('a name stands twice')"),
+        ({"__metadata__": {METADATA: "\ud800"}}, "its description is no JSON"),
+        ({"__metadata__": {METADATA: "NaN"}}, "the description has not exactly layers, shape: nan"),
     ],
     ids=lambda change: ascii(change)[:60],
 )
-def test_a_header_outside_the_format_is_refused(tmp_path, change):
+def test_a_header_outside_the_format_is_refused(tmp_path, change, reason):
     text, tensors = pictures()
-    with pytest.raises(Refused):
+    assert read_net(stored(tmp_path / "net", text, tensors, **{"4.bias": entry()})).sizes[-1] == 3
+    with pytest.raises(Refused) as refused:
         read_net(stored(tmp_path / "net", text, tensors, **change))
+    assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
