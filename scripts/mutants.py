@@ -249,7 +249,7 @@ class Running:
         self.there = {line for line in lines if "::" in line}  # the map may be older
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Tests that run the mutant's line, or else its file, those of its own test file first; then that file's others."""
+        """Tests that run the mutant's line, or else its file, those of its own test file first; then others about it."""
         from coverage.numbits import numbits_to_nums
 
         rows = self._data.execute(
@@ -270,10 +270,21 @@ class Running:
             return stem not in name, f"tests/{room}/" not in name, self.seconds.get(name, 1.0)
 
         chosen = self._within(SECONDS, sorted(running, key=distance))
-        # What a cache or a fixture made is noted of whichever test came first: its file's other tests may read it, too.
-        own = (name for name in self.there.difference(chosen) if name.startswith(f"tests/{room}/test_{stem}"))
+        # What an import, a cache or a fixture made is noted of whichever test came first: others may look at it, too.
+        about = self._about(mutant.path)
+        others = (name for name in self.there.difference(chosen) if name.partition("::")[0] in about)
         always = ALWAYS + DECORATED * (mutant.operator == "RemoveDecorator")
-        return [*always, *chosen, *self._within(SECONDS / 2, sorted(own, key=distance))]
+        return [*always, *chosen, *self._within(SECONDS / 2, sorted(others, key=distance))]
+
+    def _about(self, path: str) -> set[str]:
+        """The test files that are named after a module, or name it."""
+        package, _, stem = path.removeprefix("src/").removesuffix(".py").replace("/", ".").rpartition(".")
+        named = re.compile(rf"{re.escape(package)}(?:\.| import .*\b){stem}\b")
+        return {
+            file
+            for file in {name.partition("::")[0] for name in self.there}
+            if f"/test_{stem}" in file or named.search((ROOT / file).read_text(encoding="utf-8"))
+        }
 
     def _within(self, seconds: float, names: Sequence[str]) -> list[str]:
         """The first of these tests that take so long together, one at least."""

@@ -304,8 +304,8 @@ def test_of_several_reasons_to_stop_the_first_is_said(tmp_path):
             chat.ask([call("late"), call("early")])
 
 
-def test_where_the_record_cannot_be_written_no_further_call_goes_out(tmp_path, monkeypatch):
-    asked = []
+def test_where_an_answer_cannot_be_written_no_further_call_goes_out(tmp_path, monkeypatch):
+    asked, add = [], Record.add
 
     async def generate(messages, config):
         asked.append(messages)
@@ -313,7 +313,9 @@ def test_where_the_record_cannot_be_written_no_further_call_goes_out(tmp_path, m
         return said("yes")
 
     def full(self, entry, call, **more):
-        raise WorkFailed("no space left")
+        if call.messages[0].content == "0":
+            raise WorkFailed("no space left")
+        add(self, entry, call, **more)
 
     with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
         chat._model = Listed()
