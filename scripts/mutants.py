@@ -10,10 +10,15 @@ A room is a package of `equipoise`; the sample is spread over the rooms by turns
 what differs only in annotations, in how arguments may be given, in what an error says, the `strict` of a zip, the `frozen`
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
 types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
-size); what draws pages, bars, tables and figures, whose tests are people's eyes. All work is done on a copy of the tree in a
-temporary folder. A mutant is caught when a test fails, when the tests take five times as long as without it, or when the
-linter or the type checker refuses it, as in `.ci/run`. The same seed, code and version of cosmic-ray give the same draw.
-Exit code 1 when one survives.
+size); what draws pages, bars, tables and figures, whose tests are people's eyes; and the mutants of
+`equivalent_mutants.txt`, each of which somebody looked at and found to do the same, for the reason given there: in the
+place of one the next of its room is drawn. An entry holds the texts of the changed line; one whose line is no longer there
+is an error: mend it or delete it. Entries come from draws, so a survivor is judged once, and counts as a survivor of the
+draw that showed it.
+
+All work is done on a copy of the tree in a temporary folder. A mutant is caught when a test fails, when the tests take five
+times as long as without it, or when the linter or the type checker refuses it, as in `.ci/run`. The same seed, code and
+version of cosmic-ray give the same draw. Exit code 1 when one survives.
 
 The libraries are imported once and every mutant meets its tests in a child of that process, which imports Equipoise anew.
 """
@@ -24,6 +29,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -40,12 +46,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.operators.provider import OperatorProvider
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "equipoise"
+LISTED = ROOT / "scripts" / "equivalent_mutants.txt"
 MAP = ROOT / "equipoise-out" / "mutants"  # where the map of lines and tests is kept
 ROOMS = ("core", "study", "data", "training", "language", "chat", "unlearning", "judging", "verification", "cli")
 # Drawn for people's eyes, or declarations without behaviour of their own.
@@ -75,7 +78,8 @@ LIBRARIES += (
 )
 CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
 ALWAYS = ("tests/test_defaults.py",)  # reads sources, so that no line that runs is tied to it
-SECONDS = 40.0  # of tests, without the mutant, that a mutant is given: those nearest to its file first
+DECORATED = ("tests/core/test_closed_words.py",)  # calls whatever `closed` is written over, as the 40 s seldom come to
+SECONDS = 40.0  # of tests, without the mutant, that run a mutant's line: those nearest to its file first
 
 
 @dataclass(frozen=True)
@@ -92,20 +96,56 @@ class Mutant:
         lines = difflib.unified_diff(before, self.code.splitlines(), self.path, self.path, n=1, lineterm="")
         return "\n".join(lines)
 
+    def keys(self) -> set[tuple[str, str, str]]:
+        """Path, text removed, text added: of whole lines, blanks evened out; also with the line before the one removed."""
+        lines = self.difference().splitlines()[3:]
+        removed, added = (" ".join(" ".join(each[1:] for each in lines if each[0] == sign).split()) for sign in "-+")
+        before = " ".join(lines[0].split()) if lines[0][0] == " " else ""
+        return {(self.path, removed, added), (self.path, f"{before} {removed}", added)}
+
 
 def draw(number: int, seed: int, of: Sequence[str]) -> list[Mutant]:
     """`number` mutants, one a room by turns."""
-    rooms = {}
-    for room in of:
-        rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
-        files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
-        places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
-        rng.shuffle(places)
-        rooms[room] = filter(None, (_mutant(path, line, rng.choice(ways)) for path, line, ways in places))
+    equivalent = equivalents(LISTED.read_text(encoding="utf-8"))
+    rooms = {room: _drawn(room, seed, equivalent) for room in of}
     drawn: list[Mutant] = []
     while len(drawn) < number:
         drawn += [mutant for its in rooms.values() if (mutant := next(its, None))]
     return drawn[:number]
+
+
+def _drawn(room: str, seed: int, equivalent: set[tuple[str, str, str]]) -> Iterator[Mutant]:
+    rng = random.Random(f"{room} {seed}")  # a change in one room leaves the draw of the others as it was
+    files = sorted(path for path in (SOURCE / room).rglob("*.py") if not LEFT_OUT.search(path.name))
+    places = [place for path in files for place in _places(path.relative_to(ROOT).as_posix())]
+    rng.shuffle(places)
+    for path, line, ways in places:
+        mutant = _mutant(path, line, rng.choice(ways))
+        if mutant and equivalent.isdisjoint(mutant.keys()):
+            yield mutant
+
+
+def equivalents(text: str) -> set[tuple[str, str, str]]:
+    """Keys of what `equivalent_mutants.txt` lists, an empty line between two entries.
+
+    Ends the program, naming the line, where an entry is none or the line that it removes does not stand in its file once.
+    """
+    keys, number = set(), 1
+    for block in text.rstrip("\n").split("\n\n"):
+        if entry := re.fullmatch(r"(src/\S+)\n(?:  (.+)\n)?- (.+)((?:\n\+.*)+)\n[^-+#\s].+", block):
+            path, before, removed = entry[1], *(" ".join((entry[place] or "").split()) for place in (2, 3))
+            code = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+            lines = [" ".join(line.split()) for line in code.splitlines()]
+            if before:
+                lines, removed = [f"{one} {two}" for one, two in itertools.pairwise(lines)], f"{before} {removed}"
+            if (times := lines.count(removed)) != 1:
+                sys.exit(f"{LISTED.name}:{number + 1}: {path} has this line {times} times, not once; mend the entry.")
+            keys |= {(path, removed, " ".join(added[1:].split())) for added in entry[4].split("\n")[1:]}
+        elif not block.startswith("#"):
+            expected = "a path, '- line removed', '+ line added' and the reason, a line each"
+            sys.exit(f"{LISTED.name}:{number}: expected {expected}.")
+        number += block.count("\n") + 2
+    return keys
 
 
 def _places(path: str) -> list[tuple[str, int, list[tuple[str, int]]]]:
@@ -122,6 +162,9 @@ def _places(path: str) -> list[tuple[str, int, list[tuple[str, int]]]]:
 
 
 def _find_places(path: str, code: str) -> Iterator[tuple[str, int, list[tuple[str, int]]]]:
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.operators.provider import OperatorProvider
+
     tree = get_ast(code)
     joins_paths = "from pathlib import Path" in code  # such a file divides nothing else
     provider = OperatorProvider()
@@ -140,6 +183,9 @@ def _find_places(path: str, code: str) -> Iterator[tuple[str, int, list[tuple[st
 
 def _mutant(path: str, line: int, way: tuple[str, int]) -> Mutant | None:
     """None when it is no other program: it does not compile, or says something else and does the same."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.operators.provider import OperatorProvider
+
     name, occurrence = way
     before = (ROOT / path).read_text(encoding="utf-8")
     try:
@@ -203,7 +249,7 @@ class Running:
         self.there = {line for line in lines if "::" in line}  # the map may be older
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Tests that run the mutant's line, or else its file; the file's own tests first, within SECONDS."""
+        """Tests that run the mutant's line, or else its file, those of its own test file first; then others about it."""
         from coverage.numbits import numbits_to_nums
 
         rows = self._data.execute(
@@ -223,10 +269,28 @@ class Running:
         def distance(name: str) -> tuple[bool, bool, float]:
             return stem not in name, f"tests/{room}/" not in name, self.seconds.get(name, 1.0)
 
-        chosen = list(ALWAYS)
-        left = SECONDS
-        for name in sorted(running, key=distance):
-            if len(chosen) > len(ALWAYS) and (left := left - self.seconds.get(name, 1.0)) < 0:
+        chosen = self._within(SECONDS, sorted(running, key=distance))
+        # What an import, a cache or a fixture made is noted of whichever test came first: others may look at it, too.
+        about = self._about(mutant.path)
+        others = (name for name in self.there.difference(chosen) if name.partition("::")[0] in about)
+        always = ALWAYS + DECORATED * (mutant.operator == "RemoveDecorator")
+        return [*always, *chosen, *self._within(SECONDS / 2, sorted(others, key=distance))]
+
+    def _about(self, path: str) -> set[str]:
+        """The test files that are named after a module, or name it."""
+        package, _, stem = path.removeprefix("src/").removesuffix(".py").replace("/", ".").rpartition(".")
+        named = re.compile(rf"{re.escape(package)}(?:\.| import .*\b){stem}\b")
+        return {
+            file
+            for file in {name.partition("::")[0] for name in self.there}
+            if f"/test_{stem}" in file or named.search((ROOT / file).read_text(encoding="utf-8"))
+        }
+
+    def _within(self, seconds: float, names: Sequence[str]) -> list[str]:
+        """The first of these tests that take so long together, one at least."""
+        chosen: list[str] = []
+        for name in names:
+            if (seconds := seconds - self.seconds.get(name, 1.0)) < 0 and chosen:
                 break
             chosen.append(name)
         return chosen

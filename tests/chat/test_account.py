@@ -90,7 +90,9 @@ def test_each_limit_stops_where_it_says(monkeypatch):
     with pytest.raises(BudgetReached, match=r"usd=0.0022"):
         account.check(Budget(usd=0.0022))
     account.check(Budget(minutes=30))
-    account.started -= 1800
+    account.started -= 1790
+    account.check(Budget(minutes=30))
+    account.started -= 10
     with pytest.raises(BudgetReached, match=r"minutes=30 is reached.*the same command goes on"):
         account.check(Budget(minutes=30))
 

@@ -290,6 +290,42 @@ def test_as_many_at_once_as_the_provider_takes(tmp_path):
         assert peak == expected
 
 
+def test_of_several_reasons_to_stop_the_first_is_said(tmp_path):
+    class Refusing(Listed):
+        async def generate(self, messages, config):
+            if messages[-1].text == "late":
+                await asyncio.sleep(0.05)
+                raise refused(404)
+            raise refused(401)
+
+    with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
+        chat._model = Refusing()
+        with pytest.raises(BadInput, match="HTTP 401"):
+            chat.ask([call("late"), call("early")])
+
+
+def test_where_an_answer_cannot_be_written_no_further_call_goes_out(tmp_path, monkeypatch):
+    asked, add = [], Record.add
+
+    async def generate(messages, config):
+        asked.append(messages)
+        await asyncio.sleep(0.01 * len(asked))
+        return said("yes")
+
+    def full(self, entry, call, **more):
+        if call.messages[0].content == "0":
+            raise WorkFailed("no space left")
+        add(self, entry, call, **more)
+
+    with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
+        chat._model = Listed()
+        chat._model.generate = generate
+        monkeypatch.setattr(Record, "add", full)
+        with pytest.raises(WorkFailed, match="no space left"):
+            chat.ask([call(f"{number}") for number in range(9)])
+    assert len(asked) == 3
+
+
 def test_the_cause_beneath_wrappers():
     deep = refused(429)
     coded = RuntimeError("coded")

@@ -447,6 +447,7 @@ def test_what_inspect_asks_the_provider(monkeypatch):
     assert json.loads(api.connection_key()) == ["owner/name", {"device": "cpu", "engine": "transformers"}]
     other = provider.EquipoiseAPI("owner/name", engine="transformers", device="cpu")
     assert other._loaded is api._loaded and api._loaded.users == 2
+    assert other._loaded != provider._Loaded(api._loaded.key, api._loaded.batcher, 6, 2)  # it may have been let go
     api.close()
     assert api.max_connections() == 2 and other._loaded.users == 1
     other.close()

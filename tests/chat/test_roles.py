@@ -1,5 +1,6 @@
 """Who plays what in a job: read from its options, refused before anything is opened, one record and one budget for all."""
 
+import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -103,11 +104,15 @@ def test_only_who_is_asked_is_opened(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_prices_are_found_under_the_name_that_was_typed():
+def test_prices_are_found_under_the_name_that_was_typed(tmp_path):
     reader = Role("reader", "smollm2")  # whose full name is equipoise/smollm2
     for typed in ("smollm2", "equipoise/smollm2"):
         assert Roles([reader], prices={typed: (1, 0.5, 4)}).prices == {"equipoise/smollm2": (1, 0.5, 4)}
     assert Roles([Role("reader", "openai/m")], prices={"openai/m": (1, 4)}).prices == {"openai/m": (1, 1, 4)}
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"weights")
+    priced = Roles([Role("reader", str(path))], prices={str(path): (1, 4)}, budget="usd=1").prices
+    assert priced == {f"equipoise/m.gguf@{hashlib.sha256(b'weights').hexdigest()[:12]}": (1, 1, 4)}
 
 
 @pytest.mark.parametrize(
@@ -201,3 +206,9 @@ def test_a_job_has_its_roles_from_its_options_as_they_are_typed():
     assert [name for name in options.hints if not options.setting(name).stored] == ["budget", "max_connections"]
     guarded = options.setting("reader_args").typed
     assert guarded({"trust_remote_code": True}) and not guarded({"batch_size": 4})
+
+
+def test_two_roles_with_the_same_words_are_two():
+    """They hold players, which nobody compares, and arguments, which have no hash."""
+    both = [Role("filters", "zoo/f", arguments={"seed": 1}) for _ in range(2)]
+    assert both[0] != both[1] and len({*both}) == 2

@@ -83,7 +83,7 @@ def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
     assert "ended with signal 11" in found["verl: dies"][1]
     assert found["verl: hangs"] == ("broken", "hangs_plug:value, from others 2.0: did not end within 3 seconds")
     assert "no attribute 'value'" in found["verl: nothing_of_that_name"][1]
-    assert found["TRL"] == ("absent", "not installed")
+    assert found["Nowhere"] == ("absent", "not installed")
     assert found["Nowhere: mine"] == ("absent", "others:tasks, from others 2.0; Nowhere is not installed")
     assert "hunter2" not in str(found)
 

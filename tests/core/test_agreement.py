@@ -118,6 +118,13 @@ def test_errors_of_a_grader_are_taken_out_of_its_share():
     few = [replace(errors(*counts), size=10) for counts in ((100, 200), (5, 50), (10, 50))]
     alone = corrected(errors(5, 10), errors(1, 10), errors(2, 10))
     assert corrected(*few) == alone and alone.upper - alone.lower > 2 * (found.upper - found.lower)
+    # Known from so few that chance might do as well: the share may be anything.
+    for accepted, value in ((90, 0.5), (80, 0.0), (100, 1.0)):
+        vague = corrected(errors(accepted, 100), errors(0, 1), errors(16, 20))
+        assert (vague.value, vague.lower, vague.upper) == (pytest.approx(value), 0, 1)
+    for accepted, value in ((90, 1), (10, 0)):
+        vague = corrected(errors(accepted, 100), errors(2, 5), errors(29, 50))
+        assert (vague.value, vague.lower, vague.upper) == (value, 0, 1)
     # A perfect grader that is known to be perfect leaves the share as it is, with the interval of Agresti and Coull.
     sure = corrected(errors(30, 100), errors(0, 10**6), errors(0, 10**6))
     n, q = 100 + z**2, (30 + z**2 / 2) / (100 + z**2)

@@ -150,6 +150,10 @@ def test_reopened_work_keeps_what_was_damaged_and_rows_in_place(tmp_path):
     assert (out / "damaged" / "1" / "weights").read_text() == "bad" and not (out / "weights").exists()
     assert (out / "rows.jsonl").read_text() == "bad" and damage(out) == {}
     assert (out / "damaged" / "1" / "rows.jsonl").read_text() == "bad"  # somebody's own lines, perhaps
+    with job_folder(out, {"rate": 1}) as folder:
+        (out / "weights").write_text("worse")
+        folder.reopen(["weights"]).finish()
+    assert [(out / "damaged" / n / "weights").read_text() for n in "12"] == ["bad", "worse"]
 
 
 def test_scratch_goes_when_the_name_is_there_and_is_not_missed(tmp_path):

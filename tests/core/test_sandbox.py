@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -543,6 +544,26 @@ def test_what_has_no_report_met_the_clock_or_failed(reported):
         reported("", "sys.exit(5)")
     with pytest.raises(WorkFailed, match=r"^make could not be started in the sandbox: it is odd\.$"):
         reported('{"failed": "it is odd"}')
+
+
+def test_whoever_else_holds_the_report_is_not_waited_for(reported, monkeypatch):
+    """A process that another thread forks between the pipe's opening and its closing here inherits its end."""
+    held, pipe = [], os.pipe
+
+    def pipe_with_heir():
+        ends = pipe()
+        if not held:
+            held.append(os.dup(ends[1]))
+        return ends
+
+    monkeypatch.setattr(os, "pipe", pipe_with_heir)
+    heir = threading.Timer(10, lambda: os.close(held[0]))
+    heir.start()
+    finished = reported('{"status": 768}')
+    assert not heir.finished.is_set()
+    heir.cancel()
+    os.close(held[0])
+    assert finished.returncode == 3
 
 
 def test_the_limits_that_hold_unless_others_are_given():

@@ -315,6 +315,11 @@ def test_chord_corrections_find_the_frontier_between_wide_gaps():
     assert raw[0] - frontier(0.5) == pytest.approx(-0.8 * 0.15**2)  # what a chord loses
     corrected = raw + st.chord_corrections(fits, judged, positions, 0.5)
     assert corrected == pytest.approx([frontier(0.5)] * 2, abs=1e-12)
+    for level in (0.8, 0.3, 0.25):  # in the first gap, in the last, and at the end
+        ends = [st.crossing(fit, level, increasing=False) for fit in fits]
+        raw = np.array([st.read_at(values, p) for values, p in zip(judged, ends, strict=True)])
+        corrected = raw + st.chord_corrections(fits, judged, ends, level)
+        assert corrected == pytest.approx([frontier(level)] * 2, abs=1e-12)
     alone = st.chord_corrections(fits[:1], judged[:1], positions[:1], 0.5)
     assert alone.tolist() == [0.0]  # one run's bend may be its noise
 
@@ -346,6 +351,9 @@ def test_seeds_to_decide_have_the_power_they_promise(generator):
         decided = (st.seed_interval(values).lower > 0).mean()
         fewer = (st.seed_interval(values[:, :-1]).lower > 0).mean()
         assert fewer < 0.83 and decided > 0.77, (seeds, fewer, decided)
+    assert st.seeds_to_decide(interval, distance, most=high - 1) == (low, high - 1)
+    assert st.seeds_to_decide(interval, distance, most=low) == (low, low)
+    assert st.seeds_to_decide(interval, distance, most=low - 1) is None
 
 
 def test_seeds_to_decide_knows_when_seeds_do_not_help():

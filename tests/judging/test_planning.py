@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from equipoise.chat.client import resolve
 from equipoise.judging.biases import Bias
 from equipoise.judging.biasscope import BiasScopeSettings, biasscope
 from equipoise.judging.pairs import Pair
@@ -189,6 +190,15 @@ def test_tokens_by_the_length_of_pairs_and_prices_of_everyone():
     rules = casting(filters=(), prices={"openai/j": prices["openai/j"]}, judge="openai/j", teacher="rules")
     assert planned(PARTS, (), rules).usd is not None
     assert planned(PARTS, (), casting(prices=prices)).usd is None  # of objects nobody knows the price
+
+
+def test_a_model_in_a_file_has_the_price_of_its_name_and_digest(tmp_path):
+    model = tmp_path / "judge.gguf"
+    model.write_bytes(b"weights")
+    name, address = resolve(str(model))
+    for priced, costs in ((name, True), (address, False)):
+        plan = planned(PARTS, (), casting(judge=str(model), teacher="rules", prices={priced: (1.0, 0.5, 10.0)}))
+        assert plan.usd is not None and (plan.usd[0] > 0) is costs
 
 
 def test_the_length_of_pairs_is_that_of_the_first_two_hundred():

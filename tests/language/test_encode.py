@@ -600,6 +600,7 @@ def test_where_a_generated_answer_begins_elsewhere_word_by_word(small):
 
     for learnt, generated, ends in (
         ("[A] x", "[A] yz", ("yz", "x")),
+        ("[A] yzx", "[A] xzy", ("xzy", "yzx")),
         ("[A]", "[A]more", ("more", "")),
         ("[A]more", "[A]", ("", "more")),
     ):

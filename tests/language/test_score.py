@@ -72,18 +72,39 @@ def test_choices_of_one_token_share_their_row(small):
         hook.remove()
 
 
+def test_the_model_is_told_what_is_padding(small):
+    """Where attention goes backwards alone it makes no difference; elsewhere it does."""
+    given = []
+    hook = small.model.register_forward_pre_hook(lambda _, args, named: given.append(named), with_kwargs=True)
+    examples = encode(small, RECORDS)
+    try:
+        log_likelihoods(small, examples, batch_size=len(examples))
+    finally:
+        hook.remove()
+    (batch,) = given
+    # The last token of an example predicts nothing and is not read.
+    lengths = sorted((len(example.input_ids) - 1 for example in examples), reverse=True)
+    assert batch["attention_mask"].tolist() == [[1] * n + [0] * (lengths[0] - n) for n in lengths]
+    assert lengths[0] > lengths[-1] and batch["input_ids"][-1, lengths[-1] :].eq(small.pad_id).all()
+
+
 def test_few_logits_at_once(small, monkeypatch):
     examples = encode(small, RECORDS)
     expected = log_likelihoods(small, examples)[0]
     monkeypatch.setattr("equipoise.language.score._LOGITS_AT_ONCE", 5 * len(small.tokenizer))
-    largest = []
+    largest, places = [], sum(label != IGNORE for example in examples for label in example.labels)
     hook = small.model.lm_head.register_forward_hook(lambda _, args, output: largest.append(output.shape[1]))
     try:
         assert_close(log_likelihoods(small, examples)[0], expected, atol=1e-4, rtol=0)
+        most = max(sum(label != IGNORE for label in example.labels) for example in examples)
+        assert max(largest) == most > 5  # one row is never split, two are never joined beyond the limit
+        for values, batches in ((places * len(small.tokenizer), 1), (places * len(small.tokenizer) - 1, 2)):
+            monkeypatch.setattr("equipoise.language.score._LOGITS_AT_ONCE", values)
+            largest.clear()
+            log_likelihoods(small, examples)
+            assert (len(largest), sum(largest)) == (batches, places)
     finally:
         hook.remove()
-    most = max(sum(label != IGNORE for label in example.labels) for example in examples)
-    assert max(largest) == most > 5  # one row is never split, two are never joined beyond the limit
 
 
 def test_only_labelled_places_reach_the_output_matrix(small):

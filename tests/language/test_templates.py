@@ -363,3 +363,11 @@ def test_the_process_bounds_its_memory_and_answers_line_by_line(monkeypatch, cap
     assert capsys.readouterr().out == '[["1", null]]\n[["2", null]]\n'
     assert signals == [(signal.SIGINT, signal.SIG_IGN)]
     assert limits == [(resource.RLIMIT_CORE, (0, 0)), (resource.RLIMIT_AS, (bound, most))]
+
+
+def test_what_an_assistant_said_is_rendered_as_it_stands():
+    from jinja2 import Environment
+
+    environment = Environment(extensions=[template_process.Generation])
+    template = "{% set x = 1 %}a{% generation %}b{{ x }}{% set x = 2 %}{% endgeneration %}c{{ x }}"
+    assert environment.from_string(template).render() == "ab1c1"

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from equipoise.study import Arm, Claim, Outcome, Study, better, cheaper
+import numpy as np
+
+from equipoise.study import Arm, Claim, Outcome, Study, better, cheaper, compare
 from equipoise.study.compare import Change, Compared, Difference, Side, _changes, _costs, _flat, _pairs, as_json, lines
 from equipoise.study.effects import Effect
 from equipoise.study.judging import ClaimVerdict, Judgement
@@ -215,3 +217,12 @@ def test_of_places_that_agree_nothing_is_largest():
         0,
         0,
     )
+
+
+def test_a_pair_is_unequal_by_one_row_that_differs_or_stands_on_one_side_alone():
+    def rows(value, other):
+        place, pair = (np.array([1, 2, 5]), np.array([2, 5, 9])), (np.array([0, 0, 1]), np.array([0, 1, 2]))
+        return compare._Rows(place, pair, ({"value": np.array(value)}, {"value": np.array(other)}), {})
+
+    assert compare._unequal(rows([7.0, 1.0, math.nan], [1.0, math.nan, 7.0]), 4).tolist() == [True, False, True, False]
+    assert compare._unequal(rows([7.0, 1.0, 3.0], [1.0, 4.0, 7.0]), 4).tolist() == [True, True, True, False]

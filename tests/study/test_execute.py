@@ -336,3 +336,13 @@ def test_cores_of_this_process(monkeypatch):
     for count, cores in ((7, 7), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         assert execute._cores() == cores
+
+
+def test_devices_by_name(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(execute, "Path", lambda path: asked.append(path) or tmp_path)
+    assert execute._device() == "cpu" and asked == ["/proc/driver/nvidia/gpus"]
+    for card, name in (("0000:b", " H200: 1"), ("0000:a", "\t H100")):
+        (tmp_path / card).mkdir()
+        (tmp_path / card / "information").write_text(f"IRQ: 3\nModel: {name}\nModel of nothing\n")
+    assert execute._device() == "H100, H200: 1"

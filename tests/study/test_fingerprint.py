@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,8 @@ def test_every_part_counts_and_their_order_does_not(house):
 def test_the_server_imports_what_is_reached(house):
     names = preload(house())
     assert {"torch.nn", "torch:nn", "equipoise.made_up.method"} <= set(names)
+    taken = replace(house(), foreign=frozenset({"json.tool", "torch.nn.functional", "torchvision"}), modules=("m",))
+    assert preload(taken)[:3] == ["torch.nn.functional", "torch.nn:functional", "m"]
     assert not any("torch" in name for name in preload(house("x = 1")))
 
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from engine_studies import SOURCE, stored, walk
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.study import ray_engine
+from equipoise.study.engine import Event
 from equipoise.study.execute import engine_named, run_study
 from equipoise.study.ray_engine import FALSE_STARTS, LOSSES, RayEngine
 from equipoise.study.store import Task, read_json
@@ -127,6 +129,84 @@ COMPLETE = batch({"kind": "ended", "state": "complete"})
 GONE = ScriptedRay.exceptions.RayError("The actor died.\nThe worker process has died. Some common causes include: all")
 
 
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """The actor, on an engine that plays batches of events, by a clock that the engine moves on by a second each."""
+    clock, made, batches = [0.0], [], []
+
+    class Played:
+        def __init__(self, **given):
+            made.append(given)
+
+        def submit(self, task):
+            made.append(task)
+
+        def events(self, seconds):
+            made.append(seconds)
+            clock[0] += batches[0][0]
+            return [Event("k", **event) for event in batches.pop(0)[1]]
+
+    monkeypatch.setattr(ray_engine, "LocalEngine", Played)
+    monkeypatch.setattr(ray_engine.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("KNOWN_HERE", "mine")
+    monkeypatch.setenv("NEW_HERE", "")
+    monkeypatch.delenv("NEW_HERE")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    variables = {"KNOWN_HERE": "theirs", "NEW_HERE": "1"}
+    settings = {"threads": 2, "variables": variables, "folder": str(tmp_path / "there")}
+    return ray_engine.RayHost(json.dumps(settings)), made, batches
+
+
+def test_the_actor_works_in_the_commands_folder_on_an_engine_of_its_own(host, tmp_path):
+    actor, made, _ = host
+    assert made == [{"workers": 1, "threads": 2}] and Path.cwd() == tmp_path / "there"
+    assert (os.environ["KNOWN_HERE"], os.environ["NEW_HERE"]) == ("mine", "1")
+    assert actor.node() == ray_engine.platform.node()
+
+
+def test_the_actor_tells_once_a_tick_and_at_the_end(host, monkeypatch):
+    actor, made, batches = host
+    task = Task("k", "test", "none", "root", {}, 0, "f")
+    beat, end = {"kind": "beat", "data": {"spent": {"calls": 1}}}, {"kind": "ended", "state": "complete"}
+    monkeypatch.setattr(ray_engine, "_refusal", lambda wanted: "" if wanted == task else "no")
+    batches += [(0.5, [{"kind": "started"}]), (0.5, [beat]), (0.5, []), (0.25, [beat]), (0.5, [beat, end])]
+    told = [json.loads(text) for text in actor.perform(json.dumps(asdict(task)))]
+    assert [[event["kind"] for event in each] for each in told] == [["started"], ["beat"], ["beat", "beat", "ended"]]
+    assert told[1] == [asdict(Event("k", "beat", data={"spent": {"calls": 1}}))]
+    assert made[1:] == [task, *[ray_engine.TICK] * 5]
+    (refused,) = actor.perform(json.dumps(asdict(replace(task, key="x"))))
+    assert json.loads(refused) == [asdict(Event("x", "ended", "failed", "no"))]
+
+
+def test_a_cluster_is_joined_where_there_is_one_and_started_here_where_not(monkeypatch):
+    asked = []
+
+    def connected(address, *, already=False, fails=None):
+        def init(**settings):
+            asked.append(settings)
+            if fails:
+                raise fails
+
+        monkeypatch.setenv(ray_engine.ADDRESS, address)
+        return ray_engine._connect(SimpleNamespace(is_initialized=lambda: already, init=init), 6)
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    assert connected("", already=True) is False and asked == []
+    assert connected("auto") is True and asked == [{"address": "auto", **quiet}]
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ
+    assert connected("") is True and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    small = {"include_dashboard": False, "num_cpus": 6, "object_store_memory": 83_886_080}
+    assert asked[1] == {"address": "local", **quiet, **small}
+    with pytest.raises(BadInput, match=r"RAY_ADDRESS is ray://h: run the command on a node of the cluster"):
+        connected("ray://h")
+    for error in (ConnectionError("away"), ValueError("away"), RuntimeError("away")):
+        with pytest.raises(WorkFailed, match=r"^No Ray cluster could be reached at auto: .*away"):
+            connected("auto", fails=error)
+
+
 def spent(**amounts):
     return batch({"kind": "beat", "data": {"spent": amounts}})
 
@@ -202,6 +282,11 @@ def test_workers_that_die_before_a_run_begins_are_the_clusters_fault(monkeypatch
     with made, pytest.raises(WorkFailed, match=r"24 Ray workers in a row.*process has died\."):
         done(made, task, turns=200)
     assert len(ray.workers) == few + 1
+    monkeypatch.setattr(ray_engine, "FALSE_STARTS", 2)  # 2 + 3 is more than 2 | 3
+    ray, made = engine(monkeypatch, *early(6))
+    with made, pytest.raises(WorkFailed, match=r"^6 Ray workers in a row"):
+        done(made, task, turns=200)
+    monkeypatch.setattr(ray_engine, "FALSE_STARTS", FALSE_STARTS)
     # A run that began in between shows that the cluster works; it is not blamed for what died before it began.
     _, made = engine(monkeypatch, *early(few), ["b", [STARTED, GONE]], *early(few - 1), ["c", [STARTED, COMPLETE]])
     with made:

@@ -527,6 +527,14 @@ def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) 
     assert track.places[0] == 0 and track.places[-1] == 4999 and len(track.values["sago"]) == MOST_PLACES
     assert all(track.values["sago"][place] == {0: place / 2} for place in track.values["sago"])
     assert track.ends("sago") == {0: 4999 / 2} and track.ends("sum") == {0: 3399 / 2}
+    # What was measured under several conditions has a track for each; of splits it is the test split, which goes unsaid.
+    parts = [("test", "near", 1.0), ("test", "far", 2.0), ("validation", "near", 3.0)]
+    rows = [
+        blank | {"where": json.dumps({"split": split, "side": side}), "at": "{}", "value": value, "order": order}
+        for order, (split, side, value) in enumerate(parts)
+    ]
+    found = tracks_of(study, dataclasses.replace(one, measurements=pa.Table.from_pylist(rows)), pair)
+    assert [(each.condition, each.ends("sago")) for each in found] == [("side near", {0: 1.0}), ("side far", {0: 2.0})]
 
 
 def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> None:

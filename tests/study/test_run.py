@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import sys
@@ -275,6 +276,15 @@ def test_the_end_books_the_last_seconds_and_the_peak(heard, monkeypatch):
     assert attempt.ledger.work["run"]["peak_bytes"] == 5000
 
 
+def test_a_line_of_the_log_is_there_at_once_and_a_sign_of_life(heard, monkeypatch):
+    run, clock, seen, _ = heard
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, encoding="utf-8"))
+    clock.now += 1
+    run.log("half way")
+    assert log.getvalue() == b"half way\n" and [each["event"] for each in seen] == ["beat"]
+
+
 def test_an_error_inside_a_phase_books_its_seconds(heard):
     run, clock, _, attempt = heard
     with pytest.raises(ZeroDivisionError), run.phase("build"):
@@ -380,3 +390,12 @@ def test_an_artifact_is_where_it_is_said_to_be_and_replaces_an_earlier_one(opene
             assert run.artifact("deep/adapter", tmp_path / f"made-{number}") == run.folder / "deep" / "adapter"
         assert [path.name for path in (run.folder / "deep" / "adapter").iterdir()] == ["2"]
         assert run.folder == opened.folder.with_name("k.partial") / "artifacts"
+
+
+def test_a_seed_draws_the_same_for_ever(opened):
+    """Of torch, too: results of another year are compared with new ones."""
+    with opened as run:
+        assert (
+            run.torch_generator().initial_seed() == int(np.random.SeedSequence([7, 2]).generate_state(1, "u8")[0]) // 2
+        )
+        assert run.torch_generator("cpu") is run.torch_generator()

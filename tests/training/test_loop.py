@@ -570,6 +570,7 @@ def test_out_of_memory_for_the_moments_says_so(where, monkeypatch):
         (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 2, 2),
         (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 3, 3),
         (b'{"step": 1}\n{"step": 2}\n{"step": 3}\n', 0, 0),
+        (b'{"step": 1}\n{"step": 4}\n{"step": 2}\n', 2, 1),
         (b'{"step": 1}\n{"step": 2}', 5, 1),
         (b'{"step": 1}\n{"st', 5, 1),
         (b'{"step": 1}\n{"epoch": 1}\n{"step": 2}\n', 5, 1),

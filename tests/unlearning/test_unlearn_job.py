@@ -176,7 +176,10 @@ def test_stops_at_the_level_and_says_so(taught, files):
     assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
 
 
-def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys):
+def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys, monkeypatch):
+    rehearsed, rehearse = [], forgetting.rehearse
+    monkeypatch.setattr(forgetting, "rehearse", lambda *a, **k: (rehearsed.append(k), rehearse(*a, **k)))
+
     def words(out):
         words = ["unlearn", "--model", taught, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
         words += ["--steps", 16, "--learning-rate", 0.001, "--batch-size", 4, "--evaluate-every", 1, "--out", out]
@@ -184,6 +187,7 @@ def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys):
 
     assert main(words(files / "quiet")) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(files / "quiet")
+    assert rehearsed == [{"writes": "model"}]
     state = files / "killed.partial" / "state.safetensors"
     child = subprocess.Popen(
         [sys.executable, "-m", "equipoise", *words(files / "killed")],
@@ -197,6 +201,7 @@ def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys):
     child.wait()
     assert state.exists(), "killed too late: raise the number of steps"
     assert main(words(files / "killed")) == 0
+    assert len(rehearsed) == 1  # of the killed one its first process did
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (files / "killed" / name).read_bytes() == (files / "quiet" / name).read_bytes(), name
     ours, theirs = (json.loads((files / run / "result.json").read_text()) for run in ("killed", "quiet"))

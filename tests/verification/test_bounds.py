@@ -268,3 +268,51 @@ def test_wrong_requests_are_refused():
         margins(net, x, torch.tensor([0.1]), torch.tensor([3]))
     with pytest.raises(BadInput, match="outside the box"):
         margins(net, x - 1, torch.tensor([0.1]), labels, box=(0.0, 1.0))
+
+
+def test_parts_that_the_value_does_not_hang_on_are_passed_over():
+    """Two ways part at the input; the bounds of a ReLU on one of them do not ask for the other, which lies between."""
+    one, two = (torch.randn(3, 3, generator=generator(seed), dtype=torch.float64) for seed in (0, 1))
+    x, radius = torch.ones(1, 3, dtype=torch.float64), torch.full((1,), 0.5, dtype=torch.float64)
+    lower = []
+    for aside in (True, False):
+        builder = Builder((3,))
+        bent = builder.linear(0, one, None)
+        other = builder.linear(0, two, None) if aside else 0
+        above = builder.relu(builder.linear(builder.relu(bent), two, None))
+        whole = builder.build(builder.linear(builder.add(above, other), one, None), "parted")
+        lower.append([e.lower for e in bounds.enclosures(whole, x, radius, geometry(whole), boxes="crown").values()])
+    assert len(lower[0]) == 2
+    assert_close(lower[0], lower[1])
+    # Nor is the input turned, on which the second way hangs as well.
+    wide = Builder((3,))
+    narrow = wide.linear(0, one[:2], None)
+    out = wide.add(wide.linear(wide.relu(narrow), torch.ones(3, 2, dtype=torch.float64), None), 0)
+    skipping = wide.build(wide.linear(out, one, None), "skipping")
+    same, flat = bounds.narrowed(skipping, x)
+    assert same is skipping and torch.equal(flat, x)
+
+
+def test_without_a_bend_the_bound_is_exact_at_once():
+    weight = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    builder = Builder((2,))
+    network = builder.build(builder.linear(0, weight, torch.ones(1, dtype=torch.float64)), "straight")
+    x, radius = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    found, relaxation = sdp_crown.optimize(network, x, radius, one, {}, search=QUICK)
+    assert found.item() == pytest.approx(8 - 2 * 5) and relaxation.steps == 1 and relaxation.slopes == {}
+
+
+def test_an_ellipsoid_of_one_axis_is_a_ball():
+    builder = Builder((1,))
+    value = builder.scale(0, torch.tensor([-3.0]), torch.tensor([1.0]))
+    network = builder.build(builder.linear(builder.relu(value), torch.full((2, 1), 2.0), None), "one", merge=False)
+    shape = geometry(network)
+    assert [each.tolist() for each in shape.axes[:2]] == [[1.0], [pytest.approx(3)]]
+    assert shape.axes[-1].tolist() == [pytest.approx(3 * math.sqrt(8))]
+    assert [each.tolist() for each in shape.reach] == [
+        [1.0],
+        [pytest.approx(3)],
+        [pytest.approx(3)],
+        [pytest.approx(6)] * 2,
+    ]

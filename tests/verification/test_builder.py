@@ -167,6 +167,15 @@ def test_average_pooling(kernel, stride, padding, divisor):
         assert_close(network(x), F.avg_pool2d(x, kernel, stride, padding, divisor_override=divisor).flatten(1))
 
 
+def test_a_kernel_of_all_channels_is_not_too_large_either(monkeypatch):
+    builder = Builder((2, 2, 3))
+    monkeypatch.setattr(network_module, "LARGEST", 12)
+    assert builder.shape_of(builder.average_pool(0, (2, 3), 1)) == (2, 1, 1)
+    monkeypatch.setattr(network_module, "LARGEST", 11)
+    with pytest.raises(BadInput, match=r"^average pooling has a kernel of \(2, 3\)$"):
+        builder.average_pool(0, (2, 3), 1)
+
+
 def test_average_pooling_with_dilation_is_counted_in_steps():
     network, x = built(lambda b, v: b.average_pool(v, 2, 1, (2, 0), dilation=(3, 2)))
     weight = torch.full((4, 1, 2, 2), 0.25, dtype=torch.float64)

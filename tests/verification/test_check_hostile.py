@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from equipoise.cli import main
-from equipoise.verification import certify, check, from_module
+from equipoise.verification import certify, check, check_files, from_module
 from equipoise.verification.bounds import Search, geometry
 from equipoise.verification.certificate import certified_margins, contents, write
 from equipoise.verification.check_files import METADATA, Net, Refused, Undescribed, fit, read_certificate, read_net
@@ -141,45 +142,65 @@ def test_missing_keys_are_refused(tmp_path):
             read_net(stored(tmp_path / "net", text, tensors))
 
 
-def entry(kind="F64", shape=(3,), offsets=(0, 24), **more):
+BIAS = (880, 904)  # where 4.bias lies in `pictures`
+
+
+def entry(kind="F64", shape=(3,), offsets=BIAS, **more):
     return {"dtype": kind, "shape": list(shape), "data_offsets": list(offsets), **more}
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"4.bias": entry("I64")},
-        {"4.bias": entry("F16", offsets=(0, 6))},
-        {"4.bias": entry(["F64"])},
-        {"4.bias": entry(shape=(1, 3))},
-        {"4.bias": entry(shape=(3, 1))},
-        {"4.bias": entry(shape=())},
-        {"4.bias": entry(shape=(-3,))},
-        {"4.bias": entry(shape=(3.0,))},
-        {"4.bias": entry(offsets=(0, 25))},
-        {"4.bias": entry(offsets=(-24, 0))},
-        {"4.bias": entry(offsets=(0, 24, 24))},
-        {"4.bias": entry(offsets=(8, 32))},  # on what is another parameter's
-        {"4.bias": entry(offsets=(False, 24))},
-        {"4.bias": entry(more=1)},
-        {"4.bias": [3]},
-        {"4.bias": None},
-        {"4.offset": entry()},
-        {"5.bias": entry()},
-        {"04.bias": entry()},
-        {"__metadata__": {METADATA: json.dumps(pictures()[0]), "format": "pt"}},
-        {"__metadata__": {METADATA: pictures()[0]}},
-        {"__metadata__": {METADATA: "[" * 100_000}},
-        {"__metadata__": {METADATA: '{"shape": [18], "shape": [2, 3, 3], "layers": []}'}},
-        {"__metadata__": {METADATA: "\ud800"}},
-        {"__metadata__": {METADATA: "NaN"}},
+        ({"4.bias": entry("I64")}, "its tensor 4.bias is of type 'I64', not F32 or F64"),
+        ({"4.bias": entry("F16", offsets=(880, 886))}, "is of type 'F16', not F32 or F64"),
+        ({"4.bias": entry(["F64"])}, "its tensor 4.bias is of type"),
+        ({"4.bias": entry(shape=(1, 3))}, "has the shape [1, 3], not [3]"),
+        ({"4.bias": entry(shape=(3, 1))}, "has the shape [3, 1], not [3]"),
+        ({"4.bias": entry(shape=())}, "the shape of tensor '4.bias' is []"),
+        ({"4.bias": entry(shape=(-3,))}, "the shape of tensor '4.bias' is [-3]"),
+        ({"4.bias": entry(shape=(3.0,))}, "the shape of tensor '4.bias' is [3.0]"),
+        ({"4.bias": entry(offsets=(880, 905))}, "4.bias lies from byte 880 to 905, not from 880 to 904"),
+        ({"4.bias": entry(offsets=(-24, 0))}, "the place of tensor 4.bias is [-24, 0]"),
+        ({"4.bias": entry(offsets=(*BIAS, 904))}, "the place of tensor 4.bias is [880, 904, 904], not 2 of them"),
+        ({"4.bias": entry(offsets=(8, 32))}, "4.bias lies from byte 8 to 32, not from 144 to 168"),  # on another's
+        ({"4.bias": entry(offsets=(False, 24))}, "the place of tensor 4.bias is [False, 24]"),
+        ({"4.bias": entry(more=1)}, "its entry of tensor '4.bias' is not dtype, shape and data_offsets"),
+        ({"4.bias": {**entry(), "dtype": 1} | {"kind": 1}}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": {"dtype": "F64", "shape": [3]}}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": [3]}, "its entry of tensor '4.bias' is not"),
+        ({"4.bias": None}, "its entry of tensor '4.bias' is not"),
+        ({"4.offset": entry(), "5.bias": entry()}, "parameters: ['4.offset', '5.bias']"),
+        ({"04.bias": entry()}, "parameters: ['04.bias']"),
+        ({"__metadata__": {METADATA: json.dumps(pictures()[0]), "format": "pt"}}, "its metadata hold something other"),
+        ({"__metadata__": {METADATA: pictures()[0]}}, "its metadata hold something other"),
+        ({"__metadata__": {METADATA: "[" * 100_000}}, "its description is no JSON"),
+        ({"__metadata__": {METADATA: '{"shape": [18], "shape": [2, 3, 3], "layers": []}'}}, "('a name stands twice')"),
+        ({"__metadata__": {METADATA: "\ud800"}}, "its description is no JSON"),
+        ({"__metadata__": {METADATA: "NaN"}}, "the description has not exactly layers, shape: nan"),
     ],
     ids=lambda change: ascii(change)[:60],
 )
-def test_a_header_outside_the_format_is_refused(tmp_path, change):
-    text, tensors = pictures()
-    with pytest.raises(Refused):
-        read_net(stored(tmp_path / "net", text, tensors, **change))
+def test_a_header_outside_the_format_is_refused(tmp_path, change, reason):
+    assert read_net(stored(tmp_path / "net", *pictures(), **{"4.bias": entry()})).sizes[-1] == 3
+    with pytest.raises(Refused, match=re.escape(reason)):
+        read_net(stored(tmp_path / "net", *pictures(), **change))
+
+
+def test_a_network_is_as_large_as_can_be_checked_and_no_larger(tmp_path, monkeypatch):
+    network = stored(tmp_path / "net", *pictures())
+    for limit, most, said in (
+        ("VALUES", 93, "its values have 93 numbers and its kernels 9 places"),
+        ("TAPS", 9, "its values have 54 numbers and its kernels 9 places"),
+        ("PARAMETERS", 18 + 18 + 54 + 18 + 2 + 3, "it has more than 112 parameters"),
+        ("WIDE", 3 * 2 * 5 * 5, "3 classes and 50 numbers at once are too many"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(check_files, limit, most)
+            assert read_net(network).sizes[-1] == 3
+            patch.setattr(check_files, limit, most - 1)
+            with pytest.raises(Refused, match=said):
+                read_net(network)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

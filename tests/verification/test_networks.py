@@ -343,3 +343,21 @@ def test_only_what_the_output_needs_is_kept_and_ends_with_an_affine_layer():
     assert_close(network(x), ((x @ x_for((4,), 4).T) * x_for((4,), 1)[0] + x_for((4,), 1)[0]).relu())
     kept = builder.build(builder.add(scaled, first), "the map is read twice")
     assert [type(each).__name__ for each in kept.layers] == ["Linear", "Scale", "Add", "Scale"]
+
+
+def test_what_holds_tensors_is_compared_by_identity():
+    """Of tensors == is no answer, and a mapping by layer needs a hash."""
+    made = [Builder((2,)) for _ in range(2)]
+    networks = [
+        builder.build(
+            builder.scale(builder.linear(0, torch.eye(2), None), torch.ones(2), torch.ones(2)), "n", merge=False
+        )
+        for builder in made
+    ]
+    assert networks[0] != networks[1] and len({*networks}) == 2
+    assert len({layer for network in networks for layer in network.layers}) == 4
+    kernels = [
+        Convolution((0,), torch.ones(1, 1, 1, 1), torch.ones(1), (1, 1, 1), (1, 1), (0, 0), (1, 1), 1) for _ in range(2)
+    ]
+    assert kernels[0] != kernels[1]
+    assert len({geometry(network) for network in networks}) == 2

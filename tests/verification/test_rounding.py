@@ -1,10 +1,12 @@
 """The checker's arithmetic against exact fractions: what it allows holds every result, and is what the theory asks for."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from equipoise.verification.check import prove_norm
 from equipoise.verification.rounding import ROOM, TINY, Near, U, down, length, near, off, up
 
 ETA = Fraction(2) ** -1022
@@ -104,12 +106,13 @@ def test_worst_sums_are_held():
         assert low[0] <= truth <= high[0]
 
 
-def summed(found, spread, sizes, terms):
-    """What the errors of the terms come to, as computed, and what rounding may add to it and to the value."""
-    rounding = Fraction(U) * (exact(spread) + exact(sizes))
-    within(
-        Near(found.value, found.error), exact(spread) + terms * rounding, exact(spread) + (terms + 5) * rounding, terms
-    )
+def summed(found, spread, sizes, terms, more):
+    """What the errors of the terms come to, as computed, and what rounding may add to it and to the value.
+
+    more: roundings beside those of the terms, in the sum of the errors.
+    """
+    asked = exact(spread) + (terms + more) * Fraction(U) * (exact(spread) + exact(sizes))
+    within(found, asked * (1 - 2 * Fraction(U)), asked, terms)
 
 
 @pytest.mark.parametrize("known", [0.0, 2.0**-40, 0.5, 1e4])
@@ -122,9 +125,9 @@ def test_sums_hold_every_result_in_any_order(known):
     mapped = a.through(lambda x, change=lambda w: w: x @ change(weight).T, 101, bias)
     assert (a.sum(0).value == a.value.sum(0)).all() and a.sum(0).error.shape == (100,)
     spread = abs(a.value) @ b.error + a.error @ (abs(b.value) + b.error)
-    summed(product, spread, abs(a.value) @ abs(b.value), 100)
-    summed(total, a.error.sum(1), abs(a.value).sum(1), 100)
-    summed(mapped, a.error @ abs(weight).T, abs(a.value) @ abs(weight).T + abs(bias), 101)
+    summed(product, spread, abs(a.value) @ abs(b.value), 100, 4)
+    summed(total, a.error.sum(1), abs(a.value).sum(1), 100, 2)
+    summed(mapped, a.error @ abs(weight).T, abs(a.value) @ abs(weight).T + abs(bias), 101, 2)
     for x in ends(a):
         assert (abs(x.sum(1) - exact(total.value)) <= exact(total.error)).all()
         assert (abs(x @ exact(weight).T + exact(bias) - exact(mapped.value)) <= exact(mapped.error)).all()
@@ -152,6 +155,18 @@ def test_choices_keep_the_larger_error():
     assert a.size.tolist() == [1.1, 5.2] and a[1].value == 5 and a[1].error == 0.2
     assert (a.least < a.value - a.error).all() and (a.most > a.value + a.error).all()
     assert (a.least > a.value - a.error - 1e-12).all() and (a.most < a.value + a.error + 1e-12).all()
+    assert (a == replace(a)) is False
     assert a.T.value.shape == (2,) and some(2, 3).T.error.shape == (3, 2)
     with pytest.raises(TypeError):
         np.ones(2) + a
+
+
+def test_a_proved_norm_is_above_the_claim_by_what_its_roundings_may_be():
+    """Of the unit matrix: the Gram matrix's sums, with two terms more, and Rump's share of the trace, with two to spare."""
+    n, claimed = 40, 1.1
+    layer = {"kind": "linear", "weight": np.eye(n), "bias": np.zeros(n)}
+    found = Fraction(prove_norm(layer, np.ones(1), claimed)) ** 2
+    square = Fraction(claimed) ** 2
+    gram, factor = (n + 2) * n, (n + 3) * n * (square - 1)
+    asked, upwards = square + Fraction(U) * (gram + factor), 2 * Fraction(ROOM) * square
+    assert asked + upwards * Fraction(97, 100) <= found <= asked + upwards * Fraction(103, 100)

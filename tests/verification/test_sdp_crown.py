@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from equipoise.verification import sdp_crown
 from equipoise.verification.bounds import Enclosure, Search, box_offset, crown, enclosures, geometry
 from equipoise.verification.sdp_crown import ball_box_offset, ball_offset, best_multiplier, optimize
-from relu_networks import generator, samples, worked_example
+from relu_networks import generator, random_network, samples, worked_example
 
 
 def ball(centre, radius):
@@ -107,3 +108,31 @@ def test_the_worked_example_of_the_paper():
         assert -math.sqrt(2) - 2e-3 <= found.item() <= -math.sqrt(2) + 1e-9
         assert (relaxation.multipliers[3] / known[3].axes ** 2).item() == pytest.approx(math.sqrt(1 / 8), rel=0.02)
         assert (relaxation.multipliers[1] / known[1].axes ** 2).item() < 1e-3
+
+
+@pytest.mark.parametrize("slopes", ["free", "crown"])
+def test_after_a_step_everything_is_back_where_it_may_be(monkeypatch, slopes):
+    network, x, radius = random_network(1), torch.full((1, 3), 0.3, dtype=torch.float64), torch.tensor([0.5]).double()
+    known = enclosures(network, x, radius, geometry(network))
+    bends = [((e.lower < 0) & (e.upper > 0))[:, None] for e in known.values()]
+    assert any((~each).any() for each in bends) and any(each.any() for each in bends)
+    real = sdp_crown.ascend
+
+    def astray(bound, shape, groups, settle, search):
+        free, multipliers = (group["params"] for group in groups)
+        at_first = [each.detach().clone() for each in free]
+        for away, clamped, lowest in ((-100.0, 0.0, math.log(1e-6)), (100.0, 1.0, 100.0)):
+            with torch.no_grad():
+                for each in (*free, *multipliers):
+                    each.fill_(away)
+                settle()
+            assert all((each == torch.tensor(lowest)).all() for each in multipliers)
+            if slopes == "free":
+                assert all((each == clamped).all() for each in free)
+            else:  # of a neuron that never bends, CROWN's slope
+                for each, begun, bent in zip(free, at_first, bends, strict=True):
+                    assert_close(each.detach(), torch.where(bent, clamped, begun))
+        return real(bound, shape, groups, settle, dataclasses.replace(search, iterations=1))
+
+    monkeypatch.setattr(sdp_crown, "ascend", astray)
+    optimize(network, x, radius, torch.eye(3, dtype=torch.float64)[None], known, slopes=slopes)

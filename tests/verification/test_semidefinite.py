@@ -187,6 +187,14 @@ def largest(p, objective, y):
     return s[0, 0] - s[1:, 0] @ solved
 
 
+def test_where_no_step_can_be_made_none_is_tried_again(proof, monkeypatch):
+    p, objective, *_ = proof
+    tried, schur = [], semidefinite._schur
+    monkeypatch.setattr(semidefinite, "_reach", lambda *parts: 0.0)
+    monkeypatch.setattr(semidefinite, "_schur", lambda *parts: (tried.append(parts), schur(*parts))[1])
+    assert semidefinite.solve(p, objective).bound < 0 and len(tried) == 1
+
+
 @pytest.fixture
 def proof(tmp_path):
     """One pair's problem and multipliers, and whether the checker accepts its certificate with other ones."""

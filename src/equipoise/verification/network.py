@@ -306,7 +306,7 @@ class Builder:
                 raise BadInput(f"average pooling has a padding of {pads}, as wide as its kernel of {sides}")
             if ceil and (size + 2 * pad - apart * (side - 1) - 1) % step:
                 raise BadInput("average pooling rounds its size up (ceil mode) and has windows that are cut off")
-        if max(sides) > LARGEST or shape[0] * math.prod(sides) > LARGEST:
+        if shape[0] * math.prod(sides) > LARGEST:
             raise BadInput(f"average pooling has a kernel of {sides}")
         divided = math.prod(sides) if divisor is None else divisor
         weight = torch.full((shape[0], 1, *sides), 1 / divided, dtype=torch.float64)
