@@ -44,12 +44,7 @@ class Critic(nn.Module):
         width = config.get_text_config().hidden_size
         parameter = next(body.parameters())
         # Not by its own draws, which would be from the global state.
-<<<<<<< HEAD
-        like: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
-        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, width, 1, **like)  # type: ignore[assignment]
-=======
         self.head: Any = nn.utils.skip_init(nn.Linear, width, 1, dtype=parameter.dtype, device=parameter.device)
->>>>>>> help-loop
         drawn = torch.randn(1, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         with torch.no_grad():
             self.head.weight.copy_(0.02 * drawn / width**0.5)
