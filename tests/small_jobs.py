@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from chat_models import untaught
+from equipoise.reinforcement.measures import Solved
 from equipoise.unlearning.result import Measure
 
 Settings = Mapping[str, Any]
@@ -244,6 +245,67 @@ def unlearn_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# reinforce
+
+
+def nothing_solved(language_model: Any, problems: Sequence[Any], *_: Any, samples: int, **__: Any) -> Solved:
+    count = len(problems)
+    zeros = np.zeros((count, samples))
+    return Solved(zeros, zeros + 1, np.zeros(count), np.arange(count), ("",) * count, 0, count)
+
+
+def reinforce_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    (folder / "template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "reward.py").write_text(
+        "def score(prompts, completions, **_):\n    return [len(c) / 100 for c in completions]\n"
+    )
+    write_rows(folder / "asked.jsonl", [{"ask": "Who?", "reply": "She."}])
+    prompts = write_rows(folder / "prompts.jsonl", [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(3)])
+    return {
+        "model": folder / "model",
+        "prompts": prompts,
+        "verifier": "number",
+        "steps": 2,
+        "prompts_per_step": 2,
+        "max_new_tokens": 3,
+        "eval_samples": 2,
+    }
+
+
+def reinforce_whole(folder: Path) -> Settings:
+    return {"method": "apo", "num_generations": 2, "anchors": 3, "learning_rate": 1e-3, "evaluate_every": 1, "seed": 3}
+
+
+def reinforce_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"verifier": None},
+        {"verifier": None, "reward": f"{folder / 'reward.py'}:score"},
+        {"reward": f"{folder / 'reward.py'}:score"},
+        {"verifier": None, "reward": f"{folder / 'reward.py'}:scores"},
+        {"verifier": "choice"},
+        {"eval_prompts": folder / "prompts.jsonl"},
+        {"prompts": folder / "asked.jsonl"},
+        {"prompts": folder / "asked.jsonl", "fields": {"prompt": "ask", "gold": "reply"}, "verifier": "exact"},
+        {"model": "https://here/v1"},
+        {"model": "tiny", "parameters": "lora"},
+        {"method": "grpo"},
+        {"method": "gpro"},
+        {"method": "grpo", "num_generations": 1},
+        {"method": "grpo", "critic": folder / "model"},
+        {"critic": folder / "model"},
+        {"critic": folder},
+        {"advantage": "spo"},
+        {"max_new_tokens": 600},
+        {"overlong": 2},
+        {"head": "random"},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+        {"chat_template": str(folder / "template.jinja")},
+        {"parameters": "lora", "lora_rank": 1},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -266,6 +328,19 @@ SMALL = {
             "equipoise.unlearning.forgetting._Scales": NoScales,
             "equipoise.unlearning.forgetting.rehearse": lambda *_, **__: None,
             "equipoise.unlearning.forgetting._probe": lambda *_: 0,
+        },
+        slow=True,
+    ),
+    "reinforce": SmallJob(
+        reinforce_files,
+        "equipoise.reinforcement.reinforcing.train",
+        whole=reinforce_whole,
+        more=reinforce_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.language.adapters.attach": lambda language_model, *_, **__: language_model,
+            "equipoise.reinforcement.reinforcing.solve": nothing_solved,
+            "equipoise.reinforcement.reinforcing.rehearse": lambda *_, **__: None,
         },
         slow=True,
     ),

@@ -398,8 +398,8 @@ def read_prompts(
         if source is None:
             continue
         if isinstance(source, str | Path):
-            names[name], digests[name] = str(source), sha256_file(Path(source))
             problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
+            names[name], digests[name] = str(source), sha256_file(Path(source))
             continue
         ready = [each for each in source if isinstance(each, Problem)]
         rows = [each for each in source if not isinstance(each, Problem)]
