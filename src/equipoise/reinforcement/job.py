@@ -63,7 +63,8 @@ def reinforce(
 ) -> Request:
     """Train a model on prompts whose answers can be checked; writes a folder that transformers loads as it is.
 
-    Example that runs: `equipoise reinforce --model tiny --prompts examples/chains.jsonl --verifier number`
+    Example that runs: `equipoise reinforce --model tiny --prompts examples/chains.jsonl --verifier number
+    --max-new-tokens 40`
 
     Your own: `equipoise reinforce --model ./model --prompts gsm8k.jsonl --verifier math --method sppo --parameters lora`
 
