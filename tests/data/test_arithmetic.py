@@ -94,9 +94,8 @@ def test_parts_share_no_problem_whatever_the_seeds(kind):
 
 
 def test_a_sum_with_its_numbers_exchanged_is_the_same_problem():
-    train, test = (
-        problems(count, seed=0, kind="sum", levels=(1,), part=part) for count, part in ((33, "train"), (6, "test"))
-    )
+    train = problems(33, seed=0, kind="sum", levels=(1,))
+    test = problems(6, seed=0, kind="sum", levels=(1,), part="test")
     numbers = [tuple(sorted(problem.numbers)) for problem in (*train, *test)]
     assert len(set(numbers)) == 39
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from equipoise.core.errors import WorkFailed
-from equipoise.core.options import check_fields, choice, closed
+from equipoise.core.options import check_fields, closed
 from equipoise.data.arithmetic import (
     CHARACTERS,
     ArithmeticProblem,
@@ -195,6 +195,7 @@ def arithmetic_model(
     return ArithmeticModel(start, language_model, train_problems, test_problems, rates, steps, tokens)
 
 
+@closed
 def teach(world: World, preparation: Any) -> ArithmeticModel:
     """`arithmetic_model` of the preparation's seed, stored in its folder; resumes a teaching that was cut off.
 
@@ -212,9 +213,10 @@ def teach(world: World, preparation: Any) -> ArithmeticModel:
     return made
 
 
+@closed
 def open_model(world: World, seed: int, folder: Path, *, train: int = 2000, test: int = 500) -> ArithmeticModel:
     """What an arm of this seed starts from; folder: where `teach` stored the model."""
-    start = WORLDS[choice("world", world, World)]
+    start = WORLDS[world]
     stored = json.loads((folder / RATES).read_text(encoding="utf-8"))
     rates = {int(level): SolveRate(*rate) for level, rate in stored["rates"].items()}
     language_model = load(folder / "model", chat_template="none")
