@@ -83,14 +83,21 @@ def test_all_routes_that_reach_the_answer_are_known_and_no_other():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_share_no_problem_whatever_the_seeds(kind):
-    train = [problem for seed in range(3) for problem in problems(60, seed=seed, kind=kind, levels=(2, 3))]
-    test = [problem for seed in range(3) for problem in problems(60, seed=seed, kind=kind, levels=(2, 3), part="test")]
+    def drawn(part):
+        return [
+            problem for seed in range(3) for problem in problems(60, seed=seed, kind=kind, levels=(2, 3), part=part)
+        ]
 
-    def keys(found):
-        return {tuple(sorted(problem.prompt.split("+"))) if kind == "sum" else problem.prompt for problem in found}
-
-    assert not keys(train) & keys(test) and len(keys(train)) > 170
+    train, test = ({problem.prompt for problem in drawn(part)} for part in ("train", "test"))
+    assert not train & test and len(train) > 170
     assert {len({problem.id for problem in problems(60, seed=seed, kind=kind)}) for seed in range(3)} == {60}
+
+
+def test_a_sum_with_its_numbers_exchanged_is_the_same_problem():
+    train = problems(33, seed=0, kind="sum", levels=(1,))
+    test = problems(6, seed=0, kind="sum", levels=(1,), part="test")
+    numbers = [tuple(sorted(problem.numbers)) for problem in (*train, *test)]
+    assert len(set(numbers)) == 39
 
 
 def test_the_first_problems_do_not_depend_on_how_many_nor_on_other_levels():

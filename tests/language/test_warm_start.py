@@ -29,6 +29,8 @@ def short(monkeypatch):
     monkeypatch.setattr(warm_start, "MEASURE_EVERY", 2)
     monkeypatch.setattr(warm_start, "CHECKPOINT", 1)
     monkeypatch.setattr(warm_start, "MEASURED", 10)
+    asked = warm_start._asked
+    monkeypatch.setattr(warm_start, "_asked", lambda start, seed, train, test: asked(start, seed, 6, 4))
     return lambda **changes: monkeypatch.setattr(
         warm_start, "WORLDS", {name: dataclasses.replace(world, **changes) for name, world in WORLDS.items()}
     )
@@ -98,13 +100,13 @@ def test_rates_are_counted_by_level(monkeypatch):
 
 def test_teaching_stops_where_enough_is_sound_and_follows_from_the_seed(short):
     short(sound=0.0)
-    made = arithmetic_model("routes", 1, train=6, test=4)
+    made = arithmetic_model("routes", 1)
     assert (
         made.steps == 2
         and [rate.of for rate in made.rates.values()] == [2, 2]
         and str(made).startswith("level 2: 0 of 2")
     )
-    other = arithmetic_model("routes", 2, train=6, test=4)
+    other = arithmetic_model("routes", 2)
     weights = [m.language_model.model.state_dict()["lm_head.weight"] for m in (made, other)]
     assert not torch.equal(*weights) and made.train != other.train
     assert not {p.id for p in made.train} & {p.id for p in made.test}
@@ -113,7 +115,7 @@ def test_teaching_stops_where_enough_is_sound_and_follows_from_the_seed(short):
 def test_a_world_that_is_not_reached_says_so(short):
     short(sound=1.0)
     with pytest.raises(WorkFailed, match=r"After 8 steps 0\.00 .* world 'levels' starts from 1\.0"):
-        arithmetic_model("levels", 0, train=5, test=5)
+        arithmetic_model("levels", 0)
     with pytest.raises(BadInput, match="level"):
         arithmetic_model("level", 0)  # pyright: ignore[reportArgumentType]
 

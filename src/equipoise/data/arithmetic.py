@@ -26,7 +26,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import check_fields, choice, closed
+from equipoise.core.options import check_fields, closed
 
 Kind = Literal["chain", "sum", "routes"]
 Part = Literal["train", "test"]
@@ -253,7 +253,6 @@ def solution(
     generator: needed where anything is left to chance. Raises BadInput without it, for chances outside [0, 1], mistakes that
     the kind does not have, and a prefix that cannot be read or keeps no route open.
     """
-    choice("form", form, Form)
     planted = dict(error) if isinstance(error, Mapping) else {}
     chance_of_error = 0.0 if isinstance(error, Mapping) else error
     _check_writing(problem, planted, (chance_of_error, correct, wait), generator)
@@ -296,7 +295,6 @@ def _check_writing(
     generator: np.random.Generator | None,
 ) -> None:
     for place, mistake in planted.items():
-        choice("error", mistake, Mistake)
         if not 0 <= place < len(problem.steps) or mistake not in MISTAKES[problem.kind]:
             raise BadInput(
                 f"Problem {problem.id!r} has the steps 0 to {len(problem.steps) - 1} and the mistakes "

@@ -11,11 +11,11 @@ and stops there: what reinforcement finds is a model in the middle of learning, 
     made = arithmetic_model("levels", seed=0)            in a study's `prepare`: teach(world, preparation), then open_model
 
 Arithmetic is learnt from chains in every world: one-digit tables first, then where the digits stand. Measured with seed 0,
-on one core that others used too (60 to 110 s of its time, some 5,000 tokens/s when it is free):
+on one core that others used too (60 to 110 s of its time; some 5,000 tokens/s when it is free):
 
     levels    450 steps, 277,000 tokens    solved at temperature 1, levels 2 to 6: 0.81 0.61 0.55 0.30 0.02
     routes    350 steps, 202,000 tokens    levels 2 and 3: 0.19 0.10; 77 % of the samples are additions alone, 85 % sound
-    format    350 steps, 213,000 tokens    levels 2 and 3: 0.20 0.12; 27 % in the strict form; greedily never
+    format    375 steps, 228,000 tokens    levels 2 and 3: 0.19 0.12; 24 % in the strict form, and greedily none
 """
 
 import json
