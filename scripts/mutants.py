@@ -13,8 +13,7 @@ types, which no test could miss; a size of ten or more that somebody chose, by o
 size); what draws pages, bars, tables and figures, whose tests are people's eyes; and the mutants of
 `equivalent_mutants.txt`, each of which somebody looked at and found to do the same, for the reason given there: in the
 place of one the next of its room is drawn. An entry holds the texts of the changed line; one whose line is no longer there
-is an error: mend it or delete it. Entries come from draws, so a survivor is judged once, and counts as a survivor of the
-draw that showed it.
+is an error: mend it or delete it. A survivor that is listed counts all the same in the draw that showed it.
 
 All work is done on a copy of the tree in a temporary folder. A mutant is caught when a test fails, when the tests take five
 times as long as without it, or when the linter or the type checker refuses it, as in `.ci/run`. The same seed, code and

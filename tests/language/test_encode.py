@@ -290,6 +290,13 @@ def test_a_template_without_an_end_token_is_told(small, template):
     assert not any(example.open for example in encode(small, [QUESTION, Record(id="t", completion="one two")]))
 
 
+def test_the_last_token_behind_an_answer_is_the_one_that_ends_it(small):
+    begun = "{% for message in messages %}{% if message['role'] == 'assistant' %}[A]{{ message['content'] }}; done"
+    model = with_template(small, begun + "{{ eos_token }}{% else %}[U]{{ message['content'] }}{% endif %}{% endfor %}")
+    (example,) = encode(model, [QUESTION])
+    assert not example.open and labelled(model, example).endswith(f"; done{model.tokenizer.eos_token}")
+
+
 @pytest.mark.parametrize("trailing", ["", " ", "  "])
 def test_a_header_that_ends_in_a_blank(small, trailing):
     """The blank is part of the first word's token, in what is learnt as in what is generated."""

@@ -3,15 +3,18 @@
 import importlib.util
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from equipoise.study.claims import Claim, matched
+from equipoise.study.crossings import Crossings, refuse_missed_level
 from equipoise.study.declare import Outcome
 from equipoise.study.judging import judge
 from equipoise.study.results import Results, RunInfo, items_schema, measurements_schema
+from equipoise.study.scores import Unjudgeable
 from judging_results import Book, declare
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
@@ -255,3 +258,15 @@ def test_lower_is_better_and_ratios_at_the_level():
     verdict, _ = verdict_of(book(log=True))
     assert verdict.effects[0].favours != "arm"  # sago's 0.1 more is worse here
     assert verdict.effects[0].estimate < 0
+
+
+@pytest.mark.parametrize(("increasing", "past"), [(True, 1), (False, 2)])
+def test_which_runs_were_past_the_level_at_their_first_evaluation(increasing, past):
+    """One begins above it and two below; the fourth, above it too, crossed."""
+    fits = [np.array([0.9, 0.95]), np.array([0.1, 0.2]), np.array([0.2, 0.3]), np.array([0.8, 0.1])]
+    found = Crossings(fits, 0.5, np.array([math.nan, math.nan, math.nan, 0.4]), increasing)
+    with pytest.raises(Unjudgeable) as refused:
+        refuse_missed_level(SimpleNamespace(outcome="height"), found, {"reached": {"up": "1 of 4"}})
+    assert str(refused.value) == (
+        f"height: up reached 0.5 in 1 of 4 ({past} of the runs were past it at their first evaluation)"
+    )

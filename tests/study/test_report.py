@@ -285,6 +285,13 @@ def test_an_unattainable_rate_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("numerator", "of", "value"), [(1.0, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, math.nan)])
+def test_a_rate_of_one_answer_or_none_is_attainable(made: tuple, numerator: float, of: float, value: float) -> None:
+    columns = made[1].measurements.to_pydict()
+    columns["numerator"][40], columns["of"][40], columns["value"][40] = numerator, of, value
+    check_rates(dataclasses.replace(made[1], measurements=pa.table(columns, schema=made[1].measurements.schema)))
+
+
 def test_a_summary_with_an_impossible_count_is_refused(made: tuple, tmp_path: Path) -> None:
     study, results, judgement, _ = made
     wrong = dataclasses.replace(judgement.summaries[0], numerator=12.5, of=40.0)

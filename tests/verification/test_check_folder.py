@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from equipoise.verification import check_folder as module
-from equipoise.verification.check_files import Net, Refused
+from equipoise.verification.check_files import Net, Refused, read_certificate
 from equipoise.verification.check_folder import CheckedCertificate, check_folder, read_inputs
 
 NET = Net((2,), [2], [], "")
@@ -287,3 +287,11 @@ def test_of_several_arrays_the_first_of_the_names_is_read(tmp_path):
     for count in range(1, 6):
         np.savez(tmp_path / "x.npz", **{name: np.full((1, 2), place) for place, name in enumerate(names[:count])})
         assert read_inputs(tmp_path / "x.npz", NET).tolist() == [[count - 1.0] * 2]
+
+
+def test_an_archive_of_nothing_is_read_to_its_end(tmp_path):
+    """Shorter than what is looked at: it is refused for what it lacks."""
+    (tmp_path / "short.npz").write_bytes(bytes(20) + b"PK\5\6" + bytes(18))
+    with pytest.raises(Refused) as refused:
+        read_certificate(tmp_path / "short.npz", None)
+    assert "its end" not in str(refused.value)
