@@ -7,7 +7,7 @@ import pytest
 from equipoise.core.errors import WorkFailed
 from equipoise.study import Arm, Outcome, Select, Study
 from equipoise.study.results import measurements_schema
-from equipoise.study.selection import choose
+from equipoise.study.selection import _path, choose
 
 GRID = {"rate": [1, 2, 3]}
 
@@ -125,3 +125,10 @@ def test_an_arm_with_one_point_needs_no_tuning():
         }
     )
     assert choose(built, measurements_schema().empty_table())[0] == {"oracle": 0}
+
+
+def test_a_path_goes_by_its_places_and_at_one_by_the_order_of_measuring():
+    measured = [(2.0, 5, 0.1), (1.0, 9, 0.2), (1.0, 3, 0.3), (math.nan, 8, 0.4), (math.nan, 2, 0.5), (2.0, 4, 0.6)]
+    places, values = _path(measured)
+    assert values.tolist() == [0.5, 0.4, 0.3, 0.2, 0.6, 0.1]
+    assert places[2:].tolist() == [1, 1, 2, 2] and all(map(math.isnan, places[:2]))
