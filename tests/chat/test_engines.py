@@ -624,3 +624,13 @@ def test_a_lost_schema_is_told(engine, monkeypatch):
     monkeypatch.setattr(transformers_engine, "_allowed", lambda rows, logits: None)
     (lost,) = run(engine, [call("a", max_tokens=2)])
     assert isinstance(lost, WorkFailed) and str(lost) == "The schema was lost: at token 3"
+
+
+@pytest.mark.parametrize("on_a_gpu", [True, False])
+def test_what_an_engine_held_on_a_gpu_is_given_back(small, monkeypatch, on_a_gpu):
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_a_gpu)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    engine = TransformersEngine(small)
+    engine.close()
+    assert given_back == [True] * on_a_gpu and not hasattr(engine, "language_model")

@@ -205,6 +205,9 @@ def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:
     assert axis.over([9000.0]).label == "time (h:min:s)"
     days = axis.over([200_000.0]).encoding("x")["axis"]["labelExpr"]
     assert days.startswith("floor(datum.value / 3600)")  # a clock of a day begins anew at 24 hours
+    steps = plots.Axis("step")
+    for high, short in ((9_999.0, False), (10_000.0, True), (20_000.0, True)):
+        assert ("labelExpr" in steps.over([0.0, high]).encoding("x")["axis"]) is short
     week = 7 * 24 * 3600
     assert axis.over([6.5 * week]).encoding("x")["axis"]["values"] == [number * week for number in range(8)]
     assert axis.over([59.0]).label == "time (s)"

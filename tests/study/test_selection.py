@@ -1,13 +1,14 @@
 import json
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from equipoise.core.errors import WorkFailed
 from equipoise.study import Arm, Outcome, Select, Study
 from equipoise.study.results import measurements_schema
-from equipoise.study.selection import choose
+from equipoise.study.selection import _at_level, _path, choose
 
 GRID = {"rate": [1, 2, 3]}
 
@@ -125,3 +126,23 @@ def test_an_arm_with_one_point_needs_no_tuning():
         }
     )
     assert choose(built, measurements_schema().empty_table())[0] == {"oracle": 0}
+
+
+def test_a_path_goes_by_its_places_and_at_one_by_the_order_of_measuring():
+    measured = [(2.0, 5, 0.1), (1.0, 9, 0.2), (1.0, 3, 0.3), (math.nan, 8, 0.4), (math.nan, 2, 0.5), (2.0, 4, 0.6)]
+    places, values = _path(measured)
+    assert values.tolist() == [0.5, 0.4, 0.3, 0.2, 0.6, 0.1]
+    assert places[2:].tolist() == [1, 1, 2, 2] and all(map(math.isnan, places[:2]))
+
+
+def test_where_a_path_comes_to_a_level_nothing_is_missed():
+    """Half way between the places 2 and 4; the judged outcome is read there, without one the place itself."""
+    height = Outcome("height", better="higher")
+    path = {
+        "height": (np.array([2.0, 4.0]), np.array([1.0, 3.0])),
+        "kept": (np.array([2.0, 4.0]), np.array([0.9, 0.5])),
+    }
+    assert _at_level(path, None, height, 2.0) == (3.0, 0.0)
+    assert _at_level(path, "kept", height, 2.0) == (pytest.approx(0.7), 0.0)
+    assert _at_level(path, "kept", height, 3.5) == (pytest.approx(math.nan, nan_ok=True), 0.5)
+    assert _at_level({}, "kept", height, 2.0) == (pytest.approx(math.nan, nan_ok=True), math.inf)
