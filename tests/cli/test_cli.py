@@ -57,7 +57,7 @@ def test_bad_files_are_named_with_their_line(here, capsys, content, message):
             ["unlearn", "--forget", "forgt.jsonl", "--retain", "retain.jsonl", "--model", "tiny"],
             "Did you mean 'forget.jsonl'",
         ),
-        (["study", "run", "sagoo"], "Did you mean 'sago'?"),
+        (["study", "run", "sagoo"], "Did you mean 'sago'"),
         (["study", "run", "sago", "--stps", "3"], "there is no option 'stps'. Did you mean 'steps'?"),
         (["study", "run", "sago", "--steps", "3"], "should be at least 10"),
         (["study", "run", "sago", "--arms", "sagoo"], "no arm 'sagoo'. Did you mean 'sago'?"),

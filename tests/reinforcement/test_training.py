@@ -556,7 +556,7 @@ def test_it_learns(method):
         for name, parameter in language_model.model.named_parameters():
             parameter.copy_(start[name])
     rows, samples = 128, 1 if method == "sppo" else 8
-    settings = {"prompts": rows // samples, "num_generations": samples, "steps": 22, "max_new_tokens": 2}
+    settings = {"prompts_per_step": rows // samples, "num_generations": samples, "steps": 22, "max_new_tokens": 2}
     settings |= {"learning_rate": 2e-3}
     if method == "r2po":
         settings |= {"head_steps": 1, "policy_steps": 6, "kl_beta": 0.0, "head_learning_rate": 2e-4}

@@ -112,6 +112,7 @@ class RolloutHead(nn.Module):
         return functional.linear(functional.linear(states, self.first).relu(), self.second)
 
     def forward(self, states: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., H]: z, and inside `rollouts()` z + u."""
         logits = self.base(states)
         return logits + self.residual(states) if self.active else logits
 
