@@ -27,7 +27,7 @@ from typing import Any
 
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data.final_answer import last_boxed
-from equipoise.data.records import Message, _Cells, _kind, read_rows
+from equipoise.data.records import Cells, Message, kind_of, read_rows
 from equipoise.data.text import printable
 
 FIELDS = ("id", "group", "prompt", "gold")
@@ -112,7 +112,7 @@ def problem_from(
 ) -> Problem:
     """The problem that a row means. place: named in errors. Raises BadInput for a missing field or a wrong type."""
     fields = fields or {}
-    cells = _Cells({name.lower(): value for name, value in row.items()} | dict(row), place, fields)
+    cells = Cells({name.lower(): value for name, value in row.items()} | dict(row), place, fields)
     prompt, messages = _prompt(cells)
     gold = _gold(cells)
     if not gold and gold_needed:
@@ -128,12 +128,12 @@ def problem_from(
     )
 
 
-def _first(cells: _Cells, ours: str, names: tuple[str, ...]) -> str | None:
+def _first(cells: Cells, ours: str, names: tuple[str, ...]) -> str | None:
     """The first field of these that holds something; when ours was renamed, that one only."""
     return next((name for name in ((ours,) if ours in cells.fields else names) if cells.has(name)), None)
 
 
-def _id(cells: _Cells) -> str:
+def _id(cells: Cells) -> str:
     name = _first(cells, "id", IDS)
     if name is None:
         return ""
@@ -141,7 +141,7 @@ def _id(cells: _Cells) -> str:
     return cells.check_text(name, str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
-def _prompt(cells: _Cells) -> tuple[str, tuple[Message, ...]]:
+def _prompt(cells: Cells) -> tuple[str, tuple[Message, ...]]:
     name = _first(cells, "prompt", PROMPTS)
     if name is None:
         found = printable(", ".join(map(str, cells.row))) or "no fields"
@@ -161,24 +161,24 @@ def _prompt(cells: _Cells) -> tuple[str, tuple[Message, ...]]:
     return prompt, ()
 
 
-def _introduced(cells: _Cells, question: str) -> str:
+def _introduced(cells: Cells, question: str) -> str:
     for name, between in (("body", " "), ("passage", "\n\n"), ("context", "\n\n")):
         if isinstance(cells.row.get(name), str) and cells.has(name):
             return f"{cells.text(name)}{between}{question}"
     return question
 
 
-def _choices(cells: _Cells) -> dict[str, str]:
+def _choices(cells: Cells) -> dict[str, str]:
     """Letter -> choice. They are a list, or as in ARC an object with their texts and labels."""
     value = cells.row[cells.name("choices")]
-    listed = _Cells({"choices": value.get("text")}, cells.place, {}) if isinstance(value, dict) else cells
+    listed = Cells({"choices": value.get("text")}, cells.place, {}) if isinstance(value, dict) else cells
     choices = listed.texts("choices", at_least=2)
     if len(choices) > len(ascii_uppercase):
         cells.refuse("choices", f"at most {len(ascii_uppercase)}, a letter each", str(len(choices)))
     return dict(zip(ascii_uppercase, choices, strict=False))
 
 
-def _letter(cells: _Cells, name: str) -> str:
+def _letter(cells: Cells, name: str) -> str:
     """The letter of the right choice, which the row names by its label, its text, its letter or its index."""
     choices, value = _choices(cells), cells.row[cells.name(name)]
     listed = cells.row[cells.name("choices")]
@@ -187,10 +187,10 @@ def _letter(cells: _Cells, name: str) -> str:
         return ascii_uppercase[labels.index(value)]
     if isinstance(value, str) and value in choices and value not in choices.values():
         return value
-    return ascii_uppercase[_Cells(cells.row, cells.place, {"answer": cells.name(name)}).choice((*choices.values(),))]
+    return ascii_uppercase[Cells(cells.row, cells.place, {"answer": cells.name(name)}).choice((*choices.values(),))]
 
 
-def _gold(cells: _Cells) -> tuple[str, ...]:
+def _gold(cells: Cells) -> tuple[str, ...]:
     renamed = "gold" in cells.fields
     if not renamed and cells.has("test_list"):
         given = ("\n".join(cells.texts("test_imports")),) if cells.row.get("test_imports") else ()
@@ -212,7 +212,7 @@ def _gold(cells: _Cells) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*golds, *aliases]))
 
 
-def _inside(cells: _Cells, name: str, value: Mapping[str, Any]) -> Any:
+def _inside(cells: Cells, name: str, value: Mapping[str, Any]) -> Any:
     """What an object holds: reward_model's ground truth (DAPO), SQuAD's texts, DROP's number, date or spans."""
     date = value.get("date") or {}
     for inner in (
@@ -224,10 +224,10 @@ def _inside(cells: _Cells, name: str, value: Mapping[str, Any]) -> Any:
     ):
         if inner not in (None, "", []):
             return inner
-    return cells.refuse(name, "an answer", _kind(value))
+    return cells.refuse(name, "an answer", kind_of(value))
 
 
-def _as_text(cells: _Cells, name: str, value: Any) -> str:
+def _as_text(cells: Cells, name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

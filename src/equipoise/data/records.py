@@ -107,7 +107,7 @@ def iterate_records(source: str | Path, *, fields: Mapping[str, str] | None = No
 
 def record_from(row: Row, *, place: str, default_id: str, fields: Mapping[str, str] | None = None) -> Record:
     """The record that a row means. place: named in errors. Raises BadInput for a missing field or a wrong type."""
-    cells = _Cells(row, place, fields or {})
+    cells = Cells(row, place, fields or {})
     identifier = row.get(cells.name("id"))
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
@@ -145,14 +145,14 @@ def record_from(row: Row, *, place: str, default_id: str, fields: Mapping[str, s
             return record(completion=cells.text("text"))
 
 
-def _conversation(messages: tuple[Message, ...], cells: "_Cells", field: str, record: Callable[..., Record]) -> Record:
+def _conversation(messages: tuple[Message, ...], cells: "Cells", field: str, record: Callable[..., Record]) -> Record:
     *before, last = messages
     if last.role != "assistant":
         cells.refuse(field, "a conversation that ends with the assistant", f"one that ends with {last.role!r}")
     return record(completion=last.content, prompt=before[-1].content if before else "", messages=messages)
 
 
-class _Cells:
+class Cells:
     """The fields of one row under our names; every refusal names the place, the field and what was expected."""
 
     def __init__(self, row: Row, place: str, fields: Mapping[str, str]) -> None:
@@ -195,7 +195,7 @@ class _Cells:
 
     def check_text(self, field: str, value: Any) -> str:
         if not isinstance(value, str):
-            self.refuse(field, "text", _kind(value))
+            self.refuse(field, "text", kind_of(value))
         if not value.strip():
             self.refuse(field, "text that is not empty", repr(value))
         if (at := lone_surrogate(value)) is not None:
@@ -213,7 +213,7 @@ class _Cells:
         if isinstance(value, str):
             value = [value]
         if not isinstance(value, list) or len(value) < at_least:
-            self.refuse(field, f"a list of at least {at_least} texts", _kind(value))
+            self.refuse(field, f"a list of at least {at_least} texts", kind_of(value))
         return tuple(self.check_text(field, item) for item in value)
 
     def choice(self, choices: tuple[str, ...]) -> int:
@@ -227,22 +227,23 @@ class _Cells:
         if len(meant) > 1:
             self.refuse("answer", "one meaning", f"{value!r}, the text of a choice and an index")
         if not meant:
-            self.refuse("answer", f"one of the choices or its index, 0 to {len(choices) - 1}", _kind(value))
+            self.refuse("answer", f"one of the choices or its index, 0 to {len(choices) - 1}", kind_of(value))
         return meant.pop()
 
     def messages(self, field: str) -> tuple[Message, ...]:
         value = self.row[self.name(field)]
         if not isinstance(value, list) or not value:
-            self.refuse(field, 'a list of {"role", "content"}', _kind(value))
+            self.refuse(field, 'a list of {"role", "content"}', kind_of(value))
         for item in value:
             if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-                self.refuse(field, 'a list of {"role", "content"}', f"an item that is {_kind(item)}")
+                self.refuse(field, 'a list of {"role", "content"}', f"an item that is {kind_of(item)}")
         return tuple(
             Message(self.check_text(field, item["role"]), self.check_text(field, item["content"])) for item in value
         )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of a refusal."""
     if value is None:
         return "nothing"
     if isinstance(value, int | float):
@@ -329,7 +330,7 @@ def _json(text: str, place: str) -> Any:
 
 def _object(row: Any, place: str, number: int) -> tuple[str, int, Row]:
     if not isinstance(row, dict):
-        raise BadInput(f"{place}: expected a JSON object with {_expected()}, found {_kind(row)}.")
+        raise BadInput(f"{place}: expected a JSON object with {_expected()}, found {kind_of(row)}.")
     return place, number, row
 
 

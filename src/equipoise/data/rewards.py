@@ -8,11 +8,9 @@ problem are one group.
 
 import asyncio
 import contextlib
-import importlib.util
 import inspect
 import logging
 import math
-import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from typing import Any
 
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
+from equipoise.core.user_file import import_file
 from equipoise.data.problems import Problem
 from equipoise.data.text import printable
 
@@ -61,17 +60,8 @@ def _named(reward: str) -> tuple[Path, str]:
 
 
 def _found(path: Path, name: str) -> Any:
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module_name = f"equipoise_reward_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        module = import_file(path.resolve(), "reward")
     except EquipoiseError:
         raise
     except Exception as error:

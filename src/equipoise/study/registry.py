@@ -7,7 +7,6 @@ error.
 import importlib
 import importlib.util
 import pkgutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
+from equipoise.core.user_file import import_file
 from equipoise.study.declare import Declaration
 
 GROUP = "equipoise.studies"
@@ -142,22 +142,7 @@ def _from_file(path: Path, name: str) -> Declaration:
 
 @cache
 def _import_file(path: Path) -> ModuleType:
-    """Import a user's file as Python would run it: its neighbours can be imported."""
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name = f"equipoise_study_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return import_file(path, "study")
 
 
 def _declared(module: ModuleType) -> list[Declaration]:
