@@ -111,6 +111,16 @@ def test_the_worked_example_of_the_paper():
 
 
 @pytest.mark.parametrize("slopes", ["free", "crown"])
+def test_the_search_with_the_theorem_never_looks_at_a_box(slopes):
+    network, x, radius = random_network(1), torch.full((1, 3), 0.3, dtype=torch.float64), torch.tensor([0.5]).double()
+    known, c = enclosures(network, x, radius, geometry(network)), torch.eye(network.outputs).double()[None]
+    without = {index: e.without_box() for index, e in known.items()}
+    asked = {"guide": known, "slopes": slopes, "offset": "theorem", "search": Search(iterations=3)}
+    found, _ = optimize(network, x, radius, c, known, **asked)
+    assert torch.equal(found, optimize(network, x, radius, c, without, **asked)[0])
+
+
+@pytest.mark.parametrize("slopes", ["free", "crown"])
 def test_after_a_step_everything_is_back_where_it_may_be(monkeypatch, slopes):
     network, x, radius = random_network(1), torch.full((1, 3), 0.3, dtype=torch.float64), torch.tensor([0.5]).double()
     known = enclosures(network, x, radius, geometry(network))

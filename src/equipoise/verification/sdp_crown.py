@@ -164,7 +164,7 @@ def optimize(
     crowns = {index: tuple(each[:, None] for each in crown_slopes(e)) for index, e in guides.items()}
     pairs = {index: tuple(each.repeat(1, c.shape[1], 1) for each in pair) for index, pair in crowns.items()}
     free = [each for pair in pairs.values() for each in (pair if slopes == "free" else pair[:1])]
-    multipliers = _first_multipliers(single, c, enclosed, crowns, inputs)
+    multipliers = _first_multipliers(single, c, {i: _seen(e, offset) for i, e in enclosed.items()}, crowns, inputs)
     for each in (*free, *multipliers.values()):
         each.requires_grad_()
 
@@ -229,6 +229,11 @@ def _first_multipliers(
     return multipliers
 
 
+def _seen(e: Enclosure, offset: Offset) -> Enclosure:
+    """What the offset knows of an enclosure: the theorem's has no box."""
+    return e if offset == "ball-box" else e.without_box()
+
+
 @closed
 def evaluate(
     network: Network,
@@ -246,7 +251,7 @@ def evaluate(
     multipliers: dict[int, Tensor] = {}
 
     def step(index: int, c: Tensor) -> tuple[Tensor, Tensor]:
-        e = known[index] if offset == "ball-box" else known[index].without_box()
+        e = _seen(known[index], offset)
         g = c * slopes[index].double()
         if method == "alpha-crown":
             return g, box_offset(c, g, e)
