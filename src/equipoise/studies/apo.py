@@ -18,7 +18,6 @@ SHARPER = "half a point is a ninth of the 4.5 points of Pass@1 that there are to
 
 @study("apo", paper="arXiv:2602.05717", trades="Pass@1 for Pass@k")
 def apo(
-    world: Literal["exact"] = "exact",
     updates: Annotated[int, Field(ge=1, le=5000)] = 400,
     evaluations: Annotated[int, Field(ge=1, le=200)] = 80,
     peak: Annotated[float, Field(gt=0.2, lt=0.99)] = 0.85,

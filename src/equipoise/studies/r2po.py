@@ -19,7 +19,6 @@ GAIN = "arXiv:2601.11960, abstract"
 
 @study("r2po", paper="arXiv:2601.11960", trades="stable answers for diverse rollouts")
 def r2po(
-    world: Literal["exact"] = "exact",
     rounds: Annotated[int, Field(ge=1, le=100)] = 6,
     head_updates: Annotated[int, Field(ge=1, le=1000)] = 20,
     policy_updates: Annotated[int, Field(ge=1, le=1000)] = 40,

@@ -22,7 +22,6 @@ TABLE = "arXiv:2604.08865, table of results as public reading notes give it"
 
 @study("sppo", paper="arXiv:2604.08865", trades="a critic for samples")
 def sppo(
-    world: Literal["exact"] = "exact",
     updates: Annotated[int, Field(ge=1, le=5000)] = 300,
     evaluations: Annotated[int, Field(ge=1, le=100)] = 30,
 ) -> Study:
