@@ -1,5 +1,6 @@
 """`equipoise doctor` on an environment made up of folders: hosts, plug-ins that misbehave, extras, a damaged cache."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from equipoise.core import sandbox
 from equipoise.language import catalog
 
 PLUG_INS = {
+    "registers": "import verl; value = verl.entered('mine')(type('A', (), {})); verl.REGISTRY['elsewhere'] = str",
     "good": "print('noise on stdout'); value = 1",
     "raises": "raise KeyError(__import__('os').environ['MY_TOKEN'] + ' two\\nlines ' + 'x' * 500)",
     "exits": "raise SystemExit(3)",
@@ -38,8 +40,9 @@ def install(
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    # Inspect AI is really here, and importing it takes longer than a test may.
-    monkeypatch.setattr(health, "HOSTS", tuple(host for host in health.HOSTS if host.name != "Inspect AI"))
+    # Inspect AI and what is ours for TRL are really here, and importing them takes longer than a test may.
+    hosts = [dataclasses.replace(host, ours="") for host in health.HOSTS if host.name != "Inspect AI"]
+    monkeypatch.setattr(health, "HOSTS", tuple(hosts))
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -69,13 +72,19 @@ def test_a_broken_plug_in_is_named_and_harms_nothing(site, capsys, monkeypatch):
     files = {f"{name}_plug": source for name, source in PLUG_INS.items()}
     # The host says whether it was told to leave its plug-ins alone; it comes before the plug-in.
     files["verl"] = (
-        "import os, sys; assert os.environ['VERL_USE_EXTERNAL_PLUGINS'] == 'none' and 'good_plug' not in sys.modules"
+        "import os, sys; assert os.environ['VERL_USE_EXTERNAL_PLUGINS'] == 'none' and 'good_plug' not in sys.modules\n"
+        "REGISTRY = {'of the host': print}\n"
+        "def entered(name):\n    return lambda value: REGISTRY.setdefault(name, value)\n"
     )
+    hosts = {host.name: host for host in health.HOSTS}
+    hosts["verl"] = dataclasses.replace(hosts["verl"], registries=("verl:REGISTRY",))
+    monkeypatch.setattr(health, "HOSTS", tuple(hosts.values()))
     install(site, "verl", "0.9.1", files)
     install(site, "others", "2.0", {}, f"[verl.plugins]\n{points}[nowhere.plugins]\nmine = others:tasks\n")
     with ThreadPoolExecutor(6) as pool:
         found = {each.name: (each.state, each.about) for each in health.plug_ins(pool, 3.0)}
     assert found["verl"] == ("works", "0.9.1")
+    assert found["verl: registers"] == ("works", "registers_plug:value, from others 2.0: mine")
     assert found["verl: good"] == ("works", "good_plug:value, from others 2.0")
     state, about = found["verl: raises"]
     assert state == "broken" and "KeyError: '[key] two" in about and about.endswith("…") and "\n" not in about

@@ -28,7 +28,7 @@ State = Literal["works", "absent", "broken"]
 
 PACKAGE = "equipoise"
 SHOWN = ("torch", "transformers", "accelerate", "peft")
-PATIENCE = 20.0  # seconds for an import; a first one on a slow disk takes some
+PATIENCE = 60.0  # seconds for an import; a first one of TRL on a slow or busy machine takes more than 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +46,43 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A framework that others plug into: its distribution, its module, and the entry points that it loads ("" none)."""
+    """A framework that others plug into: its distribution, its module, and the entry points that it loads ("" none).
+
+    ours: of one without entry points, our module for it. registries: where it keeps what is registered, each MODULE:NAME of
+    a dictionary.
+    """
 
     name: str
     distribution: str
     module: str
     group: str
+    ours: str = ""
+    registries: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def points(self) -> list[metadata.EntryPoint]:
+        """What it loads by itself, else what a user of it imports from us."""
+        if self.group:
+            return list(metadata.entry_points(group=self.group))
+        return [metadata.EntryPoint(PACKAGE, self.ours, "")] if self.ours else []
 
 
 HOSTS = (
     Host("Equipoise", PACKAGE, "equipoise.study", "equipoise.studies"),
-    Host("TRL", "trl", "trl", ""),
-    # verl imports all its plug-ins by itself; told not to, each can be looked at alone.
-    Host("verl", "verl", "verl", "verl.plugins", {"VERL_USE_EXTERNAL_PLUGINS": "none"}),
+    Host("TRL", "trl", "trl", "", ours="equipoise.reinforcement.trl"),
+    Host(
+        "verl",
+        "verl",
+        "verl",
+        "verl.plugins",
+        registries=(
+            "verl.trainer.ppo.core_algos:ADV_ESTIMATOR_REGISTRY",
+            "verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY",
+            "verl.trainer.distillation.losses:DISTILLATION_LOSS_REGISTRY",
+        ),
+        # verl imports all its plug-ins by itself; told not to, each can be looked at alone.
+        environment={"VERL_USE_EXTERNAL_PLUGINS": "none"},
+    ),
     Host("Inspect AI", "inspect_ai", "inspect_ai", "inspect_ai"),
 )
 
@@ -205,9 +228,9 @@ def plug_ins(pool: Executor, seconds: float = PATIENCE) -> list[Finding]:
         if not version:
             looks.append(partial(Finding, host.name, "absent", "not installed"))
         elif host.distribution != PACKAGE:
-            door = "" if host.group else "; it loads no entry points, its trainers are subclassed"
+            door = "" if host.group else "; it loads no entry points: import its trainers from us"
             looks.append(partial(_imported, host, None, f"{version}{door}", seconds))
-        for point in metadata.entry_points(group=host.group) if host.group else ():
+        for point in host.points():
             about = f"{point.value}, from {point.dist.name} {point.dist.version}" if point.dist else point.value
             if version:
                 looks.append(partial(_imported, host, point, about, seconds))
@@ -219,16 +242,39 @@ def plug_ins(pool: Executor, seconds: float = PATIENCE) -> list[Finding]:
 
 def _imported(host: Host, point: metadata.EntryPoint | None, about: str, seconds: float) -> Finding:
     name = host.name if point is None else f"{host.name}: {point.name}"
-    arguments = [host.module] if point is None else [host.module, point.name, point.value, point.group]
-    _, reason = ask("import_plug_in", *arguments, seconds=seconds, environment=host.environment)
-    return Finding(name, "broken", f"{about}: {reason}") if reason else Finding(name, "works", about)
+    arguments = [host.module, ",".join(host.registries)]
+    if point is not None:
+        arguments += [point.name, point.value, point.group]
+    brought, reason = ask("import_plug_in", *arguments, seconds=seconds, environment=host.environment)
+    if reason:
+        return Finding(name, "broken", f"{about}: {reason}")
+    return Finding(name, "works", f"{about}: {', '.join(brought)}" if brought else about)
 
 
-def import_plug_in(host: str, *point: str) -> None:
-    """The host, then the entry point, in the order in which a user's program meets them; run in a child process."""
+def import_plug_in(host: str, registries: str, *point: str) -> list[str]:
+    """The host, then the entry point, as a user's program meets them; run in a child process.
+
+    Gives what the plug-in brings, by name: what its module entered into the host's registries, its classes of the host's.
+    """
     __import__(host)
-    if point:
-        metadata.EntryPoint(*point).load()
+    if not point:
+        return []
+    entry = metadata.EntryPoint(*point)
+    entry.load()
+    brought = [
+        name
+        for registry in filter(None, registries.split(","))
+        for name, value in metadata.EntryPoint("", registry, "").load().items()
+        if value.__module__ == entry.module
+    ]
+    classes = [
+        name
+        for name, value in vars(sys.modules[entry.module]).items()
+        if isinstance(value, type)
+        and value.__module__ == entry.module
+        and any(base.__module__.split(".")[0] == host for base in value.__mro__)
+    ]
+    return sorted({*brought, *classes})
 
 
 # The child process
