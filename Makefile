@@ -21,6 +21,10 @@ $(VENV)/development: $(VENV)/runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	touch $@
 
+$(VENV)/peers: $(VENV)/development
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group peers
+	touch $@
+
 $(VENV)/documentation: $(VENV)/runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	touch $@
@@ -32,7 +36,7 @@ demo: $(VENV)/runtime
 test: $(VENV)/development
 	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --ignore=tests/parity
 
-test-all: $(VENV)/development
+test-all: $(VENV)/peers
 	$(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/development
