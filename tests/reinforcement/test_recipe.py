@@ -169,7 +169,7 @@ def test_the_settings_with_their_values():
         "rollout_batch_size": 64,
         "max_new_tokens": 256,
         "temperature": 1.0,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-4,
         "schedule": "constant",
         "warmup_ratio": 0.0,
         "weight_decay": 0.0,
@@ -181,7 +181,7 @@ def test_the_settings_with_their_values():
         "kl_beta": 0.0,
         "entropy_beta": 0.0,
         "normalize": False,
-        "critic_learning_rate": 5 * 3e-4,
+        "critic_learning_rate": 5 * 1e-4,
         "mixed_only": False,
         "overlong": 0,
         "head": "none",
@@ -196,7 +196,7 @@ def test_the_settings_with_their_values():
 
 @pytest.mark.parametrize(
     ("settings", "trained", "rate"),
-    [({}, 50_000_000, 3e-4), ({}, 50_000_001, 5e-6), ({}, 1_000_000_000, 5e-6), ({}, 1_000_000_001, 1e-6),
+    [({}, 50_000_000, 1e-4), ({}, 50_000_001, 5e-6), ({}, 1_000_000_000, 5e-6), ({}, 1_000_000_001, 1e-6),
      ({"parameters": "lora"}, 10**10, 1e-4), ({"parameters": "lora", "learning_rate": 0.5}, 7, 0.5)],
 )  # fmt: skip
 def test_the_learning_rate_goes_by_what_is_trained(settings, trained, rate):

@@ -538,7 +538,7 @@ def test_losses_and_norms_must_be_numbers(name, value, ends):
         loop._refuse_not_finite(numbers, 6)
     assert str(caught.value) == (
         f"the {name.replace('_', ' ')} is {value} at step 7: nothing of this step was applied, and the last save stands. "
-        "Use a smaller rate, or a loss that is bounded (npo, simnpo); a loss of nan at step 1 mostly means a batch "
+        "Use a smaller learning rate, or a loss that is bounded; a loss of nan at step 1 mostly means a batch "
         "without a token to learn from."
     )
 

@@ -174,7 +174,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             return self.learning_rate
         if self.parameters == "lora":
             return 1e-4
-        return 1e-6 if trained_parameters > 1e9 else 5e-6 if trained_parameters > 5e7 else 3e-4
+        return 1e-6 if trained_parameters > 1e9 else 5e-6 if trained_parameters > 5e7 else 1e-4
 
     def resolved(self, trained_parameters: int) -> dict[str, Any]:
         """Every setting that counts with its value, for a model with so many trained parameters."""

@@ -69,10 +69,10 @@ class Reinforced:
                 f"Only {self.moved:.2%} of the trained weights changed: use a larger learning rate, more steps, or dtype "
                 "float32."
             )
-        for name, change in self.changes.items():
-            if change.upper < 0:
-                fell = f"{self.before[name].value:.3f} to {self.after[name].value:.3f}"
-                found.append(f"{name} fell from {fell}, more than chance explains.")
+        fallen = [name for name, change in self.changes.items() if change.upper < 0]
+        if fallen:
+            told = (f"{name} from {self.before[name].value:.3f} to {self.after[name].value:.3f}" for name in fallen)
+            found.append(f"Fallen by more than chance explains: {', '.join(told)}.")
         if not found and not any(change.lower > 0 for change in self.changes.values()):
             found.append(
                 "No measure rose by more than its interval: more steps, or more prompts to measure on, would tell."

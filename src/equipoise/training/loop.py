@@ -403,8 +403,8 @@ def _refuse_not_finite(numbers: Mapping[str, float], index: int) -> None:
         if not math.isfinite(value) and (name.endswith("loss") or name == "gradient_norm"):
             raise WorkFailed(
                 f"the {name.replace('_', ' ')} is {value} at step {index + 1}: nothing of this step was applied, and the "
-                "last save stands. Use a smaller rate, or a loss that is bounded (npo, simnpo); a loss of nan at step 1 "
-                "mostly means a batch without a token to learn from."
+                "last save stands. Use a smaller learning rate, or a loss that is bounded; a loss of nan at step 1 mostly "
+                "means a batch without a token to learn from."
             )
 
 

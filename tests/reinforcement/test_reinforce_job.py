@@ -1,0 +1,138 @@
+"""The job: what it holds out, says at once, resumes and draws."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import sha256_file
+from equipoise.core.shares import Bounded
+from equipoise.data.problems import Problem
+from equipoise.reinforcement import training
+from equipoise.reinforcement.job import reinforce
+from equipoise.reinforcement.reinforcing import Reinforcing, _held_out
+from reinforcement_world import PROBLEMS, SMALL, model
+
+
+def odd(completions, **_):
+    return [float(len(each) % 2) for each in completions]
+
+
+HOW = {**SMALL, "eval_samples": 2, "evaluate_every": 1, "reward": odd, "method": "grpo", "num_generations": 2}
+
+
+def problems(count, **more):
+    return [Problem(f"p{index}", f"What is {index}?", (str(index),), **more) for index in range(count)]
+
+
+def test_a_tenth_is_held_out_where_there_are_enough():
+    training_ones, measured = _held_out(tuple(problems(45)))
+    assert [each.id for each in measured] == ["p0", "p10", "p20", "p30", "p40"] and len(training_ones) == 40
+    assert not {each.id for each in measured} & {each.id for each in training_ones}
+    few, same = _held_out(tuple(problems(39)))
+    assert few == same and len(few) == 39
+
+
+@pytest.mark.parametrize("method", ["grpo", "sppo"])
+def test_rewards_that_are_all_alike_are_said_at_once_and_first_in_the_result(method, capsys):
+    settings = {**HOW, "method": method, "reward": lambda completions, **_: [0.0] * len(completions)}
+    result = reinforce(model(), prompts=PROBLEMS, **(settings | {"num_generations": None if method == "sppo" else 2}))
+    assert result.alike == 1
+    assert (
+        result.warnings()[0].startswith("All responses had the same reward") and "num_generations" in result.headline()
+    )
+    assert capsys.readouterr().err.count("All responses had the same reward") == 1
+
+
+def test_a_reward_outside_0_and_1_is_refused_by_sppo(tmp_path):
+    settings = {**HOW, "method": "sppo", "reward": lambda completions, **_: [2.0] * len(completions)}
+    with pytest.raises(BadInput, match=r"rewards.*\[0, 1\]"):
+        reinforce(model(), prompts=PROBLEMS, out=tmp_path / "out", **{**settings, "num_generations": None})
+
+
+def test_the_result_adds_up_with_the_log_and_the_page_shows_it(tmp_path):
+    asked = [replace(each, prompt=f"<script>alert({place})</script>") for place, each in enumerate(PROBLEMS)]
+    result = reinforce(model(), prompts=asked, out=tmp_path / "out", **HOW)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert result.tokens["training"] == sum(row["generated_tokens"] for row in rows)
+    assert [point["step"] for point in result.path] == [0, 1, 2]
+    assert result.path[0]["pass@1"] == result.before["pass@1"].value
+    assert result.path[-1]["greedy_accuracy"] == result.after["greedy_accuracy"].value
+    assert any("compared on the prompts that were learnt from" in note for note in result.notes)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert(" not in page and "&lt;script&gt;alert(" in page
+    for title in ("Reward", "Length", "Entropy", "Solved along the way"):
+        assert title in page
+    assert "Divergence from the starting model" not in page  # no KL in this recipe
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["rollout", "update"])
+def test_what_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch, where):
+    settings = {**HOW, "method": "sppo", "num_generations": None, "steps": 4, "save_every": 1}
+    whole = reinforce(model(), prompts=PROBLEMS, out=tmp_path / "whole", **settings)
+    calls = 0
+    name = "_sampled" if where == "rollout" else "_learn"
+    real = getattr(training._Loop, name)
+
+    def killed(self, *given):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        return real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, name, killed)
+        with pytest.raises(Killed):
+            reinforce(model(), prompts=PROBLEMS, out=tmp_path / "cut", **settings)
+    again = reinforce(model(), prompts=PROBLEMS, out=tmp_path / "cut", **settings)
+    for file in ("model.safetensors", "critic/model.safetensors", "critic/critic_head.safetensors", "metrics.jsonl"):
+        assert sha256_file(tmp_path / "cut" / file) == sha256_file(tmp_path / "whole" / file), file
+    assert again.path == whole.path and again.tokens == whole.tokens
+
+
+def test_what_fell_is_one_warning_that_names_all():
+    result = reinforce(model(), prompts=PROBLEMS, **HOW)
+    down, up = Bounded(-0.2, -0.3, -0.1), Bounded(0.2, 0.1, 0.3)
+    of = {"greedy_accuracy": Bounded(0.5, 0.4, 0.6), "pass@1": Bounded(0.4, 0.3, 0.5), "pass@2": Bounded(0.6, 0.5, 0.7)}
+    to = {name: Bounded(each.value - 0.2, 0, 1) for name, each in of.items()}
+    seen = replace(
+        result,
+        moved=1.0,
+        alike=0.0,
+        before=of,
+        after=to,
+        changes={"greedy_accuracy": down, "pass@1": up, "pass@2": down},
+    )
+    assert seen.warnings() == (
+        "Fallen by more than chance explains: greedy_accuracy from 0.500 to 0.300, pass@2 from 0.600 to 0.400.",
+    )
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(monkeypatch):
+    real = training.stages.policy_objective
+
+    def spoilt(recipe, stats):
+        loss = real(recipe, stats)
+        return lambda model, batch: tuple(each * float("nan") for each in loss(model, batch))
+
+    monkeypatch.setattr(training.stages, "policy_objective", spoilt)
+    with pytest.raises(WorkFailed, match=r"loss is nan at step 1: .* Use a smaller learning rate"):
+        reinforce(model(), prompts=PROBLEMS, **HOW)
+
+
+def test_a_request_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(Reinforcing, "_opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    for given, word in (
+        ({"model": "http://localhost/v1"}, "server"),
+        ({"prompts": problems(2)[:0]}, "empty"),
+        ({"prompts": [Problem("x", "?", ())], "reward": None, "verifier": "number"}, "no gold answer"),
+    ):
+        with pytest.raises(BadInput, match=word):
+            reinforce(**{"model": "model", "prompts": PROBLEMS, **HOW, **given})
