@@ -8,9 +8,9 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.language import adapters
-from equipoise.language.rollouts import Rollouts, roll_out
+from equipoise.language.rollouts import Rollouts, padded, roll_out
 from equipoise.reinforcement import stages
-from equipoise.reinforcement.critic import Critic, last_logits, padded, prompt_logits, token_logits
+from equipoise.reinforcement.critic import Critic, last_logits, prompt_logits, token_logits
 from equipoise.reinforcement.recipe import recipe
 from reinforcement_world import PROBLEMS, SMALL, equal, model, odd, weights
 

@@ -200,6 +200,10 @@ class _WithCache:
             self._mask = mask.repeat_interleave(self._repeats, dim=0)
             self._rows = [row for row in self._rows for _ in range(self._repeats)]
             logits, entering = (each.repeat_interleave(self._repeats, dim=0) for each in (logits, entering))
+        if first:
+            from equipoise.language.cache import with_room
+
+            self._cache = with_room(self._cache)
         return logits, entering
 
     def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:

@@ -15,7 +15,6 @@ how many others there are. Samples of one prompt share the reading of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,6 @@ from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.score import head_reads, wide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from equipoise.data.records import Message
     from equipoise.language.model import LanguageModel
 
@@ -74,9 +71,12 @@ class Rollouts:
         """Prompt and response of these rows as a model reads them, padded on the right: a batch for `score_responses`.
 
         input_ids, attention_mask: [B, L]. predicts: [B, L] bool, where the next token is one of the response. response,
-        mask: [B, T], the responses themselves, cut to the longest of these rows.
+        mask: [B, T], the responses themselves, cut to the longest of these rows. prompt_ids, prompt_mask: [G, L'], the
+        different prompts among them; prompt: [B], which of these a row's is.
         """
-        device, prompts = self.ids.device, [self.prompts[row // self.samples] for row in rows]
+        numbers = [row // self.samples for row in rows]
+        places_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        device, prompts = self.ids.device, [self.prompts[number] for number in numbers]
         response, mask = self.ids[list(rows)], self.mask[list(rows)]
         lengths = mask.sum(dim=-1).tolist()
         width = max(lengths)
@@ -86,12 +86,16 @@ class Rollouts:
         ids = torch.full((len(prompts), len(places)), self.pad_id, device=device)
         ids[places < begins] = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         ids[(places >= begins) & (places < ends)] = response[mask]
+        prompt_ids, prompt_mask = padded([self.prompts[number] for number in places_of], self.pad_id, device)
         return {
             "input_ids": ids,
             "attention_mask": (places < ends).long(),
             "predicts": (places >= begins - 1) & (places < ends - 1),
             "response": response[:, :width],
             "mask": mask[:, :width],
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "prompt": torch.tensor([places_of[number] for number in numbers], device=device),
         }
 
     def to(self, device: torch.device | str) -> Rollouts:
@@ -263,6 +267,14 @@ class _Taken:
         )
 
 
+def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor, padded on the right, and which of it is not padding: [B, L] int64 each."""
+    longest = max(map(len, rows), default=1)
+    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    return ids, (torch.arange(longest, device=device) < lengths).long()
+
+
 def _uniform(keys: Sequence[int], samples: int, length: int, seeds: Sequence[int]) -> Tensor:
     """[R, length] in [0, 1): each row from the seeds and its own place, so that its neighbours do not matter."""
     rows = [
@@ -346,21 +358,54 @@ def _entering(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Callable[[T
     That is the output matrix, if it gives what the model says of the first state. A model that does more (soft-capping,
     scaling) is run whole, and its logits take the place of the states.
     """
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     head = model.get_output_embeddings()
-    with _first_only(head, batch["predicts"]) as caught:
-        said = model(**given).logits
-    states = caught[0]
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if (cache := _shared_reading(model, batch)) is not None:
+        states, first, said = _after_prompts(model, batch, cache)
+    else:
+        states, said = _states(model, batch["predicts"], **given)
+        first = states[:1]
     with torch.no_grad():
-        if not len(states) or torch.equal(said, head(states[:1].unsqueeze(0))):
+        if not len(states) or torch.equal(said, head(first.unsqueeze(0))):
             return states, head
     with head_reads(model, batch["predicts"]):
         return model(**given).logits.squeeze(0), lambda logits: logits
 
 
-@contextmanager
-def _first_only(head: Any, wanted: Tensor) -> Iterator[list[Tensor]]:
-    """Catches the states [n, H] at `wanted` before they enter the output matrix, which then reads the first alone."""
+def _shared_reading(model: Any, batch: dict[str, Tensor]) -> Any:
+    """A cache to read each prompt into, where that is worth two passes through the model instead of one; else None."""
+    from equipoise.language.cache import differentiable
+
+    repeated = "prompt_ids" in batch and 2 * len(batch["prompt_ids"]) <= len(batch["mask"])
+    return differentiable(model) if repeated else None
+
+
+def _after_prompts(model: Any, batch: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Reads each prompt once, and the responses with its keys and values.
+
+    The states [n, H] that predict response tokens; one [1, H] of them, and what the model says of it.
+    """
+    prompt_ids, prompt_mask, prompt, mask = (batch[name] for name in ("prompt_ids", "prompt_mask", "prompt", "mask"))
+    lengths, kept = prompt_mask.sum(dim=-1, keepdim=True), {"past_key_values": cache, "use_cache": True}
+    last = torch.arange(prompt_ids.shape[1], device=mask.device) == lengths - 1
+    ends, said = _states(model, last, input_ids=prompt_ids, attention_mask=prompt_mask, **kept)
+    begin, behind = ends[prompt].unsqueeze(1), mask[:, :-1]  # nothing is predicted from the last place
+    if not behind.shape[1]:
+        return begin[mask], ends[:1], said
+    cache.reorder_cache(prompt)
+    following, _ = _states(
+        model,
+        torch.ones_like(behind),
+        input_ids=batch["response"][:, :-1],
+        attention_mask=torch.cat([prompt_mask[prompt], behind.long()], dim=-1),
+        position_ids=lengths[prompt] + torch.arange(behind.shape[1], device=mask.device),
+        **kept,
+    )
+    return torch.cat([begin, following.view(*behind.shape, -1)], dim=1)[mask], ends[:1], said
+
+
+def _states(model: Any, wanted: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+    """The states [n, H] at `wanted` before they enter the output matrix, and the logits of the first alone."""
     caught: list[Tensor] = []
 
     def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -368,8 +413,9 @@ def _first_only(head: Any, wanted: Tensor) -> Iterator[list[Tensor]]:
         caught.append(hidden[wanted.to(hidden.device)])
         return caught[0][:1].unsqueeze(0), *rest
 
-    hook = head.register_forward_pre_hook(select)
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        yield caught
+        said = model(**given).logits
     finally:
         hook.remove()
+    return caught[0], said

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.language.pretrained import without_bars
+from equipoise.language.rollouts import padded
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -124,14 +125,6 @@ def token_logits(critic: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     values = critic(batch["input_ids"], batch["attention_mask"])
     mask = batch["mask"]
     return values.new_zeros(mask.shape).index_put((*mask.nonzero(as_tuple=True),), values[batch["predicts"]])
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the right, and which of it is not padding: [B, L] int64 each."""
-    longest = max(map(len, rows), default=1)
-    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([[len(row)] for row in rows], device=device)
-    return ids, (torch.arange(longest, device=device) < lengths).long()
 
 
 def open_critic(path: str | Path, language_model: LanguageModel, *, seed: int) -> Critic:

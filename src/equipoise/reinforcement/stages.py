@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from equipoise.core.errors import BadInput
 from equipoise.core.options import check_fields
 from equipoise.language.model import evaluating
-from equipoise.language.rollouts import ResponseScores, Rollouts, roll_out, score_responses
+from equipoise.language.rollouts import ResponseScores, Rollouts, padded, roll_out, score_responses
 from equipoise.reinforcement import apo, group_baselines, policy_loss
-from equipoise.reinforcement.critic import last_logits, padded, prompt_logits, token_logits
+from equipoise.reinforcement.critic import last_logits, prompt_logits, token_logits
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 
 if TYPE_CHECKING:
