@@ -104,7 +104,7 @@ WORLDS: dict[World, WarmStart] = {
         taught={("chain", 1): 9, ("chain", 2): 5, ("routes", 2): 5, ("routes", 3): 4},
         sound=0.75,
         max_new_tokens=18,
-        dominant=0.8,
+        dominant=0.6,
     ),
     "format": WarmStart(kind="chain", levels=(2, 3), taught=_CHAINS, sound=0.65, max_new_tokens=20, strict=0.25),
 }

@@ -17,7 +17,6 @@ DEAD, REACH = 0.01, 1e-3  # of a problem's solutions together, of one of them
 REACHED = "2 points of Pass@32 are two or three of 128 problems that 32 answers still solve"
 SHARPER = "2 points of Pass@1 are about a tenth of what the arms gain on seed 1000"
 GROUP, RESPONSES = 8, 64  # a prompt, a step
-FIXED_RATE = 1e-4
 
 
 @study("apo-tiny", paper="arXiv:2602.05717", trades="Pass@1 for Pass@k", system="apo")
