@@ -23,7 +23,7 @@ from equipoise.study import registry
 OPTIONS = {
     "sppo-tiny": {"steps": 2, "evaluations": 2},
     "apo-tiny": {"steps": 2, "evaluations": 2},
-    "r2po-tiny": {"rounds": 2, "head_steps": 1, "policy_steps": 1},
+    "r2po-tiny": {"rounds": 2, "head_steps": 1, "policy_steps": 1, "evaluations": 2},
 }
 SEED = 1007
 
@@ -333,7 +333,7 @@ def test_pass_at_k_and_branches_that_return(one_look, tmp_path, monkeypatch):
         [
             [[0.5, 1e-4], [1e-4], [0.2], [1e-4]],
             [[0.5, 1e-2], [1e-5], [1e-5], [2e-3]],
-            [[1e-5, 1e-2], [0.5], [0.5], [0.5]],
+            [[1e-5, 1e-2], [0.5], [1e-5], [0.5]],
         ]
     )
     monkeypatch.setattr(TinyWorld, "solution_probabilities", lambda self: [np.array(each) for each in next(branches)])
@@ -341,5 +341,5 @@ def test_pass_at_k_and_branches_that_return(one_look, tmp_path, monkeypatch):
     run = one_look("apo-tiny", "grpo", tmp_path, *[answers(texts, samples=32)] * 3)
     assert run.of("pass_at_1")[0] == pytest.approx((1 + 16 + 32) / 32 / 4) and run.of("pass_at_32")[0] == 0.75
     assert run.of("pass_at_2")[0] == pytest.approx((2 / 32 + (1 - 16 * 15 / (32 * 31)) + 1) / 4)
-    assert run.of("dead_problems") == [0.5, 0.75, 0] and run.of("branches") == [2 / 5, 3 / 5, 4 / 5]
+    assert run.of("dead_problems") == [0.5, 0.75, 0.25] and run.of("branches") == [2 / 5, 3 / 5, 3 / 5]
     assert run.of("returned") == [2 / 3, 3 / 4]  # of 1, 2, 4 below; of those and 3

@@ -63,7 +63,7 @@ def r2po_tiny(
                 "length_gap", better="lower", unit="tokens", description="wrong minus right greedy answers of a level"
             ),
             Outcome(
-                "zero_advantage_share", better="lower", description="of responses the policy learnt from, since then"
+                "zero_advantage_share", better="lower", description="of responses of the policy's steps, since the last evaluation"
             ),
             Outcome("distinct_rewards", better="higher", description="in a group of eight, since the last evaluation"),
         ],

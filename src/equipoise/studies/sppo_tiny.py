@@ -32,10 +32,6 @@ def sppo_tiny(
     def arm(name: str, kind: Literal["method", "baseline", "control"], method: str, **settings: Any) -> Arm:
         return Arm(name, kind=kind, method=method, grid=grid, **settings)
 
-    def control(name: str, advantage: str) -> Arm:
-        fixed = "a control without a verdict"
-        return Arm(name, kind="control", advantage=advantage, learning_rate=FIXED_RATE, fixed=fixed)
-
     def ahead(text: str, rival: str, source: str, *, arm: str = "sppo", primary: bool = True, **margin: Any) -> Claim:
         return Claim(
             text, source=source, primary=primary, test=better("accuracy_so_far", arm=arm, rival=rival, **margin)
@@ -54,9 +50,15 @@ def sppo_tiny(
             arm("rloo", "baseline", "rloo", num_generations=8),
             arm("ppo-gae", "baseline", "ppo"),
             arm("ppo-bce", "baseline", "ppo-bce"),
-            control("no-baseline", "reinforce"),
-            control("batch-mean", "batch-mean"),
-            control("running-mean", "running-mean"),
+            arm("no-baseline", "control", "reinforce"),
+            Arm("batch-mean", kind="control", advantage="batch-mean", grid=grid),
+            Arm(
+                "running-mean",
+                kind="control",
+                advantage="running-mean",
+                learning_rate=FIXED_RATE,
+                fixed="no claim is made about it",
+            ),
         ],
         select=Select("accuracy_so_far", seeds=1),
         outcomes=[
