@@ -27,7 +27,7 @@ def apo_tiny(
     test_problems: Annotated[int, Field(ge=1, le=5000)] = 128,
 ) -> Study:
     """Anchored policy optimization against GRPO with and without KL, on a decoder that learns arithmetic."""
-    grid = {"learning_rate": [1e-4, 3e-4]}
+    grid = {"learning_rate": [1e-4, 2e-4]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], method: str = "grpo", **settings: Any) -> Arm:
         return Arm(name, kind=kind, method=method, grid=grid, **settings)
