@@ -157,7 +157,7 @@ def json_copy(state):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "low", "high"), [("levels", 0.0, 0.95), ("routes", 0.05, 0.4), ("format", 0.04, 0.3)])
+@pytest.mark.parametrize(("name", "low", "high"), [("levels", 0.0, 0.95), ("routes", 0.03, 0.4), ("format", 0.04, 0.3)])
 def test_the_worlds_start_where_they_should(name, low, high):
     rates = [rate.rate for rate in arithmetic_model(name, 0).rates.values()]
     assert low <= min(rates) and max(rates) <= high

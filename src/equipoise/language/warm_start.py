@@ -102,7 +102,7 @@ WORLDS: dict[World, WarmStart] = {
         kind="routes",
         levels=(2, 3),
         taught={("chain", 1): 9, ("chain", 2): 5, ("routes", 2): 5, ("routes", 3): 4},
-        sound=0.7,
+        sound=0.65,
         max_new_tokens=18,
         dominant=0.6,
     ),

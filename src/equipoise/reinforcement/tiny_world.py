@@ -63,7 +63,7 @@ class Look:
         """Of what was logged under a name; nan where the policy made no step."""
         return float(np.mean([each[name] for each in self.logged])) if self.logged else math.nan
 
-    def so_far(self, name: str, values: Sequence[float]) -> Array:
+    def so_far(self, name: str, values: Sequence[float] | Array) -> Array:
         """The mean of an outcome's values [N] over this look and all before it, by trapezoids, [N]; asked once a look."""
         path = self.notes.setdefault(name, [])
         path.append(np.asarray(values, float))

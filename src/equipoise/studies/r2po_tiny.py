@@ -5,6 +5,7 @@ counts. Rewards are those of the released code. A step costs as many responses w
 that GRPO is given as many as both stages of R2PO; accuracy and form are of greedy answers of the plain model.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -166,7 +167,7 @@ def train(run: Run) -> None:
             for level in set(levels)
         ]
         gaps = [wrong.mean() - solved.mean() for wrong, solved in both if wrong.size and solved.size]
-        run.measure("length_gap", np.mean(gaps) if gaps else np.nan, at=now.at)
+        run.measure("length_gap", float(np.mean(gaps)) if gaps else math.nan, at=now.at)
         if now.logged:
             run.measure("zero_advantage_share", now.mean("zero_advantage"), at=now.at)
             run.measure("distinct_rewards", now.mean("distinct_rewards"), at=now.at)
