@@ -84,10 +84,12 @@ class TinyWorld:
 
     @property
     def language_model(self) -> LanguageModel:
+        """The model, which `reinforce` trains in place."""
         return self.made.language_model
 
     @property
     def test(self) -> list[ArithmeticProblem]:
+        """Problems that are never trained on."""
         return self.made.test
 
     @property
