@@ -21,7 +21,7 @@ GROUP, RESPONSES = 8, 64  # a prompt, a step
 
 @study("apo-tiny", paper="arXiv:2602.05717", trades="Pass@1 for Pass@k", system="apo")
 def apo_tiny(
-    steps: Annotated[int, Field(ge=1, le=5000)] = 80,
+    steps: Annotated[int, Field(ge=1, le=5000)] = 60,
     evaluations: Annotated[int, Field(ge=1, le=100)] = 4,
     train_problems: Annotated[int, Field(ge=1, le=100_000)] = 1000,
     test_problems: Annotated[int, Field(ge=1, le=5000)] = 128,
