@@ -22,7 +22,7 @@ from typing import Any
 import equipoise
 from equipoise.core.registry import Registry
 from equipoise.study import registry
-from equipoise.study.summary_text import published, published_counts
+from equipoise.study.summary_text import published, published_counts, tally
 
 SOURCE = Path(equipoise.__file__).parent
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,23 +204,23 @@ def gallery(docs: Path = DOCS) -> str:
     """A table a system: a row a method, with what it trades, formula, module, command and what its study says."""
     verdicts = published(VERDICTS)
     parts = []
-    for name in registry.names():
+    for name, studies in registry.systems().items():
         declaration = registry.load(name)
         text = (docs / "systems" / f"{name}.md").read_text(encoding="utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
-        entry = verdicts.get(name)
-        counts = published_counts(entry) if entry else {}
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "none yet"
+        parts += [f"## [{title}](systems/{name}.md)", "", f"Trades **{declaration.trades}** · {declaration.paper}", ""]
+        judged: dict[str, list[str]] = {}
+        for each in studies:
+            entry = verdicts.get(each)
+            told = tally(published_counts(entry)) if entry else "none yet"
+            parts.append(f"- `equipoise study run {each}` · [verdicts](results/{each}/report.html): {told}")
+            for arm, said in _judged(registry.load(each).build().claims, entry).items():
+                judged.setdefault(arm, []).extend(said if each == name else [f"{one} (`{each}`)" for one in said])
         parts += [
-            f"## [{title}](systems/{name}.md)",
-            "",
-            f"Trades **{declaration.trades}** · {declaration.paper} · `equipoise study run {name}` · "
-            f"[verdicts](results/{name}/report.html): {told}",
             "",
             "| method | trades | formula | module | command | verdict |",
             "|---|---|---|---|---|---|",
         ]
-        judged = _judged(declaration.build().claims, entry)
         for method in methods_of(text):
             module = method.module.replace("](../../", "](../")
             said = ", ".join(judged.get(method.name, ())) or "no claim about it"

@@ -46,13 +46,14 @@ def generated() -> dict[Path, str]:
 
 
 def table(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table: one row a system, with its paper, its trade and its published verdicts."""
+    """A Markdown table: one row a system, with its paper, its trade and the published verdicts of its studies."""
     rows = ["| system | trades | paper | last published verdicts |", "|---|---|---|---|"]
-    for name in registry.names():
+    for name, studies in registry.systems().items():
         declaration = registry.load(name)
         paper = paper_link(declaration.paper)
         linked = f"[{paper.text}]({paper.href})" if isinstance(paper, Link) else paper
-        told = tally(published_counts(verdicts[name])) if name in verdicts else "none yet"
+        counts = {each: tally(published_counts(verdicts[each])) for each in studies if each in verdicts}
+        told = "; ".join([counts.pop(name, "none yet"), *(f"`{each}`: {count}" for each, count in counts.items())])
         rows.append(f"| [`{name}`](docs/systems/{name}.md) | {declaration.trades} | {linked} | {told} |")
     return "\n".join(rows)
 

@@ -93,8 +93,17 @@ def test_the_page_of_a_system(page):
 
 def test_two_hops_to_every_equation():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {page.stem for page in SYSTEMS} == set(registry.names())
-    assert all(f"(docs/systems/{name}.md)" in readme for name in registry.names())
+    systems = registry.systems()
+    assert {page.stem for page in SYSTEMS} == set(systems)
+    assert all(f"(docs/systems/{name}.md)" in readme for name in systems)
+
+
+@pytest.mark.parametrize("name", registry.systems())
+def test_each_study_of_a_system_is_on_its_page(name):
+    text = (DOCS / "systems" / f"{name}.md").read_text(encoding="utf-8")
+    for study in registry.systems()[name]:
+        assert f"](../../src/equipoise/studies/{study.replace('-', '_')}.py)" in text
+        assert re.search(rf"^equipoise study run {study}\b(?!-)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

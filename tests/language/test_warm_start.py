@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,13 +23,14 @@ from equipoise.language.warm_start import (
 
 @pytest.fixture
 def short(monkeypatch):
-    """Worlds that are at their start after the second step, of eight."""
+    """Worlds that are at their start after the second step, of eight, of a smaller model."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(warm_start.tiny, "tiny", partial(warm_start.tiny.tiny, width=16, heads=2, layers=1))
     monkeypatch.setattr(warm_start, "STEPS", 8)
     monkeypatch.setattr(warm_start, "BATCH_SIZE", 4)
     monkeypatch.setattr(warm_start, "MEASURE_EVERY", 2)
     monkeypatch.setattr(warm_start, "CHECKPOINT", 1)
-    monkeypatch.setattr(warm_start, "MEASURED", 10)
+    monkeypatch.setattr(warm_start, "MEASURED", 5)
     asked = warm_start._asked
     monkeypatch.setattr(warm_start, "_asked", lambda start, seed, train, test: asked(start, seed, 6, 4))
     return lambda **changes: monkeypatch.setattr(
@@ -39,31 +41,31 @@ def short(monkeypatch):
 @pytest.mark.parametrize("name", WORLDS)
 def test_lessons_are_sound_and_of_problems_for_training(name):
     world = WORLDS[name]
-    records = lessons(world, 800, seed=3)
+    records = lessons(world, 600, seed=3)
     known = {
         p.id: p
         for kind, level in world.taught
-        for p in problems(150 if level == 1 else 400, seed=3, kind=kind, levels=(level,))
+        for p in problems(150 if level == 1 else 300, seed=3, kind=kind, levels=(level,))
     }
     taught = Counter((known[record.group].kind, known[record.group].level) for record in records)
     for place, weight in world.taught.items():
-        assert taught[place] / 800 == pytest.approx(weight / sum(world.taught.values()), abs=0.05)
+        assert taught[place] / 600 == pytest.approx(weight / sum(world.taught.values()), abs=0.05)
     assert all(world.is_sound(known[record.group], record.completion) for record in records)
     assert max(len(r.completion) for r in records if r.group.startswith(world.kind)) + 1 <= world.max_new_tokens
-    assert records == lessons(world, 800, seed=3) != lessons(world, 800, seed=4)
-    tested = {problem.prompt for problem in problems(200, seed=3, kind=world.kind, levels=world.levels, part="test")}
+    assert lessons(world, 40, seed=3) == lessons(world, 40, seed=3) != lessons(world, 40, seed=4)
+    tested = {problem.prompt for problem in problems(100, seed=3, kind=world.kind, levels=world.levels, part="test")}
     assert not tested & {record.prompt for record in records}
 
 
 def test_one_route_and_one_form_dominate():
-    routes = [record for record in lessons(WORLDS["routes"], 2000, seed=0) if record.group.startswith("routes")]
+    routes = [record for record in lessons(WORLDS["routes"], 800, seed=0) if record.group.startswith("routes")]
     alone = [set(record.completion) & set("+-*") == {"+"} for record in routes]
     led = [record.completion.endswith(f"={record.prompt.strip()[-1]}") for record in routes]
-    assert sum(alone) / len(alone) == pytest.approx(0.8 + 0.2 / 6, abs=0.04)
+    assert sum(alone) / len(alone) == pytest.approx(0.6 + 0.4 / 6, abs=0.04)
     assert all(right for right, only in zip(led, alone, strict=True) if not only)
     assert 0.1 < sum(right for right, only in zip(led, alone, strict=True) if only) / sum(alone) < 0.4
-    forms = Counter(record.completion[-2] for record in lessons(WORLDS["format"], 2000, seed=0))
-    assert set(forms) == {"#", ":"} and forms["#"] / 2000 == pytest.approx(0.25, abs=0.03)
+    forms = Counter(record.completion[-2] for record in lessons(WORLDS["format"], 800, seed=0))
+    assert set(forms) == {"#", ":"} and forms["#"] / 800 == pytest.approx(0.25, abs=0.03)
 
 
 def test_what_counts_as_solved():
@@ -155,7 +157,7 @@ def json_copy(state):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "low", "high"), [("levels", 0.0, 0.95), ("routes", 0.05, 0.4), ("format", 0.04, 0.3)])
+@pytest.mark.parametrize(("name", "low", "high"), [("levels", 0.0, 0.95), ("routes", 0.03, 0.4), ("format", 0.04, 0.3)])
 def test_the_worlds_start_where_they_should(name, low, high):
     rates = [rate.rate for rate in arithmetic_model(name, 0).rates.values()]
     assert low <= min(rates) and max(rates) <= high

@@ -25,9 +25,16 @@ def script() -> ModuleType:
 def test_readme_index_and_verdicts_are_those_of_the_reports(script: ModuleType) -> None:
     assert list(script.stale()) == [], "run: python scripts/published.py"
     table = script.README.read_text(encoding="utf-8").split(script.BEGIN)[1].split(script.END)[0]
-    assert table.count("](https://arxiv.org/abs/") == len(script.registry.names())
-    published = len(list(script.RESULTS.glob("*/verdicts.json")))
-    assert table.count("none yet") == len(script.registry.names()) - published
+    systems = script.registry.systems()
+    assert table.count("](https://arxiv.org/abs/") == len(systems)
+    published = {path.parent.name for path in script.RESULTS.glob("*/verdicts.json")}
+    assert table.count("none yet") == len(systems.keys() - published)
+
+
+def test_a_further_study_is_in_the_row_of_its_system(script: ModuleType) -> None:
+    entry = {"claims": [{"verdict": "refuted"}, {"verdict": "supported"}]}
+    (row,) = [line for line in script.table({"sppo-tiny": entry}).splitlines() if "sppo" in line]
+    assert row.endswith("| none yet; `sppo-tiny`: 1 supported, 1 refuted |")
 
 
 def test_another_verdict_makes_all_three_stale(
@@ -60,7 +67,7 @@ def test_another_verdict_makes_all_three_stale(
     assert script.main() == 0 and script.stale() == {}
     claims = len(entry["sago"]["claims"])
     assert f"arxiv.org/abs/2604.14808) | {claims} supported |" in readme.read_text(encoding="utf-8")
-    assert readme.read_text(encoding="utf-8").count("| none yet |") == len(script.registry.names()) - 1
+    assert readme.read_text(encoding="utf-8").count("| none yet |") == len(script.registry.systems()) - 1
     assert 'href="sago/report.html"' in (results / "index.html").read_text(encoding="utf-8")
 
 

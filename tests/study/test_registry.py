@@ -35,6 +35,23 @@ def test_the_package_s_own_studies_are_found_by_name():
     assert registry.reference(registry.load("sago")) == "sago"
 
 
+def test_further_studies_are_of_the_system_of_the_first(monkeypatch, tmp_path):
+    def also(name, system):
+        return one(name).replace('trades=""', f'trades="", system="{system}"')
+
+    (tmp_path / "more_studies.py").write_text(TINY + also("asago", "sago") + one("zz") + also("aa", "zz"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plug_in(monkeypatch, ("more", "more_studies"))
+    systems = registry.systems()
+    assert systems["sago"] == ["sago", "asago"] and systems["zz"] == ["zz", "aa"] and "aa" not in systems
+    assert sorted(name for studies in systems.values() for name in studies) == registry.names()
+    registry.found.cache_clear()
+    (tmp_path / "lost_study.py").write_text(TINY + also("lost", "nowhere"))
+    plug_in(monkeypatch, ("lost", "lost_study"))
+    with pytest.raises(BadInput, match="study 'lost' is of the system 'nowhere', which no study is called"):
+        registry.systems()
+
+
 def test_an_unknown_name_gets_the_nearest(tmp_path):
     with pytest.raises(BadInput, match=r"no study 'sagoo'. Did you mean 'sago'"):
         registry.load("sagoo")

@@ -14,8 +14,12 @@ Arithmetic is learnt from chains in every world: one-digit tables first, then wh
 on one core that others used too (60 to 110 s of its time; some 5,000 tokens/s when it is free):
 
     levels    450 steps, 277,000 tokens    solved at temperature 1, levels 2 to 6: 0.81 0.61 0.55 0.30 0.02
-    routes    350 steps, 202,000 tokens    levels 2 and 3: 0.19 0.10; 77 % of the samples are additions alone, 85 % sound
+    routes    375 steps, 217,000 tokens    levels 2 and 3: 0.18 0.12; 62 % of the samples are additions alone, 71 % sound
     format    375 steps, 228,000 tokens    levels 2 and 3: 0.19 0.12; 24 % in the strict form, and greedily none
+
+Seeds 1000 and 1001 came there after 400 and 375 steps (levels) and 325 (format). With a share of 0.8 of additions alone in
+`routes` the other routes were not learnt: of the right ones 36 % had a probability above 0.001 (with 0.6, of three seeds, 80
+to 97 %; the slowest was 0.70 sound after 550 steps).
 """
 
 import json
@@ -102,9 +106,9 @@ WORLDS: dict[World, WarmStart] = {
         kind="routes",
         levels=(2, 3),
         taught={("chain", 1): 9, ("chain", 2): 5, ("routes", 2): 5, ("routes", 3): 4},
-        sound=0.75,
+        sound=0.65,
         max_new_tokens=18,
-        dominant=0.8,
+        dominant=0.6,
     ),
     "format": WarmStart(kind="chain", levels=(2, 3), taught=_CHAINS, sound=0.65, max_new_tokens=20, strict=0.25),
 }

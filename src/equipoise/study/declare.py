@@ -247,11 +247,15 @@ class Study:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A study by name, not yet built: calling it with options gives the `Study`."""
+    """A study by name, not yet built: calling it with options gives the `Study`.
+
+    system: the name of the system that it is of, which is that of the system's first study.
+    """
 
     name: str
     paper: str
     trades: str
+    system: str
     function: Callable[..., Study]
 
     @property
@@ -298,16 +302,20 @@ class Declaration:
     __call__ = build
 
 
-def study(name: str, *, paper: str, trades: str) -> Callable[[Callable[..., Study]], Declaration]:
+def study(
+    name: str, *, paper: str, trades: str, system: str | None = None
+) -> Callable[[Callable[..., Study]], Declaration]:
     """Declare a study; the decorated function's parameters are its options, each typed and with a default.
 
-    `paper`: where the claims come from. `trades`: "this for that". Raises BadInput for a parameter without type or
+    `paper`: where the claims come from. `trades`: "this for that". `system`: of a further study of one system the name of
+    the first, on whose page and in whose row of the tables it appears. Raises BadInput for a parameter without type or
     default.
     """
-    _check_name("a study", name)
+    for each in (name, system or name):
+        _check_name("a study", each)
 
     def declare(function: Callable[..., Study]) -> Declaration:
-        declared = Declaration(name, paper, trades, function)
+        declared = Declaration(name, paper, trades, system or name, function)
         for option, parameter in declared.parameters.parameters.items():
             if parameter.default is parameter.empty:
                 raise BadInput(f"Study {name!r}: option {option!r} needs a default.")

@@ -1,4 +1,4 @@
-"""One page over all systems: what each trades, its last verdicts and its scale, with links to its reports."""
+"""One page over all studies: what each trades, its last verdicts and its scale, with links to its reports."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def index_html(entries: Iterable[IndexEntry]) -> str:
     listed = sorted(entries, key=lambda entry: entry.name)
     totals: dict[State, int] = {state: sum(entry.counts.get(state, 0) for entry in listed) for state in STATES}
     columns = (
-        page.Column("system"),
+        page.Column("study"),
         page.Column("what it trades"),
         page.Column("paper"),
         *(page.Column(state, True) for state in STATES),
@@ -123,10 +123,10 @@ def index_html(entries: Iterable[IndexEntry]) -> str:
         for entry in listed
     )
     weighed = sum(bool(entry.counts) for entry in listed)
-    sections = [page.Section("Systems", (page.Table("All systems with their published verdicts", columns, rows),))]
+    sections = [page.Section("Studies", (page.Table("All studies with their published verdicts", columns, rows),))]
     others = tuple((entry.name, page.Link(apart, link)) for entry in listed for apart, link in entry.others)
     if others:
-        table = page.Table("Reports by what sets them apart", (page.Column("system"), page.Column("options")), others)
+        table = page.Table("Reports by what sets them apart", (page.Column("study"), page.Column("options")), others)
         lead = "The same studies with other options. Published verdicts are those above."
         sections.append(page.Section("Further reports", (table,), lead))
     return page.page(
@@ -136,5 +136,5 @@ def index_html(entries: Iterable[IndexEntry]) -> str:
         sections,
         kicker="All studies",
         badges=[page.Badge(state, f"{n} {state}") for state, n in totals.items() if n],
-        facts=[("Systems", str(len(listed))), ("Weighed", str(weighed))],
+        facts=[("Studies", str(len(listed))), ("Weighed", str(weighed))],
     )

@@ -51,6 +51,22 @@ def names() -> list[str]:
     return [name for name, each in found().items() if each.declaration is not None]
 
 
+def systems() -> dict[str, list[str]]:
+    """The systems that are weighed, each with its studies, its first one before the further ones.
+
+    Raises BadInput for a study of a system that has no study of its own name: it would appear nowhere.
+    """
+    by_system: dict[str, list[str]] = {}
+    for name in sorted(names(), key=lambda name: (load(name).system != name, name)):
+        system = load(name).system
+        if name != system and system not in by_system:
+            raise BadInput(
+                f"The study {name!r} is of the system {system!r}, which no study is called: name one that is."
+            )
+        by_system.setdefault(system, []).append(name)
+    return by_system
+
+
 def load(reference: str) -> Declaration:
     """The study of that name, or of a file: `./mine.py`, or `./mine.py:name` where it declares several.
 

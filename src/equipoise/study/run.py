@@ -17,6 +17,7 @@ from equipoise.core.progress import share
 from equipoise.study.store import ARTIFACTS, ITEMS, MEASUREMENTS, Attempt, canonical
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from equipoise.study.declare import Study
@@ -206,7 +207,7 @@ class Run(Work):
         self,
         outcome: str,
         ids: Sequence[str],
-        scores: Sequence[float],
+        scores: "Sequence[float] | np.ndarray | torch.Tensor",
         *,
         at: Mapping[str, Any] | None = None,
         where: Mapping[str, Any] | None = None,
