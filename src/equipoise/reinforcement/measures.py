@@ -93,7 +93,7 @@ def solve(
     batch_size: int = 64,
     generate: Generate | None = None,
 ) -> Solved:
-    """Sample `samples` responses to each problem and the likeliest one, and judge them. generate: in place of the model's."""
+    """Sample `samples` responses to each problem and the likeliest one, and judge them. generate: not by the model."""
     generate = generate or own_responses(language_model, max_new_tokens, batch_size)
     asked = [ask(problem) for problem in problems]
     texts, lengths = generate(asked, samples, temperature, seed)

@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit, logit
 from scipy.stats import rankdata
 
+from equipoise.core.agreement import share
 from equipoise.core.errors import BadInput
-from equipoise.core.scores import aurc, auroc, risk_coverage
+from equipoise.core.scores import aurc, auroc
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval
 from equipoise.reinforcement.measures import FULL
@@ -54,7 +55,10 @@ def divide(groups: Sequence[str], seed: int) -> list[Part]:
             f"give at least {FEWEST}."
         )
     ends = np.round(np.cumsum(list(SHARES.values())) * len(names))
-    part_of = {name: list(SHARES)[int(np.searchsorted(ends, place, "right"))] for place, name in enumerate(names)}
+    parts = list(SHARES)
+    part_of: dict[str, Part] = {
+        name: parts[int(np.searchsorted(ends, place, "right"))] for place, name in enumerate(names)
+    }
     return [part_of[group] for group in groups]
 
 
@@ -69,8 +73,9 @@ class Calibration:
     def of(cls, logits: ArrayLike, rates: ArrayLike, *, rising: bool = True) -> "Calibration":
         """The two numbers of least log loss, by Newton's method (Platt 1999; logits [N], rates [N] in [0, 1]).
 
-        rising: with a slope of at least 0, since calibration must not turn the order around. As Platt has it, a success counts as (n1 + 1) / (n1 + 2) and a failure as 1 / (n0 + 2), n1 and n0 being how many
-        there are, so that the numbers are finite also where logits separate both.
+        rising: with a slope of at least 0, since calibration must not turn the order around. As Platt has it, a success
+        counts as (n1 + 1) / (n1 + 2) and a failure as 1 / (n0 + 2), n1 and n0 being how many there are, so that the numbers
+        are finite also where logits separate both.
         """
         x, y = np.asarray(logits, float), np.asarray(rates, float)
         hits, misses = y.sum(), (1 - y).sum()
@@ -154,16 +159,22 @@ def measures(p: Array, rewards: Array, clusters: ArrayLike, seed: int) -> dict[s
     """
     rates = rewards.mean(axis=1)
     found = {
-        "Brier": _bounded(item_interval(squared_errors(p, rewards), clusters)),
-        "log loss": _bounded(item_interval(log_losses(p, rates), clusters)),
+        "Brier": _bounded(item_interval(squared_errors(p, rewards), clusters), 0, 1),
+        "log loss": _bounded(item_interval(log_losses(p, rates), clusters), 0, math.inf),
     }
-    statistics: Mapping[str, Callable[[Any], float]] = {
-        "ECE": lambda items: calibration_error(p[items], rates[items]),
-        "AUROC": lambda items: auroc_of_responses(p[items], rewards[items]),
-        "Spearman": lambda items: spearman(p[items], rates[items]),
-        "AURC": lambda items: float(aurc(p[items], 1 - rates[items])),
+    statistics: Mapping[str, tuple[Callable[[Any], float], float]] = {
+        "ECE": (lambda items: calibration_error(p[items], rates[items]), 0),
+        "AUROC": (lambda items: auroc_of_responses(p[items], rewards[items]), 0),
+        "Spearman": (lambda items: spearman(p[items], rates[items]), -1),
+        "AURC": (lambda items: float(aurc(p[items], 1 - rates[items])), 0),
     }
-    return found | {name: _redrawn(each, clusters, seed) for name, each in statistics.items()}
+    for name, (statistic, least) in statistics.items():
+        generator = np.random.default_rng(np.random.SeedSequence([seed, 7]))
+        interval = pigeonhole_interval(statistic, clusters, generator=generator, draws=DRAWS, units=("item",))
+        found[name] = _bounded(interval, least, 1)
+        if interval.clusters < FEWEST_CLUSTERS:
+            found[name] = Bounded(found[name].value, math.nan, math.nan)
+    return found
 
 
 def gains(p: Array, control: Array, rewards: Array, clusters: ArrayLike) -> dict[str, Bounded]:
@@ -175,35 +186,44 @@ def gains(p: Array, control: Array, rewards: Array, clusters: ArrayLike) -> dict
     }
 
 
-def reliability(p: Array, rates: Array, clusters: Any) -> tuple[Bin, ...]:
+def reliability(p: Array, rates: Array, clusters: ArrayLike) -> tuple[Bin, ...]:
     """What was predicted and what came in each bin that holds a problem."""
     own = bins_of(p)
-    found = []
-    for bin_ in range(BINS):
-        chosen = own == bin_
-        if chosen.any():
-            came = _bounded(item_interval(rates[chosen], np.asarray(clusters)[chosen]))
-            found.append(Bin(bin_ / BINS, (bin_ + 1) / BINS, int(chosen.sum()), float(p[chosen].mean()), came))
-    return tuple(found)
+    return tuple(
+        Bin(
+            m / BINS,
+            (m + 1) / BINS,
+            int((own == m).sum()),
+            float(p[own == m].mean()),
+            mean_rate(rates, clusters, own == m),
+        )
+        for m in range(BINS)
+        if (own == m).any()
+    )
+
+
+def mean_rate(rates: Array, clusters: ArrayLike, chosen: NDArray[np.bool_] | None = None) -> Bounded:
+    """The mean of rates, or of those chosen, with Wilson's interval on as many answers as they are worth; nan for none."""
+    where = np.ones(len(rates), bool) if chosen is None else chosen
+    found = share(rates[where], np.asarray(clusters)[where]) if where.any() else share([], [])
+    return Bounded(found.rate, found.lower, found.upper)
 
 
 # --- answering only what will be solved --------------------------------------------------------------------------------
 
 
-def selective(p: Array, rates: Array, clusters: ArrayLike, seed: int) -> tuple[Coverage, ...]:
-    """The mean rate of the surest problems at each coverage, with its interval, and of an oracle that knows the rates.
+def selective(p: Array, rates: Array, clusters: ArrayLike) -> tuple[Coverage, ...]:
+    """The mean rate of the surest problems, at about each coverage, and of an oracle that knows the rates.
 
-    The oracle's is above what anybody can reach: it also knows the luck of the responses that were drawn.
+    Problems of equal p are kept together, as any threshold keeps them. The oracle's rate is above what anybody can reach: it
+    also knows the luck of the responses that were drawn.
     """
-
-    def kept(confidence: Array, rates: Array, coverage: float) -> float:
-        _, risk = risk_coverage(confidence, 1 - rates)
-        return 1 - float(risk[max(math.ceil(coverage * len(rates) - 1e-9), 1) - 1])
-
+    sure, best = np.sort(p)[::-1], np.sort(rates)[::-1]
+    thresholds = {float(sure[max(math.ceil(each * len(p) - 1e-9), 1) - 1]) for each in COVERAGES.tolist()}
     found = []
-    for coverage in COVERAGES.tolist():
-        rate = _redrawn(lambda items, c=coverage: kept(p[items], rates[items], c), clusters, seed)
-        found.append(Coverage(coverage, rate, kept(rates, rates, coverage)))
+    for threshold in sorted(thresholds, reverse=True):
+        kept = p >= threshold
+        found.append(Coverage(float(kept.mean()), mean_rate(rates, clusters, kept), float(best[: kept.sum()].mean())))
     return tuple(found)
 
 
@@ -219,26 +239,16 @@ def thresholds(
     whole = np.append(sure[1:] != sure[:-1], True)  # equal predictions are kept together
     found = []
     for target in TARGETS:
-        if target <= chosen_rates.mean():
-            continue
-        reached = np.flatnonzero(whole & (means >= target - 1e-12))
-        threshold = float(sure[reached[-1]]) if len(reached) else math.nan
-        kept = p >= threshold
-        covered = _bounded(item_interval(kept.astype(float), clusters))
-        found.append(
-            Threshold(
-                target, threshold, covered, _bounded(item_interval(np.where(kept, rates, math.nan), clusters)),
-            )
-        )  # fmt: skip
+        if target > chosen_rates.mean():
+            reached = np.flatnonzero(whole & (means >= target - 1e-12))
+            threshold = float(sure[reached[-1]]) if len(reached) else math.nan
+            kept = p >= threshold
+            covered = mean_rate(kept.astype(float), clusters)
+            found.append(Threshold(target, threshold, covered, mean_rate(rates, clusters, kept)))
     return tuple(found)
 
 
-def _redrawn(statistic: Callable[[Any], float], clusters: ArrayLike, seed: int) -> Bounded:
-    generator = np.random.default_rng(np.random.SeedSequence([seed, 7]))
-    interval = pigeonhole_interval(statistic, clusters, generator=generator, draws=DRAWS, units=("item",))
-    found = _bounded(interval)
-    return found if interval.clusters >= FEWEST_CLUSTERS else Bounded(found.value, math.nan, math.nan)
-
-
-def _bounded(interval: Interval) -> Bounded:
-    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
+def _bounded(interval: Interval, least: float = -math.inf, most: float = math.inf) -> Bounded:
+    """An interval within the values that the estimate can have."""
+    lower, upper = np.clip([interval.lower, interval.upper], least, most).tolist()
+    return Bounded(float(interval.estimate), lower, upper)

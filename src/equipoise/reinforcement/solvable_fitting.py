@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from equipoise.reinforcement.solvable_job import FitSettings
 
 STATE, SAMPLED, OUTCOMES = "state.safetensors", "sampled.jsonl", "outcomes.jsonl"
-AT_ONCE = 16  # prompts that are answered and judged together, and stored as one row
+AT_ONCE = (16, 64)  # prompts that are answered and judged together, and stored as one row: by a model here, by a server
 SCORED_AT_ONCE = 64  # prompts
 SHOWN = 6  # prompts of which the scorer was most wrong
 TIMED = (8, 16)  # responses and tokens that a plan is made from
@@ -155,10 +155,8 @@ class Fitting(Request):
         with self._answering(folder) as (language_model, chat, generate), self.opened() as verifier:
             critic, own = self._critic(language_model)
             rows = self._encode(language_model, own)
-            if chat is not None:  # all at once, so that a server always has enough to do; each is in the record then
-                generate([ask(each) for each in self.problems], self.settings.samples, self.settings.temperature, 0)
-            stored = Rows(None if folder is None else folder / SAMPLED)
-            sampled = sample(self.problems, generate, rewarding(verifier), self.settings, stored)
+            stored, at_once = Rows(None if folder is None else folder / SAMPLED), AT_ONCE[chat is not None]
+            sampled = sample(self.problems, generate, rewarding(verifier), self.settings, stored, at_once)
             tokens, calls = sampled.tokens, 0
             if chat is not None:
                 total = chat.account.total()
@@ -217,7 +215,7 @@ class Fitting(Request):
         return load(self.model, **self.loading)
 
     def _critic(self, language_model: LanguageModel | None) -> tuple[Critic, LanguageModel]:
-        """The critic, and what reads prompts for it. Made before anything is sampled, so that a wrong one is refused then."""
+        """The critic, and what reads prompts for it; made, and a wrong one refused, before anything is sampled."""
         seed = self.settings.seed
         if self.critic is None:
             assert language_model is not None
@@ -446,7 +444,12 @@ class Sampled:
 
 
 def sample(
-    problems: Sequence[Problem], generate: Generate, reward: Reward, settings: "FitSettings", rows: Rows
+    problems: Sequence[Problem],
+    generate: Generate,
+    reward: Reward,
+    settings: "FitSettings",
+    rows: Rows,
+    at_once: int,
 ) -> Sampled:
     """Sample and judge responses, a few problems at a time; those that are in `rows` already are not asked again.
 
@@ -456,8 +459,8 @@ def sample(
     known = {row["first"]: row for row in rows}
     samples, total = settings.samples, len(problems) * settings.samples
     with progress.progress("Sampling and judging", total=total, unit="responses") as bar:
-        for first in range(0, len(problems), AT_ONCE):
-            some = problems[first : first + AT_ONCE]
+        for first in range(0, len(problems), at_once):
+            some = problems[first : first + at_once]
             ids = [problem.id for problem in some]
             if first not in known or known[first]["ids"] != ids:
                 keys = range(first, first + len(some))
@@ -472,7 +475,7 @@ def sample(
                 if first == 0 and rewards.unique().numel() == 1 and not progress.is_quiet():
                     say(alike(some[0], _joined([known[0]]), 0, len(some)))
             bar.advance(len(some) * samples)
-    return _joined([known[first] for first in range(0, len(problems), AT_ONCE)])
+    return _joined([known[first] for first in range(0, len(problems), at_once)])
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> Sampled:
@@ -490,8 +493,8 @@ def refuse_outside(problems: Sequence[Problem], rewards: torch.Tensor) -> None:
     if len(outside):
         place, number = outside[0].tolist()
         raise BadInput(
-            f"the reward of a response to problem {problems[place].id!r} is {rewards[place, number]:g}, expected a number in "
-            "[0, 1]. Rescale: -1 and 1 become 0 and 1 by (reward + 1) / 2."
+            f"the reward of a response to problem {problems[place].id!r} is {rewards[place, number]:g}, expected a number "
+            "in [0, 1]. Rescale: -1 and 1 become 0 and 1 by (reward + 1) / 2."
         )
 
 
@@ -500,9 +503,9 @@ def alike(problem: Problem, sampled: Sampled, place: int, count: int) -> str:
     rate, answer = sampled.rewards[place].mean(), " ".join(sampled.responses[place].split())
     shown, gold = (answer if len(answer) <= 80 else f"...{answer[-80:]}"), " | ".join(problem.gold)
     return (
-        f"All {count} problems so far are solved in the same share, {rate:g}: use prompts nearer to what the model can do, more "
-        "samples, a higher temperature, more max_new_tokens, or look whether the verifier understands the answers, such as "
-        f"{shown!r}" + (f" (gold: {gold!r:.80})." if gold else ".")
+        f"All {count} problems so far are solved in the same share, {rate:g}: use prompts nearer to what the model can do, "
+        "more samples, a higher temperature, more max_new_tokens, or look whether the verifier understands the "
+        f"answers, such as {shown!r}" + (f" (gold: {gold!r:.80})." if gold else ".")
     )
 
 
@@ -541,8 +544,8 @@ def _roles(model: Any, critic: Any, server: SimpleNamespace) -> "Roles | None":
 
     if isinstance(model, str) and "://" in model:
         raise BadInput(
-            f"{model} is the address of a server: give it as --model-url, and as --model the model by the name it has there, "
-            "such as openai-api/local/NAME."
+            f"{model} is the address of a server: give it as --model-url, and as --model the model by its name there, such "
+            "as openai-api/local/NAME."
         )
     if server.model_url is None and not str(model).startswith("openai-api/"):
         if server.model_args:
@@ -551,6 +554,7 @@ def _roles(model: Any, critic: Any, server: SimpleNamespace) -> "Roles | None":
         return None
     if critic is None:
         raise BadInput(
-            "The model of a server cannot read prompts as a critic: give a model here as --critic, such as smollm2 or a folder."
+            "The model of a server cannot read prompts as a critic: give a model here as --critic, such as smollm2 or a "
+            "folder."
         )
     return Roles.read(SimpleNamespace(**vars(server), model=str(model)), Role("model"))

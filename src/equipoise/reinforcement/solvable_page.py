@@ -9,7 +9,7 @@ from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import marks
 from equipoise.core.numbers import number
-from equipoise.reinforcement.result import shown, signed
+from equipoise.reinforcement.result import shown
 from equipoise.reinforcement.solvable_result import CRITIC
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A scorer: which prompts will the model solve? SPPO's critic (arXiv:2604.08865) on its own, with two numbers of calibration.
+"""A scorer: which prompts will the model solve? SPPO's critic (arXiv:2604.08865) on its own, calibrated by two numbers.
 
     scorer = Scorer.load("equipoise-out/solvable-fit")
     scorer(["What is 3 + 4?", "Prove Goldbach's conjecture."])        array([0.93, 0.04])
