@@ -36,7 +36,7 @@ from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.templates import DATE
 from equipoise.reinforcement import solvable
 from equipoise.reinforcement.critic import Critic, is_critic, padded, reader
-from equipoise.reinforcement.measures import Generate, bounded, own_responses, tokens_per_second
+from equipoise.reinforcement.measures import Generate, own_responses, tokens_per_second
 from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.reinforcing import read_prompts, rewarding, tiny_model
 from equipoise.reinforcement.solvable import Calibration, Part
@@ -352,7 +352,7 @@ class Fitting(Request):
             write_atomic(folder / OUTCOMES, b"".join(self._outcome(place, said, p, rates) for place in range(len(p))))
         wrong = test[np.argsort(-np.abs(p[test] - rates[test]), kind="stable")[:SHOWN]].tolist()
         return scorer, {
-            "solved": bounded(rates[test], clusters),
+            "solved": solvable.mean_rate(rates[test], clusters),
             "floor": solvable.floor(tested),
             "measures": {name: solvable.measures(each, tested, clusters, seed) for name, each in predictors.items()},
             "gains": {name: solvable.gains(p[test], predictors[name], tested, clusters) for name in (CONSTANT, LENGTH)},
@@ -360,7 +360,7 @@ class Fitting(Request):
             "intercept": calibration.intercept,
             "spread": scorer.spread,
             "bins": solvable.reliability(p[test], rates[test], clusters),
-            "coverages": solvable.selective(p[test], rates[test], clusters, seed),
+            "coverages": solvable.selective(p[test], rates[test], clusters),
             "thresholds": solvable.thresholds(p[chosen], rates[chosen], p[test], rates[test], clusters),
             "surprises": tuple(self._scored(place, p, rates, sampled) for place in wrong),
             "path": tuple(learnt.path),
@@ -392,7 +392,7 @@ class Fitting(Request):
         training = self._training(critic, len(self._of("fit")))
         return {
             **self.settings.model_dump(),
-            "learning_rate": training.learning_rate,
+            "learning_rate": float(f"{training.learning_rate:.6g}"),
             "batch_size": training.batch_size,
         }
 

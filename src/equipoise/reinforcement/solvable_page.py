@@ -81,12 +81,12 @@ def _between(value: "Bounded") -> str:
 
 def _gains(result: "Solvable") -> parts.Figure:
     rows = [
-        plots.ChartRow(f"against {control}", found["Brier"].value, found["Brier"].lower, found["Brier"].upper)
+        plots.ChartRow(control, found["Brier"].value, found["Brier"].lower, found["Brier"].upper)
         for control, found in result.gains.items()
     ]
     return parts.Figure(
         plots.intervals(
-            "How much lower the critic's Brier score is",
+            "How much lower the critic's Brier score is than that of",
             rows,
             x=plots.Axis("difference of Brier scores, paired by problem"),
             uprights=[plots.Upright("no better", 0.0)],

@@ -11,7 +11,7 @@ from equipoise.core.serialize import LIVE
 from equipoise.core.shares import Bounded
 from equipoise.reinforcement.result import shown, signed
 
-CRITIC, RAW, CONSTANT, LENGTH = "critic", "critic, not calibrated", "mean rate alone", "length of the prompt"
+CRITIC, RAW, CONSTANT, LENGTH = "critic", "critic, not calibrated", "mean rate", "prompt length"
 MUCH_OUTSIDE = 0.1  # share of new prompts
 
 
