@@ -28,7 +28,7 @@ from equipoise.core.agreement import share
 from equipoise.core.errors import BadInput
 from equipoise.core.scores import aurc, auroc
 from equipoise.core.shares import Bounded
-from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval
+from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
 from equipoise.reinforcement.measures import FULL
 from equipoise.reinforcement.solvable_result import Bin, Coverage, Threshold
 
@@ -139,13 +139,6 @@ def spearman(p: Array, rates: Array) -> float:
     return float(one @ other) / size if size else math.nan
 
 
-def auroc_of_responses(p: Array, rewards: Array) -> float:
-    """How often a right response comes from a problem with a higher p than a response that is not right, ties half."""
-    right = (rewards >= FULL).sum(axis=1)
-    both = np.concatenate([np.ones(len(p)), np.zeros(len(p))])
-    return float(auroc(np.tile(p, 2), both, np.concatenate([right, rewards.shape[1] - right])))
-
-
 def floor(rewards: Array) -> float:
     """An unbiased estimate of the Brier score of the true rates; nan of single responses, which do not show them."""
     samples = rewards.shape[1]
@@ -157,23 +150,29 @@ def measures(p: Array, rewards: Array, clusters: ArrayLike, seed: int) -> dict[s
 
     Those that are no means have none (nan) under FEWEST_CLUSTERS clusters.
     """
-    rates = rewards.mean(axis=1)
+    rates, samples = rewards.mean(axis=1), rewards.shape[1]
+    right = (rewards >= FULL).astype(float)
+
+    def drawn() -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([seed, 7]))
+
+    def redrawn(statistic: Callable[[Any], float]) -> Interval:
+        return pigeonhole_interval(statistic, clusters, generator=drawn(), draws=DRAWS, units=("item",))
+
+    ranked = score_interval(
+        auroc, np.repeat(p, samples), right.ravel(), np.repeat(clusters, samples), draws=DRAWS, generator=drawn()
+    )
+    kept = score_interval(aurc, p, 1 - rates, clusters, draws=DRAWS, generator=drawn())
     found = {
         "Brier": _bounded(item_interval(squared_errors(p, rewards), clusters), 0, 1),
         "log loss": _bounded(item_interval(log_losses(p, rates), clusters), 0, math.inf),
+        "ECE": _bounded(redrawn(lambda items: calibration_error(p[items], rates[items])), 0, 1),
+        "AUROC": _bounded(ranked, 0, 1),
+        "Spearman": _bounded(redrawn(lambda items: spearman(p[items], rates[items])), -1, 1),
+        "AURC": _bounded(kept, 0, 1),
     }
-    statistics: Mapping[str, tuple[Callable[[Any], float], float]] = {
-        "ECE": (lambda items: calibration_error(p[items], rates[items]), 0),
-        "AUROC": (lambda items: auroc_of_responses(p[items], rewards[items]), 0),
-        "Spearman": (lambda items: spearman(p[items], rates[items]), -1),
-        "AURC": (lambda items: float(aurc(p[items], 1 - rates[items])), 0),
-    }
-    for name, (statistic, least) in statistics.items():
-        generator = np.random.default_rng(np.random.SeedSequence([seed, 7]))
-        interval = pigeonhole_interval(statistic, clusters, generator=generator, draws=DRAWS, units=("item",))
-        found[name] = _bounded(interval, least, 1)
-        if interval.clusters < FEWEST_CLUSTERS:
-            found[name] = Bounded(found[name].value, math.nan, math.nan)
+    if kept.clusters < FEWEST_CLUSTERS:
+        found |= {name: Bounded(found[name].value, math.nan, math.nan) for name in ("ECE", "Spearman")}
     return found
 
 

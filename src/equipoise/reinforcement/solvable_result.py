@@ -123,9 +123,9 @@ class Solvable:
         """One sentence, warnings first."""
         own, constant = self.measures[CRITIC], self.measures[CONSTANT]
         done = (
-            f"Whether {self.names['model']} solves one of {self.problems['test']:,} new problems at one try: Brier score "
+            f"Whether {Path(self.names['model']).name} solves one of {self.problems['test']:,} new problems at one try: Brier score "
             f"{own['Brier'].value:.3f} against {constant['Brier'].value:.3f} of the mean rate alone, lower by "
-            f"{signed(self.gains[CONSTANT]['Brier'])}; AUROC {shown(own['AUROC'])}."
+            f"{signed(self.gains[CONSTANT]['Brier'])}; AUROC {_known(own['AUROC'])}."
         )
         return " ".join((*self.warnings(), done))
 
@@ -282,6 +282,10 @@ class ScoresPlan:
         lines = [*self.doubts, f"scorer: {self.scorer}, of {self.model}"]
         lines.append(f"{self.prompts:,} prompts, {self.tokens:,} tokens; the first as the scorer reads it:")
         return (*lines, f"  {self.shown!r}")
+
+
+def _known(value: Bounded) -> str:
+    return f"{value.value:.3f}" if math.isnan(value.lower) else shown(value)
 
 
 def kept_by(each: Threshold) -> str:
