@@ -180,7 +180,7 @@ def test_another_folder_is_no_scorer(done, tmp_path):
             score(done.folder, prompts=PROBLEMS)
     finally:
         head.write_bytes(whole)
-    with pytest.raises(BadInput, match="keep is '0.8:0.2', expected LOW:HIGH"):
+    with pytest.raises(BadInput, match=r"keep is '0.8:0.2', expected LOW:HIGH"):
         score(done.folder, prompts=PROBLEMS, keep="0.8:0.2")
 
 
