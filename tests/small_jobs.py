@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from chat_models import untaught
+from equipoise.core.folder import write_manifest
 from equipoise.reinforcement.measures import Solved
 from equipoise.unlearning.result import Measure
 
@@ -306,6 +308,104 @@ def reinforce_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# solvable fit, solvable score
+
+
+def solvable_rows() -> list[dict[str, Any]]:
+    """An untaught model's answers hold such a letter now and then."""
+    return [{"prompt": f"{'What' if i % 2 else 'Where'} is {i}?", "answer": "[aeo]"} for i in range(52)]
+
+
+def fit_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    (folder / "template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "reward.py").write_text(
+        "def score(prompts, completions, **_):\n    return [len(c) / 100 for c in completions]\n"
+    )
+    (folder / "calls.jsonl").touch()
+    write_rows(folder / "few.jsonl", solvable_rows()[:49])
+    write_rows(folder / "asked.jsonl", [{"ask": f"Who is {i}?", "reply": "She."} for i in range(50)])
+    return {
+        "model": folder / "model",
+        "prompts": write_rows(folder / "prompts.jsonl", solvable_rows()),
+        "verifier": "regex",
+        "samples": 2,
+        "max_new_tokens": 4,
+        "epochs": 2,
+    }
+
+
+def fit_whole(folder: Path) -> Settings:
+    return {"learning_rate": 1e-2, "batch_size": 8, "patience": 1, "seed": 3}
+
+
+def fit_more(folder: Path) -> Sequence[Settings]:
+    served = {"model": "mockllm/model", "model_url": "http://127.0.0.1:1/v1", "critic": folder / "model"}
+    return (
+        {"verifier": None},
+        {"verifier": None, "reward": f"{folder / 'reward.py'}:score"},
+        {"reward": f"{folder / 'reward.py'}:score"},
+        {"verifier": "number"},
+        {"prompts": folder / "few.jsonl"},
+        {"limit": 49},
+        {"prompts": folder / "asked.jsonl"},
+        {"prompts": folder / "asked.jsonl", "fields": {"prompt": "ask", "gold": "reply"}, "verifier": "exact"},
+        {"critic": folder / "model"},
+        {"critic": folder / "nothing"},
+        {"max_new_tokens": 600},
+        {"model": "http://here/v1"},
+        {"model": "openai-api/local/m"},
+        served,
+        {**served, "critic": None},
+        {**served, "critic": folder / "nothing"},
+        {**served, "replay": folder / "calls.jsonl"},
+        {**served, "budget": "calls=5", "max_connections": 2, "prices": {"mockllm/model": (1.0, 2.0)}},
+        {**served, "model_args": {"api_key": "sk"}},
+        {**served, "prices": {"mockllm/other": (1.0, 2.0)}},
+        {"model_args": {"seed": 1}},
+        {"budget": "calls=5"},
+        {"prices": {"mockllm/model": (1.0, 2.0)}},
+        {"replay": folder / "calls.jsonl"},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+        {"chat_template": str(folder / "template.jinja")},
+    )
+
+
+def score_files(folder: Path) -> Settings:
+    from equipoise.reinforcement.solvable_job import fit
+
+    fit(**{**fit_files(folder), **fit_whole(folder), "epochs": 1}, out=folder / "scorer")
+    for name, command in (("other", "certify run"), ("damaged", "solvable fit")):
+        shutil.copytree(folder / "scorer", folder / name)
+        write_manifest(folder / name, command)
+    (folder / "damaged" / "scorer.json").write_text("{}")
+    write_rows(folder / "long.jsonl", [{"prompt": "a b " * 600}])
+    rows = write_rows(folder / "new.jsonl", [{"question": f"What is {i}?"} for i in range(5)])
+    return {"scorer": folder / "scorer", "prompts": rows}
+
+
+def score_whole(folder: Path) -> Settings:
+    return {"keep": "0.0:0.9", "limit": 4}
+
+
+def score_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"scorer": folder},
+        {"scorer": folder / "other"},
+        {"scorer": folder / "damaged"},
+        {"scorer": folder / "nothing"},
+        {"prompts": folder / "long.jsonl"},
+        {"prompts": folder / "asked.jsonl"},
+        {"prompts": folder / "asked.jsonl", "fields": {"prompt": "ask"}},
+        {"keep": "0.8:0.2"},
+        {"keep": "0.2"},
+        {"keep": "0.2:0.8"},
+        {"device": "cuda:99"},
+        {"batch_size": 2},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -343,5 +443,22 @@ SMALL = {
             "equipoise.reinforcement.reinforcing.rehearse": lambda *_, **__: None,
         },
         slow=True,
+    ),
+    "solvable fit": SmallJob(
+        fit_files,
+        "equipoise.reinforcement.solvable_fitting.sample",
+        whole=fit_whole,
+        more=fit_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.reinforcement.solvable_fitting.tokens_per_second": lambda *_: 1.0,
+        },
+        slow=True,
+    ),
+    "solvable score": SmallJob(
+        score_files,
+        "equipoise.reinforcement.solvable_scorer.Scorer.of_tokens",
+        whole=score_whole,
+        more=score_more,
     ),
 }

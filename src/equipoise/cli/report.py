@@ -12,6 +12,8 @@ JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
     "reinforce": "equipoise.reinforcement.job:reinforce",
+    "solvable fit": "equipoise.reinforcement.solvable_job:fit",
+    "solvable score": "equipoise.reinforcement.solvable_job:score",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, write_atomic
 from equipoise.language.pretrained import without_bars
 from equipoise.language.rollouts import padded
+from equipoise.language.templates import DATE
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _HEAD = "critic_head.safetensors"
 _SETTINGS = "critic.json"
 _FORMAT = {"critic": 1}
+_NEAREST = 0.01  # to 0 and 1 that a critic begins
 
 
 class Critic(nn.Module):
@@ -60,6 +63,12 @@ class Critic(nn.Module):
             raise BadInput(f"{language_model.name} has an adapter: make its critic before the adapter is attached.")
         body = copy.deepcopy(model.base_model).requires_grad_(True)
         return cls(body, seed=seed, bias=bias)
+
+    def start_at(self, rate: float) -> None:
+        """Begin where a constant baseline stands: its logit is about that of this mean reward, kept from 0 and 1."""
+        rate = min(max(rate, _NEAREST), 1 - _NEAREST)
+        with torch.no_grad():
+            self.head.bias.fill_(math.log(rate / (1 - rate)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
@@ -127,6 +136,31 @@ def token_logits(critic: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return values.new_zeros(mask.shape).index_put((*mask.nonzero(as_tuple=True),), values[batch["predicts"]])
 
 
+def is_critic(path: str | Path) -> bool:
+    """Whether a folder is one that `Critic.save` wrote."""
+    return (Path(path) / _SETTINGS).is_file()
+
+
+def reader(critic: Critic, folder: str | Path, *, chat_template: str = "auto", date: Any = DATE) -> LanguageModel:
+    """What reads prompts for a critic that was saved: its body, with the tokenizer beside it, as `encode_prompts` takes it.
+
+    Raises BadInput for a folder without a tokenizer.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from equipoise.language.model import wrap
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"{folder} has no tokenizer beside the critic: save both, critic.save(folder, tokenizer)."
+        ) from error
+    body: Any = critic.body
+    body.generation_config = GenerationConfig()  # a body alone has none, where the end of a text is looked up
+    return wrap(body, tokenizer, name=Path(folder).name, chat_template=chat_template, date=date)
+
+
 def open_critic(path: str | Path, language_model: LanguageModel, *, seed: int) -> Critic:
     """A critic that was saved, or a new one on the body of another, mostly smaller model, for the prompts of this model.
 
@@ -135,7 +169,7 @@ def open_critic(path: str | Path, language_model: LanguageModel, *, seed: int) -
     from equipoise.language.model import load
 
     path = Path(path)
-    if (path / _SETTINGS).is_file():
+    if is_critic(path):
         critic = Critic.load(path, device=language_model.device)
     else:
         critic = Critic.of(load(path, device=str(language_model.device)), seed=seed)

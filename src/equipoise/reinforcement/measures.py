@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from equipoise.data.problems import Problem
     from equipoise.language.model import LanguageModel
 
+# (prompts, samples, temperature, seed) -> responses to each prompt in turn, and their numbers of tokens.
+Generate = Callable[..., tuple[Sequence[str], Sequence[int]]]
 FULL = 1 - 1e-9  # a response whose reward is at least this is right
 
 
@@ -88,26 +91,10 @@ def solve(
     temperature: float,
     seed: int,
     batch_size: int = 64,
-    generate: Callable[..., tuple[Sequence[str], Sequence[int]]] | None = None,
+    generate: Generate | None = None,
 ) -> Solved:
-    """Sample `samples` responses to each problem and the likeliest one, and judge them.
-
-    generate: (prompts, samples, temperature, seed) -> responses and their numbers of tokens, in place of the model's own.
-    """
-
-    def own(prompts: Sequence, samples: int, temperature: float, seed: int) -> tuple[Sequence[str], Sequence[int]]:
-        rolled = roll_out(
-            language_model,
-            prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=[seed, 5],
-            batch_size=batch_size,
-        )
-        return rolled.texts, rolled.lengths.tolist()
-
-    generate = generate or own
+    """Sample `samples` responses to each problem and the likeliest one, and judge them. generate: not by the model."""
+    generate = generate or own_responses(language_model, max_new_tokens, batch_size)
     asked = [ask(problem) for problem in problems]
     texts, lengths = generate(asked, samples, temperature, seed)
     likeliest, greedy_lengths = generate(asked, 1, 0.0, seed)
@@ -122,6 +109,38 @@ def solve(
         missing=int(missing.sum()),
         tokens=int(sum(lengths) + sum(greedy_lengths)),
     )
+
+
+def own_responses(language_model: LanguageModel, max_new_tokens: int, batch_size: int = 64) -> Generate:
+    """What a model itself answers; keys: as of `roll_out`, so that a prompt's draws do not depend on its place."""
+
+    def generate(
+        prompts: Sequence[Any], samples: int, temperature: float, seed: int, keys: Sequence[int] | None = None
+    ) -> tuple[Sequence[str], Sequence[int]]:
+        rolled = roll_out(
+            language_model,
+            prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=[seed, 5],
+            keys=keys,
+            batch_size=batch_size,
+        )
+        return rolled.texts, rolled.lengths.tolist()
+
+    return generate
+
+
+def tokens_per_second(
+    language_model: LanguageModel, prompts: Sequence[Any], max_new_tokens: int, temperature: float
+) -> float:
+    """How fast a model writes responses, from one of a few tokens to each of these prompts."""
+    how = {"samples": 1, "temperature": temperature, "seed": 0}
+    roll_out(language_model, prompts[:1], max_new_tokens=1, **how)  # the first pass of a process is slow
+    began = time.perf_counter()
+    rolled = roll_out(language_model, prompts, max_new_tokens=max_new_tokens, **how)
+    return int(rolled.mask.sum()) / max(time.perf_counter() - began, 1e-9)
 
 
 def clusters(problems: Sequence[Problem]) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ the folder gives back answers as the trained one.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from equipoise.language.rollouts import roll_out
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.reinforcement.critic import Critic, open_critic
-from equipoise.reinforcement.measures import FULL, Solved, solve
+from equipoise.reinforcement.measures import FULL, Solved, solve, tokens_per_second
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
 from equipoise.reinforcement.stages import Reward, ask
@@ -145,12 +144,8 @@ class Reinforcing(Request):
         critic = self._critic(language_model)
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
-        asked = [ask(problem) for problem in first]
-        how = {"samples": 1, "temperature": recipe.temperature, "seed": 0}
-        roll_out(language_model, asked[:1], max_new_tokens=1, **how)  # the first pass of a process is slow
-        began = time.perf_counter()
-        rolled = roll_out(language_model, asked, max_new_tokens=min(TIMED[1], recipe.max_new_tokens), **how)
-        rate = int(rolled.mask.sum()) / (time.perf_counter() - began)
+        asked, timed = [ask(problem) for problem in first], min(TIMED[1], recipe.max_new_tokens)
+        rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
         measuring = len(self.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
         tokens = (recipe.steps * recipe.responses + measuring) * recipe.max_new_tokens
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
@@ -318,35 +313,12 @@ class Reinforcing(Request):
         if isinstance(self.model, LanguageModel):
             language_model = self.model
         elif str(self.model) == "tiny":
-            language_model = self._tiny(folder, taught)
+            language_model = tiny_model(folder, self.recipe.seed, self.team, taught=taught)
         else:
             language_model = load(self.model, **self.loading)
         if self.attention is not None:
             language_model.use_attention(self.attention)
         return language_model
-
-    def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
-        """A tiny model that knows some arithmetic; stored in the folder, so that a resumed job starts from the same one."""
-        from equipoise.data.arithmetic import CHARACTERS
-        from equipoise.language.tiny import tiny
-        from equipoise.language.warm_start import arithmetic_model
-
-        if not taught:
-            return replace(tiny([CHARACTERS], seed=self.recipe.seed, tokens="characters"), chat_template="none")
-        if folder is not None and not self.team.main:
-            self.team.wait()
-        if folder is not None and (folder / "taught" / "config.json").exists():
-            language_model = load(folder / "taught", device="cpu", chat_template="none")
-        else:
-            language_model = arithmetic_model("levels", self.recipe.seed).language_model
-            if folder is not None:
-                language_model.save(folder / "teaching")
-                (folder / "teaching").rename(folder / "taught")
-        if folder is not None and self.team.main:
-            self.team.wait()
-        parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
-        source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
-        return replace(language_model, name="tiny", source=source, origin=None)
 
     def _compared(self, language_model: LanguageModel, after: Solved) -> list[Example]:
         """What the model itself answers, to be scored by the one that the folder gives back."""
@@ -376,6 +348,30 @@ class Reinforcing(Request):
             )
             for place in order[:SHOWN]
         )
+
+
+def tiny_model(folder: Path | None, seed: int, team: Processes, *, taught: bool = True) -> LanguageModel:
+    """A tiny model that knows some arithmetic; stored in the folder, so that a resumed job starts from the same one."""
+    from equipoise.data.arithmetic import CHARACTERS
+    from equipoise.language.tiny import tiny
+    from equipoise.language.warm_start import arithmetic_model
+
+    if not taught:
+        return replace(tiny([CHARACTERS], seed=seed, tokens="characters"), chat_template="none")
+    if folder is not None and not team.main:
+        team.wait()
+    if folder is not None and (folder / "taught" / "config.json").exists():
+        language_model = load(folder / "taught", device="cpu", chat_template="none")
+    else:
+        language_model = arithmetic_model("levels", seed).language_model
+        if folder is not None:
+            language_model.save(folder / "teaching")
+            (folder / "teaching").rename(folder / "taught")
+    if folder is not None and team.main:
+        team.wait()
+    parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
+    source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
+    return replace(language_model, name="tiny", source=source, origin=None)
 
 
 def refuse_server(model: Any) -> None:

@@ -1,0 +1,253 @@
+"""How well a number that is known before any answer predicts whether a model will solve a problem. numpy and scipy only.
+
+Legend: N problems, S responses to each. rewards [N, S] in [0, 1], rates [N] their means. logits, p [N]: what is predicted of
+a problem, p = sigmoid(slope * logit + intercept). clusters [N]: what problems come from; intervals are over those.
+
+    Brier      mean over responses of (p - reward)^2 = (p - rate)^2 + the spread of the rewards around the rate
+    log loss   mean of -rate log p - (1 - rate) log(1 - p), in nats
+    ECE        mean gap of p and rate over BINS bins of equal width, weighted by problems
+    AUROC      of right responses (full reward) above others by the p of their problem
+    Spearman   rank correlation of p and rate
+    AURC       mean over coverages of 1 - the mean rate of what is kept
+
+Below the Brier score of the true rates, `floor`, no prediction from the problem alone can come.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, log_expit, logit
+from scipy.stats import rankdata
+
+from equipoise.core.agreement import share
+from equipoise.core.errors import BadInput
+from equipoise.core.scores import aurc, auroc
+from equipoise.core.shares import Bounded
+from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
+from equipoise.reinforcement.measures import FULL
+from equipoise.reinforcement.solvable_result import Bin, Coverage, Threshold
+
+Array = NDArray[np.float64]
+Part = Literal["fit", "stopping", "calibration", "test"]
+
+SHARES: Mapping[Part, float] = {"fit": 0.4, "stopping": 0.1, "calibration": 0.2, "test": 0.3}
+FEWEST = 50  # groups of problems that can be divided so
+BINS = 10
+COVERAGES = np.arange(1, 11) / 10
+TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+DRAWS = 200  # of a bootstrap
+
+
+def divide(groups: Sequence[str], seed: int) -> list[Part]:
+    """The part of each problem, groups whole, in the shares of SHARES; a function of the names and the seed alone.
+
+    Raises BadInput for fewer than FEWEST groups.
+    """
+    names = sorted(set(groups), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    if len(names) < FEWEST:
+        raise BadInput(
+            f"{len(names)} problems (or groups of them) are too few to fit, calibrate and test a scorer on different ones: "
+            f"give at least {FEWEST}."
+        )
+    ends = np.round(np.cumsum(list(SHARES.values())) * len(names))
+    parts = list(SHARES)
+    part_of: dict[str, Part] = {
+        name: parts[int(np.searchsorted(ends, place, "right"))] for place, name in enumerate(names)
+    }
+    return [part_of[group] for group in groups]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p = sigmoid(slope * logit + intercept)."""
+
+    slope: float
+    intercept: float
+
+    @classmethod
+    def of(cls, logits: ArrayLike, rates: ArrayLike, *, rising: bool = True) -> "Calibration":
+        """The two numbers of least log loss, by Newton's method (Platt 1999; logits [N], rates [N] in [0, 1]).
+
+        rising: with a slope of at least 0, since calibration must not turn the order around. As Platt has it, a success
+        counts as (n1 + 1) / (n1 + 2) and a failure as 1 / (n0 + 2), n1 and n0 being how many there are, so that the numbers
+        are finite also where logits separate both.
+        """
+        x, y = np.asarray(logits, float), np.asarray(rates, float)
+        hits, misses = y.sum(), (1 - y).sum()
+        target = y * (hits + 1) / (hits + 2) + (1 - y) / (misses + 2)
+        constant = cls(0.0, float(logit(target.mean())))
+        centre, width = x.mean(), x.std()
+        if not width > 0:
+            return constant
+        design = np.stack([(x - centre) / width, np.ones_like(x)], axis=1)
+        w = np.array([0.0, constant.intercept])
+
+        def loss(at: Array) -> float:
+            return -float((target * log_expit(design @ at) + (1 - target) * log_expit(-(design @ at))).sum())
+
+        for _ in range(100):
+            p = expit(design @ w)
+            gradient = design.T @ (p - target)
+            step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + 1e-12 * np.eye(2), gradient)
+            size = 1.0
+            while size > 1e-8 and loss(w - size * step) > loss(w) - 1e-4 * size * gradient @ step:
+                size /= 2
+            w = w - size * step
+            if gradient @ step < 1e-14 * len(x):
+                break
+        slope = float(w[0] / width)
+        return cls(slope, float(w[1] - slope * centre)) if slope > 0 or not rising else constant
+
+    def __call__(self, logits: ArrayLike) -> Array:
+        return expit(self.slope * np.asarray(logits, float) + self.intercept)
+
+
+# --- how good a prediction is -----------------------------------------------------------------------------------------
+
+
+def squared_errors(p: Array, rewards: Array) -> Array:
+    """What the Brier score is the mean of: for each problem the mean over its responses of (p - reward)^2, [N]."""
+    return np.square(p[:, None] - rewards).mean(axis=1)
+
+
+def log_losses(p: Array, rates: Array) -> Array:
+    """What the log loss is the mean of, in nats, [N]."""
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return -(rates * np.log(p) + (1 - rates) * np.log1p(-p))
+
+
+def calibration_error(p: Array, rates: Array) -> float:
+    """ECE: as `core.scores.ece`, of rates that may be any number in [0, 1]."""
+    gaps = np.bincount(bins_of(p), weights=rates - p, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def bins_of(p: Array) -> NDArray[np.intp]:
+    """In which of the BINS bins ((m - 1) / M, m / M] each lies; 0 is in the first."""
+    return np.searchsorted(np.arange(1, BINS) / BINS, p, side="left")
+
+
+def spearman(p: Array, rates: Array) -> float:
+    """Rank correlation, equal values at their mean rank; nan where one of both does not vary."""
+    one, other = (rankdata(each) - (len(each) + 1) / 2 for each in (p, rates))
+    size = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / size if size else math.nan
+
+
+def floor(rewards: Array) -> float:
+    """An unbiased estimate of the Brier score of the true rates; nan of single responses, which do not show them."""
+    samples = rewards.shape[1]
+    return float(rewards.var(axis=1, ddof=1).mean()) if samples > 1 else math.nan
+
+
+def measures(p: Array, rewards: Array, clusters: ArrayLike, seed: int) -> dict[str, Bounded]:
+    """Every measure of the legend with its 95 % interval over clusters.
+
+    Those that are no means have none (nan) under FEWEST_CLUSTERS clusters.
+    """
+    rates, samples = rewards.mean(axis=1), rewards.shape[1]
+    right = (rewards >= FULL).astype(float)
+
+    def drawn() -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([seed, 7]))
+
+    def redrawn(statistic: Callable[[Any], float]) -> Interval:
+        return pigeonhole_interval(statistic, clusters, generator=drawn(), draws=DRAWS, units=("item",))
+
+    ranked = score_interval(
+        auroc, np.repeat(p, samples), right.ravel(), np.repeat(clusters, samples), draws=DRAWS, generator=drawn()
+    )
+    kept = score_interval(aurc, p, 1 - rates, clusters, draws=DRAWS, generator=drawn())
+    found = {
+        "Brier": _bounded(item_interval(squared_errors(p, rewards), clusters), 0, 1),
+        "log loss": _bounded(item_interval(log_losses(p, rates), clusters), 0, math.inf),
+        "ECE": _bounded(redrawn(lambda items: calibration_error(p[items], rates[items])), 0, 1),
+        "AUROC": _bounded(ranked, 0, 1),
+        "Spearman": _bounded(redrawn(lambda items: spearman(p[items], rates[items])), -1, 1),
+        "AURC": _bounded(kept, 0, 1),
+    }
+    if kept.clusters < FEWEST_CLUSTERS:
+        found |= {name: Bounded(found[name].value, math.nan, math.nan) for name in ("ECE", "Spearman")}
+    return found
+
+
+def gains(p: Array, control: Array, rewards: Array, clusters: ArrayLike) -> dict[str, Bounded]:
+    """How much lower the losses are than those of a control, paired by problem; above 0 is better."""
+    rates = rewards.mean(axis=1)
+    return {
+        "Brier": _bounded(item_interval(squared_errors(control, rewards) - squared_errors(p, rewards), clusters)),
+        "log loss": _bounded(item_interval(log_losses(control, rates) - log_losses(p, rates), clusters)),
+    }
+
+
+def reliability(p: Array, rates: Array, clusters: ArrayLike) -> tuple[Bin, ...]:
+    """What was predicted and what came in each bin that holds a problem."""
+    own = bins_of(p)
+    return tuple(
+        Bin(
+            m / BINS,
+            (m + 1) / BINS,
+            int((own == m).sum()),
+            float(p[own == m].mean()),
+            mean_rate(rates, clusters, own == m),
+        )
+        for m in range(BINS)
+        if (own == m).any()
+    )
+
+
+def mean_rate(rates: Array, clusters: ArrayLike, chosen: NDArray[np.bool_] | None = None) -> Bounded:
+    """The mean of rates, or of those chosen, with Wilson's interval on as many answers as they are worth; nan for none."""
+    where = np.ones(len(rates), bool) if chosen is None else chosen
+    found = share(rates[where], np.asarray(clusters)[where]) if where.any() else share([], [])
+    return Bounded(found.rate, found.lower, found.upper)
+
+
+# --- answering only what will be solved --------------------------------------------------------------------------------
+
+
+def selective(p: Array, rates: Array, clusters: ArrayLike) -> tuple[Coverage, ...]:
+    """The mean rate of the surest problems, at about each coverage, and of an oracle that knows the rates.
+
+    Problems of equal p are kept together, as any threshold keeps them. The oracle's rate is above what anybody can reach: it
+    also knows the luck of the responses that were drawn.
+    """
+    sure, best = np.sort(p)[::-1], np.sort(rates)[::-1]
+    thresholds = {float(sure[max(math.ceil(each * len(p) - 1e-9), 1) - 1]) for each in COVERAGES.tolist()}
+    found = []
+    for threshold in sorted(thresholds, reverse=True):
+        kept = p >= threshold
+        found.append(Coverage(float(kept.mean()), mean_rate(rates, clusters, kept), float(best[: kept.sum()].mean())))
+    return tuple(found)
+
+
+def thresholds(
+    chosen_p: Array, chosen_rates: Array, p: Array, rates: Array, clusters: ArrayLike
+) -> tuple[Threshold, ...]:
+    """For each target above the mean rate the lowest threshold that reaches it, and what it comes to on other problems.
+
+    chosen_p, chosen_rates: of the problems on which thresholds are chosen. A threshold is nan where none reaches the target.
+    """
+    order = np.argsort(-chosen_p, kind="stable")
+    sure, means = chosen_p[order], np.cumsum(chosen_rates[order]) / np.arange(1, len(order) + 1)
+    whole = np.append(sure[1:] != sure[:-1], True)  # equal predictions are kept together
+    found = []
+    for target in TARGETS:
+        if target > chosen_rates.mean():
+            reached = np.flatnonzero(whole & (means >= target - 1e-12))
+            threshold = float(sure[reached[-1]]) if len(reached) else math.nan
+            kept = p >= threshold
+            covered = mean_rate(kept.astype(float), clusters)
+            found.append(Threshold(target, threshold, covered, mean_rate(rates, clusters, kept)))
+    return tuple(found)
+
+
+def _bounded(interval: Interval, least: float = -math.inf, most: float = math.inf) -> Bounded:
+    """An interval within the values that the estimate can have."""
+    lower, upper = np.clip([interval.lower, interval.upper], least, most).tolist()
+    return Bounded(float(interval.estimate), lower, upper)
