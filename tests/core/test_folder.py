@@ -159,6 +159,9 @@ def test_reopened_work_keeps_what_was_damaged_and_rows_in_place(tmp_path):
 def test_scratch_goes_when_the_name_is_there_and_is_not_missed(tmp_path):
     with job_folder(tmp_path / "out", {}) as folder:
         (folder.work / "state").write_text("s")
-        folder.finish("toy", scratch=("state",))
-    assert not (tmp_path / "out" / "state").exists() and damage(tmp_path / "out") == {}
+        (folder.work / "taught").mkdir()
+        (folder.work / "taught" / "weights").write_text("w")
+        folder.finish("toy", scratch=("state", "taught"))
+    assert not (tmp_path / "out" / "state").exists() and not (tmp_path / "out" / "taught").exists()
+    assert damage(tmp_path / "out") == {}
     assert read_manifest(tmp_path / "out")["command"] == "toy"

@@ -10,7 +10,10 @@ import documentation
 from documentation import Block
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["start.md", *(f"tutorials/{name}.md" for name in ("judging", "unlearning", "verification", "your-own-study"))]
+PAGES = [
+    "start.md",
+    *(f"tutorials/{name}.md" for name in ("judging", "reinforcement", "unlearning", "verification", "your-own-study")),
+]
 
 
 @pytest.fixture

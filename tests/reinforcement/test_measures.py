@@ -46,6 +46,14 @@ def test_changes_are_paired_and_clustered():
     assert "reward" not in after.changes(solved(REWARDS / 2))  # only what both have
 
 
+def test_the_interval_of_a_share_stays_within_0_and_1():
+    found = solved(np.ones((6, 2)), greedy=(1,) * 6, groups=range(6)).estimates()
+    for name in ("greedy_accuracy", "pass@1", "pass@2"):
+        assert found[name].value == found[name].upper == 1 and 0.5 < found[name].lower < 0.7, name
+    beyond = solved(np.array([[2.0, -1.0], [0.0, 3.0]]), greedy=(1, 0), groups=(0, 1)).estimates()
+    assert beyond["reward"].value == 1 and beyond["reward"].upper > 1
+
+
 def test_what_is_stored_is_what_comes_back():
     one = solved(REWARDS)
     two = Solved.of(one.state())
@@ -70,13 +78,21 @@ def test_solve_samples_and_judges_what_the_model_writes():
     assert found.tokens == int(sampled.mask.sum() + likeliest.mask.sum())
 
 
+def test_of_another_s_tokens_nothing_need_be_known():
+    def generate(prompts, samples, temperature, seed):
+        return ["a"] * samples * len(prompts), None
+
+    found = solve(None, PROBLEMS, odd, samples=2, max_new_tokens=1, temperature=1, seed=0, generate=generate)  # type: ignore[arg-type]
+    assert np.isnan(found.lengths).all() and found.tokens == 0 and found.greedy.all()
+
+
 def test_another_may_write_and_what_cannot_be_judged_counts_as_wrong():
     calls = []
 
     def generate(prompts, samples, temperature, seed):
         calls.append(SimpleNamespace(prompts=list(prompts), samples=samples, temperature=temperature, seed=seed))
         texts = [f"{prompt}{number}" for prompt in prompts for number in range(samples)]
-        return texts, [7] * len(texts)
+        return texts, [[5] * 7] * len(texts)
 
     def reward(problems, texts):
         assert [text[:-1] for text in texts] == [problem.prompt for problem in problems]

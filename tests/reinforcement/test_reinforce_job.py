@@ -1,6 +1,7 @@
 """The job: what it holds out, says at once, resumes and draws."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,10 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
 from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
-from equipoise.reinforcement import training
+from equipoise.reinforcement import reinforcing, training
 from equipoise.reinforcement.job import reinforce
 from equipoise.reinforcement.reinforcing import Reinforcing, _held_out
-from reinforcement_world import PROBLEMS, SMALL, model
+from reinforcement_world import ENDS, PROBLEMS, SMALL, model
 
 
 def odd(completions, **_):
@@ -66,6 +67,39 @@ def test_the_result_adds_up_with_the_log_and_the_page_shows_it(tmp_path):
     for title in ("Reward", "Length", "Entropy", "Solved along the way"):
         assert title in page
     assert "Divergence from the starting model" not in page  # no KL in this recipe
+
+
+def test_a_reward_function_sees_token_ids_and_the_step_as_trl_gives_them():
+    seen = []
+
+    def reward(completions, completion_ids, trainer_state, **_):
+        seen.append((completions, completion_ids, trainer_state.global_step))
+        return [float(len(ids) % 2) for ids in completion_ids]
+
+    language_model = model()
+    reinforce(language_model, prompts=PROBLEMS, **{**HOW, "reward": reward})
+    assert {step for _, _, step in seen} == {0, 1}
+    for completions, completion_ids, _ in seen:
+        words = [[token for token in ids if token not in ENDS] for ids in completion_ids]
+        assert [language_model.tokenizer.decode(ids) for ids in words] == completions
+
+
+@pytest.mark.parametrize(("method", "starts"), [("sppo", True), ("ppo", False)])
+def test_a_new_critic_of_chances_begins_at_the_mean_reward(monkeypatch, method, starts):
+    began = []
+    real = reinforcing.train
+
+    def train(*given, critic, **named):
+        began.append(critic.head.bias.item())
+        return real(*given, critic=critic, **named)
+
+    monkeypatch.setattr(reinforcing, "train", train)
+    result = reinforce(
+        model(), prompts=PROBLEMS, **{**HOW, "method": method, "num_generations": None, "eval_samples": 8}
+    )
+    rate = result.before["pass@1"].value
+    assert 0 < rate < 1
+    assert began == [pytest.approx(math.log(rate / (1 - rate)) if starts else 0.0, abs=1e-6)]
 
 
 class Killed(BaseException):

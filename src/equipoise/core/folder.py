@@ -38,13 +38,13 @@ class JobFolder:
     def finish(self, command: str = "", drawn: Iterable[str] = (), scratch: Iterable[str] = ()) -> Path:
         """Give the finished work its final name, with a manifest; returns it.
 
-        command: the job's. drawn: files made from the others. scratch: files that are no part of it, and go once the name
-        is there.
+        command: the job's. drawn: files made from the others. scratch: files and folders that are no part of it, and go once
+        the name is there.
         """
         write_manifest(self.work, command, drawn, scratch)
         publish(self.work, self.final)
         for name in scratch:
-            (self.final / name).unlink(missing_ok=True)
+            FILES.remove(self.final / name)
         return self.final
 
     def reopen(self, damaged: Iterable[str]) -> "JobFolder":
@@ -139,7 +139,7 @@ def write_manifest(folder: Path, command: str, drawn: Iterable[str] = (), scratc
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path), "drawn": name in drawn}
         for name, path in sorted(_files(folder).items())
-        if name not in left_out
+        if left_out.isdisjoint({name, Path(name).parts[0]})
     }
     write_atomic(folder / MANIFEST, seal({"command": command, "files": files}))
 

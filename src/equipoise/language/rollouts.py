@@ -67,6 +67,11 @@ class Rollouts:
         """Tokens of each response, [R]."""
         return self.mask.sum(dim=-1)
 
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """The ids of each response's tokens, R rows."""
+        return [ids[real].tolist() for ids, real in zip(self.ids, self.mask, strict=True)]
+
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Prompt and response of these rows as a model reads them, padded on the right: a batch for `score_responses`.
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from equipoise.core.agreement import share
 from equipoise.core.scores import pass_at_k
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from equipoise.data.problems import Problem
     from equipoise.language.model import LanguageModel
 
-# (prompts, samples, temperature, seed) -> responses to each prompt in turn, and their numbers of tokens.
-Generate = Callable[..., tuple[Sequence[str], Sequence[int]]]
+# (prompts, samples, temperature, seed) -> responses to each prompt in turn, and the ids of their tokens, None where unknown.
+TokenIds = Sequence[Sequence[int]] | None
+Generate = Callable[..., tuple[Sequence[str], TokenIds]]
 FULL = 1 - 1e-9  # a response whose reward is at least this is right
 
 
@@ -62,8 +64,11 @@ class Solved:
         return found
 
     def estimates(self) -> dict[str, Bounded]:
-        """Means over problems with 95 % intervals, clustered."""
-        return {name: bounded(values, self.clusters) for name, values in self.per_problem().items()}
+        """Means over problems with 95 % intervals, clustered; of shares by Wilson's, which stay within [0, 1]."""
+        return {
+            name: bounded(values, self.clusters) if name == "reward" else mean_share(values, self.clusters)
+            for name, values in self.per_problem().items()
+        }
 
     def changes(self, before: Solved) -> dict[str, Bounded]:
         """This minus an earlier measurement of the same problems, paired."""
@@ -81,6 +86,12 @@ def bounded(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Bounded
     return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
 
 
+def mean_share(values: ArrayLike, clusters: ArrayLike) -> Bounded:
+    """The mean of values in [0, 1] with Wilson's interval on as many answers as they are worth; nan for none."""
+    found = share(values, clusters)
+    return Bounded(found.rate, found.lower, found.upper)
+
+
 def solve(
     language_model: LanguageModel,
     problems: Sequence[Problem],
@@ -96,18 +107,20 @@ def solve(
     """Sample `samples` responses to each problem and the likeliest one, and judge them. generate: not by the model."""
     generate = generate or own_responses(language_model, max_new_tokens, batch_size)
     asked = [ask(problem) for problem in problems]
-    texts, lengths = generate(asked, samples, temperature, seed)
-    likeliest, greedy_lengths = generate(asked, 1, 0.0, seed)
-    rewards, missing = judged(reward, [problem for problem in problems for _ in range(samples)], texts)
-    greedy, _ = judged(reward, problems, likeliest)
+    texts, ids = generate(asked, samples, temperature, seed)
+    likeliest, greedy_ids = generate(asked, 1, 0.0, seed)
+    every = [problem for problem in problems for _ in range(samples)]
+    rewards, missing = judged(reward, every, texts, completion_ids=ids)
+    greedy, _ = judged(reward, problems, likeliest, completion_ids=greedy_ids)
+    lengths = _lengths(ids, len(every))
     return Solved(
         rewards=rewards.double().view(len(problems), samples).numpy(),
-        lengths=np.asarray(lengths, float).reshape(len(problems), samples),
+        lengths=lengths.reshape(len(problems), samples),
         greedy=greedy.double().numpy(),
         clusters=clusters(problems),
         texts=tuple(likeliest),
         missing=int(missing.sum()),
-        tokens=int(sum(lengths) + sum(greedy_lengths)),
+        tokens=int(np.nansum(lengths) + np.nansum(_lengths(greedy_ids, len(problems)))),
     )
 
 
@@ -116,7 +129,7 @@ def own_responses(language_model: LanguageModel, max_new_tokens: int, batch_size
 
     def generate(
         prompts: Sequence[Any], samples: int, temperature: float, seed: int, keys: Sequence[int] | None = None
-    ) -> tuple[Sequence[str], Sequence[int]]:
+    ) -> tuple[Sequence[str], TokenIds]:
         rolled = roll_out(
             language_model,
             prompts,
@@ -127,9 +140,13 @@ def own_responses(language_model: LanguageModel, max_new_tokens: int, batch_size
             keys=keys,
             batch_size=batch_size,
         )
-        return rolled.texts, rolled.lengths.tolist()
+        return rolled.texts, rolled.token_ids
 
     return generate
+
+
+def _lengths(ids: TokenIds, count: int) -> NDArray[np.float64]:
+    return np.full(count, math.nan) if ids is None else np.array([len(each) for each in ids], dtype=float)
 
 
 def tokens_per_second(

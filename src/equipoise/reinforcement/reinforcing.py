@@ -25,9 +25,10 @@ from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.rollouts import roll_out
+from equipoise.language.taught import TAUGHT, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
-from equipoise.reinforcement.critic import Critic, open_critic
+from equipoise.reinforcement.critic import Critic, is_critic, open_critic
 from equipoise.reinforcement.measures import FULL, Solved, solve, tokens_per_second
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
@@ -187,6 +188,8 @@ class Reinforcing(Request):
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
+        if critic is not None and recipe.critic != "token" and (self.critic is None or not is_critic(self.critic)):
+            critic.start_at(float(before.rewards.mean()))
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
@@ -267,7 +270,7 @@ class Reinforcing(Request):
         )
 
     def scratch(self) -> tuple[str, ...]:
-        return (STATE, "taught")
+        return (STATE, TAUGHT)
 
     def _solve(self, language_model: LanguageModel, reward: Reward, samples: int | None = None) -> Solved:
         recipe = self.recipe
@@ -350,28 +353,18 @@ class Reinforcing(Request):
         )
 
 
-def tiny_model(folder: Path | None, seed: int, team: Processes, *, taught: bool = True) -> LanguageModel:
-    """A tiny model that knows some arithmetic; stored in the folder, so that a resumed job starts from the same one."""
+def tiny_model(folder: Path | None, seed: int, processes: Processes, *, taught: bool = True) -> LanguageModel:
+    """A tiny model that knows some arithmetic. taught: whether it is taught that, which a plan does not need."""
     from equipoise.data.arithmetic import CHARACTERS
     from equipoise.language.tiny import tiny
     from equipoise.language.warm_start import arithmetic_model
 
     if not taught:
         return replace(tiny([CHARACTERS], seed=seed, tokens="characters"), chat_template="none")
-    if folder is not None and not team.main:
-        team.wait()
-    if folder is not None and (folder / "taught" / "config.json").exists():
-        language_model = load(folder / "taught", device="cpu", chat_template="none")
-    else:
-        language_model = arithmetic_model("levels", seed).language_model
-        if folder is not None:
-            language_model.save(folder / "teaching")
-            (folder / "teaching").rename(folder / "taught")
-    if folder is not None and team.main:
-        team.wait()
+    language_model = taught_once(folder, processes, lambda: arithmetic_model("levels", seed).language_model)
     parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
     source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
-    return replace(language_model, name="tiny", source=source, origin=None)
+    return replace(language_model, name="tiny", source=source, origin=None, chat_template="none")
 
 
 def refuse_server(model: Any) -> None:
@@ -415,8 +408,13 @@ def read_prompts(
 def rewarding(verifier: Verifier) -> Reward:
     """A verifier as the loop takes it: nan where there was nothing to judge, or the verifier crashed."""
 
-    def reward(problems: Sequence[Problem], answers: Sequence[str]) -> list[float]:
-        scores = verifier(problems, answers)
+    def reward(
+        problems: Sequence[Problem],
+        answers: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> list[float]:
+        scores = verifier(problems, answers, completion_ids=completion_ids, step=step)
         return [math.nan if score.missing or score.crashed else score.value for score in scores]
 
     return reward

@@ -24,12 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit, logit
 from scipy.stats import rankdata
 
-from equipoise.core.agreement import share
 from equipoise.core.errors import BadInput
 from equipoise.core.scores import aurc, auroc
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
-from equipoise.reinforcement.measures import FULL
+from equipoise.reinforcement.measures import FULL, mean_share
 from equipoise.reinforcement.solvable_result import Bin, Coverage, Threshold
 
 Array = NDArray[np.float64]
@@ -202,10 +201,9 @@ def reliability(p: Array, rates: Array, clusters: ArrayLike) -> tuple[Bin, ...]:
 
 
 def mean_rate(rates: Array, clusters: ArrayLike, chosen: NDArray[np.bool_] | None = None) -> Bounded:
-    """The mean of rates, or of those chosen, with Wilson's interval on as many answers as they are worth; nan for none."""
+    """`mean_share` of rates, or of those chosen."""
     where = np.ones(len(rates), bool) if chosen is None else chosen
-    found = share(rates[where], np.asarray(clusters)[where]) if where.any() else share([], [])
-    return Bounded(found.rate, found.lower, found.upper)
+    return mean_share(rates[where], np.asarray(clusters)[where])
 
 
 # --- answering only what will be solved --------------------------------------------------------------------------------

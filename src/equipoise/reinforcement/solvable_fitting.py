@@ -466,12 +466,13 @@ def sample(
             if first not in known or known[first]["ids"] != ids:
                 keys = range(first, first + len(some))
                 asked = [ask(problem) for problem in some]
-                texts, lengths = generate(asked, samples, settings.temperature, settings.seed, keys)
-                found, missing = judged(reward, [problem for problem in some for _ in range(samples)], texts)
+                texts, tokens = generate(asked, samples, settings.temperature, settings.seed, keys)
+                every = [problem for problem in some for _ in range(samples)]
+                found, missing = judged(reward, every, texts, completion_ids=tokens)
                 rewards = found.double().view(len(some), samples)
                 refuse_outside(some, rewards)
                 row = {"first": first, "ids": ids, "rewards": rewards.tolist(), "missing": int(missing.sum())}
-                known[first] = {**row, "tokens": int(sum(lengths)), "responses": list(texts[::samples])}
+                known[first] = {**row, "tokens": sum(map(len, tokens or ())), "responses": list(texts[::samples])}
                 rows.add(known[first])
                 if first == 0 and rewards.unique().numel() == 1 and not progress.is_quiet():
                     say(alike(some[0], _joined([known[0]]), 0, len(some)))
@@ -525,10 +526,10 @@ def served_responses(chat: "Chat", max_new_tokens: int) -> Generate:
 
     def generate(
         prompts: Sequence[Any], samples: int, temperature: float, seed: int, keys: Sequence[int] | None = None
-    ) -> tuple[Sequence[str], Sequence[int]]:
+    ) -> tuple[Sequence[str], None]:
         calls = served_calls(prompts, samples, max_new_tokens, temperature)
         replies = answers(chat, calls, f"{chat.name} answers")
-        return [reply.text for reply in replies], [0] * len(replies)
+        return [reply.text for reply in replies], None
 
     return generate
 

@@ -6,6 +6,7 @@ takes it and returns it with more. A stage of one's own takes the place of anoth
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from equipoise.reinforcement.r2po import RolloutHead
     from equipoise.training.loop import LossFunction
 
-# problems, responses -> a reward for each; nan for one that could not be judged, which then counts as 0.
-Reward = Callable[[Sequence["Problem"], Sequence[str]], Sequence[float]]
+# problems, responses -> a reward for each; nan for one that could not be judged, which then counts as 0. A function with
+# parameters of these names also gets completion_ids (of each response, None where nobody knows them) and step (from 0).
+Reward = Callable[..., Sequence[float]]
 _AT_ONCE = 64  # rows of a pass without gradients
 T = TypeVar("T")
 
@@ -106,13 +108,14 @@ def sample(
         )
     every = [problem for problem in problems for _ in range(recipe.samples)]
     rewards, missing = (
-        each.to(device).view(len(problems), recipe.samples) for each in judged(reward, every, rollouts.texts)
+        each.to(device).view(len(problems), recipe.samples)
+        for each in judged(reward, every, rollouts.texts, completion_ids=rollouts.token_ids, step=index)
     )
     step = Step(index, recipe.stage(index), tuple(problems), tuple(keys), rollouts, rewards, missing)
     if not ADVANTAGES[recipe.advantage].greedy:
         return step
     greedy = roll_out(language_model, asked, samples=1, temperature=0.0, seed=0, **limits)
-    of_greedy, _ = judged(reward, problems, greedy.texts)
+    of_greedy, _ = judged(reward, problems, greedy.texts, completion_ids=greedy.token_ids, step=index)
     return replace(step, greedy_rewards=of_greedy.to(device), greedy_lengths=greedy.lengths)
 
 
@@ -131,12 +134,21 @@ def shape(recipe: Recipe, step: Step) -> Step:
     return replace(step, greedy_rewards=penalized(step.greedy_rewards, step.greedy_lengths))
 
 
-def judged(reward: Reward, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def judged(
+    reward: Reward,
+    problems: Sequence[Problem],
+    texts: Sequence[str],
+    *,
+    completion_ids: Sequence[Sequence[int]] | None,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Rewards [n] in float32, and which could not be judged, [n] bool, and have 0.
 
     Raises BadInput for an infinite one, and when there are more or fewer than responses.
     """
-    found = torch.tensor([float(each) for each in reward(problems, texts)], dtype=torch.float32)
+    wanted = inspect.signature(reward).parameters
+    more = {name: each for name, each in {"completion_ids": completion_ids, "step": step}.items() if name in wanted}
+    found = torch.tensor([float(each) for each in reward(problems, texts, **more)], dtype=torch.float32)
     if len(found) != len(problems):
         raise BadInput(
             f"the reward gave {len(found)} numbers for {len(problems)} responses: it must give one for each."

@@ -26,6 +26,7 @@ from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.language.taught import taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
@@ -260,24 +261,19 @@ class Forgetting(Request):
         return language_model
 
     def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
-        """A tiny model that knows both files; stored in the job's folder, so that a resumed job starts from the same one."""
+        """A tiny model that knows both files."""
         from equipoise.language.tiny import teach, tiny
 
         if not taught:
             return tiny(self.sides.texts(), seed=self.recipe.seed)
-        if folder is not None and not self.processes.main:
-            self.processes.wait()
-        if folder is not None and (folder / "taught" / "config.json").exists():
-            language_model = load(folder / "taught", device="cpu")
-        else:
-            language_model = tiny(self.sides.texts(), seed=self.recipe.seed)
+
+        def taught_both() -> LanguageModel:
+            made = tiny(self.sides.texts(), seed=self.recipe.seed)
             records = [record for side in self.sides.records.values() for record in side]
-            teach(language_model, records, seed=self.recipe.seed, epochs=max(TAUGHT / len(records), 6))
-            if folder is not None:
-                language_model.save(folder / "teaching")
-                (folder / "teaching").rename(folder / "taught")
-        if folder is not None and self.processes.main:
-            self.processes.wait()
+            teach(made, records, seed=self.recipe.seed, epochs=max(TAUGHT / len(records), 6))
+            return made
+
+        language_model = taught_once(folder, self.processes, taught_both)
         source = "A Llama of about 1 M parameters, taught the given files on the spot."
         return replace(language_model, name="tiny", source=source, origin=None)
 
