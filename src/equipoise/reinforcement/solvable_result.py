@@ -123,8 +123,8 @@ class Solvable:
         """One sentence, warnings first."""
         own, constant = self.measures[CRITIC], self.measures[CONSTANT]
         done = (
-            f"Whether {Path(self.names['model']).name} solves one of {self.problems['test']:,} new problems at one try: Brier "
-            f"score {own['Brier'].value:.3f} against {constant['Brier'].value:.3f} of the mean rate alone, lower by "
+            f"Whether {Path(self.names['model']).name} solves one of {self.problems['test']:,} new problems at one try: "
+            f"Brier score {own['Brier'].value:.3f} against {constant['Brier'].value:.3f} of the mean rate alone, lower by "
             f"{signed(self.gains[CONSTANT]['Brier'])}; AUROC {_known(own['AUROC'])}."
         )
         return " ".join((*self.warnings(), done))
