@@ -68,7 +68,7 @@ class Fitting(Request):
     model: str | Path | LanguageModel
     problems: tuple[Problem, ...]
     groups: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[str, ...]
     settings: "FitSettings"
     opened: Callable[[], Verifier]
     roles: "Roles | None"
