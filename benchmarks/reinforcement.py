@@ -6,10 +6,10 @@
     python benchmarks/reinforcement.py --cache static                     # TRL with transformers' preallocated cache
 
 Two processes, one of each, that take turns step by step (the first of a pair changes), so that both see the same machine; a
-ratio is the median over the pairs. The same folder with a model in float32, prompts, responses a prompt and tokens of each (no
-token ends a response early), temperature, AdamW, one optimizer step a rollout on all responses at once, no KL, no checkpoints,
-no logs. What lies between two steps belongs to the second. Memory is the peak of a process above what it held once everything
-was imported. Linux only, since the peak is set back through /proc.
+ratio is the median over the pairs. The same folder with a model in float32, prompts, responses a prompt and tokens of each
+(no token ends a response early), temperature, AdamW, one optimizer step a rollout on all responses at once, no KL, no
+checkpoints, no logs. What lies between two steps belongs to the second. Memory is the peak of a process above what it held
+once everything was imported. Linux only, since the peak is set back through /proc.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,8 +83,8 @@ def held(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def vowels(text: str) -> float:
-    """A reward that nothing has to be computed for."""
+def odd(text: str) -> float:
+    """A reward that takes no time: the share of odd digits and vowels."""
     return sum(character in "13579aeiou" for character in text) / max(len(text), 1)
 
 
@@ -93,7 +94,7 @@ def ours(connection: Connection, work: Work) -> None:
     from equipoise.data.problems import Problem
     from equipoise.language.model import load
     from equipoise.reinforcement.recipe import recipe
-    from equipoise.reinforcement.training import prepare, train
+    from equipoise.reinforcement.training import ReinforceState, prepare, train
 
     turns = Turns(connection)
     language_model = load(work.folder, chat_template="none")
@@ -111,10 +112,10 @@ def ours(connection: Connection, work: Work) -> None:
     problems = [Problem(prompt, prompt, ("",)) for prompt in work.prompts]
     written = []
 
-    def reward(_: object, texts: list[str]) -> list[float]:
-        return [vowels(text) for text in texts]
+    def reward(_: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [odd(text) for text in texts]
 
-    def callback(state) -> None:
+    def callback(state: ReinforceState) -> None:
         written.append(state.metrics["generated_tokens"])
         turns()
 
@@ -134,9 +135,9 @@ def theirs(connection: Connection, work: Work) -> None:
         def on_step_end(self, *_: object, **__: object) -> None:
             turns()
 
-    def reward(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float | None]:
         assert [len(ids) for ids in completion_ids] == [work.tokens] * work.responses
-        return [vowels(text) for text in completions]
+        return [odd(text) for text in completions]
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(

@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message
-from equipoise.language import rollouts
+from equipoise.language import cache, rollouts
 from equipoise.language.encode import IGNORE, Example, encode_prompts
 from equipoise.language.rollouts import Rollouts, roll_out, score_responses
 from equipoise.language.score import token_log_likelihoods
@@ -153,7 +153,7 @@ def same(one, two, rows=None):
 def test_company_does_not_matter(ending):
     whole = rolled(ending, samples=4)
     assert len({tuple(row) for row in whole.ids.tolist()}) > 12
-    for batch_size in (1, 3, 5, 7):
+    for batch_size in (1, 5):  # and 64, which holds them all
         same(whole, rolled(ending, samples=4, batch_size=batch_size))
     same(
         whole,
@@ -331,6 +331,46 @@ def test_no_logits_of_prompts_and_padding_are_made(fresh, monkeypatch, rows):
     assert tokens < places / 2 and max(made) <= min(rows, tokens)
     assert sum(made) <= tokens + 3 if rows > tokens else sum(made) <= 2 * tokens + 3
     assert max(kept, default=0) <= (tokens if rows > tokens else 1)
+
+
+@pytest.mark.parametrize(("longest", "order"), [(6, [7, 0, 3, 2, 1, 6, 4, 8]), (1, [0, 1, 2, 3])])
+def test_a_prompt_of_several_rows_is_read_once(fresh, monkeypatch, longest, order):
+    """The same numbers as from whole rows, in float64, and the same gradients; and fewer tokens read."""
+    model = replace(fresh, model=fresh.model.double())
+    found = rolled(model, max_new_tokens=longest)
+    batch, read = found.batch(order), []
+    model.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    others = torch.randint(300, (*batch["mask"].shape, 3), generator=torch.Generator().manual_seed(0))
+    asked = {"gather": others, "entropies": True, "top": 2}
+    whole_rows = {name: each for name, each in batch.items() if not name.startswith("prompt")}
+    expected, of_whole = gradients(model.model, whole_rows, monkeypatch, 2**24, **asked)
+    whole = sum(read)
+    read.clear()
+    scores, of_shared = gradients(model.model, batch, monkeypatch, 2**24, **asked)
+    prompts = {row // 3 for row in order}
+    assert sum(read) == len(prompts) * max(len(found.prompts[p]) for p in prompts) + len(order) * (longest - 1) < whole
+    for part in ("log_probs", "entropies", "gathered", "top_ids", "top_probs"):
+        assert_close(getattr(scores, part), getattr(expected, part), atol=1e-11, rtol=1e-10)
+    for name, value in of_whole.items():
+        assert (
+            of_shared[name] - value
+        ).norm() < 1e-6 * value.norm()  # norms are taken in float32, whatever the model has
+
+
+def test_what_cannot_share_a_prompt_reads_whole_rows(small, fresh):
+    for name in ("mamba", "no cache", "soft-capped"):
+        assert cache.differentiable(architecture(small, name).model) is None
+    assert cache.differentiable(fresh.model) is not None
+    fresh.model.gradient_checkpointing_enable()  # which leaves the cache out in the backward pass
+    assert cache.differentiable(fresh.model) is None
+
+
+def test_the_room_of_a_cache_does_not_matter(ending, monkeypatch):
+    """It is too small at once, and rows leave before and after it is made anew."""
+    wide = rolled(ending, samples=8)
+    assert len(set(wide.lengths.tolist())) > 5
+    monkeypatch.setattr(cache, "_ROOM", 2)
+    same(wide, rolled(ending, samples=8))
 
 
 def test_padding_reaches_neither_value_nor_gradient(fresh, monkeypatch):

@@ -90,7 +90,7 @@ def plain(method):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[] if name in ("sppo", "ppo", "apo", "r2po") else pytest.mark.slow) for name in ALL],
+    [pytest.param(name, marks=[] if name in ("sppo", "apo") else pytest.mark.slow) for name in ALL],
 )
 def test_what_does_not_count_changes_nothing(method):
     """Bit by bit, with all such settings changed at once."""

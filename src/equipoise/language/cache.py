@@ -39,7 +39,7 @@ class _RoomyLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
-        self.__dict__.update(vars(layer))
+        vars(self).update(vars(layer))
         self._room: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
