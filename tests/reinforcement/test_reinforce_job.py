@@ -81,7 +81,7 @@ def test_a_reward_function_sees_token_ids_and_the_step_as_trl_gives_them():
     assert {step for _, _, step in seen} == {0, 1}
     for completions, completion_ids, _ in seen:
         words = [[token for token in ids if token not in ENDS] for ids in completion_ids]
-        assert [language_model.tokenizer.decode(ids) for ids in words] == completions
+        assert [language_model.tokenizer.decode(ids).strip() for ids in words] == [each.strip() for each in completions]
 
 
 @pytest.mark.parametrize(("method", "starts"), [("sppo", True), ("ppo", False)])

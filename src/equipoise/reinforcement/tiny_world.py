@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.core.options import closed
 from equipoise.data.arithmetic import ArithmeticProblem, solution
 from equipoise.data.problems import Problem
 from equipoise.data.records import Record
@@ -78,6 +79,7 @@ class TinyWorld:
     seed: int
 
     @classmethod
+    @closed
     def open(cls, world: World, seed: int, folder: Path, *, train: int, test: int) -> TinyWorld:
         """Of the seed whose model `warm_start.teach` stored in the folder."""
         return cls(open_model(world, seed, folder, train=train, test=test), seed)
