@@ -462,11 +462,14 @@ class DifficultySampler:
     A block is as many calls of `next` as `block` says (mu): before it the references are measured, and its questions drawn
     at once and shuffled. questions: embeddings [N, E], or texts with `embed`, which gives such. predictor: a
     `DifficultyPredictor`, or anything that predicts. references: K. refit: see `estimate`. min_correlation: below it, and
-    where it is nan, a block is drawn uniformly; 0.2 is above chance by 3 standard errors at K = 256, and about what raw
-    embeddings reach in the paper. temperature: inf draws uniformly for good and needs no references: the order of the
-    trainer's own seed. prediction_worth: a prediction counts as this many rollouts beside those that training has made of a
-    question, which count half after `half_life` steps; inf, as published, ranks by predictions alone. reward_range: of the
-    worst and best reward. Whatever is drawn follows from the seed and the number of the block.
+    where it is nan, a block is drawn uniformly; not given: 2 / sqrt(K), two standard errors above chance. temperature: inf
+    draws uniformly for good and needs no references: the order that the trainer has by its own seed. prediction_worth: a
+    prediction counts as this many rollouts beside those that training has made of a question, which count half after
+    `half_life` steps; inf, as published, ranks by predictions alone. reward_range: of the worst and best reward. Whatever is
+    drawn follows from the seed and the number of the block.
+
+    steps, blocks: a row of what was observed each step, and of each block's correlation, as JSON values. ranked: [N], the
+    difficulty by which the present block was drawn.
     """
 
     @closed
@@ -481,7 +484,7 @@ class DifficultySampler:
         target: float = 0.5,
         temperature: float = 1e-3,
         refit: Refit = "none",
-        min_correlation: float = 0.2,
+        min_correlation: float | None = None,
         prediction_worth: float = math.inf,
         half_life: float = 10.0,
         reward_range: tuple[float, float] = (0.0, 1.0),
@@ -507,7 +510,8 @@ class DifficultySampler:
                 raise BadInput(f"{name} is {value}, expected {expected}.")
         self.seed, self.block, self.target, self.temperature = seed, block, target, temperature
         self.refit: Refit = refit
-        self.min_correlation, self.prediction_worth, self.reward_range = min_correlation, prediction_worth, reward_range
+        self.prediction_worth, self.reward_range = prediction_worth, reward_range
+        self.min_correlation = 2 / math.sqrt(references) if min_correlation is None else min_correlation
         self.rates = RateStore(count, half_life=half_life)
         self.trained = self.referred = GroupCounts()
         self.steps: list[dict[str, Any]] = []
@@ -517,6 +521,21 @@ class DifficultySampler:
         self._step = self._drawn = 0  # calls of next, and questions of the uniform order
         self._queue: list[int] = []
         self._measured = torch.full((references,), math.nan, dtype=torch.float64)
+        self._settings = serialize(  # what must be the same for the same draws
+            {
+                "questions": hashlib.sha256(self.embeddings.cpu().numpy().tobytes()).hexdigest(),
+                "seed": seed,
+                "references": references,
+                "block": block,
+                "target": target,
+                "temperature": temperature,
+                "refit": refit,
+                "min_correlation": self.min_correlation,
+                "prediction_worth": prediction_worth,
+                "half_life": half_life,
+                "reward_range": reward_range,
+            }
+        )
 
     def references(self) -> Tensor:
         """Questions to be rolled out and observed, each as a reference, before `next` is called; mostly none."""
@@ -557,9 +576,8 @@ class DifficultySampler:
             raise BadInput(f"rewards are {list(rewards.shape)}, expected a row for each of {len(ids)} questions.")
         wrong = (~((rewards >= low) & (rewards <= high))).any(-1).nonzero()
         if len(wrong):
-            raise BadInput(
-                f"question {int(ids[int(wrong[0])])} has a reward outside {low:g} to {high:g}: say their range with reward_range."
-            )
+            question = int(ids[int(wrong[0])])
+            raise BadInput(f"question {question} has a reward outside {low:g} to {high:g}: say it with reward_range.")
         self._note(ids, (high - rewards.mean(-1)) / (high - low), mixed(rewards), rewards.shape[1], reference)
 
     def observe_rates(
@@ -586,7 +604,7 @@ class DifficultySampler:
     def state_dict(self) -> dict[str, Any]:
         """JSON values and tensors (copies) with which a new sampler goes on to the same draws."""
         return {
-            "settings": self._settings(),
+            "settings": dict(self._settings),
             "step": self._step,
             "drawn": self._drawn,
             "queue": list(self._queue),
@@ -601,7 +619,7 @@ class DifficultySampler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the sampler that returned the state. Raises BadInput for one of other questions or settings."""
-        for name, now in self._settings().items():
+        for name, now in self._settings.items():
             if state["settings"][name] != now:
                 raise BadInput(
                     f"the stored sampler has {name}={state['settings'][name]}, this one {now}: start it anew."
@@ -612,23 +630,6 @@ class DifficultySampler:
         self.rates.step, self.rates.total, self.rates.rollouts = state["rates"]
         self.trained, self.referred = GroupCounts(**state["trained"]), GroupCounts(**state["referred"])
         self.steps, self.blocks = state["steps"], state["blocks"]
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for the same draws, as strict JSON."""
-        return serialize(
-            {
-                "questions": hashlib.sha256(self.embeddings.cpu().numpy().tobytes()).hexdigest(),
-                "references": len(self._measured),
-                "half_life": self.rates.half_life,
-                **{
-                    name: getattr(self, name)
-                    for name in (
-                        *("seed", "block", "target", "temperature", "refit", "min_correlation"),
-                        *("prediction_worth", "reward_range"),
-                    )
-                },
-            }
-        )
 
     def _begin_block(self, count: int) -> None:
         missing = len(self.references())
