@@ -151,7 +151,8 @@ def test_statistics_by_hand():
     assert (found.references.groups, found.references.effective, found.references.rollouts) == (8, 2, 16)
     assert (found.trained.effective_share, found.references.effective_share) == (0.75, 0.25)
     assert found.rollouts_saved == 3 / 0.25 * 2 - 8 - 16
-    assert each.steps == [{"step": 1, "groups": 4, "effective": 3, "rollouts": 8, "difficulty": 0.40625}]
+    means = {"difficulty": 0.40625, "distance": 0.15625}
+    assert each.steps == [{"step": 1, "groups": 4, "effective": 3, "rollouts": 8, **means}]
     assert math.isnan(dots.GroupCounts().effective_share)
 
 

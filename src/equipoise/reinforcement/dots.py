@@ -311,9 +311,8 @@ def select(
 
 def pearson(one: Tensor, other: Tensor) -> float:
     """The correlation of two [N]; nan where one of them is constant."""
-    if not mixed(torch.stack([one.double(), other.double()])).all():
-        return math.nan
-    return float(torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1])
+    both = torch.stack([one.double(), other.double()])
+    return float(torch.corrcoef(both)[0, 1]) if mixed(both).all() else math.nan
 
 
 def refitted(difficulty: Tensor, predicted: Tensor, measured: Tensor) -> Tensor:
@@ -367,12 +366,11 @@ def estimate(
     predicted from, which flatters the line, or `cross-fitted`. Raises BadInput for fewer than 8 references.
     """
     chosen, measured = embeddings[ids], measured.double()
-    predicted = predictor.predict(embeddings, chosen, measured).double().cpu()
+    difficulty = predictor.predict(embeddings, chosen, measured).double().cpu()
     crossed = cross_predicted(predictor, chosen, measured)
     if refit != "none":
-        predicted_there = crossed if refit == "cross-fitted" else predicted[ids]
-        return DifficultyEstimate(refitted(predicted, predicted_there, measured), pearson(crossed, measured))
-    return DifficultyEstimate(predicted, pearson(crossed, measured))
+        difficulty = refitted(difficulty, crossed if refit == "cross-fitted" else difficulty[ids], measured)
+    return DifficultyEstimate(difficulty, pearson(crossed, measured))
 
 
 class RateStore:
@@ -441,11 +439,13 @@ class SamplerStatistics:
     def rollouts_saved(self) -> float:
         """Rollouts that uniform draws take for as many groups of unequal rewards, less all that were made, references
         included: negative where these cost more than they gave, nan where no reference shows what uniform draws give.
+
+        Of groups of one size: a larger one is more often unequal.
         """
         if not self.references.effective:
             return math.nan
-        uniform = self.trained.rollouts * self.trained.effective_share / self.references.effective_share
-        return uniform - self.trained.rollouts - self.references.rollouts
+        by_uniform = self.trained.rollouts * self.trained.effective_share / self.references.effective_share
+        return by_uniform - self.trained.rollouts - self.references.rollouts
 
 
 class DifficultySampler:
@@ -672,7 +672,8 @@ class DifficultySampler:
             self.referred += counts
         else:
             self.trained += counts
-            self.steps.append({"step": self._step, **asdict(counts), "difficulty": float(difficulty.mean())})
+            means = {"difficulty": difficulty.mean(), "distance": (difficulty - self.target).abs().mean()}
+            self.steps.append({"step": self._step, **asdict(counts), **{k: float(v) for k, v in means.items()}})
         self.rates.add(ids, difficulty, rollouts, self._step)
 
     def _reference_ids(self) -> Tensor:
