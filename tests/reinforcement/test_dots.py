@@ -339,19 +339,29 @@ def test_folders_that_hold_no_predictor(damage, tmp_path):
         DifficultyPredictor.load(tmp_path)
 
 
+def test_many_questions_are_predicted_in_parts(monkeypatch):
+    embeddings, references, difficulty = arrays(count=11)
+    for predictor in (made(), EmbeddingPredictor()):
+        whole = predictor.predict(embeddings, references, difficulty)
+        with monkeypatch.context() as patch:
+            patch.setattr(dots, "_AT_ONCE", 4)
+            assert_close(predictor.predict(embeddings, references, difficulty), whole)
+        assert len(whole) == 11 and predictor.predict(embeddings[:0], references, difficulty).shape == (0,)
+
+
 def test_what_a_predictor_refuses():
     embeddings, references, difficulty = arrays()
-    predictor = made()
     for wrong, said in (
-        ((embeddings[:, :6], references, difficulty), r"embeddings are \[6, 6\], expected a row of 7"),
+        ((embeddings[:, :6], references, difficulty), r"embeddings are \[[56], [67]\], expected a row of [67] numbers"),
         ((embeddings[0], references, difficulty), r"embeddings are \[7\]"),
         ((embeddings, references * math.nan, difficulty), r"reference_embeddings\[0\] holds"),
         ((embeddings, references[:1], difficulty[:1]), "there are 1 reference questions"),
         ((embeddings, references, difficulty[:4]), r"difficulties of shape \[4\]"),
         ((embeddings, references, difficulty + 1), r"reference_difficulty\[0\] is"),
     ):
-        with pytest.raises(BadInput, match=said):
-            predictor.predict(*wrong)
+        for predictor in (made(), EmbeddingPredictor()):
+            with pytest.raises(BadInput, match=said):
+                predictor.predict(*wrong)
     known = {"seed": 0, "references": 4}
     models = torch.rand(2, 6), torch.rand(2, 5)
     for wrong, said in (
@@ -360,6 +370,7 @@ def test_what_a_predictor_refuses():
         ((embeddings, models[0] * math.nan, references, models[1]), "holds no measured value"),
         ((embeddings, models[0] + 1, references, models[1]), r"difficulty\[0, 0\] is"),
         ((embeddings, models[0], references, models[1] * math.nan), r"reference_difficulty\[0\] is nan"),
+        ((embeddings, models[0], references, models[1] + torch.tensor([[0.0], [1.0]])), r"difficulty\[1, 0\] is 1"),
         ((embeddings / 0, models[0], references, models[1]), r"embeddings\[0\] holds"),
     ):
         with pytest.raises(BadInput, match=said):

@@ -154,6 +154,8 @@ def test_statistics_by_hand():
     means = {"difficulty": 0.40625, "distance": 0.15625}
     assert each.steps == [{"step": 1, "groups": 4, "effective": 3, "rollouts": 8, **means}]
     assert math.isnan(dots.GroupCounts().effective_share)
+    each.observe([], torch.zeros(0, 8))
+    assert each.statistics() == found and len(each.steps) == 1
 
 
 def test_rates_are_the_same_as_rewards_of_0_and_1():

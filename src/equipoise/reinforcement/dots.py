@@ -91,7 +91,8 @@ class EmbeddingPredictor:
     """The baseline: attention over embeddings as they are, without adapter and calibration; nothing is learnt."""
 
     def predict(self, embeddings: Tensor, reference_embeddings: Tensor, reference_difficulty: Tensor) -> Tensor:
-        """The difficulty of questions [N], as `Predictor` says."""
+        """The difficulty of questions, [N] in [0, 1]; what it takes and refuses is what `DifficultyPredictor` does."""
+        _check(embeddings, reference_embeddings, reference_difficulty, embeddings.shape[-1])
         parts = embeddings.split(_AT_ONCE)
         return torch.cat([attended(part, reference_embeddings, reference_difficulty.to(part)) for part in parts])
 
@@ -134,9 +135,7 @@ class DifficultyPredictor(nn.Module):
         embeddings: [N, E], reference_embeddings: [K, E], reference_difficulty: [K] in [0, 1], measured now. Raises BadInput
         for embeddings of another width, for fewer than 2 references and for a difficulty outside.
         """
-        width = self.settings["width"]
-        _check_embeddings(embeddings, width, "embeddings")
-        _check_references(reference_embeddings, reference_difficulty, width)
+        _check(embeddings, reference_embeddings, reference_difficulty, self.settings["width"])
         like = next(self.parameters())
         references, difficulty = reference_embeddings.to(like), reference_difficulty.to(like)
         logits = torch.cat([self(part.to(like), references, difficulty) for part in embeddings.split(_AT_ONCE)])
@@ -170,7 +169,6 @@ class DifficultyPredictor(nn.Module):
         """
         from equipoise.training.loop import OneLoss, TrainerSettings, fit
 
-        _check_embeddings(embeddings, embeddings.shape[-1], "embeddings")
         models, count = difficulty.shape[0], reference_embeddings.shape[0]
         known = ~difficulty.isnan()
         if difficulty.shape != (models, len(embeddings)) or reference_difficulty.shape != (models, count):
@@ -181,8 +179,8 @@ class DifficultyPredictor(nn.Module):
         if not known.any():
             raise BadInput("difficulty holds no measured value: there is nothing to learn from.")
         check_rewards(difficulty.where(known, 0), "difficulty")
-        for each in reference_difficulty:
-            _check_references(reference_embeddings, each, embeddings.shape[-1])
+        _check(embeddings, reference_embeddings, reference_difficulty[0], embeddings.shape[-1])
+        check_rewards(reference_difficulty, "reference_difficulty")
         if not 2 <= references <= count:
             raise BadInput(f"references is {references}, expected 2 to {count}, as many as there are to draw from.")
         predictor = cls(embeddings.shape[-1], seed=seed, hidden=hidden, dropout=dropout, calibration=calibration)
@@ -273,14 +271,16 @@ def _check_embeddings(embeddings: Tensor, width: int, name: str) -> None:
         raise BadInput(f"{name}[{int(wrong[0])}] holds a value that is no finite number.")
 
 
-def _check_references(embeddings: Tensor, difficulty: Tensor, width: int) -> None:
-    _check_embeddings(embeddings, width, "reference_embeddings")
-    if len(embeddings) < 2 or difficulty.shape != embeddings.shape[:1]:
+def _check(embeddings: Tensor, reference_embeddings: Tensor, reference_difficulty: Tensor, width: int) -> None:
+    _check_embeddings(embeddings, width, "embeddings")
+    _check_embeddings(reference_embeddings, width, "reference_embeddings")
+    count, shape = len(reference_embeddings), reference_difficulty.shape
+    if count < 2 or shape != (count,):
         raise BadInput(
-            f"there are {len(embeddings)} reference questions with difficulties of shape {list(difficulty.shape)}: "
-            "expected at least 2, with one each."
+            f"there are {count} reference questions with difficulties of shape {list(shape)}: expected at least 2, with "
+            "one each."
         )
-    check_rewards(difficulty, "reference_difficulty")
+    check_rewards(reference_difficulty, "reference_difficulty")
 
 
 def select(
@@ -453,11 +453,11 @@ class DifficultySampler:
 
         sampler = DifficultySampler(embeddings, predictor, seed=0)
         for step in range(steps):
-            ids = sampler.references()                          of most steps none
+            ids = sampler.references()                                           mostly none
             if len(ids):
                 sampler.observe(ids, rewards_of(ids), reference=True)
             ids = sampler.next(64)
-            sampler.observe(ids, train_on(ids))                 rewards [64, G]
+            sampler.observe(ids, train_on(ids))                                  rewards [64, G]
 
     A block is as many calls of `next` as `block` says (mu): before it the references are measured, and its questions drawn
     at once and shuffled. questions: embeddings [N, E], or texts with `embed`, which gives such. predictor: a
@@ -513,7 +513,7 @@ class DifficultySampler:
         self.prediction_worth, self.reward_range = prediction_worth, reward_range
         self.min_correlation = 2 / math.sqrt(references) if min_correlation is None else min_correlation
         self.rates = RateStore(count, half_life=half_life)
-        self.trained = self.referred = GroupCounts()
+        self._trained = self._referred = GroupCounts()
         self.steps: list[dict[str, Any]] = []
         self.blocks: list[dict[str, Any]] = []
         self.ranked: Tensor | None = None
@@ -594,8 +594,8 @@ class DifficultySampler:
         """What the selection brought until now."""
         known = ((each["step"], each["correlation"]) for each in self.blocks)
         return SamplerStatistics(
-            trained=self.trained,
-            references=self.referred,
+            trained=self._trained,
+            references=self._referred,
             blocks=len(self.blocks),
             uniform_blocks=sum(each["uniform"] for each in self.blocks),
             correlations=tuple((step, math.nan if value is None else value) for step, value in known),
@@ -611,8 +611,8 @@ class DifficultySampler:
             "measured": self._measured.clone(),
             "ranked": None if self.ranked is None else self.ranked.clone(),
             "rates": [self.rates.step, self.rates.total.clone(), self.rates.rollouts.clone()],
-            "trained": asdict(self.trained),
-            "referred": asdict(self.referred),
+            "trained": asdict(self._trained),
+            "referred": asdict(self._referred),
             "steps": copy.deepcopy(self.steps),
             "blocks": copy.deepcopy(self.blocks),
         }
@@ -620,15 +620,14 @@ class DifficultySampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the sampler that returned the state. Raises BadInput for one of other questions or settings."""
         for name, now in self._settings.items():
-            if state["settings"][name] != now:
-                raise BadInput(
-                    f"the stored sampler has {name}={state['settings'][name]}, this one {now}: start it anew."
-                )
+            stored = state["settings"].get(name)
+            if stored != now:
+                raise BadInput(f"the stored sampler has {name}={stored}, this one {now}: start it anew.")
         state = copy.deepcopy(dict(state))
         self._step, self._drawn, self._queue = state["step"], state["drawn"], state["queue"]
         self._measured, self.ranked = state["measured"], state["ranked"]
         self.rates.step, self.rates.total, self.rates.rollouts = state["rates"]
-        self.trained, self.referred = GroupCounts(**state["trained"]), GroupCounts(**state["referred"])
+        self._trained, self._referred = GroupCounts(**state["trained"]), GroupCounts(**state["referred"])
         self.steps, self.blocks = state["steps"], state["blocks"]
 
     def _begin_block(self, count: int) -> None:
@@ -659,7 +658,9 @@ class DifficultySampler:
         self, ids: Tensor | Sequence[int], difficulty: Tensor, effective: Tensor, rollouts: int, reference: bool
     ) -> None:
         ids = torch.as_tensor(ids, dtype=torch.long).cpu()
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.embeddings):
+        if not len(ids):
+            return
+        if not 0 <= int(ids.min()) <= int(ids.max()) < len(self.embeddings):
             raise BadInput(f"questions have the ids 0 to {len(self.embeddings) - 1}, and {ids.tolist()} were observed.")
         counts = GroupCounts(len(ids), int(effective.sum()), len(ids) * rollouts)
         if reference:
@@ -669,9 +670,9 @@ class DifficultySampler:
                 raise BadInput(f"of {ids.tolist()} some were observed as references and not asked for, or twice.")
             places = {question: place for place, question in enumerate(self._reference_ids().tolist())}
             self._measured[[places[question] for question in ids.tolist()]] = difficulty
-            self.referred += counts
+            self._referred += counts
         else:
-            self.trained += counts
+            self._trained += counts
             means = {"difficulty": difficulty.mean(), "distance": (difficulty - self.target).abs().mean()}
             self.steps.append({"step": self._step, **asdict(counts), **{k: float(v) for k, v in means.items()}})
         self.rates.add(ids, difficulty, rollouts, self._step)
