@@ -16,9 +16,9 @@ advantages R - mean (`group_baselines.dr_grpo`):
 Differs from both: scores are perturbed by Gumbel noise in float64 and the largest taken, which is that draw exactly, where a
 softmax in float32 has nothing left beyond 0.1 from the best. How far predictions can be trusted is measured on references
 that they were not made from; below `min_correlation`, or where all references are equally hard, selection is uniform until
-the next block. The released code refits predictions by a line through the references, on predictions that had read the very
-values they are compared with: offered (`refit="in-sample"`), and without that leak (`"cross-fitted"`). It also works with
-success rates, the same thing at a target of 1/2.
+the next block. The released code works with success rates, the same thing at a target of 1/2, and refits predictions by a
+line through the references, on predictions that had read the very values they are compared with: offered
+(`refit="in-sample"`), and without that leak (`"cross-fitted"`).
 
 With standardized advantages (`grpo`) the signal of a group is 1 - p^G - (1 - p)^G, flat in the middle: 0.99 at p = 1/2 and
 0.66 at 1/8 for G = 8. Then there is less to be gained.
