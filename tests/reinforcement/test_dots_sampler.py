@@ -79,8 +79,8 @@ def test_a_block_is_what_is_nearest_to_the_target():
     assert all(0.9 < value < 1 for _, value in found.correlations)
 
 
-def test_a_block_is_the_draw_of_select():
-    """With what the predictor says and the block's own noise: the same questions at any order of calls."""
+def test_a_block_follows_from_its_references():
+    """However they were observed; and at a high temperature it reaches beyond what is nearest."""
     one, two = sampler(temperature=0.2), sampler(temperature=0.2)
     asked = one.references()
     one.observe(asked, rewards(asked), reference=True)
@@ -88,8 +88,17 @@ def test_a_block_is_the_draw_of_select():
         two.observe(part.tolist(), rewards(part), reference=True)
         assert len(two.references()) == (11 if len(part) == 5 else 0)
     found = [each.next(12).tolist() + each.next(12).tolist() for each in (one, two)]
-    assert found[0] == found[1]
+    assert found[0] == found[1] and max(abs(TRUE[i] - 0.5) for i in found[0]) > 0.2
     assert sampler(temperature=0.2, seed=1).references().tolist() != asked.tolist()
+
+
+def test_a_timid_predictor_is_refitted():
+    """Without the line, what is hardest is predicted to be half as hard as it is, and passed for the target."""
+    found = {}
+    for refit in ("none", "cross-fitted"):
+        each = sampler(Reader(lambda d: d / 2), refit=refit)
+        found[refit] = np.mean([TRUE[i] for i in advance(each) + advance(each)])
+    assert found["none"] > 0.9 and abs(found["cross-fitted"] - 0.5) < 0.05
 
 
 @pytest.mark.parametrize(
