@@ -231,7 +231,7 @@ def test_a_stored_buffer_goes_on_to_the_same_draws(tmp_path):
     other.push([group("gone")])
     state = load_state(tmp_path / "state")
     other.load_state_dict(state)
-    state["groups"][0]["log_probs"].zero_()
+    state["groups"][2]["log_probs"].zero_()
     assert other.questions == buffer.questions == ("b", 7, "d")
     for each in (buffer, other):
         each.push([group("e")])
