@@ -1,4 +1,4 @@
-"""NAIT's labels, losses and scores against enumeration, finite differences, torch's cross entropy and the derived numbers."""
+"""NAIT's labels, losses and scores against enumeration, finite differences, torch's cross entropy, derived numbers."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def succeeds(error, left, wrong):
 
 @pytest.mark.parametrize(("error", "wrong"), [(0.3, False), (0.3, True), (0.05, False)])
 def test_labels_of_a_symbolic_policy_by_enumeration(error, wrong):
-    """All completions of 3 steps have the closed form as their chance; all K of them give SE its mean and HE 1 - (1 - p)^K."""
+    """All completions of 3 steps succeed with the closed form p; over all K outcomes E SE = p and E HE = 1 - (1 - p)^K."""
     completions = torch.tensor(list(itertools.product(range(10), repeat=3)))
     chances = torch.where(completions == 0, 1 - error, error / 9).double().prod(-1)
     ends_right = ((completions.sum(-1) + 4 * wrong) % 10 == 0).double()
@@ -202,7 +202,8 @@ def test_class_weights():
     assert nait.class_weights("inverse_frequency", targets) == pytest.approx(AUTHORS)
     assert nait.class_weights("inverse_frequency", torch.tensor([0.5, 0.1])) == pytest.approx((0.7, 0.3))
     assert_close(
-        nait.prm_loss(LOGITS, TARGETS, weights="inverse_frequency"), nait.prm_loss(LOGITS, TARGETS, weights=(0.35, 0.65))
+        nait.prm_loss(LOGITS, TARGETS, weights="inverse_frequency"),
+        nait.prm_loss(LOGITS, TARGETS, weights=(0.35, 0.65)),
     )
     for wrong, words in (((0.0, 1.0), "above 0"), ((1.0, math.inf), "above 0"), ((1.0,), "two numbers")):
         with pytest.raises(BadInput, match=words):
@@ -232,7 +233,8 @@ def test_robust_losses_in_their_limits():
     distance = AUTHORS[0] * TARGETS * (1 - r) + AUTHORS[1] * (1 - TARGETS) * r
     assert_close(nait.generalized_cross_entropy(LOGITS, TARGETS, AUTHORS, q=1.0), distance)
     assert_close(
-        nait.label_smoothing(LOGITS, TARGETS, AUTHORS, epsilon=0.2), nait.cross_entropy(LOGITS, 0.8 * TARGETS + 0.1, AUTHORS)
+        nait.label_smoothing(LOGITS, TARGETS, AUTHORS, epsilon=0.2),
+        nait.cross_entropy(LOGITS, 0.8 * TARGETS + 0.1, AUTHORS),
     )
 
 
@@ -271,7 +273,10 @@ def test_f1_as_published():
     predicted = [-1, 4, 0, 2, 2, -1, -1, None]
     found = nait.first_error_f1(predicted, gold)
     assert (found.error_accuracy, found.correct_accuracy) == (pytest.approx(2 / 5), pytest.approx(2 / 3))
-    assert found.f1 == pytest.approx(2 * (2 / 5) * (2 / 3) / (2 / 5 + 2 / 3)) and (found.errors, found.corrects) == (5, 3)
+    assert found.f1 == pytest.approx(2 * (2 / 5) * (2 / 3) / (2 / 5 + 2 / 3)) and (found.errors, found.corrects) == (
+        5,
+        3,
+    )
     never = nait.first_error_f1([-1] * 8, gold)
     assert (never.error_accuracy, never.correct_accuracy, never.f1) == (0.0, 1.0, 0.0)
     assert nait.first_error_f1([7] * 8, gold).f1 == 0.0

@@ -8,9 +8,10 @@ a step, 1 for right; r is the PRM's probability that it is right, the first entr
     train       -(w+ y log r + w- (1 - y) log(1 - r));  d / d logit of right = w- (1 - y) r - w+ y (1 - r)
     refresh     y <- r where |r - anchor| > threshold, else the anchor; then train again
 
-The weights move what is learnt: of steps that are right with probability q the loss is least at r = w+ q / (w+ q + w- (1 - q)).
-With the authors' (1/6, 5/6) r reaches 0.5 only at q = 0.833, a positive label outlives a threshold of 0.25 only from 0.9375, a
-negative one up to 0.625; and each further soft stage moves it again, 0.9 to 0.643, 0.265, 0.067 (`drift_note`).
+The weights move what is learnt: of steps that are right with probability q the loss is least not at q but at
+w+ q / (w+ q + w- (1 - q)). With the authors' (1/6, 5/6) r reaches 0.5 only at q = 0.833, a positive label outlives a
+threshold of 0.25 only from 0.9375, a negative one up to 0.625; and each further soft stage moves it again, 0.9 to 0.643,
+0.265, 0.067 (`drift_note`).
 
 Differs from the paper. Its formula anchors a refresh at the labels of the stage before, the released script at those of the
 first stage: `refresh` takes either. The released loss is torch's cross entropy with weights, which divides by the sum of the
@@ -21,7 +22,7 @@ of the next one. Here both are means over steps: a hard label is the limit of a 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -34,7 +35,6 @@ from equipoise.language.score import wide
 ClassWeights = tuple[float, float]  # of right and of wrong steps
 StepLoss = Literal["cross-entropy", "label-smoothing", "bootstrapping", "generalized-cross-entropy"]
 StepAggregate = Literal["mean", "min", "max", "product", "geometric-mean", "sum"]
-Value = TypeVar("Value", float, Tensor)
 
 POSITIVE = 0.5  # a label or score from here on says that the step is right
 
@@ -134,9 +134,8 @@ def prm_loss(
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: ClassWeights) -> Tensor:
     """-(w+ y log r + w- (1 - y) log(1 - r)) of each step, [...]."""
-    _same_shape("logits[..., 0]", logits[..., 0], "targets", targets)
+    targets = _matching(targets, logits)
     log_right, log_wrong = _log_probabilities(logits)
-    targets = targets.to(log_right)
     return -(weights[0] * targets * log_right + weights[1] * (1 - targets) * log_wrong)
 
 
@@ -150,7 +149,7 @@ def bootstrapping(logits: Tensor, targets: Tensor, weights: ClassWeights, *, bet
 
     The gradient runs through that r as well: held fixed, it would only scale the unweighted loss's gradient by beta.
     """
-    return cross_entropy(logits, beta * targets + (1 - beta) * probability(logits), weights)
+    return cross_entropy(logits, beta * _matching(targets, logits) + (1 - beta) * probability(logits), weights)
 
 
 def generalized_cross_entropy(logits: Tensor, targets: Tensor, weights: ClassWeights, *, q: float = 0.7) -> Tensor:
@@ -158,9 +157,8 @@ def generalized_cross_entropy(logits: Tensor, targets: Tensor, weights: ClassWei
 
     q in (0, 1]: towards 0 it is the cross entropy, at 1 the absolute error, which a wrong label pulls least.
     """
-    _same_shape("logits[..., 0]", logits[..., 0], "targets", targets)
+    targets = _matching(targets, logits)
     right, wrong = (-torch.expm1(q * log) / q for log in _log_probabilities(logits))
-    targets = targets.to(right)
     return weights[0] * targets * right + weights[1] * (1 - targets) * wrong
 
 
@@ -177,7 +175,11 @@ def probability(logits: Tensor) -> Tensor:
     return wide(logits).softmax(-1)[..., 0]
 
 
-def fixed_point(target: Value, weights: ClassWeights) -> Value:
+@overload
+def fixed_point(target: float, weights: ClassWeights) -> float: ...
+@overload
+def fixed_point(target: Tensor, weights: ClassWeights) -> Tensor: ...
+def fixed_point(target: Any, weights: ClassWeights) -> Any:
     """The r at which the weighted loss of a target in [0, 1] is least: w+ y / (w+ y + w- (1 - y)).
 
     With the two weights exchanged it is the inverse: the probability of being right that ends at a given r.
@@ -224,8 +226,9 @@ def first_error(scores: Tensor, threshold: float = 0.5) -> int | None:
 class FirstErrorScore:
     """How well first errors are found, each in [0, 1], nan where there is nothing to count.
 
-    error_accuracy: of the solutions with an error (`errors` many), how many have just the right step named. correct_accuracy:
-    of those without (`corrects` many), how many are said to have none. f1: the harmonic mean of the two, 0 when both are 0.
+    error_accuracy: of the solutions with an error (`errors` many), how many have just the right step named.
+    correct_accuracy: of those without (`corrects` many), how many are said to have none. f1: the harmonic mean of the two,
+    0 when both are 0.
     """
 
     error_accuracy: float
@@ -242,7 +245,9 @@ def first_error_f1(predicted: Sequence[int | None], gold: Sequence[int]) -> Firs
     of different lengths and for what is no index.
     """
     if len(predicted) != len(gold):
-        raise BadInput(f"{len(predicted)} predictions came for {len(gold)} solutions: give one each, None where there is none.")
+        raise BadInput(
+            f"{len(predicted)} predictions came for {len(gold)} solutions: give one each, None where there is none."
+        )
     for index, label in enumerate(gold):
         if label < -1:
             raise BadInput(f"gold[{index}] is {label}, expected the index of a step from 0, or -1 for none.")
@@ -267,7 +272,7 @@ _RANKS = {**_AGGREGATES, "product": lambda scores: scores.log().sum()}
 
 @closed
 def aggregate(scores: Tensor, how: StepAggregate) -> float:
-    """One number for a solution from the scores [T] of its steps, in float64; nan where one is. Raises BadInput for T = 0."""
+    """One number for a solution from the scores [T] of its steps; nan where one is. Raises BadInput for T = 0."""
     return _AGGREGATES[how](_scored(scores)).item()
 
 
@@ -327,10 +332,18 @@ def disagreement(labels: Tensor) -> float:
     labels: [policies, steps] in [0, 1], positive from 0.5 on. Returns nan without steps. Raises BadInput for fewer than two.
     """
     if labels.dim() != 2 or len(labels) < 2:
-        raise BadInput(f"labels have the shape {list(labels.shape)}, expected [policies, steps] of two policies or more.")
+        raise BadInput(
+            f"labels have the shape {list(labels.shape)}, expected [policies, steps] of two policies or more."
+        )
     policies = len(labels)
     positive = (_unit("labels", labels) >= POSITIVE).sum(0).double()
     return (positive * (policies - positive)).mean().item() / math.comb(policies, 2)
+
+
+def _matching(targets: Tensor, logits: Tensor) -> Tensor:
+    """One target for each pair of logits, in their numbers."""
+    _same_shape("logits[..., 0]", logits[..., 0], "targets", targets)
+    return targets.to(wide(logits))
 
 
 def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,7 +364,9 @@ def _scored(scores: Tensor) -> Tensor:
 
 def _same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
-        raise BadInput(f"{name} and {other_name} have the shapes {list(tensor.shape)} and {list(other.shape)}: one for one.")
+        raise BadInput(
+            f"{name} and {other_name} have the shapes {list(tensor.shape)} and {list(other.shape)}: one for one."
+        )
 
 
 def _unit(name: str, values: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """A process reward model (PRM): a causal model that reads a solution once and says of each step how likely it is right.
 
-    add_tokens(language_model)                                  [PRM], [POS] and [NEG], once, in place
-    step_loss(language_model)                                   a loss for `training.fit`, on what `encode` and `collate` make
-    score(language_model, [(problem, steps), ...])              r of every step, a tensor [T] a solution
+    add_tokens(language_model)                          [PRM], [POS] and [NEG], once, in place
+    step_loss(language_model)                           a loss for `training.fit`, of what `encode` and `collate` make
+    score(language_model, [(problem, steps), ...])      r of every step, a tensor [T] a solution
 
-The text is NAIT's (arXiv:2601.12748): problem, line end, step, " [PRM]", line end, step, " [PRM]" ... r is the first entry of the
-softmax over the logits of [POS] and [NEG] that stand AT the place of [PRM], which sees its step and all before it and nothing
-behind. `step_logits` alone reads them, in training, for refreshed labels and for scores. The released scripts for all but
+The text is NAIT's (arXiv:2601.12748): problem, line end, step, " [PRM]", line end, step, " [PRM]" ... r is the first entry
+of the softmax over the logits of [POS] and [NEG] AT the place of [PRM], which sees its step, all before it and nothing
+behind. `step_logits` alone reads them: in training, for refreshed labels and for scores. The released scripts for all but
 training read one place earlier, from a text in which [PRM] is another token or missing, and take a score of 0 for no step.
 
 B rows of a batch, L tokens of a row, T steps of a solution, n steps of a batch that are read.
@@ -84,8 +84,8 @@ def step_tokens(language_model: LanguageModel) -> StepTokens:
     known = tokenizer.get_vocab()
     if not known.keys() >= {PLACEHOLDER, RIGHT, WRONG}:
         raise BadInput(
-            f"{language_model.name} is no process reward model, its tokenizer has no {PLACEHOLDER}, {RIGHT} and {WRONG}: give "
-            "one that was trained as such, or call prm.add_tokens and train it."
+            f"{language_model.name} is no process reward model, its tokenizer has no {PLACEHOLDER}, {RIGHT} and {WRONG}: "
+            "give one that was trained as such, or call prm.add_tokens and train it."
         )
     return StepTokens(known[PLACEHOLDER], known[RIGHT], known[WRONG])
 
@@ -114,7 +114,7 @@ def encode(
 
     labels: in [0, 1] for each step, None for one that is not to be learnt. max_length is at most the model's context; steps
     beyond it are lost with their labels, which a warning counts. Raises BadInput for a model without the tokens, a solution
-    without steps, an empty step, a text that holds the placeholder, and labels that are other ones or another number of them.
+    without steps, an empty step, a text that holds the placeholder, and for labels of other values or in another number.
     """
     tokens = step_tokens(language_model)
     tokenizer: Any = language_model.tokenizer
@@ -132,7 +132,9 @@ def encode(
             places.append(len(ids))
             ids.append(tokens.placeholder)
         if ids.count(tokens.placeholder) > len(places):
-            raise BadInput(f"Solution {index} holds {PLACEHOLDER} in its text, which marks the end of a step: leave it out.")
+            raise BadInput(
+                f"Solution {index} holds {PLACEHOLDER} in its text, which marks the end of a step: leave it out."
+            )
         kept = sum(place < max_length for place in places)
         examples.append(
             StepExample(tuple(ids[:max_length]), tuple(places[:kept]), learnt[index][:kept], len(places) - kept)
@@ -183,7 +185,7 @@ def step_loss(
     weights: ClassWeights | Literal["none"] = (1 / 6, 5 / 6),
     loss: StepLoss = "cross-entropy",
 ) -> LossFunction:
-    """The loss of `nait.prm_loss`, or one of `nait.LOSSES`, as `training.fit` takes it: its sum over steps, and their number.
+    """The loss of `nait.prm_loss`, or one of `nait.LOSSES`, for `training.fit`: its sum over steps, and their number.
 
     weights: of right and of wrong steps, the same for every batch (`nait.class_weights` over all labels).
     """
@@ -241,11 +243,13 @@ def _labels(labels: Sequence[Sequence[float | None]] | None, lengths: Sequence[i
         raise BadInput(f"{len(lengths)} solutions came with labels of {len(labels)}: give one list each.")
     for index, (its, length) in enumerate(zip(labels, lengths, strict=True)):
         if len(its) != length:
-            raise BadInput(f"Solution {index} has {length} steps and {len(its)} labels: give one each, None to leave one out.")
+            raise BadInput(
+                f"Solution {index} has {length} steps and {len(its)} labels: give one each, None to leave one out."
+            )
         for number, label in enumerate(its):
             if label is not None and not (isinstance(label, Real) and 0 <= label <= 1):
                 raise BadInput(
-                    f"Solution {index}: the label of step {number} (from 0) is {label!r}, expected a number in [0, 1] or None."
+                    f"Solution {index}: the label of step {number} (from 0) is {label!r}: give a number in [0, 1] or None."
                 )
     return [tuple(float(IGNORE if label is None else label) for label in its) for its in labels]
 

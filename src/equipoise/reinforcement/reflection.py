@@ -13,8 +13,9 @@ The rules see an earlier step rejected, in the sentences that ask nothing and su
     changes it      has a cue (wait, actually, mistake, recheck, ...) and another value for the same left side of an equation
     retakes it      is nothing but a cue and an equation, or a number, of its form with another value, right behind it
 
-Of several earlier steps that could be meant it is the last one. A value changed without a word about it, or a rejection in other
-words, is missed; a chat judge sees those. The paper's own judge is a language model whose prompt is not public.
+Of several earlier steps that could be meant it is the last one. Missed are a value that is changed without a word about it,
+one that a later step quietly replaces by the right one, and a rejection in other words; a chat judge may see those. The
+paper's own judge is a language model whose prompt is not public.
 """
 
 import re
@@ -29,7 +30,7 @@ from equipoise.core.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class ContinuedSolution:
-    """What a judge is asked about. steps: up to the one under test, the last. continuation: the steps a policy went on with."""
+    """What a judge is asked about. steps: the last is under test. continuation: the steps with which a policy went on."""
 
     problem: str
     steps: tuple[str, ...]
