@@ -92,6 +92,8 @@ def test_refresh_between_the_limits():
         assert torch.equal(unchanged.labels, labels) and unchanged.kept.all() and unchanged.positives_kept == 1
     assert math.isnan(nait.refresh(labels[:3], scores[:3]).negatives_kept)
     assert torch.equal(nait.refresh(labels.bool(), scores).labels, found.labels)
+    soft = nait.refresh(torch.tensor([0.5, 0.4]), torch.tensor([0.5, 0.9]))
+    assert (soft.positives_kept, soft.negatives_kept) == (1.0, 0.0)
 
 
 def test_anchors_part_at_the_second_refresh():

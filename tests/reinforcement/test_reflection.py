@@ -29,6 +29,8 @@ def verdict(under_test, *continuation):
     "sentence",
     [
         "Wait, that's off: 3+5 = 8.",
+        "Wait, that's off (3+5=8).",
+        "- Actually **3+5=8**",
         "Actually, 3 + 5 = 8.",
         "I made an error somewhere. Again: 3+5=<<3+5=8>>8 apples.",
         r"Wait: \(3 + 5 = 8\).",
@@ -134,7 +136,7 @@ def test_precision_and_recall_on_generated_solutions(kind, recall):
     """
     generator = np.random.default_rng(0)
     asked, truth, harmless = [], [], 0
-    for problem in problems(60, seed=1, kind=kind, levels=(3, 4, 5, 6)):
+    for problem in problems(50, seed=1, kind=kind, levels=(3, 4, 5, 6)):
         written = solution(problem, 0.3, 0.6, 0.3, generator)
         texts = tuple(step.text for step in written.steps)
         for index, (step, after) in enumerate(zip(written.steps, written.steps[1:], strict=False), 1):
@@ -143,7 +145,7 @@ def test_precision_and_recall_on_generated_solutions(kind, recall):
             harmless += after.wait and after.value == step.value
     found = np.array([each.reflects for each in rule_judge(asked)])
     truth = np.array(truth)
-    assert truth.sum() > 50 and harmless > 30
+    assert truth.sum() > 40 and harmless > 30
     assert (found & truth).sum() / found.sum() >= 0.98
     assert (found & truth).sum() / truth.sum() >= recall
 

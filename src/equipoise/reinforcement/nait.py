@@ -13,10 +13,10 @@ w+ q / (w+ q + w- (1 - q)). With the authors' (1/6, 5/6) r reaches 0.5 only at q
 threshold of 0.25 only from 0.9375, a negative one up to 0.625; and each further soft stage moves it again, 0.9 to 0.643,
 0.265, 0.067 (`drift_note`).
 
-Differs from the paper. Its formula anchors a refresh at the labels of the stage before, the released script at those of the
-first stage: `refresh` takes either. The released loss is torch's cross entropy with weights, which divides by the sum of the
-weights for hard labels and by the number of steps for soft ones, so that a stage of positive labels has six times the scale
-of the next one. Here both are means over steps: a hard label is the limit of a soft one, and any split of a batch adds up.
+Where the sources differ. The paper's formula anchors a refresh at the labels of the stage before, the released script at
+those of the first stage: `refresh` takes either. Torch's weighted cross entropy divides by the sum of the targets' weights
+where these are classes, and by their number where they are probabilities: a hard stage of positive labels would have six
+times the scale of the soft one. Here both are means over steps: a hard label is the limit of soft ones.
 """
 
 import math
@@ -116,6 +116,7 @@ def class_weights(weights: ClassWeights | Literal["none", "inverse_frequency"], 
     return weights
 
 
+@closed
 def prm_loss(
     logits: Tensor,
     targets: Tensor,

@@ -21,6 +21,7 @@ paper's own judge is a language model whose prompt is not public.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from torch import Tensor
@@ -107,11 +108,11 @@ def _judged(asked: ContinuedSolution) -> Reflection:
 
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
-_OPERAND = r"\(*-?(?:\d+(?:\.\d+)?%?|[A-Za-z]\w*)\)*"
+_OPERAND = r"\(*+-?(?:\d++(?:\.\d++)?%?|[A-Za-z]\w*+)\)*+"
 _EQUATION = re.compile(
-    rf"(?<![\w.])({_OPERAND}(?:\s*[-+*/^]\s*{_OPERAND})*)\s*=\s*({_NUMBER})(?!\w|\.\d|\s*[-+*/^]\s*[\w(])"
+    rf"(?<![\w.(*/^+-])({_OPERAND}(?:\s*[-+*/^]\s*{_OPERAND})*+)\s*=\s*({_NUMBER})(?!\w|\.\d|\s*[-+*/^]\s*[\w(])"
 )
-_TERM = re.compile(r"\d+(?:\.\d+)?%?|[A-Za-z]\w*|[-+*/^()]")
+_TERM = re.compile(r"\d+(?:\.\d+)?%?|[A-Za-z]\w*|[-+*/^]")
 _CUE = (
     r"\b(?:wait|hold on|no|oops|actually|sorry|correction|mistakes?|errors?|incorrect(?:ly)?|wrong(?:ly)?|instead"
     r"|not (?:right|correct)|should (?:be|have been)|re-?(?:check|calculat|comput|do|examin|consider)\w*)\b"
@@ -132,7 +133,8 @@ _DENIED = re.compile(
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|$)", re.MULTILINE)
 _ASKS = re.compile(r"\?\W*$|\b(?:if|whether)\b", re.IGNORECASE)
 _NOTATION = [
-    (re.compile(r"<<[^>]*>>|\\[()\[\]]|\$"), ""),  # a calculator's marks, currency, LaTeX around formulas
+    # A calculator's marks, currency, LaTeX and Markdown around formulas.
+    (re.compile(r"<<[^<>]*>>|\\[()\[\]]|\$|(?<!\w)\*\*|\*\*(?!\w)"), ""),
     (re.compile(r"\\times|\\cdot|[×·]"), "*"),
     (re.compile(r"\\div|÷"), "/"),
     (re.compile("[−–]"), "-"),
@@ -173,6 +175,7 @@ def _other_value(left: tuple[str, ...], value: float, previous: _Statements) -> 
     return len(left) == len(its_left) and value != its_value and not goes_on
 
 
+@lru_cache(4096)  # the steps of a prefix come with each of its completions
 def _statements(text: str) -> _Statements:
     """What a text states: the terms left of an equals sign -> the number right of it; of a bare number () -> it."""
     found: _Statements = {}
