@@ -161,6 +161,8 @@ def test_what_does_not_fit_is_counted(made):
     made.model.config.max_position_embeddings = context
     with pytest.warns(UserWarning, match="last 5 steps"):
         found = prm.score(made, [*SOLUTIONS[1:3], ("one " * 40, ["two"])], batch_size=2)
+    with pytest.warns(UserWarning, match="last 4 steps"):
+        assert len(prm.encode(made, SOLUTIONS[2:3])[0].input_ids) == context
     assert not found[0].isnan().any() and found[2].isnan().all() and len(found[2]) == 1
     assert found[1].isnan().tolist() == [False] * 2 + [True] * 4
     assert_close(found[1][:2], alone(made, SOLUTIONS[2][0], SOLUTIONS[2][1][:2]), atol=1e-5, rtol=0)
@@ -219,6 +221,21 @@ def test_untied_matrices_spare_rows_and_capped_logits():
     for (problem, steps), scores in zip(SOLUTIONS, prm.score(made, SOLUTIONS), strict=True):
         assert_close(scores, alone(made, problem, steps), atol=1e-5, rtol=0)
         assert (scores.logit().abs() < 1).all()  # each logit is within 0.5
+
+
+def test_a_token_without_an_embedding_gets_one_as_well():
+    """Some tokenizers know more than their models: no row of the grown matrix is left to chance."""
+    made = model()
+    made.tokenizer = copy.deepcopy(made.tokenizer)
+    made.tokenizer.add_tokens("<picture>")
+    assert prm.add_tokens(made) == prm.StepTokens(301, 302, 303)
+    rows = made.model.get_input_embeddings().weight
+    assert_close(rows[300:], rows[:300].mean(0).expand(4, -1))
+
+
+def test_white_space_around_a_step_is_not_read(made):
+    spaced = [(f"{problem}\n", [f" {step}\n\n" for step in steps]) for problem, steps in SOLUTIONS]
+    assert prm.encode(made, spaced) == prm.encode(made, SOLUTIONS)
 
 
 def test_models_with_an_adapter_are_refused():

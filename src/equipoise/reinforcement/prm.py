@@ -142,7 +142,7 @@ def encode(
     if cut := [example.cut for example in examples if example.cut]:
         warnings.warn(
             f"{len(cut)} of {len(examples)} solutions are longer than {max_length} tokens: their last {sum(cut)} steps are "
-            f"neither learnt nor scored; see max_length.",
+            "neither learnt nor scored; see max_length.",
             stacklevel=2,
         )
     return examples
