@@ -13,6 +13,7 @@ from equipoise.data.problems import Problem
 from equipoise.reinforcement import reinforcing, training
 from equipoise.reinforcement.job import reinforce
 from equipoise.reinforcement.reinforcing import Reinforcing, _held_out
+from equipoise.reinforcement.result import shown
 from reinforcement_world import ENDS, PROBLEMS, SMALL, model
 
 
@@ -147,6 +148,11 @@ def test_what_fell_is_one_warning_that_names_all():
     assert seen.warnings() == (
         "Fallen by more than chance explains: greedy_accuracy from 0.500 to 0.300, pass@2 from 0.600 to 0.400.",
     )
+
+
+def test_an_interval_that_nobody_knows_is_not_shown():
+    none, alone = Bounded(math.nan, math.nan, math.nan), Bounded(0.5, math.nan, math.nan)
+    assert [shown(each) for each in (none, alone, Bounded(0.5, 0.25, 1))] == ["none", "0.500", "0.500 [0.250, 1.000]"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(monkeypatch):

@@ -159,7 +159,9 @@ def all_alike(advantage: str) -> str:
 
 
 def shown(value: Bounded) -> str:
-    """A share with its interval."""
+    """A share with its interval, where there is one; of nothing "none"."""
+    if math.isnan(value.lower):
+        return "none" if math.isnan(value.value) else f"{value.value:.3f}"
     return f"{value.value:.3f} [{value.lower:.3f}, {value.upper:.3f}]"
 
 

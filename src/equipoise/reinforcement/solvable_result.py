@@ -231,8 +231,8 @@ class SolvableScores:
         found = [f"Of the scorer itself: {doubt}" for doubt in self.doubts]
         if self.outside > MUCH_OUTSIDE:
             found.append(
-                f"{self.outside:.0%} of the prompts have predictions beyond all that the scorer was tested with: they are "
-                "of another kind, and nobody knows how right it is there."
+                f"{self.outside:.0%} of the prompts have predictions beyond all that the scorer was tested with: how "
+                "right it is there is not known."
             )
         if self.kept == 0:
             found.append(f"No prompt has a prediction within {self.keep}: kept.jsonl is empty.")
