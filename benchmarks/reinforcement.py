@@ -34,9 +34,7 @@ parser.add_argument("--generations", type=int, default=8, help="responses a prom
 parser.add_argument("--tokens", type=int, default=32, help="of a response")
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--warm-up", type=int, default=3, help="steps before those that count")
-parser.add_argument(
-    "--cache", default=None, help="TRL's cache_implementation; not given: its default, the fastest here"
-)
+parser.add_argument("--cache", default=None, help="TRL's cache_implementation; not given: its default")
 
 RATE, TEMPERATURE = 1e-5, 1.0
 

@@ -10,6 +10,7 @@ import torch
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message, Record
+from equipoise.language import taught
 from equipoise.language.encode import IGNORE, Example
 from equipoise.training.team import Team
 from equipoise.unlearning import forgetting, sides
@@ -361,7 +362,8 @@ def loader(monkeypatch):
         assert model is given
         done.append(("teach", tuple(each.id for each in records), seed, epochs))
 
-    monkeypatch.setattr(forgetting, "load", load)
+    for module in (forgetting, taught):
+        monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr("equipoise.language.tiny.tiny", tiny)
     monkeypatch.setattr("equipoise.language.tiny.teach", teach)
     return given, done

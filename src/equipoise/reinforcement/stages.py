@@ -139,7 +139,7 @@ def judged(
     problems: Sequence[Problem],
     texts: Sequence[str],
     *,
-    completion_ids: Sequence[Sequence[int]] | None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Rewards [n] in float32, and which could not be judged, [n] bool, and have 0.
