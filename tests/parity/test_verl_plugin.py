@@ -22,13 +22,13 @@ from equipoise import verl_plugin  # noqa: E402
 
 
 def from_verl(code, path, **environment):
-    """A fresh Python in which verl finds one plug-in: ours, or a broken one."""
+    """A fresh Python in which verl loads one plug-in: ours, by another name, whether or not it is installed."""
     entry = path / "plugged-1.0.dist-info"
     entry.mkdir(parents=True)
     (entry / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
-    (entry / "entry_points.txt").write_text("[verl.plugins]\nequipoise = equipoise.verl_plugin\n")
+    (entry / "entry_points.txt").write_text("[verl.plugins]\nplugged = equipoise.verl_plugin\n")
     source = Path(verl_plugin.__file__).parents[1]
-    variables = os.environ | {"PYTHONPATH": f"{path}:{source}", "VERL_USE_EXTERNAL_PLUGINS": "equipoise"} | environment
+    variables = os.environ | {"PYTHONPATH": f"{path}:{source}", "VERL_USE_EXTERNAL_PLUGINS": "plugged"} | environment
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
 
 
