@@ -1,0 +1,151 @@
+"""Stored features against states read text by text; streamed, resumed, refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from chat_models import untaught
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.language import features
+from equipoise.language.encode import IGNORE, Example, encode_prompts
+from equipoise.language.features import Features, extract
+from equipoise.language.states import recording
+
+TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo", "a", "Who is it then?"]
+PLACES = ["block.1.input", "block.0.mlp.down", "block.0.mlp", "block.1.attention", "head.input"]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return untaught(3)
+
+
+def one_by_one(lm, rows, places, pool):
+    """[n, places, width] in float64, each text read alone."""
+    found = []
+    for ids, chosen in rows:
+        with torch.no_grad(), recording(lm.model, places) as states:
+            lm.model(input_ids=torch.tensor([ids]))
+        kept = [states[place][0, chosen].double() for place in places]
+        pooled = {"mean": lambda each: each.mean(0), "sum": lambda each: each.sum(0), "last": lambda each: each[-1]}
+        found.append(torch.stack([pooled[pool](each) for each in kept]))
+    return torch.stack(found).numpy()
+
+
+@pytest.mark.parametrize(
+    ("pool", "dtype", "near"), [("mean", "float16", 1e-3), ("last", "float32", 2e-6), ("sum", "float64", 2e-6)]
+)
+def test_batches_agree_with_texts_read_alone(lm, tmp_path, pool, dtype, near):
+    rows = [(ids, list(range(len(ids)))) for ids in encode_prompts(lm, TEXTS)[0]]
+    found = extract(lm, TEXTS, PLACES, pool=pool, into=tmp_path / "f", dtype=dtype, batch_tokens=24)
+    assert found.values.dtype == dtype and not found.values.flags.writeable
+    expected = one_by_one(lm, rows, PLACES, pool)
+    assert np.abs(found.values - expected).max() < near * np.abs(expected).max()
+    assert np.array_equal(found.at("block.0.mlp"), found.values[:, 2])
+    assert {each.name for each in (tmp_path / "f").iterdir()} == {"values.npy", "features.json"}
+
+
+def test_of_an_example_what_is_labelled_is_pooled(lm, tmp_path):
+    examples = [
+        Example((1, 20, 30, 40, 50), (IGNORE, IGNORE, 30, IGNORE, 50)),
+        Example((1, 60, 70), (IGNORE, 60, IGNORE)),
+    ]
+    rows = [([1, 20, 30, 40, 50], [2, 4]), ([1, 60, 70], [1])]
+    for pool in ("mean", "last"):
+        found = extract(lm, examples, ["block.0"], pool=pool, into=tmp_path / pool, dtype="float32")
+        np.testing.assert_allclose(found.values, one_by_one(lm, rows, ["block.0"], pool), atol=1e-4)
+    with pytest.raises(BadInput, match="Text 1 has no token to pool"):
+        extract(lm, [examples[0], Example((1, 2), (IGNORE, IGNORE))], ["block.0"], pool="mean", into=tmp_path / "x")
+
+
+def test_a_model_is_read_only_as_far_as_it_must(lm, tmp_path):
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda *_, n=n: seen.append(n)) for n, block in enumerate(lm.model.model.layers)
+    ]
+    extract(lm, TEXTS, ["block.1.input", "block.0"], pool="mean", into=tmp_path / "f")
+    for hook in hooks:
+        hook.remove()
+    assert set(seen) == {0} and len(lm.model.model.layers) > 1
+
+
+def test_what_was_cut_off_goes_on_and_what_was_damaged_is_read_again(lm, tmp_path, monkeypatch):
+    asked = {"pool": "mean", "dtype": "float32", "batch_tokens": 24}
+    whole = extract(lm, TEXTS, PLACES, into=tmp_path / "whole", **asked)
+    real, read = features._pooled, []
+
+    def pooled(language_model, rows, *rest):
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(len(rows))
+        return real(language_model, rows, *rest)
+
+    monkeypatch.setattr(features, "_pooled", pooled)
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, TEXTS, PLACES, into=tmp_path / "cut", **asked)
+    with pytest.raises(BadInput, match="holds no features"):
+        Features.load(tmp_path / "cut")
+    stored = np.load(tmp_path / "cut" / "values.npy", mmap_mode="r+")
+    longest = max(range(len(TEXTS)), key=lambda index: len(encode_prompts(lm, TEXTS)[0][index]))
+    stored[longest, 0, 0] += 1  # of the first batch
+    stored.flush()
+    again = []
+    monkeypatch.setattr(features, "_pooled", lambda *given: (again.append(len(given[1])), real(*given))[1])
+    found = extract(lm, TEXTS, PLACES, into=tmp_path / "cut", **asked)
+    assert sum(again) == len(TEXTS) - sum(read[1:]) and len(read) == 3
+    assert found.values.tobytes() == whole.values.tobytes()
+    assert (tmp_path / "cut" / "values.npy").read_bytes() == (tmp_path / "whole" / "values.npy").read_bytes()
+    again.clear()
+    assert extract(lm, TEXTS, PLACES, into=tmp_path / "cut", **asked).values.tobytes() == whole.values.tobytes()
+    assert not again  # what is there is not read twice
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_texts(lm, tmp_path):
+    one = extract(lm, TEXTS, ["block.0"], pool="mean", into=tmp_path / "1", dtype="float32", batch_tokens=24)
+    two = extract(lm, TEXTS[::-1], ["block.0"], pool="mean", into=tmp_path / "2", dtype="float32", batch_tokens=24)
+    np.testing.assert_allclose(one.values, two.values[::-1], atol=1e-6)
+
+
+def test_sums_need_more_than_half_precision_and_an_infinity_is_an_error(lm, tmp_path):
+    with pytest.raises(BadInput, match="sums do not fit into float16"):
+        extract(lm, TEXTS, ["block.0"], pool="sum", into=tmp_path / "a", dtype="float16")
+    assert extract(lm, TEXTS, ["block.0"], pool="sum", into=tmp_path / "b").values.dtype == np.float32
+    scaled = untaught(3)
+    with torch.no_grad():
+        scaled.model.get_input_embeddings().weight[:] *= 1e9
+    with pytest.raises(WorkFailed, match=r"text \d at embed .* too large; use dtype float32"):
+        extract(scaled, TEXTS, ["embed"], pool="mean", into=tmp_path / "c")
+    assert np.isfinite(
+        extract(scaled, TEXTS, ["embed"], pool="mean", into=tmp_path / "d", dtype="float32").values
+    ).all()
+
+
+def test_what_cannot_be_is_refused(lm, tmp_path):
+    for places, said in (
+        ([], "give one or more"),
+        (["block.0", "block.0"], "each once"),
+        (["head"], "head.input"),
+        (["block.9"], "no place 'block.9'"),
+        (["block.0", "block.0.mlp.down.input"], "different widths"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            extract(lm, TEXTS, places, pool="mean", into=tmp_path / "x")
+    with pytest.raises(BadInput, match="no text"):
+        extract(lm, [], ["block.0"], pool="mean", into=tmp_path / "y")
+    found = extract(lm, TEXTS, ["block.0"], pool="mean", into=tmp_path / "z")
+    for changed, said in (
+        ({"pool": "last"}, "another pool"),
+        ({"texts": TEXTS[:3]}, "another texts"),
+        ({"lm": untaught(4)}, "weights"),
+    ):
+        given = {"pool": "mean", **{name: value for name, value in changed.items() if name == "pool"}}
+        with pytest.raises(BadInput, match=said):
+            extract(changed.get("lm", lm), changed.get("texts", TEXTS), ["block.0"], into=tmp_path / "z", **given)
+    with pytest.raises(BadInput, match=r"no features of 'block\.1'"):
+        found.at("block.1")
+    about = json.loads((tmp_path / "z" / "features.json").read_text())
+    (tmp_path / "z" / "features.json").write_text(json.dumps(about | {"pool": "last"}))
+    with pytest.raises(BadInput, match="altered"):
+        Features.load(tmp_path / "z")
