@@ -26,7 +26,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import FILES, read_regular, seal, sha256_file, unseal, write_atomic
-from equipoise.core.options import closed
+from equipoise.core.options import check_fields, closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.language.encode import IGNORE, Example, encode_prompts
@@ -54,6 +54,9 @@ class Features:
     places: tuple[str, ...]
     pool: Pool
     model: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def at(self, place: str) -> NDArray[Any]:
         """Those of one place, [n, width]. Raises BadInput for one that was not extracted."""
