@@ -132,6 +132,8 @@ def test_what_cannot_be_is_refused(lm, tmp_path):
     ):
         with pytest.raises(BadInput, match=said):
             extract(lm, TEXTS, places, pool="mean", into=tmp_path / "x")
+    with pytest.raises(BadInput, match=r"Text 1 has \d+ tokens, more than the context of \d+"):
+        extract(lm, ["yes", "yes " * lm.context], ["block.0"], pool="mean", into=tmp_path / "w")
     with pytest.raises(BadInput, match="no text"):
         extract(lm, [], ["block.0"], pool="mean", into=tmp_path / "y")
     found = extract(lm, TEXTS, ["block.0"], pool="mean", into=tmp_path / "z")

@@ -3,15 +3,14 @@
     found = features.extract(language_model, texts, ["block.3", "block.7"], pool="mean", into="features")
     found.values                                        [n, places, width], a read-only map of the file
 
-The folder holds values.npy and features.json. Memory does not grow with n. Texts are read in batches of like length, the
-longest first, and only as far into the model as the last place. A run that was killed goes on at its next batch; every
-batch carries a digest, and one that was damaged is read again.
+The folder holds values.npy and features.json; of what was read only token ids are in memory. Texts are read in batches of
+like length, the longest first, and only as far into the model as the last place. A run that was killed goes on at its next
+batch; every batch carries a digest, and one that was damaged is read again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from equipoise.core.options import check_fields, closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.language.encode import IGNORE, Example, encode_prompts
-from equipoise.language.generate import check_room
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import padded
 from equipoise.language.states import module_at, recording
@@ -112,7 +110,7 @@ def extract(
         "features": _VERSION,
         "model": language_model.name,
         "weights": _weights(language_model.model),
-        "texts": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "texts": _digest_of_rows(rows),
         "places": list(places),
         "pool": pool,
         "dtype": dtype,
@@ -135,7 +133,14 @@ def extract(
     return Features.load(folder)
 
 
-_Row = tuple[list[int], list[int]]  # the ids of a text, and the places of those that are pooled
+_Row = tuple[NDArray[np.int32], NDArray[np.int32]]  # the ids of a text, and the places of those that are pooled
+
+
+def _digest_of_rows(rows: Sequence[_Row]) -> str:
+    digest = hashlib.sha256()
+    for ids, chosen in rows:
+        digest.update(f"{len(ids)} {len(chosen)} ".encode() + ids.tobytes() + chosen.tobytes())
+    return digest.hexdigest()
 
 
 def _encoded(language_model: LanguageModel, texts: Sequence[Any]) -> list[_Row]:
@@ -144,16 +149,20 @@ def _encoded(language_model: LanguageModel, texts: Sequence[Any]) -> list[_Row]:
     rows: list[_Row] = []
     for index, text in enumerate(texts):
         if isinstance(text, Example):
-            ids, chosen = list(text.input_ids), [at for at, label in enumerate(text.labels) if label != IGNORE]
+            ids, chosen = np.array(text.input_ids, np.int32), np.flatnonzero(np.array(text.labels) != IGNORE)
         else:
-            ids = next(encoded)
-            chosen = list(range(len(ids)))
-        if not chosen:
+            ids = np.array(next(encoded), np.int32)
+            chosen = np.arange(len(ids))
+        if not len(chosen):
             raise BadInput(f"Text {index} has no token to pool: leave it out, or label one.")
-        rows.append((ids, chosen))
+        rows.append((ids, chosen.astype(np.int32)))
     if not rows:
         raise BadInput("There is no text to read: give one or more.")
-    check_room(language_model, [ids for ids, _ in rows], 0, [f"of text {index}" for index in range(len(rows))])
+    for index, (ids, _) in enumerate(rows):
+        if len(ids) > language_model.context:
+            raise BadInput(
+                f"Text {index} has {len(ids)} tokens, more than the context of {language_model.context}: shorten it."
+            )
     return rows
 
 
@@ -189,7 +198,7 @@ def _values(
     language_model: LanguageModel, rows: Sequence[_Row], wanted: Sequence[str], path: Path, dtype: FeatureDtype
 ) -> Any:
     """The file's map, made as large as it will be; widths are found by reading one token."""
-    ids = torch.tensor([rows[0][0][:1]], device=language_model.device)
+    ids = torch.tensor(rows[0][0][None, :1], dtype=torch.long, device=language_model.device)
     with evaluating(language_model.model):
         states = _states(language_model.model, wanted, ids, torch.ones_like(ids))
     widths = {place: state.shape[-1] for place, state in zip(wanted, states, strict=True)}
@@ -248,7 +257,7 @@ def _pooled(
     language_model: LanguageModel, rows: Sequence[_Row], wanted: Sequence[str], pool: Pool, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """[b, places, width] in the dtype; added in float64 where that is asked for, else in float32."""
-    ids, mask = padded([ids for ids, _ in rows], language_model.pad_id, language_model.device)
+    ids, mask = padded([ids.tolist() for ids, _ in rows], language_model.pad_id, language_model.device)
     weights = torch.zeros(ids.shape, dtype=torch.float64 if dtype == np.float64 else torch.float32)
     for row, (_, chosen) in enumerate(rows):
         weights[row, chosen[-1:] if pool == "last" else chosen] = 1 / len(chosen) if pool == "mean" else 1
