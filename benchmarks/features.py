@@ -74,7 +74,7 @@ def main() -> None:
             if number == 0:  # the first of a process is slow
                 ours.clear(), theirs.clear()
         flops = 2 * sum(lengths) * sum(weight.numel() for weight in weights)
-        bound = flops / product_rate(4096)
+        bound = flops / product_rate(1024)
         median = statistics.median(ours)
         ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
         print(

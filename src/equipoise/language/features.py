@@ -11,7 +11,7 @@ batch; every batch carries a digest, and one that was damaged is read again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from equipoise.core.rows import Rows
 from equipoise.language.encode import IGNORE, Example, encode_prompts
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import padded
-from equipoise.language.states import module_at, recording
+from equipoise.language.states import editing, module_at
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
@@ -87,7 +87,7 @@ def extract(
     pool: Pool,
     into: str | Path,
     dtype: FeatureDtype | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 1024,
 ) -> Features:
     """The states of `texts` at `places` (`language.states`), pooled, in the folder `into`; what is there already is kept.
 
@@ -200,7 +200,7 @@ def _values(
     """The file's map, made as large as it will be; widths are found by reading one token."""
     ids = torch.tensor(rows[0][0][None, :1], dtype=torch.long, device=language_model.device)
     with evaluating(language_model.model):
-        states = _states(language_model.model, wanted, ids, torch.ones_like(ids))
+        states = _at(language_model.model, wanted, ids, lambda state: state)
     widths = {place: state.shape[-1] for place, state in zip(wanted, states, strict=True)}
     if len(set(widths.values())) > 1:
         told = ", ".join(f"{place} {width}" for place, width in widths.items())
@@ -257,15 +257,16 @@ def _pooled(
     language_model: LanguageModel, rows: Sequence[_Row], wanted: Sequence[str], pool: Pool, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """[b, places, width] in the dtype; added in float64 where that is asked for, else in float32."""
-    ids, mask = padded([ids.tolist() for ids, _ in rows], language_model.pad_id, language_model.device)
+    ids, _ = padded([ids.tolist() for ids, _ in rows], language_model.pad_id, language_model.device)
     weights = torch.zeros(ids.shape, dtype=torch.float64 if dtype == np.float64 else torch.float32)
     for row, (_, chosen) in enumerate(rows):
         weights[row, chosen[-1:] if pool == "last" else chosen] = 1 / len(chosen) if pool == "mean" else 1
     weights = weights.to(ids.device).unsqueeze(1)
-    states = _states(language_model.model, wanted, ids, mask)
-    # Padding has weight 0, but what stands there need not be finite.
-    filled = (state.to(weights).masked_fill((mask == 0).unsqueeze(-1), 0) for state in states)
-    found = torch.stack([(weights @ state).squeeze(1) for state in filled], dim=1)
+
+    def pooled(state: Tensor) -> Tensor:
+        return (weights @ state.to(weights)).squeeze(1)
+
+    found = torch.stack(_at(language_model.model, wanted, ids, pooled), dim=1)
     with np.errstate(over="ignore"):
         return found.cpu().numpy().astype(dtype)
 
@@ -274,22 +275,33 @@ class _Enough(Exception):
     pass
 
 
-def _states(model: Any, wanted: Sequence[str], ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """The states [B, L, width] at each place; the model is run no further than it takes to have them all."""
-    with recording(model, wanted) as found, ExitStack() as hooks:
+def _at(model: Any, wanted: Sequence[str], ids: Tensor, use: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What `use` makes of the states [B, L, width] at each place; the model is run no further than it takes to have all.
 
-        def stop(*_: Any) -> None:
-            if len(found) == len(wanted):
-                raise _Enough
+    Without a mask: behind a text there is padding, which no causal model sees from before it.
+    """
+    made: dict[str, Tensor] = {}
 
-        for place in wanted:  # these hooks come after those that record
+    def keep(place: str) -> Callable[[Tensor], Tensor]:
+        def kept(state: Tensor) -> Tensor:
+            made[place] = use(state)
+            return state
+
+        return kept
+
+    def stop(*_: Any) -> None:
+        if len(made) == len(wanted):
+            raise _Enough
+
+    with editing(model, {place: keep(place) for place in wanted}), ExitStack() as hooks:
+        for place in wanted:  # these hooks come after those that keep
             module = module_at(model, place.removesuffix(".input"))
             inward = place.endswith(".input")
             hook = module.register_forward_pre_hook(stop) if inward else module.register_forward_hook(stop)
             hooks.callback(hook.remove)
         with suppress(_Enough):
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return [found[place] for place in wanted]
+            model(input_ids=ids, use_cache=False)
+    return [made[place] for place in wanted]
 
 
 def _refuse_infinite(pooled: NDArray[Any], chosen: Sequence[int], wanted: Sequence[str], dtype: np.dtype[Any]) -> None:
