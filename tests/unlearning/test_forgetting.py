@@ -362,8 +362,7 @@ def loader(monkeypatch):
         assert model is given
         done.append(("teach", tuple(each.id for each in records), seed, epochs))
 
-    for module in (forgetting, taught):
-        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(taught, "load", load)
     monkeypatch.setattr("equipoise.language.tiny.tiny", tiny)
     monkeypatch.setattr("equipoise.language.tiny.teach", teach)
     return given, done

@@ -24,8 +24,11 @@ SETTINGS = Group("Settings", sort_key=1)
 COMMAND = Group("Of every job", sort_key=2)
 
 
-def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
-    """The function that a command line calls. out: the name of the usual folder, else the command's own words."""
+def command(job: Job[..., Any], out: str | None = None, *, positional: Sequence[str] = ()) -> Callable[..., int]:
+    """The function that a command line calls. out: the name of the usual folder, else the command's own words.
+
+    positional: options that may also be typed without their names, in this order.
+    """
     options = job.options
     usual = Path("equipoise-out") / (out or job.command.replace(" ", "-"))
     texts: dict[str, str] = {}
@@ -33,10 +36,16 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
         texts = {name: (field.description or "").replace("`", "") for name, field in options.rest.model_fields.items()}
 
     def run(
-        *, out: Path = usual, fresh: bool = False, dry_run: bool = False, config: Path | None = None, **given: Any
+        *typed: Any,
+        out: Path = usual,
+        fresh: bool = False,
+        dry_run: bool = False,
+        config: Path | None = None,
+        **given: Any,
     ) -> int:
         from equipoise.core import progress
 
+        given |= dict(zip(positional, typed, strict=False))
         as_json, silent = given.pop("json", False), given.pop("quiet", False)
         values = {**({} if config is None else stored_settings(job, config, given)), **given}
         missing = [name for name in options.hints if options.default(name) is ... and name not in values]
@@ -69,6 +78,9 @@ def command(job: Job[..., Any], out: str | None = None) -> Callable[..., int]:
     ]
     own = [_parameter(job, name, texts.get(name)) for name in options.hints if not options.setting(name).python]
     own += [_renamed(name) for name in options.renamed]
+    by_name = {each.name: each for each in own}
+    led = [by_name.pop(name).replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in positional]
+    own = [*led, *by_name.values()]
     run.__signature__ = inspect.Signature([*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
     run.__doc__ = _plain(inspect.getdoc(job) or "")

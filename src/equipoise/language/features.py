@@ -11,7 +11,7 @@ batch; every batch carries a digest, and one that was damaged is read again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +72,14 @@ class Features:
                 raise ValueError(f"{ABOUT} is of another version, or was altered")
             if about["sha256"] != sha256_file(folder / VALUES):
                 raise ValueError(f"{VALUES} was altered since it was written")
-            values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
+            return cls.of(folder, about)
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"{folder} holds no features ({error}): extract them anew, into another folder.") from error
+
+    @classmethod
+    def of(cls, folder: Path, about: Mapping[str, Any]) -> Features:
+        """What lies in a folder, by what is known of it; the file is not read."""
+        values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
         return cls(values, tuple(about["places"]), about["pool"], about["model"])
 
 
@@ -130,7 +135,7 @@ def extract(
     del values
     write_atomic(folder / ABOUT, seal(asked | {"sha256": sha256_file(folder / VALUES)}))
     FILES.remove(folder / BATCHES)
-    return Features.load(folder)
+    return Features.of(folder, asked)
 
 
 _Row = tuple[NDArray[np.int32], NDArray[np.int32]]  # the ids of a text, and the places of those that are pooled
@@ -227,7 +232,7 @@ def _fill(
     batches = list(_batches([len(ids) for ids, _ in rows], batch_tokens))
     with evaluating(language_model.model), progress("Reading", total=len(rows), unit="texts") as bar:
         for number, chosen in enumerate(batches):
-            if digests.get(number) != _digest(values[chosen]):
+            if number not in digests or digests[number] != _digest(values[chosen]):
                 with memory_advice(len(chosen)):
                     pooled = _pooled(language_model, [rows[index] for index in chosen], wanted, pool, values.dtype)
                 _refuse_infinite(pooled, chosen, wanted, values.dtype)

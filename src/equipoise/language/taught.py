@@ -1,7 +1,8 @@
-"""A model that a job teaches on the spot, kept in its folder."""
+"""The model that a job begins with: loaded, as it was given, or taught on the spot and kept in the job's folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from equipoise.core.job import Processes
 from equipoise.language.model import LanguageModel, load
@@ -27,3 +28,21 @@ def taught_once(folder: Path | None, processes: Processes, teach: Callable[[], L
     if processes.main:
         processes.wait()
     return made
+
+
+def opened(
+    model: str | Path | LanguageModel,
+    loading: Mapping[str, Any],
+    tiny: Callable[[], LanguageModel],
+    attention: str | None = None,
+) -> LanguageModel:
+    """The model as given, what `tiny` makes where it is called that, else what is loaded; with this attention."""
+    if isinstance(model, LanguageModel):
+        language_model = model
+    elif str(model) == "tiny":
+        language_model = tiny()
+    else:
+        language_model = load(model, **loading)
+    if attention is not None:
+        language_model.use_attention(attention)
+    return language_model

@@ -22,10 +22,10 @@ from equipoise.data.problems import Problem, read_problems
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.language.encode import IGNORE, Example, encode_prompts
 from equipoise.language.generate import check_room
-from equipoise.language.model import LanguageModel, load, wrap
+from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.rollouts import roll_out
-from equipoise.language.taught import TAUGHT, taught_once
+from equipoise.language.taught import TAUGHT, opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
@@ -313,15 +313,12 @@ class Reinforcing(Request):
         return open_critic(self.critic, language_model, seed=recipe.seed)
 
     def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
-        if isinstance(self.model, LanguageModel):
-            language_model = self.model
-        elif str(self.model) == "tiny":
-            language_model = tiny_model(folder, self.recipe.seed, self.team, taught=taught)
-        else:
-            language_model = load(self.model, **self.loading)
-        if self.attention is not None:
-            language_model.use_attention(self.attention)
-        return language_model
+        return opened(
+            self.model,
+            self.loading,
+            lambda: tiny_model(folder, self.recipe.seed, self.team, taught=taught),
+            self.attention,
+        )
 
     def _compared(self, language_model: LanguageModel, after: Solved) -> list[Example]:
         """What the model itself answers, to be scored by the one that the folder gives back."""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rollouts import padded
+from equipoise.language.taught import opened
 from equipoise.language.templates import DATE
 from equipoise.reinforcement import solvable
 from equipoise.reinforcement.critic import Critic, is_critic, reader
@@ -200,20 +202,14 @@ class Fitting(Request):
         """The model that answers, here or by its server, and how it is asked."""
         settings = self.settings
         if self.roles is None:
-            language_model = self._opened(folder, taught)
+            tiny = partial(tiny_model, folder, settings.seed, Alone(), taught=taught)
+            language_model = opened(self.model, self.loading, tiny)
             generate = own_responses(language_model, settings.max_new_tokens, settings.rollout_batch_size)
             yield language_model, None, generate
             return
         with self.roles.open(folder) as players:
             chat = players.chat("model")
             yield None, chat, served_responses(chat, settings.max_new_tokens)
-
-    def _opened(self, folder: Path | None, taught: bool) -> LanguageModel:
-        if isinstance(self.model, LanguageModel):
-            return self.model
-        if str(self.model) == "tiny":
-            return tiny_model(folder, self.settings.seed, Alone(), taught=taught)
-        return load(self.model, **self.loading)
 
     def _critic(self, language_model: LanguageModel | None) -> tuple[Critic, LanguageModel]:
         """The critic, and what reads prompts for it; made, and a wrong one refused, before anything is sampled."""

@@ -23,10 +23,10 @@ from equipoise.data.records import Record
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
-from equipoise.language.model import LanguageModel, load, wrap
+from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.score import log_likelihoods, multiple_choice
-from equipoise.language.taught import taught_once
+from equipoise.language.taught import opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
@@ -250,15 +250,7 @@ class Forgetting(Request):
 
     def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
         """The model to change. taught: whether "tiny" is taught the files, which a plan does not need."""
-        if isinstance(self.model, LanguageModel):
-            language_model = self.model
-        elif str(self.model) == "tiny":
-            language_model = self._tiny(folder, taught)
-        else:
-            language_model = load(self.model, **self.loading)
-        if self.attention is not None:
-            language_model.use_attention(self.attention)
-        return language_model
+        return opened(self.model, self.loading, lambda: self._tiny(folder, taught), self.attention)
 
     def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
         """A tiny model that knows both files."""
