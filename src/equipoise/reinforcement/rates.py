@@ -1,0 +1,89 @@
+"""What rollouts said of questions, and what a selection brought: the counts of DOTS. Loads no torch, as a page needs none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from equipoise.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RateStore:
+    """What rollouts that were made anyway say of each question's difficulty; they count half after `half_life` steps.
+
+    total, rollouts: [N] float64, the sum of 1 - reward and the number of rollouts, faded to `step`.
+    """
+
+    def __init__(self, count: int, *, half_life: float = 10.0) -> None:
+        import torch
+
+        if not half_life > 0:
+            raise BadInput(f"half_life is {half_life}, expected a number of steps above 0; inf never forgets.")
+        self.half_life, self.step = half_life, 0
+        self.total, self.rollouts = torch.zeros(2, count, dtype=torch.float64)
+
+    def add(self, ids: Tensor, difficulty: Tensor, rollouts: int, step: int) -> None:
+        """Take in the difficulty [n] of questions [n], one of which may come twice, by `rollouts` responses to each."""
+        self.total, self.rollouts = self._faded(step)
+        self.step = step
+        self.total.index_add_(0, ids, difficulty.double() * rollouts)
+        self.rollouts.index_add_(0, ids, self.rollouts.new_full((len(ids),), rollouts))
+
+    def blended(self, predicted: Tensor, step: int, worth: float) -> Tensor:
+        """Predictions [N], each as one more measurement of `worth` rollouts; inf leaves them as they are."""
+        if worth == math.inf:
+            return predicted
+        total, rollouts = self._faded(step)
+        return (worth * predicted + total) / (worth + rollouts)
+
+    def _faded(self, step: int) -> tuple[Tensor, Tensor]:
+        share = 0.5 ** ((step - self.step) / self.half_life)
+        return self.total * share, self.rollouts * share
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """Groups of responses, how many had unequal rewards, and the rollouts in them."""
+
+    groups: int = 0
+    effective: int = 0
+    rollouts: int = 0
+
+    @property
+    def effective_share(self) -> float:
+        """Of the groups, those from which something can be learnt; nan when there is none."""
+        return self.effective / self.groups if self.groups else math.nan
+
+    def __add__(self, other: GroupCounts) -> GroupCounts:
+        return GroupCounts(self.groups + other.groups, self.effective + other.effective, self.rollouts + other.rollouts)
+
+
+@dataclass(frozen=True)
+class SamplerStatistics:
+    """What the selection brought. References are drawn uniformly: their share is the one that no selection would have had.
+
+    blocks: of selection; uniform_blocks: those in which the predictions were not trusted. correlations: of each block, the
+    step and that of predictions and measurements (nan where all references are equal, and where nothing was predicted).
+    """
+
+    trained: GroupCounts
+    references: GroupCounts
+    blocks: int
+    uniform_blocks: int
+    correlations: tuple[tuple[int, float], ...]
+
+    @property
+    def rollouts_saved(self) -> float:
+        """Rollouts that uniform draws take for as many groups of unequal rewards, less all that were made, references
+        included: negative where these cost more than they gave, nan where no reference shows what uniform draws give.
+
+        Of groups of one size: a larger one is more often unequal.
+        """
+        if not self.references.effective:
+            return math.nan
+        by_uniform = self.trained.rollouts * self.trained.effective_share / self.references.effective_share
+        return by_uniform - self.trained.rollouts - self.references.rollouts
