@@ -526,6 +526,10 @@ class DifficultySampler:
     def know(self, ids: Tensor | Sequence[int], difficulty: Tensor) -> None:
         """Take in the difficulty [n] of references [n] that took no rollouts: of a policy whose chances can be computed."""
         check_rewards(difficulty, "difficulty")
+        if difficulty.shape != (len(ids),):
+            raise BadInput(
+                f"difficulty is {list(difficulty.shape)}, expected a number for each of {len(ids)} references."
+            )
         self._refer(torch.as_tensor(ids, dtype=torch.long).cpu(), difficulty.detach().cpu().double())
 
     def statistics(self) -> SamplerStatistics:

@@ -1,4 +1,4 @@
-"""What rollouts said of questions, and what a selection brought: the counts of DOTS. Loads no torch, as a page needs none."""
+"""What rollouts said of questions, and what a selection brought. Loads no torch, so that a page can be drawn without."""
 
 from __future__ import annotations
 
@@ -87,3 +87,28 @@ class SamplerStatistics:
             return math.nan
         by_uniform = self.trained.rollouts * self.trained.effective_share / self.references.effective_share
         return by_uniform - self.trained.rollouts - self.references.rollouts
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a run learnt from, where prompts were selected or responses came again.
+
+    select: the recipe's. fresh: the groups that were written for it. replayed: how many came again, one that did so twice
+    counting twice. measured_tokens: generated to measure difficulty. statistics: of the sampler; None where there is none.
+    """
+
+    select: str
+    fresh: GroupCounts
+    replayed: int
+    measured_tokens: int
+    statistics: SamplerStatistics | None
+
+    @property
+    def rollouts_saved(self) -> float:
+        """`SamplerStatistics.rollouts_saved`; nan without a sampler, and of an oracle, which is a control."""
+        return self.statistics.rollouts_saved if self.statistics is not None and self.select == "dots" else math.nan
+
+    @property
+    def replayed_share(self) -> float:
+        """Of the groups that were learnt from, those that came again."""
+        return self.replayed / (self.replayed + self.fresh.groups) if self.fresh.groups else math.nan
