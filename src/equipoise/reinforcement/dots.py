@@ -230,6 +230,11 @@ class DifficultyPredictor(nn.Module):
         stored = {"difficulty_predictor": _VERSION, **self.settings, "weights": sha256_file(folder / _WEIGHTS)}
         write_atomic(folder / _SETTINGS, json.dumps(stored))
 
+    @staticmethod
+    def stored(folder: Path) -> bool:
+        """Whether `save` has finished in this folder."""
+        return (folder / _SETTINGS).exists()
+
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> DifficultyPredictor:
         """What `save` wrote. Raises BadInput for a folder that holds no predictor, and for one that was altered."""

@@ -112,3 +112,32 @@ class Selected:
     def replayed_share(self) -> float:
         """Of the groups that were learnt from, those that came again."""
         return self.replayed / (self.replayed + self.fresh.groups) if self.fresh.groups else math.nan
+
+    def sentences(self) -> tuple[str, ...]:
+        """What a user wants to know: how many responses taught something, how many were wasted, what measuring cost."""
+        fresh, statistics = self.fresh, self.statistics
+        taught = fresh.effective * fresh.rollouts // max(fresh.groups, 1)
+        share = f" ({fresh.effective_share:.0%})" if fresh.groups else ""
+        found = [
+            f"Of {fresh.rollouts:,} responses written to learn from, {taught:,}{share} taught something, since others to the "
+            f"same prompt had another reward; {fresh.rollouts - taught:,} were wasted."
+        ]
+        if statistics is not None and (measured := statistics.references).groups:
+            more = "" if self.select == "dots" else " Those of an oracle are a control, and no cost of a method."
+            found.append(
+                f"{measured.rollouts:,} more measured difficulty; of their prompts, {measured.effective_share:.0%} would have "
+                f"taught something.{more}"
+            )
+        if not math.isnan(saved := self.rollouts_saved):
+            compared = f"{saved:,.0f} fewer" if saved >= 0 else f"{-saved:,.0f} more"
+            found.append(f"Both together are {compared} than uniform draws take for as many that teach.")
+        if statistics is not None and statistics.uniform_blocks:
+            found.append(
+                f"In {statistics.uniform_blocks} of {statistics.blocks} blocks predictions did not agree with measurements, "
+                "and prompts were drawn uniformly."
+            )
+        if self.replayed:
+            found.append(
+                f"{self.replayed:,} groups came again from earlier steps: {self.replayed_share:.0%} of what was learnt from."
+            )
+        return tuple(found)

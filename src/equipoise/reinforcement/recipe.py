@@ -199,6 +199,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """Prompts whose responses are kept."""
         return self.replay_capacity or self.prompts_per_step
 
+    def measured(self, count: int) -> int:
+        """Responses of a run to what is measured before its blocks, of so many prompts."""
+        if self.select == "uniform" or self.select_temperature == math.inf:
+            return 0
+        asked = self.reference_questions if self.select == "dots" else count
+        return -(-self.steps // self.select_every) * asked * self.samples
+
     @property
     def reference(self) -> bool:
         """Whether the starting model is asked, too."""

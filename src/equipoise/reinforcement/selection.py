@@ -108,7 +108,9 @@ class Selection:
         """Called before each step (from 0): the prompts that must be answered and measured first, mostly none."""
         if index % self.recipe.select_every == 0 and self.buffer is not None:
             self._again = self.recipe.replayed if len(self.buffer) >= self.recipe.replayed else 0
-        asked = [] if self.sampler is None else self.sampler.references().tolist()
+        if self.sampler is None:
+            return []
+        asked = self.sampler.references().tolist()
         if not asked or self._difficulty is None:
             return asked
         difficulty, count = self._difficulty(self._language_model), len(self._problems)
