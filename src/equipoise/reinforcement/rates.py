@@ -119,14 +119,14 @@ class Selected:
         taught = fresh.effective * fresh.rollouts // max(fresh.groups, 1)
         share = f" ({fresh.effective_share:.0%})" if fresh.groups else ""
         found = [
-            f"Of {fresh.rollouts:,} responses written to learn from, {taught:,}{share} taught something, since others to the "
-            f"same prompt had another reward; {fresh.rollouts - taught:,} were wasted."
+            f"Of {fresh.rollouts:,} responses written to learn from, {taught:,}{share} taught something, since others to "
+            f"the same prompt had another reward; {fresh.rollouts - taught:,} were wasted."
         ]
         if statistics is not None and (measured := statistics.references).groups:
             more = "" if self.select == "dots" else " Those of an oracle are a control, and no cost of a method."
             found.append(
-                f"{measured.rollouts:,} more measured difficulty; of their prompts, {measured.effective_share:.0%} would have "
-                f"taught something.{more}"
+                f"{measured.rollouts:,} more measured difficulty; {measured.effective_share:.0%} of these would have taught "
+                f"something.{more}"
             )
         if not math.isnan(saved := self.rollouts_saved):
             compared = f"{saved:,.0f} fewer" if saved >= 0 else f"{-saved:,.0f} more"
