@@ -302,10 +302,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise BadInput(
                 "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."
             )
-        if self.select != "uniform":
-            self._check_selection(chosen)
         if self.replay:
             self._check_replay(chosen)
+        if self.select != "uniform":
+            self._check_selection(chosen)
 
     def check_pool(self, count: int) -> None:
         """Raises BadInput for settings that so many prompts cannot serve."""
@@ -348,10 +348,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
                 f"replay_capacity is {self.capacity}, but {self.replayed} prompts of a batch come again: use at least as "
                 "many."
             )
-        if self.samples < 2:
-            raise BadInput("replay keeps prompts with right and wrong responses: use num_generations=2 or more.")
         for clash, what in (
-            (self.critic != "none", f"the critic of {self.advantage}, which learns from the present policy alone"),
+            (
+                self.critic != "none",
+                f"the critic of {self.advantage}, which learns from new responses alone (grpo has none)",
+            ),
             (chosen.past, f"{self.advantage}, which would count old rewards twice"),
             (chosen.greedy, f"{self.advantage}, whose greedy answers are the present policy's"),
             (self.head != "none", "a rollout head, which writes with another policy than learns"),
@@ -363,6 +364,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
                 raise BadInput(
                     f"replay is {self.replay}, which does not go together with {what}: leave one of them out."
                 )
+        if self.samples < 2:
+            raise BadInput("replay keeps prompts with right and wrong responses: use num_generations=2 or more.")
 
 
 @functools.cache
