@@ -185,8 +185,9 @@ class Killed(BaseException):
     pass
 
 
-def test_the_job_with_rates_is_told_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
-    """Cut within a block with groups in the buffer: the same bytes, from the predictor that was fitted once."""
+@pytest.mark.parametrize("damaged", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_the_job_with_rates_is_told_and_goes_on_where_it_was_cut(damaged, tmp_path, monkeypatch):
+    """Cut within a block with groups in the buffer: the same bytes, also when its predictor was damaged."""
     fitted, fit = [], Rates.fit
     monkeypatch.setattr(Rates, "fit", lambda self, *given: fitted.append(1) or fit(self, *given))
     rates = written(tmp_path / "rates.jsonl", [*rows_of("one", "two"), {"id": "held", "model": "one", "rate": 0.5}])
@@ -204,10 +205,14 @@ def test_the_job_with_rates_is_told_and_goes_on_where_it_was_cut(tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(training._Loop, "_learn", killed)
         reinforce(model(), prompts=POOL, rates=rates, out=tmp_path / "cut", **HOW)
+    assert len(fitted) == 2
+    if damaged:
+        (stored,) = (path for path in tmp_path.rglob("predictor.safetensors") if "whole" not in path.parts)
+        stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     again = reinforce(model(), prompts=POOL, rates=rates, out=tmp_path / "cut", **HOW)
     for file in ("model.safetensors", "metrics.jsonl", "predictor/predictor.safetensors", "predictor/predictor.json"):
         assert sha256_file(tmp_path / "cut" / file) == sha256_file(tmp_path / "whole" / file), file
-    assert again.selected == whole.selected and again.tokens == whole.tokens and len(fitted) == 2
+    assert again.selected == whole.selected and again.tokens == whole.tokens and len(fitted) == 2 + damaged
     assert not (tmp_path / "whole" / "embeddings").exists()
     selected, rows = whole.selected, [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").open()]
     assert (selected.fresh.groups, selected.replayed, selected.statistics.blocks) == (12, 4, 2)

@@ -2,13 +2,19 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
+from equipoise.core.state import load_state
 from equipoise.data.problems import Problem
 from equipoise.language.rollouts import score_responses
 from equipoise.reinforcement import dots, stages
@@ -16,6 +22,7 @@ from equipoise.reinforcement.dots import DifficultySampler, EmbeddingPredictor
 from equipoise.reinforcement.rates import GroupCounts, SamplerStatistics, Selected
 from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.selection import KEY, sampler_of
+from ports import free_port
 from reinforcement_world import SMALL, copied, equal, model, odd, reinforced, weights
 
 WORDS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"]
@@ -285,6 +292,53 @@ def test_resumed_in_the_middle_of_a_block_is_undisturbed(select, tmp_path):
         run(**{**settings, "replay": 0.25}, how={"state": saved[0]})
 
 
+IN_PROCESSES = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from equipoise.core.state import save_state
+from test_selection import shared
+
+accelerator = Accelerator(cpu=True)
+folder = Path(sys.argv[1])
+found = shared({"accelerator": accelerator, "log": folder / "two.jsonl"})
+save_state(folder / f"{accelerator.process_index}", {"weights": found.weights, "ids": [s.keys for s in found.steps]})
+"""
+
+
+def shared(how):
+    """A run with what is measured, selected and replayed, of an odd number of prompts a step."""
+    settings = {**MIDDLE, "prompts_per_step": 5, "steps": 4, "predictor": Reader(), "trusted": True}
+    return run(**settings, language_model=model(dtype=torch.float64), how=how)
+
+
+@pytest.mark.slow
+def test_two_processes_select_and_replay_as_one(tmp_path):
+    """Each writes its share of references and prompts; both train on the same ones."""
+    (tmp_path / "script.py").write_text(IN_PROCESSES)
+    root = Path(__file__).parents[2]
+    paths = f"{root / 'src'}:{root / 'tests'}:{root / 'tests' / 'reinforcement'}"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "script.py"), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = shared({})
+    for process in ("0", "1"):
+        two = load_state(tmp_path / process)
+        assert two["ids"] == [step.keys for step in one.steps]
+        for name, expected in one.weights.items():
+            assert (two["weights"][name] - expected).abs().mean() < 1e-6, name
+    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and any(metrics["replayed_groups"] for metrics in one.metrics)
+    for row, metrics in zip(rows, one.metrics, strict=True):
+        assert {name: row[name] for name in metrics} == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
 def test_a_state_of_before_there_was_selection_goes_on(tmp_path):
     saved = []
     settings = {"num_generations": 2, "steps": 2, "prompts_per_step": 4}
@@ -336,6 +390,16 @@ def test_what_does_not_fit_is_refused_before_the_first_step():
     assert not asked
     with pytest.raises(BadInput, match=r"select is 'dots', which takes rewards in \[0, 1\], and one is 2: scale them"):
         run(**DOTS, reward=reward)
+
+
+def test_a_stage_that_asks_otherwise_cannot_be_replayed():
+    def sample(language_model, recipe, problems, *given):
+        return stages.sample(
+            language_model, recipe, [replace(each, prompt=f"{each.prompt}!") for each in problems], *given
+        )
+
+    with pytest.raises(BadInput, match=r"the stage `sample` asked 'p\d+' otherwise: use replay=0"):
+        run(**REPLAY, how={"sample": sample})
 
 
 def test_sentences_by_hand():

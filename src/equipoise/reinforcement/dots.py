@@ -230,11 +230,6 @@ class DifficultyPredictor(nn.Module):
         stored = {"difficulty_predictor": _VERSION, **self.settings, "weights": sha256_file(folder / _WEIGHTS)}
         write_atomic(folder / _SETTINGS, json.dumps(stored))
 
-    @staticmethod
-    def stored(folder: Path) -> bool:
-        """Whether `save` has finished in this folder."""
-        return (folder / _SETTINGS).exists()
-
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> DifficultyPredictor:
         """What `save` wrote. Raises BadInput for a folder that holds no predictor, and for one that was altered."""
@@ -313,6 +308,12 @@ def select(
     logits = -(difficulty.to(generator.device, torch.float64) - target).abs() / temperature
     gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
     return (logits + gumbel).topk(count).indices
+
+
+def seeded(*words: int) -> torch.Generator:
+    """A generator whose draws follow from these numbers: a seed, a stream of it, and what is counted in that."""
+    word = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
 
 
 def pearson(one: Tensor, other: Tensor) -> float:
@@ -643,5 +644,4 @@ class DifficultySampler:
         return [self._order(place)[0] for place in range(first, self._drawn)]
 
     def _generator(self, stream: int) -> torch.Generator:
-        word = np.random.SeedSequence([self.seed, stream, len(self.blocks)]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return seeded(self.seed, stream, len(self.blocks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,8 +218,9 @@ class PredictorSource:
             return DifficultyPredictor.load(self.folder)
         if self.rates is None:
             return EmbeddingPredictor()
-        if not DifficultyPredictor.stored(folder):
-            self.rates.fit(embeddings, recipe).save(folder)
+        with suppress(BadInput):  # not there yet, or damaged
+            return DifficultyPredictor.load(folder)
+        self.rates.fit(embeddings, recipe).save(folder)
         return DifficultyPredictor.load(folder)
 
 

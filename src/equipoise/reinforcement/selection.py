@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.language.rollouts import Rollouts
-from equipoise.reinforcement.dots import DifficultySampler, Predictor
+from equipoise.reinforcement.dots import DifficultySampler, Predictor, seeded
 from equipoise.reinforcement.group_baselines import mixed
 from equipoise.reinforcement.rates import GroupCounts, Selected
 from equipoise.reinforcement.recipe import Recipe
@@ -106,6 +105,7 @@ class Selection:
 
     def begin(self, index: int) -> list[int]:
         """Called before each step (from 0): the prompts that must be answered and measured first, mostly none."""
+        # For a whole block, whose prompts are drawn at once; the buffer does not shrink in it.
         if index % self.recipe.select_every == 0 and self.buffer is not None:
             self._again = self.recipe.replayed if len(self.buffer) >= self.recipe.replayed else 0
         if self.sampler is None:
@@ -159,8 +159,7 @@ class Selection:
         if not self._again:
             return step
         assert self.buffer is not None
-        word = np.random.SeedSequence([self.recipe.seed, _REPLAY, step.index]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        generator = seeded(self.recipe.seed, _REPLAY, step.index)
         groups = self.buffer.sample(self._again, generator=generator)
         self._replayed += len(groups)
         device, fresh = step.rewards.device, len(step.problems)
@@ -196,6 +195,11 @@ class Selection:
         for place, key in enumerate(step.keys):
             if key == KEY:
                 continue
+            if rolled.prompts[place] != tuple(self._encoded[places[key]]):
+                raise BadInput(
+                    f"replay keeps responses to the prompts as they are, and the stage `sample` asked "
+                    f"{step.problems[place].id!r} otherwise: use replay=0."
+                )
             rows = slice(place * rolled.samples, (place + 1) * rolled.samples)
             width = int(mask[rows].sum(dim=-1).max())
             own = (ids[rows, :width], mask[rows, :width], rewards[place], log_probs[rows, :width])
@@ -252,7 +256,9 @@ def _rollouts(group: ReplayGroup, language_model: LanguageModel, prompt: Sequenc
     answers = [ids[mask].tolist() for ids, mask in zip(group.ids, group.mask, strict=True)]
     ended = [bool(answer) and answer[-1] in language_model.end_ids for answer in answers]
     texts = [
-        tokenizer.decode(answer[: len(answer) - end], skip_special_tokens=True).removeprefix(" ")
+        tokenizer.decode(
+            answer[: len(answer) - end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).removeprefix(" ")
         for answer, end in zip(answers, ended, strict=True)
     ]
     return Rollouts(
