@@ -1,5 +1,6 @@
 """Where the job's predictor comes from: rates of other models read and divided, embeddings, and the job with both."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -116,8 +117,8 @@ def test_half_of_what_was_rated_are_references(tmp_path, monkeypatch):
 def test_embeddings_are_means_of_last_states_of_the_raw_text(tmp_path):
     """Of texts of unequal lengths, one by one; a chat template in use changes nothing."""
     language_model = model()
+    language_model.tokenizer = copy.deepcopy(language_model.tokenizer)  # the other is shared
     language_model.tokenizer.chat_template = "{{ messages[0].content }} and more"
-    language_model = replace(language_model, chat_template="auto")
     found = embedded(language_model, POOL, tmp_path / "embeddings")
     tokenizer = language_model.tokenizer
     for place in (0, 3, 17):
@@ -125,7 +126,7 @@ def test_embeddings_are_means_of_last_states_of_the_raw_text(tmp_path):
         with torch.no_grad():
             states = language_model.model.model(input_ids=ids).last_hidden_state
         assert_close(found[place], states[0].mean(dim=0), rtol=1e-5, atol=1e-6)
-    assert found.dtype == torch.float32 and language_model.chat_template == "auto"
+    assert found.dtype == torch.float32 and language_model.uses_chat_template
 
 
 def test_what_a_request_says_of_its_predictor(tmp_path):
