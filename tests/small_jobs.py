@@ -305,6 +305,12 @@ def reinforce_more(folder: Path) -> Sequence[Settings]:
         {"dtype": "bfloat61"},
         {"chat_template": str(folder / "template.jinja")},
         {"parameters": "lora", "lora_rank": 1},
+        {"method": "grpo", "replay": 0.5},
+        {"method": "grpo", "replay": 0.5, "replay_capacity": 1, "clip_window": "current"},
+        {"replay": 0.5},
+        {"method": "grpo", "select": "dots", "reference_questions": 8},
+        {"method": "grpo", "select": "oracle", "select_every": 1},
+        {"method": "grpo", "rates": folder / "prompts.jsonl"},
     )
 
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.reinforcement import dots, group_baselines
-from equipoise.reinforcement.dots import DifficultyPredictor, DifficultySampler, EmbeddingPredictor, RateStore
+from equipoise.reinforcement.dots import DifficultyPredictor, DifficultySampler, EmbeddingPredictor
+from equipoise.reinforcement.rates import RateStore
 
 GROUPS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)), dtype=torch.float64)
 

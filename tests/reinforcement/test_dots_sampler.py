@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.core.state import load_state, save_state
-from equipoise.reinforcement import dots
 from equipoise.reinforcement.dots import DifficultySampler
+from equipoise.reinforcement.rates import GroupCounts
 from equipoise.training.order import without_replacement
 
 
@@ -164,7 +164,7 @@ def test_statistics_by_hand():
     assert found.rollouts_saved == 3 / 0.25 * 2 - 8 - 16
     means = {"difficulty": 0.40625, "distance": 0.15625}
     assert each.steps == [{"step": 1, "groups": 4, "effective": 3, "rollouts": 8, **means}]
-    assert math.isnan(dots.GroupCounts().effective_share)
+    assert math.isnan(GroupCounts().effective_share)
     each.observe([], torch.zeros(0, 8))
     assert each.statistics() == found and len(each.steps) == 1
 

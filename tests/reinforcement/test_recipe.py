@@ -75,6 +75,14 @@ OTHER = {
     "head_learning_rate": 0.1,
     "head_scale": 0.5,
     "importance_cap": 0.9,
+    "select_every": 3,
+    "difficulty_target": 0.1,
+    "select_temperature": 0.3,
+    "reference_questions": 9,
+    "refit": "cross-fitted",
+    "prediction_worth": 2.0,
+    "replay_capacity": 1,
+    "clip_window": "current",
 }
 
 
@@ -185,6 +193,8 @@ def test_the_settings_with_their_values():
         "mixed_only": False,
         "overlong": 0,
         "head": "none",
+        "select": "uniform",
+        "replay": 0.0,
         "seed": 0,
     }
     of_head = recipe("r2po", learning_rate=0.5, head_steps=3).resolved(1000)
@@ -233,12 +243,67 @@ def test_the_shape_of_a_batch():
         ("grpo", {"overlong": 257}, "overlong is 257, more than max_new_tokens (256)."),
         ("sppo", {"overlong": 8}, "overlong takes up to 1 off a reward, and sppo needs rewards in [0, 1]: use 0."),
         ("sppo", {"mixed_only": True}, "mixed_only looks for right and wrong responses to one prompt"),
+        ("sppo", {"select": "dots"}, "select is 'dots', which seeks prompts with right and wrong responses: use num_gen"),
+        ("dapo", {"select": "oracle"}, "select is 'oracle', which does not go together with mixed_only, which draws"),
+        ("remax", {"select": "dots", "num_generations": 2}, "select is 'dots', which does not go together with remax"),
+        ("grpo", {"replay": 0.007}, "replay is 0.007, which is 0 of the 64 prompts of a batch: at least one has to come"),
+        ("grpo", {"replay": 0.995}, "replay is 0.995, which is 64 of the 64 prompts of a batch"),
+        ("grpo", {"replay": 0.5, "replay_capacity": 31}, "replay_capacity is 31, but 32 prompts of a batch come again"),
+        ("reinforce++", {"replay": 0.5}, "replay keeps prompts with right and wrong responses: use num_generations=2"),
+        ("sppo", {"replay": 0.5}, "replay is 0.5, which does not go together with the critic of sppo"),
+        ("reinforce", {"advantage": "running-mean", "replay": 0.5}, "replay is 0.5, which does not go together with run"),
+        ("remax", {"replay": 0.5}, "replay is 0.5, which does not go together with remax, whose greedy answers"),
+        ("grpo", {"replay": 0.5, "head": "random"}, "replay is 0.5, which does not go together with a rollout head"),
+        ("apo", {"replay": 0.5}, "replay is 0.5, which does not go together with loss='anchored'"),
+        ("grpo", {"replay": 0.5, "kl_beta": 0.1}, "replay is 0.5, which does not go together with kl_beta above 0"),
+        ("dapo", {"replay": 0.5}, "replay is 0.5, which does not go together with mixed_only"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(method, settings, sentence):
     with pytest.raises(BadInput) as caught:
         recipe(method, **settings)
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts", "sentence"),
+    [
+        ({"select": "dots"}, 255, "reference_questions is 256, and there are 255 prompts: use at most 255."),
+        (
+            {"select": "dots", "reference_questions": 8},
+            7,
+            "reference_questions is 8, and there are 7 prompts: use select",
+        ),
+        (
+            {"select": "dots", "reference_questions": 8},
+            127,
+            "a block of 2 steps takes 128 different prompts, and there are",
+        ),
+        (
+            {"select": "oracle", "select_every": 3},
+            191,
+            "a block of 3 steps takes 192 different prompts, and there are 191",
+        ),
+    ],
+)
+def test_a_pool_that_is_too_small(settings, prompts, sentence):
+    made = recipe("grpo", **settings)
+    with pytest.raises(BadInput) as caught:
+        made.check_pool(prompts)
+    assert str(caught.value).startswith(sentence)
+    made.check_pool(256)
+    recipe("grpo").check_pool(1)
+
+
+def test_what_selection_and_replay_count_with():
+    """Of a batch of 5 three come again; an oracle measures every prompt, and has nothing to predict."""
+    replaying = recipe("grpo", replay=0.5, prompts_per_step=5)
+    assert (replaying.replayed, replaying.capacity, replaying.resolved(1)["replay_capacity"]) == (3, 5, 5)
+    assert {"replay_capacity", "clip_window", "select_every"} <= replaying.used()
+    dots, oracle = (recipe("grpo", select=word, steps=5, num_generations=4) for word in ("dots", "oracle"))
+    assert (dots.measured(900), oracle.measured(900), replaying.measured(900)) == (3 * 256 * 4, 3 * 900 * 4, 0)
+    assert {"reference_questions", "refit", "prediction_worth"} == dots.used() - oracle.used()
+    assert {"difficulty_target", "select_temperature", "select_every"} <= oracle.used()
 
 
 def test_a_kl_that_has_no_gradient_is_refused():

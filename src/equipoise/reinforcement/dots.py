@@ -45,6 +45,7 @@ from equipoise.core.files import read_regular, sha256_file, write_atomic
 from equipoise.core.options import closed
 from equipoise.core.serialize import serialize
 from equipoise.reinforcement.group_baselines import mixed
+from equipoise.reinforcement.rates import GroupCounts, RateStore, SamplerStatistics
 from equipoise.reinforcement.sppo import check_rewards
 from equipoise.training.order import without_replacement
 
@@ -54,7 +55,7 @@ Refit = Literal["none", "in-sample", "cross-fitted"]
 _EDGE = 1e-4  # a difficulty is kept this far from 0 and 1 before its logit
 _TEMPERATURES = (1e-2, 10.0)
 _FOLDS = 4
-_LEAST_REFERENCES = 2 * _FOLDS
+LEAST_REFERENCES = 2 * _FOLDS
 _AT_ONCE = 4096  # questions of a pass
 # Streams of a seed, apart from those of the order (0), the trainer (3), rollouts (4) and measurements (5).
 _REFERENCES, _SELECTION, _LEARNING = 6, 7, 8
@@ -309,6 +310,12 @@ def select(
     return (logits + gumbel).topk(count).indices
 
 
+def seeded(*words: int) -> torch.Generator:
+    """A generator whose draws follow from these numbers: a seed, a stream of it, and what is counted in that."""
+    word = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+
+
 def pearson(one: Tensor, other: Tensor) -> float:
     """The correlation of two [N]; nan where one of them is constant."""
     both = torch.stack([one.double(), other.double()])
@@ -331,8 +338,8 @@ def cross_predicted(predictor: Predictor, embeddings: Tensor, difficulty: Tensor
 
     Raises BadInput for fewer than 8.
     """
-    if len(difficulty) < _LEAST_REFERENCES:
-        raise BadInput(f"there are {len(difficulty)} reference questions, expected at least {_LEAST_REFERENCES}.")
+    if len(difficulty) < LEAST_REFERENCES:
+        raise BadInput(f"there are {len(difficulty)} reference questions, expected at least {LEAST_REFERENCES}.")
     fold, found = torch.arange(len(difficulty)) % _FOLDS, torch.empty(len(difficulty), dtype=torch.float64)
     for number in range(_FOLDS):
         own = fold == number
@@ -373,81 +380,6 @@ def estimate(
     return DifficultyEstimate(difficulty, pearson(crossed, measured))
 
 
-class RateStore:
-    """What rollouts that were made anyway say of each question's difficulty; they count half after `half_life` steps.
-
-    total, rollouts: [N] float64, the sum of 1 - reward and the number of rollouts, faded to `step`.
-    """
-
-    def __init__(self, count: int, *, half_life: float = 10.0) -> None:
-        if not half_life > 0:
-            raise BadInput(f"half_life is {half_life}, expected a number of steps above 0; inf never forgets.")
-        self.half_life, self.step = half_life, 0
-        self.total, self.rollouts = torch.zeros(2, count, dtype=torch.float64)
-
-    def add(self, ids: Tensor, difficulty: Tensor, rollouts: int, step: int) -> None:
-        """Take in the difficulty [n] of questions [n], one of which may come twice, by `rollouts` responses to each."""
-        self.total, self.rollouts = self._faded(step)
-        self.step = step
-        self.total.index_add_(0, ids, difficulty.double() * rollouts)
-        self.rollouts.index_add_(0, ids, torch.full((len(ids),), rollouts, dtype=torch.float64))
-
-    def blended(self, predicted: Tensor, step: int, worth: float) -> Tensor:
-        """Predictions [N], each as one more measurement of `worth` rollouts; inf leaves them as they are."""
-        if worth == math.inf:
-            return predicted
-        total, rollouts = self._faded(step)
-        return (worth * predicted + total) / (worth + rollouts)
-
-    def _faded(self, step: int) -> tuple[Tensor, Tensor]:
-        share = 0.5 ** ((step - self.step) / self.half_life)
-        return self.total * share, self.rollouts * share
-
-
-@dataclass(frozen=True)
-class GroupCounts:
-    """Groups of responses, how many had unequal rewards, and the rollouts in them."""
-
-    groups: int = 0
-    effective: int = 0
-    rollouts: int = 0
-
-    @property
-    def effective_share(self) -> float:
-        """Of the groups, those from which something can be learnt; nan when there is none."""
-        return self.effective / self.groups if self.groups else math.nan
-
-    def __add__(self, other: GroupCounts) -> GroupCounts:
-        return GroupCounts(self.groups + other.groups, self.effective + other.effective, self.rollouts + other.rollouts)
-
-
-@dataclass(frozen=True)
-class SamplerStatistics:
-    """What the selection brought. References are drawn uniformly: their share is the one that no selection would have had.
-
-    blocks: of selection; uniform_blocks: those in which the predictions were not trusted. correlations: of each block, the
-    step and that of predictions and measurements (nan where all references are equal).
-    """
-
-    trained: GroupCounts
-    references: GroupCounts
-    blocks: int
-    uniform_blocks: int
-    correlations: tuple[tuple[int, float], ...]
-
-    @property
-    def rollouts_saved(self) -> float:
-        """Rollouts that uniform draws take for as many groups of unequal rewards, less all that were made, references
-        included: negative where these cost more than they gave, nan where no reference shows what uniform draws give.
-
-        Of groups of one size: a larger one is more often unequal.
-        """
-        if not self.references.effective:
-            return math.nan
-        by_uniform = self.trained.rollouts * self.trained.effective_share / self.references.effective_share
-        return by_uniform - self.trained.rollouts - self.references.rollouts
-
-
 class DifficultySampler:
     """Which questions to train on next, for any trainer.
 
@@ -461,7 +393,8 @@ class DifficultySampler:
 
     A block is as many calls of `next` as `block` says (mu): before it the references are measured, and its questions drawn
     at once and shuffled. questions: embeddings [N, E], or texts with `embed`, which gives such. predictor: a
-    `DifficultyPredictor`, or anything that predicts. references: K. refit: see `estimate`. min_correlation: below it, and
+    `DifficultyPredictor`, or anything that predicts; None is the oracle: every question is a reference in every block, and
+    ranked by what was measured of it. references: K. refit: see `estimate`. min_correlation: below it, and
     where it is nan, a block is drawn uniformly; not given: 2 / sqrt(K), two standard errors above chance. temperature: inf
     draws uniformly for good and needs no references: the order that the trainer has by its own seed. prediction_worth: a
     prediction counts as this many rollouts beside those that training has made of a question, which count half after
@@ -476,7 +409,7 @@ class DifficultySampler:
     def __init__(
         self,
         questions: Tensor | Sequence[str],
-        predictor: Predictor,
+        predictor: Predictor | None,
         *,
         seed: int,
         references: int = 256,
@@ -499,8 +432,14 @@ class DifficultySampler:
         _check_embeddings(embeddings, embeddings.shape[-1], "questions")
         self.embeddings, self.predictor = embeddings.detach().float(), predictor
         count, (low, high) = len(questions), reward_range
+        references = count if predictor is None else references
         for name, value, right, expected in (
-            ("references", references, _LEAST_REFERENCES <= references <= count, f"{_LEAST_REFERENCES} to {count}"),
+            (
+                "references",
+                references,
+                predictor is None or LEAST_REFERENCES <= references <= count,
+                f"{LEAST_REFERENCES} to {count}, the questions that there are",
+            ),
             ("block", block, block >= 1, "at least 1 call of next"),
             ("temperature", temperature, temperature > 0, "a number above 0"),
             ("prediction_worth", prediction_worth, prediction_worth > 0, "a number of rollouts above 0"),
@@ -590,6 +529,15 @@ class DifficultySampler:
             raise BadInput(f"there are {len(rates)} rates of {rollouts} rollouts for {len(ids)} questions.")
         self._note(ids, 1 - rates, (rates > 0) & (rates < 1), rollouts, reference)
 
+    def know(self, ids: Tensor | Sequence[int], difficulty: Tensor) -> None:
+        """Take in the difficulty [n] of references [n] that took no rollouts: of a policy whose chances can be computed."""
+        check_rewards(difficulty, "difficulty")
+        if difficulty.shape != (len(ids),):
+            raise BadInput(
+                f"difficulty is {list(difficulty.shape)}, expected a number for each of {len(ids)} references."
+            )
+        self._refer(torch.as_tensor(ids, dtype=torch.long).cpu(), difficulty.detach().cpu().double())
+
     def statistics(self) -> SamplerStatistics:
         """What the selection brought until now."""
         known = ((each["step"], each["correlation"]) for each in self.blocks)
@@ -641,9 +589,12 @@ class DifficultySampler:
             raise BadInput(
                 f"a block of {count} questions is drawn from {len(self.embeddings)}: make block or the step smaller."
             )
-        found = estimate(self.predictor, self.embeddings, self._reference_ids(), self._measured, refit=self.refit)
+        if self.predictor is None:
+            found, uniform = DifficultyEstimate(self._measured, math.nan), False
+        else:
+            found = estimate(self.predictor, self.embeddings, self._reference_ids(), self._measured, refit=self.refit)
+            uniform = not found.correlation >= self.min_correlation  # nan among what is not trusted
         self.ranked = self.rates.blended(found.difficulty, self._step, self.prediction_worth)
-        uniform = not found.correlation >= self.min_correlation  # nan among what is not trusted
         if uniform:
             self._queue = self._uniform(count)
         else:
@@ -664,12 +615,7 @@ class DifficultySampler:
             raise BadInput(f"questions have the ids 0 to {len(self.embeddings) - 1}, and {ids.tolist()} were observed.")
         counts = GroupCounts(len(ids), int(effective.sum()), len(ids) * rollouts)
         if reference:
-            awaited = self.references()
-            unasked = set(ids.tolist()) - set(awaited.tolist())
-            if unasked or len(set(ids.tolist())) < len(ids):
-                raise BadInput(f"of {ids.tolist()} some were observed as references and not asked for, or twice.")
-            places = {question: place for place, question in enumerate(self._reference_ids().tolist())}
-            self._measured[[places[question] for question in ids.tolist()]] = difficulty
+            self._refer(ids, difficulty)
             self._referred += counts
         else:
             self._trained += counts
@@ -677,8 +623,18 @@ class DifficultySampler:
             self.steps.append({"step": self._step, **asdict(counts), **{k: float(v) for k, v in means.items()}})
         self.rates.add(ids, difficulty, rollouts, self._step)
 
+    def _refer(self, ids: Tensor, difficulty: Tensor) -> None:
+        awaited = self.references()
+        unasked = set(ids.tolist()) - set(awaited.tolist())
+        if unasked or len(set(ids.tolist())) < len(ids):
+            raise BadInput(f"of {ids.tolist()} some were observed as references and not asked for, or twice.")
+        places = {question: place for place, question in enumerate(self._reference_ids().tolist())}
+        self._measured[[places[question] for question in ids.tolist()]] = difficulty
+
     def _reference_ids(self) -> Tensor:
-        """The references of the block that comes: of all questions, uniformly."""
+        """The references of the block that comes: of all questions, uniformly; all of them, where nothing is predicted."""
+        if self.predictor is None:
+            return torch.arange(len(self.embeddings))
         order = torch.randperm(len(self.embeddings), generator=self._generator(_REFERENCES))
         return order[: len(self._measured)]
 
@@ -688,5 +644,4 @@ class DifficultySampler:
         return [self._order(place)[0] for place in range(first, self._drawn)]
 
     def _generator(self, stream: int) -> torch.Generator:
-        word = np.random.SeedSequence([self.seed, stream, len(self.blocks)]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return seeded(self.seed, stream, len(self.blocks))

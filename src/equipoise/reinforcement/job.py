@@ -51,6 +51,8 @@ def reinforce(
     tokenizer: Annotated[Any, Setting(objects=True, python=True, stored=False)] = None,
     method: str = "sppo",
     critic: Path | None = None,
+    predictor: Path | None = None,
+    rates: Path | None = None,
     device: Annotated[str, Setting(stored=False)] = "auto",
     dtype: str = "auto",
     chat_template: str = "auto",
@@ -99,6 +101,11 @@ def reinforce(
         A preset of advantage, loss and the rest: sppo, apo, r2po, grpo, dr-grpo, rloo, remax, reinforce++, dapo, ppo, ...
     critic
         A folder of a critic, or of a smaller model with the same tokenizer to make one of; not given: as large as the model.
+    predictor
+        With select dots: a folder that DifficultyPredictor.save wrote, of one fitted to embeddings of this model.
+    rates
+        With select dots: JSONL with id (or prompt), model and rate, the share of right responses that other models gave; a
+        predictor is fitted to them at the start. Without either, the model's own embeddings are compared as they are.
     device
         auto, cpu, cuda, cuda:1, mps.
     dtype
@@ -134,6 +141,8 @@ def reinforce(
         every=evaluate_every,
         save_every=save_every,
         critic=critic,
+        predictor=predictor,
+        rates=rates,
         loading={
             "device": device,
             "dtype": dtype,

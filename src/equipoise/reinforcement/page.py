@@ -13,6 +13,7 @@ from equipoise.core.numbers import number
 from equipoise.reinforcement.result import shown, signed
 
 if TYPE_CHECKING:
+    from equipoise.reinforcement.rates import Selected
     from equipoise.reinforcement.result import Reinforced
 
 MEANING = {
@@ -47,6 +48,26 @@ FIGURES = (
     ("Divergence from the starting model", plots.Axis("KL", unit="nats/token"), {"kl": "KL"}),
     ("The critic", plots.Axis("Brier score", better="lower"), {"critic_brier": "Brier score of the critic"}),
 )
+OF_SELECTION = (
+    (
+        "Groups that teach something",
+        plots.Axis("share of groups with unequal rewards", better="higher", share=True),
+        {"effective_share": "written to learn from", "reference_effective_share": "drawn uniformly, to measure"},
+    ),
+    ("Groups that came again", plots.Axis("share of a batch", share=True), {"replayed_share": "from earlier steps"}),
+    (
+        "Staleness",
+        plots.Axis("KL(writer, policy)", better="lower", unit="nats/token"),
+        {"staleness": "of what came again"},
+    ),
+)
+OF_BLOCKS = (
+    (
+        "Predicted and measured difficulty",
+        plots.Axis("correlation", better="higher"),
+        {"trusted": "trusted", "untrusted": "not trusted: drawn uniformly"},
+    ),
+)
 
 
 def page(result: "Reinforced", folder: Path) -> Page:
@@ -57,7 +78,9 @@ def page(result: "Reinforced", folder: Path) -> Page:
         changed.append(_answers(result))
     sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
     rows = _log(folder / "metrics.jsonl")
-    if figures := _figures(rows):
+    if result.selected is not None:
+        sections.append(_selection(result, result.selected, rows))
+    if figures := _figures(rows, FIGURES):
         sections.append(parts.Section("Step by step", (parts.Grid(tuple(figures)),)))
     sections.append(parts.Section("The recipe", (parts.SettingsTable(dict(result.resolved)),)))
     return Page(
@@ -175,9 +198,27 @@ def _log(metrics: Path) -> list[Mapping[str, Any]]:
     return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> list[parts.Part]:
+def _selection(result: "Reinforced", selected: "Selected", rows: Sequence[Mapping[str, Any]]) -> parts.Section:
+    """Which prompts were learnt from, what it cost to know them, and which responses came again."""
+    told = [*selected.sentences(), *([f"Predictor of difficulty: {result.predictor}."] if result.predictor else [])]
+    shares = [{**row, "replayed_share": _replayed_share(row)} for row in rows]
+    blocks = [
+        {"step": row["step"], "untrusted" if row["uniform_block"] else "trusted": row["correlation"]}
+        for row in rows
+        if row.get("uniform_block") is not None
+    ]
+    figures = [*_figures(shares, OF_SELECTION), *_figures(blocks, OF_BLOCKS)]
+    return parts.Section("Which prompts were learnt from", (parts.Bullets(tuple(told)), parts.Grid(tuple(figures))))
+
+
+def _replayed_share(row: Mapping[str, Any]) -> float | None:
+    again = row.get("replayed_groups")
+    return None if again is None else again / (again + row["fresh_groups"])
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Any]) -> list[parts.Part]:
     figures: list[parts.Part] = []
-    for title, axis, names in FIGURES:
+    for title, axis, names in wanted:
         series = {
             label: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             for name, label in names.items()

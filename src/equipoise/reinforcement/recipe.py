@@ -1,6 +1,7 @@
 """The vocabulary in which every method of reinforcement is written; a preset fills it (`METHODS`)."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -129,6 +130,37 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     importance_cap: Positive | None = Field(
         default=None, description="R2PO: bound of the weight for what the head sampled; not given: no weight."
     )
+    select: Literal["uniform", "dots", "oracle"] = Field(
+        default="uniform",
+        description="Which prompts are next: any, or those whose difficulty is near the target, predicted or measured.",
+    )
+    select_every: Count = Field(default=2, description="DOTS: steps of a block, before which difficulty is predicted.")
+    difficulty_target: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="DOTS: 1 minus the mean reward of the prompts that are sought."
+    )
+    select_temperature: Positive = Field(
+        default=1e-3, description="DOTS: how far from the target prompts are drawn, in difficulty."
+    )
+    reference_questions: Annotated[int, Field(ge=8)] = Field(
+        default=256, description="DOTS: prompts that are answered before a block, to predict the others from."
+    )
+    refit: Literal["none", "in-sample", "cross-fitted"] = Field(
+        default="none", description="DOTS: whether predictions are put on a line through these prompts."
+    )
+    prediction_worth: Positive | None = Field(
+        default=None,
+        description="DOTS: as how many responses a prediction counts beside those of earlier steps; not given: alone.",
+    )
+    replay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Share of a batch's prompts whose responses come again from earlier steps."
+    )
+    replay_capacity: Count | None = Field(
+        default=None, description="Prompts whose responses are kept for that; not given: as many as a batch has."
+    )
+    clip_window: Literal["behavior", "current"] = Field(
+        default="behavior",
+        description="Replay: the ratio is held near the policy that wrote a response, or near the present one.",
+    )
     lora_rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the order of prompts and of every draw.")
 
@@ -158,6 +190,23 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return -(-self.responses // self.minibatch)
 
     @property
+    def replayed(self) -> int:
+        """Prompts of a batch whose responses come again, once the buffer holds as many."""
+        return math.floor(self.replay * self.prompts_per_step + 0.5)
+
+    @property
+    def capacity(self) -> int:
+        """Prompts whose responses are kept."""
+        return self.replay_capacity or self.prompts_per_step
+
+    def measured(self, count: int) -> int:
+        """Responses of a run to what is measured before its blocks, of so many prompts."""
+        if self.select == "uniform" or self.select_temperature == math.inf:
+            return 0
+        asked = self.reference_questions if self.select == "dots" else count
+        return -(-self.steps // self.select_every) * asked * self.samples
+
+    @property
     def reference(self) -> bool:
         """Whether the starting model is asked, too."""
         return self.loss == "anchored" or self.kl_beta > 0
@@ -185,6 +234,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             "learning_rate": rate,
             "critic_learning_rate": self.critic_learning_rate or 5 * rate,
             "head_learning_rate": self.head_learning_rate or rate,
+            "replay_capacity": self.capacity,
         }
         return {name: value for name, value in settings.items() if name in self.used() and value is not None}
 
@@ -207,6 +257,14 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             unused |= {"head_scale"}
         if self.head == "none":
             unused |= {"importance_cap"}
+        if self.select == "uniform":
+            unused |= {"difficulty_target", "select_temperature"}
+        if self.select != "dots":
+            unused |= {"reference_questions", "refit", "prediction_worth"}
+        if not self.replay:
+            unused |= {"replay_capacity", "clip_window"}
+        if self.select == "uniform" and not self.replay:
+            unused |= {"select_every"}
         return set(type(self).model_fields) - unused
 
     def check(self) -> None:
@@ -244,6 +302,70 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise BadInput(
                 "mixed_only looks for right and wrong responses to one prompt: use num_generations=2 or more."
             )
+        if self.replay:
+            self._check_replay(chosen)
+        if self.select != "uniform":
+            self._check_selection(chosen)
+
+    def check_pool(self, count: int) -> None:
+        """Raises BadInput for settings that so many prompts cannot serve."""
+        if self.select == "dots" and self.reference_questions > count:
+            raise BadInput(
+                f"reference_questions is {self.reference_questions}, and there are {count} prompts: use "
+                + (f"at most {count}." if count >= 8 else "select=uniform, since 8 are the fewest.")
+            )
+        block = self.select_every * self.prompts_per_step
+        if self.select != "uniform" and block > count:
+            raise BadInput(
+                f"a block of {self.select_every} steps takes {block} different prompts, and there are {count}: use a "
+                "smaller prompts_per_step or select_every."
+            )
+
+    def _check_selection(self, chosen: Advantage) -> None:
+        if self.samples < 2:
+            raise BadInput(
+                f"select is {self.select!r}, which seeks prompts with right and wrong responses: use num_generations=2 or "
+                "more, or an advantage that compares responses (grpo)."
+            )
+        for clash, what in (
+            (self.mixed_only, "mixed_only, which draws until it has enough: use one of the two"),
+            (
+                chosen.greedy,
+                f"{self.advantage}, which would answer the measured prompts once more: use another advantage",
+            ),
+        ):
+            if clash:
+                raise BadInput(f"select is {self.select!r}, which does not go together with {what}.")
+
+    def _check_replay(self, chosen: Advantage) -> None:
+        if not 1 <= self.replayed < self.prompts_per_step:
+            raise BadInput(
+                f"replay is {self.replay}, which is {self.replayed} of the {self.prompts_per_step} prompts of a batch: at "
+                "least one has to come again, and one to be new. Use more prompts_per_step, or replay=0."
+            )
+        if self.capacity < self.replayed:
+            raise BadInput(
+                f"replay_capacity is {self.capacity}, but {self.replayed} prompts of a batch come again: use at least as "
+                "many."
+            )
+        for clash, what in (
+            (
+                self.critic != "none",
+                f"the critic of {self.advantage}, which learns from new responses alone (grpo has none)",
+            ),
+            (chosen.past, f"{self.advantage}, which would count old rewards twice"),
+            (chosen.greedy, f"{self.advantage}, whose greedy answers are the present policy's"),
+            (self.head != "none", "a rollout head, which writes with another policy than learns"),
+            (self.loss == "anchored", "loss='anchored', whose window is another"),
+            (self.kl_beta > 0, "kl_beta above 0, whose estimate needs tokens of the present policy"),
+            (self.mixed_only, "mixed_only, which draws until it has enough"),
+        ):
+            if clash:
+                raise BadInput(
+                    f"replay is {self.replay}, which does not go together with {what}: leave one of them out."
+                )
+        if self.samples < 2:
+            raise BadInput("replay keeps prompts with right and wrong responses: use num_generations=2 or more.")
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
 from equipoise.reinforcement.measures import FULL, Solved, solve, tokens_per_second
+from equipoise.reinforcement.predicting import EMBEDDINGS, PredictorSource
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
 from equipoise.reinforcement.stages import Reward, ask
@@ -59,6 +60,7 @@ class Reinforcing(Request):
     every: int
     save_every: int
     critic: Path | None
+    source: PredictorSource | None
     loading: Mapping[str, Any]
     attention: str | None
     team: Team
@@ -81,6 +83,8 @@ class Reinforcing(Request):
         fields: Mapping[str, str] | None,
         method: str,
         settings: Mapping[str, Any],
+        predictor: Path | None,
+        rates: Path | None,
         **how: Any,
     ) -> "Reinforcing":
         """Raises BadInput for a wrong request; loads no model."""
@@ -113,6 +117,8 @@ class Reinforcing(Request):
         held_out = not measured and len(training) >= FEWEST
         if not measured:
             training, measured = _held_out(training)
+        source = PredictorSource.read(chosen, training, predictor, rates)
+        digests |= {} if source is None else source.inputs
         names["model"] = model.name if isinstance(model, LanguageModel) else str(model)
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
         resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
@@ -123,6 +129,7 @@ class Reinforcing(Request):
             held_out=held_out,
             recipe=chosen,
             method=method,
+            source=source,
             opened=opened,
             team=team,
             names=names,
@@ -139,7 +146,7 @@ class Reinforcing(Request):
         """From one timed rollout of a few tokens."""
         recipe = self.recipe
         language_model = self._opened(None, taught=False)
-        self._check_room(language_model)
+        self._check(language_model)
         first = self.problems[: TIMED[0]]
         (ids, *_), _ = encode_prompts(language_model, [ask(first[0])])
         critic = self._critic(language_model)
@@ -148,7 +155,8 @@ class Reinforcing(Request):
         asked, timed = [ask(problem) for problem in first], min(TIMED[1], recipe.max_new_tokens)
         rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
         measuring = len(self.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
-        tokens = (recipe.steps * recipe.responses + measuring) * recipe.max_new_tokens
+        written = recipe.steps * recipe.responses + recipe.measured(len(self.problems))
+        tokens = (written + measuring) * recipe.max_new_tokens
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         tokenizer: Any = language_model.tokenizer
         return ReinforcePlan(
@@ -169,7 +177,7 @@ class Reinforcing(Request):
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         language_model = self._opened(folder)
         source = language_model.source
-        self._check_room(language_model)
+        self._check(language_model)
         with self.opened() as verifier:
             reward = rewarding(verifier)
             return self._work(language_model, reward, folder, stored, notes, source)
@@ -190,6 +198,9 @@ class Reinforcing(Request):
         critic = self._critic(language_model)
         if critic is not None and recipe.critic != "token" and (self.critic is None or not is_critic(self.critic)):
             critic.start_at(float(before.rewards.mean()))
+        sampler = None
+        if self.source is not None:
+            sampler = self.source.sampler(recipe, language_model, self.problems, folder, self.team)
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
@@ -223,6 +234,7 @@ class Reinforcing(Request):
             self.problems,
             reward,
             critic=critic,
+            sampler=sampler,
             accelerator=self.team.accelerator,
             callbacks=[look],
             log=None if folder is None else folder / "metrics.jsonl",
@@ -264,13 +276,15 @@ class Reinforcing(Request):
             source=source,
             names=self.names,
             critic=critic is not None,
+            selected=fitted.selected,
+            predictor="" if self.source is None else self.source.told,
             gap=gap,
             notes=(*notes, *self._notes(), *_missing(before, after)),
             model=language_model,
         )
 
     def scratch(self) -> tuple[str, ...]:
-        return (STATE, TAUGHT)
+        return (STATE, TAUGHT, EMBEDDINGS)
 
     def _solve(self, language_model: LanguageModel, reward: Reward, samples: int | None = None) -> Solved:
         recipe = self.recipe
@@ -289,15 +303,22 @@ class Reinforcing(Request):
         return "adapter" if self.recipe.parameters == "lora" else "model"
 
     def _notes(self) -> tuple[str, ...]:
+        notes = []
         if self.held_out:
-            return (f"{len(self.measured)} of the prompts were held out: before and after are compared on them.",)
-        if self.measured[0] in self.problems:
-            return (
-                "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others.",
+            notes.append(f"{len(self.measured)} of the prompts were held out: before and after are compared on them.")
+        elif self.measured[0] in self.problems:
+            notes.append(
+                "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others."
             )
-        return ()
+        if self.source is not None and self.source.rates is not None and self.source.rates.left_out:
+            notes.append(
+                f"{self.source.rates.left_out} rates are of prompts that are not learnt from, and were left out."
+            )
+        return tuple(notes)
 
-    def _check_room(self, language_model: LanguageModel) -> None:
+    def _check(self, language_model: LanguageModel) -> None:
+        if self.source is not None:
+            self.source.check(language_model)
         every = (*self.problems, *self.measured)
         encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
         check_room(language_model, encoded, self.recipe.max_new_tokens, [repr(problem.id) for problem in every])

@@ -10,6 +10,7 @@ from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
 from equipoise.core.shares import Bounded
+from equipoise.reinforcement.rates import Selected
 
 FEW_MOVED = 0.01  # share of weights: a training that changed fewer was mostly rounded away
 
@@ -34,6 +35,7 @@ class Reinforced:
     responses all had one reward. moved: share of the trained weights that is another number now. lengths: mean tokens of
     right and of wrong responses, before and after (nan without any). tokens: generated for training and for measuring.
     critic: whether a critic lies beside the model. gap: nats per token between the written model and the trained one.
+    selected: what was learnt from, where prompts were selected or responses came again; predictor: of whose difficulty.
     """
 
     recipe: Mapping[str, Any]
@@ -55,6 +57,8 @@ class Reinforced:
     names: Mapping[str, str]
     critic: bool
     gap: float = math.nan
+    selected: Selected | None = None
+    predictor: str = ""
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     model: Any = field(default=None, compare=False, metadata=LIVE)
@@ -98,6 +102,8 @@ class Reinforced:
         for answer in self.answers[:2]:
             lines.append(f"prompt: {_short(answer.prompt)} (gold: {_short(answer.gold, 40)})")
             lines.append(f"  before: {_short(answer.before)}   after: {_short(answer.after)}")
+        if self.selected is not None:
+            lines += self.selected.sentences()
         return (*lines, self.headline())
 
     def page(self, folder: Path) -> Page:

@@ -19,7 +19,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import check_fields
 from equipoise.language.model import evaluating
 from equipoise.language.rollouts import ResponseScores, Rollouts, padded, roll_out, score_responses
-from equipoise.reinforcement import apo, group_baselines, policy_loss
+from equipoise.reinforcement import apo, group_baselines, policy_loss, replay
 from equipoise.reinforcement.critic import last_logits, prompt_logits, token_logits
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 
@@ -45,6 +45,9 @@ class Step:
     likeliest answers. baselines: [P], the mean of earlier rewards. success_probability: [P], the prompt critic's, before it
     learns from this step. values: [R, T], the token critic's. old_log_probs, reference_log_probs: [R, T]. anchor_ids,
     anchor_probs: [R, T, K], the reference's likeliest tokens. advantages: [P, N], or [R, T].
+
+    replayed: [P] bool, whose responses were written in an earlier step; None where none were. Of these the rollouts'
+    log-probabilities are the writer's, entropies are nan, and their keys -1.
     """
 
     index: int
@@ -64,6 +67,7 @@ class Step:
     anchor_ids: Tensor | None = None
     anchor_probs: Tensor | None = None
     advantages: Tensor | None = None
+    replayed: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -196,11 +200,13 @@ def needs_old(language_model: LanguageModel, recipe: Recipe, step: Step) -> bool
     """Whether old log-probabilities take a pass of their own.
 
     In a step of one update the loss has them already. In others the sampler's serve where it sampled from what learns, in a
-    precision in which both agree to 1e-5.
+    precision in which both agree to 1e-5. In a narrower one what is to be replayed is stored with the trainer's own numbers.
     """
     narrow = language_model.model.dtype in (torch.float16, torch.bfloat16)
     elsewhere = recipe.head != "none" and step.stage == "policy"
-    return (recipe.updates > 1 and (narrow or elsewhere)) or (recipe.importance_cap is not None and elsewhere)
+    stale = step.replayed is not None and recipe.clip_window == "current"
+    several = recipe.updates > 1 and (narrow or elsewhere or stale)
+    return several or (recipe.importance_cap is not None and elsewhere) or (recipe.replay > 0 and narrow)
 
 
 def acting(head: RolloutHead | None, step: Step) -> AbstractContextManager[None]:
@@ -275,6 +281,8 @@ def policy_batch(step: Step, rows: Sequence[int], *, old: Tensor | None) -> dict
         "anchor_ids": step.anchor_ids,
         "anchor_probs": step.anchor_probs,
     }
+    if step.replayed is not None:
+        batch["replayed"] = step.replayed.repeat_interleave(step.rollouts.samples)[chosen].unsqueeze(-1)
     return batch | {name: each[chosen][:, :width] for name, each in more.items() if each is not None}
 
 
@@ -284,7 +292,7 @@ Stats = list[dict[str, Tensor]]  # of each batch: name -> (sum, how much was cou
 def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
     """The loss of batches that `policy_batch` made, whose statistics it appends. Used inside `acting`, backward pass too.
 
-    Without old log-probabilities the batch is on-policy: they are those of this very pass, and the ratio is 1 exactly.
+    Without old log-probabilities they are those of this very pass, and the ratio of what was written now is 1 exactly.
     """
 
     def loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -299,6 +307,7 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
         )
         log_probs = scores.log_probs
         old = batch.get("old_log_probs", log_probs.detach())
+        sampled, replayed = batch["sampled_log_probs"], batch.get("replayed")
         clips = {"clip_low": recipe.clip_low, "clip_high": recipe.clip_high}
         if recipe.loss == "anchored":
             assert scores.gathered is not None
@@ -316,6 +325,22 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
                 inclusive=recipe.inclusive,
                 **clips,
             )
+        elif replayed is not None:
+            behavior = sampled.where(replayed, old)
+            if (
+                recipe.clip_window == "behavior"
+            ):  # here p_old reaches the statistics alone, and no pass has asked for it
+                old = log_probs.detach().where(replayed, old)
+            losses, found = replay.clipped_tokens(
+                log_probs,
+                behavior,
+                old,
+                advantages,
+                mask,
+                window=recipe.clip_window,
+                dual_clip=recipe.dual_clip,
+                **clips,
+            )
         else:
             losses, found = policy_loss.clipped_tokens(
                 log_probs, old, advantages, mask, dual_clip=recipe.dual_clip, **clips
@@ -330,19 +355,25 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
         if scores.entropies is not None:
             losses = losses - recipe.entropy_beta * scores.entropies
         # How far the sampler is from what learns: rounding in half precision, u where R2PO's head sampled.
-        sampled = batch["sampled_log_probs"]
-        found["sampler_gap"] = policy_loss.masked_mean((sampled - old).abs(), mask)
-        found["sampler_kl"] = policy_loss.masked_mean(policy_loss.kl(sampled, old, mask=mask), mask)
-        stats.append(_sums(found, mask, advantages))
+        fresh = mask if replayed is None else mask & ~replayed
+        found["sampler_gap"] = policy_loss.masked_mean((sampled - old).abs(), fresh)
+        found["sampler_kl"] = policy_loss.masked_mean(policy_loss.kl(sampled, old, mask=mask), fresh)
+        stats.append(_sums(found, mask, advantages, fresh))
         return policy_loss.aggregate_parts(losses, mask, recipe.aggregate, constant=recipe.max_new_tokens)
 
     return loss
 
 
-def _sums(means: dict[str, Tensor], mask: Tensor, advantages: Tensor) -> dict[str, Tensor]:
-    """Means over tokens as (sum, tokens) each; those of APO are over tokens with A < 0, and r_anc's over the anchored."""
+def _sums(means: dict[str, Tensor], mask: Tensor, advantages: Tensor, fresh: Tensor) -> dict[str, Tensor]:
+    """Means over tokens as (sum, tokens) each; those of APO are over tokens with A < 0, and r_anc's over the anchored.
+
+    What tells of the sampler is over fresh tokens, and staleness over the others.
+    """
     wrong = (mask & (advantages < 0)).sum()
-    counts = dict.fromkeys(means, mask.sum())
+    counts = dict.fromkeys(means, mask.sum()) | {"sampler_gap": fresh.sum(), "sampler_kl": fresh.sum()}
+    if "staleness" in means:  # 0 on fresh tokens
+        counts["staleness"] = mask.sum() - fresh.sum()
+        means["staleness"] = means["staleness"] * mask.sum() / counts["staleness"]
     if "tiny_anchor_share" in means:
         counts["tiny_anchor_share"] = wrong
         counts["anchor_ratio"] = (wrong * (1 - means["tiny_anchor_share"].nan_to_num())).round()

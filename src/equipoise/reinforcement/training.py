@@ -1,8 +1,9 @@
 """The loop: prompts -> rollouts -> rewards -> advantages -> updates, as a recipe says. Used by the job and by studies.
 
-    for each step: problems = the next of the order
+    for each step: problems = the next of the order, or those that are selected          } `selection`
                    step = sample(...)             responses and their rewards            } `stages`, each a plain function
                    step = shape(...)              a penalty on length                    }
+                   step = with_replayed(...)      groups of earlier steps among them     } `selection`
                    step = look(...)               what models say before anybody learns  }
                    step = weigh(...)              advantages                             }
                    the critic learns, then the policy (or R2PO's head), by `training.Optimization`
@@ -36,15 +37,17 @@ from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement import group_baselines, ppo, stages
 from equipoise.reinforcement.critic import Critic
 from equipoise.reinforcement.r2po import RolloutHead
+from equipoise.reinforcement.rates import Selected
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
+from equipoise.reinforcement.selection import Selection
 from equipoise.reinforcement.stages import Reward, Step
 from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, anywhere, random_state_kept, step_log
-from equipoise.training.order import without_replacement
 from equipoise.training.reference import ReferenceModel
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
     from equipoise.language.model import LanguageModel
+    from equipoise.reinforcement.dots import DifficultySampler
 
 MIXED_ATTEMPTS = 10  # batches of prompts that DAPO's sampling draws for one step before it takes what it has
 
@@ -63,7 +66,8 @@ class ReinforceResult:
     """steps: made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
 
     moved: the share of the policy's trained weights, in [0, 1], that is another number than before. generated_tokens: all
-    that were written for these steps, dropped and greedy answers among them.
+    that were written for these steps, dropped and greedy answers and DOTS' references among them, an oracle's not. selected:
+    what was learnt from, where prompts were selected or groups replayed.
     """
 
     steps: int
@@ -71,6 +75,7 @@ class ReinforceResult:
     metrics: Mapping[str, float]
     moved: float
     generated_tokens: int
+    selected: Selected | None = None
 
 
 def prepare(language_model: LanguageModel, recipe: Recipe) -> LanguageModel:
@@ -88,6 +93,8 @@ def train(
     reward: Reward,
     *,
     critic: Critic | None = None,
+    sampler: DifficultySampler | None = None,
+    difficulty: Callable[[LanguageModel], Tensor] | None = None,
     sample: Callable[..., Step] = stages.sample,
     weigh: Callable[[Recipe, Step], Step] = stages.weigh,
     accelerator: Accelerator | None = None,
@@ -100,7 +107,10 @@ def train(
     """Train a policy in place: the model as `prepare` left it, still with the weights that it starts from.
 
     reward: problems and responses -> numbers, as `open_verifier` makes them. critic: needed where the recipe's advantage has
-    one; it is trained, too. sample, weigh: stages of one's own. R2PO's head is attached for the training alone.
+    one; it is trained, too. sampler: needed with select="dots", as `selection.sampler_of` makes it; afterwards it is where
+    the training ended. difficulty: with select="oracle", what gives the difficulty of all problems, [N] in [0, 1], for the
+    policy as it is; not given: it answers them all before each block. sample, weigh: stages of one's own. R2PO's head is
+    attached for the training alone.
     callbacks, log, save, save_every and state are those of `training.fit`, a step being a batch of prompts.
     Raises BadInput for what does not fit together, prompts without room for an answer among it, WorkFailed when a loss is no
     number or memory runs out.
@@ -112,6 +122,7 @@ def train(
     check_room(language_model, encoded, recipe.max_new_tokens, [repr(problem.id) for problem in problems])
     if (recipe.critic != "none") != (critic is not None):
         raise BadInput(f"the advantage {recipe.advantage} {'needs a' if critic is None else 'has no'} critic.")
+    selection = Selection(recipe, language_model, problems, encoded, sampler, difficulty)
     model: Any = language_model.model
     reference = _reference(model) if recipe.reference else None
     head = None
@@ -119,7 +130,8 @@ def train(
         scale = recipe.head_scale if recipe.head == "random" else 0.0
         head = RolloutHead.attach(model, seed=recipe.seed, scale=scale)
     try:
-        loop = _Loop(language_model, recipe, problems, reward, reference, critic, head, accelerator, sample, weigh)
+        models = (reference, critic, head)
+        loop = _Loop(language_model, recipe, problems, reward, selection, models, accelerator, sample, weigh)
         return loop.run(callbacks, log, save, save_every, state)
     finally:
         if head is not None:
@@ -140,31 +152,30 @@ class _Loop:
         recipe: Recipe,
         problems: Sequence[Problem],
         reward: Reward,
-        reference: Any,
-        critic: Critic | None,
-        head: RolloutHead | None,
+        selection: Selection,
+        models: tuple[Any, Critic | None, RolloutHead | None],
         accelerator: Accelerator | None,
         sample: Callable[..., Step],
         weigh: Callable[[Recipe, Step], Step],
     ) -> None:
         self.language_model, self.recipe, self.problems, self.reward = language_model, recipe, problems, reward
-        self.reference, self.critic, self.head = reference, critic, head
-        self.sample, self.weigh = sample, weigh
-        self.order = without_replacement(len(problems), 1, recipe.seed)
+        self.reference, self.critic, self.head = models
+        self.selection, self.sample, self.weigh = selection, sample, weigh
         self.accelerator = accelerator or Accelerator(cpu=language_model.device.type == "cpu")
-        with _training_only(language_model.model, head, "policy"):
+        with _training_only(language_model.model, self.head, "policy"):
             trained = sum(each.numel() for each in language_model.model.parameters() if each.requires_grad)
             rate = recipe.resolved_learning_rate(trained)
             self.policy = Optimization(language_model.model, self._settings(rate, "policy"), self.accelerator)
         self.optimizations = {"policy": self.policy}
         if recipe.head == "trained":
-            with _training_only(language_model.model, head, "head"):
+            with _training_only(language_model.model, self.head, "head"):
                 settings = self._settings(recipe.head_learning_rate or rate, "head")
                 self.optimizations["head"] = Optimization(language_model.model, settings, self.accelerator)
-        if critic is not None:
+        if self.critic is not None:
             settings = self._settings(recipe.critic_learning_rate or 5 * rate, "policy")
-            self.optimizations["critic"] = Optimization(critic, settings, self.accelerator)
-        self.drawn = 0  # prompts
+            self.optimizations["critic"] = Optimization(self.critic, settings, self.accelerator)
+        self.drawn = 0  # prompts that were answered
+        self.places: dict[int, int] = {}  # key of a prompt of this step -> which problem it is
         self.past: dict[int, tuple[float, int]] = {}  # place of a problem -> sum and number of its rewards so far
         self.generated = 0  # tokens
 
@@ -218,31 +229,44 @@ class _Loop:
                     model.train(mode)
                 for each in self.optimizations.values():
                     each.release()
-        return ReinforceResult(done, stopped, metrics, self.policy.moved(), self.generated)
+        return ReinforceResult(done, stopped, metrics, self.policy.moved(), self.generated, self.selection.selected())
 
     def _step(self, index: int) -> tuple[Step, dict[str, float]]:
-        recipe = self.recipe
+        recipe, selection = self.recipe, self.selection
+        self.places = {}
+        measured = self._measured(index)
         sampled = self._sampled(index)
+        picked = selection.answered([self.places[key] for key in sampled.keys], sampled.rewards)
         step = stages.shape(recipe, self._chosen(sampled) if recipe.mixed_only else sampled)
         if ADVANTAGES[recipe.advantage].past:
             step = replace(step, baselines=self._running_means(step))
+        step = selection.with_replayed(step)
         step = stages.look(
             self.language_model, recipe, step, reference=self.reference, critic=self.critic, head=self.head
         )
+        selection.keep(step, self.places)
         step = self.weigh(recipe, step)
-        metrics = _of_rollouts(sampled) | _of_learning(step)
+        metrics = _of_rollouts(sampled) | _of_learning(step) | picked | measured
+        metrics["generated_tokens"] += metrics.get("reference_tokens", 0.0)
         self.generated += int(metrics["generated_tokens"])
         if self.critic is not None:
             metrics |= self._learn_critic(step)
         metrics |= self._learn(step)
         return step, metrics
 
+    def _measured(self, index: int) -> dict[str, float]:
+        """Answers to what has to be measured before a block of selection; what is logged of them."""
+        asked = self.selection.begin(index)
+        if not asked:
+            return {}
+        step = self._together(index, asked)
+        return self.selection.measured(asked, step.rewards, int(_tokens(step)))
+
     def _sampled(self, index: int) -> Step:
         """A batch of prompts with its responses; with `mixed_only` as many batches as it takes."""
         recipe, parts, mixed = self.recipe, [], 0
         for _ in range(MIXED_ATTEMPTS if recipe.mixed_only else 1):
-            part = self._together(index, range(self.drawn, self.drawn + recipe.prompts_per_step))
-            self.drawn += recipe.prompts_per_step
+            part = self._together(index, self._agreed(self.selection.next(self.drawn)))
             parts.append(part)
             mixed += int(group_baselines.mixed(part.rewards).sum())
             if mixed >= recipe.prompts_per_step:
@@ -259,11 +283,21 @@ class _Loop:
             )
         return _take(sampled, mixed[: self.recipe.prompts_per_step])
 
-    def _together(self, index: int, keys: Sequence[int]) -> Step:
-        """All of a batch's responses, each process having written and judged its share."""
+    def _agreed(self, places: list[int]) -> list[int]:
+        """The main process's: predictions of several may differ in a last bit."""
+        agreed = [places]
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(agreed, src=0)
+        return agreed[0]
+
+    def _together(self, index: int, places: Sequence[int]) -> Step:
+        """All responses to these problems, each process having written and judged its share."""
         count, own = self.accelerator.num_processes, self.accelerator.process_index
+        keys = range(self.drawn, self.drawn + len(places))
+        self.drawn += len(places)
+        self.places |= zip(keys, places, strict=True)
         mine = list(keys)[own::count] or [keys[0]]  # a process that has none writes one again
-        problems = [self.problems[self._place(key)] for key in mine]
+        problems = [self.problems[self.places[key]] for key in mine]
         part = self.sample(self.language_model, self.recipe, problems, mine, self.reward, index, self.head)
         if count == 1:
             return part
@@ -272,13 +306,9 @@ class _Loop:
         whole = _on(_joined(shares), self.language_model.device)
         return _take(whole, [whole.keys.index(key) for key in keys])
 
-    def _place(self, key: int) -> int:
-        """Which problem the prompt of this number in the run's order is."""
-        return self.order(key)[0]
-
     def _running_means(self, step: Step) -> Tensor:
         """The mean reward of each problem in earlier steps, else that of this step; notes what came now."""
-        now, places = step.rewards.mean().item(), [self._place(key) for key in step.keys]
+        now, places = step.rewards.mean().item(), [self.places[key] for key in step.keys]
         known = [self.past.get(place, (0.0, 0)) for place in places]
         for place, rewards in zip(places, step.rewards.tolist(), strict=True):
             total, number = self.past.get(place, (0.0, 0))
@@ -317,18 +347,21 @@ class _Loop:
             "past": [[place, total, number] for place, (total, number) in self.past.items()],
             "recipe": self.recipe.model_dump(mode="json"),
             "optimizations": {name: each.state() for name, each in self.optimizations.items()},
+            "selection": self.selection.state(),
         }
 
     def _restore(self, state: Mapping[str, Any] | None) -> tuple[int, bool]:
         now = self.recipe.model_dump(mode="json")
         free = ("micro_batch_size", "rollout_batch_size")  # they do not change the result
-        for name, stored in ({} if state is None else state["recipe"]).items():
+        before = now if state is None else Recipe().model_dump(mode="json") | state["recipe"]
+        for name, stored in before.items():
             if name not in free and stored != now[name]:
                 raise BadInput(f"the stored training has {name}={stored}, this one {name}={now[name]}: start it anew.")
         for name, each in self.optimizations.items():
             each.restore(None if state is None else state["optimizations"][name])
         if state is None:
             return 0, False
+        self.selection.restore(state.get("selection", {}))
         self.drawn, self.generated = state["drawn"], state["generated"]
         self.past = {int(place): (total, int(number)) for place, total, number in state["past"]}
         return state["step"], state["stopped"]
@@ -374,19 +407,23 @@ def _training_only(model: Any, head: RolloutHead | None, stage: str) -> Iterator
 def _of_rollouts(step: Step) -> dict[str, float]:
     """What was written for a step, whether it is learnt from or not."""
     rollouts, rewards = step.rollouts, step.rewards
-    tokens = rollouts.mask.sum()
-    greedy = 0 if step.greedy_lengths is None else step.greedy_lengths.sum()
     found = {
         "reward": rewards.mean(),
         "best_of_group": rewards.amax(dim=-1).mean(),  # of rewards 0 and 1: Pass@N
         "length": rollouts.lengths.double().mean(),
         "ended": rollouts.ended.double().mean(),
-        "entropy": rollouts.entropies.sum() / tokens,
+        "entropy": rollouts.entropies.sum() / rollouts.mask.sum(),
         "distinct_rewards": torch.tensor([len(set(group)) for group in rewards.tolist()]).double().mean(),
         "missing": step.missing.sum(),
-        "generated_tokens": tokens + greedy,
+        "generated_tokens": _tokens(step),
     }
     return {name: float(value) for name, value in found.items()}
+
+
+def _tokens(step: Step) -> Tensor:
+    """How many were written for a step."""
+    greedy = 0 if step.greedy_lengths is None else step.greedy_lengths.sum()
+    return step.rollouts.mask.sum() + greedy
 
 
 def _of_learning(step: Step) -> dict[str, float]:
