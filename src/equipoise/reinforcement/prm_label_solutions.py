@@ -49,7 +49,7 @@ class SteppedText:
         stop = self.spans[count - 1][1]
         between = self.text[stop : self.spans[count][0]] if count < len(self.spans) else self.separator
         head, line_end, _ = between.partition("\n")
-        return self.text[:stop] + head + line_end
+        return (self.text[:stop] + head + line_end).rstrip(" ")
 
 
 def cut(text: str, separator: str | None = None) -> SteppedText:

@@ -148,7 +148,7 @@ class Labeling(Request):
                 problems=len(self.problems),
                 solutions=len(given) + to_write,
                 given=len(given),
-                settings=self.resolved,
+                settings=settings.model_dump(),
                 first=tuple(_told(each) for each in self.problems[:3]),
                 shown=policy.shown(begun),
                 estimate=self._estimate(policy, players, to_write, completions),
@@ -174,7 +174,7 @@ class Labeling(Request):
         return StepLabels(
             names=self.names,
             source=policy.source,
-            settings=self.resolved,
+            settings=settings.model_dump(),
             problems=len({each.solution.place for each in completed}),
             solutions=len(completed),
             steps=sum(len(row["steps"]) for row in labels),

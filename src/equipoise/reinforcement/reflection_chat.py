@@ -111,7 +111,9 @@ def _find(quote: str, continuation: Sequence[str], stated: int) -> tuple[int, st
     characters = "".join(_QUOTED.sub("", quote).split())
     if not re.search(r"\w", characters):
         return None
-    pattern = re.compile(r"\s*".join(map(re.escape, characters)))
+    words = r"\s*".join(map(re.escape, characters))
+    # A quote that begins or ends with a word or a number has all of it: 8 does not stand in 18, nor 9 in 9.5.
+    pattern = re.compile(rf"(?:(?<!\w)(?<!\d\.)|(?!\w)){words}(?:(?!\w|\.\d)|(?<!\w))")
     places = sorted(range(len(continuation)), key=lambda place: place != stated)
     matches = ((place, pattern.search(continuation[place])) for place in places)
     return next(((place, match[0]) for place, match in matches if match), None)
