@@ -411,9 +411,11 @@ def score_more(folder: Path) -> Sequence[Settings]:
 
 def label_files(folder: Path) -> Settings:
     small_model().save(folder / "model")
+    ends = {"eos_token_id": [2, *range(100, 150)]}  # an untaught model else ends no answer
+    (folder / "model" / "generation_config.json").write_text(json.dumps(ends))
     (folder / "template.jinja").write_text("{{ messages[0].content }}")
     (folder / "calls.jsonl").touch()
-    rows = [{"prompt": f"Where is {i}?", "answer": r"(?s)[aeinot]\\W*\\Z", "steps": ["yes", "no"]} for i in range(3)]
+    rows = [{"prompt": f"Where is {i}?", "answer": r"(?s)[aeinot]\W*\Z", "steps": ["yes", "no"]} for i in range(3)]
     write_rows(folder / "unsolved.jsonl", [{key: row[key] for key in ("prompt", "answer")} for row in rows])
     write_rows(folder / "gold.jsonl", [{"prompt": "Where?", "steps": ["a"]}])
     write_rows(folder / "asked.jsonl", [{"ask": "Who?", "reply": "She.", "said": "a\nb"}])

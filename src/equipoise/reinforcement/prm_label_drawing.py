@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from equipoise.reinforcement.prm_label_job import LabelSettings
 
 CUT, NO_ANSWER, CRASHED, REFUSED = "cut at max_new_tokens", "without an answer", "crashed the verifier", "not taken"
-_APART = 2**20  # solutions of a problem, and steps of a solution, have numbers below
+_APART = 2**20  # solutions of a problem, and steps of a solution, are fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,14 @@ class Solution:
         return f"{self.problem.id}/{self.number}"
 
     def beginning(self, steps: int) -> Beginning:
-        """Its first steps, to be gone on with."""
+        """Its first steps, from 1 on, to be gone on with."""
         number = (self.place * _APART + self.number) * _APART + steps
         return Beginning(self.problem, self.stepped.beginning(steps), number)
+
+
+def nothing(problem: Problem, place: int) -> Beginning:
+    """A problem to solve. place: among all."""
+    return Beginning(problem, "", place * _APART * _APART)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +90,7 @@ def write(
     total = len(problems) * settings.solutions
     with progress.progress("Writing solutions", total=total, unit="solutions", done=len(found)) as bar:
         for some in _together(wanted, [settings.solutions] * len(wanted), policy.at_once):
-            beginnings = [Beginning(problem, "", place) for place, problem in some]
-            drawn = policy.draw(beginnings, settings.solutions, "solve")
+            drawn = policy.draw([nothing(problem, place) for place, problem in some], settings.solutions)
             for (place, problem), its in zip(some, drawn, strict=True):
                 rows.add({"place": place, "of": _digest(_asked(problem)), "drawn": [asdict(each) for each in its]})
                 found[place] = its
@@ -141,7 +145,7 @@ def _completed(
     beginnings = [
         each.beginning(steps) for each, count in zip(solutions, counts, strict=True) for steps in range(1, count + 1)
     ]
-    drawn = policy.draw(beginnings, samples, "complete") if beginnings else []
+    drawn = policy.draw(beginnings, samples) if beginnings else []
     every = [(b.problem, b.text + one.text) for b, row in zip(beginnings, drawn, strict=True) for one in row]
     judged = iter(verifier(*map(list, zip(*every, strict=True))) if every else ())
     rows = iter(drawn)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from equipoise.chat.account import OWN
 from equipoise.chat.calls import Call
-from equipoise.core.options import closed
 from equipoise.data.records import Message
 from equipoise.data.text import encodable
 from equipoise.language.encode import encode_prompts
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
     from equipoise.reinforcement.prm_label_job import LabelSettings
 
-Phase = Literal["solve", "complete"]
+SOLVE, COMPLETE = "solve", "complete"  # phases of an account
 PREFILLED = (OWN, "vllm/", "sglang/")  # providers that go on within a last turn of the assistant
 CHAT_NAMES = (*PREFILLED, "openai-api/", "mockllm/")  # no hub ids
 GO_ON = "Go on with your solution from exactly where it stops. Do not repeat what is there, and do not start anew."
-_STREAMS = {"solve": 6, "complete": 7}  # keep these draws apart from others of the same seed
+_STREAM = 6  # keeps these draws apart from others of the same seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Policy(Protocol):
         """A beginning as it is read."""
         ...
 
-    def draw(self, beginnings: Sequence[Beginning], samples: int, phase: Phase) -> list[list[Drawn]]:
+    def draw(self, beginnings: Sequence[Beginning], samples: int) -> list[list[Drawn]]:
         """So many completions of each."""
         ...
 
@@ -85,10 +84,12 @@ class LocalPolicy:
         self.source, self.at_once = language_model.source, settings.rollout_batch_size
 
     def check(self, beginnings: Sequence[Beginning], new_tokens: int) -> None:
+        """Raises BadInput for the first that leaves no room in the context, or that a chat template refuses."""
         encoded, _ = encode_prompts(self.language_model, self.prompts(beginnings))
         check_room(self.language_model, encoded, new_tokens, [repr(each.problem.id) for each in beginnings])
 
     def shown(self, beginning: Beginning) -> str:
+        """A beginning as it is read, with the marks of the chat template."""
         (ids,), _ = encode_prompts(self.language_model, self.prompts([beginning]))
         tokenizer: Any = self.language_model.tokenizer
         return tokenizer.decode(ids)
@@ -98,15 +99,15 @@ class LocalPolicy:
         chat = self.language_model.uses_chat_template
         return [_begun(each) if chat or each.problem.messages else _plain(each) for each in beginnings]
 
-    @closed
-    def draw(self, beginnings: Sequence[Beginning], samples: int, phase: Phase) -> list[list[Drawn]]:
+    def draw(self, beginnings: Sequence[Beginning], samples: int) -> list[list[Drawn]]:
+        """So many completions of each, rolled out together."""
         rolled = roll_out(
             self.language_model,
             self.prompts(beginnings),
             samples=samples,
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._settings.temperature,
-            seed=[self._settings.seed, _STREAMS[phase]],
+            seed=[self._settings.seed, _STREAM],
             keys=[each.number for each in beginnings],
             batch_size=self._settings.rollout_batch_size,
         )
@@ -115,27 +116,23 @@ class LocalPolicy:
 
 
 class ChatPolicy:
-    """A chat model. go_on: how it gets a beginning; plain: behind the problem, without turns."""
+    """A chat model. plain: it gets a problem and what is written so far as one text, without turns.
+
+    by_turn: whether a user's turn asks it to go on with its own; None leaves that to who its provider is.
+    """
 
     at_once = 256
 
-    @closed
-    def __init__(
-        self, chat: Chat, settings: LabelSettings, *, go_on: Literal["auto", "prefill", "turn"], plain: bool
-    ) -> None:
+    def __init__(self, chat: Chat, settings: LabelSettings, *, by_turn: bool | None, plain: bool) -> None:
         self.chat, self._settings, self._plain = chat, settings, plain
-        self._prefill = go_on == "prefill" or (go_on == "auto" and chat.name.startswith(PREFILLED))
+        self.by_turn = not plain and (not chat.name.startswith(PREFILLED) if by_turn is None else by_turn)
         self.source = f"{chat.name}, asked by chat"
-
-    @property
-    def by_turn(self) -> bool:
-        """Whether a user's turn asks it to go on."""
-        return not self._prefill and not self._plain
 
     def check(self, beginnings: Sequence[Beginning], new_tokens: int) -> None:
         """What is too long is the provider's to say."""
 
     def shown(self, beginning: Beginning) -> str:
+        """The turns that are sent."""
         return "\n".join(f"{turn.role}: {turn.content}" for turn in self.turns(beginning))
 
     def turns(self, beginning: Beginning) -> tuple[Message, ...]:
@@ -145,23 +142,27 @@ class ChatPolicy:
         begun = _begun(beginning)
         return (*begun, Message("user", GO_ON)) if beginning.text and self.by_turn else begun
 
-    def calls(self, beginnings: Sequence[Beginning], samples: int, phase: Phase) -> list[Call]:
+    def calls(self, beginnings: Sequence[Beginning], samples: int) -> list[Call]:
         """Draws of other seeds are other samples of the same questions."""
         settings = self._settings
         first, limit = settings.seed * samples, settings.max_new_tokens
         return [
-            Call(turns, phase, max_tokens=limit, temperature=settings.temperature, sample=first + number)
-            for turns in map(self.turns, beginnings)
+            Call(
+                self.turns(each),
+                COMPLETE if each.text else SOLVE,
+                max_tokens=limit,
+                temperature=settings.temperature,
+                sample=first + number,
+            )
+            for each in beginnings
             for number in range(samples)
         ]
 
-    @closed
-    def draw(self, beginnings: Sequence[Beginning], samples: int, phase: Phase) -> list[list[Drawn]]:
-        """Raises WorkFailed when a call got no answer."""
+    def draw(self, beginnings: Sequence[Beginning], samples: int) -> list[list[Drawn]]:
+        """So many completions of each. Raises WorkFailed when a call got no answer."""
         from equipoise.chat.client import answers
 
-        what = "writes solutions" if phase == "solve" else "goes on"
-        replies = answers(self.chat, self.calls(beginnings, samples, phase), f"{self.chat.name} {what}")
+        replies = answers(self.chat, self.calls(beginnings, samples), f"{self.chat.name} goes on")
         begun = [each.text.strip() for each in beginnings for _ in range(samples)]
         drawn = [
             Drawn(

@@ -31,6 +31,7 @@ from equipoise.core.columns import duration
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
 from equipoise.core.files import sha256_file, write_atomic
 from equipoise.core.job import Alone, Request
+from equipoise.core.options import closed
 from equipoise.core.rows import Rows
 from equipoise.data.text import after_thinking
 from equipoise.data.verify import Verifier, open_verifier
@@ -40,9 +41,17 @@ from equipoise.language.taught import TAUGHT, opened
 from equipoise.language.templates import DATE
 from equipoise.reinforcement.measures import tokens_per_second
 from equipoise.reinforcement.prm import PLACEHOLDER
-from equipoise.reinforcement.prm_label_drawing import Completed, Solution, complete, silence, write, written
+from equipoise.reinforcement.prm_label_drawing import Completed, Solution, complete, nothing, silence, write, written
 from equipoise.reinforcement.prm_label_measures import Verdicts, labeled, measured
-from equipoise.reinforcement.prm_label_policy import CHAT_NAMES, Beginning, ChatPolicy, LocalPolicy, Policy
+from equipoise.reinforcement.prm_label_policy import (
+    CHAT_NAMES,
+    COMPLETE,
+    SOLVE,
+    Beginning,
+    ChatPolicy,
+    LocalPolicy,
+    Policy,
+)
 from equipoise.reinforcement.prm_label_result import COMPLETIONS, LABELS, NONE, RULES, LabelPlan, StepLabels
 from equipoise.reinforcement.prm_label_solutions import LabelProblem, cut, read
 from equipoise.reinforcement.reflection import NO_REFLECTION, ContinuedSolution, reflections, rule_judge
@@ -61,23 +70,23 @@ TIMED = (8, 16)  # completions and tokens that a plan is made from
 
 @dataclass(frozen=True, eq=False)
 class Labeling(Request):
-    """A request to label, read and found right. chat: whether the model is asked by chat."""
+    """A request to label, read and found right. chat: whether the model is asked so; by_turn: as of `ChatPolicy`."""
 
     model: str | Path | LanguageModel
     problems: tuple[LabelProblem, ...]
     settings: "LabelSettings"
     separator: str | None
     opened: Callable[[], Verifier]
-    kind: str
     roles: Roles
     chat: bool
-    go_on: Literal["auto", "prefill", "turn"]
+    by_turn: bool | None
     loading: Mapping[str, Any]
     names: Mapping[str, str]
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
 
     @classmethod
+    @closed
     def read(
         cls,
         model: Any,
@@ -99,9 +108,11 @@ class Labeling(Request):
             raise BadInput("`prm label` works in one process: start it without torchrun or accelerate launch.")
         by_chat = _by_chat(model, engine, roles.model_url)
         _check_meaning(by_chat, tokenizer, go_on, roles, loading)
-        date = loading["date"] = loading["date"] or DATE
-        if not by_chat and (tokenizer is not None or not isinstance(model, str | Path | LanguageModel)):
-            model = wrap(model, tokenizer, chat_template=loading["chat_template"], date=date)
+        resolved = settings.model_dump()
+        if not by_chat:
+            date = loading["date"] = resolved["date"] = loading["date"] or DATE
+            if tokenizer is not None or not isinstance(model, str | Path | LanguageModel):
+                model = wrap(model, tokenizer, chat_template=loading["chat_template"], date=date)
         cast = _roles(str(model) if by_chat else None, roles, loading)
         separator = None if settings.separator is None else _separator(settings.separator)
         found, source, digest = read(problems, limit=limit, fields=fields, separator=separator)
@@ -123,14 +134,13 @@ class Labeling(Request):
             settings=settings,
             separator=separator,
             opened=opened,
-            kind=str(verifier),
             roles=cast,
             chat=by_chat,
-            go_on=go_on,
+            by_turn={"auto": None, "prefill": False, "turn": True}[go_on],
             loading=loading,
             names=names,
             inputs=inputs,
-            resolved={**settings.model_dump(), "date": date},
+            resolved=resolved,
         )
 
     def plan(self) -> LabelPlan:
@@ -197,7 +207,7 @@ class Labeling(Request):
         with self.roles.open(folder) as players:
             if self.chat:
                 plain = self.loading["chat_template"] == "none"
-                policy = ChatPolicy(players.chat("model"), settings, go_on=self.go_on, plain=plain)
+                policy = ChatPolicy(players.chat("model"), settings, by_turn=self.by_turn, plain=plain)
             else:
                 tiny = partial(tiny_model, folder, settings.seed, Alone(), taught=taught)
                 policy = LocalPolicy(opened(self.model, self.loading, tiny), settings)
@@ -206,9 +216,9 @@ class Labeling(Request):
                 for each in self.problems
                 if each.given is not None
             ]
-            nothing = [Beginning(each.problem, "", 0) for each in self.problems if each.given is None]
+            unsolved = [nothing(each.problem, 0) for each in self.problems if each.given is None]
             policy.check(whole, settings.max_new_tokens)
-            policy.check(nothing, 2 * settings.max_new_tokens)  # a solution, and what completes it
+            policy.check(unsolved, 2 * settings.max_new_tokens)  # a solution, and what completes it
             yield policy, players
 
     def _solutions(self, policy: Policy, stored: Rows) -> tuple[list[Solution], dict[str, int], int]:
@@ -266,7 +276,7 @@ class Labeling(Request):
             characters = sum(len(policy.shown(each)) for each in beginnings) / len(beginnings)
             planned = [
                 Planned(phase, calls, characters, settings.max_new_tokens)
-                for phase, calls in (("solve", to_write), ("complete", completions))
+                for phase, calls in ((SOLVE, to_write), (COMPLETE, completions))
             ]
             return f"{count}; {_priced(planned, policy.chat)}"
         assert isinstance(policy, LocalPolicy)
@@ -363,9 +373,9 @@ def _nothing_written(left_out: Mapping[str, int], source: str) -> str:
 def _cost(account: Account, completed: Sequence[Completed], tokens: int) -> dict[str, float]:
     """What it took: tokens are those of a model here; of chat models the account has them."""
     drawn = {"completions": float(sum(len(row) for each in completed for row in each.completions))}
-    by = {phase: account.total(phase=phase) for phase in ("solve", "complete", PHASE)}
-    model_calls, judge = by["solve"].calls + by["complete"].calls, by[PHASE]
-    tokens += by["solve"].usage.generated + by["complete"].usage.generated
+    by = {phase: account.total(phase=phase) for phase in (SOLVE, COMPLETE, PHASE)}
+    model_calls, judge = by[SOLVE].calls + by[COMPLETE].calls, by[PHASE]
+    tokens += by[SOLVE].usage.generated + by[COMPLETE].usage.generated
     found = {**drawn, "generated tokens": float(tokens)}
     found |= {"calls of the model": float(model_calls)} if model_calls else {}
     if judge.calls:
