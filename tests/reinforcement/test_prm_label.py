@@ -150,7 +150,7 @@ class Server(FaultyServer):
 
     def __init__(self):
         super().__init__()
-        self.answers, self._own = Counter(), threading.Lock()
+        self.answers, self._own, self.cuts = Counter(), threading.Lock(), False
 
     def _answer(self, handler, body, question, times):
         key = body["model"], json.dumps([each["content"] for each in body["messages"]])
@@ -158,7 +158,8 @@ class Server(FaultyServer):
             number = self.answers[key]
             self.answers[key] += 1
         text = judge(body["messages"]) if body["model"] == "judge" else policy(body["messages"], number)
-        self._say(handler, question, text.removesuffix("~"), finish="length" if text.endswith("~") else "stop")
+        ends = "length" if self.cuts or text.endswith("~") else "stop"
+        self._say(handler, question, text.removesuffix("~"), finish=ends)
 
 
 def policy(messages, number):
@@ -331,12 +332,12 @@ def test_a_model_that_never_answers_is_told(server, monkeypatch, says, told):
         asked(server)
 
 
-def test_what_was_cut_has_no_outcome(server, monkeypatch):
+def test_what_was_cut_has_no_outcome(server):
     """Not even where the number that it broke off behind is the gold one; and the step that was cut is none."""
-    monkeypatch.setattr(Server, "_say", lambda self, *given: FaultyServer._say(self, *given, finish="length"))
+    server.cuts = True
     with pytest.raises(WorkFailed, match=r"the first was cut at max_new_tokens.*It ends with 'The answer is 5\.'"):
         asked(server)
-    monkeypatch.setattr(Server, "_say", FaultyServer._say)
+    server.cuts = False
     given = [{**SUMS[0], "steps": ["0 + 2 = 2", "2 + 3"]}]
     found = label("openai-api/local/m", problems=given, model_url=server.url, samples=3, max_connections=1)
     assert found.labels()[0]["correct"] is False and found.labels()[0]["final_answer"] == "3"

@@ -184,7 +184,7 @@ class Labeling(Request):
         return StepLabels(
             names=self.names,
             source=policy.source,
-            settings=settings.model_dump(),
+            settings=settings.model_dump(exclude={"rollout_batch_size"}),
             problems=len({each.solution.place for each in completed}),
             solutions=len(completed),
             steps=sum(len(row["steps"]) for row in labels),
