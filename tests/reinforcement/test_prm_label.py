@@ -272,7 +272,7 @@ def test_it_goes_on_where_it_was_stopped(server, tmp_path):
 
 @pytest.mark.slow
 def test_it_survives_being_killed(server, tmp_path):
-    """By SIGKILL, while a call is in flight, which alone may be asked again."""
+    """By SIGKILL, while a call is in flight, which alone may be asked again; and its record is whole."""
     write(tmp_path / "p.jsonl", *SUMS)
     words = [
         *(
@@ -297,11 +297,11 @@ def test_it_survives_being_killed(server, tmp_path):
         child.wait()
     subprocess.run([sys.executable, "-m", "equipoise", *words], cwd=tmp_path, check=True)
     once = Counter(server.answers)
-    with Server() as fresh:
-        asked(fresh, tmp_path / "whole", **JUDGED, judge_url=fresh.url)
-        assert once.keys() == fresh.answers.keys() and sum((once - fresh.answers).values()) <= 2
+    again = asked(server, tmp_path / "again", **JUDGED, judge_url=server.url, replay=tmp_path / "out" / "calls.jsonl")
+    assert server.answers == once and again.cost["calls of the model"] == 36
+    assert sum(count for (who, _), count in once.items() if who == "m") <= 36 + 2
     for name in ("labels.jsonl", "completions.jsonl", "solutions.jsonl"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_without_a_judge_nothing_is_corrected(server):
