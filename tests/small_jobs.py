@@ -412,6 +412,77 @@ def score_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# prm label
+
+
+def label_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    ends = {"eos_token_id": [2, *range(100, 150)]}  # an untaught model else ends no answer
+    (folder / "model" / "generation_config.json").write_text(json.dumps(ends))
+    (folder / "template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "calls.jsonl").touch()
+    rows = [{"prompt": f"Where is {i}?", "answer": r"(?s)[aeinot]\W*\Z", "steps": ["yes", "no"]} for i in range(3)]
+    write_rows(folder / "unsolved.jsonl", [{key: row[key] for key in ("prompt", "answer")} for row in rows])
+    write_rows(folder / "gold.jsonl", [{"prompt": "Where?", "steps": ["a"]}])
+    write_rows(folder / "asked.jsonl", [{"ask": "Who?", "reply": "She.", "said": "a\nb"}])
+    return {
+        "model": folder / "model",
+        "problems": write_rows(folder / "problems.jsonl", rows),
+        "verifier": "regex",
+        "samples": 3,
+        "max_new_tokens": 5,
+    }
+
+
+def label_whole(folder: Path) -> Settings:
+    return {"problems": folder / "unsolved.jsonl", "solutions": 4, "temperature": 1.2, "seed": 3}
+
+
+def label_more(folder: Path) -> Sequence[Settings]:
+    served = {"model": "mockllm/model", "model_url": "http://127.0.0.1:1/v1"}
+    return (
+        {"verifier": "number"},
+        {"verifier": "choice"},
+        {"problems": folder / "gold.jsonl"},
+        {"problems": folder / "asked.jsonl"},
+        {
+            "problems": folder / "asked.jsonl",
+            "fields": {"prompt": "ask", "gold": "reply", "solution": "said"},
+            "verifier": "exact",
+        },
+        {"problems": folder / "unsolved.jsonl", "solutions": 2},
+        {"problems": folder / "unsolved.jsonl", "max_new_tokens": 300},
+        {"max_new_tokens": 600},
+        {"separator": ";"},
+        {"separator": "\\n"},
+        {"separator": " "},
+        {"judge": "none"},
+        {"judge": "rule"},
+        {"judge": "mockllm/model"},
+        {"judge": "mockllm/model", "replay": folder / "calls.jsonl"},
+        {"judge": "mockllm/model", "budget": "calls=5", "max_connections": 2, "prices": {"mockllm/model": (1.0, 2.0)}},
+        {"judge": "opnai/m"},
+        {"judge_args": {"seed": 1}},
+        {"budget": "calls=5"},
+        {"model": "http://here/v1"},
+        {"model_url": "http://here/v1"},
+        {"engine": "chat"},
+        {"engine": "chat", "model_args": {"engine": "transformers"}, "chat_template": "none"},
+        {"engine": "transformers", "go_on": "turn"},
+        {"engine": "transformers", "model_args": {"seed": 1}},
+        served,
+        {**served, "go_on": "prefill"},
+        {**served, "device": "cpu"},
+        {**served, "dtype": "bfloat16"},
+        {**served, "chat_template": "none"},
+        {**served, "chat_template": str(folder / "template.jinja")},
+        {**served, "model_args": {"api_key": "sk"}},
+        {"chat_template": str(folder / "template.jinja")},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -447,6 +518,17 @@ SMALL = {
             "equipoise.language.adapters.attach": lambda language_model, *_, **__: language_model,
             "equipoise.reinforcement.reinforcing.solve": nothing_solved,
             "equipoise.reinforcement.reinforcing.rehearse": lambda *_, **__: None,
+        },
+        slow=True,
+    ),
+    "prm label": SmallJob(
+        label_files,
+        "equipoise.reinforcement.prm_labeling.Labeling._solutions",
+        whole=label_whole,
+        more=label_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.reinforcement.prm_labeling.tokens_per_second": lambda *_: 1.0,
         },
         slow=True,
     ),

@@ -11,6 +11,7 @@ from equipoise.core.terminal import say
 JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
+    "prm label": "equipoise.reinforcement.prm_label_job:label",
     "reinforce": "equipoise.reinforcement.job:reinforce",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",
