@@ -11,6 +11,8 @@ from equipoise.core.terminal import say
 JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
+    "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
+    "prm score": "equipoise.reinforcement.prm_scoring_job:score",
     "reinforce": "equipoise.reinforcement.job:reinforce",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",

@@ -1,0 +1,12 @@
+"""`equipoise prm`: process reward models, which say of each step of a solution how likely it is right."""
+
+from cyclopts import App
+
+from equipoise.cli.jobs import HELP_FORMAT, command
+from equipoise.reinforcement.prm_evaluation_job import evaluate
+from equipoise.reinforcement.prm_scoring_job import score
+
+app = App(name="prm", help="Train, use and weigh models that judge the steps of a solution.", help_format=HELP_FORMAT)
+
+app.command(command(score), name="score")
+app.command(command(evaluate), name="evaluate")
