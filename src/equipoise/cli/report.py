@@ -13,6 +13,7 @@ JOBS = {
     "certify run": "equipoise.verification.job:certify",
     "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm score": "equipoise.reinforcement.prm_scoring_job:score",
+    "prm train": "equipoise.reinforcement.prm_training_job:train",
     "reinforce": "equipoise.reinforcement.job:reinforce",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",

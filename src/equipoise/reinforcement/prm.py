@@ -80,9 +80,10 @@ def add_tokens(language_model: LanguageModel) -> StepTokens:
 
 
 def has_tokens(language_model: LanguageModel) -> bool:
-    """Whether the tokenizer knows the three tokens."""
+    """Whether the tokenizer knows the three tokens, and the model has embeddings for them."""
     tokenizer: Any = language_model.tokenizer
-    return tokenizer.get_vocab().keys() >= {PLACEHOLDER, RIGHT, WRONG}
+    known = tokenizer.get_vocab()
+    return all(known.get(token, math.inf) < language_model.vocabulary for token in (PLACEHOLDER, RIGHT, WRONG))
 
 
 def step_tokens(language_model: LanguageModel) -> StepTokens:
@@ -91,7 +92,7 @@ def step_tokens(language_model: LanguageModel) -> StepTokens:
     known = tokenizer.get_vocab()
     if not has_tokens(language_model):
         raise BadInput(
-            f"{language_model.name} is no process reward model, its tokenizer has no {PLACEHOLDER}, {RIGHT} and {WRONG}: "
+            f"{language_model.name} is no process reward model, it has no {PLACEHOLDER}, {RIGHT} and {WRONG}: "
             "give one that was trained as such, or call prm.add_tokens and train it."
         )
     return StepTokens(known[PLACEHOLDER], known[RIGHT], known[WRONG])

@@ -135,10 +135,10 @@ class PrmEvaluation:
             found.append("All scores are alike: the model tells no step from another.")
         else:
             for each in self.discrimination:
-                if each.split == ALL and not each.gain.lower > 0 and not math.isnan(each.model.value):
+                if each.split == ALL and not at_least(each.gain) > 0 and not math.isnan(each.model.value):
                     found.append(
                         f"On {each.data} the model is not shown to tell right steps from wrong ones better than their "
-                        f"position alone does: AUROC {shown(each.model)}, higher by {_difference(each.gain)}."
+                        f"position alone does: AUROC {shown(each.model)}, higher by {difference(each.gain)}."
                     )
         if self.unread:
             found.append(
@@ -220,5 +220,11 @@ def rule(row: FirstErrors | ErrorClass, threshold: float) -> str:
     return f"{row.rule} ({' and '.join(f'{each:.3f}' for each in row.thresholds)})"
 
 
-def _difference(value: Bounded) -> str:
+def difference(value: Bounded) -> str:
+    """A difference, with its interval where there is one."""
     return f"{value.value:+.3f}" if math.isnan(value.lower) else signed(value)
+
+
+def at_least(value: Bounded) -> float:
+    """The lower end of its interval, or the value itself where there are too few problems for one."""
+    return value.value if math.isnan(value.lower) else value.lower
