@@ -121,14 +121,14 @@ class Training(Request):
         labels = flat(self.parts[LEARNT])
         return PrmTrainingPlan(
             model=language_model.source,
-            settings=self._resolved(language_model),
+            settings=self._resolved(language_model, examples),
             labelled_by=self._labelled_by(),
             counts=self._counts(),
             positives=int((labels >= WRONG_BELOW).sum()),
             negatives=int((labels < WRONG_BELOW).sum()),
             cut=self._cut(examples),
             tokens=math.ceil(self.settings.epochs * sum(len(each.input_ids) for each in examples)),
-            steps=self._training(language_model, 1).steps,
+            steps=self._training(language_model, examples, 1).steps,
             trained_parameters=count(language_model.model),
             weights=self.weights,
             drift=self._drift(),
@@ -149,7 +149,7 @@ class Training(Request):
         if held := self.parts[HELD_OUT]:
             judged = self._judged(held, step_scores(language_model, held, Rows(None), self.scored_at_once))
             disputed = tuple(measures.misjudged(judged, SHOWN))
-        settings, trained = self._resolved(language_model), count(language_model.model)
+        settings, trained = self._resolved(language_model, examples), count(language_model.model)
         language_model, gap = self._written(language_model, stages, folder)
         return PrmTrained(
             names=self.names,
@@ -183,7 +183,7 @@ class Training(Request):
         solutions = self.parts[LEARNT]
         labels = [each.labels or () for each in solutions]
         examples = encoded(language_model, solutions, labels, max_length=self.settings.max_length)
-        if not any(label != prm.IGNORE for each in examples for label in each.labels):
+        if not any(map(teaches, examples)):
             raise BadInput(
                 f"No labelled step fits into {min(self.settings.max_length, language_model.context)} tokens: use a larger "
                 "max_length, or a model with a longer context."
@@ -243,8 +243,10 @@ class Training(Request):
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def _training(self, language_model: LanguageModel, stage: int) -> TrainerSettings:
-        settings, solutions = self.settings, len(self.parts[LEARNT])
+    def _training(
+        self, language_model: LanguageModel, examples: Sequence[prm.StepExample], stage: int
+    ) -> TrainerSettings:
+        settings, solutions = self.settings, sum(map(teaches, examples))
         size = min(settings.batch_size, solutions)
         shared = ("micro_batch_size", "warmup_ratio", "weight_decay", "max_grad_norm")
         return TrainerSettings(
@@ -303,9 +305,10 @@ class Training(Request):
     ) -> int:
         """One stage, to the weights that are kept; its steps."""
         settings, model = self.settings, language_model.model
-        training = self._training(language_model, learning.stage)
-        order = without_replacement(len(examples), training.batch_size, training.seed)
+        training = self._training(language_model, examples, learning.stage)
         labelled = relabelled(examples, [len(each.steps) for each in self.parts[LEARNT]], learning.labels)
+        labelled = list(filter(teaches, labelled))
+        order = without_replacement(len(labelled), training.batch_size, training.seed)
         every = max(1, training.steps // LOOKS)
 
         def look(reached: TrainerState) -> bool:
@@ -409,8 +412,8 @@ class Training(Request):
 
     # --- words --------------------------------------------------------------------------------------------------------
 
-    def _resolved(self, language_model: LanguageModel) -> dict[str, Any]:
-        training = self._training(language_model, 1)
+    def _resolved(self, language_model: LanguageModel, examples: Sequence[prm.StepExample]) -> dict[str, Any]:
+        training = self._training(language_model, examples, 1)
         settings = {
             **self.settings.model_dump(),
             "weights": list(self.weights),
@@ -522,6 +525,11 @@ def refresh(labels: Tensor, scores: Tensor, threshold: float) -> nait.Refreshed:
     new, kept = labels.clone(), torch.ones_like(both)
     new[both], kept[both] = refreshed.labels, refreshed.kept
     return replace(refreshed, labels=new, kept=kept)
+
+
+def teaches(example: prm.StepExample) -> bool:
+    """Whether a step of it has a label: a batch without any would have no loss."""
+    return any(label != prm.IGNORE for label in example.labels)
 
 
 def relabelled(examples: Sequence[prm.StepExample], sizes: Sequence[int], labels: Tensor) -> list[prm.StepExample]:
