@@ -5,7 +5,7 @@ A row is understood by the fields it has (the first line that fits):
     modified_process + error_steps            PRMBench (arXiv:2501.03124): numbers of the wrong steps, from 1
     prompt + completions (+ labels)           TRL's stepwise format: a label for each step
     problem + steps + label                   ProcessBench (arXiv:2412.06559): index of the first wrong step, -1 for none
-    problem + steps + corrected_hard, hard, corrected_soft, soft or labels     what `prm label` writes: `which` of them
+    problem + steps + corrected_hard, corrected_soft, hard, soft or labels     what `prm label` writes: `which` of them
     problem + steps                           without labels
 
 A label is the probability that the step is right: true, false, a number in [0, 1], or null where that is not known. Of
@@ -29,7 +29,7 @@ LabelChoice = Literal["corrected-hard", "corrected-soft", "hard", "soft"]
 LabelUse = Literal["needed", "optional", "ignored"]
 Labels = tuple[float | None, ...]
 
-LABEL_FIELDS = ("corrected_hard", "hard", "corrected_soft", "soft", "labels")
+LABEL_FIELDS = ("corrected_hard", "corrected_soft", "hard", "soft", "labels")
 WRONG_BELOW = 0.5  # a label below says that the step is wrong
 _FORMS = "problem + steps, prompt + completions, or modified_question + modified_process + error_steps"
 _SPLIT = "give each solution as a list with one text a step"

@@ -31,6 +31,7 @@ from equipoise.reinforcement.prm_scoring import (
     SCORED,
     SCORES,
     check_model,
+    check_written,
     encoded,
     known,
     name_of,
@@ -82,7 +83,7 @@ class Evaluating(Request):
             loading=loading,
             seed=seed,
             names={"model": name_of(model), "data": named},
-            inputs=inputs,
+            inputs={**inputs, **check_written(model)},
             resolved={},
         )
 

@@ -17,6 +17,7 @@ import torch
 from equipoise.core import progress
 from equipoise.core.errors import BadInput
 from equipoise.core.files import seal, sha256_file, write_atomic
+from equipoise.core.folder import MANIFEST, damage, read_manifest
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.data.steps import StepwiseSolution, read_steps, step_files
@@ -27,6 +28,7 @@ from equipoise.reinforcement.prm_scoring_result import ScoredStep, StepScores, S
 if TYPE_CHECKING:
     from equipoise.reinforcement.prm_scoring_job import ScoreFormat
 
+TRAINED_BY = "prm train"
 SCORED, SCORES, STEPWISE = "scored.jsonl", "scores.jsonl", "stepwise.jsonl"
 AT_ONCE = 64  # solutions that are scored together, and stored as one row
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)  # of which the share of steps above is told
@@ -72,7 +74,7 @@ class Scoring(Request):
             batch_size=batch_size,
             loading=loading,
             names={"model": name_of(model), "solutions": named},
-            inputs=inputs,
+            inputs={**inputs, **check_written(model)},
             resolved={},
         )
 
@@ -181,7 +183,22 @@ def check_model(model: Any) -> None:
         )
 
 
+def check_written(model: str | Path | LanguageModel) -> dict[str, str]:
+    """The digest of a folder that prm train wrote, {} of another model. Raises BadInput where it was altered since."""
+    folder = Path(name_of(model))
+    if isinstance(model, LanguageModel) or not (folder / MANIFEST).is_file():
+        return {}
+    written = read_manifest(folder)
+    if written["command"] != TRAINED_BY:
+        return {}
+    files = {name: row["sha256"] for name, row in written["files"].items() if not row["drawn"]}
+    if damaged := [name for name in damage(folder) if name in files]:
+        raise BadInput(f"{folder} is damaged ({', '.join(damaged)}): the command that made it makes that part again.")
+    return {"model": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
+
+
 def name_of(model: str | Path | LanguageModel) -> str:
+    """What reports call it."""
     return model.name if isinstance(model, LanguageModel) else str(model)
 
 
