@@ -252,7 +252,9 @@ def _error_classes(judged: Judged, predictor: str, rule: str, threshold: float) 
         return np.array([_prm_score(_counts(r, y, each)) for each in at.tolist()])
 
     every = np.concatenate(judged.scores)
-    at = _thresholds(judged, rule, threshold, np.quantile(every[np.isfinite(every)], np.linspace(0, 1, TRIED)), value)
+    read = every[np.isfinite(every)]
+    spread = np.quantile(read, np.linspace(0, 1, TRIED)) if read.size else read
+    at = _thresholds(judged, rule, threshold, spread, value)
     counts = np.array(
         [_counts(r, y, float(at[side])) for r, y, side in zip(judged.scores, labels, judged.half.tolist(), strict=True)]
     )
@@ -306,11 +308,15 @@ def discrimination(data: str, judged: Judged) -> list[Discrimination]:
     """Per-step AUROC of each split and of all, clustered by problem, and how much the model's is above the position's."""
     position = judged.judged_by(POSITION)
     rows = []
-    for name in (*(judged.splits if len(judged.splits) > 1 else ()), ALL):
-        places = np.flatnonzero([name in (ALL, each.split) for each in judged.solutions])
-        own, other = judged.of(places), position.of(places)
-        rows.append(_discrimination(data, name, own, other))
-    return rows
+    for name in judged.splits if len(judged.splits) > 1 else ():
+        places = np.flatnonzero([each.split == name for each in judged.solutions])
+        rows.append(_discrimination(data, name, judged.of(places), position.of(places)))
+    return [*rows, overall(judged, data)]
+
+
+def overall(judged: Judged, data: str = "") -> Discrimination:
+    """That of all splits together."""
+    return _discrimination(data, ALL, judged, judged.judged_by(POSITION))
 
 
 def _discrimination(data: str, name: str, judged: Judged, position: Judged) -> Discrimination:

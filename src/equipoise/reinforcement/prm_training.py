@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equipoise.core.agreement import UNDEFINED
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import seal, write_atomic
 from equipoise.core.job import Alone, Request
 from equipoise.core.rows import Rows
+from equipoise.core.scores import auroc
 from equipoise.core.serialize import deserialize, serialize
-from equipoise.core.shares import Bounded
 from equipoise.core.state import save_state, stored_state
 from equipoise.data.steps import WRONG_BELOW, StepwiseSolution
 from equipoise.language.model import LanguageModel, wrap
@@ -30,7 +31,6 @@ from equipoise.language.rehearsal import rehearse
 from equipoise.language.taught import TAUGHT, opened
 from equipoise.reinforcement import nait, prm
 from equipoise.reinforcement import prm_evaluation_measures as measures
-from equipoise.reinforcement.prm_evaluation_result import ALL
 from equipoise.reinforcement.prm_scoring import (
     check_model,
     encoded,
@@ -354,7 +354,7 @@ class Training(Request):
         if self.settings.early_stop == "loss":
             return -self._loss(scores)
         steps = self._judged(held, scores).steps()
-        return float(np.nan_to_num(measures.auroc(steps.scores, steps.right), nan=0.0))
+        return float(np.nan_to_num(auroc(steps.scores, steps.right), nan=0.0))
 
     def _loss(self, scores: Sequence[Sequence[float]]) -> float:
         """That of training, of the problems held out with the labels that were given; nan without any."""
@@ -371,13 +371,12 @@ class Training(Request):
 
     def _measured(self, language_model: LanguageModel, learning: "Learning", steps: int, moved: float) -> TrainedStage:
         labels = learning.labels[~learning.labels.isnan()]
-        unknown = Bounded(math.nan, math.nan, math.nan)
-        auroc, gain, loss, right, wrong = unknown, unknown, math.nan, math.nan, math.nan
+        apart, gain, loss, right, wrong = UNDEFINED, UNDEFINED, math.nan, math.nan, math.nan
         if held := self.parts[HELD_OUT]:
             scores = step_scores(language_model, held, Rows(None), self.scored_at_once, "Looking")
             judged = self._judged(held, scores)
-            told = next(each for each in measures.discrimination("", judged) if each.split == ALL)
-            auroc, gain, loss = told.model, told.gain, self._loss(scores)
+            told = measures.overall(judged)
+            apart, gain, loss = told.model, told.gain, self._loss(scores)
             found = judged.steps()
             right, wrong = (_mean(found.scores[each]) for each in (found.right, ~found.right))
         return TrainedStage(
@@ -388,7 +387,7 @@ class Training(Request):
             soft=int(((labels > 0) & (labels < 1)).sum()),
             loss=learning.losses / steps,
             held_out_loss=loss,
-            auroc=auroc,
+            auroc=apart,
             gain=gain,
             right_score=right,
             wrong_score=wrong,
