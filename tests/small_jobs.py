@@ -483,6 +483,129 @@ def label_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# prm train, prm score, prm evaluate
+
+
+@functools.cache
+def small_prm() -> Any:
+    """The small model with the tokens of steps, whose embeddings are drawn: it tells steps apart."""
+    from equipoise.reinforcement import prm
+
+    made = copy.deepcopy(small_model())
+    prm.add_tokens(made)
+    with torch.no_grad():
+        rows = made.model.get_input_embeddings().weight[-3:]
+        rows.copy_(0.3 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)))
+    return made
+
+
+def read_prm(*_: Any, **__: Any) -> tuple[Any, Any]:
+    """That model as if it had been read from its folder."""
+    return small_prm().model, copy.copy(small_prm().tokenizer)
+
+
+def steps_files(folder: Path) -> Path:
+    """Solutions in several formats, right and wrong ones, and the models that read them."""
+    small_prm().save(folder / "model")
+    write_rows(
+        folder / "ours.jsonl",
+        [
+            {
+                "id": f"{i}",
+                "problem": f"{i // 2}?",
+                "steps": ["yes", "no"],
+                "soft": [1, 0.5],
+                "corrected_soft": [1, 0.25],
+            }
+            for i in range(8)
+        ],
+    )
+    bench = {"modified_question": "1?", "modified_process": ["yes", "no"], "classification": "circular"}
+    write_rows(folder / "bench.jsonl", [{**bench, "idx": f"{i}", "error_steps": [i % 3]} for i in (1, 2, 4, 5)])
+    write_rows(
+        folder / "right.jsonl", [{"prompt": f"{i}?", "completions": ["yes"], "labels": [True]} for i in range(8)]
+    )
+    write_rows(folder / "plain.jsonl", [{"problem": "1?", "steps": ["yes", "no"]}])
+    write_rows(folder / "ignored.jsonl", [{"prompt": "1?", "completions": ["yes"], "labels": [-100]}])
+    (folder / "empty").mkdir()
+    rows = [
+        {"problem": f"{i // 2}?", "steps": ["yes", "no"], "label": i % 2 - 1, "split": "ab"[i % 2]} for i in range(12)
+    ]
+    return write_rows(folder / "steps.jsonl", [{**row, "final_answer_correct": row["label"] < 0} for row in rows])
+
+
+def prm_train_files(folder: Path) -> Settings:
+    return {"labels": steps_files(folder), "model": folder / "model", "batch_size": 8, "stages": 2}
+
+
+def prm_train_whole(folder: Path) -> Settings:
+    return {"learning_rate": 1e-2, "held_out": 0.34, "early_stop": "loss", "weights": "inverse_frequency", "seed": 3}
+
+
+def prm_train_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"labels": folder / "ours.jsonl", "which": "corrected-soft", "held_out": 0.25},
+        {"labels": folder / "ours.jsonl", "which": "hard"},
+        {"which": "soft"},
+        {"labels": folder / "right.jsonl"},
+        {"labels": folder / "bench.jsonl", "held_out": 0.0},
+        {"labels": folder / "plain.jsonl"},
+        {"labels": folder / "ignored.jsonl"},
+        {"labels": folder / "empty"},
+        {"limit": 1},
+        {"held_out": 0.01},
+        {"held_out": 0.0, "early_stop": "loss"},
+        {"weights": "none", "loss": "bootstrapping"},
+        {"weights": (1.0, 2.0)},
+        {"max_length": 2},
+        {"parameters": "lora", "lora_rank": 1},
+        {"model": "https://here/v1"},
+        {"model": folder / "nothing"},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+    )
+
+
+def prm_score_files(folder: Path) -> Settings:
+    return {"solutions": steps_files(folder), "model": folder / "model"}
+
+
+def prm_score_whole(folder: Path) -> Settings:
+    return {"format": "trl", "threshold": 0.4, "limit": 4}
+
+
+def prm_score_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"solutions": folder / "ignored.jsonl", "threshold": 0.3},
+        {"solutions": folder / "plain.jsonl"},
+        {"solutions": folder / "empty"},
+        {"solutions": folder / "nothing.jsonl"},
+        {"model": "https://here/v1"},
+        {"device": "cuda:99"},
+        {"batch_size": 2},
+    )
+
+
+def prm_evaluate_files(folder: Path) -> Settings:
+    return {"data": steps_files(folder), "model": folder / "model"}
+
+
+def prm_evaluate_whole(folder: Path) -> Settings:
+    return {"threshold": 0.4, "limit": 5, "seed": 3}
+
+
+def prm_evaluate_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"data": folder / "bench.jsonl"},
+        {"data": folder / "ours.jsonl"},
+        {"data": folder / "ignored.jsonl"},
+        {"data": folder / "plain.jsonl"},
+        {"data": folder},
+        {"model": "https://here/v1"},
+        {"dtype": "bfloat61"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -548,5 +671,31 @@ SMALL = {
         "equipoise.reinforcement.solvable_scorer.Scorer.of_tokens",
         whole=score_whole,
         more=score_more,
+    ),
+    "prm train": SmallJob(
+        prm_train_files,
+        "equipoise.reinforcement.prm_training.fit",
+        whole=prm_train_whole,
+        more=prm_train_more,
+        quick={
+            "equipoise.language.model._from_folder": read_prm,
+            "equipoise.reinforcement.prm.attach": lambda language_model, *_, **__: language_model,
+            "equipoise.reinforcement.prm_training.rehearse": lambda *_, **__: None,
+        },
+        slow=True,
+    ),
+    "prm score": SmallJob(
+        prm_score_files,
+        "equipoise.reinforcement.prm.score",
+        whole=prm_score_whole,
+        more=prm_score_more,
+        quick={"equipoise.language.model._from_folder": read_prm},
+    ),
+    "prm evaluate": SmallJob(
+        prm_evaluate_files,
+        "equipoise.reinforcement.prm.score",
+        whole=prm_evaluate_whole,
+        more=prm_evaluate_more,
+        quick={"equipoise.language.model._from_folder": read_prm},
     ),
 }

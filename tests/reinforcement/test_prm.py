@@ -245,6 +245,55 @@ def test_models_with_an_adapter_are_refused():
         prm.add_tokens(replace(made, tokenizer=copy.deepcopy(made.tokenizer)))
 
 
+def test_a_tokenizer_ahead_of_its_model_gets_the_rows():
+    """It knows the tokens from elsewhere, and the model has no embeddings for them."""
+    made = model()
+    made.tokenizer = copy.deepcopy(made.tokenizer)
+    prm.add_tokens(made)
+    bare = replace(made, model=model().model)
+    assert not prm.has_tokens(bare)
+    with pytest.raises(BadInput, match=r"tiny is no process reward model, it has no \[PRM\]"):
+        prm.score(bare, SOLUTIONS)
+    assert prm.add_tokens(bare) == prm.StepTokens(300, 301, 302) and prm.has_tokens(bare)
+    rows = bare.model.get_input_embeddings().weight
+    assert_close(rows[300:], rows[:300].mean(0).expand(3, -1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_moves_the_rows_of_the_tokens_and_is_merged(tied, tmp_path):
+    made = model()
+    made.tokenizer = copy.deepcopy(made.tokenizer)
+    if not tied:
+        made.model.lm_head.weight = torch.nn.Parameter(made.model.lm_head.weight.detach().clone())
+        made.model.config.tie_word_embeddings = False
+    prm.add_tokens(made)
+    before, state = weights(made.model), torch.random.get_rng_state()
+    adapted = prm.attach(made, 2, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert_close(torch.cat(prm.score(adapted, SOLUTIONS)), torch.full((12,), 0.5))
+    trained = [name for name, each in adapted.model.named_parameters() if each.requires_grad]
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    assert sum("trainable_tokens_delta" in name for name in trained) == (1 if tied else 2)
+    examples = prm.encode(adapted, SOLUTIONS, LABELS)
+    fit(
+        adapted.model, OneLoss(prm.step_loss(adapted, weights="none")), lambda step: examples,
+        TrainerSettings(steps=8, learning_rate=2e-2, batch_size=4),
+        collate=lambda chosen: prm.collate(chosen, adapted.pad_id, adapted.device),
+    )  # fmt: skip
+    scores = torch.cat(prm.score(adapted, SOLUTIONS))
+    assert scores.std() > 0.1
+    merged = prm.merge(adapted)
+    after = weights(merged.model)
+    assert after.keys() == before.keys() and all(each.requires_grad for each in merged.model.parameters())
+    for name in [name for name in before if "embed" in name or "head" in name]:
+        assert torch.equal(after[name][:300], before[name][:300])
+        assert not torch.equal(after[name][300], before[name][300]) or "head" in name  # nothing predicts [PRM]
+    merged.save(tmp_path)
+    assert_close(torch.cat(prm.score(load(tmp_path, device="cpu"), SOLUTIONS)), scores, atol=1e-4, rtol=0)
+    with pytest.raises(BadInput, match="has an adapter already"):
+        prm.attach(prm.attach(merged, seed=0), seed=0)
+
+
 @pytest.mark.parametrize(
     ("solutions", "labels", "words"),
     [

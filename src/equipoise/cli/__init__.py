@@ -29,7 +29,7 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
         "Train a model on prompts whose answers can be checked; writes a folder that transformers loads as it is.",
     ),
     "solvable": ("equipoise.cli.solvable:app", "Say which prompts a model will solve, before it answers them."),
-    "prm": ("equipoise.cli.prm:app", "Label the steps of solutions for a process reward model."),
+    "prm": ("equipoise.cli.prm:app", "Make, use and weigh models that judge each step of a solution."),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),
     "report": (

@@ -11,7 +11,10 @@ from equipoise.core.terminal import say
 JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "certify run": "equipoise.verification.job:certify",
+    "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm label": "equipoise.reinforcement.prm_label_job:label",
+    "prm score": "equipoise.reinforcement.prm_scoring_job:score",
+    "prm train": "equipoise.reinforcement.prm_training_job:train",
     "reinforce": "equipoise.reinforcement.job:reinforce",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",

@@ -3,6 +3,7 @@
     add_tokens(language_model)                          [PRM], [POS] and [NEG], once, in place
     step_loss(language_model)                           a loss for `training.fit`, of what `encode` and `collate` make
     score(language_model, [(problem, steps), ...])      r of every step, a tensor [T] a solution
+    attach(language_model, rank, seed=0), merge(...)    LoRA with the three tokens' embeddings, and back to plain weights
 
 The text is NAIT's (arXiv:2601.12748): problem, line end, step, " [PRM]", line end, step, " [PRM]" ... r is the first entry
 of the softmax over the logits of [POS] and [NEG] AT the place of [PRM], which sees its step, all before it and nothing
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,9 +60,9 @@ def add_tokens(language_model: LanguageModel) -> StepTokens:
     """
     model: Any = language_model.model
     tokenizer: Any = language_model.tokenizer
-    missing = [token for token in (PLACEHOLDER, RIGHT, WRONG) if token not in tokenizer.get_vocab()]
-    if not missing:
+    if has_tokens(language_model):
         return step_tokens(language_model)
+    missing = [token for token in (PLACEHOLDER, RIGHT, WRONG) if token not in tokenizer.get_vocab()]
     if hasattr(model, "peft_config"):
         raise BadInput(f"{language_model.name} has an adapter: add the tokens of steps before it is attached.")
     before = language_model.vocabulary
@@ -78,16 +79,61 @@ def add_tokens(language_model: LanguageModel) -> StepTokens:
     return step_tokens(language_model)
 
 
+def has_tokens(language_model: LanguageModel) -> bool:
+    """Whether the tokenizer knows the three tokens, and the model has embeddings for them."""
+    tokenizer: Any = language_model.tokenizer
+    known = tokenizer.get_vocab()
+    return all(known.get(token, math.inf) < language_model.vocabulary for token in (PLACEHOLDER, RIGHT, WRONG))
+
+
 def step_tokens(language_model: LanguageModel) -> StepTokens:
     """The three tokens of a model that has them. Raises BadInput for one that is no PRM."""
     tokenizer: Any = language_model.tokenizer
     known = tokenizer.get_vocab()
-    if not known.keys() >= {PLACEHOLDER, RIGHT, WRONG}:
+    if not has_tokens(language_model):
         raise BadInput(
-            f"{language_model.name} is no process reward model, its tokenizer has no {PLACEHOLDER}, {RIGHT} and {WRONG}: "
+            f"{language_model.name} is no process reward model, it has no {PLACEHOLDER}, {RIGHT} and {WRONG}: "
             "give one that was trained as such, or call prm.add_tokens and train it."
         )
     return StepTokens(known[PLACEHOLDER], known[RIGHT], known[WRONG])
+
+
+def attach(language_model: LanguageModel, rank: int = 16, *, seed: int) -> LanguageModel:
+    """A PRM whose only trainable parameters are LoRA matrices, at first without effect, and the rows of the three tokens.
+
+    As `adapters.attach` otherwise: use the returned one, and `merge` it in the end. The rows are new, so that an adapter
+    alone would fit no base model that others have. Raises BadInput for a model without the tokens, or with an adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = language_model.model
+    tokens = step_tokens(language_model)
+    if hasattr(model, "peft_config"):
+        raise BadInput(f"{language_model.name} has an adapter already: merge or detach it first.")
+    if rank < 1:
+        raise BadInput(f"The rank of the adapter is {rank}: use at least 1.")
+    # Where both matrices are one, PEFT keeps them so by the name of the first alone.
+    trained = [model.get_input_embeddings()]
+    if model.get_output_embeddings().weight is not trained[0].weight:
+        trained.append(model.get_output_embeddings())
+    rows = {
+        name: [tokens.placeholder, tokens.right, tokens.wrong]
+        for name, module in model.named_modules()
+        if any(module is each for each in trained)
+    }
+    options: dict[str, Any] = {"target_modules": "all-linear", "trainable_token_indices": rows, "bias": "none"}
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", **options)
+    with random_state_kept(language_model.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied embeddings, which `merge` leaves tied
+        torch.manual_seed(seed)  # PEFT draws from the global state only
+        adapted: Any = get_peft_model(model, config)
+    return replace(language_model, model=adapted)
+
+
+def merge(language_model: LanguageModel) -> LanguageModel:
+    """What `attach` gave and training moved, as a plain model: its weights are changed in place, all of them trainable."""
+    adapted: Any = language_model.model
+    return replace(language_model, model=adapted.merge_and_unload(safe_merge=True).requires_grad_(True))
 
 
 @dataclass(frozen=True, slots=True)
