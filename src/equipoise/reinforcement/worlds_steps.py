@@ -347,6 +347,7 @@ class StepStages:
     none.
     """
 
+    @closed
     def __init__(self, world: StepWorld, policy: PolicyName, recipe: StepRecipe, seed: int) -> None:
         self.world, self.recipe, self.seed = world, recipe, seed
         self.language_model = reader(seed)

@@ -1,0 +1,139 @@
+"""The study of NAIT: what an arm measures and spends, that it resumes, that arms and claims are what they are called."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from equipoise.core.state import load_state, save_state
+from equipoise.reinforcement import worlds_steps
+from equipoise.reinforcement.worlds_steps import POLICIES, StepRecipe
+from equipoise.study import registry
+
+OPTIONS = {"steps": 1, "batch_size": 4, "train_chains": 10, "test_chains": 10}
+
+
+class Stopped(Exception):
+    """The process is killed here."""
+
+
+class Recorder:
+    """What a run gives and takes; `stop`: the number of the checkpoint after which it dies."""
+
+    seed = 1007
+
+    def __init__(self, study, arm, folder, prepared, stop=None):
+        self.settings, self.options, self.prepared = study.arm(arm).points()[0], study.options, prepared
+        self.measured, self.spent, self.stop = {}, {}, stop
+        self._names, self._path = {each.name for each in study.outcomes}, folder / arm
+
+    def resume(self):
+        if not self._path.exists():
+            return None
+        stored = load_state(self._path)
+        self.measured, self.spent = stored["measured"], stored["spent"]
+        return stored["state"]
+
+    def checkpoint(self, state):
+        save_state(self._path, {"state": state, "measured": self.measured, "spent": self.spent})
+        self.state = state
+        if state["stage"] == self.stop:
+            raise Stopped
+
+    def measure(self, outcome, value, *, of=None, at, where=None):
+        assert outcome in self._names
+        key = json.dumps([outcome, at["stage"], (where or {}).get("policy")])
+        assert key not in self.measured
+        self.measured[key] = float(value) / (of or 1)
+
+    def spend(self, *, phase, **amounts):
+        for name, amount in amounts.items():
+            self.spent[name] = self.spent.get(name, 0) + amount
+
+    def of(self, outcome, policy=None):
+        return [self.measured.get(json.dumps([outcome, stage, policy])) for stage in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def study():
+    torch.set_num_threads(1)
+    return registry.load("nait").build(**OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def prepared(study, tmp_path_factory):
+    """A seed's preparation, with few chains to choose a threshold on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worlds_steps, "VALIDATION", 10)
+        folder = tmp_path_factory.mktemp("prepared")
+        preparation = type("Preparation", (), {"options": study.options, "seed": Recorder.seed, "folder": folder})
+        study.prepare(preparation)
+        yield folder
+
+
+def test_an_arm_measures_both_policies_after_every_stage(study, prepared, tmp_path):
+    run = Recorder(study, "nait", tmp_path, prepared)
+    study.run(run)
+    world = worlds_steps.StepWorld.open(prepared, run.seed, train=10, test=10)
+    shown = sum(int(outcomes.sum()) for outcomes in world.outcomes.values())
+    tokens = run.spent.pop("trained_tokens")
+    assert run.spent == {"optimizer_steps": 6, "calls": shown} and 6 * 4 * 14 <= tokens <= 6 * 4 * 26
+    assert {json.loads(key)[0] for key in run.measured} == {each.name for each in study.outcomes}
+    for outcome in ("equal_verdicts", "score_correlation"):
+        assert None not in run.of(outcome)
+    for policy in POLICIES:
+        noise = worlds_steps.nait.label_noise(world.labels(policy, "exact", "hard"), world.train.right)
+        assert run.of("label_f1", policy)[0] == noise.f1
+        assert run.of("label_false_positives", policy)[0] == noise.false_positive_rate
+        assert run.of("positives_kept", policy)[0] is None and None not in run.of("negatives_kept", policy)[1:]
+        assert None not in run.of("first_error_f1_tuned", policy)
+
+
+def test_of_true_labels_both_policies_make_one_model(study, prepared, tmp_path):
+    run = Recorder(study, "truth", tmp_path, prepared)
+    study.run(run)
+    assert run.of("equal_verdicts") == [1.0] * 3 and run.of("score_correlation") == pytest.approx([1.0] * 3)
+    assert run.of("label_f1", "weak") == [1.0] * 3 and run.of("positives_kept", "weak") == [None] * 3
+    assert run.of("step_auroc", "weak") == run.of("step_auroc", "strong") and "calls" not in run.spent
+
+
+@pytest.mark.parametrize(("arm", "stop"), [("nait-current", 2), ("nait-restart", 1)])
+def test_a_stopped_run_comes_to_the_same_numbers_and_weights(study, prepared, tmp_path, arm, stop):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    undisturbed = Recorder(study, arm, whole, prepared)
+    study.run(undisturbed)
+    with pytest.raises(Stopped):
+        study.run(Recorder(study, arm, cut, prepared, stop=stop))
+    resumed = Recorder(study, arm, cut, prepared)
+    study.run(resumed)
+    assert resumed.spent == undisturbed.spent
+    assert resumed.measured == pytest.approx(undisturbed.measured, rel=0, abs=0, nan_ok=True)
+    for policy in POLICIES:
+        for name, weight in undisturbed.state[policy]["weights"].items():
+            assert torch.equal(weight, resumed.state[policy]["weights"][name])
+
+
+def test_arms_differ_as_they_are_called():
+    arms = registry.load("nait").build().arms
+    recipes = {arm.name: StepRecipe(**arm.points()[0]) for arm in arms}
+    assert len(set(recipes.values())) == len(arms) == 16
+    for name, recipe in recipes.items():
+        assert (recipe.threshold == 0.25) == name.startswith(("nait", "refreshed")) and recipe.threshold in (None, 0.25)
+        assert (recipe.weights == "none") == (name.endswith("unweighted") or name == "gce")
+        judge = "none" if name.split("-")[0] in ("mce", "gce", "refreshed", "truth") else "exact"
+        assert recipe.judge == (name.split("-")[1] if name.endswith(("rules", "faulty")) else judge)
+        assert recipe.labels == {"mce-soft": "soft", "corrected-soft": "soft", "truth": "truth"}.get(name, "hard")
+        assert recipe.restart == name.endswith("restart") and (recipe.anchor == "current") == name.endswith("current")
+        assert (recipe.loss == "cross-entropy") == (name != "gce")
+
+
+def test_claims_ask_for_what_is_measured_on_seeds_nobody_looked_at():
+    study = registry.load("nait").build()
+    assert max(study.test_seeds()) < 1000 and math.isclose(study.options["steps"], 100)
+    for claim in study.claims:
+        for test in getattr(claim.test, "tests", (claim.test,)) if claim.test else ():
+            assert (test.where or {}).get("policy") in (*POLICIES, None) and test.units == ("seed",)
+            assert (test.where is None) == (test.outcome == "equal_verdicts")
