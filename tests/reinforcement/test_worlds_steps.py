@@ -158,15 +158,14 @@ def test_rules_are_those_of_the_rule_judge_on_every_text(chains, completions):
             said = continuation(chains, completions, step, sample)
             (verdict,) = rule_judge([ContinuedSolution(problem, tuple(steps[: place + 1]), said)])
             assert found[step, sample] == (verdict.reflects and completions.outcomes[step, sample])
-    missed = completions.outcomes & completions.reflected & ~found
-    assert missed.any() and (found & completions.reflected).any()
     chain, place = chains.steps
-    for step, sample in zip(*missed.nonzero(), strict=True):
-        assert completions.retaken[step, sample, place[step]] in (-1, chains.shifts[chain[step], place[step]])
+    at_once = completions.retaken[np.arange(len(place)), :, place] >= 0
+    repaired = completions.outcomes & completions.reflected
+    assert found[repaired & at_once].mean() > 0.75 and found[repaired & ~at_once].mean() < 0.1
 
 
 def test_the_faulty_judge_misses_a_fifth_of_what_the_exact_one_finds():
-    its = StepWorld.draw(1, train=150, test=1)
+    its = StepWorld.draw(1, train=60, test=1)
     for policy in POLICIES:
         exact, faulty = its.reflected[policy]["exact"], its.reflected[policy]["faulty"]
         found = faulty[exact].double().mean().item()
@@ -206,7 +205,7 @@ def test_a_step_is_a_token(world):
     for example, (problem, steps) in zip(examples, world.train.solutions, strict=True):
         said = model.tokenizer.convert_ids_to_tokens(list(example.input_ids))
         terms = [problem[0], *[problem[at : at + 2] for at in range(1, len(problem), 2)]]
-        assert said == ["<|begin|>", *terms, *[each for step in steps for each in (step, "[PRM]")]]
+        assert said == [*terms, *[each for step in steps for each in (step, "[PRM]")]]
     assert torch.equal(model.model.lm_head.weight, reader(0).model.lm_head.weight)
     assert not torch.equal(model.model.lm_head.weight, reader(1).model.lm_head.weight)
 
@@ -278,7 +277,7 @@ def test_each_stage_reads_further_chains(world):
 
 
 def test_the_best_threshold_is_found_on_scores():
-    """All wrong steps are below 0.9 and all right ones above: at 0.5 none is found."""
+    """All wrong steps are below 0.8 and all right ones above, so that none is found at 0.5."""
     generator = torch.Generator().manual_seed(0)
     gold = [-1, 2, 0, 1, -1] * 8
     scores = []
@@ -286,5 +285,5 @@ def test_the_best_threshold_is_found_on_scores():
         right = torch.arange(4) < (4 if first < 0 else first)
         scores.append(torch.where(right, 0.91, 0.71) + 0.08 * torch.rand(4, generator=generator))
     threshold = best_threshold(scores, gold)
-    assert 0.79 < threshold <= 0.99 and worlds_steps.first_errors(scores, gold, threshold).f1 == 1
+    assert threshold > 0.71 and worlds_steps.first_errors(scores, gold, threshold).f1 == 1
     assert worlds_steps.first_errors(scores, gold).f1 == 0

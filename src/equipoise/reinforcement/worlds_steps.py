@@ -281,17 +281,16 @@ def reader(seed: int) -> LanguageModel:
 
     from equipoise.language.model import LanguageModel
 
-    pad, begin, end, unknown = "<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>"
+    pad, end, unknown = "<|pad|>", "<|end|>", "<|unknown|>"
     digits = range(10)
     terms = [f"{sign}{digit}" for sign in SIGNS for digit in digits]
     steps = [f"{left}{term}={value}" for left in digits for term in terms for value in digits]
-    words = [pad, begin, end, unknown, *map(str, digits), *terms, *steps]
+    words = [pad, end, unknown, *map(str, digits), *terms, *steps]
     made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d[+-]\d=\d|[+-]?\d"), "removed", invert=True)
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token=pad,
-        bos_token=begin,
         eos_token=end,
         unk_token=unknown,
         clean_up_tokenization_spaces=False,
@@ -306,7 +305,7 @@ def reader(seed: int) -> LanguageModel:
         num_attention_heads=HEADS,
         max_position_embeddings=CONTEXT,
         pad_token_id=words.index(pad),
-        bos_token_id=words.index(begin),
+        bos_token_id=None,
         eos_token_id=words.index(end),
     )
     with torch.random.fork_rng(devices=[]):
