@@ -94,6 +94,7 @@ GOOD = {"prompt": "1+2?", "answer": "3"}
         ({"solution": "  "}, {}, r"p\.jsonl:2: field 'solution': expected text that is not empty"),
         ({"solution": ";;"}, {}, r"p\.jsonl:2: field 'solution': expected a step or more, found nothing but ';'"),
         ({"solution": "3 [PRM]"}, {}, r"p\.jsonl:2: the solution holds \[PRM\]"),
+        ({"prompt": "[PRM]?"}, {}, r"p\.jsonl:2: the problem holds \[PRM\]"),
         ({"solution": "3 \ud800"}, {}, r"p\.jsonl:2: field 'solution': expected text, found half of a surrogate pair"),
         ({"prompt": "1+2?"}, {}, r"p\.jsonl:2: this problem, without a solution, stands at .*p\.jsonl:1 too"),
         ({"id": "a"}, {}, r"p\.jsonl:2: id 'a' was used before at .*p\.jsonl:1"),
@@ -171,7 +172,7 @@ def policy(messages, number):
     if right != wrong and number % 2 == 0:
         return f"Wait, {first} + 2 = {right}, not {wrong}.\n\nThe answer is {first + 5}."
     if number == 3:
-        return f"The answer is {wrong + 3}.~" if right == wrong else "Perhaps <b>99</b>."
+        return f"The answer is {wrong + 3}.~" if right == wrong else "Perhaps <b>99</b>. \ud800"
     return f"The answer is {wrong + 3}."
 
 
@@ -221,7 +222,7 @@ def test_labels_are_those_of_a_policy_that_is_known(server, tmp_path):
     assert wrong["quotes"] == [[quote, {**quote, "completion": 2}], [], []]
     assert result.labels() == list(found.values()) == label.stored(tmp_path / "out").labels()
     assert (result.steps, result.completions, result.successes, result.removed) == (12, 32, 20, 4)
-    assert result.unjudged == {"cut at max_new_tokens": 4} and result.own_answers == 4
+    assert result.unjudged == {"cut at max_new_tokens": 4} and "of 4 of 4 solutions" in result.notes[0]
     assert result.before["hard"].value == pytest.approx(10 / 12) and result.after["hard"].value == pytest.approx(8 / 12)
     assert result.lowered["soft"].value == pytest.approx(2 * 0.5 / 12) and result.correct.value == 0.5
     assert (result.rises, result.pairs) == ((0, 2), 8)
@@ -431,6 +432,21 @@ def test_a_beginning_is_the_models_own_turn():
     assert not own.by_turn and own.turns(begun)[-1].role == "assistant"
     (only,) = ChatPolicy(chat, settings, by_turn=None, plain=True).turns(begun)
     assert only.content == "Norway? yes\n"
+
+
+@pytest.mark.slow
+def test_a_beginning_is_read_as_within_the_whole_answer():
+    """With a tokenizer to which two line ends at the end of a text are another token than before a word."""
+    from equipoise.language import load
+
+    policy = LocalPolicy(load("smollm2", device="cpu"), LabelSettings())
+    tokenizer = policy.language_model.tokenizer
+    stepped = cut("There are 3 boxes.\n\nSo 3 + 5 = 8.\n\n- Then 9*2 = 18.\n\nThe answer is 18.")
+    whole = tokenizer(policy.shown(Beginning(Problem("p", "How many?", ("18",)), stepped.text, 0))).input_ids
+    for count in (1, 2, 3):
+        beginning = Beginning(Problem("p", "How many?", ("18",)), stepped.beginning(count), 0)
+        ids = tokenizer(policy.shown(beginning)).input_ids
+        assert ids == whole[: len(ids)] and tokenizer.decode(ids).endswith(f"{stepped.steps[count - 1]}\n")
 
 
 # What cannot be meant

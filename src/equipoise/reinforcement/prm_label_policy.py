@@ -166,7 +166,7 @@ class ChatPolicy:
         begun = [each.text.strip() for each in beginnings for _ in range(samples)]
         drawn = [
             Drawn(
-                reply.text.removeprefix(text).lstrip("\n") if text and self.by_turn else reply.text,
+                encodable(reply.text.removeprefix(text).lstrip("\n") if text and self.by_turn else reply.text),
                 reply.status != "cut",
                 refused=f"{reply.status}: {reply.reason}" if reply.status in ("refused", "rejected") else "",
             )

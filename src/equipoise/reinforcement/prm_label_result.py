@@ -65,8 +65,8 @@ class StepLabels:
     correction lowered each. correct: the share of solutions with the right answer. successes: completions that reached the
     gold answer; removed: those of them that the judge took out. unjudged: why completions have no outcome -> how many;
     they count as failures. left_out: why solutions of the model were not labelled -> how many. rises: steps with a positive
-    hard label right behind one with a negative one, of `pairs`, before and after. own_answers: last steps whose outcome is
-    their solution's own answer. judged: what came of the judge's answers. cost: what it took, in numbers with units.
+    hard label right behind one with a negative one, of `pairs`, before and after. judged: what came of the judge's answers.
+    cost: what it took, in numbers with units.
     """
 
     names: Mapping[str, str]
@@ -84,7 +84,6 @@ class StepLabels:
     completions: int
     successes: int
     removed: int
-    own_answers: int
     unjudged: Mapping[str, int]
     left_out: Mapping[str, int]
     judged: Mapping[str, int]

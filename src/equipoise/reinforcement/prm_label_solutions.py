@@ -145,7 +145,13 @@ def _iterate(
             raise BadInput(f"{place}: expected a problem or a row of fields, found {kind_of(row)}.")
         ours = {name: field for name, field in fields.items() if name in FIELDS}
         problem = problem_from(row, place=place, default_id=f"{stem}-{number}", fields=ours)
-        yield LabelProblem(problem, place, _given(row, place, fields, separator))
+        found = LabelProblem(problem, place, _given(row, place, fields, separator))
+        for what, text in (("problem", problem.prompt), ("solution", found.given.text if found.given else "")):
+            if PLACEHOLDER in text:
+                raise BadInput(
+                    f"{place}: the {what} holds {PLACEHOLDER}, which marks the end of a step in training: leave it out."
+                )
+        yield found
 
 
 def _given(row: Mapping[str, Any], place: str, fields: Mapping[str, str], separator: str | None) -> SteppedText | None:
@@ -172,8 +178,4 @@ def _given(row: Mapping[str, Any], place: str, fields: Mapping[str, str], separa
             cells.refuse("solution", "a step or more", f"nothing but {separator!r}")
     else:
         return None
-    if PLACEHOLDER in given.text:
-        raise BadInput(
-            f"{place}: the solution holds {PLACEHOLDER}, which marks the end of a step in training: leave it out."
-        )
     return given

@@ -188,7 +188,6 @@ class Labeling(Request):
             problems=len({each.solution.place for each in completed}),
             solutions=len(completed),
             steps=sum(len(row["steps"]) for row in labels),
-            own_answers=sum(each.answer is not None for each in completed),
             left_out=left_out,
             judged=judged,
             cost=_cost(players.account, completed, tokens),
