@@ -174,6 +174,29 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(done, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 7, 11])
+def test_so_it_does_with_an_adapter_restarts_and_looks(tmp_path, monkeypatch, at):
+    how = {**QUICK, "parameters": "lora", "restart": True, "early_stop": "loss", "save_every": 1, "patience": 1}
+    rows = labelled()
+    result = train(model(), labels=rows, **how, out=tmp_path / "one")
+    store, saves = training.save_state, []
+
+    def stopping(path, state):
+        store(path, state)
+        saves.append(state["stage"])
+        if len(saves) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_state", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), labels=rows, **how, out=tmp_path / "other")
+    assert train(model(), labels=rows, **how, out=tmp_path / "other").stages == result.stages
+    one, other = contents(tmp_path / "one"), contents(tmp_path / "other")
+    drawn = {"report.html", "manifest.json", "run.json"}
+    assert one.keys() == other.keys() and [name for name in one.keys() - drawn if one[name] != other[name]] == []
+
+
+@pytest.mark.slow
 def test_a_restart_learns_each_stage_from_the_start():
     """With nothing refreshed and whole batches both stages are the same training, up to the order of the sums."""
     whole = {**QUICK, "batch_size": 36, "threshold": 1.0, "weights": "none"}

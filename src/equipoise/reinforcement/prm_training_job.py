@@ -33,7 +33,7 @@ class PrmTraining(BaseModel, frozen=True, extra="forbid"):
         default=(1 / 6, 5 / 6), description="Of right and of wrong steps in the loss; none; or inverse_frequency."
     )
     loss: LossName = Field(
-        default="cross-entropy", description="Of each step; all but the first bear noisy labels better."
+        default="cross-entropy", description="Of each step; all but the first are meant for noisy labels."
     )
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="Share of the problems that is not learnt from, with all their solutions."
