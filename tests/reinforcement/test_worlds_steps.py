@@ -52,24 +52,17 @@ def test_the_truth_of_written_chains_is_that_of_the_reader(chains):
         assert text == problem.prompt.strip() and len(steps) == problem.level
         assert index == first[-1] and not any(step.wait for step in read.steps)
         slips = [step for step in read.steps if not step.follows]
-        assert all((step.value - sum_of(step.text)) % 10 in (1, 9) for step in slips)
+        assert all((step.value - int(step.text[0]) - int(step.text[2])) % 10 == 1 for step in slips)
     assert right == chains.right.tolist()
     assert 0.5 < np.mean(right) < 0.95 and {-1, 0} < set(first)
     assert chains.part(20, 25).solutions == chains.solutions[20:25]
-
-
-def sum_of(text):
-    left, sign, number = text[0], text[1], text[2]
-    return int(left) + int(number) * (1 if sign == "+" else -1)
 
 
 def test_slips_come_at_their_rate():
     chains = Chains.write(600, seed=1, use=0, part="train")
     before = np.concatenate([np.zeros((600, 1), int), chains.shifts[:, :-1]], axis=1)
     slips = ((chains.shifts - before) % 10)[chains.steps]
-    share = (slips != 0).mean()
-    assert abs(share - worlds_steps.ERROR) < 4 * (0.1 * 0.9 / len(slips)) ** 0.5
-    assert set(slips) == {0, 1, 9} and abs((slips == 1).sum() / (slips != 0).sum() - 0.5) < 0.1
+    assert set(slips) == {0, 1} and abs(slips.mean() - worlds_steps.ERROR) < 4 * (0.1 * 0.9 / len(slips)) ** 0.5
 
 
 def read_on(chains, made, step, sample):

@@ -4,13 +4,13 @@
     world.labels("strong", "rules", "hard")                 of every step of the chains to train on
     StepStages(world, "strong", StepRecipe(...), seed)      a PRM of these labels: train, score, refresh, train again
 
-A chain is that of `data.arithmetic` with the signs + and -: "7+5-3" is worked as "7+5=2;2-3=9", last digits only. A step
-is right when its value is the true one: what a policy makes of it later is no part of the truth. Written chains slip by
-one, up or down, with the chance `ERROR` a step, and are never taken up again.
+A chain is that of `data.arithmetic` with sums alone: "7+5+3" is worked as "7+5=2;2+3=5", last digits only. A step is right
+when its value is the true one: what a policy makes of it later is no part of the truth. In written chains a step is one
+too high with the chance `ERROR`, and nothing is taken up again.
 
 A policy completes a prefix step by step: with the chance e a step has another value than it should, any of nine; with the
 chance c a wrong value, that of the prefix included, is taken up by a "Wait", which starts from the true value before and
-errs as any step does. Signs + and - keep what a value is off by, so that with n steps left the chance of success has a form:
+errs as any step does. A sum keeps what a value is off by, so that with n steps left the chance of success has a form:
 
     p_n = p* + (p_0 - p*) a^n,    a = (1 - 10 e / 9) (1 - c (1 - e)),    p* = p_n of n -> infinity,
     p_0 = 1 after a right step and c (1 - e) after a wrong one
@@ -57,7 +57,7 @@ StepJudge = Literal["none", "exact", "faulty", "rules"]
 StepLabel = Literal["hard", "soft", "truth"]
 
 LEVELS = (4, 5, 6, 7, 8)  # steps of a chain
-SIGNS = "+-"
+SIGN = "+"
 ERROR = 0.1  # of a written step
 MISSED = 0.2  # of what the faulty judge is to find
 VALIDATION = 300  # chains
@@ -89,10 +89,10 @@ class Chains:
     @closed
     def write(cls, count: int, seed: int, use: int, part: Part) -> Chains:
         """Chains of the levels in turn, with slips; no problem is in both parts."""
-        asked = problems(count, seed=seed, levels=LEVELS, operators=SIGNS, part=part)
+        asked = problems(count, seed=seed, levels=LEVELS, operators=SIGN, part=part)
         generator = draws(seed, use)
         shape = count, LEVELS[-1]
-        slips = np.where(generator.random(shape) < 0.5, 1, 9) * (generator.random(shape) < ERROR)
+        slips = generator.random(shape) < ERROR
         written = np.arange(shape[1]) < np.array([problem.level for problem in asked])[:, None]
         return cls(asked, np.where(written, slips.cumsum(axis=1) % 10, 0).astype(np.int8))
 
@@ -283,11 +283,11 @@ def reader(seed: int) -> LanguageModel:
 
     pad, end, unknown = "<|pad|>", "<|end|>", "<|unknown|>"
     digits = range(10)
-    terms = [f"{sign}{digit}" for sign in SIGNS for digit in digits]
+    terms = [f"{SIGN}{digit}" for digit in digits]
     steps = [f"{left}{term}={value}" for left in digits for term in terms for value in digits]
     words = [pad, end, unknown, *map(str, digits), *terms, *steps]
     made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d[+-]\d=\d|[+-]?\d"), "removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d\+\d=\d|\+?\d"), "removed", invert=True)
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token=pad,
