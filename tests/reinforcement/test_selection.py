@@ -308,7 +308,14 @@ save_state(folder / f"{accelerator.process_index}", {"weights": found.weights, "
 
 def shared(how):
     """A run with what is measured, selected and replayed, of an odd number of prompts a step."""
-    settings = {**MIDDLE, "prompts_per_step": 5, "steps": 4, "predictor": Reader(), "trusted": True}
+    settings = {
+        **MIDDLE,
+        "prompts_per_step": 5,
+        "steps": 4,
+        "predictor": Reader(),
+        "trusted": True,
+        "learning_rate": 1e-3,
+    }
     return run(**settings, language_model=model(dtype=torch.float64), how=how)
 
 
@@ -336,7 +343,7 @@ def test_two_processes_select_and_replay_as_one(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and any(metrics["replayed_groups"] for metrics in one.metrics)
     for row, metrics in zip(rows, one.metrics, strict=True):
-        assert {name: row[name] for name in metrics} == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+        assert {name: row[name] for name in metrics} == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
 
 def test_a_state_of_before_there_was_selection_goes_on(tmp_path):
