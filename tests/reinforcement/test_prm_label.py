@@ -16,6 +16,7 @@ from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.data.problems import Problem
 from equipoise.reinforcement import prm_label_policy as policies
 from equipoise.reinforcement import prm_labeling as labeling
+from equipoise.reinforcement.prm_label_drawing import Solution, nothing
 from equipoise.reinforcement.prm_label_job import LabelSettings, label
 from equipoise.reinforcement.prm_label_policy import GO_ON, Beginning, ChatPolicy, LocalPolicy
 from equipoise.reinforcement.prm_label_solutions import cut, joined, read
@@ -390,6 +391,17 @@ def test_a_solution_gets_the_same_alone_and_in_any_batch(done):
         assert again == done.result.labels()[: len(again)] and len(again) >= 1
     other = label(model(), problems=HERE, solutions=3, **QUICK, seed=1, limit=1).labels()
     assert other != done.result.labels()[:1]
+
+
+def test_no_two_beginnings_have_draws_in_common():
+    stepped, problem = cut("a\nb\nc"), Problem("p", "Norway?", ("a",))
+    numbers = [
+        Solution(problem, place, number, stepped, True).beginning(steps).number
+        for place in range(3)
+        for number in range(3)
+        for steps in (1, 2, 3)
+    ] + [nothing(problem, place).number for place in range(3)]
+    assert len(set(numbers)) == 30 and min(numbers) == 0
 
 
 def test_it_goes_on_where_it_was_interrupted(done, tmp_path, monkeypatch):
