@@ -20,6 +20,7 @@ from equipoise.reinforcement.prm_evaluation_job import evaluate
 from equipoise.reinforcement.prm_scoring_job import score
 from equipoise.reinforcement.prm_training_job import LossName, PrmTraining, train
 from reinforcement_world import model as made_model
+from small_jobs import small_prm
 
 WORDS = ["yes", "no", "maybe", "one two", "three four", "Oslo", "Paris", "Norway"]
 QUICK = {"stages": 2, "epochs": 4.0, "learning_rate": 1e-2, "batch_size": 16, "held_out": 0.25, "save_every": 2}
@@ -361,8 +362,18 @@ def test_a_plain_model_scores_nothing():
 # prm evaluate
 
 
-def test_a_plain_model_is_a_floor_and_stays_as_it_was():
+def test_a_plain_model_is_a_floor_and_stays_as_it_was(monkeypatch):
+    """Its scores are those that it would give, but for steps beyond its context; it is not asked."""
     made = model()
+    long = {"problem": "one", "steps": ["two three four " * 10, "no", "no " * 60], "labels": [1, 0, 0]}
+    copied = model()
+    prm.add_tokens(copied)
+    assert prm.undecided(copied) and not prm.undecided(small_prm())
+    with pytest.warns(UserWarning, match="last 1 steps"):
+        (asked,) = prm.score(copied, [(long["problem"], long["steps"])])
+    monkeypatch.setattr(prm, "score", lambda *_, **__: pytest.fail("it was asked"))
+    (found,) = evaluate(made, data=[long]).scores.values()
+    assert str(found) == str(asked.tolist()) == "[0.5, 0.5, nan]"
     rows = [{**row, "correct": bool(number % 2)} for number, row in enumerate(labelled())]
     result = evaluate(made, data=rows)
     assert made.vocabulary == 300 and not prm.has_tokens(made)

@@ -86,6 +86,13 @@ def has_tokens(language_model: LanguageModel) -> bool:
     return all(known.get(token, math.inf) < language_model.vocabulary for token in (PLACEHOLDER, RIGHT, WRONG))
 
 
+def undecided(language_model: LanguageModel) -> bool:
+    """Whether every score is 0.5 whatever is read, as `add_tokens` leaves it: the two logits come from equal rows."""
+    tokens = step_tokens(language_model)
+    head: Any = language_model.model.get_output_embeddings()
+    return all(torch.equal(each[tokens.right], each[tokens.wrong]) for each in head.parameters())
+
+
 def step_tokens(language_model: LanguageModel) -> StepTokens:
     """The three tokens of a model that has them. Raises BadInput for one that is no PRM."""
     tokenizer: Any = language_model.tokenizer

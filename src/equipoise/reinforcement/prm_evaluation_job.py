@@ -31,7 +31,7 @@ def evaluate(
     The folder gets scores.jsonl and a report: whether right steps are told from wrong ones, whether the first error is found
     (ProcessBench's F1), which classes of errors are seen (PRMBench's score), what choosing the best of several solutions
     brings, each beside a control that knows only which step of its solution a step is. A model without the tokens of steps
-    is a floor, and is reported as one. The same command goes on where it was stopped.
+    is a floor, reported as one, and nothing is read: all its scores are 0.5. The same command goes on where it was stopped.
 
     Parameters
     ----------

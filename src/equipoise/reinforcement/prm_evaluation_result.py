@@ -129,7 +129,7 @@ class PrmEvaluation:
         if not self.trained:
             found.append(
                 f"{self.names['model']} is no process reward model: [PRM], [POS] and [NEG] were added in memory, nothing "
-                "was learnt, and every score is 0.5. What follows is a floor, not a result."
+                "was learnt, and every score is 0.5 whatever it reads. What follows is a floor, not a result."
             )
         elif self.spread == 0:
             found.append("All scores are alike: the model tells no step from another.")
