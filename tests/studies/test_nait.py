@@ -88,7 +88,7 @@ def test_an_arm_measures_both_policies_after_every_stage(study, whole, prepared)
     assert {json.loads(key)[0] for key in whole.measured} == {each.name for each in study.outcomes}
     assert None not in whole.of("equal_verdicts") + whole.of("score_correlation")
     for policy in POLICIES:
-        noise = worlds_steps.nait.label_noise(world.labels(policy, "exact", "hard"), world.train.right)
+        noise = worlds_steps.nait.label_noise(world.labels(policy, "rules", "hard"), world.train.right)
         assert whole.of("label_f1", policy)[0] == noise.f1
         assert whole.of("label_false_positives", policy)[0] == noise.false_positive_rate
         assert whole.of("label_false_negatives", policy)[0] == noise.false_negative_rate
@@ -124,8 +124,8 @@ def test_arms_differ_as_they_are_called():
     for name, recipe in recipes.items():
         assert (recipe.threshold == 0.25) == name.startswith(("nait", "refreshed")) and recipe.threshold in (None, 0.25)
         assert (recipe.weights == "none") == (name.endswith("unweighted") or name == "gce")
-        judge = "none" if name.split("-")[0] in ("mce", "gce", "refreshed", "truth") else "exact"
-        assert recipe.judge == (name.split("-")[1] if name.endswith(("rules", "faulty")) else judge)
+        judge = "none" if name.split("-")[0] in ("mce", "gce", "refreshed", "truth") else "rules"
+        assert recipe.judge == (name.split("-")[1] if name.endswith(("exact", "faulty")) else judge)
         assert recipe.labels == {"mce-soft": "soft", "corrected-soft": "soft", "truth": "truth"}.get(name, "hard")
         assert recipe.restart == name.endswith("restart") and (recipe.anchor == "current") == name.endswith("current")
         assert (recipe.loss == "cross-entropy") == (name != "gce")

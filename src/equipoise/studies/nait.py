@@ -18,7 +18,6 @@ from equipoise.study import (
     Run,
     Study,
     better,
-    both,
     equal,
     not_worse,
     study,
@@ -59,33 +58,33 @@ def nait(
     step: dict[str, Any] = {"margin": 0.02, "reason": STEP}
     gain: dict[str, Any] = {"margin": 0.05, "reason": GAIN}
     seeds: dict[str, Any] = {"units": ("seed",)}
-    weak: dict[str, Any] = {"where": {"policy": "weak"}, **seeds}
     strong: dict[str, Any] = {"where": {"policy": "strong"}, **seeds}
     return Study(
-        seeds=8,  # from 0; seed 1000 was looked at while the rate and the steps were chosen
+        # From 0. Seed 1000 was looked at while the world, the steps, the rate and what is claimed were chosen.
+        seeds=8,
         budget="optimizer_steps",
         dial="stage",
         scale=(
-            "A Llama of about 0.14 M parameters that reads a step of a chain as one token; rollouts by coded policies "
+            "A Llama of about 0.08 M parameters that reads a step of a chain as one token; rollouts by coded policies "
             "whose chances of success are known."
         ),
         prepare=prepare,
         arms=[
-            refreshed("nait", "method", judge="exact"),
-            refreshed("nait-rules", "method", judge="rules"),
-            refreshed("nait-faulty", "method", judge="faulty"),
+            refreshed("nait", "method", judge="rules"),
             arm("mce-hard", "baseline"),
             arm("mce-soft", "baseline", labels="soft"),
-            arm("corrected", "baseline", judge="exact"),
-            arm("corrected-rules", "baseline", judge="rules"),
-            arm("corrected-faulty", "baseline", judge="faulty"),
-            arm("corrected-soft", "baseline", judge="exact", labels="soft"),
+            arm("corrected", "baseline", judge="rules"),
+            arm("corrected-soft", "baseline", judge="rules", labels="soft"),
             arm("gce", "baseline", loss="generalized-cross-entropy", weights="none"),
             refreshed("refreshed", "control"),
             arm("mce-hard-unweighted", "control", weights="none"),
-            refreshed("nait-unweighted", "control", judge="exact", weights="none"),
-            refreshed("nait-restart", "control", judge="exact", restart=True),
-            refreshed("nait-current", "control", judge="exact", anchor="current"),
+            refreshed("nait-unweighted", "control", judge="rules", weights="none"),
+            refreshed("nait-restart", "control", judge="rules", restart=True),
+            refreshed("nait-current", "control", judge="rules", anchor="current"),
+            arm("corrected-faulty", "control", judge="faulty"),
+            refreshed("nait-faulty", "control", judge="faulty"),
+            arm("corrected-exact", "reference", judge="exact"),
+            refreshed("nait-exact", "reference", judge="exact"),
             arm("truth", "reference", labels="truth"),
         ],
         outcomes=[
@@ -110,14 +109,14 @@ def nait(
         ],
         claims=[
             Claim(
-                "With labels of either policy, NAIT finds more first errors than training on hard Monte Carlo labels.",
+                "NAIT finds more first errors than soft Monte Carlo labels of the strong policy, each at its best threshold.",
                 source=ABSTRACT,
-                test=both(*(on(policy, "nait", "mce-hard", **gain) for policy in ("strong", "weak"))),
+                test=on("strong", "nait", "mce-soft", "first_error_f1_tuned", **gain),
             ),
             Claim(
-                "Refreshing adds to correction: with the rule judge, more first errors are found of the strong policy.",
+                "Refreshing adds to correction: more first errors are found of the strong policy.",
                 source="arXiv:2601.12748, the two stages of the method",
-                test=on("strong", "nait-rules", "corrected-rules", **step),
+                test=on("strong", "nait", "corrected", **step),
             ),
             Claim(
                 "The PRMs of the two policies agree on more steps after NAIT than after hard Monte Carlo labels.",
@@ -130,29 +129,34 @@ def nait(
                 on("strong", "corrected", "mce-hard", "label_false_positives", **gain),
             ),
             exploratory(
-                "Refreshing alone, without a judge, helps the weak policy.",
+                "With a judge who knows, NAIT finds more first errors than hard Monte Carlo labels (strong policy).",
                 KNOWN,
-                on("weak", "refreshed", "mce-hard", **step),
+                on("strong", "nait-exact", "mce-hard", **gain),
             ),
             exploratory(
-                "Refreshing lowers the false negatives of the weak policy's corrected labels.",
+                "Refreshing alone, without a judge, cleans the weak policy's labels.",
+                KNOWN,
+                on("weak", "refreshed", "mce-hard", "label_f1", **gain),
+            ),
+            exploratory(
+                "Refreshing lowers the false negatives of the weak policy's labels.",
                 KNOWN,
                 on("weak", "nait", "corrected", "label_false_negatives", margin=0.002, reason="an eighth of them"),
             ),
             exploratory(
-                "The class weights drift: without them NAIT finds more first errors of the weak policy.",
+                "The class weights drift: without them NAIT finds more first errors (strong policy).",
                 KNOWN,
-                on("weak", "nait-unweighted", "nait", **step),
+                on("strong", "nait-unweighted", "nait", **step),
             ),
             exploratory(
-                "The class weights alone do much: without a judge they find more first errors of the weak policy.",
+                "The class weights alone do much: they find more first errors without judge and refresh (weak policy).",
                 OURS,
                 on("weak", "mce-hard", "mce-hard-unweighted", **gain),
             ),
             exploratory(
-                "A judge that misses a fifth costs nothing once labels are refreshed (strong policy).",
+                "A judge who misses a fifth costs nothing once labels are refreshed (strong policy).",
                 OURS,
-                not_worse("first_error_f1", arm="nait-faulty", rival="nait", **gain, **strong),
+                not_worse("first_error_f1", arm="nait-faulty", rival="nait-exact", **gain, **strong),
             ),
             exploratory(
                 "NAIT is ahead of a noise-robust loss on hard Monte Carlo labels (weak policy).",
@@ -160,24 +164,19 @@ def nait(
                 on("weak", "nait", "gce", **step),
             ),
             exploratory(
-                "NAIT ranks better than soft Monte Carlo labels, each at its best threshold (weak policy).",
+                "NAIT is ahead of soft labels that the same judge corrected, each at its best threshold (strong policy).",
                 OURS,
-                on("weak", "nait", "mce-soft", "first_error_f1_tuned", **step),
+                on("strong", "nait", "corrected-soft", "first_error_f1_tuned", **step),
             ),
             exploratory(
-                "NAIT is ahead of corrected soft labels, which need no further stage (weak policy).",
+                "A stage may as well start anew as from the stage before (strong policy).",
                 OURS,
-                on("weak", "nait", "corrected-soft", "first_error_f1_tuned", **step),
+                equal("first_error_f1", arm="nait-restart", rival="nait", **step, **strong),
             ),
             exploratory(
-                "A stage may as well start anew as from the stage before (weak policy).",
+                "Either anchor does: the labels of the first stage or those of the stage before (strong policy).",
                 OURS,
-                equal("first_error_f1", arm="nait-restart", rival="nait", **step, **weak),
-            ),
-            exploratory(
-                "Either anchor does: the labels of the first stage or those of the stage before (weak policy).",
-                OURS,
-                equal("first_error_f1", arm="nait-current", rival="nait", **step, **weak),
+                equal("first_error_f1", arm="nait-current", rival="nait", **step, **strong),
             ),
             Claim(
                 "ProcessBench average F1 rises from 30.4 to 57.4.",
