@@ -87,8 +87,8 @@ def write(
             found[place] = [Drawn(**each) for each in known[place]["drawn"]]
         else:
             wanted.append((place, problem))
-    total = len(problems) * settings.solutions
-    with progress.progress("Writing solutions", total=total, unit="solutions", done=len(found)) as bar:
+    total, done = (len(each) * settings.solutions for each in (problems, found))
+    with progress.progress("Writing solutions", total=total, unit="solutions", done=done) as bar:
         for some in _together(wanted, [settings.solutions] * len(wanted), policy.at_once):
             drawn = policy.draw([nothing(problem, place) for place, problem in some], settings.solutions)
             for (place, problem), its in zip(some, drawn, strict=True):

@@ -1,7 +1,7 @@
 """Who goes on with solutions in `prm label`: a model rolled out here, or one that is asked by chat.
 
-Both take beginnings and give completions; a solution is a completion of nothing. What a beginning yields depends on the
-seed and its own number alone, not on what is drawn beside it.
+Both take beginnings and give completions; a solution is a completion of nothing. What a beginning yields does not depend on
+what is drawn beside it: here it goes by the seed and its number; of a chat model equal beginnings have the same completions.
 
 A model here, or one whose server can, goes on within its own turn: the beginning stands there as if it had written it. Most
 servers start a new turn after a last one of the assistant; they are asked in a user's turn to go on.
