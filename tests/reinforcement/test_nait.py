@@ -307,7 +307,13 @@ def test_best_of_n():
     solutions = [torch.tensor([0.6, 0.6]), torch.tensor([0.9, 0.2, 0.9]), torch.tensor([0.6, 0.6]), torch.tensor([0.7])]
     found = {how: nait.best_of(solutions, how) for how in ("mean", "min", "max", "product", "geometric-mean", "sum")}
     assert found == {"mean": 3, "min": 3, "max": 1, "product": 3, "geometric-mean": 3, "sum": 1}
-    assert nait.best_of(solutions[:3:2], "mean") == 0
+    assert nait.best_of(solutions[:3:2], "mean") == 0 and nait.all_best_of(solutions[:3:2], "min") == [0, 1]
+    assert nait.all_best_of(solutions, "max") == [1] and nait.all_best_of([torch.tensor([math.nan])] * 2, "sum") == [
+        0,
+        1,
+    ]
+    nothing = [torch.tensor([math.nan]), torch.tensor([0.0]), torch.tensor([0.0, 0.5])]  # products of 0 are known
+    assert nait.all_best_of(nothing, "product") == [1, 2]
     assert nait.best_of([torch.tensor([math.nan, 1.0]), torch.tensor([0.1])], "mean") == 1
     long = torch.full((401,), 0.1)
     assert nait.aggregate(long, "product") == 0.0 and nait.best_of([long, long[:400]], "product") == 1

@@ -231,6 +231,8 @@ def test_best_of_n_and_its_controls():
     assert solved["one at random"] == pytest.approx(1 / 3) and solved["the first"] == pytest.approx(1 / 3)
     assert solved["any right one (oracle)"] == pytest.approx(2 / 3)
     assert measures.best_of(judged.of(np.array([6, 7, 8]))) == ([], {})
+    alike = measures.Judged(judged.solutions[:4], [np.full(2, 0.5)] * 4, np.zeros(4, int), 0)
+    assert {each.solved.value for each in measures.best_of(alike)[0] if each.how in expected} == {0.5}
 
 
 def test_the_worst_misjudgements():

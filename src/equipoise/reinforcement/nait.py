@@ -279,14 +279,21 @@ def aggregate(scores: Tensor, how: StepAggregate) -> float:
 
 @closed
 def best_of(solutions: Sequence[Tensor], how: StepAggregate) -> int:
-    """Which of N solutions, by the scores [T] of their steps, has the highest aggregate.
+    """Which of N solutions, by the scores [T] of their steps, has the highest aggregate; of equals the first.
 
-    Of equals the first; one with nan only where all have. Raises BadInput for N = 0 and T = 0.
+    One with nan only where all have. Raises BadInput for N = 0 and T = 0.
     """
+    return all_best_of(solutions, how)[0]
+
+
+@closed
+def all_best_of(solutions: Sequence[Tensor], how: StepAggregate) -> list[int]:
+    """All of the N that have the highest aggregate: whoever weighs a choice must not let their order decide it."""
     if not solutions:
         raise BadInput("there is no solution to choose from: give one or more.")
     ranks = [_RANKS[how](_scored(scores)).item() for scores in solutions]
-    return max(range(len(ranks)), key=lambda index: (not math.isnan(ranks[index]), ranks[index]))
+    keys = [(not math.isnan(rank), 0.0 if math.isnan(rank) else rank) for rank in ranks]
+    return [index for index, key in enumerate(keys) if key == max(keys)]
 
 
 # How noisy labels are.

@@ -381,7 +381,7 @@ def best_of(judged: Judged) -> tuple[list[BestOf], dict[str, int]]:
     correct = [[bool(judged.solutions[place].correct) for place in places] for places in known]
     scores = [[torch.from_numpy(judged.scores[place]) for place in places] for places in known]
     solved: dict[str, list[float]] = {
-        how: [float(own[nait.best_of(each, how)]) for own, each in zip(correct, scores, strict=True)]
+        how: [_chosen(own, nait.all_best_of(each, how)) for own, each in zip(correct, scores, strict=True)]
         for how in get_args(nait.StepAggregate)
     }
     solved[RANDOM] = [sum(own) / len(own) for own in correct]
@@ -393,6 +393,11 @@ def best_of(judged: Judged) -> tuple[list[BestOf], dict[str, int]]:
         "decided": sum(0 < sum(own) < len(own) for own in correct),
     }
     return [BestOf(how, _bounded(item_interval(values))) for how, values in solved.items()], counts
+
+
+def _chosen(correct: Sequence[bool], best: Sequence[int]) -> float:
+    """Of equals the mean, as if one were drawn: their order in the file must not count."""
+    return sum(correct[place] for place in best) / len(best)
 
 
 def by_format(solutions: Sequence[StepwiseSolution]) -> Mapping[str, NDArray[np.intp]]:

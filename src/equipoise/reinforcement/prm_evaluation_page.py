@@ -150,7 +150,7 @@ def _best_of(result: "PrmEvaluation") -> parts.Table:
         (parts.Column("aggregate"), parts.Column("solved", True)),
         tuple((each.how, shown(each.solved)) for each in result.best_of),
         note=f"{counts['solutions']:,} solutions of {counts['problems']:,} problems; in {counts['decided']:,} of these some "
-        "solutions are right and some wrong, so that the choice decides. Of equal aggregates the first is taken.",
+        "solutions are right and some wrong, so that the choice decides. Of equal ones the mean counts.",
     )
 
 
