@@ -1,13 +1,14 @@
 """NAIT's world against the reader of `data.arithmetic`, closed forms and counting; its decoder's stages."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
-from equipoise.data.arithmetic import SEPARATOR, check_steps
+from equipoise.data.arithmetic import SEPARATOR, WAIT, check_steps
 from equipoise.reinforcement import nait, prm, worlds_steps
 from equipoise.reinforcement.reflection import ContinuedSolution, rule_judge
 from equipoise.reinforcement.worlds_steps import (
@@ -73,6 +74,14 @@ def read_on(chains, made, step, sample):
     return check_steps(chains.problems[chain], text), len(prefix)
 
 
+def starts(chains, step, steps):
+    """What steps start from: the value before, the true one where a "Wait" takes a step up again."""
+    problem = chains.problems[chains.steps[0][step]]
+    true = [int(right[0]) for right in problem.steps]
+    later = [true[after.place] if after.wait else before.value for before, after in pairwise(steps)]
+    return [true[0], *later]
+
+
 def test_completions_are_what_their_texts_say(chains, completions):
     """Success, and R: from the step under test on the value is wrong until a "Wait" changes it."""
     seen = set()
@@ -81,6 +90,7 @@ def test_completions_are_what_their_texts_say(chains, completions):
             read, given = read_on(chains, completions, step, sample)
             assert read.right == completions.outcomes[step, sample]
             assert read.steps[-1].place == len(read.steps) - 1 - sum(each.wait for each in read.steps)
+            assert [int(each.text.removeprefix(WAIT)[0]) for each in read.steps] == starts(chains, step, read.steps)
             reflected, standing = False, read.steps[given - 1]
             while not standing.right and given < len(read.steps):
                 new = read.steps[given]

@@ -6,7 +6,7 @@ completions and trains one decoder on those of either policy, in three stages of
 the completions, what is refreshed between the stages, and the loss. All scores are against the truth of held-out chains.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from equipoise.study import (
     study,
 )
 from equipoise.study.claims import ClaimComparison
+from equipoise.study.declare import Kind
 
 STAGES = 3
 THRESHOLD = 0.25  # of the released script
@@ -43,10 +44,10 @@ def nait(
 ) -> Study:
     """Monte Carlo labels of a strong and a weak policy: as they are, judged, refreshed, both; against the true labels."""
 
-    def arm(name: str, kind: Literal["method", "baseline", "control", "reference"], **settings: Any) -> Arm:
+    def arm(name: str, kind: Kind, **settings: Any) -> Arm:
         return Arm(name, kind=kind, **settings)
 
-    def refreshed(name: str, kind: Literal["method", "control"], **settings: Any) -> Arm:
+    def refreshed(name: str, kind: Kind, **settings: Any) -> Arm:
         return arm(name, kind, threshold=THRESHOLD, **settings)
 
     def on(policy: str, arm: str, rival: str, outcome: str = "first_error_f1", **margin: Any) -> ClaimComparison:
@@ -61,11 +62,11 @@ def nait(
     strong: dict[str, Any] = {"where": {"policy": "strong"}, **seeds}
     return Study(
         # From 0. Seed 1000 was looked at while the world, the steps, the rate and what is claimed were chosen.
-        seeds=8,
+        seeds=7,
         budget="optimizer_steps",
         dial="stage",
         scale=(
-            "A Llama of about 0.08 M parameters that reads a step of a chain as one token; rollouts by coded policies "
+            "A Llama of about 0.09 M parameters that reads a step of a chain as one token; rollouts by coded policies "
             "whose chances of success are known."
         ),
         prepare=prepare,
@@ -109,7 +110,7 @@ def nait(
         ],
         claims=[
             Claim(
-                "NAIT finds more first errors than soft Monte Carlo labels of the strong policy, each at its best threshold.",
+                "NAIT finds more first errors than soft labels of the strong policy's rollouts, each at its best threshold.",
                 source=ABSTRACT,
                 test=on("strong", "nait", "mce-soft", "first_error_f1_tuned", **gain),
             ),
