@@ -27,6 +27,7 @@ from equipoise.core.progress import progress
 from equipoise.data.arithmetic import CHARACTERS, ArithmeticProblem, problems
 from equipoise.data.problems import Problem
 from equipoise.language import tiny, warm_start
+from equipoise.language.features import Features
 from equipoise.language.model import LanguageModel
 from equipoise.reinforcement import stages
 from equipoise.reinforcement.dots import DifficultyPredictor, DifficultySampler, EmbeddingPredictor, Predictor, pearson
@@ -40,11 +41,11 @@ from equipoise.training.loop import TrainerState
 from equipoise.training.order import without_replacement
 
 Order = Literal["uniform", "curriculum"]
-PredictorKind = Literal["learned", "raw"]
+PredictorKind = Literal["learned", "embeddings"]
 
 WORLD = replace(warm_start.WORLDS["levels"], levels=(1, 2, 3, 4, 5, 6, 7), max_new_tokens=42)
 Array = NDArray[np.float64]
-ASKED = ((200, 300, 400), (300, 450, 600))  # of each other model the steps of its teaching after which it is asked
+ASKED = ((150, 250, 350), (300, 400, 500))  # of each other model the steps of its teaching after which it is asked
 RATES = "rates.npy"
 SAVE_EVERY = 5  # steps
 _OTHERS, _DIVISION = 21, 22  # streams of a seed
@@ -75,10 +76,11 @@ def teach(preparation: Any, *, prompts: int) -> None:
             tokens = _teach_other(preparation.seed, number, asked, pool, rates, saver(number), state(number))
             preparation.spend(phase="build", trained_tokens=tokens)
             saver(number + 1)(None)
-    np.save(preparation.folder / RATES, np.array(rates))
+    rates = np.array(rates)
+    np.save(preparation.folder / RATES, rates)
     language_model = warm_start.open_model("levels", preparation.seed, preparation.folder).language_model
     embeddings = embedded(language_model, _asked(pool), preparation.folder / EMBEDDINGS)
-    fitted(embeddings, torch.tensor(rates), seed=preparation.seed).save(preparation.folder / PREDICTOR)
+    fitted(embeddings, torch.from_numpy(rates), seed=preparation.seed).save(preparation.folder / PREDICTOR)
 
 
 def _teach_other(
@@ -219,8 +221,8 @@ class DotsWorld:
             _world(language_model, held_out, seed),
             _world(language_model, pool, seed),
             torch.from_numpy(np.load(folder / RATES)),
-            embedded(language_model, _asked(pool), folder / EMBEDDINGS),
-            {"learned": DifficultyPredictor.load(folder / PREDICTOR), "raw": EmbeddingPredictor()},
+            torch.tensor(Features.load(folder / EMBEDDINGS).values[:, 0]),
+            {"learned": DifficultyPredictor.load(folder / PREDICTOR), "embeddings": EmbeddingPredictor()},
         )
 
     @property
