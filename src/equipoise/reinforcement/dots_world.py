@@ -2,7 +2,7 @@
 
     teach(preparation, prompts=1050)                      a model, and how others fared on the prompts; stored once a seed
     world = DotsWorld.open(run.seed, run.prepared, prompts=1050, test=280)
-    world.reinforce(run, recipe(...), look, tokens=80_000, evaluations=8)      on a budget of generated tokens; resumable
+    world.reinforce(run, recipe(...), look, tokens=80_000, evaluations=10)      on a budget of generated tokens; resumable
 
 Chains of one operator to seven, as many of each; the model was taught those of up to six, the long ones seldom. A chain has
 one solution, so that the probability of solving it is computed: every prompt's difficulty is known at any time, without
@@ -43,9 +43,11 @@ from equipoise.training.order import without_replacement
 Order = Literal["uniform", "curriculum"]
 PredictorKind = Literal["learned", "embeddings"]
 
-WORLD = replace(warm_start.WORLDS["levels"], levels=(1, 2, 3, 4, 5, 6, 7), max_new_tokens=42)
 Array = NDArray[np.float64]
+
+WORLD = replace(warm_start.WORLDS["levels"], levels=(1, 2, 3, 4, 5, 6, 7), max_new_tokens=42)
 ASKED = ((150, 250, 350), (300, 400, 500))  # of each other model the steps of its teaching after which it is asked
+REFERENCES, HIDDEN, EPOCHS = 64, 128, 60  # with which the predictor is fitted
 RATES = "rates.npy"
 SAVE_EVERY = 5  # steps
 _OTHERS, _DIVISION = 21, 22  # streams of a seed
@@ -76,11 +78,10 @@ def teach(preparation: Any, *, prompts: int) -> None:
             tokens = _teach_other(preparation.seed, number, asked, pool, rates, saver(number), state(number))
             preparation.spend(phase="build", trained_tokens=tokens)
             saver(number + 1)(None)
-    rates = np.array(rates)
-    np.save(preparation.folder / RATES, rates)
+    np.save(preparation.folder / RATES, np.stack(rates))
     language_model = warm_start.open_model("levels", preparation.seed, preparation.folder).language_model
     embeddings = embedded(language_model, _asked(pool), preparation.folder / EMBEDDINGS)
-    fitted(embeddings, torch.from_numpy(rates), seed=preparation.seed).save(preparation.folder / PREDICTOR)
+    fitted(embeddings, torch.from_numpy(np.stack(rates)), seed=preparation.seed).save(preparation.folder / PREDICTOR)
 
 
 def _teach_other(
@@ -135,12 +136,9 @@ def fitted(embeddings: Tensor, rates: Tensor, *, seed: int) -> DifficultyPredict
         difficulty[:, references],
         seed=seed,
         references=min(REFERENCES, len(references)),
-        hidden=128,
-        epochs=60,
+        hidden=HIDDEN,
+        epochs=EPOCHS,
     )
-
-
-REFERENCES = 64  # of a mini-batch of the predictor's
 
 
 @dataclass
@@ -177,7 +175,8 @@ class Tally:
         self.solved.append(rates)
         if len(self.looked) == 1:
             return rates
-        return np.trapezoid(self.solved, self.looked, axis=0) / (self.tokens - self.looked[0])
+        area = np.trapezoid(self.solved, self.looked, axis=0)
+        return np.asarray(area) / (self.tokens - self.looked[0])
 
     def add(self, state: ReinforceState, recipe: Recipe) -> dict[str, int]:
         """Count a step; what it spent, as a run books it."""
@@ -309,7 +308,7 @@ class DotsWorld:
 
         def note(predictions: Mapping[str, Tensor]) -> None:
             exact = 1 - torch.from_numpy(part.solve_rates())
-            for name, predicted in (predictions | {"other-models": 1 - self.rates.mean(0)}).items():
+            for name, predicted in {**predictions, "other-models": 1 - self.rates.mean(0)}.items():
                 tally.correlations.setdefault(name, []).append(pearson(predicted[list(compared)], exact))
 
         return sampler_of(recipe, self.embeddings, _Compared(self.predictors, kind, len(self.embeddings), note))
