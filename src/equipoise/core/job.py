@@ -78,8 +78,12 @@ class Processes(Protocol):
     """The processes that do one request together; only the main one writes."""
 
     @property
-    def main(self) -> bool: ...
-    def wait(self) -> None: ...
+    def main(self) -> bool:
+        """Whether this is the one that writes."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all have come here."""
 
 
 class Alone:
