@@ -343,10 +343,10 @@ def test_what_was_cut_has_no_outcome(server):
     given = [{**SUMS[0], "steps": ["0 + 2 = 2", "2 + 3"]}]
     found = label("openai-api/local/m", problems=given, model_url=server.url, samples=3, max_connections=1)
     assert found.labels()[0]["correct"] is False and found.labels()[0]["final_answer"] == "3"
-    given = [{**SUMS[0], "steps": ["0 + 2 = 2", f"So {said}."]} for said in ("70,000", "1/2", "50 %")]
+    given = [{**SUMS[0], "steps": ["0 + 2 = 2", f"So {said}."]} for said in ("70,000", "1/2")]
     named = [{**each, "id": str(place)} for place, each in enumerate(given)]
     found = label("openai-api/local/m", problems=named, model_url=server.url, samples=1, max_connections=1)
-    assert [each["final_answer"] for each in found.labels()] == ["70000", "0.5", "50 %"]
+    assert [each["final_answer"] for each in found.labels()] == ["70000", "0.5"]
 
 
 # A model here
