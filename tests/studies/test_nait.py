@@ -98,7 +98,7 @@ def test_an_arm_measures_both_policies_after_every_stage(study, whole, prepared)
 
 def test_a_stopped_run_comes_to_the_same_numbers_and_weights(study, whole, prepared, tmp_path):
     with pytest.raises(Stopped):
-        study.run(Recorder(study, "nait-current", tmp_path, prepared, stop=1))
+        study.run(Recorder(study, "nait-current", tmp_path, prepared, stop=2))
     resumed = Recorder(study, "nait-current", tmp_path, prepared)
     study.run(resumed)
     assert resumed.spent == whole.spent
