@@ -54,7 +54,7 @@ def dots(
         return Claim(text, source=OURS, primary=False, test=better(outcome, arm=arm, rival=rival, **units))
 
     return Study(
-        seeds=6,  # from 0; seed 1000 was looked at while the world was built
+        seeds=5,  # from 0; seed 1000 was looked at while the world was built
         budget="generated_tokens",
         dial="generated_tokens",
         scale="A Llama of about 0.7 M parameters among 1,050 chains of one to seven one-digit operators.",
