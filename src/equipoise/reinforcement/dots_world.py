@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.core.options import closed
+from equipoise.core.options import check_fields, closed
 from equipoise.core.progress import progress
 from equipoise.data.arithmetic import CHARACTERS, ArithmeticProblem, problems
 from equipoise.data.problems import Problem
@@ -209,6 +209,9 @@ class DotsWorld:
     rates: Tensor
     embeddings: Tensor
     predictors: Mapping[PredictorKind, Predictor]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def open(cls, seed: int, folder: Path, *, prompts: int, test: int) -> DotsWorld:

@@ -46,18 +46,18 @@ def dots(
     def arm(name: str, kind: Literal["method", "baseline", "control", "reference"], **settings: Any) -> Arm:
         return Arm(name, kind=kind, grid=grid, **settings)
 
-    def sooner(text: str, arm: str, *, rival: str = "grpo", primary: bool, source: str = TABLE) -> Claim:
-        test = matched("solve_rate", arm=arm, rival=rival, judge="generated_tokens", by=1.1, reason=CHEAPER)
-        return Claim(text, source=source, primary=primary, test=test)
+    def sooner(text: str, arm: str, *, primary: bool) -> Claim:
+        test = matched("solve_rate", arm=arm, rival="grpo", judge="generated_tokens", by=1.1, reason=CHEAPER)
+        return Claim(text, source=TABLE, primary=primary, test=test)
 
     def ahead(text: str, arm: str, rival: str, outcome: str = "solve_rate_so_far", **units: Any) -> Claim:
         return Claim(text, source=OURS, primary=False, test=better(outcome, arm=arm, rival=rival, **units))
 
     return Study(
-        seeds=6,  # from 0; seed 1000 was looked at while the world was built
+        seeds=5,  # from 0; seed 1000 was looked at while the world was built
         budget="generated_tokens",
         dial="generated_tokens",
-        scale="A Llama of about 0.7 M parameters among 1,050 chains of one to seven one-digit operators.",
+        scale=f"A Llama of about 0.7 M parameters among {train_problems:,} chains of one to seven one-digit operators.",
         prepare=teach,
         arms=[
             arm("dots", "method", select="dots"),
