@@ -312,6 +312,9 @@ def test_best_of_n():
         0,
         1,
     ]
+    alike = [torch.full((steps,), 0.3) for steps in range(1, 40)]  # whose geometric means differ by their rounding
+    assert len({nait.aggregate(each, "geometric-mean") for each in alike}) > 1
+    assert nait.all_best_of(alike, "geometric-mean") == list(range(39))
     nothing = [torch.tensor([math.nan]), torch.tensor([0.0]), torch.tensor([0.0, 0.5])]  # products of 0 are known
     assert nait.all_best_of(nothing, "product") == [1, 2]
     assert nait.best_of([torch.tensor([math.nan, 1.0]), torch.tensor([0.1])], "mean") == 1

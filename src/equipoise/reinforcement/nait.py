@@ -36,6 +36,7 @@ ClassWeights = tuple[float, float]  # of right and of wrong steps
 StepLoss = Literal["cross-entropy", "label-smoothing", "bootstrapping", "generalized-cross-entropy"]
 StepAggregate = Literal["mean", "min", "max", "product", "geometric-mean", "sum"]
 
+ROUNDING = 1e-12  # of an aggregate: steps that are all scored alike have equal means, however many they are
 POSITIVE = 0.5  # a label or score from here on says that the step is right
 
 
@@ -293,7 +294,8 @@ def all_best_of(solutions: Sequence[Tensor], how: StepAggregate) -> list[int]:
         raise BadInput("there is no solution to choose from: give one or more.")
     ranks = [_RANKS[how](_scored(scores)).item() for scores in solutions]
     keys = [(not math.isnan(rank), 0.0 if math.isnan(rank) else rank) for rank in ranks]
-    return [index for index, key in enumerate(keys) if key == max(keys)]
+    known, best = max(keys)
+    return [i for i, key in enumerate(keys) if key[0] == known and math.isclose(key[1], best, rel_tol=ROUNDING)]
 
 
 # How noisy labels are.
