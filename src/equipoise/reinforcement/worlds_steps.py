@@ -170,7 +170,9 @@ def complete(chains: Chains, policy: StepPolicy, samples: int, generator: np.ran
         shift = np.where(goes_on, (shift + mistaken()) % 10, shift)
         written[:, :, place] = np.where(goes_on, shift, -1)
         unbroken &= shift != 0
-        takes_up = (goes_on | (place == start)[:, None]) & (shift != 0) & (generator.random(shape) < policy.correct)
+        takes_up = (
+            (goes_on | np.equal(start, place)[:, None]) & (shift != 0) & (generator.random(shape) < policy.correct)
+        )
         again = mistaken()
         retaken[:, :, place] = np.where(takes_up, again, -1)
         reflected |= takes_up & unbroken & (again != shift)
