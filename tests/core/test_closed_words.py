@@ -50,6 +50,16 @@ def public(module):
                     yield f"{module.__name__}.{name}.{method}", function
 
 
+def is_kind(hint, kind):
+    origin = typing.get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, kind)
+
+
+def right(hint):
+    """A value that is not refused: no word at all, or the first that there is."""
+    return {} if is_kind(hint, Mapping) else words(hint)[0]
+
+
 def refuses(thing, parameter):
     """Whether a word that is none of the parameter's ends in a sentence that names it."""
     if inspect.isclass(thing) and issubclass(thing, BaseModel):
@@ -60,13 +70,12 @@ def refuses(thing, parameter):
         return False
     hints = closed_hints(thing)
     needed = {
-        name: words(hints[name])[0] if name in hints else MagicMock()
+        name: right(hints[name]) if name in hints else MagicMock()
         for name, each in inspect.signature(thing).parameters.items()
         if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     }
-    origin = typing.get_origin(hints[parameter])
-    several = isinstance(origin, type) and issubclass(origin, Iterable)
-    wrong = {WRONG: 1} if several and issubclass(origin, Mapping) else (WRONG,) if several else WRONG
+    hint = hints[parameter]
+    wrong = {WRONG: 1} if is_kind(hint, Mapping) else (WRONG,) if is_kind(hint, Iterable) else WRONG
     try:
         thing(**needed | {parameter: wrong})
     except BadInput as error:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.data.final_answer import choice, last_boxed, number
+from equipoise.data.final_answer import Number, choice, last_boxed, number
 from equipoise.data.verify_tests import program_in
 
 
@@ -177,3 +177,19 @@ def test_answers_that_repeat_themselves_are_read_in_one_pass(text):
 )
 def test_which_choice_is_meant(text, letter):
     assert choice(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Fraction(70_000), "70000"),
+        (Fraction(10**20 + 1), "100000000000000000001"),
+        (Fraction(-7, 4), "-1.75"),
+        (Fraction(1, 3), "0.333333333333"),
+        (Fraction(1, 10**8), "0.00000001"),
+        (Fraction(10**500), "1e+500"),
+    ],
+)
+def test_a_number_is_shown_in_digits(value, shown):
+    assert str(Number(value)) == shown
+    assert str(Number(value, percent=True)) == f"{shown} %"

@@ -77,6 +77,11 @@ def test_rows_as_they_are_published(row, prompt, gold):
     assert problem.columns == {name: value for name, value in row.items() if name != "prompt"}
 
 
+def test_a_solution_that_is_named_as_the_gold_is_read_to_its_box():
+    row = {"prompt": "P", "answer": "no", "solution": r"So \boxed{7}."}
+    assert only(row, fields={"gold": "solution"}).gold == ("7",)
+
+
 def test_dapo_is_a_conversation_with_the_truth_inside():
     row = {
         "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],

@@ -7,7 +7,7 @@ Give these functions what stands after the thinking (`data.text.after_thinking`)
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context
 from fractions import Fraction
 
 from equipoise.data.text import unified
@@ -64,8 +64,10 @@ class Number:
     percent: bool = False
 
     def __str__(self) -> str:
-        value = Decimal(self.value.numerator) / self.value.denominator
-        return f"{value.normalize():.12g}{' %' if self.percent else ''}"
+        context = Context(prec=21 if self.value.denominator == 1 else 12)
+        value = context.divide(self.value.numerator, self.value.denominator).normalize()
+        shown = f"{value:f}" if abs(value.adjusted()) <= 20 else f"{value:.12g}"
+        return f"{shown} %" if self.percent else shown
 
     def equals(self, other: "Number", *, relative: Fraction) -> bool:
         """Whether both mean the same: whole numbers exactly, others within `relative` of the larger; 50 % is 50 and 0.5."""

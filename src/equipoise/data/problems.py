@@ -237,5 +237,5 @@ def _as_text(cells: Cells, name: str, value: Any) -> str:
     text = cells.check_text(name, value)
     if worked := _WORKED.findall(text):
         return worked[-1]
-    boxed = last_boxed(text) if name == "solution" else None
+    boxed = last_boxed(text) if cells.name(name) == "solution" else None
     return text if boxed is None else boxed

@@ -94,9 +94,7 @@ def _final_answer(kind: str, text: str) -> str | None:
         return None
     if kind == "number":
         found = final_answer.number(said)
-        if found is None or found.percent or found.value.denominator > 1:
-            return None if found is None else str(found)
-        return str(found.value.numerator)  # 70000, not 7e+4
+        return None if found is None else str(found)
     return {"choice": final_answer.choice, "math": final_answer.last_boxed}.get(kind, lambda _: None)(said)
 
 

@@ -225,6 +225,9 @@ class StepWorld:
     outcomes: dict[PolicyName, Tensor]
     reflected: dict[PolicyName, dict[StepJudge, Tensor]]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
     def draw(cls, seed: int, *, train: int, test: int, samples: int = 8) -> StepWorld:
         """Everything follows from the seed."""
