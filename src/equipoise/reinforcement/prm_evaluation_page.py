@@ -1,6 +1,7 @@
 """What a person sees of a process reward model that was weighed."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from equipoise.core import page as parts
@@ -10,7 +11,7 @@ from equipoise.reinforcement.prm_evaluation_result import MODEL, rule
 from equipoise.reinforcement.result import shown
 
 if TYPE_CHECKING:
-    from equipoise.reinforcement.prm_evaluation_result import PrmEvaluation
+    from equipoise.reinforcement.prm_evaluation_result import Misjudged, PrmEvaluation
 
 WHERE = "Look here first"
 
@@ -28,7 +29,12 @@ def evaluation_page(result: "PrmEvaluation") -> Page:
     if result.best_of:
         sections.append(parts.Section("Choosing the best of several solutions", (_best_of(result),)))
     if result.misjudged:
-        sections.append(parts.Section("Where it was most wrong", (_misjudged(result),)))
+        sections.append(
+            parts.Section(
+                "Where it was most wrong",
+                (misjudged_table("Steps whose score is furthest from their label", result.misjudged),),
+            )
+        )
     return Page(
         "How well are steps judged?",
         result.headline(),
@@ -154,9 +160,10 @@ def _best_of(result: "PrmEvaluation") -> parts.Table:
     )
 
 
-def _misjudged(result: "PrmEvaluation") -> parts.Table:
+def misjudged_table(title: str, steps: Sequence["Misjudged"], note: str = "") -> parts.Table:
+    """Steps with their labels and their scores."""
     return parts.Table(
-        "Steps whose score is furthest from their label",
+        title,
         (
             parts.Column("solution"),
             parts.Column("step", True),
@@ -172,8 +179,9 @@ def _misjudged(result: "PrmEvaluation") -> parts.Table:
                 "right" if each.right else "wrong",
                 each.probability,
             )
-            for each in result.misjudged
+            for each in steps
         ),
+        note=note,
     )
 
 

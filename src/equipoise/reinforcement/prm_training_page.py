@@ -8,6 +8,7 @@ from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import marks
 from equipoise.core.numbers import number
+from equipoise.reinforcement.prm_evaluation_page import misjudged_table
 from equipoise.reinforcement.prm_evaluation_result import difference
 from equipoise.reinforcement.result import shown
 
@@ -26,7 +27,12 @@ def training_page(result: "PrmTrained") -> Page:
         parts.Section("What became of the labels", (_labels(result),)),
     ]
     if result.disputed:
-        sections.append(parts.Section("Labels that the model doubts", (_disputed(result),)))
+        title, note = (
+            "Held-out steps whose score is furthest from their label",
+            "Either is mistaken, the label or the model.",
+        )
+        table = misjudged_table(title, result.disputed, note)
+        sections.append(parts.Section("Labels that the model doubts", (table,)))
     right, wrong = result.weights
     of = {part: ", ".join(f"{count:,} {name}" for name, count in each.items()) for part, each in result.counts.items()}
     return Page(
@@ -117,28 +123,4 @@ def _labels(result: "PrmTrained") -> parts.Table:
         ),
         note="Kept: within the threshold of the model's score. Each stage's labels, and the scores that followed, are in "
         "its folder.",
-    )
-
-
-def _disputed(result: "PrmTrained") -> parts.Table:
-    return parts.Table(
-        "Held-out steps whose score is furthest from their label",
-        (
-            parts.Column("solution"),
-            parts.Column("step", True),
-            parts.Column("what it says"),
-            parts.Column("label"),
-            parts.Column("score", True),
-        ),
-        tuple(
-            (
-                parts.Cell(each.id, each.problem),
-                each.at + 1,
-                each.step,
-                "right" if each.right else "wrong",
-                each.probability,
-            )
-            for each in result.disputed
-        ),
-        note="Either is mistaken, the label or the model.",
     )
