@@ -128,7 +128,7 @@ def test_groups_come_again_as_they_were_written():
     written, again = {}, 0
     found = run(**REPLAY, steps=8, learning_rate=1e-2)
     for number, step in enumerate(found.steps):
-        replayed = [False] * 4 if step.replayed is None else step.replayed.tolist()
+        replayed = [False] * 4 if step.off_policy is None else step.off_policy.tolist()
         assert sum(replayed) == (0 if number < 2 else 2) == found.metrics[number]["replayed_groups"]
         for place, (problem, was) in enumerate(zip(step.problems, replayed, strict=True)):
             rows = slice(2 * place, 2 * place + 2)
@@ -148,12 +148,12 @@ def test_groups_come_again_as_they_were_written():
         sum(
             int(step.rollouts.mask[row].sum())
             for row in range(8)
-            if step.replayed is None or not step.replayed[row // 2]
+            if step.off_policy is None or not step.off_policy[row // 2]
         )
         for step in found.steps
     ]
     assert [metrics["generated_tokens"] for metrics in found.metrics] == tokens
-    places = [step.replayed.nonzero().flatten().tolist() for step in found.steps[2:]]
+    places = [step.off_policy.nonzero().flatten().tolist() for step in found.steps[2:]]
     assert len({tuple(each) for each in places}) > 2  # in no fixed place of a batch
 
 
@@ -224,7 +224,7 @@ def test_statistics_of_a_batch_by_hand(window, batch_size, losses):
     )
     assert (step.old_log_probs is not None) is (window == "current" and batch_size == 3)
     if step.old_log_probs is not None:  # of the policy at the start of the step, not of the writer
-        again = step.rollouts.mask & step.replayed.repeat_interleave(2).unsqueeze(-1)
+        again = step.rollouts.mask & step.off_policy.repeat_interleave(2).unsqueeze(-1)
         assert (step.old_log_probs - step.rollouts.log_probs)[again].abs().max() > 1e-3
         assert_close(
             step.old_log_probs[step.rollouts.mask & ~again], step.rollouts.log_probs[step.rollouts.mask & ~again]
@@ -241,7 +241,7 @@ def test_half_precision_keeps_the_trainers_own_numbers():
             rows = slice(2 * place, 2 * place + 2)
             stored[problem.id] = step.old_log_probs[rows][step.rollouts.mask[rows]].tolist()
     last = found.steps[2]
-    for place in last.replayed.nonzero().flatten().tolist():
+    for place in last.off_policy.nonzero().flatten().tolist():
         rows = slice(2 * place, 2 * place + 2)
         assert last.rollouts.log_probs[rows][last.rollouts.mask[rows]].tolist() == stored[last.problems[place].id]
 

@@ -177,7 +177,7 @@ def test_every_arm_runs_on_the_budget_and_counts_each_token(arm, world, seen, tm
     measures = arm in ("dots", "dots-replay", "dots-embeddings")
     asked = sum(int(each.rollouts.mask.sum()) for each in seen.sampled if len(each.problems) == 8)
     assert run.path("reference_share")[-1][1] == pytest.approx(asked / written) and (asked > 0) == measures
-    again = sum(int(each.replayed.sum()) for each in seen.steps if each.replayed is not None)
+    again = sum(int(each.off_policy.sum()) for each in seen.steps if each.off_policy is not None)
     assert (again > 0) == ("replay" in arm)
     assert run.spent["optimizer_steps"] == sum(-(-each.rewards.numel() // 8) for each in seen.steps)
     blocks = {"learned", "embeddings", "other-models"} if measures else set()

@@ -181,6 +181,35 @@ def encode_prompts(
     return [encoded[index] for index in range(len(prompts))], frozenset(ends)
 
 
+def encode_replies(language_model: LanguageModel, replies: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """What follows a turn that a model has written, up to where it writes again: the tokens of each reply.
+
+    With them comes what ends the model's turn where it did not do so itself. In a chat a reply is a turn of the user's, in
+    the template's own words; the tokens of earlier turns stay as they were written, also where a template would leave some
+    of them out when it renders the conversation anew. Raises BadInput as `encode` does.
+    """
+    tokenizer: Any = language_model.tokenizer
+    places = [f"Reply {index}" for index in range(len(replies))]
+    if not language_model.uses_chat_template:
+        _, after = frame(language_model)
+        last = tokenizer.eos_token_id
+        end = after[:1] or ([] if last is None else [last])
+        return end, _tokens(language_model, [reply.rstrip(" ") for reply in replies], places)
+    said = [[_turn("user", "a"), _turn("assistant", _MARK), _turn("user", reply)] for reply in replies]
+    tails = []
+    for place, text in zip(
+        places, render(language_model, said, places, add_generation_prompt=True) if said else [], strict=True
+    ):
+        _, mark, tail = text.partition(_MARK)
+        if not mark:
+            raise BadInput(f"{place}: the chat template does not show the turn before it, so it cannot be continued.")
+        tails.append(tail.rstrip(" "))
+    found = _tokens(language_model, tails, places)
+    closes = _end_of_turn_ids(language_model, [_turn("user", "a")], "A reply")
+    end = [found[0][0]] if found and found[0][0] in closes else []
+    return end, [ids[len(end) :] for ids in found]
+
+
 def frame(language_model: LanguageModel) -> tuple[list[int], list[int]]:
     """The tokens that this tokenizer puts before every text, and those that it puts after."""
     tokenizer: Any = language_model.tokenizer

@@ -10,6 +10,10 @@ scored at the same one.
 
 What a row yields depends on the model, its prompt, the seed and its place (prompt, sample) alone: not on the batch, nor on
 how many others there are. Samples of one prompt share the reading of it.
+
+What came of several turns with an environment (`episodes.play`) is a `Rollouts`, too: there a row is all that followed its
+prompt, and the mask is true at the model's own tokens alone, so that nothing which reads the mask learns from, penalizes or
+measures what others wrote.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from equipoise.language.score import head_reads, wide
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
+    from equipoise.language.episodes import Episode
     from equipoise.language.model import LanguageModel
 
 # (logits [A, V], states [A, H], rows [A], step) -> None for no change, other logits, or (logits, tokens [A]) where tokens of
@@ -47,6 +52,10 @@ class Rollouts:
     prompts: token ids, [P] rows. ids, mask, forced, log_probs, entropies: [R, T]. log_probs and entropies (nats) are of the
     distribution that was sampled from, after the hook; 0 where mask is False. ended: [R], False when max_new_tokens came
     first. top_ids, top_probs: [R, T, K], the likeliest tokens of that distribution, None when not asked for.
+
+    Of episodes alone: owner [R, T], int8, who wrote each token (an index of `episodes.OWNERS`, 0 for padding); turn [R, T],
+    in which turn, from 0, a reply being of the turn that it answers, -1 for padding; episodes: the R of them. ended: the
+    environment ended it.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -61,11 +70,19 @@ class Rollouts:
     texts: tuple[str, ...]
     top_ids: Tensor | None = None
     top_probs: Tensor | None = None
+    owner: Tensor | None = None
+    turn: Tensor | None = None
+    episodes: tuple[Episode, ...] = ()
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each response, [R]."""
+        """Tokens of each response, [R]; of an episode the model's own."""
         return self.mask.sum(dim=-1)
+
+    @property
+    def present(self) -> Tensor:
+        """[R, T] bool: where there is a token, whoever wrote it."""
+        return self.mask if self.owner is None else self.owner > 0
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -75,29 +92,33 @@ class Rollouts:
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Prompt and response of these rows as a model reads them, padded on the right: a batch for `score_responses`.
 
-        input_ids, attention_mask: [B, L]. predicts: [B, L] bool, where the next token is one of the response. response,
-        mask: [B, T], the responses themselves, cut to the longest of these rows. prompt_ids, prompt_mask: [G, L'], the
+        input_ids, attention_mask: [B, L]. predicts: [B, L] bool, where the next token is one of the model's. response, mask,
+        present: [B, T], the responses themselves, cut to the longest of these rows. prompt_ids, prompt_mask: [G, L'], the
         different prompts among them; prompt: [B], which of these a row's is.
         """
         numbers = [row // self.samples for row in rows]
         places_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
         device, prompts = self.ids.device, [self.prompts[number] for number in numbers]
-        response, mask = self.ids[list(rows)], self.mask[list(rows)]
-        lengths = mask.sum(dim=-1).tolist()
+        response, mask, present = (each[list(rows)] for each in (self.ids, self.mask, self.present))
+        lengths = present.sum(dim=-1).tolist()
         width = max(lengths)
         begins = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         ends = begins + torch.tensor(lengths, device=device).unsqueeze(-1)
         places = torch.arange(max(map(sum, zip(map(len, prompts), lengths, strict=True))), device=device)
         ids = torch.full((len(prompts), len(places)), self.pad_id, device=device)
         ids[places < begins] = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        ids[(places >= begins) & (places < ends)] = response[mask]
+        ids[(places >= begins) & (places < ends)] = response[present]
+        before = (places >= begins - 1) & (places < ends - 1)
+        predicts = torch.zeros_like(before)
+        predicts[before] = mask[present]
         prompt_ids, prompt_mask = padded([self.prompts[number] for number in places_of], self.pad_id, device)
         return {
             "input_ids": ids,
             "attention_mask": (places < ends).long(),
-            "predicts": (places >= begins - 1) & (places < ends - 1),
+            "predicts": predicts,
             "response": response[:, :width],
             "mask": mask[:, :width],
+            "present": present[:, :width],
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
             "prompt": torch.tensor([places_of[number] for number in numbers], device=device),
@@ -114,6 +135,7 @@ class Rollouts:
             self,
             prompts=tuple(self.prompts[prompt] for prompt in prompts),
             texts=tuple(self.texts[row] for row in rows),
+            episodes=tuple(self.episodes[row] for row in rows) if self.episodes else (),
             **{name: each[rows] for name, each in self._tensors().items()},
         )
 
@@ -135,6 +157,7 @@ class Rollouts:
             parts[0],
             prompts=tuple(prompt for part in parts for prompt in part.prompts),
             texts=tuple(text for part in parts for text in part.texts),
+            episodes=tuple(episode for part in parts for episode in part.episodes),
             **{name: torch.cat([widened(part, name) for part in parts]) for name in parts[0]._tensors()},
         )
 
@@ -175,68 +198,98 @@ def roll_out(
         raise BadInput(f"top is {top}: use 0 to {language_model.vocabulary}, the tokens that this model knows.")
     encoded, ends = encode_prompts(language_model, prompts)
     check_room(language_model, encoded, max_new_tokens)
-    names = range(len(encoded)) if keys is None else keys
-    if len(names) != len(encoded):
-        raise BadInput(f"There are {len(names)} keys for {len(encoded)} prompts: give one for each.")
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    if min([*seeds, *names], default=0) < 0:
-        raise BadInput(f"The seed is {seed}, the smallest key {min(names, default=0)}: use numbers of at least 0.")
-    drawn = _uniform(names, samples, max_new_tokens, seeds) if temperature > 0 else None
-    taken = _Taken(len(encoded) * samples, max_new_tokens, top, language_model, temperature, drawn, hook)
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]), reverse=True)
+    draws = drawing(len(encoded), samples, seed, keys)
+    drawn = draws.next(range(len(encoded) * samples), max_new_tokens) if temperature > 0 else None
+    noted = Noted(len(encoded) * samples, max_new_tokens, language_model, temperature, drawn, top=top, hook=hook)
     with (
         evaluating(language_model.model),
         memory_advice(batch_size),
         progress("Rolling out", total=len(encoded) * samples, unit="responses") as bar,
     ):
-        for first in range(0, samples, batch_size):
-            repeats = min(batch_size, samples - first)
-            together = max(batch_size // repeats, 1)
-            for start in range(0, len(order), together):
-                chosen = order[start : start + together]
-                taken.rows = [index * samples + first + each for index in chosen for each in range(repeats)]
-                limits = [max_new_tokens] * len(taken.rows)
-                read = [encoded[index] for index in chosen]
-                for line, written in write(language_model, read, ends, limits, taken.choose, repeats=repeats):
-                    taken.texts[taken.rows[line]] = written.text
-                    taken.ended[taken.rows[line]] = written.ended
-                    bar.advance(1)
-    return taken.rollouts(encoded, samples)
+        first = [index * samples for index in range(len(encoded))]
+        limits = [max_new_tokens] * len(encoded)
+        fill(noted, language_model, encoded, ends, limits, first, samples, batch_size, lambda row: bar.advance(1))
+    longest = max(int(noted.mask.sum(dim=-1).max()) if len(noted.mask) else 0, 1)
+    tensors: dict[str, Any] = {name: each[:, :longest] for name, each in noted.tensors().items()}
+    return Rollouts(
+        prompts=tuple(tuple(ids) for ids in encoded),
+        samples=samples,
+        pad_id=language_model.pad_id,
+        ended=torch.tensor(noted.ended, dtype=torch.bool, device=noted.ids.device),
+        texts=tuple(noted.texts),
+        **tensors,
+    )
 
 
-class _Taken:
-    """What is noted of each row while it is written."""
+def fill(
+    noted: Noted,
+    language_model: LanguageModel,
+    contexts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    limits: Sequence[int],
+    first: Sequence[int],
+    repeats: int,
+    batch_size: int,
+    done: Callable[[int], object] = lambda row: None,
+) -> None:
+    """Continue each context `repeats` times, by at most its limit of tokens, and note it; what was long is read first.
+
+    first: the row of each context's first continuation, the others follow it. done: called with each row that has ended.
+    """
+    order = sorted(range(len(contexts)), key=lambda index: len(contexts[index]), reverse=True)
+    for begin in range(0, repeats, batch_size):
+        beside = min(batch_size, repeats - begin)
+        together = max(batch_size // beside, 1)
+        for start in range(0, len(order), together):
+            chosen = order[start : start + together]
+            noted.rows = [first[index] + begin + each for index in chosen for each in range(beside)]
+            allowed = [limits[index] for index in chosen for _ in range(beside)]
+            read = [contexts[index] for index in chosen]
+            for line, written in write(language_model, read, ends, allowed, noted.choose, repeats=beside):
+                row = noted.rows[line]
+                noted.texts[row], noted.ended[row] = written.text, written.ended
+                done(row)
+
+
+class Noted:
+    """What is noted of each row while it is written: ids, mask, forced, log_probs, entropies [R, T], texts, ended."""
 
     def __init__(
         self,
         rows: int,
         length: int,
-        top: int,
         language_model: LanguageModel,
         temperature: float,
         drawn: Tensor | None,
-        hook: Hook | None,
+        *,
+        top: int = 0,
+        hook: Hook | None = None,
     ) -> None:
-        device, self._pad = language_model.device, language_model.pad_id
+        device = language_model.device
         self._temperature, self._drawn, self._hook, self._top = temperature, drawn, hook, top
         self.rows: list[int] = []  # of the batch that is being written
         self.texts = [""] * rows
         self.ended = [False] * rows
         dtype = torch.float64 if language_model.model.dtype == torch.float64 else torch.float32
-        self._ids = torch.full((rows, length), self._pad, device=device)
-        self._mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
-        self._forced = torch.zeros_like(self._mask)
-        self._log_probs = torch.zeros(rows, length, dtype=dtype, device=device)
-        self._entropies = torch.zeros_like(self._log_probs)
-        self._top_ids = torch.zeros(rows, length, top, dtype=torch.long, device=device)
-        self._top_probs = torch.zeros(rows, length, top, dtype=dtype, device=device)
+        self.ids = torch.full((rows, length), language_model.pad_id, device=device)
+        self.mask = torch.zeros(rows, length, dtype=torch.bool, device=device)
+        self.forced = torch.zeros_like(self.mask)
+        self.log_probs = torch.zeros(rows, length, dtype=dtype, device=device)
+        self.entropies = torch.zeros_like(self.log_probs)
+        self.top_ids = torch.zeros(rows, length, top, dtype=torch.long, device=device) if top else None
+        self.top_probs = torch.zeros(rows, length, top, dtype=dtype, device=device) if top else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names, those that were not asked for left out."""
+        return {name: each for name, each in vars(self).items() if isinstance(each, Tensor) and name[0] != "_"}
 
     def choose(self, logits: Tensor, states: Tensor, lines: Sequence[int], step: int) -> Tensor:
+        """The next tokens [A], as `generate.write` asks for them."""
         rows = [self.rows[line] for line in lines]
         forced = None
         if self._hook is not None and (changed := self._hook(logits, states, rows, step)) is not None:
             logits, forced = changed if isinstance(changed, tuple) else (changed, None)
-            logits = logits.to(self._log_probs.dtype)
+            logits = logits.to(self.log_probs.dtype)
         log_probs = (logits / (self._temperature or 1.0)).log_softmax(dim=-1)
         tokens = choose(logits, self._temperature, None if self._drawn is None else self._drawn[rows, step])
         tokens = tokens.to(logits.device)
@@ -244,32 +297,15 @@ class _Taken:
         if forced is not None:
             forced = forced.to(logits.device)
             tokens = torch.where(forced >= 0, forced, tokens)
-            self._forced[at, step] = forced >= 0
-        self._ids[at, step] = tokens
-        self._mask[at, step] = True
-        self._log_probs[at, step] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        self._entropies[at, step] = torch.special.entr(log_probs.exp()).sum(dim=-1)
-        if self._top:
+            self.forced[at, step] = forced >= 0
+        self.ids[at, step] = tokens
+        self.mask[at, step] = True
+        self.log_probs[at, step] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        self.entropies[at, step] = torch.special.entr(log_probs.exp()).sum(dim=-1)
+        if self.top_ids is not None and self.top_probs is not None:
             values, ids = log_probs.topk(self._top, dim=-1)
-            self._top_ids[at, step], self._top_probs[at, step] = ids, values.exp()
+            self.top_ids[at, step], self.top_probs[at, step] = ids, values.exp()
         return tokens
-
-    def rollouts(self, encoded: Sequence[Sequence[int]], samples: int) -> Rollouts:
-        longest = max(int(self._mask.sum(dim=-1).max()) if len(self._mask) else 0, 1)
-        return Rollouts(
-            prompts=tuple(tuple(ids) for ids in encoded),
-            samples=samples,
-            pad_id=self._pad,
-            ids=self._ids[:, :longest],
-            mask=self._mask[:, :longest],
-            log_probs=self._log_probs[:, :longest],
-            entropies=self._entropies[:, :longest],
-            forced=self._forced[:, :longest],
-            ended=torch.tensor(self.ended, dtype=torch.bool, device=self._ids.device),
-            texts=tuple(self.texts),
-            top_ids=self._top_ids[:, :longest] if self._top else None,
-            top_probs=self._top_probs[:, :longest] if self._top else None,
-        )
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -280,14 +316,33 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> 
     return ids, (torch.arange(longest, device=device) < lengths).long()
 
 
-def _uniform(keys: Sequence[int], samples: int, length: int, seeds: Sequence[int]) -> Tensor:
-    """[R, length] in [0, 1): each row from the seeds and its own place, so that its neighbours do not matter."""
-    rows = [
-        np.random.Generator(np.random.PCG64(np.random.SeedSequence([*seeds, key, sample]))).random(length)
-        for key in keys
-        for sample in range(samples)
-    ]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, length, dtype=torch.float64)
+class Draws:
+    """A stream of numbers in [0, 1) for each row, from the seeds, the key of its prompt and its sample alone."""
+
+    def __init__(self, keys: Sequence[int], samples: int, seeds: Sequence[int]) -> None:
+        self._names = [[*seeds, key, sample] for key in keys for sample in range(samples)]
+        self._streams: dict[int, np.random.Generator] = {}
+
+    def next(self, rows: Sequence[int], length: int) -> Tensor:
+        """The next `length` numbers of these rows, [len(rows), length] in float64."""
+        drawn = [self._stream(row).random(length) for row in rows]
+        return torch.from_numpy(np.stack(drawn)) if drawn else torch.zeros(0, length, dtype=torch.float64)
+
+    def _stream(self, row: int) -> np.random.Generator:
+        if row not in self._streams:
+            self._streams[row] = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._names[row])))
+        return self._streams[row]
+
+
+def drawing(prompts: int, samples: int, seed: int | Sequence[int], keys: Sequence[int] | None) -> Draws:
+    """The draws of so many prompts. Raises BadInput for keys that are not one a prompt, and for numbers below 0."""
+    names = range(prompts) if keys is None else keys
+    if len(names) != prompts:
+        raise BadInput(f"There are {len(names)} keys for {prompts} prompts: give one for each.")
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    if min([*seeds, *names], default=0) < 0:
+        raise BadInput(f"The seed is {seed}, the smallest key {min(names, default=0)}: use numbers of at least 0.")
+    return Draws(names, samples, seeds)
 
 
 @dataclass(frozen=True)
@@ -394,7 +449,8 @@ def _after_prompts(model: Any, batch: dict[str, Tensor], cache: Any) -> tuple[Te
     lengths, kept = prompt_mask.sum(dim=-1, keepdim=True), {"past_key_values": cache, "use_cache": True}
     last = torch.arange(prompt_ids.shape[1], device=mask.device) == lengths - 1
     ends, said = _states(model, last, input_ids=prompt_ids, attention_mask=prompt_mask, **kept)
-    begin, behind = ends[prompt].unsqueeze(1), mask[:, :-1]  # nothing is predicted from the last place
+    begin = ends[prompt].unsqueeze(1)
+    behind = batch.get("present", mask)[:, :-1]  # nothing is predicted from the last place
     if not behind.shape[1]:
         return begin[mask], ends[:1], said
     cache.reorder_cache(prompt)

@@ -181,7 +181,7 @@ class Tally:
     def add(self, state: ReinforceState, recipe: Recipe) -> dict[str, int]:
         """Count a step; what it spent, as a run books it."""
         step, metrics = state.step, state.metrics
-        fresh = step.rewards if step.replayed is None else step.rewards[~step.replayed]
+        fresh = step.rewards if step.off_policy is None else step.rewards[~step.off_policy]
         effective = int(mixed(fresh).sum())
         self.groups += len(fresh)
         self.effective += effective

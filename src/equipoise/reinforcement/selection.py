@@ -180,7 +180,7 @@ class Selection:
             rollouts=Rollouts.joined([step.rollouts, *(each.to(device) for each in old)]).take(order.tolist()),
             rewards=rewards[order],
             missing=missing[order],
-            replayed=(order >= fresh).to(device),
+            off_policy=(order >= fresh).to(device),
         )
 
     def keep(self, step: Step, places: Mapping[int, int]) -> None:

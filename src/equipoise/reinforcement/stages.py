@@ -46,8 +46,8 @@ class Step:
     learns from this step. values: [R, T], the token critic's. old_log_probs, reference_log_probs: [R, T]. anchor_ids,
     anchor_probs: [R, T, K], the reference's likeliest tokens. advantages: [P, N], or [R, T].
 
-    replayed: [P] bool, whose responses were written in an earlier step; None where none were. Of these the rollouts'
-    log-probabilities are the writer's, entropies are nan, and their keys -1.
+    off_policy: [P] bool, whose responses another policy wrote, in an earlier step or with a hint before it; None where none
+    did. Of these the rollouts' log-probabilities are the writer's. What comes again has nan as entropies, and -1 as its key.
     """
 
     index: int
@@ -67,7 +67,7 @@ class Step:
     anchor_ids: Tensor | None = None
     anchor_probs: Tensor | None = None
     advantages: Tensor | None = None
-    replayed: Tensor | None = None
+    off_policy: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -204,7 +204,7 @@ def needs_old(language_model: LanguageModel, recipe: Recipe, step: Step) -> bool
     """
     narrow = language_model.model.dtype in (torch.float16, torch.bfloat16)
     elsewhere = recipe.head != "none" and step.stage == "policy"
-    stale = step.replayed is not None and recipe.clip_window == "current"
+    stale = step.off_policy is not None and recipe.clip_window == "current"
     several = recipe.updates > 1 and (narrow or elsewhere or stale)
     return several or (recipe.importance_cap is not None and elsewhere) or (recipe.replay > 0 and narrow)
 
@@ -281,8 +281,8 @@ def policy_batch(step: Step, rows: Sequence[int], *, old: Tensor | None) -> dict
         "anchor_ids": step.anchor_ids,
         "anchor_probs": step.anchor_probs,
     }
-    if step.replayed is not None:
-        batch["replayed"] = step.replayed.repeat_interleave(step.rollouts.samples)[chosen].unsqueeze(-1)
+    if step.off_policy is not None:
+        batch["off_policy"] = step.off_policy.repeat_interleave(step.rollouts.samples)[chosen].unsqueeze(-1)
     return batch | {name: each[chosen][:, :width] for name, each in more.items() if each is not None}
 
 
@@ -307,7 +307,7 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
         )
         log_probs = scores.log_probs
         old = batch.get("old_log_probs", log_probs.detach())
-        sampled, replayed = batch["sampled_log_probs"], batch.get("replayed")
+        sampled, off_policy = batch["sampled_log_probs"], batch.get("off_policy")
         clips = {"clip_low": recipe.clip_low, "clip_high": recipe.clip_high}
         if recipe.loss == "anchored":
             assert scores.gathered is not None
@@ -325,12 +325,12 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
                 inclusive=recipe.inclusive,
                 **clips,
             )
-        elif replayed is not None:
-            behavior = sampled.where(replayed, old)
+        elif off_policy is not None:
+            behavior = sampled.where(off_policy, old)
             if (
                 recipe.clip_window == "behavior"
             ):  # here p_old reaches the statistics alone, and no pass has asked for it
-                old = log_probs.detach().where(replayed, old)
+                old = log_probs.detach().where(off_policy, old)
             losses, found = replay.clipped_tokens(
                 log_probs,
                 behavior,
@@ -355,7 +355,7 @@ def policy_objective(recipe: Recipe, stats: Stats) -> LossFunction:
         if scores.entropies is not None:
             losses = losses - recipe.entropy_beta * scores.entropies
         # How far the sampler is from what learns: rounding in half precision, u where R2PO's head sampled.
-        fresh = mask if replayed is None else mask & ~replayed
+        fresh = mask if off_policy is None else mask & ~off_policy
         found["sampler_gap"] = policy_loss.masked_mean((sampled - old).abs(), fresh)
         found["sampler_kl"] = policy_loss.masked_mean(policy_loss.kl(sampled, old, mask=mask), fresh)
         stats.append(_sums(found, mask, advantages, fresh))

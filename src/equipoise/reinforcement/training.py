@@ -36,6 +36,7 @@ from equipoise.language.generate import check_room
 from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement import group_baselines, ppo, stages
 from equipoise.reinforcement.critic import Critic
+from equipoise.reinforcement.playing import episode_metrics
 from equipoise.reinforcement.r2po import RolloutHead
 from equipoise.reinforcement.rates import Selected
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
@@ -417,7 +418,8 @@ def _of_rollouts(step: Step) -> dict[str, float]:
         "missing": step.missing.sum(),
         "generated_tokens": _tokens(step),
     }
-    return {name: float(value) for name, value in found.items()}
+    of_episodes = episode_metrics(rollouts.episodes) if rollouts.episodes else {}
+    return {name: float(value) for name, value in found.items()} | of_episodes
 
 
 def _tokens(step: Step) -> Tensor:
@@ -435,7 +437,8 @@ def _of_learning(step: Step) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-_OF_PROMPTS = ("rewards", "missing", "greedy_rewards", "greedy_lengths")  # tensors [P, ...] of what was just sampled
+# Tensors [P, ...] of what was just sampled.
+_OF_PROMPTS = ("rewards", "missing", "greedy_rewards", "greedy_lengths", "off_policy")
 
 
 def _take(step: Step, prompts: Sequence[int]) -> Step:

@@ -1,0 +1,125 @@
+"""Text environments: what a model acts in, turn by turn, and how one is named on a command line.
+
+    first = environment.reset(seed)                        what the model sees first
+    text, reward, done, info = environment.step(action)    what it is told then, for the whole text that it wrote
+
+One object plays one episode at a time; what is passed about is what makes them, a class or a function without arguments
+(`Maker`). After reset(seed) everything but the actions follows from the seed, an opponent's moves among it: the episodes of
+one seed are compared with each other. An episode's score is the sum of its rewards.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
+from equipoise.core.files import sha256_file
+from equipoise.core.registry import Registry
+from equipoise.core.user_file import import_file
+
+
+class Info(TypedDict, total=False):
+    """What `step` tells beside the text. All of it may be missing, and more may stand there.
+
+    success: whether what ended with this step was solved. valid: whether the action was understood and allowed.
+    owner: who wrote the text, "environment" (when missing) or "tool". task: the part of a composed episode that the action
+    belonged to; task_done: whether it ended with it. actions: what was done, as {"name", "arguments"} each.
+    """
+
+    success: bool
+    valid: bool
+    owner: str
+    task: str
+    task_done: bool
+    actions: list[dict[str, Any]]
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One episode at a time. May also have max_turns: int, the most that an episode can take."""
+
+    def reset(self, seed: int) -> str:
+        """Begin the episode of a seed of at least 0: the text that the model sees first, never empty."""
+        ...
+
+    def step(self, text: str) -> tuple[str, float, bool, Mapping[str, Any]]:
+        """Act: the text that the model sees next, a finite reward, whether the episode is over, and `Info`."""
+        ...
+
+
+Maker = Callable[[], Environment]
+ENVIRONMENTS: Registry[Maker] = Registry("equipoise.data", "ENVIRONMENTS")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEnvironment:
+    """What was named: its maker, what to call it, the sha256 of its file ("" for one of ours or of Python's).
+
+    max_turns: its own, None where it has none. chance: by the names of scores, what is had without any skill.
+    """
+
+    make: Maker
+    name: str
+    digest: str = ""
+    max_turns: int | None = None
+    chance: Mapping[str, float] = field(default_factory=dict)
+
+
+def open_environment(source: str | Maker) -> OpenedEnvironment:
+    """An environment by its name, as FILE:FUNCTION, or by what makes it. Raises BadInput.
+
+    The function is called without arguments for each episode that is played beside others. The file is run as Python would
+    run it, its neighbours can be imported: it is the user's own, and has to be typed.
+    """
+    digest = ""
+    if not isinstance(source, str):
+        make, name = source, str(getattr(source, "__name__", type(source).__name__))
+    elif source in ENVIRONMENTS:
+        make, name = ENVIRONMENTS[source], source
+    else:
+        path, name = _named(source)
+        make, digest = _found(path, name), sha256_file(path)
+    made = _made(make, name)
+    return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), dict(getattr(made, "chance", {})))
+
+
+def _named(source: str) -> tuple[Path, str]:
+    file, colon, name = source.rpartition(":")
+    if not colon:
+        raise BadInput(
+            f"there is no environment {source!r}. {did_you_mean(source, ENVIRONMENTS)} Your own: FILE:FUNCTION."
+        )
+    path = Path(file)
+    if not name.isidentifier():
+        raise BadInput(f"the environment is {source!r}, expected FILE:FUNCTION, for example shop.py:make.")
+    if not path.is_file():
+        raise BadInput(f"there is no file {path} with an environment {name}.")
+    return path, name
+
+
+def _found(path: Path, name: str) -> Maker:
+    try:
+        module = import_file(path.resolve(), "environment")
+    except EquipoiseError:
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        known = [known for known, value in vars(module).items() if callable(value)]
+        raise BadInput(f"{path} has no {name!r}. {did_you_mean(name, known)}")
+    return getattr(module, name)
+
+
+def _made(make: Maker, name: str) -> Environment:
+    if not callable(make):
+        raise BadInput(f"{name} is no class and no function: give what makes an environment, without arguments.")
+    try:
+        made = make()
+    except EquipoiseError:
+        raise
+    except Exception as error:
+        raise BadInput(f"{name}() gives no environment: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Environment):
+        raise BadInput(f"{name}() gives a {type(made).__name__}, expected an object with reset(seed) and step(text).")
+    return made
