@@ -11,8 +11,9 @@ from equipoise.core.files import sha256_file
 from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
 from equipoise.reinforcement import reinforcing, training
+from equipoise.reinforcement.attempts import held_out
 from equipoise.reinforcement.job import reinforce
-from equipoise.reinforcement.reinforcing import Reinforcing, _held_out
+from equipoise.reinforcement.reinforcing import Reinforcing
 from equipoise.reinforcement.result import shown
 from reinforcement_world import ENDS, PROBLEMS, SMALL, model
 
@@ -29,10 +30,10 @@ def problems(count, **more):
 
 
 def test_a_tenth_is_held_out_where_there_are_enough():
-    training_ones, measured = _held_out(tuple(problems(45)))
+    training_ones, measured = held_out(tuple(problems(45)))
     assert [each.id for each in measured] == ["p0", "p10", "p20", "p30", "p40"] and len(training_ones) == 40
     assert not {each.id for each in measured} & {each.id for each in training_ones}
-    few, same = _held_out(tuple(problems(39)))
+    few, same = held_out(tuple(problems(39)))
     assert few == same and len(few) == 39
 
 

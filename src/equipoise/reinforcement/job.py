@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from equipoise.data.environment import Maker
     from equipoise.data.problems import Problem
     from equipoise.language.model import LanguageModel
 
     ModelLike = str | Path | LanguageModel | PreTrainedModel
     Problems = str | Path | Sequence[Problem | Mapping[str, Any]]
     RewardLike = str | Callable[..., Any]
+    Environments = str | Maker | Sequence[str | Maker]
 else:  # what a command line can give
     ModelLike = str | Path
     Problems = Path
     RewardLike = str
+    Environments = str
 
 VerifierKind = Literal["exact", "number", "choice", "regex", "f1", "math", "tests"]
 
@@ -40,9 +43,13 @@ def is_of_the_hub(attention: object) -> bool:
 def reinforce(
     model: Annotated[ModelLike, Setting(alias=("--model-name-or-path", "-m"), objects=True)],
     *,
-    prompts: Annotated[Problems, Setting(alias=("--dataset",), objects=True)],
+    prompts: Annotated[Problems | None, Setting(alias=("--dataset",), objects=True)] = None,
     verifier: VerifierKind | None = None,
     reward: Annotated[RewardLike | None, Setting(objects=True, typed=bool)] = None,
+    environment: Annotated[Environments | None, Setting(objects=True, typed=bool)] = None,
+    instances: Annotated[int, Field(ge=1)] | None = None,
+    max_turns: Annotated[int, Field(ge=1)] | None = None,
+    invalid_penalty: Annotated[float, Field(ge=0)] = 0.0,
     eval_prompts: Annotated[Problems | None, Setting(objects=True)] = None,
     eval_samples: Annotated[int, Field(ge=1)] = 8,
     evaluate_every: Annotated[int, Field(ge=1)] = 10,
@@ -70,6 +77,8 @@ def reinforce(
 
     Your own: `equipoise reinforce --model ./model --prompts gsm8k.jsonl --verifier math --method sppo --parameters lora`
 
+    In an environment: `equipoise reinforce --model ./model --environment shop.py:make --method grpo`
+
     The folder gets the model or adapter, the critic beside it, a log of every step and a report. The same command goes on
     where it was stopped.
 
@@ -80,11 +89,20 @@ def reinforce(
         or a model of transformers with its tokenizer, which is changed in place.
     prompts
         JSONL, CSV or Parquet with a prompt and a gold answer, also GSM8K, MATH, DAPO, MBPP and others as published; in
-        Python also problems.
+        Python also problems. Needed unless there is an environment.
     verifier
         How an answer is compared with the gold one.
     reward
         FILE:FUNCTION in place of a verifier: a reward function as TRL takes it, or a rubric of verifiers.
+    environment
+        In place of prompts and verifier: the name of a text environment, or FILE:FUNCTION of one's own, with reset(seed) and
+        step(text); in Python also what makes one.
+    instances
+        Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on.
+    max_turns
+        Of an episode; not given: the environment's own, else 8.
+    invalid_penalty
+        Subtracted from an episode's score for each turn that the environment did not understand or allow.
     eval_prompts
         Problems on which before and after are compared; not given: a tenth of the prompts, held out.
     eval_samples
@@ -129,12 +147,16 @@ def reinforce(
         model,
         tokenizer,
         prompts,
-        eval_prompts,
-        verifier=verifier,
-        reward=reward,
-        unsafe=unsafe_execution,
-        limit=limit,
-        fields=fields,
+        environment,
+        judged={
+            "eval_prompts": eval_prompts,
+            "verifier": verifier,
+            "reward": reward,
+            "unsafe": unsafe_execution,
+            "limit": limit,
+            "fields": fields,
+        },
+        played={"instances": instances, "max_turns": max_turns, "invalid_penalty": invalid_penalty},
         method=method,
         settings=settings,
         samples=eval_samples,

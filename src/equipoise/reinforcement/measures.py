@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.core.agreement import share
+from equipoise.core.agreement import UNDEFINED, share
 from equipoise.core.scores import pass_at_k
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
@@ -32,7 +32,9 @@ FULL = 1 - 1e-9  # a response whose reward is at least this is right
 class Solved:
     """rewards: [P, N] of sampled responses, lengths: their tokens. greedy: [P], the rewards of the likeliest responses.
 
-    clusters: [P], what problems come from. texts: the greedy responses. tokens: generated in all.
+    clusters: [P], what problems come from. texts: the greedy responses. tokens: generated in all. right, greedy_right:
+    [P, N] and [P] bool, what is right where that is another thing than a full reward. shares: further outcomes, name -> a
+    share in [0, 1] for each problem, [P], nan where it has none.
     """
 
     rewards: NDArray[np.float64]
@@ -42,6 +44,9 @@ class Solved:
     texts: tuple[str, ...]
     missing: int
     tokens: int
+    right: NDArray[np.bool_] | None = None
+    greedy_right: NDArray[np.bool_] | None = None
+    shares: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Everything, as a stored state takes it."""
@@ -52,16 +57,22 @@ class Solved:
         """What `state` gave."""
         return cls(**{**state, "texts": tuple(state["texts"])})
 
+    @property
+    def solved(self) -> NDArray[np.bool_]:
+        """Which sampled responses are right, [P, N]."""
+        return self.rewards >= FULL if self.right is None else self.right
+
     def per_problem(self) -> dict[str, NDArray[np.float64]]:
-        """Outcome -> its value for each problem, [P]: greedy_accuracy, pass@1, 2, 4 ... up to N, reward."""
-        right = (self.rewards >= FULL).sum(axis=1)
+        """Outcome -> its value for each problem, [P]: greedy_accuracy, pass@1, 2, 4 ... up to N, reward, further shares."""
+        right = self.solved.sum(axis=1)
         samples = self.rewards.shape[1]
-        found = {"greedy_accuracy": (self.greedy >= FULL).astype(float)}
+        greedy = self.greedy >= FULL if self.greedy_right is None else self.greedy_right
+        found = {"greedy_accuracy": greedy.astype(float)}
         for k in _powers(samples):
             found[f"pass@{k}"] = pass_at_k(right, samples, k)
         if not np.isin(self.rewards, (0.0, 1.0)).all():
             found["reward"] = self.rewards.mean(axis=1)
-        return found
+        return {**found, **self.shares}
 
     def estimates(self) -> dict[str, Bounded]:
         """Means over problems with 95 % intervals, clustered; of shares by Wilson's, which stay within [0, 1]."""
@@ -71,12 +82,11 @@ class Solved:
         }
 
     def changes(self, before: Solved) -> dict[str, Bounded]:
-        """This minus an earlier measurement of the same problems, paired."""
+        """This minus an earlier measurement of the same problems, paired; nan for what was not there then."""
         earlier = before.per_problem()
         return {
-            name: bounded(values - earlier[name], self.clusters)
+            name: bounded(values - earlier[name], self.clusters) if name in earlier else UNDEFINED
             for name, values in self.per_problem().items()
-            if name in earlier
         }
 
 
@@ -87,8 +97,9 @@ def bounded(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Bounded
 
 
 def mean_share(values: ArrayLike, clusters: ArrayLike) -> Bounded:
-    """The mean of values in [0, 1] with Wilson's interval on as many answers as they are worth; nan for none."""
-    found = share(values, clusters)
+    """The mean of values in [0, 1], nan among them left out, with Wilson's interval on as many answers as they are worth."""
+    there = ~np.isnan(np.asarray(values, float))
+    found = share(np.asarray(values, float)[there], np.asarray(clusters)[there])
     return Bounded(found.rate, found.lower, found.upper)
 
 

@@ -20,6 +20,7 @@ MEANING = {
     "greedy_accuracy": "the likeliest response is right",
     "pass@1": "a sampled response is right",
     "reward": "mean reward of sampled responses",
+    "valid": "turns that the environment understood and allowed",
 }
 # What the log has of each step, by the figure that shows it: the title, its axis, and the names of its lines.
 FIGURES = (
@@ -46,6 +47,13 @@ FIGURES = (
         {"support_coverage": "coverage"},
     ),
     ("Divergence from the starting model", plots.Axis("KL", unit="nats/token"), {"kl": "KL"}),
+    (
+        "Episodes",
+        plots.Axis("share of a step's episodes", share=True),
+        {"success": "solved", "cut": "cut at the limit", "failed": "failed"},
+    ),
+    ("Turns that were understood", plots.Axis("share of turns", better="higher", share=True), {"valid": "valid"}),
+    ("Turns", plots.Axis("turns of an episode"), {"turns": "turns"}),
     ("The critic", plots.Axis("Brier score", better="lower"), {"critic_brier": "Brier score of the critic"}),
 )
 OF_SELECTION = (
@@ -89,7 +97,7 @@ def page(result: "Reinforced", folder: Path) -> Page:
         sections,
         facts=(
             ("start", result.source),
-            ("verifier", result.verifier),
+            ("judged by", result.verifier),
             ("problems", ", ".join(f"{count:,} {name}" for name, count in result.problems.items())),
             ("generated tokens", ", ".join(f"{count:,} for {name}" for name, count in result.tokens.items())),
             ("length of right and wrong responses", _lengths(result)),
@@ -115,7 +123,7 @@ def card(result: "Reinforced", settings: Mapping[str, Any]) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {name}", ""]
     lines += [
         *(f"**{warning}**\n" for warning in result.warnings()),
-        f"{result.steps} steps on `{result.names['prompts']}`, judged by `{result.verifier}`, "
+        f"{result.steps} steps on `{result.given}`, judged by `{result.verifier}`, "
         f"{result.tokens['training']:,} generated tokens.{beside} Start: {result.source}",
         "",
         "| measure | before | after | change |",
@@ -148,7 +156,7 @@ def _measures(result: "Reinforced") -> parts.Table:
         ),
         tuple(
             (
-                parts.Cell(name, MEANING.get(name, "at least one of so many samples is right")),
+                parts.Cell(name, _meaning(name, result.chance)),
                 shown(result.before[name]),
                 shown(after),
                 signed(result.changes[name]).replace("-", "−"),
@@ -156,6 +164,13 @@ def _measures(result: "Reinforced") -> parts.Table:
             for name, after in result.after.items()
         ),
     )
+
+
+def _meaning(name: str, chance: Mapping[str, float]) -> str:
+    part = name.startswith("success/")
+    meaning = "of its own ends, solved" if part else MEANING.get(name, "at least one of so many samples is right")
+    by_chance = chance.get({"pass@1": "success"}.get(name, name))
+    return meaning if by_chance is None else f"{meaning}; without any skill {by_chance:.3f}"
 
 
 def _path(result: "Reinforced") -> list[parts.Part]:
@@ -169,14 +184,15 @@ def _path(result: "Reinforced") -> list[parts.Part]:
 
 def _answers(result: "Reinforced") -> parts.Table:
     """What the model says, in its own words: the likeliest response before and after."""
-    columns = ("prompt", "gold answer", "before", "after")
+    gold = any(each.gold for each in result.answers)
+    columns = ("prompt", "gold answer", "before", "after") if gold else ("first text", "before", "after")
     return parts.Table(
         "Responses before and after",
         tuple(map(parts.Column, columns)),
         tuple(
             (
                 each.prompt,
-                each.gold,
+                *((each.gold,) if gold else ()),
                 parts.Cell(each.before, f"reward {each.reward_before:g}"),
                 parts.Cell(each.after, f"reward {each.reward_after:g}"),
             )

@@ -156,12 +156,19 @@ class Playing:
         seed: int,
         batch_size: int = 64,
     ) -> Solved:
-        """As `measures.solve`: the scores of sampled episodes of each problem and of the likeliest one, nothing shaped."""
+        """As `measures.solve`: sampled episodes of each problem and the likeliest one; right are those that succeeded.
+
+        Rewards are scores, with nothing shaped. Among the shares are valid turns, and of composed episodes each part's.
+        """
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": [seed, 5], "batch_size": batch_size}
         sampled = self.play(language_model, problems, samples=samples, temperature=temperature, **how)
         greedy = self.play(language_model, problems, samples=1, temperature=0.0, **how)
+        groups = [sampled.episodes[place : place + samples] for place in range(0, len(sampled.episodes), samples)]
         return Solved(
             rewards=_scores(sampled.episodes).reshape(len(problems), samples),
+            right=_solved(sampled.episodes).reshape(len(problems), samples),
+            greedy_right=_solved(greedy.episodes),
+            shares=_shares(groups),
             lengths=sampled.lengths.double().cpu().numpy().reshape(len(problems), samples),
             greedy=_scores(greedy.episodes),
             clusters=clusters(problems),
@@ -215,6 +222,19 @@ def transcript(episode: Episode) -> str:
 
 def _scores(episodes: Sequence[Episode]) -> Any:
     return np.array([episode.score for episode in episodes])
+
+
+def _solved(episodes: Sequence[Episode]) -> Any:
+    return np.array([episode.success for episode in episodes])
+
+
+def _shares(groups: Sequence[Sequence[Episode]]) -> dict[str, Any]:
+    """Of each group of episodes: the share of valid turns, and for each part the share of its ends that were solved."""
+    of_groups = [of_tasks(group) for group in groups]
+    found = {"valid": np.array([np.mean([episode.valid for episode in group]) for group in groups])}
+    for name in sorted({name for each in of_groups for name in each}):
+        found[f"success/{name}"] = np.array([np.mean(each[name]) if name in each else np.nan for each in of_groups])
+    return found
 
 
 def _sampling(head: RolloutHead | None) -> AbstractContextManager[Any]:

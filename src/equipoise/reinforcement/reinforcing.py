@@ -5,7 +5,7 @@ the folder gives back answers as the trained one.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from equipoise.core import progress
+from equipoise.core.agreement import UNDEFINED
 from equipoise.core.errors import BadInput
-from equipoise.core.files import sha256_file
 from equipoise.core.job import Processes, Request
 from equipoise.core.state import save_state, stored_state
 from equipoise.core.terminal import say
-from equipoise.data.problems import Problem, read_problems
-from equipoise.data.verify import Verifier, open_verifier
 from equipoise.language.encode import IGNORE, Example, encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, wrap
@@ -28,17 +26,16 @@ from equipoise.language.rollouts import roll_out
 from equipoise.language.taught import TAUGHT, opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
+from equipoise.reinforcement.attempts import Attempts, Tasks
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
-from equipoise.reinforcement.measures import FULL, Solved, solve, tokens_per_second
+from equipoise.reinforcement.measures import Solved, tokens_per_second
 from equipoise.reinforcement.predicting import EMBEDDINGS, PredictorSource
-from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
+from equipoise.reinforcement.recipe import Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
-from equipoise.reinforcement.stages import Reward, ask
+from equipoise.reinforcement.stages import ask
 from equipoise.reinforcement.training import ReinforceState, prepare, train
 from equipoise.training.team import Team
 
-HELD_OUT = 128  # problems at most on which before and after are compared
-FEWEST = 40  # problems of which a tenth is held out
 SHOWN = 4  # answers shown
 COMPARED = 16  # prompts on which the written model must agree with the trained one
 TIMED = (8, 16)  # responses and tokens of the rollout that a plan is made from
@@ -50,12 +47,9 @@ class Reinforcing(Request):
     """A request to reinforce, read and found right."""
 
     model: str | Path | LanguageModel
-    problems: tuple[Problem, ...]
-    measured: tuple[Problem, ...]
-    held_out: bool
+    tasks: Tasks
     recipe: Recipe
     method: str
-    opened: Callable[[], Verifier]
     samples: int
     every: int
     save_every: int
@@ -74,13 +68,10 @@ class Reinforcing(Request):
         model: Any,
         tokenizer: Any,
         prompts: Any,
-        eval_prompts: Any,
+        environment: Any,
         *,
-        verifier: Any,
-        reward: Any,
-        unsafe: bool,
-        limit: int | None,
-        fields: Mapping[str, str] | None,
+        judged: Mapping[str, Any],
+        played: Mapping[str, Any],
         method: str,
         settings: Mapping[str, Any],
         predictor: Path | None,
@@ -96,47 +87,40 @@ class Reinforcing(Request):
         chosen = recipe(method, **settings)
         if chosen.parameters == "lora" and str(model) == "tiny":
             raise BadInput("An adapter of 'tiny' would name no base model: use parameters full, or another model.")
-        needed = reward is None
-        problems, names, digests = read_prompts(
-            {"prompts": prompts, "eval_prompts": eval_prompts}, limit, fields, needed
-        )
-
-        def opened() -> Verifier:
-            return open_verifier(verifier, reward=reward, unsafe=unsafe)
-
-        with opened() as found:
-            if needed:
-                found.check([problem for each in problems.values() for problem in each])
-            if ADVANTAGES[chosen.advantage].unit and chosen.overlong:
-                raise BadInput(
-                    f"{chosen.advantage} takes rewards in [0, 1], and overlong makes them negative: leave it out."
-                )
-            digests |= {"reward": found.digest} if found.digest else {}
-            names |= {"verifier": found.name}
-        training, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))
-        held_out = not measured and len(training) >= FEWEST
-        if not measured:
-            training, measured = _held_out(training)
+        tasks = cls._tasks(chosen, prompts, environment, judged, played)
+        training, names = tasks.problems, dict(tasks.names)
         source = PredictorSource.read(chosen, training, predictor, rates)
-        digests |= {} if source is None else source.inputs
+        digests = {**tasks.inputs, **({} if source is None else source.inputs)}
         names["model"] = model.name if isinstance(model, LanguageModel) else str(model)
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
         resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
         return cls(
             model=model,
-            problems=training,
-            measured=measured[:HELD_OUT] if held_out else measured,
-            held_out=held_out,
+            tasks=tasks,
             recipe=chosen,
             method=method,
             source=source,
-            opened=opened,
             team=team,
             names=names,
             inputs=digests,
             resolved=resolved,
             **how,
         )
+
+    @staticmethod
+    def _tasks(
+        chosen: Recipe, prompts: Any, environment: Any, judged: Mapping[str, Any], played: Mapping[str, Any]
+    ) -> Tasks:
+        if (prompts is None) == (environment is None):
+            raise BadInput("there is something to learn from in prompts or in an environment: give one of both.")
+        unused, why = (judged, "are of prompts, and an environment judges itself")
+        if environment is None:
+            unused, why = (played, "are of an environment: give one")
+        if given := [name for name, value in unused.items() if value not in (None, False, 0)]:
+            raise BadInput(f"{' and '.join(given)} {why}, or leave them out.")
+        if environment is not None:
+            return Tasks.of_environment(environment, chosen, **played)
+        return Tasks.of_prompts(prompts, chosen=chosen, **judged)
 
     @property
     def processes(self) -> Processes:
@@ -147,24 +131,24 @@ class Reinforcing(Request):
         recipe = self.recipe
         language_model = self._opened(None, taught=False)
         self._check(language_model)
-        first = self.problems[: TIMED[0]]
+        first = self.tasks.problems[: TIMED[0]]
         (ids, *_), _ = encode_prompts(language_model, [ask(first[0])])
         critic = self._critic(language_model)
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         asked, timed = [ask(problem) for problem in first], min(TIMED[1], recipe.max_new_tokens)
         rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
-        measuring = len(self.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
-        written = recipe.steps * recipe.responses + recipe.measured(len(self.problems))
-        tokens = (written + measuring) * recipe.max_new_tokens
+        measuring = len(self.tasks.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
+        written = recipe.steps * recipe.responses + recipe.measured(len(self.tasks.problems))
+        tokens = (written + measuring) * recipe.max_new_tokens * self.tasks.turns
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         tokenizer: Any = language_model.tokenizer
         return ReinforcePlan(
             model=language_model.source,
             recipe=recipe.resolved(trained),
-            verifier=self.names["verifier"],
-            problems={"to learn from": len(self.problems), "to measure on": len(self.measured)},
-            first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.problems[:3]),
+            verifier=self.tasks.judge,
+            problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
+            first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.tasks.problems[:3]),
             shown=tokenizer.decode(ids),
             trained_parameters=trained,
             critic_parameters=0 if critic is None else sum(p.numel() for p in critic.parameters()),
@@ -178,21 +162,20 @@ class Reinforcing(Request):
         language_model = self._opened(folder)
         source = language_model.source
         self._check(language_model)
-        with self.opened() as verifier:
-            reward = rewarding(verifier)
-            return self._work(language_model, reward, folder, stored, notes, source)
+        with self.tasks.opened() as attempts:
+            return self._work(language_model, attempts, folder, stored, notes, source)
 
     def _work(
         self,
         language_model: LanguageModel,
-        reward: Reward,
+        attempts: Attempts,
         folder: Path | None,
         stored: dict[str, Any],
         notes: list[str],
         source: str,
     ) -> Reinforced:
         recipe = self.recipe
-        before = Solved.of(stored["before"]) if stored else self._solve(language_model, reward)
+        before = Solved.of(stored["before"]) if stored else self._solve(language_model, attempts)
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
@@ -200,7 +183,7 @@ class Reinforcing(Request):
             critic.start_at(float(before.rewards.mean()))
         sampler = None
         if self.source is not None:
-            sampler = self.source.sampler(recipe, language_model, self.problems, folder, self.team)
+            sampler = self.source.sampler(recipe, language_model, self.tasks.problems, folder, self.team)
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
@@ -214,7 +197,7 @@ class Reinforcing(Request):
             if reached.done == alike == 1 and self.team.main and not progress.is_quiet():
                 say(all_alike(recipe.advantage))
             if reached.done % self.every == 0 and reached.done < recipe.steps:
-                path.append({"step": float(reached.done), **_values(self._solve(language_model, reward, samples=1))})
+                path.append({"step": float(reached.done), **_values(self._solve(language_model, attempts, samples=1))})
             return False
 
         def save(state: dict[str, Any]) -> None:
@@ -231,10 +214,12 @@ class Reinforcing(Request):
         fitted = train(
             language_model,
             recipe,
-            self.problems,
-            reward,
+            self.tasks.problems,
+            attempts.reward,
             critic=critic,
             sampler=sampler,
+            sample=attempts.sample,
+            weigh=attempts.weigh,
             accelerator=self.team.accelerator,
             callbacks=[look],
             log=None if folder is None else folder / "metrics.jsonl",
@@ -242,9 +227,9 @@ class Reinforcing(Request):
             save_every=self.save_every,
             state=stored.get("training"),
         )
-        after = self._solve(language_model, reward)
+        after = self._solve(language_model, attempts)
         path.append({"step": float(fitted.steps), **_values(after)})
-        gap = math.nan
+        found, gap = after.estimates(), math.nan
         if folder is not None and self.team.main:
             examples = self._compared(language_model, after)
             gap = write_checked(
@@ -257,9 +242,9 @@ class Reinforcing(Request):
             recipe=recipe.model_dump(),
             resolved=recipe.resolved(trained),
             method=self.method,
-            verifier=self.names["verifier"],
-            before=before.estimates(),
-            after=after.estimates(),
+            verifier=self.tasks.judge,
+            before={**dict.fromkeys(found, UNDEFINED), **before.estimates()},
+            after=found,
             changes=after.changes(before),
             path=tuple(path),
             answers=self._answers(before, after),
@@ -268,7 +253,7 @@ class Reinforcing(Request):
                 for when, solved in (("before", before), ("after", after))
                 for name, value in _lengths(solved).items()
             },
-            problems={"to learn from": len(self.problems), "to measure on": len(self.measured)},
+            problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
             steps=fitted.steps,
             alike=alike / fitted.steps,
             moved=fitted.moved,
@@ -276,6 +261,7 @@ class Reinforcing(Request):
             source=source,
             names=self.names,
             critic=critic is not None,
+            chance=self.tasks.chance,
             selected=fitted.selected,
             predictor="" if self.source is None else self.source.told,
             gap=gap,
@@ -286,12 +272,11 @@ class Reinforcing(Request):
     def scratch(self) -> tuple[str, ...]:
         return (STATE, TAUGHT, EMBEDDINGS)
 
-    def _solve(self, language_model: LanguageModel, reward: Reward, samples: int | None = None) -> Solved:
+    def _solve(self, language_model: LanguageModel, attempts: Attempts, samples: int | None = None) -> Solved:
         recipe = self.recipe
-        return solve(
+        return attempts.solve(
             language_model,
-            self.measured,
-            reward,
+            self.tasks.measured,
             samples=samples or self.samples,
             max_new_tokens=recipe.max_new_tokens,
             temperature=recipe.temperature,
@@ -304,9 +289,12 @@ class Reinforcing(Request):
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
-        if self.held_out:
-            notes.append(f"{len(self.measured)} of the prompts were held out: before and after are compared on them.")
-        elif self.measured[0] in self.problems:
+        count = len(self.tasks.measured)
+        if self.tasks.environment:
+            notes.append(f"Before and after are compared on {count} seeds that were not learnt from.")
+        elif self.tasks.held_out:
+            notes.append(f"{count} of the prompts were held out: before and after are compared on them.")
+        elif self.tasks.measured[0] in self.tasks.problems:
             notes.append(
                 "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others."
             )
@@ -319,7 +307,7 @@ class Reinforcing(Request):
     def _check(self, language_model: LanguageModel) -> None:
         if self.source is not None:
             self.source.check(language_model)
-        every = (*self.problems, *self.measured)
+        every = (*self.tasks.problems, *self.tasks.measured)
         encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
         check_room(language_model, encoded, self.recipe.max_new_tokens, [repr(problem.id) for problem in every])
 
@@ -343,7 +331,7 @@ class Reinforcing(Request):
 
     def _compared(self, language_model: LanguageModel, after: Solved) -> list[Example]:
         """What the model itself answers, to be scored by the one that the folder gives back."""
-        chosen = self.measured[:COMPARED]
+        chosen = self.tasks.measured[:COMPARED]
         rolled = roll_out(
             language_model,
             [ask(problem) for problem in chosen],
@@ -357,11 +345,11 @@ class Reinforcing(Request):
 
     def _answers(self, before: Solved, after: Solved) -> tuple[Answered, ...]:
         """Problems whose answer changed first."""
-        order = sorted(range(len(self.measured)), key=lambda place: before.texts[place] == after.texts[place])
+        order = sorted(range(len(self.tasks.measured)), key=lambda place: before.texts[place] == after.texts[place])
         return tuple(
             Answered(
-                self.measured[place].prompt,
-                " | ".join(self.measured[place].gold),
+                self.tasks.measured[place].prompt,
+                " | ".join(self.tasks.measured[place].gold),
                 before.texts[place],
                 after.texts[place],
                 float(before.greedy[place]),
@@ -394,65 +382,12 @@ def refuse_server(model: Any) -> None:
         )
 
 
-def read_prompts(
-    given: Mapping[str, Any], limit: int | None, fields: Mapping[str, str] | None, gold_needed: bool
-) -> tuple[dict[str, list[Problem]], dict[str, str], dict[str, str]]:
-    """Problems, names and digests of files or of problems in memory; what is None is left out."""
-    problems: dict[str, list[Problem]] = {}
-    names: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for name, source in given.items():
-        if source is None:
-            continue
-        if isinstance(source, str | Path):
-            problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
-            names[name], digests[name] = str(source), sha256_file(Path(source))
-            continue
-        ready = [each for each in source if isinstance(each, Problem)]
-        rows = [each for each in source if not isinstance(each, Problem)]
-        if ready and rows:
-            raise BadInput(f"{name} mixes problems and rows: give one or the other.")
-        problems[name] = (
-            ready[:limit] if ready else read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
-        )
-        names[name] = f"{len(problems[name])} problems"
-        if not problems[name]:
-            raise BadInput(f"{name} holds no problems: at least one is needed.")
-        if gold_needed and (without := next((p for p in problems[name] if not p.gold), None)):
-            raise BadInput(f"problem {without.id!r} of {name} has no gold answer, which a verifier needs.")
-    return problems, names, digests
-
-
-def rewarding(verifier: Verifier) -> Reward:
-    """A verifier as the loop takes it: nan where there was nothing to judge, or the verifier crashed."""
-
-    def reward(
-        problems: Sequence[Problem],
-        answers: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        step: int = 0,
-    ) -> list[float]:
-        scores = verifier(problems, answers, completion_ids=completion_ids, step=step)
-        return [math.nan if score.missing or score.crashed else score.value for score in scores]
-
-    return reward
-
-
-def _held_out(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
-    """Problems to learn from and to measure on: every tenth, or all of them where there are few."""
-    if len(problems) < FEWEST:
-        return problems, problems[:HELD_OUT]
-    measured = problems[::10][:HELD_OUT]
-    chosen = {problem.id for problem in measured}
-    return tuple(problem for problem in problems if problem.id not in chosen), measured
-
-
 def _values(solved: Solved) -> dict[str, float]:
     return {name: float(np.nanmean(values)) for name, values in solved.per_problem().items()}
 
 
 def _lengths(solved: Solved) -> dict[str, float]:
-    right = solved.rewards >= FULL
+    right = solved.solved
     return {
         "right": float(solved.lengths[right].mean()) if right.any() else math.nan,
         "wrong": float(solved.lengths[~right].mean()) if not right.all() else math.nan,

@@ -36,6 +36,7 @@ class Reinforced:
     right and of wrong responses, before and after (nan without any). tokens: generated for training and for measuring.
     critic: whether a critic lies beside the model. gap: nats per token between the written model and the trained one.
     selected: what was learnt from, where prompts were selected or responses came again; predictor: of whose difficulty.
+    chance: by the names of measures, what is had without any skill.
     """
 
     recipe: Mapping[str, Any]
@@ -59,9 +60,15 @@ class Reinforced:
     gap: float = math.nan
     selected: Selected | None = None
     predictor: str = ""
+    chance: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     model: Any = field(default=None, compare=False, metadata=LIVE)
+
+    @property
+    def given(self) -> str:
+        """The prompts, or the environment, that it was trained on."""
+        return self.names.get("prompts") or self.names["environment"]
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers: nothing was learnt, or something was lost."""
@@ -86,7 +93,7 @@ class Reinforced:
     def headline(self) -> str:
         """One sentence, warnings first."""
         done = (
-            f"{self.steps} steps of {self.method} on {self.names['prompts']}, {self.tokens['training']:,} generated tokens; "
+            f"{self.steps} steps of {self.method} on {self.given}, {self.tokens['training']:,} generated tokens; "
             f"{self.moved:.0%} of the trained weights moved."
         )
         return " ".join((*self.warnings(), done))
@@ -172,8 +179,8 @@ def shown(value: Bounded) -> str:
 
 
 def signed(value: Bounded) -> str:
-    """A difference with its interval."""
-    return f"{value.value:+.3f} [{value.lower:+.3f}, {value.upper:+.3f}]"
+    """A difference with its interval; of what was not measured before "none"."""
+    return "none" if math.isnan(value.value) else f"{value.value:+.3f} [{value.lower:+.3f}, {value.upper:+.3f}]"
 
 
 def _short(text: str, width: int = 100) -> str:

@@ -38,10 +38,11 @@ from equipoise.language.rollouts import padded
 from equipoise.language.taught import opened
 from equipoise.language.templates import DATE
 from equipoise.reinforcement import solvable
+from equipoise.reinforcement.attempts import read_prompts, rewarding
 from equipoise.reinforcement.critic import Critic, is_critic, reader
 from equipoise.reinforcement.measures import Generate, own_responses, tokens_per_second
 from equipoise.reinforcement.recipe import recipe
-from equipoise.reinforcement.reinforcing import read_prompts, rewarding, tiny_model
+from equipoise.reinforcement.reinforcing import tiny_model
 from equipoise.reinforcement.solvable import Calibration, Part
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH, RAW, Scored, Solvable, SolvablePlan
 from equipoise.reinforcement.solvable_scorer import Scorer, logits, open_device

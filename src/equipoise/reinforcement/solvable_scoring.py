@@ -15,7 +15,7 @@ from equipoise.core.job import RESULT, Request
 from equipoise.core.serialize import deserialize
 from equipoise.data.problems import Problem
 from equipoise.data.records import read_rows
-from equipoise.reinforcement.reinforcing import read_prompts
+from equipoise.reinforcement.attempts import read_prompts
 from equipoise.reinforcement.solvable_result import Predicted, ScoresPlan, Solvable, SolvableScores, Target
 from equipoise.reinforcement.solvable_scorer import Scorer, check_scorer, open_device
 from equipoise.reinforcement.stages import ask

@@ -1,0 +1,192 @@
+"""What is learnt from and measured on, and who judges it: prompts with a verifier, or the seeds of an environment."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.data.environment import open_environment
+from equipoise.data.problems import Problem, read_problems
+from equipoise.data.verify import Verifier, open_verifier
+from equipoise.reinforcement import stages
+from equipoise.reinforcement.measures import Solved, solve
+from equipoise.reinforcement.playing import Playing, no_reward
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
+from equipoise.reinforcement.stages import Reward, Step
+
+if TYPE_CHECKING:
+    from equipoise.language.model import LanguageModel
+
+HELD_OUT = 128  # problems at most on which before and after are compared
+FEWEST = 40  # problems of which a tenth is held out
+INSTANCES, MEASURED = 512, 64  # seeds of an environment that are learnt from, and that before and after are compared on
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """How a model tries problems. reward, sample, weigh: as of `training.train`. solve: as of `measures.solve`, bound."""
+
+    reward: Reward
+    solve: Callable[..., Solved]
+    sample: Callable[..., Step] = stages.sample
+    weigh: Callable[[Recipe, Step], Step] = stages.weigh
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """problems: learnt from. measured: on which before and after are compared; held_out: set apart for that.
+
+    judge: the name of what judges. names, inputs: of what was read, and its digests. opened: gives the attempts, and closes
+    what it has opened. environment: whether seeds of one are the problems. turns: of an attempt at most. chance: by names
+    of shares, what is had without any skill.
+    """
+
+    problems: tuple[Problem, ...]
+    measured: tuple[Problem, ...]
+    held_out: bool
+    judge: str
+    names: Mapping[str, str]
+    inputs: Mapping[str, str]
+    opened: Callable[[], AbstractContextManager[Attempts]]
+    environment: bool = False
+    turns: int = 1
+    chance: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_prompts(
+        cls,
+        prompts: Any,
+        eval_prompts: Any,
+        chosen: Recipe,
+        *,
+        verifier: Any,
+        reward: Any,
+        unsafe: bool,
+        limit: int | None,
+        fields: Mapping[str, str] | None,
+    ) -> "Tasks":
+        """Raises BadInput for prompts and verifiers that cannot be read or do not go together."""
+        needed = reward is None
+        problems, names, digests = read_prompts(
+            {"prompts": prompts, "eval_prompts": eval_prompts}, limit, fields, needed
+        )
+
+        @contextmanager
+        def opened() -> Iterator[Attempts]:
+            with open_verifier(verifier, reward=reward, unsafe=unsafe) as found:
+                judged = rewarding(found)
+
+                def solved(language_model: "LanguageModel", problems: Sequence[Problem], **how: Any) -> Solved:
+                    return solve(language_model, problems, judged, **how)
+
+                yield Attempts(judged, solved)
+
+        with open_verifier(verifier, reward=reward, unsafe=unsafe) as found:
+            if needed:
+                found.check([problem for each in problems.values() for problem in each])
+            if ADVANTAGES[chosen.advantage].unit and chosen.overlong:
+                raise BadInput(
+                    f"{chosen.advantage} takes rewards in [0, 1], and overlong makes them negative: leave it out."
+                )
+            digests |= {"reward": found.digest} if found.digest else {}
+            name = found.name
+        training, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))
+        apart = not measured and len(training) >= FEWEST
+        if not measured:
+            training, measured = held_out(training)
+        measured = measured[:HELD_OUT] if apart else measured
+        return cls(training, measured, apart, name, names, digests, opened)
+
+    @classmethod
+    def of_environment(
+        cls,
+        environment: Any,
+        chosen: Recipe,
+        *,
+        instances: int | None,
+        max_turns: int | None,
+        invalid_penalty: float,
+    ) -> "Tasks":
+        """Raises BadInput for an environment that cannot be opened or begun, and for settings that it does not go with."""
+        if chosen.replay:
+            raise BadInput(f"replay is {chosen.replay}, which keeps single responses, no episodes: use replay=0.")
+        if chosen.overlong:
+            raise BadInput(f"overlong is {chosen.overlong}, which is of single responses: use invalid_penalty, or 0.")
+        found = open_environment(environment)
+        playing = Playing(found, max_turns, invalid_penalty)
+        count = instances or INSTANCES
+        problems = playing.problems(range(count + MEASURED))
+
+        @contextmanager
+        def opened() -> Iterator[Attempts]:
+            yield Attempts(no_reward, playing.solve, playing)
+
+        return cls(
+            tuple(problems[:count]),
+            tuple(problems[count:]),
+            True,
+            found.name,
+            {"environment": found.name},
+            {"environment": found.digest} if found.digest else {},
+            opened,
+            environment=True,
+            turns=playing.turns,
+            chance=found.chance,
+        )
+
+
+def read_prompts(
+    given: Mapping[str, Any], limit: int | None, fields: Mapping[str, str] | None, gold_needed: bool
+) -> tuple[dict[str, list[Problem]], dict[str, str], dict[str, str]]:
+    """Problems, names and digests of files or of problems in memory; what is None is left out."""
+    problems: dict[str, list[Problem]] = {}
+    names: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for name, source in given.items():
+        if source is None:
+            continue
+        if isinstance(source, str | Path):
+            problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
+            names[name], digests[name] = str(source), sha256_file(Path(source))
+            continue
+        ready = [each for each in source if isinstance(each, Problem)]
+        rows = [each for each in source if not isinstance(each, Problem)]
+        if ready and rows:
+            raise BadInput(f"{name} mixes problems and rows: give one or the other.")
+        problems[name] = (
+            ready[:limit] if ready else read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
+        )
+        names[name] = f"{len(problems[name])} problems"
+        if not problems[name]:
+            raise BadInput(f"{name} holds no problems: at least one is needed.")
+        if gold_needed and (without := next((p for p in problems[name] if not p.gold), None)):
+            raise BadInput(f"problem {without.id!r} of {name} has no gold answer, which a verifier needs.")
+    return problems, names, digests
+
+
+def rewarding(verifier: Verifier) -> Reward:
+    """A verifier as the loop takes it: nan where there was nothing to judge, or the verifier crashed."""
+
+    def reward(
+        problems: Sequence[Problem],
+        answers: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> list[float]:
+        scores = verifier(problems, answers, completion_ids=completion_ids, step=step)
+        return [math.nan if score.missing or score.crashed else score.value for score in scores]
+
+    return reward
+
+
+def held_out(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """Problems to learn from and to measure on: every tenth, or all of them where there are few."""
+    if len(problems) < FEWEST:
+        return problems, problems[:HELD_OUT]
+    measured = problems[::10][:HELD_OUT]
+    chosen = {problem.id for problem in measured}
+    return tuple(problem for problem in problems if problem.id not in chosen), measured
