@@ -263,7 +263,7 @@ class Look:
     @property
     def at(self) -> dict[str, int]:
         """As measurements name it."""
-        return {"games": self.games, "generated_tokens": self.tokens}
+        return {"step": self.done, "games": self.games, "generated_tokens": self.tokens}
 
     def recent(self, name: str) -> float:
         """The mean of what was logged under a name, over the last quarter of the steps; nan where it never was."""
