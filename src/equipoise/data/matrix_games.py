@@ -142,7 +142,7 @@ class MatrixGames:
     ) -> None:
         if not games or not shifts or not layouts:
             raise BadInput(f"games are {games}, shifts {shifts}, layouts {layouts}: give at least one of each.")
-        self._drawn = tuple((name, _signs(name, rule)) for name in games)
+        self._drawn: tuple[tuple[GameName, tuple[int, ...]], ...] = tuple((name, _signs(name, rule)) for name in games)
         self._rule: Rule = rule
         self._shifts, self._layouts, self._compact = tuple(shifts), tuple(layouts), compact
 

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz1234:?!=+-\n"  # of all texts and action
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a player knows. seat: from 1. clues: who said what so far, "" where a clue was lost. voting: else a clue is due."""
+    """What a player knows. seat: from 1. clues: who said what so far, "" where a clue was lost. voting: or a clue."""
 
     seat: int
     word: str
@@ -252,7 +252,7 @@ _VOTE = 'Vote for one of the other players to be out. Answer with their number, 
 _WORD = re.compile(r'^Your word is "(.+)"\.$', re.MULTILINE)
 _SEAT = re.compile(r"You are Player (\d)")
 _CLUE = re.compile(r"^Player (\d): (.+)$", re.MULTILINE)
-_LABEL = re.compile(r"(?:Player \d|(?:My )?clue)(?: is)?: *", re.IGNORECASE)
+_LABEL = re.compile(r"^\W*(?:Player \d|(?:My )?clue(?: is)?)\W*: *", re.IGNORECASE)
 _EMPTY_WORDS = frozenset(
     re.findall(r"\w+", "a an and are as at be by can does for from has have in is it its of on or the to up with")
 )
@@ -304,8 +304,7 @@ class English:
 
     def heard(self, text: str, word: str) -> str:
         """What was said, in one line and without a label, cut at 200 characters; "" for nothing or the word itself."""
-        said = _LABEL.sub("", printable(unwrapped(text)), count=1)[:LONGEST].strip()
-        return "" if re.search(rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)", said, re.IGNORECASE) else said
+        return _heard(text, word)
 
     def write(self, seen: Seen, since: int = 0) -> str:
         """The rules where everything is written; a line a clue; what to do. Who the spy is shows nowhere."""
@@ -326,6 +325,12 @@ class English:
         return f'Player {out} is out. The spy was Player {spy}, with the word "{word}". Your side has {side}.'
 
 
+@lru_cache(4096)  # what scripted players say comes again and again
+def _heard(text: str, word: str) -> str:
+    said = _LABEL.sub("", printable(unwrapped(text)), count=1)[:LONGEST].strip()
+    return "" if re.search(rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)", said, re.IGNORECASE) else said
+
+
 @cache
 def _english() -> English:
     return English()
@@ -340,7 +345,8 @@ def _content(sentence: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", sentence.lower())) - _EMPTY_WORDS
 
 
-def _overlap(clue: str, known: Sequence[str]) -> float:
+@lru_cache(16384)
+def _overlap(clue: str, known: tuple[str, ...]) -> float:
     """The largest share of a known sentence's words that a clue holds."""
     if clue in known:
         return 1.0
