@@ -1,16 +1,22 @@
 """Entropy as a reward for calls: by hand, by loops over single trajectories, by enumeration, and inside the loop."""
 
+import copy
 import itertools
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import reinforcement_world
 import torch
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
+from equipoise.data.environment import open_environment
 from equipoise.language.confidence import Bounds, entropy, entropy_bounds
-from equipoise.reinforcement import entropy_tools, group_baselines
+from equipoise.reinforcement import entropy_tools, group_baselines, stages
 from equipoise.reinforcement.entropy_tools import (
+    ToolReward,
     call_effects,
     changes,
     copied,
@@ -21,12 +27,17 @@ from equipoise.reinforcement.entropy_tools import (
     process_rewards,
     reduced,
     segment_entropy,
+    segmented,
 )
+from equipoise.reinforcement.playing import Playing, no_reward
+from equipoise.reinforcement.recipe import recipe
+from equipoise.reinforcement.training import prepare, train
+from reinforcement_world import equal, model, weights
 
 NAN = math.nan
 
 
-def random_trajectories(rows=40, width=60, seed=0):
+def random_trajectories(rows=14, width=60, seed=0):
     """Entropies and segments as a model's turns give them: segment, call (-1), observation (-1), the next segment."""
     draw = torch.Generator().manual_seed(seed)
     entropies = torch.rand(rows, width, generator=draw, dtype=torch.float64)
@@ -339,3 +350,276 @@ def test_ten_thousand_calls_in_one_go():
     assert entropy_tools.copied(
         segments.expand(500, -1) + 1, segments.expand(500, -1), segments.expand(500, -1) < 0
     ).shape
+
+
+# In the loop.
+
+SETTINGS = {
+    "steps": 2,
+    "prompts_per_step": 2,
+    "num_generations": 3,
+    "max_new_tokens": 9,
+    "learning_rate": 1e-3,
+    "seed": 3,
+}
+
+
+class Half:
+    """Whatever is written is a call from its middle on, in all turns but the last; a seed's number is its calls, 1 to 3."""
+
+    reply = "Kunwick was born in"
+
+    def reset(self, seed):
+        self.left = seed % 4
+        return f"one two {seed}"
+
+    def step(self, text):
+        self.left -= 1
+        if self.left < 0:
+            return "", float(len(text) % 3), True, {"no_call": 0.5}
+        actions = [{"name": "half", "arguments": {}}]
+        return self.reply, 0.0, False, {"owner": "tool", "actions": actions, "call_at": len(text) // 2}
+
+
+class Other(Half):
+    """The same but for what it says, in as many tokens."""
+
+    reply = "Mulum two one one"
+
+
+def playing(make=Half, **changes):
+    return Playing(open_environment(make), max_turns=4, **changes)
+
+
+@pytest.fixture(scope="module")
+def untaught():
+    return model()
+
+
+def played(language_model, make=Half, temperature=1.0):
+    stage = playing(make)
+    limits = {"max_new_tokens": 9, "temperature": temperature, "seed": 5}
+    return stage.play(language_model, stage.problems([1, 3, 2, 4]), samples=2, **limits)
+
+
+def of_prompt(rollouts, row):
+    return list(rollouts.prompts[row // rollouts.samples])
+
+
+def test_segments_calls_and_observations_give_back_the_episode(untaught):
+    rollouts = played(untaught)
+    found = segmented(untaught, rollouts)
+    assert found.calls.tolist() == [1, 1, 3, 3, 2, 2, 0, 0]
+    thought, called = found.segments >= 0, (found.steps >= 0) & (found.segments < 0)
+    assert torch.equal(thought.int() + called.int() + found.observed.int(), rollouts.present.int())
+    assert torch.equal(thought | called, rollouts.mask)
+    for row, episode in enumerate(rollouts.episodes):
+        said = []
+        for number, turn in enumerate(episode.turns):
+            ids, segments = (each[row, turn.begin : turn.end].tolist() for each in (rollouts.ids, found.segments))
+            assert set(found.steps[row, turn.begin : turn.end].tolist()) == {number}
+            count = segments.index(-1) if -1 in segments else len(ids)
+            assert segments == [number] * count + [-1] * (len(ids) - count)
+            # The reasoning is the most tokens that are over before the call begins.
+            at = turn.info.get("call_at", len(turn.text))
+            lengths = [
+                len(untaught.tokenizer.decode(ids[:n], skip_special_tokens=True).removeprefix(" "))
+                for n in range(len(ids) + 1)
+            ]
+            assert lengths[count] <= at and (count == len(ids) or lengths[count + 1] > at)
+            said += [*ids, *rollouts.ids[row, turn.end : turn.stop].tolist()]
+        assert said == rollouts.ids[row][rollouts.present[row]].tolist()
+
+
+def test_where_a_call_begins_is_read_where_nobody_tells(untaught):
+    """By the tag, and by the object that is one; a turn with actions in a syntax of its own is call from its beginning."""
+    tokenizer = untaught.tokenizer
+    said = ['one two three <tool_call>{"name": "x", "arguments": {}}</tool_call>', "one {} two", "three ?x", "yes"]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
+    turns, begin = [], 0
+    for text, each in zip(said, ids, strict=True):
+        info = {} if text == "yes" else {"actions": [{"name": "x", "arguments": {}}]}
+        turns.append(SimpleNamespace(text=text, info=info, begin=begin, end=begin + len(each), stop=begin + len(each)))
+        begin += len(each)
+    turns[1].info = {}
+    row = torch.tensor([[token for each in ids for token in each]])
+    rollouts = SimpleNamespace(
+        episodes=[SimpleNamespace(turns=turns)], ids=row, present=row > -1, mask=row > -1
+    )  # fmt: skip
+    found = segmented(untaught, rollouts)  # type: ignore[arg-type]
+    first = tokenizer("one two three ", add_special_tokens=False).input_ids
+    first = first if ids[0][: len(first)] == first else first[:-1]  # the blank may belong to what follows
+    parts = [found.segments[0, turn.begin : turn.end].tolist() for turn in turns]
+    assert parts[0] == [0] * len(first) + [-1] * (len(ids[0]) - len(first))
+    assert parts[1:] == [[1] * len(ids[1]), [-1] * len(ids[2]), [2] * len(ids[3])]
+    assert found.calls.tolist() == [2]
+    with pytest.raises(BadInput, match="no episodes"):
+        segmented(untaught, SimpleNamespace(episodes=()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_entropies_are_those_at_temperature_one(untaught, temperature, monkeypatch):
+    """Against the logits of each row alone; and in chunks as at once."""
+    rollouts = played(untaught, temperature=temperature)
+    rewards = ToolReward(untaught, recipe("grpo", **SETTINGS, temperature=temperature))
+    found = rewards.entropies(rollouts)
+    assert (found is rollouts.entropies) == (temperature == 1)
+    for row in range(len(found)):
+        prompt, ids = of_prompt(rollouts, row), rollouts.ids[row][rollouts.present[row]]
+        with torch.no_grad():
+            logits = untaught.model(torch.tensor([prompt + ids.tolist()])).logits[0, len(prompt) - 1 : -1]
+        expected = entropy(logits).where(rollouts.mask[row][: len(ids)], 0)
+        assert_close(found[row][: len(ids)], expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(entropy_tools, "_AT_ONCE", 3)
+    again = ToolReward(untaught, recipe("grpo", **SETTINGS, temperature=0.9)).entropies(rollouts)
+    assert_close(again, found, rtol=1e-5, atol=1e-5)
+    assert (again[~rollouts.mask] == 0).all()
+
+
+def test_a_reference_decides_in_place_of_the_policy(untaught):
+    rollouts = played(untaught)
+    other = copy.deepcopy(untaught.model)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(0)
+    uniform = ToolReward(untaught, recipe("grpo", **SETTINGS), reference=other, least=1)
+    vocabulary = math.log(untaught.vocabulary)
+    assert_close(uniform.entropies(rollouts)[rollouts.mask], torch.full((int(rollouts.mask.sum()),), vocabulary))
+    effects, _ = uniform.effects(rollouts)
+    assert (
+        not ToolReward(untaught, recipe("grpo", **SETTINGS), reference=other, margin=1e-4)
+        .effects(rollouts)[0]
+        .reduced.any()
+    )
+    assert effects.counted.any()
+
+
+def test_outcome_rewards_of_episodes(untaught):
+    rollouts = played(untaught)
+    for rule, alone in (("full", 1.0), ("zero", 0.0), ("task-default", 0.5)):
+        rewards = ToolReward(untaught, recipe("grpo", **SETTINGS), no_call=rule, least=2)
+        shaped = rewards.shape(rollouts)
+        effects, found = rewards.effects(rollouts)
+        assert effects.counted.shape == (8, 3)
+        for row, episode in enumerate(rollouts.episodes):
+            means = []
+            for number in range(int(found.calls[row]) + 1):
+                means.append(rollouts.entropies[row][found.segments[row] == number].double().mean().item())
+            m = sum(bool(x) for x in effects.reduced[row])
+            n = sum(bool(x) for x in effects.counted[row])
+            assert shaped[row].item() == pytest.approx(episode.score * (m / n if n else alone))
+            for call in range(int(found.calls[row])):
+                if effects.counted[row, call] and not (found.segments[row] == call).sum() < 2:
+                    assert bool(effects.reduced[row, call]) == (means[call + 1] < means[call])
+        assert rewards.last["calls"] == 1.5
+        assert rewards.last["neutral"] == pytest.approx(1 - int(effects.counted.sum()) / 12)
+    assert Playing(open_environment(Half), max_turns=4, shape=rewards.shape).rewards(rollouts).dtype == torch.float32
+
+
+def test_copies_are_left_out_on_request(untaught):
+    rollouts = played(untaught)
+    row = next(row for row, episode in enumerate(rollouts.episodes) if len(episode.turns) > 2)
+    second = rollouts.episodes[row].turns[1]
+    told = rollouts.ids[row, second.begin - 4 : second.begin]
+    ids = rollouts.ids.clone()
+    ids[row, second.begin : second.begin + 4] = told  # the model repeats the end of the reply before it
+    quoting = replace(rollouts, ids=ids)
+    rewards = ToolReward(untaught, recipe("grpo", **SETTINGS), least=1)
+    _, found = rewards.effects(quoting)
+    segment = int((found.segments[row] == 1).sum())
+    assert rewards.last["copied"] > 0 and segment >= 3
+    left_out = replace(rewards, leave_copies_out=True).effects(quoting)[0]
+    kept = segment_entropy(
+        quoting.entropies, found.segments.masked_fill(copied(ids, found.segments, found.observed), -1), least=1
+    )
+    assert left_out.counted.tolist() == reduced(changes(kept.means), joined=kept.joined).counted.tolist()
+
+
+def judged_step(untaught, chosen, stage):
+    problems = stage.problems([1, 3])
+    step = stage(untaught, chosen, problems, [0, 1], no_reward, 0)
+    return stages.look(untaught, chosen, step, reference=copy.deepcopy(untaught.model))
+
+
+def test_process_rewards_reach_each_calls_own_tokens(untaught):
+    chosen = recipe("grpo", **SETTINGS)
+    step = judged_step(untaught, chosen, playing())
+    rewards = ToolReward(untaught, chosen, least=2)
+    weighed = rewards.weigh(chosen, step)
+    effects, found = rewards.effects(step.rollouts)
+    scores = step.rewards.flatten()
+    pools: dict[int, list[float]] = {0: [], 1: []}
+    of_entry = {}
+    for row in range(6):
+        for call in range(int(found.calls[row])):
+            bonus = 0.5 * bool(effects.reduced[row, call])
+            of_entry[row, call] = scores[row].item() * (1 + bonus)
+            if effects.counted[row, call]:
+                pools[row // 3].append(of_entry[row, call])
+        of_entry[row, int(found.calls[row])] = scores[row].item()
+        pools[row // 3].append(scores[row].item())
+    for (row, entry), value in of_entry.items():
+        pool = torch.tensor(pools[row // 3], dtype=torch.float64)
+        expected = (value - pool.mean()) / (pool.std() + 1e-6) if pool.std() > 0 else torch.tensor(0.0)
+        own = weighed.advantages[row][found.steps[row] == entry]
+        assert_close(own, expected.float().expand_as(own), rtol=1e-4, atol=1e-5)
+    assert (weighed.advantages[~step.rollouts.mask] == 0).all()
+    assert len({round(each, 4) for each in weighed.advantages[5][step.rollouts.mask[5]].tolist()}) > 1 or scores[5] == 0
+
+
+def test_no_observed_token_has_loss_entropy_or_kl(untaught):
+    """Poison everywhere but at the model's own tokens changes neither the loss nor a gradient, KL and bonus among it."""
+    chosen = recipe("grpo", **SETTINGS, kl_beta=0.1, entropy_beta=0.01)
+    step = judged_step(untaught, chosen, playing())
+    rewards = ToolReward(untaught, chosen, least=2)
+    observed = segmented(untaught, step.rollouts).observed
+    assert observed.sum() > 20
+    weighed = rewards.weigh(chosen, step)
+    policy = copy.deepcopy(untaught.model)
+    seen = []
+    for poison in (False, True):
+        given = weighed
+        if poison:
+            spoiled = {
+                name: getattr(given, name).masked_fill(observed, math.nan)
+                for name in ("advantages", "reference_log_probs")
+            }
+            rollouts = replace(given.rollouts, log_probs=given.rollouts.log_probs.masked_fill(observed, math.nan))
+            given = replace(given, **spoiled, rollouts=rollouts)
+        policy.zero_grad()
+        batch = stages.policy_batch(given, range(6), old=given.rollouts.log_probs)
+        total, count = stages.policy_objective(chosen, [])(policy, batch)
+        (total / count).backward()
+        seen.append((total.item(), weights_of_gradients(policy)))
+    assert seen[0][0] == seen[1][0] != 0
+    assert equal(seen[0][1], seen[1][1])
+
+
+def weights_of_gradients(policy):
+    return {name: each.grad.clone() for name, each in policy.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["outcome", "process"])
+def test_training_with_rewards_for_calls_resumes(kind, tmp_path):
+    """A run that goes on from its first step comes to the same weights, having learnt from these rewards."""
+
+    def trained(state=None):
+        chosen = recipe("grpo", **SETTINGS)
+        language_model = prepare(model(), chosen)
+        rewards = ToolReward(language_model, chosen, no_call="zero", least=1)
+        stage = playing(shape=rewards.shape if kind == "outcome" else None)
+        stored, seen = [], []
+        train(
+            language_model, chosen, stage.problems([1, 3, 2]), no_reward, sample=stage,
+            weigh=rewards.weigh if kind == "process" else stages.weigh, callbacks=[seen.append],
+            save=lambda state: stored.append(reinforcement_world.copied(state, tmp_path)), save_every=1, state=state,
+        )  # fmt: skip
+        return weights(language_model.model), stored, seen, rewards
+
+    whole, stored, seen, rewards = trained()
+    assert equal(whole, trained(stored[0])[0])
+    for now in seen:
+        step = now.step
+        expected = rewards.shape(step.rollouts) if kind == "outcome" else rewards.weigh(rewards.recipe, step).advantages
+        found = step.rewards.flatten() if kind == "outcome" else step.advantages
+        assert_close(found, expected.float())
+        assert found.count_nonzero() > 0

@@ -12,6 +12,12 @@ that lowered it.
     effects = call_effects(entropies, segments)                  tokens [R, T] -> `Effects` of calls [R, K]
     outcome_reward(scores, effects.reduced, counted=effects.counted)
 
+In the loop, on episodes of an environment with tools:
+
+    tools = ToolReward(language_model, recipe)                   the model as `prepare` left it
+    train(..., sample=Playing(environment, shape=tools.shape))                      outcome rewards
+    train(..., sample=Playing(environment), weigh=tools.weigh)                      process rewards
+
 The paper's text leaves open what a segment is, what a call counts for after which little was said, and how the rewards of
 calls are normalized. Here a segment is the free text before a call. The call's own words are left out: they are near certain
 and would decide every mean. A segment of fewer than 5 tokens is joined with the one before it (the first with the next), and
@@ -25,18 +31,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
-from equipoise.core.options import closed
+from equipoise.core.options import check_fields, closed
+from equipoise.data.tools import read_action
 from equipoise.language.confidence import Bounds
+from equipoise.language.model import evaluating
+from equipoise.language.rollouts import score_responses
+
+if TYPE_CHECKING:
+    from equipoise.language.episodes import Turn
+    from equipoise.language.model import LanguageModel
+    from equipoise.language.rollouts import Rollouts
+    from equipoise.reinforcement.recipe import Recipe
+    from equipoise.reinforcement.stages import Step
 
 Against = Literal["previous", "first", "running-minimum"]
 NoCall = Literal["full", "zero", "task-default"]
 LEAST = 5  # tokens of a segment that stands for itself
+GRAM = 3  # tokens running that are a copy of what was told before
+_AT_ONCE = 64  # rows of a pass without gradients
 
 
 class SegmentEntropy(NamedTuple):
@@ -236,7 +255,7 @@ def over_tokens(advantages: Tensor, steps: Tensor, calls: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def copied(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = 3) -> Tensor:
+def copied(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = GRAM) -> Tensor:
     """Which tokens of segments repeat what was told before: they are in n tokens running of an earlier observation.
 
     ids, segments, observed: [R, T]; observed: bool, what others wrote. [R, T] bool. Copied text is near certain: a model can
@@ -265,7 +284,150 @@ def copied(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = 3) -> Te
     return found
 
 
-def copy_rate(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = 3, count: int = 1) -> Tensor:
+def copy_rate(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = GRAM, count: int = 1) -> Tensor:
     """The share of each segment's tokens that `copied` finds: [R, S], nan for a segment without a token."""
     sums, tokens = _by_segment(copied(ids, segments, observed, n=n).double(), segments, count)
     return sums / tokens
+
+
+# In the loop.
+
+
+class Segmented(NamedTuple):
+    """Whose tokens are what in episodes.
+
+    segments: [R, T], k for a token of r_k, else -1. steps: [R, T], k for those of r_k and of the call after it, else -1.
+    calls: [R], how many calls. observed: [R, T] bool, what others wrote.
+    """
+
+    segments: Tensor
+    steps: Tensor
+    calls: Tensor
+    observed: Tensor
+
+
+def segmented(language_model: LanguageModel, rollouts: Rollouts) -> Segmented:
+    """The segments and calls of episodes, by the turns of the model that wrote them. Raises BadInput for other rollouts.
+
+    A turn is reasoning up to where its first call begins, and call from there on: as the environment tells (`call_at` in its
+    info), else by the tag or the object that `data.tools.read_action` finds in a turn with actions. All calls of a turn are
+    one. A turn without a call goes on with the segment before it; the answer is part of the last one.
+    """
+    if not rollouts.episodes:
+        raise BadInput("these responses are no episodes: rewards for calls need an environment.")
+    segments, steps = (torch.full_like(rollouts.ids, -1) for _ in range(2))
+    calls = torch.zeros(len(rollouts.ids), dtype=torch.int64, device=rollouts.ids.device)
+    for row, (episode, ids) in enumerate(zip(rollouts.episodes, rollouts.ids.tolist(), strict=True)):
+        number = 0
+        for turn in episode.turns:
+            at = _call_at(turn)
+            end = turn.end if at is None else turn.begin + _token_at(language_model, ids[turn.begin : turn.end], at)
+            segments[row, turn.begin : end] = number
+            steps[row, turn.begin : turn.end] = number
+            number += at is not None
+        calls[row] = number
+    return Segmented(segments, steps, calls, rollouts.present & ~rollouts.mask)
+
+
+def _call_at(turn: Turn) -> int | None:
+    if "call_at" in turn.info:
+        return turn.info["call_at"]
+    if not turn.info.get("actions"):
+        return None
+    found = read_action(turn.text).call_at
+    return 0 if found is None else found  # a turn in a syntax that nobody knows is all call
+
+
+def _token_at(language_model: LanguageModel, ids: Sequence[int], character: int) -> int:
+    """How many of a turn's tokens are over before a character of its text; one that reaches beyond it is not."""
+    tokenizer: Any = language_model.tokenizer
+    for count in range(len(ids), 0, -1):  # not by bisection: half of a character can be longer than all of it
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if len(text.removeprefix(" ")) <= character:  # as the turn's text was made
+            return count
+    return 0
+
+
+@dataclass
+class ToolReward:
+    """Rewards for calls in `training.train`. `shape` is for `Playing`, `weigh` takes the place of `stages.weigh`.
+
+    no_call: of outcome rewards; task-default reads `no_call` from the info of an episode's last turn, 1 where it is missing.
+    alpha: of process rewards. against, relative, margin, least: as of `call_effects`. reference: a frozen model whose
+    entropies decide in place of the policy's, which fall as it learns. leave_copies_out: whether tokens that repeat an
+    observation are left out of the means. Entropies are those at temperature 1, whatever was sampled at.
+    last: of the batch that was rewarded last: calls of an episode, the shares of them that lowered the entropy and that do
+    not count, and of the tokens behind a call the share that repeats an observation.
+    """
+
+    language_model: LanguageModel
+    recipe: Recipe
+    no_call: NoCall = "full"
+    alpha: float = 0.5
+    against: Against = "previous"
+    relative: bool = False
+    margin: float = 0.0
+    least: int = LEAST
+    reference: Any = None
+    leave_copies_out: bool = False
+    last: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def shape(self, rollouts: Rollouts) -> Tensor:
+        """Outcome rewards [R] of episodes, in place of their scores."""
+        effects, _ = self.effects(rollouts)
+        scores = rollouts.entropies.new_tensor([episode.score for episode in rollouts.episodes])
+        default = scores.new_tensor(
+            [episode.turns[-1].info.get("no_call", 1.0) if episode.turns else 1.0 for episode in rollouts.episodes]
+        )
+        return outcome_reward(scores, effects.reduced, counted=effects.counted, no_call=self.no_call, default=default)
+
+    def weigh(self, recipe: Recipe, step: Step) -> Step:
+        """The step with an advantage for each token: of the call that it led to, or of the answer."""
+        effects, found = self.effects(step.rollouts)
+        rewards = process_rewards(step.rewards.flatten(), effects.reduced, alpha=self.alpha, counted=effects.counted)
+        advantages = pooled_advantages(rewards.view(*step.rewards.shape, -1)).flatten(0, 1)
+        return replace(step, advantages=over_tokens(advantages, found.steps, found.calls))
+
+    def effects(self, rollouts: Rollouts) -> tuple[Effects, Segmented]:
+        """Which calls lowered the entropy, [R, K], and whose tokens are what."""
+        found = segmented(self.language_model, rollouts)
+        copies = copied(rollouts.ids, found.segments, found.observed)
+        segments = found.segments.masked_fill(copies, -1) if self.leave_copies_out else found.segments
+        effects = call_effects(
+            self.entropies(rollouts),
+            segments,
+            against=self.against,
+            relative=self.relative,
+            margin=self.margin,
+            least=self.least,
+            calls=int(found.calls.max()),
+        )
+        calls, later = int(found.calls.sum()), found.segments > 0
+        self.last = {
+            "calls": calls / len(found.calls),
+            "reducing": int(effects.reduced.sum()) / calls if calls else math.nan,
+            "neutral": 1 - int(effects.counted.sum()) / calls if calls else math.nan,
+            "copied": copies[later].double().mean().item(),
+        }
+        return effects, found
+
+    def entropies(self, rollouts: Rollouts) -> Tensor:
+        """[R, T] in nats, of softmax(logits) of the policy or of the reference, where the model wrote; 0 elsewhere.
+
+        Those of the sampler where they are the same, else of a pass without gradients.
+        """
+        as_sampled = self.recipe.temperature == 1 and self.recipe.head == "none" and self.reference is None
+        if as_sampled and not bool(rollouts.entropies.isnan().any()):
+            return rollouts.entropies
+        model = self.language_model.model if self.reference is None else self.reference
+        whole = torch.zeros_like(rollouts.entropies)
+        with evaluating(model):
+            for first in range(0, len(whole), _AT_ONCE):
+                rows = range(first, min(first + _AT_ONCE, len(whole)))
+                part = score_responses(model, rollouts.batch(rows), entropies=True).entropies
+                assert part is not None
+                whole[first : rows.stop, : part.shape[1]] = part
+        return whole
