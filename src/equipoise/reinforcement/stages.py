@@ -7,9 +7,9 @@ takes it and returns it with more. A stage of one's own takes the place of anoth
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -48,6 +48,9 @@ class Step:
 
     off_policy: [P] bool, whose responses another policy wrote, in an earlier step or with a hint before it; None where none
     did. Of these the rollouts' log-probabilities are the writer's. What comes again has nan as entropies, and -1 as its key.
+
+    notes: [P] each, what a stage of one's own measured of its prompts, nan where nothing; logged as means over the others.
+    Those whose names end in _tokens are sums of tokens that were written beside the rollouts, and count as generated.
     """
 
     index: int
@@ -68,6 +71,7 @@ class Step:
     anchor_probs: Tensor | None = None
     advantages: Tensor | None = None
     off_policy: Tensor | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -67,7 +67,7 @@ class ReinforceResult:
     """steps: made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
 
     moved: the share of the policy's trained weights, in [0, 1], that is another number than before. generated_tokens: all
-    that were written for these steps, dropped and greedy answers and DOTS' references among them, an oracle's not. selected:
+    that were written for these steps, dropped and greedy answers, DOTS' references and a stage's `notes` among them, an oracle's not. selected:
     what was learnt from, where prompts were selected or groups replayed.
     """
 
@@ -418,6 +418,7 @@ def _of_rollouts(step: Step) -> dict[str, float]:
         "missing": step.missing.sum(),
         "generated_tokens": _tokens(step),
     }
+    found |= {name: each.nansum() if name.endswith("_tokens") else each.nanmean() for name, each in step.notes.items()}
     of_episodes = episode_metrics(rollouts.episodes) if rollouts.episodes else {}
     return {name: float(value) for name, value in found.items()} | of_episodes
 
@@ -425,7 +426,8 @@ def _of_rollouts(step: Step) -> dict[str, float]:
 def _tokens(step: Step) -> Tensor:
     """How many were written for a step."""
     greedy = 0 if step.greedy_lengths is None else step.greedy_lengths.sum()
-    return step.rollouts.mask.sum() + greedy
+    beside = sum(int(each.nansum()) for name, each in step.notes.items() if name.endswith("_tokens"))
+    return step.rollouts.mask.sum() + greedy + beside
 
 
 def _of_learning(step: Step) -> dict[str, float]:
@@ -449,6 +451,7 @@ def _take(step: Step, prompts: Sequence[int]) -> Step:
         problems=tuple(step.problems[place] for place in chosen),
         keys=tuple(step.keys[place] for place in chosen),
         rollouts=step.rollouts.take(chosen),
+        notes={name: each[chosen] for name, each in step.notes.items()},
         **{name: each[chosen] for name in _OF_PROMPTS if (each := getattr(step, name)) is not None},
     )
 
@@ -464,6 +467,7 @@ def _joined(parts: Sequence[Step]) -> Step:
         problems=tuple(problem for each in parts for problem in each.problems),
         keys=tuple(key for each in parts for key in each.keys),
         rollouts=Rollouts.joined([each.rollouts for each in parts]),
+        notes={name: torch.cat([each.notes[name] for each in parts]) for name in first.notes},
         **{name: torch.cat([getattr(each, name) for each in parts]) for name in there},
     )
 
@@ -471,4 +475,5 @@ def _joined(parts: Sequence[Step]) -> Step:
 def _on(step: Step, device: torch.device | str) -> Step:
     """The step on another device."""
     there = {name: each.to(device) for name in _OF_PROMPTS if (each := getattr(step, name)) is not None}
-    return replace(step, rollouts=step.rollouts.to(device), **there)
+    notes = {name: each.to(device) for name, each in step.notes.items()}
+    return replace(step, rollouts=step.rollouts.to(device), notes=notes, **there)
