@@ -9,31 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
-from equipoise.data.environment import open_environment
 from equipoise.data.problems import Problem, read_problems
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.reinforcement import stages
+from equipoise.reinforcement.acting import Acting
 from equipoise.reinforcement.measures import Solved, solve
-from equipoise.reinforcement.playing import Playing, no_reward
+from equipoise.reinforcement.playing import no_reward
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 from equipoise.reinforcement.stages import Reward, Step
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
 
+Sample = Callable[..., Step]
+Weigh = Callable[[Recipe, Step], Step]
 HELD_OUT = 128  # problems at most on which before and after are compared
 FEWEST = 40  # problems of which a tenth is held out
-INSTANCES, MEASURED = 512, 64  # seeds of an environment that are learnt from, and that before and after are compared on
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """How a model tries problems. reward, sample, weigh: as of `training.train`. solve: as of `measures.solve`, bound."""
+    """How a model tries problems. reward: as of `training.train`. solve: as of `measures.solve`, bound. stages: the `sample`
+    and `weigh` of `training.train` for the model that is trained.
+    """
 
     reward: Reward
     solve: Callable[..., Solved]
-    sample: Callable[..., Step] = stages.sample
-    weigh: Callable[[Recipe, Step], Step] = stages.weigh
+    stages: Callable[["LanguageModel", Recipe], tuple[Sample, Weigh]] = lambda language_model, recipe: (
+        stages.sample,
+        stages.weigh,
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Tasks:
 
     judge: the name of what judges. names, inputs: of what was read, and its digests. opened: gives the attempts, and closes
     what it has opened. environment: whether seeds of one are the problems. turns: of an attempt at most. chance: by names
-    of shares, what is had without any skill.
+    of shares, what is had without any skill. notes: what a reader of the result must
+    know. check: raises BadInput for a model or a recipe that they cannot be tried with.
     """
 
     problems: tuple[Problem, ...]
@@ -55,6 +61,8 @@ class Tasks:
     environment: bool = False
     turns: int = 1
     chance: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    check: Callable[["LanguageModel", Recipe], None] = lambda language_model, recipe: None
 
     @classmethod
     def of_prompts(
@@ -102,40 +110,27 @@ class Tasks:
         return cls(training, measured, apart, name, names, digests, opened)
 
     @classmethod
-    def of_environment(
-        cls,
-        environment: Any,
-        chosen: Recipe,
-        *,
-        instances: int | None,
-        max_turns: int | None,
-        invalid_penalty: float,
-    ) -> "Tasks":
-        """Raises BadInput for an environment that cannot be opened or begun, and for settings that it does not go with."""
-        if chosen.replay:
-            raise BadInput(f"replay is {chosen.replay}, which keeps single responses, no episodes: use replay=0.")
-        if chosen.overlong:
-            raise BadInput(f"overlong is {chosen.overlong}, which is of single responses: use invalid_penalty, or 0.")
-        found = open_environment(environment)
-        playing = Playing(found, max_turns, invalid_penalty)
-        count = instances or INSTANCES
-        problems = playing.problems(range(count + MEASURED))
+    def of_environment(cls, environment: Any, chosen: Recipe, **played: Any) -> "Tasks":
+        """played: the settings of `Acting`. Raises BadInput as `Acting.read` does."""
+        acting = Acting.read(environment, chosen, **played)
 
         @contextmanager
         def opened() -> Iterator[Attempts]:
-            yield Attempts(no_reward, playing.solve, playing)
+            yield Attempts(no_reward, acting.playing.solve, acting.stages)
 
         return cls(
-            tuple(problems[:count]),
-            tuple(problems[count:]),
+            acting.problems,
+            acting.measured,
             True,
-            found.name,
-            {"environment": found.name},
-            {"environment": found.digest} if found.digest else {},
+            acting.playing.environment.name,
+            acting.names,
+            acting.inputs,
             opened,
             environment=True,
-            turns=playing.turns,
-            chance=found.chance,
+            turns=acting.playing.turns,
+            chance=acting.playing.environment.chance,
+            notes=acting.notes,
+            check=acting.check,
         )
 
 

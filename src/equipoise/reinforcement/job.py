@@ -31,6 +31,10 @@ else:  # what a command line can give
     RewardLike = str
     Environments = str
 
+Composition = Literal["nested", "mixed", "rotate"]
+Combination = Literal["mean", "min", "product", "all"]
+ToolRewarded = Literal["outcome", "process"]
+NoCall = Literal["full", "zero", "task-default"]
 VerifierKind = Literal["exact", "number", "choice", "regex", "f1", "math", "tests"]
 
 
@@ -50,6 +54,12 @@ def reinforce(
     instances: Annotated[int, Field(ge=1)] | None = None,
     max_turns: Annotated[int, Field(ge=1)] | None = None,
     invalid_penalty: Annotated[float, Field(ge=0)] = 0.0,
+    compose: Composition | None = None,
+    compose_reward: Combination | None = None,
+    keep_widest: Annotated[float, Field(gt=0, le=1)] | None = None,
+    actions: Annotated[Path | None, Setting(objects=True)] = None,
+    tool_reward: ToolRewarded | None = None,
+    no_call: NoCall | None = None,
     eval_prompts: Annotated[Problems | None, Setting(objects=True)] = None,
     eval_samples: Annotated[int, Field(ge=1)] = 8,
     evaluate_every: Annotated[int, Field(ge=1)] = 10,
@@ -96,13 +106,29 @@ def reinforce(
         FILE:FUNCTION in place of a verifier: a reward function as TRL takes it, or a rubric of verifiers.
     environment
         In place of prompts and verifier: the name of a text environment, or FILE:FUNCTION of one's own, with reset(seed) and
-        step(text); in Python also what makes one.
+        step(text); in Python also what makes one. Several, with commas between, are composed.
     instances
         Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on.
     max_turns
         Of an episode; not given: the environment's own, else 8.
     invalid_penalty
         Subtracted from an episode's score for each turn that the environment did not understand or allow.
+    compose
+        Of several environments: nested (an episode goes through all, one after the other; also when not given), mixed (one
+        prompt after the other plays the next), rotate (all prompts of a step play one, and steps take turns).
+    compose_reward
+        Of nested ones: the mean of their scores (also when not given), the least, the product, or 1 where all were solved.
+    keep_widest
+        Share of the groups of a step, those with the widest rewards, that are learnt from; not given: all.
+    actions
+        JSONL of recorded actions by task, as {"name", "arguments"} or OpenAI tool calls: where all episodes of a task
+        failed, it is played again with the shortest beginning of its list that helps, and learnt without (ActGuide). A
+        row's id is NAME-SEED, or its prompt the first text of the episode.
+    tool_reward
+        What calls of tools are worth, by whether the model was surer afterwards: outcome (the score times the share of calls
+        that helped), process (each call by itself); not given: nothing.
+    no_call
+        With tool_reward outcome: what an answer without a call is worth: full (also when not given), zero, task-default.
     eval_prompts
         Problems on which before and after are compared; not given: a tenth of the prompts, held out.
     eval_samples
@@ -156,7 +182,17 @@ def reinforce(
             "limit": limit,
             "fields": fields,
         },
-        played={"instances": instances, "max_turns": max_turns, "invalid_penalty": invalid_penalty},
+        played={
+            "instances": instances,
+            "max_turns": max_turns,
+            "invalid_penalty": invalid_penalty,
+            "compose": compose,
+            "compose_reward": compose_reward,
+            "keep_widest": keep_widest,
+            "actions": actions,
+            "tool_reward": tool_reward,
+            "no_call": no_call,
+        },
         method=method,
         settings=settings,
         samples=eval_samples,

@@ -185,6 +185,7 @@ class Reinforcing(Request):
         if self.source is not None:
             sampler = self.source.sampler(recipe, language_model, self.tasks.problems, folder, self.team)
         language_model = prepare(language_model, recipe)
+        sample, weigh = attempts.stages(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
         generated = stored.get("generated", 0)
@@ -218,8 +219,8 @@ class Reinforcing(Request):
             attempts.reward,
             critic=critic,
             sampler=sampler,
-            sample=attempts.sample,
-            weigh=attempts.weigh,
+            sample=sample,
+            weigh=weigh,
             accelerator=self.team.accelerator,
             callbacks=[look],
             log=None if folder is None else folder / "metrics.jsonl",
@@ -290,6 +291,7 @@ class Reinforcing(Request):
     def _notes(self) -> tuple[str, ...]:
         notes = []
         count = len(self.tasks.measured)
+        notes += self.tasks.notes
         if self.tasks.environment:
             notes.append(f"Before and after are compared on {count} seeds that were not learnt from.")
         elif self.tasks.held_out:
@@ -307,6 +309,7 @@ class Reinforcing(Request):
     def _check(self, language_model: LanguageModel) -> None:
         if self.source is not None:
             self.source.check(language_model)
+        self.tasks.check(language_model, self.recipe)
         every = (*self.tasks.problems, *self.tasks.measured)
         encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
         check_room(language_model, encoded, self.recipe.max_new_tokens, [repr(problem.id) for problem in every])

@@ -1,0 +1,187 @@
+"""Environments as a job asks for them: composed, guided by recorded actions, with rewards for calls that help."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.data.environment import open_environment
+from equipoise.data.problems import Problem
+from equipoise.reinforcement import stages
+from equipoise.reinforcement.playing import Playing
+from equipoise.reinforcement.recipe import Recipe
+from equipoise.reinforcement.stages import Step
+
+if TYPE_CHECKING:
+    from equipoise.language.model import LanguageModel
+    from equipoise.reinforcement.actguide import ActionLog
+    from equipoise.reinforcement.guiding import Guided
+
+INSTANCES, MEASURED = 512, 64  # seeds of an environment that are learnt from, and that before and after are compared on
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What is played and how it is learnt from. problems, measured: seeds. actions: by the ids of problems.
+
+    compose: nested, mixed or rotate, "" for one environment alone. keep_widest, tool_reward, no_call: as of the job.
+    """
+
+    playing: Playing
+    problems: tuple[Problem, ...]
+    measured: tuple[Problem, ...]
+    compose: str
+    keep_widest: float | None
+    tool_reward: str | None
+    no_call: str | None
+    actions: Mapping[str, Any]
+    names: Mapping[str, str]
+    inputs: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(
+        cls,
+        environment: Any,
+        chosen: Recipe,
+        *,
+        instances: int | None,
+        max_turns: int | None,
+        invalid_penalty: float,
+        compose: str | None,
+        compose_reward: str | None,
+        keep_widest: float | None,
+        actions: Path | None,
+        tool_reward: str | None,
+        no_call: str | None,
+    ) -> "Acting":
+        """Raises BadInput for what cannot be opened or read, and for settings that do not go together."""
+        _refuse(chosen, keep_widest, actions, tool_reward, no_call)
+        if invalid_penalty and tool_reward == "outcome":
+            raise BadInput(
+                "tool_reward outcome takes the place of scores, and of invalid_penalty: leave one of them out."
+            )
+        given = environment.split(",") if isinstance(environment, str) else environment
+        several = list(given) if isinstance(given, list | tuple) else [given]
+        if len(several) == 1 and (compose or compose_reward):
+            raise BadInput("compose and compose_reward are of several environments: give NAME,NAME, or leave them out.")
+        compose = (compose or "nested") if len(several) > 1 else ""
+        if actions is not None and compose in ("mixed", "rotate"):
+            raise BadInput(f"actions are of the episodes of one environment, and compose is {compose!r}: use nested.")
+        if compose_reward and compose != "nested":
+            raise BadInput(f"compose_reward is of nested environments, and compose is {compose!r}: leave it out.")
+        if compose:
+            from equipoise.reinforcement import nested_games
+
+            parts = [each.strip() if isinstance(each, str) else each for each in several]
+            opened = (
+                nested_games.nested(parts, compose_reward or "mean")  # type: ignore[arg-type]
+                if compose == "nested"
+                else nested_games.mixed(parts)
+            )
+        else:
+            parts, opened = several, open_environment(several[0])
+        playing = Playing(opened, max_turns, invalid_penalty)
+        count, each = instances or INSTANCES, len(parts) if compose in ("mixed", "rotate") else 1
+        # Of mixed ones a seed that is a multiple of their number stands for an instance of each, see `nested_games.Even`.
+        problems = playing.problems(range(0, count * each, each))
+        measured = playing.problems(range(count * each, count * each + MEASURED))
+        lists, notes, inputs = {}, (), {"environment": opened.digest} if opened.digest else {}
+        names = {"environment": opened.name}
+        if actions is not None:
+            from equipoise.reinforcement.actguide import read_actions
+
+            log = read_actions(actions)
+            lists = log.of(problems)
+            if not lists:
+                raise BadInput(
+                    f"{actions} has lists of {len(log.lists)} tasks, and none is of an episode that is played: name a task "
+                    f"by its id, for example {problems[0].id!r}, or by the first text of its episode."
+                )
+            notes = _notes(log, lists, len(problems))
+            names["actions"], inputs["actions"] = str(actions), sha256_file(Path(actions))
+        return cls(
+            playing,
+            tuple(problems),
+            tuple(measured),
+            compose,
+            keep_widest,
+            tool_reward,
+            no_call,
+            lists,
+            names,
+            inputs,
+            notes,
+        )
+
+    def check(self, language_model: "LanguageModel", recipe: Recipe) -> None:
+        """Raises BadInput for a recipe that cannot be guided, and for a hint without room."""
+        if self.actions:
+            self._guided(self.playing).check(language_model, recipe, self.problems)
+
+    def _guided(self, playing: Playing) -> "Guided":
+        from equipoise.reinforcement.guiding import Guided
+
+        return Guided(playing, self.actions)
+
+    def stages(
+        self, language_model: "LanguageModel", recipe: Recipe
+    ) -> tuple[Callable[..., Step], Callable[[Recipe, Step], Step]]:
+        """The stages `sample` and `weigh` of `training.train`, for the model that is trained."""
+        playing, weigh = self.playing, stages.weigh
+        if self.tool_reward:
+            from equipoise.reinforcement.entropy_tools import ToolReward
+
+            tools = ToolReward(language_model, recipe, no_call=self.no_call or "full")  # type: ignore[arg-type]
+            if self.tool_reward == "process":
+                weigh = tools.weigh
+            else:
+                playing = Playing(playing.environment, playing.max_turns, shape=tools.shape)
+        if self.keep_widest is not None:
+            from equipoise.reinforcement.nested_games import Spread
+
+            weigh = Spread(self.keep_widest, weigh)
+        sample: Callable[..., Step] = playing
+        if self.compose in ("mixed", "rotate"):
+            from equipoise.reinforcement.nested_games import Even, Rotating
+
+            sample = Even(playing) if self.compose == "mixed" else Rotating(playing)
+        if self.actions:
+            sample = self._guided(playing)
+        return sample, weigh
+
+
+def _refuse(
+    chosen: Recipe, keep_widest: float | None, actions: Path | None, tool_reward: str | None, no_call: str | None
+) -> None:
+    if chosen.replay:
+        raise BadInput(f"replay is {chosen.replay}, which keeps single responses, no episodes: use replay=0.")
+    if chosen.overlong:
+        raise BadInput(f"overlong is {chosen.overlong}, which is of single responses: use invalid_penalty, or 0.")
+    if no_call and tool_reward != "outcome":
+        raise BadInput(f"no_call is of tool_reward outcome, and tool_reward is {tool_reward}: leave it out.")
+    if tool_reward == "process" and chosen.critic != "none":
+        raise BadInput(
+            f"tool_reward process gives advantages of its own, and {chosen.advantage} has a critic: use grpo."
+        )
+    if keep_widest is not None and chosen.samples < 2:
+        raise BadInput("keep_widest compares the episodes of a seed: use num_generations=2 or more.")
+    if actions is not None and tool_reward:
+        raise BadInput("actions and tool_reward each change what is learnt from a call: use one of them.")
+
+
+def _notes(log: "ActionLog", lists: Mapping[str, Any], problems: int) -> tuple[str, ...]:
+    """What the file of actions came to."""
+    told = [
+        (log.errors, "rows say that they failed"),
+        (log.repeated, "are of a task that has a list as short"),
+        (log.unreadable, "calls are no JSON"),
+        (log.leaks, "actions hold the answer"),
+    ]
+    left_out = ", ".join(f"{count} {what}" for count, what in told if count)
+    return (
+        f"{len(lists)} of {problems} tasks have recorded actions.",
+        *((f"Left out of the recorded actions: {left_out}.",) if left_out else ()),
+    )
