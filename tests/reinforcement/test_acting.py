@@ -1,0 +1,185 @@
+"""The job with several environments, recorded actions and rewards for calls: what it reads, refuses and does."""
+
+import json
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.reinforcement.acting import Acting
+from equipoise.reinforcement.guiding import Guided
+from equipoise.reinforcement.job import reinforce
+from equipoise.reinforcement.nested_games import Even, Rotating, Spread
+from equipoise.reinforcement.recipe import recipe
+from chat_models import untaught
+from reinforcement_world import ENDS, SMALL, model
+
+TALK = ("no", "one two three", "yes")
+
+
+class Short:
+    """One turn, solved by a text of an odd number of characters."""
+
+    max_turns = 1
+    chance = {"success": 0.5}  # noqa: RUF012
+
+    def reset(self, seed):
+        return f"one {TALK[seed % 3]}"
+
+    def step(self, text):
+        odd = len(text) % 2
+        return "", float(odd), True, {"success": bool(odd)}
+
+
+class Long(Short):
+    """Two turns; the second decides, and each calls a tool."""
+
+    max_turns = 2
+
+    def reset(self, seed):
+        self.turn = 0
+        return f"two {TALK[seed % 3]}"
+
+    def step(self, text):
+        self.turn += 1
+        odd = len(text) % 2
+        info = {
+            "success": bool(odd),
+            "owner": "tool",
+            "actions": [{"name": "look", "arguments": {}}],
+            "call_at": len(text) // 2,
+        }
+        return TALK[self.turn], float(odd) * (self.turn == 2), self.turn == 2, info
+
+
+class Never(Long):
+    """Two turns that nobody solves."""
+
+    def step(self, text):
+        reply, _, done, info = super().step(text)
+        return reply, 0.0, done, info | {"success": False}
+
+
+JOB = {**SMALL, "method": "grpo", "num_generations": 2, "eval_samples": 2, "evaluate_every": 1, "instances": 5}
+
+
+def roomy():
+    """A model with room for a plan beside the prompt."""
+    made = untaught(4, context=512)
+    made.model.generation_config.eos_token_id = ENDS
+    return made
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("compose", "turns", "name"),
+    [("nested", 3, "Short+Long"), ("mixed", None, "Short|Long"), ("rotate", None, "Short|Long")],
+)
+def test_several_environments(tmp_path, compose, turns, name):
+    result = reinforce(model(), environment=[Short, Long], compose=compose, out=tmp_path / "out", **JOB)
+    assert result.names["environment"] == name and result.problems == {"to learn from": 5, "to measure on": 64}
+    assert {"success/Short", "success/Long"} <= result.after.keys()
+    assert result.chance == {"success/Short": 0.5, "success/Long": 0.5}
+    rows = log(tmp_path / "out")
+    if turns is not None:
+        assert all(row["turns"] == turns for row in rows)
+    if compose == "rotate":
+        assert [row["turns"] for row in rows] == [1, 2]
+    if compose == "mixed":  # 3 prompts of a step: the tasks 0, 1, 0, then 1, 0, 1
+        assert [row["turns"] for row in rows] == pytest.approx([4 / 3, 5 / 3])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "success/Long" in page and "of its own ends, solved; without any skill 0.500" in page
+
+
+def test_recorded_actions_guide_what_failed(tmp_path):
+    actions = tmp_path / "actions.jsonl"
+    rows = [{"id": f"Never-{seed}", "actions": [{"name": "look", "arguments": {"at": "one"}}] * 3} for seed in range(3)]
+    rows += [
+        {"prompt": "two no", "actions": [{"name": "look", "arguments": {}}]},
+        {"id": "x", "error": "lost", "actions": []},
+    ]
+    actions.write_text("\n".join(map(json.dumps, rows)))
+    result = reinforce(
+        model(), environment=Never, actions=actions, out=tmp_path / "out", **{**JOB, "max_new_tokens": 3}
+    )
+    steps = log(tmp_path / "out")
+    assert all(row["hard"] > 0 and row["rescued"] == 0 and row["hint_share"] == 1 for row in steps if row["guided"])
+    assert any(row["guided"] > 0 for row in steps)
+    assert all(row["generated_tokens"] > row["length"] * 6 for row in steps)  # probes count
+    assert result.tokens["training"] == sum(row["generated_tokens"] for row in steps)
+    assert any("4 of 5 tasks have recorded actions" in note for note in result.notes)
+    assert any("1 rows say that they failed" in note for note in result.notes)
+    assert result.names["actions"] == str(actions)
+
+
+@pytest.mark.parametrize("kind", ["outcome", "process"])
+def test_calls_that_help_are_paid_for(tmp_path, kind):
+    how, found = {**JOB, "max_new_tokens": 12, "num_generations": 4}, []
+    for name, more in (("one", {}), ("two", {"tool_reward": kind})):
+        reinforce(model(), environment=Long, out=tmp_path / name, **how, **more)
+        found.append(sha256_file(tmp_path / name / "model.safetensors"))
+    assert found[0] != found[1]
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert 0 < one[0]["success"] == two[0]["success"]  # it is the same play
+    assert (two[0]["reward"] < one[0]["reward"]) == (kind == "outcome")
+
+
+def acting(**changes):
+    how = {
+        **dict.fromkeys(["max_turns", "compose", "compose_reward", "keep_widest", "actions", "tool_reward", "no_call"]),
+        "environment": Long,
+        "chosen": recipe(**{**SMALL, "method": "grpo", "num_generations": 2}),
+        "instances": 4,
+        "invalid_penalty": 0.0,
+        **changes,
+    }
+    return Acting.read(how.pop("environment"), how.pop("chosen"), **how)
+
+
+def test_the_stages_are_those_that_were_asked_for(tmp_path):
+    chosen = recipe(**{**SMALL, "method": "grpo", "num_generations": 2})
+    both = [Short, Long]
+    sample, weigh = acting(environment=both, compose="mixed", keep_widest=0.5).stages(model(), chosen)
+    assert isinstance(sample, Even) and isinstance(weigh, Spread) and weigh.keep == 0.5
+    read = acting(environment=both, compose="rotate")
+    assert isinstance(read.stages(model(), chosen)[0], Rotating)
+    assert [problem.columns["seed"] for problem in read.problems] == [0, 2, 4, 6]
+    assert [problem.columns["seed"] for problem in read.measured] == list(range(8, 72))
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"id": "Long-2", "actions": [{"name": "look", "arguments": {}}]}))
+    sample, _ = acting(actions=file).stages(model(), chosen)
+    assert isinstance(sample, Guided) and set(sample.actions) == {"Long-2"}
+    assert torch.is_tensor(
+        acting().stages(model(), chosen)[0](model(), chosen, acting().problems[:1], [0], None, 0).rewards
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"compose": "nested"}, "are of several environments"),
+        ({"compose_reward": "min"}, "are of several environments"),
+        ({"environment": [Short, Long], "compose": "mixed", "compose_reward": "min"}, "compose is 'mixed'"),
+        ({"environment": [Short, Short]}, "two tasks are called 'Short'"),
+        ({"no_call": "zero"}, "tool_reward is None"),
+        ({"tool_reward": "outcome", "invalid_penalty": 0.1}, "takes the place of scores"),
+        ({"tool_reward": "process", "chosen": recipe("sppo", **SMALL)}, "has a critic"),
+        ({"keep_widest": 0.5, "chosen": recipe("sppo", **SMALL)}, "num_generations=2"),
+        ({"environment": [Short, Long], "compose": "rotate", "actions": "a.jsonl"}, "use nested"),
+        ({"tool_reward": "outcome", "actions": "a.jsonl"}, "use one of them"),
+    ],
+)
+def test_what_does_not_go_together(how, said):
+    with pytest.raises(BadInput, match=said):
+        acting(**how)
+
+
+def test_actions_of_other_episodes_are_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"id": "elsewhere-1", "actions": [{"name": "look", "arguments": {}}]}))
+    with pytest.raises(BadInput, match=r"lists of 1 tasks, and none is of an episode that is played.*'Long-0'"):
+        acting(actions=file)
