@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from equipoise.core.errors import BadInput
 from equipoise.data.equilibria import equilibria, support, support_equilibria
 from equipoise.data.matrix_games import GAMES
 
@@ -51,6 +52,13 @@ def test_mixed_equilibria_are_exact():
     wheel = [[0, -1, 1], [1, 0, -1], [-1, 1, 0]]
     other = [[-value for value in row] for row in wheel]
     assert equilibria(wheel, other) == support_equilibria(wheel, other) == [((Fraction(1, 3),) * 3,) * 2]
+
+
+@pytest.mark.parametrize("second", [[[1, 2]], [[1, 2], [3]], [[1, 2], [3, 0.5]], [[], []]])
+def test_what_is_no_game_is_refused(second):
+    for solve in (equilibria, support_equilibria):
+        with pytest.raises(BadInput):
+            solve([[1, 2], [3, 4]], second)
 
 
 def test_equal_supports_miss_what_is_degenerate():

@@ -58,7 +58,7 @@ def test_no_text_tells_who_is_the_spy():
         spies[known].add(f"spy was Player {seat(texts)}," in texts[-1])
     assert len(read) == 8 and all(len(texts) == 1 for texts in read.values())
     assert all(each == {True, False} for each in spies.values())
-    assert all(texts[-1].startswith("Vote for one of the other players") for (texts,) in read.values())
+    assert all("\n\nVote for one of the other players" in f"\n\n{texts[-1]}" for (texts,) in read.values())
 
 
 def accused(text):
@@ -241,7 +241,7 @@ def test_everything_follows_from_the_seed_and_the_actions(make):
         lambda: Spy(players=[str, str]),
         lambda: Spy(rounds=0),
         lambda: English([]),
-        lambda: Spy(deck=English([WordPair("a", "b")])),
+        lambda: Spy(deck=English([*word_pairs(), WordPair("a", "b")])),
         lambda: Bits(4, 3, 1),
         lambda: Bits(6, 3, 3),
     ],

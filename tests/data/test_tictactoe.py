@@ -157,7 +157,8 @@ def test_what_is_no_move_costs_a_tenth_and_its_turn():
         reply, reward, done, info = environment.step(text)
         assert (reward, done, info) == (-0.1, False, {"success": False, "valid": False, "actions": []})
         assert why in reply and "(row, column), for example (2, 3)" in reply and board in reply
-    assert environment.step("5")[1:3] == (-0.1, True) and environment.max_turns == 5
+    reply, *told = environment.step("5")
+    assert told[:2] == [-0.1, True] and reply.endswith("used up.") and environment.max_turns == 5
 
 
 @pytest.mark.parametrize(
