@@ -63,6 +63,7 @@ def test_rules_differ_where_they_should():
     assert right_actions("weakly-dominated", 1, 0, "any-equilibrium") == {2, 3}
     assert right_actions("weakly-dominated", 1, 0, "pure-nash") == {3}
     assert right_actions("weakly-dominated", 1, 0, "best-response") == {2, 3}  # 6 each against action 1
+    assert right_actions("three-by-four", 1, 1, "best-response") == {1}  # the columns of its own payoffs in row 2
     assert right_actions("iesds", -1, 0, "pure-nash") == set()
 
 
