@@ -267,7 +267,7 @@ class Look:
 
     def recent(self, name: str) -> float:
         """The mean of what was logged under a name, over the last quarter of the steps; nan where it never was."""
-        found = [each[name] for each in self.logged[-(-3 * len(self.logged) // 4) :] if name in each]
+        found = [each[name] for each in self.logged[3 * len(self.logged) // 4 :] if name in each]
         return float(np.mean(found)) if found else math.nan
 
     @property
