@@ -236,5 +236,7 @@ def rebuild(episodes: Rollouts, unguided_prompts: Sequence[Sequence[int]]) -> Ro
     Raises BadInput for another number of prompts.
     """
     if len(unguided_prompts) != len(episodes.prompts):
-        raise BadInput(f"there are {len(unguided_prompts)} prompts for {len(episodes.prompts)} groups: give one for each.")
+        raise BadInput(
+            f"there are {len(unguided_prompts)} prompts for {len(episodes.prompts)} groups: give one for each."
+        )
     return replace(episodes, prompts=tuple(tuple(prompt) for prompt in unguided_prompts))
