@@ -73,7 +73,10 @@ def test_tasks_are_searched_side_by_side():
         return [k >= shortest[place] for place, k in asked]
 
     found = shortest_prefixes(succeed, lengths)
-    alone = [shortest_prefix(lambda k, least=least: k >= least, length) for length, least in zip(lengths, shortest, strict=True)]
+    alone = [
+        shortest_prefix(lambda k, least=least: k >= least, length)
+        for length, least in zip(lengths, shortest, strict=True)
+    ]
     assert found == alone == [0, 3, 31, 0, 7, 11]
     assert len(rounds) == 6 and all(len({place for place, _ in asked}) == len(asked) for asked in rounds)
     with pytest.raises(BadInput, match="-1 actions"):
@@ -91,7 +94,7 @@ def written(folder, rows):
 
 def test_lists_are_read_from_logs_as_they_come(tmp_path):
     call = {"type": "function", "function": {"name": "visit", "arguments": '{"url": "b.org", "goal": "find it"}'}}
-    block = 'I think.\n<tool_call>\n{"name": "search", "arguments": {"query": ["c", "d"]}}\n</tool_call><tool_call>{broken</tool_call>'
+    block = '<tool_call>\n{"name": "search", "arguments": {"query": ["c", "d"]}}\n</tool_call><tool_call>{broken</tool_call>'
     log = read_actions(
         written(
             tmp_path,
@@ -99,7 +102,7 @@ def test_lists_are_read_from_logs_as_they_come(tmp_path):
                 {"id": 7, "actions": [{"name": "search", "arguments": {"query": "a"}}, {"name": "stop"}]},
                 {"question": "Who?", "messages": [
                     {"role": "user", "content": '<tool_call>{"name": "no"}</tool_call>'},
-                    {"role": "assistant", "content": None, "tool_calls": [call, {"function": {"name": "x", "arguments": "{"}}]},
+                    {"role": "assistant", "tool_calls": [call, {"function": {"name": "x", "arguments": "{"}}]},
                     {"role": "tool", "content": "text"},
                     {"role": "assistant", "content": block},
                 ]},
@@ -122,14 +125,23 @@ def test_lists_are_read_from_logs_as_they_come(tmp_path):
         "Long?": ({"name": "search", "arguments": {"query": "Veskole"}},),
     }
     assert (log.rows, log.errors, log.repeated, log.unreadable, log.leaks) == (5, 1, 1, 2, 2)
-    problems = [Problem("7", "p", ("U",)), Problem("x", "Who?", ("d c",)), Problem("y", "Long?", ()), Problem("z", "?", ())]
+    problems = [
+        Problem("7", "p", ("U",)),
+        Problem("x", "Who?", ("d c",)),
+        Problem("y", "Long?", ()),
+        Problem("z", "?", ()),
+    ]
     assert log.of(problems) == {"x": log.lists["Who?"], "y": log.lists["Long?"]}
-    kept = read_actions(written(tmp_path, [{"id": "1", "actions": [{"name": "v", "arguments": {"goal": 1}}]}]), left_out=())
+    kept = read_actions(
+        written(tmp_path, [{"id": "1", "actions": [{"name": "v", "arguments": {"goal": 1}}]}]), left_out=()
+    )
     assert kept.lists["1"][0]["arguments"] == {"goal": 1}
 
 
 def test_only_whole_words_are_leaks():
-    actions = [{"name": "s", "arguments": {"q": text, "n": 42}} for text in ("Paris", "comparison", "in  PARIS?", "pa ris")]
+    actions = [
+        {"name": "s", "arguments": {"q": text, "n": 42}} for text in ("Paris", "comparison", "in  PARIS?", "pa ris")
+    ]
     assert [each["arguments"]["q"] for each in without_leaks(actions, ["paris"])] == ["comparison", "pa ris"]
     assert without_leaks(actions, ["42"]) == () and len(without_leaks(actions, ["4", ""])) == 4
 
@@ -161,7 +173,11 @@ SEARCH = [{"name": "search", "arguments": {"query": "Größe"}}, {"name": "stop"
 
 def test_hints_hold_the_prompt_and_the_actions_in_order():
     text = hinted("Who?", SEARCH)
-    assert text.startswith("Who?\n\n") and '\n1. search: {"query": "Größe"}\n2. stop: {}\n' in text and "incomplete" in text
+    assert (
+        text.startswith("Who?\n\n")
+        and '\n1. search: {"query": "Größe"}\n2. stop: {}\n' in text
+        and "incomplete" in text
+    )
     talk = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"), Message("user", "v"))
     shown = hinted(talk, SEARCH)
     assert shown[:3] == talk[:3] and shown[3].role == "user" and shown[3].content == "v" + text.removeprefix("Who?")
@@ -235,7 +251,9 @@ def test_a_rebuilt_batch_differs_in_its_prompts_alone(small):
         ids = [*plain[row // 2], *guided.ids[row][guided.present[row]].tolist()]
         with torch.no_grad():
             logits = small.model(torch.tensor([ids])).logits[0, len(plain[row // 2]) - 1 : -1] / 0.8
-        expected = logits.log_softmax(-1).gather(-1, torch.tensor(ids[len(plain[row // 2]) :]).unsqueeze(-1)).squeeze(-1)
+        expected = (
+            logits.log_softmax(-1).gather(-1, torch.tensor(ids[len(plain[row // 2]) :]).unsqueeze(-1)).squeeze(-1)
+        )
         mask = guided.mask[row][: len(expected)]
         assert_close(scores.log_probs[line][: len(expected)][mask], expected[mask], rtol=1e-4, atol=1e-4)
         assert (scores.log_probs[line][: len(expected)][~mask] == 0).all()
@@ -282,7 +300,14 @@ def batch_loss(language_model, made, step):
     return float(total.detach() / weight), step
 
 
-SETTINGS = {"prompts_per_step": 5, "num_generations": 4, "max_new_tokens": 4, "steps": 2, "learning_rate": 1e-3, "seed": 3}
+SETTINGS = {
+    "prompts_per_step": 5,
+    "num_generations": 4,
+    "max_new_tokens": 4,
+    "steps": 2,
+    "learning_rate": 1e-3,
+    "seed": 3,
+}
 
 
 def guidance(**settings):
@@ -450,7 +475,13 @@ def test_successful_probes_can_fill_the_group(small, calls):
     assert [call[:2] for call in calls[4:]] == [([2, 4], 3), ([1], 4)]
     spent = sum(call[2] for call in calls)
     beside = sum(float(step.notes[name].sum()) for name in ("probe_tokens", "replaced_tokens"))
-    assert beside + int(step.rollouts.mask.sum()) == spent and step.off_policy.tolist() == [True, False, True, True, False]
+    assert beside + int(step.rollouts.mask.sum()) == spent and step.off_policy.tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert step.rollouts.samples == 4 and len(step.rollouts.ids) == 20 and len(step.rollouts.prompts) == 5
     ids = {tuple(row.tolist()) for row in step.rollouts.ids[0:4]}
     plain = sampled(small).rollouts.take([0])
@@ -486,7 +517,12 @@ def trained(stage, how=None, **settings):
     ready, seen = prepare(language_model, made), []
     stage = stage(language_model) if callable(stage) and not isinstance(stage, Playing) else stage
     result = train(
-        ready, made, PROBLEMS, no_reward, sample=stage, **{"callbacks": [lambda state: seen.append(state.metrics)], **(how or {})}
+        ready,
+        made,
+        PROBLEMS,
+        no_reward,
+        sample=stage,
+        **{"callbacks": [lambda state: seen.append(state.metrics)], **(how or {})},
     )
     return weights(ready.model), seen, result
 
@@ -497,19 +533,27 @@ def test_without_lists_it_is_grpo_bit_for_bit():
     empty, _, _ = trained(
         lambda language_model: guidance(of=language_model, actions={PROBLEMS[0].id: []}), batch_size=batch_size
     )
-    easy, more, _ = trained(lambda language_model: guidance(of=language_model, hard_threshold=-1.0), batch_size=batch_size)
+    easy, more, _ = trained(
+        lambda language_model: guidance(of=language_model, hard_threshold=-1.0), batch_size=batch_size
+    )
     assert equal(plain, empty) and equal(plain, easy)
-    assert more[0]["hard"] == 0 and "hard" not in logged[0] and more[0]["generated_tokens"] == logged[0]["generated_tokens"]
+    assert (
+        more[0]["hard"] == 0
+        and "hard" not in logged[0]
+        and more[0]["generated_tokens"] == logged[0]["generated_tokens"]
+    )
     guided, _, _ = trained(lambda language_model: guidance(of=language_model), batch_size=batch_size)
     assert not equal(plain, guided)
 
 
 def test_every_token_is_counted_and_a_run_goes_on_where_it_was(calls, tmp_path):
     saved = []
-    whole, logged, result = trained(lambda language_model: guidance(of=language_model), how={"save": saved.append, "save_every": 1})
+    whole, logged, result = trained(
+        lambda language_model: guidance(of=language_model), how={"save": saved.append, "save_every": 1}
+    )
     written = sum(call[2] for call in calls)
     assert result.generated_tokens == written == sum(each["generated_tokens"] for each in logged)
-    assert logged[0]["probe_tokens"] > 0 and logged[0]["hint_length"] > 0 and 0 < logged[0]["zero_advantage"] + 1
+    assert logged[0]["probe_tokens"] > 0 and logged[0]["hint_length"] > 0 and logged[0]["zero_advantage"] + 1 > 0
     language_model = model()
     made = recipe("grpo", **SETTINGS)
     stage = guidance(of=language_model)
@@ -519,7 +563,14 @@ def test_every_token_is_counted_and_a_run_goes_on_where_it_was(calls, tmp_path):
 
     first = []
     train(
-        prepare(language_model, made), made, PROBLEMS, no_reward, sample=stage, callbacks=[stop], save=first.append, save_every=1
+        prepare(language_model, made),
+        made,
+        PROBLEMS,
+        no_reward,
+        sample=stage,
+        callbacks=[stop],
+        save=first.append,
+        save_every=1,
     )
     state = copied(first[-1] | {"stopped": False}, tmp_path)
     again = train(prepare(language_model, made), made, PROBLEMS, no_reward, sample=stage, state=state)

@@ -28,8 +28,8 @@ from equipoise.data.environment import ENVIRONMENTS
 ACTIONS = ("left", "right", "jump", "take", "drop", "open")
 RULES = (
     "You are @ in a corridor and want to come to the goal *. Each turn you are shown the cells and the number of the turn: "
-    "k is a key, D a closed door, _ a pit, a dot a free cell; you are & with the key in your hand, and K on its cell. Do one "
-    "thing a turn: left, right, jump (over the pit beside you), take or drop (the key, where you stand), open (the door "
+    "k is a key, D a closed door, _ a pit, a dot a free cell; you are & with the key in your hand, and K on its cell. Do "
+    "one thing a turn: left, right, jump (over the pit beside you), take or drop (the key, where you stand), open (the door "
     "beside you, with the key). Answer with that word alone."
 )
 Key = Literal["anywhere", "ahead", "behind"]
@@ -101,8 +101,8 @@ class Corridor:
     """Corridors whose shortest plan takes from lengths[0] to lengths[1] actions.
 
     cells: of a corridor. key: where it lies, seen from the start towards the goal; "behind" leaves corridors that do without
-    it out. slack: turns that an episode may take more than its plan. rules: whether the first text says how it is played, and
-    replies what was not possible; without them a model has to know. Raises BadInput for lengths that such corridors never have.
+    it out. slack: turns that an episode may take more than its plan. rules: whether the first text says how it is played,
+    and replies what was not possible; without them a model has to know. Raises BadInput for lengths that none has.
     """
 
     @closed
@@ -168,7 +168,7 @@ class Corridor:
 
 
 def read_action(text: str) -> str | None:
-    """The one action that a text names as a word, in any case, or is the first letter of; None where it names none or two."""
+    """The action that a text names as a word, in any case, or is the first letter of; None where it names none or two."""
     said = text.strip().casefold()
     named = {word for word in re.findall(r"[a-z]+", said) if word in ACTIONS}
     if not named:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +23,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from equipoise.core.options import closed
+from equipoise.core.progress import progress
 from equipoise.data.corridor import ACTIONS, Corridor
+from equipoise.data.environment import OpenedEnvironment
+from equipoise.data.problems import Problem
 from equipoise.language import tiny
 from equipoise.language.encode import encode_prompts, encode_replies
-from equipoise.language.model import LanguageModel
+from equipoise.language.model import LanguageModel, load
 from equipoise.language.rollouts import Rollouts, score_responses
 from equipoise.reinforcement.actguide import Action, Prompt, hinted, rebuild
 from equipoise.reinforcement.group_baselines import mixed
+from equipoise.reinforcement.guiding import Guided, log_ratios, scored
+from equipoise.reinforcement.playing import Playing, no_reward, seed_of
+from equipoise.reinforcement.recipe import Recipe
+from equipoise.reinforcement.training import ReinforceState, prepare, train
 from equipoise.training.loop import OneLoss, TrainerSettings, fit
 
 Array = NDArray[np.float64]
@@ -37,7 +46,7 @@ Start = Literal["taught", "sft"]
 CELLS, SLACK = 9, 2
 EASY, HARD = (1, 4), (8, 12)
 WIDTH, LAYERS, CONTEXT = 64, 2, 256
-LESSONS, STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 700, 64, 4e-3
+LESSONS, STEPS, BATCH_SIZE, LEARNING_RATE = 3000, 500, 32, 4e-3
 STRAYS = 0.2  # the share of the teacher's own actions that are any
 FOLLOWED = 0.5  # the share of lessons with a list
 LIST = HARD[1]  # actions of the longest random list
@@ -231,14 +240,16 @@ def teach(preparation: Any) -> None:
 class Tally:
     """What a run has spent, and what its groups were.
 
-    tokens: generated, those of probes and of rollouts that were replaced among them. groups, effective: all so far, and those
-    of unequal rewards. hard, rescued: groups. hints, shares: sums over guided groups of k and of k / L; guided: how many.
+    tokens: generated, those of probes and of replaced rollouts among them. groups, effective: all so far, and those of
+    unequal rewards. judged: groups that were played without a hint first; hard, rescued: of these. guided: groups with a
+    hint; hints, shares: sums over these of k and of k / L.
     """
 
     tokens: int = 0
     updates: int = 0
     groups: int = 0
     effective: int = 0
+    judged: int = 0
     hard: int = 0
     rescued: int = 0
     guided: int = 0
@@ -256,6 +267,7 @@ class Tally:
         self.groups += len(step.rewards)
         self.effective += int(mixed(step.rewards).sum())
         if notes:
+            self.judged += int((~notes["hard"].isnan()).sum())
             self.hard += int(notes["hard"].nansum())
             self.rescued += int(notes["rescued"].nansum())
             self.guided += int(notes["guided"].nansum())
@@ -269,7 +281,7 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class GuideWorld:
-    """A taught model, problems to train on, easy and hard in turn, and hard ones to test on, no picture of which is trained."""
+    """A taught model, problems to train on, easy and hard in turn, and hard ones to test on, whose pictures are others."""
 
     seed: int
     language_model: LanguageModel
@@ -309,9 +321,9 @@ class GuideWorld:
                 ]
         return found
 
-    def success(self, *, samples: int) -> Array:
-        """How often each test problem is solved without a hint, [N]: the same random numbers at every look."""
-        played = self.play(self.test, samples=samples)
+    def success(self, *, samples: int, share: float = 0.0) -> Array:
+        """How often each test problem is solved with a share of its plan shown, [N]; the same random numbers at each look."""
+        played = self.play(self.test, samples=samples, share=share)
         return _solved(played).reshape(-1, samples).mean(axis=1)
 
     def play(self, problems: Sequence[Problem], *, samples: int, share: float = 0.0) -> Rollouts:

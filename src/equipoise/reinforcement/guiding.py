@@ -50,13 +50,13 @@ _AT_ONCE = 64  # rows of a pass without gradients
 class Guided:
     """Called as `stages.sample`. actions: by the id of a problem its list; problems without one are played as ever.
 
-    template: of the hint, a name of `actguide.TEMPLATES` or a function. always: whether groups with a list get a hint at once,
-    whatever they could do without. length: of the hint, in actions: found by search, all of the list, `fixed`, or the share
-    `ratio` of it, rounded up; k_offset is added, within the list. probe_rollouts: of each k that is tried.
+    template: of the hint, a name of `actguide.TEMPLATES` or a function. always: whether groups with a list get a hint at
+    once, whatever they could do without. length: of the hint, in actions: found by search, all of the list, `fixed`, or the
+    share `ratio` of it, rounded up; k_offset is added, within the list. probe_rollouts: of each k that is tried.
     hard_threshold: a group is hard when none of its rewards is above; success_threshold: a probe succeeds when one is.
     correction: "ratio" learns without the hint and divides by the probability with it; controls: "none" learns without it
-    as if it had never been shown, "kept" learns with it. top_up: successful probes at the chosen k are part of the group.
-    dropout: the share of hints that are left out, as groups without one.
+    as if it had never been shown, "kept" learns with it. top_up: successful probes at the chosen k are part of the group,
+    which favors luck. dropout: the share of hints that are left out, as groups without one.
     Raises BadInput for settings out of range.
     """
 
@@ -325,9 +325,10 @@ def log_ratios(
 ) -> dict[str, Tensor]:
     """How far the policy without a hint is from the one that saw it, by groups: numbers [P] by their names.
 
-    log_probs, behavior_log_probs: [P N, T], without and with the hint; advantages: [P, N]; mask: [P N, T]. hint_log_ratio and
-    hint_log_ratio_variance: mean and variance of log rho over the tokens of a group; hint_weight_variance: the variance over
-    its responses of the sum of log rho, the paper's R_k; hint_clipped: the share of tokens that the clip leaves no gradient.
+    log_probs, behavior_log_probs: [P N, T], without and with the hint; advantages: [P, N]; mask: [P N, T]. hint_log_ratio
+    and hint_log_ratio_variance: mean and variance of log rho over the tokens of a group; hint_weight_variance: the variance
+    over its responses of the sum of log rho, the paper's R_k; hint_clipped: the share of tokens that the clip leaves no
+    gradient.
     """
     groups = len(advantages)
     log_ratio = (log_probs - behavior_log_probs).double().where(mask, 0)
