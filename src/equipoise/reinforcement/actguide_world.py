@@ -322,7 +322,7 @@ class GuideWorld:
         return found
 
     def success(self, *, samples: int, share: float = 0.0) -> Array:
-        """How often each test problem is solved with a share of its plan shown, [N]; the same random numbers at each look."""
+        """How often each test problem is solved with a share of its plan shown, [N]; the same draws at every look."""
         played = self.play(self.test, samples=samples, share=share)
         return _solved(played).reshape(-1, samples).mean(axis=1)
 

@@ -1,8 +1,8 @@
 """ActGuide on corridors: whether a tiny policy learns without hints what it could only do with them, every token counted.
 
-Per seed a model is taught short corridors and to read lists of actions; of the long ones, where the key lies behind, it solves
-none in eight tries. Every arm trains on as many short ones as long ones, has the plans of the long ones if it uses any, and
-ends when it has generated as many tokens, those of probes and of rollouts that were replaced among them.
+Per seed a model is taught short corridors and to read lists of actions; of the long ones, where the key lies behind, it
+solves none in eight tries. Every arm trains on as many short ones as long ones, has the plans of the long ones if it uses
+any, and ends when it has generated as many tokens, those of probes and of rollouts that were replaced among them.
 """
 
 from typing import Annotated, Any, Literal
@@ -61,7 +61,7 @@ def actguide(
         prepare=teach,
         arms=[
             arm("actguide", "method", guidance=search),
-            arm("grpo-corridor", "baseline"),
+            arm("grpo", "baseline"),
             arm("always-full", "baseline", guidance={"length": "full", "always": True}),
             arm("sft", "baseline", start="sft", reinforced=False),
             arm("sft-grpo", "baseline", start="sft"),
@@ -107,7 +107,7 @@ def actguide(
             Claim(
                 "Without a hint the guided policy solves more long corridors than GRPO, at equal generated tokens.",
                 source=f"{PAPER}, table of results as a public reading note gives it",
-                test=better("success", arm="actguide", rival="grpo-corridor", margin=MARGIN, reason=REASON),
+                test=better("success", arm="actguide", rival="grpo", margin=MARGIN, reason=REASON),
             ),
             Claim(
                 "The search pays for its probes: it solves more than falling back on the full list.",
@@ -126,7 +126,7 @@ def actguide(
                 test=better(
                     "effective_share",
                     arm="actguide",
-                    rival="grpo-corridor",
+                    rival="grpo",
                     units=("seed",),
                     margin=0.2,
                     reason="half of the prompts are hard; less than two fifths of them rescued would be no rescue",
