@@ -7,10 +7,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import reinforcement_world
 import torch
 from torch.testing import assert_close
 
+import reinforcement_world
 from equipoise.core.errors import BadInput
 from equipoise.data.environment import open_environment
 from equipoise.language.confidence import Bounds, entropy, entropy_bounds
@@ -421,7 +421,7 @@ def test_segments_calls_and_observations_give_back_the_episode(untaught):
             count = segments.index(-1) if -1 in segments else len(ids)
             assert segments == [number] * count + [-1] * (len(ids) - count)
             # The reasoning is the most tokens that are over before the call begins.
-            at = turn.info.get("call_at", len(turn.text))
+            at = turn.info.get("call_at", math.inf)
             lengths = [
                 len(untaught.tokenizer.decode(ids[:n], skip_special_tokens=True).removeprefix(" "))
                 for n in range(len(ids) + 1)

@@ -290,6 +290,33 @@ def copy_rate(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = GRAM,
     return sums / tokens
 
 
+# Rivals that count calls, and ask no entropy.
+
+
+def call_counts(rollouts: Rollouts) -> Tensor:
+    """How many calls each episode made, [R], several of a turn among them."""
+    made = [sum(len(turn.info.get("actions", ())) for turn in episode.turns) for episode in rollouts.episodes]
+    return torch.tensor(made, device=rollouts.ids.device)
+
+
+def episode_scores(rollouts: Rollouts) -> Tensor:
+    """The scores of episodes, [R]."""
+    return rollouts.entropies.new_tensor([episode.score for episode in rollouts.episodes])
+
+
+def count_penalty(rollouts: Rollouts, *, weight: float) -> Tensor:
+    """Rewards [R]: the score minus `weight` for each call, also of a wrong answer."""
+    return episode_scores(rollouts) - weight * call_counts(rollouts)
+
+
+def decreasing_reward(rollouts: Rollouts, *, most: int) -> Tensor:
+    """Rewards [R]: the score times cos(pi n / (2 n + most)), which falls from 1 without calls, to 1/2 at n = most
+    (arXiv:2504.14870's factor for PPO).
+    """
+    calls = call_counts(rollouts).to(rollouts.entropies.dtype)
+    return episode_scores(rollouts) * (math.pi * calls / (2 * calls + most)).cos()
+
+
 # In the loop.
 
 
@@ -378,7 +405,7 @@ class ToolReward:
     def shape(self, rollouts: Rollouts) -> Tensor:
         """Outcome rewards [R] of episodes, in place of their scores."""
         effects, _ = self.effects(rollouts)
-        scores = rollouts.entropies.new_tensor([episode.score for episode in rollouts.episodes])
+        scores = episode_scores(rollouts)
         default = scores.new_tensor(
             [episode.turns[-1].info.get("no_call", 1.0) if episode.turns else 1.0 for episode in rollouts.episodes]
         )
