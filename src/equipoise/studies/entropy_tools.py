@@ -49,7 +49,7 @@ def entropy_tools(
             Arm("sparse-full", kind="method", reward="outcome", no_call="full"),
             Arm("sparse-zero", kind="method", reward="outcome", no_call="zero"),
             Arm("dense", kind="method", reward="process", alpha=0.5),
-            Arm("score", kind="baseline", reward="score"),
+            Arm("score-alone", kind="baseline", reward="score"),
             Arm("count-weak", kind="baseline", reward="count", weight=0.02),
             Arm("count-strong", kind="baseline", reward="count", weight=0.1),
             Arm("decreasing", kind="baseline", reward="decreasing"),
@@ -74,7 +74,7 @@ def entropy_tools(
             saving(
                 "The sparse reward saves calls against the score alone, at no lower accuracy.",
                 "sparse-full",
-                "score",
+                "score-alone",
                 f"{PAPER}: 72.07 % fewer calls than the mean of baselines",
                 primary=True,
             ),
@@ -89,7 +89,7 @@ def entropy_tools(
                 "The dense reward solves more than the score alone.",
                 "accuracy_so_far",
                 "dense",
-                "score",
+                "score-alone",
                 f"{PAPER}: 22.27 % better performance",
                 primary=True,
                 margin=0.01,
@@ -103,7 +103,10 @@ def entropy_tools(
                 OURS,
             ),
             saving(
-                "It saves calls, too, where an answer without a call is worth nothing.", "sparse-zero", "score", OURS
+                "It saves calls, too, where an answer without a call is worth nothing.",
+                "sparse-zero",
+                "score-alone",
+                OURS,
             ),
             ahead(
                 "The rule for no call presses on the number: fewer calls where it pays in full than where it pays nothing.",
@@ -121,7 +124,7 @@ def entropy_tools(
                 "What is saved is what is useless: fewer repeats and stray keys than with the score alone.",
                 "useless_calls",
                 "sparse-full",
-                "score",
+                "score-alone",
             ),
             Claim(
                 "The signal knows useful calls from repeats, for the policy of the score alone.",
@@ -129,7 +132,7 @@ def entropy_tools(
                 primary=False,
                 test=between(
                     "reducing",
-                    arm="score",
+                    arm="score-alone",
                     where_a={"call": "useful", "by": "policy"},
                     where_b={"call": "repeat", "by": "policy"},
                     units=("seed",),
