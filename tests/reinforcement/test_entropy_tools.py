@@ -235,6 +235,12 @@ def test_outcome_reward_of_many_leaves_neutral_calls_out():
             outcome_reward(1.0, [True], no_call="task-default", default=wrong)
 
 
+def test_a_score_below_zero_is_neither_softened_nor_raised():
+    for flags in ([True, False], [False, False], []):
+        assert outcome_reward(-0.5, flags, no_call="zero").item() == -0.5
+        assert process_rewards(-0.5, flags).tolist() == [-0.5] * (len(flags) + 1)
+
+
 def test_process_rewards():
     assert process_rewards(0.8, [True, False, True]).tolist() == pytest.approx([1.2, 0.8, 1.2, 0.8])
     assert process_rewards(0.0, [True, True]).tolist() == [0, 0, 0]

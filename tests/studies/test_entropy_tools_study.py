@@ -26,6 +26,7 @@ from equipoise.studies import entropy_tools_pilot as pilot
 from equipoise.study import registry
 
 SEED = 1007
+MOST_TURNS = Lookup.max_turns
 
 
 class Stopped(Exception):
@@ -86,7 +87,7 @@ def test_demonstrations_solve_their_episode_with_useless_calls_among_them():
         assert environment.step(shown.turns[-1])[1:3] == (1.0, True)
         needed = len(environment.chain) + len(set(environment.chain) & set(environment.garbage))
         useless.append(len(shown.replies) - needed)
-        assert len(shown.turns) <= Lookup.max_turns
+        assert len(shown.turns) <= MOST_TURNS
     assert set(useless) == set(USELESS)
     unknown = {demonstration(3, random.Random(number)).turns[0][:BELIEF] for number in range(20)}
     assert len(unknown) > 15  # nothing is known before the first call
@@ -103,7 +104,8 @@ def small():
         patch.setattr(lookup_world, "MEASURED", 2)
         patch.setattr(lookup_world, "SOLVED", 0.0)
         patch.setattr(lookup_world, "CHECKPOINT", 1)
-        patch.setattr(declared, "PROMPTS", 2)
+        patch.setattr(Lookup, "max_turns", 3)
+        patch.setattr(declared, "PROMPTS", 1)
         patch.setattr(declared, "GROUP", 2)
         yield
 
@@ -187,22 +189,19 @@ def test_rivals_that_count_calls():
 
 
 def test_an_arm_that_was_killed_comes_to_the_same(taught, tmp_path):
-    study = registry.load("entropy-tools").build(steps=2, evaluations=2, test_episodes=3)
-    for arm in ("sparse-full", "dense"):
-        runs = [Recorder(tmp_path / f"{arm}-{name}", study=study, arm=arm, prepared=taught[0].folder) for name in "ab"]
-        declared.train(runs[0])
-        with pytest.raises(Stopped):
-            declared.train(Recorder(runs[1].folder, study=study, arm=arm, prepared=taught[0].folder, stop=1))
-        declared.train(runs[1])
-        assert runs[0].measured == runs[1].measured
-        assert runs[0].spent == runs[1].spent
-        assert runs[0].spent["optimizer_steps"] == 2
-        at = [
-            json.loads(key.split(" ", 1)[1].rsplit(" ", 1)[0])
-            for key in runs[0].measured
-            if key.startswith("accuracy ")
-        ]
-        assert [each["optimizer_steps"] for each in at] == [0, 1, 2]
+    study = registry.load("entropy-tools").build(steps=2, evaluations=2, test_episodes=2)
+    one, two, three = (
+        Recorder(tmp_path / name, study=study, arm="dense", prepared=taught[0].folder, stop=stop)
+        for name, stop in (("whole", None), ("killed", 1), ("killed", None))
+    )
+    declared.train(one)
+    with pytest.raises(Stopped):
+        declared.train(two)
+    declared.train(three)
+    assert one.measured == three.measured and one.spent == three.spent
+    assert one.spent["optimizer_steps"] == 2
+    for done in (0, 1, 2):
+        assert any(key.startswith("accuracy ") and f'"optimizer_steps": {done},' in key for key in one.measured)
 
 
 def test_every_arm_has_the_reward_that_it_is_called_by(taught):
@@ -213,11 +212,9 @@ def test_every_arm_has_the_reward_that_it_is_called_by(taught):
     for arm in study.arms:
         chosen = world.stages(made, **arm.points()[0])
         weighed[arm.name] = (chosen["sample"].shape is None, chosen["weigh"] is stages.weigh)
-    assert weighed == {
-        **dict.fromkeys(("sparse-full", "sparse-zero", "count-weak", "count-strong", "decreasing", "sparse-margin"), (False, True)),
-        **dict.fromkeys(("dense", "dense-zero"), (True, False)),
-        "score-alone": (True, True),
-    }  # fmt: skip
+    shaped = ("sparse-full", "sparse-zero", "count-weak", "count-strong", "decreasing", "sparse-margin")
+    expected = {**dict.fromkeys(shaped, (False, True)), **dict.fromkeys(("dense", "dense-zero"), (True, False))}
+    assert weighed == {**expected, "score-alone": (True, True)}
     assert world.stages(made, **study.arm("sparse-zero").points()[0])["sample"].shape.__self__.no_call == "zero"
     assert world.stages(made, **study.arm("dense-zero").points()[0])["weigh"].__self__.alpha == 0
 
@@ -228,7 +225,14 @@ EVIDENCE = [
 ]
 
 
-def test_drops_are_those_of_the_thoughts():
+@pytest.fixture
+def briefly(monkeypatch):
+    """What is shown is short, since the untaught model's context is."""
+    monkeypatch.setattr(evidence_world, "FIRST", "{question} {first}")
+    monkeypatch.setattr(evidence_world, "THEN", "{text} {question}")
+
+
+def test_drops_are_those_of_the_thoughts(briefly):
     """Of each question alone, too; by hand from the rollouts, for unequal thoughts."""
     language_model = reinforcement_world.model()
     found = drops(language_model, EVIDENCE, tokens=12)
@@ -264,7 +268,7 @@ def test_questions_of_hotpotqa():
         assert max(map(len, each.texts.values())) <= evidence_world.PARAGRAPH
 
 
-def test_the_pilot_from_its_preparation_to_its_claims(monkeypatch, tmp_path):
+def test_the_pilot_from_its_preparation_to_its_claims(briefly, monkeypatch, tmp_path):
     language_model = reinforcement_world.model()
     monkeypatch.setattr("equipoise.language.model.load", lambda name: copy.copy(language_model))
     monkeypatch.setattr(evidence_world, "questions", lambda count, seed: EVIDENCE[:count])

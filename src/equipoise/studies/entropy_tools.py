@@ -43,7 +43,7 @@ def entropy_tools(
         seeds=5,  # from 0; seed 1000 was looked at while the world was built
         budget="optimizer_steps",
         dial="optimizer_steps",
-        scale="A Llama of about 0.2 M parameters, taught chains of one to three lookups on the spot.",
+        scale="A Llama of about 0.3 M parameters, taught chains of one to three lookups on the spot.",
         prepare=teach,
         arms=[
             Arm("sparse-full", kind="method", reward="outcome", no_call="full"),
