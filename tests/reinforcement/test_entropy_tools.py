@@ -7,10 +7,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import reinforcement_world
 import torch
 from torch.testing import assert_close
 
+import reinforcement_world
 from equipoise.core.errors import BadInput
 from equipoise.data.environment import open_environment
 from equipoise.language.confidence import Bounds, entropy, entropy_bounds
@@ -235,6 +235,12 @@ def test_outcome_reward_of_many_leaves_neutral_calls_out():
             outcome_reward(1.0, [True], no_call="task-default", default=wrong)
 
 
+def test_a_score_below_zero_is_neither_softened_nor_raised():
+    for flags in ([True, False], [False, False], []):
+        assert outcome_reward(-0.5, flags, no_call="zero").item() == -0.5
+        assert process_rewards(-0.5, flags).tolist() == [-0.5] * (len(flags) + 1)
+
+
 def test_process_rewards():
     assert process_rewards(0.8, [True, False, True]).tolist() == pytest.approx([1.2, 0.8, 1.2, 0.8])
     assert process_rewards(0.0, [True, True]).tolist() == [0, 0, 0]
@@ -421,7 +427,7 @@ def test_segments_calls_and_observations_give_back_the_episode(untaught):
             count = segments.index(-1) if -1 in segments else len(ids)
             assert segments == [number] * count + [-1] * (len(ids) - count)
             # The reasoning is the most tokens that are over before the call begins.
-            at = turn.info.get("call_at", len(turn.text))
+            at = turn.info.get("call_at", math.inf)
             lengths = [
                 len(untaught.tokenizer.decode(ids[:n], skip_special_tokens=True).removeprefix(" "))
                 for n in range(len(ids) + 1)

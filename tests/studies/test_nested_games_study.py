@@ -87,7 +87,8 @@ def study(monkeypatch, folder):
     monkeypatch.setattr(nested_games, "PROMPTS", 1)
     monkeypatch.setattr(nested_games, "GROUP", 2)
     monkeypatch.setattr(Recorder, "prepared", folder)
-    return registry.load("nested-games").build(steps=4, evaluations=2, episodes=3)
+    monkeypatch.setattr(nested_world, "SEEDS", 8)
+    return registry.load("nested-games").build(steps=4, evaluations=1, episodes=2)
 
 
 @pytest.mark.parametrize("arm", ["nested-segments", "mixed", "rotation", "only-spy"])
@@ -97,7 +98,7 @@ def test_an_arm_plays_as_many_games_and_measures_everything(arm, study, tmp_path
     each = 2 * 4  # games of a kind: two samples in four steps
     assert run.spent["games"] == (each if arm == "only-spy" else 4 * each) and run.spent["optimizer_steps"] == 4
     at = [json.loads(re.findall(r"\{.*?\}", key)[0]) for key in run.measured]
-    assert {place["step"] for place in at} == {2, 4} and run.checkpoints == 2
+    assert {place["step"] for place in at} == {4} and run.checkpoints == 1
     assert max(place["games"] for place in at) == run.spent["games"]
     assert max(place["generated_tokens"] for place in at) == run.spent["generated_tokens"]
     assert {outcome.name for outcome in study.outcomes} == {key.partition(" ")[0] for key in run.measured}
@@ -105,7 +106,7 @@ def test_an_arm_plays_as_many_games_and_measures_everything(arm, study, tmp_path
     assert run.at_the_end("success") == pytest.approx(np.mean(list(rates.values())))
     assert run.at_the_end("worst_lead") == pytest.approx(min(rates[game] - nested_games.CHANCE[game] for game in GAMES))
     games = {json.loads(key.split("} ")[1])["game"] for key in run.measured if key.startswith("success_in_training")}
-    assert games == ({"spy"} if arm == "only-spy" else set(GAMES))
+    assert games == ({"spy"} if arm in ("only-spy", "rotation") else set(GAMES))  # the last quarter is one step here
 
 
 def test_the_base_is_as_it_was_taught(study, tmp_path):
@@ -116,6 +117,7 @@ def test_the_base_is_as_it_was_taught(study, tmp_path):
 
 
 def test_a_stopped_run_comes_to_the_same_bytes(study, tmp_path):
+    study = registry.load("nested-games").build(steps=2, evaluations=2, episodes=2)
     folders = [tmp_path / name for name in ("whole", "cut")]
     for each in folders:
         each.mkdir()
@@ -139,7 +141,8 @@ def _leaves(value):
         yield value
 
 
-def test_what_the_arms_are(folder):
+def test_what_the_arms_are(monkeypatch):
+    monkeypatch.setattr(nested_world, "SEEDS", 8)
     world = NestedWorld(None, SEED)
     made = recipe("starpo", prompts_per_step=2, num_generations=16)
     assert (made.kl_beta, made.clip_low, made.clip_high, made.entropy_beta) == (0, 0.2, 0.28, 0.001)
@@ -203,7 +206,7 @@ def test_lessons_are_episodes_in_the_tokens_of_play():
         labelled = "".join(tokenizer.convert_ids_to_tokens(token) for token in example.labels if token != IGNORE)
         assert labelled == "".join(f"{move}{tokenizer.eos_token}" for _, move in told)
     alone, nested = lessons[::2], lessons[1::2]
-    assert all(told[0][0].startswith("%") and len(told) >= 8 for told in nested)
+    assert all(told[0][0].startswith("%") and len(told) >= 6 for told in nested)
     assert {told[0][0][0] in "%" for told in alone} == {True, False}
     longest = max(len(move) for told in lessons for _, move in told)
     assert longest + 1 <= nested_world.MAX_NEW_TOKENS
@@ -233,7 +236,7 @@ def test_lessons_are_right_as_often_as_they_should_be(monkeypatch):
 def test_no_nested_episode_is_too_long():
     """The longest that there can be: every turn is used, and none has an end token of its own."""
     most = 0
-    for seed in range(200):
+    for seed in range(40):
         environment = Nested(MAKERS)
         length, done = 1 + len(environment.reset(seed)), False
         while not done:
@@ -244,7 +247,7 @@ def test_no_nested_episode_is_too_long():
 
 
 def test_held_out_seeds_and_boards():
-    assert len(GAMES) * nested_world.SEEDS < UNSEEN
+    assert len(GAMES) * nested_world.SEEDS < UNSEEN  # derived seeds are 32-bit words: by chance alone
     plain, mirrored = MAKERS["tictactoe"](), TRANSFER["mirrored-tictactoe"]()
     for seed in range(UNSEEN, UNSEEN + 5):
         one, other = plain.reset(seed).strip(), mirrored.reset(seed).strip()
@@ -255,6 +258,7 @@ def test_held_out_seeds_and_boards():
 def test_what_a_look_says_of_the_steps():
     logged = [{"entropy": value, "gradient_norm": 1 + value % 2} for value in range(8)]
     look = Look(8, 10, 20, logged)
+    assert Look(2, 0, 0, logged[:2]).recent("entropy") == 1
     assert look.recent("entropy") == 6.5 and math.isnan(look.recent("success/spy"))
     assert look.gradient_variation == pytest.approx(0.5 / 1.5)
 

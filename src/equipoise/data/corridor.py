@@ -28,13 +28,13 @@ from equipoise.data.environment import ENVIRONMENTS
 ACTIONS = ("left", "right", "jump", "take", "drop", "open")
 RULES = (
     "You are @ in a corridor and want to come to the goal *. Each turn you are shown the cells and the number of the turn: "
-    "k is a key, D a closed door, _ a pit, a dot a free cell; you are & with the key in your hand, and K on its cell. Do one "
-    "thing a turn: left, right, jump (over the pit beside you), take or drop (the key, where you stand), open (the door "
+    "k is a key, D a closed door, _ a pit, a dot a free cell; you are & with the key in your hand, and K on its cell. Do "
+    "one thing a turn: left, right, jump (over the pit beside you), take or drop (the key, where you stand), open (the door "
     "beside you, with the key). Answer with that word alone."
 )
 Key = Literal["anywhere", "ahead", "behind"]
 _TURNS = "123456789abcdefghijklmnopqrstuvwxyz"  # one sign each
-_TRIES = 20_000  # corridors that are drawn before lengths are called impossible
+_TRIES = 2000  # corridors that are drawn before lengths are called impossible
 _SEEDS = 16  # whose corridors chance is averaged over
 
 
@@ -78,25 +78,9 @@ class Layout:
     def _free(self, cell: int, shut: bool) -> bool:
         return 0 <= cell < self.cells and not (shut and cell == self.door)
 
-    def plan(self, state: State) -> list[str] | None:
+    def plan(self, state: State) -> tuple[str, ...] | None:
         """The shortest way to the goal, the first in the order of ACTIONS among equals; None where there is none."""
-        came: dict[State, tuple[State, str]] = {}
-        queue, seen = deque([state]), {state}
-        while queue:
-            now = queue.popleft()
-            if now.position == self.goal:
-                actions = []
-                while now != state:
-                    now, action = came[now]
-                    actions.append(action)
-                return actions[::-1]
-            for action in ACTIONS:
-                then = self.move(now, action)
-                if then is not None and then not in seen:
-                    seen.add(then)
-                    came[then] = now, action
-                    queue.append(then)
-        return None
+        return _plan(self, state)
 
     def picture(self, state: State) -> str:
         """The cells, a sign each."""
@@ -117,8 +101,8 @@ class Corridor:
     """Corridors whose shortest plan takes from lengths[0] to lengths[1] actions.
 
     cells: of a corridor. key: where it lies, seen from the start towards the goal; "behind" leaves corridors that do without
-    it out. slack: turns that an episode may take more than its plan. rules: whether the first text says how it is played, and
-    replies what was not possible; without them a model has to know. Raises BadInput for lengths that such corridors never have.
+    it out. slack: turns that an episode may take more than its plan. rules: whether the first text says how it is played,
+    and replies what was not possible; without them a model has to know. Raises BadInput for lengths that none has.
     """
 
     @closed
@@ -152,9 +136,10 @@ class Corridor:
         """The shortest plan of a seed's corridor, as `Info.actions` has actions."""
         return [_named(action) for action in _drawn(*self._kind, seed)[2]]
 
-    def start(self, seed: int) -> tuple[Layout, State]:
-        """The corridor of a seed, and where its episode begins."""
-        return _drawn(*self._kind, seed)[:2]
+    @property
+    def plan_from_here(self) -> list[dict[str, Any]]:
+        """The shortest plan from where the episode is now; [] at the goal, and where there is none."""
+        return [_named(action) for action in self._layout.plan(self._state) or ()]
 
     def reset(self, seed: int) -> str:
         """Begin in the corridor of a seed."""
@@ -183,7 +168,7 @@ class Corridor:
 
 
 def read_action(text: str) -> str | None:
-    """The one action that a text names as a word, in any case, or is the first letter of; None where it names none or two."""
+    """The action that a text names as a word, in any case, or is the first letter of; None where it names none or two."""
     said = text.strip().casefold()
     named = {word for word in re.findall(r"[a-z]+", said) if word in ACTIONS}
     if not named:
@@ -196,12 +181,33 @@ def _named(action: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=100_000)
+def _plan(layout: Layout, state: State) -> tuple[str, ...] | None:
+    came: dict[State, tuple[State, str]] = {}
+    queue, seen = deque([state]), {state}
+    while queue:
+        now = queue.popleft()
+        if now.position == layout.goal:
+            actions = []
+            while now != state:
+                now, action = came[now]
+                actions.append(action)
+            return tuple(actions[::-1])
+        for action in ACTIONS:
+            then = layout.move(now, action)
+            if then is not None and then not in seen:
+                seen.add(then)
+                came[then] = now, action
+                queue.append(then)
+    return None
+
+
+@lru_cache(maxsize=100_000)
 def _drawn(least: int, most: int, cells: int, key: Key, seed: int) -> tuple[Layout, State, tuple[str, ...]]:
     """The corridor of a seed, its first state and its plan."""
     for layout, state in _corridors(cells, key, random.Random(f"corridor {seed}")):
         plan = layout.plan(state)
         if plan is not None and least <= len(plan) <= most:
-            return layout, state, tuple(plan)
+            return layout, state, plan
     raise BadInput(
         f"among {_TRIES} corridors of {cells} cells with the key {key!r} none takes {least} to {most} actions: use more "
         "cells, or other lengths."

@@ -14,13 +14,19 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, combinations
 
+from equipoise.core.errors import BadInput
+
 Payoffs = Sequence[Sequence[int]]
 Strategy = tuple[Fraction, ...]
 Equilibrium = tuple[Strategy, Strategy]
 
 
 def equilibria(first: Payoffs, second: Payoffs) -> list[Equilibrium]:
-    """All extreme equilibria, small supports first. An action is played in some equilibrium when it is in one of these."""
+    """All extreme equilibria, small supports first. An action is played in some equilibrium when it is in one of these.
+
+    Raises BadInput for matrices of two shapes, and for payoffs that are not whole.
+    """
+    _check(first, second)
     rows, columns = _vertices(_transposed(second)), _vertices(first)
     found = [
         (row, column)
@@ -32,7 +38,11 @@ def equilibria(first: Payoffs, second: Payoffs) -> list[Equilibrium]:
 
 
 def support_equilibria(first: Payoffs, second: Payoffs) -> list[Equilibrium]:
-    """Equilibria whose supports have the same size and leave nothing open, in the order of the first player's supports."""
+    """Equilibria whose supports have the same size and leave nothing open, in the order of the first player's supports.
+
+    Raises BadInput as `equilibria` does.
+    """
+    _check(first, second)
     other = _transposed(second)
     found: list[Equilibrium] = []
     for rows in _supports(len(first)):
@@ -56,6 +66,18 @@ def best_responses(payoffs: Payoffs, strategy: Strategy) -> set[int]:
     expected = [sum(a * b for a, b in zip(row, strategy, strict=True)) for row in payoffs]
     most = max(expected)
     return {row for row, value in enumerate(expected) if value == most}
+
+
+def _check(first: Payoffs, second: Payoffs) -> None:
+    widths = {len(row) for payoffs in (first, second) for row in payoffs}
+    if len(first) != len(second) or len(widths) != 1 or not min(widths):
+        raise BadInput(
+            "The payoffs of a game are two matrices of the same shape, a row for each action of the first player."
+        )
+    if wrong := [value for row in (*first, *second) for value in row if not isinstance(value, int)]:
+        raise BadInput(
+            f"The payoff {wrong[0]!r} is no whole number: multiply all of a player by what makes them whole."
+        )
 
 
 def _transposed(payoffs: Payoffs) -> Payoffs:

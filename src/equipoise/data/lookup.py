@@ -34,7 +34,7 @@ _ANSWER = re.compile(r"=\s*(\d[\d\s,]*)")
 class Lookup:
     """One chain. max_turns: calls for the longest with every key asked twice, and some more. chance: of digits at random."""
 
-    max_turns = 10
+    max_turns = 11
     chance: ClassVar[Mapping[str, float]] = {"success": sum(10.0**-hops for hops in HOPS) / len(HOPS)}
 
     def reset(self, seed: int) -> str:

@@ -6,9 +6,10 @@ from 1.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
-Payoffs: TypeAlias = Sequence[Sequence[int]]
+from equipoise.data.equilibria import Payoffs
+
 Layout = Literal[
     "two-tables",
     "own-tables",

@@ -50,10 +50,11 @@ class Seen:
 class Deck(Protocol):
     """The words of a game, and how its texts are written and read.
 
-    no_skill: the share of successes without skill beside scripted players, None where it is not known. lost_clue, lost_vote:
-    what is said to a player whose clue or vote does not count.
+    scripted: whether there is something to say of every word. no_skill: the share of successes without skill beside scripted
+    players, None where it is not known. lost_clue, lost_vote: what is said to one whose clue or vote does not count.
     """
 
+    scripted: bool
     no_skill: float | None
     lost_clue: str
     lost_vote: str
@@ -131,7 +132,7 @@ class Spy:
         if rounds < 1 or (players is not None and len(players) != SEATS - 1):
             raise BadInput(f"rounds is {rounds} and players {players}: give at least 1, and {SEATS - 1} functions.")
         self._deck = deck or _english()
-        if players is None and not all(self._deck.clues(word) for word in self._deck.draw(Random(0))):
+        if players is None and not self._deck.scripted:
             raise BadInput("Scripted players need something to say of every word: fill the pairs, or give players.")
         self._players, self._rounds = players, rounds
         self.max_turns = rounds + 1
@@ -193,7 +194,7 @@ class Spy:
         """Played, with the seeds from 0: the successes of clues that know nothing of the game and of random votes."""
         won = 0
         for seed in range(episodes):
-            random = Random(-1 - seed)
+            random = Random(f"no skill {seed}")
             self.reset(seed)
             for _ in range(self._rounds):
                 self.step(self._deck.noise(random))
@@ -203,7 +204,7 @@ class Spy:
 
     @property
     def chance(self) -> dict[str, float]:
-        """What `chance_levels` told of 20,000 episodes of the decks as they come; else where all votes are random."""
+        """What `chance_levels` told of 10,000 episodes of the decks as they come; else where all votes are random."""
         known = self._players is None and self._rounds == ROUNDS
         level = self._deck.no_skill if known and self._deck.no_skill is not None else RANDOM_VOTES
         return {"success": level, "score": level}
@@ -265,7 +266,7 @@ class English:
     lost_vote = "That is no vote: expected the number of another player."
 
     def __init__(self, pairs: Sequence[WordPair] | None = None) -> None:
-        self.no_skill = 0.462 if pairs is None else None
+        self.no_skill = 0.460 if pairs is None else None
         self._pairs = word_pairs() if pairs is None else tuple(pairs)
         if not self._pairs:
             raise BadInput("There are no pairs of words: give at least one.")
@@ -279,7 +280,8 @@ class English:
                 related.setdefault(word, []).extend(theirs)
         self._own = {word: tuple(dict.fromkeys(said)) for word, said in own.items()}
         self._related = {word: tuple(dict.fromkeys(said)) for word, said in related.items()}
-        self._words = tuple(self._own)
+        self._noise = tuple(said for word in self._own for said in self._own[word]) or ("It is a word.",)
+        self.scripted = all(self._own.values())
 
     def draw(self, random: Random) -> tuple[str, str]:
         """Either word of a pair may be the spy's."""
@@ -292,7 +294,7 @@ class English:
 
     def noise(self, random: Random) -> str:
         """What is true of any word."""
-        return random.choice(self._own[random.choice(self._words)])
+        return random.choice(self._noise)
 
     def fit(self, clue: str, word: str) -> float:
         """1 for what is true of the word, 0 for what is true of its relatives alone, 1/2 for what is neither.
@@ -357,14 +359,14 @@ def _overlap(clue: str, known: tuple[str, ...]) -> float:
 class Bits:
     """Vectors of bits, `ones` of which are set, as letters ("acd"); those of a pair share all but ones - shared."""
 
-    lost_clue, lost_vote = "=?\n", "=!\n"
+    scripted, lost_clue, lost_vote = True, "=?\n", "=!\n"
 
     def __init__(self, bits: int = 6, ones: int = 3, shared: int = 2) -> None:
         if not 0 <= shared < ones or not 2 * ones - shared <= bits <= 26:
             raise BadInput(
                 f"bits is {bits}, ones {ones} and shared {shared}: two words need 2 ones - shared of 26 letters."
             )
-        self.no_skill = 0.382 if (bits, ones, shared) == (6, 3, 2) else None
+        self.no_skill = 0.380 if (bits, ones, shared) == (6, 3, 2) else None
         self._letters, self._ones, self._shared = "abcdefghijklmnopqrstuvwxyz"[:bits], ones, shared
 
     def draw(self, random: Random) -> tuple[str, str]:

@@ -121,11 +121,12 @@ class TicTacToe:
         """Move, and be answered by the opponent."""
         self._turn += 1
         used_up = self._turn >= TURNS
+        further = "Your turns are used up." if used_up else _YOURS
         cell = _read(text, self._cells)
         if cell is None or self._board[cell] != ".":
             why = "That is no cell." if cell is None else "That cell is taken."
             info = {"success": False, "valid": False, "actions": []}
-            return self._view(f"{why} {self._asked()}", _YOURS, "?"), INVALID, used_up, info
+            return self._view(f"{why} {self._asked()}", further, "?"), INVALID, used_up, info
         self._board, told = placed(self._board, cell), ""
         if free(self._board):
             answer = self._answer()
@@ -135,7 +136,7 @@ class TicTacToe:
         action = {"name": "place", "arguments": {"cell": _NAMES[self._cells][cell]}}
         info = {"success": won == self._mark, "valid": True, "actions": [action]}
         if free(self._board):
-            return self._view(told, _YOURS), 0.0, used_up, info
+            return self._view(told, further), 0.0, used_up, info
         if won == ".":
             return self._view(told, "Nobody has won.", "="), DRAW, True, info
         if won == self._mark:

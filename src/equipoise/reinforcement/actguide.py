@@ -1,4 +1,4 @@
-"""ActGuide (arXiv:2605.12004): where every rollout of a task fails, show the shortest start of a recorded action list that helps.
+"""ActGuide (arXiv:2605.12004): where all rollouts of a task fail, show the shortest start of a recorded list that helps.
 
 A list a_1 .. a_L of actions (name and arguments, no reasoning) gives the hints g_k = (a_1 .. a_k), g_0 none. Of a task whose
 rollouts all fail the shortest sufficient one is sought, new rollouts are written with it, and learnt as if it had not been
@@ -47,8 +47,9 @@ _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 class ActionLog:
     """Action lists by what names their task: its id, else its prompt.
 
-    rows: that were read. errors: of these, those that say so themselves and were dropped. repeated: those of a task that had a
-    list as short already. unreadable: calls that were no JSON. leaks: actions left out because they hold the answer.
+    rows: that were read. errors: of these, those that say so themselves and were dropped. repeated: those of a task that
+    had a list before, of which the shortest stays. unreadable: calls that were no JSON. leaks: actions left out because
+    they hold the answer.
     """
 
     lists: Mapping[str, tuple[Action, ...]]
@@ -71,10 +72,10 @@ class ActionLog:
 def read_actions(path: str | Path, *, left_out: Sequence[str] = LEFT_OUT) -> ActionLog:
     """The action lists of a file (JSON lines, a row a recorded episode).
 
-    A row has an id, or a question or prompt; and `actions`, a list of {"name", "arguments"}, or `messages`, whose assistant's
-    turns hold `tool_calls` as OpenAI writes them, or <tool_call> blocks in their text. Parallel calls count one after the
-    other. A row with an `error` is dropped; of several rows of a task the shortest list stays. An action is left out where its
-    arguments hold the row's own answer. left_out: names of arguments that no hint shows.
+    A row has an id, or a question or prompt; and `actions`, a list of {"name", "arguments"}, or `messages`, whose
+    assistant's turns hold `tool_calls` as OpenAI writes them, or <tool_call> blocks in their text. Parallel calls count one
+    after the other. A row with an `error` is dropped; of several rows of a task the shortest list stays. An action is left
+    out where its arguments hold the row's own answer. left_out: names of arguments that no hint shows.
     Raises BadInput, naming file and line, for a row of another form, and for a file without any list.
     """
     lists: dict[str, tuple[Action, ...]] = {}
@@ -171,7 +172,7 @@ def _cleaned(action: Action, left_out: Sequence[str]) -> Action:
 
 
 def hinted(prompt: Prompt, actions: Sequence[Action], template: str | Template = "plan") -> Prompt:
-    """A prompt, text or conversation, with these actions shown; without any the prompt itself, whatever the template says."""
+    """A prompt, text or conversation, with these actions shown; without any the prompt itself, whatever the template."""
     if not actions:
         return prompt
     return (TEMPLATES[template] if isinstance(template, str) else template)(prompt, actions)
@@ -236,5 +237,7 @@ def rebuild(episodes: Rollouts, unguided_prompts: Sequence[Sequence[int]]) -> Ro
     Raises BadInput for another number of prompts.
     """
     if len(unguided_prompts) != len(episodes.prompts):
-        raise BadInput(f"there are {len(unguided_prompts)} prompts for {len(episodes.prompts)} groups: give one for each.")
+        raise BadInput(
+            f"there are {len(unguided_prompts)} prompts for {len(episodes.prompts)} groups: give one for each."
+        )
     return replace(episodes, prompts=tuple(tuple(prompt) for prompt in unguided_prompts))

@@ -180,7 +180,7 @@ def outcome_reward(
     counted: which calls count, all when not given. no_call: what an answer is worth without a call that counts: full, the
     score; zero; task-default, the score times `default`, which the task says (in [0, 1]). If every call helps with the same
     chance the share is that chance for any number of calls: what presses on their number is this rule and calls that help
-    less. The result is in [0, score].
+    less. The result is in [0, score]; a score below 0 stays as it is, or calls that did not help would be paid for.
     """
     score, helped, counts = _of_calls(score, reduced, counted)
     if no_call == "task-default":
@@ -192,7 +192,8 @@ def outcome_reward(
     else:
         alone = torch.full_like(score, float(no_call == "full"))
     number = counts.sum(-1)
-    return score * torch.where(number > 0, helped.sum(-1) / number.clamp(min=1), alone)
+    share = torch.where(number > 0, helped.sum(-1) / number.clamp(min=1), alone)
+    return torch.where(score > 0, score * share, score)
 
 
 def process_rewards(
@@ -202,13 +203,14 @@ def process_rewards(
     count.
 
     alpha: how much more a call is worth that lowered the entropy, at least 0; above 1 that outweighs being right. Nothing is
-    paid for calls of a wrong answer.
+    paid for calls of a wrong answer, nor of a score below 0.
     """
     if not 0 <= alpha < math.inf:
         raise BadInput(f"alpha is {alpha}: use a number of at least 0.")
     score, helped, counts = _of_calls(score, reduced, counted)
-    calls = (score.unsqueeze(-1) * (1 + alpha * helped.to(score.dtype))).where(counts, math.nan)
-    return torch.cat([calls, score.unsqueeze(-1)], dim=-1)
+    whole = score.unsqueeze(-1)
+    calls = (whole + alpha * helped * whole.clamp(min=0)).where(counts, math.nan)
+    return torch.cat([calls, whole], dim=-1)
 
 
 def _of_calls(
@@ -288,6 +290,33 @@ def copy_rate(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = GRAM,
     """The share of each segment's tokens that `copied` finds: [R, S], nan for a segment without a token."""
     sums, tokens = _by_segment(copied(ids, segments, observed, n=n).double(), segments, count)
     return sums / tokens
+
+
+# Rivals that count calls, and ask no entropy.
+
+
+def call_counts(rollouts: Rollouts) -> Tensor:
+    """How many calls each episode made, [R], several of a turn among them."""
+    made = [sum(len(turn.info.get("actions", ())) for turn in episode.turns) for episode in rollouts.episodes]
+    return torch.tensor(made, device=rollouts.ids.device)
+
+
+def episode_scores(rollouts: Rollouts) -> Tensor:
+    """The scores of episodes, [R]."""
+    return rollouts.entropies.new_tensor([episode.score for episode in rollouts.episodes])
+
+
+def count_penalty(rollouts: Rollouts, *, weight: float) -> Tensor:
+    """Rewards [R]: the score minus `weight` for each call, also of a wrong answer."""
+    return episode_scores(rollouts) - weight * call_counts(rollouts)
+
+
+def decreasing_reward(rollouts: Rollouts, *, most: int) -> Tensor:
+    """Rewards [R]: the score times cos(pi n / (2 n + most)), which falls from 1 without calls, to 1/2 at n = most
+    (arXiv:2504.14870's factor for PPO).
+    """
+    calls = call_counts(rollouts).to(rollouts.entropies.dtype)
+    return episode_scores(rollouts) * (math.pi * calls / (2 * calls + most)).cos()
 
 
 # In the loop.
@@ -378,7 +407,7 @@ class ToolReward:
     def shape(self, rollouts: Rollouts) -> Tensor:
         """Outcome rewards [R] of episodes, in place of their scores."""
         effects, _ = self.effects(rollouts)
-        scores = rollouts.entropies.new_tensor([episode.score for episode in rollouts.episodes])
+        scores = episode_scores(rollouts)
         default = scores.new_tensor(
             [episode.turns[-1].info.get("no_call", 1.0) if episode.turns else 1.0 for episode in rollouts.episodes]
         )

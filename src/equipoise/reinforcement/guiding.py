@@ -13,9 +13,11 @@ probes and of rollouts that were replaced are `probe_tokens` and `replaced_token
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -48,13 +50,13 @@ _AT_ONCE = 64  # rows of a pass without gradients
 class Guided:
     """Called as `stages.sample`. actions: by the id of a problem its list; problems without one are played as ever.
 
-    template: of the hint, a name of `actguide.TEMPLATES` or a function. always: whether groups with a list get a hint at once,
-    whatever they could do without. length: of the hint, in actions: found by search, all of the list, `fixed`, or the share
-    `ratio` of it, rounded up; k_offset is added, within the list. probe_rollouts: of each k that is tried.
+    template: of the hint, a name of `actguide.TEMPLATES` or a function. always: whether groups with a list get a hint at
+    once, whatever they could do without. length: of the hint, in actions: found by search, all of the list, `fixed`, or the
+    share `ratio` of it, rounded up; k_offset is added, within the list. probe_rollouts: of each k that is tried.
     hard_threshold: a group is hard when none of its rewards is above; success_threshold: a probe succeeds when one is.
     correction: "ratio" learns without the hint and divides by the probability with it; controls: "none" learns without it
-    as if it had never been shown, "kept" learns with it. top_up: successful probes at the chosen k are part of the group.
-    dropout: the share of hints that are left out, as groups without one.
+    as if it had never been shown, "kept" learns with it. top_up: successful probes at the chosen k are part of the group,
+    which favors luck. dropout: the share of hints that are left out, as groups without one.
     Raises BadInput for settings out of range.
     """
 
@@ -88,7 +90,9 @@ class Guided:
         self._check(recipe)
         told = [(problem, actions) for problem in problems if (actions := self.actions.get(problem.id))]
         encoded, _ = encode_prompts(language_model, [self._hinted(language_model, *each) for each in told])
-        check_room(language_model, encoded, recipe.max_new_tokens, [f"with the hint of {each.id!r}" for each, _ in told])
+        check_room(
+            language_model, encoded, recipe.max_new_tokens, [f"with the hint of {each.id!r}" for each, _ in told]
+        )
 
     def _check(self, recipe: Recipe) -> None:
         for clash, what in (
@@ -115,18 +119,13 @@ class Guided:
         if not any(self.actions.values()):
             return self.playing(language_model, recipe, problems, keys, reward, index, head)
         batch = _Batch(self, language_model, recipe, problems, keys)
-        offered = [place for place in range(len(problems)) if self._offered(recipe, problems[place], keys[place])]
-        first = [place for place in range(len(problems)) if not (self.always and place in offered)]
-        unguided = batch.play(first, [0] * len(first), recipe.samples, _UNGUIDED) if first else None
-        hard = offered if self.always else batch.hard(unguided, first, offered)
-        rollouts = batch.joined(unguided, first, hard)
-        shape = len(problems), recipe.samples
-        rewards = self.playing.rewards(rollouts).view(shape)
+        rollouts, rewards = batch.played()
         failed = torch.tensor([episode.outcome == "failed" for episode in rollouts.episodes], device=rewards.device)
-        hints = torch.tensor([batch.chosen.get(place, 0) for place in range(len(problems))], device=rewards.device) > 0
-        step = Step(index, "policy", tuple(problems), tuple(keys), rollouts, rewards, failed.view(shape))
-        step = replace(step, off_policy=hints if self.correction == "ratio" else None)
-        return self._measured(language_model, recipe, step, batch, hard)
+        step = Step(index, "policy", tuple(problems), tuple(keys), rollouts, rewards, failed.view_as(rewards))
+        if self.correction == "ratio":
+            guided = [batch.chosen.get(place, 0) > 0 for place in range(len(problems))]
+            step = replace(step, off_policy=torch.tensor(guided, device=rewards.device))
+        return batch.measured(step)
 
     def _offered(self, recipe: Recipe, problem: Problem, key: int) -> bool:
         """Whether a problem has a list that is not left out this time."""
@@ -140,47 +139,6 @@ class Guided:
             asked = (Message("user", asked),)
         return hinted(asked, actions, self.template)
 
-    def _measured(
-        self, language_model: LanguageModel, recipe: Recipe, step: Step, batch: _Batch, hard: Sequence[int]
-    ) -> Step:
-        """The step with what is logged of it; with correction="none" as if nobody had seen a hint."""
-        rollouts, count, samples = step.rollouts, len(step.problems), recipe.samples
-        guided = [place for place in hard if batch.chosen[place] > 0]
-        notes = batch.notes
-        notes["hard"][[place for place in batch.seen]] = 0.0
-        for place in hard:
-            k, best = batch.chosen[place], step.rewards[place].max().item()
-            if place in batch.seen:
-                notes["hard"][place] = 1.0
-                notes["rescued"][place] = float(best > self.success_threshold)
-            notes["hint_length"][place] = k
-            notes["hint_share"][place] = k / len(self.actions[step.problems[place].id])
-        notes["guided"][:] = 0.0
-        notes["guided"][guided] = 1.0
-        if guided:
-            plain = rollouts if self.correction != "kept" else rebuild(rollouts, batch.prompts(range(count)))
-            rows = [place * samples + sample for place in guided for sample in range(samples)]
-            scored = _scored(language_model, recipe, plain, rows)
-            chosen = torch.tensor(rows, device=scored.device)
-            advantages = (step.rewards - step.rewards.mean(dim=-1, keepdim=True)).flatten()[chosen]
-            mask = rollouts.mask[chosen]
-            found = ratio_of_hints(
-                scored,
-                rollouts.log_probs[chosen],
-                advantages,
-                mask,
-                samples=samples,
-                clip_low=recipe.clip_low,
-                clip_high=recipe.clip_high,
-            )
-            for name, values in found.items():
-                notes[name][guided] = values.cpu()
-            if self.correction == "none":
-                log_probs = rollouts.log_probs.clone()
-                log_probs[chosen] = scored.where(mask, 0)
-                step = replace(step, rollouts=replace(rollouts, log_probs=log_probs))
-        return replace(step, notes={name: values.to(step.rewards.device) for name, values in notes.items()})
-
 
 NOTES = (
     *("hard", "rescued", "guided", "hint_length", "hint_share", "unguided_reward"),
@@ -189,7 +147,7 @@ NOTES = (
 
 
 class _Batch:
-    """The problems of a step while they are played. chosen: place -> actions of its hint. seen: places played without one."""
+    """The problems of a step while they are played. chosen: how many actions the hint of a place has, for those with one."""
 
     def __init__(
         self,
@@ -200,28 +158,101 @@ class _Batch:
         keys: Sequence[int],
     ) -> None:
         self.guided, self.language_model, self.recipe = guided, language_model, recipe
-        self.problems, self.keys = problems, keys
+        self.problems, self.keys, self.places = problems, keys, range(len(problems))
+        self.lists = [guided.actions.get(problem.id, ()) for problem in problems]
+        self.offered = [place for place in self.places if guided._offered(recipe, problems[place], keys[place])]
         self.chosen: dict[int, int] = {}
-        self.seen: list[int] = []
-        self.kept: dict[int, Rollouts] = {}  # the successful probes of a place at the smallest k that had any
-        empty = torch.full((len(problems),), torch.nan, dtype=torch.float64)
+        self.found: dict[int, Rollouts] = {}  # the successful probes with the shortest hint that had any, a group a row
+        empty = torch.full((len(problems),), torch.nan)
         self.notes = {name: empty.clone() for name in NOTES}
         self.notes |= {name: torch.zeros_like(empty) for name in ("probe_tokens", "replaced_tokens")}
 
-    def list_of(self, place: int) -> Sequence[Action]:
-        return self.guided.actions[self.problems[place].id]
+    def played(self) -> tuple[Rollouts, Tensor]:
+        """The step's rollouts and rewards [P, N]: of guided places those with their hint, of the others those without."""
+        always = self.offered if self.guided.always else []
+        plain = [place for place in self.places if place not in always]
+        parts: list[tuple[Rollouts, Tensor]] = []
+        if plain:
+            parts.append(self._rewarded(self._play(plain, [0] * len(plain), self.recipe.samples, _UNGUIDED)))
+            self.notes["unguided_reward"][plain] = parts[0][1].mean(dim=-1).cpu()
+        hard = always if self.guided.always else self._hard(*parts[0])
+        if not hard:
+            return parts[0]
+        self.chosen = dict(zip(hard, self._lengths(hard), strict=True))
+        again, rewards = self._rewarded(self._again(hard))  # judged as they were played, with the hint
+        if self.guided.correction != "kept":
+            again = rebuild(again, self._prompts(hard))
+        parts.append((again, rewards))
+        order = [*plain, *hard]  # a replaced group stands in it twice, and the later one counts
+        places = [len(order) - 1 - order[::-1].index(place) for place in self.places]
+        whole = Rollouts.joined([rollouts for rollouts, _ in parts]).take(places)
+        return whole, torch.cat([rewards for _, rewards in parts])[places]
 
-    def prompts(self, places: Sequence[int]) -> list[list[int]]:
-        """The tokens of the prompts without hints."""
-        return encode_prompts(self.language_model, [ask(self.problems[place]) for place in places])[0]
+    def _rewarded(self, rollouts: Rollouts) -> tuple[Rollouts, Tensor]:
+        return rollouts, self.guided.playing.rewards(rollouts).view(-1, rollouts.samples)
 
-    def play(self, places: Sequence[int], lengths: Sequence[int], samples: int, *purpose: int) -> Rollouts:
+    def _hard(self, unguided: Rollouts, rewards: Tensor) -> list[int]:
+        """Of the places, all of which were played without a hint, those to be played again."""
+        best = rewards.amax(dim=-1).tolist()
+        hard = [place for place in self.offered if best[place] <= self.guided.hard_threshold]
+        self.notes["hard"][:] = 0.0
+        self.notes["hard"][hard] = 1.0
+        spent = unguided.lengths.view_as(rewards).sum(dim=-1).float().cpu()
+        self.notes["replaced_tokens"][hard] = spent[hard]
+        return hard
+
+    def _lengths(self, hard: Sequence[int]) -> list[int]:
+        guided, lengths = self.guided, [len(self.lists[place]) for place in hard]
+        match guided.length:
+            case "search":
+                found = self._search(hard, lengths)
+            case "fixed":
+                found = [guided.fixed] * len(hard)
+            case "ratio":
+                found = [math.ceil(length * guided.ratio - 1e-9) for length in lengths]
+            case "full":
+                found = lengths
+        return [min(max(k + guided.k_offset, 0), length) for k, length in zip(found, lengths, strict=True)]
+
+    def _search(self, hard: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        rounds = itertools.count()
+
+        def succeed(asked: Sequence[tuple[int, int]]) -> list[bool]:
+            places, shown = [hard[number] for number, _ in asked], [k for _, k in asked]
+            probes = self._play(places, shown, self.guided.probe_rollouts, _PROBES, next(rounds))
+            good = (self.guided.playing.rewards(probes) > self.guided.success_threshold).view(len(places), -1)
+            self.notes["probe_tokens"][places] += probes.lengths.view(len(places), -1).sum(dim=-1).float().cpu()
+            for number, place in enumerate(places):
+                if good[number].any():
+                    self.found[place] = _rows(probes.take([number])).take(good[number].nonzero().flatten().tolist())
+            return good.any(dim=-1).tolist()
+
+        return shortest_prefixes(succeed, lengths)
+
+    def _again(self, hard: Sequence[int]) -> Rollouts:
+        """A group of each hard place with its hint; with top_up its successful probes are part of it."""
+        samples, guided = self.recipe.samples, self.guided
+        usable = guided.top_up and not guided.k_offset  # they were written with the very hint that was chosen
+        found = {place: self.found[place] for place in hard if usable and place in self.found}
+        had = {place: min(len(found[place].prompts), samples) if place in found else 0 for place in hard}
+        groups: dict[int, list[Rollouts]] = {place: [] for place in hard}
+        for place, rows in found.items():
+            reused = rows.take(range(had[place]))
+            groups[place].append(reused)
+            self.notes["probe_tokens"][place] -= reused.lengths.sum().cpu()  # they count as the group's
+        for count in sorted({samples - each for each in had.values()} - {0}):
+            places = [place for place in hard if samples - had[place] == count]
+            new = self._play(places, [self.chosen[place] for place in places], count, _GUIDED)
+            for number, place in enumerate(places):
+                groups[place].append(_rows(new.take([number])))
+        whole = Rollouts.joined([part for place in hard for part in groups[place]])
+        return replace(whole, prompts=whole.prompts[::samples], samples=samples)
+
+    def _play(self, places: Sequence[int], shown: Sequence[int], samples: int, *purpose: int) -> Rollouts:
         """Episodes of these places with so many actions shown."""
-        shown = [
-            self.guided._hinted(self.language_model, self.problems[place], self.list_of(place)[:k])
-            if k
-            else ask(self.problems[place])
-            for place, k in zip(places, lengths, strict=True)
+        prompts = [
+            self.guided._hinted(self.language_model, self.problems[place], self.lists[place][:k])
+            for place, k in zip(places, shown, strict=True)
         ]
         return self.guided.playing.play(
             self.language_model,
@@ -231,102 +262,50 @@ class _Batch:
             temperature=self.recipe.temperature,
             seed=[self.recipe.seed, *purpose],
             keys=[self.keys[place] for place in places],
-            prompts=shown,
+            prompts=prompts,
             batch_size=self.recipe.rollout_batch_size,
         )
 
-    def hard(self, unguided: Rollouts | None, first: Sequence[int], offered: Sequence[int]) -> list[int]:
-        """Of the places that were played without a hint those that are hard and have a list."""
-        assert unguided is not None
-        rewards = self.guided.playing.rewards(unguided).view(len(first), -1)
-        self.seen = list(first)
-        self.notes["unguided_reward"][self.seen] = rewards.mean(dim=-1).double().cpu()
-        best = rewards.amax(dim=-1).tolist()
-        return [
-            place for place, value in zip(first, best, strict=True)
-            if place in offered and value <= self.guided.hard_threshold
-        ]  # fmt: skip
+    def _prompts(self, places: Sequence[int]) -> list[list[int]]:
+        """Their tokens, without hints."""
+        return encode_prompts(self.language_model, [ask(self.problems[place]) for place in places])[0]
 
-    def joined(self, unguided: Rollouts | None, first: Sequence[int], hard: Sequence[int]) -> Rollouts:
-        """The step's rollouts: those of hard places with their hint, the others as they are."""
-        if not hard:
-            assert unguided is not None
-            return unguided
-        self._choose(hard)
-        again = self._again(hard)
-        if self.guided.correction != "kept":
-            again = rebuild(again, self.prompts(hard))
-        order, parts = list(hard), [again]
-        if unguided is not None:
-            left = [place for place in first if place not in self.chosen]
-            tokens = unguided.lengths.view(len(first), -1).sum(dim=-1).double().cpu()
-            for place, spent in zip(first, tokens.tolist(), strict=True):
-                self.notes["replaced_tokens"][place] = spent if place in self.chosen else 0.0
-            parts += [unguided.take([list(first).index(place) for place in left])] if left else []
-            order += left
-        whole = Rollouts.joined(parts)
-        return whole.take([order.index(place) for place in range(len(self.problems))])
+    def measured(self, step: Step) -> Step:
+        """The step with what is logged of it; with correction="none" as if nobody had seen a hint."""
+        notes, best = self.notes, step.rewards.amax(dim=-1).cpu()
+        for place, k in self.chosen.items():
+            notes["hint_length"][place] = k
+            notes["hint_share"][place] = k / len(self.lists[place])
+            if not self.guided.always:
+                notes["rescued"][place] = float(best[place] > self.guided.success_threshold)
+        guided = [place for place in self.places if self.chosen.get(place, 0) > 0]
+        notes["guided"][:] = 0.0
+        notes["guided"][guided] = 1.0
+        if guided:
+            rollouts = step.rollouts
+            shown = rollouts.take(guided)
+            plain = rebuild(shown, self._prompts(guided))
+            without = scored(self.language_model, plain, temperature=self.recipe.temperature)
+            advantages = step.rewards[guided] - step.rewards[guided].mean(dim=-1, keepdim=True)
+            clips = {"clip_low": self.recipe.clip_low, "clip_high": self.recipe.clip_high}
+            for name, values in log_ratios(without, shown.log_probs, advantages, shown.mask, **clips).items():
+                notes[name][guided] = values.float().cpu()
+            if self.guided.correction == "none":
+                log_probs = rollouts.log_probs.clone()
+                log_probs.view(*step.rewards.shape, -1)[guided] = without.view(*advantages.shape, -1)
+                step = replace(step, rollouts=replace(rollouts, log_probs=log_probs))
+        return replace(step, notes={name: values.to(step.rewards.device) for name, values in notes.items()})
 
-    def _choose(self, hard: Sequence[int]) -> None:
-        """The length of each hint."""
-        guided, lengths = self.guided, [len(self.list_of(place)) for place in hard]
-        match guided.length:
-            case "search":
-                found = self._search(hard, lengths)
-            case "fixed":
-                found = [guided.fixed] * len(hard)
-            case "ratio":
-                found = [int(np.ceil(length * guided.ratio - 1e-9)) for length in lengths]
-            case "full":
-                found = lengths
-        for place, k, length in zip(hard, found, lengths, strict=True):
-            self.chosen[place] = min(max(k + guided.k_offset, 0), length)
 
-    def _search(self, hard: Sequence[int], lengths: Sequence[int]) -> list[int]:
-        rounds = 0
-
-        def succeed(asked: Sequence[tuple[int, int]]) -> list[bool]:
-            nonlocal rounds
-            places = [hard[number] for number, _ in asked]
-            probes = self.play(places, [k for _, k in asked], self.guided.probe_rollouts, _PROBES, rounds)
-            rounds += 1
-            good = (self.guided.playing.rewards(probes) > self.guided.success_threshold).view(len(places), -1)
-            spent = probes.lengths.view(len(places), -1).sum(dim=-1).tolist()
-            for number, (place, tokens) in enumerate(zip(places, spent, strict=True)):
-                self.notes["probe_tokens"][place] += tokens
-                if good[number].any():
-                    one = _rows(probes.take([number]))
-                    self.kept[place] = one.take(good[number].nonzero().flatten().tolist())
-            return good.any(dim=-1).tolist()
-
-        return shortest_prefixes(succeed, lengths)
-
-    def _again(self, hard: Sequence[int]) -> Rollouts:
-        """A group of each hard place with its hint; with top_up its successful probes are part of it."""
-        samples, lengths = self.recipe.samples, [self.chosen[place] for place in hard]
-        kept = {place: self._usable(place) for place in hard}
-        if not any(kept.values()):
-            return self.play(hard, lengths, samples, _GUIDED)
-        groups: dict[int, Rollouts] = {}
-        for had in sorted(set(kept.values())):
-            places = [place for place in hard if kept[place] == had]
-            parts = {place: [self.kept[place].take(range(had))] if had else [] for place in places}
-            if had < samples:
-                new = self.play(places, [self.chosen[place] for place in places], samples - had, _GUIDED)
-                for number, place in enumerate(places):
-                    parts[place].append(_rows(new.take([number])))
-            for place in places:
-                self.notes["probe_tokens"][place] -= float(sum(each.lengths.sum() for each in parts[place][:1])) if had else 0.0
-                groups[place] = Rollouts.joined(parts[place])
-        whole = Rollouts.joined([groups[place] for place in hard])
-        return replace(whole, prompts=whole.prompts[::samples], samples=samples)
-
-    def _usable(self, place: int) -> int:
-        """How many probes may be part of a place's group: those that succeeded with the very hint that was chosen."""
-        guided = self.guided
-        if not guided.top_up or guided.k_offset or place not in self.kept:
-            return 0
-        return min(len(self.kept[place].prompts), self.recipe.samples)
+def scored(language_model: LanguageModel, rollouts: Rollouts, *, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [R, T] of what was written by the policy as it is, without gradients; 0 where the mask is False."""
+    found = torch.zeros_like(rollouts.log_probs)
+    with evaluating(language_model.model):
+        for rows in torch.arange(len(found)).split(_AT_ONCE):
+            batch = rollouts.batch(rows.tolist())
+            part = score_responses(language_model.model, batch, temperature=temperature).log_probs
+            found[rows, : part.shape[1]] = part.to(found.dtype)
+    return found
 
 
 def _rows(rollouts: Rollouts) -> Rollouts:
@@ -335,46 +314,33 @@ def _rows(rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, prompts=prompts, samples=1)
 
 
-def _scored(language_model: LanguageModel, recipe: Recipe, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
-    """Log-probabilities of these rows, [n, T], by the policy as it is, of the prompts that the rollouts have."""
-    found = rollouts.log_probs.new_zeros(len(rows), rollouts.ids.shape[1])
-    with evaluating(language_model.model):
-        for begin in range(0, len(rows), _AT_ONCE):
-            batch = rollouts.batch(rows[begin : begin + _AT_ONCE])
-            part = score_responses(language_model.model, batch, temperature=recipe.temperature).log_probs
-            found[begin : begin + len(part), : part.shape[1]] = part
-    return found
-
-
-def ratio_of_hints(
+def log_ratios(
     log_probs: Tensor,
     behavior_log_probs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    samples: int,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> dict[str, Tensor]:
-    """How far the hint-free policy is from the one that saw a hint, of each group: numbers [P] by their names.
+    """How far the policy without a hint is from the one that saw it, by groups: numbers [P] by their names.
 
-    log_probs, behavior_log_probs: [P N, T], without and with the hint; advantages: [P N]; mask: [P N, T]. hint_log_ratio,
-    hint_log_ratio_variance: mean and variance of log rho over a group's tokens; hint_weight_variance: variance over its
-    responses of the sum of log rho, the paper's R_k; hint_clipped: the share of tokens that the clip leaves no gradient.
+    log_probs, behavior_log_probs: [P N, T], without and with the hint; advantages: [P, N]; mask: [P N, T]. hint_log_ratio
+    and hint_log_ratio_variance: mean and variance of log rho over the tokens of a group; hint_weight_variance: the variance
+    over its responses of the sum of log rho, the paper's R_k; hint_clipped: the share of tokens that the clip leaves no
+    gradient.
     """
+    groups = len(advantages)
     log_ratio = (log_probs - behavior_log_probs).double().where(mask, 0)
-    high = (log_ratio.exp() > 1 + clip_high) & (advantages > 0).unsqueeze(-1)
-    low = (log_ratio.exp() < 1 - clip_low) & (advantages < 0).unsqueeze(-1)
+    sign = advantages.reshape(-1, 1)
+    clipped = ((log_ratio.exp() > 1 + clip_high) & (sign > 0)) | ((log_ratio.exp() < 1 - clip_low) & (sign < 0))
 
-    def of_groups(values: Tensor) -> Tensor:
-        return values.reshape(len(values) // samples, -1).sum(dim=-1)
+    def mean(values: Tensor) -> Tensor:
+        return values.double().where(mask, 0).view(groups, -1).sum(dim=-1) / mask.view(groups, -1).sum(dim=-1)
 
-    tokens = of_groups(mask.double())
-    mean = of_groups(log_ratio) / tokens
-    sums = log_ratio.sum(dim=-1).view(-1, samples)
     return {
-        "hint_log_ratio": mean,
-        "hint_log_ratio_variance": of_groups(log_ratio.square()) / tokens - mean.square(),
-        "hint_weight_variance": sums.var(dim=-1, correction=0),
-        "hint_clipped": of_groups(((high | low) & mask).double()) / tokens,
+        "hint_log_ratio": mean(log_ratio),
+        "hint_log_ratio_variance": mean(log_ratio.square()) - mean(log_ratio).square(),
+        "hint_weight_variance": log_ratio.sum(dim=-1).view(groups, -1).var(dim=-1, correction=0),
+        "hint_clipped": mean(clipped),
     }

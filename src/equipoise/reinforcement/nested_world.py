@@ -55,9 +55,8 @@ EPSILON = 0.5  # of the opponent at tic-tac-toe: half of its moves are perfect
 SEEDS = 512  # of episodes to learn from
 UNSEEN = 1_000_000  # from here on are the seeds of what is evaluated
 TEMPERATURE = 0.5  # of evaluations, as in the paper
-_LESSONS = 31  # a stream of a seed
-
 AT_ONCE = 200  # episodes of an evaluation
+_LESSONS = 31  # a stream of a seed
 _LOGGED = ("reward", "entropy", "gradient_norm", "success", "valid", "zero_advantage")
 Arm = Literal[
     "nested-mean",
@@ -267,7 +266,7 @@ class Look:
 
     def recent(self, name: str) -> float:
         """The mean of what was logged under a name, over the last quarter of the steps; nan where it never was."""
-        found = [each[name] for each in self.logged[-(-3 * len(self.logged) // 4) :] if name in each]
+        found = [each[name] for each in self.logged[3 * len(self.logged) // 4 :] if name in each]
         return float(np.mean(found)) if found else math.nan
 
     @property
@@ -304,7 +303,7 @@ class NestedWorld:
         def noted(state: ReinforceState) -> None:
             nonlocal tokens, games
             metrics, episodes = state.metrics, state.step.rollouts.episodes
-            played = sum(bool(turn.info["task_done"]) for episode in episodes for turn in episode.turns)
+            played = sum(bool(turn.info.get("task_done")) for episode in episodes for turn in episode.turns)
             spent = int(metrics["generated_tokens"])
             tokens, games = tokens + spent, games + played
             run.spend(phase="build", generated_tokens=spent, games=played, optimizer_steps=recipe.updates)

@@ -67,8 +67,8 @@ class ReinforceResult:
     """steps: made in all attempts that led here. stopped: a callback ended it. metrics: of the last step.
 
     moved: the share of the policy's trained weights, in [0, 1], that is another number than before. generated_tokens: all
-    that were written for these steps, dropped and greedy answers, DOTS' references and a stage's `notes` among them, an oracle's not. selected:
-    what was learnt from, where prompts were selected or groups replayed.
+    that were written for these steps, dropped and greedy answers, DOTS' references and what a stage notes among them, an
+    oracle's not. selected: what was learnt from, where prompts were selected or groups replayed.
     """
 
     steps: int
