@@ -13,7 +13,7 @@ from equipoise.reinforcement.job import reinforce
 from equipoise.reinforcement.nested_games import Even, Rotating, Spread
 from equipoise.reinforcement.recipe import recipe
 from chat_models import untaught
-from reinforcement_world import ENDS, SMALL, model
+from reinforcement_world import SMALL, model
 
 TALK = ("no", "one two three", "yes")
 
@@ -65,10 +65,8 @@ JOB = {**SMALL, "method": "grpo", "num_generations": 2, "eval_samples": 2, "eval
 
 
 def roomy():
-    """A model with room for a plan beside the prompt."""
-    made = untaught(4, context=512)
-    made.model.generation_config.eos_token_id = ENDS
-    return made
+    """A model with room for a plan beside the prompt, that seldom ends a turn by itself."""
+    return untaught(4, context=512)
 
 
 def log(folder):
@@ -103,9 +101,7 @@ def test_recorded_actions_guide_what_failed(tmp_path):
         {"id": "x", "error": "lost", "actions": []},
     ]
     actions.write_text("\n".join(map(json.dumps, rows)))
-    result = reinforce(
-        model(), environment=Never, actions=actions, out=tmp_path / "out", **{**JOB, "max_new_tokens": 3}
-    )
+    result = reinforce(roomy(), environment=Never, actions=actions, out=tmp_path / "out", **JOB)
     steps = log(tmp_path / "out")
     assert all(row["hard"] > 0 and row["rescued"] == 0 and row["hint_share"] == 1 for row in steps if row["guided"])
     assert any(row["guided"] > 0 for row in steps)
@@ -118,9 +114,9 @@ def test_recorded_actions_guide_what_failed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["outcome", "process"])
 def test_calls_that_help_are_paid_for(tmp_path, kind):
-    how, found = {**JOB, "max_new_tokens": 12, "num_generations": 4}, []
+    how, found = {**JOB, "max_new_tokens": 16, "num_generations": 4}, []
     for name, more in (("one", {}), ("two", {"tool_reward": kind})):
-        reinforce(model(), environment=Long, out=tmp_path / name, **how, **more)
+        reinforce(roomy(), environment=Long, out=tmp_path / name, **how, **more)
         found.append(sha256_file(tmp_path / name / "model.safetensors"))
     assert found[0] != found[1]
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
