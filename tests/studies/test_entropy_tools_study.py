@@ -85,7 +85,7 @@ def test_demonstrations_solve_their_episode_with_useless_calls_among_them():
             assert environment.step(turn)[0] == reply
             told |= set() if "#" in reply else {reply[0]}
         assert environment.step(shown.turns[-1])[1:3] == (1.0, True)
-        needed = len(environment.chain) + len(set(environment.chain) & set(environment.garbage))
+        needed = len(environment.chain) + len(set(environment.chain) & environment.noisy)
         useless.append(len(shown.replies) - needed)
         assert len(shown.turns) <= MOST_TURNS
     assert set(useless) == set(USELESS)
@@ -159,14 +159,14 @@ def test_kinds_of_calls():
     for seed in range(50):
         environment = Lookup()
         environment.reset(seed)
-        quiet = [key for key in environment.chain if key not in environment.garbage]
-        noisy = [key for key in environment.chain if key in environment.garbage]
+        quiet = [key for key in environment.chain if key not in environment.noisy]
+        noisy = [key for key in environment.chain if key in environment.noisy]
         stray = next(key for key in KEYS if key not in environment.chain)
         if quiet and noisy:
             break
     q, n = quiet[0], noisy[0]
     said = [f"?{q}", f"?{q}", "nothing", f"?{n}", f"?{n}", f"?{n}", f"?{stray}", f"?{stray}?{stray}", f"?{q}?{stray}"]
-    stray_again = "stray" if stray in environment.garbage else "repeat"
+    stray_again = "stray" if stray in environment.noisy else "repeat"
     assert kinds_of_calls(acted(seed, said)) == [
         "useful", "repeat", "noisy", "useful", "repeat", "stray", stray_again, "repeat",
     ]  # fmt: skip

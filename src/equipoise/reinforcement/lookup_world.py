@@ -25,7 +25,7 @@ from torch import nn
 from equipoise.core.errors import WorkFailed
 from equipoise.core.options import closed
 from equipoise.data.environment import open_environment
-from equipoise.data.lookup import CHARACTERS, KEYS, Lookup, useful
+from equipoise.data.lookup import CHARACTERS, GARBAGE, KEYS, Lookup, useful
 from equipoise.language import tiny
 from equipoise.language.encode import IGNORE, Example, collate, encode_prompts, encode_replies
 from equipoise.language.model import LanguageModel, load
@@ -53,7 +53,7 @@ ORDER: tuple[CallKind, ...] = ("useful", "noisy", "stray", "repeat")
 BELIEF = 6  # digits: a multiple of every length of an answer
 MAX_NEW_TOKENS = BELIEF + 5  # with an answer of three digits and the end
 USELESS = (2, 3, 4)  # calls of an episode that is taught
-SIZES: Mapping[str, int] = {"width": 96, "layers": 3, "heads": 4, "context": 160}
+SIZES: Mapping[str, int] = {"width": 64, "layers": 3, "heads": 4, "context": 160}
 STEPS, BATCH_SIZE, LEARNING_RATE = 1200, 32, 3e-3
 SOLVED = 0.5  # share of sampled episodes at which teaching stops
 MEASURE_EVERY, CHECKPOINT, MEASURED = 50, 100, 128
@@ -85,7 +85,7 @@ def demonstration(seed: int, draw: random.Random) -> Demonstration:
         key = wanted or (draw.choice(told) if told and draw.random() < 0.5 else stray)
         turns.append(f"{belief(environment, told, draw)}?{key}")
         replies.append(environment.look_up(key))
-        told += [key] if "#" not in replies[-1] else []
+        told += [key] if GARBAGE not in replies[-1] else []
     turns.append(f"{belief(environment, told, draw)}={environment.answer}")
     return Demonstration(first, tuple(turns), tuple(replies))
 
@@ -182,7 +182,7 @@ def kinds_of_calls(episode: Episode) -> list[CallKind]:
             if key in told:
                 kinds.append("repeat")
                 continue
-            garbage = "#" in environment.look_up(key)
+            garbage = GARBAGE in environment.look_up(key)
             if key in environment.chain:
                 kinds.append("noisy" if garbage else "useful")
             else:
