@@ -6,8 +6,8 @@
     =47             the answer: reward 1 if it is right, else 0; it ends the episode
 
 What stands before `?` or `=` is thought, and not read. Several calls of a turn (`?q?m`) are made at once. Every letter can
-be looked up, those of no chain, too. A noisy key gives garbage (`q#z`) when it is first asked and what it has from then on,
-so that asking again is of use there, and nowhere else.
+be looked up; one that is of no chain has a digit, too, and leads nowhere (`z3-`). A noisy key gives garbage (`q##`) when it
+is first asked and what it has from then on, so that asking again is of use there, and nowhere else.
 """
 
 import random
@@ -21,10 +21,9 @@ from equipoise.data.environment import ENVIRONMENTS
 HOPS = (1, 2, 3)
 KEYS = ascii_lowercase
 NOISE = 0.25  # share of keys that give garbage first
-CHARACTERS = KEYS + digits + "?=#.!"
-EXPECTED = (
-    "!"  # what is said to a turn that is neither a call nor an answer, in one character that the tiny model knows
-)
+CHARACTERS = KEYS + digits + "?=#.-!"
+GARBAGE = "##"
+EXPECTED = "!"  # what is said to a turn that is neither a call nor an answer: one character, which the tiny model knows
 
 _CALL = re.compile(r"\?\s*([a-z])", re.IGNORECASE)
 _ANSWER = re.compile(r"=\s*(\d[\d\s,]*)")
@@ -43,8 +42,8 @@ class Lookup:
         hops = draw.choice(HOPS)
         self.chain = draw.sample(KEYS, hops)
         follows = dict(zip(self.chain, [*self.chain[1:], "."], strict=True))
-        self.table = {key: draw.choice(digits) + follows.get(key, draw.choice(KEYS)) for key in KEYS}
-        self.garbage = {key: "#" + draw.choice(KEYS) for key in KEYS if draw.random() < NOISE}
+        self.table = {key: draw.choice(digits) + follows.get(key, "-") for key in KEYS}
+        self.noisy = {key for key in KEYS if draw.random() < NOISE}
         self.asked: list[str] = []
         return f"{self.chain[0]}{hops}"
 
@@ -55,9 +54,9 @@ class Lookup:
 
     def look_up(self, key: str) -> str:
         """What a key gives now."""
-        noisy = key in self.garbage and key not in self.asked
+        noisy = key in self.noisy and key not in self.asked
         self.asked.append(key)
-        return key + (self.garbage[key] if noisy else self.table[key])
+        return key + (GARBAGE if noisy else self.table[key])
 
     def step(self, text: str) -> tuple[str, float, bool, dict[str, Any]]:
         """Calls, or the answer. Beside `Info` it tells call_at, where the first call begins."""
@@ -77,4 +76,4 @@ class Lookup:
 def useful(environment: Lookup) -> Iterator[str]:
     """The keys that have to be looked up, in their order: each of the chain, those that are noisy twice."""
     for key in environment.chain:
-        yield from [key] * (1 + (key in environment.garbage))
+        yield from [key] * (1 + (key in environment.noisy))

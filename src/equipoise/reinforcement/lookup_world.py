@@ -25,7 +25,7 @@ from torch import nn
 from equipoise.core.errors import WorkFailed
 from equipoise.core.options import closed
 from equipoise.data.environment import open_environment
-from equipoise.data.lookup import CHARACTERS, KEYS, Lookup, useful
+from equipoise.data.lookup import CHARACTERS, GARBAGE, KEYS, Lookup, useful
 from equipoise.language import tiny
 from equipoise.language.encode import IGNORE, Example, collate, encode_prompts, encode_replies
 from equipoise.language.model import LanguageModel, load
@@ -36,7 +36,6 @@ from equipoise.reinforcement.playing import Playing, no_reward
 from equipoise.reinforcement.tiny_world import Array, Look
 from equipoise.reinforcement.training import ReinforceState, prepare, train
 from equipoise.training.loop import OneLoss, TrainerSettings, TrainerState, fit
-from equipoise.training.order import without_replacement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +52,9 @@ ORDER: tuple[CallKind, ...] = ("useful", "noisy", "stray", "repeat")
 BELIEF = 6  # digits: a multiple of every length of an answer
 MAX_NEW_TOKENS = BELIEF + 5  # with an answer of three digits and the end
 USELESS = (2, 3, 4)  # calls of an episode that is taught
-SIZES: Mapping[str, int] = {"width": 96, "layers": 3, "heads": 4, "context": 160}
+SIZES: Mapping[str, int] = {"width": 64, "layers": 3, "heads": 4, "context": 160}
 STEPS, BATCH_SIZE, LEARNING_RATE = 1200, 32, 3e-3
+CLEAN = 300  # first steps, without useless calls: which key comes next is learnt late where most are none
 SOLVED = 0.5  # share of sampled episodes at which teaching stops
 MEASURE_EVERY, CHECKPOINT, MEASURED = 50, 100, 128
 AT_ONCE = 256  # episodes of an evaluation
@@ -71,12 +71,12 @@ class Demonstration:
     replies: tuple[str, ...]
 
 
-def demonstration(seed: int, draw: random.Random) -> Demonstration:
-    """One way through the episode of a seed: what is needed, in its order, and useless calls among it."""
+def demonstration(seed: int, draw: random.Random, *, useless: int) -> Demonstration:
+    """One way through the episode of a seed: what is needed, in its order, and so many useless calls among it."""
     environment = Lookup()
     first = environment.reset(seed)
     keys: list[str | None] = [*useful(environment)]
-    for _ in range(draw.choice(USELESS)):
+    for _ in range(useless):
         keys.insert(draw.randint(0, len(keys)), None)
     told: list[str] = []  # keys that have given what they have
     turns, replies = [], []
@@ -85,7 +85,7 @@ def demonstration(seed: int, draw: random.Random) -> Demonstration:
         key = wanted or (draw.choice(told) if told and draw.random() < 0.5 else stray)
         turns.append(f"{belief(environment, told, draw)}?{key}")
         replies.append(environment.look_up(key))
-        told += [key] if "#" not in replies[-1] else []
+        told += [key] if GARBAGE not in replies[-1] else []
     turns.append(f"{belief(environment, told, draw)}={environment.answer}")
     return Demonstration(first, tuple(turns), tuple(replies))
 
@@ -116,7 +116,7 @@ def examples(language_model: LanguageModel, shown: Sequence[Demonstration]) -> l
 
 
 def teach(preparation: Any) -> None:
-    """Teach a new model of the preparation's seed until it solves half of its episodes, and store it; resumable.
+    """Teach a new model of the preparation's seed until it solves half of its episodes, useless calls and all; resumable.
 
     preparation: seed, folder, resume(), checkpoint(), spend() as the study engine gives them. Raises WorkFailed when the
     last step comes first.
@@ -125,17 +125,20 @@ def teach(preparation: Any) -> None:
     made = tiny.tiny([CHARACTERS], seed=seed, tokens="characters", **SIZES)
     language_model = replace(made, chat_template="none")
     draw = random.Random(_word(seed, _TAUGHT))
-    shown = [demonstration(draw.randrange(TEST), draw) for _ in range(STEPS * BATCH_SIZE)]
+    shown = [
+        demonstration(draw.randrange(TEST), draw, useless=draw.choice(USELESS) if step >= CLEAN else 0)
+        for step in range(STEPS)
+        for _ in range(BATCH_SIZE)
+    ]
     lessons = examples(language_model, shown)
     measured = [_word(seed, _MEASURED) % TEST + number for number in range(MEASURED)]
-    order = without_replacement(len(lessons), BATCH_SIZE, seed)
     state = preparation.resume()
     steps, solved = 0 if state is None else int(state["step"]), 0.0
 
     def enough(moment: TrainerState) -> bool:
         nonlocal steps, solved
         steps = moment.step
-        if steps % MEASURE_EVERY:
+        if steps <= CLEAN or steps % MEASURE_EVERY:
             return False
         solved = float(np.mean(_scores(_play(language_model, measured, [steps]))))
         return solved >= SOLVED
@@ -143,7 +146,7 @@ def teach(preparation: Any) -> None:
     fit(
         language_model.model,
         OneLoss(_cross_entropy),
-        lambda step: [lessons[index] for index in order(step)],
+        lambda step: lessons[step * BATCH_SIZE : (step + 1) * BATCH_SIZE],
         TrainerSettings(steps=STEPS, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, betas=(0.9, 0.95), seed=seed),
         collate=lambda chosen: collate(chosen, language_model.pad_id, language_model.device),
         callbacks=[enough],
@@ -158,7 +161,7 @@ def teach(preparation: Any) -> None:
             f"{SOLVED}: take another seed."
         )
     language_model.save(preparation.folder / "model")
-    tokens = sum(len(lessons[index].input_ids) for step in range(steps) for index in order(step))
+    tokens = sum(len(lesson.input_ids) for lesson in lessons[: steps * BATCH_SIZE])
     preparation.spend(phase="build", trained_tokens=tokens)
 
 
@@ -182,7 +185,7 @@ def kinds_of_calls(episode: Episode) -> list[CallKind]:
             if key in told:
                 kinds.append("repeat")
                 continue
-            garbage = "#" in environment.look_up(key)
+            garbage = GARBAGE in environment.look_up(key)
             if key in environment.chain:
                 kinds.append("noisy" if garbage else "useful")
             else:
@@ -202,7 +205,7 @@ class Measured:
     right: Array
     calls: Array
     useless: Array
-    reduced: Mapping[tuple[str, CallKind], tuple[int, int]]
+    reduced: Mapping[tuple[str, str], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ class LookupWorld:
         """One sampled episode of each test seed, with the same random numbers at every look."""
         rollouts = _play(self.language_model, self.test, [self.seed, 6])
         kinds = [kinds_of_calls(episode) for episode in rollouts.episodes]
-        reduced: dict[tuple[str, CallKind], tuple[int, int]] = {}
+        reduced: dict[tuple[str, str], tuple[int, int]] = {}
         for name, reference in (("policy", None), ("start", self.start)):
             effects, _ = ToolReward(self.language_model, recipe, reference=reference).effects(rollouts)
             for row, of_row in enumerate(kinds):

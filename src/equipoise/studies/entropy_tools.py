@@ -12,7 +12,7 @@ from pydantic import Field
 from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Study, better, between, both, not_worse, study
 
 PROMPTS, GROUP = 8, 8  # of a step; episodes of each
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 3e-4
 LOST, LOST_REASON = 0.03, "three episodes in a hundred; calls that are saved at a higher price are not saved"
 SAVED, SAVED_REASON = 0.25, "a quarter of a call, of about five: less than a twentieth of them is not worth a reward"
 PAPER = "arXiv:2602.02050, abstract"
@@ -43,7 +43,7 @@ def entropy_tools(
         seeds=5,  # from 0; seed 1000 was looked at while the world was built
         budget="optimizer_steps",
         dial="optimizer_steps",
-        scale="A Llama of about 0.3 M parameters, taught chains of one to three lookups on the spot.",
+        scale="A Llama of about 0.1 M parameters, taught chains of one to three lookups on the spot.",
         prepare=teach,
         arms=[
             Arm("sparse-full", kind="method", reward="outcome", no_call="full"),
