@@ -138,6 +138,18 @@ def test_lists_are_read_from_logs_as_they_come(tmp_path):
     assert kept.lists["1"][0]["arguments"] == {"goal": 1}
 
 
+def test_a_task_is_known_by_its_id_and_by_what_was_asked(tmp_path):
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "Where?"}]
+    row = {"id": 3, "prompt": talk, "reward_model": {"style": "rule", "ground_truth": "Oslo"}}
+    actions = [{"name": "search", "arguments": {"query": query}} for query in ("the rule", "Oslo")]
+    log = read_actions(written(tmp_path, [row | {"actions": actions}]))
+    assert log.of([Problem("other", "Where?", ()), Problem("3", "?", ())]) == {
+        "other": (actions[0],),
+        "3": (actions[0],),
+    }
+    assert (log.repeated, log.leaks) == (0, 1)
+
+
 def test_only_whole_words_are_leaks():
     actions = [
         {"name": "s", "arguments": {"q": text, "n": 42}} for text in ("Paris", "comparison", "in  PARIS?", "pa ris")

@@ -45,7 +45,7 @@ _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 @dataclass(frozen=True)
 class ActionLog:
-    """Action lists by what names their task: its id, else its prompt.
+    """Action lists by what names their task: its id, and its prompt.
 
     rows: that were read. errors: of these, those that say so themselves and were dropped. repeated: those of a task that
     had a list before, of which the shortest stays. unreadable: calls that were no JSON. leaks: actions left out because
@@ -72,7 +72,7 @@ class ActionLog:
 def read_actions(path: str | Path, *, left_out: Sequence[str] = LEFT_OUT) -> ActionLog:
     """The action lists of a file (JSON lines, a row a recorded episode).
 
-    A row has an id, or a question or prompt; and `actions`, a list of {"name", "arguments"}, or `messages`, whose
+    A row has an id, a question or prompt, or both; and `actions`, a list of {"name", "arguments"}, or `messages`, whose
     assistant's turns hold `tool_calls` as OpenAI writes them, or <tool_call> blocks in their text. Parallel calls count one
     after the other. A row with an `error` is dropped; of several rows of a task the shortest list stays. An action is left
     out where its arguments hold the row's own answer. left_out: names of arguments that no hint shows.
@@ -82,8 +82,8 @@ def read_actions(path: str | Path, *, left_out: Sequence[str] = LEFT_OUT) -> Act
     rows = errors = repeated = unreadable = leaks = 0
     for place, _, row in read_rows(Path(path), {*_KEYS, *GOLDS, "actions", "messages", "error"}):
         rows += 1
-        key = next((str(row[name]) for name in _KEYS if row.get(name) not in (None, "")), None)
-        if key is None:
+        keys = _keys(row)
+        if not keys:
             raise BadInput(f"{place}: no id, prompt or question: a list of actions needs the name of its task.")
         if row.get("error"):
             errors += 1
@@ -93,10 +93,10 @@ def read_actions(path: str | Path, *, left_out: Sequence[str] = LEFT_OUT) -> Act
         kept = without_leaks(actions, _golds(row))
         unreadable += len(calls) - len(actions)
         leaks += len(actions) - len(kept)
-        if key in lists:
-            repeated += 1
-        if kept and (key not in lists or len(kept) < len(lists[key])):
-            lists[key] = kept
+        repeated += any(key in lists for key in keys)
+        for key in keys:
+            if kept and (key not in lists or len(kept) < len(lists[key])):
+                lists[key] = kept
     if not lists:
         raise BadInput(f"{path} has no list of actions in its {rows} rows, of which {errors} say that they failed.")
     return ActionLog(lists, rows, errors, repeated, unreadable, leaks)
@@ -121,9 +121,17 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(each)
 
 
+def _keys(row: Mapping[str, Any]) -> list[str]:
+    """What names the row's task: its id and what was asked, of a conversation its last turn."""
+    found = [row[name] for name in _KEYS if row.get(name) not in (None, "", [])]
+    asked = [value[-1].get("content") if isinstance(value, list) else value for value in found]
+    return [str(value) for value in asked if value]
+
+
 def _golds(row: Mapping[str, Any]) -> list[str]:
     values = [value for name, value in row.items() if name.casefold() in GOLDS]
-    return [text for value in values for text in _texts(value)]
+    golds = [value.get("ground_truth") if isinstance(value, Mapping) else value for value in values]
+    return [text for gold in golds if gold is not None for text in _texts(gold)]
 
 
 def _calls(row: Mapping[str, Any], place: str) -> Iterator[Action | None]:

@@ -31,7 +31,7 @@ from equipoise.data.problems import Problem
 from equipoise.language import tiny
 from equipoise.language.encode import encode_prompts, encode_replies
 from equipoise.language.model import LanguageModel, load
-from equipoise.language.rollouts import Rollouts, score_responses
+from equipoise.language.rollouts import Rollouts, padded, score_responses
 from equipoise.reinforcement.actguide import Action, Prompt, hinted, rebuild
 from equipoise.reinforcement.group_baselines import mixed
 from equipoise.reinforcement.guiding import Guided, log_ratios, scored
@@ -151,32 +151,34 @@ def as_rollouts(language_model: LanguageModel, episodes: Sequence[Written]) -> R
     end, replies = encode_replies(language_model, [reply for each in episodes for _, reply in each.turns])
     _, said = encode_replies(language_model, [letter for each in episodes for letter, _ in each.turns])
     both = iter(zip(said, replies, strict=True))
-    rows: list[tuple[list[int], list[int]]] = []
+    rows: list[list[int]] = []
+    owners: list[list[int]] = []
     for each in episodes:
         ids: list[int] = []
         owner: list[int] = []
+        kept = 0
         for _ in each.turns:
             own, reply = next(both)
+            kept = len(ids) + len(own)  # nobody reads what is said to the last action
             ids += [*own, *end, *reply]
             owner += [1] * len(own) + [2] * len(end + reply)
-        last = len(end + reply)  # nobody reads what is said to the last action
-        rows.append((ids[:-last], owner[:-last]))
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [language_model.pad_id] * (longest - len(ids)) for ids, _ in rows])
-    owner = torch.tensor([owner + [0] * (longest - len(owner)) for _, owner in rows], dtype=torch.int8)
-    nothing = torch.zeros(ids.shape)
+        rows.append(ids[:kept])
+        owners.append(owner[:kept])
+    whole, present = padded(rows, language_model.pad_id, language_model.device)
+    by, _ = padded(owners, 0, language_model.device)
+    nothing = torch.zeros(whole.shape, device=whole.device)
     return Rollouts(
         prompts=tuple(map(tuple, prompts)),
         samples=1,
         pad_id=language_model.pad_id,
-        ids=ids,
-        mask=owner == 1,
+        ids=whole,
+        mask=by == 1,
         log_probs=nothing,
         entropies=nothing,
-        forced=torch.zeros_like(owner, dtype=torch.bool),
-        ended=torch.ones(len(rows), dtype=torch.bool),
+        forced=torch.zeros_like(by, dtype=torch.bool),
+        ended=present.any(dim=-1),
         texts=("",) * len(rows),
-        owner=owner,
+        owner=by.to(torch.int8),
     )
 
 
