@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 WIDTH, LAYERS, HEADS, CONTEXT = 64, 3, 4, 256
 MAX_NEW_TOKENS = 4  # of a turn: the longest move, and its end
-STEPS, BATCH_SIZE, LEARNING_RATE = 500, 32, 2e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 600, 32, 2e-3
 RIGHT = 0.6  # how likely a move of a lesson is a right one
 CHECKPOINT = 100  # steps
 EPSILON = 0.5  # of the opponent at tic-tac-toe: half of its moves are perfect
@@ -74,11 +74,11 @@ Arm = Literal[
 
 
 class ModularSums:
-    """A sum of two numbers below a modulus of two digits, to that modulus: "%13 07+12=", for which "06" is right."""
+    """A sum of two numbers below a modulus of two digits, to that modulus: "%11 07+10=", for which "06" is right."""
 
     max_turns = 1
 
-    def __init__(self, moduli: Sequence[int] = range(10, 16)) -> None:
+    def __init__(self, moduli: Sequence[int] = range(10, 13)) -> None:
         self.moduli = tuple(moduli)
 
     @property
@@ -151,7 +151,7 @@ GAMES: Mapping[str, Game] = {
     "spy": Game(spy_bits, _clue_or_vote),
 }
 TRANSFER: Mapping[str, Maker] = {
-    "larger-sums": partial(ModularSums, range(16, 20)),
+    "larger-sums": partial(ModularSums, range(13, 16)),
     "mirrored-tictactoe": partial(TicTacToe, opponent=EPSILON, compact=True, mirror=True),
 }
 CHARACTERS = "%+= " + matrix_games.CHARACTERS + tictactoe.CHARACTERS + spy.CHARACTERS

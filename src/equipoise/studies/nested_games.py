@@ -14,8 +14,8 @@ from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Select, Study
 
 PROMPTS, GROUP = 2, 16  # nested episodes of a step, or as many games of each kind; responses to each
 # What no skill gets; that these are the environments' own levels is a test.
-CHANCE = {"sums": 0.0815, "matrix": 0.5, "tictactoe": 0.2102, "spy": 0.382}
-CHANCE_TRANSFER = {"larger-sums": 0.0574, "mirrored-tictactoe": 0.2102}
+CHANCE = {"sums": 0.0914, "matrix": 0.5, "tictactoe": 0.2102, "spy": 0.382}
+CHANCE_TRANSFER = {"larger-sums": 0.0717, "mirrored-tictactoe": 0.2102}
 TABLE = "arXiv:2601.05633 v1, table of results"
 OURS = "control of ours"
 MARGIN = 0.03
@@ -27,12 +27,12 @@ SAME = (
 
 @study("nested-games", paper="arXiv:2601.05633", trades="a clear signal for one context")
 def nested_games(
-    steps: Annotated[int, Field(ge=2, le=5000)] = 48,
+    steps: Annotated[int, Field(ge=2, le=5000)] = 64,
     evaluations: Annotated[int, Field(ge=1, le=50)] = 2,
     episodes: Annotated[int, Field(ge=2, le=5000)] = 400,
 ) -> Study:
     """Nested training (mean, minimum, product, all, credit by segment) against mixing, rotation and each game alone."""
-    grid = {"learning_rate": [5e-4, 1e-3]}
+    grid = {"learning_rate": [3e-4, 1e-3]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"]) -> Arm:
         return Arm(name, kind=kind, grid=grid)
