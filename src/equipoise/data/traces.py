@@ -64,7 +64,7 @@ class TraceTurn:
 
     before: role and text of each message of others since the turn before, its calls' replies left out. log_probs [T, K]: of
     the likeliest tokens at each token of the text (not of the calls), nan beyond those recorded; None where none are.
-    tokens: generated in all, the calls among them, None where not logged. seconds, price: nan where not logged.
+    tokens: generated in all, the calls among them, as `usage` has it, None where not logged. seconds, price: nan where not logged.
     """
 
     text: str
@@ -401,12 +401,12 @@ def _written(cells: Cells, message: Fields, before: tuple[tuple[str, str], ...])
     if asked and (begin := _CALL_BEGINS.search(content)):
         content = content[: begin.start()]
     text = "\n".join(filter(None, (thought.strip(), content.strip())))
-    log_probs, count = _log_probs(cells, message.get("logprobs"), (thought, content), bool(asked))
+    log_probs = _log_probs(cells, message.get("logprobs"), (thought, content), bool(asked))
     if log_probs is None and not text:
         log_probs = np.empty((0, 0))
     usage = message.get("usage")
     generated = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    tokens = int(generated) if _is_number(generated) else count
+    tokens = int(generated) if _is_number(generated) else None
     return _Written(before, text, asked, [log_probs], [tokens], _seconds(message), _price(message))
 
 
@@ -445,20 +445,15 @@ def _spoken(block: str) -> ToolCall:
         return ToolCall("", block)
 
 
-def _log_probs(
-    cells: Cells, logged: Any, said: tuple[str, str], calls: bool
-) -> tuple[Array | None, int | None]:
-    """Of the tokens of the text [T, K], None where they are not recorded; and how many tokens there are in all."""
-    if logged is None:
-        return None, None
-    if not isinstance(logged, Mapping) or (tokens := logged.get("content", ())) is None:
-        return None, None
+def _log_probs(cells: Cells, logged: Any, said: tuple[str, str], calls: bool) -> Array | None:
+    """Of the tokens of the text [T, K], None where they are not recorded."""
+    tokens = logged.get("content", ()) if isinstance(logged, Mapping) else logged
+    if tokens is None:
+        return None
     if not isinstance(tokens, list):
         cells.refuse("logprobs", 'OpenAI\'s form, {"content": [{"token", "logprob", "top_logprobs"}]}', kind_of(logged))
     try:
         kept = tokens[: _until_the_call(tokens, said)] if calls else tokens
-        if kept is None:
-            return None, len(tokens)
         counts = [len(each["top_logprobs"] or ()) for each in kept]
         flat = np.fromiter(
             (other["logprob"] for each in kept for other in each["top_logprobs"] or ()), float, sum(counts)
@@ -466,9 +461,7 @@ def _log_probs(
         chosen = np.array([each["logprob"] for each in kept], float)
     except (KeyError, TypeError, ValueError) as error:
         cells.refuse("logprobs", "tokens with logprob and top_logprobs, numbers", f"{type(error).__name__}: {error}")
-    if kept and not flat.size:
-        return None, len(tokens)
-    return _alternatives(cells, flat, np.array(counts, int), chosen), len(tokens)
+    return _alternatives(cells, flat, np.array(counts, int), chosen) if flat.size else None
 
 
 def _alternatives(cells: Cells, flat: Array, counts: NDArray[np.int_], chosen: Array) -> Array:
@@ -492,8 +485,8 @@ def _alternatives(cells: Cells, flat: Array, counts: NDArray[np.int_], chosen: A
     return listed
 
 
-def _until_the_call(tokens: Sequence[Fields], said: tuple[str, str]) -> int | None:
-    """How many tokens come before the call; None where the text that was said is not what these tokens spell."""
+def _until_the_call(tokens: Sequence[Fields], said: tuple[str, str]) -> int:
+    """How many tokens come before the call; 0 where the text that was said is not what these tokens spell."""
     pieces = [each["token"] for each in tokens]
     whole = "".join(pieces)
     if begin := _CALL_BEGINS.search(whole):
@@ -502,7 +495,7 @@ def _until_the_call(tokens: Sequence[Fields], said: tuple[str, str]) -> int | No
         end = 0
         for text in filter(None, map(str.strip, said)):
             if (at := whole.find(text, end)) < 0:
-                return None
+                return 0
             end = at + len(text)
     return int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), end, side="right"))
 

@@ -143,18 +143,19 @@ class ToolAudit:
     def headline(self) -> str:
         """One sentence, warnings first."""
         use = self.overall
-        said = f"{use.calls:,} calls in {self.counts['traces']:,} traces"
+        said = f"{several(use.calls, 'call')} in {several(self.counts['traces'], 'trace')}"
         if use.lowered.of:
             said += f"; {use.lowered.rate:.0%} of the decided steps lowered uncertainty"
-        said += f"; {use.duplicate.count:,.0f} calls repeat an earlier one"
+        again = round(use.duplicate.count)
+        said += f"; {several(again, 'call')} {'repeats' if again == 1 else 'repeat'} an earlier one"
         if use.right:
-            said += f"; {use.needless:,} of {use.right:,} in right traces could be left out ({spent(use, needless=True)})"
+            said += f"; {use.needless:,} of {use.right:,} in right traces could be left out ({needless_cost(use)})"
         return " ".join((*self.warnings(), f"{said}."))
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: each tool, calibration, the headline."""
         lines = [
-            f"{each.tool}: {each.calls:,} calls, lowered uncertainty {percent(each.lowered)}, "
+            f"{each.tool}: {several(each.calls, 'call')}, lowered uncertainty {percent(each.lowered)}, "
             f"repeats {percent(each.duplicate)}, needless {each.needless:,}"
             for each in self.tools[:12]
         ]
@@ -214,16 +215,16 @@ def between(value: Bounded, places: int = 3, *, signed: bool = False) -> str:
     return f"{value.value:{form}} [{value.lower:{form}}, {value.upper:{form}}]"
 
 
-def spent(use: ToolUse, *, needless: bool = False) -> str:
-    """What was spent on a tool's calls, in words, as far as it is logged."""
-    tokens, seconds, price = (
-        (use.needless_tokens, use.needless_seconds, use.needless_price)
-        if needless
-        else (use.tokens, use.seconds, use.price)
-    )
-    told = [f"{tokens:,.0f} tokens"]
-    if not math.isnan(seconds):
-        told.append(duration(seconds))
-    if not math.isnan(price):
-        told.append(f"{price:,.2f} of the logged price")
+def needless_cost(use: ToolUse) -> str:
+    """What the needless calls cost, in words, as far as it is logged."""
+    told = [several(round(use.needless_tokens), "token")]
+    if not math.isnan(use.needless_seconds):
+        told.append(duration(use.needless_seconds))
+    if not math.isnan(use.needless_price):
+        told.append(f"a logged price of {use.needless_price:,.4g}")
     return ", ".join(told)
+
+
+def several(count: int, what: str) -> str:
+    """1 call, 2 calls."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
