@@ -39,7 +39,9 @@ def write(path: Path, traces: int, top: int) -> None:
                         "token": f" {word}",
                         "logprob": values[0],
                         "bytes": None,
-                        "top_logprobs": [{**other, "logprob": value} for other, value in zip(others, values, strict=True)],
+                        "top_logprobs": [
+                            {**other, "logprob": value} for other, value in zip(others, values, strict=True)
+                        ],
                     }
                     for word, values in zip(said, log_probs.tolist(), strict=True)
                 ]
@@ -52,7 +54,9 @@ def write(path: Path, traces: int, top: int) -> None:
                     messages += [message, {"role": "tool", "tool_call_id": f"c{step}", "content": reply}]
                 else:
                     messages.append(message)
-            file.write(json.dumps({"id": f"t{number}", "messages": messages, "success": bool(rng.random() < 0.6)}) + "\n")
+            file.write(
+                json.dumps({"id": f"t{number}", "messages": messages, "success": bool(rng.random() < 0.6)}) + "\n"
+            )
 
 
 def main() -> None:

@@ -2,15 +2,15 @@
 
 A row is understood by the fields it has (the first line that fits):
 
-    messages + choices         a request with its response, as a proxy logs them; also under `request` and `response` (`body`).
-                               Rows whose request holds an earlier row's request and response go on with its trace
-    messages                   a whole conversation in OpenAI's form; log-probabilities beside the assistant's messages
-    first + turns              an episode of `language.episodes`
+    messages + choices    a request with its response, as a proxy logs them; also under `request` and `response` (`body`).
+                          Rows whose request holds an earlier row's request and response go on with its trace
+    messages              a whole conversation in OpenAI's form; log-probabilities beside the assistant's messages
+    first + turns         an episode of `language.episodes`
 
-Calls are an assistant message's `tool_calls` (also `function_call`), else <tool_call> blocks in its text; what it says is the
-text before them. Log-probabilities are OpenAI's: {"content": [{"token", "logprob", "top_logprobs": [{"token", "logprob"}]}]}.
-Of a row are taken when there: `id` (`trace_id`, `custom_id`), `group` (what is asked: the cluster in intervals), `success` (or
-`correct`), `score`, `reward`, `gold` (`answers`; `answer`, which beside a gold is what was answered), `vocabulary`. Of a
+Calls are an assistant message's `tool_calls` (also `function_call`), else <tool_call> blocks in its text; what it says is
+the text before them. Log-probabilities are {"content": [{"token", "logprob", "top_logprobs": [{"token", "logprob"}]}]}.
+Of a row are taken when there: `id` (`trace_id`, `custom_id`), `group` (what is asked: the cluster in intervals), `success`
+(or `correct`), `score`, `reward`, `gold` (`answers`; `answer`, which beside a gold is what was answered), `vocabulary`. Of a
 message: `usage`, `latency` (seconds) or `latency_ms`, `price` or `cost`; a tool's message may have the last four, too.
 """
 
@@ -18,9 +18,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,14 @@ class TraceTurn:
 
     before: role and text of each message of others since the turn before, its calls' replies left out. log_probs [T, K]: of
     the likeliest tokens at each token of the text (not of the calls), nan beyond those recorded; None where none are.
-    tokens: generated in all, the calls among them, as `usage` has it, None where not logged. seconds, price: nan where not logged.
+    tokens: generated in all, the calls among them, as `usage` has it, None where not logged. seconds, price: nan likewise.
     """
 
     text: str
     calls: tuple[ToolCall, ...]
     before: tuple[tuple[str, str], ...]
     log_probs: Array | None = None
-    tokens: int | None = None
+    tokens: float | None = None
     seconds: float = math.nan
     price: float = math.nan
 
@@ -138,14 +137,14 @@ class _Conversations:
         messages, choices, beside = _parts(cells)
         own = _named(cells) or default_id
         if not choices:
-            self.traces.append(_Open(own, cells, messages))
+            self.traces.append(_Open(own, cells, list(messages)))
             return [own]
         begun: list[str] = []
         keys = _chain(messages)
         for number, choice in enumerate(choices):
             trace = self._waited_for(keys) if number == 0 else None
             if trace is None:
-                trace = _Open(own if len(choices) == 1 else f"{own}/{number}", cells, messages)
+                trace = _Open(own if len(choices) == 1 else f"{own}/{number}", cells, list(messages))
                 self.traces.append(trace)
                 begun.append(trace.id)
             else:
@@ -165,8 +164,15 @@ def _chain(messages: Sequence[Fields]) -> list[bytes]:
     """A digest of each beginning of the messages; what only a response or only a request has does not count."""
     keys, digest = [], b""
     for each in messages:
-        said = [each.get("role"), each.get("content") or "", each.get("tool_calls") or [], each.get("tool_call_id") or ""]
-        digest = hashlib.blake2b(digest + json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16).digest()
+        said = [
+            each.get("role"),
+            each.get("content") or "",
+            each.get("tool_calls") or [],
+            each.get("tool_call_id") or "",
+        ]
+        digest = hashlib.blake2b(
+            digest + json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16
+        ).digest()
         keys.append(digest)
     return keys
 
@@ -209,8 +215,9 @@ def _episode(cells: Cells) -> list[Fields]:
     """The messages that an episode amounts to; its actions are calls, and what answers them is a tool."""
     messages: list[Fields] = [{"role": "user", "content": cells.row.get("first") or ""}]
     for turn in _objects(cells, "turns", cells.row["turns"], "a list of turns"):
-        info = turn.get("info") if isinstance(turn.get("info"), Mapping) else {}
-        actions = _objects(cells, "turns", info.get("actions") or [], "actions as a list")
+        info = turn.get("info")
+        done = info.get("actions") if isinstance(info, Mapping) else None
+        actions = _objects(cells, "turns", done or [], "actions as a list")
         calls = [{"function": each} for each in actions]
         messages.append({**turn, "role": "assistant", "content": turn.get("text"), "tool_calls": calls})
         if reply := turn.get("reply"):
@@ -224,7 +231,7 @@ class _Open:
 
     id: str
     cells: Cells
-    messages: list[Fields] = field(default_factory=list)
+    messages: list[Fields]
 
     def go_on(self, cells: Cells, messages: Sequence[Fields]) -> None:
         """With a later request: what it says beyond what is known; what is known of the end comes with the last row."""
@@ -235,26 +242,32 @@ class _Open:
     def trace(self) -> Trace:
         cells = self.cells
         turns, strays = _turns(cells, self.messages)
-        gold_field = next((name for name in GOLDS if cells.has(name)), None)
-        gold = cells.texts(gold_field) if gold_field and not _is_number(cells.row[gold_field]) else ()
-        if gold_field and not gold:
-            gold = (str(cells.row[gold_field]),)
         last = turns[-1].text if turns and not turns[-1].calls else ""
-        answered = cells.row.get("answer") if gold_field != "answer" else None
-        vocabulary = cells.row.get("vocabulary")
-        if vocabulary is not None and (not isinstance(vocabulary, int) or isinstance(vocabulary, bool) or vocabulary < 2):
-            cells.refuse("vocabulary", "how many tokens the model knows", kind_of(vocabulary))
+        gold_field = next((name for name in GOLDS if cells.has(name)), "")
+        answered = None if gold_field == "answer" else cells.row.get("answer")
         return Trace(
             id=self.id,
             place=cells.place,
             group=cells.text("group") if cells.has("group") else self.id,
             turns=turns,
-            answer=str(answered) if answered is not None else last,
-            gold=gold,
+            answer=last if answered is None else str(answered),
+            gold=_gold(cells, gold_field) if gold_field else (),
             score=_score(cells),
-            vocabulary=vocabulary,
+            vocabulary=_vocabulary(cells),
             strays=strays,
         )
+
+
+def _gold(cells: Cells, name: str) -> tuple[str, ...]:
+    number = _number(cells.row[name])
+    return cells.texts(name) if number is None else (str(cells.row[name]),)
+
+
+def _vocabulary(cells: Cells) -> int | None:
+    value = cells.row.get("vocabulary")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
+        return value
+    return cells.refuse("vocabulary", "how many tokens the model knows", kind_of(value))
 
 
 def _named(cells: Cells) -> str:
@@ -268,14 +281,15 @@ def _score(cells: Cells) -> float | None:
         value = cells.row.get(name)
         if value is None:
             continue
-        if not isinstance(value, bool) and not _is_number(value):
-            cells.refuse(name, "true, false or a number", kind_of(value))
-        return float(value)
+        number = float(value) if isinstance(value, bool) else _number(value)
+        return cells.refuse(name, "true, false or a number", kind_of(value)) if number is None else number
     return None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A finite number; None for what is none."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if fits else None
 
 
 def _objects(cells: Cells, name: str, value: Any, expected: str) -> list[Fields]:
@@ -305,7 +319,7 @@ class _Written:
     text: str
     asked: list[_Asked]
     log_probs: list[Array | None]
-    tokens: list[int | None]
+    tokens: list[float | None]
     seconds: float
     price: float
 
@@ -344,11 +358,10 @@ def _turns(cells: Cells, messages: Sequence[Fields]) -> tuple[tuple[TraceTurn, .
             before, alone = [], True
             continue
         alone, text = False, _text(cells, message.get("content"))
-        waiting = [each for each in reversed(turns) for each in each.asked if not each.answered]
+        spoken = [each for each in turns[-1].asked if each.spoken and not each.answered] if turns and not before else []
         if role in ("tool", "function"):
-            strays += not _answer(message, text, waiting, turns)
-        elif role == "user" and turns and not before and any(each.spoken for each in waiting):
-            spoken = [each for each in turns[-1].asked if each.spoken and not each.answered]
+            strays += not _answer(message, text, turns)
+        elif role == "user" and spoken:
             for each, reply in zip(spoken, _REPLY.findall(text) or [text], strict=False):
                 _take(each, reply, message)
         else:
@@ -356,12 +369,13 @@ def _turns(cells: Cells, messages: Sequence[Fields]) -> tuple[tuple[TraceTurn, .
     return tuple(each.turn() for each in turns), strays
 
 
-def _answer(message: Fields, text: str, waiting: Sequence[_Asked], turns: Sequence[_Written]) -> bool:
+def _answer(message: Fields, text: str, turns: Sequence[_Written]) -> bool:
     """Give a tool's message to the call that it answers; False where there is none.
 
-    By its id, where it has one; else the calls of the last turn are answered in order.
+    By its id, where both have one; else the calls of the last turn are answered in order.
     """
     identifier = message.get("tool_call_id")
+    waiting = [asked for turn in reversed(turns) for asked in turn.asked if not asked.answered]
     if identifier is not None and any(each.id is not None for each in waiting):
         found = next((each for each in waiting if each.id == identifier), None)
     else:
@@ -406,8 +420,7 @@ def _written(cells: Cells, message: Fields, before: tuple[tuple[str, str], ...])
         log_probs = np.empty((0, 0))
     usage = message.get("usage")
     generated = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    tokens = int(generated) if _is_number(generated) else None
-    return _Written(before, text, asked, [log_probs], [tokens], _seconds(message), _price(message))
+    return _Written(before, text, asked, [log_probs], [_number(generated)], _seconds(message), _price(message))
 
 
 def _text(cells: Cells, content: Any) -> str:
@@ -497,18 +510,19 @@ def _until_the_call(tokens: Sequence[Fields], said: tuple[str, str]) -> int:
             if (at := whole.find(text, end)) < 0:
                 return 0
             end = at + len(text)
+        end += len(whole[end:]) - len(whole[end:].lstrip())  # blanks may be of the last token of the text
     return int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), end, side="right"))
 
 
 def _seconds(message: Fields) -> float:
-    if _is_number(message.get("latency")):
-        return float(message["latency"])
-    return message["latency_ms"] / 1000 if _is_number(message.get("latency_ms")) else math.nan
+    if (seconds := _number(message.get("latency"))) is not None:
+        return seconds
+    milliseconds = _number(message.get("latency_ms"))
+    return math.nan if milliseconds is None else milliseconds / 1000
 
 
 def _price(message: Fields) -> float:
-    usage = message.get("usage") if isinstance(message.get("usage"), Mapping) else {}
-    for value in (message.get("price"), message.get("cost"), usage.get("cost")):
-        if _is_number(value):
-            return float(value)
-    return math.nan
+    usage = message.get("usage")
+    of_usage = usage.get("cost") if isinstance(usage, Mapping) else None
+    known = (_number(value) for value in (message.get("price"), message.get("cost"), of_usage))
+    return next((value for value in known if value is not None), math.nan)

@@ -5,7 +5,6 @@ With a model, killed at any moment the same call goes on: entropies.jsonl has a 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +34,12 @@ from equipoise.reinforcement.tool_audit_result import (
     ALL,
     LOWERED,
     NOT_LOWERED,
-    OVERLAP,
     ChangeAt,
     ToolAudit,
     ToolAuditPlan,
     ToolUse,
     UselessCall,
+    several,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ SHOWN = 20  # useless calls
 FURTHEST = 12  # steps of a trace whose mean change is told
 CHARACTERS = 4  # of a token that nobody counted
 RECORDED = "The log-probabilities in the traces."
-MEASURED = (LOWERED, NOT_LOWERED, OVERLAP)
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 
@@ -131,7 +129,9 @@ class ToolAuditing(Request):
             "traces": len(self.traces),
             "calls": sum(trace.calls for trace in self.traces),
             "tools": len({call.tool for trace in self.traces for turn in trace.turns for call in turn.calls}),
-            "recorded": sum(turn.log_probs is not None and len(turn.log_probs) > 0 for t in self.traces for turn in t.turns),
+            "recorded": sum(
+                turn.log_probs is not None and len(turn.log_probs) > 0 for t in self.traces for turn in t.turns
+            ),
         }
         if self.model is None:
             return ToolAuditPlan(source=RECORDED, tokens=0, seconds=math.nan, **counts)
@@ -182,7 +182,9 @@ class ToolAuditing(Request):
 
 def _check_recorded(traces: Sequence[Trace], named: str, vocabulary: int | None) -> None:
     """Raises BadInput for traces without log-probabilities, and for a vocabulary with fewer tokens than are listed."""
-    widths = [(trace, turn.log_probs.shape[1]) for trace in traces for turn in trace.turns if turn.log_probs is not None]
+    widths = [
+        (trace, turn.log_probs.shape[1]) for trace in traces for turn in trace.turns if turn.log_probs is not None
+    ]
     if not any(width for _, width in widths):
         raise BadInput(
             f"{named}: no trace has the log-probabilities of alternatives. Log them (logprobs=True, top_logprobs=20 in "
@@ -191,7 +193,9 @@ def _check_recorded(traces: Sequence[Trace], named: str, vocabulary: int | None)
     for trace, width in widths:
         size = vocabulary or trace.vocabulary or VOCABULARY
         if width > size:
-            raise BadInput(f"{trace.place}: {width} alternatives of a token, but the vocabulary is {size}: mend --vocabulary.")
+            raise BadInput(
+                f"{trace.place}: {width} alternatives of a token, but the vocabulary is {size}: mend --vocabulary."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,9 +367,11 @@ class _Table:
         self._clusters = cluster[[row["_index"] for row in rows]]
         self._step_clusters = cluster[found.steps.trace]
         self._right = np.array([row["right"] is True for row in rows])
-        self._step_right = np.array([math.nan if each is None else each for each in found.right], float)[found.steps.trace]
+        self._step_right = np.array([math.nan if each is None else each for each in found.right], float)[
+            found.steps.trace
+        ]
         self._outcome = np.array(found.steps.outcome)
-        self._measured = np.isin(self._outcome, MEASURED)
+        self._measured = np.isin(self._outcome, measures.MEASURED)
         self._column = {
             name: np.array([row[name] for row in rows], float) for name in ("seconds", "price", "useless", "needless")
         }
@@ -442,28 +448,28 @@ def _notes(request: ToolAuditing, counts: Mapping[str, int]) -> tuple[str, ...]:
         "first": "of what was written before the first call",
         "running-minimum": "that was lowest before it",
     }[request.against]
-    recorded = request.model is None
     said = [
         f"A call lowered uncertainty where the mean entropy of the tokens after its reply is below the one {compared}"
         + (f" by more than {request.margin:g} nats." if request.margin else ".")
         + " Only free text counts, no token of a call or of a reply.",
-        "Entropy is confidence, not truth: a wrong or repeated reply can lower it, and one that contradicts can raise it though "
-        "it helps. AUROC says whether it went with right answers here; 0.5 is chance.",
-        "Calls at once are one step: their effects cannot be told apart. A repeat with another reply (a test run again after an "
-        "edit) is counted as a repeat, and not as useless.",
-        "Useless calls are those that lowered nothing, or repeat a call with the same reply; needless, those in right traces. "
-        "That the trace would have been right without one was not tried.",
+        "Entropy is confidence, not truth: a wrong or repeated reply can lower it, and one that contradicts can raise it "
+        "though it helps. AUROC says whether it went with right answers here; 0.5 is chance.",
+        "Calls at once are one step: their effects cannot be told apart. A repeat with another reply (a test run again "
+        "after an edit) is counted as a repeat, and not as useless.",
+        "Useless calls are those that lowered nothing, or repeat a call with the same reply; needless, those in right "
+        "traces. That the trace would have been right without one was not tried.",
     ]
-    if recorded:
-        said.append(
-            "Of each token the likeliest alternatives are logged, so that its entropy is known within bounds; a step is decided "
-            "where they agree. If the server logged probabilities after its temperature, entropies are of that temperature."
-        )
-        said.append(f"Tokens of calls and replies that nobody counted are estimated, {CHARACTERS} characters to one.")
+    if request.model is None:
+        said += [
+            "Of each token the likeliest alternatives are logged, so that its entropy is known within bounds; a step is "
+            "decided where they agree. If the server logged probabilities after its temperature, so are the entropies.",
+            f"Tokens of calls and replies that nobody counted are estimated, {CHARACTERS} characters to one.",
+        ]
     told = {
-        "unanswered": "{} calls have no reply.",
-        "strays": "{} messages of tools answer no call and are left out.",
-        "unreadable": "{} calls cannot be read as a tool's name with arguments.",
-        "plain": "{} traces were shown to the model without its chat template, which refuses them or leaves something out.",
+        "unanswered": ("call", "without a reply"),
+        "strays": ("message", "of tools that answer no call and are left out"),
+        "unreadable": ("call", "that cannot be read as a tool's name with arguments"),
+        "plain": ("trace", "shown without the chat template, which refuses it or leaves something out"),
     }
-    return (*said, *(text.format(f"{counts[name]:,}") for name, text in told.items() if counts[name]))
+    found = [f"{several(counts[name], what)} {rest}" for name, (what, rest) in told.items() if counts[name]]
+    return (*said, *([f"Found: {'; '.join(found)}."] if found else []))

@@ -36,7 +36,7 @@ def audit_tools(
     trust_remote_code: Annotated[bool, Setting(typed=bool)] = False,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Request:
-    """Find out from logs which calls of tools were of use: after which a model was surer, which were repeats, what they cost.
+    """Find out from logs which calls of tools were of use: after which a model was surer, which repeat, what they cost.
 
     Example: `equipoise audit tools --traces examples/tool_traces.jsonl`
 
@@ -54,10 +54,10 @@ def audit_tools(
         Compute entropies with this model instead, at temperature 1, in one pass a trace: a folder, a name, in Python also a
         LanguageModel. Best the one that wrote the traces.
     vocabulary
-        How many tokens the model that wrote them knows, for the upper bounds; not given: what a row says, else 300,000, which
-        is more than most know and makes the bounds a little wider.
+        How many tokens the model that wrote them knows, for the upper bounds; not given: what a row says, else 300,000,
+        which is more than most know and makes the bounds a little wider.
     against
-        What the entropy after a call is compared with: that before the call, that before the first call, or the lowest so far.
+        What the entropy after a call is compared with: that before the call, before the first call, or the lowest so far.
     margin
         By how many nats a token it has to fall.
     verifier

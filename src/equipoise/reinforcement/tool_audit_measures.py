@@ -1,8 +1,8 @@
-"""What is measured of the calls in traces: entropy before and after, repeats, what was copied, whether the trace was right.
+"""What is measured of the calls in traces: entropy before and after, repeats, what was copied, and how traces ended.
 
-A trace's texts are segments r_0, r_1, ..., one a turn; the calls of turn k are one step, after which r_{k+1} was written. What
-entropy says of a step is defined in `entropy_tools`. Entropies of tokens are known exactly (recomputed with a model), or
-within bounds (from the likeliest tokens that were logged).
+A trace's texts are segments r_0, r_1, ..., one a turn; the calls of turn k are one step, after which r_{k+1} was written.
+What entropy says of a step is defined in `entropy_tools`. Entropies of tokens are known exactly (recomputed with a model),
+or within bounds (from the likeliest tokens that were logged).
 
 N tokens, R traces, T tokens of a trace's texts, S steps of all traces. Entropies in nats.
 """
@@ -10,6 +10,7 @@ N tokens, R traces, T tokens of a trace's texts, S steps of all traces. Entropie
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from equipoise.reinforcement.tool_audit_result import (
 
 Array = NDArray[np.float64]
 AT_ONCE = 2**20  # places of padded tokens
+MEASURED = (LOWERED, NOT_LOWERED, OVERLAP)  # outcomes of steps whose change is known within bounds
+NOTHING = (math.nan, math.nan)
 NOT_SECRET = ("key", "keys")  # what a lookup is called by
 _EDGE = " \t\r\n\"'`.,;:!?"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -127,13 +130,19 @@ def steps_of(traces: Sequence[Trace], entropies: Sequence[TextEntropies], *, aga
         for number, turn in enumerate(calling, start=1):
             why = _unknown(trace, turn, known.missing, against)
             outcome = why or str(columns["outcome"][turn])
-            bounds = [columns[name][turn] for name in ("before", "after", "change")]
-            if outcome not in (LOWERED, NOT_LOWERED, OVERLAP):
-                bounds[2] = (np.nan, np.nan)
-            rows.append((index, turn, number, outcome, *bounds, rates[index][turn + 1] if not why else np.nan))
-    trace, turn, number, outcome, *bounds, copied = zip(*rows, strict=True)
+            change = columns["change"][turn] if outcome in MEASURED else NOTHING
+            copied = math.nan if why else rates[index][turn + 1]
+            rows.append((index, turn, number, outcome, columns["before"][turn], columns["after"][turn], change, copied))
+    trace, turn, number, outcome, before, after, change, copied = zip(*rows, strict=True)
     return Steps(
-        np.array(trace), np.array(turn), np.array(number), outcome, *map(np.array, bounds), np.array(copied, float)
+        trace=np.array(trace),
+        turn=np.array(turn),
+        number=np.array(number),
+        outcome=outcome,
+        before=np.array(before),
+        after=np.array(after),
+        change=np.array(change),
+        copied=np.array(copied),
     )
 
 
@@ -159,9 +168,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _measured(
-    batch: Sequence[TextEntropies], turns: int, against: Against, margin: float
-) -> Iterator[dict[str, Any]]:
+def _measured(batch: Sequence[TextEntropies], turns: int, against: Against, margin: float) -> Iterator[dict[str, Any]]:
     """For each trace by its turns: outcome, and bounds [turns, 2] before, after and of the change."""
     segments = _padded([each.turn for each in batch], -1)
     sides = [_padded([getattr(each, name) for each in batch], 0.0) for name in ("lower", "upper")]
@@ -237,7 +244,11 @@ def repeats(trace: Trace) -> list[list[Repeat | None]]:
             given = _parsed(call.arguments)
             keys = [(call.tool, json.dumps(each, sort_keys=True)) for each in (given, _loose(given))]
             kind, earlier = next(
-                ((kind, known[key]) for kind, known, key in zip((SAME, ALIKE), (exact, loose), keys, strict=True) if key in known),
+                (
+                    (kind, known[key])
+                    for kind, known, key in zip((SAME, ALIKE), (exact, loose), keys, strict=True)
+                    if key in known
+                ),
                 ("", None),
             )
             alike = earlier is not None and call.reply is not None and _same_text(call.reply, earlier[1].reply)

@@ -1,9 +1,9 @@
 """Entropies of the texts of traces, computed anew with a causal model: one pass a trace, at temperature 1.
 
-The conversation is shown as the model's chat template shows it. Where that refuses it, or leaves out something that was said,
-it is shown with the calls and the replies as text, and at last without the template. Logits are made at the tokens of
-the texts alone, by pieces: [L, V] for a trace of L tokens never exists, but for models that change their logits after
-the output matrix (soft-capping).
+The conversation is shown as the model's chat template shows it. Where that refuses it, or leaves out something that was
+said, it is shown with the calls and the replies as text, and at last without the template. Logits are made at the tokens of
+the texts alone, by pieces: [L, V] for a trace of L tokens never exists, but for models that change their logits after the
+output matrix (soft-capping).
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def read_traces_with(language_model: LanguageModel, traces: Sequence[Trace]) -> 
     """Each trace as the model reads it. Raises BadInput for a tokenizer without offsets, and for tokens it does not know."""
     tokenizer: Any = language_model.tokenizer
     if not tokenizer.is_fast:
-        raise BadInput(f"{language_model.name} has a tokenizer without offsets, which texts are found by: use a fast one.")
+        raise BadInput(
+            f"{language_model.name} has a tokenizer without offsets, which texts are found by: use a fast one."
+        )
     return [_read(language_model, trace) for trace in traces]
 
 

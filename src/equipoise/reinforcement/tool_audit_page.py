@@ -102,9 +102,9 @@ def _use(result: "ToolAudit") -> parts.Table:
             )
             for each in _listed(result)
         ),
-        note="With 95 % intervals over what was asked: of the decided steps those after which entropy was lower; of all calls "
-        "those that repeat an earlier one. Copied: the share of what was written next that repeats replies, three words running."
-        + (f" {more:,} tools with fewer calls are in result.json." if more > 0 else ""),
+        note="With 95 % intervals over what was asked: of the decided steps those after which entropy was lower; of all "
+        "calls those that repeat an earlier one. Copied: the share of what was written next that repeats replies, three "
+        "words running." + (f" {more:,} tools with fewer calls are in result.json." if more > 0 else ""),
         emphasised=frozenset({0}),
     )
 
@@ -138,9 +138,9 @@ def _cost(result: "ToolAudit") -> parts.Table:
             )
             for each in uses
         ),
-        note="Needless: lowered nothing, or repeated a call with the same reply. Tokens are those of the turn that made the call, "
-        "of calls at once in equal parts, and of the reply, read once; in per cent of those of all calls of the tool."
-        + (" They are estimates where nobody counted." if result.estimated else ""),
+        note="Needless: lowered nothing, or repeated a call with the same reply. Tokens are those of the turn that made the "
+        "call, of calls at once in equal parts, and of the reply, read once; beside them their share of those of all calls "
+        "of the tool." + (" They are estimates where nobody counted." if result.estimated else ""),
         emphasised=frozenset({0}),
     )
 
@@ -185,8 +185,8 @@ def _calibration(result: "ToolAudit") -> tuple[parts.Part, ...]:
     if math.isnan(result.calibration.value):
         return (
             parts.Text(
-                f"That cannot be told: {right:,} measured steps are in traces known to be right and {wrong:,} in traces known to "
-                "be wrong, and it takes some of both. Entropy is confidence, not truth."
+                f"That cannot be told: {right:,} measured steps are in traces known to be right and {wrong:,} in traces "
+                "known to be wrong, and it takes some of both. Entropy is confidence, not truth."
             ),
         )
     chart = plots.intervals(
@@ -199,8 +199,8 @@ def _calibration(result: "ToolAudit") -> tuple[parts.Part, ...]:
     return (
         parts.Text(
             f"AUROC {between(result.calibration)}, from {right:,} steps of right and {wrong:,} of wrong traces: how often "
-            f"entropy fell more at a step of a right one; 0.5 is chance.{few} Entropy is confidence, not truth: where this is "
-            "near 0.5, what follows a call says nothing about whether it helped."
+            f"entropy fell more at a step of a right one; 0.5 is chance.{few} Entropy is confidence, not truth: where this "
+            "is near 0.5, what follows a call says nothing about whether it helped."
         ),
         parts.Figure(chart),
     )

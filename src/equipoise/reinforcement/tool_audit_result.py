@@ -39,9 +39,9 @@ class ToolUse:
     steps: with a call of it, calls at once being one. lowered: of the decided steps those after which entropy was lower;
     missing are those that are not decided. change: mean of the entropy's change in nats a token, over all steps for which it
     is known within bounds, these counted in its interval. duplicate: of the calls those that an earlier one of the trace
-    equals. copied: mean share of what was written after it that repeats its reply. anyway: calls that lowered nothing in traces
-    that were right. needless: calls in right traces that lowered nothing or repeat a call with the same reply.
-    tokens, seconds, price: of all calls, with the turns that made them; needless_...: of the needless ones. nan: not logged.
+    equals. copied: mean share of what was written after it that repeats replies. anyway: calls that lowered nothing in
+    traces that were right. needless: calls in right traces that lowered nothing or repeat a call with the same reply.
+    tokens, seconds, price: of all calls, with the turns that made them; needless_...: of the needless; nan: not logged.
     """
 
     tool: str
@@ -98,8 +98,8 @@ class ToolAudit:
     source: where the entropies are from. counts: traces, right, wrong and ungraded ones, those without a call, calls, steps,
     calls without a reply, messages of tools without a call, calls that cannot be read, texts shown plainly to a model whose
     chat template hides them. undecided: reason -> steps. width: mean width of the bounds of a change, in nats; nan of none.
-    calibration: AUROC of the fall of entropy, steps of right traces against steps of wrong ones; calibrated: how many of each.
-    estimated: whether tokens were not logged, and 4 characters are taken for one.
+    calibration: AUROC of the fall of entropy, steps of right traces against those of wrong ones; calibrated: how many of
+    each. estimated: whether tokens that were not logged are taken to have 4 characters.
     """
 
     names: Mapping[str, str]
@@ -121,7 +121,7 @@ class ToolAudit:
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know before the numbers: little could be decided, no answers are graded, or entropy misleads."""
+        """What a reader must know before the numbers: little is decided, nothing is graded, or entropy misleads."""
         found = []
         if self.overall.lowered.of < FEW_MEASURED * self.counts["steps"]:
             most = max(self.undecided, key=self.undecided.__getitem__)
@@ -130,13 +130,13 @@ class ToolAudit:
             )
         if not self.counts["right"] + self.counts["wrong"]:
             found.append(
-                "No trace says how it ended: without success, score, reward or gold nobody can tell needless calls from needed "
-                "ones."
+                "No trace says how it ended: without success, score, reward or gold nobody can tell needless calls from "
+                "needed ones."
             )
         elif self.calibration.upper < 0.5:
             found.append(
-                f"Entropy fell more in wrong traces than in right ones (AUROC {self.calibration.value:.3f}): here a call after "
-                "which the model is surer is no better call."
+                f"Entropy fell more in wrong traces than in right ones (AUROC {self.calibration.value:.3f}): here a call "
+                "after which the model is surer is no better call."
             )
         return tuple(found)
 
@@ -178,7 +178,7 @@ class ToolAudit:
 
 @dataclass(frozen=True)
 class ToolAuditPlan:
-    """What an audit would do. seconds: of reading the traces with the model, nan without one; form: how it reads them."""
+    """What an audit would do. seconds: of reading the traces with the model, nan without one."""
 
     source: str
     traces: int
