@@ -111,6 +111,8 @@ def test_only_tokens_of_the_text_are_kept_where_the_call_is_logged_too():
     assert trace_of(says(None, call("a", q=1), logprobs=logged("search[q=1]"))).turns[0].log_probs.shape == (0, 0)
     assert trace_of(says("I look.")).turns[0].log_probs is None
     assert trace_of(says("I look.", logprobs={"content": None})).turns[0].log_probs is None
+    chosen = {"content": [{"token": "I look.", "logprob": -0.5}]}  # alternatives were not asked for
+    assert trace_of(says("I look.", logprobs=chosen)).turns[0].log_probs is None
 
 
 def test_alternatives_are_those_known_to_be_the_likeliest():
@@ -237,7 +239,7 @@ ONE = [ASKED, says("x")]
         ({"messages": ONE, "choices": [{"text": "x"}]}, "choices with a message"),
         ({"messages": [says("x", logprobs=[0.1])]}, "logprob and top_logprobs"),
         ({"messages": [says("x", logprobs={"tokens": ["x"]})]}, "field 'logprobs'"),
-        ({"messages": [says("x", logprobs={"content": [{"token": "x", "logprob": -1}]})]}, "KeyError: 'top_logprobs'"),
+        ({"messages": [says("x", logprobs={"content": [{"token": "x"}]})]}, "KeyError: 'logprob'"),
         ({"messages": [says("x", logprobs=logged("x", 0.3))]}, "natural logarithms of probabilities, at most 0"),
         ({"messages": [says("x", logprobs=logged("x", -0.1))]}, "sum to at most 1"),
         ({"messages": ONE, "success": "yes"}, "expected true, false or a number"),

@@ -345,7 +345,9 @@ def test_secrets_stand_nowhere_and_text_is_text(tmp_path, monkeypatch):
 
 def test_the_headline_says_when_little_is_known():
     few = audit_tools(TRACES[4:8])
-    assert few.headline().startswith("Of 4 steps only 0 are decided; mostly") and math.isnan(few.calibration.value)
+    assert few.headline().startswith("Only 0 of 4 steps are decided, the others mostly not since") and math.isnan(
+        few.calibration.value
+    )
     unknown = audit_tools([trace("t", UNSURE, SURE)])
     assert "No trace says how it ended" in unknown.headline()
     rows = [trace(f"{k}", *((SURE, UNSURE) if k % 2 else (UNSURE, SURE)), success=bool(k % 2)) for k in range(60)]

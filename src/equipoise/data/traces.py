@@ -119,39 +119,45 @@ def read_traces(source: str | Path | Iterable[Fields], *, limit: int | None = No
             if name in places:
                 raise BadInput(f"{place}: id {name!r} was used before at {places[name]}; make ids unique.")
             places[name] = place
-    if not made.traces:
+    if not (traces := made.traces(limit)):
         named = source if isinstance(source, str | Path) else "what was given"
         raise BadInput(f"{named} is empty: expected at least one trace, with {_FORMS}.")
-    return [each.trace() for each in made.traces[:limit]]
+    return traces
 
 
 class _Conversations:
     """Rows put together to traces: a response is found again as the beginning of a later request."""
 
     def __init__(self) -> None:
-        self.traces: list[_Open] = []
+        self._found: list[Trace | _Open] = []
         self._waiting: dict[bytes, list[_Open]] = {}  # by what their next request begins with
 
     def add(self, cells: Cells, default_id: str) -> list[str]:
         """The ids of the traces that begin with this row."""
         messages, choices, beside = _parts(cells)
         own = _named(cells) or default_id
-        if not choices:
-            self.traces.append(_Open(own, cells, list(messages)))
+        if not choices:  # whole; what was read of it stays, the row goes
+            self._found.append(_Open(own, cells, [*messages]).trace())
             return [own]
         begun: list[str] = []
         keys = _chain(messages)
         for number, choice in enumerate(choices):
             trace = self._waited_for(keys) if number == 0 else None
             if trace is None:
-                trace = _Open(own if len(choices) == 1 else f"{own}/{number}", cells, list(messages))
-                self.traces.append(trace)
+                kept = Cells(dict(_ends(cells)), cells.place, {})  # not the row, which has the log-probabilities
+                trace = _Open(own if len(choices) == 1 else f"{own}/{number}", kept, [*messages])
+                self._found.append(trace)
                 begun.append(trace.id)
             else:
                 trace.go_on(cells, messages)
-            trace.messages.append({**beside, **choice})
-            self._waiting.setdefault(_chain(trace.messages)[-1], []).append(trace)
+            trace.messages.append(_written(cells, {**beside, **choice}))
+            (key,) = _chain([choice], keys[-1] if keys else b"")
+            self._waiting.setdefault(key, []).append(trace)
         return begun
+
+    def traces(self, limit: int | None) -> list[Trace]:
+        """The first of them."""
+        return [each if isinstance(each, Trace) else each.trace() for each in self._found[:limit]]
 
     def _waited_for(self, keys: Sequence[bytes]) -> "_Open | None":
         for key in reversed(keys):
@@ -160,19 +166,13 @@ class _Conversations:
         return None
 
 
-def _chain(messages: Sequence[Fields]) -> list[bytes]:
+def _chain(messages: Sequence[Fields], digest: bytes = b"") -> list[bytes]:
     """A digest of each beginning of the messages; what only a response or only a request has does not count."""
-    keys, digest = [], b""
+    keys = []
     for each in messages:
-        said = [
-            each.get("role"),
-            each.get("content") or "",
-            each.get("tool_calls") or [],
-            each.get("tool_call_id") or "",
-        ]
-        digest = hashlib.blake2b(
-            digest + json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16
-        ).digest()
+        said = [each.get(name) or "" for name in ("role", "content", "tool_calls", "tool_call_id")]
+        text = json.dumps(said, sort_keys=True, default=str).encode()
+        digest = hashlib.blake2b(digest + text, digest_size=16).digest()
         keys.append(digest)
     return keys
 
@@ -196,7 +196,8 @@ def _parts(cells: Cells) -> tuple[list[Fields], list[Fields], Fields]:
     for choice in _objects(cells, "choices", choices, "a list of choices"):
         if not isinstance(message := choice.get("message"), Mapping):
             cells.refuse("choices", "choices with a message", kind_of(message))
-        made.append({"role": "assistant", **message, "logprobs": choice.get("logprobs") or message.get("logprobs")})
+        logged = choice.get("logprobs") or message.get("logprobs")
+        made.append({**message, "role": "assistant", "logprobs": logged})
     if not made:
         cells.refuse("choices", "at least one choice", "none; leave the row out")
     named = ("usage", "latency", "latency_ms", "price", "cost")
@@ -227,17 +228,16 @@ def _episode(cells: Cells) -> list[Fields]:
 
 @dataclass(eq=False)
 class _Open:
-    """A trace to which rows may still be added."""
+    """A trace to which rows may still be added; responses are read already."""
 
     id: str
     cells: Cells
-    messages: list[Fields]
+    messages: "list[Fields | _Written]"
 
     def go_on(self, cells: Cells, messages: Sequence[Fields]) -> None:
         """With a later request: what it says beyond what is known; what is known of the end comes with the last row."""
         self.messages += messages[len(self.messages) :]
-        known = {name: value for name, value in cells.row.items() if value is not None}
-        self.cells = Cells({**self.cells.row, **known}, cells.place, {})
+        self.cells = Cells({**self.cells.row, **_ends(cells)}, cells.place, {})
 
     def trace(self) -> Trace:
         cells = self.cells
@@ -256,6 +256,12 @@ class _Open:
             vocabulary=_vocabulary(cells),
             strays=strays,
         )
+
+
+def _ends(cells: Cells) -> Fields:
+    """What a row says of how its trace ended, and of what it is."""
+    names = ("group", "success", "correct", "score", "reward", *GOLDS, "vocabulary")
+    return {name: cells.row[name] for name in names if cells.row.get(name) is not None}
 
 
 def _gold(cells: Cells, name: str) -> tuple[str, ...]:
@@ -315,13 +321,13 @@ class _Asked:
 class _Written:
     """A turn that is being read."""
 
-    before: tuple[tuple[str, str], ...]
     text: str
     asked: list[_Asked]
     log_probs: list[Array | None]
     tokens: list[float | None]
     seconds: float
     price: float
+    before: tuple[tuple[str, str], ...] = ()
 
     def turn(self) -> TraceTurn:
         recorded = [each for each in self.log_probs if each is not None]
@@ -330,33 +336,33 @@ class _Written:
         wide = [np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=np.nan) for each in recorded]
         counted = [count for count in self.tokens if count is not None]
         return TraceTurn(
-            self.text,
-            tuple(each.call for each in self.asked),
-            self.before,
-            (wide[0] if len(wide) == 1 else np.concatenate(wide)) if whole else None,
-            sum(counted) if len(counted) == len(self.tokens) else None,
-            self.seconds,
-            self.price,
+            text=self.text,
+            calls=tuple(each.call for each in self.asked),
+            before=self.before,
+            log_probs=(wide[0] if len(wide) == 1 else np.concatenate(wide)) if whole else None,
+            tokens=sum(counted) if len(counted) == len(self.tokens) else None,
+            seconds=self.seconds,
+            price=self.price,
         )
 
 
-def _turns(cells: Cells, messages: Sequence[Fields]) -> tuple[tuple[TraceTurn, ...], int]:
+def _turns(cells: Cells, messages: "Sequence[Fields | _Written]") -> tuple[tuple[TraceTurn, ...], int]:
     """The assistant's turns with what answers their calls, and how many messages of tools answer none."""
     turns: list[_Written] = []
     before: list[tuple[str, str]] = []
     strays, alone = 0, False  # alone: the message before was the assistant's, too
     for message in messages:
-        role = message.get("role")
-        if role not in ROLES:
-            cells.refuse("messages", f"messages in {_OPENAI}", f"the role {role!r:.40}")
-        if role == "assistant":
-            written = _written(cells, message, tuple(before))
+        if isinstance(message, _Written) or message.get("role") == "assistant":
+            written = message if isinstance(message, _Written) else _written(cells, message)
+            written.before = tuple(before)
             if alone and not turns[-1].asked:
                 _join(turns[-1], written)
             else:
                 turns.append(written)
             before, alone = [], True
             continue
+        if (role := message.get("role")) not in ROLES:
+            cells.refuse("messages", f"messages in {_OPENAI}", f"the role {role!r:.40}")
         alone, text = False, _text(cells, message.get("content"))
         spoken = [each for each in turns[-1].asked if each.spoken and not each.answered] if turns and not before else []
         if role in ("tool", "function"):
@@ -406,7 +412,7 @@ def _sum(one: float, other: float) -> float:
     return sum(known) if known else math.nan
 
 
-def _written(cells: Cells, message: Fields, before: tuple[tuple[str, str], ...]) -> _Written:
+def _written(cells: Cells, message: Fields) -> _Written:
     content = _text(cells, message.get("content"))
     thought = _text(cells, message.get("reasoning_content") or message.get("reasoning"))
     asked = _calls(cells, message)
@@ -420,7 +426,7 @@ def _written(cells: Cells, message: Fields, before: tuple[tuple[str, str], ...])
         log_probs = np.empty((0, 0))
     usage = message.get("usage")
     generated = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    return _Written(before, text, asked, [log_probs], [_number(generated)], _seconds(message), _price(message))
+    return _Written(text, asked, [log_probs], [_number(generated)], _seconds(message), _price(message))
 
 
 def _text(cells: Cells, content: Any) -> str:
@@ -467,12 +473,11 @@ def _log_probs(cells: Cells, logged: Any, said: tuple[str, str], calls: bool) ->
         cells.refuse("logprobs", 'OpenAI\'s form, {"content": [{"token", "logprob", "top_logprobs"}]}', kind_of(logged))
     try:
         kept = tokens[: _until_the_call(tokens, said)] if calls else tokens
-        counts = [len(each["top_logprobs"] or ()) for each in kept]
-        flat = np.fromiter(
-            (other["logprob"] for each in kept for other in each["top_logprobs"] or ()), float, sum(counts)
-        )
+        others = [each.get("top_logprobs") or () for each in kept]
+        counts = [len(each) for each in others]
+        flat = np.fromiter((other["logprob"] for each in others for other in each), float, sum(counts))
         chosen = np.array([each["logprob"] for each in kept], float)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         cells.refuse("logprobs", "tokens with logprob and top_logprobs, numbers", f"{type(error).__name__}: {error}")
     return _alternatives(cells, flat, np.array(counts, int), chosen) if flat.size else None
 

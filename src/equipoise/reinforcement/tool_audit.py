@@ -144,7 +144,8 @@ class ToolAuditing(Request):
         )
 
     def work(self, folder: Path | None) -> ToolAudit:
-        found = self._measured(folder)
+        opened = None if self.model is None else self._opened()
+        found = self._measured(opened, folder)
         rows = list(_call_rows(self.traces, found))
         if folder is not None:
             write_atomic(folder / CALLS, b"".join(seal(_written(row)) for row in rows))
@@ -153,14 +154,14 @@ class ToolAuditing(Request):
     def scratch(self) -> tuple[str, ...]:
         return (ENTROPIES,)
 
-    def _measured(self, folder: Path | None) -> Measured:
+    def _measured(self, opened: tuple[LanguageModel, list[by_model.ReadTrace]] | None, folder: Path | None) -> Measured:
         """Entropies as logged, or computed anew; the steps; which traces are right."""
         traces, plain, source, tokens, damaged = self.traces, 0, RECORDED, None, ()
-        if self.model is None:
+        if opened is None:
             sizes = [self.vocabulary or trace.vocabulary or VOCABULARY for trace in traces]
             entropies = measures.recorded(traces, sizes)
         else:
-            language_model, read = self._opened()
+            language_model, read = opened
             rows = Rows(None if folder is None else folder / ENTROPIES)
             left = by_model.left(traces, read, rows)
             if left and not progress.is_quiet():

@@ -22,7 +22,7 @@ OVERLAP, SHORT, NO_LOG_PROBS, NOTHING_AFTER, INTERRUPTED, TOO_LONG = (
     "beyond the context",
 )
 REASONS: Mapping[str, str] = {
-    OVERLAP: "the bounds of the entropy before and after overlap: log more alternatives a token, or give --model",
+    OVERLAP: "the bounds of the entropies before and after overlap (log more alternatives a token, or give --model)",
     SHORT: "the model wrote fewer than 5 tokens before the call or after its reply",
     NO_LOG_PROBS: "no alternatives are logged for the text before or after",
     NOTHING_AFTER: "the trace ends with the call",
@@ -126,7 +126,8 @@ class ToolAudit:
         if self.overall.lowered.of < FEW_MEASURED * self.counts["steps"]:
             most = max(self.undecided, key=self.undecided.__getitem__)
             found.append(
-                f"Of {self.counts['steps']:,} steps only {self.overall.lowered.of:,} are decided; mostly {REASONS[most]}."
+                f"Only {self.overall.lowered.of:,} of {several(self.counts['steps'], 'step')} are decided, the others mostly "
+                f"not since {REASONS[most]}."
             )
         if not self.counts["right"] + self.counts["wrong"]:
             found.append(
