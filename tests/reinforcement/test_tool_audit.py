@@ -86,7 +86,7 @@ TRACES = [
     trace("both", UNSURE, SURE, (0.91, 0.065), UNSURE, success=False),
     trace("near", (0.55, 0.25), (0.5, 0.25), call=("open", {}), score=1),
     row("short", says("too few words", UNSURE, ("search", {})), told(0, "x"), says(SIX, SURE), success=True),
-    row("blank", says(SIX, None, ("search", {})), told(0, "x"), says(SIX, SURE)),
+    row("blank", says(SIX, None, ("search", {})), told(0, "x"), says(SIX, None)),
     row("ended", says(SIX, SURE, ("search", {}))),
     row("asked", says(SIX, UNSURE, ("search", {})), told(0, "x"), {"role": "user", "content": "And?"}, says(SIX, SURE)),
     row("none", says(SIX, SURE), success=False),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from equipoise.reinforcement.tool_audit_result import (
 
 Array = NDArray[np.float64]
 AT_ONCE = 2**20  # places of padded tokens
+TEXTS_AT_ONCE = 1000  # whose entropies are bounded together
 MEASURED = (LOWERED, NOT_LOWERED, OVERLAP)  # outcomes of steps whose change is known within bounds
 NOTHING = (math.nan, math.nan)
 NOT_SECRET = ("key", "keys")  # what a lookup is called by
@@ -86,30 +87,45 @@ class Steps:
 
 def recorded(traces: Sequence[Trace], vocabularies: Sequence[int]) -> list[TextEntropies]:
     """From the log-probabilities of the likeliest tokens; a vocabulary for each trace."""
-    found = []
-    for trace, vocabulary in zip(traces, vocabularies, strict=True):
-        parts = [(index, turn.log_probs) for index, turn in enumerate(trace.turns) if turn.log_probs is not None]
-        bounds = [_bounds(each, vocabulary) for _, each in parts]
-        lower, upper = (np.concatenate([np.empty(0), *(each[side] for each in bounds)]) for side in (0, 1))
-        turn = np.repeat([index for index, _ in parts], [len(each) for _, each in parts]).astype(np.int64)
-        missing = {index: NO_LOG_PROBS for index, each in enumerate(trace.turns) if each.log_probs is None}
-        unknown = np.isnan(lower)  # tokens without alternatives make the mean of their text unknown
-        missing |= dict.fromkeys(np.unique(turn[unknown]).tolist(), NO_LOG_PROBS)
-        kept = ~np.isin(turn, list(missing))
-        found.append(TextEntropies(lower[kept], upper[kept], turn[kept], missing))
-    return found
+    texts: dict[int, list[tuple[int, int, Array]]] = {}
+    for place, (trace, size) in enumerate(zip(traces, vocabularies, strict=True)):
+        logged = [(place, index, turn.log_probs) for index, turn in enumerate(trace.turns)]
+        texts.setdefault(size, []).extend((*at, each) for *at, each in logged if each is not None)
+    bounds: dict[tuple[int, int], Array] = {}
+    for size, every in texts.items():
+        for start in range(0, len(every), TEXTS_AT_ONCE):
+            some = every[start : start + TEXTS_AT_ONCE]
+            found = _bounds([each for *_, each in some], size)
+            bounds |= {(place, index): each for (place, index, _), each in zip(some, found, strict=True)}
+    return [_of_trace(trace, place, bounds) for place, trace in enumerate(traces)]
 
 
-def _bounds(log_probs: Array, vocabulary: int) -> tuple[Array, Array]:
-    """Bounds of the entropy [T] from log-probabilities [T, K] with nan beyond what is known; nan where nothing is."""
-    known = ~np.isnan(log_probs)
-    counts = known.sum(axis=1)
-    lower, upper = np.full(len(log_probs), np.nan), np.full(len(log_probs), np.nan)
+def _of_trace(trace: Trace, place: int, bounds: Mapping[tuple[int, int], Array]) -> TextEntropies:
+    """Tokens without alternatives make the mean of their text unknown."""
+    known = {index: each for index in range(len(trace.turns)) if (each := bounds.get((place, index))) is not None}
+    known = {index: each for index, each in known.items() if not np.isnan(each).any()}
+    whole = np.concatenate([np.empty((2, 0)), *known.values()], axis=1)
+    turn = turns_of_tokens({index: each.shape[1] for index, each in known.items()})
+    missing = {index: NO_LOG_PROBS for index in range(len(trace.turns)) if index not in known}
+    return TextEntropies(whole[0], whole[1], turn, missing)
+
+
+def turns_of_tokens(lengths: Mapping[int, int]) -> NDArray[np.int64]:
+    """Turn -> tokens of its text, as the turn of each token."""
+    return np.repeat(np.array([*lengths], np.int64), np.array([*lengths.values()], np.int64))
+
+
+def _bounds(texts: Sequence[Array], vocabulary: int) -> list[Array]:
+    """Bounds of the entropy [2, T] for log-probabilities [T, K] with nan beyond what is known; nan where nothing is."""
+    known = [~np.isnan(each) for each in texts]
+    counts = np.concatenate([each.sum(axis=1) for each in known])
+    flat = np.concatenate([each[there] for each, there in zip(texts, known, strict=True)])
+    of_token = np.repeat(counts, counts)
+    found = np.full((2, len(counts)), np.nan)
     for count in np.unique(counts[counts > 0]).tolist():
-        rows = counts == count
-        values = log_probs[rows][known[rows]].reshape(-1, count)
-        lower[rows], upper[rows] = (each.numpy() for each in entropy_bounds(torch.from_numpy(values), vocabulary))
-    return lower, upper
+        values = torch.from_numpy(flat[of_token == count].reshape(-1, count))
+        found[:, counts == count] = torch.stack(list(entropy_bounds(values, vocabulary))).numpy()
+    return np.split(found, np.cumsum([len(each) for each in texts])[:-1], axis=1)
 
 
 # Steps

@@ -26,7 +26,7 @@ from equipoise.language.encode import frame
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import score_responses
 from equipoise.language.templates import render
-from equipoise.reinforcement.tool_audit_measures import TextEntropies
+from equipoise.reinforcement.tool_audit_measures import TextEntropies, turns_of_tokens
 from equipoise.reinforcement.tool_audit_result import TOO_LONG
 
 if TYPE_CHECKING:
@@ -222,6 +222,6 @@ def computed(
                 rows.add({"trace": trace.id, "digest": each.digest, "entropies": done[key]})
             bar.advance(len(each.ids))
             values = np.array(done[key], float)
-            turn = np.repeat([turn for turn, _, _ in each.texts], [behind - first for _, first, behind in each.texts])
-            found.append(TextEntropies(values, values, turn.astype(np.int64), dict.fromkeys(each.beyond, TOO_LONG)))
+            turn = turns_of_tokens({turn: behind - first for turn, first, behind in each.texts})
+            found.append(TextEntropies(values, values, turn, dict.fromkeys(each.beyond, TOO_LONG)))
     return found

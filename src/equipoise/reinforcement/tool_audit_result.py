@@ -126,8 +126,8 @@ class ToolAudit:
         if self.overall.lowered.of < FEW_MEASURED * self.counts["steps"]:
             most = max(self.undecided, key=self.undecided.__getitem__)
             found.append(
-                f"Only {self.overall.lowered.of:,} of {several(self.counts['steps'], 'step')} are decided, the others mostly "
-                f"not since {REASONS[most]}."
+                f"Only {self.overall.lowered.of:,} of {several(self.counts['steps'], 'step')} are decided, the others "
+                f"mostly not since {REASONS[most]}."
             )
         if not self.counts["right"] + self.counts["wrong"]:
             found.append(
