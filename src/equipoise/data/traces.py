@@ -331,19 +331,25 @@ class _Written:
 
     def turn(self) -> TraceTurn:
         recorded = [each for each in self.log_probs if each is not None]
-        width = max((each.shape[1] for each in recorded), default=0)
-        whole = recorded and len(recorded) == len(self.log_probs)
-        wide = [np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=np.nan) for each in recorded]
         counted = [count for count in self.tokens if count is not None]
         return TraceTurn(
             text=self.text,
             calls=tuple(each.call for each in self.asked),
             before=self.before,
-            log_probs=(wide[0] if len(wide) == 1 else np.concatenate(wide)) if whole else None,
+            log_probs=_below(recorded) if len(recorded) == len(self.log_probs) else None,
             tokens=sum(counted) if len(counted) == len(self.tokens) else None,
             seconds=self.seconds,
             price=self.price,
         )
+
+
+def _below(parts: Sequence[Array]) -> Array:
+    """Several [T, K] one below the other, with nan beyond those of fewer alternatives."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(each.shape[1] for each in parts)
+    wide = [np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=np.nan) for each in parts]
+    return np.concatenate(wide)
 
 
 def _turns(cells: Cells, messages: "Sequence[Fields | _Written]") -> tuple[tuple[TraceTurn, ...], int]:
@@ -488,19 +494,16 @@ def _alternatives(cells: Cells, flat: Array, counts: NDArray[np.int_], chosen: A
     Some servers put the token that was chosen among the listed whether it belongs there or not: where it is the least of
     them, it is left out, since one that is not listed may be likelier.
     """
-    width = int(counts.max(initial=0))
-    listed = np.full((len(counts), width), np.nan)
-    listed[np.arange(width) < counts[:, None]] = flat
-    wrong = flat[~(flat <= 1e-3)]
-    if wrong.size:
-        cells.refuse("logprobs", "natural logarithms of probabilities, at most 0", f"{wrong[0]:g}")
-    if (total := np.nansum(np.exp(listed), axis=1)).max(initial=0) > MORE_THAN_ALL:
-        cells.refuse("logprobs", "probabilities that sum to at most 1", f"a token's that sum to {total.max():.3g}")
-    if width > 1:
-        least = np.where(np.isnan(listed), np.inf, listed).argmin(axis=1)
-        rows = np.flatnonzero((listed[np.arange(len(listed)), least] == chosen) & (counts > 1))
-        listed[rows, least[rows]] = np.nan
-    return listed
+    there = np.arange(int(counts.max())) < counts[:, None]
+    listed = np.full(there.shape, -np.inf)
+    listed[there] = flat
+    if not flat.max() <= 1e-3:
+        cells.refuse("logprobs", "natural logarithms of probabilities, at most 0", f"{flat.max():g}")
+    if (total := np.exp(listed).sum(axis=1).max()) > MORE_THAN_ALL:
+        cells.refuse("logprobs", "probabilities that sum to at most 1", f"a token's that sum to {total:.3g}")
+    places = np.arange(len(counts)), np.where(there, listed, np.inf).argmin(axis=1)
+    there[places] &= (listed[places] != chosen) | (counts == 1)
+    return np.where(there, listed, np.nan)
 
 
 def _until_the_call(tokens: Sequence[Fields], said: tuple[str, str]) -> int:
