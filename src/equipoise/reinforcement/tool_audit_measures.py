@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from equipoise.core.options import closed
 from equipoise.core.secrets import REDACTED, SECRET_NAME, one_line
 from equipoise.data.problems import Problem
 from equipoise.data.text import unified
@@ -131,6 +132,7 @@ def _bounds(texts: Sequence[Array], vocabulary: int) -> list[Array]:
 # Steps
 
 
+@closed
 def steps_of(traces: Sequence[Trace], entropies: Sequence[TextEntropies], *, against: Against, margin: float) -> Steps:
     """The steps of all traces, in order."""
     of_trace: list[dict[str, Any]] = [{}] * len(traces)
