@@ -7,7 +7,16 @@ from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import marks
-from equipoise.reinforcement.tool_audit_result import ALIKE, ALL, REASONS, SAME, between, percent
+from equipoise.reinforcement.tool_audit_result import (
+    ALIKE,
+    ALL,
+    LOWERED,
+    NOT_LOWERED,
+    REASONS,
+    SAME,
+    between,
+    percent,
+)
 
 if TYPE_CHECKING:
     from equipoise.core.shares import Bounded
@@ -75,8 +84,8 @@ def _ended(call: "UselessCall") -> str:
 
 def _why(call: "UselessCall") -> str:
     said = {SAME: "repeats a call", ALIKE: "repeats a call in other words", "": ""}[call.duplicate]
-    outcome = "" if call.outcome in REASONS else f"{call.outcome} uncertainty".replace("not lowered", "did not lower")
-    return "; ".join(filter(None, (said, outcome)))
+    effect = {LOWERED: "which lowered uncertainty all the same", NOT_LOWERED: "did not lower uncertainty"}
+    return ", ".join(filter(None, (said, effect.get(call.outcome))))
 
 
 def _use(result: "ToolAudit") -> parts.Table:
@@ -86,7 +95,8 @@ def _use(result: "ToolAudit") -> parts.Table:
         (
             parts.Column("tool"),
             parts.Column("calls", True),
-            parts.Column("lowered uncertainty", True),
+            parts.Column("decided steps", True),
+            parts.Column("of these lowered uncertainty", True),
             parts.Column("mean change", True, "nats a token"),
             parts.Column("repeats", True),
             parts.Column("copied after it", True),
@@ -95,6 +105,7 @@ def _use(result: "ToolAudit") -> parts.Table:
             (
                 each.tool,
                 each.calls,
+                f"{each.lowered.of:,} of {each.steps:,}",
                 percent(each.lowered),
                 between(each.change, signed=True),
                 percent(each.duplicate),
