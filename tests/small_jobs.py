@@ -185,6 +185,51 @@ def audit_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# audit tools
+
+
+def traces_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    (folder / "template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    listed = [{"token": "a ", "logprob": -0.25}, {"token": "b", "logprob": -2.0}]
+    logged = {"content": [{**listed[0], "top_logprobs": listed}] * 5}
+    call = {"id": "c", "function": {"name": "search", "arguments": '{"q": 1}'}}
+    said = {"role": "assistant", "content": "a a a a a"}
+    messages = [
+        {"role": "user", "content": "yes"},
+        {**said, "tool_calls": [call], "logprobs": logged},
+        {"role": "tool", "tool_call_id": "c", "content": "one two"},
+        {**said, "logprobs": logged},
+    ]
+    rows = [{"messages": messages, "gold": gold} for gold in ("a a a a a", "b")]
+    bare = [{name: each[name] for name in each if name != "logprobs"} for each in messages]
+    write_rows(folder / "bare.jsonl", [{"messages": bare}])
+    write_rows(folder / "idle.jsonl", [{"messages": messages[:1]}])
+    return {"traces": write_rows(folder / "traces.jsonl", rows)}
+
+
+def traces_whole(folder: Path) -> Settings:
+    return {"model": folder / "model", "against": "first", "margin": 0.01, "verifier": "exact", "seed": 3}
+
+
+def traces_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"traces": folder / "bare.jsonl"},
+        {"traces": folder / "bare.jsonl", "model": folder / "model"},
+        {"traces": folder / "idle.jsonl"},
+        {"traces": folder / "nothing.jsonl"},
+        {"verifier": "number"},
+        {"vocabulary": 2, "against": "running-minimum"},
+        {"limit": 1},
+        {"model": "https://here/v1"},
+        {"model": "tiny"},
+        {"model": folder / "model", "device": "cuda:99"},
+        {"model": folder / "model", "dtype": "bfloat61"},
+        {"model": folder / "model", "chat_template": str(folder / "template.jinja")},
+        {"model": folder / "model", "chat_template": str(folder / "none.jinja")},
+    )
+
+
 # unlearn
 
 
@@ -612,6 +657,13 @@ SMALL = {
         "equipoise.judging.auditing.start",
         whole=audit_whole,
         more=audit_more,
+        quick={"equipoise.language.model._from_folder": read_model},
+    ),
+    "audit tools": SmallJob(
+        traces_files,
+        "equipoise.reinforcement.tool_audit.ToolAuditing._measured",
+        whole=traces_whole,
+        more=traces_more,
         quick={"equipoise.language.model._from_folder": read_model},
     ),
     "certify run": SmallJob(

@@ -10,6 +10,7 @@ from equipoise.core.terminal import say
 
 JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
+    "audit tools": "equipoise.reinforcement.tool_audit_job:audit_tools",
     "certify run": "equipoise.verification.job:certify",
     "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm label": "equipoise.reinforcement.prm_label_job:label",
