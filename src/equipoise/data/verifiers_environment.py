@@ -145,11 +145,11 @@ class _Loop:
         self.stuck = False
         weakref.finalize(self, _call, self.loop, over.set)
 
-    def check(self) -> None:
-        """Note whether it is stuck."""
+    def check(self, seconds: float) -> None:
+        """Note whether it is stuck: it does nothing else for so long."""
         turned = threading.Event()
         _call(self.loop, turned.set)
-        self.stuck = not turned.wait(1)
+        self.stuck = not turned.wait(seconds)
 
 
 def _serve(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
@@ -215,7 +215,7 @@ class _Rollout:
                     f"{where}: another episode of this environment hangs, and holds up this one."
                 ) from None
             self.cancel()
-            self._loop.check()
+            self._loop.check(min(self._played.timeout, 1))
             raise WorkFailed(
                 f"{where}: the environment has not answered within {self._played.timeout:g} s"
                 + (", and blocks its event loop: something in it waits without await." if self._loop.stuck else ".")
@@ -223,7 +223,7 @@ class _Rollout:
         if isinstance(event, BaseException):
             raise WorkFailed(f"{where}: {type(event).__name__}: {event}") from event
         if isinstance(event, Mapping) and (error := event.get("error")):
-            raise WorkFailed(f"{where}: {error['error_chain_repr'] if isinstance(error, Mapping) else error}")
+            raise WorkFailed(f"{where}: {error.get('error_chain_repr') if isinstance(error, Mapping) else error}")
         return event
 
     def cancel(self) -> None:
