@@ -149,12 +149,13 @@ def test_calls_of_tools():
     system, tools, question = episode.reset(0).split("\n\n")
     assert (system, question) == ("Buy.", "row 0") and '{"name": "add", "description": "Add.", "parameters"' in tools
     assert "<tool_call>{" in tools and "strict" not in tools
-    text = f'So: {CALL}<tool_call>{{"name": "ad", "args": {{}}}}</tool_call><tool_call>{{</tool_call>'
+    text = f'So: {CALL}<tool_call>{{"name": "ad", "args": {{}}}}</tool_call><tool_call>{{</tool_call>{CALL}'
     reply, _, done, info = episode.step(text)
-    first, second, third = reply.split("\n\n")
-    assert first == 'add: <{"a": 2}>' and second == "There is no tool 'ad'. Did you mean 'add'?"
+    first, second, third, fourth = reply.split("\n\n")
+    assert first == fourth == 'add: <{"a": 2}>' and second == "There is no tool 'ad'. Did you mean 'add'?"
     assert third.startswith("This call is no JSON") and not done
     made = [{"name": "add", "arguments": {"a": 2}}, {"name": "ad", "arguments": {}}]
+    made.append(made[0])
     assert info == {"valid": False, "owner": "tool", "actions": made}
     response = environment.responses[0]
     assert (response.content, response.finish_reason) == ("So:", "tool_calls")
@@ -162,6 +163,7 @@ def test_calls_of_tools():
         ("call_0", "add", '{"a": 2}'),
         ("call_1", "ad", "{}"),
         ("call_2", "", ""),
+        ("call_3", "add", '{"a": 2}'),
     ]
     *_, info = episode.step("2 {}")
     assert info["valid"] and info["owner"] == "environment" and environment.responses[1].tool_calls is None
@@ -195,6 +197,12 @@ async def asks_anew(ask, messages):
     await ask(user("row 0 in other words"))
 
 
+async def asks_again(ask, messages):
+    await ask()
+    messages.pop()
+    await ask(user("again"), {"role": "assistant", "content": "hat"})
+
+
 async def rewrites(ask, messages):
     await ask()
     messages[1] = user("row 9")
@@ -213,6 +221,7 @@ async def shows(ask, messages):
         (exits, "shop, row 2: SystemExit: 3"),
         (reports, r"shop, row 2: ToolError\(\) -> OSError\('gone'\)"),
         (asks_anew, "an episode only grows"),
+        (asks_again, "an episode only grows"),
         (rewrites, "an episode only grows"),
         (shows, "a part of type 'image_url'"),
     ],
@@ -225,7 +234,7 @@ def test_what_goes_wrong_is_said_and_ends_the_rollout(play, sentence):
         episode.step("hat")
     with pytest.raises(BadInput, match="call reset"):
         episode.step("hat")
-    if play in (asks_anew, rewrites, shows):
+    if play in (asks_anew, asks_again, rewrites, shows):
         in_time(lambda: environment.cancelled == [1])
     assert episode.reset(2) == "Buy.\n\nrow 2"
 
@@ -238,7 +247,7 @@ def test_a_rollout_that_ends_unasked():
         from_verifiers(Rollouts(play))().reset(0)
 
 
-def test_a_rollout_that_ends_while_it_is_waited_for():
+def test_a_rollout_that_ends_while_it_is_waited_for(caplog):
     async def play(ask, messages):
         try:
             await asyncio.wait_for(ask(), 0.01)
@@ -250,6 +259,8 @@ def test_a_rollout_that_ends_while_it_is_waited_for():
     time.sleep(0.1)
     _, reward, done, info = episode.step("late")
     assert (reward, done, info["stop_condition"]) == (0.25, True, "timeout_reached")
+    episode.reset(1)  # by then the loop has seen that nobody awaits the answer
+    assert not caplog.records
 
 
 def test_a_hang_is_named_and_the_others_go_on():

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def _max_turns(environment: Any) -> int | None:
         limits = [_max_turns(part) for part in parts]
         return None if None in limits else max(limit for limit in limits if limit is not None)
     limit = getattr(environment, "max_turns", -1)
-    return limit if limit > 0 else None
+    return limit if limit and limit > 0 else None
 
 
 def _types() -> Any:
@@ -214,7 +214,6 @@ class _Rollout:
                 raise WorkFailed(
                     f"{where}: another episode of this environment hangs, and holds up this one."
                 ) from None
-            self.cancel()
             self._loop.check(min(self._played.timeout, 1))
             raise WorkFailed(
                 f"{where}: the environment has not answered within {self._played.timeout:g} s"
@@ -248,31 +247,40 @@ class VerifiersEnvironment:
     def reset(self, seed: int) -> str:
         """Begin a rollout of the seed's row: the first prompt as a text, with the tools that it offers."""
         self.close()
+        self._calls: dict[str, tuple[str, str]] = {}  # by their ids: the tool, and what is wrong
         self._rollout = self._played.begin(seed % len(self._played.rows))
         self._end = weakref.finalize(self, self._rollout.cancel)
-        self._calls: dict[str, tuple[str, str]] = {}  # by their ids: the tool, and what is wrong
-        event = self._rollout.next()
-        if not isinstance(event, _Asked):
-            raise WorkFailed(f"{self._played.name} ended before it asked for anything ({event.get('stop_condition')}).")
+        with self._closing():
+            event = self._rollout.next()
+            if not isinstance(event, _Asked):
+                raise WorkFailed(
+                    f"{self._played.name} ended before it asked for anything ({event.get('stop_condition')})."
+                )
+            text = _beginning(event)
         self._asked = event
-        return _beginning(event)
+        return text
 
     def step(self, text: str) -> tuple[str, float, bool, dict[str, Any]]:
         """Answer the rollout; the reward and `success`, a reward of at least 1, come with the end."""
         asked, self._asked = self._asked, None
         if asked is None:
             raise BadInput("the episode has ended or not begun: call reset(seed).")
-        try:
+        with self._closing():
             return self._step(asked, text)
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
         """Cancel a rollout that has not ended."""
         self._asked = None
         if self._end is not None:
             self._end()
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _step(self, asked: _Asked, text: str) -> tuple[str, float, bool, dict[str, Any]]:
         response, info = self._response(asked, text)
