@@ -17,6 +17,7 @@ from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.registry import Registry
 from equipoise.core.user_file import import_file
+from equipoise.data.verifiers_environment import from_verifiers, is_verifiers
 
 
 class Info(TypedDict, total=False):
@@ -66,11 +67,12 @@ class OpenedEnvironment:
     chance: Mapping[str, float] = field(default_factory=dict)
 
 
-def open_environment(source: str | Maker) -> OpenedEnvironment:
+def open_environment(source: str | Any) -> OpenedEnvironment:
     """An environment by its name, as FILE:FUNCTION, or by what makes it. Raises BadInput.
 
     The function is called without arguments for each episode that is played beside others. The file is run as Python would
-    run it, its neighbours can be imported: it is the user's own, and has to be typed.
+    run it, its neighbours can be imported: it is the user's own, and has to be typed. An environment of the package
+    `verifiers`, or a function that makes one, which is then called once, is taken as it is (`from_verifiers`).
     """
     digest = ""
     if not isinstance(source, str):
@@ -80,7 +82,7 @@ def open_environment(source: str | Maker) -> OpenedEnvironment:
     else:
         path, name = _named(source)
         make, digest = _found(path, name), sha256_file(path)
-    made = _made(make, name)
+    make, made = _made(make, name)
     return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), dict(getattr(made, "chance", {})))
 
 
@@ -111,15 +113,22 @@ def _found(path: Path, name: str) -> Maker:
     return getattr(module, name)
 
 
-def _made(make: Maker, name: str) -> Environment:
+def _made(make: Any, name: str) -> tuple[Maker, Environment]:
+    made = make if is_verifiers(make) else _called(make, name)
+    if is_verifiers(made):
+        make = from_verifiers(made)
+        return make, make()
+    if not isinstance(made, Environment):
+        raise BadInput(f"{name}() gives a {type(made).__name__}, expected an object with reset(seed) and step(text).")
+    return make, made
+
+
+def _called(make: Any, name: str) -> Any:
     if not callable(make):
         raise BadInput(f"{name} is no class and no function: give what makes an environment, without arguments.")
     try:
-        made = make()
+        return make()
     except EquipoiseError:
         raise
     except Exception as error:
         raise BadInput(f"{name}() gives no environment: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Environment):
-        raise BadInput(f"{name}() gives a {type(made).__name__}, expected an object with reset(seed) and step(text).")
-    return made
