@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from chat_models import untaught
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.reinforcement.acting import Acting
@@ -12,7 +13,6 @@ from equipoise.reinforcement.guiding import Guided
 from equipoise.reinforcement.job import reinforce
 from equipoise.reinforcement.nested_games import Even, Rotating, Spread
 from equipoise.reinforcement.recipe import recipe
-from chat_models import untaught
 from reinforcement_world import SMALL, model
 
 TALK = ("no", "one two three", "yes")
