@@ -115,6 +115,16 @@ def examples(language_model: LanguageModel, shown: Sequence[Demonstration]) -> l
     return found
 
 
+def lessons(language_model: LanguageModel, seed: int, step: int) -> list[Example]:
+    """What is taught in a step (from 0): demonstrations that follow from the seed and the step."""
+    draw = random.Random(_word(seed, _TAUGHT, step))
+    shown = [
+        demonstration(draw.randrange(TEST), draw, useless=draw.choice(USELESS) if step >= CLEAN else 0)
+        for _ in range(BATCH_SIZE)
+    ]
+    return examples(language_model, shown)
+
+
 def teach(preparation: Any) -> None:
     """Teach a new model of the preparation's seed until it solves half of its episodes, useless calls and all; resumable.
 
@@ -124,29 +134,22 @@ def teach(preparation: Any) -> None:
     seed = preparation.seed
     made = tiny.tiny([CHARACTERS], seed=seed, tokens="characters", **SIZES)
     language_model = replace(made, chat_template="none")
-    draw = random.Random(_word(seed, _TAUGHT))
-    shown = [
-        demonstration(draw.randrange(TEST), draw, useless=draw.choice(USELESS) if step >= CLEAN else 0)
-        for step in range(STEPS)
-        for _ in range(BATCH_SIZE)
-    ]
-    lessons = examples(language_model, shown)
     measured = [_word(seed, _MEASURED) % TEST + number for number in range(MEASURED)]
     state = preparation.resume()
-    steps, solved = 0 if state is None else int(state["step"]), 0.0
+    steps = 0 if state is None else int(state["step"])
+
+    def solved() -> float:
+        return float(_scores(_play(language_model, measured, [steps])).mean())
 
     def enough(moment: TrainerState) -> bool:
-        nonlocal steps, solved
+        nonlocal steps
         steps = moment.step
-        if steps <= CLEAN or steps % MEASURE_EVERY:
-            return False
-        solved = float(np.mean(_scores(_play(language_model, measured, [steps]))))
-        return solved >= SOLVED
+        return steps > CLEAN and steps % MEASURE_EVERY == 0 and solved() >= SOLVED
 
     fit(
         language_model.model,
         OneLoss(_cross_entropy),
-        lambda step: lessons[step * BATCH_SIZE : (step + 1) * BATCH_SIZE],
+        lambda step: lessons(language_model, seed, step),
         TrainerSettings(steps=STEPS, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, betas=(0.9, 0.95), seed=seed),
         collate=lambda chosen: collate(chosen, language_model.pad_id, language_model.device),
         callbacks=[enough],
@@ -155,13 +158,13 @@ def teach(preparation: Any) -> None:
         state=state,
         title="Teaching",
     )
-    if solved < SOLVED:
+    if (share := solved()) < SOLVED:
         raise WorkFailed(
-            f"After {steps} steps the model of seed {seed} solves {solved:.2f} of its episodes, and the study starts from "
+            f"After {steps} steps the model of seed {seed} solves {share:.2f} of its episodes, and the study starts from "
             f"{SOLVED}: take another seed."
         )
     language_model.save(preparation.folder / "model")
-    tokens = sum(len(lesson.input_ids) for lesson in lessons[: steps * BATCH_SIZE])
+    tokens = sum(len(lesson.input_ids) for step in range(steps) for lesson in lessons(language_model, seed, step))
     preparation.spend(phase="build", trained_tokens=tokens)
 
 
@@ -330,5 +333,5 @@ def _scores(rollouts: Rollouts) -> Array:
     return np.array([episode.score for episode in rollouts.episodes])
 
 
-def _word(seed: int, use: int) -> int:
-    return int(np.random.SeedSequence([seed, use]).generate_state(1)[0])
+def _word(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
