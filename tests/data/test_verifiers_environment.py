@@ -140,7 +140,7 @@ def test_examples_are_told_from_what_is_asked():
 
 def test_calls_of_tools():
     async def play(ask, messages):
-        calls = (await ask()).tool_calls
+        calls = (await ask()).tool_calls or ()
         await ask(*({"role": "tool", "tool_call_id": call.id, "content": f"<{call.arguments}>"} for call in calls))
         return {"stop_condition": "no_tools_called"}
 
@@ -167,6 +167,8 @@ def test_calls_of_tools():
     ]
     *_, info = episode.step("2 {}")
     assert info["valid"] and info["owner"] == "environment" and environment.responses[1].tool_calls is None
+    episode.reset(0)
+    assert not episode.step(f"<think>Perhaps {CALL}")[3]["valid"] and environment.responses[2].tool_calls is None
 
 
 def test_without_tools_a_call_is_a_text():

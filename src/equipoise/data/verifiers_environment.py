@@ -5,7 +5,8 @@
 The interaction stays theirs. Their `run_rollout` runs in an event loop beside us; where it asks its client for a response,
 `reset` and `step` give what is new in the prompt, and the next step's text answers it. So state, tools, stop conditions,
 cleanup and rubric are what they are for verifiers' own trainer. A rollout is scored when it has ended: its reward is that of
-the last turn. As with verifiers, a reward function that raises counts 0, and is logged.
+the last turn, and one that is cut before, by fewer turns than its own or a full context, has none. As with verifiers, a
+reward function that raises counts 0, and is logged.
 """
 
 import asyncio
@@ -301,7 +302,7 @@ class VerifiersEnvironment:
         """The text as verifiers takes a response, and what is told of it."""
         types, action = _types(), read_action(text) if asked.tools else Action()
         offered = [tool.get("name") for tool in asked.tools]
-        calls, made, valid = [], [], True
+        calls, made, valid = [], [], not action.unfinished
         for call in action.calls:
             if isinstance(call, str):
                 name, arguments, problem = "", "", call
