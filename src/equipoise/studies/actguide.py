@@ -40,7 +40,7 @@ def actguide(
     test_problems: Annotated[int, Field(ge=4, le=100)] = 60,
 ) -> Study:
     """The shortest sufficient hint, removed for learning, against no hint, full hints, hints that stay, and fine-tuning."""
-    grid = {"learning_rate": [3e-4, 1e-3]}
+    grid = {"learning_rate": [1e-3, 3e-3]}
     search = {"length": "search"}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **settings: Any) -> Arm:
@@ -181,6 +181,7 @@ def train(run: Run) -> None:
         max_new_tokens=1,
         schedule="constant",
         kl_beta=0.0,
+        dual_clip=3.0,  # as released: where A < 0 a token that the hint made unlikely would else weigh without bound
         seed=run.seed,
     )
     names = [problem.id for problem in world.test]
