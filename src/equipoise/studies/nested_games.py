@@ -164,7 +164,8 @@ def train(run: Run) -> None:
     from equipoise.reinforcement import nested_world
     from equipoise.reinforcement.recipe import recipe
 
-    options, name = run.options, run.arm
+    options: dict[str, Any] = run.options
+    name: Any = run.arm  # one of the words of `nested_world.Arm`, or "base"
     world = nested_world.NestedWorld.open(run.seed, run.prepared)
 
     def look(now) -> None:
