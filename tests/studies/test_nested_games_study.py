@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-from functools import partial
 from random import Random
 
 import numpy as np
@@ -273,15 +272,16 @@ def test_a_preparation_that_was_killed_goes_on(monkeypatch, tmp_path):
             chat_template="none",
         ),
     )  # fmt: skip
-    teach = partial(nested_world.teach, steps=3)
+    study = registry.load("nested-games").build(warm_up=3)
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     for each in (whole, cut):
         each.mkdir()
-    undisturbed, resumed = Recorder(whole), Recorder(cut)
-    teach(undisturbed)
+    undisturbed, resumed = Recorder(whole, study=study), Recorder(cut, study=study)
+    nested_games.teach(undisturbed)
     with pytest.raises(Stopped):
-        teach(Recorder(cut, stop=2))
-    teach(resumed)
+        nested_games.teach(Recorder(cut, study=study, stop=2))
+    nested_games.teach(resumed)
+    assert undisturbed.checkpoints == 3
     assert resumed.spent == undisturbed.spent and undisturbed.spent["trained_tokens"] > 0
     name = "model/model.safetensors"
     assert (whole / name).read_bytes() == (cut / name).read_bytes()

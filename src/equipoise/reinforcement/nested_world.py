@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 WIDTH, LAYERS, HEADS, CONTEXT = 64, 3, 4, 256
 MAX_NEW_TOKENS = 4  # of a turn: the longest move, and its end
-STEPS, BATCH_SIZE, LEARNING_RATE = 600, 32, 2e-3
+BATCH_SIZE, LEARNING_RATE = 32, 2e-3  # of the warm start
 RIGHT = 0.6  # how likely a move of a lesson is a right one
 CHECKPOINT = 100  # steps
 EPSILON = 0.5  # of the opponent at tic-tac-toe: half of its moves are perfect
@@ -206,7 +206,7 @@ def encoded(language_model: LanguageModel, lessons: Sequence[Sequence[tuple[str,
     return examples
 
 
-def teach(preparation: Any, *, steps: int = STEPS) -> None:
+def teach(preparation: Any, *, steps: int) -> None:
     """Teach the seed's model from lessons, and store it in the preparation's folder; goes on where it was cut off.
 
     preparation: seed, folder, resume(), checkpoint(), spend() as the study engine gives them.

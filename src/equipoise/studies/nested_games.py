@@ -30,6 +30,7 @@ def nested_games(
     steps: Annotated[int, Field(ge=2, le=5000)] = 64,
     evaluations: Annotated[int, Field(ge=1, le=50)] = 2,
     episodes: Annotated[int, Field(ge=2, le=5000)] = 400,
+    warm_up: Annotated[int, Field(ge=1, le=10_000)] = 600,
 ) -> Study:
     """Nested training (mean, minimum, product, all, credit by segment) against mixing, rotation and each game alone."""
     grid = {"learning_rate": [3e-4, 1e-3]}
@@ -156,7 +157,7 @@ def teach(preparation: Preparation) -> None:
     """Teach the seed's model the forms: what every arm of this seed starts from."""
     from equipoise.reinforcement import nested_world
 
-    nested_world.teach(preparation)
+    nested_world.teach(preparation, steps=preparation.options["warm_up"])
 
 
 def train(run: Run) -> None:
@@ -164,7 +165,8 @@ def train(run: Run) -> None:
     from equipoise.reinforcement import nested_world
     from equipoise.reinforcement.recipe import recipe
 
-    options, name = run.options, run.arm
+    options: dict[str, Any] = run.options
+    name: Any = run.arm  # one of the words of `nested_world.Arm`, or "base"
     world = nested_world.NestedWorld.open(run.seed, run.prepared)
 
     def look(now) -> None:
