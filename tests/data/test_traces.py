@@ -1,5 +1,6 @@
 """Traces as they are logged: whose reply is whose, which tokens are the text's, which rows are one trace, refusals."""
 
+import gc
 import gzip
 import json
 import math
@@ -255,9 +256,11 @@ def test_what_cannot_be_read_is_named_with_its_place(row, said):
 
 
 def test_what_is_no_set_of_traces(tmp_path):
+    assert gc.isenabled()
     with pytest.raises(BadInput, match="row 2: id 'a' was used before at row 1; make ids unique"):
         read_traces([{"id": "a", "messages": ONE}, {"id": "a", "messages": ONE}])
     (tmp_path / "empty.jsonl").write_text("")
+    assert gc.isenabled()  # also behind a refusal
     with pytest.raises(BadInput, match=r"empty.jsonl is empty: expected at least one trace"):
         read_traces(tmp_path / "empty.jsonl")
     with pytest.raises(BadInput, match="limit is 0"):

@@ -361,7 +361,7 @@ class _Table:
 
     def __init__(self, traces: Sequence[Trace], found: Measured, rows: Sequence[Row]) -> None:
         groups: dict[str, int] = {}
-        self.rows, self.steps = rows, found.steps
+        self.steps = found.steps
         cluster = np.array([groups.setdefault(trace.group, len(groups)) for trace in traces])
         self._tool = np.array([row["tool"] for row in rows], dtype=object)
         self._step = np.array([row["_place"] for row in rows])
@@ -373,9 +373,8 @@ class _Table:
         ]
         self._outcome = np.array(found.steps.outcome)
         self._measured = np.isin(self._outcome, measures.MEASURED)
-        self._column = {
-            name: np.array([row[name] for row in rows], float) for name in ("seconds", "price", "useless", "needless")
-        }
+        self._column = {name: np.array([row[name] for row in rows], float) for name in ("seconds", "price")}
+        self._needless = np.array([row["needless"] for row in rows])
         self._tokens = np.array([row["turn_tokens"] + row["reply_tokens"] for row in rows], float)
         self._duplicate = np.array([bool(row["duplicate"]) for row in rows])
         self._answered = np.array([row["answered"] for row in rows])
@@ -387,7 +386,7 @@ class _Table:
         steps = np.unique(self._step[calls])
         outcome = self._outcome[steps]
         decided = steps[np.isin(outcome, (LOWERED, NOT_LOWERED))]
-        needless = calls & (self._column["needless"] > 0)
+        needless = calls & self._needless
         copied = self.steps.copied[steps]
         return ToolUse(
             tool=tool,
