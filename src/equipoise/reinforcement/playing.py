@@ -44,8 +44,8 @@ def no_reward(problems: Sequence[Problem], answers: Sequence[str]) -> list[float
 class Playing:
     """Called as `stages.sample`. max_turns: not given, the environment's own, else TURNS.
 
-    invalid_penalty: subtracted from an episode's score for each turn that the environment did not understand or allow.
-    shape: the rollouts of a batch -> its rewards [R], in place of the episodes' scores.
+    shape: the rollouts of a batch -> its rewards [R], in place of the episodes' scores. invalid_penalty: subtracted from
+    these for each turn that the environment did not understand or allow.
     """
 
     environment: OpenedEnvironment
@@ -99,13 +99,11 @@ class Playing:
 
     def rewards(self, rollouts: Rollouts) -> Tensor:
         """[R] in float32: what each episode is worth in training."""
-        if self.shape is not None:
-            return self.shape(rollouts).float()
-        scores = [
-            episode.score - self.invalid_penalty * sum(not turn.info.get("valid", True) for turn in episode.turns)
-            for episode in rollouts.episodes
-        ]
-        return torch.tensor(scores, dtype=torch.float32, device=rollouts.ids.device)
+        like: dict[str, Any] = {"dtype": torch.float32, "device": rollouts.ids.device}
+        invalid = [sum(not turn.info.get("valid", True) for turn in episode.turns) for episode in rollouts.episodes]
+        scores = torch.tensor([episode.score for episode in rollouts.episodes], **like)
+        worth = scores if self.shape is None else self.shape(rollouts).float()
+        return worth - self.invalid_penalty * torch.tensor(invalid, **like)
 
     def __call__(
         self,
