@@ -162,7 +162,6 @@ def test_the_stages_are_those_that_were_asked_for(tmp_path):
         ({"environment": [Short, Long], "compose": "mixed", "compose_reward": "min"}, "compose is 'mixed'"),
         ({"environment": [Short, Short]}, "two tasks are called 'Short'"),
         ({"no_call": "zero"}, "tool_reward is None"),
-        ({"tool_reward": "outcome", "invalid_penalty": 0.1}, "takes the place of scores"),
         ({"tool_reward": "process", "chosen": recipe("sppo", **SMALL)}, "has a critic"),
         ({"keep_widest": 0.5, "chosen": recipe("sppo", **SMALL)}, "num_generations=2"),
         ({"environment": [Short, Long], "compose": "rotate", "actions": "a.jsonl"}, "use nested"),

@@ -1,7 +1,7 @@
 """Environments as a job asks for them: composed, guided by recorded actions, with rewards for calls that help."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +59,6 @@ class Acting:
     ) -> "Acting":
         """Raises BadInput for what cannot be opened or read, and for settings that do not go together."""
         _refuse(chosen, keep_widest, actions, tool_reward, no_call)
-        if invalid_penalty and tool_reward == "outcome":
-            raise BadInput(
-                "tool_reward outcome takes the place of scores, and of invalid_penalty: leave one of them out."
-            )
         given = environment.split(",") if isinstance(environment, str) else environment
         several = list(given) if isinstance(given, list | tuple) else [given]
         if len(several) == 1 and (compose or compose_reward):
@@ -138,7 +134,7 @@ class Acting:
             if self.tool_reward == "process":
                 weigh = tools.weigh
             else:
-                playing = Playing(playing.environment, playing.max_turns, shape=tools.shape)
+                playing = replace(playing, shape=tools.shape)
         if self.keep_widest is not None:
             from equipoise.reinforcement.nested_games import Spread
 
