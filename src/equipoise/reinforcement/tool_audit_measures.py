@@ -90,8 +90,8 @@ def recorded(traces: Sequence[Trace], vocabularies: Sequence[int]) -> list[TextE
     """From the log-probabilities of the likeliest tokens; a vocabulary for each trace."""
     texts: dict[int, list[tuple[int, int, Array]]] = {}
     for place, (trace, size) in enumerate(zip(traces, vocabularies, strict=True)):
-        logged = [(place, index, turn.log_probs) for index, turn in enumerate(trace.turns)]
-        texts.setdefault(size, []).extend((*at, each) for *at, each in logged if each is not None)
+        logged = [(index, turn.log_probs) for index, turn in enumerate(trace.turns)]
+        texts.setdefault(size, []).extend((place, index, each) for index, each in logged if each is not None)
     bounds: dict[tuple[int, int], Array] = {}
     for size, every in texts.items():
         for start in range(0, len(every), TEXTS_AT_ONCE):
