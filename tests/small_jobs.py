@@ -691,7 +691,7 @@ SMALL = {
         quick={
             "equipoise.language.model._from_folder": read_model,
             "equipoise.language.adapters.attach": lambda language_model, *_, **__: language_model,
-            "equipoise.reinforcement.reinforcing.solve": nothing_solved,
+            "equipoise.reinforcement.attempts.solve": nothing_solved,
             "equipoise.reinforcement.reinforcing.rehearse": lambda *_, **__: None,
         },
         slow=True,

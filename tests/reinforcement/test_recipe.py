@@ -23,6 +23,12 @@ def test_every_preset():
         "reinforce++-baseline": {"advantage": "reinforce++-baseline", "kl_beta": 0.001, "kl_estimator": "k2"},
         "dapo": {"advantage": "grpo", "clip_high": 0.28, "mixed_only": True},
         "apo": {"advantage": "grpo", "loss": "anchored"},
+        "starpo": {
+            "advantage": "grpo",
+            "aggregate": "seq-mean-token-mean",
+            "clip_high": 0.28,
+            "entropy_beta": 0.001,
+        },
         "r2po": {"advantage": "r2po", "head": "trained", "kl_beta": 0.04, "aggregate": "seq-mean-token-mean"},
     }
     assert all(recipe(method) for method in METHODS)
@@ -40,6 +46,8 @@ def test_every_advantage():
         "dr-grpo": ("none", 8, 2, False, ()),
         "rloo": ("none", 8, 2, False, ()),
         "r2po": ("none", 8, 2, False, ()),
+        "segments": ("none", 8, 2, False, ()),
+        "task-normalized": ("none", 8, 2, False, ()),
         "remax": ("none", 1, 1, False, ()),
         "reinforce": ("none", 1, 1, False, ()),
         "reinforce++": ("none", 1, 1, False, ()),
