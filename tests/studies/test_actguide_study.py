@@ -30,7 +30,7 @@ from equipoise.reinforcement.playing import Playing, seed_of
 from equipoise.studies import actguide
 from equipoise.study import registry
 
-SEED, TOKENS = 1007, 90
+SEED, TOKENS = 1007, 100
 
 
 class Stopped(Exception):

@@ -40,7 +40,7 @@ def actguide(
     test_problems: Annotated[int, Field(ge=4, le=100)] = 60,
 ) -> Study:
     """The shortest sufficient hint, removed for learning, against no hint, full hints, hints that stay, and fine-tuning."""
-    grid = {"learning_rate": [1e-3, 3e-3]}
+    grid = {"learning_rate": [5e-4, 1e-3]}
     search = {"length": "search"}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **settings: Any) -> Arm:
