@@ -33,7 +33,7 @@ def nested_games(
     warm_up: Annotated[int, Field(ge=1, le=10_000)] = 600,
 ) -> Study:
     """Nested training (mean, minimum, product, all, credit by segment) against mixing, rotation and each game alone."""
-    grid = {"learning_rate": [3e-4, 1e-3]}
+    grid = {"learning_rate": [1e-4, 3e-4]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"]) -> Arm:
         return Arm(name, kind=kind, grid=grid)
