@@ -63,6 +63,7 @@ def test_rules_differ_where_they_should():
     assert right_actions("weakly-dominated", 1, 0, "any-equilibrium") == {2, 3}
     assert right_actions("weakly-dominated", 1, 0, "pure-nash") == {3}
     assert right_actions("weakly-dominated", 1, 0, "best-response") == {2, 3}  # 6 each against action 1
+    assert right_actions("three-by-four", 1, 1, "best-response") == {1}  # the columns of its own payoffs in row 2
     assert right_actions("iesds", -1, 0, "pure-nash") == set()
 
 
@@ -92,6 +93,22 @@ def test_every_layout_tells_every_payoff_in_its_place(layout, player):
     # Replies: what each action of the other makes of the reader's, then what the reader's make of the other's.
     places = (down, across) if layout == "replies" else (down, down) if own else (across, across)
     assert [mine, yours] == [[values[place] for place in each] for values, each in zip(BY_ROWS, places, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("sentences", "Player 1 takes action 1 and Player 2 takes action 3, Player 1 receives 213"),
+        ("arrows", "(1, 3) -> 213, 323"),
+        ("json", '"player_1": 1, "player_2": 3, "payoff_1": 213, "payoff_2": 323'),
+        ("firms", "plan 1 against plan 3: 213 and 323"),
+        ("travelers", "213 and 323 if the other takes road 3. Should Player 1 take road 2"),
+        ("farmers", "crop 1 and your neighbor sows crop 3, your harvest is worth 213"),
+        ("replies", "Player 2 choose 3: your action 1 gives you 213; your action 2 gives you 216"),
+    ],
+)
+def test_lists_name_the_actions_of_each_payoff(layout, said):
+    assert said in LAYOUTS[layout](FIRST, SECOND, 0)
 
 
 def test_compact_texts_have_few_characters_and_show_the_own_actions_as_rows():

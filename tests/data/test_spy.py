@@ -98,6 +98,12 @@ def test_an_oracle_wins_all_and_its_opposite_nothing():
     }
 
 
+def test_ties_are_drawn():
+    players = [lambda text: str(int(re.search(r"Player (\d)", text)[1]) % 4 + 1) if "Vote" in text else "Well."] * 3
+    ends = [texts[-1] for texts, *_ in games(Spy(players=players), range(60), another)]
+    assert {text[:15] for text in ends} == {f"Player {each} is out" for each in (1, 2, 3, 4)}
+
+
 def test_random_votes_win_three_eighths():
     random = Random(5)
 
@@ -156,6 +162,7 @@ def test_how_well_a_clue_fits():
     ]
     assert TABLE.fit("people drink it when it is hot", "coffee") == 0.75  # one word of two
     assert TABLE.fit("There are beans in it", "tea") == 0.0
+    assert TABLE.fit("It is steeped, not like beans", "tea") == 1.0  # as true of its own as of the other
 
 
 def test_clues_that_are_lost_and_votes_that_lose():

@@ -74,6 +74,7 @@ def test_perfect_play_never_loses():
 
 def test_wins_come_soon_and_losses_late():
     assert best_moves("XX.OO....") == (2,)
+    assert best_moves("X.XO....O") == (1,)  # 4 and 6 win as well, a turn later
     assert best_moves("XXO.O.X..") == (3,)  # X takes the line of O's cells 2, 4, 6 nowhere: 3 makes 0, 3, 6
     assert best_moves("X...O...X") == (1, 3, 5, 7)  # the corners lose against both diagonals
     assert best_moves("XX..O....") == (2,)  # nothing else stops the row

@@ -204,7 +204,7 @@ class Spy:
 
     @property
     def chance(self) -> dict[str, float]:
-        """What `chance_levels` told of 20,000 episodes of the decks as they come; else where all votes are random."""
+        """What `chance_levels` told of 10,000 episodes of the decks as they come; else where all votes are random."""
         known = self._players is None and self._rounds == ROUNDS
         level = self._deck.no_skill if known and self._deck.no_skill is not None else RANDOM_VOTES
         return {"success": level, "score": level}
@@ -266,7 +266,7 @@ class English:
     lost_vote = "That is no vote: expected the number of another player."
 
     def __init__(self, pairs: Sequence[WordPair] | None = None) -> None:
-        self.no_skill = 0.462 if pairs is None else None
+        self.no_skill = 0.460 if pairs is None else None
         self._pairs = word_pairs() if pairs is None else tuple(pairs)
         if not self._pairs:
             raise BadInput("There are no pairs of words: give at least one.")
@@ -366,7 +366,7 @@ class Bits:
             raise BadInput(
                 f"bits is {bits}, ones {ones} and shared {shared}: two words need 2 ones - shared of 26 letters."
             )
-        self.no_skill = 0.382 if (bits, ones, shared) == (6, 3, 2) else None
+        self.no_skill = 0.380 if (bits, ones, shared) == (6, 3, 2) else None
         self._letters, self._ones, self._shared = "abcdefghijklmnopqrstuvwxyz"[:bits], ones, shared
 
     def draw(self, random: Random) -> tuple[str, str]:
