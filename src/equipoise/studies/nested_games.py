@@ -14,7 +14,7 @@ from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Select, Study
 
 PROMPTS, GROUP = 2, 16  # nested episodes of a step, or as many games of each kind; responses to each
 # What no skill gets; that these are the environments' own levels is a test.
-CHANCE = {"sums": 0.0955, "matrix": 0.5, "tictactoe": 0.2102, "spy": 0.382}
+CHANCE = {"sums": 0.0955, "matrix": 0.5, "tictactoe": 0.2102, "spy": 0.38}
 CHANCE_TRANSFER = {"larger-sums": 0.0801, "mirrored-tictactoe": 0.2102}
 TABLE = "arXiv:2601.05633 v1, table of results"
 OURS = "control of ours"
