@@ -187,12 +187,12 @@ def test_sums():
     for seed in range(40):
         text = environment.reset(seed)
         modulus, one, other = map(int, re.fullmatch(r"%(\d\d) (\d\d)\+(\d\d)=", text).groups())
-        assert 10 <= modulus <= 12 and max(one, other) < modulus and environment.reset(seed) == text
+        assert 10 <= modulus <= 11 and max(one, other) < modulus and environment.reset(seed) == text
         answers = [number for number in range(30) if environment.step(f"Answer: {number:02}.")[1] == 1]
         assert answers == [(one + other) % modulus]
         assert environment.step("no idea")[1:] == (-0.1, True, {"success": False, "valid": False})
     moduli = {int(TRANSFER["larger-sums"]().reset(seed)[1:3]) for seed in range(50)}
-    assert moduli == {13, 14, 15}
+    assert moduli == {12, 13}
 
 
 def test_lessons_are_episodes_in_the_tokens_of_play():
@@ -211,25 +211,25 @@ def test_lessons_are_episodes_in_the_tokens_of_play():
     assert longest + 1 <= nested_world.MAX_NEW_TOKENS
 
 
-def test_lessons_are_right_as_often_as_they_should_be(monkeypatch):
+def test_players_are_right_when_they_should_be():
     def solved(right):
-        monkeypatch.setattr(nested_world, "RIGHT", right)
         found = {name: [] for name in GAMES}
-        for number in range(120):
-            name, random = list(GAMES)[number % 4], Random(number)
+        for number in range(400):
+            name, random = list(GAMES)[number % 4], Random(9000 + number)
             game, environment = GAMES[name], MAKERS[name]()
             texts, done = [environment.reset(number)], False
             while not done:
-                move = game.player(game.make, number, texts, random.random() < right, random)
+                move = game.player(game.make, number, texts, right, random)
                 text, _, done, info = environment.step(move)
                 assert info.get("valid", True), (name, texts, move)
                 texts.append(text)
             found[name].append(info["success"])
         return {name: np.mean(each) for name, each in found.items()}
 
-    well, badly = solved(1.0), solved(0.0)
-    assert well["sums"] == well["matrix"] == 1 and badly["sums"] < 0.4
-    assert well["tictactoe"] > badly["tictactoe"] + 0.2 and well["spy"] > badly["spy"]
+    well, badly = solved(True), solved(False)
+    assert well["sums"] == well["matrix"] == 1 and well["tictactoe"] > 0.5 and well["spy"] > 0.6
+    for name, chance in nested_games.CHANCE.items():
+        assert abs(badly[name] - chance) < 4 * math.sqrt(chance * (1 - chance) / 100), name
 
 
 def test_no_nested_episode_is_too_long():

@@ -7,7 +7,7 @@
 
 The games are sums to a modulus, matrix games of two actions, tic-tac-toe and a spy among four. All are written in few
 characters. The warm start teaches forms: half of its lessons are single games and half are nested ones, so that no arm meets
-a context that it has not seen, and the moves in them are right with probability RIGHT, else any that is allowed.
+a context that it has not seen, and some of the moves in them are right, the others any that is allowed.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ if TYPE_CHECKING:
 WIDTH, LAYERS, HEADS, CONTEXT = 64, 3, 4, 256
 MAX_NEW_TOKENS = 4  # of a turn: the longest move, and its end
 BATCH_SIZE, LEARNING_RATE = 32, 2e-3  # of the warm start
-RIGHT = 0.6  # how likely a move of a lesson is a right one
 CHECKPOINT = 100  # steps
 EPSILON = 0.5  # of the opponent at tic-tac-toe: half of its moves are perfect
 SEEDS = 512  # of episodes to learn from
 UNSEEN = 1_000_000  # from here on are the seeds of what is evaluated
-TEMPERATURE = 0.5  # of evaluations, as in the paper
+TEMPERATURE = 1.0  # of evaluations; at the paper's 0.5 the warm start has all but solved the matrix games
 AT_ONCE = 200  # episodes of an evaluation
 _LESSONS = 31  # a stream of a seed
 _LOGGED = ("reward", "entropy", "gradient_norm", "success", "valid", "zero_advantage")
@@ -78,7 +77,7 @@ class ModularSums:
 
     max_turns = 1
 
-    def __init__(self, moduli: Sequence[int] = range(10, 13)) -> None:
+    def __init__(self, moduli: Sequence[int] = (10, 11)) -> None:
         self.moduli = tuple(moduli)
 
     @property
@@ -138,20 +137,27 @@ def _clue_or_vote(make: Maker, seed: int, told: Sequence[str], right: bool, rand
 
 @dataclass(frozen=True)
 class Game:
-    """A game of the world: what makes it, and who plays it in lessons."""
+    """A game of the world: what makes it, and who plays it in lessons.
+
+    right: how likely a move is to be a right one there. alone: the share of the lessons in one game that are in this one.
+    """
 
     make: Maker
     player: Player
+    right: float
+    alone: float
 
 
 GAMES: Mapping[str, Game] = {
-    "sums": Game(ModularSums, _sum),
-    "matrix": Game(partial(MatrixGames, games=matrix_games.SMALL, shifts=(0,), compact=True), _choice),
-    "tictactoe": Game(partial(TicTacToe, opponent=EPSILON, compact=True), _move),
-    "spy": Game(spy_bits, _clue_or_vote),
+    "sums": Game(ModularSums, _sum, right=0.85, alone=0.55),  # a table of 221 sums takes the longest
+    "matrix": Game(
+        partial(MatrixGames, games=matrix_games.SMALL, shifts=(0,), compact=True), _choice, right=0.6, alone=0.15
+    ),
+    "tictactoe": Game(partial(TicTacToe, opponent=EPSILON, compact=True), _move, right=0.6, alone=0.15),
+    "spy": Game(spy_bits, _clue_or_vote, right=0.6, alone=0.15),
 }
 TRANSFER: Mapping[str, Maker] = {
-    "larger-sums": partial(ModularSums, range(13, 16)),
+    "larger-sums": partial(ModularSums, (12, 13)),
     "mirrored-tictactoe": partial(TicTacToe, opponent=EPSILON, compact=True, mirror=True),
 }
 CHARACTERS = "%+= " + matrix_games.CHARACTERS + tictactoe.CHARACTERS + spy.CHARACTERS
@@ -176,12 +182,13 @@ def lesson(number: int) -> list[tuple[str, str]]:
     """What is said and done in an episode, as (text, move): every second one is of one game, the others of all."""
     random = Random(number)
     said = []
-    for name in GAMES if number % 2 else [random.choice(list(GAMES))]:
-        game, seed, done = GAMES[name], random.getrandbits(32), False
+    every = list(GAMES.values())
+    for game in every if number % 2 else random.choices(every, [game.alone for game in every]):
+        seed, done = random.getrandbits(32), False
         environment = game.make()
         texts = [environment.reset(seed)]
         while not done:
-            move = game.player(game.make, seed, texts, random.random() < RIGHT, random)
+            move = game.player(game.make, seed, texts, random.random() < game.right, random)
             said.append((texts[-1], move))
             text, _, done, _ = environment.step(move)
             texts.append(text)
