@@ -193,7 +193,7 @@ def test_both_windows_are_one_until_something_comes_again(losses):
     plain = run(**{**settings, "replay": 0.0}, steps=2)
     assert equal(ends[2, "behavior"], ends[2, "current"]) and equal(ends[2, "behavior"], plain.weights)
     assert not equal(ends[4, "behavior"], ends[4, "current"])
-    assert len([batch for batch in losses if "replayed" in batch]) == 2 * 2 * 2
+    assert len([batch for batch in losses if "off_policy" in batch]) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize(("window", "batch_size"), [("behavior", 8), ("behavior", 3), ("current", 8), ("current", 3)])
@@ -201,16 +201,16 @@ def test_statistics_of_a_batch_by_hand(window, batch_size, losses):
     """Ratios are to the writer where it was another; staleness is over what came again, the gap over what is new."""
     found = run(**REPLAY, steps=3, learning_rate=1e-2, clip_window=window, batch_size=batch_size)
     step, metrics = found.steps[2], found.metrics[2]
-    batches = [batch for batch in losses if "replayed" in batch]
+    batches = [batch for batch in losses if "off_policy" in batch]
     assert len(batches) == found.recipe.updates and sum(len(batch["mask"]) for batch in batches) == 8
     sums = Counter()
     for batch in batches:
-        mask, again = batch["mask"], batch["mask"] & batch["replayed"]
-        fresh = batch["mask"] & ~batch["replayed"]
+        mask, again = batch["mask"], batch["mask"] & batch["off_policy"]
+        fresh = batch["mask"] & ~batch["off_policy"]
         now, sampled, old = (
             batch.get(name, batch["log_probs"]) for name in ("log_probs", "sampled_log_probs", "old_log_probs")
         )
-        behavior = torch.where(batch["replayed"], sampled, old)
+        behavior = torch.where(batch["off_policy"], sampled, old)
         ratio = (now - behavior).exp()
         present = now if window == "behavior" else old
         stale = (present - behavior)[again]

@@ -72,8 +72,9 @@ class Episode:
 
     @property
     def success(self) -> bool:
-        """Whether the environment ended it and says that it was solved."""
-        return self.outcome == "done" and bool(self.turns[-1].info.get("success", False))
+        """Whether the environment ended it and says that it was solved; of a composed one, each of its tasks."""
+        ends = [turn for turn in self.turns if turn.info.get("task_done")] or self.turns[-1:]
+        return self.outcome == "done" and all(bool(turn.info.get("success", False)) for turn in ends)
 
     @property
     def valid(self) -> float:

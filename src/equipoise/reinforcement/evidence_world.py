@@ -34,6 +34,7 @@ FILES = ("hotpotqa-100.jsonl.gz", "hotpotqa-dev-100.jsonl.gz")
 THINK = 40  # tokens
 PARAGRAPH = 500  # characters of one at most
 CHUNK = 10  # questions at once
+PARTS = 3  # of all questions, one for each seed of the study
 
 FIRST = "Question: {question}\n\n{first}\n\nThink aloud about how to answer the question."
 THEN = "{text}\n\nGo on thinking about the question: {question}"
@@ -49,19 +50,19 @@ class Evidence:
     texts: Mapping[str, str]
 
 
-def questions(count: int, *, seed: int) -> list[Evidence]:
-    """Questions with two gold paragraphs and distractors; the seed draws them, and what is given of each.
+def questions(count: int, *, seed: int, part: int = 0) -> list[Evidence]:
+    """Questions with two gold paragraphs and distractors; the seed draws their order, and what is given of each.
 
-    From the folder `multihop-qa` that EQUIPOISE_DATA holds. Raises BadInput where there are fewer.
+    part: of this order, from 0, each of `count`; no two have a question in common. From the folder `multihop-qa` that EQUIPOISE_DATA holds. Raises BadInput where there are fewer.
     """
     draw = random.Random(seed)
     rows = [row for name in FILES for _, _, row in read_rows(folder("multihop-qa") / name)]
     found = [each for row in rows if (each := _evidence(row, draw)) is not None]
-    if len(found) < count:
+    if len(found) < (part + 1) * count:
         raise BadInput(
-            f"there are {len(found)} questions with two paragraphs and a distractor, and {count} were asked for."
+            f"there are {len(found)} questions with two paragraphs and a distractor, and {(part + 1) * count} were asked for."
         )
-    return draw.sample(found, count)
+    return draw.sample(found, len(found))[part * count : (part + 1) * count]
 
 
 def _evidence(row: Mapping[str, Any], draw: random.Random) -> Evidence | None:
@@ -158,7 +159,7 @@ def measure(preparation: Any, *, count: int) -> None:
 
     from equipoise.language.model import load
 
-    evidence = questions(count, seed=preparation.seed)
+    evidence = questions(count, seed=0, part=preparation.seed % PARTS)
     stored = preparation.resume() or {"done": 0, "found": {}}
     found = stored["found"]
     language_model = load("smollm2")

@@ -1,7 +1,7 @@
 """Does entropy know a useful paragraph from a useless one? SmolLM2 on HotpotQA, before any training.
 
 The model is shown one of two paragraphs that a question needs, thinks, is given the other, a distractor, or the same again,
-and thinks again. Every arm is a signal read from the same thoughts; the units are questions.
+and thinks again. Every arm is a signal read from the same thoughts; the units are questions, of which each seed has others.
 """
 
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ def mean(values: Any) -> float:
 
 
 @study("entropy-tools-pilot", paper="arXiv:2602.02050", trades="calls for certainty", system="entropy-tools")
-def entropy_tools_pilot(questions: Annotated[int, Field(ge=2, le=190)] = 150) -> Study:
+def entropy_tools_pilot(questions: Annotated[int, Field(ge=2, le=60)] = 50) -> Study:
     """How well the fall of a language model's entropy tells gold from distractor and repeated paragraphs."""
 
     def apart(
@@ -61,7 +61,7 @@ def entropy_tools_pilot(questions: Annotated[int, Field(ge=2, le=190)] = 150) ->
         return Outcome(f"drop_{given}", better="higher", description=f"how much the signal falls after {what}")
 
     return Study(
-        seeds=1,
+        seeds=3,
         budget="generated_tokens",
         scale="SmolLM2-135M-Instruct on questions of HotpotQA, two thoughts of 40 tokens each.",
         prepare=think,
