@@ -322,7 +322,7 @@ def test_a_kl_on_wrong_answers_alone(lm, kl_on):
 
 @pytest.mark.parametrize("method", ALL)
 def test_what_has_no_advantage_has_no_gradient(lm, method):
-    """No step has a loss beside the surrogate but for a bonus and a KL, which is 0 at its start: neither value nor gradient."""
+    """No step has a loss beside the surrogate but a bonus, and a KL that is 0 at its start: no value and no gradient."""
     chosen, step = made(lm, method, num_generations=2, entropy_beta=0)
     reference = step.rollouts.log_probs
     step = stages.replace(step, advantages=torch.zeros(3, 2), reference_log_probs=reference)

@@ -270,7 +270,7 @@ def test_questions_of_hotpotqa():
 def test_the_pilot_from_its_preparation_to_its_claims(briefly, monkeypatch, tmp_path):
     language_model = reinforcement_world.model()
     monkeypatch.setattr("equipoise.language.model.load", lambda name: copy.copy(language_model))
-    monkeypatch.setattr(evidence_world, "questions", lambda count, seed: EVIDENCE[:count])
+    monkeypatch.setattr(evidence_world, "questions", lambda count, seed, part: EVIDENCE[:count])
     monkeypatch.setattr(evidence_world, "CHUNK", 1)
     monkeypatch.setattr(evidence_world, "THINK", 12)
     study = registry.load("entropy-tools-pilot").build(questions=2)

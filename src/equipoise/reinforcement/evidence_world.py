@@ -53,14 +53,16 @@ class Evidence:
 def questions(count: int, *, seed: int, part: int = 0) -> list[Evidence]:
     """Questions with two gold paragraphs and distractors; the seed draws their order, and what is given of each.
 
-    part: of this order, from 0, each of `count`; no two have a question in common. From the folder `multihop-qa` that EQUIPOISE_DATA holds. Raises BadInput where there are fewer.
+    part: of this order, from 0, each of `count`; no two have a question in common. From the folder `multihop-qa` that
+    EQUIPOISE_DATA holds. Raises BadInput where there are fewer.
     """
     draw = random.Random(seed)
     rows = [row for name in FILES for _, _, row in read_rows(folder("multihop-qa") / name)]
     found = [each for row in rows if (each := _evidence(row, draw)) is not None]
     if len(found) < (part + 1) * count:
         raise BadInput(
-            f"there are {len(found)} questions with two paragraphs and a distractor, and {(part + 1) * count} were asked for."
+            f"there are {len(found)} questions with two paragraphs and a distractor, and {(part + 1) * count} were asked "
+            "for."
         )
     return draw.sample(found, len(found))[part * count : (part + 1) * count]
 
