@@ -15,7 +15,6 @@ from equipoise.study import (
     Outcome,
     Preparation,
     Run,
-    Select,
     Study,
     better,
     between,
@@ -34,17 +33,17 @@ PROBES = "the paper's ablation is 9 points; what the probes buy must be more tha
 
 @study("actguide", paper=PAPER, trades="recorded actions for a cold start")
 def actguide(
-    tokens: Annotated[int, Field(ge=100, le=100_000_000)] = 40_000,
+    tokens: Annotated[int, Field(ge=100, le=100_000_000)] = 30_000,
     evaluations: Annotated[int, Field(ge=1, le=100)] = 4,
     train_problems: Annotated[int, Field(ge=4, le=200)] = 100,
     test_problems: Annotated[int, Field(ge=4, le=100)] = 60,
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4,
 ) -> Study:
     """The shortest sufficient hint, removed for learning, against no hint, full hints, hints that stay, and fine-tuning."""
-    grid = {"learning_rate": [5e-4, 1e-3]}
     search = {"length": "search"}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **settings: Any) -> Arm:
-        return Arm(name, kind=kind, grid=grid, **settings)
+        return Arm(name, kind=kind, **settings)
 
     def ahead(text: str, rival: str, source: str, **more: Any) -> Claim:
         return Claim(text, source=source, primary=False, test=better("success", arm="actguide", rival=rival, **more))
@@ -76,7 +75,6 @@ def actguide(
             arm("wrong-10", "control", guidance=search, wrong=0.1),
             arm("wrong-20", "control", guidance=search, wrong=0.2),
         ],
-        select=Select("success", seeds=1),
         outcomes=[
             Outcome(
                 "success", better="higher", description="of held-out long corridors without a hint, two samples each"
@@ -172,7 +170,7 @@ def train(run: Run) -> None:
     tokens = options["tokens"] if settings.pop("reinforced", True) else 0
     made = recipe(
         "grpo",
-        learning_rate=settings.pop("learning_rate"),
+        learning_rate=options["learning_rate"],
         steps=options["tokens"],  # more than there can be: the tokens end the run
         prompts_per_step=PROMPTS,
         num_generations=GROUP,
