@@ -135,6 +135,7 @@ def test_neither_batch_nor_company_matters(ending):
     taken = rolled.take([0, 1])
     assert torch.equal(whole.ids, taken.ids[:, : whole.ids.shape[1]]) and whole.episodes == taken.episodes
     assert torch.equal(whole.present, taken.present[:, : whole.ids.shape[1]])
+    assert (whole.turn[~whole.present] == -1).all()
 
 
 def test_what_others_wrote_carries_no_loss_and_no_gradient(ending):

@@ -148,7 +148,7 @@ class Rollouts:
             each = getattr(part, name)
             if each.dim() == 1:
                 return each
-            fill = part.pad_id if name == "ids" else 0
+            fill = {"ids": part.pad_id, "turn": -1}.get(name, 0)
             whole = each.new_full((len(each), longest, *each.shape[2:]), fill)
             whole[:, : each.shape[1]] = each
             return whole
