@@ -1,7 +1,6 @@
 """The study of ActGuide: lessons that teach nothing long, arms on one budget of tokens, runs that resume."""
 
 import copy
-import json
 import math
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.core.state import load_state, save_state
 from equipoise.data.corridor import Corridor
 from equipoise.language import tiny
 from equipoise.reinforcement import actguide_world
@@ -29,54 +27,17 @@ from equipoise.reinforcement.actguide_world import (
 from equipoise.reinforcement.playing import Playing, seed_of
 from equipoise.studies import actguide
 from equipoise.study import registry
+from study_recorder import Stopped, StudyRecorder
 
 SEED, TOKENS = 1007, 100
 
 
-class Stopped(Exception):
-    """The process is killed here."""
-
-
-class Recorder:
-    """What a run, or a preparation, gives and takes; `stop` is the number of the checkpoint after which it dies."""
-
-    prepared, seed = None, SEED
-
-    def __init__(self, folder, study, arm, stop=None):
-        folder.mkdir(exist_ok=True)
-        self.folder, self.stop, self.study, self.options = folder, stop, study, study.options
-        self.settings = study.arm(arm).points()[0]
-        self.measured, self.spent, self.checkpoints = {}, {}, 0
-
-    def resume(self):
-        if not (self.folder / "state").exists():
-            return None
-        stored = load_state(self.folder / "state")
-        self.measured, self.spent = stored["measured"], stored["spent"]
-        return stored["state"]
-
-    def checkpoint(self, state):
-        save_state(self.folder / "state", {"state": state, "measured": self.measured, "spent": self.spent})
-        self.checkpoints += 1
-        if self.checkpoints == self.stop:
-            raise Stopped
+class Recorder(StudyRecorder):
+    seed = SEED
 
     def measure(self, outcome, value, *, of=1, at, where=None):
-        self.study.outcome(outcome)
-        key = f"{outcome} {json.dumps(at)} {json.dumps(where or {})}"
-        assert key not in self.measured
-        self.measured[key] = float(value) / of if of else math.nan
-
-    def items(self, outcome, ids, scores, *, at):
-        assert len(set(ids)) == len(scores)
-        self.measure(outcome, np.mean(scores), at=at)
-
-    def spend(self, *, phase, **amounts):
-        for name, amount in amounts.items():
-            self.spent[name] = self.spent.get(name, 0) + amount
-
-    def last(self, outcome):
-        return [value for key, value in self.measured.items() if key.startswith(f"{outcome} ")][-1]
+        """Of nothing there is no mean."""
+        super().measure(outcome, value if of else math.nan, of=of or 1, at=at, where=where)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +142,7 @@ def test_problems_alternate_and_test_pictures_are_not_trained(small):
 @pytest.mark.parametrize("arm", ["actguide", "grpo", "sft"])
 def test_arms_run_on_the_budget_and_count_each_token(arm, world, written, tmp_path):
     study = built()
-    run = Recorder(tmp_path / "run", study, arm)
+    run = Recorder(tmp_path / "run", study=study, arm=arm)
     study.run(run)
     if arm == "sft":
         assert not written and set(run.spent) == {"trained_tokens"} and 4 * HARD[0] < run.spent["trained_tokens"]
@@ -197,12 +158,12 @@ def test_arms_run_on_the_budget_and_count_each_token(arm, world, written, tmp_pa
 def test_a_stopped_run_comes_to_the_same(world, tmp_path, monkeypatch):
     monkeypatch.setattr(actguide_world, "SAVE_EVERY", 1)
     study = built()
-    whole = Recorder(tmp_path / "whole", study, "hint-dropout")
+    whole = Recorder(tmp_path / "whole", study=study, arm="hint-dropout")
     study.run(whole)
     assert whole.checkpoints >= 2
     with pytest.raises(Stopped):
-        study.run(Recorder(tmp_path / "cut", study, "hint-dropout", stop=1))
-    resumed = Recorder(tmp_path / "cut", study, "hint-dropout")
+        study.run(Recorder(tmp_path / "cut", study=study, arm="hint-dropout", stop=1))
+    resumed = Recorder(tmp_path / "cut", study=study, arm="hint-dropout")
     study.run(resumed)
     assert resumed.spent == whole.spent and resumed.measured == pytest.approx(whole.measured, rel=0, abs=0, nan_ok=True)
 
@@ -225,7 +186,7 @@ def test_fine_tuning_learns_what_was_written(small):
 @pytest.mark.slow
 def test_the_warm_start_reads_hints_and_never_solves_long_corridors(tmp_path):
     study = registry.load("actguide").build()
-    preparation = Recorder(tmp_path / "made", study, "grpo")
+    preparation = Recorder(tmp_path / "made", study=study, arm="grpo")
     actguide_world.teach(preparation)
     world = GuideWorld.open(SEED, preparation.folder, train=10, test=30)
     alone = world.success(samples=8)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.core.state import load_state, save_state
+from equipoise.core.state import load_state
 from equipoise.data.arithmetic import CHARACTERS, problems, solution
 from equipoise.data.records import Record
 from equipoise.language import tiny, warm_start
@@ -24,52 +24,18 @@ from equipoise.reinforcement.dots_world import DotsWorld, Tally
 from equipoise.reinforcement.recipe import recipe
 from equipoise.studies import dots
 from equipoise.study import registry
+from study_recorder import Stopped, StudyRecorder
 
 SEED, TOKENS = 1007, 300
 POOL = 28
 
 
-class Stopped(Exception):
-    """The process is killed here."""
-
-
-class Recorder:
-    """What a run, or a preparation, gives and takes; `stop` is the number of the checkpoint after which it dies."""
-
-    prepared, seed = None, SEED
-
-    def __init__(self, folder, *, study=None, arm=None, stop=None):
-        self.folder, self.stop, self.study = folder, stop, study
-        self.settings = {} if arm is None else study.arm(arm).points()[0]
-        self.options = {} if study is None else study.options
-        self.measured, self.spent, self.checkpoints = {}, {}, 0
-
-    def resume(self):
-        if not (self.folder / "state").exists():
-            return None
-        stored = load_state(self.folder / "state")
-        self.measured, self.spent = stored["measured"], stored["spent"]
-        return stored["state"]
-
-    def checkpoint(self, state):
-        save_state(self.folder / "state", {"state": state, "measured": self.measured, "spent": self.spent})
-        self.checkpoints += 1
-        if self.checkpoints == self.stop:
-            raise Stopped
+class Recorder(StudyRecorder):
+    seed = SEED
 
     def measure(self, outcome, value, *, of=1, at, where=None):
-        self.study.outcome(outcome)
-        key = f"{outcome} {json.dumps(at)} {json.dumps(where or {})}"
-        assert key not in self.measured
-        self.measured[key] = float(value) / of if of else math.nan
-
-    def items(self, outcome, ids, scores, *, at):
-        assert len(set(ids)) == len(scores)
-        self.measure(outcome, np.mean(scores), at=at)
-
-    def spend(self, *, phase, **amounts):
-        for name, amount in amounts.items():
-            self.spent[name] = self.spent.get(name, 0) + amount
+        """Of nothing there is no mean."""
+        super().measure(outcome, value if of else math.nan, of=of or 1, at=at, where=where)
 
     def path(self, outcome, **where):
         """(tokens, value) of an outcome."""

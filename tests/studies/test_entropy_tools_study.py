@@ -12,7 +12,6 @@ import torch
 
 import reinforcement_world
 from equipoise.core.errors import BadInput
-from equipoise.core.state import load_state, save_state
 from equipoise.data.lookup import KEYS, Lookup
 from equipoise.language import tiny
 from equipoise.language.encode import IGNORE
@@ -24,51 +23,23 @@ from equipoise.reinforcement.recipe import recipe
 from equipoise.studies import entropy_tools as declared
 from equipoise.studies import entropy_tools_pilot as pilot
 from equipoise.study import registry
+from study_recorder import Stopped, StudyRecorder
 
 SEED = 1007
 MOST_TURNS = Lookup.max_turns
 
 
-class Stopped(Exception):
-    """The process is killed here."""
-
-
-class Recorder:
-    """What a run, or a preparation, gives and takes; `stop` is the number of the checkpoint after which it dies."""
-
-    def __init__(self, folder, *, study=None, arm=None, stop=None, prepared=None):
-        folder.mkdir(exist_ok=True)
-        self.folder, self.stop, self.study, self.prepared, self.seed = folder, stop, study, prepared, SEED
-        self.settings = {} if arm is None else study.arm(arm).points()[0]
-        self.options = {} if study is None else study.options
-        self.measured, self.spent, self.checkpoints = {}, {}, 0
-
-    def resume(self):
-        if not (self.folder / "state").exists():
-            return None
-        stored = load_state(self.folder / "state")
-        self.measured, self.spent = stored["measured"], stored["spent"]
-        return stored["state"]
-
-    def checkpoint(self, state):
-        save_state(self.folder / "state", {"state": state, "measured": self.measured, "spent": self.spent})
-        self.checkpoints += 1
-        if self.checkpoints == self.stop:
-            raise Stopped
+class Recorder(StudyRecorder):
+    seed = SEED
 
     def measure(self, outcome, value, *, of=1, at=None, where=None):
-        self.study.outcome(outcome)
-        key = f"{outcome} {json.dumps(at)} {json.dumps(where)}"
-        assert key not in self.measured
-        self.measured[key] = float(value) / of
+        super().measure(outcome, value, of=of, at=at, where=where)
 
     def items(self, outcome, ids, scores, *, at=None, where=None):
-        assert len(set(ids)) == len(scores)
-        self.measure(outcome, float(np.mean(scores)), at=at, where=where)
+        super().items(outcome, ids, scores, at=at, where=where)
 
     def spend(self, *, phase="build", **amounts):
-        for name, amount in amounts.items():
-            self.spent[name] = self.spent.get(name, 0) + amount
+        super().spend(phase=phase, **amounts)
 
 
 def test_demonstrations_solve_their_episode_with_useless_calls_among_them():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.core.state import load_state, save_state
+from equipoise.core.state import load_state
 from equipoise.language import tiny
 from equipoise.language.encode import IGNORE
 from equipoise.reinforcement import nested_world
@@ -20,55 +20,14 @@ from equipoise.reinforcement.playing import Playing
 from equipoise.reinforcement.recipe import recipe
 from equipoise.studies import nested_games
 from equipoise.study import registry
+from study_recorder import Stopped, StudyRecorder
 
 SEED = 1007
 MAKERS = {name: game.make for name, game in GAMES.items()}
 
 
-class Stopped(Exception):
-    """The process is killed here."""
-
-
-class Recorder:
-    """What a run, or a preparation, gives and takes; `stop` is the number of the checkpoint after which it dies."""
-
-    prepared, seed = None, SEED
-
-    def __init__(self, folder, *, study=None, arm=None, stop=None):
-        self.folder, self.stop, self.study, self.arm = folder, stop, study, arm
-        self.settings = {} if arm is None else study.arm(arm).points()[0]
-        self.options = {} if study is None else study.options
-        self.measured, self.spent, self.checkpoints = {}, {}, 0
-
-    def resume(self):
-        if not (self.folder / "state").exists():
-            return None
-        stored = load_state(self.folder / "state")
-        self.measured, self.spent = stored["measured"], stored["spent"]
-        return stored["state"]
-
-    def checkpoint(self, state):
-        save_state(self.folder / "state", {"state": state, "measured": self.measured, "spent": self.spent})
-        self.checkpoints += 1
-        if self.checkpoints == self.stop:
-            raise Stopped
-
-    def measure(self, outcome, value, *, of=1, at, where=None):
-        self.study.outcome(outcome)
-        key = f"{outcome} {json.dumps(at)} {json.dumps(where or {})}"
-        assert key not in self.measured
-        self.measured[key] = float(value) / of
-
-    def items(self, outcome, ids, scores, *, at):
-        assert len(set(ids)) == len(scores)
-        self.measure(outcome, np.mean(scores), at=at)
-
-    def spend(self, *, phase, **amounts):
-        for name, amount in amounts.items():
-            self.spent[name] = self.spent.get(name, 0) + amount
-
-    def at_the_end(self, outcome):
-        return [value for key, value in self.measured.items() if key.startswith(f"{outcome} ")][-1]
+class Recorder(StudyRecorder):
+    seed = SEED
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +60,9 @@ def test_an_arm_plays_as_many_games_and_measures_everything(arm, study, tmp_path
     assert max(place["games"] for place in at) == run.spent["games"]
     assert max(place["generated_tokens"] for place in at) == run.spent["generated_tokens"]
     assert {outcome.name for outcome in study.outcomes} == {key.partition(" ")[0] for key in run.measured}
-    rates = {game: run.at_the_end(game) for game in GAMES}
-    assert run.at_the_end("success") == pytest.approx(np.mean(list(rates.values())))
-    assert run.at_the_end("worst_lead") == pytest.approx(min(rates[game] - nested_games.CHANCE[game] for game in GAMES))
+    rates = {game: run.last(game) for game in GAMES}
+    assert run.last("success") == pytest.approx(np.mean(list(rates.values())))
+    assert run.last("worst_lead") == pytest.approx(min(rates[game] - nested_games.CHANCE[game] for game in GAMES))
     games = {json.loads(key.split("} ")[1])["game"] for key in run.measured if key.startswith("success_in_training")}
     assert games == ({"spy"} if arm in ("only-spy", "rotation") else set(GAMES))  # the last quarter is one step here
 
