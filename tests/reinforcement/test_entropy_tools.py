@@ -476,7 +476,7 @@ def test_entropies_are_those_at_temperature_one(untaught, temperature, monkeypat
             logits = untaught.model(torch.tensor([prompt + ids.tolist()])).logits[0, len(prompt) - 1 : -1]
         expected = entropy(logits).where(rollouts.mask[row][: len(ids)], 0)
         assert_close(found[row][: len(ids)], expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(entropy_tools, "_AT_ONCE", 3)
+    monkeypatch.setattr(stages, "_AT_ONCE", 3)
     again = ToolReward(untaught, recipe("grpo", **SETTINGS, temperature=0.9)).entropies(rollouts)
     assert_close(again, found, rtol=1e-5, atol=1e-5)
     assert (again[~rollouts.mask] == 0).all()

@@ -34,9 +34,10 @@ from equipoise.language.model import LanguageModel, load
 from equipoise.language.rollouts import Rollouts, padded, score_responses
 from equipoise.reinforcement.actguide import Action, Prompt, hinted, rebuild
 from equipoise.reinforcement.group_baselines import mixed
-from equipoise.reinforcement.guiding import Guided, log_ratios, scored
+from equipoise.reinforcement.guiding import Guided, log_ratios
 from equipoise.reinforcement.playing import Playing, no_reward, seed_of
 from equipoise.reinforcement.recipe import Recipe
+from equipoise.reinforcement.stages import score_rollouts
 from equipoise.reinforcement.training import ReinforceState, prepare, train
 from equipoise.training.loop import OneLoss, TrainerSettings, fit
 
@@ -348,7 +349,7 @@ class GuideWorld:
         problems = [problem for problem in self.train if seed_of(problem) % 2][:PROBED]
         rolled = self.play(problems, samples=samples, share=share)
         plain, _ = encode_prompts(self.language_model, [problem.prompt for problem in problems])
-        found = scored(self.language_model, rebuild(rolled, plain))
+        found = score_rollouts(self.language_model.model, rebuild(rolled, plain)).log_probs
         rewards = torch.tensor(_solved(rolled)).view(len(problems), samples)
         measured = log_ratios(found, rolled.log_probs, rewards - rewards.mean(dim=-1, keepdim=True), rolled.mask)
         return [problem.id for problem in problems], {name: values.numpy() for name, values in measured.items()}

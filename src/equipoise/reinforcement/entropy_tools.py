@@ -41,8 +41,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import check_fields, closed
 from equipoise.data.tools import read_action
 from equipoise.language.confidence import Bounds
-from equipoise.language.model import evaluating
-from equipoise.language.rollouts import score_responses
+from equipoise.reinforcement.stages import score_rollouts
 
 if TYPE_CHECKING:
     from equipoise.language.episodes import Turn
@@ -55,7 +54,6 @@ Against = Literal["previous", "first", "running-minimum"]
 NoCall = Literal["full", "zero", "task-default"]
 LEAST = 5  # tokens of a segment that stands for itself
 GRAM = 3  # tokens running that are a copy of what was told before
-_AT_ONCE = 64  # rows of a pass without gradients
 
 
 class SegmentEntropy(NamedTuple):
@@ -452,11 +450,6 @@ class ToolReward:
         if as_sampled and not bool(rollouts.entropies.isnan().any()):
             return rollouts.entropies
         model = self.language_model.model if self.reference is None else self.reference
-        whole = torch.zeros_like(rollouts.entropies)
-        with evaluating(model):
-            for first in range(0, len(whole), _AT_ONCE):
-                rows = range(first, min(first + _AT_ONCE, len(whole)))
-                part = score_responses(model, rollouts.batch(rows), entropies=True).entropies
-                assert part is not None
-                whole[first : rows.stop, : part.shape[1]] = part
-        return whole
+        found = score_rollouts(model, rollouts, entropies=True).entropies
+        assert found is not None
+        return found

@@ -28,11 +28,10 @@ from equipoise.core.options import check_fields
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
-from equipoise.language.model import evaluating
-from equipoise.language.rollouts import Rollouts, score_responses
+from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement.actguide import Action, Prompt, Template, hinted, rebuild, shortest_prefixes
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
-from equipoise.reinforcement.stages import Reward, Step, ask
+from equipoise.reinforcement.stages import Reward, Step, ask, score_rollouts
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 Length = Literal["search", "full", "fixed", "ratio"]
 Correction = Literal["ratio", "none", "kept"]
 _UNGUIDED, _GUIDED, _PROBES, _DROPPED = 4, 31, 32, 33  # purposes of random numbers; 4 is that of `Playing`
-_AT_ONCE = 64  # rows of a pass without gradients
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ class _Batch:
             rollouts = step.rollouts
             shown = rollouts.take(guided)
             plain = rebuild(shown, self._prompts(guided))
-            without = scored(self.language_model, plain, temperature=self.recipe.temperature)
+            without = score_rollouts(self.language_model.model, plain, temperature=self.recipe.temperature).log_probs
             advantages = step.rewards[guided] - step.rewards[guided].mean(dim=-1, keepdim=True)
             clips = {"clip_low": self.recipe.clip_low, "clip_high": self.recipe.clip_high}
             for name, values in log_ratios(without, shown.log_probs, advantages, shown.mask, **clips).items():
@@ -295,17 +293,6 @@ class _Batch:
                 log_probs.view(*step.rewards.shape, -1)[guided] = without.view(*advantages.shape, -1)
                 step = replace(step, rollouts=replace(rollouts, log_probs=log_probs))
         return replace(step, notes={name: values.to(step.rewards.device) for name, values in notes.items()})
-
-
-def scored(language_model: LanguageModel, rollouts: Rollouts, *, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [R, T] of what was written by the policy as it is, without gradients; 0 where the mask is False."""
-    found = torch.zeros_like(rollouts.log_probs)
-    with evaluating(language_model.model):
-        for rows in torch.arange(len(found)).split(_AT_ONCE):
-            batch = rollouts.batch(rows.tolist())
-            part = score_responses(language_model.model, batch, temperature=temperature).log_probs
-            found[rows, : part.shape[1]] = part.to(found.dtype)
-    return found
 
 
 def _rows(rollouts: Rollouts) -> Rollouts:

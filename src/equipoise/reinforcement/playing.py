@@ -22,11 +22,9 @@ from equipoise.data.problems import Problem
 from equipoise.language.episodes import Episode, play
 from equipoise.reinforcement.measures import Solved, clusters
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
-from equipoise.reinforcement.stages import Reward, Step
+from equipoise.reinforcement.stages import Reward, Step, sampling
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from equipoise.data.environment import OpenedEnvironment
     from equipoise.language.model import LanguageModel
     from equipoise.language.rollouts import Rollouts
@@ -116,7 +114,7 @@ class Playing:
         head: RolloutHead | None = None,
     ) -> Step:
         limits: dict[str, Any] = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
-        with _sampling(head):
+        with sampling(head):
             rollouts = self.play(
                 language_model,
                 problems,
@@ -233,9 +231,3 @@ def _shares(groups: Sequence[Sequence[Episode]]) -> dict[str, Any]:
     for name in sorted({name for each in of_groups for name in each}):
         found[f"success/{name}"] = np.array([np.mean(each[name]) if name in each else np.nan for each in of_groups])
     return found
-
-
-def _sampling(head: RolloutHead | None) -> AbstractContextManager[Any]:
-    from contextlib import nullcontext
-
-    return head.rollouts() if head is not None else nullcontext()

@@ -104,7 +104,7 @@ def sample(
     """Roll out and judge: a step with its rewards, 0 for what could not be judged."""
     device, asked = language_model.device, [ask(problem) for problem in problems]
     limits: dict[str, Any] = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
-    with head.rollouts() if head is not None else nullcontext():
+    with sampling(head):
         rollouts = roll_out(
             language_model,
             asked,
@@ -181,9 +181,11 @@ def look(
     model = language_model.model
     if needs_old(language_model, recipe, step):
         with acting(head, step):
-            step = replace(step, old_log_probs=_scores(model, recipe, step).log_probs)
+            scores = score_rollouts(model, step.rollouts, temperature=recipe.temperature)
+            step = replace(step, old_log_probs=scores.log_probs)
     if reference is not None:
-        found = _scores(reference, recipe, step, top=recipe.anchors if recipe.loss == "anchored" else 0)
+        top = recipe.anchors if recipe.loss == "anchored" else 0
+        found = score_rollouts(reference, step.rollouts, temperature=recipe.temperature, top=top)
         step = replace(
             step, reference_log_probs=found.log_probs, anchor_ids=found.top_ids, anchor_probs=found.top_probs
         )
@@ -213,9 +215,14 @@ def needs_old(language_model: LanguageModel, recipe: Recipe, step: Step) -> bool
     return several or (recipe.importance_cap is not None and elsewhere) or (recipe.replay > 0 and narrow)
 
 
+def sampling(head: RolloutHead | None) -> AbstractContextManager[None]:
+    """Inside, models give the distribution that is sampled from: of z + u where there is a head."""
+    return nullcontext() if head is None else head.rollouts()
+
+
 def acting(head: RolloutHead | None, step: Step) -> AbstractContextManager[None]:
     """Inside, models give the distribution that learns: of z + u while the head does, of z else."""
-    return head.rollouts() if head is not None and step.stage == "head" else nullcontext()
+    return sampling(head if step.stage == "head" else None)
 
 
 def _rows(step: Step) -> range:
@@ -236,19 +243,22 @@ def _joined(parts: Sequence[Tensor], mask: Tensor) -> Tensor:
     return whole
 
 
-def _scores(model: Any, recipe: Recipe, step: Step, top: int = 0) -> ResponseScores:
-    """What a model says of all responses of a step, without gradients."""
+def score_rollouts(
+    model: Any, rollouts: Rollouts, *, temperature: float = 1.0, top: int = 0, entropies: bool = False
+) -> ResponseScores:
+    """`score_responses` of all rows, [R, T], without gradients and some rows at a time."""
     with evaluating(model):
         found = [
-            score_responses(model, step.rollouts.batch(part), temperature=recipe.temperature, top=top)
-            for part in _parts(_rows(step))
+            score_responses(model, rollouts.batch(part), temperature=temperature, top=top, entropies=entropies)
+            for part in _parts(range(len(rollouts.ids)))
         ]
 
     def joined(name: str) -> Any:
         parts = [getattr(each, name) for each in found]
-        return None if parts[0] is None else _joined(parts, step.rollouts.mask)
+        return None if parts[0] is None else _joined(parts, rollouts.mask)
 
-    return ResponseScores(joined("log_probs"), top_ids=joined("top_ids"), top_probs=joined("top_probs"))
+    names = ("log_probs", "entropies", "top_ids", "top_probs")
+    return ResponseScores(**{name: joined(name) for name in names})
 
 
 def weigh(recipe: Recipe, step: Step) -> Step:
