@@ -2,10 +2,39 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
+
+
+def named_in_file(
+    source: str, *, kind: str, what: str, example: str, offers: Callable[[Any], bool] = callable
+) -> tuple[Any, Path, str]:
+    """What FILE:NAME stands for, the file and the name.
+
+    kind: as of `import_file`. what: it is called in errors, "a reward function". example: how it is given. offers: whether a
+    value of the file may have been meant. Raises BadInput for another form, no such file or name, and a file that raises.
+    """
+    file, _, name = source.rpartition(":")
+    path = Path(file)
+    if not file or not name.isidentifier():
+        bare = what.partition(" ")[2]
+        raise BadInput(f"the {bare} is {source!r}, expected FILE:FUNCTION, for example {example}.")
+    if not path.is_file():
+        raise BadInput(f"there is no file {path} with {what} {name}.")
+    try:
+        module = import_file(path.resolve(), kind)
+    except EquipoiseError:
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        known = [known for known, value in vars(module).items() if offers(value)]
+        raise BadInput(f"{path} has no {name!r}. {did_you_mean(name, known)}")
+    return getattr(module, name), path, name
 
 
 def import_file(path: Path, kind: str) -> ModuleType:

@@ -10,13 +10,12 @@ one seed are compared with each other. An episode's score is the sum of its rewa
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.registry import Registry
-from equipoise.core.user_file import import_file
+from equipoise.core.user_file import named_in_file
 from equipoise.data.verifiers_environment import from_verifiers, is_verifiers
 
 
@@ -79,38 +78,15 @@ def open_environment(source: str | Any) -> OpenedEnvironment:
         make, name = source, str(getattr(source, "__name__", type(source).__name__))
     elif source in ENVIRONMENTS:
         make, name = ENVIRONMENTS[source], source
-    else:
-        path, name = _named(source)
-        make, digest = _found(path, name), sha256_file(path)
-    make, made = _made(make, name)
-    return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), dict(getattr(made, "chance", {})))
-
-
-def _named(source: str) -> tuple[Path, str]:
-    file, colon, name = source.rpartition(":")
-    if not colon:
+    elif ":" not in source:
         raise BadInput(
             f"there is no environment {source!r}. {did_you_mean(source, ENVIRONMENTS)} Your own: FILE:FUNCTION."
         )
-    path = Path(file)
-    if not name.isidentifier():
-        raise BadInput(f"the environment is {source!r}, expected FILE:FUNCTION, for example shop.py:make.")
-    if not path.is_file():
-        raise BadInput(f"there is no file {path} with an environment {name}.")
-    return path, name
-
-
-def _found(path: Path, name: str) -> Maker:
-    try:
-        module = import_file(path.resolve(), "environment")
-    except EquipoiseError:
-        raise
-    except Exception as error:
-        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        known = [known for known, value in vars(module).items() if callable(value)]
-        raise BadInput(f"{path} has no {name!r}. {did_you_mean(name, known)}")
-    return getattr(module, name)
+    else:
+        make, path, name = named_in_file(source, kind="environment", what="an environment", example="shop.py:make")
+        digest = sha256_file(path)
+    make, made = _made(make, name)
+    return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), dict(getattr(made, "chance", {})))
 
 
 def _made(make: Any, name: str) -> tuple[Maker, Environment]:

@@ -15,13 +15,12 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from equipoise.core.errors import BadInput, EquipoiseError, did_you_mean
+from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
-from equipoise.core.user_file import import_file
+from equipoise.core.user_file import named_in_file
 from equipoise.data.problems import Problem
 from equipoise.data.text import printable
 
@@ -43,34 +42,17 @@ def load_reward(reward: str | Callable[..., Any] | Any) -> LoadedReward:
     The file is run as Python would run it, its neighbours can be imported: it is the user's own, and has to be typed.
     """
     if isinstance(reward, str):
-        path, name = _named(reward)
-        return LoadedReward(_found(path, name), name, sha256_file(path))
+        found, path, name = named_in_file(
+            reward,
+            kind="reward",
+            what="a reward function",
+            example="rewards.py:reward",
+            offers=lambda value: callable(value) or _is_rubric(value),
+        )
+        _check(found, f"{path}:{name}")
+        return LoadedReward(found, name, sha256_file(path))
     _check(reward, type(reward).__name__)
     return LoadedReward(reward, getattr(reward, "__name__", type(reward).__name__))
-
-
-def _named(reward: str) -> tuple[Path, str]:
-    file, _, name = reward.rpartition(":")
-    path = Path(file)
-    if not file or not name.isidentifier():
-        raise BadInput(f"the reward function is {reward!r}, expected FILE:FUNCTION, for example rewards.py:reward.")
-    if not path.is_file():
-        raise BadInput(f"there is no file {path} with a reward function {name}.")
-    return path, name
-
-
-def _found(path: Path, name: str) -> Any:
-    try:
-        module = import_file(path.resolve(), "reward")
-    except EquipoiseError:
-        raise
-    except Exception as error:
-        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        known = [known for known, value in vars(module).items() if callable(value) or _is_rubric(value)]
-        raise BadInput(f"{path} has no {name!r}. {did_you_mean(name, known)}")
-    _check(value := getattr(module, name), f"{path}:{name}")
-    return value
 
 
 def _check(reward: Any, named: str) -> None:
