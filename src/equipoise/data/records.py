@@ -22,6 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from pydantic_core import from_json
+
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import open_regular
 from equipoise.core.options import closed
@@ -318,6 +320,10 @@ def _json_rows(path: Path) -> Iterator[tuple[str, int, Row]]:
 
 
 def _json(text: str, place: str) -> Any:
+    try:
+        return from_json(text)  # twice as fast as json
+    except ValueError:
+        pass  # json reads some that it refuses, such as lone surrogates, and says better what is wrong
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

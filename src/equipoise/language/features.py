@@ -99,14 +99,14 @@ def extract(
     texts: prompts as `encode_prompts` reads them, of which all tokens are pooled, or examples as `encode` makes them, of
     which those with a label are. pool: mean, sum, or last, the last of these tokens. dtype: float16 for mean and last when
     not given, float32 for sums, which float16 cannot hold; float64 also adds in it. batch_tokens: of a batch, padding
-    included, at most; when not given 256 on a CPU, whose products gain nothing beyond, and 16,384 elsewhere.
+    included, at most; when not given 512 on a CPU, whose products gain nothing beyond, and 16,384 elsewhere.
 
     Raises BadInput for an unknown place, the output matrix's own output, places of different widths, an example without a
     label, a text longer than the model's context, and a folder of other features; WorkFailed for a value that is not finite
     or too large for the dtype, naming text and place.
     """
     dtype = dtype or ("float32" if pool == "sum" else "float16")
-    batch_tokens = batch_tokens or (256 if language_model.device.type == "cpu" else 16_384)
+    batch_tokens = batch_tokens or (512 if language_model.device.type == "cpu" else 16_384)
     if pool == "sum" and dtype == "float16":
         raise BadInput("sums do not fit into float16, whose largest number is 65,504: use float32 or float64.")
     rows = _encoded(language_model, texts)
