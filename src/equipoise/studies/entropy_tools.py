@@ -21,7 +21,7 @@ OURS = "control of ours"
 
 @study("entropy-tools", paper="arXiv:2602.02050", trades="calls for certainty")
 def entropy_tools(
-    steps: Annotated[int, Field(ge=1, le=5000)] = 100,
+    steps: Annotated[int, Field(ge=1, le=5000)] = 80,
     evaluations: Annotated[int, Field(ge=1, le=100)] = 4,
     test_episodes: Annotated[int, Field(ge=1, le=5000)] = 256,
 ) -> Study:
