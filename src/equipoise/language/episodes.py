@@ -130,7 +130,7 @@ def play(
     with (
         evaluating(language_model.model),
         memory_advice(batch_size),
-        progress("Playing", total=len(rows), unit="episodes") as bar,
+        progress(f"Playing {len(rows)} episodes", total=len(rows) * max_turns, unit="turns") as bar,
     ):
         limits = (max_turns, max_new_tokens)
         _play(language_model, rows, ends, draws, samples, limits, temperature, batch_size, bar)
@@ -242,7 +242,8 @@ def _play(
         allowed = [min(max_new_tokens, language_model.context - len(context)) for context in contexts]
         drawn = draws.next(alive, max_new_tokens) if temperature > 0 else None
         noted = Noted(len(alive), max_new_tokens, language_model, temperature, drawn)
-        fill(noted, language_model, contexts, ends, allowed, range(0, len(alive), repeats), repeats, batch_size)
+        first = range(0, len(alive), repeats)
+        fill(noted, language_model, contexts, ends, allowed, first, repeats, batch_size, lambda row: bar.advance())
         replies: dict[int, tuple[str, int]] = {}
         for line, place in enumerate(alive):
             row = rows[place]
@@ -254,7 +255,7 @@ def _play(
         playing = [place for place in alive if rows[place].outcome is None]
         _answer(language_model, rows, playing, replies, ends)
         playing = [place for place in playing if rows[place].outcome is None]
-        bar.advance(len(alive) - len(playing))
+        bar.advance((len(alive) - len(playing)) * (max_turns - turn - 1))  # turns that those who have ended do not take
         if not playing:
             break
         alive = playing
