@@ -127,7 +127,11 @@ def test_what_was_cut_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch, where
         patch.setattr(training._Loop, name, killed)
         with pytest.raises(Killed):
             reinforce(model(), prompts=PROBLEMS, out=tmp_path / "cut", **settings)
+    measured = []
+    solve = Reinforcing._solve
+    monkeypatch.setattr(Reinforcing, "_solve", lambda *given, **how: measured.append(how) or solve(*given, **how))
     again = reinforce(model(), prompts=PROBLEMS, out=tmp_path / "cut", **settings)
+    assert measured.count({}) == 1  # after; before is kept
     for file in ("model.safetensors", "critic/model.safetensors", "critic/critic_head.safetensors", "metrics.jsonl"):
         assert sha256_file(tmp_path / "cut" / file) == sha256_file(tmp_path / "whole" / file), file
     assert again.path == whole.path and again.tokens == whole.tokens

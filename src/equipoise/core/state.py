@@ -57,8 +57,8 @@ def load_state(path: Path) -> Any:
         raise WorkFailed(f"{path} is cut, altered or was not written by Equipoise ({error}).") from error
 
 
-def stored_state(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What an earlier attempt left for this one, {} for nothing, with notes: a damaged file is kept aside, and said."""
+def stored_state(path: Path, *, of: str = "training") -> tuple[dict[str, Any], list[str]]:
+    """What an earlier attempt left of its training, {} for nothing, with notes: a damaged file is kept aside, and said."""
     if not path.exists():
         return {}, []
     try:
@@ -66,7 +66,7 @@ def stored_state(path: Path) -> tuple[dict[str, Any], list[str]]:
     except WorkFailed as error:
         aside = free_name(path, "damaged")
         path.rename(aside)
-        return {}, [f"{error} It is kept as {aside.name}, and the training was done again from its start."]
+        return {}, [f"{error} It is kept as {aside.name}, and the {of} was done again from its start."]
 
 
 def _digest(tree: str, tensors: Mapping[str, Any]) -> str:

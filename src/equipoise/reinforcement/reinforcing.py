@@ -39,7 +39,7 @@ from equipoise.training.team import Team
 SHOWN = 4  # answers shown
 COMPARED = 16  # prompts on which the written model must agree with the trained one
 TIMED = (8, 16)  # responses and tokens of the rollout that a plan is made from
-STATE = "state.safetensors"
+STATE, BEFORE = "state.safetensors", "before.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +175,7 @@ class Reinforcing(Request):
         source: str,
     ) -> Reinforced:
         recipe = self.recipe
-        before = Solved.of(stored["before"]) if stored else self._solve(language_model, attempts)
+        before = self._before(language_model, attempts, folder, notes)
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
@@ -206,7 +206,6 @@ class Reinforcing(Request):
                 kept = {
                     "training": state,
                     "path": path,
-                    "before": before.state(),
                     "alike": alike,
                     "generated": generated,
                 }
@@ -271,7 +270,20 @@ class Reinforcing(Request):
         )
 
     def scratch(self) -> tuple[str, ...]:
-        return (STATE, TAUGHT, EMBEDDINGS)
+        return (STATE, BEFORE, TAUGHT, EMBEDDINGS)
+
+    def _before(
+        self, language_model: LanguageModel, attempts: Attempts, folder: Path | None, notes: list[str]
+    ) -> Solved:
+        """Measured once: it can take longer than the first steps, and is kept before they begin."""
+        stored, damaged = ({}, []) if folder is None else stored_state(folder / BEFORE, of="measurement before")
+        notes += damaged
+        if stored:
+            return Solved.of(stored)
+        before = self._solve(language_model, attempts)
+        if folder is not None and self.team.main:
+            save_state(folder / BEFORE, before.state())
+        return before
 
     def _solve(self, language_model: LanguageModel, attempts: Attempts, samples: int | None = None) -> Solved:
         recipe = self.recipe
