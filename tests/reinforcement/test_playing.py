@@ -139,9 +139,10 @@ JOB = {**SMALL, "method": "grpo", "num_generations": 2, "eval_samples": 2, "eval
 
 
 def test_the_job_plays_and_shows_it(tmp_path):
-    result = reinforce(model(), environment=Odd, out=tmp_path / "out", invalid_penalty=0.25, **JOB)
+    result = reinforce(model(), environment=Odd, out=tmp_path / "out", invalid_penalty=0.25, max_turns=2, **JOB)
     assert result.problems == {"to learn from": 5, "to measure on": 64} and result.names["environment"] == "Odd"
-    assert set(result.after) == {"greedy_accuracy", "pass@1", "pass@2", "reward", "valid"}
+    assert set(result.after) == {"greedy_accuracy", "pass@1", "pass@2", "reward", "valid", "finished"}
+    assert result.before["finished"].value == result.after["finished"].value == 0.5  # odd seeds take three turns
     assert 0 < result.before["pass@1"].value < 1 and result.chance == {"success": 0.5}
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert {"success", "turns", "valid", "cut", "failed"} <= rows[0].keys()

@@ -21,6 +21,7 @@ MEANING = {
     "pass@1": "a sampled response is right",
     "reward": "mean reward of sampled responses",
     "valid": "turns that the environment understood and allowed",
+    "finished": "episodes that the environment ended, neither cut at a limit nor failed in a step",
 }
 # What the log has of each step, by the figure that shows it: the title, its axis, and the names of its lines.
 FIGURES = (

@@ -154,7 +154,8 @@ class Playing:
     ) -> Solved:
         """As `measures.solve`: sampled episodes of each problem and the likeliest one; right are those that succeeded.
 
-        Rewards are scores, with nothing shaped. Among the shares are valid turns, and of composed episodes each part's.
+        Rewards are scores, with nothing shaped. Among the shares are valid turns, episodes
+        that the environment ended, and of composed episodes each part's.
         """
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": [seed, 5], "batch_size": batch_size}
         sampled = self.play(language_model, problems, samples=samples, temperature=temperature, **how)
@@ -225,9 +226,12 @@ def _solved(episodes: Sequence[Episode]) -> Any:
 
 
 def _shares(groups: Sequence[Sequence[Episode]]) -> dict[str, Any]:
-    """Of each group of episodes: the share of valid turns, and for each part the share of its ends that were solved."""
+    """Of each group: the shares of valid turns and of finished episodes, and for each part that of its ends solved."""
     of_groups = [of_tasks(group) for group in groups]
-    found = {"valid": np.array([np.mean([episode.valid for episode in group]) for group in groups])}
+    found = {
+        "valid": np.array([np.mean([episode.valid for episode in group]) for group in groups]),
+        "finished": np.array([np.mean([episode.outcome == "done" for episode in group]) for group in groups]),
+    }
     for name in sorted({name for each in of_groups for name in each}):
         found[f"success/{name}"] = np.array([np.mean(each[name]) if name in each else np.nan for each in of_groups])
     return found
