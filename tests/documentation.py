@@ -1,6 +1,6 @@
 """The fenced blocks of a Markdown page, and running them as a reader would: in order, in one folder, in one session.
 
-Three comments, which a reader does not see, say what a test does otherwise: `<!-- test: --steps 5 -->` adds options to the
+Three comments, which a reader does not see, say what a test does otherwise: `<!-- test: --steps 5 -->` gives options to the
 commands of the block below it, `<!-- slow from here -->` leaves the rest of the page to the slow tests, and
 `<!-- not run -->` exempts the block below it. A block `text` below a block that ran shows lines of what it printed, cut
 where they end with " ..."; numbers may be others.
@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,19 @@ def _run_commands(block: Block) -> str:
     for words, expected in block.commands:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([*words, *block.extra])
+            code = main(_with(words, block.extra))
         said += out.getvalue() + err.getvalue()
         assert code == expected, f"{block.where}: equipoise {shlex.join(words)} ended with {code}\n{said}"
     return said
+
+
+def _with(words: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """The command with options that a test adds, in place of its own."""
+    found = list(words)
+    for option in (each for each in extra if each.startswith("--") and each in found):
+        place = found.index(option)
+        del found[place : place + 2]
+    return [*found, *extra]
 
 
 def _compare(block: Block, said: str) -> None:
