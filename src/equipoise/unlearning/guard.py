@@ -2,10 +2,10 @@
 
 At the starting model, l the cross-entropy of a record's answer as a mean over its tokens, m retain and n forget records:
 
-    g_R = 1/m sum_j grad l(retain_j)        a_i = <grad l(forget_i), g_R>        w_i = n exp(-a_i / tau) / sum_k exp(-a_k / tau)
+    g_R = 1/m sum_j grad l(retain_j)     a_i = <grad l(forget_i), g_R>     w_i = n exp(-a_i / tau) / sum_k exp(-a_k / tau)
 
-To first order, ascending by e on record i raises the mean retain loss by e a_i. The weights have mean 1 over the whole forget
-set, are larger the smaller a_i is, and multiply each record's part of the forget loss; a batch is never normalized anew.
+To first order, ascending by e on record i raises the mean retain loss by e a_i. The weights have mean 1 over the whole
+forget set, fall with a_i, and multiply each record's part of the forget loss; a batch is never normalized anew.
 Since w falls with a, mean(w a) <= mean(a): the first step hurts no more than with equal weights. Nothing of the kind holds
 for later steps, nor for how fast is forgotten.
 
@@ -48,10 +48,10 @@ Direction = list[Tensor | None]  # one gradient a trained parameter
 METHODS.register("guard", {"objective": "ga", "combine": "sum", "weigh": "guard"})
 
 RETAINED = 512  # retain records that g_R is taken over, evenly spread, where there are more
-# ||e g_R|| / ||theta||: what is tried first, the least, and the error of the scores (of their norm) that is wanted. A central
-# difference's truncation grows as the square of the step, its rounding falls as the inverse; where it is flat 1e-3 would do,
-# where a fact is known by heart the loss bends within 1e-4.
-STEPS = {torch.float32: (1e-4, 5e-6, 3e-4), torch.float64: (1e-6, 1e-7, 3e-7)}
+# ||e g_R|| / ||theta||: what is tried first, the least, and the error of the scores (of their norm) that is wanted. A
+# difference's truncation grows as the square of the step, its rounding falls as the inverse: 1e-3 does where the loss is
+# nearly straight, and where facts are known by heart it bends within 1e-4.
+STEPS = {torch.float32: (1e-3, 5e-6, 3e-4), torch.float64: (1e-5, 1e-7, 3e-7)}
 CHECKED = 16  # records on which steps of two lengths are compared
 APART = 0.01  # of the scores' norm: further apart the difference cannot be trusted
 ALIKE = 1e-5  # of the largest score: a smaller spread is what rounding makes of equal ones
@@ -99,7 +99,9 @@ def weights(scores: Tensor, *, temperature: float, floor: float = 0.0) -> Tensor
     if not temperature > 0 or not 0 <= floor <= 1:
         raise BadInput(f"temperature {temperature}, floor {floor}: need a temperature above 0 and a floor from 0 to 1.")
     if not torch.isfinite(scores).all():
-        raise BadInput(f"score {int((~torch.isfinite(scores)).nonzero()[0])} is no number: the model's weights may not be.")
+        raise BadInput(
+            f"score {int((~torch.isfinite(scores)).nonzero()[0])} is no number: the model's weights may not be."
+        )
     scores = scores.double()
     if math.isinf(temperature):
         return torch.ones_like(scores)
@@ -212,11 +214,11 @@ def attribute(
     retained: int = RETAINED,
     batch_size: int = 16,
 ) -> Attribution:
-    """Scores of the forget records in one of three ways, in evaluation mode; the model is afterwards what it was, bit by bit.
+    """Scores of the forget records in one of three ways, in evaluation mode; afterwards the model is as it was, bit by bit.
 
     retained: retain records that g_R is the mean over, evenly spread; where there are more, two halves of the sample score
-    apart and their correlation is told. Weights of 16 bits are held in float32 meanwhile: a difference would be rounded away.
-    Raises BadInput when nothing is to be scored, or nothing is trained.
+    apart and their correlation is told. Weights of 16 bits are held in float32 meanwhile, or a difference would be rounded
+    away. Raises BadInput when nothing is to be scored, or nothing is trained.
     """
     if not forget or not retain:
         raise BadInput(f"{len(forget)} forget and {len(retain)} retain records: scores need at least one of each.")
@@ -387,10 +389,11 @@ def _by_difference(
     step, least, wanted = STEPS[parameters[0].dtype]
     gap = apart(step)
     # The error of a step is 4/3 of its distance from half of it and falls with the square, until rounding takes over.
-    if (error := 4 / 3 * gap) > wanted:
-        shorter = max(step * math.sqrt(wanted / error), least)
-        if (closer := apart(shorter)) < gap:
-            step, gap = shorter, closer
+    while 4 / 3 * gap > wanted and step > least:
+        shorter = max(step * math.sqrt(wanted / (4 / 3 * gap)), least)
+        if (closer := apart(shorter)) >= gap:
+            break
+        step, gap = shorter, closer
     found = difference(examples, step)
     if gap <= APART:
         return found, []

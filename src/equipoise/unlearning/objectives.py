@@ -17,8 +17,8 @@ per token. That is gamma = beta delta; at the default of 0 they agree.
 A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA and GD, tokens that are
 no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with input_ids and -100
 where nothing is scored; for NPO also `reference` [B], the frozen model's summed log-likelihoods, looked up instead of
-computed with a second model. Where it has `weight` [B], the records' weights, each row's part of the sum is multiplied by its
-own and the divisor stays what it was: over a forget set whose weights have mean 1 a record counts w_i times.
+computed with a second model. Where a batch has `weight` [B], each row's part of the sum is multiplied by its own, and the
+divisor stays what it was: in a forget set whose weights have mean 1 a record counts as if it were w_i records.
 """
 
 import math

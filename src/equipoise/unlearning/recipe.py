@@ -59,7 +59,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     temperature: Positive = Field(
         default=2.0, description="Of guard, in standard deviations of the scores; inf weighs all alike."
     )
-    floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Least weight that guard gives a record.")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Least weight that guard gives a record."
+    )
     variant: Variant = Field(default="plain", description="Which score guard goes by; the last three are controls.")
     parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
     forget_weight: NotNegative = Field(default=1.0, description="Weight of the forget gradient (gamma of the paper).")

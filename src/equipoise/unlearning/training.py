@@ -66,8 +66,8 @@ def train(
 ) -> TrainResult:
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
-    weights: of the forget records, in their order, with mean 1; not given, a recipe that weighs takes its own from the model.
-    They, the reference log-likelihoods of NPO and the frozen copy of KL and RMU are taken before a stored `state` is put back.
+    weights: of the forget records, in their order, with mean 1; not given, a recipe that weighs scores the model for them.
+    That, the reference log-likelihoods of NPO and the frozen copy of KL and RMU come before a stored `state` is put back.
     combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
     with `layers` is also kept layer by layer. shard: split weights, gradients and moments over the processes meanwhile
     (FSDP2); afterwards `language_model.model` is another object, whole in every process.
