@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.data.records import Record
-from equipoise.data.world import World, people
+from equipoise.data.world import Part, people
 from equipoise.language import tiny
 from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
@@ -33,6 +33,7 @@ SIZES: dict[str, int] = {
 }
 TEACHING: dict[str, Any] = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32}
 CHECKPOINT = 100
+PARTS: tuple[Part, ...] = ("validation", "test")
 MODEL, ORACLE = "model", "oracle.json"
 
 
@@ -46,7 +47,7 @@ class GuardWorld:
     forget: list[Record]
     retain: list[Record]
     rehearsed: list[Record]
-    questions: dict[str, list[Record]]
+    questions: dict[Part, list[Record]]
     sharing: frozenset[str]
     teaching: tuple[list[Record], list[Record]]
     texts: tuple[str, ...]
@@ -64,15 +65,11 @@ def world(seed: int) -> GuardWorld:
         forget=made.forget,
         retain=[*rehearsed, *made.general],
         rehearsed=rehearsed,
-        questions={part: _without(_asked(made, part), absent) for part in ("validation", "test")},
+        questions={part: _without(made.questions("neighbour", part), absent) for part in PARTS},
         sharing=sharing,
         teaching=(teaching, _without(teaching, set(told))),
         texts=made.texts,
     )
-
-
-def _asked(made: World, part: Any) -> list[Record]:
-    return made.questions("neighbour", part)
 
 
 def _without(records: Sequence[Record], names: set[str]) -> list[Record]:
@@ -137,7 +134,7 @@ class GuardSetting:
             "retain_probability": (made.rehearsed, kept),
         }
         for outcome, (records, values) in by_record.items():
-            for part in ("validation", "test"):
+            for part in PARTS:
                 chosen = [index for index, record in enumerate(records) if _part(record) == part]
                 run.items(
                     outcome,
@@ -164,7 +161,7 @@ class GuardSetting:
         run.measure("general_loss", text_loss(model, made.texts, batch_size=128), at=at)
 
 
-def _part(record: Record) -> str:
+def _part(record: Record) -> Part:
     return "validation" if record.id.endswith("-0") else "test"
 
 
