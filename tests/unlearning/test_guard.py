@@ -335,11 +335,18 @@ def test_a_recipe_weighs_and_warns_of_few(taught, sides):
     assert plain.temperature == pytest.approx(1.5 * plain.scores.std(correction=0).item())
     assert_close(plain.weights, guard.weights(plain.scores, temperature=plain.temperature, floor=0.1))
     flipped = guard.weigh(taught, Recipe(weigh="guard", variant="flipped"), forget, retain)
-    assert_close(flipped.scores, -plain.scores) and plain.notes == ()
+    assert plain.notes == () and torch.equal(flipped.scores, plain.scores)
+    assert_close(flipped.weights, guard.weights(-plain.scores, temperature=2 * plain.scores.std(correction=0).item()))
     few = guard.weigh(taught, Recipe(weigh="guard", temperature=0.05), forget, retain)
     assert few.notes[-1].startswith("The weights leave an effective sample of 1.0 of 5 forget records")
     norm = guard.weigh(taught, Recipe(weigh="guard", variant="norm"), forget, retain)
-    assert_close(norm.scores, gradients(taught, forget).double().norm(dim=1), rtol=1e-4, atol=0)
+    norms = gradients(taught, forget).double().norm(dim=1)
+    wanted = guard.weights(norms, temperature=guard.absolute_temperature(norms, 2.0))
+    assert_close(norm.weights, wanted, rtol=1e-4, atol=0)
+    assert apart(norm.scores, plain.scores) < 1e-3
+    own, chosen = replace(taught, model=copy.deepcopy(taught.model)), Recipe(weigh="guard", temperature=0.05, steps=1)
+    with pytest.warns(UserWarning, match="effective sample of 1.0 of 5"):
+        train(own, chosen, forget, retain)
 
 
 def test_a_loss_of_ones_own_takes_the_weights_by_id():

@@ -77,7 +77,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Weighing:
-    """Scores [n] as the variant has them, weights [n] of mean 1, the temperature in the scores' unit, notes for a report."""
+    """Scores a_i [n], weights [n] of mean 1, the temperature in the unit of the variant's scores, notes for a report."""
 
     scores: Tensor
     weights: Tensor
@@ -153,13 +153,13 @@ def weigh(
     found = varied(attribution, recipe.variant, seed=recipe.seed)
     temperature = absolute_temperature(found, recipe.temperature)
     given = weights(found, temperature=temperature, floor=recipe.floor)
-    notes, size = list(attribution.notes), effective_sample_size(given)
-    if size < len(given) / 2:
+    notes, effective = list(attribution.notes), effective_sample_size(given)
+    if effective < len(given) / 2:
         notes.append(
-            f"The weights leave an effective sample of {size:.1f} of {len(given)} forget records: a few are pushed hard and "
-            "most hardly at all. Use a higher temperature, or a floor."
+            f"The weights leave an effective sample of {effective:.1f} of {len(given)} forget records: a few are pushed "
+            "hard and most hardly at all. Use a higher temperature, or a floor."
         )
-    return Weighing(found, given, temperature, attribution.split_half, tuple(notes))
+    return Weighing(attribution.scores, given, temperature, attribution.split_half, tuple(notes))
 
 
 # For a training loop of one's own.

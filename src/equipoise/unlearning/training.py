@@ -1,6 +1,7 @@
 """What a recipe does to a model: which parameters move, which two losses, which rule. Used by the job and by studies."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ def train(
     if OBJECTIVES[recipe.objective].reference:
         reference, _ = log_likelihoods(language_model, forget)
     if weights is None and recipe.weigh == "guard":
-        weights = guard.weigh(language_model, recipe, forget, retain).weights
+        weighing = guard.weigh(language_model, recipe, forget, retain)
+        weights = weighing.weights
+        for note in weighing.notes:
+            warnings.warn(note, stacklevel=2)
     if weights is not None and bool((weights == 1).all()):
         weights = None  # the base method, bit for bit
     empty, frozen = _split(model, recipe) if shard else (None, None)
