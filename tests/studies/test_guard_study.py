@@ -21,6 +21,9 @@ class Recorder(StudyRecorder):
         assert len(clusters) == len(ids)
         super().items(outcome, ids, scores, at=at, where=where)
 
+    def spend(self, *, phase="query", **amounts):
+        super().spend(phase=phase, **amounts)
+
 
 def test_half_of_the_forget_set_shares_values_with_people_to_keep_and_half_with_nobody():
     made = guard_world.world(3)

@@ -163,6 +163,7 @@ def linear(width, classes):
     return Linear()
 
 
+@pytest.mark.filterwarnings("ignore:The scores are over")
 def test_a_linear_model_has_its_closed_form_and_copies_cost_most(taught):
     """Checks 6 and 7: a_i = sum_k (p_ik - y_ik) x_i . mean_j (p_jk - y_jk) x_j."""
     from equipoise.language.encode import IGNORE, Example
@@ -379,6 +380,7 @@ def test_every_forget_loss_takes_the_weights_of_its_rows(double, sides):
         assert float(divisor) == sum(float(each) for _, each in alone)
 
 
+@pytest.mark.filterwarnings("ignore:The scores are over")
 def test_all_weights_one_are_the_base_method_bit_for_bit(taught, sides):
     """Check 1; and weights that differ are another training."""
     forget, retain = sides
