@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.core.options import check_fields
 from equipoise.data.records import Record
 from equipoise.data.world import Part, people
 from equipoise.language import tiny
@@ -51,6 +52,9 @@ class GuardWorld:
     sharing: frozenset[str]
     teaching: tuple[list[Record], list[Record]]
     texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def world(seed: int) -> GuardWorld:
