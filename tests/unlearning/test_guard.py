@@ -432,3 +432,19 @@ def test_the_words_of_a_recipe():
     ):
         with pytest.raises(BadInput, match=why):
             recipe("guard", **words)
+
+
+def test_the_whole_model_is_scored_before_it_is_split(monkeypatch, taught, sides):
+    from equipoise.unlearning import training
+
+    done, seen = [], {}
+    given = guard.Weighing(torch.zeros(5), torch.tensor([0.2, 0.4, 0.6, 1.8, 2.0]), 1.0)
+    monkeypatch.setattr(guard, "weigh", lambda *_: done.append("scored") or given)
+    monkeypatch.setattr(training.sharding, "check_processes", lambda: None)
+    monkeypatch.setattr(training.sharding, "outline", lambda model: model)
+    monkeypatch.setattr(training.sharding, "shard", lambda *_: done.append("split"))
+    monkeypatch.setattr(training.sharding, "gathered", lambda model, _: model)
+    monkeypatch.setattr(training, "fit", lambda *_, **how: seen.update(how))
+    train(taught, Recipe(objective="ga", weigh="guard"), *sides, shard=True)
+    assert done == ["scored", "split"]
+    assert_close(seen["collate"]([(4, 0), (0, 1)])[0]["weight"], torch.tensor([2.0, 0.2]))
