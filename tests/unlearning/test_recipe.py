@@ -61,6 +61,10 @@ def test_every_default():
         "objective": "simnpo",
         "retain_objective": "gd",
         "combine": "sago",
+        "weigh": "uniform",
+        "temperature": 2.0,
+        "floor": 0.0,
+        "variant": "plain",
         "parameters": "full",
         "forget_weight": 1.0,
         "retain_weight": None,
@@ -82,6 +86,7 @@ def test_every_preset():
     assert {name: METHODS[name] for name in METHODS} == {
         "blur": {"objective": "npo", "combine": "blur", "retain_weight": 1.0},
         "pcgrad": {"objective": "simnpo", "combine": "pcgrad"},
+        "guard": {"objective": "ga", "combine": "sum", "weigh": "guard"},
         "gru-core": {"objective": "npo", "combine": "pcgrad-global"},
         "sago": {"objective": "simnpo", "combine": "sago"},
         "graddiff": {"objective": "ga", "combine": "sum"},
@@ -105,7 +110,7 @@ def test_what_an_objective_fills_in(objective, beta, retain_weight):
 
 COMMON = {
     *("combine", "parameters", "forget_weight", "retain_weight", "learning_rate", "steps", "batch_size"),
-    *("micro_batch_size", "max_length", "seed", "objective"),
+    *("micro_batch_size", "max_length", "seed", "objective", "weigh"),
 }
 
 
@@ -116,6 +121,7 @@ COMMON = {
         ({"objective": "npo"}, {"retain_objective", "train_blocks", "beta"}),
         ({"objective": "simnpo"}, {"retain_objective", "train_blocks", "beta", "gamma"}),
         ({"objective": "rmu"}, {"train_blocks", "steering"}),
+        ({"objective": "rmu", "weigh": "guard"}, {"train_blocks", "steering", "temperature", "floor", "variant"}),
         ({"objective": "npo", "parameters": "lora"}, {"retain_objective", "lora_rank", "beta"}),
     ],
 )
@@ -131,6 +137,7 @@ def test_the_settings_with_their_values():
         "objective": "npo",
         "retain_objective": "gd",
         "combine": "sago",
+        "weigh": "uniform",
         "parameters": "full",
         "forget_weight": 1.0,
         "retain_weight": 0.1,
@@ -174,6 +181,8 @@ def test_the_learning_rate_goes_by_what_is_trained(words, trained, rate):
         ("max_length", 2, 1),
         ("train_blocks", 1, 0),
         ("lora_rank", 1, 0),
+        ("temperature", 1e-9, 0.0),
+        ("floor", 0.0, -1e-9),
         ("seed", 0, -1),
     ],
 )

@@ -415,3 +415,43 @@ def test_two_processes_make_the_model_that_one_makes(taught, files):
     one, two = (load_file(files / name / "model.safetensors") for name in launchers)
     # Six steps of 1e-3 move a weight by up to 6e-3; Adam turns rounding in the smallest gradients into some 1e-4.
     assert max((one[key] - two[key]).abs().max().item() for key in one) < 5e-4
+
+
+def test_guard_weighs_prints_every_record_and_resumes_with_the_same_bytes(taught, files, monkeypatch):
+    """Scores are computed once: after a kill they come from the checkpoint, and the bytes are the same."""
+    request = {"forget": FORGET, "retain": RETAIN, "method": "guard", "objective": "npo", "steps": 6, "batch_size": 4}
+    request |= {"evaluate_every": 2, "learning_rate": 1e-3, "temperature": 1.0}
+    whole = unlearn(taught, **request, out=files / "whole")
+    write = forgetting.write_checked
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(forgetting, "write_checked", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        unlearn(taught, **request, out=files / "killed")
+    monkeypatch.setattr(forgetting.guard, "weigh", lambda *_: pytest.fail("scored twice"))
+    again = unlearn(taught, **request, out=files / "killed")
+    assert forgetting.write_checked is write and again.weighed == whole.weighed and again.records == whole.records
+    names = ("model.safetensors", "metrics.jsonl")
+    assert all((files / "killed" / name).read_bytes() == (files / "whole" / name).read_bytes() for name in names)
+
+    weighed = whole.weighed
+    assert [each.id for each in whole.records] == [f"forget-{n}" for n in range(4)]
+    assert sum(weighed.weights) == pytest.approx(4) and len(set(weighed.weights)) == 4
+    order = sorted(range(4), key=lambda n: weighed.scores[n])
+    assert sorted(range(4), key=lambda n: -weighed.weights[n]) == order
+    assert whole.weights() == dict(zip([each.id for each in whole.records], weighed.weights, strict=True))
+    assert set(weighed.likest) == {f"forget-{n}" for n in range(4)}
+    examples = encode(whole.model, SIDES.records["forget"])
+    sums, counts = log_likelihoods(whole.model, examples)
+    assert [each.after for each in whole.records] == pytest.approx((sums / counts).tolist(), abs=1e-6)
+    survived = [each for each in whole.records if each.survived]
+    assert f"{len(survived)} of 4 forget records survived" in whole.headline()
+    page = (files / "whole" / "report.html").read_text()
+    assert "The requests that cost most" in page and "The least forgotten records" in page
+    lines = files / "whole" / "survivors.jsonl"
+    ids = [json.loads(line)["id"] for line in lines.read_text().splitlines()] if lines.exists() else []
+    assert ids == [each.id for each in survived]
+
+
+def test_weights_need_ids_that_differ(taught):
+    twice = [SIDES.records["forget"][0], SIDES.records["forget"][0], SIDES.records["forget"][1]]
+    with pytest.raises(BadInput, match="two forget records have the same: make ids unique"):
+        unlearn(taught, forget=twice, retain=RETAIN, method="guard")

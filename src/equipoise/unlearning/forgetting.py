@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from equipoise.core.errors import BadInput, did_you_mean
+from equipoise.core.files import write_atomic
 from equipoise.core.job import Processes, Request
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.core.state import save_state, stored_state
@@ -31,8 +32,10 @@ from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
 from equipoise.training.team import Team
+from equipoise.unlearning import guard
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
+from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
 from equipoise.unlearning.training import prepare, train
@@ -43,6 +46,7 @@ CONFLICTS = 5  # steps between entries of the conflict log, which costs some pas
 TAUGHT = 6_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
 COMPARED = 16  # records of each side on which the written model must agree with the trained one
 STATE = "state.safetensors"
+SURVIVORS = "survivors.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,10 @@ class Forgetting(Request):
         chosen = recipe(method, **settings)
         data = read_sides(records, fields)
         target = _target(stop_at, data)
+        if chosen.weigh == "guard" and len({record.id for record in data.records["forget"]}) < len(
+            data.records["forget"]
+        ):
+            raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
         if chosen.parameters == "lora" and str(model) == "tiny":
             raise BadInput(
                 "An adapter of 'tiny' would name no base model, since it is taught on the spot: use parameters full, or "
@@ -123,6 +131,8 @@ class Forgetting(Request):
         activations = _probe(language_model, longest)
         pass_seconds = time.perf_counter() - began
         passes = 2 * math.ceil(recipe.batch_size / size) * recipe.steps
+        if recipe.weigh == "guard":  # a backward pass over retain records, two forward passes over the forget set
+            passes += (min(len(examples["retain"]), guard.RETAINED) + len(examples["forget"]) * 2 / 3) / size
         scored = sum(min(len(sides.records[name]), MEASURED) for name in ("forget", "retain"))
         measuring = (
             (recipe.steps / self.every + 2) * scored * (CHOICES + 1) / size / 3
@@ -157,10 +167,14 @@ class Forgetting(Request):
         else:
             before, answers_before = scales(language_model), scales.answers(language_model)
             before |= scales.recalls(answers_before)
+        begun = stored.get("begun") or _per_token(language_model, forget, scales.batch_size)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
+        weighed = deserialize(RecordWeights, stored["weighed"]) if stored.get("weighed") else None
+        if recipe.weigh == "guard" and weighed is None:
+            weighed = self._weighed(language_model, forget, retain)
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         reached: list[str] = []
 
@@ -177,6 +191,7 @@ class Forgetting(Request):
         def save(state: dict[str, Any]) -> None:
             if folder is not None and self.processes.main:
                 kept = {"training": state, "path": path, "before": serialize(before), "answers": answers_before}
+                kept |= {"begun": begun, "weighed": serialize(weighed)}
                 save_state(folder / STATE, kept)
 
         fitted = train(
@@ -184,6 +199,7 @@ class Forgetting(Request):
             recipe,
             forget,
             retain,
+            weights=None if weighed is None else torch.tensor(weighed.weights, dtype=torch.float64),
             conflicts_every=CONFLICTS,
             layers=True,
             accelerator=self.team.accelerator,
@@ -196,8 +212,15 @@ class Forgetting(Request):
         )
         answers_after = scales.answers(language_model)
         after = {**scales(language_model), **scales.recalls(answers_after)}
+        ended = _per_token(language_model, forget, scales.batch_size)
+        records = tuple(
+            RecordOutcome(record.id, brief(record), *values)
+            for record, *values in zip(sides.records["forget"], begun, ended, strict=True)
+        )
         gap = math.nan
         if folder is not None and self.processes.main:
+            if lines := survivor_lines(records, sides.records["forget"]):
+                write_atomic(folder / SURVIVORS, lines)
             gap = write_checked(
                 language_model,
                 folder,
@@ -218,8 +241,32 @@ class Forgetting(Request):
             source=source,
             names={"model": self._name(), **sides.names},
             gap=gap,
-            notes=(*notes, *self._encoding(language_model, (forget, retain)), *sides.notes()),
+            notes=(
+                *notes,
+                *(weighed.notes if weighed else ()),
+                *self._encoding(language_model, (forget, retain)),
+                *sides.notes(),
+            ),
+            records=records,
+            weighed=weighed,
             model=language_model,
+        )
+
+    def _weighed(
+        self, language_model: LanguageModel, forget: Sequence[Example], retain: Sequence[Example]
+    ) -> RecordWeights:
+        """The weights of the forget records, and which retain records stand nearest to those that cost most."""
+        found = guard.weigh(language_model, self.recipe, forget, retain)
+        records = self.sides.records
+        costly = [records["forget"][index] for index in found.scores.argsort(descending=True)[:COSTLY].tolist()]
+        return RecordWeights(
+            scores=tuple(found.scores.tolist()),
+            weights=tuple(found.weights.tolist()),
+            temperature=found.temperature,
+            effective_sample_size=guard.effective_sample_size(found.weights),
+            split_half=found.split_half,
+            likest=likest(costly, records["retain"]),
+            notes=found.notes,
         )
 
     def scratch(self) -> tuple[str, ...]:
@@ -346,6 +393,12 @@ class _Scales:
             for name in before
             for record, old, new in list(zip(self.asked[name], before[name], after[name], strict=True))[:SHOWN]
         )
+
+
+def _per_token(language_model: LanguageModel, examples: Sequence[Example], batch_size: int) -> list[float]:
+    """Mean log-probability of each example's labelled tokens."""
+    sums, counts = log_likelihoods(language_model, examples, batch_size=batch_size)
+    return (sums / counts).tolist()
 
 
 def _better(side: str) -> str:

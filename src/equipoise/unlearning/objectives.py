@@ -17,7 +17,8 @@ per token. That is gamma = beta delta; at the default of 0 they agree.
 A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA and GD, tokens that are
 no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with input_ids and -100
 where nothing is scored; for NPO also `reference` [B], the frozen model's summed log-likelihoods, looked up instead of
-computed with a second model.
+computed with a second model. Where a batch has `weight` [B], each row's part of the sum is multiplied by its own, and the
+divisor stays what it was: in a forget set whose weights have mean 1 a record counts as if it were w_i records.
 """
 
 import math
@@ -94,11 +95,22 @@ def sequence_log_likelihoods(model: nn.Module, batch: Batch) -> tuple[Tensor, Te
     return tokens.new_zeros(labelled.shape).masked_scatter(labelled, tokens).sum(-1), labelled.sum(-1)
 
 
+def weighed(values: Tensor, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
+    """Values of the batch's rows [B, ...], or of these rows [n], times the rows' weights; as they are where it has none."""
+    if "weight" not in batch:
+        return values
+    weights = batch["weight"].to(values)[rows]
+    return values * weights.view(-1, *[1] * (values.ndim - 1))
+
+
 def gd_loss() -> LossFunction:
     """Cross-entropy on the labelled tokens: what retains, and what teaches."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        logits, labels, _ = labelled_logits(model, batch)
+        logits, labels, rows = labelled_logits(model, batch)
+        if "weight" in batch:
+            tokens = F.cross_entropy(_wide(logits), labels, reduction="none")
+            return weighed(tokens, batch, rows).sum(), len(labels)
         return F.cross_entropy(_wide(logits), labels, reduction="sum"), len(labels)
 
     return loss
@@ -126,7 +138,7 @@ def npo_loss(beta: float) -> LossFunction:
             )
         sums, counts = sequence_log_likelihoods(model, batch)
         scored = counts > 0
-        return (npo(sums, batch["reference"].to(sums), beta) * scored).sum(), scored.sum()
+        return weighed(npo(sums, batch["reference"].to(sums), beta) * scored, batch).sum(), scored.sum()
 
     return loss
 
@@ -137,7 +149,7 @@ def simnpo_loss(beta: float, gamma: float = 0.0) -> LossFunction:
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         sums, counts = sequence_log_likelihoods(model, batch)
         scored = counts > 0
-        return (simnpo(sums, counts.clamp(min=1), beta, gamma) * scored).sum(), scored.sum()
+        return weighed(simnpo(sums, counts.clamp(min=1), beta, gamma) * scored, batch).sum(), scored.sum()
 
     return loss
 
@@ -166,7 +178,7 @@ def rmu_loss(block: int, steering: Tensor) -> LossFunction:
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         states, mask = block_states(model, block, batch), batch["attention_mask"]
-        return (distance(states, steering.to(states)) * mask).sum(), mask.sum()
+        return weighed(distance(states, steering.to(states)) * mask, batch).sum(), mask.sum()
 
     return loss
 

@@ -10,6 +10,7 @@ from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.numbers import number
+from equipoise.unlearning.record_outcomes import section
 
 if TYPE_CHECKING:
     from equipoise.unlearning.result import Measure, Unlearned
@@ -26,6 +27,8 @@ def page(result: "Unlearned", folder: Path) -> Page:
     warnings = [parts.Note(warning, "Look here first") for warning in result.warnings()]
     changed = [_measures(result), *([_answers(result)] if result.answers else []), *_figures(result)]
     sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
+    if result.records:
+        sections.append(section(result.records, result.weighed))
     if conflicts := [parts.Figure(chart) for chart in _conflicts(folder / "metrics.jsonl")]:
         sections.append(parts.Section("How the two gradients met", tuple(conflicts)))
     sections.append(parts.Section("The recipe", (parts.SettingsTable(dict(result.resolved)),)))

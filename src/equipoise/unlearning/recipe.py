@@ -32,6 +32,9 @@ RENAMED = {
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+# Of GUARD's scores; `guard.varied` says what each is. The last three are controls.
+Variant = Literal["plain", "cosine", "clipped", "cosine-clipped", "permuted", "flipped", "norm"]
+GUARDED = {"temperature", "floor", "variant"}  # settings of weigh="guard"
 if TYPE_CHECKING:
     ObjectiveName = CombineName = str
 else:
@@ -49,6 +52,17 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     combine: CombineName = Field(
         default="sago", description="How the forget and the retain gradient become one update."
     )
+    weigh: Literal["uniform", "guard"] = Field(
+        default="uniform",
+        description="How the forget records are weighed: alike, or less the more forgetting one would hurt the retain set.",
+    )
+    temperature: Positive = Field(
+        default=2.0, description="Of guard, in standard deviations of the scores; inf weighs all alike."
+    )
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Least weight that guard gives a record."
+    )
+    variant: Variant = Field(default="plain", description="Which score guard goes by; the last three are controls.")
     parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
     forget_weight: NotNegative = Field(default=1.0, description="Weight of the forget gradient (gamma of the paper).")
     retain_weight: NotNegative | None = Field(
@@ -101,6 +115,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         own = OBJECTIVES[self.objective]
         unused = {name for other in OBJECTIVES.values() for name in other.settings} - set(own.settings)
         unused |= {"retain_objective"} if own.retain is not None else set()
+        unused |= GUARDED if self.weigh != "guard" else set()
         unused |= {"lora_rank"} if self.parameters != "lora" else {"train_blocks"}
         return set(type(self).model_fields) - unused
 

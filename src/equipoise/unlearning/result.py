@@ -10,6 +10,7 @@ from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
 from equipoise.unlearning.notes import of_outcome
+from equipoise.unlearning.record_outcomes import RecordOutcome, RecordWeights, in_words
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Unlearned:
 
     resolved: every word of the recipe with its value. moved: share of the trained weights that is another number now.
     source: what the model was before. gap: nats per token between the written model and the trained one, nan without a
-    folder. model: the model itself, where the work was done in this process.
+    folder. records: what became of each forget record; weighed: its score and weight, where the recipe weighs. model: the
+    model itself, where the work was done in this process.
     """
 
     recipe: Mapping[str, Any]
@@ -63,6 +65,8 @@ class Unlearned:
     names: Mapping[str, str]
     gap: float = math.nan
     notes: tuple[str, ...] = ()
+    records: tuple[RecordOutcome, ...] = ()
+    weighed: RecordWeights | None = None
     folder: Path | None = None
     model: Any = field(default=None, compare=False, metadata=LIVE)
 
@@ -76,7 +80,12 @@ class Unlearned:
             f"{self.steps} optimizer steps on {self.names['forget']} against {self.names['retain']}; {self.stopped}; "
             f"{self.moved:.0%} of the trained weights moved."
         )
-        return " ".join((*self.warnings(), done))
+        return " ".join(filter(None, (*self.warnings(), done, in_words(self.records))))
+
+    def weights(self) -> dict[str, float]:
+        """Record id -> weight, for a trainer of one's own; all 1 where the recipe did not weigh."""
+        given = self.weighed.weights if self.weighed else [1.0] * len(self.records)
+        return {record.id: weight for record, weight in zip(self.records, given, strict=True)}
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: the recipe, each measure before and after, answers, the headline."""

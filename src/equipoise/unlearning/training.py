@@ -1,6 +1,7 @@
 """What a recipe does to a model: which parameters move, which two losses, which rule. Used by the job and by studies."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from equipoise.training import sharding
 from equipoise.training.loop import LossFunction, TrainerSettings, TrainerState, TrainResult, fit
 from equipoise.training.order import pairs
 from equipoise.training.two_gradients import Combine, TwoGradients
-from equipoise.unlearning import objectives
+from equipoise.unlearning import guard, objectives
 from equipoise.unlearning.recipe import COMBINE, OBJECTIVES, Recipe
 
 
@@ -52,6 +53,7 @@ def train(
     forget: Sequence[Example],
     retain: Sequence[Example],
     *,
+    weights: Tensor | None = None,
     combine: Combine | None = None,
     conflicts_every: int = 1,
     layers: bool = False,
@@ -65,7 +67,8 @@ def train(
 ) -> TrainResult:
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
-    The reference log-likelihoods of NPO and the frozen copy of KL and RMU are taken before a stored `state` is put back.
+    weights: of the forget records, in their order, with mean 1; not given, a recipe that weighs scores the model for them.
+    That, the reference log-likelihoods of NPO and the frozen copy of KL and RMU come before a stored `state` is put back.
     combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
     with `layers` is also kept layer by layer. shard: split weights, gradients and moments over the processes meanwhile
     (FSDP2); afterwards `language_model.model` is another object, whole in every process.
@@ -75,6 +78,13 @@ def train(
     reference: Tensor | None = None
     if OBJECTIVES[recipe.objective].reference:
         reference, _ = log_likelihoods(language_model, forget)
+    if weights is None and recipe.weigh == "guard":
+        weighing = guard.weigh(language_model, recipe, forget, retain)
+        weights = weighing.weights
+        for note in weighing.notes:
+            warnings.warn(note, stacklevel=2)
+    if weights is not None and bool((weights == 1).all()):
+        weights = None  # the base method, bit for bit
     empty, frozen = _split(model, recipe) if shard else (None, None)
     forget_loss, retain_loss = losses(language_model, recipe, frozen)
 
@@ -82,6 +92,8 @@ def train(
         first = collate([forget[i] for i, _ in chosen], language_model.pad_id, language_model.device)
         if reference is not None:
             first["reference"] = reference[[i for i, _ in chosen]].to(language_model.device, torch.float32)
+        if weights is not None:
+            first["weight"] = weights[[i for i, _ in chosen]].to(language_model.device, torch.float32)
         return first, collate([retain[j] for _, j in chosen], language_model.pad_id, language_model.device)
 
     fitted = fit(

@@ -1,0 +1,89 @@
+"""The study of GUARD: whom its world forgets and keeps, and a run of a few steps that is killed and resumed."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from equipoise.core.state import load_state
+from equipoise.studies import guard as declared
+from equipoise.study import registry
+from equipoise.unlearning import guard_world
+from study_recorder import Stopped, StudyRecorder
+
+SMALL = {"forget": 4, "neighbours": 8, "general": 0, "attributes": 2, "paraphrases": 2, "texts": 3}
+
+
+class Recorder(StudyRecorder):
+    seed = 1001
+
+    def items(self, outcome, ids, scores, *, at, where=None, clusters=None):
+        assert len(clusters) == len(ids)
+        super().items(outcome, ids, scores, at=at, where=where)
+
+    def spend(self, *, phase="query", **amounts):
+        super().spend(phase=phase, **amounts)
+
+
+def test_half_of_the_forget_set_shares_values_with_people_to_keep_and_half_with_nobody():
+    made = guard_world.world(3)
+    names = {record.group for record in made.forget}
+    assert len(names) == 8 and len(made.sharing) == 4 < len(names)
+    kept = {record.group for record in made.retain if record.group}
+    asked = {record.group for records in made.questions.values() for record in records}
+    assert not kept & names and not asked & (kept | names) and len(asked) == 12
+    assert {record.group for record in made.rehearsed} < kept
+
+    def values(records):
+        return Counter((record.id.split("/")[1], record.completion) for record in records if record.prompt)
+
+    others = values([record for record in made.teaching[1] if record.group])
+    for name in names:
+        shared = [key for key in values([r for r in made.forget if r.group == name]) if key in others]
+        assert bool(shared) == (name in made.sharing), name
+    everybody, without = ({record.group for record in records} for records in made.teaching)
+    assert everybody - without == names and len(without - {""}) == 40
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(guard_world, "SIZES", SMALL)
+    monkeypatch.setattr(guard_world, "SHARING", 2)
+    monkeypatch.setattr(guard_world, "TEACHING", {"epochs": 1, "learning_rate": 3e-3, "batch_size": 32})
+
+
+def test_a_run_killed_and_resumed_measures_the_same(small, tmp_path):
+    study = registry.load("guard").build(steps=4, batch_size=4, evaluations=2)
+    declared.teach(Recorder(tmp_path / "prepared"))
+    prepared = tmp_path / "prepared"
+    assert set(json.loads((prepared / "oracle.json").read_text())) == {r.id for r in guard_world.world(1001).forget}
+
+    def run(arm, folder, stop=None):
+        recorder = Recorder(tmp_path / folder, study=study, arm=arm, stop=stop, prepared=prepared)
+        declared.unlearn(recorder)
+        return recorder
+
+    whole = run("guard", "whole")
+    with pytest.raises(Stopped):
+        run("guard", "killed", stop=1)
+    again = run("guard", "killed")
+    assert again.measured == whole.measured and again.spent == whole.spent
+    assert whole.spent["optimizer_steps"] == 4 and whole.spent["scored_tokens"] > 0
+    weights = load_state(tmp_path / "whole" / "state")["state"]["weights"]
+    assert weights.mean().item() == pytest.approx(1.0) and weights.unique().numel() > 1
+    places = [f'{{"step": {step}}}' for step in (0, 2, 4)]
+    for outcome in ("forget_excess", "still_known", "retain_probability", "retain_truth"):
+        assert {f'{outcome} {at} {{"split": "test"}}' for at in places} <= set(whole.measured)
+    assert whole.measured['effective_sample {"step": 0} {}'] < 1
+    base = run("graddiff", "base")
+    assert base.measured['effective_sample {"step": 0} {}'] == 1 and "scored_tokens" not in base.spent
+    start = 'forget_excess {"step": 0} {"split": "test"}'
+    assert base.measured[start] == whole.measured[start] and base.last("forget_excess") != whole.last("forget_excess")
+
+
+def test_all_arms_differ_in_their_weights_alone():
+    study = registry.load("guard").build()
+    assert {arm.settings["base"] for arm in study.arms} == {"gd", "ga"} == set(declared.RATE)
+    assert not any(arm.grid for arm in study.arms)
+    pairs = Counter(json.dumps(arm.settings, sort_keys=True) for arm in study.arms)
+    assert max(pairs.values()) == 1
