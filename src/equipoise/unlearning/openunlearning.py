@@ -1,10 +1,10 @@
-"""Measurements as open-unlearning's evaluation writes them: TOFU_EVAL.json with every item, TOFU_SUMMARY.json with the means.
+"""Measurements as open-unlearning's evaluation writes them: TOFU_EVAL.json with every item, TOFU_SUMMARY.json with means.
 
 Its own tools read them: the TOFU_EVAL.json of a model trained without the forget set is its `retain_logs_path`, for
 forget_quality and privleak. A log is {metric: {"agg_value": mean, "value_by_index": {"0": {...}}}}, items by their place in
 the set. Three habits of that code are kept here, so that values compare to the last digits: the geometric mean in every
-truth ratio, 1e-10 added to denominators, and an extraction strength of at least 1 / n. Its ROUGE stems words with nltk's Porter
-stemmer: without `stem` those entries differ. Its Min-K% leaves the end token out, which ours scores.
+truth ratio, 1e-10 added to denominators, and an extraction strength of at least 1 / n. Its ROUGE stems words with nltk's
+Porter stemmer: without `stem` those entries differ. Its Min-K% leaves the end token out, which ours scores.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Multiple choice as WMDP and MMLU ask it: the form of the prompts, the sets as published, and how sure of the right choice.
 
-lm-evaluation-harness shows a line on the subject, answered questions (shots), the question, "A. .." to "D. .." and "Answer:",
-a line each, and takes the likeliest of " A" to " D". `asked` writes what stands before a question, and
+lm-evaluation-harness shows a line on the subject, answered questions (shots), the question, "A. .." to "D. .." and
+"Answer:", a line each, and takes the likeliest of " A" to " D". `asked` writes what stands before a question, and
 `language.multiple_choice(..., by="letter")` the rest.
 
     accuracy            share of questions whose right choice is the likeliest              acc of lm-eval, acc_t0 of MCU
