@@ -1,4 +1,4 @@
-"""Extraction, questions, membership by record and the log of open-unlearning, against their formulas written anew in numpy."""
+"""Extraction, questions, membership by record and open-unlearning's log, against their formulas written anew in numpy."""
 
 import json
 import math
@@ -137,9 +137,7 @@ def test_questions_are_asked_as_the_harness_writes_them(model):
 def test_mmlu_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     (tmp_path / "mmlu").mkdir()
-    rows = [
-        {"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2, "subject": s} for n, s in enumerate("xxy")
-    ]
+    rows = [{"question": f"{n}?", "choices": ["a", "b"], "answer": n % 2, "subject": s} for n, s in enumerate("xxy")]
     (tmp_path / "mmlu" / "test-sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [r.group for r in questions.mmlu()] == ["x", "x", "y"]
     assert [r.prompt for r in questions.mmlu(subject="y")] == ["2?"] and len(questions.mmlu(limit=2)) == 2
@@ -233,8 +231,8 @@ def test_the_log_of_open_unlearning_written_anew(model, tmp_path):
     floor = extraction.memorization(model, RECORDS, floor=True).strength
     assert log["extraction_strength"]["agg_value"] == pytest.approx(floor.mean().item())
     mia = log["mia_loss"]
-    assert mia["auc"] == mia["agg_value"] == np.mean(
-        [[a < b for b in losses(model, OTHERS)] for a in answer]
+    assert (
+        mia["auc"] == mia["agg_value"] == np.mean([[a < b for b in losses(model, OTHERS)] for a in answer])
     )  # a holdout's loss is above a member's
     assert mia["holdout"]["value_by_index"]["0"]["score"] == pytest.approx(losses(model, OTHERS)[0], rel=1e-4)
     auc = log["mia_min_k"]["agg_value"]

@@ -59,9 +59,7 @@ def test_probabilities_and_ratios_by_hand():
     assert_close(found.probability_among_options, torch.tensor([0.5, 0.2], dtype=torch.float64))
     third = torch.tensor([(0.3 * 0.1 * 0.1) ** (1 / 3) / 0.2, 4.0], dtype=torch.float64)
     assert_close(found.truth_ratios(), third)
-    assert_close(
-        found.truth_ratios("arithmetic"), torch.tensor([(0.5 / 3) / 0.25, 4.0], dtype=torch.float64)
-    )
+    assert_close(found.truth_ratios("arithmetic"), torch.tensor([(0.5 / 3) / 0.25, 4.0], dtype=torch.float64))
     assert found.ids == ("0", "1")
     with pytest.raises(BadInput, match="geometrical"):
         found.truth_ratios("geometrical")

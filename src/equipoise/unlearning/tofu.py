@@ -113,6 +113,16 @@ def score(
     )
 
 
+def room(language_model: LanguageModel, records: Sequence[Record], most: int = 200) -> int:
+    """Tokens that the context leaves for an answer to each record, at most TOFU's 200; 0 where one has no prompt."""
+    from equipoise.language.encode import encode_prompts
+
+    if not records or not all(record.prompt for record in records):
+        return 0
+    encoded, _ = encode_prompts(language_model, [record.messages[:-1] or record.prompt for record in records])
+    return max(min(most, language_model.context - max(map(len, encoded))), 0)
+
+
 @closed
 def utility_numbers(
     kept: Mapping[str, Scored], convention: Convention = "tofu", *, stem: Callable[[str], str] | None = None
