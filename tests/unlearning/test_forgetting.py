@@ -467,11 +467,12 @@ def test_a_plan_counts_what_a_run_will_do(monkeypatch, words, size, passes):
     plan = replace(asked, model=model, every=3).plan()
     lengths = sorted(len(each.input_ids) for each in forgetting.encode(model, FORGET, max_length=512))
     assert probed == ["model", lengths[-1:], lengths[-size:]]
-    measuring = (7 / 3 + 2) * 8 * 5 / size / 3  # two sides, an answer and four choices
+    measuring = (7 / 3 + 4) * 8 * 5 / size / 3  # two sides, an answer and four choices
     assert plan.seconds == pytest.approx(2.0 * (passes + measuring), rel=1e-12)
     numbers = sum(each.numel() for each in model.model.parameters())
     assert plan.trained_parameters == numbers
-    assert plan.peak_bytes == 4 * numbers + forgetting.bytes_of_training(model.model.parameters(), gradients=2) + 1000
+    weights = 2 * 4 * numbers  # as they are, and as they were
+    assert plan.peak_bytes == weights + forgetting.bytes_of_training(model.model.parameters(), gradients=2) + 1000
     assert plan.records == {"forget": 5, "retain": 3, "general": 2}
     assert plan.tokens["forget"] == sum(lengths) and list(plan.tokens) == list(plan.shown) == [
         "forget",
