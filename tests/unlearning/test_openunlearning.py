@@ -254,6 +254,9 @@ def test_what_is_not_there_is_not_logged(model, tmp_path):
     plain = [replace(record, paraphrases=(), wrong=()) for record in RECORDS]
     log = openunlearning.evaluation({"forget": tofu.score(model, plain, generated=False)})
     assert list(log) == ["forget_Q_A_Prob"]
+    whole = {"forget": tofu.score(model, RECORDS, generated=False)}
+    with pytest.raises(BadInput, match=r"no forget_truth_ratio \(found: forget_Q_A_Prob\)"):
+        openunlearning.evaluation(whole, reference=log)
     with pytest.raises(BadInput, match="no set 'ra'"):
         openunlearning.evaluation({"ra": tofu.score(model, plain, generated=False)})
     for content in ("[1]", "{", '{"a": 1}'):

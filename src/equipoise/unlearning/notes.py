@@ -108,8 +108,8 @@ def of_outcome(
         was, now = before[name].value, after[name].value
         if now > was * (1 + RISEN):
             sentences.append(
-                f"The perplexity of the {name.removesuffix('_perplexity')} texts rose by {now / was - 1:.0%}, from {was:.3g} "
-                f"to {now:.3g}."
+                f"The perplexity of the {name.removesuffix('_perplexity')} texts rose by {now / was - 1:.0%}, from "
+                f"{was:.3g} to {now:.3g}."
             )
     for name, loss in losses.items():
         if name.startswith("forget_"):

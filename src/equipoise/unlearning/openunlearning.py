@@ -62,7 +62,7 @@ def evaluation(
     memorized: of the forget set. membership: of the forget set against a hold-out. reference: the log of a model trained
     without the forget set, read from its TOFU_EVAL.json; without it there is no forget_quality, and privleak's reference is
     0.5. stem: of ROUGE's words.
-    Raises BadInput for a set of another name.
+    Raises BadInput for a set of another name, and for a reference without what is compared.
     """
     log: dict[str, dict[str, Any]] = {}
     for name, scored in sets.items():
@@ -78,11 +78,11 @@ def evaluation(
         sides = {"forget": _scores(-found.members), "holdout": _scores(-found.others)}  # losses: a member's is lower
         log[ATTACKS[attack]] = {**sides, "auc": found.auroc, "agg_value": found.auroc}
     if "mia_min_k" in log:
-        trained_without = 0.5 if reference is None else reference["mia_min_k"]["agg_value"]
+        trained_without = 0.5 if reference is None else _metric(reference, "mia_min_k")["agg_value"]
         gap = trained_without - log["mia_min_k"]["agg_value"]
         log["privleak"] = {"agg_value": 100 * gap / (1 - trained_without + EPSILON)}
     if reference is not None and "forget_truth_ratio" in log:
-        ratios = [_ratios(each["forget_truth_ratio"]) for each in (log, reference)]
+        ratios = [_ratios(_metric(each, "forget_truth_ratio")) for each in (log, reference)]
         log["forget_quality"] = {"agg_value": forget_quality(*ratios).p_value}
     return log
 
@@ -94,15 +94,21 @@ def write(folder: Path, log: Log) -> None:
         write_atomic(folder / name, json.dumps(dict(sorted(serialize(content).items())), indent=4))
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: str | Path) -> dict[str, Any]:
     """A TOFU_EVAL.json, ours or theirs. Raises BadInput for what is none."""
     try:
-        log = json.loads(path.read_text(encoding="utf-8"))
+        log = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: no log of open-unlearning ({error}); expected a TOFU_EVAL.json.") from error
     if not isinstance(log, dict) or not all(isinstance(each, dict) and "agg_value" in each for each in log.values()):
         raise BadInput(f"{path}: expected a TOFU_EVAL.json, an object of metrics with agg_value each.")
     return log
+
+
+def _metric(log: Log, name: str) -> Mapping[str, Any]:
+    if name not in log:
+        raise BadInput(f"the reference has no {name} (found: {', '.join(log)}): evaluate that model on the same sets.")
+    return log[name]
 
 
 def _of_set(short: str, scored: Scored, stem: Stem) -> dict[str, dict[str, Any]]:
