@@ -166,7 +166,7 @@ def test_notes_of_the_files():
     assert found.notes() == (made_up("forget_accuracy, retain_accuracy"), beyond)
     found = sides.read_sides({"forget": FORGET, "retain": [Record("t", "text")], "general": [*many, record(200)]}, None)
     larger = "general: measured on 200 of 201 records, evenly spread over the file."
-    both = "5 of 5 forget records also stand in general: it measures what should be forgotten."
+    both = "5 of 5 forget records also stand in general (f0, f1, f2, f3, f4): it measures what should be forgotten."
     assert found.notes() == (both, larger, made_up("forget_accuracy, general_accuracy"), beyond)
     own = [record(n, choices=("x", "y"), answer=1) for n in range(3)]
     assert sides.read_sides({"forget": own, "retain": [Record("t", "text")]}, None).notes() == (beyond,)

@@ -25,6 +25,12 @@ ASKED = 16  # records by which a tokenizer is told to be another model's
 WORSE = 0.5  # nats per token below guessing: a model that reads its own tokens does not get there
 
 
+def check_model(language_model: LanguageModel, kept: Sequence[Example]) -> None:
+    """`check_finite`, and then `check_reads` on what should be kept."""
+    check_finite(language_model)
+    check_reads(language_model, kept)
+
+
 def check_finite(language_model: LanguageModel) -> None:
     """Raises BadInput for a checkpoint with a number that is nan or infinite, naming the tensor."""
     for name, parameter in language_model.model.named_parameters():

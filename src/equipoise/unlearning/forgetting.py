@@ -31,7 +31,7 @@ from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
 from equipoise.training.team import Team
-from equipoise.unlearning.checks import changed_at_random, check_finite, check_reads, trained_weights
+from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
@@ -115,7 +115,7 @@ class Forgetting(Request):
             for name, records in sides.records.items()
         }
         shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
-        check_reads(language_model, examples["retain"])
+        check_model(language_model, examples["retain"])
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
@@ -160,7 +160,7 @@ class Forgetting(Request):
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
             answers_before = stored["answers"]
         else:
-            check_reads(language_model, retain)
+            check_model(language_model, retain)
             before, answers_before = scales(language_model), scales.answers(language_model)
             before |= scales.recalls(answers_before) | scales.perplexity(language_model)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
@@ -262,9 +262,7 @@ class Forgetting(Request):
 
     def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
         """The model to change. taught: whether "tiny" is taught the files, which a plan does not need."""
-        language_model = opened(self.model, self.loading, lambda: self._tiny(folder, taught), self.attention)
-        check_finite(language_model)
-        return language_model
+        return opened(self.model, self.loading, lambda: self._tiny(folder, taught), self.attention)
 
     def _tiny(self, folder: Path | None, taught: bool) -> LanguageModel:
         """A tiny model that knows both files."""
