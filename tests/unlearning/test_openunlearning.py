@@ -42,6 +42,7 @@ def model():
         ([1, 2, 3, 4], [1, 2, 3, 4], 1.0, 1.0, 1.0),
         ([9, 2, 3, 4], [1, 2, 3, 4], 0.75, 0.75, 0.75),
         ([1, 9, 3, 4], [1, 2, 3, 4], 0.75, 0.5, 0.5),
+        ([9, 2, 9, 4], [1, 2, 3, 4], 0.5, 0.25, 0.25),  # the last mistake counts
         ([1, 2, 3, 9], [1, 2, 3, 4], 0.75, 0.0, 0.25),  # nothing behind the last mistake
         ([9], [1], 0.0, 0.0, 1.0),  # as released: all of a single wrong token was extracted
     ],
