@@ -238,7 +238,10 @@ class NoScales:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __call__(self, language_model: Any) -> dict[str, Measure]:
+    def __call__(self, language_model: Any, names: Any = None) -> dict[str, Measure]:
+        return {}
+
+    def perplexity(self, language_model: Any) -> dict[str, Measure]:
         return {}
 
     def answers(self, language_model: Any) -> dict[str, list[str]]:
@@ -279,6 +282,7 @@ def unlearn_more(folder: Path) -> Sequence[Settings]:
         {"device": "cpu", "dtype": "bfloat16", "attn_implementation": "eager"},
         {"device": "cuda:99"},
         {"dtype": "bfloat61"},
+        {"evaluation": "open_unlearning"},
         {"attn_implementation": "eagre"},
         {"chat_template": str(folder / "template.jinja")},
         {"chat_template": str(folder / "none.jinja")},

@@ -166,7 +166,7 @@ def test_notes_of_the_files():
     assert found.notes() == (made_up("forget_accuracy, retain_accuracy"), beyond)
     found = sides.read_sides({"forget": FORGET, "retain": [Record("t", "text")], "general": [*many, record(200)]}, None)
     larger = "general: measured on 200 of 201 records, evenly spread over the file."
-    both = "5 of 5 forget records also stand in general: it measures what should be forgotten."
+    both = "5 of 5 forget records also stand in general (f0, f1, f2, f3, f4): it measures what should be forgotten."
     assert found.notes() == (both, larger, made_up("forget_accuracy, general_accuracy"), beyond)
     own = [record(n, choices=("x", "y"), answer=1) for n in range(3)]
     assert sides.read_sides({"forget": own, "retain": [Record("t", "text")]}, None).notes() == (beyond,)
@@ -467,11 +467,12 @@ def test_a_plan_counts_what_a_run_will_do(monkeypatch, words, size, passes):
     plan = replace(asked, model=model, every=3).plan()
     lengths = sorted(len(each.input_ids) for each in forgetting.encode(model, FORGET, max_length=512))
     assert probed == ["model", lengths[-1:], lengths[-size:]]
-    measuring = (7 / 3 + 2) * 8 * 5 / size / 3  # two sides, an answer and four choices
+    measuring = (7 / 3 + 4) * 8 * 5 / size / 3  # two sides, an answer and four choices
     assert plan.seconds == pytest.approx(2.0 * (passes + measuring), rel=1e-12)
     numbers = sum(each.numel() for each in model.model.parameters())
     assert plan.trained_parameters == numbers
-    assert plan.peak_bytes == 4 * numbers + forgetting.bytes_of_training(model.model.parameters(), gradients=2) + 1000
+    weights = 2 * 4 * numbers  # as they are, and as they were
+    assert plan.peak_bytes == weights + forgetting.bytes_of_training(model.model.parameters(), gradients=2) + 1000
     assert plan.records == {"forget": 5, "retain": 3, "general": 2}
     assert plan.tokens["forget"] == sum(lengths) and list(plan.tokens) == list(plan.shown) == [
         "forget",

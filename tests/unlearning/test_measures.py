@@ -296,12 +296,12 @@ def test_another_wording_replaces_the_last_turn_of_a_conversation():
     from equipoise.data.records import Message
 
     turns = (Message("user", "a?"), Message("assistant", "b"), Message("user", "c?"), Message("assistant", "d e"))
-    found = measures._reworded(Record("c", "d e", "c?", messages=turns, wrong=("x",)), "f")
+    found = measures.reworded(Record("c", "d e", "c?", messages=turns, wrong=("x",)), "f")
     assert (found.completion, found.messages, found.id) == ("f", (*turns[:3], Message("assistant", "f")), "c")
     told = (Message("system", "s"), *turns[2:])
-    found = measures._reworded(Record("c", "d e", "c?", messages=told), "f")
+    found = measures.reworded(Record("c", "d e", "c?", messages=told), "f")
     assert found.messages == (*told[:2], Message("assistant", "f"))
-    assert measures._reworded(RECORDS[1], "f") == replace(RECORDS[1], completion="f")
+    assert measures.reworded(RECORDS[1], "f") == replace(RECORDS[1], completion="f")
 
 
 def test_texts_are_cut_at_512_tokens_unless_told_otherwise(model, monkeypatch):

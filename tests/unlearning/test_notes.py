@@ -39,7 +39,7 @@ def test_overlap_and_duplicates_are_counted():
     told = of_records({"forget": [*FORGET, conversation], "retain": [*RETAIN, again, RETAIN[0], RETAIN[0], single]})
     assert told == [
         "retain: 2 of 10 records stand there more than once.",
-        "1 of 5 forget records also stand in retain: they are pushed away and held at once.",
+        "1 of 5 forget records also stand in retain (r1): they are pushed away and held at once.",
     ]
 
 
@@ -64,13 +64,15 @@ def test_what_is_to_be_forgotten_and_kept_is_refused():
     with pytest.raises(BadInput) as error:
         of_records({"forget": FORGET, "retain": [*RETAIN, *FORGET]})
     assert str(error.value) == (
-        "Every record of forget (4) also stands in retain: the same cannot be forgotten and kept. Take the forget records "
-        "out of retain."
+        "Every record of forget (r0, r1, r2, r3) also stands in retain: the same cannot be forgotten and kept. Take the "
+        "forget records out of retain."
     )
     (told,) = of_records({"forget": FORGET, "retain": [*RETAIN, *FORGET[1:]]})
-    assert told == "3 of 4 forget records also stand in retain: they are pushed away and held at once."
+    assert told == "3 of 4 forget records also stand in retain (r1, r2, r3): they are pushed away and held at once."
     (told,) = of_records({"forget": FORGET, "retain": RETAIN, "general": [*RETAIN, *FORGET]})
-    assert told == "4 of 4 forget records also stand in general: it measures what should be forgotten."
+    assert told == (
+        "4 of 4 forget records also stand in general (r0, r1, r2, r3): it measures what should be forgotten."
+    )
 
 
 GOOD = {
@@ -177,3 +179,42 @@ def test_what_counts_as_damage(name, before, after, told):
     end = {"forget_log_probability": Value(-5.0), name: after}
     sentence = f"The model is damaged beyond the forget set: {name} {told} {REMEDY}"
     assert of_outcome(start, end, moved=1.0) == ([] if told is None else [sentence])
+
+
+def test_ids_of_an_overlap_are_ten_at_most():
+    forget = [record(i) for i in range(13)]
+    (told,) = of_records({"forget": forget, "retain": [record(20), *forget[1:]]})
+    names = "r1, r2, r3, r4, r5, r6, r7, r8, r9, r10 and 2 more"
+    assert told == f"12 of 13 forget records also stand in retain ({names}): they are pushed away and held at once."
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "told"),
+    [
+        ("retain_perplexity", 2.0, 2.2, None),  # a tenth exactly
+        ("retain_perplexity", 2.0, 2.21, "retain texts rose by 10%, from 2 to 2.21."),
+        ("general_perplexity", 1.5, 3.0, "general texts rose by 100%, from 1.5 to 3."),
+        ("general_perplexity", 1.5, float("inf"), "general texts rose by inf%, from 1.5 to inf."),
+        ("general_perplexity", 3.0, 1.5, None),
+        ("general_perplexity", float("nan"), 1.5, None),
+    ],
+)
+def test_a_perplexity_that_rose_by_more_than_a_tenth(name, before, after, told):
+    start = {"forget_log_probability": Value(0.0), name: Value(before)}
+    end = {"forget_log_probability": Value(-5.0), name: Value(after)}
+    assert of_outcome(start, end, moved=1.0) == ([] if told is None else [f"The perplexity of the {told}"])
+
+
+@pytest.mark.parametrize(
+    ("trained", "noise", "told"),
+    [(-2.1, -1.89, False), (-2.1, -1.91, True), (-2.1, -7.0, True), (-2.1, float("nan"), True), (-0.12, -9.0, False)],
+)
+def test_noise_that_forgets_as_much(trained, noise, told):
+    after = GOOD | {"forget_log_probability": Value(trained), "forget_accuracy": Value(0.5, 0.25, 16)}
+    found = of_outcome(GOOD, after, moved=1.0, control={"forget_log_probability": Value(noise)})
+    sentence = (
+        f"A random change of equal size forgets as much: noise took forget_log_probability from -0.100 to {noise:.3f}, the "
+        f"training to {trained:.3f}. Use a smaller rate or fewer steps."
+    )
+    assert found == ([sentence] if told else [])
+    assert of_outcome(GOOD, after, moved=1.0) == of_outcome(GOOD, after, moved=1.0, control={}) == []

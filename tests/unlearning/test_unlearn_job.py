@@ -104,8 +104,9 @@ def test_the_folder_is_the_model_that_was_trained(taught, files):
     assert [row["step"] for row in done.path] == [0, 4, 6]
     along = {f"{side}_{what}" for side in ("forget", "retain") for what in ("log_probability", "accuracy")}
     recalls = {"forget_rouge_recall", "retain_rouge_recall"}
-    assert [set(row) for row in done.path] == [{"step"} | along | recalls, {"step"} | along, {"step"} | along]
-    assert set(done.before) == set(done.after) == along | recalls
+    first = {"step", "retain_perplexity"} | along | recalls
+    assert [set(row) for row in done.path] == [first, {"step"} | along, {"step"} | along]
+    assert set(done.before) == set(done.after) == along | recalls | {"retain_perplexity"}
     for row, measured in ((done.path[0], done.before), (done.path[-1], done.after)):
         assert all(row[name] == measured[name].value for name in row if name != "step")
     assert [(each.side, each.wanted) for each in done.answers] == [

@@ -26,17 +26,18 @@ from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
-from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.language.score import log_likelihoods, multiple_choice, perplexity
 from equipoise.language.taught import opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
 from equipoise.training.team import Team
 from equipoise.unlearning import guard
+from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
-from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
+from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
 from equipoise.unlearning.training import prepare, train
 
@@ -64,6 +65,7 @@ class Forgetting(Request):
     team: Team
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
+    evaluation: Evaluation = "none"
 
     @classmethod
     def read(
@@ -121,6 +123,7 @@ class Forgetting(Request):
             for name, records in sides.records.items()
         }
         shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
+        check_model(language_model, examples["retain"])
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
@@ -135,7 +138,7 @@ class Forgetting(Request):
             passes += (min(len(examples["retain"]), guard.RETAINED) + len(examples["forget"]) * 2 / 3) / size
         scored = sum(min(len(sides.records[name]), MEASURED) for name in ("forget", "retain"))
         measuring = (
-            (recipe.steps / self.every + 2) * scored * (CHOICES + 1) / size / 3
+            (recipe.steps / self.every + 4) * scored * (CHOICES + 1) / size / 3
         )  # a forward pass is a third of both
         numbers = sum(parameter.numel() for parameter in trained)
         held = sum(parameter.numel() * parameter.element_size() for parameter in language_model.model.parameters())
@@ -148,11 +151,13 @@ class Forgetting(Request):
             shown=shown,
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
-            peak_bytes=held + bytes_of_training(trained, gradients=2) + activations,
+            peak_bytes=held + bytes_of_training(trained, gradients=2) + activations + _kept_bytes(trained),
             notes=(*self._encoding(language_model, examples.values()), *sides.notes()),
         )
 
     def work(self, folder: Path | None) -> Unlearned:
+        if folder is None and self.evaluation != "none":
+            raise BadInput(f"evaluation {self.evaluation} is written to the job's folder: name one with out.")
         language_model = self._opened(folder)
         recipe, sides, source = self.recipe, self.sides, language_model.source
         scales = _Scales(
@@ -165,8 +170,9 @@ class Forgetting(Request):
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
             answers_before = stored["answers"]
         else:
+            check_model(language_model, retain)
             before, answers_before = scales(language_model), scales.answers(language_model)
-            before |= scales.recalls(answers_before)
+            before |= scales.recalls(answers_before) | scales.perplexity(language_model)
         begun = stored.get("begun") or _per_token(language_model, forget, scales.batch_size)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
         language_model = prepare(language_model, recipe)
@@ -176,6 +182,7 @@ class Forgetting(Request):
         if recipe.weigh == "guard" and weighed is None:
             weighed = self._weighed(language_model, forget, retain)
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
+        start = trained_weights(language_model.model)
         reached: list[str] = []
 
         def look(moment: Any) -> bool:
@@ -211,16 +218,20 @@ class Forgetting(Request):
             shard=self.shard,
         )
         answers_after = scales.answers(language_model)
-        after = {**scales(language_model), **scales.recalls(answers_after)}
+        after = {**scales(language_model), **scales.recalls(answers_after), **scales.perplexity(language_model)}
         ended = _per_token(language_model, forget, scales.batch_size)
         records = tuple(
             RecordOutcome(record.id, brief(record), *values)
             for record, *values in zip(sides.records["forget"], begun, ended, strict=True)
         )
+        with changed_at_random(language_model.model, start, recipe.seed):
+            control = scales(language_model, ["forget"])
         gap = math.nan
         if folder is not None and self.processes.main:
             if lines := survivor_lines(records, sides.records["forget"]):
                 write_atomic(folder / SURVIVORS, lines)
+            if self.evaluation == "open-unlearning":
+                scales.export(language_model, folder)
             gap = write_checked(
                 language_model,
                 folder,
@@ -249,6 +260,7 @@ class Forgetting(Request):
             ),
             records=records,
             weighed=weighed,
+            control=control,
             model=language_model,
         )
 
@@ -340,14 +352,15 @@ class _Scales:
     def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
         self.sides = {name: subsample(records, MEASURED) for name, records in sides.records.items()}
         self.asked = {name: [r for r in subsample(side, ANSWERED) if r.prompt] for name, side in self.sides.items()}
-        self.questions = sides.questions
+        self.questions, self.general = sides.questions, sides.general
         self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length
 
-    def __call__(self, language_model: LanguageModel) -> dict[str, Measure]:
+    def __call__(self, language_model: LanguageModel, names: Sequence[str] | None = None) -> dict[str, Measure]:
+        """Measures of the sides of these names, of all by default."""
         measures: dict[str, Measure] = {}
-        for name, records in self.sides.items():
-            better = _better(name)
+        for name in names or self.sides:
+            records, better = self.sides[name], _better(name)
             if name not in self.encoded:
                 self.encoded[name] = encode(language_model, records, max_length=self.max_length)
             sums, counts = log_likelihoods(language_model, self.encoded[name], batch_size=self.batch_size)
@@ -384,6 +397,28 @@ class _Scales:
             for name, texts in answers.items()
         }
 
+    def perplexity(self, language_model: LanguageModel) -> dict[str, Measure]:
+        """Of the texts that tell of general ability, prompts and answers alike."""
+        texts = [
+            "\n".join(m.content for m in r.messages) or f"{r.prompt} {r.completion}".strip()
+            for r in self.sides[self.general]
+        ]
+        value = perplexity(language_model, texts, batch_size=self.batch_size)
+        return {f"{self.general}_perplexity": Measure(value, "lower")}
+
+    def export(self, language_model: LanguageModel, folder: Path) -> None:
+        """What open-unlearning would log of the sides that it has, into the folder."""
+        from equipoise.unlearning import extraction, openunlearning, tofu
+
+        options: dict[str, Any] = {"max_length": self.max_length, "batch_size": self.batch_size}
+        sets = {}
+        for name in ("forget", "retain"):
+            records = self.sides[name]
+            room = tofu.room(language_model, records)
+            sets[name] = tofu.score(language_model, records, generated=room > 0, max_new_tokens=max(room, 1), **options)
+        memorized = extraction.memorization(language_model, self.sides["forget"], **options)
+        openunlearning.write(folder, openunlearning.evaluation(sets, memorized=memorized))
+
     def compared(
         self, before: Mapping[str, Sequence[str]], after: Mapping[str, Sequence[str]]
     ) -> tuple[AnswerPair, ...]:
@@ -407,6 +442,11 @@ def _better(side: str) -> str:
 
 def _values(measures: Mapping[str, Measure]) -> dict[str, float]:
     return {name: measure.value for name, measure in measures.items()}
+
+
+def _kept_bytes(trained: Iterable[torch.nn.Parameter]) -> int:
+    """The trained weights as they were are kept in the processor's memory, which is the device's on a CPU only."""
+    return sum(each.numel() * each.element_size() for each in trained if each.device.type == "cpu")
 
 
 def _brief(record: Record) -> dict[str, Any]:

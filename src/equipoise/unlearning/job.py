@@ -10,7 +10,7 @@ from pydantic import Field
 from equipoise.core.job import Request, job
 from equipoise.core.options import Setting
 from equipoise.unlearning.recipe import RENAMED, Recipe
-from equipoise.unlearning.result import Unlearned
+from equipoise.unlearning.result import Evaluation, Unlearned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,7 @@ def unlearn(
     attn_implementation: Annotated[str | None, Setting(typed=is_of_the_hub)] = None,
     shard: Annotated[bool, Setting(stored=False)] = False,
     fields: dict[str, str] | None = None,
+    evaluation: Evaluation = "none",
     **settings: Any,
 ) -> Request:
     """Make a model forget one file while it keeps another; writes a folder that transformers loads as it is.
@@ -98,6 +99,8 @@ def unlearn(
         Of several processes (torchrun) each holds only a part while training: FSDP2. The result is the same.
     fields
         The files' own names of fields, where they have others: answer=reply,question=ask.
+    evaluation
+        open-unlearning: its TOFU_EVAL.json and TOFU_SUMMARY.json of both files, with answers of up to 200 tokens.
     """
     from equipoise.unlearning.forgetting import Forgetting
 
@@ -119,6 +122,7 @@ def unlearn(
         },
         attention=attn_implementation,
         shard=shard,
+        evaluation=evaluation,
     )
     if shard:
         from equipoise.unlearning.training import check_shard

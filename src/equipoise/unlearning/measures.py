@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,6 +196,13 @@ def answer_log_probability(
     return Answers(tuple(record.id for record in records), sums, tokens)
 
 
+def check_prompts(records: Sequence[Record]) -> None:
+    """Raises BadInput for a record without a prompt to answer."""
+    for record in records:
+        if not record.prompt:
+            raise BadInput(f"record {record.id!r} has no prompt to answer: ROUGE needs questions, not plain text.")
+
+
 def rouge_recall(
     language_model: LanguageModel, records: Sequence[Record], *, max_new_tokens: int = 64, batch_size: int = 32
 ) -> Tensor:
@@ -204,9 +212,7 @@ def rouge_recall(
     """
     from equipoise.language.generate import generate
 
-    for record in records:
-        if not record.prompt:
-            raise BadInput(f"record {record.id!r} has no prompt to answer: ROUGE needs questions, not plain text.")
+    check_prompts(records)
     prompts = [record.messages[:-1] or record.prompt for record in records]
     answers = generate(language_model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     scores = [rouge_l_recall(record.completion, answer) for record, answer in zip(records, answers, strict=True)]
@@ -227,7 +233,7 @@ def truth_ratios(
     nan for a record without wrong answers.
     """
     asked = [
-        _reworded(record, wording)
+        reworded(record, wording)
         for record in records
         for wording in (*(record.paraphrases or (record.completion,)), *record.wrong)
     ]
@@ -325,6 +331,55 @@ def membership(
     return {name: auroc(values[: len(members)], values[len(members) :]) for name, values in scores.items()}
 
 
-def _reworded(record: Record, completion: str) -> Record:
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """An attack's scores on members [N] and others [M], and how well they tell them apart; chance is 0.5.
+
+    lower, upper: 95 % interval of the AUROC by redrawing records, nan under 50 of them.
+    """
+
+    member_ids: tuple[str, ...]
+    other_ids: tuple[str, ...]
+    members: Tensor
+    others: Tensor
+    auroc: float
+    lower: float
+    upper: float
+
+
+def membership_by_record(
+    language_model: LanguageModel,
+    members: Sequence[Record],
+    others: Sequence[Record],
+    *,
+    k: float = 0.2,
+    seed: int = 0,
+    max_length: int = 512,
+    batch_size: int = 32,
+) -> dict[Attack, Membership]:
+    """`membership` with every record's score and an interval. seed: of the records redrawn."""
+    from equipoise.core import statistics
+
+    options = {"k": k, "max_length": max_length, "batch_size": batch_size}
+    scores = membership_scores(language_model, [*members, *others], **options)
+    labels = [1] * len(members) + [0] * len(others)
+    found: dict[Attack, Membership] = {}
+    for name, values in scores.items():
+        generator = np.random.default_rng(np.random.SeedSequence([seed, ATTACKS.index(name)]))
+        interval = statistics.score_interval(statistics.auroc, values.numpy(), labels, generator=generator)
+        found[name] = Membership(
+            tuple(record.id for record in members),
+            tuple(record.id for record in others),
+            values[: len(members)],
+            values[len(members) :],
+            float(interval.estimate),
+            float(interval.lower),
+            float(interval.upper),
+        )
+    return found
+
+
+def reworded(record: Record, completion: str) -> Record:
+    """The record with another completion; of a conversation its last turn."""
     messages = record.messages and (*record.messages[:-1], replace(record.messages[-1], content=completion))
     return replace(record, completion=completion, messages=messages)

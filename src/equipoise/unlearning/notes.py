@@ -13,6 +13,9 @@ FEW_MOVED = 0.1  # share of weights: a training that changed fewer was mostly ro
 FORGOTTEN = 0.05  # nats per token: less is no forgetting that a reader would call so
 DESTROYED = 1.0  # nats per token: each token a third as likely as before
 HALF = 0.5  # of what a model knew beyond chance
+RISEN = 0.1  # of the perplexity: more is general ability lost
+AS_MUCH = 0.9  # of what training forgot: noise that gets there forgot as much, give or take the draw of the noise
+NAMED = 10  # records that are named; the others are counted
 
 
 class MeasureLike(Protocol):
@@ -27,7 +30,7 @@ class MeasureLike(Protocol):
 
 
 def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Records that stand twice in a side, and forget records that are also to be kept; sides: "forget", "retain", ...
+    """Records that stand twice in a side, and, by id, forget records to be kept as well; sides: "forget", "retain", ...
 
     Two records are one when prompt (or conversation) and completion are, but for white space and case. Raises BadInput where
     every forget record is also to be kept: such a request has no answer. What is only measured may hold it.
@@ -40,18 +43,26 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
     forget = keys["forget"]
     for name in [name for name in keys if name != "forget"]:
         kept = set(keys[name])
-        both = sum(key in kept for key in forget)
-        if both == len(forget) and name == "retain":
+        both = [record.id for record, key in zip(sides["forget"], forget, strict=True) if key in kept]
+        if len(both) == len(forget) and name == "retain":
             raise BadInput(
-                f"Every record of forget ({len(forget)}) also stands in {name}: the same cannot be forgotten and kept. "
+                f"Every record of forget ({named(both)}) also stands in {name}: the same cannot be forgotten and kept. "
                 f"Take the forget records out of {name}."
             )
         if both:
             does = (
                 "they are pushed away and held at once" if name == "retain" else "it measures what should be forgotten"
             )
-            sentences.append(f"{both} of {len(forget)} forget records also stand in {name}: {does}.")
+            sentences.append(
+                f"{len(both)} of {len(forget)} forget records also stand in {name} ({named(both)}): {does}."
+            )
     return sentences
+
+
+def named(ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return f"{', '.join(ids[:NAMED])}{more}"
 
 
 def _key(record: Record) -> tuple[str, ...]:
@@ -59,11 +70,17 @@ def _key(record: Record) -> tuple[str, ...]:
     return tuple(" ".join(part.split()).casefold() for part in (*before, record.completion))
 
 
-def of_outcome(before: Mapping[str, MeasureLike], after: Mapping[str, MeasureLike], moved: float) -> list[str]:
+def of_outcome(
+    before: Mapping[str, MeasureLike],
+    after: Mapping[str, MeasureLike],
+    moved: float,
+    control: Mapping[str, MeasureLike] | None = None,
+) -> list[str]:
     """Whether nothing happened, or what was to be kept is gone. moved: as `training.loop.TrainResult` has it.
 
     Names of measures are "{side}_accuracy" and "{side}_log_probability" (nats per token): those of forget should fall, and
-    those of other sides stay.
+    those of other sides stay; "{side}_perplexity" should not rise. control: measures of the forget side after a random
+    change of equal size (`unlearning.checks`).
     """
     sentences = []
     if moved < FEW_MOVED:
@@ -78,6 +95,22 @@ def of_outcome(before: Mapping[str, MeasureLike], after: Mapping[str, MeasureLik
         sentences.append(
             "Nothing was forgotten: the forget set is as likely as it was. Use a larger rate or more steps."
         )
+    forgot = losses.get("forget_log_probability", 0.0)
+    if control and forgot >= FORGOTTEN:
+        start, noise = before["forget_log_probability"], control["forget_log_probability"]
+        if not start.value - noise.value < AS_MUCH * forgot:
+            sentences.append(
+                f"A random change of equal size forgets as much: noise took forget_log_probability from {_shown(start)} to "
+                f"{_shown(noise)}, the training to {_shown(after['forget_log_probability'])}. Use a smaller rate or fewer "
+                "steps."
+            )
+    for name in [name for name in losses if name.endswith("_perplexity")]:
+        was, now = before[name].value, after[name].value
+        if now > was * (1 + RISEN):
+            sentences.append(
+                f"The perplexity of the {name.removesuffix('_perplexity')} texts rose by {now / was - 1:.0%}, from "
+                f"{was:.3g} to {now:.3g}."
+            )
     for name, loss in losses.items():
         if name.startswith("forget_"):
             continue

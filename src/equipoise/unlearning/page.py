@@ -19,6 +19,7 @@ MEANING = {
     "log_probability": "mean log-probability per token of the answers, in nats",
     "accuracy": "multiple choice by answer text",
     "rouge_recall": "ROUGE-L recall of the greedy answer, 0 to 1",
+    "perplexity": "exp of the mean loss per token over whole texts, prompts included",
 }
 
 
@@ -41,6 +42,7 @@ def page(result: "Unlearned", folder: Path) -> Page:
             ("objective", result.recipe["objective"]),
             ("combine", result.recipe["combine"]),
             ("trained weights that moved", f"{result.moved:.1%}"),
+            *([("after a random change of equal size", result.by_chance())] if result.control else []),
             ("written model against trained one", f"{number(result.gap, 2)} nats per token"),
         ),
         files={"README.md": card(result, json.loads((folder / "run.json").read_text(encoding="utf-8")))},
@@ -69,6 +71,7 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
         *(f"| {name} | {m.better} | {result.before[name]} | {m} |" for name, m in result.after.items()),
         "",
+        *([f"- After a random change of equal size: {result.by_chance()}."] if result.control else []),
         *(f"- {note}" for note in result.notes),
         "",
         "## Settings",

@@ -4,13 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
 from equipoise.unlearning.notes import of_outcome
 from equipoise.unlearning.record_outcomes import RecordOutcome, RecordWeights, in_words
+
+Evaluation = Literal["none", "open-unlearning"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Unlearned:
 
     resolved: every word of the recipe with its value. moved: share of the trained weights that is another number now.
     source: what the model was before. gap: nats per token between the written model and the trained one, nan without a
-    folder. records: what became of each forget record; weighed: its score and weight, where the recipe weighs. model: the
-    model itself, where the work was done in this process.
+    folder. control: of the forget side, after a random change of equal size to the model at its start. records: what became
+    of each forget record; weighed: its score and weight, where the recipe weighs. model: the model itself, where the work
+    was done in this process.
     """
 
     recipe: Mapping[str, Any]
@@ -65,14 +68,15 @@ class Unlearned:
     names: Mapping[str, str]
     gap: float = math.nan
     notes: tuple[str, ...] = ()
+    control: Mapping[str, Measure] = field(default_factory=dict)
     records: tuple[RecordOutcome, ...] = ()
     weighed: RecordWeights | None = None
     folder: Path | None = None
     model: Any = field(default=None, compare=False, metadata=LIVE)
 
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know before the numbers: nothing was forgotten, or what should be kept is gone."""
-        return tuple(of_outcome(self.before, self.after, self.moved))
+        """What a reader must know before the numbers: nothing was forgotten, what should be kept is gone, noise does it."""
+        return tuple(of_outcome(self.before, self.after, self.moved, self.control))
 
     def headline(self) -> str:
         """One sentence, warnings first."""
@@ -95,10 +99,16 @@ class Unlearned:
         for name, measure in self.after.items():
             change = f"{self.before[name]!s:>24} -> {measure!s:<24}"
             lines.append(f"{name:<{width}}  {change} ({measure.better} is better)")
+        if self.control:
+            lines.append(f"after a random change of equal size: {self.by_chance()}")
         for answer in self.answers[:2]:
             lines.append(f"{answer.side}: {_short(answer.prompt)}")
             lines.append(f"  before: {_short(answer.before)}   after: {_short(answer.after)}")
         return (*lines, self.headline())
+
+    def by_chance(self) -> str:
+        """What the forget side is after a random change of equal size, in words; "" where that was not measured."""
+        return ", ".join(f"{name} {measure}" for name, measure in self.control.items())
 
     def page(self, folder: Path) -> Page:
         """The report, from what is stored."""

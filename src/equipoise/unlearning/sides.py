@@ -34,6 +34,11 @@ class Sides:
         every = [record for side in self.records.values() for record in side]
         return [f"{record.prompt} {record.completion}" for record in every]
 
+    @property
+    def general(self) -> str:
+        """The side whose texts tell of general ability: the one given for it, else what is to be kept."""
+        return "general" if "general" in self.records else "retain"
+
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the files: repeated records, and records that are on both sides."""
         notes = of_records(self.records)
