@@ -7,7 +7,7 @@ N states, D their width, K directions. For states x_1 ... x_N in the rows of X, 
     P x = x - sum_k <x, v_k> v_k       projection out of them
 
 Two ways to the same directions: `Moments` sums X' X while states stream by, D^2 numbers whatever N is; `directions`
-decomposes states that are all in memory, cheaper where N < D. An eigenvector has no sign: here its largest entry is positive.
+decomposes states that are all in memory, cheaper where N < D. An eigenvector has no sign: here its largest entry is above 0.
 """
 
 import torch
@@ -66,8 +66,12 @@ class Moments:
         Raises BadInput where the states vary in fewer directions: the rest would be arbitrary.
         """
         _require(self.count, count + centred)
+        return _chosen(*self.spectrum(centred=centred), count)
+
+    def spectrum(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Every eigenvector of C, [D, D] row by row, and its eigenvalue, [D], largest first."""
         variances, vectors = torch.linalg.eigh(self.second(centred=centred))
-        return _chosen(vectors.T.flip(0), variances.flip(0), count)
+        return vectors.T.flip(0), variances.flip(0)
 
     def variances(self, directions: Tensor, *, centred: bool) -> Tensor:
         """Mean square along each of the directions [K, D] (from the mean when centred), [K]."""
@@ -76,17 +80,20 @@ class Moments:
 
 
 @torch.no_grad()
-def directions(states: Tensor, count: int, *, centred: bool) -> Tensor:
-    """As `Moments.directions`, of states [N, D] in memory: float64, by singular values where N < D."""
+def directions(states: Tensor, count: int, *, centred: bool, fewer: bool = False) -> Tensor:
+    """As `Moments.directions`, of states [N, D] in memory: float64, by singular values where N < D.
+
+    fewer: where they vary in fewer directions, those.
+    """
+    _require(len(states), 1 if fewer else count + centred)
     if states.shape[0] >= states.shape[1]:
         moments = Moments(states.shape[1], states.device)
         moments.add(states)
-        return moments.directions(count, centred=centred)
-    _require(len(states), count + centred)
+        return _chosen(*moments.spectrum(centred=centred), count, fewer)
     rows = states.to(sum_dtype(states.device))
     rows = rows - rows.mean(0) if centred else rows
     _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
-    return _chosen(vectors, singular.square() / len(rows), count)
+    return _chosen(vectors, singular.square() / len(rows), count, fewer)
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
@@ -103,6 +110,15 @@ def orthonormal(vectors: Tensor) -> Tensor:
     return (q * left.sign()).T
 
 
+def span(vectors: Tensor) -> Tensor:
+    """An orthonormal basis [R, D] of what vectors [K, D] span, whatever their lengths; R is smaller where some depend."""
+    wide = vectors.to(sum_dtype(vectors.device))
+    unit = wide[wide.norm(dim=-1) > 0]
+    unit = unit / unit.norm(dim=-1, keepdim=True)
+    _, singular, rows = torch.linalg.svd(unit, full_matrices=False)
+    return rows[singular > wide.shape[1] * torch.finfo(wide.dtype).eps]
+
+
 def project_out(states: Tensor, basis: Tensor) -> Tensor:
     """States [..., D] without their part in the span of an orthonormal basis [K, D]; with gradients, in their precision."""
     basis = basis.to(states)
@@ -114,12 +130,11 @@ def _require(found: int, needed: int) -> None:
         raise BadInput(f"{found} states cannot tell so many directions: {needed} are needed. Use more text, or fewer.")
 
 
-def _chosen(vectors: Tensor, variances: Tensor, count: int) -> Tensor:
-    """The first of these rows, largest entry positive; refuses those whose variance is rounding."""
+def _chosen(vectors: Tensor, variances: Tensor, count: int, fewer: bool = False) -> Tensor:
+    """The first of these rows, largest entry positive; refuses, or with `fewer` leaves out, whose variance is rounding."""
     floor = variances[0].clamp(min=0) * len(vectors) * torch.finfo(variances.dtype).eps
     varied = int((variances > floor).sum())
-    if varied < count:
+    if varied < count and not fewer:
         raise BadInput(f"the states vary in {varied} directions and {count} were asked for: use fewer.")
-    chosen = vectors[:count]
-    largest = chosen.gather(-1, chosen.abs().argmax(-1, keepdim=True)) if count else chosen
-    return chosen * largest.sign() if count else chosen
+    chosen = vectors[: min(count, varied)]
+    return chosen * chosen.gather(-1, chosen.abs().argmax(-1, keepdim=True)).sign()
