@@ -5,7 +5,7 @@ For a trained linear map W, a_t is its input at token t and g_t the loss's gradi
     dW = sum_t g_t a_t'      and CIR   dW = sum_t P_g(g_t) P_a(a_t)'
 
 with P_a, P_g as in `unlearning.mcu`: the mean and the principal directions of a and of g over the forget set are taken out.
-Each text's first and last token are left out, as padding is. Only the gradient of W changes; what flows on below it does not.
+Each text's first and last token are left out, as padding is. Only W's own gradient changes, not what flows on below it.
 
 The released code collects a and g along an epoch in which it first does not move at all; here they are collected at every
 refresh by a pass of its own over the forget set (or over so many shuffled texts as hold ROWS tokens), at one state of the

@@ -5,7 +5,7 @@ o_t: output of a block's feed-forward part at token t now, o*_t: in the original
     s = mean_t ||o*_t||,  L = mean over blocks of mean_t max(0, <o_t, o*_t> / s^2)      at first at least 1, and stops at 0
     retain: mean_t ||h_t - h*_t|| / mean_t ||h*_t||                                     over all tokens of retain texts
 
-With MCU (`unlearning.mcu`) o, o* and s are those of projected outputs. In L padding and each text's first token do not count.
+With MCU (`unlearning.mcu`) o, o* and s are those of projected outputs. Padding and a text's first token do not count in L.
 
 Differs from the released code: s is the mean over the whole forget set, not over a batch, so that a batch may be split into
 micro-batches; the retain loss is the ratio of sums over the whole batch for the same reason.

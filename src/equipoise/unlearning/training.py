@@ -73,7 +73,7 @@ def mlp_weights(model: Any, stack: Iterable[nn.Module]) -> list[nn.Parameter]:
         maps = linear_maps(module_at(model, f"block.{numbers[id(block)]}.mlp"))
         if not maps:
             raise BadInput(
-                f"Block {numbers[id(block)]} has no linear maps in its feed-forward part (a mixture of experts, mostly): use "
+                f"Block {numbers[id(block)]} has no linear maps in its feed-forward part (experts, mostly): use "
                 "parameters full."
             )
         weights += [each.get_parameter("weight") for each in maps.values()]
