@@ -9,11 +9,11 @@ from equipoise.unlearning.quantised import quantised, round_trip
 
 
 def test_rounding_is_to_the_nearest_level_of_its_own_scale():
-    weight = torch.tensor([[7.0, 3.4, -3.6, 0.0], [0.14, -0.07, 0.01, 0.05]])
-    wanted = torch.tensor([[7.0, 3.0, -4.0, 0.0], [0.14, -0.08, 0.02, 0.04]])  # scales 1 and 0.02, ties to even
+    weight = torch.tensor([[7.0, 3.4, -3.6, 0.0], [0.14, -0.075, 0.013, 0.048]])
+    wanted = torch.tensor([[7.0, 3.0, -4.0, 0.0], [0.14, -0.08, 0.02, 0.04]])  # scales 1 and 0.02
     torch.testing.assert_close(round_trip(weight, 4), wanted)
-    # By pairs: scales 1 and 3.6 / 7, and 0.02 and 0.05 / 7.
-    by_pairs = torch.tensor([[7.0, 3.0, -3.6, 0.0], [0.14, -0.08, 0.05 / 7, 0.05]])
+    # By pairs: scales 1 and 3.6 / 7, and 0.02 and 0.048 / 7.
+    by_pairs = torch.tensor([[7.0, 3.0, -3.6, 0.0], [0.14, -0.08, 2 * 0.048 / 7, 0.048]])
     torch.testing.assert_close(round_trip(weight, 4, group=2), by_pairs)
 
 

@@ -97,8 +97,8 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
             for each in (*result.attacks, *result.controls)
         ),
         note="With 95 % intervals over records, or over their groups where they have some. In words: of the questions that "
-        "the before model answers greedily with the answer of the file and the after model does not, those that the attacked "
-        "model answers so at the attack's end."
+        "the before model answers greedily with the answer of the file and the after model does not, those that the "
+        "attacked model answers so at the attack's end."
         + "".join(
             f" {each.name}: the before model, asked the same, answers {several(each.before)} of the forgotten records."
             if each.family != CONTROL
@@ -228,9 +228,9 @@ def _membership(result: "ForgettingAudit") -> parts.Table:
         "AUROC of telling forgotten records from retain records",
         (parts.Column("attack"), parts.Column("before", True), parts.Column("after", True)),
         tuple((each.attack, _bounded(each.before), _bounded(each.after)) for each in result.membership),
-        note="0.5 is chance; with 95 % intervals over groups, which need 50 of them. Far below 0.5 tells as much as far above: "
-        "the forgotten records then stand out by being unlikely. If both kinds were equally well known before, 0.5 is what a "
-        "model that shows nothing has.",
+        note="0.5 is chance; with 95 % intervals over groups, which need 50 of them. Far below 0.5 tells as much as far "
+        "above: the forgotten records then stand out by being unlikely. If both kinds were equally well known before, 0.5 "
+        "is what a model that shows nothing has.",
     )
 
 
@@ -253,8 +253,8 @@ def _spectrum(result: "ForgettingAudit") -> tuple[parts.Part, ...]:
         },
         x=across,
         y=plots.Axis("share of the sum over components", share=True),
-        note=f"States after block {spectrum.block} of {spectrum.tokens:,} tokens. These components hold {spectrum.within:.0%} "
-        "of all squared movement.",
+        note=f"States after block {spectrum.block} of {spectrum.tokens:,} tokens. These components hold "
+        f"{spectrum.within:.0%} of all squared movement.",
     )
     attacked = [each for each in (*result.attacks, *result.controls) if each.recovery]
     strongest = next((each for each in attacked if each.family == RELEARNING), None)
