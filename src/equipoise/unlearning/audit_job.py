@@ -52,7 +52,8 @@ def audit_forgetting(
 ) -> Request:
     """Find out what comes back of what a model was made to forget: for which record, under the strongest attack tried.
 
-    Example: `equipoise audit forgetting --before ./model --after ./forgotten --forget relearn.jsonl --holdout ask.jsonl`
+    Example, behind that of `equipoise unlearn`: `equipoise audit forgetting --before equipoise-out/unlearn/taught --after
+    equipoise-out/unlearn --forget examples/relearn.jsonl --holdout examples/holdout.jsonl --retain examples/retain.jsonl`
 
     Any two checkpoints, whoever made them: one that knows, and one that was made to forget. An attacker has some of the
     forgotten records (forget) and trains on them; what counts is whether others (holdout), which nobody relearns, are

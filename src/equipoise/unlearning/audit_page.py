@@ -1,6 +1,7 @@
 """What a person sees of an audit of forgetting."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from equipoise.core import page as parts
@@ -21,7 +22,7 @@ from equipoise.unlearning.audit_result import (
 
 if TYPE_CHECKING:
     from equipoise.core.shares import Bounded, Share
-    from equipoise.unlearning.audit_result import ForgettingAttack, ForgettingAudit
+    from equipoise.unlearning.audit_result import ForgettingAttack, ForgettingAudit, RecoveryAt
 
 WHERE = "Look here first"
 LISTED = 25  # records in the table
@@ -136,14 +137,11 @@ def _figures(result: "ForgettingAudit") -> tuple[parts.Part, ...]:
     return parts.Figure(along), parts.Figure(plots.intervals("Recovery by attack", rows, x=axis))
 
 
-def _from_nothing(attack: "ForgettingAttack") -> "list":
-    """Its looks, behind the start, where none of the forgotten is answered, by its definition."""
-    from dataclasses import replace
-
+def _from_nothing(attack: "ForgettingAttack") -> "list[RecoveryAt]":
+    """Its looks behind its start, where none of the forgotten is answered but by a model that is another one."""
     first = attack.path[0]
-    start = replace(first, step=0, again=replace(first.again, count=0.0, lower=math.nan, upper=math.nan))
-    known = attack.family == RELEARNING or not attack.before.of
-    return [*([start] if known else []), *attack.path]
+    none = replace(first.again, count=0.0, lower=math.nan, upper=math.nan)
+    return [replace(first, step=0, again=attack.before if attack.before.of else none), *attack.path]
 
 
 def _interval(attack: "ForgettingAttack", share: "Share", relearned: "list[ForgettingAttack]") -> tuple[float, float]:

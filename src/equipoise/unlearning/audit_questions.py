@@ -20,8 +20,10 @@ from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel
 from equipoise.language.score import log_likelihoods, multiple_choice
 from equipoise.unlearning.notes import FORGOTTEN
+from equipoise.unlearning.sides import subsample
 
 ANSWER_TOKENS = 32
+SPOKEN = 48  # records that are answered in words, evenly spread: that is the dearest way of asking
 CONTINUED = 8  # words of a plain text that have to follow its first half
 # What a person who wants the answer tries first. None of them holds anything of an answer.
 PREFIXES = (
@@ -94,7 +96,8 @@ class Questions:
 
     def spoken(self, language_model: LanguageModel) -> Flags:
         """Whether the greedy answer to a prompt holds the record's own answer, word for word."""
-        return self._greedy(language_model, {i: ([], r.completion) for i, r in enumerate(self.records) if r.prompt})
+        asked = [i for i, record in enumerate(self.records) if record.prompt]
+        return self._greedy(language_model, {i: ([], self.records[i].completion) for i in subsample(asked, SPOKEN)})
 
     def continued(self, language_model: LanguageModel) -> Flags:
         """Whether the likeliest continuation of the answer's first words holds the words that come next."""
@@ -105,7 +108,7 @@ class Questions:
             rest = words[half : half + CONTINUED] if not record.prompt else words[half:]
             if rest:
                 cued[index] = (words[:half], " ".join(rest))
-        return self._greedy(language_model, cued)
+        return self._greedy(language_model, {index: cued[index] for index in subsample(list(cued), SPOKEN)})
 
     def _plain(self) -> list[Record]:
         return [record for record in self.records if record.id not in self.chosen]
