@@ -6,6 +6,7 @@ made, and every attack is a function of its own settings and the seed alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from equipoise.core import progress
 from equipoise.core.columns import duration
 from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.data.records import Record
@@ -41,7 +43,7 @@ from equipoise.unlearning.sides import MEASURED, Sides, read_sides, subsample
 
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal
-BITS = {8: None, 4: GROUP}
+BITS: Mapping[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, GROUP)}
 Row = dict[str, Any]
 
 
@@ -96,7 +98,7 @@ class ForgettingAuditing(Request):
             epochs=epochs,
             looks=tuple(sorted({round(epochs * (i + 1) / count) for i in range(count)})),
             loading={**loading, "date": date},
-            inputs=sides.digests,
+            inputs=sides.digests | {name: digest for name in models if (digest := _digest(models[name]))},
             resolved={"date": date},
             **settings,
         )
@@ -105,16 +107,13 @@ class ForgettingAuditing(Request):
         """From one timed step and one timed pass over some questions."""
         opened, notes = self._opened()
         attacks, asked = self._attacks(opened["after"]), self._asked()
-        step, look = _seconds(
-            opened["after"], self.sides.records["forget"], asked["holdout"], self._settings(attacks[0])
-        )
         steps = sum(self._settings(each).steps(len(self.sides.records["forget"])) for each in attacks)
         return ForgettingAuditPlan(
             sources={name: model.source for name, model in opened.items()},
             counts={name: len(side) for name, side in self.sides.records.items()},
             attacks=tuple(words(self._settings(each)) for each in attacks),
             steps=steps,
-            seconds=self._whole(attacks, step, look),
+            seconds=sum(self._costs(opened["after"], attacks, asked).values()),
             untried=self._untried(),
             notes=(*notes, *self._notes()),
         )
@@ -147,60 +146,78 @@ class ForgettingAuditing(Request):
     def _found(self, rows: Rows) -> dict[str, Row]:
         """A row for each unit of the work, from those that are there already."""
         found = {row["unit"]: row for row in rows}
-        if "models" in found and found["models"]["attacks"] and self._left(found) == []:
+        if "models" in found and not self._left(found):
             return found
         opened, notes = self._opened()
-        after, asked, forget = opened["after"], self._asked(), self.sides.records["forget"]
-        attacks = self._attacks(after)
+        attacks, asked = self._attacks(opened["after"]), self._asked()
 
-        def add(unit: str, **row: Any) -> None:
-            if unit not in found:
-                found[unit] = {"unit": unit, **row}
-                rows.add(found[unit])
+        def add(unit: str, row: Row) -> None:
+            found[unit] = {"unit": unit, **row}
+            rows.add(found[unit])
 
         if "models" not in found:
             sources = {name: model.source for name, model in opened.items()}
-            add("models", attacks=attacks, sources=sources, notes=notes)
-        step, look = _seconds(after, forget, asked["holdout"], self._settings(attacks[0]))
-        total = self._whole(attacks, step, look)
+            add("models", {"attacks": attacks, "sources": sources, "notes": notes})
+        costs, left = self._costs(opened["after"], attacks, asked), self._left(found)
+        total = sum(costs[unit] for unit in left)
         if not progress.is_quiet():
             progress.note(f"{len(attacks)} relearning attacks and the passes beside them: about {duration(total)}.")
         with progress.progress("Auditing", total=total, unit="s") as bar:
-            spectrum = self._spectrum(opened, found["models"]["notes"])
-            for name in ("before", "after"):
-                if name not in found:
-                    add(name, **self._questioned(opened[name], asked))
-                    bar.advance(self._look_seconds(look))
-            add("spectrum", **({} if spectrum is None else spectrum.row()))
-            del opened["before"]
-            for bits, group in BITS.items():
-                if f"int{bits}" not in found:
-                    rounded = quantised(after, bits, group)
-                    scores, spoken = asked["holdout"].scores(rounded), asked["holdout"].spoken(rounded)
-                    add(f"int{bits}", scores=scores.plain(), spoken=spoken)
-                    bar.advance(2 * look)
-            for each in attacks:
-                if each not in found:
-                    add(each, **self._relearned(after, forget, each, asked, spectrum))
-                    bar.advance(self._seconds_of(each, step, look))
-            strongest, _ = self._findings(found).strongest()
-            if (retain := self.sides.records.get("retain")) and "control retain" not in found:
-                others = subsample(retain, len(forget))
-                add("control retain", attack=strongest, **self._relearned(after, others, strongest, asked, spectrum))
-                bar.advance(self._seconds_of(strongest, step, look))
-            if "reference" in opened and "control reference" not in found:
-                reference = opened["reference"]
-                start = asked["holdout"].scores(reference).plain()
-                made = self._relearned(reference, forget, strongest, asked, None)
-                add("control reference", attack=strongest, start=start, **made)
-                bar.advance(self._seconds_of(strongest, step, look))
+            spectrum = self._spectrum(opened, notes)
+            for unit in left:
+                if unit not in ("before", "after", "spectrum"):
+                    opened.pop("before", None)  # room for a copy of the other
+                add(unit, self._unit(unit, opened, asked, spectrum, found))
+                bar.advance(costs[unit])
         return found
 
+    def _units(self, attacks: Sequence[str]) -> list[str]:
+        """What the work comes in, in this order: the last ones need what the others found."""
+        controls = [
+            f"control {name}" for name in ("retain", "reference") if name in {**self.sides.records, **self.models}
+        ]
+        return ["before", "after", "spectrum", *BITS, *attacks, *controls]
+
     def _left(self, found: Mapping[str, Row]) -> list[str]:
-        wanted = ["before", "after", "spectrum", *(f"int{bits}" for bits in BITS), *found["models"]["attacks"]]
-        wanted += ["control retain"] * ("retain" in self.sides.records)
-        wanted += ["control reference"] * ("reference" in self.models)
-        return [unit for unit in wanted if unit not in found]
+        return [unit for unit in self._units(found["models"]["attacks"]) if unit not in found]
+
+    def _costs(self, after: LanguageModel, attacks: Sequence[str], asked: Mapping[str, Questions]) -> dict[str, float]:
+        """Seconds of each unit, from one timed step and one timed pass over some questions."""
+        forget = self.sides.records["forget"]
+        step, look = _seconds(after, forget, asked["holdout"], self._settings(attacks[0]))
+        relearning = {
+            each: self._settings(each).steps(len(forget)) * step + (len(self.looks) + 2) * look for each in attacks
+        }
+        whole = (len(PREFIXES) + 8) * look  # with wordings, answers in words and membership, which are longer
+        others = {"before": whole, "after": whole, "spectrum": look, **dict.fromkeys(BITS, 2 * look)}
+        return {unit: (relearning | others).get(unit, relearning[attacks[0]]) for unit in self._units(attacks)}
+
+    def _unit(
+        self,
+        unit: str,
+        opened: Mapping[str, LanguageModel],
+        asked: Mapping[str, Questions],
+        spectrum: _Spectrum | None,
+        found: Mapping[str, Row],
+    ) -> Row:
+        """The row of one unit, a function of the request alone."""
+        after, forget, holdout = opened["after"], self.sides.records["forget"], asked["holdout"]
+        if unit in ("before", "after"):
+            return self._questioned(opened[unit], asked)
+        if unit == "spectrum":
+            return {} if spectrum is None else spectrum.row()
+        if unit in BITS:
+            rounded = quantised(after, *BITS[unit])
+            return {"scores": holdout.scores(rounded).plain(), "spoken": holdout.spoken(rounded)}
+        if not unit.startswith("control "):
+            return self._relearned(after, forget, unit, asked, spectrum)
+        strongest, _ = self._findings(found).strongest()
+        if unit == "control retain":
+            others = subsample(self.sides.records["retain"], len(forget))
+            return {"attack": strongest, **self._relearned(after, others, strongest, asked, spectrum)}
+        start = holdout.scores(opened["reference"]).plain()
+        made = self._relearned(opened["reference"], forget, strongest, asked, None)
+        return {"attack": strongest, "start": start, **made}
 
     def _opened(self) -> tuple[dict[str, LanguageModel], list[str]]:
         """All models, each found whole, and what has to be said of them. Raises BadInput for models that do not fit."""
@@ -355,19 +372,6 @@ class ForgettingAuditing(Request):
             (folder / f"{STRONGEST}.new").rename(folder / STRONGEST)
         return made
 
-    def _look_seconds(self, look: float) -> float:
-        """Of asking a model that nobody attacked: the wordings, answers in words, membership."""
-        return (len(PREFIXES) + 8) * look
-
-    def _seconds_of(self, attack: str, step: float, look: float) -> float:
-        return self._settings(attack).steps(len(self.sides.records["forget"])) * step + (len(self.looks) + 2) * look
-
-    def _whole(self, attacks: Sequence[str], step: float, look: float) -> float:
-        controls = ("retain" in self.sides.records) + ("reference" in self.models)
-        made = [*attacks, *attacks[:1] * controls]
-        alone = 2 * self._look_seconds(look) + 2 * len(BITS) * look
-        return alone + sum(self._seconds_of(each, step, look) for each in made)
-
     def _notes(self) -> tuple[str, ...]:
         """How the records are asked, and which of them."""
         sides, asked = self.sides, self._asked()["holdout"]
@@ -443,6 +447,21 @@ class _Spectrum:
         states = audit_spectra.states(now, self.records, self.block, max_length=self.max_length)
         found = audit_spectra.recovery(self.before, self.after, states, self.vectors)
         return [value if math.isfinite(value) else None for value in found]
+
+
+def _digest(model: str | Path | LanguageModel) -> str:
+    """Of weights that lie here, so that a folder that was written anew is not taken for the audited one; "" for others."""
+    if isinstance(model, LanguageModel):
+        return ""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return (
+        hashlib.sha256("".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()
+        if files
+        else ""
+    )
 
 
 def _named(model: str | Path | LanguageModel) -> str:
