@@ -1,4 +1,4 @@
-"""The eight checks of MCU: projections, MLP breaking, CIR, SAM, steps of one length, against closed forms and plain loops."""
+"""The checks of MCU: projections, MLP breaking, CIR, SAM, steps of one length, against closed forms and plain loops."""
 
 import copy
 import math

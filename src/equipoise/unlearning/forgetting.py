@@ -209,7 +209,7 @@ class Forgetting(Request):
             path=tuple(path),
             answers=scales.compared(answers_before, answers_after),
             steps=fitted.steps,
-            stopped=self._ended(path) or self._all_made(),
+            stopped=self._stopped(path),
             moved=fitted.moved,
             source=source,
             names={"model": self._name(), **sides.names},
@@ -248,7 +248,9 @@ class Forgetting(Request):
                 )
         return None
 
-    def _all_made(self) -> str:
+    def _stopped(self, path: Sequence[Mapping[str, Any]]) -> str:
+        if ended := self._ended(path):
+            return ended
         made = f"all {self.recipe.steps} steps were made"
         return made if self.target is None else f"{made}; {self.target[0]} never came down to {self.target[1]:g}"
 
