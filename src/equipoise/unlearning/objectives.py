@@ -178,7 +178,7 @@ def rmu_loss(block: int, steering: Tensor, seen: "Representations | None" = None
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         states, mask = block_states(model, block, batch), batch["attention_mask"]
         if seen is not None:
-            states, mask = seen.project(f"block.{block}", states), counted(batch)
+            states, mask = seen.project(f"block.{block}", _wide(states)), counted(batch)
         return (distance(states, steering.to(states)) * mask).sum(), mask.sum()
 
     return loss

@@ -186,8 +186,8 @@ def check_shard(recipe: Recipe) -> None:
     objective = OBJECTIVES[recipe.objective]
     if objective.parameters is not None or objective.places is not None:
         raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
-    alone = {"gradient_filter": "none", "robust": "none", "update": "adamw", "parameters": ("full", "lora")}
-    for name, able in alone.items():
+    divisible = {"gradient_filter": ["none"], "robust": ["none"], "update": ["adamw"], "parameters": ["full", "lora"]}
+    for name, able in divisible.items():
         if getattr(recipe, name) not in able:
             raise BadInput(f"{name} {getattr(recipe, name)} needs whole weights in each process: leave --shard out.")
 
