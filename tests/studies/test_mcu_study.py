@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from study_recorder import Stopped, StudyRecorder
 from torch.testing import assert_close
 
 from equipoise.studies import mcu as study_file
 from equipoise.study import registry
 from equipoise.unlearning import mcu_world
 from equipoise.unlearning.recipe import Recipe
+from study_recorder import Stopped, StudyRecorder
 
 SMALL = {"steps": 4, "batch_size": 8, "evaluations": 2, "epochs": 4, "loss_budget": 9.0}
 

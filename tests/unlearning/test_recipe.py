@@ -226,5 +226,10 @@ def test_every_name_that_registers_itself_and_what_it_stands_for():
         "sago": sago.combine,
         "sago-prefer-retain": sago.combine_prefer_retain,
     }
-    assert list(OBJECTIVES) == ["ga", "npo", "simnpo", "rmu"]
-    assert [OBJECTIVES[name].settings for name in OBJECTIVES] == [(), ("beta",), ("beta", "gamma"), ("steering",)]
+    assert {name: OBJECTIVES[name].settings for name in OBJECTIVES} == {
+        "mlp-breaking": ("first_block", "last_block"),
+        "ga": (),
+        "npo": ("beta",),
+        "simnpo": ("beta", "gamma"),
+        "rmu": ("steering",),
+    }

@@ -38,7 +38,7 @@ def mcu(
     dominant: Annotated[int, Field(ge=2, le=64)] = 8,
 ) -> Study:
     """MLP breaking on minor components against the same on all, on all but the mean, gradient difference, NPO and SAM."""
-    grid: dict[str, Any] = {"update_length": [0.03, 0.1]}
+    grid: dict[str, Any] = {"update_length": [0.01, 0.05]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **words: Any) -> Arm:
         return Arm(name, kind=kind, grid=grid, **words)

@@ -23,7 +23,7 @@ from equipoise.data.records import Record
 from equipoise.language import tiny
 from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
-from equipoise.language.score import log_likelihoods
+from equipoise.language.score import log_likelihoods, multiple_choice
 
 RELEARNED, HELD_OUT, REHEARSED, KEPT = 100, 300, 60, 60
 VALIDATED = 100  # of a side, in the wording for validation
@@ -105,14 +105,13 @@ def others(seed: int) -> world.World:
 
 
 def right_probability(language_model: LanguageModel, asked: Sequence[Record], batch_size: int = 128) -> Tensor:
-    """The probability of the right choice among the choices of each question, [N] in [0, 1]; 1 / choices by chance."""
-    records = [replace(record, completion=choice) for record in asked for choice in record.choices]
-    sums, _ = log_likelihoods(language_model, encode(language_model, records, end=False), batch_size=batch_size)
+    """The probability of the right choice among the choices of each question, [N] in [0, 1]; 1 / choices by chance.
+
+    Of log-probabilities per token, so that a choice of more tokens is not less likely for that.
+    """
+    found = multiple_choice(language_model, asked, batch_size=batch_size)
     return torch.stack(
-        [
-            scores.softmax(-1)[record.answer]  # type: ignore[index]
-            for record, scores in zip(asked, sums.split([len(record.choices) for record in asked]), strict=True)
-        ]
+        [scores.softmax(-1)[record.answer] for record, scores in zip(asked, found.scores, strict=True)]  # type: ignore[index]
     )
 
 
