@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from torch import nn
 from torch.autograd import gradcheck
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
 from equipoise.language.encode import collate, encode
+from equipoise.language.model import wrap
 from equipoise.language.states import recording
 from equipoise.language.tiny import tiny
 from equipoise.training.loop import mean_gradient
@@ -345,6 +347,27 @@ def test_a_method_goes_on_where_it_was_stopped_bit_by_bit(start, forget, method)
     resumed = run(state=saved[2])
     assert saved[2]["step"] == 3 and any(not torch.equal(whole[k], start.model.state_dict()[k].float()) for k in whole)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "GPTNeoX"])
+def test_other_architectures(start, forget, kind):
+    """Weights that are kept transposed, biases, another name for every part."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=start.vocabulary,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        n_inner=24,
+        max_position_embeddings=32,
+    )
+    name = "GPT2LMHeadModel" if kind == "GPT2" else "GPTNeoXForCausalLM"
+    made = wrap(getattr(transformers, name)(config).eval(), start.tokenizer)
+    words = recipe("mcu", components=2, steps=2, batch_size=3, cir_activations=3, cir_gradients=3, first_block=1)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    train(prepare(made, words), words, forget, forget[::-1])
+    moved = {name for name, value in made.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(moved) == 4 and all(".mlp." in name and name.endswith(".weight") for name in moved)
 
 
 def test_what_a_method_trains_and_refuses(model):
