@@ -8,7 +8,7 @@ with P_a, P_g as in `unlearning.mcu`: the mean and the principal directions of a
 Each text's first and last token are left out, as padding is. Only W's own gradient changes, not what flows on below it.
 
 The released code collects a and g along an epoch in which it first does not move at all; here they are collected at every
-refresh by a pass of its own over the forget set (or over so many shuffled texts as hold ROWS tokens), at one state of the
+refresh by a pass of its own over the forget set (or over so many texts as hold ROWS tokens), at one state of the
 weights: the same at the first refresh, and no state but the components has to be kept for resuming.
 """
 
@@ -29,7 +29,7 @@ from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.two_gradients import GradientFunction
 from equipoise.unlearning.mcu import Basis, project_out
 
-ROWS = 4096  # tokens of a layer from which components are computed
+ROWS = 4096  # tokens from which components are computed, at least where the forget set has them
 
 
 def linear_maps(module: nn.Module) -> dict[str, nn.Module]:
@@ -92,15 +92,11 @@ class Cir:
         """Components of every layer from a pass over the forget set at the present weights."""
         for layer in self.layers.values():
             layer.rows = []
-        found = 0
         with self._watching():
             for batch in self.batches():
-                total, weight = self._telling(loss)(model, batch)
-                (total / weight).backward()
-                found += int(inner_tokens(batch["attention_mask"]).sum())
+                # The sum, since a mean would be another in other batches, and gradients are compared over all of them.
+                self._telling(loss)(model, batch)[0].backward()
                 beat()
-                if found >= ROWS:
-                    break
         for parameter in model.parameters():
             parameter.grad = None
         for layer in self.layers.values():

@@ -95,8 +95,9 @@ def with_general(sides: Sides) -> Sides:
     if len(retain) < 2:
         raise BadInput("loss_budget needs general text, and retain has no record to hold out: give --general.")
     held = subsample(range(len(retain)), min(max(len(retain) // 10, 1), MEASURED))
+    chosen = set(held)
     records = sides.records | {
-        "retain": [record for index, record in enumerate(retain) if index not in set(held)],
+        "retain": [record for index, record in enumerate(retain) if index not in chosen],
         "general": [retain[index] for index in held],
     }
     names = sides.names | {"general": f"{len(held)} records of {sides.names['retain']}"}

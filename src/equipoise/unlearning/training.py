@@ -21,7 +21,7 @@ from equipoise.training.loop import LossFunction, TrainerSettings, TrainerState,
 from equipoise.training.order import pairs, without_replacement
 from equipoise.training.two_gradients import Combine, GradientAt, TwoGradients, plain_gradient
 from equipoise.unlearning import objectives, sharpness
-from equipoise.unlearning.cir import Cir, linear_maps
+from equipoise.unlearning.cir import ROWS, Cir, linear_maps
 from equipoise.unlearning.fixed_length import FixedLength
 from equipoise.unlearning.mcu import represented
 from equipoise.unlearning.recipe import COMBINE, OBJECTIVES, Recipe
@@ -111,14 +111,19 @@ def train(
         reference, _ = log_likelihoods(language_model, forget)
     empty, frozen = _split(model, recipe) if shard else (None, None)
     forget_loss, retain_loss = losses(language_model, recipe, frozen, forget)
-    cir = _cir(language_model, recipe, forget) if recipe.gradient_filter == "cir" else None
-    gradient = forget_gradient(recipe, plain_gradient if cir is None else cir)
+
+    def forgotten(indices: Sequence[int]) -> dict[str, Tensor]:
+        batch = collate([forget[index] for index in indices], language_model.pad_id, language_model.device)
+        if reference is not None:
+            batch["reference"] = reference[list(indices)].to(language_model.device, torch.float32)
+        return batch
 
     def together(chosen: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        first = collate([forget[i] for i, _ in chosen], language_model.pad_id, language_model.device)
-        if reference is not None:
-            first["reference"] = reference[[i for i, _ in chosen]].to(language_model.device, torch.float32)
-        return first, collate([retain[j] for _, j in chosen], language_model.pad_id, language_model.device)
+        kept = collate([retain[j] for _, j in chosen], language_model.pad_id, language_model.device)
+        return forgotten([i for i, _ in chosen]), kept
+
+    cir = _cir(language_model, recipe, forget, forgotten) if recipe.gradient_filter == "cir" else None
+    gradient = forget_gradient(recipe, plain_gradient if cir is None else cir)
 
     common: dict[str, Any] = {
         "steps": recipe.steps,
@@ -199,15 +204,22 @@ def forget_gradient(recipe: Recipe, of: GradientAt = plain_gradient) -> Gradient
     return sharpness.smoothing(recipe.rho, recipe.seed, of) if recipe.robust == "smoothing" else of
 
 
-def _cir(language_model: LanguageModel, recipe: Recipe, forget: Sequence[Example]) -> Cir:
-    """CIR with the forget set in an order of its own."""
-    size = min(recipe.micro_batch_size or recipe.batch_size, len(forget))
+def _cir(
+    language_model: LanguageModel,
+    recipe: Recipe,
+    forget: Sequence[Example],
+    forgotten: Callable[[Sequence[int]], dict[str, Tensor]],
+) -> Cir:
+    """CIR that looks at the forget set, or at so many of its records, drawn by the seed, as hold ROWS tokens."""
+    size, looked_at, tokens = recipe.micro_batch_size or recipe.batch_size, [], 0
+    for index in without_replacement(len(forget), len(forget), recipe.seed)(0):
+        if tokens < ROWS:
+            looked_at.append(index)
+            tokens += len(forget[index].input_ids)
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        order = without_replacement(len(forget), size, recipe.seed)
-        for step in range(math.ceil(len(forget) / size)):
-            chosen = order(step)[: len(forget) - step * size]
-            yield collate([forget[index] for index in chosen], language_model.pad_id, language_model.device)
+        for first in range(0, len(looked_at), size):
+            yield forgotten(looked_at[first : first + size])
 
     return Cir(
         language_model.model,
