@@ -258,7 +258,7 @@ def attack(run: Run, setting: Any, before: Any, step: int) -> None:
         )
         for model in models
     ]
-    vectors = audit_spectra.basis(states[0], states[0].shape[-1])
+    vectors = mcu_world.every_component(states[0])
     for name, values in mcu_world.by_part(*states, vectors, run.options["dominant"]).items():
         run.measure("change_ratio", values["change"], at={"step": step}, where={"part": name})
         run.measure("recovery_ratio", values["recovery"], at={"step": step}, where={"part": name})

@@ -24,6 +24,7 @@ from equipoise.language import tiny
 from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.training import subspace
 
 RELEARNED, HELD_OUT, REHEARSED, KEPT = 100, 300, 60, 60
 VALIDATED = 100  # of a side, in the wording for validation
@@ -125,8 +126,15 @@ def recovered(path: Sequence[Tensor], window: int = 2) -> Tensor:
     return max(windows, key=lambda scores: scores.mean().item())
 
 
+def every_component(before: Tensor) -> Tensor:
+    """The direction of the mean of states [N, D] and all in which they vary about it, orthonormal, [K, D] with K <= D."""
+    mean = before.double().mean(0)
+    others = subspace.directions(before, before.shape[-1] - 1, centred=True, fewer=True)
+    return subspace.orthonormal(torch.cat([mean[None], others]))
+
+
 def by_part(before: Tensor, after: Tensor, relearned: Tensor, vectors: Tensor, dominant: int) -> dict[str, Any]:
-    """What moved and what came back along the first `dominant` of all components [D, D] and along the others.
+    """What moved and what came back along the first `dominant` of all components [K, D] and along the others.
 
     Of each part: `change`, the mean |<h_u - h_o, v_k>| of its components over that of all (1: as the average one), and
     `recovery`, by least squares: 1 where all is back, 0 where nothing is; nan where nothing moved.
