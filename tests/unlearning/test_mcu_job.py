@@ -1,4 +1,4 @@
-"""The job by MCU: what it writes and says, what ends it, and that it goes on as if it had never been killed."""
+"""The job by MCU: what it writes and says, and that it goes on as if it had never been killed."""
 
 import pytest
 
@@ -51,9 +51,3 @@ def test_killed_and_resumed_is_as_if_never_killed(folder, tmp_path, monkeypatch)
     assert any(note.startswith("general: 1 records held out of retain") for note in quiet.notes)
     card = (tmp_path / "quiet" / "README.md").read_text(encoding="utf-8")
     assert "in forget steps of length 0.05, each followed by a retain step" in card
-
-
-def test_a_spent_budget_ends_the_run_and_is_said(folder):
-    done = unlearn(folder, **WORDS, general=RETAIN[:1], evaluate_every=2, update_length=5.0, loss_budget=1e-9)
-    assert done.steps == 2 and "more than the budget of 1e-09" in done.stopped
-    assert done.names["general"] == "1 records"
