@@ -185,6 +185,55 @@ def audit_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# audit forgetting
+
+
+def forgetting_files(folder: Path) -> Settings:
+    small_model().save(folder / "before")
+    untaught(1, context=512).save(folder / "after")
+    rows = [
+        {"question": f"{word} {other}?", "answer": word} for word in ("one", "two") for other in ("no", "yes", "maybe")
+    ]
+    write_rows(folder / "retain.jsonl", [{"text": "The capital of France is Paris."}, {"text": "yes no maybe one two"}])
+    write_rows(folder / "both.jsonl", rows[2:])
+    return {
+        "before": folder / "before",
+        "after": folder / "after",
+        "forget": write_rows(folder / "forget.jsonl", rows[:3]),
+        "holdout": write_rows(folder / "holdout.jsonl", rows[3:]),
+    }
+
+
+def forgetting_whole(folder: Path) -> Settings:
+    return {
+        "retain": folder / "retain.jsonl",
+        "reference": folder / "before",
+        "attacks": ["lora:sgd:1e-3", "mlp/1:adamw:1e-3"],
+        "epochs": 2,
+        "keep_strongest": True,
+        "seed": 3,
+    }
+
+
+def forgetting_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"retain": folder / "retain.jsonl"},
+        {"retain": folder / "retain.jsonl", "reference": folder / "before", "components": 0},
+        {"holdout": folder / "both.jsonl"},
+        {"retain": folder / "forget.jsonl"},
+        {"attacks": ["full:adamw:1e-3"], "epochs": 1, "evaluations": 9},
+        {"attacks": ["mlp/1:sgd:1e-3", "full:adam:1"]},
+        {"attacks": ["mlp/3:sgd:1e-3"]},
+        {"block": 1},
+        {"block": 2},
+        {"before": "tiny"},
+        {"after": folder / "nothing"},
+        {"after": folder / "after", "device": "cuda:99"},
+        {"forget": folder / "nothing.jsonl"},
+        {"fields": {"answer": "reply"}},
+    )
+
+
 # audit tools
 
 
@@ -662,6 +711,18 @@ SMALL = {
         whole=audit_whole,
         more=audit_more,
         quick={"equipoise.language.model._from_folder": read_model},
+    ),
+    "audit forgetting": SmallJob(
+        forgetting_files,
+        "equipoise.unlearning.audit.ForgettingAuditing._spectrum",
+        whole=forgetting_whole,
+        more=forgetting_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.unlearning.audit.rehearse": lambda *_, **__: None,
+            "equipoise.unlearning.audit._seconds": lambda *_: (0.0, 0.0),
+        },
+        slow=True,
     ),
     "audit tools": SmallJob(
         traces_files,

@@ -374,6 +374,7 @@ def test_schedules(schedule):
 def test_settings_unless_given():
     assert TrainerSettings(steps=1, learning_rate=1e-5).model_dump() == {
         "steps": 1,
+        "optimizer": "adamw",
         "learning_rate": 1e-5,
         "batch_size": 32,
         "micro_batch_size": None,

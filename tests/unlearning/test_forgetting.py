@@ -112,12 +112,37 @@ def test_why_it_stopped():
         {"step": 4, "forget_accuracy": 0.3},
         {"step": 9, "forget_accuracy": 0.25},
     ]
-    assert request(steps=9)._stopped(["never asked"], path) == "all 9 steps were made"
+    assert request(steps=9)._stopped(path) == "all 9 steps were made"
     aimed = request(steps=9, stop_at="forget_accuracy=0.25")
-    assert aimed._stopped(["the first", "the second"], path) == "the first"
-    # A checkpoint was resumed that had stopped there: nothing was reached in this process.
-    assert aimed._stopped([], path) == "forget_accuracy was down to 0.250 at step 9"
-    assert aimed._stopped([], path[:2]) == "all 9 steps were made; forget_accuracy never came down to 0.25"
+    assert aimed._stopped(path) == "forget_accuracy was down to 0.250 at step 9"
+    assert aimed._stopped(path[:2]) == "all 9 steps were made; forget_accuracy never came down to 0.25"
+
+
+@pytest.mark.parametrize(
+    ("last", "ends"),
+    [
+        (-1.04, None),
+        (-1.2, "general text had lost 0.200 nats per token at step 9, more than the budget of 0.1"),
+        (math.nan, "lost nan"),
+    ],
+)
+def test_a_budget_of_general_text_ends_a_run(last, ends):
+    spent = [{"step": 0, "general_log_probability": -1.0}, {"step": 9, "general_log_probability": last}]
+    reason = request(steps=9, loss_budget=0.1)._ended(spent)
+    assert reason is None if ends is None else ends in reason
+    assert request(steps=9)._ended(spent) is None
+
+
+def test_general_text_is_held_out_of_the_retain_side_where_none_was_given():
+    records = [Record(str(n), f"answer {n}", f"question {n}?") for n in range(30)]
+    both = sides.Sides({"forget": records[:5], "retain": records[5:]}, {"forget": "f", "retain": "r"}, {})
+    split = sides.with_general(both)
+    assert [record.id for record in split.records["general"]] == ["5", "29"] and split.held_out == 2
+    assert split.records["retain"] == records[6:29] and split.records["forget"] == records[:5]
+    assert any(note.startswith("general: 2 records held out of retain") for note in split.notes())
+    assert sides.with_general(split) is split
+    with pytest.raises(BadInput, match="give --general"):
+        sides.with_general(replace(both, records={"forget": records, "retain": records[:1]}))
 
 
 # --- the records ----------------------------------------------------------------------------------------------------

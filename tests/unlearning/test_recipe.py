@@ -71,6 +71,22 @@ def test_every_default():
         "beta": None,
         "gamma": 0.0,
         "steering": 2.0,
+        "first_block": None,
+        "last_block": None,
+        "project": "none",
+        "components": 8,
+        "mean_mode": "direction",
+        "basis": "orthonormal",
+        "gradient_filter": "none",
+        "cir_activations": 24,
+        "cir_gradients": 36,
+        "cir_every": None,
+        "robust": "none",
+        "rho": 0.01,
+        "update": "adamw",
+        "update_length": None,
+        "retain_learning_rate": 3e-4,
+        "loss_budget": None,
         "learning_rate": None,
         "steps": 100,
         "batch_size": 16,
@@ -82,6 +98,15 @@ def test_every_default():
     }
 
 
+BROKEN = {
+    "objective": "mlp-breaking",
+    "parameters": "mlp",
+    "gradient_filter": "cir",
+    "update": "fixed-length",
+    "loss_budget": 0.05,
+}
+
+
 def test_every_preset():
     assert {name: METHODS[name] for name in METHODS} == {
         "blur": {"objective": "npo", "combine": "blur", "retain_weight": 1.0},
@@ -89,6 +114,11 @@ def test_every_preset():
         "guard": {"objective": "ga", "combine": "sum", "weigh": "guard"},
         "gru-core": {"objective": "npo", "combine": "pcgrad-global"},
         "sago": {"objective": "simnpo", "combine": "sago"},
+        "npo-sam": {"objective": "npo", "combine": "sum", "robust": "sam"},
+        "npo-smoothing": {"objective": "npo", "combine": "sum", "robust": "smoothing"},
+        "mlp-breaking": BROKEN,
+        "mcu": BROKEN | {"project": "mcu"},
+        "rmu-mcu": BROKEN | {"project": "mcu", "objective": "rmu", "steering": 1.0},
         "graddiff": {"objective": "ga", "combine": "sum"},
         "npo": {"objective": "npo", "combine": "sum"},
         "simnpo": {"objective": "simnpo", "combine": "sum"},
@@ -110,7 +140,7 @@ def test_what_an_objective_fills_in(objective, beta, retain_weight):
 
 COMMON = {
     *("combine", "parameters", "forget_weight", "retain_weight", "learning_rate", "steps", "batch_size"),
-    *("micro_batch_size", "max_length", "seed", "objective", "weigh"),
+    *("micro_batch_size", "max_length", "seed", "objective", "weigh", "loss_budget"),
 }
 
 
@@ -129,7 +159,7 @@ def test_the_settings_that_count(words, own):
     chosen = Recipe(**words)
     assert chosen.used() == COMMON | own
     # What is not given and has no value of its own is left out.
-    assert set(chosen.resolved(10)) == (COMMON | own) - {"micro_batch_size", "train_blocks"}
+    assert set(chosen.resolved(10)) == (COMMON | own) - {"micro_batch_size", "train_blocks", "loss_budget"}
 
 
 def test_the_settings_with_their_values():
@@ -205,5 +235,10 @@ def test_every_name_that_registers_itself_and_what_it_stands_for():
         "sago": sago.combine,
         "sago-prefer-retain": sago.combine_prefer_retain,
     }
-    assert list(OBJECTIVES) == ["ga", "npo", "simnpo", "rmu"]
-    assert [OBJECTIVES[name].settings for name in OBJECTIVES] == [(), ("beta",), ("beta", "gamma"), ("steering",)]
+    assert {name: OBJECTIVES[name].settings for name in OBJECTIVES} == {
+        "mlp-breaking": ("first_block", "last_block"),
+        "ga": (),
+        "npo": ("beta",),
+        "simnpo": ("beta", "gamma"),
+        "rmu": ("steering",),
+    }

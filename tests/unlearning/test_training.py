@@ -105,7 +105,8 @@ def test_the_losses_of_a_recipe(monkeypatch, model):
         losses(model, Recipe(objective="ga", retain_objective="kl"), frozen)[1] == "kl_loss" and made[-1][1] is frozen
     )
     assert losses(model, Recipe(objective="rmu", seed=4, retain_objective="kl")) == ("rmu_loss", "rmu_retain_loss")
-    (_, block, steering), (_, same, reference) = made[-2:]
+    (_, block, steering, seen), (_, same, reference) = made[-2:]
+    assert seen is None
     assert block == same == 1 and isinstance(reference, objectives.ReferenceModel)
     expected = objectives.steering_vector(16, 2.0, torch.Generator().manual_seed(4))
     torch.testing.assert_close(steering, expected, rtol=0, atol=0)

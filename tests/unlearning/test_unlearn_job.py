@@ -177,6 +177,14 @@ def test_stops_at_the_level_and_says_so(taught, files):
     assert done.path[-1]["forget_log_probability"] <= -1 < done.path[-2]["forget_log_probability"]
 
 
+def test_a_spent_budget_of_general_text_ends_the_run_and_is_said(taught):
+    words = {"method": "mcu", "components": 2, "update_length": 5.0, "loss_budget": 0.05, "batch_size": 4}
+    done = unlearn(taught, forget=FORGET, retain=RETAIN, general=RETAIN, steps=6, evaluate_every=2, **words)
+    assert done.steps == 2 and done.stopped.startswith("general text had lost ")
+    assert done.stopped.endswith(" nats per token at step 2, more than the budget of 0.05")
+    assert done.before["general_log_probability"].value - done.after["general_log_probability"].value > 0.05
+
+
 def test_killed_and_resumed_is_as_if_never_killed(taught, files, capsys, monkeypatch):
     rehearsed, rehearse = [], forgetting.rehearse
     monkeypatch.setattr(forgetting, "rehearse", lambda *a, **k: (rehearsed.append(k), rehearse(*a, **k)))

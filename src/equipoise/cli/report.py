@@ -9,6 +9,7 @@ from equipoise.core.job import REPORT, Job
 from equipoise.core.terminal import say
 
 JOBS = {
+    "audit forgetting": "equipoise.unlearning.audit_job:audit_forgetting",
     "audit judge": "equipoise.judging.job:audit_judge",
     "audit tools": "equipoise.reinforcement.tool_audit_job:audit_tools",
     "certify run": "equipoise.verification.job:certify",

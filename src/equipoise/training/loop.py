@@ -2,7 +2,7 @@
 
     for each step: window = draw(step), split over processes and micro-batches
                    step(model, window) gives the gradient of the whole window
-                   clip, AdamW, schedule, log, callbacks, save
+                   clip, AdamW (or SGD), schedule, log, callbacks, save
 
 Weights of 16 bits are moved in float32 and then rounded (`training.precision`): else small updates would be lost, every one.
 
@@ -45,9 +45,10 @@ _FOR_THE_OPTIMIZER = ("for the optimizer's moments", "train fewer parameters, an
 
 
 class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
-    """Settings of AdamW and its schedule."""
+    """Settings of the optimizer and its schedule."""
 
     steps: int = Field(ge=1, description="Optimizer steps.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd: without momentum.")
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     batch_size: int = Field(default=32, ge=1, description="Examples of an optimizer step, over all processes.")
     micro_batch_size: int | None = Field(
@@ -230,14 +231,7 @@ class Optimization:
         self._sample = Sample(list(self.parameters.values()))
         with memory_advice(*_FOR_THE_OPTIMIZER):
             self._moved = masters(self.parameters)
-        self._optimizer = torch.optim.AdamW(
-            self._moved.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = _optimizer(list(self._moved.values()), settings)
 
     def update(self, step: Step, drawn: Sequence[Any], collate: Callable[[Sequence[Any]], Batch]) -> dict[str, float]:
         """One optimizer step on the examples drawn for it by all processes; what was logged of it.
@@ -293,6 +287,26 @@ class Optimization:
         self._optimizer.zero_grad()
 
 
+def _optimizer(moved: list[Tensor], settings: TrainerSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(moved, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        moved,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+class Carried(Protocol):
+    """What a step remembers of earlier ones beside the weights: stored and put back with the training."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
 def fit(
     model: nn.Module,
     step: Step,
@@ -306,6 +320,7 @@ def fit(
     save: Callable[[dict[str, Any]], None] | None = None,
     save_every: int | None = None,
     state: Mapping[str, Any] | None = None,
+    carried: Carried | None = None,
     title: str = "Training",
 ) -> TrainResult:
     """Train the parameters of `model` that require gradients, in place.
@@ -314,7 +329,8 @@ def fit(
     see every step, in every process; one that returns True ends the training. save (given in every process) is called in the
     main one with a nested dict of JSON values and tensors every `save_every` steps and at the end; they are the living ones,
     written or copied at once. `state` takes it back into a model that is otherwise as it was before the training, and goes
-    on, bit by bit as if never interrupted. log: a JSON line per step, cut back to the state's step on resume.
+    on, bit by bit as if never interrupted. carried: goes with the state. log: a JSON line per step, cut back to the state's
+    step on resume.
     Raises WorkFailed when a loss or gradient is no number (nothing is applied, the last save stands) or memory runs out,
     BadInput when there is nothing to train, and for a state that belongs to another training.
     """
@@ -322,6 +338,8 @@ def fit(
     accelerator = optimization.accelerator
     optimization.restore(state)
     begin = optimization.done
+    if carried is not None and state is not None:
+        carried.restore(state["carried"])
     if optimization.stopped or begin >= settings.steps:
         return TrainResult(begin, optimization.stopped, {}, optimization.moved())
     was_training = model.training
@@ -346,7 +364,7 @@ def fit(
                     and (main or optimization.sharded)
                     and (last or (save_every and not done % save_every))
                 ):
-                    stored = optimization.state(keep=main)
+                    stored = optimization.state(keep=main) | ({"carried": carried.state()} if carried else {})
                     if main:
                         save(stored)
                 shown = next((name for name in numbers if name.endswith("loss")), "gradient_norm")

@@ -24,13 +24,24 @@ from equipoise.training.sharding import is_sharded, sum_over_processes
 # combine(forget, retain, *, forget_weight, retain_weight) -> combined; a rule that also takes `out` and `observe` saves a
 # copy of the gradient, one that takes `reduce` gets what sums inner products over the parts of a sharded model.
 Combine = Callable[..., Sequence[Tensor | None]]
+# Mean and gradient of a loss over batches, as `mean_gradient` has them, but perhaps elsewhere or of another kind.
+GradientFunction = Callable[
+    [LossFunction, nn.Module, Sequence[nn.Parameter], Sequence[Batch], Accelerator], tuple[Tensor, list[Tensor | None]]
+]
+GradientAt = Callable[[int], GradientFunction]  # of an optimizer step, from 0
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def plain_gradient(index: int) -> GradientFunction:
+    """The gradient itself, at every step."""
+    return mean_gradient
 
 
 class TwoGradients:
     """The step of a forget and a retain loss; a micro-batch of the window is a pair (forget batch, retain batch).
 
+    forget_gradient: what takes the place of the forget loss's gradient (`unlearning.cir`, `unlearning.sharpness`).
     conflicts_every: how often the conflict of the two gradients is logged, in steps; 0 for never. It costs some passes
     over both gradients. groups: whether it is also logged layer by layer.
     """
@@ -43,9 +54,11 @@ class TwoGradients:
         *,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
+        forget_gradient: GradientAt = plain_gradient,
         conflicts_every: int = 1,
         groups: bool = False,
     ) -> None:
+        self.forget_gradient = forget_gradient
         self.forget_loss, self.retain_loss, self.combine = forget_loss, retain_loss, combine
         self.forget_weight, self.retain_weight = forget_weight, retain_weight
         self.conflicts_every, self.groups = conflicts_every, groups
@@ -56,7 +69,7 @@ class TwoGradients:
     ) -> tuple[list[Tensor | None], dict[str, float | Tensor]]:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         parameters = [parameter for _, parameter in named]
-        forget_loss, forget = mean_gradient(
+        forget_loss, forget = self.forget_gradient(index)(
             self.forget_loss, model, parameters, [pair[0] for pair in window], accelerator
         )
         retain_loss, retain = mean_gradient(

@@ -1,6 +1,7 @@
 """Making a model forget: objectives, rules that combine two gradients, and the job that does it to a model of yours.
 
-`unlearn` is the job. Names are imported on first use, so that the command line stays light.
+`unlearn` is the job, `audit_forgetting` the one that says what comes back. Names are imported on first use, so that the
+command line stays light.
 """
 
 from typing import TYPE_CHECKING
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.unlearning.audit_job import audit_forgetting as audit_forgetting
+    from equipoise.unlearning.audit_result import ForgettingAudit as ForgettingAudit
+    from equipoise.unlearning.audit_result import ForgettingAuditPlan as ForgettingAuditPlan
     from equipoise.unlearning.job import unlearn as unlearn
     from equipoise.unlearning.recipe import METHODS as METHODS
     from equipoise.unlearning.recipe import Recipe as Recipe

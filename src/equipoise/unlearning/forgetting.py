@@ -38,7 +38,7 @@ from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
 from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
-from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
+from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample, with_general
 from equipoise.unlearning.training import prepare, train
 
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
@@ -87,6 +87,7 @@ class Forgetting(Request):
         team = Team.of(how["loading"]["device"])
         chosen = recipe(method, **settings)
         data = read_sides(records, fields)
+        data = data if chosen.loss_budget is None else with_general(data)
         target = _target(stop_at, data)
         if chosen.weigh == "guard" and len({record.id for record in data.records["forget"]}) < len(
             data.records["forget"]
@@ -183,17 +184,12 @@ class Forgetting(Request):
             weighed = self._weighed(language_model, forget, retain)
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         start = trained_weights(language_model.model)
-        reached: list[str] = []
 
         def look(moment: Any) -> bool:
             if moment.step % self.every and moment.step != recipe.steps:
                 return False
-            figures = scales(language_model)
-            path.append({"step": moment.step, **_values(figures)})
-            if self.target is not None and figures[self.target[0]].value <= self.target[1]:
-                value = figures[self.target[0]].value
-                reached.append(f"{self.target[0]} was down to {value:.3f} at step {moment.step}")
-            return bool(reached)
+            path.append({"step": moment.step, **_values(scales(language_model))})
+            return self._ended(path) is not None
 
         def save(state: dict[str, Any]) -> None:
             if folder is not None and self.processes.main:
@@ -247,7 +243,7 @@ class Forgetting(Request):
             path=tuple(path),
             answers=scales.compared(answers_before, answers_after),
             steps=fitted.steps,
-            stopped=self._stopped(reached, path),
+            stopped=self._stopped(path),
             moved=fitted.moved,
             source=source,
             names={"model": self._name(), **sides.names},
@@ -297,15 +293,25 @@ class Forgetting(Request):
     def _name(self) -> str:
         return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
 
-    def _stopped(self, reached: Sequence[str], path: Sequence[Mapping[str, Any]]) -> str:
-        if self.target is None:
-            return f"all {self.recipe.steps} steps were made"
-        name, level = self.target
-        if reached:
-            return reached[0]
-        if path[-1][name] <= level:  # a checkpoint was resumed that had stopped there
-            return f"{name} was down to {path[-1][name]:.3f} at step {path[-1]['step']}"
-        return f"all {self.recipe.steps} steps were made; {name} never came down to {level:g}"
+    def _ended(self, path: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why the last measurement ends the run, or None; also of a checkpoint that had stopped there."""
+        last, budget = path[-1], self.recipe.loss_budget
+        if self.target is not None and last[self.target[0]] <= self.target[1]:
+            return f"{self.target[0]} was down to {last[self.target[0]]:.3f} at step {last['step']}"
+        if budget is not None:
+            lost = path[0]["general_log_probability"] - last["general_log_probability"]
+            if not lost <= budget:  # nan, too
+                return (
+                    f"general text had lost {lost:.3f} nats per token at step {last['step']}, more than the budget of "
+                    f"{budget:g}"
+                )
+        return None
+
+    def _stopped(self, path: Sequence[Mapping[str, Any]]) -> str:
+        if ended := self._ended(path):
+            return ended
+        made = f"all {self.recipe.steps} steps were made"
+        return made if self.target is None else f"{made}; {self.target[0]} never came down to {self.target[1]:g}"
 
     def _opened(self, folder: Path | None, *, taught: bool = True) -> LanguageModel:
         """The model to change. taught: whether "tiny" is taught the files, which a plan does not need."""

@@ -74,7 +74,7 @@ def unlearn(
     retain
         What must be kept, in the same forms.
     general
-        Further records that are only measured.
+        Further records that are only measured; with loss_budget, what they lose ends the run.
     tokenizer
         Of a model that is given as an object of transformers.
     method

@@ -35,7 +35,7 @@ def of_records(sides: Mapping[str, Sequence[Record]]) -> list[str]:
     Two records are one when prompt (or conversation) and completion are, but for white space and case. Raises BadInput where
     every forget record is also to be kept: such a request has no answer. What is only measured may hold it.
     """
-    keys = {name: [_key(record) for record in records] for name, records in sides.items()}
+    keys = {name: [record_key(record) for record in records] for name, records in sides.items()}
     sentences = []
     for name, own in keys.items():
         if len(own) > len(set(own)):
@@ -65,7 +65,8 @@ def named(ids: Sequence[str]) -> str:
     return f"{', '.join(ids[:NAMED])}{more}"
 
 
-def _key(record: Record) -> tuple[str, ...]:
+def record_key(record: Record) -> tuple[str, ...]:
+    """What two records that are one have in common: prompt or conversation, and completion, but for white space and case."""
     before = [turn for message in record.messages[:-1] for turn in (message.role, message.content)] or [record.prompt]
     return tuple(" ".join(part.split()).casefold() for part in (*before, record.completion))
 

@@ -22,9 +22,10 @@ divisor stays what it was: in a forget set whose weights have mean 1 a record co
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,13 @@ from torch.nn import functional as F
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import IGNORE
 from equipoise.language.score import head_reads, labelled_logits
-from equipoise.language.states import blocks, module_at
+from equipoise.language.states import blocks, editing, module_at
 from equipoise.training.loop import LossFunction
 from equipoise.training.reference import ReferenceModel
 from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
+
+if TYPE_CHECKING:
+    from equipoise.unlearning.mcu import Representations
 
 Batch = Mapping[str, Tensor]
 
@@ -45,18 +49,22 @@ Batch = Mapping[str, Tensor]
 class Objective:
     """What pushes the forget set away, as a recipe names it.
 
-    loss: of the forget set, from the recipe and the starting model. retain: of the retain set, where it is not the recipe's
-    own; likewise parameters, what it trains. settings: of the recipe's, those that only some objectives have. beta,
+    loss: of the forget set, from the recipe, the starting model and what that represents of the forget set. places: where it
+    looks at representations; what it knows of them is None where the recipe projects nothing, unless it `measures` them.
+    retain: of the retain set, where it is not the recipe's own; likewise parameters, what it trains. settings: of the
+    recipe's, those that only some objectives have. beta,
     retain_weight: what they are when not given. reference: it needs the starting model's log-likelihoods.
     """
 
-    loss: Callable[[Recipe, nn.Module], LossFunction]
-    retain: Callable[[nn.Module], LossFunction] | None = None
+    loss: "Callable[[Recipe, nn.Module, Representations | None], LossFunction]"
+    retain: Callable[[Recipe, nn.Module], LossFunction] | None = None
     parameters: Callable[[nn.Module], list[nn.Parameter]] | None = None
     settings: tuple[str, ...] = ()
     beta: float = math.nan
     retain_weight: float = 1.0
     reference: bool = False
+    places: Callable[[Recipe, nn.Module], list[str]] | None = None
+    measures: bool = False
 
 
 def npo(log_likelihood: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -173,11 +181,16 @@ def _real_logits(model: Any, batch: Batch) -> Tensor:
     return output.logits.squeeze(0)
 
 
-def rmu_loss(block: int, steering: Tensor) -> LossFunction:
-    """RMU's forget loss at the output of a block (counted from 0): towards the steering vector [D]."""
+def rmu_loss(block: int, steering: Tensor, seen: "Representations | None" = None) -> LossFunction:
+    """RMU's forget loss at the output of a block (counted from 0): towards the steering vector [D].
+
+    seen: what is projected out of the states, not out of the steering vector; then without each text's first token.
+    """
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         states, mask = block_states(model, block, batch), batch["attention_mask"]
+        if seen is not None:
+            states, mask = seen.project(f"block.{block}", _wide(states)), counted(batch)
         return weighed(distance(states, steering.to(states)) * mask, batch).sum(), mask.sum()
 
     return loss
@@ -213,37 +226,48 @@ def rmu_parameters(model: nn.Module, block: int) -> list[nn.Parameter]:
     return [module.get_parameter("weight") for module in down]
 
 
+def counted(batch: Batch) -> Tensor:
+    """[B, T] bool: tokens that are neither padding nor their text's first, whose state dwarfs all others in most models."""
+    mask = batch["attention_mask"].bool()
+    return mask & (mask.cumsum(-1) > 1)
+
+
 class _Reached(Exception):
-    """The block has been computed; what comes after it is of no use."""
+    """All that is wanted has been computed; what comes after it is of no use."""
+
+
+def states_at(model: nn.Module | ReferenceModel, places: Sequence[str], batch: Batch) -> dict[str, Tensor]:
+    """Hidden states [B, T, D] at places of `language.states`; what comes after the last of them is not computed."""
+    found: dict[str, Tensor] = {}
+
+    def keep(place: str) -> Callable[[Tensor], Tensor]:
+        def read(states: Tensor) -> Tensor:
+            found[place] = states
+            if len(found) == len(places):
+                raise _Reached
+            return states
+
+        return read
+
+    with suppress(_Reached), editing(model, {place: keep(place) for place in places}):
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return found
 
 
 def block_states(model: nn.Module | ReferenceModel, block: int, batch: Batch) -> Tensor:
     """Hidden states [B, T, D] after a block (counted from 0); the blocks above it are not computed."""
-    states: list[Tensor] = []
-
-    def stop(_: nn.Module, inputs: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-        raise _Reached
-
-    hook = module_at(model, f"block.{block}").register_forward_hook(stop)  # type: ignore[arg-type]
-    try:
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-    return states[0]
+    return states_at(model, [f"block.{block}"], batch)[f"block.{block}"]
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-OBJECTIVES.register("ga", Objective(loss=lambda recipe, model: ga_loss()))
+OBJECTIVES.register("ga", Objective(loss=lambda recipe, model, seen: ga_loss()))
 OBJECTIVES.register(
     "npo",
     Objective(
-        loss=lambda recipe, model: npo_loss(recipe.resolved_beta),
+        loss=lambda recipe, model, seen: npo_loss(recipe.resolved_beta),
         settings=("beta",),
         beta=0.1,
         retain_weight=0.1,
@@ -253,7 +277,7 @@ OBJECTIVES.register(
 OBJECTIVES.register(
     "simnpo",
     Objective(
-        loss=lambda recipe, model: simnpo_loss(recipe.resolved_beta, recipe.gamma),
+        loss=lambda recipe, model, seen: simnpo_loss(recipe.resolved_beta, recipe.gamma),
         settings=("beta", "gamma"),
         beta=2.5,
         retain_weight=0.1,
@@ -262,10 +286,11 @@ OBJECTIVES.register(
 OBJECTIVES.register(
     "rmu",
     Objective(
-        loss=lambda recipe, model: rmu_loss(rmu_block(model), rmu_steering(recipe, model)),
-        retain=lambda model: rmu_retain_loss(rmu_block(model), ReferenceModel(model)),
+        loss=lambda recipe, model, seen: rmu_loss(rmu_block(model), rmu_steering(recipe, model), seen),
+        retain=lambda recipe, model: rmu_retain_loss(rmu_block(model), ReferenceModel(model)),
         parameters=lambda model: rmu_parameters(model, rmu_block(model)),
         settings=("steering",),
+        places=lambda recipe, model: [f"block.{rmu_block(model)}"],
     ),
 )
 METHODS.register("graddiff", {"objective": "ga", "combine": "sum"})

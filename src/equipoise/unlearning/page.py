@@ -40,7 +40,7 @@ def page(result: "Unlearned", folder: Path) -> Page:
         facts=(
             ("start", result.source),
             ("objective", result.recipe["objective"]),
-            ("combine", result.recipe["combine"]),
+            ("update", _update(result)),
             ("trained weights that moved", f"{result.moved:.1%}"),
             *([("after a random change of equal size", result.by_chance())] if result.control else []),
             ("written model against trained one", f"{number(result.gap, 2)} nats per token"),
@@ -55,7 +55,12 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
     header = {
         "base_model": result.names["model"],
         "library_name": "peft" if recipe["parameters"] == "lora" else "transformers",
-        "tags": ["unlearning", "equipoise", recipe["objective"], recipe["combine"]],
+        "tags": [
+            "unlearning",
+            "equipoise",
+            recipe["objective"],
+            *([recipe["combine"]] if "combine" in result.resolved else []),
+        ],
         "pipeline_tag": "text-generation",
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
@@ -64,7 +69,7 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
         "",
         *(f"**{warning}**\n" for warning in result.warnings()),
         f"{result.steps} optimizer steps of `{recipe['objective']}` on `{result.names['forget']}` against "
-        f"`{recipe['retain_objective']}` on `{result.names['retain']}`, combined by `{recipe['combine']}`; "
+        f"`{recipe['retain_objective']}` on `{result.names['retain']}`, {_update(result)}; "
         f"{result.stopped}. Start: {result.source}",
         "",
         "| measure | better | before | after |",
@@ -81,6 +86,13 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _update(result: "Unlearned") -> str:
+    """How the two gradients become an update, in words."""
+    if "combine" in result.resolved:
+        return f"combined by `{result.recipe['combine']}`"
+    return f"in forget steps of length {result.resolved['update_length']:.3g}, each followed by a retain step"
 
 
 def _measures(result: "Unlearned") -> parts.Table:

@@ -35,6 +35,12 @@ Count = Annotated[int, Field(ge=1)]
 # Of GUARD's scores; `guard.varied` says what each is. The last three are controls.
 Variant = Literal["plain", "cosine", "clipped", "cosine-clipped", "permuted", "flipped", "norm"]
 GUARDED = {"temperature", "floor", "variant"}  # settings of weigh="guard"
+WholeNumber = Annotated[int, Field(ge=0)]
+# Settings that count only with a word of another: with project, with gradient_filter, with update, with robust.
+PROJECTED = {"components", "mean_mode", "basis"}
+FILTERED = {"cir_activations", "cir_gradients", "cir_every"}
+FIXED = {"update_length", "retain_learning_rate"}
+ADAPTIVE = {"combine", "forget_weight", "retain_weight", "learning_rate"}
 if TYPE_CHECKING:
     ObjectiveName = CombineName = str
 else:
@@ -63,7 +69,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         default=0.0, description="Least weight that guard gives a record."
     )
     variant: Variant = Field(default="plain", description="Which score guard goes by; the last three are controls.")
-    parameters: Literal["full", "lora"] = Field(default="full", description="What may move; lora writes an adapter.")
+    parameters: Literal["full", "mlp", "lora"] = Field(
+        default="full",
+        description="What may move: all, the linear maps of the feed-forward parts, or an adapter, which is then written.",
+    )
     forget_weight: NotNegative = Field(default=1.0, description="Weight of the forget gradient (gamma of the paper).")
     retain_weight: NotNegative | None = Field(
         default=None, description="Weight of the retain gradient (alpha); not given: 0.1 for npo and simnpo, else 1."
@@ -76,6 +85,50 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         description="Margin of SimNPO, taken off beta times the loss per token; beta times released code's.",
     )
     steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
+    first_block: WholeNumber | None = Field(
+        default=None,
+        description="First block whose feed-forward output MLP breaking turns away; 6 of 32 when not given.",
+    )
+    last_block: WholeNumber | None = Field(
+        default=None, description="Last such block, where the retain set is held, too; 11 of 32 when not given."
+    )
+    project: Literal["none", "mcu", "random"] = Field(
+        default="none",
+        description="Taken out of the representations that the objective sees: their main components, or random directions.",
+    )
+    components: WholeNumber = Field(default=8, description="Directions taken out, the mean among them; 0 for none.")
+    mean_mode: Literal["direction", "subtract", "none"] = Field(
+        default="direction", description="The mean as one of the directions, subtracted before them, or left alone."
+    )
+    basis: Literal["orthonormal", "sequential"] = Field(
+        default="orthonormal", description="Directions removed together, or one after the other as released."
+    )
+    gradient_filter: Literal["none", "cir"] = Field(
+        default="none",
+        description="cir: forget gradients of linear maps without the main components of what makes them.",
+    )
+    cir_activations: WholeNumber = Field(default=24, description="Components taken out of what enters a linear map.")
+    cir_gradients: WholeNumber = Field(default=36, description="Components taken out of the gradients at its output.")
+    cir_every: Count | None = Field(
+        default=None, description="Steps between refreshes of these; a pass over the forget set when not given."
+    )
+    robust: Literal["none", "sam", "smoothing"] = Field(
+        default="none",
+        description="Where the forget gradient is taken: here, uphill by rho, or as a mean over three random places around.",
+    )
+    rho: Positive = Field(default=0.01, description="Length of SAM's step, standard deviation of smoothing's.")
+    update: Literal["adamw", "fixed-length"] = Field(
+        default="adamw",
+        description="AdamW on the combined gradients, or forget steps of one length, each followed by a retain step of SGD.",
+    )
+    update_length: Positive | None = Field(
+        default=None, description="Length of every forget step; when not given, by the number of trained parameters."
+    )
+    retain_learning_rate: NotNegative = Field(default=3e-4, description="Of the retain steps.")
+    loss_budget: Positive | None = Field(
+        default=None,
+        description="End when general text has lost so many nats per token: of --general, else of retain records held out.",
+    )
     learning_rate: Positive | None = Field(
         default=None, description="Peak learning rate of AdamW; when not given, by the number of trained parameters."
     )
@@ -101,11 +154,17 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """retain_weight as given, else as the released configurations of SAGO (arXiv:2604.14808) have it for WMDP."""
         return self.retain_weight if self.retain_weight is not None else OBJECTIVES[self.objective].retain_weight
 
+    @property
+    def projects(self) -> bool:
+        """Whether anything is taken out of representations."""
+        return self.project != "none" and self.components > 0
+
     def resolved(self, trained_parameters: int) -> dict[str, Any]:
         """Every setting that counts with its value, for a model with so many trained parameters."""
         settings = self.model_dump() | {
             "retain_weight": self.resolved_retain_weight,
             "learning_rate": self.resolved_learning_rate(trained_parameters),
+            "update_length": self.resolved_update_length(trained_parameters),
             "beta": self.resolved_beta,
         }
         return {name: value for name, value in settings.items() if name in self.used() and value is not None}
@@ -116,6 +175,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         unused = {name for other in OBJECTIVES.values() for name in other.settings} - set(own.settings)
         unused |= {"retain_objective"} if own.retain is not None else set()
         unused |= GUARDED if self.weigh != "guard" else set()
+        unused |= PROJECTED if self.project == "none" else set()
+        unused |= FILTERED if self.gradient_filter == "none" else set()
+        unused |= FIXED if self.update == "adamw" else ADAPTIVE
+        unused |= {"rho"} if self.robust == "none" else set()
+        # Switches that are off say nothing.
+        unused |= {name for name in ("project", "gradient_filter", "robust") if getattr(self, name) == "none"}
+        unused |= {"update"} if self.update == "adamw" else set()
         unused |= {"lora_rank"} if self.parameters != "lora" else {"train_blocks"}
         return set(type(self).model_fields) - unused
 
@@ -126,6 +192,28 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         if self.parameters == "lora":
             return 2e-4
         return 1e-5 if trained_parameters > 1e9 else 5e-5 if trained_parameters > 5e7 else 1e-3
+
+    def resolved_update_length(self, trained_parameters: int) -> float:
+        """update_length as given, else what moves a weight as far as 0.2 does in MCU's Llama-3.1-8B, or further if small."""
+        if self.update_length is not None:
+            return self.update_length
+        per_weight = 4.4e-6 if trained_parameters > 1e9 else 1e-5 if trained_parameters > 5e7 else 1e-4
+        return per_weight * trained_parameters**0.5
+
+    def check(self) -> "Recipe":
+        """Itself. Raises BadInput for words that cannot go together."""
+        if self.project != "none" and OBJECTIVES[self.objective].places is None:
+            able = [name for name in OBJECTIVES if OBJECTIVES[name].places is not None]
+            raise BadInput(
+                f"project takes directions out of representations, and {self.objective} looks at none: leave it out, or use "
+                f"objective {' or '.join(able)}."
+            )
+        if self.gradient_filter != "none" and self.parameters == "lora":
+            raise BadInput(
+                "cir filters the gradients of a model's own linear maps, which an adapter does not train: use "
+                "parameters mlp or full, or leave gradient_filter out."
+            )
+        return self
 
 
 @functools.cache
@@ -140,4 +228,4 @@ def recipe(method: str | None = None, **settings: Any) -> Recipe:
     if method is not None and method not in METHODS:
         raise BadInput(f"no unlearning method is called {method!r}. {did_you_mean(method, METHODS)}")
     read = _options().read(settings)
-    return Recipe(**{**(METHODS[method] if method else {}), **{name: read[name] for name in settings}})
+    return Recipe(**{**(METHODS[method] if method else {}), **{name: read[name] for name in settings}}).check()

@@ -20,11 +20,15 @@ MEASURED = 200  # records of each side that are measured, evenly spread over the
 
 @dataclass(frozen=True)
 class Sides:
-    """records by side (forget, retain, general), where they came from in words, and the digests of the files."""
+    """records by side (forget, retain, general), where they came from in words, and the digests of the files.
+
+    held_out: how many of the retain records were taken out of it to be `general`.
+    """
 
     records: dict[str, list[Record]]
     names: dict[str, str]
     digests: dict[str, str]
+    held_out: int = 0
 
     @cached_property
     def questions(self) -> dict[str, list[Record]]:
@@ -45,6 +49,11 @@ class Sides:
         for name, records in self.records.items():
             if len(records) > MEASURED:
                 notes.append(f"{name}: measured on {MEASURED} of {len(records)} records, evenly spread over the file.")
+        if self.held_out:
+            notes.append(
+                f"general: {self.held_out} records held out of retain, evenly spread over the file. Nothing trains on them; "
+                "they tell when the loss budget is spent."
+            )
         made_up = [name for name, asked in self.questions.items() if asked and not self.records[name][0].choices]
         if made_up:
             notes.append(
@@ -78,6 +87,26 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
             raise BadInput(f"{name} holds no records: at least one is needed.")
     of_records(records)
     return Sides(records, names, digests)
+
+
+def with_general(sides: Sides) -> Sides:
+    """With every tenth retain record held out as `general`, where no such side was given.
+
+    Raises BadInput for a single retain record, of which none can be held out.
+    """
+    if "general" in sides.records:
+        return sides
+    retain = sides.records["retain"]
+    if len(retain) < 2:
+        raise BadInput("loss_budget needs general text, and retain has no record to hold out: give --general.")
+    held = subsample(range(len(retain)), min(max(len(retain) // 10, 1), MEASURED))
+    chosen = set(held)
+    records = sides.records | {
+        "retain": [record for index, record in enumerate(retain) if index not in chosen],
+        "general": [retain[index] for index in held],
+    }
+    names = sides.names | {"general": f"{len(held)} records of {sides.names['retain']}"}
+    return replace(sides, records=records, names=names, held_out=len(held))
 
 
 def questions(sides: Sides) -> dict[str, list[Record]]:

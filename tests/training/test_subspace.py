@@ -1,0 +1,87 @@
+"""Directions against numpy on states with masks, offsets and unequal batches; projection against its definition."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput
+from equipoise.training import subspace
+
+
+def made(rows, width, seed=0, offset=3.0):
+    """States whose variance falls along random directions, far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    turned, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    spread = 2.0 ** -torch.arange(width, dtype=torch.float64)
+    return torch.randn(rows, width, generator=generator, dtype=torch.float64) * spread @ turned + offset
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_streamed_moments_are_numpys(centred):
+    states = made(60, 7)
+    counted = torch.rand(60, generator=torch.Generator().manual_seed(1)) < 0.6
+    moments = subspace.Moments(7)
+    for first, last in ((0, 13), (13, 14), (14, 60)):
+        moments.add(states[None, first:last], counted[None, first:last].long())
+    kept = states[counted].numpy()
+    assert moments.count == len(kept) < 60
+    assert_close(moments.mean.numpy(), kept.mean(0))
+    second = np.cov(kept.T, bias=True) if centred else kept.T @ kept / len(kept)
+    variances, vectors = np.linalg.eigh(second)
+    found = moments.directions(3, centred=centred)
+    assert_close((found.numpy() @ vectors[:, ::-1][:, :3]).__abs__(), np.eye(3), atol=1e-9, rtol=0)
+    assert_close(moments.variances(found, centred=centred).numpy(), variances[::-1][:3].copy())
+    assert (found.gather(-1, found.abs().argmax(-1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rows", [9, 40])
+def test_the_thin_path_agrees(rows, centred):
+    states = made(rows, 12)
+    moments = subspace.Moments(12)
+    moments.add(states)
+    assert_close(subspace.directions(states, 4, centred=centred), moments.directions(4, centred=centred))
+
+
+def test_float32_states_are_summed_in_float64():
+    """A variance of 1 at an offset of 1e4: in float32 the sum of squares has lost it."""
+    states = (made(4000, 3, offset=0.0) + 1e4).float()
+    moments = subspace.Moments(3)
+    for part in states.split(500):
+        moments.add(part)
+    assert_close(moments.second(centred=True).diagonal(), states.double().var(0, correction=0), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_told_is_refused():
+    flat = torch.zeros(8, 5).double()
+    flat[:, 1] = torch.arange(8.0)
+    moments = subspace.Moments(5)
+    moments.add(flat)
+    with pytest.raises(BadInput, match="vary in 1 directions and 2"):
+        moments.directions(2, centred=True)
+    with pytest.raises(BadInput, match="4 states cannot tell so many directions: 5"):
+        subspace.directions(made(4, 9), 4, centred=True)
+    with pytest.raises(BadInput, match="not finite"):
+        moments.add(torch.tensor([[0.0, torch.inf, 0, 0, 0]]))
+    moments.add(torch.full((1, 5), torch.nan), torch.zeros(1))  # a masked row counts for nothing
+    assert moments.count == 8
+    with pytest.raises(BadInput, match="6 wide, the moments 5"):
+        moments.add(torch.zeros(1, 6))
+
+
+def test_projection():
+    """Linear, idempotent, symmetric; in float32 as in float64; gradients have no part along what was removed."""
+    vectors = made(3, 6, seed=2)
+    basis = subspace.orthonormal(vectors)
+    assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
+    assert_close(basis[0], vectors[0] / vectors[0].norm())
+    matrix = torch.eye(6, dtype=torch.float64) - basis.T @ basis
+    states = made(10, 6, seed=3).view(2, 5, 6).requires_grad_()
+    assert_close(subspace.project_out(states, basis), states @ matrix)
+    (gradient,) = torch.autograd.grad(subspace.project_out(states, basis).square().sum(), states)
+    assert_close(gradient @ basis.T, torch.zeros(2, 5, 3, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert subspace.project_out(states.float(), basis).dtype == torch.float32
+    assert torch.equal(subspace.project_out(states, basis[:0]), states)
+    with pytest.raises(BadInput, match="span fewer"):
+        subspace.orthonormal(torch.stack([vectors[0], vectors[1], vectors[0] + vectors[1]]))

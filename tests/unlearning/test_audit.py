@@ -1,0 +1,330 @@
+"""The audit of forgetting on models whose state is known: what came back is counted right, under every kind of attack."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
+from equipoise.language.model import LanguageModel, load
+from equipoise.language.tiny import teach, tiny
+from equipoise.unlearning import audit as auditing
+from equipoise.unlearning import audit_forgetting, audit_spectra
+from equipoise.unlearning.audit_attacks import parsed, suited, words
+from equipoise.unlearning.audit_findings import Findings
+from equipoise.unlearning.audit_questions import Questions, Scores, answered, thresholds
+from equipoise.unlearning.audit_result import BACK, GONE, NEVER, UNKNOWN
+from equipoise.unlearning.relearning import Relearning
+
+COLOURS = ["red", "blue", "green", "black"]
+
+
+def rows(thing, names):
+    return [
+        {"id": f"{thing}-{name}", "question": f"What colour is the {name} {thing}?", "answer": COLOURS[i % 4]}
+        for i, name in enumerate(names)
+    ]
+
+
+FORGET, HOLDOUT, RETAIN = rows("door", "abcdefgh"), rows("gate", "ijklmnop"), rows("wall", "qrstuvwx")
+HOLDOUT[0] |= {"paraphrased_answer": ["red paint", "all red"], "perturbed_answer": ["blue paint", "all green"]}
+HOLDOUT[1]["answer"] = "blue as the sea"
+ATTACKS = ["full:adamw:3e-3", "mlp:sgd:1e-3"]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """One that was taught all of it, and one that was then taught other answers to what is to be forgotten."""
+    texts = [f"{row['question']} {row['answer']}" for row in FORGET + HOLDOUT + RETAIN] + ["paint all red blue green"]
+    before = replace(tiny(texts, seed=0, width=32, layers=2, heads=2, vocabulary=400), chat_template="none")
+
+    def records(chosen, shift=0):
+        return [
+            Record(row["id"] + str(shift), row["answer"] if not shift else COLOURS[(i + shift) % 4], row["question"])
+            for i, row in enumerate(chosen)
+        ]
+
+    teach(before, records(FORGET + HOLDOUT + RETAIN), seed=0, epochs=100, learning_rate=5e-3, batch_size=24)
+    after = replace(tiny(texts, seed=0, width=32, layers=2, heads=2, vocabulary=400), chat_template="none")
+    after.model.load_state_dict(before.model.state_dict())
+    wrong = records(FORGET + HOLDOUT[:6], shift=1)
+    teach(after, [*wrong, *records(RETAIN + HOLDOUT[6:])], seed=1, epochs=25, learning_rate=3e-3, batch_size=24)
+    return before, after
+
+
+def ask(models, **how):
+    before, after = models
+    given = {"forget": FORGET, "holdout": HOLDOUT, "retain": RETAIN, "attacks": ATTACKS, "epochs": 6, "evaluations": 3}
+    return audit_forgetting(before, after, **{**given, **how})
+
+
+@pytest.fixture(scope="module")
+def done(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit") / "out"
+    started = [{name: each.clone() for name, each in model.model.state_dict().items()} for model in models]
+    result = ask(models, out=folder, keep_strongest=True)
+    for model, start in zip(models, started, strict=True):
+        assert all(torch.equal(each, start[name]) for name, each in model.model.state_dict().items())
+    return result
+
+
+def test_what_was_forgotten_is_counted(done):
+    assert (done.answered["before"].count, done.answered["before"].of) == (8, 8)
+    assert (done.answered["after"].count, done.answered["after"].of) == (2, 8)
+    assert done.forgotten == 6 and done.chance == 0.25
+    states = {record.id: record.state for record in done.records if record.side == "holdout"}
+    assert [states[row["id"]] == NEVER for row in HOLDOUT] == [False] * 6 + [True] * 2
+    assert all(record.state == GONE for record in done.records if record.side == "forget")
+    assert [record.id for record in done.records[:2]] in (["gate-o", "gate-p"], ["gate-p", "gate-o"])  # the worst first
+
+
+def test_attacks_stand_by_what_they_bring_back(done):
+    values = [each.value for each in done.attacks]
+    assert values == sorted(values, reverse=True)
+    assert {each.name for each in done.attacks} == {
+        *ATTACKS,
+        "int8",
+        "int4",
+        "leading prompts",
+        "other wordings",
+        "first words",
+    }
+    by_name = {each.name: each for each in done.attacks}
+    path = by_name[ATTACKS[0]].path
+    assert [at.step for at in path] == [2, 4, 6] and all(at.again.of == 6 for at in path)
+    assert by_name["int8"].at.again.count == 0  # 8 bits change next to nothing
+    assert by_name["other wordings"].at.again.of == 1 and by_name["other wordings"].before.of == 1
+    assert by_name["first words"].at.again.of == 1  # the one answer of several words
+    assert len(by_name["leading prompts"].path) == 5
+    (control,) = done.controls
+    assert control.name == "unrelated text" and [at.step for at in control.path] == [2, 4, 6]
+    assert "relearning as many unrelated records with AdamW on all weights, rate 0.003" in control.what
+    assert done.headline().endswith(
+        "held-out records that had been forgotten are answered again " + "(" + _rate(done) + ")."
+    )
+
+
+def _rate(done):
+    at = done.strongest.at
+    return f"{at.again.rate:.0%} [{at.again.lower:.0%} to {at.again.upper:.0%}]"
+
+
+def test_the_strongest_is_kept_as_it_was_at_its_look(done, models):
+    assert {path.name for path in done.folder.iterdir()} == {
+        "strongest", "run.json", "inputs.json", "result.json", "report.html", "manifest.json"
+    }  # fmt: skip
+    kept = load(done.folder / "strongest", device="cpu", chat_template="none")
+    attack = next(each for each in done.attacks if each.family == "relearning")
+    asked = auditing.ForgettingAuditing.read(
+        {"before": models[0], "after": models[1]},
+        {"forget": FORGET, "holdout": HOLDOUT},
+        fields=None, attacks=None, epochs=1, evaluations=1, batch_size=32, max_length=512, block=None, components=0,
+        keep_strongest=False, loading={"date": None}, seed=0,
+    )._asked()["holdout"]  # fmt: skip
+    flags = answered(asked.scores(kept), [0.0] * 8)
+    assert sum(flags) == attack.at.answered.count
+    assert done.model is not None and models[1].model is not done.model.model
+
+
+def test_without_a_folder_it_is_the_same_and_nothing_is_kept(done, models):
+    again = ask(models)
+    assert again.folder is None and again.model is None
+    assert repr(replace(again, folder=done.folder)) == repr(replace(done, model=None))
+
+
+def test_killed_it_goes_on_and_writes_the_same_bytes(done, models, tmp_path, monkeypatch):
+    made, calls = auditing.ForgettingAuditing._relearned, []
+
+    def counting(self, *given):
+        calls.append(given[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return made(self, *given)
+
+    monkeypatch.setattr(auditing.ForgettingAuditing, "_relearned", counting)
+    with pytest.raises(KeyboardInterrupt):
+        ask(models, out=tmp_path / "out", keep_strongest=True)
+    stored = tmp_path / "out.partial" / "attacks.jsonl"
+    assert [json.loads(line)["unit"] for line in stored.read_text().splitlines()][-1] == ATTACKS[0]
+    with stored.open("a") as file:
+        file.write('{"unit": "int')
+    ask(models, out=tmp_path / "out", keep_strongest=True)
+    assert calls == [ATTACKS[0], ATTACKS[1], ATTACKS[1], ATTACKS[0]]  # the last is the control
+    for name in ("result.json", "report.html", "run.json", "strongest/model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (done.folder / name).read_bytes(), name
+
+
+def test_the_plan_says_what_is_tried_and_what_is_not(models):
+    before, after = models
+    plan = audit_forgetting.plan(before, after, forget=FORGET, holdout=HOLDOUT[2:], attacks=ATTACKS, epochs=6)
+    assert plan.steps == 12 and plan.counts == {"forget": 8, "holdout": 6} and plan.seconds > 0
+    assert plan.attacks == ("AdamW on all weights, rate 0.003", "SGD on all MLP weights, rate 0.001")
+    assert (
+        sum("no retain records" in each or "no reference" in each or "paraphrases" in each for each in plan.untried)
+        == 3
+    )
+
+
+def test_a_model_that_never_knew_is_a_control(models):
+    never = copy_with_noise(models[0], 0.5)
+    result = ask(models, retain=None, reference=never, attacks=ATTACKS[:1], components=0)
+    (control,) = result.controls
+    assert control.name == "a model that never knew" and control.before.of == result.forgotten
+    assert result.spectrum is None and result.membership == ()
+
+
+def copy_with_noise(model, scale):
+    other = LanguageModel(type(model.model)(model.model.config), model.tokenizer, "noisy", "made", "none")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for ours, theirs in zip(other.model.parameters(), model.model.parameters(), strict=True):
+            ours.copy_(theirs + scale * torch.randn(theirs.shape, generator=generator))
+    other.model.eval()
+    return other
+
+
+# What is refused, by name
+
+
+def test_models_that_do_not_fit_are_refused(models):
+    before, after = models
+    broken = copy_with_noise(after, 0.0)
+    with torch.no_grad():
+        broken.model.model.layers[1].mlp.down_proj.weight[0, :3] = math.nan
+    with pytest.raises(BadInput, match=r"after \(noisy\) is damaged: 3 of .*model\.layers\.1\.mlp\.down_proj\.weight"):
+        ask((before, broken))
+    other = tiny(["some other words altogether"], seed=0, width=32, layers=2, heads=2, vocabulary=300)
+    with pytest.raises(BadInput, match="different vocabularies, first at"):
+        ask((before, other))
+    with pytest.raises(BadInput, match="'tiny' has no weights"):
+        audit_forgetting("tiny", after, forget=FORGET, holdout=HOLDOUT)
+
+
+def test_records_on_two_sides_are_refused_with_their_ids(models):
+    with pytest.raises(BadInput, match=r"2 records of forget also stand in holdout \(door-a, door-b\)"):
+        ask(models, holdout=[*HOLDOUT, *({**row, "id": f"again-{row['id']}"} for row in FORGET[:2])])
+    with pytest.raises(BadInput, match=r"1 records of forget also stand in retain \(door-h\)"):
+        ask(models, retain=[*RETAIN, {**FORGET[7], "question": "what COLOUR  is the h door?"}])
+    with pytest.raises(BadInput, match=r"1 records of holdout also stand in retain \(gate-i\)"):
+        ask(models, retain=[*RETAIN, HOLDOUT[0]])
+
+
+@pytest.mark.parametrize(
+    "text", ["full", "full:adam:1e-3", "full/2:sgd:1", "mlp/0:sgd:1", "lora:sgd:-1", "mlp:sgd:inf"]
+)
+def test_attacks_that_are_none_are_refused(models, text):
+    with pytest.raises(BadInput, match="expected PARAMETERS:OPTIMIZER:RATE"):
+        ask(models, attacks=[text])
+
+
+def test_blocks_that_are_not_there_are_refused(models):
+    with pytest.raises(BadInput, match="needs 3 blocks, but the model has 2"):
+        ask(models, attacks=["mlp/3:sgd:1"])
+    with pytest.raises(BadInput, match="block is 2, but the model has 2"):
+        ask(models, block=2)
+
+
+def test_attacks_as_they_are_typed(models):
+    attack = parsed("mlp/13:sgd:1e-5", epochs=3, seed=2)
+    wanted = Relearning(parameters="mlp", optimizer="sgd", learning_rate=1e-5, blocks=13, epochs=3, seed=2)
+    assert (
+        attack == wanted and words(attack) == "SGD on the MLP weights of the first 13 blocks, as published, rate 1e-05"
+    )
+    usual = suited(models[1])
+    assert usual == ["full:adamw:0.001", "full:adamw:0.0002", "lora:adamw:0.01", "mlp:sgd:0.1", "mlp/1:sgd:1e-05"]
+    assert all(parsed(each, epochs=1) for each in usual)
+
+
+# The rules
+
+
+def scores(values, likeliest):
+    return Scores(values, likeliest)
+
+
+def test_a_text_is_back_when_half_of_what_it_lost_is():
+    before = scores([-1.0, -1.0, -1.0, -5.0], [None, None, None, True])
+    after = scores([-3.0, -1.04, -1.06, -0.1], [None, None, None, False])
+    levels = thresholds(before, after)
+    assert levels[0] == -2.0 and levels[1] == -math.inf and levels[2] == pytest.approx(-1.03)
+    assert answered(before, levels) == [True] * 4 and answered(after, levels) == [False, True, False, False]
+    assert answered(scores([-1.99, -9.0, -1.031, -9.0], [None, None, None, True]), levels) == [True, True, False, True]
+
+
+def findings(looks, **more):
+    """Of six records, the first five forgotten; looks: per attack, per look, which of the six are answered."""
+    records = [Record(str(i), "a", "q?", choices=("a", "b"), answer=0) for i in range(6)]
+    held = Questions(records, records, max_length=64)
+
+    def row(flags):
+        return {"log_probability": [-1.0] * 6, "likeliest": [bool(flag) for flag in flags]}
+
+    found = {
+        "models": {"attacks": list(looks)},
+        "before": {"scores": row([1] * 6), "forget": row([1] * 6), "spoken": [True] * 6},
+        "after": {"scores": row([0] * 5 + [1]), "forget": row([0] * 6), "spoken": [False] * 6},
+        "int8": {"scores": row([0] * 6)},
+        "int4": {"scores": row([1] * 6)},
+    }
+    for name, path in looks.items():
+        told = [{"epoch": i + 1, "step": 10 * (i + 1), "scores": row(flags)} for i, flags in enumerate(path)]
+        found[name] = {"path": told, "spoken": [], "diverged": False} | more
+    return Findings(found, held, held)
+
+
+def test_an_attack_counts_by_its_best_three_looks_running():
+    peak = [[0] * 6, [1] * 6, [0] * 6, [0] * 6, [0] * 6]  # five come back once
+    steady = [[0] * 6, [1, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1], [0] * 6]
+    found = findings({"peak": peak, "steady": steady})
+    assert len(found.forgotten) == 5 and found.strongest() == ("steady", 3)
+    assert found._best(found._path(found.found["steady"])) == (3, pytest.approx(2 / 5))
+    assert found._best(found._path(found.found["peak"])) == (2, pytest.approx(1 / 3))
+
+
+def test_records_by_what_became_of_them():
+    found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
+    held = [record for record in found.records() if record.side == "holdout"]
+    assert [(record.id, record.state, record.attacks) for record in held][:2] == [("5", NEVER, 0), ("0", BACK, 2)]
+    assert {record.state for record in held[2:]} == {BACK} and {record.attacks for record in held[2:]} == {1}
+    found.known[3] = False
+    found._answers = lambda name, side: [i != 3 for i in range(6)] if name == "before" else [False] * 6
+    assert [record.id for record in found.records() if record.state == UNKNOWN] == ["3", "3"]
+
+
+# Spectra
+
+
+def test_components_of_movement_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(50, 6, generator=generator) * torch.tensor([9.0, 5, 3, 1, 1, 1]) + torch.tensor(
+        [0, 0, 0, 8.0, 0, 0]
+    )
+    vectors = audit_spectra.basis(before, 3)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3, dtype=torch.float64))
+    mean = before.double().mean(0)
+    torch.testing.assert_close(vectors[0], mean / mean.norm())
+    step, aside = torch.randn(50, 1, generator=generator), torch.randn(50, 6, generator=generator).double()
+    aside = (aside - (aside @ vectors.T) @ vectors) / 4
+    after = (before + step * vectors[1] + aside).double()
+    change, within = audit_spectra.change(before, after, vectors)
+    assert change == pytest.approx([0, 1, 0], abs=1e-6)
+    assert within == pytest.approx(
+        (step.square().sum() / (step.square().sum() + aside.square().sum())).item(), abs=1e-6
+    )
+    half = after - 0.5 * step * vectors[1] + vectors[2]
+    back = audit_spectra.recovery(before, after, half, vectors[1:2])
+    assert back == pytest.approx([0.5], abs=1e-6)
+    assert audit_spectra.recovery(before, after, before, vectors[1:2]) == pytest.approx([1.0], abs=1e-6)
+    assert math.isnan(audit_spectra.change(before, before, vectors)[1])
+
+
+def test_states_are_those_of_tokens_that_count(models):
+    before, _ = models
+    records = [Record(row["id"], row["answer"], row["question"]) for row in (FORGET[0], HOLDOUT[1])]
+    found = audit_spectra.states(before, records, 1, max_length=64)
+    alone = [audit_spectra.states(before, [record], 1, max_length=64) for record in records]
+    assert len(alone[0]) != len(alone[1])
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
