@@ -86,8 +86,8 @@ def test_attacks_stand_by_what_they_bring_back(done):
     assert values == sorted(values, reverse=True)
     assert {each.name for each in done.attacks} == {
         *ATTACKS,
-        "int8",
-        "int4",
+        "8 bits",
+        "4 bits",
         "leading prompts",
         "other wordings",
         "first words",
@@ -95,9 +95,10 @@ def test_attacks_stand_by_what_they_bring_back(done):
     by_name = {each.name: each for each in done.attacks}
     path = by_name[ATTACKS[0]].path
     assert [at.step for at in path] == [2, 4, 6] and all(at.again.of == 6 for at in path)
-    assert by_name["int8"].at.again.count == 0  # 8 bits change next to nothing
+    assert by_name["8 bits"].at.again.count == 0  # 8 bits change next to nothing
     assert by_name["other wordings"].at.again.of == 1 and by_name["other wordings"].before.of == 1
-    assert by_name["first words"].at.again.of == 1  # the one answer of several words
+    cued = by_name["first words"]  # tried on the one answer of several words, and ranked by all six
+    assert cued.at.again.of == 1 and cued.value == cued.at.again.count / 6
     assert len(by_name["leading prompts"].path) == 5
     (control,) = done.controls
     assert control.name == "unrelated text" and [at.step for at in control.path] == [2, 4, 6]

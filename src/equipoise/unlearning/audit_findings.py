@@ -87,7 +87,7 @@ class Findings:
             flags = answered(Scores.read(row["scores"]), self._levels["holdout"])
             what = f"its matrices rounded to {bits} bits by {grain}"
             path = [self._at("as it is", 0, flags)]
-            made.append(self._attack(f"int{bits}", QUANTISATION, what, path, spoken=row["spoken"]))
+            made.append(self._attack(f"{bits} bits", QUANTISATION, what, path, spoken=row["spoken"]))
         return tuple(
             sorted([*made, *self._wordings()], key=lambda a: (-a.value if a.value == a.value else 1, a.at.step))
         )
@@ -241,14 +241,10 @@ class Findings:
                 made.append(self._attack(name, WORDING, what, path, before=self._again(before[key])))
         if leading := after["leading"]:
             path = [self._at(prefix, 0, flags) for prefix, flags in leading.items()]
-            best = max(range(len(path)), key=lambda i: path[i].again.rate if path[i].again.of else -1)
+            best, value = max(((i, self._best([at])[1]) for i, at in enumerate(path)), key=lambda pair: pair[1])
             same = self._again(before["leading"][path[best].label])
             what = f"asked behind a leading sentence, the best of {len(path)}"
-            made.append(
-                ForgettingAttack(
-                    "leading prompts", WORDING, what, tuple(path), best, path[best].again.rate, NOTHING, same
-                )
-            )
+            made.append(ForgettingAttack("leading prompts", WORDING, what, tuple(path), best, value, NOTHING, same))
         return made
 
     def _attack(
@@ -286,11 +282,15 @@ class Findings:
         return share(values, [self.clusters[i] for i in chosen]) if chosen else NOTHING
 
     def _best(self, path: Sequence[RecoveryAt]) -> tuple[int, float]:
-        """The last look of the best window, and the window's mean; nan where nothing was forgotten."""
-        rates = [each.again.rate for each in path]
+        """The last look of the best window, and the window's mean share of the forgotten; nan where nothing was forgotten.
+
+        Records that an attack cannot be tried on count as not answered: one that brings back the only record that it is for
+        is not the strongest.
+        """
+        if not path or not self.forgotten:
+            return max(len(path) - 1, 0), math.nan
+        rates = [each.again.count / len(self.forgotten) for each in path]
         width = min(WINDOW, len(rates))
-        if not rates or math.isnan(rates[0]):
-            return max(len(rates) - 1, 0), math.nan
         means = [float(np.mean(rates[i : i + width])) for i in range(len(rates) - width + 1)]
         best = int(np.argmax(means))
         return best + width - 1, means[best]

@@ -28,8 +28,9 @@ class RecoveryAt:
 
 @dataclass(frozen=True, slots=True)
 class ForgettingAttack:
-    """One attack. best: the place in `path` that counts for it, chosen by one rule for all; value: what it is ranked by.
+    """One attack. best: the place in `path` that counts for it, chosen by one rule for all.
 
+    value: what it is ranked by, a share of all forgotten records; those that it cannot be tried on count against it.
     family: relearning, quantisation, wording or control. greedy: of the forgotten questions that were asked for an answer in
     words, how many the attacked model answers so, at the attack's end; before: the before model under the same asking.
     moved: share of the trained weights that is another number. recovery: by component, what came back of the change.
