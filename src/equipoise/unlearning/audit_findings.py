@@ -80,7 +80,7 @@ class Findings:
         return attack, ranks[attack][0]
 
     def attacks(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
-        """All attacks, the strongest first, of equals the one with fewer steps."""
+        """All attacks, the strongest first; of equals a relearning, which this is about, and of those the shortest."""
         made = [self._relearning(each, settings(each)) for each in self.found["models"]["attacks"]]
         for bits, grain in ((8, "each row"), (4, "groups of 128")):
             row = self.found[f"int{bits}"]
@@ -88,9 +88,11 @@ class Findings:
             what = f"its matrices rounded to {bits} bits by {grain}"
             path = [self._at("as it is", 0, flags)]
             made.append(self._attack(f"{bits} bits", QUANTISATION, what, path, spoken=row["spoken"]))
-        return tuple(
-            sorted([*made, *self._wordings()], key=lambda a: (-a.value if a.value == a.value else 1, a.at.step))
-        )
+
+        def order(attack: ForgettingAttack) -> tuple[float, bool, int]:
+            return -attack.value if self.forgotten else 0.0, attack.family != RELEARNING, attack.at.step
+
+        return tuple(sorted([*made, *self._wordings()], key=order))
 
     def controls(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
         """The strongest relearning on unrelated text, and on a model that never knew."""

@@ -164,7 +164,8 @@ class ForgettingAudit:
             return " ".join(
                 (*self.warnings(), f"{several(self.answered['after'])} of the hold-out are answered after.")
             )
-        return " ".join((*self.warnings(), outcome(strongest)))
+        nothing = "" if strongest.at.again.count else f"None of the {len(self.attacks)} attacks brought anything back. "
+        return " ".join((*self.warnings(), f"{nothing}{outcome(strongest)}"))
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: both models, each attack, the headline."""
