@@ -3,12 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
-from equipoise.data.records import Record
+from equipoise.data.records import Record, read_records
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import audit as auditing
@@ -280,9 +281,9 @@ def test_an_attack_counts_by_its_best_three_looks_running():
     peak = [[0] * 6, [1] * 6, [0] * 6, [0] * 6, [0] * 6]  # five come back once
     steady = [[0] * 6, [1, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1], [0] * 6]
     found = findings({"peak": peak, "steady": steady})
-    assert len(found.forgotten) == 5 and found.strongest() == ("steady", 3)
-    assert found._best(found._path(found.found["steady"])) == (3, pytest.approx(2 / 5))
-    assert found._best(found._path(found.found["peak"])) == (2, pytest.approx(1 / 3))
+    assert len(found.forgotten) == 5 and found.strongest() == ("steady", 2)
+    assert found._best(found._path(found.found["steady"])) == (2, pytest.approx(2 / 5))
+    assert found._best(found._path(found.found["peak"])) == (1, pytest.approx(1 / 3))
 
 
 def test_records_by_what_became_of_them():
@@ -329,3 +330,25 @@ def test_states_are_those_of_tokens_that_count(models):
     alone = [audit_spectra.states(before, [record], 1, max_length=64) for record in records]
     assert len(alone[0]) != len(alone[1])
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_texts_without_questions_are_told_by_their_probability(models):
+    before, after = models
+    texts = [{"id": row["id"], "text": f"{row['question']} {row['answer']}"} for row in HOLDOUT]
+    plan = audit_forgetting.plan(before, after, forget=FORGET, holdout=texts)
+    assert any("Leading prompts" in each for each in plan.untried)
+    assert any("8 of 8 hold-out records are no questions" in each for each in plan.notes)
+    asked = Questions([Record(row["id"], row["text"]) for row in texts], [], max_length=64)
+    found = asked.scores(before)
+    assert found.likeliest == [None] * 8 and max(found.log_probability) < 0 and asked.leading(before) == {}
+    assert asked.reworded(before) == [None] * 8 and asked.spoken(before) == [None] * 8
+    assert all(flag is not None for flag in asked.continued(before))
+
+
+def test_the_examples_to_relearn_and_to_ask_are_the_examples_to_forget():
+    folder = Path(__file__).parents[2] / "examples"
+    parts = [read_records(folder / f"{name}.jsonl") for name in ("relearn", "holdout")]
+    plain = [replace(record, group="") for part in parts for record in part]
+    assert plain == [replace(record, group="") for record in read_records(folder / "forget.jsonl")]
+    people = [{record.id.split("/")[0] for record in part} for part in parts]
+    assert not people[0] & people[1] and [len(part) for part in parts] == [45, 30]

@@ -162,13 +162,13 @@ class ForgettingAuditing(Request):
         total = sum(costs[unit] for unit in left)
         if not progress.is_quiet():
             progress.note(f"{len(attacks)} relearning attacks and the passes beside them: about {duration(total)}.")
-        with progress.progress("Auditing", total=total, unit="s") as bar:
+        with progress.progress("Auditing", total=round(total), unit="s by the estimate") as bar:
             spectrum = self._spectrum(opened, notes)
-            for unit in left:
+            for number, unit in enumerate(left, start=1):
                 if unit not in ("before", "after", "spectrum"):
                     opened.pop("before", None)  # room for a copy of the other
                 add(unit, self._unit(unit, opened, asked, spectrum, found))
-                bar.advance(costs[unit])
+                bar.update(round(sum(costs[each] for each in left[:number])))
         return found
 
     def _units(self, attacks: Sequence[str]) -> list[str]:

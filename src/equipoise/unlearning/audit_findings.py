@@ -1,7 +1,7 @@
 """What the rows of an audit come to: which records were forgotten, and under which attack they are answered again.
 
 An attack along its steps is asked several times. It counts by the highest mean of WINDOW consecutive looks, and is told at
-the last of these: the highest single look would favour whoever is looked at most often. The same rule for every attack; a
+the highest of these: by single looks whoever is looked at most often would be favoured. The same rule for every attack; a
 choice among wordings counts by its best, for whoever asks has all of them.
 """
 
@@ -188,8 +188,8 @@ class Findings:
         """How the strongest is chosen, and which attacks destroyed the model."""
         wild = [each for each in self.found["models"]["attacks"] if self.found[each]["diverged"]]
         return (
-            f"A relearning counts by its highest mean of {WINDOW} looks running and is told at the last of these; a wording "
-            "by the best of its forms. The same rule for every attack, whatever comes out.",
+            f"A relearning counts by its highest mean of {WINDOW} looks running and is told at the highest of these; a "
+            "wording by the best of its forms. The same rule for every attack, whatever comes out.",
             *([f"Ended early, since a loss was no number: {', '.join(wild)}."] if wild else []),
         )
 
@@ -284,7 +284,7 @@ class Findings:
         return share(values, [self.clusters[i] for i in chosen]) if chosen else NOTHING
 
     def _best(self, path: Sequence[RecoveryAt]) -> tuple[int, float]:
-        """The last look of the best window, and the window's mean share of the forgotten; nan where nothing was forgotten.
+        """The highest look of the best window, and the window's mean share of the forgotten; nan where nothing was forgotten.
 
         Records that an attack cannot be tried on count as not answered: one that brings back the only record that it is for
         is not the strongest.
@@ -294,8 +294,8 @@ class Findings:
         rates = [each.again.count / len(self.forgotten) for each in path]
         width = min(WINDOW, len(rates))
         means = [float(np.mean(rates[i : i + width])) for i in range(len(rates) - width + 1)]
-        best = int(np.argmax(means))
-        return best + width - 1, means[best]
+        first = int(np.argmax(means))
+        return first + int(np.argmax(rates[first : first + width])), means[first]
 
 
 def _short(text: str) -> str:

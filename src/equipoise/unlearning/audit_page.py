@@ -89,7 +89,9 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         tuple(
             (
                 parts.Cell(each.name, each.what),
-                each.at.label,
+                parts.Cell(
+                    each.at.label, "" if len(each.path) == 1 else f"its best looks: {each.value:.0%} in the mean"
+                ),
                 parts.Cell(percent(each.at.again), several(each.at.again)),
                 percent(each.at.answered),
                 several(each.greedy) if each.greedy.of else "–",
@@ -99,7 +101,8 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         ),
         note="With 95 % intervals over records, or over their groups where they have some. In words: of the questions that "
         "the before model answers greedily with the answer of the file and the after model does not, those that the "
-        "attacked model answers so at the attack's end."
+        "attacked model answers so at the attack's end. Of a relearning the mean of its best three looks running decides its "
+        "place, and the highest of these is told."
         + "".join(
             f" {each.name}: the before model, asked the same, answers {several(each.before)} of the forgotten records."
             if each.family != CONTROL
