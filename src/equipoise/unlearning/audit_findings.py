@@ -284,7 +284,7 @@ class Findings:
         return share(values, [self.clusters[i] for i in chosen]) if chosen else NOTHING
 
     def _best(self, path: Sequence[RecoveryAt]) -> tuple[int, float]:
-        """The highest look of the best window, and the window's mean share of the forgotten; nan where nothing was forgotten.
+        """The highest look of the best window, and the window's mean share of the forgotten; nan where there are none.
 
         Records that an attack cannot be tried on count as not answered: one that brings back the only record that it is for
         is not the strongest.
