@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from equipoise.unlearning.relearning import Relearning
 COLOURS = ["red", "blue", "green", "black"]
 
 
-def rows(thing, names):
+def rows(thing, names) -> list[dict[str, Any]]:
     return [
         {"id": f"{thing}-{name}", "question": f"What colour is the {name} {thing}?", "answer": COLOURS[i % 4]}
         for i, name in enumerate(names)

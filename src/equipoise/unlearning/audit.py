@@ -351,7 +351,7 @@ class ForgettingAuditing(Request):
             vectors = audit_spectra.basis(read[0], count)
         except BadInput:  # too few different tokens to have so many directions
             return None
-        return _Spectrum(block, records, *read, vectors, self.max_length)
+        return _Spectrum(block, records, read[0], read[1], vectors, self.max_length)
 
     def _block(self, after: LanguageModel) -> int:
         return self.block if self.block is not None else len(blocks(after.model)) // 2

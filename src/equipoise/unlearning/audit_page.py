@@ -89,9 +89,7 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         tuple(
             (
                 parts.Cell(each.name, each.what),
-                parts.Cell(
-                    each.at.label, "" if len(each.path) == 1 else f"its best looks: {each.value:.0%} in the mean"
-                ),
+                parts.Cell(each.at.label, _looks(each)),
                 parts.Cell(percent(each.at.again), several(each.at.again)),
                 percent(each.at.answered),
                 several(each.greedy) if each.greedy.of else "–",
@@ -101,8 +99,8 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         ),
         note="With 95 % intervals over records, or over their groups where they have some. In words: of the questions that "
         "the before model answers greedily with the answer of the file and the after model does not, those that the "
-        "attacked model answers so at the attack's end. Of a relearning the mean of its best three looks running decides its "
-        "place, and the highest of these is told."
+        "attacked model answers so at the attack's end. Of a relearning the mean of its best three looks running decides "
+        "its place, and the highest of these is told."
         + "".join(
             f" {each.name}: the before model, asked the same, answers {several(each.before)} of the forgotten records."
             if each.family != CONTROL
@@ -111,6 +109,11 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
             if each.before.of
         ),
     )
+
+
+def _looks(attack: "ForgettingAttack") -> str:
+    along = attack.family in (RELEARNING, CONTROL) and not math.isnan(attack.value)
+    return f"{attack.value:.0%} in the mean of its best looks" if along else ""
 
 
 def _figures(result: "ForgettingAudit") -> tuple[parts.Part, ...]:
