@@ -18,7 +18,7 @@ from equipoise.unlearning import audit_forgetting, audit_spectra
 from equipoise.unlearning.audit_attacks import parsed, suited, words
 from equipoise.unlearning.audit_findings import Findings
 from equipoise.unlearning.audit_questions import Questions, Scores, answered, thresholds
-from equipoise.unlearning.audit_result import BACK, GONE, NEVER, UNKNOWN
+from equipoise.unlearning.audit_result import BACK, GONE, STILL, UNKNOWN
 from equipoise.unlearning.relearning import Relearning
 
 COLOURS = ["red", "blue", "green", "black"]
@@ -78,7 +78,7 @@ def test_what_was_forgotten_is_counted(done):
     assert (done.answered["after"].count, done.answered["after"].of) == (2, 8)
     assert done.forgotten == 6 and done.chance == 0.25
     states = {record.id: record.state for record in done.records if record.side == "holdout"}
-    assert [states[row["id"]] == NEVER for row in HOLDOUT] == [False] * 6 + [True] * 2
+    assert [states[row["id"]] == STILL for row in HOLDOUT] == [False] * 6 + [True] * 2
     assert all(record.state == GONE for record in done.records if record.side == "forget")
     assert [record.id for record in done.records[:2]] in (["gate-o", "gate-p"], ["gate-p", "gate-o"])  # the worst first
 
@@ -290,7 +290,7 @@ def test_an_attack_counts_by_its_best_three_looks_running():
 def test_records_by_what_became_of_them():
     found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
     held = [record for record in found.records() if record.side == "holdout"]
-    assert [(record.id, record.state, record.attacks) for record in held][:2] == [("5", NEVER, 0), ("0", BACK, 2)]
+    assert [(record.id, record.state, record.attacks) for record in held][:2] == [("5", STILL, 0), ("0", BACK, 2)]
     assert {record.state for record in held[2:]} == {BACK} and {record.attacks for record in held[2:]} == {1}
     found.known[3] = False
     found._answers = lambda name, side: [i != 3 for i in range(6)] if name == "before" else [False] * 6

@@ -11,8 +11,8 @@ from equipoise.unlearning.audit_result import (
     BACK,
     CONTROL,
     GONE,
-    NEVER,
     RELEARNING,
+    STILL,
     ComponentSpectrum,
     ForgettingAttack,
     ForgettingAudit,
@@ -50,7 +50,7 @@ def made(**how):
         "membership": (MembershipScore("loss", Bounded(0.5, 0.4, 0.6), Bounded(0.0625, math.nan, math.nan)),),
         "records": tuple(
             RecordForgetting(f"r{i}", "holdout", f"text {i}", -0.5, -4.0, -1.0, state, 1)
-            for i, state in enumerate([NEVER, BACK, GONE])
+            for i, state in enumerate([STILL, BACK, GONE])
         ),
         "spectrum": ComponentSpectrum(2, 100, (0.75, 0.25), (0.5, 0.5), 0.875),
         "untried": ("What nobody tried.",),

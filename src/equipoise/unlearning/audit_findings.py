@@ -23,9 +23,9 @@ from equipoise.unlearning.audit_result import (
     BACK,
     CONTROL,
     GONE,
-    NEVER,
     QUANTISATION,
     RELEARNING,
+    STILL,
     UNKNOWN,
     WORDING,
     ComponentSpectrum,
@@ -146,7 +146,7 @@ class Findings:
         )
 
     def records(self) -> tuple[RecordForgetting, ...]:
-        """Each record, those first that are told worst of: never forgotten, then what came back under most attacks."""
+        """Each record, those first that are told worst of: still answered, then what came back under most attacks."""
         ways = [look for each in self.found["models"]["attacks"] for look in self._told(each)]
         ways += [answered(Scores.read(self.found[f"int{bits}"]["scores"]), self._levels["holdout"]) for bits in (8, 4)]
         attack, look = self.strongest()
@@ -158,7 +158,7 @@ class Findings:
             known, kept = self._answers("before", side), self._answers("after", side)
             for i, record in enumerate(asked.records):
                 back = sum(flags[i] for flags in ways) if side == "holdout" else 0
-                state = UNKNOWN if not known[i] else NEVER if kept[i] else BACK if back else GONE
+                state = UNKNOWN if not known[i] else STILL if kept[i] else BACK if back else GONE
                 attacked = strongest.log_probability[i] if strongest is not None and side == "holdout" else math.nan
                 made.append(
                     RecordForgetting(
@@ -172,7 +172,7 @@ class Findings:
                         back if state == BACK else 0,
                     )
                 )
-        order = (NEVER, BACK, GONE, UNKNOWN)
+        order = (STILL, BACK, GONE, UNKNOWN)
         return tuple(sorted(made, key=lambda r: (order.index(r.state), -r.attacks, r.before - r.after)))
 
     def spectrum(self) -> ComponentSpectrum | None:

@@ -12,8 +12,8 @@ from equipoise.unlearning.audit_result import (
     BACK,
     CONTROL,
     GONE,
-    NEVER,
     RELEARNING,
+    STILL,
     UNKNOWN,
     outcome,
     percent,
@@ -157,11 +157,11 @@ def _interval(attack: "ForgettingAttack", share: "Share", relearned: "list[Forge
 def _states(result: "ForgettingAudit") -> parts.Table:
     counted = {
         (state, side): sum(each.state == state and each.side == side for each in result.records)
-        for state in (NEVER, BACK, GONE, UNKNOWN)
+        for state in (STILL, BACK, GONE, UNKNOWN)
         for side in ("holdout", "forget")
     }
     meaning = {
-        NEVER: "both models answer it",
+        STILL: "both models answer it, the after model perhaps by guessing: see what it lost",
         BACK: "an attack brought it back",
         GONE: "no attack that was tried brought it back",
         UNKNOWN: "the before model did not answer it",
@@ -178,8 +178,8 @@ def _states(result: "ForgettingAudit") -> parts.Table:
 
 
 def _records(result: "ForgettingAudit") -> parts.Table:
-    shown = [each for each in result.records if each.state in (NEVER, BACK)][:LISTED]
-    more = sum(each.state in (NEVER, BACK) for each in result.records) - len(shown)
+    shown = [each for each in result.records if each.state in (STILL, BACK)][:LISTED]
+    more = sum(each.state in (STILL, BACK) for each in result.records) - len(shown)
     return parts.Table(
         "The worst records",
         (
@@ -201,7 +201,7 @@ def _records(result: "ForgettingAudit") -> parts.Table:
             )
             for each in shown
         ),
-        note="Those that were never forgotten first, then those that most attacks brought back. Mean log-probability per "
+        note="Those that are still answered first, then those that most attacks brought back. Mean log-probability per "
         "token of the answer; relearned: under the strongest relearning."
         + (f" {more:,} more are in result.json." if more else ""),
     )

@@ -13,7 +13,7 @@ from equipoise.core.shares import Bounded, Share
 
 FEW = 20  # forgotten records: with fewer the headline says so first
 RELEARNING, QUANTISATION, WORDING, CONTROL = "relearning", "quantisation", "wording", "control"
-NEVER, BACK, GONE, UNKNOWN = "never forgotten", "came back", "stays forgotten", "was not known"
+STILL, BACK, GONE, UNKNOWN = "still answered", "came back", "stays forgotten", "was not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ForgettingAttack:
 class RecordForgetting:
     """One record: mean log-probability per token of its answer (nats) before, after, and at the end of the strongest attack.
 
-    state: never forgotten, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
+    state: still answered, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
     how many of them brought it back.
     """
 
