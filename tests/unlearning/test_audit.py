@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from chat_models import untaught, write_gguf
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Record, read_records
+from equipoise.language import adapters
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import audit as auditing
@@ -353,3 +355,16 @@ def test_the_examples_to_relearn_and_to_ask_are_the_examples_to_forget():
     assert plain == [replace(record, group="") for record in read_records(folder / "forget.jsonl")]
     people = [{record.id.split("/")[0] for record in part} for part in parts]
     assert not people[0] & people[1] and [len(part) for part in parts] == [45, 30]
+
+
+def test_adapters_and_gguf_files_are_taken(tmp_path):
+    untaught(0).save(tmp_path / "base")
+    adapters.export(adapters.attach(load(tmp_path / "base", device="cpu"), 2, 4.0, seed=0), tmp_path / "adapter")
+    sides = {"forget": FORGET[:2], "holdout": HOLDOUT[2:4], "attacks": ATTACKS[:1]}
+    plan = audit_forgetting.plan(tmp_path / "base", tmp_path / "adapter", **sides)
+    assert "base" in plan.sources["after"] and plan.steps == 20
+    file = write_gguf(tmp_path / "model.gguf")
+    plan = audit_forgetting.plan(file, file, **sides)
+    assert sum("is a GGUF file" in each for each in plan.notes) == 2
+    with pytest.raises(BadInput, match="different vocabularies"):
+        audit_forgetting.plan(tmp_path / "base", file, **sides)
