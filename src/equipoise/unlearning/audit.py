@@ -44,7 +44,10 @@ from equipoise.unlearning.sides import MEASURED, Sides, read_sides, subsample
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal
 BITS: Mapping[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, GROUP)}
-NO_SPECTRUM = "No spectra: nothing moved, the two models differ in depth, width or tokens, or the records have too few different tokens."
+NO_SPECTRUM = (
+    "No spectra: nothing moved, the two models differ in depth, width or tokens, or the records have too few different "
+    "tokens."
+)
 Row = dict[str, Any]
 
 
