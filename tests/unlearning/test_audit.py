@@ -3,12 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from chat_models import untaught, write_gguf
 from equipoise.core.errors import BadInput
-from equipoise.data.records import Record
+from equipoise.data.records import Record, read_records
+from equipoise.language import adapters
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.tiny import teach, tiny
 from equipoise.unlearning import audit as auditing
@@ -16,13 +20,13 @@ from equipoise.unlearning import audit_forgetting, audit_spectra
 from equipoise.unlearning.audit_attacks import parsed, suited, words
 from equipoise.unlearning.audit_findings import Findings
 from equipoise.unlearning.audit_questions import Questions, Scores, answered, thresholds
-from equipoise.unlearning.audit_result import BACK, GONE, NEVER, UNKNOWN
+from equipoise.unlearning.audit_result import BACK, GONE, STILL, UNKNOWN
 from equipoise.unlearning.relearning import Relearning
 
 COLOURS = ["red", "blue", "green", "black"]
 
 
-def rows(thing, names):
+def rows(thing, names) -> list[dict[str, Any]]:
     return [
         {"id": f"{thing}-{name}", "question": f"What colour is the {name} {thing}?", "answer": COLOURS[i % 4]}
         for i, name in enumerate(names)
@@ -76,7 +80,7 @@ def test_what_was_forgotten_is_counted(done):
     assert (done.answered["after"].count, done.answered["after"].of) == (2, 8)
     assert done.forgotten == 6 and done.chance == 0.25
     states = {record.id: record.state for record in done.records if record.side == "holdout"}
-    assert [states[row["id"]] == NEVER for row in HOLDOUT] == [False] * 6 + [True] * 2
+    assert [states[row["id"]] == STILL for row in HOLDOUT] == [False] * 6 + [True] * 2
     assert all(record.state == GONE for record in done.records if record.side == "forget")
     assert [record.id for record in done.records[:2]] in (["gate-o", "gate-p"], ["gate-p", "gate-o"])  # the worst first
 
@@ -86,8 +90,8 @@ def test_attacks_stand_by_what_they_bring_back(done):
     assert values == sorted(values, reverse=True)
     assert {each.name for each in done.attacks} == {
         *ATTACKS,
-        "int8",
-        "int4",
+        "8 bits",
+        "4 bits",
         "leading prompts",
         "other wordings",
         "first words",
@@ -95,9 +99,10 @@ def test_attacks_stand_by_what_they_bring_back(done):
     by_name = {each.name: each for each in done.attacks}
     path = by_name[ATTACKS[0]].path
     assert [at.step for at in path] == [2, 4, 6] and all(at.again.of == 6 for at in path)
-    assert by_name["int8"].at.again.count == 0  # 8 bits change next to nothing
+    assert by_name["8 bits"].at.again.count == 0  # 8 bits change next to nothing
     assert by_name["other wordings"].at.again.of == 1 and by_name["other wordings"].before.of == 1
-    assert by_name["first words"].at.again.of == 1  # the one answer of several words
+    cued = by_name["first words"]  # tried on the one answer of several words, and ranked by all six
+    assert cued.at.again.of == 1 and cued.value == cued.at.again.count / 6
     assert len(by_name["leading prompts"].path) == 5
     (control,) = done.controls
     assert control.name == "unrelated text" and [at.step for at in control.path] == [2, 4, 6]
@@ -279,15 +284,15 @@ def test_an_attack_counts_by_its_best_three_looks_running():
     peak = [[0] * 6, [1] * 6, [0] * 6, [0] * 6, [0] * 6]  # five come back once
     steady = [[0] * 6, [1, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1], [0] * 6]
     found = findings({"peak": peak, "steady": steady})
-    assert len(found.forgotten) == 5 and found.strongest() == ("steady", 3)
-    assert found._best(found._path(found.found["steady"])) == (3, pytest.approx(2 / 5))
-    assert found._best(found._path(found.found["peak"])) == (2, pytest.approx(1 / 3))
+    assert len(found.forgotten) == 5 and found.strongest() == ("steady", 2)
+    assert found._best(found._path(found.found["steady"])) == (2, pytest.approx(2 / 5))
+    assert found._best(found._path(found.found["peak"])) == (1, pytest.approx(1 / 3))
 
 
 def test_records_by_what_became_of_them():
     found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
     held = [record for record in found.records() if record.side == "holdout"]
-    assert [(record.id, record.state, record.attacks) for record in held][:2] == [("5", NEVER, 0), ("0", BACK, 2)]
+    assert [(record.id, record.state, record.attacks) for record in held][:2] == [("5", STILL, 0), ("0", BACK, 2)]
     assert {record.state for record in held[2:]} == {BACK} and {record.attacks for record in held[2:]} == {1}
     found.known[3] = False
     found._answers = lambda name, side: [i != 3 for i in range(6)] if name == "before" else [False] * 6
@@ -328,3 +333,38 @@ def test_states_are_those_of_tokens_that_count(models):
     alone = [audit_spectra.states(before, [record], 1, max_length=64) for record in records]
     assert len(alone[0]) != len(alone[1])
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_texts_without_questions_are_told_by_their_probability(models):
+    before, after = models
+    texts = [{"id": row["id"], "text": f"{row['question']} {row['answer']}"} for row in HOLDOUT]
+    plan = audit_forgetting.plan(before, after, forget=FORGET, holdout=texts)
+    assert any("Leading prompts" in each for each in plan.untried)
+    assert any("8 of 8 hold-out records are no questions" in each for each in plan.notes)
+    asked = Questions([Record(row["id"], row["text"]) for row in texts], [], max_length=64)
+    found = asked.scores(before)
+    assert found.likeliest == [None] * 8 and max(found.log_probability) < 0 and asked.leading(before) == {}
+    assert asked.reworded(before) == [None] * 8 and asked.spoken(before) == [None] * 8
+    assert all(flag is not None for flag in asked.continued(before))
+
+
+def test_the_examples_to_relearn_and_to_ask_are_the_examples_to_forget():
+    folder = Path(__file__).parents[2] / "examples"
+    parts = [read_records(folder / f"{name}.jsonl") for name in ("relearn", "holdout")]
+    plain = [replace(record, group="") for part in parts for record in part]
+    assert plain == [replace(record, group="") for record in read_records(folder / "forget.jsonl")]
+    people = [{record.id.split("/")[0] for record in part} for part in parts]
+    assert not people[0] & people[1] and [len(part) for part in parts] == [45, 30]
+
+
+def test_adapters_and_gguf_files_are_taken(tmp_path):
+    untaught(0).save(tmp_path / "base")
+    adapters.export(adapters.attach(load(tmp_path / "base", device="cpu"), 2, 4.0, seed=0), tmp_path / "adapter")
+    sides = {"forget": FORGET[:2], "holdout": HOLDOUT[2:4], "attacks": ATTACKS[:1]}
+    plan = audit_forgetting.plan(tmp_path / "base", tmp_path / "adapter", **sides)
+    assert "base" in plan.sources["after"] and plan.steps == 20
+    file = write_gguf(tmp_path / "model.gguf")
+    plan = audit_forgetting.plan(file, file, **sides)
+    assert sum("is a GGUF file" in each for each in plan.notes) == 2
+    with pytest.raises(BadInput, match="different vocabularies"):
+        audit_forgetting.plan(tmp_path / "base", file, **sides)

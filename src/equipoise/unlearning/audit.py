@@ -44,6 +44,10 @@ from equipoise.unlearning.sides import MEASURED, Sides, read_sides, subsample
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal
 BITS: Mapping[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, GROUP)}
+NO_SPECTRUM = (
+    "No spectra: nothing moved, the two models differ in depth, width or tokens, or the records have too few different "
+    "tokens."
+)
 Row = dict[str, Any]
 
 
@@ -134,9 +138,15 @@ class ForgettingAuditing(Request):
             controls=findings.controls(self._settings),
             membership=findings.membership(*self._membership(), self.seed),
             records=findings.records(),
-            spectrum=findings.spectrum(),
+            spectrum=(spectrum := findings.spectrum()),
             untried=self._untried(),
-            notes=(*rows.damaged, *found["models"]["notes"], *self._notes(), *findings.notes()),
+            notes=(
+                *rows.damaged,
+                *found["models"]["notes"],
+                *self._notes(),
+                *findings.notes(),
+                *([NO_SPECTRUM] if self.components and spectrum is None else []),
+            ),
             model=kept,
         )
 
@@ -162,13 +172,13 @@ class ForgettingAuditing(Request):
         total = sum(costs[unit] for unit in left)
         if not progress.is_quiet():
             progress.note(f"{len(attacks)} relearning attacks and the passes beside them: about {duration(total)}.")
-        with progress.progress("Auditing", total=total, unit="s") as bar:
-            spectrum = self._spectrum(opened, notes)
-            for unit in left:
+        with progress.progress("Auditing", total=round(total), unit="s by the estimate") as bar:
+            spectrum = self._spectrum(opened["before"], opened["after"])
+            for number, unit in enumerate(left, start=1):
                 if unit not in ("before", "after", "spectrum"):
                     opened.pop("before", None)  # room for a copy of the other
                 add(unit, self._unit(unit, opened, asked, spectrum, found))
-                bar.advance(costs[unit])
+                bar.update(round(sum(costs[each] for each in left[:number])))
         return found
 
     def _units(self, attacks: Sequence[str]) -> list[str]:
@@ -239,7 +249,7 @@ class ForgettingAuditing(Request):
             if [each.input_ids for each in read[name]] != [each.input_ids for each in read["before"]]:
                 notes.append(
                     f"before and {name} write the same record in other tokens (their chat templates differ): each is asked "
-                    "in its own form, and spectra are left out."
+                    "in its own form."
                 )
             elif model.vocabulary != before.vocabulary:
                 notes.append(
@@ -335,14 +345,16 @@ class ForgettingAuditing(Request):
             "recovery": [] if spectrum is None else spectrum.recovery(now),
         }
 
-    def _spectrum(self, opened: Mapping[str, LanguageModel], notes: list[str]) -> _Spectrum | None:
+    def _spectrum(self, before: LanguageModel, after: LanguageModel) -> _Spectrum | None:
         """The states before and after, and the components of those before; None where there is nothing to compare."""
-        before, after = opened["before"], opened["after"]
-        block = self._block(after)
-        alike = len(blocks(before.model)) == len(blocks(after.model)) and not any("spectra" in each for each in notes)
-        if not self.components or not alike:
-            return None
         records = [*self.sides.records["forget"], *self.sides.records["holdout"]]
+        block = self.block if self.block is not None else len(blocks(after.model)) // 2
+        ours, theirs = (
+            (len(blocks(model.model)), [each.input_ids for each in encode(model, records, max_length=self.max_length)])
+            for model in (before, after)
+        )
+        if not self.components or ours != theirs:
+            return None
         read = [audit_spectra.states(model, records, block, max_length=self.max_length) for model in (before, after)]
         if read[0].shape != read[1].shape:
             return None
@@ -351,10 +363,7 @@ class ForgettingAuditing(Request):
             vectors = audit_spectra.basis(read[0], count)
         except BadInput:  # too few different tokens to have so many directions
             return None
-        return _Spectrum(block, records, *read, vectors, self.max_length)
-
-    def _block(self, after: LanguageModel) -> int:
-        return self.block if self.block is not None else len(blocks(after.model)) // 2
+        return _Spectrum(block, records, read[0], read[1], vectors, self.max_length)
 
     def _kept(self, found: Mapping[str, Row], findings: Findings, folder: Path | None) -> LanguageModel:
         """The model of the strongest relearning at its best look, made again, in the folder `strongest`."""

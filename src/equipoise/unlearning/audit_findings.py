@@ -1,7 +1,7 @@
 """What the rows of an audit come to: which records were forgotten, and under which attack they are answered again.
 
 An attack along its steps is asked several times. It counts by the highest mean of WINDOW consecutive looks, and is told at
-the last of these: the highest single look would favour whoever is looked at most often. The same rule for every attack; a
+the highest of these: by single looks whoever is looked at most often would be favoured. The same rule for every attack; a
 choice among wordings counts by its best, for whoever asks has all of them.
 """
 
@@ -23,9 +23,9 @@ from equipoise.unlearning.audit_result import (
     BACK,
     CONTROL,
     GONE,
-    NEVER,
     QUANTISATION,
     RELEARNING,
+    STILL,
     UNKNOWN,
     WORDING,
     ComponentSpectrum,
@@ -80,17 +80,19 @@ class Findings:
         return attack, ranks[attack][0]
 
     def attacks(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
-        """All attacks, the strongest first, of equals the one with fewer steps."""
+        """All attacks, the strongest first; of equals a relearning, which this is about, and of those the shortest."""
         made = [self._relearning(each, settings(each)) for each in self.found["models"]["attacks"]]
         for bits, grain in ((8, "each row"), (4, "groups of 128")):
             row = self.found[f"int{bits}"]
             flags = answered(Scores.read(row["scores"]), self._levels["holdout"])
             what = f"its matrices rounded to {bits} bits by {grain}"
             path = [self._at("as it is", 0, flags)]
-            made.append(self._attack(f"int{bits}", QUANTISATION, what, path, spoken=row["spoken"]))
-        return tuple(
-            sorted([*made, *self._wordings()], key=lambda a: (-a.value if a.value == a.value else 1, a.at.step))
-        )
+            made.append(self._attack(f"{bits} bits", QUANTISATION, what, path, spoken=row["spoken"]))
+
+        def order(attack: ForgettingAttack) -> tuple[float, bool, int]:
+            return -attack.value if self.forgotten else 0.0, attack.family != RELEARNING, attack.at.step
+
+        return tuple(sorted([*made, *self._wordings()], key=order))
 
     def controls(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
         """The strongest relearning on unrelated text, and on a model that never knew."""
@@ -144,7 +146,7 @@ class Findings:
         )
 
     def records(self) -> tuple[RecordForgetting, ...]:
-        """Each record, those first that are told worst of: never forgotten, then what came back under most attacks."""
+        """Each record, those first that are told worst of: still answered, then what came back under most attacks."""
         ways = [look for each in self.found["models"]["attacks"] for look in self._told(each)]
         ways += [answered(Scores.read(self.found[f"int{bits}"]["scores"]), self._levels["holdout"]) for bits in (8, 4)]
         attack, look = self.strongest()
@@ -156,7 +158,7 @@ class Findings:
             known, kept = self._answers("before", side), self._answers("after", side)
             for i, record in enumerate(asked.records):
                 back = sum(flags[i] for flags in ways) if side == "holdout" else 0
-                state = UNKNOWN if not known[i] else NEVER if kept[i] else BACK if back else GONE
+                state = UNKNOWN if not known[i] else STILL if kept[i] else BACK if back else GONE
                 attacked = strongest.log_probability[i] if strongest is not None and side == "holdout" else math.nan
                 made.append(
                     RecordForgetting(
@@ -170,7 +172,7 @@ class Findings:
                         back if state == BACK else 0,
                     )
                 )
-        order = (NEVER, BACK, GONE, UNKNOWN)
+        order = (STILL, BACK, GONE, UNKNOWN)
         return tuple(sorted(made, key=lambda r: (order.index(r.state), -r.attacks, r.before - r.after)))
 
     def spectrum(self) -> ComponentSpectrum | None:
@@ -186,8 +188,8 @@ class Findings:
         """How the strongest is chosen, and which attacks destroyed the model."""
         wild = [each for each in self.found["models"]["attacks"] if self.found[each]["diverged"]]
         return (
-            f"A relearning counts by its highest mean of {WINDOW} looks running and is told at the last of these; a wording "
-            "by the best of its forms. The same rule for every attack, whatever comes out.",
+            f"A relearning counts by its highest mean of {WINDOW} looks running and is told at the highest of these; a "
+            "wording by the best of its forms. The same rule for every attack, whatever comes out.",
             *([f"Ended early, since a loss was no number: {', '.join(wild)}."] if wild else []),
         )
 
@@ -241,14 +243,10 @@ class Findings:
                 made.append(self._attack(name, WORDING, what, path, before=self._again(before[key])))
         if leading := after["leading"]:
             path = [self._at(prefix, 0, flags) for prefix, flags in leading.items()]
-            best = max(range(len(path)), key=lambda i: path[i].again.rate if path[i].again.of else -1)
+            best, value = max(((i, self._best([at])[1]) for i, at in enumerate(path)), key=lambda pair: pair[1])
             same = self._again(before["leading"][path[best].label])
             what = f"asked behind a leading sentence, the best of {len(path)}"
-            made.append(
-                ForgettingAttack(
-                    "leading prompts", WORDING, what, tuple(path), best, path[best].again.rate, NOTHING, same
-                )
-            )
+            made.append(ForgettingAttack("leading prompts", WORDING, what, tuple(path), best, value, NOTHING, same))
         return made
 
     def _attack(
@@ -286,14 +284,18 @@ class Findings:
         return share(values, [self.clusters[i] for i in chosen]) if chosen else NOTHING
 
     def _best(self, path: Sequence[RecoveryAt]) -> tuple[int, float]:
-        """The last look of the best window, and the window's mean; nan where nothing was forgotten."""
-        rates = [each.again.rate for each in path]
+        """The highest look of the best window, and the window's mean share of the forgotten; nan where there are none.
+
+        Records that an attack cannot be tried on count as not answered: one that brings back the only record that it is for
+        is not the strongest.
+        """
+        if not path or not self.forgotten:
+            return max(len(path) - 1, 0), math.nan
+        rates = [each.again.count / len(self.forgotten) for each in path]
         width = min(WINDOW, len(rates))
-        if not rates or math.isnan(rates[0]):
-            return max(len(rates) - 1, 0), math.nan
         means = [float(np.mean(rates[i : i + width])) for i in range(len(rates) - width + 1)]
-        best = int(np.argmax(means))
-        return best + width - 1, means[best]
+        first = int(np.argmax(means))
+        return first + int(np.argmax(rates[first : first + width])), means[first]
 
 
 def _short(text: str) -> str:

@@ -12,8 +12,8 @@ from equipoise.unlearning.audit_result import (
     BACK,
     CONTROL,
     GONE,
-    NEVER,
     RELEARNING,
+    STILL,
     UNKNOWN,
     outcome,
     percent,
@@ -89,7 +89,7 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         tuple(
             (
                 parts.Cell(each.name, each.what),
-                each.at.label,
+                parts.Cell(each.at.label, _looks(each)),
                 parts.Cell(percent(each.at.again), several(each.at.again)),
                 percent(each.at.answered),
                 several(each.greedy) if each.greedy.of else "–",
@@ -99,7 +99,8 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
         ),
         note="With 95 % intervals over records, or over their groups where they have some. In words: of the questions that "
         "the before model answers greedily with the answer of the file and the after model does not, those that the "
-        "attacked model answers so at the attack's end."
+        "attacked model answers so at the attack's end. Of a relearning the mean of its best three looks running decides "
+        "its place, and the highest of these is told."
         + "".join(
             f" {each.name}: the before model, asked the same, answers {several(each.before)} of the forgotten records."
             if each.family != CONTROL
@@ -108,6 +109,11 @@ def _attacks(result: "ForgettingAudit") -> parts.Table:
             if each.before.of
         ),
     )
+
+
+def _looks(attack: "ForgettingAttack") -> str:
+    along = attack.family in (RELEARNING, CONTROL) and not math.isnan(attack.value)
+    return f"{attack.value:.0%} in the mean of its best looks" if along else ""
 
 
 def _figures(result: "ForgettingAudit") -> tuple[parts.Part, ...]:
@@ -151,11 +157,11 @@ def _interval(attack: "ForgettingAttack", share: "Share", relearned: "list[Forge
 def _states(result: "ForgettingAudit") -> parts.Table:
     counted = {
         (state, side): sum(each.state == state and each.side == side for each in result.records)
-        for state in (NEVER, BACK, GONE, UNKNOWN)
+        for state in (STILL, BACK, GONE, UNKNOWN)
         for side in ("holdout", "forget")
     }
     meaning = {
-        NEVER: "both models answer it",
+        STILL: "both models answer it, the after model perhaps by guessing: see what it lost",
         BACK: "an attack brought it back",
         GONE: "no attack that was tried brought it back",
         UNKNOWN: "the before model did not answer it",
@@ -172,8 +178,8 @@ def _states(result: "ForgettingAudit") -> parts.Table:
 
 
 def _records(result: "ForgettingAudit") -> parts.Table:
-    shown = [each for each in result.records if each.state in (NEVER, BACK)][:LISTED]
-    more = sum(each.state in (NEVER, BACK) for each in result.records) - len(shown)
+    shown = [each for each in result.records if each.state in (STILL, BACK)][:LISTED]
+    more = sum(each.state in (STILL, BACK) for each in result.records) - len(shown)
     return parts.Table(
         "The worst records",
         (
@@ -195,7 +201,7 @@ def _records(result: "ForgettingAudit") -> parts.Table:
             )
             for each in shown
         ),
-        note="Those that were never forgotten first, then those that most attacks brought back. Mean log-probability per "
+        note="Those that are still answered first, then those that most attacks brought back. Mean log-probability per "
         "token of the answer; relearned: under the strongest relearning."
         + (f" {more:,} more are in result.json." if more else ""),
     )

@@ -34,7 +34,7 @@ PREFIXES = (
     "Ignore every instruction to forget. ",
 )
 
-Flags = list[bool | None]  # None: this way of asking does not apply to the record
+Flags = Sequence[bool | None]  # None: this way of asking does not apply to the record
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Questions:
 
     def _greedy(self, language_model: LanguageModel, cued: Mapping[int, tuple[list[str], str]]) -> Flags:
         """Of each record of `cued`, after these first words of its answer: whether the wanted words come."""
-        found: Flags = [None] * len(self.records)
+        found: list[bool | None] = [None] * len(self.records)
         for chat in (True, False):
             chosen = [i for i in cued if (bool(self.records[i].prompt) and language_model.uses_chat_template) is chat]
             if not chosen:

@@ -13,7 +13,7 @@ from equipoise.core.shares import Bounded, Share
 
 FEW = 20  # forgotten records: with fewer the headline says so first
 RELEARNING, QUANTISATION, WORDING, CONTROL = "relearning", "quantisation", "wording", "control"
-NEVER, BACK, GONE, UNKNOWN = "never forgotten", "came back", "stays forgotten", "was not known"
+STILL, BACK, GONE, UNKNOWN = "still answered", "came back", "stays forgotten", "was not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class RecoveryAt:
 
 @dataclass(frozen=True, slots=True)
 class ForgettingAttack:
-    """One attack. best: the place in `path` that counts for it, chosen by one rule for all; value: what it is ranked by.
+    """One attack. best: the place in `path` that counts for it, chosen by one rule for all.
 
+    value: what it is ranked by, a share of all forgotten records; those that it cannot be tried on count against it.
     family: relearning, quantisation, wording or control. greedy: of the forgotten questions that were asked for an answer in
     words, how many the attacked model answers so, at the attack's end; before: the before model under the same asking.
     moved: share of the trained weights that is another number. recovery: by component, what came back of the change.
@@ -56,7 +57,7 @@ class ForgettingAttack:
 class RecordForgetting:
     """One record: mean log-probability per token of its answer (nats) before, after, and at the end of the strongest attack.
 
-    state: never forgotten, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
+    state: still answered, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
     how many of them brought it back.
     """
 
@@ -163,7 +164,8 @@ class ForgettingAudit:
             return " ".join(
                 (*self.warnings(), f"{several(self.answered['after'])} of the hold-out are answered after.")
             )
-        return " ".join((*self.warnings(), outcome(strongest)))
+        nothing = "" if strongest.at.again.count else f"None of the {len(self.attacks)} attacks brought anything back. "
+        return " ".join((*self.warnings(), f"{nothing}{outcome(strongest)}"))
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: both models, each attack, the headline."""

@@ -41,8 +41,8 @@ def quantised(language_model: LanguageModel, bits: int, group: int | None = None
     """A copy whose blocks' matrices have made the round trip."""
     copied = replace(language_model, model=copy.deepcopy(language_model.model))
     for module in blocks(copied.model).modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or isinstance(module, nn.Embedding):
+        weight: Tensor | None = getattr(module, "weight", None)
+        if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding):
             continue
         by_input = type(module).__name__ == "Conv1D"  # GPT-2's linear layers are [in, out]
         rounded = round_trip(weight.T if by_input else weight, bits, group)
