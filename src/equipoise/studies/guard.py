@@ -30,8 +30,14 @@ def guard(
 ) -> Study:
     """Forget records weighed by alignment, at several temperatures, against equal, permuted, flipped and norm weights."""
 
-    def arm(name: str, kind: Literal["method", "baseline", "control"], base: str = "gd", **words: Any) -> Arm:
-        return Arm(name, kind=kind, base=base, **({"weigh": "guard"} | words))
+    def arm(
+        name: str,
+        kind: Literal["method", "baseline", "control"],
+        base: str = "gd",
+        weigh: str = "guard",
+        **words: Any,
+    ) -> Arm:
+        return Arm(name, kind=kind, base=base, weigh=weigh, **words)
 
     def matched_retention(text: str, arm: str, rival: str, source: str, *, primary: bool) -> Claim:
         test = matched(

@@ -341,7 +341,7 @@ def _by_forward(
 
         return torch.func.jvp(losses, (places,), (tangents,))[1]
 
-    attention = batches.model.config._attn_implementation
+    attention: Any = batches.model.config._attn_implementation
     batches.language_model.use_attention("eager")
     try:
         return batches.values(examples, derivative), []

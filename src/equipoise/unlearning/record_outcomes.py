@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from equipoise.core import page as parts
 from equipoise.data.records import Record
@@ -143,8 +144,8 @@ def brief(record: Record, width: int = 80) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _row(record: Record) -> dict[str, object]:
-    common = {"id": record.id, **({"group": record.group} if record.group else {})}
+def _row(record: Record) -> dict[str, Any]:
+    common: dict[str, Any] = {"id": record.id, **({"group": record.group} if record.group else {})}
     if record.messages:
         said = [{"role": message.role, "content": message.content} for message in record.messages]
         return common | {"messages": said}
