@@ -199,7 +199,9 @@ def test_models_that_do_not_fit_are_refused(models):
     broken = copy_with_noise(after, 0.0)
     with torch.no_grad():
         broken.model.model.layers[1].mlp.down_proj.weight[0, :3] = math.nan
-    with pytest.raises(BadInput, match=r"after \(noisy\) is damaged: 3 of .*model\.layers\.1\.mlp\.down_proj\.weight"):
+    with pytest.raises(
+        BadInput, match=r"after \(noisy\) is damaged: 3 of the .*model\.layers\.1\.mlp\.down_proj\.weight"
+    ):
         ask((before, broken))
     other = tiny(["some other words altogether"], seed=0, width=32, layers=2, heads=2, vocabulary=300)
     with pytest.raises(BadInput, match="different vocabularies, first at"):

@@ -46,7 +46,7 @@ def test_a_checkpoint_with_a_number_that_is_none_is_refused_by_tensor(model, val
     with torch.no_grad():
         model.model.model.layers[1].mlp.up_proj.weight[3, 4:6] = value
     parameter = model.model.model.layers[1].mlp.up_proj.weight
-    said = f"2 of the {parameter.numel()} numbers of model.layers.1.mlp.up_proj.weight are nan or infinite"
+    said = f"2 of the {parameter.numel():,} numbers of model.layers.1.mlp.up_proj.weight are nan or infinite"
     for call in (unlearn, unlearn.plan):
         with pytest.raises(BadInput, match=said):
             call(model, **HOW, steps=1)

@@ -35,6 +35,7 @@ from equipoise.unlearning.audit_attacks import parsed, suited, words
 from equipoise.unlearning.audit_findings import Findings
 from equipoise.unlearning.audit_questions import PREFIXES, Questions
 from equipoise.unlearning.audit_result import ForgettingAudit, ForgettingAuditPlan
+from equipoise.unlearning.checks import check_finite
 from equipoise.unlearning.measures import membership_scores
 from equipoise.unlearning.notes import record_key
 from equipoise.unlearning.quantised import GROUP, quantised
@@ -236,7 +237,7 @@ class ForgettingAuditing(Request):
             for name, model in self.models.items()
         }
         for name, model in opened.items():
-            _check_finite(name, model)
+            check_finite(model, named=f"{name} ({model.name})")
         notes = []
         before = opened["before"]
         for name, model in opened.items():
@@ -491,17 +492,6 @@ def _refuse_overlap(sides: Sides) -> None:
             raise BadInput(
                 f"{len(both)} records of {name} also stand in {other} ({', '.join(both[:LISTED])}{more}): {why}. Take them "
                 "out of one of the two."
-            )
-
-
-def _check_finite(name: str, model: LanguageModel) -> None:
-    """Raises BadInput for a tensor of the model that holds a number that is none."""
-    for tensor, values in (*model.model.named_parameters(), *model.model.named_buffers()):
-        if values.is_floating_point() and not values.isfinite().all():
-            several = int((~values.isfinite()).sum())
-            raise BadInput(
-                f"{name} ({model.name}) is damaged: {several:,} of {values.numel():,} numbers of {tensor} are not finite. "
-                "Give another checkpoint."
             )
 
 

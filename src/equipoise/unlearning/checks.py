@@ -31,14 +31,18 @@ def check_model(language_model: LanguageModel, kept: Sequence[Example]) -> None:
     check_reads(language_model, kept)
 
 
-def check_finite(language_model: LanguageModel) -> None:
-    """Raises BadInput for a checkpoint with a number that is nan or infinite, naming the tensor."""
-    for name, parameter in language_model.model.named_parameters():
-        wrong = int((~parameter.detach().isfinite()).sum())
+def check_finite(language_model: LanguageModel, *, named: str = "") -> None:
+    """Raises BadInput for a checkpoint with a number that is nan or infinite, naming the tensor. named: in place of its name."""
+    model = language_model.model
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        if not values.is_floating_point():
+            continue
+        wrong = int((~values.detach().isfinite()).sum())
         if wrong:
             raise BadInput(
-                f"{language_model.name}: {wrong} of the {parameter.numel()} numbers of {name} are nan or infinite, so "
-                "nothing can be learnt or measured with it. Take an earlier checkpoint, or write this one again."
+                f"{named or language_model.name} is damaged: {wrong:,} of the {values.numel():,} numbers of {name} are nan "
+                "or infinite, so nothing can be learnt or measured with it. Take an earlier checkpoint, or write this one "
+                "again."
             )
 
 
