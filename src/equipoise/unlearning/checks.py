@@ -32,7 +32,7 @@ def check_model(language_model: LanguageModel, kept: Sequence[Example]) -> None:
 
 
 def check_finite(language_model: LanguageModel, *, named: str = "") -> None:
-    """Raises BadInput for a checkpoint with a number that is nan or infinite, naming the tensor. named: in place of its name."""
+    """Raises BadInput for a checkpoint with a number that is nan or infinite, by the tensor. named: in place of its name."""
     model = language_model.model
     for name, values in (*model.named_parameters(), *model.named_buffers()):
         if not values.is_floating_point():
