@@ -89,9 +89,8 @@ class Forgetting(Request):
         data = read_sides(records, fields)
         data = data if chosen.loss_budget is None else with_general(data)
         target = _target(stop_at, data)
-        if chosen.weigh == "guard" and len({record.id for record in data.records["forget"]}) < len(
-            data.records["forget"]
-        ):
+        ids = [record.id for record in data.records["forget"]]
+        if chosen.weigh == "guard" and len(set(ids)) < len(ids):
             raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
         if chosen.parameters == "lora" and str(model) == "tiny":
             raise BadInput(
@@ -161,9 +160,8 @@ class Forgetting(Request):
             raise BadInput(f"evaluation {self.evaluation} is written to the job's folder: name one with out.")
         language_model = self._opened(folder)
         recipe, sides, source = self.recipe, self.sides, language_model.source
-        scales = _Scales(
-            sides, batch_size=max(recipe.micro_batch_size or recipe.batch_size, 16), max_length=recipe.max_length
-        )
+        size = max(recipe.micro_batch_size or recipe.batch_size, 16)
+        scales = _Scales(sides, batch_size=size, max_length=recipe.max_length)
         forget = encode(language_model, sides.records["forget"], max_length=recipe.max_length)
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
@@ -174,7 +172,7 @@ class Forgetting(Request):
             check_model(language_model, retain)
             before, answers_before = scales(language_model), scales.answers(language_model)
             before |= scales.recalls(answers_before) | scales.perplexity(language_model)
-        begun = stored.get("begun") or _per_token(language_model, forget, scales.batch_size)
+        begun = stored.get("begun") or _per_token(language_model, forget, size)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
         language_model = prepare(language_model, recipe)
         if not stored:
@@ -215,7 +213,7 @@ class Forgetting(Request):
         )
         answers_after = scales.answers(language_model)
         after = {**scales(language_model), **scales.recalls(answers_after), **scales.perplexity(language_model)}
-        ended = _per_token(language_model, forget, scales.batch_size)
+        ended = _per_token(language_model, forget, size)
         records = tuple(
             RecordOutcome(record.id, brief(record), *values)
             for record, *values in zip(sides.records["forget"], begun, ended, strict=True)
