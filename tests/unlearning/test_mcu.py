@@ -252,7 +252,12 @@ def test_cir_takes_components_out_of_both_factors(model, forget, batch, accelera
     layer = filtered.layers["model.layers.1.mlp.down_proj"]
     assert layer.inputs.shape == (3, 32) and layer.gradients.shape == (2, 16)
     inputs = mcu.project_out(entered[kept].detach(), mcu.components(entered[kept].detach(), 3))
-    assert_close(mcu.project_out(layer.gradients, mcu.components(errors[kept], 2)), torch.zeros(2, 16).double(), atol=1e-4, rtol=0)
+    assert_close(
+        mcu.project_out(layer.gradients, mcu.components(errors[kept], 2)),
+        torch.zeros(2, 16).double(),
+        atol=1e-4,
+        rtol=0,
+    )
     outputs = mcu.project_out(errors[kept], layer.gradients)
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     own = names.index("model.layers.1.mlp.down_proj.weight")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.core.progress import beat
 from equipoise.training import subspace
 from equipoise.training.gradients import work_dtype
@@ -47,6 +48,7 @@ def inner_tokens(mask: Tensor) -> Tensor:
 class Cir:
     """Filters the forget gradient of every trained linear map; other parameters keep theirs."""
 
+    @closed
     def __init__(
         self,
         model: nn.Module,
@@ -208,6 +210,7 @@ def _instead(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]
             module.forward = own
 
 
+@closed
 def taken_out(rows: Tensor, count: int, basis: Basis) -> Tensor:
     """Mean and principal directions of rows [N, D], [K, D] with K <= count: fewer where the rows vary in fewer."""
     center = rows.double().mean(0) if rows.device.type != "mps" else rows.mean(0)
