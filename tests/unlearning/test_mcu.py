@@ -270,6 +270,21 @@ def test_cir_takes_components_out_of_both_factors(model, forget, batch, accelera
     assert torch.equal(again[own], found[own])
 
 
+def test_nothing_left_is_refused_at_first_and_moves_nothing_later(model, forget, batch, accelerator):
+    """Else the rounding that is left would be stretched to a step of full length."""
+    prepare(model, Recipe(objective="ga", parameters="mlp"))
+    loss = objectives.gd_loss()
+    everything = cir.Cir(model.model, lambda: [batch], activations=3, gradients=16, every=2)
+    with pytest.raises(BadInput, match="3 components of what enters the linear maps and 16 of the gradients"):
+        gradient_of(loss, model.model, [batch], accelerator, everything(0))
+    later = cir.Cir(model.model, lambda: [batch], activations=3, gradients=3, every=1)
+    gradient_of(loss, model.model, [batch], accelerator, later(0))
+    later.gradients = 16
+    _, found = gradient_of(loss, model.model, [batch], accelerator, later(1))
+    layer = list(later.layers).index("model.layers.3.mlp.down_proj")
+    assert torch.equal(found[layer], torch.zeros(16, 32, dtype=torch.float64))
+
+
 def test_gpt2_keeps_its_weights_transposed(accelerator):
     from transformers.pytorch_utils import Conv1D
 
@@ -351,7 +366,8 @@ def test_the_split_of_a_batch_and_of_what_cir_looks_at_changes_nothing(start, fo
 
 @pytest.mark.parametrize("method", ["mcu", "npo-sam", "npo-smoothing"])
 def test_a_method_goes_on_where_it_was_stopped_bit_by_bit(start, forget, method):
-    words = recipe(method, steps=5, batch_size=3, components=2) if method == "mcu" else recipe(method, steps=5)
+    words = recipe(method, steps=5, batch_size=3)
+    words = words.model_copy(update={"components": 2, "cir_activations": 3, "cir_gradients": 3})
 
     def run(**how):
         made = copy.copy(start)

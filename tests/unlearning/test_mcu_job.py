@@ -13,7 +13,16 @@ FORGET, RETAIN = (
     ]
     for names, what in (("abcd", "door"), ("efgh", "wall"))
 )
-WORDS = {"forget": FORGET, "retain": RETAIN, "method": "mcu", "components": 2, "steps": 4, "batch_size": 4}
+WORDS = {
+    "forget": FORGET,
+    "retain": RETAIN,
+    "method": "mcu",
+    "components": 2,
+    "steps": 4,
+    "batch_size": 4,
+    "cir_activations": 3,
+    "cir_gradients": 3,
+}
 
 
 class Killed(Exception):

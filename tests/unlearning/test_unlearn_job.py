@@ -179,6 +179,7 @@ def test_stops_at_the_level_and_says_so(taught, files):
 
 def test_a_spent_budget_of_general_text_ends_the_run_and_is_said(taught):
     words = {"method": "mcu", "components": 2, "update_length": 5.0, "loss_budget": 0.05, "batch_size": 4}
+    words |= {"cir_activations": 3, "cir_gradients": 3}
     done = unlearn(taught, forget=FORGET, retain=RETAIN, general=RETAIN, steps=6, evaluate_every=2, **words)
     assert done.steps == 2 and done.stopped.startswith("general text had lost ")
     assert done.stopped.endswith(" nats per token at step 2, more than the budget of 0.05")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.core.progress import beat
 from equipoise.training import subspace
 from equipoise.training.gradients import work_dtype
@@ -29,6 +30,7 @@ from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.two_gradients import GradientFunction
 from equipoise.unlearning.mcu import Basis, project_out
 
+LEFT = 1e-5  # of the norm of a or g; less is rounding
 ROWS = 4096  # tokens from which components are computed, at least where the forget set has them
 
 
@@ -47,6 +49,7 @@ def inner_tokens(mask: Tensor) -> Tensor:
 class Cir:
     """Filters the forget gradient of every trained linear map; other parameters keep theirs."""
 
+    @closed
     def __init__(
         self,
         model: nn.Module,
@@ -105,11 +108,21 @@ class Cir:
                 inputs, gradients = (torch.cat(each) for each in zip(*rows, strict=True))
                 layer.inputs = taken_out(inputs, self.activations, self.basis)
                 layer.gradients = taken_out(gradients, self.gradients, self.basis)
+                layer.exhausted = _nothing_left(inputs, layer.inputs) or _nothing_left(gradients, layer.gradients)
+        if self._refreshed is None and all(layer.exhausted for layer in self.layers.values()):
+            raise BadInput(
+                f"cir takes out all that there is: {self.activations} components of what enters the linear maps and "
+                f"{self.gradients} of the gradients are as many as the forget set has. Use fewer --cir-activations and "
+                "--cir-gradients, or more text."
+            )
 
     def state(self) -> dict[str, Any]:
         """The components of every layer, for `restore`."""
         known = {name: layer for name, layer in self.layers.items() if layer.inputs is not None}
-        return {name: {"inputs": layer.inputs, "gradients": layer.gradients} for name, layer in known.items()}
+        return {
+            name: {"inputs": layer.inputs, "gradients": layer.gradients, "exhausted": layer.exhausted}
+            for name, layer in known.items()
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with the components that `state` had."""
@@ -117,6 +130,7 @@ class Cir:
             layer = self.layers[name]
             device = layer.module.weight.device  # type: ignore[union-attr]
             layer.inputs, layer.gradients = stored["inputs"].to(device), stored["gradients"].to(device)
+            layer.exhausted = stored["exhausted"]
 
     def _telling(self, loss: LossFunction) -> LossFunction:
         """The loss, with every layer told which tokens of the batch count."""
@@ -139,7 +153,10 @@ class Cir:
 
 
 class _Layer:
-    """A linear map. rows: pairs (a, g) while they are collected. inputs, gradients: components [K, D] to take out."""
+    """A linear map. rows: pairs (a, g) while they are collected. inputs, gradients: components [K, D] to take out.
+
+    exhausted: these are all there is of a or of g; the rest is rounding, which a step of one length must not follow.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -148,6 +165,7 @@ class _Layer:
         self.rows: list[tuple[Tensor, Tensor]] | None = None
         self.inputs: Tensor | None = None
         self.gradients: Tensor | None = None
+        self.exhausted = False
 
     def forward(self, states: Tensor) -> Tensor:
         module: Any = self.module
@@ -170,6 +188,8 @@ class _Layer:
         if self.rows is not None:
             self.rows.append((inputs, gradients))
             return None
+        if self.exhausted:
+            return torch.zeros_like(self.module.weight, dtype=dtype)  # type: ignore[arg-type]
         if self.inputs is not None and self.gradients is not None:
             inputs, gradients = project_out(inputs, self.inputs), project_out(gradients, self.gradients)
         return inputs.T @ gradients if self.transposed else gradients.T @ inputs
@@ -208,6 +228,11 @@ def _instead(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]
             module.forward = own
 
 
+def _nothing_left(rows: Tensor, components: Tensor) -> bool:
+    return bool(project_out(rows, components).norm() <= LEFT * rows.norm())
+
+
+@closed
 def taken_out(rows: Tensor, count: int, basis: Basis) -> Tensor:
     """Mean and principal directions of rows [N, D], [K, D] with K <= count: fewer where the rows vary in fewer."""
     center = rows.double().mean(0) if rows.device.type != "mps" else rows.mean(0)
