@@ -47,7 +47,8 @@ def words(settings: Relearning) -> str:
     moved = {"full": "all weights", "lora": f"a LoRA adapter of rank {settings.lora_rank}", "mlp": "all MLP weights"}
     what = moved[settings.parameters]
     if settings.blocks is not None:
-        what = f"the MLP weights of the first {settings.blocks} blocks, as published"
+        published = settings.optimizer == "sgd" and settings.learning_rate == PUBLISHED_RATE
+        what = f"the MLP weights of the first {settings.blocks} blocks{', as published' if published else ''}"
     return f"{ {'adamw': 'AdamW', 'sgd': 'SGD'}[settings.optimizer] } on {what}, rate {settings.learning_rate:g}"
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from equipoise.unlearning.audit_result import ForgettingAttack, ForgettingAudit, RecoveryAt
 
 WHERE = "Look here first"
-LISTED = 25  # records in the table
+LISTED = 12  # records of a state in the table
 DRAWN = 60  # records in the figure
 
 
@@ -178,7 +178,7 @@ def _states(result: "ForgettingAudit") -> parts.Table:
 
 
 def _records(result: "ForgettingAudit") -> parts.Table:
-    shown = [each for each in result.records if each.state in (STILL, BACK)][:LISTED]
+    shown = [each for state in (STILL, BACK) for each in [r for r in result.records if r.state == state][:LISTED]]
     more = sum(each.state in (STILL, BACK) for each in result.records) - len(shown)
     return parts.Table(
         "The worst records",
