@@ -34,7 +34,7 @@ from equipoise.training.team import Team
 from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
-from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
+from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
 from equipoise.unlearning.training import prepare, train
 
@@ -61,7 +61,7 @@ class Forgetting(Request):
     team: Team
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
-    evaluation: Evaluation = "none"
+    evaluation: str = "none"
 
     @classmethod
     def read(
