@@ -21,6 +21,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import write_atomic
+from equipoise.core.options import closed
 from equipoise.core.serialize import serialize
 from equipoise.data.answers import rouge_l_recall, rouge_tokens
 from equipoise.unlearning.measures import Attack, Membership, forget_quality
@@ -48,6 +49,7 @@ UTILITY = (
 )
 
 
+@closed
 def evaluation(
     sets: Mapping[str, Scored],
     *,
