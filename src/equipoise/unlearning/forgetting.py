@@ -36,14 +36,9 @@ from equipoise.unlearning import guard
 from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
-<<<<<<< HEAD
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
 from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample, with_general
-=======
-from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
-from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample
->>>>>>> help16-c
 from equipoise.unlearning.training import prepare, train
 
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
