@@ -37,7 +37,7 @@ from equipoise.unlearning.checks import changed_at_random, check_model, trained_
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
-from equipoise.unlearning.result import AnswerPair, Evaluation, Measure, Unlearned, UnlearnPlan
+from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample, with_general
 from equipoise.unlearning.training import prepare, train
 
