@@ -265,7 +265,7 @@ def test_cir_takes_components_out_of_both_factors(model, forget, batch, accelera
     _, split = gradient_of(loss, network, halves, accelerator, filtered(5))
     assert_close(split[own], found[own])
     other = cir.Cir(network, lambda: pytest.fail("no refresh is due"), every=2)
-    other.restore({name: {key: value.clone() for key, value in own.items()} for name, own in filtered.state().items()})
+    other.restore(copy.deepcopy(filtered.state()))
     _, again = gradient_of(loss, network, [batch], accelerator, other(5))
     assert torch.equal(again[own], found[own])
 
@@ -274,8 +274,8 @@ def test_nothing_left_is_refused_at_first_and_moves_nothing_later(model, forget,
     """Else the rounding that is left would be stretched to a step of full length."""
     prepare(model, Recipe(objective="ga", parameters="mlp"))
     loss = objectives.gd_loss()
-    everything = cir.Cir(model.model, lambda: [batch], activations=3, gradients=16, every=2)
-    with pytest.raises(BadInput, match="3 components of what enters the linear maps and 16 of the gradients"):
+    everything = cir.Cir(model.model, lambda: [batch], activations=3, gradients=32, every=2)
+    with pytest.raises(BadInput, match="3 components of what enters the linear maps and 32 of the gradients"):
         gradient_of(loss, model.model, [batch], accelerator, everything(0))
     later = cir.Cir(model.model, lambda: [batch], activations=3, gradients=3, every=1)
     gradient_of(loss, model.model, [batch], accelerator, later(0))
