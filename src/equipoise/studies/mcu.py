@@ -245,20 +245,23 @@ def attack(run: Run, setting: Any, before: Any, step: int) -> None:
         run.spend(attack_steps=relearned[-1].steps)
         for part in parts:
             found[part].append(mcu_world.recovered(path[part] or [capped[part]]))
+    strongest = {
+        part: max(range(len(ATTACKS)), key=lambda attack, part=part: found[part][attack].mean().item())
+        for part in parts
+    }
     for part in parts:
-        strongest = max(range(len(ATTACKS)), key=lambda attack, part=part: found[part][attack].mean().item())
-        scores = found[part][strongest]
+        scores = found[part][strongest[part]]
         mcu_world.record(run, "capped_accuracy", asked[part], capped[part], step, part)
         mcu_world.record(run, "recovered_accuracy", asked[part], scores, step, part)
         mcu_world.record(run, "regained", asked[part], scores - capped[part], step, part)
-    models = (before, language_model.model, relearned[strongest].language_model.model)
-    states = [
+    models = (before, language_model.model, relearned[strongest["test"]].language_model.model)
+    known, forgotten, back = (
         audit_spectra.states(
             replace(language_model, model=model), asked["test"], BREAKING["last_block"], max_length=128
         )
         for model in models
-    ]
-    vectors = mcu_world.every_component(states[0])
-    for name, values in mcu_world.by_part(*states, vectors, run.options["dominant"]).items():
+    )
+    vectors = mcu_world.every_component(known)
+    for name, values in mcu_world.by_part(known, forgotten, back, vectors, run.options["dominant"]).items():
         run.measure("change_ratio", values["change"], at={"step": step}, where={"part": name})
         run.measure("recovery_ratio", values["recovery"], at={"step": step}, where={"part": name})
