@@ -175,7 +175,9 @@ class Reinforcing(Request):
         source: str,
     ) -> Reinforced:
         recipe = self.recipe
-        before = self._before(language_model, attempts, folder, notes)
+        measured, damaged = ({}, []) if folder is None else stored_state(folder / BEFORE, of="measurement before")
+        notes += damaged
+        before = Solved.of(measured) if measured else self._solve(language_model, attempts)
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
@@ -188,6 +190,8 @@ class Reinforcing(Request):
         sample, weigh = attempts.stages(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
+        if folder is not None and self.team.main and not measured:  # it can take longer than the first steps
+            save_state(folder / BEFORE, before.state())
         generated = stored.get("generated", 0)
 
         def look(reached: ReinforceState) -> bool:
@@ -271,19 +275,6 @@ class Reinforcing(Request):
 
     def scratch(self) -> tuple[str, ...]:
         return (STATE, BEFORE, TAUGHT, EMBEDDINGS)
-
-    def _before(
-        self, language_model: LanguageModel, attempts: Attempts, folder: Path | None, notes: list[str]
-    ) -> Solved:
-        """Measured once: it can take longer than the first steps, and is kept before they begin."""
-        stored, damaged = ({}, []) if folder is None else stored_state(folder / BEFORE, of="measurement before")
-        notes += damaged
-        if stored:
-            return Solved.of(stored)
-        before = self._solve(language_model, attempts)
-        if folder is not None and self.team.main:
-            save_state(folder / BEFORE, before.state())
-        return before
 
     def _solve(self, language_model: LanguageModel, attempts: Attempts, samples: int | None = None) -> Solved:
         recipe = self.recipe

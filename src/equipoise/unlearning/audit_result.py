@@ -50,6 +50,7 @@ class ForgettingAttack:
 
     @property
     def at(self) -> RecoveryAt:
+        """The look at which it is told."""
         return self.path[self.best]
 
 
