@@ -23,8 +23,9 @@ from equipoise.data.records import Record
 from equipoise.language import tiny
 from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
-from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.language.score import log_likelihoods
 from equipoise.training import subspace
+from equipoise.unlearning.questions import answered
 
 RELEARNED, HELD_OUT, REHEARSED, KEPT = 100, 300, 60, 60
 VALIDATED = 100  # of a side, in the wording for validation
@@ -110,10 +111,7 @@ def right_probability(language_model: LanguageModel, asked: Sequence[Record], ba
 
     Of log-probabilities per token, so that a choice of more tokens is not less likely for that.
     """
-    found = multiple_choice(language_model, asked, batch_size=batch_size)
-    return torch.stack(
-        [scores.softmax(-1)[record.answer] for record, scores in zip(asked, found.scores, strict=True)]  # type: ignore[index]
-    )
+    return answered(language_model, asked, by="text", batch_size=batch_size).right
 
 
 def recovered(path: Sequence[Tensor], window: int = 2) -> Tensor:

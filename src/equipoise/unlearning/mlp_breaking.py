@@ -19,7 +19,7 @@ from equipoise.language.states import blocks
 from equipoise.training.loop import LossFunction
 from equipoise.training.reference import ReferenceModel
 from equipoise.unlearning.mcu import Representations
-from equipoise.unlearning.objectives import Batch, Objective, block_states, counted, states_at, weighed
+from equipoise.unlearning.objectives import Batch, Objective, block_states, counted, states_at, weighed, wide
 from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
 
 
@@ -38,7 +38,7 @@ def mlp_breaking_loss(places: list[str], frozen: nn.Module | ReferenceModel, see
             originals = states_at(frozen, places, batch)
         outputs, kept = states_at(model, places, batch), counted(batch)
         tokens = [
-            breaking(seen.project(place, _wide(outputs[place])), seen.project(place, _wide(originals[place])), length)
+            breaking(seen.project(place, wide(outputs[place])), seen.project(place, wide(originals[place])), length)
             for place in places
             for length in (seen.lengths[place],)
         ]
@@ -52,8 +52,8 @@ def state_retain_loss(block: int, frozen: nn.Module | ReferenceModel) -> LossFun
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            originals = _wide(block_states(frozen, block, batch))
-        states, mask = _wide(block_states(model, block, batch)), batch["attention_mask"]
+            originals = wide(block_states(frozen, block, batch))
+        states, mask = wide(block_states(model, block, batch)), batch["attention_mask"]
         return ((states - originals).norm(dim=-1) * mask).sum(), (originals.norm(dim=-1) * mask).sum()
 
     return loss
@@ -90,10 +90,6 @@ def _loss(recipe: Recipe, model: nn.Module, seen: Representations | None) -> Los
             "mlp-breaking needs what the starting model represents of the forget set: give losses() that set."
         )
     return mlp_breaking_loss(broken_places(recipe, model), ReferenceModel(model), seen)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 OBJECTIVES.register(

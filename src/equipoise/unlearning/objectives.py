@@ -79,13 +79,13 @@ def simnpo(log_likelihood: Tensor, tokens: Tensor, beta: float, gamma: float = 0
 
 def kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(p_ref || p) of each row of logits, [n, V] -> [n], in nats."""
-    reference, current = _wide(reference_logits).log_softmax(-1), _wide(logits).log_softmax(-1)
+    reference, current = wide(reference_logits).log_softmax(-1), wide(logits).log_softmax(-1)
     return F.kl_div(current, reference, reduction="none", log_target=True).sum(-1)
 
 
 def distance(states: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference over the dimensions, [..., D] -> [...]: RMU's loss of each token."""
-    return (_wide(states) - _wide(target)).square().mean(-1)
+    return (wide(states) - wide(target)).square().mean(-1)
 
 
 def steering_vector(width: int, length: float, generator: torch.Generator) -> Tensor:
@@ -97,7 +97,7 @@ def steering_vector(width: int, length: float, generator: torch.Generator) -> Te
 def sequence_log_likelihoods(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed log-likelihood [B] (with graph) and number of labelled tokens [B] of each row."""
     logits, labels, _ = labelled_logits(model, batch)
-    tokens = -F.cross_entropy(_wide(logits), labels, reduction="none")
+    tokens = -F.cross_entropy(wide(logits), labels, reduction="none")
     # Filled in row by row and summed along the rows: adding at indices is not deterministic on a GPU.
     labelled = batch["labels"][:, 1:] != IGNORE
     return tokens.new_zeros(labelled.shape).masked_scatter(labelled, tokens).sum(-1), labelled.sum(-1)
@@ -117,9 +117,9 @@ def gd_loss() -> LossFunction:
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
         logits, labels, rows = labelled_logits(model, batch)
         if "weight" in batch:
-            tokens = F.cross_entropy(_wide(logits), labels, reduction="none")
+            tokens = F.cross_entropy(wide(logits), labels, reduction="none")
             return weighed(tokens, batch, rows).sum(), len(labels)
-        return F.cross_entropy(_wide(logits), labels, reduction="sum"), len(labels)
+        return F.cross_entropy(wide(logits), labels, reduction="sum"), len(labels)
 
     return loss
 
@@ -190,7 +190,7 @@ def rmu_loss(block: int, steering: Tensor, seen: "Representations | None" = None
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         states, mask = block_states(model, block, batch), batch["attention_mask"]
         if seen is not None:
-            states, mask = seen.project(f"block.{block}", _wide(states)), counted(batch)
+            states, mask = seen.project(f"block.{block}", wide(states)), counted(batch)
         return weighed(distance(states, steering.to(states)) * mask, batch).sum(), mask.sum()
 
     return loss
@@ -259,7 +259,8 @@ def block_states(model: nn.Module | ReferenceModel, block: int, batch: Batch) ->
     return states_at(model, [f"block.{block}"], batch)[f"block.{block}"]
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """In float64 where it is that already, else in float32: what losses are computed in."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
