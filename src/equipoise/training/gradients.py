@@ -55,6 +55,17 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def joint_norm(tensors: Gradients) -> Tensor:
+    """L2 norm of all of them together, in float64 but on MPS; a missing one is zeros."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not present:
+        return torch.zeros(())
+    dtype = sum_dtype(present[0].device)
+    return torch.stack(
+        [tensor.norm(dtype=torch.promote_types(tensor.dtype, torch.float32)).to(dtype) for tensor in present]
+    ).norm()
+
+
 def check_weights(**weights: float) -> None:
     """Raises BadInput unless every weight is a finite number of at least 0."""
     for name, weight in weights.items():

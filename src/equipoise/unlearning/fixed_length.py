@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from equipoise.training.gradients import joint_norm
 from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.two_gradients import GradientAt, plain_gradient
-from equipoise.unlearning.sharpness import displaced, joint_norm
+from equipoise.unlearning.sharpness import displaced
 
 
 class FixedLength:

@@ -27,6 +27,7 @@ from equipoise.language import adapters
 from equipoise.language.encode import collate, encode
 from equipoise.language.model import LanguageModel
 from equipoise.language.states import blocks, module_at
+from equipoise.training.gradients import joint_norm
 from equipoise.training.loop import mean_gradient
 from equipoise.training.memory import memory_advice
 from equipoise.training.order import without_replacement
@@ -110,9 +111,7 @@ def relearn(
                     for first in range(0, size, micro)
                 ]
                 mean, gradients = mean_gradient(loss_function, model, list(parameters.values()), window, accelerator)
-                known = [gradient for gradient in gradients if gradient is not None]
-                norm = torch.stack(torch._foreach_norm(known)).double().norm()
-                diverged = not math.isfinite(mean.item() + norm.item())
+                diverged = not math.isfinite(mean.item() + joint_norm(gradients).item())
                 if diverged:
                     break
                 for tensor, gradient in zip(moved.values(), gradients, strict=True):

@@ -18,23 +18,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from equipoise.training.gradients import Gradients, sum_dtype
+from equipoise.training.gradients import Gradients, joint_norm
 from equipoise.training.loop import Batch, LossFunction
 from equipoise.training.two_gradients import GradientAt, GradientFunction, plain_gradient
 from equipoise.unlearning.recipe import METHODS
 
 DRAWS = 3  # of smoothing, as released
-
-
-def joint_norm(tensors: Gradients) -> Tensor:
-    """L2 norm of all of them together, in float64 but on MPS; a missing one is zeros."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    if not present:
-        return torch.zeros(())
-    dtype = sum_dtype(present[0].device)
-    return torch.stack(
-        [tensor.norm(dtype=torch.promote_types(tensor.dtype, torch.float32)).to(dtype) for tensor in present]
-    ).norm()
 
 
 @contextmanager
