@@ -275,7 +275,7 @@ def test_nothing_left_is_refused_at_first_and_moves_nothing_later(model, forget,
     prepare(model, Recipe(objective="ga", parameters="mlp"))
     loss = objectives.gd_loss()
     everything = cir.Cir(model.model, lambda: [batch], activations=3, gradients=32, every=2)
-    with pytest.raises(BadInput, match="3 components of what enters the linear maps and 32 of the gradients"):
+    with pytest.raises(BadInput, match="as many as the forget set has. Use fewer --cir-activations"):
         gradient_of(loss, model.model, [batch], accelerator, everything(0))
     later = cir.Cir(model.model, lambda: [batch], activations=3, gradients=3, every=1)
     gradient_of(loss, model.model, [batch], accelerator, later(0))
@@ -425,7 +425,15 @@ def test_what_a_method_trains_and_refuses(model):
 
 
 @pytest.mark.parametrize(
-    ("depth", "expected"), [(1, range(1)), (2, range(1)), (4, range(1, 2)), (30, range(6, 11)), (32, range(6, 12))]
+    ("width", "expected"), [(16, (1, 1)), (128, (2, 3)), (576, (9, 14)), (1536, (24, 36)), (14_336, (24, 36))]
+)
+def test_components_of_the_filter_by_width(width, expected):
+    assert tuple(cir.published(count, width) for count in (cir.ACTIVATIONS, cir.GRADIENTS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [(1, range(1)), (4, range(4)), (8, range(8)), (9, range(2, 3)), (30, range(6, 11)), (32, range(6, 12))],
 )
 def test_the_blocks_lie_as_deep_as_published(monkeypatch, depth, expected):
     monkeypatch.setattr(mlp_breaking, "blocks", lambda model: [None] * depth)

@@ -18,7 +18,8 @@ AVERAGE = "a dominant component has to move by half an average component more th
 BACK = "a tenth of what moved is the least difference that would matter to who wants it to stay away"
 # Every arm moves the same weights in steps of the same length; what differs is where to.
 COMMON: dict[str, Any] = {"parameters": "mlp", "update": "fixed-length"}
-BREAKING: dict[str, Any] = {"objective": "mlp-breaking", "gradient_filter": "cir", "first_block": 1, "last_block": 2}
+# All four blocks, since what a model of four knows is in all of them: at 1 and 2 alone 0.86 of V are left (seed 1000).
+BREAKING: dict[str, Any] = {"objective": "mlp-breaking", "gradient_filter": "cir", "first_block": 0, "last_block": 3}
 ATTACKS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.03, "parameters": "mlp"},
     "sgd-fast": {"optimizer": "sgd", "learning_rate": 0.3, "parameters": "mlp"},
@@ -29,16 +30,16 @@ ATTACKS: dict[str, dict[str, Any]] = {
 
 @study("mcu", paper="arXiv:2605.11685", trades="robustness to relearning for forgetting")
 def mcu(
-    steps: Annotated[int, Field(ge=4, le=10_000)] = 120,
+    steps: Annotated[int, Field(ge=4, le=10_000)] = 80,
     batch_size: Annotated[int, Field(ge=1, le=400)] = 32,
-    evaluations: Annotated[int, Field(ge=2, le=100)] = 24,
-    loss_budget: Annotated[float, Field(gt=0)] = 0.1,
-    retain_learning_rate: Annotated[float, Field(ge=0)] = 0.05,
+    evaluations: Annotated[int, Field(ge=2, le=100)] = 16,
+    loss_budget: Annotated[float, Field(gt=0)] = 0.2,
+    retain_learning_rate: Annotated[float, Field(ge=0)] = 0.2,
     epochs: Annotated[int, Field(ge=2, le=100)] = 20,
     dominant: Annotated[int, Field(ge=2, le=64)] = 8,
 ) -> Study:
     """MLP breaking on minor components against the same on all, on all but the mean, gradient difference, NPO and SAM."""
-    grid: dict[str, Any] = {"update_length": [0.01, 0.05]}
+    grid: dict[str, Any] = {"update_length": [0.2, 0.5]}
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **words: Any) -> Arm:
         return Arm(name, kind=kind, grid=grid, **words)

@@ -14,7 +14,7 @@ weights: the same at the first refresh, and no state but the components has to b
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,8 @@ from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.two_gradients import GradientFunction
 from equipoise.unlearning.mcu import Basis, project_out
 
+ACTIVATIONS, GRADIENTS = 24, 36  # components of Llama-3.1-8B in the code of arXiv:2605.11685
+NARROW = 1536  # below this width so many are too large a part: all 24 of 128 leave a step that forgets nothing
 LEFT = 1e-5  # of the norm of a or g; less is rounding
 ROWS = 4096  # tokens from which components are computed, at least where the forget set has them
 
@@ -46,6 +48,11 @@ def inner_tokens(mask: Tensor) -> Tensor:
     return counted & (place > 1) & (place < counted.sum(-1, keepdim=True))
 
 
+def published(count: int, width: int) -> int:
+    """As many components as the released code takes out, in proportion where vectors are narrower than `NARROW`."""
+    return min(count, max(round(count * width / NARROW), 1))
+
+
 class Cir:
     """Filters the forget gradient of every trained linear map; other parameters keep theirs."""
 
@@ -55,13 +62,14 @@ class Cir:
         model: nn.Module,
         batches: Callable[[], Iterable[Batch]],
         *,
-        activations: int = 24,
-        gradients: int = 36,
+        activations: int | None = None,
+        gradients: int | None = None,
         every: int,
         basis: Basis = "orthonormal",
     ) -> None:
-        """batches: the forget set, shuffled. activations, gradients: components of each. every: steps between refreshes.
+        """batches: the forget set, shuffled. every: steps between refreshes.
 
+        activations, gradients: components of each; when not given, `published` for the width of the vectors.
         Raises BadInput when no linear map is trained.
         """
         self.batches, self.activations, self.gradients = batches, activations, gradients
@@ -106,15 +114,18 @@ class Cir:
             rows, layer.rows = layer.rows or [], None
             if rows:
                 inputs, gradients = (torch.cat(each) for each in zip(*rows, strict=True))
-                layer.inputs = taken_out(inputs, self.activations, self.basis)
-                layer.gradients = taken_out(gradients, self.gradients, self.basis)
+                layer.inputs = taken_out(inputs, self._count("inputs", inputs), self.basis)
+                layer.gradients = taken_out(gradients, self._count("gradients", gradients), self.basis)
                 layer.exhausted = _nothing_left(inputs, layer.inputs) or _nothing_left(gradients, layer.gradients)
         if self._refreshed is None and all(layer.exhausted for layer in self.layers.values()):
             raise BadInput(
-                f"cir takes out all that there is: {self.activations} components of what enters the linear maps and "
-                f"{self.gradients} of the gradients are as many as the forget set has. Use fewer --cir-activations and "
-                "--cir-gradients, or more text."
+                "cir takes out all that there is: the components of what enters the linear maps or of the gradients are as "
+                "many as the forget set has. Use fewer --cir-activations and --cir-gradients, or more text."
             )
+
+    def _count(self, side: Literal["inputs", "gradients"], rows: Tensor) -> int:
+        given, count = {"inputs": (self.activations, ACTIVATIONS), "gradients": (self.gradients, GRADIENTS)}[side]
+        return published(count, rows.shape[-1]) if given is None else given
 
     def state(self) -> dict[str, Any]:
         """The components of every layer, for `restore`."""

@@ -23,6 +23,9 @@ from equipoise.unlearning.objectives import Batch, Objective, block_states, coun
 from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
 
 
+SHALLOW = 8  # blocks; what so small a model knows is in all of them
+
+
 def breaking(outputs: Tensor, originals: Tensor, length: Tensor | float | None = None) -> Tensor:
     """max(0, <o, o*> / s^2) of each token, [..., D] -> [...]; length: s, when not given that of these tokens."""
     if length is None:
@@ -60,17 +63,18 @@ def state_retain_loss(block: int, frozen: nn.Module | ReferenceModel) -> LossFun
 
 
 def broken_blocks(recipe: Recipe, model: nn.Module) -> range:
-    """The recipe's blocks, counted from 0; those not given lie as deep as 6 to 11 of 32.
+    """The recipe's blocks, counted from 0; those not given lie as deep as 6 to 11 of 32, and are all of up to 8.
 
     Raises BadInput for a block that the model does not have.
     """
     depth = len(blocks(model))
-    last = max(round(12 / 32 * depth), 1) - 1 if recipe.last_block is None else recipe.last_block
-    first = min(round(6 / 32 * depth), depth - 1) if recipe.first_block is None else recipe.first_block
-    if recipe.last_block is None:
-        last = max(last, first)
-    elif recipe.first_block is None:
-        first = min(first, last)
+    first, last = (0, depth - 1) if depth <= SHALLOW else (round(6 / 32 * depth), round(12 / 32 * depth) - 1)
+    if recipe.first_block is not None:
+        first = recipe.first_block
+        last = max(first, last)
+    if recipe.last_block is not None:
+        last = recipe.last_block
+        first = min(first, last) if recipe.first_block is None else first
     if not first <= last < depth:
         raise BadInput(
             f"first_block {first} and last_block {last}: the model has {depth} blocks, counted from 0, and the first must "

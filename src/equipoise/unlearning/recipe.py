@@ -87,10 +87,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
     first_block: WholeNumber | None = Field(
         default=None,
-        description="First block whose feed-forward output MLP breaking turns away; 6 of 32 when not given.",
+        description="First block whose feed-forward output MLP breaking turns away; 6 of 32, or 0 of up to 8, when not given.",
     )
     last_block: WholeNumber | None = Field(
-        default=None, description="Last such block, where the retain set is held, too; 11 of 32 when not given."
+        default=None,
+        description="Last such block, where the retain set is held, too; 11 of 32, or all of up to 8, when not given.",
     )
     project: Literal["none", "mcu", "random"] = Field(
         default="none",
@@ -107,8 +108,14 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         default="none",
         description="cir: forget gradients of linear maps without the main components of what makes them.",
     )
-    cir_activations: WholeNumber = Field(default=24, description="Components taken out of what enters a linear map.")
-    cir_gradients: WholeNumber = Field(default=36, description="Components taken out of the gradients at its output.")
+    cir_activations: WholeNumber | None = Field(
+        default=None,
+        description="Components taken out of what enters a linear map; 24 when not given, fewer below a width of 1536.",
+    )
+    cir_gradients: WholeNumber | None = Field(
+        default=None,
+        description="Components taken out of the gradients at its output; 36 when not given, fewer below a width of 1536.",
+    )
     cir_every: Count | None = Field(
         default=None, description="Steps between refreshes of these; a pass over the forget set when not given."
     )
@@ -197,7 +204,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """update_length as given, else what moves a weight as far as 0.2 does in MCU's Llama-3.1-8B, or further if small."""
         if self.update_length is not None:
             return self.update_length
-        per_weight = 4.4e-6 if trained_parameters > 1e9 else 1e-5 if trained_parameters > 5e7 else 1e-4
+        per_weight = 4.4e-6 if trained_parameters > 1e9 else 1e-5 if trained_parameters > 5e7 else 5e-4
         return per_weight * trained_parameters**0.5
 
     def check(self) -> "Recipe":
