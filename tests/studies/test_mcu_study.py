@@ -30,7 +30,7 @@ def small():
             patch.setattr(mcu_world, name, value)
         patch.setattr(mcu_world, "OTHERS", mcu_world.OTHERS | {"attributes": 2, "texts": 8})
         patch.setattr(mcu_world, "TEACHING", {"epochs": 1, "learning_rate": 3e-3, "batch_size": 32})
-        patch.setattr(study_file, "ATTACKS", {name: study_file.ATTACKS[name] for name in ("sgd", "adamw-fast")})
+        patch.setattr(study_file, "ATTACKS", {name: study_file.ATTACKS[name] for name in ("sgd", "lora")})
         yield
 
 

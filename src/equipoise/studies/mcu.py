@@ -3,8 +3,12 @@
 Per seed a small model is taught the birth years of invented people. Every arm forgets 400 of them in steps of the same
 length and is taken back to its last state within the same budget of general loss. Then the years of 100 are relearned by
 several attacks, the strongest of which counts, and the other 300 are asked for. Nothing about these follows from those.
+
+Enough relearning brings back nearly everything of every arm (seed 1000). So it is asked twice: after all of it, as the
+abstract has it, and after a tenth, where arms can differ.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +16,7 @@ from pydantic import Field
 from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Select, Study, better, between, study
 
 ABSTRACT = "arXiv:2605.11685, abstract"
+OURS = "control of ours"
 CARD = "card, known in advance"
 POINTS = "5 points are 15 of the 300 people, well above what a seed's questions vary by"
 AVERAGE = "a dominant component has to move by half an average component more than a minor one to be called so"
@@ -23,8 +28,8 @@ BREAKING: dict[str, Any] = {"objective": "mlp-breaking", "gradient_filter": "cir
 ATTACKS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.03, "parameters": "mlp"},
     "sgd-fast": {"optimizer": "sgd", "learning_rate": 0.3, "parameters": "mlp"},
-    "adamw": {"optimizer": "adamw", "learning_rate": 1e-4, "parameters": "full"},
-    "adamw-fast": {"optimizer": "adamw", "learning_rate": 1e-3, "parameters": "full"},
+    "sgd-fastest": {"optimizer": "sgd", "learning_rate": 1.0, "parameters": "mlp"},
+    "lora": {"optimizer": "adamw", "learning_rate": 3e-3, "parameters": "lora"},
 }
 
 
@@ -47,8 +52,8 @@ def mcu(
     def breaking(name: str, kind: Literal["method", "baseline", "control"], **words: Any) -> Arm:
         return arm(name, kind, **BREAKING, **words)
 
-    def less(rival: str, arm: str = "mcu") -> Any:
-        return better("recovered_accuracy", arm=arm, rival=rival, margin=0.05, reason=POINTS)
+    def less(rival: str, arm: str = "mcu", outcome: str = "recovered_early") -> Any:
+        return better(outcome, arm=arm, rival=rival, margin=0.05, reason=POINTS)
 
     def exploratory(text: str, source: str, test: Any) -> Claim:
         return Claim(text, source=source, test=test, primary=False)
@@ -75,7 +80,7 @@ def mcu(
             breaking("random", "control", project="random", components=8),
             breaking("random-without-mean", "control", project="random", components=8, mean_mode="none"),
         ],
-        select=Select("recovered_accuracy", split="validation", seeds=1),
+        select=Select("recovered_early", split="validation", seeds=1),
         outcomes=[
             Outcome(
                 "forget_accuracy", better="lower", chance=0.25, description="probability of the right year, held out"
@@ -95,6 +100,12 @@ def mcu(
             Outcome(
                 "recovered_accuracy", better="lower", chance=0.25, description="held out, after the strongest attack"
             ),
+            Outcome(
+                "recovered_early",
+                better="lower",
+                chance=0.25,
+                description="held out, after a tenth of the attack that is the strongest by then",
+            ),
             Outcome("regained", better="lower", description="recovered less capped, by question"),
             Outcome("change_ratio", better="higher", description="of a component, over the average one"),
             Outcome(
@@ -105,18 +116,23 @@ def mcu(
             Claim(
                 "At one loss of general ability, an attack brings back less after MCU than after MLP breaking.",
                 source=ABSTRACT,
-                test=less("mlp-breaking"),
+                test=less("mlp-breaking", outcome="recovered_accuracy"),
             ),
             Claim(
                 "And less than after unlearning with SAM.",
                 source=ABSTRACT,
-                test=less("npo-sam"),
+                test=less("npo-sam", outcome="recovered_accuracy"),
             ),
             Claim(
                 "Unlearning without MCU moves mainly the dominant components of representations.",
                 source=ABSTRACT,
                 test=between("change_ratio", arm="mlp-breaking", margin=0.5, reason=AVERAGE, **parts),
             ),
+            exploratory(
+                "A tenth of the attack brings back less after MCU than after MLP breaking.", OURS, less("mlp-breaking")
+            ),
+            exploratory("And less than after unlearning with SAM.", OURS, less("npo-sam")),
+            exploratory("And less than after NPO alone.", OURS, less("npo")),
             exploratory(
                 "Relearning restores mainly the dominant components.",
                 ABSTRACT,
@@ -127,12 +143,10 @@ def mcu(
                 ABSTRACT,
                 between("change_ratio", arm="npo", margin=0.5, reason=AVERAGE, **parts),
             ),
-            exploratory(
-                "It is not the mean alone: without it only, more comes back.", "control of ours", less("mean-only")
-            ),
+            exploratory("It is not the mean alone: without it only, more comes back.", OURS, less("mean-only")),
             exploratory(
                 "Main directions matter: with random ones beside the mean more comes back.",
-                "control of ours",
+                OURS,
                 less("random"),
             ),
             exploratory(
@@ -232,6 +246,7 @@ def attack(run: Run, setting: Any, before: Any, step: int) -> None:
     every = max(run.options["epochs"] // 10, 1)
     capped = {part: mcu_world.right_probability(language_model, asked[part]) for part in parts}
     found: dict[str, list[Any]] = {part: [] for part in parts}
+    early: dict[str, list[Any]] = {part: [] for part in parts}
     relearned = []
     for words in ATTACKS.values():
         path: dict[str, list[Any]] = {part: [] for part in parts}
@@ -245,15 +260,15 @@ def attack(run: Run, setting: Any, before: Any, step: int) -> None:
         relearned.append(relearn(language_model, setting.relearned, settings, evaluate=ask))
         run.spend(attack_steps=relearned[-1].steps)
         for part in parts:
-            found[part].append(mcu_world.recovered(path[part] or [capped[part]]))
-    strongest = {
-        part: max(range(len(ATTACKS)), key=lambda attack, part=part: found[part][attack].mean().item())
-        for part in parts
-    }
+            looked = path[part] or [capped[part]]  # an attack that diverged at once leaves the state before it
+            found[part].append(mcu_world.recovered(looked))
+            early[part].append(looked[0])
+    strongest = {part: _strongest(found[part]) for part in parts}
     for part in parts:
         scores = found[part][strongest[part]]
         mcu_world.record(run, "capped_accuracy", asked[part], capped[part], step, part)
         mcu_world.record(run, "recovered_accuracy", asked[part], scores, step, part)
+        mcu_world.record(run, "recovered_early", asked[part], early[part][_strongest(early[part])], step, part)
         mcu_world.record(run, "regained", asked[part], scores - capped[part], step, part)
     models = (before, language_model.model, relearned[strongest["test"]].language_model.model)
     known, forgotten, back = (
@@ -266,3 +281,7 @@ def attack(run: Run, setting: Any, before: Any, step: int) -> None:
     for name, values in mcu_world.by_part(known, forgotten, back, vectors, run.options["dominant"]).items():
         run.measure("change_ratio", values["change"], at={"step": step}, where={"part": name})
         run.measure("recovery_ratio", values["recovery"], at={"step": step}, where={"part": name})
+
+
+def _strongest(scores: Sequence[Any]) -> int:
+    return max(range(len(scores)), key=lambda attack: scores[attack].mean().item())

@@ -22,7 +22,6 @@ from equipoise.unlearning.mcu import Representations
 from equipoise.unlearning.objectives import Batch, Objective, block_states, counted, states_at, weighed, wide
 from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
 
-
 SHALLOW = 8  # blocks; what so small a model knows is in all of them
 
 

@@ -87,11 +87,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     steering: Positive = Field(default=2.0, description="Length of RMU's steering vector.")
     first_block: WholeNumber | None = Field(
         default=None,
-        description="First block whose feed-forward output MLP breaking turns away; 6 of 32, or 0 of up to 8, when not given.",
+        description="First block whose feed-forward output MLP breaking turns away; 6 of 32 (0 of up to 8) when not given.",
     )
     last_block: WholeNumber | None = Field(
         default=None,
-        description="Last such block, where the retain set is held, too; 11 of 32, or all of up to 8, when not given.",
+        description="Last such block, where the retain set is held, too; 11 of 32 (all of up to 8) when not given.",
     )
     project: Literal["none", "mcu", "random"] = Field(
         default="none",
