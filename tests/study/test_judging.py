@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -511,6 +512,30 @@ def test_statistic_over_each_seeds_own_items_counts_seeds():
     verdict = first(scored(statistic(correlation, **PAIR, outcomes=OUTCOMES), own_items=True))
     expected = stats.ttest_1samp(verdict.effects[0].per_seed, 0).confidence_interval(0.95)
     assert verdict.effects[0].lower == pytest.approx(expected.low) and verdict.effects[0].items == 0
+
+
+def test_statistic_over_items_alone_redraws_each_seeds_own():
+    """Of a mean, the interval is that of the pooled questions about their own seed's mean."""
+
+    def ahead(a, b):
+        return float(np.mean(a - b))
+
+    test = statistic(ahead, arm="sago", outcomes=OUTCOMES, units=("item",))
+    book = scored(test, seeds=3, items=60, own_items=True)
+    effect = first(book).effects[0]
+    rows = [row for row in book.items if row["arm"] == "sago"]
+    own = [[r["score"] for r in rows if (r["seed"], r["outcome"]) == key] for key in product(range(3), OUTCOMES)]
+    gaps = [np.subtract(*pair) for pair in zip(own[::2], own[1::2], strict=True)]
+    assert effect.per_seed == pytest.approx([gap.mean() for gap in gaps]) and effect.items == 180
+    assert "its seeds differ" not in first(book).reason  # with questions of their own they may
+    spread = math.sqrt(np.mean([gap.var(ddof=1) for gap in gaps]) / 180)
+    assert (effect.upper - effect.lower) / 2 == pytest.approx(stats.t.ppf(0.975, 179) * spread, rel=0.1)
+    both = scored(statistic(ahead, **PAIR, outcomes=OUTCOMES, units=("item",)), seeds=3, items=60, own_items=True)
+    assert first(both).effects[0].items == 180
+    for arm, outcome in product(("sago", "pcgrad"), OUTCOMES):
+        for seed in (0, 1):  # a question that two seeds share, and not the third
+            both.score(arm, seed, outcome, [0.5], ids=["common"])
+    assert "the seeds share only some of" in first(both).reason
 
 
 def test_statistic_that_is_undefined_or_fails_is_undecided():

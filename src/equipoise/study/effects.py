@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -483,10 +483,10 @@ def _note_wide_gaps(
 def _statistic(scores: Scores, test: Statistic, seeds: Sequence[int], level: float) -> Measured:
     arms = (test.arm,) if test.rival is None else (test.arm, test.rival)
     runs = scores.runs(arms, seeds)
-    columns, clusters = (_item_columns if test.over == "items" else _path_columns)(scores, test, runs)
+    columns, clusters, apart = (_item_columns if test.over == "items" else _path_columns)(scores, test, runs)
     units = tuple(u for u in ("seed", "item") if u in test.units and (u == "seed" or clusters is not None))
     if not units:
-        raise Unjudgeable(f"the claim is over items, and the seeds share none of {', '.join(test.outcomes)}")
+        raise Unjudgeable(f"the claim is over items, and the seeds share only some of {', '.join(test.outcomes)}")
     sign = 1.0 if test.better == "higher" else -1.0
 
     def values_of(drawn: NDArray[np.intp] | None) -> Array:
@@ -502,7 +502,7 @@ def _statistic(scores: Scores, test: Statistic, seeds: Sequence[int], level: flo
         for number, lacking in (("undefined", np.isnan(own)), ("infinite", np.isinf(own))):
             if lacking.any():
                 raise Unjudgeable(f"{test.label} is {number} in {lacking.sum()} of {own.size} seeds")
-        undecided = _varies_though_deterministic(units, own[:, None])
+        undecided = "" if apart else _varies_though_deterministic(units, own[:, None])
         countable = _countable(units, len(seeds))
         if "item" in countable and clusters is not None:
             interval = statistics.pigeonhole_interval(
@@ -542,11 +542,16 @@ def _statistic(scores: Scores, test: Statistic, seeds: Sequence[int], level: flo
     return Measured(effect, interval, "better", threshold, bounds, units, keys, _text(effect), undecided)
 
 
-def _item_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple[Columns, NDArray[np.int64] | None]:
-    """Per run one array per outcome, aligned by item; of drawn items, or (None) of all. And the items' sources.
+def _item_columns(
+    scores: Scores, test: Statistic, runs: Sequence[int]
+) -> tuple[Columns, NDArray[np.int64] | None, bool]:
+    """Per run one array per outcome, aligned by item; of drawn items, or (None) of all. The items' sources, if redrawn.
 
-    The items are those that every run has in every outcome. Where the seeds share none, each run keeps its own,
-    and there is nothing to redraw: the sources are None.
+    Last whether each seed has items of its own, so that seeds must differ.
+
+    The items are those that every run has in every outcome. Where the seeds share none, each run keeps its own. These are
+    redrawn where items alone are the units and no two seeds have one in common; else the sources are None, since what
+    differs between seeds has the items in it.
     """
     tables = []
     for name in test.outcomes:
@@ -570,13 +575,24 @@ def _item_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
     if not (present.sum(axis=1) > 0).all():
         raise Unjudgeable(f"in some run the outcomes {', '.join(test.outcomes)} share no item")
     if not shared.any():
-        return lambda drawn: (aligned[run][:, present[run]] for run in range(len(runs))), None
+
+        def own(drawn: NDArray[np.intp] | None) -> Iterator[Array]:
+            chosen = np.arange(common.size) if drawn is None else drawn
+            return (aligned[run][:, chosen[present[run][chosen]]] for run in range(len(runs)))
+
+        # An arm's runs are in the order of the seeds.
+        by_arm = present.reshape(1 if test.rival is None else 2, -1, common.size)
+        apart = bool((by_arm == by_arm[0]).all() and (by_arm[0].sum(axis=0) == 1).all())
+        redrawn = apart and "seed" not in test.units
+        return own, tables[0].clusters[np.searchsorted(tables[0].items, common)] if redrawn else None, apart
     whole = aligned[:, :, shared]
     sources = tables[0].clusters[np.searchsorted(tables[0].items, common[shared])]
-    return lambda drawn: whole if drawn is None else whole[:, :, drawn], sources
+    return lambda drawn: whole if drawn is None else whole[:, :, drawn], sources, False
 
 
-def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple[Columns, NDArray[np.int64] | None]:
+def _path_columns(
+    scores: Scores, test: Statistic, runs: Sequence[int]
+) -> tuple[Columns, NDArray[np.int64] | None, bool]:
     """Per run one array per outcome along the places that all runs share; each value is a mean over (drawn) items."""
     paths = {
         name: [scores.dialled(run, name, scores.where(name, test.where)) for run in runs] for name in test.outcomes
@@ -603,7 +619,7 @@ def _path_columns(scores: Scores, test: Statistic, runs: Sequence[int]) -> tuple
         means = [_weighted_means(cells, items, counts) for cells in tables]
         return np.stack([mean.reshape(len(runs), -1) for mean in means], axis=1)
 
-    return columns, sources if with_items else None
+    return columns, sources if with_items else None, False
 
 
 def _common_grid(scores: Scores, places: Sequence[Array]) -> Array:
