@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,6 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import Example, collate
+from equipoise.language.score import labelled_logits
+from equipoise.training.two_gradients import TwoGradients
+from equipoise.unlearning import gradient_sum
 from equipoise.unlearning import objectives as o
 
 BETA, GAMMA = 0.7, 0.3
@@ -86,9 +90,50 @@ def test_losses_by_hand(model, batch):
     assert value(o.npo_loss(BETA)(model, whole)) == pytest.approx(sum(expected) / 3, rel=1e-12)
     expected = [-2 / BETA * log_sigmoid(-BETA / len(row) * sum(row) - GAMMA) for row in rows]
     assert value(o.simnpo_loss(BETA, GAMMA)(model, batch)) == pytest.approx(sum(expected) / 3, rel=1e-12)
-    sums, counts = o.sequence_log_likelihoods(model, batch)
+    logits, labels, _ = labelled_logits(model, batch)
+    sums, counts = o.sequence_log_likelihoods(logits, labels, batch)
     assert_close(sums.detach(), torch.tensor([sum(row) for row in rows], dtype=torch.float64))
     assert counts.tolist() == [4, 1, 3]
+
+
+@pytest.mark.parametrize("forget_loss", [o.ga_loss(), o.npo_loss(BETA), o.simnpo_loss(BETA, GAMMA)])
+def test_the_sum_of_both_losses_from_one_pass(model, batch, forget_loss):
+    """Rows of unequal length on both sides, weighed ones on one: as from two passes, but for rounding."""
+    forget = {**batch, "reference": torch.tensor([-11.0, -2.0, -9.0], dtype=torch.float64)}
+    forget["weight"] = torch.tensor([0.2, 1.9, 0.9], dtype=torch.float64)
+    kept = [([5, 6, 7, 8, 9, 1, 1], [-100] * 4 + [9, 1, 1]), ([8, 2], [-100, 2])]
+    retain = collate([Example(tuple(ids), tuple(labels)) for ids, labels in kept], 0)
+    passes = []
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    words = {"forget_weight": 0.7, "retain_weight": 1.3, "conflicts_every": 2}
+    both = o.in_one_pass(forget_loss, o.gd_loss())
+    try:
+        joint = TwoGradients(forget_loss, o.gd_loss(), gradient_sum.combine, both=both, **words)
+        apart = TwoGradients(forget_loss, o.gd_loss(), gradient_sum.combine, **words)
+        for index, expected in (
+            (1, 1),
+            (2, 2),
+        ):  # every second step logs the conflict, for which two gradients are needed
+            passes.clear()
+            found, logged = joint(model, [(forget, retain)], Accelerator(cpu=True), index)
+            assert len(passes) == expected
+            gradients, losses = apart(model, [(forget, retain)], Accelerator(cpu=True), index)
+            assert_close(found, gradients, rtol=1e-10, atol=1e-12)
+            assert all(logged[name].item() == pytest.approx(losses[name].item(), rel=1e-12) for name in losses)
+        passes.clear()
+        joint(model, [(forget, retain), (forget, retain)], Accelerator(cpu=True), 1)
+        assert len(passes) == 4  # several micro-batches: the means are not known before the last
+    finally:
+        hook.remove()
+
+
+def test_one_pass_is_for_small_batches_of_like_length(model, batch):
+    both = o.in_one_pass(o.ga_loss(), o.gd_loss())
+    wide = {name: values.repeat(60, 1) for name, values in batch.items()}  # 180 rows of 6 tokens
+    long = collate([Example(tuple([3] * 20), tuple([-100] * 19 + [3]))], 0)
+    assert both(model, batch, batch) is not None
+    assert both(model, wide, batch) is None and both(model, batch, long) is None
+    assert o.in_one_pass(o.ga_loss(), o.kl_loss(model)) is None
 
 
 def test_open_unlearning_on_fixed_numbers():

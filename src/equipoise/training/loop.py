@@ -240,7 +240,7 @@ class Optimization:
         applied, when a loss or the gradient is no number or memory runs out.
         """
         self.model.train()
-        torch.manual_seed(_seed(self.settings.seed, self.done, self.accelerator.process_index))
+        _draw_from(_seed(self.settings.seed, self.done, self.accelerator.process_index), self.accelerator.device)
         own = _share(drawn, self.accelerator, equal=self.sharded)
         size = self.settings.micro_batch_size or max(len(own), 1)
         with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
@@ -400,6 +400,13 @@ def _seed(*entropy: int) -> int:
     # 3 keeps these draws apart from those of training.order.
     first, *rest = entropy
     return int(np.random.SeedSequence([first, 3, *rest]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _draw_from(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also writes a stack trace for every GPU to come
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager

@@ -29,6 +29,9 @@ GradientFunction = Callable[
     [LossFunction, nn.Module, Sequence[nn.Parameter], Sequence[Batch], Accelerator], tuple[Tensor, list[Tensor | None]]
 ]
 GradientAt = Callable[[int], GradientFunction]  # of an optimizer step, from 0
+Part = tuple[Tensor, Tensor | float]  # sum and weight, as a loss returns them
+# both(model, forget batch, retain batch) -> both losses from one pass, or None where two passes are better
+BothLosses = Callable[[nn.Module, Batch, Batch], tuple[Part, Part] | None]
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -43,7 +46,8 @@ class TwoGradients:
 
     forget_gradient: what takes the place of the forget loss's gradient (`unlearning.cir`, `unlearning.sharpness`).
     conflicts_every: how often the conflict of the two gradients is logged, in steps; 0 for never. It costs some passes
-    over both gradients. groups: whether it is also logged layer by layer.
+    over both gradients. groups: whether it is also logged layer by layer. both: only where `combine` is the weighted sum;
+    makes one pass of a step of one micro-batch in one process that logs no conflict.
     """
 
     def __init__(
@@ -57,8 +61,9 @@ class TwoGradients:
         forget_gradient: GradientAt = plain_gradient,
         conflicts_every: int = 1,
         groups: bool = False,
+        both: BothLosses | None = None,
     ) -> None:
-        self.forget_gradient = forget_gradient
+        self.forget_gradient, self.both = forget_gradient, both
         self.forget_loss, self.retain_loss, self.combine = forget_loss, retain_loss, combine
         self.forget_weight, self.retain_weight = forget_weight, retain_weight
         self.conflicts_every, self.groups = conflicts_every, groups
@@ -69,13 +74,17 @@ class TwoGradients:
     ) -> tuple[list[Tensor | None], dict[str, float | Tensor]]:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         parameters = [parameter for _, parameter in named]
+        watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
+        if self.both is not None and len(window) == 1 and accelerator.num_processes == 1 and not watched:
+            summed = self._summed(self.both, model, parameters, window[0], accelerator)
+            if summed is not None:
+                return summed
         forget_loss, forget = self.forget_gradient(index)(
             self.forget_loss, model, parameters, [pair[0] for pair in window], accelerator
         )
         retain_loss, retain = mean_gradient(
             self.retain_loss, model, parameters, [pair[1] for pair in window], accelerator
         )
-        watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
         reduce = sum_over_processes if is_sharded(model) else None
         seen = Conflicts([layer(name) for name, _ in named], reduce, accelerator.device) if watched else None
         words: dict[str, Any] = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
@@ -90,6 +99,26 @@ class TwoGradients:
                 seen.all(forget, retain, combined)
         losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
         return list(combined), losses if seen is None else losses | seen.summary(self.groups)
+
+    def _summed(
+        self,
+        both: BothLosses,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        pair: tuple[Batch, Batch],
+        accelerator: Accelerator,
+    ) -> tuple[list[Tensor | None], dict[str, float | Tensor]] | None:
+        """The gradient of the weighted sum of both means, and the means."""
+        with accelerator.autocast():
+            found = both(model, *pair)
+        if found is None:
+            return None
+        forget, retain = (total / weight for total, weight in found)
+        accelerator.backward(self.forget_weight * forget + self.retain_weight * retain)
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return gradients, {"forget_loss": forget.detach(), "retain_loss": retain.detach()}
 
 
 def layer(name: str) -> str:

@@ -37,12 +37,14 @@ from equipoise.language.score import head_reads, labelled_logits
 from equipoise.language.states import blocks, editing, module_at
 from equipoise.training.loop import LossFunction
 from equipoise.training.reference import ReferenceModel
+from equipoise.training.two_gradients import BothLosses
 from equipoise.unlearning.recipe import METHODS, OBJECTIVES, Recipe
 
 if TYPE_CHECKING:
     from equipoise.unlearning.mcu import Representations
 
 Batch = Mapping[str, Tensor]
+ONE_PASS = 1024  # tokens; beyond, a step is its matrix products, and two passes hold half of the activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,52 @@ def steering_vector(width: int, length: float, generator: torch.Generator) -> Te
     return length * vector / vector.norm()
 
 
-def sequence_log_likelihoods(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed log-likelihood [B] (with graph) and number of labelled tokens [B] of each row."""
-    logits, labels, _ = labelled_logits(model, batch)
+@dataclass(frozen=True)
+class LabelledLoss:
+    """A loss of the logits at the labelled tokens alone; called with a model and a batch, as any loss.
+
+    of: (logits [n, V], labels [n], rows [n] in [0, B), batch) -> (sum, weight).
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor, Batch], tuple[Tensor, Tensor | float]]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        return self.of(*labelled_logits(model, batch), batch)
+
+
+def in_one_pass(forget: LossFunction, retain: LossFunction) -> BothLosses | None:
+    """Both losses from one pass over both batches, for small ones; None where a loss needs more than labelled tokens."""
+    if not (isinstance(forget, LabelledLoss) and isinstance(retain, LabelledLoss)):
+        return None
+
+    def both(model: nn.Module, first: Batch, second: Batch) -> Any:
+        (rows, length), (others, longer) = first["input_ids"].shape, second["input_ids"].shape
+        tokens = (rows + others) * max(length, longer)
+        if tokens > min(ONE_PASS, 1.25 * (rows * length + others * longer)):
+            return None
+        logits, labels, owners = labelled_logits(model, _stacked(first, second))
+        count = int((owners < rows).sum())
+        return (
+            forget.of(logits[:count], labels[:count], owners[:count], first),
+            retain.of(logits[count:], labels[count:], owners[count:] - rows, second),
+        )
+
+    return both
+
+
+def _stacked(first: Batch, second: Batch) -> dict[str, Tensor]:
+    """The rows of both, padded on the right."""
+    length = max(first["labels"].shape[1], second["labels"].shape[1])
+    return {
+        name: torch.cat(
+            [F.pad(batch[name], (0, length - batch[name].shape[1]), value=fill) for batch in (first, second)]
+        )
+        for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORE))
+    }
+
+
+def sequence_log_likelihoods(logits: Tensor, labels: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed log-likelihood [B] (with graph) and number of labelled tokens [B] of each row, of its labelled logits."""
     tokens = -F.cross_entropy(wide(logits), labels, reduction="none")
     # Filled in row by row and summed along the rows: adding at indices is not deterministic on a GPU.
     labelled = batch["labels"][:, 1:] != IGNORE
@@ -114,52 +159,51 @@ def weighed(values: Tensor, batch: Batch, rows: Tensor | slice = slice(None)) ->
 def gd_loss() -> LossFunction:
     """Cross-entropy on the labelled tokens: what retains, and what teaches."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        logits, labels, rows = labelled_logits(model, batch)
-        if "weight" in batch:
-            tokens = F.cross_entropy(wide(logits), labels, reduction="none")
-            return weighed(tokens, batch, rows).sum(), len(labels)
-        return F.cross_entropy(wide(logits), labels, reduction="sum"), len(labels)
-
-    return loss
+    return LabelledLoss(_cross_entropy)
 
 
 def ga_loss() -> LossFunction:
     """Gradient ascent: the negative of `gd_loss`."""
-    descent = gd_loss()
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
-        total, weight = descent(model, batch)
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        total, weight = _cross_entropy(logits, labels, rows, batch)
         return -total, weight
 
-    return loss
+    return LabelledLoss(loss)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    if "weight" in batch:
+        tokens = F.cross_entropy(wide(logits), labels, reduction="none")
+        return weighed(tokens, batch, rows).sum(), len(labels)
+    return F.cross_entropy(wide(logits), labels, reduction="sum"), len(labels)
 
 
 def npo_loss(beta: float) -> LossFunction:
     """NPO; every row of the batch needs its `reference`. Rows without a labelled token do not count."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if "reference" not in batch:
             raise BadInput(
                 "NPO needs batch['reference']: the starting model's summed log-likelihoods of the rows. Compute them "
                 "once, before the training, with language.score.log_likelihoods."
             )
-        sums, counts = sequence_log_likelihoods(model, batch)
+        sums, counts = sequence_log_likelihoods(logits, labels, batch)
         scored = counts > 0
         return weighed(npo(sums, batch["reference"].to(sums), beta) * scored, batch).sum(), scored.sum()
 
-    return loss
+    return LabelledLoss(loss)
 
 
 def simnpo_loss(beta: float, gamma: float = 0.0) -> LossFunction:
     """SimNPO. Rows without a labelled token do not count."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        sums, counts = sequence_log_likelihoods(model, batch)
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        sums, counts = sequence_log_likelihoods(logits, labels, batch)
         scored = counts > 0
         return weighed(simnpo(sums, counts.clamp(min=1), beta, gamma) * scored, batch).sum(), scored.sum()
 
-    return loss
+    return LabelledLoss(loss)
 
 
 def kl_loss(frozen: nn.Module | ReferenceModel) -> LossFunction:

@@ -164,6 +164,7 @@ def train(
             forget_gradient=gradient,
             conflicts_every=conflicts_every,
             groups=layers,
+            both=objectives.in_one_pass(forget_loss, retain_loss) if _plain_sum(recipe, combine) else None,
         )
         settings = TrainerSettings(learning_rate=recipe.resolved_learning_rate(trained), **common)
     fitted = fit(
@@ -195,6 +196,11 @@ def _split(model: Any, recipe: Recipe) -> tuple[nn.Module, nn.Module | None]:
         sharding.shard(frozen, blocks(frozen))
     sharding.shard(model, blocks(model))
     return empty, frozen
+
+
+def _plain_sum(recipe: Recipe, combine: Combine | None) -> bool:
+    words = (recipe.combine, recipe.gradient_filter, recipe.robust)
+    return combine is None and words == ("sum", "none", "none")
 
 
 def check_shard(recipe: Recipe) -> None:
