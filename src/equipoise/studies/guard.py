@@ -20,7 +20,7 @@ RETAINED = (
 COMPARABLE = "5 points of probability is what one would still call comparable forgetting"
 # Both bases at one rate, the same for every arm: a weighting is compared with none, not with another rate.
 RATE = {"gd": 3e-4, "ga": 2.5e-4}
-# Five sixths of what there is to forget. Within 40 steps 0 itself was reached in three of the five seeds that were tried first.
+# Five sixths of what there is to forget. Within 40 steps 0 itself was reached in three of the first five seeds.
 LEVEL = 0.15
 
 
