@@ -1,4 +1,4 @@
-"""The checks of GLOSS: directions, ranking, the shared subspace and its projection, against closed forms and planted truth."""
+"""The checks of GLOSS against closed forms and planted truth: directions, ranking, shared subspace, projection."""
 
 import copy
 import math
@@ -199,7 +199,7 @@ def test_pooling_finds_what_layers_share_and_a_strict_threshold_loses_it():
 def test_ranking_tells_a_nuisance_apart_that_all_layers_share():
     found = captured(shared=True)
     assert found["pooled"] < 0.05 and found["alone"] < 0.25
-    assert found[0.5] > 10 * found["pooled"] and found[0.0] > 4 * found["pooled"]
+    assert found[0.5] > 5 * found["pooled"] and found[0.0] > 3 * found["pooled"]
 
 
 def test_the_shared_direction_is_their_mean_which_centring_would_delete():

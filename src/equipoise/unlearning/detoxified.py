@@ -138,11 +138,11 @@ class Detoxified:
     def headline(self) -> str:
         """One sentence, warnings first."""
         resolved = self.resolved
+        before, after, control = (f"{each[TOXICITY].value:.3f}" for each in (self.before, self.after, self.control))
         done = (
             f"{resolved['method']}, rank {resolved['rank']}, strength {resolved['strength']:g}, "
-            f"layers {resolved['layers']}: toxicity of what is written {self.before[TOXICITY].value:.3f} before and {self.after[TOXICITY].value:.3f} "
-            f"after ({self.control[TOXICITY].value:.3f} by random projections), perplexity "
-            f"{self.before[PERPLEXITY].value:.4g} and {self.after[PERPLEXITY].value:.4g}."
+            f"layers {resolved['layers']}: toxicity of what is written {before} before and {after} after ({control} by "
+            f"random projections), perplexity {self.before[PERPLEXITY].value:.4g} and {self.after[PERPLEXITY].value:.4g}."
         )
         return " ".join((*self.warnings(), done))
 

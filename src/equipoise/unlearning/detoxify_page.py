@@ -111,9 +111,9 @@ def _measures(result: "Detoxified") -> parts.Table:
             )
             for name, measure in result.after.items()
         ),
-        note=f"Of {result.counts['held out']:,} pairs that are held out. The scorer tells their two sides apart with an AUROC "
-        f"of {number(result.scorer, 3)} (0.5 is chance). It knows the style of these pairs; threats and hate in plain words "
-        "pass it.",
+        note=f"Of {result.counts['held out']:,} pairs that are held out. The scorer tells their two sides apart with an "
+        f"AUROC of {number(result.scorer, 3)} (0.5 is chance). It knows the style of these pairs; threats and hate in plain "
+        "words pass it.",
     )
 
 

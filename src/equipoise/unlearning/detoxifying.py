@@ -124,12 +124,13 @@ class Detoxifying(Request):
             )
         if how["method"] == "profs" and (how["rank"] or 0) > how["candidates"]:
             raise BadInput(f"rank {how['rank']} of {how['candidates']} candidates a layer: raise --candidates.")
+        listed = telling_words(fit) if words is None else read_words(words)
+        texts = _texts(general) if general is not None else [pair.neutral for pair in held]
         inputs, names = {}, {"model": _name(model)}
         for name, source in (("pairs", pairs), ("general", general), ("words", words)):
             if isinstance(source, str | Path):
                 inputs[name], names[name] = sha256_file(Path(source)), str(source)
         names.setdefault("pairs", f"{len(read)} pairs")
-        listed = telling_words(fit) if words is None else read_words(words)
         if words is None:
             notes.append(
                 f"Ranked by {len(listed)} words that stand on the unwanted side of the pairs more often than chance has it."
@@ -139,7 +140,7 @@ class Detoxifying(Request):
             model=model,
             fit=tuple(fit),
             held=tuple(held),
-            general=tuple(_texts(general) if general is not None else [pair.neutral for pair in held]),
+            general=tuple(texts),
             words=tuple(listed),
             layers=layers,
             ranges=tuple(dict.fromkeys(sweep_layers)),

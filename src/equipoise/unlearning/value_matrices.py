@@ -1,8 +1,7 @@
-"""The value matrices of a model: the last linear map of each feed-forward part, in either layout, read, changed and put
-back.
+"""The value matrices of a model: the last linear map of each feed-forward part, in either layout.
 
 A `Linear` holds W as [d, f], the `Conv1D` of GPT-2 transposed as [f, d]; both may have a bias [d]. What else writes in the
-place of one linear map (experts, a norm behind the feed-forward part, numbers below 16 bits) is refused by its name.
+place of one linear map (experts, a norm behind the feed-forward part, quantised numbers) is refused by its name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
