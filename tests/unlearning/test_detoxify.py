@@ -174,6 +174,16 @@ def test_a_model_in_memory_and_other_methods(folder):
     assert any("--undo gives back the weights as they were loaded" in note for note in result.notes)
 
 
+def test_activations_that_half_precision_cannot_hold(folder):
+    """Means far above 65,504, the largest number of float16: they are kept in float32, and a job comes to its end."""
+    language_model = load(folder)
+    with torch.no_grad():
+        for block in language_model.model.model.layers:
+            block.mlp.down_proj.weight.mul_(1e7)
+    result = detoxify(language_model, PAIRS, **WORDS)
+    assert result.moved > 0.9 and result.rebuilt[0].subspace > 0.99
+
+
 def test_the_headline_says_first_what_a_reader_must_know(done):
     def said(**values):
         parts = {

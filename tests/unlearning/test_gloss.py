@@ -255,6 +255,8 @@ def test_the_probe_and_the_vectors_that_it_names():
     values = {0: torch.eye(4, dtype=torch.float64), 7: torch.tensor([[0.0, 0, 0], [5, -9, 0], [5, 0, 0], [0, 0, 0]])}
     chosen = toxic_vectors.toxic_vectors(values, torch.eye(4, dtype=torch.float64)[1], 2)
     assert {layer: each.tolist() for layer, each in chosen.items()} == {0: [1], 7: [0]}
+    nearest = toxic_vectors.toxic_vectors(values, torch.eye(4, dtype=torch.float64)[1], 1)
+    assert {layer: each.tolist() for layer, each in nearest.items()} == {0: [1], 7: []}  # not the longest one
     edited = toxic_vectors.without(values[7], chosen[7])
     assert edited[:, 0].abs().sum() == 0 and torch.equal(edited[:, 1:], values[7][:, 1:])
     assert torch.equal(toxic_vectors.without(values[7].T, chosen[7], transposed=True), edited.T)

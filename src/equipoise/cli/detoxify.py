@@ -16,6 +16,7 @@ work = command(detoxify)
 
 
 def run(*, undo: Path | None = None, **given: Any) -> int:
+    """The job, or with `undo` the way back; the options are the job's, and so is the help."""
     if undo is None:
         return work(**given)
     from equipoise.unlearning.checkpoint_edit import undo as put_back

@@ -37,7 +37,7 @@ def gloss(
         return Arm(name, kind=kind, **words)
 
     def lower(rival: str, outcome: str = "toxicity", margin: float = 0.0, reason: str = "") -> Any:
-        return better(outcome, arm="gloss", rival=rival, margin=margin, reason=reason, where={"split": "test"})
+        return better(outcome, arm="gloss", rival=rival, margin=margin, reason=reason)
 
     def exploratory(text: str, source: str, test: Any) -> Claim:
         return Claim(text, source=source, test=test, primary=False)
@@ -162,4 +162,5 @@ def edit(run: Run) -> None:
             world.measure(run, strength)
             if strength == STRENGTHS[-1]:
                 world.attack(run, strength)
-    run.measure("residual", made.residual, at={"strength": STRENGTHS[-1]})
+    if made.directions:
+        run.measure("residual", made.residual, at={"strength": STRENGTHS[-1]})

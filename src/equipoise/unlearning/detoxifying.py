@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -454,7 +455,7 @@ class _Ready:
     def width(self) -> int:
         return self.matrices[0].width
 
-    @property
+    @cached_property
     def readout(self) -> Tensor:
         return readout(self.language_model).cpu()
 
