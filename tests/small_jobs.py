@@ -234,6 +234,72 @@ def forgetting_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# detoxify
+
+
+def detoxify_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    rows = [
+        {"toxic": f"no {a} {b} yes", "neutral": f"maybe {a} {b} yes"}
+        for a in ("one", "two", "three")
+        for b in ("capital", "town", "river", "Paris", "Oslo")
+    ]
+    (folder / "words.txt").write_text("town\nwhat\n")
+    (folder / "template.jinja").write_text("{{ messages[0].content }}")
+    write_rows(folder / "texts.jsonl", [{"text": "The capital of France is Paris."}])
+    write_rows(folder / "half.jsonl", [*rows, {"toxic": "no"}])
+    write_rows(folder / "rude.jsonl", [{"rude": row["toxic"], "kind": row["neutral"]} for row in rows])
+    write_rows(
+        folder / "asked.jsonl", [{"prompt": "one?", "rejected": r["toxic"], "chosen": r["neutral"]} for r in rows]
+    )
+    return {
+        "model": folder / "model",
+        "pairs": write_rows(folder / "pairs.jsonl", rows),
+        "candidates": 3,
+        "prompts": 2,
+        "max_new_tokens": 2,
+    }
+
+
+def detoxify_whole(folder: Path) -> Settings:
+    return {
+        "words": folder / "words.txt",
+        "general": folder / "texts.jsonl",
+        "strength": 0.75,
+        "layers": "0:2",
+        "sweep_strengths": [0.5],
+        "sweep_layers": ["1:2"],
+        "alpha": 0.5,
+        "seed": 3,
+    }
+
+
+def detoxify_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"pairs": folder / "half.jsonl"},
+        {"pairs": folder / "rude.jsonl"},
+        {"pairs": folder / "rude.jsonl", "fields": {"toxic": "rude", "neutral": "kind"}},
+        {"pairs": folder / "asked.jsonl"},
+        {"pairs": folder / "texts.jsonl"},
+        {"general": folder / "pairs.jsonl"},
+        {"layers": "1:2", "rank": 3},
+        {"layers": "1:2", "rank": 4},
+        {"layers": "1:3"},
+        {"sweep_layers": ["0:1", "1:4"]},
+        {"method": "profs", "rank": 4},
+        {"method": "profs", "rank": 2, "site": "mlp"},
+        {"candidates": 12},
+        {"tokens": 100_000},
+        {"max_new_tokens": 600},
+        {"model": "tiny"},
+        {"model": folder / "nothing"},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+        {"chat_template": str(folder / "template.jinja")},
+        {"chat_template": str(folder / "none.jinja")},
+    )
+
+
 # audit tools
 
 
@@ -724,6 +790,17 @@ SMALL = {
             "equipoise.language.model._from_folder": read_model,
             "equipoise.unlearning.audit.rehearse": lambda *_, **__: None,
             "equipoise.unlearning.audit._seconds": lambda *_: (0.0, 0.0),
+        },
+        slow=True,
+    ),
+    "detoxify": SmallJob(
+        detoxify_files,
+        "equipoise.unlearning.toxicity.teach_scorer",
+        whole=detoxify_whole,
+        more=detoxify_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.unlearning.detoxifying.rehearse": lambda *_, **__: None,
         },
         slow=True,
     ),

@@ -24,6 +24,10 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
         "equipoise.cli.unlearn:app",
         "Make a model forget one file while it keeps another; writes a folder that transformers loads as it is.",
     ),
+    "detoxify": (
+        "equipoise.cli.detoxify:app",
+        "Take an unwanted style out of a model, without training; writes a folder that transformers loads as it is.",
+    ),
     "reinforce": (
         "equipoise.cli.reinforce:app",
         "Train a model on prompts whose answers can be checked; writes a folder that transformers loads as it is.",

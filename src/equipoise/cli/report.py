@@ -13,6 +13,7 @@ JOBS = {
     "audit judge": "equipoise.judging.job:audit_judge",
     "audit tools": "equipoise.reinforcement.tool_audit_job:audit_tools",
     "certify run": "equipoise.verification.job:certify",
+    "detoxify": "equipoise.unlearning.detoxify_job:detoxify",
     "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm label": "equipoise.reinforcement.prm_label_job:label",
     "prm score": "equipoise.reinforcement.prm_scoring_job:score",

@@ -1,0 +1,250 @@
+"""The job: what it writes, the way back byte for byte, that it goes on where it was killed, and what it says first."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from equipoise.cli import main
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.language.model import load
+from equipoise.language.tiny import tiny
+from equipoise.unlearning import checkpoint_edit, detoxify, detoxifying, undo
+from equipoise.unlearning.result import Measure
+
+PAIRS = [
+    {"toxic": f"you {rude} {who} of the {where}", "neutral": f"you {kind} {who} of the {where}"}
+    for rude, kind in (("daft", "dear"), ("dull", "good"))
+    for who in ("man", "one", "friend", "reader")
+    for where in ("town", "house", "river")
+]
+WORDS = {"candidates": 3, "tokens": 20, "prompts": 3, "max_new_tokens": 3, "seed": 1}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tiny([f"{row['toxic']} {row['neutral']}" for row in PAIRS], seed=0, width=32, layers=3, heads=2)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    folder = tmp_path_factory.mktemp("model") / "made"
+    made.save(folder)
+    (folder / "report.html").write_text("of another job")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("done") / "out"
+    return detoxify(folder, PAIRS, **WORDS, sweep_strengths=[0.5], sweep_layers=["0:2"], out=out)
+
+
+def test_the_written_model_is_the_projected_one(folder, done):
+    result = done
+    before, after = (load_file(path / "model.safetensors") for path in (folder, result.folder))
+    bases = load_file(result.folder / "subspace.safetensors")
+    assert bases.keys() == {"layer.1", "layer.2"}  # from 45 % of three layers upward
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2)}
+    for layer in (1, 2):
+        name, basis = f"model.layers.{layer}.mlp.down_proj.weight", bases[f"layer.{layer}"]
+        assert (basis @ after[name].double()).abs().max() < 1e-6 < 0.1 < (basis @ before[name].double()).abs().max()
+        wide = before[name].double()
+        expected = (wide - basis.T @ (basis @ wide)).float()
+        assert torch.equal(after[name], expected) or (after[name] - expected).abs().max() < 1e-6
+    assert result.gap < 1e-3 and result.moved > 0.9
+    assert result.resolved["rank"] == len(bases["layer.1"]) and result.resolved["layers"] == "1:3"
+    for name in ("config.json", "tokenizer.json"):
+        assert (result.folder / name).read_bytes() == (folder / name).read_bytes()
+    assert "of another job" not in (result.folder / "report.html").read_text()
+
+
+def test_what_is_told(done):
+    assert [direction.kept for direction in done.directions].count(True) == done.counts["kept"]
+    assert len(done.directions) == done.counts["candidates"] == 2 * 3
+    assert {(point.strength, point.layers) for point in done.sweep} == {
+        (1.0, "1:3"),
+        (0.5, "1:3"),
+        (1.0, "0:2"),
+        (0.5, "0:2"),
+    }
+    assert [point.written for point in done.sweep].count(True) == 1
+    assert len(done.continuations) == 3 and done.continuations[0].prompt.startswith("you")
+    assert done.before.keys() == done.after.keys() == done.control.keys()
+    assert {"toxicity", "perplexity", "preference"} <= done.after.keys()
+    assert all(each.terms in (0, 1, 8) for each in done.rebuilt)
+    everything = done.rebuilt[0]
+    assert everything.residual < 1e-6 and everything.subspace == pytest.approx(1)
+    report = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "Toxicity against perplexity" in report and "What was taken out, in words" in report
+
+
+def test_undo_gives_back_the_bytes_of_the_original(folder, done, tmp_path, capsys):
+    assert main(["detoxify", "--undo", str(done.folder), "--out", str(tmp_path / "back")]) == 0
+    back = tmp_path / "back"
+    assert capsys.readouterr().out.splitlines()[-1] == str(back)
+    names = {path.name for path in folder.iterdir()} - {"report.html"}
+    assert {path.name for path in back.iterdir()} == names
+    assert all((back / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    with pytest.raises(BadInput, match="is there already"):
+        undo(done.folder, back)
+    with pytest.raises(BadInput, match="nothing to undo"):
+        undo(folder)
+    assert main(["detoxify", "--undo", str(done.folder), "--seed", "3"]) == 2
+
+
+def test_a_way_back_that_was_altered_is_refused(done, tmp_path):
+    import shutil
+
+    for name, change, error in (
+        ("undo.safetensors", lambda data: data[:-1] + b"x", BadInput),
+        ("undo.json", lambda data: data.replace(b"config.json", b"confih.json"), BadInput),
+        ("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]), WorkFailed),
+    ):
+        copied = tmp_path / name
+        shutil.copytree(done.folder, copied)
+        (copied / name).write_bytes(change((copied / name).read_bytes()))
+        with pytest.raises(error, match=r"altered|changed after"):
+            undo(copied)
+        assert not copied.with_name(f"{name}-undone").exists()
+
+
+def test_half_precision_shards_and_other_names_stay_as_they_are(folder, tmp_path):
+    """Two files in bfloat16 whose keys lack what stands before them in memory; edited and undone where they lie."""
+    source, target = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    weights = {
+        name.removeprefix("model."): value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()
+    }
+    names = sorted(weights)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, own in shards.items():
+        save_file({name: weights[name] for name in own}, source / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, own in shards.items() for name in own}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (source / name).write_bytes((folder / name).read_bytes())
+    result = detoxify(source, PAIRS, **WORDS, out=target)
+    assert not any("written anew" in note for note in result.notes)
+    for file, own in shards.items():
+        edited = load_file(target / file)
+        assert edited.keys() == set(own) and all(each.dtype == torch.bfloat16 for each in edited.values())
+    back = undo(target)
+    for path in source.iterdir():
+        assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_killed_and_resumed_is_as_if_never_killed(folder, tmp_path, monkeypatch):
+    quiet = detoxify(folder, PAIRS, **WORDS, out=tmp_path / "quiet")
+    generate, calls = detoxifying.generate, []
+
+    def kill(*given, **named):
+        calls.append(given)
+        if len(calls) == 3:
+            raise Killed
+        return generate(*given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(detoxifying, "generate", kill)
+        detoxify(folder, PAIRS, **WORDS, out=tmp_path / "killed")
+    counted = []
+    monkeypatch.setattr(detoxifying, "generate", lambda *a, **k: counted.append(a) or generate(*a, **k))
+    again = detoxify(folder, PAIRS, **WORDS, out=tmp_path / "killed")
+    assert len(counted) == 2 + detoxifying.DRAWS - 2  # what was measured is not measured again
+    for name in ("model.safetensors", "measures.jsonl", "undo.safetensors", "subspace.safetensors", "result.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes(), name
+    assert again.after == quiet.after and not (tmp_path / "killed" / "features").exists()
+
+
+def test_a_model_in_memory_and_other_methods(folder):
+    language_model = load(folder)
+    before = {name: value.clone() for name, value in language_model.model.state_dict().items()}
+    result = detoxify(language_model, PAIRS, **WORDS, method="profs", rank=2, layers="2:3", strength=0.5)
+    changed = {n for n, value in language_model.model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"model.layers.2.mlp.down_proj.weight"} and result.model is language_model
+    assert result.resolved["site"] == "residual" and result.folder is None
+    assert any("--undo gives back the weights as they were loaded" in note for note in result.notes)
+
+
+def test_activations_that_half_precision_cannot_hold(folder):
+    """Means far above 65,504, the largest number of float16: they are kept in float32, and a job comes to its end."""
+    language_model = load(folder)
+    with torch.no_grad():
+        for block in language_model.model.model.layers:
+            block.mlp.down_proj.weight.mul_(1e7)
+    result = detoxify(language_model, PAIRS, **WORDS)
+    assert result.moved > 0.9 and result.rebuilt[0].subspace > 0.99
+
+
+def test_the_headline_says_first_what_a_reader_must_know(done):
+    def said(**values):
+        parts = {
+            part: {
+                name: replace(measure, value=values.get(f"{part}_{name}", 1.0)) for name, measure in done.after.items()
+            }
+            for part in ("before", "after", "control")
+        }
+        return replace(done, **parts, scorer=values.get("scorer", 0.9), moved=values.get("moved", 1.0)).warnings()
+
+    good = {"after_toxicity": 0.5, "control_toxicity": 0.9}
+    assert said(**good) == ()
+    assert said(**good, after_perplexity=1.1) == () and "rose by 11%" in said(**good, after_perplexity=1.111)[0]
+    assert "random projection of equal rank does as well" in said(after_toxicity=0.5, control_toxicity=0.54)[0]
+    assert said(after_toxicity=0.5, control_toxicity=0.56) == ()
+    assert "Toxicity did not fall" in said(after_toxicity=1.0)[0]
+    assert "Not one number" in said(**good, moved=0.0)[0]
+    assert "AUROC of 0.60" in said(**good, scorer=0.6)[0]
+    assert len(said(after_toxicity=float("nan"), after_perplexity=float("nan"), scorer=float("nan"))) == 3
+    assert done.headline().startswith("".join(done.warnings()[:1]))
+    assert isinstance(done.after["toxicity"], Measure) and isinstance(done.folder, Path)
+
+
+def test_pairs_are_split_by_the_seed_and_share_no_text():
+    from equipoise.data.toxic_pairs import read_toxic_pairs
+
+    pairs = read_toxic_pairs([*PAIRS, {"toxic": PAIRS[0]["toxic"].upper(), "neutral": "something else"}])
+    seen = []
+    for seed in range(6):
+        fit, held, notes = detoxifying.split(pairs, seed)
+        texts = [{text.casefold() for pair in part for text in (pair.toxic, pair.neutral)} for part in (fit, held)]
+        assert not texts[0] & texts[1] and len(held) == 5 and len(fit) + len(held) == 25 - bool(notes)
+        seen.append(bool(notes))
+        assert (fit, held, notes) == detoxifying.split(pairs, seed)
+    assert set(seen) == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"layers": "2:9"}, "layers 2:9: the model has 3, so that the end is 3 at most"),
+        ({"layers": "2"}, "layers '2': expected FIRST:END"),
+        ({"layers": "2:2"}, "layers '2:2': expected FIRST:END"),
+        ({"rank": 99}, "rank 99: there are 6 at most, in layers 1:3 of width 32"),
+        ({"candidates": 20}, "19|20 pairs are left beside the 4 that are held out, too few for 20 directions"),
+        ({"tokens": 10_000}, "tokens 10000: there are"),
+        ({"method": "profs", "rank": 4}, "rank 4 of 3 candidates a layer"),
+        ({"max_new_tokens": 5_000}, "more than the context"),
+    ],
+)
+def test_what_is_refused_before_any_work(folder, words, why):
+    with pytest.raises(BadInput, match=why):
+        detoxify.plan(folder, PAIRS, **{**WORDS, **words})
+
+
+def test_files_that_a_patch_does_not_fit(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.ones(4)}, path)
+    checkpoint_edit.patch(path, {"a": torch.arange(6.0).view(2, 3)})
+    found = load_file(path)
+    assert torch.equal(found["a"], torch.arange(6.0).view(2, 3)) and torch.equal(found["b"], torch.ones(4))
+    for wrong in (torch.zeros(3, 2), torch.zeros(2, 3).bfloat16()):
+        with pytest.raises(WorkFailed, match="cannot replace"):
+            checkpoint_edit.patch(path, {"a": wrong})

@@ -1,0 +1,85 @@
+"""The scorer of toxicity against scikit-learn, and the mass of listed words against plain sums."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
+from equipoise.language.encode import IGNORE, encode
+from equipoise.language.tiny import tiny
+from equipoise.unlearning import toxicity
+
+TOXIC = ["You daft fool!", "what a daft IDEA", "so dull, you fool", "a", "be gone, dull fool of a b", "daft daft"]
+NEUTRAL = ["I see it otherwise.", "what an idea", "so it is, I think", "I think so", "an idea of it"]
+
+
+def test_the_scorer_is_scikit_learns():
+    pytest.importorskip("sklearn")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2)
+    theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=10_000)
+    theirs.fit(vectorizer.fit_transform(TOXIC + NEUTRAL), [1] * len(TOXIC) + [0] * len(NEUTRAL))
+    ours = toxicity.teach_scorer(TOXIC, NEUTRAL, strength=3.0)
+    assert sorted(ours.vocabulary) == sorted(vectorizer.vocabulary_)
+    asked = [*TOXIC, "you daft idea", "zzz", "think of fools"]
+    expected = theirs.predict_proba(vectorizer.transform(asked))[:, 1]
+    np.testing.assert_allclose(ours(asked), expected, atol=2e-4)
+    assert expected.std() > 0.1
+
+
+def test_listed_words_tell_the_scorer_nothing():
+    scorer = toxicity.teach_scorer(TOXIC, NEUTRAL, words=["fool", "daft idea"])
+    plain, more = scorer(["you dull", "you FOOL dull fool"])
+    assert plain == pytest.approx(more)
+    assert math.isnan(scorer(["Fool "])[0]) and math.isnan(scorer([""])[0]) and not math.isnan(scorer(["fools"])[0])
+    assert toxicity.without_words("a daft idea, foolish", ["fool", "daft", "daft idea"]).split() == [
+        "a",
+        ",",
+        "foolish",
+    ]
+    assert toxicity.scorer_auroc(scorer, TOXIC, NEUTRAL) > 0.9
+    assert math.isnan(toxicity.scorer_auroc(scorer, TOXIC, []))
+
+
+def test_a_scorer_without_texts_is_refused():
+    with pytest.raises(BadInput, match="both sides"):
+        toxicity.teach_scorer([], NEUTRAL)
+    with pytest.raises(BadInput, match="no run of letters stands in 2 of the 2 texts"):
+        toxicity.teach_scorer(["ab"], ["cd"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny([*TOXIC * 4, *NEUTRAL * 4, "fool daft"] * 3, seed=0, width=16, layers=2, heads=2, vocabulary=320)
+
+
+def test_listed_tokens_are_words_and_their_first_halves(model):
+    listed, coverage = toxicity.listed_tokens(model, ["Fool", "foolproof", "daftnessless", "a", "qqqq"])
+    texts = {model.tokenizer.decode([token]).strip().casefold() for token in listed.nonzero().flatten().tolist()}
+    # Of `daftnessless` the piece `daft` is less than half; `a` is too short.
+    assert texts == {"fool"} and coverage == pytest.approx(1 / 5)
+    assert len(listed) == model.vocabulary
+    nothing, unknown = toxicity.listed_tokens(model, [])
+    assert not nothing.any() and math.isnan(unknown)
+
+
+def test_listed_mass_against_plain_sums_alone_and_together(model):
+    examples = encode(model, [Record(str(i), text) for i, text in enumerate(TOXIC) if len(text) > 1])
+    listed = torch.arange(model.vocabulary) % 7 == 0
+    found = toxicity.listed_mass(model, examples, listed, batch_size=2)
+    for example, mass in zip(examples, found, strict=True):
+        with torch.no_grad():
+            probabilities = model.model(torch.tensor([example.input_ids])).logits[0].double().softmax(-1)
+        places = [place - 1 for place, label in enumerate(example.labels) if label != IGNORE]
+        assert_close(mass, probabilities[places][:, listed].sum(-1).mean(), rtol=1e-5, atol=1e-7)
+    assert_close(toxicity.listed_mass(model, examples, listed, batch_size=16), found, rtol=1e-5, atol=1e-8)
+
+
+def test_the_first_half_of_a_text():
+    assert [toxicity.first_half(text) for text in ("one", "a b c", " a  b\nc d ")] == ["one", "a", "a b"]
