@@ -44,6 +44,7 @@ class TwoGradients:
     forget_gradient: what takes the place of the forget loss's gradient (`unlearning.cir`, `unlearning.sharpness`).
     conflicts_every: how often the conflict of the two gradients is logged, in steps; 0 for never. It costs some passes
     over both gradients. groups: whether it is also logged layer by layer.
+    penalty: of the parameters alone; penalty_weight times it is part of the retain loss, and logged without that as penalty.
     """
 
     def __init__(
@@ -57,8 +58,11 @@ class TwoGradients:
         forget_gradient: GradientAt = plain_gradient,
         conflicts_every: int = 1,
         groups: bool = False,
+        penalty: Callable[[], Tensor] | None = None,
+        penalty_weight: float = 1.0,
     ) -> None:
         self.forget_gradient = forget_gradient
+        self.penalty, self.penalty_weight = penalty, penalty_weight
         self.forget_loss, self.retain_loss, self.combine = forget_loss, retain_loss, combine
         self.forget_weight, self.retain_weight = forget_weight, retain_weight
         self.conflicts_every, self.groups = conflicts_every, groups
@@ -75,6 +79,13 @@ class TwoGradients:
         retain_loss, retain = mean_gradient(
             self.retain_loss, model, parameters, [pair[1] for pair in window], accelerator
         )
+        losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
+        if self.penalty is not None:
+            # Once a step, after the sum over micro-batches and processes: it knows no batch.
+            value = self.penalty()
+            added = torch.autograd.grad(self.penalty_weight * value, parameters, allow_unused=True)
+            retain = [r if a is None else a if r is None else r + a for r, a in zip(retain, added, strict=True)]
+            losses["penalty"] = value.detach()
         watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
         reduce = sum_over_processes if is_sharded(model) else None
         seen = Conflicts([layer(name) for name, _ in named], reduce, accelerator.device) if watched else None
@@ -88,7 +99,6 @@ class TwoGradients:
             combined = self.combine(forget, retain, **words)
             if seen is not None:
                 seen.all(forget, retain, combined)
-        losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
         return list(combined), losses if seen is None else losses | seen.summary(self.groups)
 
 
