@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.core.progress import beat
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.language import adapters
@@ -154,6 +155,7 @@ def passes(recipe: Recipe, forget: int, retain: int) -> float:
     return records * (1 / 3 + (recipe.start in ("fila", "vila"))) if recipe.begins else 0.0
 
 
+@closed
 def pooled_outputs(
     language_model: LanguageModel, examples: Sequence[Example], pooling: Pooling = "sum"
 ) -> dict[str, Tensor]:
