@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
-from equipoise.language.adapters import attach, attach_saved, detach, export, merge
+from equipoise.language.adapters import adapted_maps, attach, attach_saved, begin_at, detach, export, factors, merge
 from equipoise.language.model import Origin, load
 
 TARGETS = ["all-linear", ["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]]
@@ -229,3 +229,29 @@ def test_an_untied_head_is_trained_where_the_embeddings_are(fresh, trainable):
     head, embedding = merged.model.get_output_embeddings().weight, merged.model.get_input_embeddings().weight
     assert head is not embedding and head.requires_grad is embedding.requires_grad is trainable
     assert merged.model.config.tie_word_embeddings is False and merged.model.all_tied_weights_keys == {}
+
+
+def test_an_adapter_may_begin_at_a_product_that_it_takes_off_again(fresh):
+    before = logits(fresh.model)
+    weights = {name: parameter.detach().clone() for name, parameter in fresh.model.named_parameters()}
+    adapted = attach(fresh, rank=2, alpha=3.0, seed=1)
+    maps = adapted_maps(adapted)
+    generator = torch.Generator().manual_seed(5)
+    starts = {n: tuple(torch.randn(f.shape, generator=generator) for f in factors(own)) for n, own in maps.items()}
+    name = "model.layers.0.mlp.up_proj"
+    with pytest.raises(BadInput, match=f"{name} is in the adapter or in its start, but not in both"):
+        begin_at(adapted, {n: pair for n, pair in starts.items() if n != name})
+    with pytest.raises(BadInput, match=f"A and B of {name} are"):
+        begin_at(adapted, starts | {name: starts[name][::-1]})
+    begin_at(adapted, starts)
+    assert_close(logits(adapted.model), before, atol=1e-4, rtol=1e-4)
+    a, b = factors(maps[name])
+    assert torch.equal(a, starts[name][0]) and torch.equal(b, starts[name][1]) and a.requires_grad
+    with torch.no_grad():
+        b.add_(0.1)
+    moved = logits(adapted.model)
+    assert (moved - before).abs().max() > 0.01
+    merged = merge(adapted)
+    assert_close(logits(merged.model), moved, atol=1e-3, rtol=1e-3)
+    expected = weights[f"{name}.weight"] + 1.5 * torch.full_like(b, 0.1) @ starts[name][0]
+    assert_close(merged.model.get_submodule(name).weight.detach(), expected, atol=1e-4, rtol=1e-4)

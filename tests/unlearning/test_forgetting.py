@@ -56,7 +56,11 @@ def test_what_is_stored_of_a_request():
     assert read.resolved == {"combine": "sum", "date": day, "seed": 0, "steps": 5}
     assert read.loading["date"] == day and read.loading["device"] == "cpu"
     assert read.target == ("forget_log_probability", -2.5)
-    assert read.inputs == {} and read.processes.main is True and read.scratch() == ("state.safetensors",)
+    assert (
+        read.inputs == {}
+        and read.processes.main is True
+        and read.scratch() == ("state.safetensors", "begun.safetensors")
+    )
     assert (read._name(), read._writes()) == ("folder/of/a/model", "model")
     assert request(parameters="lora")._writes() == "adapter"
     assert request(seed=3).resolved["seed"] == 3

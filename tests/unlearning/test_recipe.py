@@ -94,10 +94,16 @@ def test_every_default():
         "max_length": 512,
         "train_blocks": None,
         "lora_rank": 16,
+        "start": "default",
+        "guidance": 0.7,
+        "pooling": "sum",
+        "orthogonality": 0.0,
+        "retain_directions": None,
         "seed": 0,
     }
 
 
+LORA = {"objective": "ihl", "combine": "sum", "parameters": "lora", "lora_rank": 32, "learning_rate": 1e-4}
 BROKEN = {
     "objective": "mlp-breaking",
     "parameters": "mlp",
@@ -119,6 +125,10 @@ def test_every_preset():
         "mlp-breaking": BROKEN,
         "mcu": BROKEN | {"project": "mcu"},
         "rmu-mcu": BROKEN | {"project": "mcu", "objective": "rmu", "steering": 1.0},
+        "ihl": {"objective": "ihl", "combine": "sum"},
+        "reglu": LORA | {"start": "reglu", "orthogonality": 0.5},
+        "fila": LORA | {"start": "fila"},
+        "vila": LORA | {"start": "vila"},
         "graddiff": {"objective": "ga", "combine": "sum"},
         "npo": {"objective": "npo", "combine": "sum"},
         "simnpo": {"objective": "simnpo", "combine": "sum"},
@@ -153,6 +163,12 @@ COMMON = {
         ({"objective": "rmu"}, {"train_blocks", "steering"}),
         ({"objective": "rmu", "weigh": "guard"}, {"train_blocks", "steering", "temperature", "floor", "variant"}),
         ({"objective": "npo", "parameters": "lora"}, {"retain_objective", "lora_rank", "beta"}),
+        ({"objective": "ihl", "start": "reglu"}, {"retain_objective", "train_blocks"}),
+        (
+            {"objective": "ihl", "parameters": "lora", "start": "reglu"},
+            {"retain_objective", "lora_rank", "start", "guidance", "pooling"},
+        ),
+        ({"objective": "ihl", "parameters": "lora", "start": "fila"}, {"retain_objective", "lora_rank", "start"}),
     ],
 )
 def test_the_settings_that_count(words, own):
@@ -213,6 +229,9 @@ def test_the_learning_rate_goes_by_what_is_trained(words, trained, rate):
         ("lora_rank", 1, 0),
         ("temperature", 1e-9, 0.0),
         ("floor", 0.0, -1e-9),
+        ("guidance", 0.0, -1e-9),
+        ("orthogonality", 0.0, -1e-9),
+        ("retain_directions", 1, 0),
         ("seed", 0, -1),
     ],
 )
@@ -238,6 +257,7 @@ def test_every_name_that_registers_itself_and_what_it_stands_for():
     assert {name: OBJECTIVES[name].settings for name in OBJECTIVES} == {
         "mlp-breaking": ("first_block", "last_block"),
         "ga": (),
+        "ihl": (),
         "npo": ("beta",),
         "simnpo": ("beta", "gamma"),
         "rmu": ("steering",),

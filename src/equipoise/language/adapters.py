@@ -3,12 +3,17 @@
 Such a tie (SmolLM2 and most small models have it) is where merging goes wrong: what an adapter adds to the output
 matrix is written into the embeddings as well, or is lost when the saved model ties the two again (peft#2018). So
 `merge` unties first whenever an adapter sits on either: the merged model has two tensors and its configuration says so.
+
+An adapter may begin at a product B0 A0 that is not zero (`begin_at`). Usual code takes that off the base, whose weights then
+are other ones, in 16 bits also rounded ones, and an adapter loaded on the original is another model. Here the base stays as
+it is: a second adapter that is never trained takes the product off, and `export` writes both as one of twice the rank.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +25,11 @@ from equipoise.core.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
 
     from equipoise.language.model import LanguageModel
 
+_TRAINED, _OFFSET = "default", "offset"  # PEFT's names of the adapter that is trained, and of what takes its start off
 _TRAINABLE = "_equipoise_trainable"  # names of the base parameters that were trainable before PEFT froze them all
 
 
@@ -80,6 +87,45 @@ def attach_saved(language_model: LanguageModel, folder: str | Path) -> LanguageM
     return replace(language_model, model=adapted)
 
 
+def adapted_maps(language_model: LanguageModel) -> dict[str, Any]:
+    """The linear maps that the adapter sits on, as PEFT wraps them, by their names in the bare model."""
+    adapted = _require_adapter(language_model)
+    return {n: m for n, m in adapted.get_base_model().named_modules() if _TRAINED in getattr(m, "lora_A", {})}
+
+
+def factors(adapted_map: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """A [rank, inputs] and B [outputs, rank] of one of `adapted_maps`: what is trained."""
+    return adapted_map.lora_A[_TRAINED].weight, adapted_map.lora_B[_TRAINED].weight
+
+
+@torch.no_grad()
+def begin_at(language_model: LanguageModel, starts: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Set the adapter, in place, to these A and B of its maps, by their names, without changing what the model computes.
+
+    scale B A of the start is taken off again by an adapter that is not trained; `merge` and `export` know of it. Raises
+    BadInput for an adapter that began so already, and for maps or shapes that are not its own.
+    """
+    adapted, maps = _require_adapter(language_model), adapted_maps(language_model)
+    if _OFFSET in adapted.peft_config:
+        raise BadInput("The adapter has begun at a product already: detach it and attach another.")
+    for name in starts.keys() ^ maps.keys():
+        raise BadInput(f"{name} is in the adapter or in its start, but not in both: give A and B of every adapted map.")
+    for name, own in maps.items():
+        shapes = [tuple(each.shape) for each in factors(own)]
+        if (given := [tuple(each.shape) for each in starts[name]]) != shapes:
+            raise BadInput(f"A and B of {name} are {given}, the adapter's {shapes}.")
+    with torch.random.fork_rng(devices=[]):
+        adapted.add_adapter(_OFFSET, copy.copy(adapted.peft_config[_TRAINED]))
+    adapted.base_model.set_adapter([_TRAINED, _OFFSET])
+    for name, own in maps.items():
+        for own_factor, given, sign, offset in zip(
+            factors(own), starts[name], (1, -1), (own.lora_A[_OFFSET], own.lora_B[_OFFSET]), strict=True
+        ):
+            own_factor.copy_(given)
+            offset.weight.copy_(sign * own_factor)
+            offset.weight.requires_grad_(False)
+
+
 def detach(language_model: LanguageModel) -> LanguageModel:
     """The model as it was before `attach`, bit by bit."""
     adapted = _require_adapter(language_model)
@@ -105,12 +151,15 @@ def merge(language_model: LanguageModel) -> LanguageModel:
 def export(language_model: LanguageModel, folder: str | Path) -> None:
     """Writes the adapter (safetensors), its configuration and the tokenizer; `load(folder)` merges it into its base.
 
-    Raises BadInput for a model made in memory, which the adapter could not name.
+    One that began at a product (`begin_at`) is written with twice its rank, for the same base. Raises BadInput for a model
+    made in memory, which the adapter could not name.
     """
     adapted = _require_adapter(language_model)
     require_base(language_model)
     # "auto" would store the whole base matrix beside its adapter, and look on the hub for the base's configuration.
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[_TRAINED])
+    if _OFFSET in adapted.peft_config:
+        _write_whole(adapted, Path(folder))
     language_model.tokenizer.save_pretrained(str(folder))
 
 
@@ -121,6 +170,25 @@ def require_base(language_model: LanguageModel) -> None:
             f"An adapter of {language_model.name} names no base model that could be loaded, since it was made in memory: "
             "save it to a folder and load that, or train the weights themselves (parameters 'full')."
         )
+
+
+def _write_whole(adapted: Any, folder: Path) -> None:
+    """Both adapters as one over what PEFT wrote of the first: their A below and their B beside each other, at one scale."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    trained, offset = (
+        get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        for name in (_TRAINED, _OFFSET)
+    )
+    whole = {
+        name: torch.cat([trained[name], offset[name]], dim=0 if "lora_A" in name else 1).contiguous().cpu()
+        for name in trained
+    }
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(adapted.peft_config[_TRAINED])
+    config.r, config.lora_alpha, config.inference_mode = 2 * config.r, 2 * config.lora_alpha, True
+    config.save_pretrained(str(folder))
 
 
 def _require_bare(model: Any) -> None:

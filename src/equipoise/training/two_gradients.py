@@ -48,6 +48,7 @@ class TwoGradients:
     conflicts_every: how often the conflict of the two gradients is logged, in steps; 0 for never. It costs some passes
     over both gradients. groups: whether it is also logged layer by layer. both: only where `combine` is the weighted sum;
     makes one pass of a step of one micro-batch in one process that logs no conflict.
+    penalty: of the parameters alone; penalty_weight times it is part of the retain loss, and logged without that as penalty.
     """
 
     def __init__(
@@ -62,8 +63,11 @@ class TwoGradients:
         conflicts_every: int = 1,
         groups: bool = False,
         both: BothLosses | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+        penalty_weight: float = 1.0,
     ) -> None:
         self.forget_gradient, self.both = forget_gradient, both
+        self.penalty, self.penalty_weight = penalty, penalty_weight
         self.forget_loss, self.retain_loss, self.combine = forget_loss, retain_loss, combine
         self.forget_weight, self.retain_weight = forget_weight, retain_weight
         self.conflicts_every, self.groups = conflicts_every, groups
@@ -75,7 +79,8 @@ class TwoGradients:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         parameters = [parameter for _, parameter in named]
         watched = self.conflicts_every > 0 and index % self.conflicts_every == 0
-        if self.both is not None and len(window) == 1 and accelerator.num_processes == 1 and not watched:
+        alone = len(window) == 1 and accelerator.num_processes == 1
+        if self.both is not None and self.penalty is None and alone and not watched:
             summed = self._summed(self.both, model, parameters, window[0], accelerator)
             if summed is not None:
                 return summed
@@ -85,6 +90,13 @@ class TwoGradients:
         retain_loss, retain = mean_gradient(
             self.retain_loss, model, parameters, [pair[1] for pair in window], accelerator
         )
+        losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
+        if self.penalty is not None:
+            # Once a step, after the sum over micro-batches and processes: it knows no batch.
+            value = self.penalty()
+            added = torch.autograd.grad(self.penalty_weight * value, parameters, allow_unused=True)
+            retain = [r if a is None else a if r is None else r + a for r, a in zip(retain, added, strict=True)]
+            losses["penalty"] = value.detach()
         reduce = sum_over_processes if is_sharded(model) else None
         seen = Conflicts([layer(name) for name, _ in named], reduce, accelerator.device) if watched else None
         words: dict[str, Any] = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
@@ -97,7 +109,6 @@ class TwoGradients:
             combined = self.combine(forget, retain, **words)
             if seen is not None:
                 seen.all(forget, retain, combined)
-        losses: dict[str, float | Tensor] = {"forget_loss": forget_loss, "retain_loss": retain_loss}
         return list(combined), losses if seen is None else losses | seen.summary(self.groups)
 
     def _summed(

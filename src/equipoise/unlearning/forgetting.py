@@ -32,7 +32,7 @@ from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
 from equipoise.training.team import Team
-from equipoise.unlearning import guard
+from equipoise.unlearning import guard, starts
 from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import Recipe, recipe
@@ -47,6 +47,7 @@ CONFLICTS = 5  # steps between entries of the conflict log, which costs some pas
 TAUGHT = 6_000  # records that "tiny" sees before it is made to forget, in as many passes as it takes
 COMPARED = 16  # records of each side on which the written model must agree with the trained one
 STATE = "state.safetensors"
+BEGUN = "begun.safetensors"
 SURVIVORS = "survivors.jsonl"
 
 
@@ -125,6 +126,8 @@ class Forgetting(Request):
         shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
         check_model(language_model, examples["retain"])
         language_model = prepare(language_model, recipe)
+        if recipe.begins:
+            starts.check(language_model, recipe)
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
         size = min(recipe.micro_batch_size or recipe.batch_size, len(examples["forget"]))
@@ -136,6 +139,7 @@ class Forgetting(Request):
         passes = 2 * math.ceil(recipe.batch_size / size) * recipe.steps
         if recipe.weigh == "guard":  # a backward pass over retain records, two forward passes over the forget set
             passes += (min(len(examples["retain"]), guard.RETAINED) + len(examples["forget"]) * 2 / 3) / size
+        passes += starts.passes(recipe, len(examples["forget"]), len(examples["retain"])) / size
         scored = sum(min(len(sides.records[name]), MEASURED) for name in ("forget", "retain"))
         measuring = (
             (recipe.steps / self.every + 4) * scored * (CHOICES + 1) / size / 3
@@ -177,6 +181,7 @@ class Forgetting(Request):
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
+        begun_at = self._begun_at(folder, language_model, forget, retain) if recipe.begins else None
         weighed = deserialize(RecordWeights, stored["weighed"]) if stored.get("weighed") else None
         if recipe.weigh == "guard" and weighed is None:
             weighed = self._weighed(language_model, forget, retain)
@@ -201,6 +206,7 @@ class Forgetting(Request):
             forget,
             retain,
             weights=None if weighed is None else torch.tensor(weighed.weights, dtype=torch.float64),
+            begun=begun_at,
             conflicts_every=CONFLICTS,
             layers=True,
             accelerator=self.team.accelerator,
@@ -249,11 +255,13 @@ class Forgetting(Request):
             notes=(
                 *notes,
                 *(weighed.notes if weighed else ()),
+                *(starts.notes(begun_at) if begun_at else ()),
                 *self._encoding(language_model, (forget, retain)),
                 *sides.notes(),
             ),
             records=records,
             weighed=weighed,
+            spectra=begun_at.spectra if begun_at else (),
             control=control,
             model=language_model,
         )
@@ -275,8 +283,22 @@ class Forgetting(Request):
             notes=found.notes,
         )
 
+    def _begun_at(
+        self, folder: Path | None, language_model: LanguageModel, forget: Sequence[Example], retain: Sequence[Example]
+    ) -> starts.Begun:
+        """Where the adapter begins, set in the model: found by an earlier attempt, or now and kept for a later one."""
+        stored = {} if folder is None else stored_state(folder / BEGUN, of="start")[0]
+        if stored:
+            begun = starts.Begun.restored(stored)
+            starts.install(language_model, begun)
+            return begun
+        begun = starts.begin(language_model, self.recipe, forget, retain)
+        if folder is not None and self.processes.main:
+            save_state(folder / BEGUN, begun.stored())
+        return begun
+
     def scratch(self) -> tuple[str, ...]:
-        return (STATE,)
+        return (STATE, BEGUN)
 
     def _writes(self) -> Writes:
         return "adapter" if self.recipe.parameters == "lora" else "model"

@@ -5,6 +5,7 @@ log-likelihood of sequence i over its n_i labelled tokens, S_i,ref that of the f
 
     GA          - mean over tokens of -log p                     (unbounded below)
     NPO         -(2 / beta) mean_i log sigmoid(beta (S_i - S_i,ref))               arXiv:2404.05868, eq. 3
+    IHL         mean over tokens of 1 + p_y - max over v != y of p_v, in [0, 2]    arXiv:2408.06621 (LoKU)
     SimNPO      -(2 / beta) mean_i log sigmoid(beta S_i / n_i - gamma)             arXiv:2410.07163, eq. 4
     RMU         mean over tokens and dimensions of (h - u)^2, u = c v / ||v||, v ~ Uniform[0, 1)^D     arXiv:2403.03218
     GD retain   mean over tokens of -log p
@@ -14,8 +15,8 @@ log-likelihood of sequence i over its n_i labelled tokens, S_i,ref that of the f
 Released code, SimNPO's own and open-unlearning's, takes its margin off before the factor: beta (S_i / n_i - delta), in nats
 per token. That is gamma = beta delta; at the default of 0 they agree.
 
-A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA and GD, tokens that are
-no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with input_ids and -100
+A loss over batches returns (sum, weight): sequences weigh 1 in NPO and SimNPO, labelled tokens in GA, GD and IHL, tokens
+that are no padding in KL and RMU. A batch has input_ids, attention_mask and labels, [B, T], labels aligned with it and -100
 where nothing is scored; for NPO also `reference` [B], the frozen model's summed log-likelihoods, looked up instead of
 computed with a second model. Where a batch has `weight` [B], each row's part of the sum is multiplied by its own, and the
 divisor stays what it was: in a forget set whose weights have mean 1 a record counts as if it were w_i records.
@@ -77,6 +78,17 @@ def npo(log_likelihood: Tensor, reference: Tensor, beta: float) -> Tensor:
 def simnpo(log_likelihood: Tensor, tokens: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
     """SimNPO of each sequence, [B]: without reference, normalised by length; gamma is the margin of the paper's reward."""
     return -2 / beta * F.logsigmoid(-beta * log_likelihood / tokens - gamma)
+
+
+def ihl(logits: Tensor, labels: Tensor) -> Tensor:
+    """The inverted hinge of each token, [n, V] and [n] -> [n]: 1 + p_y - the largest other probability.
+
+    From 0 (another token is certain) over 1 (some other is as likely) to 2 (y is certain); bounded, unlike GA.
+    """
+    probabilities = wide(logits).softmax(-1)
+    own = labels.unsqueeze(-1)
+    rival = probabilities.scatter(-1, own, -1.0).amax(-1)
+    return 1 + probabilities.gather(-1, own).squeeze(-1) - rival
 
 
 def kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
@@ -177,6 +189,15 @@ def _cross_entropy(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -
         tokens = F.cross_entropy(wide(logits), labels, reduction="none")
         return weighed(tokens, batch, rows).sum(), len(labels)
     return F.cross_entropy(wide(logits), labels, reduction="sum"), len(labels)
+
+
+def ihl_loss() -> LossFunction:
+    """IHL on the labelled tokens."""
+
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        return weighed(ihl(logits, labels), batch, rows).sum(), len(labels)
+
+    return LabelledLoss(loss)
 
 
 def npo_loss(beta: float) -> LossFunction:
@@ -309,6 +330,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 OBJECTIVES.register("ga", Objective(loss=lambda recipe, model, seen: ga_loss()))
+OBJECTIVES.register("ihl", Objective(loss=lambda recipe, model, seen: ihl_loss()))
 OBJECTIVES.register(
     "npo",
     Objective(
@@ -339,6 +361,7 @@ OBJECTIVES.register(
     ),
 )
 METHODS.register("graddiff", {"objective": "ga", "combine": "sum"})
+METHODS.register("ihl", {"objective": "ihl", "combine": "sum"})
 METHODS.register("npo", {"objective": "npo", "combine": "sum"})
 METHODS.register("simnpo", {"objective": "simnpo", "combine": "sum"})
 METHODS.register("rmu", {"objective": "rmu", "combine": "sum"})

@@ -10,6 +10,7 @@ from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.numbers import number
+from equipoise.unlearning import map_spectra
 from equipoise.unlearning.record_outcomes import section
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def page(result: "Unlearned", folder: Path) -> Page:
     sections: list[parts.Part] = [*warnings, parts.Section("What changed", tuple(changed))]
     if result.records:
         sections.append(section(result.records, result.weighed))
+    if result.spectra:
+        sections.append(map_spectra.section(result.spectra))
     if conflicts := [parts.Figure(chart) for chart in _conflicts(folder / "metrics.jsonl")]:
         sections.append(parts.Section("How the two gradients met", tuple(conflicts)))
     sections.append(parts.Section("The recipe", (parts.SettingsTable(dict(result.resolved)),)))

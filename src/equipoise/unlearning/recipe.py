@@ -40,6 +40,10 @@ WholeNumber = Annotated[int, Field(ge=0)]
 PROJECTED = {"components", "mean_mode", "basis"}
 FILTERED = {"cir_activations", "cir_gradients", "cir_every"}
 FIXED = {"update_length", "retain_learning_rate"}
+# Of an adapter alone, and of these what counts with start="reglu" and with orthogonality above 0.
+ADAPTER = {"lora_rank", "start", "guidance", "pooling", "orthogonality", "retain_directions"}
+Start = Literal["default", "reglu", "fila", "vila"]
+Pooling = Literal["sum", "mean", "last"]
 ADAPTIVE = {"combine", "forget_weight", "retain_weight", "learning_rate"}
 if TYPE_CHECKING:
     ObjectiveName = CombineName = str
@@ -149,6 +153,25 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     train_blocks: Count | None = Field(default=None, description="Train the last so many transformer blocks only.")
     lora_rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
+    start: Start = Field(
+        default="default",
+        description="Where an adapter begins: without effect, or, with what the model computes unchanged, in directions or "
+        "weights of the forget set.",
+    )
+    guidance: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.7,
+        description="Of start reglu: how much retain outputs count against forget outputs (beta of the paper).",
+    )
+    pooling: Pooling = Field(
+        default="sum", description="How a sequence's outputs become one vector: over its tokens, or the last one's."
+    )
+    orthogonality: NotNegative = Field(
+        default=0.0,
+        description="Weight of the penalty that keeps an adapter out of the main directions of retain outputs (lambda).",
+    )
+    retain_directions: Count | None = Field(
+        default=None, description="How many these are in each map; 128, at most a quarter of its width, when not given."
+    )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the data order and of every draw.")
 
     @property
@@ -165,6 +188,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     def projects(self) -> bool:
         """Whether anything is taken out of representations."""
         return self.project != "none" and self.components > 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether the adapter has to be told, from the model and the data, where to begin or what to keep out of."""
+        return self.start != "default" or self.orthogonality > 0
 
     def resolved(self, trained_parameters: int) -> dict[str, Any]:
         """Every setting that counts with its value, for a model with so many trained parameters."""
@@ -189,7 +217,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         # Switches that are off say nothing.
         unused |= {name for name in ("project", "gradient_filter", "robust") if getattr(self, name) == "none"}
         unused |= {"update"} if self.update == "adamw" else set()
-        unused |= {"lora_rank"} if self.parameters != "lora" else {"train_blocks"}
+        unused |= ADAPTER if self.parameters != "lora" else {"train_blocks"}
+        unused |= {"start"} if self.start == "default" else set()
+        unused |= {"guidance"} if self.start != "reglu" else set()
+        unused |= {"orthogonality", "retain_directions"} if self.orthogonality == 0 else set()
+        unused |= {"pooling"} if self.start != "reglu" and self.orthogonality == 0 else set()
         return set(type(self).model_fields) - unused
 
     def resolved_learning_rate(self, trained_parameters: int) -> float:
@@ -219,6 +251,16 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise BadInput(
                 "cir filters the gradients of a model's own linear maps, which an adapter does not train: use "
                 "parameters mlp or full, or leave gradient_filter out."
+            )
+        if self.begins and self.parameters != "lora":
+            raise BadInput("start and orthogonality are of an adapter: use parameters lora, or leave them out.")
+        if self.orthogonality and self.update != "adamw":
+            raise BadInput(
+                f"orthogonality is part of the retain loss, which update {self.update} has none of: use adamw."
+            )
+        if self.orthogonality and self.resolved_retain_weight == 0:
+            raise BadInput(
+                "orthogonality is part of the retain side, and retain_weight 0 leaves that out: set it above 0."
             )
         return self
 

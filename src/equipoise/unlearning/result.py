@@ -9,6 +9,7 @@ from typing import Any, Literal
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
+from equipoise.unlearning.map_spectra import MapSpectrum
 from equipoise.unlearning.notes import of_outcome
 from equipoise.unlearning.record_outcomes import RecordOutcome, RecordWeights, in_words
 
@@ -51,8 +52,8 @@ class Unlearned:
     resolved: every word of the recipe with its value. moved: share of the trained weights that is another number now.
     source: what the model was before. gap: nats per token between the written model and the trained one, nan without a
     folder. control: of the forget side, after a random change of equal size to the model at its start. records: what became
-    of each forget record; weighed: its score and weight, where the recipe weighs. model: the model itself, where the work
-    was done in this process.
+    of each forget record; weighed: its score and weight, where the recipe weighs; spectra: what an adapter began with, map
+    by map, where the recipe says where it begins. model: the model itself, where the work was done in this process.
     """
 
     recipe: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Unlearned:
     control: Mapping[str, Measure] = field(default_factory=dict)
     records: tuple[RecordOutcome, ...] = ()
     weighed: RecordWeights | None = None
+    spectra: tuple[MapSpectrum, ...] = ()
     folder: Path | None = None
     model: Any = field(default=None, compare=False, metadata=LIVE)
 

@@ -21,7 +21,7 @@ from equipoise.training import sharding
 from equipoise.training.loop import LossFunction, TrainerSettings, TrainerState, TrainResult, fit
 from equipoise.training.order import pairs, without_replacement
 from equipoise.training.two_gradients import Combine, GradientAt, TwoGradients, plain_gradient
-from equipoise.unlearning import guard, objectives, sharpness
+from equipoise.unlearning import guard, objectives, sharpness, starts
 from equipoise.unlearning.cir import ROWS, Cir, linear_maps
 from equipoise.unlearning.fixed_length import FixedLength
 from equipoise.unlearning.mcu import represented
@@ -88,6 +88,7 @@ def train(
     retain: Sequence[Example],
     *,
     weights: Tensor | None = None,
+    begun: starts.Begun | None = None,
     combine: Combine | None = None,
     conflicts_every: int = 1,
     layers: bool = False,
@@ -103,12 +104,17 @@ def train(
 
     weights: of the forget records, in their order, with mean 1; not given, a recipe that weighs scores the model for them.
     That, the reference log-likelihoods of NPO and the frozen copy of KL and RMU come before a stored `state` is put back.
+    begun: where `starts` set the adapter already; not given, a recipe that says where one begins finds it and sets it there.
     combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
     with `layers` is also kept layer by layer. shard: split weights, gradients and moments over the processes meanwhile
     (FSDP2); afterwards `language_model.model` is another object, whole in every process.
     """
     model = language_model.model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if begun is None and recipe.begins:
+        begun = starts.begin(language_model, recipe, forget, retain)
+        for note in starts.notes(begun):
+            warnings.warn(note, stacklevel=2)
     reference: Tensor | None = None
     if OBJECTIVES[recipe.objective].reference:
         reference, _ = log_likelihoods(language_model, forget)
@@ -165,6 +171,7 @@ def train(
             conflicts_every=conflicts_every,
             groups=layers,
             both=objectives.in_one_pass(forget_loss, retain_loss) if _plain_sum(recipe, combine) else None,
+            **_kept_out(language_model, recipe, begun),
         )
         settings = TrainerSettings(learning_rate=recipe.resolved_learning_rate(trained), **common)
     fitted = fit(
@@ -185,6 +192,14 @@ def train(
     if empty is not None:
         language_model.model = sharding.gathered(model, empty)  # type: ignore[assignment]
     return fitted
+
+
+def _kept_out(language_model: LanguageModel, recipe: Recipe, begun: starts.Begun | None) -> dict[str, Any]:
+    """The penalty for `TwoGradients`, whose combination multiplies the retain gradient, and this in it, by retain_weight."""
+    if begun is None or not recipe.orthogonality:
+        return {}
+    weight = recipe.orthogonality / recipe.resolved_retain_weight
+    return {"penalty": starts.penalty(language_model, begun), "penalty_weight": weight}
 
 
 def _split(model: Any, recipe: Recipe) -> tuple[nn.Module, nn.Module | None]:
@@ -209,6 +224,8 @@ def check_shard(recipe: Recipe) -> None:
     objective = OBJECTIVES[recipe.objective]
     if objective.parameters is not None or objective.places is not None:
         raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
+    if recipe.begins:
+        raise BadInput("start and orthogonality need whole weights in each process: leave --shard out.")
     divisible = {"gradient_filter": ["none"], "robust": ["none"], "update": ["adamw"], "parameters": ["full", "lora"]}
     for name, able in divisible.items():
         if getattr(recipe, name) not in able:
