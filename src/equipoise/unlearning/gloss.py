@@ -206,10 +206,10 @@ def candidates(
     found = {layer: layer_directions(toxic[layer], neutral[layer], count, centring=centring) for layer in toxic}
     directions = torch.cat(list(found.values()))
     scores = torch.full((len(directions),), torch.nan, dtype=torch.float64)
-    known = unembedding is not None and listed is not None and bool(listed.any())
-    if known:
+    ranked = False
+    if unembedding is not None and listed is not None and listed.any():
         directions, scores = rank_by_tokens(directions, unembedding, listed, tokens=tokens, gain=gain)
-    ranked = method == "gloss" and known
+        ranked = method == "gloss"
     kept = keep(scores, alpha=alpha).tolist() if ranked else range(len(directions))
     return Candidates(
         directions=directions,

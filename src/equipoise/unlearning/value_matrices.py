@@ -136,7 +136,7 @@ def readout(language_model: LanguageModel) -> Tensor:
     The gain is read off the model, whatever kind of norm it is: states of ones and of signs that alternate are sent out of
     the last block, of which the root mean square is the same everywhere.
     """
-    model = language_model.model
+    model: Any = language_model.model
     matrix = module_at(model, "head").weight.detach().float()
     assert isinstance(matrix, Tensor)
     signs = torch.ones(matrix.shape[1])
