@@ -137,8 +137,7 @@ def readout(language_model: LanguageModel) -> Tensor:
     the last block, of which the root mean square is the same everywhere.
     """
     model: Any = language_model.model
-    matrix = module_at(model, "head").weight.detach().float()
-    assert isinstance(matrix, Tensor)
+    matrix = module_at(model, "head").get_parameter("weight").detach().float()
     signs = torch.ones(matrix.shape[1])
     signs[1::2] = -1
     # So large that the constant which norms add to the variance is nothing; a power of 2 is exact in every precision.
