@@ -98,11 +98,12 @@ def test_losses_by_hand(model, batch):
 
 @pytest.mark.parametrize("forget_loss", [o.ga_loss(), o.npo_loss(BETA), o.simnpo_loss(BETA, GAMMA)])
 def test_the_sum_of_both_losses_from_one_pass(model, batch, forget_loss):
-    """Rows of unequal length on both sides, weighed ones on one: as from two passes, but for rounding."""
+    """Weighed rows of unequal length on both sides: as from two passes, but for rounding."""
     forget = {**batch, "reference": torch.tensor([-11.0, -2.0, -9.0], dtype=torch.float64)}
     forget["weight"] = torch.tensor([0.2, 1.9, 0.9], dtype=torch.float64)
     kept = [([5, 6, 7, 8, 9, 1, 1], [-100] * 4 + [9, 1, 1]), ([8, 2], [-100, 2])]
     retain = collate([Example(tuple(ids), tuple(labels)) for ids, labels in kept], 0)
+    retain["weight"] = torch.tensor([1.7, 0.3], dtype=torch.float64)
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
     words = {"forget_weight": 0.7, "retain_weight": 1.3, "conflicts_every": 2}
