@@ -20,15 +20,15 @@ RETAINED = (
 COMPARABLE = "5 points of probability is what one would still call comparable forgetting"
 # Both bases at one rate, the same for every arm: a weighting is compared with none, not with another rate.
 RATE = {"gd": 3e-4, "ga": 2.5e-4}
-# Five sixths of what there is to forget. Within 40 steps 0 itself was reached in three of the first five seeds.
+# Five sixths of what there is to forget. Forty steps brought guard to it in five of seven seeds, and to 0 in three of five.
 LEVEL = 0.15
 
 
 @study("guard", paper="arXiv:2506.10946", trades="the forgetting of single records for retention")
 def guard(
-    steps: Annotated[int, Field(ge=4, le=10_000)] = 40,
+    steps: Annotated[int, Field(ge=4, le=10_000)] = 80,
     batch_size: Annotated[int, Field(ge=1, le=120)] = 16,
-    evaluations: Annotated[int, Field(ge=2, le=100)] = 13,
+    evaluations: Annotated[int, Field(ge=2, le=100)] = 26,
 ) -> Study:
     """Forget records weighed by alignment, at several temperatures, against equal, permuted, flipped and norm weights."""
 
@@ -55,7 +55,7 @@ def guard(
 
     return Study(
         seeds=7,
-        first_seed=5,  # from 0 to 4 the level was 0 and plain ascent slower; 1000 was looked at while the world was built
+        first_seed=12,  # 0 to 11 were spent on a level of 0 and on forty steps, too few; 1000 was looked at in building
         budget="optimizer_steps",
         scale="A Llama of about 1 M parameters, taught fictional people on the spot; effects at this scale say nothing of "
         "models a thousand times larger, nor of real TOFU.",
