@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from equipoise.core.terminal import say, shown
+from equipoise.core.terminal import one_line, say, shown
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,16 @@ def test_a_sentence_goes_where_it_is_told(capsys):
     say(None)
     said = capsys.readouterr()
     assert said.out == "a\\u0007\n" and said.err == "None\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("  a\n b\t\u00a0c ", "a b c"),
+        ("a" * 12, "a" * 12),
+        ("a" * 13, "a" * 9 + "..."),
+        (" \n ", "(nothing)"),
+    ],
+)
+def test_one_line_keeps_to_its_width_and_says_where_nothing_is(text, line):
+    assert one_line(text, 12, empty="(nothing)") == line

@@ -23,6 +23,12 @@ def say(text: object, *, file: TextIO | None = None) -> None:
     print(shown(text), file=file or sys.stderr, flush=True)
 
 
+def one_line(text: str, width: int, *, empty: str = "") -> str:
+    """The text on a line of at most `width` characters, white space as single spaces; `empty` where none is left."""
+    line = " ".join(text.split()) or empty
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
 def _escaped(match: re.Match[str]) -> str:
     units = match[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{int.from_bytes(units[i : i + 2]):04x}" for i in range(0, len(units), 2))

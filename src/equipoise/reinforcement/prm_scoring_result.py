@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
+from equipoise.core.terminal import one_line
 
 ALIKE = 1e-3  # scores that all lie within say nothing
 
@@ -77,7 +78,8 @@ class StepScores:
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: how scores are spread, the lowest, the headline."""
         lines = ["scored at least: " + ", ".join(f"{r}: {_percent(share)}" for r, share in self.shares.items())]
-        lines += [f"{each.probability:.3f}  {each.id}, step {each.at}: {_short(each.step)}" for each in self.lowest[:3]]
+        for each in self.lowest[:3]:
+            lines.append(f"{each.probability:.3f}  {each.id}, step {each.at}: {one_line(each.step, 80)}")
         return (*lines, self.headline())
 
     def page(self, folder: Path) -> Page:
@@ -112,8 +114,3 @@ class StepScoresPlan:
 
 def _percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{share:.0%}"
-
-
-def _short(text: str, width: int = 80) -> str:
-    seen = " ".join(text.split())
-    return seen if len(seen) <= width else f"{seen[: width - 3]}..."

@@ -10,6 +10,7 @@ from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
 from equipoise.core.shares import Bounded
+from equipoise.core.terminal import one_line
 from equipoise.reinforcement.rates import Selected
 
 FEW_MOVED = 0.01  # share of weights: a training that changed fewer was mostly rounded away
@@ -184,5 +185,4 @@ def signed(value: Bounded) -> str:
 
 
 def _short(text: str, width: int = 100) -> str:
-    seen = " ".join(text.split()) or "(nothing)"
-    return seen if len(seen) <= width else f"{seen[: width - 3]}..."
+    return one_line(text, width, empty="(nothing)")

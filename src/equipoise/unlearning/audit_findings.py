@@ -16,6 +16,7 @@ import numpy as np
 from equipoise.core.agreement import UNDEFINED, share
 from equipoise.core.shares import Bounded, Share
 from equipoise.core.statistics import auroc, score_interval
+from equipoise.core.terminal import one_line
 from equipoise.data.records import Record
 from equipoise.unlearning.audit_attacks import words
 from equipoise.unlearning.audit_questions import Flags, Questions, Scores, answered, thresholds
@@ -164,7 +165,7 @@ class Findings:
                     RecordForgetting(
                         record.id,
                         side,
-                        _short(f"{record.prompt} {record.completion}".strip()),
+                        one_line(f"{record.prompt} {record.completion}", TEXT),
                         before.log_probability[i],
                         after.log_probability[i],
                         attacked,
@@ -296,8 +297,3 @@ class Findings:
         means = [float(np.mean(rates[i : i + width])) for i in range(len(rates) - width + 1)]
         first = int(np.argmax(means))
         return first + int(np.argmax(rates[first : first + width])), means[first]
-
-
-def _short(text: str) -> str:
-    shown = " ".join(text.split())
-    return shown if len(shown) <= TEXT else f"{shown[: TEXT - 3]}..."

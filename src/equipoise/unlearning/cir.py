@@ -14,7 +14,7 @@ weights: the same at the first refresh, and no state but the components has to b
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -114,18 +114,14 @@ class Cir:
             rows, layer.rows = layer.rows or [], None
             if rows:
                 inputs, gradients = (torch.cat(each) for each in zip(*rows, strict=True))
-                layer.inputs = taken_out(inputs, self._count("inputs", inputs), self.basis)
-                layer.gradients = taken_out(gradients, self._count("gradients", gradients), self.basis)
+                layer.inputs = taken_out(inputs, _count(self.activations, ACTIVATIONS, inputs), self.basis)
+                layer.gradients = taken_out(gradients, _count(self.gradients, GRADIENTS, gradients), self.basis)
                 layer.exhausted = _nothing_left(inputs, layer.inputs) or _nothing_left(gradients, layer.gradients)
         if self._refreshed is None and all(layer.exhausted for layer in self.layers.values()):
             raise BadInput(
                 "cir takes out all that there is: the components of what enters the linear maps or of the gradients are as "
                 "many as the forget set has. Use fewer --cir-activations and --cir-gradients, or more text."
             )
-
-    def _count(self, side: Literal["inputs", "gradients"], rows: Tensor) -> int:
-        given, count = {"inputs": (self.activations, ACTIVATIONS), "gradients": (self.gradients, GRADIENTS)}[side]
-        return published(count, rows.shape[-1]) if given is None else given
 
     def state(self) -> dict[str, Any]:
         """The components of every layer, for `restore`."""
@@ -161,6 +157,10 @@ class Cir:
             for layer in self.layers.values():
                 stack.enter_context(_instead(layer.module, layer.forward))
             yield
+
+
+def _count(given: int | None, usual: int, rows: Tensor) -> int:
+    return published(usual, rows.shape[-1]) if given is None else given
 
 
 class _Layer:

@@ -9,6 +9,7 @@ from typing import Any
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
+from equipoise.core.terminal import one_line
 from equipoise.unlearning.result import Measure
 
 RISEN = 0.1  # of the perplexity: more is general ability lost
@@ -156,7 +157,8 @@ class Detoxified:
                 f"({measure.better} is better)"
             )
         for each in self.continuations[:1]:
-            lines.append(f"before: {_short(each.before)}   after: {_short(each.after)}")
+            before, after = (one_line(text, 80, empty="(nothing)") for text in (each.before, each.after))
+            lines.append(f"before: {before}   after: {after}")
         return (*lines, self.headline())
 
     def page(self, folder: Path) -> Page:
@@ -192,8 +194,3 @@ class DetoxifyPlan:
         lines.append(f"ranked by {len(self.words)} words: {', '.join(self.words[:12]) or 'none'}")
         lines += self.notes
         return (*lines, f"{self.models_measured} models measured; estimate: {duration(self.seconds)}")
-
-
-def _short(text: str, width: int = 80) -> str:
-    shown = " ".join(text.split()) or "(nothing)"
-    return shown if len(shown) <= width else f"{shown[: width - 3]}..."

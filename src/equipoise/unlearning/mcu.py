@@ -71,8 +71,8 @@ def project_out(states: Tensor, components: Tensor) -> Tensor:
     Of orthonormal components that is the part outside their span. Others overlap: what a later one puts back stays.
     """
     unit = components / components.norm(dim=-1, keepdim=True)
-    # h - a_1 c_1 - a_2 c_2 ... with a_k = <h - a_1 c_1 - ... - a_{k-1} c_{k-1}, c_k>: the lower triangle of the products.
-    read = torch.linalg.solve_triangular((unit @ unit.T).tril(), unit, upper=False)
+    # h - a_1 c_1 - ... with a_k = <h - a_1 c_1 - ... - a_{k-1} c_{k-1}, c_k>: the lower triangle of the products is read.
+    read = torch.linalg.solve_triangular(unit @ unit.T, unit, upper=False)
     return states - (states @ read.T.to(states)) @ unit.to(states)
 
 

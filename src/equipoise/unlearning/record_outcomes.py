@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise.core import page as parts
+from equipoise.core.terminal import one_line
 from equipoise.data.records import Record
 from equipoise.unlearning.notes import FORGOTTEN
 
@@ -140,8 +141,7 @@ def survivor_lines(outcomes: Sequence[RecordOutcome], records: Sequence[Record])
 
 def brief(record: Record, width: int = 80) -> str:
     """What a record asks, or says where it asks nothing, on a line of at most so many characters."""
-    text = " ".join((record.prompt or record.completion).split())
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    return one_line(record.prompt or record.completion, width)
 
 
 def _row(record: Record) -> dict[str, Any]:

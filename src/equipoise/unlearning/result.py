@@ -9,6 +9,7 @@ from typing import Any, Literal
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
+from equipoise.core.terminal import one_line
 from equipoise.unlearning.map_spectra import MapSpectrum
 from equipoise.unlearning.notes import of_outcome
 from equipoise.unlearning.record_outcomes import RecordOutcome, RecordWeights, in_words
@@ -156,5 +157,4 @@ class UnlearnPlan:
 
 
 def _short(text: str, width: int = 100) -> str:
-    shown = " ".join(text.split()) or "(nothing)"
-    return shown if len(shown) <= width else f"{shown[: width - 3]}..."
+    return one_line(text, width, empty="(nothing)")
