@@ -67,7 +67,9 @@ def test_a_list_of_words(tmp_path):
 
 def test_paradetox_is_read_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "paradetox").mkdir()
-    written(tmp_path / "paradetox" / "paradetox-2.jsonl", [{"id": 4, "toxic": "a", "neutral": ["b", "c"]}])
+    unchanged = {"id": 3, "toxic": "x  y", "neutral": [" x y"]}  # as some published rows are
+    rows = [unchanged, {"id": 4, "toxic": "a", "neutral": ["b", "c"]}]
+    written(tmp_path / "paradetox" / "paradetox-2.jsonl", rows)
     (tmp_path / "paradetox" / "bad-words-en.txt").write_text("fool\n")
     monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
     assert toxic_pairs.paradetox() == [ToxicPair("4", "a", "b")] and toxic_pairs.listed_words() == ["fool"]

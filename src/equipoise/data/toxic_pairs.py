@@ -44,11 +44,15 @@ class ToxicPair:
 
 
 def read_toxic_pairs(
-    source: str | Path | Sequence["ToxicPair | Mapping[str, Any]"], fields: Mapping[str, str] | None = None
+    source: str | Path | Sequence["ToxicPair | Mapping[str, Any]"],
+    fields: Mapping[str, str] | None = None,
+    *,
+    drop_equal: bool = False,
 ) -> list[ToxicPair]:
     """The pairs of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
 
-    Raises BadInput, naming the place, for a pair of which a side is missing, for one whose sides are equal, and for none.
+    drop_equal: pairs whose sides are equal are left out. Raises BadInput, naming the place, for a pair of which a side is
+    missing, for one whose sides are equal where these are not left out, and for none.
     """
     fields = dict(fields or {})
     for name in fields:
@@ -62,21 +66,29 @@ def read_toxic_pairs(
         rows = [(f"pairs[{index}]", f"pair-{index}", row) for index, row in enumerate(source)]
     pairs = [row if isinstance(row, ToxicPair) else _pair(place, name, row, fields) for place, name, row in rows]
     seen: dict[str, str] = {}
+    told: list[ToxicPair] = []
     for (place, _, _), pair in zip(rows, pairs, strict=True):
         if pair.id in seen:
             raise BadInput(f"{place}: id {pair.id!r} was used before at {seen[pair.id]}; make ids unique.")
         seen[pair.id] = place
-    if not pairs:
+        if pair.toxic.split() != pair.neutral.split():
+            told.append(pair)
+        elif not drop_equal:
+            raise BadInput(f"{place}: both sides are the same text, which tells nothing: leave the pair out.")
+    if not told:
         raise BadInput(f"{source if isinstance(source, str | Path) else 'pairs'}: there is no pair to read.")
-    return pairs
+    return told
 
 
 def paradetox() -> list[ToxicPair]:
-    """ParaDetox, or the sample of it in the folder `paradetox` of EQUIPOISE_DATA; the first rewrite of each sentence."""
+    """ParaDetox, or the sample of it in the folder `paradetox` of EQUIPOISE_DATA; the first rewrite of each sentence.
+
+    A few sentences were given back as they are; these are left out.
+    """
     found = sorted(folder("paradetox").glob("paradetox*.jsonl*"))
     if not found:
         raise BadInput(f"{folder('paradetox')} holds no paradetox*.jsonl with toxic and neutral sentences.")
-    return read_toxic_pairs(found[0])
+    return read_toxic_pairs(found[0], drop_equal=True)
 
 
 def listed_words() -> list[str]:
@@ -128,8 +140,6 @@ def _pair(place: str, default_id: str, row: Any, fields: Mapping[str, str]) -> T
         )
     names = next((shape for shape in fitting if shape["toxic"] in row and shape["neutral"] in row), fitting[0])
     toxic, neutral = (_text(place, row, names[side]) for side in ("toxic", "neutral"))
-    if " ".join(toxic.split()) == " ".join(neutral.split()):
-        raise BadInput(f"{place}: both sides are the same text, which tells nothing: leave the pair out.")
     prompt = row.get(names["prompt"])
     if prompt not in (None, "") and not isinstance(prompt, str):
         raise BadInput(f"{place}: field {names['prompt']!r}: expected text, found {type(prompt).__name__}.")
