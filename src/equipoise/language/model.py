@@ -347,6 +347,9 @@ def _from_folder(
         # transformers, huggingface_hub, safetensors and json raise a dozen unrelated types for a model that is absent,
         # gated, cut short, of an unknown architecture or in need of its own code; each message says which.
         raise BadInput(f"{where} cannot be loaded: {_first_sentence(error)}{_remedy(where, error)}") from error
+    # Where it was found is no property of it: written on, a resumed job would end in other bytes than one in one go.
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     return model, tokenizer
 
 

@@ -24,11 +24,14 @@ def reglu(
     lora_rank: Annotated[int, Field(ge=1, le=64)] = 8,
 ) -> Study:
     """ReGLU's start and penalty, each alone and both, against FILA, VILA and a plain adapter, at equal forgetting."""
-    grid: dict[str, Any] = {"learning_rate": [1e-3, 3e-3]}
+    # A decade: at 1e-3 a plain adapter forgets nothing in 100 steps, at 3e-3 VILA leaves nothing (seed 1000).
+    grid: dict[str, Any] = {"learning_rate": [1e-3, 3e-3, 1e-2]}
+
+    def settings(**words: Any) -> dict[str, Any]:
+        return {"objective": "ihl", "start": "default", "orthogonality": 0.0, "forget_weight": 1.0} | words
 
     def arm(name: str, kind: Literal["method", "baseline", "control"], **words: Any) -> Arm:
-        settings = {"objective": "ihl", "start": "default", "orthogonality": 0.0, "forget_weight": 1.0} | words
-        return Arm(name, kind=kind, grid=grid, **settings)
+        return Arm(name, kind=kind, grid=grid, **settings(**words))
 
     def keeps_more(rival: str) -> Any:
         return matched(
@@ -42,7 +45,7 @@ def reglu(
         )
 
     return Study(
-        seeds=10,
+        seeds=8,
         first_seed=100,
         budget="optimizer_steps",
         scale="A Llama of about 1 M parameters, taught fictional people on the spot; effects at this scale say nothing of "
@@ -56,9 +59,15 @@ def reglu(
             arm("graddiff", "baseline", objective="ga"),
             arm("start-only", "control", start="reglu"),
             arm("penalty-only", "control", orthogonality=0.5),
-            arm("retain-only", "control", forget_weight=0.0),
+            Arm(
+                "retain-only",
+                kind="control",
+                fixed="it forgets nothing by which a rate could be chosen",
+                learning_rate=3e-3,
+                **settings(forget_weight=0.0),
+            ),
         ],
-        select=Select("retain_accuracy", split="validation", seeds=2, matched="forget_accuracy", level=0.6),
+        select=Select("retain_accuracy", split="validation", seeds=1, matched="forget_accuracy", level=0.6),
         outcomes=[
             Outcome("forget_accuracy", better="lower", chance=0.25, description="questions on the people to forget"),
             Outcome("retain_accuracy", better="higher", chance=0.25, description="questions on their neighbours"),
