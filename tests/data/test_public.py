@@ -7,6 +7,7 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.data import public
+from equipoise.data.records import read_records
 
 
 def write(path, rows):
@@ -76,6 +77,91 @@ def test_wmdp_deduplicated(root):
     ]
     with pytest.raises(BadInput, match=r"no split 'W'. Known: T, V"):
         public.wmdp("cyber", split="W")
+
+
+def probe(subject, kind, level, query, answer="a"):
+    neighbor = "The View" if kind == "neighbor" else None
+    form = "cloze" if level == 1 else "simple question"
+    return {"subject": subject, "set": kind, "level": level, "type": form, "neighbor": neighbor, "query": query} | {
+        "answer": answer
+    }
+
+
+PROBES = [
+    probe("Ann Lee", "forget", 1, "Ann Lee sings ___.", "low"),
+    probe("Ann Lee", "forget", 2, "What does Ann Lee sing?", "Low songs"),
+    probe("Ann Lee", "neighbor", 1, "The View is on ___."),
+    probe("Bo Ek", "forget", 3, "Is it true that Bo Ek paints?"),
+    probe("Bo Ek", "neighbor", 2, "Where is the View?"),
+    probe("Bo Ek", "forget", 1, "Bo Ek paints ___."),
+]
+
+
+def test_rwku_in_one_file(root):
+    write(root / "rwku" / "probes.jsonl", PROBES)
+    write(root / "rwku" / "passages.jsonl", [{"subject": "Bo Ek", "text": "Bo Ek paints."}])
+    found = public.rwku("forget", subjects=["Ann Lee"])
+    assert [(r.id, r.prompt, r.completion, r.group) for r in found] == [
+        ("probes-1", "Ann Lee sings ___.", "low", "Ann Lee"),
+        ("probes-2", "What does Ann Lee sing?", "Low songs", "Ann Lee"),
+    ]
+    assert [r.id for r in public.rwku()] == ["probes-1", "probes-2", "probes-4", "probes-6"]
+    assert [r.id for r in public.rwku(level=1)] == ["probes-1", "probes-6"]
+    assert [r.id for r in public.rwku(level=1, limit=1)] == ["probes-1"]
+    assert [r.id for r in public.rwku("neighbor")] == ["probes-3", "probes-5"]
+    assert [r.id for r in public.rwku("neighbor", level=2, subjects=["Bo Ek", "Bo Ek"])] == ["probes-5"]
+    (passage,) = public.rwku("passages")
+    assert (passage.prompt, passage.completion, passage.group) == ("", "Bo Ek paints.", "Bo Ek")
+    assert public.rwku(path=root / "rwku") == public.rwku()
+    # The same file as the job reads it.
+    fields = {"question": "query", "group": "subject"}
+    asked = read_records(root / "rwku" / "probes.jsonl", fields=fields)
+    assert [r for r in asked if r.id in ("probes-1", "probes-2")] == found
+
+
+def test_rwku_as_published(tmp_path):
+    """A folder a person, in the order of their numbers; levels are texts there."""
+    for person, kind, level in (("10_Bo_Ek", "forget", 2), ("10_Bo_Ek", "forget", 1), ("9_Ann_Lee", "forget", 1)):
+        rows = [probe(person[-6:].strip("_").replace("_", " "), kind, str(level), f"{level} {n}?") for n in range(2)]
+        path = tmp_path / person / f"{kind}_level{level}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([{name: row[name] for name in row if name != "set"} for row in rows], indent=4))
+    (tmp_path / "9_Ann_Lee" / "passage.json").write_text('[{"text": "Ann sings.", "subject": "nn Lee"}]')
+    (tmp_path / "notes").mkdir()
+    found = public.rwku(level=1, path=tmp_path)
+    assert [(r.id, r.prompt) for r in found] == [
+        ("9_Ann_Lee-forget_level1-1", "1 0?"),
+        ("9_Ann_Lee-forget_level1-2", "1 1?"),
+        ("10_Bo_Ek-forget_level1-1", "1 0?"),
+        ("10_Bo_Ek-forget_level1-2", "1 1?"),
+    ]
+    with pytest.raises(BadInput, match=r"9_Ann_Lee/forget_level2.json: no such file"):
+        public.rwku(level=2, path=tmp_path)
+
+
+def test_rwku_refuses_what_is_not_there(root, monkeypatch):
+    write(root / "rwku" / "probes.jsonl", [*PROBES, probe("Bo Ek", "neighbor", 1, " ")])
+    with pytest.raises(BadInput, match=r"rwku has no forget of 'Ann Le'\. Did you mean 'Ann Lee'"):
+        public.rwku(subjects=["Ann Le"])
+    with pytest.raises(BadInput, match=r"^RWKU's neighbor have levels \(1, 2\), and level is 3\.$"):
+        public.rwku("neighbor", level=3)
+    with pytest.raises(BadInput, match=r"^RWKU's passages have no levels, and level is 1\.$"):
+        public.rwku("passages", level=1)
+    with pytest.raises(BadInput, match=r"level is 4"):
+        public.rwku(level=4)
+    with pytest.raises(BadInput, match=r"kind is 'retain'"):
+        public.rwku("retain")
+    with pytest.raises(
+        BadInput, match=r"probes.jsonl:7: expected RWKU's subject, query, answer, and 'query' is no text"
+    ):
+        public.rwku("neighbor")
+    with pytest.raises(BadInput, match=r"nothing has neither a file probes nor folders of people"):
+        public.rwku(path=root / "nothing")
+    with pytest.raises(BadInput, match=r"has neither a file passages"):
+        public.rwku("passages")
+    monkeypatch.delenv(public.VARIABLE)
+    with pytest.raises(BadInput, match=r"needs the data set 'rwku': set EQUIPOISE_DATA"):
+        public.rwku()
 
 
 @pytest.fixture

@@ -163,6 +163,8 @@ def test_what_cannot_be_sharded_is_refused_and_the_rest_is_split(monkeypatch, mo
     monkeypatch.setattr(training.sharding, "gathered", lambda its, empty: ("gathered", its, empty))
     with pytest.raises(BadInput, match=r"^rmu trains a few matrices of its own: leave --shard out\.$"):
         train(model, Recipe(objective="rmu"), [], [], shard=True)
+    with pytest.raises(BadInput, match=r"^undial needs the whole starting model in each process: leave --shard out\.$"):
+        train(model, Recipe(objective="undial"), [], [], shard=True)
     examples, whole = encode(model, RECORDS), model.model
     for retain_objective, count in (("gd", 1), ("kl", 2)):
         its = replace(model)

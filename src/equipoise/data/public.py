@@ -1,11 +1,13 @@
 """Public data sets as they are published, under the folder that the variable EQUIPOISE_DATA names.
 
 A sub-folder each: `tofu` (Maini et al. 2024, arXiv:2401.06121), `wmdp` or `wmdp-deduped` (Li et al. 2024,
-arXiv:2403.03218). Files may be JSON lines (plain or gzip) or, as on the Hugging Face hub, Parquet.
+arXiv:2403.03218), `rwku` (Jin et al. 2024, arXiv:2406.10890). Files may be JSON lines (plain or gzip) or, as on the Hugging
+Face hub, Parquet.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,7 @@ TOFU_FILES = (
     "real_authors_mc",
     "world_facts_mc",
 )
+RWKU_LEVELS: Mapping[str, tuple[int, ...]] = {"forget": (1, 2, 3), "neighbor": (1, 2), "passages": ()}
 
 
 def folder(name: str) -> Path:
@@ -114,6 +117,70 @@ def wmdp(
         for number, row in rows
         for index, sentence in enumerate(row["sentences"])
     ][:limit]
+
+
+@closed
+def rwku(
+    kind: Literal["forget", "neighbor", "passages"] = "forget",
+    *,
+    subjects: Sequence[str] | None = None,
+    level: Literal[1, 2, 3] | None = None,
+    limit: int | None = None,
+    path: str | Path | None = None,
+) -> list[Record]:
+    """RWKU's probes of real, famous people, or texts on them; group is the person who is to be forgotten.
+
+    kind: forget, what is to go; neighbor, facts close by that are to stay; passages, texts, without levels. level: 1 blanks
+    to fill, 2 questions, 3 adversarial forms of questions (forget only); all when not given. subjects: people by name, all
+    when not given. path: the folder, in place of `rwku` in the one that EQUIPOISE_DATA names. Prompts are the published
+    wordings; the blank of level 1 is mostly `___`, and a few probes have none.
+
+    Read are `probes` and `passages` as one file each, or, as published, `1_Stephen_King/forget_level1.json` and so on. Ids
+    are positions in these. Raises BadInput for a level that a kind has not, and for a name that nobody in the data has.
+    """
+    levels = RWKU_LEVELS[kind]
+    if level is not None and level not in levels:
+        raise BadInput(f"RWKU's {kind} have {f'levels {levels}' if levels else 'no levels'}, and level is {level}.")
+    source = folder("rwku") if path is None else Path(path)
+    rows = _rwku_rows(source, kind, levels if level is None else (level,))
+    people = list(dict.fromkeys(record.group for record in rows))
+    for name in subjects or ():
+        if name not in people:
+            raise BadInput(f"{source} has no {kind} of {name!r}. {did_you_mean(name, people)}")
+    return [record for record in rows if subjects is None or record.group in subjects][:limit]
+
+
+def _rwku_rows(source: Path, kind: str, levels: tuple[int, ...]) -> list[Record]:
+    """In the order of the file, or of people by their numbers and, of each, of the levels."""
+    stem = "passages" if kind == "passages" else "probes"
+    files = [source / (stem + extension) for extension in EXTENSIONS if (source / (stem + extension)).exists()]
+    if files:
+        return [
+            _rwku_record(row, kind, f"{files[0]}:{number}", f"{stem}-{number}")
+            for number, row in _some(files[0], None)
+            if stem == "passages" or (row.get("set") == kind and str(row.get("level")) in map(str, levels))
+        ]
+    names = ["passage"] if kind == "passages" else [f"{kind}_level{level}" for level in levels]
+    entries = source.iterdir() if source.is_dir() else ()
+    numbered = [(int(found[1]), entry) for entry in entries if (found := re.match(r"(\d+)_", entry.name))]
+    records = [
+        _rwku_record(row, kind, f"{entry / name}.json: item {number}", f"{entry.name}-{name}-{number}")
+        for _, entry in sorted(numbered)
+        for name in names
+        for number, row in _some(entry / f"{name}.json", None)
+    ]
+    if not records:
+        raise BadInput(f"{source} has neither a file {stem} nor folders of people such as 1_Stephen_King.")
+    return records
+
+
+def _rwku_record(row: Mapping[str, Any], kind: str, place: str, default_id: str) -> Record:
+    names = ("text",) if kind == "passages" else ("query", "answer")
+    for name in ("subject", *names):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise BadInput(f"{place}: expected RWKU's subject, {', '.join(names)}, and {name!r} is no text.")
+    said = {"text": row["text"]} if kind == "passages" else {"question": row["query"], "answer": row["answer"]}
+    return record_from({**said, "group": row["subject"]}, place=place, default_id=default_id)
 
 
 def _file(path: Path, *stems: str) -> Path:

@@ -32,10 +32,10 @@ from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
 from equipoise.training.precision import bytes_of_training
 from equipoise.training.team import Team
-from equipoise.unlearning import guard, starts
+from equipoise.unlearning import dpo, guard, starts
 from equipoise.unlearning.checks import changed_at_random, check_model, trained_weights
 from equipoise.unlearning.measures import rouge_l_recall
-from equipoise.unlearning.recipe import Recipe, recipe
+from equipoise.unlearning.recipe import OBJECTIVES, Recipe, recipe
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample, with_general
@@ -90,6 +90,8 @@ class Forgetting(Request):
         data = read_sides(records, fields)
         data = data if chosen.loss_budget is None else with_general(data)
         target = _target(stop_at, data)
+        if OBJECTIVES[chosen.objective].refusals:
+            dpo.refused(data.records["forget"], chosen.seed)
         ids = [record.id for record in data.records["forget"]]
         if chosen.weigh == "guard" and len(set(ids)) < len(ids):
             raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
@@ -132,6 +134,7 @@ class Forgetting(Request):
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
         size = min(recipe.micro_batch_size or recipe.batch_size, len(examples["forget"]))
         longest = sorted(examples["forget"], key=lambda example: len(example.input_ids))[-size:]
+        longest += sorted(self._refusals(language_model), key=lambda example: len(example.input_ids))[-size:]
         _probe(language_model, longest[-1:])  # the first pass of a process is slow
         began = time.perf_counter()
         activations = _probe(language_model, longest)
@@ -156,7 +159,7 @@ class Forgetting(Request):
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
             peak_bytes=held + bytes_of_training(trained, gradients=2) + activations + _kept_bytes(trained),
-            notes=(*self._encoding(language_model, examples.values()), *sides.notes()),
+            notes=(*self._refusal_notes(), *self._encoding(language_model, examples.values()), *sides.notes()),
         )
 
     def work(self, folder: Path | None) -> Unlearned:
@@ -168,6 +171,7 @@ class Forgetting(Request):
         scales = _Scales(sides, batch_size=size, max_length=recipe.max_length)
         forget = encode(language_model, sides.records["forget"], max_length=recipe.max_length)
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
+        refusals = self._refusals(language_model)
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         if stored:
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
@@ -205,6 +209,7 @@ class Forgetting(Request):
             recipe,
             forget,
             retain,
+            refusals=refusals,
             weights=None if weighed is None else torch.tensor(weighed.weights, dtype=torch.float64),
             begun=begun_at,
             conflicts_every=CONFLICTS,
@@ -256,6 +261,7 @@ class Forgetting(Request):
                 *notes,
                 *(weighed.notes if weighed else ()),
                 *(starts.notes(begun_at) if begun_at else ()),
+                *self._refusal_notes(),
                 *self._encoding(language_model, (forget, retain)),
                 *sides.notes(),
             ),
@@ -265,6 +271,18 @@ class Forgetting(Request):
             control=control,
             model=language_model,
         )
+
+    def _refusals(self, language_model: LanguageModel) -> list[Example]:
+        """What the objective prefers to each answer of the forget set; none where it prefers nothing."""
+        if not OBJECTIVES[self.recipe.objective].refusals:
+            return []
+        refused = dpo.refused(self.sides.records["forget"], self.recipe.seed)
+        return encode(language_model, refused, max_length=self.recipe.max_length)
+
+    def _refusal_notes(self) -> tuple[str, ...]:
+        if not OBJECTIVES[self.recipe.objective].refusals:
+            return ()
+        return (dpo.note(self.sides.records["forget"], self.recipe.seed),)
 
     def _weighed(
         self, language_model: LanguageModel, forget: Sequence[Example], retain: Sequence[Example]

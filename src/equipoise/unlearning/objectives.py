@@ -56,7 +56,8 @@ class Objective:
     looks at representations; what it knows of them is None where the recipe projects nothing, unless it `measures` them.
     retain: of the retain set, where it is not the recipe's own; likewise parameters, what it trains. settings: of the
     recipe's, those that only some objectives have. beta,
-    retain_weight: what they are when not given. reference: it needs the starting model's log-likelihoods.
+    retain_weight: what they are when not given. reference: it needs the starting model's log-likelihoods. refusals: it
+    needs a refusal beside each forget example. distills: it compares with the starting model's logits at every step.
     """
 
     loss: "Callable[[Recipe, nn.Module, Representations | None], LossFunction]"
@@ -66,6 +67,8 @@ class Objective:
     beta: float = math.nan
     retain_weight: float = 1.0
     reference: bool = False
+    refusals: bool = False
+    distills: bool = False
     places: Callable[[Recipe, nn.Module], list[str]] | None = None
     measures: bool = False
 

@@ -82,7 +82,14 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         default=None, description="Weight of the retain gradient (alpha); not given: 0.1 for npo and simnpo, else 1."
     )
     beta: Positive | None = Field(
-        default=None, description="Of NPO (0.1 when not given) and SimNPO (2.5 when not given)."
+        default=None,
+        description="Of NPO, DPO (0.1 when not given), SimNPO (2.5), WGA (1); of UNDIAL (10), what a logit is lowered by.",
+    )
+    beta1: NotNegative = Field(
+        default=5.0, description="Of SatImp: power of a token's probability; above 0, what is forgotten counts less."
+    )
+    beta2: NotNegative = Field(
+        default=1.0, description="Of SatImp: power of one minus that; above 0, what is certain counts less."
     )
     gamma: float = Field(
         default=0.0,

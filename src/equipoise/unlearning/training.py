@@ -87,6 +87,7 @@ def train(
     forget: Sequence[Example],
     retain: Sequence[Example],
     *,
+    refusals: Sequence[Example] = (),
     weights: Tensor | None = None,
     begun: starts.Begun | None = None,
     combine: Combine | None = None,
@@ -102,22 +103,30 @@ def train(
 ) -> TrainResult:
     """Unlearn in place, as `fit` does: the model as `prepare` left it, still with the weights that it starts from.
 
+    refusals: one for each forget example, in their order, for an objective that prefers them (`dpo.refused`).
     weights: of the forget records, in their order, with mean 1; not given, a recipe that weighs scores the model for them.
-    That, the reference log-likelihoods of NPO and the frozen copy of KL and RMU come before a stored `state` is put back.
+    That, the reference log-likelihoods of NPO and DPO and the frozen copy of KL, RMU and UNDIAL come before a stored `state`
+    is put back.
     begun: where `starts` set the adapter already; not given, a recipe that says where one begins finds it and sets it there.
     combine: a rule of one's own in place of the recipe's. conflicts_every: steps between entries of the conflict log, which
     with `layers` is also kept layer by layer. shard: split weights, gradients and moments over the processes meanwhile
     (FSDP2); afterwards `language_model.model` is another object, whole in every process.
     """
-    model = language_model.model
+    model, objective = language_model.model, OBJECTIVES[recipe.objective]
+    if len(refusals) != (len(forget) if objective.refusals else 0):
+        raise BadInput(
+            f"{recipe.objective} takes {'a refusal for each' if objective.refusals else 'no refusals for'} of the "
+            f"{len(forget)} forget examples, and {len(refusals)} were given: encode what dpo.refused makes of their records."
+        )
+    answers = [*forget, *refusals]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if begun is None and recipe.begins:
         begun = starts.begin(language_model, recipe, forget, retain)
         for note in starts.notes(begun):
             warnings.warn(note, stacklevel=2)
     reference: Tensor | None = None
-    if OBJECTIVES[recipe.objective].reference:
-        reference, _ = log_likelihoods(language_model, forget)
+    if objective.reference:
+        reference, _ = log_likelihoods(language_model, answers)
     if weights is None and recipe.weigh == "guard":
         weighing = guard.weigh(language_model, recipe, forget, retain)
         weights = weighing.weights
@@ -129,11 +138,12 @@ def train(
     forget_loss, retain_loss = losses(language_model, recipe, frozen, forget)
 
     def forgotten(indices: Sequence[int]) -> dict[str, Tensor]:
-        batch = collate([forget[index] for index in indices], language_model.pad_id, language_model.device)
+        rows = [*indices, *(len(forget) + index for index in indices if refusals)]
+        batch = collate([answers[row] for row in rows], language_model.pad_id, language_model.device)
         if reference is not None:
-            batch["reference"] = reference[list(indices)].to(language_model.device, torch.float32)
+            batch["reference"] = reference[rows].to(language_model.device, torch.float32)
         if weights is not None:
-            batch["weight"] = weights[list(indices)].to(language_model.device, torch.float32)
+            batch["weight"] = weights[[row % len(forget) for row in rows]].to(language_model.device, torch.float32)
         return batch
 
     def together(chosen: Sequence[tuple[int, int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -224,6 +234,8 @@ def check_shard(recipe: Recipe) -> None:
     objective = OBJECTIVES[recipe.objective]
     if objective.parameters is not None or objective.places is not None:
         raise BadInput(f"{recipe.objective} trains a few matrices of its own: leave --shard out.")
+    if objective.distills:
+        raise BadInput(f"{recipe.objective} needs the whole starting model in each process: leave --shard out.")
     if recipe.begins:
         raise BadInput("start and orthogonality need whole weights in each process: leave --shard out.")
     divisible = {"gradient_filter": ["none"], "robust": ["none"], "update": ["adamw"], "parameters": ["full", "lora"]}
