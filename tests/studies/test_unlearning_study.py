@@ -82,7 +82,7 @@ def test_every_method_is_compared_with_the_tuned_baseline_on_both_sides():
     told = {(claim.test.arm, claim.test.judge) for claim in study.claims if isinstance(claim.test, Matched)}
     methods = {arm.name for arm in study.arms if arm.kind == "method"}
     assert told >= {(name, judge) for name in methods for judge in ("retain_accuracy", "relearned_accuracy")}
-    assert sum(claim.primary for claim in study.claims) == 3
+    assert sum(claim.primary for claim in study.claims) == 2
 
 
 def test_the_other_model_was_told_everything_but_the_people_to_forget(small, prepared):
@@ -149,6 +149,15 @@ def test_the_model_that_was_never_told_is_measured_once(small, prepared, tmp_pat
     study_file.unlearn(run)
     assert {key.split()[0] for key in run.measured} == {outcome.name for outcome in small.outcomes}
     assert all('{"step": 0}' in key for key in run.measured) and "optimizer_steps" not in run.spent
+
+
+def test_dpo_gets_a_refusal_for_each_record_and_the_others_none(small, prepared):
+    setting = frontier_world.open_setting(1000, prepared)
+    assert frontier_world.refusals(setting.language_model, recipe("npo", seed=1000)) == []
+    found = frontier_world.refusals(setting.language_model, recipe("dpo", seed=1000))
+    assert len(found) == len(setting.forget)
+    for answer, other in zip(setting.forget, found, strict=True):
+        assert answer.input_ids != other.input_ids and answer.input_ids[:4] == other.input_ids[:4]
 
 
 @pytest.mark.slow

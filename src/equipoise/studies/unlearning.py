@@ -51,6 +51,11 @@ def unlearning(
         arm("npo", retain_weight=1.0),
         arm("simnpo"),
         arm("ihl"),
+        arm("dpo"),
+        arm("undial"),
+        arm("wga"),
+        arm("satimp"),
+        arm("ce-u"),
         arm("rmu", FEW),
         arm("sago"),
         arm("pcgrad"),
@@ -64,8 +69,10 @@ def unlearning(
         arm("reglu", ADAPTER, lora_rank=8),
     ]
 
-    def at_equal_forgetting(judge: str, arm: str, rival: str = "graddiff", level: Any = LEVEL) -> Any:
-        return matched("forget_accuracy", arm=arm, rival=rival, judge=judge, level=level, margin=0.05, reason=TRADE)
+    def better_at_equal_forgetting(judge: str, arm: str) -> Any:
+        return matched(
+            "forget_accuracy", arm=arm, rival="graddiff", judge=judge, level=LEVEL, margin=0.05, reason=TRADE
+        )
 
     def exploratory(text: str, test: Any) -> Claim:
         return Claim(text, source=OURS, primary=False, test=test)
@@ -119,16 +126,12 @@ def unlearning(
             ),
             Outcome("general_loss", better="lower", unit="nats/token", description="on general sentences"),
         ],
+        # Two with a verdict: a third would widen their intervals, of five seeds, by an eighth.
         claims=[
-            Claim(
-                "At equal forgetting, NPO keeps more of the neighbours than tuned gradient difference.",
-                source="arXiv:2404.05868, abstract",
-                test=at_equal_forgetting("retain_accuracy", "npo", level="weakest"),
-            ),
             Claim(
                 "At equal forgetting, a few steps of relearning bring back less after NPO with SAM than after NPO.",
                 source="arXiv:2502.05374, abstract",
-                test=at_equal_forgetting("relearned_accuracy", "npo-sam", "npo", level="weakest"),
+                test=matched("forget_accuracy", arm="npo-sam", rival="npo", judge="relearned_accuracy"),
             ),
             Claim(
                 "What tuned gradient difference forgets was hidden: relearning one person brings back more of the others "
@@ -139,7 +142,7 @@ def unlearning(
             *(
                 exploratory(
                     f"At equal forgetting, {each.name} keeps more of the neighbours than tuned gradient difference.",
-                    at_equal_forgetting("retain_accuracy", each.name),
+                    better_at_equal_forgetting("retain_accuracy", each.name),
                 )
                 for each in methods
             ),
@@ -147,7 +150,7 @@ def unlearning(
                 exploratory(
                     f"At equal forgetting, a few steps of relearning bring back less after {each.name} than after tuned "
                     "gradient difference.",
-                    at_equal_forgetting("relearned_accuracy", each.name),
+                    better_at_equal_forgetting("relearned_accuracy", each.name),
                 )
                 for each in methods
             ),
@@ -180,6 +183,7 @@ def unlearn(run: Run) -> None:
         attacker.measure(run, setting.language_model, 0, last=True)
         return
     chosen = recipe(run.settings["method"], steps=steps, batch_size=batch_size, seed=run.seed, **words)
+    refusals = frontier_world.refusals(setting.language_model, chosen)
     language_model = prepare(setting.language_model, chosen)
     stored = run.resume() or {"training": None}
     order = pairs(len(setting.forget), len(setting.retain), batch_size, run.seed)
@@ -190,7 +194,8 @@ def unlearn(run: Run) -> None:
 
     def look(moment) -> None:
         drawn = order(moment.step - 1)
-        tokens = sum(len(setting.forget[i].input_ids) + len(setting.retain[j].input_ids) for i, j in drawn)
+        read = [example for i, j in drawn for example in (setting.forget[i], setting.retain[j], *refusals[i : i + 1])]
+        tokens = sum(len(example.input_ids) for example in read)
         run.spend(optimizer_steps=1, trained_tokens=tokens)
         if moment.step % every == 0 or moment.step == steps:
             setting.measure(run, moment.step)
@@ -201,6 +206,7 @@ def unlearn(run: Run) -> None:
         chosen,
         setting.forget,
         setting.retain,
+        refusals=refusals,
         callbacks=[look],
         save=lambda state: run.checkpoint({"training": state}),
         save_every=every,

@@ -17,19 +17,18 @@ from equipoise.core.options import check_fields
 from equipoise.data.records import Record
 from equipoise.data.world import World
 from equipoise.language import adapters, tiny
-from equipoise.language.encode import encode
+from equipoise.language.encode import Example, encode
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.score import multiple_choice
-from equipoise.unlearning import fiction
+from equipoise.unlearning import dpo, fiction
 from equipoise.unlearning.quantised import GROUP, quantised
+from equipoise.unlearning.recipe import OBJECTIVES, Recipe
 from equipoise.unlearning.relearning import Relearning, relearn
 
 MODEL, UNTOLD = "model", "untold"
 CHECKPOINT = fiction.CHECKPOINT
-LEARNING_RATES = (
-    1e-3,
-    3e-4,
-)  # AdamW's for all weights: a strong rate undoes what it brings back, a weak one comes to little
+# Of AdamW on all weights: a strong rate undoes what it brings back, a weak one comes to little.
+LEARNING_RATES = (1e-3, 3e-4)
 BITS = 4
 
 
@@ -65,6 +64,13 @@ def open_setting(seed: int, folder: Path, *, told: bool = True) -> fiction.Ficti
     """What an arm starts from; told: the model that knows everybody, else the one that was never told of those to forget."""
     setting = fiction.open_setting("tiny", seed, folder)
     return setting if told else replace(setting, language_model=load(folder / UNTOLD, chat_template="none"))
+
+
+def refusals(language_model: LanguageModel, recipe: Recipe) -> list[Example]:
+    """One for each forget record, in their order, where the recipe's objective prefers them; else none."""
+    if not OBJECTIVES[recipe.objective].refusals:
+        return []
+    return encode(language_model, dpo.refused(fiction.world("tiny", recipe.seed).forget, recipe.seed))
 
 
 @dataclass(frozen=True)
