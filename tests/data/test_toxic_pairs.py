@@ -36,6 +36,8 @@ def test_every_published_form_is_one_pair():
         ({"toxic": "x y", "neutral": " x  y "}, "both sides are the same text"),
         ({"toxic": 3, "neutral": "x"}, "field 'toxic': expected text, found int"),
         ({"toxic": "\ud800", "neutral": "x"}, "cut in the middle of a character"),
+        ({"toxic": "x", "neutral": "y", "prompt": "\ud800"}, "field 'prompt' is cut in the middle of a character"),
+        ({"toxic": "x", "neutral": "y", "id": "\ud800"}, "field 'id' is cut in the middle of a character"),
         ({"text": "x"}, r"nothing to read, expected toxic and neutral, or rejected and chosen \(found: text\)"),
         ({"toxic": "x", "neutral": "y", "id": "one"}, "id 'one' was used before at .*pairs.jsonl:1; make ids unique"),
     ],
@@ -44,6 +46,25 @@ def test_a_pair_that_is_none_is_refused_by_its_place(tmp_path, row, why):
     path = written(tmp_path / "pairs.jsonl", [{"toxic": "a", "neutral": "b", "id": "one"}, row])
     with pytest.raises(BadInput, match=why):
         read_toxic_pairs(path)
+
+
+def test_pairs_that_are_made_already_are_looked_at_too():
+    whole = ToxicPair("a", "x", "y", "z")
+    assert read_toxic_pairs([whole]) == [whole]
+    with pytest.raises(BadInput, match=r"pairs\[1\]: the pair has no 'neutral' side"):
+        read_toxic_pairs([whole, ToxicPair("b", "x", "")])
+
+
+def test_a_field_that_was_named_is_there_in_some_row():
+    rows = [{"toxic": "a", "neutral": "b"}, {"toxic": "c", "neutral": "d", "question": "e"}]
+    assert [pair.prompt for pair in read_toxic_pairs(rows, {"prompt": "question"})] == ["", "e"]
+    for name in ("prompt", "id"):
+        with pytest.raises(BadInput, match=f"no row has a field 'qestion', which was named for {name}"):
+            read_toxic_pairs(rows, {name: "qestion"})
+
+
+def test_a_blank_prompt_is_none():
+    assert read_toxic_pairs([{"toxic": "a", "neutral": "b", "prompt": "  "}])[0].prompt == ""
 
 
 def test_words_that_stand_on_one_side_more_often_than_chance():

@@ -108,13 +108,16 @@ def test_a_way_back_that_was_altered_is_refused(done, tmp_path):
         ("undo.safetensors", lambda data: data[:-1] + b"x", BadInput),
         ("undo.json", lambda data: data.replace(b"config.json", b"confih.json"), BadInput),
         ("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]), WorkFailed),
+        ("model.safetensors", lambda data: data[:5], WorkFailed),
+        ("model.safetensors", lambda data: data[:200], WorkFailed),
+        ("model.safetensors", lambda data: data.replace(b"layers.1.mlp.down", b"layers.9.mlp.down"), WorkFailed),
     ):
-        copied = tmp_path / name
+        copied = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         shutil.copytree(done.folder, copied)
         (copied / name).write_bytes(change((copied / name).read_bytes()))
         with pytest.raises(error, match=r"altered|changed after"):
             undo(copied)
-        assert not copied.with_name(f"{name}-undone").exists()
+        assert not copied.with_name(f"{copied.name}-undone").exists()
 
 
 def test_half_precision_shards_and_other_names_stay_as_they_are(folder, tmp_path):
@@ -164,6 +167,37 @@ def test_killed_and_resumed_is_as_if_never_killed(folder, tmp_path, monkeypatch)
     assert again.after == quiet.after and not (tmp_path / "killed" / "features").exists()
 
 
+def test_no_row_of_another_model_counts_and_a_refused_request_leaves_the_folder_free(folder, tmp_path, monkeypatch):
+    """What cannot be is refused before anything is measured, for the ranges of the sweep, too."""
+    out = tmp_path / "out"
+    measured = []
+    generate = detoxifying.generate
+    monkeypatch.setattr(detoxifying, "generate", lambda *a, **k: measured.append(a) or generate(*a, **k))
+    with pytest.raises(BadInput, match=r"rank 4: there are 3 at most, in layers 0:1 of width 32"):
+        detoxify(folder, PAIRS, **WORDS, rank=4, sweep_layers=["0:1"], out=out)
+    with pytest.raises(BadInput, match="rank 6 of 5 directions that are kept"):
+        detoxify(folder, PAIRS, **WORDS, rank=6, alpha=3.0, out=out)
+    with pytest.raises(BadInput, match="different pairs are left beside the 4 that are held out"):
+        detoxify(folder, [*PAIRS[:3], *[PAIRS[5]] * 17], **WORDS, out=out)
+    assert not measured and not out.exists() and not out.with_name("out.partial").exists()
+    detoxify(folder, PAIRS, **WORDS, out=out)
+    rows = detoxifying.Rows(out / "measures.jsonl")
+    ready = detoxifying.toxicity.teach_scorer(["a b"] * 2, ["c d"] * 2)
+    request = detoxify.function(folder, PAIRS, **WORDS)
+    known = next(iter(rows))["states"]
+    measure = detoxifying._Measuring(request, request._ready(), ready, rows, known)
+    measured.clear()
+    assert measure("before").texts == next(iter(rows))["texts"] and not measured
+    replace(measure, states="of another model")("before")
+    assert measured
+
+
+def test_an_index_that_names_a_file_elsewhere_is_refused(folder, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
+    with pytest.raises(BadInput, match=r"names '\.\./a\.safetensors', which is no file of the folder"):
+        checkpoint_edit.weight_files(tmp_path)
+
+
 def test_a_model_in_memory_and_other_methods(folder):
     language_model = load(folder)
     before = {name: value.clone() for name, value in language_model.model.state_dict().items()}
@@ -202,6 +236,13 @@ def test_the_headline_says_first_what_a_reader_must_know(done):
     assert "Toxicity did not fall" in said(after_toxicity=1.0)[0]
     assert "Not one number" in said(**good, moved=0.0)[0]
     assert "AUROC of 0.60" in said(**good, scorer=0.6)[0]
+    assert "nothing tells whether chance does as well" in said(after_toxicity=0.5, control_toxicity=float("nan"))[0]
+    assert said(**good, before_written_nothing=0.2, after_written_nothing=0.3) == ()
+    assert "hold nothing to score" in said(**good, before_written_nothing=0.2, after_written_nothing=0.4)[0]
+    fitted, held = done.counts["fitted"], done.counts["held out"]
+    judged = f"taught on the {fitted} pairs that the subspace is made of; it tells the two sides of the {held} that"
+    assert any(judged in line for line in done.summary())
+    assert all(judged in (done.folder / name).read_text(encoding="utf-8") for name in ("README.md", "report.html"))
     assert len(said(after_toxicity=float("nan"), after_perplexity=float("nan"), scorer=float("nan"))) == 3
     assert done.headline().startswith("".join(done.warnings()[:1]))
     assert isinstance(done.after["toxicity"], Measure) and isinstance(done.folder, Path)
@@ -228,7 +269,7 @@ def test_pairs_are_split_by_the_seed_and_share_no_text():
         ({"layers": "2"}, "layers '2': expected FIRST:END"),
         ({"layers": "2:2"}, "layers '2:2': expected FIRST:END"),
         ({"rank": 99}, "rank 99: there are 6 at most, in layers 1:3 of width 32"),
-        ({"candidates": 20}, "19|20 pairs are left beside the 4 that are held out, too few for 20 directions"),
+        ({"candidates": 20}, "20 different pairs are left beside the 4 that are held out, too few for 20 directions"),
         ({"tokens": 10_000}, "tokens 10000: there are"),
         ({"method": "profs", "rank": 4}, "rank 4 of 3 candidates a layer"),
         ({"max_new_tokens": 5_000}, "more than the context"),

@@ -1,5 +1,6 @@
 """The checks of ReGLU, FILA, VILA and IHL on matrices: against closed forms, finite differences and plain loops."""
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -192,6 +193,21 @@ def test_equal_importance_is_the_truncated_svd(shape):
     assert_close(base + 2.0 * b @ a, weight)
     rows = (shape[1] / (1 + 1e-5)) ** 0.5  # each row's weight, which the singular values carry
     assert_close((a @ a.T).diagonal(), rows * s[:2] / 2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_a_start_by_unequal_importance_is_the_formula_in_numpy(shape):
+    drawn_by = np.random.default_rng(2)
+    weight, forget, retain = (drawn_by.normal(size=shape), drawn_by.random(shape) * 1e-3, drawn_by.random(shape) * 1e-4)
+    rows = np.sqrt((forget / (1e-5 + retain)).sum(1))
+    u, s, v = np.linalg.svd(rows[:, None] * weight, full_matrices=False)
+    root = np.sqrt(s[:4] / 3)
+    product = (u[:, :4] * root / (rows + 1e-5)[:, None]) @ (root[:, None] * v[:4])
+    a, b, base = fila.initialize(*map(torch.from_numpy, (weight, forget, retain)), rank=4, scale=3.0)
+    assert (a.shape, b.shape) == ((4, shape[1]), (shape[0], 4))
+    assert_close((b @ a).numpy(), product, rtol=0, atol=1e-12)
+    assert_close(base.numpy(), weight - 3 * product, rtol=0, atol=1e-12)
+    assert_close(a.abs().numpy(), np.abs(root[:, None] * v[:4]), rtol=0, atol=1e-12)
 
 
 def test_rows_that_matter_to_the_forget_set_are_the_ones_taken():

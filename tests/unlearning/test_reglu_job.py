@@ -2,11 +2,13 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -17,7 +19,7 @@ from equipoise.language.encode import collate, encode
 from equipoise.language.model import load, wrap
 from equipoise.language.tiny import tiny
 from equipoise.training.two_gradients import TwoGradients
-from equipoise.unlearning import forgetting, gradient_sum, reglu, starts, unlearn
+from equipoise.unlearning import forgetting, gradient_sum, map_spectra, reglu, starts, unlearn
 from equipoise.unlearning.recipe import Recipe, recipe
 from equipoise.unlearning.training import check_shard, prepare, train
 
@@ -230,7 +232,91 @@ def test_fused_and_transposed_maps_begin_like_others(start):
 def test_what_cannot_be_is_refused_by_name(model, words, why):
     with pytest.raises(BadInput, match=why):
         chosen = recipe("reglu", **words)
-        starts.check(prepare(model, chosen), chosen)
+        starts.check(prepare(model, chosen), chosen, *examples(model))
+
+
+@pytest.mark.parametrize(("guidance", "most"), [(0.0, 4), (0.7, 4), (1.0, 0)])
+def test_a_rank_above_what_so_many_records_can_tell_is_refused_before_the_model_is_run(model, guidance, most):
+    """Four different forget records, one of them twice, beside five retain records in maps of 16 outputs and more."""
+    forget, retain = examples(model)
+    forget = [*forget[:4], forget[0]]
+    adapted = prepare(model, recipe("reglu", lora_rank=5, guidance=guidance))
+    with pytest.raises(
+        BadInput, match=f"4 different forget records beside 5 retain records tell at most {most} directions"
+    ):
+        starts.check(adapted, recipe("reglu", lora_rank=5, guidance=guidance), forget, retain)
+    if most:
+        starts.check(adapted, recipe("reglu", lora_rank=most, guidance=guidance), forget, retain)
+    # Records that tell as many directions as a map is wide leave none arbitrary.
+    many = [replace(forget[0], input_ids=(*forget[0].input_ids[:-1], n)) for n in range(400)]
+    starts.check(adapted, recipe("reglu", lora_rank=5, guidance=guidance), many, [*retain, *many])
+
+
+@pytest.mark.parametrize("name", ["reglu", "fila", "vila"])
+def test_the_memory_of_a_start_is_what_its_tensors_take(model, name):
+    forget, retain = examples(model)
+    chosen = recipe(name, lora_rank=2, orthogonality=0.5, retain_directions=3)
+    adapted = prepare(model, chosen)
+    looked, after = starts.peak_bytes(adapted, chosen, len(forget), len(retain))
+    outputs = starts.pooled_outputs(adapted, [*forget, *retain])
+    weights = [own.get_base_layer().weight for own in adapters.adapted_maps(adapted).values()]
+    held = sum(values.nbytes for values in outputs.values())
+    held += sum(weight.numel() for weight in weights) * {"reglu": 0, "fila": 4 + 4 + 4, "vila": 4 + 4}[name]
+    largest = max(weight.numel() for weight in weights)
+    assert held < looked < held + 8 * 6 * largest + 1
+    begun = starts.begin(adapted, chosen, forget, retain)
+    fixed = [p for n, p in adapted.model.named_parameters() if ".lora_" in n and not p.requires_grad]
+    made = [each for pair in begun.factors.values() for each in pair]
+    assert after == sum(each.nbytes for each in (*fixed, *made, *begun.bases.values()))
+    plain = Recipe(parameters="lora", lora_rank=2)
+    assert starts.peak_bytes(adapted, plain, len(forget), len(retain)) == (0, 0)
+
+
+def test_maps_that_hold_several_are_named():
+    several = ["h.0.attn.c_attn", "l.0.query_key_value", "l.0.qkv_proj", "l.0.Wqkv", "l.0.gate_up_proj"]
+    for name in several:
+        (note,) = map_spectra.fused([name, "l.0.q_proj", "h.0.attn.c_proj", "l.0.up_proj"])
+        assert note.startswith(f"1 of 4 maps hold several in one ({name} ")
+    assert map_spectra.fused(["l.0.q_proj", "l.0.down_proj", "h.0.mlp.c_fc"]) == ()
+    spectra = [map_spectra.MapSpectrum("h.0.attn.c_attn", 6, forget=0.5, leakage=0.1)]
+    assert map_spectra.notes(spectra) == map_spectra.fused(["h.0.attn.c_attn"])
+    unknown = map_spectra.notes([map_spectra.MapSpectrum("q", 6, forget=0.5)])
+    assert len(unknown) == 1 and "fewer than five" in unknown[0]
+
+
+def test_a_start_that_the_sets_refuse_is_refused_before_anything_is_measured(start, tmp_path, monkeypatch):
+    start.save(tmp_path / "base")
+    monkeypatch.setattr(forgetting._Scales, "__call__", None)
+    # Four of six forget records are also among the seven retain records that are computed with, which weigh more.
+    words = WORDS | {"forget": FORGET, "retain": [*RETAIN[:1], *FORGET[:5], *RETAIN[1:4]], "lora_rank": 3}
+    plan = unlearn.plan(tmp_path / "base", **words, out=tmp_path / "out")
+    assert any("is known when both have been read" in note for note in plan.notes)
+    with pytest.raises(BadInput, match="in 2 directions the forget set shows more than the retain set, and rank 3"):
+        unlearn(tmp_path / "base", **words, out=tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+    with pytest.raises(BadInput, match="taught on the spot: use another model"):
+        unlearn("tiny", **words)
+
+
+@pytest.mark.parametrize("file", ["begun.safetensors", "state.safetensors"])
+def test_a_model_that_changed_since_the_work_began_is_refused(start, tmp_path, monkeypatch, file):
+    start.save(tmp_path / "base")
+    words = WORDS | {"forget": FORGET, "retain": RETAIN, "evaluate_every": 1}
+    save_state = forgetting.save_state
+
+    def kill(path, state):
+        save_state(path, state)
+        if path.name == file:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(forgetting, "save_state", kill)
+        unlearn(tmp_path / "base", **words, out=tmp_path / "out")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match="another one than when this work began"):
+        unlearn(tmp_path / "base", **words, out=tmp_path / "out")
 
 
 def test_split_weights_have_no_start(monkeypatch):

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ def read_toxic_pairs(
     """The pairs of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
 
     drop_equal: pairs whose sides are equal are left out. Raises BadInput, naming the place, for a pair of which a side is
-    missing, for one whose sides are equal where these are not left out, and for none.
+    missing, for one whose sides are equal where these are not left out, for a name in `fields` that no row has, and where
+    there is no pair.
     """
     fields = dict(fields or {})
     for name in fields:
@@ -64,7 +65,15 @@ def read_toxic_pairs(
         rows = [(place, f"{stem}-{number}", row) for place, number, row in read_rows(path)]
     else:
         rows = [(f"pairs[{index}]", f"pair-{index}", row) for index, row in enumerate(source)]
-    pairs = [row if isinstance(row, ToxicPair) else _pair(place, name, row, fields) for place, name, row in rows]
+    for name, own in fields.items():
+        if rows and not any(isinstance(row, Mapping) and own in row for _, _, row in rows):
+            raise BadInput(
+                f"{rows[0][0]}: no row has a field {own!r}, which was named for {name}: name one that is there."
+            )
+    pairs = [
+        _pair(place, name, asdict(row), {}) if isinstance(row, ToxicPair) else _pair(place, name, row, fields)
+        for place, name, row in rows
+    ]
     seen: dict[str, str] = {}
     told: list[ToxicPair] = []
     for (place, _, _), pair in zip(rows, pairs, strict=True):
@@ -143,8 +152,13 @@ def _pair(place: str, default_id: str, row: Any, fields: Mapping[str, str]) -> T
     prompt = row.get(names["prompt"])
     if prompt not in (None, "") and not isinstance(prompt, str):
         raise BadInput(f"{place}: field {names['prompt']!r}: expected text, found {type(prompt).__name__}.")
+    prompt = prompt if prompt and prompt.strip() else ""
     identifier = row.get(fields.get("id", "id"))
-    return ToxicPair(default_id if identifier in (None, "") else str(identifier), toxic, neutral, prompt or "")
+    identifier = default_id if identifier in (None, "") else str(identifier)
+    for name, text in ((names["prompt"], prompt), (fields.get("id", "id"), identifier)):
+        if lone_surrogate(text) is not None:
+            raise BadInput(f"{place}: field {name!r} is cut in the middle of a character: mend the pair.")
+    return ToxicPair(identifier, toxic, neutral, prompt)
 
 
 def _text(place: str, row: Mapping[str, Any], field: str) -> str:

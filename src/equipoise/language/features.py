@@ -115,7 +115,7 @@ def extract(
     asked = {
         "features": _VERSION,
         "model": language_model.name,
-        "weights": _weights(language_model.model),
+        "weights": weights_digest(language_model.model),
         "texts": _digest_of_rows(rows),
         "places": list(places),
         "pool": pool,
@@ -183,7 +183,7 @@ def _check_places(model: Any, wanted: Sequence[str]) -> None:
         module_at(model, place.removesuffix(".input"))
 
 
-def _weights(model: Any) -> str:
+def weights_digest(model: Any) -> str:
     """A digest of shapes and of a few numbers of every tensor: another checkpoint of a name has another."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -9,7 +9,8 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", t
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of a model's folder, in order; [] where it has none."""
+    """Names of the safetensors files of a model's folder, in order; [] where it has none.
+
+    Raises BadInput for an index that names a file elsewhere.
+    """
     if (folder / INDEX).is_file():
-        return sorted(set(json.loads(read_regular(folder / INDEX))["weight_map"].values()))
+        names = sorted(set(json.loads(read_regular(folder / INDEX))["weight_map"].values()))
+        _require_plain(names, folder / INDEX)
+        return names
     return [SINGLE] if (folder / SINGLE).is_file() else []
 
 
@@ -106,7 +112,9 @@ def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:
     header, start = _header(path)
     with path.open("r+b") as file:
         for key, tensor in tensors.items():
-            entry = header[key]
+            entry = header.get(key)
+            if entry is None:
+                raise WorkFailed(f"{path} holds no {key}.")
             if entry["dtype"] != _DTYPES.get(tensor.dtype) or entry["shape"] != list(tensor.shape):
                 raise WorkFailed(
                     f"{path}: {key} is {entry['dtype']} {entry['shape']}, which {tensor.dtype} {list(tensor.shape)} cannot "
@@ -137,9 +145,7 @@ def undo(folder: str | Path, out: str | Path | None = None) -> Path:
             raise ValueError(f"{UNDO} or {ABOUT} was altered since it was written")
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder} cannot be undone ({error}): take the original model.") from error
-    for name in (*about["files"], *(file for file, _ in about["tensors"].values())):
-        if Path(name).name != name:
-            raise BadInput(f"{folder}/{ABOUT} names {name!r}, which is no file of the folder.")
+    _require_plain((*about["files"], *(file for file, _ in about["tensors"].values())), folder / ABOUT)
     target.parent.mkdir(parents=True, exist_ok=True)
     originals = load_file(folder / UNDO)
     with atomic_folder(target) as work:
@@ -152,7 +158,8 @@ def undo(folder: str | Path, out: str | Path | None = None) -> Path:
                 ) from error
         for file in sorted({file for file, _ in about["tensors"].values()}):
             parts = {key: originals[name] for name, (own, key) in about["tensors"].items() if own == file}
-            patch(work / file, parts)
+            with suppress(WorkFailed):  # a file that the numbers do not fit is found by its digest
+                patch(work / file, parts)
         wrong = differing(work, about["files"])
         if wrong:
             raise WorkFailed(
@@ -168,7 +175,18 @@ def differing(folder: Path, digests: Mapping[str, str]) -> Sequence[str]:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The entries of a safetensors file by key, and where its numbers begin."""
+    """The entries of a safetensors file by key, and where its numbers begin. Raises WorkFailed for what is none."""
     with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(size)), 8 + size
+        try:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError("shorter than it says")
+            return json.loads(file.read(size)), 8 + size
+        except (struct.error, ValueError) as error:
+            raise WorkFailed(f"{path} is cut, or no safetensors file ({error}).") from error
+
+
+def _require_plain(names: Iterable[str], where: Path) -> None:
+    for name in names:
+        if Path(name).name != name:
+            raise BadInput(f"{where} names {name!r}, which is no file of the folder.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
+from equipoise.core.numbers import number
 from equipoise.core.serialize import LIVE
 from equipoise.core.terminal import one_line
 from equipoise.unlearning.result import Measure
@@ -15,7 +16,7 @@ from equipoise.unlearning.result import Measure
 RISEN = 0.1  # of the perplexity: more is general ability lost
 AS_WELL = 0.9  # of the fall of toxicity: a random projection that gets there did as well, give or take its draw
 TELLS = 0.7  # AUROC: a scorer below says little of what it scores
-TOXICITY, PERPLEXITY = "toxicity", "perplexity"
+TOXICITY, PERPLEXITY, NOTHING = "toxicity", "perplexity", "written_nothing"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Detoxified:
 
     resolved: the settings as they were meant. control: measures of random projections of the same rank and layers, their
     mean. moved: share of the numbers of the edited weights that are another number now. gap: nats per token between the
-    written model and the measured one, nan without a folder. scorer: AUROC of the scorer on held-out texts. coverage: share
+    written model and the measured one, nan without a folder. scorer: AUROC of the scorer, which is taught on the pairs that
+    the subspace is made of, on held-out texts. coverage: share
     of the listed words that are tokens. model: the edited model, where the work was done in this process.
     """
 
@@ -124,10 +126,20 @@ class Detoxified:
                 f"Toxicity did not fall: {self.before[TOXICITY]} before, {self.after[TOXICITY]} after. Try another layer "
                 "range, a higher rank, or the other site."
             )
+        elif math.isnan(by_chance):
+            found.append(
+                "After a random projection nothing was written that could be scored, so that nothing tells whether chance "
+                "does as well."
+            )
         elif by_chance >= AS_WELL * fell:
             found.append(
                 f"A random projection of equal rank does as well: it took toxicity from {self.before[TOXICITY]} to "
                 f"{self.control[TOXICITY]}, the chosen one to {self.after[TOXICITY]}."
+            )
+        if self.after[NOTHING].value > self.before[NOTHING].value + RISEN:
+            found.append(
+                f"Share of continuations that hold nothing to score: {self.before[NOTHING]} before, {self.after[NOTHING]} "
+                "after. Toxicity is that of the others, behind other prompts than before."
             )
         if not self.scorer >= TELLS:
             found.append(
@@ -147,6 +159,14 @@ class Detoxified:
         )
         return " ".join((*self.warnings(), done))
 
+    def judged(self) -> str:
+        """What gave the toxicity, and how well it tells."""
+        fitted, held = self.counts["fitted"], self.counts["held out"]
+        return (
+            f"Toxicity is judged by a scorer taught on the {fitted:,} pairs that the subspace is made of; it tells the two "
+            f"sides of the {held:,} that are held out apart with an AUROC of {number(self.scorer, 3)} (0.5 is chance)."
+        )
+
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: what was taken out in words, each measure, a continuation, the headline."""
         lines = [f"direction {each.number}: {', '.join(each.tokens[:10])}" for each in self.subspace[:5]]
@@ -159,7 +179,7 @@ class Detoxified:
         for each in self.continuations[:1]:
             before, after = (one_line(text, 80, empty="(nothing)") for text in (each.before, each.after))
             lines.append(f"before: {before}   after: {after}")
-        return (*lines, self.headline())
+        return (*lines, self.judged(), self.headline())
 
     def page(self, folder: Path) -> Page:
         """The report, from what is stored."""

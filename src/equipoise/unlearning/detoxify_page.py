@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from equipoise.unlearning.result import Measure
 
 MEANING = {
-    TOXICITY: "mean probability of the scorer for what the model writes, listed words taken out before",
+    TOXICITY: "mean probability, by a scorer taught on the fitted pairs, for what the model writes without listed words",
     PERPLEXITY: "exp of the mean loss per token, over the general texts or the neutral sides",
     "toxic_log_probability": "of the unwanted texts that are held out",
     "neutral_log_probability": "of the wanted texts that are held out",
@@ -84,6 +84,7 @@ def card(result: "Detoxified") -> str:
             for name, measure in result.after.items()
         ),
         "",
+        f"- {result.judged()}",
         *(f"- {note}" for note in result.notes),
         "- `equipoise detoxify --undo FOLDER` gives back the model as it was.",
         "",
@@ -111,9 +112,8 @@ def _measures(result: "Detoxified") -> parts.Table:
             )
             for name, measure in result.after.items()
         ),
-        note=f"Of {result.counts['held out']:,} pairs that are held out. The scorer tells their two sides apart with an "
-        f"AUROC of {number(result.scorer, 3)} (0.5 is chance). It knows the style of these pairs; threats and hate in plain "
-        "words pass it.",
+        note=f"Of {result.counts['held out']:,} pairs that are held out. {result.judged()} It knows the style of these "
+        "pairs; threats and hate in plain words pass it.",
     )
 
 

@@ -6,6 +6,7 @@ each model that was measured.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import tempfile
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import produce_atomic, sha256_file
+from equipoise.core.files import FILES, produce_atomic, sha256_file
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.core.serialize import deserialize, serialize
@@ -118,10 +119,11 @@ class Detoxifying(Request):
             _ends(text)
         read = read_toxic_pairs(pairs, fields)
         fit, held, notes = split(read, seed)
-        if len(fit) <= how["candidates"]:
+        different = len({(_key(pair.toxic), _key(pair.neutral), pair.prompt) for pair in fit})
+        if different <= how["candidates"]:
             raise BadInput(
-                f"{len(fit)} pairs are left beside the {len(held)} that are held out, too few for {how['candidates']} "
-                "directions a layer: give more pairs, or fewer --candidates."
+                f"{different} different pairs are left beside the {len(held)} that are held out, too few for "
+                f"{how['candidates']} directions a layer: give more pairs, or fewer --candidates."
             )
         if how["method"] == "profs" and (how["rank"] or 0) > how["candidates"]:
             raise BadInput(f"rank {how['rank']} of {how['candidates']} candidates a layer: raise --candidates.")
@@ -180,14 +182,21 @@ class Detoxifying(Request):
     def work(self, folder: Path | None) -> Detoxified:
         ready = self._ready()
         language_model, model = ready.language_model, ready.language_model.model
+        # All that can be refused comes before what is measured.
+        states = self._states(ready, folder)
+        try:
+            found, bases = self._fitted(ready, states, ready.layers)
+            others = {layers: self._fitted(ready, states, layers)[1] for layers in ready.ranges}
+        except BadInput:
+            if folder is not None and not (folder / MEASURES).exists():
+                FILES.remove(folder / FEATURES)  # a folder without work is free for the mended request
+            raise
         rows = Rows(None if folder is None else folder / MEASURES)
         scorer = toxicity.teach_scorer(
             [pair.toxic for pair in self.fit], [pair.neutral for pair in self.fit], words=self.words
         )
-        measure = _Measuring(self, ready, scorer, rows)
+        measure = _Measuring(self, ready, scorer, rows, _digest(states))
         before = measure("before")
-        states = self._states(ready, folder)
-        found, bases = self._fitted(ready, states, ready.layers)
         rank = max(map(len, bases.values()))
         edited = self._edited(ready, bases, self.strength)
         moved = _moved(edited, ready.stored)
@@ -201,9 +210,8 @@ class Detoxifying(Request):
                 control.append(measure(f"random-{draw}"))
         sweep = [SweepPoint(self.strength, _shown(ready.layers), True, after.measures)]
         for strength, layers in self._points(ready):
-            _, others = self._fitted(ready, states, layers)
-            with replaced(model, self._edited(ready, others, strength)):
-                point = measure(f"strength {strength:g} layers {_shown(layers)}")
+            with replaced(model, self._edited(ready, others.get(layers, bases), strength)):
+                point = measure(f"strength {strength!r} layers {_shown(layers)}")
             sweep.append(SweepPoint(strength, _shown(layers), False, point.measures))
         rebuilt = self._rebuilt(ready, states, bases)
         layers = [
@@ -259,15 +267,16 @@ class Detoxifying(Request):
         depth, width = len(matrices), matrices[0].width
         layers = _range(self.layers or f"{int(FROM * depth)}:{depth}", depth)
         ranges = tuple(_range(each, depth) for each in self.ranges)
-        for name, value, most in (
-            ("rank", self.rank or 0, min(width, self.candidates * len(layers))),
-            ("candidates", self.candidates, width),
-            ("tokens", self.tokens, language_model.vocabulary),
+        for name, value, most, where in (
+            *(
+                ("rank", self.rank or 0, min(width, self.candidates * len(own)), f"in layers {_shown(own)}")
+                for own in (layers, *ranges)
+            ),
+            ("candidates", self.candidates, width, "in a layer"),
+            ("tokens", self.tokens, language_model.vocabulary, "in the vocabulary"),
         ):
             if value > most:
-                raise BadInput(
-                    f"{name} {value}: there are {most} at most, in layers {_shown(layers)} of width {width}."
-                )
+                raise BadInput(f"{name} {value}: there are {most} at most, {where} of width {width}.")
         rehearse(language_model, trains=False)
         fit = tuple(self._encoded(language_model, self.fit, side) for side in ("toxic", "neutral"))
         toxic, neutral = (self._encoded(language_model, self.held, side) for side in ("toxic", "neutral"))
@@ -471,16 +480,20 @@ class _Measured:
 
 @dataclass(frozen=True, eq=False)
 class _Measuring:
-    """Measures the model as it is now, once for each name; rows are what was measured before."""
+    """Measures the model as it is now, once for each name; rows are what was measured before.
+
+    states: a digest of what the pairs are in the unedited model, so that no row of another model counts.
+    """
 
     request: Detoxifying
     ready: _Ready
     scorer: toxicity.ToxicityScorer
     rows: Rows
+    states: str
 
     def __call__(self, name: str) -> _Measured:
         for row in self.rows:
-            if row["point"] == name:
+            if row["point"] == name and row["states"] == self.states:
                 return _Measured({k: deserialize(Measure, v) for k, v in row["measures"].items()}, row["texts"])
         request, ready = self.request, self.ready
         language_model, size = ready.language_model, request.batch_size
@@ -504,7 +517,7 @@ class _Measuring:
         if ready.listed.any():
             mass = toxicity.listed_mass(language_model, ready.toxic, ready.listed, batch_size=size)
             measures["listed_mass"] = Measure(mass.mean().item(), "lower")
-        self.rows.add({"point": name, "measures": serialize(measures), "texts": texts})
+        self.rows.add({"point": name, "states": self.states, "measures": serialize(measures), "texts": texts})
         return _Measured(measures, texts)
 
     def compared(self, before: _Measured, after: _Measured) -> tuple[Continuation, ...]:
@@ -570,6 +583,14 @@ def _shown(layers: range) -> str:
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _digest(states: Mapping[str, Mapping[int, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for side in states.values():
+        for layer, rows in side.items():
+            digest.update(f"{layer} ".encode() + rows.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _name(model: str | Path | LanguageModel) -> str:

@@ -21,8 +21,10 @@ from equipoise.core.job import Processes, Request
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.core.state import save_state, stored_state
 from equipoise.data.records import Record
+from equipoise.language import adapters
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
+from equipoise.language.features import weights_digest
 from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
@@ -96,9 +98,9 @@ class Forgetting(Request):
         if chosen.weigh == "guard" and len(set(ids)) < len(ids):
             raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
         if chosen.parameters == "lora" and str(model) == "tiny":
+            other = "another model" if chosen.begins else "parameters full, or another model"
             raise BadInput(
-                "An adapter of 'tiny' would name no base model, since it is taught on the spot: use parameters full, or "
-                "another model."
+                f"An adapter of 'tiny' would name no base model, since it is taught on the spot: use {other}."
             )
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
         resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
@@ -129,7 +131,7 @@ class Forgetting(Request):
         check_model(language_model, examples["retain"])
         language_model = prepare(language_model, recipe)
         if recipe.begins:
-            starts.check(language_model, recipe)
+            starts.check(language_model, recipe, examples["forget"], examples["retain"])
         rehearse(language_model, writes=self._writes())
         trained = [parameter for parameter in language_model.model.parameters() if parameter.requires_grad]
         size = min(recipe.micro_batch_size or recipe.batch_size, len(examples["forget"]))
@@ -149,6 +151,8 @@ class Forgetting(Request):
         )  # a forward pass is a third of both
         numbers = sum(parameter.numel() for parameter in trained)
         held = sum(parameter.numel() * parameter.element_size() for parameter in language_model.model.parameters())
+        training = bytes_of_training(trained, gradients=2) + activations + _kept_bytes(trained)
+        looked, kept = starts.peak_bytes(language_model, recipe, len(examples["forget"]), len(examples["retain"]))
         return UnlearnPlan(
             model=language_model.source,
             recipe=recipe.resolved(numbers),
@@ -158,8 +162,13 @@ class Forgetting(Request):
             shown=shown,
             trained_parameters=numbers,
             seconds=pass_seconds * (passes + measuring),
-            peak_bytes=held + bytes_of_training(trained, gradients=2) + activations + _kept_bytes(trained),
-            notes=(*self._refusal_notes(), *self._encoding(language_model, examples.values()), *sides.notes()),
+            peak_bytes=held + kept + max(training, looked),
+            notes=(
+                *(starts.plan_notes(language_model, recipe) if recipe.begins else ()),
+                *self._refusal_notes(),
+                *self._encoding(language_model, examples.values()),
+                *sides.notes(),
+            ),
         )
 
     def work(self, folder: Path | None) -> Unlearned:
@@ -173,11 +182,16 @@ class Forgetting(Request):
         retain = encode(language_model, sides.records["retain"], max_length=recipe.max_length)
         refusals = self._refusals(language_model)
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
+        weights = weights_digest(language_model.model)
+        _require_same(stored, weights)
+        if not stored:
+            check_model(language_model, retain)
+        # What the two sets do not allow is refused before anything is measured.
+        begun_at = self._begins(folder, language_model, forget, retain, weights) if recipe.begins else None
         if stored:
             before = {name: deserialize(Measure, plain) for name, plain in stored["before"].items()}
             answers_before = stored["answers"]
         else:
-            check_model(language_model, retain)
             before, answers_before = scales(language_model), scales.answers(language_model)
             before |= scales.recalls(answers_before) | scales.perplexity(language_model)
         begun = stored.get("begun") or _per_token(language_model, forget, size)
@@ -185,7 +199,8 @@ class Forgetting(Request):
         language_model = prepare(language_model, recipe)
         if not stored:
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
-        begun_at = self._begun_at(folder, language_model, forget, retain) if recipe.begins else None
+        if begun_at is not None:
+            starts.install(language_model, begun_at)
         weighed = deserialize(RecordWeights, stored["weighed"]) if stored.get("weighed") else None
         if recipe.weigh == "guard" and weighed is None:
             weighed = self._weighed(language_model, forget, retain)
@@ -201,7 +216,7 @@ class Forgetting(Request):
         def save(state: dict[str, Any]) -> None:
             if folder is not None and self.processes.main:
                 kept = {"training": state, "path": path, "before": serialize(before), "answers": answers_before}
-                kept |= {"begun": begun, "weighed": serialize(weighed)}
+                kept |= {"begun": begun, "weighed": serialize(weighed), "weights": weights}
                 save_state(folder / STATE, kept)
 
         fitted = train(
@@ -301,18 +316,26 @@ class Forgetting(Request):
             notes=found.notes,
         )
 
-    def _begun_at(
-        self, folder: Path | None, language_model: LanguageModel, forget: Sequence[Example], retain: Sequence[Example]
+    def _begins(
+        self,
+        folder: Path | None,
+        language_model: LanguageModel,
+        forget: Sequence[Example],
+        retain: Sequence[Example],
+        weights: str,
     ) -> starts.Begun:
-        """Where the adapter begins, set in the model: found by an earlier attempt, or now and kept for a later one."""
+        """Where an adapter of the bare model will begin: found by an earlier attempt, or now and kept for a later one."""
         stored = {} if folder is None else stored_state(folder / BEGUN, of="start")[0]
         if stored:
-            begun = starts.Begun.restored(stored)
-            starts.install(language_model, begun)
-            return begun
-        begun = starts.begin(language_model, self.recipe, forget, retain)
+            _require_same(stored, weights)
+            return starts.Begun.restored(stored)
+        adapted = prepare(language_model, self.recipe)
+        try:
+            begun = starts.find(adapted, self.recipe, forget, retain)
+        finally:
+            adapters.detach(adapted)
         if folder is not None and self.processes.main:
-            save_state(folder / BEGUN, begun.stored())
+            save_state(folder / BEGUN, begun.stored() | {"weights": weights})
         return begun
 
     def scratch(self) -> tuple[str, ...]:
@@ -371,6 +394,15 @@ class Forgetting(Request):
         language_model = taught_once(folder, self.processes, taught_both)
         source = "A Llama of about 1 M parameters, taught the given files on the spot."
         return replace(language_model, name="tiny", source=source, origin=None)
+
+
+def _require_same(stored: Mapping[str, Any], weights: str) -> None:
+    """Raises BadInput where an earlier attempt began with another model."""
+    if stored.get("weights", weights) != weights:
+        raise BadInput(
+            "The model is another one than when this work began, or is loaded in another precision: give another --out, or "
+            "--fresh to begin anew."
+        )
 
 
 def _target(stop_at: str | None, sides: Sides) -> tuple[str, float] | None:

@@ -201,9 +201,15 @@ def candidates(
 ) -> Candidates:
     """The candidates of every layer, scored where tokens are listed; toxic, neutral: layer -> [N, d].
 
-    "gloss" keeps those that score, all of them where no token is listed; other methods keep all.
+    "gloss" keeps those that score, all of them where no token is listed; other methods keep all. Raises BadInput as
+    `layer_directions`, naming the layer.
     """
-    found = {layer: layer_directions(toxic[layer], neutral[layer], count, centring=centring) for layer in toxic}
+    found = {}
+    for layer in toxic:
+        try:
+            found[layer] = layer_directions(toxic[layer], neutral[layer], count, centring=centring)
+        except BadInput as error:
+            raise BadInput(f"layer {layer}: {error}") from error
     directions = torch.cat(list(found.values()))
     scores = torch.full((len(directions),), torch.nan, dtype=torch.float64)
     ranked = False

@@ -1,12 +1,15 @@
 """What an adapter begins with, map by map: how much of what must be kept lies where it starts. Loads no torch."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from equipoise.core import page as parts
 
 SHOWN = 40  # maps that a page lists, those with the largest leakage first
+# Last names of linear maps that hold several: queries, keys and values, a gate and what it gates, or projections of a mixer.
+FUSED = re.compile(r"c_attn|.*qkv.*|query_key_value|W_pack|gate_up_proj|kv_[ab]_proj.*|in_proj.*", re.IGNORECASE)
 LEAKS = 0.5  # a start with more of what is kept than of what is forgotten is no start in the forget set's directions
 
 
@@ -30,14 +33,32 @@ class MapSpectrum:
 
 def notes(spectra: Sequence[MapSpectrum]) -> tuple[str, ...]:
     """What has to be known before the start is trusted: maps in which it holds more of what is kept than of the rest."""
+    found = fused([each.name for each in spectra])
+    if spectra and all(math.isnan(each.leakage) for each in spectra) and any(not math.isnan(e.forget) for e in spectra):
+        found += (
+            "No retain record could be held out, since there are fewer than five: what of the retain set lies where the "
+            "adapter begins is not known.",
+        )
     leaking = [each for each in spectra if each.leakage > LEAKS and each.leakage >= each.forget]
     if not leaking:
-        return ()
+        return found
     worst = max(leaking, key=lambda each: each.leakage)
     return (
+        *found,
         f"In {len(leaking)} of {len(spectra)} maps the adapter begins where the retain set shows as much as the forget set "
         f"({worst.name}: {worst.leakage:.2f} of held-out retain outputs): this start hardly tells the two apart there. "
         "Use a higher guidance, a lower lora_rank or more retain records.",
+    )
+
+
+def fused(names: Sequence[str]) -> tuple[str, ...]:
+    """What has to be known of maps that hold several in one, by their names; () where there are none."""
+    several = [name for name in names if FUSED.fullmatch(name.rpartition(".")[2])]
+    if not several:
+        return ()
+    return (
+        f"{len(several)} of {len(names)} maps hold several in one ({several[0]} and others like it): rank, start and the "
+        "directions that the adapter is kept out of are shared by their parts, as the adapter is.",
     )
 
 

@@ -3,7 +3,8 @@
 Both are of `unlearning.reglu`, or of its rivals in `unlearning.fila`. Outputs are those of the base model, over up to SAMPLE
 records of either side, evenly spread; of the retain records one in five is held out and only tells how much of what must be
 kept lies where the adapter begins. Pooled outputs are held in float64 in the processor's memory: 8 bytes for each record and
-each output of each map. FILA holds two numbers for every weight of the adapted maps beside the model.
+each output of each map. FILA and VILA hold two numbers for every weight of the adapted maps beside the model, FILA also the
+gradient of all of them; `peak_bytes` adds it up.
 
 A fused map (queries, keys and values in one) is one linear map here as it is for its adapter: rank and directions are shared
 by its parts.
@@ -75,14 +76,11 @@ def find(language_model: LanguageModel, recipe: Recipe, forget: Sequence[Example
 
     Raises BadInput as `check` does, for an adapter that is trained already, and where a set does not say where to begin.
     """
-    check(language_model, recipe)
     maps = adapters.adapted_maps(language_model)
     if any(bool(adapters.factors(own)[1].any()) for own in maps.values()):
         raise BadInput("the adapter is trained already, and a start is that of a fresh one: attach it anew.")
-    forgotten = subsample(forget, SAMPLE)
-    chosen = subsample(retain, SAMPLE * HELD // (HELD - 1))
-    held = chosen[HELD - 1 :: HELD]
-    kept = [example for index, example in enumerate(chosen) if index % HELD != HELD - 1]
+    check(language_model, recipe, forget, retain)
+    forgotten, kept, held = _sampled(forget, retain)
     outputs = [pooled_outputs(language_model, side, recipe.pooling) for side in (forgotten, kept, held)]
     importances = {}
     if recipe.start in ("fila", "vila"):
@@ -116,8 +114,22 @@ def find(language_model: LanguageModel, recipe: Recipe, forget: Sequence[Example
     return Begun(factors, bases, tuple(spectra))
 
 
-def check(language_model: LanguageModel, recipe: Recipe) -> None:
-    """Raises BadInput for a map that is narrower than what the recipe asks for, by its name; reads no data."""
+def _sampled(forget: Sequence[Any], retain: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Of the forget set, and of the retain set those that are computed with and those that are held out."""
+    chosen = subsample(retain, SAMPLE * HELD // (HELD - 1))
+    kept = [example for index, example in enumerate(chosen) if index % HELD != HELD - 1]
+    return subsample(forget, SAMPLE), kept, chosen[HELD - 1 :: HELD]
+
+
+def check(language_model: LanguageModel, recipe: Recipe, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+    """Raises BadInput for what no outputs of these records could give; the model is not run.
+
+    That is a map narrower than what the recipe asks for, by its name, and more directions than records can tell.
+    """
+    forgotten, kept = (len({example.input_ids for example in side}) for side in _sampled(forget, retain)[:2])
+    beta = recipe.guidance
+    # A sum of n outer products has n eigenvalues above 0 at most, and one of the retain set takes some away.
+    positive, spanned = forgotten * (beta < 1), forgotten * (beta < 1) + kept * (beta > 0)
     for name, own in adapters.adapted_maps(language_model).items():
         weight = _weight(own)
         if weight.ndim != 2 or not weight.is_floating_point():
@@ -129,6 +141,12 @@ def check(language_model: LanguageModel, recipe: Recipe) -> None:
             raise BadInput(
                 f"{name} has {weight.shape[1]} inputs and {len(weight)} outputs, fewer than lora_rank {recipe.lora_rank}: "
                 f"use at most {widest}."
+            )
+        if recipe.start == "reglu" and recipe.lora_rank > positive and spanned < len(weight):
+            raise BadInput(
+                f"{name} has {len(weight)} outputs, and {forgotten} different forget records beside {kept} retain records "
+                f"tell at most {positive} directions in which the forget set shows more at guidance {beta:g}: use a "
+                "lora_rank of at most so many, more forget records, or a lower guidance."
             )
         if recipe.orthogonality and (recipe.retain_directions or 0) >= len(weight):
             raise BadInput(
@@ -151,8 +169,36 @@ def penalty(language_model: LanguageModel, begun: Begun) -> Callable[[], Tensor]
 
 def passes(recipe: Recipe, forget: int, retain: int) -> float:
     """How many records' forward and backward passes finding the start takes, for an estimate."""
-    records = min(forget, SAMPLE) + min(retain, SAMPLE * HELD // (HELD - 1))
+    records = sum(map(len, _sampled(range(forget), range(retain))))
     return records * (1 / 3 + (recipe.start in ("fila", "vila"))) if recipe.begins else 0.0
+
+
+def peak_bytes(language_model: LanguageModel, recipe: Recipe, forget: int, retain: int) -> tuple[int, int]:
+    """Bytes beside the model and its adapter: while the start is looked for, and from then on; for an estimate.
+
+    On the model's device; what is in the processor's memory counts where that is the same.
+    """
+    if not recipe.begins:
+        return 0, 0
+    sampled = [len(side) for side in _sampled(range(forget), range(retain))]
+    rows, here = sampled[0] + sampled[1], language_model.device.type == "cpu"
+    looked = at_once = after = 0
+    for own in adapters.adapted_maps(language_model).values():
+        outputs, inputs = _weight(own).shape
+        looked += 8 * sum(sampled) * outputs * here
+        if recipe.start in ("fila", "vila"):
+            gradient = _weight(own).element_size() if recipe.start == "fila" else 0
+            looked += (2 * 4 + gradient) * outputs * inputs
+            at_once = max(at_once, 6 * 8 * outputs * inputs)  # float64: the matrix, both importances, its decomposition
+        at_once = max(at_once, 8 * (4 * rows * outputs + 3 * min(rows, outputs) ** 2) * here)
+        if recipe.start != "default":
+            after += (
+                4 * recipe.lora_rank * (outputs + inputs) * (1 + here)
+            )  # the fixed adapter, and what it was made from
+        if recipe.orthogonality:
+            kept_out = min(recipe.retain_directions or max(min(reglu.KEPT_OUT, outputs // 4), 1), sampled[1])
+            after += 4 * outputs * kept_out
+    return looked + at_once, after
 
 
 @closed
@@ -209,8 +255,10 @@ def _importances(language_model: LanguageModel, recipe: Recipe, examples: Sequen
     if recipe.start == "fila":
         weights = {name: own.get_base_layer().weight for name, own in maps.items()}
         with _requiring(weights.values()):
-            moments = _moments(language_model, examples, list(weights.values()), centred=False)
-        found = {name: each.square for name, each in zip(maps, moments, strict=True)}
+            moments = dict(
+                zip(maps, _moments(language_model, examples, list(weights.values()), centred=False), strict=True)
+            )
+        found = {name: moments.pop(name).square for name in maps}  # one by one: each is as large as its map
         return {name: each.T if maps[name].fan_in_fan_out else each for name, each in found.items()}
     pairs = [adapters.factors(own) for own in maps.values()]
     parameters = [factor for pair in pairs for factor in pair]
@@ -290,3 +338,13 @@ def _plain(tensor: Tensor) -> Tensor:
 def notes(begun: Begun) -> tuple[str, ...]:
     """Sentences for a report."""
     return map_spectra.notes(begun.spectra)
+
+
+def plan_notes(language_model: LanguageModel, recipe: Recipe) -> tuple[str, ...]:
+    """Sentences for a plan: what is known only when the records have been read, and maps that share a start."""
+    late = (
+        f"Whether lora_rank {recipe.lora_rank} is within the directions in which the forget set shows more than the retain "
+        "set is known when both have been read, before anything is measured or trained.",
+    )
+    shared = map_spectra.fused(list(adapters.adapted_maps(language_model)))
+    return (*(late if recipe.start == "reglu" else ()), *shared)

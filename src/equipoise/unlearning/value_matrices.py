@@ -149,7 +149,7 @@ def readout(language_model: LanguageModel) -> Tensor:
     ids = torch.full((1, len(probes)), language_model.pad_id, device=language_model.device)
     last = f"block.{len(blocks(model)) - 1}"
     with evaluating(model), editing(model, {last: probe}), recording(model, ["head.input"]) as found:
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     zero, of_ones, of_signs = found["head.input"][0].float()
     read = matrix * ((of_signs - zero) * signs.to(of_signs))
     centred = (of_ones - zero).abs().max() < 1e-3 * (of_signs - zero).abs().max()
