@@ -180,10 +180,12 @@ def captured(shared):
         true, toxic, neutral, unembedding, listed = planted(seed, shared=shared)
         alone = [gloss.capture(gloss.layer_directions(toxic[n], neutral[n], 3), true) for n in toxic]
         values = {"alone": sum(alone) / len(alone)}
-        pooled = gloss.candidates(toxic, neutral, 3, method="pooled")
+        own = {"centring": "neutral"}  # twelve means drawn at random leave little of 64 dimensions
+        pooled = gloss.candidates(toxic, neutral, 3, method="pooled", **own)
         values["pooled"] = gloss.capture(gloss.bases(pooled, "pooled", 3)[0], true)
         for alpha in (0.0, 0.5, 1.0):
-            ranked = gloss.candidates(toxic, neutral, 3, unembedding=unembedding, listed=listed, tokens=20, alpha=alpha)
+            how = {"unembedding": unembedding, "listed": listed, "tokens": 20, "alpha": alpha} | own
+            ranked = gloss.candidates(toxic, neutral, 3, **how)
             values[alpha] = gloss.capture(gloss.bases(ranked, "gloss", 3)[0], true)
         found.append(values)
     return {name: sum(each[name] for each in found) / 3 for name in found[0]}
@@ -211,6 +213,26 @@ def test_the_shared_direction_is_their_mean_which_centring_would_delete():
     assert gloss.capture(centred, shared[None]) < 0.5
 
 
+def test_what_one_layer_writes_on_average_is_kept_though_another_tells_texts_apart_by_it():
+    """Layer 0 writes e1 on average, and e1 is all that differs in layer 1, whose own mean is e2."""
+    axes = torch.eye(8, dtype=torch.float64)
+    neutral = {0: 5 * axes[0] + 0.1 * drawn(20, 8), 1: 5 * axes[1] + 0.1 * drawn(20, 8, seed=1)}
+    toxic = {
+        0: neutral[0] + axes[2] + 0.1 * drawn(20, 8, seed=2),
+        1: neutral[1] + 3 * axes[0] + axes[3] + 0.1 * drawn(20, 8, seed=3),
+    }
+    kept = gloss.main_directions(neutral.values())
+    assert kept.shape == (2, 8) and gloss.capture(kept, axes[:2]) > 0.99
+    along = {}
+    for centring in ("layers", "neutral"):
+        found = gloss.candidates(toxic, neutral, 1, method="pooled", centring=centring)
+        along[centring] = gloss.bases(found, "pooled", 2)[0] @ axes.T
+    assert along["neutral"][:, 0].norm() > 0.9  # a projection would take out what layer 0 always writes
+    assert along["layers"][:, 0].norm() < 0.05 and along["layers"][:, 2:4].norm(dim=0).min() > 0.9
+    own = gloss.candidates(toxic, neutral, 1, method="profs").directions
+    assert (own == gloss.candidates(toxic, neutral, 1, method="pooled", centring="neutral").directions).all()
+
+
 # 7. Methods.
 
 
@@ -223,10 +245,10 @@ def test_of_one_layer_and_one_direction_gloss_is_profs():
 
 def test_each_layer_its_own_by_profs_and_one_for_all_else():
     toxic, neutral = ({n: drawn(9, 6, seed=seed + n) for n in (3, 5)} for seed in (0, 10))
-    found = gloss.candidates(toxic, neutral, 2, method="pooled")
-    own = gloss.bases(found, "profs", 2)
+    own = gloss.bases(gloss.candidates(toxic, neutral, 2, method="profs"), "profs", 2)
     for layer in (3, 5):
         assert_close(own[layer], gloss.layer_directions(toxic[layer], neutral[layer], 2))
+    found = gloss.candidates(toxic, neutral, 2, method="pooled")
     shared = gloss.bases(found, "pooled", 3)
     assert shared[3] is shared[5] and shared[3].shape == (3, 6)
     drawn_basis = gloss.bases(found, "random", 3, seed=1)[3]

@@ -52,6 +52,7 @@ def gloss(
         arms=[
             arm("gloss", "method", method="gloss", site="mlp", alpha=0.0),
             arm("gloss-strict", "method", method="gloss", site="mlp", alpha=1.0),
+            arm("gloss-own", "method", method="gloss", site="mlp", alpha=0.0, centring="neutral"),
             arm("profs", "baseline", method="profs", site="residual"),
             arm("profs-mlp", "baseline", method="profs", site="mlp"),
             arm("toxic-vectors", "baseline", method="toxic-vectors", site="residual"),
@@ -109,6 +110,11 @@ def gloss(
             ),
             exploratory(
                 "A strict threshold does worse than a mild one.", "card, known in advance", lower("gloss-strict")
+            ),
+            exploratory(
+                "Keeping what every layer writes on average costs less than keeping what a layer itself writes.",
+                OURS,
+                better("neutral_loss", arm="gloss", rival="gloss-own", margin=0.095, reason=PAID),
             ),
             exploratory("Removing single vectors lowers it less.", ABSTRACT, lower("toxic-vectors")),
             exploratory(

@@ -3,23 +3,26 @@
 N pairs, d width, f neurons of a layer, V vocabulary, r candidates a layer, M kept, k rank.
 
     FFN_l(x) = W_l m_l(x) + b_l                 feed-forward part of layer l, W_l [d, f]
-    T_l = (X_l - Y_l)(I - u u')                 X_l, Y_l [N, d]: mean activation of each unwanted and each wanted text;
-                                                u the first right singular vector of Y_l
+    T_l = (X_l - Y_l)(I - Q'Q)                  X_l, Y_l [N, d]: mean activation of each unwanted and each wanted text;
+                                                Q an orthonormal basis of u_1 ... u_L, u_l the first right singular vector
+                                                of Y_l, for all layers of the range
     v_l1 ... v_lr                               first right singular vectors of T_l, the candidates
     score(v) = share of the m likeliest tokens of E (g * v) that are listed, for the better of v and -v
     G [M, d]                                    candidates whose score is above mean + alpha * deviation of all scores
     U [k, d]                                    first right singular vectors of G, not centred
     W_l <- (I - s U'U) W_l,  b_l <- (I - s U'U) b_l     in each layer of the range, s the strength
 
-E is the output matrix and g the gain of the norm before it. ProFS (arXiv:2405.13967) differs in U: each layer its own first
-k singular vectors, of states after the block. Pooled is GLOSS without the score, random a control of k random directions.
+E is the output matrix and g the gain of the norm before it. ProFS (arXiv:2405.13967) differs in Q, of which its own u_l is
+all, and in U: each layer its own first k singular vectors, of states after the block. Pooled is GLOSS without the score,
+random a control of k random directions.
 
 The text of the paper was not to be had beyond its abstract; public reviews of an earlier version state the steps. Chosen
-here: u as ProFS's code has it; m, r, alpha; no centring of G, since the direction that all share is its mean; biases, which
-would leak a constant part; the rank as what has 90 % of the squared singular mass of G, 10 at most.
+here: u_l as ProFS's code has it, but every layer's for all, since what one layer writes on average can be what tells two
+texts apart in another, and U is taken out of both; m, r, alpha; no centring of G, since the direction that all share is its
+mean; biases, which would leak a constant part; the rank as what has 90 % of the squared singular mass of G, 10 at most.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +34,8 @@ from equipoise.core.options import closed
 from equipoise.training import subspace
 from equipoise.training.gradients import sum_dtype
 
-Centring = Literal["neutral", "none"]
+Centring = Literal["neutral", "none"]  # of one layer
+Kept = Literal["layers", "neutral", "none"]
 DetoxMethod = Literal["gloss", "pooled", "profs", "random"]
 LEAST = 5  # candidates that are kept where fewer pass the threshold
 SHARE, MOST = 0.9, 10  # of the squared singular mass of what is kept; the largest rank that is chosen by it
@@ -59,6 +63,11 @@ def layer_directions(toxic: Tensor, neutral: Tensor, count: int, *, centring: Ce
     if centring == "neutral" and neutral.any():
         differences = subspace.project_out(differences, subspace.directions(neutral, 1, centred=False))
     return subspace.directions(differences, count, centred=False)
+
+
+def main_directions(neutral: Iterable[Tensor]) -> Tensor:
+    """Q: an orthonormal basis of the main direction (not centred) of each of these [N, d], [L, d] or fewer rows."""
+    return subspace.span(torch.cat([subspace.directions(rows, 1, centred=False, fewer=True) for rows in neutral]))
 
 
 def decode(directions: Tensor, unembedding: Tensor, count: int, *, gain: Tensor | None = None) -> Tensor:
@@ -197,17 +206,27 @@ def candidates(
     gain: Tensor | None = None,
     tokens: int = 50,
     alpha: float = 0.0,
-    centring: Centring = "neutral",
+    centring: Kept | None = None,
 ) -> Candidates:
     """The candidates of every layer, scored where tokens are listed; toxic, neutral: layer -> [N, d].
 
-    "gloss" keeps those that score, all of them where no token is listed; other methods keep all. Raises BadInput as
-    `layer_directions`, naming the layer.
+    "gloss" keeps those that score, all of them where no token is listed; other methods keep all. centring: "layers" takes
+    the main directions of the neutral side of all layers out of the differences, "neutral" each layer's own; not given,
+    "neutral" by "profs", else "layers". Raises BadInput as `layer_directions`, naming the layer.
     """
+    centring = centring or ("neutral" if method == "profs" else "layers")
+    if centring == "layers":
+        kept_in = main_directions(neutral.values())
+        toxic, neutral = (
+            {layer: subspace.project_out(rows.to(sum_dtype(rows.device)), kept_in) for layer, rows in side.items()}
+            for side in (toxic, neutral)
+        )
     found = {}
     for layer in toxic:
         try:
-            found[layer] = layer_directions(toxic[layer], neutral[layer], count, centring=centring)
+            found[layer] = layer_directions(
+                toxic[layer], neutral[layer], count, centring="neutral" if centring == "neutral" else "none"
+            )
         except BadInput as error:
             raise BadInput(f"layer {layer}: {error}") from error
     directions = torch.cat(list(found.values()))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.data.records import Record
 from equipoise.data.toxic_pairs import ToxicPair, listed_words, paradetox
 from equipoise.language import features
@@ -31,6 +32,7 @@ DIVISION = 17  # of the pairs, the same for every seed
 TOKENS = 50  # by which a direction is ranked
 LOOKED_AT, TERMS = 20, 8  # removed vectors that are rebuilt, of so many at most
 FEATURES = "features"
+EditMethod = Literal["gloss", "pooled", "profs", "random", "toxic-vectors", "none"]
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,9 @@ class GlossWorld:
         }
         return {n: rows[:count] for n, rows in found.items()}, {n: rows[count:] for n, rows in found.items()}
 
-    def edit(self, method: str, site: str, alpha: float = 0.0) -> Edit:
-        """The edit of an arm. method: of `gloss`, or "toxic-vectors", or "none"."""
+    @closed
+    def edit(self, method: EditMethod, site: str, alpha: float = 0.0, centring: gloss.Kept | None = None) -> Edit:
+        """The edit of an arm. centring: as `gloss.candidates`."""
         rank = self.options["rank"]
         if method == "none":
             return Edit(lambda strength: {}, 0, float("nan"))
@@ -151,16 +154,14 @@ class GlossWorld:
             toxic,
             neutral,
             self.options["candidates"],
-            method="gloss" if method == "gloss" else "pooled",
+            method=method,
             unembedding=readout(self.language_model) if method == "gloss" else None,
             listed=self.listed if method == "gloss" else None,
             tokens=min(TOKENS, self.language_model.vocabulary),
             alpha=alpha,
+            centring=centring,
         )
-        known = {"gloss", "pooled", "profs", "random"} & {method}
-        if not known:
-            raise BadInput(f"method is {method!r}: expected gloss, pooled, profs, random, toxic-vectors or none.")
-        bases: dict[int, Tensor] = gloss.bases(found, method, rank, seed=self.seed)  # pyright: ignore[reportArgumentType]
+        bases: dict[int, Tensor] = gloss.bases(found, method, rank, seed=self.seed)
         last = next(each for each in self.matrices if each.layer == max(bases))
         basis = bases[last.layer]
         outside = gloss.project(last.values.T.double(), basis, transposed=True)
