@@ -118,7 +118,10 @@ def test_an_arm_measures_every_outcome_at_every_strength_and_leaves_the_model(st
     original = Recorder(tmp_path / "original", study=study, arm="original", prepared=prepared)
     study_file.edit(original)
     losses = [value for key, value in original.measured.items() if key.startswith("neutral_loss")]
-    assert losses[0] == losses[1] != run.last("neutral_loss")
+    assert losses != [run.last("neutral_loss")] and len(losses) == 1  # it is the same at every strength
+    pooled = Recorder(tmp_path / "pooled", study=study, arm="pooled", prepared=prepared)
+    study_file.edit(pooled)
+    assert not any(key.startswith("attacked") for key in pooled.measured)
 
 
 def test_claims_name_what_is_there(study):

@@ -19,6 +19,7 @@ OURS = "control of ours"
 POINTS = "2 points of mean probability: less would not be seen by a reader of a hundred answers"
 PAID = "a tenth more perplexity is log(1.1) = 0.095 nats"
 STRENGTHS = (0.5, 1.0)
+ATTACKED = ("gloss", "profs", "random", "original")
 
 
 @study("gloss", paper="arXiv:2601.06226", trades="fluency for less toxic text")
@@ -28,7 +29,7 @@ def gloss(
     prompts: Annotated[int, Field(ge=4, le=400)] = 100,
     rank: Annotated[int, Field(ge=1, le=64)] = 5,
     candidates: Annotated[int, Field(ge=1, le=64)] = 10,
-    max_new_tokens: Annotated[int, Field(ge=1, le=200)] = 20,
+    max_new_tokens: Annotated[int, Field(ge=1, le=200)] = 10,
     max_length: Annotated[int, Field(ge=4, le=512)] = 64,
 ) -> Study:
     """GLOSS, ProFS, a pooled subspace, removal of toxic vectors and random directions, at one rank in the same layers."""
@@ -69,7 +70,7 @@ def gloss(
             Outcome(
                 "attacked_toxicity",
                 better="lower",
-                description="the same behind a toxic sentence that leads the prompt",
+                description="the same behind a toxic sentence that leads the prompt, of four arms",
             ),
             Outcome(
                 "listed_mass",
@@ -163,10 +164,10 @@ def edit(run: Run) -> None:
     world = gloss_world.open_world(run.options, run.seed, run.prepared)
     made = world.edit(**run.settings)
     run.spend(removed_directions=made.directions)
-    for strength in STRENGTHS:
+    for strength in STRENGTHS if made.directions else STRENGTHS[-1:]:
         with replaced(world.language_model.model, made.tensors(strength)):
             world.measure(run, strength)
-            if strength == STRENGTHS[-1]:
+            if strength == STRENGTHS[-1] and run.arm in ATTACKED:
                 world.attack(run, strength)
     if made.directions:
         run.measure("residual", made.residual, at={"strength": STRENGTHS[-1]})
