@@ -280,3 +280,19 @@ def test_undial_distils_the_model_at_its_start(taught):
             if parameter.requires_grad:
                 parameter.add_(0.3)
     assert slope() > 1e-2
+
+
+def test_a_recipes_settings_reach_its_loss(taught):
+    trained = moved(taught.model.double())
+    batch = batch_of(FORGET, WEIGHTS)
+    for words, expected in (
+        ({"objective": "wga"}, t.wga_loss(1.0)),
+        ({"objective": "wga", "beta": 0.4}, t.wga_loss(0.4)),
+        ({"objective": "satimp"}, t.satimp_loss(5.0, 1.0)),
+        ({"objective": "satimp", "beta1": 0.3, "beta2": 2.0}, t.satimp_loss(0.3, 2.0)),
+        ({"objective": "undial"}, t.undial_loss(10.0, taught.model)),
+        ({"objective": "undial", "beta": 0.4}, t.undial_loss(0.4, taught.model)),
+        ({"objective": "ce-u"}, t.ce_u_loss()),
+    ):
+        found, _ = losses(taught, Recipe(**words))
+        assert found(trained, batch)[0].item() == pytest.approx(expected(trained, batch)[0].item(), rel=1e-6), words
