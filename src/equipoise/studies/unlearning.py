@@ -19,10 +19,12 @@ from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Select, Study
 OURS = "question of ours"
 TRADE = "5 points: four of the seventy questions asked of a seed, or six of those on neighbours"
 LEVEL = 0.5  # where exploratory comparisons stand, so that all arms are seen at one place; chance is 0.25
-# Two rates a method. What trains a few matrices or an adapter takes larger ones; steps of one length have no rate.
+# Two rates a method. What trains a few matrices or an adapter takes larger ones, and so do losses that fade as they forget:
+# after 100 steps at 1e-3 UNDIAL still answered 0.93, SatImp 0.76, WGA 0.71, and DPO at 3e-4 0.99 (seed 1000). Steps of one
+# length have no rate.
 FULL: dict[str, Any] = {"learning_rate": [3e-4, 1e-3]}
 FEW: dict[str, Any] = {"learning_rate": [3e-3, 1e-2]}
-ADAPTER: dict[str, Any] = {"learning_rate": [1e-3, 3e-3]}
+HIGHER: dict[str, Any] = {"learning_rate": [1e-3, 3e-3]}
 LENGTH: dict[str, Any] = {"update_length": [0.2, 0.5]}
 
 
@@ -51,10 +53,10 @@ def unlearning(
         arm("npo", retain_weight=1.0),
         arm("simnpo"),
         arm("ihl"),
-        arm("dpo"),
-        arm("undial"),
-        arm("wga"),
-        arm("satimp"),
+        arm("dpo", HIGHER),
+        arm("undial", HIGHER),
+        arm("wga", HIGHER),
+        arm("satimp", HIGHER),
         arm("ce-u"),
         arm("rmu", FEW),
         arm("sago"),
@@ -65,8 +67,8 @@ def unlearning(
         arm("guard"),
         arm("mlp-breaking", LENGTH, retain_learning_rate=0.2),
         arm("mcu", LENGTH, retain_learning_rate=0.2),
-        arm("fila", ADAPTER, lora_rank=8),
-        arm("reglu", ADAPTER, lora_rank=8),
+        arm("fila", HIGHER, lora_rank=8),
+        arm("reglu", HIGHER, lora_rank=8),
     ]
 
     def better_at_equal_forgetting(judge: str, arm: str) -> Any:
