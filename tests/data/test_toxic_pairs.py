@@ -59,7 +59,9 @@ def test_a_field_that_was_named_is_there_in_some_row():
     rows = [{"toxic": "a", "neutral": "b"}, {"toxic": "c", "neutral": "d", "question": "e"}]
     assert [pair.prompt for pair in read_toxic_pairs(rows, {"prompt": "question"})] == ["", "e"]
     for name in ("prompt", "id"):
-        with pytest.raises(BadInput, match=f"no row has a field 'qestion', which was named for {name}"):
+        with pytest.raises(
+            BadInput, match=rf"no row has the field 'qestion' that was named for {name} \(found: toxic, neutral, q"
+        ):
             read_toxic_pairs(rows, {name: "qestion"})
 
 

@@ -1,6 +1,7 @@
 """The job: what it writes, the way back byte for byte, that it goes on where it was killed, and what it says first."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def test_what_is_told(done):
     assert everything.residual < 1e-6 and everything.subspace == pytest.approx(1)
     report = (done.folder / "report.html").read_text(encoding="utf-8")
     assert "Toxicity against perplexity" in report and "What was taken out, in words" in report
+    assert "The subspace, one for all layers" in report
+    own = replace(done, resolved={**done.resolved, "method": "profs"}, sweep=done.sweep[:1])
+    text = repr(own.page(done.folder).parts)
+    assert f"The subspace of layer {done.subspace[0].layer}; each layer has its own" in text
+    assert "Toxicity against perplexity" in text and "random projections" in text  # without a sweep, too
 
 
 def test_undo_gives_back_the_bytes_of_the_original(folder, done, tmp_path, capsys):
@@ -96,14 +102,14 @@ def test_undo_gives_back_the_bytes_of_the_original(folder, done, tmp_path, capsy
     assert all((back / name).read_bytes() == (folder / name).read_bytes() for name in names)
     with pytest.raises(BadInput, match="is there already"):
         undo(done.folder, back)
+    with pytest.raises(BadInput, match="its folder cannot be made"):
+        undo(done.folder, back / "config.json" / "below")
     with pytest.raises(BadInput, match="nothing to undo"):
         undo(folder)
     assert main(["detoxify", "--undo", str(done.folder), "--seed", "3"]) == 2
 
 
 def test_a_way_back_that_was_altered_is_refused(done, tmp_path):
-    import shutil
-
     for name, change, error in (
         ("undo.safetensors", lambda data: data[:-1] + b"x", BadInput),
         ("undo.json", lambda data: data.replace(b"config.json", b"confih.json"), BadInput),
@@ -190,6 +196,24 @@ def test_no_row_of_another_model_counts_and_a_refused_request_leaves_the_folder_
     assert measure("before").texts == next(iter(rows))["texts"] and not measured
     replace(measure, states="of another model")("before")
     assert measured
+
+
+def test_as_many_other_pairs_are_another_request(folder, done):
+    words = WORDS | {"sweep_strengths": [0.5], "sweep_layers": ["0:2"]}
+    assert detoxify(folder, PAIRS, **words, out=done.folder) == done
+    for other in ({"pairs": [*PAIRS[:-1], {"toxic": "other", "neutral": "text"}]}, {"pairs": PAIRS[::-1]}):
+        with pytest.raises(BadInput, match="pairs"):
+            detoxify(folder, **other, **words, out=done.folder)
+
+
+def test_a_folder_that_was_written_anew_is_another_model(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    detoxify(tmp_path / "model", PAIRS, **WORDS, out=tmp_path / "out")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match="model"):
+        detoxify(tmp_path / "model", PAIRS, **WORDS, out=tmp_path / "out")
 
 
 def test_an_index_that_names_a_file_elsewhere_is_refused(folder, tmp_path):

@@ -312,6 +312,8 @@ def test_a_model_that_changed_since_the_work_began_is_refused(start, tmp_path, m
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(forgetting, "save_state", kill)
         unlearn(tmp_path / "base", **words, out=tmp_path / "out")
+    with pytest.raises(BadInput, match="retain"):  # as many others
+        unlearn(tmp_path / "base", **words | {"retain": [*RETAIN[1:], RETAIN[0]]}, out=tmp_path / "out")
     weights = load_file(tmp_path / "base" / "model.safetensors")
     weights["model.norm.weight"] *= 1.01
     save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})

@@ -65,11 +65,11 @@ def read_toxic_pairs(
         rows = [(place, f"{stem}-{number}", row) for place, number, row in read_rows(path)]
     else:
         rows = [(f"pairs[{index}]", f"pair-{index}", row) for index, row in enumerate(source)]
+    known = dict.fromkeys(str(key) for _, _, row in rows if isinstance(row, Mapping) for key in row)
     for name, own in fields.items():
-        if rows and not any(isinstance(row, Mapping) and own in row for _, _, row in rows):
-            raise BadInput(
-                f"{rows[0][0]}: no row has a field {own!r}, which was named for {name}: name one that is there."
-            )
+        if rows and own not in known:
+            found = printable(", ".join(list(known)[:20])) or "no fields"
+            raise BadInput(f"{rows[0][0]}: no row has the field {own!r} that was named for {name} (found: {found}).")
     pairs = [
         _pair(place, name, asdict(row), {}) if isinstance(row, ToxicPair) else _pair(place, name, row, fields)
         for place, name, row in rows

@@ -6,7 +6,6 @@ made, and every attack is a function of its own settings and the seed alone.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ import torch
 from equipoise.core import progress
 from equipoise.core.columns import duration
 from equipoise.core.errors import BadInput
-from equipoise.core.files import sha256_file
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.data.records import Record
@@ -40,7 +38,7 @@ from equipoise.unlearning.measures import membership_scores
 from equipoise.unlearning.notes import record_key
 from equipoise.unlearning.quantised import GROUP, quantised
 from equipoise.unlearning.relearning import Relearning, attackable, relearn
-from equipoise.unlearning.sides import MEASURED, Sides, read_sides, subsample
+from equipoise.unlearning.sides import MEASURED, Sides, model_digest, read_sides, subsample
 
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal
@@ -103,7 +101,7 @@ class ForgettingAuditing(Request):
             epochs=epochs,
             looks=tuple(sorted({round(epochs * (i + 1) / count) for i in range(count)})),
             loading={**loading, "date": date},
-            inputs=sides.digests | {name: digest for name in models if (digest := _digest(models[name]))},
+            inputs=sides.digests | {name: digest for name in models if (digest := model_digest(models[name]))},
             resolved={"date": date},
             **settings,
         )
@@ -457,21 +455,6 @@ class _Spectrum:
         states = audit_spectra.states(now, self.records, self.block, max_length=self.max_length)
         found = audit_spectra.recovery(self.before, self.after, states, self.vectors)
         return [value if math.isfinite(value) else None for value in found]
-
-
-def _digest(model: str | Path | LanguageModel) -> str:
-    """Of weights that lie here, so that a folder that was written anew is not taken for the audited one; "" for others."""
-    if isinstance(model, LanguageModel):
-        return ""
-    path = Path(model).expanduser()
-    if path.is_file():
-        return sha256_file(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    return (
-        hashlib.sha256("".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()
-        if files
-        else ""
-    )
 
 
 def _named(model: str | Path | LanguageModel) -> str:

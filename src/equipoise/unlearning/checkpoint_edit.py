@@ -146,7 +146,10 @@ def undo(folder: str | Path, out: str | Path | None = None) -> Path:
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder} cannot be undone ({error}): take the original model.") from error
     _require_plain((*about["files"], *(file for file, _ in about["tensors"].values())), folder / ABOUT)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{target}: its folder cannot be made ({error.strerror}): give another --out.") from error
     originals = load_file(folder / UNDO)
     with atomic_folder(target) as work:
         for name in about["files"]:

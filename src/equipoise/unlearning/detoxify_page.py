@@ -35,7 +35,7 @@ def page(result: "Detoxified") -> Page:
         parts.Section(
             "What was taken out, in words",
             (
-                _directions("The subspace", result.subspace),
+                _directions(_which(result), result.subspace, layers=False),
                 parts.Details(
                     f"The candidates, {result.counts['kept']:,} of {result.counts['candidates']:,} kept",
                     (_directions("Candidates, those that are kept first", result.directions[:LISTED]), _ranked(result)),
@@ -122,14 +122,17 @@ def _value(measure: "Measure") -> parts.Cell:
 
 
 def _figures(result: "Detoxified") -> list[parts.Part]:
-    several = [point for point in result.sweep if not math.isnan(point.measures[TOXICITY].value)]
-    if len(several) < 2:
-        return []
     series: dict[str, list[tuple[float, float]]] = {}
-    for point in several:
-        series.setdefault(f"layers {point.layers}", []).append(
-            (point.measures[PERPLEXITY].value, point.measures[TOXICITY].value)
-        )
+    for name, measures in (
+        ("before", result.before),
+        ("random projections", result.control),
+        *((f"layers {point.layers}", point.measures) for point in result.sweep),
+    ):
+        place = measures[PERPLEXITY].value, measures[TOXICITY].value
+        if all(map(math.isfinite, place)):
+            series.setdefault(name, []).append(place)
+    if sum(map(len, series.values())) < 2:
+        return []
     figure = plots.lines(
         "Toxicity against perplexity",
         {name: sorted(points) for name, points in series.items()},
@@ -184,18 +187,32 @@ def _frontier(result: "Detoxified") -> set[int]:
     }
 
 
-def _directions(title: str, directions: "tuple[Direction, ...]") -> parts.Table:
+def _which(result: "Detoxified") -> str:
+    """profs has a subspace for each layer, of which the result holds the first's."""
+    first = next((each.layer for each in result.subspace), None)
+    if result.resolved["method"] == "profs" and first is not None:
+        return f"The subspace of layer {first}; each layer has its own"
+    return "The subspace, one for all layers"
+
+
+def _directions(title: str, directions: "tuple[Direction, ...]", *, layers: bool = True) -> parts.Table:
     return parts.Table(
         title,
         (
-            parts.Column("layer", True),
+            *([parts.Column("layer", True)] if layers else []),
             parts.Column("number", True),
             parts.Column("share listed", True),
             parts.Column("likelier"),
             parts.Column("less likely"),
         ),
         tuple(
-            (each.layer, each.number, _number(each.score), _tokens(each.tokens), _tokens(each.opposite))
+            (
+                *([each.layer] if layers else []),
+                each.number,
+                _number(each.score),
+                _tokens(each.tokens),
+                _tokens(each.opposite),
+            )
             for each in directions
         ),
     )

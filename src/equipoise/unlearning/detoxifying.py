@@ -52,7 +52,7 @@ from equipoise.unlearning.detoxified import (
     SweepPoint,
 )
 from equipoise.unlearning.result import Measure
-from equipoise.unlearning.sides import subsample
+from equipoise.unlearning.sides import digest_of, model_digest, subsample
 from equipoise.unlearning.value_matrices import ValueMatrix, projected, readout, replaced, value_matrices
 
 if TYPE_CHECKING:
@@ -130,10 +130,18 @@ class Detoxifying(Request):
         listed = telling_words(fit) if words is None else read_words(words)
         texts = _texts(general) if general is not None else [pair.neutral for pair in held]
         inputs, names = {}, {"model": _name(model)}
+        if lies_here := model_digest(model):
+            inputs["model"] = lies_here
         for name, source in (("pairs", pairs), ("general", general), ("words", words)):
             if isinstance(source, str | Path):
                 inputs[name], names[name] = sha256_file(Path(source)), str(source)
-        names.setdefault("pairs", f"{len(read)} pairs")
+        if "pairs" not in inputs:
+            inputs["pairs"], names["pairs"] = digest_of(read), f"{len(read)} pairs"
+        if general is not None and "general" not in inputs:
+            inputs["general"], names["general"] = (
+                hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+                f"{len(texts)} texts",
+            )
         if words is None:
             notes.append(
                 f"Ranked by {len(listed)} words that stand on the unwanted side of the pairs more often than chance has it."

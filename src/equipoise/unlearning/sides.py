@@ -1,8 +1,10 @@
 """The records of an unlearning: what is to be forgotten, what kept, and the questions that both are asked."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ MEASURED = 200  # records of each side that are measured, evenly spread over the
 
 @dataclass(frozen=True)
 class Sides:
-    """records by side (forget, retain, general), where they came from in words, and the digests of the files.
+    """records by side (forget, retain, general), where they came from in words, and digests of them: of files, or of rows.
 
     held_out: how many of the retain records were taken out of it to be `general`.
     """
@@ -83,10 +85,32 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
                 for index, record in enumerate(source)
             ]
             names[name] = f"{len(records[name])} records"
+            digests[name] = digest_of(records[name])
         if not records[name]:
             raise BadInput(f"{name} holds no records: at least one is needed.")
     of_records(records)
     return Sides(records, names, digests)
+
+
+def digest_of(rows: Sequence[Any]) -> str:
+    """sha256 of dataclasses that were given as objects: the same number of others has another."""
+    text = json.dumps([asdict(row) for row in rows], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_digest(model: Any) -> str:
+    """Of weights that lie here, so that a folder that was written anew is not taken for the one before; "" for others."""
+    if not isinstance(model, str | Path):
+        return ""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return (
+        hashlib.sha256("".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()
+        if files
+        else ""
+    )
 
 
 def with_general(sides: Sides) -> Sides:
