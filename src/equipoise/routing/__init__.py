@@ -1,0 +1,16 @@
+"""Routing between a weak model kept local and a strong one: scores of prompts, thresholds, and how routers are measured.
+
+Names are imported on first use, so that the command line stays light.
+"""
+
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from equipoise.routing.prompt_states import Prefill as Prefill
+    from equipoise.routing.prompt_states import prefill as prefill
+    from equipoise.routing.router import Router as Router
+    from equipoise.routing.router import load as load
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)
