@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.routing.probe_dirichlet import ProbeDirichlet as ProbeDirichlet
+    from equipoise.routing.probes import ProbeLayer as ProbeLayer
+    from equipoise.routing.probes import ProbeMax as ProbeMax
+    from equipoise.routing.probes import ProbeMean as ProbeMean
+    from equipoise.routing.probes import ProbeSoftmax as ProbeSoftmax
     from equipoise.routing.prompt_states import Prefill as Prefill
     from equipoise.routing.prompt_states import prefill as prefill
     from equipoise.routing.router import Router as Router
