@@ -17,5 +17,7 @@ if TYPE_CHECKING:
     from equipoise.routing.prompt_states import prefill as prefill
     from equipoise.routing.router import Router as Router
     from equipoise.routing.router import load as load
+    from equipoise.routing.thresholds import Threshold as Threshold
+    from equipoise.routing.thresholds import threshold as threshold
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)
