@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.routing.job import evaluate as evaluate
+    from equipoise.routing.job import fit as fit
+    from equipoise.routing.job import label as label
     from equipoise.routing.probe_dirichlet import ProbeDirichlet as ProbeDirichlet
     from equipoise.routing.probes import ProbeLayer as ProbeLayer
     from equipoise.routing.probes import ProbeMax as ProbeMax
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from equipoise.routing.probes import ProbeSoftmax as ProbeSoftmax
     from equipoise.routing.prompt_states import Prefill as Prefill
     from equipoise.routing.prompt_states import prefill as prefill
+    from equipoise.routing.result import RouteEvaluation as RouteEvaluation
+    from equipoise.routing.result import RouteFit as RouteFit
+    from equipoise.routing.result import RouteLabels as RouteLabels
     from equipoise.routing.router import Router as Router
     from equipoise.routing.router import load as load
     from equipoise.routing.thresholds import Threshold as Threshold

@@ -59,6 +59,7 @@ VERBALISED = (
     "{question}\n\nDo not answer the question. Say only how likely it is that your answer to it would be right. "
     'Reply with "Confidence:" and a number from 0 to 100, and nothing else.'
 )
+AT_ONCE = 256  # prompts in memory in float64
 UNREAD = 0.5  # the score of a reply without a number
 SAMPLES, SAMPLING_TEMPERATURE, NUCLEUS = 5, 0.7, 0.9
 
@@ -146,6 +147,10 @@ class ChainOfEmbedding(FixedScore):
         """
         choice("form", self.form, Chain)
         z = _states(features)
+        parts = [self._score(z[first : first + AT_ONCE].astype(float)) for first in range(0, len(z), AT_ONCE)]
+        return np.concatenate([np.empty(0), *parts])
+
+    def _score(self, z: Array) -> Array:
         size, distance, angle, cosine = _moves(z)
         if self.form == "routerxbench":
             return np.concatenate([size[:, :-1] + size[:, 1:], cosine], axis=1).mean(axis=1)
@@ -158,15 +163,15 @@ class ChainOfEmbedding(FixedScore):
 
 def chain_features(features: ArrayLike) -> Array:
     """2 (L - 1) numbers a prompt, all |z_l| + |z_l+1| and all cosines, for a classifier: [n, L, d] -> [n, 2 (L - 1)]."""
-    size, _, _, cosine = _moves(_states(features))
+    size, _, _, cosine = _moves(_states(features).astype(float))
     return np.concatenate([size[:, :-1] + size[:, 1:], cosine], axis=1)
 
 
-def _states(features: ArrayLike) -> Array:
+def _states(features: ArrayLike) -> NDArray[Any]:
     z = np.asarray(features)
     if z.ndim != 3 or z.shape[1] < 2:
         raise BadInput(f"the features are {list(z.shape)}: a chain is of [n, L, d] with at least two layers.")
-    return z.astype(float)
+    return z
 
 
 def _moves(z: Array) -> tuple[Array, Array, Array, Array]:

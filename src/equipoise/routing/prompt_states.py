@@ -69,6 +69,16 @@ def encode(language_model: LanguageModel, prompts: Sequence[str | Sequence[Messa
     return encode_prompts(bare, [_instruction(index, prompt) for index, prompt in enumerate(prompts)])[0]
 
 
+def check_lengths(language_model: LanguageModel, rows: Sequence[Sequence[int]], names: Sequence[object]) -> None:
+    """Raises BadInput for the first prompt that is longer than the model's context, by its name."""
+    for name, row in zip(names, rows, strict=True):
+        if len(row) > language_model.context:
+            raise BadInput(
+                f"Prompt {name!r} has {len(row)} tokens, more than the context of {language_model.context}: leave it "
+                "out, or shorten it."
+            )
+
+
 def extract(
     language_model: LanguageModel,
     prompts: Sequence[str | Sequence[Message]],

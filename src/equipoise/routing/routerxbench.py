@@ -30,6 +30,8 @@ from equipoise.core.options import closed
 from equipoise.core.scores import auroc as ranked
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
+from equipoise.routing.measured import Card as Card
+from equipoise.routing.measured import Outcomes as Outcomes
 
 Array = NDArray[np.float64]
 Measure = Literal["auroc", "lpm", "mpm", "hcr"]
@@ -62,7 +64,7 @@ def curve(score: ArrayLike, weak: ArrayLike, strong: ArrayLike, counts: ArrayLik
     counts: [n], how often each prompt stands (what a bootstrap draws), 1 when not given. Raises BadInput for arrays of
     different lengths and for a score or quality that is not finite.
     """
-    score, weak, strong = _checked(score, weak, strong)
+    score, weak, strong = checked(score, weak, strong)
     often = np.ones(len(score)) if counts is None else np.asarray(counts, float)
     return _curve(_ties(score), weak, strong, often)
 
@@ -145,7 +147,8 @@ def _curve(tie: NDArray[np.intp], weak: Array, strong: Array, counts: Array) -> 
     return (float((counts * weak).sum()) + np.interp(sent, ends, gained)) / total
 
 
-def _checked(*arrays: ArrayLike) -> list[Array]:
+def checked(*arrays: ArrayLike) -> list[Array]:
+    """score, weak and strong, those given, as floats [n]. Raises BadInput for other shapes and what is not finite."""
     found = [np.asarray(each, float) for each in arrays]
     if any(each.ndim != 1 or each.shape != found[0].shape for each in found):
         shapes = ", ".join(str(list(each.shape)) for each in found)
@@ -177,39 +180,6 @@ def _percent(band: tuple[float, float]) -> tuple[int, int]:
 # --- with intervals -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """How often (weak, strong) were right: what both miss is escalated for nothing. Shares of n; each sums to 1.
-
-    both, only_strong, only_weak, neither: Bounded, of all. escalated: the same four shares among the prompts that a
-    threshold sends to strong, nan where it sends none. sent: their share.
-    """
-
-    n: int
-    both: Bounded
-    only_strong: Bounded
-    only_weak: Bounded
-    neither: Bounded
-    sent: float
-    escalated: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Card:
-    """One score on one domain. curve: [101]. weak, strong: their mean quality. bands: where lpm, mpm and hcr were read."""
-
-    n: int
-    clusters: int
-    weak: Bounded
-    strong: Bounded
-    auroc: Bounded
-    lpm: Bounded
-    mpm: Bounded
-    hcr: Bounded
-    curve: tuple[float, ...]
-    bands: Bands
-
-
 def measure(
     score: ArrayLike,
     weak: ArrayLike,
@@ -228,7 +198,7 @@ def measure(
     FEWEST_CLUSTERS clusters, or where it is undefined in more than 5 % of the draws.
     """
     bands = bands or Bands()
-    score, weak, strong = _checked(score, weak, strong)
+    score, weak, strong = checked(score, weak, strong)
     label = default_labels(weak, strong) if solved is None else np.asarray(solved, float)
     codes = np.arange(len(score)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     c, tie = _percent(bands.budget), _ties(score)
@@ -236,9 +206,16 @@ def measure(
     def drawn() -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([seed, 11]))
 
+    curves: list[Array] = []
+
     def redrawn(read: Callable[[Array], float]) -> Interval:
+        known = iter(curves.copy())  # the draws are the same for each measure, in the same order
+
         def statistic(items: NDArray[np.intp]) -> float:
-            return read(_curve(tie, weak, strong, np.bincount(items, minlength=len(tie)).astype(float)))
+            if (a := next(known, None)) is None:
+                a = _curve(tie, weak, strong, np.bincount(items, minlength=len(tie)).astype(float))
+                curves.append(a)
+            return read(a)
 
         return pigeonhole_interval(statistic, codes, generator=drawn(), draws=draws, units=("item",))
 
@@ -260,7 +237,7 @@ def measure(
         mpm=cut["mpm"],
         hcr=Bounded(cut["hcr"].value, max(cut["hcr"].lower, 0), min(cut["hcr"].upper, 1)) if enough else cut["hcr"],
         curve=tuple(float(each) for each in curve(score, weak, strong)),
-        bands=bands,
+        bands=str(bands),
     )
 
 
@@ -273,7 +250,7 @@ def outcomes(
     weak: ArrayLike, strong: ArrayLike, *, sent: ArrayLike | None = None, clusters: ArrayLike | None = None
 ) -> Outcomes:
     """The table of (weak, strong) right or wrong. weak, strong: [n] of 0 and 1. sent: [n], which prompts go to strong."""
-    found = _checked(weak, strong)
+    found = checked(weak, strong)
     if any(not np.isin(each, (0.0, 1.0)).all() for each in found):
         raise BadInput(
             "outcomes are of answers that are right (1) or wrong (0): choose a quality from which one is right."

@@ -16,7 +16,6 @@ qualities are on another scale; only this last one is approximate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,56 +24,11 @@ from scipy import stats
 from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
-from equipoise.routing.routerxbench import STEPS, _checked
+from equipoise.routing.measured import HeldOut as HeldOut
+from equipoise.routing.measured import Threshold as Threshold
+from equipoise.routing.routerxbench import STEPS, checked
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """value: score >= value stays local; minus infinity sends nothing, infinity everything. n: prompts it was chosen on.
-
-    calls: the share that goes to strong, with bounds for new prompts. quality: of what is answered then, where weak and
-    strong were given, with bounds; nan otherwise. target, aim: what was asked for. note: what a reader should know, or "".
-    """
-
-    value: float
-    aim: str
-    target: float
-    confidence: float
-    n: int
-    calls: Bounded
-    quality: Bounded
-    note: str = ""
-
-    def check(
-        self,
-        score: ArrayLike,
-        weak: ArrayLike | None = None,
-        strong: ArrayLike | None = None,
-        *,
-        clusters: ArrayLike | None = None,
-    ) -> HeldOut:
-        """What the threshold comes to on other prompts, and whether these speak against it."""
-        score, weak, strong = _given(score, weak, strong)
-        sent = score < self.value
-        calls = _within(item_interval(sent.astype(float), clusters), 0, 1)
-        quality = Bounded(math.nan, math.nan, math.nan)
-        if weak is not None and strong is not None:
-            quality = _within(item_interval(np.where(sent, strong, weak), clusters))
-        missed = calls.lower > self.target if self.aim == "calls" else quality.upper < self.target
-        met = calls.value <= self.target if self.aim == "calls" else quality.value >= self.target
-        return HeldOut(len(score), calls, quality, "refuted" if missed else "met" if met else "not refuted")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """n prompts that the threshold was not chosen on. verdict: met; not refuted (missed, within chance); refuted."""
-
-    n: int
-    calls: Bounded
-    quality: Bounded
-    verdict: str
 
 
 def threshold(
@@ -108,6 +62,26 @@ def threshold(
     if w is None or g is None or quality is None:
         raise BadInput("a threshold for a quality needs the quality of both models' answers: give weak= and strong=.")
     return _for_quality(s, w, g, quality, confidence, clusters)
+
+
+def held_out(
+    chosen: Threshold,
+    score: ArrayLike,
+    weak: ArrayLike | None = None,
+    strong: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+) -> HeldOut:
+    """What the threshold comes to on other prompts, and whether these speak against it."""
+    score, weak, strong = _given(score, weak, strong)
+    sent = score < chosen.value
+    calls = _within(item_interval(sent.astype(float), clusters), 0, 1)
+    quality = Bounded(math.nan, math.nan, math.nan)
+    if weak is not None and strong is not None:
+        quality = _within(item_interval(np.where(sent, strong, weak), clusters))
+    missed = calls.lower > chosen.target if chosen.aim == "calls" else quality.upper < chosen.target
+    met = calls.value <= chosen.target if chosen.aim == "calls" else quality.value >= chosen.target
+    return HeldOut(len(score), calls, quality, "refuted" if missed else "met" if met else "not refuted")
 
 
 def _for_calls(
@@ -205,8 +179,8 @@ def _given(
     if (weak is None) != (strong is None):
         raise BadInput("quality is of both models' answers: give weak and strong, or neither.")
     if weak is None or strong is None:
-        return _checked(score)[0], None, None
-    s, w, g = _checked(score, weak, strong)
+        return checked(score)[0], None, None
+    s, w, g = checked(score, weak, strong)
     return s, w, g
 
 
