@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.routing.controller import Controller as Controller
+    from equipoise.routing.controller import Decision as Decision
     from equipoise.routing.prompt_states import Prefill as Prefill
     from equipoise.routing.prompt_states import prefill as prefill
     from equipoise.routing.router import Router as Router
