@@ -8,10 +8,10 @@ import pytest
 from scipy import optimize, stats
 from scipy.special import expit
 
+from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput
 from equipoise.core.scores import auroc, brier, ece
 from equipoise.reinforcement import solvable
-from equipoise.reinforcement.solvable import Calibration
 
 GENERATOR = np.random.default_rng(0)
 P = GENERATOR.uniform(size=80).round(1)  # with ties

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from equipoise.core import progress
+from equipoise.core.calibration import Calibration
 from equipoise.core.columns import duration
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import seal, write_atomic
@@ -43,7 +44,7 @@ from equipoise.reinforcement.critic import Critic, is_critic, reader
 from equipoise.reinforcement.measures import Generate, own_responses, tokens_per_second
 from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.reinforcing import tiny_model
-from equipoise.reinforcement.solvable import Calibration, Part
+from equipoise.reinforcement.solvable import Part
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH, RAW, Scored, Solvable, SolvablePlan
 from equipoise.reinforcement.solvable_scorer import Scorer, logits, open_device
 from equipoise.reinforcement.stages import Reward, ask, critic_objective, judged

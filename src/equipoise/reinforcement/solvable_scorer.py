@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, seal, unseal, write_atomic
 from equipoise.core.folder import damage, read_manifest
@@ -27,7 +28,6 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.reinforcement.critic import Critic, prompt_logits, reader
-from equipoise.reinforcement.solvable import Calibration
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel

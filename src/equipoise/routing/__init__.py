@@ -10,6 +10,11 @@ from equipoise.core.lazy import lazy
 if TYPE_CHECKING:
     from equipoise.routing.controller import Controller as Controller
     from equipoise.routing.controller import Decision as Decision
+    from equipoise.routing.probe_dirichlet import ProbeDirichlet as ProbeDirichlet
+    from equipoise.routing.probes import ProbeLayer as ProbeLayer
+    from equipoise.routing.probes import ProbeMax as ProbeMax
+    from equipoise.routing.probes import ProbeMean as ProbeMean
+    from equipoise.routing.probes import ProbeSoftmax as ProbeSoftmax
     from equipoise.routing.prompt_states import Prefill as Prefill
     from equipoise.routing.prompt_states import prefill as prefill
     from equipoise.routing.router import Router as Router
