@@ -1,4 +1,4 @@
-"""The budget of calls: its bound for every order, its use and its quality on stationary traffic, its account over restarts."""
+"""The budget of calls: its bound for every order, use and quality on stationary traffic, its account over restarts."""
 
 import json
 import math

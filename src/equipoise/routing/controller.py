@@ -93,7 +93,7 @@ class Controller:
             raise BadInput(f"The burst is {burst}: use a number of calls from {2 * _LEAST_TARGET} to 1e9.")
         self.budget, self.threshold, self.burst = budget, threshold, burst
         self.requests = self.calls = self.forced = self.spent = 0
-        # Exact: 0.29 * 1e6 is below 290,000 in floating point, and a float above 0.3 must not round down to less than it says.
+        # Decimal, because 0.29 * 1e6 is a little below 290,000 in floating point.
         self._deposit = 0 if budget is None else int(Decimal(repr(float(budget))) * UNIT)
         self._most = int(burst * UNIT)
         self._level = 0
@@ -135,7 +135,7 @@ class Controller:
         return self._decision("upstream", "forced", math.nan, self.threshold_now)
 
     def may_call(self) -> bool:
-        """Whether a call may be chosen now: of the request that was decided last, or instead of a local answer that failed."""
+        """Whether a call may be chosen now: for the request decided last, or in place of a local answer that failed."""
         return self.budget is None or self._level >= UNIT
 
     def call(self) -> None:
