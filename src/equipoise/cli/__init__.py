@@ -34,6 +34,10 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
     ),
     "solvable": ("equipoise.cli.solvable:app", "Say which prompts a model will solve, before it answers them."),
     "prm": ("equipoise.cli.prm:app", "Make, use and weigh models that judge each step of a solution."),
+    "route": (
+        "equipoise.cli.route:app",
+        "Send to a strong model what a local one will get wrong, and no more than a budget allows.",
+    ),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),
     "report": (

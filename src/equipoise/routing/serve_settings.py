@@ -1,11 +1,15 @@
 """What `equipoise route serve` can be told; each setting once, for the command line and for Python."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 OnFailure = Literal["error", "local", "upstream"]
+
+
+def _none(typed: Any) -> Any:
+    return None if typed == "none" else typed
 
 
 class ServeSettings(BaseModel):
@@ -18,7 +22,7 @@ class ServeSettings(BaseModel):
         description="The local model, whose states the router reads: a name, folder, GGUF file or hub id."
     )
     upstream: str = Field(description="The address of the strong model's API, such as https://api.openai.com/v1.")
-    budget: Annotated[float, Field(ge=0, le=1)] | Literal["none"] = Field(
+    budget: Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_none)] = Field(
         0.3,
         description="Most calls of the upstream a request, at every moment. none: the router's own threshold decides alone.",
     )
