@@ -153,7 +153,9 @@ def test_layers_together_find_what_the_last_does_not_show():
     fresh, truth = world(1000, seed=1)
     scores = {
         probe.kind: auroc(probe.fit(z, y).score_prompts(fresh), truth)
-        for probe in (kind(epochs=15, learning_rate=0.01) for kind in (ProbeLayer, ProbeMean, ProbeSoftmax, ProbeDirichlet))
+        for probe in (
+            kind(epochs=15, learning_rate=0.01) for kind in (ProbeLayer, ProbeMean, ProbeSoftmax, ProbeDirichlet)
+        )
     }
     assert scores["last"] < 0.56 and min(scores["mean"], scores["softmax"], scores["dirichlet"]) > 0.85
     moved = ProbeDirichlet(learning_rate=0.02, epochs=20).fit(z, y)

@@ -36,7 +36,7 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
     "prm": ("equipoise.cli.prm:app", "Make, use and weigh models that judge each step of a solution."),
     "route": (
         "equipoise.cli.route:app",
-        "Send to a strong model what a local one will get wrong, and no more than a budget allows.",
+        "Keep prompts with a small model where it answers well, and send the others to a large one.",
     ),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),

@@ -8,7 +8,6 @@ model's states there do not depend on what comes after, so that both agree whate
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import closed
 from equipoise.language import features
 from equipoise.language.cache import with_room
+from equipoise.language.embed import fingerprint as fingerprint
 from equipoise.language.encode import Example, encode_prompts
 from equipoise.language.features import FeatureDtype, Features
 from equipoise.language.model import evaluating, memory_advice
@@ -67,6 +67,16 @@ def encode(language_model: LanguageModel, prompts: Sequence[str | Sequence[Messa
         return encode_prompts(language_model, prompts)[0]
     bare = replace(language_model, chat_template="none")
     return encode_prompts(bare, [_instruction(index, prompt) for index, prompt in enumerate(prompts)])[0]
+
+
+def check_lengths(language_model: LanguageModel, rows: Sequence[Sequence[int]], names: Sequence[object]) -> None:
+    """Raises BadInput for the first prompt that is longer than the model's context, by its name."""
+    for name, row in zip(names, rows, strict=True):
+        if len(row) > language_model.context:
+            raise BadInput(
+                f"Prompt {name!r} has {len(row)} tokens, more than the context of {language_model.context}: leave it "
+                "out, or shorten it."
+            )
 
 
 def extract(
@@ -125,15 +135,6 @@ def prefill(language_model: LanguageModel, input_ids: Sequence[int] | Tensor) ->
     cache = getattr(output, "past_key_values", None)
     states = torch.stack([means[place] for place in wanted])
     return Prefill(states, wide(output.logits)[0, 0], with_room(cache), ids.shape[1])
-
-
-def fingerprint(model: Any) -> str:
-    """A digest of some numbers of every tensor, rounded to bfloat16, so that it survives another precision of loading."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        some = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)].to(torch.bfloat16).float().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()
 
 
 def _instruction(index: int, prompt: str | Sequence[Message]) -> str:

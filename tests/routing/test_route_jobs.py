@@ -1,0 +1,291 @@
+"""The jobs from end to end on a small model: labels of stored answers and of a judge; a router fitted, loaded, measured."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from chat_models import untaught
+from equipoise import routing
+from equipoise.chat.calls import Reply
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.routing import fitting, labeling, prompt_states
+from equipoise.routing.labels import FEWEST, divide, read_labels
+
+pytest.importorskip("sklearn")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return untaught(0, context=512)
+
+
+def rows(n=240, seed=0, domains=("a", "b")):
+    """Weak answers well where "Oslo" stands, in nine of ten prompts; strong in nine of ten, whatever the prompt."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for index in range(n):
+        easy = bool(generator.integers(2))
+        said = " ".join(generator.choice(WORDS, int(generator.integers(3, 7))))
+        found.append(
+            {
+                "id": f"{seed}-{index}",
+                "prompt": f"{'Oslo' if easy else 'Kunwick'} {said} {index}",
+                "domain": domains[index % len(domains)],
+                "weak": float((generator.random() < 0.9) == easy),
+                "strong": float(generator.random() < 0.9),
+            }
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def fitted(lm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("router") / "fit"
+    done = routing.fit(lm, labels=rows(), calls=0.5, epochs=10, learning_rate=0.01, out=folder)
+    return done, folder
+
+
+def test_parts_are_a_function_of_names_and_seed_and_keep_groups_together():
+    groups = [f"g{index // 2}" for index in range(200)]
+    parts = divide(groups, 1)
+    assert parts == divide(groups, 1) != divide(groups, 2)
+    assert divide(groups[::-1], 1)[::-1] == parts
+    assert all(parts[index] == parts[index + 1] for index in range(0, 200, 2))
+    assert [parts.count(part) for part in ("fit", "choose", "test")] == [100, 50, 50]
+    with pytest.raises(BadInput, match=f"give at least {FEWEST}"):
+        divide(groups[:100], 1)
+
+
+def test_labels_that_are_none_are_counted_and_wrong_ones_refused():
+    some = rows(4)
+    read = read_labels([*some, {**some[0], "id": "x", "weak": None}])
+    assert len(read.problems) == 4 and read.unjudged == 1 and "1 prompts" in read.notes()[0]
+    alone = read_labels([{key: value for key, value in row.items() if key != "strong"} for row in some])
+    assert alone.strong == (1.0,) * 4 and "counts as right" in alone.notes()[0]
+    with pytest.raises(BadInput, match="has no field 'strong', and others have"):
+        read_labels([some[0], {key: value for key, value in some[1].items() if key != "strong"}])
+    with pytest.raises(BadInput, match="has no field 'weak'"):
+        read_labels([{"prompt": "a"}])
+    with pytest.raises(BadInput, match="the weak 'good', expected a number"):
+        read_labels([{**some[0], "weak": "good"}])
+
+
+def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
+    done, _ = fitted
+    assert done.kind in ("mean", "dirichlet") and done.cards[done.kind].auroc.value > 0.8
+    assert done.gains[done.kind].lower > 0 and not done.warnings()
+    assert abs(done.cards["length"].auroc.value - 0.5) < 0.2
+    assert done.held_out.verdict in ("met", "not refuted") and done.threshold.calls.value <= 0.5
+    assert done.prompts == {"fit": 120, "choose": 60, "test": 60}
+    assert {
+        "random",
+        "entropy",
+        "margin",
+        "perplexity",
+        "chain-of-embedding",
+        "embedding-mlp",
+        "last",
+    } <= done.cards.keys()
+    assert set(done.cross) == {"a", "b"} and done.cross["a"]["b"].value > 0.7
+    assert done.outcomes.escalated["only_strong"] > done.outcomes.only_strong.value
+    assert sum(done.alpha["dirichlet"]) == pytest.approx(1) and len(done.alpha["dirichlet"]) == 3
+    assert 0 < done.bytes < 5000
+
+
+def test_what_is_saved_scores_a_prompt_read_alone_as_it_was_fitted(lm, fitted):
+    done, folder = fitted
+    router = routing.load(folder)
+    assert router.check(lm) == [] and router.threshold == done.threshold.value and router.chosen["target"] == 0.5
+    stored = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(stored) == 240 and not (folder / "features").exists()
+    for row in stored[:4]:
+        ids = prompt_states.encode(lm, [row["prompt"]], "chat")[0]
+        assert router.score_prefill(routing.prefill(lm, ids)) == pytest.approx(row["scores"][done.kind], abs=1e-4)
+    p = router.probability(np.array([row["scores"][done.kind] for row in stored if row["part"] == "test"]))
+    solved = np.array([row["solved"] for row in stored if row["part"] == "test"])
+    assert done.brier.value == pytest.approx(((p - solved) ** 2).mean()) and done.brier.value < 0.2
+
+
+def test_stored_scores_are_measured_on_what_was_tested_alone(fitted, tmp_path):
+    done, folder = fitted
+    again = routing.evaluate(folder / "scores.jsonl", out=tmp_path / "evaluated")
+    assert again.prompts == 60 and set(again.cards) == {"a", "b"}
+    for name in ("a", "b"):
+        assert again.cards[name][done.kind].auroc.value == done.domains[name][done.kind].auroc.value
+        assert again.cards[name]["length"].hcr == done.domains[name]["length"].hcr or math.isnan(
+            again.cards[name]["length"].hcr.value
+        )
+    assert again.scenarios["auroc"][0] in (
+        "mean",
+        "dirichlet",
+        "softmax",
+        "max",
+        "embedding-logistic",
+        "embedding-mlp",
+        "last",
+    )
+    assert "AUROC" in (tmp_path / "evaluated" / "report.html").read_text()
+    mine = [{**row, "scores": {"mine": row["weak"]}} for row in rows(80)]
+    perfect = routing.evaluate(mine)
+    assert all(each["mine"].auroc.value == 1 for each in perfect.cards.values())
+    with pytest.raises(BadInput, match="has no score 'mine'"):
+        routing.evaluate([*mine, {**rows(1, seed=9)[0], "scores": {"yours": 1.0}}])
+    with pytest.raises(BadInput, match="no row has scores"):
+        routing.evaluate(rows(80))
+
+
+@pytest.mark.slow
+def test_a_router_meets_new_prompts_and_other_ones(lm, fitted):
+    done, folder = fitted
+    new = routing.evaluate(rows(160, seed=5), router=folder, model=lm, ask=True, samples=2, max_new_tokens=2)
+    assert new.router == done.kind and new.held_out.verdict in ("met", "not refuted")
+    assert min(cards["router"].auroc.value for cards in new.cards.values()) > 0.8
+    assert {"verbalised", "semantic-entropy", "length", "entropy"} <= new.cards["a"].keys()
+    assert new.outcomes["a"].sent > 0
+    drifted = [row for row in rows(400, seed=6) if row["prompt"].startswith("Kunwick")]
+    other = routing.evaluate(drifted, router=folder, model=lm)
+    assert other.held_out.verdict == "refuted" and "have drifted" in other.headline()
+    with pytest.raises(BadInput, match="give router and model"):
+        routing.evaluate(rows(80), router=folder)
+    doubtful = routing.evaluate(rows(80), router=folder, model=untaught(1, context=512))
+    assert any("are not those of" in note for note in doubtful.notes)
+
+
+@pytest.mark.slow
+def test_nothing_to_learn_is_said_and_the_length_is_a_router(lm, tmp_path):
+    """Labels that follow the length alone: a threshold on it does the same."""
+    some = rows(240, seed=3, domains=("all",))
+    for row in some:
+        row["weak"] = float(len(row["prompt"].split()) < 7)
+    done = routing.fit(lm, labels=some, kind="length", calls=0.6, epochs=2, out=tmp_path / "length")
+    assert done.kind == "length" and done.warnings() and done.cards["length"].auroc.value > 0.8
+    router = routing.load(tmp_path / "length")
+    ids = prompt_states.encode(lm, [some[0]["prompt"]], "chat")[0]
+    assert router.score_prefill(routing.prefill(lm, ids)) == -len(ids)
+
+
+@pytest.mark.slow
+def test_a_quality_is_a_target_too(lm):
+    done = routing.fit(
+        lm, labels=rows(400, seed=2), quality=0.7, reads="raw", confidence=0.8, epochs=5, learning_rate=0.01
+    )
+    assert done.threshold.aim == "quality" and done.held_out.verdict in ("met", "not refuted")
+    assert 0 < done.held_out.calls.value < 1
+    with pytest.raises(BadInput, match="not shown even when every prompt goes to strong"):
+        routing.fit(lm, labels=rows(), quality=0.99)
+    with pytest.raises(BadInput, match="one aim"):
+        routing.fit(lm, labels=rows(), quality=0.5, calls=0.5)
+    with pytest.raises(BadInput, match="have one label"):
+        routing.fit(lm, labels=[{**row, "weak": 1.0} for row in rows()])
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_with_the_states_that_were_read(lm, tmp_path, monkeypatch):
+    given = {"labels": rows(120, seed=4), "epochs": 2, "batch_tokens": 64}
+    whole = routing.fit(lm, out=tmp_path / "whole", **given)
+    real = fitting.Fitting._fitted
+    monkeypatch.setattr(fitting.Fitting, "_fitted", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        routing.fit(lm, out=tmp_path / "cut", **given)
+    monkeypatch.setattr(fitting.Fitting, "_fitted", real)
+    monkeypatch.setattr("equipoise.language.features._pooled", lambda *_: pytest.fail("read twice"))
+    again = routing.fit(lm, out=tmp_path / "cut", **given)
+    assert repr(replace(again, folder=None)) == repr(replace(whole, folder=None))
+    for name in ("router.safetensors", "scores.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_that_scores_otherwise_alone_is_found_out(lm, monkeypatch):
+    real = prompt_states.prefill
+
+    def other(language_model, ids):
+        read = real(language_model, ids)
+        return replace(read, states=-read.states)
+
+    monkeypatch.setattr(prompt_states, "prefill", other)
+    with pytest.raises(WorkFailed, match="as it is served"):
+        routing.fit(lm, labels=rows(120, seed=4), kind="mean", epochs=10, learning_rate=0.01)
+
+
+ASKED = [
+    {"id": "1", "prompt": "2 + 2?", "answer": "4", "domain": "sums", "weak_answer": "4", "strong_answer": "It is 4."},
+    {"id": "2", "prompt": "2 + 3?", "answer": "5", "domain": "sums", "weak_answer": "6", "strong_answer": "5"},
+    {"id": "3", "prompt": "2 * 3?", "answer": "6", "domain": "products", "weak_answer": "dunno", "strong_answer": "7"},
+]
+
+
+def test_stored_answers_are_verified(tmp_path):
+    done = routing.label(prompts=ASKED, verifier="number", out=tmp_path / "labels")
+    labelled = [json.loads(line) for line in (tmp_path / "labels" / "labels.jsonl").read_text().splitlines()]
+    assert [(row["weak"], row["strong"]) for row in labelled] == [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)]
+    assert done.unread == {"weak": 1, "strong": 0} and done.unjudged == 0
+    assert (
+        done.domains["products"].outcomes.neither.value == 1 and done.domains["sums"].outcomes.only_strong.value == 0.5
+    )
+    assert "no better than the weak one" in done.headline()
+    assert read_labels(tmp_path / "labels" / "labels.jsonl").weak == (1.0, 0.0, 0.0)
+
+
+def test_a_weak_model_answers_here_and_goes_on_where_it_was_stopped(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(labeling, "AT_ONCE", 2)
+    given = {"prompts": [{**row, "weak_answer": None} for row in ASKED], "verifier": "number", "max_new_tokens": 3}
+    whole = routing.label(lm, out=tmp_path / "whole", **given)
+    real, asked = labeling.answer, []
+
+    def answer(language_model, problems, *rest):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(problems))
+        return real(language_model, problems, *rest)
+
+    monkeypatch.setattr(labeling, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        routing.label(lm, out=tmp_path / "cut", **given)
+    later = []
+    monkeypatch.setattr(labeling, "answer", lambda *given: (later.append(len(given[1])), real(*given))[1])
+    again = routing.label(lm, out=tmp_path / "cut", **given)
+    assert later == [1] and repr(replace(again, folder=None)) == repr(replace(whole, folder=None))
+    assert (tmp_path / "cut" / "labels.jsonl").read_bytes() == (tmp_path / "whole" / "labels.jsonl").read_bytes()
+    assert again.tokens > 0
+
+
+def test_a_judge_grades_answers_without_knowing_whose_they_are(monkeypatch, tmp_path):
+    seen = []
+
+    class Judge:
+        name = "judge"
+
+        def ask(self, calls, *, title):
+            replies = []
+            for call in calls:
+                text = call.messages[-1].content
+                seen.append(text)
+                grade = 10 if "5" in text.split("[Answer to rate]")[1] else 1
+                replies.append(Reply("{}", "answered", call.schema(reasoning="", grade=grade)))
+            return replies
+
+    monkeypatch.setattr("equipoise.chat.roles.Players.chat", lambda self, name: Judge())
+    monkeypatch.setattr("equipoise.chat.roles.Chat.open", lambda self: None)
+    free = [{key: value for key, value in row.items() if key != "answer"} for row in ASKED]
+    done = routing.label(prompts=free, judge="openai/gpt-5")
+    assert len(seen) == 6 and not any("weak" in text or "strong" in text for text in seen)
+    assert done.domains["sums"].strong.value == 0.5 and done.domains["sums"].weak.value == 0
+    assert done.names["judged by"] == "openai/gpt-5, from 1 to 10"
+
+
+def test_what_cannot_be_labelled_is_refused(lm):
+    with pytest.raises(BadInput, match="nothing says how good"):
+        routing.label(prompts=ASKED)
+    with pytest.raises(BadInput, match="by a model or by a verifier"):
+        routing.label(prompts=ASKED, verifier="number", judge="openai/gpt-5")
+    with pytest.raises(BadInput, match="has no text strong_answer"):
+        routing.label(
+            prompts=[{key: value for key, value in ASKED[0].items() if key != "strong_answer"}], verifier="number"
+        )
+    with pytest.raises(BadInput, match="context"):
+        routing.label(lm, prompts=ASKED, verifier="number", max_new_tokens=600)

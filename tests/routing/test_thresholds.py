@@ -1,0 +1,130 @@
+"""Thresholds against the binomial distribution and by simulation: the budget or the quality holds as often as stated."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from equipoise.core.errors import BadInput
+from equipoise.routing import threshold
+from equipoise.routing.thresholds import _p_value
+
+
+@pytest.mark.parametrize(("n", "calls", "confidence"), [(100, 0.3, 0.95), (57, 0.1, 0.9), (400, 0.5, 0.99)])
+def test_a_budget_takes_the_last_order_statistic_that_holds_it(n, calls, confidence):
+    """P(the k-th of n uniform numbers <= c) is P(at least k of n numbers are <= c), a binomial tail."""
+    score = np.random.default_rng(n).permutation(n) / n
+    found = threshold(score, calls=calls, confidence=confidence)
+    k = max(k for k in range(1, n + 1) if stats.binom.sf(k - 1, n, calls) >= confidence)
+    assert found.value == np.sort(score)[k - 1]
+    assert found.calls.value == pytest.approx((k - 1) / n)
+    assert found.calls.value < calls and found.calls.lower < found.calls.value < found.calls.upper
+    assert math.isnan(found.quality.value)
+
+
+def test_a_budget_is_kept_as_often_as_stated():
+    generator = np.random.default_rng(0)
+    kept, inside = [], []
+    for _ in range(1500):
+        found = threshold(generator.random(200), calls=0.3)
+        kept.append(found.value <= 0.3)  # of uniform scores the share of calls is the threshold
+        inside.append(found.calls.lower <= found.value <= found.calls.upper)
+    assert 0.94 < np.mean(kept) < 0.985
+    assert np.mean(inside) > 0.93
+
+
+def test_equal_scores_go_together_and_never_over_the_budget():
+    score = np.repeat([0.1, 0.5, 0.9], 100)
+    found = threshold(score, calls=0.3, confidence=0.5)
+    assert found.value == 0.1 and found.calls.value == 0
+    half = threshold(score, calls=0.5)
+    assert half.value == 0.5 and half.calls.value == pytest.approx(1 / 3)
+
+
+def test_ends_of_the_budget():
+    score = np.arange(20.0)
+    everything = threshold(score, calls=1)
+    assert everything.value == math.inf and everything.calls.value == 1
+    nothing = threshold(score, calls=0)
+    assert nothing.value == -math.inf and nothing.calls.value == 0 and not nothing.note
+    few = threshold(score, calls=0.05)
+    assert few.value == -math.inf and "20 prompts cannot show" in few.note
+
+
+def quality_of(t):
+    """Scores uniform, weak right with the probability of its score, strong with 0.9: A at the threshold t."""
+    return 0.9 * t + (1 - t**2) / 2
+
+
+def drawn(generator, n):
+    score = generator.random(n)
+    return score, (generator.random(n) < score).astype(float), (generator.random(n) < 0.9).astype(float)
+
+
+def test_a_quality_is_reached_as_often_as_stated():
+    generator = np.random.default_rng(1)
+    reached, rates = [], []
+    for _ in range(120):
+        score, weak, strong = drawn(generator, 300)
+        found = threshold(score, quality=0.7, weak=weak, strong=strong)
+        reached.append(quality_of(min(found.value, 1.0)) >= 0.7)
+        rates.append(found.calls.value)
+    assert np.mean(reached) > 0.9
+    exact = 0.9 - math.sqrt(0.81 - 2 * 0.2)  # quality_of(exact) is 0.7
+    assert exact < np.mean(rates) < exact + 0.25
+
+
+def test_p_values_are_valid_for_each_kind_of_quality():
+    generator = np.random.default_rng(2)
+    makers = {
+        "right or wrong": lambda: (generator.random(80) < 0.7).astype(float),
+        "in between": lambda: np.clip(generator.normal(0.7, 0.15, 80), 0.4, 1.0),
+        "ten points": lambda: generator.normal(7, 1.5, 80),
+    }
+    for name, make in makers.items():
+        target = 7.0 if name == "ten points" else 0.7
+        p = np.array([_p_value(make(), target, None) for _ in range(1000)])
+        assert (p <= 0.05).mean() < 0.07, name
+        assert _p_value(make() + (0.2 * target if name != "right or wrong" else 0), 0.6 * target, None) < 0.01
+    clustered = np.repeat(generator.random(20) < 0.7, 10).astype(float)
+    assert _p_value(clustered, 0.5, np.repeat(range(20), 10)) > 5 * _p_value(clustered, 0.5, None)
+    assert _p_value(np.ones(50), 0.9, None) == pytest.approx(0.9**50)
+    assert _p_value(np.zeros(50), 0.9, None) == 1.0
+
+
+def test_held_out_prompts_speak_for_or_against():
+    generator = np.random.default_rng(3)
+    score, weak, strong = drawn(generator, 500)
+    found = threshold(score, calls=0.3, weak=weak, strong=strong)
+    assert found.quality.lower < found.quality.value < found.quality.upper
+    other = drawn(generator, 2000)
+    held = found.check(*other)
+    assert held.verdict == "met" and held.n == 2000
+    assert held.quality.value == pytest.approx(np.where(other[0] < found.value, other[2], other[1]).mean())
+    assert found.check(other[0] - 0.3).verdict == "refuted"  # the scores have drifted
+    barely = found.check(np.r_[np.zeros(4), np.ones(8)])
+    assert barely.verdict == "not refuted"
+    aimed = threshold(score, quality=0.7, weak=weak, strong=strong)
+    assert aimed.check(*drawn(generator, 2000)).verdict == "met"
+    assert aimed.check(other[0], np.zeros(2000), np.zeros(2000)).verdict == "refuted"
+
+
+def test_what_cannot_be_chosen_is_refused():
+    score, weak, strong = drawn(np.random.default_rng(4), 50)
+    with pytest.raises(BadInput, match="one aim"):
+        threshold(score)
+    with pytest.raises(BadInput, match="one aim"):
+        threshold(score, calls=0.1, quality=0.5)
+    with pytest.raises(BadInput, match="give weak= and strong="):
+        threshold(score, quality=0.5)
+    with pytest.raises(BadInput, match="not shown even when every prompt goes to strong"):
+        threshold(score, quality=0.99, weak=weak, strong=strong)
+    with pytest.raises(BadInput, match="a share of the prompts"):
+        threshold(score, calls=30)
+    with pytest.raises(BadInput, match="confidence"):
+        threshold(score, calls=0.3, confidence=95)
+    with pytest.raises(BadInput, match="no score"):
+        threshold([], calls=0.3)
+    with pytest.raises(BadInput, match="or neither"):
+        threshold(score, calls=0.3, weak=weak)
