@@ -1,6 +1,7 @@
 """`equipoise route serve` before its first request: what it refuses, in one sentence, and what a dry run says."""
 
 import socket
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -26,7 +27,7 @@ def command(lm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(serving_command, "load_model", lambda name, **options: lm)
-    monkeypatch.setattr(serving_command, "_run", lambda *arguments: None)
+    monkeypatch.setattr(serving_command, "_run", lambda *arguments: print(arguments[-1], file=sys.stderr))
     Router("length", -20.0, "chat", 3, 32).save("router")
     return [
         "route",

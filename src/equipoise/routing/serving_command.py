@@ -33,13 +33,13 @@ from equipoise.routing.serving_upstream import Upstream, check_key, check_url
 
 try:
     import uvicorn
+    from starlette.applications import Starlette
 except ImportError as error:
     raise MissingExtra(
         "Serving a router needs httpx, starlette and uvicorn: pip install 'equipoise[serve]'."
     ) from error
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_BACKLOG = 2048
 _TRIAL = (Message("user", "How much is one and one?"),)
 
 
@@ -69,8 +69,6 @@ def serve(settings: ServeSettings, *, dry_run: bool = False) -> None:
         local = LocalModel(language_model, router, max_tokens=settings.max_tokens, at_once=settings.at_once)
         try:
             seconds = asyncio.run(_trial(local))
-            if not dry_run:
-                listener.listen(_BACKLOG)  # who reads that it listens may ask at once
             port = listener.getsockname()[1]
             shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
             for line in (
@@ -79,10 +77,10 @@ def serve(settings: ServeSettings, *, dry_run: bool = False) -> None:
                 _budget_line(controller, resumed, settings.account),
                 f"Forwards to {url} {'with' if key else 'without'} a key; on failure: {settings.on_failure}.",
                 *_open_lines(settings),
-                f"{'Would listen' if dry_run else 'Listens'} on http://{shown_host}:{port}/v1",
             ):
                 say(line)
             if dry_run:
+                say(f"Would listen on http://{shown_host}:{port}/v1")
                 return
             upstream = Upstream(url, key, model=settings.upstream_model, seconds=settings.upstream_timeout)
             served = app(
@@ -98,16 +96,17 @@ def serve(settings: ServeSettings, *, dry_run: bool = False) -> None:
                 client_key=client_key,
                 open_metrics=settings.open_metrics,
             )
-            _run(served, listener, settings.drain)
+            _run(served, listener, settings.drain, f"Listens on http://{shown_host}:{port}/v1")
             shares = f" ({controller.share:.1%})" if controller.requests else ""
             say(f"Ended. {controller.requests} requests in the account, {controller.calls} calls{shares}.")
         finally:
             local.close()
 
 
-def _run(served: object, listener: socket.socket, drain: float) -> None:
+def _run(served: Starlette, listener: socket.socket, drain: float, started: str) -> None:
+    """Until a signal; started: what is said once requests are answered and signals heeded."""
     config = uvicorn.Config(
-        served,  # pyright: ignore[reportArgumentType]
+        served,
         log_config=None,
         access_log=False,
         proxy_headers=False,  # who asks is who is connected: /metrics is told by that
@@ -118,19 +117,27 @@ def _run(served: object, listener: socket.socket, drain: float) -> None:
         ws="none",
         lifespan="on",
     )
-    with _ended_in_order():
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """uvicorn sends itself the signal again that it ended by; the work is done then, so that signal is no failure."""
-    before = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGINT, signal.SIGTERM)}
+    server = _Server(config, started)
+    # uvicorn sends itself the signal again that it ended by; everything is done then, so that it is no failure.
+    before = {each: signal.signal(each, server.end) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        server.run(sockets=[listener])
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, started: str) -> None:
+        super().__init__(config)
+        self._said = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        say(self._said)
+
+    def end(self, *_: object) -> None:
+        self.should_exit = True
 
 
 async def _trial(local: LocalModel) -> float:

@@ -9,6 +9,7 @@ waits for any more ends at its next token.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -347,5 +348,5 @@ def _caught(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], what: Any) -> None:
-    if not loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # the loop that asked is closed
         loop.call_soon_threadsafe(function, what)
