@@ -38,6 +38,7 @@ LIGHT = [
     ["prm", "train", "--help"],
     ["prm", "score", "--help"],
     ["prm", "evaluate", "--help"],
+    ["route", "serve", "--help"],
     ["certify", "run", "--help"],
     ["certify", "check", "--help"],
     ["route", "label", "--help"],

@@ -3,6 +3,7 @@
 from cyclopts import App
 
 from equipoise.cli.jobs import HELP_FORMAT, command
+from equipoise.cli.route_serve import serve
 from equipoise.routing.job import evaluate, fit, label
 
 app = App(
@@ -13,3 +14,4 @@ app = App(
 
 for name, job in {"label": label, "fit": fit, "evaluate": evaluate}.items():
     app.command(command(job), name=name)
+app.command(serve)

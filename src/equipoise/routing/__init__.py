@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.routing.controller import Controller as Controller
+    from equipoise.routing.controller import Decision as Decision
     from equipoise.routing.job import evaluate as evaluate
     from equipoise.routing.job import fit as fit
     from equipoise.routing.job import label as label

@@ -1,0 +1,203 @@
+"""The budget of calls: its bound for every order, use and quality on stationary traffic, its account over restarts."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.core.errors import BadInput
+from equipoise.routing.controller import UNIT, WARM, Controller
+
+
+def calls_of(controller, scores):
+    return np.array([controller.decide(float(score)).route == "upstream" for score in scores])
+
+
+def check_bound(calls, budget, burst):
+    """Every run of requests, from the first on and any other, in exact arithmetic on the counts alone."""
+    b = Fraction(repr(budget))
+    ahead = [Fraction(0)]  # calls minus what the budget gives
+    for call in calls:
+        ahead.append(ahead[-1] + int(call) - b)
+    assert max(ahead) <= 0
+    lowest = ahead[0]
+    for value in ahead:
+        lowest = min(lowest, value)
+        assert value - lowest <= Fraction(burst)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, -3.0, 1e300, math.nan, math.inf]), max_size=400),
+    st.sampled_from([0.0, 0.01, 0.29, 0.3, 1 / 3, 0.999, 1.0]),
+    st.sampled_from([4.0, 7.5, 64.0]),
+)
+def test_no_order_of_scores_breaks_the_bound(scores, budget, burst):
+    check_bound(calls_of(Controller(budget, 0.4, burst=burst), scores), budget, burst)
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.7])
+def test_an_adversary_that_sees_the_threshold_does_not_break_the_bound(budget):
+    """It saves up with easy prompts, then sends prompts just below the threshold for as long as they are called."""
+    controller, calls = Controller(budget, 0.5, burst=16), []
+    for turn in range(6000):
+        saving = turn % 1500 < 1200
+        score = 1.0 + turn if saving else controller.threshold_now - 1e-9
+        calls.append(controller.decide(score).route == "upstream")
+    check_bound(calls, budget, 16)
+    ahead = np.cumsum(np.array(calls) - budget)
+    assert max(ahead[i + 40] - ahead[i] for i in range(len(ahead) - 40)) > 5  # it tried: a burst there was
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "hard first", "easy first", "alternating"])
+def test_sorted_traffic_keeps_the_bound(order):
+    scores = np.linspace(0, 1, 5000)
+    scores = {
+        "ascending": scores,
+        "descending": scores[::-1],
+        "hard first": np.repeat([0.0, 1.0], 2500),
+        "easy first": np.repeat([1.0, 0.0], 2500),
+        "alternating": np.tile([0.0, 1.0], 2500),
+    }[order]
+    calls = calls_of(Controller(0.3, 0.5), scores)
+    check_bound(calls, 0.3, 64)
+    if order == "alternating":  # half are hard and 3 in 10 may go: those of the hard half
+        assert not calls[1000:][1::2].any()
+
+
+def traffic(seed, n, distance):
+    """Scores, and whether the weak model is right: half the time, with normal scores `distance` apart."""
+    generator = np.random.default_rng(seed)
+    right = generator.random(n) < 0.5
+    return generator.normal(size=n) + distance * right, right
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("distance", [0.74, 2.33])  # AUROC 0.70 and 0.95
+def test_stationary_traffic_uses_the_budget_and_loses_at_most_a_point(budget, distance):
+    scores, right = traffic(1, 10_000, distance)
+    calls = calls_of(Controller(budget, 100.0), scores)  # a threshold of another world: everything is below it
+    assert 0.95 * budget * 10_000 <= calls.sum() <= budget * 10_000
+    best = np.zeros(10_000, bool)
+    best[np.argsort(scores)[: int(budget * 10_000)]] = True  # the fixed threshold that is best in hindsight
+    quality, best_quality = np.where(calls, 1, right).mean(), np.where(best, 1, right).mean()
+    assert best_quality - quality <= 0.01
+    chance = budget + (1 - budget) * right.mean()
+    assert quality - chance > 0.7 * (best_quality - chance)
+
+
+def test_the_shape_of_scores_does_not_matter():
+    """A quantile: what keeps the order of scores keeps every decision once the router's threshold has had its say."""
+    scores, _ = traffic(2, 3000, 1.0)
+    calls = calls_of(Controller(0.3, math.inf), scores)
+    assert (calls == calls_of(Controller(0.3, math.inf), 1e-9 * np.exp(scores))).all()
+    assert (calls == calls_of(Controller(0.3, math.inf), 1e9 * scores - 4)).all()
+
+
+def test_equal_scores_share_the_budget():
+    calls = calls_of(Controller(0.3, 0.5), np.full(4000, 0.7))
+    assert 0.95 * 1200 <= calls.sum() <= 1200
+    halves = [calls[1000:][part::2].sum() for part in (0, 1)]
+    assert abs(halves[0] - halves[1]) < 0.2 * sum(halves)
+    scores = np.random.default_rng(0).choice([0.0, 1.0], 6000, p=[0.2, 0.8])  # fewer hard ones than the budget allows
+    calls = calls_of(Controller(0.3, 0.5), scores)
+    assert calls[1000:][scores[1000:] == 0].mean() > 0.97
+    assert 0.95 * 1800 <= calls.sum() <= 1800
+
+
+def test_a_drift_is_followed():
+    scores, _ = traffic(3, 6000, 1.0)
+    scores[3000:] += 50
+    calls = calls_of(Controller(0.3, 0.5), scores)
+    assert 0.9 * 900 <= calls[4000:].sum() * 900 / 600 <= 1.1 * 900
+
+
+def test_the_first_requests_go_by_the_routers_threshold():
+    controller = Controller(1.0, 0.5)
+    scores = np.tile([0.4, 0.6], WARM // 2)
+    assert (calls_of(controller, scores) == (scores < 0.5)).all()
+
+
+def test_without_a_budget_the_threshold_decides_alone():
+    controller = Controller(None, 0.5)
+    scores = np.random.default_rng(0).random(500)
+    assert (calls_of(controller, scores) == (scores < 0.5)).all()
+    assert controller.level == math.inf
+    assert controller.share == (scores < 0.5).mean()
+    assert controller.decide(math.nan).route == "upstream"
+
+
+def test_forced_calls_count_and_are_paid_back():
+    controller = Controller(0.25, 1.0)
+    for _ in range(100):
+        assert controller.force().why == "forced"
+    assert controller.level == 25 - 100
+    calls = calls_of(controller, np.zeros(301))
+    assert not calls[:300].any()  # 300 deposits pay for 75 calls
+    assert controller.spent == WARM  # after these the threshold itself follows the empty account
+    assert calls_of(controller, np.zeros(400)).sum() >= 90
+    assert controller.calls <= 0.25 * controller.requests
+    assert controller.forced == 100
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=300), st.sampled_from([0.1, 0.3]))
+def test_no_call_is_chosen_above_the_budget_whatever_is_forced(requests, budget):
+    controller = Controller(budget, 0.5, burst=8)
+    for forced, score in requests:
+        decision = controller.force() if forced else controller.decide(score)
+        if decision.why == "hard":
+            assert controller.calls <= Fraction(repr(budget)) * controller.requests
+        assert controller.calls <= Fraction(repr(budget)) * controller.requests + controller.forced
+
+
+def test_a_restart_changes_no_decision():
+    scores, _ = traffic(4, 3000, 1.0)
+    whole = Controller(0.3, 0.5)
+    expected = [whole.decide(float(score)) for score in scores]
+    controller, seen = Controller(0.3, 0.5), []
+    for at, score in enumerate(scores):
+        if at % 250 == 0:
+            state = json.loads(json.dumps(controller.state()))
+            controller = Controller(0.3, 0.5)
+            controller.restore(state)
+        seen.append(controller.decide(float(score)))
+    assert seen == expected
+    assert controller.state() == whole.state()
+
+
+def test_a_restart_with_another_router_keeps_the_account_and_no_scores():
+    controller = Controller(0.3, 0.5)
+    calls_of(controller, np.random.default_rng(0).random(500))
+    other = Controller(0.3, 0.2)
+    other.restore(controller.state(), scores=False)
+    assert (other.calls, other.requests, other.level) == (controller.calls, 500, controller.level)
+    assert other.threshold_now == 0.2
+
+
+def test_a_budget_is_never_rounded_up():
+    assert Controller(0.29, 0.5)._deposit == 290_000  # 0.29 * 1e6 is a little less in floating point
+    assert Controller(1 / 3, 0.5)._deposit * 3 < UNIT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "word"),
+    [((1.2, 0.5), {}, "budget"), ((math.nan, 0.5), {}, "budget"), ((0.3, math.nan), {}, "threshold"),
+     ((0.3, 0.5), {"burst": 1}, "burst"), ((0.3, 0.5), {"burst": math.inf}, "burst")],
+)  # fmt: skip
+def test_what_is_out_of_range_is_refused(arguments, options, word):
+    with pytest.raises(BadInput, match=word):
+        Controller(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"calls": "7"}, {"level": 0.5}, {"recent": None}, {"recent": [math.nan]}, {"recent": ["a"]}, {"carry": 1.5},
+     {"requests": True}],
+)  # fmt: skip
+def test_a_state_that_is_none_is_refused(change):
+    controller = Controller(0.3, 0.5)
+    with pytest.raises(BadInput):
+        controller.restore({**controller.state(), **change})

@@ -1,0 +1,127 @@
+"""`equipoise route serve` before its first request: what it refuses, in one sentence, and what a dry run says."""
+
+import socket
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from chat_models import untaught
+from equipoise.cli import main
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.routing import serving_command
+from equipoise.routing.router import Router
+from equipoise.routing.serve_settings import ServeSettings
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return untaught(3)
+
+
+@pytest.fixture
+def command(lm, tmp_path, monkeypatch):
+    """What is typed for a server that would run, but for its last words."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(serving_command, "load_model", lambda name, **options: lm)
+    monkeypatch.setattr(serving_command, "_run", lambda *arguments: print(arguments[-1], file=sys.stderr))
+    Router("length", -20.0, "chat", 3, 32).save("router")
+    return [
+        "route",
+        "serve",
+        "--router",
+        "router",
+        "--model",
+        "small",
+        "--upstream",
+        "http://127.0.0.1:9/v1",
+        "--port",
+        "0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--budget", "7"], "--budget should be"),
+        (["--budget", "some"], "--budget should be"),
+        (["--on-failure", "retry"], "--on-failure should be"),
+        (["--port", "99999"], "port"),
+        (["--upstream", "nowhere"], "address"),
+        (["--upstream", f"http://{KEY}:x@a/v1"], "environment variable"),
+        (["--router", "."], "router"),
+        (["--client-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+        (["--upstream-key-env", KEY], "environment variable"),
+        (["--host", "not.a.host.invalid"], "host"),
+        (["--account", "router"], "router"),
+        (["--max-tokens", "0"], "--max-tokens should be"),
+        (["--bugdet", "0.3"], "--budget"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_cannot_be_served_is_refused_in_one_sentence(command, capsys, typed, words, dry):
+    command = [
+        word for word in command if typed[0] not in command or word not in command[command.index(typed[0]) :][:2]
+    ]
+    assert main([*command, *typed, *dry]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert KEY not in told and "Traceback" not in told
+
+
+def test_a_key_that_no_header_holds_is_not_told(command, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "OPENAI_API_KEY" in told and KEY not in told
+
+
+def test_a_port_that_is_taken(command, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main([*command[:-1], port]) == 2
+    assert port in capsys.readouterr().err
+
+
+def test_a_dry_run_answers_once_and_changes_nothing(command, capsys, tmp_path):
+    assert main([*command, "--dry-run", "--budget", "none", "--host", "0.0.0.0", "--open-metrics"]) == 0
+    told = capsys.readouterr().err
+    assert "scores below -20 go upstream" in told
+    assert "Would listen on http://0.0.0.0:" in told
+    assert "can spend the budget" in told
+    assert "told to every machine" in told
+    assert KEY not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["router"]
+
+
+def test_a_run_keeps_its_account_and_tells_what_it_does(command, capsys):
+    for expected in ("a new account", "goes on from 0 requests and 0 calls"):
+        assert main(command) == 0
+        told = capsys.readouterr().err
+        assert expected in told
+        assert "at most 0.3 calls a request" in told
+        assert "with a key; on failure: error" in told
+        assert "Listens on http://127.0.0.1:" in told
+        assert "0 requests in the account, 0 calls." in told
+
+
+def test_another_model_than_the_routers_is_refused(command, capsys):
+    Router("length", -20.0, "chat", 3, 32, fingerprint="another").save("router")
+    assert main([*command, "--dry-run"]) == 0  # a length is one of any model
+    Router("max-logit", 0.5, "chat", 3, 32, fingerprint="another").save("router")
+    assert main([*command, "--dry-run"]) == 0
+    assert "Doubtful:" in capsys.readouterr().err
+
+
+def test_settings_are_closed_in_python_too():
+    with pytest.raises(ValidationError):
+        ServeSettings(router="r", model="m", upstream="u", on_failure="retry")
+    with pytest.raises(ValidationError):
+        ServeSettings(router="r", model="m", upstream="u", bugdet=0.3)
+    with pytest.raises((BadInput, WorkFailed)):
+        serving_command.serve(ServeSettings(router="nowhere", model="m", upstream="http://a/v1"))
