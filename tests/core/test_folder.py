@@ -101,6 +101,8 @@ def test_an_unwritable_place_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").chmod(0o777)  # it could be opened and run, and is no folder
     with pytest.raises(BadInput, match="nothing can be written"):
         check_folder(tmp_path / "file" / "out", {})
+    with pytest.raises(BadInput, match="nothing can be written"), job_folder(tmp_path / "file" / "out", {}):
+        pass
 
 
 def test_a_request_found_wrong_leaves_no_folder_but_older_work_stays(tmp_path):

@@ -88,6 +88,7 @@ def job_folder(
     """
     folder = opened(out)
     final, work = folder.final, folder.work
+    _require_writable(out, final.parent)
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{final.name}.lock"), waiting_for=f"another process that writes {out}"):
         if fresh:
@@ -115,7 +116,10 @@ def check_folder(
     for path in (folder.final, folder.work):
         if os.path.lexists(path):
             _compare(path, settings, inputs or {}, read)
-    above = folder.final.parent
+    _require_writable(out, folder.final.parent)
+
+
+def _require_writable(out: Path, above: Path) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
