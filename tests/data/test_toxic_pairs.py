@@ -33,7 +33,6 @@ def test_every_published_form_is_one_pair():
         ({"toxic": None, "neutral": "x"}, "the pair has no 'toxic' side"),
         ({"toxic": "x", "neutral": []}, "the pair has no 'neutral' side"),
         ({"chosen": "x"}, "the pair has no 'rejected' side"),
-        ({"toxic": "x y", "neutral": " x  y "}, "both sides are the same text"),
         ({"toxic": 3, "neutral": "x"}, "field 'toxic': expected text, found int"),
         ({"toxic": "\ud800", "neutral": "x"}, "cut in the middle of a character"),
         ({"toxic": "x", "neutral": "y", "prompt": "\ud800"}, "field 'prompt' is cut in the middle of a character"),

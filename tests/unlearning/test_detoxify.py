@@ -284,6 +284,10 @@ def test_pairs_are_split_by_the_seed_and_share_no_text():
         seen.append(bool(notes))
         assert (fit, held, notes) == detoxifying.split(pairs, seed)
     assert set(seen) == {False, True}
+    same = {"toxic": "as it  was", "neutral": "as it was "}
+    fit, held, notes = detoxifying.split(read_toxic_pairs([*PAIRS, same, same]), 0)
+    assert len(fit) + len(held) == 24 and "as it was" not in {pair.neutral for pair in (*fit, *held)}
+    assert notes == ["2 pairs have the same text on both sides and are left out."]
 
 
 @pytest.mark.parametrize(

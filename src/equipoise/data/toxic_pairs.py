@@ -44,16 +44,12 @@ class ToxicPair:
 
 
 def read_toxic_pairs(
-    source: str | Path | Sequence["ToxicPair | Mapping[str, Any]"],
-    fields: Mapping[str, str] | None = None,
-    *,
-    drop_equal: bool = False,
+    source: str | Path | Sequence["ToxicPair | Mapping[str, Any]"], fields: Mapping[str, str] | None = None
 ) -> list[ToxicPair]:
-    """The pairs of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
+    """The pairs of a file (JSON lines, CSV, Parquet) or of rows, with unique ids; those with equal sides, too.
 
-    drop_equal: pairs whose sides are equal are left out. Raises BadInput, naming the place, for a pair of which a side is
-    missing, for one whose sides are equal where these are not left out, for a name in `fields` that no row has, and where
-    there is no pair.
+    Raises BadInput, naming the place, for a pair of which a side is missing, for a name in `fields` that no row has, and
+    where there is no pair.
     """
     fields = dict(fields or {})
     for name in fields:
@@ -75,29 +71,26 @@ def read_toxic_pairs(
         for place, name, row in rows
     ]
     seen: dict[str, str] = {}
-    told: list[ToxicPair] = []
     for (place, _, _), pair in zip(rows, pairs, strict=True):
         if pair.id in seen:
             raise BadInput(f"{place}: id {pair.id!r} was used before at {seen[pair.id]}; make ids unique.")
         seen[pair.id] = place
-        if pair.toxic.split() != pair.neutral.split():
-            told.append(pair)
-        elif not drop_equal:
-            raise BadInput(f"{place}: both sides are the same text, which tells nothing: leave the pair out.")
-    if not told:
+    if not pairs:
         raise BadInput(f"{source if isinstance(source, str | Path) else 'pairs'}: there is no pair to read.")
-    return told
+    return pairs
+
+
+def telling_pairs(pairs: Sequence[ToxicPair]) -> list[ToxicPair]:
+    """Those whose sides are different texts; published sets hold a few others, which were given back as they were."""
+    return [pair for pair in pairs if pair.toxic.split() != pair.neutral.split()]
 
 
 def paradetox() -> list[ToxicPair]:
-    """ParaDetox, or the sample of it in the folder `paradetox` of EQUIPOISE_DATA; the first rewrite of each sentence.
-
-    A few sentences were given back as they are; these are left out.
-    """
+    """The telling pairs of ParaDetox, or of its sample in EQUIPOISE_DATA; the first rewrite of each sentence."""
     found = sorted(folder("paradetox").glob("paradetox*.jsonl*"))
     if not found:
         raise BadInput(f"{folder('paradetox')} holds no paradetox*.jsonl with toxic and neutral sentences.")
-    return read_toxic_pairs(found[0], drop_equal=True)
+    return telling_pairs(read_toxic_pairs(found[0]))
 
 
 def listed_words() -> list[str]:

@@ -28,7 +28,7 @@ from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.core.serialize import deserialize, serialize
 from equipoise.data.records import Record, read_records, record_from
-from equipoise.data.toxic_pairs import ToxicPair, read_toxic_pairs, read_words, telling_words
+from equipoise.data.toxic_pairs import ToxicPair, read_toxic_pairs, read_words, telling_pairs, telling_words
 from equipoise.language import catalog, features
 from equipoise.language.encode import Example, encode, encode_prompts
 from equipoise.language.encode import notes as encoding_notes
@@ -547,8 +547,10 @@ class _Measuring:
 def split(pairs: Sequence[ToxicPair], seed: int) -> tuple[list[ToxicPair], list[ToxicPair], list[str]]:
     """Pairs that the subspace is made of, pairs that are held out, drawn by the seed, and what there is to say of them.
 
-    A pair of which a text is also held out is left out. Raises BadInput for fewer than five pairs.
+    A pair of the same text twice is left out, and one of which a text is also held out. Raises BadInput for fewer than five.
     """
+    given, pairs = len(pairs), telling_pairs(pairs)
+    notes = [f"{given - len(pairs)} pairs have the same text on both sides and are left out."] * (given > len(pairs))
     if len(pairs) < HELD_OUT:
         raise BadInput(f"{len(pairs)} pairs, of which a fifth is held out: give {HELD_OUT} at least.")
     order = np.random.default_rng(np.random.SeedSequence([seed, len(pairs)])).permutation(len(pairs))
@@ -562,7 +564,8 @@ def split(pairs: Sequence[ToxicPair], seed: int) -> tuple[list[ToxicPair], list[
         if index not in chosen and not {_key(pair.toxic), _key(pair.neutral)} & known
     ]
     left = len(pairs) - len(held) - len(fit)
-    return fit, held, [f"{left} pairs have a text that is also held out and are left out."] if left else []
+    notes += [f"{left} pairs have a text that is also held out and are left out."] * (left > 0)
+    return fit, held, notes
 
 
 def _key(text: str) -> str:
