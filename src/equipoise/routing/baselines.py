@@ -29,7 +29,7 @@ from torch import Tensor
 
 from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, MissingExtra
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.language import confidence
 from equipoise.language.encode import IGNORE, Example
 from equipoise.language.generate import generate
@@ -138,6 +138,7 @@ class Top10Variance(FixedScore):
 class ChainOfEmbedding(FixedScore):
     """features: [n, L, d]. form: as RouterXBench has it, or the original's CoE-R (real) or CoE-C (complex)."""
 
+    @closed
     def __init__(self, form: Chain = "routerxbench") -> None:
         self.form = form
 
@@ -145,7 +146,6 @@ class ChainOfEmbedding(FixedScore):
         """routerxbench: the mean of all |z_l| + |z_l+1| and cos(z_l, z_l+1). With M the distance and A the angle of two
         layers, real: mean of M / M(0, L) - A / A(0, L); complex: the modulus of the mean of M exp(iA).
         """
-        choice("form", self.form, Chain)
         z = _states(features)
         parts = [self._score(z[first : first + AT_ONCE].astype(float)) for first in range(0, len(z), AT_ONCE)]
         return np.concatenate([np.empty(0), *parts])

@@ -92,7 +92,7 @@ class Evaluating(Request):
         loaded = None
         if router is not None:
             loaded = load_router(router)
-            names |= {"router": str(router), "model": getattr(model, "name", None) or str(model)}
+            names |= {"router": str(router), "model": model.name if isinstance(model, LanguageModel) else str(model)}
             inputs["router"] = sha256_file(router / ABOUT)
         return cls(
             labels=found,
