@@ -773,6 +773,134 @@ def prm_evaluate_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# route
+
+
+def routing_rows(count: int = 72) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{i}",
+            "prompt": f"{'yes' if i % 2 else 'no'} one {i}?",
+            "domain": "ab"[i % 3 == 0],
+            "weak": i % 2,
+            "strong": 1,
+        }
+        for i in range(count)
+    ]
+
+
+def route_label_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    (folder / "calls.jsonl").touch()
+    rows = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1), "domain": "ab"[i % 2]} for i in range(6)]
+    said = [{**row, "weak_answer": "1", "strong_answer": row["answer"]} for row in rows]
+    write_rows(folder / "unanswered.jsonl", rows)
+    write_rows(folder / "free.jsonl", [{"prompt": row["prompt"], "strong_answer": "one"} for row in rows])
+    write_rows(folder / "asked.jsonl", [{"ask": row["prompt"], "reply": "1", "strong_answer": "1"} for row in rows])
+    return {
+        "model": folder / "model",
+        "prompts": write_rows(folder / "prompts.jsonl", said),
+        "verifier": "number",
+        "max_new_tokens": 3,
+    }
+
+
+def route_label_whole(folder: Path) -> Settings:
+    return {"limit": 5, "chat_template": "none"}
+
+
+def route_label_more(folder: Path) -> Sequence[Settings]:
+    served = {"strong": "mockllm/model", "prompts": folder / "unanswered.jsonl"}
+    return (
+        {"model": None},
+        {"prompts": folder / "unanswered.jsonl"},
+        {"prompts": folder / "free.jsonl"},
+        {"prompts": folder / "free.jsonl", "verifier": None, "judge": "mockllm/model"},
+        {"prompts": folder / "asked.jsonl", "fields": {"prompt": "ask", "gold": "reply"}},
+        {"verifier": None},
+        {"verifier": None, "judge": "mockllm/model"},
+        {"judge": "mockllm/model"},
+        served,
+        {**served, "budget": "calls=5", "max_connections": 2, "prices": {"mockllm/model": (1.0, 2.0)}},
+        {**served, "replay": folder / "calls.jsonl"},
+        {**served, "strong_args": {"api_key": "sk"}},
+        {"strong": "no-such"},
+        {"budget": "calls=5"},
+        {"max_new_tokens": 600},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+    )
+
+
+def route_fit_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    rows = routing_rows()
+    write_rows(folder / "few.jsonl", rows[:59])
+    write_rows(folder / "alike.jsonl", [{**row, "weak": 1} for row in rows])
+    write_rows(folder / "long.jsonl", [*rows, {**rows[0], "id": "long", "prompt": "a b " * 600}])
+    write_rows(folder / "half.jsonl", [{**row, "weak": None if i < 5 else row["weak"]} for i, row in enumerate(rows)])
+    return {"model": folder / "model", "labels": write_rows(folder / "labels.jsonl", rows), "epochs": 2}
+
+
+def route_fit_whole(folder: Path) -> Settings:
+    return {"calls": 0.5, "kind": "dirichlet", "reads": "raw", "learning_rate": 1e-2, "confidence": 0.8, "seed": 3}
+
+
+def route_fit_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"labels": folder / "few.jsonl"},
+        {"labels": folder / "alike.jsonl"},
+        {"labels": folder / "long.jsonl"},
+        {"labels": folder / "half.jsonl"},
+        {"limit": 30},
+        {"calls": 0.3, "quality": 0.5},
+        {"quality": 0.5, "confidence": 0.6},
+        {"quality": 1.5},
+        {"budget_band": (0.3, 0.1)},
+        {"budget_band": (0.0, 0.305)},
+        {"chat_template": "none"},
+        {"chat_template": "none", "reads": "raw"},
+        {"model": folder / "nothing"},
+        {"device": "cuda:99"},
+    )
+
+
+def route_evaluate_files(folder: Path) -> Settings:
+    from equipoise.routing.router import Router
+
+    small_model().save(folder / "model")
+    rows = routing_rows(12)
+    zeros = np.zeros(3, np.float32)
+    made = {"threshold": 0.5, "reads": "chat", "layers": 3, "width": 32, "w": np.ones(32, np.float32), "a": zeros}
+    Router("mean", **made, chosen={"aim": "calls", "target": 0.5}).save(folder / "router")
+    Router("mean", **made | {"layers": 4, "a": np.zeros(4, np.float32)}).save(folder / "other")
+    write_rows(folder / "scores.jsonl", [{**row, "scores": {"mine": i}} for i, row in enumerate(rows)])
+    write_rows(folder / "own.jsonl", [{**row, "scores": {"router": i}} for i, row in enumerate(rows)])
+    labels = write_rows(folder / "labels.jsonl", rows)
+    return {"labels": labels, "router": folder / "router", "model": folder / "model"}
+
+
+def route_evaluate_whole(folder: Path) -> Settings:
+    return {"ask": True, "samples": 2, "max_new_tokens": 2, "seed": 3}
+
+
+def route_evaluate_more(folder: Path) -> Sequence[Settings]:
+    alone = {"router": None, "model": None}
+    return (
+        {"labels": folder / "scores.jsonl"},
+        {"labels": folder / "scores.jsonl", **alone},
+        {"labels": folder / "scores.jsonl", **alone, "ask": True},
+        {"labels": folder / "own.jsonl"},
+        alone,
+        {"model": None},
+        {"router": folder / "other"},
+        {"router": folder},
+        {"chat_template": "none"},
+        {"budget_band": (0.5, 0.1)},
+        {"device": "cuda:99"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -850,6 +978,29 @@ SMALL = {
             "equipoise.language.model._from_folder": read_model,
             "equipoise.reinforcement.prm_labeling.tokens_per_second": lambda *_: 1.0,
         },
+        slow=True,
+    ),
+    "route label": SmallJob(
+        route_label_files,
+        "equipoise.routing.labeling.Labeling._weak",
+        whole=route_label_whole,
+        more=route_label_more,
+        quick={"equipoise.language.model._from_folder": read_model},
+    ),
+    "route fit": SmallJob(
+        route_fit_files,
+        "equipoise.routing.prompt_states.extract",
+        whole=route_fit_whole,
+        more=route_fit_more,
+        quick={"equipoise.language.model._from_folder": read_model},
+        slow=True,
+    ),
+    "route evaluate": SmallJob(
+        route_evaluate_files,
+        "equipoise.routing.evaluating.Evaluating._scored",
+        whole=route_evaluate_whole,
+        more=route_evaluate_more,
+        quick={"equipoise.language.model._from_folder": read_model},
         slow=True,
     ),
     "solvable fit": SmallJob(

@@ -125,11 +125,7 @@ class Evaluating(Request):
 
     def work(self, folder: Path | None) -> RouteEvaluation:
         language_model, rows, doubts = self._opened()
-        scores = dict(self.scores)
-        unread = 0
-        if language_model is not None and self.router is not None:
-            made, unread = self._made(language_model, rows, folder)
-            scores |= {name: score for name, score in made.items() if name not in scores}
+        scores, unread = self._scored(language_model, rows, folder)
         weak, strong = np.array(self.labels.weak), np.array(self.labels.strong)
         groups, domains = np.array(self.labels.groups), np.array(self.labels.domains)
         sent = None
@@ -187,10 +183,12 @@ class Evaluating(Request):
         prompt_states.check_lengths(language_model, rows, [problem.id for problem in self.labels.problems])
         return language_model, rows, doubts
 
-    def _made(
-        self, language_model: LanguageModel, rows: Sequence[Sequence[int]], folder: Path | None
+    def _scored(
+        self, language_model: LanguageModel | None, rows: Sequence[Sequence[int]], folder: Path | None
     ) -> tuple[dict[str, Array], int]:
-        assert self.router is not None
+        """Those of the rows, over those that are made here; and how many replies held no number."""
+        if language_model is None or self.router is None:
+            return dict(self.scores), 0
         prompts = [asked(problem) for problem in self.labels.problems]
         unread = 0
         with features_place(folder) as place:
@@ -205,7 +203,7 @@ class Evaluating(Request):
             made[SEMANTIC] = semantic_agreement(
                 language_model, prompts, samples=self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed
             ).score
-        return {ROUTER: made.pop(ROUTER), **made}, unread
+        return {ROUTER: made[ROUTER], **made, **self.scores}, unread
 
 
 def _tested(labels: Labels) -> Labels:
