@@ -20,14 +20,12 @@ def calls_of(controller, scores):
 def check_bound(calls, budget, burst):
     """Every run of requests, from the first on and any other, in exact arithmetic on the counts alone."""
     b = Fraction(repr(budget))
-    ahead = [Fraction(0)]  # calls minus what the budget gives
+    ahead = lowest = 0  # calls minus what the budget gives, in parts of its denominator
     for call in calls:
-        ahead.append(ahead[-1] + int(call) - b)
-    assert max(ahead) <= 0
-    lowest = ahead[0]
-    for value in ahead:
-        lowest = min(lowest, value)
-        assert value - lowest <= Fraction(burst)
+        ahead += int(call) * b.denominator - b.numerator
+        assert ahead <= 0
+        lowest = min(lowest, ahead)
+        assert ahead - lowest <= Fraction(burst) * b.denominator
 
 
 @given(
@@ -39,11 +37,11 @@ def test_no_order_of_scores_breaks_the_bound(scores, budget, burst):
     check_bound(calls_of(Controller(budget, 0.4, burst=burst), scores), budget, burst)
 
 
-@pytest.mark.parametrize("budget", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("budget", [0.05, 0.7])
 def test_an_adversary_that_sees_the_threshold_does_not_break_the_bound(budget):
     """It saves up with easy prompts, then sends prompts just below the threshold for as long as they are called."""
     controller, calls = Controller(budget, 0.5, burst=16), []
-    for turn in range(6000):
+    for turn in range(4500):
         saving = turn % 1500 < 1200
         score = 1.0 + turn if saving else controller.threshold_now - 1e-9
         calls.append(controller.decide(score).route == "upstream")
@@ -54,13 +52,13 @@ def test_an_adversary_that_sees_the_threshold_does_not_break_the_bound(budget):
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "hard first", "easy first", "alternating"])
 def test_sorted_traffic_keeps_the_bound(order):
-    scores = np.linspace(0, 1, 5000)
+    scores = np.linspace(0, 1, 3000)
     scores = {
         "ascending": scores,
         "descending": scores[::-1],
-        "hard first": np.repeat([0.0, 1.0], 2500),
-        "easy first": np.repeat([1.0, 0.0], 2500),
-        "alternating": np.tile([0.0, 1.0], 2500),
+        "hard first": np.repeat([0.0, 1.0], 1500),
+        "easy first": np.repeat([1.0, 0.0], 1500),
+        "alternating": np.tile([0.0, 1.0], 1500),
     }[order]
     calls = calls_of(Controller(0.3, 0.5), scores)
     check_bound(calls, 0.3, 64)
@@ -69,14 +67,16 @@ def test_sorted_traffic_keeps_the_bound(order):
 
 
 def traffic(seed, n, distance):
-    """Scores, and whether the weak model is right: half the time, with normal scores `distance` apart."""
+    """Scores, and whether the weak model is right: half the time, with normal scores `distance` apart.
+
+    0.74 apart is an AUROC of 0.70, 2.33 one of 0.95.
+    """
     generator = np.random.default_rng(seed)
     right = generator.random(n) < 0.5
     return generator.normal(size=n) + distance * right, right
 
 
-@pytest.mark.parametrize("budget", [0.05, 0.3, 0.7])
-@pytest.mark.parametrize("distance", [0.74, 2.33])  # AUROC 0.70 and 0.95
+@pytest.mark.parametrize(("budget", "distance"), [(0.05, 2.33), (0.3, 0.74), (0.3, 2.33), (0.7, 0.74)])
 def test_stationary_traffic_uses_the_budget_and_loses_at_most_a_point(budget, distance):
     scores, right = traffic(1, 10_000, distance)
     calls = calls_of(Controller(budget, 100.0), scores)  # a threshold of another world: everything is below it
