@@ -36,6 +36,7 @@ from equipoise.language.generate import generate
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import padded, roll_out
 from equipoise.language.score import head_reads, log_likelihoods, wide
+from equipoise.routing.labels import VERBALISED
 from equipoise.routing.logit_scores import LOGIT_SCORES, logit_scores
 
 if TYPE_CHECKING:
@@ -55,10 +56,6 @@ except ImportError as error:
 
 Array = NDArray[np.float64]
 Chain = Literal["routerxbench", "real", "complex"]
-VERBALISED = (
-    "{question}\n\nDo not answer the question. Say only how likely it is that your answer to it would be right. "
-    'Reply with "Confidence:" and a number from 0 to 100, and nothing else.'
-)
 AT_ONCE = 256  # prompts in memory in float64
 UNREAD = 0.5  # the score of a reply without a number
 SAMPLES, SAMPLING_TEMPERATURE, NUCLEUS = 5, 0.7, 0.9

@@ -259,6 +259,7 @@ class ProbeLayer(Probe):
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """last, or layer for any other."""
         return "last" if self.layer == -1 else "layer"
 
     def _join(self, z: NDArray[Any]) -> NDArray[Any]:
