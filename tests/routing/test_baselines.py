@@ -63,7 +63,7 @@ def test_the_chain_of_embedding_by_hand():
     with pytest.raises(BadInput, match="at least two layers"):
         baselines.ChainOfEmbedding().score_prompts(z[:, :1])
     with pytest.raises(BadInput, match="form"):
-        baselines.ChainOfEmbedding("imaginary").score_prompts(z)
+        baselines.ChainOfEmbedding("imaginary")
 
 
 def test_fixed_scores_get_probabilities_and_keep_their_order():

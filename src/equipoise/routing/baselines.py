@@ -29,13 +29,14 @@ from torch import Tensor
 
 from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, MissingExtra
-from equipoise.core.options import choice
+from equipoise.core.options import closed
 from equipoise.language import confidence
 from equipoise.language.encode import IGNORE, Example
 from equipoise.language.generate import generate
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import padded, roll_out
 from equipoise.language.score import head_reads, log_likelihoods, wide
+from equipoise.routing.labels import VERBALISED
 from equipoise.routing.logit_scores import LOGIT_SCORES, logit_scores
 
 if TYPE_CHECKING:
@@ -55,10 +56,6 @@ except ImportError as error:
 
 Array = NDArray[np.float64]
 Chain = Literal["routerxbench", "real", "complex"]
-VERBALISED = (
-    "{question}\n\nDo not answer the question. Say only how likely it is that your answer to it would be right. "
-    'Reply with "Confidence:" and a number from 0 to 100, and nothing else.'
-)
 AT_ONCE = 256  # prompts in memory in float64
 UNREAD = 0.5  # the score of a reply without a number
 SAMPLES, SAMPLING_TEMPERATURE, NUCLEUS = 5, 0.7, 0.9
@@ -138,6 +135,7 @@ class Top10Variance(FixedScore):
 class ChainOfEmbedding(FixedScore):
     """features: [n, L, d]. form: as RouterXBench has it, or the original's CoE-R (real) or CoE-C (complex)."""
 
+    @closed
     def __init__(self, form: Chain = "routerxbench") -> None:
         self.form = form
 
@@ -145,7 +143,6 @@ class ChainOfEmbedding(FixedScore):
         """routerxbench: the mean of all |z_l| + |z_l+1| and cos(z_l, z_l+1). With M the distance and A the angle of two
         layers, real: mean of M / M(0, L) - A / A(0, L); complex: the modulus of the mean of M exp(iA).
         """
-        choice("form", self.form, Chain)
         z = _states(features)
         parts = [self._score(z[first : first + AT_ONCE].astype(float)) for first in range(0, len(z), AT_ONCE)]
         return np.concatenate([np.empty(0), *parts])

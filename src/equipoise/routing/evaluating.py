@@ -21,12 +21,12 @@ from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
 from equipoise.routing.baselines import semantic_agreement, verbalised
 from equipoise.routing.fitting import features_place
-from equipoise.routing.labels import Labels, asked, read_labels
+from equipoise.routing.labels import Labels, asked, read_labels, scores_of, solved_of, tested
 from equipoise.routing.measured import HeldOut, Threshold
 from equipoise.routing.result import EvaluationPlan, RouteEvaluation
 from equipoise.routing.router import ABOUT, Router
 from equipoise.routing.router import load as load_router
-from equipoise.routing.routerxbench import Bands, default_labels, outcomes
+from equipoise.routing.routerxbench import Bands, outcomes
 from equipoise.routing.scoring import FEATURES, cards, given_scores
 
 Array = NDArray[np.float64]
@@ -79,8 +79,8 @@ class Evaluating(Request):
             )
         if ask and model is None:
             raise BadInput("there is no model to ask: give router and model, or leave ask out.")
-        found = _tested(read_labels(labels, limit=limit, fields=fields))
-        scores = _stored(found)
+        found = tested(read_labels(labels, limit=limit, fields=fields))
+        scores = scores_of(found)
         if router is None and not scores:
             raise BadInput(
                 f"{found.name}: no row has scores: give router and model, or the scores.jsonl that route fit wrote."
@@ -92,12 +92,12 @@ class Evaluating(Request):
         loaded = None
         if router is not None:
             loaded = load_router(router)
-            names |= {"router": str(router), "model": getattr(model, "name", None) or str(model)}
+            names |= {"router": str(router), "model": model.name if isinstance(model, LanguageModel) else str(model)}
             inputs["router"] = sha256_file(router / ABOUT)
         return cls(
             labels=found,
             scores=scores,
-            solved=_solved(found),
+            solved=solved_of(found),
             router=loaded,
             model=model,
             ask=ask,
@@ -204,63 +204,6 @@ class Evaluating(Request):
                 language_model, prompts, samples=self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed
             ).score
         return {ROUTER: made[ROUTER], **made, **self.scores}, unread
-
-
-def _tested(labels: Labels) -> Labels:
-    """Of the scores of a fit the rows that were tested: on the others the fit has seen the labels."""
-    parts = [problem.columns.get("part") for problem in labels.problems]
-    if "test" not in parts:
-        return labels
-    kept = [place for place, part in enumerate(parts) if part == "test"]
-
-    def some(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(values[place] for place in kept)
-
-    return Labels(
-        problems=some(labels.problems),
-        weak=some(labels.weak),
-        strong=some(labels.strong),
-        domains=some(labels.domains),
-        groups=some(labels.groups),
-        unjudged=labels.unjudged,
-        assumed=labels.assumed,
-        name=labels.name,
-        digest=labels.digest,
-    )
-
-
-def _stored(labels: Labels) -> dict[str, Array]:
-    """The scores that every row holds. Raises BadInput for one that is no number, or in some rows alone."""
-    found = [problem.columns.get("scores") for problem in labels.problems]
-    if all(each is None for each in found):
-        return {}
-    names: set[str] = set()
-    for problem, each in zip(labels.problems, found, strict=True):
-        if not isinstance(each, Mapping) or not all(isinstance(value, int | float) for value in each.values()):
-            raise BadInput(
-                f"{labels.name}: {problem.id!r} has the scores {each!r:.80}, expected an object of numbers by name."
-            )
-        names |= each.keys()
-    table: dict[str, Array] = {}
-    for name in sorted(names):
-        lacking = next((p.id for p, each in zip(labels.problems, found, strict=True) if name not in (each or {})), None)
-        if lacking is not None:
-            raise BadInput(f"{labels.name}: {lacking!r} has no score {name!r}, and others have: give all, or none.")
-        values = np.array([float((each or {})[name]) for each in found])
-        if not np.isfinite(values).all():
-            raise BadInput(
-                f"{labels.name}: the score {name!r} of {labels.problems[int(np.argmin(np.isfinite(values)))].id!r} "
-                "is not finite."
-            )
-        table[name] = values
-    return table
-
-
-def _solved(labels: Labels) -> Array:
-    given = [problem.columns.get("solved") for problem in labels.problems]
-    if all(each in (0, 1) and each is not None for each in given):
-        return np.array(given, float)
-    return default_labels(np.array(labels.weak), np.array(labels.strong))
 
 
 def _threshold(router: Router) -> Threshold:

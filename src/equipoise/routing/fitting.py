@@ -64,7 +64,7 @@ class Fitting(Request):
 
     model: str | Path | LanguageModel
     labels: Labels
-    parts: tuple[Part, ...]
+    parts: tuple[str, ...]
     kind: str
     reads: Reads
     aim: tuple[str, float]

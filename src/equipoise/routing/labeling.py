@@ -103,7 +103,7 @@ class Labeling(Request):
         names = {"prompts": str(source) if isinstance(source, str | Path) else f"{len(problems)} problems"}
         inputs = {"prompts": sha256_file(Path(source))} if isinstance(source, str | Path) else {}
         for who, player in ((WEAK, model), (STRONG, server.strong)):
-            names[who] = getattr(player, "name", None) or str(player or f"the field {who}_answer")
+            names[who] = player.name if isinstance(player, LanguageModel) else str(player or f"the field {who}_answer")
             if player is None:
                 _check_answers(problems, who)
         opened = None

@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem, read_problems
+from equipoise.routing.routerxbench import default_labels
 
+Array = NDArray[np.float64]
 Part = Literal["fit", "choose", "test"]
 SHARES: Mapping[Part, float] = {"fit": 0.5, "choose": 0.25, "test": 0.25}
+VERBALISED = (
+    "{question}\n\nDo not answer the question. Say only how likely it is that your answer to it would be right. "
+    'Reply with "Confidence:" and a number from 0 to 100, and nothing else.'
+)
 FEWEST = 60  # groups of prompts that can be divided so
 
 
@@ -113,6 +122,64 @@ def divide(groups: Sequence[str], seed: int) -> list[Part]:
 def asked(problem: Problem) -> Any:
     """The prompt as a model reads it: its turns, or its text."""
     return problem.messages or problem.prompt
+
+
+def tested(labels: Labels) -> Labels:
+    """Of the scores of a fit the rows that were tested: on the others the fit has seen the labels."""
+    parts = [problem.columns.get("part") for problem in labels.problems]
+    if "test" not in parts:
+        return labels
+    kept = [place for place, part in enumerate(parts) if part == "test"]
+
+    def some(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in kept)
+
+    return Labels(
+        problems=some(labels.problems),
+        weak=some(labels.weak),
+        strong=some(labels.strong),
+        domains=some(labels.domains),
+        groups=some(labels.groups),
+        unjudged=labels.unjudged,
+        assumed=labels.assumed,
+        name=labels.name,
+        digest=labels.digest,
+    )
+
+
+def scores_of(labels: Labels) -> dict[str, Array]:
+    """The scores that every row holds. Raises BadInput for one that is no number, or in some rows alone."""
+    found = [problem.columns.get("scores") for problem in labels.problems]
+    if all(each is None for each in found):
+        return {}
+    names: set[str] = set()
+    for problem, each in zip(labels.problems, found, strict=True):
+        if not isinstance(each, Mapping) or not all(isinstance(value, int | float) for value in each.values()):
+            raise BadInput(
+                f"{labels.name}: {problem.id!r} has the scores {each!r:.80}, expected an object of numbers by name."
+            )
+        names |= each.keys()
+    table: dict[str, Array] = {}
+    for name in sorted(names):
+        lacking = next((p.id for p, each in zip(labels.problems, found, strict=True) if name not in (each or {})), None)
+        if lacking is not None:
+            raise BadInput(f"{labels.name}: {lacking!r} has no score {name!r}, and others have: give all, or none.")
+        values = np.array([float((each or {})[name]) for each in found])
+        if not np.isfinite(values).all():
+            raise BadInput(
+                f"{labels.name}: the score {name!r} of {labels.problems[int(np.argmin(np.isfinite(values)))].id!r} "
+                "is not finite."
+            )
+        table[name] = values
+    return table
+
+
+def solved_of(labels: Labels) -> Array:
+    """1 where weak answered well, [n]: the rows' own `solved`, else as `routerxbench.default_labels` has it."""
+    given = [problem.columns.get("solved") for problem in labels.problems]
+    if all(each in (0, 1) and each is not None for each in given):
+        return np.array(given, float)
+    return default_labels(np.array(labels.weak), np.array(labels.strong))
 
 
 def _quality(name: str, problem: Problem, field: str) -> float:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, MissingExtra
+from equipoise.core.options import closed
 from equipoise.routing.router import Kind, Reads, Router
 
 try:
@@ -143,6 +144,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         self.calibration_ = Calibration.of(self.decision_function(features), target)
         return self
 
+    @closed
     def router(
         self, threshold: float, *, reads: Reads, model: str = "", fingerprint: str = "", chosen: Any = None
     ) -> Router:

@@ -79,6 +79,7 @@ def check_lengths(language_model: LanguageModel, rows: Sequence[Sequence[int]], 
             )
 
 
+@closed
 def extract(
     language_model: LanguageModel,
     prompts: Sequence[str | Sequence[Message]],
