@@ -169,15 +169,20 @@ class Controller:
 
         Raises BadInput where it is no such state.
         """
-        counts = {name: state.get(name) for name in ("requests", "calls", "forced", "spent", "level")}
+        counts: dict[str, int] = {}
+        for name in ("requests", "calls", "forced", "spent", "level"):
+            value = state.get(name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise BadInput("This is no account of calls: give the file that the server wrote, or none.")
+            counts[name] = value
         recent, carry = state.get("recent"), state.get("carry")
-        whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts.values())
-        if not whole or not isinstance(recent, list) or not isinstance(carry, float) or not 0 <= carry < 1:
+        if not isinstance(recent, list) or not isinstance(carry, float) or not 0 <= carry < 1:
             raise BadInput("This is no account of calls: give the file that the server wrote, or none.")
         if not all(isinstance(score, int | float) and math.isfinite(score) for score in recent):
             raise BadInput("The account's scores are no numbers: give the file that the server wrote, or none.")
-        self.requests, self.calls, self.forced, self.spent, level = counts.values()  # pyright: ignore[reportAttributeAccessIssue]
-        self._level = min(level, self._most)  # pyright: ignore[reportArgumentType]
+        self.requests, self.calls = counts["requests"], counts["calls"]
+        self.forced, self.spent = counts["forced"], counts["spent"]
+        self._level = min(counts["level"], self._most)
         self._carry = carry
         self._recent = deque(float(score) for score in (recent[-WINDOW:] if scores else []))
         self._sorted = sorted(self._recent)

@@ -142,11 +142,13 @@ class _Server(uvicorn.Server):
 
 async def _trial(local: LocalModel) -> float:
     """Read and answer one short prompt, as requests will be; the seconds that reading takes once everything is warm."""
+    seconds = 0.0
     for _ in range(2):
         read = await local.read(_TRIAL)
+        seconds = read.seconds
         async for _ in local.answer(read, Sampling(max_tokens=2)):
             pass
-    return read.seconds
+    return seconds
 
 
 @contextmanager
