@@ -76,8 +76,9 @@ class Probe(ClassifierMixin, BaseEstimator):
         Raises BadInput for settings out of range and for one class only; what is no such array as scikit-learn does.
         """
         self._check_settings()
-        z, y = validate_data(self, features, y, allow_nd=True, dtype="numeric", ensure_min_samples=2)
-        z = self._layered(z)
+        given: Any = features, y  # what scikit-learn's types say of these two is another matter
+        z, y = validate_data(self, *given, allow_nd=True, dtype="numeric", ensure_min_samples=2)
+        z = self._layered(np.asarray(z))
         check_classification_targets(y)
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) > 2:
@@ -113,7 +114,8 @@ class Probe(ClassifierMixin, BaseEstimator):
     def decision_function(self, features: ArrayLike) -> Array:
         """The logits, [n], before calibration."""
         check_is_fitted(self)
-        z = self._layered(validate_data(self, features, reset=False, allow_nd=True, dtype="numeric"))
+        given: Any = features
+        z = self._layered(np.asarray(validate_data(self, given, reset=False, allow_nd=True, dtype="numeric")))
         if z.shape[1:] != (self.n_layers_, self.width_):
             raise BadInput(
                 f"the features are {list(z.shape)}, and the probe was fitted on [n, {self.n_layers_}, {self.width_}]."
@@ -326,7 +328,7 @@ def train(
     learnt = [parameters[name].requires_grad_() for name in ("w", "b", *("a",) * weighs, *("g",) * (noise is not None))]
     optimizer = torch.optim.Adam(learnt, lr=learning_rate)
     best: dict[str, Any] = {"loss": math.inf}
-    since = 0
+    since = epoch = 0
     for epoch in range(1, epochs + 1):
         for rows in fitted_on[torch.randperm(len(fitted_on), generator=generator)].split(batch_size):
             a, g = parameters["a"], parameters["g"]
