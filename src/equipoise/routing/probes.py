@@ -133,15 +133,18 @@ class Probe(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, features: ArrayLike) -> Array:
         """[n, 2]: P of each class, calibrated where `calibrate` was called."""
+        check_is_fitted(self)
         p = self.calibration_(self.decision_function(features))
         return np.stack([1 - p, p], axis=1)
 
     def predict(self, features: ArrayLike) -> NDArray[Any]:
         """The likelier class, before calibration."""
+        check_is_fitted(self)
         return self.classes_[(self.decision_function(features) > 0).astype(int)]
 
     def calibrate(self, features: ArrayLike, y: ArrayLike) -> Probe:
         """Platt's two numbers from prompts that were not fitted on; scores and their order stay as they are."""
+        check_is_fitted(self)
         target = (np.asarray(y) == self.classes_[1]).astype(float)
         self.calibration_ = Calibration.of(self.decision_function(features), target)
         return self
