@@ -17,7 +17,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from equipoise.language.model import LanguageModel, evaluating, memory_advice
 from equipoise.language.rollouts import padded
 from equipoise.language.score import head_reads
 from equipoise.language.states import recording
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 Overflow = Literal["refuse", "cut"]
 MINILM = "minilm"
@@ -63,14 +60,15 @@ class Embedding:
 @closed
 def embed(
     texts: Sequence[str],
-    model: LanguageModel | SentenceTransformer | str | Path,
+    model: LanguageModel | str | Path | Any,
     *,
     overflow: Overflow = "refuse",
     cache: str | Path | None = None,
     batch_size: int = 32,
 ) -> Embedding:
-    """A vector for each text. cache: a folder; what was made before is read from there, and only what is missing is made.
+    """A vector for each text.
 
+    model: also a SentenceTransformer. cache: a folder; what was made before is read from there, and only the rest is made.
     overflow: what becomes of a text longer than the window. Raises BadInput for such a text (refuse), an empty one, a model
     that is none; MissingExtra without sentence-transformers, where it is needed; WorkFailed for a vector that is no number.
     """
@@ -193,7 +191,7 @@ def _opened(model: Any) -> Any:
     elif not (folder / "modules.json").is_file():
         raise BadInput(f"{model} is no folder of a sentence-transformers model. {did_you_mean(str(model), [MINILM])}")
     try:
-        from sentence_transformers import SentenceTransformer
+        sentences = importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise MissingExtra("Sentence models need sentence-transformers: pip install 'equipoise[retrieval]'.") from error
-    return SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
+    return sentences.SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})

@@ -264,7 +264,7 @@ class EmbeddingMLP(_Classified):
             MLPClassifier(
                 (256, 64),
                 alpha=self.alpha,
-                batch_size=min(32, n),
+                batch_size=min(32, n),  # pyright: ignore[reportArgumentType]
                 learning_rate_init=self.learning_rate,
                 max_iter=self.epochs,
                 n_iter_no_change=self.epochs,

@@ -106,15 +106,14 @@ class Labeling(Request):
             names[who] = player.name if isinstance(player, LanguageModel) else str(player or f"the field {who}_answer")
             if player is None:
                 _check_answers(problems, who)
-        opened = None
+
+        def verifying() -> Verifier:
+            return open_verifier(verifier, reward=reward, unsafe=unsafe)
+
         if judged:
             names["judged by"] = f"{server.judge}, {'against gold answers' if _all_gold(problems) else 'from 1 to 10'}"
         else:
-
-            def opened() -> Verifier:
-                return open_verifier(verifier, reward=reward, unsafe=unsafe)
-
-            with opened() as found:
+            with verifying() as found:
                 if needed:
                     found.check(problems)
                 inputs |= {"reward": found.digest} if found.digest else {}
@@ -124,7 +123,7 @@ class Labeling(Request):
             problems=tuple(problems),
             roles=roles,
             served=frozenset(_served(server)),
-            opened=opened,
+            opened=None if judged else verifying,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             loading=loading,

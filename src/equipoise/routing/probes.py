@@ -76,8 +76,9 @@ class Probe(ClassifierMixin, BaseEstimator):
         Raises BadInput for settings out of range and for one class only; what is no such array as scikit-learn does.
         """
         self._check_settings()
-        z, y = validate_data(self, features, y, allow_nd=True, dtype="numeric", ensure_min_samples=2)
-        z = self._layered(z)
+        given: Any = features, y  # what scikit-learn's types say of these two is another matter
+        z, y = validate_data(self, *given, allow_nd=True, dtype="numeric", ensure_min_samples=2)
+        z = self._layered(np.asarray(z))
         check_classification_targets(y)
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) > 2:
@@ -113,7 +114,8 @@ class Probe(ClassifierMixin, BaseEstimator):
     def decision_function(self, features: ArrayLike) -> Array:
         """The logits, [n], before calibration."""
         check_is_fitted(self)
-        z = self._layered(validate_data(self, features, reset=False, allow_nd=True, dtype="numeric"))
+        given: Any = features
+        z = self._layered(np.asarray(validate_data(self, given, reset=False, allow_nd=True, dtype="numeric")))
         if z.shape[1:] != (self.n_layers_, self.width_):
             raise BadInput(
                 f"the features are {list(z.shape)}, and the probe was fitted on [n, {self.n_layers_}, {self.width_}]."
@@ -131,15 +133,18 @@ class Probe(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, features: ArrayLike) -> Array:
         """[n, 2]: P of each class, calibrated where `calibrate` was called."""
+        check_is_fitted(self)
         p = self.calibration_(self.decision_function(features))
         return np.stack([1 - p, p], axis=1)
 
     def predict(self, features: ArrayLike) -> NDArray[Any]:
         """The likelier class, before calibration."""
+        check_is_fitted(self)
         return self.classes_[(self.decision_function(features) > 0).astype(int)]
 
     def calibrate(self, features: ArrayLike, y: ArrayLike) -> Probe:
         """Platt's two numbers from prompts that were not fitted on; scores and their order stay as they are."""
+        check_is_fitted(self)
         target = (np.asarray(y) == self.classes_[1]).astype(float)
         self.calibration_ = Calibration.of(self.decision_function(features), target)
         return self
@@ -326,7 +331,7 @@ def train(
     learnt = [parameters[name].requires_grad_() for name in ("w", "b", *("a",) * weighs, *("g",) * (noise is not None))]
     optimizer = torch.optim.Adam(learnt, lr=learning_rate)
     best: dict[str, Any] = {"loss": math.inf}
-    since = 0
+    since = epoch = 0
     for epoch in range(1, epochs + 1):
         for rows in fitted_on[torch.randperm(len(fitted_on), generator=generator)].split(batch_size):
             a, g = parameters["a"], parameters["g"]

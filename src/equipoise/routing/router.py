@@ -217,8 +217,8 @@ def load(folder: str | Path) -> Router:
         if hashlib.sha256(data).hexdigest() != about.pop("sha256"):
             raise ValueError(f"{NUMBERS} is not the one that {ABOUT} was written for")
         numbers = safetensors(data)
-        scalars = {name: float(numbers[name]) for name in ("b", "g")}
-        return Router(**about, **scalars, w=numbers.get("w"), a=numbers.get("a"))
+        stored: dict[str, Any] = {**about, "b": float(numbers["b"]), "g": float(numbers["g"])}
+        return Router(**stored, w=numbers.get("w"), a=numbers.get("a"))
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:

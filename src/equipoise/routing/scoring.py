@@ -71,7 +71,7 @@ def directions(z: NDArray[Any]) -> NDArray[np.float32]:
     """The mean of the last states of each prompt as a sentence vector of length 1: [n, L, d] -> [n, d]."""
     last = np.asarray(z[:, -1], np.float32)
     size = np.linalg.norm(last, axis=1, keepdims=True)
-    return last / np.where(size > 0, size, 1)
+    return (last / np.where(size > 0, size, 1)).astype(np.float32)
 
 
 def cards(
