@@ -43,7 +43,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--models", nargs="+", default=["tiny", "smollm2"])
 parser.add_argument("--words", nargs="+", type=int, default=[20, 200], help="lengths of the prompts")
 parser.add_argument("--repeats", type=int, default=15)
-parser.add_argument("--requests", type=int, default=200)
+parser.add_argument("--requests", type=int, default=200, help="0: none over sockets")
 parser.add_argument("--concurrency", type=int, default=32)
 parser.add_argument("--tokens", type=int, default=8, help="most tokens of a local answer")
 arguments = parser.parse_args()
@@ -112,8 +112,8 @@ def added(language_model: LanguageModel, words: int) -> None:
     )
 
 
-async def asked(url: str) -> float:
-    """Requests a second."""
+async def asked(url: str) -> tuple[float, float]:
+    """Requests a second, and milliseconds of CPU a request, those of the client and of the stub included."""
     gate = asyncio.Semaphore(arguments.concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
 
@@ -126,27 +126,28 @@ async def asked(url: str) -> float:
                 )
                 response.raise_for_status()
 
-        begin = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(one(number) for number in range(arguments.requests)))
-        return arguments.requests / (time.perf_counter() - begin)
+        cpu_ms = 1e3 * (time.process_time() - cpu) / arguments.requests
+        return arguments.requests / (time.perf_counter() - clock), cpu_ms
 
 
 def served(language_model: LanguageModel) -> None:
     router = probe(language_model)
     with running(Stub().app) as far:
-        direct = asyncio.run(asked(far.url))
-        rates = {}
+        rates = {"the stub alone": asyncio.run(asked(far.url))}
         for name, budget in (("all local", 0.0), ("half forwarded", 0.5), ("all forwarded", 1.0)):
             controller = Controller(budget, 1.0 if budget else 0.0)
             local = LocalModel(language_model, router)
             with running(app(router, local, Upstream(far.url), controller)) as near:
-                rates[name] = asyncio.run(asked(near.url)), controller.share
-    told = ", ".join(f"{name} {rate:.1f} (share {share:.2f})" for name, (rate, share) in rates.items())
-    print(f"{language_model.name}, {arguments.tokens} tokens: requests a second: {told}; the stub alone {direct:.1f}")
+                rates[name] = asyncio.run(asked(near.url))
+    told = ", ".join(f"{name} {rate:.1f} ({cpu_ms:.0f} ms of CPU each)" for name, (rate, cpu_ms) in rates.items())
+    print(f"{language_model.name}, {arguments.tokens} tokens, requests a second: {told}", flush=True)
 
 
 for name in arguments.models:
     model = tiny([TEXT] * 4, seed=0, context=1024) if name == "tiny" else load(name)
     for words in arguments.words:
         added(model, words)
-    served(model)
+    if arguments.requests:
+        served(model)
