@@ -568,12 +568,15 @@ def test_what_is_loaded_from_where(tmp_path, monkeypatch):
 
 def test_what_transformers_is_asked(monkeypatch):
     asked = []
-    for kind in ("AutoTokenizer", "AutoModelForCausalLM"):
+    found = {"is_local": True, "local_files_only": False, "pad_token": "x"}
+    made = {"AutoTokenizer": SimpleNamespace(init_kwargs=found), "AutoModelForCausalLM": SimpleNamespace()}
+    for kind in made:
         monkeypatch.setattr(
             f"transformers.{kind}.from_pretrained",
-            lambda where, kind=kind, **named: asked.append((kind, where, named)) or kind,
+            lambda where, kind=kind, **named: asked.append((kind, where, named)) or made[kind],
         )
-    assert loading._from_folder("a/b", torch.float32) == ("AutoModelForCausalLM", "AutoTokenizer")
+    assert loading._from_folder("a/b", torch.float32) == tuple(made[kind] for kind in reversed(made))
+    assert made["AutoTokenizer"].init_kwargs == {"pad_token": "x"}  # what is written on, wherever it was found
     assert loading._from_folder("a/b", "auto", trust_remote_code=True, revision="r")
     options = {"trust_remote_code": False, "revision": "main"}, {"trust_remote_code": True, "revision": "r"}
     assert asked == [

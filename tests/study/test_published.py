@@ -26,7 +26,7 @@ def test_readme_index_and_verdicts_are_those_of_the_reports(script: ModuleType) 
     assert list(script.stale()) == [], "run: python scripts/published.py"
     table = script.README.read_text(encoding="utf-8").split(script.BEGIN)[1].split(script.END)[0]
     systems = script.registry.systems()
-    assert table.count("](https://arxiv.org/abs/") == len(systems)
+    assert table.count("](https://arxiv.org/abs/") + table.count("| several papers |") == len(systems)
     published = {path.parent.name for path in script.RESULTS.glob("*/verdicts.json")}
     assert table.count("none yet") == len(systems.keys() - published)
 

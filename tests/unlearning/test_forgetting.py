@@ -57,7 +57,8 @@ def test_what_is_stored_of_a_request():
     assert read.loading["date"] == day and read.loading["device"] == "cpu"
     assert read.target == ("forget_log_probability", -2.5)
     assert (
-        read.inputs == {}
+        set(read.inputs) == {"forget", "retain"}
+        and read.inputs != request(records={"forget": FORGET[:1], "retain": RETAIN}).inputs
         and read.processes.main is True
         and read.scratch() == ("state.safetensors", "begun.safetensors")
     )
@@ -161,12 +162,17 @@ def test_a_sample_is_spread_evenly_from_the_first_to_the_last():
 def test_records_in_memory_and_their_names(tmp_path):
     found = sides.read_sides({"forget": [{"question": "q?", "answer": "a"}, FORGET[0]], "retain": RETAIN}, None)
     assert found.records["forget"] == [Record("forget-0", "a", "q?"), FORGET[0]]
-    assert found.names == {"forget": "2 records", "retain": "3 records"} and found.digests == {}
+    assert found.names == {"forget": "2 records", "retain": "3 records"}
+    assert (
+        found.digests["forget"]
+        == sides.read_sides({"forget": found.records["forget"], "retain": RETAIN}, None).digests["forget"]
+    )
+    assert found.digests["forget"] != sides.read_sides({"forget": FORGET, "retain": RETAIN}, None).digests["forget"]
     assert found.texts() == ["q? a", "question f 0? answer f0", *(f"question r {n}? answer r{n}" for n in range(3))]
     file = tmp_path / "general.jsonl"
     file.write_text('{"text": "some words"}\n')
     found = sides.read_sides({"forget": FORGET, "retain": RETAIN, "general": str(file)}, None)
-    assert found.names["general"] == str(file) and list(found.digests) == ["general"]
+    assert found.names["general"] == str(file) and list(found.digests) == ["forget", "retain", "general"]
     assert [each.completion for each in found.records["general"]] == ["some words"]
     with pytest.raises(BadInput, match=r"^retain holds no records: at least one is needed\.$"):
         sides.read_sides({"forget": FORGET, "retain": []}, None)

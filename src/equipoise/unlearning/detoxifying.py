@@ -287,6 +287,12 @@ class Detoxifying(Request):
                 raise BadInput(f"{name} {value}: there are {most} at most, {where} of width {width}.")
         rehearse(language_model, trains=False)
         fit = tuple(self._encoded(language_model, self.fit, side) for side in ("toxic", "neutral"))
+        seen = {(a.input_ids, b.input_ids) for a, b in zip(*fit, strict=True) if a.input_ids != b.input_ids}
+        if len(seen) < self.candidates:
+            raise BadInput(
+                f"{len(seen)} different pairs are left when texts are cut to {self.max_length} tokens, too few for "
+                f"{self.candidates} directions a layer: raise --max-length, give more pairs, or fewer --candidates."
+            )
         toxic, neutral = (self._encoded(language_model, self.held, side) for side in ("toxic", "neutral"))
         plain, prompted = self._prompts(language_model)
         for asked, own in ((plain, replace(language_model, chat_template="none")), (prompted, language_model)):
