@@ -173,3 +173,12 @@ def test_what_cannot_be_measured_is_refused():
             bench.hcr([1], [1], [1], band=wrong)
         with pytest.raises(BadInput, match="band"):
             Bands(quality=wrong)
+
+
+def test_the_interval_of_a_share_ends_at_one_and_that_of_grades_does_not():
+    right = np.ones(40)
+    right[3] = 0
+    card = bench.measure(np.arange(40.0), right, right)
+    assert card.strong.value == 0.975 and card.strong.upper == 1.0
+    graded = bench.measure(np.arange(40.0), 10 * right, 10 * right)
+    assert graded.strong.upper == pytest.approx(9.75 + (9.75 - graded.strong.lower)) and graded.strong.upper > 10

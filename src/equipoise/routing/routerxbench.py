@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -230,8 +230,8 @@ def measure(
     return Card(
         n=len(score),
         clusters=len(np.unique(codes)),
-        weak=_bounded(item_interval(weak, codes)),
-        strong=_bounded(item_interval(strong, codes)),
+        weak=_mean_quality(weak, codes),
+        strong=_mean_quality(strong, codes),
         auroc=_bounded(able, True, 0, 1),
         lpm=cut["lpm"],
         mpm=cut["mpm"],
@@ -310,6 +310,12 @@ def cross_domain(
             )
             found[fitted, tested] = getattr(card, of)
     return found
+
+
+def _mean_quality(values: Array, codes: NDArray[Any]) -> Bounded:
+    """A share where each quality is 0 or 1; on other scales nothing says where they end."""
+    ends = (0, 1) if np.isin(values, (0.0, 1.0)).all() else (-math.inf, math.inf)
+    return _bounded(item_interval(values, codes), True, *ends)
 
 
 def _bounded(interval: Interval, enough: bool = True, least: float = -math.inf, most: float = math.inf) -> Bounded:
