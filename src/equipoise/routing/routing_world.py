@@ -164,7 +164,7 @@ def _sorting(draw: np.random.Generator) -> tuple[str, str]:
 def _letters(draw: np.random.Generator) -> tuple[str, str]:
     """As often of a letter that a word has once as of one that it has more often."""
     wanted = int(draw.integers(2))
-    letter = ""
+    word = letter = ""
     while not letter:
         word = str(draw.choice(_words()))
         found = sorted({each for each in word if (word.count(each) > 1) == wanted})
@@ -345,7 +345,7 @@ def pool(language_model: LanguageModel, asked: Sequence[Question], folder: Path,
     learnt = np.zeros(len(asked), bool)
     answers, solved = [""] * len(asked), np.array([float(each.solved) for each in asked])
     scores: dict[str, Array] = {}
-    generated = dict.fromkeys(ASKED, 0)
+    generated: dict[str, int] = dict.fromkeys(ASKED, 0)
 
     def put(places: Sequence[int], made: Mapping[str, Sequence[float]]) -> None:
         for name, values in made.items():
