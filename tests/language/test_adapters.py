@@ -88,6 +88,8 @@ def test_exported_adapter_is_loaded_with_its_base(fresh, targets, tmp_path):
     adapted = trained(base, targets)
     after = logits(adapted.model)
     export(adapted, tmp_path / "adapter")
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert named == sorted(named)  # the same bytes in every process
     assert sum(file.stat().st_size for file in (tmp_path / "adapter").glob("*.safetensors")) < 40_000
     assert not list((tmp_path / "adapter").glob("*.bin"))
     named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -12,6 +12,7 @@ it is: a second adapter that is never trained takes the product off, and `export
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -160,6 +161,11 @@ def export(language_model: LanguageModel, folder: str | Path) -> None:
     adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[_TRAINED])
     if _OFFSET in adapted.peft_config:
         _write_whole(adapted, Path(folder))
+    # PEFT keeps names of maps as a set, whose order is another in every process.
+    place = Path(folder) / "adapter_config.json"
+    config = json.loads(place.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    place.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     language_model.tokenizer.save_pretrained(str(folder))
 
 
