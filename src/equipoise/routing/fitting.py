@@ -23,7 +23,7 @@ from equipoise.core.files import write_atomic
 from equipoise.core.job import Request
 from equipoise.core.scores import auroc
 from equipoise.core.shares import Bounded
-from equipoise.core.statistics import Interval, item_interval, score_interval
+from equipoise.core.statistics import item_interval, score_interval
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
@@ -32,7 +32,7 @@ from equipoise.routing.measured import Threshold
 from equipoise.routing.result import LENGTH, RANDOM, FitPlan, RouteFit
 from equipoise.routing.router import ABOUT, NUMBERS, Router
 from equipoise.routing.router import load as load_router
-from equipoise.routing.routerxbench import Bands, default_labels, outcomes
+from equipoise.routing.routerxbench import Bands, bounded, default_labels, outcomes
 from equipoise.routing.scoring import (
     CLASSIFIERS,
     DRAWS,
@@ -264,7 +264,7 @@ class Fitting(Request):
             },
             cross=self._cross(kind, z, solved, groups, domains),
             outcomes=outcomes(*right, sent=sent, clusters=groups[test]),
-            brier=_bounded(item_interval((p - solved[test]) ** 2, groups[test])),
+            brier=bounded(item_interval((p - solved[test]) ** 2, groups[test])),
             alpha={
                 name: tuple(probes[name].router(0.0, reads="raw").alpha.tolist()) for name in ("dirichlet", "softmax")
             },
@@ -351,7 +351,7 @@ class Fitting(Request):
             return auroc(score, labels, counts) - auroc(control, labels, counts)
 
         generator = np.random.default_rng(np.random.SeedSequence([self.settings.seed, 17]))
-        return _bounded(score_interval(difference, score, solved, groups, generator=generator, draws=DRAWS))
+        return bounded(score_interval(difference, score, solved, groups, generator=generator, draws=DRAWS))
 
     def _cross(
         self, kind: str, z: NDArray[Any], solved: Array, groups: NDArray[Any], domains: NDArray[Any]
@@ -379,7 +379,7 @@ class Fitting(Request):
 
     def _ranked(self, score: Array, solved: Array, groups: NDArray[Any]) -> Bounded:
         generator = np.random.default_rng(np.random.SeedSequence([self.settings.seed, 19]))
-        return _bounded(score_interval(auroc, score, solved, groups, generator=generator, draws=DRAWS))
+        return bounded(score_interval(auroc, score, solved, groups, generator=generator, draws=DRAWS))
 
     def _write(self, folder: Path | None, scores: Mapping[str, Array], solved: Array) -> None:
         """scores.jsonl: what `route evaluate` measures without a model."""
@@ -410,7 +410,3 @@ def features_place(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)
-
-
-def _bounded(interval: Interval) -> Bounded:
-    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))

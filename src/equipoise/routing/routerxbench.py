@@ -226,13 +226,13 @@ def measure(
         "hcr": redrawn(lambda a: _hcr(a, bands.quality)),
     }
     able = score_interval(ranked, score, label, codes, generator=drawn(), draws=draws)
-    cut = {name: _bounded(each, enough) for name, each in found.items()}
+    cut = {name: bounded(each, enough) for name, each in found.items()}
     return Card(
         n=len(score),
         clusters=len(np.unique(codes)),
         weak=_mean_quality(weak, codes),
         strong=_mean_quality(strong, codes),
-        auroc=_bounded(able, True, 0, 1),
+        auroc=bounded(able, True, 0, 1),
         lpm=cut["lpm"],
         mpm=cut["mpm"],
         hcr=Bounded(cut["hcr"].value, max(cut["hcr"].lower, 0), min(cut["hcr"].upper, 1)) if enough else cut["hcr"],
@@ -258,7 +258,7 @@ def outcomes(
     w, s = (each > 0 for each in found)
     cells = {"both": w & s, "only_strong": ~w & s, "only_weak": w & ~s, "neither": ~w & ~s}
     gone = np.zeros(len(w), bool) if sent is None else np.asarray(sent, bool)
-    shares = {name: _bounded(item_interval(cell.astype(float), clusters), True, 0, 1) for name, cell in cells.items()}
+    shares = {name: bounded(item_interval(cell.astype(float), clusters), True, 0, 1) for name, cell in cells.items()}
     return Outcomes(
         n=len(w),
         **shares,
@@ -315,10 +315,10 @@ def cross_domain(
 def _mean_quality(values: Array, codes: NDArray[Any]) -> Bounded:
     """A share where each quality is 0 or 1; on other scales nothing says where they end."""
     ends = (0, 1) if np.isin(values, (0.0, 1.0)).all() else (-math.inf, math.inf)
-    return _bounded(item_interval(values, codes), True, *ends)
+    return bounded(item_interval(values, codes), True, *ends)
 
 
-def _bounded(interval: Interval, enough: bool = True, least: float = -math.inf, most: float = math.inf) -> Bounded:
+def bounded(interval: Interval, enough: bool = True, least: float = -math.inf, most: float = math.inf) -> Bounded:
     """An interval within the values that its estimate can have; without bounds where there are too few clusters."""
     if not enough:
         return Bounded(float(interval.estimate), math.nan, math.nan)

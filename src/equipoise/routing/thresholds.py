@@ -26,7 +26,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.routing.measured import HeldOut as HeldOut
 from equipoise.routing.measured import Threshold as Threshold
-from equipoise.routing.routerxbench import STEPS, checked
+from equipoise.routing.routerxbench import STEPS, bounded, checked
 
 Array = NDArray[np.float64]
 
@@ -75,10 +75,10 @@ def held_out(
     """What the threshold comes to on other prompts, and whether these speak against it."""
     score, weak, strong = _given(score, weak, strong)
     sent = score < chosen.value
-    calls = _within(item_interval(sent.astype(float), clusters), 0, 1)
+    calls = bounded(item_interval(sent.astype(float), clusters), True, 0, 1)
     quality = Bounded(math.nan, math.nan, math.nan)
     if weak is not None and strong is not None:
-        quality = _within(item_interval(np.where(sent, strong, weak), clusters))
+        quality = bounded(item_interval(np.where(sent, strong, weak), clusters))
     missed = calls.lower > chosen.target if chosen.aim == "calls" else quality.upper < chosen.target
     met = calls.value <= chosen.target if chosen.aim == "calls" else quality.value >= chosen.target
     return HeldOut(len(score), calls, quality, "refuted" if missed else "met" if met else "not refuted")
@@ -133,7 +133,7 @@ def _for_quality(
         )
     sent = s < chosen
     share = float(sent.mean())
-    calls = _within(item_interval(sent.astype(float), clusters, level=confidence), 0, 1)
+    calls = bounded(item_interval(sent.astype(float), clusters, level=confidence), True, 0, 1)
     return Threshold(
         chosen,
         "quality",
@@ -170,7 +170,7 @@ def _p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float
 def _quality(w: Array | None, g: Array | None, sent: NDArray[np.bool_], clusters: ArrayLike | None) -> Bounded:
     if w is None or g is None:
         return Bounded(math.nan, math.nan, math.nan)
-    return _within(item_interval(np.where(sent, g, w), clusters))
+    return bounded(item_interval(np.where(sent, g, w), clusters))
 
 
 def _given(
@@ -182,8 +182,3 @@ def _given(
         return checked(score)[0], None, None
     s, w, g = checked(score, weak, strong)
     return s, w, g
-
-
-def _within(interval: object, least: float = -math.inf, most: float = math.inf) -> Bounded:
-    estimate, lower, upper = (float(getattr(interval, name)) for name in ("estimate", "lower", "upper"))
-    return Bounded(estimate, float(np.clip(lower, least, most)), float(np.clip(upper, least, most)))
