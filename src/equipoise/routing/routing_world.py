@@ -132,7 +132,7 @@ def big_math(count: int) -> list[Question]:
 
 
 # How often a number has one, two, three digits: chosen so that a model of 135 M parameters solves about half.
-_SUM, _DIFFERENCE, _FACTOR = (0.4, 0.4, 0.2), (0.5, 0.4, 0.1), (0.2, 0.6, 0.2)
+_SUM, _DIFFERENCE, _FACTOR = (0.4, 0.4, 0.2), (0.9, 0.1), (0.4, 0.5, 0.1)
 
 
 def _number(draw: np.random.Generator, chances: Sequence[float]) -> int:
@@ -157,7 +157,7 @@ def _product(draw: np.random.Generator) -> tuple[str, str]:
 
 
 def _sorting(draw: np.random.Generator) -> tuple[str, str]:
-    numbers = draw.choice(np.arange(1, 100), int(draw.choice([2, 2, 3, 4])), replace=False).tolist()
+    numbers = draw.choice(np.arange(1, 100), int(draw.choice([2, 2, 2, 2, 3, 4])), replace=False).tolist()
     return f"{_listed(numbers)} sorted:", _listed(sorted(numbers))
 
 
