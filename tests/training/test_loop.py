@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import load_state, save_state
-from equipoise.training import loop
+from equipoise.training import loop, team
 from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, fit, mean_gradient
 from equipoise.training.order import pairs, without_replacement
 
@@ -607,7 +607,8 @@ def test_devices_and_precisions(monkeypatch):
         kept.append(devices)
         yield
 
-    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    monkeypatch.setattr(team, "Accelerator", accelerator)
+    monkeypatch.setattr(team, "is_initialized", lambda: False)
     for model in (Net(), Net().to("meta")):
         with pytest.raises(Asked):
             run(model, settings())

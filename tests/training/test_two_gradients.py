@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from equipoise.core.errors import WorkFailed
 from equipoise.training.loop import TrainerSettings, fit
+from equipoise.training.team import accelerator_for
 from equipoise.training.two_gradients import Conflicts, TwoGradients, layer
 from equipoise.unlearning import blur, gradient_sum, pcgrad, sago
 
@@ -26,7 +26,7 @@ RULES = {
 
 @pytest.fixture
 def accelerator():
-    return Accelerator(cpu=True)
+    return accelerator_for("cpu")
 
 
 class Net(nn.Module):
@@ -299,7 +299,7 @@ def test_what_a_rule_is_given():
     for rule in (plain, reducing, half, whole):
         step = TwoGradients(forward(-1.0), forward(1.0), rule)
         for index in (0, 1):  # conflicts are logged at every step unless it is said otherwise
-            found, numbers = step(model, window, Accelerator(cpu=True), index)
+            found, numbers = step(model, window, accelerator_for("cpu"), index)
             assert [each.tolist() for each in found] == [[1.0, 1.0]]
             assert (float(numbers["forget_loss"]), float(numbers["retain_loss"])) == (-25.0, 35.0)
             assert "conflict" in numbers and not any("/" in name for name in numbers)

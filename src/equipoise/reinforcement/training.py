@@ -44,6 +44,7 @@ from equipoise.reinforcement.selection import Selection
 from equipoise.reinforcement.stages import Reward, Step
 from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, anywhere, random_state_kept, step_log
 from equipoise.training.reference import ReferenceModel
+from equipoise.training.team import accelerator_for
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
@@ -162,7 +163,7 @@ class _Loop:
         self.language_model, self.recipe, self.problems, self.reward = language_model, recipe, problems, reward
         self.reference, self.critic, self.head = models
         self.selection, self.sample, self.weigh = selection, sample, weigh
-        self.accelerator = accelerator or Accelerator(cpu=language_model.device.type == "cpu")
+        self.accelerator = accelerator or accelerator_for(language_model.device)
         with _training_only(language_model.model, self.head, "policy"):
             trained = sum(each.numel() for each in language_model.model.parameters() if each.requires_grad)
             rate = recipe.resolved_learning_rate(trained)
@@ -209,7 +210,7 @@ class _Loop:
         models = [each for each in (self.language_model.model, self.critic) if each is not None]
         modes = [each.training for each in models]
         with (
-            random_state_kept(self.accelerator.device),
+            random_state_kept(self.language_model.device),
             step_log(log if main else None, begin) as write,
             progress("Reinforcing", total=steps, unit="steps", done=begin) as bar,
         ):

@@ -36,6 +36,7 @@ from equipoise.training.gradients import sum_dtype
 from equipoise.training.memory import memory_advice
 from equipoise.training.precision import NARROW, Sample, masters, round_into
 from equipoise.training.sharding import from_local, from_whole, is_sharded, local, whole
+from equipoise.training.team import accelerator_for
 
 Batch = Any
 Loss = tuple[Tensor, Tensor | float]  # a sum with its graph, and the weight (tokens, rows) that it must be divided by
@@ -152,8 +153,9 @@ def mean_gradient(
     alone = accelerator.num_processes == 1 and len(batches) == 1
     summing = [] if alone else [p for p in parameters if p.dtype in NARROW]
     hooks = [parameter.register_post_accumulate_grad_hook(widen) for parameter in summing]
-    dtype = sum_dtype(accelerator.device)
-    totals = torch.zeros(2, dtype=dtype, device=accelerator.device)
+    device = parameters[0].device
+    dtype = sum_dtype(device)
+    totals = torch.zeros(2, dtype=dtype, device=device)
     try:
         for batch in batches:
             with accelerator.autocast():
@@ -220,7 +222,8 @@ class Optimization:
         if not self.parameters:
             raise BadInput("the model has no parameter that requires a gradient: nothing would be trained.")
         self.sharded = is_sharded(model)
-        self.accelerator = accelerator or Accelerator(cpu=next(iter(self.parameters.values())).device.type == "cpu")
+        self.device = next(iter(self.parameters.values())).device
+        self.accelerator = accelerator or accelerator_for(self.device)
         if self.accelerator.mixed_precision == "fp16":
             raise BadInput("fp16 needs loss scaling, which two gradients of one step do not share: use bf16.")
         if self.accelerator.num_processes > 1 and not self.sharded:
@@ -240,13 +243,12 @@ class Optimization:
         applied, when a loss or the gradient is no number or memory runs out.
         """
         self.model.train()
-        _draw_from(_seed(self.settings.seed, self.done, self.accelerator.process_index), self.accelerator.device)
+        _draw_from(_seed(self.settings.seed, self.done, self.accelerator.process_index), self.device)
         own = _share(drawn, self.accelerator, equal=self.sharded)
         size = self.settings.micro_batch_size or max(len(own), 1)
         with memory_advice(f"with {min(size, len(own))} examples at once", _smaller(min(size, len(own)))):
             window = [
-                send_to_device(collate(own[first : first + size]), self.accelerator.device)
-                for first in range(0, len(own), size)
+                send_to_device(collate(own[first : first + size]), self.device) for first in range(0, len(own), size)
             ]
             gradients, metrics = step(self.model, window, self.accelerator, self.done)
             _put_gradients(self._moved.values(), gradients)
@@ -345,7 +347,7 @@ def fit(
     was_training = model.training
     numbers: dict[str, float] = {}
     with (
-        random_state_kept(accelerator.device),
+        random_state_kept(optimization.device),
         step_log(log if accelerator.is_main_process else None, begin) as write,
         progress(title, total=settings.steps, unit="steps", done=begin) as bar,
     ):

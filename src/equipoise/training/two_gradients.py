@@ -98,7 +98,7 @@ class TwoGradients:
             retain = [r if a is None else a if r is None else r + a for r, a in zip(retain, added, strict=True)]
             losses["penalty"] = value.detach()
         reduce = sum_over_processes if is_sharded(model) else None
-        seen = Conflicts([layer(name) for name, _ in named], reduce, accelerator.device) if watched else None
+        seen = Conflicts([layer(name) for name, _ in named], reduce, parameters[0].device) if watched else None
         words: dict[str, Any] = {"forget_weight": self.forget_weight, "retain_weight": self.retain_weight}
         if "reduce" in self._accepted:
             words["reduce"] = reduce

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from pydantic import BaseModel, Field
 from torch import nn
 
@@ -32,6 +31,7 @@ from equipoise.training.loop import mean_gradient
 from equipoise.training.memory import memory_advice
 from equipoise.training.order import without_replacement
 from equipoise.training.precision import Sample, masters, round_into
+from equipoise.training.team import accelerator_for
 from equipoise.unlearning.objectives import gd_loss
 
 
@@ -99,7 +99,7 @@ def relearn(
     order = without_replacement(len(examples), size, settings.seed)
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
     sample, moved, optimizer = Sample(list(parameters.values())), *_optimizer(parameters, settings)
-    accelerator, loss_function = Accelerator(cpu=attacked.device.type == "cpu"), gd_loss()
+    accelerator, loss_function = accelerator_for(attacked.device), gd_loss()
     epoch, loss, diverged, step = 0, math.nan, False, 0
     total = settings.steps_until(min(epochs or settings.epochs, settings.epochs), len(examples))
     with progress(title, total=total, unit="steps") as bar:
