@@ -29,14 +29,15 @@ CHAINS = ("chain-of-embedding", "chain-real", "chain-complex")
 @study("routerxbench", paper=PAPER, trades="calls to a strong model for quality")
 def routerxbench(
     model: str = "smollm2",
-    prompts: Annotated[int, Field(ge=40, le=500)] = 400,
+    prompts: Annotated[int, Field(ge=40, le=2000)] = 1200,
     asked: Annotated[int, Field(ge=2, le=60)] = 40,
     proxy: Annotated[int, Field(ge=0, le=1000)] = 400,
 ) -> Study:
     """Probes on the states of a prompt against logits, likelihood, confidence, samples, sentence vectors, length and chance.
 
-    model: whose answers are predicted. prompts: of each domain, half to learn from. asked: tested prompts of each domain
-    about which the model is asked and sampled. proxy: problems of Big-Math, 0 where EQUIPOISE_DATA has none.
+    model: whose answers are predicted. prompts: of each domain, half to learn from; of differences at most 400, of
+    choice 580. asked: tested prompts of each domain about which the model is asked and sampled. proxy: problems of
+    Big-Math, 0 where EQUIPOISE_DATA has none.
     """
 
     def arm(name: str, kind: Kind, by: str) -> Arm:
