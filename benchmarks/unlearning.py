@@ -2,13 +2,15 @@
 
     python benchmarks/unlearning.py                                # tiny
     python benchmarks/unlearning.py --model smollm2 --steps 4 --repeats 3
+    python benchmarks/unlearning.py --model llama-1b --repeats 3   # 1.1 billion random weights, for a GPU
 
 GradDiff: minus the loss of the forget batch plus the loss of the retain batch. The Trainer has it as users write it, in
 `compute_loss`, over a data set of pairs whose collator pads each side; it logs, evaluates and saves nothing. Ours is
 `unlearning.training.train` with objective ga and combine sum: without a conflict log, with the one of every fifth step that
 the job keeps, and with SAGO. All begin with the same weights and make the same steps on the same records in the same order.
 A step lasts from the end of the one before. They take turns, repeat by repeat, in one process, and the first of a round
-changes; ratios are medians over the rounds, of the clock and of the CPU's time, which a busy machine disturbs less.
+changes; ratios are medians over the rounds, of the clock and of the CPU's time, which a busy machine disturbs less. Where
+there is a GPU it is used, the clock is read when it has finished, and its peak memory is printed.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import transformers
 
 from equipoise.core.progress import quiet
 from equipoise.language.encode import Example, collate, encode
-from equipoise.language.model import LanguageModel, load
+from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.tiny import tiny
 from equipoise.training.order import pairs
 from equipoise.unlearning.fiction import world
@@ -37,6 +39,8 @@ Times = list[tuple[float, float]]  # of the clock and of the CPU, at the end of 
 
 
 def stamp() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
@@ -76,7 +80,7 @@ def theirs(model: LanguageModel, forget: list[Example], retain: list[Example], r
             max_steps=recipe.steps,
             learning_rate=RATE,
             warmup_steps=0.1,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
@@ -101,9 +105,23 @@ def ours(conflicts_every: int) -> Callable[..., Times]:
     return run
 
 
+def billion(tokenizer: Any) -> LanguageModel:
+    """The shape of TinyLlama-1.1B, with random weights and the vocabulary of another."""
+    config = transformers.LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        vocab_size=32000,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return wrap(transformers.LlamaForCausalLM(config), tokenizer)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2"])
+    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2", "llama-1b"])
     parser.add_argument("--steps", type=int, default=30, help="of a repeat; the first is not counted")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -111,15 +129,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    made = world(arguments.model, 0)
+    on_gpu = torch.cuda.is_available()
+    made = world("tiny" if arguments.model == "llama-1b" else arguments.model, 0)
     sides = made.forget, [*made.neighbour, *made.general]
     texts = [f"{record.prompt} {record.completion}" for side in sides for record in side]
-    model = tiny(texts, seed=0) if arguments.model == "tiny" else load(arguments.model, device="cpu")
+    model = load("smollm2") if arguments.model == "smollm2" else tiny(texts, seed=0)
+    if arguments.model == "llama-1b":
+        model = billion(model.tokenizer)
+    elif on_gpu:
+        model.model.to("cuda")
     forget, retain = (encode(model, side) for side in sides)
     lengths = [len(example.input_ids) for side in (forget, retain) for example in side]
     print(
         f"{arguments.model}: {len(forget)} + {len(retain)} records of {min(lengths)} to {max(lengths)} tokens, batches of "
-        f"{arguments.batch_size} + {arguments.batch_size}, {arguments.threads} threads, "
+        f"{arguments.batch_size} + {arguments.batch_size}, "
+        f"{torch.cuda.get_device_name() if on_gpu else f'{arguments.threads} threads'}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}"
     )
     base = Recipe(
@@ -132,12 +156,17 @@ def main() -> None:
         "ours, SAGO, conflicts logged": (ours(5), base.model_copy(update={"combine": "sago"})),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    peaks: dict[str, float] = {}
     names = list(runs)
     for repeat in range(arguments.repeats):
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             run, recipe = runs[name]
+            if on_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
             with quiet():
                 times = run(replace(model, model=copy.deepcopy(model.model)), forget, retain, recipe)
+            peaks[name] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
             steps = len(times) - 1
             found[name].append(tuple((end - start) / steps for start, end in zip(times[0], times[-1], strict=True)))  # type: ignore[arg-type]
     print(f"\n| | ms a step | CPU ms a step | times as quick, clock | CPU |\n|---|{'---:|' * 4}")
@@ -148,6 +177,10 @@ def main() -> None:
             for which in (0, 1)
         ]
         print(f"| {name} | {least[0]:.1f} | {least[1]:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    if on_gpu:
+        print(
+            "Peak memory, one model of it not in training: " + ", ".join(f"{n} {p:.1f} GiB" for n, p in peaks.items())
+        )
 
 
 if __name__ == "__main__":
