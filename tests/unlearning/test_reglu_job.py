@@ -60,7 +60,7 @@ def model(start):
 
 def logits(model, ids=((1, 40, 50, 60, 70, 5),)):
     with torch.no_grad():
-        return model(torch.tensor(ids)).logits
+        return model(torch.tensor(ids, device=model.device)).logits.cpu()
 
 
 def examples(model):

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.testing import assert_close
 
 from equipoise.data.records import Record
 from equipoise.language.encode import Example, collate, encode
 from equipoise.language.score import log_likelihoods
 from equipoise.language.tiny import tiny
+from equipoise.training.team import accelerator_for
 from equipoise.training.two_gradients import TwoGradients
 from equipoise.unlearning import gradient_sum, objectives
 from equipoise.unlearning import token_objectives as t
@@ -221,7 +221,7 @@ def test_one_pass_is_two_passes(model, name):
     found = []
     for way in (both, None):
         step = TwoGradients(loss, objectives.gd_loss(), gradient_sum.combine, both=way, **words)
-        found.append(step(trained, [(forget, retain)], Accelerator(cpu=True), 1)[0])
+        found.append(step(trained, [(forget, retain)], accelerator_for("cpu"), 1)[0])
     assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
