@@ -85,6 +85,29 @@ def test_what_cannot_be_embedded_is_refused(small, tmp_path, monkeypatch):
         embed(["a"], small)
 
 
+class Sentences(torch.nn.Module):
+    """As a SentenceTransformer is asked: a text's vector is how many words it has, and how many letters."""
+
+    def __init__(self, window):
+        super().__init__()
+        self.max_seq_length, self.weight = window, torch.nn.Parameter(torch.ones(2))
+
+    def tokenizer(self, text, **_):
+        return {"input_ids": text.split()}
+
+    def encode(self, texts, **_):
+        return [[len(text.split()), len(text)] for text in texts]
+
+
+def test_the_window_of_a_model_of_sentences_is_its_own_or_none():
+    found = embed(["a b c", "a b c d"], Sentences(3), overflow="cut")
+    assert (found.window, found.cut, found.model) == (3, (1,), "Sentences")
+    np.testing.assert_allclose(found.vectors, np.array([[3, 5], [4, 7]]) / np.sqrt([[34], [65]]), rtol=1e-6)
+    with pytest.raises(BadInput, match="Text 1 has 4 tokens, and Sentences reads 3"):
+        embed(["a b c", "a b c d"], Sentences(3))
+    assert embed(["a b c d"], Sentences(None)).window == 2**31
+
+
 @pytest.mark.slow
 def test_a_model_of_sentence_transformers_knows_what_is_alike(tmp_path):
     pytest.importorskip("sentence_transformers")

@@ -1,5 +1,7 @@
 """Directions against numpy on states with masks, offsets and unequal batches; projection against its definition."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,19 @@ def test_what_cannot_be_told_is_refused():
     assert moments.count == 8
     with pytest.raises(BadInput, match="6 wide, the moments 5"):
         moments.add(torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_rounding_leaves_is_no_direction(seed):
+    """64 numbers in three directions, none along an axis: what is left of the others is several times the last bit."""
+    flat = made(200, 3, seed=seed) @ made(3, 64, seed=9 + seed)
+    moments = subspace.Moments(64)
+    moments.add(flat)
+    left = moments.spectrum(centred=False)[1][3] / moments.spectrum(centred=False)[1][0]
+    assert left > torch.finfo(torch.float64).eps / 64  # so that a floor without the size would take it for one
+    for find in (moments.directions, partial(subspace.directions, flat)):
+        with pytest.raises(BadInput, match="vary in 3 directions and 4"):
+            find(4, centred=False)
 
 
 def test_projection():
