@@ -12,9 +12,10 @@ from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.routing import fitting, labeling, prompt_states
-from equipoise.routing.labels import FEWEST, divide, read_labels
+from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
 
 pytest.importorskip("sklearn")
+TURNS = [{"role": "user", "content": "Oslo"}, {"role": "assistant", "content": "one"}]
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
@@ -45,7 +46,9 @@ def rows(n=240, seed=0, domains=("a", "b")):
 @pytest.fixture(scope="module")
 def fitted(lm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("router") / "fit"
-    done = routing.fit(lm, labels=rows(), calls=0.5, epochs=10, learning_rate=0.01, out=folder)
+    some = rows()
+    some[-1]["prompt"] = [*TURNS, {"role": "user", "content": some[-1]["prompt"]}]
+    done = routing.fit(lm, labels=some, calls=0.5, epochs=10, learning_rate=0.01, out=folder)
     return done, folder
 
 
@@ -74,6 +77,33 @@ def test_labels_that_are_none_are_counted_and_wrong_ones_refused():
         read_labels([{**some[0], "weak": "good"}])
 
 
+def test_prompts_that_read_alike_stay_together_and_0_is_a_domain():
+    some = rows(4)
+    twice = [*some, {**some[0], "id": "again"}, {**some[1], "id": "own", "group": "g"}]
+    assert read_labels(twice).groups == ("prompt 0-0", "prompt 0-1", "prompt 0-2", "prompt 0-3", "prompt 0-0", "g")
+    talks = [
+        {**row, "prompt": [*TURNS, {"role": "user", "content": said}]} for row, said in zip(some, "xyxz", strict=True)
+    ]
+    assert read_labels(talks).groups == ("prompt 0-0", "prompt 0-1", "prompt 0-0", "prompt 0-3")
+    numbered = [{**row, "domain": index or None} for index, row in enumerate(some)]
+    assert read_labels(numbered).domains == ("all", "1", "2", "3")
+    assert read_labels([{**row, "domain": index} for index, row in enumerate(some)]).domains == ("0", "1", "2", "3")
+
+
+def test_solved_is_read_or_refused():
+    some = rows(3)
+    assert solved_of(
+        read_labels([{**row, "solved": value} for row, value in zip(some, (1, "0", True), strict=True)])
+    ).tolist() == [
+        1,
+        0,
+        1,
+    ]
+    for wrong in (0.7, None, "yes"):
+        with pytest.raises(BadInput, match="solved"):
+            solved_of(read_labels([{**row, "solved": value} for row, value in zip(some, (1, 0, wrong), strict=True)]))
+
+
 def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     done, _ = fitted
     assert done.kind in ("mean", "dirichlet") and done.cards[done.kind].auroc.value > 0.8
@@ -99,8 +129,13 @@ def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
 def test_what_is_saved_scores_a_prompt_read_alone_as_it_was_fitted(lm, fitted):
     done, folder = fitted
     router = routing.load(folder)
+    choosing = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    choosing = [row["scores"][done.kind] for row in choosing if row["part"] == "choose"]
+    assert done.threshold.value == routing.threshold(choosing, calls=0.5, confidence=1 - 0.05 / 3).value
     assert router.check(lm) == [] and router.threshold == done.threshold.value and router.chosen["target"] == 0.5
     stored = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert stored[-1]["prompt"][:2] == TURNS and read_labels(folder / "scores.jsonl").problems[-1].messages
+    assert "1/3 of the error" in (folder / "report.html").read_text()
     assert len(stored) == 240 and not (folder / "features").exists()
     for row in stored[:4]:
         ids = prompt_states.encode(lm, [row["prompt"]], "chat")[0]

@@ -1,12 +1,14 @@
 """Thresholds against the binomial distribution and by simulation: the budget or the quality holds as often as stated."""
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from equipoise.core.errors import BadInput
+from equipoise.core.scores import auroc
 from equipoise.routing import threshold
 from equipoise.routing.thresholds import _p_value
 
@@ -128,3 +130,50 @@ def test_what_cannot_be_chosen_is_refused():
         threshold([], calls=0.3)
     with pytest.raises(BadInput, match="or neither"):
         threshold(score, calls=0.3, weak=weak)
+    for wrong in (math.nan, math.inf, -math.inf):
+        with pytest.raises(BadInput, match="a finite number"):
+            threshold(score, quality=wrong, weak=weak, strong=strong)
+    with pytest.raises(BadInput, match=r"clusters are \[2\], for 50 prompts"):
+        threshold(score, quality=0.5, weak=weak, strong=strong, clusters=[1, 2])
+    with pytest.raises(BadInput, match="candidates"):
+        threshold(score, calls=0.3, candidates=0)
+    chosen = threshold(score, calls=0.5)
+    with pytest.raises(BadInput, match="for 50 prompts"):
+        chosen.check(score, weak, strong, clusters=[1, 2])
+
+
+def test_clusters_that_agree_are_no_certainty():
+    """K clusters that are all right show a quality q at best as K prompts would: q^K."""
+    right, clusters = np.ones(60), np.arange(60) % 3
+    assert _p_value(right, 0.99, clusters) == pytest.approx(0.99**3)
+    assert _p_value(right, 0.3, clusters) == pytest.approx(0.3**3)
+    with pytest.raises(BadInput, match="not shown even when every prompt goes to strong"):
+        threshold(np.arange(60.0), quality=0.99, weak=right, strong=right, clusters=clusters)
+    # On a scale of their own: between 1 and 9, which other rates of calls have shown.
+    assert _p_value(np.full(5, 9.0), 5.0, None, (1.0, 9.0)) == pytest.approx(0.5**5)
+    assert _p_value(np.full(5, 9.0), 8.0, None) == 1.0
+    assert _p_value(np.full(5, 9.0), 0.5, None, (1.0, 9.0)) == 0.0
+
+
+def test_the_best_of_several_scores_is_held_at_a_share_of_the_error():
+    generator = np.random.default_rng(6)
+    score, weak, strong = drawn(generator, 400)
+    for aim in ({"calls": 0.3}, {"quality": 0.6, "weak": weak, "strong": strong}):
+        found, alone = threshold(score, **aim, candidates=4), threshold(score, **aim, confidence=1 - 0.05 / 4)
+        assert found.value == alone.value != threshold(score, **aim).value
+        assert found.calls.upper == pytest.approx(alone.calls.upper) and found.confidence == 0.95
+
+
+@pytest.mark.slow
+def test_the_luckiest_of_three_scores_keeps_its_promise():
+    """Scores of pure chance, of which the one that ranks best is taken: A(t) = 0.5 + 0.4 t."""
+    generator = np.random.default_rng(6)
+    missed = {1: 0, 3: 0}
+    for _ in range(150):
+        weak, strong = (generator.random(60) < 0.5).astype(float), (generator.random(60) < 0.9).astype(float)
+        best = max((generator.random(60) for _ in range(3)), key=lambda score: auroc(score, weak))
+        for candidates in missed:
+            with suppress(BadInput):  # what is not shown is not promised
+                found = threshold(best, quality=0.7, weak=weak, strong=strong, confidence=0.8, candidates=candidates)
+                missed[candidates] += min(found.value, 1) < 0.5
+    assert missed[3] < 0.15 * 150 < missed[1]

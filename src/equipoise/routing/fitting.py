@@ -27,12 +27,12 @@ from equipoise.core.statistics import item_interval, score_interval
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
-from equipoise.routing.labels import Labels, Part, asked, divide, read_labels
+from equipoise.routing.labels import Labels, Part, as_row, asked, divide, read_labels, solved_of
 from equipoise.routing.measured import Threshold
 from equipoise.routing.result import LENGTH, RANDOM, FitPlan, RouteFit
 from equipoise.routing.router import ABOUT, NUMBERS, Router
 from equipoise.routing.router import load as load_router
-from equipoise.routing.routerxbench import Bands, bounded, default_labels, outcomes
+from equipoise.routing.routerxbench import Bands, bounded, outcomes
 from equipoise.routing.scoring import (
     CLASSIFIERS,
     DRAWS,
@@ -101,7 +101,7 @@ class Fitting(Request):
             raise BadInput("a threshold has one aim: give calls, a share of prompts, or quality, a mean quality.")
         found = read_labels(labels, limit=limit, fields=fields)
         parts = divide(found.groups, settings.seed)
-        solved = default_labels(np.array(found.weak), np.array(found.strong))
+        solved = solved_of(found)
         for part in ("fit", "choose", "test"):
             seen = {each for each, own in zip(solved.tolist(), parts, strict=True) if own == part}
             if len(seen) < 2:
@@ -115,7 +115,13 @@ class Fitting(Request):
             weak, strong = (np.array(each)[choosing] for each in (found.weak, found.strong))
             own = np.array(found.groups)[choosing]
             threshold(
-                np.zeros(len(choosing)), quality=quality, weak=weak, strong=strong, clusters=own, confidence=confidence
+                np.zeros(len(choosing)),
+                quality=quality,
+                weak=weak,
+                strong=strong,
+                clusters=own,
+                confidence=confidence,
+                candidates=candidates(kind),
             )
         names = {"labels": found.name, "model": model.name if isinstance(model, LanguageModel) else str(model)}
         return cls(
@@ -185,7 +191,7 @@ class Fitting(Request):
         return np.flatnonzero(np.isin(self.parts, parts))
 
     def _solved(self) -> Array:
-        return default_labels(np.array(self.labels.weak), np.array(self.labels.strong))
+        return solved_of(self.labels)
 
     def _shown_settings(self) -> dict[str, Any]:
         aim, target = self.aim
@@ -225,6 +231,7 @@ class Fitting(Request):
             strong=strong[choosing],
             clusters=groups[choosing],
             confidence=self.confidence,
+            candidates=candidates(self.kind),
         )
         router = self._router(language_model, kind, probes, scores[kind], solved, chosen, z.shape[1:])
         self._check(router, language_model, rows, scores[kind], folder)
@@ -389,7 +396,7 @@ class Fitting(Request):
         for place, problem in enumerate(self.labels.problems):
             row = {
                 "id": problem.id,
-                "prompt": problem.prompt,
+                "prompt": as_row(problem),
                 "part": self.parts[place],
                 "domain": self.labels.domains[place],
                 "group": self.labels.groups[place],
@@ -400,6 +407,11 @@ class Fitting(Request):
             }
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         write_atomic(folder / SCORES, "".join(lines))
+
+
+def candidates(kind: str) -> int:
+    """From how many scores the saved one is taken on the prompts that its threshold is chosen on."""
+    return len(CANDIDATES) if kind == "best" else 1
 
 
 @contextlib.contextmanager

@@ -40,9 +40,9 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room, generate
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
-from equipoise.routing.labels import asked
+from equipoise.routing.labels import as_row, asked, domain_of, groups_of
 from equipoise.routing.result import DomainLabels, LabelPlan, RouteLabels
-from equipoise.routing.routerxbench import outcomes
+from equipoise.routing.routerxbench import bounded, outcomes
 
 if TYPE_CHECKING:
     from equipoise.chat.client import Chat
@@ -139,7 +139,7 @@ class Labeling(Request):
                 strong=self.names[STRONG],
                 judged_by=self.names["judged by"],
                 prompts=len(self.problems),
-                domains=dict(Counter(map(_domain, self.problems))),
+                domains=dict(Counter(map(domain_of, self.problems))),
                 first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.problems[:3]),
                 calls=len(self.problems) * (("strong" in self.served) + 2 * ("judge" in self.served)),
                 tokens=0 if language_model is None else len(self.problems) * self.max_new_tokens,
@@ -267,9 +267,8 @@ class Labeling(Request):
             return
         lines = []
         for place, problem in enumerate(self.problems):
-            turns = [{"role": turn.role, "content": turn.content} for turn in problem.messages]
-            row: dict[str, Any] = {"id": problem.id, "prompt": turns or problem.prompt, "gold": list(problem.gold)}
-            row |= {"domain": _domain(problem), "group": problem.group}
+            row: dict[str, Any] = {"id": problem.id, "prompt": as_row(problem), "gold": list(problem.gold)}
+            row |= {"domain": domain_of(problem), "group": problem.group}
             for who in (WEAK, STRONG):
                 value = float(quality[who][place])
                 row |= {who: None if math.isnan(value) else value, f"{who}_answer": said[who][place]}
@@ -278,8 +277,8 @@ class Labeling(Request):
 
     def _domains(self, quality: Mapping[str, np.ndarray], there: np.ndarray) -> dict[str, DomainLabels]:
         found = {}
-        names = np.array([_domain(problem) for problem in self.problems])
-        groups = np.array([problem.group or f"prompt {problem.id}" for problem in self.problems])
+        names = np.array([domain_of(problem) for problem in self.problems])
+        groups = np.array(groups_of(self.problems))
         for name in dict.fromkeys(names.tolist()):
             chosen = (names == name) & there
             if not chosen.any():
@@ -326,17 +325,12 @@ def _all_gold(problems: Sequence[Problem]) -> bool:
     return all(problem.gold for problem in problems)
 
 
-def _domain(problem: Problem) -> str:
-    return str(problem.columns.get("domain") or "all")
-
-
 def _turns(problem: Problem) -> tuple[Message, ...]:
     return problem.messages or (Message("user", problem.prompt),)
 
 
 def _mean(values: np.ndarray, groups: np.ndarray) -> Bounded:
-    interval = item_interval(values, groups)
-    return Bounded(interval.estimate, interval.lower, interval.upper)
+    return bounded(item_interval(values, groups))
 
 
 def _tokens(language_model: LanguageModel, texts: Sequence[str | None]) -> int:

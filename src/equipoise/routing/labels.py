@@ -87,8 +87,8 @@ def read_labels(
         problems=found,
         weak=tuple(weak for _, weak, _ in kept),
         strong=tuple(strong for _, _, strong in kept),
-        domains=tuple(str(problem.columns.get("domain") or "all") for problem in found),
-        groups=tuple(problem.group or f"prompt {problem.id}" for problem in found),
+        domains=tuple(map(domain_of, found)),
+        groups=tuple(groups_of(found)),
         unjudged=len(problems) - len(kept),
         assumed=assumed,
         name=name,
@@ -122,6 +122,23 @@ def divide(groups: Sequence[str], seed: int) -> list[Part]:
 def asked(problem: Problem) -> Any:
     """The prompt as a model reads it: its turns, or its text."""
     return problem.messages or problem.prompt
+
+
+def as_row(problem: Problem) -> Any:
+    """The prompt as JSON values, all turns of a conversation, which is read again as it was."""
+    return [{"role": turn.role, "content": turn.content} for turn in problem.messages] or problem.prompt
+
+
+def domain_of(problem: Problem) -> str:
+    """The domain of a prompt, "all" where none is named; 0 is a name."""
+    name = problem.columns.get("domain")
+    return "all" if name is None or name == "" else str(name)
+
+
+def groups_of(problems: Sequence[Problem]) -> list[str]:
+    """The cluster of each prompt: its group, or the first prompt that reads the same, since a log holds some many times."""
+    first: dict[Any, str] = {}
+    return [problem.group or f"prompt {first.setdefault(asked(problem), problem.id)}" for problem in problems]
 
 
 def tested(labels: Labels) -> Labels:
@@ -175,11 +192,21 @@ def scores_of(labels: Labels) -> dict[str, Array]:
 
 
 def solved_of(labels: Labels) -> Array:
-    """1 where weak answered well, [n]: the rows' own `solved`, else as `routerxbench.default_labels` has it."""
+    """1 where weak answered well, [n]: the rows' own `solved`, else as `routerxbench.default_labels` has it.
+
+    Raises BadInput for a `solved` that is neither 0 nor 1, or in some rows alone.
+    """
     given = [problem.columns.get("solved") for problem in labels.problems]
-    if all(each in (0, 1) and each is not None for each in given):
-        return np.array(given, float)
-    return default_labels(np.array(labels.weak), np.array(labels.strong))
+    if all(each is None for each in given):
+        return default_labels(np.array(labels.weak), np.array(labels.strong))
+    found = np.array([_quality(labels.name, problem, "solved") for problem in labels.problems])
+    wrong = np.flatnonzero(~np.isin(found, (0.0, 1.0)))
+    if len(wrong):
+        raise BadInput(
+            f"{labels.name}: {labels.problems[wrong[0]].id!r} has the solved {given[wrong[0]]!r}, expected 0 or 1 in every "
+            "row: correct it, or leave the field out."
+        )
+    return found
 
 
 def _quality(name: str, problem: Problem, field: str) -> float:

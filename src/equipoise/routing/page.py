@@ -215,7 +215,16 @@ def _threshold(result: "RouteFit") -> parts.Table:
             (f"{chosen.n:,} to choose", _cell(chosen.calls), _cell(chosen.quality), f"{chosen.aim} {chosen.target:g}"),
             (f"{held.n:,} to test", _cell(held.calls), _cell(held.quality), held.verdict),
         ),
-        note=told(chosen) + ".",
+        note=told(chosen) + "." + _shared(result),
+    )
+
+
+def _shared(result: "RouteFit") -> str:
+    if result.settings["kind"] != "best":
+        return ""
+    return (
+        f" The router is the best of {len(result.chosen_on)} on these same prompts, and the threshold is held for each of "
+        f"them with 1/{len(result.chosen_on)} of the error, so that the promise holds whichever was taken."
     )
 
 

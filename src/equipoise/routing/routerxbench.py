@@ -162,6 +162,16 @@ def checked(*arrays: ArrayLike) -> list[Array]:
     return found
 
 
+def grouped(clusters: ArrayLike | None, n: int) -> NDArray[Any] | None:
+    """The cluster of each of n prompts, [n], or None. Raises BadInput for another number of them."""
+    if clusters is None:
+        return None
+    found = np.asarray(clusters)
+    if found.shape != (n,):
+        raise BadInput(f"clusters are {list(found.shape)}, for {n} prompts: name the cluster of each prompt, [n].")
+    return found
+
+
 def _check_band(band: tuple[float, float], name: str) -> None:
     low, high = band
     if not 0 <= low <= high <= 1:
@@ -200,7 +210,10 @@ def measure(
     bands = bands or Bands()
     score, weak, strong = checked(score, weak, strong)
     label = default_labels(weak, strong) if solved is None else np.asarray(solved, float)
-    codes = np.arange(len(score)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if label.shape != score.shape:
+        raise BadInput(f"solved is {list(label.shape)}, for {len(score)} prompts: give one label a prompt.")
+    own = grouped(clusters, len(score))
+    codes = np.arange(len(score)) if own is None else np.unique(own, return_inverse=True)[1]
     c, tie = _percent(bands.budget), _ties(score)
 
     def drawn() -> np.random.Generator:
@@ -256,6 +269,7 @@ def outcomes(
             "outcomes are of answers that are right (1) or wrong (0): choose a quality from which one is right."
         )
     w, s = (each > 0 for each in found)
+    clusters = grouped(clusters, len(w))
     cells = {"both": w & s, "only_strong": ~w & s, "only_weak": w & ~s, "neither": ~w & ~s}
     gone = np.zeros(len(w), bool) if sent is None else np.asarray(sent, bool)
     shares = {name: bounded(item_interval(cell.astype(float), clusters), True, 0, 1) for name, cell in cells.items()}

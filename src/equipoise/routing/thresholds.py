@@ -10,7 +10,11 @@ Quality q. Rates of calls 1.00, 0.99 ... 0 are tested in this order, each H: qua
 is not rejected; the last rejected is taken. In a fixed order no correction is due for the number of tests (fixed-sequence
 testing, as in Learn then Test, arXiv:2110.01052). A p-value is that of a binomial where qualities are 0 and 1, of
 Hoeffding and Bentkus where they lie in [0, 1], and of Student's t over clusters where prompts come in clusters, or where
-qualities are on another scale; only this last one is approximate.
+qualities are on another scale; only this last one is approximate, and it is never below what K clusters that are all at the
+upper end can show, ((q - lower end) / (upper end - lower end))^K.
+
+A score that was taken as the best of m on the same prompts looks better there than it is. With candidates = m each test is
+at level (1 - confidence) / m, so that the promise holds for all m at once (Bonferroni), and so for whichever was taken.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.routing.measured import HeldOut as HeldOut
 from equipoise.routing.measured import Threshold as Threshold
-from equipoise.routing.routerxbench import STEPS, bounded, checked
+from equipoise.routing.routerxbench import STEPS, bounded, checked, grouped
 
 Array = NDArray[np.float64]
 
@@ -40,28 +44,35 @@ def threshold(
     strong: ArrayLike | None = None,
     clusters: ArrayLike | None = None,
     confidence: float = 0.95,
+    candidates: int = 1,
 ) -> Threshold:
     """The threshold that calls strong for as many prompts as the budget allows, or as rarely as the quality allows.
 
     calls: the largest share of calls, in [0, 1]. quality: the least mean quality, in the unit of weak and strong [n], which
-    it needs. confidence: of holding this on new prompts from the same source. With too few prompts for a budget nothing is
-    sent; `note` says so. Raises BadInput for both or none of the aims, for a quality that strong alone is not shown to
-    reach, for values out of range.
+    it needs. confidence: of holding this on new prompts from the same source. candidates: from how many scores this one was
+    taken by what it does on these same prompts. With too few prompts for a budget nothing is sent; `note` says so. Raises
+    BadInput for both or none of the aims, for a quality that strong alone is not shown to reach, for values out of range.
     """
     if (calls is None) == (quality is None):
         raise BadInput("give one aim: calls=0.3, a share of prompts, or quality=0.8, a mean quality.")
     if not 0.5 <= confidence < 1:
         raise BadInput(f"confidence is {confidence:g}: use a number from 0.5, below 1.")
+    if candidates < 1:
+        raise BadInput(f"candidates is {candidates}: the score itself is one, so give at least 1.")
     s, w, g = _given(score, weak, strong)
     if not len(s):
         raise BadInput("there is no score to choose a threshold on: give those of prompts that were not fitted on.")
+    clusters = grouped(clusters, len(s))
+    error = (1 - confidence) / candidates
     if calls is not None:
         if not 0 <= calls <= 1:
             raise BadInput(f"calls is {calls:g}: the budget is a share of the prompts, in [0, 1].")
-        return _for_calls(s, w, g, calls, confidence, clusters)
+        return _for_calls(s, w, g, calls, confidence, error, clusters)
     if w is None or g is None or quality is None:
         raise BadInput("a threshold for a quality needs the quality of both models' answers: give weak= and strong=.")
-    return _for_quality(s, w, g, quality, confidence, clusters)
+    if not math.isfinite(quality):
+        raise BadInput(f"quality is {quality:g}: give a finite number, in the unit of the labels.")
+    return _for_quality(s, w, g, quality, confidence, error, clusters)
 
 
 def held_out(
@@ -74,6 +85,7 @@ def held_out(
 ) -> HeldOut:
     """What the threshold comes to on other prompts, and whether these speak against it."""
     score, weak, strong = _given(score, weak, strong)
+    clusters = grouped(clusters, len(score))
     sent = score < chosen.value
     calls = bounded(item_interval(sent.astype(float), clusters), True, 0, 1)
     quality = Bounded(math.nan, math.nan, math.nan)
@@ -85,14 +97,20 @@ def held_out(
 
 
 def _for_calls(
-    s: Array, w: Array | None, g: Array | None, calls: float, confidence: float, clusters: ArrayLike | None
+    s: Array,
+    w: Array | None,
+    g: Array | None,
+    calls: float,
+    confidence: float,
+    error: float,
+    clusters: ArrayLike | None,
 ) -> Threshold:
     n = len(s)
     note = ""
     if calls == 1:
         k, value = n + 1, math.inf
     else:
-        k = int((stats.beta.cdf(calls, np.arange(1, n + 1), n - np.arange(n)) >= confidence).sum())
+        k = int((stats.beta.cdf(calls, np.arange(1, n + 1), n - np.arange(n)) >= 1 - error).sum())
         value = float(np.sort(s)[k - 1]) if k else -math.inf
         if not k and calls > 0:
             note = (
@@ -103,17 +121,16 @@ def _for_calls(
     share = float(sent.mean())
     if clusters is not None and len(np.unique(np.asarray(clusters))) < n:
         note += " " * bool(note) + "The bound holds for prompts that are drawn one by one, and these come in clusters."
-    low, high = (
-        stats.beta.ppf([(1 - confidence) / 2, (1 + confidence) / 2], k, n - k + 1) if 0 < k <= n else (share,) * 2
-    )
+    low, high = stats.beta.ppf([error / 2, 1 - error / 2], k, n - k + 1) if 0 < k <= n else (share,) * 2
     bounds = Bounded(share, min(float(low), share), float(high))
     return Threshold(value, "calls", calls, confidence, n, bounds, _quality(w, g, sent, clusters), note)
 
 
 def _for_quality(
-    s: Array, w: Array, g: Array, quality: float, confidence: float, clusters: ArrayLike | None
+    s: Array, w: Array, g: Array, quality: float, confidence: float, error: float, clusters: ArrayLike | None
 ) -> Threshold:
     n = len(s)
+    ends = float(min(w.min(), g.min())), float(max(w.max(), g.max()))
     ascending = np.sort(s)
     chosen: float | None = None
     tested: set[float] = set()
@@ -123,7 +140,7 @@ def _for_quality(
         if value in tested:
             continue
         tested.add(value)
-        if _p_value(np.where(s < value, g, w), quality, clusters) > 1 - confidence:
+        if _p_value(np.where(s < value, g, w), quality, clusters, ends) > error:
             break
         chosen = value
     if chosen is None:
@@ -133,7 +150,7 @@ def _for_quality(
         )
     sent = s < chosen
     share = float(sent.mean())
-    calls = bounded(item_interval(sent.astype(float), clusters, level=confidence), True, 0, 1)
+    calls = bounded(item_interval(sent.astype(float), clusters, level=1 - error), True, 0, 1)
     return Threshold(
         chosen,
         "quality",
@@ -145,17 +162,22 @@ def _for_quality(
     )
 
 
-def _p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float:
-    """Of the hypothesis that the mean is below `quality`, from values that speak against it."""
+def _p_value(
+    values: Array, quality: float, clusters: ArrayLike | None, ends: tuple[float, float] | None = None
+) -> float:
+    """Of the hypothesis that the mean is below `quality`, from values that speak against it.
+
+    ends: between which all qualities lie, those of other rates of calls too, so that the test is not chosen by the rate.
+    """
     n, mean = len(values), float(values.mean())
-    alone = clusters is None or len(np.unique(np.asarray(clusters))) == n
-    inside = values.min() >= 0 and values.max() <= 1 and 0 < quality <= 1
-    if not (alone and inside):
-        interval = item_interval(values, clusters)
-        error = math.sqrt(interval.item_variance) if interval.item_variance >= 0 else math.nan
-        if not error > 0:
-            return 1.0 if math.isnan(error) or mean < quality else 0.0
-        return float(stats.t.sf((mean - quality) / error, interval.df))
+    groups = n if clusters is None else len(np.unique(np.asarray(clusters)))
+    lower, upper = ends or (float(values.min()), float(values.max()))
+    if lower >= 0 and upper <= 1 and 0 < quality <= 1:
+        if groups < n:
+            return max(_t_p_value(values, quality, clusters), quality**groups)
+    else:
+        share = 1.0 if upper == lower else min(max((quality - lower) / (upper - lower), 0.0), 1.0)
+        return max(_t_p_value(values, quality, clusters), share**groups)
     if np.isin(values, (0.0, 1.0)).all():
         return float(stats.binom.sf(values.sum() - 1, n, quality))
     if mean <= quality:
@@ -165,6 +187,14 @@ def _p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float
         divergence += (1 - mean) * math.log((1 - mean) / (1 - quality))
     bentkus = math.e * stats.binom.cdf(math.ceil(n * (1 - mean) - 1e-9), n, 1 - quality)
     return float(min(math.exp(-n * divergence), bentkus, 1.0))
+
+
+def _t_p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float:
+    interval = item_interval(values, clusters)
+    error = math.sqrt(interval.item_variance) if interval.item_variance >= 0 else math.nan
+    if not error > 0:
+        return 1.0 if math.isnan(error) or interval.estimate < quality else 0.0
+    return float(stats.t.sf((interval.estimate - quality) / error, interval.df))
 
 
 def _quality(w: Array | None, g: Array | None, sent: NDArray[np.bool_], clusters: ArrayLike | None) -> Bounded:
