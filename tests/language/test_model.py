@@ -645,6 +645,13 @@ def test_words_that_are_no_file(template, tmp_path):
         )
 
 
+@pytest.mark.parametrize("name", ["m", "m.bin", "m.ggml", "m.safetensors", "m.zip"])
+def test_a_file_that_is_no_gguf_is_refused_by_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(BadInput, match=f"{name} is a file: a model is a folder"):
+        load(tmp_path / name)
+
+
 def test_what_is_no_model_with_its_tokenizer(small, tmp_path):
     class Half:
         get_input_embeddings = "not callable"
