@@ -11,7 +11,7 @@ from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.routing import fitting, labeling, prompt_states
+from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
 
 pytest.importorskip("sklearn")
@@ -188,6 +188,81 @@ def test_a_router_meets_new_prompts_and_other_ones(lm, fitted):
         routing.evaluate(rows(80), router=folder)
     doubtful = routing.evaluate(rows(80), router=folder, model=untaught(1, context=512))
     assert any("are not those of" in note for note in doubtful.notes)
+
+
+@pytest.mark.slow
+def test_what_a_model_was_asked_is_not_asked_again(lm, fitted, tmp_path, monkeypatch):
+    """Killed in the fourth of its four parts of asking: the same bytes, and one part asked."""
+    _, folder = fitted
+    given = {"router": folder, "model": lm, "ask": True, "samples": 2, "max_new_tokens": 2}
+    some = [row | {"scores": {"length": 1.0}} for row in rows(kept.AT_ONCE + 4, seed=7)]
+    whole = routing.evaluate(some, out=tmp_path / "whole", **given)
+    real, asked = {name: getattr(evaluating, name) for name in ("verbalised", "semantic_agreement")}, []
+
+    def asking(name, stop):
+        def ask(language_model, prompts, **more):
+            if len(asked) >= stop:
+                raise KeyboardInterrupt
+            asked.append((name, len(prompts)))
+            return real[name](language_model, prompts, **more)
+
+        monkeypatch.setattr(evaluating, name, ask)
+
+    for name in real:
+        asking(name, 3)
+    with pytest.raises(KeyboardInterrupt):
+        routing.evaluate(some, out=tmp_path / "cut", **given)
+    for name in real:
+        asking(name, 9)
+    again = routing.evaluate(some, out=tmp_path / "cut", **given)
+    assert asked == [("verbalised", 16), ("verbalised", 4), ("semantic_agreement", 16), ("semantic_agreement", 4)]
+    assert repr(replace(again, folder=None)) == repr(replace(whole, folder=None))
+    assert (tmp_path / "cut" / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
+    assert not (tmp_path / "cut" / "asked.jsonl").exists()
+    # Each prompt's draws are its own, whatever it was asked with.
+    prompts = [row["prompt"] for row in some]
+    assert (
+        real["semantic_agreement"](lm, prompts[16:], samples=2, max_new_tokens=2, keys=range(16, 20)).score
+        == real["semantic_agreement"](lm, prompts, samples=2, max_new_tokens=2).score[16:]
+    ).all()
+    cards = again.cards["a"]
+    assert cards["length (given)"].auroc.value == 0.5 and "length" in cards
+    with pytest.raises(BadInput, match="more than the context"):
+        routing.evaluate([{**some[0], "prompt": "one " * 500}, *some[1:]], **given)
+
+
+@pytest.mark.slow
+def test_the_file_that_was_fitted_on_is_doubted(lm, tmp_path):
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(120, seed=4)))
+    routing.fit(lm, labels=tmp_path / "labels.jsonl", kind="length", epochs=1, out=tmp_path / "fit")
+    given = {"router": tmp_path / "fit", "model": lm}
+    assert "was fitted on" in routing.evaluate(tmp_path / "labels.jsonl", **given).notes[0]
+    assert not routing.evaluate(tmp_path / "fit" / "scores.jsonl", **given).notes
+
+
+def test_parts_are_known_by_what_was_asked_of_which_model(lm, tmp_path):
+    some = read_labels(rows(5)).problems
+    made = []
+
+    def make(first, part):
+        made.append((first, [problem.id for problem in part]))
+        return {"ids": [problem.id for problem in part]}
+
+    def ids(problems, title="Asking", model=lm):
+        made.clear()
+        parts = kept.Kept(tmp_path / "rows.jsonl", model).parts(title, problems, make, at_once=2)
+        return [each for part in parts for each in part["ids"]]
+
+    names = [problem.id for problem in some]
+    assert ids(some) == names and [first for first, _ in made] == [0, 2, 4]
+    assert ids(some) == names and made == []
+    assert ids((*some[:4], replace(some[4], prompt="another"))) == names and made == [(4, names[4:])]
+    assert ids(some, title="Sampling") == names and len(made) == 3
+    assert ids(some, model=untaught(1, context=512)) == names and len(made) == 3
+    content = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(content.replace(names[0].encode(), b"9-9", 1))
+    assert ids(some) == names and made == [(0, names[:2])]
+    assert len(kept.Kept(tmp_path / "rows.jsonl", lm).damaged) == 0 and (tmp_path / "rows.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ Chain = Literal["routerxbench", "real", "complex"]
 AT_ONCE = 256  # prompts in memory in float64
 UNREAD = 0.5  # the score of a reply without a number
 SAMPLES, SAMPLING_TEMPERATURE, NUCLEUS = 5, 0.7, 0.9
+STATED_TOKENS = 10  # of a stated confidence
 
 
 class FixedScore(ClassifierMixin, BaseEstimator):
@@ -308,7 +309,7 @@ def prompt_likelihood(language_model: LanguageModel, rows: Sequence[Sequence[int
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """score: [n]. unread: how many replies held no number (their score is 0.5). tokens: written."""
+    """score: [n]. unread: how many replies held no number (their score is 0.5). tokens: written, at most."""
 
     score: Array
     unread: int
@@ -316,7 +317,7 @@ class Asked:
 
 
 def verbalised(
-    language_model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 10, batch_size: int = 32
+    language_model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = STATED_TOKENS, batch_size: int = 32
 ) -> Asked:
     """The confidence in [0, 1] that the model states before it answers, greedily, in `max_new_tokens` tokens."""
     replies = generate(
@@ -340,9 +341,13 @@ def semantic_agreement(
     max_new_tokens: int = 24,
     threshold: float = 0.7,
     seed: int = 0,
+    keys: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Asked:
-    """exp(-H) of the groups of like answers (`confidence.clusters` by text), in [1 / samples, 1]: 1 where all are alike."""
+    """exp(-H) of the groups of like answers (`confidence.clusters` by text), in [1 / samples, 1]: 1 where all are alike.
+
+    keys: a number for each prompt that names its draws, in place of its place among the prompts.
+    """
 
     def nucleus(logits: Tensor, states: Tensor, rows: Sequence[int], step: int) -> Tensor:
         share, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
@@ -357,6 +362,7 @@ def semantic_agreement(
         temperature=temperature,
         seed=[seed, 13],
         hook=nucleus if top_p < 1 else None,
+        keys=keys,
         batch_size=batch_size,
     )
     answers = [rolled.texts[first : first + samples] for first in range(0, len(rolled.texts), samples)]

@@ -1,4 +1,8 @@
-"""The work of `route evaluate`: scores that are stored, or made by a router and by its model, measured domain by domain."""
+"""The work of `route evaluate`: scores that are stored, or made by a router and by its model, measured domain by domain.
+
+Killed at any moment, the same call goes on: with the states that were read, and with asked.jsonl, a row for each few prompts
+that the model was asked about. Stored scores of a name that is made here, too, are told apart as "NAME (given)".
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,16 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.core.job import Request
 from equipoise.core.shares import Bounded
+from equipoise.data.problems import Problem
+from equipoise.language.encode import encode_prompts
+from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
-from equipoise.routing.baselines import semantic_agreement, verbalised
+from equipoise.routing.baselines import STATED_TOKENS, semantic_agreement, verbalised
 from equipoise.routing.fitting import features_place
+from equipoise.routing.kept import Kept
+from equipoise.routing.labels import VERBALISED as VERBALISED_PROMPT
 from equipoise.routing.labels import Labels, asked, read_labels, scores_of, solved_of, tested
 from equipoise.routing.measured import HeldOut, Threshold
 from equipoise.routing.result import EvaluationPlan, RouteEvaluation
@@ -31,6 +41,7 @@ from equipoise.routing.scoring import FEATURES, cards, given_scores
 
 Array = NDArray[np.float64]
 ROUTER, VERBALISED, SEMANTIC = "router", "verbalised", "semantic-entropy"
+ASKED = "asked.jsonl"
 NOTHING = Bounded(math.nan, math.nan, math.nan)
 
 
@@ -125,7 +136,7 @@ class Evaluating(Request):
 
     def work(self, folder: Path | None) -> RouteEvaluation:
         language_model, rows, doubts = self._opened()
-        scores, unread = self._scored(language_model, rows, folder)
+        scores, unread, damaged = self._scored(language_model, rows, folder)
         weak, strong = np.array(self.labels.weak), np.array(self.labels.strong)
         groups, domains = np.array(self.labels.groups), np.array(self.labels.domains)
         sent = None
@@ -165,11 +176,11 @@ class Evaluating(Request):
             held_out=held,
             outcomes=table,
             unread=unread,
-            notes=(*doubts, *self.labels.notes()),
+            notes=(*doubts, *self.labels.notes(), *damaged),
         )
 
     def scratch(self) -> tuple[str, ...]:
-        return (FEATURES,)
+        return FEATURES, ASKED
 
     def _opened(self) -> tuple[LanguageModel | None, list[list[int]], list[str]]:
         """The model, the prompts' tokens, and doubts about whether it is the router's; a wrong one is refused."""
@@ -180,15 +191,31 @@ class Evaluating(Request):
         rows = prompt_states.encode(
             language_model, [asked(problem) for problem in self.labels.problems], self.router.reads
         )
-        prompt_states.check_lengths(language_model, rows, [problem.id for problem in self.labels.problems])
+        names = [problem.id for problem in self.labels.problems]
+        prompt_states.check_lengths(language_model, rows, names)
+        if self.ask:
+            names = [repr(name) for name in names]
+            for prompts, most in (
+                ([asked(problem) for problem in self.labels.problems], self.max_new_tokens),
+                (
+                    [VERBALISED_PROMPT.format(question=problem.prompt) for problem in self.labels.problems],
+                    STATED_TOKENS,
+                ),
+            ):
+                check_room(language_model, encode_prompts(language_model, prompts)[0], most, names)
+        if self.labels.digest and self.labels.digest == self.router.chosen.get("labels"):
+            doubts.append(
+                f"{self.labels.name} is the file that the router was fitted on: three quarters of these prompts were seen "
+                "by it. Measure on others, or on the scores.jsonl of the fit, of which the tested rows are taken."
+            )
         return language_model, rows, doubts
 
     def _scored(
         self, language_model: LanguageModel | None, rows: Sequence[Sequence[int]], folder: Path | None
-    ) -> tuple[dict[str, Array], int]:
-        """Those of the rows, over those that are made here; and how many replies held no number."""
+    ) -> tuple[dict[str, Array], int, tuple[str, ...]]:
+        """Those of the rows and those that are made here; how many replies held no number; rows of replies made anew."""
         if language_model is None or self.router is None:
-            return dict(self.scores), 0
+            return dict(self.scores), 0, ()
         prompts = [asked(problem) for problem in self.labels.problems]
         unread = 0
         with features_place(folder) as place:
@@ -197,13 +224,35 @@ class Evaluating(Request):
             ).values
             made = given_scores(language_model, rows, z, self.seed)
             made[ROUTER] = made[self.router.kind] if self.router.needs != "states" else self.router.score(z)
+        damaged: tuple[str, ...] = ()
         if self.ask:
-            stated = verbalised(language_model, [problem.prompt for problem in self.labels.problems])
-            made[VERBALISED], unread = stated.score, stated.unread
-            made[SEMANTIC] = semantic_agreement(
-                language_model, prompts, samples=self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed
-            ).score
-        return {ROUTER: made[ROUTER], **made, **self.scores}, unread
+            kept = Kept(None if folder is None else folder / ASKED, language_model)
+            stated = kept.parts("Asking how sure it is", self.labels.problems, partial(_stated, language_model))
+            sampled = kept.parts("Sampling answers", self.labels.problems, partial(self._sampled, language_model))
+            made[VERBALISED], unread = _joined(stated), sum(part["unread"] for part in stated)
+            made[SEMANTIC], damaged = _joined(sampled), kept.damaged
+        given = {f"{name} (given)" if name in made else name: score for name, score in self.scores.items()}
+        return {ROUTER: made[ROUTER], **made, **given}, unread, damaged
+
+    def _sampled(self, language_model: LanguageModel, first: int, some: Sequence[Problem]) -> dict[str, Any]:
+        found = semantic_agreement(
+            language_model,
+            [asked(problem) for problem in some],
+            samples=self.samples,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            keys=range(first, first + len(some)),
+        )
+        return {"score": found.score.tolist()}
+
+
+def _stated(language_model: LanguageModel, _: int, some: Sequence[Problem]) -> dict[str, Any]:
+    found = verbalised(language_model, [problem.prompt for problem in some])
+    return {"score": found.score.tolist(), "unread": found.unread}
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> Array:
+    return np.array([score for part in parts for score in part["score"]], float)
 
 
 def _threshold(router: Router) -> Threshold:

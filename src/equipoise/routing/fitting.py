@@ -308,6 +308,7 @@ class Fitting(Request):
 
         choosing = self._of("choose")
         about = {"aim": chosen.aim, "target": chosen.target, "confidence": chosen.confidence, "n": chosen.n}
+        about |= {"labels": self.labels.digest}
         about |= {"calls": chosen.calls.value, "lower": chosen.calls.lower, "upper": chosen.calls.upper}
         whose = {
             "reads": self.reads,

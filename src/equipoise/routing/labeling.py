@@ -28,8 +28,6 @@ from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file, write_atomic
 from equipoise.core.job import Request
-from equipoise.core.progress import progress
-from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.problems import Problem, read_problems
@@ -40,6 +38,7 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room, generate
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
+from equipoise.routing.kept import AT_ONCE, Kept
 from equipoise.routing.labels import as_row, asked, domain_of, groups_of
 from equipoise.routing.result import DomainLabels, LabelPlan, RouteLabels
 from equipoise.routing.routerxbench import bounded, outcomes
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 
 LABELS, ANSWERS = "labels.jsonl", "answers.jsonl"
 WEAK, STRONG = "weak", "strong"
-AT_ONCE = 16  # prompts that are answered together and stored as one row
 RIGHT = 0.5  # the quality from which an answer counts as right in the table of outcomes
 SCALE = Grades.scale(1, 10, accept=6)
 JUDGE = files("equipoise.routing") / "prompts" / "judge.md"
@@ -147,8 +145,10 @@ class Labeling(Request):
 
     def work(self, folder: Path | None) -> RouteLabels:
         with self._players(folder) as (language_model, players):
-            rows = Rows(None if folder is None else folder / ANSWERS)
-            said = {WEAK: self._weak(language_model, rows), STRONG: self._strong(players)}
+            kept = (
+                None if language_model is None else Kept(None if folder is None else folder / ANSWERS, language_model)
+            )
+            said = {WEAK: self._weak(language_model, kept), STRONG: self._strong(players)}
             quality, unread = self._judged(said, players)
             calls = players.account.total().calls
         self._write(folder, said, quality)
@@ -165,7 +165,7 @@ class Labeling(Request):
             right=RIGHT,
             tokens=0 if language_model is None else _tokens(language_model, said[WEAK]),
             calls=calls,
-            notes=tuple(rows.damaged),
+            notes=() if kept is None else kept.damaged,
         )
 
     def scratch(self) -> tuple[str, ...]:
@@ -184,22 +184,16 @@ class Labeling(Request):
                 self._grader(players.chat("judge")).check(self._submissions({WEAK: [""] * len(self.problems)}))
             yield language_model, players
 
-    def _weak(self, language_model: LanguageModel | None, rows: Rows) -> list[str]:
-        if language_model is None:
+    def _weak(self, language_model: LanguageModel | None, kept: Kept | None) -> list[str]:
+        if language_model is None or kept is None:
             return [str(problem.columns[f"{WEAK}_answer"]) for problem in self.problems]
-        known = {row["first"]: row for row in rows}
-        texts: list[str] = []
-        with progress("Answering", total=len(self.problems), unit="prompts") as bar:
-            for first in range(0, len(self.problems), AT_ONCE):
-                some = self.problems[first : first + AT_ONCE]
-                ids = [problem.id for problem in some]
-                if first not in known or known[first]["ids"] != ids:
-                    written = answer(language_model, some, self.max_new_tokens, self.batch_size)
-                    known[first] = {"first": first, "ids": ids, "texts": list(map(encodable, written))}
-                    rows.add(known[first])
-                texts += known[first]["texts"]
-                bar.advance(len(some))
-        return texts
+
+        def answered(_: int, some: Sequence[Problem]) -> dict[str, list[str]]:
+            written = answer(language_model, some, self.max_new_tokens, self.batch_size)
+            return {"texts": list(map(encodable, written))}
+
+        parts = kept.parts("Answering", self.problems, answered, at_once=AT_ONCE)
+        return [text for part in parts for text in part["texts"]]
 
     def _strong(self, players: Players) -> list[str | None]:
         """None: the provider did not take the prompt."""
