@@ -182,9 +182,12 @@ def test_a_cell_is_read_in_every_usual_form(cells, texts):
         assert info["actions"] == [
             {"name": "place", "arguments": {"cell": {"coordinates": "(2, 1)"}.get(cells, texts[0])}}
         ]
-    for text in ("(2, 1) or (2, 2)", "4 or 5", "D or E", "10", "J", "(0, 1)"):
+    for text in ("(2, 1) or (2, 2)", "4 or 5", "D or E", "10", "0", "J", "(0, 1)", "(1, 4)"):
         environment.reset(seed)
         assert not environment.step(text)[3]["valid"], text
+    for text in {"coordinates": ("(1, 1)", "(3, 3)"), "numbers": ("1", "9"), "letters": ("A", "I")}[cells]:
+        environment.reset(seed)
+        assert environment.step(text)[3]["valid"], text
 
 
 @pytest.mark.parametrize("cells", ["numbers", "letters"])
