@@ -5,6 +5,10 @@ Loads no numpy, so that a stored result can be read and drawn again at once. How
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from equipoise.core.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +50,8 @@ class Bounded:
     value: float
     lower: float
     upper: float
+
+    @classmethod
+    def of(cls, interval: "Interval") -> "Bounded":
+        """From an interval of `core.statistics`."""
+        return cls(float(interval.estimate), float(interval.lower), float(interval.upper))

@@ -92,8 +92,7 @@ class Solved:
 
 def bounded(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Bounded:
     """The mean of values, one a problem, with its 95 % interval over problems, or over what they come from."""
-    interval = item_interval(values, clusters)
-    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
+    return Bounded.of(item_interval(values, clusters))
 
 
 def mean_share(values: ArrayLike, clusters: ArrayLike) -> Bounded:

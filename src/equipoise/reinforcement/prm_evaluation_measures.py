@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from equipoise.core.agreement import UNDEFINED
 from equipoise.core.scores import auroc
 from equipoise.core.shares import Bounded
-from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
+from equipoise.core.statistics import FEWEST_CLUSTERS, item_interval, pigeonhole_interval, score_interval
 from equipoise.data.steps import WRONG_BELOW, StepwiseSolution
 from equipoise.reinforcement import nait
 from equipoise.reinforcement.prm_evaluation_result import (
@@ -331,7 +331,7 @@ def _discrimination(data: str, name: str, judged: Judged, position: Judged) -> D
         if not steps.right.size:
             return UNDEFINED
         generator = np.random.default_rng(np.random.SeedSequence([judged.seed, 1]))
-        return _bounded(score_interval(score, scores, steps.right, clusters, generator=generator, draws=DRAWS))
+        return Bounded.of(score_interval(score, scores, steps.right, clusters, generator=generator, draws=DRAWS))
 
     return Discrimination(
         data=data,
@@ -392,7 +392,7 @@ def best_of(judged: Judged) -> tuple[list[BestOf], dict[str, int]]:
         "solutions": sum(map(len, known)),
         "decided": sum(0 < sum(own) < len(own) for own in correct),
     }
-    return [BestOf(how, _bounded(item_interval(values))) for how, values in solved.items()], counts
+    return [BestOf(how, Bounded.of(item_interval(values))) for how, values in solved.items()], counts
 
 
 def _chosen(correct: Sequence[bool], best: Sequence[int]) -> float:
@@ -411,8 +411,4 @@ def _resampled(judged: Judged, statistic: Callable[[NDArray[np.intp]], Any]) -> 
     clusters = judged.clusters
     generator = np.random.default_rng(np.random.SeedSequence([judged.seed, 2]))
     draws = DRAWS if len(set(clusters.tolist())) >= FEWEST_CLUSTERS else 0
-    return _bounded(pigeonhole_interval(statistic, clusters, generator=generator, draws=draws, units=("item",)))
-
-
-def _bounded(interval: Interval) -> Bounded:
-    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
+    return Bounded.of(pigeonhole_interval(statistic, clusters, generator=generator, draws=draws, units=("item",)))

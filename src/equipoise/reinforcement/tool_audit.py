@@ -429,7 +429,7 @@ class _Table:
         fall = -self.steps.change[some].mean(axis=1)
         generator = np.random.default_rng(np.random.SeedSequence([seed, 0]))
         found = score_interval(auroc, fall, labels, self._step_clusters[some], generator=generator)
-        return Bounded(float(found.estimate), float(found.lower), float(found.upper)), counts
+        return Bounded.of(found), counts
 
     def _change(self, steps: NDArray[np.int_]) -> Bounded:
         """The mean at the middle of the bounds; its interval reaches from that of the lower to that of the upper ones."""

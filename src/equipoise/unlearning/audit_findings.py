@@ -138,7 +138,7 @@ class Findings:
                 return UNDEFINED
             generator = np.random.default_rng(np.random.SeedSequence([seed, 5]))
             found = score_interval(auroc, np.array(values, float), labels, clusters, generator=generator)
-            return Bounded(float(found.estimate), float(found.lower), float(found.upper))
+            return Bounded.of(found)
 
         scored = {name: self.found[name]["membership"] for name in ("before", "after")}
         return tuple(
