@@ -260,3 +260,5 @@ def test_what_cannot_be_learnt_from_is_refused():
         ProbeMean().fit(np.full_like(z, np.nan), y)
     few = ProbeMean(epochs=2).fit(z[: FEWEST - 1], np.arange(FEWEST - 1) % 2)
     assert math.isfinite(few.validation_loss_)
+    held = ProbeMean(epochs=2, validation_fraction=0.99).fit(z[:FEWEST], np.arange(FEWEST) % 2)
+    assert held.coef_.any()  # one prompt is left to learn from

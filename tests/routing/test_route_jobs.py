@@ -169,6 +169,8 @@ def test_stored_scores_are_measured_on_what_was_tested_alone(fitted, tmp_path):
     assert all(each["mine"].auroc.value == 1 for each in perfect.cards.values())
     with pytest.raises(BadInput, match="has no score 'mine'"):
         routing.evaluate([*mine, {**rows(1, seed=9)[0], "scores": {"yours": 1.0}}])
+    with pytest.raises(BadInput, match="a fit has learnt or chosen from"):
+        routing.evaluate([{**row, "part": "fit"} for row in mine])
     with pytest.raises(BadInput, match="no row has scores"):
         routing.evaluate(rows(80))
 
@@ -339,6 +341,13 @@ def test_stored_answers_are_verified(tmp_path):
     )
     assert "no better than the weak one" in done.headline()
     assert read_labels(tmp_path / "labels" / "labels.jsonl").weak == (1.0, 0.0, 0.0)
+
+
+def test_half_a_surrogate_pair_in_a_stored_answer_costs_no_other(tmp_path):
+    torn = [{**ASKED[0], "weak_answer": "4 \ud800", "strong_answer": "\udc00 4", "domain": "\ud800"}, *ASKED[1:]]
+    done = routing.label(prompts=torn, verifier="number", out=tmp_path / "labels")
+    read = read_labels(tmp_path / "labels" / "labels.jsonl")
+    assert read.weak == (1.0, 0.0, 0.0) and len(done.domains) == 3 and set(read.domains) == set(done.domains)
 
 
 def test_a_weak_model_answers_here_and_goes_on_where_it_was_stopped(lm, tmp_path, monkeypatch):

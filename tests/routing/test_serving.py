@@ -330,6 +330,13 @@ def test_a_wrong_request_is_a_json_error_and_costs_nothing(lm, content, headers,
         assert served.metrics()[f'equipoise_refused_total{{status="{status}"}}'] == "2"
 
 
+def test_a_stated_length_of_thousands_of_digits_is_too_large(lm):
+    """Python makes no number of more than 4,300."""
+    with Served(lm) as served:
+        headers = {"content-type": "application/json", "content-length": "9" * 5000}
+        assert served.client.post("/v1/chat/completions", content=b"{}", headers=headers).status_code == 413
+
+
 def test_other_addresses_and_methods(lm):
     with Served(lm, name="mine") as served:
         client = served.client

@@ -153,3 +153,9 @@ def test_what_is_read_of_a_request():
 
 def test_without_a_seed_each_request_has_its_own():
     assert parsed().sampling.seed != parsed().sampling.seed
+
+
+@pytest.mark.parametrize(("given", "used"), [(0, 0.0), (1e-320, 0.0), (1e-9, 1e-9), (2, 2.0)])
+def test_a_temperature_that_no_logit_can_be_divided_by_is_greedy(given, used):
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": given}
+    assert parse(json.dumps(body).encode()).sampling.temperature == used

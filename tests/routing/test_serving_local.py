@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -250,3 +251,47 @@ def test_a_wrapped_model_without_template_answers_a_lone_question(lm):
         )
     finally:
         local.close()
+
+
+@pytest.mark.parametrize("kind", ["mean", "entropy", "length"])
+def test_a_model_that_gives_no_numbers_answers_nothing(kind):
+    """A destroyed model has a score of nan, or of its length, and a likeliest token all the same."""
+    broken = untaught(4)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.nan)
+    numbers = {"w": np.ones(32, np.float32), "a": np.zeros(3, np.float32)} if kind == "mean" else {}
+    made = LocalModel(broken, Router(kind, -100.0, "chat", 3, 32, **numbers))
+    try:
+        with pytest.raises(WorkFailed, match="no numbers"):
+            asyncio.run(made.read(prompt("yes")))
+    finally:
+        made.close()
+
+
+def test_states_that_are_no_numbers_give_no_score(lm):
+    wrong = Router("mean", 0.5, "chat", 3, 32, w=np.full(32, np.nan, np.float32), a=np.zeros(3, np.float32))
+    made = LocalModel(lm, wrong)
+    try:
+        with pytest.raises(WorkFailed, match="score of a prompt is nan"):
+            asyncio.run(made.read(prompt("yes")))
+    finally:
+        made.close()
+
+
+def test_a_model_that_breaks_in_mid_answer_says_so(lm, local):
+    """From the third token on its states are no numbers."""
+    forward, count = lm.model.forward, []
+
+    def breaking(*args, **named):
+        output = forward(*args, **named)
+        count.append(1)
+        if len(count) > 2:
+            output.logits = output.logits * torch.nan
+        return output
+
+    lm.model.forward = breaking
+    try:
+        with pytest.raises(WorkFailed, match="no numbers"):
+            asyncio.run(answered(local, TEXTS[2], Sampling(max_tokens=6)))
+    finally:
+        lm.model.forward = forward

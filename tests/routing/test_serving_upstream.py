@@ -212,3 +212,10 @@ def test_a_key_that_no_header_holds_is_refused_without_telling_it(key):
     with pytest.raises(BadInput) as caught:
         Upstream("http://up.test/v1", key)
     assert not key or key not in str(caught.value)
+
+
+def test_a_header_that_no_answer_can_carry_is_left_out():
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", "→".encode()), (b"retry-after", b"3")]
+    got = asyncio.run(upstream(lambda _: httpx.Response(200, headers=headers, stream=Parts([b"{}"]))).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer) and got.body == b"{}"
+    assert dict(got.headers) == {"content-type": "application/json", "retry-after": "3"}

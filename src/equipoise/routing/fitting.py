@@ -30,7 +30,7 @@ from equipoise.routing import prompt_states
 from equipoise.routing.labels import Labels, Part, as_row, asked, divide, read_labels, solved_of
 from equipoise.routing.measured import Threshold
 from equipoise.routing.result import LENGTH, RANDOM, FitPlan, RouteFit
-from equipoise.routing.router import ABOUT, NUMBERS, Router
+from equipoise.routing.router import ABOUT, NUMBERS, Router, logits_of
 from equipoise.routing.router import load as load_router
 from equipoise.routing.routerxbench import Bands, bounded, outcomes
 from equipoise.routing.scoring import (
@@ -328,8 +328,7 @@ class Fitting(Request):
                 **whose,
             )
         probe = probes[kind]
-        logits = np.log(score[choosing]) - np.log1p(-score[choosing])
-        probe.calibration_ = Calibration.of(np.clip(logits, -500, 500), solved[choosing])
+        probe.calibration_ = Calibration.of(logits_of(score[choosing]), solved[choosing])
         return probe.router(chosen.value, **whose)
 
     def _check(

@@ -186,7 +186,7 @@ class Labeling(Request):
 
     def _weak(self, language_model: LanguageModel | None, kept: Kept | None) -> list[str]:
         if language_model is None or kept is None:
-            return [str(problem.columns[f"{WEAK}_answer"]) for problem in self.problems]
+            return _answers(self.problems, WEAK)
 
         def answered(_: int, some: Sequence[Problem]) -> dict[str, list[str]]:
             written = answer(language_model, some, self.max_new_tokens, self.batch_size)
@@ -198,7 +198,7 @@ class Labeling(Request):
     def _strong(self, players: Players) -> list[str | None]:
         """None: the provider did not take the prompt."""
         if "strong" not in self.served:
-            return [str(problem.columns[f"{STRONG}_answer"]) for problem in self.problems]
+            return list(_answers(self.problems, STRONG))
         calls = [Call(_turns(problem), "answer", max_tokens=self.max_new_tokens) for problem in self.problems]
         replies = answers(players.chat("strong"), calls, f"{self.names[STRONG]} answers")
         return [None if reply.status in UNASKED else encodable(reply.text) for reply in replies]
@@ -309,6 +309,11 @@ def _check_answers(problems: Sequence[Problem], who: str) -> None:
             f"prompt {without.id!r} has no text {who}_answer: name the model that answers, "
             f"{'--model' if who == WEAK else '--strong'}, or give all answers in this field."
         )
+
+
+def _answers(problems: Sequence[Problem], who: str) -> list[str]:
+    """The stored ones, as text that can be written."""
+    return [encodable(str(problem.columns[f"{who}_answer"])) for problem in problems]
 
 
 def _served(given: SimpleNamespace) -> set[str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem, read_problems
+from equipoise.data.text import encodable
 from equipoise.routing.routerxbench import default_labels
 
 Array = NDArray[np.float64]
@@ -132,7 +133,7 @@ def as_row(problem: Problem) -> Any:
 def domain_of(problem: Problem) -> str:
     """The domain of a prompt, "all" where none is named; 0 is a name."""
     name = problem.columns.get("domain")
-    return "all" if name is None or name == "" else str(name)
+    return "all" if name is None or name == "" else encodable(str(name))
 
 
 def groups_of(problems: Sequence[Problem]) -> list[str]:
@@ -142,9 +143,16 @@ def groups_of(problems: Sequence[Problem]) -> list[str]:
 
 
 def tested(labels: Labels) -> Labels:
-    """Of the scores of a fit the rows that were tested: on the others the fit has seen the labels."""
+    """Of the scores of a fit the rows that were tested: on the others the fit has seen the labels.
+
+    Raises BadInput where these others are all that there is.
+    """
     parts = [problem.columns.get("part") for problem in labels.problems]
     if "test" not in parts:
+        if "fit" in parts or "choose" in parts:
+            raise BadInput(
+                f"{labels.name}: its rows are those that a fit has learnt or chosen from: give those to test."
+            )
         return labels
     kept = [place for place, part in enumerate(parts) if part == "test"]
 

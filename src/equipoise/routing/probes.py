@@ -325,7 +325,7 @@ def train(
     n, count, width = z.shape
     y = torch.as_tensor(np.asarray(target), dtype=torch.float32)
     order = torch.randperm(n, generator=generator)
-    held = max(1, round(n * validation_fraction)) if n >= FEWEST else 0
+    held = min(n - 1, max(1, round(n * validation_fraction))) if n >= FEWEST else 0
     fitted_on, watched = (order[held:], order[:held]) if held else (order, order)
     parameters = {"w": torch.zeros(width), "b": torch.zeros(()), "a": torch.ones(count), "g": torch.ones(())}
     learnt = [parameters[name].requires_grad_() for name in ("w", "b", *("a",) * weighs, *("g",) * (noise is not None))]

@@ -137,10 +137,7 @@ class Router:
 
         sigmoid(slope * s + intercept) with s the score's logit for probes (cut to [-500, 500]) and the score for others.
         """
-        s = np.asarray(score, float)
-        if self.needs == "states":
-            with np.errstate(divide="ignore"):
-                s = np.clip(np.log(s) - np.log1p(-s), -500, 500)
+        s = logits_of(score) if self.needs == "states" else np.asarray(score, float)
         return expit(self.slope * s + self.intercept)
 
     def check(self, language_model: LanguageModel) -> list[str]:
@@ -201,6 +198,13 @@ class Router:
         if self.kind == "max":
             return z.max(axis=1).astype(float) @ w + self.b
         return (z.astype(float) @ w) @ self.alpha + self.b
+
+
+def logits_of(score: ArrayLike) -> NDArray[np.float64]:
+    """The logits of scores in [0, 1], cut to [-500, 500]: a score may round to 0 or 1."""
+    s = np.asarray(score, float)
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(s) - np.log1p(-s), -500, 500)
 
 
 def load(folder: str | Path) -> Router:

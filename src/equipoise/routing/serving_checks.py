@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_BODY = 8 * 2**20  # bytes
 BODY_SECONDS = 30.0
 _LONGEST_FIELD = 64
+_COLDEST = 1e-30  # a logit divided by less may overflow; the likeliest token is drawn at this one already
+_MOST_DIGITS = 18  # of a length in bytes
 _MOST_CHOICES, _MOST_STOPS = 128, 4
 
 # What does not change an answer, and so needs nobody who understands it.
@@ -113,7 +115,7 @@ async def read_body(request: Request, *, most: int = MAX_BODY, seconds: float = 
         raise RequestRefused(415, "Send the request without content-encoding.")
     too_large = RequestRefused(413, f"The request is larger than {most} bytes.", code="request_too_large")
     stated = request.headers.get("content-length", "0")
-    if stated.isdecimal() and int(stated) > most:
+    if stated.isdecimal() and (len(stated) > _MOST_DIGITS or int(stated) > most):
         raise too_large
     body = bytearray()
     try:
@@ -230,6 +232,7 @@ def _content(content: Any, place: str, *, optional: bool) -> tuple[str, str]:
 def _sampling(asked: Mapping[str, Any], temperature: float) -> Sampling:
     given = {name: _number(asked, name, 0, most) for name, most in (("temperature", 2), ("top_p", 1))}
     limits = [_whole(asked, name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens")]
+    warm = temperature if given["temperature"] is None else given["temperature"]
     seed = _whole(asked, "seed", -(2**63), 2**63 - 1)
     stop = asked.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
@@ -238,7 +241,7 @@ def _sampling(asked: Mapping[str, Any], temperature: float) -> Sampling:
     if len(stops) > _MOST_STOPS:
         _wrong("stop", f"at most {_MOST_STOPS} texts")
     return Sampling(
-        temperature=temperature if given["temperature"] is None else given["temperature"],
+        temperature=warm if warm >= _COLDEST else 0.0,
         top_p=1.0 if given["top_p"] is None else max(given["top_p"], 1e-9),  # 0: the likeliest token alone
         max_tokens=next((limit for limit in limits if limit is not None), None),
         stop=tuple(stops),

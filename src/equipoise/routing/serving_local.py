@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -142,7 +143,7 @@ class LocalModel:
         """Reads a conversation, and scores it. Cancelling it takes it out of the queue.
 
         Raises TooLong where no token of an answer would fit, BadInput for a conversation that the chat template refuses, and
-        WorkFailed where the model failed.
+        WorkFailed where the model failed, or gives no numbers.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[ReadPrompt] = loop.create_future()
@@ -241,9 +242,21 @@ class LocalModel:
             )
         scored = encode(language_model, [messages], router.reads)[0]
         done = prefill(language_model, scored)
+        self._check(done.logits)
         score = router.score_prefill(done)
+        if not math.isfinite(score):
+            raise WorkFailed(
+                f"The router's score of a prompt is {score}: {self.name} is broken, or was read in too few bits."
+            )
         seconds = time.perf_counter() - begin
         return ReadPrompt(tuple(ids), ends, score, seconds, done if scored == ids else None)
+
+    def _check(self, logits: Tensor) -> None:
+        """Raises WorkFailed for a model that says nothing: it would answer all the same."""
+        if logits.isnan().any():
+            raise WorkFailed(
+                f"{self.name} gives no numbers for the next token: it is broken, or was read in too few bits."
+            )
 
     def _step(self, answer: _Answer) -> bool:
         """One more token, or the failure; whether the answer is over."""
@@ -268,6 +281,7 @@ class LocalModel:
             answer.logits = wide(output.logits)[0, -1]
         uniform = None if answer.uniform is None else answer.uniform[place : place + 1]
         assert answer.logits is not None
+        self._check(answer.logits)
         return int(choose(answer.logits[None], answer.sampling.temperature, uniform, top_p=answer.sampling.top_p))
 
     def _take(self, answer: _Answer, token: int) -> bool:
