@@ -7,6 +7,8 @@ and on itself only, never on what shares its batch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.core.errors import BadInput
-from equipoise.core.state import load_state, save_state
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.files import produce_atomic
 from equipoise.language import adapters
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # map -> A [r, n], B [m, r]
 Drawn = Callable[[Sequence[int]], Tensor]
 POSTERIOR = "posterior.safetensors"
+_ABOUT, _TENSOR = "equipoise_teacher", "$tensor"
 TEACHERS: dict[str, Callable[[Mapping[str, Any]], Teacher]] = {}
 
 
@@ -57,21 +60,66 @@ def registered(kind: str) -> Callable[[type], type]:
 
 
 def save(teacher: Teacher, folder: Path) -> None:
-    """Writes the teacher beside its adapter: numbers and tensors, in safetensors."""
-    save_state(folder / POSTERIOR, {"kind": teacher.kind, **teacher.state()})
+    """Writes the teacher beside its adapter: numbers and tensors, in safetensors, the same bytes each time."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    state = _without_tensors(teacher.state(), "", tensors)
+    # One entry: safetensors keeps those of several in an order of their own each time.
+    about = json.dumps({"kind": teacher.kind, "state": state, "sha256": _digest(state, tensors)})
+    produce_atomic(folder / POSTERIOR, lambda path: save_file(tensors, path, metadata={_ABOUT: about}))
 
 
 def load(folder: Path) -> Teacher:
     """What `save` wrote. Raises BadInput for a folder without, and WorkFailed for one that was altered."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
     from equipoise.uncertainty import blob, ensemble, laplace_lora, mc_dropout, tfb  # noqa: F401  they register themselves
 
-    if not (folder / POSTERIOR).is_file():
+    path = folder / POSTERIOR
+    if not path.is_file():
         raise BadInput(f"{folder} holds no {POSTERIOR}: give a folder that `equipoise uncertainty bayesianize` wrote.")
-    state = dict(load_state(folder / POSTERIOR))
-    kind = state.pop("kind", None)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[_ABOUT])
+        tensors = load_file(path)
+        kind, state = about["kind"], about["state"]
+        if about["sha256"] != _digest(state, tensors):
+            raise ValueError("its digest is another")
+        made = _with_tensors(state, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkFailed(f"{path} was altered since it was written, or is not a teacher's ({error}).") from error
     if kind not in TEACHERS:
-        raise BadInput(f"{folder / POSTERIOR} is of the unknown kind {kind!r}: write it again with this version.")
-    return TEACHERS[kind](state)
+        raise BadInput(f"{path} is of the unknown kind {kind!r}: write it again with this version.")
+    return TEACHERS[kind](made)
+
+
+def _digest(state: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(state).encode())
+    for key in sorted(tensors):
+        digest.update(f"\0{key} {tensors[key].dtype} {list(tensors[key].shape)}\0".encode())
+        digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: place}
+    if isinstance(value, Mapping):
+        return {name: _without_tensors(each, f"{place}/{name}", tensors) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(each, f"{place}/{index}", tensors) for index, each in enumerate(value)]
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if list(value) == [_TENSOR]:
+            return tensors[value[_TENSOR]]
+        return {name: _with_tensors(each, tensors) for name, each in value.items()}
+    return [_with_tensors(each, tensors) for each in value] if isinstance(value, list) else value
 
 
 def generator(*entropy: int) -> torch.Generator:
