@@ -156,6 +156,10 @@ def test_flipout_has_the_mean_and_variance_of_drawn_weights():
     assert noise.mean(0).abs().max() < 0.05
     # Tokens share E, and their signs make them uncorrelated: without signs this would be near 0.9 of the product.
     assert abs((noise[:, 0, 0] * noise[:, 1, 0]).mean() / (variance[0, 0] * variance[1, 0]).sqrt()) < 0.05
+    # The outputs' own signs: without them tokens would share the sign of the product of two outputs, and this would be 1.
+    one = torch.tensor([[1.0, 0.0, 0.0]] * 2)
+    noise = torch.stack([blob.flipout(one, torch.ones(2, 3)) for _ in range(4000)])
+    assert abs(noise.prod(dim=-1).prod(dim=-1).mean()) < 0.25
     assert blob.flipout(x, torch.zeros_like(std)).eq(0).all()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import read_regular, sha256_file, write_atomic
 from equipoise.core.job import Request
+from equipoise.core.options import check_fields, closed
 from equipoise.core.rows import Rows
 from equipoise.core.state import save_state, stored_state
 from equipoise.data.problems import Problem, read_problems
@@ -430,7 +431,11 @@ class Distilling(_Bayes):
     rank: int | None
     settings: StudentSettings
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @closed
     def read(
         cls,
         teacher: Path,

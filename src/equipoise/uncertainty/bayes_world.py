@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equipoise.core.options import closed
 from equipoise.core.scores import ece
 from equipoise.core.state import load_state, save_state
 from equipoise.data.public import folder as public_folder
@@ -209,6 +210,7 @@ class World:
         distill(adapted, self.inputs["train"], target, self.settings(stream), **how)
         return adapted
 
+    @closed
     def teacher(self, name: TeacherName, shared: Mapping[str, Any]) -> tuple[teachers.Teacher, LanguageModel]:
         """The teacher, and the model with the adapter that it is over."""
         if name in ("blob", "blob-mean"):
