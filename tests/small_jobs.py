@@ -81,6 +81,12 @@ def read_model(*_: Any, **__: Any) -> tuple[Any, Any]:
     return small_model().model, copy.copy(small_model().tokenizer)
 
 
+def read_fresh(*_: Any, **__: Any) -> tuple[Any, Any]:
+    """The same for jobs that put an adapter into the model."""
+    made = untaught(0, context=512)
+    return made.model, made.tokenizer
+
+
 # certify run
 
 
@@ -910,6 +916,114 @@ def route_evaluate_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# uncertainty
+
+
+def classified_rows(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {"id": f"{i}", "prompt": f"{'yes' if i % 2 else 'no'} {i}?", "answer": str(1 + i % 2)} for i in range(count)
+    ]
+
+
+def write_adapter(folder: Path, name: str, rank: int = 4) -> Path:
+    """A LoRA adapter of the model in the folder, whose B is not 0; that model stays as it was."""
+    from equipoise.language import adapters
+    from equipoise.language.model import load
+
+    adapted = adapters.attach(load(folder / "model"), rank, 8.0, ["q_proj", "v_proj"], seed=0)
+    with torch.no_grad():
+        for own in adapters.adapted_maps(adapted).values():
+            adapters.factors(own)[1].fill_(0.1)
+    adapters.export(adapted, folder / name)
+    return folder / name
+
+
+def bayesianize_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    rows = classified_rows()
+    write_rows(folder / "unlabelled.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    write_rows(folder / "asked.jsonl", [{"ask": row["prompt"], "label": row["answer"]} for row in rows])
+    write_rows(folder / "long.jsonl", [*rows, {**rows[0], "id": "long", "prompt": "a b " * 600}])
+    write_adapter(folder, "second")
+    write_adapter(folder, "wider", rank=5)
+    return {
+        "adapter": write_adapter(folder, "adapter"),
+        "inputs": write_rows(folder / "inputs.jsonl", rows),
+        "chat_template": "none",
+        "draws": 2,
+    }
+
+
+def bayesianize_whole(folder: Path) -> Settings:
+    return {"test": folder / "inputs.jsonl", "anchors": 4, "tolerance": 0.01, "seed": 3}
+
+
+def bayesianize_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"inputs": folder / "unlabelled.jsonl"},
+        {"inputs": folder / "unlabelled.jsonl", "classes": ("1", "2")},
+        {"inputs": folder / "unlabelled.jsonl", "classes": ("1", "2"), "teacher": "blob"},
+        {"inputs": folder / "asked.jsonl", "fields": {"prompt": "ask", "gold": "label"}},
+        {"inputs": folder / "long.jsonl"},
+        {"classes": ("1", "2", "3")},
+        {"classes": ("1", "12")},
+        {"classes": ("1",)},
+        {"teacher": "ensemble"},
+        {"teacher": "ensemble", "members": (folder / "second",)},
+        {"teacher": "ensemble", "members": (folder / "wider",)},
+        {"members": (folder / "second",)},
+        {"teacher": "mc-dropout", "dropout": 0.5},
+        {"teacher": "blob"},
+        {"sigma_low": 0.1, "sigma_high": 0.1},
+        {"model": folder / "model"},
+        {"model": folder / "adapter"},
+        {"adapter": folder / "model"},
+        {"chat_template": "auto"},
+        {"device": "cuda:99"},
+    )
+
+
+def distill_files(folder: Path) -> Settings:
+    from equipoise.language.embed import fingerprint
+    from equipoise.uncertainty import teachers
+    from equipoise.uncertainty.tfb import Tfb
+
+    small_model().save(folder / "model")
+    rows = classified_rows()
+    write_rows(folder / "unlabelled.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    write_rows(folder / "others.jsonl", [{**row, "answer": "3"} for row in rows])
+    for name, base in (("teacher", fingerprint(small_model().model)), ("elsewhere", "0")):
+        write_adapter(folder, name)
+        teachers.save(Tfb(0.1, 2), folder / name)
+        about = {"classes": ["1", "2"], "base": base, "template": False}
+        (folder / name / "teacher.json").write_text(json.dumps(about), encoding="utf-8")
+    return {
+        "teacher": folder / "teacher",
+        "inputs": write_rows(folder / "inputs.jsonl", rows),
+        "chat_template": "none",
+        "steps": 2,
+    }
+
+
+def distill_whole(folder: Path) -> Settings:
+    return {"test": folder / "inputs.jsonl", "divergence": "js", "label_weight": 0.5, "rank": 2, "seed": 3}
+
+
+def distill_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"inputs": folder / "unlabelled.jsonl"},
+        {"inputs": folder / "unlabelled.jsonl", "label_weight": 1.0},
+        {"inputs": folder / "others.jsonl"},
+        {"test": folder / "others.jsonl"},
+        {"teacher": folder / "elsewhere"},
+        {"teacher": folder / "model"},
+        {"chat_template": "auto"},
+        {"model": folder / "model"},
+        {"model": folder / "teacher"},
+        {"divergence": "reverse"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1010,6 +1124,22 @@ SMALL = {
         whole=route_evaluate_whole,
         more=route_evaluate_more,
         quick={"equipoise.language.model._from_folder": read_model},
+        slow=True,
+    ),
+    "uncertainty bayesianize": SmallJob(
+        bayesianize_files,
+        "equipoise.uncertainty.bayes_work.class_logits",
+        whole=bayesianize_whole,
+        more=bayesianize_more,
+        quick={"equipoise.language.model._from_folder": read_fresh},
+        slow=True,
+    ),
+    "uncertainty distill": SmallJob(
+        distill_files,
+        "equipoise.uncertainty.bayes_work.targets",
+        whole=distill_whole,
+        more=distill_more,
+        quick={"equipoise.language.model._from_folder": read_fresh},
         slow=True,
     ),
     "solvable fit": SmallJob(

@@ -24,6 +24,8 @@ JOBS = {
     "route label": "equipoise.routing.job:label",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",
+    "uncertainty bayesianize": "equipoise.uncertainty.bayes_job:bayesianize",
+    "uncertainty distill": "equipoise.uncertainty.bayes_job:distill",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 

@@ -1,0 +1,185 @@
+"""Both jobs from end to end on a small model: teachers written and read, a student that any PEFT loads, what is refused."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from bayes_world import CLASSES, WORDS, bare, prompts
+from equipoise import uncertainty
+from equipoise.core.errors import BadInput
+from equipoise.language import adapters
+from equipoise.language.model import load
+from equipoise.uncertainty import teachers
+from equipoise.uncertainty.bayes_result import MLE, STUDENT, TEACHER, TEMPERATURE
+from equipoise.uncertainty.class_logits import class_logits, read_prompts
+from equipoise.uncertainty.ensemble import Ensemble
+
+PLAIN = {"chat_template": "none"}
+
+
+def rows(n=24, seed=0):
+    texts, labels = prompts(n, seed)
+    pairs = zip(texts, labels, strict=True)
+    return [{"id": f"{seed}-{i}", "prompt": text, "answer": CLASSES[label]} for i, (text, label) in enumerate(pairs)]
+
+
+def write_adapter(base, folder, seed=0, scale=0.4, targets=("q_proj", "v_proj")):
+    """An adapter whose B is drawn, of the base in that folder."""
+    lm = adapters.attach(load(base, **PLAIN), 4, 8.0, list(targets), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for own in adapters.adapted_maps(lm).values():
+            b = adapters.factors(own)[1]
+            b.copy_(scale * torch.randn(b.shape, generator=generator))
+    adapters.export(lm, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bayes")
+    bare().save(folder / "base")
+    bare(1).save(folder / "other")
+    write_adapter(folder / "base", folder / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(place):
+    options = {"test": rows(80, 1), "draws": 3, "sigma_high": 0.1, **PLAIN}
+    return uncertainty.bayesianize(place / "adapter", inputs=rows(), **options, out=place / "teacher")
+
+
+@pytest.fixture(scope="module")
+def student(place, made):
+    options = {"test": rows(80, 1), "steps": 60, "learning_rate": 5e-3, "rank": 3, **PLAIN}
+    return uncertainty.distill(place / "teacher", inputs=rows(), **options, out=place / "student")
+
+
+def test_a_teacher_is_written_beside_its_adapter(place, made):
+    assert made.classes == tuple(sorted(CLASSES)) and made.passes == 3
+    assert 0 < made.sigma <= 0.1 and dict(made.tried)[0.1] >= 0
+    folder = place / "teacher"
+    assert teachers.load(folder).sigma == made.sigma
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "report.html").is_file()
+    assert set(made.tested.cards) == {MLE, TEMPERATURE, TEACHER}
+    assert made.tested.fitted_on == 20 and made.tested.cards[MLE].n == 60
+
+
+def test_a_student_is_an_ordinary_adapter(place, student):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = place / "student"
+    inputs = read_prompts(load(place / "base", **PLAIN), [row["prompt"] for row in rows()], sorted(CLASSES))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "base"), folder).merge_and_unload()
+    merged = load(folder, **PLAIN)
+    ours = class_logits(merged, inputs)
+    with torch.no_grad():
+        ids = torch.tensor([inputs.rows[0]])
+        assert_close(theirs(ids).logits[0, -1, list(inputs.class_ids)].double(), ours[0], atol=1e-4, rtol=0)
+    assert student.gap <= 1e-4
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3
+    assert student.divergence["after"] < 0.5 * student.divergence["before"]
+    lines = [json.loads(line) for line in (folder / "targets.jsonl").read_text().splitlines()]
+    assert sum(len(line["targets"]) for line in lines) == 24
+
+
+def test_the_report_has_every_prediction_with_its_measures(place, student):
+    cards = student.tested.cards
+    assert list(cards) == [MLE, TEMPERATURE, TEACHER, STUDENT]
+    assert [card.passes for card in cards.values()] == [1, 1, 3, 1]
+    for card in cards.values():
+        assert sum(each.count for each in card.bins) == card.n == 60
+        assert 0 <= card.ece.lower <= card.ece.value <= card.ece.upper
+        gap = sum(each.count * abs(each.confidence - each.accuracy) for each in card.bins if each.count) / 60
+        assert card.ece.value == pytest.approx(gap, abs=1e-9)
+    assert cards[TEACHER].to_teacher == 0 and cards[MLE].gains["nll"].value == 0
+    difference = cards[MLE].nll.value - cards[STUDENT].nll.value
+    assert cards[STUDENT].gains["nll"].value == pytest.approx(difference, abs=1e-9)
+    assert cards[TEMPERATURE].accuracy == cards[MLE].accuracy
+    page = (place / "student" / "report.html").read_text(encoding="utf-8")
+    for word in ("Reliability", "NLL", "BRIER", "ECE", TEMPERATURE):
+        assert word in page
+
+
+def test_a_finished_folder_is_read_again_and_a_stopped_one_goes_on(place, made, tmp_path, monkeypatch):
+    from equipoise.uncertainty import bayes_work
+
+    options = {"inputs": rows(), "steps": 8, **PLAIN}
+    whole = uncertainty.distill(place / "teacher", **options, out=tmp_path / "whole")
+    monkeypatch.setattr(bayes_work, "EVERY", 4)
+    kept = bayes_work.save_state
+
+    def stop(path, state):
+        kept(path, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bayes_work, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            uncertainty.distill(place / "teacher", **options, out=tmp_path / "again")
+    again = uncertainty.distill(place / "teacher", **options, out=tmp_path / "again")
+    assert again.divergence == whole.divergence and again.tested is None
+    names = ("adapter_model.safetensors", "targets.jsonl", "adapter_config.json")
+    assert all((tmp_path / "whole" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in names)
+    assert uncertainty.distill(place / "teacher", **options, out=tmp_path / "again").divergence == whole.divergence
+
+
+@pytest.mark.parametrize("teacher", ["laplace", "ensemble", "mc-dropout", "blob"])
+def test_other_teachers(place, tmp_path, teacher):
+    adapter, more = place / "adapter", {}
+    if teacher == "laplace":
+        adapter = write_adapter(place / "base", tmp_path / "head", targets=("q_proj", "lm_head"))
+    if teacher == "ensemble":
+        more = {"members": (write_adapter(place / "base", tmp_path / "second", seed=3),)}
+    if teacher == "blob":
+        more = {"steps": 3}
+    done = uncertainty.bayesianize(
+        adapter, inputs=rows(), teacher=teacher, draws=2, **more, **PLAIN, out=tmp_path / "t"
+    )
+    found = teachers.load(tmp_path / "t")
+    assert found.kind == teacher == done.kind and found.passes == done.passes == (1 if teacher == "laplace" else 2)
+    if isinstance(found, Ensemble):
+        second = adapters.attach_saved(load(place / "base", **PLAIN), tmp_path / "second")
+        for name, pair in teachers.own_factors(second).items():
+            assert all(a.equal(b) for a, b in zip(pair, found.members[1][name], strict=True))
+
+
+def test_what_is_refused(place, made, tmp_path):
+    def refused(match, adapter=place / "adapter", inputs=None, **more):
+        with pytest.raises(BadInput, match=match):
+            uncertainty.bayesianize.plan(adapter, inputs=inputs or rows(), **PLAIN | more)
+
+    refused(r"is of the base .*base, not of .*other", model=place / "other")
+    refused("holds no adapter_config.json", adapter=place / "base")
+    refused(r"The class '\\none' is not one token", classes=("\none", " two", " three"))
+    refused("none of the classes", classes=(" one", " two"))
+    refused("give --classes", inputs=[{"prompt": word} for word in WORDS])
+    refused("takes further adapters with members", teacher="ensemble")
+    refused("no gold answer", inputs=[{"prompt": "yes"}], classes=CLASSES, teacher="blob")
+    refused("must be below", sigma_low=0.1)
+    with pytest.raises(BadInput, match="lm_head among its target modules"):
+        uncertainty.bayesianize(place / "adapter", inputs=rows(), teacher="laplace", **PLAIN)
+    with pytest.raises(BadInput, match=r"holds no posterior\.safetensors"):
+        uncertainty.distill.plan(place / "adapter", inputs=rows(), **PLAIN)
+    with pytest.raises(BadInput, match="without the chat template"):
+        uncertainty.distill.plan(place / "teacher", inputs=rows())
+    other = load(place / "other", **PLAIN)
+    other.origin = None
+    with pytest.raises(BadInput, match="made on another base"):
+        uncertainty.distill.plan(place / "teacher", inputs=rows(), model=other, **PLAIN)
+
+
+def test_a_model_that_was_given_has_no_adapter_afterwards(place, made):
+    lm = load(place / "base", **PLAIN)
+    inputs = read_prompts(lm, [row["prompt"] for row in rows(4)], CLASSES)
+    before = class_logits(lm, inputs)
+    uncertainty.bayesianize.plan(place / "adapter", inputs=rows(), model=lm)
+    uncertainty.bayesianize(place / "adapter", inputs=rows(), model=lm, draws=2)
+    uncertainty.distill.plan(place / "teacher", inputs=rows(), model=lm)
+    assert not hasattr(lm.model, "peft_config") and class_logits(lm, inputs).equal(before)
+    done = uncertainty.distill(place / "teacher", inputs=rows(), model=lm, steps=2)
+    assert adapters.detach(done.student) and class_logits(lm, inputs).equal(before)

@@ -1,0 +1,322 @@
+"""TFB, BLoB, Laplace, ensemble, MC dropout: covariances, closed forms, schedules, stored and read again."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from scipy.optimize import approx_fprime
+from torch.testing import assert_close
+
+from bayes_world import adapted, bare, clone, read
+from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.language import adapters
+from equipoise.training.loop import TrainerSettings
+from equipoise.uncertainty import blob, laplace_lora, teachers, tfb
+from equipoise.uncertainty.bayes_distill import averaged, distill, one_hot
+from equipoise.uncertainty.class_logits import class_logits
+from equipoise.uncertainty.ensemble import Ensemble
+from equipoise.uncertainty.mc_dropout import McDropout
+
+
+def factors(m=7, r=3, n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(r, n, generator=generator).double(), torch.randn(m, r, generator=generator).double()
+
+
+# --- TFB --------------------------------------------------------------------------------------------------------------
+
+
+def test_tfb_noise_on_the_update_is_isotropic_in_the_range_of_b():
+    a, b = factors()
+    found = tfb.tfb_noise(a, b, 0.2)
+    assert_close(found.b @ found.a, b @ a)
+    # Cov(dW) per input column = sigma^2 U U', U U' the projection on the range of B: b diag(std^2) b'.
+    covariance = found.b * found.std[:, 0] ** 2 @ found.b.T
+    projection = b @ torch.linalg.pinv(b)
+    assert_close(covariance, 0.04 * projection)
+    assert tfb.tfb_noise(a, b, 0.0).std.eq(0).all()
+    with pytest.raises(BadInput, match="sigma"):
+        tfb.tfb_noise(a, b, -0.1)
+    with pytest.raises(BadInput, match="no factors"):
+        tfb.tfb_noise(a, b.T, 0.1)
+
+
+def test_a_rank_deficient_b_does_not_blow_up():
+    a, b = factors()
+    b[:, 2] = 2 * b[:, 0]
+    found = tfb.tfb_noise(a.float(), b.float(), 0.2)
+    assert found.std[2].eq(0).all() and found.std[:2].gt(0).all()
+    assert_close(
+        (found.b * found.std[:, 0] ** 2 @ found.b.T).double(), 0.04 * b @ torch.linalg.pinv(b), atol=1e-6, rtol=1e-5
+    )
+    assert tfb.tfb_noise(a, torch.zeros_like(b), 0.2).std.eq(0).all()
+
+
+def test_draws_of_an_adapter_have_the_covariance():
+    """Of what the teacher puts into the model, over 4,000 draws: s = 2, dW = s B (A_n - A)."""
+    lm = adapted()
+    own = tfb.bases(lm)
+    name = next(iter(own))
+    a, b, _ = own[name]
+    one = {name: own[name]}
+    drawn = torch.stack([tfb.Tfb(0.1).factors(one, draw)[name][0] for draw in range(4000)])
+    update = 2.0 * (b @ (drawn - a))  # [draws, m, n]
+    covariance = torch.einsum("dmi,dki->mk", update, update) / (4000 * a.shape[1])
+    u = torch.linalg.svd(b, full_matrices=False).U
+    assert_close(covariance, 4 * 0.01 * u @ u.T, atol=1e-3, rtol=0)
+    across = torch.einsum("dm,dm->", update[..., 0], update[..., 1]) / 4000  # columns are independent
+    assert abs(across) < 0.01
+
+
+def test_sigma_zero_changes_nothing_and_an_untrained_adapter_is_refused():
+    lm = adapted()
+    inputs, _ = read(lm, 5)
+    before = class_logits(lm, inputs)
+    drawn = tfb.Tfb(0.0, 2).on(lm, inputs)(range(5)).detach().double()
+    assert_close(drawn[1], before, atol=1e-5, rtol=1e-5)
+    spread = tfb.Tfb(0.5, 2).on(lm, inputs)(range(5)).detach()
+    assert not spread[0].allclose(spread[1], atol=1e-2)
+    assert class_logits(lm, inputs).equal(before)  # the adapter has its own factors again
+    with pytest.raises(BadInput, match="was not trained"):
+        tfb.Tfb(0.1).on(adapters.attach(bare(), 4, 8.0, ["q_proj"], seed=0), inputs)
+
+
+def test_the_largest_sigma_within_the_tolerance():
+    found = tfb.largest_sigma(lambda sigma: sigma**2, low=0.001, high=1.0, tolerance=0.09, steps=20)
+    assert found.sigma <= 0.3 and found.sigma == pytest.approx(0.3, abs=1e-5) and found.edge == ""
+    assert tfb.largest_sigma(lambda sigma: 0.0).sigma == 0.015
+    assert tfb.largest_sigma(lambda sigma: 0.0).edge == "upper"
+    nothing = tfb.largest_sigma(lambda sigma: 1.0)
+    assert nothing.sigma == 0 and nothing.edge == "lower"
+    assert nothing.tried == {0.015: 1.0, 0.001: 1.0}
+    with pytest.raises(BadInput, match="smaller first"):
+        tfb.largest_sigma(lambda sigma: 0.0, low=0.1, high=0.1)
+
+
+def test_compat_returns_the_smallest_tested_sigma_that_violates():
+    found = tfb.largest_sigma(lambda sigma: sigma, low=0.0001, high=1.0, tolerance=0.3, steps=5, compat=True)
+    assert found.sigma == min(sigma for sigma in found.tried if sigma > 0.3) > 0.3
+    assert tfb.largest_sigma(lambda sigma: 0.0, steps=5, compat=True).sigma == 0.015
+
+
+def test_search_agrees_with_the_definition_and_compat_divides():
+    lm = adapted()
+    inputs, _ = read(lm, 12)
+    found = tfb.search(lm, inputs, draws=4, low=0.002, high=0.2, steps=6)
+    assert 0.002 < found.sigma < 0.2
+    clean = class_logits(lm, inputs).softmax(-1)
+    pseudo = clean.argmax(-1)
+
+    def nll(p):
+        return -p[torch.arange(12), pseudo].log().mean().item()
+
+    under = averaged(tfb.Tfb(found.sigma, 4).on(lm, inputs)(range(12)).detach().double())
+    change = abs(nll(under) - nll(clean)) / nll(clean)
+    assert change <= 0.003 and found.tried[found.sigma] == pytest.approx(change, rel=1e-3, abs=1e-6)
+    code = tfb.search(lm, inputs, draws=4, low=0.01, high=2.0, compat=True)
+    middle = (0.01 + 2.0) / 2
+    again = averaged(tfb.Tfb(middle, 4).on(lm, inputs)(range(12)).detach().double())
+    assert code.tried[middle] == pytest.approx(abs(nll(again) - nll(clean)) / nll(clean) / 12, rel=1e-3)
+
+
+# --- BLoB -------------------------------------------------------------------------------------------------------------
+
+
+def test_kl_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    mean, root = torch.randn(3, 4, generator=generator), 0.1 + torch.rand(3, 4, generator=generator)
+    normal = torch.distributions.Normal
+    theirs = torch.distributions.kl_divergence(normal(mean.double(), root.double() ** 2), normal(0.0, 0.2)).sum()
+    assert_close(blob.kl(mean, root, 0.2), theirs.double())
+
+
+@pytest.mark.parametrize("length", [1, 5, 3000])
+def test_a_cycle_of_weights_sums_to_just_under_one(length):
+    exact = Fraction(2 ** (length + 1) - 2, 2 ** (length + 1) - 1)
+    assert math.fsum(blob.kl_weight(i, length) for i in range(1, length + 1)) == pytest.approx(float(exact), abs=1e-15)
+    assert blob.kl_weight(length, length) >= 0.5
+    with pytest.raises(BadInput, match="count from 1"):
+        blob.kl_weight(0, length)
+
+
+def test_the_length_of_a_cycle():
+    assert blob.cycle(640, 4) == int(100 * 640 ** (3.14159 / 8) / 4) == 316
+    assert blob.cycle(4, 1000) == 1
+
+
+def test_flipout_has_the_mean_and_variance_of_drawn_weights():
+    x = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.0, 2.0]])
+    std = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.1, 0.05]])
+    b = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+    torch.manual_seed(0)
+    noise = torch.stack([2.0 * blob.flipout(x, std) @ b.T for _ in range(8000)])
+    variance = 4 * (x**2 @ (std**2).T) @ (b**2).T  # s^2 sum_k B_ok^2 sum_j Omega_kj^2 x_j^2
+    assert_close(noise.var(0), variance, rtol=0.05, atol=0)
+    assert noise.mean(0).abs().max() < 0.05
+    # Tokens share E, and their signs make them uncorrelated: without signs this would be near 0.9 of the product.
+    assert abs((noise[:, 0, 0] * noise[:, 1, 0]).mean() / (variance[0, 0] * variance[1, 0]).sqrt()) < 0.05
+    # The outputs' own signs: without them tokens would share the sign of the product of two outputs, and this would be 1.
+    one = torch.tensor([[1.0, 0.0, 0.0]] * 2)
+    noise = torch.stack([blob.flipout(one, torch.ones(2, 3)) for _ in range(4000)])
+    assert abs(noise.prod(dim=-1).prod(dim=-1).mean()) < 0.25
+    assert blob.flipout(x, torch.zeros_like(std)).eq(0).all()
+
+
+def steps(count=12, **more):
+    return TrainerSettings(steps=count, learning_rate=5e-3, batch_size=8, seed=0, **more)
+
+
+def trainable(seed=1):
+    return adapters.attach(bare(), 4, 8.0, ["q_proj", "v_proj"], seed=seed)
+
+
+def test_blob_without_kl_and_noise_is_plain_lora():
+    variational, plain = trainable(), trainable()
+    inputs, labels = read(plain)
+    quiet = blob.BlobSettings(epsilon=1e-12, kl_learning_rate=1e-30)
+    found, _ = blob.train(variational, inputs, labels, steps(1, max_grad_norm=None), quiet)
+    distill(plain, inputs, one_hot(labels, 3), steps(1, max_grad_norm=None))
+    assert_close(class_logits(variational, inputs), class_logits(plain, inputs), atol=1e-5, rtol=1e-5)
+    assert not [name for name, _ in variational.model.named_parameters() if "blob" in name]
+    assert all(omega.shape == (4, 32) for omega in found.omega.values())
+
+
+def test_the_kl_step_is_sgd_with_its_weight_on_the_schedule(monkeypatch):
+    """One step of BLoB whose NLL moves nothing: M and G move by rate x pi x the KL's gradient, in closed form."""
+    lm = trainable()
+    inputs, labels = read(lm)
+    monkeypatch.setattr(blob, "cycle", lambda *_: 3)
+    settings = TrainerSettings(steps=1, learning_rate=1e-30, batch_size=8, seed=0, warmup_ratio=0.0)
+    own = next(iter(adapters.adapted_maps(lm).values()))
+    before = adapters.factors(own)[0].detach().clone()
+    with blob.variational(lm, 0.05, 0) as roots:
+        g = next(iter(roots.values())).detach().clone()
+    found, _ = blob.train(lm, inputs, labels, settings, blob.BlobSettings(kl_learning_rate=1e-3))
+    rate = 1e-3 * 2 / 15
+    assert_close(adapters.factors(own)[0].detach(), before - rate * before / 0.04, atol=1e-7, rtol=1e-5)
+    moved = g - rate * (2 * g**3 / 0.04 - 2 / g)
+    assert_close(next(iter(found.omega.values())), (moved**2), atol=1e-7, rtol=1e-4)
+
+
+def test_blob_goes_on_bit_by_bit():
+    states = []
+    whole, again = trainable(), trainable()
+    inputs, labels = read(whole)
+    one, _ = blob.train(whole, inputs, labels, steps(6), save=lambda state: states.append(clone(state)), save_every=3)
+    two, _ = blob.train(again, inputs, labels, steps(6), state=states[0])
+    assert all(one.omega[name].equal(two.omega[name]) for name in one.omega)
+    assert class_logits(whole, inputs).equal(class_logits(again, inputs))
+    drawn = one.on(whole, inputs)([0, 3])
+    assert not drawn[0].equal(drawn[1])
+
+
+# --- Laplace ----------------------------------------------------------------------------------------------------------
+
+
+def test_hessian_is_that_of_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    z, w = torch.randn(6, 2, generator=generator).double(), torch.randn(3, 2, generator=generator).double()
+    labels = torch.tensor([0, 1, 2, 0, 1, 1])
+
+    def loss(flat):
+        return torch.nn.functional.cross_entropy(z @ flat.reshape(3, 2).T, labels, reduction="sum")
+
+    theirs = torch.autograd.functional.hessian(loss, w.flatten())
+    assert_close(laplace_lora.hessian(z, (z @ w.T).softmax(-1)), theirs)
+
+
+def test_the_precision_maximises_the_evidence():
+    values = torch.tensor([5.0, 1.0, 0.2, 0.0]).double()
+    best = laplace_lora.best_precision(values, 3.0)
+    slope = approx_fprime([math.log(best)], lambda at: laplace_lora.log_evidence(math.exp(at[0]), values, 3.0), 1e-6)
+    assert abs(slope[0]) < 1e-4
+    # MacKay's fixed point: lambda = (number of well determined parameters) / |B|^2.
+    assert best == pytest.approx((values / (values + best)).sum().item() / 3.0, rel=1e-4)
+    around = [laplace_lora.log_evidence(best * by, values, 3.0) for by in (0.5, 1.0, 2.0)]
+    assert around[1] == max(around)
+
+
+def test_spread_against_explicit_jacobians_and_draws():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator).double()
+    covariance = root @ root.T / 6
+    posterior = laplace_lora.LastLayerLaplace(covariance, 1.0, samples=40000)
+    z, mean = torch.tensor([[1.0, -2.0], [0.5, 0.0]]).double(), torch.zeros(2, 3).double()
+    for place in range(2):
+        jacobian = torch.block_diag(*[z[place : place + 1]] * 3)  # [C, C k]
+        assert_close(posterior.spread(z)[place], jacobian @ covariance @ jacobian.T)
+    drawn = posterior.drawn(mean, z)
+    for place in range(2):
+        assert_close(drawn[:, place].T.cov(), posterior.spread(z)[place], atol=0.15, rtol=0.05)
+    assert drawn.mean(0).abs().max() < 0.05  # averaged logits are those of the MAP: the mistake that this would be
+
+
+def test_laplace_of_an_adapter_on_the_output_matrix():
+    lm = adapted(targets=("q_proj", "lm_head"))
+    inputs, _ = read(lm)
+    sure = laplace_lora.laplace(lm, inputs, inputs.class_ids, precision=1e12)
+    own = class_logits(lm, inputs)
+    assert_close(averaged(sure.on(lm, inputs)(range(24)).double()), own.softmax(-1), atol=1e-5, rtol=1e-4)
+    found = laplace_lora.laplace(lm, inputs, inputs.class_ids)
+    assert found.precision > 0 and found.covariance.shape == (12, 12)
+    predicted = averaged(found.on(lm, inputs)(range(24)).double())
+    entropy = -(predicted * predicted.log()).sum(-1).mean()
+    assert entropy > -(own.softmax(-1) * own.log_softmax(-1)).sum(-1).mean()
+    with pytest.raises(BadInput, match="lm_head among its target modules"):
+        laplace_lora.laplace(adapted(), inputs, inputs.class_ids)
+
+
+# --- ensemble, dropout, storing ---------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_is_its_members():
+    one, two = adapted(0), adapted(0, scale=0.1)
+    inputs, _ = read(one, 5)
+    members = [teachers.own_factors(each) for each in (one, two)]
+    drawn = Ensemble(members).on(one, inputs)(range(5)).detach().double()
+    for place, each in enumerate((one, two)):
+        assert_close(drawn[place], class_logits(each, inputs), atol=1e-6, rtol=1e-5)
+    with pytest.raises(BadInput, match="two adapters or more"):
+        Ensemble(members[:1])
+    with pytest.raises(BadInput, match="Adapter 2 of the ensemble"):
+        Ensemble([members[0], teachers.own_factors(adapted(0, rank=2))])
+
+
+def test_dropout_scales_what_it_keeps():
+    own = teachers.own_factors(adapted())
+    name = next(iter(own))
+    drawn = torch.stack([McDropout(0.25).factors(own, draw)[name][0] for draw in range(1500)])
+    kept = drawn[:, 0] != 0
+    assert_close(drawn[kept[:, 0], :, 0][0], own[name][0][:, 0] / 0.75)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.015)
+    assert (kept == (drawn[:, 1] != 0)).all()  # an input is dropped for all of A at once
+    assert McDropout(0.0).factors(own, 0)[name][0].equal(own[name][0])
+    with pytest.raises(BadInput, match="dropout"):
+        McDropout(1.0)
+
+
+def test_teachers_are_read_as_they_were_written(tmp_path):
+    lm = adapted(targets=("q_proj", "lm_head"))
+    inputs, _ = read(lm, 4)
+    own = teachers.own_factors(lm)
+    written = [
+        tfb.Tfb(0.2, 2, 3),
+        McDropout(0.2, 2, 3),
+        blob.Blob({name: 0.1 + 0 * a for name, (a, _) in own.items()}, 2, 3),
+        Ensemble([own, own]),
+        laplace_lora.laplace(lm, inputs, inputs.class_ids, samples=5),
+    ]
+    for teacher in written:
+        teachers.save(teacher, tmp_path)
+        again = teachers.load(tmp_path)
+        assert type(again) is type(teacher) and again.passes == teacher.passes
+        assert again.on(lm, inputs)(range(4)).equal(teacher.on(lm, inputs)(range(4)))
+    with pytest.raises(BadInput, match="bayesianize"):
+        teachers.load(tmp_path / "nothing")
+    path = tmp_path / teachers.POSTERIOR
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WorkFailed, match="altered"):
+        teachers.load(tmp_path)
