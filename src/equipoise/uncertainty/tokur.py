@@ -23,8 +23,8 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,9 +38,7 @@ from equipoise.language.model import LanguageModel, evaluating, memory_advice
 from equipoise.language.score import wide
 from equipoise.uncertainty.perturbed import Perturbed, perturb, token_noise
 
-if TYPE_CHECKING:
-    Prompt = str | Sequence[Message]
-
+Prompt = str | Sequence[Message]
 __all__ = ["Perturbed", "TokenUncertainty", "automatic_sigma", "confidences", "perturb", "score", "uncertainties"]
 
 Measure = Literal["tu", "au", "eu"]
@@ -400,12 +398,28 @@ def automatic_sigma(
     The outputs of a map move by sigma times the size of what it reads, which differs between models, so no one sigma suits
     all. Some 20 prompts of one's own with the model's answers do. Raises BadInput as `score`, and for shares outside (0, 1).
     """
+    unsure = language_model if isinstance(language_model, Perturbed) else perturb(language_model)
+    rows = [encoded(unsure.language_model, *each) for each in zip(prompts, answers, strict=True)]
+    return choose_sigma(
+        unsure, rows, share=share, agreement=agreement, members=members, seed=seed, batch_size=batch_size
+    )
+
+
+def choose_sigma(
+    unsure: Perturbed,
+    rows: Sequence[Encoded],
+    *,
+    share: float = 0.05,
+    agreement: float = 0.95,
+    members: int = 4,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> Sigma:
+    """`automatic_sigma` on answers that are tokens already."""
     if not (0 < share < 1 and 0 <= agreement < 1):
         raise BadInput(f"share is {share} and agreement {agreement}: use shares from 0 to 1, of EU a positive one.")
     if members < 2:
         raise BadInput(f"members is {members}, but the first one has no noise: use at least 2.")
-    unsure = language_model if isinstance(language_model, Perturbed) else perturb(language_model)
-    rows = [encoded(unsure.language_model, *each) for each in zip(prompts, answers, strict=True)]
     if not rows:
         raise BadInput("There is no answer to choose sigma on: give some 20 prompts with the model's answers.")
     best = None
@@ -414,8 +428,9 @@ def automatic_sigma(
         total, kept = float(found.tu.sum()), float(found.agreement[found.mask].mean())
         here = Sigma(sigma, float(found.eu.sum()) / total if total > 0 else 0.0, kept, False)
         if best is not None and kept < agreement:
-            return best
-        best = here
+            break
         if here.share >= share and kept >= agreement:
-            return Sigma(sigma, here.share, kept, True)
-    return best or here
+            return replace(here, reached=True)
+        best = here
+    assert best is not None  # the first of the scales always counts
+    return best
