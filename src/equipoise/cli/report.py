@@ -24,6 +24,8 @@ JOBS = {
     "route label": "equipoise.routing.job:label",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",
+    "uncertainty score": "equipoise.uncertainty.job:score",
+    "uncertainty select": "equipoise.uncertainty.job:select",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 
