@@ -1024,6 +1024,85 @@ def distill_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# uncertainty score, uncertainty select
+
+
+def answer_rows(n: int = 8) -> list[dict[str, Any]]:
+    said = ("one two three", "yes", "no maybe", "The capital of France is Paris.")
+    return [
+        {
+            "id": f"a{i}",
+            "prompt": f"What is the capital of {i % 4}?",
+            "answer": f"{said[i % 4]} {i}",
+            "gold": str(i // 2 * 2),
+        }
+        for i in range(n)
+    ]
+
+
+def uncertainty_score_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    rows = answer_rows()
+    write_rows(folder / "labelled.jsonl", [{**row, "correct": i % 3 == 0} for i, row in enumerate(rows)])
+    write_rows(folder / "open.jsonl", [{k: v for k, v in row.items() if k != "gold"} for row in rows])
+    write_rows(folder / "long.jsonl", [*rows, {**rows[0], "id": "long", "answer": "a b " * 600}])
+    write_rows(folder / "none.jsonl", [{**rows[0], "answer": ""}])
+    answers = write_rows(folder / "answers.jsonl", rows)
+    return {"model": folder / "model", "answers": answers, "verifier": "number", "sigma": 0.1, "rank": 2, "members": 2}
+
+
+def uncertainty_score_whole(folder: Path) -> Settings:
+    return {"risk": 0.5, "ask": True, "end": True, "sigma": None, "by": "eu_mean", "seed": 3, "certainty": 0.8}
+
+
+def uncertainty_score_more(folder: Path) -> Sequence[Settings]:
+    labelled, unlabelled = ({"answers": folder / name, "verifier": None} for name in ("labelled.jsonl", "open.jsonl"))
+    return (
+        labelled,
+        {**labelled, "risk": 0.2},
+        {**labelled, "verifier": "number"},
+        unlabelled,
+        {**unlabelled, "risk": 0.2},
+        {"verifier": None},
+        {"verifier": "choice"},
+        {"answers": folder / "long.jsonl"},
+        {"answers": folder / "none.jsonl"},
+        {"answers": folder / "no.jsonl"},
+        {"by": "p_true"},
+        {"by": "p_true", "ask": True},
+        {"members": 1},
+        {"members": 1, "sigma": None},
+        {"rank": 33},
+        {"targets": ("q_proj", "k_proj")},
+        {"targets": ("w_q",)},
+        {"targets": ()},
+        {"fields": {"answer": "id"}},
+        {"fields": {"reply": "id"}},
+        {"chat_template": "none"},
+        {"model": folder / "no"},
+    )
+
+
+def uncertainty_select_files(folder: Path) -> Settings:
+    rows = [
+        {**row, "scores": {"tu_mean": float(i % 3), "mine": i}, "correct": i % 2 == 0}
+        for i, row in enumerate(answer_rows())
+    ]
+    write_rows(folder / "unscored.jsonl", [{**rows[0], "scores": {}}])
+    write_rows(folder / "some.jsonl", [*rows, {**rows[0], "id": "x", "scores": {}}])
+    write_rows(folder / "bare.jsonl", answer_rows())
+    return {"scores": write_rows(folder / "scores.jsonl", rows)}
+
+
+def uncertainty_select_whole(folder: Path) -> Settings:
+    return {"by": "mine", "keep": 0.5, "vote": "weighted"}
+
+
+def uncertainty_select_more(folder: Path) -> Sequence[Settings]:
+    names = ("unscored.jsonl", "some.jsonl", "bare.jsonl", "no.jsonl")
+    return (*({"scores": folder / name} for name in names), {"by": "mine"}, {"by": "yours"})
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1184,5 +1263,22 @@ SMALL = {
         whole=prm_evaluate_whole,
         more=prm_evaluate_more,
         quick={"equipoise.language.model._from_folder": read_prm},
+    ),
+    "uncertainty score": SmallJob(
+        uncertainty_score_files,
+        "equipoise.uncertainty.scoring.Scoring._sigma",
+        whole=uncertainty_score_whole,
+        more=uncertainty_score_more,
+        quick={
+            "equipoise.language.model._from_folder": read_model,
+            "equipoise.uncertainty.scoring.score_tokens": begin,
+        },
+        slow=True,
+    ),
+    "uncertainty select": SmallJob(
+        uncertainty_select_files,
+        "equipoise.uncertainty.selecting.write_atomic",
+        whole=uncertainty_select_whole,
+        more=uncertainty_select_more,
     ),
 }

@@ -26,6 +26,8 @@ JOBS = {
     "solvable score": "equipoise.reinforcement.solvable_job:score",
     "uncertainty bayesianize": "equipoise.uncertainty.bayes_job:bayesianize",
     "uncertainty distill": "equipoise.uncertainty.bayes_job:distill",
+    "uncertainty score": "equipoise.uncertainty.job:score",
+    "uncertainty select": "equipoise.uncertainty.job:select",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 

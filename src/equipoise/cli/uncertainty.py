@@ -1,9 +1,10 @@
-"""`equipoise uncertainty`: how sure a model is, and how to make it as sure as it is right."""
+"""`equipoise uncertainty`: how sure a model is of what it says, and how to make it as sure as it is right."""
 
 from cyclopts import App
 
 from equipoise.cli.jobs import HELP_FORMAT, command
 from equipoise.uncertainty.bayes_job import bayesianize, distill
+from equipoise.uncertainty.job import score, select
 
 app = App(
     name="uncertainty",
@@ -11,5 +12,5 @@ app = App(
     help_format=HELP_FORMAT,
 )
 
-for name, job in {"bayesianize": bayesianize, "distill": distill}.items():
+for name, job in {"score": score, "select": select, "bayesianize": bayesianize, "distill": distill}.items():
     app.command(command(job), name=name)

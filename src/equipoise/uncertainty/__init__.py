@@ -10,5 +10,13 @@ from equipoise.core.lazy import lazy
 if TYPE_CHECKING:
     from equipoise.uncertainty.bayes_job import bayesianize as bayesianize
     from equipoise.uncertainty.bayes_job import distill as distill
+    from equipoise.uncertainty.job import score as score
+    from equipoise.uncertainty.job import select as select
+    from equipoise.uncertainty.perturbed import Perturbed as Perturbed
+    from equipoise.uncertainty.selection import Particles as Particles
+    from equipoise.uncertainty.selection import particle_filter as particle_filter
+    from equipoise.uncertainty.token_result import Selection as Selection
+    from equipoise.uncertainty.token_result import TokenScores as TokenScores
+    from equipoise.uncertainty.tokur import TokenUncertainty as TokenUncertainty
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -1,0 +1,173 @@
+"""The jobs from end to end on a small model, and the measures they report."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from chat_models import untaught
+from equipoise.core.errors import BadInput
+from equipoise.uncertainty import score, scoring, select
+from equipoise.uncertainty.answers import read_answers
+from equipoise.uncertainty.measured_answers import accept, auroc_within, length_bins
+from equipoise.uncertainty.perturbed import perturb
+from equipoise.uncertainty.tokur import confidences
+from equipoise.uncertainty.tokur import score as token_scores
+
+WORDS = ("one", "two", "three", "four", "five", "six")
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return untaught(0, context=256)
+
+
+def rows(n=40, seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        {
+            "id": f"r{i}",
+            "prompt": f"What is {i // 2}?",
+            "answer": " ".join(generator.choice(WORDS, int(generator.integers(1, 7)))) + f" <{i % 3}>",
+            "correct": bool(generator.integers(2)),
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def scored(lm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored") / "out"
+    return score(lm, answers=rows(), members=3, sigma=0.2, rank=4, risk=0.9, certainty=0.6, out=folder), folder
+
+
+def read(folder, name="scores.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").rstrip("\n").split("\n")]
+
+
+def test_every_row_has_its_tokens_and_the_scores_of_the_method(lm, scored):
+    done, folder = scored
+    given, found = rows(), read(folder)
+    assert [row["id"] for row in found] == [row["id"] for row in given] and done.answers == 40
+    due = token_scores(
+        perturb(lm, rank=4, sigma=0.2), [r["prompt"] for r in given], [r["answer"] for r in given], members=3, seed=0
+    )
+    for place, row in enumerate(found):
+        assert "".join(row["answer"][t["begin"] : t["end"]] for t in row["tokens"]) == given[place]["answer"]
+        assert [t["eu"] for t in row["tokens"]] == pytest.approx(due.eu[place, : len(row["tokens"])].tolist(), abs=2e-5)
+    for name, values in confidences(due).items():
+        assert [row["scores"][name] for row in found] == pytest.approx(values.tolist(), abs=1e-4)
+    assert done.tokens == int(due.mask.sum()) and done.share == pytest.approx(
+        float(due.eu.sum() / due.tu.sum()), abs=1e-4
+    )
+
+
+def test_length_stands_beside_every_score(scored):
+    done, _ = scored
+    assert {"length", "tu_sum", "tu_mean", "log_prob_sum", "entropy_mean", "deepconf"} <= done.detection.keys()
+    assert any(line.startswith("length: AUROC") for line in done.summary()) and "of length alone" in done.headline()
+    assert done.curve.keys() == {"tu_sum", "length"}
+    assert math.isnan(done.detection["tu_sum"].auroc.lower)  # 20 questions are too few for an interval
+    assert "too few for intervals" in done.notes[0]
+
+
+def test_the_heat_map_has_every_answer_and_no_foreign_markup(scored):
+    _, folder = scored
+    page = (folder / "heat-map.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 40 and "&lt;" in page and 'class="u9"' in page
+    assert not any(f"<{each}" in page for each in "012")
+
+
+def test_what_was_stored_is_not_done_again(lm, scored, tmp_path, monkeypatch):
+    _, folder = scored
+    whole, calls = scoring.score_tokens, []
+
+    def counted(unsure, some, **settings):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(some))
+        return whole(unsure, some, **settings)
+
+    settings = {"answers": rows(), "members": 3, "sigma": 0.2, "rank": 4, "risk": 0.9, "certainty": 0.6}
+    monkeypatch.setattr(scoring, "score_tokens", counted)
+    with pytest.raises(KeyboardInterrupt):
+        score(lm, **settings, out=tmp_path / "out")
+    again = []
+    monkeypatch.setattr(scoring, "score_tokens", lambda u, some, **s: again.append(len(some)) or whole(u, some, **s))
+    score(lm, **settings, out=tmp_path / "out")
+    assert calls == [16, 16] and again == [8]
+    assert read(tmp_path / "out") == read(folder)
+
+
+def test_one_odd_answer_does_not_end_the_others(lm, tmp_path):
+    odd = {"id": "odd", "prompt": "a", "answer": "no " * 300}
+    done = score(lm, answers=[*rows(4), odd], members=2, sigma=0.1, rank=2, out=tmp_path / "out")
+    assert done.answers == 4 and "more than the context" in done.left_out["odd"]
+    assert done.warnings()[0].startswith("1 answers were not scored, the first of them odd")
+    assert read(tmp_path / "out")[4]["scores"] == {}
+    assert select(tmp_path / "out" / "scores.jsonl").notes == ("1 answers have no score and were left out.",)
+
+
+def test_selection_beside_a_vote_of_all(tmp_path):
+    """Of three answers the surest is right where two wrong ones agree."""
+    given = [
+        {"id": f"{q}-{i}", "prompt": f"q{q}", "answer": answer, "correct": answer == "5", "scores": {"mine": sure}}
+        for q in range(60)
+        for i, (answer, sure) in enumerate([("4", 0.0), ("4", 1.0), ("5", 2.0 if q < 45 else 0.5)])
+    ]
+    done = select(given, by="mine", keep=0.34, out=tmp_path / "out")
+    assert (done.questions, done.answers, done.labelled) == (60, 180, 60)
+    assert (done.chosen.value, done.consistency.value, done.best.value) == (0.75, 0.0, 1.0)
+    assert done.average.value == pytest.approx(1 / 3) and done.gain.lower > 0 and not done.warnings()
+    lines = read(tmp_path / "out", "selected.jsonl")
+    assert lines[0]["answer"] == "5" and lines[0]["kept"] == ["0-2"] and lines[-1]["correct"] is False
+    assert select(given, by="mine", keep=1.0).chosen.value == 0.0
+
+
+def test_auroc_within_strata_is_that_of_pairs_within():
+    generator = np.random.default_rng(0)
+    s, y, bins = generator.normal(size=60).round(1), generator.integers(2, size=60), generator.integers(4, size=60)
+    pairs = [(i, j) for i in range(60) for j in range(60) if y[i] > y[j] and bins[i] == bins[j]]
+    due = np.mean([(s[i] > s[j]) + 0.5 * (s[i] == s[j]) for i, j in pairs])
+    assert auroc_within(s, y, bins) == pytest.approx(due)
+    lengths = generator.integers(1, 40, size=400)
+    right = (generator.random(400) < lengths / 40).astype(float)
+    assert (
+        abs(auroc_within(lengths, right, length_bins(lengths, 40)) - 0.5) < 0.05
+    )  # length knows nothing beyond length
+    assert math.isnan(auroc_within(s, np.ones(60), bins))
+
+
+def test_a_threshold_keeps_its_risk():
+    """By simulation: the chance that the true share of errors above it is too high is at most 1 - certainty."""
+    generator, broken, used = np.random.default_rng(1), 0, 0
+    for _ in range(100):
+        s = generator.random(400)
+        right = (generator.random(400) < 0.5 + 0.5 * s).astype(float)  # errors above v: 0.5 (1 - v) / 2
+        found = accept(s, right, risk=0.15, certainty=0.8)
+        used += found.accepted > 0
+        broken += found.accepted > 0 and 0.25 * (1 - found.value) > 0.15
+    assert used > 80 and broken <= 20
+    s, right = np.arange(100.0), (np.arange(100) >= 20).astype(float)
+    found = accept(s, right, risk=0.1)
+    upper = stats.beta.ppf(1 - 0.05 / 20, found.wrong + 1, found.accepted - found.wrong)
+    assert found.value == 20.0 and found.accepted == 80 and found.upper == pytest.approx(upper)
+    assert accept(s, np.zeros(100), risk=0.1).value == math.inf
+
+
+def test_labels_are_read_or_made():
+    base = {"prompt": "a", "answer": "it is 7"}
+    assert read_answers([{**base, "correct": "true"}, base | {"correct": None}]).right[0] == 1.0
+    assert read_answers([{**base, "gold": "7"}, {**base, "gold": "8"}], verifier="number").right == (1.0, 0.0)
+    asked = {"ask": "a", "reply": "b", "answer": "not this"}
+    assert read_answers([asked], fields={"prompt": "ask", "answer": "reply"}).texts == ("b",)
+    for wrong, sentence in (
+        ({**base, "correct": 2}, "expected true, false, 1 or 0"),
+        ({**base, "gold": "7"}, "say how answers are compared"),
+        ({"prompt": "a"}, "the answer is nothing"),
+        ({**base, "answer": "\ud800"}, "surrogate"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            read_answers([wrong])
