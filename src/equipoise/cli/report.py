@@ -25,6 +25,7 @@ JOBS = {
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",
     "unlearn": "equipoise.unlearning.job:unlearn",
+    "audit sampling": "equipoise.uncertainty.sampling_job:audit_sampling",
 }
 
 

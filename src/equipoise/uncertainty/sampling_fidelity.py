@@ -99,10 +99,10 @@ def kind(fidelity: Fidelity) -> Kind:
 
     Before that a leak above 0.2 or a bias of at least 0.1 does not follow the task. Numbers come first, this word second.
     """
-    if any(math.isnan(getattr(fidelity, name)) for name in ("leak", "bias", "e_score", "step")):
-        return "undefined"
     if fidelity.leak > 0.2 or fidelity.bias >= 0.1:
         return FOLLOWS_NOT
+    if any(math.isnan(getattr(fidelity, name)) for name in ("leak", "bias", "e_score", "step")):
+        return "undefined"
     if fidelity.e_score >= 0.75 and fidelity.step <= 0.15:
         return "E"
     if fidelity.e_score <= 0.6 and fidelity.step >= 0.25:
