@@ -1103,6 +1103,45 @@ def uncertainty_select_more(folder: Path) -> Sequence[Settings]:
     return (*({"scores": folder / name} for name in names), {"by": "mine"}, {"by": "yours"})
 
 
+# audit sampling
+
+
+def sampling_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    target = folder / "target.json"
+    target.write_text(json.dumps({"symbols": ["yes", "no"], "target": [0.3, 0.7], "renamings": [["1", "2"]]}))
+    (folder / "off.json").write_text(json.dumps({"symbols": ["yes", "no"], "target": [0.3, 0.6]}))
+    (folder / "odd.json").write_text(json.dumps({"symbols": ["yes", "no"], "target": [0.3, 0.7], "seperator": ";"}))
+    bare = {
+        "symbols": ["yes", "no"],
+        "target": [0.3, 0.7],
+        "separator": "",
+        "templates": ["x"],
+        "single_templates": ["y"],
+    }
+    (folder / "bare.json").write_text(json.dumps(bare))
+    return {"model": folder / "model", "target": target, "values": 3, "sequences": 2, "draws": 2}
+
+
+def sampling_whole(folder: Path) -> Settings:
+    return {"seed": 3, "temperature": 0.5}
+
+
+def sampling_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"target": folder / "off.json"},
+        {"target": folder / "odd.json"},
+        {"target": folder / "bare.json"},
+        {"target": folder / "nothing.json"},
+        {"sequences": 0, "draws": 0},
+        {"sequences": 0},
+        {"values": 500},
+        {"slots": "set", "draws": 0},
+        {"chat_template": "none"},
+        {"device": "cuda:99"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1280,5 +1319,13 @@ SMALL = {
         "equipoise.uncertainty.selecting.write_atomic",
         whole=uncertainty_select_whole,
         more=uncertainty_select_more,
+    ),
+    "audit sampling": SmallJob(
+        sampling_files,
+        "equipoise.uncertainty.sampling_auditing.Auditing._observed",
+        whole=sampling_whole,
+        more=sampling_more,
+        quick={"equipoise.language.model._from_folder": read_model},
+        slow=True,
     ),
 }

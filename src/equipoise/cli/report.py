@@ -29,6 +29,7 @@ JOBS = {
     "uncertainty score": "equipoise.uncertainty.job:score",
     "uncertainty select": "equipoise.uncertainty.job:select",
     "unlearn": "equipoise.unlearning.job:unlearn",
+    "audit sampling": "equipoise.uncertainty.sampling_job:audit_sampling",
 }
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from equipoise.uncertainty.job import score as score
     from equipoise.uncertainty.job import select as select
     from equipoise.uncertainty.perturbed import Perturbed as Perturbed
+    from equipoise.uncertainty.sampling_fidelity import Fidelity as Fidelity
+    from equipoise.uncertainty.sampling_fidelity import measures as measures
+    from equipoise.uncertainty.sampling_job import audit_sampling as audit_sampling
+    from equipoise.uncertainty.sampling_result import SamplingAudit as SamplingAudit
+    from equipoise.uncertainty.sampling_task import SamplingTask as SamplingTask
     from equipoise.uncertainty.selection import Particles as Particles
     from equipoise.uncertainty.selection import particle_filter as particle_filter
     from equipoise.uncertainty.token_result import Selection as Selection

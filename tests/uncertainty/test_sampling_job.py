@@ -1,0 +1,120 @@
+"""The audit of a sampler as a job: what it says of known samplers, and that a kill changes nothing."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from chat_models import untaught
+from equipoise.core.shares import Bounded
+from equipoise.uncertainty import sampling_auditing
+from equipoise.uncertainty.sampling_auditing import Observed, Way, summarise
+from equipoise.uncertainty.sampling_fidelity import FOLLOWS_NOT, MEASURES
+from equipoise.uncertainty.sampling_job import audit_sampling
+from equipoise.uncertainty.sampling_result import BATCH, SINGLE, SamplingAudit
+from equipoise.uncertainty.sampling_task import SamplingTask
+
+EXTREME = SamplingTask(("1", "2", "3", "4"), (0.1, 0.7, 0.1, 0.1))
+
+
+def way(protocol=BATCH, values=40, sequences=12):
+    return Way(1, protocol, 1, EXTREME, "", values, sequences)
+
+
+def streams(peaky, sequences=12, values=40, leak=0.0):
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(sequences):
+        draws = rng.choice(4, p=EXTREME.target, size=values)
+        p = np.eye(4)[draws] if peaky else np.tile(EXTREME.target, (values, 1))
+        made.append(Observed((1 - leak) * np.maximum(p, 1e-12) / (1 + 3e-12), draws, 0, ""))
+    return made
+
+
+def test_known_samplers_are_told_apart_by_probabilities_and_not_by_results():
+    flat, peaky = (summarise(streams(peaky), way(), np.random.default_rng(1)) for peaky in (False, True))
+    assert (flat.kind, peaky.kind) == ("E", "D")
+    assert flat.measures["a_token"].value == pytest.approx(0, abs=1e-9)
+    missed = 1 - np.array(EXTREME.target)[np.concatenate([each.draws for each in streams(True)])]
+    assert peaky.measures["a_token"].value == pytest.approx(missed.mean(), abs=1e-9)
+    spread = missed.reshape(12, 40).mean(axis=1).std(ddof=1) / 12**0.5  # over sequences, not over slots
+    width = peaky.measures["a_token"].upper - peaky.measures["a_token"].lower
+    assert width == pytest.approx(2 * 1.96 * spread * (11 / 12) ** 0.5, rel=0.1)
+    assert flat.measures["a_result"] == peaky.measures["a_result"]
+    assert flat.chance == peaky.chance == "as good as independent draws"
+    assert flat.independent.value == pytest.approx(flat.own.value, rel=0.05)
+    assert flat.slots == flat.asked == 480 and flat.parsed == 1 and sum(flat.counts) == 480
+    assert summarise(streams(False, leak=0.3), way(), np.random.default_rng(1)).kind == FOLLOWS_NOT
+
+
+def test_single_values_are_tested_together():
+    fair = [Observed(np.array([EXTREME.target]), np.array([d]), 0, "") for d in [1] * 28 + [0, 2, 3] * 4]
+    told = summarise(fair, way(SINGLE, 1, 40), np.random.default_rng(2))
+    assert told.p > 0.9 and told.counts == (4, 28, 4, 4) and told.measures["a_result"].value == pytest.approx(0)
+    assert told.independent.value == pytest.approx(0.5 * math.sqrt(2 / math.pi / 40) * (3 * 0.3 + 0.21**0.5), rel=0.05)
+    off = [Observed(np.array([EXTREME.target]), np.array([0]), 0, "")] * 40
+    told = summarise(off, way(SINGLE, 1, 40), np.random.default_rng(2))
+    assert told.p < 0.001 and told.chance == "worse than independent draws" and math.isnan(told.slope.value)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """An untaught model, of which little is asked."""
+    target = {"symbols": ["yes", "no"], "target": [0.3, 0.7], "templates": ["{target}", "{symbols} {count}"]}
+    return {"model": untaught(0, context=512), "target": target, "values": 3, "draws": 2, "slots": "set"}
+
+
+def test_a_killed_audit_goes_on_to_the_same_result(asked, tmp_path, monkeypatch):
+    whole = audit_sampling(**asked, sequences=10, out=tmp_path / "whole")
+    assert whole.main.slots == 60 and len(whole.conditions) == 5 and whole.whole[SINGLE].slots == 6
+    written, count = sampling_auditing.sample, 0
+
+    def killed(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return written(*args, **kwargs)
+
+    monkeypatch.setattr(sampling_auditing, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        audit_sampling(**asked, sequences=10, out=tmp_path / "again")
+    again = audit_sampling(**asked, sequences=10, out=tmp_path / "again")
+    assert count == 2 + 1 + 5  # 2 chunks for each list's wording, 1 for each of the 3 single ones, the killed one twice
+    assert (tmp_path / "again" / "sequences.jsonl").read_bytes() == (
+        tmp_path / "whole" / "sequences.jsonl"
+    ).read_bytes()
+    assert dataclasses.replace(again, folder=None) == dataclasses.replace(whole, folder=None)
+    row = json.loads((tmp_path / "whole" / "sequences.jsonl").read_text().splitlines()[0])
+    assert len(row["sequences"]) == 8 and np.shape(row["sequences"][0]["probabilities"]) == (3, 2)
+
+
+def test_a_way_of_asking_does_not_depend_on_the_others(asked):
+    both = audit_sampling(**asked, sequences=3)
+    lists = audit_sampling(**asked | {"draws": 0}, sequences=3)
+    told = [(c.means, c.counts, c.slots) for c in both.conditions if c.protocol == BATCH]
+    assert told == [(c.means, c.counts, c.slots) for c in lists.conditions]
+    assert list(lists.whole) == [BATCH]
+
+
+def made(**changes):
+    measures = {name: Bounded(0.05, 0.04, 0.06) for name in MEASURES} | {"e_score": Bounded(0.9, 0.8, 0.95)}
+    nothing = Bounded(math.nan, math.nan, math.nan)
+    condition = summarise(streams(False), way(), np.random.default_rng(0))
+    condition = dataclasses.replace(condition, measures=measures, independent=Bounded(0.05, 0.04, 0.06), slope=nothing)
+    condition = dataclasses.replace(condition, **changes)
+    return SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {BATCH: condition}, (condition,))
+
+
+def test_what_is_advised_follows_from_what_was_found():
+    assert "can be used" in made().headline()
+    far = {**made().main.measures, "a_token": Bounded(0.4, 0.35, 0.45)}
+    assert "keep the quota" in made(kind="D", measures=far, warm={"a_token": 0.3}).headline()
+    assert "At temperature 2" in made(kind="mixed", measures=far, warm={"a_token": 0.05}, temperature=2.0).headline()
+    assert "Draw outside" in made(kind=FOLLOWS_NOT, measures=far, warm={}).headline()
+    assert "No slots" in made(kind="undefined").headline()
+    assert made(independent=Bounded(0.1, 0.09, 0.12)).main.chance == "too good for independent draws"
+    found = made(slots=100, asked=480, parsed=0.5, unread=3).warnings()
+    assert len(found) == 4 and "480" in found[0] and "50%" in found[1] and "3 values" in found[2] and "100" in found[3]

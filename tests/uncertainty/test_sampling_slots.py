@@ -1,0 +1,194 @@
+"""Slots and the probabilities of symbols against whole readings of the same tokens, and how tokens are read as values."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.language.encode import encode_prompts
+from equipoise.language.tiny import tiny
+from equipoise.uncertainty.sampling_slots import SymbolPaths, Values, next_log_probs, sample
+from equipoise.uncertainty.sampling_task import SamplingTask
+
+LETTERS = "0123456789abcdefgh, .:"
+SEVERAL = SamplingTask(("1", "10", "ab", "2"), (0.1, 0.2, 0.3, 0.4))
+
+
+def characters(seed=0, **how):
+    made = tiny([LETTERS], seed=seed, tokens="characters", width=16, layers=1, heads=2, context=256)
+    made.chat_template = "none"
+    with torch.no_grad():  # untaught heads are nearly flat: sharper, so that a wrong place shows
+        made.model.get_input_embeddings().weight.mul_(6)
+    return made
+
+
+def whole(language_model, context):
+    """Log-probabilities of the next token from one reading of a context."""
+    with torch.no_grad():
+        return language_model.model(torch.tensor([context])).logits[0, -1].double().log_softmax(-1)
+
+
+def by_hand(language_model, context, task):
+    """Each symbol's chance, its characters being its tokens: all ways in which its path goes on to no other symbol."""
+    tokens = {c: language_model.tokenizer.convert_tokens_to_ids(c) for c in LETTERS}
+    found = []
+    for symbol in task.symbols:
+        path, total = list(context), 0.0
+        for character in symbol:
+            total += float(whole(language_model, path)[tokens[character]])
+            path.append(tokens[character])
+        longer = {other[len(symbol)] for other in task.symbols if other.startswith(symbol) and other != symbol}
+        after = whole(language_model, path)
+        found.append(math.exp(total) * (1 - sum(math.exp(float(after[tokens[c]])) for c in longer)))
+    return found
+
+
+@pytest.mark.parametrize("slots", ["read", "set"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_noted_probabilities_are_those_of_a_whole_reading(slots, temperature):
+    language_model = characters()
+    (prompt,), _ = encode_prompts(language_model, ["a:"])
+    found = sample(language_model, "a:", SEVERAL, values=4, sequences=3, seed=[5], temperature=temperature, slots=slots)
+    assert sum(len(each.draws) for each in found) >= 3
+    for each in found:
+        for place, noted in zip(each.places, each.probabilities, strict=True):
+            expected = by_hand(language_model, [*prompt, *each.tokens[:place]], SEVERAL)
+            assert noted == pytest.approx(expected, rel=1e-4) and sum(expected) <= 1
+            assert (noted > 1e-6).all()  # raw, also where the draws are the likeliest
+        if slots == "set":
+            assert len(each.draws) == 4 and each.text == ", ".join(SEVERAL.symbols[draw] for draw in each.draws)
+            if temperature == 0:
+                assert (each.draws == each.probabilities.argmax(axis=1)).all()
+
+
+def test_a_sequence_depends_on_its_number_and_the_seed_alone():
+    language_model = characters()
+
+    def texts(seed=(5,), **how):
+        return [e.text for e in sample(language_model, "a:", SEVERAL, values=3, seed=list(seed), slots="set", **how)]
+
+    together = texts(sequences=5)
+    assert together == texts(sequences=5, batch_size=2) and together[3:] == texts(sequences=2, first=3)
+    assert together != texts(sequences=5, seed=(6,))
+
+
+def test_single_tokens_are_the_restricted_softmax_of_the_logits():
+    language_model, task = characters(1), SamplingTask(("3", "7"), (0.5, 0.5), separator="")
+    (prompt,), _ = encode_prompts(language_model, ["a:"])
+    (found,) = sample(language_model, "a:", task, values=1, sequences=1, seed=[0])
+    with torch.no_grad():
+        logits = language_model.model(torch.tensor([prompt])).logits[0, -1].double()
+    chosen = logits[language_model.tokenizer.convert_tokens_to_ids(["3", "7"])]
+    assert found.probabilities[0] / found.probabilities[0].sum() == pytest.approx(chosen.softmax(-1).numpy(), rel=1e-5)
+    shifted = torch.nn.functional.softmax(logits + 100, dim=-1)
+    assert found.probabilities[0] == pytest.approx(
+        shifted[language_model.tokenizer.convert_tokens_to_ids(["3", "7"])].numpy(), rel=1e-5
+    )
+
+
+def test_draws_in_slots_follow_the_noted_probabilities():
+    """Means of draws less probabilities are martingales: within 4 standard errors over 300 sequences."""
+    found = sample(characters(2), "a:", SEVERAL, values=3, sequences=300, seed=[1], slots="set", batch_size=100)
+    p = np.concatenate([e.probabilities / e.probabilities.sum(axis=1, keepdims=True) for e in found])
+    hits = np.concatenate([e.draws for e in found])[:, None] == np.arange(4)
+    error = np.sqrt((p * (1 - p)).sum(axis=0)) / len(p)
+    assert (np.abs((hits - p).mean(axis=0)) < 4 * error + 1e-9).all() and error.max() < 0.02
+
+
+def test_words_with_and_without_a_blank_before_them():
+    language_model = tiny(["red, blue, red and blue"], seed=0, width=16, layers=1, heads=2, vocabulary=300)
+    task = SamplingTask(("red", "blue"), (0.5, 0.5))
+    paths = SymbolPaths(language_model, task)
+    assert {paths.owner[path] for path in paths.owner} == {0, 1}
+    for path, owner in paths.owner.items():
+        assert language_model.tokenizer.decode(path).strip() == task.symbols[owner]
+    found = sample(language_model, "choose", task, values=3, sequences=2, seed=[0], slots="set")
+    assert all(e.text.replace(" ", "") == ",".join(task.symbols[d] for d in e.draws) for e in found)
+
+
+def test_next_log_probs_of_rows_of_any_length():
+    language_model = characters(3)
+    rows = [[9, 10, 11, 12], [9], [12, 13]]
+    expected = [[float(whole(language_model, row)[token]) for token in (8, 15)] for row in rows]
+    assert next_log_probs(language_model, rows, [8, 15]) == pytest.approx(np.array(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["1", ",", " ", "2", ",", "1"], [(0, 0), (3, -1), (5, 0)]),
+        (["Sure", "!", "\n", " 1", "0", ",", " ab", "."], [(0, -1), (3, 1), (6, 2)]),
+        (["1", ",1", "0", ", ", "ab"], [(0, 0), (None, 1), (4, 2)]),
+        ([" ", "\n\n", "a", " b", ",", ",", "x"], [(2, 2), (6, -1)]),
+    ],
+)
+def test_reading_values(pieces, expected):
+    task = SamplingTask(("1", "10", "ab"), (0.5, 0.25, 0.25))
+    values = Values(task)
+    for place, piece in enumerate(pieces):
+        values.add(place, piece)
+    values.end()
+    assert [(place, values.symbol(text)) for place, text in values.done] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": [0.5, 0.4]}, "sums to 0.9"),
+        ({"target": [0.5, 0.25, 0.25]}, "2 symbols and 3 shares"),
+        ({"target": [1.0, 0.0]}, "one symbol alone"),
+        ({"target": [0.5, True]}, "list of numbers"),
+        ({"target": [0.5, math.nan]}, "from 0 to 1"),
+        ({"symbols": ["a", "a"]}, "cannot be told apart"),
+        ({"symbols": ["a b", "ab"]}, "cannot be told apart"),
+        ({"symbols": ["a", " b"]}, "cannot be told in a list"),
+        ({"symbols": ["a", "b,c"]}, "cannot be told in a list"),
+        ({"symbols": "ab"}, "list of texts"),
+        ({"renamings": [["x", "y", "z"]]}, "3 symbols"),
+        ({"renamings": "xy"}, "list of lists"),
+        ({"templates": []}, "need a request"),
+        ({"separator": " "}, "one sign"),
+        ({"separator": "and"}, "one sign"),
+        ({"separator": 3}, "must be a text"),
+        ({"probabilities": [0.5, 0.5]}, "no field 'probabilities'"),
+    ],
+)
+def test_a_wrong_target_file_is_refused_by_name(tmp_path, change, words):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"symbols": ["a", "b"], "target": [0.5, 0.5]} | change))
+    with pytest.raises(BadInput, match=words) as refused:
+        SamplingTask.read(path)
+    assert str(path) in str(refused.value)
+
+
+def test_files_that_are_no_target(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "bare.json").write_text('{"symbols": ["a", "b"]}')
+    for name, words in (
+        ("list.json", "holds a list"),
+        ("bare.json", "'target' is missing"),
+        ("none.json", "cannot be read"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            SamplingTask.read(tmp_path / name)
+
+
+def test_requests_hold_what_is_asked_for_once():
+    task = SamplingTask(
+        ("{count}", "b"), (0.25, 0.75), templates=("{symbols}|{target}|{count}|{x}",), renamings=(("c", "d"),)
+    )
+    assert task.requests(7) == ["{count}, b|{count} with probability 0.25, b with probability 0.75|7|{x}"]
+    assert [each.symbols for each in task.named()] == [("{count}", "b"), ("c", "d")]
+
+
+def test_symbols_that_tokens_cannot_tell():
+    language_model = characters()
+    with pytest.raises(BadInput, match="no token for a part of 'Z'"):
+        SymbolPaths(language_model, SamplingTask(("1", "Z"), (0.5, 0.5)))
+    with pytest.raises(BadInput, match="without a separator"):
+        SymbolPaths(language_model, SamplingTask(("1", "10"), (0.5, 0.5), separator=""))
+    with pytest.raises(BadInput, match="more than the context"):
+        sample(language_model, "a:", SEVERAL, values=100, sequences=1, seed=[0])
