@@ -29,8 +29,7 @@ def tokenizer_of(pieces=PIECES, characters=CHARACTERS):
 
 
 def untaught(tokenizer, seed=0):
-    """Two layers, with matrices so large that each token matters; ends of paragraphs are frequent, those of "
-    "thinking rare."""
+    """Two layers, with matrices so large that each token matters; paragraphs end often, the thinking seldom."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
@@ -47,7 +46,8 @@ def untaught(tokenizer, seed=0):
             if parameter.ndim == 2:
                 parameter.mul_(20)
         for factor, tokens in {2.0: ("\n\n", ".\n\n", "Wait"), 0.5: ("</think>", "<e>")}.items():
-            model.lm_head.weight[tokenizer.convert_tokens_to_ids(list(tokens))] *= factor
+            known = [token for token in tokens if token in tokenizer.get_vocab()]
+            model.lm_head.weight[torch.tensor(tokenizer.convert_tokens_to_ids(known))] *= factor
     return wrap(model, tokenizer, name="untaught", chat_template="none")
 
 
@@ -59,8 +59,7 @@ def lengthened(language_model, less=()):
 
 
 def follow(control, prompt, table, most, *, otherwise="a", key=0):
-    """What comes of a table (the last token -> the next) under a control, as text, and the state; greedily, by a "
-    "plain loop."""
+    """What comes of a table (last token -> next) under a control, as text, and the state; greedily, by a plain loop."""
     tokenizer = control.vocabulary.tokenizer
     state = control.begin(key, tokenizer.encode(prompt, add_special_tokens=False))
     last = tokenizer.encode(prompt, add_special_tokens=False)[-1]

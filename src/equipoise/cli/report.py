@@ -24,6 +24,7 @@ JOBS = {
     "route label": "equipoise.routing.job:label",
     "solvable fit": "equipoise.reinforcement.solvable_job:fit",
     "solvable score": "equipoise.reinforcement.solvable_job:score",
+    "think": "equipoise.decoding.job:think",
     "unlearn": "equipoise.unlearning.job:unlearn",
 }
 

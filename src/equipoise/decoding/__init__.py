@@ -10,6 +10,9 @@ from equipoise.core.lazy import lazy
 if TYPE_CHECKING:
     from equipoise.decoding.alphaone import AlphaOne as AlphaOne
     from equipoise.decoding.alphaone import schedule as schedule
+    from equipoise.decoding.answer_grammar import AnswerGrammar as AnswerGrammar
+    from equipoise.decoding.job import think as think
+    from equipoise.decoding.result import ThinkRun as ThinkRun
     from equipoise.decoding.thinking import Tags as Tags
     from equipoise.decoding.thinking import ThinkingControl as ThinkingControl
     from equipoise.decoding.thinking import write_thoughts as write_thoughts

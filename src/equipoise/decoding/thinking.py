@@ -3,8 +3,7 @@
     control = AlphaOne(tokenizer, moment=1400, temperature=0.6, seed=0)       or another ThinkingControl
     model.generate(**inputs, logits_processor=[control], do_sample=True, temperature=0.6)      in transformers
     roll_out(language_model, prompts, hook=control.hook(), ...)                                in rollouts
-    thoughts = write_thoughts(language_model, prompts, control, max_new_tokens=2000)                    in this library's
-    own loop
+    write_thoughts(language_model, prompts, control, max_new_tokens=2000)                      in a loop of its own
 
 Before each token a method says what it wants (`Decision`): that a word is written next, with some chance; that certain
 tokens, should the model choose one of them, are answered by other ones; that some are barred. The machine draws, from a
@@ -41,6 +40,7 @@ from equipoise.language.rollouts import drawing
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
+    from equipoise.decoding.answer_grammar import AnswerGrammar
     from equipoise.language.model import LanguageModel
 
 Preset = Literal["auto", "r1", "qwq", "qwen3"]
@@ -219,6 +219,7 @@ class ThinkingState:
     forced: set[int] = field(default_factory=set)
     count: int = 0
     times: tuple[float, ...] | None = None
+    matcher: Any = None
     _queue: deque[int] = field(default_factory=deque)
 
     @property
@@ -240,6 +241,7 @@ class Common(TypedDict, total=False):
     seed: int
     keys: Sequence[int] | None
     ends: Iterable[int]
+    grammar: AnswerGrammar | None
 
 
 class ThinkingControl(LogitsProcessor):
@@ -249,7 +251,8 @@ class ThinkingControl(LogitsProcessor):
     thinking; -1 for no most. guard: nothing is done outside the thinking; False does what a method would have done there,
     too. temperature, top_p: those that the model is sampled with (0: the likeliest), which decide what the model "would
     choose". seed, keys: of the draws: a number for each row of a batch, by default its place. ends: further ids that end an
-    answer. Raises BadInput for a model without a closing tag, by name, and for settings out of range.
+    answer. grammar: what an answer follows, from the end of the thinking on. Raises BadInput for a model without a closing
+    tag, by name, and for settings out of range.
     """
 
     name = ""
@@ -269,7 +272,12 @@ class ThinkingControl(LogitsProcessor):
         seed: int = 0,
         keys: Sequence[int] | None = None,
         ends: Iterable[int] = (),
+        grammar: AnswerGrammar | None = None,
     ) -> None:
+        if grammar is not None and not guard:
+            raise BadInput(
+                "A grammar is of the answer, which a control without guard would write into: leave guard on."
+            )
         if max_thinking < -1 or min_thinking < 0 or 0 <= max_thinking < min_thinking:
             raise BadInput(
                 f"min_thinking is {min_thinking} and max_thinking {max_thinking}: use numbers of tokens, the first "
@@ -285,7 +293,7 @@ class ThinkingControl(LogitsProcessor):
         self.word = self.vocabulary.encode(self.tags.word, "the word")
         self.closing = self.vocabulary.encode(self.tags.closing, "the closing tag")
         self.min_thinking, self.max_thinking, self.guard = min_thinking, max_thinking, guard
-        self.temperature, self.top_p, self.seed, self.keys = temperature, top_p, seed, keys
+        self.temperature, self.top_p, self.seed, self.keys, self.grammar = temperature, top_p, seed, keys, grammar
         end = tokenizer.eos_token_id
         self.ends = frozenset([*ends, *([] if end is None else [end])])
         self.states: list[ThinkingState] = []
@@ -323,8 +331,7 @@ class ThinkingControl(LogitsProcessor):
     # The machine.
 
     def begin(self, key: int, prompt: Sequence[int] | None = None) -> ThinkingState:
-        """A sequence that nothing was written of. prompt: its ids, which tell whether the thinking has begun, or "
-        "is over."""
+        """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over."""
         state = ThinkingState(np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, key]))))
         text = "" if prompt is None else self.vocabulary.decode(prompt)
         opened, closed_at = text.rfind(self.tags.opening), text.rfind(self.tags.closing)
@@ -339,6 +346,8 @@ class ThinkingControl(LogitsProcessor):
         """Note a token that was written."""
         if state.finished:
             return
+        if state.matcher is not None:
+            state.matcher.consume_token(token)
         state.written.append(token)
         if token in self.ends:
             state.finished = True
@@ -361,6 +370,9 @@ class ThinkingControl(LogitsProcessor):
         if state._queue:
             state.forced.add(len(state.written))
             return state._queue.popleft(), logits
+        if self.grammar is not None and state.ended is not None:
+            state.matcher = state.matcher or self.grammar.begin()
+            logits = self.grammar.masked(state.matcher, logits)
         return None, logits
 
     def _follow(self, state: ThinkingState, logits: Tensor) -> Tensor:
