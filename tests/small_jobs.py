@@ -847,6 +847,56 @@ def route_label_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+def think_files(folder: Path) -> Settings:
+    small_model().save(folder / "model")
+    rows = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    write_rows(folder / "own.jsonl", rows[:1])
+    write_rows(folder / "free.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    write_rows(folder / "asked.jsonl", [{"ask": row["prompt"], "reply": "1"} for row in rows])
+    write_rows(folder / "thought.jsonl", [{**rows[0], "prompt": "<think>one</think>"}])
+    (folder / "schema.json").write_text('{"type": "boolean"}', encoding="utf-8")
+    return {
+        "model": folder / "model",
+        "prompts": write_rows(folder / "prompts.jsonl", rows),
+        "opening": "<think>",
+        "closing": "</think>",
+        "max_new_tokens": 12,
+        "verifier": "number",
+        "chat_template": "none",
+    }
+
+
+def think_whole(folder: Path) -> Settings:
+    return {"limit": 2, "calibrate": 1, "seed": 3}
+
+
+def think_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"opening": None, "closing": None},
+        {"closing": None},
+        {"prompts": folder / "free.jsonl"},
+        {"prompts": folder / "free.jsonl", "verifier": None},
+        {"prompts": folder / "asked.jsonl", "fields": {"prompt": "ask", "gold": "reply"}},
+        {"prompts": folder / "thought.jsonl"},
+        {"calibration": folder / "own.jsonl"},
+        {"calibration": folder / "own.jsonl", "mean_thinking": 5.0},
+        {"calibration": folder / "own.jsonl", "control": "s1"},
+        {"control": "random"},
+        {"control": "random", "mean_thinking": 5.0},
+        {"alpha": 1e300, "mean_thinking": 1e300},
+        {"answer_schema": folder / "schema.json"},
+        {"answer_schema": folder / "schema.json", "guard": False},
+        {"answer_schema": folder / "prompts.jsonl"},
+        {"max_thinking": 12},
+        {"min_thinking": 5, "max_thinking": 4},
+        {"word": "Hmm", "guard": False, "control": "s1", "times": 1},
+        {"temperature": 0.0},
+        {"max_new_tokens": 600},
+        {"device": "cuda:99"},
+        {"dtype": "bfloat61"},
+    )
+
+
 def route_fit_files(folder: Path) -> Settings:
     small_model().save(folder / "model")
     rows = routing_rows()
@@ -1220,6 +1270,13 @@ SMALL = {
             "equipoise.reinforcement.prm_labeling.tokens_per_second": lambda *_: 1.0,
         },
         slow=True,
+    ),
+    "think": SmallJob(
+        think_files,
+        "equipoise.decoding.steering.write_thoughts",
+        whole=think_whole,
+        more=think_more,
+        quick={"equipoise.language.model._from_folder": read_model},
     ),
     "route label": SmallJob(
         route_label_files,

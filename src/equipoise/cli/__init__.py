@@ -41,6 +41,9 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
     "uncertainty": (
         "equipoise.cli.uncertainty:app",
         "Say how sure a model is of what it says, and make it as sure as it is right.",
+    "think": (
+        "equipoise.cli.think:app",
+        "Answer prompts with a reasoning model whose thinking is steered: longer before a moment, over soon after it.",
     ),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),

@@ -28,6 +28,7 @@ JOBS = {
     "uncertainty distill": "equipoise.uncertainty.bayes_job:distill",
     "uncertainty score": "equipoise.uncertainty.job:score",
     "uncertainty select": "equipoise.uncertainty.job:select",
+    "think": "equipoise.decoding.job:think",
     "unlearn": "equipoise.unlearning.job:unlearn",
     "audit sampling": "equipoise.uncertainty.sampling_job:audit_sampling",
 }

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
 
 # (logits [A, V], states [A, H], rows [A], step) -> None for no change, other logits, or (logits, tokens [A]) where tokens of
-# at least 0 are forced. Logits are before the division by the temperature, states are what enters the output matrix.
+# at least 0 are forced. Logits are before the division by the temperature, states are what enters the output matrix. A
+# hook with a method wrote(rows, tokens [A]) is told what was written at that step.
 Hook = Callable[[Tensor, Tensor, Sequence[int], int], "Tensor | tuple[Tensor, Tensor] | None"]
 _LOGITS_AT_ONCE = 2**24  # values; 64 MB in float32
 
@@ -305,6 +306,8 @@ class Noted:
         if self.top_ids is not None and self.top_probs is not None:
             values, ids = log_probs.topk(self._top, dim=-1)
             self.top_ids[at, step], self.top_probs[at, step] = ids, values.exp()
+        if (wrote := getattr(self._hook, "wrote", None)) is not None:
+            wrote(rows, tokens)
         return tokens
 
 

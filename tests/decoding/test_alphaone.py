@@ -1,0 +1,373 @@
+"""AlphaOne and its rivals against tables whose text is known, enumerated laws, plain sampling, and themselves in "
+"company."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.core.errors import BadInput
+from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
+from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
+from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.language.rollouts import roll_out
+from thinking_models import follow, lengthened, tokenizer_of, untaught
+
+PROMPTS = ["ab", "cegh", "ikno tW", "a", "Mr.", "0123", "4 5", "99"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return untaught(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def endless(model):
+    """It neither ends its answer nor, by itself, its thinking."""
+    tokenizer = model.tokenizer
+    return lengthened(model, [1, tokenizer.convert_tokens_to_ids("</think>")])
+
+
+def ids_of(tokenizer, *tokens):
+    return [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+
+
+# Schedules.
+
+
+def test_linear_anneal_is_the_released_form():
+    budget, mean, alpha = 8192, 2435, 1.4
+    threshold = budget - alpha * mean
+    for t in (0, 2, 17, 1000, 3408):
+        left = budget - t
+        assert schedule(t, alpha * mean) == pytest.approx((left - threshold) / (budget - threshold), abs=1e-12)
+    assert schedule(0, 50) == 1 and schedule(50, 50) == 0
+    assert schedule(51, 50, "increase") == 0 and schedule(50, 50, "increase") == 1 and schedule(0, 50, "increase") == 0
+    assert schedule(7, 50, "constant", p=0.3) == 0.3
+    assert schedule(10, 50, "exponential") == pytest.approx(math.exp(-3))
+    assert schedule(10, 50, "exponential", gamma=0.5, tau=20) == pytest.approx(math.exp(-0.25))
+
+
+@pytest.mark.parametrize("wrong", [{"t": -1}, {"moment": 0}, {"p": 1.1}, {"gamma": -1}, {"tau": 0}, {"kind": "lineal"}])
+def test_a_schedule_out_of_range_is_refused(wrong):
+    with pytest.raises(BadInput):
+        schedule(**{"t": 1, "moment": 10, **wrong})
+
+
+# What is read from the vocabulary.
+
+
+def test_paragraphs_end_at_tokens_whose_own_text_does(tokenizer):
+    control = AlphaOne(tokenizer, moment=10)
+    assert control.vocabulary.delimiters == set(ids_of(tokenizer, "\n\n", ".\n\n"))  # not "],", a part of "],\n\n"
+
+
+def test_without_such_a_token_the_text_decides():
+    plain = tokenizer_of(pieces=("</think>", "Wait"))
+    control = AlphaOne(plain, moment=1000, kind="constant", p=1)
+    text, _ = follow(control, "a", {"a": "\n", "Wait": "b", "b": "c", "c": "a"}, 9, otherwise="\n")
+    assert text == "\n\nWaitbca\n\nWait"
+
+
+def test_tokens_that_complete_a_word(tokenizer):
+    control = AlphaOne(tokenizer, moment=10)
+    completing = control.vocabulary.completing
+    assert set(completing("Wait", "ab")) == set(ids_of(tokenizer, "Wait", "\nWait,"))  # "Waiter" is another word
+    assert set(completing("Wait", "b. Wa")) == set(ids_of(tokenizer, "Wait", "\nWait,", "it"))
+    assert set(ids_of(tokenizer, "it")) & set(completing("Wait", "bWa")) == set()
+    assert set(ids_of(tokenizer, "t")) <= set(completing("Wait", "Wai"))
+
+
+# The rule.
+
+TABLE = {"a": "b", "b": ".\n\n", ".\n\n": "a", "Wait": ","}
+
+
+def test_both_phases_word_for_word(tokenizer):
+    """A table that goes a b . a b . and would begin to think again after the moment."""
+    control = AlphaOne(tokenizer, moment=11, kind="constant", p=1.0, temperature=0)
+    text, state = follow(control, "a", TABLE | {",": "a"}, 11)
+    assert text == "b.\n\nWait,ab.\n\nWait,ab"
+    assert [(each.position, each.what, each.p, each.taken) for each in state.trace] == [
+        (2, "word", 1.0, True),
+        (7, "word", 1.0, True),
+    ]
+    later = AlphaOne(tokenizer, moment=4, kind="constant", p=0.0, temperature=0)
+    text, state = follow(later, "a", TABLE | {",": "a", ".\n\n": "Wait", "</think>": "o", "o": "k", "k": "<e>"}, 30)
+    assert text == "b.\n\nWait,ab.\n\n</think>ok<e>" and state.ended == 8
+    assert [(each.position, each.what, each.p, each.taken) for each in state.trace] == [
+        (2, "word", 0.0, False),
+        (7, "end", 1.0, True),
+    ]
+
+
+def test_the_whole_word_is_forced():
+    tokenizer = tokenizer_of(pieces=("</think>", "\n\n"))  # "Wait" is four tokens
+    control = AlphaOne(tokenizer, moment=20, kind="constant", p=1)
+    text, state = follow(control, "a", {"a": "b", "b": "\n\n", "t": "a"}, 9)
+    assert text == "b\n\nWaitab\n\n" and state.forced == {2, 3, 4, 5}
+
+
+def test_waits_have_the_mean_and_the_variance_of_their_chances(tokenizer):
+    """The stream is fixed: whatever is forced, the next tokens are those of the stream."""
+    stream = [*ids_of(tokenizer, "a", "b", ".\n\n"), *ids_of(tokenizer, "c", "\n\n", "e", "g", "\n\n")] * 6
+    ends = set(ids_of(tokenizer, ".\n\n", "\n\n"))
+    moment, places = 41.5, [t for t in range(2, 41) if stream[t - 1] in ends]
+    control, counts = AlphaOne(tokenizer, moment=moment, seed=3), []
+    logits = torch.zeros(len(tokenizer))
+    for key in range(600):
+        state = control.begin(key)
+        for token in stream:
+            if len(state.written) >= 41:
+                break
+            control.steer(state, logits)
+            state._queue.clear()
+            control.wrote(state, token)
+        counts.append(sum(each.taken for each in state.trace))
+        assert [each.position for each in state.trace] == places
+    chances = np.array([1 - t / moment for t in places])
+    mean, variance = chances.sum(), (chances * (1 - chances)).sum()
+    assert np.mean(counts) == pytest.approx(mean, abs=4 * math.sqrt(variance / 600))
+    assert np.var(counts) == pytest.approx(variance, rel=0.25)
+    assert expected_waits(control, [tuple(stream)]) == pytest.approx(mean)
+
+
+def test_without_chance_and_end_the_samples_are_the_plain_ones(model):
+    settings = {"samples": 2, "max_new_tokens": 24, "temperature": 0.9, "seed": 4}
+    plain = roll_out(model, PROMPTS, **settings)
+    control = AlphaOne(model.tokenizer, moment=20, kind="constant", p=0, force_end=False, temperature=0.9)
+    hook = control.hook()
+    steered = roll_out(model, PROMPTS, hook=hook, **settings)
+    assert torch.equal(plain.ids, steered.ids) and torch.equal(plain.log_probs, steered.log_probs)
+    written = [state.written for _, state in sorted(hook.states.items())]
+    assert written == plain.token_ids
+    found = []
+    for processors in ([], [AlphaOne(model.tokenizer, moment=20, kind="constant", p=0, force_end=False)]):
+        torch.manual_seed(0)
+        ids = torch.tensor([model.tokenizer.encode("abc")] * 3)
+        found.append(model.model.generate(ids, do_sample=True, max_new_tokens=20, top_k=0, logits_processor=processors))
+    assert torch.equal(*found)
+
+
+def test_with_chance_one_every_paragraph_before_the_moment_goes_on_with_the_word(endless):
+    control = AlphaOne(endless.tokenizer, moment=40, kind="constant", p=1.0, force_end=False)
+    word, found = control.word[0], 0
+    for thought in write_thoughts(endless, PROMPTS, control, max_new_tokens=60):
+        for t in range(2, len(thought.ids)):
+            if thought.ids[t - 1] in control.vocabulary.delimiters and t < 40:
+                assert thought.ids[t] == word
+                found += 1
+    assert found > 20
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_after_the_moment_the_word_never_comes(endless, guard):
+    """Not as one token, and not in pieces either."""
+    control = AlphaOne(endless.tokenizer, moment=10, kind="constant", p=0.5, guard=guard)
+    thoughts = write_thoughts(endless, PROMPTS * 3, control, max_new_tokens=50)
+    decode, ended = control.vocabulary.decode, 0
+    for thought in thoughts:
+        thinking = thought.ids[10 : thought.thinking_tokens] if guard else thought.ids[10:]
+        assert not set(control.vocabulary.completing("Wait", "")) & set(thinking)
+        assert "Wait" not in decode(thinking).replace("Waiter", "").replace("Waite", "")
+        closings = thought.ids.count(control.closing[0])
+        assert closings == thought.closed if guard else closings >= thought.closed
+        assert len(thought.ids) <= 50
+        ended += thought.closed
+    assert ended > 8
+    late = write_thoughts(endless, PROMPTS, AlphaOne(endless.tokenizer, moment=50), max_new_tokens=50)
+    assert not any(thought.closed for thought in late) and any(each.what == "word" for t in late for each in t.trace)
+
+
+def test_the_law_is_that_of_drawing_first_and_exchanging_afterwards(tokenizer):
+    control = AlphaOne(tokenizer, moment=2, temperature=0.7)
+    logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    plain = (logits / 0.7).softmax(-1)
+    state = control.begin(0)
+    for token in ids_of(tokenizer, "a", "b"):
+        control.wrote(state, token)
+    replaced = list(control.going_on(state))
+    exchanged = plain.clone()
+    exchanged[control.closing[0]] += exchanged[replaced].sum()
+    exchanged[replaced] = 0
+    chance = chance_of(logits, replaced, 0.7)
+    assert chance == pytest.approx(float(plain[replaced].sum()), abs=1e-12)
+    left = (logits.index_fill(-1, torch.tensor(replaced), -torch.inf) / 0.7).softmax(-1)
+    left = left * (1 - chance)
+    left[control.closing[0]] += chance
+    assert torch.allclose(left, exchanged, atol=1e-12)
+    taken = 0
+    for key in range(800):
+        state = control.begin(key)
+        state.written = ids_of(tokenizer, "a", "b")
+        forced, kept = control.steer(state, logits)
+        taken += forced == control.closing[0]
+        assert forced is not None or bool((kept[replaced] == -torch.inf).all())
+    assert taken / 800 == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 800))
+
+
+def test_what_the_model_would_choose_is_within_its_nucleus():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+    assert chance_of(logits, [1], top_p=0.7) == pytest.approx(0.3 / 0.8)
+    assert chance_of(logits, [3], top_p=0.9) == 0 and chance_of(logits, [3]) == pytest.approx(0.05)
+    assert chance_of(logits, [0, 2], temperature=0) == 1 and chance_of(logits, [1, 2], temperature=0) == 0
+
+
+# Company and frameworks.
+
+
+def drawn(thought):
+    """Without the chances, whose last digits depend on the shape of a batch."""
+    return (
+        thought.ids,
+        thought.answer,
+        [(each.position, each.what, str(each.draw), each.taken) for each in thought.trace],
+    )
+
+
+@pytest.mark.parametrize("make", [AlphaOne, RandomWaits])
+def test_a_thought_is_the_same_alone_and_together(model, make):
+    words = {"moment": 12, "temperature": 0.8, "top_p": 0.9, "seed": 2} | (
+        {"expected": 2.5} if make is RandomWaits else {}
+    )
+    keys = [5, 3, 8, 1, 9, 2, 7, 4]
+    together = write_thoughts(
+        model, PROMPTS, make(model.tokenizer, **words), max_new_tokens=40, keys=keys, batch_size=8
+    )
+    alone = write_thoughts(model, PROMPTS, make(model.tokenizer, **words), max_new_tokens=40, keys=keys, batch_size=1)
+    (last,) = write_thoughts(model, PROMPTS[-1:], make(model.tokenizer, **words), max_new_tokens=40, keys=keys[-1:])
+    assert [drawn(each) for each in together] == [drawn(each) for each in alone] and drawn(last) == drawn(together[-1])
+    assert any(thought.trace for thought in together)
+
+
+def test_transformers_rollouts_and_the_own_loop_agree(model):
+    """Greedily, where all three draw nothing but the control's own numbers: the same ids from each."""
+    words = {"moment": 14, "temperature": 0, "seed": 6}
+    ids = [model.tokenizer.encode(prompt) for prompt in ("abceg", "hikno", "W 012")]
+    control = AlphaOne(model.tokenizer, **words)
+    out = model.model.generate(torch.tensor(ids), do_sample=False, max_new_tokens=40, logits_processor=[control])
+    by_generate = [row[5:].tolist() for row in out]
+    hook = AlphaOne(model.tokenizer, **words).hook()
+    prompts = ["abceg", "hikno", "W 012"]
+    rolled = roll_out(model, prompts, samples=1, max_new_tokens=40, temperature=0.0, seed=0, hook=hook)
+    thoughts = write_thoughts(model, prompts, AlphaOne(model.tokenizer, **words), max_new_tokens=40)
+    for line, thought in enumerate(thoughts):
+        written = rolled.token_ids[line]
+        assert by_generate[line][: len(written)] == written
+        assert tuple(token for token in written if token != 1) == thought.ids
+        assert rolled.forced[line].sum() == thought.forced
+    assert sum(thought.forced for thought in thoughts) > 3
+    one = AlphaOne(model.tokenizer, keys=[2], **words)
+    alone = model.model.generate(torch.tensor(ids[2:]), do_sample=False, max_new_tokens=40, logits_processor=[one])
+    assert alone[0, 5:].tolist() == by_generate[2][: alone.shape[1] - 5]
+
+
+def test_another_generate_needs_a_reset_and_beams_are_refused(model):
+    control = AlphaOne(model.tokenizer, moment=5)
+    ids = torch.tensor([model.tokenizer.encode("abc")])
+    model.model.generate(ids, do_sample=False, max_new_tokens=4, logits_processor=[control])
+    with pytest.raises(BadInput, match="reset"):
+        model.model.generate(ids, do_sample=False, max_new_tokens=4, logits_processor=[control])
+    control.reset()
+    model.model.generate(ids, do_sample=False, max_new_tokens=4, logits_processor=[control])
+    with pytest.raises(BadInput, match="one for each"):
+        AlphaOne(model.tokenizer, moment=5, keys=[1, 2])(ids, torch.zeros(1, len(model.tokenizer)))
+
+
+# Thinking and what is around it.
+
+
+def test_outside_the_thinking_nothing_is_done(tokenizer):
+    table = {"a": "</think>", "</think>": "o", "o": "\n\n", "\n\n": "k", "k": "Wait", "Wait": "<e>"}
+    guarded, _ = follow(AlphaOne(tokenizer, moment=5, kind="constant", p=1, temperature=0), "a", table, 12)
+    assert guarded == "</think>o\n\nkWait<e>"
+    released = AlphaOne(tokenizer, moment=5, kind="constant", p=1, temperature=0, guard=False)
+    text, _ = follow(released, "a", table | {"Wait": "o"}, 7)
+    assert text == "</think>o\n\nWaito\n\nk"  # the sixth token would begin after the moment
+
+
+def test_thinking_that_a_prompt_has_ended_or_not_begun(tokenizer):
+    control = AlphaOne(tokenizer, moment=5, kind="constant", p=1)
+    assert not control.begin(0, tokenizer.encode("<think>a</think>")).thinking
+    assert control.begin(0, tokenizer.encode("a<think>")).thinking and control.begin(0, tokenizer.encode("a")).thinking
+    by_model = AlphaOne(tokenizer, moment=30, kind="constant", p=1, preset="qwen3")
+    text, state = follow(by_model, "a", {"a": "b", "b": "\n\n", "\n\n": "<think>", "<think>": "c", "c": "\n\n"}, 6)
+    assert text == "b\n\n<think>c\n\nWait" and state.begun == 3
+    (answered,) = [follow(by_model, "a", {"a": "b", "b": "\n\n", "\n\n": "c", "c": "<e>"}, 9)]
+    assert answered[0] == "b\n\nc<e>" and answered[1].thought == 0
+
+
+def test_least_and_most_tokens_of_thinking(tokenizer):
+    table = {"a": "b", "b": "</think>", "</think>": "o", "o": "<e>", "Wait": "a"}
+    text, state = follow(Plain(tokenizer, min_thinking=6), "a", table, 20)
+    assert state.thought >= 6 and text.count("</think>") == 1
+    text, state = follow(Plain(tokenizer, max_thinking=4), "a", {"a": "a", "</think>": "o", "o": "<e>"}, 20)
+    assert text == "aaaa</think>o<e>" and state.thought == 5
+    early = follow(AlphaOne(tokenizer, moment=1, min_thinking=5, temperature=0), "a", {"a": "Wait", "Wait": "a"}, 20)
+    assert early[0].startswith("WaitaWaita") and early[1].ended is not None and early[1].ended > 5
+    with pytest.raises(BadInput, match="min_thinking"):
+        Plain(tokenizer, min_thinking=6, max_thinking=5)
+
+
+def test_a_closing_tag_of_several_tokens():
+    tokenizer = tokenizer_of(pieces=("Wait", "\n\n"), characters="abcW<>/think ")
+    tags = Tags("<think>", "</think>")
+    text, state = follow(HardCap(tokenizer, moment=3, tags=tags), "a", {"a": "b", "b": "a", ">": "c", "c": "<e>"}, 20)
+    assert text == "bab</think>c<e>" and state.ended == 11 and len(state.forced) == 8
+    with pytest.raises(BadInput, match="cannot write the word"):
+        HardCap(tokenizer, moment=3, tags=Tags("<think>", "</think>", word="Zo"))
+
+
+# Rivals.
+
+
+def test_budget_forcing_makes_two_replacements_of_a_model_that_always_stops(tokenizer):
+    table = {"a": "</think>", "Wait": "b", "b": "</think>", "</think>": "o", "o": "<e>"}
+    text, state = follow(BudgetForcing(tokenizer, temperature=0), "a", table, 30)
+    assert text == "WaitbWaitb</think>o<e>" and [each.position for each in state.trace] == [0, 2]
+    for wrong in (lambda: BudgetForcing(tokenizer, times=0), lambda: HardCap(tokenizer, moment=0)):
+        with pytest.raises(BadInput):
+            wrong()
+
+
+def test_random_waits_come_as_often_as_expected_and_uniformly(tokenizer):
+    control = RandomWaits(tokenizer, moment=2000, expected=3.4, seed=1)
+    table = {"a": "b", "b": "\n\n", "\n\n": "a", "Wait": "a"}
+    places = [each.position for key in range(60) for each in follow(control, "a", table, 400, key=key)[1].trace]
+    chance = 3.4 * 400 / 2000  # of the 2000 tokens the first 400 are looked at
+    assert len(places) / 60 == pytest.approx(chance, abs=4 * math.sqrt(chance / 60))
+    assert abs(np.mean(places) - 200) < 4 * 400 / math.sqrt(12 * len(places))
+    with pytest.raises(BadInput):
+        RandomWaits(tokenizer, moment=math.inf, expected=1)
+
+
+def test_mean_thinking(model):
+    thoughts = write_thoughts(model, PROMPTS[:3], Plain(model.tokenizer, max_thinking=6), max_new_tokens=30)
+    assert mean_thinking(thoughts) == sum(thought.thinking_tokens for thought in thoughts) / 3
+    with pytest.raises(BadInput):
+        mean_thinking([])
+
+
+# Refusals.
+
+
+def test_a_model_without_an_end_of_thinking_is_refused_by_name(tokenizer):
+    other = tokenizer_of(pieces=("Wait", "\n\n"))
+    other.name_or_path = "some/model"
+    for preset in ("auto", "r1"):
+        with pytest.raises(BadInput, match="some/model has no tag that ends its thinking"):
+            AlphaOne(other, moment=5, preset=preset)
+    other.chat_template = "{{ '<think>' }}{{ '</think>' }}"
+    assert tags_of(other).closing == "</think>" and tags_of(tokenizer, "qwq") == PRESETS["qwq"]
+    with pytest.raises(BadInput, match="preset"):
+        AlphaOne(tokenizer, moment=5, preset="r2")
+    with pytest.raises(BadInput, match="kind"):
+        AlphaOne(tokenizer, moment=5, kind="steep")
+    with pytest.raises(BadInput, match="moment"):
+        AlphaOne(tokenizer, moment=0)

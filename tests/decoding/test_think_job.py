@@ -1,0 +1,136 @@
+"""The job from end to end on an untaught model: what it stores, resumes, refuses, and counts."""
+
+import json
+
+import pytest
+
+from chat_models import untaught as small
+from equipoise.core.errors import BadInput
+from equipoise.data.problems import Problem
+from equipoise.decoding import steering, think
+from equipoise.language.model import wrap
+from thinking_models import tokenizer_of, untaught
+
+WORDS = {"max_new_tokens": 30, "temperature": 0.8, "mean_thinking": 8.0, "verifier": "number"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return untaught(tokenizer_of())
+
+
+def rows(n=6):
+    return [{"id": f"p{index}", "prompt": f"{index} ab", "answer": str(index)} for index in range(n)]
+
+
+def test_what_is_stored_is_what_was_thought(model, tmp_path):
+    done = think(model, prompts=rows(), out=tmp_path / "done", **WORDS)
+    stored = [json.loads(line) for line in (tmp_path / "done" / "thoughts.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in stored] == [f"p{index}" for index in range(6)] and done.prompts == 6
+    for row in stored:
+        assert row["thinking_tokens"] + row["answer_tokens"] == len(row["ids"]) <= 30
+        whole = model.tokenizer.decode(row["ids"], skip_special_tokens=True)
+        assert whole == row["thinking"].replace("<p>", "") + "</think>" * row["closed"] + row["answer"]
+        assert all(each["taken"] == (each["p"] == 1 or each["draw"] < each["p"]) for each in row["trace"])
+    assert done.moment == pytest.approx(1.4 * 8) and done.measured_on == 0
+    assert done.thinking.value == sum(row["thinking_tokens"] for row in stored) / 6
+    assert done.accuracy.value == sum(row["right"] for row in stored) / 6
+    inserted = sum(each["taken"] for row in stored for each in row["trace"] if each["what"] == "word")
+    assert done.words == inserted / 6 and inserted > 0
+    assert done.within[-1][1] <= done.accuracy.value and done.tokens == sum(len(row["ids"]) for row in stored)
+    page = (tmp_path / "done" / "report.html").read_text()
+    assert "Thinking under alphaone" in page and not (tmp_path / "done" / "written.jsonl").exists()
+
+
+def test_a_thought_depends_on_its_prompt_alone(model, tmp_path):
+    """In other company, in another order, with a limit: the ids stay the same."""
+
+    def ids(name, given, **words):
+        think(model, prompts=given, out=tmp_path / name, **WORDS | words)
+        lines = (tmp_path / name / "thoughts.jsonl").read_text().splitlines()
+        return {row["id"]: row["ids"] for row in map(json.loads, lines)}
+
+    whole = ids("whole", rows(), batch_size=6)
+    assert ids("reversed", rows()[::-1], batch_size=2) == whole
+    assert ids("limited", rows(), limit=2) == {name: whole[name] for name in ("p0", "p1")}
+
+
+def test_the_same_call_goes_on_where_it_was_killed(model, tmp_path, monkeypatch):
+    whole = think(model, prompts=rows(), batch_size=2, **WORDS | {"mean_thinking": None, "calibrate": 2})
+    asked, write = [], steering.write_thoughts
+
+    def dies(language_model, prompts, control, **words):
+        asked.extend((control.name, prompt) for prompt in prompts)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return write(language_model, prompts, control, **words)
+
+    monkeypatch.setattr(steering, "write_thoughts", dies)
+    words = WORDS | {"mean_thinking": None, "calibrate": 2, "batch_size": 2, "out": tmp_path / "resumed"}
+    with pytest.raises(KeyboardInterrupt):
+        think(model, prompts=rows(), **words)
+    done = think(model, prompts=rows(), **words)
+    assert len(asked) == 2 + 6 + 2  # the calibration once, the prompts once, and those that were asked when it died
+    assert done.accuracy == whole.accuracy and done.thinking == whole.thinking and done.moment == whole.moment
+    assert done.measured_on == 2 and any("gold answers were not looked at" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("control", ["none", "s1", "cap", "random"])
+def test_every_control_thinks(model, control):
+    words = {**WORDS, "control": control, "mean_thinking": None, "verifier": None}
+    done = think(model, prompts=rows(3), **words | ({"calibration": rows(2)} if control in ("cap", "random") else {}))
+    assert done.prompts == 3 and done.accuracy.value != done.accuracy.value and done.within == ()
+    assert (done.moment == done.moment) == (control in ("cap", "random"))
+    if control == "cap":
+        assert done.thinking.value <= done.moment + 2
+    if control == "random":
+        assert done.expected >= 0
+
+
+def test_answers_by_a_schema(tmp_path):
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text('{"enum": [17, 23]}')
+    words = {**WORDS, "max_thinking": 5, "max_new_tokens": 40, "opening": "<think>", "closing": "</think>"}
+    done = think(small(0), prompts=rows(3), answer_schema=tmp_path / "schema.json", out=tmp_path / "out", **words)
+    stored = [json.loads(line) for line in (tmp_path / "out" / "thoughts.jsonl").read_text().splitlines()]
+    assert {row["answer"] for row in stored} <= {"17", "23"} and done.unclosed == 0
+
+
+def test_a_control_that_did_nothing_says_so(model):
+    never = wrap(model.model, model.tokenizer, name="untaught", chat_template="none")
+    done = think(never, prompts=rows(2), schedule="constant", p=0.0, **WORDS | {"mean_thinking": 1000.0})
+    assert "never acted" in done.headline() and done.words == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"max_thinking": 30}, "leave some for the answer"),
+        ({"min_thinking": 9, "max_thinking": 5}, "less than min_thinking"),
+        ({"opening": "<a>"}, "in pairs"),
+        ({"calibration": [{"prompt": "a"}]}, "leave it out"),
+        ({"control": "random"}, "leave mean_thinking out"),
+        ({"prompts": [{"prompt": "a"}]}, "no gold answer"),
+        ({"prompts": [{"prompt": "<think>a</think>", "answer": "1"}]}, "ends with </think> already"),
+        ({"closing": "</x>", "opening": "<x>"}, "cannot write"),
+        ({"word": "Zo"}, "cannot write the word"),
+        ({"control": "alpha"}, "control"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(model, words, told):
+    with pytest.raises(BadInput, match=told):
+        think(model, **{"prompts": rows(2), **WORDS, **words})
+
+
+def test_a_model_without_tags_is_refused_by_name_before_it_thinks():
+    tokenizer = tokenizer_of(pieces=("Wait", "\n\n"))
+    other = untaught(tokenizer)
+    tokenizer.name_or_path = "some/model"
+    with pytest.raises(BadInput, match="some/model has no tag that ends its thinking"):
+        think.plan(other, prompts=rows(2), **WORDS)
+
+
+def test_the_plan_says_what_the_model_reads(model):
+    plan = think.plan(model, prompts=[Problem("x", "2 ab", ("2",))], **WORDS | {"mean_thinking": None})
+    assert plan.shown == "2 ab" and "to be measured" in plan.moment and plan.tokens == 2 * 30
+    assert any("at most 60 tokens" in line for line in plan.summary())
