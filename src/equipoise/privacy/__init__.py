@@ -2,3 +2,14 @@
 
 Names are imported on first use, so that the command line stays light.
 """
+
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from equipoise.privacy.dp_2erm import DPTreatmentRule as DPTreatmentRule
+    from equipoise.privacy.dp_2erm import noise_plan as noise_plan
+    from equipoise.privacy.dp_2erm import sensitivity as sensitivity
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)
