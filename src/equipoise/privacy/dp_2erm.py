@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +35,8 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import check, closed
 from equipoise.privacy import weights as stage_one
 from equipoise.privacy.noise import SAFE, SEEDED, UNSAFE, Noise, concentrated
-from equipoise.privacy.weights import Sensitivity, Weighting, check_constants, minimize, sensitivity
+from equipoise.privacy.result import NoisePlan
+from equipoise.privacy.weights import Sensitivity, Weighting, minimize, sensitivity
 
 __all__ = ["Bounds", "Calibration", "DPTreatmentRule", "NoisePlan", "calibrate", "noise_plan", "sensitivity"]
 
@@ -44,6 +46,7 @@ Perturbation = Literal["objective", "laplace", "gamma", "gaussian"]
 GRADIENT, CURVATURE = 1.0, 0.25  # G and c of the loss
 SOLVER_SHARE = 0.01  # of epsilon, for what the solver leaves of an exact minimum
 TOLERANCE = 1e-6  # of the gradient's norm, in units of its sensitivity
+LEAST_EPSILON = 1e-6
 _UNIT = 2.0**-53  # of float64's rounding
 
 
@@ -115,9 +118,11 @@ def calibrate(
 
 def check_guarantee(epsilon: float, delta: float, perturbation: str, ridge: float) -> None:
     """Raises BadInput for a guarantee that is none, or that this noise does not give."""
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not epsilon > 0:
-        raise BadInput(f"epsilon is {epsilon!r}, which no noise gives: give a number above 0, such as 1.")
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 < ridge < math.inf:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not epsilon >= LEAST_EPSILON:
+        raise BadInput(
+            f"epsilon is {epsilon!r}, which no noise gives or noise alone: give {LEAST_EPSILON:g} or more, such as 1."
+        )
+    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not 0 < ridge < math.inf:
         raise BadInput(
             f"ridge is {ridge!r}: give one positive number that was fixed before the records were seen, such as 0.01. One "
             "that was chosen on them, by cross-validation or otherwise, is not covered by the guarantee."
@@ -126,34 +131,6 @@ def check_guarantee(epsilon: float, delta: float, perturbation: str, ridge: floa
         raise BadInput(f"delta is {delta!r}, which is no probability below 1: give one far below 1 / n, such as 1e-6.")
     if perturbation == "gaussian" and not delta > 0 and not math.isinf(epsilon):
         raise BadInput("Gaussian noise gives no guarantee with delta 0: give a delta such as 1e-6, or take laplace.")
-
-
-@dataclass(frozen=True, slots=True)
-class NoisePlan:
-    """What a guarantee costs at a sample size, from public numbers alone.
-
-    movement, largest, sensitivity: Dw, W and Delta. ridge: Lam / n, as it will be. raised: whether the guarantee raised it.
-    noise: expected norm of the noise, on the gradient (objective) or on theta. shift: the most, in expectation, that it
-    moves theta. pull: of the noise, in records that all pull one way. loss: the most, in expectation, that the mean weighted
-    loss exceeds that of the best theta of norm 1, ridge and noise together.
-    """
-
-    epsilon: float
-    delta: float
-    n: int
-    d: int
-    weights: str
-    perturbation: str
-    movement: float
-    largest: float
-    sensitivity: float
-    ridge: float
-    raised: bool
-    scale: float
-    noise: float
-    shift: float
-    pull: float
-    loss: float
 
 
 @closed
@@ -187,7 +164,7 @@ def noise_plan(
         loss = (CURVATURE * bound.largest * n + made.lam) * square / (2 * n) + made.lam / (2 * n)
     return NoisePlan(
         epsilon, made.delta, n, d, weights, perturbation, bound.movement, bound.largest, bound.total, made.lam / n,
-        made.lam > ridge * n * (1 + 1e-12), made.scale, norm, shift, pull, loss,
+        bool(made.lam > ridge * n * (1 + 1e-12)), made.scale, norm, shift, pull, loss,
     )  # fmt: skip
 
 
@@ -347,6 +324,7 @@ class DPTreatmentRule:
     sensitivity_, guarantee_, ledger_ (may be released) and private_ (may not).
     """
 
+    @closed
     def __init__(
         self,
         *,
@@ -399,20 +377,20 @@ class DPTreatmentRule:
 
         One record a person: the guarantee is of a record. Raises BadInput for settings, bounds or records that are none.
         """
-        bounds = self._checked()
-        x, clipped = bounds.scaled(X)
+        bounds, x, a, y, known, clipped = self._read(X, treatment, outcome, propensity)
         n, d = x.shape
-        check_constants(n, **self._constants())
-        y, clipped_outcomes = bounds.scaled_outcome(outcome, n)
-        a = bounds.signs(treatment, n)
-        known = self._known(propensity, a)
         noise = Noise(self.random_state)
         spent, curvature = self._released_curvature(x, noise)
         bound = sensitivity(self.weights, n=n, curvature=curvature, **self._constants())
         made = calibrate(
-            self.epsilon - spent, bound, n=n, d=d, ridge=self.ridge, perturbation=self.perturbation,
-            delta=self._output_delta(),
-        )  # fmt: skip
+            self.epsilon - spent,
+            bound,
+            n=n,
+            d=d,
+            ridge=self.ridge,
+            perturbation=self.perturbation,
+            delta=self.output_delta,
+        )
         w = np.clip(self._weights(x, a, known, curvature > 0), 0, bound.largest)
         theta = private_fit(x, a, y, w, made, noise)
         low, high = np.array(list(bounds.features.values())).T
@@ -424,8 +402,7 @@ class DPTreatmentRule:
         self.guarantee_ = self._guarantee(made)
         self.ledger_ = self._ledger(bounds, n, d, curvature)
         self.private_ = {
-            "clipped_features": clipped,
-            "clipped_outcomes": clipped_outcomes,
+            **clipped,
             "imbalance_before": imbalance(x[:, 1:], a, np.ones(n)),
             "imbalance_after": imbalance(x[:, 1:], a, w),
             "effective_sample_size": {
@@ -447,10 +424,34 @@ class DPTreatmentRule:
         control, treated = Bounds.read(self.bounds).arms
         return np.where(self.decision_function(X) > 0, treated, control)
 
+    def check(
+        self, X: ArrayLike, treatment: ArrayLike, outcome: ArrayLike, *, propensity: ArrayLike | None = None
+    ) -> None:
+        """Raises BadInput for whatever `fit` would refuse; draws no noise."""
+        self._read(X, treatment, outcome, propensity)
+
+    @property
+    def output_delta(self) -> float:
+        """The part of delta that noise on the result spends."""
+        return (self.delta / 2 if self.tightening else self.delta) if self.perturbation == "gaussian" else 0.0
+
     # --- what fit is made of ----------------------------------------------------------------------------------------------
 
     def _constants(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("kappa", "weight_ridge", "radius", "largest_weight")}
+
+    def _read(
+        self, X: ArrayLike, treatment: ArrayLike, outcome: ArrayLike, propensity: ArrayLike | None
+    ) -> tuple[Bounds, Array, Array, Array, Array | None, dict[str, int]]:
+        """What the fit works with, and how many values were clipped."""
+        bounds = self._checked()
+        x, clipped = bounds.scaled(X)
+        n = len(x)
+        sensitivity(self.weights, n=n, **self._constants())
+        y, clipped_outcomes = bounds.scaled_outcome(outcome, n)
+        a = bounds.signs(treatment, n)
+        counts = {"clipped_features": clipped, "clipped_outcomes": clipped_outcomes}
+        return bounds, x, a, y, self._known(propensity, a), counts
 
     def _checked(self) -> Bounds:
         check("weights", self.weights, Weighting)
@@ -510,9 +511,6 @@ class DPTreatmentRule:
 
     def _lower_delta(self) -> float:
         return self.delta / 2 if self.perturbation == "gaussian" else self.delta
-
-    def _output_delta(self) -> float:
-        return (self.delta / 2 if self.tightening else self.delta) if self.perturbation == "gaussian" else 0.0
 
     def _guarantee(self, made: Calibration) -> dict[str, Any]:
         safe = self.perturbation in ("laplace", "gaussian")
