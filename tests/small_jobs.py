@@ -1192,6 +1192,134 @@ def sampling_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# rule
+
+
+RULE_BOUNDS = {"source": "made up", "features": {"age": [18, 90], "sex": [0, 1]}, "outcome": [0, 100]}
+
+
+def rule_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    draw = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        age, sex, arm = int(draw.integers(20, 81)), int(draw.integers(0, 2)), int(draw.integers(0, 2))
+        score = round(50 + (age - 50) * (2 * arm - 1) / 2 + draw.normal(), 2)
+        rows.append({"who": f"p{i}", "age": age, "sex": sex, "treated": arm, "score": score, "share": 0.5})
+    return rows
+
+
+def rule_fit_files(folder: Path) -> Settings:
+    rows = rule_rows(60)
+    write_rows(folder / "twice.jsonl", [*rows, rows[0]])
+    write_rows(folder / "one.jsonl", [{**row, "treated": 1} for row in rows])
+    write_rows(folder / "three.jsonl", [*rows, {**rows[0], "treated": 2}])
+    write_rows(folder / "gaps.jsonl", [*rows, {**rows[0], "age": ""}])
+    age, score = ([row[name] for row in rows] for name in ("age", "score"))
+    taken = {"features": {"age": [min(age), max(age)], "sex": [0, 1]}, "outcome": [min(score), max(score)]}
+    for name, changed in {
+        "bounds": {},
+        "computed": {"source": "the data"},
+        "silent": {"source": ""},
+        "taken": taken,
+        "arms": {"arms": [0, 1, 2]},
+        "height": {"features": {"height": [1, 2]}},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(RULE_BOUNDS | changed))
+    return {
+        "table": write_rows(folder / "table.jsonl", rows),
+        "treatment": "treated",
+        "outcome": "score",
+        "bounds": folder / "bounds.json",
+        "epsilon": 1.0,
+        "seed": 0,
+    }
+
+
+def rule_fit_whole(folder: Path) -> Settings:
+    return {
+        "weights": "known",
+        "propensity": "share",
+        "kappa": 0.5,
+        "person": "who",
+        "perturbation": "gamma",
+        "seed": 3,
+    }
+
+
+def rule_fit_more(folder: Path) -> Sequence[Settings]:
+    return (
+        *({"table": folder / f"{name}.jsonl", "person": "who"} for name in ("twice", "one", "three", "gaps")),
+        *({"bounds": folder / f"{name}.json"} for name in ("computed", "silent", "taken", "arms", "height", "none")),
+        {"weights": "known"},
+        {"propensity": "0.5"},
+        {"weights": "known", "propensity": "0.5", "kappa": 0.5},
+        {"weights": "known", "propensity": "1.5"},
+        {"weights": "known", "propensity": "0.1"},
+        {"outcome": "age"},
+        {"treatment": "arm"},
+        {"perturbation": "gaussian"},
+        {"perturbation": "gaussian", "delta": 1e-6},
+        {"tightening": 0.1},
+        {"tightening": 0.1, "delta": 1e-6},
+        {"seed": None},
+    )
+
+
+def rule_evaluate_files(folder: Path) -> Settings:
+    from equipoise.privacy.job import fit
+
+    (folder / "bounds.json").write_text(json.dumps(RULE_BOUNDS))
+    rows = write_rows(folder / "table.jsonl", rule_rows(60))
+    fit(
+        rows,
+        treatment="treated",
+        outcome="score",
+        bounds=folder / "bounds.json",
+        epsilon=5.0,
+        seed=0,
+        out=folder / "rule",
+    )
+    (folder / "changed.json").write_bytes((folder / "rule" / "rule.json").read_bytes().replace(b"age", b"agf"))
+    write_rows(folder / "one.jsonl", [{**row, "treated": 1} for row in rule_rows(20)])
+    return {
+        "rule": folder / "rule",
+        "table": write_rows(folder / "held.jsonl", rule_rows(80, seed=1)),
+        "treatment": "treated",
+        "outcome": "score",
+    }
+
+
+def rule_evaluate_whole(folder: Path) -> Settings:
+    return {"propensity": "share", "person": "who"}
+
+
+def rule_evaluate_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"rule": folder / "rule" / "rule.json"},
+        {"rule": folder / "changed.json"},
+        {"rule": folder / "nothing"},
+        {"table": folder / "one.jsonl"},
+        {"propensity": "0.5"},
+        {"propensity": "1"},
+        {"propensity": "chance"},
+    )
+
+
+def rule_plan_files(folder: Path) -> Settings:
+    return {"n": 2000, "epsilon": 1.0, "features": 8}
+
+
+def rule_plan_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"weights": "mmd"},
+        {"weights": "mmd", "n": 5001},
+        {"perturbation": "gaussian"},
+        {"perturbation": "gaussian", "delta": 1e-6},
+        {"ridge": 1e-6},
+        {"delta": 1e-300, "perturbation": "gaussian"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1385,4 +1513,14 @@ SMALL = {
         quick={"equipoise.language.model._from_folder": read_model},
         slow=True,
     ),
+    "rule fit": SmallJob(
+        rule_fit_files, "equipoise.privacy.ruling.RuleFitting._fitted", whole=rule_fit_whole, more=rule_fit_more
+    ),
+    "rule evaluate": SmallJob(
+        rule_evaluate_files,
+        "equipoise.privacy.ruling.RuleEvaluating._propensities",
+        whole=rule_evaluate_whole,
+        more=rule_evaluate_more,
+    ),
+    "rule plan": SmallJob(rule_plan_files, "equipoise.privacy.ruling.RulePlanning._ridges", more=rule_plan_more),
 }

@@ -44,6 +44,9 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
     "think": (
         "equipoise.cli.think:app",
         "Answer prompts with a reasoning model whose thinking is steered: longer before a moment, over soon after it.",
+    "rule": (
+        "equipoise.cli.rule:app",
+        "Learn whom to treat from records of people, and say no more about any one of them than was agreed.",
     ),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),

@@ -1,0 +1,119 @@
+"""The jobs of private rules: what is released, what is not, and numbers that can be checked by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from equipoise.cli import main
+from equipoise.core.errors import BadInput
+from equipoise.privacy import evaluate, fit, load, noise_plan, plan
+from equipoise.privacy.result import ALL, NONE, RULE
+from equipoise.privacy.ruling import influence
+from small_jobs import RULE_BOUNDS, rule_rows
+
+NAMES = {"treatment": "treated", "outcome": "score"}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rule") / "fit"
+    rows = rule_rows(2000)
+    for place in range(11):
+        rows[place]["score"] = 1e9
+    done = fit(
+        rows, **NAMES, bounds=RULE_BOUNDS, epsilon=8.0, weights="known", propensity="0.5", kappa=0.5, seed=0, out=out
+    )
+    return done, rows
+
+
+def test_what_is_private_stays_in_its_own_file(fitted):
+    done, _ = fitted
+    private = json.loads((done.folder / "private.json").read_text())["not to be released"]
+    assert private["clipped_outcomes"] >= 11
+    for name in ("rule.json", "result.json", "report.html"):
+        text = (done.folder / name).read_text()
+        assert "clipped_outcomes" not in text and str(private["imbalance_after"]) not in text
+    assert json.loads((done.folder / "rule.json").read_text())["ledger"]["public"]["source of the ranges"] == "made up"
+
+
+def test_a_stored_rule_decides_as_it_is_written(fitted):
+    done, rows = fitted
+    X = np.array([[row["age"], row["sex"]] for row in rows], float)
+    about = json.loads((done.folder / "rule.json").read_text())
+    low, high = np.array(list(about["features"].values())).T
+    by_hand = np.clip(X, low, high) @ about["coef"] + about["intercept"] > 0
+    assert (load(done.folder).predict(X) == by_hand).all()
+    assert (by_hand == (X[:, 0] > 50)).mean() > 0.9
+
+
+def test_the_same_seed_gives_the_same_bytes(fitted, tmp_path):
+    done, rows = fitted
+    again = fit(
+        rows, **NAMES, bounds=RULE_BOUNDS, epsilon=8.0, weights="known", propensity="0.5", kappa=0.5, seed=0,
+        out=tmp_path / "again",
+    )  # fmt: skip
+    assert (again.folder / "rule.json").read_bytes() == (done.folder / "rule.json").read_bytes()
+
+
+def test_a_changed_rule_is_refused(fitted, tmp_path):
+    done, _ = fitted
+    text = (done.folder / "rule.json").read_text()
+    (tmp_path / "rule.json").write_text(text.replace('"epsilon": 8.0', '"epsilon": 1.0', 1))
+    with pytest.raises(BadInput, match="changed"):
+        load(tmp_path)
+
+
+def test_values_are_the_weighted_means(fitted):
+    done, _ = fitted
+    rows = rule_rows(500, seed=5)
+    found = evaluate(done.folder, table=rows, **NAMES, propensity="0.5")
+    X = np.array([[row["age"], row["sex"]] for row in rows], float)
+    arm, score = np.array([row["treated"] for row in rows]), np.array([row["score"] for row in rows])
+    own = load(done.folder).predict(X) == arm
+    assert found.values[RULE].value == pytest.approx(score[own].mean())
+    assert found.values[ALL].value == pytest.approx(score[arm == 1].mean())
+    assert found.gains[NONE].value == pytest.approx(score[own].mean() - score[arm == 0].mean())
+    assert found.gains[NONE].lower > 0 and found.agreed == pytest.approx(own.mean())
+
+
+def test_intervals_of_a_weighted_mean_cover_it():
+    draw = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        x = draw.random(300)
+        own = draw.random(300) < 0.2 + 0.6 * x
+        y = 2 * x + draw.normal(size=300)
+        values = influence(y, own / (0.2 + 0.6 * x))
+        half = 1.96 * values.std(ddof=1) / math.sqrt(300)
+        hits += abs(values.mean() - 1.0) <= half
+    assert 0.91 <= hits / 400 <= 0.98
+    assert np.isnan(influence(y, np.zeros(300))).all()
+
+
+def test_a_plan_reads_no_record_and_finds_the_best_ridge():
+    found = plan(n=2000, epsilon=1.0, features=8)
+    assert found.asked == noise_plan(2000, 1.0, 8)
+    assert min(found.ridges, key=lambda each: each.loss).ridge == found.best
+    assert found.ridges[0].loss > min(each.loss for each in found.ridges) < found.ridges[-1].loss
+    pulls = {each.n: each.pull for each in found.sizes}
+    assert pulls[16000] == pytest.approx(pulls[8000], rel=0.1)  # the noise does not grow with n
+    known = next(each for each in found.others if each.weights == "known")
+    assert known.sensitivity == 10 and known.pull < found.asked.pull
+
+
+def test_the_command_line(tmp_path, capsys):
+    assert main(["rule", "plan", "--n", "2000", "--epsilon", "1", "--features", "8", "--out", str(tmp_path / "p")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "p")
+    assert main(["rule", "plan", "--n", "2000", "--epsilon", "0", "--features", "8", "--out", str(tmp_path / "q")]) == 2
+    assert "epsilon" in capsys.readouterr().err
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rule_rows(50)))
+    (tmp_path / "b.json").write_text(json.dumps(RULE_BOUNDS))
+    asked = ["rule", "fit", "--table", str(table), "--treatment", "treated", "--outcome", "score"]
+    asked += ["--bounds", str(tmp_path / "b.json"), "--epsilon", "1"]
+    assert main([*asked, "--ridge", "cv"]) == 2
+    assert "ridge" in capsys.readouterr().err
+    assert main([*asked, "--dry-run"]) == 0
+    assert "sensitivity" in capsys.readouterr().out
