@@ -41,9 +41,11 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
     "uncertainty": (
         "equipoise.cli.uncertainty:app",
         "Say how sure a model is of what it says, and make it as sure as it is right.",
+    ),
     "think": (
         "equipoise.cli.think:app",
         "Answer prompts with a reasoning model whose thinking is steered: longer before a moment, over soon after it.",
+    ),
     "rule": (
         "equipoise.cli.rule:app",
         "Learn whom to treat from records of people, and say no more about any one of them than was agreed.",

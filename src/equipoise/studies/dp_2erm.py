@@ -3,8 +3,8 @@
 A made-up world where who is treated would have done better anyway; three sizes, three epsilons, and the ridge of the weights
 as a path, since a small ridge balances better and costs more noise. Three public tables beside it.
 
-Replicates are items: a data set of its own each, the same for all arms, and noise of its own for each arm. No two seeds share
-one, so that intervals are over the seeds' means.
+Replicates are items: a data set of its own each, the same for all arms, and noise of its own for each arm. No two seeds
+share one, so that intervals are over the seeds' means.
 """
 
 from typing import Annotated, Any
