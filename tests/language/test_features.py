@@ -1,5 +1,6 @@
 """Stored features against states read text by text; streamed, resumed, refused."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from chat_models import untaught
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language import features
+from equipoise.language.embed import fingerprint
 from equipoise.language.encode import IGNORE, Example, encode_prompts
-from equipoise.language.features import Features, extract
+from equipoise.language.features import Features, extract, weights_digest
 from equipoise.language.states import recording
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo", "a", "Who is it then?"]
@@ -151,3 +153,15 @@ def test_what_cannot_be_is_refused(lm, tmp_path):
     (tmp_path / "z" / "features.json").write_text(json.dumps(about | {"pool": "last"}))
     with pytest.raises(BadInput, match="altered"):
         Features.load(tmp_path / "z")
+
+
+def test_a_rounded_digest_survives_another_precision_and_no_other_weights(lm):
+    """Of the numbers themselves, and of these in bfloat16; one number that is looked at makes another."""
+    other = copy.deepcopy(lm.model)
+    assert weights_digest(other) == weights_digest(lm.model) != weights_digest(lm.model, numbers=16)
+    assert fingerprint(other) == weights_digest(lm.model, numbers=16, rounded=True)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1
+    assert weights_digest(other) != weights_digest(lm.model) and fingerprint(other) != fingerprint(lm.model)
+    narrow = copy.deepcopy(lm.model).to(torch.bfloat16)
+    assert fingerprint(narrow) == fingerprint(lm.model) and weights_digest(narrow) != weights_digest(lm.model)

@@ -17,7 +17,7 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.state import load_state, save_state
 from equipoise.training import loop, team
 from equipoise.training.loop import OneLoss, Optimization, TrainerSettings, fit, mean_gradient
-from equipoise.training.order import pairs, without_replacement
+from equipoise.training.order import pairs, spend_pairs, without_replacement
 
 
 class Net(nn.Module):
@@ -672,3 +672,17 @@ def test_an_optimization_moves_what_required_a_gradient_when_it_was_made():
     own.release()
     assert own.update(OneLoss(loss), DATA[8:16], collate) == resumed.update(OneLoss(loss), DATA[8:16], collate)
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(again).items())
+
+
+def test_a_step_on_pairs_is_counted_by_what_it_read():
+    """Forget and retain records of 1, 2, 3 and of 10, 20 tokens; refusals of 100, 200, 300."""
+    spent = []
+    run = SimpleNamespace(spend=lambda **costs: spent.append(costs))
+
+    def of(*lengths):
+        return [SimpleNamespace(input_ids=range(length)) for length in lengths]
+
+    drawn = [(0, 1), (2, 0), (2, 1)]
+    spend_pairs(run, drawn, of(1, 2, 3), of(10, 20))
+    spend_pairs(run, drawn, of(1, 2, 3), of(10, 20), of(100, 200, 300))
+    assert spent == [{"optimizer_steps": 1, "trained_tokens": tokens} for tokens in (57, 757)]

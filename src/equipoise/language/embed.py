@@ -28,6 +28,7 @@ from equipoise.core.options import closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import weights_digest
 from equipoise.language.model import LanguageModel, evaluating, memory_advice
 from equipoise.language.rollouts import padded
 from equipoise.language.score import head_reads
@@ -111,11 +112,7 @@ def embed(
 
 def fingerprint(model: Any) -> str:
     """A digest of some numbers of every tensor, rounded to bfloat16, so that it survives another precision of loading."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        some = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)].to(torch.bfloat16).float().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()
+    return weights_digest(model, numbers=16, rounded=True)
 
 
 def _made(folder: Path) -> Path:

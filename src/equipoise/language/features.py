@@ -183,11 +183,15 @@ def _check_places(model: Any, wanted: Sequence[str]) -> None:
         module_at(model, place.removesuffix(".input"))
 
 
-def weights_digest(model: Any) -> str:
-    """A digest of shapes and of a few numbers of every tensor: another checkpoint of a name has another."""
+def weights_digest(model: Any, *, numbers: int = 64, rounded: bool = False) -> str:
+    """A digest of shapes and of about `numbers` numbers of every tensor: another checkpoint of a name has another.
+
+    rounded: to bfloat16, so that the digest survives another precision of loading.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        some = tensor.detach().flatten()[:: max(tensor.numel() // 64, 1)].float().cpu().numpy()
+        some = tensor.detach().flatten()[:: max(tensor.numel() // numbers, 1)]
+        some = (some.to(torch.bfloat16) if rounded else some).float().cpu().numpy()
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()
 

@@ -169,7 +169,7 @@ def unlearn(run: Run) -> None:
     """One arm: weigh, ascend, measure along the way."""
     import torch
 
-    from equipoise.training.order import pairs
+    from equipoise.training.order import pairs, spend_pairs
     from equipoise.unlearning import guard as method
     from equipoise.unlearning import guard_world
     from equipoise.unlearning.recipe import Recipe
@@ -203,9 +203,7 @@ def unlearn(run: Run) -> None:
     every = max(steps // run.options["evaluations"], 1)
 
     def look(moment) -> None:
-        drawn = order(moment.step - 1)
-        tokens = sum(len(setting.forget[i].input_ids) + len(setting.retain[j].input_ids) for i, j in drawn)
-        run.spend(optimizer_steps=1, trained_tokens=tokens)
+        spend_pairs(run, order(moment.step - 1), setting.forget, setting.retain)
         if moment.step % every == 0 or moment.step == steps:
             setting.measure(run, moment.step)
 

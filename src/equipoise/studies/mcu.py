@@ -178,7 +178,7 @@ def unlearn(run: Run) -> None:
     """One arm: forget as far as the budget allows, then be attacked."""
     import copy
 
-    from equipoise.training.order import pairs
+    from equipoise.training.order import pairs, spend_pairs
     from equipoise.unlearning import mcu_world
     from equipoise.unlearning.recipe import Recipe
     from equipoise.unlearning.training import prepare, train
@@ -210,9 +210,7 @@ def unlearn(run: Run) -> None:
         keep(0)
 
     def look(moment) -> bool:
-        drawn = order(moment.step - 1)
-        tokens = sum(len(setting.forget[i].input_ids) + len(setting.retain[j].input_ids) for i, j in drawn)
-        run.spend(optimizer_steps=1, trained_tokens=tokens)
+        spend_pairs(run, order(moment.step - 1), setting.forget, setting.retain)
         if moment.step % every and moment.step != steps:
             return False
         within = setting.measure(run, moment.step) <= first_loss + run.options["loss_budget"]  # nan is not

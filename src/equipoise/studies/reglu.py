@@ -126,7 +126,7 @@ def teach(preparation: Preparation) -> None:
 
 def unlearn(run: Run) -> None:
     """One arm: train the adapter on the seed's batches and measure along the way."""
-    from equipoise.training.order import pairs
+    from equipoise.training.order import pairs, spend_pairs
     from equipoise.unlearning import fiction
     from equipoise.unlearning.recipe import Recipe
     from equipoise.unlearning.training import prepare, train
@@ -149,9 +149,7 @@ def unlearn(run: Run) -> None:
         setting.measure(run, 0)
 
     def look(moment) -> None:
-        drawn = order(moment.step - 1)
-        tokens = sum(len(setting.forget[i].input_ids) + len(setting.retain[j].input_ids) for i, j in drawn)
-        run.spend(optimizer_steps=1, trained_tokens=tokens)
+        spend_pairs(run, order(moment.step - 1), setting.forget, setting.retain)
         if moment.step % every == 0 or moment.step == steps:
             setting.measure(run, moment.step)
 

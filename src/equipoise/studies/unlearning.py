@@ -170,7 +170,7 @@ def teach(preparation: Preparation) -> None:
 
 def unlearn(run: Run) -> None:
     """One arm: forget on the seed's batches; measure, and attack copies, along the way."""
-    from equipoise.training.order import pairs
+    from equipoise.training.order import pairs, spend_pairs
     from equipoise.unlearning import frontier_world
     from equipoise.unlearning.recipe import recipe
     from equipoise.unlearning.training import prepare, train
@@ -195,10 +195,7 @@ def unlearn(run: Run) -> None:
         attacker.measure(run, language_model, 0, last=False)
 
     def look(moment) -> None:
-        drawn = order(moment.step - 1)
-        read = [example for i, j in drawn for example in (setting.forget[i], setting.retain[j], *refusals[i : i + 1])]
-        tokens = sum(len(example.input_ids) for example in read)
-        run.spend(optimizer_steps=1, trained_tokens=tokens)
+        spend_pairs(run, order(moment.step - 1), setting.forget, setting.retain, refusals)
         if moment.step % every == 0 or moment.step == steps:
             setting.measure(run, moment.step)
             attacker.measure(run, language_model, moment.step, last=moment.step == steps)

@@ -1,7 +1,8 @@
 """The order in which examples are seen, as a pure function of the step: resuming needs no state and skips nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -32,3 +33,18 @@ def pairs(forget: int, retain: int, batch_size: int, seed: int) -> Callable[[int
         return list(zip(forget_order(step), partners.tolist(), strict=True))
 
     return draw
+
+
+def spend_pairs(
+    run: Any,
+    drawn: Sequence[tuple[int, int]],
+    forget: Sequence[Any],
+    retain: Sequence[Any],
+    refusals: Sequence[Any] = (),
+) -> None:
+    """Counts a step on these pairs in the costs of a study's run: one optimizer step, and the tokens that it read.
+
+    refusals: of each forget record, where a method reads them too. All arms count alike, whatever they do with their pairs.
+    """
+    read = [example for i, j in drawn for example in (forget[i], retain[j], *refusals[i : i + 1])]
+    run.spend(optimizer_steps=1, trained_tokens=sum(len(example.input_ids) for example in read))
