@@ -156,7 +156,7 @@ def select(
 ) -> Request:
     """Choose one of several answers to each question: the surest ones vote.
 
-    Example that runs: `equipoise uncertainty select equipoise-out/uncertainty-score/scores.jsonl --keep 0.5`
+    Example that runs: `equipoise uncertainty select --scores equipoise-out/uncertainty-score/scores.jsonl --keep 0.5`
 
     Answers with the same prompt (or group) are candidates of one question. The folder gets selected.jsonl and a report: what
     the choice comes to where answers are labelled, beside a vote of all, the surest alone and an answer at random. No model
