@@ -3,8 +3,8 @@
 A made-up world where who is treated would have done better anyway; three sizes, three epsilons, and the ridge of the weights
 as a path, since a small ridge balances better and costs more noise. Three public tables beside it.
 
-Replicates are items: a data set of its own each, the same for all arms, and noise of its own for each arm. No two seeds share
-one, so that intervals are over the seeds' means.
+Replicates are items: a data set of its own each, the same for all arms, and noise of its own for each arm. No two seeds
+share one, so that intervals are over the seeds' means.
 """
 
 from typing import Annotated, Any
@@ -71,7 +71,7 @@ def dp_2erm(
             1,
             Claim(
                 "With enough records weights are worth their noise: no weights, and hardly any noise, are worse.",
-                source=f"{PAPER}, summary",
+                source=OURS,
                 test=ahead("unweighted", 4000, 1.0),
             ),
         )
