@@ -71,7 +71,7 @@ def dp_2erm(
             1,
             Claim(
                 "With enough records weights are worth their noise: no weights, and hardly any noise, are worse.",
-                source=f"{PAPER}, summary",
+                source=OURS,
                 test=ahead("unweighted", 4000, 1.0),
             ),
         )
