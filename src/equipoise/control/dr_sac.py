@@ -21,6 +21,7 @@ and is the default.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -126,21 +127,30 @@ class DRSAC(SAC):
         return {**super()._generators(), "nominal": self._nominal_noise}
 
     def state(self) -> dict[str, Any]:
+        """As of `SAC`, with the nominal model, g, and what was counted."""
         return {**super().state(), "trained": self._trained, "few": self._few, "seen": self._seen}
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
         super().restore(state)
         self._trained, self._few, self._seen = (int(state[name]) for name in ("trained", "few", "seen"))
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def _learn_once(self) -> None:
+    def pretrain(self, most: int | None = None) -> bool:
+        """Let the nominal model learn alone, `most` steps at most; whether it has had all of its steps."""
         given = self.settings
-        if given.robust and self._simulator is None:
-            if self._trained == 0:
-                self.nominal.fit_units(self._buffer.all())
-            while self._trained < given.nominal_steps:
-                self.train_nominal(self._buffer.draw(given.batch_size, self._nominal_noise))
+        if not given.robust or self._nominal_optimizer is None:
+            return True
+        if self._trained == 0:
+            self.nominal.fit_units(self._buffer.all())
+        ends = given.nominal_steps if most is None else min(given.nominal_steps, self._trained + most)
+        while self._trained < ends:
+            self.train_nominal(self._buffer.draw(given.batch_size, self._nominal_noise))
+        return self._trained >= given.nominal_steps
+
+    def _learn_once(self) -> None:
+        self.pretrain()
         super()._learn_once()
 
     def train_nominal(self, batch: Batch) -> float:

@@ -21,6 +21,7 @@ from equipoise.control.networks import perceptron
 from equipoise.control.sac import Batch
 from equipoise.control.settings import VaeLoss
 from equipoise.core.errors import BadInput
+from equipoise.core.options import closed
 from equipoise.core.registry import Registry
 
 MEMBERS = 5
@@ -86,6 +87,7 @@ NOMINAL: Registry[Callable[..., Nominal]] = Registry("equipoise.control", "NOMIN
 class VariationalAutoencoder(Nominal):
     """The paper's; latent: width of z."""
 
+    @closed
     def __init__(
         self, observations: int, actions: int, hidden: Sequence[int], *, latent: int = 5, vae_loss: VaeLoss = "mean"
     ) -> None:

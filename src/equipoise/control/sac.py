@@ -169,6 +169,12 @@ class SAC:
         made_agent.restore(state)
         return made_agent
 
+    def check_spaces(self, environment: Any) -> None:
+        """Raises BadInput where an environment has other spaces than what this agent was made for."""
+        check_boxes(environment)
+        box = environment.action_space
+        self._build_or_compare(int(environment.observation_space.shape[0]), np.asarray(box.low), np.asarray(box.high))
+
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -215,12 +221,7 @@ class SAC:
     def _attach(self, source: Any) -> None:
         if hasattr(source, "reset") and hasattr(source, "step"):
             seen, box = source.observation_space, source.action_space
-            if any(getattr(space, "low", None) is None or len(space.shape) != 1 for space in (seen, box)):
-                raise BadInput(
-                    "the environment has other spaces than flat boxes: policies here have numbers in and numbers out."
-                )
-            if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
-                raise BadInput("the environment's actions have no bounds: rescale them into a box first.")
+            check_boxes(source)
             self._build_or_compare(int(seen.shape[0]), np.asarray(box.low), np.asarray(box.high))
             self.env = source
             self._buffer = Buffer(self.settings.buffer_size, *self._shape)
@@ -369,6 +370,18 @@ class Buffer:
         self.size, self.place = int(state["size"]), int(state["place"])
         for name in Batch._fields:
             getattr(self, name)[: self.size] = state[name]
+
+
+def check_boxes(environment: Any) -> None:
+    """Raises BadInput for an environment that has other spaces than flat boxes, that of the actions with bounds."""
+    for space in (environment.observation_space, environment.action_space):
+        if getattr(space, "low", None) is None or len(space.shape) != 1:
+            raise BadInput(
+                "the environment has other spaces than flat boxes: policies here have numbers in and numbers out."
+            )
+    box = environment.action_space
+    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+        raise BadInput("the environment's actions have no bounds: rescale them into a box first.")
 
 
 def adamw(parameters: Any, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

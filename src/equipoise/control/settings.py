@@ -1,6 +1,6 @@
 """How agents learn; loads no torch, so that a command line can show it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -8,6 +8,7 @@ ActorThrough = Literal["slow", "critics"]
 Dual = Literal["exact", "functional"]
 NominalName = Literal["vae", "gaussian", "ensemble"]
 VaeLoss = Literal["mean", "sum"]
+Width = Annotated[int, Field(ge=1, le=8192)]
 
 
 class AgentSettings(BaseModel, frozen=True, extra="forbid"):
@@ -18,7 +19,7 @@ class AgentSettings(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(default=256, ge=1, le=1_000_000, description="Transitions of a step.")
     learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Of actor, critics and temperature.")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="Of AdamW.")
-    hidden: tuple[int, ...] = Field(default=(256, 256), min_length=1, description="Widths of every network's layers.")
+    hidden: tuple[Width, ...] = Field(default=(256, 256), min_length=1, description="Widths of every network's layers.")
     critics: int = Field(default=2, ge=1, le=100, description="Critics, of which the lowest counts.")
     alpha: float = Field(default=0.12, gt=0, description="Temperature at the start.")
     learn_alpha: bool = Field(default=True, description="Move the temperature to the target entropy.")

@@ -52,6 +52,8 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
     """
     if not 0 <= delta < math.inf:
         raise BadInput(f"delta is {delta!r}; the radius of a ball is a finite number of 0 or more.")
+    if delta == 0:
+        return probabilities @ values, probabilities
     possible = probabilities > 0
     own = np.where(possible, values, np.inf)
     low = own.min(-1, keepdims=True)
@@ -61,8 +63,6 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
     least = probabilities * (possible & (own == 0))
     mass = least.sum(-1)
     beyond = delta >= -np.log(mass)
-    if delta == 0:
-        return probabilities @ values, probabilities
     # KL(t) = delta by Newton inside a bracket, which starts where KL <= t^2 / 8 allows it.
     lower = np.full(mass.shape, np.sqrt(8 * delta))
     upper = np.full(mass.shape, np.inf)
@@ -74,7 +74,7 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
         if np.all(beyond | (np.abs(gap) <= CLOSE * delta) | (upper <= lower * (1 + 1e-15))):
             break
         lower, upper = np.where(gap < 0, tilt, lower), np.where(gap < 0, upper, tilt)
-        step = tilt - gap / np.where(slope > 0, slope, 1e-300)
+        step = tilt - gap / np.maximum(slope, 1e-200)
         most = np.minimum(upper, 10 * np.maximum(lower, tilt))
         halved = np.where(np.isfinite(upper), np.sqrt(lower) * np.sqrt(np.minimum(upper, 1e300)), 10 * lower)
         tilt = np.where((step > lower) & (step < most), step, halved)
