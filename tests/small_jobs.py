@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -1320,6 +1321,93 @@ def rule_plan_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# control
+
+
+@functools.cache
+def small_policies() -> Path:
+    """A finished folder of control train, made once."""
+    from equipoise.control.job import train
+
+    folder = Path(tempfile.mkdtemp(prefix="small-policies-"))
+    settings = {"steps": 2, "hidden": (4,), "batch_size": 4, "samples": 3, "nominal_steps": 1}
+    return train(small_logs(), out=folder / "run", **settings).folder
+
+
+def small_logs() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    observations, actions = generator.normal(size=(12, 3)), generator.uniform(-2, 2, size=(12, 1))
+    return {
+        "observations": observations,
+        "actions": actions,
+        "rewards": -np.abs(observations[:, 0]),
+        "next_observations": 0.9 * observations,
+        "terminated": np.zeros(12, bool),
+        "action_low": np.array([-2.0]),
+        "action_high": np.array([2.0]),
+    }
+
+
+def control_collect_files(folder: Path) -> Settings:
+    shutil.copy(small_policies() / "policy-0.zip", folder)
+    return {"environment": "Pendulum-v1", "steps": 5}
+
+
+def control_collect_whole(folder: Path) -> Settings:
+    return {"policy": folder / "policy-0.zip", "epsilon": 0.25, "perturb": "action_noise=0.1", "seed": 3}
+
+
+def control_collect_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"policy": folder / "policy-0.zip"},
+        {"policy": folder / "policy-0.zip", "environment": "MountainCarContinuous-v0"},
+        {"environment": "os:Pendulum-v1"},
+        {"perturb": "length=1:2:3"},
+        {"perturb": "length=1.2,delay=2"},
+    )
+
+
+def control_train_files(folder: Path) -> Settings:
+    np.savez(folder / "d.npz", **small_logs())
+    np.savez(folder / "more.npz", **small_logs(), other=np.zeros(3))
+    return {"data": str(folder / "d.npz"), "steps": 2, "hidden": (4,), "batch_size": 4}
+
+
+def control_train_whole(folder: Path) -> Settings:
+    return {"samples": 3, "nominal_steps": 1, "seeds": 2, "delta": 0.3, "nominal": "gaussian"}
+
+
+def control_train_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"data": str(folder / "more.npz")},
+        {"data": "minari:no/such-v0"},
+        {"method": "sac"},
+        {"method": "sac", "delta": 0.5},
+        {"dual": "functional", "delta": 0.0},
+    )
+
+
+def control_evaluate_files(folder: Path) -> Settings:
+    shutil.copytree(small_policies(), folder / "run")
+    shutil.copytree(small_policies(), folder / "other")
+    return {"run": folder / "run", "environment": "Pendulum-v1", "perturb": "length=1.2", "episodes": 2}
+
+
+def control_evaluate_whole(folder: Path) -> Settings:
+    return {"against": [folder / "other"], "choose_by": "mass=1.2", "seed": 1}
+
+
+def control_evaluate_more(folder: Path) -> Sequence[Settings]:
+    return (
+        {"against": [folder / "run"]},
+        {"against": [folder / "other"]},
+        {"against": [folder / "other"], "choose_by": "length=1.2"},
+        {"choose_by": "mass=1.2"},
+        {"environment": "MountainCarContinuous-v0"},
+        {"perturb": "length=0.8:1.2:3,observation_noise=0.1"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1523,4 +1611,23 @@ SMALL = {
         more=rule_evaluate_more,
     ),
     "rule plan": SmallJob(rule_plan_files, "equipoise.privacy.ruling.RulePlanning._ridges", more=rule_plan_more),
+    "control collect": SmallJob(
+        control_collect_files,
+        "equipoise.control.collecting.Collecting._logged",
+        whole=control_collect_whole,
+        more=control_collect_more,
+    ),
+    "control train": SmallJob(
+        control_train_files,
+        "equipoise.control.training.Training._trained",
+        whole=control_train_whole,
+        more=control_train_more,
+    ),
+    "control evaluate": SmallJob(
+        control_evaluate_files,
+        "equipoise.control.evaluating.Evaluating._played",
+        whole=control_evaluate_whole,
+        more=control_evaluate_more,
+        slow=True,
+    ),
 }

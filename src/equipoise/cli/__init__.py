@@ -50,6 +50,10 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
         "equipoise.cli.rule:app",
         "Learn whom to treat from records of people, and say no more about any one of them than was agreed.",
     ),
+    "control": (
+        "equipoise.cli.control:app",
+        "Train policies from logs, robust against a change of the system, and measure how robust they are.",
+    ),
     "certify": ("equipoise.cli.certify:app", "Prove what a network does within a radius, and check such proofs."),
     "audit": ("equipoise.cli.audit:app", "Find out what is wrong with a model that others rely on."),
     "report": (

@@ -1,0 +1,218 @@
+"""DR-SAC (arXiv:2506.12622): soft actor-critic against the worst transition kernel in a KL ball about the nominal one.
+
+P(delta) = { p : KL(p || p_0(.|s,a)) <= delta }. In SAC's step the target of the critics becomes
+
+    y = r + gamma (1 - terminated) inf { E_p V' : p in P(delta) }
+      = r + gamma (1 - terminated) sup_{b >= 0} { -b log E_{s' ~ p_0} exp(-V'(s') / b) - b delta }
+
+s'_1 ... s'_m are drawn from a nominal model that is learnt from the logs (`nominal`), v_j = V'(s'_j) is computed once; b is
+
+    exact        solved for each pair, for the whole batch at once (`robust.robust_value`)
+    functional   g(s, a), a positive network, by a few steps of AdamW a step on
+                 mean over the batch of  -g (logsumexp_j(-v_j / g) - log m) - g delta,   with slope KL(w_g) - delta
+
+Any g gives a lower bound of the exact value. The nominal model is trained alone for `nominal_steps`, then on every batch of
+the agent. Without `robust` it is SAC to the bit.
+
+Differs from the released code: V' reads the samples once a step, not six times; g is a softplus in units of a Gaussian's
+optimum, the mean standard deviation of the batch's values over sqrt(2 delta), so that the unit of the rewards does not
+matter; a pair whose worst mean rests on fewer than five samples is counted; the exact dual is solved for a whole batch,
+and is the default.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equipoise.control.networks import perceptron
+from equipoise.control.nominal import NOMINAL, Nominal, Simulated, Simulator
+from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
+from equipoise.control.sac import SAC, Batch, adamw, generator
+from equipoise.control.settings import DRSACSettings
+from equipoise.core.errors import BadInput
+
+__all__ = ["DRSAC", "dual_value", "effective_sample_size", "robust_value", "worst_case_weights"]
+
+FEW = 5.0  # samples that a worst mean should rest on at least
+FLOOR = 1e-4  # of g, in units of a Gaussian's optimum
+
+
+class DRSAC(SAC):
+    """See the module; learn, predict, save and load as of `SAC`, with the nominal model's `spread` beside them.
+
+    simulator: draws next states in place of a learnt nominal model: (s, a in [-1, 1], count, generator) -> [B, count, ds].
+    """
+
+    Settings: ClassVar[Any] = DRSACSettings
+    name: ClassVar[str] = "dr-sac"
+
+    def __init__(self, env_or_data: Any = None, *, simulator: Simulator | None = None, **settings: Any) -> None:
+        self._simulator = simulator
+        self._few = self._seen = 0
+        super().__init__(env_or_data, **settings)
+
+    def sample_next(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> np.ndarray:
+        """Next states by the nominal model: [B, ds] and actions [B, da] in the environment's units -> [B, count, ds]."""
+        s, a = self._pairs(observations, actions)
+        return self.nominal.sample(s, a, count, generator(seed)).numpy()
+
+    def worst_case(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> dict[str, np.ndarray]:
+        """Which outcomes it fears: next_observations [B, count, ds], values and weights [B, count], value and effective [B].
+
+        value: the worst mean; effective: how many samples it rests on.
+        """
+        s, a = self._pairs(observations, actions)
+        drawn = self.nominal.sample(s, a, count, generator(seed))
+        with torch.no_grad():
+            values = self.slow_value(drawn).squeeze(-1)
+        delta = self.settings.delta
+        weights = worst_case_weights(values, delta)
+        found = {
+            "next_observations": drawn, "values": values, "weights": weights, "value": robust_value(values, delta)[0],
+            "effective": effective_sample_size(weights),
+        }  # fmt: skip
+        return {name: each.numpy() for name, each in found.items()}
+
+    def spread(self, *, seed: int = 0) -> float:
+        """Spread of the nominal model's samples over their error on what the agent learns from: 1 is right, 0 a point."""
+        return self.nominal.spread(self._buffer.all(), generator(seed))
+
+    @property
+    def few(self) -> float:
+        """Share of the pairs so far whose worst mean rested on fewer than five samples; nan before there are any."""
+        return self._few / self._seen if self._seen else math.nan
+
+    def _pairs(self, observations: Any, actions: Any) -> tuple[Tensor, Tensor]:
+        s = torch.from_numpy(np.atleast_2d(np.asarray(observations, np.float32)))
+        a = torch.from_numpy(self._scaled(np.atleast_2d(np.asarray(actions, np.float32))).astype(np.float32))
+        if s.shape[1] != self._shape[0] or a.shape[1] != self._shape[1] or len(s) != len(a):
+            raise BadInput(
+                f"observations {tuple(s.shape)} and actions {tuple(a.shape)} are not pairs of {self._shape}."
+            )
+        return s, a
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def _build(self, observations: int, low: np.ndarray, high: np.ndarray) -> None:
+        super()._build(observations, low, high)
+        given = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(given.seed + 1)
+            if self._simulator is not None:
+                self.nominal: Nominal = Simulated(*self._shape, self._simulator)
+            else:
+                made = NOMINAL[given.nominal]
+                self.nominal = made(*self._shape, given.hidden, latent=given.latent, vae_loss=given.vae_loss)
+            self.g = perceptron(sum(self._shape), given.hidden, 1)
+        learnt = list(self.nominal.parameters())
+        self._nominal_optimizer = adamw(learnt, given.nominal_learning_rate, given.weight_decay) if learnt else None
+        self._dual_optimizer = adamw(self.g.parameters(), given.dual_learning_rate, given.weight_decay)
+        # Their own generators: with robust off the agent's are as SAC's.
+        self._nominal_noise = generator(given.seed, 3)
+        self._trained = 0
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {**super()._networks(), "nominal": self.nominal, "g": self.g}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        learnt = {} if self._nominal_optimizer is None else {"nominal": self._nominal_optimizer}
+        return {**super()._optimizers(), "g": self._dual_optimizer, **learnt}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {**super()._generators(), "nominal": self._nominal_noise}
+
+    def state(self) -> dict[str, Any]:
+        """As of `SAC`, with the nominal model, g, and what was counted."""
+        return {**super().state(), "trained": self._trained, "few": self._few, "seen": self._seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        super().restore(state)
+        self._trained, self._few, self._seen = (int(state[name]) for name in ("trained", "few", "seen"))
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def pretrain(self, most: int | None = None) -> bool:
+        """Let the nominal model learn alone, `most` steps at most; whether it has had all of its steps."""
+        given = self.settings
+        if not given.robust or self._nominal_optimizer is None:
+            return True
+        if self._trained == 0:
+            self.nominal.fit_units(self._buffer.all())
+        ends = given.nominal_steps if most is None else min(given.nominal_steps, self._trained + most)
+        while self._trained < ends:
+            self.train_nominal(self._buffer.draw(given.batch_size, self._nominal_noise))
+        return self._trained >= given.nominal_steps
+
+    def _learn_once(self) -> None:
+        self.pretrain()
+        super()._learn_once()
+
+    def train_nominal(self, batch: Batch) -> float:
+        """One step of the nominal model; its loss."""
+        assert self._nominal_optimizer is not None
+        loss = self.nominal.loss(batch, self._nominal_noise)
+        self._nominal_optimizer.zero_grad()
+        loss.backward()
+        self._nominal_optimizer.step()
+        self._trained += 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _next_value(self, batch: Batch) -> Tensor:
+        given = self.settings
+        if not given.robust:
+            return super()._next_value(batch)
+        if self._nominal_optimizer is not None:
+            with torch.enable_grad():
+                self.train_nominal(batch)
+        drawn = self.nominal.sample(batch.s, batch.a, given.samples, self._nominal_noise)
+        values = self.slow_value(drawn).squeeze(-1)
+        if given.dual == "exact" or given.delta == 0:
+            value, beta = robust_value(values, given.delta)
+        else:
+            value, beta = self.functional_value(batch, values)
+        self._count(values, beta)
+        return value
+
+    def functional_value(self, batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [B] at g(s, a) after its steps on this batch, and g [B]. values: [B, m]."""
+        given = self.settings
+        count = values.shape[1]
+        unit = values.std(1, correction=0).mean().clamp_min(1e-8) / math.sqrt(2 * given.delta)
+        pairs = torch.cat([batch.s, batch.a], -1)
+        above = values - values.amin(1, keepdim=True)
+        for _ in range(given.dual_steps):
+            with torch.enable_grad():
+                g = unit * _positive(self.g(pairs).squeeze(-1))
+            tilted = -above / g.detach()[:, None]
+            weights = tilted.exp()
+            total = weights.sum(1)
+            # KL(w) - delta, the slope of the dual in g, in place of a backward pass over all samples.
+            slope = (weights * tilted).sum(1) / total - total.log() + math.log(count) - given.delta
+            self._dual_optimizer.zero_grad()
+            g.backward(-slope / len(slope))
+            self._dual_optimizer.step()
+        g = unit * _positive(self.g(pairs).squeeze(-1))
+        return dual_value(values, given.delta, g), g
+
+    def _count(self, values: Tensor, beta: Tensor) -> None:
+        if self.settings.delta == 0:
+            return
+        inside = beta > 0
+        above = (values - values.amin(1, keepdim=True))[inside]
+        weights = torch.exp(-above / beta[inside, None])
+        effective = weights.sum(1).square() / weights.square().sum(1)
+        constant = int((values.amax(1) == values.amin(1)).sum())
+        self._few += int((effective < FEW).sum()) + int((~inside).sum()) - constant
+        self._seen += len(values)
+
+
+def _positive(raw: Tensor) -> Tensor:
+    """About 1 at 0, above the floor everywhere, linear far up: no exponential to overflow."""
+    return FLOOR + F.softplus(raw + math.log(math.e - 1))

@@ -1,0 +1,232 @@
+"""DR-SAC on the scales: what a policy is worth where the system is another than its logs showed.
+
+world="tabular", the default: small worlds in which the operator and the worst kernel of each radius are computed. Arms know
+100 next states of each pair. world="pendulum": a pendulum with torque noise, agents of 64-64 units from 20,000 logged steps,
+tested with other lengths, masses, torques and noise; in a world without noise a ball around a kernel holds nothing else.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Study, better, cheaper, not_worse, study
+
+World = Literal["tabular", "pendulum"]
+PAPER = "arXiv:2506.12622"
+OURS = "control of ours"
+SAVE_EVERY = 1000
+FREE = (
+    "3 % of the values that pilots on other seeds showed, 3.9 in the mean; the paper sees no cost in the nominal "
+    "environment at all, and what is less than this would not show in its tables"
+)
+SAME = "a third of the standard deviation of 80 that the paper's own logs show between episodes of the nominal pendulum"
+
+
+@study("dr-sac", paper="arXiv:2506.12622", trades="return in the usual world for return in others")
+def dr_sac(
+    world: World = "tabular",
+    samples: Annotated[int, Field(ge=2, le=10_000)] = 100,
+    steps: Annotated[int, Field(ge=2, le=200_000)] = 6000,
+    transitions: Annotated[int, Field(ge=200, le=1_000_000)] = 20_000,
+    starts: Annotated[int, Field(ge=2, le=1000)] = 20,
+) -> Study:
+    """Robust against plain learning from the same logs, in worlds that are counted or on a pendulum with noise."""
+    return _tabular() if world == "tabular" else _pendulum()
+
+
+def _tabular() -> Study:
+    at_radius = {"radius": "0.3"}
+
+    def more(text: str, arm: str, rival: str, source: str, outcome: str = "worst_value", **how: Any) -> Claim:
+        return Claim(text, source=source, primary=False, test=better(outcome, arm=arm, rival=rival, **how))
+
+    return Study(
+        seeds=60,  # in pilots the policies of 0.3 and of 0 were the same in half of the worlds
+        budget="calls",
+        scale=(
+            "Worlds of 10 states, two of which cost much, and 3 actions, with a discount of 0.9, known by the next states "
+            "in their logs."
+        ),
+        arms=[
+            Arm("plain", kind="baseline", delta=0.0),
+            Arm("robust-0.1", delta=0.1),
+            Arm("robust-0.3", delta=0.3),
+            Arm("robust-1", delta=1.0),
+            Arm("smoothed", kind="control", delta=0.0, smooth=0.5),
+            Arm("known-0.3", kind="reference", delta=0.3, known=True),
+        ],
+        outcomes=[
+            Outcome("worst_value", better="higher", description="in the worst world of a radius about the true one"),
+            Outcome("near_value", better="higher", description="in worlds drawn around the true one, 50 of them"),
+        ],
+        claims=[
+            Claim(
+                "A policy trained at a radius is worth more in the worst world of that radius than one trained without.",
+                source=f"{PAPER}, the robust objective",
+                test=better("worst_value", arm="robust-0.3", rival="plain", where=at_radius),
+            ),
+            Claim(
+                "In the usual world it loses nothing.",
+                source=f"{PAPER}, nominal returns",
+                test=not_worse(
+                    "worst_value", arm="robust-0.3", rival="plain", where={"radius": "0"}, margin=0.1, reason=FREE
+                ),
+            ),
+            more(
+                "It is the worst kernel that helps, not any caution: kernels mixed with the uniform one gain less.",
+                "robust-0.3",
+                "smoothed",
+                OURS,
+                where=at_radius,
+            ),
+            more(
+                "In the worst world of radius 1 a policy trained at 1 is worth more than one trained at 0.1.",
+                "robust-1",
+                "robust-0.1",
+                "card, known in advance",
+                where={"radius": "1"},
+            ),
+            more(
+                "Also worlds drawn at random around the true one are met better.",
+                "robust-0.3",
+                "plain",
+                OURS,
+                "near_value",
+            ),
+            more(
+                "What few samples cost: with the kernel known the same radius is worth more.",
+                "known-0.3",
+                "robust-0.3",
+                OURS,
+                where=at_radius,
+            ),
+            *_untested(),
+        ],
+        run=count,
+    )
+
+
+def _pendulum() -> Study:
+    def arm(name: str, **settings: Any) -> Arm:
+        return Arm(name, **settings)
+
+    return Study(
+        seeds=20,
+        budget="optimizer_steps",
+        scale="A pendulum with torque noise of 0.4, 20,000 logged steps, networks of 64-64.",
+        prepare=log,
+        arms=[
+            Arm("sac", kind="baseline"),
+            *(arm(f"dr-sac-{delta:g}", delta=delta, nominal="gaussian") for delta in (0.1, 0.3, 0.5)),
+            arm("dr-sac-0.3-functional", delta=0.3, nominal="gaussian", dual="functional"),
+            arm("dr-sac-0.3-vae", delta=0.3, nominal="vae"),
+            Arm("mean-of-samples", kind="control", delta=0.0, nominal="gaussian"),
+            Arm("oracle-0.3", kind="reference", delta=0.3, oracle=True),
+        ],
+        outcomes=[
+            Outcome("nominal_return", better="higher", description="where nothing has changed"),
+            Outcome("shifted_return", better="higher", description="mean over six changes of the pendulum"),
+            Outcome(
+                "spread", better="higher", description="of the nominal model's samples over their error; 1 is right"
+            ),
+            Outcome("few", better="lower", description="pairs whose worst mean rests on fewer than five samples"),
+        ],
+        claims=[
+            Claim(
+                "DR-SAC gets more than SAC where the pendulum has changed.",
+                source=f"{PAPER}, table of perturbed returns",
+                test=better("shifted_return", arm="dr-sac-0.3", rival="sac"),
+            ),
+            Claim(
+                "Where nothing has changed it loses nothing.",
+                source=f"{PAPER}, nominal returns",
+                test=not_worse("nominal_return", arm="dr-sac-0.3", rival="sac", margin=25.0, reason=SAME),
+            ),
+            Claim(
+                "It is the ball that helps, not the samples: at a radius of 0 the same agent gets less.",
+                source=OURS,
+                primary=False,
+                test=better("shifted_return", arm="dr-sac-0.3", rival="mean-of-samples"),
+            ),
+            Claim(
+                "The functional dual costs less than the exact one.",
+                source=f"{PAPER}: below 2 % of the time of a solver per pair",
+                primary=False,
+                test=cheaper("seconds", arm="dr-sac-0.3-functional", rival="dr-sac-0.3"),
+            ),
+            Claim(
+                "It is worth as much.",
+                source=f"{PAPER}, functional against accurate",
+                primary=False,
+                test=not_worse(
+                    "shifted_return", arm="dr-sac-0.3-functional", rival="dr-sac-0.3", margin=25.0, reason=SAME
+                ),
+            ),
+            *_untested(),
+        ],
+        run=learn,
+    )
+
+
+def _untested() -> tuple[Claim, ...]:
+    return (
+        Claim(
+            "Under moved dampings HalfCheetah keeps above 6300 where SAC falls below 5950.",
+            source=f"{PAPER}, HalfCheetah",
+            untested="needs 600,000 steps of wide networks, and logs that are not published",
+        ),
+        Claim(
+            "Training takes up to 23 times less than RFQI's.",
+            source=f"{PAPER}, training minutes",
+            untested="RFQI is not among the arms",
+        ),
+    )
+
+
+def count(run: Run) -> None:
+    """One arm of the tabular worlds: solved from the logs, measured in the true world and around it."""
+    from equipoise.control import dr_sac_world
+
+    worst, near = dr_sac_world.tabular(run.seed, run.options["samples"], run.settings)
+    at = {"step": 0}
+    run.spend(calls=1, phase="build")  # one set of logs, the same for all arms
+    for radius, values in worst.items():
+        run.items(
+            "worst_value", [f"state {place}" for place in range(len(values))], values, at=at, where={"radius": radius}
+        )
+    run.items("near_value", [f"world {place}" for place in range(len(near))], near, at=at)
+
+
+def log(preparation: Preparation) -> None:
+    """The seed's logs of the pendulum."""
+    from equipoise.control import dr_sac_world
+
+    dr_sac_world.log_pendulum(preparation.folder, preparation.seed, preparation.options["transitions"])
+
+
+def learn(run: Run) -> None:
+    """One arm of the pendulum: learnt from the logs, played where it has changed."""
+    import math
+
+    import numpy as np
+
+    from equipoise.control import dr_sac_world
+    from equipoise.control.dr_sac import DRSAC
+
+    steps, starts = run.options["steps"], run.options["starts"]
+    agent = dr_sac_world.agent_of(dr_sac_world.logs(run.prepared), run.settings, run.seed)
+    if (state := run.resume()) is not None:
+        agent.restore(state)
+    while agent.steps < steps:
+        before = agent.steps
+        agent.learn(min(SAVE_EVERY, steps - before))
+        run.spend(optimizer_steps=agent.steps - before, phase="build")
+        run.checkpoint(agent.state())
+    at, found = {"step": steps}, dr_sac_world.play(agent, starts)
+    ids = [f"start {place}" for place in range(starts)]
+    run.items("nominal_return", ids, found["nominal"], at=at)
+    run.items("shifted_return", ids, np.mean([found[name] for name in dr_sac_world.SHIFTED], 0), at=at)
+    if isinstance(agent, DRSAC):
+        spread = agent.spread()
+        run.measure("spread", spread if math.isfinite(spread) else math.nan, at=at)
+        run.measure("few", agent.few, at=at)

@@ -1,0 +1,90 @@
+"""Perturbed environments: what each change does, and that noise follows from the seed."""
+
+import numpy as np
+import pytest
+
+from equipoise.core.errors import BadInput
+
+gymnasium = pytest.importorskip("gymnasium")
+
+from equipoise.control.perturbation import perturb  # noqa: E402
+
+
+class Echo(gymnasium.Env):
+    """Shows the action that arrived."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(np.float32([-1, 0]), np.float32([1, 4]))
+
+    def __init__(self):
+        self.length, self.gravity, self.steps = 0.5, 10, 3
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return action, self.length, False, False, {}
+
+
+def played(count=400, seed=0, **changes):
+    environment = perturb(Echo(), **changes)
+    environment.reset(seed=seed)
+    asked = np.tile(np.float32([0.25, 1.0]), (count, 1))
+    return np.array([environment.step(each)[0] for each in asked])
+
+
+def test_parameters_are_multiplied():
+    environment = perturb(Echo(), length=1.5, gravity=0.5)
+    environment.reset(seed=0)
+    assert environment.step(np.zeros(2))[1] == 0.75 and environment.unwrapped.gravity == 5
+
+
+def test_noise_has_its_size():
+    seen = played(observation_noise=0.3)
+    np.testing.assert_allclose(seen.mean(0), [0.25, 1.0], atol=0.06)
+    np.testing.assert_allclose(seen.std(0), 0.3, atol=0.04)
+    seen = played(uniform_noise=0.3)
+    assert np.abs(seen - [0.25, 1.0]).max() <= 0.3 + 1e-6 and seen.std() > 0.1
+    seen = played(action_noise=0.1)  # shares of half the range: 0.1 of 1 and of 2
+    np.testing.assert_allclose(seen.std(0), [0.1, 0.2], rtol=0.15)
+    seen = played(random_action=0.25)
+    assert 0.15 < np.mean(seen[:, 0] != np.float32(0.25)) < 0.35
+    assert seen[:, 1].min() >= 0 and seen[:, 1].max() > 2
+
+
+def test_a_delay_begins_in_the_middle():
+    environment = perturb(Echo(), delay=2)
+    environment.reset(seed=0)
+    seen = [environment.step(np.float32([0.1 * k, 1.0]))[0] for k in range(4)]
+    np.testing.assert_allclose(seen, [[0, 2], [0, 2], [0, 1], [0.1, 1]], atol=1e-6)
+
+
+def test_the_seed_decides_the_noise():
+    np.testing.assert_array_equal(played(5, seed=3, observation_noise=1), played(5, seed=3, observation_noise=1))
+    assert not np.array_equal(played(5, seed=3, observation_noise=1), played(5, seed=4, observation_noise=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lenght": 1.1}, "'length'"),
+        ({"random_action": 1.5}, "chance"),
+        ({"delay": 1.5}, "whole"),
+        ({"length": -1.0}, "0 or more"),
+        ({"length": float("nan")}, "0 or more"),
+    ],
+)
+def test_what_is_no_change_is_refused(changes, told):
+    with pytest.raises(BadInput, match=told):
+        perturb(Echo(), **changes)
+
+
+def test_the_pole_on_a_cart_keeps_its_products():
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+    from equipoise.control.perturbation import scale_parameter
+
+    environment = CartPoleEnv()
+    scale_parameter(environment, "length", 2.0)
+    assert environment.length == 1.0 and environment.polemass_length == pytest.approx(environment.masspole)

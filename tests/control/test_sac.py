@@ -1,0 +1,330 @@
+"""SAC and DR-SAC: the density of actions, one step against its equations, robust off, interruptions, bad input."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from equipoise.control.dr_sac import DRSAC
+from equipoise.control.networks import Critics, squash
+from equipoise.control.nominal import NOMINAL
+from equipoise.control.robust import dual_value, robust_value
+from equipoise.control.sac import SAC, Batch
+from equipoise.control.transitions import Transitions, of_arrays, read
+from equipoise.core.errors import BadInput, WorkFailed
+
+SMALL = {"hidden": (16,), "batch_size": 8}
+ROBUST = SMALL | {"samples": 6, "nominal_steps": 3, "delta": 0.3}
+
+
+def logs(n=64, seed=0, **other):
+    generator = np.random.default_rng(seed)
+    observations = generator.normal(size=(n, 3))
+    actions = generator.uniform(-2, 2, size=(n, 2))
+    after = observations + 0.1 * np.pad(actions, ((0, 0), (0, 1))) + 0.05 * generator.normal(size=(n, 3))
+    rewards = -(observations**2).sum(-1)
+    named = {"observations": observations, "actions": actions, "rewards": rewards, "next_observations": after}
+    named |= {"terminated": np.arange(n) % 7 == 6, "action_low": [-2.0, -2.0], "action_high": [2.0, 2.0]}
+    return of_arrays(named | other)
+
+
+def parameters(agent):
+    return {f"{name}.{key}": each for name, net in agent._networks().items() for key, each in net.state_dict().items()}
+
+
+def test_the_density_of_actions_by_a_change_of_variables():
+    mean, log_std = torch.tensor([[0.3, -1.0]], dtype=torch.float64), torch.tensor([[-0.5, 0.2]], dtype=torch.float64)
+    noise = torch.tensor([[0.7, -1.1]], dtype=torch.float64)
+    action, log_prob = squash(mean, log_std, noise)
+    raw = torch.atanh(action)
+    density = torch.distributions.Normal(mean, log_std.exp()).log_prob(raw) - torch.log(1 - action.square())
+    assert_close(log_prob, density.sum(-1))
+    # In one dimension it integrates to 1.
+    raw = torch.linspace(-9, 9, 20_001, dtype=torch.float64)[:, None]
+    action, log_prob = squash(torch.full_like(raw, 0.3), torch.full_like(raw, -0.5), (raw - 0.3) / math.exp(-0.5))
+    assert float(torch.trapezoid(log_prob.exp(), action[:, 0])) == pytest.approx(1, abs=1e-6)
+    far = squash(torch.tensor([[40.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0]]))[1]
+    assert float(far) == pytest.approx(-0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - 40), rel=1e-6)
+
+
+def test_critics_in_one_product_are_critics_one_by_one():
+    torch.manual_seed(0)
+    critics = Critics(3, 2, (5, 4), 3)
+    s, a = torch.randn(6, 3), torch.randn(6, 2)
+    for place in range(3):
+        hidden = torch.cat([s, a], -1)
+        for layer, (weight, bias) in enumerate(zip(critics.weights, critics.biases, strict=True)):
+            hidden = hidden @ weight[place] + bias[place]
+            hidden = hidden.relu() if layer < 2 else hidden
+        assert_close(critics(s, a)[place], hidden[:, 0])
+
+
+def test_a_step_is_its_equations():
+    """Written out again with a loss, a backward pass and an optimizer for each network."""
+    agent = SAC(logs(), **SMALL, gamma=0.9, tau=0.1, alpha=0.2)
+    batch = agent._buffer.draw(8, torch.Generator().manual_seed(4))
+    assert set(batch.going.tolist()) == {0.0, 1.0}
+    other = SAC(logs(), **SMALL, gamma=0.9, tau=0.1, alpha=0.2)
+    for each in (agent, other):
+        with torch.no_grad():
+            each.slow_value[-1].bias.fill_(3.0)  # so that what follows an end would be seen
+    before = {name: each.clone() for name, each in parameters(other).items()}
+    losses = agent.update(batch)
+
+    mean, log_std = other.actor(batch.s)
+    noise = torch.randn(mean.shape, generator=other._batches)
+    action = torch.tanh(mean + log_std.exp() * noise)
+    normal = torch.distributions.Normal(mean, log_std.exp()).log_prob(mean + log_std.exp() * noise)
+    log_prob = (normal - torch.log(1 - action.square())).sum(-1)
+    lowest = other.slow_critics(batch.s, action).min(0).values
+    target = batch.r + 0.9 * batch.going * other.slow_value(batch.s2)[:, 0]
+    pairs = [
+        (other.value, (other.value(batch.s)[:, 0] - (lowest - 0.2 * log_prob).detach()).square().mean()),
+        (other.critics, sum((q - target).square().mean() for q in other.critics(batch.s, batch.a))),
+        (other.actor, (0.2 * log_prob - lowest).mean()),
+    ]
+    for (net, loss), name in zip(pairs, ("value", "critics", "actor"), strict=True):
+        assert losses[name] == pytest.approx(float(loss.detach()), rel=1e-4)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
+        gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    found, wanted = parameters(agent), parameters(other)
+    for name in (each for each in found if not each.startswith("slow")):
+        assert_close(found[name], wanted[name], atol=2e-6, rtol=1e-4)
+        assert not torch.equal(found[name], before[name])
+    for name in (each for each in found if each.startswith("slow")):
+        assert_close(found[name], 0.9 * before[name] + 0.1 * found[name.removeprefix("slow_")])
+    # Below the target entropy of -2 nats the temperature falls, above it rises: here entropy is about 1.2.
+    assert float(log_prob.detach().mean()) < 2 and float(agent.log_alpha.detach()) < math.log(0.2)
+
+
+def test_the_temperature_rises_where_the_policy_is_too_sure():
+    agent = SAC(logs(), **SMALL, target_entropy=5.0, weight_decay=0.0)
+    agent.learn(3)
+    assert float(agent.log_alpha.detach()) > math.log(0.12)
+
+
+def test_a_time_limit_is_no_end():
+    batches = [SAC(logs(truncated=np.full(64, flag)), **SMALL)._buffer.all() for flag in (False, True)]
+    assert_close(batches[0].going, batches[1].going)
+
+
+def test_the_actor_may_follow_the_critics_and_the_logs():
+    plain, through, cloned = (
+        SAC(logs(), **SMALL, **more).learn(2) for more in ({}, {"actor_through": "critics"}, {"behavior_weight": 1.0})
+    )
+    assert not torch.equal(plain.actor.body[0].weight, through.actor.body[0].weight)
+    assert not torch.equal(plain.actor.body[0].weight, cloned.actor.body[0].weight)
+    # The first step's critics are those that both follow: a frozen pass leaves them no gradient of the actor's.
+    assert_close(plain.critics.weights[0], through.critics.weights[0])
+
+
+def test_robust_off_is_sac_to_the_bit():
+    sac, off = SAC(logs(), **SMALL).learn(4), DRSAC(logs(), robust=False, **ROBUST).learn(4)
+    mine = parameters(off)
+    assert all(torch.equal(each, mine[name]) for name, each in parameters(sac).items())
+    on = DRSAC(logs(), **ROBUST).learn(4)
+    assert not torch.equal(parameters(on)["critics.weights.0"], mine["critics.weights.0"])
+
+
+def test_without_a_radius_and_with_true_samples_the_target_is_sacs_in_expectation():
+    def simulator(s, a, count, generator):
+        noise = torch.randn((len(s), count, s.shape[1]), generator=generator)
+        return s[:, None] + 0.05 * noise
+
+    agent = DRSAC(logs(), simulator=simulator, delta=0.0, hidden=(16,), samples=4000)
+    batch = agent._buffer.draw(5, torch.Generator().manual_seed(1))
+    found = agent._next_value(batch)
+    drawn = simulator(batch.s, batch.a, 4000, torch.Generator().manual_seed(9))
+    plain = torch.stack([SAC._next_value(agent, batch._replace(s2=drawn[:, j])) for j in range(0, 4000, 10)]).mean(0)
+    assert_close(found, plain, atol=2e-3, rtol=0)
+
+
+def test_the_functional_dual_stays_below_the_exact_one_and_comes_near():
+    agent = DRSAC(logs(), **ROBUST | {"dual": "functional", "dual_steps": 1, "dual_learning_rate": 1e-2})
+    batch = agent._buffer.draw(32, torch.Generator().manual_seed(2))
+    values = torch.randn(32, 40, generator=torch.Generator().manual_seed(3)) * (0.2 + batch.s[:, :1].abs())
+    exact, _ = robust_value(values, 0.3)
+    gaps = []
+    for _ in range(60):
+        value, g = agent.functional_value(batch, values)
+        assert bool((value <= exact + 1e-5).all()) and bool((g > 0).all())
+        gaps.append(float((exact - value).mean()))
+    assert gaps[-1] < 0.3 * gaps[0] and gaps[-1] < 0.02 * float(exact.abs().mean())
+
+
+def test_the_slope_of_the_dual_is_its_derivative():
+    values = torch.randn(4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = torch.tensor([0.3, 0.7, 1.5, 4.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(dual_value(values, 0.2, g).sum(), g)
+    weights = torch.softmax(-values / g.detach()[:, None], 1)
+    assert_close(slope, (weights * (weights * 9).log()).sum(1) - 0.2)
+
+
+@pytest.mark.parametrize("dual", ["exact", "functional"])
+def test_an_interrupted_agent_comes_to_the_same_bytes(dual, tmp_path):
+    data = logs()
+    DRSAC(data, **ROBUST, dual=dual).learn(5).save(tmp_path / "whole")
+    DRSAC(data, **ROBUST, dual=dual).learn(2).save(tmp_path / "cut")
+    again = DRSAC.load(tmp_path / "cut", data)
+    again.learn(3).save(tmp_path / "resumed")
+    assert (tmp_path / "whole.zip").read_bytes() == (tmp_path / "resumed.zip").read_bytes()
+    seen = np.zeros((4, 3))
+    whole = DRSAC.load(tmp_path / "whole")
+    np.testing.assert_array_equal(whole.predict(seen)[0], again.predict(seen)[0])
+    one, state = whole.predict(np.ones(3), deterministic=True)
+    assert one.shape == (2,) and state is None and np.all(np.abs(one) <= 2)
+    with pytest.raises(BadInput, match=r"DRSAC\.load"):
+        SAC.load(tmp_path / "whole")
+    damaged = bytearray((tmp_path / "whole.zip").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "whole.zip").write_bytes(damaged)
+    with pytest.raises(WorkFailed):
+        DRSAC.load(tmp_path / "whole")
+
+
+class Line:
+    """A point that is pushed along a line, ten steps an episode; a time limit, no end."""
+
+    observation_space = SimpleNamespace(low=np.full(1, -9.0), high=np.full(1, 9.0), shape=(1,))
+    action_space = SimpleNamespace(low=np.array([-1.0]), high=np.array([3.0]), shape=(1,))
+
+    def reset(self, seed=None):
+        self.x, self.t, self.acts = 0.0, 0, []
+        return np.array([self.x]), {}
+
+    def step(self, action):
+        assert -1 <= action[0] <= 3
+        self.x, self.t = self.x + float(action[0]), self.t + 1
+        return np.array([self.x]), -abs(self.x - 1), False, self.t == 10, {}
+
+
+def test_it_learns_in_an_environment():
+    agent = DRSAC(Line(), **ROBUST | {"nominal": "gaussian"}, learning_starts=6, buffer_size=16)
+    agent.learn(20)
+    assert agent.steps == 20 and agent._buffer.size == 16 and agent._trained == 3 + 15
+    assert bool((agent._buffer.going == 1).all()) and 0 <= agent.few <= 1
+    stopped = SAC(Line(), **SMALL).learn(10, callback=lambda each: each.steps < 3)
+    assert stopped.steps == 3
+
+
+@pytest.mark.parametrize("name", list(NOMINAL))
+def test_nominal_models_learn_what_follows_and_how_sure_they_are(name):
+    generator = torch.Generator().manual_seed(0)
+    s, a = torch.randn(2000, 2, generator=generator), torch.rand(2000, 1, generator=generator) * 2 - 1
+    noise = 0.3 * torch.randn(2000, 2, generator=generator)
+    batch = Batch(s, a, s[:, 0], 0.9 * s + torch.cat([a, -a], 1) + noise, torch.ones(2000))
+    torch.manual_seed(0)
+    model = NOMINAL[name](2, 1, (16,), latent=2, vae_loss="sum")
+    model.fit_units(batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        rows = torch.randint(2000, (128,), generator=generator)
+        loss = model.loss(Batch(*(each[rows] for each in batch)), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = model.sample(s[:200], a[:200], 50, generator)
+    assert drawn.shape == (200, 50, 2)
+    error = (drawn.mean(1) - (0.9 * s + torch.cat([a, -a], 1))[:200]).square().mean().sqrt()
+    assert float(error) < 0.15
+    # The VAE's decoder adds no noise of its own, and its prior outweighs a change that the pair explains.
+    low, high = (0.7, 1.3) if name != "vae" else (0.0, 1.3)
+    assert low <= model.spread(batch, generator) <= high
+
+
+def test_what_it_fears():
+    agent = DRSAC(logs(), **ROBUST).learn(2)
+    found = agent.worst_case(np.zeros((2, 3)), np.zeros((2, 2)), 50)
+    assert found["next_observations"].shape == (2, 50, 3)
+    weights, values = found["weights"], found["values"]
+    assert np.all(np.diff(weights[0][np.argsort(values[0])]) <= 1e-7)  # the worse, the heavier
+    np.testing.assert_allclose((weights * values).sum(1), found["value"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["effective"], 1 / (weights**2).sum(1), rtol=1e-4)
+    assert agent.spread() >= 0
+
+
+def test_files_are_read_as_they_were_written(tmp_path):
+    data = logs()
+    data.save(tmp_path / "d.npz")
+    again = read(tmp_path / "d.npz")
+    for name in Transitions.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(data, name))
+    assert data.episodes == 9 and len(again) == 64
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rewards": np.full(64, np.nan)}, "rewards hold nan"),
+        ({"actions": np.full((64, 2), 2.5)}, "outside the box"),
+        ({"action_low": [2.0, 2.0]}, "box of actions is empty"),
+        ({"next_observations": np.zeros((64, 2))}, "next_observations have shape"),
+        ({"terminated": np.full(64, 0.5)}, "true or false"),
+        ({"extra": np.zeros(3)}, "would be ignored"),
+        ({"rewards": np.zeros(63)}, "63 rows"),
+    ],
+)
+def test_logs_that_are_none_are_refused_by_name(wrong, told):
+    with pytest.raises(BadInput, match=told):
+        logs(**wrong)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="gamma"):
+        SAC(logs(), gamma=1.0)
+    with pytest.raises(BadInput, match="delta"):
+        DRSAC(logs(), delta=-1.0)
+    with pytest.raises(BadInput, match="nothing to learn from"):
+        SAC().learn(1)
+    agent = SAC(logs(), **SMALL)
+    agent.save(tmp_path / "agent")
+    with pytest.raises(BadInput, match="the agent has 3 observations"):
+        SAC.load(tmp_path / "agent", Line())
+    with pytest.raises(BadInput, match="made for"):
+        agent.predict(np.zeros(4))
+    with pytest.raises(BadInput, match="nan"):
+        agent.predict(np.full(3, np.nan))
+    with pytest.raises(BadInput, match="no file"):
+        SAC.load(tmp_path / "nothing")
+    with pytest.raises(WorkFailed, match="no numbers any more"):
+        SAC(logs(rewards=np.full(64, 3e38)), **SMALL).learn(5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_minari_keeps_ends_of_episodes_apart(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    gymnasium = pytest.importorskip("gymnasium")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    from minari.data_collector import EpisodeBuffer
+
+    box = gymnasium.spaces.Box
+    episodes = [
+        EpisodeBuffer(
+            id=place,
+            observations=place + np.arange(18, dtype=np.float32).reshape(6, 3),
+            actions=np.full((5, 1), 0.5, np.float32),
+            rewards=[-1.0] * 5,
+            terminations=[False] * 5,
+            truncations=[False] * 4 + [True],
+        )
+        for place in range(2)
+    ]
+    minari.create_dataset_from_buffers(
+        "equipoise/small-v0",
+        episodes,
+        action_space=box(-2, 2, (1,), np.float32),
+        observation_space=box(-99, 99, (3,), np.float32),
+    )
+    data = read("minari:equipoise/small-v0")
+    assert len(data) == 10 and data.truncated.sum() == 2 and not data.terminated.any()
+    assert data.action_low.tolist() == [-2.0] and data.actions[3, 0] == 0.5
+    np.testing.assert_array_equal(data.observations[1:5], data.next_observations[:4])
+    assert not np.array_equal(data.observations[5], data.next_observations[4])
+    with pytest.raises(BadInput, match="no data set"):
+        read("minari:equipoise/none-v0")

@@ -1,0 +1,96 @@
+"""The robust operator where everything can be counted."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from equipoise.control.robust import robust_value
+from equipoise.control.tabular import TabularWorld, backup, evaluate, policy_of, soft_value, solve, worst_mean
+from equipoise.core.errors import BadInput
+
+RADII = (0.0, 0.1, 0.3, 1.0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return TabularWorld.draw(np.random.default_rng(0))
+
+
+def test_equal_probabilities_are_samples():
+    values = np.random.default_rng(1).normal(size=8)
+    for delta in (0.0, 0.2, 1.0, 3.0):
+        value, worst = worst_mean(values, np.full(8, 1 / 8), delta)
+        assert value == pytest.approx(float(robust_value(torch.tensor(values), delta)[0]), abs=1e-9)
+        assert worst @ values == pytest.approx(value)
+
+
+def test_the_worst_kernel_is_on_the_ball_and_keeps_what_is_impossible():
+    generator = np.random.default_rng(2)
+    nominal = generator.dirichlet(np.ones(6), size=(4, 3))
+    nominal[..., 2] = 0
+    nominal /= nominal.sum(-1, keepdims=True)
+    values = generator.normal(size=6)
+    values[2] = -100.0
+    value, worst = worst_mean(values, nominal, 0.2)
+    assert np.all(worst[..., 2] == 0) and np.all(value >= values[[0, 1, 3, 4, 5]].min())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.nansum(worst * np.log(worst / nominal), -1)
+    np.testing.assert_allclose(gap, 0.2, rtol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("delta", RADII)
+def test_the_operator_contracts_and_is_monotone(world, delta, alpha):
+    generator = np.random.default_rng(3)
+    for _ in range(5):
+        one, other = generator.normal(size=(2, 10, 3)) * 3
+        apart = np.abs(backup(world, one, delta, alpha=alpha) - backup(world, other, delta, alpha=alpha)).max()
+        assert apart <= world.gamma * np.abs(one - other).max() + 1e-12
+        more = backup(world, one + 2.5, delta, alpha=alpha) - backup(world, one, delta, alpha=alpha)
+        np.testing.assert_allclose(more, 2.5 * world.gamma, atol=1e-9)  # no further than that, and no less
+        above = np.maximum(one, other)
+        assert np.all(backup(world, above, delta, alpha=alpha) >= backup(world, one, delta, alpha=alpha) - 1e-12)
+
+
+def test_values_fall_with_the_radius_and_stay_at_the_fixed_point(world):
+    found = [solve(world, delta, tolerance=1e-6) for delta in RADII]
+    for more, less in zip(found[1:], found[:-1], strict=True):
+        assert np.all(more < less - 1e-4)
+    for quality, delta in zip(found, RADII, strict=True):
+        assert np.abs(backup(world, quality, delta) - quality).max() < 1e-6
+
+
+def test_without_a_ball_it_is_the_linear_program_of_the_world(world):
+    states, actions = world.reward.shape
+    rows = [world.gamma * world.kernel[s, a] - np.eye(states)[s] for s in range(states) for a in range(actions)]
+    found = linprog(np.ones(states), A_ub=np.array(rows), b_ub=-world.reward.ravel(), bounds=(None, None))
+    np.testing.assert_allclose(soft_value(solve(world, 0.0), 0.0), found.x, atol=1e-7)
+
+
+def test_the_best_policy_of_each_radius_is_the_one_trained_at_it():
+    world = TabularWorld.draw(np.random.default_rng(1))
+    policies = [policy_of(solve(world, delta, tolerance=1e-6)) for delta in RADII]
+    table = np.array([[evaluate(world, policy, test, tolerance=1e-6).mean() for policy in policies] for test in RADII])
+    assert np.all(table.max(1) <= np.diag(table) + 1e-5)
+    assert np.all(np.diff(table, axis=0) < 0)  # a larger radius is a worse world for every policy
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.3])
+def test_the_soft_policy_is_the_best_of_soft_values(world, delta):
+    quality = solve(world, delta, alpha=0.3, tolerance=1e-7)
+    best = evaluate(world, policy_of(quality, 0.3), delta, alpha=0.3, tolerance=1e-7)
+    np.testing.assert_allclose(best, soft_value(quality, 0.3), atol=1e-6)
+    generator = np.random.default_rng(4)
+    for _ in range(3):
+        other = generator.dirichlet(np.ones(3), size=10)
+        assert np.all(evaluate(world, other, delta, alpha=0.3, tolerance=1e-3) <= best + 1e-3)
+
+
+def test_what_is_no_world_is_refused():
+    with pytest.raises(BadInput, match="distribution"):
+        TabularWorld(np.zeros((2, 1)), np.ones((2, 1, 2)), 0.9)
+    with pytest.raises(BadInput, match="gamma"):
+        TabularWorld(np.zeros((2, 1)), np.full((2, 1, 2), 0.5), 1.0)
+    with pytest.raises(BadInput, match="shape"):
+        TabularWorld(np.zeros((2, 1)), np.ones((2, 2)), 0.9)

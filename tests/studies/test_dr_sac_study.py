@@ -1,0 +1,95 @@
+"""The study of DR-SAC: its worlds, what arms know, what they measure, that they resume."""
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.control import dr_sac_world
+from equipoise.control.pendulum import Pendulum, seen
+from equipoise.core.state import load_state
+from equipoise.studies import dr_sac
+from equipoise.study import registry
+from study_recorder import Stopped, StudyRecorder
+
+SEED = 1003
+
+
+class Recorder(StudyRecorder):
+    seed = SEED
+
+
+def test_logs_come_to_the_world_that_they_are_of():
+    world = dr_sac_world.risky(np.random.default_rng(0))
+    many = dr_sac_world.counted(world, 200_000, np.random.default_rng(1))
+    few = dr_sac_world.counted(world, 20, np.random.default_rng(1))
+    assert np.abs(many.kernel - world.kernel).max() < 0.01 < 0.1 < np.abs(few.kernel - world.kernel).max()
+    assert np.allclose(few.kernel * 20, np.round(few.kernel * 20))
+    near = next(dr_sac_world.around(world, np.random.default_rng(2)))
+    assert 0 < np.abs(near.kernel - world.kernel).sum(-1).max() <= 2 * dr_sac_world.APART
+
+
+def test_tabular_arms_measure_everything(tmp_path):
+    study = registry.load("dr-sac").build()
+    found = {}
+    for arm in ("plain", "known-0.3", "smoothed"):
+        run = Recorder(tmp_path / arm, study=study, arm=arm)
+        study.run(run)
+        found[arm] = run.measured
+        assert {key.partition(" ")[0] for key in run.measured} == {outcome.name for outcome in study.outcomes}
+        worst = [value for key, value in run.measured.items() if key.startswith("worst_value")]
+        assert len(worst) == 4 and worst == sorted(worst, reverse=True)
+    key = 'worst_value {"step": 0} {"radius": "0.3"}'
+    # With the true world known, a policy trained at the radius is the best there is at it.
+    assert found["known-0.3"][key] >= max(found["plain"][key], found["smoothed"][key]) - 1e-6
+    assert found["plain"] != found["smoothed"]
+
+
+def test_the_oracle_draws_what_the_pendulum_does():
+    generator = np.random.default_rng(0)
+    state = Pendulum().reset(4, generator)
+    s = torch.tensor(seen(state), dtype=torch.float32)
+    a = torch.tensor([[0.3], [-1.0], [0.9], [0.0]])
+    drawn = dr_sac_world.simulate(s, a, 40_000, torch.Generator().manual_seed(0)).double().numpy()
+    world = Pendulum(torque_noise=dr_sac_world.TORQUE_NOISE)
+    many, _ = world.step(np.repeat(state, 40_000, 0), np.repeat(2.0 * a.double().numpy()[:, 0], 40_000), generator)
+    peer = seen(many).reshape(4, 40_000, 3)
+    np.testing.assert_allclose(drawn.mean(1), peer.mean(1), atol=2e-3)
+    np.testing.assert_allclose(drawn.std(1), peer.std(1), atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    dr_sac_world.log_pendulum(folder, SEED, 400)
+    return folder
+
+
+def test_the_pendulums_logs(prepared):
+    data = dr_sac_world.logs(prepared)
+    assert len(data) == 400 and data.truncated.sum() == 2 and not data.terminated.any()
+    assert np.abs(data.actions).max() <= 2 and data.rewards.max() <= 1
+    np.testing.assert_allclose(data.observations[2::2][:50], data.next_observations[0::2][:50], atol=1e-6)
+
+
+@pytest.mark.parametrize("arm", ["sac", "dr-sac-0.3", "oracle-0.3"])
+def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(dr_sac, "SAVE_EVERY", 1)
+    agent_of = dr_sac_world.agent_of
+
+    def small(data, settings, seed):
+        return agent_of(data, {**settings, "nominal_steps": 2} if settings else settings, seed)
+
+    monkeypatch.setattr(dr_sac_world, "agent_of", small)
+    study = registry.load("dr-sac").build(world="pendulum", steps=3, starts=2, transitions=400)
+    whole = Recorder(tmp_path / "whole", study=study, arm=arm, prepared=prepared)
+    study.run(whole)
+    with pytest.raises(Stopped):
+        study.run(Recorder(tmp_path / "cut", study=study, arm=arm, prepared=prepared, stop=2))
+    again = Recorder(tmp_path / "cut", study=study, arm=arm, prepared=prepared)
+    study.run(again)
+    assert again.measured == whole.measured and again.spent == whole.spent == {"optimizer_steps": 3}
+    one, other = (load_state(tmp_path / name / "state")["state"]["networks"]["actor"] for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    wanted = {"nominal_return", "shifted_return"} | (set() if arm == "sac" else {"spread", "few"})
+    assert {key.partition(" ")[0] for key in whole.measured} == wanted
