@@ -88,7 +88,8 @@ class AlphaOne(ThinkingControl):
     ) -> None:
         super().__init__(tokenizer, **common)
         _check_schedule(moment, p, gamma, tau)
-        self.moment, self.kind, self.force_end = moment, kind, force_end
+        self.kind: ScheduleKind = kind
+        self.moment, self.force_end = moment, force_end
         self._shape = {"p": p, "gamma": gamma, "tau": tau}
 
     def decide(self, state: ThinkingState) -> Decision:

@@ -292,7 +292,8 @@ class Steering(Request):
                 )
         if self.schema is None:
             return language_model, encoded, None
-        width = language_model.model.get_output_embeddings().weight.shape[0]
+        head: Any = language_model.model.get_output_embeddings()
+        width = head.weight.shape[0]
         return language_model, encoded, AnswerGrammar(tokenizer, self.schema, vocabulary=width, ends=ends)
 
     def _moment(self, language_model: LanguageModel, rows: Rows) -> tuple[Bounded, float, float]:
