@@ -66,6 +66,9 @@ def test_a_teacher_is_written_beside_its_adapter(place, made):
     assert (folder / "adapter_model.safetensors").is_file() and (folder / "report.html").is_file()
     assert set(made.tested.cards) == {MLE, TEMPERATURE, TEACHER}
     assert made.tested.fitted_on == 20 and made.tested.cards[MLE].n == 60
+    seen = {row["prompt"] for row in rows()}
+    count = sum(row["prompt"] in seen for row in rows(80, 1))
+    assert made.notes == (f"{count} of the 80 prompts to test on are among the inputs: leave them out.",)
 
 
 def test_a_student_is_an_ordinary_adapter(place, student):

@@ -1,6 +1,7 @@
 """What a person sees of a Bayesian teacher and of its student."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from equipoise.core import page as parts
@@ -115,7 +116,7 @@ def _tested(tested: "Tested | None") -> list[parts.Part]:
     return [parts.Section("Calibration", (table, gains, _reliability(tested.cards)))]
 
 
-def _reliability(cards: "dict[str, Calibration]") -> parts.Figure:
+def _reliability(cards: "Mapping[str, Calibration]") -> parts.Figure:
     series = {
         name: [(each.confidence, each.accuracy) for each in card.bins if each.count] for name, card in cards.items()
     }

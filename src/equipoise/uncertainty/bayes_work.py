@@ -194,7 +194,8 @@ class _Bayes(Request):
         return _Opened(adapters.attach_saved(base, self.adapter), digest, inputs, tested)
 
     def base(self, stated: Mapping[str, Any]) -> LanguageModel:
-        name, revision = stated.get("base_model_name_or_path"), stated.get("revision")
+        name: Any = stated.get("base_model_name_or_path")
+        revision = stated.get("revision")
         if isinstance(self.model, LanguageModel):
             if self.model.origin is not None:
                 check_base(self.adapter, name, self.model.origin.name)
@@ -205,6 +206,18 @@ class _Bayes(Request):
 
     def check(self, digest: str, base: LanguageModel) -> None:
         """What else must hold of the base."""
+
+    def overlap(self) -> list[str]:
+        """A note where prompts to test on are among the inputs, which makes every report of them too good."""
+        if self.test is None:
+            return []
+        seen = set(map(str, self.labelled.prompts))
+        count = sum(str(each) in seen for each in self.test.prompts)
+        if not count:
+            return []
+        return [
+            f"{count:,} of the {len(self.test.problems):,} prompts to test on are among the inputs: leave them out."
+        ]
 
     def test_on(
         self, found: _Opened, logits: Tensor, predictions: Mapping[str, Tensor], passes: Mapping[str, int], seed: int
@@ -260,8 +273,9 @@ class Bayesianizing(_Bayes):
                 raise BadInput(
                     f"The adapter {member} is of the base {other['base_model_name_or_path']}, unlike {adapter}."
                 )
-            if (other["r"], other["lora_alpha"]) != (stated["r"], stated["lora_alpha"]):
-                raise BadInput(f"The adapter {member} has another rank or alpha than {adapter}: train them alike.")
+            for name in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
+                if (other.get(name) or None) != (stated.get(name) or None):
+                    raise BadInput(f"The adapter {member} has another {name} than {adapter}: train them alike.")
         if not settings.sigma_low < settings.sigma_high:
             raise BadInput(f"sigma_low {settings.sigma_low:g} must be below sigma_high {settings.sigma_high:g}.")
         found = named_classes(inputs, limit=limit, fields=fields) if classes is None else classes
@@ -377,7 +391,7 @@ class Bayesianizing(_Bayes):
             edge=search.edge if search else "",
             precision=getattr(teacher, "precision", float("nan")),
             tested=tested,
-            notes=tuple(notes),
+            notes=(*self.overlap(), *notes),
         )
 
     def scratch(self) -> tuple[str, ...]:
@@ -461,7 +475,9 @@ class Distilling(_Bayes):
         try:
             about = json.loads(read_regular(teacher / ABOUT))
             found = tuple(map(str, about["classes"]))
-            about["base"], about["template"]
+            for name in ("base", "template"):
+                if name not in about:
+                    raise KeyError(name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{teacher / ABOUT} cannot be read ({error}): make the teacher again.") from error
         labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=label_weight > 0)
@@ -581,7 +597,7 @@ class Distilling(_Bayes):
             moved=fitted.moved,
             gap=gap,
             tested=tested,
-            notes=(*rows.damaged, *notes),
+            notes=(*self.overlap(), *rows.damaged, *notes),
             student=student,
         )
 

@@ -127,7 +127,7 @@ def lower_states(language_model: LanguageModel, prompts: Prompts, upper: int) ->
 def upper_model(language_model: LanguageModel, upper: int, class_ids: Sequence[int]) -> LanguageModel:
     """The same model, in place, with its last blocks alone and the class rows of its output matrix."""
     model: Any = language_model.model
-    kept = list(blocks(model))[-upper:]
+    kept: list[Any] = list(blocks(model))[-upper:]
     for number, block in enumerate(kept):
         block.self_attn.layer_idx = number
     model.base_model.layers = nn.ModuleList(kept)

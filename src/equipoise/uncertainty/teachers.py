@@ -99,7 +99,7 @@ def _digest(state: Any, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(state).encode())
     for key in sorted(tensors):
         digest.update(f"\0{key} {tensors[key].dtype} {list(tensors[key].shape)}\0".encode())
-        digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
