@@ -33,6 +33,7 @@ from equipoise.decoding.thinking import Common, Intervention, Tags, ThinkingCont
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
+from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 
@@ -231,6 +232,7 @@ class Steering(Request):
     def work(self, folder: Path | None) -> ThinkRun:
         language_model, _, grammar = self._opened()
         rows = Rows(None if folder is None else folder / WRITTEN)
+        keep_to(rows, language_model)
         wanted, tokenizer = self.wanted, language_model.tokenizer
         mean, moment, expected = self._moment(language_model, rows)
         control = wanted.opened(tokenizer, moment, expected, grammar)
@@ -324,7 +326,7 @@ class Steering(Request):
         seed: Sequence[int],
     ) -> list[Thought]:
         """A thought about each problem: those that are stored, and what is missing."""
-        known = {row["id"]: _thought(row["thought"]) for row in rows if row["part"] == part}
+        known = {row["id"]: _thought(row["thought"]) for row in rows if row.get("part") == part}
         missing = [problem for problem in problems if problem.id not in known]
         for first in range(0, len(missing), self.batch_size):
             some = missing[first : first + self.batch_size]

@@ -19,6 +19,7 @@ from equipoise.core.rows import Rows
 from equipoise.core.scores import risk_coverage
 from equipoise.core.shares import Bounded
 from equipoise.language.confidence import p_true
+from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.uncertainty.answers import Answers, VerifierKind, asked, read_answers
@@ -99,6 +100,7 @@ class Scoring(Request):
     def work(self, folder: Path | None) -> TokenScores:
         unsure, rows, left_out = self._opened()
         stored = Rows(None if folder is None else folder / STORED)
+        keep_to(stored, unsure.language_model)
         chosen = self._sigma(unsure, rows, stored)
         values = self._scored(unsure.at(chosen["sigma"]), rows, stored)
         if folder is not None:
