@@ -148,6 +148,7 @@ def test_scores_are_the_formula_and_the_router_gives_the_same():
     assert math.isnan(ProbeSoftmax(epochs=1).fit(z, y).g_)
 
 
+@pytest.mark.slow
 def test_layers_together_find_what_the_last_does_not_show():
     z, y = world(400)
     fresh, truth = world(1000, seed=1)

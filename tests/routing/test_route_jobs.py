@@ -11,12 +11,21 @@ from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states
+from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
 
 pytest.importorskip("sklearn")
 TURNS = [{"role": "user", "content": "Oslo"}, {"role": "assistant", "content": "one"}]
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Of every bootstrap: what is asked of intervals here is that they are there."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fitting, scoring):
+            patch.setattr(module, "DRAWS", 40)
+        yield
 
 
 @pytest.fixture(scope="module")

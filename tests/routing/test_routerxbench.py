@@ -95,6 +95,7 @@ def test_a_unit_changes_no_set_of_rates(unit):
     assert scaled == pytest.approx(plain * unit, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_a_mean_where_the_measure_is_one():
     """Of equal scores LPM is the mean of weak + 0.15 gain, so its interval is known in closed form."""
     generator = np.random.default_rng(4)

@@ -51,6 +51,7 @@ def planted(n=160, layers=4, width=8, seed=0, domains=MAIN[:2]):
     )
 
 
+@pytest.mark.slow
 def test_questions_are_the_same_for_everybody_and_their_gold_is_right():
     clues = {
         word: each

@@ -64,6 +64,7 @@ def drawn(generator, n):
     return score, (generator.random(n) < score).astype(float), (generator.random(n) < 0.9).astype(float)
 
 
+@pytest.mark.slow
 def test_a_quality_is_reached_as_often_as_stated():
     generator = np.random.default_rng(1)
     reached, rates = [], []
