@@ -16,8 +16,8 @@ the agent. Without `robust` it is SAC to the bit.
 
 Differs from the released code: V' reads the samples once a step, not six times; g is a softplus in units of a Gaussian's
 optimum, the mean standard deviation of the batch's values over sqrt(2 delta), so that the unit of the rewards does not
-matter; a pair whose worst mean rests on fewer than five samples is counted; the exact dual is solved for a whole batch,
-and is the default.
+matter; a pair whose worst mean rests on fewer than five samples is counted; the exact dual is solved for a whole
+batch at once.
 """
 
 import math
@@ -198,7 +198,8 @@ class DRSAC(SAC):
             self._dual_optimizer.zero_grad()
             g.backward(-slope / len(slope))
             self._dual_optimizer.step()
-        g = unit * _positive(self.g(pairs).squeeze(-1))
+        with torch.no_grad():
+            g = unit * _positive(self.g(pairs).squeeze(-1))
         return dual_value(values, given.delta, g), g
 
     def _count(self, values: Tensor, beta: Tensor) -> None:

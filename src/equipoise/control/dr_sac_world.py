@@ -125,7 +125,7 @@ def agent_of(data: Transitions, settings: Mapping[str, Any], seed: int) -> SAC:
         return SAC(data, **small)
     given = dict(settings)
     simulator = simulate if given.pop("oracle", False) else None
-    return DRSAC(data, simulator=simulator, **small | {"samples": 32, "nominal_steps": 2000} | given)
+    return DRSAC(data, simulator=simulator, **small | {"dual": "exact", "samples": 32, "nominal_steps": 2000} | given)
 
 
 def returns(
