@@ -1188,6 +1188,9 @@ def sampling_more(folder: Path) -> Sequence[Settings]:
         {"sequences": 0},
         {"values": 500},
         {"slots": "set", "draws": 0},
+        {"model": None},
+        {"served": "mockllm/model"},
+        {"model": None, "served": "mockllm/model", "slots": "set"},
         {"chat_template": "none"},
         {"device": "cuda:99"},
     )

@@ -118,3 +118,84 @@ def test_what_is_advised_follows_from_what_was_found():
     assert made(independent=Bounded(0.1, 0.09, 0.12)).main.chance == "too good for independent draws"
     found = made(slots=100, asked=480, parsed=0.5, unread=3).warnings()
     assert len(found) == 4 and "480" in found[0] and "50%" in found[1] and "3 values" in found[2] and "100" in found[3]
+
+
+class Server:
+    """Answers lists of its symbols; at each token tells the same likeliest ones, of which some may be left out."""
+
+    def __init__(self, leave_out=()):
+        self.leave_out, self.asked, self.rng = leave_out, [], np.random.default_rng(0)
+
+    def __call__(self, messages, tools, choice, config):
+        from inspect_ai.model import Logprob, Logprobs, ModelOutput, ModelUsage, TopLogprob
+
+        self.asked.append((config.logprobs, config.top_logprobs, config.temperature))
+        several = 20 if "20 values" in messages[-1].text else 1
+        drawn = [EXTREME.symbols[i] for i in self.rng.choice(4, p=EXTREME.target, size=several)]
+        pieces = [piece for each in drawn for piece in (each, ", ")][:-1]
+        likeliest = [
+            TopLogprob(token=symbol, logprob=math.log(0.96 * q))
+            for symbol, q in zip(EXTREME.symbols, EXTREME.target, strict=True)
+            if symbol not in self.leave_out
+        ]
+        told = {symbol: math.log(0.96 * q) for symbol, q in zip(EXTREME.symbols, EXTREME.target, strict=True)}
+        if not self.leave_out:  # what is less likely than a token that is left out is left out, too
+            likeliest.append(TopLogprob(token="x", logprob=math.log(0.04)))
+        output = ModelOutput.from_content("mockllm", "".join(pieces))
+        output.usage = ModelUsage(input_tokens=9, output_tokens=len(pieces))
+        output.choices[0].logprobs = Logprobs(
+            content=[
+                Logprob(token=piece, logprob=told.get(piece, -5.0), top_logprobs=likeliest if piece != ", " else [])
+                for piece in pieces
+            ]
+        )
+        return output
+
+
+def ask_server(server, **how):
+    target = {"symbols": EXTREME.symbols, "target": EXTREME.target, "templates": ["{count} values of {target}"]}
+    return audit_sampling(
+        served="mockllm/model", served_args={"custom_outputs": server}, target=target, values=20, sequences=20, **how
+    )
+
+
+def test_a_server_that_tells_all_symbols_gives_numbers():
+    pytest.importorskip("inspect_ai")
+    server = Server()
+    result = ask_server(server, draws=2)
+    assert set(server.asked) == {(True, 20, 1.0)} and len(server.asked) == 20 + 3 * 2
+    assert result.main.kind == "E" and result.main.slots == 400 and result.main.parsed == 1
+    assert result.measure("a_token").value == pytest.approx(0, abs=1e-6) and result.measure("a_token").upper < 1e-6
+    assert result.measure("leak").value == pytest.approx(0.04) and result.main.chance == "as good as independent draws"
+    assert "can be used" in result.headline() and result.whole[SINGLE].slots == 6
+
+
+def test_a_server_that_leaves_one_out_gives_bounds():
+    pytest.importorskip("inspect_ai")
+    result = ask_server(Server(leave_out=("4",)), draws=0)
+    a_token = result.measure("a_token")
+    assert math.isnan(a_token.value) and a_token.lower < 1e-6 < 0.02 < a_token.upper < 0.3
+    assert "between" in result.headline() and list(result.whole) == [BATCH]
+
+
+def test_told_tokens_survive_the_record(tmp_path):
+    pytest.importorskip("inspect_ai")
+    from equipoise.chat.account import Account
+    from equipoise.chat.calls import Call
+    from equipoise.chat.client import Chat
+    from equipoise.chat.record import Record
+    from equipoise.data.records import Message
+
+    path, asked = tmp_path / "calls.jsonl", (Message("user", "20 values"),)
+    calls = [Call(asked, "batch", likeliest=5), Call(asked, "batch")]
+    arguments = {"custom_outputs": Server()}
+    with Record(path) as record, Chat("mockllm/model", record=record, account=Account(), model_args=arguments) as chat:
+        told, plain = chat.ask(calls)
+    assert len(told.tokens) == 39 and told.tokens[0].likeliest[0] == ("1", math.log(0.96 * 0.1)) and plain.tokens == ()
+    lines = path.read_text().splitlines()
+    assert ["tokens" in json.loads(line) for line in lines[1:]].count(True) == 1
+    with (
+        Record(path, read_only=True) as record,
+        Chat("mockllm/model", record=record, account=Account(), offline=True) as chat,
+    ):
+        assert chat.ask(calls) == [told, plain]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from equipoise.core.options import check_fields
 from equipoise.data.records import Message
@@ -14,11 +14,20 @@ if TYPE_CHECKING:
 Status = Literal["answered", "cut", "invalid", "refused", "rejected", "failed"]
 
 
+class ToldToken(NamedTuple):
+    """A token of an answer with its log-probability as the provider tells it, and the likeliest ones at its place."""
+
+    text: str
+    log_prob: float
+    likeliest: tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One question to one model. phase: where in the pipeline it belongs, for the account.
 
     schema: a pydantic model that the answer must satisfy as JSON. sample: tells repeated draws of one question apart.
+    likeliest: how many of the likeliest tokens to tell with each token of the answer, 0 for no tokens.
     """
 
     messages: tuple[Message, ...]
@@ -27,6 +36,7 @@ class Call:
     max_tokens: int = 1024
     temperature: float = 0.0
     sample: int = 0
+    likeliest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +46,14 @@ class Reply:
     answered, also with nothing when that came twice; cut: ended at max_tokens (the text is what came); invalid: no valid
     JSON even after one repair; refused: the provider's filter; rejected: the provider does not take this request, such as
     a prompt beyond the context, and would not the next time; failed: no answer after all retries. The text of the last
-    three is empty, reason says what happened.
+    three is empty, reason says what happened. tokens: where they were asked for and told.
     """
 
     text: str
     status: Status
     value: Any = None
     reason: str = ""
+    tokens: tuple[ToldToken, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)

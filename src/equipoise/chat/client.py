@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from equipoise.chat.account import LOCAL, OWN, Account
-from equipoise.chat.calls import Call, Message, Reply, Status
+from equipoise.chat.calls import Call, Message, Reply, Status, ToldToken
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.chat.structured import Unfit, parse, repair, response_schema
 from equipoise.chat.templates import ROLES
@@ -170,6 +170,8 @@ class Chat:
             "temperature": float(call.temperature),
             "sample": call.sample,
         }
+        if call.likeliest:  # absent otherwise, so that records from before it was asked for still answer
+            asked["likeliest"] = call.likeliest
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def _replay(self, key: str, call: Call) -> Reply | None:
@@ -303,7 +305,9 @@ class Chat:
                 break
             empty += 1
         secrets = self._secrets(model)  # a server can echo the headers that it was sent
-        answer = replace(answer, text=redact(answer.text, secrets))
+        redacted = redact(answer.text, secrets)
+        tokens = answer.tokens if call.likeliest and redacted == answer.text else ()
+        answer = replace(answer, text=redacted)
         if call.schema is not None and answer.status in ("answered", "cut"):
             try:
                 parse(answer.text, call.schema)
@@ -322,6 +326,7 @@ class Chat:
             seconds=round(seconds, 4),
             retries=len(retried) + min(empty, 1),
             attempt=self.record.attempt,
+            tokens=tokens,
         )
 
     async def _output(self, model: Model, key: str, call: Call) -> ModelOutput:
@@ -338,6 +343,8 @@ class Chat:
                 temperature=call.temperature,
                 seed=int(key[:7], 16) if self.name.startswith(OWN) else None,  # not every server takes one
                 response_schema=response_schema(call.schema) if call.schema and schemas else None,
+                logprobs=True if call.likeliest else None,
+                top_logprobs=call.likeliest or None,
             )
             try:
                 return await model.generate(messages, config=config)
@@ -385,6 +392,7 @@ class _Answer:
     text: str = ""
     reason: str = ""
     stop: str = ""
+    tokens: tuple[ToldToken, ...] = ()
 
 
 def resolve(model: str) -> tuple[str, str]:
@@ -465,7 +473,7 @@ def _schema_text(schema: type[BaseModel]) -> str:
 def _reading(call: Call, entry: Entry) -> tuple[Reply, Call | None]:
     """The reply that a stored call gives, and the repair question where its text does not satisfy the schema."""
     if call.schema is None or entry.status in ("failed", "refused", "rejected"):
-        return Reply(entry.text, entry.status, reason=entry.reason), None
+        return Reply(entry.text, entry.status, reason=entry.reason, tokens=entry.tokens), None
     try:
         return Reply(entry.text, "answered", value=parse(entry.text, call.schema)), None
     except Unfit as problem:
@@ -498,8 +506,16 @@ def _read(output: ModelOutput) -> _Answer | None:
     if stop == "model_length" and not (output.usage and output.usage.output_tokens):
         return _Answer("rejected", reason=text or "too long for the model", stop=stop)
     if stop in ("max_tokens", "model_length"):
-        return _Answer("cut", text, stop=stop)
-    return _Answer("answered", text, stop=stop) if text.strip() else None
+        return _Answer("cut", text, stop=stop, tokens=_tokens(output))
+    return _Answer("answered", text, stop=stop, tokens=_tokens(output)) if text.strip() else None
+
+
+def _tokens(output: ModelOutput) -> tuple[ToldToken, ...]:
+    told = output.choices[0].logprobs if output.choices else None
+    return tuple(
+        ToldToken(each.token, each.logprob, tuple((other.token, other.logprob) for other in each.top_logprobs or ()))
+        for each in (told.content if told else ())
+    )
 
 
 def _usage(output: ModelOutput) -> Usage | None:

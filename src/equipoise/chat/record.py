@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, get_args
 
-from equipoise.chat.calls import Call, Status
+from equipoise.chat.calls import Call, Status, ToldToken
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import (
     FILES,
@@ -60,7 +60,8 @@ class Entry:
     """One call that came to an end. usage: None where the provider told none. seconds: the model's own, where it tells.
 
     status: "invalid" where the text does not satisfy the call's schema; whether a repair did is in the repair's own entry.
-    retries: how often the call was sent again. attempt: in which opening of the record it was asked, from 1.
+    retries: how often the call was sent again. attempt: in which opening of the record it was asked, from 1. tokens: of the
+    answer, where the call asks for them.
     """
 
     key: str
@@ -74,6 +75,7 @@ class Entry:
     seconds: float = 0.0
     retries: int = 0
     attempt: int = 1
+    tokens: tuple[ToldToken, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -149,13 +151,18 @@ class Record:
                 "schema": call.schema.__name__ if call.schema else None,
             },
         }
+        row = asdict(entry) | asked
+        if call.likeliest:
+            row["settings"]["likeliest"] = call.likeliest
+        else:
+            del row["tokens"]
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             if not size:
                 append_synced(self.path, seal(HEADER), files=self._files)
                 self._files.sync_folder(self.path.parent)
                 size = self.path.stat().st_size
-            append_synced(self.path, seal(asdict(entry) | asked), files=self._files)
+            append_synced(self.path, seal(row), files=self._files)
         except OSError as error:
             with contextlib.suppress(OSError):  # half a line would stand in front of the next one
                 self._files.truncate(self.path, size)
@@ -271,7 +278,8 @@ def _entry(row: dict[str, Any]) -> Entry:
     usage = None if row["usage"] is None else Usage(**row["usage"])
     if row["status"] not in get_args(Status):
         raise ValueError("a status that is none")
-    entry = Entry(*_values({**row, "usage": usage}))
+    tokens = tuple(ToldToken(text, p, tuple(map(tuple, rest))) for text, p, rest in row.get("tokens", ()))
+    entry = Entry(*_values({**row, "usage": usage, "tokens": tokens}))
     texts = (entry.key, entry.model, entry.phase, entry.text, entry.stop, entry.reason)
     counts = [entry.retries, entry.attempt, *(asdict(usage).values() if usage else ())]
     if not all(isinstance(text, str) for text in texts):

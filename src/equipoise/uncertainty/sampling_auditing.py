@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.core.errors import BadInput
+from equipoise.chat.calls import Call, Reply
+from equipoise.chat.client import answers
+from equipoise.chat.roles import Players, Role, Roles
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
 from equipoise.core.job import Request
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
+from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.uncertainty import sampling_fidelity as fidelity
+from equipoise.uncertainty.sampling_bounds import SlotBounds, bounded_measures, slot_bounds
 from equipoise.uncertainty.sampling_result import BATCH, SINGLE, SamplingAudit, SamplingCondition, SamplingPlan
-from equipoise.uncertainty.sampling_slots import Slots, SymbolPaths, sample, token_limit
+from equipoise.uncertainty.sampling_slots import Slots, SymbolPaths, Values, sample, token_limit
 from equipoise.uncertainty.sampling_task import SamplingTask
 
 if TYPE_CHECKING:
@@ -41,12 +47,24 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Observed:
-    """A sequence as it is kept. probabilities: [T, k], among all tokens; draws: [T]; unread, text: as of `ValueSequence`."""
+    """A sequence as it is kept. probabilities: [T, k], among all tokens; draws: [T]; unread, text: as of `ValueSequence`.
+
+    told: what a server tells of each slot, in place of probabilities, which are then empty.
+    """
 
     probabilities: Array
     draws: NDArray[np.intp]
     unread: int
     text: str
+    told: tuple[SlotBounds, ...] | None = None
+
+    def ends(self, target: Array) -> tuple[fidelity.Fidelity, fidelity.Fidelity]:
+        """The least and the most that each measure can be."""
+        if self.told is None:
+            found = fidelity.measures(self.probabilities, target, self.draws)
+            return found, found
+        lower, upper, leak = (np.array([each[part] for each in self.told]) for part in range(3))
+        return bounded_measures(lower, upper, leak, target, self.draws)
 
     @classmethod
     def of(cls, row: Mapping[str, Any], symbols: int) -> Observed:
@@ -72,7 +90,9 @@ class Way:
 class Auditing(Request):
     """A request to audit a sampler, read and found right."""
 
-    model: str | Path | LanguageModel
+    model: str | Path | LanguageModel | None
+    roles: Roles
+    likeliest: int
     task: SamplingTask
     values: int
     sequences: int
@@ -92,6 +112,8 @@ class Auditing(Request):
         model: Any,
         target: Any,
         *,
+        server: SimpleNamespace,
+        likeliest: int,
         values: int,
         sequences: int,
         draws: int,
@@ -106,9 +128,15 @@ class Auditing(Request):
         task = SamplingTask.read(target)
         if not sequences and not draws:
             raise BadInput("there is nothing to write: give sequences (lists), draws (single values), or both above 0.")
+        if (model is None) == (server.served is None):
+            raise BadInput("a sampler runs here or is a server's: give model, or served, and not both.")
+        if server.served is not None and (slots == "set" or not task.separator):
+            raise BadInput("a server writes freely and separates its values: give slots read, and a separator.")
         given = isinstance(target, str | Path)
         return cls(
             model=model,
+            roles=Roles.read(server, Role("served", optional=True)),
+            likeliest=likeliest,
             task=task,
             values=values,
             sequences=sequences,
@@ -124,23 +152,34 @@ class Auditing(Request):
         )
 
     def plan(self) -> SamplingPlan:
-        language_model, paths = self._opened()
         ways = list(self._ways())
+        if self.model is not None:
+            language_model, paths = self._opened()
+            source, calls = language_model.source, 0
+            rooms = [token_limit(paths[way.task], way.task, way.values, self.slots) for way in ways]
+        else:
+            with self.roles.open(None) as players:
+                source, calls, paths = players.chat("served").name, sum(way.sequences for way in ways), {}
+            rooms = [_room(way) for way in ways]
         return SamplingPlan(
-            source=language_model.source,
+            source=source,
             target=dict(zip(self.task.symbols, self.task.target, strict=True)),
             requests=tuple(way.request for way in ways),
             conditions=len(ways),
             sequences=sum(way.sequences for way in ways),
-            tokens=sum(way.sequences * token_limit(paths[way.task], way.task, way.values, self.slots) for way in ways),
-            calls=0,
+            tokens=sum(way.sequences * room for way, room in zip(ways, rooms, strict=True)),
+            calls=calls,
             paths={symbol: _told(path) for task, path in paths.items() for symbol, path in _spelled(task, path)},
         )
 
     def work(self, folder: Path | None) -> SamplingAudit:
-        language_model, _ = self._opened()
-        rows = Rows(None if folder is None else folder / SEQUENCES)
-        observed = self._observed(language_model, rows)
+        rows = Rows(None if folder is None or self.model is None else folder / SEQUENCES)
+        if self.model is not None:
+            language_model, _ = self._opened()
+            source, observed = language_model.source, self._observed(language_model, rows)
+        else:
+            with self.roles.open(folder) as players:
+                source, observed = players.chat("served").name, self._served(players)
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
         conditions = []
         for way, sequences in observed:
@@ -154,7 +193,7 @@ class Auditing(Request):
                 way = Way(0, protocol, 0, self.task, "", first.values, len(together))
                 whole[protocol] = summarise(together, way, generator)
         return SamplingAudit(
-            source=language_model.source,
+            source=source,
             name=self.name,
             target=self.task.target,
             symbols=self.task.symbols,
@@ -164,6 +203,30 @@ class Auditing(Request):
             conditions=tuple(conditions),
             notes=tuple(rows.damaged),
         )
+
+    def _served(self, players: Players) -> list[tuple[Way, list[Observed]]]:
+        """The same from a server, each sequence one call."""
+        asked = [(way, number) for way in self._ways() for number in range(way.sequences)]
+        calls = [
+            Call(
+                (Message("user", way.request),),
+                way.protocol,
+                max_tokens=_room(way),
+                temperature=self.temperature,
+                sample=self.seed * 1_000_000 + number,
+                likeliest=self.likeliest,
+            )
+            for way, number in asked
+        ]
+        replies = answers(players.chat("served"), calls, "Sampling")
+        if not any(reply.tokens for reply in replies):
+            raise WorkFailed(
+                f"{players.chat('served').name} told no log-probabilities of tokens: this audit needs them."
+            )
+        found: dict[int, tuple[Way, list[Observed]]] = {way.number: (way, []) for way in self._ways()}
+        for (way, _), reply in zip(asked, replies, strict=True):
+            found[way.number][1].append(told_sequence(way, reply))
+        return list(found.values())
 
     def _ways(self) -> Iterator[Way]:
         number = 0
@@ -179,6 +242,7 @@ class Auditing(Request):
 
     def _opened(self) -> tuple[LanguageModel, dict[SamplingTask, SymbolPaths]]:
         """The model, and the symbols' tokens; what leaves no room, or cannot be told apart, is refused here."""
+        assert self.model is not None
         language_model = self.model if isinstance(self.model, LanguageModel) else load(self.model, **self.loading)
         paths = {task: SymbolPaths(language_model, task) for task in self.task.named()}
         for way in self._ways():
@@ -236,17 +300,47 @@ class Auditing(Request):
         ]
 
 
+def _room(way: Way) -> int:
+    """Tokens that a server may write: its tokenizer is not known here, hence the length in characters."""
+    return way.values * (max(map(len, way.task.symbols)) + 3) + 32
+
+
+def told_sequence(way: Way, reply: Reply) -> Observed:
+    """What a server's answer tells of its slots."""
+    values = Values(way.task)
+    for place, token in enumerate(reply.tokens):
+        values.add(place, token.text)
+    values.end()
+    done = values.done[: way.values]
+    draws, told = list[int](), list[SlotBounds]()
+    for place, text in done:
+        if place is not None:
+            token = reply.tokens[place]
+            draws.append(values.symbol(text))
+            told.append(slot_bounds({token.text: token.log_prob, **dict(token.likeliest)}, way.task.symbols))
+    empty = np.zeros((0, len(way.task.symbols)))
+    return Observed(empty, np.array(draws, dtype=np.intp), len(done) - len(draws), reply.text, tuple(told))
+
+
 def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Generator) -> SamplingCondition:
     """All that is said of the sequences of one way of asking, with intervals from resampled sequences."""
     target = np.array(way.task.target)
     k = len(target)
     slots = [each.probabilities for each in sequences]
-    found = [fidelity.measures(each.probabilities, target, each.draws) for each in sequences]
+    found = [each.ends(target) for each in sequences]
     weights = _resampled(len(sequences), generator)
-    values = np.array([astuple(each) for each in found])
-    ends = zip(*(column.tolist() for column in _means(values, weights)), strict=True)
-    measures = {name: Bounded(*each) for name, each in zip(fidelity.MEASURES, ends, strict=True)}
-    mean = fidelity.averaged(found)
+    served = any(each.told is not None for each in sequences)
+    (low, lower, _), (high, _, upper) = (
+        [column.tolist() for column in _means(np.array([astuple(each[end]) for each in found]), weights)]
+        for end in (0, 1)
+    )
+    measures = {
+        name: Bounded(low[place] if high[place] - low[place] < 1e-6 else math.nan, lower[place], upper[place])
+        for place, name in enumerate(fidelity.MEASURES)
+    }
+    least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
+    best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
+    kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
     every = np.concatenate(slots) if slots else np.zeros((0, k))
     drawn = np.concatenate([each.draws for each in sequences]) if sequences else np.zeros(0, int)
     counts = np.bincount(drawn[drawn >= 0], minlength=k)
@@ -275,16 +369,16 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
         symbols=way.task.symbols,
         sequences=len(sequences),
         asked=way.values * len(sequences),
-        slots=len(every),
+        slots=sum(len(each.draws) for each in sequences),
         parsed=float((drawn >= 0).mean()) if len(drawn) else math.nan,
         unread=sum(each.unread for each in sequences),
         measures=measures,
-        kind=fidelity.kind(mean),
+        kind=kind,
         independent=Bounded(*fidelity.independent_floor(target, lengths, generator)),
         own=Bounded(*fidelity.own_floor([every] if pooled else slots, target, generator, repeats=200)),
         temperature=temperature,
         warm=warm,
-        slope=_slope(sequences, target, weights) if way.protocol == BATCH else Bounded(math.nan, math.nan, math.nan),
+        slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, weights),
         autocorrelation=order.autocorrelation,
         runs=order.z,
         runs_p=order.p,

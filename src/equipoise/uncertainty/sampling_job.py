@@ -3,10 +3,12 @@
 import datetime
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from equipoise.chat.options import CallBudget, Connections, ModelArguments, ModelPrices, Replay
 from equipoise.core.job import Request, job
 from equipoise.core.options import Setting
 from equipoise.uncertainty.sampling_result import SamplingAudit
@@ -24,13 +26,14 @@ else:  # what a command line can give
 Several = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Likeliest = Annotated[int, Field(ge=2, le=20)]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Slots = Literal["read", "set"]
 
 
 @job("audit sampling", SamplingAudit)
 def audit_sampling(
-    model: Annotated[ModelLike, Setting(alias=("--model-name-or-path", "-m"), objects=True)],
+    model: Annotated[ModelLike | None, Setting(alias=("--model-name-or-path", "-m"), objects=True)] = None,
     *,
     target: Annotated[TargetLike, Setting(objects=True)],
     values: Several = 50,
@@ -39,6 +42,14 @@ def audit_sampling(
     temperature: Temperature = 1.0,
     slots: Slots = "read",
     seed: Whole = 0,
+    served: str | None = None,
+    served_url: str | None = None,
+    served_args: ModelArguments = None,
+    likeliest: Likeliest = 20,
+    budget: CallBudget = None,
+    prices: ModelPrices = None,
+    max_connections: Connections = None,
+    replay: Replay = None,
     batch_size: Annotated[Count, Setting(stored=False)] = 8,
     device: Annotated[str, Setting(stored=False)] = "auto",
     dtype: str = "auto",
@@ -58,7 +69,7 @@ def audit_sampling(
     Parameters
     ----------
     model
-        The sampler: folder, GGUF file, hub id or "smollm2"; in Python also a LanguageModel.
+        The sampler, where it runs here: folder, GGUF file, hub id or "smollm2"; in Python also a LanguageModel.
     target
         A JSON file {"symbols": ["1", "2"], "target": [0.3, 0.7]}; may also hold templates and single_templates (requests for
         a list and for one value, with {target}, {symbols} and {count} in them), separator, and renamings, lists of other
@@ -76,6 +87,23 @@ def audit_sampling(
         are put in, for models that do not keep to a list.
     seed
         Of the draws and of the intervals.
+    served
+        In place of model: a model as Inspect AI names it (openai/gpt-4o, or openai-api/local/NAME with served_url), whose
+        server tells the likeliest tokens; measures are then bounds where it leaves something open.
+    served_url
+        The address of a server that speaks OpenAI's protocol.
+    served_args
+        Arguments of its client, as Inspect AI takes them.
+    likeliest
+        How many of the likeliest tokens the server tells.
+    budget
+        Of calls: calls=500,tokens=2e6,usd=4,minutes=30.
+    prices
+        Dollars per million tokens read and written, NAME=2.5:10.
+    max_connections
+        Calls at once.
+    replay
+        A record of calls that alone answers, offline.
     batch_size
         Sequences that are written at once.
     device
@@ -94,6 +122,11 @@ def audit_sampling(
     return Auditing.read(
         model,
         target,
+        server=SimpleNamespace(
+            served=served, served_url=served_url, served_args=served_args, budget=budget, prices=prices,
+            max_connections=max_connections, replay=replay,
+        ),
+        likeliest=likeliest,
         values=values,
         sequences=sequences,
         draws=draws,
@@ -108,4 +141,4 @@ def audit_sampling(
             "date": date,
             "trust_remote_code": trust_remote_code,
         },
-    )
+    )  # fmt: skip
