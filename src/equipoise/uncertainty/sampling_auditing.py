@@ -28,6 +28,7 @@ from equipoise.core.shares import Bounded
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
+from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.uncertainty import sampling_fidelity as fidelity
@@ -252,7 +253,8 @@ class Auditing(Request):
         return language_model, paths
 
     def _observed(self, language_model: LanguageModel, rows: Rows) -> list[tuple[Way, list[Observed]]]:
-        known = {(row["way"], row["first"]): row for row in rows}
+        keep_to(rows, language_model)
+        known = {(row["way"], row["first"]): row for row in rows if "way" in row}
         ways = list(self._ways())
         found: list[tuple[Way, list[Observed]]] = []
         with progress("Sampling", total=sum(way.sequences for way in ways), unit="sequences") as bar:

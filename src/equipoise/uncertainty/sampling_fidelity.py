@@ -280,7 +280,7 @@ def position_effect(sequences: Sequence[ArrayLike]) -> float:
 
     sequences: of [T, k]; the slots that all of them have are compared. It holds chance of about dispersion / sequences.
     """
-    slots = min(map(len, sequences), default=0)
+    slots = min((len(np.asarray(sequence)) for sequence in sequences), default=0)
     if not slots:
         return math.nan
     raw = np.stack([np.asarray(sequence, dtype=float)[:slots] for sequence in sequences])

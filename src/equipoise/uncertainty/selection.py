@@ -74,10 +74,11 @@ def select(
     if vote == "weighted":
         finite = np.where(np.isneginf(sure[kept]), -np.inf, sure[kept] - sure[kept][0])
         weights = np.exp(finite) / np.exp(finite).sum()
+    texts: list[str] = list(answers)
     votes: dict[str, float] = {}
     first: dict[str, int] = {}
     for place, weight in zip(kept.tolist(), weights.tolist(), strict=True):
-        text = (read or canonical)(answers[place]) or f"(answer {place})"
+        text = (read or canonical)(texts[place]) or f"(answer {place})"
         votes[text] = votes.get(text, 0.0) + weight
         first.setdefault(text, place)
     most = max(votes.values())
