@@ -344,8 +344,8 @@ class DPTreatmentRule:
     ) -> None:
         self.epsilon = epsilon
         self.bounds = bounds
-        self.weights = weights
-        self.perturbation = perturbation
+        self.weights: Weighting = weights
+        self.perturbation: Perturbation = perturbation
         self.delta = delta
         self.ridge = ridge
         self.kappa = kappa

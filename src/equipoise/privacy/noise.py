@@ -74,10 +74,11 @@ def concentrated(epsilon: float, delta: float) -> float:
             alpha = 1 + excess
             return excess * (alpha * rho - epsilon) - log_excess + alpha * math.log1p(-1 / alpha)
 
-        return float(minimize_scalar(at, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-10}).fun)
+        found: Any = minimize_scalar(at, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-10})
+        return float(found.fun)
 
     least, most = 1e-12 * min(1.0, epsilon), epsilon
-    found = brentq(lambda log_rho: log_delta(math.exp(log_rho)) - math.log(delta), math.log(least), math.log(most))
+    found: Any = brentq(lambda log_rho: log_delta(math.exp(log_rho)) - math.log(delta), math.log(least), math.log(most))
     return math.exp(float(found)) * (1 - 1e-9)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +185,7 @@ def minimize(evaluate: Evaluate, d: int, tolerance: float, radius: float = math.
         return _newton(more, np.zeros(d), tolerance / 10)
 
     most = float(np.linalg.norm(evaluate(np.zeros(d))[0])) / radius  # the point at which it is certainly inside
-    multiplier = brentq(lambda value: float(np.linalg.norm(held(value))) - radius, 0.0, most, xtol=1e-14, rtol=1e-15)
+    multiplier: Any = brentq(lambda value: float(np.linalg.norm(held(value))) - radius, 0.0, most, xtol=1e-14)
     point = held(float(multiplier))
     point *= radius / np.linalg.norm(point)
     gradient = evaluate(point)[0]
