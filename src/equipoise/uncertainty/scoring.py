@@ -22,7 +22,7 @@ from equipoise.language.confidence import p_true
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
-from equipoise.uncertainty.answers import Answers, VerifierKind, asked, read_answers
+from equipoise.uncertainty.answers import Answers, asked, read_answers
 from equipoise.uncertainty.clean_history import check_family
 from equipoise.uncertainty.measured_answers import accept, detection, share_right
 from equipoise.uncertainty.perturbed import Perturbed, perturb
@@ -66,7 +66,7 @@ class Scoring(Request):
         *,
         limit: int | None,
         fields: Mapping[str, str] | None,
-        verifier: VerifierKind | None,
+        verifier: Any,
         loading: dict[str, Any],
         **settings: Any,
     ) -> Scoring:

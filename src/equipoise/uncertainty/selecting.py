@@ -14,6 +14,7 @@ import numpy as np
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import sha256_file, write_atomic
 from equipoise.core.job import Request
+from equipoise.core.options import check_fields
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import kind_of, read_rows
@@ -45,8 +46,11 @@ class Selecting(Request):
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
-    def read(cls, scores: Any, *, by: str, keep: float, vote: Vote) -> Selecting:
+    def read(cls, scores: Any, *, by: str, keep: float, vote: Any) -> Selecting:
         """Raises BadInput for rows that hold no such score."""
         if isinstance(scores, str | Path):
             rows = [(place, row) for place, _, row in read_rows(Path(scores))]

@@ -105,6 +105,7 @@ class Particles:
     surest: int
 
 
+@closed
 def particle_filter(
     language_model: LanguageModel | Perturbed,
     prompt: Prompt,
