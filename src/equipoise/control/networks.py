@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Actor(nn.Module):
     def __init__(self, observations: int, actions: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.body = perceptron(observations, hidden, 2 * actions)
-        head = self.body[-1]
+        head: Any = self.body[-1]
         nn.init.uniform_(head.weight, -1e-3, 1e-3)
         nn.init.uniform_(head.bias, -1e-3, 1e-3)
 

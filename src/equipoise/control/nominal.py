@@ -32,6 +32,11 @@ ROWS = 4096  # transitions of which the spread is measured
 class Nominal(nn.Module):
     """Samples of what follows. Subclasses give `loss` and `draw` in changes that `fit_units` standardises."""
 
+    state_mean: Tensor
+    state_std: Tensor
+    change_mean: Tensor
+    change_std: Tensor
+
     def __init__(self, observations: int, actions: int) -> None:
         super().__init__()
         for name, width in (("state", observations), ("change", observations)):
@@ -110,7 +115,7 @@ class VariationalAutoencoder(Nominal):
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         z = torch.randn((len(inputs), count, self.latent), generator=generator)
-        first = self.decoder[0]
+        first: Any = self.decoder[0]
         known = inputs.shape[-1]
         # The part of the first layer that all samples of a pair share is computed once.
         shared = torch.nn.functional.linear(inputs, first.weight[:, :known], first.bias)
@@ -145,7 +150,7 @@ class Ensemble(Nominal):
 
     def __init__(self, observations: int, actions: int, hidden: Sequence[int], **_: Any) -> None:
         super().__init__(observations, actions)
-        self.members = nn.ModuleList(GaussianHead(observations, actions, hidden) for _ in range(MEMBERS))
+        self.members: Any = nn.ModuleList(GaussianHead(observations, actions, hidden) for _ in range(MEMBERS))
 
     def fit_units(self, logs: Batch) -> None:
         super().fit_units(logs)

@@ -51,7 +51,8 @@ class Perturbed(gymnasium.Wrapper):
         """Begin an episode; a seed decides its noise, too."""
         if seed is not None:
             self._noise = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-        middle = (np.asarray(self.action_space.low) + np.asarray(self.action_space.high)) / 2
+        box: Any = self.action_space
+        middle = (np.asarray(box.low) + np.asarray(box.high)) / 2
         self._waiting = deque([middle] * int(self.changes.get("delay", 0)))
         observation, info = self.env.reset(seed=seed, options=options)
         return self._seen(observation), info

@@ -258,8 +258,8 @@ class SAC:
         trained = [*self.actor.parameters(), *self.value.parameters(), *self.critics.parameters()]
         trained += [self.log_alpha] if given.learn_alpha else []
         self._optimizer = adamw(trained, given.learning_rate, given.weight_decay)
-        self._fast = [*self.value.parameters(), *self.critics.parameters()]
-        self._slow = [*self.slow_value.parameters(), *self.slow_critics.parameters()]
+        self._fast: list[Tensor] = [*self.value.parameters(), *self.critics.parameters()]
+        self._slow: list[Tensor] = [*self.slow_value.parameters(), *self.slow_critics.parameters()]
         self._batches, self._acting = generator(given.seed, 1), generator(given.seed, 2)
 
     def _scaled(self, actions: np.ndarray) -> np.ndarray:

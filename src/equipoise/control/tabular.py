@@ -67,7 +67,7 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
     lower = np.full(mass.shape, np.sqrt(8 * delta))
     upper = np.full(mass.shape, np.inf)
     spread = np.sqrt((probabilities * own**2).sum(-1) - (probabilities * own).sum(-1) ** 2)
-    tilt = np.maximum(np.sqrt(2 * delta) / np.maximum(spread, 1e-150), lower)
+    tilt, worst = np.maximum(np.sqrt(2 * delta) / np.maximum(spread, 1e-150), lower), probabilities
     for _ in range(STEPS):
         worst, gap, slope = _tilted(own, probabilities, tilt)
         gap -= delta

@@ -111,7 +111,7 @@ class Training(Request):
         return (STATE,)
 
     def _agent(self, place: int) -> SAC:
-        given = self.settings.model_dump() | {"seed": self.settings.seed + place}
+        given: dict[str, Any] = self.settings.model_dump() | {"seed": self.settings.seed + place}
         if self.method == "dr-sac":
             return DRSAC(self.data, **given)
         return SAC(self.data, **{name: given[name] for name in AgentSettings.model_fields})

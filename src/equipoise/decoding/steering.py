@@ -428,8 +428,7 @@ def _thought(row: Mapping[str, Any]) -> Thought:
 
 
 def _mean(values: Sequence[float], groups: Sequence[str]) -> Bounded:
-    interval = item_interval(np.array(values, float), np.array(groups))
-    return Bounded(interval.estimate, interval.lower, interval.upper)
+    return Bounded.of(item_interval(np.array(values, float), np.array(groups)))
 
 
 def _within(thoughts: Sequence[Thought], right: Sequence[float]) -> tuple[tuple[float, float], ...]:

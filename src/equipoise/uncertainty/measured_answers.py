@@ -46,14 +46,14 @@ def auroc_within(confidence: ArrayLike, right: ArrayLike, strata: ArrayLike) -> 
 
 def detection(confidence: Array, right: Array, lengths: Array, clusters: ArrayLike, seed: int) -> Detection:
     """How well a score ranks, with intervals over the clusters (nan where these are too few)."""
-    bounds = []
-    for measure in (auroc, auprc):
-        interval = score_interval(measure, confidence, right, clusters, generator=np.random.default_rng(seed))
-        bounds.append(Bounded(float(interval.estimate), float(interval.lower), float(interval.upper)))
+    ranked, precise = (
+        Bounded.of(score_interval(measure, confidence, right, clusters, generator=np.random.default_rng(seed)))
+        for measure in (auroc, auprc)
+    )
     coverage, risk = risk_coverage(confidence, 1 - right)
     half = int(np.searchsorted(coverage, 0.5)) if len(coverage) else 0
     surest = 1 - float(risk[half]) if len(coverage) else math.nan
-    return Detection(*bounds, auroc_within(confidence, right, length_bins(lengths)), surest)
+    return Detection(ranked, precise, auroc_within(confidence, right, length_bins(lengths)), surest)
 
 
 def accept(confidence: ArrayLike, right: ArrayLike, *, risk: float, certainty: float = 0.95) -> Acceptance:
