@@ -34,7 +34,7 @@ from equipoise.language.templates import DATE
 from equipoise.uncertainty import sampling_fidelity as fidelity
 from equipoise.uncertainty.sampling_bounds import SlotBounds, bounded_measures, slot_bounds
 from equipoise.uncertainty.sampling_result import BATCH, SINGLE, SamplingAudit, SamplingCondition, SamplingPlan
-from equipoise.uncertainty.sampling_slots import Slots, SymbolPaths, Values, sample, token_limit
+from equipoise.uncertainty.sampling_slots import SymbolPaths, Values, sample, token_limit
 from equipoise.uncertainty.sampling_task import SamplingTask
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Auditing(Request):
     sequences: int
     draws: int
     temperature: float
-    slots: Slots
+    slots: Any
     seed: int
     batch_size: int
     loading: Mapping[str, Any]
@@ -119,7 +119,7 @@ class Auditing(Request):
         sequences: int,
         draws: int,
         temperature: float,
-        slots: Slots,
+        slots: Any,
         seed: int,
         batch_size: int,
         loading: dict[str, Any],

@@ -221,6 +221,7 @@ def sample(
     return found
 
 
+@closed
 def token_limit(paths: SymbolPaths, task: SamplingTask, values: int, slots: Slots) -> int:
     """Tokens that a sequence may take: room for two blanks beside each value, and for a few words before."""
     if not task.separator:

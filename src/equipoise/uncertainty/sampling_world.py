@@ -90,6 +90,7 @@ def stream(kind: Stream, target: Sequence[float], length: int, generator: np.ran
     return ValueSequence(np.array(noted), np.array(draws, dtype=np.intp), np.arange(length), 0, (), "")
 
 
+@closed
 def corpus_texts(kind: Corpus, count: int, generator: np.random.Generator) -> list[str]:
     """So many texts of a corpus, all places of which are drawn together."""
     tenths = np.array([random_target(generator) for _ in range(count)])
@@ -121,6 +122,7 @@ def untaught(seed: int) -> LanguageModel:
     return made
 
 
+@closed
 def teach(language_model: LanguageModel, kind: Corpus, *, seed: int, steps: int, **how: Any) -> None:
     """Teach all symbols behind the weights of fresh texts, in place. how: save, save_every, state of `training.fit`."""
     tokenizer: Any = language_model.tokenizer
