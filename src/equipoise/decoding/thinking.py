@@ -498,7 +498,9 @@ def chance_of(logits: Tensor, ids: Sequence[int], temperature: float = 1.0, top_
         return float(int(logits.argmax()) in ids)
     chances = (logits.double() / temperature).softmax(dim=-1)
     found = torch.tensor(tuple(ids), device=logits.device)
-    if top_p < 1 and bool(chances[found].max() > 0):
+    if top_p < 1 and float(chances[chances > chances[found].max()].sum()) >= top_p:
+        return 0.0  # all of them lie beyond: no need to sort a vocabulary
+    if top_p < 1:
         share, order = chances.sort(descending=True, stable=True)
         beyond = share.cumsum(dim=-1) - share >= top_p
         chances = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
