@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ class Collecting(Request):
     steps: int
     epsilon: float
     seed: int
-    inputs: dict[str, str]
-    resolved: dict[str, Any]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
 
     @classmethod
     def read(

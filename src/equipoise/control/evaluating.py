@@ -5,7 +5,7 @@ Killed at any moment, the same call goes on: returns.jsonl has a row for each po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ class Evaluating(Request):
     validation: tuple[tuple[str, float], ...]
     episodes: int
     seed: int
-    inputs: dict[str, str]
-    resolved: dict[str, Any]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
 
     @classmethod
     def read(

@@ -32,6 +32,11 @@ ROWS = 4096  # transitions of which the spread is measured
 class Nominal(nn.Module):
     """Samples of what follows. Subclasses give `loss` and `draw` in changes that `fit_units` standardises."""
 
+    state_mean: Tensor
+    state_std: Tensor
+    change_mean: Tensor
+    change_std: Tensor
+
     def __init__(self, observations: int, actions: int) -> None:
         super().__init__()
         for name, width in (("state", observations), ("change", observations)):
