@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from unlearning import billion
 
 from equipoise.core.progress import quiet
 from equipoise.language.confidence import entropy
 from equipoise.language.model import LanguageModel
 from equipoise.language.tiny import tiny
 from equipoise.uncertainty import tokur
+from unlearning import billion
 
 BATCH = 8
 
