@@ -91,6 +91,7 @@ def test_a_killed_training_comes_to_the_same_bytes(runs, logs, tmp_path, monkeyp
     assert not (again.folder / "training.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_measures_the_same_starts(runs, tmp_path):
     done = evaluate(
         runs[0],
@@ -127,6 +128,7 @@ def test_evaluation_measures_the_same_starts(runs, tmp_path):
     assert "Return against length" in report and "Trajectories" in report
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_and_evaluates(runs, capsys, tmp_path):
     words = [
         "control",

@@ -28,6 +28,7 @@ def test_logs_come_to_the_world_that_they_are_of():
     assert 0 < np.abs(near.kernel - world.kernel).sum(-1).max() <= 2 * dr_sac_world.APART
 
 
+@pytest.mark.slow
 def test_tabular_arms_measure_everything(tmp_path):
     study = registry.load("dr-sac").build()
     found = {}
