@@ -12,7 +12,7 @@ from equipoise.uncertainty.bayes_result import MEASURES, MLE, STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from equipoise.core.shares import Bounded
-    from equipoise.uncertainty.bayes_result import Bayesianized, Calibration, Distilled, Tested
+    from equipoise.uncertainty.bayes_result import Bayesianized, CalibrationCard, Distilled, Tested
 
 WHERE = "Look here first"
 PERFECT = "as often right as sure"
@@ -116,7 +116,7 @@ def _tested(tested: "Tested | None") -> list[parts.Part]:
     return [parts.Section("Calibration", (table, gains, _reliability(tested.cards)))]
 
 
-def _reliability(cards: "Mapping[str, Calibration]") -> parts.Figure:
+def _reliability(cards: "Mapping[str, CalibrationCard]") -> parts.Figure:
     series = {
         name: [(each.confidence, each.accuracy) for each in card.bins if each.count] for name, card in cards.items()
     }

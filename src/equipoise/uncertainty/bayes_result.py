@@ -25,7 +25,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationCard:
     """One way to predict, on n tested inputs. passes: of the model for each input. confidence: the mean largest probability.
 
     brier: the mean over inputs of the sum over classes of squared errors. ece: over the bins of `bins`. gains: measure ->
@@ -48,7 +48,7 @@ class Calibration:
 class Tested:
     """cards: way to predict -> its calibration. temperature: fitted on `fitted_on` labelled inputs, not tested on."""
 
-    cards: Mapping[str, Calibration]
+    cards: Mapping[str, CalibrationCard]
     temperature: float
     fitted_on: int
 

@@ -12,7 +12,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.scores import ece
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import Interval, item_interval, score_interval
-from equipoise.uncertainty.bayes_result import MLE, TEACHER, Bin, Calibration
+from equipoise.uncertainty.bayes_result import MLE, TEACHER, Bin, CalibrationCard
 
 BINS = 15
 DRAWS = 400
@@ -40,7 +40,7 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[
 
 def cards(
     predictions: Mapping[str, Tensor], passes: Mapping[str, int], labels: Tensor, *, seed: int = 0
-) -> dict[str, Calibration]:
+) -> dict[str, CalibrationCard]:
     """A card for each way to predict, [n, C] probabilities of the same inputs.
 
     Those named adapter and teacher are what the others are compared with. Raises BadInput for no inputs.
@@ -57,7 +57,7 @@ def cards(
             measure: _bounded(item_interval(sign * (scores[measure] - each[MLE][measure])))
             for measure, sign in (("accuracy", 1), ("nll", -1), ("brier", -1))
         }
-        found[name] = Calibration(
+        found[name] = CalibrationCard(
             n=len(labels),
             passes=passes[name],
             confidence=confidence.mean().item(),
