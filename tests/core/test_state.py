@@ -151,3 +151,15 @@ def test_a_state_that_is_there_missing_and_damaged(tmp_path):
             f" It is kept as state.safetensors.damaged-{number}, and the training was done again from its start."
         )
         assert (tmp_path / f"state.safetensors.damaged-{number}").read_bytes() == b"damaged"
+
+
+def test_equal_states_are_equal_bytes(tmp_path):
+    """The library writes its two metadata in an order of chance: one of twenty would be another file."""
+    state = {"\u00e9": np.arange(3.0), "b": [1, None, "x"], "a": np.ones((2, 2), np.float32)}
+    written = set()
+    for place in range(20):
+        save_state(tmp_path / f"{place}", state)
+        written.add((tmp_path / f"{place}").read_bytes())
+    assert len(written) == 1
+    again = load_state(tmp_path / "0")
+    assert again["b"] == [1, None, "x"] and again["\u00e9"].tolist() == [0, 1, 2]

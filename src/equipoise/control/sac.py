@@ -127,7 +127,7 @@ class SAC:
         }  # fmt: skip
         with tempfile.TemporaryDirectory() as made:
             save_state(Path(made) / STATE, self.state())
-            content = _ordered((Path(made) / STATE).read_bytes())
+            content = (Path(made) / STATE).read_bytes()
 
         def write(target: Path) -> None:
             with zipfile.ZipFile(target, "w") as archive:
@@ -393,14 +393,6 @@ def generator(*seed: int) -> torch.Generator:
     """A generator of its own for each purpose, so that none changes what another draws."""
     state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(state)
-
-
-def _ordered(content: bytes) -> bytes:
-    """A safetensors file with the entries of its header in order, which the library leaves to chance for its metadata."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def _zip(path: str | Path) -> Path:

@@ -21,7 +21,7 @@ _TREE, _DIGEST = "equipoise_state", "equipoise_sha256"
 def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
     """Write dicts, lists and tuples of JSON values, numpy arrays and torch tensors (any device) to `path`, atomically.
 
-    Raises BadInput for anything else, naming where in the state it is.
+    Equal states are equal bytes. Raises BadInput for anything else, naming where in the state it is.
     """
     tensors: dict[str, Any] = {}
     tree = json.dumps(_encode(nested, "state", tensors, {}))
@@ -33,7 +33,23 @@ def save_state(path: Path, nested: Any, *, files: Files = FILES) -> None:
         tensors = {key: each if _is_tensor(each) else torch.from_numpy(each) for key, each in tensors.items()}
     else:
         from safetensors.numpy import save_file
-    produce_atomic(Path(path), lambda target: save_file(tensors, target, metadata=metadata), files=files)
+
+    def write(target: Path) -> None:
+        save_file(tensors, target, metadata=metadata)
+        _order_header(target)
+
+    produce_atomic(Path(path), write, files=files)
+
+
+def _order_header(path: Path) -> None:
+    """Sorts the entries of a safetensors header in place: the library leaves those of its metadata to chance."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        ordered = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def load_state(path: Path) -> Any:
