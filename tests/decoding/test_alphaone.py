@@ -11,7 +11,7 @@ from equipoise.core.errors import BadInput
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
-from equipoise.language.rollouts import roll_out
+from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
 PROMPTS = ["ab", "cegh", "ikno tW", "a", "Mr.", "0123", "4 5", "99"]
@@ -217,6 +217,13 @@ def test_what_the_model_would_choose_is_within_its_nucleus():
     assert chance_of(logits, [1], top_p=0.7) == pytest.approx(0.3 / 0.8)
     assert chance_of(logits, [3], top_p=0.9) == 0 and chance_of(logits, [3]) == pytest.approx(0.05)
     assert chance_of(logits, [0, 2], temperature=0) == 1 and chance_of(logits, [1, 2], temperature=0) == 0
+
+
+@pytest.mark.parametrize("key", [0, 5, 2**40])
+def test_a_control_does_not_draw_the_numbers_of_the_tokens(tokenizer, key):
+    """With the same seed and key, which is what the job gives to both."""
+    own = AlphaOne(tokenizer, moment=9, seed=3).begin(key).generator.random(8)
+    assert not set(own) & set(drawing(1, 1, [3], [key]).next([0], 64).flatten().tolist())
 
 
 # Company and frameworks.

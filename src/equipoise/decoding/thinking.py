@@ -332,7 +332,9 @@ class ThinkingControl(LogitsProcessor):
 
     def begin(self, key: int, prompt: Sequence[int] | None = None) -> ThinkingState:
         """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over."""
-        state = ThinkingState(np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, key]))))
+        # A spawned stream: [seed, key] alone is that of the tokens, [seed, key, sample 0], as numpy fills up with zeros.
+        named = np.random.SeedSequence([self.seed, key], spawn_key=(1,))
+        state = ThinkingState(np.random.Generator(np.random.PCG64(named)))
         text = "" if prompt is None else self.vocabulary.decode(prompt)
         opened, closed_at = text.rfind(self.tags.opening), text.rfind(self.tags.closing)
         over = closed_at > opened if self.tags.opening else closed_at >= 0
