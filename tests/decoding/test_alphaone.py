@@ -310,6 +310,15 @@ def test_thinking_that_a_prompt_has_ended_or_not_begun(tokenizer):
     assert answered[0] == "b\n\nc<e>" and answered[1].thought == 0
 
 
+def test_thoughts_of_earlier_turns_are_not_those_of_this_answer(tokenizer):
+    given = tokenizer.encode("a<think>b</think>ok\n\nab")
+    state = AlphaOne(tokenizer, moment=5).begin(0, given)
+    assert state.thinking and state.ended is None
+    state = AlphaOne(tokenizer, moment=5, preset="qwen3").begin(0, given)
+    assert not state.thinking and state.begun is None and state.ended is None
+    assert AlphaOne(tokenizer, moment=5).begin(0, tokenizer.encode("<think>\n\n</think>\n\n")).ended == 0
+
+
 def test_least_and_most_tokens_of_thinking(tokenizer):
     table = {"a": "b", "b": "</think>", "</think>": "o", "o": "<e>", "Wait": "a"}
     text, state = follow(Plain(tokenizer, min_thinking=6), "a", table, 20)
