@@ -181,7 +181,8 @@ class Selection:
         """One sentence, warnings first."""
         done = f"One of {self.answers:,} answers is chosen for each of {self.questions:,} questions."
         if self.labelled:
-            done += f" Right: {shown(self.chosen)}; by a vote of all {shown(self.consistency)}."
+            of = "" if self.labelled == self.questions else f" of the {self.labelled:,} whose answers are all labelled"
+            done += f" Right{of}: {shown(self.chosen)}; by a vote of all {shown(self.consistency)}."
         return " ".join((*self.warnings(), done))
 
     def rows(self) -> list[tuple[str, Bounded]]:
