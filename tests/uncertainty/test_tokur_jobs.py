@@ -173,6 +173,30 @@ def test_labels_are_read_or_made():
             read_answers([wrong])
 
 
+def test_labels_of_one_kind_and_undefined_numbers_are_told(lm):
+    alike = [{**row, "correct": True} for row in rows(4)]
+    done = score(lm, answers=alike, members=2, sigma=0.2, rank=2)
+    assert "All 4 labelled answers are right" in done.headline() and not done.detection
+    apart = [{**row, "correct": i % 2, "answer": "one " * (1 + 9 * (i % 2))} for i, row in enumerate(rows(12))]
+    told = score(lm, answers=apart, members=2, sigma=0.2, rank=2)
+    assert math.isnan(told.detection["tu_sum"].within)
+    assert "nan" not in " ".join(told.summary()) and "of like length undefined" in told.headline()
+
+
+def test_several_answers_to_a_question_are_not_as_many_observations(scored):
+    done, _ = scored
+    assert done.acceptance.accepted and done.labelled == 40 and done.questions == 20
+    assert any("counts 40 answers as independent, but they answer 20" in warning for warning in done.warnings())
+    assert "40 labelled answers to 20 questions are too few" in done.notes[0]
+
+
+def test_a_model_without_finite_numbers_is_told(tmp_path):
+    broken = untaught(0)
+    broken.model.model.norm.weight.data[:] = math.nan
+    with pytest.raises(BadInput, match="of answer 'r0' is nan"):
+        score(broken, answers=rows(3), members=2, sigma=0.1, rank=2, out=tmp_path / "out")
+
+
 def candidate(name, **other):
     return {"id": name, "prompt": "q", "answer": "4", "correct": True, "scores": {"mine": 1.0}, **other}
 
