@@ -11,7 +11,7 @@ from equipoise.core.errors import BadInput
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
-from equipoise.language.rollouts import roll_out
+from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
 PROMPTS = ["ab", "cegh", "ikno tW", "a", "Mr.", "0123", "4 5", "99"]
@@ -219,6 +219,13 @@ def test_what_the_model_would_choose_is_within_its_nucleus():
     assert chance_of(logits, [0, 2], temperature=0) == 1 and chance_of(logits, [1, 2], temperature=0) == 0
 
 
+@pytest.mark.parametrize("key", [0, 5, 2**40])
+def test_a_control_does_not_draw_the_numbers_of_the_tokens(tokenizer, key):
+    """With the same seed and key, which is what the job gives to both."""
+    own = AlphaOne(tokenizer, moment=9, seed=3).begin(key).generator.random(8)
+    assert not set(own) & set(drawing(1, 1, [3], [key]).next([0], 64).flatten().tolist())
+
+
 # Company and frameworks.
 
 
@@ -301,6 +308,15 @@ def test_thinking_that_a_prompt_has_ended_or_not_begun(tokenizer):
     assert text == "b\n\n<think>c\n\nWait" and state.begun == 3
     (answered,) = [follow(by_model, "a", {"a": "b", "b": "\n\n", "\n\n": "c", "c": "<e>"}, 9)]
     assert answered[0] == "b\n\nc<e>" and answered[1].thought == 0
+
+
+def test_thoughts_of_earlier_turns_are_not_those_of_this_answer(tokenizer):
+    given = tokenizer.encode("a<think>b</think>ok\n\nab")
+    state = AlphaOne(tokenizer, moment=5).begin(0, given)
+    assert state.thinking and state.ended is None
+    state = AlphaOne(tokenizer, moment=5, preset="qwen3").begin(0, given)
+    assert not state.thinking and state.begun is None and state.ended is None
+    assert AlphaOne(tokenizer, moment=5).begin(0, tokenizer.encode("<think>\n\n</think>\n\n")).ended == 0
 
 
 def test_least_and_most_tokens_of_thinking(tokenizer):

@@ -171,3 +171,60 @@ def test_labels_are_read_or_made():
     ):
         with pytest.raises(BadInput, match=sentence):
             read_answers([wrong])
+
+
+def test_labels_of_one_kind_and_undefined_numbers_are_told(lm):
+    alike = [{**row, "correct": True} for row in rows(4)]
+    done = score(lm, answers=alike, members=2, sigma=0.2, rank=2)
+    assert "All 4 labelled answers are right" in done.headline() and not done.detection
+    apart = [{**row, "correct": i % 2, "answer": "one " * (1 + 9 * (i % 2))} for i, row in enumerate(rows(12))]
+    told = score(lm, answers=apart, members=2, sigma=0.2, rank=2)
+    assert math.isnan(told.detection["tu_sum"].within)
+    assert "nan" not in " ".join(told.summary()) and "of like length undefined" in told.headline()
+
+
+def test_several_answers_to_a_question_are_not_as_many_observations(scored):
+    done, _ = scored
+    assert done.acceptance.accepted and done.labelled == 40 and done.questions == 20
+    assert any("counts 40 answers as independent, but they answer 20" in warning for warning in done.warnings())
+    assert "40 labelled answers to 20 questions are too few" in done.notes[0]
+
+
+def test_a_model_without_finite_numbers_is_told(tmp_path):
+    broken = untaught(0)
+    broken.model.model.norm.weight.data[:] = math.nan
+    with pytest.raises(BadInput, match="of answer 'r0' is nan"):
+        score(broken, answers=rows(3), members=2, sigma=0.1, rank=2, out=tmp_path / "out")
+
+
+def candidate(name, **other):
+    return {"id": name, "prompt": "q", "answer": "4", "correct": True, "scores": {"mine": 1.0}, **other}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (candidate("a", answer="\ud800"), "half of a surrogate"),
+        (candidate("a", prompt=[{"role": "user", "content": "\ud800"}]), "half of a surrogate"),
+        (3, "expected an object"),
+    ],
+)
+def test_rows_that_cannot_be_selected_from_are_refused(wrong, sentence, tmp_path):
+    with pytest.raises(BadInput, match=sentence):
+        select([candidate("b"), wrong], by="mine", out=tmp_path / "out")
+
+
+def test_a_score_that_is_infinite_in_a_file_is_refused(tmp_path):
+    (tmp_path / "s.jsonl").write_text(json.dumps(candidate("a")).replace("1.0", "1e999") + "\n")
+    with pytest.raises(BadInput, match="is inf, expected a finite number"):
+        select(tmp_path / "s.jsonl", by="mine", out=tmp_path / "out")
+
+
+def test_a_group_may_be_called_nought():
+    given = [candidate(f"{group}{prompt}", group=group, prompt=prompt) for group in (0, 1) for prompt in "ab"]
+    assert select(given, by="mine").questions == 2
+
+
+def test_the_headline_says_of_how_many_questions_the_share_is():
+    given = [candidate(f"{q}{i}", prompt=f"q{q}", correct=None if q == 0 else True) for q in range(3) for i in range(2)]
+    assert "Right of the 2 whose answers are all labelled: 1.000" in select(given, by="mine").headline()

@@ -10,7 +10,8 @@ tokens, should the model choose one of them, are answered by other ones; that so
 generator of its own for each sequence, so that a control that never acts leaves every sample as it was.
 
 "Should the model choose one of them" is decided before the model draws: with the probability p of these tokens what stands
-for them is forced, else they are barred. Both together have the law of drawing first and exchanging afterwards.
+for them is forced, else they are barred. Both together have the law of drawing first and exchanging afterwards; with top_p
+below 1 nearly so, as what is left is cut anew to its own likeliest.
 
 What a sequence yields depends on its own tokens, the seed and its key alone, not on its batch.
 """
@@ -332,13 +333,16 @@ class ThinkingControl(LogitsProcessor):
 
     def begin(self, key: int, prompt: Sequence[int] | None = None) -> ThinkingState:
         """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over."""
-        state = ThinkingState(np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, key]))))
+        # A spawned stream: [seed, key] alone is that of the tokens, [seed, key, sample 0], as numpy fills up with zeros.
+        named = np.random.SeedSequence([self.seed, key], spawn_key=(1,))
+        state = ThinkingState(np.random.Generator(np.random.PCG64(named)))
         text = "" if prompt is None else self.vocabulary.decode(prompt)
         opened, closed_at = text.rfind(self.tags.opening), text.rfind(self.tags.closing)
-        over = closed_at > opened if self.tags.opening else closed_at >= 0
-        if over and opened >= 0:
+        shut = closed_at > opened if self.tags.opening else closed_at >= 0
+        # Thoughts of earlier turns, or in examples, are not those of this answer.
+        if shut and opened >= 0 and not text[closed_at + len(self.tags.closing) :].strip():
             state.thinking, state.ended = False, 0
-        elif self.tags.opened_by == "model" and (over or opened < 0):
+        elif self.tags.opened_by == "model" and (shut or opened < 0):
             state.thinking, state.begun = False, None
         return state
 

@@ -166,6 +166,13 @@ class Scoring(Request):
                 batch_size=self.batch_size,
                 max_length=language_model.context,
             ).tolist()
+        for row, place in enumerate(places):
+            odd = next((name for name, each in scores.items() if not math.isfinite(each[row])), None)
+            if odd is not None:
+                raise BadInput(
+                    f"the model's {odd} of answer {self.answers.problems[place].id!r} is {scores[odd][row]}: its weights or "
+                    "what comes of them are not finite. Try dtype float32."
+                )
         return [
             {
                 "scores": {name: _rounded(each[row]) for name, each in scores.items()},
@@ -218,7 +225,12 @@ class Scoring(Request):
         acceptance = None
         if self.risk is not None and len(right):
             acceptance = accept(scores[self.by], right, risk=self.risk, certainty=self.certainty)
-        few = "" if not both or len(right) >= ENOUGH else f"{len(right)} labelled answers are too few for intervals."
+        asked_of = len(set(questions.tolist()))
+        few = (
+            ""
+            if not both or asked_of >= ENOUGH
+            else (f"{len(right)} labelled answers to {asked_of} questions are too few for intervals.")
+        )
         return TokenScores(
             model=str(unsure.language_model.name),
             source=unsure.language_model.source,
@@ -238,6 +250,7 @@ class Scoring(Request):
             detection=detected,
             acceptance=acceptance,
             curve=curve,
+            questions=asked_of,
             notes=(*notes, *([few] if few else [])),
         )
 

@@ -18,6 +18,7 @@ from equipoise.core.options import check_fields
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import kind_of, read_rows
+from equipoise.data.text import lone_surrogate
 from equipoise.uncertainty.selection import Selected, Vote, select
 from equipoise.uncertainty.token_result import Selection, SelectPlan
 
@@ -60,11 +61,16 @@ class Selecting(Request):
         questions: dict[str, list[_Candidate]] = {}
         skipped = 0
         for place, row in rows:
+            if not isinstance(row, Mapping):
+                raise BadInput(f"{place} is {kind_of(row)}, expected an object with id, prompt, answer and scores.")
             if row.get("scores") == {}:  # what could not be scored
                 skipped += 1
                 continue
             candidate = _candidate(place, row, by)
-            name = row.get("group") or json.dumps(candidate.prompt, ensure_ascii=False, sort_keys=True)
+            group = row.get("group")
+            name = (
+                group if group not in (None, "") else json.dumps(candidate.prompt, ensure_ascii=False, sort_keys=True)
+            )
             questions.setdefault(str(name), []).append(candidate)
         if not questions:
             raise BadInput("there is no scored answer to choose from: give the scores.jsonl of uncertainty score.")
@@ -130,13 +136,17 @@ def _candidate(place: str, row: Mapping[str, Any], by: str) -> _Candidate:
     for name in ("id", "prompt", "answer", "scores"):
         if name not in row:
             raise BadInput(f"{place}: no field {name!r}: give the scores.jsonl of uncertainty score.")
+    for name in ("id", "prompt", "answer"):
+        if lone_surrogate(json.dumps(row[name], ensure_ascii=False, default=str)) is not None:
+            raise BadInput(f"{place}: field {name!r} has half of a surrogate pair: take it out.")
     scores, right = row["scores"], row.get("correct")
     if not isinstance(scores, Mapping) or by not in scores:
         known = list(scores) if isinstance(scores, Mapping) else []
         raise BadInput(f"{place}: there is no score {by!r}. {did_you_mean(by, known)}")
     score = scores[by]
-    if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score):
-        raise BadInput(f"{place}: the score {by!r} is {kind_of(score)}, expected a number.")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        found = score if isinstance(score, float) else kind_of(score)
+        raise BadInput(f"{place}: the score {by!r} is {found}, expected a finite number.")
     if not isinstance(row["answer"], str) or right not in (None, True, False):
         raise BadInput(f"{place}: expected a text as answer and true, false or nothing as correct.")
     return _Candidate(str(row["id"]), row["prompt"], row["answer"], score, math.nan if right is None else float(right))

@@ -29,7 +29,7 @@ _STYLE = (
 
 def scores_page(result: "TokenScores", folder: Path) -> Page:
     """Which score ranks, what a threshold comes to, and the heat map."""
-    from equipoise.uncertainty.token_result import told
+    from equipoise.uncertainty.token_result import number, told
 
     sections: list[parts.Part] = [parts.Note(warning, WHERE) for warning in result.warnings()]
     if result.detection:
@@ -43,7 +43,7 @@ def scores_page(result: "TokenScores", folder: Path) -> Page:
                 parts.Column("right among the surest half", True),
             ),
             tuple(
-                (name, _cell(each.auroc), f"{each.within:.3f}", _cell(each.auprc), f"{each.half:.3f}")
+                (name, _cell(each.auroc), number(each.within), _cell(each.auprc), f"{each.half:.3f}")
                 for name, each in result.detection.items()
             ),
             note="0.5 is chance. A sum over tokens is also a measure of length: the third column compares answers of one "

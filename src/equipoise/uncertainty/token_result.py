@@ -42,10 +42,10 @@ class Acceptance:
 class TokenScores:
     """Every token of some answers with its uncertainty, in scores.jsonl of the folder; folder is None without one.
 
-    labelled: answers known to be right or wrong. left_out: answers that could not be scored, by id, with the reason.
-    share: mean EU by mean TU. agreement: share of likeliest tokens that noise left as they were. chosen: whether sigma was
-    chosen on these answers; reached: whether it then came to the share that was aimed at. curve: coverage and risk of the
-    score `by`, and of length.
+    labelled: answers known to be right or wrong, to so many `questions`. left_out: answers that could not be scored, by id,
+    with the reason. share: mean EU by mean TU. agreement: share of likeliest tokens that noise left as they were. chosen:
+    whether sigma was chosen on these answers; reached: whether it then came to the share that was aimed at. curve: coverage
+    and risk of the score `by`, and of length.
     """
 
     model: str
@@ -66,12 +66,23 @@ class TokenScores:
     detection: Mapping[str, Detection]
     acceptance: Acceptance | None
     curve: Mapping[str, tuple[tuple[float, float], ...]]
+    questions: int = 0
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers."""
         found = []
+        if self.labelled and not self.detection:
+            found.append(
+                f"All {self.labelled:,} labelled answers are {'right' if self.right.value else 'wrong'}, so no score can "
+                "be seen to tell right from wrong."
+            )
+        if self.acceptance is not None and self.acceptance.accepted and self.questions < self.labelled:
+            found.append(
+                f"The threshold counts {self.labelled:,} answers as independent, but they answer {self.questions:,} "
+                "questions: it is less certain than it says. Give one answer to each question."
+            )
         if self.left_out:
             name, reason = next(iter(self.left_out.items()))
             found.append(f"{len(self.left_out)} answers were not scored, the first of them {name}: {reason}")
@@ -99,7 +110,7 @@ class TokenScores:
         if self.detection:
             done += (
                 f" AUROC of {self.by} {shown(self.detection[self.by].auroc)}, among answers of like length "
-                f"{self.detection[self.by].within:.3f}; of length alone {shown(self.detection[LENGTH].auroc)}."
+                f"{number(self.detection[self.by].within)}; of length alone {shown(self.detection[LENGTH].auroc)}."
             )
         return " ".join((*self.warnings(), done))
 
@@ -107,7 +118,7 @@ class TokenScores:
         """Lines for a terminal: warnings, a line a score, the threshold, the headline."""
         lines = [*self.warnings()]
         for name, each in self.detection.items():
-            lines.append(f"{name}: AUROC {shown(each.auroc)}, among answers of like length {each.within:.3f}")
+            lines.append(f"{name}: AUROC {shown(each.auroc)}, among answers of like length {number(each.within)}")
         if self.acceptance is not None and self.acceptance.accepted:
             lines.append(f"threshold: {told(self.acceptance, self.by)}")
         return (*lines, self.headline())
@@ -119,7 +130,7 @@ class TokenScores:
         return scores_page(self, folder)
 
     def _repr_html_(self) -> str:
-        rows = [(name, shown(each.auroc), f"{each.within:.3f}") for name, each in self.detection.items()]
+        rows = [(name, shown(each.auroc), number(each.within)) for name, each in self.detection.items()]
         return table_html(("score", "AUROC", "among like lengths"), rows, self.headline())
 
 
@@ -181,7 +192,8 @@ class Selection:
         """One sentence, warnings first."""
         done = f"One of {self.answers:,} answers is chosen for each of {self.questions:,} questions."
         if self.labelled:
-            done += f" Right: {shown(self.chosen)}; by a vote of all {shown(self.consistency)}."
+            of = "" if self.labelled == self.questions else f" of the {self.labelled:,} whose answers are all labelled"
+            done += f" Right{of}: {shown(self.chosen)}; by a vote of all {shown(self.consistency)}."
         return " ".join((*self.warnings(), done))
 
     def rows(self) -> list[tuple[str, Bounded]]:
@@ -230,6 +242,11 @@ def shown(value: Bounded) -> str:
         return "undefined"
     bounds = "" if math.isnan(value.lower) else f" [{value.lower:.3f}, {value.upper:.3f}]"
     return f"{value.value:.3f}{bounds}"
+
+
+def number(value: float) -> str:
+    """Three digits, or "undefined"."""
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def told(acceptance: Acceptance, by: str) -> str:
