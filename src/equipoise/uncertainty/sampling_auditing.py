@@ -319,7 +319,8 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
         if place is not None:
             token = reply.tokens[place]
             draws.append(values.symbol(text))
-            told.append(slot_bounds({token.text: token.log_prob, **dict(token.likeliest)}, way.task.symbols))
+            known = {token.text: token.log_prob, **dict(token.likeliest)}
+            told.append(slot_bounds(known, way.task.symbols, token.text))
     empty = np.zeros((0, len(way.task.symbols)))
     return Observed(empty, np.array(draws, dtype=np.intp), len(done) - len(draws), reply.text, tuple(told))
 
