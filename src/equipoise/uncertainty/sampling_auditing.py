@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ class Auditing(Request):
             batch_size=batch_size,
             loading=loading,
             name=str(target) if given else "a target given as an object",
-            inputs={"target": sha256_file(Path(target))} if given else {},
+            inputs={"target": sha256_file(Path(target)) if given else sha256(repr(task).encode()).hexdigest()},
             resolved={"date": date},
         )
 
