@@ -1,6 +1,7 @@
 """Both jobs from end to end on a small model: teachers written and read, a student that any PEFT loads, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -186,3 +187,32 @@ def test_a_model_that_was_given_has_no_adapter_afterwards(place, made):
     assert not hasattr(lm.model, "peft_config") and class_logits(lm, inputs).equal(before)
     done = uncertainty.distill(place / "teacher", inputs=rows(), model=lm, steps=2)
     assert adapters.detach(done.student) and class_logits(lm, inputs).equal(before)
+
+
+def stopped(place, folder, monkeypatch, inputs, out):
+    """A distillation that is killed when its targets are stored."""
+    from equipoise.uncertainty import bayes_work
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bayes_work, "distill", stop)
+        with pytest.raises(KeyboardInterrupt):
+            uncertainty.distill(folder, inputs=inputs, steps=2, **PLAIN, out=out)
+
+
+@pytest.mark.parametrize("changed", ["rows", "adapter_config.json", "teacher.json"])
+def test_stored_targets_are_not_those_of_other_inputs_or_of_another_teacher(
+    place, made, tmp_path, monkeypatch, changed
+):
+    folder, inputs = shutil.copytree(place / "teacher", tmp_path / "teacher"), rows()
+    stopped(place, folder, monkeypatch, inputs, tmp_path / "student")
+    if changed == "rows":
+        inputs = [row | {"prompt": other["prompt"]} for row, other in zip(rows(), rows(24, 5), strict=True)]
+    else:
+        stated = json.loads((folder / changed).read_text())
+        other = {"lora_alpha": 80, "classes": stated.get("classes", [])[::-1]}
+        (folder / changed).write_text(json.dumps(stated | {name: other[name] for name in other if name in stated}))
+    with pytest.raises(BadInput):
+        uncertainty.distill(folder, inputs=inputs, steps=2, **PLAIN, out=tmp_path / "student")

@@ -52,3 +52,18 @@ def test_a_slot_without_a_told_symbol_is_open():
     found = slot_bounds({"x": math.log(0.9)}, ("1", "2"))
     assert found.lower.tolist() == [0, 0] and found.upper.tolist() == [1, 1] and found.leak == pytest.approx((0.9, 1))
     assert all(math.isnan(each) for each in asdict(bounded_measures([], [], [], (0.5, 0.5))[0]).values())
+
+
+def test_a_drawn_token_that_is_not_among_the_likeliest_bounds_no_other():
+    p = {"1": 0.4, "2": 0.3, "3": 0.29, "x": 0.01}
+    told = {text: math.log(p[text]) for text in ("1", "2", "x")}  # the two likeliest, and what was drawn
+    found = slot_bounds(told, ("1", "2", "3"), "x")
+    share = 0.29 / 0.99
+    assert found.lower[2] <= share <= found.upper[2]
+    assert found.leak[0] == pytest.approx(0.01) and found.leak[1] == pytest.approx(0.3)
+
+
+def test_untold_tokens_that_begin_a_symbol_are_allowed_for():
+    every = {"blue": 0.4, "x": 0.12, "r": 0.115, " r": 0.115, "re": 0.115, "red": 0.11}
+    found = slot_bounds({text: math.log(every[text]) for text in ("blue", "x")}, ("red", "blue"))
+    assert found.upper[0] >= (0.115 * 3 + 0.11) / (0.4 + 0.115 * 3 + 0.11)

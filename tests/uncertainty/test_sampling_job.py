@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chat_models import untaught
+from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded
 from equipoise.uncertainty import sampling_auditing
 from equipoise.uncertainty.sampling_auditing import Observed, Way, summarise
@@ -59,6 +60,17 @@ def test_single_values_are_tested_together():
     assert told.p < 0.001 and told.chance == "worse than independent draws" and math.isnan(told.slope.value)
 
 
+def test_single_values_alone_are_advised_of():
+    def advice(share):
+        p = np.array([[(1 - share) / 3, share, (1 - share) / 3, (1 - share) / 3]])
+        drawn = np.random.default_rng(0).choice(4, p=p[0], size=200)
+        each = [Observed(p, np.array([d]), 0, "") for d in drawn]
+        found = summarise(each, way(SINGLE, 1, 200), np.random.default_rng(2))
+        return SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {SINGLE: found}, (found,)).advice()
+
+    assert "can be used" in advice(0.7) and "can be used" not in advice(0.97) and "No slots" not in advice(0.97)
+
+
 @pytest.fixture(scope="module")
 def asked():
     """An untaught model, of which little is asked."""
@@ -87,8 +99,25 @@ def test_a_killed_audit_goes_on_to_the_same_result(asked, tmp_path, monkeypatch)
         tmp_path / "whole" / "sequences.jsonl"
     ).read_bytes()
     assert dataclasses.replace(again, folder=None) == dataclasses.replace(whole, folder=None)
+<<<<<<< HEAD
     row = json.loads((tmp_path / "whole" / "sequences.jsonl").read_text().splitlines()[1])  # behind that of the weights
+=======
+    row = json.loads((tmp_path / "whole" / "sequences.jsonl").read_text().splitlines()[1])  # behind the model's weights
+>>>>>>> help-y
     assert len(row["sequences"]) == 8 and np.shape(row["sequences"][0]["probabilities"]) == (3, 2)
+
+
+def test_what_is_stored_is_not_of_another_target(asked, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sampling_auditing, "summarise", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit_sampling(**asked, sequences=2, out=tmp_path / "a")
+    other = asked | {"target": asked["target"] | {"target": [0.7, 0.3]}}
+    with pytest.raises(BadInput):
+        audit_sampling(**other, sequences=2, out=tmp_path / "a")
 
 
 def test_a_way_of_asking_does_not_depend_on_the_others(asked):
@@ -114,7 +143,9 @@ def test_what_is_advised_follows_from_what_was_found():
     assert "keep the quota" in made(kind="D", measures=far, warm={"a_token": 0.3}).headline()
     assert "At temperature 2" in made(kind="mixed", measures=far, warm={"a_token": 0.05}, temperature=2.0).headline()
     assert "Draw outside" in made(kind=FOLLOWS_NOT, measures=far, warm={}).headline()
-    assert "No slots" in made(kind="undefined").headline()
+    assert "No slots" in made(kind="undefined", slots=0).headline()
+    open_ended = {**made().main.measures, "a_token": Bounded(math.nan, 0.0, 0.6)}
+    assert "more of the likeliest" in made(kind="undefined", measures=open_ended).headline()
     assert made(independent=Bounded(0.1, 0.09, 0.12)).main.chance == "too good for independent draws"
     found = made(slots=100, asked=480, parsed=0.5, unread=3).warnings()
     assert len(found) == 4 and "480" in found[0] and "50%" in found[1] and "3 values" in found[2] and "100" in found[3]

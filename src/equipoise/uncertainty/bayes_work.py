@@ -7,6 +7,7 @@ at its last save.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,10 @@ def read_labelled(
             )
         labels.append(None if gold is None else places[gold])
     named = isinstance(source, str | Path)
-    return Labelled(problems, labels, str(source) if named else "rows", sha256_file(Path(source)) if named else "")
+    # Of rows, too: an id may stay while its prompt changes, and what is stored of the old one must not be taken for it.
+    read = json.dumps([[each.id, str(each.messages or each.prompt), list(each.gold)] for each in problems])
+    digest = sha256_file(Path(source)) if named else hashlib.sha256(read.encode()).hexdigest()
+    return Labelled(problems, labels, str(source) if named else "rows", digest)
 
 
 def named_classes(source: Any, *, limit: int | None, fields: Mapping[str, str] | None) -> tuple[str, ...]:
@@ -281,8 +285,9 @@ class Bayesianizing(_Bayes):
         found = named_classes(inputs, limit=limit, fields=fields) if classes is None else classes
         labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=teacher == "blob")
         tested = None if test is None else read_labelled(test, found, limit=None, fields=fields, needed=True)
-        read = {"adapter": sha256_file(adapter / WEIGHTS), "inputs": labelled.digest}
-        read |= {f"member {number}": sha256_file(each / WEIGHTS) for number, each in enumerate(members, start=2)}
+        read = {"inputs": labelled.digest}
+        for name, each in {"adapter": adapter, **{f"member {n}": each for n, each in enumerate(members, 2)}}.items():
+            read |= {name: sha256_file(each / WEIGHTS), f"{name}'s configuration": sha256_file(each / CONFIGURATION)}
         read |= {} if tested is None else {"test": tested.digest}
         return cls(
             adapter=adapter,
@@ -483,6 +488,7 @@ class Distilling(_Bayes):
         labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=label_weight > 0)
         tested = None if test is None else read_labelled(test, found, limit=None, fields=fields, needed=True)
         read = {"adapter": sha256_file(teacher / WEIGHTS), "posterior": sha256_file(teacher / teachers.POSTERIOR)}
+        read |= {"configuration": sha256_file(teacher / CONFIGURATION), "classes": sha256_file(teacher / ABOUT)}
         read |= {"inputs": labelled.digest, "test": tested.digest if tested else ""}
         return cls(
             adapter=teacher,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ class Auditing(Request):
             batch_size=batch_size,
             loading=loading,
             name=str(target) if given else "a target given as an object",
-            inputs={"target": sha256_file(Path(target))} if given else {},
+            inputs={"target": sha256_file(Path(target)) if given else sha256(repr(task).encode()).hexdigest()},
             resolved={"date": date},
         )
 
@@ -319,7 +320,8 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
         if place is not None:
             token = reply.tokens[place]
             draws.append(values.symbol(text))
-            told.append(slot_bounds({token.text: token.log_prob, **dict(token.likeliest)}, way.task.symbols))
+            known = {token.text: token.log_prob, **dict(token.likeliest)}
+            told.append(slot_bounds(known, way.task.symbols, token.text))
     empty = np.zeros((0, len(way.task.symbols)))
     return Observed(empty, np.array(draws, dtype=np.intp), len(done) - len(draws), reply.text, tuple(told))
 

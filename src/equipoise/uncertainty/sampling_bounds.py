@@ -1,7 +1,7 @@
 """What can be said of sampling fidelity where only the likeliest tokens of a slot are known, as servers tell them.
 
 Of a slot there are the probabilities of some tokens, and what all others have together: the rest, of which none has more
-than the least that is told. A symbol's share of all symbols' probability then lies between two numbers, and so does every
+than the least of the likeliest that are told. A symbol's share of all symbols' probability then lies between two numbers, and so does every
 measure. The bounds hold the measure; they need not be the closest ones, except where nothing is left open.
 """
 
@@ -29,8 +29,10 @@ class SlotBounds(NamedTuple):
     leak: tuple[float, float]
 
 
-def slot_bounds(told: Mapping[str, float], symbols: Sequence[str]) -> SlotBounds:
+def slot_bounds(told: Mapping[str, float], symbols: Sequence[str], drawn: str | None = None) -> SlotBounds:
     """What the told tokens of one slot leave possible. told: text of a token -> its log-probability; blanks do not count.
+
+    drawn: of the told ones that which was written: it need not be among the likeliest, so that it bounds no other token.
 
     A token that is a symbol counts for it, unless it also begins another; one that begins a symbol may lead to it or not.
     """
@@ -48,10 +50,10 @@ def slot_bounds(told: Mapping[str, float], symbols: Sequence[str]) -> SlotBounds
         else:
             other += p
     rest = max(1 - sum(map(math.exp, told.values())), 0.0)
-    least = min(map(math.exp, told.values()), default=1.0)
-    # An untold token of the symbol's own may stand beside the told one (with a blank before it), so none is surely complete,
-    # but each has at most the least that is told. Two spellings are allowed for.
-    unseen = min(2 * least, rest)
+    least = min((math.exp(log_prob) for text, log_prob in told.items() if text != drawn), default=1.0)
+    # An untold token of the symbol's own, or one that begins it, may stand beside the told ones, so none is surely complete,
+    # but each has at most the least that is told. Allowed for: each beginning of a symbol, with and without a blank before.
+    unseen = np.minimum(2 * least * np.array([len(name) for name in names]), rest)
     highest = known + more + unseen
     total_least, total_most = known.sum(), known.sum() + open_mass + rest
     if total_most <= 0:

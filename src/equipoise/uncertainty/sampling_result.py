@@ -121,9 +121,13 @@ class SamplingAudit:
     def advice(self) -> str:
         """What to do with it, in a sentence."""
         main, distance = self.main, self.measure("a_token")
-        if main.kind == "undefined":
+        if not main.slots:
             return "No slots were found: nothing is known of its probabilities. Try slots set, or another wording."
-        if main.kind == "E" and main.chance != "worse than independent draws":
+        if main.kind == "undefined" and math.isnan(distance.value):
+            return "What the server tells leaves its kind open: let it tell more of the likeliest tokens."
+        # A fresh context has one slot, and no step from it to another that a kind could be told by.
+        alone = main.protocol == SINGLE and main.kind == "undefined" and distance.value <= CLOSE
+        if (main.kind == "E" or alone) and main.chance != "worse than independent draws":
             return "It can be used as a sampler of this target."
         if main.warm.get("a_token", math.nan) <= CLOSE < distance.upper and main.measures["leak"].upper <= 0.2:
             return (
