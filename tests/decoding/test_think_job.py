@@ -122,6 +122,14 @@ def test_what_cannot_be_done_is_refused(model, words, told):
         think(model, **{"prompts": rows(2), **WORDS, **words})
 
 
+def test_no_interval_leaves_what_can_be():
+    """A t interval of three values, one of them far from the others, goes below no tokens and beyond all of them."""
+    for low, high in (([0, 0, 9], [9, 9, 0]), ([0, 0, 1], [1, 1, 0])):
+        assert steering._mean(low, ["a", "b", "c"]).lower == 0.0
+        assert steering._mean(high, ["a", "b", "c"], max(high)).upper == max(high)
+    assert steering._mean([1.0], ["a"]).lower != steering._mean([1.0], ["a"]).lower  # of one prompt there is none
+
+
 def test_a_model_without_tags_is_refused_by_name_before_it_thinks():
     tokenizer = tokenizer_of(pieces=("Wait", "\n\n"))
     other = untaught(tokenizer)

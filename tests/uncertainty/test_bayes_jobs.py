@@ -1,5 +1,6 @@
 """Both jobs from end to end on a small model: teachers written and read, a student that any PEFT loads, what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,11 +10,12 @@ from torch.testing import assert_close
 
 from bayes_world import CLASSES, WORDS, bare, prompts
 from equipoise import uncertainty
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language import adapters
 from equipoise.language.model import load
 from equipoise.uncertainty import teachers
 from equipoise.uncertainty.bayes_result import MLE, STUDENT, TEACHER, TEMPERATURE
+from equipoise.uncertainty.calibration_cards import negative_log_likelihoods
 from equipoise.uncertainty.class_logits import class_logits, read_prompts
 from equipoise.uncertainty.ensemble import Ensemble
 
@@ -216,3 +218,39 @@ def test_stored_targets_are_not_those_of_other_inputs_or_of_another_teacher(
         (folder / changed).write_text(json.dumps(stated | {name: other[name] for name in other if name in stated}))
     with pytest.raises(BadInput):
         uncertainty.distill(folder, inputs=inputs, steps=2, **PLAIN, out=tmp_path / "student")
+
+
+def refusal(folder, plan=True, **options):
+    job = uncertainty.bayesianize.plan if plan else uncertainty.bayesianize
+    with pytest.raises((BadInput, WorkFailed)) as told:
+        job(folder, **{"inputs": rows(), **PLAIN, **options})
+    return str(told.value)
+
+
+def test_the_plan_refuses_what_the_run_would(place, tmp_path):
+    assert "Every B" in refusal(write_adapter(place / "base", tmp_path / "zero", scale=0.0))
+    assert "output matrix" in refusal(place / "adapter", teacher="laplace")
+    other = write_adapter(place / "base", tmp_path / "other", targets=("q_proj", "k_proj"))
+    assert "other maps" in refusal(place / "adapter", teacher="ensemble", members=(other,))
+    assert "one and the same" in refusal(place / "adapter", teacher="ensemble", members=(place / "adapter",))
+    assert "white space" in refusal(place / "adapter", classes=(" one", "one", " two", " three"))
+    assert "4 or more" in refusal(place / "adapter", test=rows(3, 1))
+
+
+def test_numbers_that_cannot_be_are_refused_and_draws_without_effect_are_told(place, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(place / "adapter", tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert "not finite" in refusal(folder, plan=False)
+    still = uncertainty.bayesianize(place / "adapter", inputs=rows(), teacher="mc-dropout", dropout=0.0, **PLAIN)
+    assert "draws change nothing" in still.headline()
+
+
+def test_a_temperature_that_nothing_decides_is_told_and_keeps_the_nll_finite(made):
+    p = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert negative_log_likelihoods(p, torch.tensor([1, 0])).tolist() == pytest.approx([708.4, 708.4], abs=0.1)
+    edge = dataclasses.replace(made, tested=dataclasses.replace(made.tested, temperature=0.01000001))
+    assert "end of its range" in edge.headline() and "end of its range" not in made.headline()

@@ -257,7 +257,7 @@ class Steering(Request):
             measured_on=len(self.calibration),
             moment=moment,
             expected=expected,
-            accuracy=_mean(right, groups) if self.verifier else Bounded(math.nan, math.nan, math.nan),
+            accuracy=_mean(right, groups, 1.0) if self.verifier else Bounded(math.nan, math.nan, math.nan),
             unread=unread,
             thinking=_mean([thought.thinking_tokens for thought in thoughts], groups),
             answering=_mean([thought.answer_tokens for thought in thoughts], groups),
@@ -427,8 +427,10 @@ def _thought(row: Mapping[str, Any]) -> Thought:
     return Thought(**{**row, "ids": tuple(row["ids"]), "trace": trace})
 
 
-def _mean(values: Sequence[float], groups: Sequence[str]) -> Bounded:
-    return Bounded.of(item_interval(np.array(values, float), np.array(groups)))
+def _mean(values: Sequence[float], groups: Sequence[str], most: float = math.inf) -> Bounded:
+    """Of values from 0 to `most`, within which its interval is kept."""
+    interval = item_interval(np.array(values, float), np.array(groups))
+    return Bounded(float(interval.estimate), max(float(interval.lower), 0.0), min(float(interval.upper), most))
 
 
 def _within(thoughts: Sequence[Thought], right: Sequence[float]) -> tuple[tuple[float, float], ...]:

@@ -13,6 +13,8 @@ from equipoise.core.shares import Bounded
 MLE, TEMPERATURE, TEACHER, STUDENT = "adapter", "adapter + temperature", "teacher", "student"
 MEASURES = ("accuracy", "nll", "brier", "ece")
 SURE = 0.999  # mean confidence on the training inputs, above which targets are hardly softer than labels
+RANGE = 0.01, 100.0  # of temperatures
+SAME = 1e-6  # difference of mean confidences, below which two predictions count as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Bayesianized:
             found.append(
                 f"sigma is at the {self.edge} edge of its range, {self.sigma:g}: the rule would go on. Widen the range."
             )
+        elif abs(self.confidence[TEACHER] - self.confidence[MLE]) < SAME:
+            found.append("The draws change nothing: the teacher is as sure as the adapter, and a student would learn that.")
         if self.confidence[TEACHER] > SURE:
             found.append(
                 f"On the inputs the teacher's mean confidence is {self.confidence[TEACHER]:.4f}: a student would learn what "
@@ -209,6 +213,11 @@ def _worse(tested: Tested | None, name: str) -> list[str]:
     if tested is None:
         return []
     card, found = tested.cards[name], []
+    if not RANGE[0] * 1.01 < tested.temperature < RANGE[1] / 1.01:
+        found.append(
+            f"The temperature is at the end of its range, {tested.temperature:.3g}, since {tested.fitted_on:,} labelled inputs "
+            "do not decide it: it is no fair rival here."
+        )
     if card.gains["accuracy"].upper < 0:
         found.append(f"The {name} is right less often than the adapter: {shown(card.gains['accuracy'])}.")
     if card.gains["nll"].upper < 0:

@@ -81,6 +81,11 @@ def read_labelled(
     """Rows with a prompt and, where `needed`, a label that is one of the classes but for white space around it."""
     problems = read_problems(source, limit=limit, fields=fields, gold_needed=needed)
     places = {text.strip(): place for place, text in enumerate(classes)}
+    if len(places) < len(classes):
+        raise BadInput(
+            f"Of the classes {', '.join(map(repr, classes))} two differ in white space alone, so that a label could be "
+            "either: give each once."
+        )
     labels: list[int | None] = []
     for problem in problems:
         gold = problem.gold[0].strip() if problem.gold else None
@@ -95,6 +100,19 @@ def read_labelled(
     read = json.dumps([[each.id, str(each.messages or each.prompt), list(each.gold)] for each in problems])
     digest = sha256_file(Path(source)) if named else hashlib.sha256(read.encode()).hexdigest()
     return Labelled(problems, labels, str(source) if named else "rows", digest)
+
+
+def read_tested(source: Any, classes: Sequence[str], fields: Mapping[str, str] | None) -> Labelled | None:
+    """Labelled rows to test on, of which some fit the temperature; None for none."""
+    if source is None:
+        return None
+    found = read_labelled(source, classes, limit=None, fields=fields, needed=True)
+    if len(found.problems) < FIT_ONE_IN:
+        raise BadInput(
+            f"There are {len(found.problems)} labelled prompts to test on, of which one in {FIT_ONE_IN} fits the "
+            f"temperature: give {FIT_ONE_IN} or more, better some hundreds."
+        )
+    return found
 
 
 def named_classes(source: Any, *, limit: int | None, fields: Mapping[str, str] | None) -> tuple[str, ...]:
@@ -280,11 +298,14 @@ class Bayesianizing(_Bayes):
             for name in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
                 if (other.get(name) or None) != (stated.get(name) or None):
                     raise BadInput(f"The adapter {member} has another {name} than {adapter}: train them alike.")
+        digests = [sha256_file(each / WEIGHTS) for each in (adapter, *members)]
+        if len(set(digests)) < len(digests):
+            raise BadInput("Two adapters of the ensemble are one and the same: give such of different seeds.")
         if not settings.sigma_low < settings.sigma_high:
             raise BadInput(f"sigma_low {settings.sigma_low:g} must be below sigma_high {settings.sigma_high:g}.")
         found = named_classes(inputs, limit=limit, fields=fields) if classes is None else classes
         labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=teacher == "blob")
-        tested = None if test is None else read_labelled(test, found, limit=None, fields=fields, needed=True)
+        tested = read_tested(test, found, fields)
         read = {"inputs": labelled.digest}
         for name, each in {"adapter": adapter, **{f"member {n}": each for n, each in enumerate(members, 2)}}.items():
             read |= {name: sha256_file(each / WEIGHTS), f"{name}'s configuration": sha256_file(each / CONFIGURATION)}
@@ -310,6 +331,7 @@ class Bayesianizing(_Bayes):
             return self._planned(found)
 
     def _planned(self, found: _Opened) -> BayesPlan:
+        self._check_adapter(found.language_model)
         n, given = len(self.labelled.problems), self.settings
         searched = min(given.anchors, n) * (given.draws * 12 + 1) if self.teacher == "tfb" else 0
         each = 1 if self.teacher == "laplace" else len(self.members) + 1 if self.members else given.draws
@@ -333,6 +355,7 @@ class Bayesianizing(_Bayes):
 
     def _worked(self, found: _Opened, folder: Path | None) -> Bayesianized:
         language_model, given = found.language_model, self.settings
+        self._check_adapter(language_model)
         if folder is not None:
             adapters.require_base(language_model)
         # Before anything is trained: the adapter as it was given.
@@ -401,6 +424,15 @@ class Bayesianizing(_Bayes):
 
     def scratch(self) -> tuple[str, ...]:
         return (STATE,)
+
+    def _check_adapter(self, language_model: LanguageModel) -> None:
+        """Raises BadInput for an adapter that this teacher cannot be made of."""
+        if self.teacher == "laplace":
+            laplace_lora.adapted_head(language_model)
+        elif self.teacher != "blob":
+            own = teachers.own_factors(language_model)
+            if self.members:
+                Ensemble([own, *map(_factors, self.members)])
 
     def _anchors(self) -> list[int]:
         n = len(self.labelled.problems)
@@ -486,7 +518,7 @@ class Distilling(_Bayes):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{teacher / ABOUT} cannot be read ({error}): make the teacher again.") from error
         labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=label_weight > 0)
-        tested = None if test is None else read_labelled(test, found, limit=None, fields=fields, needed=True)
+        tested = read_tested(test, found, fields)
         read = {"adapter": sha256_file(teacher / WEIGHTS), "posterior": sha256_file(teacher / teachers.POSTERIOR)}
         read |= {"configuration": sha256_file(teacher / CONFIGURATION), "classes": sha256_file(teacher / ABOUT)}
         read |= {"inputs": labelled.digest, "test": tested.digest if tested else ""}

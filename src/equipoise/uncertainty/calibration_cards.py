@@ -19,8 +19,9 @@ DRAWS = 400
 
 
 def negative_log_likelihoods(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """-log p of each label, [n]."""
-    return -probabilities.gather(-1, labels[:, None]).squeeze(-1).log()
+    """-log p of each label, [n], at most 708: a probability below what float64 holds counts as its least number."""
+    least = torch.finfo(probabilities.dtype).tiny
+    return -probabilities.gather(-1, labels[:, None]).squeeze(-1).clamp(min=least).log()
 
 
 def brier_scores(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.model import evaluating, memory_advice
@@ -137,14 +137,17 @@ def in_batches(
 ) -> Tensor:
     """`logits(indices)` of all inputs, or of these, a batch at a time, joined over the last but one dimension, [..., n, C].
 
-    In evaluation mode, without gradients, in float64 on the CPU.
+    In evaluation mode, without gradients, in float64 on the CPU. Raises WorkFailed for values that are not finite.
     """
     places = range(len(inputs)) if indices is None else indices
     found = []
     with evaluating(language_model.model), memory_advice(batch_size):
         for first in range(0, len(places), batch_size):
             found.append(logits(places[first : first + batch_size]).detach().cpu().double())
-    return torch.cat(found, dim=-2)
+    joined = torch.cat(found, dim=-2)
+    if not bool(joined.isfinite().all()):
+        raise WorkFailed(f"{language_model.name} gives logits that are not finite: its weights, or its adapter's, are bad.")
+    return joined
 
 
 def class_logits(

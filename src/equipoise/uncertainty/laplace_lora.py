@@ -130,7 +130,7 @@ def laplace(
     class_ids: the rows of the output matrix that are classes. Raises BadInput for an adapter that is not
     on it.
     """
-    head = _head(language_model)
+    head = adapted_head(language_model)
     rows: list[Tensor] = []
 
     def some(chosen: Sequence[int]) -> Tensor:
@@ -150,7 +150,8 @@ def laplace(
     )
 
 
-def _head(language_model: LanguageModel) -> Any:
+def adapted_head(language_model: LanguageModel) -> Any:
+    """The adapted output matrix. Raises BadInput for an adapter that is not on it."""
     head = module_at(language_model.model, "head")
     if not any(head is own for own in adapters.adapted_maps(language_model).values()):
         raise BadInput(
@@ -162,7 +163,7 @@ def _head(language_model: LanguageModel) -> Any:
 
 def _read(language_model: LanguageModel, inputs: Classified, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Logits [n, C] and what B reads, [n, r], in float64 on the CPU."""
-    head = _head(language_model)
+    head = adapted_head(language_model)
     with _kept(head) as found:
         mean = inputs.logits(language_model.model, inputs.batch(indices, language_model.device))
     scale = head.scaling[head.active_adapters[0]]

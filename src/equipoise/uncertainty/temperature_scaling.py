@@ -9,7 +9,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-_RANGE = 0.01, 100.0
+from equipoise.uncertainty.bayes_result import RANGE
+
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
@@ -25,6 +26,6 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         return torch.nn.functional.cross_entropy(given * inverse, labels).item()
 
     found: Any = minimize_scalar(
-        loss, bounds=(1 / _RANGE[1], 1 / _RANGE[0]), method="bounded", options={"xatol": 1e-9, "maxiter": 500}
+        loss, bounds=(1 / RANGE[1], 1 / RANGE[0]), method="bounded", options={"xatol": 1e-9, "maxiter": 500}
     )
     return 1 / found.x
