@@ -99,11 +99,7 @@ def test_a_killed_audit_goes_on_to_the_same_result(asked, tmp_path, monkeypatch)
         tmp_path / "whole" / "sequences.jsonl"
     ).read_bytes()
     assert dataclasses.replace(again, folder=None) == dataclasses.replace(whole, folder=None)
-<<<<<<< HEAD
-    row = json.loads((tmp_path / "whole" / "sequences.jsonl").read_text().splitlines()[1])  # behind that of the weights
-=======
     row = json.loads((tmp_path / "whole" / "sequences.jsonl").read_text().splitlines()[1])  # behind the model's weights
->>>>>>> help-y
     assert len(row["sequences"]) == 8 and np.shape(row["sequences"][0]["probabilities"]) == (3, 2)
 
 
