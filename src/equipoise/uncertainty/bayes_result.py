@@ -217,8 +217,8 @@ def _worse(tested: Tested | None, name: str) -> list[str]:
     card, found = tested.cards[name], []
     if not RANGE[0] * 1.01 < tested.temperature < RANGE[1] / 1.01:
         found.append(
-            f"The temperature is at the end of its range, {tested.temperature:.3g}, since {tested.fitted_on:,} labelled inputs "
-            "do not decide it: it is no fair rival here."
+            f"The temperature is at the end of its range, {tested.temperature:.3g}, since {tested.fitted_on:,} labelled "
+            "inputs do not decide it: it is no fair rival here."
         )
     if card.gains["accuracy"].upper < 0:
         found.append(f"The {name} is right less often than the adapter: {shown(card.gains['accuracy'])}.")
