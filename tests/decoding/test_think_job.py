@@ -114,6 +114,8 @@ def test_a_control_that_did_nothing_says_so(model):
         ({"prompts": [{"prompt": "<think>a</think>", "answer": "1"}]}, "ends with </think> already"),
         ({"closing": "</x>", "opening": "<x>"}, "cannot write"),
         ({"word": "Zo"}, "cannot write the word"),
+        ({"word": "</think>"}, "that differ"),
+        ({"opening": "</think>", "closing": "</think>"}, "that differ"),
         ({"control": "alpha"}, "control"),
     ],
 )
