@@ -132,6 +132,13 @@ def test_no_interval_leaves_what_can_be():
     assert steering._mean([1.0], ["a"]).lower != steering._mean([1.0], ["a"]).lower  # of one prompt there is none
 
 
+def test_a_model_whose_logits_are_not_numbers_is_told(model):
+    broken = untaught(tokenizer_of())
+    broken.model.model.norm.weight.data[:] = float("nan")
+    with pytest.raises(BadInput, match="not numbers"):
+        think(broken, prompts=rows(2), **WORDS)
+
+
 def test_a_model_without_tags_is_refused_by_name_before_it_thinks():
     tokenizer = tokenizer_of(pieces=("Wait", "\n\n"))
     other = untaught(tokenizer)

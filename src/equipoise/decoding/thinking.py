@@ -594,6 +594,10 @@ def _next(
     lines: Sequence[int],
     step: int,
 ) -> Tensor:
+    if bool(logits.isnan().any()):
+        raise BadInput(
+            "The model's logits are not numbers: its weights are damaged, or too great for its dtype (float32)."
+        )
     steered = [control.steer(states[line], row) for line, row in zip(lines, logits, strict=True)]
     uniform = None if drawn is None else drawn[list(lines), step]
     tokens = choose(
