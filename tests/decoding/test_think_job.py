@@ -114,6 +114,8 @@ def test_a_control_that_did_nothing_says_so(model):
         ({"prompts": [{"prompt": "<think>a</think>", "answer": "1"}]}, "ends with </think> already"),
         ({"closing": "</x>", "opening": "<x>"}, "cannot write"),
         ({"word": "Zo"}, "cannot write the word"),
+        ({"word": "</think>"}, "that differ"),
+        ({"opening": "</think>", "closing": "</think>"}, "that differ"),
         ({"control": "alpha"}, "control"),
     ],
 )
@@ -128,6 +130,13 @@ def test_no_interval_leaves_what_can_be():
         assert steering._mean(low, ["a", "b", "c"]).lower == 0.0
         assert steering._mean(high, ["a", "b", "c"], max(high)).upper == max(high)
     assert steering._mean([1.0], ["a"]).lower != steering._mean([1.0], ["a"]).lower  # of one prompt there is none
+
+
+def test_a_model_whose_logits_are_not_numbers_is_told(model):
+    broken = untaught(tokenizer_of())
+    broken.model.model.norm.weight.data[:] = float("nan")
+    with pytest.raises(BadInput, match="not numbers"):
+        think(broken, prompts=rows(2), **WORDS)
 
 
 def test_a_model_without_tags_is_refused_by_name_before_it_thinks():

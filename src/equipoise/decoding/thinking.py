@@ -75,6 +75,11 @@ class Tags:
         check_fields(self)
         if not (self.closing and self.word and all(self.replaced)):
             raise BadInput("Tags need a closing tag, a word to insert, and no empty word among those replaced.")
+        if self.opening == self.closing or any(self.closing in word for word in (self.word, *self.replaced)):
+            raise BadInput(
+                f"The closing tag {self.closing!r} opens, too, or is a part of a word that stands for more thinking: "
+                "give tags and words that differ."
+            )
 
 
 PRESETS: dict[Preset, Tags] = {
@@ -589,6 +594,10 @@ def _next(
     lines: Sequence[int],
     step: int,
 ) -> Tensor:
+    if bool(logits.isnan().any()):
+        raise BadInput(
+            "The model's logits are not numbers: its weights are damaged, or too great for its dtype (float32)."
+        )
     steered = [control.steer(states[line], row) for line, row in zip(lines, logits, strict=True)]
     uniform = None if drawn is None else drawn[list(lines), step]
     tokens = choose(
