@@ -109,7 +109,7 @@ class Bayesianized:
                 f"sigma is at the {self.edge} edge of its range, {self.sigma:g}: the rule would go on. Widen the range."
             )
         elif abs(self.confidence[TEACHER] - self.confidence[MLE]) < SAME:
-            found.append("The draws change nothing: the teacher is as sure as the adapter, and a student would learn that.")
+            found.append("The draws change nothing: the teacher is as sure as the adapter, and so a student would be.")
         if self.confidence[TEACHER] > SURE:
             found.append(
                 f"On the inputs the teacher's mean confidence is {self.confidence[TEACHER]:.4f}: a student would learn what "
@@ -215,8 +215,8 @@ def _worse(tested: Tested | None, name: str) -> list[str]:
     card, found = tested.cards[name], []
     if not RANGE[0] * 1.01 < tested.temperature < RANGE[1] / 1.01:
         found.append(
-            f"The temperature is at the end of its range, {tested.temperature:.3g}, since {tested.fitted_on:,} labelled inputs "
-            "do not decide it: it is no fair rival here."
+            f"The temperature is at the end of its range, {tested.temperature:.3g}, since {tested.fitted_on:,} labelled "
+            "inputs do not decide it: it is no fair rival here."
         )
     if card.gains["accuracy"].upper < 0:
         found.append(f"The {name} is right less often than the adapter: {shown(card.gains['accuracy'])}.")

@@ -146,7 +146,9 @@ def in_batches(
             found.append(logits(places[first : first + batch_size]).detach().cpu().double())
     joined = torch.cat(found, dim=-2)
     if not bool(joined.isfinite().all()):
-        raise WorkFailed(f"{language_model.name} gives logits that are not finite: its weights, or its adapter's, are bad.")
+        raise WorkFailed(
+            f"{language_model.name} gives logits that are not finite: its weights, or its adapter's, are bad."
+        )
     return joined
 
 

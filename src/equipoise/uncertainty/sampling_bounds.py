@@ -1,8 +1,8 @@
 """What can be said of sampling fidelity where only the likeliest tokens of a slot are known, as servers tell them.
 
 Of a slot there are the probabilities of some tokens, and what all others have together: the rest, of which none has more
-than the least of the likeliest that are told. A symbol's share of all symbols' probability then lies between two numbers, and so does every
-measure. The bounds hold the measure; they need not be the closest ones, except where nothing is left open.
+than the least of the likeliest that are told. A symbol's share of all symbols' probability then lies between two numbers,
+and so does every measure. The bounds hold the measure; they need not be the closest ones, except where nothing is left open.
 """
 
 from __future__ import annotations

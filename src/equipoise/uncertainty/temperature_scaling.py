@@ -12,7 +12,6 @@ from torch import Tensor
 from equipoise.uncertainty.bayes_result import RANGE
 
 
-
 def temperature(logits: Tensor, labels: Tensor) -> float:
     """The T in [0.01, 100] with the least NLL of softmax(logits / T); nan without labels. logits: [n, C]; labels: [n].
 
