@@ -981,7 +981,7 @@ def write_adapter(folder: Path, name: str, rank: int = 4) -> Path:
     from equipoise.language import adapters
     from equipoise.language.model import load
 
-    adapted = adapters.attach(load(folder / "model"), rank, 8.0, ["q_proj", "v_proj"], seed=0)
+    adapted = adapters.attach(load(folder / "model"), rank, 8.0, ["q_proj", "v_proj"], seed=len(name))
     with torch.no_grad():
         for own in adapters.adapted_maps(adapted).values():
             adapters.factors(own)[1].fill_(0.1)

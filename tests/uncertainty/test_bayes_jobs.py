@@ -254,3 +254,35 @@ def test_a_temperature_that_nothing_decides_is_told_and_keeps_the_nll_finite(mad
     assert negative_log_likelihoods(p, torch.tensor([1, 0])).tolist() == pytest.approx([708.4, 708.4], abs=0.1)
     edge = dataclasses.replace(made, tested=dataclasses.replace(made.tested, temperature=0.01000001))
     assert "end of its range" in edge.headline() and "end of its range" not in made.headline()
+
+
+@pytest.mark.parametrize("moment", ["targets", "distill"])
+def test_a_model_given_as_an_object_is_bare_again_when_the_work_is_stopped(place, made, monkeypatch, moment):
+    from equipoise.uncertainty import bayes_work
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    given = {"inputs": rows(), "model": load(place / "base", **PLAIN), "steps": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(bayes_work, moment, stop)
+        with pytest.raises(KeyboardInterrupt):
+            uncertainty.distill(place / "teacher", **given)
+    assert uncertainty.distill(place / "teacher", **given).steps == 2
+
+
+def test_the_plan_counts_the_passes_of_laplace(place, tmp_path, monkeypatch):
+    from equipoise.uncertainty.class_logits import Prompts
+
+    head = write_adapter(place / "base", tmp_path / "head", targets=("q_proj", "lm_head"))
+    given = {"inputs": rows(), "test": rows(8, 1), "teacher": "laplace", **PLAIN}
+    planned, read, count = uncertainty.bayesianize.plan(head, **given).passes, Prompts.batch, 0
+
+    def counted(self, indices, device):
+        nonlocal count
+        count += len(indices)
+        return read(self, indices, device)
+
+    monkeypatch.setattr(Prompts, "batch", counted)
+    uncertainty.bayesianize(head, **given)
+    assert count == planned == 24 * 3 + 8 * 2

@@ -334,6 +334,7 @@ class Bayesianizing(_Bayes):
         self._check_adapter(found.language_model)
         n, given = len(self.labelled.problems), self.settings
         searched = min(given.anchors, n) * (given.draws * 12 + 1) if self.teacher == "tfb" else 0
+        fitted = n if self.teacher == "laplace" else 0
         each = 1 if self.teacher == "laplace" else len(self.members) + 1 if self.members else given.draws
         tested = 0 if self.test is None else len(self.test.problems)
         tokenizer: Any = found.language_model.tokenizer
@@ -345,7 +346,7 @@ class Bayesianizing(_Bayes):
             tested=tested,
             classes=self.classes,
             shown=tokenizer.decode(found.inputs.rows[0]),
-            passes=searched + (n + tested) * (each + 1),
+            passes=searched + fitted + (n + tested) * (each + 1),
             steps=given.steps if self.teacher == "blob" else 0,
         )
 
@@ -571,6 +572,16 @@ class Distilling(_Bayes):
 
     def work(self, folder: Path | None) -> Distilled:
         found = self.open()
+        carrying = [found.language_model]
+        try:
+            return self._worked(found, carrying, folder)
+        except BaseException:
+            if isinstance(self.model, LanguageModel):  # so that the same call with the same object goes on
+                adapters.detach(carrying[-1])
+            raise
+
+    def _worked(self, found: _Opened, carrying: list[LanguageModel], folder: Path | None) -> Distilled:
+        """carrying: gets the student when the teacher's adapter is taken off for it."""
         language_model, given = found.language_model, self.settings
         if folder is not None:
             adapters.require_base(language_model)
@@ -589,6 +600,7 @@ class Distilling(_Bayes):
             under = _predicted(self.teacher, language_model, found.tested)
             predictions[TEACHER] = in_batches(language_model, found.tested, under, self.batch_size)
         student = self._student(language_model)
+        carrying.append(student)
         before = class_logits(student, found.inputs, batch_size=self.batch_size)
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         labels = [label for label in self.labelled.labels if label is not None] if self.label_weight > 0 else None
