@@ -109,13 +109,7 @@ class Bayesianized:
                 f"sigma is at the {self.edge} edge of its range, {self.sigma:g}: the rule would go on. Widen the range."
             )
         elif abs(self.confidence[TEACHER] - self.confidence[MLE]) < SAME:
-<<<<<<< HEAD
-            found.append(
-                "The draws change nothing: the teacher is as sure as the adapter, and a student would learn that."
-            )
-=======
             found.append("The draws change nothing: the teacher is as sure as the adapter, and so a student would be.")
->>>>>>> help-y
         if self.confidence[TEACHER] > SURE:
             found.append(
                 f"On the inputs the teacher's mean confidence is {self.confidence[TEACHER]:.4f}: a student would learn what "
