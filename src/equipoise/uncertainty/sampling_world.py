@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from equipoise.training.loop import OneLoss, TrainerSettings, fit
 from equipoise.uncertainty import sampling_fidelity as fidelity
 from equipoise.uncertainty.sampling_slots import ValueSequence, sample
 from equipoise.uncertainty.sampling_task import SamplingTask
-
-if TYPE_CHECKING:
-    from equipoise.study import Preparation, Run
 
 Array = NDArray[np.float64]
 Corpus = Literal["independent", "quota"]
@@ -143,7 +140,7 @@ def _loss(model: nn.Module, ids: Tensor) -> tuple[Tensor, int]:
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"), labels.numel()
 
 
-def prepare(preparation: Preparation) -> None:
+def prepare(preparation: Any) -> None:
     """Teach both models of this seed; goes on where it was stopped."""
     stored = preparation.resume() or {"done": [], "training": None}
     done, training = list(stored["done"]), stored["training"]
@@ -161,11 +158,11 @@ def prepare(preparation: Preparation) -> None:
         preparation.checkpoint({"done": done, "training": None})
 
 
-def _keep(preparation: Preparation, done: list[str], state: dict[str, Any]) -> None:
+def _keep(preparation: Any, done: list[str], state: dict[str, Any]) -> None:
     preparation.checkpoint({"done": done, "training": state})
 
 
-def measure(run: Run) -> None:
+def measure(run: Any) -> None:
     """One arm: its sequences for both targets, measured by sequence."""
     by, count = run.settings["by"], run.options["sequences"]
     language_model = None
@@ -198,7 +195,7 @@ def measure(run: Run) -> None:
                 run.measure("lens", distance, at={"layer": layer}, where={"task": name})
 
 
-def record(run: Run, found: Mapping[str, Sequence[ValueSequence]]) -> None:
+def record(run: Any, found: Mapping[str, Sequence[ValueSequence]]) -> None:
     """Each measure by sequence over both targets and by target, at the sampler's own temperature and at the best one."""
     rows: list[tuple[str, str, dict[str, float], dict[str, float]]] = []
     for name, sequences in found.items():
