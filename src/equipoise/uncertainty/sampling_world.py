@@ -50,11 +50,12 @@ def header(tenths: Sequence[int]) -> str:
 
 
 def random_target(generator: np.random.Generator) -> list[int]:
-    """Ten tenths over two to nine of the symbols, at least one each, [9]."""
-    chosen = generator.choice(9, size=int(generator.integers(2, 10)), replace=False)
-    more = generator.multinomial(10 - len(chosen), np.full(len(chosen), 1 / len(chosen)))
+    """Ten tenths over two to nine of the symbols, at least one each, all such divisions alike, [9]."""
+    count = int(generator.integers(2, 10))
+    chosen = generator.choice(9, size=count, replace=False)
+    cuts = np.sort(generator.choice(np.arange(1, 10), size=count - 1, replace=False))
     tenths = np.zeros(9, dtype=int)
-    tenths[chosen] = 1 + more
+    tenths[chosen] = np.diff([0, *cuts, 10])
     return tenths.tolist()
 
 
