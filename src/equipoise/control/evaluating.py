@@ -162,8 +162,7 @@ class Evaluating(Request):
 
 def _mean(values: NDArray[Any]) -> Bounded:
     """Over policies and starts; of one policy over its starts alone."""
-    interval = mean_interval(values) if len(values) > 1 else item_interval(values[0])
-    return Bounded(float(interval.estimate), float(interval.lower), float(interval.upper))
+    return Bounded.of(mean_interval(values) if len(values) > 1 else item_interval(values[0]))
 
 
 def _pairs(levels: dict[str, tuple[float, ...]]) -> tuple[tuple[str, float], ...]:

@@ -52,6 +52,8 @@ class Bounded:
     upper: float
 
     @classmethod
-    def of(cls, interval: "Interval") -> "Bounded":
-        """From an interval of `core.statistics`."""
-        return cls(float(interval.estimate), float(interval.lower), float(interval.upper))
+    def of(cls, interval: "Interval", least: float = -math.inf, most: float = math.inf) -> "Bounded":
+        """From an interval of `core.statistics`, within the values that its estimate can have."""
+        # Comparisons with nan are false: an undefined end stays undefined.
+        lower, upper = (min(max(float(end), least), most) for end in (interval.lower, interval.upper))
+        return cls(float(interval.estimate), lower, upper)

@@ -429,8 +429,7 @@ def _thought(row: Mapping[str, Any]) -> Thought:
 
 def _mean(values: Sequence[float], groups: Sequence[str], most: float = math.inf) -> Bounded:
     """Of values from 0 to `most`, within which its interval is kept."""
-    interval = item_interval(np.array(values, float), np.array(groups))
-    return Bounded(float(interval.estimate), max(float(interval.lower), 0.0), min(float(interval.upper), most))
+    return Bounded.of(item_interval(np.array(values, float), np.array(groups)), 0.0, most)
 
 
 def _within(thoughts: Sequence[Thought], right: Sequence[float]) -> tuple[tuple[float, float], ...]:

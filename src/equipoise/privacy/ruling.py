@@ -407,8 +407,7 @@ def influence(y: Array, weight: Array) -> Array:
 def _bounded(values: Array) -> Bounded:
     if np.isnan(values).any():
         return Bounded(math.nan, math.nan, math.nan)
-    found = item_interval(values)
-    return Bounded(float(found.estimate), float(found.lower), float(found.upper))
+    return Bounded.of(item_interval(values))
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------------

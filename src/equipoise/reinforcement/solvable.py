@@ -116,12 +116,12 @@ def measures(p: Array, rewards: Array, clusters: ArrayLike, seed: int) -> dict[s
     )
     kept = score_interval(aurc, p, 1 - rates, clusters, draws=DRAWS, generator=drawn())
     found = {
-        "Brier": _bounded(item_interval(squared_errors(p, rewards), clusters), 0, 1),
-        "log loss": _bounded(item_interval(log_losses(p, rates), clusters), 0, math.inf),
-        "ECE": _bounded(redrawn(lambda items: calibration_error(p[items], rates[items])), 0, 1),
-        "AUROC": _bounded(ranked, 0, 1),
-        "Spearman": _bounded(redrawn(lambda items: spearman(p[items], rates[items])), -1, 1),
-        "AURC": _bounded(kept, 0, 1),
+        "Brier": Bounded.of(item_interval(squared_errors(p, rewards), clusters), 0, 1),
+        "log loss": Bounded.of(item_interval(log_losses(p, rates), clusters), 0, math.inf),
+        "ECE": Bounded.of(redrawn(lambda items: calibration_error(p[items], rates[items])), 0, 1),
+        "AUROC": Bounded.of(ranked, 0, 1),
+        "Spearman": Bounded.of(redrawn(lambda items: spearman(p[items], rates[items])), -1, 1),
+        "AURC": Bounded.of(kept, 0, 1),
     }
     if kept.clusters < FEWEST_CLUSTERS:
         found |= {name: Bounded(found[name].value, math.nan, math.nan) for name in ("ECE", "Spearman")}
@@ -132,8 +132,8 @@ def gains(p: Array, control: Array, rewards: Array, clusters: ArrayLike) -> dict
     """How much lower the losses are than those of a control, paired by problem; above 0 is better."""
     rates = rewards.mean(axis=1)
     return {
-        "Brier": _bounded(item_interval(squared_errors(control, rewards) - squared_errors(p, rewards), clusters)),
-        "log loss": _bounded(item_interval(log_losses(control, rates) - log_losses(p, rates), clusters)),
+        "Brier": Bounded.of(item_interval(squared_errors(control, rewards) - squared_errors(p, rewards), clusters)),
+        "log loss": Bounded.of(item_interval(log_losses(control, rates) - log_losses(p, rates), clusters)),
     }
 
 
@@ -196,9 +196,3 @@ def thresholds(
             covered = mean_rate(kept.astype(float), clusters)
             found.append(Threshold(target, threshold, covered, mean_rate(rates, clusters, kept)))
     return tuple(found)
-
-
-def _bounded(interval: Interval, least: float = -math.inf, most: float = math.inf) -> Bounded:
-    """An interval within the values that the estimate can have."""
-    lower, upper = np.clip([interval.lower, interval.upper], least, most).tolist()
-    return Bounded(float(interval.estimate), lower, upper)

@@ -336,5 +336,4 @@ def bounded(interval: Interval, enough: bool = True, least: float = -math.inf, m
     """An interval within the values that its estimate can have; without bounds where there are too few clusters."""
     if not enough:
         return Bounded(float(interval.estimate), math.nan, math.nan)
-    lower, upper = np.clip([interval.lower, interval.upper], least, most).tolist()
-    return Bounded(float(interval.estimate), lower, upper)
+    return Bounded.of(interval, least, most)

@@ -453,14 +453,7 @@ class Bayesianizing(_Bayes):
             found.language_model,
             found.inputs,
             labels,
-            TrainerSettings(
-                steps=given.steps,
-                learning_rate=given.learning_rate,
-                batch_size=given.train_batch_size,
-                warmup_ratio=0.06,
-                epsilon=1e-6,
-                seed=given.seed,
-            ),
+            _trainer(given),
             blob.BlobSettings(
                 epsilon=given.epsilon, beta=given.beta, gamma=given.gamma, kl_learning_rate=given.kl_learning_rate
             ),
@@ -608,14 +601,7 @@ class Distilling(_Bayes):
             student,
             found.inputs,
             wanted,
-            TrainerSettings(
-                steps=given.steps,
-                learning_rate=given.learning_rate,
-                batch_size=given.train_batch_size,
-                warmup_ratio=0.06,
-                epsilon=1e-6,
-                seed=given.seed,
-            ),
+            _trainer(given),
             kind=self.divergence,
             labels=labels,
             label_weight=self.label_weight,
@@ -674,6 +660,18 @@ class Distilling(_Bayes):
                 f"given its name; the trained weights are in {folder / STATE}."
             )
         return gap
+
+
+def _trainer(given: TeacherSettings | StudentSettings) -> TrainerSettings:
+    """The optimizer of teachers and students alike."""
+    return TrainerSettings(
+        steps=given.steps,
+        learning_rate=given.learning_rate,
+        batch_size=given.train_batch_size,
+        warmup_ratio=0.06,
+        epsilon=1e-6,
+        seed=given.seed,
+    )
 
 
 def _factors(member: Path) -> teachers.Factors:

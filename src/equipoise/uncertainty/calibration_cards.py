@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.core.errors import BadInput
 from equipoise.core.scores import ece
 from equipoise.core.shares import Bounded
-from equipoise.core.statistics import Interval, item_interval, score_interval
+from equipoise.core.statistics import item_interval, score_interval
 from equipoise.uncertainty.bayes_result import MLE, TEACHER, Bin, CalibrationCard
 
 BINS = 15
@@ -55,15 +55,15 @@ def cards(
         scores, confidence = each[name], p.max(-1).values
         teacher = predictions.get(TEACHER)
         gains = {
-            measure: _bounded(item_interval(sign * (scores[measure] - each[MLE][measure])))
+            measure: Bounded.of(item_interval(sign * (scores[measure] - each[MLE][measure])))
             for measure, sign in (("accuracy", 1), ("nll", -1), ("brier", -1))
         }
         found[name] = CalibrationCard(
             n=len(labels),
             passes=passes[name],
             confidence=confidence.mean().item(),
-            **{measure: _bounded(item_interval(values), *_LIMITS[measure]) for measure, values in scores.items()},
-            ece=_bounded(
+            **{measure: Bounded.of(item_interval(values), *_LIMITS[measure]) for measure, values in scores.items()},
+            ece=Bounded.of(
                 score_interval(
                     ece, confidence.numpy().clip(0, 1), scores["accuracy"], generator=generator, draws=DRAWS, bins=BINS
                 ),
@@ -90,8 +90,3 @@ def _scores(p: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
 
 def _divergence(teacher: Tensor, p: Tensor) -> float:
     return (teacher * (teacher.clamp(min=1e-300).log() - p.clamp(min=1e-300).log())).sum(-1).mean().item()
-
-
-def _bounded(interval: Interval, least: float = -float("inf"), most: float = float("inf")) -> Bounded:
-    lower, upper = np.clip([interval.lower, interval.upper], least, most).tolist()
-    return Bounded(float(interval.estimate), lower, upper)

@@ -86,5 +86,4 @@ def accept(confidence: ArrayLike, right: ArrayLike, *, risk: float, certainty: f
 
 def share_right(right: Array, clusters: ArrayLike) -> Bounded:
     """The share of right answers, with a 95 % interval."""
-    interval = item_interval(right, clusters)
-    return Bounded(float(interval.estimate), max(float(interval.lower), 0.0), min(float(interval.upper), 1.0))
+    return Bounded.of(item_interval(right, clusters), 0.0, 1.0)

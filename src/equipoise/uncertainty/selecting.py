@@ -155,5 +155,4 @@ def _candidate(place: str, row: Mapping[str, Any], by: str) -> _Candidate:
 def _bounded(values: Any, least: float = 0.0) -> Bounded:
     if not len(values):
         return UNKNOWN
-    interval = item_interval(values)
-    return Bounded(float(interval.estimate), max(float(interval.lower), least), min(float(interval.upper), 1.0))
+    return Bounded.of(item_interval(values), least, 1.0)
