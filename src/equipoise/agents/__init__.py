@@ -1,0 +1,16 @@
+"""Memory of agents: what is kept of conversations, how it is found again, and what each way of keeping costs.
+
+Names are imported on first use, so that the command line stays light.
+"""
+
+from typing import TYPE_CHECKING
+
+from equipoise.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from equipoise.agents.memory import MemoryAnswer as MemoryAnswer
+    from equipoise.agents.memory import MemoryItem as MemoryItem
+    from equipoise.agents.memory import MemorySystem as MemorySystem
+    from equipoise.agents.memory import Reader as Reader
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -1,0 +1,35 @@
+from datetime import datetime
+
+import pytest
+
+from equipoise.core.errors import BadInput
+from equipoise.data.histories import History, MemoryQuestion, Session, Turn
+
+EARLY, LATE = datetime(2024, 1, 1, 9), datetime(2024, 1, 2, 9)
+
+
+def a_session(name="s1", time=EARLY, turns=("t1",)):
+    return Session(name, time, tuple(Turn(turn, "Li", "words") for turn in turns))
+
+
+@pytest.mark.parametrize(
+    ("sessions", "questions", "named"),
+    [
+        ((a_session(), a_session(time=LATE, turns=["t2"])), (), "two sessions have the id 's1'"),
+        ((a_session(), a_session("s2", LATE)), (), "two turns have the id 't1'"),
+        ((a_session(time=LATE), a_session("s2", EARLY, ["t2"])), (), "'s2' .* stands behind 's1' .* sort sessions"),
+        ((a_session(),), (MemoryQuestion("q", "?"), MemoryQuestion("q", "!")), "two questions have the id 'q'"),
+        ((a_session(),), (MemoryQuestion("q", "?", evidence=("t1", "t9")),), "'t9' as evidence"),
+        ((a_session(),), (MemoryQuestion("q", "?", options=("A", "B"), right=2),), "option 2 as the right one, of 2"),
+        ((a_session(time=LATE),), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
+        ((), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
+    ],
+)
+def test_a_history_that_contradicts_itself_is_named(sessions, questions, named):
+    with pytest.raises(BadInput, match=named):
+        History("a day", sessions, questions)
+
+
+def test_evidence_may_be_turns_and_sessions():
+    question = MemoryQuestion("q", "?", LATE, evidence=("t1", "s1"))
+    assert History("a day", (a_session(),), (question,)).questions == (question,)
