@@ -58,9 +58,9 @@ class TextIndex:
             raise BadInput(
                 "An index knows vectors and times of all of its texts or of none: give what the others have."
             )
-        directions, moments = self._vectors, self._moments
+        rows, moments = self._vectors, self._moments
         if vectors is not None:
-            directions = _joined(self._vectors, _directions(vectors, len(texts)))
+            rows = _joined(self._vectors, directions(vectors, len(texts)))
         if times is not None:
             if len(times) != len(texts):
                 raise BadInput(f"There are {len(times)} times for {len(texts)} texts: give one for each.")
@@ -70,7 +70,7 @@ class TextIndex:
             order = sorted(range(len(every)), key=int if moments is None else moments.__getitem__)
         except TypeError as error:
             raise BadInput(f"The times of the texts cannot be compared: {error}.") from error
-        self._texts, self._vectors, self._moments, self._order = every, directions, moments, order
+        self._texts, self._vectors, self._moments, self._order = every, rows, moments, order
         self._times = None if moments is None else [moments[place] for place in order]
         self._scorer: tuple[int, Any] = (0, None)
 
@@ -122,7 +122,7 @@ class TextIndex:
     def _by_vector(self, vector: ArrayLike, size: int) -> Hits:
         if self._vectors is None:
             raise BadInput("The index has no vectors to compare with: give vectors=, or search without vector=.")
-        direction = _directions(np.atleast_2d(np.asarray(vector, np.float64)), 1)[0]
+        direction = directions(np.atleast_2d(np.asarray(vector, np.float64)), 1)[0]
         if direction.shape != self._vectors.shape[1:]:
             raise BadInput(
                 f"The vector of the query has {len(direction)} numbers, those of the texts {self._vectors.shape[1]}."
@@ -172,7 +172,11 @@ def _joined(older: NDArray[np.float64] | None, younger: NDArray[np.float64]) -> 
     return np.concatenate([older, younger])
 
 
-def _directions(vectors: ArrayLike, of: int) -> NDArray[np.float64]:
+def directions(vectors: ArrayLike, of: int) -> NDArray[np.float64]:
+    """Vectors of length 1 in place of vectors of any length but zero. vectors: [of, width]
+
+    Raises BadInput for another shape, and for a vector that is no direction, with its place.
+    """
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2 or len(rows) != of:
         raise BadInput(f"The vectors are of shape {list(rows.shape)}, expected [{of}, width].")
