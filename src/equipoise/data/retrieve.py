@@ -43,7 +43,7 @@ class TextIndex:
         self, texts: Sequence[str], vectors: ArrayLike | None = None, times: Sequence[Any] | None = None
     ) -> None:
         self._texts = list(texts)
-        self._vectors = None if vectors is None else _directions(vectors, len(self._texts))
+        self._vectors = None if vectors is None else directions(vectors, len(self._texts))
         if times is not None and len(times) != len(self._texts):
             raise BadInput(f"There are {len(times)} times for {len(self._texts)} texts: give one for each.")
         try:
@@ -104,7 +104,7 @@ class TextIndex:
     def _by_vector(self, vector: ArrayLike, size: int) -> Hits:
         if self._vectors is None:
             raise BadInput("The index has no vectors to compare with: give vectors=, or search without vector=.")
-        direction = _directions(np.atleast_2d(np.asarray(vector, np.float64)), 1)[0]
+        direction = directions(np.atleast_2d(np.asarray(vector, np.float64)), 1)[0]
         if direction.shape != self._vectors.shape[1:]:
             raise BadInput(
                 f"The vector of the query has {len(direction)} numbers, those of the texts {self._vectors.shape[1]}."
@@ -146,7 +146,11 @@ def _scorer(words: list[list[str]]) -> Any:
     return scorer
 
 
-def _directions(vectors: ArrayLike, of: int) -> NDArray[np.float64]:
+def directions(vectors: ArrayLike, of: int) -> NDArray[np.float64]:
+    """Vectors of length 1 in place of vectors of any length but zero. vectors: [of, width]
+
+    Raises BadInput for another shape, and for a vector that is no direction, with its place.
+    """
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2 or len(rows) != of:
         raise BadInput(f"The vectors are of shape {list(rows.shape)}, expected [{of}, width].")
