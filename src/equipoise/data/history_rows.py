@@ -129,10 +129,10 @@ def is_date(text: str) -> bool:
     return bool(_DATE.fullmatch(text.strip()))
 
 
-def of_calendar(row: Row, field: str, text: str, *parts: int) -> datetime:
-    """The moment of year, month, day, hour and minute. Raises BadInput where no calendar has it."""
+def of_calendar(row: Row, field: str, text: str, date: tuple[int, int, int], hour: int, minute: int) -> datetime:
+    """The moment of (year, month, day), hour and minute. Raises BadInput where no calendar has it."""
     try:
-        return datetime(*parts)
+        return datetime(*date, hour, minute)
     except ValueError as error:
         row.refuse(field, "a date and time of the calendar", f"{text!r} ({error})")
 

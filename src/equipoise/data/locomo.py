@@ -189,7 +189,8 @@ def parse_time(row: Row, field: str) -> datetime:
     if found is None or found[5] not in MONTHS or not 1 <= int(found[1]) <= 12:
         row.refuse(field, 'a time such as "1:56 pm on 8 May, 2023"', repr(text))
     hour = int(found[1]) % 12 + 12 * (found[3] == "pm")
-    return of_calendar(row, field, text, int(found[6]), MONTHS.index(found[5]) + 1, int(found[4]), hour, int(found[2]))
+    date = int(found[6]), MONTHS.index(found[5]) + 1, int(found[4])
+    return of_calendar(row, field, text, date, hour, int(found[2]))
 
 
 def _question(row: Row, name: str, place: int, evidence: tuple[str, ...]) -> MemoryQuestion:

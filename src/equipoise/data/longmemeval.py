@@ -123,7 +123,7 @@ def _time(row: Row, field: str, text: str) -> datetime:
     if found is None:
         row.refuse(field, 'a time such as "2023/04/10 (Mon) 17:50"', repr(text))
     year, month, day, hour, minute = (int(found[group]) for group in (1, 2, 3, 5, 6))
-    time = of_calendar(row, field, text, year, month, day, hour, minute)
+    time = of_calendar(row, field, text, (year, month, day), hour, minute)
     if found[4] != WEEKDAYS[time.weekday()]:
         row.refuse(field, f"a {WEEKDAYS[time.weekday()]}, which that date was", repr(text))
     return time
