@@ -134,6 +134,20 @@ def test_values_are_the_weighted_means(fitted):
     assert found.gains[NONE].lower > 0 and found.agreed == pytest.approx(own.mean())
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps({**RULE_BOUNDS, "Arms": [1, 0]}), "no 'Arms'"),
+        (json.dumps(RULE_BOUNDS).replace('"sex"', '"age": [0, 1], "sex"'), "'age' twice"),
+    ],
+)
+def test_bounds_that_are_not_read_whole_are_refused(tmp_path, text, said):
+    """A misspelt `arms` in silence would turn the rule round."""
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(BadInput, match=said):
+        fit(rule_rows(20), **NAMES, bounds=tmp_path / "b.json", epsilon=1.0, seed=0)
+
+
 def test_intervals_of_a_weighted_mean_cover_it():
     draw = np.random.default_rng(0)
     hits = 0

@@ -48,6 +48,8 @@ SOLVER_SHARE = 0.01  # of epsilon, for what the solver leaves of an exact minimu
 TOLERANCE = 1e-6  # of the gradient's norm, in units of its sensitivity
 LEAST_EPSILON = 1e-6
 _UNIT = 2.0**-53  # of float64's rounding
+_BOUNDS = ("features", "outcome", "arms", "source")
+_WIDEST = 1e300  # of a scale's inverse: a coefficient in the feature's own unit is a number
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------------
@@ -226,9 +228,9 @@ class Bounds:
 
     @classmethod
     def read(cls, given: Any) -> Bounds:
-        """From a mapping with features (by name, or a list in the columns' order), outcome, and arms if not 0 and 1.
+        """From a mapping with features (by name, or a list in the columns' order), outcome, arms if not 0 and 1, and source.
 
-        Raises BadInput for what is no such mapping, and for a range that is empty or infinite.
+        Raises BadInput for what is no such mapping, for other names in it, and for a range that is empty or infinite.
         """
         if isinstance(given, Bounds):
             return given
@@ -237,6 +239,8 @@ class Bounds:
                 f"bounds are {given!r:.60}: give public ranges, {{'features': {{'age': [18, 90]}}, 'outcome': [0, 100]}}. "
                 "Ranges that are taken from the records are no public ones."
             )
+        if unknown := [name for name in given if name not in _BOUNDS]:
+            raise BadInput(f"bounds have no {unknown[0]!r}: give {', '.join(_BOUNDS)}.")
         features = given["features"]
         if isinstance(features, Sequence) and not isinstance(features, str):
             features = {f"x{place}": pair for place, pair in enumerate(features)}
@@ -304,8 +308,10 @@ def _range(name: str, pair: Any) -> tuple[float, float]:
         low, high = (float(each) for each in pair)
     except (TypeError, ValueError):
         raise BadInput(f"{name} are {pair!r:.60}: give the lowest and the highest value, such as [0, 100].") from None
-    if not -math.inf < low < high < math.inf:
-        raise BadInput(f"{name} are {pair!r:.60}: give a lowest value below a highest one, both finite.")
+    if not (-math.inf < low < high < math.inf and 0 < 1 / (high - low) < _WIDEST):
+        raise BadInput(
+            f"{name} are {pair!r:.60}: give a lowest value below a highest one, both finite and not so far apart."
+        )
     return low, high
 
 

@@ -144,8 +144,8 @@ def read_bounds(given: Any) -> tuple[Bounds, str, str]:
             raise BadInput(f"{path}: no such file of public ranges.")
         digest = sha256_file(path)
         try:
-            given = json.loads(read_regular(path))
-        except ValueError as error:
+            given = json.loads(read_regular(path), object_pairs_hook=partial(_once, path))
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path} is no JSON: {error}") from None
     if not isinstance(given, Mapping):
         raise BadInput("bounds are an object with source, features, outcome and arms.")
@@ -159,7 +159,14 @@ def read_bounds(given: Any) -> tuple[Bounds, str, str]:
             f"the bounds' source is {source!r}: ranges taken from the records tell the largest and the smallest. "
             "Take them from a protocol or an instrument."
         )
-    return Bounds.read({name: value for name, value in given.items() if name != "source"}), source.strip(), digest
+    return Bounds.read(given), source.strip(), digest
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{path} has {twice[0]!r} twice: which range holds?")
+    return dict(pairs)
 
 
 def refuse_taken_bounds(bounds: Bounds, table: Table) -> None:
