@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.agents.memory import MemoryItem, TokenCount, words
 from equipoise.core.errors import BadInput
-from equipoise.core.options import closed
+from equipoise.core.options import check_fields, closed
 from equipoise.data.retrieve import directions
 
 Gate = Literal["product", "query", "context", "weighted"]
@@ -85,6 +85,9 @@ class Chains:
     links: tuple[Link, ...] = ()
     cosines: int = 0
     contexts: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
