@@ -28,10 +28,10 @@ def robust_value(values: Tensor, delta: float, *, exact: bool = True) -> tuple[T
     """Worst mean of samples over a KL ball of radius delta around them, and the dual variable b that attains it.
 
     values: [..., m], finite. Returns value [...] between minimum and mean, and beta [...] >= 0: inf where delta is 0, 0
-    where the minimum is reached or all samples are equal; both of the values' type, in float64 for whole numbers. exact: a b of each row. Else one b for all rows, the best on
-    average (the functional dual with a constant as its function): a lower bound of each row's value. Gradients with respect
-    to values are the worst-case weights. Raises BadInput for a delta that is no finite number of 0 or more, and for values
-    that are none.
+    where the minimum is reached or all samples are equal; both of the values' type, in float64 for whole numbers. exact: a b
+    of each row. Else one b for all rows, the best on average (the functional dual with a constant as its function): a lower
+    bound of each row's value. Gradients with respect to values are the worst-case weights. Raises BadInput for a delta that
+    is no finite number of 0 or more, and for values that are none.
     """
     work = _checked(values, delta)
     with torch.no_grad():

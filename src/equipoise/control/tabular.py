@@ -55,7 +55,7 @@ class TabularWorld:
 def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array, Array]:
     """inf { E_p values : KL(p || p_0) <= delta } and the p that attains it.
 
-    values: [S], finite; probabilities: [..., S], of which each row is divided by its sum. Returns value [...] and p [..., S].
+    values: [S], finite; probabilities: [..., S], each row is divided by its sum. Returns value [...] and p [..., S].
     What has probability 0 keeps it.
     """
     if not 0 <= delta < math.inf:
