@@ -1,13 +1,12 @@
-import sys
 from dataclasses import replace
 from datetime import timedelta
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from equipoise.agents.chain_of_memory import organize
 from equipoise.agents.memory import Unread
 from equipoise.agents.memory_store import Directions, best
 from equipoise.agents.memory_systems import build, thinned
@@ -15,7 +14,18 @@ from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.histories import MemoryQuestion, Session, Turn
 from memory_worlds import CLINIC, DAY, LATER, WHEN, counts, stream, told
 
-NAMES = ("full", "recency", "bm25", "rag-turns", "rag-sessions", "rag-rerank", "empty", "oracle", "thinned")
+NAMES = (
+    "full",
+    "recency",
+    "bm25",
+    "rag-turns",
+    "rag-sessions",
+    "rag-rerank",
+    "chain-of-memory",
+    "empty",
+    "oracle",
+    "thinned",
+)
 
 
 def shorter(question, texts):
@@ -252,34 +262,31 @@ def test_thinned_text_keeps_moments_and_speakers_and_costs_less():
 # --- chains ---------------------------------------------------------------------------------------------------------
 
 
-def test_chains_are_organized_of_what_is_old_enough(monkeypatch):
-    seen = []
-
-    def organize(items, vectors, query_vector, *, k=20, beta=0.5, sessions=None, context="mean", budget=None, count=None,
-                 embedder=None, session_vectors=None):  # fmt: skip
-        seen.append({"items": [item.id for item in items], "vectors": np.asarray(vectors), "names": session_vectors})
-        seen[-1] |= {"k": k, "beta": beta, "budget": budget, "embedder": embedder}
-        return SimpleNamespace(
-            items=tuple(items[:1]), context="print", amounts={"embedded_tokens": 2, "x": 1}, trace=("t",)
-        )
-
-    monkeypatch.setitem(sys.modules, "equipoise.agents.chain_of_memory", SimpleNamespace(organize=organize))
-    system = told(made("chain-of-memory", k=4, beta=0.3, budget=50))
+def test_chains_are_organized_of_what_is_old_enough():
+    system = told(made("chain-of-memory", k=4, beta=0.3, anchors=2))
     answer = system.answer(WHEN, LATER, until=CLINIC[1].time)
-    assert (seen[-1]["items"], seen[-1]["k"], seen[-1]["beta"]) == (["a", "b", "c", "d"], 4, 0.3)
-    assert (seen[-1]["budget"], seen[-1]["embedder"], seen[-1]["names"]) == (50, None, None)
-    expected = counts([item.text for item in system.items[:4]])
-    np.testing.assert_allclose(
-        seen[-1]["vectors"], expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6
-    )
-    assert (answer.context, answer.trace, ids(answer)) == ("print", ("t",), ["a"])
-    assert answer.amounts == {"embedded_tokens": 5 + 2, "embedding_calls": 1, "x": 1}
-    chosen = made("chain-of-memory", sessions=1, context="concatenated")
+    old = system.items[:4]
+    expected = organize(old, counts([item.text for item in old]), counts([WHEN.text])[0], k=4, beta=0.3, anchors=2)
+    assert (ids(answer), answer.context) == ([item.id for item in expected.items], expected.context)
+    assert answer.context.startswith("=== Evidence Chain 1 ===")
+    assert [row["decision"] for row in answer.trace] == [row["decision"] for row in expected.trace]
+    assert answer.amounts == {**expected.amounts, "embedded_tokens": 5, "embedding_calls": 1}
+    few = told(made("chain-of-memory", k=4, beta=0.3, anchors=2, budget=13)).answer(WHEN, LATER, until=CLINIC[1].time)
+    assert (len(few.items), few.read_tokens) == (1, 13)
+
+
+def test_joined_texts_and_chosen_sessions_are_embedded_and_counted():
+    chosen = made("chain-of-memory", sessions=1, context="concatenated", beta=0.0, anchors=1)
     assert chosen.ingest(CLINIC[0], DAY)["embedded_tokens"] == 15 + 15
-    chosen.answer(WHEN, LATER)
-    assert (list(seen[-1]["names"]), seen[-1]["embedder"]) == (["s1"], counts)
+    chosen.ingest(CLINIC[1], CLINIC[1].time)
+    answer = chosen.answer(WHEN, LATER)
+    assert ids(answer) == ["c", "d"]
+    assert answer.amounts["embedding_calls"] == 2
+    assert answer.amounts["embedded_tokens"] == 5 + 8
     with pytest.raises(BadInput, match=r"has no option 'betta'. Did you mean 'beta'"):
         made("chain-of-memory", betta=1)
+    with pytest.raises(BadInput, match="anchors is 0"):
+        made("chain-of-memory", anchors=0)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

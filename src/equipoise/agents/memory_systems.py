@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.agents.chain_of_memory import organize
 from equipoise.agents.memory import MemoryItem, MemorySystem, Reader, TokenCount, session_text, turn_text, words
 from equipoise.agents.memory_store import Directions, Embedder, Order, Remembering, Shown, best
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
@@ -186,8 +187,6 @@ class _Chains(_Embedded):
         return amounts
 
     def show(self, question: MemoryQuestion, now: datetime, until: datetime | None) -> Shown:
-        from equipoise.agents.chain_of_memory import organize
-
         found, amounts = self._directions.of([_query(question, now, self._dated)])
         places = self.older(until)
         made = organize(
@@ -340,8 +339,6 @@ def build(
     takes = {each.name: each for each in inspect.signature(make).parameters.values() if each.kind is each.KEYWORD_ONLY}
     made, further = dict[str, Any](), set[str]()
     if takes.pop("organizing", None):
-        from equipoise.agents.chain_of_memory import organize
-
         further = inspect.signature(organize).parameters.keys() - set(_OURS)
         made["organizing"] = {option: options.pop(option) for option in further & options.keys()}
         _checked(made["organizing"])
@@ -361,8 +358,6 @@ def build(
 
 def _checked(organizing: Mapping[str, Any]) -> None:
     """Raises BadInput for an option that no question could be answered with."""
-    from equipoise.agents.chain_of_memory import organize
-
     item, embedder = MemoryItem("", "", datetime.min), lambda texts: [[1.0]] * len(texts)
     how = {"embedder": embedder if organizing.get("context") == JOINED else None, "session_vectors": {"": [1.0]}}
     organize([item], [[1.0]], [1.0], **how, **organizing)
