@@ -29,7 +29,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.agents.memory import MemoryItem, TokenCount, words
 from equipoise.core.errors import BadInput
-from equipoise.core.options import closed
+from equipoise.core.options import check_fields, closed
 from equipoise.data.retrieve import directions
 
 Gate = Literal["product", "query", "context", "weighted"]
@@ -85,6 +85,9 @@ class Chains:
     links: tuple[Link, ...] = ()
     cosines: int = 0
     contexts: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +421,23 @@ def print_blocks(
         )
     kept = _first(filled, total)
     return kept, _text(kept, headers)
+
+
+def read_date(value: object, owner: str) -> datetime:
+    """The date of a document of another library: a datetime or ISO 8601 text; UNDATED for None or "".
+
+    With a time zone, the same moment in UTC and without one. owner: how the document is called in an error. Raises BadInput
+    for anything else.
+    """
+    if value is None or value == "":
+        return UNDATED
+    try:
+        made = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise BadInput(
+            f"{owner} has the date {value!r}: use ISO 8601 such as 2024-05-07T09:30, or date_field=None for none."
+        ) from error
+    return made if made.tzinfo is None else made.astimezone(UTC).replace(tzinfo=None)
 
 
 def _first(blocks: list[list[MemoryItem]], total: int) -> list[list[MemoryItem]]:
