@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from chat_models import untaught
+from chat_models import TEMPLATE, untaught
 from equipoise.core.errors import BadInput
 from equipoise.uncertainty import score, scoring, select
 from equipoise.uncertainty.answers import read_answers
@@ -207,11 +208,31 @@ def candidate(name, **other):
         (candidate("a", answer="\ud800"), "half of a surrogate"),
         (candidate("a", prompt=[{"role": "user", "content": "\ud800"}]), "half of a surrogate"),
         (3, "expected an object"),
+        (candidate("b"), "row 2: id 'b' was used before at row 1"),
+        (candidate("b", prompt="another"), "used before"),
     ],
 )
 def test_rows_that_cannot_be_selected_from_are_refused(wrong, sentence, tmp_path):
     with pytest.raises(BadInput, match=sentence):
         select([candidate("b"), wrong], by="mine", out=tmp_path / "out")
+
+
+def test_p_true_is_asked_of_the_whole_conversation(lm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        scoring,
+        "p_true",
+        lambda _, questions, answers, **how: asked.extend(questions) or torch.full((len(answers),), 0.5),
+    )
+    turns = [
+        {"role": "system", "content": "count"}, {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"}, {"role": "user", "content": "and then?"},
+    ]  # fmt: skip
+    alone = [{"role": "user", "content": "one?"}]
+    monkeypatch.setattr(lm.tokenizer, "chat_template", TEMPLATE)
+    given = [{"id": str(i), "prompt": prompt, "answer": "three"} for i, prompt in enumerate(("one?", alone, turns))]
+    score(lm, answers=given, members=2, sigma=0.1, rank=2, ask=True)
+    assert asked == ["one?", "one?", "System: count\nUser: one\nAssistant: two\nUser: and then?"]
 
 
 def test_a_score_that_is_infinite_in_a_file_is_refused(tmp_path):

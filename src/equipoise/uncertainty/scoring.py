@@ -22,7 +22,7 @@ from equipoise.language.confidence import p_true
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
-from equipoise.uncertainty.answers import Answers, asked, read_answers
+from equipoise.uncertainty.answers import Answers, asked, question, read_answers
 from equipoise.uncertainty.clean_history import check_family
 from equipoise.uncertainty.measured_answers import accept, detection, share_right
 from equipoise.uncertainty.perturbed import Perturbed, perturb
@@ -161,7 +161,7 @@ class Scoring(Request):
             language_model = unsure.language_model
             scores[P_TRUE] = p_true(
                 language_model,
-                [self.answers.problems[place].prompt for place in places],
+                [question(self.answers.problems[place]) for place in places],
                 [self.answers.texts[place] for place in places],
                 batch_size=self.batch_size,
                 max_length=language_model.context,

@@ -59,7 +59,7 @@ class Selecting(Request):
         else:
             rows, inputs = [(f"row {number}", row) for number, row in enumerate(scores, start=1)], {}
         questions: dict[str, list[_Candidate]] = {}
-        skipped = 0
+        skipped, places = 0, dict[str, str]()
         for place, row in rows:
             if not isinstance(row, Mapping):
                 raise BadInput(f"{place} is {kind_of(row)}, expected an object with id, prompt, answer and scores.")
@@ -67,6 +67,12 @@ class Selecting(Request):
                 skipped += 1
                 continue
             candidate = _candidate(place, row, by)
+            if candidate.id in places:
+                raise BadInput(
+                    f"{place}: id {candidate.id!r} was used before at {places[candidate.id]}, and an answer votes once: give "
+                    "each answer an id of its own, and name the question in group."
+                )
+            places[candidate.id] = place
             group = row.get("group")
             name = (
                 group if group not in (None, "") else json.dumps(candidate.prompt, ensure_ascii=False, sort_keys=True)
