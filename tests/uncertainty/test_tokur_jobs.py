@@ -217,6 +217,27 @@ def test_rows_that_cannot_be_selected_from_are_refused(wrong, sentence, tmp_path
         select([candidate("b"), wrong], by="mine", out=tmp_path / "out")
 
 
+def test_semantic_entropy_is_of_what_the_answers_to_a_question_come_to(lm):
+    said = {"first": ("it is 4", "so 4", "5"), "second": ("one two", "One two.", "one two"), "third": ("1", "2", "3")}
+    given = [
+        {"id": f"{name}{i}", "group": name, "prompt": f"{name} {i}?", "answer": answer}
+        for name, answers in said.items()
+        for i, answer in enumerate(answers)
+    ]
+    due = [-(2 / 3 * math.log(2 / 3) + math.log(1 / 3) / 3)] * 3 + [0.0] * 3 + [math.log(3)] * 3
+    assert scoring.semantic_entropies(read_answers(given)) == pytest.approx(due)
+    settings = {"members": 2, "sigma": 0.1, "rank": 2}
+    right = [{**row, "correct": place % 3 == 0} for place, row in enumerate(given)]
+    assert "semantic_entropy" in score(lm, answers=right, by="semantic_entropy", **settings).detection
+    alone = [*right, {"id": "lone", "prompt": "?", "answer": "4", "correct": True}]
+    told = score(lm, answers=alone, **settings)
+    assert "semantic_entropy" not in told.detection and "1 questions have one answer each" in " ".join(told.notes)
+    with pytest.raises(BadInput, match="'lone' is the one answer to its question"):
+        score.plan(lm, answers=alone, by="semantic_entropy", **settings)
+    with pytest.raises(BadInput, match="of a question"):
+        select([candidate("a")], by="semantic_entropy")
+
+
 def test_p_true_is_asked_of_the_whole_conversation(lm, monkeypatch):
     asked = []
     monkeypatch.setattr(
