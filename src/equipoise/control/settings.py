@@ -11,7 +11,7 @@ VaeLoss = Literal["mean", "sum"]
 Width = Annotated[int, Field(ge=1, le=8192)]
 
 
-class AgentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class LearnerSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Of every agent."""
 
     gamma: float = Field(default=0.99, ge=0, lt=1, description="Discount.")
@@ -21,6 +21,12 @@ class AgentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="Of AdamW.")
     hidden: tuple[Width, ...] = Field(default=(256, 256), min_length=1, description="Widths of every network's layers.")
     critics: int = Field(default=2, ge=1, le=100, description="Critics, of which the lowest counts.")
+    seed: int = Field(default=0, ge=0, le=2**62, description="Of weights, batches and noise.")
+
+
+class AgentSettings(LearnerSettings, frozen=True, extra="forbid"):
+    """Of soft actor-critics."""
+
     alpha: float = Field(default=0.12, gt=0, description="Temperature at the start.")
     learn_alpha: bool = Field(default=True, description="Move the temperature to the target entropy.")
     target_entropy: float | None = Field(default=None, description="Nats; minus the number of actions where not given.")
@@ -28,7 +34,6 @@ class AgentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         default="slow", description="Which critics the actor follows: their slow copies, or the critics themselves."
     )
     behavior_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of staying with the logged actions.")
-    seed: int = Field(default=0, ge=0, le=2**62, description="Of weights, batches and noise.")
 
 
 class OnlineSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
