@@ -4,10 +4,11 @@ from pathlib import Path
 
 from equipoise.control.agent import Agent, read_model
 from equipoise.control.dr_sac import DRSAC
+from equipoise.control.fqi import FQI, RFQI
 from equipoise.control.sac import SAC
 from equipoise.core.errors import BadInput, WorkFailed
 
-CLASSES: dict[str, type[Agent]] = {each.__name__: each for each in (SAC, DRSAC)}
+CLASSES: dict[str, type[Agent]] = {each.__name__: each for each in (SAC, DRSAC, FQI, RFQI)}
 
 
 def load_policy(path: Path) -> Agent:

@@ -66,3 +66,24 @@ class DRSACSettings(RobustSettings, OnlineSettings, frozen=True, extra="forbid")
     """Of `DRSAC`."""
 
     robust: bool = Field(default=True, description="Without it this is SAC.")
+
+
+class FQISettings(LearnerSettings, OnlineSettings, frozen=True, extra="forbid"):
+    """Of `FQI`."""
+
+    perturbation: float = Field(default=0.1, ge=0, le=1, description="How far an action may move from the logs' likes.")
+    latent: int | None = Field(
+        default=None, ge=1, le=1000, description="Width of z; twice that of actions if not given."
+    )
+    target_actions: int = Field(
+        default=10, ge=1, le=10_000, description="Actions of which a next state's best is taken."
+    )
+    acting_actions: int = Field(default=100, ge=1, le=10_000, description="Actions of which the best is acted.")
+
+
+class RFQISettings(FQISettings, frozen=True, extra="forbid"):
+    """Of `RFQI`."""
+
+    rho: float = Field(default=0.5, gt=0, le=1, description="Radius of the ball of kernels, in total variation.")
+    dual_steps: int = Field(default=1000, ge=1, le=100_000, description="Steps of eta, from its start, in each step.")
+    dual_learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Of eta.")
