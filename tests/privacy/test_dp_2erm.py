@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.optimize import minimize as scipy_minimize
 from scipy.special import expit
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.privacy import dp_2erm, weights
 from equipoise.privacy.dp_2erm import CURVATURE, DPTreatmentRule, calibrate, noise_plan, private_fit, weighted_fit
 from equipoise.privacy.noise import Noise, concentrated
@@ -373,6 +373,17 @@ def test_noise_of_opendp_is_called_safe_and_other_noise_is_not(perturbation, sai
     first = rule.theta_
     assert said in rule.guarantee_["floating_point"]
     assert (rule.fit(X, treatment, outcome).theta_ != first).all()
+
+
+def test_opendp_counts_no_more_than_is_stated():
+    """To the last digit, whatever the division that made the scale."""
+    pytest.importorskip("opendp")
+    draw, noise = np.random.default_rng(0), Noise()
+    for reach, epsilon in draw.uniform(1e-6, 3, (40, 2)):
+        noise.laplace(np.zeros(2), reach / epsilon, sensitivity=reach, epsilon=epsilon)
+        noise.gaussian(np.zeros(2), reach / math.sqrt(2 * epsilon), sensitivity=reach, rho=epsilon)
+    with pytest.raises(WorkFailed, match="nothing was released"):
+        noise.laplace(np.zeros(2), 1.0, sensitivity=1 + 1e-9, epsilon=1.0)
 
 
 def test_tightening_spends_from_the_budget_and_lessens_the_movement():
