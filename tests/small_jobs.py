@@ -1227,8 +1227,10 @@ def rule_fit_files(folder: Path) -> Settings:
         "taken": taken,
         "arms": {"arms": [0, 1, 2]},
         "height": {"features": {"height": [1, 2]}},
+        "reversed": {"Arms": [1, 0]},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(RULE_BOUNDS | changed))
+    (folder / "doubled.json").write_text(json.dumps(RULE_BOUNDS).replace('"sex"', '"age": [0, 1], "sex"'))
     return {
         "table": write_rows(folder / "table.jsonl", rows),
         "treatment": "treated",
@@ -1253,7 +1255,10 @@ def rule_fit_whole(folder: Path) -> Settings:
 def rule_fit_more(folder: Path) -> Sequence[Settings]:
     return (
         *({"table": folder / f"{name}.jsonl", "person": "who"} for name in ("twice", "one", "three", "gaps")),
-        *({"bounds": folder / f"{name}.json"} for name in ("computed", "silent", "taken", "arms", "height", "none")),
+        *(
+            {"bounds": folder / f"{name}.json"}
+            for name in ("computed", "silent", "taken", "arms", "height", "reversed", "doubled", "none")
+        ),
         {"weights": "known"},
         {"propensity": "0.5"},
         {"weights": "known", "propensity": "0.5", "kappa": 0.5},

@@ -142,3 +142,34 @@ def test_what_is_no_radius_is_refused(delta):
 def test_what_has_no_mean_is_refused(values):
     with pytest.raises(BadInput):
         robust_value(values, 0.1)
+
+
+@pytest.mark.parametrize("values", [torch.tensor([-1e308, 1e308, 0.0], dtype=torch.float64)])
+def test_values_too_far_apart_are_refused(values):
+    with pytest.raises(BadInput, match="further apart"):
+        robust_value(values, 0.1)
+
+
+@pytest.mark.parametrize("delta", [1e-8, 1e-12, 1e-16, 1e-19, 1e-24, 1e-300])
+def test_the_smallest_radii_are_a_gaussians(delta):
+    # mean - s sqrt(2 delta): of higher order is 1e-4 of the difference at 1e-8.
+    values = torch.arange(5.0, dtype=torch.float64)
+    below = 2 - float(robust_value(values, delta)[0])
+    assert below == pytest.approx(math.sqrt(4 * delta), rel=2e-4, abs=2e-15)
+    value = dual_value(values.float(), delta, torch.tensor(math.sqrt(1 / delta), dtype=torch.float64))
+    assert value.dtype == torch.float32 and float(value) == pytest.approx(2, abs=3 * math.sqrt(delta) + 1e-6)
+
+
+def test_whole_numbers_are_values_too():
+    whole = torch.tensor([[1, 2, 4], [7, 7, 7]])
+    for got, wanted in zip(robust_value(whole, 0.3), robust_value(whole.double(), 0.3), strict=True):
+        assert_close(got, wanted)
+    assert_close(worst_case_weights(whole, 0.3), worst_case_weights(whole.double(), 0.3))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_sample_and_no_row(exact):
+    value, beta = robust_value(torch.tensor([[5.0], [-2.0]]), 0.3, exact=exact)
+    assert value.tolist() == [5.0, -2.0] and beta.tolist() == [0.0, 0.0]
+    assert worst_case_weights(torch.ones(2, 1), 0.3).tolist() == [[1.0], [1.0]]
+    assert robust_value(torch.zeros(0, 5), 0.3, exact=exact)[0].shape == (0,)

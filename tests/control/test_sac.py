@@ -1,6 +1,8 @@
 """SAC and DR-SAC: the density of actions, one step against its equations, robust off, interruptions, bad input."""
 
+import json
 import math
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 from equipoise.control.dr_sac import DRSAC
 from equipoise.control.networks import Critics, squash
 from equipoise.control.nominal import NOMINAL
+from equipoise.control.policies import load_policy
 from equipoise.control.robust import dual_value, robust_value
 from equipoise.control.sac import SAC, Batch
 from equipoise.control.transitions import Transitions, of_arrays, read
@@ -328,3 +331,214 @@ def test_minari_keeps_ends_of_episodes_apart(tmp_path, monkeypatch):
     assert not np.array_equal(data.observations[5], data.next_observations[4])
     with pytest.raises(BadInput, match="no data set"):
         read("minari:equipoise/none-v0")
+
+
+def unchanging(s, a, count, generator):
+    return s[:, None].expand(-1, count, -1)
+
+
+def test_an_agent_with_a_simulator_is_saved_without_it(tmp_path):
+    data = logs()
+
+    def simulator(s, a, count, generator):
+        return s[:, None] + torch.randn((len(s), count, 3), generator=generator)
+
+    DRSAC(data, simulator=simulator, **ROBUST).learn(3).save(tmp_path / "whole")
+    DRSAC(data, simulator=simulator, **ROBUST).learn(1).save(tmp_path / "cut")
+    DRSAC.load(tmp_path / "cut", data, simulator=simulator).learn(2).save(tmp_path / "resumed")
+    assert (tmp_path / "whole.zip").read_bytes() == (tmp_path / "resumed.zip").read_bytes()
+    alone = load_policy(tmp_path / "cut.zip")
+    assert alone.predict(np.zeros(3))[0].shape == (2,)
+    for act in (
+        lambda: DRSAC.load(tmp_path / "cut", data).learn(1),
+        lambda: alone.sample_next(np.zeros(3), np.zeros(2)),
+    ):
+        with pytest.raises(BadInput, match="simulator"):
+            act()
+    DRSAC(data, **ROBUST).save(tmp_path / "learnt")
+    with pytest.raises(BadInput, match="learnt nominal model"):
+        DRSAC.load(tmp_path / "learnt", simulator=simulator)
+
+
+def test_the_last_losses_are_kept(tmp_path):
+    agent = SAC(logs(), **SMALL).learn(2)
+    agent.save(tmp_path / "agent")
+    assert SAC.load(tmp_path / "agent").losses == agent.losses != {}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "agent.zip"
+    SAC(logs(), **SMALL).learn(1).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: [about],
+        lambda about: {name: each for name, each in about.items() if name != "settings"},
+        lambda about: about | {"settings": [1]},
+        lambda about: about | {"class": []},
+        lambda about: about | {"format": 2},
+        lambda about: about | {"more": 1},
+        lambda about: about | {"observations": 4},
+        lambda about: about | {"observations": 10**12},  # refused before any network of that size is made
+        lambda about: about | {"observations": "3"},
+        lambda about: about | {"settings": about["settings"] | {"hidden": [8]}},
+        lambda about: about | {"settings": about["settings"] | {"hidden": [8192, 8192, 8192]}},
+        lambda about: about | {"settings": about["settings"] | {"critics": 100}},
+        lambda about: about | {"action_low": [float("nan"), -2.0]},
+        lambda about: about | {"action_low": [9.0, 9.0]},
+        lambda about: about | {"action_low": [-2.0]},
+    ],
+)
+def test_models_that_others_wrote_are_refused(stored, change, tmp_path):
+    with zipfile.ZipFile(stored) as archive:
+        about, state = json.loads(archive.read("model.json")), archive.read("state.safetensors")
+    with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+        archive.writestr("model.json", json.dumps(change(about)))
+        archive.writestr("state.safetensors", state)
+    with pytest.raises(WorkFailed):
+        SAC.load(tmp_path / "agent.zip")
+    with pytest.raises(BadInput, match="no policy"):
+        load_policy(tmp_path / "agent.zip")
+
+
+def test_states_of_something_else_are_refused(stored, tmp_path):
+    from equipoise.core.state import load_state, save_state
+
+    with zipfile.ZipFile(stored) as archive:
+        about = archive.read("model.json")
+        (tmp_path / "old").write_bytes(archive.read("state.safetensors"))
+    old = load_state(tmp_path / "old")
+    without = {name: each for name, each in old.items() if name != "optimizers"}
+    broken = {**old, "networks": {**old["networks"], "actor": old["networks"]["value"]}}
+    weights = {name: torch.full_like(each, math.nan) for name, each in old["networks"]["actor"].items()}
+    for state in ({"networks": {}}, without, broken, {**old, "networks": {**old["networks"], "actor": weights}}):
+        save_state(tmp_path / "state", state)
+        with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+            archive.writestr("model.json", about)
+            archive.writestr("state.safetensors", (tmp_path / "state").read_bytes())
+        with pytest.raises(WorkFailed):
+            SAC.load(tmp_path / "agent.zip")
+    (tmp_path / "agent.zip").write_bytes(b"")
+    with pytest.raises(WorkFailed, match="cannot be read"):
+        SAC.load(tmp_path / "agent.zip")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"delta": math.inf}, "delta"),
+        ({"alpha": math.inf}, "alpha"),
+        ({"target_entropy": math.nan}, "target_entropy"),
+        ({"seed": 2**70}, "seed"),
+    ],
+)
+def test_settings_that_no_step_could_take_are_refused_at_once(settings, told):
+    with pytest.raises(BadInput, match=told):
+        DRSAC(logs(), **settings)
+
+
+def test_what_could_never_learn_is_refused():
+    with pytest.raises(BadInput, match="never learn"):
+        SAC(Line(), learning_starts=20, buffer_size=10)
+    with pytest.raises(BadInput, match="no networks"):
+        SAC().save("nowhere")
+    agent = DRSAC(logs(), **ROBUST)
+    agent._buffer = None
+    del agent._buffer
+    for act in (agent.pretrain, agent.spread):
+        with pytest.raises(BadInput, match="nothing to learn from"):
+            act()
+
+    class Broken(Line):
+        def reset(self, seed=None):
+            return np.array([math.nan]), {}
+
+    with pytest.raises(WorkFailed, match="the environment gave"):
+        SAC(Broken(), **SMALL).learn(1)
+
+
+def test_observations_in_any_order_of_memory():
+    agent, seen = SAC(logs(), **SMALL), np.arange(12, dtype=np.float32).reshape(4, 3)
+    backwards = agent.predict(seen[::-1], deterministic=True)[0]
+    np.testing.assert_array_equal(backwards[::-1], agent.predict(seen, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (np.full((1, 3), np.nan), np.zeros((1, 2))),
+        (np.zeros((1, 3)), np.full((1, 2), 9.0)),
+        (np.zeros(3), np.zeros(2), 0),
+    ],
+)
+def test_what_has_no_worst_case_is_refused(pair):
+    with pytest.raises(BadInput):
+        DRSAC(logs(), **ROBUST).worst_case(*pair)
+
+
+@pytest.mark.parametrize("delta", [math.log(6), 10.0, 1e30, 1e60])
+def test_beyond_its_samples_either_dual_is_the_worst_of_them(delta):
+    agents = [DRSAC(logs(), **ROBUST | {"delta": delta, "dual": dual}).learn(3) for dual in ("exact", "functional")]
+    assert agents[0].losses == agents[1].losses and all(each.few == 1 for each in agents)
+
+
+@pytest.mark.parametrize("dual", ["exact", "functional"])
+def test_equal_samples_are_no_few(dual):
+    agent = DRSAC(logs(), simulator=unchanging, **ROBUST | {"dual": dual}).learn(2)
+    assert agent.few == 0
+    batch = agent._buffer.draw(4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_close(agent._next_value(batch), agent.slow_value(batch.s).squeeze(-1))
+    mixed = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]])
+    agent._few = agent._seen = 0
+    agent._count(mixed, robust_value(mixed, 0.3)[1])
+    assert (agent._few, agent._seen) == (1, 2)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_functional_dual_knows_no_unit(unit):
+    values = torch.randn(32, 40, generator=torch.Generator().manual_seed(3))
+    found = []
+    for factor in (1.0, unit):
+        agent = DRSAC(logs(), **ROBUST | {"dual_learning_rate": 1e-2})
+        batch = agent._buffer.draw(32, torch.Generator().manual_seed(2))
+        for _ in range(5):
+            value, g = agent.functional_value(batch, factor * values)
+        found.append((value / factor, g / factor))
+    assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_nominal_models_know_no_unit(unit):
+    def fitted(factor):
+        data = logs()
+        scaled = of_arrays({
+            **{name: getattr(data, name) for name in ("actions", "rewards", "terminated", "action_low", "action_high")},
+            "observations": factor * data.observations, "next_observations": factor * data.next_observations,
+        })  # fmt: skip
+        agent = DRSAC(scaled, **ROBUST | {"nominal": "gaussian", "nominal_steps": 5})
+        agent.pretrain()
+        return agent.spread()
+
+    assert fitted(unit) == pytest.approx(fitted(1.0), rel=1e-3)
+
+
+def test_a_component_that_never_moves_is_no_unit():
+    data = logs()
+    still = np.float32(1e4) + np.zeros((64, 1), np.float32)
+    named = {name: getattr(data, name) for name in Transitions.__dataclass_fields__}
+    named |= {name: np.hstack([named[name], still]) for name in ("observations", "next_observations")}
+    agent = DRSAC(of_arrays(named), **ROBUST)
+    agent.pretrain()
+    assert agent.nominal.change_std[3] == 1 and agent.nominal.state_std[3] == 1
+
+
+@pytest.mark.parametrize("dual", ["exact", "functional"])
+def test_one_row_one_transition(dual):
+    agent = DRSAC(logs(1), **ROBUST | {"batch_size": 1, "dual": dual, "samples": 2}).learn(2)
+    assert math.isfinite(agent.losses["q"]) and agent.spread() >= 0

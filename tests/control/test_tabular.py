@@ -94,3 +94,48 @@ def test_what_is_no_world_is_refused():
         TabularWorld(np.zeros((2, 1)), np.full((2, 1, 2), 0.5), 1.0)
     with pytest.raises(BadInput, match="shape"):
         TabularWorld(np.zeros((2, 1)), np.ones((2, 2)), 0.9)
+
+
+@pytest.mark.parametrize("delta", [1e-8, 1e-12, 1e-16, 1e-24, 1e-300])
+def test_the_smallest_radii_are_a_gaussians(delta):
+    value, _ = worst_mean(np.arange(5.0), np.full(5, 0.2), delta)
+    assert 2 - value == pytest.approx(np.sqrt(4 * delta), rel=2e-4, abs=2e-15)
+
+
+def test_probabilities_are_divided_by_their_sum():
+    nearly = np.array([0.25, 0.25, 0.25, 0.250002])
+    value, _ = worst_mean(np.arange(4.0), nearly, 1e-8)
+    assert value == pytest.approx(worst_mean(np.arange(4.0), nearly / nearly.sum(), 1e-8)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e9, 1e-9, 1e13])
+def test_the_unit_of_rewards_does_not_matter(world, unit):
+    other = TabularWorld(unit * world.reward, world.kernel, world.gamma)
+    quality = solve(other, 0.3, tolerance=1e-12)
+    np.testing.assert_allclose(quality / unit, solve(world, 0.3), rtol=1e-3 if unit < 1 else 1e-9)
+    policy = policy_of(quality)
+    np.testing.assert_allclose(evaluate(other, policy, 0.3, tolerance=0.0) / unit, quality.max(-1) / unit, rtol=2e-3)
+
+
+def test_no_tolerance_is_to_rounding():
+    base = TabularWorld.draw(np.random.default_rng(5), 4, 2, 0.9)
+    quality = solve(base, 0.1, tolerance=0.0)
+    assert np.abs(backup(base, quality, 0.1) - quality).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda world: TabularWorld(np.full((10, 3), np.nan), world.kernel, 0.8), "finite numbers"),
+        (lambda world: TabularWorld(np.full((10, 3), np.inf), world.kernel, 0.8), "finite numbers"),
+        (lambda world: TabularWorld(np.zeros((0, 3)), np.zeros((0, 3, 0)), 0.8), "one or more"),
+        (lambda world: worst_mean(np.full(10, np.nan), world.kernel, 0.1), "nan or infinite"),
+        (lambda world: solve(world, 0.1, alpha=-1.0), "temperature"),
+        (lambda world: evaluate(world, np.ones((10, 3)), 0.1), "no policy|none here"),
+        (lambda world: evaluate(world, np.ones((3, 10)), 0.1), "none here"),
+        (lambda world: solve(world, np.nan), "radius"),
+    ],
+)
+def test_what_would_never_settle_is_refused(world, act, told):
+    with pytest.raises(BadInput, match=told):
+        act(world)

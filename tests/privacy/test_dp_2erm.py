@@ -163,6 +163,19 @@ def test_densities_of_neighbours_differ_by_no_more_than_epsilon():
     )  # both are densities: what is compared is a ratio of probabilities
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(1e-6, 1e-6), (1e-5, 1e-9), (1e-3, 1e-300), (0.1, 0.5), (1.0, 0.9), (1e6, 1e-6), (1e-6, 0.3)]
+)
+def test_every_guarantee_has_a_gaussian(epsilon, delta):
+    """The analytic Gaussian's exact delta, by other formulas, is never above the one that was asked for."""
+    sigma = 1 / math.sqrt(2 * concentrated(epsilon, delta))
+    first = stats.norm.logcdf(1 / (2 * sigma) - epsilon * sigma)
+    second = epsilon + stats.norm.logcdf(-1 / (2 * sigma) - epsilon * sigma)
+    spent = first + math.log(-math.expm1(min(second - first, -1e-300))) if second < first else -math.inf
+    assert spent <= math.log(delta)
+    assert spent > 3 * math.log(delta) - 6  # and not far below, which would be noise for nothing
+
+
 def test_gaussian_scale_agrees_with_the_formula_of_concentrated_privacy():
     rho = concentrated(1.0, 1e-6)
     alphas = 1 + np.geomspace(1e-3, 100, 200_000)
@@ -319,7 +332,10 @@ def test_tightening_spends_from_the_budget_and_lessens_the_movement():
         ({"epsilon": float("nan")}, {}, "epsilon is nan"),
         ({"bounds": "data"}, {}, "no public ones"),
         ({"bounds": {**BOUNDS, "outcome": (5, 5)}}, {}, "below a highest"),
+        ({"bounds": {**BOUNDS, "outcome": (-1e308, 1e308)}}, {}, "not so far apart"),
+        ({"bounds": {**BOUNDS, "outcome": (0, 5e-324)}}, {}, "not so far apart"),
         ({"bounds": {**BOUNDS, "arms": (0, 1, 2)}}, {}, "no bound is known for more"),
+        ({"bounds": {**BOUNDS, "Arms": (1, 0)}}, {}, "bounds have no 'Arms'"),
         ({"ridge": "cv"}, {}, "cross-validation"),
         ({"ridge": [0.1, 1]}, {}, "cross-validation"),
         ({"weights": "exact"}, {}, "weights is 'exact'"),

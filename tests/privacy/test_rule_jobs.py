@@ -57,6 +57,62 @@ def test_the_same_seed_gives_the_same_bytes(fitted, tmp_path):
     assert (again.folder / "rule.json").read_bytes() == (done.folder / "rule.json").read_bytes()
 
 
+@pytest.mark.parametrize("lost", ["private.json", "rule.json", "result.json"])
+def test_a_folder_that_is_mended_holds_the_rule_that_was_drawn(tmp_path, lost):
+    """Noise that nobody can repeat: a second draw from the same records would spend epsilon a second time, unsaid."""
+
+    def again():
+        rows = rule_rows(60)
+        return fit(rows, **NAMES, bounds=RULE_BOUNDS, epsilon=1.0, perturbation="gamma", out=tmp_path / "rule")
+
+    first = again()
+    kept = {name: (first.folder / name).read_bytes() for name in ("rule.json", "private.json")}
+    (first.folder / lost).unlink()
+    assert again().theta == first.theta
+    assert {name: (first.folder / name).read_bytes() for name in kept} == kept
+
+
+def test_a_rule_that_is_lost_is_not_drawn_again_unasked(tmp_path):
+    def again(**how):
+        rows = rule_rows(60)
+        return fit(rows, **NAMES, bounds=RULE_BOUNDS, epsilon=1.0, out=tmp_path / "rule", **how)
+
+    first = again(perturbation="gamma")
+    copy = (first.folder / "rule.json").read_bytes()
+    for name in ("rule.json", "result.json"):
+        (first.folder / name).write_text("{}")
+    for _ in range(2):
+        with pytest.raises(BadInput, match="spends epsilon once more"):
+            again(perturbation="gamma")
+    there = tmp_path / "rule.partial" / "rule.json"
+    other = fit(rule_rows(60), **NAMES, bounds=RULE_BOUNDS, epsilon=2.0, perturbation="gamma", out=tmp_path / "other")
+    there.write_bytes((other.folder / "rule.json").read_bytes())
+    with pytest.raises(BadInput, match="of other settings or of another table"):
+        again(perturbation="gamma")
+    there.write_bytes(copy)
+    assert again(perturbation="gamma").theta == first.theta
+    assert again(perturbation="gamma", fresh=True).theta != first.theta
+
+
+def test_a_kill_after_the_rule_was_written_draws_no_other(tmp_path, monkeypatch):
+    from equipoise.privacy import ruling
+
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma", "out": tmp_path / "rule"}
+    whole = ruling.write_atomic
+
+    def cut(path, content):
+        if path.name == "private.json":
+            raise KeyboardInterrupt
+        whole(path, content)
+
+    monkeypatch.setattr(ruling, "write_atomic", cut)
+    with pytest.raises(KeyboardInterrupt):
+        fit(rule_rows(60), **asked)
+    monkeypatch.undo()
+    seen = load(tmp_path / "rule.partial").theta_
+    assert fit(rule_rows(60), **asked).theta == pytest.approx(seen, abs=0)
+
+
 def test_a_changed_rule_is_refused(fitted, tmp_path):
     done, _ = fitted
     text = (done.folder / "rule.json").read_text()
@@ -76,6 +132,20 @@ def test_values_are_the_weighted_means(fitted):
     assert found.values[ALL].value == pytest.approx(score[arm == 1].mean())
     assert found.gains[NONE].value == pytest.approx(score[own].mean() - score[arm == 0].mean())
     assert found.gains[NONE].lower > 0 and found.agreed == pytest.approx(own.mean())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps({**RULE_BOUNDS, "Arms": [1, 0]}), "no 'Arms'"),
+        (json.dumps(RULE_BOUNDS).replace('"sex"', '"age": [0, 1], "sex"'), "'age' twice"),
+    ],
+)
+def test_bounds_that_are_not_read_whole_are_refused(tmp_path, text, said):
+    """A misspelt `arms` in silence would turn the rule round."""
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(BadInput, match=said):
+        fit(rule_rows(20), **NAMES, bounds=tmp_path / "b.json", epsilon=1.0, seed=0)
 
 
 def test_intervals_of_a_weighted_mean_cover_it():

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from equipoise.agents.chain_of_memory import Chains as Chains
+    from equipoise.agents.chain_of_memory import Organized as Organized
+    from equipoise.agents.chain_of_memory import chains as chains
+    from equipoise.agents.chain_of_memory import cosine_floor as cosine_floor
+    from equipoise.agents.chain_of_memory import organize as organize
     from equipoise.agents.memory import MemoryAnswer as MemoryAnswer
     from equipoise.agents.memory import MemoryItem as MemoryItem
     from equipoise.agents.memory import MemorySystem as MemorySystem

@@ -22,6 +22,7 @@ batch at once.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 from equipoise.control.networks import perceptron
 from equipoise.control.nominal import NOMINAL, Nominal, Simulated, Simulator
 from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
-from equipoise.control.sac import SAC, Batch, adamw, generator
+from equipoise.control.sac import SAC, About, Batch, adamw, generator, zip_path
 from equipoise.control.settings import DRSACSettings
 from equipoise.core.errors import BadInput
 
@@ -56,9 +57,23 @@ class DRSAC(SAC):
         self._few = self._seen = 0
         super().__init__(env_or_data, **settings)
 
+    @classmethod
+    def load(cls, path: str | Path, env_or_data: Any = None, *, simulator: Simulator | None = None) -> "DRSAC":
+        """As of `SAC`. simulator: the one that it was made with, which no file holds; without it such an agent only acts."""
+
+        def more(about: About) -> dict[str, Any]:
+            if not about.simulator and simulator is not None:
+                raise BadInput(f"{path} holds a learnt nominal model; with a simulator it would be another agent.")
+            return {"simulator": simulator or _absent} if about.simulator else {}
+
+        return cls._loaded(zip_path(path), env_or_data, more)
+
+    def _about(self) -> About:
+        return super()._about().model_copy(update={"simulator": self._simulator is not None})
+
     def sample_next(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> np.ndarray:
         """Next states by the nominal model: [B, ds] and actions [B, da] in the environment's units -> [B, count, ds]."""
-        s, a = self._pairs(observations, actions)
+        s, a = self._pairs(observations, actions, count)
         return self.nominal.sample(s, a, count, generator(seed)).numpy()
 
     def worst_case(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -66,7 +81,7 @@ class DRSAC(SAC):
 
         value: the worst mean; effective: how many samples it rests on.
         """
-        s, a = self._pairs(observations, actions)
+        s, a = self._pairs(observations, actions, count)
         drawn = self.nominal.sample(s, a, count, generator(seed))
         with torch.no_grad():
             values = self.slow_value(drawn).squeeze(-1)
@@ -80,6 +95,7 @@ class DRSAC(SAC):
 
     def spread(self, *, seed: int = 0) -> float:
         """Spread of the nominal model's samples over their error on what the agent learns from: 1 is right, 0 a point."""
+        self._check_logs()
         return self.nominal.spread(self._buffer.all(), generator(seed))
 
     @property
@@ -87,14 +103,20 @@ class DRSAC(SAC):
         """Share of the pairs so far whose worst mean rested on fewer than five samples; nan before there are any."""
         return self._few / self._seen if self._seen else math.nan
 
-    def _pairs(self, observations: Any, actions: Any) -> tuple[Tensor, Tensor]:
-        s = torch.from_numpy(np.atleast_2d(np.asarray(observations, np.float32)))
-        a = torch.from_numpy(self._scaled(np.atleast_2d(np.asarray(actions, np.float32))).astype(np.float32))
-        if s.shape[1] != self._shape[0] or a.shape[1] != self._shape[1] or len(s) != len(a):
+    def _pairs(self, observations: Any, actions: Any, count: int) -> tuple[Tensor, Tensor]:
+        s, asked = (np.atleast_2d(np.array(each, np.float32)) for each in (observations, actions))
+        self._check_built()
+        if s.shape[1:] != self._shape[:1] or asked.shape[1:] != self._shape[1:] or len(s) != len(asked):
             raise BadInput(
-                f"observations {tuple(s.shape)} and actions {tuple(a.shape)} are not pairs of {self._shape}."
+                f"observations {tuple(s.shape)} and actions {tuple(asked.shape)} are not pairs of {self._shape}."
             )
-        return s, a
+        if count < 1:
+            raise BadInput(f"count is {count}: a sample of what follows is one or more.")
+        if not np.isfinite(s).all() or not ((asked >= self.low) & (asked <= self.high)).all():
+            raise BadInput(
+                "an observation is no number, or an action lies outside the box that this agent was made for."
+            )
+        return torch.from_numpy(s), torch.from_numpy(self._scaled(asked).astype(np.float32))
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +162,7 @@ class DRSAC(SAC):
     def pretrain(self, most: int | None = None) -> bool:
         """Let the nominal model learn alone, `most` steps at most; whether it has had all of its steps."""
         given = self.settings
+        self._check_logs()
         if not given.robust or self._nominal_optimizer is None:
             return True
         if self._trained == 0:
@@ -173,7 +196,8 @@ class DRSAC(SAC):
                 self.train_nominal(batch)
         drawn = self.nominal.sample(batch.s, batch.a, given.samples, self._nominal_noise)
         values = self.slow_value(drawn).squeeze(-1)
-        if given.dual == "exact" or given.delta == 0:
+        # At 0 and from log m on it is the mean or the minimum: there is nothing to search for.
+        if given.dual == "exact" or not 0 < given.delta < math.log(given.samples):
             value, beta = robust_value(values, given.delta)
         else:
             value, beta = self.functional_value(batch, values)
@@ -183,19 +207,21 @@ class DRSAC(SAC):
     def functional_value(self, batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
         """Values [B] at g(s, a) after its steps on this batch, and g [B]. values: [B, m]."""
         given = self.settings
-        count = values.shape[1]
-        unit = values.std(1, correction=0).mean().clamp_min(1e-8) / math.sqrt(2 * given.delta)
+        unit = values.std(1, correction=0).mean() / math.sqrt(2 * given.delta)
+        if not unit > 0:  # every pair's samples are equal
+            return values[:, 0], torch.zeros(len(values))
         pairs = torch.cat([batch.s, batch.a], -1)
-        above = values - values.amin(1, keepdim=True)
+        above = (values - values.amin(1, keepdim=True)) / unit
         for _ in range(given.dual_steps):
             with torch.enable_grad():
-                g = unit * _positive(self.g(pairs).squeeze(-1))
+                g = _positive(self.g(pairs).squeeze(-1))
             tilted = -above / g.detach()[:, None]
             weights = tilted.exp()
             total = weights.sum(1)
             # KL(w) - delta, the slope of the dual in g, in place of a backward pass over all samples.
-            slope = (weights * tilted).sum(1) / total - total.log() + math.log(count) - given.delta
+            slope = (weights * tilted).sum(1) / total - total.log() + math.log(values.shape[1]) - given.delta
             self._dual_optimizer.zero_grad()
+            # In units of the optimum, so that AdamW's epsilon is as small against it in every unit of the rewards.
             g.backward(-slope / len(slope))
             self._dual_optimizer.step()
         with torch.no_grad():
@@ -208,10 +234,17 @@ class DRSAC(SAC):
         inside = beta > 0
         above = (values - values.amin(1, keepdim=True))[inside]
         weights = torch.exp(-above / beta[inside, None])
-        effective = weights.sum(1).square() / weights.square().sum(1)
-        constant = int((values.amax(1) == values.amin(1)).sum())
-        self._few += int((effective < FEW).sum()) + int((~inside).sum()) - constant
+        few = ~inside
+        few[inside] = weights.sum(1).square() / weights.square().sum(1) < FEW
+        # Samples that are all equal are no few: any number of them would tell the same.
+        self._few += int((few & (values.amax(1) > values.amin(1))).sum())
         self._seen += len(values)
+
+
+def _absent(*_: Any) -> Tensor:
+    raise BadInput(
+        "this agent's nominal model was a simulator, which no file holds: DRSAC.load(path, env_or_data, simulator=...)."
+    )
 
 
 def _positive(raw: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from equipoise.core.registry import Registry
 
 MEMBERS = 5
 LOG_STD = (-7.0, 2.0)  # of a change in units of its standard deviation
+ROUNDING = 1e-7  # of the largest value of a component
 ROWS = 4096  # transitions of which the spread is measured
 
 
@@ -45,11 +46,14 @@ class Nominal(nn.Module):
 
     def fit_units(self, logs: Batch) -> None:
         """Take means and standard deviations of the states and of their changes from the logs."""
-        change = logs.s2 - logs.s
-        for name, value in (("state", logs.s), ("change", change)):
-            getattr(self, f"{name}_mean").copy_(value.mean(0))
+        change = (logs.s2 - logs.s).double()
+        largest = torch.maximum(logs.s.abs().amax(0), logs.s2.abs().amax(0)).double()
+        for name, value in (("state", logs.s.double()), ("change", change)):
             std = value.std(0, correction=0)
-            getattr(self, f"{name}_std").copy_(std.where(std > 1e-6, torch.ones_like(std)))
+            # What is no wider than the rounding of float32 is a constant, in whatever unit.
+            std = std.where(std > ROUNDING * largest, torch.ones_like(std))
+            getattr(self, f"{name}_mean").copy_(value.mean(0))
+            getattr(self, f"{name}_std").copy_(std)
 
     def inputs(self, s: Tensor, a: Tensor) -> Tensor:
         return torch.cat([(s - self.state_mean) / self.state_std, a], -1)

@@ -21,22 +21,23 @@ from equipoise.core.errors import BadInput
 
 STEPS = 100  # a bracket over all of float64 is halved 64 times; Newton takes 4 to 8
 CLOSE = 1e-10  # of the radius
+TINY = 1e-20  # a radius so small that rounding hides the divergence, and a Gaussian's optimum is the answer
 
 
 def robust_value(values: Tensor, delta: float, *, exact: bool = True) -> tuple[Tensor, Tensor]:
     """Worst mean of samples over a KL ball of radius delta around them, and the dual variable b that attains it.
 
     values: [..., m], finite. Returns value [...] between minimum and mean, and beta [...] >= 0: inf where delta is 0, 0
-    where the minimum is reached or all samples are equal. exact: a b of each row. Else one b for all rows, the best on
-    average (the functional dual with a constant as its function): a lower bound of each row's value. Gradients with respect
-    to values are the worst-case weights. Raises BadInput for a delta that is no finite number of 0 or more, and for values
-    that are none.
+    where the minimum is reached or all samples are equal; both of the values' type, in float64 for whole numbers. exact: a b
+    of each row. Else one b for all rows, the best on average (the functional dual with a constant as its function): a lower
+    bound of each row's value. Gradients with respect to values are the worst-case weights. Raises BadInput for a delta that
+    is no finite number of 0 or more, and for values that are none.
     """
     work = _checked(values, delta)
     with torch.no_grad():
         beta = 1 / _tilt(work, delta, shared=not exact)
-    value = dual_value(work, delta, beta)
-    return value.to(values.dtype), beta.to(values.dtype)
+    kind = _kind(values)
+    return dual_value(work, delta, beta).to(kind), beta.to(kind)
 
 
 def dual_value(values: Tensor, delta: float, beta: Tensor) -> Tensor:
@@ -44,13 +45,15 @@ def dual_value(values: Tensor, delta: float, beta: Tensor) -> Tensor:
 
     At b = 0 it is the minimum, at b = inf the mean where delta is 0, else -inf.
     """
+    kind, values, beta = _kind(values), values.double(), beta.double()
     inside = (beta > 0) & beta.isfinite()
     safe = beta.where(inside, torch.ones_like(beta))
     low = values.amin(-1, keepdim=True).detach()
-    soft = torch.logsumexp(-(values - low) / safe.unsqueeze(-1), -1) - math.log(values.shape[-1])
+    # A large b multiplies what rounding leaves of a logarithm near 0: hence by what is missing from 1.
+    soft = torch.log1p(torch.expm1(-(values - low) / safe.unsqueeze(-1)).mean(-1))
     value = low.squeeze(-1) - safe * (soft + delta)
     endless = values.mean(-1) if delta == 0 else torch.full_like(value, -math.inf)
-    return torch.where(inside, value, torch.where(beta > 0, endless, values.amin(-1)))
+    return torch.where(inside, value, torch.where(beta > 0, endless, values.amin(-1))).to(kind)
 
 
 def worst_case_weights(values: Tensor, delta: float) -> Tensor:
@@ -59,7 +62,7 @@ def worst_case_weights(values: Tensor, delta: float) -> Tensor:
     KL to the uniform one is delta, or log(m / k) where delta is no smaller than that and the k smallest samples share all.
     """
     work = _checked(values, delta).detach()
-    return _weights(work, _tilt(work, delta)).to(values.dtype)
+    return _weights(work, _tilt(work, delta)).to(_kind(values))
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
@@ -74,7 +77,14 @@ def _checked(values: Tensor, delta: float) -> Tensor:
         raise BadInput("there are no samples: values need a last axis with one or more.")
     if not values.isfinite().all():
         raise BadInput("a value is nan or infinite; the worst mean of that is none.")
-    return values.double()
+    work = values.double()
+    if not (work.amax(-1) - work.amin(-1)).isfinite().all():
+        raise BadInput("values lie further apart than a float64 can tell: scale them.")
+    return work
+
+
+def _kind(values: Tensor) -> torch.dtype:
+    return values.dtype if values.is_floating_point() else torch.float64
 
 
 def _unit(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +106,8 @@ def _weights(values: Tensor, tilt: Tensor) -> Tensor:
 def _tilt(values: Tensor, delta: float, *, shared: bool = False) -> Tensor:
     """t = 1/b of every row; inf where the minimum is reached. shared: one t, at which KL is delta on average."""
     count = values.shape[-1]
+    if values.numel() == 0:
+        return values.new_zeros(values.shape[:-1])
     unit, scale = _unit(values)
     smallest = (unit == 0).sum(-1)
     most = torch.log(count / smallest.double())
@@ -114,14 +126,13 @@ def _tilt(values: Tensor, delta: float, *, shared: bool = False) -> Tensor:
     if shared:
         spread = spread.square().mean().sqrt().expand_as(spread)
     tilt = torch.maximum(math.sqrt(2 * delta) / spread.clamp_min(1e-300), lower).clamp_max(1e300)
-    for _ in range(STEPS):
-        logits = -unit * tilt.unsqueeze(-1)
+    for _ in range(STEPS if delta > TINY else 0):
         # The smallest sample has logit 0, so that nothing overflows and the sum is at least 1.
-        weights = torch.exp(logits)
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / total
+        missing = torch.expm1(-unit * tilt.unsqueeze(-1))
+        weights = missing + 1
+        weights = weights / weights.sum(-1, keepdim=True)
         mean = (weights * unit).sum(-1)
-        gap = -tilt * mean - torch.log(total.squeeze(-1) / count)
+        gap = -tilt * mean - torch.log1p(missing.mean(-1))
         slope = tilt * ((weights * unit.square()).sum(-1) - mean.square())
         if shared:
             gap, slope = gap.mean().expand_as(gap), slope.mean().expand_as(slope)

@@ -19,14 +19,16 @@ import json
 import math
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from equipoise.control.networks import Actor, Critics, perceptron, squash
@@ -50,6 +52,20 @@ class Batch(NamedTuple):
     going: Tensor
 
 
+class About(BaseModel, frozen=True, extra="forbid", strict=True):
+    """model.json of a stored agent. kind: its class; simulator: whether its nominal model was one, which no file holds."""
+
+    format: Literal[1] = 1
+    kind: str = Field(alias="class")
+    settings: dict[str, Any]
+    observations: int = Field(ge=1)
+    actions: int = Field(ge=1)
+    steps: int = Field(ge=0)
+    action_low: Annotated[list[FiniteFloat], Field(min_length=1)]
+    action_high: Annotated[list[FiniteFloat], Field(min_length=1)]
+    simulator: bool = False
+
+
 class SAC:
     """See the module; the calls are Stable-Baselines3's. env_or_data: what `transitions.read` takes, or an environment.
 
@@ -68,6 +84,7 @@ class SAC:
             named = str(first["loc"][0]) if first["loc"] else "settings"
             raise WrongOption(named, f"is {first['input']!r}: {first['msg'].removeprefix('Input ')}.") from error
         self.steps = 0
+        self.losses: dict[str, float] = {}
         self.env: Any = None
         self._shape: tuple[int, int] = (0, 0)
         self._episode: dict[str, Any] = {}
@@ -83,10 +100,7 @@ class SAC:
         """
         if total_timesteps < 0:
             raise BadInput(f"total_timesteps is {total_timesteps}; expected 0 or more.")
-        if not hasattr(self, "_buffer"):
-            raise BadInput(
-                f"this agent has nothing to learn from: {type(self).__name__}.load(path, env_or_data) attaches it."
-            )
+        self._check_logs()
         for _ in range(total_timesteps):
             if self.env is not None:
                 self._act()
@@ -104,7 +118,7 @@ class SAC:
 
         deterministic: the squashed mean, else a draw. Raises BadInput for observations of another width or that are nan.
         """
-        seen = np.asarray(observation, np.float32)
+        seen = np.array(observation, np.float32)
         if seen.ndim not in (1, 2) or seen.shape[-1] != self._shape[0]:
             raise BadInput(f"an observation has shape {seen.shape}; this agent was made for [{self._shape[0]}].")
         if not np.isfinite(seen).all():
@@ -120,11 +134,8 @@ class SAC:
 
     def save(self, path: str | Path) -> None:
         """Write a zip with model.json and state.safetensors, atomically; .zip is added where there is no ending."""
-        about = {
-            "format": 1, "class": type(self).__name__, "settings": self.settings.model_dump(mode="json"),
-            "observations": self._shape[0], "actions": self._shape[1], "steps": self.steps,
-            "action_low": self.low.tolist(), "action_high": self.high.tolist(),
-        }  # fmt: skip
+        self._check_built()
+        about = self._about().model_dump(mode="json", by_alias=True)
         with tempfile.TemporaryDirectory() as made:
             save_state(Path(made) / STATE, self.state())
             content = (Path(made) / STATE).read_bytes()
@@ -135,7 +146,7 @@ class SAC:
                 archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about, indent=1))
                 archive.writestr(zipfile.ZipInfo(STATE), content)
 
-        produce_atomic(_zip(path), write)
+        produce_atomic(zip_path(path), write)
 
     @classmethod
     def load(cls, path: str | Path, env_or_data: Any = None) -> "SAC":
@@ -144,30 +155,46 @@ class SAC:
 
         Raises BadInput for a file of another class and for data of other spaces, WorkFailed for a damaged one.
         """
-        target = _zip(path)
-        if not target.is_file():
-            raise BadInput(f"{target} is no file; expected a model that {cls.__name__}.save wrote.")
-        try:
-            with zipfile.ZipFile(target) as archive, tempfile.TemporaryDirectory() as made:
-                if (
-                    sorted(archive.namelist()) != [ABOUT, STATE]
-                    or sum(each.file_size for each in archive.infolist()) > LARGEST
-                ):
-                    raise WorkFailed(f"{target} holds something else than {ABOUT} and {STATE}.")
-                about = json.loads(archive.read(ABOUT))
-                stored = Path(made) / STATE
-                stored.write_bytes(archive.read(STATE))
-                state = load_state(stored)
-        except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-            raise WorkFailed(f"{target} cannot be read as a model: {error}") from error
-        if about.get("class") != cls.__name__:
-            raise BadInput(f"{target} holds a {about.get('class')}: load it with {about.get('class')}.load.")
-        made_agent = cls(**about["settings"])
-        made_agent._build(about["observations"], np.array(about["action_low"]), np.array(about["action_high"]))
+        return cls._loaded(zip_path(path), env_or_data, lambda about: {})
+
+    @classmethod
+    def _loaded(cls, path: Path, env_or_data: Any, more: Callable[[About], dict[str, Any]]) -> Any:
+        if not path.is_file():
+            raise BadInput(f"{path} is no file; expected a model that {cls.__name__}.save wrote.")
+        about, state = read_model(path)
+        if about.kind != cls.__name__:
+            raise BadInput(f"{path} holds a {about.kind}: load it with {about.kind}.load.")
+        made = cls(**more(about), **about.settings)
+        made._check_stored(path, about, state)
+        made._build(about.observations, np.array(about.action_low), np.array(about.action_high))
         if env_or_data is not None:
-            made_agent._attach(env_or_data)
-        made_agent.restore(state)
-        return made_agent
+            made._attach(env_or_data)
+        try:
+            made.restore(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WorkFailed(f"{path} holds the state of another agent: {error}") from error
+        if not all(bool(each.isfinite().all()) for net in made._networks().values() for each in net.parameters()):
+            raise WorkFailed(f"{path} holds weights that are no numbers: train it again.")
+        return made
+
+    def _check_stored(self, path: Path, about: About, state: Any) -> None:
+        """Raises WorkFailed where networks are other ones than model.json says, before any of that size is made."""
+        given = self.settings
+        widths = [about.observations, *given.hidden, 1]
+        wanted = {f"{2 * place}.weight": [after, before] for place, (before, after) in enumerate(pairwise(widths))}
+        try:
+            found = {name: list(each.shape) for name, each in state["networks"]["value"].items() if each.ndim == 2}
+            several = list(state["networks"]["critics"]["weights.0"].shape)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WorkFailed(f"{path} holds the state of no agent ({error!r}).") from error
+        low, high = about.action_low, about.action_high
+        box = len(low) == len(high) == about.actions and all(one < other for one, other in zip(low, high, strict=True))
+        if (
+            not box
+            or found != wanted
+            or several != [given.critics, about.observations + about.actions, given.hidden[0]]
+        ):
+            raise WorkFailed(f"{path} holds other networks than its {ABOUT} says.")
 
     def check_spaces(self, environment: Any) -> None:
         """Raises BadInput where an environment has other spaces than what this agent was made for."""
@@ -185,6 +212,7 @@ class SAC:
             "optimizers": {name: each.state_dict() for name, each in self._optimizers().items()},
             "generators": {name: each.get_state() for name, each in self._generators().items()},
             "log_alpha": self.log_alpha,
+            "losses": self.losses,
         }
         if self.env is not None:
             found["buffer"] = self._buffer.state()
@@ -192,7 +220,7 @@ class SAC:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave. An environment begins a new episode."""
-        self.steps = int(state["steps"])
+        self.steps, self.losses = int(state["steps"]), dict(state.get("losses", {}))
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         for name, each in self._networks().items():
@@ -203,6 +231,22 @@ class SAC:
             each.set_state(state["generators"][name])
         if self.env is not None and "buffer" in state:
             self._buffer.restore(state["buffer"])
+
+    def _about(self) -> About:
+        low, high = (each.tolist() for each in (self.low, self.high))
+        settings = self.settings.model_dump(mode="json")
+        named = {"class": type(self).__name__, "settings": settings, "observations": self._shape[0]}
+        return About(**named, actions=self._shape[1], steps=self.steps, action_low=low, action_high=high)
+
+    def _check_built(self) -> None:
+        if self._shape == (0, 0):
+            raise BadInput(f"this {type(self).__name__} has no networks yet: give it logs or an environment.")
+
+    def _check_logs(self) -> None:
+        if not hasattr(self, "_buffer"):
+            raise BadInput(
+                f"this agent has nothing to learn from: {type(self).__name__}.load(path, env_or_data) attaches it."
+            )
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {
@@ -222,6 +266,11 @@ class SAC:
         if hasattr(source, "reset") and hasattr(source, "step"):
             seen, box = source.observation_space, source.action_space
             check_boxes(source)
+            if max(2, self.settings.learning_starts) > self.settings.buffer_size:
+                raise BadInput(
+                    f"learning_starts is {self.settings.learning_starts}, and buffer_size keeps only "
+                    f"{self.settings.buffer_size} transitions: it would never learn. Lower the one or raise the other."
+                )
             self._build_or_compare(int(seen.shape[0]), np.asarray(box.low), np.asarray(box.high))
             self.env = source
             self._buffer = Buffer(self.settings.buffer_size, *self._shape)
@@ -272,7 +321,7 @@ class SAC:
         """One step in the environment, at random before learning starts."""
         if "observation" not in self._episode:
             first, _ = self.env.reset(seed=self.settings.seed + self.steps)
-            self._episode["observation"] = np.asarray(first, np.float32)
+            self._episode["observation"] = _finite(np.asarray(first, np.float32))
         seen = self._episode["observation"]
         if self._buffer.size < self.settings.learning_starts:
             drawn = torch.rand(self._shape[1], generator=self._acting).numpy()
@@ -280,10 +329,8 @@ class SAC:
         else:
             action = self.predict(seen)[0]
         after, reward, terminated, truncated, _ = self.env.step(action)
-        after = np.asarray(after, np.float32)
-        if not (np.isfinite(after).all() and math.isfinite(reward)):
-            raise WorkFailed("the environment gave a nan or infinite observation or reward.")
-        self._buffer.add(seen, self._scaled(action), float(reward), after, bool(terminated))
+        after, reward = _finite(np.asarray(after, np.float32)), float(_finite(reward))
+        self._buffer.add(seen, self._scaled(action), reward, after, bool(terminated))
         if terminated or truncated:
             self._episode.clear()
         else:
@@ -395,6 +442,32 @@ def generator(*seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
-def _zip(path: str | Path) -> Path:
+def read_model(path: Path) -> tuple[About, Any]:
+    """What `save` wrote: its description and its state. Raises WorkFailed for anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as made:
+            if (
+                sorted(archive.namelist()) != [ABOUT, STATE]
+                or sum(each.file_size for each in archive.infolist()) > LARGEST
+            ):
+                raise WorkFailed(f"{path} holds something else than {ABOUT} and {STATE}.")
+            about = About.model_validate_json(archive.read(ABOUT))
+            stored = Path(made) / STATE
+            stored.write_bytes(archive.read(STATE))
+            return about, load_state(stored)
+    # An encrypted file is a RuntimeError, one in an unknown compression a NotImplementedError, which is one, too.
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise WorkFailed(f"{path} cannot be read as a model that `save` wrote: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """An observation or a reward. Raises WorkFailed where it is none."""
+    if not np.isfinite(value).all():
+        raise WorkFailed("the environment gave a nan or infinite observation or reward.")
+    return value
+
+
+def zip_path(path: str | Path) -> Path:
+    """The path of a model, with .zip where it has no ending."""
     path = Path(path)
     return path if path.suffix else path.with_name(path.name + ".zip")

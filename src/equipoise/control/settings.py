@@ -11,7 +11,7 @@ VaeLoss = Literal["mean", "sum"]
 Width = Annotated[int, Field(ge=1, le=8192)]
 
 
-class AgentSettings(BaseModel, frozen=True, extra="forbid"):
+class AgentSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Of every agent."""
 
     gamma: float = Field(default=0.99, ge=0, lt=1, description="Discount.")
@@ -28,10 +28,10 @@ class AgentSettings(BaseModel, frozen=True, extra="forbid"):
         default="slow", description="Which critics the actor follows: their slow copies, or the critics themselves."
     )
     behavior_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of staying with the logged actions.")
-    seed: int = Field(default=0, ge=0, description="Of weights, batches and noise.")
+    seed: int = Field(default=0, ge=0, le=2**62, description="Of weights, batches and noise.")
 
 
-class OnlineSettings(BaseModel, frozen=True, extra="forbid"):
+class OnlineSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Of learning in an environment."""
 
     learning_starts: int = Field(default=1000, ge=1, description="Steps at random before learning.")

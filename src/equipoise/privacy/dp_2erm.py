@@ -48,6 +48,8 @@ SOLVER_SHARE = 0.01  # of epsilon, for what the solver leaves of an exact minimu
 TOLERANCE = 1e-6  # of the gradient's norm, in units of its sensitivity
 LEAST_EPSILON = 1e-6
 _UNIT = 2.0**-53  # of float64's rounding
+_BOUNDS = ("features", "outcome", "arms", "source")
+_WIDEST = 1e300  # of a scale's inverse: a coefficient in the feature's own unit is a number
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------------
@@ -226,9 +228,9 @@ class Bounds:
 
     @classmethod
     def read(cls, given: Any) -> Bounds:
-        """From a mapping with features (by name, or a list in the columns' order), outcome, and arms if not 0 and 1.
+        """From a mapping with features (by name, or a list in the columns' order), outcome, arms if not 0 and 1, and source.
 
-        Raises BadInput for what is no such mapping, and for a range that is empty or infinite.
+        Raises BadInput for what is no such mapping, for other names in it, and for a range that is empty or infinite.
         """
         if isinstance(given, Bounds):
             return given
@@ -237,6 +239,8 @@ class Bounds:
                 f"bounds are {given!r:.60}: give public ranges, {{'features': {{'age': [18, 90]}}, 'outcome': [0, 100]}}. "
                 "Ranges that are taken from the records are no public ones."
             )
+        if unknown := [name for name in given if name not in _BOUNDS]:
+            raise BadInput(f"bounds have no {unknown[0]!r}: give {', '.join(_BOUNDS)}.")
         features = given["features"]
         if isinstance(features, Sequence) and not isinstance(features, str):
             features = {f"x{place}": pair for place, pair in enumerate(features)}
@@ -304,8 +308,10 @@ def _range(name: str, pair: Any) -> tuple[float, float]:
         low, high = (float(each) for each in pair)
     except (TypeError, ValueError):
         raise BadInput(f"{name} are {pair!r:.60}: give the lowest and the highest value, such as [0, 100].") from None
-    if not -math.inf < low < high < math.inf:
-        raise BadInput(f"{name} are {pair!r:.60}: give a lowest value below a highest one, both finite.")
+    if not (-math.inf < low < high < math.inf and 0 < 1 / (high - low) < _WIDEST):
+        raise BadInput(
+            f"{name} are {pair!r:.60}: give a lowest value below a highest one, both finite and not so far apart."
+        )
     return low, high
 
 
@@ -391,7 +397,7 @@ class DPTreatmentRule:
             perturbation=self.perturbation,
             delta=self.output_delta,
         )
-        w = np.clip(self._weights(x, a, known, curvature > 0), 0, bound.largest)
+        w = self._weights(x, a, known, bound.largest, inside=curvature > 0)
         theta = private_fit(x, a, y, w, made, noise)
         low, high = np.array(list(bounds.features.values())).T
         self.theta_, self.calibration_, self.sensitivity_ = theta, made, bound
@@ -400,18 +406,24 @@ class DPTreatmentRule:
         self.intercept_ = float((theta[0] - theta[1:].sum() - slopes @ low) / math.sqrt(d))
         self.n_features_in_ = d - 1
         self.guarantee_ = self._guarantee(made)
-        self.ledger_ = self._ledger(bounds, n, d, curvature)
-        self.private_ = {
-            **clipped,
-            "imbalance_before": imbalance(x[:, 1:], a, np.ones(n)),
-            "imbalance_after": imbalance(x[:, 1:], a, w),
-            "effective_sample_size": {
-                str(arm): float(w[a == sign].sum() ** 2 / max((w[a == sign] ** 2).sum(), 1e-300))
-                for arm, sign in zip(bounds.arms, (-1, 1), strict=True)
-            },
-            "largest_weight": float(w.max()),
-        }
+        self.ledger_ = self._ledger(bounds, n, curvature)
+        self.private_ = self._diagnosed(bounds, x, a, w, clipped)
         return self
+
+    def diagnose(
+        self,
+        X: ArrayLike,
+        treatment: ArrayLike,
+        outcome: ArrayLike,
+        *,
+        propensity: ArrayLike | None = None,
+        ledger: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """`private_` of a rule with this ledger, from the records that it was fitted on; draws no noise."""
+        bounds, x, a, _, known, clipped = self._read(X, treatment, outcome, propensity)
+        largest = sensitivity(self.weights, n=len(x), **self._constants()).largest
+        w = self._weights(x, a, known, largest, inside=(ledger["released"]["curvature"] or 0.0) > 0)
+        return self._diagnosed(bounds, x, a, w, clipped)
 
     def decision_function(self, X: ArrayLike) -> Array:
         """theta.x; treat where it is positive. X is clipped to the bounds as in fit. [n, d] -> [n]"""
@@ -429,6 +441,21 @@ class DPTreatmentRule:
     ) -> None:
         """Raises BadInput for whatever `fit` would refuse; draws no noise."""
         self._read(X, treatment, outcome, propensity)
+
+    def public(self, bounds: Bounds, n: int) -> dict[str, Any]:
+        """What the ledger takes as known to everybody."""
+        return {
+            "n": n,
+            "d": len(bounds.features) + 1,
+            "features": {name: list(pair) for name, pair in bounds.features.items()},
+            "outcome": list(bounds.outcome),
+            "arms": list(bounds.arms),
+            "weights": self.weights,
+            "perturbation": self.perturbation,
+            **self._constants(),
+            "bandwidth": self.bandwidth,
+            "ridge": self.ridge,
+        }
 
     @property
     def output_delta(self) -> float:
@@ -483,7 +510,10 @@ class DPTreatmentRule:
             )
         return own
 
-    def _weights(self, x: Array, a: Array, known: Array | None, inside: bool) -> Array:
+    def _weights(self, x: Array, a: Array, known: Array | None, largest: float, *, inside: bool) -> Array:
+        return np.clip(self._unclipped(x, a, known, inside), 0, largest)
+
+    def _unclipped(self, x: Array, a: Array, known: Array | None, inside: bool) -> Array:
         if self.weights == "uniform":
             return np.ones(len(x))
         if known is not None:
@@ -496,6 +526,19 @@ class DPTreatmentRule:
         return stage_one.mmd(
             x, a, weight_ridge=self.weight_ridge, largest_weight=self.largest_weight, bandwidth=self.bandwidth
         )
+
+    @staticmethod
+    def _diagnosed(bounds: Bounds, x: Array, a: Array, w: Array, clipped: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            **clipped,
+            "imbalance_before": imbalance(x[:, 1:], a, np.ones(len(x))),
+            "imbalance_after": imbalance(x[:, 1:], a, w),
+            "effective_sample_size": {
+                str(arm): float(w[a == sign].sum() ** 2 / max((w[a == sign] ** 2).sum(), 1e-300))
+                for arm, sign in zip(bounds.arms, (-1, 1), strict=True)
+            },
+            "largest_weight": float(w.max()),
+        }
 
     def _released_curvature(self, x: Array, noise: Noise) -> tuple[float, float]:
         """What it cost of epsilon, and s'(R) g of the card: a private lower bound of the likelihood's curvature."""
@@ -524,7 +567,7 @@ class DPTreatmentRule:
             else UNSAFE,
         }  # fmt: skip
 
-    def _ledger(self, bounds: Bounds, n: int, d: int, curvature: float) -> dict[str, Any]:
+    def _ledger(self, bounds: Bounds, n: int, curvature: float) -> dict[str, Any]:
         return {
             "guarantee": self.guarantee_,
             "spent": {
@@ -535,18 +578,7 @@ class DPTreatmentRule:
                 * (self.perturbation == "objective"),
                 "curvature": self.epsilon * self.tightening if self.tightening else 0.0,
             },
-            "public": {
-                "n": n,
-                "d": d,
-                "features": {name: list(pair) for name, pair in bounds.features.items()},
-                "outcome": list(bounds.outcome),
-                "arms": list(bounds.arms),
-                "weights": self.weights,
-                "perturbation": self.perturbation,
-                **self._constants(),
-                "bandwidth": self.bandwidth,
-                "ridge": self.ridge,
-            },
+            "public": self.public(bounds, n),
             "sensitivity": {**asdict(self.sensitivity_), "total": self.sensitivity_.total},
             "released": {"theta": self.theta_.tolist(), "curvature": curvature if self.tightening else None},
             "solver": {"gradient_norm": self.calibration_.tolerance, "with_rounding": self.calibration_.error},

@@ -71,14 +71,20 @@ def concentrated(epsilon: float, delta: float) -> float:
     def log_delta(rho: float) -> float:
         def at(log_excess: float) -> float:
             excess = math.exp(log_excess)
-            alpha = 1 + excess
-            return excess * (alpha * rho - epsilon) - log_excess + alpha * math.log1p(-1 / alpha)
+            return excess * ((1 + excess) * rho - epsilon + log_excess) - (1 + excess) * math.log1p(excess)
 
-        found: Any = minimize_scalar(at, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-10})
+        found: Any = minimize_scalar(at, bounds=(-40.0, 40.0), method="bounded", options={"xatol": 1e-10})
         return float(found.fun)
 
-    least, most = 1e-12 * min(1.0, epsilon), epsilon
-    found: Any = brentq(lambda log_rho: log_delta(math.exp(log_rho)) - math.log(delta), math.log(least), math.log(most))
+    wanted, most = math.log(delta), epsilon
+    while log_delta(most) <= wanted:
+        if most > 1e9 * epsilon:  # a delta so near 1 that hardly any noise is asked for
+            return most
+        most *= 4
+    least = most / 4
+    while log_delta(least) > wanted:
+        least /= 4
+    found: Any = brentq(lambda log_rho: log_delta(math.exp(log_rho)) - wanted, math.log(least), math.log(most))
     return math.exp(float(found)) * (1 - 1e-9)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, seal, sha256_file, unseal, write_atomic
-from equipoise.core.job import Request
+from equipoise.core.job import REPORT, RESULT, Request
+from equipoise.core.serialize import deserialize
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import read_rows
@@ -29,6 +30,8 @@ FORM = "equipoise treatment rule 1"
 RIDGES = tuple(10.0**place for place in np.arange(-4, 0.51, 0.25))
 SIZES = (0.5, 1.0, 2.0, 4.0, 8.0)  # times n
 FEW_VALUES = 10  # of a feature: a scale with no more has ends that everybody knows
+SOURCE = "source of the ranges"
+DRAWN = ("theta", "coef", "intercept", "guarantee", "ledger")  # what a draw of noise decides or says
 ESTIMATED_RIDGE = 1e-3  # of propensities on held-out records, which no guarantee covers
 Array = NDArray[np.float64]
 
@@ -141,8 +144,8 @@ def read_bounds(given: Any) -> tuple[Bounds, str, str]:
             raise BadInput(f"{path}: no such file of public ranges.")
         digest = sha256_file(path)
         try:
-            given = json.loads(read_regular(path))
-        except ValueError as error:
+            given = json.loads(read_regular(path), object_pairs_hook=partial(_once, path))
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path} is no JSON: {error}") from None
     if not isinstance(given, Mapping):
         raise BadInput("bounds are an object with source, features, outcome and arms.")
@@ -156,7 +159,14 @@ def read_bounds(given: Any) -> tuple[Bounds, str, str]:
             f"the bounds' source is {source!r}: ranges taken from the records tell the largest and the smallest. "
             "Take them from a protocol or an instrument."
         )
-    return Bounds.read({name: value for name, value in given.items() if name != "source"}), source.strip(), digest
+    return Bounds.read(given), source.strip(), digest
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{path} has {twice[0]!r} twice: which range holds?")
+    return dict(pairs)
 
 
 def refuse_taken_bounds(bounds: Bounds, table: Table) -> None:
@@ -234,15 +244,34 @@ class RuleFitting(Request):
         )  # fmt: skip
 
     def work(self, folder: Path | None) -> RuleFit:
-        rule = self._fitted()
-        ledger = {**rule.ledger_, "public": {**rule.ledger_["public"], "source of the ranges": self.source}}
-        done = RuleFit(
+        done = None if folder is None else self._drawn(folder)
+        if done is None:
+            rule = self.rule.fit(*self._records, propensity=self.table.propensity)
+            ledger = {**rule.ledger_, "public": {**rule.ledger_["public"], SOURCE: self.source}}
+            done = self._result(rule.theta_.tolist(), rule.coef_.tolist(), rule.intercept_, rule.guarantee_, ledger)
+            private = rule.private_
+        else:
+            private = self.rule.diagnose(*self._records, propensity=self.table.propensity, ledger=done.ledger)
+        if folder is not None:
+            save(done, self.bounds, folder / RULE_FILE)
+            write_atomic(folder / PRIVATE_FILE, json.dumps({"not to be released": private}, indent=2) + "\n")
+        return done
+
+    def _result(
+        self,
+        theta: Sequence[float],
+        coef: Sequence[float],
+        intercept: float,
+        guarantee: Mapping[str, Any],
+        ledger: Mapping[str, Any],
+    ) -> RuleFit:
+        return RuleFit(
             names=self.names,
             features=tuple(self.bounds.features),
-            theta=tuple(rule.theta_.tolist()),
-            coef=tuple(rule.coef_.tolist()),
-            intercept=rule.intercept_,
-            guarantee=rule.guarantee_,
+            theta=tuple(theta),
+            coef=tuple(coef),
+            intercept=intercept,
+            guarantee=guarantee,
             ledger=ledger,
             plan=self.plan(),
             notes=(
@@ -252,16 +281,30 @@ class RuleFitting(Request):
                 "The guarantee is of a row, and assumes that a person has one.",
             ),
         )
-        if folder is not None:
-            save(done, self.bounds, folder / RULE_FILE)
-            again = load(folder)
-            if (again.decision_function(self.table.X) != rule.decision_function(self.table.X)).any():
-                raise WorkFailed(f"{folder / RULE_FILE} gives other decisions than the rule that was written to it.")
-            write_atomic(folder / PRIVATE_FILE, json.dumps({"not to be released": rule.private_}, indent=2) + "\n")
-        return done
 
-    def _fitted(self) -> DPTreatmentRule:
-        return self.rule.fit(self.table.X, self.table.treatment, self.table.outcome, propensity=self.table.propensity)
+    def _drawn(self, folder: Path) -> RuleFit | None:
+        """The rule that was drawn in this folder; None where none was, or where a seed draws the same again.
+
+        Another draw would tell as much again of the records as the first. Raises BadInput where one was drawn and cannot be
+        read.
+        """
+        found = _stored_rule(folder / RULE_FILE) or _stored_result(folder / RESULT)
+        if found is None:
+            traces = (RULE_FILE, RESULT, REPORT, PRIVATE_FILE, "damaged")
+            if self.rule.random_state is None and any((folder / name).exists() for name in traces):
+                raise BadInput(
+                    f"{folder}: the rule that was drawn here is missing or altered, and another draw spends epsilon once "
+                    f"more. Put a copy of its {RULE_FILE} there, or give --fresh to spend it."
+                )
+            return None
+        known = {**self.rule.public(self.bounds, len(self.table)), SOURCE: self.source}
+        if found["guarantee"]["epsilon"] != self.rule.epsilon or found["ledger"]["public"] != known:
+            raise BadInput(f"{folder} holds a rule of other settings or of another table: give another --out.")
+        return self._result(**found)
+
+    @property
+    def _records(self) -> tuple[Array, NDArray[Any], Array]:
+        return self.table.X, self.table.treatment, self.table.outcome
 
 
 def save(rule: RuleFit, bounds: Bounds, path: Path) -> None:
@@ -279,6 +322,24 @@ def save(rule: RuleFit, bounds: Bounds, path: Path) -> None:
         "ledger": dict(rule.ledger),
     }
     write_atomic(path, seal(about, indent=2))
+
+
+def _stored_rule(path: Path) -> dict[str, Any] | None:
+    """What a rule's file says of it; None where there is no whole one."""
+    try:
+        about, whole = unseal(read_regular(path))
+    except (OSError, ValueError):
+        return None
+    return {name: about[name] for name in DRAWN} if whole and about.get("form") == FORM else None
+
+
+def _stored_result(path: Path) -> dict[str, Any] | None:
+    """The same of a result's file, which the folder's manifest has found whole."""
+    try:
+        told = deserialize(RuleFit, json.loads(read_regular(path)))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return {name: getattr(told, name) for name in DRAWN}
 
 
 def load(path: str | Path) -> DPTreatmentRule:
