@@ -48,6 +48,7 @@ from equipoise.core.shares import Share
 from equipoise.core.statistics import Interval, item_interval, score_interval
 from equipoise.data.answers import matches
 from equipoise.data.histories import History, MemoryQuestion, Session
+from equipoise.data.locomo import abstains
 from equipoise.data.text import unified
 
 Protocol = Literal["online", "asof", "offline"]
@@ -371,9 +372,10 @@ def scored(answers: MemoryAnswers, score: Score | Scorer = "right") -> Array:
     """One number a question, [n]; nan where a question has no such score.
 
     choice: whether the right option was chosen; none chosen is 0. corrected-choice: (choice - 1/m) / (1 - 1/m), of m
-    options. open: whether the words are a gold answer (`data.answers.matches`), none at all where there is none. right:
-    choice where there are options, else open. strict-time, near-time: whether the time of the day is the gold one, to the
-    minute, or within ten. evidence: the share of the evidence that was printed. Or a function's, such as a judge's grades.
+    options. open: whether the words are a gold answer (`data.answers.matches`); where there is none, whether there are no
+    words, or those of somebody who declines (`data.locomo.abstains`). right: choice where there are options, else open.
+    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten. evidence: the share
+    of the evidence that was printed. Or a function's, such as a judge's grades.
     """
     function = score if callable(score) else _SCORES[score]
     return np.array([function(*pair) for pair in zip(answers.questions, answers.rows, strict=True)], float)
@@ -422,7 +424,7 @@ def _corrected(question: MemoryQuestion, row: AskedQuestion) -> float:
 
 
 def _open(question: MemoryQuestion, row: AskedQuestion) -> float:
-    return float(matches(row.text, question.gold) if question.gold else not row.text.strip())
+    return float(matches(row.text, question.gold) if question.gold else not row.text.strip() or abstains(row.text))
 
 
 def _right(question: MemoryQuestion, row: AskedQuestion) -> float:
