@@ -1,6 +1,7 @@
 """Small histories whose right items are known, and vectors that are counts of words."""
 
 import random
+import re
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -46,3 +47,17 @@ def told(system, sessions=CLINIC):
     for session in sessions:
         system.ingest(session, session.time)
     return system
+
+
+class Clinic:
+    """Times of the clinic, and who the doctor is."""
+
+    name = "the clinic"
+
+    def asked(self, question):
+        return {"When": "time", "Who": "doctor"}.get(question.text.split()[0].strip("?"))
+
+    def said(self, text):
+        found = re.findall(r"clinic (?:opens|moved) (?:at|to) (\d+)", text)
+        doctor = re.findall(r"doctor is (\w+)", text)
+        return {**({"time": found[-1]} if found else {}), **({"doctor": doctor[-1]} if doctor else {})}

@@ -1121,6 +1121,7 @@ def uncertainty_score_more(folder: Path) -> Sequence[Settings]:
         {"answers": folder / "no.jsonl"},
         {"by": "p_true"},
         {"by": "p_true", "ask": True},
+        {"by": "semantic_entropy"},
         {"members": 1},
         {"members": 1, "sigma": None},
         {"rank": 33},
@@ -1142,6 +1143,7 @@ def uncertainty_select_files(folder: Path) -> Settings:
     write_rows(folder / "unscored.jsonl", [{**rows[0], "scores": {}}])
     write_rows(folder / "some.jsonl", [*rows, {**rows[0], "id": "x", "scores": {}}])
     write_rows(folder / "bare.jsonl", answer_rows())
+    write_rows(folder / "twice.jsonl", [*rows, rows[0]])
     return {"scores": write_rows(folder / "scores.jsonl", rows)}
 
 
@@ -1150,8 +1152,11 @@ def uncertainty_select_whole(folder: Path) -> Settings:
 
 
 def uncertainty_select_more(folder: Path) -> Sequence[Settings]:
-    names = ("unscored.jsonl", "some.jsonl", "bare.jsonl", "no.jsonl")
-    return (*({"scores": folder / name} for name in names), {"by": "mine"}, {"by": "yours"})
+    names = ("unscored.jsonl", "some.jsonl", "bare.jsonl", "twice.jsonl", "no.jsonl")
+    return (
+        *({"scores": folder / name} for name in names),
+        *({"by": by} for by in ("mine", "yours", "semantic_entropy")),
+    )
 
 
 # audit sampling

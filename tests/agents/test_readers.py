@@ -1,4 +1,3 @@
-import re
 from datetime import timedelta
 
 import pytest
@@ -9,7 +8,7 @@ from equipoise.chat.calls import Reply
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.histories import MemoryQuestion
-from memory_worlds import DAY
+from memory_worlds import DAY, Clinic
 
 WHEN = MemoryQuestion("q", "When does the clinic open?")
 CHOICE = MemoryQuestion("q", "When does the clinic open?", options=("at 9", "at 10", "at 11", "at 12"))
@@ -105,20 +104,6 @@ def test_prompts_and_options_that_cannot_be_shown_are_named(tmp_path):
         read(answered(""), choice_prompt=Template.read(path))
     with pytest.raises(BadInput, match="has 27 options"):
         read(answered(""), MemoryQuestion("q", "?", options=("x",) * 27))
-
-
-class Clinic:
-    """Times of the clinic, and who the doctor is."""
-
-    name = "the clinic"
-
-    def asked(self, question):
-        return {"When": "time", "Who": "doctor"}.get(question.text.split()[0].strip("?"))
-
-    def said(self, text):
-        found = re.findall(r"clinic (?:opens|moved) (?:at|to) (\d+)", text)
-        doctor = re.findall(r"doctor is (\w+)", text)
-        return {**({"time": found[-1]} if found else {}), **({"doctor": doctor[-1]} if doctor else {})}
 
 
 def items(*texts, hours=1):

@@ -11,6 +11,7 @@ from equipoise.core.errors import BadInput
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.language.generate import choose
 from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
@@ -210,6 +211,44 @@ def test_the_law_is_that_of_drawing_first_and_exchanging_afterwards(tokenizer):
         taken += forced == control.closing[0]
         assert forced is not None or bool((kept[replaced] == -torch.inf).all())
     assert taken / 800 == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 800))
+
+
+def test_within_a_nucleus_the_law_is_that_of_drawing_first_too(tokenizer):
+    """The words of transition are half of the nucleus, behind which the others would be cut anew, or let new ones in."""
+    control = AlphaOne(tokenizer, moment=2, temperature=0.8, top_p=0.9)
+    state = control.begin(0)
+    state.written = ids_of(tokenizer, "a", "b")
+    replaced = control.going_on(state)[:1]
+    others = [each for each in range(20) if each not in control.going_on(state) and each not in control.closing][:6]
+    chances = torch.full((len(tokenizer),), 1e-9, dtype=torch.float64)
+    chances[list(replaced)], chances[others] = (
+        0.5,
+        torch.tensor([0.2, 0.1, 0.08, 0.06, 0.04, 0.02], dtype=torch.float64),
+    )
+    logits = chances.log() * 0.8
+    exact = torch.tensor([0.2, 0.1, 0.08, 0.06], dtype=torch.float64) / 0.94  # the nucleus has five
+    draws, counts, closed = 4000, dict.fromkeys(others, 0), 0
+    tokens = np.random.default_rng(0).random(draws)
+    for key in range(draws):
+        state = control.begin(key)
+        state.written = ids_of(tokenizer, "a", "b")
+        forced, left = control.steer(state, logits)
+        if forced is not None:
+            closed += forced == control.closing[0]
+            continue
+        counts[int(choose(left[None], 0.8, torch.tensor([tokens[key]], dtype=torch.float64), top_p=0.9))] += 1
+    assert closed / draws == pytest.approx(0.5 / 0.94, abs=0.03)
+    assert [counts[each] / draws for each in others[:4]] == pytest.approx(exact.tolist(), abs=0.017)
+    assert not counts[others[4]] and not counts[others[5]]
+
+
+def test_words_beyond_the_nucleus_leave_the_logits_as_they_are(tokenizer):
+    control = AlphaOne(tokenizer, moment=2, temperature=0.8, top_p=0.9)
+    state = control.begin(0)
+    state.written = ids_of(tokenizer, "a", "b")
+    logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
+    logits[list(control.going_on(state))] = -20.0
+    assert control.steer(state, logits)[1] is logits
 
 
 def test_what_the_model_would_choose_is_within_its_nucleus():

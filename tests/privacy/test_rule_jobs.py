@@ -148,6 +148,41 @@ def test_bounds_that_are_not_read_whole_are_refused(tmp_path, text, said):
         fit(rule_rows(20), **NAMES, bounds=tmp_path / "b.json", epsilon=1.0, seed=0)
 
 
+def test_a_page_that_shows_a_seed_says_so(fitted, tmp_path):
+    done, _ = fitted
+    page, rule = ((done.folder / name).read_text() for name in ("report.html", "rule.json"))
+    assert "This page shows the seed" in page and "show the seed" in done.notes[0]
+    assert "--seed 0" in page and '"seed"' not in rule
+    told = fit(rule_rows(60), **NAMES, bounds=RULE_BOUNDS, epsilon=1.0, perturbation="gamma", out=tmp_path / "own")
+    assert "shows the seed" not in (told.folder / "report.html").read_text()
+
+
+def test_a_rule_on_its_own_records_is_not_called_held_out(tmp_path):
+    for name, seed in {"own": 0, "held": 1}.items():
+        rows = "".join(json.dumps(row) + "\n" for row in rule_rows(60, seed=seed))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma"}
+    rule = fit(tmp_path / "own.jsonl", **asked, out=tmp_path / "rule").folder
+    own, held = (evaluate(rule, table=tmp_path / f"{name}.jsonl", **NAMES) for name in ("own", "held"))
+    assert "fitted on" in own.warnings()[0] and "of its own records" in own.headline()
+    assert not held.learnt and "held-out records" in held.headline()
+    assert "fitted on" in evaluate.plan(rule / "rule.json", table=tmp_path / "own.jsonl", **NAMES).summary()[0]
+
+
+def test_safe_noise_of_a_tightened_bound_is_asked_for_before_the_work(monkeypatch):
+    from equipoise.core.errors import MissingExtra
+    from equipoise.privacy import ruling
+
+    def missing():
+        raise MissingExtra("OpenDP")
+
+    monkeypatch.setattr(ruling, "opendp", missing)
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma", "delta": 1e-6}
+    fit.plan(rule_rows(20), **asked)
+    with pytest.raises(MissingExtra):
+        fit.plan(rule_rows(20), **asked, tightening=0.1)
+
+
 def test_intervals_of_a_weighted_mean_cover_it():
     draw = np.random.default_rng(0)
     hits = 0

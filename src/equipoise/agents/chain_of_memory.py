@@ -29,7 +29,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -421,6 +421,23 @@ def print_blocks(
         )
     kept = _first(filled, total)
     return kept, _text(kept, headers)
+
+
+def read_date(value: object, owner: str) -> datetime:
+    """The date of a document of another library: a datetime or ISO 8601 text; UNDATED for None or "".
+
+    With a time zone, the same moment in UTC and without one. owner: how the document is called in an error. Raises BadInput
+    for anything else.
+    """
+    if value is None or value == "":
+        return UNDATED
+    try:
+        made = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise BadInput(
+            f"{owner} has the date {value!r}: use ISO 8601 such as 2024-05-07T09:30, or date_field=None for none."
+        ) from error
+    return made if made.tzinfo is None else made.astimezone(UTC).replace(tzinfo=None)
 
 
 def _first(blocks: list[list[MemoryItem]], total: int) -> list[list[MemoryItem]]:

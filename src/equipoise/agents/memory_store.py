@@ -59,6 +59,11 @@ class Directions:
     def add(self, texts: Sequence[str]) -> dict[str, float]:
         """Keep the directions of texts behind the others; what they cost."""
         rows, amounts = self.of(texts)
+        self.keep(rows)
+        return amounts
+
+    def keep(self, rows: NDArray[np.float32]) -> None:
+        """Keep directions that `of` gave, behind the others."""
         needed = self._size + len(rows)
         if needed > len(self._array):
             grown = np.empty((max(needed, 2 * self._size), rows.shape[1]), np.float32)
@@ -67,12 +72,11 @@ class Directions:
             self._array = grown
         self._array[self._size : needed] = rows
         self._size = needed
-        return amounts
 
     def change(self, place: int, text: str) -> dict[str, float]:
         """Put the direction of another text in its place; what it cost."""
         rows, amounts = self.of([text])
-        self._array[place] = rows[0]
+        self.array[place] = rows[0]
         return amounts
 
     def remove(self, place: int) -> None:
@@ -178,9 +182,57 @@ class Remembering(ABC):
             items, context = print_out()
         return Shown(items, context, {**amounts, "left_out": len(places) - len(kept)}, trace)
 
+    def nearest(self, rows: Directions, query: str, until: datetime | None) -> Shown:
+        """The k items nearest to a query, by cosine. rows: of the items."""
+        found, amounts = rows.of([query])
+        cosines = rows.cosines(found[0])
+        places = best(cosines, self.older(until), self._k)
+        return self.printed(places, amounts, ranks(self.items, places, cosine=cosines[places].tolist()))
+
     def older(self, until: datetime | None) -> list[int]:
         """Places of the items whose last change is not later than `until`."""
         return [place for place, item in enumerate(self.items) if until is None or item.time <= until]
+
+
+def query_text(question: MemoryQuestion, now: datetime, dated: bool) -> str:
+    """What is searched for; dated: with the moment before it, as texts of memories have theirs."""
+    return f"{stamp(now)} {question.text}" if dated else question.text
+
+
+def by(*parts: tuple[str, Any]) -> str:
+    """The names of those who write a memory, each once. parts: (the method that is wanted, who has it).
+
+    Raises BadInput for one who does not have it.
+    """
+    for method, part in parts:
+        if not callable(getattr(part, method, None)) or not isinstance(getattr(part, "name", None), str):
+            raise BadInput(
+                f"{type(part).__name__} does not write this memory: an object with a name and {method}() does."
+            )
+    return " and ".join(dict.fromkeys(part.name for _, part in parts))
+
+
+def stamp(time: datetime) -> str:
+    """How a moment is printed before a text, as `turn_text` does."""
+    return f"[{time:%Y-%m-%d %H:%M}]"
+
+
+def added(*amounts: Mapping[str, float]) -> dict[str, float]:
+    """Amounts by name, summed."""
+    total: dict[str, float] = {}
+    for each in amounts:
+        for name, amount in each.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def ranks(items: Sequence[MemoryItem], places: Sequence[int], **scores: Sequence[float]) -> list[dict[str, object]]:
+    """A row of a trace for each place, best first, with its scores by name."""
+    rows = zip(places, *scores.values(), strict=True)
+    return [
+        {"rank": rank, "item": items[place].id, **dict(zip(scores, values, strict=True))}
+        for rank, (place, *values) in enumerate(rows, start=1)
+    ]
 
 
 def best(scores: NDArray[Any], places: Sequence[int], k: int) -> list[int]:

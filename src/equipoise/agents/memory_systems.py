@@ -9,12 +9,15 @@ rag-turns        turns by cosine
 rag-sessions     sessions by cosine (LifeDialBench's RAG, arXiv:2604.11182)
 rag-rerank       turns by cosine, the first `pool` of them ranked anew by a reranker
 chain-of-memory  turns by cosine, arranged in chains (arXiv:2601.14287)
+facts            short facts that are added, updated and deleted (Mem0's recipe: `memory_facts`)
+notes            sessions with keywords, tags and context, and links between them (A-Mem's: `memory_notes`)
+session-notes    a structured note of each session (MemOS's: `memory_notes`)
 empty            nothing
 oracle           the sessions that hold the evidence: an upper bound, for questions whose evidence is known
 thinned          rag-sessions, or by words without an embedder, over text of which a share of the words is kept
 
-All of these only append: what they answer as of a moment is what they answered at it. Nothing is drawn, or depends on the
-clock.
+All but facts and notes only append: what they answer as of a moment is what they answered at it. Nothing is drawn, or
+depends on the clock.
 """
 
 from __future__ import annotations
@@ -32,7 +35,19 @@ from numpy.typing import NDArray
 
 from equipoise.agents.chain_of_memory import organize
 from equipoise.agents.memory import MemoryItem, MemorySystem, Reader, TokenCount, session_text, turn_text, words
-from equipoise.agents.memory_store import Directions, Embedder, Order, Remembering, Shown, best
+from equipoise.agents.memory_facts import FactMemory
+from equipoise.agents.memory_notes import NoteMemory, SessionNotes
+from equipoise.agents.memory_store import (
+    Directions,
+    Embedder,
+    Order,
+    Remembering,
+    Shown,
+    added,
+    best,
+    query_text,
+    ranks,
+)
 from equipoise.core.errors import BadInput, WorkFailed, did_you_mean
 from equipoise.core.options import closed
 from equipoise.data.histories import MemoryQuestion, Session
@@ -41,7 +56,8 @@ from equipoise.data.retrieve import TextIndex
 Unit = Literal["turn", "session"]
 Reranker = Callable[[str, Sequence[str]], Sequence[float]]  # a question and texts -> a score of each, higher is better
 MemoryName = Literal[
-    "full", "recency", "bm25", "rag-turns", "rag-sessions", "rag-rerank", "chain-of-memory", "empty", "oracle", "thinned",
+    "full", "recency", "bm25", "rag-turns", "rag-sessions", "rag-rerank", "chain-of-memory", "facts", "notes",
+    "session-notes", "empty", "oracle", "thinned",
 ]  # fmt: skip
 
 
@@ -122,9 +138,9 @@ class _Words(_RawText):
         return {}
 
     def show(self, question: MemoryQuestion, now: datetime, until: datetime | None) -> Shown:
-        hits = self._index.search(_query(question, now, self._dated), self._k, until=until)
+        hits = self._index.search(query_text(question, now, self._dated), self._k, until=until)
         places = hits.places.tolist()
-        return self.printed(places, {}, _ranks(self.items, places, score=hits.scores.tolist()))
+        return self.printed(places, {}, ranks(self.items, places, score=hits.scores.tolist()))
 
 
 class _Embedded(_RawText):
@@ -151,11 +167,11 @@ class _Cosines(_Embedded):
         self._reranker, self._pool = reranker, pool
 
     def show(self, question: MemoryQuestion, now: datetime, until: datetime | None) -> Shown:
-        found, amounts = self._directions.of([_query(question, now, self._dated)])
-        cosines = self._directions.cosines(found[0])
+        query = query_text(question, now, self._dated)
         if self._reranker is None:
-            places = best(cosines, self.older(until), self._k)
-            return self.printed(places, amounts, _ranks(self.items, places, cosine=cosines[places].tolist()))
+            return self.nearest(self._directions, query, until)
+        found, amounts = self._directions.of([query])
+        cosines = self._directions.cosines(found[0])
         pool = best(cosines, self.older(until), self._pool)
         texts = [self.items[place].text for place in pool]
         again = [float(score) for score in self._reranker(question.text, texts)] if texts else []
@@ -166,8 +182,8 @@ class _Cosines(_Embedded):
         order = sorted(range(len(pool)), key=lambda rank: -again[rank])[: self._k]
         places = [pool[rank] for rank in order]
         amounts["reranked_tokens"] = sum(map(self._count, texts)) + len(texts) * self._count(question.text)
-        ranks = _ranks(self.items, places, score=[again[rank] for rank in order], cosine=cosines[places].tolist())
-        return self.printed(places, amounts, ranks)
+        scores = {"score": [again[rank] for rank in order], "cosine": cosines[places].tolist()}
+        return self.printed(places, amounts, ranks(self.items, places, **scores))
 
 
 class _Chains(_Embedded):
@@ -183,11 +199,11 @@ class _Chains(_Embedded):
         if self._organizing.get("sessions") is not None and session.turns:
             rows, further = self._directions.of([session_text(session)])
             self._sessions[session.id] = rows[0]
-            amounts |= {name: amounts[name] + further[name] for name in further}
+            amounts = added(amounts, further)
         return amounts
 
     def show(self, question: MemoryQuestion, now: datetime, until: datetime | None) -> Shown:
-        found, amounts = self._directions.of([_query(question, now, self._dated)])
+        found, amounts = self._directions.of([query_text(question, now, self._dated)])
         places = self.older(until)
         made = organize(
             [self.items[place] for place in places],
@@ -200,9 +216,7 @@ class _Chains(_Embedded):
             session_vectors=self._sessions or None,
             **self._organizing,
         )
-        for name, amount in made.amounts.items():
-            amounts[name] = amounts.get(name, 0) + amount
-        return Shown(made.items, made.context, amounts, made.trace)
+        return Shown(made.items, made.context, added(amounts, made.amounts), made.trace)
 
 
 def thinned(text: str, share: float, key: str) -> str:
@@ -216,18 +230,6 @@ def thinned(text: str, share: float, key: str) -> str:
 
 def _uniform(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:7], "big") / 2**56
-
-
-def _query(question: MemoryQuestion, now: datetime, dated: bool) -> str:
-    return f"[{now:%Y-%m-%d %H:%M}] {question.text}" if dated else question.text
-
-
-def _ranks(items: Sequence[MemoryItem], places: Sequence[int], **scores: Sequence[float]) -> list[dict[str, object]]:
-    rows = zip(places, *scores.values(), strict=True)
-    return [
-        {"rank": rank, "item": items[place].id, **dict(zip(scores, values, strict=True))}
-        for rank, (place, *values) in enumerate(rows, start=1)
-    ]
 
 
 # --- by name --------------------------------------------------------------------------------------------------------
@@ -303,12 +305,15 @@ _ARMS: Mapping[MemoryName, Callable[..., MemorySystem]] = {
     "rag-sessions": _rag_sessions,
     "rag-rerank": _rag_rerank,
     "chain-of-memory": _chain_of_memory,
+    "facts": FactMemory,
+    "notes": NoteMemory,
+    "session-notes": SessionNotes,
     "empty": _empty,
     "oracle": _oracle,
     "thinned": _thinned,
 }
 JOINED = "concatenated"  # the context of chains that has to be embedded anew
-_GIVEN = ("embedder", "reranker")  # by build, to those that use them
+_GIVEN = ("embedder", "reranker", "extractor", "decider")  # by build, to those that use them
 _OURS = ("items", "vectors", "query_vector", "k", "budget", "count", "embedder", "session_vectors")  # of organize
 
 
@@ -322,14 +327,18 @@ def build(
     budget: int | None = None,
     count: TokenCount = words,
     reranker: Reranker | None = None,
+    extractor: Any = None,
+    decider: Any = None,
     **options: Any,
 ) -> MemorySystem:
     """A memory system by its name, with nothing in it.
 
     k: items that are found (sessions by recency; full, oracle and empty do without). budget: most tokens of a print, of any
-    system. count: the one counter of all tokens. embedder: for those that compare vectors; others leave it alone. options:
-    unit ("turn", "session") of full, bm25, rag-rerank, chain-of-memory and thinned; order ("time", "rank") of the print and
-    dated (the moment stands before the question that is searched for) of all that search; pool of rag-rerank, share of
+    system. count: the one counter of all tokens. embedder: for those that compare vectors; others leave it alone. reranker:
+    of rag-rerank. extractor: of facts, notes and session-notes; decider: of facts and notes (their protocols are in
+    `memory_facts` and `memory_notes`, chat models in `memory_chat`). options: unit ("turn", "session") of full, bm25,
+    rag-rerank, chain-of-memory, notes and thinned; order ("time", "rank") of the print and dated (the moment stands before
+    the question that is searched for) of all that search; pool of rag-rerank, neighbours of facts and notes, share of
     thinned; what `chain_of_memory.organize` takes, of chain-of-memory.
 
     Raises BadInput for another name, an option that the system does not have, one it cannot do without, and a value out of
@@ -342,7 +351,7 @@ def build(
         further = inspect.signature(organize).parameters.keys() - set(_OURS)
         made["organizing"] = {option: options.pop(option) for option in further & options.keys()}
         _checked(made["organizing"])
-    given = {"embedder": embedder, "reranker": reranker}
+    given = {"embedder": embedder, "reranker": reranker, "extractor": extractor, "decider": decider}
     if strange := options.keys() - takes.keys():
         known = (takes.keys() | further) - set(_GIVEN)
         option = min(strange)

@@ -321,7 +321,7 @@ class SAC:
         """One step in the environment, at random before learning starts."""
         if "observation" not in self._episode:
             first, _ = self.env.reset(seed=self.settings.seed + self.steps)
-            self._episode["observation"] = _finite(np.asarray(first, np.float32))
+            self._episode["observation"] = finite(np.asarray(first, np.float32))
         seen = self._episode["observation"]
         if self._buffer.size < self.settings.learning_starts:
             drawn = torch.rand(self._shape[1], generator=self._acting).numpy()
@@ -329,7 +329,7 @@ class SAC:
         else:
             action = self.predict(seen)[0]
         after, reward, terminated, truncated, _ = self.env.step(action)
-        after, reward = _finite(np.asarray(after, np.float32)), float(_finite(reward))
+        after, reward = finite(np.asarray(after, np.float32)), float(finite(reward))
         self._buffer.add(seen, self._scaled(action), reward, after, bool(terminated))
         if terminated or truncated:
             self._episode.clear()
@@ -460,7 +460,7 @@ def read_model(path: Path) -> tuple[About, Any]:
         raise WorkFailed(f"{path} cannot be read as a model that `save` wrote: {error}") from error
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """An observation or a reward. Raises WorkFailed where it is none."""
     if not np.isfinite(value).all():
         raise WorkFailed("the environment gave a nan or infinite observation or reward.")

@@ -11,6 +11,12 @@ from equipoise.core.numbers import number
 from equipoise.core.shares import Bounded
 
 MUCH_PULL = 0.1  # of the records: noise that pulls like so many of them decides much of the rule
+LEARNT = (
+    "These are the records that the rule was fitted on: on others its value is likely lower. Name a held-out table."
+)
+SEED_SHOWN = (
+    "This page shows the seed of the noise: whoever reads it can take the noise away. Keep it, or fit without a seed."
+)
 RULE, ALL, NONE = "the rule", "everybody treated", "nobody treated"
 
 
@@ -73,7 +79,7 @@ class RuleFit:
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the rule; of public numbers alone."""
-        return plan_warnings(self.plan)
+        return (*([SEED_SHOWN] if self.guarantee.get("seeded") else []), *plan_warnings(self.plan))
 
     def headline(self) -> str:
         """One sentence."""
@@ -105,7 +111,7 @@ class RuleEvaluation:
     """What a rule comes to on a held-out table, in the outcome's unit. Not private: these numbers are of those records.
 
     values: of each policy. gains: by how much the rule is above each that treats all alike. treated: share that it treats.
-    agreed: share of records whose own arm is the one it gives.
+    agreed: share of records whose own arm is the one it gives. learnt: whether the rule was fitted on these very records.
     """
 
     names: Mapping[str, str]
@@ -116,13 +122,14 @@ class RuleEvaluation:
     treated: float
     agreed: float
     guarantee: Mapping[str, Any]
+    learnt: bool = False
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers."""
         best = min(self.gains.values(), key=lambda gain: gain.lower)
-        found = []
+        found = [LEARNT] if self.learnt else []
         if not best.lower > 0:
             found.append("The rule is not shown to be better than treating all alike.")
         if self.treated in (0.0, 1.0):
@@ -132,8 +139,8 @@ class RuleEvaluation:
     def headline(self) -> str:
         """One sentence."""
         return (
-            f"Value of the rule {_told(self.values[RULE])} on {self.n:,} held-out records; everybody treated "
-            f"{_told(self.values[ALL])}, nobody {_told(self.values[NONE])}."
+            f"Value of the rule {_told(self.values[RULE])} on {self.n:,} {'of its own' if self.learnt else 'held-out'} "
+            f"records; everybody treated {_told(self.values[ALL])}, nobody {_told(self.values[NONE])}."
         )
 
     def summary(self) -> Sequence[str]:

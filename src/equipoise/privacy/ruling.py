@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, seal, sha256_file, unseal, write_atomic
+from equipoise.core.folder import INPUTS
 from equipoise.core.job import REPORT, RESULT, Request
 from equipoise.core.serialize import deserialize
 from equipoise.core.shares import Bounded
@@ -22,7 +23,7 @@ from equipoise.core.statistics import item_interval
 from equipoise.data.records import read_rows
 from equipoise.privacy.dp_2erm import Bounds, DPTreatmentRule, noise_plan
 from equipoise.privacy.noise import opendp
-from equipoise.privacy.result import ALL, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
+from equipoise.privacy.result import ALL, LEARNT, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
 from equipoise.privacy.weights import check_constants, ipw
 
 RULE_FILE, PRIVATE_FILE = "rule.json", "private.json"
@@ -222,7 +223,7 @@ class RuleFitting(Request):
         rule = DPTreatmentRule(bounds=ranges, **settings)
         rule.check(found.X, found.treatment, found.outcome, propensity=found.propensity)
         refuse_taken_bounds(ranges, found)
-        if settings["random_state"] is None and settings["perturbation"] != "gamma":
+        if settings["random_state"] is None and (settings["perturbation"] != "gamma" or settings["tightening"]):
             opendp()
         inputs = {"table": found.digest, "bounds": digest}
         return cls(
@@ -246,7 +247,7 @@ class RuleFitting(Request):
     def work(self, folder: Path | None) -> RuleFit:
         done = None if folder is None else self._drawn(folder)
         if done is None:
-            rule = self.rule.fit(*self._records, propensity=self.table.propensity)
+            rule = self._fitted()
             ledger = {**rule.ledger_, "public": {**rule.ledger_["public"], SOURCE: self.source}}
             done = self._result(rule.theta_.tolist(), rule.coef_.tolist(), rule.intercept_, rule.guarantee_, ledger)
             private = rule.private_
@@ -275,8 +276,11 @@ class RuleFitting(Request):
             ledger=ledger,
             plan=self.plan(),
             notes=(
-                "rule.json is made to be released. private.json, and run.json with the table's digest and a seed if there "
-                "is one, are not.",
+                "rule.json is made to be released. private.json, inputs.json and manifest.json (digests of what was not "
+                "made private) are not."
+                if self.rule.random_state is None
+                else "rule.json is made to be released. This report and run.json show the seed, and private.json, "
+                "inputs.json and manifest.json what was not made private: they are not.",
                 "Each further fit on these records spends its epsilon again: epsilons add up.",
                 "The guarantee is of a row, and assumes that a person has one.",
             ),
@@ -301,6 +305,9 @@ class RuleFitting(Request):
         if found["guarantee"]["epsilon"] != self.rule.epsilon or found["ledger"]["public"] != known:
             raise BadInput(f"{folder} holds a rule of other settings or of another table: give another --out.")
         return self._result(**found)
+
+    def _fitted(self) -> DPTreatmentRule:
+        return self.rule.fit(*self._records, propensity=self.table.propensity)
 
     @property
     def _records(self) -> tuple[Array, NDArray[Any], Array]:
@@ -331,6 +338,15 @@ def _stored_rule(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return {name: about[name] for name in DRAWN} if whole and about.get("form") == FORM else None
+
+
+def _fitted_table(folder: Path) -> str:
+    """The digest of the table that a folder's rule was fitted on; empty where the folder does not say."""
+    try:
+        told = json.loads(read_regular(folder / INPUTS))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(told.get("table", "")) if isinstance(told, dict) else ""
 
 
 def _stored_result(path: Path) -> dict[str, Any] | None:
@@ -372,10 +388,14 @@ class EvaluationPlan:
     rule: str
     records: int
     propensity: str
+    learnt: bool
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal."""
-        return (f"The rule of {self.rule} on {self.records:,} records; propensity: {self.propensity}.",)
+        return (
+            *([LEARNT] if self.learnt else []),
+            f"The rule of {self.rule} on {self.records:,} records; propensity: {self.propensity}.",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,6 +406,7 @@ class RuleEvaluating(Request):
     table: Table
     signs: Array
     kappa: float
+    learnt: bool
     names: Mapping[str, str]
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
@@ -409,12 +430,14 @@ class RuleEvaluating(Request):
         )
         signs = loaded.bounds.signs(found.treatment, len(found))
         path = Path(rule) / RULE_FILE if Path(rule).is_dir() else Path(rule)
+        learnt = bool(found.digest) and _fitted_table(path.parent) == found.digest
         inputs = {"rule": sha256_file(path), "table": found.digest}
         names = {"rule": str(rule), "table": found.name, "treatment": treatment, "outcome": outcome}
-        return cls(loaded, found, signs, kappa, names, {name: value for name, value in inputs.items() if value}, {})
+        inputs = {name: value for name, value in inputs.items() if value}
+        return cls(loaded, found, signs, kappa, learnt, names, inputs, {})
 
     def plan(self) -> EvaluationPlan:
-        return EvaluationPlan(self.names["rule"], len(self.table), self.table.given)
+        return EvaluationPlan(self.names["rule"], len(self.table), self.table.given, self.learnt)
 
     def work(self, folder: Path | None) -> RuleEvaluation:
         own = self._propensities()
@@ -433,9 +456,10 @@ class RuleEvaluating(Request):
             gains={name: _bounded(parts[RULE] - parts[name]) for name in (ALL, NONE)},
             treated=float((advised > 0).mean()),
             agreed=float((advised == self.signs).mean()),
+            learnt=self.learnt,
             guarantee=self.rule.guarantee_,
             notes=(
-                "These numbers are of the held-out records and not private.",
+                "These numbers are of the records of this table and not private.",
                 "Values are weighted means of the outcome of those whose own arm is the one that the policy gives (Hajek).",
                 *(
                     (
