@@ -8,6 +8,7 @@ import pytest
 from equipoise.agents import lifedial_world as world
 from equipoise.agents import lifedialbench as ldb
 from equipoise.agents.memory import MemoryAnswer, MemoryItem, session_text
+from equipoise.agents.memory_facts import Fact
 from equipoise.core.errors import BadInput
 from equipoise.data.histories import MemoryQuestion
 
@@ -97,12 +98,12 @@ def test_what_is_hidden_is_told_late_and_nothing_else_changes():
 
 def test_the_sign_of_offline_less_online_turns():
     """The small experiment of the card: 100 / 24.5 with few persons; with many 100 / 70, late 1 / 71."""
-    online, asof, offline = rates(world.life_world(0, asked=0.3))
+    online, asof, offline = rates(world.life_world(0, asked=0.25))
     assert (online == asof).all() and online.min() > 0.99
     assert 0.2 < offline[0] < 0.35 and 0.75 < offline[1] < 0.9
-    early, _, end = rates(world.life_world(0, days=60, persons=60, hidden=0.0))
+    early, _, end = rates(world.life_world(0, days=50, persons=60, hidden=0.0))
     assert early[0] > 0.99 and 0.6 < end[0] < 0.95
-    early, _, end = rates(world.life_world(0, days=60, persons=60, hidden=1.0))
+    early, _, end = rates(world.life_world(0, days=50, persons=60, hidden=1.0))
     assert early[0] < 0.1 and end[0] > 0.6
 
 
@@ -141,6 +142,56 @@ def test_words_are_of_one_kind():
     assert vectors[1].sum() == pytest.approx(0.001) and vectors[2].max() == 2
 
 
+def test_what_is_extracted_is_what_is_told():
+    history = world.life_world(2, days=30, persons=3).history
+    exact, missing = world.WorldExtractor(), world.WorldExtractor(0.3)
+    lost = 0
+    for session in history.sessions:
+        told = world.parse(session.turns[0].text)
+        (fact,) = exact.facts(session).facts
+        assert world.parse(fact.text) == told and fact.turns == (session.turns[0].id,)
+        note, summed = exact.note(session_text(session)), exact.session_note(session)
+        assert note.keywords == (told.person, told.topic) and note.text == session_text(session)
+        assert world.parse(f"{summed.title} {summed.summary}") == told
+        for each in missing.facts(session).facts or (Fact(f"{told.person} {told.topic}"),):
+            part = world.parse(each.text)
+            assert (part.person, part.topic) == (told.person, told.topic)
+            assert part.place in ("", told.place) and part.clock in ("", told.clock)
+            lost += (part.place == "") + (part.clock == "")
+    assert 0.2 < lost / (2 * len(history.sessions)) < 0.4
+    hidden = world.life_world(2, days=10, persons=3, hidden=1.0).history.sessions[0]
+    assert not exact.facts(hidden).facts and exact.session_note(hidden).summary == ""
+
+
+def test_rules_merge_what_is_of_one_person_and_topic():
+    person, other = world.PERSON_NAMES[:2]
+    topic, (a, b) = world.TOPIC_NAMES[0], world.PLACE_NAMES[:2]
+    held = [item(1, other, topic, a), item(2, person, topic, a)]
+    rules = world.WorldDecider()
+    decided = rules.decide(Fact(f"{person} {topic} {b}"), held)
+    assert (decided.action, decided.place, decided.text) == ("update", 1, f"{person} {topic} {b}")
+    assert rules.decide(Fact(f"{person} {topic} {a}"), held).action == "none"
+    assert rules.decide(Fact(f"{world.PERSON_NAMES[2]} {topic} {a}"), held).action == "add"
+    notes = [world.WorldExtractor().note(f"{name} {topic} {a}") for name in (person, other, person)]
+    links = rules.link(notes[0], notes)
+    assert links.linked == (0, 2) and set(links.rewritten) == {0, 2} and "later" in links.rewritten[2][0]
+    assert rules.link(world.WorldExtractor().note("nothing"), notes).linked == ()
+
+
+def test_facts_lose_what_they_overwrite_and_text_what_comes_later():
+    """Of one value a slot as-of is near offline, of appended text it is online: the card's 100, 23, 25 and 100, 100, 25."""
+    history = world.life_world(0, asked=0.3, days=50, persons=6).history
+    found = {}
+    for name in ("facts", "rag-sessions"):
+        system = world.world_memory(name, k=5)
+        online = ldb.run(system, history)
+        rest = [ldb.run(system, history, protocol=each, after=online) for each in ("asof", "offline")]
+        assert ldb.accuracy(online, "open")[""].rate > 0.9
+        found[name] = [each.estimate for each in ldb.effects(online, *rest, "open")]
+    assert found["facts"][0] > 0.4 and abs(found["facts"][1]) < 0.15
+    assert found["rag-sessions"][0] == 0 and found["rag-sessions"][1] > 0.4
+
+
 def item(number, *words):
     return MemoryItem(str(number), " ".join(words), world.FIRST + timedelta(days=number))
 
@@ -158,6 +209,7 @@ def test_the_reader():
     assert read(item(2, person, topic, b), item(1, person, topic, a)) == (b, 1)
     assert read(item(1, person, topic, a), item(3, other, topic, b)) == (a, 0)  # of another person
     assert read(item(1, person, topic, a), item(3, person, b)) == (a, 0)  # names less of what is asked
+    assert read(item(1, topic, a), item(3, other, topic, b)) == (a, 0)
     assert read(item(1, person, topic, a), item(3, person, topic)) == (a, 0)  # has no place
     assert read(item(1, person, topic, a), item(3, person, topic, e)) == (e, 0)  # e is no option
     assert read(item(1, person, topic, e), options=()) == (e, None)

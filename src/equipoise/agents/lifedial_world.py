@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.agents import lifedialbench
+from equipoise.agents import lifedialbench, memory_systems
 from equipoise.agents.lifedialbench import MemoryAnswers, Protocol, Score
 from equipoise.agents.memory import MemoryItem, MemorySystem
+from equipoise.agents.memory_facts import Fact, FactDecision, SessionFacts
+from equipoise.agents.memory_notes import Note, NoteLinks, SessionNote
 from equipoise.core.errors import BadInput
 from equipoise.data.histories import History, MemoryQuestion, Session, Turn
 
@@ -34,6 +36,7 @@ FIRST = datetime(2024, 1, 1)
 PERSONS, TOPICS, PLACES, FILLERS = 60, 10, 40, 300
 CLOCKS = tuple(f"{half // 2:02d}:{half % 2 * 30:02d}" for half in range(48))
 SLOTS: Mapping[str, str] = {"event_detail": "place", "time_query": "clock"}  # a kind of question, what it asks for
+BUILT = ("facts", "notes", "session-notes")  # of which the first two have rules beside the extractor
 LATER = 5  # days after which a hidden place and time are told
 WARM = 7  # days without questions, after which there are enough wrong options
 _BRACKETED = re.compile(r"\[[^\]]*\]")
@@ -268,14 +271,83 @@ def _guess(question: MemoryQuestion, among: Sequence[str]) -> str:
     return min(among, key=lambda option: hashlib.sha256(f"{question.id} {option}".encode()).digest())
 
 
-# --- memories -------------------------------------------------------------------------------------------------------------
+# --- memories that are built ----------------------------------------------------------------------------------------------
 
 
-def world_memory(name: str, *, k: int, budget: int | None = None, **options: Any) -> MemorySystem:
-    """A memory of `memory_systems.build` with this world's reader and vectors."""
-    from equipoise.agents import memory_systems
+class WorldExtractor:
+    """Draws out of a text what `parse` reads in it: as a fact, as a note beside the text, as a note in place of a session.
 
-    return memory_systems.build(name, reader=WorldReader(), embedder=count_vectors, k=k, budget=budget, **options)
+    missed: the share of places and times that it overlooks, by a hash of the text.
+    """
+
+    def __init__(self, missed: float = 0.0) -> None:
+        self.name, self._missed = "the world's parser", missed
+
+    def facts(self, session: Session) -> SessionFacts:
+        """One line for each turn that tells a place or a time."""
+        found = [(self._told(turn.text), turn.id) for turn in session.turns]
+        return SessionFacts(tuple(Fact(_line(told), (name,)) for told, name in found if told.place or told.clock))
+
+    def note(self, text: str) -> Note:
+        """The text with its person and topic, as keywords and as context."""
+        told = self._told(text)
+        keywords = tuple(filter(None, (told.person, told.topic)))
+        return Note(text, keywords, keywords[1:], " ".join(("about", *keywords)) if keywords else "")
+
+    def session_note(self, session: Session) -> SessionNote:
+        """Topic and person as its title, place and time as its summary."""
+        told = self._told(" ".join(turn.text for turn in session.turns))
+        title = " with ".join(filter(None, (told.topic, told.person)))
+        return SessionNote(title, " ".join(filter(None, (told.place, told.clock))), (told.topic,) if told.topic else ())
+
+    def _told(self, text: str) -> Told:
+        told = parse(text)
+        kept = {slot: "" for slot in SLOTS.values() if _share(f"{slot} {text}") < self._missed}
+        return replace(told, **kept)
+
+
+class WorldDecider:
+    """Merges what is of one person and topic: a newer fact replaces the older one; a newer note is linked to those that were
+    shown, and their context then says that there is a newer one.
+    """
+
+    name = "the world's rules"
+
+    def decide(self, fact: Fact, held: Sequence[MemoryItem]) -> FactDecision:
+        """update of the fact of the same person and topic, none where it says the same, add where there is none."""
+        told = parse(fact.text)
+        for place, item in enumerate(held):
+            known = parse(item.text)
+            if (known.person, known.topic) == (told.person, told.topic):
+                return FactDecision("none") if known == told else FactDecision("update", place, fact.text)
+        return FactDecision("add")
+
+    def link(self, note: Note, held: Sequence[Note]) -> NoteLinks:
+        """Links to all of the same person and topic."""
+        same = [place for place, each in enumerate(held) if note.keywords and each.keywords == note.keywords]
+        told_again = " ".join(("about", *note.keywords, "told again later"))
+        return NoteLinks(tuple(same), rewritten={place: (told_again, held[place].tags) for place in same})
+
+
+def _line(told: Told) -> str:
+    return " ".join(filter(None, (told.person, told.topic, told.place, told.clock)))
+
+
+def _share(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / 2**56
+
+
+def world_memory(name: str, *, k: int, budget: int | None = None, missed: float = 0.0, **options: Any) -> MemorySystem:
+    """A memory of `memory_systems.build` with this world's reader, vectors, and, where it is built, extractor and rules.
+
+    missed: share of places and times that the extractor overlooks.
+    """
+    how: dict[str, Any] = {"embedder": count_vectors, "k": k, "budget": budget, **options}
+    if name in BUILT:
+        how["extractor"] = WorldExtractor(missed)
+    if name in BUILT[:2]:
+        how["decider"] = WorldDecider()
+    return memory_systems.build(name, reader=WorldReader(), **how)  # pyright: ignore[reportArgumentType]
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------

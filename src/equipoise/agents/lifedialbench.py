@@ -88,12 +88,12 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class MemoryAnswers:
-    """The answers of one system under one protocol, question by question in the order of the stream.
+    """The answers of one system under one protocol, question by question.
 
-    questions, rows: in the same order. built: amounts of each session that was taken in. state: digest of the memory at the
-    end. streams: digests of what was heard and asked. running: questions asked before the last word of a session that was
-    taken in as a whole: what is known of that session was not all said. seconds: of building and of reading; no part of
-    what makes two results equal.
+    questions, rows: in the same order, that in which they are due. built: amounts of each session that was taken in. state:
+    digest of the memory at the end. streams: digests of what was heard and asked. running: questions asked before the last
+    word of a session that was taken in as a whole: what is known of that session was not all said. seconds: of building and
+    of reading; no part of what makes two results equal.
     """
 
     system: str
