@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -47,8 +47,8 @@ class Composing(Request):
     given: tuple[History, ...]
     limits: SimpleNamespace
     seed: int
-    inputs: dict[str, str]
-    resolved: dict[str, Any]
+    inputs: Mapping[str, str]
+    resolved: Mapping[str, Any]
 
     @classmethod
     def read(
