@@ -1421,6 +1421,52 @@ def control_evaluate_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# memory compose
+
+
+def memory_compose_files(folder: Path) -> Settings:
+    people = {"people": ["Tom", {"name": "Ida", "relation": "colleague"}], "lines": ["garden", "choir"]}
+    life = {"name": "Mara", **people, "fixed": [{"date": "2024-01-02", "text": "Ida's wedding"}]}
+    (folder / "persona.json").write_text(json.dumps(life), encoding="utf-8")
+    (folder / "alone.json").write_text('{"name": "Mara"}', encoding="utf-8")
+    (folder / "free.json").write_text(json.dumps(people | {"name": "Mara", "lines": ["a boat"]}), encoding="utf-8")
+    session = {"time": "2024-01-01 09:00", "turns": [["Tom", "The fence is green."]]}
+    asked = [{"text": "What was said on 1 January?", "options": ["green", "red"], "right": 0}]
+    history = {"name": "kitchen", "sessions": [session], "questions": asked}
+    (folder / "given.json").write_text(json.dumps(history), encoding="utf-8")
+    (folder / "calls.jsonl").touch()
+    return {"persona": folder / "persona.json", "days": 3}
+
+
+def memory_compose_whole(folder: Path) -> Settings:
+    return {"lint": folder / "given.json", "seed": 3, "events_per_day": 2, "repairs": 0}
+
+
+def memory_compose_more(folder: Path) -> Sequence[Settings]:
+    served = {"model": "mockllm/model"}
+    return (
+        {"persona": None},
+        {"persona": None, "lint": folder / "given.json"},
+        {"persona": None, "lint": folder / "given.json", **served},
+        {"persona": folder / "alone.json"},
+        {"persona": folder / "alone.json", **served},
+        {"persona": folder / "free.json"},
+        {"persona": folder / "free.json", **served},
+        {"persona": folder / "given.json"},
+        {"lint": folder / "persona.json"},
+        {"days": 1},
+        {"start": "2024-01-03"},
+        {"start": "9999-12-31", "days": 2},
+        {"critic": "mockllm/model"},
+        {**served, "critic": "mockllm/model", "critic_args": {"api_key": "sk"}},
+        {**served, "budget": "calls=5", "max_connections": 2, "prices": {"mockllm/model": (1.0, 2.0)}},
+        {**served, "replay": folder / "calls.jsonl"},
+        {"model_url": "http://localhost:1"},
+        {"model": "no-such"},
+        {"budget": "calls=5"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1642,5 +1688,11 @@ SMALL = {
         whole=control_evaluate_whole,
         more=control_evaluate_more,
         slow=True,
+    ),
+    "memory compose": SmallJob(
+        memory_compose_files,
+        "equipoise.agents.composing.Composing._composed",
+        whole=memory_compose_whole,
+        more=memory_compose_more,
     ),
 }

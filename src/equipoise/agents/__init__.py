@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from equipoise.agents.chain_of_memory import chains as chains
     from equipoise.agents.chain_of_memory import cosine_floor as cosine_floor
     from equipoise.agents.chain_of_memory import organize as organize
+    from equipoise.agents.leaks import lint as lint
     from equipoise.agents.memory import MemoryAnswer as MemoryAnswer
     from equipoise.agents.memory import MemoryItem as MemoryItem
     from equipoise.agents.memory import MemorySystem as MemorySystem

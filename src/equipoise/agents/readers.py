@@ -25,6 +25,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.answers import contains, matches
 from equipoise.data.final_answer import choice
 from equipoise.data.histories import MemoryQuestion
+from equipoise.data.records import Message
 from equipoise.data.text import after_thinking, defused
 
 if TYPE_CHECKING:
@@ -73,19 +74,7 @@ class ChatReader:
         Raises WorkFailed when the call got no answer, which is then asked for by the next run; BadInput for more options
         than letters.
         """
-        if len(question.options) > len(string.ascii_uppercase):
-            raise BadInput(f"{question.id!r} has {len(question.options)} options, and there are 26 letters for them.")
-        told = {
-            "context": defused(context) or NOTHING,
-            "now": f"{now:%Y-%m-%d %H:%M}",
-            "question": defused(question.text),
-        }
-        if question.options:
-            lettered = zip(string.ascii_uppercase, question.options, strict=False)
-            told["options"] = "\n".join(f"{letter}) {defused(option)}" for letter, option in lettered)
-            messages = self._choice_prompt.render(**told)
-        else:
-            messages = self._prompt.render(**told, unknown=self._unknown)
+        messages = asking(question, context, now, self._prompt, self._choice_prompt, unknown=self._unknown)
         call = Call(messages, PHASE, max_tokens=self._max_tokens)
         (reply,) = answers(self._chat, [call], f"{self.name} reads", name=self.name)
         text = (after_thinking(reply.text) or "").strip()
@@ -104,6 +93,33 @@ class ChatReader:
         return {
             name: self._counted[name] for name in ("asked", "not given", "cut", "without a letter", "not mentioned")
         }
+
+
+def asking(
+    question: MemoryQuestion,
+    context: str,
+    now: datetime,
+    prompt: Template | None = None,
+    choice_prompt: Template | None = None,
+    *,
+    unknown: str = _ABSTAIN,
+) -> tuple[Message, ...]:
+    """What a reader is asked: of a question with options by `choice_prompt`, else by `prompt`; without them, by ours.
+
+    unknown: what to do where the context does not tell. Raises BadInput for more options than letters.
+    """
+    if len(question.options) > len(string.ascii_uppercase):
+        raise BadInput(f"{question.id!r} has {len(question.options)} options, and there are 26 letters for them.")
+    told = {
+        "context": defused(context) or NOTHING,
+        "now": f"{now:%Y-%m-%d %H:%M}",
+        "question": defused(question.text),
+    }
+    if question.options:
+        lettered = zip(string.ascii_uppercase, question.options, strict=False)
+        told["options"] = "\n".join(f"{letter}) {defused(option)}" for letter, option in lettered)
+        return (choice_prompt or Template.read(PROMPTS / "memory_choice.md")).render(**told)
+    return (prompt or Template.read(PROMPTS / "memory_answer.md")).render(**told, unknown=unknown)
 
 
 def letter(text: str, options: int) -> int | None:

@@ -17,6 +17,7 @@ JOBS = {
     "control evaluate": "equipoise.control.job:evaluate",
     "control train": "equipoise.control.job:train",
     "detoxify": "equipoise.unlearning.detoxify_job:detoxify",
+    "memory compose": "equipoise.agents.compose_job:compose",
     "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm label": "equipoise.reinforcement.prm_label_job:label",
     "prm score": "equipoise.reinforcement.prm_scoring_job:score",
