@@ -240,8 +240,8 @@ def prepare_locomo(target: Path, draw: np.random.Generator) -> None:
     ]
     vocabulary: dict[str, int] = {}
     counts = _counts(spoken, vocabulary, grow=True)
-    questions = _counts([question.text for _, question in asked], vocabulary, grow=False, width=counts.shape[1])
-    of, rarity = np.asarray(conversation), np.zeros((len(histories), counts.shape[1]))
+    questions, width = _counts([question.text for _, question in asked], vocabulary, grow=False), len(vocabulary)
+    of, rarity = np.asarray(conversation), np.zeros((len(histories), width))
     tokens = np.asarray([words(text) for text in texts], np.int64)
     state: dict[str, Any] = {
         "questions": [question.id for _, question in asked],
@@ -268,8 +268,8 @@ def prepare_locomo(target: Path, draw: np.random.Generator) -> None:
         seen = np.asarray((counts[sample] > 0).sum(axis=0)).ravel()
         rarity[number] = np.log((1 + len(sample)) / (1 + seen)) + 1
         tfidf, queries = (_of(each, rarity[number]) for each in (counts[rows], questions[own]))
-        begun = draw.standard_normal(min(len(sample), counts.shape[1]))
-        _, _, found = svds(_of_length_1(_of(counts[sample], rarity[number])), k=DIRECTIONS, v0=begun)
+        begun = draw.standard_normal(min(len(sample), width))
+        found: Any = svds(_of_length_1(_of(counts[sample], rarity[number])), k=DIRECTIONS, v0=begun)[2]
         state["lsa"][rows] = tfidf @ found.T
         for name in EMBEDDERS:
             if name == "tfidf":
@@ -317,7 +317,7 @@ def locomo(state: Mapping[str, Any], embedder: str) -> Iterator[Case]:
         )
 
 
-def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool, width: int = 0) -> csr_matrix:
+def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool) -> csr_matrix:
     rows, columns = [], []
     for number, text in enumerate(texts):
         for word in normalize(text).split():
@@ -326,7 +326,7 @@ def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool, wid
             if word in vocabulary:
                 rows.append(number)
                 columns.append(vocabulary[word])
-    return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(texts), width or len(vocabulary)))
+    return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(vocabulary)))
 
 
 def _of(counts: csr_matrix, rarity: Floats) -> csr_matrix:
