@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from equipoise.agents.compose_result import Gate
 from equipoise.core.errors import BadInput
-from equipoise.core.options import check_fields
+from equipoise.core.options import check_fields, closed
 from equipoise.data.answers import contains, normalize
 from equipoise.data.history_rows import MONTHS, Row, read_objects
 
@@ -260,6 +260,7 @@ def read_persona(path: str | Path) -> Persona:
 # --- the calendar ----------------------------------------------------------------------------------------------------
 
 
+@closed
 def slots(level: Level, start: date, end: date) -> list[Slot]:
     """The calendar's months, weeks (from Monday) or days between two dates, cut at both; of a year the whole.
 
@@ -500,6 +501,7 @@ def compose(persona: Persona, start: date, days: int, writer: Writer, *, repairs
     return Composed(tuple(periods), tuple(spoken), (*gates, gate), dropped)
 
 
+@closed
 def mend(parent: Period, parts: Sequence[Slot], records: Sequence[Dated] | None, level: Level) -> list[Period]:
     """A period for each part of the calendar, of what can be used: the first record of just these dates, without what is
     fixed to a day of another part, with what is fixed to one of its own.
