@@ -13,12 +13,9 @@ from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
-<<<<<<< HEAD
-from equipoise.language.generate import choose
-=======
 from equipoise.language.catalog import is_cached
+from equipoise.language.generate import choose
 from equipoise.language.model import load
->>>>>>> help-b
 from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
