@@ -113,6 +113,14 @@ def test_a_kill_after_the_rule_was_written_draws_no_other(tmp_path, monkeypatch)
     assert fit(rule_rows(60), **asked).theta == pytest.approx(seen, abs=0)
 
 
+def test_a_rule_is_not_that_of_other_rows_in_the_same_number(tmp_path):
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma", "out": tmp_path / "rule"}
+    first = fit(rule_rows(60), **asked)
+    with pytest.raises(BadInput, match="another content of table"):
+        fit(rule_rows(60, seed=1), **asked)
+    assert evaluate(first.folder, table=rule_rows(60), **NAMES).learnt
+
+
 def test_a_changed_rule_is_refused(fitted, tmp_path):
     done, _ = fitted
     text = (done.folder / "rule.json").read_text()

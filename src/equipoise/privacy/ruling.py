@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +90,10 @@ def read_table(
             f"a propensity of {_name(source)} lies outside (0, 1): there every record could have had either arm."
         )
     told = "estimated" if propensity is None else f"{own:g}" if own is not None else f"column {column}"
-    digest = sha256_file(Path(source)) if isinstance(source, str | Path) else ""
+    if isinstance(source, str | Path):
+        digest = sha256_file(Path(source))
+    else:  # of rows, too: a rule that was drawn from others must not be taken for theirs
+        digest = hashlib.sha256(numbers.tobytes() + json.dumps(list(map(str, arms))).encode()).hexdigest()
     return Table(_name(source), digest, numbers[:, :width], np.array(arms, object), numbers[:, width], given, told)
 
 
