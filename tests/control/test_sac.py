@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from equipoise.control.agent import Batch
 from equipoise.control.dr_sac import DRSAC
 from equipoise.control.networks import Critics, squash
 from equipoise.control.nominal import NOMINAL
 from equipoise.control.policies import load_policy
 from equipoise.control.robust import dual_value, robust_value
-from equipoise.control.sac import SAC, Batch
+from equipoise.control.sac import SAC
 from equipoise.control.transitions import Transitions, of_arrays, read
 from equipoise.core.errors import BadInput, WorkFailed
 

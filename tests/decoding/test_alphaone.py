@@ -2,16 +2,20 @@
 "company."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
+from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.language.catalog import is_cached
 from equipoise.language.generate import choose
+from equipoise.language.model import load
 from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
@@ -426,3 +430,39 @@ def test_a_model_without_an_end_of_thinking_is_refused_by_name(tokenizer):
         AlphaOne(tokenizer, moment=5, kind="steep")
     with pytest.raises(BadInput, match="moment"):
         AlphaOne(tokenizer, moment=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_cached("smollm2"), reason="smollm2 is not in the cache: equipoise models fetch smollm2")
+def test_the_mechanics_on_a_real_model():
+    """SmolLM2 does not think, but writes paragraphs: where the word comes, how often, and what comes after the moment."""
+    lm = load("smollm2", device="cpu")
+    asked = ["Natalia sold 48 clips in April and half as many in May. How many were that?", "What is 15 % of 240?"]
+    how = "Think step by step, each step in a short paragraph of its own, with an empty line behind it."
+    prompts = [[Message("user", f"{text} {how}")] for text in asked * 3]
+    common = {"tags": Tags("", "</think>"), "temperature": 0.8, "top_p": 0.95}
+    moment, budget = 60, 90
+    control = AlphaOne(lm.tokenizer, moment=moment, **common)
+    thoughts = write_thoughts(lm, prompts, control, max_new_tokens=budget, batch_size=6)
+    drawn = [each for thought in thoughts for each in thought.trace if each.what == "word"]
+    assert len(drawn) > 6 and all(len(thought.ids) <= budget for thought in thoughts)
+    for each in drawn:
+        assert each.p == schedule(each.position, moment) and each.taken == (each.draw < each.p)
+    chances = np.array([each.p for each in drawn])
+    put = sum(each.taken for each in drawn)
+    assert abs(put - chances.sum()) < 4 * np.sqrt((chances * (1 - chances)).sum()) and put
+    for thought in thoughts:
+        for each in thought.trace:
+            before, word = thought.ids[: each.position], thought.ids[each.position :]
+            if each.what == "word":
+                assert control.vocabulary.decode(before).endswith("\n\n") and each.position < moment
+                assert not each.taken or word[: len(control.word)] == control.word
+            else:
+                assert each.position >= moment and word[: len(control.closing)] == control.closing
+        after = control.vocabulary.decode(thought.ids[moment : max(thought.thinking_tokens, moment)])
+        assert not re.search(r"(?<![A-Za-z])Wait(?![A-Za-z])", after)
+    idle = AlphaOne(lm.tokenizer, moment=moment, kind="constant", p=0, force_end=False, **common)
+    written = [
+        write_thoughts(lm, prompts[:2], each, max_new_tokens=20) for each in (idle, Plain(lm.tokenizer, **common))
+    ]
+    assert [thought.ids for thought in written[0]] == [thought.ids for thought in written[1]]

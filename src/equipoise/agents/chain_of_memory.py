@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 UNDATED = datetime.max  # of an item without a date: it stands behind those that have one, where scores are equal
 DIGITS = 12  # cosines that agree in these are equal: products of one matrix differ in their last bits by place
 HEADER = "=== Evidence Chain {} ==="
-SPENT = ("embedded_tokens", "cut_contexts")  # on contexts that were embedded
+SPENT: tuple[str, ...] = ("embedded_tokens", "cut_contexts")  # on contexts that were embedded
 JOINED = "\n\n"  # between the texts of a chain that are embedded together
 
 
@@ -191,8 +191,8 @@ def chains(
         tuple(tuple(places[place] for place in order) for order, _ in ended),
         tuple(stop for _, stop in ended),
         tuple(
-            Link(chain, step, places[place], float(s[place]), *found, taken)
-            for chain, step, place, *found, taken in walk.links
+            Link(chain, step, places[place], float(s[place]), cosine, gate, least, taken)
+            for chain, step, place, cosine, gate, least, taken in walk.links
         ),
         walk.cosines,
         walk.contexts,
@@ -227,7 +227,7 @@ class _Walk:
             embed,
         )
         self.above = np.maximum(scores, 0.0) if clip else scores
-        self.links: list[tuple[Any, ...]] = []
+        self.links: list[tuple[int, int, int, float, float, float, bool]] = []
         self.cosines = self.contexts = 0
 
     def chain(self, number: int, anchor: int) -> tuple[list[int], Stop]:

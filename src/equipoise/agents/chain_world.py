@@ -26,6 +26,7 @@ from equipoise.agents.chain_of_memory import HEADER, Chains, chains, cosine_floo
 from equipoise.agents.memory import turn_text, words
 from equipoise.core.state import load_state, save_state
 from equipoise.data.answers import normalize
+from equipoise.data.histories import History, MemoryQuestion
 from equipoise.data.lifelogs import read_histories
 from equipoise.data.public import folder
 from equipoise.data.retrieve import directions
@@ -223,25 +224,19 @@ def prepare_locomo(target: Path, draw: np.random.Generator) -> None:
 
     Raises BadInput where EQUIPOISE_DATA has no folder locomo.
     """
-    histories = read_histories(folder("locomo") / "locomo10.json.gz")
-    texts, spoken, conversation, turns = [], [], [], {}
+    histories = conversations()
+    spoken, conversation, turns = [], [], {}
     for number, history in enumerate(histories):
         for session in history.sessions:
             for turn in session.turns:
-                turns[history.name, turn.id] = len(texts)
-                texts.append(turn_text(turn, session.time))
+                turns[history.name, turn.id] = len(turns)
                 spoken.append(f"{turn.speaker} {turn.text}")
                 conversation.append(number)
-    asked = [
-        (number, question)
-        for number, history in enumerate(histories)
-        for question in history.questions
-        if question.evidence and question.kind != "adversarial"
-    ]
+    texts, asked = printed_turns(histories), asked_of(histories)
     vocabulary: dict[str, int] = {}
     counts = _counts(spoken, vocabulary, grow=True)
-    questions = _counts([question.text for _, question in asked], vocabulary, grow=False, width=counts.shape[1])
-    of, rarity = np.asarray(conversation), np.zeros((len(histories), counts.shape[1]))
+    questions, width = _counts([question.text for _, question in asked], vocabulary, grow=False), len(vocabulary)
+    of, rarity = np.asarray(conversation), np.zeros((len(histories), width))
     tokens = np.asarray([words(text) for text in texts], np.int64)
     state: dict[str, Any] = {
         "questions": [question.id for _, question in asked],
@@ -268,8 +263,8 @@ def prepare_locomo(target: Path, draw: np.random.Generator) -> None:
         seen = np.asarray((counts[sample] > 0).sum(axis=0)).ravel()
         rarity[number] = np.log((1 + len(sample)) / (1 + seen)) + 1
         tfidf, queries = (_of(each, rarity[number]) for each in (counts[rows], questions[own]))
-        begun = draw.standard_normal(min(len(sample), counts.shape[1]))
-        _, _, found = svds(_of_length_1(_of(counts[sample], rarity[number])), k=DIRECTIONS, v0=begun)
+        begun = draw.standard_normal(min(len(sample), width))
+        found: Any = svds(_of_length_1(_of(counts[sample], rarity[number])), k=DIRECTIONS, v0=begun)[2]
         state["lsa"][rows] = tfidf @ found.T
         for name in EMBEDDERS:
             if name == "tfidf":
@@ -317,7 +312,29 @@ def locomo(state: Mapping[str, Any], embedder: str) -> Iterator[Case]:
         )
 
 
-def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool, width: int = 0) -> csr_matrix:
+def conversations() -> list[History]:
+    """The ten conversations. Raises BadInput where EQUIPOISE_DATA has no folder locomo."""
+    return read_histories(folder("locomo") / "locomo10.json.gz")
+
+
+def printed_turns(histories: Sequence[History]) -> list[str]:
+    """All turns as they are printed, in the order in which the study numbers them."""
+    return [
+        turn_text(turn, session.time) for history in histories for session in history.sessions for turn in session.turns
+    ]
+
+
+def asked_of(histories: Sequence[History]) -> list[tuple[int, MemoryQuestion]]:
+    """The scored questions that have evidence, each with the place of its conversation."""
+    return [
+        (number, question)
+        for number, history in enumerate(histories)
+        for question in history.questions
+        if question.evidence and question.kind != "adversarial"
+    ]
+
+
+def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool) -> csr_matrix:
     rows, columns = [], []
     for number, text in enumerate(texts):
         for word in normalize(text).split():
@@ -326,7 +343,7 @@ def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool, wid
             if word in vocabulary:
                 rows.append(number)
                 columns.append(vocabulary[word])
-    return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(texts), width or len(vocabulary)))
+    return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(vocabulary)))
 
 
 def _of(counts: csr_matrix, rarity: Floats) -> csr_matrix:

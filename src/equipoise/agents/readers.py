@@ -17,14 +17,15 @@ from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol
 
-from equipoise.agents.memory import MemoryItem
-from equipoise.chat.calls import Call
+from equipoise.agents.memory import MemoryAnswer, MemoryItem
+from equipoise.chat.calls import Call, Reply
 from equipoise.chat.client import answers
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput
 from equipoise.data.answers import contains, matches
 from equipoise.data.final_answer import choice
 from equipoise.data.histories import MemoryQuestion
+from equipoise.data.records import Message
 from equipoise.data.text import after_thinking, defused
 
 if TYPE_CHECKING:
@@ -73,21 +74,20 @@ class ChatReader:
         Raises WorkFailed when the call got no answer, which is then asked for by the next run; BadInput for more options
         than letters.
         """
-        if len(question.options) > len(string.ascii_uppercase):
-            raise BadInput(f"{question.id!r} has {len(question.options)} options, and there are 26 letters for them.")
-        told = {
-            "context": defused(context) or NOTHING,
-            "now": f"{now:%Y-%m-%d %H:%M}",
-            "question": defused(question.text),
-        }
-        if question.options:
-            lettered = zip(string.ascii_uppercase, question.options, strict=False)
-            told["options"] = "\n".join(f"{letter}) {defused(option)}" for letter, option in lettered)
-            messages = self._choice_prompt.render(**told)
-        else:
-            messages = self._prompt.render(**told, unknown=self._unknown)
-        call = Call(messages, PHASE, max_tokens=self._max_tokens)
-        (reply,) = answers(self._chat, [call], f"{self.name} reads", name=self.name)
+        (said,) = self.read_all([(question, MemoryAnswer("", tuple(items), context), now)])
+        return said
+
+    def read_all(self, asked: Sequence[tuple[MemoryQuestion, MemoryAnswer, datetime]]) -> list[tuple[str, int | None]]:
+        """The same of several questions at once, each from the context of what was found for it. Raises as `read` does."""
+        calls = [self._call(question, found.context, now) for question, found, now in asked]
+        replies = answers(self._chat, calls, f"{self.name} reads", name=self.name)
+        return [self._said(question, reply) for (question, _, _), reply in zip(asked, replies, strict=True)]
+
+    def _call(self, question: MemoryQuestion, context: str, now: datetime) -> Call:
+        messages = asking(question, context, now, self._prompt, self._choice_prompt, unknown=self._unknown)
+        return Call(messages, PHASE, max_tokens=self._max_tokens)
+
+    def _said(self, question: MemoryQuestion, reply: Reply) -> tuple[str, int | None]:
         text = (after_thinking(reply.text) or "").strip()
         self._counted["asked"] += 1
         if reply.status in ("refused", "rejected"):
@@ -104,6 +104,33 @@ class ChatReader:
         return {
             name: self._counted[name] for name in ("asked", "not given", "cut", "without a letter", "not mentioned")
         }
+
+
+def asking(
+    question: MemoryQuestion,
+    context: str,
+    now: datetime,
+    prompt: Template | None = None,
+    choice_prompt: Template | None = None,
+    *,
+    unknown: str = _ABSTAIN,
+) -> tuple[Message, ...]:
+    """What a reader is asked: of a question with options by `choice_prompt`, else by `prompt`; without them, by ours.
+
+    unknown: what to do where the context does not tell. Raises BadInput for more options than letters.
+    """
+    if len(question.options) > len(string.ascii_uppercase):
+        raise BadInput(f"{question.id!r} has {len(question.options)} options, and there are 26 letters for them.")
+    told = {
+        "context": defused(context) or NOTHING,
+        "now": f"{now:%Y-%m-%d %H:%M}",
+        "question": defused(question.text),
+    }
+    if question.options:
+        lettered = zip(string.ascii_uppercase, question.options, strict=False)
+        told["options"] = "\n".join(f"{letter}) {defused(option)}" for letter, option in lettered)
+        return (choice_prompt or Template.read(PROMPTS / "memory_choice.md")).render(**told)
+    return (prompt or Template.read(PROMPTS / "memory_answer.md")).render(**told, unknown=unknown)
 
 
 def letter(text: str, options: int) -> int | None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.control.agent import check_boxes, finite
 from equipoise.control.environments import open_environment, parse_levels, try_out
 from equipoise.control.policies import load_policy
 from equipoise.control.result import CollectPlan, ControlLogs
-from equipoise.control.sac import check_boxes, finite
 from equipoise.control.transitions import Transitions
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
@@ -92,7 +92,8 @@ class Collecting(Request):
                 else:
                     action = self.policy.predict(seen, deterministic=True)[0]
                 after, reward, terminated, truncated, _ = self.environment.step(action)
-                finite(after), finite(reward)
+                finite(after)
+                finite(reward)
                 for name, value in zip(rows, (seen, action, reward, after, terminated, truncated), strict=True):
                     rows[name].append(np.array(value))
                 total, seen = total + float(reward), after

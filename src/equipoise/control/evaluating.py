@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.control.agent import Agent
 from equipoise.control.environments import (
     episode,
     open_environment,
@@ -26,7 +27,6 @@ from equipoise.control.perturbation import canonical
 from equipoise.control.policies import load_policy
 from equipoise.control.result import ControlEvaluation, EvaluatePlan, Level
 from equipoise.control.returns import iqm, iqm_interval
-from equipoise.control.sac import SAC
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
 from equipoise.core.folder import damage, read_manifest
@@ -45,7 +45,7 @@ APART = 1_000_000  # from the starts that test to those that choose
 class Evaluating(Request):
     """A request to evaluate, read and found right. policies: by the name of their folder; levels: what is tested."""
 
-    policies: dict[str, tuple[tuple[str, SAC], ...]]
+    policies: dict[str, tuple[tuple[str, Agent], ...]]
     environment: str
     levels: tuple[tuple[str, float], ...]
     validation: tuple[tuple[str, float], ...]
@@ -147,7 +147,7 @@ class Evaluating(Request):
                     paths[f"{run}, {words}"] = tuple(float(each[0]) for each in seen)
         return returns, paths
 
-    def _returns(self, agent: SAC, changes: dict[str, float], first_seed: int) -> list[float]:
+    def _returns(self, agent: Agent, changes: dict[str, float], first_seed: int) -> list[float]:
         environment = open_environment(self.environment, changes)
         try:
             found = [episode(agent, environment, first_seed + number)[0] for number in range(self.episodes)]
@@ -195,7 +195,7 @@ def _pairs(levels: dict[str, tuple[float, ...]]) -> tuple[tuple[str, float], ...
     return tuple((name, level) for name, values in levels.items() for level in values)
 
 
-def _policies(run: Path) -> tuple[tuple[str, SAC], ...]:
+def _policies(run: Path) -> tuple[tuple[str, Agent], ...]:
     try:
         command = read_manifest(run)["command"]
         damaged = [name for name, drawn in damage(run).items() if not drawn]

@@ -72,7 +72,7 @@ def read_table(
         values.append([_number(place, name, row[name]) for name in wanted])
         arms.append(_arm(row[treatment], named))
         if person is not None:
-            who = str(row[person])
+            who = _same(row[person])
             if who in people:
                 raise BadInput(
                     f"{place}: a person has a second row. The guarantee is of a row: keep one row a person, or join a "
@@ -127,6 +127,11 @@ def _arm(cell: Any, named: Mapping[str, Any]) -> Any:
     return next((arm for arm in named.values() if isinstance(arm, int | float) and arm == number), text)
 
 
+def _same(cell: Any) -> str:
+    """What names a person: 7, 7.0, "7" and " 7" are one."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
 def _number_or_column(propensity: str | None) -> tuple[float | None, str | None]:
     if propensity is None:
         return None, None
@@ -171,15 +176,21 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_taken_bounds(bounds: Bounds, table: Table) -> None:
-    """Raises BadInput where every range of a measured quantity ends exactly where the records do."""
-    pairs = [(table.X[:, place], pair) for place, pair in enumerate(bounds.features.values())]
-    measured = [(x, pair) for x, pair in pairs if len(np.unique(x)) > FEW_VALUES]
-    if len(np.unique(table.outcome)) > FEW_VALUES:
-        measured.append((table.outcome, bounds.outcome))
-    if measured and all((x.min(), x.max()) == pair for x, pair in measured):
+    """Raises BadInput where ranges end exactly where the records do: all of measured quantities, or one in odd numbers."""
+    ranges = {**bounds.features, "the outcome": bounds.outcome}
+    columns = [*table.X.T, table.outcome]
+    measured = {
+        name: pair == (x.min(), x.max())
+        for (name, pair), x in zip(ranges.items(), columns, strict=True)
+        if len(np.unique(x)) > FEW_VALUES
+    }
+    taken = [name for name, ends in measured.items() if ends]
+    odd = [name for name in taken if not all(end.is_integer() for end in ranges[name])]
+    if odd or (taken and len(taken) == len(measured)):
+        which = f"the range of {odd[0]}" if odd else "every range of the bounds"
         raise BadInput(
-            "every range of the bounds ends exactly where the records do: such bounds were taken from the records, and tell "
-            "the largest and the smallest. Take them from a protocol or an instrument."
+            f"{which} ends exactly where the records do: such bounds were taken from the records, and tell the largest and "
+            "the smallest. Take them from a protocol or an instrument, in round numbers."
         )
 
 
