@@ -34,7 +34,7 @@ from equipoise.data.locomo import read_locomo
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--embedder", choices=["hash", "minilm"], default="minilm")
 parser.add_argument("--sessions", type=int, help="the first so many; all by default")
-parser.add_argument("--repeats", type=int, default=3)
+parser.add_argument("--repeats", type=int, default=3, help="0: only the growth of memory")
 parser.add_argument("--turns", nargs="*", type=int, default=[2000, 4000, 8000, 16000], help="for the growth of memory")
 arguments = parser.parse_args()
 WIDTH = 384
@@ -78,29 +78,35 @@ def grown(turns: int) -> int:
     return size
 
 
-data = os.environ.get("EQUIPOISE_DATA")
-if data is None:
-    sys.exit("EQUIPOISE_DATA does not name the folder that holds locomo/locomo10.json.gz.")
-history = read_locomo(Path(data) / "locomo" / "locomo10.json.gz").histories[0]
-sessions = history.sessions[: arguments.sessions]
-texts = [turn_text(turn, session.time) for session in sessions for turn in session.turns]
-embed_texts = embedder(texts)
-arms: dict[str, list[float]] = {"rag-turns": [], "mem0": []}
-with tempfile.TemporaryDirectory() as folder:
-    for repeat in range(arguments.repeats):
-        store = Path(folder) / str(repeat)
-        makers: dict[str, Callable[[], MemorySystem]] = {
-            "rag-turns": lambda: build("rag-turns", reader=Unread(), embedder=embed_texts),
-            "mem0": lambda store=store: Mem0Memory(local_mem0(store, embed_texts), reader=Unread(), infer=False),
-        }
-        for name, make in makers.items():
-            start = time.perf_counter()
-            arms[name].append(taken(make, sessions))
-            print(f"{name:<12}{arms[name][-1]:8.3f} s of CPU{time.perf_counter() - start:8.1f} s", flush=True)
-ours, theirs = (statistics.median(times) for times in arms.values())
-print(
-    f"{len(texts)} turns in {len(sessions)} sessions, {arguments.embedder}: {theirs / ours:.0f} times as much CPU"
-)
+def compare() -> None:
+    """One conversation, by both in turn."""
+    data = os.environ.get("EQUIPOISE_DATA")
+    if data is None:
+        sys.exit("EQUIPOISE_DATA does not name the folder that holds locomo/locomo10.json.gz.")
+    history = read_locomo(Path(data) / "locomo" / "locomo10.json.gz").histories[0]
+    sessions = history.sessions[: arguments.sessions]
+    texts = [turn_text(turn, session.time) for session in sessions for turn in session.turns]
+    vectors = embedder(texts)
+    arms: dict[str, list[float]] = {"rag-turns": [], "mem0": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(arguments.repeats):
+            store = Path(folder) / str(repeat)
+            makers: dict[str, Callable[[], MemorySystem]] = {
+                "rag-turns": lambda: build("rag-turns", reader=Unread(), embedder=vectors),
+                "mem0": lambda store=store: Mem0Memory(local_mem0(store, vectors), reader=Unread(), infer=False),
+            }
+            for name, make in makers.items():
+                start = time.perf_counter()
+                arms[name].append(taken(make, sessions))
+                print(f"{name:<12}{arms[name][-1]:8.3f} s of CPU{time.perf_counter() - start:8.1f} s", flush=True)
+    ours, theirs = (statistics.median(times) for times in arms.values())
+    print(
+        f"{len(texts)} turns in {len(sessions)} sessions, {arguments.embedder}: {theirs / ours:.0f} times as much CPU"
+    )
+
+
+if arguments.repeats:
+    compare()
 for turns in arguments.turns:
     size = grown(turns)
     print(f"{turns:>8} turns{size / 2**20:10.1f} MB{size / turns:10.0f} bytes a turn", flush=True)
