@@ -212,7 +212,7 @@ def answered(
         return {protocol: each for protocol, each in found.items() if each is not None}
     made = build()
     system = _Watched(made, name)
-    able = [each for each in protocols if each != "asof" or getattr(made, "as_of", True)]
+    able: list[Protocol] = [each for each in protocols if each != "asof" or getattr(made, "as_of", True)]
     if not able:
         raise SystemFailed(f"{name} takes no until=, and cannot be asked as of a moment: ask it online or offline.")
     before: MemoryAnswers | None = None
