@@ -20,5 +20,8 @@ if TYPE_CHECKING:
     from equipoise.agents.memory import MemoryItem as MemoryItem
     from equipoise.agents.memory import MemorySystem as MemorySystem
     from equipoise.agents.memory import Reader as Reader
+    from equipoise.agents.memory_adapters import Mem0Memory as Mem0Memory
+    from equipoise.agents.memory_adapters import user_memory as user_memory
+    from equipoise.agents.readers import ChatReader as ChatReader
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -6,7 +6,9 @@
 A function may take reader, embedder, k, budget and count, those that it names. `answer` may return a `MemoryAnswer` or the
 words alone. One whose `answer` has no `until` runs under the online and offline protocols; as-of is refused by name.
 
-    system = Mem0Memory(local_mem0("store", vectors), reader=reader, infer=False)      pip install mem0ai
+    def memory(reader, embedder, k, budget, count):                   in a file of yours; pip install mem0ai
+        store = local_mem0(tempfile.mkdtemp(), embedder, count=count)
+        return Mem0Memory(store, reader=reader, k=k, budget=budget, count=count, infer=False)
 
 mem0 sends telemetry unless MEM0_TELEMETRY is False, which `local_mem0` sets where nobody has set it.
 """
