@@ -1,10 +1,12 @@
+import importlib.util
 import textwrap
+import uuid
 from dataclasses import replace
 
 import pytest
 
 from equipoise.agents.memory import MemoryAnswer, Unread, words
-from equipoise.agents.memory_adapters import UserMemory, user_memory
+from equipoise.agents.memory_adapters import Mem0Memory, UserMemory, local_mem0, user_memory
 from equipoise.agents.memory_systems import build
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.histories import MemoryQuestion
@@ -170,3 +172,86 @@ def test_a_function_that_makes_no_memory_is_named(mine, name, named):
         user_memory(mine(name), reader=Unread())
     with pytest.raises(BadInput, match=r"expected FILE:FUNCTION, for example mine.py:memory"):
         user_memory("mine.py", reader=Unread())
+
+
+class FakeMem0:
+    """What the adapter uses of a mem0.Memory: ids are drawn, and a model's doing is given as events."""
+
+    def __init__(self, *inferred):
+        self.held, self.inferred, self.added = {}, list(inferred), []
+
+    def add(self, messages, *, user_id, metadata, infer):
+        self.added.append((messages, metadata))
+        events = [("ADD", message["content"]) for message in messages] if not infer else self.inferred.pop(0)
+        results = []
+        for kind, text in events:
+            name = str(uuid.uuid4()) if kind == "ADD" else next(iter(self.held))
+            self.held.pop(name, None) if kind == "DELETE" else self.held.update({name: (text, metadata)})
+            results.append({"id": name, "memory": text, "event": kind})
+        return {"results": results}
+
+    def search(self, query, *, top_k, filters, threshold):
+        found = sorted(self.held.items(), key=lambda row: -len(set(query.split()) & set(row[1][0].split())))[:top_k]
+        return {"results": [{"id": name, "memory": text, "score": 0.5} for name, (text, _) in found]}
+
+    def get_all(self, *, filters, top_k):
+        return {"results": [{"id": n, "memory": t, "metadata": m} for n, (t, m) in list(self.held.items())[:top_k]]}
+
+
+def test_mem0_keeps_turns_as_they_are():
+    memory = FakeMem0()
+    system = told(Mem0Memory(memory, reader=Unread(), infer=False, k=2))
+    assert [item.id for item in system.items] == [f"memory {number}" for number in range(1, 6)]
+    assert [item.sources for item in system.items] == [("a",), ("b",), ("c",), ("d",), ("e",)]
+    assert memory.added[0][0][0] == {
+        "role": "user",
+        "name": "Li",
+        "content": "[2024-05-01 09:00] Li: the clinic opens at 9",
+    }
+    before, answer = system.snapshot(), system.answer(WHEN, LATER)
+    assert answer.sources == {"a", "c"}
+    assert answer.context.splitlines()[0] == "[2024-05-01 09:00] Li: the clinic opens at 9"
+    assert (system.snapshot(), told(Mem0Memory(FakeMem0(), reader=Unread(), infer=False)).snapshot()) == (
+        before,
+        before,
+    )
+    memory.held.pop(next(iter(memory.held)))
+    assert system.snapshot() != before  # its store is looked into, not our list of it
+    with pytest.raises(BadInput, match="mem0 takes no until="):
+        system.answer(WHEN, LATER, until=DAY)
+
+
+def test_mem0_adds_updates_and_deletes():
+    memory = FakeMem0(
+        [("ADD", "opens at 9")], [("UPDATE", "opens at 11"), ("ADD", "cat")], [("DELETE", ""), ("NONE", "")]
+    )
+    system = Mem0Memory(memory, reader=Unread())
+    system.ingest(CLINIC[0], DAY)
+    assert system.items[0].sources == ("a", "b")
+    second = system.ingest(CLINIC[1], CLINIC[1].time)
+    assert (second["update"], second["add"], second["written_tokens"]) == (1, 1, 8)
+    assert (system.items[0].text, system.items[0].time) == ("[2024-05-02 09:00] opens at 11", CLINIC[1].time)
+    assert system.items[0].sources == ("a", "b", "c", "d")
+    system.ingest(CLINIC[2], CLINIC[2].time)
+    assert [item.id for item in system.items] == ["memory 2"]
+    with pytest.raises(BadInput, match="holds memories of the user 'equipoise' already"):
+        Mem0Memory(memory, reader=Unread())
+    with pytest.raises(BadInput, match=r"A Unread is no mem0\.Memory: it has no add, search, get_all"):
+        Mem0Memory(Unread(), reader=Unread())
+
+
+def test_mem0_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEM0_TELEMETRY", "False")
+    monkeypatch.setenv("MEM0_DIR", str(tmp_path / "mem0"))
+    for package in ("mem0", "qdrant_client"):
+        if importlib.util.find_spec(package) is None:  # not imported here, where telemetry would still be on
+            pytest.skip(f"{package} is not installed")
+    system = told(Mem0Memory(local_mem0(tmp_path / "store", counts), reader=Unread(), infer=False, k=2))
+    plain = told(build("rag-turns", reader=Unread(), embedder=counts, k=2))
+    before, answer = system.snapshot(), system.answer(WHEN, LATER)
+    assert [item.sources for item in answer.items] == [item.sources for item in plain.answer(WHEN, LATER).items]
+    assert answer.context == plain.answer(WHEN, LATER).context
+    assert system.snapshot() == before
+    assert answer.amounts["embedded_tokens"] == 5
+    with pytest.raises(BadInput, match="is not empty"):
+        local_mem0(tmp_path / "store", counts)

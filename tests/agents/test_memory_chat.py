@@ -1,12 +1,13 @@
 import json
+from typing import get_args
 
 import pytest
 
 from equipoise.agents.memory import MemoryItem, Unread
-from equipoise.agents.memory_chat import ChatDecider, ChatExtractor
+from equipoise.agents.memory_chat import ChatDecider, ChatExtractor, written_by
 from equipoise.agents.memory_facts import Fact, FactDecision
 from equipoise.agents.memory_notes import Note
-from equipoise.agents.memory_systems import build
+from equipoise.agents.memory_systems import MemoryName, build
 from equipoise.chat.account import Account
 from equipoise.chat.calls import Reply
 from equipoise.chat.client import Chat
@@ -110,6 +111,13 @@ def test_a_session_is_summed_up():
     assert (note.title, note.summary, note.tags) == ("Clinic", "It opens at 9.\nIt is cold.", ("health",))
     lost = ChatExtractor(chat).session_note(CLINIC[0])
     assert (lost.summary, lost.amounts["unparsable"]) == ("", 1)
+
+
+def test_every_memory_is_built_with_whoever_writes_it():
+    for name in get_args(MemoryName):
+        reranker = {"reranker": len} if name == "rag-rerank" else {}
+        system = build(name, reader=Unread(), embedder=counts, **reranker, **written_by(name, Replies()))
+        assert ("replies" in system.name) == (name in ("facts", "notes", "session-notes"))
 
 
 def test_a_lost_call_ends_the_ingestion():

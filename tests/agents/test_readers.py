@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from equipoise.agents.memory import MemoryItem
+from equipoise.agents.memory import MemoryAnswer, MemoryItem
 from equipoise.agents.readers import ChatReader, ExactReader, letter
 from equipoise.chat.calls import Reply
 from equipoise.chat.templates import Template
@@ -24,7 +24,7 @@ class Replies:
 
     def ask(self, calls, *, title=""):
         self.calls += calls
-        return [self.replies.pop(0)]
+        return [self.replies.pop(0) for _ in calls]
 
 
 def answered(text):
@@ -133,3 +133,14 @@ def test_options_are_chosen_by_what_was_read_and_guessed_among_those_that_are_na
     drawn = [exact(MemoryQuestion(str(number), "When?", options=tuple("abcd")))[1] for number in range(400)]
     assert [70 < drawn.count(place) < 130 for place in range(4)] == [True] * 4
     assert drawn == [exact(MemoryQuestion(str(number), "When?", options=tuple("abcd")))[1] for number in range(400)]
+
+
+def test_several_questions_are_asked_together_and_each_is_answered_from_its_own_context():
+    chat = Replies(*[answered("at 9")] * 3)
+    reader = ChatReader(chat)
+    asked = [(WHEN, MemoryAnswer("", context=context), DAY) for context in ("first note", "second note")]
+    assert reader.read_all(asked) == [("at 9", None), ("at 9", None)] and reader.read_all([]) == []
+    shown = [call.messages[1].content for call in chat.calls]
+    assert ["first note" in each for each in shown] == [True, False] and "second note" in shown[1]
+    assert reader.read(WHEN, (), "first note", DAY) == ("at 9", None)
+    assert chat.calls[2] == chat.calls[0] and reader.counts()["asked"] == 3

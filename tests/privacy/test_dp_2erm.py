@@ -375,6 +375,36 @@ def test_noise_of_opendp_is_called_safe_and_other_noise_is_not(perturbation, sai
     assert (rule.fit(X, treatment, outcome).theta_ != first).all()
 
 
+def test_the_released_curvature_is_above_the_true_one_as_often_as_delta_says():
+    X, _, _ = table(400)
+    rule = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, tightening=0.5, delta=0.2, radius=1.0)
+    x, _ = rule._checked().scaled(X)
+    least = np.linalg.eigvalsh(x.T @ x)[0] * expit(1.0) * expit(-1.0)
+    assert least > 5  # far from where the release is cut at 0
+    above = 0
+    for seed in range(1500):
+        spent, curvature = rule._released_curvature(x, Noise(seed))
+        above += curvature > least
+    assert spent == 0.5 and above / 1500 == pytest.approx(0.2, abs=0.04)
+
+
+def test_a_curvature_bounds_the_movement_that_a_ridge_alone_would_not():
+    """The strong convexity of one of two neighbours suffices."""
+    radius, ridge, kappa, worst = 0.5, 1e-4, 0.1, 0.0
+    for seed in range(6):
+        x, a, _ = records(seed, n=80)
+        curvature = expit(radius) * expit(-radius) * np.linalg.eigvalsh(x.T @ x)[0]
+        bound = sensitivity("ipw", n=80, d=3, kappa=kappa, weight_ridge=ridge, curvature=curvature)
+        assert bound.movement < sensitivity("ipw", n=80, d=3, kappa=kappa, weight_ridge=ridge).movement / 50
+        own = weights.ipw(x, a, kappa=kappa, weight_ridge=ridge, radius=radius)
+        for place, x_new, a_new in ((0, -x[0], -a[0]), (1, np.array([0.0, 1.0, 0.0]), -1.0), (2, -x[2], a[2])):
+            other, arms = x.copy(), a.copy()
+            other[place], arms[place] = x_new, a_new
+            moved = np.abs(weights.ipw(other, arms, kappa=kappa, weight_ridge=ridge, radius=radius) - own)
+            worst = max(worst, float(moved[np.arange(80) != place].sum()) / bound.movement)
+    assert 0.003 < worst <= 1
+
+
 def test_opendp_counts_no_more_than_is_stated():
     """To the last digit, whatever the division that made the scale."""
     pytest.importorskip("opendp")

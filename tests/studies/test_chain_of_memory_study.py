@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from equipoise.agents import chain_reading
 from equipoise.agents import chain_world as world
 from equipoise.agents.chain_of_memory import organize
-from equipoise.agents.memory import MemoryItem
+from equipoise.agents.memory import MemoryItem, words
 from equipoise.study import registry
 from study_recorder import StudyRecorder
 
@@ -167,6 +168,37 @@ def test_every_claim_is_of_something_that_is_measured(tmp_path):
     assert again.measured == runs["published-shuffled"].measured
 
 
+def it_is_read_as_the_arms_print(prepared):
+    """Twenty questions, the same for all arms; prints within what is allowed; answers scored as LoCoMo's are."""
+    study = registry.load("chain-of-memory-reader").build()
+    asked, recall = {}, {}
+
+    def told(reader, prompts):
+        asked[run.arm] = prompts
+        return [f" {gold} \nand more" for gold in golds]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain_reading, "answers", told)
+        for arm in ("chain-of-memory", "same-tokens", "published-shuffled", "rank-k", "oracle", "nothing"):
+            run = Recorder(prepared / f"read {arm}", study=study, arm=arm, prepared=prepared)
+            own = run.settings["by"], run.settings.get("against", "")
+            golds = [question.gold[0] for _, question, *_ in chain_reading.reading(run, arm=own[0], against=own[1])]
+            study.run(run)
+            recall[arm] = value(run, "evidence_recall", 120, {})
+            assert value(run, "answer_f1", 120, {}) == pytest.approx(1.0) and run.spent["calls"] == 20
+    prints = {
+        arm: [text.split("below.\n\n")[1].split("\n\nQuestion: ")[0] for text in texts] for arm, texts in asked.items()
+    }
+    ends = {arm: tuple(text.split("Question: ")[1] for text in texts) for arm, texts in asked.items()}
+    assert len(set(ends.values())) == 1 and len(set(ends["oracle"])) == 20
+    lengths = {arm: np.array([words(text) for text in texts]) for arm, texts in prints.items()}
+    assert (lengths["same-tokens"] <= lengths["chain-of-memory"]).all() and (lengths["chain-of-memory"] <= 120).all()
+    assert all("=== Evidence Chain 1 ===" in text for text in prints["chain-of-memory"])
+    assert not any("===" in text for arm in ("same-tokens", "published-shuffled", "rank-k") for text in prints[arm])
+    assert lengths["rank-k"].mean() > 80 and lengths["oracle"].min() > 0 == lengths["nothing"].max()
+    assert recall["oracle"] == 1 > recall["rank-k"] > recall["nothing"] == 0
+
+
 @pytest.mark.skipif(not LOCOMO.is_dir(), reason="needs EQUIPOISE_DATA with the folder locomo")
 @pytest.mark.slow
 def test_locomo_is_read_ranked_and_no_word_of_it_is_stored(tmp_path):
@@ -182,6 +214,7 @@ def test_locomo_is_read_ranked_and_no_word_of_it_is_stored(tmp_path):
         assert 0.2 < np.mean(held) < 0.9
         joined, pair = some[0].embed((0, 0)), some[0].vectors[0]
         assert joined @ pair == pytest.approx(np.linalg.norm(joined) * np.linalg.norm(pair))  # of one text twice
+    it_is_read_as_the_arms_print(tmp_path)
     run = ran("chain-of-memory", tmp_path, prepared=tmp_path, locomo=True)[1]
     lengths = {
         embedder: value(run, "full_chains", 1920, {"world": "locomo", "embedder": embedder})

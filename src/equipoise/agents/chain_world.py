@@ -26,6 +26,7 @@ from equipoise.agents.chain_of_memory import HEADER, Chains, chains, cosine_floo
 from equipoise.agents.memory import turn_text, words
 from equipoise.core.state import load_state, save_state
 from equipoise.data.answers import normalize
+from equipoise.data.histories import History, MemoryQuestion
 from equipoise.data.lifelogs import read_histories
 from equipoise.data.public import folder
 from equipoise.data.retrieve import directions
@@ -223,21 +224,15 @@ def prepare_locomo(target: Path, draw: np.random.Generator) -> None:
 
     Raises BadInput where EQUIPOISE_DATA has no folder locomo.
     """
-    histories = read_histories(folder("locomo") / "locomo10.json.gz")
-    texts, spoken, conversation, turns = [], [], [], {}
+    histories = conversations()
+    spoken, conversation, turns = [], [], {}
     for number, history in enumerate(histories):
         for session in history.sessions:
             for turn in session.turns:
-                turns[history.name, turn.id] = len(texts)
-                texts.append(turn_text(turn, session.time))
+                turns[history.name, turn.id] = len(turns)
                 spoken.append(f"{turn.speaker} {turn.text}")
                 conversation.append(number)
-    asked = [
-        (number, question)
-        for number, history in enumerate(histories)
-        for question in history.questions
-        if question.evidence and question.kind != "adversarial"
-    ]
+    texts, asked = printed_turns(histories), asked_of(histories)
     vocabulary: dict[str, int] = {}
     counts = _counts(spoken, vocabulary, grow=True)
     questions, width = _counts([question.text for _, question in asked], vocabulary, grow=False), len(vocabulary)
@@ -315,6 +310,28 @@ def locomo(state: Mapping[str, Any], embedder: str) -> Iterator[Case]:
             asked=state["asked"][number],
             store=state["stores"][number],
         )
+
+
+def conversations() -> list[History]:
+    """The ten conversations. Raises BadInput where EQUIPOISE_DATA has no folder locomo."""
+    return read_histories(folder("locomo") / "locomo10.json.gz")
+
+
+def printed_turns(histories: Sequence[History]) -> list[str]:
+    """All turns as they are printed, in the order in which the study numbers them."""
+    return [
+        turn_text(turn, session.time) for history in histories for session in history.sessions for turn in session.turns
+    ]
+
+
+def asked_of(histories: Sequence[History]) -> list[tuple[int, MemoryQuestion]]:
+    """The scored questions that have evidence, each with the place of its conversation."""
+    return [
+        (number, question)
+        for number, history in enumerate(histories)
+        for question in history.questions
+        if question.evidence and question.kind != "adversarial"
+    ]
 
 
 def _counts(texts: Sequence[str], vocabulary: dict[str, int], *, grow: bool) -> csr_matrix:

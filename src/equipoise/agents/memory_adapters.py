@@ -5,24 +5,32 @@
 
 A function may take reader, embedder, k, budget and count, those that it names. `answer` may return a `MemoryAnswer` or the
 words alone. One whose `answer` has no `until` runs under the online and offline protocols; as-of is refused by name.
+
+    system = Mem0Memory(local_mem0("store", vectors), reader=reader, infer=False)      pip install mem0ai
+
+mem0 sends telemetry unless MEM0_TELEMETRY is False, which `local_mem0` sets where nobody has set it.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from equipoise.agents.memory import MemoryAnswer, MemorySystem, Reader, TokenCount, words
-from equipoise.agents.memory_store import Embedder
+from equipoise.agents.memory import MemoryAnswer, MemoryItem, MemorySystem, Reader, TokenCount, turn_text, words
+from equipoise.agents.memory_store import Embedder, Remembering, Shown, ranks, stamp
 from equipoise.agents.readers import letter
-from equipoise.core.errors import BadInput, EquipoiseError, WorkFailed
+from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed
 from equipoise.core.user_file import named_in_file
 from equipoise.data.histories import MemoryQuestion, Session
+from equipoise.data.retrieve import directions
 from equipoise.data.text import printable
 
 CALLS = ("ingest", "answer", "snapshot")
@@ -126,7 +134,7 @@ def user_memory(
         name = name or source
     else:
         make = source
-        name = name or getattr(source, "__name__", _type(source))
+        name = name or str(getattr(source, "__name__", _type(source)))
     if not callable(make):
         raise BadInput(f"{name} is a {_type(make)}, expected a function that returns a memory system.")
     given = {"reader": reader, "embedder": embedder, "k": k, "budget": budget, "count": count}
@@ -151,3 +159,147 @@ def user_memory(
 
 def _type(value: Any) -> str:
     return value.__name__ if inspect.isclass(value) else type(value).__name__
+
+
+class Mem0Memory(Remembering):
+    """mem0 (seen with mem0ai 2.2.1) as a memory system; what is held is read from its store.
+
+    memory: a `mem0.Memory`, such as `local_mem0` makes, of which only what it holds for `user` counts. infer: its model
+    draws out what is kept; else turns are kept as they are. Its search knows no past, so that as-of is refused.
+    """
+
+    as_of = False
+
+    def __init__(
+        self,
+        memory: Any,
+        *,
+        reader: Reader,
+        k: int = 20,
+        budget: int | None = None,
+        count: TokenCount = words,
+        infer: bool = True,
+        user: str = "equipoise",
+    ) -> None:
+        """Raises BadInput for what is no mem0.Memory, and for one that holds something of this user already."""
+        super().__init__("mem0", reader=reader, k=k, budget=budget, count=count)
+        if missing := [call for call in ("add", "search", "get_all") if not callable(getattr(memory, call, None))]:
+            raise BadInput(f"A {_type(memory)} is no mem0.Memory: it has no {', '.join(missing)}.")
+        self._memory, self._infer, self._filters = memory, infer, {"user_id": user}
+        self._known: list[str] = []  # mem0's ids, which are drawn, of our items
+        self._made = 0
+        if self._held():
+            raise BadInput(
+                f"This mem0 holds memories of the user {user!r} already: give an empty one, or another user=."
+            )
+
+    def take(self, session: Session, time: datetime) -> Mapping[str, float]:
+        """Add the turns of a session; memories that were added, updated and deleted."""
+        counts = {"add": 0, "update": 0, "delete": 0, "written_tokens": 0}
+        before = self._embedded()
+        said = [
+            {"role": "user", "name": turn.speaker, "content": turn_text(turn, session.time)} for turn in session.turns
+        ]
+        every = tuple(turn.id for turn in session.turns)
+        events = []
+        if said:
+            meta = {"session": session.id, "said": time.isoformat()}
+            added_ones = self._memory.add(said, metadata=meta, infer=self._infer, **self._filters)
+            events = added_ones["results"]
+        for number, event in enumerate(events):
+            kind, name = event["event"].lower(), event["id"]
+            if kind not in ("add", "update", "delete"):
+                continue
+            counts[kind] += 1
+            if kind == "delete":
+                place = self._known.index(name)
+                del self._known[place], self.items[place]
+                continue
+            text = event["memory"] if not self._infer else f"{stamp(time)} {event['memory']}"
+            counts["written_tokens"] += self._count(text)
+            sources = every if self._infer else (every[number],)
+            if kind == "update":
+                place = self._known.index(name)
+                old = self.items[place]
+                sources = tuple(dict.fromkeys((*old.sources, *sources)))
+                self.items[place] = replace(old, text=text, time=time, sources=sources, session=session.id)
+            else:
+                self._made += 1
+                self._known.append(name)
+                self.items.append(MemoryItem(f"memory {self._made}", text, time, sources, session.id))
+        return {**counts, "embedded_tokens": self._embedded() - before}
+
+    def show(self, question: MemoryQuestion, now: datetime, until: datetime | None) -> Shown:
+        """What its search gives. Raises BadInput for `until`."""
+        if until is not None:
+            raise BadInput("mem0 takes no until=: it can be run online and offline, and not as of a moment.")
+        before = self._embedded()
+        found = self._memory.search(question.text, top_k=self._k, filters=self._filters, threshold=0.0)["results"]
+        places = [self._known.index(each["id"]) for each in found]
+        scores = ranks(self.items, places, score=[float(each["score"]) for each in found])
+        return self.printed(places, {"embedded_tokens": self._embedded() - before}, scores)
+
+    def state(self) -> Any:
+        """What its store holds, by our names."""
+        held = [(self._known.index(each["id"]), each["memory"], each.get("metadata")) for each in self._held()]
+        return [self._made, sorted(held, key=lambda row: row[0])]
+
+    def _held(self) -> list[Mapping[str, Any]]:
+        return self._memory.get_all(filters=self._filters, top_k=max(1, len(self._known) + 1))["results"]
+
+    def _embedded(self) -> int:
+        return getattr(getattr(self._memory, "embedding_model", None), "tokens", 0)
+
+
+class _Mem0Embedder:
+    """An embedder as mem0 calls it. tokens: of all texts so far."""
+
+    def __init__(self, embedder: Embedder, count: TokenCount) -> None:
+        self._embedder, self._count, self.tokens = embedder, count, 0
+
+    def embed(self, text: str, memory_action: str | None = None) -> list[float]:
+        return self.embed_batch([text])[0]
+
+    def embed_batch(self, texts: Sequence[str], memory_action: str | None = None) -> list[list[float]]:
+        self.tokens += sum(map(self._count, texts))
+        return directions(self._embedder(texts), len(texts)).tolist()
+
+
+def local_mem0(
+    folder: str | Path, embedder: Embedder, *, llm: Mapping[str, Any] | None = None, count: TokenCount = words
+) -> Any:
+    """A `mem0.Memory` in a folder of its own: qdrant and its history there, vectors by `embedder`, no telemetry.
+
+    llm: mem0's configuration of the model that draws memories out; without one nothing can be inferred (infer=False). count:
+    of embedded tokens. Raises MissingExtra without mem0, and BadInput where the folder is not empty.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty: a memory begins with a folder of its own.")
+    os.environ.setdefault("MEM0_TELEMETRY", "False")
+    os.environ.setdefault("MEM0_DIR", str(folder / "mem0"))  # which its import makes, else in the user's home
+    try:
+        mem0 = importlib.import_module("mem0")
+        importlib.import_module("qdrant_client")
+        sends = importlib.import_module("mem0.memory.telemetry").MEM0_TELEMETRY
+    except ImportError as error:
+        raise MissingExtra("mem0 is not installed: pip install mem0ai.") from error
+    if sends and os.environ["MEM0_TELEMETRY"] == "False":
+        raise BadInput(
+            "mem0 was imported before, and sends telemetry: set MEM0_TELEMETRY=False before its first import."
+        )
+    width = directions(embedder(["width"]), 1).shape[1]
+    unasked = {"provider": "openai", "config": {"api_key": "none"}}
+    memory = mem0.Memory.from_config(
+        {
+            "vector_store": {
+                "provider": "qdrant",
+                "config": {"path": str(folder / "qdrant"), "embedding_model_dims": width, "on_disk": True},
+            },
+            "embedder": unasked,
+            "llm": dict(llm or unasked),
+            "history_db_path": str(folder / "history.db"),
+        }
+    )
+    memory.embedding_model = _Mem0Embedder(embedder, count)
+    return memory

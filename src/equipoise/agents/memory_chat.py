@@ -1,7 +1,7 @@
 """Chat models that write memories: facts and what becomes of them, notes and their links, notes of sessions.
 
-    extractor, decider = ChatExtractor(chat), ChatDecider(chat)
-    build("facts", reader=reader, embedder=vectors, extractor=extractor, decider=decider)
+    build("facts", reader=reader, embedder=vectors, extractor=ChatExtractor(chat), decider=ChatDecider(chat))
+    build(name, reader=reader, embedder=vectors, **written_by(name, chat))        the same, whatever is built
 
 Every answer is a JSON object of a stated form, asked for once more where it is none. One that still is none counts as
 `unparsable`, and one that the provider did not give as `not_given`: no fact is drawn out, nothing is merged or linked, and a
@@ -172,6 +172,13 @@ class ChatDecider(_Asking):
             if _known([each.number], len(held))
         }
         return NoteLinks(linked, _names(found.tags), rewritten, amounts)
+
+
+def written_by(name: str, chat: Chat, *, count: TokenCount = words) -> dict[str, Any]:
+    """The extractor and the decider that `memory_systems.build` wants for a memory; those that it wants, {} for raw text."""
+    wanted = {"facts": ("extractor", "decider"), "notes": ("extractor", "decider"), "session-notes": ("extractor",)}
+    made = {"extractor": ChatExtractor(chat, count=count), "decider": ChatDecider(chat, count=count)}
+    return {part: made[part] for part in wanted.get(name, ())}
 
 
 def _line(text: str) -> str:

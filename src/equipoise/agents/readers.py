@@ -17,8 +17,8 @@ from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol
 
-from equipoise.agents.memory import MemoryItem
-from equipoise.chat.calls import Call
+from equipoise.agents.memory import MemoryAnswer, MemoryItem
+from equipoise.chat.calls import Call, Reply
 from equipoise.chat.client import answers
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput
@@ -74,9 +74,20 @@ class ChatReader:
         Raises WorkFailed when the call got no answer, which is then asked for by the next run; BadInput for more options
         than letters.
         """
+        (said,) = self.read_all([(question, MemoryAnswer("", tuple(items), context), now)])
+        return said
+
+    def read_all(self, asked: Sequence[tuple[MemoryQuestion, MemoryAnswer, datetime]]) -> list[tuple[str, int | None]]:
+        """The same of several questions at once, each from the context of what was found for it. Raises as `read` does."""
+        calls = [self._call(question, found.context, now) for question, found, now in asked]
+        replies = answers(self._chat, calls, f"{self.name} reads", name=self.name)
+        return [self._said(question, reply) for (question, _, _), reply in zip(asked, replies, strict=True)]
+
+    def _call(self, question: MemoryQuestion, context: str, now: datetime) -> Call:
         messages = asking(question, context, now, self._prompt, self._choice_prompt, unknown=self._unknown)
-        call = Call(messages, PHASE, max_tokens=self._max_tokens)
-        (reply,) = answers(self._chat, [call], f"{self.name} reads", name=self.name)
+        return Call(messages, PHASE, max_tokens=self._max_tokens)
+
+    def _said(self, question: MemoryQuestion, reply: Reply) -> tuple[str, int | None]:
         text = (after_thinking(reply.text) or "").strip()
         self._counted["asked"] += 1
         if reply.status in ("refused", "rejected"):

@@ -3,6 +3,7 @@
 from cyclopts import App
 
 from equipoise.agents.compose_job import compose
+from equipoise.agents.job import ask, compare
 from equipoise.cli.jobs import HELP_FORMAT, command
 
 app = App(
@@ -11,5 +12,5 @@ app = App(
     help_format=HELP_FORMAT,
 )
 
-for name, job in {"compose": compose}.items():
+for name, job in {"ask": ask, "compare": compare, "compose": compose}.items():
     app.command(command(job), name=name)

@@ -17,6 +17,8 @@ JOBS = {
     "control evaluate": "equipoise.control.job:evaluate",
     "control train": "equipoise.control.job:train",
     "detoxify": "equipoise.unlearning.detoxify_job:detoxify",
+    "memory ask": "equipoise.agents.job:ask",
+    "memory compare": "equipoise.agents.job:compare",
     "memory compose": "equipoise.agents.compose_job:compose",
     "prm evaluate": "equipoise.reinforcement.prm_evaluation_job:evaluate",
     "prm label": "equipoise.reinforcement.prm_label_job:label",

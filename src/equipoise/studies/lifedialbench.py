@@ -60,8 +60,8 @@ def lifedialbench(days: Annotated[int, Field(ge=10, le=1000)] = 120) -> Study:
         seeds=10,  # from 0; seed 1000 was looked at while the world was built
         budget="read_tokens",
         dial="hidden",
-        scale="Made-up lifelogs of 120 days with four events each, coined words, a reader and an extractor that make no "
-        "mistakes; tokens are words.",
+        scale="Made-up lifelogs, of 120 days unless asked otherwise, four events a day; a reader and an extractor that make "
+        "no mistakes; tokens are words.",
         arms=[
             arm(RAW, "method", late=True),
             arm("bm25"),
