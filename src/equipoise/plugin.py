@@ -7,6 +7,7 @@ torch: the provider is imported when a model is made.
 from inspect_ai.model import ModelAPI, modelapi
 
 from equipoise.tasks import judging as judging  # tasks register themselves on import
+from equipoise.tasks import memory as memory
 from equipoise.tasks import routerxbench as routerxbench
 
 

@@ -108,7 +108,9 @@ def test_each_type_has_its_role(tmp_path):
     )
     items = read(tmp_path, *(a_record(question_id=f"q{n}", question_type=kind) for n, kind in enumerate(types)))
     (absent,) = read(tmp_path, a_record(question_id="x_abs", answer="It was not said."))
-    prompts = [judge_prompt(item, "{response}") for item in [*items, absent]]
+    prompts = [
+        judge_prompt(item.question, item.answer, "{response}", abstention=item.abstention) for item in [*items, absent]
+    ]
     assert prompts[0] == prompts[1]  # one role for both, and one record otherwise
     assert len(set(prompts)) == 5
     assert "off by one" in prompts[2] and "holds now" in prompts[3]

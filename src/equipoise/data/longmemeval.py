@@ -2,7 +2,8 @@
 
     items = read_longmemeval("longmemeval_s_cleaned.json")      # also _m and oracle; JSON lines will do
     items[0].history.questions[0]      evidence: the turns with has_answer, else the sessions that the record names
-    judge_prompt(items[0], "25:50")    what the judge is asked, by type; `says_yes` reads the reply
+    judge_prompt(items[0].question, items[0].answer, "25:50")
+                                       what the judge is asked, by type; `says_yes` reads the reply
 
 A question whose id ends on _abs cannot be answered from its history: its gold is (), and `answer` explains why. The prompts
 have the roles of the published ones in words of our own, so that scores compare in kind and not to the digit.
@@ -155,12 +156,12 @@ _ROLES = {
 _LABELS = {"single-session-preference": "Description", ABSTENTION: "Explanation"}
 
 
-def judge_prompt(item: LongMemEvalItem, response: str) -> str:
-    """What a judge is asked about a response: by the type of the question, or as an abstention."""
-    kind = ABSTENTION if item.abstention else item.question.kind
+def judge_prompt(question: MemoryQuestion, answer: str, response: str, *, abstention: bool = False) -> str:
+    """What a judge is asked about a response: by the type of the question, or as an abstention. answer: the item's."""
+    kind = ABSTENTION if abstention else question.kind
     return (
         f"You are shown a question about past conversations and a model's response. {_ROLES.get(kind, _RIGHT)}\n\n"
-        f"Question: {item.question.text}\n{_LABELS.get(kind, 'Correct answer')}: {item.answer}\n"
+        f"Question: {question.text}\n{_LABELS.get(kind, 'Correct answer')}: {answer}\n"
         f"Response: {response}\n\nReply with yes or no and nothing else."
     )
 
