@@ -1121,6 +1121,7 @@ def uncertainty_score_more(folder: Path) -> Sequence[Settings]:
         {"answers": folder / "no.jsonl"},
         {"by": "p_true"},
         {"by": "p_true", "ask": True},
+        {"by": "semantic_entropy"},
         {"members": 1},
         {"members": 1, "sigma": None},
         {"rank": 33},
@@ -1142,6 +1143,7 @@ def uncertainty_select_files(folder: Path) -> Settings:
     write_rows(folder / "unscored.jsonl", [{**rows[0], "scores": {}}])
     write_rows(folder / "some.jsonl", [*rows, {**rows[0], "id": "x", "scores": {}}])
     write_rows(folder / "bare.jsonl", answer_rows())
+    write_rows(folder / "twice.jsonl", [*rows, rows[0]])
     return {"scores": write_rows(folder / "scores.jsonl", rows)}
 
 
@@ -1150,8 +1152,11 @@ def uncertainty_select_whole(folder: Path) -> Settings:
 
 
 def uncertainty_select_more(folder: Path) -> Sequence[Settings]:
-    names = ("unscored.jsonl", "some.jsonl", "bare.jsonl", "no.jsonl")
-    return (*({"scores": folder / name} for name in names), {"by": "mine"}, {"by": "yours"})
+    names = ("unscored.jsonl", "some.jsonl", "bare.jsonl", "twice.jsonl", "no.jsonl")
+    return (
+        *({"scores": folder / name} for name in names),
+        *({"by": by} for by in ("mine", "yours", "semantic_entropy")),
+    )
 
 
 # audit sampling
@@ -1416,6 +1421,138 @@ def control_evaluate_more(folder: Path) -> Sequence[Settings]:
     )
 
 
+# memory
+
+
+MEMORY_OWN = """
+from equipoise.agents.memory_systems import build
+
+def memory(**how):
+    return build("bm25", **how)
+"""
+
+
+def memory_files(folder: Path) -> Settings:
+    pytest.importorskip("bm25s", reason="needs bm25s: the extra `retrieval`")
+    turns = [["Ann", "The clinic opens at 9."], ["Bob", "The doctor is Li."]]
+    told = [{"id": f"s{day}", "time": f"2024-05-0{day} 10:00", "turns": turns} for day in (1, 2, 3)]
+    asked = [
+        {"text": "When does the clinic open?", "time": f"2024-05-0{day}", "gold": gold, "evidence": ["s1:1"]}
+        for day, gold in ((1, "9"), (2, "at 9"), (3, "9"))
+    ]
+    history = {"name": "a", "sessions": told, "questions": asked}
+    (folder / "h.json").write_text(json.dumps([history]))
+    (folder / "two.json").write_text(json.dumps([history, {**history, "name": "b"}]))
+    (folder / "bare.json").write_text(json.dumps([{**history, "questions": [{"text": "When?"}]}]))
+    (folder / "mine.py").write_text(MEMORY_OWN)
+    (folder / "calls.jsonl").touch()
+    return {"data": folder / "h.json", "systems": ["bm25"]}
+
+
+def memory_whole(folder: Path) -> Settings:
+    return {"systems": ["recency", "thinned", "empty"], "k": 2, "context_tokens": 30, "limit": 2, "seed": 3}
+
+
+def memory_more(folder: Path) -> Sequence[Settings]:
+    pytest.importorskip("inspect_ai", reason="needs Inspect AI: the extra `chat`")
+    return (
+        {"data": folder / "two.json", "limit": 1},
+        {"data": folder / "bare.json"},
+        {"data": folder / "nothing.json"},
+        {"data": folder / "mine.py"},
+        {"systems": ["bm25", "full", "oracle"], "protocols": ["offline"]},
+        {"systems": ["bm25", "bm25"]},
+        {"systems": []},
+        {"systems": [f"{folder / 'mine.py'}:memory"]},
+        {"systems": [f"{folder / 'mine.py'}:memori"]},
+        {"systems": ["rag-turns"], "embedder": "none"},
+        {"systems": ["rag-rerank"]},
+        {"protocols": []},
+        {"reader": "mockllm/model"},
+        {"reader": "opnai/m"},
+        {"reader": "mockllm/model", "grader": ["mockllm/model"], "budget": "calls=5,minutes=1"},
+        {"reader": "mockllm/model", "reader_args": {"api_key": "sk"}},
+        {"reader": "mockllm/model", "prices": {"mockllm/model": (1.0, 2.0)}},
+        {"reader": "mockllm/model", "replay": folder / "calls.jsonl"},
+        {"replay": folder / "calls.jsonl"},
+        {"grader": ["mockllm/model"]},
+        {"reader_url": "http://here"},
+        {"max_connections": 2},
+    )
+
+
+def memory_ask_files(folder: Path) -> Settings:
+    return {"history": memory_files(folder)["data"], "question": "When does the clinic open?", "system": "bm25"}
+
+
+def memory_ask_whole(folder: Path) -> Settings:
+    return {"now": "2024-05-02", "conversation": "a", "k": 2, "context_tokens": 30}
+
+
+def memory_ask_more(folder: Path) -> Sequence[Settings]:
+    pytest.importorskip("inspect_ai", reason="needs Inspect AI: the extra `chat`")
+    return (
+        {"history": folder / "two.json"},
+        {"history": folder / "two.json", "conversation": "b"},
+        {"now": "2024-04-30"},
+        {"now": "2024-05-02 09:00"},
+        {"question": " "},
+        {"system": f"{folder / 'mine.py'}:memory"},
+        {"system": "oracl"},
+        {"system": "chain-of-memory", "embedder": "none"},
+        {"reader": "mockllm/model"},
+        {"reader": "mockllm/model", "budget": "usd=1"},
+        {"budget": "calls=5"},
+        {"extractor_args": {"seed": 1}},
+    )
+
+
+# memory compose
+
+
+def memory_compose_files(folder: Path) -> Settings:
+    people = {"people": ["Tom", {"name": "Ida", "relation": "colleague"}], "lines": ["garden", "choir"]}
+    life = {"name": "Mara", **people, "fixed": [{"date": "2024-01-02", "text": "Ida's wedding"}]}
+    (folder / "persona.json").write_text(json.dumps(life), encoding="utf-8")
+    (folder / "alone.json").write_text('{"name": "Mara"}', encoding="utf-8")
+    (folder / "free.json").write_text(json.dumps(people | {"name": "Mara", "lines": ["a boat"]}), encoding="utf-8")
+    session = {"time": "2024-01-01 09:00", "turns": [["Tom", "The fence is green."]]}
+    asked = [{"text": "What was said on 1 January?", "options": ["green", "red"], "right": 0}]
+    history = {"name": "kitchen", "sessions": [session], "questions": asked}
+    (folder / "given.json").write_text(json.dumps(history), encoding="utf-8")
+    (folder / "calls.jsonl").touch()
+    return {"persona": folder / "persona.json", "days": 3}
+
+
+def memory_compose_whole(folder: Path) -> Settings:
+    return {"lint": folder / "given.json", "seed": 3, "events_per_day": 2, "repairs": 0}
+
+
+def memory_compose_more(folder: Path) -> Sequence[Settings]:
+    served = {"model": "mockllm/model"}
+    return (
+        {"persona": None},
+        {"persona": None, "lint": folder / "given.json"},
+        {"persona": None, "lint": folder / "given.json", **served},
+        {"persona": folder / "alone.json"},
+        {"persona": folder / "alone.json", **served},
+        {"persona": folder / "free.json"},
+        {"persona": folder / "free.json", **served},
+        {"persona": folder / "given.json"},
+        {"lint": folder / "persona.json"},
+        {"days": 1},
+        {"start": "2024-01-03"},
+        {"start": "9999-12-31", "days": 2},
+        {"critic": "mockllm/model"},
+        {**served, "critic": "mockllm/model", "critic_args": {"api_key": "sk"}},
+        {**served, "budget": "calls=5", "max_connections": 2, "prices": {"mockllm/model": (1.0, 2.0)}},
+        {**served, "replay": folder / "calls.jsonl"},
+        {"model_url": "http://localhost:1"},
+        {"model": "no-such"},
+        {"budget": "calls=5"},
+    )
+
+
 SMALL = {
     "audit judge": SmallJob(
         audit_files,
@@ -1619,6 +1756,12 @@ SMALL = {
         more=rule_evaluate_more,
     ),
     "rule plan": SmallJob(rule_plan_files, "equipoise.privacy.ruling.RulePlanning._ridges", more=rule_plan_more),
+    "memory ask": SmallJob(
+        memory_ask_files, "equipoise.agents.asking.Asking._taken_in", whole=memory_ask_whole, more=memory_ask_more
+    ),
+    "memory compare": SmallJob(
+        memory_files, "equipoise.agents.comparing.Comparing._unit", whole=memory_whole, more=memory_more
+    ),
     "control collect": SmallJob(
         control_collect_files,
         "equipoise.control.collecting.Collecting._logged",
@@ -1637,5 +1780,11 @@ SMALL = {
         whole=control_evaluate_whole,
         more=control_evaluate_more,
         slow=True,
+    ),
+    "memory compose": SmallJob(
+        memory_compose_files,
+        "equipoise.agents.composing.Composing._composed",
+        whole=memory_compose_whole,
+        more=memory_compose_more,
     ),
 }

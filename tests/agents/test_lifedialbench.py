@@ -307,12 +307,13 @@ def test_scores_of_words_choices_and_evidence():
         ({"gold": ("Li", "Doctor Li")}, {"text": "doctor li"}),
         ({}, {"text": ""}),
         ({}, {"text": "Li"}),
+        ({}, {"text": "Not mentioned."}),
     ]
     answers = result(pairs)
-    assert ldb.scored(answers).tolist() == [0, 1, 1, 0]
-    assert ldb.scored(answers, "open").tolist() == [1, 1, 1, 0]
+    assert ldb.scored(answers).tolist() == [0, 1, 1, 0, 1]
+    assert ldb.scored(answers, "open").tolist() == [1, 1, 1, 0, 1]
     assert ldb.scored(answers, "evidence")[0] == 0.5 and np.isnan(ldb.scored(answers, "evidence")[1:]).all()
-    assert ldb.scored(answers, lambda question, row: len(question.gold)).tolist() == [1, 2, 0, 0]
+    assert ldb.scored(answers, lambda question, row: len(question.gold)).tolist() == [1, 2, 0, 0, 0]
     with pytest.raises(BadInput, match="score is 'opne'"):
         ldb.scored(answers, "opne")
 

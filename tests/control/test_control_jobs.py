@@ -1,6 +1,7 @@
 """Collect, train and evaluate from end to end; interruptions; what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from equipoise.control.policies import load_policy
 from equipoise.control.result import ControlTraining, TrainedPolicy
 from equipoise.control.returns import iqm, iqm_interval, probability_of_improvement
 from equipoise.control.transitions import read
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -158,6 +159,13 @@ def test_the_command_line_plans_and_evaluates(runs, capsys, tmp_path):
         ({"perturb": "length=1:2:1"}, "FROM:TO:COUNT"),
         ({"perturb": ""}, "no perturbation"),
         ({"choose_by": "length=1.2"}, "both chooses and tests"),
+        ({"choose_by": "length=1.25"}, "both chooses and tests"),
+        ({"choose_by": "l=1.3"}, "both chooses and tests"),
+        ({"choose_by": "mass=1"}, "changes nothing"),
+        ({"perturb": "length=0"}, "fails under length=0 at its first step"),
+        ({"perturb": "length=1:2:nan"}, "FROM:TO:COUNT"),
+        ({"perturb": "length=1:2:inf"}, "FROM:TO:COUNT"),
+        ({"perturb": "delay=1000000000"}, "at most"),
         ({"choose_by": "mass=1.2", "against": None}, "nothing to choose from"),
     ],
 )
@@ -180,6 +188,158 @@ def test_training_requests_that_cannot_be_are_refused(logs, tmp_path):
     assert "450" in " ".join(train.plan(str(logs)).summary())
 
 
+def test_a_folder_whose_policies_were_exchanged_is_refused(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    shutil.copy(runs[1] / "policy-0.zip", tmp_path / "run" / "policy-0.zip")
+    with pytest.raises(BadInput, match=r"damaged \(policy-0"):
+        evaluate.plan(tmp_path / "run", environment="Pendulum-v1", perturb="length=1.2")
+    (tmp_path / "link").symlink_to(runs[0])
+    with pytest.raises(BadInput, match="named twice"):
+        evaluate.plan(runs[0], environment="Pendulum-v1", perturb="length=1.2", against=[tmp_path / "link"])
+
+
+def cut_before_the_end(monkeypatch, logs, out, **settings):
+    """Train until the second policy's last step, then be killed before it is stored."""
+    from equipoise.control.sac import SAC
+
+    save, calls = SAC.save, []
+
+    def cut(self, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    monkeypatch.setattr(SAC, "save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(logs, seeds=2, out=out, **settings)
+    monkeypatch.setattr(SAC, "save", save)
+    (work,) = [path for path in out.parent.iterdir() if (path / "seed-0.json").exists()]
+    return work
+
+
+def test_a_training_that_was_killed_after_its_last_step_is_finished(runs, logs, tmp_path, monkeypatch):
+    from equipoise.control import training
+
+    monkeypatch.setattr(training, "SAVE_EVERY", 3)
+    cut_before_the_end(monkeypatch, str(logs), tmp_path / "cut", **SMALL)
+    again = train(str(logs), seeds=2, out=tmp_path / "cut", **SMALL)
+    for name in ("policy-1.zip", "result.json"):
+        assert (again.folder / name).read_bytes() == (runs[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("altered", ["seed-0.json", "policy-0.zip"])
+def test_what_was_altered_between_two_attempts_is_made_again(altered, runs, logs, tmp_path, monkeypatch):
+    work = cut_before_the_end(monkeypatch, str(logs), tmp_path / "cut", **SMALL)
+    if altered == "seed-0.json":
+        text = (work / altered).read_text()
+        (work / altered).write_text(text.replace('"seed": 0', '"seed": 9'))
+        assert (work / altered).read_text() != text
+    else:
+        shutil.copy(runs[1] / altered, work / altered)
+    again = train(str(logs), seeds=2, out=tmp_path / "cut", **SMALL)
+    assert "seed-0.json" in again.notes[0]
+    assert (again.folder / "policy-0.zip").read_bytes() == (runs[0] / "policy-0.zip").read_bytes()
+
+
+def test_other_arrays_are_other_settings(tmp_path):
+    def arrays(seed):
+        generator = np.random.default_rng(seed)
+        seen = generator.normal(size=(2, 9, 2))
+        named = {"observations": seen[0], "next_observations": seen[1], "actions": np.zeros((9, 1))}
+        return named | {"rewards": -np.ones(9), "terminated": np.zeros(9)}
+
+    first = train(arrays(0), out=tmp_path / "run", **SMALL)
+    assert train(arrays(0), out=tmp_path / "run", **SMALL).policies == first.policies
+    with pytest.raises(BadInput, match="data"):
+        train(arrays(1), out=tmp_path / "run", **SMALL)
+
+
+def test_what_values_cannot_exceed(logs):
+    def most(**changes):
+        named = {"observations": np.zeros((4, 2)), "next_observations": np.zeros((4, 2)), "actions": np.zeros((4, 2))}
+        named |= {"rewards": np.full(4, -1.0), "terminated": np.zeros(4)}
+        return train(named | changes, gamma=0.9, alpha=0.5, **{**SMALL, "steps": 1}).most
+
+    entropy = 0.9 * 0.5 * 2 * np.log(2) / 0.1
+    assert most() == pytest.approx(-10 + entropy)
+    # Where an end is possible a cost may be paid once.
+    assert most(terminated=np.ones(4)) == pytest.approx(-1 + entropy)
+    assert most(terminated=np.ones(4), rewards=np.full(4, 2.0)) == pytest.approx(20 + entropy)
+
+
+class Odd(gymnasium.Env):
+    """One step an episode; what goes wrong is a name of its own."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+
+    def __init__(self, wrong=""):
+        self.wrong, self.steps = wrong, 0
+        if wrong == "free":
+            self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.reward = -1.0 if self.wrong != "seed" else float(seed or 0)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.wrong == "late" and self.steps > 3:
+            raise RuntimeError("it broke")
+        return np.zeros(3, np.float32), np.nan if self.wrong == "nan" else self.reward, True, False, {}
+
+
+@pytest.fixture
+def odd():
+    made = []
+
+    def registered(wrong):
+        made.append(f"Odd{wrong}-v0")
+        gymnasium.register(made[-1], Odd, kwargs={} if wrong == "bare" else {"wrong": wrong})
+        return made[-1]
+
+    yield registered
+    for name in made:
+        gymnasium.registry.pop(name)
+
+
+def test_environments_of_others_fail_by_name(odd, runs, tmp_path):
+    with pytest.raises(BadInput, match="no bounds"):
+        collect.plan(odd("free"))
+    with pytest.raises(BadInput, match="nan or infinite"):
+        collect.plan(odd("nan"))
+    gymnasium.registry[odd("bare")].kwargs["unknown"] = 1
+    with pytest.raises(BadInput, match="to be had"):
+        collect.plan("Oddbare-v0")
+    with pytest.raises(WorkFailed, match="fails as it is: it broke"):
+        evaluate(runs[0], environment=odd("late"), perturb="delay=1", episodes=5)
+    with pytest.raises(BadInput, match="epsilon would be ignored"):
+        collect.plan("Pendulum-v1", epsilon=0.3)
+
+
+def test_a_change_that_no_environment_reads_is_named(odd, runs):
+    done = evaluate(runs[0], environment=odd(""), perturb="steps=1.4,delay=0", episodes=2)
+    assert done.unmoved == ("steps=1.4",) and "nothing was tested" in done.headline()
+
+
+def test_a_radius_is_chosen_from_starts_of_its_own(odd, runs, tmp_path):
+    asked = {"environment": odd("seed"), "perturb": "delay=1", "episodes": 2, "seed": 3}
+    done = evaluate(runs[0], **asked, choose_by="action_noise=0.1", against=[runs[1]], out=tmp_path / "e")
+    rows = [json.loads(line) for line in (done.folder / "returns.jsonl").read_text().splitlines()]
+    own = {row["name"]: row["returns"] for row in rows}
+    assert own == {"delay": [3.0, 4.0], "action_noise": [1_000_003.0, 1_000_004.0]}
+
+
+def test_episodes_of_one_step(odd, tmp_path):
+    logs = collect(odd(""), steps=20, out=tmp_path / "logs")
+    assert (logs.episodes, logs.terminated, logs.truncated) == (20, 20, 0)
+    told = train(str(tmp_path / "logs" / "data.npz"), out=tmp_path / "run", **SMALL)
+    assert "diverge" not in told.headline()
+    done = evaluate(tmp_path / "run", environment="Odd-v0", perturb="delay=1", episodes=3)
+    assert done.levels[str(tmp_path / "run")][0].mean.value == -1
+
+
 def test_warnings_come_where_something_is_wrong():
     def told(**changes):
         policy = TrainedPolicy("policy-0.zip", 0, -20.0, 0.1, 0.9, 0.0, ())
@@ -191,7 +351,7 @@ def test_warnings_come_where_something_is_wrong():
 
     assert told() == ()
     assert "diverge" in told(value=1.0)[0]
-    assert "around a point" in told(spread=0.01)[0]
+    assert "around a point" in told(spread=0.01)[0] and "neither spread nor err" in told(spread=np.nan)[0]
     assert "too little" in told(spread=5.0)[0]
     assert "worst draw" in told(few=0.5)[0]
     assert "extrapolated" in told(covered=0.01)[0]

@@ -19,6 +19,10 @@ class Echo(gymnasium.Env):
     def __init__(self):
         self.length, self.gravity, self.steps = 0.5, 10, 3
 
+    @property
+    def half(self):
+        return self.length / 2
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
@@ -71,6 +75,11 @@ def test_the_seed_decides_the_noise():
         ({"lenght": 1.1}, "'length'"),
         ({"random_action": 1.5}, "chance"),
         ({"delay": 1.5}, "whole"),
+        ({"delay": 1e9}, "at most"),
+        ({"length": "1.2"}, "no number"),
+        ({"length": True}, "no number"),
+        ({"length": 1.2, "l": 1.2}, "same parameter"),
+        ({"half": 2.0}, "follows from"),
         ({"length": -1.0}, "0 or more"),
         ({"length": float("nan")}, "0 or more"),
     ],
@@ -88,3 +97,12 @@ def test_the_pole_on_a_cart_keeps_its_products():
     environment = CartPoleEnv()
     scale_parameter(environment, "length", 2.0)
     assert environment.length == 1.0 and environment.polemass_length == pytest.approx(environment.masspole)
+
+
+@pytest.mark.parametrize("name", ["action_noise", "random_action", "delay"])
+def test_actions_without_bounds_have_no_middle(name):
+    environment = Echo()
+    environment.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    with pytest.raises(BadInput, match="no bounds"):
+        perturb(environment, **{name: 1.0})
+    perturb(environment, observation_noise=0.1)

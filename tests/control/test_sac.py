@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from equipoise.control.agent import Batch
 from equipoise.control.dr_sac import DRSAC
 from equipoise.control.networks import Critics, squash
 from equipoise.control.nominal import NOMINAL
 from equipoise.control.policies import load_policy
 from equipoise.control.robust import dual_value, robust_value
-from equipoise.control.sac import SAC, Batch
+from equipoise.control.sac import SAC
 from equipoise.control.transitions import Transitions, of_arrays, read
 from equipoise.core.errors import BadInput, WorkFailed
 
@@ -271,11 +272,31 @@ def test_files_are_read_as_they_were_written(tmp_path):
         ({"terminated": np.full(64, 0.5)}, "true or false"),
         ({"extra": np.zeros(3)}, "would be ignored"),
         ({"rewards": np.zeros(63)}, "63 rows"),
+        ({"rewards": 1.0}, "single number"),
+        ({"rewards": None}, "no numbers"),
+        ({"rewards": np.full(64, 1e300)}, "rewards hold nan or an infinity"),
+        ({"observations": [[1], [1, 2]]}, "no table"),
+        ({"terminals": np.ones(64)}, "the same thing"),
+        ({"actions": np.zeros((64, 0)), "action_low": [], "action_high": []}, "one row or more|expected"),
     ],
 )
 def test_logs_that_are_none_are_refused_by_name(wrong, told):
     with pytest.raises(BadInput, match=told):
         logs(**wrong)
+
+
+def test_files_that_are_cut_or_altered_are_refused(tmp_path):
+    data = logs()
+    data.save(tmp_path / "d.npz")
+    whole = (tmp_path / "d.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for content in (whole[: len(whole) // 2], bytes(flipped), (tmp_path / "one.npy").read_bytes(), b""):
+        (tmp_path / "d.npz").write_bytes(content)
+        with pytest.raises(BadInput, match="cannot be read as an NPZ"):
+            read(tmp_path / "d.npz")
+    assert data.digest() == logs().digest() != logs(seed=1).digest()
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -60,6 +60,35 @@ def test_a_search_as_of_a_moment_is_the_search_of_the_index_of_that_moment():
             assert seen.scores.tolist() == expected.scores.tolist()
 
 
+def test_an_index_that_grew_is_the_index_of_all():
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(["w1", "w2", "w3", "w4"], k=draw.randint(0, 5))) for _ in range(30)]
+    times = [draw.randrange(9) for _ in texts]
+    vectors = np.random.default_rng(1).normal(size=(30, 4))
+    grown, whole = TextIndex([], np.empty((0, 4)), []), TextIndex(texts, vectors, times)
+    for first, last in ((0, 7), (7, 7), (7, 30)):
+        grown.add(texts[first:last], vectors[first:last], times[first:last])
+        grown.search("w1", 3, vector=vectors[0])  # what was searched for before leaves nothing behind
+    for until in (None, 4, 8):
+        for query, vector in (("w1 w3", None), ("", vectors[2]), ("w4", vectors[3])):
+            seen, expected = (index.search(query, 9, vector=vector, until=until) for index in (grown, whole))
+            assert (seen.places.tolist(), seen.scores.tolist()) == (expected.places.tolist(), expected.scores.tolist())
+
+
+def test_what_cannot_be_added_leaves_the_index_as_it_was():
+    index = TextIndex(["cat"], [[1.0, 0]], [1])
+    for wrong, named in (
+        ((["dog"],), "of all of its texts or of none"),
+        ((["dog"], [[1.0]], [2]), "have 1 numbers, those of the texts before 2"),
+        ((["dog"], [[0.0, 1]], []), "0 times for 1 texts"),
+        ((["dog"], [[0.0, 1]], ["x"]), "cannot be compared"),
+    ):
+        with pytest.raises(BadInput, match=named):
+            index.add(*wrong)
+    assert len(index) == 1
+    assert index.search("cat dog", 5, vector=[1, 1], until=1).places.tolist() == [0]
+
+
 def test_cosines_do_not_see_the_length_of_a_vector():
     vectors = [[1.0, 0], [0, 2], [3, 3], [-5, 0]]
     hits = TextIndex(["a", "b", "c", "d"], vectors).search("", 4, vector=[10, 1])

@@ -2,15 +2,20 @@
 "company."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
+from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.language.catalog import is_cached
+from equipoise.language.generate import choose
+from equipoise.language.model import load
 from equipoise.language.rollouts import drawing, roll_out
 from thinking_models import follow, lengthened, tokenizer_of, untaught
 
@@ -212,6 +217,44 @@ def test_the_law_is_that_of_drawing_first_and_exchanging_afterwards(tokenizer):
     assert taken / 800 == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 800))
 
 
+def test_within_a_nucleus_the_law_is_that_of_drawing_first_too(tokenizer):
+    """The words of transition are half of the nucleus, behind which the others would be cut anew, or let new ones in."""
+    control = AlphaOne(tokenizer, moment=2, temperature=0.8, top_p=0.9)
+    state = control.begin(0)
+    state.written = ids_of(tokenizer, "a", "b")
+    replaced = control.going_on(state)[:1]
+    others = [each for each in range(20) if each not in control.going_on(state) and each not in control.closing][:6]
+    chances = torch.full((len(tokenizer),), 1e-9, dtype=torch.float64)
+    chances[list(replaced)], chances[others] = (
+        0.5,
+        torch.tensor([0.2, 0.1, 0.08, 0.06, 0.04, 0.02], dtype=torch.float64),
+    )
+    logits = chances.log() * 0.8
+    exact = torch.tensor([0.2, 0.1, 0.08, 0.06], dtype=torch.float64) / 0.94  # the nucleus has five
+    draws, counts, closed = 4000, dict.fromkeys(others, 0), 0
+    tokens = np.random.default_rng(0).random(draws)
+    for key in range(draws):
+        state = control.begin(key)
+        state.written = ids_of(tokenizer, "a", "b")
+        forced, left = control.steer(state, logits)
+        if forced is not None:
+            closed += forced == control.closing[0]
+            continue
+        counts[int(choose(left[None], 0.8, torch.tensor([tokens[key]], dtype=torch.float64), top_p=0.9))] += 1
+    assert closed / draws == pytest.approx(0.5 / 0.94, abs=0.03)
+    assert [counts[each] / draws for each in others[:4]] == pytest.approx(exact.tolist(), abs=0.017)
+    assert not counts[others[4]] and not counts[others[5]]
+
+
+def test_words_beyond_the_nucleus_leave_the_logits_as_they_are(tokenizer):
+    control = AlphaOne(tokenizer, moment=2, temperature=0.8, top_p=0.9)
+    state = control.begin(0)
+    state.written = ids_of(tokenizer, "a", "b")
+    logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
+    logits[list(control.going_on(state))] = -20.0
+    assert control.steer(state, logits)[1] is logits
+
+
 def test_what_the_model_would_choose_is_within_its_nucleus():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
     assert chance_of(logits, [1], top_p=0.7) == pytest.approx(0.3 / 0.8)
@@ -387,3 +430,39 @@ def test_a_model_without_an_end_of_thinking_is_refused_by_name(tokenizer):
         AlphaOne(tokenizer, moment=5, kind="steep")
     with pytest.raises(BadInput, match="moment"):
         AlphaOne(tokenizer, moment=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_cached("smollm2"), reason="smollm2 is not in the cache: equipoise models fetch smollm2")
+def test_the_mechanics_on_a_real_model():
+    """SmolLM2 does not think, but writes paragraphs: where the word comes, how often, and what comes after the moment."""
+    lm = load("smollm2", device="cpu")
+    asked = ["Natalia sold 48 clips in April and half as many in May. How many were that?", "What is 15 % of 240?"]
+    how = "Think step by step, each step in a short paragraph of its own, with an empty line behind it."
+    prompts = [[Message("user", f"{text} {how}")] for text in asked * 3]
+    common = {"tags": Tags("", "</think>"), "temperature": 0.8, "top_p": 0.95}
+    moment, budget = 60, 90
+    control = AlphaOne(lm.tokenizer, moment=moment, **common)
+    thoughts = write_thoughts(lm, prompts, control, max_new_tokens=budget, batch_size=6)
+    drawn = [each for thought in thoughts for each in thought.trace if each.what == "word"]
+    assert len(drawn) > 6 and all(len(thought.ids) <= budget for thought in thoughts)
+    for each in drawn:
+        assert each.p == schedule(each.position, moment) and each.taken == (each.draw < each.p)
+    chances = np.array([each.p for each in drawn])
+    put = sum(each.taken for each in drawn)
+    assert abs(put - chances.sum()) < 4 * np.sqrt((chances * (1 - chances)).sum()) and put
+    for thought in thoughts:
+        for each in thought.trace:
+            before, word = thought.ids[: each.position], thought.ids[each.position :]
+            if each.what == "word":
+                assert control.vocabulary.decode(before).endswith("\n\n") and each.position < moment
+                assert not each.taken or word[: len(control.word)] == control.word
+            else:
+                assert each.position >= moment and word[: len(control.closing)] == control.closing
+        after = control.vocabulary.decode(thought.ids[moment : max(thought.thinking_tokens, moment)])
+        assert not re.search(r"(?<![A-Za-z])Wait(?![A-Za-z])", after)
+    idle = AlphaOne(lm.tokenizer, moment=moment, kind="constant", p=0, force_end=False, **common)
+    written = [
+        write_thoughts(lm, prompts[:2], each, max_new_tokens=20) for each in (idle, Plain(lm.tokenizer, **common))
+    ]
+    assert [thought.ids for thought in written[0]] == [thought.ids for thought in written[1]]

@@ -8,7 +8,7 @@ import torch
 
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.language import embed as module
-from equipoise.language.embed import VECTORS, embed
+from equipoise.language.embed import VECTORS, Embedder, embed
 from equipoise.language.encode import encode_prompts
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo", "yes"]
@@ -50,6 +50,20 @@ def test_what_is_cached_is_not_made_again_and_what_was_damaged_is(small, fresh, 
     read.clear()
     embed(TEXTS[:1], fresh, cache=tmp_path)  # another model
     assert read == TEXTS[:1]
+
+
+def test_an_embedder_is_opened_once_and_makes_no_vector_twice(small, tmp_path, monkeypatch):
+    read = []
+    real = module._Causal.vectors
+    monkeypatch.setattr(module._Causal, "vectors", lambda self, texts: (read.extend(texts), real(self, texts))[1])
+    for cache in (None, tmp_path):
+        read.clear()
+        embedder = Embedder(small, cache=cache)
+        first, again = embedder(TEXTS[:3]), embedder(TEXTS[:4])
+        assert sorted(read) == sorted(TEXTS[:4]) and np.array_equal(again.vectors[:3], first.vectors)
+        assert (embedder.name, embedder.window) == (first.model, first.window)
+    read.clear()
+    assert np.array_equal(embed(TEXTS[:4], small, cache=tmp_path).vectors, again.vectors) and read == []
 
 
 def test_a_text_beyond_the_window_is_named(small):

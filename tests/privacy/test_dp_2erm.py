@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.optimize import minimize as scipy_minimize
+from scipy.special import expit
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.privacy import dp_2erm, weights
 from equipoise.privacy.dp_2erm import CURVATURE, DPTreatmentRule, calibrate, noise_plan, private_fit, weighted_fit
 from equipoise.privacy.noise import Noise, concentrated
@@ -96,6 +97,66 @@ def test_entropy_weights_with_hardly_a_ridge_balance_exactly():
     for arm in (-1, 1):
         own = a == arm
         assert (w[own, None] * x[own]).sum(0) == pytest.approx(x.sum(0), abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [3, 400])
+def test_what_float64_rounds_away_is_in_the_bounds(n):
+    """A long theta, nearly at right angles to the records: its products cancel, where the gradient is steepest."""
+    draw = np.random.default_rng(n)
+    d, ridge = 120, 1e-6
+    x = draw.normal(size=(n, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    made = calibrate(1.0, sensitivity("uniform", n=n, d=d), n=n, d=d, ridge=ridge, perturbation="laplace")
+    theta = draw.normal(size=d)
+    theta -= np.linalg.lstsq(x, x @ theta, rcond=None)[0]
+    theta *= n / made.lam / np.linalg.norm(theta)
+
+    def gradient(x, theta):
+        return (expit(-(x @ theta))[:, None] * x).sum(0)
+
+    exact = gradient(x.astype(np.longdouble), theta.astype(np.longdouble))
+    apart = float(np.linalg.norm(gradient(x, theta) - exact))
+    allowed = made.error - made.tolerance
+    assert apart <= allowed
+    assert n > 3 or apart > 4 * (n + d) * 2.0**-53 * n  # the products are what counts here, and not the sum
+
+
+def test_movement_counts_the_rounding_of_many_records():
+    few, many = (sensitivity("ipw", n=n, d=50, kappa=0.2, weight_ridge=1.0).movement for n in (10**3, 10**7))
+    assert few == pytest.approx(8, rel=2e-6)
+    assert 8 * (1 + 1e7**2 * 2.0**-53) < many < 8.5
+
+
+def density_log_ratio(theta, one, other, made):
+    """log of the ratio of two pipelines' densities in d dimensions, from noise and Jacobian; each: (x, a, y, w). [k, d]"""
+
+    def log_density(x, a, y, w):
+        s = np.sign(y) * a
+        p = expit(-s * (theta @ x.T))
+        b = (w * np.abs(y) * s * p) @ x - made.lam * theta
+        bent = np.einsum("ki,ij,il->kjl", w * np.abs(y) * p * (1 - p), x, x) + made.lam * np.eye(x.shape[1])
+        return -np.linalg.norm(b, axis=1) / made.scale + np.linalg.slogdet(bent)[1]
+
+    return log_density(*one) - log_density(*other)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_densities_of_the_whole_pipeline_differ_by_no_more_than_epsilon(name):
+    """Estimated weights, in two dimensions, a record turned round: every weight moves, and the Hessian in all ways."""
+    weigh, constants = WAYS[name]
+    worst = 0.0
+    for seed in range(8):
+        draw = np.random.default_rng(seed)
+        x, a, y = records(seed, n=12, d=2)
+        other, arms, outcome = x.copy(), a.copy(), y.copy()
+        y[0], outcome[0] = 1.0, 1.0
+        x[0] = x[0] / np.linalg.norm(x[0])
+        other[0], arms[0] = (-x[0], a[0]) if seed % 2 else (x[0], -a[0])
+        made = calibrate(0.5, sensitivity(name, n=12, d=2, **constants), n=12, d=2, ridge=0.05)
+        theta = np.concatenate([draw.normal(size=(400, 2)) * size for size in (0.1, 1, 10, 300)])
+        pair = (x, a, y, weigh(x, a)), (other, arms, outcome, weigh(other, arms))
+        worst = max(worst, float(np.abs(density_log_ratio(theta, *pair, made)).max()))
+    assert 0.005 < worst <= 0.5 * (1 - dp_2erm.SOLVER_SHARE)
 
 
 def test_infinite_epsilon_is_the_weighted_fit():
@@ -314,6 +375,47 @@ def test_noise_of_opendp_is_called_safe_and_other_noise_is_not(perturbation, sai
     assert (rule.fit(X, treatment, outcome).theta_ != first).all()
 
 
+def test_the_released_curvature_is_above_the_true_one_as_often_as_delta_says():
+    X, _, _ = table(400)
+    rule = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, tightening=0.5, delta=0.2, radius=1.0)
+    x, _ = rule._checked().scaled(X)
+    least = np.linalg.eigvalsh(x.T @ x)[0] * expit(1.0) * expit(-1.0)
+    assert least > 5  # far from where the release is cut at 0
+    above = 0
+    for seed in range(1500):
+        spent, curvature = rule._released_curvature(x, Noise(seed))
+        above += curvature > least
+    assert spent == 0.5 and above / 1500 == pytest.approx(0.2, abs=0.04)
+
+
+def test_a_curvature_bounds_the_movement_that_a_ridge_alone_would_not():
+    """The strong convexity of one of two neighbours suffices."""
+    radius, ridge, kappa, worst = 0.5, 1e-4, 0.1, 0.0
+    for seed in range(6):
+        x, a, _ = records(seed, n=80)
+        curvature = expit(radius) * expit(-radius) * np.linalg.eigvalsh(x.T @ x)[0]
+        bound = sensitivity("ipw", n=80, d=3, kappa=kappa, weight_ridge=ridge, curvature=curvature)
+        assert bound.movement < sensitivity("ipw", n=80, d=3, kappa=kappa, weight_ridge=ridge).movement / 50
+        own = weights.ipw(x, a, kappa=kappa, weight_ridge=ridge, radius=radius)
+        for place, x_new, a_new in ((0, -x[0], -a[0]), (1, np.array([0.0, 1.0, 0.0]), -1.0), (2, -x[2], a[2])):
+            other, arms = x.copy(), a.copy()
+            other[place], arms[place] = x_new, a_new
+            moved = np.abs(weights.ipw(other, arms, kappa=kappa, weight_ridge=ridge, radius=radius) - own)
+            worst = max(worst, float(moved[np.arange(80) != place].sum()) / bound.movement)
+    assert 0.003 < worst <= 1
+
+
+def test_opendp_counts_no_more_than_is_stated():
+    """To the last digit, whatever the division that made the scale."""
+    pytest.importorskip("opendp")
+    draw, noise = np.random.default_rng(0), Noise()
+    for reach, epsilon in draw.uniform(1e-6, 3, (40, 2)):
+        noise.laplace(np.zeros(2), reach / epsilon, sensitivity=reach, epsilon=epsilon)
+        noise.gaussian(np.zeros(2), reach / math.sqrt(2 * epsilon), sensitivity=reach, rho=epsilon)
+    with pytest.raises(WorkFailed, match="nothing was released"):
+        noise.laplace(np.zeros(2), 1.0, sensitivity=1 + 1e-9, epsilon=1.0)
+
+
 def test_tightening_spends_from_the_budget_and_lessens_the_movement():
     X, treatment, outcome = table(3000)
     plain = DPTreatmentRule(epsilon=2.0, bounds=BOUNDS, weight_ridge=0.1, random_state=0)
@@ -344,6 +446,11 @@ def test_tightening_spends_from_the_budget_and_lessens_the_movement():
         ({"tightening": 0.5}, {}, "needs ipw weights"),
         ({"weight_ridge": 0.0}, {}, "without a bound"),
         ({"kappa": 0.0}, {}, "kappa is 0"),
+        ({"kappa": 1e-300}, {}, "kappa is 1e-300"),
+        ({"weight_ridge": 1e-300}, {}, "1e-09 or more"),
+        ({"weights": "entropy", "radius": 700.0}, {}, "20 at most"),
+        ({"weights": "mmd", "bandwidth": 1e-4}, {}, "0.01 or more"),
+        ({"epsilon": 1.5e-6, "tightening": 0.5, "delta": 1e-6}, {}, "epsilon is 7.5e-07"),
         ({}, {"treatment": np.zeros(300)}, "no record has the arm 1"),
         ({}, {"treatment": np.arange(300) % 3}, "chooses between two"),
         ({}, {"outcome": np.full(300, np.nan)}, "gaps"),
@@ -378,6 +485,18 @@ def test_bounds_are_of_the_unit_that_the_data_has():
     one = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, random_state=0).fit(X, treatment, outcome)
     other = DPTreatmentRule(epsilon=1.0, bounds=bounds, random_state=0).fit(X * scale, treatment, outcome)
     assert other.theta_ == pytest.approx(one.theta_, rel=1e-6)
+
+
+def test_the_ledger_names_what_a_trial_assumes():
+    X, treatment, outcome = table()
+    rule = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, weights="known", random_state=0)
+    assumed = rule.fit(X, treatment, outcome, propensity=0.5).ledger_["assumed"]
+    assert any("propensities" in line and "not estimated" in line for line in assumed)
+    assert any("nobody knows the seed" in line for line in assumed)
+    other = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, perturbation="gamma").fit(X, treatment, outcome).ledger_
+    assert not any(
+        "propensities" in line or "seed" in line for line in (*other["assumed"], *other["not to be released"])
+    )
 
 
 def test_public_names():

@@ -148,6 +148,83 @@ def test_bounds_that_are_not_read_whole_are_refused(tmp_path, text, said):
         fit(rule_rows(20), **NAMES, bounds=tmp_path / "b.json", epsilon=1.0, seed=0)
 
 
+def test_a_page_that_shows_a_seed_says_so(fitted, tmp_path):
+    done, _ = fitted
+    page, rule = ((done.folder / name).read_text() for name in ("report.html", "rule.json"))
+    assert "This page shows the seed" in page and "show the seed" in done.notes[0]
+    assert "--seed 0" in page and '"seed"' not in rule
+    told = fit(rule_rows(60), **NAMES, bounds=RULE_BOUNDS, epsilon=1.0, perturbation="gamma", out=tmp_path / "own")
+    assert "shows the seed" not in (told.folder / "report.html").read_text()
+
+
+def test_a_rule_on_its_own_records_is_not_called_held_out(tmp_path):
+    for name, seed in {"own": 0, "held": 1}.items():
+        rows = "".join(json.dumps(row) + "\n" for row in rule_rows(60, seed=seed))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma"}
+    rule = fit(tmp_path / "own.jsonl", **asked, out=tmp_path / "rule").folder
+    own, held = (evaluate(rule, table=tmp_path / f"{name}.jsonl", **NAMES) for name in ("own", "held"))
+    assert "fitted on" in own.warnings()[0] and "of its own records" in own.headline()
+    assert not held.learnt and "held-out records" in held.headline()
+    assert "fitted on" in evaluate.plan(rule / "rule.json", table=tmp_path / "own.jsonl", **NAMES).summary()[0]
+
+
+def test_safe_noise_of_a_tightened_bound_is_asked_for_before_the_work(monkeypatch):
+    from equipoise.core.errors import MissingExtra
+    from equipoise.privacy import ruling
+
+    def missing():
+        raise MissingExtra("OpenDP")
+
+    monkeypatch.setattr(ruling, "opendp", missing)
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "perturbation": "gamma", "delta": 1e-6}
+    fit.plan(rule_rows(20), **asked)
+    with pytest.raises(MissingExtra):
+        fit.plan(rule_rows(20), **asked, tightening=0.1)
+
+
+def test_a_range_in_odd_numbers_that_the_records_reach_was_taken_from_them():
+    """Whole numbers may be an instrument's; nothing of a protocol is the records' own 23.417."""
+    rows = rule_rows(60)
+    asked = {**NAMES, "epsilon": 1.0, "seed": 0}
+    scores, ages = ([row[name] for row in rows] for name in ("score", "age"))
+    taken = {**RULE_BOUNDS, "outcome": [min(scores), max(scores)]}
+    with pytest.raises(BadInput, match="the range of the outcome ends exactly where the records do"):
+        fit.plan(rows, **asked, bounds=taken)
+    fit.plan(rows, **asked, bounds={**RULE_BOUNDS, "features": {"age": [min(ages), max(ages)], "sex": [0, 1]}})
+    fit.plan(rows, **asked, bounds={**taken, "outcome": [min(scores) - 0.01, max(scores)]})
+
+
+@pytest.mark.parametrize("again", [7.0, "7", " 7"])
+def test_a_person_is_one_however_the_number_is_written(again):
+    rows = [{**row, "who": place} for place, row in enumerate(rule_rows(20))]
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "seed": 0, "person": "who"}
+    fit.plan(rows, **asked)
+    with pytest.raises(BadInput, match="second row"):
+        fit.plan([*rows, {**rows[0], "who": again}], **asked)
+
+
+def test_a_guarantee_that_promises_little_is_told():
+    assert any("one in 2,000" in line for line in warned(perturbation="gaussian", delta=1e-3))
+    assert not any("one in" in line for line in warned(perturbation="gaussian", delta=1e-6))
+    assert any("hardly anything" in line for line in warned(epsilon=50.0))
+    told = fit(
+        rule_rows(200),
+        **NAMES,
+        bounds=RULE_BOUNDS,
+        epsilon=12.0,
+        tightening=0.5,
+        delta=0.1,
+        perturbation="gamma",
+        seed=0,
+    )
+    assert "Delta 0.1" in " ".join(told.warnings()) and "Epsilon 12" in " ".join(told.warnings())
+
+
+def warned(**how):
+    return plan(**{"n": 2000, "epsilon": 1.0, "features": 8} | how).warnings()
+
+
 def test_intervals_of_a_weighted_mean_cover_it():
     draw = np.random.default_rng(0)
     hits = 0

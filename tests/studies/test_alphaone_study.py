@@ -1,13 +1,15 @@
 """AlphaOne's study on a small scale: traces that are what they claim to be, a world that is stored, arms that measure."""
 
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 
-from equipoise.data.arithmetic import check_steps, problems
 from equipoise.decoding import alphaone_world
-from equipoise.decoding.alphaone_world import AGAIN, BUDGET, RIGHT, AlphaOneWorld, lessons, right
+from equipoise.decoding.alphaone_traces import lessons, read_steps, right, tasks, trace
+from equipoise.decoding.alphaone_world import BUDGET, AlphaOneWorld
 from equipoise.decoding.thinking import Thought
 from equipoise.studies import alphaone as study_file
 from equipoise.study import registry
@@ -37,48 +39,98 @@ def prepared(tmp_path_factory):
     return study, first
 
 
+def thought(text, closed=True):
+    thinking, _, answer = text.partition("</think>")
+    return Thought((), thinking, answer, 0, 0, closed, True, 0, ())
+
+
 def test_traces_have_the_errors_and_the_waits_that_are_stated():
-    pool = problems(600, seed=3, kind="chain", levels=(5,), operators="+-")
     generator = np.random.default_rng(0)
-    first, again, early, answers = [], [], 0, []
-    for problem in pool:
-        text = alphaone_world.trace(problem, generator)
-        thinking, _, answer = text.partition("</think>")
-        assert text.count("</think>") == 1 and (not thinking or thinking.endswith("\n\n")) and "Wait" not in answer
-        read = check_steps(problem, thinking.replace("\n\n", ";") + answer)
-        assert read.form == "strict" and read.answer == str(read.steps[-1].value)
-        assert len([step for step in read.steps if not step.wait]) == 5
-        first += [step.follows for step in read.steps if not step.wait]
-        again += [step.right for step in read.steps if step.wait]
-        early += "=" in answer
-        answers.append(read.right)
-    assert 1 - np.mean(first) == pytest.approx(0.15, abs=0.025)
-    assert np.mean(again) == pytest.approx(RIGHT, abs=0.04)
-    assert AGAIN * 5 < len(again) / 600 < 2.2 * AGAIN * 5  # a wait comes after a wait in three of ten
-    assert 0.1 < early / 600 < 0.25 and 0.4 < np.mean(answers) < 0.7
+    first, again, early, solved, waits, going_on = [], [], 0, [], [], []
+    for task in tasks(2400, 3):
+        given, written = trace(task, generator)
+        text = given + written
+        read = read_steps(task, thought(text))
+        assert text.count("</think>") == 1 and "Wait" not in text.partition("</think>")[2]
+        assert all(step.in_place for step in read)
+        stated = int(re.findall(r"=([0-9])", text)[-1])
+        assert text.endswith(f"#{stated}") and right(task, thought(text)) == (stated == task.values[-1])
+        first.append(sum(not step.again for step in read))
+        early += bool(given)
+        assert not given or given.endswith("</think>\n")  # a line end, so that nothing is put between
+        solved.append(right(task, thought(text)))
+        waits.append(text.count("Wait"))
+        for paragraph in text.partition("</think>")[0].split("\n\n")[:-1]:
+            steps = re.findall(r"([0-9])([+-])([0-9])=([0-9])", paragraph)
+            wrong = [(int(a) + int(f"{sign}{b}")) % 10 != int(c) for a, sign, b, c in steps]
+            (again if paragraph.startswith("Wait") else going_on).extend(wrong)
+    assert np.mean(going_on) == pytest.approx(0.15, abs=0.012) and np.mean(again) == pytest.approx(0.05, abs=0.015)
+    assert min(first) >= 4 and max(waits) == 5 and 0.5 < np.mean(waits) < 0.9
+    assert early / 2400 == pytest.approx(0.25, abs=0.03) and 0.5 < np.mean(solved) < 0.65
+    # Writers differ: who waited once waits again.
+    some = np.array(waits) > 0
+    assert np.mean(np.array(waits)[some] > 1) > 1.3 * np.mean(some)
 
 
-def test_a_thought_is_right_by_its_last_value():
-    (problem,) = problems(1, seed=0, kind="chain", levels=(5,), operators="+-")
+def test_a_wait_goes_back_as_far_as_the_problem_says_and_an_early_end_is_gone_on_from():
+    generator, found = np.random.default_rng(1), {"step": [], "chain": []}
+    cut_in_a_wait = cut_in_a_step = 0
+    for task in tasks(3000, 4):
+        thinking, _, answer = "".join(trace(task, generator)).partition("</think>\n")
+        *paragraphs, rest = thinking.split("\n\n")
+        for before, text in itertools.pairwise(paragraphs):
+            if text.startswith("Wait"):
+                letters = re.findall("[abcd]", text.removeprefix("Wait"))
+                assert letters[-1] == re.findall("[abcd]", before)[-1]
+                found[task.reach].append(letters)
+        cut_in_a_wait += rest == "Wait"
+        if rest == "Wait":
+            assert answer[0] == (re.findall("[abcd]", paragraphs[-1])[-1] if task.reach == "step" else "a")
+        if re.fullmatch("[bcd][0-9][+-]?", rest):
+            cut_in_a_step += 1
+            assert answer.startswith(rest)
+    assert cut_in_a_wait and cut_in_a_step > 20
+    assert {len(letters) for letters in found["step"]} == {1} and {len(each) for each in found["chain"]} == {1, 2, 3, 4}
+    assert all(letters == list("abcd")[: len(letters)] for letters in found["chain"])
 
-    def thought(thinking, answer, closed=True):
-        return Thought((), thinking, answer, 0, 0, closed, True, 0, ())
 
-    steps = list(problem.steps)
-    assert right(problem, thought("".join(step + "\n\n" for step in steps), f"#{problem.answer}"))
-    assert right(problem, thought(steps[0] + "\n\n", ";".join(steps[1:]) + f"#{problem.answer}"))
-    assert not right(
-        problem, thought("".join(step + "\n\n" for step in steps), "#" + str((int(problem.answer) + 1) % 10))
+def test_steps_are_read_as_they_stand():
+    (task, other) = tasks(2, 0)
+    assert (
+        (task.reach, other.reach) == ("step", "chain") and task.prompt.endswith(":\n") and other.prompt.endswith("?\n")
     )
-    assert not right(problem, thought("".join(step + "\n\n" for step in steps), "", closed=False))
+    steps = ["".join([*task.due(place, task.values[place])[:1], str(task.values[place + 1])]) for place in range(4)]
+    assert [step[1:] for step in steps] == list(task.problem.steps)
+    plain = "".join(step + "\n\n" for step in steps) + f"</think>#{task.problem.answer}"
+    assert right(task, thought(plain)) and not right(task, thought(plain, closed=False))
+    assert [(s.again, s.in_place, s.right) for s in read_steps(task, thought(plain))] == [(False, True, True)] * 4
+    assert not right(task, thought(plain[:-1] + str((int(plain[-1]) + 1) % 10)))
+    assert not right(task, thought(plain.replace("#", "")))
+    # A wait mends the first step, whose error the next one would have taken.
+    said, value = task.due(0, task.values[0])
+    wrong = f"{said}{(value + 1) % 10}"
+    text = f"{wrong}\n\nWait{steps[0]}\n\n{steps[1]}</think>{steps[2]};{steps[3]}#{task.problem.answer}"
+    read = read_steps(task, thought(text))
+    assert [(s.again, s.in_place, s.right) for s in read] == [
+        (False, True, False), (True, True, True), (False, True, True), (False, True, True), (False, True, True),
+    ]  # fmt: skip
+    # Without the wait the true second step takes a value that does not stand.
+    read = read_steps(task, thought(f"{wrong}\n\n{steps[1]}\n\n</think>#0"))
+    assert [(s.in_place, s.right) for s in read] == [(True, False), (False, True)]
+    # A step that is left out, one that cannot be read, and one that the end cuts off.
+    read = read_steps(task, thought(f"{steps[0]}\n\n{steps[2]}\n\nxx\n\nd3</think>#0"))
+    assert [(s.in_place, s.right) for s in read] == [(True, True), (False, True), (False, False)]
 
 
 def test_the_words_are_tokens_and_lessons_are_of_the_training_part():
     tokenizer = alphaone_world.untaught(0).tokenizer
-    ids = tokenizer.encode("7+5=2\n\nWait 7+5=2\n\n</think>#2", add_special_tokens=False)
-    assert len(ids) == 5 + 1 + 1 + 6 + 1 + 1 + 2 and tokenizer.decode(ids) == "7+5=2\n\nWait 7+5=2\n\n</think>#2"
-    test = {problem.id for problem in problems(400, seed=0, kind="chain", levels=(5,), operators="+-", part="test")}
-    assert not test & {record.group for record in lessons(300, 0)}
+    text = "7a+5?\na7+5=2\n\nWaita7+5=2\n\n</think>\n#2"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == 6 + 6 + 1 + 1 + 6 + 1 + 1 + 3 and tokenizer.decode(ids) == text
+    assert tokenizer.unk_token_id not in ids
+    test = {task.id for task in tasks(400, 0, "test")}
+    taught = lessons(300, 0)
+    assert not test & {record.group for record in taught} and len({record.completion for record in taught}) > 250
 
 
 def test_a_preparation_that_was_killed_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypatch):
@@ -101,7 +153,11 @@ def test_an_arm_measures_what_is_declared(prepared, arm, tmp_path):
     study_file.think(run)
     measured = {key.split()[0] for key in run.measured}
     assert measured == {outcome.name for outcome in study.outcomes} and run.spent["prompts"] == 6
-    assert run.spent["generated_tokens"] == round(run.last("tokens") * 6) <= 6 * BUDGET
+    assert run.spent["generated_tokens"] == round(run.measured["tokens {} {}"] * 6) <= 6 * BUDGET
+    # Both halves of the problems make the whole, and so does the end of the path.
+    path = {json.loads(key[9:-3])["within"]: value for key, value in run.measured.items() if "within" in key}
+    halves = [run.measured["accuracy {} " + json.dumps({"reach": reach})] for reach in ("step", "chain")]
+    assert list(path.values()) == sorted(path.values()) and path[BUDGET] == pytest.approx(np.mean(halves))
     if arm in ("base", "cap", "fast-only"):
         assert run.last("inserted") == 0
 

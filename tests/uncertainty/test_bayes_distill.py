@@ -8,8 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from bayes_world import CLASSES, adapted, bare, clone, prompts, read
+from chat_models import TEMPLATE
 from equipoise.core.errors import BadInput
 from equipoise.core.rows import Rows
+from equipoise.data.records import Message
 from equipoise.language import adapters
 from equipoise.training.loop import TrainerSettings
 from equipoise.uncertainty.bayes_distill import averaged, distill, divergence, one_hot, targets
@@ -125,6 +127,22 @@ def test_blanks_at_the_end_of_a_prompt_belong_to_the_class():
     texts, _ = prompts(4)
     blank = read_prompts(lm, [f"{text} " for text in texts], CLASSES)
     assert blank.rows == read_prompts(lm, texts, CLASSES).rows
+
+
+def test_a_class_follows_the_answer_that_a_conversation_has_begun():
+    """Each begins another answer: what one adds to it, another may add otherwise."""
+    lm = bare()
+    lm.tokenizer.chat_template, lm.chat_template = TEMPLATE, "auto"
+    begun = [[Message("user", "yes no"), Message("assistant", text)] for text in ("maybe", "river bends ")]
+    found = read_prompts(lm, [*begun, "yes"], (" one", " two"))
+    assert [lm.tokenizer.decode([each]) for each in found.class_ids] == [" one", " two"]
+    said = lm.tokenizer.decode(found.rows[1])
+    assert said.endswith("river bends") and said.count("assistant") == 1
+    # Behind " no" the class "ver" is a token, behind " ri" it makes one with what stands before it.
+    alone, split = ([Message("user", "yes no"), Message("assistant", text)] for text in (" no", " ri"))
+    read_prompts(lm, [alone], ("ver", " two"))
+    with pytest.raises(BadInput, match="'ver' is not one token"):
+        read_prompts(lm, [alone, split], ("ver", " two"))
 
 
 # --- targets and student ----------------------------------------------------------------------------------------------

@@ -220,6 +220,34 @@ def test_stored_targets_are_not_those_of_other_inputs_or_of_another_teacher(
         uncertainty.distill(folder, inputs=inputs, steps=2, **PLAIN, out=tmp_path / "student")
 
 
+def test_training_of_a_teacher_goes_on_with_the_same_base_alone(place, tmp_path, monkeypatch):
+    """The folder of the base may hold other weights under the same name by then."""
+    from equipoise.uncertainty import bayes_work
+
+    base = shutil.copytree(place / "base", tmp_path / "base")
+    options = {"inputs": rows(), "teacher": "blob", "steps": 6, "draws": 2, "model": base, **PLAIN}
+    adapter = write_adapter(base, tmp_path / "adapter")
+    whole = uncertainty.bayesianize(adapter, **options, out=tmp_path / "whole")
+    monkeypatch.setattr(bayes_work, "EVERY", 3)
+    kept = bayes_work.save_state
+
+    def stop(path, state):
+        kept(path, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bayes_work, "save_state", stop)
+        for out in ("again", "other"):
+            with pytest.raises(KeyboardInterrupt):
+                uncertainty.bayesianize(adapter, **options, out=tmp_path / out)
+    assert uncertainty.bayesianize(adapter, **options, out=tmp_path / "again").confidence == whole.confidence
+    weights = (tmp_path / "whole" / teachers.POSTERIOR).read_bytes()
+    assert (tmp_path / "again" / teachers.POSTERIOR).read_bytes() == weights
+    shutil.copyfile(place / "other" / "model.safetensors", base / "model.safetensors")
+    with pytest.raises(BadInput, match="not the base that this training was begun on"):
+        uncertainty.bayesianize(adapter, **options, out=tmp_path / "other")
+
+
 def refusal(folder, plan=True, **options):
     job = uncertainty.bayesianize.plan if plan else uncertainty.bayesianize
     with pytest.raises((BadInput, WorkFailed)) as told:

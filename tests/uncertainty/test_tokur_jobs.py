@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from chat_models import untaught
+from chat_models import TEMPLATE, untaught
 from equipoise.core.errors import BadInput
 from equipoise.uncertainty import score, scoring, select
 from equipoise.uncertainty.answers import read_answers
@@ -207,11 +208,52 @@ def candidate(name, **other):
         (candidate("a", answer="\ud800"), "half of a surrogate"),
         (candidate("a", prompt=[{"role": "user", "content": "\ud800"}]), "half of a surrogate"),
         (3, "expected an object"),
+        (candidate("b"), "row 2: id 'b' was used before at row 1"),
+        (candidate("b", prompt="another"), "used before"),
     ],
 )
 def test_rows_that_cannot_be_selected_from_are_refused(wrong, sentence, tmp_path):
     with pytest.raises(BadInput, match=sentence):
         select([candidate("b"), wrong], by="mine", out=tmp_path / "out")
+
+
+def test_semantic_entropy_is_of_what_the_answers_to_a_question_come_to(lm):
+    said = {"first": ("it is 4", "so 4", "5"), "second": ("one two", "One two.", "one two"), "third": ("1", "2", "3")}
+    given = [
+        {"id": f"{name}{i}", "group": name, "prompt": f"{name} {i}?", "answer": answer}
+        for name, answers in said.items()
+        for i, answer in enumerate(answers)
+    ]
+    due = [-(2 / 3 * math.log(2 / 3) + math.log(1 / 3) / 3)] * 3 + [0.0] * 3 + [math.log(3)] * 3
+    assert scoring.semantic_entropies(read_answers(given)) == pytest.approx(due)
+    settings = {"members": 2, "sigma": 0.1, "rank": 2}
+    right = [{**row, "correct": place % 3 == 0} for place, row in enumerate(given)]
+    assert "semantic_entropy" in score(lm, answers=right, by="semantic_entropy", **settings).detection
+    alone = [*right, {"id": "lone", "prompt": "?", "answer": "4", "correct": True}]
+    told = score(lm, answers=alone, **settings)
+    assert "semantic_entropy" not in told.detection and "1 questions have one answer each" in " ".join(told.notes)
+    with pytest.raises(BadInput, match="'lone' is the one answer to its question"):
+        score.plan(lm, answers=alone, by="semantic_entropy", **settings)
+    with pytest.raises(BadInput, match="of a question"):
+        select([candidate("a")], by="semantic_entropy")
+
+
+def test_p_true_is_asked_of_the_whole_conversation(lm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        scoring,
+        "p_true",
+        lambda _, questions, answers, **how: asked.extend(questions) or torch.full((len(answers),), 0.5),
+    )
+    turns = [
+        {"role": "system", "content": "count"}, {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"}, {"role": "user", "content": "and then?"},
+    ]  # fmt: skip
+    alone = [{"role": "user", "content": "one?"}]
+    monkeypatch.setattr(lm.tokenizer, "chat_template", TEMPLATE)
+    given = [{"id": str(i), "prompt": prompt, "answer": "three"} for i, prompt in enumerate(("one?", alone, turns))]
+    score(lm, answers=given, members=2, sigma=0.1, rank=2, ask=True)
+    assert asked == ["one?", "one?", "System: count\nUser: one\nAssistant: two\nUser: and then?"]
 
 
 def test_a_score_that_is_infinite_in_a_file_is_refused(tmp_path):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from equipoise.agents.chain_of_memory import chains as chains
     from equipoise.agents.chain_of_memory import cosine_floor as cosine_floor
     from equipoise.agents.chain_of_memory import organize as organize
+    from equipoise.agents.job import ask as ask
+    from equipoise.agents.job import compare as compare
+    from equipoise.agents.leaks import lint as lint
     from equipoise.agents.memory import MemoryAnswer as MemoryAnswer
     from equipoise.agents.memory import MemoryItem as MemoryItem
     from equipoise.agents.memory import MemorySystem as MemorySystem

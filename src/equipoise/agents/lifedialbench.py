@@ -48,6 +48,7 @@ from equipoise.core.shares import Share
 from equipoise.core.statistics import Interval, item_interval, score_interval
 from equipoise.data.answers import matches
 from equipoise.data.histories import History, MemoryQuestion, Session
+from equipoise.data.locomo import abstains
 from equipoise.data.text import unified
 
 Protocol = Literal["online", "asof", "offline"]
@@ -87,12 +88,12 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class MemoryAnswers:
-    """The answers of one system under one protocol, question by question in the order of the stream.
+    """The answers of one system under one protocol, question by question.
 
-    questions, rows: in the same order. built: amounts of each session that was taken in. state: digest of the memory at the
-    end. streams: digests of what was heard and asked. running: questions asked before the last word of a session that was
-    taken in as a whole: what is known of that session was not all said. seconds: of building and of reading; no part of
-    what makes two results equal.
+    questions, rows: in the same order, that in which they are due. built: amounts of each session that was taken in. state:
+    digest of the memory at the end. streams: digests of what was heard and asked. running: questions asked before the last
+    word of a session that was taken in as a whole: what is known of that session was not all said. seconds: of building and
+    of reading; no part of what makes two results equal.
     """
 
     system: str
@@ -371,9 +372,10 @@ def scored(answers: MemoryAnswers, score: Score | Scorer = "right") -> Array:
     """One number a question, [n]; nan where a question has no such score.
 
     choice: whether the right option was chosen; none chosen is 0. corrected-choice: (choice - 1/m) / (1 - 1/m), of m
-    options. open: whether the words are a gold answer (`data.answers.matches`), none at all where there is none. right:
-    choice where there are options, else open. strict-time, near-time: whether the time of the day is the gold one, to the
-    minute, or within ten. evidence: the share of the evidence that was printed. Or a function's, such as a judge's grades.
+    options. open: whether the words are a gold answer (`data.answers.matches`); where there is none, whether there are no
+    words, or those of somebody who declines (`data.locomo.abstains`). right: choice where there are options, else open.
+    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten. evidence: the share
+    of the evidence that was printed. Or a function's, such as a judge's grades.
     """
     function = score if callable(score) else _SCORES[score]
     return np.array([function(*pair) for pair in zip(answers.questions, answers.rows, strict=True)], float)
@@ -422,7 +424,7 @@ def _corrected(question: MemoryQuestion, row: AskedQuestion) -> float:
 
 
 def _open(question: MemoryQuestion, row: AskedQuestion) -> float:
-    return float(matches(row.text, question.gold) if question.gold else not row.text.strip())
+    return float(matches(row.text, question.gold) if question.gold else not row.text.strip() or abstains(row.text))
 
 
 def _right(question: MemoryQuestion, row: AskedQuestion) -> float:

@@ -42,6 +42,10 @@ COMMANDS = {  # where each is, and its line in the list of commands: the first o
         "equipoise.cli.uncertainty:app",
         "Say how sure a model is of what it says, and make it as sure as it is right.",
     ),
+    "memory": (
+        "equipoise.cli.memory:app",
+        "Ask a memory of conversations, and compare memory systems so that no answer sees the future.",
+    ),
     "think": (
         "equipoise.cli.think:app",
         "Answer prompts with a reasoning model whose thinking is steered: longer before a moment, over soon after it.",

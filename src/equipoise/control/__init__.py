@@ -9,6 +9,8 @@ from equipoise.core.lazy import lazy
 
 if TYPE_CHECKING:
     from equipoise.control.dr_sac import DRSAC as DRSAC
+    from equipoise.control.fqi import FQI as FQI
+    from equipoise.control.fqi import RFQI as RFQI
     from equipoise.control.job import collect as collect
     from equipoise.control.job import evaluate as evaluate
     from equipoise.control.job import train as train

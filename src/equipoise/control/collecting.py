@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.control.environments import open_environment, parse_levels
+from equipoise.control.agent import check_boxes, finite
+from equipoise.control.environments import open_environment, parse_levels, try_out
 from equipoise.control.policies import load_policy
 from equipoise.control.result import CollectPlan, ControlLogs
 from equipoise.control.transitions import Transitions
@@ -20,6 +21,7 @@ from equipoise.core.job import Request
 from equipoise.core.progress import progress
 
 DATA = "data.npz"
+EPSILON = 0.5  # of a policy's actions that are uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +39,25 @@ class Collecting(Request):
 
     @classmethod
     def read(
-        cls, name: str, *, policy: Path | None, perturb: str | None, steps: int, epsilon: float, seed: int
+        cls, name: str, *, policy: Path | None, perturb: str | None, steps: int, epsilon: float | None, seed: int
     ) -> Collecting:
         """Raises BadInput for a wrong request."""
         levels = {} if perturb is None else parse_levels(perturb)
         if several := [each for each, values in levels.items() if len(values) > 1]:
             raise BadInput(f"logs are made at one level of {several[0]}: write {several[0]}=VALUE.")
-        environment = open_environment(name, {each: values[0] for each, values in levels.items()})
+        if policy is None and epsilon is not None:
+            raise BadInput("epsilon would be ignored: without a policy every action is uniform. Leave it out.")
+        changes = {each: values[0] for each, values in levels.items()}
+        environment = open_environment(name, changes)
+        check_boxes(environment)
+        try_out(name, changes)
         agent = None
         if policy is not None:
             agent = load_policy(policy)
             agent.check_spaces(environment)
         inputs = {} if policy is None else {"policy": sha256_file(policy)}
-        return cls(name, environment, agent, steps, epsilon, seed, inputs, {})
+        chance = 1.0 if policy is None else EPSILON if epsilon is None else epsilon
+        return cls(name, environment, agent, steps, chance, seed, inputs, {})
 
     def plan(self) -> CollectPlan:
         return CollectPlan(self.name, "none: uniform actions" if self.policy is None else self.policy.name, self.steps)
@@ -84,6 +92,8 @@ class Collecting(Request):
                 else:
                     action = self.policy.predict(seen, deterministic=True)[0]
                 after, reward, terminated, truncated, _ = self.environment.step(action)
+                finite(after)
+                finite(reward)
                 for name, value in zip(rows, (seen, action, reward, after, terminated, truncated), strict=True):
                     rows[name].append(np.array(value))
                 total, seen = total + float(reward), after

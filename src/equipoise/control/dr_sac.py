@@ -27,13 +27,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equipoise.control.agent import About, Batch, adamw, generator, seeded, zip_path
 from equipoise.control.networks import perceptron
 from equipoise.control.nominal import NOMINAL, Nominal, Simulated, Simulator
 from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
-from equipoise.control.sac import SAC, About, Batch, adamw, generator, zip_path
+from equipoise.control.sac import SAC
 from equipoise.control.settings import DRSACSettings
 from equipoise.core.errors import BadInput
 
@@ -120,26 +121,29 @@ class DRSAC(SAC):
 
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _build(self, observations: int, low: np.ndarray, high: np.ndarray) -> None:
-        super()._build(observations, low, high)
-        given = self.settings
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(given.seed + 1)
+    nominal: Nominal
+    g: nn.Sequential
+
+    def _made(self) -> dict[str, nn.Module]:
+        given, networks = self.settings, super()._made()
+        with seeded(given.seed + 1):
             if self._simulator is not None:
-                self.nominal: Nominal = Simulated(*self._shape, self._simulator)
+                networks["nominal"] = Simulated(*self._shape, self._simulator)
             else:
                 made = NOMINAL[given.nominal]
-                self.nominal = made(*self._shape, given.hidden, latent=given.latent, vae_loss=given.vae_loss)
-            self.g = perceptron(sum(self._shape), given.hidden, 1)
+                networks["nominal"] = made(*self._shape, given.hidden, latent=given.latent, vae_loss=given.vae_loss)
+            networks["g"] = perceptron(sum(self._shape), given.hidden, 1)
+        return networks
+
+    def _begin(self) -> None:
+        super()._begin()
+        given = self.settings
         learnt = list(self.nominal.parameters())
         self._nominal_optimizer = adamw(learnt, given.nominal_learning_rate, given.weight_decay) if learnt else None
         self._dual_optimizer = adamw(self.g.parameters(), given.dual_learning_rate, given.weight_decay)
         # Their own generators: with robust off the agent's are as SAC's.
         self._nominal_noise = generator(given.seed, 3)
         self._trained = 0
-
-    def _networks(self) -> dict[str, torch.nn.Module]:
-        return {**super()._networks(), "nominal": self.nominal, "g": self.g}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         learnt = {} if self._nominal_optimizer is None else {"nominal": self._nominal_optimizer}

@@ -28,8 +28,8 @@ def open_environment(name: str, changes: Mapping[str, float] | None = None) -> A
         )
     try:
         environment = gymnasium.make(name)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise BadInput(f"there is no environment {name!r}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # others' code, which may fail in any way
+        raise BadInput(f"there is no environment {name!r} to be had: {' '.join(str(error).split())}") from error
     flat = gymnasium.spaces.Box
     for what, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
         if not isinstance(space, flat) or len(space.shape) != 1:
@@ -52,7 +52,7 @@ def parse_levels(text: str) -> dict[str, tuple[float, ...]]:
             numbers = [float(each) for each in value.split(":")]
         except ValueError:
             numbers = []
-        if len(numbers) == 3 and numbers[2] == int(numbers[2]) and 2 <= numbers[2] <= MOST_LEVELS:
+        if len(numbers) == 3 and numbers[2].is_integer() and 2 <= numbers[2] <= MOST_LEVELS:
             levels = np.linspace(numbers[0], numbers[1], int(numbers[2]))
             numbers = [float(f"{each:.6g}") for each in levels]
         elif len(numbers) != 1:
@@ -63,10 +63,30 @@ def parse_levels(text: str) -> dict[str, tuple[float, ...]]:
             raise BadInput(f"{part!r} has a number that is not finite.")
         for level in numbers:
             check_changes({name: level})
-        found[name] = tuple(numbers)
+        found[name] = tuple(dict.fromkeys(numbers))
     if not found:
         raise BadInput("no perturbation is named: write one, such as length=0.7:1.4:8.")
     return found
+
+
+def try_out(name: str, changes: Mapping[str, float] | None = None) -> None:
+    """One step in a changed environment, closed again. Raises BadInput where it fails, naming the changes."""
+    environment = open_environment(name, changes)
+    box = environment.action_space
+    try:
+        first, _ = environment.reset(seed=0)
+        after, reward, *_ = environment.step(((box.low + box.high) / 2).astype(box.dtype))
+        if not all(np.isfinite(np.asarray(each, float)).all() for each in (first, after, reward)):
+            raise ArithmeticError("an observation or the reward is nan or infinite")
+    except Exception as error:  # others' code, which may fail in any way
+        raise BadInput(f"{name} fails {shown_changes(changes)} at its first step: {error}") from error
+    finally:
+        environment.close()
+
+
+def shown_changes(changes: Mapping[str, float] | None) -> str:
+    """Changes in a sentence."""
+    return f"under {', '.join(f'{name}={level:g}' for name, level in changes.items())}" if changes else "as it is"
 
 
 def unchanged(name: str) -> float:

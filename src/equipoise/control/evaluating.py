@@ -13,15 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.control.environments import episode, open_environment, parse_levels, unchanged
+from equipoise.control.agent import Agent
+from equipoise.control.environments import (
+    episode,
+    open_environment,
+    parse_levels,
+    shown_changes,
+    try_out,
+    unchanged,
+)
 from equipoise.control.job import train
+from equipoise.control.perturbation import canonical
 from equipoise.control.policies import load_policy
 from equipoise.control.result import ControlEvaluation, EvaluatePlan, Level
 from equipoise.control.returns import iqm, iqm_interval
-from equipoise.control.sac import SAC
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
-from equipoise.core.job import RESULT, Request
+from equipoise.core.folder import damage, read_manifest
+from equipoise.core.job import Request
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
@@ -29,13 +38,14 @@ from equipoise.core.statistics import item_interval, mean_interval
 
 RETURNS = "returns.jsonl"
 DRAWS = 2000
+APART = 1_000_000  # from the starts that test to those that choose
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluating(Request):
     """A request to evaluate, read and found right. policies: by the name of their folder; levels: what is tested."""
 
-    policies: dict[str, tuple[tuple[str, SAC], ...]]
+    policies: dict[str, tuple[tuple[str, Agent], ...]]
     environment: str
     levels: tuple[tuple[str, float], ...]
     validation: tuple[tuple[str, float], ...]
@@ -51,11 +61,14 @@ class Evaluating(Request):
         """Raises BadInput for a wrong request; plays no episode."""
         tested = _pairs(parse_levels(perturb))
         chosen_by = () if choose_by is None else _pairs(parse_levels(choose_by))
-        if both := [f"{name}={level:g}" for name, level in chosen_by if (name, level) in tested]:
-            raise BadInput(f"{both[0]} both chooses and tests: a radius has to be chosen on other perturbations.")
+        # By name, however an environment calls it: a level beside one that is tested is nearly that one.
+        if both := {canonical(name) for name, _ in chosen_by} & {canonical(name) for name, _ in tested}:
+            raise BadInput(f"{min(both)} both chooses and tests: a radius has to be chosen on other perturbations.")
+        if idle := [f"{name}={level:g}" for name, level in chosen_by if level == unchanged(name)]:
+            raise BadInput(f"{idle[0]} changes nothing, and the environment as it is is tested: choose by a change.")
         if chosen_by and len(runs) < 2:
             raise BadInput("there is nothing to choose from: --choose-by needs further folders, with --against.")
-        if len(set(runs)) < len(runs):
+        if len({run.resolve() for run in runs}) < len(runs):
             raise BadInput("a folder is named twice.")
         policies, inputs = {}, {}
         for run in runs:
@@ -65,7 +78,7 @@ class Evaluating(Request):
                 inputs[f"{run}/{file}"] = sha256_file(run / file)
                 agent.check_spaces(open_environment(environment))
         for name, level in (*tested, *chosen_by):
-            open_environment(environment, {name: level})
+            try_out(environment, {} if level == unchanged(name) else {name: level})
         return cls(policies, environment, tested, chosen_by, episodes, seed, inputs, {})
 
     def plan(self) -> EvaluatePlan:
@@ -96,6 +109,7 @@ class Evaluating(Request):
             validation=tuple(f"{name}={level:g}" for name, level in self.validation),
             chosen=max(validated, key=validated.__getitem__) if validated else "",
             trajectories=paths,
+            unmoved=tuple(f"{name}={level:g}" for name, level in self.levels if self._unmoved(returns, name, level)),
             notes=tuple(f"{each} It was played again." for each in rows.damaged),
         )
 
@@ -121,7 +135,8 @@ class Evaluating(Request):
                     for file, agent in found:
                         key = (f"{run}/{file}", name, level)
                         if key not in known:
-                            known[key] = self._returns(agent, changes)
+                            first_seed = self.seed + (APART if (name, level) in self.validation else 0)
+                            known[key] = self._returns(agent, changes, first_seed)
                             rows.add({"policy": key[0], "name": name, "level": level, "returns": known[key]})
                         own.append(known[key])
                         bar.advance(self.episodes)
@@ -132,13 +147,24 @@ class Evaluating(Request):
                     paths[f"{run}, {words}"] = tuple(float(each[0]) for each in seen)
         return returns, paths
 
-    def _returns(self, agent: SAC, changes: dict[str, float]) -> list[float]:
+    def _returns(self, agent: Agent, changes: dict[str, float], first_seed: int) -> list[float]:
         environment = open_environment(self.environment, changes)
-        found = [episode(agent, environment, self.seed + number)[0] for number in range(self.episodes)]
-        environment.close()
-        if not np.isfinite(found).all():
-            raise WorkFailed(f"a return is no number under {changes or 'no change'}.")
+        try:
+            found = [episode(agent, environment, first_seed + number)[0] for number in range(self.episodes)]
+            if not np.isfinite(found).all():
+                raise ArithmeticError("a return is no number")
+        except Exception as error:  # others' code, which may fail in any way
+            raise WorkFailed(f"{self.environment} fails {shown_changes(changes)}: {error}") from error
+        finally:
+            environment.close()
         return found
+
+    def _unmoved(self, returns: Any, name: str, level: float) -> bool:
+        """Whether a change is none: all returns of all policies are those of the environment as it is."""
+        usual = unchanged(name)
+        return level != usual and all(
+            np.array_equal(returns[run, name, level], returns[run, name, usual]) for run in self.policies
+        )
 
     def _level(self, returns: Any, run: str, name: str, level: float) -> Level:
         scores = returns[run, name, level]
@@ -169,11 +195,15 @@ def _pairs(levels: dict[str, tuple[float, ...]]) -> tuple[tuple[str, float], ...
     return tuple((name, level) for name, values in levels.items() for level in values)
 
 
-def _policies(run: Path) -> tuple[tuple[str, SAC], ...]:
-    if not (run / RESULT).is_file():
-        raise BadInput(f"{run} is no folder that `equipoise control train` finished.")
+def _policies(run: Path) -> tuple[tuple[str, Agent], ...]:
     try:
+        command = read_manifest(run)["command"]
+        damaged = [name for name, drawn in damage(run).items() if not drawn]
+        if command != train.command:
+            raise BadInput(f"`equipoise {command}` made it")
+        if damaged:
+            raise BadInput(f"it is damaged ({', '.join(damaged)})")
         trained = train.stored(run)
-    except WorkFailed as error:
+    except (BadInput, WorkFailed, OSError) as error:
         raise BadInput(f"{run} is no folder that `equipoise control train` finished: {error}") from error
     return tuple((each.file, load_policy(run / each.file)) for each in trained.policies)

@@ -33,7 +33,7 @@ def collect(
     policy: Path | None = None,
     perturb: str | None = None,
     steps: Count = 10_000,
-    epsilon: Share = 0.5,
+    epsilon: Share | None = None,
     seed: Seed = 0,
 ) -> Request:
     """Log what a policy does in an environment: data.npz, which control train reads.
@@ -53,7 +53,7 @@ def collect(
     steps
         Transitions.
     epsilon
-        Chance of a uniform action in place of the policy's.
+        Chance of a uniform action in place of the policy's; 0.5 where not given.
     seed
         Of the environment and of the actions.
     """
@@ -127,7 +127,7 @@ def evaluate(
     against
         Other folders of control train, measured beside it.
     choose_by
-        Perturbations by which the best folder is chosen, written like perturb.
+        Perturbations by which the best folder is chosen, written like perturb; from starts of their own.
     episodes
         Of each policy at each level, from the same starts throughout.
     seed

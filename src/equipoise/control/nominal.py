@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.control.agent import Batch
 from equipoise.control.networks import perceptron
-from equipoise.control.sac import Batch
 from equipoise.control.settings import VaeLoss
 from equipoise.core.errors import BadInput
 from equipoise.core.options import closed

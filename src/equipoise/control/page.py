@@ -61,7 +61,7 @@ def training_page(result: "ControlTraining") -> Page:
         {each.file: [(float(step), value) for step, value in each.curve] for each in result.policies},
         x=plots.Axis("step"),
         y=plots.Axis("mean target of the critics"),
-        note=f"No return in these logs can exceed {result.most:.4g}, the largest reward for ever.",
+        note=f"No value can exceed {result.most:.4g}, of the largest reward in the logs and of entropy.",
     )
     sections += [parts.Section("Policies", (table,)), parts.Section("Values", (parts.Figure(figure),))]
     return Page(

@@ -27,6 +27,7 @@ ALIASES = {  # words of the field -> what environments call them
     "force": ("force_mag", "max_torque"),
     "speed": ("max_speed",),
 }
+LONGEST = 10_000  # steps of a delay
 MUJOCO = {
     "damping": ("dof_damping",),
     "stiffness": ("jnt_stiffness",),
@@ -90,6 +91,11 @@ def perturb(environment: Any, **changes: float) -> Any:
     if not isinstance(box, gymnasium.spaces.Box):
         raise BadInput("the environment's actions are no box of numbers: noise and delay have no meaning there.")
     check_changes(changes)
+    bounded = bool(np.isfinite(box.low).all() and np.isfinite(box.high).all())
+    if not bounded and (
+        unbounded := [name for name in ("action_noise", "random_action", "delay") if changes.get(name)]
+    ):
+        raise BadInput(f"{unbounded[0]} has no meaning where actions have no bounds: rescale them into a box first.")
     for name, factor in changes.items():
         if name not in NOISES:
             scale_parameter(environment, name, factor)
@@ -97,14 +103,24 @@ def perturb(environment: Any, **changes: float) -> Any:
 
 
 def check_changes(changes: Mapping[str, float]) -> None:
-    """Raises BadInput for a number that a change may not be."""
+    """Raises BadInput for a number that a change may not be, and for a parameter that is named twice."""
+    names: dict[str, str] = {}
     for name, value in changes.items():
+        if (other := names.setdefault(canonical(name), name)) != name:
+            raise BadInput(f"{other} and {name} are the same parameter: name it once.")
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise BadInput(f"{name}={value!r} is no number.")
         if not math.isfinite(value) or value < 0:
             raise BadInput(f"{name}={value!r} is no change: expected a finite number of 0 or more.")
         if name == "random_action" and value > 1:
             raise BadInput(f"random_action={value!r} is a chance: at most 1.")
-        if name == "delay" and value != int(value):
-            raise BadInput(f"delay={value!r} is a number of steps: a whole one.")
+        if name == "delay" and (value != int(value) or value > LONGEST):
+            raise BadInput(f"delay={value!r} is a number of steps: a whole one, at most {LONGEST:,}.")
+
+
+def canonical(name: str) -> str:
+    """The word of the field for a parameter, however an environment calls it."""
+    return next((word for word, names in ALIASES.items() if name in names), name)
 
 
 def scale_parameter(environment: Any, name: str, factor: float) -> None:
@@ -121,7 +137,10 @@ def scale_parameter(environment: Any, name: str, factor: float) -> None:
     for attribute in (name, *ALIASES.get(name, ())):
         value = getattr(inner, attribute, None)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(inner, attribute, value * factor)
+            try:
+                setattr(inner, attribute, value * factor)
+            except AttributeError as error:
+                raise BadInput(f"{name} follows from other parameters of the environment: change those.") from error
             break
     else:
         own = [key for key, value in vars(inner).items() if isinstance(value, float) and not key.startswith("_")]

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+from equipoise.control.agent import Agent, read_model
 from equipoise.control.dr_sac import DRSAC
-from equipoise.control.sac import SAC, read_model
+from equipoise.control.fqi import FQI, RFQI
+from equipoise.control.sac import SAC
 from equipoise.core.errors import BadInput, WorkFailed
 
-CLASSES: dict[str, type[SAC]] = {"SAC": SAC, "DRSAC": DRSAC}
+CLASSES: dict[str, type[Agent]] = {each.__name__: each for each in (SAC, DRSAC, FQI, RFQI)}
 
 
-def load_policy(path: Path) -> SAC:
+def load_policy(path: Path) -> Agent:
     """The agent in a file that `save` wrote, without anything to learn from. Raises BadInput for another file."""
     try:
         kind = read_model(path)[0].kind

@@ -91,7 +91,7 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class ControlTraining:
-    """Trained policies; folder is None without one. most: what no return can exceed, the largest reward for ever.
+    """Trained policies; folder is None without one. most: what no value can exceed, of the largest reward and of entropy.
 
     covered: the least share of an action's range in the logs. delta: nan for sac.
     """
@@ -114,8 +114,12 @@ class ControlTraining:
         room = 0.05 * abs(self.most)
         if high := [each.file for each in self.policies if each.value > self.most + room]:
             found.append(
-                f"The values of {', '.join(high)} exceed what any rewards in the logs can sum to ({number(self.most)}): "
-                "they diverge. Give logs that cover more, or a behavior_weight."
+                f"The values of {', '.join(high)} exceed what any rewards in the logs and entropy can sum to "
+                f"({number(self.most)}): they diverge. Give logs that cover more, or a behavior_weight."
+            )
+        if not math.isnan(self.delta) and any(math.isnan(each.spread) for each in self.policies):
+            found.append(
+                "The nominal model's samples neither spread nor err: a ball around a point holds nothing else."
             )
         if points := [each for each in self.policies if each.spread < POINT]:
             found.append(
@@ -209,7 +213,7 @@ class ControlEvaluation:
     """Returns by folder and level; folder is None without one. gains: of the first folder over each other, at each level.
 
     validated: mean return under the validation perturbations; chosen: the folder that is best there, "" for none.
-    trajectories: the first component of what was seen in one episode.
+    trajectories: the first component of what was seen in one episode. unmoved: changes under which no return was another.
     """
 
     environment: str
@@ -221,19 +225,25 @@ class ControlEvaluation:
     validation: tuple[str, ...]
     chosen: str
     trajectories: Mapping[str, tuple[float, ...]]
+    unmoved: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers."""
-        fewest = min(self.policies.values())
+        found, fewest = [], min(self.policies.values())
         if fewest < 3:
-            return (
+            found.append(
                 f"Of some folder there {'is' if fewest == 1 else 'are'} only {fewest} "
                 f"{'policy' if fewest == 1 else 'policies'}: intervals say little about another training. "
-                "Train more seeds.",
+                "Train more seeds."
             )
-        return ()
+        if self.unmoved:
+            found.append(
+                f"Under {', '.join(self.unmoved)} every return is what it is without: the environment may not read that "
+                "parameter, and nothing was tested by it."
+            )
+        return tuple(found)
 
     def headline(self) -> str:
         """One sentence, warnings first."""

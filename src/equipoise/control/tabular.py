@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from equipoise.core.errors import BadInput
 
 Array = NDArray[np.float64]
-STEPS, CLOSE, TINY = (
-    100,
-    1e-10,
-    1e-20,
-)  # of Newton at most, how near to the radius it ends, and below which it has no part
+STEPS, CLOSE = 100, 1e-10  # of Newton at most, and how near to the radius it ends
+TINY = 1e-20  # a radius below which it has no part
 ROUNDING = 1e-13  # of the largest value: a move as small as this is none
 
 

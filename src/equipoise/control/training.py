@@ -5,10 +5,8 @@ Killed at any moment, the same call goes on from the last state that was stored,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from equipoise.control.sac import SAC
 from equipoise.control.settings import AgentSettings, RobustSettings
 from equipoise.control.transitions import Transitions, read
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.core.files import sha256_file, write_atomic
+from equipoise.core.files import read_regular, seal, sha256_file, unseal, write_atomic
 from equipoise.core.job import Request
 from equipoise.core.progress import progress
 from equipoise.core.serialize import deserialize, serialize
@@ -67,7 +65,7 @@ class Training(Request):
             steps=steps,
             seeds=seeds,
             settings=settings,
-            inputs={"data": sha256_file(Path(data))} if path else {},
+            inputs={"data": sha256_file(Path(data)) if path else found.digest()},
             resolved=settings.model_dump(),
         )
 
@@ -101,7 +99,7 @@ class Training(Request):
             episodes=data.episodes,
             terminated=int(data.terminated.sum()),
             covered=float(covered.min()),
-            most=float(data.rewards.max()) / (1 - self.settings.gamma),
+            most=self._most(max(each.alpha for each in trained)),
             delta=self.settings.delta if self.method == "dr-sac" else math.nan,
             policies=tuple(trained),
             notes=tuple(dict.fromkeys(notes)),
@@ -109,6 +107,14 @@ class Training(Request):
 
     def scratch(self) -> tuple[str, ...]:
         return (STATE,)
+
+    def _most(self, alpha: float) -> float:
+        """What no soft value can exceed: the largest reward for ever, or once where it is a cost and episodes can end, and
+        after it the entropy of uniform actions at the highest temperature that is known of."""
+        reward, gamma = float(self.data.rewards.max()), self.settings.gamma
+        once = reward < 0 and bool(self.data.terminated.any())
+        entropy = max(alpha, self.settings.alpha) * self.data.actions.shape[1] * math.log(2)
+        return (reward if once else reward / (1 - gamma)) + gamma * entropy / (1 - gamma)
 
     def _agent(self, place: int) -> SAC:
         given: dict[str, Any] = self.settings.model_dump() | {"seed": self.settings.seed + place}
@@ -118,12 +124,16 @@ class Training(Request):
 
     def _trained(self, place: int, folder: Path | None, bar: Any) -> tuple[TrainedPolicy, list[str]]:
         """One policy, from what the folder already holds."""
-        if folder is not None and (known := _stored(folder, place)) is not None:
-            bar.advance(self.steps)
-            return known, []
+        told: list[str] = []
+        if folder is not None:
+            known, told = _stored(folder, place)
+            if known is not None:
+                bar.advance(self.steps)
+                return known, []
         agent = self._agent(place)
         curve: list[tuple[int, float]] = []
         state, notes = ({}, []) if folder is None else stored_state(folder / STATE)
+        notes = [*told, *notes]
         if state.get("place") == place:
             agent.restore(state["agent"])
             curve = [tuple(each) for each in state["curve"]]
@@ -158,7 +168,8 @@ class Training(Request):
         if folder is not None:
             agent.save(folder / done.file)
             self._check(agent, folder / done.file)
-            write_atomic(folder / f"seed-{place}.json", json.dumps(serialize(done), indent=1))
+            row = {"policy": serialize(done), "sha256": sha256_file(folder / done.file)}
+            write_atomic(folder / f"seed-{place}.json", seal(row, indent=1))
         return done, notes
 
     def _check(self, agent: SAC, path: Path) -> None:
@@ -170,9 +181,16 @@ class Training(Request):
             raise WorkFailed(f"{path} acts otherwise than the policy that was trained.")
 
 
-def _stored(folder: Path, place: int) -> TrainedPolicy | None:
+def _stored(folder: Path, place: int) -> tuple[TrainedPolicy | None, list[str]]:
+    """A policy that an earlier attempt finished, None where it is not whole; what was damaged is said."""
     about = folder / f"seed-{place}.json"
-    with suppress(OSError, ValueError, WorkFailed):
-        load_policy(folder / f"policy-{place}.zip")
-        return deserialize(TrainedPolicy, json.loads(about.read_text(encoding="utf-8")))
-    return None
+    if not about.exists():
+        return None, []
+    try:
+        row, sealed = unseal(read_regular(about))
+        known = deserialize(TrainedPolicy, row["policy"])
+        if not sealed or known.file != f"policy-{place}.zip" or sha256_file(folder / known.file) != row["sha256"]:
+            raise ValueError("it is not the policy that was trained")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, [f"What {about.name} holds was altered ({error}): that policy was trained again."]
+    return known, []

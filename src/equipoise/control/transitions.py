@@ -3,6 +3,9 @@
 A time limit (truncated) ends an episode but is no end of the world: only `terminated` stops the sum of rewards.
 """
 
+import hashlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +40,8 @@ class Transitions:
 
     def __post_init__(self) -> None:
         for name in ("observations", "actions", "rewards", "next_observations", "action_low", "action_high"):
-            value = np.ascontiguousarray(_numbers(name, getattr(self, name)), np.float32)
+            with np.errstate(over="ignore"):  # what is too large for float32 is an infinity, which is refused
+                value = np.ascontiguousarray(_numbers(name, getattr(self, name)), np.float32)
             object.__setattr__(self, name, value)
             if not np.isfinite(value).all():
                 raise BadInput(
@@ -50,7 +54,11 @@ class Transitions:
             object.__setattr__(self, name, np.ascontiguousarray(value.reshape(-1), bool))
         object.__setattr__(self, "rewards", self.rewards.reshape(-1))
         count = len(self.observations)
-        if self.observations.ndim != 2 or self.actions.ndim != 2 or count == 0:
+        if (
+            self.observations.ndim != 2
+            or self.actions.ndim != 2
+            or 0 in (*self.observations.shape, self.actions.shape[1])
+        ):
             raise BadInput(
                 f"observations have shape {self.observations.shape} and actions {self.actions.shape}: expected [n, width] "
                 "of both, with one row or more."
@@ -84,6 +92,14 @@ class Transitions:
         """Ends of episodes in the logs, at least 1."""
         return max(1, int((self.terminated | self.truncated).sum()))
 
+    def digest(self) -> str:
+        """sha256 of all that is in it."""
+        found = hashlib.sha256()
+        for name in (*NEEDED, *OPTIONAL):
+            value = getattr(self, name)
+            found.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+        return found.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write an NPZ file that `read` reads."""
         with_names = {name: getattr(self, name) for name in (*NEEDED, *OPTIONAL)}
@@ -98,16 +114,18 @@ class Transitions:
 def of_arrays(arrays: Mapping[str, Any]) -> Transitions:
     """From arrays by name; D4RL's terminals and timeouts are taken, too. Without a box of actions it is [-1, 1].
 
-    Raises BadInput for a missing or an unknown name.
+    Raises BadInput for a missing or an unknown name, and for one that is there in both ways of writing it.
     """
+    if twice := [f"{name} and {own}" for name, own in D4RL.items() if name in arrays and own in arrays]:
+        raise BadInput(f"{twice[0]} are the same thing: give one of them.")
     named = {D4RL.get(name, name): value for name, value in arrays.items()}
     if missing := [name for name in NEEDED if name not in named]:
         raise BadInput(f"no {', '.join(missing)} (found: {', '.join(arrays) or 'nothing'}).")
     if unknown := [name for name in named if name not in (*NEEDED, *OPTIONAL)]:
         raise BadInput(f"{', '.join(unknown)} would be ignored: expected {', '.join((*NEEDED, *OPTIONAL))}.")
-    actions = np.asarray(named["actions"])
-    width = actions.shape[-1] if actions.ndim else 0
-    named.setdefault("truncated", np.zeros(len(np.asarray(named["rewards"])), bool))
+    named = {name: _numbers(name, value) for name, value in named.items()}
+    width = named["actions"].shape[-1]
+    named.setdefault("truncated", np.zeros(len(named["rewards"]), bool))
     named.setdefault("action_low", np.full(width, -1.0))
     named.setdefault("action_high", np.full(width, 1.0))
     return Transitions(**named)
@@ -125,9 +143,10 @@ def read(source: str | Path | Transitions | Mapping[str, Any]) -> Transitions:
     if not path.is_file():
         raise BadInput(f"{path} is no file: give an NPZ file of transitions, or minari:NAME.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    # An encrypted file is a RuntimeError.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path} cannot be read as an NPZ file of numbers: {error}") from error
     try:
         return of_arrays(arrays)
@@ -164,9 +183,14 @@ def of_minari(name: str) -> Transitions:
 
 
 def _numbers(name: str, value: Any) -> NDArray[Any]:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BadInput(f"{name} are no table of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise BadInput(f"{name} hold {array.dtype}, no numbers.")
+    if array.ndim == 0:
+        raise BadInput(f"{name} are a single number: expected one a row.")
     return array
 
 

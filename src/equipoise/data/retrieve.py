@@ -42,17 +42,36 @@ class TextIndex:
     def __init__(
         self, texts: Sequence[str], vectors: ArrayLike | None = None, times: Sequence[Any] | None = None
     ) -> None:
-        self._texts = list(texts)
-        self._vectors = None if vectors is None else directions(vectors, len(self._texts))
-        if times is not None and len(times) != len(self._texts):
-            raise BadInput(f"There are {len(times)} times for {len(self._texts)} texts: give one for each.")
+        self._texts: list[str] = []
+        self._vectors = None if vectors is None else np.empty((0, 0))
+        self._moments: list[Any] | None = None if times is None else []
+        self._words: list[list[str]] = []
+        self.add(texts, vectors, times)
+
+    def add(self, texts: Sequence[str], vectors: ArrayLike | None = None, times: Sequence[Any] | None = None) -> None:
+        """Take further texts in, whose places are behind those of the others. vectors, times: where the index has them.
+
+        Raises BadInput as the making of an index does, and then takes nothing in.
+        """
+        every = [*self._texts, *texts]
+        if (vectors is None) is not (self._vectors is None) or (times is None) is not (self._moments is None):
+            raise BadInput(
+                "An index knows vectors and times of all of its texts or of none: give what the others have."
+            )
+        rows, moments = self._vectors, self._moments
+        if vectors is not None:
+            rows = _joined(self._vectors, directions(vectors, len(texts)))
+        if times is not None:
+            if len(times) != len(texts):
+                raise BadInput(f"There are {len(times)} times for {len(texts)} texts: give one for each.")
+            moments = [*(self._moments or ()), *times]
         try:
             # stable: texts of one moment keep their order, so that an older index is the beginning of a younger one
-            self._order = sorted(range(len(self._texts)), key=(lambda place: times[place]) if times else int)
+            order = sorted(range(len(every)), key=int if moments is None else moments.__getitem__)
         except TypeError as error:
             raise BadInput(f"The times of the texts cannot be compared: {error}.") from error
-        self._times = None if times is None else [times[place] for place in self._order]
-        self._words: list[list[str]] | None = None
+        self._texts, self._vectors, self._moments, self._order = every, rows, moments, order
+        self._times = None if moments is None else [moments[place] for place in order]
         self._scorer: tuple[int, Any] = (0, None)
 
     def __len__(self) -> int:
@@ -92,11 +111,10 @@ class TextIndex:
 
     def _by_words(self, query: str, size: int) -> Hits:
         words = normalize(query).split()
-        if self._words is None:
-            self._words = [normalize(self._texts[place]).split() for place in self._order]
-        known = {word for text in self._words[:size] for word in text} if self._scorer[0] != size else None
-        if known is not None:
-            self._scorer = (size, _scorer(self._words[:size]) if known else None)
+        if self._scorer[0] != size:
+            self._words += [normalize(text).split() for text in self._texts[len(self._words) :]]
+            held = [self._words[place] for place in self._order[:size]]
+            self._scorer = (size, _scorer(held) if any(held) else None)
         if self._scorer[1] is None or not words:
             return Hits(np.empty(0, np.intp), np.empty(0))
         return _best(np.asarray(self._scorer[1].get_scores(words), np.float64), above=0.0)
@@ -144,6 +162,14 @@ def _scorer(words: list[list[str]]) -> Any:
     scorer = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     scorer.index(words, create_empty_token=False, show_progress=False)
     return scorer
+
+
+def _joined(older: NDArray[np.float64] | None, younger: NDArray[np.float64]) -> NDArray[np.float64]:
+    if older is None or not len(older):
+        return younger
+    if older.shape[1] != younger.shape[1]:
+        raise BadInput(f"The vectors have {younger.shape[1]} numbers, those of the texts before {older.shape[1]}.")
+    return np.concatenate([older, younger])
 
 
 def directions(vectors: ArrayLike, of: int) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ encodable      half of a surrogate pair, which JSON can spell and no encoding ca
 printable      one line for a terminal or a table, without escapes
 unified        one form of what reads the same: compatibility forms, digits of every script, nothing invisible
 after_thinking what a reasoning model says when it has done thinking
+defused        without marks of chat templates, which could end the turn in which a text is quoted
 """
 
 import re
@@ -17,6 +18,8 @@ _INVISIBLE = re.compile(
 )
 _DIGIT = re.compile(r"[^\D0-9]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# As templates write them: <|im_end|>, <｜User｜>, </s>, <start_of_turn>, <<SYS>>, [/INST], [TOOL_CALLS].
+_MARK = re.compile(r"<(?=[|｜/<]?[\w|｜▁ /-]{1,40}[|｜]?>)|\[(?=/?[A-Z_]{2,40}\])")
 _THINKING = re.compile(r"(?<![\"'`“‘])[<\[◁](/?)(?:[\w.-]+:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
 
 
@@ -63,3 +66,8 @@ def after_thinking(text: str) -> str | None:
     if begun and not text[: begun.start()].rpartition("\n")[2].strip():
         return None
     return "\n".join([*said, text[start:]])
+
+
+def defused(text: str) -> str:
+    """The text with a blank in whatever looks like a mark of a chat template, so that it is none when it is quoted."""
+    return _MARK.sub(r"\g<0> ", text)

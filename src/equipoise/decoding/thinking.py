@@ -10,8 +10,9 @@ tokens, should the model choose one of them, are answered by other ones; that so
 generator of its own for each sequence, so that a control that never acts leaves every sample as it was.
 
 "Should the model choose one of them" is decided before the model draws: with the probability p of these tokens what stands
-for them is forced, else they are barred. Both together have the law of drawing first and exchanging afterwards; with top_p
-below 1 nearly so, as what is left is cut anew to its own likeliest.
+for them is forced, else they are barred. Both together have the law of drawing first and exchanging afterwards. Below a
+top_p of 1 the control draws the token itself then, from what is left of the nucleus: who samples would cut that anew to its
+own likeliest.
 
 What a sequence yields depends on its own tokens, the seed and its key alone, not on its batch.
 """
@@ -392,19 +393,26 @@ class ThinkingControl(LogitsProcessor):
             if self._happens(state, what, decision.chance, noted=True):
                 state._queue.extend(decision.insert)
                 return logits
-        barred = decision.barred
-        if decision.of:
-            what = "end" if decision.instead == self.closing else "word"
-            if self._happens(state, what, chance_of(logits, decision.of, self.temperature, self.top_p)):
-                state._queue.extend(decision.instead)
+        if decision.barred:
+            logits = _without(logits, decision.barred)
+            if not bool(logits.max() > -torch.inf):  # the model would write nothing else
+                state._queue.extend(self.word)
                 return logits
-            barred = (*barred, *decision.of)
-        if not barred:
+        if not decision.of:
             return logits
-        left = logits.index_fill(-1, torch.tensor(barred, device=logits.device), -torch.inf)
-        if not bool(left.max() > -torch.inf):  # the model would write nothing else
-            state._queue.extend(self.word)
-        return left
+        chance = chance_of(logits, decision.of, self.temperature, self.top_p)
+        if self._happens(state, "end" if decision.instead == self.closing else "word", chance):
+            state._queue.extend(decision.instead)
+            return logits
+        if chance == 0:
+            return logits
+        left = _without(logits, decision.of)
+        if self.top_p == 1:
+            return left
+        inside = _nucleus((logits.double() / self.temperature).softmax(dim=-1), self.top_p)
+        total = _without(inside, decision.of, 0.0).cumsum(dim=-1)
+        token = int(torch.searchsorted(total, total[-1] * state.generator.random(), right=True))
+        return torch.full_like(left, -torch.inf).index_fill(-1, torch.tensor([token], device=left.device), 0.0)
 
     def _happens(self, state: ThinkingState, what: What, chance: float, *, noted: bool = False) -> bool:
         draw = state.generator.random() if 0 < chance < 1 else math.nan
@@ -510,11 +518,20 @@ def chance_of(logits: Tensor, ids: Sequence[int], temperature: float = 1.0, top_
     if top_p < 1 and float(chances[chances > chances[found].max()].sum()) >= top_p:
         return 0.0  # all of them lie beyond: no need to sort a vocabulary
     if top_p < 1:
-        share, order = chances.sort(descending=True, stable=True)
-        beyond = share.cumsum(dim=-1) - share >= top_p
-        chances = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-        chances = chances / chances.sum()
+        chances = _nucleus(chances, top_p)
     return float(chances[found].sum())
+
+
+def _nucleus(chances: Tensor, top_p: float) -> Tensor:
+    """Probabilities [V] within the fewest likeliest that have top_p together, as `choose` cuts them; 0 beyond."""
+    share, order = chances.sort(descending=True, stable=True)
+    beyond = share.cumsum(dim=-1) - share >= top_p
+    kept = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+    return kept / kept.sum()
+
+
+def _without(values: Tensor, ids: Sequence[int], nothing: float = -math.inf) -> Tensor:
+    return values.index_fill(-1, torch.tensor(tuple(ids), device=values.device), nothing)
 
 
 # The library's own loop.

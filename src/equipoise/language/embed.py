@@ -12,6 +12,7 @@ its batch (up to rounding); with a cache none is made twice.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,74 @@ class Embedding:
         ]
 
 
+class Embedder:
+    """A model that is opened once and asked often: `embedder(texts)` is `embed(texts, ...)`, and no vector is made twice.
+
+    model, overflow, cache, batch_size: as of `embed`; without a cache vectors are remembered as long as this object lives.
+    """
+
+    @closed
+    def __init__(
+        self,
+        model: LanguageModel | str | Path | Any,
+        *,
+        overflow: Overflow = "refuse",
+        cache: str | Path | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Raises BadInput for a model that is none, MissingExtra without sentence-transformers, where it is needed."""
+        if batch_size < 1:
+            raise BadInput(f"The batch size is {batch_size}: use at least 1.")
+        self._reader = _Causal(model) if isinstance(model, LanguageModel) else _Sentences(_opened(model))
+        self._overflow, self._cache, self._batch_size = overflow, cache, batch_size
+        self.name, self.window, self.identity = self._reader.name, self._reader.window, self._reader.identity
+
+    @functools.cached_property
+    def _rows(self) -> Rows:
+        return Rows(None if self._cache is None else _made(Path(self._cache)) / VECTORS)
+
+    @functools.cached_property
+    def _known(self) -> dict[str, NDArray[np.float32]]:
+        return dict(_stored(self._rows))
+
+    def __call__(self, texts: Sequence[str]) -> Embedding:
+        """A vector for each text. Raises as `embed` does."""
+        reader = self._reader
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise BadInput(f"Text {index} is empty: a vector is of words; leave it out.")
+        lengths = reader.lengths(texts)
+        cut = tuple(index for index, length in enumerate(lengths) if length > reader.window)
+        if cut and self._overflow == "refuse":
+            raise BadInput(
+                f"Text {cut[0]} has {lengths[cut[0]]} tokens, and {reader.name} reads {reader.window} ({len(cut)} of "
+                f"{len(texts)} texts are longer): divide it, or use overflow='cut'."
+            )
+        keys = [
+            hashlib.sha256(f"{reader.identity} {text}".encode(errors="surrogatepass")).hexdigest() for text in texts
+        ]
+        known = self._known
+        missing = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
+        order = sorted(missing.values(), key=lambda index: -lengths[index])
+        with progress("Embedding", total=len(order), unit="texts") as bar:
+            for first in range(0, len(order), self._batch_size):
+                some = order[first : first + self._batch_size]
+                made = reader.vectors([texts[index] for index in some])
+                size = np.linalg.norm(made, axis=1, keepdims=True)
+                wrong = np.flatnonzero(~(np.isfinite(size) & (size > 0)))
+                if len(wrong):
+                    raise WorkFailed(
+                        f"The vector of text {some[wrong[0]]} is no direction: {reader.name} gave {size[wrong[0], 0]}."
+                    )
+                made = (made / size).astype(np.float32)
+                named = [keys[index] for index in some]
+                self._rows.add({"keys": named, "vectors": base64.b64encode(made.astype("<f4").tobytes()).decode()})
+                known |= dict(zip(named, made, strict=True))
+                bar.advance(len(some))
+        vectors = np.stack([known[key] for key in keys]) if keys else np.empty((0, 0), np.float32)
+        return Embedding(vectors, cut, reader.window, reader.name)
+
+
 @closed
 def embed(
     texts: Sequence[str],
@@ -73,41 +142,7 @@ def embed(
     overflow: what becomes of a text longer than the window. Raises BadInput for such a text (refuse), an empty one, a model
     that is none; MissingExtra without sentence-transformers, where it is needed; WorkFailed for a vector that is no number.
     """
-    if batch_size < 1:
-        raise BadInput(f"The batch size is {batch_size}: use at least 1.")
-    reader = _Causal(model) if isinstance(model, LanguageModel) else _Sentences(_opened(model))
-    for index, text in enumerate(texts):
-        if not text.strip():
-            raise BadInput(f"Text {index} is empty: a vector is of words; leave it out.")
-    lengths = reader.lengths(texts)
-    cut = tuple(index for index, length in enumerate(lengths) if length > reader.window)
-    if cut and overflow == "refuse":
-        raise BadInput(
-            f"Text {cut[0]} has {lengths[cut[0]]} tokens, and {reader.name} reads {reader.window} ({len(cut)} of "
-            f"{len(texts)} texts are longer): divide it, or use overflow='cut'."
-        )
-    keys = [hashlib.sha256(f"{reader.identity} {text}".encode(errors="surrogatepass")).hexdigest() for text in texts]
-    rows = Rows(None if cache is None else _made(Path(cache)) / VECTORS)
-    known = dict(_stored(rows))
-    missing = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
-    order = sorted(missing.values(), key=lambda index: -lengths[index])
-    with progress("Embedding", total=len(order), unit="texts") as bar:
-        for first in range(0, len(order), batch_size):
-            some = order[first : first + batch_size]
-            made = reader.vectors([texts[index] for index in some])
-            size = np.linalg.norm(made, axis=1, keepdims=True)
-            wrong = np.flatnonzero(~(np.isfinite(size) & (size > 0)))
-            if len(wrong):
-                raise WorkFailed(
-                    f"The vector of text {some[wrong[0]]} is no direction: {reader.name} gave {size[wrong[0], 0]}."
-                )
-            made = (made / size).astype(np.float32)
-            named = [keys[index] for index in some]
-            rows.add({"keys": named, "vectors": base64.b64encode(made.astype("<f4").tobytes()).decode()})
-            known |= dict(zip(named, made, strict=True))
-            bar.advance(len(some))
-    vectors = np.stack([known[key] for key in keys]) if keys else np.empty((0, 0), np.float32)
-    return Embedding(vectors, cut, reader.window, reader.name)
+    return Embedder(model, overflow=overflow, cache=cache, batch_size=batch_size)(texts)
 
 
 def fingerprint(model: Any) -> str:

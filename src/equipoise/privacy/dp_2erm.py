@@ -36,7 +36,7 @@ from equipoise.core.options import check, closed
 from equipoise.privacy import weights as stage_one
 from equipoise.privacy.noise import SAFE, SEEDED, UNSAFE, Noise, concentrated
 from equipoise.privacy.result import NoisePlan
-from equipoise.privacy.weights import Sensitivity, Weighting, minimize, sensitivity
+from equipoise.privacy.weights import LEAST_BANDWIDTH, UNIT, Sensitivity, Weighting, minimize, rounding, sensitivity
 
 __all__ = ["Bounds", "Calibration", "DPTreatmentRule", "NoisePlan", "calibrate", "noise_plan", "sensitivity"]
 
@@ -47,7 +47,6 @@ GRADIENT, CURVATURE = 1.0, 0.25  # G and c of the loss
 SOLVER_SHARE = 0.01  # of epsilon, for what the solver leaves of an exact minimum
 TOLERANCE = 1e-6  # of the gradient's norm, in units of its sensitivity
 LEAST_EPSILON = 1e-6
-_UNIT = 2.0**-53  # of float64's rounding
 _BOUNDS = ("features", "outcome", "arms", "source")
 _WIDEST = 1e300  # of a scale's inverse: a coefficient in the feature's own unit is a number
 
@@ -95,17 +94,24 @@ def calibrate(
     check_guarantee(epsilon, delta, perturbation, ridge)
     gradient, lam = GRADIENT * bound.total, ridge * n
     tolerance = TOLERANCE * gradient
-    error = tolerance + 4 * (n + d) * _UNIT * n * bound.largest
+
+    def left(lam: float, push: float = 0.0) -> float:
+        norm = (n * GRADIENT * bound.largest + push) / lam  # of a minimum, with a linear term of norm push
+        return tolerance + rounding(n, d, bound.largest, norm) + 4 * UNIT * push
+
     if math.isinf(epsilon):
-        return Calibration(epsilon, 0.0, perturbation, lam, gradient, tolerance, error, 0.0)
+        return Calibration(epsilon, 0.0, perturbation, lam, gradient, tolerance, left(lam), 0.0)
     if perturbation == "objective":
         hiding = SOLVER_SHARE * epsilon
         whole = epsilon - hiding
-        left = whole - CURVATURE * bound.total / lam
-        if left < whole / 2:
-            lam, left = 2 * CURVATURE * bound.total / whole, whole / 2
+        rest = whole - CURVATURE * bound.total / lam
+        if rest < whole / 2:
+            lam, rest = 2 * CURVATURE * bound.total / whole, whole / 2
+        scale = gradient / rest
+        error = left(lam, scale * (1.4 * d + 100))  # the noise is longer once in 10^21 draws (Chernoff)
         solver = 2 * math.sqrt(d) * error / lam / hiding
-        return Calibration(epsilon, 0.0, perturbation, lam, gradient, tolerance, error, gradient / left, solver)
+        return Calibration(epsilon, 0.0, perturbation, lam, gradient, tolerance, error, scale, solver)
+    error = left(lam)
     reach = (gradient + 2 * error) / lam
     rho = math.nan
     if perturbation == "laplace":
@@ -154,8 +160,8 @@ def noise_plan(
     """
     if d < 1:
         raise BadInput(f"d is {d}: a rule needs a feature.")
-    bound = sensitivity(weights, n=n, **constants)
     width = d + 1
+    bound = sensitivity(weights, n=n, d=width, **constants)
     made = calibrate(epsilon, bound, n=n, d=width, ridge=ridge, perturbation=perturbation, delta=delta)
     norm, square = _moments(made, width)
     if perturbation == "objective":
@@ -387,7 +393,7 @@ class DPTreatmentRule:
         n, d = x.shape
         noise = Noise(self.random_state)
         spent, curvature = self._released_curvature(x, noise)
-        bound = sensitivity(self.weights, n=n, curvature=curvature, **self._constants())
+        bound = sensitivity(self.weights, n=n, d=d, curvature=curvature, **self._constants())
         made = calibrate(
             self.epsilon - spent,
             bound,
@@ -421,7 +427,7 @@ class DPTreatmentRule:
     ) -> dict[str, Any]:
         """`private_` of a rule with this ledger, from the records that it was fitted on; draws no noise."""
         bounds, x, a, _, known, clipped = self._read(X, treatment, outcome, propensity)
-        largest = sensitivity(self.weights, n=len(x), **self._constants()).largest
+        largest = sensitivity(self.weights, n=len(x), d=x.shape[1], **self._constants()).largest
         w = self._weights(x, a, known, largest, inside=(ledger["released"]["curvature"] or 0.0) > 0)
         return self._diagnosed(bounds, x, a, w, clipped)
 
@@ -474,7 +480,7 @@ class DPTreatmentRule:
         bounds = self._checked()
         x, clipped = bounds.scaled(X)
         n = len(x)
-        sensitivity(self.weights, n=n, **self._constants())
+        sensitivity(self.weights, n=n, d=x.shape[1], **self._constants())
         y, clipped_outcomes = bounds.scaled_outcome(outcome, n)
         a = bounds.signs(treatment, n)
         counts = {"clipped_features": clipped, "clipped_outcomes": clipped_outcomes}
@@ -486,10 +492,13 @@ class DPTreatmentRule:
         check_guarantee(self.epsilon, self.delta, self.perturbation, self.ridge)
         if not 0 <= self.tightening < 1:
             raise BadInput(f"tightening is {self.tightening!r}, which is no share of epsilon below 1.")
+        check_guarantee(self.epsilon * (1 - self.tightening), self.output_delta, self.perturbation, self.ridge)
         if self.tightening and (self.weights != "ipw" or not self.delta > 0 or math.isinf(self.epsilon)):
             raise BadInput("tightening needs ipw weights, a finite epsilon and a delta, which it spends.")
-        if not 0 < self.bandwidth < math.inf:
-            raise BadInput(f"bandwidth is {self.bandwidth!r}: give a positive number, fixed in advance, such as 0.4.")
+        if not LEAST_BANDWIDTH <= self.bandwidth < math.inf:
+            raise BadInput(
+                f"bandwidth is {self.bandwidth!r}: give one of {LEAST_BANDWIDTH:g} or more, fixed in advance, such as 0.4."
+            )
         return Bounds.read(self.bounds)
 
     def _known(self, propensity: ArrayLike | None, a: Array) -> Array | None:
@@ -545,10 +554,12 @@ class DPTreatmentRule:
         if not self.tightening:
             return 0.0, 0.0
         spent = self.tightening * self.epsilon
-        least = float(np.linalg.eigvalsh(x.T @ x)[0])
-        # A replaced record moves the least eigenvalue by at most 1, since |x| <= 1; rounding moves it far less than 1e-6.
-        drawn = noise.laplace(np.array([least]), (1 + 1e-6) / spent, sensitivity=1 + 1e-6, epsilon=spent)[0]
-        g = drawn - (1 + 1e-6) * math.log(1 / (2 * self._lower_delta())) / spent
+        blurred = rounding(len(x), x.shape[1], 1.0, 0.0)
+        least = float(np.linalg.eigvalsh(x.T @ x)[0]) - blurred
+        # A replaced record moves the least eigenvalue by at most 1, since |x| <= 1; rounding moves both.
+        reach = 1 + 1e-6 + 2 * blurred
+        drawn = noise.laplace(np.array([least]), reach / spent, sensitivity=reach, epsilon=spent)[0]
+        g = drawn - reach * math.log(1 / (2 * self._lower_delta())) / spent
         slope = expit(self.radius) * expit(-self.radius)
         return spent, slope * max(g, 0.0)
 
@@ -561,6 +572,7 @@ class DPTreatmentRule:
             "epsilon": self.epsilon,
             "delta": made.delta + (self._lower_delta() if self.tightening else 0.0),
             "neighbours": "one record replaced; the number of records is public",
+            "seeded": self.random_state is not None,
             "floating_point": "no noise" if math.isinf(self.epsilon)
             else SEEDED if self.random_state is not None
             else SAFE if safe
@@ -583,7 +595,13 @@ class DPTreatmentRule:
             "released": {"theta": self.theta_.tolist(), "curvature": curvature if self.tightening else None},
             "solver": {"gradient_norm": self.calibration_.tolerance, "with_rounding": self.calibration_.error},
             "assumed": [
-                "ranges, constants and ridges were fixed without looking at these records",
+                "features, ranges, constants, ridges and the epsilon were fixed without looking at these records",
+                "a record was coded, filled in or left out by what it says itself, not by what the others say",
+                *(
+                    ["the propensities are those of the trial's design, not estimated from these records"]
+                    if self.weights == "known"
+                    else []
+                ),
                 "a person is one record",
                 "outcomes and features outside their public ranges were clipped to them; how many is not released",
                 "an error message is an answer, too: do not pass on why a fit was refused",
@@ -591,6 +609,8 @@ class DPTreatmentRule:
             ],
             "not to be released": [
                 "the weights, the balance they reach, the effective sample size, the counts of clipped values",
+                "digests of the table or of what was computed from it without noise",
+                *(["the seed, and whatever shows it"] if self.random_state is not None else []),
                 "the same rule without noise, and rules fitted on the same records beyond this budget",
             ],
         }

@@ -156,7 +156,7 @@ def rule(arm: str, records: Records, *, epsilon: float, weight_ridge: float, noi
         rival: Any = arm
         return fit_rival(rival, x, a, y, epsilon=epsilon, noise=noise, weight_ridge=weight_ridge)
     kind: Any = arm
-    made = calibrate(epsilon, sensitivity(kind, n=n, weight_ridge=weight_ridge), n=n, d=d)
+    made = calibrate(epsilon, sensitivity(kind, n=n, d=d, weight_ridge=weight_ridge), n=n, d=d)
     return private_fit(x, a, y, w, made, noise)
 
 

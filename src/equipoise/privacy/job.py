@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 else:  # what a command line can give
     TableRows = PublicBounds = Path
 
-Positive = Annotated[float, Field(gt=0, le=1e9)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e9)]
 Epsilon = Annotated[float, Field(ge=1e-6, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Propensity = Annotated[float, Field(gt=0, le=1)]
+Propensity = Annotated[float, Field(ge=1e-9, le=1)]
+WeightRidge = Annotated[float, Field(ge=1e-9, le=1e9)]
 Weights = Literal["ipw", "entropy", "mmd", "known", "uniform"]
 Noise = Literal["objective", "laplace", "gamma", "gaussian"]
 Seed = Annotated[int, Field(ge=0)]
@@ -38,10 +39,10 @@ def fit(
     delta: Share = 0.0,
     ridge: Positive = 0.01,
     kappa: Propensity = 0.2,
-    weight_ridge: Positive = 1.0,
+    weight_ridge: WeightRidge = 1.0,
     radius: Annotated[float, Field(gt=0, le=20)] = 1.0,
     largest_weight: Annotated[float, Field(ge=1, le=1e9)] = 5.0,
-    bandwidth: Positive = 0.4,
+    bandwidth: Annotated[float, Field(ge=0.01, le=1e9)] = 0.4,
     tightening: Share = 0.0,
     propensity: str | None = None,
     person: str | None = None,
@@ -53,7 +54,8 @@ def fit(
     examples/rule-bounds.json`
 
     The folder gets rule.json (rule, guarantee and ledger: made to be released), private.json (balance of the weights, counts
-    of clipped values: not to be released) and a report that shows nothing of the latter.
+    of clipped values: not to be released) and a report that shows nothing of the latter, but a seed if there is one. The
+    other files have digests of the records: they stay, too. A damaged folder is mended from the rule that was drawn.
 
     Parameters
     ----------
@@ -127,8 +129,8 @@ def evaluate(
 ) -> Request:
     """Measure a rule on records that it was not fitted on: its value with an interval, beside treating all alike.
 
-    Example that runs: `equipoise rule evaluate equipoise-out/rule-fit --table examples/rule.csv --treatment treated
-    --outcome score`
+    Example that runs: `equipoise rule evaluate equipoise-out/rule-fit --table examples/rule-held-out.csv --treatment
+    treated --outcome score`
 
     The numbers are of these records and not private: hold out records that may be shown, or keep the report.
 
@@ -167,7 +169,7 @@ def plan(
     delta: Share = 0.0,
     ridge: Positive = 0.01,
     kappa: Propensity = 0.2,
-    weight_ridge: Positive = 1.0,
+    weight_ridge: WeightRidge = 1.0,
     radius: Annotated[float, Field(gt=0, le=20)] = 1.0,
     largest_weight: Annotated[float, Field(ge=1, le=1e9)] = 5.0,
 ) -> Request:

@@ -10,7 +10,14 @@ from equipoise.core.job import Page, table_html
 from equipoise.core.numbers import number
 from equipoise.core.shares import Bounded
 
+MUCH_EPSILON = 10.0
 MUCH_PULL = 0.1  # of the records: noise that pulls like so many of them decides much of the rule
+LEARNT = (
+    "These are the records that the rule was fitted on: on others its value is likely lower. Name a held-out table."
+)
+SEED_SHOWN = (
+    "This page shows the seed of the noise: whoever reads it can take the noise away. Keep it, or fit without a seed."
+)
 RULE, ALL, NONE = "the rule", "everybody treated", "nobody treated"
 
 
@@ -73,7 +80,10 @@ class RuleFit:
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the rule; of public numbers alone."""
-        return plan_warnings(self.plan)
+        return (
+            *([SEED_SHOWN] if self.guarantee.get("seeded") else []),
+            *plan_warnings(self.plan, **{name: self.guarantee[name] for name in ("epsilon", "delta")}),
+        )
 
     def headline(self) -> str:
         """One sentence."""
@@ -105,7 +115,7 @@ class RuleEvaluation:
     """What a rule comes to on a held-out table, in the outcome's unit. Not private: these numbers are of those records.
 
     values: of each policy. gains: by how much the rule is above each that treats all alike. treated: share that it treats.
-    agreed: share of records whose own arm is the one it gives.
+    agreed: share of records whose own arm is the one it gives. learnt: whether the rule was fitted on these very records.
     """
 
     names: Mapping[str, str]
@@ -116,13 +126,14 @@ class RuleEvaluation:
     treated: float
     agreed: float
     guarantee: Mapping[str, Any]
+    learnt: bool = False
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers."""
         best = min(self.gains.values(), key=lambda gain: gain.lower)
-        found = []
+        found = [LEARNT] if self.learnt else []
         if not best.lower > 0:
             found.append("The rule is not shown to be better than treating all alike.")
         if self.treated in (0.0, 1.0):
@@ -132,8 +143,8 @@ class RuleEvaluation:
     def headline(self) -> str:
         """One sentence."""
         return (
-            f"Value of the rule {_told(self.values[RULE])} on {self.n:,} held-out records; everybody treated "
-            f"{_told(self.values[ALL])}, nobody {_told(self.values[NONE])}."
+            f"Value of the rule {_told(self.values[RULE])} on {self.n:,} {'of its own' if self.learnt else 'held-out'} "
+            f"records; everybody treated {_told(self.values[ALL])}, nobody {_told(self.values[NONE])}."
         )
 
     def summary(self) -> Sequence[str]:
@@ -196,9 +207,22 @@ class RulePlan:
         return table_html(("ridge", "noise, in records", "loss at most"), rows, self.headline())
 
 
-def plan_warnings(plan: NoisePlan) -> tuple[str, ...]:
-    """Of a ridge that the guarantee raised, and of noise that decides much of a rule."""
+def plan_warnings(plan: NoisePlan, *, epsilon: float | None = None, delta: float | None = None) -> tuple[str, ...]:
+    """Of a guarantee that promises little, of noise that decides much of a rule, and of a ridge that was raised.
+
+    epsilon, delta: of everything together, where the plan is of a part.
+    """
     found = []
+    epsilon, delta = plan.epsilon if epsilon is None else epsilon, plan.delta if delta is None else delta
+    if delta > 1 / plan.n:
+        found.append(
+            f"Delta {delta:g} is above one in {plan.n:,} records: to publish a record drawn by lot has it, too. Give one "
+            "far below."
+        )
+    if epsilon > MUCH_EPSILON:
+        found.append(
+            f"Epsilon {epsilon:g} promises hardly anything: a record may change the odds of a rule by e^{epsilon:g}."
+        )
     if plan.pull > MUCH_PULL * plan.n:
         found.append(
             f"The noise pulls like {number(plan.pull)} of {plan.n:,} records: it decides much of the rule. More records, a "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, seal, sha256_file, unseal, write_atomic
+from equipoise.core.folder import INPUTS
 from equipoise.core.job import REPORT, RESULT, Request
 from equipoise.core.serialize import deserialize
 from equipoise.core.shares import Bounded
@@ -22,7 +23,7 @@ from equipoise.core.statistics import item_interval
 from equipoise.data.records import read_rows
 from equipoise.privacy.dp_2erm import Bounds, DPTreatmentRule, noise_plan
 from equipoise.privacy.noise import opendp
-from equipoise.privacy.result import ALL, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
+from equipoise.privacy.result import ALL, LEARNT, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
 from equipoise.privacy.weights import check_constants, ipw
 
 RULE_FILE, PRIVATE_FILE = "rule.json", "private.json"
@@ -71,7 +72,7 @@ def read_table(
         values.append([_number(place, name, row[name]) for name in wanted])
         arms.append(_arm(row[treatment], named))
         if person is not None:
-            who = str(row[person])
+            who = _same(row[person])
             if who in people:
                 raise BadInput(
                     f"{place}: a person has a second row. The guarantee is of a row: keep one row a person, or join a "
@@ -126,6 +127,11 @@ def _arm(cell: Any, named: Mapping[str, Any]) -> Any:
     return next((arm for arm in named.values() if isinstance(arm, int | float) and arm == number), text)
 
 
+def _same(cell: Any) -> str:
+    """What names a person: 7, 7.0, "7" and " 7" are one."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
 def _number_or_column(propensity: str | None) -> tuple[float | None, str | None]:
     if propensity is None:
         return None, None
@@ -170,15 +176,21 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_taken_bounds(bounds: Bounds, table: Table) -> None:
-    """Raises BadInput where every range of a measured quantity ends exactly where the records do."""
-    pairs = [(table.X[:, place], pair) for place, pair in enumerate(bounds.features.values())]
-    measured = [(x, pair) for x, pair in pairs if len(np.unique(x)) > FEW_VALUES]
-    if len(np.unique(table.outcome)) > FEW_VALUES:
-        measured.append((table.outcome, bounds.outcome))
-    if measured and all((x.min(), x.max()) == pair for x, pair in measured):
+    """Raises BadInput where ranges end exactly where the records do: all of measured quantities, or one in odd numbers."""
+    ranges = {**bounds.features, "the outcome": bounds.outcome}
+    columns = [*table.X.T, table.outcome]
+    measured = {
+        name: pair == (x.min(), x.max())
+        for (name, pair), x in zip(ranges.items(), columns, strict=True)
+        if len(np.unique(x)) > FEW_VALUES
+    }
+    taken = [name for name, ends in measured.items() if ends]
+    odd = [name for name in taken if not all(end.is_integer() for end in ranges[name])]
+    if odd or (taken and len(taken) == len(measured)):
+        which = f"the range of {odd[0]}" if odd else "every range of the bounds"
         raise BadInput(
-            "every range of the bounds ends exactly where the records do: such bounds were taken from the records, and tell "
-            "the largest and the smallest. Take them from a protocol or an instrument."
+            f"{which} ends exactly where the records do: such bounds were taken from the records, and tell the largest and "
+            "the smallest. Take them from a protocol or an instrument, in round numbers."
         )
 
 
@@ -222,7 +234,7 @@ class RuleFitting(Request):
         rule = DPTreatmentRule(bounds=ranges, **settings)
         rule.check(found.X, found.treatment, found.outcome, propensity=found.propensity)
         refuse_taken_bounds(ranges, found)
-        if settings["random_state"] is None and settings["perturbation"] != "gamma":
+        if settings["random_state"] is None and (settings["perturbation"] != "gamma" or settings["tightening"]):
             opendp()
         inputs = {"table": found.digest, "bounds": digest}
         return cls(
@@ -246,7 +258,7 @@ class RuleFitting(Request):
     def work(self, folder: Path | None) -> RuleFit:
         done = None if folder is None else self._drawn(folder)
         if done is None:
-            rule = self.rule.fit(*self._records, propensity=self.table.propensity)
+            rule = self._fitted()
             ledger = {**rule.ledger_, "public": {**rule.ledger_["public"], SOURCE: self.source}}
             done = self._result(rule.theta_.tolist(), rule.coef_.tolist(), rule.intercept_, rule.guarantee_, ledger)
             private = rule.private_
@@ -275,8 +287,11 @@ class RuleFitting(Request):
             ledger=ledger,
             plan=self.plan(),
             notes=(
-                "rule.json is made to be released. private.json, and run.json with the table's digest and a seed if there "
-                "is one, are not.",
+                "rule.json is made to be released. private.json, inputs.json and manifest.json (digests of what was not "
+                "made private) are not."
+                if self.rule.random_state is None
+                else "rule.json is made to be released. This report and run.json show the seed, and private.json, "
+                "inputs.json and manifest.json what was not made private: they are not.",
                 "Each further fit on these records spends its epsilon again: epsilons add up.",
                 "The guarantee is of a row, and assumes that a person has one.",
             ),
@@ -301,6 +316,9 @@ class RuleFitting(Request):
         if found["guarantee"]["epsilon"] != self.rule.epsilon or found["ledger"]["public"] != known:
             raise BadInput(f"{folder} holds a rule of other settings or of another table: give another --out.")
         return self._result(**found)
+
+    def _fitted(self) -> DPTreatmentRule:
+        return self.rule.fit(*self._records, propensity=self.table.propensity)
 
     @property
     def _records(self) -> tuple[Array, NDArray[Any], Array]:
@@ -331,6 +349,15 @@ def _stored_rule(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return {name: about[name] for name in DRAWN} if whole and about.get("form") == FORM else None
+
+
+def _fitted_table(folder: Path) -> str:
+    """The digest of the table that a folder's rule was fitted on; empty where the folder does not say."""
+    try:
+        told = json.loads(read_regular(folder / INPUTS))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(told.get("table", "")) if isinstance(told, dict) else ""
 
 
 def _stored_result(path: Path) -> dict[str, Any] | None:
@@ -372,10 +399,14 @@ class EvaluationPlan:
     rule: str
     records: int
     propensity: str
+    learnt: bool
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal."""
-        return (f"The rule of {self.rule} on {self.records:,} records; propensity: {self.propensity}.",)
+        return (
+            *([LEARNT] if self.learnt else []),
+            f"The rule of {self.rule} on {self.records:,} records; propensity: {self.propensity}.",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,6 +417,7 @@ class RuleEvaluating(Request):
     table: Table
     signs: Array
     kappa: float
+    learnt: bool
     names: Mapping[str, str]
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
@@ -409,12 +441,14 @@ class RuleEvaluating(Request):
         )
         signs = loaded.bounds.signs(found.treatment, len(found))
         path = Path(rule) / RULE_FILE if Path(rule).is_dir() else Path(rule)
+        learnt = bool(found.digest) and _fitted_table(path.parent) == found.digest
         inputs = {"rule": sha256_file(path), "table": found.digest}
         names = {"rule": str(rule), "table": found.name, "treatment": treatment, "outcome": outcome}
-        return cls(loaded, found, signs, kappa, names, {name: value for name, value in inputs.items() if value}, {})
+        inputs = {name: value for name, value in inputs.items() if value}
+        return cls(loaded, found, signs, kappa, learnt, names, inputs, {})
 
     def plan(self) -> EvaluationPlan:
-        return EvaluationPlan(self.names["rule"], len(self.table), self.table.given)
+        return EvaluationPlan(self.names["rule"], len(self.table), self.table.given, self.learnt)
 
     def work(self, folder: Path | None) -> RuleEvaluation:
         own = self._propensities()
@@ -433,9 +467,10 @@ class RuleEvaluating(Request):
             gains={name: _bounded(parts[RULE] - parts[name]) for name in (ALL, NONE)},
             treated=float((advised > 0).mean()),
             agreed=float((advised == self.signs).mean()),
+            learnt=self.learnt,
             guarantee=self.rule.guarantee_,
             notes=(
-                "These numbers are of the held-out records and not private.",
+                "These numbers are of the records of this table and not private.",
                 "Values are weighted means of the outcome of those whose own arm is the one that the policy gives (Hajek).",
                 *(
                     (

@@ -32,7 +32,11 @@ Weighting = Literal["ipw", "entropy", "mmd", "known", "uniform"]
 Evaluate = Callable[[Array], tuple[Array, Array]]
 
 TOLERANCE = 1e-6  # norm of the first stage's gradient at which it counts as solved; its error is in the bounds
+LEAST_KAPPA, LEAST_RIDGE, MOST_RADIUS, MOST_WEIGHT = 1e-9, 1e-9, 20.0, 1e9  # beyond them noise is all that is left
 MOST_MMD = 5000  # records whose kernel is held in memory
+UNIT = 2.0**-53  # of float64's rounding
+LEAST_BANDWIDTH = 0.01  # below it rounding of a distance is no small part of the kernel
+_KERNEL = 3e4  # rounding of a kernel's entry at that bandwidth, a feature, in units of UNIT
 _ROUNDS = 200
 
 
@@ -54,17 +58,19 @@ def sensitivity(
     weights: Weighting = "ipw",
     *,
     n: int,
+    d: int = 100,
     kappa: float = 0.2,
     weight_ridge: float = 1.0,
     radius: float = 1.0,
     largest_weight: float = 5.0,
     curvature: float = 0.0,
 ) -> Sensitivity:
-    """How far the weights of n records can move, whatever the records are.
+    """How far the weights of n records can move, whatever the records are, as float64 computes them.
 
-    kappa: least propensity (ipw, known). weight_ridge: lam above. radius: R of entropy. largest_weight: W of mmd. curvature:
-    of the likelihood beside the ridge, for ipw, as `DPTreatmentRule(tightening=...)` releases it; 0 otherwise.
-    Raises BadInput for constants out of range, and for mmd above 5,000 records.
+    d: features, the constant included, with which rounding grows. kappa: least propensity (ipw, known). weight_ridge: lam
+    above. radius: R of entropy. largest_weight: W of mmd. curvature: of the likelihood beside the ridge, for ipw, as
+    `DPTreatmentRule(tightening=...)` releases it; 0 otherwise. Raises BadInput for constants out of range, and for mmd above
+    5,000 records.
     """
     check_constants(n, kappa=kappa, weight_ridge=weight_ridge, radius=radius, largest_weight=largest_weight)
     if weights == "uniform":
@@ -73,31 +79,49 @@ def sensitivity(
         return Sensitivity(0.0, 1 / kappa)
     if weights == "ipw":
         strength = weight_ridge + max(curvature, 0.0) / n
-        return Sensitivity(2 * (1 + TOLERANCE) * (1 / kappa - 1) / strength, 1 / kappa)
+        left = TOLERANCE + rounding(n, d, 1.0, 1 / weight_ridge)
+        return Sensitivity(2 * (1 + left) * (1 / kappa - 1) / strength, 1 / kappa)
     if weights == "entropy":
         most = math.exp(radius)
-        return Sensitivity(2 * most * (max(1.0, most - 1) + TOLERANCE) / weight_ridge, most)
+        left = TOLERANCE + rounding(n, d, most, radius)
+        return Sensitivity(2 * most * (max(1.0, most - 1) + left) / weight_ridge, most)
     if n > MOST_MMD:
         raise BadInput(
             f"mmd weights hold the kernel of all pairs, too much for {n:,} records: use ipw or entropy above {MOST_MMD:,}."
         )
-    own = 2 * math.sqrt(2) * TOLERANCE
-    return Sensitivity((2 * max(1.0, largest_weight - 1) + own) / weight_ridge, largest_weight)
+    left = 2 * math.sqrt(2) * TOLERANCE + 2 * rounding(n, d, largest_weight, _KERNEL)
+    return Sensitivity((2 * max(1.0, largest_weight - 1) + left) / weight_ridge, largest_weight)
+
+
+def rounding(n: int, d: int, most: float, norm: float) -> float:
+    """The most that float64 changes the norm of sum m_i s(theta.x_i) x_i, whatever the records; |m_i s|, |m_i s'| <= most.
+
+    n records, d features, norm: the most that theta has. A dot product of d terms is wrong by d |x| |theta| units, a sum of
+    n terms by n^2 most; the rest is a handful of units a term.
+    """
+    return UNIT * n * most * (4 * (n + d) + d * norm)
 
 
 def check_constants(n: int, *, kappa: float, weight_ridge: float, radius: float, largest_weight: float) -> None:
     """Raises BadInput for public constants that no bound can be computed from."""
     if n < 2:
         raise BadInput(f"n is {n}: a rule needs two records at least.")
-    if not 0 < kappa <= 1:
+    if not LEAST_KAPPA <= kappa <= 1:
         raise BadInput(
-            f"kappa is {kappa!r}, which is no least propensity: give one above 0 and at most 1, such as 0.2."
+            f"kappa is {kappa!r}, which is no least propensity: give one of {LEAST_KAPPA:g} to 1, such as 0.2."
         )
-    for name, value in {"weight_ridge": weight_ridge, "radius": radius}.items():
-        if not 0 < value < math.inf:
-            raise BadInput(f"{name} is {value!r}: without a positive one the weights can move without a bound.")
-    if not 1 <= largest_weight < math.inf:
-        raise BadInput(f"largest_weight is {largest_weight!r}: give a number of 1 or more.")
+    if not LEAST_RIDGE <= weight_ridge < math.inf:
+        raise BadInput(
+            f"weight_ridge is {weight_ridge!r}: without a positive one the weights can move without a bound; give one of "
+            f"{LEAST_RIDGE:g} or more, such as 1."
+        )
+    if not 0 < radius <= MOST_RADIUS:
+        raise BadInput(
+            f"radius is {radius!r}: without a positive one the weights can move without a bound; give one of "
+            f"{MOST_RADIUS:g} at most, such as 1."
+        )
+    if not 1 <= largest_weight <= MOST_WEIGHT:
+        raise BadInput(f"largest_weight is {largest_weight!r}: give a number of 1 to {MOST_WEIGHT:g}.")
 
 
 def ipw(x: Array, a: Array, *, kappa: float, weight_ridge: float, radius: float = math.inf) -> Array:

@@ -25,6 +25,7 @@ from equipoise.chat.calls import Call, Reply
 from equipoise.chat.client import answers
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput
+from equipoise.data.text import defused
 from equipoise.reinforcement.reflection import NO_REFLECTION, ContinuedSolution, Reflection
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ PROMPT = files("equipoise.reinforcement") / "prompts" / "reflection.md"
 PHASE = "judge"
 MARK = "| "
 _SLOTS = {"tested", "problem", "steps", "continuation"}
-# As templates write them: <|im_end|>, <｜User｜>, </s>, <start_of_turn>, <<SYS>>, [/INST], [TOOL_CALLS].
-_CONTROL = re.compile(r"<(?=[|｜/<]?[\w|｜▁ /-]{1,40}[|｜]?>)|\[(?=/?[A-Z_]{2,40}\])")
 _QUOTED = re.compile(rf"^\s*{re.escape(MARK.strip())}\s?", re.MULTILINE)
 
 
@@ -125,4 +124,4 @@ def _numbered(steps: Sequence[str], first: int) -> str:
 
 def _data(text: str) -> str:
     """A text as quoted lines, whatever it takes for a line end."""
-    return "\n".join(MARK + _CONTROL.sub(r"\g<0> ", line) for line in text.splitlines() or [""])
+    return "\n".join(MARK + defused(line) for line in text.splitlines() or [""])

@@ -1,18 +1,32 @@
 """AlphaOne on the scales: does thinking slowly first and fast afterwards answer more for the tokens that it costs?
 
-Per seed a tiny model is taught to think in paragraphs with errors, and with a "Wait" that does a step again. Every arm
-steers the same model on the same problems, with the same draws of tokens and the same least room. Arms differ in when the
-word is inserted and when the thinking is ended; what each of both parts does alone is an arm, too.
+Per seed a tiny model is taught to think in paragraphs with errors, and with a "Wait" that derives values again, with fewer.
+Every arm steers the same model on the same problems, with the same draws of tokens and the same least room. Arms differ in
+when the word is inserted and when the thinking is ended; what each of both parts does alone is an arm, too.
 
-In this world a wait helps where it stands behind a step that was wrong, and no control knows which these are. Thinking has
-no inertia beyond the traces: that slow thinking should come first may not show here.
+What a control is worth hangs on how far back a wait goes, which is not known of real models. Of half of the problems a wait
+does the last step again, so that waits along the way are what helps; of the other half it does all steps so far again, so
+that one at the end mends the most. The claims are of both halves together.
 """
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from equipoise.study import Arm, Claim, Outcome, Preparation, Run, Study, better, both, cheaper, not_worse, study
+from equipoise.study import (
+    Arm,
+    Claim,
+    Outcome,
+    Preparation,
+    Run,
+    Study,
+    better,
+    both,
+    cheaper,
+    matched,
+    not_worse,
+    study,
+)
 
 PAPER = "arXiv:2505.24863"
 OURS = "control of ours"
@@ -23,9 +37,9 @@ TOKENS = "the paper's s1 writes 1.27 times as many; a tenth is the least that pa
 
 @study("alphaone", paper=PAPER, trades="thinking tokens for right answers")
 def alphaone(
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 1500,
-    problems: Annotated[int, Field(ge=4, le=2000)] = 500,
-    calibrate: Annotated[int, Field(ge=2, le=1000)] = 100,
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 800,
+    problems: Annotated[int, Field(ge=4, le=2000)] = 600,
+    calibrate: Annotated[int, Field(ge=2, le=1000)] = 200,
 ) -> Study:
     """AlphaOne against no control, s1, a hard cap, waits at random, other schedules, and each of its two parts alone.
 
@@ -41,10 +55,14 @@ def alphaone(
     def ahead(rival: str, **how: Any) -> Any:
         return better("accuracy", arm="alphaone", rival=rival, **how)
 
+    def sooner(rival: str) -> Any:
+        return matched("accuracy", arm="alphaone", rival=rival, judge="generated_tokens", by=1.1, reason=TOKENS)
+
     return Study(
-        seeds=5,  # from 0; seed 1000 was looked at while the world was built
+        seeds=10,  # from 0; seeds 1000 and 1001 were looked at while the world was built
         budget="prompts",
-        scale="A Llama of about 0.7 M parameters, taught to work chains of five one-digit operators in paragraphs; "
+        dial="within",
+        scale="A Llama of about 0.3 M parameters, taught to add four one-digit numbers in paragraphs; "
         "effects at this scale say nothing of models that reason in earnest.",
         prepare=prepare,
         arms=[
@@ -60,13 +78,21 @@ def alphaone(
             *(steered(f"alpha-{alpha:g}", alpha=alpha) for alpha in (0.6, 1.0, 2.0)),
         ],
         outcomes=[
-            Outcome("accuracy", better="higher", chance=0.1, description="of all problems, those answered rightly"),
+            Outcome(
+                "accuracy",
+                better="higher",
+                chance=0.1,
+                description="of all problems, those answered rightly within so many tokens",
+            ),
             Outcome("tokens", better="lower", description="of thinking and answer, a problem"),
             Outcome("thinking_tokens", better="lower", description="up to the end of thinking, or all"),
             Outcome("inserted", better="lower", description="words written in the model's stead, a problem"),
             Outcome("spontaneous", better="lower", description="such words that the model wrote itself"),
             Outcome("spent", better="lower", description="share of answers that were not done within the tokens"),
             Outcome("closed_once", better="higher", description="share with exactly one end of thinking"),
+            Outcome(
+                "in_place", better="higher", description="of all steps, those that do what is due with what stands"
+            ),
             Outcome("step_right", better="higher", description="of first steps, those with the true value"),
             Outcome("wait_right", better="higher", description="of steps done again, those with the true value"),
         ],
@@ -112,6 +138,13 @@ def alphaone(
                 ahead("constant-0.1"),
             ),
             exploratory("A wait at every paragraph until the moment answers less.", OURS, ahead("constant-1")),
+            exploratory("It comes to an accuracy with fewer tokens than the model alone.", OURS, sooner("base")),
+            exploratory("It comes to an accuracy with fewer tokens than s1.", OURS, sooner("s1")),
+            *(
+                exploratory(f"{how}: it answers more than {said}.", OURS, ahead(rival, where={"reach": reach}))
+                for reach, how in (("step", "A wait does one step again"), ("chain", "A wait does all steps again"))
+                for rival, said in (("base", "the model alone"), ("s1", "s1"), ("increase", "with the chance rising"))
+            ),
             Claim(
                 "It gains 4.65 to 6.15 points on mathematics and code with reasoning models of 1.5 B to 32 B.",
                 source=f"{PAPER}, table 1",

@@ -46,6 +46,14 @@ def asked(problem: Problem) -> str | tuple[Message, ...]:
     return problem.messages or problem.prompt
 
 
+def question(problem: Problem) -> str:
+    """What is answered, as one text: of a conversation all turns, each with who said it."""
+    turns = problem.messages
+    if len(turns) < 2:
+        return problem.prompt
+    return "\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
+
+
 @closed
 def read_answers(
     source: str | Path | Sequence[Mapping[str, Any]],

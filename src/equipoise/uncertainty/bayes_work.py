@@ -448,6 +448,11 @@ class Bayesianizing(_Bayes):
     def _blob(self, found: _Opened, folder: Path | None) -> tuple[blob.Blob, list[str]]:
         given = self.settings
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
+        if stored and stored.get("base") != found.base_digest:
+            raise BadInput(
+                f"{found.language_model.name} is not the base that this training was begun on: its weights are others now. "
+                "Give the same base, or begin anew with --fresh."
+            )
         labels = [label for label in self.labelled.labels if label is not None]
         trained, _ = blob.train(
             found.language_model,
@@ -458,10 +463,11 @@ class Bayesianizing(_Bayes):
                 epsilon=given.epsilon, beta=given.beta, gamma=given.gamma, kl_learning_rate=given.kl_learning_rate
             ),
             draws=given.draws,
-            save=None if folder is None else lambda state: save_state(folder / STATE, state),
+            save=None if folder is None
+            else lambda state: save_state(folder / STATE, {"base": found.base_digest, "training": state}),
             save_every=EVERY,
-            state=stored or None,
-        )
+            state=stored.get("training"),
+        )  # fmt: skip
         return trained, notes
 
 

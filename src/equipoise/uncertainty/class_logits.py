@@ -114,10 +114,12 @@ def _token(
         return None
     behind: Any
     if language_model.uses_chat_template:
-        # What stands before an answer is the template's own end, the same whatever the prompt.
-        prompts, rows = prompts[:1], rows[:1]
         turns = [[Message("user", each)] if isinstance(each, str) else list(each) for each in prompts]
-        behind = [[*each, Message("assistant", text)] for each in turns]
+        begun = [place for place, each in enumerate(turns) if each[-1].role == "assistant"]
+        # What stands before an answer that has not begun is the template's own end, the same whatever the prompt.
+        chosen = [*begun, *[place for place, each in enumerate(turns) if each[-1].role != "assistant"][:1]]
+        rows = [rows[place] for place in chosen]
+        behind = [_with_answer(turns[place], text) for place in chosen]
     else:
         behind = [str(prompt).rstrip(" ") + text for prompt in prompts]
     found, _ = encode_prompts(language_model, behind)
@@ -126,6 +128,13 @@ def _token(
     }
     only = added.pop() if len(added) == 1 else ()
     return only[0] if len(only) == 1 else None
+
+
+def _with_answer(turns: list[Message], text: str) -> list[Message]:
+    """The turns with this answer, or with this behind the answer that they end in."""
+    if turns[-1].role != "assistant":
+        return [*turns, Message("assistant", text)]
+    return [*turns[:-1], Message("assistant", turns[-1].content.rstrip(" ") + text)]
 
 
 def in_batches(

@@ -31,7 +31,8 @@ VerifierKind = Literal["exact", "number", "choice", "math"]
 Vote = Literal["majority", "weighted"]
 Score = Literal[
     "tu_sum", "tu_mean", "tu_max", "au_sum", "au_mean", "au_max", "eu_sum", "eu_mean", "eu_max", "log_prob_sum",
-    "log_prob_mean", "entropy_sum", "entropy_mean", "self_certainty", "deepconf", "p_true", "length",
+    "log_prob_mean", "entropy_sum", "entropy_mean", "self_certainty", "deepconf", "p_true",
+    "semantic_entropy", "length",
 ]  # fmt: skip
 
 
@@ -66,9 +67,10 @@ def score(
 
     Your own: `equipoise uncertainty score --model ./small --answers a.jsonl --risk 0.1`
 
-    The folder gets scores.jsonl (the characters of every token with TU, AU, EU and log-probability; 16 scores an answer), a
-    heat map and a report: where answers are labelled how well each score tells right from wrong, always beside the length of
-    the answer, and a threshold. The same command goes on where it was stopped.
+    The folder gets scores.jsonl (the characters of every token with TU, AU, EU and log-probability; 16 scores an answer,
+    and where each question has several answers the entropy of what they say), a heat map and a report: where answers are
+    labelled how well each score tells right from wrong, always beside the length of the answer, and a threshold. The same
+    command goes on where it was stopped.
 
     Parameters
     ----------

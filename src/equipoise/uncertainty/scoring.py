@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +19,24 @@ from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.scores import risk_coverage
 from equipoise.core.shares import Bounded
-from equipoise.language.confidence import p_true
+from equipoise.language.confidence import p_true, semantic_entropy
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
-from equipoise.uncertainty.answers import Answers, asked, read_answers
+from equipoise.uncertainty.answers import Answers, asked, question, read_answers
 from equipoise.uncertainty.clean_history import check_family
 from equipoise.uncertainty.measured_answers import accept, detection, share_right
 from equipoise.uncertainty.perturbed import Perturbed, perturb
+from equipoise.uncertainty.selection import canonical
 from equipoise.uncertainty.token_page import SCORES
-from equipoise.uncertainty.token_result import ENOUGH, LENGTH, ScorePlan, TokenScores
+from equipoise.uncertainty.token_result import ENOUGH, LENGTH, SEMANTIC, ScorePlan, TokenScores
 from equipoise.uncertainty.tokur import Encoded, TokenUncertainty, choose_sigma, confidences, encoded, score_tokens
 
 STORED = "scored.jsonl"
 AT_ONCE = 16  # answers that are stored together
 CHOOSERS = 20  # answers on which sigma is chosen
 P_TRUE = "p_true"
+SEVERAL = 2  # answers to a question, without which its semantic entropy is no number
 DRAWN = 200  # points of a curve
 
 
@@ -80,6 +83,11 @@ class Scoring(Request):
             )
         if settings["by"] == P_TRUE and not settings["ask"]:
             raise BadInput("by is p_true, for which the model has to be asked: give ask, too.")
+        if settings["by"] == SEMANTIC and (few := _few(read)):
+            raise BadInput(
+                f"by is {SEMANTIC}, but {few[0]!r} is the one answer to its question: give several to each, with one "
+                "prompt or group."
+            )
         if settings["sigma"] is None and settings["members"] < 2:
             raise BadInput("members is 1, which is the model without noise: give 2 at least, or a sigma.")
         inputs = {"answers": read.sha256} if read.sha256 else {}
@@ -103,9 +111,21 @@ class Scoring(Request):
         keep_to(stored, unsure.language_model)
         chosen = self._sigma(unsure, rows, stored)
         values = self._scored(unsure.at(chosen["sigma"]), rows, stored)
+        notes = list(stored.damaged)
+        few = _few(self.answers)
+        if not few:
+            spread = semantic_entropies(self.answers)
+            values = {
+                place: {**each, "scores": {**each["scores"], SEMANTIC: _rounded(-spread[place])}}
+                for place, each in values.items()
+            }
+        elif len(few) < len(set(self.answers.questions)):
+            notes.append(
+                f"No semantic entropy: {len(few)} questions have one answer each, the first of them {few[0]!r}."
+            )
         if folder is not None:
             write_atomic(folder / SCORES, "".join(self._line(place, values.get(place)) for place in range(self._count)))
-        return self._result(unsure, chosen, values, left_out, tuple(stored.damaged))
+        return self._result(unsure, chosen, values, left_out, tuple(notes))
 
     def scratch(self) -> tuple[str, ...]:
         return (STORED,)
@@ -161,7 +181,7 @@ class Scoring(Request):
             language_model = unsure.language_model
             scores[P_TRUE] = p_true(
                 language_model,
-                [self.answers.problems[place].prompt for place in places],
+                [question(self.answers.problems[place]) for place in places],
                 [self.answers.texts[place] for place in places],
                 batch_size=self.batch_size,
                 max_length=language_model.context,
@@ -253,6 +273,29 @@ class Scoring(Request):
             questions=asked_of,
             notes=(*notes, *([few] if few else [])),
         )
+
+
+def semantic_entropies(answers: Answers) -> list[float]:
+    """The semantic entropy of the question of each answer, in nats: of what its answers come to, as `select` reads them.
+
+    Of their shares, so that it does not matter who wrote them. No model judges what means the same.
+    """
+    names = answers.questions
+    said: dict[str, list[str]] = {}
+    for place, (name, text) in enumerate(zip(names, answers.texts, strict=True)):
+        said.setdefault(name, []).append(canonical(text) or f"(answer {place})")
+    found = {}
+    for name, texts in said.items():
+        groups = {text: group for group, text in enumerate(dict.fromkeys(texts))}
+        found[name] = float(semantic_entropy([groups[text] for text in texts]))
+    return [found[name] for name in names]
+
+
+def _few(answers: Answers) -> list[str]:
+    """The ids of answers that are the only ones to their questions."""
+    names = answers.questions
+    count = Counter(names)
+    return [problem.id for problem, name in zip(answers.problems, names, strict=True) if count[name] < SEVERAL]
 
 
 def _tokens(found: TokenUncertainty, row: int) -> list[dict[str, Any]]:

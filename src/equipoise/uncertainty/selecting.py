@@ -20,7 +20,7 @@ from equipoise.core.statistics import item_interval
 from equipoise.data.records import kind_of, read_rows
 from equipoise.data.text import lone_surrogate
 from equipoise.uncertainty.selection import Selected, Vote, select
-from equipoise.uncertainty.token_result import Selection, SelectPlan
+from equipoise.uncertainty.token_result import SEMANTIC, Selection, SelectPlan
 
 SELECTED = "selected.jsonl"
 UNKNOWN = Bounded(math.nan, math.nan, math.nan)
@@ -53,13 +53,17 @@ class Selecting(Request):
     @classmethod
     def read(cls, scores: Any, *, by: str, keep: float, vote: Any) -> Selecting:
         """Raises BadInput for rows that hold no such score."""
+        if by == SEMANTIC:
+            raise BadInput(
+                f"{by} is of a question, alike for all its answers, and cannot choose among them: name another."
+            )
         if isinstance(scores, str | Path):
             rows = [(place, row) for place, _, row in read_rows(Path(scores))]
             inputs = {"scores": sha256_file(Path(scores))}
         else:
             rows, inputs = [(f"row {number}", row) for number, row in enumerate(scores, start=1)], {}
         questions: dict[str, list[_Candidate]] = {}
-        skipped = 0
+        skipped, places = 0, dict[str, str]()
         for place, row in rows:
             if not isinstance(row, Mapping):
                 raise BadInput(f"{place} is {kind_of(row)}, expected an object with id, prompt, answer and scores.")
@@ -67,6 +71,12 @@ class Selecting(Request):
                 skipped += 1
                 continue
             candidate = _candidate(place, row, by)
+            if candidate.id in places:
+                raise BadInput(
+                    f"{place}: id {candidate.id!r} was used before at {places[candidate.id]}, and each votes once: give "
+                    "each answer an id of its own, and name the question in group."
+                )
+            places[candidate.id] = place
             group = row.get("group")
             name = (
                 group if group not in (None, "") else json.dumps(candidate.prompt, ensure_ascii=False, sort_keys=True)

@@ -9,6 +9,7 @@ from equipoise.core.job import Page, table_html
 from equipoise.core.shares import Bounded
 
 LENGTH = "length"
+SEMANTIC = "semantic_entropy"
 ENOUGH = 50  # labelled answers of which an interval is given
 
 

@@ -1,0 +1,433 @@
+"""A life from the top down: the calendar, the checks of each step, the gates, the questions and what gives answers away."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from datetime import date, datetime, time
+
+import pytest
+
+from equipoise.agents import compose as top_down
+from equipoise.agents.compose import (
+    Acquaintance,
+    Dated,
+    Detail,
+    Event,
+    Fixed,
+    Period,
+    Persona,
+    Problem,
+    Spoken,
+    allocation_problems,
+    compose,
+    dates_in,
+    enriched_problems,
+    event_problems,
+    mend,
+    read_persona,
+    repetition_problems,
+    similar,
+    slots,
+    spoken_problems,
+)
+from equipoise.agents.compose_questions import history_of, make_questions
+from equipoise.agents.compose_templates import TemplateWriter
+from equipoise.agents.leaks import dated, lint, without_dates
+from equipoise.core.errors import BadInput
+from equipoise.data.answers import contains
+from equipoise.data.histories import History, MemoryQuestion, Session, Turn
+from equipoise.data.lifelogs import lifedial_record, read_histories
+
+NEW_YEAR, MONDAY = date(2024, 1, 1), date(2024, 5, 6)
+WEDDING = Fixed(date(2024, 1, 10), "Ida's wedding")
+MARA = Persona(
+    "Mara", "a nurse", (Acquaintance("Tom", "brother"), Acquaintance("Ida")), ("garden", "choir"), (WEDDING,)
+)
+
+
+def a_life(days=20, persona=MARA, seed=0, repairs=1):
+    return compose(persona, NEW_YEAR, days, TemplateWriter(persona, seed=seed), repairs=repairs)
+
+
+# --- calendar and checks ---------------------------------------------------------------------------------------------
+
+
+def test_a_year_has_12_months_62_parts_of_weeks_and_366_days():
+    months = slots("month", NEW_YEAR, date(2024, 12, 31))
+    weeks = [week for first, last in months for week in slots("week", first, last)]
+    days = [day for first, last in weeks for day in slots("day", first, last)]
+    assert (len(months), len(weeks), len(days)) == (12, 62, 366)
+    assert weeks[4:6] == [(date(2024, 1, 29), date(2024, 1, 31)), (date(2024, 2, 1), date(2024, 2, 4))]
+    assert days == [(day, day) for day, _ in days] and len(set(days)) == 366
+    assert slots("year", NEW_YEAR, date(2024, 3, 1)) == [(NEW_YEAR, date(2024, 3, 1))]
+    with pytest.raises(BadInput, match="ends before it begins"):
+        slots("day", MONDAY, NEW_YEAR)
+
+
+def test_days_are_read_out_of_a_text():
+    text = "On 2024-05-06, 7 May and June 8th; May I? It may rain in March 2024, on 31 June or 1st of August."
+    assert dates_in(text, [2024]) == [MONDAY, date(2024, 5, 7), date(2024, 8, 1), date(2024, 6, 8)]
+    assert dates_in("2 May", [2023, 2024]) == [date(2023, 5, 2), date(2024, 5, 2)]
+
+
+def test_what_is_fixed_may_not_move_and_parts_lie_inside():
+    week = Period("week", date(2024, 1, 8), date(2024, 1, 14), "choir", (WEDDING,))
+    parts = [(date(2024, 1, 8), date(2024, 1, 10)), (date(2024, 1, 11), date(2024, 1, 14))]
+    right = [Dated(*parts[0], "choir; Ida's wedding"), Dated(*parts[1], "rest")]
+    assert allocation_problems(week, parts, right) == []
+
+    def texts(records):
+        return [problem.text for problem in allocation_problems(week, parts, records)]
+
+    moved = [Dated(*parts[0], "choir"), Dated(*parts[1], "Ida's wedding")]
+    assert texts(moved) == [
+        '"Ida\'s wedding" of 2024-01-10 is not in 2024-01-08 to 2024-01-10',
+        '"Ida\'s wedding" of 2024-01-10 was moved into 2024-01-11 to 2024-01-14',
+    ]
+    outside = Dated(date(2024, 1, 11), date(2024, 1, 15), "rest")
+    assert texts([right[0], outside]) == [
+        "2024-01-11 to 2024-01-15 lies outside week 2024-01-08 to 2024-01-14",
+        "2024-01-11 to 2024-01-14 is missing",
+    ]
+    assert texts([*right, right[1]]) == ["2024-01-11 to 2024-01-14 stands twice"]
+    assert texts([Dated(date(2024, 1, 9), date(2024, 1, 9), "x"), *right]) == [
+        "2024-01-09 to 2024-01-09 is no part of the calendar"
+    ]
+    assert [problem.kind for problem in allocation_problems(week, parts, None)] == ["unusable"]
+    mended = mend(week, parts, [*moved, outside], "day")
+    assert [period.text for period in mended] == ["choir\n2024-01-10: Ida's wedding", ""]
+    assert [period.fixed for period in mended] == [(WEDDING,), ()]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Choir, and Ida's wedding on 10 January.", ""),
+        ("Choir.", '"Ida\'s wedding" of 2024-01-10 is lost'),
+        ("Ida's wedding; on 15 January the choir sings", "2024-01-15 lies outside"),
+        ("Ida's wedding, and next week the choir sings", "'next week' is a plan beyond"),
+        (" ", "there is no text"),
+        (None, "there is no text"),
+    ],
+)
+def test_an_expanded_text_stays_within_its_record(text, problem):
+    week = Period("week", date(2024, 1, 8), date(2024, 1, 14), "choir", (WEDDING,))
+    found = enriched_problems(week, text)
+    assert [problem in each.text for each in found] == ([True] if problem else [])
+
+
+def an_event(at="09:00", until="10:00", what="sowed beans", day=MONDAY, **more):
+    begin, end = (time.fromisoformat(each) for each in (at, until))
+    return Event(day, begin, end, "the yard", ("Tom",), what, **more)
+
+
+def test_events_of_a_day_follow_each_other():
+    day = Period("day", MONDAY, MONDAY, "garden", (Fixed(MONDAY, "the fair"),))
+    fair = an_event("10:00", "11:00", "went to the fair")
+    assert event_problems(day, [fair, an_event()]) == []
+    for events, problem in (
+        ([fair, an_event(until="10:01")], "begins while 'sowed beans' goes on"),
+        ([fair, an_event(until="09:00")], "ends at 09:00:00 and begins at 09:00:00"),
+        ([fair, an_event(day=NEW_YEAR)], "is on 2024-01-01, not on 2024-05-06"),
+        ([fair, an_event(what="?")], "says nothing of what happens"),
+        ([an_event()], "'the fair' of this day is lost"),
+        (None, "no list of events"),
+    ):
+        assert problem in event_problems(day, events)[0].text
+    assert [each.kind for each in event_problems(replace(day, fixed=()), [])] == ["unusable"]
+
+
+def test_every_detail_has_to_be_said():
+    event = an_event(details=(Detail("colour of the fence", "dark green"),))
+    assert spoken_problems(event, [("Mara", "It will be dark green!")]) == []
+    assert "nobody says 'dark green'" in spoken_problems(event, [("Mara", "It will be green, dark as it is.")])[0].text
+    assert spoken_problems(event, [("Mara", " ")])[0].kind == spoken_problems(event, [])[0].kind == "unusable"
+
+
+def test_similarity_is_the_cosine_of_weighted_counts():
+    texts = ["red fence", "red fence red", "blue boat", ""]
+    # weights ln(4 / 2) + 1 for red and fence, ln(4) + 1 for blue and boat: (1, 1) and (2, 1) of equal weights
+    (first, *rest), *_ = similar(texts, k=2)
+    assert first == (1, pytest.approx(3 / (2**0.5 * 5**0.5))) and rest[0][1] == 0.0
+    assert similar(["one"], k=5) == [[]]
+    found = repetition_problems(["red fence", "red fence red", "Red fence!", "blue boat"], ["a", "b", "c", "d"])
+    assert [[problem.text for problem in each] for each in found] == [
+        [],
+        ["it is nearly the same as a"],
+        ["it is nearly the same as a"],
+        [],
+    ]
+
+
+# --- the gates -------------------------------------------------------------------------------------------------------
+
+
+class Faulty(TemplateWriter):
+    """Moves the wedding at first, loses it when asked again, and says nothing of one detail, ever."""
+
+    def __init__(self, mends=True):
+        super().__init__(MARA)
+        self.mends, self.told = mends, []
+
+    def allocate(self, parents, slots, again, attempt):
+        made = super().allocate(parents, slots, again, attempt)
+        self.told += [problem.text for each in again for problem in each]
+        if parents[0].level == "year" and (attempt == 0 or not self.mends):
+            made[0] = [
+                replace(record, text=f"garden\n{'' if n else WEDDING.text}") for n, record in enumerate(made[0])
+            ][::-1]
+            made[0][0] = replace(made[0][0], text=f"garden {WEDDING.text}")
+        return made
+
+    def dialogue(self, asked, again, attempt):
+        made = super().dialogue(asked, again, attempt)
+        return [
+            [(who, words.replace("green", "gr-n")) for who, words in each] if event.details else each
+            for (event, _), each in zip(asked, made, strict=True)
+        ]
+
+
+def test_what_is_flagged_is_written_anew_and_told_why():
+    writer = Faulty()
+    made = compose(MARA, NEW_YEAR, 40, writer, repairs=1)
+    assert (made.gates[0].step, made.gates[0].flagged, made.gates[0].inconsistent, made.gates[0].left) == (
+        "allocate months", 1, 1, 0,
+    )  # fmt: skip
+    assert any("was moved into 2024-02-01 to 2024-02-09" in text for text in writer.told)
+    assert "allocations of months mended by rule" not in made.dropped
+
+
+def test_what_stays_flagged_is_mended_by_rule_and_counted():
+    made = compose(MARA, NEW_YEAR, 40, Faulty(mends=False), repairs=2)
+    assert (made.gates[0].flagged, made.gates[0].left) == (1, 1)
+    assert made.dropped["allocations of months mended by rule"] == 1
+    january, february = (period for period in made.periods if period.level == "month")
+    assert contains(january.text, WEDDING.text) and not contains(february.text, WEDDING.text)
+    weddings = [each for each in made.spoken if contains(each.event.what, WEDDING.text)]
+    assert [each.event.day for each in weddings] == [WEDDING.day]
+    assert made.dropped["details that nobody said"] == made.gates[-1].left > 0
+    assert not any("green" in detail.value for each in made.spoken for detail in each.event.details)
+
+
+def test_unusable_records_fall_back_and_end_nothing():
+    class Silent(TemplateWriter):
+        def enrich(self, asked, again, attempt):
+            return [None] * len(asked)
+
+        def events(self, asked, again, attempt):
+            return [None, *super().events(asked, again, attempt)[1:]]
+
+        def dialogue(self, asked, again, attempt):
+            return [None, *super().dialogue(asked, again, attempt)[1:]]
+
+    made = compose(MARA, NEW_YEAR, 12, Silent(MARA), repairs=0)
+    assert made.dropped["texts of days left as they were allocated"] == 12
+    assert (made.dropped["days without events"], made.dropped["events without a dialogue"]) == (1, 1)
+    assert made.gates[-2].unusable == 1 and made.spoken
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+def test_a_life_is_the_same_for_its_seed_and_each_day_for_itself():
+    life = a_life()
+    assert a_life() == life
+    assert a_life(seed=1).spoken != life.spoken
+    # Days that lie in whole months and weeks of the shorter life too are the same in the longer one.
+    month = compose(MARA, NEW_YEAR, 31, TemplateWriter(MARA), repairs=0)
+    longer = compose(MARA, NEW_YEAR, 60, TemplateWriter(MARA), repairs=0)
+    assert [each for each in longer.spoken if each.event.day <= date(2024, 1, 31)] == list(month.spoken)
+
+
+def test_a_life_keeps_its_rules():
+    life = a_life(60)
+    by_day = Counter(each.event.day for each in life.spoken)
+    assert sorted(by_day) == [day for day, _ in slots("day", NEW_YEAR, date(2024, 2, 29))]
+    assert max(by_day.values()) <= 5  # four and the morning
+    begins = [each.event.begins for each in life.spoken]
+    assert begins == sorted(begins)
+    for period in life.periods:
+        assert enriched_problems(period, period.text) == []
+    for each in life.spoken:
+        assert spoken_problems(each.event, each.lines) == []
+    assert all(gate.inconsistent == gate.unusable == 0 for gate in life.gates)
+    assert [each.event.day for each in life.spoken if contains(each.event.what, "Ida's wedding")] == [WEDDING.day]
+    themes = {each.event.place for each in life.spoken}
+    assert not themes & {"the office", "the lake"}  # the persona has neither work nor running
+
+
+@pytest.mark.parametrize(
+    ("persona", "named"),
+    [
+        (replace(MARA, lines=("gardens",)), "know no line 'gardens'. Did you mean 'garden'"),
+        (replace(MARA, people=()), "nobody to talk to"),
+        (replace(MARA, fixed=(Fixed(date(2024, 3, 1), "x"),)), "fixed to 2024-03-01, outside 2024-01-01 to 2024-01-20"),
+    ],
+)
+def test_a_persona_that_cannot_be_told_is_refused(persona, named):
+    with pytest.raises(BadInput, match=named):
+        a_life(persona=persona)
+    for days in (0, 10**7):
+        with pytest.raises(BadInput, match=r"use at least 1|beyond the calendar"):
+            a_life(days)
+
+
+def test_a_persona_is_read_strictly(tmp_path):
+    path = tmp_path / "p.json"
+    told = {
+        "name": "Mara",
+        "about": "a nurse",
+        "people": [{"name": "Tom", "relation": "brother"}, "Ida"],
+        "lines": ["garden", "choir"],
+        "fixed": [{"date": "2024-01-10", "text": "Ida's wedding"}],
+    }
+    path.write_text(json.dumps(told))
+    assert read_persona(path) == MARA
+    for change, named in (
+        ({"nam": 1}, "no field 'nam' here"),
+        ({"people": [3]}, "field 'people': expected names"),
+        ({"people": ["Mara"]}, "names that are not the same"),
+        ({"fixed": [{"date": "soon", "text": "x"}]}, "fixed 1: field 'date': expected an ISO date"),
+    ):
+        path.write_text(json.dumps(told | change))
+        with pytest.raises(BadInput, match=named):
+            read_persona(path)
+    path.write_text(json.dumps([told, told]))
+    with pytest.raises(BadInput, match="has 2 personas"):
+        read_persona(path)
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def test_questions_are_of_four_kinds_and_know_nothing_of_the_future():
+    life = a_life(40)
+    drafts, _ = make_questions("Mara", life.spoken)
+    assert {draft.kind for draft in drafts} == {"single_event", "event_detail", "multi_event", "time_query"}
+    for draft in drafts:
+        past = [each.event for each in life.spoken if each.event.day <= draft.day]
+        known = {event.what for event in past} | {f"{event.start:%H:%M}" for event in past}
+        known |= {detail.value for event in past for detail in event.details}
+        for option in (draft.gold, *draft.distractors):
+            assert set(option.split(", then ")) <= known, draft
+        assert len({draft.gold, *draft.distractors}) == 4
+        assert all(not life.spoken[place].event.routine for place in draft.events)
+        assert life.spoken[draft.events[-1]].event.day == draft.day
+
+
+def test_a_question_is_the_same_whatever_comes_after_its_day():
+    life = a_life(40)
+    early = [each for each in life.spoken if each.event.day <= date(2024, 1, 20)]
+    drafts, _ = make_questions("Mara", life.spoken, seed=3)
+    assert make_questions("Mara", early, seed=3)[0] == [draft for draft in drafts if draft.day <= date(2024, 1, 20)]
+
+
+def test_the_newest_value_is_right_and_the_older_ones_distract():
+    values = ["green", "white", "ochre", "grey"]
+    spoken = [
+        Spoken(an_event(day=date(2024, 5, n), details=(Detail("fence", value, "Which fence?"),)), (("Mara", value),))
+        for n, value in enumerate(values, start=1)
+    ]
+    drafts, missed = make_questions("Mara", spoken)
+    (detail,) = [draft for draft in drafts if draft.kind == "event_detail"]
+    assert (detail.day, detail.text, detail.gold) == (date(2024, 5, 4), "Which fence?", "grey")
+    assert sorted(detail.distractors) == ["green", "ochre", "white"]
+    assert missed["event_detail: too little before for three distractors"] == 3
+    assert make_questions("Mara", spoken, per_day=0) == ([], {})
+    with pytest.raises(BadInput, match="5 questions a day: use 0 to 4"):
+        make_questions("Mara", spoken, per_day=5)
+
+
+def test_what_options_share_does_not_tell_the_right_one():
+    drafts, _ = make_questions("Mara", a_life(40).spoken)
+    for draft in drafts:
+        if draft.kind == "multi_event":
+            parts = Counter(part for option in (draft.gold, *draft.distractors) for part in option.split(", then "))
+            assert set(parts.values()) == {2}
+    right = Counter(question.right for question in history_of("Mara", a_life(40).spoken, drafts, seed=0).questions)
+    assert all(count > 0.15 * len(drafts) for count in (right[place] for place in range(4)))
+
+
+def test_a_made_history_has_no_leak_and_is_read_back_as_it_was_written(tmp_path):
+    life = a_life(40)
+    drafts, _ = make_questions("Mara", life.spoken)
+    history = history_of("Mara", life.spoken, drafts, seed=0)
+    report = lint(history)
+    assert (report.questions, report.leaks, report.guessable, report.chance) == (len(drafts), (), False, 0.25)
+    assert len(drafts) > 100
+    path = tmp_path / "life.json"
+    path.write_text(json.dumps([lifedial_record(history)]), encoding="utf-8")
+    assert read_histories(path) == [history]
+
+
+# --- leaks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "bare"),
+    [
+        ("What did Ana do on 5 May 2024?", "5 May 2024", "What did Ana do?"),
+        ("Who called at 14:30?", "14:30", "Who called?"),
+        ("Who called around 3 pm on May 5th, 2024?", "3 pm", "Who called?"),
+        ("What happened on 2024-05-06 in the yard?", "2024-05-06", "What happened in the yard?"),
+        ("What was planned in October 2023?", "October 2023", "What was planned?"),
+        ("What may Ana march for in the may garden?", "", "What may Ana march for in the may garden?"),
+        ("Which 3 of the 12 rooms has version 1.2.3?", "", "Which 3 of the 12 rooms has version 1.2.3?"),
+        ("Who won 3:1?", "", "Who won 3:1?"),
+    ],
+)
+def test_dates_and_clock_times_are_found_and_taken_out(text, found, bare):
+    assert dated(text) == found
+    assert without_dates(text) == bare
+
+
+def a_history(*questions):
+    said = ["The clinic opens at nine.", "It moved to eleven.", "The doctor is Li."]
+    sessions = tuple(
+        Session(f"s{n}", datetime(2024, 5, n, 9), (Turn(f"s{n}:1", "Ana", text),))
+        for n, text in enumerate(said, start=1)
+    )
+    return History("Ana", sessions, questions)
+
+
+def asked(text="Who is it?", at=2, options=("nine", "eleven", "ten", "noon"), right=0, **more):
+    return MemoryQuestion(
+        more.pop("id", "q"), text, datetime(2024, 5, at, 20), (options[right],), options, right, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "leak"),
+    [
+        (asked(), None),
+        (asked(options=("nine", "Li", "ten", "noon")), "'Li' is first said on 2024-05-03 09:00:00"),
+        (asked(at=3, options=("nine", "Li", "ten", "noon")), None),
+        (asked(options=("Li", "nine", "ten", "noon")), None),  # the right option is judged by its evidence
+        (asked(evidence=("s3:1",)), "its evidence 's3:1' is of 2024-05-03"),
+        (asked(evidence=("s1",)), None),
+        (asked("What was on 1 May?"), "its wording names '1 May'"),
+        (asked("Is it Nine, or later?"), "its wording holds the answer 'nine'"),
+        (asked("Was it at ninety?"), None),
+    ],
+)
+def test_each_leak_is_named(question, leak):
+    leaks = lint(a_history(question)).leaks
+    assert [leak in each.text for each in leaks] == ([True] if leak else [])
+
+
+def test_length_that_tells_the_right_option_is_found():
+    long = ("a very long right answer", "no", "yes", "if")
+    many = [asked(id=str(n), options=long[-n % 4 :] + long[: -n % 4], right=n % 4) for n in range(24)]
+    report = lint(a_history(*many))
+    assert (report.longest.count, report.longest.of, report.guessable) == (24.0, 24, True)
+    assert report.shortest.of == 0
+    even = [asked(id=str(n), options=long, right=n % 4) for n in range(24)]
+    assert lint(a_history(*even)).longest.rate == 0.25 and not lint(a_history(*even)).guessable
+
+
+def test_problems_and_periods_have_closed_words():
+    with pytest.raises(BadInput, match="kind"):
+        Problem("odd", "x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadInput, match="level"):
+        Period("hour", MONDAY, MONDAY, "")  # pyright: ignore[reportArgumentType]
+    assert top_down.LEVELS == ("year", "month", "week", "day")
