@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from equipoise.agents.memory_result import PROTOCOLS, shown
+from equipoise.agents.memory_result import CEILINGS, CONTROLS, PROTOCOLS, shown
 from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 WHERE = "Look here first"
 RIVALS = ("full", "recency", "bm25", "rag-turns", "rag-sessions")
-CONTROLS = ("empty", "thinned")
-CEILINGS = ("oracle",)
 BUILD = ("written_tokens", "embedded_tokens", "calls", "prompt_tokens", "generated_tokens")
 TITLES = {"accuracy": "right answers", "recall": "questions whose evidence was all printed"}
 
@@ -115,7 +113,8 @@ def _scored(result: "MemoryComparison") -> "list[tuple[str, SystemScores, Protoc
 
 def _cell(value: "Bounded | Share") -> parts.Cell:
     middle = value.rate if isinstance(value, Share) else value.value
-    between = "" if math.isnan(value.lower) else f"{number(value.lower)} to {number(value.upper)}"
+    # six places: what differs from 0 by the rounding of a sum alone is 0
+    between = "" if math.isnan(value.lower) else f"{number(round(value.lower, 6))} to {number(round(value.upper, 6))}"
     return parts.Cell(number(middle), between)
 
 
@@ -136,16 +135,16 @@ def _scores(result: "MemoryComparison") -> parts.Table:
     }
     used = {title: of for title, of in shares.items() if any(_given(of(first)) for _, _, first in scored)}
     guessed = "choice" in used
-    columns = [parts.Column("system"), *(parts.Column(title, True) for title in used)]
+    columns = [parts.Column("system"), parts.Column("tokens read", True), parts.Column("items", True)]
+    columns += [parts.Column(title, True) for title in used]
     columns += [parts.Column("choice without luck", True)] if guessed else []
-    columns += [parts.Column("tokens read", True), parts.Column("items", True)]
     columns += [parts.Column("words answered", True)] if "right" in used else []
     rows = []
     for name, each, first in scored:
         row: list[Any] = [parts.Cell(name, "compulsory rival, added" if each.added else "")]
+        row += [round(first.read_tokens), round(first.printed, 1)]
         row += [_cell(of(first)) for of in used.values()]
         row += [_cell(first.corrected)] if guessed else []
-        row += [round(first.read_tokens), round(first.printed, 1)]
         row += [number(first.words)] if "right" in used else []
         rows.append(tuple(row))
     rows += [

@@ -11,6 +11,7 @@ from equipoise.core.job import Page, table_html
 from equipoise.core.shares import Bounded, Share
 
 PROTOCOLS = {"online": "online", "asof": "as-of", "offline": "offline"}  # in their order, and how they are called
+CONTROLS, CEILINGS = ("empty", "thinned"), ("oracle",)  # systems that nobody would choose
 FEW = 10  # clusters below which an interval over them rests on very little
 UNKNOWN = Bounded(math.nan, math.nan, math.nan)
 TRUSTED = 0.1  # share of planted answers that a grader may get wrong before the page begins with it
@@ -193,7 +194,7 @@ class MemoryComparison:
         if not order:
             return " ".join(self.warnings())
         rivals = list(dict.fromkeys(rival for each in self.systems.values() for rival in each.against))
-        best = next((name for name in order if name not in rivals), order[0])
+        best = next((name for name in order if name not in (*rivals, *CONTROLS, *CEILINGS)), order[0])
         said = {"accuracy": "answers {} of them right", "recall": "prints all evidence for {} of them"}[self.measure]
         histories = "history" if self.histories == 1 else "histories"
         done = (
