@@ -240,7 +240,7 @@ class _Prints:
     """What a memory prints for each question of a file: made for a history when its first question comes."""
 
     def __init__(self, path: str, memory: str, protocol: Protocol, k: int, budget: int | None) -> None:
-        self._path, self._asked = path, (memory, protocol, k, budget)
+        self._path, self._protocol, self._asked = path, protocol, (memory, k, budget)
         self._of = functools.cache(self._made)
 
     @functools.cached_property
@@ -256,7 +256,7 @@ class _Prints:
         return self._of(history)[question]
 
     def _made(self, name: str) -> dict[str, tuple[MemoryQuestion, str, tuple[str, ...]]]:
-        memory, protocol, k, budget = self._asked
+        memory, k, budget = self._asked
         reader = Unread()
         if ":" in memory:
             system = user_memory(memory, reader=reader, k=k, budget=budget)
@@ -271,7 +271,7 @@ class _Prints:
             context = same.setdefault(answer.context, answer.context)
             made[row.question] = asked[row.question], context, row.found
 
-        protocols.run(system, history, protocol=protocol, store=store)
+        protocols.run(system, history, protocol=self._protocol, store=store)
         return made
 
 
