@@ -72,14 +72,15 @@ def test_the_pendulums_logs(prepared):
     np.testing.assert_allclose(data.observations[2::2][:50], data.next_observations[0::2][:50], atol=1e-6)
 
 
-@pytest.mark.parametrize("arm", ["sac", "dr-sac-0.3", "oracle-0.3"])
+@pytest.mark.parametrize("arm", ["sac", "fqi", "dr-sac-0.3", "oracle-0.3"])
 def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(dr_sac, "SAVE_EVERY", 1)
     agent_of = dr_sac_world.agent_of
 
     def small(data, settings, seed):
-        return agent_of(data, {**settings, "nominal_steps": 2} if settings else settings, seed)
+        few = {"dr-sac": {"nominal_steps": 2}, "rfqi": {"dual_steps": 2}}.get(settings["method"], {})
+        return agent_of(data, {**settings, **few}, seed)
 
     monkeypatch.setattr(dr_sac_world, "agent_of", small)
     study = registry.load("dr-sac").build(world="pendulum", steps=3, starts=2, transitions=400)
@@ -90,7 +91,16 @@ def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypa
     again = Recorder(tmp_path / "cut", study=study, arm=arm, prepared=prepared)
     study.run(again)
     assert again.measured == whole.measured and again.spent == whole.spent == {"optimizer_steps": 3}
-    one, other = (load_state(tmp_path / name / "state")["state"]["networks"]["actor"] for name in ("whole", "cut"))
+    one, other = (load_state(tmp_path / name / "state")["state"]["networks"]["critics"] for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    wanted = {"nominal_return", "shifted_return"} | (set() if arm == "sac" else {"spread", "few"})
+    wanted = {"nominal_return", "shifted_return"} | (set() if arm in ("sac", "fqi") else {"spread", "few"})
     assert {key.partition(" ")[0] for key in whole.measured} == wanted
+
+
+def test_rfqi_takes_a_share_of_the_steps(prepared, tmp_path):
+    study = registry.load("dr-sac").build(world="pendulum", steps=20, starts=2, transitions=400)
+    run = Recorder(tmp_path / "rfqi", study=study, arm="rfqi-short", prepared=prepared)
+    study.run(run)
+    assert run.spent == {"optimizer_steps": 2}
+    agent = dr_sac_world.agent_of(dr_sac_world.logs(prepared), run.settings, 0)
+    assert agent.settings.dual_steps == 100 and type(agent).__name__ == "RFQI"
