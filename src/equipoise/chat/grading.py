@@ -69,6 +69,7 @@ class GraderReport:
 
     @property
     def explained(self) -> float:
+        """The share of the variance of credits that goes with length, in [0, 1]."""
         return self.length.value**2
 
 
