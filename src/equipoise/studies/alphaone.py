@@ -30,6 +30,8 @@ from equipoise.study import (
 
 PAPER = "arXiv:2505.24863"
 OURS = "control of ours"
+# Each seed has problems of its own: what differs between seeds holds what differs between problems already.
+FRESH = ("seed",)
 TWO_POINTS = "a third of the paper's mean gain, below which nobody would steer"
 NO_LESS = "two points, the gain that is claimed against no control, must not be lost for fewer tokens"
 TOKENS = "the paper's s1 writes 1.27 times as many; a tenth is the least that pays for the control"
@@ -37,8 +39,8 @@ TOKENS = "the paper's s1 writes 1.27 times as many; a tenth is the least that pa
 
 @study("alphaone", paper=PAPER, trades="thinking tokens for right answers")
 def alphaone(
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 800,
-    problems: Annotated[int, Field(ge=4, le=2000)] = 600,
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 1200,
+    problems: Annotated[int, Field(ge=4, le=2000)] = 1500,
     calibrate: Annotated[int, Field(ge=2, le=1000)] = 200,
 ) -> Study:
     """AlphaOne against no control, s1, a hard cap, waits at random, other schedules, and each of its two parts alone.
@@ -53,13 +55,13 @@ def alphaone(
         return Claim(text, source=source, test=test, primary=False)
 
     def ahead(rival: str, **how: Any) -> Any:
-        return better("accuracy", arm="alphaone", rival=rival, **how)
+        return better("accuracy", arm="alphaone", rival=rival, units=FRESH, **how)
 
     def sooner(rival: str) -> Any:
         return matched("accuracy", arm="alphaone", rival=rival, judge="generated_tokens", by=1.1, reason=TOKENS)
 
     return Study(
-        seeds=10,  # from 0; seeds 1000 and 1001 were looked at while the world was built
+        seeds=10,  # from 0; seed 1000 was looked at while the world was built
         budget="prompts",
         dial="within",
         scale="A Llama of about 0.3 M parameters, taught to add four one-digit numbers in paragraphs; "
@@ -106,16 +108,14 @@ def alphaone(
                 "It answers no fewer than s1's budget forcing, with fewer tokens.",
                 source=f"{PAPER}, table 1: 4,232 tokens against 5,358",
                 test=both(
-                    not_worse("accuracy", arm="alphaone", rival="s1", margin=0.02, reason=NO_LESS),
+                    not_worse("accuracy", arm="alphaone", rival="s1", units=FRESH, margin=0.02, reason=NO_LESS),
                     cheaper("generated_tokens", arm="alphaone", rival="s1", by=1.1, phase="query", reason=TOKENS),
                 ),
             ),
             Claim(
                 "Slow thinking first: with the chance falling it answers more than with the chance rising.",
                 source=f"{PAPER}, schedules",
-                test=ahead(
-                    "increase", margin=0.01, reason="five of the 500 problems, the least that would choose a schedule"
-                ),
+                test=ahead("increase", margin=0.02, reason=TWO_POINTS),
             ),
             exploratory(
                 "It is when the waits come, not how many: it answers more than with random ones.", OURS, ahead("random")
