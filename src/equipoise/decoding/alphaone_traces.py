@@ -76,6 +76,7 @@ class ThinkingTask:
         return f"{LETTERS[place]}{before}+{number}=", (before + number) % 10
 
 
+@closed
 def tasks(count: int, seed: int, part: Part = "train") -> list[ThinkingTask]:
     """So many different problems, the two reaches in turn."""
     found = problems(count, seed=seed, kind="chain", levels=(LEVEL,), operators="+", part=part)

@@ -221,6 +221,7 @@ def _check(memory: str) -> None:
 
 
 @solver
+@closed
 def remembered(path: str, memory: str, protocol: Protocol, k: int, budget: int | None, open_ended: bool) -> Solver:
     """Put what the memory prints before the question, in the prompt that all memories share."""
     prints = _Prints(path, memory, protocol, k, budget)
