@@ -241,7 +241,8 @@ class _Prints:
     """What a memory prints for each question of a file: made for a history when its first question comes."""
 
     def __init__(self, path: str, memory: str, protocol: Protocol, k: int, budget: int | None) -> None:
-        self._path, self._protocol, self._asked = path, protocol, (memory, k, budget)
+        self._path, self._asked = path, (memory, k, budget)
+        self._protocol: Protocol = protocol
         self._of = functools.cache(self._made)
 
     @functools.cached_property
