@@ -98,7 +98,7 @@ def test_what_is_hidden_is_told_late_and_nothing_else_changes():
 
 def test_the_sign_of_offline_less_online_turns():
     """The small experiment of the card: 100 / 24.5 with few persons; with many 100 / 70, late 1 / 71."""
-    online, asof, offline = rates(world.life_world(0, asked=0.3, days=90))
+    online, asof, offline = rates(world.life_world(0, asked=0.25))
     assert (online == asof).all() and online.min() > 0.99
     assert 0.2 < offline[0] < 0.35 and 0.75 < offline[1] < 0.9
     early, _, end = rates(world.life_world(0, days=40, persons=60, hidden=0.0))
