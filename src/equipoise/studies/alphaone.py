@@ -61,7 +61,8 @@ def alphaone(
         return matched("accuracy", arm="alphaone", rival=rival, judge="generated_tokens", by=1.1, reason=TOKENS)
 
     return Study(
-        seeds=10,  # from 0; seed 1000 was looked at while the world was built
+        seeds=10,
+        first_seed=10,  # 0 to 9 were spent on 800 steps, after which some toys lost their place; 1000 was looked at in building
         budget="prompts",
         dial="within",
         scale="A Llama of about 0.3 M parameters, taught to add four one-digit numbers in paragraphs; "
