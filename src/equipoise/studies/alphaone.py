@@ -62,7 +62,7 @@ def alphaone(
 
     return Study(
         seeds=10,
-        first_seed=10,  # 0 to 9 were spent on 800 steps, after which some toys lost their place; 1000 was looked at in building
+        first_seed=10,  # 0 to 9 were spent on 800 steps, too few: some toys lost their place; 1000 was looked at in building
         budget="prompts",
         dial="within",
         scale="A Llama of about 0.3 M parameters, taught to add four one-digit numbers in paragraphs; "
