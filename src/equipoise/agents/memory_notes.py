@@ -14,7 +14,7 @@ the exact parser of a made world.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -163,7 +163,8 @@ class NoteMemory(Remembering):
 
     def state(self) -> Any:
         """Notes by their parts, and links."""
-        return [{**asdict(note), "amounts": None} for note in self._notes], self._links
+        parts = [(note.text, note.keywords, note.tags, note.context) for note in self._notes]
+        return [parts, self._links]
 
     def _add(self, item: MemoryItem, time: datetime) -> dict[str, float]:
         note = self._extractor.note(item.text)
