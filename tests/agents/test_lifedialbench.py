@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -176,6 +176,21 @@ def test_a_question_within_a_session_is_named():
         (MemoryQuestion("a", "clinic", START), MemoryQuestion("b", "clinic", late.time), MemoryQuestion("c", "clinic")),
     )
     assert ldb.run(Kept(False), history).running == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"evidence": ("nobody",)}, "'nobody' as evidence"),
+        ({"options": ("a", "b"), "right": 2}, "option 2 as the right one"),
+        ({"time": START.replace(tzinfo=UTC)}, "a time with a zone"),
+    ],
+)
+def test_other_questions_about_a_stream_are_checked_before_anything_is_taken_in(changes, named):
+    system = Kept(False)
+    with pytest.raises(BadInput, match=named):
+        ldb.run(system, clinic(), [replace(MemoryQuestion("other", "clinic"), **changes)])
+    assert not system.items
 
 
 def test_costs_are_counted_apart_and_nothing_is_asked_twice():

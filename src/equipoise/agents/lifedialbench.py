@@ -175,9 +175,9 @@ def run(
     known: answers that were stored before; they are not asked again, and the memory has to be in the same state as then.
     taken, store: told of each session, and of each new answer with all that was printed, before the next is begun.
 
-    Raises BadInput for a question before the first session, and for known answers to other questions; WorkFailed, naming the
-    system, where answering changes its digest, where a digest differs though nothing was done, and where it is not in the
-    state of `after` or `known`.
+    Raises BadInput for a question that does not fit the stream, and for known answers to other questions; WorkFailed, naming
+    the system, where answering changes its digest, where a digest differs though nothing was done, and where it is not in
+    the state of `after` or `known`.
     """
     if after is not None and protocol == "online":
         raise BadInput(
@@ -186,6 +186,8 @@ def run(
     asked = list(stream.questions if questions is None else questions)
     if len({question.id for question in asked}) < len(asked):
         raise BadInput(f"{stream.name}: two questions have the same id; ids are unique in a history.")
+    if questions is not None:
+        stream.check(asked)
     places = {question.id: due(stream.sessions, question) for question in asked}
     asked.sort(key=lambda question: places[question.id])
     stored = {(row.history, row.question): row for row in known}
