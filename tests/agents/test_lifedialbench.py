@@ -176,6 +176,10 @@ def test_a_question_within_a_session_is_named():
         (MemoryQuestion("a", "clinic", START), MemoryQuestion("b", "clinic", late.time), MemoryQuestion("c", "clinic")),
     )
     assert ldb.run(Kept(False), history).running == ("a",)
+    short = Session("t", START + timedelta(minutes=1), (Turn("t0", "Ann", "clinic 10"),))
+    going_on = replace(history, sessions=(*history.sessions, short))
+    between = replace(history.questions[0], time=START + timedelta(minutes=2))
+    assert ldb.run(Kept(False), going_on, [between]).running == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -446,3 +450,17 @@ def test_only_some_questions():
     times = online.only(lambda question, row: question.kind == "time")
     assert [each.id for each in times.questions] == ["q1", "q2"] == [row.question for row in times.rows]
     assert times.build == online.build
+
+
+def test_a_run_of_another_history_is_not_gone_on_with():
+    system = Kept(False)
+    online = ldb.run(system, clinic())
+    with pytest.raises(BadInput, match="other: the run before was about clinic: give that of this history"):
+        ldb.run(system, replace(clinic(), name="other"), protocol="offline", after=online)
+
+
+def test_sizes_of_a_memory_that_heard_no_turn_are_one_band():
+    silent = History("h", (Session("s", START, ()),), (MemoryQuestion("q", "clinic", gold=("9",)),))
+    (band,) = ldb.by_size(ldb.run(Kept(False), silent))
+    assert band.share.of == 1 and band.share.count == 0
+    assert ldb.by_size(ldb.run(Kept(False), silent, [])) == []

@@ -33,7 +33,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -250,7 +250,7 @@ def run(
         running=tuple(
             question.id
             for question in asked
-            if question.time is not None and facts.ends[places[question.id]] > question.time
+            if question.time is not None and facts.spoken[places[question.id]] > question.time
         ),
         seconds=seconds,
     )
@@ -307,6 +307,7 @@ class _Facts:
     def __init__(self, stream: History) -> None:
         self.name = stream.name
         self.ends = [max([each.time, *(turn.time or each.time for turn in each.turns)]) for each in stream.sessions]
+        self.spoken = list(accumulate(self.ends, max))  # a session may go on while the next begins and ends
         self.end = max(self.ends, default=datetime.min)
         self._said = {turn.id: turn.time or each.time for each in stream.sessions for turn in each.turns}
         self._turns = {each.id: frozenset(turn.id for turn in each.turns) for each in stream.sessions}
@@ -351,6 +352,10 @@ def _check_after(system: MemorySystem, stream: History, after: MemoryAnswers) ->
         raise BadInput(
             f"{stream.name}: the run before took in {len(after.built)} sessions of {len(stream.sessions)}: give that of "
             "this history, or leave out after=."
+        )
+    if others := {row.history for row in after.rows} - {stream.name}:
+        raise BadInput(
+            f"{stream.name}: the run before was about {min(others)}: give that of this history, or leave out after=."
         )
     if system.snapshot() != after.state:
         raise WorkFailed(
@@ -633,7 +638,8 @@ def by_size(
     """
     turns = [float(row.turns) for row in answers.rows]
     most = max(turns, default=0.0)
-    return _bands(answers, score, turns, edges or [most * part / QUARTERS for part in range(1, QUARTERS)], by)
+    quarters = [most * part / QUARTERS for part in range(1, QUARTERS)] if most else []
+    return _bands(answers, score, turns, edges or quarters, by)
 
 
 def _bands(
