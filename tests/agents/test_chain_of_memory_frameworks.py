@@ -56,6 +56,12 @@ def test_a_compressor_of_langchain():
         ("c", 2, 2),
     ]
     assert made[0].metadata["score"] == pytest.approx(0.8) and found[0].metadata == {"date": "2024-05-01", "page": 1}
+    some_named = [
+        found[3].model_copy(update={"id": "1"}),
+        *(each.model_copy(update={"id": None}) for each in found[:3]),
+    ]
+    organized = ChainCompressor(embeddings=Known()).organized(some_named, "?")
+    assert {item.id: item.text for item in organized.pool} == {"1": "A", "0": "D", "2": "C", "3": "B"}
     joined = ChainCompressor(embeddings=Known(), context="concatenated", repeat=True)
     assert [each.page_content for each in joined.compress_documents(found, "?")] == [
         *"ABCABBA"

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -176,6 +176,25 @@ def test_a_question_within_a_session_is_named():
         (MemoryQuestion("a", "clinic", START), MemoryQuestion("b", "clinic", late.time), MemoryQuestion("c", "clinic")),
     )
     assert ldb.run(Kept(False), history).running == ("a",)
+    short = Session("t", START + timedelta(minutes=1), (Turn("t0", "Ann", "clinic 10"),))
+    going_on = replace(history, sessions=(*history.sessions, short))
+    between = replace(history.questions[0], time=START + timedelta(minutes=2))
+    assert ldb.run(Kept(False), going_on, [between]).running == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"evidence": ("nobody",)}, "'nobody' as evidence"),
+        ({"options": ("a", "b"), "right": 2}, "option 2 as the right one"),
+        ({"time": START.replace(tzinfo=UTC)}, "a time with a zone"),
+    ],
+)
+def test_other_questions_about_a_stream_are_checked_before_anything_is_taken_in(changes, named):
+    system = Kept(False)
+    with pytest.raises(BadInput, match=named):
+        ldb.run(system, clinic(), [replace(MemoryQuestion("other", "clinic"), **changes)])
+    assert not system.items
 
 
 def test_costs_are_counted_apart_and_nothing_is_asked_twice():
@@ -431,3 +450,17 @@ def test_only_some_questions():
     times = online.only(lambda question, row: question.kind == "time")
     assert [each.id for each in times.questions] == ["q1", "q2"] == [row.question for row in times.rows]
     assert times.build == online.build
+
+
+def test_a_run_of_another_history_is_not_gone_on_with():
+    system = Kept(False)
+    online = ldb.run(system, clinic())
+    with pytest.raises(BadInput, match="other: the run before was about clinic: give that of this history"):
+        ldb.run(system, replace(clinic(), name="other"), protocol="offline", after=online)
+
+
+def test_sizes_of_a_memory_that_heard_no_turn_are_one_band():
+    silent = History("h", (Session("s", START, ()),), (MemoryQuestion("q", "clinic", gold=("9",)),))
+    (band,) = ldb.by_size(ldb.run(Kept(False), silent))
+    assert band.share.of == 1 and band.share.count == 0
+    assert ldb.by_size(ldb.run(Kept(False), silent, [])) == []

@@ -2,10 +2,11 @@ import importlib.util
 import textwrap
 import uuid
 from dataclasses import replace
+from datetime import UTC
 
 import pytest
 
-from equipoise.agents.memory import MemoryAnswer, Unread, words
+from equipoise.agents.memory import MemoryAnswer, MemoryItem, Unread, words
 from equipoise.agents.memory_adapters import Mem0Memory, UserMemory, local_mem0, user_memory
 from equipoise.agents.memory_systems import build
 from equipoise.core.errors import BadInput, WorkFailed
@@ -91,8 +92,8 @@ def test_a_function_gets_what_it_names():
         seen.update(given)
         return build("full", reader=given["reader"], budget=given["budget"])
 
-    system = told(user_memory(some, reader=Unread(), embedder=counts, budget=9))
-    assert seen == {"embedder": counts, "count": words, "budget": 9}
+    system = told(user_memory(some, reader=Unread(), embedder=counts, budget=99))
+    assert seen == {"embedder": counts, "count": words, "budget": 99}
     assert (system.as_of, system.name) == (True, "some")
     plain = told(build("rag-turns", reader=Unread(), embedder=counts))
     assert system.answer(WHEN, LATER, until=DAY) == plain.answer(WHEN, LATER, until=DAY)
@@ -255,3 +256,33 @@ def test_mem0_itself(tmp_path, monkeypatch):
     assert answer.amounts["embedded_tokens"] == 5
     with pytest.raises(BadInput, match="is not empty"):
         local_mem0(tmp_path / "store", counts)
+
+
+def test_what_a_system_read_is_counted_by_the_counter_of_all_and_held_to_the_budget():
+    said = MemoryAnswer("x", (), "three words here", 0)
+    assert user_memory(lambda: Given(found=said), reader=Unread(), budget=3).answer(WHEN, DAY).read_tokens == 3
+    assert (
+        user_memory(lambda: Given(found=replace(said, context="", read_tokens=9)), reader=Unread())
+        .answer(WHEN, DAY)
+        .read_tokens
+        == 9
+    )
+    with pytest.raises(WorkFailed, match="printed 3 tokens and the budget is 2"):
+        user_memory(lambda: Given(found=said), reader=Unread(), budget=2).answer(WHEN, DAY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"text": None}, "whose text cannot be taken"),
+        ({"context": None}, "whose context cannot be taken"),
+        ({"items": ({"id": 1},)}, "whose items cannot be taken"),
+        ({"read_tokens": float("nan")}, "whose read_tokens cannot be taken"),
+        ({"read_tokens": -5}, "whose read_tokens cannot be taken"),
+        ({"amounts": {"calls": "many"}}, "whose amounts cannot be taken"),
+        ({"items": (MemoryItem("i", "x", DAY.replace(tzinfo=UTC)),)}, "the time of 'i' has a zone"),
+    ],
+)
+def test_an_answer_with_parts_that_are_none_is_named(changes, named):
+    with pytest.raises(WorkFailed, match=named):
+        UserMemory(Given(found=replace(MemoryAnswer("x"), **changes)), "mine").answer(WHEN, DAY)

@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
@@ -23,6 +23,18 @@ def a_session(name="s1", time=EARLY, turns=("t1",)):
         ((a_session(),), (MemoryQuestion("q", "?", options=("A", "B"), right=2),), "option 2 as the right one, of 2"),
         ((a_session(time=LATE),), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
         ((), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
+        (
+            (a_session(turns=["s1"]),),
+            (MemoryQuestion("q", "?", evidence=("s1",)),),
+            "'s1' .* a turn and also a session",
+        ),
+        ((a_session(time=EARLY.replace(tzinfo=UTC)), a_session("s2", LATE, ["t2"])), (), "'s1' has a time with a zone"),
+        (
+            (Session("s1", EARLY, (Turn("t1", "Li", "x", EARLY.replace(tzinfo=UTC)),)),),
+            (),
+            "with a zone. .*on the wall",
+        ),
+        ((a_session(),), (MemoryQuestion("q", "?", LATE.replace(tzinfo=UTC)),), "question 'q' has a time with a zone"),
     ],
 )
 def test_a_history_that_contradicts_itself_is_named(sessions, questions, named):

@@ -195,3 +195,18 @@ def test_damaged_files_are_named(tmp_path):
             read_histories(written(name, data))
     with pytest.raises(BadInput, match=r"no such file. Did you mean 'a.jsonl'"):
         read_histories(tmp_path / "a.jsnl")
+
+
+def test_a_line_of_a_file_ends_where_json_ends_one(tmp_path):
+    odd = "one\u2028two\x85three\x0bfour"
+    records = [{"name": name, "sessions": [{"time": "2024-05-01", "turns": [["Ana", odd]]}]} for name in "ab"]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes("\r\n".join(json.dumps(each, ensure_ascii=False) for each in records).encode())
+    assert [history.sessions[0].turns[0].text for history in read_histories(path)] == [odd, odd]
+
+
+def test_a_number_of_too_many_digits_is_named(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text('{"name": "a", "sessions": ' + "1" * 5000 + "}", encoding="utf-8")
+    with pytest.raises(BadInput, match="too many digits"):
+        read_histories(path)

@@ -128,3 +128,23 @@ def test_reciprocal_ranks_are_summed():
 def test_what_cannot_be_searched_is_named(make, named):
     with pytest.raises(BadInput, match=named):
         make()
+
+
+def test_a_time_that_is_none_is_refused_since_nothing_would_be_older_than_it():
+    with pytest.raises(BadInput, match="Time 1 is nan"):
+        TextIndex(CLINIC[:3], times=[3, math.nan, 1])
+    with pytest.raises(BadInput, match="Time 0 is NaT"):
+        TextIndex(CLINIC[:1], times=np.array(["NaT"], "datetime64[s]"))
+    with pytest.raises(BadInput, match="until is nan"):
+        TextIndex(CLINIC[:3], times=[3, 2, 1]).search("clinic", 3, until=math.nan)
+
+
+def test_texts_of_one_vector_stand_in_order_wherever_they_are_in_the_matrix():
+    draw = np.random.default_rng(0)
+    for size, width in zip(draw.integers(2, 40, 60).tolist(), draw.integers(2, 80, 60).tolist(), strict=True):
+        which = draw.integers(0, 3, size)
+        index = TextIndex(["same"] * size, vectors=draw.normal(size=(3, width))[which])
+        places = index.search("", size, vector=draw.normal(size=width)).places.tolist()
+        for one in range(3):
+            mine = [place for place in places if which[place] == one]
+            assert mine == sorted(mine)

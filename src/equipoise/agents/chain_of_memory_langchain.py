@@ -7,6 +7,7 @@ Let the retriever find k documents or more. `organized` gives blocks, print and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -59,13 +60,17 @@ class ChainCompressor(BaseDocumentCompressor):
         ]
 
     def organized(self, documents: Sequence[Document], query: str) -> Organized:
-        """Blocks, print, trace and costs; items have the documents' ids, "0", "1", ... where these have none."""
+        """Blocks, print, trace and costs; items have the documents' ids; where these have none, "0", "1", ... as far as no
+        document is called so.
+        """
         return self._organized(self._named(documents), query)
 
     def _named(self, documents: Sequence[Document]) -> dict[str, Document]:
         named: dict[str, Document] = {}
-        for place, document in enumerate(documents):
-            named.setdefault(document.id or str(place), document)
+        taken = {document.id for document in documents}
+        free = (name for name in map(str, itertools.count()) if name not in taken)
+        for document in documents:
+            named.setdefault(document.id or next(free), document)
         return named
 
     def _organized(self, named: dict[str, Document], query: str) -> Organized:

@@ -33,7 +33,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -175,9 +175,9 @@ def run(
     known: answers that were stored before; they are not asked again, and the memory has to be in the same state as then.
     taken, store: told of each session, and of each new answer with all that was printed, before the next is begun.
 
-    Raises BadInput for a question before the first session, and for known answers to other questions; WorkFailed, naming the
-    system, where answering changes its digest, where a digest differs though nothing was done, and where it is not in the
-    state of `after` or `known`.
+    Raises BadInput for a question that does not fit the stream, and for known answers to other questions; WorkFailed, naming
+    the system, where answering changes its digest, where a digest differs though nothing was done, and where it is not in
+    the state of `after` or `known`.
     """
     if after is not None and protocol == "online":
         raise BadInput(
@@ -186,6 +186,8 @@ def run(
     asked = list(stream.questions if questions is None else questions)
     if len({question.id for question in asked}) < len(asked):
         raise BadInput(f"{stream.name}: two questions have the same id; ids are unique in a history.")
+    if questions is not None:
+        stream.check(asked)
     places = {question.id: due(stream.sessions, question) for question in asked}
     asked.sort(key=lambda question: places[question.id])
     stored = {(row.history, row.question): row for row in known}
@@ -248,7 +250,7 @@ def run(
         running=tuple(
             question.id
             for question in asked
-            if question.time is not None and facts.ends[places[question.id]] > question.time
+            if question.time is not None and facts.spoken[places[question.id]] > question.time
         ),
         seconds=seconds,
     )
@@ -305,6 +307,7 @@ class _Facts:
     def __init__(self, stream: History) -> None:
         self.name = stream.name
         self.ends = [max([each.time, *(turn.time or each.time for turn in each.turns)]) for each in stream.sessions]
+        self.spoken = list(accumulate(self.ends, max))  # a session may go on while the next begins and ends
         self.end = max(self.ends, default=datetime.min)
         self._said = {turn.id: turn.time or each.time for each in stream.sessions for turn in each.turns}
         self._turns = {each.id: frozenset(turn.id for turn in each.turns) for each in stream.sessions}
@@ -349,6 +352,10 @@ def _check_after(system: MemorySystem, stream: History, after: MemoryAnswers) ->
         raise BadInput(
             f"{stream.name}: the run before took in {len(after.built)} sessions of {len(stream.sessions)}: give that of "
             "this history, or leave out after=."
+        )
+    if others := {row.history for row in after.rows} - {stream.name}:
+        raise BadInput(
+            f"{stream.name}: the run before was about {min(others)}: give that of this history, or leave out after=."
         )
     if system.snapshot() != after.state:
         raise WorkFailed(
@@ -631,7 +638,8 @@ def by_size(
     """
     turns = [float(row.turns) for row in answers.rows]
     most = max(turns, default=0.0)
-    return _bands(answers, score, turns, edges or [most * part / QUARTERS for part in range(1, QUARTERS)], by)
+    quarters = [most * part / QUARTERS for part in range(1, QUARTERS)] if most else []
+    return _bands(answers, score, turns, edges or quarters, by)
 
 
 def _bands(

@@ -41,10 +41,11 @@ CALLS = ("ingest", "answer", "snapshot")
 class UserMemory:
     """An object of the user's own with the three calls; what they give is checked. as_of: whether `answer` takes `until`.
 
-    name: it is called by. Raises BadInput for an object without one of the calls.
+    name: it is called by. budget: most tokens of a context; count: of the tokens that were read, whatever the system says of
+    them, where it gives its context. Raises BadInput for an object without one of the calls.
     """
 
-    def __init__(self, system: Any, name: str) -> None:
+    def __init__(self, system: Any, name: str, *, budget: int | None = None, count: TokenCount = words) -> None:
         missing = [call for call in CALLS if not callable(getattr(system, call, None))]
         if missing or inspect.isclass(system):
             raise BadInput(
@@ -52,7 +53,7 @@ class UserMemory:
                 f"ingest(session, time), answer(question, now) and snapshot()"
                 + (f"; {', '.join(missing)} is missing." if missing else ".")
             )
-        self.name, self._system = name, system
+        self.name, self._system, self._budget, self._count = name, system, budget, count
         takes = inspect.signature(system.answer).parameters.values()
         self.as_of = any(each.name == "until" or each.kind is each.VAR_KEYWORD for each in takes)
 
@@ -64,8 +65,7 @@ class UserMemory:
         if not isinstance(amounts, Mapping):
             raise WorkFailed(f"{self.name}: ingest gave a {_type(amounts)}, expected amounts by name, or None.")
         for amount, value in amounts.items():
-            real = isinstance(value, numbers.Real) and math.isfinite(value)
-            if not isinstance(amount, str) or not real or value < 0:
+            if not isinstance(amount, str) or not _amount(value):
                 raise WorkFailed(
                     f"{self.name}: ingest gave {amount!r}: {value!r}, expected names and numbers from 0 on."
                 )
@@ -74,8 +74,8 @@ class UserMemory:
     def answer(self, question: MemoryQuestion, now: datetime, *, until: datetime | None = None) -> MemoryAnswer:
         """Its answer; words alone are one without items, and of a choice the option whose letter they give.
 
-        Raises BadInput for `until` where it takes none; WorkFailed where it fails, gives something else, or prints an item
-        that changed after `until`.
+        Raises BadInput for `until` where it takes none; WorkFailed where it fails, gives something else, prints an item that
+        changed after `until`, or more than the budget.
         """
         if until is not None and not self.as_of:
             raise BadInput(f"{self.name} takes no until=: it can be run online and offline, and not as of a moment.")
@@ -84,10 +84,18 @@ class UserMemory:
             found = MemoryAnswer(found)
         if not isinstance(found, MemoryAnswer):
             raise WorkFailed(f"{self.name}: answer gave a {_type(found)}, expected words or a MemoryAnswer.")
+        self._check(found)
         if until is not None and (late := [item for item in found.items if item.time > until]):
             raise WorkFailed(
                 f"{self.name}: asked until {until}, it printed {late[0].id!r}, which changed at {late[0].time}."
             )
+        if found.context:
+            found = replace(found, read_tokens=self._count(found.context))
+            if self._budget is not None and found.read_tokens > self._budget:
+                raise WorkFailed(
+                    f"{self.name}: answer printed {found.read_tokens} tokens and the budget is {self._budget}: it would be "
+                    "compared with systems that read less."
+                )
         if question.options and found.choice is None:
             found = replace(found, choice=letter(found.text, len(question.options)))
         if found.choice is not None and not 0 <= found.choice < len(question.options):
@@ -104,6 +112,28 @@ class UserMemory:
                 f"{self.name}: snapshot gave a {_type(digest)}, expected a text that tells its states apart."
             )
         return digest
+
+    def _check(self, found: MemoryAnswer) -> None:
+        wrong = [
+            what
+            for what, right in (
+                ("text", isinstance(found.text, str)),
+                ("context", isinstance(found.context, str)),
+                ("items", all(isinstance(item, MemoryItem) for item in found.items)),
+                ("read_tokens", _amount(found.read_tokens)),
+                ("amounts", all(isinstance(name, str) and _amount(value) for name, value in found.amounts.items())),
+            )
+            if not right
+        ]
+        if wrong:
+            raise WorkFailed(
+                f"{self.name}: answer gave a MemoryAnswer whose {wrong[0]} cannot be taken: text and context are texts, "
+                "items are MemoryItems, read_tokens and amounts are numbers from 0 on."
+            )
+        if zoned := [item for item in found.items if item.time.tzinfo is not None]:
+            raise WorkFailed(
+                f"{self.name}: the time of {zoned[0].id!r} has a zone: times are those of the sessions, which have none."
+            )
 
     def _called(self, call: str, *given: Any, **named: Any) -> Any:
         try:
@@ -156,7 +186,11 @@ def user_memory(
         raise
     except Exception as error:
         raise BadInput(f"{name}() gives no memory system: {type(error).__name__}: {error}") from error
-    return UserMemory(system, name)
+    return UserMemory(system, name, budget=budget, count=count)
+
+
+def _amount(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
 
 
 def _type(value: Any) -> str:

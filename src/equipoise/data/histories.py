@@ -57,8 +57,8 @@ class MemoryQuestion:
 class History:
     """One stream of sessions, in order of time, and its questions.
 
-    Raises BadInput for ids that are not unique, sessions out of order, evidence that nobody said, a right option that is
-    none, and a question before the first session.
+    Raises BadInput for ids that are not unique, sessions out of order, evidence that nobody said or that is both a turn and
+    a session, a right option that is none, a question before the first session, and a time with a zone.
     """
 
     name: str
@@ -75,24 +75,45 @@ class History:
         ):
             if (twice := _twice(ids)) is not None:
                 raise BadInput(f"{self.name}: two {kind} have the id {twice!r}; ids are unique in a history.")
+        for session in self.sessions:
+            if any(_zoned(time) for time in (session.time, *(turn.time for turn in session.turns))):
+                raise BadInput(f"{self.name}: session {session.id!r} has a time with a zone. {_WALL}")
         for before, after in zip(self.sessions, self.sessions[1:], strict=False):
             if after.time < before.time:
                 raise BadInput(
                     f"{self.name}: session {after.id!r} ({after.time}) stands behind {before.id!r} ({before.time}), "
                     "which is later; sort sessions by time."
                 )
-        said = {*turns, *sessions}
-        for question in self.questions:
-            self._check(question, said)
+        self.check(self.questions)
 
-    def _check(self, question: MemoryQuestion, said: set[str]) -> None:
+    def check(self, questions: Sequence[MemoryQuestion]) -> None:
+        """Raises BadInput for a question that cannot be asked about this history, as the making of one does."""
+        sessions = {session.id for session in self.sessions}
+        turns = {turn.id for session in self.sessions for turn in session.turns}
+        for question in questions:
+            self._check(question, turns, sessions)
+
+    def _check(self, question: MemoryQuestion, turns: set[str], sessions: set[str]) -> None:
         where = f"{self.name}: question {question.id!r}"
-        if missing := [name for name in question.evidence if name not in said]:
+        if missing := [name for name in question.evidence if name not in turns and name not in sessions]:
             raise BadInput(f"{where} has {missing[0]!r} as evidence, which is no turn or session of its history.")
+        if both := [name for name in question.evidence if name in turns and name in sessions]:
+            raise BadInput(
+                f"{where} has {both[0]!r} as evidence, which is a turn and also a session: give them ids that differ."
+            )
+        if _zoned(question.time):
+            raise BadInput(f"{where} has a time with a zone. {_WALL}")
         if question.right is not None and not 0 <= question.right < len(question.options):
             raise BadInput(f"{where} has option {question.right} as the right one, of {len(question.options)}.")
         if question.time is not None and (not self.sessions or question.time < self.sessions[0].time):
             raise BadInput(f"{where} is asked at {question.time}, before anything was said.")
+
+
+_WALL = "Times are those of the clock on the wall: leave the zone out (time.replace(tzinfo=None))."
+
+
+def _zoned(time: datetime | None) -> bool:
+    return time is not None and time.tzinfo is not None
 
 
 def _twice(ids: Sequence[str]) -> str | None:

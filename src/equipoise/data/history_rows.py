@@ -178,7 +178,8 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> Iterator[Row]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    # not splitlines: JSON ends no line where Unicode does, so that a text may hold U+2028 and its like as they are
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if len(lines) > 1 and ".jsonl" in path.name.lower():
         values = [_json(line, f"{path}:{number}") for number, line in lines]
     elif not lines:
@@ -199,6 +200,8 @@ def _json(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise BadInput(f"{place}: not JSON ({error.msg} at {where}); one object a line belongs in a .jsonl.") from None
+    except ValueError as error:
+        raise BadInput(f"{place}: a number has too many digits to be read ({error}).") from None
     except RecursionError:
         raise BadInput(f"{place}: nested too deeply to be a history.") from None
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.core.errors import BadInput, MissingExtra
 from equipoise.data.answers import normalize
 
+DIGITS = 12  # cosines that agree in these are equal: products of one matrix differ in their last bits by place
 RANK_CONSTANT = 60  # of reciprocal-rank fusion (Cormack et al. 2009)
 
 
@@ -36,7 +37,7 @@ class TextIndex:
 
     texts: n of them, in any order. vectors: [n, d], of any length but zero. times: n moments that can be compared (numbers,
     dates), for `until`. Raises BadInput for other numbers of vectors or times than of texts, a vector that is no direction,
-    and times of kinds that have no order.
+    times of kinds that have no order, and one that is nan.
     """
 
     def __init__(
@@ -64,6 +65,10 @@ class TextIndex:
         if times is not None:
             if len(times) != len(texts):
                 raise BadInput(f"There are {len(times)} times for {len(texts)} texts: give one for each.")
+            if strange := [place for place, time in enumerate(times) if time != time]:
+                raise BadInput(
+                    f"Time {strange[0]} is {times[strange[0]]}, which is before and after nothing: give a moment."
+                )
             moments = [*(self._moments or ()), *times]
         try:
             # stable: texts of one moment keep their order, so that an older index is the beginning of a younger one
@@ -104,6 +109,8 @@ class TextIndex:
             return len(self._order)
         if self._times is None:
             raise BadInput("The index has no times, so that nothing is known to be older: give times=.")
+        if until != until:
+            raise BadInput(f"until is {until}, which is before and after nothing: give a moment.")
         try:
             return sum(time <= until for time in self._times)
         except TypeError as error:
@@ -127,7 +134,7 @@ class TextIndex:
             raise BadInput(
                 f"The vector of the query has {len(direction)} numbers, those of the texts {self._vectors.shape[1]}."
             )
-        return _best(self._vectors[self._order[:size]] @ direction)
+        return _best(np.round(self._vectors[self._order[:size]] @ direction, DIGITS))
 
 
 def fuse(rankings: Sequence[Sequence[int] | NDArray[np.intp]], *, constant: float = RANK_CONSTANT) -> Hits:
