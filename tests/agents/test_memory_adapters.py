@@ -1,9 +1,14 @@
 import importlib.util
+import json
+import math
+import re
+import sys
 import textwrap
 import uuid
 from dataclasses import replace
 from datetime import UTC
 
+import numpy as np
 import pytest
 
 from equipoise.agents.memory import MemoryAnswer, MemoryItem, Unread, words
@@ -126,6 +131,54 @@ def test_of_a_choice_the_letter_counts():
     assert UserMemory(Given(found="Answer: B"), "mine").answer(CHOICE, DAY).choice == 1
     assert UserMemory(Given(found="C"), "mine").answer(CHOICE, DAY).choice is None
     assert UserMemory(Given(found=MemoryAnswer("B", choice=0)), "mine").answer(CHOICE, DAY).choice == 0
+
+
+ITEM = MemoryItem("1", "words", DAY, ("1",), "s")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"text": 5}, "text is a int"),
+        ({"context": 7}, "context is a int"),
+        ({"read_tokens": -5}, "read_tokens is -5, expected a whole number from 0 on"),
+        ({"read_tokens": math.nan}, "read_tokens is nan"),
+        ({"read_tokens": "many"}, "read_tokens is 'many'"),
+        ({"choice": "B"}, "choice is 'B', expected the place of an option"),
+        ({"items": 3}, "items is a int"),
+        ({"items": (1,)}, "items hold a int, expected MemoryItem"),
+        ({"items": (replace(ITEM, id=7),)}, "item 7 has an id"),
+        ({"items": (replace(ITEM, time=DAY.replace(tzinfo=UTC)),)}, "without a time zone"),
+        ({"items": (replace(ITEM, sources="1"),)}, "item '1' has the sources '1', expected a tuple"),
+        ({"amounts": {"calls": math.nan}}, "amounts hold 'calls': nan"),
+        ({"amounts": 3}, "amounts is a int"),
+        ({"trace": (object(),)}, "trace cannot be stored"),
+        ({"trace": ("step",)}, "trace holds what is no mapping"),
+    ],
+)
+def test_each_part_of_its_answer_is_checked(wrong, named):
+    given = Given(found=replace(MemoryAnswer("B", (ITEM,), "words", 1), **wrong))
+    with pytest.raises(WorkFailed, match="mine: answer gave a MemoryAnswer whose .*" + re.escape(named)):
+        UserMemory(given, "mine").answer(CHOICE, DAY, until=LATER)
+
+
+def test_numbers_of_numpy_and_lists_are_taken_as_what_they_are():
+    items = [replace(ITEM, sources=["1"])]
+    given = MemoryAnswer("", items, "two words", np.int64(2), np.int64(1), {"calls": np.float32(1)})
+    found = UserMemory(Given(found=given), "mine").answer(CHOICE, DAY)
+    assert found == MemoryAnswer("", (ITEM,), "two words", 2, 1, {"calls": 1.0})
+    assert json.dumps([found.read_tokens, found.choice, dict(found.amounts)]) == '[2, 1, {"calls": 1.0}]'
+
+
+def test_a_system_that_leaves_python_has_failed():
+    class Leaves(Given):
+        def answer(self, question, now, until=None):
+            raise SystemExit(0)
+
+    with pytest.raises(WorkFailed, match="mine: answer failed with SystemExit: 0"):
+        UserMemory(Leaves(), "mine").answer(CHOICE, DAY)
+    with pytest.raises(BadInput, match="gives no memory system: SystemExit"):
+        user_memory(lambda: sys.exit(2), reader=Unread(), name="mine")
 
 
 @pytest.mark.parametrize(
@@ -269,20 +322,3 @@ def test_what_a_system_read_is_counted_by_the_counter_of_all_and_held_to_the_bud
     )
     with pytest.raises(WorkFailed, match="printed 3 tokens and the budget is 2"):
         user_memory(lambda: Given(found=said), reader=Unread(), budget=2).answer(WHEN, DAY)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"text": None}, "whose text cannot be taken"),
-        ({"context": None}, "whose context cannot be taken"),
-        ({"items": ({"id": 1},)}, "whose items cannot be taken"),
-        ({"read_tokens": float("nan")}, "whose read_tokens cannot be taken"),
-        ({"read_tokens": -5}, "whose read_tokens cannot be taken"),
-        ({"amounts": {"calls": "many"}}, "whose amounts cannot be taken"),
-        ({"items": (MemoryItem("i", "x", DAY.replace(tzinfo=UTC)),)}, "the time of 'i' has a zone"),
-    ],
-)
-def test_an_answer_with_parts_that_are_none_is_named(changes, named):
-    with pytest.raises(WorkFailed, match=named):
-        UserMemory(Given(found=replace(MemoryAnswer("x"), **changes)), "mine").answer(WHEN, DAY)

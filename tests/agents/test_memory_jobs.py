@@ -64,6 +64,11 @@ class Timeless(Newest):
 def timeless(k): return Timeless("", k)
 def strange(colour): return Newest("", 3)
 def empty(): return 5
+kept = []
+def shared(k):
+    made = Newest("", k)
+    made.items = kept
+    return made
 nothing = 3
 '''
 
@@ -169,6 +174,9 @@ def test_data_that_may_not_be_shared_say_so(tmp_path):
     done = compare([locomo()], systems=["bm25"])
     assert "CC BY-NC" in str(done.page(tmp_path).parts)
     assert compare.plan(KITCHEN, systems=["bm25"]).licence == ""
+    unsaid = replace(locomo(), sessions=(replace(locomo().sessions[0], turns=()),), questions=())
+    asked = MemoryQuestion("c/0", "words 2", evidence=("session_1",), gold=("2",))
+    assert compare.plan([replace(unsaid, questions=(asked,))], systems=["recency"]).licence == ""
 
 
 # --- a system of the user's own ------------------------------------------------------------------------------------------
@@ -196,6 +204,17 @@ def test_a_system_that_knows_no_past_is_asked_online_and_offline(tmp_path, own):
     assert "not possible" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     done = compare(KITCHEN, systems=[f"{own}:timeless", "bm25"], k=3, protocols=["asof"])
     assert "takes no until=" in done.systems[f"{own}:timeless"].failed
+    done = compare(KITCHEN, systems=[f"{own}:timeless", "bm25"], k=3, protocols=["asof", "offline"])
+    assert "by which systems are compared" in done.systems[f"{own}:timeless"].failed  # offline is nothing beside as-of
+    assert done.protocols == ["asof", "offline"] and done.systems["bm25"].first.questions == 20
+
+
+def test_a_system_that_carries_one_history_into_the_next_is_named(own):
+    (history,) = read_histories(KITCHEN)
+    several = [replace(history, name=name) for name in ("first", "second")]
+    done = compare(several, systems=[f"{own}:shared", f"{own}:right"], k=3, protocols=["online"], limit=2)
+    assert "does not begin anew: its new memory for second" in done.systems[f"{own}:shared"].failed
+    assert done.systems[f"{own}:right"].first.questions == 4
 
 
 @pytest.mark.parametrize(

@@ -212,10 +212,16 @@ class Comparing(Request):
         with progress("Asking", total=len(self.asked.names) * len(self.histories), unit="histories") as bar:
             for name in self.asked.names:
                 parts: list[dict[Protocol, MemoryAnswers]] = []
+                begins: list[str] = []
                 try:
                     for history in self.histories:
-                        parts.append(self._unit(opened, name, history, kept, reader))
+                        parts.append(self._unit(opened, name, history, kept, reader, begins))
                         bar.advance(1, system=name)
+                    if self.protocols[0] not in parts[0]:
+                        raise SystemFailed(
+                            f"{name} takes no until=, and cannot be asked as of a moment, by which systems are compared "
+                            "where online is not asked for: ask online, or offline alone."
+                        )
                 except SystemFailed as error:
                     failed[name] = str(error)
                     continue
@@ -225,11 +231,17 @@ class Comparing(Request):
         return found, failed
 
     def _unit(
-        self, opened: OpenSystems, name: str, history: History, kept: KeptAnswers, reader: Any
+        self,
+        opened: OpenSystems,
+        name: str,
+        history: History,
+        kept: KeptAnswers,
+        reader: Any,
+        begins: list[str],
     ) -> dict[Protocol, MemoryAnswers]:
-        """One system and one history."""
+        """One system and one history. begins: digests of its new memories so far."""
         read = None if reader is None else reader.read_all
-        return answered(name, lambda: opened.build(name), history, self.protocols, kept, read)
+        return answered(name, lambda: opened.build(name), history, self.protocols, kept, read, begins)
 
     def _write(
         self,
@@ -281,8 +293,8 @@ class Comparing(Request):
 
     @property
     def _licence(self) -> str:
-        turns = (turn.id for each in self.histories for session in each.sessions for turn in session.turns)
-        return LOCOMO if all(map(_LOCOMO_TURN.fullmatch, turns)) else ""
+        turns = [turn.id for each in self.histories for session in each.sessions for turn in session.turns]
+        return LOCOMO if turns and all(map(_LOCOMO_TURN.fullmatch, turns)) else ""
 
     def _notes(self, every: Sequence[MemoryAnswers]) -> list[str]:
         found = []

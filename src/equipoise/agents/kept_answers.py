@@ -198,12 +198,14 @@ def answered(
     protocols: Sequence[Protocol],
     kept: KeptAnswers,
     read: Read | None,
+    begins: list[str] | None = None,
 ) -> dict[Protocol, MemoryAnswers]:
     """The answers of a system to all questions of a history, under each protocol; what is kept is not asked again.
 
-    protocols: in the order of `Protocol`, so that one memory serves them all. Raises SystemFailed for what is the system's
-    own doing: it writes while it is read, its building is not the same twice, or it raises an error. One that cannot be
-    asked as of a moment has no answers under that protocol.
+    protocols: in the order of `Protocol`, so that one memory serves them all. begins: digests of the system's new memories
+    for other histories, to which that of this one is added; they are alike where nothing is carried over. Raises
+    SystemFailed for what is the system's own doing: it writes while it is read, its building is not the same twice, it does
+    not begin anew, or it raises an error. One that cannot be asked as of a moment has no answers under that protocol.
     """
     found: dict[Protocol, MemoryAnswers | None] = {
         protocol: kept.whole(name, protocol, history) for protocol in protocols
@@ -215,27 +217,42 @@ def answered(
     able: list[Protocol] = [each for each in protocols if each != "asof" or getattr(made, "as_of", True)]
     if not able:
         raise SystemFailed(f"{name} takes no until=, and cannot be asked as of a moment: ask it online or offline.")
+    begins = [] if begins is None else begins
+    with _blaming(system):
+        begins.append(system.snapshot())
+    if begins[-1] != begins[0]:
+        raise SystemFailed(
+            f"{name} does not begin anew: its new memory for {history.name} is in another state than its first one. What it "
+            "returns has to hold nothing of other histories, and snapshot() has to depend on what is held alone."
+        )
     before: MemoryAnswers | None = None
     for protocol in able:
         waiting = _Waiting(
             name, protocol, kept, read, {each.id: each for each in history.questions}, _end(history), system
         )
         known = [each.row for each in kept.of(name, protocol, history.name).values()]
-        try:
+        with _blaming(system, waiting):
             before = run(system, history, protocol=protocol, after=before, known=known, store=waiting.store)
-        except Exception as error:
-            own = system.raised is error
-            caught = isinstance(error, WorkFailed) and not own and waiting.raised is not error
-            users = own and isinstance(made, UserMemory) and isinstance(error, WorkFailed)
-            # what a model that cannot be reached, or a budget, does to a system is for the user to mend, and ends the run
-            if not (caught or users):
-                raise
-            raise SystemFailed(encodable(str(error))) from error
         waiting.flush()
         if found[protocol] is None:
             kept.finish(name, protocol, history.name, before, system.build)
             found[protocol] = kept.whole(name, protocol, history)
     return {protocol: each for protocol, each in found.items() if each is not None}
+
+
+@contextlib.contextmanager
+def _blaming(system: _Watched, waiting: _Waiting | None = None) -> Iterator[None]:
+    """Raise SystemFailed for what is the system's own doing; what the reader raised is not."""
+    try:
+        yield
+    except WorkFailed as error:
+        own = system.raised is error
+        caught = not own and (waiting is None or waiting.raised is not error)
+        users = own and isinstance(system.system, UserMemory)
+        # what a model that cannot be reached, or a budget, does to a system is for the user to mend, and ends the run
+        if not (caught or users):
+            raise
+        raise SystemFailed(encodable(str(error))) from error
 
 
 def _end(history: History) -> datetime:

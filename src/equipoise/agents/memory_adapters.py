@@ -30,6 +30,7 @@ from equipoise.agents.memory import MemoryAnswer, MemoryItem, MemorySystem, Read
 from equipoise.agents.memory_store import Embedder, Remembering, Shown, ranks, stamp
 from equipoise.agents.readers import letter
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed
+from equipoise.core.serialize import serialize
 from equipoise.core.user_file import named_in_file
 from equipoise.data.histories import MemoryQuestion, Session
 from equipoise.data.retrieve import directions
@@ -84,7 +85,15 @@ class UserMemory:
             found = MemoryAnswer(found)
         if not isinstance(found, MemoryAnswer):
             raise WorkFailed(f"{self.name}: answer gave a {_type(found)}, expected words or a MemoryAnswer.")
-        self._check(found)
+        if wrong := _unfit(found):
+            raise WorkFailed(f"{self.name}: answer gave a MemoryAnswer whose {wrong}.")
+        found = replace(
+            found,
+            items=tuple(replace(item, sources=tuple(item.sources)) for item in found.items),
+            read_tokens=int(found.read_tokens),
+            choice=None if found.choice is None else int(found.choice),
+            amounts={name: float(value) for name, value in found.amounts.items()},
+        )
         if until is not None and (late := [item for item in found.items if item.time > until]):
             raise WorkFailed(
                 f"{self.name}: asked until {until}, it printed {late[0].id!r}, which changed at {late[0].time}."
@@ -113,34 +122,12 @@ class UserMemory:
             )
         return digest
 
-    def _check(self, found: MemoryAnswer) -> None:
-        wrong = [
-            what
-            for what, right in (
-                ("text", isinstance(found.text, str)),
-                ("context", isinstance(found.context, str)),
-                ("items", all(isinstance(item, MemoryItem) for item in found.items)),
-                ("read_tokens", _amount(found.read_tokens)),
-                ("amounts", all(isinstance(name, str) and _amount(value) for name, value in found.amounts.items())),
-            )
-            if not right
-        ]
-        if wrong:
-            raise WorkFailed(
-                f"{self.name}: answer gave a MemoryAnswer whose {wrong[0]} cannot be taken: text and context are texts, "
-                "items are MemoryItems, read_tokens and amounts are numbers from 0 on."
-            )
-        if zoned := [item for item in found.items if item.time.tzinfo is not None]:
-            raise WorkFailed(
-                f"{self.name}: the time of {zoned[0].id!r} has a zone: times are those of the sessions, which have none."
-            )
-
     def _called(self, call: str, *given: Any, **named: Any) -> Any:
         try:
             return getattr(self._system, call)(*given, **named)
         except EquipoiseError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise WorkFailed(
                 f"{self.name}: {call} failed with {type(error).__name__}: {printable(str(error))[:200]}"
             ) from error
@@ -184,13 +171,51 @@ def user_memory(
         system = make(**{part: value for part, value in given.items() if every or part in named})
     except EquipoiseError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{name}() gives no memory system: {type(error).__name__}: {error}") from error
     return UserMemory(system, name, budget=budget, count=count)
 
 
 def _amount(value: Any) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
+
+
+def _unfit(answer: MemoryAnswer) -> str:
+    """Which part of an answer is not what its type says, and what it should be; "" where all are."""
+    for part in ("text", "context"):
+        if not isinstance(getattr(answer, part), str):
+            return f"{part} is a {_type(getattr(answer, part))}, expected words"
+    if not _whole(answer.read_tokens) or answer.read_tokens < 0:
+        return f"read_tokens is {answer.read_tokens!r}, expected a whole number from 0 on"
+    if answer.choice is not None and not _whole(answer.choice):
+        return f"choice is {answer.choice!r}, expected the place of an option, counted from 0, or None"
+    if not isinstance(answer.items, tuple | list):
+        return f"items is a {_type(answer.items)}, expected a tuple of MemoryItem"
+    for item in answer.items:
+        if not isinstance(item, MemoryItem):
+            return f"items hold a {_type(item)}, expected MemoryItem"
+        if not all(isinstance(each, str) for each in (item.id, item.text, item.session)):
+            return f"item {item.id!r} has an id, a text or a session that is no text"
+        if not isinstance(item.time, datetime) or item.time.tzinfo is not None:
+            return f"item {item.id!r} has the time {item.time!r}, expected a datetime without a time zone, as sessions have"
+        if not isinstance(item.sources, tuple | list) or not all(isinstance(each, str) for each in item.sources):
+            return f"item {item.id!r} has the sources {item.sources!r}, expected a tuple with the ids of its turns"
+    if not isinstance(answer.amounts, Mapping):
+        return f"amounts is a {_type(answer.amounts)}, expected numbers by name"
+    for name, value in answer.amounts.items():
+        if not isinstance(name, str) or not _amount(value):
+            return f"amounts hold {name!r}: {value!r}, expected names and numbers from 0 on"
+    try:
+        serialize(list(answer.trace))
+    except (EquipoiseError, TypeError) as error:
+        return f"trace cannot be stored: {error}"
+    if not all(isinstance(step, Mapping) for step in answer.trace):
+        return "trace holds what is no mapping, expected a mapping for each decision"
+    return ""
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _type(value: Any) -> str:
