@@ -282,6 +282,11 @@ def test_what_is_wrong_is_named():
         (lambda: organize(ITEMS, FOUR, QUERY, sessions=1), "Session 's' has no vector"),
         (lambda: organize(ITEMS, FOUR, QUERY, beta="adaptive", floor=0.1), "floor of its own"),
         (lambda: cosine_floor(FOUR[:1]), "needs 2 vectors"),
+        (lambda: organize(ITEMS, FOUR, QUERY, seed=-1), "seed is -1: use a whole number of 0"),
+        (lambda: organize(ITEMS, FOUR, QUERY, seed=1.5), "seed is 1.5"),
+        (lambda: organize(ITEMS, FOUR, QUERY, k=2.5), "k is 2.5: use a whole number"),
+        (lambda: organize(ITEMS, FOUR, QUERY, budget=math.nan), "budget is nan: use a whole number"),
+        (lambda: chains(FOUR, SCORES, anchors=2.5), "anchors is 2.5: use a whole number"),
     ):
         with pytest.raises(BadInput, match=said):
             call()

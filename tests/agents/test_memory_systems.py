@@ -329,3 +329,18 @@ def test_what_a_system_does_not_have_is_named(make, named):
 def test_an_embedder_or_a_reranker_that_fails_is_named(options, named):
     with pytest.raises(WorkFailed, match=named):
         told(made("rag-rerank" if "reranker" in options else "rag-turns", **options)).answer(WHEN, LATER)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("chain-of-memory", {"anchors": 2.5}, "anchors is 2.5"),
+        ("chain-of-memory", {"beta": "adaptive", "z": float("nan")}, "z is nan"),
+        ("chain-of-memory", {"seed": -1}, "seed is -1"),
+        ("full", {"budget": float("nan")}, "budget is nan"),
+        ("rag-turns", {"k": 2.5}, "k is 2.5"),
+    ],
+)
+def test_a_value_that_no_question_could_be_answered_with_is_refused_before_anything_is_taken_in(name, options, said):
+    with pytest.raises(BadInput, match=said):
+        made(name, **options)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -344,7 +345,7 @@ def organize(
     id. Without items, an empty print. Raises BadInput for ids that are not unique, dates that cannot be compared, a vector
     that is no direction or does not fit, and a setting out of its range. Source: arXiv:2601.14287, as released.
     """
-    _check(k=k, sessions=sessions, budget=budget, window=window)
+    _check(k=k, sessions=sessions, budget=budget, window=window, seed=seed, z=z)
     ids = [item.id for item in items]
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
@@ -551,6 +552,8 @@ def _check(
     sessions: int | None = None,
     budget: int | None = None,
     window: int | None = None,
+    seed: int | None = None,
+    z: float = 0.0,
 ) -> None:
     counts = {
         "k": k,
@@ -561,8 +564,14 @@ def _check(
         "window": window,
     }
     for name, value in counts.items():
+        if value is not None and not isinstance(value, numbers.Integral):
+            raise BadInput(f"{name} is {value!r}: use a whole number of at least 1.")
         if value is not None and value < 1:
             raise BadInput(f"{name} is {value}: use at least 1.")
+    if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
+        raise BadInput(f"seed is {seed!r}: use a whole number of 0 or more.")
+    if not math.isfinite(z):
+        raise BadInput(f"z is {z}: use a finite number of spreads.")
     if not 0 <= beta < math.inf:
         raise BadInput(f"beta is {beta}: use a number of 0 or more; a larger one makes shorter chains.")
     if not 0 <= weight <= 1:

@@ -7,6 +7,7 @@ else, so that no digest of a state holds them.
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,9 @@ class Remembering(ABC):
         count: TokenCount,
         order: Order = "time",
     ) -> None:
+        for what, value in (("budget", budget), ("k", k)):
+            if value is not None and not isinstance(value, numbers.Integral):
+                raise BadInput(f"{what} is {value!r}: use a whole number of at least 1.")
         if budget is not None and budget < 1:
             raise BadInput(f"The budget is {budget} tokens: use at least 1.")
         if k < 1:
