@@ -551,6 +551,14 @@ def test_an_answer_rests_on_what_had_been_said_by_then(tmp_path):
     assert early.read_tokens == sum(len(each.text.split()) for each in early.evidence)
 
 
+def test_a_terminal_shows_the_beginning_of_a_long_turn():
+    turns = (Turn("t1", "Ann", "word " * 50_000), Turn("t2", "Ann", "short"))
+    done = ask([History("long", (Session("s", datetime(2023, 5, 1), turns),))], "What?", system="full")
+    first, second, _ = done.summary()
+    assert len(first) < 1100 and first.endswith("... (250,024 characters; the report has them all)")
+    assert second == "t2  [2023-05-01 00:00] Ann: short" and len(done.evidence[0].text) > 250_000
+
+
 def test_asking_tells_what_it_cannot_do():
     for given, told in [
         ({"now": "2025-03-01"}, "Nothing was said until 2025-03-01, at its end"),

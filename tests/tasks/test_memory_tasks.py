@@ -98,6 +98,7 @@ def test_online_nothing_is_printed_that_was_said_after_the_question(life, tmp_pa
     assert found["in time_query"] == found["in event_detail"] == 1.0
 
 
+@pytest.mark.slow
 def test_offline_the_newest_note_is_of_the_future_and_as_of_it_is_not(life, tmp_path):
     # The doctor is the newest of all: what the clinic's questions find last names none of their options.
     found, _, _ = evaluated(lifedialbench(life, protocol="offline"), tmp_path, newest)
@@ -108,6 +109,7 @@ def test_offline_the_newest_note_is_of_the_future_and_as_of_it_is_not(life, tmp_
     assert asof["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_memory_prints_what_it_finds_and_an_empty_one_nothing(life, tmp_path):
     found, samples, seen = evaluated(lifedialbench(life, memory="bm25", k=1, kind="event_detail"), tmp_path, newest)
     assert list(samples) == ["Ana/2"] and found["accuracy"] == 1.0
@@ -117,6 +119,7 @@ def test_a_memory_prints_what_it_finds_and_an_empty_one_nothing(life, tmp_path):
     assert empty["unread"] == 1.0
 
 
+@pytest.mark.slow
 def test_open_answers_are_judged_and_times_strictly(life, tmp_path, monkeypatch):
     def says(prompt):
         return "about 09:05" if "the clinic open?\n" in prompt else "at 11:00" if "open now" in prompt else "Doctor Li"
@@ -135,6 +138,7 @@ def test_open_answers_are_judged_and_times_strictly(life, tmp_path, monkeypatch)
     assert judged["unread"] == pytest.approx(1 / 3) and judged["strict time"] == 0.5
 
 
+@pytest.mark.slow
 def test_ones_own_memory_is_a_function_of_a_file(life, tmp_path, monkeypatch):
     mine = tmp_path / "mine.py"
     mine.write_text(
@@ -198,6 +202,7 @@ def says_so(prompt):
     return next(answer for part, answer in SAID.items() if part in question)
 
 
+@pytest.mark.slow
 def test_locomo_is_scored_by_category(talks, tmp_path, monkeypatch):
     found, samples, _ = evaluated(locomo(talks, categories="1,3,4,5"), tmp_path, says_so)
     values = {name: sample.scores["conversed"].value for name, sample in samples.items()}
@@ -232,6 +237,7 @@ def test_locomo_leaves_out_what_is_named_and_takes_categories_as_inspect_reads_t
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="EQUIPOISE_DATA names no folder with the set locomo (CC BY-NC 4.0)")
+@pytest.mark.slow
 def test_locomo_as_published_has_1540_scored_samples():
     dataset = locomo().dataset
     kinds = Counter(sample.metadata["kind"] for sample in dataset)
@@ -264,6 +270,7 @@ def haystack(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_longmemeval_asks_the_judge_by_type(haystack, tmp_path, monkeypatch):
     asked = []
 

@@ -12,6 +12,7 @@ from equipoise.core.shares import Bounded, Share
 
 PROTOCOLS = {"online": "online", "asof": "as-of", "offline": "offline"}  # in their order, and how they are called
 CONTROLS, CEILINGS = ("empty", "thinned"), ("oracle",)  # systems that nobody would choose
+ON_TERMINAL = 1000  # characters of an item
 FEW = 10  # clusters below which an interval over them rests on very little
 UNKNOWN = Bounded(math.nan, math.nan, math.nan)
 TRUSTED = 0.1  # share of planted answers that a grader may get wrong before the page begins with it
@@ -332,7 +333,7 @@ class MemoryReply:
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: the evidence with ids and dates, then the answer."""
-        return (*(f"{', '.join(each.turns)}  {each.text}" for each in self.evidence), self.headline())
+        return (*(f"{', '.join(each.turns)}  {_beginning(each.text)}" for each in self.evidence), self.headline())
 
     def page(self, folder: Path) -> Page:
         """The report, from what is stored."""
@@ -390,6 +391,13 @@ def difference(value: Bounded) -> str:
     if value.lower > 0 or value.upper < 0:
         return f"{'better' if value.value > 0 else 'worse'} by {apart}"
     return f"not shown to differ, {apart}"
+
+
+def _beginning(text: str) -> str:
+    """What a terminal shows of an item."""
+    if len(text) <= ON_TERMINAL:
+        return text
+    return f"{text[:ON_TERMINAL]} ... ({len(text):,} characters; the report has them all)"
 
 
 def _or_least(value: float) -> float:
