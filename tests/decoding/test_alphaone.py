@@ -437,9 +437,8 @@ def test_a_model_without_an_end_of_thinking_is_refused_by_name(tokenizer):
 def test_the_mechanics_on_a_real_model():
     """SmolLM2 does not think, but writes paragraphs: where the word comes, how often, and what comes after the moment."""
     lm = load("smollm2", device="cpu")
-    asked = ["Natalia sold 48 clips in April and half as many in May. How many were that?", "What is 15 % of 240?"]
-    how = "Think step by step, each step in a short paragraph of its own, with an empty line behind it."
-    prompts = [[Message("user", f"{text} {how}")] for text in asked * 3]
+    asked = ["Explain in five steps how to make tea.", "Write five short tips for sleeping well."]
+    prompts = [[Message("user", text)] for text in asked * 3]
     common = {"tags": Tags("", "</think>"), "temperature": 0.8, "top_p": 0.95}
     moment, budget = 60, 90
     control = AlphaOne(lm.tokenizer, moment=moment, **common)

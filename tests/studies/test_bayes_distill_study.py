@@ -111,6 +111,12 @@ def test_every_arm_measures_every_outcome(prepared, tmp_path):
     assert found["ensemble"].spent["passes"] == 3 * 30
     assert found["label-smoothing"].last("target_confidence") == pytest.approx(0.9 + 0.1 / 6)
     assert found["blob"].last("nll") != found["blob-mean"].last("nll")
+    # What shows whether the study's premise holds: how sure the adapter is of what it was taught, and who differs from it.
+    for same in ("adapter", "self-distilled"):
+        assert found[same].last("target_distance") == pytest.approx(0, abs=1e-12)
+    assert min(found[other].last("target_distance") for other in ("blob", "label-smoothing")) > 1e-6
+    assert found["label-smoothing"].last("target_nll") == pytest.approx(-np.log(0.9 + 0.1 / 6))
+    assert whole.spent["passes"] == 24 * (1 + 2 + 2 + 1 + 1 + 3 + 2)  # the adapter's, then each teacher's
     # A teacher of the study is that of the method, over the adapter that was shared.
     world = world_file.World.made({**SMALL, "model": "small"}, 0, whole.folder)
     shared = world_file.load_state(whole.folder / "shared.safetensors")

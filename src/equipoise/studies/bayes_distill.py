@@ -71,6 +71,18 @@ def bayes_distill(
                 better="lower",
                 description="the same on the training questions: of what a student learns, else of what predicts",
             ),
+            Outcome(
+                "target_nll",
+                better="lower",
+                unit="nats",
+                description="of the right class by the same; of the adapter far below its nll: it is over-confident",
+            ),
+            Outcome(
+                "target_distance",
+                better="higher",
+                unit="nats",
+                description="KL from the same to the adapter's own predictions: 0 where a teacher is the adapter itself",
+            ),
         ],
         claims=[
             *(

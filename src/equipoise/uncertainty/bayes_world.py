@@ -4,7 +4,7 @@ A seed draws its training questions and 100 held-out ones, which fit the tempera
 TREC's 500 test questions, the same for every seed. The prompt is the question and " Type:", the classes are " A" to " F".
 What enters the upper blocks is read once, so that training and every draw of a teacher go through these alone; of the output
 matrix six rows are left. The preparation trains what arms share: the adapter that all begin from, two more for the ensemble,
-BLoB, and TFB's sigma.
+BLoB, TFB's sigma, and what each teacher predicts of the training questions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from equipoise.language.score import head_reads, wide
 from equipoise.language.states import blocks, recording
 from equipoise.training.loop import TrainerSettings
 from equipoise.uncertainty import blob, laplace_lora, teachers, tfb
-from equipoise.uncertainty.bayes_distill import averaged, distill, one_hot, targets
+from equipoise.uncertainty.bayes_distill import averaged, distill, divergence, one_hot, targets
 from equipoise.uncertainty.calibration_cards import brier_scores, negative_log_likelihoods
 from equipoise.uncertainty.class_logits import Prompts, class_logits, in_batches, read_prompts
 from equipoise.uncertainty.ensemble import Ensemble
@@ -94,7 +94,10 @@ def questions(seed: int, train: int) -> dict[str, list[Question]]:
     pool = [each for each in _read(place / "train.jsonl.gz") if each.text not in tested]
     order = np.random.default_rng(np.random.SeedSequence([seed, 51])).permutation(len(pool))
     drawn = [pool[index] for index in order[: train + HELD_OUT]]
-    return {"train": drawn[:train], "held-out": drawn[train:], "test": test}
+    return {
+        name: sorted(side, key=lambda each: len(each.text))  # so that what is read together is of a length
+        for name, side in (("train", drawn[:train]), ("held-out", drawn[train:]), ("test", test))
+    }
 
 
 def _read(path: Path) -> list[Question]:
@@ -254,9 +257,8 @@ def prepare(preparation: Any) -> None:
         keep(mle=own(world.learnt(hard, 0)))
     if "sigma" not in shared:
         adapted = world.with_factors(shared["mle"])
-        found = tfb.search(
-            adapted, train, anchors=range(min(ANCHORS, len(train))), draws=DRAWS, low=SIGMAS[0], high=SIGMAS[1], steps=8
-        )
+        anchors = range(0, len(train), max(len(train) // ANCHORS, 1))  # of every length
+        found = tfb.search(adapted, train, anchors=anchors, draws=DRAWS, low=SIGMAS[0], high=SIGMAS[1], steps=8)
         adapters.detach(adapted)
         keep(sigma=found.sigma)
     for number in range(2):
@@ -266,30 +268,43 @@ def prepare(preparation: Any) -> None:
         adapted = world.fresh(BLOB)
         made, _ = blob.train(adapted, train, world.labels("train").tolist(), world.settings(BLOB), draws=DRAWS)
         keep(omega=dict(made.omega), blob=own(adapted))
+    if "targets" not in shared:
+        adapted = world.with_factors(shared["mle"])
+        keep(targets={"adapter": class_logits(adapted, train).softmax(-1)}, passes=len(train))
+        adapters.detach(adapted)
+    for name in get_args(TeacherName):
+        if name not in shared["targets"]:
+            teacher, adapted = world.teacher(name, shared)
+            found = targets(teacher, adapted, train, names=[each.id for each in world.sides["train"]])
+            adapters.detach(adapted)
+            passes = shared["passes"] + teacher.passes * len(train)
+            keep(targets=shared["targets"] | {name: found}, passes=passes)
     save_state(preparation.folder / "shared.safetensors", shared)
-    preparation.spend(phase="build", optimizer_steps=4 * world.steps)
+    preparation.spend(phase="build", optimizer_steps=4 * world.steps, passes=shared["passes"])
 
 
 def measure(run: Any) -> None:
     """One arm: what predicts the test questions, trained where it is a student."""
     world = World.made(run.options, run.seed, run.prepared)
     shared = load_state(run.prepared / "shared.safetensors")
-    by, of = run.settings["by"], run.settings.get("of", "")
+    by, of = run.settings["by"], run.settings.get("of", "adapter")
     labels, passes, steps = world.labels("test"), 1, 0
+    taught = world.labels("train")
+    own = shared["targets"]["adapter"]
+    target = one_hot(taught, len(CLASSES), SMOOTHING) if of == "smoothed" else shared["targets"][of]
     if by in ("adapter", "temperature"):
         adapted = world.with_factors(shared["mle"])
         scale = 1.0
         if by == "temperature":
             scale = temperature(class_logits(adapted, world.inputs["held-out"]), world.labels("held-out"))
+            target = (own.log() / scale).softmax(-1)
         p = (class_logits(adapted, world.inputs["test"]) / scale).softmax(-1)
-        sure = (class_logits(adapted, world.inputs["train"]) / scale).softmax(-1)
     elif by == "teacher":
         teacher, adapted = world.teacher(of, shared)
         passes = teacher.passes
-        p, sure = (world.predicted(teacher, adapted, side) for side in ("test", "train"))
+        p = world.predicted(teacher, adapted, "test")
     else:
-        sure = _targets(world, shared, of)
-        adapted = world.learnt(sure, STUDENT, save=run.checkpoint, save_every=50, state=run.resume())
+        adapted = world.learnt(target, STUDENT, save=run.checkpoint, save_every=50, state=run.resume())
         p, steps = class_logits(adapted, world.inputs["test"]).softmax(-1), world.steps
     ids = [each.id for each in world.sides["test"]]
     at = {"step": world.steps}
@@ -303,21 +318,8 @@ def measure(run: Any) -> None:
     confidence = p.max(-1).values
     run.measure("ece", float(ece(confidence.numpy().clip(0, 1), correct.numpy())), at=at)
     run.measure("confidence", confidence.mean().item(), at=at)
-    run.measure("target_confidence", sure.max(-1).values.mean().item(), at=at)
+    run.measure("target_confidence", target.max(-1).values.mean().item(), at=at)
+    run.measure("target_nll", negative_log_likelihoods(target, taught).mean().item(), at=at)
+    run.measure("target_distance", divergence(own.log(), target).mean().item(), at=at)
     run.spend(phase="build", optimizer_steps=steps)
     run.spend(phase="query", passes=passes * len(ids))
-
-
-def _targets(world: World, shared: Mapping[str, Any], of: str) -> Tensor:
-    """What a student learns, [n, C]; the model has no adapter afterwards."""
-    labels, train = world.labels("train"), world.inputs["train"]
-    if of == "smoothed":
-        return one_hot(labels, len(CLASSES), SMOOTHING)
-    if of == "adapter":
-        adapted = world.with_factors(shared["mle"])
-        found = class_logits(adapted, train).softmax(-1)
-    else:
-        teacher, adapted = world.teacher(of, shared)  # type: ignore[arg-type]
-        found = targets(teacher, adapted, train, names=[each.id for each in world.sides["train"]])
-    adapters.detach(adapted)
-    return found
