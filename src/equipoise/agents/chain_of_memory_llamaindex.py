@@ -73,7 +73,7 @@ class ChainPostprocessor(BaseNodePostprocessor):
         return organize(
             items,
             vectors,
-            query or [],
+            [] if query is None else query,
             k=self.k,
             anchors=self.anchors,
             beta=self.beta,

@@ -177,7 +177,7 @@ def user_memory(
 
 
 def _amount(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
+    return isinstance(value, numbers.Real) and math.isfinite(value) and float(value) >= 0
 
 
 def _unfit(answer: MemoryAnswer) -> str:

@@ -158,8 +158,9 @@ def _scores(result: "MemoryComparison") -> parts.Table:
         tuple(columns),
         tuple(rows),
         note=(
-            f"At most {result.k} items a question{limit}; tokens and items are means. Tokens are words between blanks, "
-            f"counted alike for all; evidence is counted by the ids of turns, for {result.with_evidence:,} questions."
+            f"At most {result.k} items a question{limit}, but for full text, which has no such number; tokens and items are "
+            "means. Tokens are words between blanks, counted alike for all; evidence is counted by the ids of turns, for "
+            f"{result.with_evidence:,} questions."
         ),
     )
 

@@ -29,7 +29,7 @@ def named_in_file(
         module = import_file(path.resolve(), kind)
     except EquipoiseError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         known = [known for known, value in vars(module).items() if offers(value)]

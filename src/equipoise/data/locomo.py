@@ -293,7 +293,10 @@ def abstains(answer: str) -> bool:
 
 def correct(reply: str) -> bool | None:
     """A judge's verdict, the word CORRECT or INCORRECT (also WRONG) in its reply; None for neither and for both."""
-    said = {word == "CORRECT" for word in re.findall(r"\b(?:NOT\s+|IN)?CORRECT\b|\bWRONG\b", reply.upper())}
+    said = {
+        word == "CORRECT"
+        for word in re.findall(r"(?:\bNOT\s+|N['’]T\s+)?\bCORRECT\b|\bINCORRECT\b|\bWRONG\b", reply.upper())
+    }
     return said.pop() if len(said) == 1 else None
 
 

@@ -287,7 +287,8 @@ def measure(run: Any) -> None:
     """One arm: what predicts the test questions, trained where it is a student."""
     world = World.made(run.options, run.seed, run.prepared)
     shared = load_state(run.prepared / "shared.safetensors")
-    by, of = run.settings["by"], run.settings.get("of", "adapter")
+    by: str = run.settings["by"]
+    of: Any = run.settings.get("of", "adapter")
     labels, passes, steps = world.labels("test"), 1, 0
     taught = world.labels("train")
     own = shared["targets"]["adapter"]
