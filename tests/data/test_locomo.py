@@ -188,6 +188,7 @@ def test_who_declines_says_so():
         ("CORRECT", True),
         ("Correct.", True),
         ("INCORRECT", False),
+        ("It isn't correct.", False),
         ("incorrect, it was Ben", False),
         ("WRONG", False),
         ("not correct", False),

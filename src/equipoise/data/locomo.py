@@ -42,6 +42,7 @@ _TIME = re.compile(r"(\d{1,2}):(\d{2}) (am|pm) on (\d{1,2}) ([A-Z][a-z]+), (\d{4
 _SESSION = re.compile(r"session_(\d+)", re.ASCII)
 _EVIDENCE = re.compile(r"D:?(\d+):(\d+)", re.ASCII)
 _PUBLISHED_ID = re.compile(r"locomo_(\d+)_qa(\d+)", re.ASCII)
+_CALLED = re.compile(r"(?:\bNOT\s+|N['’]T\s+)?\bCORRECT\b|\bINCORRECT\b|\bWRONG\b")
 _DROPPED = re.compile(r"\b(?:a|an|the|and)\b")
 _DECLINED = ("no information available", "not mentioned")
 
@@ -293,10 +294,7 @@ def abstains(answer: str) -> bool:
 
 def correct(reply: str) -> bool | None:
     """A judge's verdict, the word CORRECT or INCORRECT (also WRONG) in its reply; None for neither and for both."""
-    said = {
-        word == "CORRECT"
-        for word in re.findall(r"(?:\bNOT\s+|N['’]T\s+)?\bCORRECT\b|\bINCORRECT\b|\bWRONG\b", reply.upper())
-    }
+    said = {word == "CORRECT" for word in _CALLED.findall(reply.upper())}
     return said.pop() if len(said) == 1 else None
 
 

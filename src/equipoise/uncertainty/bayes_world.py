@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -287,8 +287,7 @@ def measure(run: Any) -> None:
     """One arm: what predicts the test questions, trained where it is a student."""
     world = World.made(run.options, run.seed, run.prepared)
     shared = load_state(run.prepared / "shared.safetensors")
-    by: str = run.settings["by"]
-    of: Any = run.settings.get("of", "adapter")
+    by, of = run.settings["by"], run.settings.get("of", "adapter")
     labels, passes, steps = world.labels("test"), 1, 0
     taught = world.labels("train")
     own = shared["targets"]["adapter"]
@@ -301,7 +300,7 @@ def measure(run: Any) -> None:
             target = (own.log() / scale).softmax(-1)
         p = (class_logits(adapted, world.inputs["test"]) / scale).softmax(-1)
     elif by == "teacher":
-        teacher, adapted = world.teacher(of, shared)
+        teacher, adapted = world.teacher(cast(TeacherName, of), shared)
         passes = teacher.passes
         p = world.predicted(teacher, adapted, "test")
     else:
