@@ -302,7 +302,7 @@ class WorldExtractor:
 
     def _told(self, text: str) -> Told:
         told = parse(text)
-        kept = {slot: "" for slot in SLOTS.values() if _share(f"{slot} {text}") < self._missed}
+        kept = {slot: "" for slot in SLOTS.values() if memory_systems.uniform(f"{slot} {text}") < self._missed}
         return replace(told, **kept)
 
 
@@ -331,10 +331,6 @@ class WorldDecider:
 
 def _line(told: Told) -> str:
     return " ".join(filter(None, (told.person, told.topic, told.place, told.clock)))
-
-
-def _share(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / 2**56
 
 
 def world_memory(name: str, *, k: int, budget: int | None = None, missed: float = 0.0, **options: Any) -> MemorySystem:

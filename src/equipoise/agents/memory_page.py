@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from equipoise.agents.memory_result import CEILINGS, CONTROLS, PROTOCOLS, shown
+from equipoise.agents.memory_result import CEILINGS, CONTROLS, PROTOCOLS
 from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import Marks, marks
 from equipoise.core.numbers import number
-from equipoise.core.shares import Bounded, Share
+from equipoise.core.shares import Bounded, Share, shown
 
 if TYPE_CHECKING:
     from equipoise.agents.memory_result import CurvePoint, MemoryComparison, MemoryReply, ProtocolScores, SystemScores

@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.chat.grading import Agreement, GraderReport
 from equipoise.core.job import Page, table_html
-from equipoise.core.shares import Bounded, Share
+from equipoise.core.shares import Bounded, Share, shown
 
 PROTOCOLS = {"online": "online", "asof": "as-of", "offline": "offline"}  # in their order, and how they are called
 CONTROLS, CEILINGS = ("empty", "thinned"), ("oracle",)  # systems that nobody would choose
@@ -367,13 +367,6 @@ class ReplyPlan:
             f"the question: {self.question!r}",
             f"reader: {self.reader or 'none, the evidence is shown'}; {told}",
         )
-
-
-def shown(value: Bounded) -> str:
-    """A number with its interval, where there is one."""
-    if math.isnan(value.lower):
-        return "undefined" if math.isnan(value.value) else f"{value.value:.3f}"
-    return f"{value.value:.3f} [{value.lower:.3f}, {value.upper:.3f}]"
 
 
 def told(share: Share) -> str:

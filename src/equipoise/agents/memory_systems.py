@@ -224,11 +224,12 @@ def thinned(text: str, share: float, key: str) -> str:
 
     key: what the text is called; the same words are not lost in every text.
     """
-    kept = [word for place, word in enumerate(text.split()) if _uniform(f"{key} {place}") < share]
+    kept = [word for place, word in enumerate(text.split()) if uniform(f"{key} {place}") < share]
     return " ".join(kept)
 
 
-def _uniform(key: str) -> float:
+def uniform(key: str) -> float:
+    """A number in [0, 1) from the hash of a text: what a share of such texts is chosen by."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:7], "big") / 2**56
 
 

@@ -57,3 +57,11 @@ class Bounded:
         # Comparisons with nan are false: an undefined end stays undefined.
         lower, upper = (min(max(float(end), least), most) for end in (interval.lower, interval.upper))
         return cls(float(interval.estimate), lower, upper)
+
+
+def shown(value: Bounded, digits: int = 3, *, nothing: str = "undefined") -> str:
+    """A number with its interval, where there is one. nothing: what is said where it is undefined."""
+    if math.isnan(value.value):
+        return nothing
+    text = f"{value.value:.{digits}f}"
+    return text if math.isnan(value.lower) else f"{text} [{value.lower:.{digits}f}, {value.upper:.{digits}f}]"

@@ -9,7 +9,8 @@ from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import marks
 from equipoise.core.numbers import number
-from equipoise.decoding.result import ThinkRun, rows_of, shown
+from equipoise.core.shares import shown
+from equipoise.decoding.result import ThinkRun, rows_of
 
 SHOWN = 3  # thoughts with their insertions
 EXCERPT = 600  # characters
@@ -31,7 +32,9 @@ def think_page(result: ThinkRun, folder: Path) -> Page:
     moment = "none"
     if not math.isnan(result.moment):
         where = f", measured on {result.measured_on} prompts" if result.measured_on else ", as given"
-        moment = f"{result.moment:,.1f} tokens: {result.settings['alpha']:g} times {shown(result.mean_thinking)}{where}"
+        moment = (
+            f"{result.moment:,.1f} tokens: {result.settings['alpha']:g} times {shown(result.mean_thinking, 1)}{where}"
+        )
     return Page(
         f"Thinking under {result.settings['control']}",
         result.headline(),

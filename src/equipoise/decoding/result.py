@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.job import Page, table_html
-from equipoise.core.shares import Bounded
+from equipoise.core.shares import Bounded, shown
 
 NONE = "none"
 NO_MOMENT = (NONE, "s1")
@@ -64,10 +64,10 @@ class ThinkRun:
 
     def headline(self) -> str:
         """One sentence, warnings first."""
-        right = "" if math.isnan(self.accuracy.value) else f" {shown(self.accuracy, 3)} of the answers are right."
+        right = "" if math.isnan(self.accuracy.value) else f" {shown(self.accuracy)} of the answers are right."
         done = (
-            f"{self.prompts:,} prompts under {self.settings['control']}: {shown(self.thinking)} tokens of thinking, "
-            f"{shown(self.answering)} of answer, {self.words:.2f} words inserted a prompt.{right}"
+            f"{self.prompts:,} prompts under {self.settings['control']}: {shown(self.thinking, 1)} tokens of thinking, "
+            f"{shown(self.answering, 1)} of answer, {self.words:.2f} words inserted a prompt.{right}"
         )
         return " ".join((*self.warnings(), done))
 
@@ -76,7 +76,7 @@ class ThinkRun:
         lines = [*self.warnings()]
         if not math.isnan(self.moment):
             lines.append(
-                f"moment: {self.moment:,.1f} tokens, {self.settings['alpha']:g} times {shown(self.mean_thinking)}"
+                f"moment: {self.moment:,.1f} tokens, {self.settings['alpha']:g} times {shown(self.mean_thinking, 1)}"
                 + (f" measured on {self.measured_on} prompts" if self.measured_on else "")
             )
         lines.append(
@@ -120,20 +120,12 @@ class ThinkPlan:
         )
 
 
-def shown(value: Bounded, digits: int = 1) -> str:
-    """A number with its interval, where there is one."""
-    if math.isnan(value.value):
-        return "undefined"
-    text = f"{value.value:.{digits}f}"
-    return text if math.isnan(value.lower) else f"{text} [{value.lower:.{digits}f}, {value.upper:.{digits}f}]"
-
-
 def rows_of(result: ThinkRun) -> list[tuple[str, str]]:
     """What there is to say of a prompt, in the order of reading."""
     return [
-        ("right", shown(result.accuracy, 3)),
-        ("tokens of thinking", shown(result.thinking)),
-        ("tokens of the answer", shown(result.answering)),
+        ("right", shown(result.accuracy)),
+        ("tokens of thinking", shown(result.thinking, 1)),
+        ("tokens of the answer", shown(result.answering, 1)),
         ("words inserted", f"{result.words:.2f}"),
         ("thinking ended by the control", f"{result.ends:.1%}"),
         ("thinking did not end", f"{result.unclosed:.1%}"),

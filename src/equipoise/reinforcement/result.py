@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from equipoise.core import shares
 from equipoise.core.columns import duration
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
@@ -174,9 +175,7 @@ def all_alike(advantage: str) -> str:
 
 def shown(value: Bounded) -> str:
     """A share with its interval, where there is one; of nothing "none"."""
-    if math.isnan(value.lower):
-        return "none" if math.isnan(value.value) else f"{value.value:.3f}"
-    return f"{value.value:.3f} [{value.lower:.3f}, {value.upper:.3f}]"
+    return shares.shown(value, nothing="none")
 
 
 def signed(value: Bounded) -> str:

@@ -10,7 +10,8 @@ from equipoise.core import plots
 from equipoise.core.job import Page
 from equipoise.core.marks import marks
 from equipoise.core.numbers import number
-from equipoise.routing.result import LENGTH, RANDOM, shown, told
+from equipoise.core.shares import shown
+from equipoise.routing.result import LENGTH, RANDOM, told
 
 if TYPE_CHECKING:
     from equipoise.core.shares import Bounded

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.job import Page, table_html
-from equipoise.core.shares import Bounded
+from equipoise.core.shares import Bounded, shown
 from equipoise.routing.measured import Card, HeldOut, Outcomes, Threshold
 
 RANDOM, LENGTH = "random", "length"
@@ -308,13 +308,6 @@ class EvaluationPlan:
         lines = [f"{self.prompts:,} prompts: " + ", ".join(f"{count:,} {name}" for name, count in self.domains.items())]
         lines.append(f"scores: {', '.join(self.scores)}")
         return (*lines, f"read by: {self.reader}; {self.tokens:,} tokens")
-
-
-def shown(value: Bounded) -> str:
-    """A number with its interval, where there is one."""
-    if math.isnan(value.lower):
-        return "undefined" if math.isnan(value.value) else f"{value.value:.3f}"
-    return f"{value.value:.3f} [{value.lower:.3f}, {value.upper:.3f}]"
 
 
 def told(threshold: Threshold) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.core.job import Page, table_html
 from equipoise.core.serialize import LIVE
-from equipoise.core.shares import Bounded
+from equipoise.core.shares import Bounded, shown
 
 MLE, TEMPERATURE, TEACHER, STUDENT = "adapter", "adapter + temperature", "teacher", "student"
 MEASURES = ("accuracy", "nll", "brier", "ece")
@@ -257,10 +257,3 @@ class BayesPlan:
             f"the first, as it is read: {self.shown!r}",
             f"at most {self.passes:,} forward passes of one input, {self.steps:,} optimizer steps",
         )
-
-
-def shown(value: Bounded) -> str:
-    """A number with its interval, where there is one."""
-    if math.isnan(value.lower):
-        return "undefined" if math.isnan(value.value) else f"{value.value:.3f}"
-    return f"{value.value:.3f} [{value.lower:.3f}, {value.upper:.3f}]"

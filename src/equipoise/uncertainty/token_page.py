@@ -152,7 +152,7 @@ def _article(row: Mapping[str, Any], of: str, by: str, most: float) -> str:
 
 
 def _cell(value: "Bounded") -> parts.Cell:
-    from equipoise.uncertainty.token_result import shown
+    from equipoise.core.shares import shown
 
     text, _, interval = shown(value).partition(" ")
     return parts.Cell(text, interval)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise.core.job import Page, table_html
-from equipoise.core.shares import Bounded
+from equipoise.core.shares import Bounded, shown
 
 LENGTH = "length"
 SEMANTIC = "semantic_entropy"
@@ -235,14 +235,6 @@ class SelectPlan:
         return (
             f"Of {self.answers:,} answers one would be chosen for each of {self.questions:,} questions, by {self.by}.",
         )
-
-
-def shown(value: Bounded) -> str:
-    """A number with its interval, where there is one."""
-    if math.isnan(value.value):
-        return "undefined"
-    bounds = "" if math.isnan(value.lower) else f" [{value.lower:.3f}, {value.upper:.3f}]"
-    return f"{value.value:.3f}{bounds}"
 
 
 def number(value: float) -> str:
