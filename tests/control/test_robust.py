@@ -9,6 +9,7 @@ from scipy.optimize import brentq, minimize
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from equipoise.control import robust
 from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
 from equipoise.core.errors import BadInput
 
@@ -105,6 +106,17 @@ def test_worst_weights_lie_on_the_ball_and_give_the_value(delta):
     assert_close(divergence(weights), torch.full((30,), delta, dtype=torch.float64), rtol=1e-8, atol=1e-11)
     assert_close((weights * values).sum(-1), robust_value(values, delta)[0], rtol=1e-9, atol=1e-9)
     assert_close(weights.sum(-1), torch.ones(30, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("delta", [1e-5, 0.1, 0.3, 1.0])
+def test_rows_that_arrive_early_wait_for_the_others(delta, monkeypatch):
+    monkeypatch.setattr(robust, "STEPS", 8)
+    values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
+    weights = worst_case_weights(values, delta)
+    assert_close(divergence(weights), torch.full((200,), delta, dtype=torch.float64), rtol=1e-8, atol=1e-11)
+    # Numbers of float32 are searched less far, and the worst mean is as good.
+    value, _ = robust_value(values.float(), delta)
+    assert_close(value, robust_value(values.float().double(), delta)[0].float(), rtol=1e-6, atol=1e-6)
 
 
 def test_any_b_is_a_lower_bound_and_one_for_all_the_best_of_constants():

@@ -235,13 +235,12 @@ class DRSAC(SAC):
     def _count(self, values: Tensor, beta: Tensor) -> None:
         if self.settings.delta == 0:
             return
-        inside = beta > 0
-        above = (values - values.amin(1, keepdim=True))[inside]
-        weights = torch.exp(-above / beta[inside, None])
-        few = ~inside
-        few[inside] = weights.sum(1).square() / weights.square().sum(1) < FEW
+        low, high = values.aminmax(dim=1)
+        # 0 / 0 is a smallest sample where b is 0: these share all.
+        weights = ((low[:, None] - values) / beta[:, None]).nan_to_num_(0.0, neginf=-math.inf).exp_()
+        few = weights.sum(1).square() < FEW * weights.square().sum(1)
         # Samples that are all equal are no few: any number of them would tell the same.
-        self._few += int((few & (values.amax(1) > values.amin(1))).sum())
+        self._few += int((few & (high > low)).sum())
         self._seen += len(values)
 
 

@@ -17,7 +17,7 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
@@ -66,5 +66,5 @@ class Critics(nn.Module):
             weight, bias = (weight.detach(), bias.detach()) if frozen else (weight, bias)
             hidden = torch.baddbmm(bias, hidden, weight)
             if place < len(self.weights) - 1:
-                hidden = torch.relu(hidden)
+                hidden = hidden.relu_()
         return hidden.squeeze(-1)

@@ -73,7 +73,7 @@ class Nominal(nn.Module):
     def sample(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """So many next states of each: [B, ds], [B, da] in [-1, 1] -> [B, count, ds]."""
         drawn = self.draw(self.inputs(s, a), count, generator)
-        return s[:, None] + self.change_mean + self.change_std * drawn
+        return torch.addcmul((s + self.change_mean)[:, None], self.change_std, drawn)
 
     def spread(self, logs: Batch, generator: torch.Generator, *, count: int = 100) -> float:
         """Standard deviation of samples over the error of their mean, each the root of a mean square over the logs.
@@ -123,7 +123,7 @@ class VariationalAutoencoder(Nominal):
         known = inputs.shape[-1]
         # The part of the first layer that all samples of a pair share is computed once.
         shared = torch.nn.functional.linear(inputs, first.weight[:, :known], first.bias)
-        return self.decoder[1:](shared[:, None] + z @ first.weight[:, known:].T)
+        return self.decoder[1:]((z @ first.weight[:, known:].T).add_(shared[:, None]))
 
 
 @NOMINAL.register("gaussian")

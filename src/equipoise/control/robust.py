@@ -6,7 +6,7 @@ m equally likely samples v_1 ... v_m of a value, p_0 their empirical distributio
 
 The right side is concave in b. At its maximum the worst weights w_j ~ exp(-v_j / b) have KL(w || uniform) = delta, which is
 the equation that is solved here: KL grows with t = 1/b from 0 to log(m / k), k the number of smallest samples, and
-KL(t) <= t^2 range^2 / 8, which starts the bracket. Newton steps in t, kept inside the bracket, for all rows at once.
+KL(t) <= t^2 range^2 / 8, which starts the bracket. Halley's steps in t, kept inside the bracket, for all rows at once.
 
 Differs from the released per-pair solver, which takes the logarithm of the state's width for that of the number of samples
 and stops at b = 1: here nothing is capped, and values are shifted and scaled before, so that their unit does not matter.
@@ -19,8 +19,12 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 
-STEPS = 100  # a bracket over all of float64 is halved 64 times; Newton takes 4 to 8
-CLOSE = 1e-10  # of the radius
+STEPS = 100  # a bracket over all of float64 is halved 64 times; Halley takes 3 to 5
+CLOSE, CLOSE_ENOUGH = (
+    1e-10,
+    1e-6,
+)  # of the radius, for values in float64 and in less; the worst mean is off by the square
+SMALL = 1e-6  # a radius below which the divergence is lost in the rounding of a sum near 1
 TINY = 1e-20  # a radius so small that rounding hides the divergence, and a Gaussian's optimum is the answer
 
 
@@ -33,10 +37,9 @@ def robust_value(values: Tensor, delta: float, *, exact: bool = True) -> tuple[T
     bound of each row's value. Gradients with respect to values are the worst-case weights. Raises BadInput for a delta that
     is no finite number of 0 or more, and for values that are none.
     """
-    work = _checked(values, delta)
+    work, kind = _checked(values, delta), _kind(values)
     with torch.no_grad():
-        beta = 1 / _tilt(work, delta, shared=not exact)
-    kind = _kind(values)
+        beta = 1 / _tilt(work, delta, _close(kind), shared=not exact)
     return dual_value(work, delta, beta).to(kind), beta.to(kind)
 
 
@@ -61,8 +64,8 @@ def worst_case_weights(values: Tensor, delta: float) -> Tensor:
 
     KL to the uniform one is delta, or log(m / k) where delta is no smaller than that and the k smallest samples share all.
     """
-    work = _checked(values, delta).detach()
-    return _weights(work, _tilt(work, delta)).to(_kind(values))
+    work, kind = _checked(values, delta).detach(), _kind(values)
+    return _weights(work, _tilt(work, delta, _close(kind))).to(kind)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
@@ -75,16 +78,20 @@ def _checked(values: Tensor, delta: float) -> Tensor:
         raise BadInput(f"delta is {delta!r}; the radius of a ball is a finite number of 0 or more.")
     if values.ndim == 0 or values.shape[-1] == 0:
         raise BadInput("there are no samples: values need a last axis with one or more.")
-    if not values.isfinite().all():
-        raise BadInput("a value is nan or infinite; the worst mean of that is none.")
     work = values.double()
     if not (work.amax(-1) - work.amin(-1)).isfinite().all():
-        raise BadInput("values lie further apart than a float64 can tell: scale them.")
+        if values.isfinite().all():
+            raise BadInput("values lie further apart than a float64 can tell: scale them.")
+        raise BadInput("a value is nan or infinite; the worst mean of that is none.")
     return work
 
 
 def _kind(values: Tensor) -> torch.dtype:
     return values.dtype if values.is_floating_point() else torch.float64
+
+
+def _close(kind: torch.dtype) -> float:
+    return CLOSE if kind is torch.float64 else CLOSE_ENOUGH
 
 
 def _unit(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,8 +110,11 @@ def _weights(values: Tensor, tilt: Tensor) -> Tensor:
     return torch.where(inside, torch.softmax(-(values - low) * tilt.unsqueeze(-1).where(inside, 0 * low), -1), limit)
 
 
-def _tilt(values: Tensor, delta: float, *, shared: bool = False) -> Tensor:
-    """t = 1/b of every row; inf where the minimum is reached. shared: one t, at which KL is delta on average."""
+def _tilt(values: Tensor, delta: float, close: float, *, shared: bool = False) -> Tensor:
+    """t = 1/b of every row, inf where the minimum is reached.
+
+    close: how far from delta KL may be, as a share of it; shared: one t for all rows, at which KL is delta on average.
+    """
     count = values.shape[-1]
     if values.numel() == 0:
         return values.new_zeros(values.shape[:-1])
@@ -122,26 +132,40 @@ def _tilt(values: Tensor, delta: float, *, shared: bool = False) -> Tensor:
     beyond = delta >= most
     lower = torch.full_like(most, math.sqrt(8 * delta))
     upper = torch.full_like(most, math.inf)
-    spread = unit.std(-1, correction=0)
+    square = unit.square()
+    cube = square * unit
+    off = unit - unit.mean(-1, keepdim=True)
+    variance, third = off.square().mean(-1), (off.square() * off).mean(-1)
     if shared:
-        spread = spread.square().mean().sqrt().expand_as(spread)
-    tilt = torch.maximum(math.sqrt(2 * delta) / spread.clamp_min(1e-300), lower).clamp_max(1e300)
+        variance, third = (each.mean().expand_as(each) for each in (variance, third))
+    spread = variance.sqrt().clamp_min(1e-300)
+    # KL = s^2 / 2 - skewness s^3 / 3 + ... in s = t spread.
+    skew = (third / spread**3 * (math.sqrt(2 * delta) / 3)).nan_to_num(0.0).clamp(-0.5, 1)
+    tilt = torch.maximum(math.sqrt(2 * delta) / spread * (1 + skew), lower).clamp_max(1e300)
     for _ in range(STEPS if delta > TINY else 0):
         # The smallest sample has logit 0, so that nothing overflows and the sum is at least 1.
-        missing = torch.expm1(-unit * tilt.unsqueeze(-1))
-        weights = missing + 1
-        weights = weights / weights.sum(-1, keepdim=True)
-        mean = (weights * unit).sum(-1)
-        gap = -tilt * mean - torch.log1p(missing.mean(-1))
-        slope = tilt * ((weights * unit.square()).sum(-1) - mean.square())
+        logits = unit * -tilt.unsqueeze(-1)
+        weights = logits.exp()
+        total = weights.sum(-1)
+        log_mean = torch.log1p(torch.expm1(logits).mean(-1)) if delta < SMALL else torch.log(total / count)
+        mean, second, third = ((weights * power).sum(-1) / total for power in (unit, square, cube))
+        above = mean * mean
+        variance = second - above
+        gap, slope = -tilt * mean - log_mean, tilt * variance
+        bend = variance - tilt * (third - mean * (3 * second - 2 * above))
         if shared:
-            gap, slope = gap.mean().expand_as(gap), slope.mean().expand_as(slope)
+            gap, slope, bend = (each.mean().expand_as(each) for each in (gap, slope, bend))
         gap = gap - delta
-        if bool((beyond | (gap.abs() <= CLOSE * delta) | (upper <= lower * (1 + 1e-15))).all()):
+        # A row that has arrived stays: a step within rounding of it would leave its bracket, and be halved away.
+        found = beyond | (gap.abs() <= close * delta) | (upper <= lower * (1 + 1e-15))
+        if bool(found.all()):
             break
-        lower = torch.where(gap < 0, tilt, lower)
-        upper = torch.where(gap >= 0, tilt, upper)
-        step = tilt - gap / slope
-        halved = torch.where(upper.isfinite(), (lower.log() + upper.log()).div(2).exp(), 10 * lower)
-        tilt = torch.where((step > lower) & (step < torch.minimum(upper, 10 * lower.maximum(tilt))), step, halved)
+        below = gap < 0
+        lower, upper = torch.where(below, tilt, lower), torch.where(below, upper, tilt)
+        step = tilt - 2 * gap * slope / (2 * slope.square() - gap * bend)
+        inside = (step > lower) & (step < torch.minimum(upper, 10 * tilt))
+        if not bool((inside | found).all()):
+            halved = torch.where(upper.isfinite(), (lower.log() + upper.log()).div(2).exp(), 10 * lower)
+            step = torch.where(inside, step, halved)
+        tilt = torch.where(found, tilt, step)
     return torch.where(beyond, torch.full_like(tilt, math.inf), tilt / scale.squeeze(-1))

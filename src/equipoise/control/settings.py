@@ -48,7 +48,7 @@ class RobustSettings(AgentSettings, frozen=True, extra="forbid"):
 
     delta: float = Field(default=0.1, ge=0, description="Radius of the ball of kernels, in nats.")
     samples: int = Field(default=200, ge=2, le=100_000, description="Next states drawn for each pair.")
-    dual: Dual = Field(default="functional", description="How the worst mean is found: exact or functional.")
+    dual: Dual = Field(default="exact", description="How the worst mean is found: exact or functional.")
     nominal: NominalName = Field(default="vae", description="Model of what follows: vae, gaussian or ensemble.")
     nominal_steps: int = Field(default=5000, ge=0, description="Steps in which the nominal model learns alone.")
     nominal_learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Of the nominal model.")
