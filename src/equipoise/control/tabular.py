@@ -79,13 +79,15 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
     for _ in range(STEPS if delta > TINY else 0):
         _, _, gap, slope = _tilted(own, probabilities, tilt)
         gap -= delta
-        if np.all(beyond | (np.abs(gap) <= CLOSE * delta) | (upper <= lower * (1 + 1e-15))):
+        # A row that has arrived stays: a step within rounding of it would leave its bracket, and be halved away.
+        found = beyond | (np.abs(gap) <= CLOSE * delta) | (upper <= lower * (1 + 1e-15))
+        if np.all(found):
             break
         lower, upper = np.where(gap < 0, tilt, lower), np.where(gap < 0, upper, tilt)
         step = tilt - gap / np.maximum(slope, 1e-200)
         most = np.minimum(upper, 10 * np.maximum(lower, tilt))
         halved = np.where(np.isfinite(upper), np.sqrt(lower) * np.sqrt(np.minimum(upper, 1e300)), 10 * lower)
-        tilt = np.where((step > lower) & (step < most), step, halved)
+        tilt = np.where(found, tilt, np.where((step > lower) & (step < most), step, halved))
     worst, log_total, _, _ = _tilted(own, probabilities, tilt)
     # Of the dual, which is flat at its maximum: what is left of Newton's gap is squared in it.
     value = low[..., 0] + scale[..., 0] * np.where(beyond, 0.0, -(log_total + delta) / tilt)
