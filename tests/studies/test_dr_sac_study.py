@@ -7,7 +7,7 @@ import torch
 from equipoise.control import dr_sac_world
 from equipoise.control.pendulum import Pendulum, seen
 from equipoise.core.state import load_state
-from equipoise.studies import dr_sac
+from equipoise.studies import dr_sac_pendulum
 from equipoise.study import registry
 from study_recorder import Stopped, StudyRecorder
 
@@ -75,7 +75,7 @@ def test_the_pendulums_logs(prepared):
 @pytest.mark.parametrize("arm", ["sac", "fqi", "dr-sac-0.3", "oracle-0.3"])
 def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setattr(dr_sac, "SAVE_EVERY", 1)
+    monkeypatch.setattr(dr_sac_pendulum, "SAVE_EVERY", 1)
     agent_of = dr_sac_world.agent_of
 
     def small(data, settings, seed):
@@ -83,7 +83,7 @@ def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypa
         return agent_of(data, {**settings, **few}, seed)
 
     monkeypatch.setattr(dr_sac_world, "agent_of", small)
-    study = registry.load("dr-sac").build(world="pendulum", steps=3, starts=2, transitions=400)
+    study = registry.load("dr-sac-pendulum").build(steps=3, starts=2, transitions=400)
     whole = Recorder(tmp_path / "whole", study=study, arm=arm, prepared=prepared)
     study.run(whole)
     with pytest.raises(Stopped):
@@ -98,7 +98,7 @@ def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypa
 
 
 def test_rfqi_takes_a_share_of_the_steps(prepared, tmp_path):
-    study = registry.load("dr-sac").build(world="pendulum", steps=20, starts=2, transitions=400)
+    study = registry.load("dr-sac-pendulum").build(steps=20, starts=2, transitions=400)
     run = Recorder(tmp_path / "rfqi", study=study, arm="rfqi-short", prepared=prepared)
     study.run(run)
     assert run.spent == {"optimizer_steps": 2}
