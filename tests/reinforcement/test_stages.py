@@ -61,7 +61,7 @@ def test_rewards_are_asked_for_each_response_of_its_problem(lm):
 
 def test_what_is_asked():
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    assert stages.ask(Problem("1", "c", (), turns)) == turns and stages.ask(Problem("1", "c", ())) == "c"
+    assert Problem("1", "c", (), turns).asked == turns and Problem("1", "c", ()).asked == "c"
 
 
 def test_judged():

@@ -22,6 +22,7 @@ from equipoise.control.transitions import Transitions, read
 from equipoise.core.errors import BadInput, WorkFailed, WrongOption
 from equipoise.core.files import produce_atomic
 from equipoise.core.state import load_state, save_state
+from equipoise.core.streams import torch_stream
 
 ABOUT, STATE = "model.json", "state.safetensors"
 LARGEST = 1 << 32  # bytes of a stored model
@@ -283,7 +284,7 @@ class Agent:
     def _build(self, observations: int, low: np.ndarray, high: np.ndarray) -> None:
         self._shape = (observations, len(low))
         self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-        self._batches, self._acting = generator(self.settings.seed, 1), generator(self.settings.seed, 2)
+        self._batches, self._acting = torch_stream(self.settings.seed, 1), torch_stream(self.settings.seed, 2)
         made = self._made()
         self._names = tuple(made)
         for name, network in made.items():
@@ -380,12 +381,6 @@ def check_boxes(environment: Any) -> None:
 def adamw(parameters: Any, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW in one kernel a step."""
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-
-
-def generator(*seed: int) -> torch.Generator:
-    """A generator of its own for each purpose, so that none changes what another draws."""
-    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(state)
 
 
 @contextmanager

@@ -30,13 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.control.agent import About, Batch, adamw, generator, seeded, zip_path
+from equipoise.control.agent import About, Batch, adamw, seeded, zip_path
 from equipoise.control.networks import perceptron
 from equipoise.control.nominal import NOMINAL, Nominal, Simulated, Simulator
 from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
 from equipoise.control.sac import SAC
 from equipoise.control.settings import DRSACSettings
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 
 __all__ = ["DRSAC", "dual_value", "effective_sample_size", "robust_value", "worst_case_weights"]
 
@@ -75,7 +76,7 @@ class DRSAC(SAC):
     def sample_next(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> np.ndarray:
         """Next states by the nominal model: [B, ds] and actions [B, da] in the environment's units -> [B, count, ds]."""
         s, a = self._pairs(observations, actions, count)
-        return self.nominal.sample(s, a, count, generator(seed)).numpy()
+        return self.nominal.sample(s, a, count, torch_stream(seed)).numpy()
 
     def worst_case(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Which outcomes it fears: next_observations [B, count, ds], values and weights [B, count], value and effective [B].
@@ -83,7 +84,7 @@ class DRSAC(SAC):
         value: the worst mean; effective: how many samples it rests on.
         """
         s, a = self._pairs(observations, actions, count)
-        drawn = self.nominal.sample(s, a, count, generator(seed))
+        drawn = self.nominal.sample(s, a, count, torch_stream(seed))
         with torch.no_grad():
             values = self.slow_value(drawn).squeeze(-1)
         delta = self.settings.delta
@@ -97,7 +98,7 @@ class DRSAC(SAC):
     def spread(self, *, seed: int = 0) -> float:
         """Spread of the nominal model's samples over their error on what the agent learns from: 1 is right, 0 a point."""
         self._check_logs()
-        return self.nominal.spread(self._buffer.all(), generator(seed))
+        return self.nominal.spread(self._buffer.all(), torch_stream(seed))
 
     @property
     def few(self) -> float:
@@ -142,7 +143,7 @@ class DRSAC(SAC):
         self._nominal_optimizer = adamw(learnt, given.nominal_learning_rate, given.weight_decay) if learnt else None
         self._dual_optimizer = adamw(self.g.parameters(), given.dual_learning_rate, given.weight_decay)
         # Their own generators: with robust off the agent's are as SAC's.
-        self._nominal_noise = generator(given.seed, 3)
+        self._nominal_noise = torch_stream(given.seed, 3)
         self._trained = 0
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

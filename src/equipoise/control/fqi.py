@@ -30,9 +30,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from equipoise.control.agent import Agent, Batch, adamw, generator, seeded
+from equipoise.control.agent import Agent, Batch, adamw, seeded
 from equipoise.control.networks import Critics, perceptron
 from equipoise.control.settings import FQISettings, RFQISettings
+from equipoise.core.streams import torch_stream
 
 LOG_STD = (-4.0, 15.0)
 CUT = 0.5  # of z, where actions are drawn
@@ -89,7 +90,7 @@ class FQI(Agent):
         self._slow: list[Tensor] = [*self.slow_perturbation.parameters(), *self.slow_critics.parameters()]
         self._optimizer = adamw([*self.actions.parameters(), *self._fast], given.learning_rate, given.weight_decay)
         # The same for all observations, so that an action depends on its own alone.
-        self._fixed = self._draw(given.acting_actions, generator(given.seed, 3))
+        self._fixed = self._draw(given.acting_actions, torch_stream(given.seed, 3))
 
     def _action(self, observations: Tensor, deterministic: bool) -> Tensor:
         count, width = self.settings.acting_actions, self._shape[1]

@@ -56,6 +56,11 @@ class Problem:
     group: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> str | tuple[Message, ...]:
+        """What a model is asked: all turns of a conversation, else the text."""
+        return self.messages or self.prompt
+
 
 def read_problems(
     source: str | Path | Iterable[Mapping[str, Any]],

@@ -38,7 +38,7 @@ from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 
 if TYPE_CHECKING:
-    from equipoise.data.records import Message
+    pass
 
 THOUGHTS, WRITTEN = "thoughts.jsonl", "written.jsonl"
 CALIBRATION, ANSWERS = "calibration", "answers"
@@ -284,7 +284,7 @@ class Steering(Request):
         tags = self.wanted.tags(tokenizer)
         control = Plain(tokenizer, tags=tags)
         asked = [*self.problems, *self.calibration]
-        encoded, ends = encode_prompts(language_model, [_asked(problem) for problem in asked])
+        encoded, ends = encode_prompts(language_model, [problem.asked for problem in asked])
         check_room(language_model, encoded, self.wanted.max_new_tokens, [repr(problem.id) for problem in asked])
         for problem, ids in zip(asked, encoded, strict=True):
             if control.begin(0, ids).ended is not None:
@@ -332,7 +332,7 @@ class Steering(Request):
             some = missing[first : first + self.batch_size]
             found = write_thoughts(
                 language_model,
-                [_asked(problem) for problem in some],
+                [problem.asked for problem in some],
                 control,
                 max_new_tokens=self.wanted.max_new_tokens,
                 seed=seed,
@@ -406,10 +406,6 @@ def _schema(path: Path) -> str:
         raise BadInput(f"{path} cannot be read as a JSON schema: {error}.") from error
     json_grammar(text)
     return text
-
-
-def _asked(problem: Problem) -> str | tuple[Message, ...]:
-    return problem.messages or problem.prompt
 
 
 def _row(thought: Thought) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, sha256_file, write_atomic
 from equipoise.core.options import closed
 from equipoise.core.serialize import serialize
+from equipoise.core.streams import torch_stream
 from equipoise.reinforcement.group_baselines import mixed
 from equipoise.reinforcement.rates import GroupCounts, RateStore, SamplerStatistics
 from equipoise.reinforcement.sppo import check_rewards
@@ -308,12 +309,6 @@ def select(
     logits = -(difficulty.to(generator.device, torch.float64) - target).abs() / temperature
     gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
     return (logits + gumbel).topk(count).indices
-
-
-def seeded(*words: int) -> torch.Generator:
-    """A generator whose draws follow from these numbers: a seed, a stream of it, and what is counted in that."""
-    word = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
 
 
 def pearson(one: Tensor, other: Tensor) -> float:
@@ -644,4 +639,4 @@ class DifficultySampler:
         return [self._order(place)[0] for place in range(first, self._drawn)]
 
     def _generator(self, stream: int) -> torch.Generator:
-        return seeded(self.seed, stream, len(self.blocks))
+        return torch_stream(self.seed, stream, len(self.blocks))

@@ -31,7 +31,7 @@ from equipoise.language.generate import check_room
 from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement.actguide import Action, Prompt, Template, hinted, rebuild, shortest_prefixes
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
-from equipoise.reinforcement.stages import Reward, Step, ask, score_rollouts
+from equipoise.reinforcement.stages import Reward, Step, score_rollouts
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
@@ -132,7 +132,7 @@ class Guided:
         return not self.dropout or np.random.default_rng([recipe.seed, _DROPPED, key]).random() >= self.dropout
 
     def _hinted(self, language_model: LanguageModel, problem: Problem, actions: Sequence[Action]) -> Prompt:
-        asked = ask(problem)
+        asked = problem.asked
         if isinstance(asked, str) and language_model.uses_chat_template:
             asked = (Message("user", asked),)
         return hinted(asked, actions, self.template)
@@ -266,7 +266,7 @@ class _Batch:
 
     def _prompts(self, places: Sequence[int]) -> list[list[int]]:
         """Their tokens, without hints."""
-        return encode_prompts(self.language_model, [ask(self.problems[place]) for place in places])[0]
+        return encode_prompts(self.language_model, [self.problems[place].asked for place in places])[0]
 
     def measured(self, step: Step) -> Step:
         """The step with what is logged of it; with correction="none" as if nobody had seen a hint."""

@@ -16,7 +16,7 @@ from equipoise.core.scores import pass_at_k
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.language.rollouts import roll_out
-from equipoise.reinforcement.stages import Reward, ask, judged
+from equipoise.reinforcement.stages import Reward, judged
 
 if TYPE_CHECKING:
     from equipoise.data.problems import Problem
@@ -116,7 +116,7 @@ def solve(
 ) -> Solved:
     """Sample `samples` responses to each problem and the likeliest one, and judge them. generate: not by the model."""
     generate = generate or own_responses(language_model, max_new_tokens, batch_size)
-    asked = [ask(problem) for problem in problems]
+    asked = [problem.asked for problem in problems]
     texts, ids = generate(asked, samples, temperature, seed)
     likeliest, greedy_ids = generate(asked, 1, 0.0, seed)
     every = [problem for problem in problems for _ in range(samples)]

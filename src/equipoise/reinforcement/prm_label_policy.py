@@ -20,7 +20,6 @@ from equipoise.data.text import encodable
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.rollouts import roll_out
-from equipoise.reinforcement.stages import ask
 
 if TYPE_CHECKING:
     from equipoise.chat.client import Chat
@@ -177,7 +176,7 @@ class ChatPolicy:
 
 def _begun(beginning: Beginning) -> tuple[Message, ...]:
     """The turns of a conversation, the last of which is the solution so far."""
-    asked = ask(beginning.problem)
+    asked = beginning.problem.asked
     turns = (Message("user", asked),) if isinstance(asked, str) else tuple(asked)
     return (*turns, Message("assistant", beginning.text)) if beginning.text else turns
 

@@ -113,7 +113,7 @@ def read(
         problem, place = each.problem, each.place
         if problem.id in ids:
             raise BadInput(f"{place}: id {problem.id!r} was used before at {ids[problem.id]}; make ids unique.")
-        what = problem.messages or problem.prompt, each.given and each.given.steps
+        what = problem.asked, each.given and each.given.steps
         if what in texts:
             again = "this solution of this problem" if each.given else "this problem, without a solution,"
             raise BadInput(f"{place}: {again} stands at {texts[what]} too; leave one of them out.")

@@ -32,7 +32,6 @@ from equipoise.reinforcement.measures import Solved, tokens_per_second
 from equipoise.reinforcement.predicting import EMBEDDINGS, PredictorSource
 from equipoise.reinforcement.recipe import Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
-from equipoise.reinforcement.stages import ask
 from equipoise.reinforcement.training import ReinforceState, prepare, train
 from equipoise.training.team import Team
 
@@ -132,11 +131,11 @@ class Reinforcing(Request):
         language_model = self._opened(None, taught=False)
         self._check(language_model)
         first = self.tasks.problems[: TIMED[0]]
-        (ids, *_), _ = encode_prompts(language_model, [ask(first[0])])
+        (ids, *_), _ = encode_prompts(language_model, [first[0].asked])
         critic = self._critic(language_model)
         language_model = prepare(language_model, recipe)
         rehearse(language_model, writes=self._writes())
-        asked, timed = [ask(problem) for problem in first], min(TIMED[1], recipe.max_new_tokens)
+        asked, timed = [problem.asked for problem in first], min(TIMED[1], recipe.max_new_tokens)
         rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
         measuring = len(self.tasks.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
         written = recipe.steps * recipe.responses + recipe.measured(len(self.tasks.problems))
@@ -314,7 +313,7 @@ class Reinforcing(Request):
             self.source.check(language_model)
         self.tasks.check(language_model, self.recipe)
         every = (*self.tasks.problems, *self.tasks.measured)
-        encoded, _ = encode_prompts(language_model, [ask(problem) for problem in every])
+        encoded, _ = encode_prompts(language_model, [problem.asked for problem in every])
         check_room(language_model, encoded, self.recipe.max_new_tokens, [repr(problem.id) for problem in every])
 
     def _critic(self, language_model: LanguageModel) -> Critic | None:
@@ -340,7 +339,7 @@ class Reinforcing(Request):
         chosen = self.tasks.measured[:COMPARED]
         rolled = roll_out(
             language_model,
-            [ask(problem) for problem in chosen],
+            [problem.asked for problem in chosen],
             samples=1,
             max_new_tokens=min(self.recipe.max_new_tokens, 32),
             temperature=0.0,

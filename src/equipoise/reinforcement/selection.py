@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 from equipoise.language.rollouts import Rollouts
-from equipoise.reinforcement.dots import DifficultySampler, Predictor, seeded
+from equipoise.reinforcement.dots import DifficultySampler, Predictor
 from equipoise.reinforcement.group_baselines import mixed
 from equipoise.reinforcement.rates import GroupCounts, Selected
 from equipoise.reinforcement.recipe import Recipe
@@ -159,7 +160,7 @@ class Selection:
         if not self._again:
             return step
         assert self.buffer is not None
-        generator = seeded(self.recipe.seed, _REPLAY, step.index)
+        generator = torch_stream(self.recipe.seed, _REPLAY, step.index)
         groups = self.buffer.sample(self._again, generator=generator)
         self._replayed += len(groups)
         device, fresh = step.rewards.device, len(step.problems)

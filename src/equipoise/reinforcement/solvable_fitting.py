@@ -47,7 +47,7 @@ from equipoise.reinforcement.reinforcing import tiny_model
 from equipoise.reinforcement.solvable import Part
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH, RAW, Scored, Solvable, SolvablePlan
 from equipoise.reinforcement.solvable_scorer import Scorer, logits, open_device
-from equipoise.reinforcement.stages import Reward, ask, critic_objective, judged
+from equipoise.reinforcement.stages import Reward, critic_objective, judged
 from equipoise.training.loop import OneLoss, TrainerSettings, TrainerState, fit
 from equipoise.training.order import without_replacement
 
@@ -228,7 +228,7 @@ class Fitting(Request):
 
     def _encode(self, language_model: LanguageModel | None, own: LanguageModel) -> list[list[int]]:
         """The prompts as the critic reads them. Raises BadInput for one that it, or who answers, has no room for."""
-        asked, names = [ask(problem) for problem in self.problems], [repr(problem.id) for problem in self.problems]
+        asked, names = [problem.asked for problem in self.problems], [repr(problem.id) for problem in self.problems]
         rows, _ = encode_prompts(own, asked)
         check_room(own, rows, 0, names)
         if language_model is not None:
@@ -414,10 +414,10 @@ class Fitting(Request):
         if chat is not None:
             from equipoise.chat.account import estimate
 
-            calls = served_calls([ask(each) for each in self.problems], settings.samples, settings.max_new_tokens, 1.0)
+            calls = served_calls([each.asked for each in self.problems], settings.samples, settings.max_new_tokens, 1.0)
             return str(estimate(calls, model=chat.name, prices=chat.account.prices))
         assert language_model is not None
-        asked, few = [ask(problem) for problem in self.problems[: TIMED[0]]], min(TIMED[1], settings.max_new_tokens)
+        asked, few = [problem.asked for problem in self.problems[: TIMED[0]]], min(TIMED[1], settings.max_new_tokens)
         rate = tokens_per_second(language_model, asked, few, settings.temperature)
         return f"{tokens:,} generated tokens, {duration(tokens / rate)}, and the critic"
 
@@ -463,7 +463,7 @@ def sample(
             ids = [problem.id for problem in some]
             if first not in known or known[first]["ids"] != ids:
                 keys = range(first, first + len(some))
-                asked = [ask(problem) for problem in some]
+                asked = [problem.asked for problem in some]
                 texts, tokens = generate(asked, samples, settings.temperature, settings.seed, keys)
                 every = [problem for problem in some for _ in range(samples)]
                 found, missing = judged(reward, every, texts, completion_ids=tokens)

@@ -18,7 +18,6 @@ from equipoise.data.records import read_rows
 from equipoise.reinforcement.attempts import read_prompts
 from equipoise.reinforcement.solvable_result import Predicted, ScoresPlan, Solvable, SolvableScores, Target
 from equipoise.reinforcement.solvable_scorer import Scorer, check_scorer, open_device
-from equipoise.reinforcement.stages import ask
 
 SCORES, KEPT = "scores.jsonl", "kept.jsonl"
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of which the share of prompts above is told
@@ -127,7 +126,7 @@ class Scoring(Request):
     def _opened(self) -> tuple[Scorer, list[list[int]]]:
         scorer = Scorer.load(self.scorer, device=self.device)
         names = [repr(problem.id) for problem in self.problems]
-        return scorer, scorer.encode([ask(problem) for problem in self.problems], names)
+        return scorer, scorer.encode([problem.asked for problem in self.problems], names)
 
     def _rows(self, keep: list[int]) -> list[str]:
         """The rows of these prompts as they were, each with its id, so that a job reads them as it would the whole file."""

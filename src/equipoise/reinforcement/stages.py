@@ -87,11 +87,6 @@ class Step:
         return wide.where(mask, 0)
 
 
-def ask(problem: Problem) -> Any:
-    """What a model is asked: the turns of a conversation, or the text."""
-    return problem.messages or problem.prompt
-
-
 def sample(
     language_model: LanguageModel,
     recipe: Recipe,
@@ -102,7 +97,7 @@ def sample(
     head: RolloutHead | None = None,
 ) -> Step:
     """Roll out and judge: a step with its rewards, 0 for what could not be judged."""
-    device, asked = language_model.device, [ask(problem) for problem in problems]
+    device, asked = language_model.device, [problem.asked for problem in problems]
     limits: dict[str, Any] = {"max_new_tokens": recipe.max_new_tokens, "batch_size": recipe.rollout_batch_size}
     with sampling(head):
         rollouts = roll_out(

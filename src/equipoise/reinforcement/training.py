@@ -120,7 +120,7 @@ def train(
     recipe.check()
     if not problems:
         raise BadInput("there are no prompts to learn from.")
-    encoded, _ = encode_prompts(language_model, [stages.ask(problem) for problem in problems])
+    encoded, _ = encode_prompts(language_model, [problem.asked for problem in problems])
     check_room(language_model, encoded, recipe.max_new_tokens, [repr(problem.id) for problem in problems])
     if (recipe.critic != "none") != (critic is not None):
         raise BadInput(f"the advantage {recipe.advantage} {'needs a' if critic is None else 'has no'} critic.")

@@ -31,7 +31,7 @@ from equipoise.routing.baselines import STATED_TOKENS, semantic_agreement, verba
 from equipoise.routing.fitting import features_place
 from equipoise.routing.kept import Kept
 from equipoise.routing.labels import VERBALISED as VERBALISED_PROMPT
-from equipoise.routing.labels import Labels, asked, read_labels, scores_of, solved_of, tested
+from equipoise.routing.labels import Labels, read_labels, scores_of, solved_of, tested
 from equipoise.routing.measured import HeldOut, Threshold
 from equipoise.routing.result import EvaluationPlan, RouteEvaluation
 from equipoise.routing.router import ABOUT, Router
@@ -189,14 +189,14 @@ class Evaluating(Request):
         language_model = self.model if isinstance(self.model, LanguageModel) else load(self.model, **self.loading)
         doubts = self.router.check(language_model)
         rows = prompt_states.encode(
-            language_model, [asked(problem) for problem in self.labels.problems], self.router.reads
+            language_model, [problem.asked for problem in self.labels.problems], self.router.reads
         )
         names = [problem.id for problem in self.labels.problems]
         prompt_states.check_lengths(language_model, rows, names)
         if self.ask:
             names = [repr(name) for name in names]
             for prompts, most in (
-                ([asked(problem) for problem in self.labels.problems], self.max_new_tokens),
+                ([problem.asked for problem in self.labels.problems], self.max_new_tokens),
                 (
                     [VERBALISED_PROMPT.format(question=problem.prompt) for problem in self.labels.problems],
                     STATED_TOKENS,
@@ -216,7 +216,7 @@ class Evaluating(Request):
         """Those of the rows and those that are made here; how many replies held no number; rows of replies made anew."""
         if language_model is None or self.router is None:
             return dict(self.scores), 0, ()
-        prompts = [asked(problem) for problem in self.labels.problems]
+        prompts = [problem.asked for problem in self.labels.problems]
         unread = 0
         with features_place(folder) as place:
             z = prompt_states.extract(
@@ -237,7 +237,7 @@ class Evaluating(Request):
     def _sampled(self, language_model: LanguageModel, first: int, some: Sequence[Problem]) -> dict[str, Any]:
         found = semantic_agreement(
             language_model,
-            [asked(problem) for problem in some],
+            [problem.asked for problem in some],
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,

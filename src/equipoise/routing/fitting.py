@@ -27,7 +27,7 @@ from equipoise.core.statistics import item_interval, score_interval
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
-from equipoise.routing.labels import Labels, Part, as_row, asked, divide, read_labels, solved_of
+from equipoise.routing.labels import Labels, Part, as_row, divide, read_labels, solved_of
 from equipoise.routing.measured import Threshold
 from equipoise.routing.result import LENGTH, RANDOM, FitPlan, RouteFit
 from equipoise.routing.router import ABOUT, NUMBERS, Router, logits_of
@@ -168,7 +168,7 @@ class Fitting(Request):
         with features_place(folder) as place:
             z = prompt_states.extract(
                 language_model,
-                [asked(problem) for problem in self.labels.problems],
+                [problem.asked for problem in self.labels.problems],
                 self.reads,
                 into=place / FEATURES,
                 batch_tokens=self.batch_tokens,
@@ -183,7 +183,7 @@ class Fitting(Request):
     def _opened(self) -> tuple[LanguageModel, list[list[int]]]:
         """The model and the prompts' tokens. Raises BadInput for one that it has no room for."""
         language_model = self.model if isinstance(self.model, LanguageModel) else load(self.model, **self.loading)
-        rows = prompt_states.encode(language_model, [asked(problem) for problem in self.labels.problems], self.reads)
+        rows = prompt_states.encode(language_model, [problem.asked for problem in self.labels.problems], self.reads)
         prompt_states.check_lengths(language_model, rows, [problem.id for problem in self.labels.problems])
         return language_model, rows
 

@@ -39,7 +39,7 @@ from equipoise.language.generate import check_room, generate
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing.kept import AT_ONCE, Kept
-from equipoise.routing.labels import as_row, asked, domain_of, groups_of
+from equipoise.routing.labels import as_row, domain_of, groups_of
 from equipoise.routing.result import DomainLabels, LabelPlan, RouteLabels
 from equipoise.routing.routerxbench import bounded, outcomes
 
@@ -177,7 +177,7 @@ class Labeling(Request):
         language_model = None
         if self.model is not None:
             language_model = self.model if isinstance(self.model, LanguageModel) else load(self.model, **self.loading)
-            encoded, _ = encode_prompts(language_model, [asked(problem) for problem in self.problems])
+            encoded, _ = encode_prompts(language_model, [problem.asked for problem in self.problems])
             check_room(language_model, encoded, self.max_new_tokens, [repr(problem.id) for problem in self.problems])
         with self.roles.open(folder) as players:
             if "judge" in self.served:
@@ -289,7 +289,7 @@ def answer(
     language_model: LanguageModel, problems: Sequence[Problem], max_new_tokens: int, batch_size: int
 ) -> list[str]:
     """The likeliest answer of a model here to each problem."""
-    prompts = [asked(problem) for problem in problems]
+    prompts = [problem.asked for problem in problems]
     return generate(language_model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 

@@ -120,11 +120,6 @@ def divide(groups: Sequence[str], seed: int) -> list[Part]:
     return [part_of[group] for group in groups]
 
 
-def asked(problem: Problem) -> Any:
-    """The prompt as a model reads it: its turns, or its text."""
-    return problem.messages or problem.prompt
-
-
 def as_row(problem: Problem) -> Any:
     """The prompt as JSON values, all turns of a conversation, which is read again as it was."""
     return [{"role": turn.role, "content": turn.content} for turn in problem.messages] or problem.prompt
@@ -139,7 +134,7 @@ def domain_of(problem: Problem) -> str:
 def groups_of(problems: Sequence[Problem]) -> list[str]:
     """The cluster of each prompt: its group, or the first prompt that reads the same, since a log holds some many times."""
     first: dict[Any, str] = {}
-    return [problem.group or f"prompt {first.setdefault(asked(problem), problem.id)}" for problem in problems]
+    return [problem.group or f"prompt {first.setdefault(problem.asked, problem.id)}" for problem in problems]
 
 
 def tested(labels: Labels) -> Labels:

@@ -216,17 +216,16 @@ def coin(seed: int, begin: int):
     """SAGO with its signs replaced by a coin: as many coordinates get the retain gradient, but any."""
     import itertools
 
-    import numpy as np
     import torch
 
+    from equipoise.core.streams import torch_stream
     from equipoise.training.gradients import apply
     from equipoise.unlearning.sago import conflicts
 
     steps = itertools.count(begin)
 
     def combine(forget, retain, *, forget_weight=1.0, retain_weight=1.0, out=None, observe=None):
-        entropy = np.random.SeedSequence([seed, 2, next(steps)]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+        generator = torch_stream(seed, 2, next(steps))
         both = [
             (f.flatten(), r.flatten()) for f, r in zip(forget, retain, strict=True) if f is not None and r is not None
         ]

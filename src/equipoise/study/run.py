@@ -54,13 +54,11 @@ class Work:
 
     def torch_generator(self, device: str = "cpu") -> "torch.Generator":
         """The torch generator of this run on `device`, the same object at every call; checkpoints keep its state."""
-        import numpy as np
-        import torch
+        from equipoise.core.streams import torch_stream
 
         name = str(device)
         if name not in self._torch_generators:
-            words = np.random.SeedSequence([self.seed, 2]).generate_state(1, np.uint64)
-            self._torch_generators[name] = torch.Generator(name).manual_seed(int(words[0] >> np.uint64(1)))
+            self._torch_generators[name] = torch_stream(self.seed, 2, device=name)
         return self._torch_generators[name]
 
     def spend(self, *, phase: str = "query", **amounts: float) -> None:

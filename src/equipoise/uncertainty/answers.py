@@ -12,7 +12,7 @@ from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.core.options import closed
 from equipoise.data.problems import Problem, read_problems
-from equipoise.data.records import Message, kind_of
+from equipoise.data.records import kind_of
 from equipoise.data.text import lone_surrogate
 from equipoise.data.verify import open_verifier
 
@@ -38,12 +38,7 @@ class Answers:
     @property
     def questions(self) -> list[str]:
         """What each answers: its group, else its prompt. Answers to one question are one unit in intervals."""
-        return [problem.group or repr(asked(problem)) for problem in self.problems]
-
-
-def asked(problem: Problem) -> str | tuple[Message, ...]:
-    """The prompt, as a text or as turns."""
-    return problem.messages or problem.prompt
+        return [problem.group or repr(problem.asked) for problem in self.problems]
 
 
 def question(problem: Problem) -> str:

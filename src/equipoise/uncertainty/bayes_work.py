@@ -23,6 +23,7 @@ from equipoise.core.job import Request
 from equipoise.core.options import check_fields, closed
 from equipoise.core.rows import Rows
 from equipoise.core.state import save_state, stored_state
+from equipoise.core.streams import torch_stream
 from equipoise.data.problems import Problem, read_problems
 from equipoise.language import adapters
 from equipoise.language.embed import fingerprint
@@ -68,7 +69,7 @@ class Labelled:
 
     @property
     def prompts(self) -> list[Any]:
-        return [problem.messages or problem.prompt for problem in self.problems]
+        return [problem.asked for problem in self.problems]
 
     @property
     def ids(self) -> list[str]:
@@ -97,7 +98,7 @@ def read_labelled(
         labels.append(None if gold is None else places[gold])
     named = isinstance(source, str | Path)
     # Of rows, too: an id may stay while its prompt changes, and what is stored of the old one must not be taken for it.
-    read = json.dumps([[each.id, str(each.messages or each.prompt), list(each.gold)] for each in problems])
+    read = json.dumps([[each.id, str(each.asked), list(each.gold)] for each in problems])
     digest = sha256_file(Path(source)) if named else hashlib.sha256(read.encode()).hexdigest()
     return Labelled(problems, labels, str(source) if named else "rows", digest)
 
@@ -248,7 +249,7 @@ class _Bayes(Request):
         if self.test is None:
             return None
         labels = torch.tensor([label for label in self.test.labels if label is not None])
-        order = torch.randperm(len(labels), generator=teachers.generator(seed, 42))
+        order = torch.randperm(len(labels), generator=torch_stream(seed, 42))
         fitted, kept = order[: len(labels) // FIT_ONE_IN], order[len(labels) // FIT_ONE_IN :]
         t = temperature(logits[fitted], labels[fitted])
         every = {MLE: logits.softmax(-1), TEMPERATURE: (logits / t).softmax(-1), **predictions}
@@ -437,7 +438,7 @@ class Bayesianizing(_Bayes):
 
     def _anchors(self) -> list[int]:
         n = len(self.labelled.problems)
-        order = torch.randperm(n, generator=teachers.generator(self.settings.seed, 43))
+        order = torch.randperm(n, generator=torch_stream(self.settings.seed, 43))
         return sorted(order[: self.settings.anchors].tolist())
 
     def _tested(self, found: _Opened, language_model: LanguageModel) -> Tensor | None:

@@ -25,10 +25,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 from equipoise.language import adapters
 from equipoise.training.loop import OneLoss, TrainerSettings, TrainerState, TrainResult, fit
 from equipoise.training.order import without_replacement
-from equipoise.uncertainty.teachers import Drawn, Factors, drawn, generator, own_factors, registered
+from equipoise.uncertainty.teachers import Drawn, Factors, drawn, own_factors, registered
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -104,7 +105,7 @@ class Blob:
         """A and B of a draw, from the adapter's own."""
         found = {}
         for place, (name, (a, b)) in enumerate(own.items()):
-            noise = torch.randn(a.shape, generator=generator(self.seed, _STREAM, draw, place))
+            noise = torch.randn(a.shape, generator=torch_stream(self.seed, _STREAM, draw, place))
             found[name] = (a + self.omega[name].to(a.dtype) * noise.to(a.dtype), b)
         return found
 
@@ -121,7 +122,7 @@ def variational(language_model: LanguageModel, epsilon: float, seed: int) -> Ite
     with ExitStack() as undo:
         for place, (name, own) in enumerate(maps.items()):
             a, _ = adapters.factors(own)
-            drawn = torch.rand(a.shape, generator=generator(seed, _START, place)).to(a.device, a.dtype)
+            drawn = torch.rand(a.shape, generator=torch_stream(seed, _START, place)).to(a.device, a.dtype)
             root = nn.Parameter(epsilon * (1 / math.sqrt(2) + (1 - 1 / math.sqrt(2)) * drawn))
             own.register_parameter(_ROOT, root)
             undo.callback(delattr, own, _ROOT)

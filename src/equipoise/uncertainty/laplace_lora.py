@@ -22,10 +22,11 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 from equipoise.language import adapters
 from equipoise.language.states import module_at
 from equipoise.uncertainty.class_logits import in_batches
-from equipoise.uncertainty.teachers import Drawn, generator, registered
+from equipoise.uncertainty.teachers import Drawn, registered
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -100,7 +101,9 @@ class LastLayerLaplace:
         # By eigenvectors: this is singular where no class but one has any probability.
         values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
         root = vectors * values.clamp(min=0).sqrt()[:, None, :]
-        normal = torch.randn(self.samples, mean.shape[1], generator=generator(self.seed, _STREAM), dtype=torch.float64)
+        normal = torch.randn(
+            self.samples, mean.shape[1], generator=torch_stream(self.seed, _STREAM), dtype=torch.float64
+        )
         return mean + torch.einsum("nab,sb->sna", root, normal)
 
     def on(self, language_model: LanguageModel, inputs: Classified) -> Drawn:

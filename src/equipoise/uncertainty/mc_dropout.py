@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from equipoise.core.errors import BadInput
-from equipoise.uncertainty.teachers import Drawn, Factors, drawn, generator, own_factors, registered
+from equipoise.core.streams import torch_stream
+from equipoise.uncertainty.teachers import Drawn, Factors, drawn, own_factors, registered
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -45,7 +46,7 @@ class McDropout:
         """A and B of a draw, from the adapter's own."""
         found = {}
         for place, (name, (a, b)) in enumerate(own.items()):
-            kept = torch.rand(a.shape[1], generator=generator(self.seed, _STREAM, draw, place)) >= self.p
+            kept = torch.rand(a.shape[1], generator=torch_stream(self.seed, _STREAM, draw, place)) >= self.p
             found[name] = (a * kept / (1 - self.p), b)
         return found
 

@@ -23,7 +23,7 @@ from equipoise.language.confidence import p_true, semantic_entropy
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
-from equipoise.uncertainty.answers import Answers, asked, question, read_answers
+from equipoise.uncertainty.answers import Answers, question, read_answers
 from equipoise.uncertainty.clean_history import check_family
 from equipoise.uncertainty.measured_answers import accept, detection, share_right
 from equipoise.uncertainty.perturbed import Perturbed, perturb
@@ -141,7 +141,7 @@ class Scoring(Request):
         rows, left_out = {}, {}
         for place, (problem, text) in enumerate(zip(self.answers.problems, self.answers.texts, strict=True)):
             try:
-                rows[place] = encoded(language_model, asked(problem), text, end=self.end, name=repr(problem.id))
+                rows[place] = encoded(language_model, problem.asked, text, end=self.end, name=repr(problem.id))
             except BadInput as error:
                 left_out[problem.id] = str(error)
         if not rows:

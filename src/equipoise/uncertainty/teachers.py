@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,12 +119,6 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value[_TENSOR]]
         return {name: _with_tensors(each, tensors) for name, each in value.items()}
     return [_with_tensors(each, tensors) for each in value] if isinstance(value, list) else value
-
-
-def generator(*entropy: int) -> torch.Generator:
-    """A stream of its own, on the CPU, whatever the device."""
-    seed = np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 def own_factors(language_model: LanguageModel) -> dict[str, tuple[Tensor, Tensor]]:

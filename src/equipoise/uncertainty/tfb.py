@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 from equipoise.uncertainty.class_logits import class_logits, in_batches
-from equipoise.uncertainty.teachers import Drawn, Factors, drawn, generator, own_factors, registered
+from equipoise.uncertainty.teachers import Drawn, Factors, drawn, own_factors, registered
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -80,7 +81,7 @@ class Tfb:
         """A and B of a draw: A + V (sigma / d) E, so that B stays as it is."""
         found = {}
         for place, (name, (a, b, spread)) in enumerate(bases.items()):
-            noise = torch.randn(spread.shape[1], a.shape[1], generator=generator(self.seed, _STREAM, draw, place))
+            noise = torch.randn(spread.shape[1], a.shape[1], generator=torch_stream(self.seed, _STREAM, draw, place))
             found[name] = (a + self.sigma * (spread @ noise.to(a.dtype)), b)
         return found
 

@@ -13,11 +13,11 @@ they were, bit by bit.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from equipoise.core.streams import torch_stream
 from equipoise.training.gradients import Gradients, joint_norm
 from equipoise.training.loop import Batch, LossFunction
 from equipoise.training.two_gradients import GradientAt, GradientFunction, plain_gradient
@@ -84,8 +84,7 @@ def smoothing(rho: float, seed: int, of: GradientAt = plain_gradient, draws: int
             sums: list[Tensor | None] = [None] * len(parameters)
             for draw in range(draws):
                 # 4 keeps these draws apart from those of training.order and training.loop.
-                entropy = np.random.SeedSequence([seed, 4, index, draw]).generate_state(1, np.uint64)[0]
-                generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+                generator = torch_stream(seed, 4, index, draw)
                 noise: list[Tensor | None] = [
                     torch.randn(parameter.shape, generator=generator).to(parameter.device) for parameter in parameters
                 ]

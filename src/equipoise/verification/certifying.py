@@ -24,6 +24,7 @@ from equipoise.core.options import check_fields
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.serialize import deserialize, serialize
+from equipoise.core.streams import torch_stream
 from equipoise.verification import check
 from equipoise.verification.attack import attack
 from equipoise.verification.bounds import Box, Geometry, Search, geometry, input_set, lip_naive
@@ -181,7 +182,7 @@ class Certifying(Request):
         x, labels = self.x[filled], self.labels[filled]
         radii = self._largest(x, labels, shape) if self.largest else self.radii[filled]
         certified = self._certified(x, radii, labels, shape, self.iterations)
-        generators = [_generator(self.seed, index) for index in filled]
+        generators = [torch_stream(self.seed, index) for index in filled]
         chosen = specifications(labels, self.net.outputs)
         worst, points = attack(self.net, x, radii, chosen, generator=generators, box=self.box, steps=self.attack_steps)
         if self.refine:
@@ -230,11 +231,6 @@ class Certifying(Request):
             low, high = torch.where(held, middle, low), torch.where(held, high, middle)
         # The search for the certificate starts anew with more iterations, so a hair less than was certified is safe.
         return torch.where(low > bottom, low * (1 - 1e-3), low)
-
-
-def _generator(seed: int, index: int) -> torch.Generator:
-    (word,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(word) >> 1)
 
 
 def _written(folder: Path, name: str, content: Mapping[str, Any]) -> dict[str, str]:
