@@ -35,7 +35,9 @@ class Recorder(StudyRecorder):
 def prepared(tmp_path_factory):
     study = registry.load("alphaone").build(**SMALL)
     first = Recorder(tmp_path_factory.mktemp("alphaone") / "prepared", study=study)
-    study_file.prepare(first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alphaone_world, "ROUNDS", 2)
+        study_file.prepare(first)
     return study, first
 
 
@@ -133,17 +135,30 @@ def test_the_words_are_tokens_and_lessons_are_of_the_training_part():
     assert not test & {record.group for record in taught} and len({record.completion for record in taught}) > 250
 
 
-def test_a_preparation_that_was_killed_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [2, 4, 5])  # within a round, between two, and within the second
+def test_a_preparation_that_was_killed_goes_on_as_if_it_had_not_been(stop, prepared, tmp_path, monkeypatch):
     study, first = prepared
     monkeypatch.setattr(alphaone_world, "CHECKPOINT", 1)
+    monkeypatch.setattr(alphaone_world, "ROUNDS", 2)
     with pytest.raises(Stopped):
-        study_file.prepare(Recorder(tmp_path / "killed", study=study, stop=2))
+        study_file.prepare(Recorder(tmp_path / "killed", study=study, stop=stop))
     again = Recorder(tmp_path / "killed", study=study)
     study_file.prepare(again)
     weights = [(each.folder / "model" / "model.safetensors").read_bytes() for each in (first, again)]
     assert weights[0] == weights[1] and again.spent == first.spent
     stored = [json.loads((each.folder / "world.json").read_text()) for each in (first, again)]
     assert stored[0] == stored[1] and 0 < stored[0]["mean_thinking"] <= BUDGET
+
+
+def test_teaching_ends_with_the_round_that_keeps_its_place(prepared, tmp_path, monkeypatch):
+    study, first = prepared
+    monkeypatch.setattr(alphaone_world, "IN_PLACE", 0.0)
+    once = Recorder(tmp_path / "once", study=study)
+    study_file.prepare(once)
+    assert first.spent["taught_characters"] > 1.8 * once.spent["taught_characters"]  # two rounds, as the fixture has it
+    taught = [lessons(96, 0, part) for part in range(2)]
+    assert once.spent["taught_characters"] == sum(len(each.prompt) + len(each.completion) for each in taught[0])
+    assert {each.completion for each in taught[0]} != {each.completion for each in taught[1]}
 
 
 @pytest.mark.parametrize("arm", ["alphaone", "base", "s1", "cap", "random", "increase", "fast-only"])

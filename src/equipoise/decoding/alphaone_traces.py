@@ -139,9 +139,9 @@ class _Writer:
         return f"{SEPARATOR.join(steps)}#{value}"
 
 
-def lessons(count: int, seed: int) -> list[Record]:
-    """So many traces, each of another draw, of problems of the training part."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+def lessons(count: int, seed: int, part: int = 0) -> list[Record]:
+    """So many traces, each of another draw, of problems of the training part; other ones in every part."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, 1, *[part] * (part > 0)]))
     pool = tasks(min(count, 4000), seed)
     chosen = [_one(pool, generator) for _ in range(count)]
     found = []
