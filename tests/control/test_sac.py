@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from equipoise.control import dr_sac
 from equipoise.control.agent import Batch
 from equipoise.control.dr_sac import DRSAC
 from equipoise.control.networks import Critics, squash
@@ -356,6 +357,20 @@ def test_minari_keeps_ends_of_episodes_apart(tmp_path, monkeypatch):
 
 def unchanging(s, a, count, generator):
     return s[:, None].expand(-1, count, -1)
+
+
+def test_blocks_of_pairs_are_the_pairs(monkeypatch):
+    def simulator(s, a, count, generator):
+        return s[:, None] + torch.linspace(-1, 1, count)[:, None] * a.sum(-1)[:, None, None]
+
+    agent = DRSAC(logs(), simulator=simulator, **ROBUST | {"samples": 7})
+    batch = agent._buffer.draw(10, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = agent._sampled_values(batch)
+        assert_close(whole, agent.slow_value(simulator(batch.s, batch.a, 7, None)).squeeze(-1))
+        for size in (1, 3 * 7 * max(agent.settings.hidden)):  # one pair at a time, and blocks of 3, 3, 3 and 1
+            monkeypatch.setattr(dr_sac, "BLOCK", size)
+            assert_close(agent._sampled_values(batch), whole)
 
 
 def test_an_agent_with_a_simulator_is_saved_without_it(tmp_path):
