@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,10 +30,6 @@ class Recorder(StudyRecorder):
 
     def measure(self, outcome, value, *, of=1, at=None, where=None):
         super().measure(outcome, value, of=of, at={"allowed_tokens": at["allowed_tokens"]}, where=where)
-
-    @contextmanager
-    def phase(self, name):
-        yield
 
 
 def ran(arm, folder, *, prepared=None, **options):
