@@ -77,7 +77,7 @@ def prepare(preparation: Any) -> None:
 
     tokenizer, common = language_model.tokenizer, _common(preparation.seed)
     model: Any = language_model.model
-    begun = preparation.resume() or {"round": 0, "characters": 0, "tokens": 0}
+    begun: dict[str, Any] = preparation.resume() or {"round": 0, "characters": 0, "tokens": 0}
     if "model" in begun:
         model.load_state_dict(begun["model"])
     first, characters, tokens = (int(begun[name]) for name in ("round", "characters", "tokens"))
