@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.progress import progress
+from equipoise.core.streams import torch_seed
 from equipoise.training.gradients import sum_dtype
 from equipoise.training.memory import memory_advice
 from equipoise.training.precision import NARROW, Sample, masters, round_into
@@ -401,7 +401,7 @@ def anywhere(wish: bool, accelerator: Accelerator) -> bool:
 def _seed(*entropy: int) -> int:
     # 3 keeps these draws apart from those of training.order.
     first, *rest = entropy
-    return int(np.random.SeedSequence([first, 3, *rest]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch_seed(first, 3, *rest)
 
 
 def _draw_from(seed: int, device: torch.device) -> None:
