@@ -1,5 +1,7 @@
 """FQI and RFQI: one step against its equations, the dual against a linear program, actions that stay with the logs."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,29 @@ def test_eta_is_fitted_to_the_quantile_of_what_follows(rho):
         worst = float(kept.sum()) / 100 + rho * least
         got = float(total_variation_value(values[rows], eta[rows], rho, least).mean())
         assert worst - 0.02 * abs(least) <= got <= worst + 1e-4
+
+
+def test_steps_of_eta_follow_the_gradient_of_its_dual():
+    agent = RFQI(
+        logs(rewards=np.linspace(-1, 0, 64)), **SMALL, gamma=0.5, rho=0.9, dual_steps=3, dual_learning_rate=0.1
+    )
+    batch = agent._buffer.draw(16, torch.Generator().manual_seed(0))
+    values = torch.linspace(-2, 3, 16)
+    eta = copy.deepcopy(agent._start)
+    optimizer = torch.optim.AdamW(eta.parameters(), lr=0.1, weight_decay=0.0)
+
+    def fitted():
+        raw = values.mean() + values.std(correction=0) * eta(torch.cat([batch.s, batch.a], -1))[:, 0]
+        return raw.clamp(*limits)
+
+    limits = (-2.0, -2.0 + 2 / 0.9)
+    outside = fitted() == limits[1]
+    assert 0 < int(outside.sum()) < 16  # where nothing pulls
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-total_variation_value(values, fitted(), 0.9, -2.0).mean() / values.std(correction=0)).backward()
+        optimizer.step()
+    assert_close(agent.fit_eta(batch, values), fitted().detach())
 
 
 def test_the_ball_of_nothing_and_of_everything():

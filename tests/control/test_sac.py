@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from equipoise.control import dr_sac
 from equipoise.control.agent import Batch
 from equipoise.control.dr_sac import DRSAC
-from equipoise.control.networks import Critics, squash
+from equipoise.control.networks import Critics, by_columns, perceptron, set_gradients, squash
 from equipoise.control.nominal import NOMINAL
 from equipoise.control.policies import load_policy
 from equipoise.control.robust import dual_value, robust_value
@@ -191,6 +191,20 @@ def test_an_interrupted_agent_comes_to_the_same_bytes(dual, tmp_path):
     (tmp_path / "whole.zip").write_bytes(damaged)
     with pytest.raises(WorkFailed):
         DRSAC.load(tmp_path / "whole")
+
+
+def test_columns_are_rows_and_their_gradients_those_of_autograd():
+    torch.manual_seed(0)
+    network = perceptron(3, (7, 5), 2).double()
+    rows = torch.randn(11, 3, dtype=torch.float64)
+    slope = torch.randn(11, 2, dtype=torch.float64)
+    found = network(rows)
+    wanted = torch.autograd.grad(found, list(network.parameters()), slope)
+    kept: list[torch.Tensor] = []
+    with torch.no_grad():
+        assert_close(by_columns(network, rows.T, kept), found.T)
+        set_gradients(network, kept, slope.T)
+    assert_close([each.grad for each in network.parameters()], list(wanted))
 
 
 class Line:

@@ -16,7 +16,7 @@ the agent. Without `robust` it is SAC to the bit.
 
 Differs from the released code: V' reads the samples once a step, not six times; g is a softplus in units of a Gaussian's
 optimum, the mean standard deviation of the batch's values over sqrt(2 delta), so that the unit of the rewards does not
-matter; a pair whose worst mean rests on fewer than five samples is counted; the exact dual is solved for a whole
+matter; pairs whose worst mean rests on fewer than five samples are counted; the exact dual is solved for a whole
 batch at once.
 """
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise.control.agent import About, Batch, adamw, seeded, zip_path
-from equipoise.control.networks import perceptron
+from equipoise.control.networks import by_columns, perceptron, set_gradients
 from equipoise.control.nominal import NOMINAL, Nominal, Simulated, Simulator
 from equipoise.control.robust import dual_value, effective_sample_size, robust_value, worst_case_weights
 from equipoise.control.sac import SAC
@@ -41,9 +41,11 @@ from equipoise.core.streams import torch_stream
 
 __all__ = ["DRSAC", "dual_value", "effective_sample_size", "robust_value", "worst_case_weights"]
 
+COUNTED = 8  # steps of which one counts pairs
 FEW = 5.0  # samples that a worst mean should rest on at least
 BLOCK = 1 << 21  # numbers of a layer, so that they stay in the processor's cache: twice as fast as all at once
 FLOOR = 1e-4  # of g, in units of a Gaussian's optimum
+ONE = math.log(math.e - 1)  # where g is 1 above the floor
 
 
 class DRSAC(SAC):
@@ -103,7 +105,7 @@ class DRSAC(SAC):
 
     @property
     def few(self) -> float:
-        """Share of the pairs so far whose worst mean rested on fewer than five samples; nan before there are any."""
+        """Share of pairs whose worst mean rested on fewer than five samples, of every eighth step; nan before any."""
         return self._few / self._seen if self._seen else math.nan
 
     def _pairs(self, observations: Any, actions: Any, count: int) -> tuple[Tensor, Tensor]:
@@ -140,16 +142,19 @@ class DRSAC(SAC):
     def _begin(self) -> None:
         super()._begin()
         given = self.settings
-        learnt = list(self.nominal.parameters())
-        self._nominal_optimizer = adamw(learnt, given.nominal_learning_rate, given.weight_decay) if learnt else None
         self._dual_optimizer = adamw(self.g.parameters(), given.dual_learning_rate, given.weight_decay)
+        # Once a block of this size has been freed, glibc keeps memory between steps in place of taking it anew at each.
+        torch.empty(3 * BLOCK)
         # Their own generators: with robust off the agent's are as SAC's.
         self._nominal_noise = torch_stream(given.seed, 3)
         self._trained = 0
 
+    def _learnt(self) -> list[dict[str, Any]]:
+        nominal = {"params": list(self.nominal.parameters()), "lr": self.settings.nominal_learning_rate}
+        return super()._learnt() + [nominal] * (self._simulator is None)
+
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        learnt = {} if self._nominal_optimizer is None else {"nominal": self._nominal_optimizer}
-        return {**super()._optimizers(), "g": self._dual_optimizer, **learnt}
+        return {**super()._optimizers(), "g": self._dual_optimizer}
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {**super()._generators(), "nominal": self._nominal_noise}
@@ -169,7 +174,7 @@ class DRSAC(SAC):
         """Let the nominal model learn alone, `most` steps at most; whether it has had all of its steps."""
         given = self.settings
         self._check_logs()
-        if not given.robust or self._nominal_optimizer is None:
+        if not given.robust or self._simulator is not None:
             return True
         if self._trained == 0:
             self.nominal.fit_units(self._buffer.all())
@@ -184,29 +189,34 @@ class DRSAC(SAC):
 
     def train_nominal(self, batch: Batch) -> float:
         """One step of the nominal model; its loss."""
-        assert self._nominal_optimizer is not None
-        loss = self.nominal.loss(batch, self._nominal_noise)
-        self._nominal_optimizer.zero_grad()
+        loss = self._nominal_loss(batch)
+        self._optimizer.zero_grad()
         loss.backward()
-        self._nominal_optimizer.step()
-        self._trained += 1
+        self._optimizer.step()
         return float(loss.detach())
+
+    def _own_loss(self, batch: Batch) -> Tensor | float:
+        if not self.settings.robust or self._simulator is not None:
+            return super()._own_loss(batch)
+        return self._nominal_loss(batch)
+
+    def _nominal_loss(self, batch: Batch) -> Tensor:
+        self._trained += 1
+        return self.nominal.loss(batch, self._nominal_noise)
 
     @torch.no_grad()
     def _next_value(self, batch: Batch) -> Tensor:
         given = self.settings
         if not given.robust:
             return super()._next_value(batch)
-        if self._nominal_optimizer is not None:
-            with torch.enable_grad():
-                self.train_nominal(batch)
         values = self._sampled_values(batch)
         # At 0 and from log m on it is the mean or the minimum: there is nothing to search for.
         if given.dual == "exact" or not 0 < given.delta < math.log(given.samples):
             value, beta = robust_value(values, given.delta)
         else:
             value, beta = self.functional_value(batch, values)
-        self._count(values, beta)
+        if self.steps % COUNTED == 0:
+            self._count(values, beta)
         return value
 
     def _sampled_values(self, batch: Batch) -> Tensor:
@@ -214,31 +224,30 @@ class DRSAC(SAC):
         count = self.settings.samples
         pairs = max(1, BLOCK // (count * max(self.settings.hidden)))
         blocks = zip(batch.s.split(pairs), batch.a.split(pairs), strict=True)
-        drawn = (self.nominal.sample(s, a, count, self._nominal_noise) for s, a in blocks)
-        return torch.cat([self.slow_value(each).squeeze(-1) for each in drawn])
+        drawn = (self.nominal.columns(s, a, count, self._nominal_noise).flatten(1) for s, a in blocks)
+        return torch.cat([by_columns(self.slow_value, each).view(-1, count) for each in drawn])
 
+    @torch.no_grad()
     def functional_value(self, batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
         """Values [B] at g(s, a) after its steps on this batch, and g [B]. values: [B, m]."""
         given = self.settings
         unit = values.std(1, correction=0).mean() / math.sqrt(2 * given.delta)
         if not unit > 0:  # every pair's samples are equal
             return values[:, 0], torch.zeros(len(values))
-        pairs = torch.cat([batch.s, batch.a], -1)
+        pairs = torch.cat([batch.s, batch.a], -1).T
         above = (values - values.amin(1, keepdim=True)) / unit
         for _ in range(given.dual_steps):
-            with torch.enable_grad():
-                g = _positive(self.g(pairs).squeeze(-1))
-            tilted = -above / g.detach()[:, None]
+            kept: list[Tensor] = []
+            raw = by_columns(self.g, pairs, kept) + ONE
+            tilted = above / -_positive(raw).T
             weights = tilted.exp()
             total = weights.sum(1)
             # KL(w) - delta, the slope of the dual in g, in place of a backward pass over all samples.
-            slope = (weights * tilted).sum(1) / total - total.log() + math.log(values.shape[1]) - given.delta
-            self._dual_optimizer.zero_grad()
+            slope = (weights * tilted).sum(1) / total - total.log() + (math.log(values.shape[1]) - given.delta)
             # In units of the optimum, so that AdamW's epsilon is as small against it in every unit of the rewards.
-            g.backward(-slope / len(slope))
+            set_gradients(self.g, kept, raw.sigmoid() * slope / -len(slope))
             self._dual_optimizer.step()
-        with torch.no_grad():
-            g = unit * _positive(self.g(pairs).squeeze(-1))
+        g = unit * _positive(by_columns(self.g, pairs) + ONE)[0]
         return dual_value(values, given.delta, g), g
 
     def _count(self, values: Tensor, beta: Tensor) -> None:
@@ -260,5 +269,5 @@ def _absent(*_: Any) -> Tensor:
 
 
 def _positive(raw: Tensor) -> Tensor:
-    """About 1 at 0, above the floor everywhere, linear far up: no exponential to overflow."""
-    return FLOOR + F.softplus(raw + math.log(math.e - 1))
+    """Above the floor everywhere, linear far up: no exponential to overflow. Its slope is raw.sigmoid()."""
+    return FLOOR + F.softplus(raw)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.control.agent import Agent, Batch, adamw, seeded
-from equipoise.control.networks import Critics, perceptron
+from equipoise.control.networks import Critics, by_columns, perceptron, set_gradients
 from equipoise.control.settings import FQISettings, RFQISettings
 from equipoise.core.streams import torch_stream
 
@@ -163,25 +163,24 @@ class RFQI(FQI):
         least, _ = self._range()
         return total_variation_value(values, self.fit_eta(batch, values), self.settings.rho, least)
 
+    @torch.no_grad()
     def fit_eta(self, batch: Batch, values: Tensor) -> Tensor:
         """eta(s, a) [B], fitted from its start to these values [B] of what followed."""
         given, (least, most) = self.settings, self._range()
         highest = least + (most - least) / given.rho
-        eta, pairs = copy.deepcopy(self._start), torch.cat([batch.s, batch.a], -1)
+        eta, pairs = copy.deepcopy(self._start), torch.cat([batch.s, batch.a], -1).T
         optimizer = adamw(eta.parameters(), given.dual_learning_rate, 0.0)
         middle, unit = values.mean(), values.std(correction=0)
         unit = unit.where(unit > 0, torch.ones_like(unit))
-
-        def fitted() -> Tensor:
-            return (middle + unit * eta(pairs).squeeze(-1)).clamp(least, highest)
-
-        with torch.enable_grad():
-            for _ in range(given.dual_steps):
-                loss = -total_variation_value(values, fitted(), given.rho, least).mean() / unit
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        return fitted().detach()
+        for _ in range(given.dual_steps):
+            kept: list[Tensor] = []
+            raw = middle + unit * by_columns(eta, pairs, kept)
+            inside = (raw >= least) & (raw <= highest)
+            # Of minus the mean of `total_variation_value`, in units of the batch's values.
+            slope = ((raw > values).float() - (1 - given.rho)) / len(values)
+            set_gradients(eta, kept, slope * inside)
+            optimizer.step()
+        return (middle + unit * by_columns(eta, pairs)).clamp(least, highest)[0]
 
     def _range(self) -> tuple[float, float]:
         """Values below and above which no state can be, by the rewards that were seen."""

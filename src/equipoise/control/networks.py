@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,33 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+def by_columns(layers: Iterable[nn.Module], inputs: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+    """What layers of a perceptron make of rows that are given as columns: [in, N] -> [out, N].
+
+    Of many rows a narrow layer takes a fifth of the time so. kept: gets the inputs of the linear layers.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            if kept is not None:
+                kept.append(inputs)
+            inputs = torch.mm(layer.weight, inputs).add_(layer.bias[:, None])
+        else:
+            inputs = layer(inputs)
+    return inputs
+
+
+def set_gradients(network: nn.Sequential, kept: Sequence[Tensor], slope: Tensor) -> None:
+    """Gradients of a perceptron's parameters, of what `by_columns` kept and the slope [out, N] in its outputs.
+
+    A third of autograd's time where layers are so small that its own work is most of it.
+    """
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for layer, inputs in zip(reversed(linear), reversed(kept), strict=True):
+        layer.weight.grad, layer.bias.grad = slope @ inputs.T, slope.sum(1)
+        if layer is not linear[0]:
+            slope = (layer.weight.T @ slope).mul_(inputs > 0)
 
 
 class Actor(nn.Module):

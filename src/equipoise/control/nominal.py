@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.control.agent import Batch
-from equipoise.control.networks import perceptron
+from equipoise.control.networks import by_columns, perceptron
 from equipoise.control.settings import VaeLoss
 from equipoise.core.errors import BadInput
 from equipoise.core.options import closed
@@ -66,14 +66,18 @@ class Nominal(nn.Module):
         raise NotImplementedError
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """[B, count, ds], standardised changes."""
+        """[ds, B, count], standardised changes."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def sample(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """So many next states of each: [B, ds], [B, da] in [-1, 1] -> [B, count, ds]."""
+    def columns(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """So many next states of each: [B, ds], [B, da] in [-1, 1] -> [ds, B, count]."""
         drawn = self.draw(self.inputs(s, a), count, generator)
-        return torch.addcmul((s + self.change_mean)[:, None], self.change_std, drawn)
+        return drawn.mul_(self.change_std[:, None, None]).add_((s + self.change_mean).T[:, :, None])
+
+    def sample(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """As `columns`: [B, count, ds]."""
+        return self.columns(s, a, count, generator).movedim(0, -1).contiguous()
 
     def spread(self, logs: Batch, generator: torch.Generator, *, count: int = 100) -> float:
         """Standard deviation of samples over the error of their mean, each the root of a mean square over the logs.
@@ -118,12 +122,14 @@ class VariationalAutoencoder(Nominal):
         return error.sum(-1).mean() + divergence.sum(-1).mean()
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn((len(inputs), count, self.latent), generator=generator)
-        first: Any = self.decoder[0]
+        layers: list[Any] = [*self.decoder]
+        first, *others = layers
+        z = torch.randn((len(inputs) * count, self.latent), generator=generator)
         known = inputs.shape[-1]
         # The part of the first layer that all samples of a pair share is computed once.
-        shared = torch.nn.functional.linear(inputs, first.weight[:, :known], first.bias)
-        return self.decoder[1:]((z @ first.weight[:, known:].T).add_(shared[:, None]))
+        shared = torch.addmm(first.bias[:, None], first.weight[:, :known], inputs.T)
+        hidden = torch.mm(first.weight[:, known:], z.T).view(-1, len(inputs), count).add_(shared[:, :, None])
+        return by_columns(others, hidden.flatten(1)).view(-1, len(inputs), count)
 
 
 @NOMINAL.register("gaussian")
@@ -143,9 +149,9 @@ class GaussianHead(Nominal):
         return (0.5 * ((self.change(batch) - mean) / log_std.exp()).square() + log_std).sum(-1).mean()
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        mean, log_std = self.moments(inputs)
-        noise = torch.randn((len(inputs), count, mean.shape[-1]), generator=generator)
-        return mean[:, None] + log_std.exp()[:, None] * noise
+        mean, log_std = (each.T[:, :, None] for each in self.moments(inputs))
+        noise = torch.randn((len(mean), len(inputs), count), generator=generator)
+        return mean + log_std.exp() * noise
 
 
 @NOMINAL.register("ensemble")
@@ -170,7 +176,7 @@ class Ensemble(Nominal):
         whose = torch.randint(MEMBERS, (len(inputs), count), generator=generator)
         rows = torch.arange(len(inputs))[:, None]
         noise = torch.randn((len(inputs), count, mean.shape[-1]), generator=generator)
-        return mean[rows, whose] + log_std[rows, whose].exp() * noise
+        return (mean[rows, whose] + log_std[rows, whose].exp() * noise).movedim(-1, 0)
 
 
 Simulator = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]
@@ -184,8 +190,8 @@ class Simulated(Nominal):
         self.simulator = simulator
 
     @torch.no_grad()
-    def sample(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def columns(self, s: Tensor, a: Tensor, count: int, generator: torch.Generator) -> Tensor:
         drawn = self.simulator(s, a, count, generator)
         if drawn.shape != (len(s), count, s.shape[-1]):
             raise BadInput(f"the simulator gave {tuple(drawn.shape)}; expected {(len(s), count, s.shape[-1])}.")
-        return drawn
+        return drawn.movedim(-1, 0)

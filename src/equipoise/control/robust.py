@@ -37,7 +37,7 @@ def robust_value(values: Tensor, delta: float, *, exact: bool = True) -> tuple[T
     bound of each row's value. Gradients with respect to values are the worst-case weights. Raises BadInput for a delta that
     is no finite number of 0 or more, and for values that are none.
     """
-    work, kind = _checked(values, delta), _kind(values)
+    kind, work = _kind(values), values.double()
     with torch.no_grad():
         beta = 1 / _tilt(work, delta, _close(kind), shared=not exact)
     return dual_value(work, delta, beta).to(kind), beta.to(kind)
@@ -64,26 +64,13 @@ def worst_case_weights(values: Tensor, delta: float) -> Tensor:
 
     KL to the uniform one is delta, or log(m / k) where delta is no smaller than that and the k smallest samples share all.
     """
-    work, kind = _checked(values, delta).detach(), _kind(values)
+    kind, work = _kind(values), values.detach().double()
     return _weights(work, _tilt(work, delta, _close(kind))).to(kind)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
     """1 / sum of squares: how many samples a mean under these weights rests on. weights: [..., m] -> [...] in [1, m]."""
     return 1 / weights.square().sum(-1)
-
-
-def _checked(values: Tensor, delta: float) -> Tensor:
-    if not 0 <= delta < math.inf:
-        raise BadInput(f"delta is {delta!r}; the radius of a ball is a finite number of 0 or more.")
-    if values.ndim == 0 or values.shape[-1] == 0:
-        raise BadInput("there are no samples: values need a last axis with one or more.")
-    work = values.double()
-    if not (work.amax(-1) - work.amin(-1)).isfinite().all():
-        if values.isfinite().all():
-            raise BadInput("values lie further apart than a float64 can tell: scale them.")
-        raise BadInput("a value is nan or infinite; the worst mean of that is none.")
-    return work
 
 
 def _kind(values: Tensor) -> torch.dtype:
@@ -94,12 +81,20 @@ def _close(kind: torch.dtype) -> float:
     return CLOSE if kind is torch.float64 else CLOSE_ENOUGH
 
 
-def _unit(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values shifted to start at 0 and scaled to end at 1, and the scale [..., 1], 1 where all are equal."""
-    low = values.amin(-1, keepdim=True)
-    scale = values.amax(-1, keepdim=True) - low
+def _unit(values: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Values shifted to start at 0 and scaled to end at 1, the smallest and the scale [..., 1], 1 where all are equal."""
+    if not 0 <= delta < math.inf:
+        raise BadInput(f"delta is {delta!r}; the radius of a ball is a finite number of 0 or more.")
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise BadInput("there are no samples: values need a last axis with one or more.")
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    scale = high - low
+    if not bool(scale.isfinite().all()):
+        if bool(values.isfinite().all()):
+            raise BadInput("values lie further apart than a float64 can tell: scale them.")
+        raise BadInput("a value is nan or infinite; the worst mean of that is none.")
     scale = scale.where(scale > 0, torch.ones_like(scale))
-    return (values - low) / scale, scale
+    return (values - low) / scale, low, scale
 
 
 def _weights(values: Tensor, tilt: Tensor) -> Tensor:
@@ -115,16 +110,16 @@ def _tilt(values: Tensor, delta: float, close: float, *, shared: bool = False) -
 
     close: how far from delta KL may be, as a share of it; shared: one t for all rows, at which KL is delta on average.
     """
-    count = values.shape[-1]
+    unit, low, scale = _unit(values, delta)
     if values.numel() == 0:
         return values.new_zeros(values.shape[:-1])
-    unit, scale = _unit(values)
+    count = values.shape[-1]
     smallest = (unit == 0).sum(-1)
     most = torch.log(count / smallest.double())
     if shared:
         # One scale, so that one t is one b of all rows.
         scale = scale.amax().expand_as(scale)
-        unit = (values - values.amin(-1, keepdim=True)) / scale
+        unit = (values - low) / scale
         most = most.mean().expand_as(most)
     if delta == 0:
         flat = unit.amax(-1) == 0

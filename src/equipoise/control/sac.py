@@ -55,11 +55,14 @@ class SAC(Agent):
         given = self.settings
         self.log_alpha = torch.tensor(math.log(given.alpha), requires_grad=given.learn_alpha)
         self.target_entropy = -float(self._shape[1]) if given.target_entropy is None else given.target_entropy
-        trained = [*self.actor.parameters(), *self.value.parameters(), *self.critics.parameters()]
-        trained += [self.log_alpha] if given.learn_alpha else []
-        self._optimizer = adamw(trained, given.learning_rate, given.weight_decay)
+        self._optimizer = adamw(self._learnt(), given.learning_rate, given.weight_decay)
         self._fast: list[Tensor] = [*self.value.parameters(), *self.critics.parameters()]
         self._slow: list[Tensor] = [*self.slow_value.parameters(), *self.slow_critics.parameters()]
+
+    def _learnt(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of parameters."""
+        parameters = [*self.actor.parameters(), *self.value.parameters(), *self.critics.parameters()]
+        return [{"params": parameters + [self.log_alpha] * self.settings.learn_alpha}]
 
     def _action(self, observations: Tensor, deterministic: bool) -> Tensor:
         mean, log_std = self.actor(observations)
@@ -97,6 +100,7 @@ class SAC(Agent):
         loss = value_loss + critic_loss + actor_loss
         if given.learn_alpha:
             loss = loss - self.log_alpha * (log_prob.detach() + self.target_entropy).mean()
+        loss = loss + self._own_loss(batch)
         self._check_loss(loss)
         self._optimizer.zero_grad()
         loss.backward()
@@ -107,6 +111,10 @@ class SAC(Agent):
             "value": float(value_loss.detach()), "critics": float(critic_loss.detach()), "actor": float(actor_loss.detach()),
             "alpha": float(alpha), "q": float(target.mean()),
         }  # fmt: skip
+
+    def _own_loss(self, batch: Batch) -> Tensor | float:
+        """Of networks beside SAC's that learn on the same batch."""
+        return 0.0
 
     def _next_value(self, batch: Batch) -> Tensor:
         """V'(s') [B]: what follows an action."""
