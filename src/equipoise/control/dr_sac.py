@@ -12,7 +12,7 @@ s'_1 ... s'_m are drawn from a nominal model that is learnt from the logs (`nomi
                  mean over the batch of  -g (logsumexp_j(-v_j / g) - log m) - g delta,   with slope KL(w_g) - delta
 
 Any g gives a lower bound of the exact value. The nominal model is trained alone for `nominal_steps`, then on every batch of
-the agent. Without `robust` it is SAC to the bit.
+the agent, in its backward pass. Without `robust` it is SAC to the bit.
 
 Differs from the released code: V' reads the samples once a step, not six times; g is a softplus in units of a Gaussian's
 optimum, the mean standard deviation of the batch's values over sqrt(2 delta), so that the unit of the rewards does not
