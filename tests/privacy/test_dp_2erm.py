@@ -10,7 +10,15 @@ from scipy.special import expit
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.privacy import dp_2erm, weights
-from equipoise.privacy.dp_2erm import CURVATURE, DPTreatmentRule, calibrate, noise_plan, private_fit, weighted_fit
+from equipoise.privacy.dp_2erm import (
+    CURVATURE,
+    Bounds,
+    DPTreatmentRule,
+    calibrate,
+    noise_plan,
+    private_fit,
+    weighted_fit,
+)
 from equipoise.privacy.noise import Noise, concentrated
 from equipoise.privacy.weights import Sensitivity, sensitivity
 
@@ -251,10 +259,42 @@ def test_noise_has_the_moments_that_the_plan_expects():
     draws = np.array([np.linalg.norm(Noise(seed).gamma(4, 2.0)) for seed in range(4000)])
     assert draws.mean() == pytest.approx(8, abs=4 * 4 / math.sqrt(4000))
     plan = noise_plan(1000, 1.0, 3, ridge=1.0)
-    assert plan.noise == pytest.approx(4 * plan.scale)
+    assert plan.noise == pytest.approx(4 * plan.scale, rel=1e-3)
     assert plan.sensitivity == pytest.approx(18, rel=1e-5) and not plan.raised
     assert noise_plan(1000, 1.0, 3, ridge=1e-4).raised
     assert noise_plan(2000, 1.0, 3).loss < noise_plan(1000, 1.0, 3).loss
+
+
+def test_plans_count_the_noise_that_hides_the_solvers_error():
+    """From some million records on it is what moves the rule."""
+    n = 10_000_000
+    plan = noise_plan(n, 1.0, 3, ridge=1e-4)
+    made = calibrate(1.0, sensitivity("ipw", n=n, d=4), n=n, d=4, ridge=1e-4)
+    blur = 2 * 4 * made.solver_scale**2  # of four Laplace numbers
+    assert math.sqrt(blur) > made.scale * 4 / made.lam
+    assert plan.shift == pytest.approx(4 * made.scale / made.lam + math.sqrt(blur))
+    assert plan.pull == pytest.approx(4 * made.scale + math.sqrt(blur) * made.lam)
+    theta = (0.25 * 5 * n + made.lam) * blur / (2 * n)
+    assert plan.loss == pytest.approx(20 * made.scale**2 / (2 * made.lam * n) + made.lam / (2 * n) + theta)
+    assert theta > 0.5 * plan.loss
+
+
+def test_columns_of_a_frame_are_the_bounds_in_their_order():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"sex": [0.0, 1.0], "age": [20.0, 80.0]})
+    bounds = Bounds.read({"features": {"age": [18, 90], "sex": [0, 1]}, "outcome": [0, 1]})
+    with pytest.raises(BadInput, match=r"give table\[\['age', 'sex'\]\]"):
+        bounds.scaled(frame)
+    assert (bounds.scaled(frame[["age", "sex"]])[0] == bounds.scaled([[20, 0], [80, 1]])[0]).all()
+    Bounds.read({"features": [[0, 1], [18, 90]], "outcome": [0, 1]}).scaled(frame)
+
+
+@pytest.mark.parametrize("arms", [None, 5, "01", [1]])
+def test_arms_are_a_list_of_two(arms):
+    with pytest.raises(BadInput, match="chooses between two"):
+        Bounds.read({"features": {"age": [18, 90]}, "outcome": [0, 1], "arms": arms})
+    taken = Bounds.read({"features": {"age": [18, 90]}, "outcome": [0, 1], "arms": list(np.array([3, 4]))}).arms
+    assert taken == (3, 4) and type(taken[0]) is int
 
 
 def test_plan_bounds_the_loss_that_noise_really_costs():

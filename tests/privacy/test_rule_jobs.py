@@ -203,13 +203,102 @@ def test_a_range_in_odd_numbers_that_the_records_reach_was_taken_from_them():
     fit.plan(rows, **asked, bounds={**taken, "outcome": [min(scores) - 0.01, max(scores)]})
 
 
-@pytest.mark.parametrize("again", [7.0, "7", " 7"])
-def test_a_person_is_one_however_the_number_is_written(again):
+@pytest.mark.parametrize("again", [7.0, "7", " 7", "7.0", "e\u0301"])
+def test_a_person_is_one_however_the_name_is_written(again):
     rows = [{**row, "who": place} for place, row in enumerate(rule_rows(20))]
+    rows[3]["who"] = "\u00e9"
     asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 1.0, "seed": 0, "person": "who"}
     fit.plan(rows, **asked)
     with pytest.raises(BadInput, match="second row"):
         fit.plan([*rows, {**rows[0], "who": again}], **asked)
+
+
+def test_other_bounds_are_another_rule(tmp_path):
+    asked = {**NAMES, "epsilon": 1.0, "perturbation": "gamma", "out": tmp_path / "rule"}
+    fit(rule_rows(60), bounds=RULE_BOUNDS, **asked)
+    for changed in ({"arms": [1, 0]}, {"outcome": [0, 1000]}, {"features": {"age": [0, 120], "sex": [0, 1]}}):
+        with pytest.raises(BadInput, match=r"another content of bounds|holds other settings: bounds"):
+            fit(rule_rows(60), bounds=RULE_BOUNDS | changed, **asked)
+
+
+def test_a_rule_of_other_settings_is_not_the_one_that_was_drawn(tmp_path):
+    asked = {**NAMES, "bounds": RULE_BOUNDS, "epsilon": 2.0, "perturbation": "gamma"}
+    other = fit(rule_rows(60), **asked, delta=0.01, tightening=0.5, seed=0, out=tmp_path / "other").folder
+    own = fit(rule_rows(60), **asked, out=tmp_path / "own").folder
+    for name in ("rule.json", "result.json"):
+        (own / name).write_text("{}")
+    with pytest.raises(BadInput, match="missing or altered"):
+        fit(rule_rows(60), **asked, out=own)
+    (tmp_path / "own.partial" / "rule.json").write_bytes((other / "rule.json").read_bytes())
+    with pytest.raises(BadInput, match="a rule of other settings"):
+        fit(rule_rows(60), **asked, out=own)
+
+
+def test_a_tightened_rule_shows_the_noise_that_it_got():
+    told = fit(
+        rule_rows(1000), **NAMES, bounds=RULE_BOUNDS, epsilon=4.0, perturbation="gamma", weight_ridge=0.01,
+        tightening=0.2, delta=1e-5, seed=0,
+    )  # fmt: skip
+    assert told.plan.movement == pytest.approx(told.ledger["sensitivity"]["movement"]) and told.plan.movement < 700
+    assert noise_plan(1000, 3.2, 2, perturbation="gamma", weight_ridge=0.01).movement == pytest.approx(800, rel=1e-3)
+
+
+def test_a_rule_that_is_read_again_has_its_settings(tmp_path):
+    asked = {
+        "epsilon": 2.0,
+        "weights": "ipw",
+        "perturbation": "gamma",
+        "delta": 1e-5,
+        "tightening": 0.25,
+        "ridge": 0.02,
+    }
+    folder = fit(rule_rows(60), **NAMES, bounds=RULE_BOUNDS, **asked, kappa=0.3, seed=0, out=tmp_path / "rule").folder
+    found = load(folder).get_params()
+    assert {name: found[name] for name in (*asked, "kappa")} == {**asked, "kappa": 0.3}
+
+
+def confounded(n, seed=0):
+    """Pressure decides who is treated and what follows; nobody gains or loses by treatment: every policy is worth 50."""
+    draw = np.random.default_rng(seed)
+    pressure = draw.normal(130, 15, n)
+    arms = draw.random(n) < 1 / (1 + np.exp(-(pressure - 130) / 15))
+    scores = 50 + 0.8 * (pressure - 130) + draw.normal(0, 3, n)
+    return [
+        dict(zip(("bp", "treated", "score"), row, strict=True)) for row in zip(pressure, arms * 1, scores, strict=True)
+    ]
+
+
+def test_estimated_propensities_know_no_public_range(tmp_path):
+    found = []
+    for place, high in enumerate((300, 3000)):
+        bounds = {"source": "made up", "features": {"bp": [0, high]}, "outcome": [-100, 200]}
+        rule = fit(confounded(200), **NAMES, bounds=bounds, epsilon=50.0, seed=0, out=tmp_path / str(place)).folder
+        found.append(evaluate(rule, table=confounded(3000, 1), **NAMES))
+    for name in (ALL, NONE):
+        value = found[0].values[name]
+        assert found[1].values[name].value == pytest.approx(value.value, abs=1e-6)
+        assert value.value == pytest.approx(50, abs=1.0) and value.lower < 50 < value.upper
+
+
+def test_too_few_records_give_no_interval(tmp_path):
+    rows = [{**row, "treated": int(place > 0)} for place, row in enumerate(rule_rows(40))]
+    rule = fit(rule_rows(60), **NAMES, bounds=RULE_BOUNDS, epsilon=5.0, seed=0, out=tmp_path / "rule").folder
+    found = evaluate(rule, table=rows, **NAMES, propensity="0.5")
+    assert found.values[NONE].value == pytest.approx(rows[0]["score"]) and math.isnan(found.values[NONE].lower)
+    assert math.isnan(found.gains[NONE].upper) and not math.isnan(found.values[ALL].lower)
+    assert any("Too few records are as under 'nobody treated'" in line for line in found.warnings())
+    assert any("not shown to be better" in line for line in found.warnings())
+
+
+def test_own_records_are_known_in_another_file_and_without_propensities(tmp_path):
+    rows = rule_rows(60)
+    how = {"bounds": RULE_BOUNDS, "epsilon": 1.0, "weights": "known", "propensity": "share", "kappa": 0.5, "seed": 0}
+    rule = fit(rows, **NAMES, **how, out=tmp_path / "rule").folder
+    table = "".join(json.dumps({name: row[name] for name in ("age", "sex", *NAMES.values())}) + "\n" for row in rows)
+    (tmp_path / "t.jsonl").write_text(table)
+    found = evaluate(rule, table=tmp_path / "t.jsonl", **NAMES, out=tmp_path / "own")
+    assert found.learnt and "A rule on records that it was fitted on" in (found.folder / "report.html").read_text()
+    assert not evaluate(rule, table=rule_rows(60, seed=1), **NAMES).learnt
 
 
 def test_a_guarantee_that_promises_little_is_told():

@@ -156,7 +156,8 @@ def noise_plan(
     """The noise that n records and d features (without the constant) leave; constants as `sensitivity` takes them.
 
     loss: E|b|^2 / (2 Lam n) + Lam / (2 n) with noise b on the gradient. With noise v on theta of E|v|^2 = V it is
-    (c W n + Lam) V / (2 n) + Lam / (2 n). Raises BadInput as `calibrate` and `sensitivity` do.
+    (c W n + Lam) V / (2 n) + Lam / (2 n); what hides the solver's error is noise on theta, too, beside b. curvature among the
+    constants: as `tightening` released it. Raises BadInput as `calibrate` and `sensitivity` do.
     """
     if d < 1:
         raise BadInput(f"d is {d}: a rule needs a feature.")
@@ -164,12 +165,15 @@ def noise_plan(
     bound = sensitivity(weights, n=n, d=width, **constants)
     made = calibrate(epsilon, bound, n=n, d=width, ridge=ridge, perturbation=perturbation, delta=delta)
     norm, square = _moments(made, width)
+    bent = (CURVATURE * bound.largest * n + made.lam) / (2 * n)
     if perturbation == "objective":
+        hiding = 2 * width * made.solver_scale**2  # on theta, of the solver's error
+        norm += math.sqrt(hiding) * made.lam
         shift, pull = norm / made.lam, norm / GRADIENT
-        loss = square / (2 * made.lam * n) + made.lam / (2 * n)
+        loss = square / (2 * made.lam * n) + bent * hiding + made.lam / (2 * n)
     else:
         shift, pull = norm, norm * made.lam / GRADIENT
-        loss = (CURVATURE * bound.largest * n + made.lam) * square / (2 * n) + made.lam / (2 * n)
+        loss = bent * square + made.lam / (2 * n)
     return NoisePlan(
         epsilon, made.delta, n, d, weights, perturbation, bound.movement, bound.largest, bound.total, made.lam / n,
         bool(made.lam > ridge * n * (1 + 1e-12)), made.scale, norm, shift, pull, loss,
@@ -253,8 +257,10 @@ class Bounds:
         if not isinstance(features, Mapping) or not features:
             raise BadInput("bounds['features'] names no feature: give a range for each, by name.")
         ranges = {str(name): _range(f"bounds of {name!r}", pair) for name, pair in features.items()}
-        arms = tuple(given.get("arms", (0, 1)))
-        if len(arms) != 2 or arms[0] == arms[1]:
+        arms = given.get("arms", (0, 1))
+        if isinstance(arms, list | tuple):
+            arms = tuple(arm.item() if isinstance(arm, np.generic) else arm for arm in arms)
+        if not isinstance(arms, tuple) or len(arms) != 2 or arms[0] == arms[1]:
             raise BadInput(
                 f"arms are {arms!r:.60}: a private rule chooses between two, a control and a treated one; no bound is known "
                 "for more."
@@ -264,8 +270,12 @@ class Bounds:
     def scaled(self, features: ArrayLike) -> tuple[Array, int]:
         """Features in [-1, 1] with a constant, divided by sqrt(d + 1) so that |x| <= 1; and how many values were clipped.
 
-        features: [n, d] -> [n, d + 1]. Raises BadInput for another width, and for what is no number.
+        features: [n, d] -> [n, d + 1]. Raises BadInput for another width, for a data frame whose columns are not the bounds'
+        in their order, and for what is no number.
         """
+        names, own = [str(name) for name in getattr(features, "columns", ())], list(self.features)
+        if names and names != own and own != [f"x{place}" for place in range(len(own))]:
+            raise BadInput(f"the columns are {names!r:.80}, and the bounds name {own!r:.80}: give table[{own!r:.80}].")
         try:
             given = np.asarray(features, float)
         except (TypeError, ValueError) as error:
@@ -468,6 +478,11 @@ class DPTreatmentRule:
         """The part of delta that noise on the result spends."""
         return (self.delta / 2 if self.tightening else self.delta) if self.perturbation == "gaussian" else 0.0
 
+    @property
+    def whole_delta(self) -> float:
+        """Of everything together."""
+        return self.output_delta + (self._lower_delta() if self.tightening else 0.0)
+
     # --- what fit is made of ----------------------------------------------------------------------------------------------
 
     def _constants(self) -> dict[str, float]:
@@ -570,7 +585,7 @@ class DPTreatmentRule:
         safe = self.perturbation in ("laplace", "gaussian")
         return {
             "epsilon": self.epsilon,
-            "delta": made.delta + (self._lower_delta() if self.tightening else 0.0),
+            "delta": self.whole_delta,
             "neighbours": "one record replaced; the number of records is public",
             "seeded": self.random_state is not None,
             "floating_point": "no noise" if math.isinf(self.epsilon)

@@ -48,7 +48,7 @@ def fit_page(result: "RuleFit") -> Page:
         parts.Section("Taken as public", (parts.SettingsTable(dict(ledger["public"])),)),
         parts.Section("Assumed", (parts.Bullets(tuple(ledger["assumed"])),)),
         parts.Section("Not to be released", (parts.Bullets(tuple(ledger["not to be released"])),)),
-        parts.Section("Noise", (_plans("As it was planned", [result.plan]),)),
+        parts.Section("Noise", (_plans("As it was drawn", [result.plan]),)),
     ]
     return Page(
         "A private rule for whom to treat",
@@ -81,7 +81,7 @@ def evaluation_page(result: "RuleEvaluation") -> Page:
     sections: list[parts.Part] = [parts.Note(warning, WHERE) for warning in result.warnings()]
     sections.append(parts.Section("Is it better than treating all alike?", (table, parts.Figure(figure))))
     return Page(
-        "A rule on records that it was not fitted on",
+        f"A rule on records that it was {'' if result.learnt else 'not '}fitted on",
         result.headline(),
         sections,
         facts=(

@@ -132,9 +132,10 @@ class RuleEvaluation:
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before the numbers."""
-        best = min(self.gains.values(), key=lambda gain: gain.lower)
         found = [LEARNT] if self.learnt else []
-        if not best.lower > 0:
+        if few := [name for name, value in self.values.items() if math.isnan(value.lower)]:
+            found.append(f"Too few records are as under {', '.join(map(repr, few))}: no interval is told.")
+        if not all(gain.lower > 0 for gain in self.gains.values()):
             found.append("The rule is not shown to be better than treating all alike.")
         if self.treated in (0.0, 1.0):
             found.append("The rule gives everybody the same arm: noise, or an effect that hardly differs, decides it.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import read_regular, seal, sha256_file, unseal, write_atomic
@@ -25,25 +28,31 @@ from equipoise.data.records import read_rows
 from equipoise.privacy.dp_2erm import Bounds, DPTreatmentRule, noise_plan
 from equipoise.privacy.noise import opendp
 from equipoise.privacy.result import ALL, LEARNT, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
-from equipoise.privacy.weights import check_constants, ipw
+from equipoise.privacy.weights import TOLERANCE, check_constants, minimize
 
 RULE_FILE, PRIVATE_FILE = "rule.json", "private.json"
+RECORDS = "records"  # the digest among a folder's inputs
+SETTINGS = ("weights", "perturbation", "kappa", "weight_ridge", "radius", "largest_weight", "bandwidth", "ridge")
 FORM = "equipoise treatment rule 1"
 RIDGES = tuple(10.0**place for place in np.arange(-4, 0.51, 0.25))
 SIZES = (0.5, 1.0, 2.0, 4.0, 8.0)  # times n
 FEW_VALUES = 10  # of a feature: a scale with no more has ends that everybody knows
 SOURCE = "source of the ranges"
 DRAWN = ("theta", "coef", "intercept", "guarantee", "ledger")  # what a draw of noise decides or says
-ESTIMATED_RIDGE = 1e-3  # of propensities on held-out records, which no guarantee covers
+FEW_RECORDS = 10  # that carry a policy: no interval is told of fewer
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Records of a table as numbers: X [n, d], treatment [n] as the arms are written in the bounds, outcome [n]."""
+    """Records of a table as numbers: X [n, d], treatment [n] as the arms are written in the bounds, outcome [n].
+
+    digest: of all that was given; records: of these numbers, in whatever file they are.
+    """
 
     name: str
     digest: str
+    records: str
     X: Array
     treatment: NDArray[Any]
     outcome: Array
@@ -90,11 +99,16 @@ def read_table(
             f"a propensity of {_name(source)} lies outside (0, 1): there every record could have had either arm."
         )
     told = "estimated" if propensity is None else f"{own:g}" if own is not None else f"column {column}"
-    if isinstance(source, str | Path):
-        digest = sha256_file(Path(source))
-    else:  # of rows, too: a rule that was drawn from others must not be taken for theirs
-        digest = hashlib.sha256(numbers.tobytes() + json.dumps(list(map(str, arms))).encode()).hexdigest()
-    return Table(_name(source), digest, numbers[:, :width], np.array(arms, object), numbers[:, width], given, told)
+    # Of rows, too: a rule that was drawn from others must not be taken for theirs.
+    whole = sha256_file(Path(source)) if isinstance(source, str | Path) else _digest(numbers, arms)
+    records = _digest(numbers[:, : width + 1], arms)
+    return Table(
+        _name(source), whole, records, numbers[:, :width], np.array(arms, object), numbers[:, width], given, told
+    )
+
+
+def _digest(numbers: Array, arms: Sequence[Any]) -> str:
+    return hashlib.sha256(numbers.tobytes() + json.dumps(list(map(str, arms))).encode()).hexdigest()
 
 
 def _rows(source: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -132,8 +146,8 @@ def _arm(cell: Any, named: Mapping[str, Any]) -> Any:
 
 
 def _same(cell: Any) -> str:
-    """What names a person: 7, 7.0, "7" and " 7" are one."""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+    """What names a person: 7, 7.0, "7", "7.0" and " 7" are one, and a letter with its accent in one sign or in two."""
+    return re.sub(r"(?<=\d)\.0*$", "", unicodedata.normalize("NFC", str(cell)).strip())
 
 
 def _number_or_column(propensity: str | None) -> tuple[float | None, str | None]:
@@ -146,13 +160,11 @@ def _number_or_column(propensity: str | None) -> tuple[float | None, str | None]
 
 
 def read_bounds(given: Any) -> tuple[Bounds, str, str]:
-    """Public ranges, where they are from, and the file's digest. Raises BadInput where they say that they are the data's."""
-    digest = ""
+    """Public ranges, where they are from, and a digest of both. Raises BadInput where they say that they are the data's."""
     if isinstance(given, str | Path):
         path = Path(given)
         if not path.is_file():
             raise BadInput(f"{path}: no such file of public ranges.")
-        digest = sha256_file(path)
         try:
             given = json.loads(read_regular(path), object_pairs_hook=partial(_once, path))
         except (ValueError, RecursionError) as error:
@@ -169,7 +181,9 @@ def read_bounds(given: Any) -> tuple[Bounds, str, str]:
             f"the bounds' source is {source!r}: ranges taken from the records tell the largest and the smallest. "
             "Take them from a protocol or an instrument."
         )
-    return Bounds.read(given), source.strip(), digest
+    bounds = Bounds.read(given)
+    said = [list(bounds.features.items()), bounds.outcome, bounds.arms, source.strip()]
+    return bounds, source.strip(), hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -240,23 +254,28 @@ class RuleFitting(Request):
         refuse_taken_bounds(ranges, found)
         if settings["random_state"] is None and (settings["perturbation"] != "gamma" or settings["tightening"]):
             opendp()
-        inputs = {"table": found.digest, "bounds": digest}
+        inputs = {"table": found.digest, RECORDS: found.records, "bounds": digest}
         return cls(
             found,
             ranges,
             source,
             rule,
             {"table": found.name, "treatment": treatment, "outcome": outcome, "bounds": source},
-            {name: value for name, value in inputs.items() if value},
+            inputs,
             {},
         )
 
     def plan(self) -> NoisePlan:
+        """Before anything is released: with `tightening`, without what it will gain."""
+        return self._planned(0.0)
+
+    def _planned(self, curvature: float) -> NoisePlan:
         rule = self.rule
         constants = {name: getattr(rule, name) for name in ("kappa", "weight_ridge", "radius", "largest_weight")}
         return noise_plan(
             len(self.table), rule.epsilon * (1 - rule.tightening), len(self.bounds.features), weights=rule.weights,
-            perturbation=rule.perturbation, ridge=rule.ridge, delta=rule.output_delta, **constants,
+            perturbation=rule.perturbation, ridge=rule.ridge, delta=rule.output_delta, curvature=curvature,
+            **constants,
         )  # fmt: skip
 
     def work(self, folder: Path | None) -> RuleFit:
@@ -289,7 +308,7 @@ class RuleFitting(Request):
             intercept=intercept,
             guarantee=guarantee,
             ledger=ledger,
-            plan=self.plan(),
+            plan=self._planned(ledger["released"]["curvature"] or 0.0),
             notes=(
                 "rule.json is made to be released. private.json, inputs.json and manifest.json (digests of what was not "
                 "made private) are not."
@@ -307,17 +326,22 @@ class RuleFitting(Request):
         Another draw would tell as much again of the records as the first. Raises BadInput where one was drawn and cannot be
         read.
         """
+        if self.rule.random_state is not None:
+            return None
         found = _stored_rule(folder / RULE_FILE) or _stored_result(folder / RESULT)
         if found is None:
             traces = (RULE_FILE, RESULT, REPORT, PRIVATE_FILE, "damaged")
-            if self.rule.random_state is None and any((folder / name).exists() for name in traces):
+            if any((folder / name).exists() for name in traces):
                 raise BadInput(
                     f"{folder}: the rule that was drawn here is missing or altered, and another draw spends epsilon once "
                     f"more. Put a copy of its {RULE_FILE} there, or give --fresh to spend it."
                 )
             return None
         known = {**self.rule.public(self.bounds, len(self.table)), SOURCE: self.source}
-        if found["guarantee"]["epsilon"] != self.rule.epsilon or found["ledger"]["public"] != known:
+        promised = {name: found["guarantee"][name] for name in ("epsilon", "delta", "seeded")}
+        spent = self.rule.epsilon * self.rule.tightening
+        wanted = {"epsilon": self.rule.epsilon, "delta": self.rule.whole_delta, "seeded": False}
+        if promised != wanted or found["ledger"]["public"] != known or found["ledger"]["spent"]["curvature"] != spent:
             raise BadInput(f"{folder} holds a rule of other settings or of another table: give another --out.")
         return self._result(**found)
 
@@ -355,13 +379,13 @@ def _stored_rule(path: Path) -> dict[str, Any] | None:
     return {name: about[name] for name in DRAWN} if whole and about.get("form") == FORM else None
 
 
-def _fitted_table(folder: Path) -> str:
-    """The digest of the table that a folder's rule was fitted on; empty where the folder does not say."""
+def _fitted_records(folder: Path) -> str:
+    """The digest of the records that a folder's rule was fitted on; empty where the folder does not say."""
     try:
         told = json.loads(read_regular(folder / INPUTS))
     except (OSError, ValueError, RecursionError):
         return ""
-    return str(told.get("table", "")) if isinstance(told, dict) else ""
+    return str(told.get(RECORDS, "")) if isinstance(told, dict) else ""
 
 
 def _stored_result(path: Path) -> dict[str, Any] | None:
@@ -386,10 +410,15 @@ def load(path: str | Path) -> DPTreatmentRule:
     if not whole or about.get("form") != FORM:
         raise BadInput(f"{path} was changed since it was written, or is no rule: fit it again.")
     bounds = Bounds.read({name: about[name] for name in ("features", "outcome", "arms")})
-    rule = DPTreatmentRule(epsilon=float(about["guarantee"]["epsilon"]), bounds=bounds)
+    promised, public = about["guarantee"], about["ledger"]["public"]
+    settings = {name: public[name] for name in SETTINGS}
+    rule = DPTreatmentRule(
+        epsilon=float(promised["epsilon"]), bounds=bounds, delta=promised["delta"],
+        tightening=about["ledger"]["spent"]["curvature"] / promised["epsilon"], **settings,
+    )  # fmt: skip
     rule.theta_ = np.array(about["theta"], float)
     rule.coef_, rule.intercept_ = np.array(about["coef"], float), about["intercept"]
-    rule.guarantee_, rule.ledger_ = about["guarantee"], about["ledger"]
+    rule.guarantee_, rule.ledger_ = promised, about["ledger"]
     return rule
 
 
@@ -445,30 +474,31 @@ class RuleEvaluating(Request):
         )
         signs = loaded.bounds.signs(found.treatment, len(found))
         path = Path(rule) / RULE_FILE if Path(rule).is_dir() else Path(rule)
-        learnt = bool(found.digest) and _fitted_table(path.parent) == found.digest
+        learnt = _fitted_records(path.parent) == found.records
         inputs = {"rule": sha256_file(path), "table": found.digest}
         names = {"rule": str(rule), "table": found.name, "treatment": treatment, "outcome": outcome}
-        inputs = {name: value for name, value in inputs.items() if value}
         return cls(loaded, found, signs, kappa, learnt, names, inputs, {})
 
     def plan(self) -> EvaluationPlan:
         return EvaluationPlan(self.names["rule"], len(self.table), self.table.given, self.learnt)
 
     def work(self, folder: Path | None) -> RuleEvaluation:
-        own = self._propensities()
+        own, raised = self._propensities()
         advised = np.where(self.rule.decision_function(self.table.X) > 0, 1.0, -1.0)
         y, weight = self.table.outcome, 1 / own
         everybody = np.ones(len(y))
-        parts = {
-            name: influence(y, weight * (self.signs == policy))
+        carried = {
+            name: weight * (self.signs == policy)
             for name, policy in {RULE: advised, ALL: everybody, NONE: -everybody}.items()
         }
+        parts = {name: influence(y, each) for name, each in carried.items()}
+        few = {name: _effective(each) < FEW_RECORDS for name, each in carried.items()}
         return RuleEvaluation(
             names=self.names,
             n=len(y),
             propensity=self.table.given,
-            values={name: _bounded(each) for name, each in parts.items()},
-            gains={name: _bounded(parts[RULE] - parts[name]) for name in (ALL, NONE)},
+            values={name: _bounded(each, few[name]) for name, each in parts.items()},
+            gains={name: _bounded(parts[RULE] - parts[name], few[RULE] or few[name]) for name in (ALL, NONE)},
             treated=float((advised > 0).mean()),
             agreed=float((advised == self.signs).mean()),
             learnt=self.learnt,
@@ -480,6 +510,7 @@ class RuleEvaluating(Request):
                     (
                         "Propensities were estimated from the rule's features: what else decided who was treated biases the "
                         "values, and the intervals do not know of it.",
+                        f"Of {raised:,} records that of their own arm was below kappa, {self.kappa:g}, and counts as that.",
                     )
                     if self.table.propensity is None
                     else ()
@@ -487,12 +518,29 @@ class RuleEvaluating(Request):
             ),
         )
 
-    def _propensities(self) -> Array:
-        """Of each record's own arm."""
+    def _propensities(self) -> tuple[Array, int]:
+        """Of each record's own arm, and how many were raised to kappa."""
         if self.table.propensity is not None:
-            return np.where(self.signs > 0, self.table.propensity, 1 - self.table.propensity)
-        x, _ = self.rule.bounds.scaled(self.table.X)
-        return 1 / ipw(x, self.signs, kappa=self.kappa, weight_ridge=ESTIMATED_RIDGE)
+            return np.where(self.signs > 0, self.table.propensity, 1 - self.table.propensity), 0
+        treated = estimated_propensity(self.rule.bounds.scaled(self.table.X)[0][:, 1:], self.signs)
+        own = np.where(self.signs > 0, treated, 1 - treated)
+        return np.maximum(own, self.kappa), int((own < self.kappa).sum())
+
+
+def estimated_propensity(x: Array, a: Array) -> Array:
+    """Chance of treatment by a logistic model. x: [n, d], a: [n] in {-1, 1} -> [n]
+
+    Of features in units of the records, which are not hidden here, with a ridge of one record in all and a free constant:
+    wide public ranges would let the ridge decide.
+    """
+    x = np.column_stack([np.ones(len(x)), (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)])
+    ridge = np.diag([0.0] + [1.0] * (x.shape[1] - 1))
+
+    def evaluate(gamma: Array) -> tuple[Array, Array]:
+        p = expit(-a * (x @ gamma))
+        return ridge @ gamma - x.T @ (a * p), x.T @ (x * (p * (1 - p))[:, None]) + ridge
+
+    return expit(x @ minimize(evaluate, x.shape[1], TOLERANCE))
 
 
 def influence(y: Array, weight: Array) -> Array:
@@ -504,9 +552,14 @@ def influence(y: Array, weight: Array) -> Array:
     return value + weight / (total / len(y)) * (y - value)
 
 
-def _bounded(values: Array) -> Bounded:
-    if np.isnan(values).any():
-        return Bounded(math.nan, math.nan, math.nan)
+def _effective(weight: Array) -> float:
+    return float(weight.sum() ** 2 / max(float(weight @ weight), 1e-300))
+
+
+def _bounded(values: Array, few: bool) -> Bounded:
+    """few: so few records carry it that their spread says little."""
+    if few:
+        return Bounded(float(values.mean()), math.nan, math.nan)
     return Bounded.of(item_interval(values))
 
 
