@@ -11,7 +11,9 @@ from torch.testing import assert_close
 from bayes_world import CLASSES, WORDS, bare, prompts
 from equipoise import uncertainty
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.records import Record
 from equipoise.language import adapters
+from equipoise.language.encode import encode
 from equipoise.language.model import load
 from equipoise.uncertainty import teachers
 from equipoise.uncertainty.bayes_result import MLE, STUDENT, TEACHER, TEMPERATURE
@@ -177,6 +179,41 @@ def test_what_is_refused(place, made, tmp_path):
     other.origin = None
     with pytest.raises(BadInput, match="made on another base"):
         uncertainty.distill.plan(place / "teacher", inputs=rows(), model=other, **PLAIN)
+
+
+def test_labels_follow_a_prompt_as_completions_that_are_taught_do(place, tmp_path):
+    """A blank between, so that the classes are the tokens that an adapter was taught; a line's end stands for it."""
+    bare_labels = [{**row, "answer": row["answer"].strip()} for row in rows()]
+    asked = {"draws": 2, "sigma_high": 0.05, **PLAIN}
+    plan = uncertainty.bayesianize.plan(place / "adapter", inputs=bare_labels, **asked)
+    assert plan.classes == tuple(sorted(CLASSES))
+    lm = load(place / "base", **PLAIN)
+    taught = encode(lm, [Record("a", bare_labels[0]["prompt"], bare_labels[0]["answer"])], max_length=64)[0]
+    classes = read_prompts(lm, [bare_labels[0]["prompt"]], plan.classes).class_ids
+    assert classes[plan.classes.index(rows()[0]["answer"])] in taught.input_ids
+    with pytest.raises(BadInput, match="Some prompts end in white space"):
+        mixed = [{**row, "prompt": row["prompt"] + "\n" * (place % 2)} for place, row in enumerate(bare_labels)]
+        uncertainty.bayesianize.plan(place / "adapter", inputs=mixed, **asked)
+    folder = uncertainty.bayesianize(place / "adapter", inputs=bare_labels, **asked, out=tmp_path / "teacher").folder
+    assert uncertainty.distill.plan(folder, inputs=bare_labels, **PLAIN).classes == plan.classes
+
+
+def test_a_teacher_is_of_one_template(place, tmp_path):
+    templates = {}
+    for name, mark in {"one": "Q:", "two": "A:"}.items():
+        templates[name] = tmp_path / f"{name}.jinja"
+        templates[name].write_text(
+            "{% for m in messages %}{% if m['role'] == 'user' %}" + mark + "{% endif %}{{ m['content'] }}{% endfor %}"
+        )
+    asked = {"inputs": rows(), "classes": CLASSES, "draws": 2, "sigma_high": 0.05}
+    one, two = map(str, templates.values())
+    folder = uncertainty.bayesianize(place / "adapter", **asked, chat_template=one, out=tmp_path / "teacher").folder
+    uncertainty.distill.plan(folder, inputs=rows(), chat_template=one)
+    with pytest.raises(BadInput, match="another template"):
+        uncertainty.distill.plan(folder, inputs=rows(), chat_template=two)
+    templates["one"].write_text(templates["two"].read_text())
+    with pytest.raises(BadInput, match="another content of chat_template"):
+        uncertainty.bayesianize(place / "adapter", **asked, chat_template=one, out=tmp_path / "teacher")
 
 
 def test_a_model_that_was_given_has_no_adapter_afterwards(place, made):

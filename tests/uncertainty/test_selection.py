@@ -4,6 +4,7 @@ import torch
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
+from equipoise.uncertainty.perturbed import perturb
 from equipoise.uncertainty.selection import canonical, particle_filter, select
 
 ANSWERS = ["It is 5.", "so 7", "5", "the answer is 5", "no idea", "7"]
@@ -30,6 +31,24 @@ def test_weights_are_a_softmax_over_the_kept():
         share[[0, 2, 3]].sum()
     )
     assert found.answer == 1 and sum(found.votes.values()) == pytest.approx(1)
+
+
+def test_infinite_scores_have_their_limits():
+    inf = float("inf")
+    assert select(["4", "5", "6"], [inf, 0.0, inf], keep=1.0, vote="weighted").votes == {"4": 0.5, "6": 0.5, "5": 0.0}
+    assert select(["4", "5"], [-inf, -inf], keep=1.0, vote="weighted").votes == {"4": 0.5, "5": 0.5}
+    assert select(["4", "5"], [-inf, 0.0], keep=1.0, vote="weighted").votes == {"5": 1.0, "4": 0.0}
+
+
+def test_a_particle_that_ended_without_a_token_is_not_the_surest(lm, monkeypatch):
+    from equipoise.uncertainty import selection
+
+    monkeypatch.setattr(selection, "over_answer", lambda values, mask: torch.tensor([0.5, 0.6, 0.7]))
+    reward = selection._unsureness(perturb(lm), "tu", 2, 0, 4)
+    found = reward([5], [[], [5], [6], [], [7]])
+    scaled = [1.5**0.5, 0.0, -(1.5**0.5)]
+    assert found.tolist() == pytest.approx([scaled[2], *scaled[:2], scaled[2], scaled[2]], abs=1e-6)
+    assert reward([5], [[], []]).tolist() == [0.0, 0.0]
 
 
 def test_answers_without_content_agree_with_none():

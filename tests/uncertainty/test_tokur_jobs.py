@@ -108,6 +108,9 @@ def test_one_odd_answer_does_not_end_the_others(lm, tmp_path):
     assert done.answers == 4 and "more than the context" in done.left_out["odd"]
     assert done.warnings()[0].startswith("1 answers were not scored, the first of them odd")
     assert read(tmp_path / "out")[4]["scores"] == {}
+    empty = {"id": "empty", "prompt": "a", "answer": ""}
+    told = score(lm, answers=[empty, *rows(2)], members=2, sigma=0.1, rank=2, ask=True, by="p_true")
+    assert told.answers == 2 and "empty" in told.left_out
     assert select(tmp_path / "out" / "scores.jsonl").notes == ("1 answers have no score and were left out.",)
 
 
@@ -125,6 +128,34 @@ def test_selection_beside_a_vote_of_all(tmp_path):
     lines = read(tmp_path / "out", "selected.jsonl")
     assert lines[0]["answer"] == "5" and lines[0]["kept"] == ["0-2"] and lines[-1]["correct"] is False
     assert select(given, by="mine", keep=1.0).chosen.value == 0.0
+
+
+def scored_row(name, prompt, answer, sure, **more):
+    return {"id": name, "prompt": prompt, "answer": answer, "scores": {"mine": sure}, **more}
+
+
+def test_a_plain_vote_knows_no_score():
+    """Of two answers to each question one is right: a tie is by lot, whatever is surer."""
+    for sign in (1, -1):
+        given = [
+            scored_row(f"{question}-{place}", f"q{question}", str(place), -sign * place, correct=place == 0)
+            for question in range(20)
+            for place in range(2)
+        ]
+        found = select([*given, scored_row("more", "q0", "0", 0.0, correct=True)], by="mine", keep=1.0)
+        assert found.consistency.value == pytest.approx((19 / 2 + 1) / 20)
+        assert found.surest.value == (1.0 if sign > 0 else 0.0)
+
+
+def test_other_rows_in_the_same_number_are_another_content(lm, tmp_path):
+    given = [scored_row(str(place), f"q{place}", "a", 1.0) for place in range(3)]
+    select(given, by="mine", out=tmp_path / "chosen")
+    with pytest.raises(BadInput, match="another content of scores"):
+        select([{**each, "answer": "others"} for each in given], by="mine", out=tmp_path / "chosen")
+    answers = {"members": 2, "sigma": 0.1, "out": tmp_path / "scored"}
+    score(lm, answers=rows(2), **answers)
+    with pytest.raises(BadInput, match="another content of answers"):
+        score.plan(lm, answers=rows(2, seed=1), **answers)
 
 
 def test_auroc_within_strata_is_that_of_pairs_within():

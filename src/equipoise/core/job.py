@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, WrongOption
-from equipoise.core.files import read_regular, write_atomic
+from equipoise.core.files import read_regular, sha256_file, write_atomic
 from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
 from equipoise.core.options import Options
 from equipoise.core.serialize import deserialize, serialize
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 REPORT = "report.html"
+TEMPLATE = "chat_template"  # the option that may name a file whose text decides what a model reads
 P = ParamSpec("P")
 R = TypeVar("R", bound="Result")
 
@@ -182,7 +183,8 @@ class Job(Generic[P, R]):
         values = self._values(args, kwargs)
         request = self.function(**values)
         if out is not None and not fresh:
-            check_folder(Path(out), self._settings(values, request), request.inputs, read=self._understood)
+            settings, inputs = self._settings(values, request), self._inputs(values, request)
+            check_folder(Path(out), settings, inputs, read=self._understood)
         return request.plan()
 
     def stored(self, folder: Path) -> R:
@@ -241,6 +243,14 @@ class Job(Generic[P, R]):
         }
         return self.options.to_json(kept)
 
+    def _inputs(self, values: Mapping[str, Any], request: Request) -> dict[str, str]:
+        """By name a digest of what was read, and of rows that were given in memory where the request has none of its own."""
+        found = self.options.digests(values)
+        template = values.get(TEMPLATE)
+        if isinstance(template, str) and Path(template).expanduser().is_file():
+            found[TEMPLATE] = sha256_file(Path(template).expanduser())
+        return {**found, **request.inputs}
+
     def _understood(self, stored: Mapping[str, Any]) -> Mapping[str, Any]:
         """Stored settings in today's form: what was not stored then had its default."""
         stored = self.options.current(stored)
@@ -262,7 +272,7 @@ class Job(Generic[P, R]):
             yield opened(out), ()
             return
         read = self._understood
-        with job_folder(out, settings, request.inputs, fresh=fresh, read=read, needed=needed) as folder:
+        with job_folder(out, settings, self._inputs(values, request), fresh=fresh, read=read, needed=needed) as folder:
             found = self._sound(folder) if folder.complete else (folder, ())
             request.processes.wait()
             yield found

@@ -5,6 +5,7 @@ Studies and jobs share it. A word that may be one of several is checked in Pytho
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import json
 import math
@@ -163,6 +164,15 @@ class Options:
             for name, value in values.items()
         }
 
+    def digests(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """name -> sha256 of rows and mappings that were given in memory, which settings show by their number alone."""
+        found = {name: value for name, value in values.items() if self.setting(name).objects}
+        return {
+            name: hashlib.sha256(json.dumps(value, default=_told, skipkeys=True).encode()).hexdigest()
+            for name, value in found.items()
+            if isinstance(value, list | tuple | Mapping) and isinstance(_shown(value), str)
+        }
+
     def described(self) -> list[dict[str, Any]]:
         """Name, type (with its range), default and description of every option, for people."""
         schema = self.model.model_json_schema()["properties"]
@@ -256,6 +266,15 @@ def _shown(value: Any) -> Any:
     if isinstance(name := getattr(value, "name", None), str):
         return name
     return f"{len(value)} given" if isinstance(value, Sized) else type(value).__name__
+
+
+def _told(value: Any) -> Any:
+    """Of an object within rows its numbers, or its class where it has none: nothing that differs between two processes."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, bytes | Path):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def type_text(schema: Mapping[str, Any]) -> str:

@@ -156,8 +156,8 @@ def noise_plan(
     """The noise that n records and d features (without the constant) leave; constants as `sensitivity` takes them.
 
     loss: E|b|^2 / (2 Lam n) + Lam / (2 n) with noise b on the gradient. With noise v on theta of E|v|^2 = V it is
-    (c W n + Lam) V / (2 n) + Lam / (2 n); what hides the solver's error is noise on theta, too, beside b. curvature among the
-    constants: as `tightening` released it. Raises BadInput as `calibrate` and `sensitivity` do.
+    (c W n + Lam) V / (2 n) + Lam / (2 n); what hides the solver's error is noise on theta, too, beside b. Of the constants
+    curvature is as `tightening` released it. Raises BadInput as `calibrate` and `sensitivity` do.
     """
     if d < 1:
         raise BadInput(f"d is {d}: a rule needs a feature.")

@@ -92,7 +92,7 @@ def read_answers(
 
 def _text(problem: Problem, name: str) -> str:
     value = problem.columns.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         found = "nothing" if value is None else kind_of(value)
         raise BadInput(
             f"row {problem.id!r}: the answer is {found}, expected a text. Name yours with --fields answer=NAME."

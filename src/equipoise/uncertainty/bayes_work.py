@@ -27,6 +27,7 @@ from equipoise.core.streams import torch_stream
 from equipoise.data.problems import Problem, read_problems
 from equipoise.language import adapters
 from equipoise.language.embed import fingerprint
+from equipoise.language.encode import encode_prompts
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.training.loop import TrainerSettings
@@ -157,6 +158,14 @@ def same_base(stated: Any, given: Any) -> bool:
     return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()
 
 
+def reads(language_model: LanguageModel) -> str:
+    """A digest of how a model reads prompts: its template, its date, its tokenizer."""
+    tokenizer: Any = language_model.tokenizer
+    template = tokenizer.chat_template if language_model.uses_chat_template else None
+    rows, _ = encode_prompts(language_model, ["Which?"])
+    return hashlib.sha256(json.dumps([template, rows]).encode()).hexdigest()
+
+
 def check_base(folder: Path, stated: Any, given: Any) -> None:
     """Raises BadInput for an adapter of another base than the one given."""
     if not same_base(stated, given):
@@ -171,6 +180,7 @@ class _Opened:
 
     language_model: LanguageModel
     base_digest: str
+    classes: tuple[str, ...]
     inputs: Prompts
     tested: Prompts | None
 
@@ -206,15 +216,20 @@ class _Bayes(Request):
         base = self.base(stated)
         digest = fingerprint(base.model)
         self.check(digest, base)
-        inputs = read_prompts(base, self.labelled.prompts, self.classes, self.labelled.ids)
+        classes = self.classes_of(base)
+        inputs = read_prompts(base, self.labelled.prompts, classes, self.labelled.ids)
         tested = None
         if self.test is not None:
-            tested = read_prompts(base, self.test.prompts, self.classes, self.test.ids)
+            tested = read_prompts(base, self.test.prompts, classes, self.test.ids)
             if list(tested.class_ids) != list(inputs.class_ids):
                 raise BadInput(
                     "A class is another token behind the inputs than behind those to test on: end them alike."
                 )
-        return _Opened(adapters.attach_saved(base, self.adapter), digest, inputs, tested)
+        return _Opened(adapters.attach_saved(base, self.adapter), digest, classes, inputs, tested)
+
+    def classes_of(self, base: LanguageModel) -> tuple[str, ...]:
+        """The texts that follow a prompt."""
+        return self.classes
 
     def base(self, stated: Mapping[str, Any]) -> LanguageModel:
         name: Any = stated.get("base_model_name_or_path")
@@ -263,6 +278,7 @@ class Bayesianizing(_Bayes):
 
     teacher: str
     members: tuple[Path, ...]
+    named: bool
     settings: TeacherSettings
 
     @classmethod
@@ -324,7 +340,24 @@ class Bayesianizing(_Bayes):
             resolved={**settings.model_dump(), "date": loading["date"], "classes": list(found)},
             teacher=teacher,
             members=members,
+            named=classes is not None,
             settings=settings,
+        )
+
+    def classes_of(self, base: LanguageModel) -> tuple[str, ...]:
+        """Labels that were not given as classes follow a prompt as completions that are taught here do, after a blank."""
+        if self.named or base.uses_chat_template:
+            return self.classes
+        ends = {str(prompt).rstrip(" ")[-1:].isspace() for prompt in self.labelled.prompts}
+        if len(ends) > 1:
+            raise BadInput(
+                "Some prompts end in white space and others not, so that a label is another token behind each: end them "
+                "alike, or give --classes."
+            )
+        return (
+            self.classes
+            if ends == {True}
+            else tuple(text if text[:1].isspace() else f" {text}" for text in self.classes)
         )
 
     def plan(self) -> BayesPlan:
@@ -345,7 +378,7 @@ class Bayesianizing(_Bayes):
             what=f"Teacher: {self.teacher}",
             inputs=n,
             tested=tested,
-            classes=self.classes,
+            classes=found.classes,
             shown=tokenizer.decode(found.inputs.rows[0]),
             passes=searched + fitted + (n + tested) * (each + 1),
             steps=given.steps if self.teacher == "blob" else 0,
@@ -402,9 +435,10 @@ class Bayesianizing(_Bayes):
             adapters.export(language_model, folder)
             teachers.save(teacher, folder)
             about = {
-                "classes": list(self.classes),
+                "classes": list(found.classes),
                 "base": found.base_digest,
                 "template": language_model.uses_chat_template,
+                "reads": reads(language_model),
             }
             write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False))
         return Bayesianized(
@@ -412,7 +446,7 @@ class Bayesianizing(_Bayes):
             names=self.names,
             source=language_model.source,
             settings=given.model_dump(),
-            classes=self.classes,
+            classes=found.classes,
             inputs=len(self.labelled.problems),
             passes=teacher.passes,
             confidence={MLE: _confidence(before.softmax(-1)), TEACHER: _confidence(under)},
@@ -513,7 +547,7 @@ class Distilling(_Bayes):
         try:
             about = json.loads(read_regular(teacher / ABOUT))
             found = tuple(map(str, about["classes"]))
-            for name in ("base", "template"):
+            for name in ("base", "template", "reads"):
                 if name not in about:
                     raise KeyError(name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -550,6 +584,8 @@ class Distilling(_Bayes):
         if base.uses_chat_template != self.about["template"]:
             was = "in" if self.about["template"] else "without"
             raise BadInput(f"The teacher read prompts {was} the chat template: give the same chat_template as then.")
+        if reads(base) != self.about["reads"]:
+            raise BadInput("The teacher read prompts in another template or with another date: give the same as then.")
 
     def plan(self) -> BayesPlan:
         with self.opened() as found:

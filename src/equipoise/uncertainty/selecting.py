@@ -19,7 +19,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import kind_of, read_rows
 from equipoise.data.text import lone_surrogate
-from equipoise.uncertainty.selection import Selected, Vote, select
+from equipoise.uncertainty.selection import Selected, Vote, canonical, select
 from equipoise.uncertainty.token_result import SEMANTIC, Selection, SelectPlan
 
 SELECTED = "selected.jsonl"
@@ -113,10 +113,8 @@ class Selecting(Request):
             )
             right = [candidate.right for candidate in candidates]
             if not any(map(math.isnan, right)):
-                everybody, surest = _chosen(candidates, 1.0, "majority"), max(candidates, key=lambda each: each.score)
-                measured.append(
-                    (one.right, candidates[everybody.answer].right, surest.right, float(np.mean(right)), max(right))
-                )
+                surest = max(candidates, key=lambda each: each.score)
+                measured.append((one.right, _plain_vote(candidates), surest.right, float(np.mean(right)), max(right)))
         if folder is not None:
             write_atomic(folder / SELECTED, "".join(lines))
         columns = np.array(measured).T if measured else np.zeros((5, 0))
@@ -140,6 +138,14 @@ class Selecting(Request):
 
 def _chosen(candidates: Sequence[_Candidate], keep: float, vote: Vote) -> Selected:
     return select([each.answer for each in candidates], [each.score for each in candidates], keep=keep, vote=vote)
+
+
+def _plain_vote(candidates: Sequence[_Candidate]) -> float:
+    """How often the vote of all is right, without scores: a tie is drawn by lot."""
+    votes = _chosen(candidates, 1.0, "majority").votes
+    most = max(votes.values())
+    said = [canonical(each.answer) or f"(answer {place})" for place, each in enumerate(candidates)]
+    return float(np.mean([each.right for text, each in zip(said, candidates, strict=True) if votes[text] == most]))
 
 
 def _candidate(place: str, row: Mapping[str, Any], by: str) -> _Candidate:

@@ -72,8 +72,9 @@ def select(
     kept = np.argsort(-sure, kind="stable")[: max(1, math.floor(keep * len(answers) + 1e-9))]
     weights = np.ones(len(kept))
     if vote == "weighted":
-        finite = np.where(np.isneginf(sure[kept]), -np.inf, sure[kept] - sure[kept][0])
-        weights = np.exp(finite) / np.exp(finite).sum()
+        best = sure[kept][0]
+        weights = np.exp(sure[kept] - best) if np.isfinite(best) else (sure[kept] == best).astype(float)
+        weights /= weights.sum()
     texts: list[str] = list(answers)
     votes: dict[str, float] = {}
     first: dict[str, int] = {}
@@ -207,12 +208,16 @@ def _step(
 def _unsureness(unsure: Perturbed, of: Measure, members: int, seed: int, batch_size: int) -> Reward:
     def reward(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Tensor:
         some = [place for place, answer in enumerate(answers) if answer]
-        rows = [Encoded(tuple(prompt), tuple(answers[place]), ()) for place in some]
         found = torch.zeros(len(answers), dtype=torch.float64)
-        if rows:
+        if some:
+            rows = [Encoded(tuple(prompt), tuple(answers[place]), ()) for place in some]
             scores = score_tokens(unsure, rows, members=members, seed=seed, batch_size=batch_size)
-            found[some] = -over_answer(getattr(scores, of), scores.mask).double()
-        spread = found.std(correction=0)
-        return (found - found.mean()) / spread if spread > 0 else torch.zeros_like(found)
+            sure = -over_answer(getattr(scores, of), scores.mask).double()
+            spread = sure.std(correction=0)
+            sure = (sure - sure.mean()) / spread if spread > 0 else torch.zeros_like(sure)
+            # What has no token has no uncertainty either: no reason to continue it.
+            found[:] = sure.min()
+            found[some] = sure
+        return found
 
     return reward
