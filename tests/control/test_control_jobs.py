@@ -5,13 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from equipoise.cli import main
 from equipoise.control.environments import parse_levels
 from equipoise.control.job import collect, evaluate, train
 from equipoise.control.policies import load_policy
 from equipoise.control.result import ControlTraining, TrainedPolicy
-from equipoise.control.returns import iqm, iqm_interval, probability_of_improvement
+from equipoise.control.returns import iqm, iqm_interval, probability_of_improvement, unpaired_interval
 from equipoise.control.transitions import read
 from equipoise.core.errors import BadInput, WorkFailed
 
@@ -329,6 +330,42 @@ def test_a_radius_is_chosen_from_starts_of_its_own(odd, runs, tmp_path):
     rows = [json.loads(line) for line in (done.folder / "returns.jsonl").read_text().splitlines()]
     own = {row["name"]: row["returns"] for row in rows}
     assert own == {"delay": [3.0, 4.0], "action_noise": [1_000_003.0, 1_000_004.0]}
+
+
+def test_policies_of_unlike_number_are_still_others_each():
+    """The true gain is 0: policies differ by 30 and starts hardly."""
+    draw = np.random.default_rng(0)
+    held = dict.fromkeys(((5, 4), (3, 6)), 0)
+    for _ in range(400):
+        starts = draw.normal(size=50)
+        for ones, others in held:
+            one, other = (30 * draw.normal(size=(k, 1)) + starts + draw.normal(size=(k, 50)) for k in (ones, others))
+            _, low, high = unpaired_interval(one, other)
+            held[ones, others] += low <= 0 <= high
+    assert all(0.92 <= each / 400 <= 0.99 for each in held.values())
+    # Welch's, where starts add nothing, and a paired one over starts for one policy each.
+    one, other = draw.normal(size=(5, 1)), draw.normal(size=(4, 1))
+    wanted = stats.ttest_ind(one[:, 0], other[:, 0], equal_var=False).confidence_interval()
+    assert unpaired_interval(one, other)[1:] == pytest.approx(tuple(wanted))
+    one, other = draw.normal(size=(1, 9)), draw.normal(size=(1, 9))
+    wanted = stats.ttest_rel(one[0], other[0]).confidence_interval()
+    assert unpaired_interval(one, other)[1:] == pytest.approx(tuple(wanted))
+    assert unpaired_interval([[1.0, 2.0]], [[0.0, 1.0], [0.0, 1.0]]) == (1.0, 1.0, 1.0)
+
+
+def test_logs_that_end_within_an_episode_are_no_time_limit(odd):
+    logs = collect("Pendulum-v1", steps=250)
+    assert (logs.episodes, logs.truncated, logs.cut, logs.terminated) == (1, 1, 1, 0)
+    assert collect(odd(""), steps=3).cut == 0
+
+
+@pytest.mark.parametrize(
+    "given", [{"nominal": "gaussian", "latent": 9}, {"nominal": "ensemble", "vae_loss": "sum"}, {"dual_steps": 9}]
+)
+def test_settings_of_another_nominal_model_or_dual_are_refused(given, tmp_path):
+    collect("Pendulum-v1", steps=30, out=tmp_path / "logs")
+    with pytest.raises(BadInput, match="would be ignored: it belongs to"):
+        train.plan(str(tmp_path / "logs" / "data.npz"), method="dr-sac", **given)
 
 
 def test_episodes_of_one_step(odd, tmp_path):

@@ -207,6 +207,30 @@ def test_columns_are_rows_and_their_gradients_those_of_autograd():
     assert_close([each.grad for each in network.parameters()], list(wanted))
 
 
+@pytest.mark.parametrize("name", list(NOMINAL))
+def test_samples_of_a_pair_are_the_same_in_any_company(name):
+    agent, drawn = DRSAC(logs(), **ROBUST | {"nominal": name}).learn(2), np.random.default_rng(0)
+    s, a = drawn.normal(size=(3, 3)), drawn.uniform(-1, 1, size=(3, 2))
+    alone, together = (agent.worst_case(s[:n], a[:n], 7) for n in (1, 3))
+    assert_close(alone["next_observations"][0], together["next_observations"][0])
+    assert_close(alone["value"][0], together["value"][0])
+    assert_close(agent.sample_next(s[:1], a[:1], 7)[0], agent.sample_next(s, a, 7)[0])
+    assert not np.allclose(agent.sample_next(s[[0, 0]], a[[0, 0]], 7)[0], agent.sample_next(s[[0, 0]], a[[0, 0]], 7)[1])
+
+
+def test_who_only_acts_needs_no_optimizer(tmp_path):
+    agent = DRSAC(logs(), **ROBUST).learn(2)
+    state = agent.state()
+    state["optimizers"] = {"another": {}}
+    actor = DRSAC(**ROBUST)
+    actor._build(3, agent.low, agent.high)
+    actor.restore(state)
+    seen = np.ones((2, 3))
+    assert_close(actor.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0])
+    with pytest.raises(KeyError):
+        DRSAC(logs(), **ROBUST).restore(state)
+
+
 class Line:
     """A point that is pushed along a line, ten steps an episode; a time limit, no end."""
 
@@ -470,8 +494,8 @@ def test_states_of_something_else_are_refused(stored, tmp_path):
         with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
             archive.writestr("model.json", about)
             archive.writestr("state.safetensors", (tmp_path / "state").read_bytes())
-        with pytest.raises(WorkFailed):
-            SAC.load(tmp_path / "agent.zip")
+        with pytest.raises(WorkFailed, match=r"another agent|other networks|no agent|no numbers"):
+            SAC.load(tmp_path / "agent.zip", logs())
     (tmp_path / "agent.zip").write_bytes(b"")
     with pytest.raises(WorkFailed, match="cannot be read"):
         SAC.load(tmp_path / "agent.zip")

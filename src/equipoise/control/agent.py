@@ -218,8 +218,9 @@ class Agent:
         self.steps, self.losses = int(state["steps"]), dict(state.get("losses", {}))
         for name, each in self._networks().items():
             each.load_state_dict(state["networks"][name])
-        for name, each in self._optimizers().items():
-            each.load_state_dict(state["optimizers"][name])
+        if hasattr(self, "_buffer"):  # who only acts needs none
+            for name, each in self._optimizers().items():
+                each.load_state_dict(state["optimizers"][name])
         for name, each in self._generators().items():
             each.set_state(state["generators"][name])
         if self.env is not None and "buffer" in state:

@@ -66,6 +66,7 @@ class Collecting(Request):
         with tempfile.TemporaryDirectory() as made:
             data, returns = self._logged()
             data.save((folder or Path(made)) / DATA)
+        cut = data.episodes - len(returns)
         mean = float(np.mean(returns)) if returns else float("nan")
         box = data.action_high - data.action_low
         covered = (data.actions.max(0) - data.actions.min(0)) / box
@@ -74,7 +75,8 @@ class Collecting(Request):
             transitions=len(data),
             episodes=len(returns),
             terminated=int(data.terminated.sum()),
-            truncated=int(data.truncated.sum()),
+            truncated=int(data.truncated.sum()) - cut,
+            cut=cut,
             mean_return=mean,
             covered=float(covered.min()),
         )

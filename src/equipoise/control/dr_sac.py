@@ -14,7 +14,8 @@ s'_1 ... s'_m are drawn from a nominal model that is learnt from the logs (`nomi
 Any g gives a lower bound of the exact value. The nominal model is trained alone for `nominal_steps`, then on every batch of
 the agent, in its backward pass. Without `robust` it is SAC to the bit.
 
-Differs from the released code: V' reads the samples once a step, not six times; g is a softplus in units of a Gaussian's
+Differs from the released code: V' reads the samples once a step, not six times, and before the nominal model's own
+step; g is a softplus in units of a Gaussian's
 optimum, the mean standard deviation of the batch's values over sqrt(2 delta), so that the unit of the rewards does not
 matter; pairs whose worst mean rests on fewer than five samples are counted; the exact dual is solved for a whole
 batch at once.
@@ -79,7 +80,7 @@ class DRSAC(SAC):
     def sample_next(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> np.ndarray:
         """Next states by the nominal model: [B, ds] and actions [B, da] in the environment's units -> [B, count, ds]."""
         s, a = self._pairs(observations, actions, count)
-        return self.nominal.sample(s, a, count, torch_stream(seed)).numpy()
+        return self._each(s, a, count, seed).numpy()
 
     def worst_case(self, observations: Any, actions: Any, count: int = 200, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Which outcomes it fears: next_observations [B, count, ds], values and weights [B, count], value and effective [B].
@@ -87,9 +88,9 @@ class DRSAC(SAC):
         value: the worst mean; effective: how many samples it rests on.
         """
         s, a = self._pairs(observations, actions, count)
-        drawn = self.nominal.sample(s, a, count, torch_stream(seed))
+        drawn = self._each(s, a, count, seed)
         with torch.no_grad():
-            values = self.slow_value(drawn).squeeze(-1)
+            values = torch.stack([self.slow_value(each).squeeze(-1) for each in drawn])
         delta = self.settings.delta
         weights = worst_case_weights(values, delta)
         found = {
@@ -97,6 +98,11 @@ class DRSAC(SAC):
             "effective": effective_sample_size(weights),
         }  # fmt: skip
         return {name: each.numpy() for name, each in found.items()}
+
+    def _each(self, s: Tensor, a: Tensor, count: int, seed: int) -> Tensor:
+        """Samples of each pair by a stream of its own, so that they do not depend on how many are asked with it."""
+        pairs = enumerate(zip(s.split(1), a.split(1), strict=True))
+        return torch.cat([self.nominal.sample(*pair, count, torch_stream(seed, row)) for row, pair in pairs])
 
     def spread(self, *, seed: int = 0) -> float:
         """Spread of the nominal model's samples over their error on what the agent learns from: 1 is right, 0 a point."""

@@ -26,7 +26,7 @@ from equipoise.control.job import train
 from equipoise.control.perturbation import canonical
 from equipoise.control.policies import load_policy
 from equipoise.control.result import ControlEvaluation, EvaluatePlan, Level
-from equipoise.control.returns import iqm, iqm_interval
+from equipoise.control.returns import iqm, iqm_interval, unpaired_interval
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
 from equipoise.core.folder import damage, read_manifest
@@ -182,7 +182,7 @@ class Evaluating(Request):
             if len(one) == len(other):
                 found.append((name, level, _mean(one - other)))
             else:
-                found.append((name, level, _mean(one.mean(0, keepdims=True) - other.mean(0, keepdims=True))))
+                found.append((name, level, Bounded(*unpaired_interval(one, other))))
         return tuple(found)
 
 

@@ -150,7 +150,7 @@ class GaussianHead(Nominal):
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         mean, log_std = (each.T[:, :, None] for each in self.moments(inputs))
-        noise = torch.randn((len(mean), len(inputs), count), generator=generator)
+        noise = torch.randn((len(inputs), count, len(mean)), generator=generator).movedim(-1, 0)
         return mean + log_std.exp() * noise
 
 

@@ -25,6 +25,7 @@ def logs_page(result: "ControlLogs") -> Page:
             ("whole episodes", result.episodes),
             ("terminal states", result.terminated),
             ("time limits", result.truncated),
+            ("cut at the end of the logs", result.cut),
         ),
         note="A time limit ends an episode and is no terminal state: what would follow it still counts.",
     )
@@ -52,8 +53,8 @@ def training_page(result: "ControlTraining") -> Page:
         ),
         note=(
             "value: mean target of the critics in the last step. spread: of the nominal model's samples over the error of "
-            "their mean; 1 where it knows how wrong it is, 0 where the ball is around a point. few samples: share of pairs "
-            "whose worst mean rested on fewer than five."
+            "their mean; 1 where it knows how wrong it is, 0 where the ball is around a point. few samples: share of "
+            "pairs, of every eighth step, whose worst mean rested on fewer than five."
         ),
     )
     figure = plots.lines(

@@ -17,7 +17,10 @@ NARROW = 0.1  # share of the range of an action that logs should cover at least
 
 @dataclass(frozen=True)
 class ControlLogs:
-    """Logs in data.npz of the folder; folder is None without one. covered: the least share of an action's range."""
+    """Logs in data.npz of the folder; folder is None without one. covered: the least share of an action's range.
+
+    cut: 1 where the logs end within an episode, which is no time limit.
+    """
 
     environment: str
     transitions: int
@@ -26,6 +29,7 @@ class ControlLogs:
     truncated: int
     mean_return: float
     covered: float
+    cut: int = 0
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
@@ -77,7 +81,8 @@ class CollectPlan:
 class TrainedPolicy:
     """One policy. value: mean target of the critics in the last step. spread: of the nominal model over its error.
 
-    few: share of pairs whose worst mean rested on fewer than five samples. curve: (step, value). nan where there is none.
+    few: share of pairs, of every eighth step, whose worst mean rested on fewer than five samples. curve: (step, value). nan
+    where there is none.
     """
 
     file: str

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 
 def iqm(scores: ArrayLike) -> float:
@@ -32,6 +33,28 @@ def iqm_interval(
     found = [iqm(table[generator.integers(seeds, size=(seeds, starts)), np.arange(starts)]) for _ in range(draws)]
     lower, upper = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(lower), float(upper)
+
+
+def unpaired_interval(scores: ArrayLike, others: ArrayLike, *, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the first less that of the second, and its ends; policies are others each, starts the same. [S, I], [R, I].
+
+    V = var(policy means) / S + var(policy means) / R + var(differences of start means) / I, degrees of freedom by
+    Satterthwaite; a single policy, or start, has no part in V.
+    """
+    one, other = np.asarray(scores, float), np.asarray(others, float)
+    difference = one.mean(0) - other.mean(0)
+    parts = [
+        (each.var(ddof=1) / len(each), len(each) - 1)
+        for each in (one.mean(1), other.mean(1), difference)
+        if len(each) > 1
+    ]
+    value, whole = float(difference.mean()), sum(part for part, _ in parts)
+    if not parts:
+        return value, math.nan, math.nan
+    if whole == 0:
+        return value, value, value
+    half = float(stats.t.ppf((1 + level) / 2, whole**2 / sum(part**2 / df for part, df in parts))) * math.sqrt(whole)
+    return value, value - half, value + half
 
 
 def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> float:

@@ -31,6 +31,13 @@ SAVE_EVERY = 1000
 POINTS = 40  # of the curve of values
 
 
+# Settings that only one word of another uses.
+OWN = {
+    "latent": ("nominal", "vae"), "vae_loss": ("nominal", "vae"),
+    "dual_steps": ("dual", "functional"), "dual_learning_rate": ("dual", "functional"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Training(Request):
     """A request to train, read and found right."""
@@ -56,6 +63,9 @@ class Training(Request):
         ]
         if method == "sac" and unused:
             raise BadInput(f"{', '.join(unused)} would be ignored: sac has no ball and no nominal model. Leave it out.")
+        for own, (setting, word) in OWN.items():
+            if own in unused and getattr(settings, setting) != word:
+                raise BadInput(f"{own} would be ignored: it belongs to {setting} {word}. Leave it out, or give that.")
         found = read(data)
         path = isinstance(data, str | Path) and not str(data).startswith("minari:")
         return cls(
@@ -135,7 +145,12 @@ class Training(Request):
         state, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         notes = [*told, *notes]
         if state.get("place") == place:
-            agent.restore(state["agent"])
+            try:
+                agent.restore(state["agent"])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise WorkFailed(
+                    f"{folder} holds half of a training that this version cannot go on with ({error}): give --fresh."
+                ) from error
             curve = [tuple(each) for each in state["curve"]]
         bar.advance(agent.steps)
 

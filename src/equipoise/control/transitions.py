@@ -89,8 +89,8 @@ class Transitions:
 
     @property
     def episodes(self) -> int:
-        """Ends of episodes in the logs, at least 1."""
-        return max(1, int((self.terminated | self.truncated).sum()))
+        """Ends of episodes in the logs."""
+        return int((self.terminated | self.truncated).sum())
 
     def digest(self) -> str:
         """sha256 of all that is in it."""
