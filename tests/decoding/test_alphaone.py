@@ -12,7 +12,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
 from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
-from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.catalog import is_cached
 from equipoise.language.generate import choose
 from equipoise.language.model import load
@@ -404,6 +404,15 @@ def test_random_waits_come_as_often_as_expected_and_uniformly(tokenizer):
     assert abs(np.mean(places) - 200) < 4 * 400 / math.sqrt(12 * len(places))
     with pytest.raises(BadInput):
         RandomWaits(tokenizer, moment=math.inf, expected=1)
+
+
+def test_so_many_times_are_drawn_that_as_many_waits_come_as_are_wanted(tokenizer):
+    """One paragraph at half the moment: c times bring a wait with the chance 1 - 2^-c."""
+    control, ids = AlphaOne(tokenizer, moment=6), tuple(ids_of(tokenizer, "a", "b", "\n\n", "a"))
+    assert waits_to_draw(control, [ids], 0.5) == pytest.approx(1, abs=0.3)
+    assert waits_to_draw(control, [ids, ids], 0.75) == pytest.approx(2, abs=0.6)
+    assert waits_to_draw(control, [ids], 1.0) == 4 and waits_to_draw(control, [ids[:2]], 0.5) == 0
+    assert waits_to_draw(control, [ids], 0.0) == waits_to_draw(control, [], 0.5) == 0
 
 
 def test_mean_thinking(model):

@@ -8,6 +8,8 @@ from chat_models import untaught as small
 from equipoise.core.errors import BadInput
 from equipoise.data.problems import Problem
 from equipoise.decoding import steering, think
+from equipoise.decoding.result import rows_of
+from equipoise.decoding.thinking import Thought
 from equipoise.language.model import wrap
 from thinking_models import tokenizer_of, untaught
 
@@ -85,6 +87,38 @@ def test_every_control_thinks(model, control):
         assert done.thinking.value <= done.moment + 2
     if control == "random":
         assert done.expected >= 0
+
+
+def thought_of(tokenizer, *tokens):
+    ids = tuple(tokenizer.convert_tokens_to_ids(token) for token in tokens)
+    return Thought(ids, "", "", len(ids), 0, True, True, 0, ())
+
+
+def waits(control, ids, key):
+    """That a control inserts into a thought, which stays as it is."""
+    state = control.begin(key)
+    for token in ids:
+        control.wrote(state, token)
+        state.count += state.thinking and control.decide(state).insert == control.word
+    return state.count
+
+
+def test_random_inserts_as_many_words_as_are_expected_of_alphaone(model, monkeypatch):
+    """Most thoughts end long before the moment, and with it before most times that may be drawn."""
+    paragraphs, used = [1, 1, 2, 3, 4, 10, 15], []
+    plain = [thought_of(model.tokenizer, *["a", "b", "\n\n"] * count, "</think>") for count in paragraphs]
+
+    def written(language_model, prompts, control, **words):
+        used.append(control)
+        return plain[: len(prompts)]
+
+    monkeypatch.setattr(steering, "write_thoughts", written)
+    done = think(model, prompts=rows(7), control="random", **WORDS | {"mean_thinking": None, "verifier": None})
+    moment = 1.4 * sum(3 * count + 1 for count in paragraphs) / 7
+    chances = [1 - t / moment for count in paragraphs for t in range(3, 3 * count + 1, 3) if t < int(moment)]
+    assert done.expected == pytest.approx(sum(chances) / 7) and f"{done.expected:.2f} expected" in str(rows_of(done))
+    come = sum(waits(used[-1], thought.ids, key) for key in range(300) for thought in plain) / 300 / 7
+    assert come == pytest.approx(done.expected, rel=0.06)
 
 
 def test_answers_by_a_schema(tmp_path):

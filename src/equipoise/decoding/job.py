@@ -88,7 +88,7 @@ def think(
         JSONL, CSV or Parquet with a prompt, and a gold answer where a verifier is given; in Python also problems.
     control
         alphaone: words inserted before the moment, the end after it. s1: the end replaced by the word. cap: the end at the
-        moment. random: as many words as alphaone would insert, at random times. none: the model as it is.
+        moment. random: about as many words as alphaone would insert, at random times. none: the model as it is.
     alpha
         The moment is alpha times the mean number of thinking tokens.
     mean_thinking

@@ -18,10 +18,11 @@ class ThinkRun:
     """Prompts with thoughts and answers, all in thoughts.jsonl of the folder; folder is None without one.
 
     mean_thinking: N in tokens, with its interval where it was measured; moment: alpha N, nan for a control without one.
-    expected: words that random has to insert on average, nan for others. accuracy: nan without a verifier. unread: answers
-    in which nothing to compare was found. thinking, answering: tokens a prompt. words: inserted a prompt; ends: share of
-    prompts whose thinking was ended by the control. unclosed: share whose thinking did not end within the tokens; spent:
-    share whose answer did not. within: (tokens, share of all prompts that were right with no more tokens than these).
+    expected: words that alphaone would insert a prompt, as many as random has to; nan for others. accuracy: nan without a
+    verifier. unread: answers in which nothing to compare was found. thinking, answering: tokens a prompt. words: inserted a
+    prompt; ends: share of prompts whose thinking was ended by the control. unclosed: share whose thinking did not end within
+    the tokens; spent: share whose answer did not. within: (tokens, share of all prompts that were right with no more tokens
+    than these).
     """
 
     names: Mapping[str, str]
@@ -122,11 +123,12 @@ class ThinkPlan:
 
 def rows_of(result: ThinkRun) -> list[tuple[str, str]]:
     """What there is to say of a prompt, in the order of reading."""
+    expected = "" if math.isnan(result.expected) else f", {result.expected:.2f} expected of alphaone"
     return [
         ("right", shown(result.accuracy)),
         ("tokens of thinking", shown(result.thinking, 1)),
         ("tokens of the answer", shown(result.answering, 1)),
-        ("words inserted", f"{result.words:.2f}"),
+        ("words inserted", f"{result.words:.2f}{expected}"),
         ("thinking ended by the control", f"{result.ends:.1%}"),
         ("thinking did not end", f"{result.unclosed:.1%}"),
         ("out of tokens", f"{result.spent:.1%}"),

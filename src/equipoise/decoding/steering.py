@@ -30,7 +30,7 @@ from equipoise.decoding.alphaone import AlphaOne
 from equipoise.decoding.answer_grammar import AnswerGrammar
 from equipoise.decoding.result import NO_MOMENT, ThinkPlan, ThinkRun
 from equipoise.decoding.thinking import Common, Intervention, Tags, ThinkingControl, Thought, tags_of, write_thoughts
-from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.kept import keep_to
@@ -117,8 +117,8 @@ class Wanted:
         shape: dict[str, Any] = {"kind": self.schedule, "p": self.p, "gamma": self.gamma, "tau": self.tau}
         return AlphaOne(tokenizer, moment=moment, **shape, **self.common(tokenizer, grammar))
 
-    def opened(self, tokenizer: Any, moment: float, expected: float, grammar: AnswerGrammar | None) -> ThinkingControl:
-        """The control. moment, expected: nan where it needs none."""
+    def opened(self, tokenizer: Any, moment: float, drawn: float, grammar: AnswerGrammar | None) -> ThinkingControl:
+        """The control. moment, drawn (times of random): nan where it needs none."""
         common = self.common(tokenizer, grammar)
         if self.control == "alphaone":
             return self.alphaone(tokenizer, moment, grammar)
@@ -127,7 +127,7 @@ class Wanted:
         if self.control == "cap":
             return HardCap(tokenizer, moment=max(moment, 1.0), **common)
         if self.control == "random":
-            return RandomWaits(tokenizer, moment=moment, expected=expected, **common)
+            return RandomWaits(tokenizer, moment=moment, expected=drawn, **common)
         return Plain(tokenizer, **common)
 
 
@@ -234,8 +234,8 @@ class Steering(Request):
         rows = Rows(None if folder is None else folder / WRITTEN)
         keep_to(rows, language_model)
         wanted, tokenizer = self.wanted, language_model.tokenizer
-        mean, moment, expected = self._moment(language_model, rows)
-        control = wanted.opened(tokenizer, moment, expected, grammar)
+        mean, moment, expected, drawn = self._moment(language_model, rows)
+        control = wanted.opened(tokenizer, moment, drawn, grammar)
         thoughts = self._thoughts(language_model, control, ANSWERS, self.problems, rows, [wanted.seed])
         right, unread = self._judged(thoughts)
         self._write(folder, thoughts, right)
@@ -298,11 +298,11 @@ class Steering(Request):
         width = head.weight.shape[0]
         return language_model, encoded, AnswerGrammar(tokenizer, self.schema, vocabulary=width, ends=ends)
 
-    def _moment(self, language_model: LanguageModel, rows: Rows) -> tuple[Bounded, float, float]:
-        """N, alpha N, and how many words random has to insert."""
+    def _moment(self, language_model: LanguageModel, rows: Rows) -> tuple[Bounded, float, float, float]:
+        """N, alpha N, how many words random has to insert, and of how many times it draws that are so many."""
         wanted, tokenizer, unknown = self.wanted, language_model.tokenizer, Bounded(math.nan, math.nan, math.nan)
         if not wanted.needs_moment:
-            return unknown, math.nan, math.nan
+            return unknown, math.nan, math.nan, math.nan
         plain: list[Thought] = []
         mean = Bounded(wanted.mean_thinking or math.nan, math.nan, math.nan)
         if wanted.mean_thinking is None:
@@ -311,10 +311,12 @@ class Steering(Request):
             mean = _mean([thought.thinking_tokens for thought in plain], [problem.id for problem in self.calibration])
         if not mean.value > 0:
             raise BadInput(f"{self.names['model']} thinks with no token before it answers: there is nothing to steer.")
-        moment, expected = wanted.alpha * mean.value, math.nan
+        moment, expected, drawn = wanted.alpha * mean.value, math.nan, math.nan
         if wanted.control == "random":
-            expected = expected_waits(wanted.alphaone(tokenizer, moment), [thought.ids for thought in plain])
-        return mean, moment, expected
+            alphaone, written = wanted.alphaone(tokenizer, moment), [thought.ids for thought in plain]
+            expected = expected_waits(alphaone, written)
+            drawn = waits_to_draw(alphaone, written, expected)
+        return mean, moment, expected, drawn
 
     def _thoughts(
         self,
