@@ -147,7 +147,7 @@ def test_without_chance_and_end_the_samples_are_the_plain_ones(model):
     settings = {"samples": 2, "max_new_tokens": 24, "temperature": 0.9, "seed": 4}
     plain = roll_out(model, PROMPTS, **settings)
     control = AlphaOne(model.tokenizer, moment=20, kind="constant", p=0, force_end=False, temperature=0.9)
-    hook = control.hook()
+    hook = control.hook(samples=2)
     steered = roll_out(model, PROMPTS, hook=hook, **settings)
     assert torch.equal(plain.ids, steered.ids) and torch.equal(plain.log_probs, steered.log_probs)
     written = [state.written for _, state in sorted(hook.states.items())]
@@ -303,7 +303,7 @@ def test_transformers_rollouts_and_the_own_loop_agree(model):
     control = AlphaOne(model.tokenizer, **words)
     out = model.model.generate(torch.tensor(ids), do_sample=False, max_new_tokens=40, logits_processor=[control])
     by_generate = [row[5:].tolist() for row in out]
-    hook = AlphaOne(model.tokenizer, **words).hook()
+    hook = AlphaOne(model.tokenizer, **words).hook(samples=1)
     prompts = ["abceg", "hikno", "W 012"]
     rolled = roll_out(model, prompts, samples=1, max_new_tokens=40, temperature=0.0, seed=0, hook=hook)
     thoughts = write_thoughts(model, prompts, AlphaOne(model.tokenizer, **words), max_new_tokens=40)
@@ -316,6 +316,36 @@ def test_transformers_rollouts_and_the_own_loop_agree(model):
     one = AlphaOne(model.tokenizer, keys=[2], **words)
     alone = model.model.generate(torch.tensor(ids[2:]), do_sample=False, max_new_tokens=40, logits_processor=[one])
     assert alone[0, 5:].tolist() == by_generate[2][: alone.shape[1] - 5]
+
+
+def test_a_rolled_out_sample_is_the_same_whatever_others_there_are(model):
+    """Where the control draws, and does so otherwise for each sample of a prompt."""
+    words, settings = {"kind": "constant", "p": 0.5}, {"max_new_tokens": 40, "temperature": 1.5, "seed": 0}
+
+    def rolled(samples, keys=None):
+        control = AlphaOne(model.tokenizer, moment=200, temperature=1.5, keys=keys, **words)
+        hook = control.hook(samples=samples)
+        ids = roll_out(model, ["2 ab", "3 ab"], samples=samples, keys=keys, hook=hook, **settings).token_ids
+        return ids, [[each.draw for each in hook.states[row].trace] for row in range(2 * samples)]
+
+    (alone, one), (together, four), (named, _) = rolled(1), rolled(4), rolled(4, [1, 0])
+    assert alone == [together[0], together[4]] and one == [four[0], four[4]] and all(one)
+    assert named[:4] == rolled(4, [1, 7])[0][:4]
+    firsts = [draws[0] for draws in four if draws]
+    assert len(firsts) > 4 and len(set(firsts)) == len(firsts)
+
+
+def test_what_a_hook_leaves_to_the_model_has_its_probability(model):
+    """Where a word is barred, that is the probability among the others; rollouts know nothing of a nucleus."""
+    control = AlphaOne(model.tokenizer, moment=1, temperature=2.0, max_thinking=30)
+    settings = {"samples": 1, "max_new_tokens": 20, "temperature": 2.0, "seed": 0}
+    rolled = roll_out(model, PROMPTS, hook=control.hook(samples=1), **settings)
+    own = rolled.mask & ~rolled.forced
+    assert own.sum() > 40 and (rolled.log_probs[own] < 0).all() and (rolled.entropies[own] > 0).all()
+    with pytest.raises(BadInput, match="top_p=1"):
+        AlphaOne(model.tokenizer, moment=1, top_p=0.95).hook(samples=1)
+    with pytest.raises(BadInput, match="at least 1"):
+        control.hook(samples=0)
 
 
 def test_another_generate_needs_a_reset_and_beams_are_refused(model):

@@ -2,7 +2,7 @@
 
     control = AlphaOne(tokenizer, moment=1400, temperature=0.6, seed=0)       or another ThinkingControl
     model.generate(**inputs, logits_processor=[control], do_sample=True, temperature=0.6)      in transformers
-    roll_out(language_model, prompts, hook=control.hook(), ...)                                in rollouts
+    roll_out(language_model, prompts, hook=control.hook(samples=8), samples=8, ...)            in rollouts
     write_thoughts(language_model, prompts, control, max_new_tokens=2000)                      in a loop of its own
 
 Before each token a method says what it wants (`Decision`): that a word is written next, with some chance; that certain
@@ -337,10 +337,13 @@ class ThinkingControl(LogitsProcessor):
 
     # The machine.
 
-    def begin(self, key: int, prompt: Sequence[int] | None = None) -> ThinkingState:
-        """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over."""
+    def begin(self, key: int, prompt: Sequence[int] | None = None, sample: int = 0) -> ThinkingState:
+        """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over.
+
+        sample: which of those of one key it is; each has draws of its own.
+        """
         # A spawned stream: [seed, key] alone is that of the tokens, [seed, key, sample 0], as numpy fills up with zeros.
-        named = np.random.SeedSequence([self.seed, key], spawn_key=(1,))
+        named = np.random.SeedSequence([self.seed, key], spawn_key=(1, sample) if sample else (1,))
         state = ThinkingState(np.random.Generator(np.random.PCG64(named)))
         text = "" if prompt is None else self.vocabulary.decode(prompt)
         opened, closed_at = text.rfind(self.tags.opening), text.rfind(self.tags.closing)
@@ -474,16 +477,28 @@ class ThinkingControl(LogitsProcessor):
 
     # In rollouts.
 
-    def hook(self, prompts: Sequence[Sequence[int]] | None = None) -> ThinkingHook:
-        """For one call of `roll_out`, sampled at this control's temperature. prompts: the ids that each row begins with."""
-        return ThinkingHook(self, prompts)
+    def hook(self, *, samples: int, prompts: Sequence[Sequence[int]] | None = None) -> ThinkingHook:
+        """For one call of `roll_out` with so many samples a prompt, at this control's temperature.
+
+        prompts: the ids that each prompt begins with. The control's keys name prompts here, by default by their place: a
+        sample of a prompt is the same whatever others there are. Raises BadInput for samples below 1, and for a top_p below
+        1: rollouts are of the whole distribution, and what a control draws from a nucleus itself would be noted as certain.
+        """
+        if self.top_p < 1:
+            raise BadInput(
+                f"top_p is {self.top_p}, but roll_out samples from all tokens: make the control with top_p=1."
+            )
+        if samples < 1:
+            raise BadInput(f"samples is {samples}: use what roll_out gets, at least 1.")
+        return ThinkingHook(self, samples, prompts)
 
 
 class ThinkingHook:
-    """A control as `language.rollouts` takes it, with a state for each row. states: row -> its own."""
+    """A control as `language.rollouts` takes it, with a state for each row, prompt * samples + sample. states: row -> its
+    own."""
 
-    def __init__(self, control: ThinkingControl, prompts: Sequence[Sequence[int]] | None = None) -> None:
-        self.control, self.prompts = control, prompts
+    def __init__(self, control: ThinkingControl, samples: int, prompts: Sequence[Sequence[int]] | None = None) -> None:
+        self.control, self.samples, self.prompts = control, samples, prompts
         self.states: dict[int, ThinkingState] = {}
 
     def __call__(self, logits: Tensor, states: Tensor, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
@@ -491,9 +506,10 @@ class ThinkingHook:
         forced, left = [], []
         for line, row in enumerate(rows):
             if row not in self.states:
-                key = row if self.control.keys is None else self.control.keys[row]
-                prompt = None if self.prompts is None else self.prompts[row]
-                self.states[row] = self.control.begin(key, prompt)
+                index, sample = divmod(row, self.samples)
+                key = index if self.control.keys is None else self.control.keys[index]
+                prompt = None if self.prompts is None else self.prompts[index]
+                self.states[row] = self.control.begin(key, prompt, sample)
             token, changed = self.control.steer(self.states[row], logits[line])
             forced.append(-1 if token is None else token)
             left.append(changed)
