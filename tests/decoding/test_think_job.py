@@ -7,6 +7,7 @@ import pytest
 from chat_models import untaught as small
 from equipoise.core.errors import BadInput
 from equipoise.data.problems import Problem
+from equipoise.data.records import Message
 from equipoise.decoding import steering, think
 from equipoise.decoding.result import rows_of
 from equipoise.decoding.thinking import Thought
@@ -156,6 +157,32 @@ def test_a_control_that_did_nothing_says_so(model):
 def test_what_cannot_be_done_is_refused(model, words, told):
     with pytest.raises(BadInput, match=told):
         think(model, **{"prompts": rows(2), **WORDS, **words})
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (Problem("a", "7 ik", ("7",)), "row 2: id 'a' was used before at row 1; make ids unique"),
+        (Problem(7, "7 ik", ("7",)), "row 2: field 'id': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b\ud800", "7 ik", ("7",)), "row 2: field 'id': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", "\ud800")), "row 2: field 'gold': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", 7)), "row 2: field 'gold': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 ik", "17"), "row 2: field 'gold': expected a tuple of texts"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 \ud800", ("7",)), "row 2: field 'prompt': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7",), (Message("user", "\ud800"),)), "row 2: field 'messages'"),
+        (Problem("b", "7 ik", ()), "problem 'b' has no gold answer"),
+        ({"id": "b", "prompt": "7 ik", "answer": "7"}, "row 2 is no Problem"),
+    ],
+)
+def test_problems_are_read_as_strictly_as_rows(model, problem, told):
+    """Two of one id would get each other's thoughts, and halves of surrogate pairs end a job that has done its work."""
+    first, words = Problem("a", "2 ab", ("2",)), WORDS | {"mean_thinking": None, "verifier": "exact"}
+    for given in ({"prompts": [first, problem]}, {"prompts": rows(2), "calibration": [first, problem]}):
+        if "calibration" in given and "no gold" in told:
+            continue
+        with pytest.raises(BadInput) as error:
+            think.plan(model, **given, **words)
+        assert told in str(error.value)
 
 
 def test_no_interval_leaves_what_can_be():
