@@ -10,7 +10,8 @@ from equipoise.data.problems import Problem
 from equipoise.data.records import Message
 from equipoise.decoding import steering, think
 from equipoise.decoding.result import rows_of
-from equipoise.decoding.thinking import Thought
+from equipoise.decoding.thinking import Thought, write_thoughts
+from equipoise.decoding.thinking_rivals import Plain
 from equipoise.language.model import wrap
 from thinking_models import tokenizer_of, untaught
 
@@ -88,6 +89,29 @@ def test_every_control_thinks(model, control):
         assert done.thinking.value <= done.moment + 2
     if control == "random":
         assert done.expected >= 0
+
+
+def test_the_moment_is_measured_without_least_and_most_and_whatever_the_limit(model, tmp_path):
+    """Hot, so that thoughts end by themselves, at lengths that differ."""
+    words = WORDS | {"max_new_tokens": 60, "temperature": 6.0, "mean_thinking": None, "control": "cap", "alpha": 0.5}
+
+    def stored(name, **more):
+        done = think(model, prompts=rows(5), out=tmp_path / name, **words | more)
+        return done, (tmp_path / name / "thoughts.jsonl").read_text().splitlines()
+
+    plain = Plain(model.tokenizer, temperature=6.0, top_p=0.95)
+    keys = [steering.key_of(Problem(row["id"], "", ())) for row in rows(5)]
+    asked = [row["prompt"] for row in rows(5)]
+    thoughts = write_thoughts(model, asked, plain, max_new_tokens=60, seed=[0, 1], keys=keys)
+    lengths = [thought.thinking_tokens for thought in thoughts]
+    (whole, all_rows), (one, first_row) = stored("whole"), stored("one", limit=1)
+    assert whole.mean_thinking.value == one.mean_thinking.value == sum(lengths) / 5 and len(set(lengths)) > 2
+    assert first_row == all_rows[:1] and one.measured_on == 5 and one.prompts == 1
+    for more in ({"max_thinking": 4}, {"min_thinking": 40}):
+        done, _ = stored(str(more), limit=2, **more)
+        assert done.mean_thinking.value == whole.mean_thinking.value
+        assert any("no thought reaches" in said for said in done.warnings()) == ("max_thinking" in more)
+    assert "with max_new_tokens at 30" in think(model, prompts=rows(2), **WORDS | {"mean_thinking": 22.0}).headline()
 
 
 def thought_of(tokenizer, *tokens):

@@ -92,9 +92,10 @@ def think(
     alpha
         The moment is alpha times the mean number of thinking tokens.
     mean_thinking
-        That number, where it is known. Not given: it is measured, without any control.
+        That number, where it is known. Not given: it is measured, without any control and without least and most tokens.
     calibration
-        Prompts to measure it on; not given: the first of the prompts themselves, which leaks a little of them.
+        Prompts to measure it on; not given: the first of the prompts themselves, also beyond the limit, which leaks a
+        little of them.
     calibrate
         On how many prompts it is measured.
     schedule

@@ -54,6 +54,12 @@ class ThinkRun:
                 f"The control {self.settings['control']} never acted: these are the model's own answers. Is the "
                 "moment right, and does this model end its paragraphs with an empty line?"
             )
+        name = "max_new_tokens" if self.settings["max_thinking"] < 0 else "max_thinking"
+        if self.moment >= self.settings[name]:
+            found.append(
+                f"The moment is {self.moment:,.1f} tokens, which no thought reaches with {name} at "
+                f"{self.settings[name]:,}: nothing is ever done behind it. Use a greater {name} or a smaller alpha."
+            )
         if self.unclosed > 0.1:
             found.append(
                 f"{self.unclosed:.0%} of the thoughts did not end within their tokens and have no answer: allow more "

@@ -1,7 +1,8 @@
 """The work of `think`: the moment is measured or taken, the model thinks, a verifier looks at the answers.
 
 Killed at any moment, the same call goes on: written.jsonl has a row for each prompt that was thought about. A prompt's
-draws are named by its id, so that it comes out alike in any file and with any limit.
+draws are named by its id, so that under one moment it comes out alike in any file. Where the moment is measured, the
+prompts that it is measured on decide it, the first of the file or those of calibration, and no limit changes them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,13 +175,13 @@ class Steering(Request):
                 "calibration is for measuring mean_thinking, which is given or not needed here: leave it out."
             )
         names, inputs = {}, {}
-        problems = _read("prompts", prompts, names, inputs, limit, fields, gold_needed=verifier is not None)
+        given = prompts if isinstance(prompts, str | Path) else list(prompts)
+        problems = _read("prompts", given, names, inputs, limit, fields, gold_needed=verifier is not None)
         measured: list[Problem] = []
         if wanted.needs_moment and wanted.mean_thinking is None:
-            if calibration is None:
-                measured = problems[: wanted.calibrate]
-            else:
-                measured = _read("calibration", calibration, names, inputs, wanted.calibrate, fields, gold_needed=False)
+            # The first of all prompts, whatever the limit: it must not change what a prompt comes to.
+            source = given if calibration is None else calibration
+            measured = _read("calibration", source, names, inputs, wanted.calibrate, fields, gold_needed=False)
         text = None
         if schema is not None:
             text, inputs["schema"] = _schema(schema), sha256_file(schema)
@@ -243,8 +244,8 @@ class Steering(Request):
         notes = list(rows.damaged)
         if self.leaks:
             notes.append(
-                f"The mean thinking was measured on the first {len(self.calibration)} of these prompts (their gold "
-                "answers were not looked at); with calibration it is measured on others."
+                f"The mean thinking was measured on the first {len(self.calibration)} of the prompts themselves (their "
+                "gold answers were not looked at); with calibration it is measured on others."
             )
         words = [sum(each.taken for each in thought.trace if each.what == "word") for thought in thoughts]
         ends = [any(each.taken for each in thought.trace if each.what == "end") for thought in thoughts]
@@ -307,14 +308,16 @@ class Steering(Request):
         plain: list[Thought] = []
         mean = Bounded(wanted.mean_thinking or math.nan, math.nan, math.nan)
         if wanted.mean_thinking is None:
-            control = Plain(tokenizer, **wanted.common(tokenizer))
+            free = replace(wanted, min_thinking=0, max_thinking=-1)
+            control = Plain(tokenizer, **free.common(tokenizer))
             plain = self._thoughts(language_model, control, CALIBRATION, self.calibration, rows, [wanted.seed, 1])
             mean = _mean([thought.thinking_tokens for thought in plain], [problem.id for problem in self.calibration])
         if not mean.value > 0:
             raise BadInput(f"{self.names['model']} thinks with no token before it answers: there is nothing to steer.")
         moment, expected, drawn = wanted.alpha * mean.value, math.nan, math.nan
         if wanted.control == "random":
-            alphaone, written = wanted.alphaone(tokenizer, moment), [thought.ids for thought in plain]
+            most = None if wanted.max_thinking < 0 else wanted.max_thinking
+            alphaone, written = wanted.alphaone(tokenizer, moment), [thought.ids[:most] for thought in plain]
             expected = expected_waits(alphaone, written)
             drawn = waits_to_draw(alphaone, written, expected)
         return mean, moment, expected, drawn
