@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message
@@ -260,6 +261,53 @@ def test_what_the_model_would_choose_is_within_its_nucleus():
     assert chance_of(logits, [1], top_p=0.7) == pytest.approx(0.3 / 0.8)
     assert chance_of(logits, [3], top_p=0.9) == 0 and chance_of(logits, [3]) == pytest.approx(0.05)
     assert chance_of(logits, [0, 2], temperature=0) == 1 and chance_of(logits, [1, 2], temperature=0) == 0
+
+
+class OnApple(torch.Tensor):
+    """A tensor that says it lies on an Apple GPU; see `Apple`."""
+
+
+class Apple(TorchFunctionMode):
+    """An Apple GPU as far as a control meets it: no float64, and no tensors of two devices in one operation."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, given = dict(kwargs or {}), [each for each in args if isinstance(each, torch.Tensor)]
+        there = [isinstance(each, OnApple) for each in given]
+        if func == torch.Tensor.device.__get__ and any(there):  # pyright: ignore[reportAttributeAccessIssue]
+            return torch.device("mps")
+        if any(there) and (func is torch.Tensor.double or torch.float64 in (*args, kwargs.get("dtype"))):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        if len(set(there)) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        made_there = str(kwargs.get("device")) == "mps" or any(there)
+        kwargs |= {"device": "cpu"} if "device" in kwargs else {}
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = [each.as_subclass(torch.Tensor) if isinstance(each, OnApple) else each for each in args]
+            found = func(*plain, **kwargs)
+            stays = isinstance(found, torch.Tensor) and made_there and func is not torch.Tensor.cpu
+            return found.as_subclass(OnApple) if stays else found
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_an_apple_gpu_which_has_no_float64_gets_the_same_tokens(tokenizer, top_p):
+    logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
+    control = AlphaOne(tokenizer, moment=2, top_p=top_p)
+    logits[list(control.going_on(control.begin(0)))] += 2
+    found = []
+    for key in range(12):
+        state = control.begin(key)
+        state.written = ids_of(tokenizer, "a", "b")
+        forced, left = control.steer(state, logits)
+        again = control.begin(key)
+        again.written = ids_of(tokenizer, "a", "b")
+        with Apple():
+            there, other = control.steer(again, logits.as_subclass(OnApple))
+        assert isinstance(other, OnApple) and there == forced and again.trace == state.trace
+        assert torch.equal(other.as_subclass(torch.Tensor), left)
+        found.append(forced)
+    assert None in found and control.closing[0] in found
 
 
 @pytest.mark.parametrize("key", [0, 5, 2**40])
