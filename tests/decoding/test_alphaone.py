@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
-from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
+from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, thought_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.catalog import is_cached
 from equipoise.language.generate import choose
@@ -445,11 +445,41 @@ def test_least_and_most_tokens_of_thinking(tokenizer):
     text, state = follow(Plain(tokenizer, min_thinking=6), "a", table, 20)
     assert state.thought >= 6 and text.count("</think>") == 1
     text, state = follow(Plain(tokenizer, max_thinking=4), "a", {"a": "a", "</think>": "o", "o": "<e>"}, 20)
-    assert text == "aaaa</think>o<e>" and state.thought == 5
+    assert text == "aaa</think>o<e>" and state.thought == 4
+    text, state = follow(Plain(tokenizer, max_thinking=0), "a", {"a": "a", "</think>": "o", "o": "<e>"}, 20)
+    assert text == "</think>o<e>" and state.thought == 1
     early = follow(AlphaOne(tokenizer, moment=1, min_thinking=5, temperature=0), "a", {"a": "Wait", "Wait": "a"}, 20)
     assert early[0].startswith("WaitaWaita") and early[1].ended is not None and early[1].ended > 5
     with pytest.raises(BadInput, match="min_thinking"):
         Plain(tokenizer, min_thinking=6, max_thinking=5)
+
+
+@pytest.mark.parametrize("most", [12, 13, 14, 15, 16])
+def test_most_tokens_hold_with_words_and_tags_of_several_tokens(most):
+    words = {"max_thinking": most, "tags": Tags("<think>", "</think>"), "temperature": 0}
+    tag_in_pieces, tag_whole = (
+        tokenizer_of(pieces=pieces, characters="abcWit<>/hnk ") for pieces in (("\n\n",), ("\n\n", "</think>"))
+    )
+    for control, table in (
+        (AlphaOne(tag_in_pieces, moment=99, kind="constant", p=1, **words), {"a": "\n\n", ">": "<e>"}),
+        (BudgetForcing(tag_whole, times=9, **words), {"a": "</think>", "</think>": "<e>"}),
+    ):
+        text, state = follow(control, "a", table, 40)
+        assert text.count("</think>") == 1 and text.endswith("</think><e>") and state.thought <= most, text
+
+
+def test_what_comes_before_the_opening_is_counted_and_shown_with_the_thinking(tokenizer):
+    for preset in ("qwen3", "r1"):
+        control = Plain(tokenizer, preset=preset)
+        state = control.begin(0, [])
+        for token in ids_of(tokenizer, "a", "<think>", "b", "b", "</think>", "1", "2", "<e>"):
+            control.wrote(state, token)
+        thought = thought_of(control, state, True)
+        assert (thought.thinking_tokens, thought.answer_tokens, len(thought.ids)) == (5, 2, 7)
+        assert (thought.thinking, thought.answer, state.thought) == ("a<think>bb", "12", 5)
+    cut = Plain(tokenizer, preset="qwen3", max_thinking=4)
+    text, state = follow(cut, "b", {"b": "a", "a": "<think>", "<think>": "c", "c": "c", "</think>": "<e>"}, 9)
+    assert text == "a<think>c</think><e>" and state.thought == 4
 
 
 def test_a_closing_tag_of_several_tokens():

@@ -155,6 +155,16 @@ def test_answers_by_a_schema(tmp_path):
     assert {row["answer"] for row in stored} <= {"17", "23"} and done.unclosed == 0
 
 
+def test_answers_without_any_thinking_are_told(model, monkeypatch):
+    """Of a model that opens its thinking itself, and does so for one prompt of four."""
+    answered = Thought((4, 5), "", "ik", 0, 2, True, True, 0, ())
+    written = [thought_of(model.tokenizer, "<think>", "a", "</think>"), answered, answered, answered]
+    monkeypatch.setattr(steering, "write_thoughts", lambda *_, **__: written)
+    done = think(model, prompts=rows(4), preset="qwen3", min_thinking=2, **WORDS)
+    assert "75% of the prompts were answered without any thinking" in done.headline() and done.unopened == 0.75
+    assert "neither min_thinking nor a schema held" in done.headline()
+
+
 def test_a_control_that_did_nothing_says_so(model):
     never = wrap(model.model, model.tokenizer, name="untaught", chat_template="none")
     done = think(never, prompts=rows(2), schedule="constant", p=0.0, **WORDS | {"mean_thinking": 1000.0})

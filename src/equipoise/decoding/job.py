@@ -117,13 +117,13 @@ def think(
     word
         The word of transition that is inserted, and replaced after the moment: Wait.
     min_thinking
-        Tokens of thinking at least.
+        Tokens of thinking at least, tags included.
     max_thinking
-        Tokens of thinking at most, -1 for no limit; the rest of max_new_tokens is then left for the answer.
+        Tokens of thinking at most, tags included, -1 for no limit; the rest of max_new_tokens is then left for the answer.
     guard
         Nothing is done outside the thinking; off: as the released code does.
     answer_schema
-        A file with a JSON schema, which the answer follows once the thinking has ended.
+        A file with a JSON schema, which the answer follows once the thinking has ended, and not where it never began.
     verifier
         How an answer is compared with the gold one; not given: accuracy is not measured.
     max_new_tokens

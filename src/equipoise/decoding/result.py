@@ -22,7 +22,7 @@ class ThinkRun:
     verifier. unread: answers in which nothing to compare was found. thinking, answering: tokens a prompt. words: inserted a
     prompt; ends: share of prompts whose thinking was ended by the control. unclosed: share whose thinking did not end within
     the tokens; spent: share whose answer did not. within: (tokens, share of all prompts that were right with no more tokens
-    than these).
+    than these). unopened: share of prompts that were answered without any thinking.
     """
 
     names: Mapping[str, str]
@@ -44,6 +44,7 @@ class ThinkRun:
     tokens: int
     within: tuple[tuple[float, float], ...]
     notes: tuple[str, ...] = ()
+    unopened: float = 0.0
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
@@ -59,6 +60,11 @@ class ThinkRun:
             found.append(
                 f"The moment is {self.moment:,.1f} tokens, which no thought reaches with {name} at "
                 f"{self.settings[name]:,}: nothing is ever done behind it. Use a greater {name} or a smaller alpha."
+            )
+        if self.unopened:
+            found.append(
+                f"{self.unopened:.0%} of the prompts were answered without any thinking: nothing was steered there, and "
+                "neither min_thinking nor a schema held. With --preset r1 all that comes first is thinking."
             )
         if self.unclosed > 0.1:
             found.append(

@@ -265,6 +265,7 @@ class Steering(Request):
             answering=_mean([thought.answer_tokens for thought in thoughts], groups),
             words=float(np.mean(words)),
             ends=float(np.mean(ends)),
+            unopened=float(np.mean([not thought.thinking_tokens for thought in thoughts])),
             unclosed=float(np.mean([not thought.closed for thought in thoughts])),
             spent=float(np.mean([not thought.ended for thought in thoughts])),
             tokens=sum(thought.tokens for thought in thoughts),

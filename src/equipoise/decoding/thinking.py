@@ -213,8 +213,9 @@ NOTHING = Decision()
 
 @dataclass(slots=True)
 class ThinkingState:
-    """One sequence. written: ids generated so far. thinking: whether they are thoughts. begun, ended: with how many tokens
-    the thinking began, and ended (its closing tag included); None before. count: how often a method has acted."""
+    """One sequence. written: ids generated so far. thinking: whether they are thoughts. begun, ended: behind how many tokens
+    the thinking began (its opening tag included), and ended (its closing tag, too); None before. count: how often a method
+    has acted."""
 
     generator: np.random.Generator
     thinking: bool = True
@@ -231,8 +232,8 @@ class ThinkingState:
 
     @property
     def thought(self) -> int:
-        """Tokens of thinking so far, its tags included."""
-        return 0 if self.begun is None else (len(self.written) if self.ended is None else self.ended) - self.begun
+        """Tokens of thinking so far, with its tags and what was written before them."""
+        return 0 if self.begun is None else len(self.written) if self.ended is None else self.ended
 
 
 class Common(TypedDict, total=False):
@@ -255,11 +256,11 @@ class ThinkingControl(LogitsProcessor):
     """A method of steering, over any number of sequences at once. Subclasses say in `decide` what they want.
 
     tokenizer: the model's. preset, tags: how it marks its thinking; tags go before. min_thinking, max_thinking: tokens of
-    thinking; -1 for no most. guard: nothing is done outside the thinking; False does what a method would have done there,
-    too. temperature, top_p: those that the model is sampled with (0: the likeliest), which decide what the model "would
-    choose". seed, keys: of the draws: a number for each row of a batch, by default its place. ends: further ids that end an
-    answer. grammar: what an answer follows, from the end of the thinking on. Raises BadInput for a model without a closing
-    tag, by name, and for settings out of range.
+    thinking, its tags among them; -1 for no most. guard: nothing is done outside the thinking; False does what a method
+    would have done there, too. temperature, top_p: those that the model is sampled with (0: the likeliest), which decide
+    what the model "would choose". seed, keys: of the draws: a number for each row of a batch, by default its place. ends:
+    further ids that end an answer. grammar: what an answer follows, from the end of the thinking on. Raises BadInput for
+    a model without a closing tag, by name, and for settings out of range.
     """
 
     name = ""
@@ -426,11 +427,17 @@ class ThinkingControl(LogitsProcessor):
         return taken
 
     def _decision(self, state: ThinkingState) -> Decision:
-        if state.thinking and 0 <= self.max_thinking <= state.thought:
+        room = math.inf if self.max_thinking < 0 else self.max_thinking - len(self.closing) - state.thought
+        if state.thinking and room <= 0:
             return Decision(insert=self.closing, chance=1.0)
         if not state.thinking and self.guard:
             return NOTHING
         decision = self.decide(state)
+        if state.thinking and room < len(self.word):  # a word would leave no room for the end, which stands for it
+            insert, instead = (
+                self.closing if each == self.word else each for each in (decision.insert, decision.instead)
+            )
+            decision = replace(decision, insert=insert, instead=instead)
         if not (state.thinking and state.thought < self.min_thinking):
             return decision
         if decision.insert == self.closing:
@@ -562,6 +569,9 @@ def _without(values: Tensor, ids: Sequence[int], nothing: float = -math.inf) -> 
 class Thought:
     """What a model thought and answered. Tokens of the thinking include its tags, those of the answer no end token.
 
+    What a model writes before a tag that opens its thinking is counted and shown with it; where it never opens it, all is
+    answer, and thinking_tokens is 0.
+
     ids: all of them. closed: whether the thinking ended; without that the answer is "". ended: whether the answer did,
     before the tokens were spent. forced: how many ids were written in the model's stead. trace: where that was decided.
     """
@@ -650,11 +660,10 @@ def _next(
 def thought_of(control: ThinkingControl, state: ThinkingState, ended: bool) -> Thought:
     """What a state has come to. ended: whether by itself, not for want of tokens."""
     written = state.written[:-1] if state.finished else state.written
-    begun = len(written) if state.begun is None else state.begun
     cut = len(written) if state.ended is None else state.ended
-    thinking, answer = written[begun:cut], written[cut:]
     if state.begun is None:  # it answered at once
-        answer = written
+        cut = 0
+    thinking, answer = written[:cut], written[cut:]
     tokenizer, is_closed = control.vocabulary.tokenizer, state.ended is not None or state.begun is None
     text = control.vocabulary.decode(thinking)
     said = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
