@@ -487,6 +487,8 @@ def test_a_closing_tag_of_several_tokens():
     tags = Tags("<think>", "</think>")
     text, state = follow(HardCap(tokenizer, moment=3, tags=tags), "a", {"a": "b", "b": "a", ">": "c", "c": "<e>"}, 20)
     assert text == "bab</think>c<e>" and state.ended == 11 and len(state.forced) == 8
+    with pytest.raises(BadInput, match="makes 8 tokens"):  # the first seven would stay before "Wait"
+        BudgetForcing(tokenizer, tags=tags)
     with pytest.raises(BadInput, match="cannot write the word"):
         HardCap(tokenizer, moment=3, tags=Tags("<think>", "</think>", word="Zo"))
 

@@ -242,6 +242,15 @@ def test_a_model_without_tags_is_refused_by_name_before_it_thinks():
         think.plan(other, prompts=rows(2), **WORDS)
 
 
+def test_a_tag_in_pieces_is_refused_for_s1_before_the_model_reads(monkeypatch):
+    other = untaught(tokenizer_of(pieces=("</", "think", ">", "Wait", "\n\n")))
+    monkeypatch.setattr(steering, "encode_prompts", lambda *_: pytest.fail("it was read"))
+    words = {**WORDS, "control": "s1", "mean_thinking": None, "opening": "<think>", "closing": "</think>"}
+    for asked in (think, think.plan):
+        with pytest.raises(BadInput, match="makes 3 tokens"):
+            asked(other, prompts=rows(2), **words)
+
+
 def test_the_plan_says_what_the_model_reads(model):
     plan = think.plan(model, prompts=[Problem("x", "2 ab", ("2",))], **WORDS | {"mean_thinking": None})
     assert plan.shown == "2 ab" and "to be measured" in plan.moment and plan.tokens == 2 * 30

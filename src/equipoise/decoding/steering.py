@@ -285,7 +285,7 @@ class Steering(Request):
         language_model = model if isinstance(model, LanguageModel) else load(model, **self.loading)
         tokenizer: Any = language_model.tokenizer
         tags = self.wanted.tags(tokenizer)
-        control = Plain(tokenizer, tags=tags)
+        control = self.wanted.opened(tokenizer, 1.0, 0.0, None)  # what it refuses, it refuses before anything is read
         asked = [*self.problems, *self.calibration]
         encoded, ends = encode_prompts(language_model, [problem.asked for problem in asked])
         check_room(language_model, encoded, self.wanted.max_new_tokens, [repr(problem.id) for problem in asked])

@@ -37,7 +37,8 @@ class Plain(ThinkingControl):
 class BudgetForcing(ThinkingControl):
     """s1: where the model would end its thinking, "Wait" is written, `times` times; afterwards it is free.
 
-    Raises BadInput for times below 1.
+    Raises BadInput for times below 1, and for a closing tag of several tokens: that it comes is known with the last of them,
+    when the others stand in the thinking and cannot be taken back.
     """
 
     name = "s1"
@@ -46,6 +47,11 @@ class BudgetForcing(ThinkingControl):
         super().__init__(tokenizer, **common)
         if times < 1:
             raise BadInput(f"times is {times}: use at least 1, or the control none.")
+        if len(self.closing) > 1:
+            raise BadInput(
+                f"s1 replaces the closing tag, {self.tags.closing!r}, of which this tokenizer makes {len(self.closing)} "
+                "tokens: the first ones would stay in the thinking. Take a model with a token for it, or another control."
+            )
         self.times = times
 
     def decide(self, state: ThinkingState) -> Decision:
