@@ -525,6 +525,16 @@ def test_so_many_times_are_drawn_that_as_many_waits_come_as_are_wanted(tokenizer
     assert waits_to_draw(control, [ids], 0.0) == waits_to_draw(control, [], 0.5) == 0
 
 
+def test_no_wait_is_expected_before_the_thinking_is_opened(tokenizer):
+    """As AlphaOne inserts none there; where the template opens the thinking, all is thinking."""
+    after = ids_of(tokenizer, "a", "b", "\n\n", "<think>", "c", "\n\n", "c")
+    for preset, places in (("qwen3", [6]), ("r1", [3, 6])):
+        control = AlphaOne(tokenizer, moment=20, preset=preset)
+        assert expected_waits(control, [tuple(after)]) == pytest.approx(sum(1 - t / 20 for t in places))
+    opened_by_the_prompt = AlphaOne(tokenizer, moment=20, preset="qwen3")
+    assert expected_waits(opened_by_the_prompt, [tuple(after[:3])]) == pytest.approx(1 - 3 / 20)
+
+
 def test_mean_thinking(model):
     thoughts = write_thoughts(model, PROMPTS[:3], Plain(model.tokenizer, max_thinking=6), max_new_tokens=30)
     assert mean_thinking(thoughts) == sum(thought.thinking_tokens for thought in thoughts) / 3

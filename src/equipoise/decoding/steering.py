@@ -317,8 +317,8 @@ class Steering(Request):
             raise BadInput(f"{self.names['model']} thinks with no token before it answers: there is nothing to steer.")
         moment, expected, drawn = wanted.alpha * mean.value, math.nan, math.nan
         if wanted.control == "random":
-            most = None if wanted.max_thinking < 0 else wanted.max_thinking
-            alphaone, written = wanted.alphaone(tokenizer, moment), [thought.ids[:most] for thought in plain]
+            alphaone, most = wanted.alphaone(tokenizer, moment), wanted.max_thinking
+            written = [thought.ids[: thought.thinking_tokens][: None if most < 0 else most] for thought in plain]
             expected = expected_waits(alphaone, written)
             drawn = waits_to_draw(alphaone, written, expected)
         return mean, moment, expected, drawn

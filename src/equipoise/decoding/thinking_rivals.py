@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -159,12 +159,14 @@ def _written(times: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> int:
     return int(min((np.searchsorted(times, places, side="right") + left).min(initial=len(places)), len(places)))
 
 
-def _slow(control: AlphaOne, ids: Iterable[int]) -> Iterator[ThinkingState]:
+def _slow(control: AlphaOne, ids: Sequence[int]) -> Iterator[ThinkingState]:
     """The state behind each token of a plain thought, while it thinks and the moment has not come."""
     state = control.begin(0)
-    state.thinking, state.begun = True, 0
+    if control.tags.opening not in control.vocabulary.decode(ids):  # it stands in the prompt
+        state.thinking, state.begun = True, 0
     for token in ids:
         control.wrote(state, token)
-        if not state.thinking or not control.slow(len(state.written)):
+        if state.ended is not None or not control.slow(len(state.written)):
             return
-        yield state
+        if state.thinking:
+            yield state
