@@ -294,7 +294,7 @@ class Apple(TorchFunctionMode):
 def test_an_apple_gpu_which_has_no_float64_gets_the_same_tokens(tokenizer, top_p):
     logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
     control = AlphaOne(tokenizer, moment=2, top_p=top_p)
-    logits[list(control.going_on(control.begin(0)))] += 2
+    logits[list(control.going_on(control.begin(0)))] += 4
     found = []
     for key in range(12):
         state = control.begin(key)
