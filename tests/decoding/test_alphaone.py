@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Message
 from equipoise.decoding.alphaone import AlphaOne, mean_thinking, schedule
-from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, write_thoughts
-from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.decoding.thinking import PRESETS, Tags, chance_of, tags_of, thought_of, write_thoughts
+from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.catalog import is_cached
 from equipoise.language.generate import choose
 from equipoise.language.model import load
@@ -147,7 +148,7 @@ def test_without_chance_and_end_the_samples_are_the_plain_ones(model):
     settings = {"samples": 2, "max_new_tokens": 24, "temperature": 0.9, "seed": 4}
     plain = roll_out(model, PROMPTS, **settings)
     control = AlphaOne(model.tokenizer, moment=20, kind="constant", p=0, force_end=False, temperature=0.9)
-    hook = control.hook()
+    hook = control.hook(samples=2)
     steered = roll_out(model, PROMPTS, hook=hook, **settings)
     assert torch.equal(plain.ids, steered.ids) and torch.equal(plain.log_probs, steered.log_probs)
     written = [state.written for _, state in sorted(hook.states.items())]
@@ -262,6 +263,53 @@ def test_what_the_model_would_choose_is_within_its_nucleus():
     assert chance_of(logits, [0, 2], temperature=0) == 1 and chance_of(logits, [1, 2], temperature=0) == 0
 
 
+class OnApple(torch.Tensor):
+    """A tensor that says it lies on an Apple GPU; see `Apple`."""
+
+
+class Apple(TorchFunctionMode):
+    """An Apple GPU as far as a control meets it: no float64, and no tensors of two devices in one operation."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, given = dict(kwargs or {}), [each for each in args if isinstance(each, torch.Tensor)]
+        there = [isinstance(each, OnApple) for each in given]
+        if func == torch.Tensor.device.__get__ and any(there):  # pyright: ignore[reportAttributeAccessIssue]
+            return torch.device("mps")
+        if any(there) and (func is torch.Tensor.double or torch.float64 in (*args, kwargs.get("dtype"))):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        if len(set(there)) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        made_there = str(kwargs.get("device")) == "mps" or any(there)
+        kwargs |= {"device": "cpu"} if "device" in kwargs else {}
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = [each.as_subclass(torch.Tensor) if isinstance(each, OnApple) else each for each in args]
+            found = func(*plain, **kwargs)
+            stays = isinstance(found, torch.Tensor) and made_there and func is not torch.Tensor.cpu
+            return found.as_subclass(OnApple) if stays else found
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_an_apple_gpu_which_has_no_float64_gets_the_same_tokens(tokenizer, top_p):
+    logits = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
+    control = AlphaOne(tokenizer, moment=2, top_p=top_p)
+    logits[list(control.going_on(control.begin(0)))] += 4
+    found = []
+    for key in range(12):
+        state = control.begin(key)
+        state.written = ids_of(tokenizer, "a", "b")
+        forced, left = control.steer(state, logits)
+        again = control.begin(key)
+        again.written = ids_of(tokenizer, "a", "b")
+        with Apple():
+            there, other = control.steer(again, logits.as_subclass(OnApple))
+        assert isinstance(other, OnApple) and there == forced and again.trace == state.trace
+        assert torch.equal(other.as_subclass(torch.Tensor), left)
+        found.append(forced)
+    assert None in found and control.closing[0] in found
+
+
 @pytest.mark.parametrize("key", [0, 5, 2**40])
 def test_a_control_does_not_draw_the_numbers_of_the_tokens(tokenizer, key):
     """With the same seed and key, which is what the job gives to both."""
@@ -303,7 +351,7 @@ def test_transformers_rollouts_and_the_own_loop_agree(model):
     control = AlphaOne(model.tokenizer, **words)
     out = model.model.generate(torch.tensor(ids), do_sample=False, max_new_tokens=40, logits_processor=[control])
     by_generate = [row[5:].tolist() for row in out]
-    hook = AlphaOne(model.tokenizer, **words).hook()
+    hook = AlphaOne(model.tokenizer, **words).hook(samples=1)
     prompts = ["abceg", "hikno", "W 012"]
     rolled = roll_out(model, prompts, samples=1, max_new_tokens=40, temperature=0.0, seed=0, hook=hook)
     thoughts = write_thoughts(model, prompts, AlphaOne(model.tokenizer, **words), max_new_tokens=40)
@@ -316,6 +364,36 @@ def test_transformers_rollouts_and_the_own_loop_agree(model):
     one = AlphaOne(model.tokenizer, keys=[2], **words)
     alone = model.model.generate(torch.tensor(ids[2:]), do_sample=False, max_new_tokens=40, logits_processor=[one])
     assert alone[0, 5:].tolist() == by_generate[2][: alone.shape[1] - 5]
+
+
+def test_a_rolled_out_sample_is_the_same_whatever_others_there_are(model):
+    """Where the control draws, and does so otherwise for each sample of a prompt."""
+    words, settings = {"kind": "constant", "p": 0.5}, {"max_new_tokens": 40, "temperature": 1.5, "seed": 0}
+
+    def rolled(samples, keys=None):
+        control = AlphaOne(model.tokenizer, moment=200, temperature=1.5, keys=keys, **words)
+        hook = control.hook(samples=samples)
+        ids = roll_out(model, ["2 ab", "3 ab"], samples=samples, keys=keys, hook=hook, **settings).token_ids
+        return ids, [[each.draw for each in hook.states[row].trace] for row in range(2 * samples)]
+
+    (alone, one), (together, four), (named, _) = rolled(1), rolled(4), rolled(4, [1, 0])
+    assert alone == [together[0], together[4]] and one == [four[0], four[4]] and all(one)
+    assert named[:4] == rolled(4, [1, 7])[0][:4]
+    firsts = [draws[0] for draws in four if draws]
+    assert len(firsts) > 4 and len(set(firsts)) == len(firsts)
+
+
+def test_what_a_hook_leaves_to_the_model_has_its_probability(model):
+    """Where a word is barred, that is the probability among the others; rollouts know nothing of a nucleus."""
+    control = AlphaOne(model.tokenizer, moment=1, temperature=2.0, max_thinking=30)
+    settings = {"samples": 1, "max_new_tokens": 20, "temperature": 2.0, "seed": 0}
+    rolled = roll_out(model, PROMPTS, hook=control.hook(samples=1), **settings)
+    own = rolled.mask & ~rolled.forced
+    assert own.sum() > 40 and (rolled.log_probs[own] < 0).all() and (rolled.entropies[own] > 0).all()
+    with pytest.raises(BadInput, match="top_p=1"):
+        AlphaOne(model.tokenizer, moment=1, top_p=0.95).hook(samples=1)
+    with pytest.raises(BadInput, match="at least 1"):
+        control.hook(samples=0)
 
 
 def test_another_generate_needs_a_reset_and_beams_are_refused(model):
@@ -367,11 +445,41 @@ def test_least_and_most_tokens_of_thinking(tokenizer):
     text, state = follow(Plain(tokenizer, min_thinking=6), "a", table, 20)
     assert state.thought >= 6 and text.count("</think>") == 1
     text, state = follow(Plain(tokenizer, max_thinking=4), "a", {"a": "a", "</think>": "o", "o": "<e>"}, 20)
-    assert text == "aaaa</think>o<e>" and state.thought == 5
+    assert text == "aaa</think>o<e>" and state.thought == 4
+    text, state = follow(Plain(tokenizer, max_thinking=0), "a", {"a": "a", "</think>": "o", "o": "<e>"}, 20)
+    assert text == "</think>o<e>" and state.thought == 1
     early = follow(AlphaOne(tokenizer, moment=1, min_thinking=5, temperature=0), "a", {"a": "Wait", "Wait": "a"}, 20)
     assert early[0].startswith("WaitaWaita") and early[1].ended is not None and early[1].ended > 5
     with pytest.raises(BadInput, match="min_thinking"):
         Plain(tokenizer, min_thinking=6, max_thinking=5)
+
+
+@pytest.mark.parametrize("most", [12, 13, 14, 15, 16])
+def test_most_tokens_hold_with_words_and_tags_of_several_tokens(most):
+    words = {"max_thinking": most, "tags": Tags("<think>", "</think>"), "temperature": 0}
+    tag_in_pieces, tag_whole = (
+        tokenizer_of(pieces=pieces, characters="abcWit<>/hnk ") for pieces in (("\n\n",), ("\n\n", "</think>"))
+    )
+    for control, table in (
+        (AlphaOne(tag_in_pieces, moment=99, kind="constant", p=1, **words), {"a": "\n\n", ">": "<e>"}),
+        (BudgetForcing(tag_whole, times=9, **words), {"a": "</think>", "</think>": "<e>"}),
+    ):
+        text, state = follow(control, "a", table, 40)
+        assert text.count("</think>") == 1 and text.endswith("</think><e>") and state.thought <= most, text
+
+
+def test_what_comes_before_the_opening_is_counted_and_shown_with_the_thinking(tokenizer):
+    for preset in ("qwen3", "r1"):
+        control = Plain(tokenizer, preset=preset)
+        state = control.begin(0, [])
+        for token in ids_of(tokenizer, "a", "<think>", "b", "b", "</think>", "1", "2", "<e>"):
+            control.wrote(state, token)
+        thought = thought_of(control, state, True)
+        assert (thought.thinking_tokens, thought.answer_tokens, len(thought.ids)) == (5, 2, 7)
+        assert (thought.thinking, thought.answer, state.thought) == ("a<think>bb", "12", 5)
+    cut = Plain(tokenizer, preset="qwen3", max_thinking=4)
+    text, state = follow(cut, "b", {"b": "a", "a": "<think>", "<think>": "c", "c": "c", "</think>": "<e>"}, 9)
+    assert text == "a<think>c</think><e>" and state.thought == 4
 
 
 def test_a_closing_tag_of_several_tokens():
@@ -379,6 +487,8 @@ def test_a_closing_tag_of_several_tokens():
     tags = Tags("<think>", "</think>")
     text, state = follow(HardCap(tokenizer, moment=3, tags=tags), "a", {"a": "b", "b": "a", ">": "c", "c": "<e>"}, 20)
     assert text == "bab</think>c<e>" and state.ended == 11 and len(state.forced) == 8
+    with pytest.raises(BadInput, match="makes 8 tokens"):  # the first seven would stay before "Wait"
+        BudgetForcing(tokenizer, tags=tags)
     with pytest.raises(BadInput, match="cannot write the word"):
         HardCap(tokenizer, moment=3, tags=Tags("<think>", "</think>", word="Zo"))
 
@@ -404,6 +514,25 @@ def test_random_waits_come_as_often_as_expected_and_uniformly(tokenizer):
     assert abs(np.mean(places) - 200) < 4 * 400 / math.sqrt(12 * len(places))
     with pytest.raises(BadInput):
         RandomWaits(tokenizer, moment=math.inf, expected=1)
+
+
+def test_so_many_times_are_drawn_that_as_many_waits_come_as_are_wanted(tokenizer):
+    """One paragraph at half the moment: c times bring a wait with the chance 1 - 2^-c."""
+    control, ids = AlphaOne(tokenizer, moment=6), tuple(ids_of(tokenizer, "a", "b", "\n\n", "a"))
+    assert waits_to_draw(control, [ids], 0.5) == pytest.approx(1, abs=0.3)
+    assert waits_to_draw(control, [ids, ids], 0.75) == pytest.approx(2, abs=0.6)
+    assert waits_to_draw(control, [ids], 1.0) == 4 and waits_to_draw(control, [ids[:2]], 0.5) == 0
+    assert waits_to_draw(control, [ids], 0.0) == waits_to_draw(control, [], 0.5) == 0
+
+
+def test_no_wait_is_expected_before_the_thinking_is_opened(tokenizer):
+    """As AlphaOne inserts none there; where the template opens the thinking, all is thinking."""
+    after = ids_of(tokenizer, "a", "b", "\n\n", "<think>", "c", "\n\n", "c")
+    for preset, places in (("qwen3", [6]), ("r1", [3, 6])):
+        control = AlphaOne(tokenizer, moment=20, preset=preset)
+        assert expected_waits(control, [tuple(after)]) == pytest.approx(sum(1 - t / 20 for t in places))
+    opened_by_the_prompt = AlphaOne(tokenizer, moment=20, preset="qwen3")
+    assert expected_waits(opened_by_the_prompt, [tuple(after[:3])]) == pytest.approx(1 - 3 / 20)
 
 
 def test_mean_thinking(model):

@@ -52,7 +52,13 @@ def test_alphaone_leaves_a_grammar_alone_in_transformers_and_in_rollouts(model):
 
     (thought,) = write_thoughts(model, PROMPTS[:1], control(), max_new_tokens=80)
     rolled = roll_out(
-        model, PROMPTS[:1], samples=1, max_new_tokens=80, temperature=0.0, seed=0, hook=(hook := control().hook())
+        model,
+        PROMPTS[:1],
+        samples=1,
+        max_new_tokens=80,
+        temperature=0.0,
+        seed=0,
+        hook=(hook := control().hook(samples=1)),
     )
     assert tuple(rolled.token_ids[0])[: len(thought.ids)] == thought.ids and hook.states[0].ended
     ids = torch.tensor([rolled.prompts[0]])

@@ -7,7 +7,11 @@ import pytest
 from chat_models import untaught as small
 from equipoise.core.errors import BadInput
 from equipoise.data.problems import Problem
+from equipoise.data.records import Message
 from equipoise.decoding import steering, think
+from equipoise.decoding.result import rows_of
+from equipoise.decoding.thinking import Thought, write_thoughts
+from equipoise.decoding.thinking_rivals import Plain
 from equipoise.language.model import wrap
 from thinking_models import tokenizer_of, untaught
 
@@ -87,6 +91,61 @@ def test_every_control_thinks(model, control):
         assert done.expected >= 0
 
 
+def test_the_moment_is_measured_without_least_and_most_and_whatever_the_limit(model, tmp_path):
+    """Hot, so that thoughts end by themselves, at lengths that differ."""
+    words = WORDS | {"max_new_tokens": 60, "temperature": 6.0, "mean_thinking": None, "control": "cap", "alpha": 0.5}
+
+    def stored(name, **more):
+        done = think(model, prompts=rows(5), out=tmp_path / name, **words | more)
+        return done, (tmp_path / name / "thoughts.jsonl").read_text().splitlines()
+
+    plain = Plain(model.tokenizer, temperature=6.0, top_p=0.95)
+    keys = [steering.key_of(Problem(row["id"], "", ())) for row in rows(5)]
+    asked = [row["prompt"] for row in rows(5)]
+    thoughts = write_thoughts(model, asked, plain, max_new_tokens=60, seed=[0, 1], keys=keys)
+    lengths = [thought.thinking_tokens for thought in thoughts]
+    (whole, all_rows), (one, first_row) = stored("whole"), stored("one", limit=1)
+    assert whole.mean_thinking.value == one.mean_thinking.value == sum(lengths) / 5 and len(set(lengths)) > 2
+    assert first_row == all_rows[:1] and one.measured_on == 5 and one.prompts == 1
+    for more in ({"max_thinking": 4}, {"min_thinking": 40}):
+        done, _ = stored(str(more), limit=2, **more)
+        assert done.mean_thinking.value == whole.mean_thinking.value
+        assert any("no thought reaches" in said for said in done.warnings()) == ("max_thinking" in more)
+    assert "with max_new_tokens at 30" in think(model, prompts=rows(2), **WORDS | {"mean_thinking": 22.0}).headline()
+
+
+def thought_of(tokenizer, *tokens):
+    ids = tuple(tokenizer.convert_tokens_to_ids(token) for token in tokens)
+    return Thought(ids, "", "", len(ids), 0, True, True, 0, ())
+
+
+def waits(control, ids, key):
+    """That a control inserts into a thought, which stays as it is."""
+    state = control.begin(key)
+    for token in ids:
+        control.wrote(state, token)
+        state.count += state.thinking and control.decide(state).insert == control.word
+    return state.count
+
+
+def test_random_inserts_as_many_words_as_are_expected_of_alphaone(model, monkeypatch):
+    """Most thoughts end long before the moment, and with it before most times that may be drawn."""
+    paragraphs, used = [1, 1, 2, 3, 4, 10, 15], []
+    plain = [thought_of(model.tokenizer, *["a", "b", "\n\n"] * count, "</think>") for count in paragraphs]
+
+    def written(language_model, prompts, control, **words):
+        used.append(control)
+        return plain[: len(prompts)]
+
+    monkeypatch.setattr(steering, "write_thoughts", written)
+    done = think(model, prompts=rows(7), control="random", **WORDS | {"mean_thinking": None, "verifier": None})
+    moment = 1.4 * sum(3 * count + 1 for count in paragraphs) / 7
+    chances = [1 - t / moment for count in paragraphs for t in range(3, 3 * count + 1, 3) if t < int(moment)]
+    come = sum(waits(used[-1], thought.ids, key) for key in range(300) for thought in plain) / 300 / 7
+    assert come == pytest.approx(sum(chances) / 7, rel=0.06)
+    assert done.expected == pytest.approx(sum(chances) / 7) and f"{done.expected:.2f} expected" in str(rows_of(done))
+
+
 def test_answers_by_a_schema(tmp_path):
     pytest.importorskip("llguidance")
     (tmp_path / "schema.json").write_text('{"enum": [17, 23]}')
@@ -94,6 +153,16 @@ def test_answers_by_a_schema(tmp_path):
     done = think(small(0), prompts=rows(3), answer_schema=tmp_path / "schema.json", out=tmp_path / "out", **words)
     stored = [json.loads(line) for line in (tmp_path / "out" / "thoughts.jsonl").read_text().splitlines()]
     assert {row["answer"] for row in stored} <= {"17", "23"} and done.unclosed == 0
+
+
+def test_answers_without_any_thinking_are_told(model, monkeypatch):
+    """Of a model that opens its thinking itself, and does so for one prompt of four."""
+    answered = Thought((4, 5), "", "ik", 0, 2, True, True, 0, ())
+    written = [thought_of(model.tokenizer, "<think>", "a", "</think>"), answered, answered, answered]
+    monkeypatch.setattr(steering, "write_thoughts", lambda *_, **__: written)
+    done = think(model, prompts=rows(4), preset="qwen3", min_thinking=2, **WORDS)
+    assert "75% of the prompts were answered without any thinking" in done.headline() and done.unopened == 0.75
+    assert "neither min_thinking nor a schema held" in done.headline()
 
 
 def test_a_control_that_did_nothing_says_so(model):
@@ -124,6 +193,32 @@ def test_what_cannot_be_done_is_refused(model, words, told):
         think(model, **{"prompts": rows(2), **WORDS, **words})
 
 
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (Problem("a", "7 ik", ("7",)), "row 2: id 'a' was used before at row 1; make ids unique"),
+        (Problem(7, "7 ik", ("7",)), "row 2: field 'id': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b\ud800", "7 ik", ("7",)), "row 2: field 'id': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", "\ud800")), "row 2: field 'gold': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", 7)), "row 2: field 'gold': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 ik", "17"), "row 2: field 'gold': expected a tuple of texts"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 \ud800", ("7",)), "row 2: field 'prompt': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7",), (Message("user", "\ud800"),)), "row 2: field 'messages'"),
+        (Problem("b", "7 ik", ()), "problem 'b' has no gold answer"),
+        ({"id": "b", "prompt": "7 ik", "answer": "7"}, "row 2 is no Problem"),
+    ],
+)
+def test_problems_are_read_as_strictly_as_rows(model, problem, told):
+    """Two of one id would get each other's thoughts, and halves of surrogate pairs end a job that has done its work."""
+    first, words = Problem("a", "2 ab", ("2",)), WORDS | {"mean_thinking": None, "verifier": "exact"}
+    for given in ({"prompts": [first, problem]}, {"prompts": rows(2), "calibration": [first, problem]}):
+        if "calibration" in given and "no gold" in told:
+            continue
+        with pytest.raises(BadInput) as error:
+            think.plan(model, **given, **words)
+        assert told in str(error.value)
+
+
 def test_no_interval_leaves_what_can_be():
     """A t interval of three values, one of them far from the others, goes below no tokens and beyond all of them."""
     for low, high in (([0, 0, 9], [9, 9, 0]), ([0, 0, 1], [1, 1, 0])):
@@ -145,6 +240,15 @@ def test_a_model_without_tags_is_refused_by_name_before_it_thinks():
     tokenizer.name_or_path = "some/model"
     with pytest.raises(BadInput, match="some/model has no tag that ends its thinking"):
         think.plan(other, prompts=rows(2), **WORDS)
+
+
+def test_a_tag_in_pieces_is_refused_for_s1_before_the_model_reads(monkeypatch):
+    other = untaught(tokenizer_of(pieces=("</", "think", ">", "Wait", "\n\n")))
+    monkeypatch.setattr(steering, "encode_prompts", lambda *_: pytest.fail("it was read"))
+    words = {**WORDS, "control": "s1", "mean_thinking": None, "opening": "<think>", "closing": "</think>"}
+    for asked in (think, think.plan):
+        with pytest.raises(BadInput, match="makes 3 tokens"):
+            asked(other, prompts=rows(2), **words)
 
 
 def test_the_plan_says_what_the_model_reads(model):

@@ -88,13 +88,14 @@ def think(
         JSONL, CSV or Parquet with a prompt, and a gold answer where a verifier is given; in Python also problems.
     control
         alphaone: words inserted before the moment, the end after it. s1: the end replaced by the word. cap: the end at the
-        moment. random: as many words as alphaone would insert, at random times. none: the model as it is.
+        moment. random: about as many words as alphaone would insert, at random times. none: the model as it is.
     alpha
         The moment is alpha times the mean number of thinking tokens.
     mean_thinking
-        That number, where it is known. Not given: it is measured, without any control.
+        That number, where it is known. Not given: it is measured, without any control and without least and most tokens.
     calibration
-        Prompts to measure it on; not given: the first of the prompts themselves, which leaks a little of them.
+        Prompts to measure it on; not given: the first of the prompts themselves, also beyond the limit, which leaks a
+        little of them.
     calibrate
         On how many prompts it is measured.
     schedule
@@ -116,13 +117,13 @@ def think(
     word
         The word of transition that is inserted, and replaced after the moment: Wait.
     min_thinking
-        Tokens of thinking at least.
+        Tokens of thinking at least, tags included.
     max_thinking
-        Tokens of thinking at most, -1 for no limit; the rest of max_new_tokens is then left for the answer.
+        Tokens of thinking at most, tags included, -1 for no limit; the rest of max_new_tokens is then left for the answer.
     guard
         Nothing is done outside the thinking; off: as the released code does.
     answer_schema
-        A file with a JSON schema, which the answer follows once the thinking has ended.
+        A file with a JSON schema, which the answer follows once the thinking has ended, and not where it never began.
     verifier
         How an answer is compared with the gold one; not given: accuracy is not measured.
     max_new_tokens

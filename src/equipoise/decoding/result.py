@@ -18,10 +18,11 @@ class ThinkRun:
     """Prompts with thoughts and answers, all in thoughts.jsonl of the folder; folder is None without one.
 
     mean_thinking: N in tokens, with its interval where it was measured; moment: alpha N, nan for a control without one.
-    expected: words that random has to insert on average, nan for others. accuracy: nan without a verifier. unread: answers
-    in which nothing to compare was found. thinking, answering: tokens a prompt. words: inserted a prompt; ends: share of
-    prompts whose thinking was ended by the control. unclosed: share whose thinking did not end within the tokens; spent:
-    share whose answer did not. within: (tokens, share of all prompts that were right with no more tokens than these).
+    expected: words that alphaone would insert a prompt, as many as random has to; nan for others. accuracy: nan without a
+    verifier. unread: answers in which nothing to compare was found. thinking, answering: tokens a prompt. words: inserted a
+    prompt; ends: share of prompts whose thinking was ended by the control. unclosed: share whose thinking did not end within
+    the tokens; spent: share whose answer did not. within: (tokens, share of all prompts that were right with no more tokens
+    than these). unopened: share of prompts that were answered without any thinking.
     """
 
     names: Mapping[str, str]
@@ -43,6 +44,7 @@ class ThinkRun:
     tokens: int
     within: tuple[tuple[float, float], ...]
     notes: tuple[str, ...] = ()
+    unopened: float = 0.0
     folder: Path | None = None
 
     def warnings(self) -> tuple[str, ...]:
@@ -52,6 +54,17 @@ class ThinkRun:
             found.append(
                 f"The control {self.settings['control']} never acted: these are the model's own answers. Is the "
                 "moment right, and does this model end its paragraphs with an empty line?"
+            )
+        name = "max_new_tokens" if self.settings["max_thinking"] < 0 else "max_thinking"
+        if self.moment >= self.settings[name]:
+            found.append(
+                f"The moment is {self.moment:,.1f} tokens, which no thought reaches with {name} at "
+                f"{self.settings[name]:,}: nothing is ever done behind it. Use a greater {name} or a smaller alpha."
+            )
+        if self.unopened:
+            found.append(
+                f"{self.unopened:.0%} of the prompts were answered without any thinking: nothing was steered there, and "
+                "neither min_thinking nor a schema held. With --preset r1 all that comes first is thinking."
             )
         if self.unclosed > 0.1:
             found.append(
@@ -122,11 +135,12 @@ class ThinkPlan:
 
 def rows_of(result: ThinkRun) -> list[tuple[str, str]]:
     """What there is to say of a prompt, in the order of reading."""
+    expected = "" if math.isnan(result.expected) else f", {result.expected:.2f} expected of alphaone"
     return [
         ("right", shown(result.accuracy)),
         ("tokens of thinking", shown(result.thinking, 1)),
         ("tokens of the answer", shown(result.answering, 1)),
-        ("words inserted", f"{result.words:.2f}"),
+        ("words inserted", f"{result.words:.2f}{expected}"),
         ("thinking ended by the control", f"{result.ends:.1%}"),
         ("thinking did not end", f"{result.unclosed:.1%}"),
         ("out of tokens", f"{result.spent:.1%}"),

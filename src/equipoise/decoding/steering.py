@@ -1,7 +1,8 @@
 """The work of `think`: the moment is measured or taken, the model thinks, a verifier looks at the answers.
 
 Killed at any moment, the same call goes on: written.jsonl has a row for each prompt that was thought about. A prompt's
-draws are named by its id, so that it comes out alike in any file and with any limit.
+draws are named by its id, so that under one moment it comes out alike in any file. Where the moment is measured, the
+prompts that it is measured on decide it, the first of the file or those of calibration, and no limit changes them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,14 @@ from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.problems import Problem, read_problems
+from equipoise.data.records import Cells, kind_of
 from equipoise.data.text import encodable
 from equipoise.data.verify import open_verifier
 from equipoise.decoding.alphaone import AlphaOne
 from equipoise.decoding.answer_grammar import AnswerGrammar
 from equipoise.decoding.result import NO_MOMENT, ThinkPlan, ThinkRun
 from equipoise.decoding.thinking import Common, Intervention, Tags, ThinkingControl, Thought, tags_of, write_thoughts
-from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits
+from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
 from equipoise.language.kept import keep_to
@@ -117,8 +119,8 @@ class Wanted:
         shape: dict[str, Any] = {"kind": self.schedule, "p": self.p, "gamma": self.gamma, "tau": self.tau}
         return AlphaOne(tokenizer, moment=moment, **shape, **self.common(tokenizer, grammar))
 
-    def opened(self, tokenizer: Any, moment: float, expected: float, grammar: AnswerGrammar | None) -> ThinkingControl:
-        """The control. moment, expected: nan where it needs none."""
+    def opened(self, tokenizer: Any, moment: float, drawn: float, grammar: AnswerGrammar | None) -> ThinkingControl:
+        """The control. moment, drawn (times of random): nan where it needs none."""
         common = self.common(tokenizer, grammar)
         if self.control == "alphaone":
             return self.alphaone(tokenizer, moment, grammar)
@@ -127,7 +129,7 @@ class Wanted:
         if self.control == "cap":
             return HardCap(tokenizer, moment=max(moment, 1.0), **common)
         if self.control == "random":
-            return RandomWaits(tokenizer, moment=moment, expected=expected, **common)
+            return RandomWaits(tokenizer, moment=moment, expected=drawn, **common)
         return Plain(tokenizer, **common)
 
 
@@ -173,13 +175,13 @@ class Steering(Request):
                 "calibration is for measuring mean_thinking, which is given or not needed here: leave it out."
             )
         names, inputs = {}, {}
-        problems = _read("prompts", prompts, names, inputs, limit, fields, gold_needed=verifier is not None)
+        given = prompts if isinstance(prompts, str | Path) else list(prompts)
+        problems = _read("prompts", given, names, inputs, limit, fields, gold_needed=verifier is not None)
         measured: list[Problem] = []
         if wanted.needs_moment and wanted.mean_thinking is None:
-            if calibration is None:
-                measured = problems[: wanted.calibrate]
-            else:
-                measured = _read("calibration", calibration, names, inputs, wanted.calibrate, fields, gold_needed=False)
+            # The first of all prompts, whatever the limit: it must not change what a prompt comes to.
+            source = given if calibration is None else calibration
+            measured = _read("calibration", source, names, inputs, wanted.calibrate, fields, gold_needed=False)
         text = None
         if schema is not None:
             text, inputs["schema"] = _schema(schema), sha256_file(schema)
@@ -234,16 +236,16 @@ class Steering(Request):
         rows = Rows(None if folder is None else folder / WRITTEN)
         keep_to(rows, language_model)
         wanted, tokenizer = self.wanted, language_model.tokenizer
-        mean, moment, expected = self._moment(language_model, rows)
-        control = wanted.opened(tokenizer, moment, expected, grammar)
+        mean, moment, expected, drawn = self._moment(language_model, rows)
+        control = wanted.opened(tokenizer, moment, drawn, grammar)
         thoughts = self._thoughts(language_model, control, ANSWERS, self.problems, rows, [wanted.seed])
         right, unread = self._judged(thoughts)
         self._write(folder, thoughts, right)
         notes = list(rows.damaged)
         if self.leaks:
             notes.append(
-                f"The mean thinking was measured on the first {len(self.calibration)} of these prompts (their gold "
-                "answers were not looked at); with calibration it is measured on others."
+                f"The mean thinking was measured on the first {len(self.calibration)} of the prompts themselves (their "
+                "gold answers were not looked at); with calibration it is measured on others."
             )
         words = [sum(each.taken for each in thought.trace if each.what == "word") for thought in thoughts]
         ends = [any(each.taken for each in thought.trace if each.what == "end") for thought in thoughts]
@@ -263,6 +265,7 @@ class Steering(Request):
             answering=_mean([thought.answer_tokens for thought in thoughts], groups),
             words=float(np.mean(words)),
             ends=float(np.mean(ends)),
+            unopened=float(np.mean([not thought.thinking_tokens for thought in thoughts])),
             unclosed=float(np.mean([not thought.closed for thought in thoughts])),
             spent=float(np.mean([not thought.ended for thought in thoughts])),
             tokens=sum(thought.tokens for thought in thoughts),
@@ -282,7 +285,7 @@ class Steering(Request):
         language_model = model if isinstance(model, LanguageModel) else load(model, **self.loading)
         tokenizer: Any = language_model.tokenizer
         tags = self.wanted.tags(tokenizer)
-        control = Plain(tokenizer, tags=tags)
+        control = self.wanted.opened(tokenizer, 1.0, 0.0, None)  # what it refuses, it refuses before anything is read
         asked = [*self.problems, *self.calibration]
         encoded, ends = encode_prompts(language_model, [problem.asked for problem in asked])
         check_room(language_model, encoded, self.wanted.max_new_tokens, [repr(problem.id) for problem in asked])
@@ -298,23 +301,27 @@ class Steering(Request):
         width = head.weight.shape[0]
         return language_model, encoded, AnswerGrammar(tokenizer, self.schema, vocabulary=width, ends=ends)
 
-    def _moment(self, language_model: LanguageModel, rows: Rows) -> tuple[Bounded, float, float]:
-        """N, alpha N, and how many words random has to insert."""
+    def _moment(self, language_model: LanguageModel, rows: Rows) -> tuple[Bounded, float, float, float]:
+        """N, alpha N, how many words random has to insert, and of how many times it draws that are so many."""
         wanted, tokenizer, unknown = self.wanted, language_model.tokenizer, Bounded(math.nan, math.nan, math.nan)
         if not wanted.needs_moment:
-            return unknown, math.nan, math.nan
+            return unknown, math.nan, math.nan, math.nan
         plain: list[Thought] = []
         mean = Bounded(wanted.mean_thinking or math.nan, math.nan, math.nan)
         if wanted.mean_thinking is None:
-            control = Plain(tokenizer, **wanted.common(tokenizer))
+            free = replace(wanted, min_thinking=0, max_thinking=-1)
+            control = Plain(tokenizer, **free.common(tokenizer))
             plain = self._thoughts(language_model, control, CALIBRATION, self.calibration, rows, [wanted.seed, 1])
             mean = _mean([thought.thinking_tokens for thought in plain], [problem.id for problem in self.calibration])
         if not mean.value > 0:
             raise BadInput(f"{self.names['model']} thinks with no token before it answers: there is nothing to steer.")
-        moment, expected = wanted.alpha * mean.value, math.nan
+        moment, expected, drawn = wanted.alpha * mean.value, math.nan, math.nan
         if wanted.control == "random":
-            expected = expected_waits(wanted.alphaone(tokenizer, moment), [thought.ids for thought in plain])
-        return mean, moment, expected
+            alphaone, most = wanted.alphaone(tokenizer, moment), wanted.max_thinking
+            written = [thought.ids[: thought.thinking_tokens][: None if most < 0 else most] for thought in plain]
+            expected = expected_waits(alphaone, written)
+            drawn = waits_to_draw(alphaone, written, expected)
+        return mean, moment, expected, drawn
 
     def _thoughts(
         self,
@@ -381,10 +388,9 @@ def _read(
     gold_needed: bool,
 ) -> list[Problem]:
     given = source if isinstance(source, str | Path) else list(source)
-    if not isinstance(given, str | Path) and given and all(isinstance(each, Problem) for each in given):
+    if not isinstance(given, str | Path) and any(isinstance(each, Problem) for each in given):
         problems = given[:limit]
-        if gold_needed and (without := next((each for each in problems if not each.gold), None)):
-            raise BadInput(f"problem {without.id!r} has no gold answer, which a verifier needs.")
+        _check_problems(problems, gold_needed)
     else:
         problems = read_problems(given, limit=limit, fields=fields, gold_needed=gold_needed)
     if isinstance(given, str | Path):
@@ -394,6 +400,28 @@ def _read(
         said = json.dumps([asdict(problem) for problem in problems], sort_keys=True, default=str)
         inputs[what] = hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
     return problems
+
+
+def _check_problems(problems: Sequence[Any], gold_needed: bool) -> None:
+    """Raises BadInput, as `read_problems` does of rows, for what is no problem, or one whose like was there before."""
+    places: dict[str, str] = {}
+    for number, problem in enumerate(problems, start=1):
+        if not isinstance(problem, Problem):
+            raise BadInput(f"row {number} is no Problem, which others are: give either all as Problem or all as rows.")
+        cells = Cells({}, f"row {number}", {})
+        cells.check_text("id", problem.id)
+        cells.check_text("prompt", problem.prompt)
+        for message in problem.messages:
+            cells.check_text("messages", message.content)
+        if not isinstance(problem.gold, tuple | list):
+            cells.refuse("gold", "a tuple of texts", kind_of(problem.gold))
+        for gold in problem.gold:
+            cells.check_text("gold", gold)
+        if problem.id in places:
+            raise BadInput(f"row {number}: id {problem.id!r} was used before at {places[problem.id]}; make ids unique.")
+        places[problem.id] = f"row {number}"
+        if gold_needed and not problem.gold:
+            raise BadInput(f"problem {problem.id!r} has no gold answer, which a verifier needs.")
 
 
 def _schema(path: Path) -> str:

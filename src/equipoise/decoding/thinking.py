@@ -2,7 +2,7 @@
 
     control = AlphaOne(tokenizer, moment=1400, temperature=0.6, seed=0)       or another ThinkingControl
     model.generate(**inputs, logits_processor=[control], do_sample=True, temperature=0.6)      in transformers
-    roll_out(language_model, prompts, hook=control.hook(), ...)                                in rollouts
+    roll_out(language_model, prompts, hook=control.hook(samples=8), samples=8, ...)            in rollouts
     write_thoughts(language_model, prompts, control, max_new_tokens=2000)                      in a loop of its own
 
 Before each token a method says what it wants (`Decision`): that a word is written next, with some chance; that certain
@@ -213,8 +213,9 @@ NOTHING = Decision()
 
 @dataclass(slots=True)
 class ThinkingState:
-    """One sequence. written: ids generated so far. thinking: whether they are thoughts. begun, ended: with how many tokens
-    the thinking began, and ended (its closing tag included); None before. count: how often a method has acted."""
+    """One sequence. written: ids generated so far. thinking: whether they are thoughts. begun, ended: behind how many tokens
+    the thinking began (its opening tag included), and ended (its closing tag, too); None before. count: how often a method
+    has acted."""
 
     generator: np.random.Generator
     thinking: bool = True
@@ -231,8 +232,8 @@ class ThinkingState:
 
     @property
     def thought(self) -> int:
-        """Tokens of thinking so far, its tags included."""
-        return 0 if self.begun is None else (len(self.written) if self.ended is None else self.ended) - self.begun
+        """Tokens of thinking so far, with its tags and what was written before them."""
+        return 0 if self.begun is None else len(self.written) if self.ended is None else self.ended
 
 
 class Common(TypedDict, total=False):
@@ -255,11 +256,11 @@ class ThinkingControl(LogitsProcessor):
     """A method of steering, over any number of sequences at once. Subclasses say in `decide` what they want.
 
     tokenizer: the model's. preset, tags: how it marks its thinking; tags go before. min_thinking, max_thinking: tokens of
-    thinking; -1 for no most. guard: nothing is done outside the thinking; False does what a method would have done there,
-    too. temperature, top_p: those that the model is sampled with (0: the likeliest), which decide what the model "would
-    choose". seed, keys: of the draws: a number for each row of a batch, by default its place. ends: further ids that end an
-    answer. grammar: what an answer follows, from the end of the thinking on. Raises BadInput for a model without a closing
-    tag, by name, and for settings out of range.
+    thinking, its tags among them; -1 for no most. guard: nothing is done outside the thinking; False does what a method
+    would have done there, too. temperature, top_p: those that the model is sampled with (0: the likeliest), which decide
+    what the model "would choose". seed, keys: of the draws: a number for each row of a batch, by default its place. ends:
+    further ids that end an answer. grammar: what an answer follows, from the end of the thinking on. Raises BadInput for
+    a model without a closing tag, by name, and for settings out of range.
     """
 
     name = ""
@@ -337,10 +338,13 @@ class ThinkingControl(LogitsProcessor):
 
     # The machine.
 
-    def begin(self, key: int, prompt: Sequence[int] | None = None) -> ThinkingState:
-        """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over."""
+    def begin(self, key: int, prompt: Sequence[int] | None = None, sample: int = 0) -> ThinkingState:
+        """A sequence of which nothing is written. prompt: its ids: they tell whether its thinking has begun, or is over.
+
+        sample: which of those of one key it is; each has draws of its own.
+        """
         # A spawned stream: [seed, key] alone is that of the tokens, [seed, key, sample 0], as numpy fills up with zeros.
-        named = np.random.SeedSequence([self.seed, key], spawn_key=(1,))
+        named = np.random.SeedSequence([self.seed, key], spawn_key=(1, sample) if sample else (1,))
         state = ThinkingState(np.random.Generator(np.random.PCG64(named)))
         text = "" if prompt is None else self.vocabulary.decode(prompt)
         opened, closed_at = text.rfind(self.tags.opening), text.rfind(self.tags.closing)
@@ -409,7 +413,7 @@ class ThinkingControl(LogitsProcessor):
         left = _without(logits, decision.of)
         if self.top_p == 1:
             return left
-        inside = _nucleus((logits.double() / self.temperature).softmax(dim=-1), self.top_p)
+        inside = _nucleus((_doubled(logits) / self.temperature).softmax(dim=-1), self.top_p)
         total = _without(inside, decision.of, 0.0).cumsum(dim=-1)
         token = int(torch.searchsorted(total, total[-1] * state.generator.random(), right=True))
         return torch.full_like(left, -torch.inf).index_fill(-1, torch.tensor([token], device=left.device), 0.0)
@@ -423,11 +427,17 @@ class ThinkingControl(LogitsProcessor):
         return taken
 
     def _decision(self, state: ThinkingState) -> Decision:
-        if state.thinking and 0 <= self.max_thinking <= state.thought:
+        room = math.inf if self.max_thinking < 0 else self.max_thinking - len(self.closing) - state.thought
+        if state.thinking and room <= 0:
             return Decision(insert=self.closing, chance=1.0)
         if not state.thinking and self.guard:
             return NOTHING
         decision = self.decide(state)
+        if state.thinking and room < len(self.word):  # a word would leave no room for the end, which stands for it
+            insert, instead = (
+                self.closing if each == self.word else each for each in (decision.insert, decision.instead)
+            )
+            decision = replace(decision, insert=insert, instead=instead)
         if not (state.thinking and state.thought < self.min_thinking):
             return decision
         if decision.insert == self.closing:
@@ -474,16 +484,28 @@ class ThinkingControl(LogitsProcessor):
 
     # In rollouts.
 
-    def hook(self, prompts: Sequence[Sequence[int]] | None = None) -> ThinkingHook:
-        """For one call of `roll_out`, sampled at this control's temperature. prompts: the ids that each row begins with."""
-        return ThinkingHook(self, prompts)
+    def hook(self, *, samples: int, prompts: Sequence[Sequence[int]] | None = None) -> ThinkingHook:
+        """For one call of `roll_out` with so many samples a prompt, at this control's temperature.
+
+        prompts: the ids that each prompt begins with. The control's keys name prompts here, by default by their place: a
+        sample of a prompt is the same whatever others there are. Raises BadInput for samples below 1, and for a top_p below
+        1: rollouts are of the whole distribution, and what a control draws from a nucleus itself would be noted as certain.
+        """
+        if self.top_p < 1:
+            raise BadInput(
+                f"top_p is {self.top_p}, but roll_out samples from all tokens: make the control with top_p=1."
+            )
+        if samples < 1:
+            raise BadInput(f"samples is {samples}: use what roll_out gets, at least 1.")
+        return ThinkingHook(self, samples, prompts)
 
 
 class ThinkingHook:
-    """A control as `language.rollouts` takes it, with a state for each row. states: row -> its own."""
+    """A control as `language.rollouts` takes it, with a state for each row, prompt * samples + sample. states: row -> its
+    own."""
 
-    def __init__(self, control: ThinkingControl, prompts: Sequence[Sequence[int]] | None = None) -> None:
-        self.control, self.prompts = control, prompts
+    def __init__(self, control: ThinkingControl, samples: int, prompts: Sequence[Sequence[int]] | None = None) -> None:
+        self.control, self.samples, self.prompts = control, samples, prompts
         self.states: dict[int, ThinkingState] = {}
 
     def __call__(self, logits: Tensor, states: Tensor, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
@@ -491,9 +513,10 @@ class ThinkingHook:
         forced, left = [], []
         for line, row in enumerate(rows):
             if row not in self.states:
-                key = row if self.control.keys is None else self.control.keys[row]
-                prompt = None if self.prompts is None else self.prompts[row]
-                self.states[row] = self.control.begin(key, prompt)
+                index, sample = divmod(row, self.samples)
+                key = index if self.control.keys is None else self.control.keys[index]
+                prompt = None if self.prompts is None else self.prompts[index]
+                self.states[row] = self.control.begin(key, prompt, sample)
             token, changed = self.control.steer(self.states[row], logits[line])
             forced.append(-1 if token is None else token)
             left.append(changed)
@@ -513,13 +536,18 @@ def chance_of(logits: Tensor, ids: Sequence[int], temperature: float = 1.0, top_
     """
     if temperature == 0:
         return float(int(logits.argmax()) in ids)
-    chances = (logits.double() / temperature).softmax(dim=-1)
-    found = torch.tensor(tuple(ids), device=logits.device)
+    chances = (_doubled(logits) / temperature).softmax(dim=-1)
+    found = torch.tensor(tuple(ids), device=chances.device)
     if top_p < 1 and float(chances[chances > chances[found].max()].sum()) >= top_p:
         return 0.0  # all of them lie beyond: no need to sort a vocabulary
     if top_p < 1:
         chances = _nucleus(chances, top_p)
     return float(chances[found].sum())
+
+
+def _doubled(logits: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double()
 
 
 def _nucleus(chances: Tensor, top_p: float) -> Tensor:
@@ -540,6 +568,9 @@ def _without(values: Tensor, ids: Sequence[int], nothing: float = -math.inf) -> 
 @dataclass(frozen=True, slots=True)
 class Thought:
     """What a model thought and answered. Tokens of the thinking include its tags, those of the answer no end token.
+
+    What a model writes before a tag that opens its thinking is counted and shown with it; where it never opens it, all is
+    answer, and thinking_tokens is 0.
 
     ids: all of them. closed: whether the thinking ended; without that the answer is "". ended: whether the answer did,
     before the tokens were spent. forced: how many ids were written in the model's stead. trace: where that was decided.
@@ -629,11 +660,10 @@ def _next(
 def thought_of(control: ThinkingControl, state: ThinkingState, ended: bool) -> Thought:
     """What a state has come to. ended: whether by itself, not for want of tokens."""
     written = state.written[:-1] if state.finished else state.written
-    begun = len(written) if state.begun is None else state.begun
     cut = len(written) if state.ended is None else state.ended
-    thinking, answer = written[begun:cut], written[cut:]
     if state.begun is None:  # it answered at once
-        answer = written
+        cut = 0
+    thinking, answer = written[:cut], written[cut:]
     tokenizer, is_closed = control.vocabulary.tokenizer, state.ended is not None or state.begun is None
     text = control.vocabulary.decode(thinking)
     said = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
