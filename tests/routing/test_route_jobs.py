@@ -11,6 +11,7 @@ from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.problems import Problem
 from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
 
@@ -417,3 +418,18 @@ def test_what_cannot_be_labelled_is_refused(lm):
         )
     with pytest.raises(BadInput, match="context"):
         routing.label(lm, prompts=ASKED, verifier="number", max_new_tokens=600)
+
+
+def test_problems_in_memory_are_labelled_once_each_or_refused(tmp_path):
+    said = {"weak_answer": "4", "strong_answer": "4"}
+    made = [Problem("a", "2 + 2 =", ("4",), columns=said), Problem("b", "2 + 3 =", ("5",), columns=said)]
+    routing.label(prompts=made, verifier="number", out=tmp_path / "labels")
+    assert [problem.id for problem in read_labels(tmp_path / "labels" / "labels.jsonl").problems] == ["a", "b"]
+    for wrong, words in (
+        ({"id": "a"}, "id 'a' was used before at problem 1"),
+        ({"id": "\ud800"}, "half of a surrogate pair"),
+        ({"gold": (5,)}, "field 'gold': expected text, found int 5"),
+        ({"gold": ()}, "no gold answer"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            routing.label(prompts=[made[0], replace(made[1], **wrong)], verifier="number", out=tmp_path / "wrong")

@@ -30,7 +30,7 @@ from equipoise.core.files import sha256_file, write_atomic
 from equipoise.core.job import Request
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
-from equipoise.data.problems import Problem, read_problems
+from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.records import Message
 from equipoise.data.text import encodable
 from equipoise.data.verify import Verifier, open_verifier
@@ -295,10 +295,7 @@ def answer(
 
 def _problems(source: Any, limit: int | None, fields: Mapping[str, str] | None, gold_needed: bool) -> list[Problem]:
     if not isinstance(source, str | Path) and source and all(isinstance(each, Problem) for each in source):
-        problems = source[:limit]
-        if gold_needed and (without := next((p for p in problems if not p.gold), None)):
-            raise BadInput(f"problem {without.id!r} has no gold answer, which a verifier needs.")
-        return problems
+        return ready_problems(source, limit=limit, gold_needed=gold_needed)
     return read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
 
 
