@@ -114,6 +114,25 @@ def test_solved_is_read_or_refused():
             solved_of(read_labels([{**row, "solved": value} for row, value in zip(some, (1, 0, wrong), strict=True)]))
 
 
+def test_what_was_answered_well_does_not_depend_on_the_rows_beside_it():
+    """Correctness (20 both wrong, 10 of strong alone, 20 both right) by itself, and joined with open-ended qualities."""
+    qualities = [(0, 0)] * 20 + [(0, 1)] * 10 + [(1, 1)] * 20
+    mmlu = [
+        {"prompt": f"m{index}", "domain": "mmlu", "weak": weak, "strong": strong, "scores": {"mine": float(weak)}}
+        for index, (weak, strong) in enumerate(qualities)
+    ]
+    alpaca = [
+        {"prompt": f"a{index}", "domain": "alpaca", "weak": index / 20, "strong": 0.5, "scores": {"mine": 0.5}}
+        for index in range(20)
+    ]
+    for beside in ([], alpaca, alpaca[10:11]):
+        joined = [{**row, "id": str(place)} for place, row in enumerate([*mmlu, *beside])]
+        labels = solved_of(read_labels(joined))
+        assert labels.tolist() == [weak for weak, _ in qualities] + [float(row["weak"] >= 0.5) for row in beside]
+        assert solved_of(read_labels(joined[::-1])).tolist() == labels.tolist()[::-1]
+        assert routing.evaluate(joined).cards["mmlu"]["mine"].auroc.value == 1
+
+
 def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     done, _ = fitted
     assert done.kind in ("mean", "dirichlet") and done.cards[done.kind].auroc.value > 0.8

@@ -128,6 +128,19 @@ def test_labels_of_open_ended_answers_compare_both():
     assert bench.default_labels(np.array([0.0, 1.0]), np.array([0.0, 0.0])).tolist() == [0, 1]
 
 
+def test_a_label_depends_on_its_own_row_alone():
+    """The paper's two rules by hand: weak itself for correctness, a comparison for open ends; the grade 1 is no success."""
+    correctness = [((w, g), w) for w in (0.0, 1.0) for g in (0.0, 1.0)]
+    open_ended = [((w, g), float(w >= g)) for w in (0.1, 0.5, 0.9) for g in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    graded = [((w, g), float(w >= g)) for w in range(1, 11) for g in range(1, 11)]
+    halves = [((0.0, 0.5), 0.0), ((1.0, 0.5), 1.0)]
+    rows = [*correctness, *open_ended, *graded, *halves]
+    pairs, expected = (np.array(each, float) for each in zip(*rows, strict=True))
+    assert bench.default_labels(*pairs.T).tolist() == expected.tolist()
+    for (weak, strong), label in rows:
+        assert bench.default_labels(np.array([weak]), np.array([strong])).tolist() == [label]
+
+
 def test_what_both_miss_is_escalated_for_nothing():
     weak, strong = [1, 0, 0, 0, 1], [1, 1, 0, 0, 0]
     table = bench.outcomes(weak, strong, sent=[0, 1, 1, 1, 0])

@@ -203,7 +203,7 @@ def measure(
 ) -> Card:
     """Every measure with its 95 % interval over clusters of prompts (each prompt on its own when not given).
 
-    solved: [n] of 0 and 1, what the AUROC is of; when not given, weak where that is all 0 and 1, else weak >= strong.
+    solved: [n] of 0 and 1, what the AUROC is of; when not given, `default_labels`.
     LPM, a mean over prompts at each rate, and the others are redrawn together; what is no mean has no interval under
     FEWEST_CLUSTERS clusters, or where it is undefined in more than 5 % of the draws.
     """
@@ -255,8 +255,12 @@ def measure(
 
 
 def default_labels(weak: Array, strong: Array) -> Array:
-    """1 where weak answered well: weak itself where it is all 0 and 1, else where it is at least as good as strong."""
-    return weak if np.isin(weak, (0.0, 1.0)).all() else (weak >= strong).astype(float)
+    """1 where weak answered well: where it is at least as good as strong, and not both are 0. Each row for itself.
+
+    For qualities of 0 and 1 that is weak itself, and for open-ended ones the paper's label, so that the two may stand in one
+    file. (The paper labels by data set; a row alone does not tell its scale, and two answers of 0 are none that is good.)
+    """
+    return ((weak >= strong) & ~((weak == 0) & (strong == 0))).astype(float)
 
 
 def outcomes(
