@@ -69,7 +69,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """n prompts that the threshold was not chosen on. verdict: met; not refuted (missed, within chance); refuted."""
+    """n prompts that the threshold was not chosen on.
+
+    verdict: met; not refuted (missed, within chance); refuted; drifted (not refuted, but the share of calls lies outside the
+    bounds that it had where the threshold was chosen).
+    """
 
     n: int
     calls: Bounded
