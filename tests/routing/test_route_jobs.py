@@ -133,6 +133,28 @@ def test_what_was_answered_well_does_not_depend_on_the_rows_beside_it():
         assert routing.evaluate(joined).cards["mmlu"]["mine"].auroc.value == 1
 
 
+def test_grades_from_1_to_10_leave_who_is_right_undefined_and_say_so(tmp_path):
+    """Beside a domain of 0 and 1, whose table stays what it was."""
+    right = [{**row, "id": f"r{i}", "scores": {"mine": 0.1 * i}} for i, row in enumerate(rows(40, domains=("mmlu",)))]
+    graded = [
+        {**row, "id": f"g{i}", "prompt": f"g{i}", "domain": "alpaca", "weak": 1 + i % 7, "strong": 4 + i % 7}
+        for i, row in enumerate(right)
+    ]
+    alone = routing.evaluate(right)
+    done = routing.evaluate([*right, *graded], out=tmp_path / "evaluated")
+    assert not alone.notes
+    for cell in ("both", "only_strong", "only_weak", "neither"):
+        assert getattr(done.outcomes["mmlu"], cell) == getattr(alone.outcomes["mmlu"], cell)
+        assert math.isnan(getattr(done.outcomes["alpaca"], cell).value)
+    assert any("from 0 to 10" in note and "undefined" in note for note in done.notes)
+    page = (tmp_path / "evaluated" / "report.html").read_text()
+    assert "right from a quality of 0.5" in page and "from 0 to 10" in page
+    without = [{name: value for name, value in row.items() if name != "strong"} for row in graded]
+    for wrong in (without, [{**row, "weak": -0.5} for row in without]):
+        with pytest.raises(BadInput, match="no row has a field 'strong': each would count as right"):
+            read_labels(wrong)
+
+
 def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     done, _ = fitted
     assert done.kind in ("mean", "dirichlet") and done.cards[done.kind].auroc.value > 0.8

@@ -153,6 +153,22 @@ def test_what_both_miss_is_escalated_for_nothing():
         bench.outcomes([0.5], [1])
 
 
+def test_who_is_right_is_undefined_beyond_zero_to_one():
+    generator = np.random.default_rng(0)
+    weak, strong, sent = generator.random(200), generator.random(200), generator.random(200) < 0.3
+    weak[:2], strong[:2] = (0.5, 1.0), (0.0, np.nextafter(0.5, 0))
+    table = bench.quality_outcomes(weak, strong, sent=sent)
+    for name, w, s in (("both", 1, 1), ("only_strong", 0, 1), ("only_weak", 1, 0), ("neither", 0, 0)):
+        cell = [(a >= 0.5) == w and (b >= 0.5) == s for a, b in zip(weak, strong, strict=True)]
+        assert getattr(table, name).value == pytest.approx(np.mean(cell))
+        assert table.escalated[name] == pytest.approx(np.mean(np.array(cell)[sent]))
+    for scale in ((weak * 9 + 1, strong * 9 + 1), (weak, strong * 2), (weak - 0.01, strong)):
+        other = bench.quality_outcomes(*scale, sent=sent)
+        assert (other.n, other.sent) == (table.n, table.sent)
+        for name in other.escalated:
+            assert math.isnan(getattr(other, name).value) and math.isnan(other.escalated[name])
+
+
 def test_scenarios_and_domains():
     generator = np.random.default_rng(5)
     weak = {name: (generator.random(120) < 0.5).astype(float) for name in ("sums", "sorting")}

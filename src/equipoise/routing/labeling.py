@@ -40,15 +40,15 @@ from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing.kept import AT_ONCE, Kept
 from equipoise.routing.labels import as_row, domain_of, groups_of
+from equipoise.routing.measured import RIGHT
 from equipoise.routing.result import DomainLabels, LabelPlan, RouteLabels
-from equipoise.routing.routerxbench import bounded, outcomes
+from equipoise.routing.routerxbench import bounded, quality_outcomes
 
 if TYPE_CHECKING:
     from equipoise.chat.client import Chat
 
 LABELS, ANSWERS = "labels.jsonl", "answers.jsonl"
 WEAK, STRONG = "weak", "strong"
-RIGHT = 0.5  # the quality from which an answer counts as right in the table of outcomes
 SCALE = Grades.scale(1, 10, accept=6)
 JUDGE = files("equipoise.routing") / "prompts" / "judge.md"
 
@@ -278,7 +278,7 @@ class Labeling(Request):
             if not chosen.any():
                 continue
             weak, strong = quality[WEAK][chosen], quality[STRONG][chosen]
-            table = outcomes((weak >= RIGHT).astype(float), (strong >= RIGHT).astype(float), clusters=groups[chosen])
+            table = quality_outcomes(weak, strong, clusters=groups[chosen])
             found[name] = DomainLabels(
                 int(chosen.sum()), _mean(weak, groups[chosen]), _mean(strong, groups[chosen]), table
             )

@@ -30,6 +30,7 @@ from equipoise.core.options import closed
 from equipoise.core.scores import auroc as ranked
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
+from equipoise.routing.measured import RIGHT
 from equipoise.routing.measured import Card as Card
 from equipoise.routing.measured import Outcomes as Outcomes
 
@@ -283,6 +284,21 @@ def outcomes(
         sent=float(gone.mean()) if len(gone) else math.nan,
         escalated={name: float(cell[gone].mean()) if gone.any() else math.nan for name, cell in cells.items()},
     )
+
+
+def quality_outcomes(
+    weak: ArrayLike, strong: ArrayLike, *, sent: ArrayLike | None = None, clusters: ArrayLike | None = None
+) -> Outcomes:
+    """`outcomes` of qualities from 0 to 1, of which an answer is right from RIGHT; where one lies beyond, shares are nan.
+
+    On another scale, such as grades from 1 to 10, nothing says from where an answer is right.
+    """
+    found = checked(weak, strong)
+    table = outcomes(*((each >= RIGHT).astype(float) for each in found), sent=sent, clusters=clusters)
+    if all(((each >= 0) & (each <= 1)).all() for each in found):
+        return table
+    cells = dict.fromkeys(table.escalated, Bounded(math.nan, math.nan, math.nan))
+    return Outcomes(n=table.n, **cells, sent=table.sent, escalated=dict.fromkeys(cells, math.nan))
 
 
 def scenarios(cards: Mapping[str, Card]) -> dict[Measure, list[str]]:
