@@ -11,9 +11,11 @@ from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
 from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
+from equipoise.routing.measured import HeldOut
 
 pytest.importorskip("sklearn")
 TURNS = [{"role": "user", "content": "Oslo"}, {"role": "assistant", "content": "one"}]
@@ -175,6 +177,15 @@ def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     assert done.outcomes.escalated["only_strong"] > done.outcomes.only_strong.value
     assert sum(done.alpha["dirichlet"]) == pytest.approx(1) and len(done.alpha["dirichlet"]) == 3
     assert 0 < done.bytes < 5000
+
+
+def test_a_drift_is_said_before_the_numbers(fitted):
+    done, _ = fitted
+    held = HeldOut(60, Bounded(0.05, 0.0, 0.1), Bounded(0.9, 0.8, 1.0), "drifted")
+    assert "The share of calls on the test prompts, 0.050" in replace(done, held_out=held).headline()
+    evaluated = routing.evaluate([{**row, "scores": {"mine": row["weak"]}} for row in rows(80)])
+    told = replace(evaluated, router="mean", aim="calls", target=0.3, held_out=held).headline()
+    assert told.startswith("The share of calls has drifted to 0.050") and "for calls 0.3" in told
 
 
 def test_what_is_saved_scores_a_prompt_read_alone_as_it_was_fitted(lm, fitted):
