@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.data.problems import Problem, read_problems
+from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.records import Message
 from equipoise.data.verify import check_gold, verify
 
@@ -243,3 +244,29 @@ def test_public_sets_are_read_whole_and_their_gold_is_right_by_its_own_verifier(
                 ).value
                 == 1
             )
+
+
+def test_problems_made_in_memory_are_held_to_what_rows_are():
+    """Each refusal in the words that the same row gets."""
+    made = [Problem(str(index), "6*7?", ("42",)) for index in range(3)]
+    assert ready_problems(made) == made and ready_problems(iter(made), limit=2) == made[:2]
+    talk = replace(made[0], messages=(Message("user", "6*7?"),), gold=(), group="g")
+    assert ready_problems([talk], gold_needed=False) == [talk]
+    for change, words in (
+        ({"id": "0"}, "problem 2: id '0' was used before at problem 1; make ids unique"),
+        ({"id": 7}, "problem 2: field 'id': expected text, found int 7"),
+        ({"id": " "}, "problem 2: field 'id': expected text that is not empty"),
+        ({"id": "x\ud800"}, "problem 2: field 'id': .* half of a surrogate pair at character 1"),
+        ({"prompt": "\udc00"}, "problem 2: field 'prompt': .* surrogate"),
+        ({"group": None}, "problem 2: field 'group': expected text, found nothing"),
+        ({"messages": (Message("user", "\ud800"),)}, "problem 2: field 'messages': .* surrogate"),
+        ({"gold": (42,)}, "problem 2: field 'gold': expected text, found int 42"),
+        ({"gold": ("42", "\ud800")}, "problem 2: field 'gold': .* surrogate"),
+        ({"gold": "42"}, "problem 2: field 'gold': expected a tuple of texts, found text '42'"),
+        ({"gold": ()}, "problem 2: no gold answer"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            ready_problems([made[0], replace(made[1], **change)])
+    assert len(ready_problems([made[0], made[0]], limit=1)) == 1
+    with pytest.raises(BadInput, match="limit is 0, expected at least 1"):
+        ready_problems(made, limit=0)

@@ -196,16 +196,16 @@ def test_what_cannot_be_done_is_refused(model, words, told):
 @pytest.mark.parametrize(
     ("problem", "told"),
     [
-        (Problem("a", "7 ik", ("7",)), "row 2: id 'a' was used before at row 1; make ids unique"),
-        (Problem(7, "7 ik", ("7",)), "row 2: field 'id': expected text"),  # pyright: ignore[reportArgumentType]
-        (Problem("b\ud800", "7 ik", ("7",)), "row 2: field 'id': expected text, found half of a surrogate pair"),
-        (Problem("b", "7 ik", ("7", "\ud800")), "row 2: field 'gold': expected text, found half of a surrogate pair"),
-        (Problem("b", "7 ik", ("7", 7)), "row 2: field 'gold': expected text"),  # pyright: ignore[reportArgumentType]
-        (Problem("b", "7 ik", "17"), "row 2: field 'gold': expected a tuple of texts"),  # pyright: ignore[reportArgumentType]
-        (Problem("b", "7 \ud800", ("7",)), "row 2: field 'prompt': expected text, found half of a surrogate pair"),
-        (Problem("b", "7 ik", ("7",), (Message("user", "\ud800"),)), "row 2: field 'messages'"),
-        (Problem("b", "7 ik", ()), "problem 'b' has no gold answer"),
-        ({"id": "b", "prompt": "7 ik", "answer": "7"}, "row 2 is no Problem"),
+        (Problem("a", "7 ik", ("7",)), "problem 2: id 'a' was used before at problem 1; make ids unique"),
+        (Problem(7, "7 ik", ("7",)), "problem 2: field 'id': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b\ud800", "7 ik", ("7",)), "problem 2: field 'id': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", "\ud800")), "problem 2: field 'gold': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7", 7)), "problem 2: field 'gold': expected text"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 ik", "17"), "problem 2: field 'gold': expected a tuple of texts"),  # pyright: ignore[reportArgumentType]
+        (Problem("b", "7 \ud800", ("7",)), "problem 2: field 'prompt': expected text, found half of a surrogate pair"),
+        (Problem("b", "7 ik", ("7",), (Message("user", "\ud800"),)), "problem 2: field 'messages'"),
+        (Problem("b", "7 ik", ()), "problem 2: no gold answer"),
+        ({"id": "b", "prompt": "7 ik", "answer": "7"}, "problem 2 is no Problem"),
     ],
 )
 def test_problems_are_read_as_strictly_as_rows(model, problem, told):

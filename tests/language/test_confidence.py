@@ -128,6 +128,27 @@ def test_groups_are_sliding_means_over_what_counts(window):
         assert last == pytest.approx(np.mean(kept[-window:]) if kept else math.nan, nan_ok=True)
 
 
+def test_groups_are_added_up_where_there_is_float64():
+    """As on Apple's GPUs: a tensor that cannot be widened before `cpu` has brought it here."""
+
+    class OnMps(torch.Tensor):
+        device = property(lambda self: torch.device("mps"))
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+        def double(self):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+
+    values, mask = draw(6, 9).float(), torch.ones(6, 9, dtype=torch.bool)
+    found = c.groups(values.as_subclass(OnMps), mask, window=3)
+    torch.testing.assert_close(
+        found.as_subclass(torch.Tensor), c.groups(values, mask, window=3), equal_nan=True, rtol=0, atol=0
+    )
+
+
 def test_sizes_of_groups_are_checked():
     values, mask = torch.zeros(1, 3), torch.ones(1, 3)
     for call in (c.groups, c.lowest_group):

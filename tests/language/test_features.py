@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,8 @@ def test_the_bytes_do_not_depend_on_the_order_of_texts(lm, tmp_path):
 
 
 def test_sums_need_more_than_half_precision_and_an_infinity_is_an_error(lm, tmp_path):
+    with pytest.raises(BadInput, match="mps has no float64 to add in"):
+        extract(SimpleNamespace(device=torch.device("mps")), TEXTS, [], pool="mean", into=tmp_path, dtype="float64")
     with pytest.raises(BadInput, match="sums do not fit into float16"):
         extract(lm, TEXTS, ["block.0"], pool="sum", into=tmp_path / "a", dtype="float16")
     assert extract(lm, TEXTS, ["block.0"], pool="sum", into=tmp_path / "b").values.dtype == np.float32

@@ -390,6 +390,9 @@ def test_number_types():
         assert loading._dtype(name, cuda) == loading._dtype(getattr(torch, name), cpu) == getattr(torch, name)
     with pytest.raises(BadInput, match=r"Number type 'float8' is unknown\. Did you mean 'float\d\d'"):
         loading._dtype("float8", cpu)
+    for name in ("float64", torch.float64):
+        with pytest.raises(BadInput, match="mps has no float64: use dtype float32, or device cpu"):
+            loading._dtype(name, torch.device("mps"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from equipoise.core.errors import BadInput
 from equipoise.language import confidence
 from equipoise.routing import baselines, prompt_states
 from equipoise.routing.logit_scores import logit_scores
+from equipoise.routing.router import Router
 
 pytest.importorskip("sklearn")
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"]
@@ -35,6 +36,34 @@ def test_next_token_scores_are_those_of_a_prefill_whatever_shares_the_batch(lm, 
             assert together[name][index] == pytest.approx(float(values[0]), rel=2e-4, abs=1e-4)
     for name in together:
         np.testing.assert_allclose(together[name], alone[name], rtol=2e-4, atol=1e-4)
+
+
+class OnMps(torch.Tensor):
+    """A tensor of a device that has no float64, as Apple's GPUs; `cpu` brings it here."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    to = double
+
+
+def test_scores_are_widened_where_there_is_float64(lm, rows, monkeypatch):
+    expected = baselines.next_token_scores(lm, rows)
+
+    def on_mps(logits):
+        return {name: values.as_subclass(OnMps) for name, values in logit_scores(logits).items()}
+
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    router = Router("entropy", 0.5, "raw", 1, 1)
+    alone = router.score_logits(logits)
+    monkeypatch.setattr(baselines, "logit_scores", on_mps)
+    monkeypatch.setattr("equipoise.routing.logit_scores.logit_scores", on_mps)
+    for name, values in baselines.next_token_scores(lm, rows).items():
+        np.testing.assert_array_equal(values, expected[name])
+    np.testing.assert_array_equal(router.score_logits(logits), alone)
 
 
 def test_likelihood_is_minus_the_logarithm_of_the_perplexity(lm, rows):

@@ -177,6 +177,57 @@ def test_a_restart_with_another_router_keeps_the_account_and_no_scores():
     assert other.threshold_now == 0.2
 
 
+BUDGETS = [None, 0.0, 0.01, 0.29, 0.3, 0.9, 1.0]
+SERVED = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.4, 0.6, 1.0, math.nan])), min_size=1, max_size=60)
+
+
+@given(st.lists(st.tuples(st.sampled_from(BUDGETS), SERVED), min_size=1, max_size=5), st.sampled_from([4.0, 64.0]))
+def test_no_change_of_budget_breaks_the_bound(times, burst):
+    """Each budget in turn, by brute force on the counts alone: over the whole account, and in every run of requests."""
+    state = None
+    ahead = lowest = 0  # hundredths of a call: calls, chosen or forced, minus what each request's budget gives
+    for budget, served in times:
+        controller = Controller(budget, 0.5, burst=burst)
+        if state is not None:
+            controller.restore(json.loads(json.dumps(state)))
+        if budget is None:
+            ahead = lowest = 0
+        b, before, forced = round(100 * (budget or 0)), controller.calls, controller.forced
+        within = 100 * before <= b * controller.requests + 100 * forced
+        for is_forced, score in served:
+            decision = controller.force() if is_forced else controller.decide(score)
+            if budget is None:
+                continue
+            calls, since, gives = 100 * controller.calls, 100 * (controller.forced - forced), b * controller.requests
+            assert calls <= max(100 * before, gives) + since
+            assert not within or calls <= gives + 100 * controller.forced
+            ahead += 100 * (decision.route == "upstream") - b
+            lowest = min(lowest, ahead)
+            if decision.why == "hard":
+                assert calls <= gives
+                assert ahead - lowest <= 100 * burst  # every run of requests that ends here
+        state = controller.state()
+
+
+@pytest.mark.parametrize("before", [None, 0.9])
+def test_calls_that_another_budget_allowed_are_paid_back_first(before):
+    """1,000 requests that were all worth a call; 0.3 of the requests is reached at c / 0.3, and kept from there."""
+    controller = Controller(before, 0.5)
+    calls_of(controller, np.zeros(1000))
+    made = controller.calls
+    other = Controller(0.3, 0.5)
+    other.restore(controller.state())
+    assert other.held_from == math.ceil(Fraction(made * 10, 3))
+    assert other.level == pytest.approx(300 - made)
+    paid = calls_of(other, np.zeros(math.ceil(made / 0.3) - 1000))
+    assert not paid.any() and other.share <= 0.3
+    later = calls_of(other, np.random.default_rng(0).random(4000))
+    assert later.sum() > 0.9 * 0.3 * 4000 and other.calls <= 0.3 * other.requests
+    more = Controller(0.9, 0.5)  # a larger budget: nothing is owed, and nothing is given for the past
+    more.restore(other.state())
+    assert more.level == other.level and more.held_from <= more.requests
+
+
 def test_a_budget_is_never_rounded_up():
     assert Controller(0.29, 0.5)._deposit == 290_000  # 0.29 * 1e6 is a little less in floating point
     assert Controller(1 / 3, 0.5)._deposit * 3 < UNIT

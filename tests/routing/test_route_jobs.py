@@ -11,8 +11,11 @@ from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.shares import Bounded
+from equipoise.data.problems import Problem
 from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
+from equipoise.routing.measured import HeldOut
 
 pytest.importorskip("sklearn")
 TURNS = [{"role": "user", "content": "Oslo"}, {"role": "assistant", "content": "one"}]
@@ -113,6 +116,47 @@ def test_solved_is_read_or_refused():
             solved_of(read_labels([{**row, "solved": value} for row, value in zip(some, (1, 0, wrong), strict=True)]))
 
 
+def test_what_was_answered_well_does_not_depend_on_the_rows_beside_it():
+    """Correctness (20 both wrong, 10 of strong alone, 20 both right) by itself, and joined with open-ended qualities."""
+    qualities = [(0, 0)] * 20 + [(0, 1)] * 10 + [(1, 1)] * 20
+    mmlu = [
+        {"prompt": f"m{index}", "domain": "mmlu", "weak": weak, "strong": strong, "scores": {"mine": float(weak)}}
+        for index, (weak, strong) in enumerate(qualities)
+    ]
+    alpaca = [
+        {"prompt": f"a{index}", "domain": "alpaca", "weak": index / 20, "strong": 0.5, "scores": {"mine": 0.5}}
+        for index in range(20)
+    ]
+    for beside in ([], alpaca, alpaca[10:11]):
+        joined = [{**row, "id": str(place)} for place, row in enumerate([*mmlu, *beside])]
+        labels = solved_of(read_labels(joined))
+        assert labels.tolist() == [weak for weak, _ in qualities] + [float(row["weak"] >= 0.5) for row in beside]
+        assert solved_of(read_labels(joined[::-1])).tolist() == labels.tolist()[::-1]
+        assert routing.evaluate(joined).cards["mmlu"]["mine"].auroc.value == 1
+
+
+def test_grades_from_1_to_10_leave_who_is_right_undefined_and_say_so(tmp_path):
+    """Beside a domain of 0 and 1, whose table stays what it was."""
+    right = [{**row, "id": f"r{i}", "scores": {"mine": 0.1 * i}} for i, row in enumerate(rows(40, domains=("mmlu",)))]
+    graded = [
+        {**row, "id": f"g{i}", "prompt": f"g{i}", "domain": "alpaca", "weak": 1 + i % 7, "strong": 4 + i % 7}
+        for i, row in enumerate(right)
+    ]
+    alone = routing.evaluate(right)
+    done = routing.evaluate([*right, *graded], out=tmp_path / "evaluated")
+    assert not alone.notes
+    for cell in ("both", "only_strong", "only_weak", "neither"):
+        assert getattr(done.outcomes["mmlu"], cell) == getattr(alone.outcomes["mmlu"], cell)
+        assert math.isnan(getattr(done.outcomes["alpaca"], cell).value)
+    assert any("from 0 to 10" in note and "undefined" in note for note in done.notes)
+    page = (tmp_path / "evaluated" / "report.html").read_text()
+    assert "right from a quality of 0.5" in page and "from 0 to 10" in page
+    without = [{name: value for name, value in row.items() if name != "strong"} for row in graded]
+    for wrong in (without, [{**row, "weak": -0.5} for row in without]):
+        with pytest.raises(BadInput, match="no row has a field 'strong': each would count as right"):
+            read_labels(wrong)
+
+
 def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     done, _ = fitted
     assert done.kind in ("mean", "dirichlet") and done.cards[done.kind].auroc.value > 0.8
@@ -133,6 +177,15 @@ def test_a_router_that_is_fitted_ranks_new_prompts_and_holds_its_budget(fitted):
     assert done.outcomes.escalated["only_strong"] > done.outcomes.only_strong.value
     assert sum(done.alpha["dirichlet"]) == pytest.approx(1) and len(done.alpha["dirichlet"]) == 3
     assert 0 < done.bytes < 5000
+
+
+def test_a_drift_is_said_before_the_numbers(fitted):
+    done, _ = fitted
+    held = HeldOut(60, Bounded(0.05, 0.0, 0.1), Bounded(0.9, 0.8, 1.0), "drifted")
+    assert "The share of calls on the test prompts, 0.050" in replace(done, held_out=held).headline()
+    evaluated = routing.evaluate([{**row, "scores": {"mine": row["weak"]}} for row in rows(80)])
+    told = replace(evaluated, router="mean", aim="calls", target=0.3, held_out=held).headline()
+    assert told.startswith("The share of calls has drifted to 0.050") and "for calls 0.3" in told
 
 
 def test_what_is_saved_scores_a_prompt_read_alone_as_it_was_fitted(lm, fitted):
@@ -417,3 +470,18 @@ def test_what_cannot_be_labelled_is_refused(lm):
         )
     with pytest.raises(BadInput, match="context"):
         routing.label(lm, prompts=ASKED, verifier="number", max_new_tokens=600)
+
+
+def test_problems_in_memory_are_labelled_once_each_or_refused(tmp_path):
+    said = {"weak_answer": "4", "strong_answer": "4"}
+    made = [Problem("a", "2 + 2 =", ("4",), columns=said), Problem("b", "2 + 3 =", ("5",), columns=said)]
+    routing.label(prompts=made, verifier="number", out=tmp_path / "labels")
+    assert [problem.id for problem in read_labels(tmp_path / "labels" / "labels.jsonl").problems] == ["a", "b"]
+    for wrong, words in (
+        ({"id": "a"}, "id 'a' was used before at problem 1"),
+        ({"id": "\ud800"}, "half of a surrogate pair"),
+        ({"gold": (5,)}, "field 'gold': expected text, found int 5"),
+        ({"gold": ()}, "no gold answer"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            routing.label(prompts=[made[0], replace(made[1], **wrong)], verifier="number", out=tmp_path / "wrong")

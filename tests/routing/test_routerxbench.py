@@ -128,6 +128,19 @@ def test_labels_of_open_ended_answers_compare_both():
     assert bench.default_labels(np.array([0.0, 1.0]), np.array([0.0, 0.0])).tolist() == [0, 1]
 
 
+def test_a_label_depends_on_its_own_row_alone():
+    """The paper's two rules by hand: weak itself for correctness, a comparison for open ends; the grade 1 is no success."""
+    correctness = [((w, g), w) for w in (0.0, 1.0) for g in (0.0, 1.0)]
+    open_ended = [((w, g), float(w >= g)) for w in (0.1, 0.5, 0.9) for g in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    graded = [((w, g), float(w >= g)) for w in range(1, 11) for g in range(1, 11)]
+    halves = [((0.0, 0.5), 0.0), ((1.0, 0.5), 1.0)]
+    rows = [*correctness, *open_ended, *graded, *halves]
+    pairs, expected = (np.array(each, float) for each in zip(*rows, strict=True))
+    assert bench.default_labels(*pairs.T).tolist() == expected.tolist()
+    for (weak, strong), label in rows:
+        assert bench.default_labels(np.array([weak]), np.array([strong])).tolist() == [label]
+
+
 def test_what_both_miss_is_escalated_for_nothing():
     weak, strong = [1, 0, 0, 0, 1], [1, 1, 0, 0, 0]
     table = bench.outcomes(weak, strong, sent=[0, 1, 1, 1, 0])
@@ -138,6 +151,22 @@ def test_what_both_miss_is_escalated_for_nothing():
     assert math.isnan(bench.outcomes(weak, strong).escalated["neither"])
     with pytest.raises(BadInput, match="right"):
         bench.outcomes([0.5], [1])
+
+
+def test_who_is_right_is_undefined_beyond_zero_to_one():
+    generator = np.random.default_rng(0)
+    weak, strong, sent = generator.random(200), generator.random(200), generator.random(200) < 0.3
+    weak[:2], strong[:2] = (0.5, 1.0), (0.0, np.nextafter(0.5, 0))
+    table = bench.quality_outcomes(weak, strong, sent=sent)
+    for name, w, s in (("both", 1, 1), ("only_strong", 0, 1), ("only_weak", 1, 0), ("neither", 0, 0)):
+        cell = [(a >= 0.5) == w and (b >= 0.5) == s for a, b in zip(weak, strong, strict=True)]
+        assert getattr(table, name).value == pytest.approx(np.mean(cell))
+        assert table.escalated[name] == pytest.approx(np.mean(np.array(cell)[sent]))
+    for scale in ((weak * 9 + 1, strong * 9 + 1), (weak, strong * 2), (weak - 0.01, strong)):
+        other = bench.quality_outcomes(*scale, sent=sent)
+        assert (other.n, other.sent) == (table.n, table.sent)
+        for name in other.escalated:
+            assert math.isnan(getattr(other, name).value) and math.isnan(other.escalated[name])
 
 
 def test_scenarios_and_domains():

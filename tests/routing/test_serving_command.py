@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -10,8 +11,10 @@ from chat_models import untaught
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.routing import serving_command
+from equipoise.routing.controller import Controller
 from equipoise.routing.router import Router
 from equipoise.routing.serve_settings import ServeSettings
+from equipoise.routing.serving_account import AccountFile
 
 KEY = "sk-very-secret-0123456789"
 
@@ -108,6 +111,21 @@ def test_a_run_keeps_its_account_and_tells_what_it_does(command, capsys):
         assert "with a key; on failure: error" in told
         assert "Listens on http://127.0.0.1:" in told
         assert "0 requests in the account, 0 calls." in told
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [("0.3", "until 3334 requests only what has to go"), ("0", "more: only what has to go"), ("1", "at every moment")],
+)
+def test_an_account_above_the_budget_is_told(command, capsys, budget, words):
+    before = Controller(None, 0.5)
+    for _ in range(1000):
+        before.decide(0.1)
+    AccountFile(Path("account.json"), before).write()
+    assert main([*command, "--budget", budget, "--account", "account.json", "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert words in told and "goes on from 1000 requests and 1000 calls" in told
+    assert ("at every moment" in told) == (budget == "1") != ("name another --account" in told)
 
 
 def test_another_model_than_the_routers_is_refused(command, capsys):

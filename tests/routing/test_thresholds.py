@@ -113,6 +113,40 @@ def test_held_out_prompts_speak_for_or_against():
     assert aimed.check(other[0], np.zeros(2000), np.zeros(2000)).verdict == "refuted"
 
 
+def test_fewer_calls_than_where_it_was_chosen_are_a_drift():
+    generator = np.random.default_rng(0)
+    found = threshold(generator.random(400), calls=0.3)
+    assert found.check(generator.random(400)).verdict in ("met", "not refuted")
+    for score in (generator.random(400) + 0.5, generator.random(400) * 0.8 + 0.2):  # few or none are sent
+        held = found.check(score)
+        assert held.verdict == "drifted" and held.calls.upper < found.calls.lower
+    assert found.check(generator.random(400) - 0.5).verdict == "refuted"
+    assert found.check(np.ones(3)).verdict == "met"  # 0.7 ** 3 is no rarity
+    assert found.check(np.ones(400), clusters=np.arange(400) // 200).verdict == "met"
+    nothing, everything = threshold(generator.random(5), calls=0.01), threshold(generator.random(5), calls=1)
+    assert nothing.check(np.ones(50)).verdict == everything.check(np.ones(50)).verdict == "met"
+    weak, strong = (generator.random(400) < 0.6).astype(float), np.ones(400)
+    aimed = threshold(generator.random(400), quality=0.7, weak=weak, strong=strong)
+    assert aimed.check(np.zeros(400), weak, strong).verdict == "drifted"  # the quality is met, by all calls
+    assert aimed.check(np.ones(400), strong, strong).verdict == "drifted"
+
+
+@pytest.mark.parametrize("values", [None, 2, 5])
+def test_prompts_of_the_same_kind_seldom_count_as_drifted(values):
+    """Continuous scores, and scores of few values, whose ties all stay on one side of the threshold."""
+    generator = np.random.default_rng(7)
+
+    def drawn_scores(n):
+        score = generator.random(n)
+        return score if values is None else np.floor(score * values) / values
+
+    verdicts = []
+    for _ in range(300):
+        found = threshold(drawn_scores(200), calls=0.65)
+        verdicts.append(found.check(drawn_scores(400)).verdict)
+    assert verdicts.count("drifted") <= 0.025 * 300
+
+
 def test_what_cannot_be_chosen_is_refused():
     score, weak, strong = drawn(np.random.default_rng(4), 50)
     with pytest.raises(BadInput, match="one aim"):

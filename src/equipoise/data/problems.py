@@ -75,19 +75,53 @@ def read_problems(
     without a gold answer is refused; where it is not, its gold is ().
     Raises BadInput, one sentence with place and remedy, for whatever cannot be read.
     """
-    if limit is not None and limit < 1:
-        raise BadInput(f"limit is {limit}, expected at least 1.")
-    problems: list[Problem] = []
-    places: dict[str, str] = {}
-    for place, problem in islice(_iterate(source, fields or {}, gold_needed), limit):
-        if problem.id in places:
-            raise BadInput(f"{place}: id {problem.id!r} was used before at {places[problem.id]}; make ids unique.")
-        places[problem.id] = place
-        problems.append(problem)
+    problems = _unique(_iterate(source, fields or {}, gold_needed), limit)
     if not problems:
         named = source if isinstance(source, str | Path) else "what was given"
         raise BadInput(f"{named} is empty: expected at least one problem, with a prompt and a gold answer.")
     return problems
+
+
+def ready_problems(problems: Iterable[Problem], *, limit: int | None = None, gold_needed: bool = True) -> list[Problem]:
+    """The first `limit` of problems made in memory, held to what `read_problems` holds rows to: texts, and unique ids.
+
+    Raises BadInput in the same words, with "problem N" for the place.
+    """
+    numbered = ((f"problem {number}", problem) for number, problem in enumerate(problems, start=1))
+    return _unique(((place, _as_texts(problem, place, gold_needed)) for place, problem in numbered), limit)
+
+
+def _unique(found: Iterable[tuple[str, Problem]], limit: int | None) -> list[Problem]:
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit is {limit}, expected at least 1.")
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for place, problem in islice(found, limit):
+        if problem.id in places:
+            raise BadInput(f"{place}: id {problem.id!r} was used before at {places[problem.id]}; make ids unique.")
+        places[problem.id] = place
+        problems.append(problem)
+    return problems
+
+
+def _as_texts(problem: Any, place: str, gold_needed: bool) -> Problem:
+    if not isinstance(problem, Problem):
+        raise BadInput(f"{place} is no Problem, which others are: give either all as Problem or all as rows.")
+    cells = Cells({}, place, {})
+    cells.check_text("id", problem.id)
+    cells.check_text("prompt", problem.prompt)
+    if problem.group != "":
+        cells.check_text("group", problem.group)
+    for turn in problem.messages:
+        cells.check_text("messages", turn.role)
+        cells.check_text("messages", turn.content)
+    if not isinstance(problem.gold, tuple | list):  # of a text each letter would count as right
+        cells.refuse("gold", "a tuple of texts", kind_of(problem.gold))
+    for answer in problem.gold:
+        cells.check_text("gold", answer)
+    if gold_needed and not problem.gold:
+        raise BadInput(f"{place}: no gold answer, which a verifier needs.")
+    return problem
 
 
 def _iterate(

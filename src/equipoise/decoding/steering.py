@@ -24,8 +24,7 @@ from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
-from equipoise.data.problems import Problem, read_problems
-from equipoise.data.records import Cells, kind_of
+from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.text import encodable
 from equipoise.data.verify import open_verifier
 from equipoise.decoding.alphaone import AlphaOne
@@ -389,8 +388,7 @@ def _read(
 ) -> list[Problem]:
     given = source if isinstance(source, str | Path) else list(source)
     if not isinstance(given, str | Path) and any(isinstance(each, Problem) for each in given):
-        problems = given[:limit]
-        _check_problems(problems, gold_needed)
+        problems = ready_problems(given, limit=limit, gold_needed=gold_needed)
     else:
         problems = read_problems(given, limit=limit, fields=fields, gold_needed=gold_needed)
     if isinstance(given, str | Path):
@@ -400,28 +398,6 @@ def _read(
         said = json.dumps([asdict(problem) for problem in problems], sort_keys=True, default=str)
         inputs[what] = hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
     return problems
-
-
-def _check_problems(problems: Sequence[Any], gold_needed: bool) -> None:
-    """Raises BadInput, as `read_problems` does of rows, for what is no problem, or one whose like was there before."""
-    places: dict[str, str] = {}
-    for number, problem in enumerate(problems, start=1):
-        if not isinstance(problem, Problem):
-            raise BadInput(f"row {number} is no Problem, which others are: give either all as Problem or all as rows.")
-        cells = Cells({}, f"row {number}", {})
-        cells.check_text("id", problem.id)
-        cells.check_text("prompt", problem.prompt)
-        for message in problem.messages:
-            cells.check_text("messages", message.content)
-        if not isinstance(problem.gold, tuple | list):
-            cells.refuse("gold", "a tuple of texts", kind_of(problem.gold))
-        for gold in problem.gold:
-            cells.check_text("gold", gold)
-        if problem.id in places:
-            raise BadInput(f"row {number}: id {problem.id!r} was used before at {places[problem.id]}; make ids unique.")
-        places[problem.id] = f"row {number}"
-        if gold_needed and not problem.gold:
-            raise BadInput(f"problem {problem.id!r} has no gold answer, which a verifier needs.")
 
 
 def _schema(path: Path) -> str:

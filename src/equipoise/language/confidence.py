@@ -173,11 +173,17 @@ def groups(values: Tensor, mask: Tensor, *, window: int) -> Tensor:
     # Compacted, so that a window is a range: what does not count goes behind all that does.
     order = (~counted).to(torch.uint8).argsort(dim=-1, stable=True)
     packed = _wide(values).where(counted, 0.0).gather(-1, order)
-    sums = torch.nn.functional.pad(packed.double().cumsum(dim=-1), (1, 0))
+    sums = torch.nn.functional.pad(_double(packed).cumsum(dim=-1), (1, 0))
     size = length.clamp(max=window)
     first = (position - size).clamp(min=0)
-    means = (sums.gather(-1, position) - sums.gather(-1, first)) / size
-    return means.where(counted & (position >= size), math.nan).to(packed.dtype)
+    means = sums.gather(-1, position.to(sums.device)) - sums.gather(-1, first.to(sums.device))
+    means = (means / size.to(sums.device)).to(packed.dtype).to(packed)
+    return means.where(counted & (position >= size), math.nan)
+
+
+def _double(values: Tensor) -> Tensor:
+    """In float64, on the CPU where their device, mps, has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def lowest_group(values: Tensor, mask: Tensor, *, window: int) -> Tensor:
@@ -192,7 +198,7 @@ def bottom_groups(values: Tensor, mask: Tensor, *, window: int, share: float = 0
         raise BadInput(f"The share is {share}: use a number above 0, at most 1.")
     means = groups(values, mask, window=window)
     there = ~means.isnan()
-    count = (there.sum(dim=-1, keepdim=True).double() * share).floor().clamp(min=1)
+    count = (_double(there.sum(dim=-1, keepdim=True)) * share).floor().clamp(min=1).long().to(there.device)
     ranked = means.nan_to_num(nan=math.inf).sort(dim=-1).values
     place = torch.arange(1, means.shape[-1] + 1, device=means.device)
     return over_answer(ranked.where(ranked.isfinite(), 0.0), (place <= count) & there.any(dim=-1, keepdim=True))

@@ -109,6 +109,8 @@ def extract(
     batch_tokens = batch_tokens or (512 if language_model.device.type == "cpu" else 16_384)
     if pool == "sum" and dtype == "float16":
         raise BadInput("sums do not fit into float16, whose largest number is 65,504: use float32 or float64.")
+    if dtype == "float64" and language_model.device.type == "mps":
+        raise BadInput("device mps has no float64 to add in: use float32, or device cpu.")
     rows = _encoded(language_model, texts)
     _check_places(language_model.model, places)
     folder = Path(into)

@@ -256,6 +256,8 @@ def _device(device: str) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
+    if device.type == "mps" and dtype in ("float64", torch.float64):
+        raise BadInput("Device mps has no float64: use dtype float32, or device cpu.")
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -292,7 +292,7 @@ def next_token_scores(
             with head_reads(model, last):
                 logits = wide(model(input_ids=ids, use_cache=False).logits)[0]
             for name, values in logit_scores(logits).items():
-                found[name][some] = values.double().cpu().numpy()
+                found[name][some] = values.cpu().double().numpy()  # mps has no float64
     return found
 
 

@@ -20,9 +20,24 @@ and behind j there are forced calls alone: C <= level_s + b m + F, with level_s 
                             calls <= b * m + burst            among any m requests in a row
     with them               calls <= b * requests + forced    and, at a moment when a call was chosen, calls <= b * requests
 
-for every order of prompts and scores, an adversary's too. The account is kept in whole millionths of a call, b rounded down
-to them, so that no rounding breaks the bound and a stored account goes on exactly. A failed call stays counted: it may have
-been paid for.
+for every order of prompts and scores, an adversary's too.
+
+Another budget after a restart. Whatever another budget allowed before, or none, `restore` lowers the level to at most
+b r - c, with r requests and c calls so far and b the budget of now. From there level_t <= level_{t-1} + b - x_t again gives
+
+    level_t <= b t - calls        so that at a moment when a call was chosen, level_t >= 0,    calls <= b * requests ,
+
+over all requests of the account, those before the restart too. Until the first such moment there are forced calls alone, so
+that at every moment
+
+    calls <= max(c, b * requests) + forced since the restart ,
+
+and where c <= b r + forced already, calls <= b * requests + forced from then on at every moment. Under one budget the level
+is never above b t - calls, so that a restart without a change lowers nothing. Among m requests in a row that hold a change
+of budget, calls <= the sum of the budgets of each + the burst of the first + F; no bound holds for those without a budget.
+
+The account is kept in whole millionths of a call, b rounded down to them, so that no rounding breaks the bound and a stored
+account goes on exactly. A failed call stays counted: it may have been paid for.
 
 The threshold is a quantile of the last WINDOW scores, so that it needs no unit and follows a drift. Its share aims at a
 level in the middle of the account, target_t = min(burst / 2, max(2, 0.02 b t)), which keeps both ends out of reach:
@@ -103,7 +118,9 @@ class Controller:
 
     @property
     def level(self) -> float:
-        """Calls that may be made at once; below 0 as far as forced calls are ahead of the budget. Infinite without one."""
+        """Calls that may be made at once; below 0 as far as calls are ahead of the budget, forced ones or those that another
+        budget allowed. Infinite without one.
+        """
         return math.inf if self.budget is None else self._level / UNIT
 
     @property
@@ -152,6 +169,13 @@ class Controller:
         place = int(self._quantile() * len(self._sorted))
         return self._sorted[min(place, len(self._sorted) - 1)]
 
+    @property
+    def held_from(self) -> float:
+        """The number of requests from which the calls so far are within the budget; infinite where they never are."""
+        if self.budget is None:
+            return 0
+        return -(-UNIT * self.calls // self._deposit) if self._deposit else math.inf * bool(self.calls)
+
     def state(self) -> dict[str, Any]:
         """Everything that the next decision depends on but the settings, as JSON values."""
         return {
@@ -167,7 +191,8 @@ class Controller:
     def restore(self, state: Mapping[str, Any], *, scores: bool = True) -> None:
         """Go on from what `state` gave, under the budget and burst of now; scores=False: of another router's scores none.
 
-        Raises BadInput where it is no such state.
+        What another budget allowed, or none, counts against that of now: no call is chosen until it is paid back. Raises
+        BadInput where it is no such state.
         """
         counts: dict[str, int] = {}
         for name in ("requests", "calls", "forced", "spent", "level"):
@@ -183,6 +208,8 @@ class Controller:
         self.requests, self.calls = counts["requests"], counts["calls"]
         self.forced, self.spent = counts["forced"], counts["spent"]
         self._level = min(counts["level"], self._most)
+        if self.budget is not None:
+            self._level = min(self._level, self._deposit * self.requests - UNIT * self.calls)
         self._carry = carry
         self._recent = deque(float(score) for score in (recent[-WINDOW:] if scores else []))
         self._sorted = sorted(self._recent)

@@ -36,7 +36,7 @@ from equipoise.routing.measured import HeldOut, Threshold
 from equipoise.routing.result import EvaluationPlan, RouteEvaluation
 from equipoise.routing.router import ABOUT, Router
 from equipoise.routing.router import load as load_router
-from equipoise.routing.routerxbench import Bands, outcomes
+from equipoise.routing.routerxbench import Bands, quality_outcomes
 from equipoise.routing.scoring import FEATURES, cards, given_scores
 
 Array = NDArray[np.float64]
@@ -158,9 +158,9 @@ class Evaluating(Request):
                 self.bands,
                 self.seed,
             )
-            table[name] = outcomes(
-                (weak[inside] >= 0.5).astype(float),
-                (strong[inside] >= 0.5).astype(float),
+            table[name] = quality_outcomes(
+                weak[inside],
+                strong[inside],
                 sent=None if sent is None else sent[inside],
                 clusters=groups[inside],
             )

@@ -32,7 +32,7 @@ from equipoise.routing.measured import Threshold
 from equipoise.routing.result import LENGTH, RANDOM, FitPlan, RouteFit
 from equipoise.routing.router import ABOUT, NUMBERS, Router, logits_of
 from equipoise.routing.router import load as load_router
-from equipoise.routing.routerxbench import Bands, bounded, outcomes
+from equipoise.routing.routerxbench import Bands, bounded, quality_outcomes
 from equipoise.routing.scoring import (
     CLASSIFIERS,
     DRAWS,
@@ -239,7 +239,6 @@ class Fitting(Request):
         sent = scores[kind][test] < chosen.value
         p = router.probability(scores[kind][test])
         main = tuple(dict.fromkeys((kind, *CANDIDATES, "last")))
-        right = (weak[test] >= 0.5).astype(float), (strong[test] >= 0.5).astype(float)
         self._write(folder, scores, solved)
         return RouteFit(
             names=self.names,
@@ -270,7 +269,7 @@ class Fitting(Request):
                 if name not in (LENGTH, RANDOM)
             },
             cross=self._cross(kind, z, solved, groups, domains),
-            outcomes=outcomes(*right, sent=sent, clusters=groups[test]),
+            outcomes=quality_outcomes(weak[test], strong[test], sent=sent, clusters=groups[test]),
             brier=bounded(item_interval((p - solved[test]) ** 2, groups[test])),
             alpha={
                 name: tuple(probes[name].router(0.0, reads="raw").alpha.tolist()) for name in ("dirichlet", "softmax")

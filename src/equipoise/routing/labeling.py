@@ -30,7 +30,7 @@ from equipoise.core.files import sha256_file, write_atomic
 from equipoise.core.job import Request
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
-from equipoise.data.problems import Problem, read_problems
+from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.records import Message
 from equipoise.data.text import encodable
 from equipoise.data.verify import Verifier, open_verifier
@@ -40,15 +40,15 @@ from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing.kept import AT_ONCE, Kept
 from equipoise.routing.labels import as_row, domain_of, groups_of
+from equipoise.routing.measured import RIGHT
 from equipoise.routing.result import DomainLabels, LabelPlan, RouteLabels
-from equipoise.routing.routerxbench import bounded, outcomes
+from equipoise.routing.routerxbench import bounded, quality_outcomes
 
 if TYPE_CHECKING:
     from equipoise.chat.client import Chat
 
 LABELS, ANSWERS = "labels.jsonl", "answers.jsonl"
 WEAK, STRONG = "weak", "strong"
-RIGHT = 0.5  # the quality from which an answer counts as right in the table of outcomes
 SCALE = Grades.scale(1, 10, accept=6)
 JUDGE = files("equipoise.routing") / "prompts" / "judge.md"
 
@@ -278,7 +278,7 @@ class Labeling(Request):
             if not chosen.any():
                 continue
             weak, strong = quality[WEAK][chosen], quality[STRONG][chosen]
-            table = outcomes((weak >= RIGHT).astype(float), (strong >= RIGHT).astype(float), clusters=groups[chosen])
+            table = quality_outcomes(weak, strong, clusters=groups[chosen])
             found[name] = DomainLabels(
                 int(chosen.sum()), _mean(weak, groups[chosen]), _mean(strong, groups[chosen]), table
             )
@@ -295,10 +295,7 @@ def answer(
 
 def _problems(source: Any, limit: int | None, fields: Mapping[str, str] | None, gold_needed: bool) -> list[Problem]:
     if not isinstance(source, str | Path) and source and all(isinstance(each, Problem) for each in source):
-        problems = source[:limit]
-        if gold_needed and (without := next((p for p in problems if not p.gold), None)):
-            raise BadInput(f"problem {without.id!r} has no gold answer, which a verifier needs.")
-        return problems
+        return ready_problems(source, limit=limit, gold_needed=gold_needed)
     return read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
 
 

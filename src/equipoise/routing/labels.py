@@ -3,7 +3,8 @@
     {"id": "a", "prompt": "12 + 7 =", "domain": "sums", "weak": 1.0, "strong": 1.0, "group": "a", ...}
 
 weak and strong are any numbers, mostly 0 and 1, higher is better. Without `strong` every strong answer counts as right (1),
-and what both miss is not seen. A row whose quality is null is left out and counted: an answer that was not judged is none.
+weak goes from 0 to 1, and what both miss is not seen. A row whose quality is null is left out and counted: an answer that
+was not judged is none.
 """
 
 import hashlib
@@ -58,6 +59,12 @@ class Labels:
             said.append(
                 "No qualities of strong answers were given: each counts as right, so that escalation never fails."
             )
+        least, most = min(*self.weak, *self.strong), max(*self.weak, *self.strong)
+        if least < 0 or most > 1:
+            said.append(
+                f"Qualities go from {least:g} to {most:g}. Where they leave 0 to 1 nothing says from which one an answer is "
+                "right, so that who is right is undefined there."
+            )
         return said
 
 
@@ -67,7 +74,10 @@ def read_labels(
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Raises BadInput for what cannot be read, a quality that is no number, strong qualities of some rows alone."""
+    """Raises BadInput for what cannot be read, a quality that is no number, strong qualities of some rows alone.
+
+    Also without strong qualities where a weak one lies beyond 0 to 1: there 1 is not the best.
+    """
     rows = source if isinstance(source, str | Path) else list(source)
     problems = read_problems(rows, limit=limit, fields=fields, gold_needed=False)
     name = str(source) if isinstance(source, str | Path) else f"{len(problems)} labels"
@@ -83,6 +93,12 @@ def read_labels(
             kept.append((problem, weak, strong))
     if not kept:
         raise BadInput(f"{name}: no row has a quality of both answers: label anew.")
+    beyond = next(((problem, weak) for problem, weak, _ in kept if assumed and not 0 <= weak <= 1), None)
+    if beyond is not None:
+        raise BadInput(
+            f"{name}: {beyond[0].id!r} has the weak {beyond[1]:g}, and no row has a field 'strong': each would count as "
+            "right, which is 1 on a scale from 0 to 1. Give strong, or divide weak by the most that an answer can have."
+        )
     found = tuple(problem for problem, _, _ in kept)
     return Labels(
         problems=found,

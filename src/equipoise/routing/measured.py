@@ -9,13 +9,16 @@ from typing import Any
 
 from equipoise.core.shares import Bounded
 
+RIGHT = 0.5  # the quality from which an answer counts as right, where qualities go from 0 to 1
+
 
 @dataclass(frozen=True)
 class Outcomes:
     """How often (weak, strong) were right: what both miss is escalated for nothing. Shares of n; each sums to 1.
 
-    both, only_strong, only_weak, neither: Bounded, of all. escalated: the same four shares among the prompts that a
-    threshold sends to strong, nan where it sends none. sent: their share.
+    both, only_strong, only_weak, neither: Bounded, of all; nan where nothing says from which quality an answer is right.
+    escalated: the same four shares among the prompts that a threshold sends to strong, nan where it sends none. sent: their
+    share.
     """
 
     n: int
@@ -69,7 +72,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """n prompts that the threshold was not chosen on. verdict: met; not refuted (missed, within chance); refuted."""
+    """n prompts that the threshold was not chosen on.
+
+    verdict: met; not refuted (missed, within chance); refuted; drifted (not refuted, but the share of calls lies outside the
+    bounds that it had where the threshold was chosen).
+    """
 
     n: int
     calls: Bounded

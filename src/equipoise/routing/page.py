@@ -11,6 +11,7 @@ from equipoise.core.job import Page
 from equipoise.core.marks import marks
 from equipoise.core.numbers import number
 from equipoise.core.shares import shown
+from equipoise.routing.measured import RIGHT
 from equipoise.routing.result import LENGTH, RANDOM, told
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def _outcomes(tables: "Mapping[str, Outcomes]") -> parts.Table:
             *(parts.Column(name, True) for name in CELLS.values()),
         ),
         tuple(rows),
-        note="Shares of each row. Of what is sent, only 'only strong right' gains by it.",
+        note=f"Shares of each row. An answer counts as right from a quality of {RIGHT:g}; undefined where a quality lies "
+        "beyond 0 to 1. Of what is sent, only 'only strong right' gains by it.",
     )
 
 

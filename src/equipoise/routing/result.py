@@ -169,6 +169,11 @@ class RouteFit:
                 f"The threshold does not hold on the test prompts: aimed at {self.threshold.aim} {self.threshold.target:g}, "
                 f"calls {shown(self.held_out.calls)}, quality {shown(self.held_out.quality)}."
             )
+        if self.held_out.verdict == "drifted":
+            found.append(
+                f"The share of calls on the test prompts, {shown(self.held_out.calls)}, is not that of the prompts that the "
+                f"threshold was chosen on, {shown(self.threshold.calls)}: label more prompts, and name their groups."
+            )
         if self.threshold.note:
             found.append(self.threshold.note)
         return tuple(found)
@@ -254,6 +259,11 @@ class RouteEvaluation:
                 f"The router's threshold does not hold here: it aims at {self.aim} {self.target:g}, and comes to calls "
                 f"{shown(self.held_out.calls)} with a quality of {shown(self.held_out.quality)}. The prompts have drifted, "
                 "or the model is another: fit it anew."
+            )
+        if self.router and self.held_out.verdict == "drifted":
+            found.append(
+                f"The share of calls has drifted to {shown(self.held_out.calls)}, outside the bounds that the threshold for "
+                f"{self.aim} {self.target:g} had where it was chosen. The prompts are others, or the model is: fit it anew."
             )
         for name, cards in self.cards.items():
             card = next(iter(cards.values()))

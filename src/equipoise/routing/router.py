@@ -120,7 +120,7 @@ class Router:
 
         from equipoise.routing.logit_scores import logit_scores
 
-        return logit_scores(torch.as_tensor(logits))[self.kind].double().cpu().numpy()
+        return logit_scores(torch.as_tensor(logits))[self.kind].cpu().double().numpy()  # mps has no float64
 
     def score_prefill(self, prefill: Prefill) -> float:
         """The score of the one prompt that was read, whatever the kind."""

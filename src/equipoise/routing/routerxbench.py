@@ -30,6 +30,7 @@ from equipoise.core.options import closed
 from equipoise.core.scores import auroc as ranked
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import FEWEST_CLUSTERS, Interval, item_interval, pigeonhole_interval, score_interval
+from equipoise.routing.measured import RIGHT
 from equipoise.routing.measured import Card as Card
 from equipoise.routing.measured import Outcomes as Outcomes
 
@@ -203,7 +204,7 @@ def measure(
 ) -> Card:
     """Every measure with its 95 % interval over clusters of prompts (each prompt on its own when not given).
 
-    solved: [n] of 0 and 1, what the AUROC is of; when not given, weak where that is all 0 and 1, else weak >= strong.
+    solved: [n] of 0 and 1, what the AUROC is of; when not given, `default_labels`.
     LPM, a mean over prompts at each rate, and the others are redrawn together; what is no mean has no interval under
     FEWEST_CLUSTERS clusters, or where it is undefined in more than 5 % of the draws.
     """
@@ -255,8 +256,12 @@ def measure(
 
 
 def default_labels(weak: Array, strong: Array) -> Array:
-    """1 where weak answered well: weak itself where it is all 0 and 1, else where it is at least as good as strong."""
-    return weak if np.isin(weak, (0.0, 1.0)).all() else (weak >= strong).astype(float)
+    """1 where weak answered well: where it is at least as good as strong, and not both are 0. Each row for itself.
+
+    For qualities of 0 and 1 that is weak itself, and for open-ended ones the paper's label, so that the two may stand in one
+    file. (The paper labels by data set; a row alone does not tell its scale, and two answers of 0 are none that is good.)
+    """
+    return ((weak >= strong) & ~((weak == 0) & (strong == 0))).astype(float)
 
 
 def outcomes(
@@ -279,6 +284,21 @@ def outcomes(
         sent=float(gone.mean()) if len(gone) else math.nan,
         escalated={name: float(cell[gone].mean()) if gone.any() else math.nan for name, cell in cells.items()},
     )
+
+
+def quality_outcomes(
+    weak: ArrayLike, strong: ArrayLike, *, sent: ArrayLike | None = None, clusters: ArrayLike | None = None
+) -> Outcomes:
+    """`outcomes` of qualities from 0 to 1, of which an answer is right from RIGHT; where one lies beyond, shares are nan.
+
+    On another scale, such as grades from 1 to 10, nothing says from where an answer is right.
+    """
+    found = checked(weak, strong)
+    table = outcomes(*((each >= RIGHT).astype(float) for each in found), sent=sent, clusters=clusters)
+    if all(((each >= 0) & (each <= 1)).all() for each in found):
+        return table
+    cells = dict.fromkeys(table.escalated, Bounded(math.nan, math.nan, math.nan))
+    return Outcomes(n=table.n, **cells, sent=table.sent, escalated=dict.fromkeys(cells, math.nan))
 
 
 def scenarios(cards: Mapping[str, Card]) -> dict[Measure, list[str]]:

@@ -50,7 +50,8 @@ class ServeSettings(BaseModel):
         description="The environment variable that holds the key that clients must send; without, none is asked for.",
     )
     account: Path = Field(
-        Path("equipoise-out/route-serve/account.json"), description="Where the account of calls is kept over restarts."
+        Path("equipoise-out/route-serve/account.json"),
+        description="Where the account of calls is kept over restarts; calls that another budget allowed count, too.",
     )
     max_tokens: int = Field(2048, ge=1, description="Most tokens of a local answer.")
     temperature: float = Field(0.0, ge=0, le=2, description="Of local answers to requests that name none; 0 is greedy.")

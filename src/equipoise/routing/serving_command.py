@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import math
 import os
 import re
 import signal
@@ -187,7 +188,13 @@ def _budget_line(controller: Controller, resumed: bool, path: Path) -> str:
     )
     if controller.budget is None:
         return f"No budget: scores below {controller.threshold:.6g} go upstream; {account}."
-    return f"Budget: at most {controller.budget:g} calls a request, at every moment; {account}."
+    if controller.held_from <= controller.requests:
+        return f"Budget: at most {controller.budget:g} calls a request, at every moment; {account}."
+    until = "" if math.isinf(controller.held_from) else f"until {controller.held_from} requests "
+    return (
+        f"Budget: at most {controller.budget:g} calls a request; {account}, which are more: {until}only what has to go "
+        "upstream is forwarded. To begin anew, name another --account."
+    )
 
 
 def _open_lines(settings: ServeSettings) -> list[str]:

@@ -27,7 +27,7 @@ from scipy import stats
 
 from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded
-from equipoise.core.statistics import item_interval
+from equipoise.core.statistics import item_interval, wilson
 from equipoise.routing.measured import HeldOut as HeldOut
 from equipoise.routing.measured import Threshold as Threshold
 from equipoise.routing.routerxbench import STEPS, bounded, checked, grouped
@@ -83,17 +83,23 @@ def held_out(
     *,
     clusters: ArrayLike | None = None,
 ) -> HeldOut:
-    """What the threshold comes to on other prompts, and whether these speak against it."""
+    """What the threshold comes to on other prompts, and whether these speak against it.
+
+    Drifted is a share of calls whose interval lies outside the bounds that it had where the threshold was chosen: below them
+    a budget is kept, by prompts or a model of another kind.
+    """
     score, weak, strong = _given(score, weak, strong)
     clusters = grouped(clusters, len(score))
     sent = score < chosen.value
-    calls = bounded(item_interval(sent.astype(float), clusters), True, 0, 1)
+    calls = _share(sent, clusters)
     quality = Bounded(math.nan, math.nan, math.nan)
     if weak is not None and strong is not None:
         quality = bounded(item_interval(np.where(sent, strong, weak), clusters))
     missed = calls.lower > chosen.target if chosen.aim == "calls" else quality.upper < chosen.target
     met = calls.value <= chosen.target if chosen.aim == "calls" else quality.value >= chosen.target
-    return HeldOut(len(score), calls, quality, "refuted" if missed else "met" if met else "not refuted")
+    drifted = calls.upper < chosen.calls.lower or calls.lower > chosen.calls.upper
+    verdict = "refuted" if missed else "drifted" if drifted else "met" if met else "not refuted"
+    return HeldOut(len(score), calls, quality, verdict)
 
 
 def _for_calls(
@@ -122,8 +128,22 @@ def _for_calls(
     if clusters is not None and len(np.unique(np.asarray(clusters))) < n:
         note += " " * bool(note) + "The bound holds for prompts that are drawn one by one, and these come in clusters."
     low, high = stats.beta.ppf([error / 2, 1 - error / 2], k, n - k + 1) if 0 < k <= n else (share,) * 2
+    below = int(sent.sum())
+    if below < k - 1:  # ties at the threshold: no more than what lies below them is known to be sent
+        low = stats.beta.ppf(error / 2, below, n - below + 1) if below and k <= n else 0.0
     bounds = Bounded(share, min(float(low), share), float(high))
     return Threshold(value, "calls", calls, confidence, n, bounds, _quality(w, g, sent, clusters), note)
+
+
+def _share(sent: NDArray[np.bool_], clusters: ArrayLike | None) -> Bounded:
+    """The share sent; where prompts all agree Wilson's interval over their clusters: others might not."""
+    interval = item_interval(sent.astype(float), clusters)
+    if interval.estimate not in (0, 1):
+        return bounded(interval, True, 0, 1)
+    own = len(sent) if clusters is None else len(np.unique(np.asarray(clusters)))
+    share = float(interval.estimate)
+    lower, upper = wilson(share * own, own)
+    return Bounded(share, min(lower, share), max(upper, share))  # its own end may be off by rounding
 
 
 def _for_quality(
