@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded
 from equipoise.uncertainty import sampling_auditing
 from equipoise.uncertainty.sampling_auditing import Observed, Way, summarise
-from equipoise.uncertainty.sampling_fidelity import FOLLOWS_NOT, MEASURES
+from equipoise.uncertainty.sampling_bounds import bounded_measures, slot_bounds
+from equipoise.uncertainty.sampling_fidelity import FOLLOWS_NOT, MEASURES, measures
 from equipoise.uncertainty.sampling_job import audit_sampling
 from equipoise.uncertainty.sampling_result import BATCH, SINGLE, SamplingAudit
 from equipoise.uncertainty.sampling_task import SamplingTask
@@ -42,12 +45,50 @@ def test_known_samplers_are_told_apart_by_probabilities_and_not_by_results():
     assert peaky.measures["a_token"].value == pytest.approx(missed.mean(), abs=1e-9)
     spread = missed.reshape(12, 40).mean(axis=1).std(ddof=1) / 12**0.5  # over sequences, not over slots
     width = peaky.measures["a_token"].upper - peaky.measures["a_token"].lower
-    assert width == pytest.approx(2 * 1.96 * spread * (11 / 12) ** 0.5, rel=0.1)
+    assert width == pytest.approx(2 * stats.t.ppf(0.975, 11) * spread, rel=1e-6)
     assert flat.measures["a_result"] == peaky.measures["a_result"]
     assert flat.chance == peaky.chance == "as good as independent draws"
     assert flat.independent.value == pytest.approx(flat.own.value, rel=0.05)
     assert flat.slots == flat.asked == 480 and flat.parsed == 1 and sum(flat.counts) == 480
     assert summarise(streams(False, leak=0.3), way(), np.random.default_rng(1)).kind == FOLLOWS_NOT
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 8])
+def test_intervals_of_few_sequences_are_students(sequences):
+    rng = np.random.default_rng(3)
+    made = [
+        Observed(rng.dirichlet(9 * np.array(EXTREME.target), 20), rng.integers(0, 4, 20), 0, "")
+        for _ in range(sequences)
+    ]
+    told = summarise(made, way(values=20, sequences=sequences), rng)
+    values = [measures(each.probabilities, EXTREME.target).step for each in made]
+    found = told.measures["step"]
+    assert found.value == pytest.approx(np.mean(values))
+    if sequences == 1:
+        assert all(math.isnan(each.lower) and math.isnan(each.upper) for each in told.measures.values())
+    else:
+        half = stats.t.ppf(0.975, sequences - 1) * np.std(values, ddof=1) / sequences**0.5
+        assert (found.lower, found.upper) == pytest.approx((max(found.value - half, 0), min(found.value + half, 1)))
+    assert math.isnan(told.slope.lower) and not math.isnan(told.slope.value)
+    audit = SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {BATCH: told}, (told,))
+    assert ("no intervals" in audit.headline()) == (sequences == 1)
+    assert audit.page(Path()) is not None
+
+
+def test_slopes_of_enough_sequences_have_an_interval():
+    told = summarise(streams(True), way(), np.random.default_rng(1))
+    assert told.slope.lower <= told.slope.value <= told.slope.upper
+
+
+def test_one_sequence_of_a_server_keeps_what_its_measures_can_be():
+    open_slots = tuple(slot_bounds({"1": math.log(0.1), "2": math.log(0.6)}, EXTREME.symbols) for _ in range(5))
+    told = summarise([Observed(np.zeros((0, 4)), np.ones(5, int), 0, "", open_slots)], way(values=5, sequences=1),
+                     np.random.default_rng(0))  # fmt: skip
+    lower, upper, leak = (np.array([each[part] for each in open_slots]) for part in range(3))
+    least, most = bounded_measures(lower, upper, leak, EXTREME.target)
+    for name in ("a_token", "leak", "e_score", "bias"):
+        found = told.measures[name]
+        assert math.isnan(found.value) and (found.lower, found.upper) == (getattr(least, name), getattr(most, name))
 
 
 def test_single_values_are_tested_together():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from equipoise.core.job import Request
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
+from equipoise.core.statistics import item_interval
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
@@ -45,6 +46,8 @@ Array = NDArray[np.float64]
 SEQUENCES = "sequences.jsonl"
 AT_ONCE = 8  # sequences that are written together and stored as one row
 RESAMPLES = 2000
+FEWEST = 10  # sequences or single values, below which resampling them tells of no interval
+LIMITS = {"entropy_ratio": (0.0, math.inf), "bias": (0.0, 2.0), "e_score": (-math.inf, 1.0)}  # of all others 0 and 1
 
 
 @dataclass(frozen=True)
@@ -327,21 +330,13 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
 
 
 def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Generator) -> SamplingCondition:
-    """All that is said of the sequences of one way of asking, with intervals from resampled sequences."""
+    """All that is said of the sequences of one way of asking, with intervals over sequences."""
     target = np.array(way.task.target)
     k = len(target)
     slots = [each.probabilities for each in sequences]
     found = [each.ends(target) for each in sequences]
-    weights = _resampled(len(sequences), generator)
     served = any(each.told is not None for each in sequences)
-    (low, lower, _), (high, _, upper) = (
-        [column.tolist() for column in _means(np.array([astuple(each[end]) for each in found]), weights)]
-        for end in (0, 1)
-    )
-    measures = {
-        name: Bounded(low[place] if high[place] - low[place] < 1e-6 else math.nan, lower[place], upper[place])
-        for place, name in enumerate(fidelity.MEASURES)
-    }
+    measures = {name: _over_sequences(name, found) for name in fidelity.MEASURES}
     least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
     best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
     kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
@@ -382,7 +377,7 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
         own=Bounded(*fidelity.own_floor([every] if pooled else slots, target, generator, repeats=200)),
         temperature=temperature,
         warm=warm,
-        slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, weights),
+        slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, generator),
         autocorrelation=order.autocorrelation,
         runs=order.z,
         runs_p=order.p,
@@ -398,27 +393,28 @@ def _shares(raw: Array) -> Array:
     return raw / raw.sum(axis=1, keepdims=True)
 
 
-def _resampled(sequences: int, generator: np.random.Generator) -> Array:
-    """How often each sequence is drawn in each resample, [RESAMPLES, sequences]."""
-    if not sequences:
-        return np.zeros((RESAMPLES, 0))
-    return generator.multinomial(sequences, np.full(sequences, 1 / sequences), size=RESAMPLES).astype(float)
+def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.Fidelity]]) -> Bounded:
+    """A measure's mean over sequences with Student's interval; of an open one, what it can be at least and at most."""
+    least, most = (
+        Bounded.of(item_interval([getattr(each[end], name) for each in ends]), *LIMITS.get(name, (0.0, 1.0)))
+        for end in (0, 1)
+    )
+    if not most.value - least.value >= 1e-6:
+        return Bounded(least.value, least.lower, most.upper)
+    lower, upper = (own if math.isnan(end) else end for own, end in
+                    ((least.value, least.lower), (most.value, most.upper)))  # fmt: skip
+    return Bounded(math.nan, lower, upper)
 
 
-def _means(values: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Mean over sequences of each column, and its bootstrap interval; nan values are left out."""
-    there = ~np.isnan(values)
-    filled = np.where(there, values, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = np.where(there.any(axis=0), filled.sum(axis=0) / there.sum(axis=0), np.nan)
-        again = (weights @ filled) / (weights @ there.astype(float))
-    ends = np.array([_middle(column) for column in again.T]).T
-    return estimate, ends[0], ends[1]
+def _resampled(units: int, generator: np.random.Generator, *, repeats: int = RESAMPLES) -> Array:
+    """How often each unit is drawn in each resample, [repeats, units]; none where they are too few to tell."""
+    return generator.multinomial(units, np.full(units, 1 / units), size=repeats if units >= FEWEST else 0).astype(float)
 
 
-def _slope(sequences: Sequence[Observed], target: Array, weights: Array) -> Bounded:
+def _slope(sequences: Sequence[Observed], target: Array, generator: np.random.Generator) -> Bounded:
     parts = [fidelity.surplus(each.probabilities, target, each.draws) for each in sequences]
-    again = [fidelity.history_slope([each]) for each in np.tensordot(weights[:400], parts, axes=1)] if parts else []
+    weights = _resampled(len(parts), generator, repeats=400)
+    again = [fidelity.history_slope([each]) for each in np.tensordot(weights, parts, axes=1)]
     return Bounded(fidelity.history_slope(parts), *_middle(again))
 
 

@@ -29,13 +29,13 @@ MEANING = {
 class SamplingCondition:
     """One way of asking: a protocol, a wording (from 1; 0: all together) and names of the symbols.
 
-    measures: as of `sampling_fidelity.Fidelity`, means over sequences with a bootstrap's 95 % interval; where only a part
-    of the probabilities is known the value is nan, the bounds hold what it can be. slots: of `asked` values. parsed: share
-    of what was written at slots that is a symbol. unread: values without a slot. independent, own: a_result by chance, of
-    draws from the target and from the slots' own probabilities. temperature: which fits best; warm: a_token and bias there.
-    slope: of probabilities on what was drawn too often. autocorrelation, runs: of the draws. place: variance that the place
-    in the list decides. first: distance of the mean probabilities at first slots. p: of independent draws from the target
-    having these counts, nan for lists. means, counts: of each symbol.
+    measures: as of `sampling_fidelity.Fidelity`, means over sequences with Student's 95 % interval, which one sequence does
+    not have; where only a part of the probabilities is known the value is nan, the bounds hold what it can be. slots: of
+    `asked` values. parsed: share of what was written at slots that is a symbol. unread: values without a slot. independent,
+    own: a_result by chance, of draws from the target and from the slots' own probabilities. temperature: which fits best;
+    warm: a_token and bias there. slope: of probabilities on what was drawn too often. autocorrelation, runs: of the draws.
+    place: variance that the place in the list decides. first: distance of the mean probabilities at first slots. p: of
+    independent draws from the target having these counts, nan for lists. means, counts: of each symbol.
     """
 
     protocol: str
@@ -115,7 +115,8 @@ class SamplingAudit:
         if len(kinds) > 1:
             found.append(f"Wordings or names differ in kind ({', '.join(kinds)}): one of them alone would mislead.")
         if self.main.slots < FEW:
-            found.append(f"There are {self.main.slots:,} slots: read the intervals, or ask for more sequences.")
+            read = "read the intervals, or ask" if self.main.sequences > 1 else "one sequence has no intervals, ask"
+            found.append(f"There are {self.main.slots:,} slots: {read} for more sequences.")
         return tuple(found)
 
     def advice(self) -> str:
