@@ -101,10 +101,42 @@ def test_single_values_are_tested_together():
     assert told.p < 0.001 and told.chance == "worse than independent draws" and math.isnan(told.slope.value)
 
 
+COIN = SamplingTask(("1", "2"), (0.5, 0.5))
+
+
+def coins(count):
+    p = np.array([[0.98, 0.02], [0.02, 0.98]])
+    made = [Observed(p[[i % 2]], np.array([i % 2]), 0, "") for i in range(count)]
+    return summarise(made, Way(1, SINGLE, 1, COIN, "", 1, count), np.random.default_rng(2))
+
+
+def test_single_values_that_differ_are_right_in_their_mean():
+    told = coins(200)
+    found = {name: each.value for name, each in told.measures.items()}
+    assert told.kind == "undefined" and told.means == pytest.approx((0.5, 0.5))
+    assert found["a_token"] == pytest.approx(0.48) and found["a_mean"] == pytest.approx(0, abs=1e-12)
+    assert found["bias"] == pytest.approx(0, abs=1e-12) and found["dispersion"] == pytest.approx(2 * 0.48**2)
+    assert told.measures["a_mean"].upper == pytest.approx(1.96 * 0.48 / 200**0.5, rel=0.1)
+    assert told.measures["a_mean"].lower == told.measures["bias"].lower == told.measures["a_result"].lower == 0
+    assert told.warm["bias"] == pytest.approx(0, abs=1e-12)
+    few = coins(6).measures
+    assert math.isnan(few["a_mean"].lower) and math.isnan(few["bias"].upper) and math.isnan(few["a_result"].upper)
+
+
+def test_single_values_of_a_server_are_bounded_together():
+    told = [slot_bounds({"1": math.log(a), "2": math.log(b)}, COIN.symbols) for a, b in ((0.9, 0.05), (0.05, 0.9)) * 6]
+    made = [Observed(np.zeros((0, 2)), np.array([i % 2]), 0, "", (each,)) for i, each in enumerate(told)]
+    found = summarise(made, Way(1, SINGLE, 1, COIN, "", 1, 12), np.random.default_rng(0))
+    least, most = bounded_measures(*(np.array([each[part] for each in told]) for part in range(3)), COIN.target)
+    for name in ("a_mean", "bias", "dispersion"):
+        assert (found.measures[name].lower, found.measures[name].upper) == (getattr(least, name), getattr(most, name))
+    assert found.measures["bias"].upper < 0.1 and found.kind == "undefined"
+
+
 def test_single_values_alone_are_advised_of():
     def advice(share):
         p = np.array([[(1 - share) / 3, share, (1 - share) / 3, (1 - share) / 3]])
-        drawn = np.random.default_rng(0).choice(4, p=p[0], size=200)
+        drawn = np.random.default_rng(1).choice(4, p=p[0], size=200)
         each = [Observed(p, np.array([d]), 0, "") for d in drawn]
         found = summarise(each, way(SINGLE, 1, 200), np.random.default_rng(2))
         return SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {SINGLE: found}, (found,)).advice()

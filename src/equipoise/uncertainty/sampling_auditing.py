@@ -46,6 +46,7 @@ Array = NDArray[np.float64]
 SEQUENCES = "sequences.jsonl"
 AT_ONCE = 8  # sequences that are written together and stored as one row
 RESAMPLES = 2000
+TOGETHER = ("a_mean", "a_result", "bias", "dispersion")  # of single values, each of which has one slot
 FEWEST = 10  # sequences or single values, below which resampling them tells of no interval
 LIMITS = {"entropy_ratio": (0.0, math.inf), "bias": (0.0, 2.0), "e_score": (-math.inf, 1.0)}  # of all others 0 and 1
 
@@ -338,30 +339,29 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
     served = any(each.told is not None for each in sequences)
     measures = {name: _over_sequences(name, found) for name in fidelity.MEASURES}
     least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
-    best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
-    kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
     every = np.concatenate(slots) if slots else np.zeros((0, k))
     drawn = np.concatenate([each.draws for each in sequences]) if sequences else np.zeros(0, int)
     counts = np.bincount(drawn[drawn >= 0], minlength=k)
+    pooled = way.protocol == SINGLE
+    if pooled:  # each value is a sequence of its own: a mean over slots is one over all of them
+        told = tuple(slot for each in sequences for slot in each.told or ()) if served else None
+        ends = Observed(every, drawn, 0, "", told).ends(target)
+        least, most = (
+            replace(mean, **{name: getattr(end, name) for name in TOGETHER})
+            for mean, end in zip((least, most), ends, strict=True)
+        )
+        measures |= _together(ends, every, counts, generator)
+    best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
+    kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
     temperature = fidelity.best_temperature(every, target)
     warm: dict[str, float] = {}
     if not math.isnan(temperature):
-        there = fidelity.averaged(
-            [fidelity.measures(fidelity.tempered(p, temperature), target) for p in slots if len(p)]
-        )
+        there = _at(temperature, slots, target, pooled)
         warm = {"a_token": there.a_token, "bias": there.bias}
-    lengths = [int((each.draws >= 0).sum()) for each in sequences]
+    lengths = [int(counts.sum())] if pooled else [int((each.draws >= 0).sum()) for each in sequences]
     order = fidelity.serial([each.draws for each in sequences] if way.protocol == BATCH else [])
     firsts = np.array([p[0] for p in slots if len(p)]).reshape(-1, k)
     whole = [p for p in slots if len(p) == way.values]
-    pooled = way.protocol == SINGLE
-    if pooled:  # each value is a sequence of its own: its frequencies are those of all of them
-        everything = fidelity.measures([], target, drawn).a_result
-        n = int(counts.sum())
-        redrawn = generator.multinomial(n, counts / n, size=RESAMPLES) / n if n else np.zeros((0, k))
-        again = np.abs(redrawn - target).sum(axis=1) / 2
-        measures["a_result"] = Bounded(everything, *_middle(again))
-        lengths = [n]
     return SamplingCondition(
         protocol=way.protocol,
         wording=way.wording,
@@ -404,6 +404,52 @@ def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.
     lower, upper = (own if math.isnan(end) else end for own, end in
                     ((least.value, least.lower), (most.value, most.upper)))  # fmt: skip
     return Bounded(math.nan, lower, upper)
+
+
+def _at(temperature: float, slots: Sequence[Array], target: Array, pooled: bool) -> fidelity.Fidelity:
+    """The measures that these slots would have at a temperature."""
+    there = [fidelity.tempered(each, temperature) for each in slots if len(each)]
+    mean = fidelity.averaged([fidelity.measures(each, target) for each in there])
+    if not pooled or not there:
+        return mean
+    whole = fidelity.measures(np.concatenate(there), target)
+    return replace(mean, **{name: getattr(whole, name) for name in TOGETHER})
+
+
+def _together(
+    ends: tuple[fidelity.Fidelity, fidelity.Fidelity],
+    every: Array,
+    counts: NDArray[np.intp],
+    generator: np.random.Generator,
+) -> dict[str, Bounded]:
+    """What is said of all single values together, with intervals; of an open measure, what it can be at least and at most.
+
+    A distance from the target is off by no more than the mean is (the triangle's inequality), which resampled values tell.
+    Distances of resampled values would not do: they stay above 0 where the mean is right.
+    """
+    off, squared_off, drawn_off = math.nan, math.nan, math.nan
+    shares, total = _shares(every), int(counts.sum())
+    if len(shares) >= FEWEST:
+        errors = _resampled(len(shares), generator) @ (shares - shares.mean(axis=0)) / len(shares)
+        off = float(np.quantile(np.abs(errors).sum(axis=1) / 2, 0.95))
+        squared_off = float(np.quantile(np.linalg.norm(errors, axis=1), 0.95))
+    if total >= FEWEST:
+        errors = generator.multinomial(total, counts / total, size=RESAMPLES) / total - counts / total
+        drawn_off = float(np.quantile(np.abs(errors).sum(axis=1) / 2, 0.95))
+    found = {}
+    for name in TOGETHER:
+        least, most = (getattr(each, name) for each in ends)
+        root = math.sqrt(max(least, 0.0)) if name == "bias" else math.nan
+        if most - least >= 1e-6:
+            found[name] = Bounded(math.nan, least, most)
+        elif name == "dispersion" and len(shares):
+            found[name] = Bounded.of(item_interval(((shares - shares.mean(axis=0)) ** 2).sum(axis=1)), 0.0, 1.0)
+        elif name == "bias":  # comparisons with nan are false: an undefined end stays undefined
+            found[name] = Bounded(least, max(root - squared_off, 0.0) ** 2, min((root + squared_off) ** 2, 2.0))
+        else:
+            error = {"a_mean": off, "a_result": drawn_off}.get(name, math.nan)
+            found[name] = Bounded(least, max(least - error, 0.0), min(least + error, 1.0))
+    return found
 
 
 def _resampled(units: int, generator: np.random.Generator, *, repeats: int = RESAMPLES) -> Array:

@@ -30,12 +30,13 @@ class SamplingCondition:
     """One way of asking: a protocol, a wording (from 1; 0: all together) and names of the symbols.
 
     measures: as of `sampling_fidelity.Fidelity`, means over sequences with Student's 95 % interval, which one sequence does
-    not have; where only a part of the probabilities is known the value is nan, the bounds hold what it can be. slots: of
-    `asked` values. parsed: share of what was written at slots that is a symbol. unread: values without a slot. independent,
-    own: a_result by chance, of draws from the target and from the slots' own probabilities. temperature: which fits best;
-    warm: a_token and bias there. slope: of probabilities on what was drawn too often. autocorrelation, runs: of the draws.
-    place: variance that the place in the list decides. first: distance of the mean probabilities at first slots. p: of
-    independent draws from the target having these counts, nan for lists. means, counts: of each symbol.
+    not have; a_mean, a_result, bias and dispersion of single values are those of all of them together. Where only a part of
+    the probabilities is known the value is nan, the bounds hold what it can be. slots: of `asked` values. parsed: share of
+    what was written at slots that is a symbol. unread: values without a slot. independent, own: a_result by chance, of draws
+    from the target and from the slots' own probabilities. temperature: which fits best; warm: a_token and bias there. slope:
+    of probabilities on what was drawn too often. autocorrelation, runs: of the draws. place: variance that the place in the
+    list decides. first: distance of the mean probabilities at first slots. p: of independent draws from the target having
+    these counts, nan for lists. means, counts: of each symbol.
     """
 
     protocol: str
@@ -68,9 +69,14 @@ class SamplingCondition:
         result = self.measures["a_result"].value
         if math.isnan(result) or math.isnan(self.independent.value):
             return "unknown"
-        if result > self.independent.upper:
+        # Both are sums of whole counts' shares: alike but for the last bits, they are the same.
+        if result > self.independent.upper + 1e-9:
             return "worse than independent draws"
-        return "too good for independent draws" if result < self.independent.lower else "as good as independent draws"
+        return (
+            "too good for independent draws"
+            if result < self.independent.lower - 1e-9
+            else "as good as independent draws"
+        )
 
 
 @dataclass(frozen=True)
