@@ -118,7 +118,7 @@ def test_single_values_that_differ_are_right_in_their_mean():
     assert found["bias"] == pytest.approx(0, abs=1e-12) and found["dispersion"] == pytest.approx(2 * 0.48**2)
     assert told.measures["a_mean"].upper == pytest.approx(1.96 * 0.48 / 200**0.5, rel=0.1)
     assert told.measures["a_mean"].lower == told.measures["bias"].lower == told.measures["a_result"].lower == 0
-    assert told.warm["bias"] == pytest.approx(0, abs=1e-12)
+    assert told.temperature == 50 and told.warm == {}
     few = coins(6).measures
     assert math.isnan(few["a_mean"].lower) and math.isnan(few["bias"].upper) and math.isnan(few["a_result"].upper)
 
@@ -142,6 +142,61 @@ def test_single_values_alone_are_advised_of():
         return SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {SINGLE: found}, (found,)).advice()
 
     assert "can be used" in advice(0.7) and "can be used" not in advice(0.97) and "No slots" not in advice(0.97)
+
+
+BIASED = SamplingTask(("1", "2"), (0.2, 0.8))
+
+
+def audited(p, drawn_from, *, temperature=1.0, slots="read", task=BIASED, missed=0.0):
+    """24 lists of 50 slots that all have these probabilities, and draws from others; a part of them is no symbol."""
+    rng = np.random.default_rng(4)
+    made = []
+    for _ in range(24):
+        draws = np.where(rng.random(50) < missed, -1, rng.choice(2, 50, p=drawn_from))
+        made.append(Observed(np.tile(p, (50, 1)), draws, 0, ""))
+    found = summarise(made, Way(1, BATCH, 1, task, "", 50, 24), np.random.default_rng(1), temperature)
+    return SamplingAudit("m", "t", task.target, task.symbols, temperature, slots, {BATCH: found}, (found,))
+
+
+def test_a_temperature_is_advised_and_confirmed_where_slots_are_set():
+    q = np.array(BIASED.target)
+    p = q**2 / (q**2).sum()  # at temperature 2 it is the target
+    cold = audited(p, p, slots="set")
+    assert cold.main.temperature == pytest.approx(2) and "At temperature 2" in cold.advice()
+    for slots in ("set", "read"):
+        there = audited(p, q, temperature=2.0, slots=slots)
+        assert there.main.drawing["a_token"] == pytest.approx(0, abs=1e-9) and there.main.drawing_kind == "E"
+        assert there.advice() == "At temperature 2 it can be used as a sampler of this target."
+        assert there.main.own.value == pytest.approx(there.main.independent.value, rel=0.1)
+        assert there.measure("a_token") == audited(p, p).measure("a_token")  # the model's own, whatever the draws
+    for worse in (audited(p, q, temperature=2.0, missed=0.4), audited(p, p, temperature=2.0, slots="set")):
+        assert "can be used" not in worse.advice() and "audit it there" not in worse.advice()
+    assert "At temperature 1 " in audited(q, np.sqrt(q) / np.sqrt(q).sum(), temperature=2.0).advice()
+    assert audited(p, np.array([0.0, 1.0]), temperature=0.0).main.drawing["a_token"] == pytest.approx(0.2)
+
+
+def test_no_temperature_is_advised_whose_leak_is_unknown():
+    logits = np.zeros(49152)
+    logits[:2] = 15 + np.log([0.2**2, 0.8**2])
+    p = np.exp(logits - np.logaddexp.reduce(logits))[:2]
+    found = audited(p, p / p.sum())
+    assert found.main.temperature == pytest.approx(2) and found.measure("leak").value < 0.05
+    hot = np.exp(logits / 2 - np.logaddexp.reduce(logits / 2))
+    assert hot[2:].sum() > 0.9 and math.isnan(found.main.warm["leak"]) and "At temperature" not in found.advice()
+
+    root = np.sqrt(BIASED.target) / np.sqrt(BIASED.target).sum()  # at temperature 0.5 it is the target
+    for leak, advised in ((0.1, True), (0.5, False)):
+        found = audited((1 - leak) * root, root)
+        expected = leak**2 / (leak**2 + (((1 - leak) * root) ** 2).sum())
+        assert found.main.warm["leak"] == pytest.approx(expected) and (expected <= 0.2) == advised
+        every = np.concatenate([(1 - leak) * root, np.full(7, leak / 7)]) ** 2  # however the rest is divided, no more
+        assert every[2:].sum() / every.sum() <= expected
+        assert ("At temperature 0.5" in found.advice()) == advised
+
+
+def test_an_end_of_the_searched_temperatures_is_never_advised():
+    found = audited([0.9, 0.1], [0.9, 0.1], slots="set", task=COIN)
+    assert found.main.temperature == 50 and found.main.warm == {} and "At temperature" not in found.headline()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +265,8 @@ def test_what_is_advised_follows_from_what_was_found():
     assert "can be used" in made().headline()
     far = {**made().main.measures, "a_token": Bounded(0.4, 0.35, 0.45)}
     assert "keep the quota" in made(kind="D", measures=far, warm={"a_token": 0.3}).headline()
-    assert "At temperature 2" in made(kind="mixed", measures=far, warm={"a_token": 0.05}, temperature=2.0).headline()
+    warm = {"a_token": 0.05, "bias": 0.0, "leak": 0.1}
+    assert "At temperature 0.5" in made(kind="mixed", measures=far, warm=warm, temperature=0.5).headline()
     assert "Draw outside" in made(kind=FOLLOWS_NOT, measures=far, warm={}).headline()
     assert "No slots" in made(kind="undefined", slots=0).headline()
     open_ended = {**made().main.measures, "a_token": Bounded(math.nan, 0.0, 0.6)}

@@ -10,6 +10,7 @@ import torch
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import encode_prompts
 from equipoise.language.tiny import tiny
+from equipoise.uncertainty.sampling_fidelity import tempered
 from equipoise.uncertainty.sampling_slots import SymbolPaths, Values, next_log_probs, sample
 from equipoise.uncertainty.sampling_task import SamplingTask
 
@@ -96,6 +97,16 @@ def test_draws_in_slots_follow_the_noted_probabilities():
     hits = np.concatenate([e.draws for e in found])[:, None] == np.arange(4)
     error = np.sqrt((p * (1 - p)).sum(axis=0)) / len(p)
     assert (np.abs((hits - p).mean(axis=0)) < 4 * error + 1e-9).all() and error.max() < 0.02
+
+
+def test_draws_in_slots_have_the_temperature_of_symbols_and_not_of_paths():
+    task = SamplingTask(("a", "b"), (0.3, 0.7))
+    how = {"values": 3, "sequences": 300, "seed": [1], "slots": "set", "batch_size": 100}
+    found = sample(joining(2), "a, 1, b", task, temperature=4.0, **how)
+    p = np.concatenate([tempered(each.probabilities, 4.0) for each in found])
+    hits = np.concatenate([each.draws for each in found])[:, None] == np.arange(2)
+    error = np.sqrt((p * (1 - p)).sum(axis=0)) / len(p)
+    assert (np.abs((hits - p).mean(axis=0)) < 4 * error).all()
 
 
 def test_words_with_and_without_a_blank_before_them():

@@ -189,7 +189,7 @@ class Auditing(Request):
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
         conditions = []
         for way, sequences in observed:
-            conditions.append(summarise(sequences, way, generator))
+            conditions.append(summarise(sequences, way, generator, self.temperature))
         whole = {}
         for protocol in (BATCH, SINGLE):
             mine = [(way, each) for way, each in observed if way.protocol == protocol]
@@ -197,7 +197,7 @@ class Auditing(Request):
                 together = [sequence for _, each in mine for sequence in each]
                 first = mine[0][0]
                 way = Way(0, protocol, 0, self.task, "", first.values, len(together))
-                whole[protocol] = summarise(together, way, generator)
+                whole[protocol] = summarise(together, way, generator, self.temperature)
         return SamplingAudit(
             source=source,
             name=self.name,
@@ -330,8 +330,10 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
     return Observed(empty, np.array(draws, dtype=np.intp), len(done) - len(draws), reply.text, tuple(told))
 
 
-def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Generator) -> SamplingCondition:
-    """All that is said of the sequences of one way of asking, with intervals over sequences."""
+def summarise(
+    sequences: Sequence[Observed], way: Way, generator: np.random.Generator, temperature: float = 1.0
+) -> SamplingCondition:
+    """All that is said of the sequences of one way of asking, with intervals over sequences. temperature: of the draws."""
     target = np.array(way.task.target)
     k = len(target)
     slots = [each.probabilities for each in sequences]
@@ -351,13 +353,16 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
             for mean, end in zip((least, most), ends, strict=True)
         )
         measures |= _together(ends, every, counts, generator)
-    best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
-    kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
-    temperature = fidelity.best_temperature(every, target)
+    kinds = {fidelity.kind(replace(one, e_score=other.e_score)) for one, other in ((least, most), (most, least))}
+    kind = kinds.pop() if len(kinds) == 1 else "undefined"
+    parsed = float((drawn >= 0).mean()) if len(drawn) else math.nan
+    best = fidelity.best_temperature(every, target)
     warm: dict[str, float] = {}
-    if not math.isnan(temperature):
-        there = _at(temperature, slots, target, pooled)
-        warm = {"a_token": there.a_token, "bias": there.bias}
+    if fidelity.COLDEST < best < fidelity.HOTTEST:
+        there = _measured([fidelity.tempered(each, best) for each in slots], target, pooled)
+        warm = {"a_token": there.a_token, "bias": there.bias, "leak": _most_leak(every, best)}
+    drawn_from = slots if temperature == 1 else [_at(each, temperature) for each in slots]
+    drawing = replace(_measured(drawn_from, target, pooled), leak=1 - parsed)  # what is drawn tells what leaked there
     lengths = [int(counts.sum())] if pooled else [int((each.draws >= 0).sum()) for each in sequences]
     order = fidelity.serial([each.draws for each in sequences] if way.protocol == BATCH else [])
     firsts = np.array([p[0] for p in slots if len(p)]).reshape(-1, k)
@@ -369,14 +374,18 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
         sequences=len(sequences),
         asked=way.values * len(sequences),
         slots=sum(len(each.draws) for each in sequences),
-        parsed=float((drawn >= 0).mean()) if len(drawn) else math.nan,
+        parsed=parsed,
         unread=sum(each.unread for each in sequences),
         measures=measures,
         kind=kind,
         independent=Bounded(*fidelity.independent_floor(target, lengths, generator)),
-        own=Bounded(*fidelity.own_floor([every] if pooled else slots, target, generator, repeats=200)),
-        temperature=temperature,
+        own=Bounded(
+            *fidelity.own_floor([np.concatenate(drawn_from)] if pooled else drawn_from, target, generator, repeats=200)
+        ),
+        temperature=best,
         warm=warm,
+        drawing={name: getattr(drawing, name) for name in ("a_token", "step", "e_score", "leak", "bias")},
+        drawing_kind=fidelity.kind(drawing),
         slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, generator),
         autocorrelation=order.autocorrelation,
         runs=order.z,
@@ -406,14 +415,28 @@ def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.
     return Bounded(math.nan, lower, upper)
 
 
-def _at(temperature: float, slots: Sequence[Array], target: Array, pooled: bool) -> fidelity.Fidelity:
-    """The measures that these slots would have at a temperature."""
-    there = [fidelity.tempered(each, temperature) for each in slots if len(each)]
-    mean = fidelity.averaged([fidelity.measures(each, target) for each in there])
-    if not pooled or not there:
+def _measured(slots: Sequence[Array], target: Array, pooled: bool) -> fidelity.Fidelity:
+    """The measures of these slots: means over sequences, or of single values together what is said of them so."""
+    mean = fidelity.averaged([fidelity.measures(each, target) for each in slots if len(each)])
+    if not pooled or not slots:
         return mean
-    whole = fidelity.measures(np.concatenate(there), target)
+    whole = fidelity.measures(np.concatenate(slots), target)
     return replace(mean, **{name: getattr(whole, name) for name in TOGETHER})
+
+
+def _at(probabilities: Array, temperature: float) -> Array:
+    """What slots [T, k] draw from at a temperature, by symbols alone; at 0 the likeliest."""
+    if temperature == 0:
+        return np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
+    return fidelity.tempered(probabilities, temperature)
+
+
+def _most_leak(probabilities: Array, temperature: float) -> float:
+    """The most that can leak at a temperature: up to 1 as if all of it were one token; nan above, where all others count."""
+    if temperature > 1:
+        return math.nan
+    rest = np.maximum(1 - probabilities.sum(axis=1, keepdims=True), 0)
+    return float(fidelity.tempered(np.hstack([probabilities, rest]), temperature)[:, -1].mean())
 
 
 def _together(

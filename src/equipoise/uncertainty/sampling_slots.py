@@ -69,7 +69,7 @@ class SymbolPaths:
         self.owner: dict[Path, int] = {}
         mark, unknown = task.separator.strip(), self._tokenizer.unk_token_id
         contexts = ("", "\n", mark, task.separator.rstrip(" "), task.separator)
-        marked = [self._behind(mark, " " + symbol) if mark else () for symbol in task.symbols]
+        marked: list[Path] = [self._behind(mark, " " + symbol) if mark else () for symbol in task.symbols]
         apart = [bool(path) and self.blank(path[0]) for path in marked]
         mixed = any(apart) and not all(apart)
         self.leading = frozenset(path[0] for path, alone in zip(marked, apart, strict=True) if mixed and alone)
@@ -353,7 +353,7 @@ class _Writer:
             noted = self._paths.symbol_probabilities(log_probs, len(self._task.symbols))
             paths, shares = self._paths.path_probabilities(log_probs)
             for line, symbols, share in zip(due, noted, np.maximum(shares, LEAST), strict=True):
-                path = paths[self._drawn(share, rows[line])]
+                path = paths[self._drawn(paths, share, symbols, rows[line])]
                 row = rows[line]
                 self._set[row][0].append(symbols)
                 self._set[row][1].append(self._paths.owner[path])
@@ -362,10 +362,13 @@ class _Writer:
                 self._queued[row] = [*path, *(() if last else self._between)]
         return [self._queued[row].pop(0) for row in rows]
 
-    def _drawn(self, share: Array, row: int) -> int:
-        logits = torch.from_numpy(np.log(share)).unsqueeze(0)
-        uniform = None if self._temperature == 0 else self._draws[row].next([0], 1)[0]
-        return int(choose(logits, self._temperature, uniform))
+    def _drawn(self, paths: Sequence[Path], share: Array, symbols: Array, row: int) -> int:
+        """A path: its symbol at the temperature, and of the symbol's paths one by their own shares."""
+        owners = np.array([self._paths.owner[path] for path in paths])
+        if self._temperature == 0:
+            return int(np.where(owners == symbols.argmax(), share, 0).argmax())
+        logs = np.log(share) + (1 / self._temperature - 1) * np.log(symbols)[owners]
+        return int(choose(torch.from_numpy(logs).unsqueeze(0), 1.0, self._draws[row].next([0], 1)[0]))
 
     def _inner(self, contexts: Sequence[Sequence[int]]) -> dict[Path, Array]:
         return {
