@@ -78,6 +78,17 @@ def test_top_log_probs_give_bounds_that_hold_and_can_be_reached():
     assert certainty.upper == math.inf
 
 
+@pytest.mark.parametrize("gap", [10.0, 40.0, 300.0])
+@pytest.mark.parametrize("top", [1, 2, 5])
+def test_certainty_is_bounded_where_the_rest_rounds_to_nothing(top, gap):
+    logits = torch.cat([torch.tensor([gap]), torch.linspace(0, -0.5, 30)])  # float32
+    lower, upper = c.self_certainty_bounds(logits.log_softmax(dim=-1).topk(top).values, 31)
+    true = c.self_certainty(logits.double())
+    assert upper == math.inf and lower.isfinite() and lower <= true + 1e-4
+    if top > 1:
+        assert lower >= true - 0.5  # no other token is likelier than the last of the known ones
+
+
 @pytest.mark.parametrize("top", [1, 2, 5, 8, 9])
 def test_bounds_hold_for_any_distribution(top):
     logits = draw(200, 9, seed=top)

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded
 from equipoise.uncertainty import sampling_auditing
 from equipoise.uncertainty.sampling_auditing import Observed, Way, summarise
-from equipoise.uncertainty.sampling_fidelity import FOLLOWS_NOT, MEASURES
+from equipoise.uncertainty.sampling_bounds import bounded_measures, slot_bounds
+from equipoise.uncertainty.sampling_fidelity import FOLLOWS_NOT, MEASURES, measures
 from equipoise.uncertainty.sampling_job import audit_sampling
 from equipoise.uncertainty.sampling_result import BATCH, SINGLE, SamplingAudit
 from equipoise.uncertainty.sampling_task import SamplingTask
@@ -42,12 +45,50 @@ def test_known_samplers_are_told_apart_by_probabilities_and_not_by_results():
     assert peaky.measures["a_token"].value == pytest.approx(missed.mean(), abs=1e-9)
     spread = missed.reshape(12, 40).mean(axis=1).std(ddof=1) / 12**0.5  # over sequences, not over slots
     width = peaky.measures["a_token"].upper - peaky.measures["a_token"].lower
-    assert width == pytest.approx(2 * 1.96 * spread * (11 / 12) ** 0.5, rel=0.1)
+    assert width == pytest.approx(2 * stats.t.ppf(0.975, 11) * spread, rel=1e-6)
     assert flat.measures["a_result"] == peaky.measures["a_result"]
     assert flat.chance == peaky.chance == "as good as independent draws"
     assert flat.independent.value == pytest.approx(flat.own.value, rel=0.05)
     assert flat.slots == flat.asked == 480 and flat.parsed == 1 and sum(flat.counts) == 480
     assert summarise(streams(False, leak=0.3), way(), np.random.default_rng(1)).kind == FOLLOWS_NOT
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 8])
+def test_intervals_of_few_sequences_are_students(sequences):
+    rng = np.random.default_rng(3)
+    made = [
+        Observed(rng.dirichlet(9 * np.array(EXTREME.target), 20), rng.integers(0, 4, 20), 0, "")
+        for _ in range(sequences)
+    ]
+    told = summarise(made, way(values=20, sequences=sequences), rng)
+    values = [measures(each.probabilities, EXTREME.target).step for each in made]
+    found = told.measures["step"]
+    assert found.value == pytest.approx(np.mean(values))
+    if sequences == 1:
+        assert all(math.isnan(each.lower) and math.isnan(each.upper) for each in told.measures.values())
+    else:
+        half = stats.t.ppf(0.975, sequences - 1) * np.std(values, ddof=1) / sequences**0.5
+        assert (found.lower, found.upper) == pytest.approx((max(found.value - half, 0), min(found.value + half, 1)))
+    assert math.isnan(told.slope.lower) and not math.isnan(told.slope.value)
+    audit = SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {BATCH: told}, (told,))
+    assert ("no intervals" in audit.headline()) == (sequences == 1)
+    assert audit.page(Path()) is not None
+
+
+def test_slopes_of_enough_sequences_have_an_interval():
+    told = summarise(streams(True), way(), np.random.default_rng(1))
+    assert told.slope.lower <= told.slope.value <= told.slope.upper
+
+
+def test_one_sequence_of_a_server_keeps_what_its_measures_can_be():
+    open_slots = tuple(slot_bounds({"1": math.log(0.1), "2": math.log(0.6)}, EXTREME.symbols) for _ in range(5))
+    told = summarise([Observed(np.zeros((0, 4)), np.ones(5, int), 0, "", open_slots)], way(values=5, sequences=1),
+                     np.random.default_rng(0))  # fmt: skip
+    lower, upper, leak = (np.array([each[part] for each in open_slots]) for part in range(3))
+    least, most = bounded_measures(lower, upper, leak, EXTREME.target)
+    for name in ("a_token", "leak", "e_score", "bias"):
+        found = told.measures[name]
+        assert math.isnan(found.value) and (found.lower, found.upper) == (getattr(least, name), getattr(most, name))
 
 
 def test_single_values_are_tested_together():
@@ -60,15 +101,102 @@ def test_single_values_are_tested_together():
     assert told.p < 0.001 and told.chance == "worse than independent draws" and math.isnan(told.slope.value)
 
 
+COIN = SamplingTask(("1", "2"), (0.5, 0.5))
+
+
+def coins(count):
+    p = np.array([[0.98, 0.02], [0.02, 0.98]])
+    made = [Observed(p[[i % 2]], np.array([i % 2]), 0, "") for i in range(count)]
+    return summarise(made, Way(1, SINGLE, 1, COIN, "", 1, count), np.random.default_rng(2))
+
+
+def test_single_values_that_differ_are_right_in_their_mean():
+    told = coins(200)
+    found = {name: each.value for name, each in told.measures.items()}
+    assert told.kind == "undefined" and told.means == pytest.approx((0.5, 0.5))
+    assert found["a_token"] == pytest.approx(0.48) and found["a_mean"] == pytest.approx(0, abs=1e-12)
+    assert found["bias"] == pytest.approx(0, abs=1e-12) and found["dispersion"] == pytest.approx(2 * 0.48**2)
+    assert told.measures["a_mean"].upper == pytest.approx(1.96 * 0.48 / 200**0.5, rel=0.1)
+    assert told.measures["a_mean"].lower == told.measures["bias"].lower == told.measures["a_result"].lower == 0
+    assert told.temperature == 50 and told.warm == {}
+    few = coins(6).measures
+    assert math.isnan(few["a_mean"].lower) and math.isnan(few["bias"].upper) and math.isnan(few["a_result"].upper)
+
+
+def test_single_values_of_a_server_are_bounded_together():
+    told = [slot_bounds({"1": math.log(a), "2": math.log(b)}, COIN.symbols) for a, b in ((0.9, 0.05), (0.05, 0.9)) * 6]
+    made = [Observed(np.zeros((0, 2)), np.array([i % 2]), 0, "", (each,)) for i, each in enumerate(told)]
+    found = summarise(made, Way(1, SINGLE, 1, COIN, "", 1, 12), np.random.default_rng(0))
+    least, most = bounded_measures(*(np.array([each[part] for each in told]) for part in range(3)), COIN.target)
+    for name in ("a_mean", "bias", "dispersion"):
+        assert (found.measures[name].lower, found.measures[name].upper) == (getattr(least, name), getattr(most, name))
+    assert found.measures["bias"].upper < 0.1 and found.kind == "undefined"
+
+
 def test_single_values_alone_are_advised_of():
     def advice(share):
         p = np.array([[(1 - share) / 3, share, (1 - share) / 3, (1 - share) / 3]])
-        drawn = np.random.default_rng(0).choice(4, p=p[0], size=200)
+        drawn = np.random.default_rng(1).choice(4, p=p[0], size=200)
         each = [Observed(p, np.array([d]), 0, "") for d in drawn]
         found = summarise(each, way(SINGLE, 1, 200), np.random.default_rng(2))
         return SamplingAudit("m", "t", EXTREME.target, EXTREME.symbols, 1.0, "read", {SINGLE: found}, (found,)).advice()
 
     assert "can be used" in advice(0.7) and "can be used" not in advice(0.97) and "No slots" not in advice(0.97)
+
+
+BIASED = SamplingTask(("1", "2"), (0.2, 0.8))
+
+
+def audited(p, drawn_from, *, temperature=1.0, slots="read", task=BIASED, missed=0.0):
+    """24 lists of 50 slots that all have these probabilities, and draws from others; a part of them is no symbol."""
+    rng = np.random.default_rng(4)
+    made = []
+    for _ in range(24):
+        draws = np.where(rng.random(50) < missed, -1, rng.choice(2, 50, p=drawn_from))
+        made.append(Observed(np.tile(p, (50, 1)), draws, 0, ""))
+    found = summarise(made, Way(1, BATCH, 1, task, "", 50, 24), np.random.default_rng(1), temperature)
+    return SamplingAudit("m", "t", task.target, task.symbols, temperature, slots, {BATCH: found}, (found,))
+
+
+def test_a_temperature_is_advised_and_confirmed_where_slots_are_set():
+    q = np.array(BIASED.target)
+    p = q**2 / (q**2).sum()  # at temperature 2 it is the target
+    cold = audited(p, p, slots="set")
+    assert cold.main.temperature == pytest.approx(2) and "At temperature 2" in cold.advice()
+    for slots in ("set", "read"):
+        there = audited(p, q, temperature=2.0, slots=slots)
+        assert there.main.drawing["a_token"] == pytest.approx(0, abs=1e-9) and there.main.drawing_kind == "E"
+        assert there.advice() == "At temperature 2 it can be used as a sampler of this target."
+        assert there.main.own.value == pytest.approx(there.main.independent.value, rel=0.1)
+        assert there.measure("a_token") == audited(p, p).measure("a_token")  # the model's own, whatever the draws
+    for worse in (audited(p, q, temperature=2.0, missed=0.4), audited(p, p, temperature=2.0, slots="set")):
+        assert "can be used" not in worse.advice() and "audit it there" not in worse.advice()
+    assert "At temperature 1 " in audited(q, np.sqrt(q) / np.sqrt(q).sum(), temperature=2.0).advice()
+    assert audited(p, np.array([0.0, 1.0]), temperature=0.0).main.drawing["a_token"] == pytest.approx(0.2)
+
+
+def test_no_temperature_is_advised_whose_leak_is_unknown():
+    logits = np.zeros(49152)
+    logits[:2] = 15 + np.log([0.2**2, 0.8**2])
+    p = np.exp(logits - np.logaddexp.reduce(logits))[:2]
+    found = audited(p, p / p.sum())
+    assert found.main.temperature == pytest.approx(2) and found.measure("leak").value < 0.05
+    hot = np.exp(logits / 2 - np.logaddexp.reduce(logits / 2))
+    assert hot[2:].sum() > 0.9 and math.isnan(found.main.warm["leak"]) and "At temperature" not in found.advice()
+
+    root = np.sqrt(BIASED.target) / np.sqrt(BIASED.target).sum()  # at temperature 0.5 it is the target
+    for leak, advised in ((0.1, True), (0.5, False)):
+        found = audited((1 - leak) * root, root)
+        expected = leak**2 / (leak**2 + (((1 - leak) * root) ** 2).sum())
+        assert found.main.warm["leak"] == pytest.approx(expected) and (expected <= 0.2) == advised
+        every = np.concatenate([(1 - leak) * root, np.full(7, leak / 7)]) ** 2  # however the rest is divided, no more
+        assert every[2:].sum() / every.sum() <= expected
+        assert ("At temperature 0.5" in found.advice()) == advised
+
+
+def test_an_end_of_the_searched_temperatures_is_never_advised():
+    found = audited([0.9, 0.1], [0.9, 0.1], slots="set", task=COIN)
+    assert found.main.temperature == 50 and found.main.warm == {} and "At temperature" not in found.headline()
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +265,8 @@ def test_what_is_advised_follows_from_what_was_found():
     assert "can be used" in made().headline()
     far = {**made().main.measures, "a_token": Bounded(0.4, 0.35, 0.45)}
     assert "keep the quota" in made(kind="D", measures=far, warm={"a_token": 0.3}).headline()
-    assert "At temperature 2" in made(kind="mixed", measures=far, warm={"a_token": 0.05}, temperature=2.0).headline()
+    warm = {"a_token": 0.05, "bias": 0.0, "leak": 0.1}
+    assert "At temperature 0.5" in made(kind="mixed", measures=far, warm=warm, temperature=0.5).headline()
     assert "Draw outside" in made(kind=FOLLOWS_NOT, measures=far, warm={}).headline()
     assert "No slots" in made(kind="undefined", slots=0).headline()
     open_ended = {**made().main.measures, "a_token": Bounded(math.nan, 0.0, 0.6)}

@@ -10,6 +10,7 @@ import torch
 from equipoise.core.errors import BadInput
 from equipoise.language.encode import encode_prompts
 from equipoise.language.tiny import tiny
+from equipoise.uncertainty.sampling_fidelity import tempered
 from equipoise.uncertainty.sampling_slots import SymbolPaths, Values, next_log_probs, sample
 from equipoise.uncertainty.sampling_task import SamplingTask
 
@@ -98,6 +99,16 @@ def test_draws_in_slots_follow_the_noted_probabilities():
     assert (np.abs((hits - p).mean(axis=0)) < 4 * error + 1e-9).all() and error.max() < 0.02
 
 
+def test_draws_in_slots_have_the_temperature_of_symbols_and_not_of_paths():
+    task = SamplingTask(("a", "b"), (0.3, 0.7))
+    how = {"values": 3, "sequences": 300, "seed": [1], "slots": "set", "batch_size": 100}
+    found = sample(joining(2), "a, 1, b", task, temperature=4.0, **how)
+    p = np.concatenate([tempered(each.probabilities, 4.0) for each in found])
+    hits = np.concatenate([each.draws for each in found])[:, None] == np.arange(2)
+    error = np.sqrt((p * (1 - p)).sum(axis=0)) / len(p)
+    assert (np.abs((hits - p).mean(axis=0)) < 4 * error).all()
+
+
 def test_words_with_and_without_a_blank_before_them():
     language_model = tiny(["red, blue, red and blue"], seed=0, width=16, layers=1, heads=2, vocabulary=300)
     task = SamplingTask(("red", "blue"), (0.5, 0.5))
@@ -107,6 +118,73 @@ def test_words_with_and_without_a_blank_before_them():
         assert language_model.tokenizer.decode(path).strip() == task.symbols[owner]
     found = sample(language_model, "choose", task, values=3, sequences=2, seed=[0], slots="set")
     assert all(e.text.replace(" ", "") == ",".join(task.symbols[d] for d in e.draws) for e in found)
+
+
+def joining(seed=0):
+    """Bytes and a few merges, with no blank before a text: ", a" is "," and " a", and ", 1" is ",", " " and "1"."""
+    from tokenizers import pre_tokenizers
+
+    made = tiny(["a, b, a, b, a, b"], seed=seed, width=16, layers=1, heads=2, vocabulary=300)
+    made.chat_template = "none"
+    made.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight.mul_(6)
+    return made
+
+
+def ids(language_model, *tokens):
+    return language_model.tokenizer.convert_tokens_to_ids(list(tokens))
+
+
+def test_a_sampler_of_symbols_that_are_joined_with_their_blank_is_right():
+    language_model = joining()
+    assert language_model.tokenizer.tokenize("a, b, 1") == ["a", ",", "Ġb", ",", "Ġ", "1"]
+    for separator in (", ", ",", " , ", ""):
+        task = SamplingTask(("a", "b"), (0.3, 0.7), separator=separator)
+        paths = SymbolPaths(language_model, task)
+        assert set(paths.first) == set(ids(language_model, "a", "Ġa", "b", "Ġb")) and not paths.leading
+        told = dict(zip(ids(language_model, "Ġa", "Ġb"), np.log([0.3, 0.7]), strict=True))
+        root = np.array([[told.get(token, -50.0) for token in paths.first]])
+        assert paths.symbol_probabilities({(): root}, 2)[0] == pytest.approx([0.3, 0.7], abs=1e-12)
+    comma = tuple(ids(language_model, ","))
+    for symbols, between in (
+        (("a", "b"), comma),
+        (("1", "a"), comma),
+        (("1", "2"), (*comma, *ids(language_model, "Ġ"))),
+    ):
+        task = SamplingTask(symbols, (0.3, 0.7))
+        assert SymbolPaths(language_model, task).between(task) == between
+
+
+@pytest.mark.parametrize("slots", ["read", "set"])
+@pytest.mark.parametrize("symbols", [("a", "b"), ("1", "a"), ("1", "2")])
+def test_blanks_that_are_joined_with_some_symbols_or_all(slots, symbols):
+    language_model = joining()
+    one = {symbol: ids(language_model, symbol)[0] for symbol in symbols}
+    (blank,), (prompt,) = ids(language_model, "Ġ"), encode_prompts(language_model, ["a, 1, b"])[0]
+    with_blank = {symbol: ids(language_model, "Ġ" + symbol)[0] for symbol in symbols if symbol in "ab"}
+    task = SamplingTask(symbols, (0.3, 0.7))
+    paths = SymbolPaths(language_model, task)
+    found = sample(language_model, "a, 1, b", task, values=4, sequences=3, seed=[5], slots=slots)
+    assert sum(len(each.draws) for each in found) >= 3
+    for each in found:
+        for place, noted in zip(each.places, each.probabilities, strict=True):
+            context = [*prompt, *each.tokens[:place]]
+            after = whole(language_model, context).exp()
+            behind = whole(language_model, [*context, blank]).exp()
+            expected = {symbol: float(after[one[symbol]]) for symbol in symbols}
+            for symbol in symbols:
+                if symbol in with_blank:
+                    expected[symbol] += float(after[with_blank[symbol]])
+                elif with_blank:  # whether the blank comes decides which symbol it is
+                    expected[symbol] += float(after[blank] * behind[one[symbol]])
+            assert noted == pytest.approx([expected[symbol] for symbol in symbols], rel=1e-4)
+        if slots == "set":
+            assert each.text.replace(" ", "") == ",".join(symbols[draw] for draw in each.draws)
+    before = [0, blank]
+    assert paths.begins(before, 2) == (1 if symbols == ("1", "a") else 2) and paths.begins(before, 0) == 0
 
 
 def test_next_log_probs_of_rows_of_any_length():

@@ -116,9 +116,16 @@ def entropy_bounds(top_log_probs: Tensor, vocabulary: int) -> Bounds:
 def self_certainty_bounds(top_log_probs: Tensor, vocabulary: int) -> Bounds:
     """What `self_certainty` can be: without upper bound where tokens are unknown, as each may be all but impossible."""
     known, rest, others = _known_and_rest(top_log_probs, vocabulary)
-    tail = others * (rest / others).log() if others else torch.zeros_like(rest)
-    lower = -(known.sum(dim=-1) + tail) / vocabulary - math.log(vocabulary)
-    return Bounds(lower, lower if others <= 1 else torch.full_like(lower, math.inf))
+    sums, unit = known.sum(dim=-1), math.log(others) if others else 0.0
+    # The rest is known up to the rounding of 1 - sum, below which it may be 0; no other token is likelier than the K-th.
+    rounding = known.shape[-1] * torch.finfo(known.dtype).eps
+    most = torch.minimum((rest + rounding).log(), known.amin(dim=-1) + unit)
+    least = (rest - rounding).clamp(min=0).log()
+    lower, upper = (
+        -(sums + others * (each - unit) if others else sums) / vocabulary - math.log(vocabulary)
+        for each in (most, least)
+    )
+    return Bounds(lower, upper if others <= 1 else torch.full_like(lower, math.inf))
 
 
 def _known_and_rest(top_log_probs: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from equipoise.core.job import Request
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
+from equipoise.core.statistics import item_interval
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room
@@ -45,6 +46,9 @@ Array = NDArray[np.float64]
 SEQUENCES = "sequences.jsonl"
 AT_ONCE = 8  # sequences that are written together and stored as one row
 RESAMPLES = 2000
+TOGETHER = ("a_mean", "a_result", "bias", "dispersion")  # of single values, each of which has one slot
+FEWEST = 10  # sequences or single values, below which resampling them tells of no interval
+LIMITS = {"entropy_ratio": (0.0, math.inf), "bias": (0.0, 2.0), "e_score": (-math.inf, 1.0)}  # of all others 0 and 1
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Auditing(Request):
         generator = np.random.default_rng(np.random.SeedSequence([self.seed, 1]))
         conditions = []
         for way, sequences in observed:
-            conditions.append(summarise(sequences, way, generator))
+            conditions.append(summarise(sequences, way, generator, self.temperature))
         whole = {}
         for protocol in (BATCH, SINGLE):
             mine = [(way, each) for way, each in observed if way.protocol == protocol]
@@ -193,7 +197,7 @@ class Auditing(Request):
                 together = [sequence for _, each in mine for sequence in each]
                 first = mine[0][0]
                 way = Way(0, protocol, 0, self.task, "", first.values, len(together))
-                whole[protocol] = summarise(together, way, generator)
+                whole[protocol] = summarise(together, way, generator, self.temperature)
         return SamplingAudit(
             source=source,
             name=self.name,
@@ -326,47 +330,43 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
     return Observed(empty, np.array(draws, dtype=np.intp), len(done) - len(draws), reply.text, tuple(told))
 
 
-def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Generator) -> SamplingCondition:
-    """All that is said of the sequences of one way of asking, with intervals from resampled sequences."""
+def summarise(
+    sequences: Sequence[Observed], way: Way, generator: np.random.Generator, temperature: float = 1.0
+) -> SamplingCondition:
+    """All that is said of the sequences of one way of asking, with intervals over sequences. temperature: of the draws."""
     target = np.array(way.task.target)
     k = len(target)
     slots = [each.probabilities for each in sequences]
     found = [each.ends(target) for each in sequences]
-    weights = _resampled(len(sequences), generator)
     served = any(each.told is not None for each in sequences)
-    (low, lower, _), (high, _, upper) = (
-        [column.tolist() for column in _means(np.array([astuple(each[end]) for each in found]), weights)]
-        for end in (0, 1)
-    )
-    measures = {
-        name: Bounded(low[place] if high[place] - low[place] < 1e-6 else math.nan, lower[place], upper[place])
-        for place, name in enumerate(fidelity.MEASURES)
-    }
+    measures = {name: _over_sequences(name, found) for name in fidelity.MEASURES}
     least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
-    best, worst = replace(least, e_score=most.e_score), replace(most, e_score=least.e_score)
-    kind = fidelity.kind(best) if fidelity.kind(best) == fidelity.kind(worst) else "undefined"
     every = np.concatenate(slots) if slots else np.zeros((0, k))
     drawn = np.concatenate([each.draws for each in sequences]) if sequences else np.zeros(0, int)
     counts = np.bincount(drawn[drawn >= 0], minlength=k)
-    temperature = fidelity.best_temperature(every, target)
-    warm: dict[str, float] = {}
-    if not math.isnan(temperature):
-        there = fidelity.averaged(
-            [fidelity.measures(fidelity.tempered(p, temperature), target) for p in slots if len(p)]
+    pooled = way.protocol == SINGLE
+    if pooled:  # each value is a sequence of its own: a mean over slots is one over all of them
+        told = tuple(slot for each in sequences for slot in each.told or ()) if served else None
+        ends = Observed(every, drawn, 0, "", told).ends(target)
+        least, most = (
+            replace(mean, **{name: getattr(end, name) for name in TOGETHER})
+            for mean, end in zip((least, most), ends, strict=True)
         )
-        warm = {"a_token": there.a_token, "bias": there.bias}
-    lengths = [int((each.draws >= 0).sum()) for each in sequences]
+        measures |= _together(ends, every, counts, generator)
+    kinds = {fidelity.kind(replace(one, e_score=other.e_score)) for one, other in ((least, most), (most, least))}
+    kind = kinds.pop() if len(kinds) == 1 else "undefined"
+    parsed = float((drawn >= 0).mean()) if len(drawn) else math.nan
+    best = fidelity.best_temperature(every, target)
+    warm: dict[str, float] = {}
+    if fidelity.COLDEST < best < fidelity.HOTTEST:
+        there = _measured([fidelity.tempered(each, best) for each in slots], target, pooled)
+        warm = {"a_token": there.a_token, "bias": there.bias, "leak": _most_leak(every, best)}
+    drawn_from = slots if temperature == 1 else [_at(each, temperature) for each in slots]
+    drawing = replace(_measured(drawn_from, target, pooled), leak=1 - parsed)  # what is drawn tells what leaked there
+    lengths = [int(counts.sum())] if pooled else [int((each.draws >= 0).sum()) for each in sequences]
     order = fidelity.serial([each.draws for each in sequences] if way.protocol == BATCH else [])
     firsts = np.array([p[0] for p in slots if len(p)]).reshape(-1, k)
     whole = [p for p in slots if len(p) == way.values]
-    pooled = way.protocol == SINGLE
-    if pooled:  # each value is a sequence of its own: its frequencies are those of all of them
-        everything = fidelity.measures([], target, drawn).a_result
-        n = int(counts.sum())
-        redrawn = generator.multinomial(n, counts / n, size=RESAMPLES) / n if n else np.zeros((0, k))
-        again = np.abs(redrawn - target).sum(axis=1) / 2
-        measures["a_result"] = Bounded(everything, *_middle(again))
-        lengths = [n]
     return SamplingCondition(
         protocol=way.protocol,
         wording=way.wording,
@@ -374,15 +374,19 @@ def summarise(sequences: Sequence[Observed], way: Way, generator: np.random.Gene
         sequences=len(sequences),
         asked=way.values * len(sequences),
         slots=sum(len(each.draws) for each in sequences),
-        parsed=float((drawn >= 0).mean()) if len(drawn) else math.nan,
+        parsed=parsed,
         unread=sum(each.unread for each in sequences),
         measures=measures,
         kind=kind,
         independent=Bounded(*fidelity.independent_floor(target, lengths, generator)),
-        own=Bounded(*fidelity.own_floor([every] if pooled else slots, target, generator, repeats=200)),
-        temperature=temperature,
+        own=Bounded(
+            *fidelity.own_floor([np.concatenate(drawn_from)] if pooled else drawn_from, target, generator, repeats=200)
+        ),
+        temperature=best,
         warm=warm,
-        slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, weights),
+        drawing={name: getattr(drawing, name) for name in ("a_token", "step", "e_score", "leak", "bias")},
+        drawing_kind=fidelity.kind(drawing),
+        slope=Bounded(math.nan, math.nan, math.nan) if pooled or served else _slope(sequences, target, generator),
         autocorrelation=order.autocorrelation,
         runs=order.z,
         runs_p=order.p,
@@ -398,27 +402,88 @@ def _shares(raw: Array) -> Array:
     return raw / raw.sum(axis=1, keepdims=True)
 
 
-def _resampled(sequences: int, generator: np.random.Generator) -> Array:
-    """How often each sequence is drawn in each resample, [RESAMPLES, sequences]."""
-    if not sequences:
-        return np.zeros((RESAMPLES, 0))
-    return generator.multinomial(sequences, np.full(sequences, 1 / sequences), size=RESAMPLES).astype(float)
+def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.Fidelity]]) -> Bounded:
+    """A measure's mean over sequences with Student's interval; of an open one, what it can be at least and at most."""
+    least, most = (
+        Bounded.of(item_interval([getattr(each[end], name) for each in ends]), *LIMITS.get(name, (0.0, 1.0)))
+        for end in (0, 1)
+    )
+    if not most.value - least.value >= 1e-6:
+        return Bounded(least.value, least.lower, most.upper)
+    lower, upper = (own if math.isnan(end) else end for own, end in
+                    ((least.value, least.lower), (most.value, most.upper)))  # fmt: skip
+    return Bounded(math.nan, lower, upper)
 
 
-def _means(values: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Mean over sequences of each column, and its bootstrap interval; nan values are left out."""
-    there = ~np.isnan(values)
-    filled = np.where(there, values, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = np.where(there.any(axis=0), filled.sum(axis=0) / there.sum(axis=0), np.nan)
-        again = (weights @ filled) / (weights @ there.astype(float))
-    ends = np.array([_middle(column) for column in again.T]).T
-    return estimate, ends[0], ends[1]
+def _measured(slots: Sequence[Array], target: Array, pooled: bool) -> fidelity.Fidelity:
+    """The measures of these slots: means over sequences, or of single values together what is said of them so."""
+    mean = fidelity.averaged([fidelity.measures(each, target) for each in slots if len(each)])
+    if not pooled or not slots:
+        return mean
+    whole = fidelity.measures(np.concatenate(slots), target)
+    return replace(mean, **{name: getattr(whole, name) for name in TOGETHER})
 
 
-def _slope(sequences: Sequence[Observed], target: Array, weights: Array) -> Bounded:
+def _at(probabilities: Array, temperature: float) -> Array:
+    """What slots [T, k] draw from at a temperature, by symbols alone; at 0 the likeliest."""
+    if temperature == 0:
+        return np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
+    return fidelity.tempered(probabilities, temperature)
+
+
+def _most_leak(probabilities: Array, temperature: float) -> float:
+    """The most that can leak at a temperature: up to 1 as if all of it were one token; nan above, where all others count."""
+    if temperature > 1:
+        return math.nan
+    rest = np.maximum(1 - probabilities.sum(axis=1, keepdims=True), 0)
+    return float(fidelity.tempered(np.hstack([probabilities, rest]), temperature)[:, -1].mean())
+
+
+def _together(
+    ends: tuple[fidelity.Fidelity, fidelity.Fidelity],
+    every: Array,
+    counts: NDArray[np.intp],
+    generator: np.random.Generator,
+) -> dict[str, Bounded]:
+    """What is said of all single values together, with intervals; of an open measure, what it can be at least and at most.
+
+    A distance from the target is off by no more than the mean is (the triangle's inequality), which resampled values tell.
+    Distances of resampled values would not do: they stay above 0 where the mean is right.
+    """
+    off, squared_off, drawn_off = math.nan, math.nan, math.nan
+    shares, total = _shares(every), int(counts.sum())
+    if len(shares) >= FEWEST:
+        errors = _resampled(len(shares), generator) @ (shares - shares.mean(axis=0)) / len(shares)
+        off = float(np.quantile(np.abs(errors).sum(axis=1) / 2, 0.95))
+        squared_off = float(np.quantile(np.linalg.norm(errors, axis=1), 0.95))
+    if total >= FEWEST:
+        errors = generator.multinomial(total, counts / total, size=RESAMPLES) / total - counts / total
+        drawn_off = float(np.quantile(np.abs(errors).sum(axis=1) / 2, 0.95))
+    found = {}
+    for name in TOGETHER:
+        least, most = (getattr(each, name) for each in ends)
+        root = math.sqrt(max(least, 0.0)) if name == "bias" else math.nan
+        if most - least >= 1e-6:
+            found[name] = Bounded(math.nan, least, most)
+        elif name == "dispersion" and len(shares):
+            found[name] = Bounded.of(item_interval(((shares - shares.mean(axis=0)) ** 2).sum(axis=1)), 0.0, 1.0)
+        elif name == "bias":  # comparisons with nan are false: an undefined end stays undefined
+            found[name] = Bounded(least, max(root - squared_off, 0.0) ** 2, min((root + squared_off) ** 2, 2.0))
+        else:
+            error = {"a_mean": off, "a_result": drawn_off}.get(name, math.nan)
+            found[name] = Bounded(least, max(least - error, 0.0), min(least + error, 1.0))
+    return found
+
+
+def _resampled(units: int, generator: np.random.Generator, *, repeats: int = RESAMPLES) -> Array:
+    """How often each unit is drawn in each resample, [repeats, units]; none where they are too few to tell."""
+    return generator.multinomial(units, np.full(units, 1 / units), size=repeats if units >= FEWEST else 0).astype(float)
+
+
+def _slope(sequences: Sequence[Observed], target: Array, generator: np.random.Generator) -> Bounded:
     parts = [fidelity.surplus(each.probabilities, target, each.draws) for each in sequences]
-    again = [fidelity.history_slope([each]) for each in np.tensordot(weights[:400], parts, axes=1)] if parts else []
+    weights = _resampled(len(parts), generator, repeats=400)
+    again = [fidelity.history_slope([each]) for each in np.tensordot(weights, parts, axes=1)]
     return Bounded(fidelity.history_slope(parts), *_middle(again))
 
 

@@ -51,9 +51,9 @@ def _cell(value: "Bounded") -> parts.Cell:
 def _measures(each: "SamplingCondition") -> parts.Table:
     rows = [(name, _cell(each.measures[name]), meaning) for name, meaning in MEANING.items()]
     rows.append(("a_result by chance", _cell(each.independent), "the same of independent draws from the target"))
-    rows.append(("a_result of its own", _cell(each.own), "the same of draws from each slot's own probabilities"))
+    rows.append(("a_result of its own", _cell(each.own), "the same of draws as each slot makes them"))
     return parts.Table(
-        f"{each.slots:,} slots in {each.sequences:,} sequences; 95 % intervals from resampled sequences",
+        f"{each.slots:,} slots in {each.sequences:,} sequences; 95 % intervals over sequences, where there are several",
         (parts.Column("measure"), parts.Column("value", True), parts.Column("what it is")),
         tuple(rows),
         note="bias and dispersion are together the mean squared distance of a slot's probabilities from the target.",

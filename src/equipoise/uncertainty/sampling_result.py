@@ -12,6 +12,8 @@ from equipoise.core.shares import Bounded
 BATCH, SINGLE = "batch", "independent"
 FEW = 300  # slots, below which the page says so
 CLOSE = 0.1  # distance of probabilities up to which a temperature counts as a remedy
+LEAKS = 0.2  # probability of what is no symbol, up to which it does
+SAME = 0.05  # difference of two temperatures' logarithms up to which one is the other
 MEANING = {
     "a_token": "distance of each slot's probabilities from the target (TV, 0 is best)",
     "a_mean": "distance of their mean from the target",
@@ -29,13 +31,16 @@ MEANING = {
 class SamplingCondition:
     """One way of asking: a protocol, a wording (from 1; 0: all together) and names of the symbols.
 
-    measures: as of `sampling_fidelity.Fidelity`, means over sequences with a bootstrap's 95 % interval; where only a part
-    of the probabilities is known the value is nan, the bounds hold what it can be. slots: of `asked` values. parsed: share
-    of what was written at slots that is a symbol. unread: values without a slot. independent, own: a_result by chance, of
-    draws from the target and from the slots' own probabilities. temperature: which fits best; warm: a_token and bias there.
-    slope: of probabilities on what was drawn too often. autocorrelation, runs: of the draws. place: variance that the place
-    in the list decides. first: distance of the mean probabilities at first slots. p: of independent draws from the target
-    having these counts, nan for lists. means, counts: of each symbol.
+    measures: as of `sampling_fidelity.Fidelity`, means over sequences with Student's 95 % interval, which one sequence does
+    not have; a_mean, a_result, bias and dispersion of single values are those of all of them together. Where only a part of
+    the probabilities is known the value is nan, the bounds hold what it can be. slots: of `asked` values. parsed: share of
+    what was written at slots that is a symbol. unread: values without a slot. independent, own: a_result by chance, of draws
+    from the target and from what the slots draw from. temperature: which fits best; warm: a_token, bias and the most that
+    can leak there (nan where nobody knows), empty where an end of the searched range fits best. drawing, drawing_kind:
+    measures and kind at the temperature of the draws, nan where a server tells no more. slope: of probabilities on what was
+    drawn too often. autocorrelation, runs: of the draws. place: variance that the place in the list decides. first: distance
+    of the mean probabilities at first slots. p: of independent draws from the target having these counts, nan for lists.
+    means, counts: of each symbol.
     """
 
     protocol: str
@@ -52,6 +57,8 @@ class SamplingCondition:
     own: Bounded
     temperature: float
     warm: Mapping[str, float]
+    drawing: Mapping[str, float]
+    drawing_kind: str
     slope: Bounded
     autocorrelation: float
     runs: float
@@ -68,9 +75,14 @@ class SamplingCondition:
         result = self.measures["a_result"].value
         if math.isnan(result) or math.isnan(self.independent.value):
             return "unknown"
-        if result > self.independent.upper:
+        # Both are sums of whole counts' shares: alike but for the last bits, they are the same.
+        if result > self.independent.upper + 1e-9:
             return "worse than independent draws"
-        return "too good for independent draws" if result < self.independent.lower else "as good as independent draws"
+        return (
+            "too good for independent draws"
+            if result < self.independent.lower - 1e-9
+            else "as good as independent draws"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,31 +127,54 @@ class SamplingAudit:
         if len(kinds) > 1:
             found.append(f"Wordings or names differ in kind ({', '.join(kinds)}): one of them alone would mislead.")
         if self.main.slots < FEW:
-            found.append(f"There are {self.main.slots:,} slots: read the intervals, or ask for more sequences.")
+            read = "read the intervals, or ask" if self.main.sequences > 1 else "one sequence has no intervals, ask"
+            found.append(f"There are {self.main.slots:,} slots: {read} for more sequences.")
         return tuple(found)
 
     def advice(self) -> str:
         """What to do with it, in a sentence."""
         main, distance = self.main, self.measure("a_token")
+        kind, near, far = main.kind, distance.value, distance.upper
+        if self.temperature != 1:
+            kind, near, far = main.drawing_kind, main.drawing["a_token"], main.drawing["a_token"]
         if not main.slots:
             return "No slots were found: nothing is known of its probabilities. Try slots set, or another wording."
         if main.kind == "undefined" and math.isnan(distance.value):
             return "What the server tells leaves its kind open: let it tell more of the likeliest tokens."
+        if math.isnan(near) and self.temperature != 1:
+            return "What a server draws from at another temperature than 1 is not known: audit it at 1."
         # A fresh context has one slot, and no step from it to another that a kind could be told by.
-        alone = main.protocol == SINGLE and main.kind == "undefined" and distance.value <= CLOSE
-        if (main.kind == "E" or alone) and main.chance != "worse than independent draws":
-            return "It can be used as a sampler of this target."
-        if main.warm.get("a_token", math.nan) <= CLOSE < distance.upper and main.measures["leak"].upper <= 0.2:
+        alone = main.protocol == SINGLE and kind == "undefined" and near <= CLOSE
+        if (kind == "E" or alone) and main.chance != "worse than independent draws":
+            return f"{self._there()}t can be used as a sampler of this target."
+        if self.temperature != 1 and main.kind == "E":
+            return (
+                f"At temperature 1 its probabilities are within {number(distance.value)} of the target: audit it there."
+            )
+        if main.warm.get("a_token", math.nan) <= CLOSE < far and self._leaks_little() and not self._is_here():
             return (
                 f"At temperature {number(main.temperature)} its probabilities would be within "
                 f"{number(main.warm['a_token'])} of the target: audit it there."
             )
-        if main.kind == "D":
+        if kind == "D":
             return (
                 "Its lists keep the quota, but a single draw is nearly decided: use whole lists, and draw outside the model "
                 "where independent draws are needed."
             )
         return "Draw outside the model: let it write the distribution, or give it values that were drawn."
+
+    def _there(self) -> str:
+        return "I" if self.temperature == 1 else f"At temperature {number(self.temperature)} i"
+
+    def _is_here(self) -> bool:
+        """Whether the draws have the temperature that fits best."""
+        return self.temperature > 0 and abs(math.log(self.main.temperature / self.temperature)) <= SAME
+
+    def _leaks_little(self) -> bool:
+        """Whether little is known to leak at the temperature that fits best: nothing where slots are set."""
+        if self.slots == "set":
+            return self.main.measures["leak"].upper <= LEAKS
+        return self.main.warm["leak"] <= LEAKS
 
     def measure(self, name: str) -> Bounded:
         """A measure of `main`."""
@@ -154,6 +189,11 @@ class SamplingAudit:
             f"{shown(self.measure('leak'))} leaks. Frequencies are {shown(self.measure('a_result'))} off, where independent "
             f"draws are {shown(main.independent)}: {main.chance}."
         )
+        if self.temperature != 1 and main.drawing["a_token"] >= 0:
+            told += (
+                f" At temperature {number(self.temperature)}, that of the draws, what they are drawn from is "
+                f"{number(main.drawing['a_token'])} from the target at a slot: {main.drawing_kind}."
+            )
         return " ".join((*self.warnings(), told, self.advice()))
 
     def summary(self) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 A slot is the place of the token in which a value's first visible character stands; blanks before it belong to what stands
 between values, whether the tokenizer makes them a token or not. A symbol has a path of tokens, mostly one, or a few paths
-(with and without a blank before it). Its probability at a slot is the sum over its paths of the product of conditional
-probabilities along them; where a path goes on to another symbol ("1" and "10"), less what goes on. Probabilities are the
-model's own, of softmax(logits) among all tokens, whatever temperature the draws have.
+(with and without a blank before it, which many tokenizers write into the symbol's first token). Its probability at a slot is
+the sum over its paths of the product of conditional probabilities along them; where a path goes on to another symbol ("1"
+and "10"), less what goes on. Where the blank is a token of its own before some symbols and a part of others, as where digits
+stand beside words, whether it comes decides the value: then the slot begins with the blank. Probabilities are the model's
+own, of softmax(logits) among all tokens, whatever temperature the draws have.
 """
 
 from __future__ import annotations
@@ -56,25 +58,39 @@ class ValueSequence:
 
 
 class SymbolPaths:
-    """The token paths of a task's symbols for one tokenizer. `first`: the tokens that begin any of them."""
+    """The token paths of a task's symbols for one tokenizer.
+
+    first: the tokens that begin any of them. leading: the blanks among these, where slots begin with the blank.
+    """
 
     def __init__(self, language_model: LanguageModel, task: SamplingTask) -> None:
         """Raises BadInput for a symbol without tokens of its own, and for two that share a path."""
         self._tokenizer: Any = language_model.tokenizer
         self.owner: dict[Path, int] = {}
-        contexts = ("", task.separator.strip(), task.separator) if task.separator else ("",)
+        mark, unknown = task.separator.strip(), self._tokenizer.unk_token_id
+        contexts = ("", "\n", mark, task.separator.rstrip(" "), task.separator)
+        marked: list[Path] = [self._behind(mark, " " + symbol) if mark else () for symbol in task.symbols]
+        apart = [bool(path) and self.blank(path[0]) for path in marked]
+        mixed = any(apart) and not all(apart)
+        self.leading = frozenset(path[0] for path, alone in zip(marked, apart, strict=True) if mixed and alone)
         for index, symbol in enumerate(task.symbols):
-            for path in sorted({self._path(context, symbol) for context in contexts} - {()}):
+            plain = self._bare(self._ids(symbol))
+            if unknown in plain:
+                raise BadInput(f"This tokenizer has no token for a part of {symbol!r}: rename the symbol.")
+            if not mark and len(plain) > 1:
+                raise BadInput(
+                    f"{symbol!r} is {len(plain)} tokens of this model, which cannot be told apart without a separator: "
+                    "give one, or rename the symbol."
+                )
+            paths = {self._bare(self._behind(each, blank + symbol)) for each in contexts for blank in ("", " ")}
+            if self.leading.intersection(marked[index][:1]):
+                paths.add(marked[index])
+            for path in sorted(paths - {()}):
+                if unknown in path or (not mark and len(path) > 1):  # the blank or line end cannot be written so
+                    continue
                 if self.owner.setdefault(path, index) != index:
                     other = task.symbols[self.owner[path]]
                     raise BadInput(f"This tokenizer writes {symbol!r} and {other!r} alike: rename one of them.")
-                if self._tokenizer.unk_token_id in path:
-                    raise BadInput(f"This tokenizer has no token for a part of {symbol!r}: rename the symbol.")
-                if not task.separator and len(path) > 1:
-                    raise BadInput(
-                        f"{symbol!r} is {len(path)} tokens of this model, which cannot be told apart without a separator: "
-                        "give one, or rename the symbol."
-                    )
         nodes = {path[:length] for path in self.owner for length in range(len(path))}
         self.children = {node: sorted({p[len(node)] for p in self.owner if self._below(p, node)}) for node in nodes}
         self.first = self.children[()]
@@ -85,14 +101,16 @@ class SymbolPaths:
         """The tokens that stand between two values. Raises BadInput for a tokenizer that writes them into the values'."""
         if not task.separator:
             return ()
-        symbol = task.symbols[0]
-        ids, head = self._ids(symbol + task.separator + symbol), self._ids(symbol)
-        lengths = [n for n in range(1, len(ids)) if self.owner.get(ids[-n:]) == 0]
-        if ids[: len(head)] != head or not lengths or len(ids) - lengths[0] <= len(head):
+        found = {self._stands_between(task, index) for index in range(len(task.symbols))}
+        if len(found) != 1 or () in found:
             raise BadInput(
                 f"This tokenizer joins {task.separator!r} with the values beside it: use another separator, or slots='read'."
             )
-        return ids[len(head) : len(ids) - lengths[0]]
+        return found.pop()
+
+    def begins(self, tokens: Sequence[int], place: int) -> int:
+        """Where the slot of a value begins whose first visible character stands in the token at this place."""
+        return place - 1 if place and tokens[place - 1] in self.leading else place
 
     def blank(self, token: int) -> bool:
         """Whether a token is white space alone."""
@@ -130,15 +148,23 @@ class SymbolPaths:
     def _ids(self, text: str) -> Path:
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _path(self, context: str, symbol: str) -> Path:
-        """The symbol's tokens behind this context, blanks before them left out; () where a token holds both."""
-        before, ids = self._ids(context) if context else (), self._ids(context + symbol)
-        if ids[: len(before)] != before:
-            return ()
-        path = ids[len(before) :]
+    def _behind(self, context: str, text: str) -> Path:
+        """The text's tokens behind this context; () where a token holds both."""
+        before, ids = self._ids(context) if context else (), self._ids(context + text)
+        return ids[len(before) :] if ids[: len(before)] == before else ()
+
+    def _bare(self, path: Path) -> Path:
+        """Without the blank tokens before it."""
         while path and self.blank(path[0]):
             path = path[1:]
         return path
+
+    def _stands_between(self, task: SamplingTask, index: int) -> Path:
+        """The tokens between a symbol and itself; () where one of them holds a part of either."""
+        symbol = task.symbols[index]
+        ids = self._behind(symbol, task.separator + symbol)
+        lengths = [n for n in range(1, len(ids)) if self.owner.get(ids[-n:]) == index]
+        return ids[: len(ids) - lengths[-1]] if lengths else ()
 
     @staticmethod
     def _below(path: Path, node: Path) -> bool:
@@ -298,7 +324,7 @@ class _Writer:
         for row, read in enumerate(self._read):
             read.end()
             done = read.done[: self._values]
-            places = [place for place, _ in done if place is not None]
+            places = [self._paths.begins(self._tokens[row], place) for place, _ in done if place is not None]
             contexts = [[*self._prompt, *self._tokens[row][:place]] for place in places]
             roots = np.array([self._roots[row][place] for place in places]).reshape(-1, len(self._paths.first))
             noted = self._paths.symbol_probabilities({(): roots, **self._inner(contexts)}, count)
@@ -327,7 +353,7 @@ class _Writer:
             noted = self._paths.symbol_probabilities(log_probs, len(self._task.symbols))
             paths, shares = self._paths.path_probabilities(log_probs)
             for line, symbols, share in zip(due, noted, np.maximum(shares, LEAST), strict=True):
-                path = paths[self._drawn(share, rows[line])]
+                path = paths[self._drawn(paths, share, symbols, rows[line])]
                 row = rows[line]
                 self._set[row][0].append(symbols)
                 self._set[row][1].append(self._paths.owner[path])
@@ -336,10 +362,13 @@ class _Writer:
                 self._queued[row] = [*path, *(() if last else self._between)]
         return [self._queued[row].pop(0) for row in rows]
 
-    def _drawn(self, share: Array, row: int) -> int:
-        logits = torch.from_numpy(np.log(share)).unsqueeze(0)
-        uniform = None if self._temperature == 0 else self._draws[row].next([0], 1)[0]
-        return int(choose(logits, self._temperature, uniform))
+    def _drawn(self, paths: Sequence[Path], share: Array, symbols: Array, row: int) -> int:
+        """A path: its symbol at the temperature, and of the symbol's paths one by their own shares."""
+        owners = np.array([self._paths.owner[path] for path in paths])
+        if self._temperature == 0:
+            return int(np.where(owners == symbols.argmax(), share, 0).argmax())
+        logs = np.log(share) + (1 / self._temperature - 1) * np.log(symbols)[owners]
+        return int(choose(torch.from_numpy(logs).unsqueeze(0), 1.0, self._draws[row].next([0], 1)[0]))
 
     def _inner(self, contexts: Sequence[Sequence[int]]) -> dict[Path, Array]:
         return {
