@@ -199,7 +199,10 @@ def test_what_cannot_be_done_is_refused(model, words, told):
         (Problem("a", "7 ik", ("7",)), "problem 2: id 'a' was used before at problem 1; make ids unique"),
         (Problem(7, "7 ik", ("7",)), "problem 2: field 'id': expected text"),  # pyright: ignore[reportArgumentType]
         (Problem("b\ud800", "7 ik", ("7",)), "problem 2: field 'id': expected text, found half of a surrogate pair"),
-        (Problem("b", "7 ik", ("7", "\ud800")), "problem 2: field 'gold': expected text, found half of a surrogate pair"),
+        (
+            Problem("b", "7 ik", ("7", "\ud800")),
+            "problem 2: field 'gold': expected text, found half of a surrogate pair",
+        ),
         (Problem("b", "7 ik", ("7", 7)), "problem 2: field 'gold': expected text"),  # pyright: ignore[reportArgumentType]
         (Problem("b", "7 ik", "17"), "problem 2: field 'gold': expected a tuple of texts"),  # pyright: ignore[reportArgumentType]
         (Problem("b", "7 \ud800", ("7",)), "problem 2: field 'prompt': expected text, found half of a surrogate pair"),
