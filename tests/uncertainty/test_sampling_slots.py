@@ -102,7 +102,12 @@ def test_draws_in_slots_follow_the_noted_probabilities():
 def test_draws_in_slots_have_the_temperature_of_symbols_and_not_of_paths():
     task = SamplingTask(("a", "b"), (0.3, 0.7))
     how = {"values": 3, "sequences": 300, "seed": [1], "slots": "set", "batch_size": 100}
-    found = sample(joining(2), "a, 1, b", task, temperature=4.0, **how)
+    language_model = joining(2)
+    a, with_blank, b, other = ids(language_model, "a", "Ġa", "b", "Ġb")
+    rows = language_model.model.get_input_embeddings().weight
+    with torch.no_grad():  # both of a's paths alike, and one of b's: by paths a would come far more often
+        rows[a], rows[b] = rows[with_blank], -rows[other]
+    found = sample(language_model, "a, 1, b", task, temperature=4.0, **how)
     p = np.concatenate([tempered(each.probabilities, 4.0) for each in found])
     hits = np.concatenate([each.draws for each in found])[:, None] == np.arange(2)
     error = np.sqrt((p * (1 - p)).sum(axis=0)) / len(p)
