@@ -1038,16 +1038,19 @@ def bayesianize_more(folder: Path) -> Sequence[Settings]:
 def distill_files(folder: Path) -> Settings:
     from equipoise.language.embed import fingerprint
     from equipoise.uncertainty import teachers
+    from equipoise.uncertainty.bayes_work import reads
     from equipoise.uncertainty.tfb import Tfb
 
-    small_model().save(folder / "model")
+    model = small_model()
+    model.save(folder / "model")
+    model.chat_template = "none"
     rows = classified_rows()
     write_rows(folder / "unlabelled.jsonl", [{"prompt": row["prompt"]} for row in rows])
     write_rows(folder / "others.jsonl", [{**row, "answer": "3"} for row in rows])
-    for name, base in (("teacher", fingerprint(small_model().model)), ("elsewhere", "0")):
+    for name, base in (("teacher", fingerprint(model.model)), ("elsewhere", "0")):
         write_adapter(folder, name)
         teachers.save(Tfb(0.1, 2), folder / name)
-        about = {"classes": ["1", "2"], "base": base, "template": False}
+        about = {"classes": ["1", "2"], "base": base, "template": False, "reads": reads(model)}
         (folder / name / "teacher.json").write_text(json.dumps(about), encoding="utf-8")
     return {
         "teacher": folder / "teacher",

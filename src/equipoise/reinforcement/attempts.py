@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
-from equipoise.data.problems import Problem, read_problems
+from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.reinforcement import stages
 from equipoise.reinforcement.acting import Acting
@@ -148,18 +148,12 @@ def read_prompts(
             problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
             names[name], digests[name] = str(source), sha256_file(Path(source))
             continue
-        ready = [each for each in source if isinstance(each, Problem)]
-        rows = [each for each in source if not isinstance(each, Problem)]
-        if ready and rows:
-            raise BadInput(f"{name} mixes problems and rows: give one or the other.")
-        problems[name] = (
-            ready[:limit] if ready else read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
-        )
+        rows = list(source)
+        if any(isinstance(each, Problem) for each in rows):
+            problems[name] = ready_problems(rows, limit=limit, gold_needed=gold_needed)
+        else:
+            problems[name] = read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
         names[name] = f"{len(problems[name])} problems"
-        if not problems[name]:
-            raise BadInput(f"{name} holds no problems: at least one is needed.")
-        if gold_needed and (without := next((p for p in problems[name] if not p.gold), None)):
-            raise BadInput(f"problem {without.id!r} of {name} has no gold answer, which a verifier needs.")
     return problems, names, digests
 
 
