@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, Field
 
@@ -326,3 +327,17 @@ def test_a_closed_function_is_called_as_it_was_given():
         sum_of(1, how="x")
     with pytest.raises(BadInput, match=r"^Settings\.rule is 'x'\. Known: paired, published\.$"):
         Settings("x")
+
+
+def test_what_was_given_in_memory_is_told_apart_by_its_content():
+    from equipoise.data.problems import Problem
+
+    def work(rows: Annotated[Any, Setting(objects=True)] = None, words: tuple[str, ...] = ()) -> None: ...
+
+    def digest(*rows: object) -> dict[str, str]:
+        return Options(work).digests({"rows": rows, "words": ("a",)})
+
+    one, other = (Problem("x", text, ("4",)) for text in ("2 + 2", "2 + 3"))
+    assert digest(one) == digest(Problem("x", "2 + 2", ("4",))) and set(digest(one)) == {"rows"}
+    assert digest(one) != digest(other) and digest({"a": np.arange(2)}) != digest({"a": np.arange(1, 3)})
+    assert digest({"a": object()}) == digest({"a": object()})

@@ -245,7 +245,7 @@ class Job(Generic[P, R]):
 
     def _inputs(self, values: Mapping[str, Any], request: Request) -> dict[str, str]:
         """By name a digest of what was read, and of rows that were given in memory where the request has none of its own."""
-        found = self.options.digests(values)
+        found = self.options.digests({name: each for name, each in values.items() if name not in request.inputs})
         template = values.get(TEMPLATE)
         if isinstance(template, str) and Path(template).expanduser().is_file():
             found[TEMPLATE] = sha256_file(Path(template).expanduser())

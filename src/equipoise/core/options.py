@@ -12,7 +12,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -269,11 +269,13 @@ def _shown(value: Any) -> Any:
 
 
 def _told(value: Any) -> Any:
-    """Of an object within rows its numbers, or its class where it has none: nothing that differs between two processes."""
+    """Of an object within rows its numbers or fields, or else its class: nothing that differs between two processes."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, bytes | Path):
         return str(value)
+    if is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
     return value.tolist() if hasattr(value, "tolist") else f"{type(value).__module__}.{type(value).__qualname__}"
 
 

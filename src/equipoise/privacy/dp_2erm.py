@@ -558,7 +558,7 @@ class DPTreatmentRule:
             "imbalance_before": imbalance(x[:, 1:], a, np.ones(len(x))),
             "imbalance_after": imbalance(x[:, 1:], a, w),
             "effective_sample_size": {
-                str(arm): float(w[a == sign].sum() ** 2 / max((w[a == sign] ** 2).sum(), 1e-300))
+                str(arm): stage_one.effective_sample_size(w[a == sign])
                 for arm, sign in zip(bounds.arms, (-1, 1), strict=True)
             },
             "largest_weight": float(w.max()),

@@ -28,7 +28,7 @@ from equipoise.data.records import read_rows
 from equipoise.privacy.dp_2erm import Bounds, DPTreatmentRule, noise_plan
 from equipoise.privacy.noise import opendp
 from equipoise.privacy.result import ALL, LEARNT, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
-from equipoise.privacy.weights import TOLERANCE, check_constants, minimize
+from equipoise.privacy.weights import TOLERANCE, check_constants, effective_sample_size, minimize
 
 RULE_FILE, PRIVATE_FILE = "rule.json", "private.json"
 RECORDS = "records"  # the digest among a folder's inputs
@@ -492,7 +492,7 @@ class RuleEvaluating(Request):
             for name, policy in {RULE: advised, ALL: everybody, NONE: -everybody}.items()
         }
         parts = {name: influence(y, each) for name, each in carried.items()}
-        few = {name: _effective(each) < FEW_RECORDS for name, each in carried.items()}
+        few = {name: effective_sample_size(each) < FEW_RECORDS for name, each in carried.items()}
         return RuleEvaluation(
             names=self.names,
             n=len(y),
@@ -550,10 +550,6 @@ def influence(y: Array, weight: Array) -> Array:
         return np.full(len(y), math.nan)
     value = (weight @ y) / total
     return value + weight / (total / len(y)) * (y - value)
-
-
-def _effective(weight: Array) -> float:
-    return float(weight.sum() ** 2 / max(float(weight @ weight), 1e-300))
 
 
 def _bounded(values: Array, few: bool) -> Bounded:

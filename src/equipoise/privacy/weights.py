@@ -191,6 +191,11 @@ def kernel(x: Array, z: Array, bandwidth: float) -> Array:
     return (np.exp(-np.maximum(squares, 0) / (2 * bandwidth**2)) + 1) / 2
 
 
+def effective_sample_size(weights: Array) -> float:
+    """(sum of weights)^2 / sum of squares: on how many records a weighted mean rests; 0 without any weight."""
+    return float(weights.sum() ** 2 / max((weights**2).sum(), 1e-300))
+
+
 def minimize(evaluate: Evaluate, d: int, tolerance: float, radius: float = math.inf) -> Array:
     """The minimum of a strongly convex function within a ball, to a stated norm of what the gradient leaves. -> [d]
 

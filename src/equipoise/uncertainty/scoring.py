@@ -27,7 +27,7 @@ from equipoise.uncertainty.answers import Answers, question, read_answers
 from equipoise.uncertainty.clean_history import check_family
 from equipoise.uncertainty.measured_answers import accept, detection, share_right
 from equipoise.uncertainty.perturbed import Perturbed, perturb
-from equipoise.uncertainty.selection import canonical
+from equipoise.uncertainty.selection import canonical, meanings
 from equipoise.uncertainty.token_page import SCORES
 from equipoise.uncertainty.token_result import ENOUGH, LENGTH, SEMANTIC, ScorePlan, TokenScores
 from equipoise.uncertainty.tokur import Encoded, TokenUncertainty, choose_sigma, confidences, encoded, score_tokens
@@ -282,8 +282,8 @@ def semantic_entropies(answers: Answers) -> list[float]:
     """
     names = answers.questions
     said: dict[str, list[str]] = {}
-    for place, (name, text) in enumerate(zip(names, answers.texts, strict=True)):
-        said.setdefault(name, []).append(canonical(text) or f"(answer {place})")
+    for name, text in zip(names, meanings(answers.texts, canonical), strict=True):
+        said.setdefault(name, []).append(text)
     found = {}
     for name, texts in said.items():
         groups = {text: group for group, text in enumerate(dict.fromkeys(texts))}

@@ -19,7 +19,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import kind_of, read_rows
 from equipoise.data.text import lone_surrogate
-from equipoise.uncertainty.selection import Selected, Vote, canonical, select
+from equipoise.uncertainty.selection import Selected, Vote, canonical, meanings, select
 from equipoise.uncertainty.token_result import SEMANTIC, Selection, SelectPlan
 
 SELECTED = "selected.jsonl"
@@ -144,7 +144,7 @@ def _plain_vote(candidates: Sequence[_Candidate]) -> float:
     """How often the vote of all is right, without scores: a tie is drawn by lot."""
     votes = _chosen(candidates, 1.0, "majority").votes
     most = max(votes.values())
-    said = [canonical(each.answer) or f"(answer {place})" for place, each in enumerate(candidates)]
+    said = meanings([each.answer for each in candidates], canonical)
     return float(np.mean([each.right for text, each in zip(said, candidates, strict=True) if votes[text] == most]))
 
 

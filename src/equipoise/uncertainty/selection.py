@@ -75,16 +75,21 @@ def select(
         best = sure[kept][0]
         weights = np.exp(sure[kept] - best) if np.isfinite(best) else (sure[kept] == best).astype(float)
         weights /= weights.sum()
-    texts: list[str] = list(answers)
+    texts = meanings(answers, read or canonical)
     votes: dict[str, float] = {}
     first: dict[str, int] = {}
     for place, weight in zip(kept.tolist(), weights.tolist(), strict=True):
-        text = (read or canonical)(texts[place]) or f"(answer {place})"
+        text = texts[place]
         votes[text] = votes.get(text, 0.0) + weight
         first.setdefault(text, place)
     most = max(votes.values())
     chosen = next(text for text, amount in votes.items() if amount >= most - 1e-12)
     return Selected(first[chosen], tuple(kept.tolist()), votes)
+
+
+def meanings(answers: Sequence[str], read: Callable[[str], str]) -> list[str]:
+    """What each answer comes to; one that comes to nothing agrees with no other."""
+    return [read(answer) or f"(answer {place})" for place, answer in enumerate(answers)]
 
 
 def canonical(answer: str) -> str:
