@@ -345,7 +345,7 @@ def test_a_typo_among_the_filters_is_found_before_any_call_and_can_be_mended(tmp
 
 def test_other_pairs_in_the_same_folder_are_refused(tmp_path):
     audit_judge(SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), out=tmp_path / "a")
-    with pytest.raises(BadInput, match="another content of the pairs"):
+    with pytest.raises(BadInput, match=r"another content of pairs\."):
         audit_judge(SealJudge(), SealTeacher(), pairs(66)[6:], biases=library(tmp_path), out=tmp_path / "a")
 
 

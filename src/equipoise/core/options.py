@@ -166,7 +166,8 @@ class Options:
 
     def digests(self, values: Mapping[str, Any]) -> dict[str, str]:
         """name -> sha256 of rows and mappings that were given in memory, which settings show by their number alone."""
-        found = {name: value for name, value in values.items() if self.setting(name).objects}
+        told = {name: self.setting(name) for name in values}
+        found = {name: value for name, value in values.items() if told[name].objects and told[name].stored}
         return {
             name: hashlib.sha256(json.dumps(value, default=_told, skipkeys=True).encode()).hexdigest()
             for name, value in found.items()

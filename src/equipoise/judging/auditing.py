@@ -4,10 +4,9 @@ Every call is in the folder's record as soon as it is answered, so that the same
 twice, and can be replayed offline.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +100,7 @@ class Auditing(Request):
 
 
 def _divided(asked: SimpleNamespace) -> tuple[list[list[Pair]], list[str], dict[str, str]]:
-    """Discovery, selection and report; what was left out; digests of what was read."""
+    """Discovery, selection and report; what was left out; digests of the files that were read."""
     left_out: list[str] = []
     digests: dict[str, str] = {}
 
@@ -112,7 +111,6 @@ def _divided(asked: SimpleNamespace) -> tuple[list[list[Pair]], list[str], dict[
             return pairs
         if not all(isinstance(pair, Pair) for pair in source) or len({pair.id for pair in source}) < len(source):
             raise BadInput(f"{what[0].upper()}{what[1:]}: expected a file, or `Pair`s with ids of their own.")
-        digests[what] = hashlib.sha256(json.dumps([asdict(pair) for pair in source]).encode()).hexdigest()
         return list(source)[: asked.limit]
 
     known = read(asked.pairs, "the pairs")
