@@ -49,19 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "equipoise"
 LISTED = ROOT / "scripts" / "equivalent_mutants.txt"
 MAP = ROOT / "equipoise-out" / "mutants"  # where the map of lines and tests is kept
-ROOMS = (
-    "core",
-    "study",
-    "data",
-    "training",
-    "language",
-    "chat",
-    "unlearning",
-    "judging",
-    "verification",
-    "reinforcement",
-    "cli",
-)
+ROOMS = tuple(sorted(file.parent.name for file in SOURCE.glob("*/__init__.py")))
 # Drawn for people's eyes, or declarations without behaviour of their own.
 LEFT_OUT = re.compile(
     r"(page|plots|report|index_page|display|progress|summary_text|doctor|health|__init__|__main__)\.py$"

@@ -36,7 +36,16 @@ from equipoise.core.options import check, closed
 from equipoise.privacy import weights as stage_one
 from equipoise.privacy.noise import SAFE, SEEDED, UNSAFE, Noise, concentrated
 from equipoise.privacy.result import NoisePlan
-from equipoise.privacy.weights import LEAST_BANDWIDTH, UNIT, Sensitivity, Weighting, minimize, rounding, sensitivity
+from equipoise.privacy.weights import (
+    LEAST_BANDWIDTH,
+    UNIT,
+    Sensitivity,
+    Weighting,
+    logistic,
+    minimize,
+    rounding,
+    sensitivity,
+)
 
 __all__ = ["Bounds", "Calibration", "DPTreatmentRule", "NoisePlan", "calibrate", "noise_plan", "sensitivity"]
 
@@ -194,14 +203,8 @@ def _moments(made: Calibration, d: int) -> tuple[float, float]:
 def weighted_fit(x: Array, a: Array, y: Array, w: Array, lam: float, tolerance: float, b: Array | None = None) -> Array:
     """The minimum of the weighted logistic loss with ridge lam (of the sum) and the linear term b. x: [n, d] -> [d]"""
     signs, mass = np.where(y < 0, -a, a), w * np.abs(y)
-    linear = np.zeros(x.shape[1]) if b is None else b
-
-    def evaluate(theta: Array) -> tuple[Array, Array]:
-        p = expit(-signs * (x @ theta))
-        bent = mass * p * (1 - p)
-        return lam * theta + linear - x.T @ (mass * signs * p), x.T @ (x * bent[:, None]) + lam * np.eye(x.shape[1])
-
-    return minimize(evaluate, x.shape[1], tolerance)
+    d = x.shape[1]
+    return minimize(logistic(x, signs, lam * np.eye(d), mass, 0.0 if b is None else b), d, tolerance)
 
 
 def private_fit(x: Array, a: Array, y: Array, w: Array, made: Calibration, noise: Noise) -> Array:

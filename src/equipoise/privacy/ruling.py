@@ -28,7 +28,7 @@ from equipoise.data.records import read_rows
 from equipoise.privacy.dp_2erm import Bounds, DPTreatmentRule, noise_plan
 from equipoise.privacy.noise import opendp
 from equipoise.privacy.result import ALL, LEARNT, NONE, RULE, NoisePlan, RuleEvaluation, RuleFit, RulePlan
-from equipoise.privacy.weights import TOLERANCE, check_constants, effective_sample_size, minimize
+from equipoise.privacy.weights import TOLERANCE, check_constants, effective_sample_size, logistic, minimize
 
 RULE_FILE, PRIVATE_FILE = "rule.json", "private.json"
 RECORDS = "records"  # the digest among a folder's inputs
@@ -535,12 +535,7 @@ def estimated_propensity(x: Array, a: Array) -> Array:
     """
     x = np.column_stack([np.ones(len(x)), (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)])
     ridge = np.diag([0.0] + [1.0] * (x.shape[1] - 1))
-
-    def evaluate(gamma: Array) -> tuple[Array, Array]:
-        p = expit(-a * (x @ gamma))
-        return ridge @ gamma - x.T @ (a * p), x.T @ (x * (p * (1 - p))[:, None]) + ridge
-
-    return expit(x @ minimize(evaluate, x.shape[1], TOLERANCE))
+    return expit(x @ minimize(logistic(x, a, ridge), x.shape[1], TOLERANCE))
 
 
 def influence(y: Array, weight: Array) -> Array:

@@ -124,20 +124,27 @@ def check_constants(n: int, *, kappa: float, weight_ridge: float, radius: float,
         raise BadInput(f"largest_weight is {largest_weight!r}: give a number of 1 to {MOST_WEIGHT:g}.")
 
 
+def logistic(x: Array, signs: Array, ridge: Array, mass: Array | float = 1.0, linear: Array | float = 0.0) -> Evaluate:
+    """Gradient and Hessian of sum_i mass_i log(1 + exp(-signs_i x_i theta)) + theta ridge theta / 2 + linear theta.
+
+    x: [n, d], signs: [n] in {-1, 1}, ridge: [d, d], mass: [n], linear: [d].
+    """
+
+    def evaluate(theta: Array) -> tuple[Array, Array]:
+        p = expit(-signs * (x @ theta))
+        bent = mass * p * (1 - p)
+        return ridge @ theta + linear - x.T @ (mass * signs * p), x.T @ (x * bent[:, None]) + ridge
+
+    return evaluate
+
+
 def ipw(x: Array, a: Array, *, kappa: float, weight_ridge: float, radius: float = math.inf) -> Array:
     """Inverse propensities of a ridge-logistic model. x: [n, d], a: [n] -> [n] in [1, 1 / kappa].
 
     radius: of gamma, where a curvature of the likelihood counts in the bound. Raises WorkFailed if it does not converge.
     """
-    n = len(x)
-    strength = n * weight_ridge
-
-    def evaluate(gamma: Array) -> tuple[Array, Array]:
-        p = expit(-a * (x @ gamma))
-        h = p * (1 - p)
-        return strength * gamma - x.T @ (a * p), x.T @ (x * h[:, None]) + strength * np.eye(x.shape[1])
-
-    gamma = minimize(evaluate, x.shape[1], TOLERANCE, radius)
+    n, d = x.shape
+    gamma = minimize(logistic(x, a, n * weight_ridge * np.eye(d)), d, TOLERANCE, radius)
     return 1 / np.maximum(expit(a * (x @ gamma)), kappa)
 
 
