@@ -39,6 +39,7 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room, choose, write
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import drawing
+from equipoise.language.score import doubled
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
@@ -413,7 +414,7 @@ class ThinkingControl(LogitsProcessor):
         left = _without(logits, decision.of)
         if self.top_p == 1:
             return left
-        inside = _nucleus((_doubled(logits) / self.temperature).softmax(dim=-1), self.top_p)
+        inside = _nucleus((doubled(logits) / self.temperature).softmax(dim=-1), self.top_p)
         total = _without(inside, decision.of, 0.0).cumsum(dim=-1)
         token = int(torch.searchsorted(total, total[-1] * state.generator.random(), right=True))
         return torch.full_like(left, -torch.inf).index_fill(-1, torch.tensor([token], device=left.device), 0.0)
@@ -536,18 +537,13 @@ def chance_of(logits: Tensor, ids: Sequence[int], temperature: float = 1.0, top_
     """
     if temperature == 0:
         return float(int(logits.argmax()) in ids)
-    chances = (_doubled(logits) / temperature).softmax(dim=-1)
+    chances = (doubled(logits) / temperature).softmax(dim=-1)
     found = torch.tensor(tuple(ids), device=chances.device)
     if top_p < 1 and float(chances[chances > chances[found].max()].sum()) >= top_p:
         return 0.0  # all of them lie beyond: no need to sort a vocabulary
     if top_p < 1:
         chances = _nucleus(chances, top_p)
     return float(chances[found].sum())
-
-
-def _doubled(logits: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has none."""
-    return (logits.cpu() if logits.device.type == "mps" else logits).double()
 
 
 def _nucleus(chances: Tensor, top_p: float) -> Tensor:

@@ -24,7 +24,7 @@ from equipoise.core.options import closed
 from equipoise.data.answers import matches
 from equipoise.data.records import Record
 from equipoise.language.encode import encode
-from equipoise.language.score import log_likelihoods
+from equipoise.language.score import doubled, log_likelihoods, wide
 
 if TYPE_CHECKING:
     from equipoise.language.model import LanguageModel
@@ -46,27 +46,27 @@ class Bounds(NamedTuple):
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits [..., V]), in [0, log V]; a logit of -inf adds nothing."""
-    return torch.special.entr(_wide(logits).softmax(dim=-1)).sum(dim=-1)
+    return torch.special.entr(wide(logits).softmax(dim=-1)).sum(dim=-1)
 
 
 def max_logit(logits: Tensor) -> Tensor:
     """The largest logit: unlike all others here it changes when a constant is added to the logits."""
-    return _wide(logits).amax(dim=-1)
+    return wide(logits).amax(dim=-1)
 
 
 def max_probability(logits: Tensor) -> Tensor:
     """The probability of the likeliest token."""
-    return _wide(logits).log_softmax(dim=-1).amax(dim=-1).exp()
+    return wide(logits).log_softmax(dim=-1).amax(dim=-1).exp()
 
 
 def margin(logits: Tensor) -> Tensor:
     """The probability of the likeliest token minus that of the second, in [0, 1]."""
-    return top_margin(_wide(logits).log_softmax(dim=-1))
+    return top_margin(wide(logits).log_softmax(dim=-1))
 
 
 def logit_margin(logits: Tensor) -> Tensor:
     """The largest logit minus the second: the logarithm of how many times likelier the first token is."""
-    first, second = _wide(logits).topk(2, dim=-1).values.unbind(dim=-1)
+    first, second = wide(logits).topk(2, dim=-1).values.unbind(dim=-1)
     return first - second
 
 
@@ -76,7 +76,7 @@ def self_certainty(logits: Tensor) -> Tensor:
     Tokens with a logit of -inf are left out of the vocabulary, as lm-polygraph leaves them out (the divergence is infinite
     otherwise). In [0, inf).
     """
-    log_probs = _wide(logits).log_softmax(dim=-1)
+    log_probs = wide(logits).log_softmax(dim=-1)
     possible = ~log_probs.isneginf()
     count = possible.sum(dim=-1)
     return -log_probs.where(possible, 0.0).sum(dim=-1) / count - count.to(log_probs.dtype).log()
@@ -84,7 +84,7 @@ def self_certainty(logits: Tensor) -> Tensor:
 
 def top_confidence(logits: Tensor, *, top: int = 20) -> Tensor:
     """DeepConf's confidence of a token: -(1/K) sum of log p over the K likeliest (arXiv:2508.15260, eq. 2)."""
-    log_probs = _wide(logits).log_softmax(dim=-1)
+    log_probs = wide(logits).log_softmax(dim=-1)
     return -log_probs.topk(min(top, log_probs.shape[-1]), dim=-1).values.mean(dim=-1)
 
 
@@ -93,7 +93,7 @@ def top_confidence(logits: Tensor, *, top: int = 20) -> Tensor:
 
 def top_margin(top_log_probs: Tensor) -> Tensor:
     """`margin`, exactly, from the log-probabilities of at least the two likeliest tokens."""
-    first, second = _wide(top_log_probs).exp().topk(2, dim=-1).values.unbind(dim=-1)
+    first, second = wide(top_log_probs).exp().topk(2, dim=-1).values.unbind(dim=-1)
     return first - second
 
 
@@ -130,17 +130,13 @@ def self_certainty_bounds(top_log_probs: Tensor, vocabulary: int) -> Bounds:
 
 def _known_and_rest(top_log_probs: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, int]:
     """Log-probabilities, the probability of all other tokens, and how many these are."""
-    known = _wide(top_log_probs)
+    known = wide(top_log_probs)
     others = vocabulary - known.shape[-1]
     if others < 0 or not known.shape[-1]:
         raise BadInput(
             f"{known.shape[-1]} likeliest tokens of a vocabulary of {vocabulary}: give at least 1 and at most all."
         )
     return known, (1 - known.exp().sum(dim=-1)).clamp(min=0), others
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 # An answer, from its tokens.
@@ -152,7 +148,7 @@ def over_answer(values: Tensor, mask: Tensor, *, over: Over = "mean") -> Tensor:
 
     Sums grow with length and means do not: a score that sums is also a score of length.
     """
-    values, counted = _wide(values), mask.bool()
+    values, counted = wide(values), mask.bool()
     if over in ("min", "max"):
         filled = values.where(counted, math.inf if over == "min" else -math.inf)
         found = filled.amin(dim=-1) if over == "min" else filled.amax(dim=-1)
@@ -179,18 +175,13 @@ def groups(values: Tensor, mask: Tensor, *, window: int) -> Tensor:
     length = position[..., -1:]
     # Compacted, so that a window is a range: what does not count goes behind all that does.
     order = (~counted).to(torch.uint8).argsort(dim=-1, stable=True)
-    packed = _wide(values).where(counted, 0.0).gather(-1, order)
-    sums = torch.nn.functional.pad(_double(packed).cumsum(dim=-1), (1, 0))
+    packed = wide(values).where(counted, 0.0).gather(-1, order)
+    sums = torch.nn.functional.pad(doubled(packed).cumsum(dim=-1), (1, 0))
     size = length.clamp(max=window)
     first = (position - size).clamp(min=0)
     means = sums.gather(-1, position.to(sums.device)) - sums.gather(-1, first.to(sums.device))
     means = (means / size.to(sums.device)).to(packed.dtype).to(packed)
     return means.where(counted & (position >= size), math.nan)
-
-
-def _double(values: Tensor) -> Tensor:
-    """In float64, on the CPU where their device, mps, has none."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def lowest_group(values: Tensor, mask: Tensor, *, window: int) -> Tensor:
@@ -205,7 +196,7 @@ def bottom_groups(values: Tensor, mask: Tensor, *, window: int, share: float = 0
         raise BadInput(f"The share is {share}: use a number above 0, at most 1.")
     means = groups(values, mask, window=window)
     there = ~means.isnan()
-    count = (_double(there.sum(dim=-1, keepdim=True)) * share).floor().clamp(min=1).long().to(there.device)
+    count = (doubled(there.sum(dim=-1, keepdim=True)) * share).floor().clamp(min=1).long().to(there.device)
     ranked = means.nan_to_num(nan=math.inf).sort(dim=-1).values
     place = torch.arange(1, means.shape[-1] + 1, device=means.device)
     return over_answer(ranked.where(ranked.isfinite(), 0.0), (place <= count) & there.any(dim=-1, keepdim=True))
@@ -263,7 +254,7 @@ def semantic_entropy(
     if log_probs is None or log_probs.shape != labels.shape:
         found = "none" if log_probs is None else list(log_probs.shape)
         raise BadInput(f"{estimate!r} needs the log-probability of each of the {len(labels)} answers, and got {found}.")
-    log_probs = _wide(log_probs)
+    log_probs = wide(log_probs)
     if not len(labels):
         return torch.tensor(math.nan, dtype=log_probs.dtype)
     member = labels.unsqueeze(-1) == labels.unique()  # [N, groups]

@@ -20,7 +20,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.progress import beat
 from equipoise.language.encode import encode_prompts
 from equipoise.language.model import evaluating, memory_advice
-from equipoise.language.score import head_reads, wide
+from equipoise.language.score import doubled, head_reads, wide
 from equipoise.language.states import recording
 
 if TYPE_CHECKING:
@@ -256,9 +256,7 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor | None, *, top_k:
     """
     if uniform is None:
         return logits.argmax(dim=-1)
-    if logits.device.type == "mps":  # has no float64, in which rare tokens keep their share of the sum
-        logits = logits.cpu()
-    scaled = logits.double() / temperature
+    scaled = doubled(logits) / temperature
     if 0 < top_k < scaled.shape[-1]:
         scaled = scaled.masked_fill(scaled < scaled.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
     if top_p < 1:

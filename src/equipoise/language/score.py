@@ -69,6 +69,11 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def doubled(values: Tensor) -> Tensor:
+    """In float64, in which rare tokens keep their share of a sum; on the CPU where their device, mps, has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def labelled_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, V] that predict the labelled tokens of a collated batch, their labels [n], their rows [n] in [0, B).
 

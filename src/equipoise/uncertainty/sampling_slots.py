@@ -26,7 +26,7 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.generate import check_room, choose, write
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.rollouts import Draws
-from equipoise.language.score import head_reads, wide
+from equipoise.language.score import doubled, head_reads, wide
 from equipoise.uncertainty.sampling_task import SamplingTask, bared
 
 if TYPE_CHECKING:
@@ -294,8 +294,7 @@ class _Writer:
 
     def choose(self, logits: Tensor, states: Tensor, rows: Sequence[int], step: int) -> Tensor:
         """The next tokens [A], as `generate.write` asks for them."""
-        wide_logits = logits.cpu().double() if logits.device.type == "mps" else logits.double()
-        roots = wide_logits.log_softmax(dim=-1)[:, self._paths.first].cpu().numpy()
+        roots = doubled(logits).log_softmax(dim=-1)[:, self._paths.first].cpu().numpy()
         chosen = self._in_slots(roots, rows) if self._set is not None else self._freely(logits, rows)
         for row, token, root in zip(rows, chosen, roots, strict=True):
             self._roots[row].append(root)
