@@ -319,6 +319,14 @@ def test_times_are_held_against_the_clock():
     assert np.isnan([strict[6], near[6]]).all()
 
 
+def test_the_time_of_a_choice_is_that_of_the_chosen_option():
+    four = {"options": ("at 10:00", "9:05 pm", "9:12 pm", "in the morning"), "right": 1, "gold": ("9:05 pm",)}
+    pairs = [(four, {"text": f"{letter})", "choice": place}) for place, letter in enumerate("ABCD")]
+    pairs += [(four, {"text": "It was at 21:06."}), (four, {"text": ""}), (four, {"text": "21:05", "choice": 0})]
+    strict, near = (ldb.scored(result(pairs), score).tolist() for score in ("strict-time", "near-time"))
+    assert strict == [0, 1, 0, 0, 0, 0, 0] and near == [0, 1, 1, 0, 1, 0, 0]
+
+
 def test_scores_of_words_choices_and_evidence():
     four = {"options": ("a", "b", "c", "d"), "right": 3, "gold": ("d",), "evidence": ("t1", "t2")}
     pairs = [

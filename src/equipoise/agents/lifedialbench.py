@@ -381,8 +381,9 @@ def scored(answers: MemoryAnswers, score: Score | Scorer = "right") -> Array:
     choice: whether the right option was chosen; none chosen is 0. corrected-choice: (choice - 1/m) / (1 - 1/m), of m
     options. open: whether the words are a gold answer (`data.answers.matches`); where there is none, whether there are no
     words, or those of somebody who declines (`data.locomo.abstains`). right: choice where there are options, else open.
-    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten. evidence: the share
-    of the evidence that was printed. Or a function's, such as a judge's grades.
+    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten; that of the chosen
+    option where one was chosen, else of the words. evidence: the share of the evidence that was printed. Or a function's,
+    such as a judge's grades.
     """
     function = score if callable(score) else _SCORES[score]
     return np.array([function(*pair) for pair in zip(answers.questions, answers.rows, strict=True)], float)
@@ -442,7 +443,8 @@ def _time(question: MemoryQuestion, row: AskedQuestion, within: int) -> float:
     golds = [minutes for minutes in map(clock_time, question.gold) if minutes is not None]
     if not golds:
         return math.nan
-    told = clock_time(row.text)
+    # the reply to a choice is a letter, which names no time
+    told = clock_time(row.text if row.choice is None or not question.options else question.options[row.choice])
     return float(told is not None and any(min((told - x) % _DAY, (x - told) % _DAY) <= within for x in golds))
 
 
