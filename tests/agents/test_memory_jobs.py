@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +59,16 @@ def writes(*, k, **_): return Newest("writes", k)
 def raises(*, k, **_): return Newest("raises", k)
 def answers(*, k, **_): return Newest("answers", k)
 def restless(*, k, **_): return Newest("restless", k)
+class Slow(Newest):
+    def answer(self, question, now, *, until=None):
+        import time
+        time.sleep(0.02)
+        return super().answer(question, now, until=until)
+    def snapshot(self):
+        import time
+        time.sleep(0.04)
+        return super().snapshot()
+def slow(k): return Slow("", k)
 def bare(k): return Newest("", k)
 class Timeless(Newest):
     def answer(self, question, now): return super().answer(question, now)
@@ -237,6 +248,17 @@ def test_a_system_that_answers_by_itself_is_not_asked_twice(own):
     first = done.systems[f"{own}:answers"].first
     assert first.accuracy.count == 1 and first.accuracy.of == 20 and first.unanswered == 0
     assert done.measure == "recall"
+
+
+def test_the_time_of_asking_is_that_of_answers_and_of_no_digest(own):
+    start = time.perf_counter()
+    done = compare(KITCHEN, systems=[f"{own}:slow"], k=3, protocols=["online"], limit=4)
+    whole = time.perf_counter() - start
+    # four answers of 0.02 s, each with a digest of 0.04 s behind it
+    assert 0.08 <= done.systems[f"{own}:slow"].seconds["read"] < whole - 0.16
+    start = time.perf_counter()
+    reply = ask(KITCHEN, "When does the bakery open?", system=f"{own}:slow", k=3)
+    assert 0.02 <= reply.seconds["read"] < time.perf_counter() - start - 0.08
 
 
 # --- killed and resumed ---------------------------------------------------------------------------

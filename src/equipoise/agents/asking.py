@@ -83,13 +83,15 @@ class Asking(Request):
             memory = opened.build(self.asked.names[0])
             start = clock.perf_counter()
             build = self._taken_in(memory)
-            built, state = clock.perf_counter(), memory.snapshot()
+            built = clock.perf_counter()
+            state = memory.snapshot()
+            asked = clock.perf_counter()
             answer = memory.answer(self.question, self.now)
-            wrote = memory.snapshot() != state
             text, choice = answer.text, answer.choice
             if opened.reader is not None and not text and choice is None:
                 ((text, _),) = opened.reader.read_all([(self.question, answer, self.now)])
             read = clock.perf_counter()
+            wrote = memory.snapshot() != state
             notes = [] if opened.vectors is None else opened.vectors.notes()
         if wrote:
             notes.append(f"{self.asked.names[0]} writes while it is read: asked again, it may answer in another way.")
@@ -113,7 +115,7 @@ class Asking(Request):
             of=len(self.history.sessions),
             build=build,
             query=dict(answer.amounts),
-            seconds={"build": built - start, "read": read - built},
+            seconds={"build": built - start, "read": read - asked},
             notes=tuple(notes),
         )
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from equipoise.agents.lifedialbench import AskedQuestion, MemoryAnswers, Protocol, run
@@ -110,34 +110,38 @@ class KeptAnswers:
 
 @dataclass
 class _Watched:
-    """A system that is timed, and of whose errors it is known that they are its own. name: as it was asked for."""
+    """A system that is timed, and of whose errors it is known that they are its own. name: as it was asked for.
+
+    build, answered: seconds of all sessions, and of the last answer; digests, which nobody pays for, are in neither.
+    """
 
     system: MemorySystem
     name: str
     raised: BaseException | None = None
     build: float = 0.0
-    last: float = 0.0
+    answered: float = 0.0
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        start = time.perf_counter()
         try:
             yield
         except BaseException as error:
             self.raised = error
             raise
-        finally:
-            self.last = time.perf_counter() - start
 
     def ingest(self, session: Session, time: datetime) -> Mapping[str, float]:
+        start = perf_counter()
         with self._watching():
             amounts = self.system.ingest(session, time)
-        self.build += self.last
+        self.build += perf_counter() - start
         return amounts
 
     def answer(self, question: MemoryQuestion, now: datetime, *, until: datetime | None = None) -> MemoryAnswer:
+        start = perf_counter()
         with self._watching():
-            return self.system.answer(question, now, until=until)
+            answer = self.system.answer(question, now, until=until)
+        self.answered = perf_counter() - start
+        return answer
 
     def snapshot(self) -> str:
         with self._watching():
@@ -160,7 +164,7 @@ class _Waiting:
 
     def store(self, row: AskedQuestion, answer: MemoryAnswer) -> None:
         """Called for each new answer, in the order of the stream."""
-        self.some.append((row, answer, self.system.last))
+        self.some.append((row, answer, self.system.answered))
         if len(self.some) == AT_ONCE or sum(len(each.context) for _, each, _ in self.some) > LARGEST:
             self.flush()
 
@@ -168,7 +172,7 @@ class _Waiting:
         """Read what waits, and store it."""
         if not self.some:
             return
-        start = time.perf_counter()
+        start = perf_counter()
         asked = [(self.questions[row.question], answer) for row, answer, _ in self.some]
         # what answers by itself is not asked again
         silent = [place for place, (_, each) in enumerate(asked) if not each.text and each.choice is None]
@@ -180,7 +184,7 @@ class _Waiting:
                 self.raised = error
                 raise
             said = dict(zip(silent, found, strict=True))
-        each_took = (time.perf_counter() - start) / len(self.some)
+        each_took = (perf_counter() - start) / len(self.some)
         kept = []
         for place, (row, answer, seconds) in enumerate(self.some):
             text, choice = said.get(place, (row.text, row.choice))
