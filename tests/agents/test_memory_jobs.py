@@ -498,6 +498,42 @@ def test_vectors_are_asked_for_where_a_system_compares_them(tmp_path, monkeypatc
     }
 
 
+VECTORS = '''
+def named(embedder, k):
+    if not callable(embedder):
+        raise TypeError("embedder is None")
+    embedder(["width"])
+    return Newest("", k)
+def perhaps(k, embedder=None): return named(embedder, k)
+def others(**given):
+    if given["embedder"] is not None:
+        raise TypeError("nobody named an embedder")
+    return Newest("", given["k"])
+'''
+
+
+def test_no_system_depends_on_who_stands_beside_it(own, monkeypatch):
+    monkeypatch.setattr("equipoise.language.embed.Embedder", Counts)
+    own.write_text(OWN + VECTORS)
+    alone = {}
+    for name in ("thinned", f"{own}:named", f"{own}:perhaps", f"{own}:others", "bm25"):
+        done = compare(KITCHEN, systems=[name], k=2, protocols=["online"])
+        alone[name] = done.systems[name]
+        assert done.names["embedder"] == ("none" if name in (f"{own}:others", "bm25") else "minilm")
+    together = compare(KITCHEN, systems=["rag-sessions", *reversed(alone)], k=2, protocols=["online"])
+    for name, scores in alone.items():
+        assert repr(together.systems[name].protocols) == repr(scores.protocols) and not scores.failed
+        assert together.systems[name].build == scores.build
+    # thinned is rag-sessions but for the words that it lost: the same search, so that it shows compression alone
+    assert alone["thinned"].build["embedded_tokens"] < together.systems["rag-sessions"].build["embedded_tokens"]
+    assert any("thinned finds sessions by vectors of minilm" in each for each in together.notes)
+    words = compare(KITCHEN, systems=["thinned"], k=2, protocols=["online"], embedder="none")
+    assert "embedded_tokens" not in words.systems["thinned"].build
+    assert any("thinned finds sessions by words" in each for each in words.notes)
+    with pytest.raises(BadInput, match="nobody named an embedder"):  # --embedder says that everybody gets one
+        compare(KITCHEN, systems=[f"{own}:others"], embedder="minilm")
+
+
 def test_systems_that_need_vectors_are_those_that_say_so():
     for name in asked_systems.NAMES:
         part = {"rag-rerank": {"reranker": len}}.get(name, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ VECTORS = "vectors"  # the folder of those that were made, in the folder of the 
 COMPARE_VECTORS = frozenset(
     {"rag-turns", "rag-sessions", "rag-rerank", "chain-of-memory", "facts", "notes", "session-notes"}
 )
+THINNED = "thinned"  # by vectors, as the text that it is a control of; by words where the embedder is none
 WRITE_BY_MODEL = frozenset({"facts", "notes", "session-notes"})
 DECIDE_BY_MODEL = frozenset({"facts", "notes"})
 
@@ -46,7 +48,8 @@ DECIDE_BY_MODEL = frozenset({"facts", "notes"})
 class AskedSystems:
     """Systems that were found to be there; nothing is opened yet. own: name -> who makes a new one, by the user's file.
 
-    inputs: digests of the files and models that they stand for.
+    inputs: digests of the files and models that they stand for. by_vectors: names of those that are given the embedder; whose
+    neighbour they are makes no difference.
     """
 
     names: tuple[str, ...]
@@ -55,6 +58,7 @@ class AskedSystems:
     reads: str
     extracts: str
     embedder: str
+    by_vectors: frozenset[str]
     k: int
     budget: int | None
     inputs: Mapping[str, str]
@@ -81,13 +85,17 @@ class AskedSystems:
                 inputs[f"the {role}"] = full
         if asked.replay is not None:
             inputs["the record"] = sha256_file(Path(asked.replay))
+        by_vectors = frozenset(
+            name for name in names if asked.embedder is not None or _compares_vectors(name, own.get(name))
+        )
         return cls(
             names=tuple(names),
             own=own,
             roles=roles,
             reads=asked.reader or "",
             extracts=asked.extractor or asked.reader or "",
-            embedder=_embedder(names, asked.embedder),
+            embedder=(MINILM if by_vectors else NONE) if asked.embedder is None else str(asked.embedder),
+            by_vectors=by_vectors,
             k=asked.k,
             budget=asked.context_tokens,
             inputs=inputs,
@@ -120,13 +128,14 @@ class OpenSystems:
         """A new memory that holds nothing. It prints and does not read: `reader` reads what it printed."""
         asked = self.asked
         how: dict[str, Any] = {"reader": Unread(), "k": asked.k, "budget": asked.budget, "count": words}
+        how["embedder"] = self.vectors if name in asked.by_vectors else None
         if name in asked.own:
-            return user_memory(asked.own[name], **how, embedder=self.vectors, name=name)
+            return user_memory(asked.own[name], **how, name=name)
         if name in WRITE_BY_MODEL:
             chat = self.players.chat("extractor")
             how["extractor"] = ChatExtractor(chat)
             how |= {"decider": ChatDecider(chat)} if name in DECIDE_BY_MODEL else {}
-        return build(cast(MemoryName, name), **how, embedder=self.vectors)
+        return build(cast(MemoryName, name), **how)
 
     @property
     def reader(self) -> ChatReader | None:
@@ -215,8 +224,8 @@ def _check(name: str, asked: SimpleNamespace) -> None:
         )
 
 
-def _embedder(names: Sequence[str], given: str | Path | None) -> str:
-    """Who makes vectors: nobody where no system compares them."""
-    if given is not None:
-        return str(given)
-    return MINILM if any(name in COMPARE_VECTORS for name in names) else NONE
+def _compares_vectors(name: str, own: Callable[..., Any] | None) -> bool:
+    """Whether a system needs an embedder: a function of the user's own where it names one; **others alone asks for nothing."""
+    if own is not None:
+        return "embedder" in inspect.signature(own).parameters
+    return name in COMPARE_VECTORS or name == THINNED

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from equipoise.agents.asked_systems import NAMES, NONE, VECTORS, AskedSystems, OpenSystems, histories_of
+from equipoise.agents.asked_systems import NAMES, NONE, THINNED, VECTORS, AskedSystems, OpenSystems, histories_of
 from equipoise.agents.comparing_scores import PROTOCOLS, Score, recalled, system_scores
 from equipoise.agents.judged_answers import is_open, judge, planted
 from equipoise.agents.kept_answers import KeptAnswers, SystemFailed, answered
@@ -303,6 +303,9 @@ class Comparing(Request):
                 f"{' and '.join(self.added)} came in as compulsory rivals: no memory is worth more than it is worth beside "
                 "all the text and beside plain retrieval."
             )
+        if THINNED in self.asked.names:
+            by = "words (BM25)" if self.asked.embedder == NONE else f"vectors of {self.asked.embedder}"
+            found.append(f"{THINNED} finds sessions by {by}, whoever stands beside it.")
         if self.asked.reads and not self.graders:
             found.append(
                 "No grader was named: words count as right when they hold those of a right answer next to each other, "

@@ -87,7 +87,8 @@ def compare(
     context_tokens
         Words that it may print, the same for all systems; not given: as many as k items have.
     embedder
-        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed.
+        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed, by
+        a function of your own where it names `embedder`. With none, thinned searches by words.
     limit
         Only the first so many questions of each history.
     reader_url
@@ -180,7 +181,8 @@ def ask(
     context_tokens
         Words that it may print; not given: as many as k items have.
     embedder
-        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed.
+        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed, by
+        a function of your own where it names `embedder`. With none, thinned searches by words.
     reader_url
         The address of a server that speaks OpenAI's protocol.
     reader_args

@@ -3,7 +3,8 @@
     system = user_memory("mine.py:memory", reader=reader, k=20)       what the function returns has ingest, answer, snapshot
     system.as_of                                                      whether it can be asked as of a moment
 
-A function may take reader, embedder, k, budget and count, those that it names. `answer` may return a `MemoryAnswer` or the
+A function may take reader, embedder, k, budget and count, those that it names; in a job an embedder is made for one that
+names it, and for all where --embedder says which. `answer` may return a `MemoryAnswer` or the
 words alone. One whose `answer` has no `until` runs under the online and offline protocols; as-of is refused by name.
 
     def memory(reader, embedder, k, budget, count):                   in a file of yours; pip install mem0ai
