@@ -67,7 +67,7 @@ class AskedQuestion:
     """What is kept of an answer: plain values, for `core.serialize` and a row of a file.
 
     question: its id in `history`. printed, later: items that were printed, and those of them whose last change is later than
-    the question. found: ids of its evidence that were printed. sessions, turns: how much the memory had taken in. age: days
+    the question. found: ids of its evidence that were printed, of a session where one of its turns was. sessions, turns: how much the memory had taken in. age: days
     from the newest of its evidence to the question; nan where that is not known. state: digest of the memory.
     """
 
@@ -382,8 +382,8 @@ def scored(answers: MemoryAnswers, score: Score | Scorer = "right") -> Array:
     options. open: whether the words are a gold answer (`data.answers.matches`); where there is none, whether there are no
     words, or those of somebody who declines (`data.locomo.abstains`). right: choice where there are options, else open.
     strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten; that of the chosen
-    option where one was chosen, else of the words. evidence: the share of the evidence that was printed. Or a function's,
-    such as a judge's grades.
+    option where one was chosen, else of the words. evidence: the share of the evidence that was printed; a
+    session counts when any of its turns was, as LongMemEval counts it. Or a function's, such as a judge's grades.
     """
     function = score if callable(score) else _SCORES[score]
     return np.array([function(*pair) for pair in zip(answers.questions, answers.rows, strict=True)], float)

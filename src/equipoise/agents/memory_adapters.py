@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.agents.memory import MemoryAnswer, MemoryItem, MemorySystem, Reader, TokenCount, turn_text, words
-from equipoise.agents.memory_store import Embedder, Remembering, Shown, ranks, stamp
+from equipoise.agents.memory_store import Embedder, Remembering, Shown, kept_sources, ranks, stamp
 from equipoise.agents.readers import letter
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed
 from equipoise.core.serialize import serialize
@@ -283,7 +283,7 @@ class Mem0Memory(Remembering):
             if kind == "update":
                 place = self._known.index(name)
                 old = self.items[place]
-                sources = tuple(dict.fromkeys((*old.sources, *sources)))
+                sources = tuple(dict.fromkeys((*kept_sources(old, event["memory"]), *sources)))
                 self.items[place] = replace(old, text=text, time=time, sources=sources, session=session.id)
             else:
                 self._made += 1

@@ -160,7 +160,8 @@ def _scores(result: "MemoryComparison") -> parts.Table:
         note=(
             f"At most {result.k} items a question{limit}, but for full text, which has no such number; tokens and items are "
             "means. Tokens are words between blanks, counted alike for all; evidence is counted by the ids of turns, for "
-            f"{result.with_evidence:,} questions."
+            f"{result.with_evidence:,} questions: a session that is named as evidence counts when any of its turns was "
+            "printed, and a turn when an item is made of it, whose words may still leave out what was asked for."
         ),
     )
 
