@@ -15,6 +15,7 @@ import pytest
 
 from equipoise.agents import asked_systems, comparing, judged_answers, kept_answers
 from equipoise.agents.job import ask, compare
+from equipoise.agents.kept_answers import KeptAnswers
 from equipoise.agents.memory import Unread, turn_text
 from equipoise.agents.memory_systems import build
 from equipoise.chat import client
@@ -496,6 +497,28 @@ def test_vectors_are_asked_for_where_a_system_compares_them(tmp_path, monkeypatc
     assert done.systems["rag-turns"].build["embedded_tokens"] > 400 and done.systems["full"].build.keys() == {
         "written_tokens"
     }
+
+
+def test_that_texts_were_cut_is_known_after_a_kill_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.language.embed.Embedder", Counts)
+    monkeypatch.setattr(kept_answers, "AT_ONCE", 3)
+    asked = {"systems": ["rag-turns"], "k": 4, "protocols": ["online"]}
+    whole = compare(KITCHEN, **asked)
+    assert any("texts are longer than the 40 tokens" in each for each in whole.notes)
+    rows, real = [], KeptAnswers.add
+
+    def add(self, *row):
+        if len(rows) == 8:  # rag-turns has answered everything
+            raise Killed
+        rows.append(row)
+        real(self, *row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptAnswers, "add", add)
+        with pytest.raises(Killed):
+            compare(KITCHEN, **asked, out=tmp_path / "out")
+    assert compare(KITCHEN, **asked, out=tmp_path / "out").notes == whole.notes
+    assert not (tmp_path / "out" / "vectors").exists()
 
 
 VECTORS = '''

@@ -23,6 +23,7 @@ from equipoise.chat.client import resolve
 from equipoise.chat.roles import Players, Role, Roles
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import sha256_file
+from equipoise.core.rows import Rows
 from equipoise.core.user_file import named_in_file
 from equipoise.data.histories import History
 from equipoise.data.lifelogs import read_histories
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 NAMES: tuple[str, ...] = get_args(MemoryName)
 NONE = "none"
 VECTORS = "vectors"  # the folder of those that were made, in the folder of the job
+CUT = "cut.jsonl"  # in it: the texts that were longer than the window
 COMPARE_VECTORS = frozenset(
     {"rag-turns", "rag-sessions", "rag-rerank", "chain-of-memory", "facts", "notes", "session-notes"}
 )
@@ -152,12 +154,14 @@ def _own(source: str) -> tuple[Callable[..., Any], str]:
 
 
 class _Vectors:
-    """texts -> [n, width], of which none is made twice. cut: texts that were longer than the window."""
+    """texts -> [n, width], of which none is made twice. cut: digests of texts that were longer than the window.
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._made: dict[str, NDArray[np.float32]] = {}
-        self.cut: set[str] = set()
+    These are stored as they are found: a call that goes on where another was killed embeds only what is left.
+    """
+
+    def __init__(self, embedder: Embedder, cut: Rows) -> None:
+        self._embedder, self._rows = embedder, cut
+        self.cut = {digest for row in cut for digest in row["cut"]}
 
     @classmethod
     def opened(cls, name: str, folder: Path | None) -> _Vectors | None:
@@ -165,18 +169,25 @@ class _Vectors:
 
         if name == NONE:
             return None
-        return cls(Embedder(name, overflow="cut", cache=None if folder is None else folder / VECTORS))
+        cache = None if folder is None else folder / VECTORS
+        return cls(Embedder(name, overflow="cut", cache=cache), Rows(None if cache is None else cache / CUT))
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         found = self._embedder(texts)
-        self.cut |= {texts[place] for place in found.cut}
+        texts_cut = (texts[place].encode(errors="surrogatepass") for place in found.cut)
+        if new := {hashlib.sha256(text).hexdigest() for text in texts_cut} - self.cut:
+            if self._rows.path is not None:
+                self._rows.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rows.add({"cut": sorted(new)})
+            self.cut |= new
         return found.vectors
 
     def notes(self) -> list[str]:
         """What a reader must know of texts that were cut."""
         if not self.cut:
-            return []
+            return [*self._rows.damaged]
         return [
+            *self._rows.damaged,
             f"{len(self.cut)} texts are longer than the {self._embedder.window} tokens that {self._embedder.name} reads: "
             "their vectors are of their beginnings."
         ]
