@@ -26,6 +26,7 @@ from equipoise.core.files import sha256_file
 from equipoise.core.rows import Rows
 from equipoise.core.user_file import named_in_file
 from equipoise.data.histories import History
+from equipoise.data.history_rows import objects_digest
 from equipoise.data.lifelogs import read_histories
 from equipoise.language.embed import MINILM
 
@@ -196,7 +197,7 @@ class _Vectors:
 def histories_of(source: Any, limit: int | None = None) -> tuple[tuple[History, ...], str, str]:
     """The histories of a file, or those given; their name and digest. limit: questions of each, the first ones."""
     if isinstance(source, str | Path):
-        found, name, digest = read_histories(source), str(source), _digest(Path(source))
+        found, name, digest = read_histories(source), str(source), objects_digest(source)
     else:
         found = list(source)
         if not found or not all(isinstance(each, History) for each in found):
@@ -211,13 +212,6 @@ def histories_of(source: Any, limit: int | None = None) -> tuple[tuple[History, 
         name,
         digest,
     )
-
-
-def _digest(path: Path) -> str:
-    if path.is_dir():
-        parts = [[each.name, sha256_file(each)] for each in sorted(path.iterdir()) if each.is_file()]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-    return sha256_file(path)
 
 
 def _check(name: str, asked: SimpleNamespace) -> None:
