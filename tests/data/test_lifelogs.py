@@ -165,6 +165,21 @@ def test_our_own_form_says_what_people_would_write(tmp_path):
         read(tmp_path, {**kitchen, "sessions": [{**session, "turns": ["Soup."]}]})
 
 
+def test_the_right_option_is_the_one_that_is_a_gold_answer(tmp_path):
+    history = {"name": "a", "sessions": [{"time": "2024-01-01", "turns": [["Ana", "I have the key."]]}]}
+
+    def right(**asked):
+        (found,) = read(tmp_path, history | {"questions": [{"text": "Who?", **asked}]})
+        return found.questions[0].right
+
+    assert right(options=["Ben", "Ana", "Li"], gold=["ana."]) == 1
+    assert right(options=["Ben", "Ana", "Li"], gold=["Ana Lee", "Li"]) == 2
+    assert right(options=["Ben", "Ana"], gold=["Ana"], right=0) == 0
+    for gold, count in ((["Bo"], 0), (["Ana", "Ben"], 2), ([], 0)):
+        with pytest.raises(BadInput, match=f"'right': expected the place .* none, and {count} options that are a gold"):
+            right(options=["Ben", "Ana"], gold=gold)
+
+
 def test_a_file_has_one_form_and_every_form_is_found_by_its_fields(tmp_path):
     own = {"name": "n", "sessions": []}
     with pytest.raises(BadInput, match="record 2 has the form of our own and the first that of LifeDialBench"):
