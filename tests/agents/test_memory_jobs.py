@@ -244,11 +244,16 @@ def test_what_a_system_does_wrong_is_named_and_the_others_are_finished(own, whic
     assert done.order == ["full", "bm25"]
 
 
-def test_a_system_that_answers_by_itself_is_not_asked_twice(own):
-    done = compare(KITCHEN, systems=[f"{own}:answers"], k=3, protocols=["online"])
+def test_a_system_that_answers_by_itself_is_not_asked_twice(own, tmp_path):
+    done = compare(KITCHEN, systems=[f"{own}:answers"], k=3, protocols=["online"], out=tmp_path / "out")
     first = done.systems[f"{own}:answers"].first
     assert first.accuracy.count == 1 and first.accuracy.of == 20 and first.unanswered == 0
     assert done.measure == "recall"
+    for name in ("full", "bm25"):  # nobody read for them, so that nothing of theirs is wrong
+        assert done.systems[name].first.accuracy.of == 0 and math.isnan(done.systems[name].first.accuracy.rate)
+        assert done.systems[name].first.recall.of == 20
+    credits = {(row["system"], row["right"]) for row in answers_of(tmp_path / "out")}
+    assert credits == {("full", None), ("bm25", None), (f"{own}:answers", 0.0), (f"{own}:answers", 1.0)}
 
 
 def test_the_time_of_asking_is_that_of_answers_and_of_no_digest(own):

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,11 +154,11 @@ class Comparing(Request):
             account = opened.players.account
             usage, calls = account.rows(), account.total().calls
             notes = [] if opened.vectors is None else opened.vectors.notes()
-        answers_given = bool(self.asked.reads) or any(
-            row.text or row.choice is not None for e in every for row in e.rows
-        )
         measured: Score = judged.right if self.measure == "accuracy" else recalled
-        right = judged.right if answers_given else None
+        right: dict[str, Score | None] = {
+            name: judged.right if self.asked.reads or _answers(by_protocol.values()) else None
+            for name, by_protocol in found.items()
+        }
         first = {name: next(iter(by_protocol.values())) for name, by_protocol in found.items()}
         rivals = [name for name in (FULL, *PLAIN) if name in found][:2]
         scores: dict[str, SystemScores] = {}
@@ -169,7 +169,7 @@ class Comparing(Request):
             scores[name] = system_scores(
                 found[name],
                 measured,
-                right,
+                right[name],
                 {rival: first[rival] for rival in rivals if rival != name},
                 added=name in self.added,
                 by=self._by,
@@ -248,14 +248,15 @@ class Comparing(Request):
         folder: Path,
         found: Mapping[str, Mapping[Protocol, MemoryAnswers]],
         kept: KeptAnswers,
-        right: Score | None,
+        right: Mapping[str, Score | None],
     ) -> None:
         """answers.jsonl: a line for each answer, without seconds, so that it is the same after a kill."""
         lines = []
         for name, by_protocol in found.items():
+            score = right[name]
             for protocol, answers in by_protocol.items():
                 for question, row in zip(answers.questions, answers.rows, strict=True):
-                    credit = math.nan if right is None else right(question, row)
+                    credit = math.nan if score is None else score(question, row)
                     line = {
                         "system": name,
                         "protocol": protocol,
@@ -353,6 +354,11 @@ def _groups(histories: Sequence[History]) -> tuple[dict[tuple[str, str], str], C
         by = "question"
     named = zip(asked, clusters(answers, by), strict=True)
     return {(history.name, question.id): name for (history, question), name in named}, by
+
+
+def _answers(several: Iterable[MemoryAnswers]) -> bool:
+    """Whether a system answered anything by itself; of one that only prints, nothing is right or wrong."""
+    return any(row.text or row.choice is not None for each in several for row in each.rows)
 
 
 def _without(added: bool, failed: str) -> SystemScores:

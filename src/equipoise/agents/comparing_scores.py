@@ -58,7 +58,7 @@ def system_scores(
     by: Clusters,
     seed: int,
 ) -> SystemScores:
-    """The scores of one system. measured: what is compared. right: of answers; None where nobody answers.
+    """The scores of one system. measured: what is compared. right: of answers; None where nobody answers for it.
 
     rivals: name -> the answers of a compulsory rival under the first protocol.
     """
