@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from string import ascii_uppercase
 
 from equipoise.core.errors import BadInput
 
@@ -58,8 +59,8 @@ class History:
     """One stream of sessions, in order of time, and its questions.
 
     Raises BadInput for ids that are not unique, sessions out of order, evidence that nobody said or that is both a turn and
-    a session, a right option that is none, options without a right one, a question before the first session, and a time with
-    a zone.
+    a session, a right option that is none, options without a right one, a single option or more than letters, a question
+    before the first session or without any, and a time with a zone.
     """
 
     name: str
@@ -108,7 +109,11 @@ class History:
             raise BadInput(f"{where} has option {question.right} as the right one, of {len(question.options)}.")
         if question.options and question.right is None:
             raise BadInput(f"{where} has options and no right one: name its place, from 0, or leave the options out.")
-        if question.time is not None and (not self.sessions or question.time < self.sessions[0].time):
+        if question.options and not 2 <= len(question.options) <= len(ascii_uppercase):
+            raise BadInput(f"{where} has {len(question.options)} options: give 2 to 26, each has a letter.")
+        if not self.sessions:
+            raise BadInput(f"{where} is about a history without sessions, before anything was said: add some.")
+        if question.time is not None and question.time < self.sessions[0].time:
             raise BadInput(f"{where} is asked at {question.time}, before anything was said.")
 
 
