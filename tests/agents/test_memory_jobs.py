@@ -70,6 +70,19 @@ class Slow(Newest):
         time.sleep(0.04)
         return super().snapshot()
 def slow(k): return Slow("", k)
+class Picky(Newest):
+    def answer(self, question, now, *, until=None):
+        if "spare key" in question.text:
+            from equipoise.core.errors import BadInput
+            raise BadInput("no word about keys")
+        return super().answer(question, now, until=until)
+def picky(k): return Picky("", k)
+made = []
+def once(k):
+    made.append(1)
+    if len(made) > 2:
+        raise ValueError("no third one")
+    return Newest("", k)
 def bare(k): return Newest("", k)
 class Timeless(Newest):
     def answer(self, question, now): return super().answer(question, now)
@@ -235,10 +248,14 @@ def test_a_system_that_carries_one_history_into_the_next_is_named(own):
         ("writes", "writes while it reads"),
         ("restless", "two digests of one state"),
         ("raises", "ingest failed with KeyError: 'shelf'"),
+        ("picky", "no word about keys"),
+        ("once", "once() gives no memory system: ValueError: no third one"),
     ],
 )
 def test_what_a_system_does_wrong_is_named_and_the_others_are_finished(own, which, told):
-    done = compare(KITCHEN, systems=[f"{own}:{which}", "bm25"], k=3)
+    (history,) = read_histories(KITCHEN)
+    given = [history, replace(history, name="again")] if which == "once" else [history]
+    done = compare(given, systems=[f"{own}:{which}", "bm25"], k=3)
     assert told in done.systems[f"{own}:{which}"].failed and done.systems["bm25"].first.recall.rate > 0.4
     assert any(told in each for each in done.warnings()) and told in done.headline()
     assert done.order == ["full", "bm25"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.agents.lifedialbench import AskedQuestion, MemoryAnswers, Protocol, run
 from equipoise.agents.memory_adapters import UserMemory
-from equipoise.core.errors import WorkFailed
+from equipoise.core.errors import EquipoiseError, WorkFailed
 from equipoise.core.options import closed
 from equipoise.core.serialize import serialize
 from equipoise.data.text import encodable
@@ -209,14 +209,17 @@ def answered(
     protocols: in the order of `Protocol`, so that one memory serves them all. begins: digests of the system's new memories
     for other histories, to which that of this one is added; they are alike where nothing is carried over. Raises
     SystemFailed for what is the system's own doing: it writes while it is read, its building is not the same twice, it does
-    not begin anew, or it raises an error. One that cannot be asked as of a moment has no answers under that protocol.
+    not begin anew, it cannot be made a second time, or it raises an error. One that cannot be asked as of a moment has no answers under that protocol.
     """
     found: dict[Protocol, MemoryAnswers | None] = {
         protocol: kept.whole(name, protocol, history) for protocol in protocols
     }
     if all(each is not None for each in found.values()):
         return {protocol: each for protocol, each in found.items() if each is not None}
-    made = build()
+    try:
+        made = build()
+    except EquipoiseError as error:  # every system was made once before the first was asked, so that its file was right
+        raise SystemFailed(encodable(str(error))) from error
     system = _Watched(made, name)
     able: list[Protocol] = [each for each in protocols if each != "asof" or getattr(made, "as_of", True)]
     if not able:
@@ -249,9 +252,9 @@ def _blaming(system: _Watched, waiting: _Waiting | None = None) -> Iterator[None
     """Raise SystemFailed for what is the system's own doing; what the reader raised is not."""
     try:
         yield
-    except WorkFailed as error:
+    except EquipoiseError as error:
         own = system.raised is error
-        caught = not own and (waiting is None or waiting.raised is not error)
+        caught = isinstance(error, WorkFailed) and not own and (waiting is None or waiting.raised is not error)
         users = own and isinstance(system.system, UserMemory)
         # what a model that cannot be reached, or a budget, does to a system is for the user to mend, and ends the run
         if not (caught or users):
