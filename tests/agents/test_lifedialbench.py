@@ -304,6 +304,8 @@ def test_luck_is_taken_out():
         ("noon", 720), ("midnight", 0), ("9 o'clock", 540), ("09:05:30", 545), ("２１:05", 1265), ("at 9", None),
         ("between 9:00 and 10:00", None), ("9:00, that is 9 am", 540), ("25:00", None), ("13 pm", None), ("", None),
         ("2024-05-07 09:05", 545), ("9:65", None), ("0 pm", None), ("v1:30x", None),
+        ("9:30 p.m", 1290), ("9:30  pm", 1290), ("9:30\u202fPM", 1290), ("9:30 p. m.", 1290), ("at 9  p.m", 1260), ("9:30 am.", 570),
+        ("9:30 p.m.Then", 1290), ("9:30 pmx", 570), ("9:30 a.m, not p.m.", 570), ("9:30 p.m or 9:30 am", None), ("9  o'clock", 540),
     ],
 )  # fmt: skip
 def test_clock_times(text, minutes):

@@ -399,7 +399,7 @@ def guess_corrected(accuracy: float, options: int = 4) -> float:
 def clock_time(text: str) -> int | None:
     """The time of the day that a text names, in minutes after midnight; None for none, or for two that differ.
 
-    21:05, 21:05:30, 9 pm, 9:05 p.m., 9 o'clock, noon, midnight. Without am and pm as on a clock of 24 hours.
+    21:05, 21:05:30, 9 pm, 9:05 p.m., 9:05 p. m, 9 o'clock, noon, midnight. Without am and pm as on a clock of 24 hours.
     """
     found = set()
     for match in _CLOCK.finditer(unified(text).casefold()):
@@ -407,18 +407,19 @@ def clock_time(text: str) -> int | None:
             found.add(12 * 60 if match["word"] == "noon" else 0)
             continue
         hour, minute = int(match["hour"] or match["bare"]), int(match["minute"] or 0)
-        half = (match["half"] or match["bare_half"] or "").replace(".", "")
+        half = (match["half"] or match["bare_half"] or "")[:1]
         if minute > 59 or hour > (12 if half else 23) or (half and hour == 0):
             continue
         if half:
-            hour = hour % 12 + (12 if half == "pm" else 0)
+            hour = hour % 12 + (12 if half == "p" else 0)
         found.add(60 * hour + minute)
     return found.pop() if len(found) == 1 else None
 
 
+_HALF = r"[ap](?:\.\s*)?m\.?"
 _CLOCK = re.compile(
-    r"(?<![\w:.])(?:(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::\d\d)?(?:\s?(?P<half>[ap]m|[ap]\.m\.))?"
-    r"|(?P<bare>\d{1,2})\s?(?:(?P<bare_half>[ap]m|[ap]\.m\.)|o['’]clock)|(?P<word>noon|midnight))(?![\w:])"
+    rf"(?<![\w:.])(?:(?P<hour>\d{{1,2}}):(?P<minute>\d\d)(?::\d\d)?(?:\s*(?P<half>{_HALF}))?"
+    rf"|(?P<bare>\d{{1,2}})\s*(?:(?P<bare_half>{_HALF})|o['’]clock)|(?P<word>noon|midnight))(?![\w:])"
 )
 
 
