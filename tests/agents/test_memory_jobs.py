@@ -543,7 +543,7 @@ def test_that_texts_were_cut_is_known_after_a_kill_as_well(tmp_path, monkeypatch
     assert not (tmp_path / "out" / "vectors").exists()
 
 
-VECTORS = '''
+VECTORS = """
 def named(embedder, k):
     if not callable(embedder):
         raise TypeError("embedder is None")
@@ -554,7 +554,7 @@ def others(**given):
     if given["embedder"] is not None:
         raise TypeError("nobody named an embedder")
     return Newest("", given["k"])
-'''
+"""
 
 
 def test_no_system_depends_on_who_stands_beside_it(own, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import datetime, time
 
 import pytest
@@ -143,6 +144,22 @@ def test_what_is_written_in_the_schema_is_read_back(tmp_path):
     (history,) = read(tmp_path, a_history(a_question(), a_question(evidence_date=["2024-05-01", "2024-05-02 18:30"])))
     (again,) = read(tmp_path, lifedial_record(history), name="again.json")
     assert again == history
+
+
+@pytest.mark.parametrize(
+    "options", [("Li", "A. Smith", "B. Jones", "C. Wu"), ("D. Wu", "C. Bo", "B. Li", "A. Jo"), ("B", "D", "A", "C")]
+)
+@pytest.mark.parametrize("right", range(4))
+def test_options_that_begin_as_letters_do_are_read_back(tmp_path, options, right):
+    (history,) = read(tmp_path, a_history(a_question()))
+    asked = replace(history.questions[0], options=options, right=right, gold=(options[right],))
+    (again,) = read(tmp_path, lifedial_record(replace(history, questions=(asked,))))
+    assert again.questions == (asked,)
+    wrong = lifedial_record(replace(history, questions=(asked,)))
+    wrong["qa"][0]["answer"] = options[right - 1]
+    if options[right - 1] != "ABCD"[right]:  # what may be the letter of the right one is no contradiction
+        with pytest.raises(BadInput, match="'answer': expected the text of option"):
+            read(tmp_path, wrong)
 
 
 def test_our_own_form_says_what_people_would_write(tmp_path):

@@ -190,7 +190,7 @@ class _Vectors:
         return [
             *self._rows.damaged,
             f"{len(self.cut)} texts are longer than the {self._embedder.window} tokens that {self._embedder.name} reads: "
-            "their vectors are of their beginnings."
+            "their vectors are of their beginnings.",
         ]
 
 

@@ -168,10 +168,13 @@ def _golds(row: Row, options: Sequence[str], right: int) -> tuple[str, ...]:
     answer = row.answer("answer").strip()
     letter = _OPTION.fullmatch(answer)
     text = letter[2].strip() if letter and letter[2].strip() else answer
-    meant = {place for place, option in enumerate(options) if normalize(option) == normalize(text)}
-    meant |= {LETTERS.index(letter[1])} if letter else set()
+    # an option's own text may begin as a letter does ("B. Jones"): the whole answer is looked for before its letter counts
+    meant = {place for place, option in enumerate(options) if normalize(option) == normalize(answer)}
+    if not meant and letter:
+        meant = {place for place, option in enumerate(options) if normalize(option) == normalize(text)}
+        meant |= {LETTERS.index(letter[1])}
     if alone := _LETTER.fullmatch(answer):
-        meant = {LETTERS.index(alone[1])}
+        meant |= {LETTERS.index(alone[1])}
     if meant and right not in meant:
         row.refuse("answer", f"the text of option {LETTERS[right]}, which golden_option names", repr(answer))
     return (gold,) if meant else (gold, text)
