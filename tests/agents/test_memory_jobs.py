@@ -175,6 +175,14 @@ def test_the_dry_run_counts_what_the_run_does(tmp_path, capsys):
     )
 
 
+def test_the_page_says_which_systems_print_more_than_k_items(tmp_path):
+    (history,) = read_histories(KITCHEN)
+    both = replace(history.questions[-1], evidence=tuple(each.id for each in history.sessions[:2]))
+    done = compare([replace(history, questions=(both,))], systems=["oracle", "bm25"], k=1, protocols=["online"])
+    assert {name for name, each in done.systems.items() if each.first.printed > 1} == {"oracle", "full"}
+    assert "full and oracle have no such number" in str(done.page(tmp_path).parts)
+
+
 def test_histories_are_clusters_where_there_are_several_and_questions_where_all_are_of_one_day():
     (history,) = read_histories(KITCHEN)
     several = [replace(history, name=f"h{n}") for n in range(3)]

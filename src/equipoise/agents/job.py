@@ -83,7 +83,7 @@ def compare(
     extractor
         Who writes what facts, notes and session-notes keep; the reader when not given.
     k
-        Items that a system may print for a question.
+        Items that a system may find for a question. full and oracle print all of theirs, notes the linked ones too.
     context_tokens
         Words that it may print, the same for all systems; not given: as many as k items have.
     embedder
@@ -177,7 +177,7 @@ def ask(
     extractor
         Who writes what facts, notes and session-notes keep; the reader when not given.
     k
-        Items that the system may print.
+        Items that the system may find; full and oracle print all of theirs, notes the linked ones too.
     context_tokens
         Words that it may print; not given: as many as k items have.
     embedder
