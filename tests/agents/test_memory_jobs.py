@@ -662,6 +662,27 @@ def test_an_answer_rests_on_what_had_been_said_by_then(tmp_path):
     assert early.read_tokens == sum(len(each.text.split()) for each in early.evidence)
 
 
+def test_what_is_said_later_in_a_session_is_not_known():
+    def at(hour, minute=0):
+        return datetime(2024, 1, 1, hour, minute)
+
+    turns = (
+        Turn("t1", "Ann", "the key is with Bo", at(18, 1)),
+        Turn("t2", "Ann", "no, the key is with Li", at(18, 30)),
+        Turn("t3", "Ann", "the key is with Cy now", at(20)),
+        Turn("t4", "Ann", "the key, as I said"),
+    )
+    said = [History("h", (Session("s1", at(18), turns), Session("s2", at(21), (Turn("u", "Bo", "a key"),))))]
+
+    def found(now):
+        return {turn for each in ask(said, "key", system="full", now=now).evidence for turn in each.turns}
+
+    for now, known in (("18:00", {"t4"}), ("18:30", {"t1", "t2", "t4"}), ("20:00", {"t1", "t2", "t3", "t4"})):
+        assert found(f"2024-01-01 {now}") == known
+        assert ask.plan(said, "key", system="full", now=f"2024-01-01 {now}").turns == len(known)
+    assert found(None) == {"t1", "t2", "t3", "t4", "u"} == found("2024-01-01")
+
+
 def test_a_terminal_shows_the_beginning_of_a_long_turn():
     turns = (Turn("t1", "Ann", "word " * 50_000), Turn("t2", "Ann", "short"))
     done = ask([History("long", (Session("s", datetime(2023, 5, 1), turns),))], "What?", system="full")

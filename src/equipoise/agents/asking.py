@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,9 @@ from equipoise.data.text import encodable
 
 @dataclass(frozen=True, eq=False)
 class Asking(Request):
-    """A question to ask, found right. heard: the sessions that had begun by then; a session counts as a whole."""
+    """A question to ask, found right. heard: what had been said by then; turns without times of their own are as old as their
+    session.
+    """
 
     history: History
     heard: tuple[Session, ...]
@@ -48,7 +50,11 @@ class Asking(Request):
         now = max(last)
         if asked.now is not None:
             now = Row({"now": asked.now}, "The question").moment("now", whole=time.max)
-        heard = tuple(each for each in history.sessions if each.time <= now)
+        heard = tuple(
+            replace(each, turns=tuple(turn for turn in each.turns if (turn.time or each.time) <= now))
+            for each in history.sessions
+            if each.time <= now
+        )
         if not heard:
             raise BadInput(
                 f"Nothing was said until {_shown(now)}: {history.name} begins at {_shown(history.sessions[0].time)}."

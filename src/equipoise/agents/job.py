@@ -166,8 +166,8 @@ def ask(
     question
         What is asked.
     now
-        The moment at which it is asked, 2024-05-07 18:30, or the end of a day: what was said later is not known. After
-        the end when not given.
+        The moment at which it is asked, 2024-05-07 18:30, or the end of a day: what was said later is not known, in the
+        middle of a session where its turns have times of their own. After the end when not given.
     conversation
         Which history, by its name, where the file holds several.
     system
