@@ -422,6 +422,30 @@ def test_intervals_are_clustered_by_day_or_conversation():
         ldb.joined([first, replace(second, protocol="online")])
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected", "kind"),
+    [
+        (("", "", "", ""), 2, "day"),
+        (("2024-01-01", "2024-01-01", "2024-01-02", "2024-01-02"), 2, "day"),
+        (("2024-01-01", "", "2024-01-02", ""), 2, "day"),
+        (("a", "b", "a", "b"), 2, "group"),  # both reach over both days
+        (("a", "b", "c", "c"), 3, "group"),
+        (("a", "a", "a", ""), 2, "group"),  # one of its own
+        (("conv-1",) * 4, 2, "day"),  # a name of the conversation tells nothing
+    ],
+)
+def test_questions_of_one_group_are_one_cluster(groups, expected, kind):
+    pairs = [
+        ({"options": ("a", "b"), "right": 1, "time": at(place // 2, place), "group": group}, {"choice": place % 2})
+        for place, group in enumerate(groups)
+    ]
+    answers = result(pairs)
+    assert ldb.clustered_by(["h"], answers.questions) == kind
+    assert ldb.clusters(answers) == ldb.clusters(answers, kind) and len(set(ldb.clusters(answers))) == expected
+    assert ldb.paired(answers, answers, "choice").clusters == expected
+    assert ldb.clustered_by(["h", "g"], answers.questions) == "conversation"
+
+
 def test_what_is_recovered_of_the_overwritten():
     def under(protocol, choices):
         return result([({"options": ("a", "b"), "right": 1}, {"choice": each}) for each in choices], protocol=protocol)

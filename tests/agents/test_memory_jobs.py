@@ -195,6 +195,40 @@ def test_histories_are_clusters_where_there_are_several_and_questions_where_all_
     assert any("take them as independent" in each for each in done.notes)
 
 
+def asked_on(days, *, known, groups=("",)):
+    """A history with a session a day and a question for each of these days; the first so many name their evidence."""
+    said = tuple(
+        Session(f"s{n}", datetime(2024, 1, 1 + n, 9), (Turn(f"t{n}", "Ann", f"word{n} at ten"),)) for n in range(20)
+    )
+    questions = tuple(
+        MemoryQuestion(
+            f"q{n}", f"word{day}?", datetime(2024, 1, 1 + day, 23), ("ten",),
+            evidence=(f"t{day}",) if n < known else (), group=groups[n % len(groups)],
+        )
+        for n, day in enumerate(days)
+    )  # fmt: skip
+    return History("h", said, questions)
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        (asked_on(range(20), known=2), (2, "days")),
+        (asked_on([0, 0, 0, 1, 2], known=3), (3, "questions")),  # all that are compared are of one day
+        (asked_on([0] * 10, known=10, groups=("a", "b")), (2, "groups")),
+        (asked_on([0] * 10, known=3, groups=("a", "b", "c", "d")), (3, "groups")),
+        (asked_on([0, 1, 2, 3], known=4, groups=("h",)), (4, "days")),
+    ],
+)
+def test_intervals_are_over_clusters_of_questions_that_have_the_measure(tmp_path, history, expected):
+    plan = compare.plan([history], systems=["bm25"], k=1, protocols=["online"])
+    done = compare([history], systems=["bm25"], k=1, protocols=["online"])
+    assert (plan.clusters, plan.clustered) == expected == (done.clusters, done.clustered)
+    few = f"Intervals are over {expected[0]} {expected[1]}: too few to tell close systems apart."
+    assert few in done.warnings()
+    assert f"intervals over {expected[0]} {expected[1]} of those with known evidence" in str(done.page(tmp_path).parts)
+
+
 def locomo():
     turns = [Turn(f"D1:{n}", "Ann", f"words {n}") for n in range(1, 4)]
     asked = MemoryQuestion("c/0", "words 2", evidence=("D1:2",), gold=("2",), kind="multi-hop")

@@ -6,7 +6,6 @@ vectors those that were made. A system that took sessions in before takes them i
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -20,7 +19,15 @@ from equipoise.agents.asked_systems import NAMES, NONE, THINNED, VECTORS, AskedS
 from equipoise.agents.comparing_scores import PROTOCOLS, Score, recalled, system_scores
 from equipoise.agents.judged_answers import is_open, judge, planted
 from equipoise.agents.kept_answers import KeptAnswers, SystemFailed, answered
-from equipoise.agents.lifedialbench import AskedQuestion, Clusters, MemoryAnswers, Protocol, clusters, joined
+from equipoise.agents.lifedialbench import (
+    AskedQuestion,
+    Clusters,
+    MemoryAnswers,
+    Protocol,
+    clustered_by,
+    clusters,
+    joined,
+)
 from equipoise.agents.memory_result import UNKNOWN, ComparisonPlan, MemoryComparison, SystemScores
 from equipoise.chat.client import resolve
 from equipoise.chat.roles import Role
@@ -33,7 +40,7 @@ from equipoise.core.rows import Rows
 
 if TYPE_CHECKING:
     from equipoise.chat.grade import Planted
-    from equipoise.data.histories import History
+    from equipoise.data.histories import History, MemoryQuestion
 
 KEPT, ANSWERS = "kept.jsonl", "answers.jsonl"
 FULL, PLAIN = "full", ("bm25", "rag-turns", "rag-sessions")  # the compulsory rivals: all the text, and plain retrieval
@@ -47,7 +54,7 @@ LOCOMO = (
 class Comparing(Request):
     """A request to compare, read and found right. asked: who is compared, the compulsory rivals that were added among them.
 
-    groups: (history, question) -> its cluster. known: planted answers.
+    groups: (history, question) -> its cluster; by: what these are made by. known: planted answers.
     """
 
     histories: tuple[History, ...]
@@ -57,6 +64,7 @@ class Comparing(Request):
     graders: tuple[str, ...]
     measure: str
     groups: Mapping[tuple[str, str], str]
+    by: Clusters
     known: Sequence[Planted]
     seed: int
     name: str
@@ -93,7 +101,7 @@ class Comparing(Request):
         graders = tuple(asked.grader or ())
         if graders and asked.reader is None and not found.own:
             raise BadInput("A grader is for answers, and nobody answers here: name a reader, or leave the grader out.")
-        groups, _ = _groups(histories)
+        groups, by = _groups(histories, measure)
         known = planted(histories, groups, seed=asked.seed) if graders else []
         inputs = {"the data": digest, **found.inputs}
         inputs |= {f"the grader {each}": full for each in graders if (full := resolve(each)[0]) != each}
@@ -105,6 +113,7 @@ class Comparing(Request):
             graders=graders,
             measure=measure,
             groups=groups,
+            by=by,
             known=known,
             seed=asked.seed,
             name=name,
@@ -172,7 +181,7 @@ class Comparing(Request):
                 right[name],
                 {rival: first[rival] for rival in rivals if rival != name},
                 added=name in self.added,
-                by=self._by,
+                by=self.by,
                 seed=self.seed,
             )
         if folder is not None:
@@ -277,20 +286,16 @@ class Comparing(Request):
         write_atomic(folder / ANSWERS, "".join(lines))
 
     def _sizes(self) -> dict[str, Any]:
-        """How much there is, for the plan and for the result."""
+        """How much there is, for the plan and for the result. clusters: of the questions that have what is compared."""
+        measured = {(history.name, question.id) for history, question in _measured(self.histories, self.measure)}
         return {
             "histories": len(self.histories),
             "sessions": sum(len(each.sessions) for each in self.histories),
             "turns": sum(len(session.turns) for each in self.histories for session in each.sessions),
             "questions": sum(len(each.questions) for each in self.histories),
-            "clusters": len(set(self.groups.values())),
-            "clustered": _CLUSTERED[self._by] if self._by != "auto" else _CLUSTERED[_kind(self.histories)],
+            "clusters": len({self.groups[key] for key in measured}),
+            "clustered": _CLUSTERED[self.by],
         }
-
-    @functools.cached_property
-    def _by(self) -> Clusters:
-        """What clusters are made by."""
-        return _groups(self.histories)[1]
 
     @property
     def _licence(self) -> str:
@@ -319,20 +324,25 @@ class Comparing(Request):
             found.append(
                 f"{len(running)} questions are asked while a session is going on, which was taken in as a whole."
             )
-        if self._by == "question":
-            found.append("All questions are of one conversation and one day: intervals take them as independent.")
+        if self.by == "question":
+            found.append(
+                "All questions that are compared are of one conversation, and of one day or group: intervals take them as "
+                "independent."
+            )
         return found
 
 
 _CLUSTERED = {"conversation": "conversations", "day": "days", "question": "questions", "group": "groups"}
 
 
-def _kind(histories: Sequence[History]) -> str:
-    return "conversation" if len(histories) > 1 else "day"
+def _measured(histories: Sequence[History], measure: str) -> list[tuple[History, MemoryQuestion]]:
+    """The questions that have what is compared: of recall those whose evidence is known."""
+    every = [(history, question) for history in histories for question in history.questions]
+    return [(history, question) for history, question in every if measure == "accuracy" or question.evidence]
 
 
-def _groups(histories: Sequence[History]) -> tuple[dict[tuple[str, str], str], Clusters]:
-    """The cluster of each question, and by what; each its own where all would be in one."""
+def _groups(histories: Sequence[History], measure: str) -> tuple[dict[tuple[str, str], str], Clusters]:
+    """The cluster of each question, and by what; each its own where all that are compared would be in one."""
     blank = {
         "text": "",
         "choice": None,
@@ -349,11 +359,12 @@ def _groups(histories: Sequence[History]) -> tuple[dict[tuple[str, str], str], C
         for history, question in asked
     )
     answers = MemoryAnswers("", "online", tuple(question for _, question in asked), rows)
-    by: Clusters = "auto"
-    if len(set(clusters(answers, by))) == 1:
+    by = clustered_by([history.name for history in histories], answers.questions)
+    named = dict(zip(((history.name, question.id) for history, question in asked), clusters(answers, by), strict=True))
+    if len({named[history.name, question.id] for history, question in _measured(histories, measure)}) == 1:
         by = "question"
-    named = zip(asked, clusters(answers, by), strict=True)
-    return {(history.name, question.id): name for (history, question), name in named}, by
+        named = dict(zip(named, clusters(answers, by), strict=True))
+    return named, by
 
 
 def _answers(several: Iterable[MemoryAnswers]) -> bool:

@@ -472,20 +472,34 @@ _SCORES: Mapping[Score, Scorer] = {
 def clusters(answers: MemoryAnswers, by: Clusters = "auto") -> list[str]:
     """What each question belongs to in intervals; by itself for "question", or where "group" finds none.
 
-    auto: its conversation, where there are several; of one alone the day of the question.
+    auto: as `clustered_by` says.
     """
-    several = len({row.history for row in answers.rows}) > 1
-    kind = ("conversation" if several else "day") if by == "auto" else by
+    kind = clustered_by([row.history for row in answers.rows], answers.questions) if by == "auto" else by
     names = []
     for question, row in zip(answers.questions, answers.rows, strict=True):
         part = {
             "conversation": "",
             "group": question.group or f"question {question.id}",
-            "day": "the end" if question.time is None else f"{question.time:%Y-%m-%d}",
+            "day": _day(question) or "the end",
             "question": question.id,
         }[kind]
         names.append(f"{row.history}/{part}")
     return names
+
+
+def clustered_by(histories: Iterable[str], questions: Iterable[MemoryQuestion]) -> Clusters:
+    """What questions are clustered by where nothing else is asked for: their conversations, where these are several; of one
+    alone the groups that they name, where these are several and not just their days; else the days. histories: by name.
+    """
+    if len(set(histories)) > 1:
+        return "conversation"
+    named = {(question.group, _day(question)) for question in questions}
+    groups = len({group for group, _ in named}) > 1 and any(group not in ("", day) for group, day in named)
+    return "group" if groups else "day"
+
+
+def _day(question: MemoryQuestion) -> str:
+    return "" if question.time is None else f"{question.time:%Y-%m-%d}"
 
 
 @closed

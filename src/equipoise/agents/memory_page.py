@@ -152,9 +152,10 @@ def _scores(result: "MemoryComparison") -> parts.Table:
         for name, each in result.systems.items()
         if each.first is None
     ]
+    known = " of those with known evidence" if result.measure == "recall" else ""
     limit = "" if result.context_tokens is None else f", and of {result.context_tokens:,} tokens"
     return parts.Table(
-        f"{result.questions:,} questions; 95 % intervals over {result.clusters:,} {result.clustered}",
+        f"{result.questions:,} questions; 95 % intervals over {result.clusters:,} {result.clustered}{known}",
         tuple(columns),
         tuple(rows),
         note=(
