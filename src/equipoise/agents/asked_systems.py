@@ -51,8 +51,8 @@ DECIDE_BY_MODEL = frozenset({"facts", "notes"})
 class AskedSystems:
     """Systems that were found to be there; nothing is opened yet. own: name -> who makes a new one, by the user's file.
 
-    inputs: digests of the files and models that they stand for. by_vectors: names of those that are given the embedder; whose
-    neighbour they are makes no difference.
+    inputs: digests of the files and models that they stand for. by_vectors: names of those that are given the embedder,
+    whoever stands beside them.
     """
 
     names: tuple[str, ...]
@@ -230,7 +230,7 @@ def _check(name: str, asked: SimpleNamespace) -> None:
 
 
 def _compares_vectors(name: str, own: Callable[..., Any] | None) -> bool:
-    """Whether a system needs an embedder: a function of the user's own where it names one; **others alone asks for nothing."""
+    """Whether a system needs an embedder: a function of the user's own where it names one; **others asks for nothing."""
     if own is not None:
         return "embedder" in inspect.signature(own).parameters
     return name in COMPARE_VECTORS or name == THINNED

@@ -23,8 +23,8 @@ from equipoise.data.text import encodable
 
 @dataclass(frozen=True, eq=False)
 class Asking(Request):
-    """A question to ask, found right. heard: what had been said by then; turns without times of their own are as old as their
-    session.
+    """A question to ask, found right. heard: what had been said by then; turns without times of their own have that
+    of their session.
     """
 
     history: History

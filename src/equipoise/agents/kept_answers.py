@@ -209,7 +209,8 @@ def answered(
     protocols: in the order of `Protocol`, so that one memory serves them all. begins: digests of the system's new memories
     for other histories, to which that of this one is added; they are alike where nothing is carried over. Raises
     SystemFailed for what is the system's own doing: it writes while it is read, its building is not the same twice, it does
-    not begin anew, it cannot be made a second time, or it raises an error. One that cannot be asked as of a moment has no answers under that protocol.
+    not begin anew, it cannot be made a second time, or it raises an error. One that cannot be asked as of a moment has no
+    answers under that protocol.
     """
     found: dict[Protocol, MemoryAnswers | None] = {
         protocol: kept.whole(name, protocol, history) for protocol in protocols

@@ -67,8 +67,9 @@ class AskedQuestion:
     """What is kept of an answer: plain values, for `core.serialize` and a row of a file.
 
     question: its id in `history`. printed, later: items that were printed, and those of them whose last change is later than
-    the question. found: ids of its evidence that were printed, of a session where one of its turns was. sessions, turns: how much the memory had taken in. age: days
-    from the newest of its evidence to the question; nan where that is not known. state: digest of the memory.
+    the question. found: ids of its evidence that were printed, of a session where one of its turns was. sessions, turns: how
+    much the memory had taken in. age: days from the newest of its evidence to the question; nan where that is not known.
+    state: digest of the memory.
     """
 
     history: str

@@ -2,8 +2,8 @@
 
     for each fact of the session:   the nearest facts that are held (10) are shown to a decider, which answers
         add       it is kept as a new one
-        update    one of those that were shown is written anew; its time becomes that of this session, and so do its turns but
-                  for those whose words stay
+        update    one of those that were shown is written anew; its time becomes that of this session, and its turns those
+                  of the new fact, with its own where their words stay
         delete    one of those that were shown goes, since it no longer holds
         none      nothing changes
 

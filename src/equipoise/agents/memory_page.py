@@ -159,9 +159,9 @@ def _scores(result: "MemoryComparison") -> parts.Table:
         tuple(columns),
         tuple(rows),
         note=(
-            f"At most {result.k} items are found for a question{limit}; full and oracle have no such number, notes prints the "
-            "notes that are linked to those as well, and a memory of one's own is told the number; tokens and items are means. "
-            "Tokens are words between blanks, counted alike for all; evidence is counted by the ids of turns, for "
+            f"At most {result.k} items are found for a question{limit}; full and oracle have no such number, notes prints "
+            "the notes that are linked to those as well, and a memory of one's own is told the number; tokens and items are "
+            "means. Tokens are words between blanks, counted alike for all; evidence is counted by the ids of turns, for "
             f"{result.with_evidence:,} questions: a session that is named as evidence counts when any of its turns was "
             "printed, and a turn when an item is made of it, whose words may still leave out what was asked for."
         ),

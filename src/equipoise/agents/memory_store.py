@@ -223,7 +223,7 @@ def stamp(time: datetime) -> str:
 
 
 def kept_sources(old: MemoryItem, text: str) -> tuple[str, ...]:
-    """The turns of an item that a text in its place is still made of: all where it holds the item's words next to each other.
+    """The turns of an item that a text in its place is made of as well: all, where it holds the item's words in their order.
 
     What was replaced is no longer there to be read, and recall that credited it would hide what a store overwrites. Of words
     that were merged into others it is not known, and they get no credit.

@@ -39,8 +39,9 @@ class MemoryQuestion:
 
     time: it is asked then, and may be answered from what was said until then; None for after the end. gold: right answers,
     any of which will do; () for one that should be declined. options, right: of a multiple choice, and the place of the
-    right one, which options have to have. evidence: ids of the turns or sessions that hold the answer; () where they are not known. kind: a published
-    type. group: questions of one group are one cluster in intervals; "" for one of its own.
+    right one, which options have to have. evidence: ids of the turns or sessions that hold the answer; () where they are not
+    known. kind: a published type. group: questions of one group are one cluster in intervals, where their conversation is
+    not; "" for one of its own.
     """
 
     id: str
