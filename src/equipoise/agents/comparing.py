@@ -54,17 +54,17 @@ LOCOMO = (
 class Comparing(Request):
     """A request to compare, read and found right. asked: who is compared, the compulsory rivals that were added among them.
 
-    groups: (history, question) -> its cluster; by: what these are made by. known: planted answers.
+    groups: (history, question) -> its cluster; by: what clusters are made by. known: planted answers.
     """
 
     histories: tuple[History, ...]
     asked: AskedSystems
     added: tuple[str, ...]
+    by: Clusters
     protocols: tuple[Protocol, ...]
     graders: tuple[str, ...]
     measure: str
     groups: Mapping[tuple[str, str], str]
-    by: Clusters
     known: Sequence[Planted]
     seed: int
     name: str
@@ -109,11 +109,11 @@ class Comparing(Request):
             histories=histories,
             asked=found,
             added=added,
+            by=by,
             protocols=tuple(each for each in PROTOCOLS if each in protocols),
             graders=graders,
             measure=measure,
             groups=groups,
-            by=by,
             known=known,
             seed=asked.seed,
             name=name,
