@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from equipoise.agents.lifedialbench import AskedQuestion, MemoryAnswers, Protocol, run
@@ -130,17 +130,17 @@ class _Watched:
             raise
 
     def ingest(self, session: Session, time: datetime) -> Mapping[str, float]:
-        start = perf_counter()
+        start = clock.perf_counter()
         with self._watching():
             amounts = self.system.ingest(session, time)
-        self.build += perf_counter() - start
+        self.build += clock.perf_counter() - start
         return amounts
 
     def answer(self, question: MemoryQuestion, now: datetime, *, until: datetime | None = None) -> MemoryAnswer:
-        start = perf_counter()
+        start = clock.perf_counter()
         with self._watching():
             answer = self.system.answer(question, now, until=until)
-        self.answered = perf_counter() - start
+        self.answered = clock.perf_counter() - start
         return answer
 
     def snapshot(self) -> str:
@@ -172,7 +172,7 @@ class _Waiting:
         """Read what waits, and store it."""
         if not self.some:
             return
-        start = perf_counter()
+        start = clock.perf_counter()
         asked = [(self.questions[row.question], answer) for row, answer, _ in self.some]
         # what answers by itself is not asked again
         silent = [place for place, (_, each) in enumerate(asked) if not each.text and each.choice is None]
@@ -184,7 +184,7 @@ class _Waiting:
                 self.raised = error
                 raise
             said = dict(zip(silent, found, strict=True))
-        each_took = (perf_counter() - start) / len(self.some)
+        each_took = (clock.perf_counter() - start) / len(self.some)
         kept = []
         for place, (row, answer, seconds) in enumerate(self.some):
             text, choice = said.get(place, (row.text, row.choice))
