@@ -195,6 +195,14 @@ def test_histories_are_clusters_where_there_are_several_and_questions_where_all_
     assert any("take them as independent" in each for each in done.notes)
 
 
+def test_questions_within_a_session_are_counted_in_every_history():
+    turns = tuple(Turn(f"t{hour}", "Ann", "word", datetime(2024, 1, 1, hour)) for hour in (9, 12))
+    asked = MemoryQuestion("q", "word?", datetime(2024, 1, 1, 10), ("9",), evidence=("t9",))
+    several = [History(name, (Session("s", datetime(2024, 1, 1, 9), turns),), (asked,)) for name in "abc"]
+    done = compare(several, systems=["bm25"], k=1)
+    assert any(each.startswith("3 questions are asked while a session is going on") for each in done.notes)
+
+
 def asked_on(days, *, known, groups=("",)):
     """A history with a session a day and a question for each of these days; the first so many name their evidence."""
     said = tuple(
