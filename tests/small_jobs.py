@@ -1454,7 +1454,8 @@ def memory_files(folder: Path) -> Settings:
 
 
 def memory_whole(folder: Path) -> Settings:
-    return {"systems": ["recency", "thinned", "empty"], "k": 2, "context_tokens": 30, "limit": 2, "seed": 3}
+    few = {"k": 2, "context_tokens": 30, "limit": 2, "seed": 3}
+    return {"systems": ["recency", "thinned", "empty"], "embedder": "none", **few}
 
 
 def memory_more(folder: Path) -> Sequence[Settings]:

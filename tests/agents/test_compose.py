@@ -99,6 +99,17 @@ def test_what_is_fixed_may_not_move_and_parts_lie_inside():
     assert [period.fixed for period in mended] == [(WEDDING,), ()]
 
 
+def test_mending_takes_out_words_and_no_letters_of_them():
+    fixed = (Fixed(date(2024, 1, 10), "run"), Fixed(date(2024, 1, 11), "exam (two)"))
+    year = Period("year", NEW_YEAR, date(2024, 1, 14), "x", fixed)
+    first, second = slots("week", year.start, year.end)
+    told = "Running late, overrun by guests; a Run!\nexam (twofold) and exam (two), examined"
+    mended = mend(year, (first, second), [Dated(*first, told), Dated(*second, "run, exam two")], "week")
+    assert mended[0].text == "Running late, overrun by guests; a !\nexam (twofold) and , examined"
+    assert mended[1].text == "run, exam two"  # its own, and there already
+    assert not contains(mended[0].text, "run")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -92,6 +92,22 @@ def test_what_cannot_be_meant_is_refused_by_the_plan_too(settings, named):
             doing(**{"persona": Path("p.json"), "days": 10} | settings)
 
 
+def test_a_folder_whose_files_were_altered_is_not_shown_as_it_was(tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    asked = [{"text": "What about 2024-05-05?", "gold": ["x"]}]
+    history = {"name": "a", "sessions": [{"time": "2024-01-01", "turns": [["A", "hi"]]}], "questions": asked}
+    (given / "a.json").write_text(json.dumps(history))
+    first = compose(lint=given, out=tmp_path / "out")
+    assert first.looked.questions == 1 and compose(lint=given, out=tmp_path / "out").looked == first.looked
+    (given / "notes.txt").write_text("not read, and no reason to begin anew")
+    assert compose(lint=given, out=tmp_path / "out").looked == first.looked
+    (given / "a.json").write_text(json.dumps(history | {"questions": asked * 7}))
+    with pytest.raises(BadInput, match="lint"):
+        compose(lint=given, out=tmp_path / "out")
+    assert compose(lint=given, out=tmp_path / "anew").looked.questions == 7
+
+
 def test_the_plan_counts_the_periods():
     plan = compose.plan(persona=Path("p.json"), days=366)
     assert plan.periods == {"month": 12, "week": 62, "day": 366} and plan.calls == 0

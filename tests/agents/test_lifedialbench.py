@@ -304,6 +304,9 @@ def test_luck_is_taken_out():
         ("noon", 720), ("midnight", 0), ("9 o'clock", 540), ("09:05:30", 545), ("２１:05", 1265), ("at 9", None),
         ("between 9:00 and 10:00", None), ("9:00, that is 9 am", 540), ("25:00", None), ("13 pm", None), ("", None),
         ("2024-05-07 09:05", 545), ("9:65", None), ("0 pm", None), ("v1:30x", None),
+        ("9:30 p.m", 1290), ("9:30  pm", 1290), ("9:30\u202fPM", 1290), ("9:30 p. m.", 1290), ("at 9  p.m", 1260),
+        ("9:30 p.m.Then", 1290), ("9:30 pmx", 570), ("9:30 a.m, not p.m.", 570), ("9:30 p.m or 9:30 am", None),
+        ("9:30 am.", 570), ("9  o'clock", 540),
     ],
 )  # fmt: skip
 def test_clock_times(text, minutes):
@@ -317,6 +320,14 @@ def test_times_are_held_against_the_clock():
     strict, near = (ldb.scored(result(pairs), score) for score in ("strict-time", "near-time"))
     assert strict[:6].tolist() == [1, 0, 0, 0, 1, 0] and near[:6].tolist() == [1, 1, 0, 0, 1, 1]
     assert np.isnan([strict[6], near[6]]).all()
+
+
+def test_the_time_of_a_choice_is_that_of_the_chosen_option():
+    four = {"options": ("at 10:00", "9:05 pm", "9:12 pm", "in the morning"), "right": 1, "gold": ("9:05 pm",)}
+    pairs = [(four, {"text": f"{letter})", "choice": place}) for place, letter in enumerate("ABCD")]
+    pairs += [(four, {"text": "It was at 21:06."}), (four, {"text": ""}), (four, {"text": "21:05", "choice": 0})]
+    strict, near = (ldb.scored(result(pairs), score).tolist() for score in ("strict-time", "near-time"))
+    assert strict == [0, 1, 0, 0, 0, 0, 0] and near == [0, 1, 1, 0, 1, 0, 0]
 
 
 def test_scores_of_words_choices_and_evidence():
@@ -410,6 +421,30 @@ def test_intervals_are_clustered_by_day_or_conversation():
         ldb.joined([first, first])
     with pytest.raises(BadInput, match="are no one result"):
         ldb.joined([first, replace(second, protocol="online")])
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected", "kind"),
+    [
+        (("", "", "", ""), 2, "day"),
+        (("2024-01-01", "2024-01-01", "2024-01-02", "2024-01-02"), 2, "day"),
+        (("2024-01-01", "", "2024-01-02", ""), 2, "day"),
+        (("a", "b", "a", "b"), 2, "group"),  # both reach over both days
+        (("a", "b", "c", "c"), 3, "group"),
+        (("a", "a", "a", ""), 2, "group"),  # one of its own
+        (("conv-1",) * 4, 2, "day"),  # a name of the conversation tells nothing
+    ],
+)
+def test_questions_of_one_group_are_one_cluster(groups, expected, kind):
+    pairs = [
+        ({"options": ("a", "b"), "right": 1, "time": at(place // 2, place), "group": group}, {"choice": place % 2})
+        for place, group in enumerate(groups)
+    ]
+    answers = result(pairs)
+    assert ldb.clustered_by(["h"], answers.questions) == kind
+    assert ldb.clusters(answers) == ldb.clusters(answers, kind) and len(set(ldb.clusters(answers))) == expected
+    assert ldb.paired(answers, answers, "choice").clusters == expected
+    assert ldb.clustered_by(["h", "g"], answers.questions) == "conversation"
 
 
 def test_what_is_recovered_of_the_overwritten():

@@ -163,7 +163,7 @@ def test_a_record_writes_the_same_memory_again_without_a_call(tmp_path):
 
     system, amounts = write(offline=False)
     assert [item.text for item in system.items] == ["[2024-05-02 09:00] The clinic opens at 11."]
-    assert system.items[0].sources == ("a", "c")
+    assert system.items[0].sources == ("c",)
     assert (amounts[1]["calls"], amounts[1]["unparsable"], amounts[1]["update"], amounts[1]["none"]) == (3, 1, 1, 1)
     again, same = write(offline=True)
     assert (again.snapshot(), same) == (system.snapshot(), amounts)

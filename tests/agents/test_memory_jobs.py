@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from equipoise.agents import asked_systems, comparing, judged_answers, kept_answers
 from equipoise.agents.job import ask, compare
+from equipoise.agents.kept_answers import KeptAnswers
 from equipoise.agents.memory import Unread, turn_text
 from equipoise.agents.memory_systems import build
 from equipoise.chat import client
@@ -58,6 +60,29 @@ def writes(*, k, **_): return Newest("writes", k)
 def raises(*, k, **_): return Newest("raises", k)
 def answers(*, k, **_): return Newest("answers", k)
 def restless(*, k, **_): return Newest("restless", k)
+class Slow(Newest):
+    def answer(self, question, now, *, until=None):
+        import time
+        time.sleep(0.02)
+        return super().answer(question, now, until=until)
+    def snapshot(self):
+        import time
+        time.sleep(0.04)
+        return super().snapshot()
+def slow(k): return Slow("", k)
+class Picky(Newest):
+    def answer(self, question, now, *, until=None):
+        if "spare key" in question.text:
+            from equipoise.core.errors import BadInput
+            raise BadInput("no word about keys")
+        return super().answer(question, now, until=until)
+def picky(k): return Picky("", k)
+made = []
+def once(k):
+    made.append(1)
+    if len(made) > 2:
+        raise ValueError("no third one")
+    return Newest("", k)
 def bare(k): return Newest("", k)
 class Timeless(Newest):
     def answer(self, question, now): return super().answer(question, now)
@@ -150,6 +175,14 @@ def test_the_dry_run_counts_what_the_run_does(tmp_path, capsys):
     )
 
 
+def test_the_page_says_which_systems_print_more_than_k_items(tmp_path):
+    (history,) = read_histories(KITCHEN)
+    both = replace(history.questions[-1], evidence=tuple(each.id for each in history.sessions[:2]))
+    done = compare([replace(history, questions=(both,))], systems=["oracle", "bm25"], k=1, protocols=["online"])
+    assert {name for name, each in done.systems.items() if each.first.printed > 1} == {"oracle", "full"}
+    assert "full and oracle have no such number" in str(done.page(tmp_path).parts)
+
+
 def test_histories_are_clusters_where_there_are_several_and_questions_where_all_are_of_one_day():
     (history,) = read_histories(KITCHEN)
     several = [replace(history, name=f"h{n}") for n in range(3)]
@@ -160,6 +193,48 @@ def test_histories_are_clusters_where_there_are_several_and_questions_where_all_
     done = compare([timeless], systems=["bm25"], k=3, protocols=["online"])
     assert (done.clusters, done.clustered) == (20, "questions")
     assert any("take them as independent" in each for each in done.notes)
+
+
+def test_questions_within_a_session_are_counted_in_every_history():
+    turns = tuple(Turn(f"t{hour}", "Ann", "word", datetime(2024, 1, 1, hour)) for hour in (9, 12))
+    asked = MemoryQuestion("q", "word?", datetime(2024, 1, 1, 10), ("9",), evidence=("t9",))
+    several = [History(name, (Session("s", datetime(2024, 1, 1, 9), turns),), (asked,)) for name in "abc"]
+    done = compare(several, systems=["bm25"], k=1)
+    assert any(each.startswith("3 questions are asked while a session is going on") for each in done.notes)
+
+
+def asked_on(days, *, known, groups=("",)):
+    """A history with a session a day and a question for each of these days; the first so many name their evidence."""
+    said = tuple(
+        Session(f"s{n}", datetime(2024, 1, 1 + n, 9), (Turn(f"t{n}", "Ann", f"word{n} at ten"),)) for n in range(20)
+    )
+    questions = tuple(
+        MemoryQuestion(
+            f"q{n}", f"word{day}?", datetime(2024, 1, 1 + day, 23), ("ten",),
+            evidence=(f"t{day}",) if n < known else (), group=groups[n % len(groups)],
+        )
+        for n, day in enumerate(days)
+    )  # fmt: skip
+    return History("h", said, questions)
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        (asked_on(range(20), known=2), (2, "days")),
+        (asked_on([0, 0, 0, 1, 2], known=3), (3, "questions")),  # all that are compared are of one day
+        (asked_on([0] * 10, known=10, groups=("a", "b")), (2, "groups")),
+        (asked_on([0] * 10, known=3, groups=("a", "b", "c", "d")), (3, "groups")),
+        (asked_on([0, 1, 2, 3], known=4, groups=("h",)), (4, "days")),
+    ],
+)
+def test_intervals_are_over_clusters_of_questions_that_have_the_measure(tmp_path, history, expected):
+    plan = compare.plan([history], systems=["bm25"], k=1, protocols=["online"])
+    done = compare([history], systems=["bm25"], k=1, protocols=["online"])
+    assert (plan.clusters, plan.clustered) == expected == (done.clusters, done.clustered)
+    few = f"Intervals are over {expected[0]} {expected[1]}: too few to tell close systems apart."
+    assert few in done.warnings()
+    assert f"intervals over {expected[0]} {expected[1]} of those with known evidence" in str(done.page(tmp_path).parts)
 
 
 def locomo():
@@ -223,20 +298,40 @@ def test_a_system_that_carries_one_history_into_the_next_is_named(own):
         ("writes", "writes while it reads"),
         ("restless", "two digests of one state"),
         ("raises", "ingest failed with KeyError: 'shelf'"),
+        ("picky", "no word about keys"),
+        ("once", "once() gives no memory system: ValueError: no third one"),
     ],
 )
 def test_what_a_system_does_wrong_is_named_and_the_others_are_finished(own, which, told):
-    done = compare(KITCHEN, systems=[f"{own}:{which}", "bm25"], k=3)
+    (history,) = read_histories(KITCHEN)
+    given = [history, replace(history, name="again")] if which == "once" else [history]
+    done = compare(given, systems=[f"{own}:{which}", "bm25"], k=3)
     assert told in done.systems[f"{own}:{which}"].failed and done.systems["bm25"].first.recall.rate > 0.4
     assert any(told in each for each in done.warnings()) and told in done.headline()
     assert done.order == ["full", "bm25"]
 
 
-def test_a_system_that_answers_by_itself_is_not_asked_twice(own):
-    done = compare(KITCHEN, systems=[f"{own}:answers"], k=3, protocols=["online"])
+def test_a_system_that_answers_by_itself_is_not_asked_twice(own, tmp_path):
+    done = compare(KITCHEN, systems=[f"{own}:answers"], k=3, protocols=["online"], out=tmp_path / "out")
     first = done.systems[f"{own}:answers"].first
     assert first.accuracy.count == 1 and first.accuracy.of == 20 and first.unanswered == 0
     assert done.measure == "recall"
+    for name in ("full", "bm25"):  # nobody read for them, so that nothing of theirs is wrong
+        assert done.systems[name].first.accuracy.of == 0 and math.isnan(done.systems[name].first.accuracy.rate)
+        assert done.systems[name].first.recall.of == 20
+    credits = {(row["system"], row["right"]) for row in answers_of(tmp_path / "out")}
+    assert credits == {("full", None), ("bm25", None), (f"{own}:answers", 0.0), (f"{own}:answers", 1.0)}
+
+
+def test_the_time_of_asking_is_that_of_answers_and_of_no_digest(own):
+    start = time.perf_counter()
+    done = compare(KITCHEN, systems=[f"{own}:slow"], k=3, protocols=["online"], limit=4)
+    whole = time.perf_counter() - start
+    # four answers of 0.02 s, each with a digest of 0.04 s behind it
+    assert 0.08 <= done.systems[f"{own}:slow"].seconds["read"] < whole - 0.16
+    start = time.perf_counter()
+    reply = ask(KITCHEN, "When does the bakery open?", system=f"{own}:slow", k=3)
+    assert 0.02 <= reply.seconds["read"] < time.perf_counter() - start - 0.08
 
 
 # --- killed and resumed ---------------------------------------------------------------------------
@@ -476,6 +571,64 @@ def test_vectors_are_asked_for_where_a_system_compares_them(tmp_path, monkeypatc
     }
 
 
+def test_that_texts_were_cut_is_known_after_a_kill_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.language.embed.Embedder", Counts)
+    monkeypatch.setattr(kept_answers, "AT_ONCE", 3)
+    asked = {"systems": ["rag-turns"], "k": 4, "protocols": ["online"]}
+    whole = compare(KITCHEN, **asked)
+    assert any("texts are longer than the 40 tokens" in each for each in whole.notes)
+    rows, real = [], KeptAnswers.add
+
+    def add(self, *row):
+        if len(rows) == 8:  # rag-turns has answered everything
+            raise Killed
+        rows.append(row)
+        real(self, *row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptAnswers, "add", add)
+        with pytest.raises(Killed):
+            compare(KITCHEN, **asked, out=tmp_path / "out")
+    assert compare(KITCHEN, **asked, out=tmp_path / "out").notes == whole.notes
+    assert not (tmp_path / "out" / "vectors").exists()
+
+
+VECTORS = """
+def named(embedder, k):
+    if not callable(embedder):
+        raise TypeError("embedder is None")
+    embedder(["width"])
+    return Newest("", k)
+def perhaps(k, embedder=None): return named(embedder, k)
+def others(**given):
+    if given["embedder"] is not None:
+        raise TypeError("nobody named an embedder")
+    return Newest("", given["k"])
+"""
+
+
+def test_no_system_depends_on_who_stands_beside_it(own, monkeypatch):
+    monkeypatch.setattr("equipoise.language.embed.Embedder", Counts)
+    own.write_text(OWN + VECTORS)
+    alone = {}
+    for name in ("thinned", f"{own}:named", f"{own}:perhaps", f"{own}:others", "bm25"):
+        done = compare(KITCHEN, systems=[name], k=2, protocols=["online"])
+        alone[name] = done.systems[name]
+        assert done.names["embedder"] == ("none" if name in (f"{own}:others", "bm25") else "minilm")
+    together = compare(KITCHEN, systems=["rag-sessions", *reversed(alone)], k=2, protocols=["online"])
+    for name, scores in alone.items():
+        assert repr(together.systems[name].protocols) == repr(scores.protocols) and not scores.failed
+        assert together.systems[name].build == scores.build
+    # thinned is rag-sessions but for the words that it lost: the same search, so that it shows compression alone
+    assert alone["thinned"].build["embedded_tokens"] < together.systems["rag-sessions"].build["embedded_tokens"]
+    assert any("thinned finds sessions by vectors of minilm" in each for each in together.notes)
+    words = compare(KITCHEN, systems=["thinned"], k=2, protocols=["online"], embedder="none")
+    assert "embedded_tokens" not in words.systems["thinned"].build
+    assert any("thinned finds sessions by words" in each for each in words.notes)
+    with pytest.raises(BadInput, match="nobody named an embedder"):  # --embedder says that everybody gets one
+        compare(KITCHEN, systems=[f"{own}:others"], embedder="minilm")
+
+
 def test_systems_that_need_vectors_are_those_that_say_so():
     for name in asked_systems.NAMES:
         part = {"rag-rerank": {"reranker": len}}.get(name, {})
@@ -549,6 +702,27 @@ def test_an_answer_rests_on_what_had_been_said_by_then(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "mon:1" in page and "How it was found" in page
     assert early.read_tokens == sum(len(each.text.split()) for each in early.evidence)
+
+
+def test_what_is_said_later_in_a_session_is_not_known():
+    def at(hour, minute=0):
+        return datetime(2024, 1, 1, hour, minute)
+
+    turns = (
+        Turn("t1", "Ann", "the key is with Bo", at(18, 1)),
+        Turn("t2", "Ann", "no, the key is with Li", at(18, 30)),
+        Turn("t3", "Ann", "the key is with Cy now", at(20)),
+        Turn("t4", "Ann", "the key, as I said"),
+    )
+    said = [History("h", (Session("s1", at(18), turns), Session("s2", at(21), (Turn("u", "Bo", "a key"),))))]
+
+    def found(now):
+        return {turn for each in ask(said, "key", system="full", now=now).evidence for turn in each.turns}
+
+    for now, known in (("18:00", {"t4"}), ("18:30", {"t1", "t2", "t4"}), ("20:00", {"t1", "t2", "t3", "t4"})):
+        assert found(f"2024-01-01 {now}") == known
+        assert ask.plan(said, "key", system="full", now=f"2024-01-01 {now}").turns == len(known)
+    assert found(None) == {"t1", "t2", "t3", "t4", "u"} == found("2024-01-01")
 
 
 def test_a_terminal_shows_the_beginning_of_a_long_turn():

@@ -21,8 +21,12 @@ def a_session(name="s1", time=EARLY, turns=("t1",)):
         ((a_session(),), (MemoryQuestion("q", "?"), MemoryQuestion("q", "!")), "two questions have the id 'q'"),
         ((a_session(),), (MemoryQuestion("q", "?", evidence=("t1", "t9")),), "'t9' as evidence"),
         ((a_session(),), (MemoryQuestion("q", "?", options=("A", "B"), right=2),), "option 2 as the right one, of 2"),
+        ((a_session(),), (MemoryQuestion("q", "?", gold=("A",), options=("A", "B")),), "has options and no right one"),
         ((a_session(time=LATE),), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
         ((), (MemoryQuestion("q", "?", time=EARLY),), "before anything was said"),
+        ((), (MemoryQuestion("q", "?"),), "about a history without sessions"),
+        ((a_session(),), (MemoryQuestion("q", "?", options=("A",), right=0),), "has 1 options: give 2 to 26"),
+        ((a_session(),), (MemoryQuestion("q", "?", options=("A",) * 27, right=0),), "has 27 options: give 2 to 26"),
         (
             (a_session(turns=["s1"]),),
             (MemoryQuestion("q", "?", evidence=("s1",)),),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import datetime, time
 
 import pytest
@@ -145,6 +146,22 @@ def test_what_is_written_in_the_schema_is_read_back(tmp_path):
     assert again == history
 
 
+@pytest.mark.parametrize(
+    "options", [("Li", "A. Smith", "B. Jones", "C. Wu"), ("D. Wu", "C. Bo", "B. Li", "A. Jo"), ("B", "D", "A", "C")]
+)
+@pytest.mark.parametrize("right", range(4))
+def test_options_that_begin_as_letters_do_are_read_back(tmp_path, options, right):
+    (history,) = read(tmp_path, a_history(a_question()))
+    asked = replace(history.questions[0], options=options, right=right, gold=(options[right],))
+    (again,) = read(tmp_path, lifedial_record(replace(history, questions=(asked,))))
+    assert again.questions == (asked,)
+    wrong = lifedial_record(replace(history, questions=(asked,)))
+    wrong["qa"][0]["answer"] = options[right - 1]
+    if options[right - 1] != "ABCD"[right]:  # what may be the letter of the right one is no contradiction
+        with pytest.raises(BadInput, match="'answer': expected the text of option"):
+            read(tmp_path, wrong)
+
+
 def test_our_own_form_says_what_people_would_write(tmp_path):
     session = {"time": "2024-05-06 18:30", "turns": [["Ana", "Soup."], {"id": "t", "speaker": "Ben", "text": "Good."}]}
     asked = [
@@ -163,6 +180,21 @@ def test_our_own_form_says_what_people_would_write(tmp_path):
         read(tmp_path, {**kitchen, "sessions": [{**session, "day": 1}]})
     with pytest.raises(BadInput, match="turn 1: expected a JSON object"):
         read(tmp_path, {**kitchen, "sessions": [{**session, "turns": ["Soup."]}]})
+
+
+def test_the_right_option_is_the_one_that_is_a_gold_answer(tmp_path):
+    history = {"name": "a", "sessions": [{"time": "2024-01-01", "turns": [["Ana", "I have the key."]]}]}
+
+    def right(**asked):
+        (found,) = read(tmp_path, history | {"questions": [{"text": "Who?", **asked}]})
+        return found.questions[0].right
+
+    assert right(options=["Ben", "Ana", "Li"], gold=["ana."]) == 1
+    assert right(options=["Ben", "Ana", "Li"], gold=["Ana Lee", "Li"]) == 2
+    assert right(options=["Ben", "Ana"], gold=["Ana"], right=0) == 0
+    for gold, count in ((["Bo"], 0), (["Ana", "Ben"], 2), ([], 0)):
+        with pytest.raises(BadInput, match=f"'right': expected the place .* none, and {count} options that are a gold"):
+            right(options=["Ben", "Ana"], gold=gold)
 
 
 def test_a_file_has_one_form_and_every_form_is_found_by_its_fields(tmp_path):

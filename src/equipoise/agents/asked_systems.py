@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from equipoise.chat.client import resolve
 from equipoise.chat.roles import Players, Role, Roles
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import sha256_file
+from equipoise.core.rows import Rows
 from equipoise.core.user_file import named_in_file
 from equipoise.data.histories import History
+from equipoise.data.history_rows import objects_digest
 from equipoise.data.lifelogs import read_histories
 from equipoise.language.embed import MINILM
 
@@ -35,9 +38,11 @@ if TYPE_CHECKING:
 NAMES: tuple[str, ...] = get_args(MemoryName)
 NONE = "none"
 VECTORS = "vectors"  # the folder of those that were made, in the folder of the job
+CUT = "cut.jsonl"  # in it: the texts that were longer than the window
 COMPARE_VECTORS = frozenset(
     {"rag-turns", "rag-sessions", "rag-rerank", "chain-of-memory", "facts", "notes", "session-notes"}
 )
+THINNED = "thinned"  # by vectors, as the text that it is a control of; by words where the embedder is none
 WRITE_BY_MODEL = frozenset({"facts", "notes", "session-notes"})
 DECIDE_BY_MODEL = frozenset({"facts", "notes"})
 
@@ -46,7 +51,8 @@ DECIDE_BY_MODEL = frozenset({"facts", "notes"})
 class AskedSystems:
     """Systems that were found to be there; nothing is opened yet. own: name -> who makes a new one, by the user's file.
 
-    inputs: digests of the files and models that they stand for.
+    inputs: digests of the files and models that they stand for. by_vectors: names of those that are given the embedder,
+    whoever stands beside them.
     """
 
     names: tuple[str, ...]
@@ -55,6 +61,7 @@ class AskedSystems:
     reads: str
     extracts: str
     embedder: str
+    by_vectors: frozenset[str]
     k: int
     budget: int | None
     inputs: Mapping[str, str]
@@ -81,13 +88,17 @@ class AskedSystems:
                 inputs[f"the {role}"] = full
         if asked.replay is not None:
             inputs["the record"] = sha256_file(Path(asked.replay))
+        by_vectors = frozenset(
+            name for name in names if asked.embedder is not None or _compares_vectors(name, own.get(name))
+        )
         return cls(
             names=tuple(names),
             own=own,
             roles=roles,
             reads=asked.reader or "",
             extracts=asked.extractor or asked.reader or "",
-            embedder=_embedder(names, asked.embedder),
+            embedder=(MINILM if by_vectors else NONE) if asked.embedder is None else str(asked.embedder),
+            by_vectors=by_vectors,
             k=asked.k,
             budget=asked.context_tokens,
             inputs=inputs,
@@ -120,13 +131,14 @@ class OpenSystems:
         """A new memory that holds nothing. It prints and does not read: `reader` reads what it printed."""
         asked = self.asked
         how: dict[str, Any] = {"reader": Unread(), "k": asked.k, "budget": asked.budget, "count": words}
+        how["embedder"] = self.vectors if name in asked.by_vectors else None
         if name in asked.own:
-            return user_memory(asked.own[name], **how, embedder=self.vectors, name=name)
+            return user_memory(asked.own[name], **how, name=name)
         if name in WRITE_BY_MODEL:
             chat = self.players.chat("extractor")
             how["extractor"] = ChatExtractor(chat)
             how |= {"decider": ChatDecider(chat)} if name in DECIDE_BY_MODEL else {}
-        return build(cast(MemoryName, name), **how, embedder=self.vectors)
+        return build(cast(MemoryName, name), **how)
 
     @property
     def reader(self) -> ChatReader | None:
@@ -143,12 +155,14 @@ def _own(source: str) -> tuple[Callable[..., Any], str]:
 
 
 class _Vectors:
-    """texts -> [n, width], of which none is made twice. cut: texts that were longer than the window."""
+    """texts -> [n, width], of which none is made twice. cut: digests of texts that were longer than the window.
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._made: dict[str, NDArray[np.float32]] = {}
-        self.cut: set[str] = set()
+    These are stored as they are found: a call that goes on where another was killed embeds only what is left.
+    """
+
+    def __init__(self, embedder: Embedder, cut: Rows) -> None:
+        self._embedder, self._rows = embedder, cut
+        self.cut = {digest for row in cut for digest in row["cut"]}
 
     @classmethod
     def opened(cls, name: str, folder: Path | None) -> _Vectors | None:
@@ -156,27 +170,34 @@ class _Vectors:
 
         if name == NONE:
             return None
-        return cls(Embedder(name, overflow="cut", cache=None if folder is None else folder / VECTORS))
+        cache = None if folder is None else folder / VECTORS
+        return cls(Embedder(name, overflow="cut", cache=cache), Rows(None if cache is None else cache / CUT))
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         found = self._embedder(texts)
-        self.cut |= {texts[place] for place in found.cut}
+        texts_cut = (texts[place].encode(errors="surrogatepass") for place in found.cut)
+        if new := {hashlib.sha256(text).hexdigest() for text in texts_cut} - self.cut:
+            if self._rows.path is not None:
+                self._rows.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rows.add({"cut": sorted(new)})
+            self.cut |= new
         return found.vectors
 
     def notes(self) -> list[str]:
         """What a reader must know of texts that were cut."""
         if not self.cut:
-            return []
+            return [*self._rows.damaged]
         return [
+            *self._rows.damaged,
             f"{len(self.cut)} texts are longer than the {self._embedder.window} tokens that {self._embedder.name} reads: "
-            "their vectors are of their beginnings."
+            "their vectors are of their beginnings.",
         ]
 
 
 def histories_of(source: Any, limit: int | None = None) -> tuple[tuple[History, ...], str, str]:
     """The histories of a file, or those given; their name and digest. limit: questions of each, the first ones."""
     if isinstance(source, str | Path):
-        found, name, digest = read_histories(source), str(source), _digest(Path(source))
+        found, name, digest = read_histories(source), str(source), objects_digest(source)
     else:
         found = list(source)
         if not found or not all(isinstance(each, History) for each in found):
@@ -191,13 +212,6 @@ def histories_of(source: Any, limit: int | None = None) -> tuple[tuple[History, 
         name,
         digest,
     )
-
-
-def _digest(path: Path) -> str:
-    if path.is_dir():
-        parts = [[each.name, sha256_file(each)] for each in sorted(path.iterdir()) if each.is_file()]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-    return sha256_file(path)
 
 
 def _check(name: str, asked: SimpleNamespace) -> None:
@@ -215,8 +229,8 @@ def _check(name: str, asked: SimpleNamespace) -> None:
         )
 
 
-def _embedder(names: Sequence[str], given: str | Path | None) -> str:
-    """Who makes vectors: nobody where no system compares them."""
-    if given is not None:
-        return str(given)
-    return MINILM if any(name in COMPARE_VECTORS for name in names) else NONE
+def _compares_vectors(name: str, own: Callable[..., Any] | None) -> bool:
+    """Whether a system needs an embedder: a function of the user's own where it names one; **others asks for nothing."""
+    if own is not None:
+        return "embedder" in inspect.signature(own).parameters
+    return name in COMPARE_VECTORS or name == THINNED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,9 @@ from equipoise.data.text import encodable
 
 @dataclass(frozen=True, eq=False)
 class Asking(Request):
-    """A question to ask, found right. heard: the sessions that had begun by then; a session counts as a whole."""
+    """A question to ask, found right. heard: what had been said by then; turns without times of their own have that
+    of their session.
+    """
 
     history: History
     heard: tuple[Session, ...]
@@ -48,7 +50,11 @@ class Asking(Request):
         now = max(last)
         if asked.now is not None:
             now = Row({"now": asked.now}, "The question").moment("now", whole=time.max)
-        heard = tuple(each for each in history.sessions if each.time <= now)
+        heard = tuple(
+            replace(each, turns=tuple(turn for turn in each.turns if (turn.time or each.time) <= now))
+            for each in history.sessions
+            if each.time <= now
+        )
         if not heard:
             raise BadInput(
                 f"Nothing was said until {_shown(now)}: {history.name} begins at {_shown(history.sessions[0].time)}."
@@ -83,13 +89,15 @@ class Asking(Request):
             memory = opened.build(self.asked.names[0])
             start = clock.perf_counter()
             build = self._taken_in(memory)
-            built, state = clock.perf_counter(), memory.snapshot()
+            built = clock.perf_counter()
+            state = memory.snapshot()
+            asked = clock.perf_counter()
             answer = memory.answer(self.question, self.now)
-            wrote = memory.snapshot() != state
             text, choice = answer.text, answer.choice
             if opened.reader is not None and not text and choice is None:
                 ((text, _),) = opened.reader.read_all([(self.question, answer, self.now)])
             read = clock.perf_counter()
+            wrote = memory.snapshot() != state
             notes = [] if opened.vectors is None else opened.vectors.notes()
         if wrote:
             notes.append(f"{self.asked.names[0]} writes while it is read: asked again, it may answer in another way.")
@@ -113,7 +121,7 @@ class Asking(Request):
             of=len(self.history.sessions),
             build=build,
             query=dict(answer.amounts),
-            seconds={"build": built - start, "read": read - built},
+            seconds={"build": built - start, "read": read - asked},
             notes=tuple(notes),
         )
 

@@ -6,21 +6,28 @@ vectors those that were made. A system that took sessions in before takes them i
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from equipoise.agents.asked_systems import NAMES, NONE, VECTORS, AskedSystems, OpenSystems, histories_of
+from equipoise.agents.asked_systems import NAMES, NONE, THINNED, VECTORS, AskedSystems, OpenSystems, histories_of
 from equipoise.agents.comparing_scores import PROTOCOLS, Score, recalled, system_scores
 from equipoise.agents.judged_answers import is_open, judge, planted
 from equipoise.agents.kept_answers import KeptAnswers, SystemFailed, answered
-from equipoise.agents.lifedialbench import AskedQuestion, Clusters, MemoryAnswers, Protocol, clusters, joined
+from equipoise.agents.lifedialbench import (
+    AskedQuestion,
+    Clusters,
+    MemoryAnswers,
+    Protocol,
+    clustered_by,
+    clusters,
+    joined,
+)
 from equipoise.agents.memory_result import UNKNOWN, ComparisonPlan, MemoryComparison, SystemScores
 from equipoise.chat.client import resolve
 from equipoise.chat.roles import Role
@@ -33,7 +40,7 @@ from equipoise.core.rows import Rows
 
 if TYPE_CHECKING:
     from equipoise.chat.grade import Planted
-    from equipoise.data.histories import History
+    from equipoise.data.histories import History, MemoryQuestion
 
 KEPT, ANSWERS = "kept.jsonl", "answers.jsonl"
 FULL, PLAIN = "full", ("bm25", "rag-turns", "rag-sessions")  # the compulsory rivals: all the text, and plain retrieval
@@ -47,12 +54,13 @@ LOCOMO = (
 class Comparing(Request):
     """A request to compare, read and found right. asked: who is compared, the compulsory rivals that were added among them.
 
-    groups: (history, question) -> its cluster. known: planted answers.
+    groups: (history, question) -> its cluster; by: what clusters are made by. known: planted answers.
     """
 
     histories: tuple[History, ...]
     asked: AskedSystems
     added: tuple[str, ...]
+    by: Clusters
     protocols: tuple[Protocol, ...]
     graders: tuple[str, ...]
     measure: str
@@ -93,7 +101,7 @@ class Comparing(Request):
         graders = tuple(asked.grader or ())
         if graders and asked.reader is None and not found.own:
             raise BadInput("A grader is for answers, and nobody answers here: name a reader, or leave the grader out.")
-        groups, _ = _groups(histories)
+        groups, by = _groups(histories, measure)
         known = planted(histories, groups, seed=asked.seed) if graders else []
         inputs = {"the data": digest, **found.inputs}
         inputs |= {f"the grader {each}": full for each in graders if (full := resolve(each)[0]) != each}
@@ -101,6 +109,7 @@ class Comparing(Request):
             histories=histories,
             asked=found,
             added=added,
+            by=by,
             protocols=tuple(each for each in PROTOCOLS if each in protocols),
             graders=graders,
             measure=measure,
@@ -154,11 +163,11 @@ class Comparing(Request):
             account = opened.players.account
             usage, calls = account.rows(), account.total().calls
             notes = [] if opened.vectors is None else opened.vectors.notes()
-        answers_given = bool(self.asked.reads) or any(
-            row.text or row.choice is not None for e in every for row in e.rows
-        )
         measured: Score = judged.right if self.measure == "accuracy" else recalled
-        right = judged.right if answers_given else None
+        right: dict[str, Score | None] = {
+            name: judged.right if self.asked.reads or _answers(by_protocol.values()) else None
+            for name, by_protocol in found.items()
+        }
         first = {name: next(iter(by_protocol.values())) for name, by_protocol in found.items()}
         rivals = [name for name in (FULL, *PLAIN) if name in found][:2]
         scores: dict[str, SystemScores] = {}
@@ -169,10 +178,10 @@ class Comparing(Request):
             scores[name] = system_scores(
                 found[name],
                 measured,
-                right,
+                right[name],
                 {rival: first[rival] for rival in rivals if rival != name},
                 added=name in self.added,
-                by=self._by,
+                by=self.by,
                 seed=self.seed,
             )
         if folder is not None:
@@ -248,14 +257,15 @@ class Comparing(Request):
         folder: Path,
         found: Mapping[str, Mapping[Protocol, MemoryAnswers]],
         kept: KeptAnswers,
-        right: Score | None,
+        right: Mapping[str, Score | None],
     ) -> None:
         """answers.jsonl: a line for each answer, without seconds, so that it is the same after a kill."""
         lines = []
         for name, by_protocol in found.items():
+            score = right[name]
             for protocol, answers in by_protocol.items():
                 for question, row in zip(answers.questions, answers.rows, strict=True):
-                    credit = math.nan if right is None else right(question, row)
+                    credit = math.nan if score is None else score(question, row)
                     line = {
                         "system": name,
                         "protocol": protocol,
@@ -276,20 +286,16 @@ class Comparing(Request):
         write_atomic(folder / ANSWERS, "".join(lines))
 
     def _sizes(self) -> dict[str, Any]:
-        """How much there is, for the plan and for the result."""
+        """How much there is, for the plan and for the result. clusters: of the questions that have what is compared."""
+        measured = {(history.name, question.id) for history, question in _measured(self.histories, self.measure)}
         return {
             "histories": len(self.histories),
             "sessions": sum(len(each.sessions) for each in self.histories),
             "turns": sum(len(session.turns) for each in self.histories for session in each.sessions),
             "questions": sum(len(each.questions) for each in self.histories),
-            "clusters": len(set(self.groups.values())),
-            "clustered": _CLUSTERED[self._by] if self._by != "auto" else _CLUSTERED[_kind(self.histories)],
+            "clusters": len({self.groups[key] for key in measured}),
+            "clustered": _CLUSTERED[self.by],
         }
-
-    @functools.cached_property
-    def _by(self) -> Clusters:
-        """What clusters are made by."""
-        return _groups(self.histories)[1]
 
     @property
     def _licence(self) -> str:
@@ -303,6 +309,9 @@ class Comparing(Request):
                 f"{' and '.join(self.added)} came in as compulsory rivals: no memory is worth more than it is worth beside "
                 "all the text and beside plain retrieval."
             )
+        if THINNED in self.asked.names:
+            by = "words (BM25)" if self.asked.embedder == NONE else f"vectors of {self.asked.embedder}"
+            found.append(f"{THINNED} finds sessions by {by}, whoever stands beside it.")
         if self.asked.reads and not self.graders:
             found.append(
                 "No grader was named: words count as right when they hold those of a right answer next to each other, "
@@ -310,25 +319,29 @@ class Comparing(Request):
             )
         if self.graders and not self.known:
             found.append("No wrong answer could be planted, since no two questions have different right answers.")
-        running = {name for each in every for name in each.running}
-        if running:
+        if running := max(
+            len(each.running) for each in every
+        ):  # all are asked the same; ids are unique in a history alone
+            found.append(f"{running} questions are asked while a session is going on, which was taken in as a whole.")
+        if self.by == "question":
             found.append(
-                f"{len(running)} questions are asked while a session is going on, which was taken in as a whole."
+                "All questions that are compared are of one conversation, and of one day or group: intervals take them as "
+                "independent."
             )
-        if self._by == "question":
-            found.append("All questions are of one conversation and one day: intervals take them as independent.")
         return found
 
 
 _CLUSTERED = {"conversation": "conversations", "day": "days", "question": "questions", "group": "groups"}
 
 
-def _kind(histories: Sequence[History]) -> str:
-    return "conversation" if len(histories) > 1 else "day"
+def _measured(histories: Sequence[History], measure: str) -> list[tuple[History, MemoryQuestion]]:
+    """The questions that have what is compared: of recall those whose evidence is known."""
+    every = [(history, question) for history in histories for question in history.questions]
+    return [(history, question) for history, question in every if measure == "accuracy" or question.evidence]
 
 
-def _groups(histories: Sequence[History]) -> tuple[dict[tuple[str, str], str], Clusters]:
-    """The cluster of each question, and by what; each its own where all would be in one."""
+def _groups(histories: Sequence[History], measure: str) -> tuple[dict[tuple[str, str], str], Clusters]:
+    """The cluster of each question, and by what; each its own where all that are compared would be in one."""
     blank = {
         "text": "",
         "choice": None,
@@ -345,11 +358,17 @@ def _groups(histories: Sequence[History]) -> tuple[dict[tuple[str, str], str], C
         for history, question in asked
     )
     answers = MemoryAnswers("", "online", tuple(question for _, question in asked), rows)
-    by: Clusters = "auto"
-    if len(set(clusters(answers, by))) == 1:
+    by = clustered_by([history.name for history in histories], answers.questions)
+    named = dict(zip(((history.name, question.id) for history, question in asked), clusters(answers, by), strict=True))
+    if len({named[history.name, question.id] for history, question in _measured(histories, measure)}) == 1:
         by = "question"
-    named = zip(asked, clusters(answers, by), strict=True)
-    return {(history.name, question.id): name for (history, question), name in named}, by
+        named = dict(zip(named, clusters(answers, by), strict=True))
+    return named, by
+
+
+def _answers(several: Iterable[MemoryAnswers]) -> bool:
+    """Whether a system answered anything by itself; of one that only prints, nothing is right or wrong."""
+    return any(row.text or row.choice is not None for each in several for row in each.rows)
 
 
 def _without(added: bool, failed: str) -> SystemScores:

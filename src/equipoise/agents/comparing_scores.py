@@ -36,7 +36,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 def recalled(question: MemoryQuestion, row: AskedQuestion) -> float:
-    """Whether all evidence of a question was printed; nan where it is not known."""
+    """Whether all evidence of a question was printed, of a session any of its turns; nan where it is not known."""
     return float(set(question.evidence) <= set(row.found)) if question.evidence else math.nan
 
 
@@ -58,7 +58,7 @@ def system_scores(
     by: Clusters,
     seed: int,
 ) -> SystemScores:
-    """The scores of one system. measured: what is compared. right: of answers; None where nobody answers.
+    """The scores of one system. measured: what is compared. right: of answers; None where nobody answers for it.
 
     rivals: name -> the answers of a compulsory rival under the first protocol.
     """

@@ -516,7 +516,8 @@ def mend(parent: Period, parts: Sequence[Slot], records: Sequence[Dated] | None,
         mine = {fixed.text for fixed in own}
         for fixed in parent.fixed:
             if fixed.text not in mine:
-                text = re.sub(re.escape(fixed.text), "", text, flags=re.IGNORECASE)
+                # whole words, as the gate compares them: "run" is no part of "running"
+                text = re.sub(rf"(?<!\w){re.escape(fixed.text)}(?!\w)", "", text, flags=re.IGNORECASE)
         lines = [text, *(f"{fixed.day}: {fixed.text}" for fixed in own if not contains(text, fixed.text))]
         periods.append(Period(level, first, last, "\n".join(line for line in lines if line.strip()), own))
     return periods

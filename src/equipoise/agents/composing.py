@@ -24,9 +24,10 @@ from equipoise.agents.leaks import lint
 from equipoise.agents.memory import words
 from equipoise.chat.roles import Players, Role, Roles
 from equipoise.core.errors import BadInput
-from equipoise.core.files import sha256_file, write_atomic
+from equipoise.core.files import write_atomic
 from equipoise.core.job import Request
 from equipoise.data.histories import History
+from equipoise.data.history_rows import objects_digest
 from equipoise.data.lifelogs import KINDS, lifedial_record, read_histories
 
 LIFELOG, PLAN, LEAKS = "lifelog.json", "plan.jsonl", "leaks.jsonl"
@@ -86,7 +87,7 @@ class Composing(Request):
             given=() if lint is None else tuple(read_histories(lint)),
             limits=limits,
             seed=seed,
-            inputs={name: sha256_file(path) for name, path in files.items() if path is not None and path.is_file()},
+            inputs={name: objects_digest(path) for name, path in files.items() if path is not None},
             resolved={},
         )
 

@@ -83,11 +83,12 @@ def compare(
     extractor
         Who writes what facts, notes and session-notes keep; the reader when not given.
     k
-        Items that a system may print for a question.
+        Items that a system may find for a question. full and oracle print all of theirs, notes the linked ones too.
     context_tokens
         Words that it may print, the same for all systems; not given: as many as k items have.
     embedder
-        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed.
+        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed, by
+        a function of your own where it names `embedder`. With none, thinned searches by words.
     limit
         Only the first so many questions of each history.
     reader_url
@@ -165,8 +166,8 @@ def ask(
     question
         What is asked.
     now
-        The moment at which it is asked, 2024-05-07 18:30, or the end of a day: what was said later is not known. After
-        the end when not given.
+        The moment at which it is asked, 2024-05-07 18:30, or the end of a day: what was said later is not known, in the
+        middle of a session where its turns have times of their own. After the end when not given.
     conversation
         Which history, by its name, where the file holds several.
     system
@@ -176,11 +177,12 @@ def ask(
     extractor
         Who writes what facts, notes and session-notes keep; the reader when not given.
     k
-        Items that the system may print.
+        Items that the system may find; full and oracle print all of theirs, notes the linked ones too.
     context_tokens
         Words that it may print; not given: as many as k items have.
     embedder
-        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed.
+        Who makes vectors: minilm, none, or the folder of a sentence-transformers model. minilm when not given and needed, by
+        a function of your own where it names `embedder`. With none, thinned searches by words.
     reader_url
         The address of a server that speaks OpenAI's protocol.
     reader_args

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
+import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.agents.lifedialbench import AskedQuestion, MemoryAnswers, Protocol, run
 from equipoise.agents.memory_adapters import UserMemory
-from equipoise.core.errors import WorkFailed
+from equipoise.core.errors import EquipoiseError, WorkFailed
 from equipoise.core.options import closed
 from equipoise.core.serialize import serialize
 from equipoise.data.text import encodable
@@ -110,34 +110,38 @@ class KeptAnswers:
 
 @dataclass
 class _Watched:
-    """A system that is timed, and of whose errors it is known that they are its own. name: as it was asked for."""
+    """A system that is timed, and of whose errors it is known that they are its own. name: as it was asked for.
+
+    build, answered: seconds of all sessions, and of the last answer; digests, which nobody pays for, are in neither.
+    """
 
     system: MemorySystem
     name: str
     raised: BaseException | None = None
     build: float = 0.0
-    last: float = 0.0
+    answered: float = 0.0
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        start = time.perf_counter()
         try:
             yield
         except BaseException as error:
             self.raised = error
             raise
-        finally:
-            self.last = time.perf_counter() - start
 
     def ingest(self, session: Session, time: datetime) -> Mapping[str, float]:
+        start = clock.perf_counter()
         with self._watching():
             amounts = self.system.ingest(session, time)
-        self.build += self.last
+        self.build += clock.perf_counter() - start
         return amounts
 
     def answer(self, question: MemoryQuestion, now: datetime, *, until: datetime | None = None) -> MemoryAnswer:
+        start = clock.perf_counter()
         with self._watching():
-            return self.system.answer(question, now, until=until)
+            answer = self.system.answer(question, now, until=until)
+        self.answered = clock.perf_counter() - start
+        return answer
 
     def snapshot(self) -> str:
         with self._watching():
@@ -160,7 +164,7 @@ class _Waiting:
 
     def store(self, row: AskedQuestion, answer: MemoryAnswer) -> None:
         """Called for each new answer, in the order of the stream."""
-        self.some.append((row, answer, self.system.last))
+        self.some.append((row, answer, self.system.answered))
         if len(self.some) == AT_ONCE or sum(len(each.context) for _, each, _ in self.some) > LARGEST:
             self.flush()
 
@@ -168,7 +172,7 @@ class _Waiting:
         """Read what waits, and store it."""
         if not self.some:
             return
-        start = time.perf_counter()
+        start = clock.perf_counter()
         asked = [(self.questions[row.question], answer) for row, answer, _ in self.some]
         # what answers by itself is not asked again
         silent = [place for place, (_, each) in enumerate(asked) if not each.text and each.choice is None]
@@ -180,7 +184,7 @@ class _Waiting:
                 self.raised = error
                 raise
             said = dict(zip(silent, found, strict=True))
-        each_took = (time.perf_counter() - start) / len(self.some)
+        each_took = (clock.perf_counter() - start) / len(self.some)
         kept = []
         for place, (row, answer, seconds) in enumerate(self.some):
             text, choice = said.get(place, (row.text, row.choice))
@@ -205,14 +209,18 @@ def answered(
     protocols: in the order of `Protocol`, so that one memory serves them all. begins: digests of the system's new memories
     for other histories, to which that of this one is added; they are alike where nothing is carried over. Raises
     SystemFailed for what is the system's own doing: it writes while it is read, its building is not the same twice, it does
-    not begin anew, or it raises an error. One that cannot be asked as of a moment has no answers under that protocol.
+    not begin anew, it cannot be made a second time, or it raises an error. One that cannot be asked as of a moment has no
+    answers under that protocol.
     """
     found: dict[Protocol, MemoryAnswers | None] = {
         protocol: kept.whole(name, protocol, history) for protocol in protocols
     }
     if all(each is not None for each in found.values()):
         return {protocol: each for protocol, each in found.items() if each is not None}
-    made = build()
+    try:
+        made = build()
+    except EquipoiseError as error:  # every system was made once before the first was asked, so that its file was right
+        raise SystemFailed(encodable(str(error))) from error
     system = _Watched(made, name)
     able: list[Protocol] = [each for each in protocols if each != "asof" or getattr(made, "as_of", True)]
     if not able:
@@ -245,9 +253,9 @@ def _blaming(system: _Watched, waiting: _Waiting | None = None) -> Iterator[None
     """Raise SystemFailed for what is the system's own doing; what the reader raised is not."""
     try:
         yield
-    except WorkFailed as error:
+    except EquipoiseError as error:
         own = system.raised is error
-        caught = not own and (waiting is None or waiting.raised is not error)
+        caught = isinstance(error, WorkFailed) and not own and (waiting is None or waiting.raised is not error)
         users = own and isinstance(system.system, UserMemory)
         # what a model that cannot be reached, or a budget, does to a system is for the user to mend, and ends the run
         if not (caught or users):

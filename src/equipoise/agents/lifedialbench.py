@@ -67,8 +67,9 @@ class AskedQuestion:
     """What is kept of an answer: plain values, for `core.serialize` and a row of a file.
 
     question: its id in `history`. printed, later: items that were printed, and those of them whose last change is later than
-    the question. found: ids of its evidence that were printed. sessions, turns: how much the memory had taken in. age: days
-    from the newest of its evidence to the question; nan where that is not known. state: digest of the memory.
+    the question. found: ids of its evidence that were printed, of a session where one of its turns was. sessions, turns: how
+    much the memory had taken in. age: days from the newest of its evidence to the question; nan where that is not known.
+    state: digest of the memory.
     """
 
     history: str
@@ -381,8 +382,9 @@ def scored(answers: MemoryAnswers, score: Score | Scorer = "right") -> Array:
     choice: whether the right option was chosen; none chosen is 0. corrected-choice: (choice - 1/m) / (1 - 1/m), of m
     options. open: whether the words are a gold answer (`data.answers.matches`); where there is none, whether there are no
     words, or those of somebody who declines (`data.locomo.abstains`). right: choice where there are options, else open.
-    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten. evidence: the share
-    of the evidence that was printed. Or a function's, such as a judge's grades.
+    strict-time, near-time: whether the time of the day is the gold one, to the minute, or within ten; that of the chosen
+    option where one was chosen, else of the words. evidence: the share of the evidence that was printed; a
+    session counts when any of its turns was, as LongMemEval counts it. Or a function's, such as a judge's grades.
     """
     function = score if callable(score) else _SCORES[score]
     return np.array([function(*pair) for pair in zip(answers.questions, answers.rows, strict=True)], float)
@@ -398,7 +400,7 @@ def guess_corrected(accuracy: float, options: int = 4) -> float:
 def clock_time(text: str) -> int | None:
     """The time of the day that a text names, in minutes after midnight; None for none, or for two that differ.
 
-    21:05, 21:05:30, 9 pm, 9:05 p.m., 9 o'clock, noon, midnight. Without am and pm as on a clock of 24 hours.
+    21:05, 21:05:30, 9 pm, 9:05 p.m., 9:05 p. m, 9 o'clock, noon, midnight. Without am and pm as on a clock of 24 hours.
     """
     found = set()
     for match in _CLOCK.finditer(unified(text).casefold()):
@@ -406,18 +408,19 @@ def clock_time(text: str) -> int | None:
             found.add(12 * 60 if match["word"] == "noon" else 0)
             continue
         hour, minute = int(match["hour"] or match["bare"]), int(match["minute"] or 0)
-        half = (match["half"] or match["bare_half"] or "").replace(".", "")
+        half = (match["half"] or match["bare_half"] or "")[:1]
         if minute > 59 or hour > (12 if half else 23) or (half and hour == 0):
             continue
         if half:
-            hour = hour % 12 + (12 if half == "pm" else 0)
+            hour = hour % 12 + (12 if half == "p" else 0)
         found.add(60 * hour + minute)
     return found.pop() if len(found) == 1 else None
 
 
+_HALF = r"[ap](?:\.\s*)?m\.?"
 _CLOCK = re.compile(
-    r"(?<![\w:.])(?:(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::\d\d)?(?:\s?(?P<half>[ap]m|[ap]\.m\.))?"
-    r"|(?P<bare>\d{1,2})\s?(?:(?P<bare_half>[ap]m|[ap]\.m\.)|o['’]clock)|(?P<word>noon|midnight))(?![\w:])"
+    rf"(?<![\w:.])(?:(?P<hour>\d{{1,2}}):(?P<minute>\d\d)(?::\d\d)?(?:\s*(?P<half>{_HALF}))?"
+    rf"|(?P<bare>\d{{1,2}})\s*(?:(?P<bare_half>{_HALF})|o['’]clock)|(?P<word>noon|midnight))(?![\w:])"
 )
 
 
@@ -442,7 +445,8 @@ def _time(question: MemoryQuestion, row: AskedQuestion, within: int) -> float:
     golds = [minutes for minutes in map(clock_time, question.gold) if minutes is not None]
     if not golds:
         return math.nan
-    told = clock_time(row.text)
+    # the reply to a choice is a letter, which names no time
+    told = clock_time(row.text if row.choice is None or not question.options else question.options[row.choice])
     return float(told is not None and any(min((told - x) % _DAY, (x - told) % _DAY) <= within for x in golds))
 
 
@@ -469,20 +473,34 @@ _SCORES: Mapping[Score, Scorer] = {
 def clusters(answers: MemoryAnswers, by: Clusters = "auto") -> list[str]:
     """What each question belongs to in intervals; by itself for "question", or where "group" finds none.
 
-    auto: its conversation, where there are several; of one alone the day of the question.
+    auto: as `clustered_by` says.
     """
-    several = len({row.history for row in answers.rows}) > 1
-    kind = ("conversation" if several else "day") if by == "auto" else by
+    kind = clustered_by([row.history for row in answers.rows], answers.questions) if by == "auto" else by
     names = []
     for question, row in zip(answers.questions, answers.rows, strict=True):
         part = {
             "conversation": "",
             "group": question.group or f"question {question.id}",
-            "day": "the end" if question.time is None else f"{question.time:%Y-%m-%d}",
+            "day": _day(question) or "the end",
             "question": question.id,
         }[kind]
         names.append(f"{row.history}/{part}")
     return names
+
+
+def clustered_by(histories: Iterable[str], questions: Iterable[MemoryQuestion]) -> Clusters:
+    """What questions are clustered by where nothing else is asked for: their conversations, where these are several; of one
+    alone the groups that they name, where these are several and not just their days; else the days. histories: by name.
+    """
+    if len(set(histories)) > 1:
+        return "conversation"
+    named = {(question.group, _day(question)) for question in questions}
+    groups = len({group for group, _ in named}) > 1 and any(group not in ("", day) for group, day in named)
+    return "group" if groups else "day"
+
+
+def _day(question: MemoryQuestion) -> str:
+    return "" if question.time is None else f"{question.time:%Y-%m-%d}"
 
 
 @closed

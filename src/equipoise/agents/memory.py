@@ -26,8 +26,8 @@ TokenCount = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A text that is held. time: of its last change. sources: the turns it was made of; one that was made of a whole session
-    names all of its turns. session: the one that it was last made from.
+    """A text that is held. time: of its last change. sources: the turns its words were made of, not those of words that were
+    replaced; one that was made of a whole session names all of its turns. session: the one that it was last made from.
     """
 
     id: str

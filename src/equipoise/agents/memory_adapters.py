@@ -3,7 +3,8 @@
     system = user_memory("mine.py:memory", reader=reader, k=20)       what the function returns has ingest, answer, snapshot
     system.as_of                                                      whether it can be asked as of a moment
 
-A function may take reader, embedder, k, budget and count, those that it names. `answer` may return a `MemoryAnswer` or the
+A function may take reader, embedder, k, budget and count, those that it names; in a job an embedder is made for one that
+names it, and for all where --embedder says which. `answer` may return a `MemoryAnswer` or the
 words alone. One whose `answer` has no `until` runs under the online and offline protocols; as-of is refused by name.
 
     def memory(reader, embedder, k, budget, count):                   in a file of yours; pip install mem0ai
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.agents.memory import MemoryAnswer, MemoryItem, MemorySystem, Reader, TokenCount, turn_text, words
-from equipoise.agents.memory_store import Embedder, Remembering, Shown, ranks, stamp
+from equipoise.agents.memory_store import Embedder, Remembering, Shown, kept_sources, ranks, stamp
 from equipoise.agents.readers import letter
 from equipoise.core.errors import BadInput, EquipoiseError, MissingExtra, WorkFailed
 from equipoise.core.serialize import serialize
@@ -282,7 +283,7 @@ class Mem0Memory(Remembering):
             if kind == "update":
                 place = self._known.index(name)
                 old = self.items[place]
-                sources = tuple(dict.fromkeys((*old.sources, *sources)))
+                sources = tuple(dict.fromkeys((*kept_sources(old, event["memory"]), *sources)))
                 self.items[place] = replace(old, text=text, time=time, sources=sources, session=session.id)
             else:
                 self._made += 1

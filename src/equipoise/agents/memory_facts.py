@@ -2,7 +2,8 @@
 
     for each fact of the session:   the nearest facts that are held (10) are shown to a decider, which answers
         add       it is kept as a new one
-        update    one of those that were shown is written anew; its time becomes that of this session
+        update    one of those that were shown is written anew; its time becomes that of this session, and its turns those
+                  of the new fact, with its own where their words stay
         delete    one of those that were shown goes, since it no longer holds
         none      nothing changes
 
@@ -29,6 +30,7 @@ from equipoise.agents.memory_store import (
     added,
     best,
     by,
+    kept_sources,
     query_text,
     stamp,
 )
@@ -138,7 +140,8 @@ class FactMemory(Remembering):
                     self._directions.remove(place)
                     continue
                 text = f"{stamp(time)} {decision.text}"
-                sources = tuple(dict.fromkeys((*self.items[place].sources, *(fact.turns or every))))
+                kept = kept_sources(self.items[place], decision.text)
+                sources = tuple(dict.fromkeys((*kept, *(fact.turns or every))))
                 self.items[place] = replace(
                     self.items[place], text=text, time=time, sources=sources, session=session.id
                 )

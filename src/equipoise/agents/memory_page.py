@@ -152,15 +152,18 @@ def _scores(result: "MemoryComparison") -> parts.Table:
         for name, each in result.systems.items()
         if each.first is None
     ]
+    known = " of those with known evidence" if result.measure == "recall" else ""
     limit = "" if result.context_tokens is None else f", and of {result.context_tokens:,} tokens"
     return parts.Table(
-        f"{result.questions:,} questions; 95 % intervals over {result.clusters:,} {result.clustered}",
+        f"{result.questions:,} questions; 95 % intervals over {result.clusters:,} {result.clustered}{known}",
         tuple(columns),
         tuple(rows),
         note=(
-            f"At most {result.k} items a question{limit}, but for full text, which has no such number; tokens and items are "
+            f"At most {result.k} items are found for a question{limit}; full and oracle have no such number, notes prints "
+            "the notes that are linked to those as well, and a memory of one's own is told the number; tokens and items are "
             "means. Tokens are words between blanks, counted alike for all; evidence is counted by the ids of turns, for "
-            f"{result.with_evidence:,} questions."
+            f"{result.with_evidence:,} questions: a session that is named as evidence counts when any of its turns was "
+            "printed, and a turn when an item is made of it, whose words may still leave out what was asked for."
         ),
     )
 

@@ -109,7 +109,8 @@ class SystemScores:
 class MemoryComparison:
     """Memory systems on the same questions, all answers in answers.jsonl of the folder; folder is None without one.
 
-    measure: what is compared, "accuracy" where answers were given, else "recall". clustered: what intervals are over.
+    measure: what is compared, "accuracy" where there is a reader, else "recall". clusters: of the questions that have it;
+    clustered: what they are.
     with_evidence: questions whose evidence is known. graders: of open answers, the first decides; agreement: of each two.
     licence: what the data may not be used for, "" where nothing is known.
     """

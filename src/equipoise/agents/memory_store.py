@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.agents.memory import MemoryAnswer, MemoryItem, Reader, TokenCount, state_digest, within
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.options import closed
+from equipoise.data.answers import contains
 from equipoise.data.histories import MemoryQuestion, Session
 from equipoise.data.retrieve import directions
 
@@ -219,6 +220,15 @@ def by(*parts: tuple[str, Any]) -> str:
 def stamp(time: datetime) -> str:
     """How a moment is printed before a text, as `turn_text` does."""
     return f"[{time:%Y-%m-%d %H:%M}]"
+
+
+def kept_sources(old: MemoryItem, text: str) -> tuple[str, ...]:
+    """The turns of an item that a text in its place is made of as well: all, where it holds the item's words in their order.
+
+    What was replaced is no longer there to be read, and recall that credited it would hide what a store overwrites. Of words
+    that were merged into others it is not known, and they get no credit.
+    """
+    return old.sources if contains(text, old.text.removeprefix(stamp(old.time))) else ()
 
 
 def added(*amounts: Mapping[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from string import ascii_uppercase
 
 from equipoise.core.errors import BadInput
 
@@ -38,8 +39,9 @@ class MemoryQuestion:
 
     time: it is asked then, and may be answered from what was said until then; None for after the end. gold: right answers,
     any of which will do; () for one that should be declined. options, right: of a multiple choice, and the place of the
-    right one. evidence: ids of the turns or sessions that hold the answer; () where they are not known. kind: a published
-    type. group: questions of one group are one cluster in intervals; "" for one of its own.
+    right one, which options have to have. evidence: ids of the turns or sessions that hold the answer; () where they are not
+    known. kind: a published type. group: questions of one group are one cluster in intervals, where their conversation is
+    not; "" for one of its own.
     """
 
     id: str
@@ -58,7 +60,8 @@ class History:
     """One stream of sessions, in order of time, and its questions.
 
     Raises BadInput for ids that are not unique, sessions out of order, evidence that nobody said or that is both a turn and
-    a session, a right option that is none, a question before the first session, and a time with a zone.
+    a session, a right option that is none, options without a right one, a single option or more than letters, a question
+    before the first session or without any, and a time with a zone.
     """
 
     name: str
@@ -105,7 +108,13 @@ class History:
             raise BadInput(f"{where} has a time with a zone. {_WALL}")
         if question.right is not None and not 0 <= question.right < len(question.options):
             raise BadInput(f"{where} has option {question.right} as the right one, of {len(question.options)}.")
-        if question.time is not None and (not self.sessions or question.time < self.sessions[0].time):
+        if question.options and question.right is None:
+            raise BadInput(f"{where} has options and no right one: name its place, from 0, or leave the options out.")
+        if question.options and not 2 <= len(question.options) <= len(ascii_uppercase):
+            raise BadInput(f"{where} has {len(question.options)} options: give 2 to 26, each has a letter.")
+        if not self.sessions:
+            raise BadInput(f"{where} is about a history without sessions, before anything was said: add some.")
+        if question.time is not None and question.time < self.sessions[0].time:
             raise BadInput(f"{where} is asked at {question.time}, before anything was said.")
 
 

@@ -6,6 +6,7 @@ Places are "FILE: record N", from 1, so that they can be counted in an editor.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from equipoise.core.errors import BadInput, did_you_mean
-from equipoise.core.files import read_regular
+from equipoise.core.files import read_regular, sha256_file
 from equipoise.data.records import kind_of
 from equipoise.data.text import lone_surrogate
 
@@ -145,7 +146,7 @@ def read_objects(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if file.name.lower().endswith(ENDINGS)), key=_natural)
+        files = sorted(_inside(path), key=_natural)
         if not files:
             raise BadInput(f"{path} has no file that ends in {', '.join(ENDINGS)}.")
         return [row for file in files for row in read_objects(file)]
@@ -158,6 +159,19 @@ def read_objects(path: str | Path) -> list[Row]:
     if not rows:
         raise BadInput(f"{path} is empty: expected at least one history.")
     return rows
+
+
+def objects_digest(path: str | Path) -> str:
+    """A digest of all that `read_objects` reads: of a folder the names and contents of such files."""
+    path = Path(path)
+    if path.is_dir():
+        parts = [[file.name, objects_digest(file)] for file in sorted(_inside(path))]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return sha256_file(path)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name.lower().endswith(ENDINGS)]
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

@@ -19,6 +19,8 @@ Our own form is for what people write themselves:
      "questions": [{"text": "Who ...?", "time": "2024-05-07", "gold": ["Ana"], "evidence": ["monday"]}]}
 
 Of sessions and turns the id may be left out (s1, s1:1), turns may be pairs [speaker, text]; of a question, all but the text.
+A question may have options, of which `right` is the place of the right one, from 0; left out, it is the one option that is a
+gold answer.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any, Literal, get_args
 
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data import locomo, longmemeval
-from equipoise.data.answers import normalize
+from equipoise.data.answers import matches, normalize
 from equipoise.data.histories import History, MemoryQuestion, Session, Turn
 from equipoise.data.history_rows import Row, is_date, read_objects
 from equipoise.data.records import kind_of
@@ -166,10 +168,13 @@ def _golds(row: Row, options: Sequence[str], right: int) -> tuple[str, ...]:
     answer = row.answer("answer").strip()
     letter = _OPTION.fullmatch(answer)
     text = letter[2].strip() if letter and letter[2].strip() else answer
-    meant = {place for place, option in enumerate(options) if normalize(option) == normalize(text)}
-    meant |= {LETTERS.index(letter[1])} if letter else set()
+    # an option's own text may begin as a letter does ("B. Jones"): the whole answer is looked for before its letter counts
+    meant = {place for place, option in enumerate(options) if normalize(option) == normalize(answer)}
+    if not meant and letter:
+        meant = {place for place, option in enumerate(options) if normalize(option) == normalize(text)}
+        meant |= {LETTERS.index(letter[1])}
     if alone := _LETTER.fullmatch(answer):
-        meant = {LETTERS.index(alone[1])}
+        meant |= {LETTERS.index(alone[1])}
     if meant and right not in meant:
         row.refuse("answer", f"the text of option {LETTERS[right]}, which golden_option names", repr(answer))
     return (gold,) if meant else (gold, text)
@@ -286,6 +291,8 @@ def _own_question(row: Row, name: str) -> MemoryQuestion:
     options = tuple(row.texts("options")) if row.has("options") else ()
     golds = (row.answer("gold"),) if row.has("gold") and not isinstance(gold, list) else ()
     golds = tuple(row.texts("gold")) if isinstance(gold, list) else golds
+    if right is None and options:
+        right = _gold_option(row, options, golds)
     if not golds and right is not None and 0 <= right < len(options):
         golds = (options[right],)
     return MemoryQuestion(
@@ -299,6 +306,16 @@ def _own_question(row: Row, name: str) -> MemoryQuestion:
         kind=row.text("kind") if row.has("kind") else "",
         group=row.text("group") if row.has("group") else "",
     )
+
+
+def _gold_option(row: Row, options: Sequence[str], golds: Sequence[str]) -> int:
+    """The place of the one option that is a gold answer."""
+    found = [place for place, option in enumerate(options) if matches(option, golds)]
+    if len(found) != 1:
+        row.refuse(
+            "right", "the place of the right option, from 0", f"none, and {len(found)} options that are a gold answer"
+        )
+    return found[0]
 
 
 _FORMS: MappingProxyType[str, Callable[[Row], bool]] = MappingProxyType(
