@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from equipoise.core import progress
-from equipoise.core.agreement import UNDEFINED
 from equipoise.core.errors import BadInput
 from equipoise.core.job import Processes, Request
 from equipoise.core.state import save_state, stored_state
@@ -232,7 +231,7 @@ class Reinforcing(Request):
         )
         after = self._solve(language_model, attempts)
         path.append({"step": float(fitted.steps), **_values(after)})
-        found, gap = after.estimates(), math.nan
+        gap = math.nan
         if folder is not None and self.team.main:
             examples = self._compared(language_model, after)
             gap = write_checked(
@@ -246,8 +245,8 @@ class Reinforcing(Request):
             resolved=recipe.resolved(trained),
             method=self.method,
             verifier=self.tasks.judge,
-            before={**dict.fromkeys(found, UNDEFINED), **before.estimates()},
-            after=found,
+            before=before.estimates(after),
+            after=after.estimates(before),
             changes=after.changes(before),
             path=tuple(path),
             answers=self._answers(before, after),
