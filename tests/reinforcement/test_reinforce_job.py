@@ -181,3 +181,21 @@ def test_a_request_is_refused_before_anything_is_loaded(monkeypatch):
     ):
         with pytest.raises(BadInput, match=word):
             reinforce(**{"model": "model", "prompts": PROBLEMS, **HOW, **given})
+
+
+def test_a_model_or_a_critic_that_was_written_anew_is_another(tmp_path):
+    for name, seed in (("model", 4), ("critic", 4)):
+        model(seed).save(tmp_path / name)
+    given = {
+        **HOW, "method": "sppo", "num_generations": None, "steps": 1,
+        "model": str(tmp_path / "model"), "critic": tmp_path / "critic", "prompts": PROBLEMS, "device": "cpu",
+    }
+    first = reinforce(**given, out=tmp_path / "out")
+    assert reinforce(**given, out=tmp_path / "out").path == first.path  # the same folders: what is done
+    for name in ("model", "critic"):
+        model(5).save(tmp_path / name)
+        for call in (reinforce, reinforce.plan):
+            with pytest.raises(BadInput, match=f"begun with another content of {name}"):
+                call(**given, out=tmp_path / "out")
+        model(4).save(tmp_path / name)
+    assert reinforce(**given, out=tmp_path / "out").path == first.path
