@@ -178,3 +178,73 @@ def test_actions_of_other_episodes_are_named(tmp_path):
     file.write_text(json.dumps({"id": "elsewhere-1", "actions": [{"name": "look", "arguments": {}}]}))
     with pytest.raises(BadInput, match=r"lists of 1 tasks, and none is of an episode that is played.*'Long-0'"):
         acting(actions=file)
+
+
+class Counted(Short):
+    """So many different episodes: a number, which is all that a seed decides."""
+
+    instances = 100
+
+    def reset(self, seed):
+        return f"number {seed % self.instances}"
+
+
+@pytest.mark.parametrize(
+    ("count", "instances", "learnt", "measured"),
+    [
+        (512, 100, 90, 10),
+        (512, 30, 30, 30),
+        (10, 30, 10, 20),
+        (20, 300, 20, 64),
+        (512, 1000, 512, 64),
+        (900, 1000, 900, 64),
+    ],
+)
+def test_episodes_that_are_counted_are_held_out(count, instances, learnt, measured):
+    """No number that is measured is learnt from, wherever one is left."""
+    several = type("Several", (Counted,), {"instances": instances})
+    read = acting(environment=several, instances=count)
+    texts = [{problem.prompt for problem in each} for each in (read.problems, read.measured)]
+    assert (len(read.problems), len(read.measured)) == tuple(map(len, texts)) == (learnt, measured)
+    assert read.held_out == (not texts[0] & texts[1]) == (learnt < instances)
+    assert read.met == (0 if read.held_out else measured)
+    assert read.notes == (f"Several has {instances} different episodes: {learnt} are learnt from.",)
+
+
+def test_of_a_hundred_episodes_the_held_out_are_spread_over_all():
+    assert [each.columns["seed"] for each in acting(environment=Counted, instances=512).measured] == list(
+        range(0, 100, 10)
+    )
+
+
+@pytest.mark.parametrize("compose", ["nested", "mixed", "rotate"])
+def test_composed_environments_say_what_is_met_again(compose):
+    class Uncounted(Counted):
+        instances = None
+
+        def reset(self, seed):
+            return f"other {seed % 50}"
+
+    read = acting(environment=[Counted, Uncounted], compose=compose, instances=200)
+    assert read.held_out and "Counted has 100 different episodes: before and after" in read.notes[0]
+    assert read.met == 64  # of mixed ones both kinds of first texts
+
+
+def test_the_job_says_on_which_episodes_it_compares():
+    for instances, said in (
+        (None, ["on 64 seeds that were not learnt from", "64 of these 64 begin with a text that was learnt from"]),
+        (30, ["on 30 episodes that were learnt from: there are too few"]),
+        (100, ["on 10 seeds that were not learnt from"]),
+    ):
+        several = type(
+            "Several", (Counted,), {"instances": instances, "reset": lambda _, seed, n=instances or 7: f"{seed % n}"}
+        )
+        notes = reinforce.plan(model(), environment=several, **{**JOB, "instances": 90}).notes
+        assert all(each in " ".join(notes) for each in said), notes
+        assert ("begin with a text" in " ".join(notes)) == (instances is None)
+
+
+@pytest.mark.parametrize("instances", [0, 2.5, True, "many"])
+def test_a_number_of_episodes_that_is_none_is_refused(instances):
+    with pytest.raises(BadInput, match="expected how many different episodes"):
+        acting(environment=type("Several", (Counted,), {"instances": instances}))

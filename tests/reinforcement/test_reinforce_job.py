@@ -37,6 +37,34 @@ def test_a_tenth_is_held_out_where_there_are_enough():
     assert few == same and len(few) == 39
 
 
+def test_groups_and_equal_prompts_are_held_out_whole():
+    grouped = [replace(each, group=f"g{place // 7}") for place, each in enumerate(problems(700))]
+    twice = [replace(each, prompt=f"What is {place % 60}?") for place, each in enumerate(problems(120))]
+    uneven = [replace(each, group=f"g{0 if place < 500 else place}") for place, each in enumerate(problems(600))]
+    for given, most in ((grouped, 70), (twice, 12), (uneven, 60)):
+        training_ones, measured = held_out(tuple(given))
+        assert most - 7 < len(measured) <= most and len(training_ones) + len(measured) == len(given)
+        for same in ("group", "prompt"):
+            parts = [{getattr(each, same) for each in part} - {""} for part in (training_ones, measured)]
+            assert not parts[0] & parts[1], same
+    assert held_out(tuple(grouped[:210]))[0] == tuple(grouped[:210])  # 30 groups are too few
+
+
+def test_prompts_that_are_measured_and_learnt_from_are_told():
+    learnt = problems(20)
+    others = [
+        replace(each, id=f"other {each.id}", prompt=f"{each.prompt}{'' if n < 3 else '?'}")
+        for n, each in enumerate(learnt)
+    ]
+    for asked, said in (
+        (others, "3 of the 20 prompts that before and after are compared on were learnt from, too."),
+        (others[3:], None),
+        (others[:3], "compared on the prompts that were learnt from"),
+    ):
+        notes = reinforce.plan(model(), prompts=learnt, eval_prompts=asked, **HOW).notes
+        assert notes == () if said is None else said in notes[0]
+
+
 @pytest.mark.parametrize("method", ["grpo", "sppo"])
 def test_rewards_that_are_all_alike_are_said_at_once_and_first_in_the_result(method, capsys):
     settings = {**HOW, "method": method, "reward": lambda completions, **_: [0.0] * len(completions)}
@@ -187,8 +215,14 @@ def test_a_model_or_a_critic_that_was_written_anew_is_another(tmp_path):
     for name, seed in (("model", 4), ("critic", 4)):
         model(seed).save(tmp_path / name)
     given = {
-        **HOW, "method": "sppo", "num_generations": None, "steps": 1,
-        "model": str(tmp_path / "model"), "critic": tmp_path / "critic", "prompts": PROBLEMS, "device": "cpu",
+        **HOW,
+        "method": "sppo",
+        "num_generations": None,
+        "steps": 1,
+        "model": str(tmp_path / "model"),
+        "critic": tmp_path / "critic",
+        "prompts": PROBLEMS,
+        "device": "cpu",
     }
     first = reinforce(**given, out=tmp_path / "out")
     assert reinforce(**given, out=tmp_path / "out").path == first.path  # the same folders: what is done

@@ -108,7 +108,8 @@ def reinforce(
         In place of prompts and verifier: the name of a text environment, or FILE:FUNCTION of one's own, with reset(seed) and
         step(text); in Python also what makes one. Several, with commas between, are composed.
     instances
-        Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on.
+        Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on. Of one that says how
+        many different episodes it has, at most these less a tenth, which is held out.
     max_turns
         Of an episode; not given: the environment's own, else 8.
     invalid_penalty
@@ -130,7 +131,7 @@ def reinforce(
     no_call
         With tool_reward outcome: what an answer without a call is worth: full (also when not given), zero, task-default.
     eval_prompts
-        Problems on which before and after are compared; not given: a tenth of the prompts, held out.
+        Problems on which before and after are compared; not given: a tenth of the prompts, held out with their groups.
     eval_samples
         Responses to each of these, for Pass@k.
     evaluate_every

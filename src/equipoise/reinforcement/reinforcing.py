@@ -292,17 +292,28 @@ class Reinforcing(Request):
         return "adapter" if self.recipe.parameters == "lora" else "model"
 
     def _notes(self) -> tuple[str, ...]:
-        notes = []
-        count = len(self.tasks.measured)
-        notes += self.tasks.notes
-        if self.tasks.environment:
+        tasks = self.tasks
+        notes, count, met = list(tasks.notes), len(tasks.measured), tasks.met
+        if tasks.environment and not tasks.held_out:
+            notes.append(
+                f"Before and after are compared on {count} episodes that were learnt from: there are too few to hold "
+                "out some."
+            )
+        elif tasks.environment:
             notes.append(f"Before and after are compared on {count} seeds that were not learnt from.")
-        elif self.tasks.held_out:
+            if met:
+                notes.append(
+                    f"{met} of these {count} begin with a text that was learnt from: where nothing else of the seed "
+                    "matters, they are no new tasks."
+                )
+        elif tasks.held_out:
             notes.append(f"{count} of the prompts were held out: before and after are compared on them.")
-        elif self.tasks.measured[0] in self.tasks.problems:
+        elif met == count:
             notes.append(
                 "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others."
             )
+        if met and not tasks.environment and met < count:
+            notes.append(f"{met} of the {count} prompts that before and after are compared on were learnt from, too.")
         if self.source is not None and self.source.rates is not None and self.source.rates.left_out:
             notes.append(
                 f"{self.source.rates.left_out} rates are of prompts that are not learnt from, and were left out."
