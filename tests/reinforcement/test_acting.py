@@ -8,6 +8,8 @@ import torch
 from chat_models import untaught
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
+from equipoise.data.environment import open_environment
+from equipoise.reinforcement import reinforcing
 from equipoise.reinforcement.acting import Acting
 from equipoise.reinforcement.guiding import Guided
 from equipoise.reinforcement.job import reinforce
@@ -62,6 +64,9 @@ class Never(Long):
 
 
 JOB = {**SMALL, "method": "grpo", "num_generations": 2, "eval_samples": 2, "evaluate_every": 1, "instances": 5}
+
+
+GROUPS = {"method": "grpo", "num_generations": 2}
 
 
 def roomy():
@@ -166,6 +171,32 @@ def test_the_stages_are_those_that_were_asked_for(tmp_path):
         ({"keep_widest": 0.5, "chosen": recipe("sppo", **SMALL)}, "num_generations=2"),
         ({"environment": [Short, Long], "compose": "rotate", "actions": "a.jsonl"}, "use nested"),
         ({"tool_reward": "outcome", "actions": "a.jsonl"}, "use one of them"),
+        *(
+            ({"environment": [Short, Long], "compose": compose, "chosen": recipe(**{**SMALL, **GROUPS, **more})}, said)
+            for compose in ("mixed", "rotate")
+            for more, said in (
+                ({"select": "dots", "reference_questions": 8}, "another game when it comes again"),
+                ({"select": "oracle"}, "another game when it comes again"),
+                ({"advantage": "running-mean"}, "running-mean remembers"),
+            )
+        ),
+        *(
+            ({"environment": "tictactoe", "chosen": recipe(**{**SMALL, **more})}, said)
+            for more, said in (
+                (
+                    {"method": "sppo"},
+                    r"sppo takes rewards in \[0, 1\], and an episode can come to -0.5: use --method grpo",
+                ),
+                ({"method": "ppo-bce"}, "use --method grpo"),
+                ({"method": "grpo", "select": "dots", "reference_questions": 8}, "'dots', which takes rewards"),
+            )
+        ),
+        ({"environment": ["corridor", "spy"], "chosen": recipe("sppo", **SMALL)}, "can come to -0.3"),
+        (
+            {"invalid_penalty": 0.5, "chosen": recipe("sppo", **SMALL)},
+            r"\(with invalid_penalty\) -0.5: use --method grpo",
+        ),
+        ({"invalid_penalty": 0.5, "chosen": recipe(**{**SMALL, **GROUPS, "select": "oracle"})}, "leave it out"),
     ],
 )
 def test_what_does_not_go_together(how, said):
@@ -248,3 +279,37 @@ def test_the_job_says_on_which_episodes_it_compares():
 def test_a_number_of_episodes_that_is_none_is_refused(instances):
     with pytest.raises(BadInput, match="expected how many different episodes"):
         acting(environment=type("Several", (Counted,), {"instances": instances}))
+
+
+def test_what_takes_such_rewards_is_not_refused():
+    groups = recipe(**{**SMALL, **GROUPS})
+    assert acting(environment="tictactoe", invalid_penalty=0.5, chosen=groups).problems
+    assert acting(environment="corridor", chosen=recipe("sppo", **SMALL)).problems
+    dots = recipe(**{**SMALL, **GROUPS, "select": "dots", "reference_questions": 8})
+    assert acting(environment=[Short, Long], compose="nested", chosen=dots).problems
+
+
+@pytest.mark.parametrize("name", ["tictactoe", "matrix-games", "spy", "spy-bits"])
+def test_the_least_that_an_episode_comes_to_is_what_it_says(name):
+    """Played by one who never says anything that counts."""
+    opened = open_environment(name)
+    found = []
+    for seed in range(40):
+        environment, total, done = opened.make(), 0.0, False
+        environment.reset(seed)
+        while not done:
+            _, reward, done, _ = environment.step("")
+            total += reward
+        found.append(total)
+    assert opened.score_range == (pytest.approx(min(found)), 1.0)
+
+
+def test_rewards_that_only_playing_shows_are_refused_before_the_first_step(monkeypatch):
+    class Costly(Short):
+        def step(self, text):
+            return "", -0.25, True, {"success": False}
+
+    monkeypatch.setattr(reinforcing, "train", lambda *_, **__: pytest.fail("it was trained"))
+    how = {**JOB, "method": "sppo", "num_generations": None}
+    with pytest.raises(BadInput, match=r"a reward of the first model is -0.25: use --method grpo"):
+        reinforce(model(), environment=Costly, **how)

@@ -37,8 +37,9 @@ class Info(TypedDict, total=False):
 
 @runtime_checkable
 class Environment(Protocol):
-    """One episode at a time. May also have max_turns: int, the most that an episode can take, and instances: int, how many
-    different ones there are where they are counted: the seeds s and s + instances are then the same task.
+    """One episode at a time. May also have max_turns: int, the most that an episode can take; instances: int, how many
+    different ones there are where they are counted: the seeds s and s + instances are then the same task; score_range: the
+    least and the most that an episode can come to.
     """
 
     def reset(self, seed: int) -> str:
@@ -59,7 +60,7 @@ class OpenedEnvironment:
     """What was named: its maker, what to call it, the sha256 of its file ("" for one of ours or of Python's).
 
     max_turns: its own, None where it has none. chance: by the names of scores, what is had without any skill. instances:
-    how many different episodes there are, None where it does not say.
+    how many different episodes there are, score_range: what one can come to, None where it does not say.
     """
 
     make: Maker
@@ -68,6 +69,7 @@ class OpenedEnvironment:
     max_turns: int | None = None
     chance: Mapping[str, float] = field(default_factory=dict)
     instances: int | None = None
+    score_range: tuple[float, float] | None = None
 
 
 def open_environment(source: str | Any) -> OpenedEnvironment:
@@ -95,8 +97,8 @@ def open_environment(source: str | Any) -> OpenedEnvironment:
         raise BadInput(
             f"{name} has instances={instances!r}, expected how many different episodes it has, or no such attribute."
         )
-    chance = dict(getattr(made, "chance", {}))
-    return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), chance, instances)
+    turns, chance = getattr(made, "max_turns", None), dict(getattr(made, "chance", {}))
+    return OpenedEnvironment(make, name, digest, turns, chance, instances, getattr(made, "score_range", None))
 
 
 def _made(make: Any, name: str) -> tuple[Maker, Environment]:

@@ -11,7 +11,7 @@ from equipoise.data.environment import open_environment
 from equipoise.data.problems import Problem
 from equipoise.reinforcement import stages
 from equipoise.reinforcement.playing import Playing
-from equipoise.reinforcement.recipe import Recipe
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
 from equipoise.reinforcement.stages import Step
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ class Acting:
         compose = (compose or "nested") if len(several) > 1 else ""
         if actions is not None and compose in ("mixed", "rotate"):
             raise BadInput(f"actions are of the episodes of one environment, and compose is {compose!r}: use nested.")
+        for clash, what in (
+            (
+                chosen.select != "uniform",
+                f"select is {chosen.select!r}: the same seed is another game when it comes again",
+            ),
+            (ADVANTAGES[chosen.advantage].past, f"{chosen.advantage} remembers what a seed was worth, as another game"),
+        ):
+            if clash and compose in ("mixed", "rotate"):
+                raise BadInput(f"compose is {compose!r}, and {what}. Use nested, or leave it out.")
         if compose_reward and compose != "nested":
             raise BadInput(f"compose_reward is of nested environments, and compose is {compose!r}: leave it out.")
         count = instances or INSTANCES
@@ -91,6 +100,9 @@ class Acting:
             learnt, others = seeds_of(count, opened.instances)
             parts = {opened.name: opened}
         notes = _counted(parts, len(learnt))
+        least, most = opened.score_range or (0.0, 1.0)
+        where = "an episode can come to" + (" (with invalid_penalty)" if invalid_penalty else "")
+        refuse_rewards(chosen, least - invalid_penalty, most, where)
         playing = Playing(opened, max_turns, invalid_penalty)
         problems, measured = playing.problems(learnt), playing.problems(others)
         played = playing.problems(range(count * len(parts))) if compose in ("mixed", "rotate") else problems
@@ -179,6 +191,20 @@ def met(learnt: Sequence[Problem], measured: Sequence[Problem]) -> int:
     """How many of the measured problems ask, or begin with, a text that is learnt from, too."""
     texts = {problem.asked for problem in learnt}
     return sum(problem.asked in texts for problem in measured)
+
+
+def refuse_rewards(chosen: Recipe, least: float, most: float, where: str) -> None:
+    """Raises BadInput for rewards between these that the recipe cannot take. where: whose they are, in words."""
+    if least >= 0 and most <= 1:
+        return
+    for clash, what, remedy in (
+        (ADVANTAGES[chosen.advantage].unit, chosen.advantage, "use --method grpo, which takes any"),
+        (chosen.select != "uniform", f"select is {chosen.select!r}, which", "leave it out"),
+    ):
+        if clash:
+            raise BadInput(
+                f"{what} takes rewards in [0, 1], and {where} {least if least < 0 else most:g}: {remedy}, or give others."
+            )
 
 
 def _counted(parts: "Mapping[str, OpenedEnvironment]", learnt: int) -> tuple[str, ...]:

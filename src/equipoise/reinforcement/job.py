@@ -113,7 +113,8 @@ def reinforce(
     max_turns
         Of an episode; not given: the environment's own, else 8.
     invalid_penalty
-        Subtracted from an episode's score for each turn that the environment did not understand or allow.
+        Subtracted from an episode's score for each turn that the environment did not understand or allow; not with methods
+        that take rewards in [0, 1] (sppo, ppo-bce), nor with select.
     compose
         Of several environments: nested (an episode goes through all, one after the other; also when not given), mixed (one
         prompt after the other plays the next), rotate (all prompts of a step play one, and steps take turns).

@@ -205,7 +205,9 @@ def _composed(
     digests = [task.digest for task in tasks.values()]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if any(digests) else ""
     made = make()
-    return OpenedEnvironment(make, mark.join(tasks), digest, made.max_turns, made.chance)
+    ranges = [task.score_range for task in tasks.values() if task.score_range is not None]
+    reached = (min(least for least, _ in ranges), max(most for _, most in ranges)) if ranges else None
+    return OpenedEnvironment(make, mark.join(tasks), digest, made.max_turns, made.chance, score_range=reached)
 
 
 def _chance(tasks: Mapping[str, OpenedEnvironment]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from equipoise.language.rollouts import roll_out
 from equipoise.language.taught import TAUGHT, opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
+from equipoise.reinforcement.acting import refuse_rewards
 from equipoise.reinforcement.attempts import Attempts, Tasks
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
 from equipoise.reinforcement.measures import Solved, tokens_per_second
@@ -178,6 +179,9 @@ class Reinforcing(Request):
         measured, damaged = ({}, []) if folder is None else stored_state(folder / BEFORE, of="measurement before")
         notes += damaged
         before = Solved.of(measured) if measured else self._solve(language_model, attempts)
+        refuse_rewards(
+            recipe, float(before.rewards.min()), float(before.rewards.max()), "a reward of the first model is"
+        )
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
