@@ -26,6 +26,7 @@ from equipoise.reinforcement.actguide import (
 )
 from equipoise.reinforcement.guiding import Guided, log_ratios
 from equipoise.reinforcement.playing import Playing, no_reward
+from equipoise.reinforcement.ppo import rewards_of_tokens
 from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.training import prepare, train
 from reinforcement_world import copied, equal, model, weights
@@ -624,3 +625,14 @@ def test_what_cannot_be_guided_is_refused_before_the_first_step(small):
 
 def test_purposes_of_random_numbers_are_apart():
     assert len({guiding._UNGUIDED, guiding._GUIDED, guiding._PROBES, guiding._DROPPED, 5}) == 5
+
+
+def test_a_kl_in_the_reward_is_refused_where_the_log_probabilities_are_those_with_the_hint(small):
+    """A policy that is its reference would be charged for the hint: the KL of what it learns is 0."""
+    made = recipe("reinforce++", **SETTINGS, kl_beta=0.1, kl_in="reward")
+    with pytest.raises(BadInput, match=r"guidance does not go together with kl_in='reward'.*use kl_in='loss'"):
+        sampled(small, made=made)
+    step = sampled(small, made=made, correction="none")  # whose log-probabilities are those without
+    plain = stages.score_rollouts(small.model, step.rollouts, temperature=made.temperature).log_probs
+    charged = rewards_of_tokens(replace(step, reference_log_probs=plain), made)
+    assert_close(charged.sum(dim=-1), step.rewards.flatten(), atol=1e-4, rtol=0)

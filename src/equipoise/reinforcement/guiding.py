@@ -99,6 +99,10 @@ class Guided:
             (recipe.replay > 0, "replay, which keeps what was written to the prompts as they are"),
             (recipe.head != "none", "a rollout head, which writes with another policy than learns"),
             (recipe.loss == "anchored", "loss='anchored', whose window is another"),
+            (
+                recipe.kl_beta > 0 and recipe.kl_in == "reward" and self.correction == "ratio",
+                "kl_in='reward', where the KL is of the policy that saw the hint: use kl_in='loss'",
+            ),
         ):
             if clash:
                 raise BadInput(f"guidance does not go together with {what}.")

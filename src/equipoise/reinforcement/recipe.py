@@ -285,10 +285,20 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             )
         if self.kl_beta and self.kl_in == "reward" and self.kl_on == "wrong":
             raise BadInput("kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'.")
+        if self.kl_beta and self.kl_in == "reward" and self.head != "none":
+            raise BadInput(
+                "kl_in is 'reward', where the KL is of what the rollout head sampled from, and the policy learns: use "
+                "kl_in='loss'."
+            )
         if self.loss == "anchored" and self.dual_clip is not None:
             raise BadInput("dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None.")
         if self.head != "none" and self.critic != "none":
             raise BadInput(f"a rollout head and the critic of {self.advantage} do not go together: use grpo.")
+        if self.head == "trained" and self.samples < 2:
+            raise BadInput(
+                f"num_generations is {self.samples}, and a trained head is paid for what differs in a group: use at least "
+                "2, or head=random."
+            )
         if self.head == "trained" and self.steps <= self.head_steps:
             raise BadInput(
                 f"steps is {self.steps}, but the first {self.head_steps} (head_steps) are the head's, so that the policy "
