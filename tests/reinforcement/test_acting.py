@@ -115,6 +115,9 @@ def test_recorded_actions_guide_what_failed(tmp_path):
     assert any("4 of 5 tasks have recorded actions" in note for note in result.notes)
     assert any("1 rows say that they failed" in note for note in result.notes)
     assert result.names["actions"] == str(actions)
+    planned = reinforce.plan(roomy(), environment=Never, actions=actions, **JOB).generated_tokens
+    prompt = 2 + 2 + 2 * 2  # the group, it again, and two probes of two lengths of the list of 3
+    assert planned == (2 * 3 * prompt + 64 * (3 * 2 + 2)) * 5 * 2  # tokens of a turn, turns
 
 
 @pytest.mark.parametrize("kind", ["outcome", "process"])

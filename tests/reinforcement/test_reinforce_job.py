@@ -1,5 +1,6 @@
 """The job: what it holds out, says at once, resumes and draws."""
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -109,9 +110,53 @@ def test_a_reward_function_sees_token_ids_and_the_step_as_trl_gives_them():
     result = reinforce(model(), prompts=PROBLEMS, **{**HOW, "reward": reward})
     assert {step for _, _, step in seen} == {0, 1}
     assert all(len(completions) == len(ids) for completions, ids, _ in seen)
-    assert sum(len(ids) for _, batch, _ in seen for ids in batch) >= sum(result.tokens.values())
+    assert sum(len(ids) for _, batch, _ in seen for ids in batch) == sum(
+        result.tokens.values()
+    )  # the look between, too
     ends = [ids[-1] in ENDS for _, batch, _ in seen for ids in batch if len(ids) < SMALL["max_new_tokens"]]
     assert ends and all(ends)  # no padding among them
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        (1, {}),
+        (4, {"evaluate_every": 2}),
+        (4, {"evaluate_every": 3, "eval_samples": 3}),
+        (2, {"method": "remax"}),
+        (2, {"method": "remax", "mixed_only": True}),
+        (2, {"method": "dapo", "reward": lambda completions, **_: [float("q" in each) for each in completions]}),
+        (5, {"select": "dots", "reference_questions": 8, "prompts_per_step": 2}),
+        (5, {"select": "oracle", "prompts_per_step": 2}),
+    ],
+)
+def test_the_plan_counts_each_response_that_may_be_written(monkeypatch, steps, settings):
+    """Of the rows that are rolled out none is beyond it, and without a prompt that is drawn in vain it is all of them."""
+    written, asked = (
+        [],
+        [replace(PROBLEMS[n % 5], id=f"p{n}", prompt=f"{PROBLEMS[n % 5].prompt} {n}") for n in range(10)],
+    )
+    for module in ("stages", "measures"):
+        real = importlib.import_module(f"equipoise.reinforcement.{module}").roll_out
+
+        def counted(*given, real=real, **how):
+            rolled = real(*given, **how)
+            written.append(len(rolled.ids))
+            return rolled
+
+        monkeypatch.setattr(f"equipoise.reinforcement.{module}.roll_out", counted)
+    how = {**HOW, "steps": steps, **settings}
+    planned = reinforce.plan(model(), prompts=asked, eval_prompts=PROBLEMS, **how).generated_tokens
+    written.clear()
+    try:
+        reinforce(model(), prompts=asked, eval_prompts=PROBLEMS, **how)
+    except WorkFailed:
+        assert how["method"] == "dapo"  # all in vain, after ten batches of the first step
+    count, most = sum(written), planned / SMALL["max_new_tokens"]
+    if how["method"] == "dapo" or how.get("mixed_only"):
+        assert count <= most and how["steps"] * 3 * 2 < count
+    else:
+        assert count == most
 
 
 @pytest.mark.parametrize(("method", "starts"), [("sppo", True), ("ppo", False)])

@@ -141,6 +141,10 @@ class Acting:
         if self.actions:
             self._guided(self.playing).check(language_model, recipe, self.problems)
 
+    def beside(self, recipe: Recipe) -> int:
+        """The episodes that a seed may take beside those of its group."""
+        return self._guided(self.playing).beside(recipe) if self.actions else 0
+
     def _guided(self, playing: Playing) -> "Guided":
         from equipoise.reinforcement.guiding import Guided
 

@@ -49,7 +49,7 @@ class Tasks:
     inputs: of what was read, and its digests. opened: gives the attempts, and closes what it has opened. environment:
     whether seeds of one are the problems. turns: of an attempt at most. chance: by names of shares, what is had without any
     skill. notes: what a reader of the result must know. check: raises BadInput for a model or a recipe that they cannot be
-    tried with.
+    tried with. beside: the responses that a prompt may take beside those of its group.
     """
 
     problems: tuple[Problem, ...]
@@ -65,6 +65,7 @@ class Tasks:
     chance: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     check: Callable[["LanguageModel", Recipe], None] = lambda language_model, recipe: None
+    beside: Callable[[Recipe], int] = lambda recipe: 0
 
     @classmethod
     def of_prompts(
@@ -132,6 +133,7 @@ class Tasks:
             chance=acting.playing.environment.chance,
             notes=acting.notes,
             check=acting.check,
+            beside=acting.beside,
         )
 
 

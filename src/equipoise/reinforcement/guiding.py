@@ -92,6 +92,12 @@ class Guided:
             language_model, encoded, recipe.max_new_tokens, [f"with the hint of {each.id!r}" for each, _ in told]
         )
 
+    def beside(self, recipe: Recipe) -> int:
+        """The rollouts that a task may take beside those of its group: probes of each length tried, and another group."""
+        longest = max(map(len, self.actions.values()), default=0)
+        rounds = longest.bit_length() if self.length == "search" else 0  # of bisection: ceil(log2(longest + 1))
+        return bool(longest) * recipe.samples + rounds * self.probe_rollouts
+
     def _check(self, recipe: Recipe) -> None:
         for clash, what in (
             (recipe.samples < 2, "num_generations=1: whether a task is hard, its group says"),

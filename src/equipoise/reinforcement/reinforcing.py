@@ -30,9 +30,9 @@ from equipoise.reinforcement.attempts import Attempts, Tasks
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
 from equipoise.reinforcement.measures import Solved, tokens_per_second
 from equipoise.reinforcement.predicting import EMBEDDINGS, PredictorSource
-from equipoise.reinforcement.recipe import Recipe, recipe
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
-from equipoise.reinforcement.training import ReinforceState, prepare, train
+from equipoise.reinforcement.training import MIXED_ATTEMPTS, ReinforceState, prepare, train
 from equipoise.training.team import Team
 
 SHOWN = 4  # answers shown
@@ -139,9 +139,7 @@ class Reinforcing(Request):
         rehearse(language_model, writes=self._writes())
         asked, timed = [problem.asked for problem in first], min(TIMED[1], recipe.max_new_tokens)
         rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
-        measuring = len(self.tasks.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
-        written = recipe.steps * recipe.responses + recipe.measured(len(self.tasks.problems))
-        tokens = (written + measuring) * recipe.max_new_tokens * self.tasks.turns
+        tokens = self._responses() * recipe.max_new_tokens * self.tasks.turns
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         tokenizer: Any = language_model.tokenizer
         return ReinforcePlan(
@@ -157,6 +155,16 @@ class Reinforcing(Request):
             seconds=1.5 * tokens / rate,
             notes=self._notes(),
         )
+
+    def _responses(self) -> int:
+        """How many are written at most, to learn from and to measure."""
+        recipe, tasks = self.recipe, self.tasks
+        looks = (recipe.steps - 1) // self.every  # each a sampled response and the likeliest
+        measuring = len(tasks.measured) * ((self.samples + 1) * 2 + 2 * looks)
+        prompts = recipe.steps * recipe.prompts_per_step * (MIXED_ATTEMPTS if recipe.mixed_only else 1)
+        prompts += recipe.measured(len(tasks.problems)) // recipe.samples
+        each = recipe.samples + ADVANTAGES[recipe.advantage].greedy + tasks.beside(recipe)
+        return prompts * each + measuring
 
     def work(self, folder: Path | None) -> Reinforced:
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
@@ -196,17 +204,19 @@ class Reinforcing(Request):
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
         if folder is not None and self.team.main and not measured:  # it can take longer than the first steps
             save_state(folder / BEFORE, before.state())
-        generated = stored.get("generated", 0)
+        generated, looked = stored.get("generated", 0), stored.get("looked", 0)
 
         def look(reached: ReinforceState) -> bool:
-            nonlocal alike, generated
+            nonlocal alike, generated, looked
             rewards = reached.step.rewards
             alike += bool((rewards == rewards.flatten()[0]).all())
             generated += int(reached.metrics["generated_tokens"])
             if reached.done == alike == 1 and self.team.main and not progress.is_quiet():
                 say(all_alike(recipe.advantage))
             if reached.done % self.every == 0 and reached.done < recipe.steps:
-                path.append({"step": float(reached.done), **_values(self._solve(language_model, attempts, samples=1))})
+                seen = self._solve(language_model, attempts, samples=1)
+                path.append({"step": float(reached.done), **_values(seen)})
+                looked += seen.tokens
             return False
 
         def save(state: dict[str, Any]) -> None:
@@ -216,6 +226,7 @@ class Reinforcing(Request):
                     "path": path,
                     "alike": alike,
                     "generated": generated,
+                    "looked": looked,
                 }
                 save_state(folder / STATE, kept)
 
@@ -265,7 +276,7 @@ class Reinforcing(Request):
             steps=fitted.steps,
             alike=alike / fitted.steps,
             moved=fitted.moved,
-            tokens={"training": generated, "measuring": before.tokens + after.tokens},
+            tokens={"training": generated, "measuring": before.tokens + looked + after.tokens},
             source=source,
             names=self.names,
             critic=critic is not None,
