@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
@@ -14,6 +15,7 @@ from equipoise.data.problems import Problem
 from equipoise.reinforcement import reinforcing, training
 from equipoise.reinforcement.attempts import held_out
 from equipoise.reinforcement.job import reinforce
+from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.reinforcing import Reinforcing
 from equipoise.reinforcement.result import shown
 from reinforcement_world import ENDS, PROBLEMS, SMALL, model
@@ -71,10 +73,37 @@ def test_rewards_that_are_all_alike_are_said_at_once_and_first_in_the_result(met
     settings = {**HOW, "method": method, "reward": lambda completions, **_: [0.0] * len(completions)}
     result = reinforce(model(), prompts=PROBLEMS, **(settings | {"num_generations": None if method == "sppo" else 2}))
     assert result.alike == 1
-    assert (
-        result.warnings()[0].startswith("All responses had the same reward") and "num_generations" in result.headline()
+    said = f"All responses{' to a prompt' if method == 'grpo' else ''} had the same reward, from which {method} learns"
+    assert result.warnings()[0].startswith(said) and "num_generations" in result.headline()
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize(("method", "alike"), [("grpo", 1), ("remax", 1), ("reinforce++", 0)])
+def test_prompts_that_are_always_right_or_always_wrong_teach_groups_nothing(tmp_path, method, alike):
+    """No weight moves, and the remedy is no larger learning rate; what compares with the batch learns from them."""
+
+    def reward(prompts, **_):
+        return [float("o" in each) for each in prompts]
+
+    how = {**HOW, "prompts_per_step": len(PROBLEMS)}  # a batch has prompts of both kinds
+    result = reinforce(model(), prompts=PROBLEMS, out=tmp_path / "out", **{**how, "method": method, "reward": reward})
+    assert result.alike == alike and (result.moved == 0) == (alike == 1)
+    first = result.headline().startswith(
+        f"All responses to a prompt had the same reward, from which {method} learns nothing"
     )
-    assert capsys.readouterr().err.count("All responses had the same reward") == 1
+    assert first == (alike == 1)
+    shown = f"steps whose responses {'all' if method == 'reinforce++' else 'to each prompt'} had one reward"
+    assert shown in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_teaches_nothing():
+    same, each, mixed = (torch.tensor(rows) for rows in ([[1.0, 1], [1, 1]], [[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]))
+    for method, expected in (("grpo", [True, True, False]), ("sppo", [True, False, False])):
+        assert [
+            reinforcing.teaches_nothing(recipe(method), rewards, 1.0) for rewards in (same, each, mixed)
+        ] == expected
+    # an episode's tasks are told apart by their own scores
+    assert not reinforcing.teaches_nothing(recipe("grpo", advantage="segments"), same, 0.5)
 
 
 def test_a_reward_outside_0_and_1_is_refused_by_sppo(tmp_path):

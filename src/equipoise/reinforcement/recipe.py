@@ -41,6 +41,11 @@ class Advantage:
     unit: bool = False
     settings: tuple[str, ...] = ()
 
+    @property
+    def within(self) -> bool:
+        """Whether a response is compared with others to the same prompt alone: where these are alike nothing is learnt."""
+        return self.least > 1 or self.greedy
+
     def __post_init__(self) -> None:
         check_fields(self)
 

@@ -208,11 +208,10 @@ class Reinforcing(Request):
 
         def look(reached: ReinforceState) -> bool:
             nonlocal alike, generated, looked
-            rewards = reached.step.rewards
-            alike += bool((rewards == rewards.flatten()[0]).all())
+            alike += teaches_nothing(recipe, reached.step.rewards, reached.metrics["zero_advantage"])
             generated += int(reached.metrics["generated_tokens"])
             if reached.done == alike == 1 and self.team.main and not progress.is_quiet():
-                say(all_alike(recipe.advantage))
+                say(all_alike(recipe.advantage, ADVANTAGES[recipe.advantage].within))
             if reached.done % self.every == 0 and reached.done < recipe.steps:
                 seen = self._solve(language_model, attempts, samples=1)
                 path.append({"step": float(reached.done), **_values(seen)})
@@ -275,6 +274,7 @@ class Reinforcing(Request):
             problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
             steps=fitted.steps,
             alike=alike / fitted.steps,
+            within=ADVANTAGES[recipe.advantage].within,
             moved=fitted.moved,
             tokens={"training": generated, "measuring": before.tokens + looked + after.tokens},
             source=source,
@@ -403,6 +403,16 @@ def tiny_model(folder: Path | None, seed: int, processes: Processes, *, taught: 
     parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
     source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
     return replace(language_model, name="tiny", source=source, origin=None, chat_template="none")
+
+
+def teaches_nothing(recipe: Recipe, rewards: Any, zero_advantage: float) -> bool:
+    """Whether a step's rewards [P, N] are all one number, or where they are compared within a prompt alone, one for each.
+
+    zero_advantage: the share of responses without one. Advantages of turns or tasks may tell apart what has one reward.
+    """
+    if not ADVANTAGES[recipe.advantage].within:
+        return bool((rewards == rewards.flatten()[0]).all())
+    return zero_advantage == 1 and bool((rewards == rewards[:, :1]).all())
 
 
 def refuse_server(model: Any) -> None:
