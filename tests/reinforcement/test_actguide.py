@@ -149,6 +149,17 @@ def test_a_task_is_known_by_its_id_and_by_what_was_asked(tmp_path):
         "3": (actions[0],),
     }
     assert (log.repeated, log.leaks) == (0, 1)
+    assert set(read_actions(written(tmp_path, [{"id": 0, "actions": actions}])).lists) == {"0"}
+
+
+def test_what_is_said_in_parts_is_read(tmp_path):
+    def parts(*texts):
+        return [{"type": "text", "text": text} for text in texts]
+
+    talk = [{"role": "user", "content": parts("Wh", "ere?")}]
+    said = parts("I look.", '<tool_call>{"name": "look", "arguments": {}}</tool_call>')
+    log = read_actions(written(tmp_path, [{"prompt": talk, "messages": [{"role": "assistant", "content": said}]}]))
+    assert log.lists == {"Where?": ({"name": "look", "arguments": {}},)}
 
 
 def test_only_whole_words_are_leaks():
@@ -167,6 +178,13 @@ def test_only_whole_words_are_leaks():
         ({"id": "a", "actions": "left"}, r":2: actions is text 'left'"),
         ({"id": "a", "actions": [{"name": "x"}, {"arguments": {}}]}, r":2: action 1 is an object"),
         ({"id": "a", "actions": [{"name": "x", "arguments": "["}]}, r":2: action 0"),
+        ({"question": ["x"], "actions": []}, r":2: question is a list, expected turns of a conversation"),
+        ({"prompt": [{"role": "user", "content": 3}], "actions": []}, r":2: prompt is a list, expected turns"),
+        ({"prompt": {"text": "x"}, "actions": []}, r":2: prompt is an object with text, expected a text"),
+        *(
+            ({"id": "a", "messages": [{"role": "assistant", "tool_calls": calls}]}, rf":2: tool_calls is {said}")
+            for calls, said in ((5, "int 5"), ("x", "text 'x'"), ({"function": {"name": "x"}}, "an object with function"))
+        ),
     ],
 )
 def test_rows_of_another_form_are_refused_by_line(tmp_path, row, said):

@@ -117,6 +117,7 @@ def test_recorded_actions_guide_what_failed(tmp_path):
     assert result.names["actions"] == str(actions)
     planned = reinforce.plan(roomy(), environment=Never, actions=actions, **JOB).generated_tokens
     prompt = 2 + 2 + 2 * 2  # the group, it again, and two probes of two lengths of the list of 3
+    assert result.resolved["clip_window"] == "behavior"  # it counts where another policy wrote
     assert planned == (2 * 3 * prompt + 64 * (3 * 2 + 2)) * 5 * 2  # tokens of a turn, turns
 
 

@@ -49,7 +49,8 @@ class Tasks:
     inputs: of what was read, and its digests. opened: gives the attempts, and closes what it has opened. environment:
     whether seeds of one are the problems. turns: of an attempt at most. chance: by names of shares, what is had without any
     skill. notes: what a reader of the result must know. check: raises BadInput for a model or a recipe that they cannot be
-    tried with. beside: the responses that a prompt may take beside those of its group.
+    tried with. beside: the responses that a prompt may take beside those of its group. guided: whether some are written with
+    a hint.
     """
 
     problems: tuple[Problem, ...]
@@ -66,6 +67,7 @@ class Tasks:
     notes: tuple[str, ...] = ()
     check: Callable[["LanguageModel", Recipe], None] = lambda language_model, recipe: None
     beside: Callable[[Recipe], int] = lambda recipe: 0
+    guided: bool = False
 
     @classmethod
     def of_prompts(
@@ -134,6 +136,7 @@ class Tasks:
             notes=acting.notes,
             check=acting.check,
             beside=acting.beside,
+            guided=bool(acting.actions),
         )
 
 

@@ -144,7 +144,7 @@ class Reinforcing(Request):
         tokenizer: Any = language_model.tokenizer
         return ReinforcePlan(
             model=language_model.source,
-            recipe=recipe.resolved(trained),
+            recipe=recipe.resolved(trained, guided=self.tasks.guided),
             verifier=self.tasks.judge,
             problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
             first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.tasks.problems[:3]),
@@ -258,7 +258,7 @@ class Reinforcing(Request):
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         return Reinforced(
             recipe=recipe.model_dump(),
-            resolved=recipe.resolved(trained),
+            resolved=recipe.resolved(trained, guided=self.tasks.guided),
             method=self.method,
             verifier=self.tasks.judge,
             before=before.estimates(after),
