@@ -183,7 +183,11 @@ def test_only_whole_words_are_leaks():
         ({"prompt": {"text": "x"}, "actions": []}, r":2: prompt is an object with text, expected a text"),
         *(
             ({"id": "a", "messages": [{"role": "assistant", "tool_calls": calls}]}, rf":2: tool_calls is {said}")
-            for calls, said in ((5, "int 5"), ("x", "text 'x'"), ({"function": {"name": "x"}}, "an object with function"))
+            for calls, said in (
+                (5, "int 5"),
+                ("x", "text 'x'"),
+                ({"function": {"name": "x"}}, "an object with function"),
+            )
         ),
     ],
 )

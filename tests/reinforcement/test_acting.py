@@ -285,6 +285,12 @@ def test_a_number_of_episodes_that_is_none_is_refused(instances):
         acting(environment=type("Several", (Counted,), {"instances": instances}))
 
 
+@pytest.mark.parametrize("reached", [3, (1,), (1, 0), ("a", "b"), (float("nan"), 1)])
+def test_a_range_that_is_none_is_refused(reached):
+    with pytest.raises(BadInput, match="expected the least and the most that an episode comes to"):
+        acting(environment=type("Ranged", (Short,), {"score_range": reached}))
+
+
 def test_what_takes_such_rewards_is_not_refused():
     groups = recipe(**{**SMALL, **GROUPS})
     assert acting(environment="tictactoe", invalid_penalty=0.5, chosen=groups).problems

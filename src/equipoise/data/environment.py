@@ -97,8 +97,19 @@ def open_environment(source: str | Any) -> OpenedEnvironment:
         raise BadInput(
             f"{name} has instances={instances!r}, expected how many different episodes it has, or no such attribute."
         )
+    reached = getattr(made, "score_range", None)
+    if reached is not None:
+        try:
+            least, most = map(float, reached)
+        except (TypeError, ValueError):
+            least, most = 1.0, 0.0
+        if not least <= most:
+            raise BadInput(
+                f"{name} has score_range={reached!r}, expected the least and the most that an episode comes to."
+            )
+        reached = (least, most)
     turns, chance = getattr(made, "max_turns", None), dict(getattr(made, "chance", {}))
-    return OpenedEnvironment(make, name, digest, turns, chance, instances, getattr(made, "score_range", None))
+    return OpenedEnvironment(make, name, digest, turns, chance, instances, reached)
 
 
 def _made(make: Any, name: str) -> tuple[Maker, Environment]:

@@ -145,7 +145,7 @@ def _said(content: Any) -> str | None:
     if not isinstance(content, list):
         return None
     texts = [part.get("text", "") if isinstance(part, Mapping) else None for part in content]
-    return None if not all(isinstance(text, str) for text in texts) else "".join(texts)
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
 
 
 def _golds(row: Mapping[str, Any]) -> list[str]:
