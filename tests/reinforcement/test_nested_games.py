@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -363,6 +363,22 @@ def test_credit_of_one_task_is_grpo():
     rewards = torch.tensor([each.score for each in rolled.episodes]).view(2, 4)
     wide = grpo(rewards).reshape(-1, 1).expand(rolled.mask.shape).where(rolled.mask, 0)
     assert torch.equal(segment_advantages(rolled), wide) and wide.abs().sum() > 0
+
+
+@pytest.mark.parametrize("made", [Nested, Mixed])
+def test_a_task_that_was_cut_short_has_the_rewards_until_then(made):
+    """A quarter a turn, whether it is paid at once or at the end; what is not understood costs a tenth."""
+
+    class Deaf(Endless):
+        def step(self, text):
+            return super().step(text) if text else ("What?", -0.1, False, {"valid": False})
+
+    for said_so, earned in ((["a"], 0.25), (["a", "b"], 0.5), (["", "b"], 0.15), (["a", "b", "c"], 0.75)):
+        environment = made({"first": Deaf, "second": Deaf})
+        environment.reset(0)
+        told = [environment.step(text) for text in said_so]
+        turns = [SimpleNamespace(info=info, reward=reward) for _, reward, _, info in told]
+        assert task_scores(SimpleNamespace(turns=turns)) == {"first": pytest.approx(earned)}
 
 
 def test_tasks_that_some_did_not_come_to(rolled):
