@@ -114,7 +114,7 @@ def test_what_is_shown_first():
     own = ToolEnvironment(TASKS, {"t": table}, instructions="{question} / {tools}").reset(1)
     assert own == "How many? / t(rows: int)"
     opened = open_environment(lambda: ToolEnvironment(TASKS, TOOLS, max_turns=3, chance={"success": 0.5}))
-    assert opened.max_turns == 3 and opened.chance == {"success": 0.5}
+    assert opened.max_turns == 3 and opened.chance == {"success": 0.5} and opened.instances == len(TASKS)
 
 
 def test_a_call_is_told_what_it_gives():

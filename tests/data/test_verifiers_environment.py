@@ -362,6 +362,7 @@ def test_it_is_opened_like_any_other(tmp_path, monkeypatch):
     for source in (Rollouts(two_turns), load, from_verifiers(Rollouts(two_turns))):
         opened = open_environment(source)
         assert opened.make().reset(1) == opened.make().reset(6) == "Buy.\n\nrow 1" and opened.max_turns == 3
+        assert opened.instances == 5
     assert len(made) == 1  # its rows are read once
     file = tmp_path / "shop.py"
     file.write_text("from rollouts_of_a_shop import SHOP, load\n")

@@ -1,5 +1,6 @@
 """The trainers inside TRL, run for real on a CPU: against TRL's own GRPO where they must agree, else against the parts."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -13,7 +14,13 @@ trl = pytest.importorskip("trl", reason="needs TRL: pip install 'equipoise[trl]'
 
 from datasets import Dataset  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from equipoise.reinforcement import apo, group_baselines, policy_loss, r2po, sppo  # noqa: E402
 from equipoise.reinforcement import trl as ours  # noqa: E402
@@ -332,6 +339,54 @@ def test_r2po_stages(model, tmp_path):
     assert "lm_head.first" not in plain.state_dict()
     head = r2po.RolloutHead.load(plain, tmp_path / "checkpoint-6" / "rollout_head.safetensors")
     assert_close(head.second.detach(), states[-1]["lm_head.second"])
+
+
+class RecordedReference(RecordedR2PO):
+    """Notes also the reference's log-probabilities of each batch, beside those that the starting model gives it."""
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        with torch.no_grad():
+            own = ours._scores(self.start, batch, self.temperature).log_probs
+        mask = batch["completion_mask"].bool()
+        self.gaps = (*getattr(self, "gaps", ()), (batch["ref_per_token_logps"] - own)[mask].abs().max().item())
+        return batch
+
+
+@pytest.mark.parametrize("kind", ["full", "new adapter", "adapter of before"])
+def test_r2pos_reference_is_the_starting_model_and_one_side_learns(model, tmp_path, kind):
+    """The KL is to the model that the training began with, without the head; the adapter rests while the head learns."""
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(
+        r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=kind == "new adapter"
+    )
+    given, arguments = model, {}
+    RecordedReference.start = AutoModelForCausalLM.from_pretrained(model)
+    if kind == "new adapter":
+        arguments = {"peft_config": adapter}
+    elif kind == "adapter of before":
+        torch.manual_seed(1)
+        given = get_peft_model(AutoModelForCausalLM.from_pretrained(model), adapter)
+        RecordedReference.start = copy.deepcopy(given)
+    found = trained(
+        RecordedReference,
+        ours.R2POConfig,
+        given,
+        tmp_path,
+        max_steps=6,
+        head_steps=2,
+        policy_steps=1,
+        optim="adamw_torch",
+        learning_rate=0.05,
+        arguments=arguments | {"processing_class": AutoTokenizer.from_pretrained(model)},
+    )
+    assert max(found.gaps) < 1e-5
+    assert all(each > 1e-3 for each in (found.head.second.abs().max(), found.head.first.abs().max()))
+    states = [state for _, state in found.noted] + [weights(found)]
+    for (head_learns, before), after in zip(found.noted, states[1:], strict=True):
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved and all(name.endswith(("lm_head.first", "lm_head.second")) == head_learns for name in moved)
 
 
 def of_length(completions, **_):

@@ -26,6 +26,7 @@ from equipoise.reinforcement.actguide import (
 )
 from equipoise.reinforcement.guiding import Guided, log_ratios
 from equipoise.reinforcement.playing import Playing, no_reward
+from equipoise.reinforcement.ppo import rewards_of_tokens
 from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.training import prepare, train
 from reinforcement_world import copied, equal, model, weights
@@ -148,6 +149,17 @@ def test_a_task_is_known_by_its_id_and_by_what_was_asked(tmp_path):
         "3": (actions[0],),
     }
     assert (log.repeated, log.leaks) == (0, 1)
+    assert set(read_actions(written(tmp_path, [{"id": 0, "actions": actions}])).lists) == {"0"}
+
+
+def test_what_is_said_in_parts_is_read(tmp_path):
+    def parts(*texts):
+        return [{"type": "text", "text": text} for text in texts]
+
+    talk = [{"role": "user", "content": parts("Wh", "ere?")}]
+    said = parts("I look.", '<tool_call>{"name": "look", "arguments": {}}</tool_call>')
+    log = read_actions(written(tmp_path, [{"prompt": talk, "messages": [{"role": "assistant", "content": said}]}]))
+    assert log.lists == {"Where?": ({"name": "look", "arguments": {}},)}
 
 
 def test_only_whole_words_are_leaks():
@@ -166,6 +178,17 @@ def test_only_whole_words_are_leaks():
         ({"id": "a", "actions": "left"}, r":2: actions is text 'left'"),
         ({"id": "a", "actions": [{"name": "x"}, {"arguments": {}}]}, r":2: action 1 is an object"),
         ({"id": "a", "actions": [{"name": "x", "arguments": "["}]}, r":2: action 0"),
+        ({"question": ["x"], "actions": []}, r":2: question is a list, expected turns of a conversation"),
+        ({"prompt": [{"role": "user", "content": 3}], "actions": []}, r":2: prompt is a list, expected turns"),
+        ({"prompt": {"text": "x"}, "actions": []}, r":2: prompt is an object with text, expected a text"),
+        *(
+            ({"id": "a", "messages": [{"role": "assistant", "tool_calls": calls}]}, rf":2: tool_calls is {said}")
+            for calls, said in (
+                (5, "int 5"),
+                ("x", "text 'x'"),
+                ({"function": {"name": "x"}}, "an object with function"),
+            )
+        ),
     ],
 )
 def test_rows_of_another_form_are_refused_by_line(tmp_path, row, said):
@@ -624,3 +647,14 @@ def test_what_cannot_be_guided_is_refused_before_the_first_step(small):
 
 def test_purposes_of_random_numbers_are_apart():
     assert len({guiding._UNGUIDED, guiding._GUIDED, guiding._PROBES, guiding._DROPPED, 5}) == 5
+
+
+def test_a_kl_in_the_reward_is_refused_where_the_log_probabilities_are_those_with_the_hint(small):
+    """A policy that is its reference would be charged for the hint: the KL of what it learns is 0."""
+    made = recipe("reinforce++", **SETTINGS, kl_beta=0.1, kl_in="reward")
+    with pytest.raises(BadInput, match=r"guidance does not go together with kl_in='reward'.*use kl_in='loss'"):
+        sampled(small, made=made)
+    step = sampled(small, made=made, correction="none")  # whose log-probabilities are those without
+    plain = stages.score_rollouts(small.model, step.rollouts, temperature=made.temperature).log_probs
+    charged = rewards_of_tokens(replace(step, reference_log_probs=plain), made)
+    assert_close(charged.sum(dim=-1), step.rewards.flatten(), atol=1e-4, rtol=0)

@@ -8,6 +8,8 @@ import torch
 from chat_models import untaught
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
+from equipoise.data.environment import open_environment
+from equipoise.reinforcement import reinforcing
 from equipoise.reinforcement.acting import Acting
 from equipoise.reinforcement.guiding import Guided
 from equipoise.reinforcement.job import reinforce
@@ -64,6 +66,9 @@ class Never(Long):
 JOB = {**SMALL, "method": "grpo", "num_generations": 2, "eval_samples": 2, "evaluate_every": 1, "instances": 5}
 
 
+GROUPS = {"method": "grpo", "num_generations": 2}
+
+
 def roomy():
     """A model with room for a plan beside the prompt, that seldom ends a turn by itself."""
     return untaught(4, context=512)
@@ -110,6 +115,10 @@ def test_recorded_actions_guide_what_failed(tmp_path):
     assert any("4 of 5 tasks have recorded actions" in note for note in result.notes)
     assert any("1 rows say that they failed" in note for note in result.notes)
     assert result.names["actions"] == str(actions)
+    planned = reinforce.plan(roomy(), environment=Never, actions=actions, **JOB).generated_tokens
+    prompt = 2 + 2 + 2 * 2  # the group, it again, and two probes of two lengths of the list of 3
+    assert result.resolved["clip_window"] == "behavior"  # it counts where another policy wrote
+    assert planned == (2 * 3 * prompt + 64 * (3 * 2 + 2)) * 5 * 2  # tokens of a turn, turns
 
 
 @pytest.mark.parametrize("kind", ["outcome", "process"])
@@ -166,6 +175,32 @@ def test_the_stages_are_those_that_were_asked_for(tmp_path):
         ({"keep_widest": 0.5, "chosen": recipe("sppo", **SMALL)}, "num_generations=2"),
         ({"environment": [Short, Long], "compose": "rotate", "actions": "a.jsonl"}, "use nested"),
         ({"tool_reward": "outcome", "actions": "a.jsonl"}, "use one of them"),
+        *(
+            ({"environment": [Short, Long], "compose": compose, "chosen": recipe(**{**SMALL, **GROUPS, **more})}, said)
+            for compose in ("mixed", "rotate")
+            for more, said in (
+                ({"select": "dots", "reference_questions": 8}, "another game when it comes again"),
+                ({"select": "oracle"}, "another game when it comes again"),
+                ({"advantage": "running-mean"}, "running-mean remembers"),
+            )
+        ),
+        *(
+            ({"environment": "tictactoe", "chosen": recipe(**{**SMALL, **more})}, said)
+            for more, said in (
+                (
+                    {"method": "sppo"},
+                    r"sppo takes rewards in \[0, 1\], and an episode can come to -0.5: use --method grpo",
+                ),
+                ({"method": "ppo-bce"}, "use --method grpo"),
+                ({"method": "grpo", "select": "dots", "reference_questions": 8}, "'dots', which takes rewards"),
+            )
+        ),
+        ({"environment": ["corridor", "spy"], "chosen": recipe("sppo", **SMALL)}, "can come to -0.3"),
+        (
+            {"invalid_penalty": 0.5, "chosen": recipe("sppo", **SMALL)},
+            r"\(with invalid_penalty\) -0.5: use --method grpo",
+        ),
+        ({"invalid_penalty": 0.5, "chosen": recipe(**{**SMALL, **GROUPS, "select": "oracle"})}, "leave it out"),
     ],
 )
 def test_what_does_not_go_together(how, said):
@@ -178,3 +213,113 @@ def test_actions_of_other_episodes_are_named(tmp_path):
     file.write_text(json.dumps({"id": "elsewhere-1", "actions": [{"name": "look", "arguments": {}}]}))
     with pytest.raises(BadInput, match=r"lists of 1 tasks, and none is of an episode that is played.*'Long-0'"):
         acting(actions=file)
+
+
+class Counted(Short):
+    """So many different episodes: a number, which is all that a seed decides."""
+
+    instances = 100
+
+    def reset(self, seed):
+        return f"number {seed % self.instances}"
+
+
+@pytest.mark.parametrize(
+    ("count", "instances", "learnt", "measured"),
+    [
+        (512, 100, 90, 10),
+        (512, 30, 30, 30),
+        (10, 30, 10, 20),
+        (20, 300, 20, 64),
+        (512, 1000, 512, 64),
+        (900, 1000, 900, 64),
+    ],
+)
+def test_episodes_that_are_counted_are_held_out(count, instances, learnt, measured):
+    """No number that is measured is learnt from, wherever one is left."""
+    several = type("Several", (Counted,), {"instances": instances})
+    read = acting(environment=several, instances=count)
+    texts = [{problem.prompt for problem in each} for each in (read.problems, read.measured)]
+    assert (len(read.problems), len(read.measured)) == tuple(map(len, texts)) == (learnt, measured)
+    assert read.held_out == (not texts[0] & texts[1]) == (learnt < instances)
+    assert read.met == (0 if read.held_out else measured)
+    assert read.notes == (f"Several has {instances} different episodes: {learnt} are learnt from.",)
+
+
+def test_of_a_hundred_episodes_the_held_out_are_spread_over_all():
+    assert [each.columns["seed"] for each in acting(environment=Counted, instances=512).measured] == list(
+        range(0, 100, 10)
+    )
+
+
+@pytest.mark.parametrize("compose", ["nested", "mixed", "rotate"])
+def test_composed_environments_say_what_is_met_again(compose):
+    class Uncounted(Counted):
+        instances = None
+
+        def reset(self, seed):
+            return f"other {seed % 50}"
+
+    read = acting(environment=[Counted, Uncounted], compose=compose, instances=200)
+    assert read.held_out and "Counted has 100 different episodes: before and after" in read.notes[0]
+    assert read.met == 64  # of mixed ones both kinds of first texts
+
+
+def test_the_job_says_on_which_episodes_it_compares():
+    for instances, said in (
+        (None, ["on 64 seeds that were not learnt from", "64 of these 64 begin with a text that was learnt from"]),
+        (30, ["on 30 episodes that were learnt from: there are too few"]),
+        (100, ["on 10 seeds that were not learnt from"]),
+    ):
+        several = type(
+            "Several", (Counted,), {"instances": instances, "reset": lambda _, seed, n=instances or 7: f"{seed % n}"}
+        )
+        notes = reinforce.plan(model(), environment=several, **{**JOB, "instances": 90}).notes
+        assert all(each in " ".join(notes) for each in said), notes
+        assert ("begin with a text" in " ".join(notes)) == (instances is None)
+
+
+@pytest.mark.parametrize("instances", [0, 2.5, True, "many"])
+def test_a_number_of_episodes_that_is_none_is_refused(instances):
+    with pytest.raises(BadInput, match="expected how many different episodes"):
+        acting(environment=type("Several", (Counted,), {"instances": instances}))
+
+
+@pytest.mark.parametrize("reached", [3, (1,), (1, 0), ("a", "b"), (float("nan"), 1)])
+def test_a_range_that_is_none_is_refused(reached):
+    with pytest.raises(BadInput, match="expected the least and the most that an episode comes to"):
+        acting(environment=type("Ranged", (Short,), {"score_range": reached}))
+
+
+def test_what_takes_such_rewards_is_not_refused():
+    groups = recipe(**{**SMALL, **GROUPS})
+    assert acting(environment="tictactoe", invalid_penalty=0.5, chosen=groups).problems
+    assert acting(environment="corridor", chosen=recipe("sppo", **SMALL)).problems
+    dots = recipe(**{**SMALL, **GROUPS, "select": "dots", "reference_questions": 8})
+    assert acting(environment=[Short, Long], compose="nested", chosen=dots).problems
+
+
+@pytest.mark.parametrize("name", ["tictactoe", "matrix-games", "spy", "spy-bits"])
+def test_the_least_that_an_episode_comes_to_is_what_it_says(name):
+    """Played by one who never says anything that counts."""
+    opened = open_environment(name)
+    found = []
+    for seed in range(40):
+        environment, total, done = opened.make(), 0.0, False
+        environment.reset(seed)
+        while not done:
+            _, reward, done, _ = environment.step("")
+            total += reward
+        found.append(total)
+    assert opened.score_range == (pytest.approx(min(found)), 1.0)
+
+
+def test_rewards_that_only_playing_shows_are_refused_before_the_first_step(monkeypatch):
+    class Costly(Short):
+        def step(self, text):
+            return "", -0.25, True, {"success": False}
+
+    monkeypatch.setattr(reinforcing, "train", lambda *_, **__: pytest.fail("it was trained"))
+    how = {**JOB, "method": "sppo", "num_generations": None}
+    with pytest.raises(BadInput, match=r"a reward of the first model is -0.25: use --method grpo"):
+        reinforce(model(), environment=Costly, **how)

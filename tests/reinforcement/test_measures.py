@@ -1,5 +1,6 @@
 """What is measured before and after: Pass@k against all draws, intervals by group, and what `solve` asks a model."""
 
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -23,7 +24,8 @@ def solved(rewards, greedy=(1, 0, 1), groups=(0, 1, 2)):
 
 def test_pass_at_k_is_the_share_of_all_draws_that_hold_a_right_response():
     found = solved(REWARDS).per_problem()
-    assert list(found) == ["greedy_accuracy", "pass@1", "pass@2", "pass@4", "pass@5"]  # every rewards is 0 or 1
+    shown = ["greedy_accuracy", "pass@1", "pass@2", "pass@4", "pass@5"]
+    assert list(solved(REWARDS).estimates()) == shown  # every reward is 0 or 1
     for k in (1, 2, 4, 5):
         draws = [[max(draw) for draw in combinations(row, k)] for row in REWARDS.tolist()]
         assert found[f"pass@{k}"] == pytest.approx([np.mean(row) for row in draws])
@@ -43,7 +45,30 @@ def test_changes_are_paired_and_clustered():
     expected = item_interval(np.array([0.6 - 0.4, 1, -1]), np.array([0, 0, 1]))
     assert (change.value, change.lower, change.upper) == (expected.estimate, expected.lower, expected.upper)
     assert change.value == pytest.approx(0.2 / 3)
-    assert "reward" not in after.changes(solved(REWARDS / 2))  # only what both have
+
+
+@pytest.mark.parametrize(("then", "now"), [(0.0, 0.6), (0.6, 0.0), (1.0, 0.6), (0.25, 0.75)])
+def test_a_graded_reward_is_judged_where_one_of_both_measurements_has_no_grade(then, now):
+    before, after = (solved(np.full((40, 4), each), (0,) * 40, range(40)) for each in (then, now))
+    change = after.changes(before)["reward"]
+    assert change.value == change.lower == change.upper == pytest.approx(now - then)
+    assert before.estimates(after)["reward"].value == pytest.approx(then)
+    assert after.estimates(before)["reward"].value == pytest.approx(now)
+    assert before.estimates(after).keys() == after.estimates(before).keys() == after.changes(before).keys()
+
+
+def test_rewards_that_are_not_what_is_right_are_told_though_they_are_0_and_1():
+    paid = replace(solved(REWARDS), right=REWARDS < 0)
+    assert paid.estimates()["reward"].value == pytest.approx(REWARDS.mean()) and paid.estimates()["pass@1"].value == 0
+    assert "reward" not in replace(paid, right=REWARDS == 1).estimates()
+
+
+def test_a_share_that_is_of_one_measurement_alone_does_not_vanish():
+    with_part = replace(solved(REWARDS), shares={"success/b": np.array([1.0, np.nan, 0.0])})
+    for before, after in ((solved(REWARDS), with_part), (with_part, solved(REWARDS))):
+        assert np.isnan(after.changes(before)["success/b"].value)
+        both = before.estimates(after)["success/b"].value, after.estimates(before)["success/b"].value
+        assert sum(np.isnan(both)) == 1 and np.nansum(both) == 0.5
 
 
 def test_the_interval_of_a_share_stays_within_0_and_1():

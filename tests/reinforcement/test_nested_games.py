@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -365,6 +365,22 @@ def test_credit_of_one_task_is_grpo():
     assert torch.equal(segment_advantages(rolled), wide) and wide.abs().sum() > 0
 
 
+@pytest.mark.parametrize("made", [Nested, Mixed])
+def test_a_task_that_was_cut_short_has_the_rewards_until_then(made):
+    """A quarter a turn, whether it is paid at once or at the end; what is not understood costs a tenth."""
+
+    class Deaf(Endless):
+        def step(self, text):
+            return super().step(text) if text else ("What?", -0.1, False, {"valid": False})
+
+    for said_so, earned in ((["a"], 0.25), (["a", "b"], 0.5), (["", "b"], 0.15), (["a", "b", "c"], 0.75)):
+        environment = made({"first": Deaf, "second": Deaf})
+        environment.reset(0)
+        told = [environment.step(text) for text in said_so]
+        turns = [SimpleNamespace(info=info, reward=reward) for _, reward, _, info in told]
+        assert task_scores(SimpleNamespace(turns=turns)) == {"first": pytest.approx(earned)}
+
+
 def test_tasks_that_some_did_not_come_to(rolled):
     """Row 0 is cut in its second task, row 1 fails in it; the third task of both is missing, and not a score of 0."""
     episodes = list(rolled.episodes)
@@ -377,7 +393,8 @@ def test_tasks_that_some_did_not_come_to(rolled):
     cut = torch.tensor([first.turns[1].end, failed.end] + [10**6] * 6)
     mask = rolled.mask & (torch.arange(rolled.mask.shape[1]) < cut.unsqueeze(-1))
     changed = replace(rolled, episodes=tuple(episodes), mask=mask)
-    assert task_scores(episodes[0])["twice"] == first.turns[1].reward and "last" not in task_scores(episodes[0])
+    assert task_scores(episodes[0])["twice"] == is_odd(first.turns[1].text) / 2  # earned, and not yet paid
+    assert "last" not in task_scores(episodes[0])
     found, whole = segment_advantages(changed), segment_advantages(rolled)
     turn = failed
     assert (found[1, turn.begin : turn.end] == 0).all()  # it answers for no task

@@ -245,8 +245,13 @@ def test_the_shape_of_a_batch():
         ("grpo", {"num_generations": 1}, "num_generations is 1, but grpo compares the responses"),
         ("grpo", {"kl_beta": 0.1, "kl_in": "reward"}, "kl_in is 'reward', which needs rewards of tokens"),
         ("ppo", {"kl_beta": 0.1, "kl_in": "reward", "kl_on": "wrong"}, "kl_on is 'wrong', but in the reward"),
+        ("reinforce++", {"kl_beta": 0.1, "kl_in": "reward", "head": "random"}, "kl_in is 'reward', where the KL is of what"),
         ("apo", {"dual_clip": 3.0}, "dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None."),
         ("sppo", {"head": "random"}, "a rollout head and the critic of sppo do not go together: use grpo."),
+        *(
+            (method, {"head": "trained"}, "num_generations is 1, and a trained head is paid for what differs in a group")
+            for method in ("remax", "reinforce++", "reinforce")
+        ),
         ("r2po", {"steps": 20}, "steps is 20, but the first 20 (head_steps) are the head's"),
         ("grpo", {"overlong": 257}, "overlong is 257, more than max_new_tokens (256)."),
         ("sppo", {"overlong": 8}, "overlong takes up to 1 off a reward, and sppo needs rewards in [0, 1]: use 0."),

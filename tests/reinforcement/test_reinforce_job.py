@@ -1,10 +1,12 @@
 """The job: what it holds out, says at once, resumes and draws."""
 
+import importlib
 import json
 import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import sha256_file
@@ -13,6 +15,7 @@ from equipoise.data.problems import Problem
 from equipoise.reinforcement import reinforcing, training
 from equipoise.reinforcement.attempts import held_out
 from equipoise.reinforcement.job import reinforce
+from equipoise.reinforcement.recipe import recipe
 from equipoise.reinforcement.reinforcing import Reinforcing
 from equipoise.reinforcement.result import shown
 from reinforcement_world import ENDS, PROBLEMS, SMALL, model
@@ -37,15 +40,70 @@ def test_a_tenth_is_held_out_where_there_are_enough():
     assert few == same and len(few) == 39
 
 
+def test_groups_and_equal_prompts_are_held_out_whole():
+    grouped = [replace(each, group=f"g{place // 7}") for place, each in enumerate(problems(700))]
+    twice = [replace(each, prompt=f"What is {place % 60}?") for place, each in enumerate(problems(120))]
+    uneven = [replace(each, group=f"g{0 if place < 500 else place}") for place, each in enumerate(problems(600))]
+    for given, most in ((grouped, 70), (twice, 12), (uneven, 60)):
+        training_ones, measured = held_out(tuple(given))
+        assert most - 7 < len(measured) <= most and len(training_ones) + len(measured) == len(given)
+        for same in ("group", "prompt"):
+            parts = [{getattr(each, same) for each in part} - {""} for part in (training_ones, measured)]
+            assert not parts[0] & parts[1], same
+    assert held_out(tuple(grouped[:210]))[0] == tuple(grouped[:210])  # 30 groups are too few
+
+
+def test_prompts_that_are_measured_and_learnt_from_are_told():
+    learnt = problems(20)
+    others = [
+        replace(each, id=f"other {each.id}", prompt=f"{each.prompt}{'' if n < 3 else '?'}")
+        for n, each in enumerate(learnt)
+    ]
+    for asked, said in (
+        (others, "3 of the 20 prompts that before and after are compared on were learnt from, too."),
+        (others[3:], None),
+        (others[:3], "compared on the prompts that were learnt from"),
+    ):
+        notes = reinforce.plan(model(), prompts=learnt, eval_prompts=asked, **HOW).notes
+        assert notes == () if said is None else said in notes[0]
+
+
 @pytest.mark.parametrize("method", ["grpo", "sppo"])
 def test_rewards_that_are_all_alike_are_said_at_once_and_first_in_the_result(method, capsys):
     settings = {**HOW, "method": method, "reward": lambda completions, **_: [0.0] * len(completions)}
     result = reinforce(model(), prompts=PROBLEMS, **(settings | {"num_generations": None if method == "sppo" else 2}))
     assert result.alike == 1
-    assert (
-        result.warnings()[0].startswith("All responses had the same reward") and "num_generations" in result.headline()
+    said = f"All responses{' to a prompt' if method == 'grpo' else ''} had the same reward, from which {method} learns"
+    assert result.warnings()[0].startswith(said) and "num_generations" in result.headline()
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize(("method", "alike"), [("grpo", 1), ("remax", 1), ("reinforce++", 0)])
+def test_prompts_that_are_always_right_or_always_wrong_teach_groups_nothing(tmp_path, method, alike):
+    """No weight moves, and the remedy is no larger learning rate; what compares with the batch learns from them."""
+
+    def reward(prompts, **_):
+        return [float("o" in each) for each in prompts]
+
+    how = {**HOW, "prompts_per_step": len(PROBLEMS)}  # a batch has prompts of both kinds
+    result = reinforce(model(), prompts=PROBLEMS, out=tmp_path / "out", **{**how, "method": method, "reward": reward})
+    assert result.alike == alike and (result.moved == 0) == (alike == 1)
+    first = result.headline().startswith(
+        f"All responses to a prompt had the same reward, from which {method} learns nothing"
     )
-    assert capsys.readouterr().err.count("All responses had the same reward") == 1
+    assert first == (alike == 1)
+    shown = f"steps whose responses {'all' if method == 'reinforce++' else 'to each prompt'} had one reward"
+    assert shown in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_teaches_nothing():
+    same, each, mixed = (torch.tensor(rows) for rows in ([[1.0, 1], [1, 1]], [[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]))
+    for method, expected in (("grpo", [True, True, False]), ("sppo", [True, False, False])):
+        assert [
+            reinforcing.teaches_nothing(recipe(method), rewards, 1.0) for rewards in (same, each, mixed)
+        ] == expected
+    # an episode's tasks are told apart by their own scores
+    assert not reinforcing.teaches_nothing(recipe("grpo", advantage="segments"), same, 0.5)
 
 
 def test_a_reward_outside_0_and_1_is_refused_by_sppo(tmp_path):
@@ -81,9 +139,53 @@ def test_a_reward_function_sees_token_ids_and_the_step_as_trl_gives_them():
     result = reinforce(model(), prompts=PROBLEMS, **{**HOW, "reward": reward})
     assert {step for _, _, step in seen} == {0, 1}
     assert all(len(completions) == len(ids) for completions, ids, _ in seen)
-    assert sum(len(ids) for _, batch, _ in seen for ids in batch) >= sum(result.tokens.values())
+    assert sum(len(ids) for _, batch, _ in seen for ids in batch) == sum(
+        result.tokens.values()
+    )  # the look between, too
     ends = [ids[-1] in ENDS for _, batch, _ in seen for ids in batch if len(ids) < SMALL["max_new_tokens"]]
     assert ends and all(ends)  # no padding among them
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        (1, {}),
+        (4, {"evaluate_every": 2}),
+        (4, {"evaluate_every": 3, "eval_samples": 3}),
+        (2, {"method": "remax"}),
+        (2, {"method": "remax", "mixed_only": True}),
+        (2, {"method": "dapo", "reward": lambda completions, **_: [float("q" in each) for each in completions]}),
+        (5, {"select": "dots", "reference_questions": 8, "prompts_per_step": 2}),
+        (5, {"select": "oracle", "prompts_per_step": 2}),
+    ],
+)
+def test_the_plan_counts_each_response_that_may_be_written(monkeypatch, steps, settings):
+    """Of the rows that are rolled out none is beyond it, and without a prompt that is drawn in vain it is all of them."""
+    written, asked = (
+        [],
+        [replace(PROBLEMS[n % 5], id=f"p{n}", prompt=f"{PROBLEMS[n % 5].prompt} {n}") for n in range(10)],
+    )
+    for module in ("stages", "measures"):
+        real = importlib.import_module(f"equipoise.reinforcement.{module}").roll_out
+
+        def counted(*given, real=real, **how):
+            rolled = real(*given, **how)
+            written.append(len(rolled.ids))
+            return rolled
+
+        monkeypatch.setattr(f"equipoise.reinforcement.{module}.roll_out", counted)
+    how = {**HOW, "steps": steps, **settings}
+    planned = reinforce.plan(model(), prompts=asked, eval_prompts=PROBLEMS, **how).generated_tokens
+    written.clear()
+    try:
+        reinforce(model(), prompts=asked, eval_prompts=PROBLEMS, **how)
+    except WorkFailed:
+        assert how["method"] == "dapo"  # all in vain, after ten batches of the first step
+    count, most = sum(written), planned / SMALL["max_new_tokens"]
+    if how["method"] == "dapo" or how.get("mixed_only"):
+        assert count <= most and how["steps"] * 3 * 2 < count
+    else:
+        assert count == most
 
 
 @pytest.mark.parametrize(("method", "starts"), [("sppo", True), ("ppo", False)])
@@ -181,3 +283,27 @@ def test_a_request_is_refused_before_anything_is_loaded(monkeypatch):
     ):
         with pytest.raises(BadInput, match=word):
             reinforce(**{"model": "model", "prompts": PROBLEMS, **HOW, **given})
+
+
+def test_a_model_or_a_critic_that_was_written_anew_is_another(tmp_path):
+    for name, seed in (("model", 4), ("critic", 4)):
+        model(seed).save(tmp_path / name)
+    given = {
+        **HOW,
+        "method": "sppo",
+        "num_generations": None,
+        "steps": 1,
+        "model": str(tmp_path / "model"),
+        "critic": tmp_path / "critic",
+        "prompts": PROBLEMS,
+        "device": "cpu",
+    }
+    first = reinforce(**given, out=tmp_path / "out")
+    assert reinforce(**given, out=tmp_path / "out").path == first.path  # the same folders: what is done
+    for name in ("model", "critic"):
+        model(5).save(tmp_path / name)
+        for call in (reinforce, reinforce.plan):
+            with pytest.raises(BadInput, match=f"begun with another content of {name}"):
+                call(**given, out=tmp_path / "out")
+        model(4).save(tmp_path / name)
+    assert reinforce(**given, out=tmp_path / "out").path == first.path

@@ -37,7 +37,10 @@ class Info(TypedDict, total=False):
 
 @runtime_checkable
 class Environment(Protocol):
-    """One episode at a time. May also have max_turns: int, the most that an episode can take."""
+    """One episode at a time. May also have max_turns: int, the most that an episode can take; instances: int, how many
+    different ones there are where they are counted: the seeds s and s + instances are then the same task; score_range: the
+    least and the most that an episode can come to.
+    """
 
     def reset(self, seed: int) -> str:
         """Begin the episode of a seed of at least 0: the text that the model sees first, never empty."""
@@ -56,7 +59,8 @@ ENVIRONMENTS: Registry[Maker] = Registry("equipoise.data", "ENVIRONMENTS")
 class OpenedEnvironment:
     """What was named: its maker, what to call it, the sha256 of its file ("" for one of ours or of Python's).
 
-    max_turns: its own, None where it has none. chance: by the names of scores, what is had without any skill.
+    max_turns: its own, None where it has none. chance: by the names of scores, what is had without any skill. instances:
+    how many different episodes there are, score_range: what one can come to, None where it does not say.
     """
 
     make: Maker
@@ -64,6 +68,8 @@ class OpenedEnvironment:
     digest: str = ""
     max_turns: int | None = None
     chance: Mapping[str, float] = field(default_factory=dict)
+    instances: int | None = None
+    score_range: tuple[float, float] | None = None
 
 
 def open_environment(source: str | Any) -> OpenedEnvironment:
@@ -86,7 +92,24 @@ def open_environment(source: str | Any) -> OpenedEnvironment:
         make, path, name = named_in_file(source, kind="environment", what="an environment", example="shop.py:make")
         digest = sha256_file(path)
     make, made = _made(make, name)
-    return OpenedEnvironment(make, name, digest, getattr(made, "max_turns", None), dict(getattr(made, "chance", {})))
+    instances = getattr(made, "instances", None)
+    if instances is not None and (not isinstance(instances, int) or isinstance(instances, bool) or instances < 1):
+        raise BadInput(
+            f"{name} has instances={instances!r}, expected how many different episodes it has, or no such attribute."
+        )
+    reached = getattr(made, "score_range", None)
+    if reached is not None:
+        try:
+            least, most = map(float, reached)
+        except (TypeError, ValueError):
+            least, most = 1.0, 0.0
+        if not least <= most:
+            raise BadInput(
+                f"{name} has score_range={reached!r}, expected the least and the most that an episode comes to."
+            )
+        reached = (least, most)
+    turns, chance = getattr(made, "max_turns", None), dict(getattr(made, "chance", {}))
+    return OpenedEnvironment(make, name, digest, turns, chance, instances, reached)
 
 
 def _made(make: Any, name: str) -> tuple[Maker, Environment]:

@@ -129,6 +129,7 @@ class MatrixGames:
     """
 
     max_turns = 1
+    score_range = (INVALID, 1.0)
 
     @closed
     def __init__(

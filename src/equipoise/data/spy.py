@@ -136,6 +136,7 @@ class Spy:
             raise BadInput("Scripted players need something to say of every word: fill the pairs, or give players.")
         self._players, self._rounds = players, rounds
         self.max_turns = rounds + 1
+        self.score_range = (self.max_turns * INVALID, 1.0)
 
     def reset(self, seed: int) -> str:
         """The rules, the model's word, and the clues of those before it."""

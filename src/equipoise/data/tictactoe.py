@@ -85,6 +85,7 @@ class TicTacToe:
     """
 
     max_turns = TURNS
+    score_range = (TURNS * INVALID, WIN)
 
     @closed
     def __init__(

@@ -189,9 +189,14 @@ class ToolEnvironment:
         if missing := [name for name in ("{tools}", "{question}") if name not in self.instructions]:
             raise BadInput(f"the instructions have no {' and no '.join(missing)}: say where that is to stand.")
 
+    @property
+    def instances(self) -> int:
+        """How many different episodes there are."""
+        return len(self.tasks)
+
     def reset(self, seed: int) -> str:
         """The task of the seed, and the tools that there are. Raises BadInput for a gold that cannot be compared with."""
-        self._task = self.tasks[seed % len(self.tasks)]
+        self._task = self.tasks[seed % self.instances]
         if self._task.score is None:
             check_gold(self._task.kind, _golds(self._task))
         tools = "\n".join(described(name, tool) for name, tool in self.tools.items())

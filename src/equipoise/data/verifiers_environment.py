@@ -240,7 +240,7 @@ class VerifiersEnvironment:
     """
 
     def __init__(self, played: _Played) -> None:
-        self.max_turns = played.max_turns
+        self.max_turns, self.instances = played.max_turns, len(played.rows)
         self._played = played
         self._end: weakref.finalize[..., Any] | None = None
         self._asked: _Asked | None = None

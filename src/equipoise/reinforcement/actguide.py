@@ -82,7 +82,7 @@ def read_actions(path: str | Path, *, left_out: Sequence[str] = LEFT_OUT) -> Act
     rows = errors = repeated = unreadable = leaks = 0
     for place, _, row in read_rows(Path(path), {*_KEYS, *GOLDS, "actions", "messages", "error"}):
         rows += 1
-        keys = _keys(row)
+        keys = _keys(row, place)
         if not keys:
             raise BadInput(f"{place}: no id, prompt or question: a list of actions needs the name of its task.")
         if row.get("error"):
@@ -121,11 +121,31 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(each)
 
 
-def _keys(row: Mapping[str, Any]) -> list[str]:
+def _keys(row: Mapping[str, Any], place: str) -> list[str]:
     """What names the row's task: its id and what was asked, of a conversation its last turn."""
-    found = [row[name] for name in _KEYS if row.get(name) not in (None, "", [])]
-    asked = [value[-1].get("content") if isinstance(value, list) else value for value in found]
-    return [str(value) for value in asked if value]
+    found = []
+    for name in _KEYS:
+        value = row.get(name)
+        if isinstance(value, list) and value:
+            said = _said(value[-1].get("content")) if isinstance(value[-1], Mapping) else None
+            if said is None:
+                raise BadInput(f"{place}: {name} is a list, expected turns of a conversation with role and content.")
+            found.append(said)
+        elif isinstance(value, Mapping):
+            raise BadInput(f"{place}: {name} is {kind_of(value)}, expected a text, or turns of a conversation.")
+        elif value not in (None, []):
+            found.append(str(value))
+    return [each for each in found if each]
+
+
+def _said(content: Any) -> str | None:
+    """The text of a turn, also in parts as OpenAI has them; "" for none, None for what is no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        return None
+    texts = [part.get("text", "") if isinstance(part, Mapping) else None for part in content]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
 
 
 def _golds(row: Mapping[str, Any]) -> list[str]:
@@ -152,10 +172,14 @@ def _calls(row: Mapping[str, Any], place: str) -> Iterator[Action | None]:
     for message in row["messages"]:
         if not isinstance(message, Mapping) or message.get("role") != "assistant":
             continue
-        for call in message.get("tool_calls") or ():
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise BadInput(
+                f"{place}: tool_calls is {kind_of(calls)}, expected a list of {{function: {{name, arguments}}}}."
+            )
+        for call in calls:
             yield _action(call.get("function", call) if isinstance(call, Mapping) else call)
-        content = message.get("content")
-        for block in _BLOCK.findall(content) if isinstance(content, str) else ():
+        for block in _BLOCK.findall(_said(message.get("content")) or ""):
             try:
                 yield _action(json.loads(block))
             except (ValueError, RecursionError):

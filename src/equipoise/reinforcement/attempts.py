@@ -1,6 +1,7 @@
 """What is learnt from and measured on, and who judges it: prompts with a verifier, or the seeds of an environment."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.reinforcement import stages
-from equipoise.reinforcement.acting import Acting
+from equipoise.reinforcement.acting import FEWEST, Acting, met
 from equipoise.reinforcement.measures import Solved, solve
 from equipoise.reinforcement.playing import no_reward
 from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Sample = Callable[..., Step]
 Weigh = Callable[[Recipe, Step], Step]
 HELD_OUT = 128  # problems at most on which before and after are compared
-FEWEST = 40  # problems of which a tenth is held out
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,18 @@ class Attempts:
 class Tasks:
     """problems: learnt from. measured: on which before and after are compared; held_out: set apart for that.
 
-    judge: the name of what judges. names, inputs: of what was read, and its digests. opened: gives the attempts, and closes
-    what it has opened. environment: whether seeds of one are the problems. turns: of an attempt at most. chance: by names
-    of shares, what is had without any skill. notes: what a reader of the result must
-    know. check: raises BadInput for a model or a recipe that they cannot be tried with.
+    met: how many of the measured ask, or begin with, a text that is learnt from, too. judge: the name of what judges. names,
+    inputs: of what was read, and its digests. opened: gives the attempts, and closes what it has opened. environment:
+    whether seeds of one are the problems. turns: of an attempt at most. chance: by names of shares, what is had without any
+    skill. notes: what a reader of the result must know. check: raises BadInput for a model or a recipe that they cannot be
+    tried with. beside: the responses that a prompt may take beside those of its group. guided: whether some are written with
+    a hint.
     """
 
     problems: tuple[Problem, ...]
     measured: tuple[Problem, ...]
     held_out: bool
+    met: int
     judge: str
     names: Mapping[str, str]
     inputs: Mapping[str, str]
@@ -63,6 +66,8 @@ class Tasks:
     chance: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     check: Callable[["LanguageModel", Recipe], None] = lambda language_model, recipe: None
+    beside: Callable[[Recipe], int] = lambda recipe: 0
+    guided: bool = False
 
     @classmethod
     def of_prompts(
@@ -102,12 +107,10 @@ class Tasks:
                 )
             digests |= {"reward": found.digest} if found.digest else {}
             name = found.name
-        training, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))
-        apart = not measured and len(training) >= FEWEST
-        if not measured:
-            training, measured = held_out(training)
-        measured = measured[:HELD_OUT] if apart else measured
-        return cls(training, measured, apart, name, names, digests, opened)
+        given, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))
+        training, measured = (given, measured) if measured else held_out(given)
+        apart = len(training) < len(given)
+        return cls(training, measured, apart, met(training, measured), name, names, digests, opened)
 
     @classmethod
     def of_environment(cls, environment: Any, chosen: Recipe, **played: Any) -> "Tasks":
@@ -121,7 +124,8 @@ class Tasks:
         return cls(
             acting.problems,
             acting.measured,
-            True,
+            acting.held_out,
+            acting.met,
             acting.playing.environment.name,
             acting.names,
             acting.inputs,
@@ -131,6 +135,8 @@ class Tasks:
             chance=acting.playing.environment.chance,
             notes=acting.notes,
             check=acting.check,
+            beside=acting.beside,
+            guided=bool(acting.actions),
         )
 
 
@@ -173,9 +179,20 @@ def rewarding(verifier: Verifier) -> Reward:
 
 
 def held_out(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
-    """Problems to learn from and to measure on: every tenth, or all of them where there are few."""
-    if len(problems) < FEWEST:
+    """Problems to learn from and to measure on: a tenth, from every tenth group, or all of them where there are few.
+
+    What has one group, or asks the same, stays together: fewer than FEWEST of such are few.
+    """
+    groups = [problem.group or (problem.asked,) for problem in problems]
+    sizes = Counter(groups)
+    if len(sizes) < FEWEST:
         return problems, problems[:HELD_OUT]
-    measured = problems[::10][:HELD_OUT]
-    chosen = {problem.id for problem in measured}
-    return tuple(problem for problem in problems if problem.id not in chosen), measured
+    names, chosen, room = list(sizes), set(), min(-(-len(problems) // 10), HELD_OUT)
+    for name in (*names[::10], *names):  # where those are too large, others
+        if name not in chosen and sizes[name] <= room:
+            chosen.add(name)
+            room -= sizes[name]
+    parts: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem, name in zip(problems, groups, strict=True):
+        parts[name in chosen].append(problem)
+    return tuple(parts[0]), tuple(parts[1])

@@ -92,6 +92,12 @@ class Guided:
             language_model, encoded, recipe.max_new_tokens, [f"with the hint of {each.id!r}" for each, _ in told]
         )
 
+    def beside(self, recipe: Recipe) -> int:
+        """The rollouts that a task may take beside those of its group: probes of each length tried, and another group."""
+        longest = max(map(len, self.actions.values()), default=0)
+        rounds = longest.bit_length() if self.length == "search" else 0  # of bisection: ceil(log2(longest + 1))
+        return bool(longest) * recipe.samples + rounds * self.probe_rollouts
+
     def _check(self, recipe: Recipe) -> None:
         for clash, what in (
             (recipe.samples < 2, "num_generations=1: whether a task is hard, its group says"),
@@ -99,6 +105,10 @@ class Guided:
             (recipe.replay > 0, "replay, which keeps what was written to the prompts as they are"),
             (recipe.head != "none", "a rollout head, which writes with another policy than learns"),
             (recipe.loss == "anchored", "loss='anchored', whose window is another"),
+            (
+                recipe.kl_beta > 0 and recipe.kl_in == "reward" and self.correction == "ratio",
+                "kl_in='reward', where the KL is of the policy that saw the hint: use kl_in='loss'",
+            ),
         ):
             if clash:
                 raise BadInput(f"guidance does not go together with {what}.")

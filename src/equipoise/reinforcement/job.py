@@ -108,11 +108,13 @@ def reinforce(
         In place of prompts and verifier: the name of a text environment, or FILE:FUNCTION of one's own, with reset(seed) and
         step(text); in Python also what makes one. Several, with commas between, are composed.
     instances
-        Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on.
+        Of the environment: seeds that are learnt from, 512 when not given; 64 others are measured on. Of one that says how
+        many different episodes it has, at most these less a tenth, which is held out.
     max_turns
         Of an episode; not given: the environment's own, else 8.
     invalid_penalty
-        Subtracted from an episode's score for each turn that the environment did not understand or allow.
+        Subtracted from an episode's score for each turn that the environment did not understand or allow; not with methods
+        that take rewards in [0, 1] (sppo, ppo-bce), nor with select.
     compose
         Of several environments: nested (an episode goes through all, one after the other; also when not given), mixed (one
         prompt after the other plays the next), rotate (all prompts of a step play one, and steps take turns).
@@ -130,7 +132,7 @@ def reinforce(
     no_call
         With tool_reward outcome: what an answer without a call is worth: full (also when not given), zero, task-default.
     eval_prompts
-        Problems on which before and after are compared; not given: a tenth of the prompts, held out.
+        Problems on which before and after are compared; not given: a tenth of the prompts, held out with their groups.
     eval_samples
         Responses to each of these, for Pass@k.
     evaluate_every

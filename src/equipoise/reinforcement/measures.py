@@ -70,24 +70,33 @@ class Solved:
         found = {"greedy_accuracy": greedy.astype(float)}
         for k in _powers(samples):
             found[f"pass@{k}"] = pass_at_k(right, samples, k)
-        if not np.isin(self.rewards, (0.0, 1.0)).all():
-            found["reward"] = self.rewards.mean(axis=1)
-        return {**found, **self.shares}
+        return {**found, "reward": self.rewards.mean(axis=1), **self.shares}
 
-    def estimates(self) -> dict[str, Bounded]:
-        """Means over problems with 95 % intervals, clustered; of shares by Wilson's, which stay within [0, 1]."""
-        return {
-            name: bounded(values, self.clusters) if name == "reward" else mean_share(values, self.clusters)
-            for name, values in self.per_problem().items()
-        }
+    def estimates(self, other: Solved | None = None) -> dict[str, Bounded]:
+        """Means over problems with 95 % intervals, clustered; of shares by Wilson's, which stay within [0, 1].
+
+        other: one that stands beside this, of the same problems; what is in it alone is nan here.
+        """
+        here, found = self.per_problem(), dict.fromkeys(_told(self, other), UNDEFINED)
+        for name in found.keys() & here.keys():
+            mean = bounded if name == "reward" else mean_share
+            found[name] = mean(here[name], self.clusters)
+        return found
 
     def changes(self, before: Solved) -> dict[str, Bounded]:
-        """This minus an earlier measurement of the same problems, paired; nan for what was not there then."""
-        earlier = before.per_problem()
-        return {
-            name: bounded(values - earlier[name], self.clusters) if name in earlier else UNDEFINED
-            for name, values in self.per_problem().items()
-        }
+        """This minus an earlier measurement of the same problems, paired; nan for what is in one of both alone."""
+        now, earlier, found = self.per_problem(), before.per_problem(), dict.fromkeys(_told(self, before), UNDEFINED)
+        for name in found.keys() & now.keys() & earlier.keys():
+            found[name] = bounded(now[name] - earlier[name], self.clusters)
+        return found
+
+
+def _told(one: Solved, other: Solved | None) -> list[str]:
+    """What is told of measurements: all that one of them has, the reward where in one of them it says more than pass@1."""
+    every = [each for each in (one, other) if each is not None]
+    graded = any((each.rewards != each.solved).any() for each in every)
+    names = dict.fromkeys(name for each in every for name in each.per_problem())
+    return [name for name in names if graded or name != "reward"]
 
 
 def bounded(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Bounded:

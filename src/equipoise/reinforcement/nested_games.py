@@ -105,10 +105,9 @@ class _Task:
         else:
             self.penalty += reward
         over = bool(done) or self._turns >= self.max_turns
-        info |= {"task": self.name, "task_done": over}
+        info |= {"task": self.name, "task_done": over, "task_score": self.score + self.penalty}
         if over:
-            success = bool(done) and bool(info.get("success", False))
-            info |= {"success": success, "task_score": self.score + self.penalty}
+            info["success"] = bool(done) and bool(info.get("success", False))
         return reply, reward, over, info
 
 
@@ -119,8 +118,9 @@ class Nested:
     the episode's: their mean, minimum or product, or 1 where each was solved, else 0.
     A task's score is the sum of its rewards, paid when the last task ends; rewards of turns that were not valid are paid as
     they come, and not divided. Where a task ends, what follows is the first text of the next, and no word of how it went. An
-    action is one task's: what it says beyond the end of that is not read. `Info` names task, task_done, and of a task that
-    ended success and task_score. With one task it is that environment itself, as long as this is paid when it ends.
+    action is one task's: what it says beyond the end of that is not read. `Info` names task, task_done, task_score (its
+    rewards until now, paid or not), and of a task that ended success. With one task it is that environment itself, as long
+    as this is paid when it ends.
     """
 
     @closed
@@ -205,7 +205,9 @@ def _composed(
     digests = [task.digest for task in tasks.values()]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if any(digests) else ""
     made = make()
-    return OpenedEnvironment(make, mark.join(tasks), digest, made.max_turns, made.chance)
+    ranges = [task.score_range for task in tasks.values() if task.score_range is not None]
+    reached = (min(least for least, _ in ranges), max(most for _, most in ranges)) if ranges else None
+    return OpenedEnvironment(make, mark.join(tasks), digest, made.max_turns, made.chance, score_range=reached)
 
 
 def _chance(tasks: Mapping[str, OpenedEnvironment]) -> dict[str, float]:

@@ -102,7 +102,10 @@ def page(result: "Reinforced", folder: Path) -> Page:
             ("problems", ", ".join(f"{count:,} {name}" for name, count in result.problems.items())),
             ("generated tokens", ", ".join(f"{count:,} for {name}" for name, count in result.tokens.items())),
             ("length of right and wrong responses", _lengths(result)),
-            ("steps whose responses all had one reward", f"{result.alike:.0%}"),
+            (
+                f"steps whose responses {'to each prompt' if result.within else 'all'} had one reward",
+                f"{result.alike:.0%}",
+            ),
             ("trained weights that moved", f"{result.moved:.1%}"),
             ("written model against trained one", f"{number(result.gap, 2)} nats per token"),
         ),

@@ -41,6 +41,11 @@ class Advantage:
     unit: bool = False
     settings: tuple[str, ...] = ()
 
+    @property
+    def within(self) -> bool:
+        """Whether a response is compared with others to the same prompt alone: where these are alike nothing is learnt."""
+        return self.least > 1 or self.greedy
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -159,7 +164,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     clip_window: Literal["behavior", "current"] = Field(
         default="behavior",
-        description="Replay: the ratio is held near the policy that wrote a response, or near the present one.",
+        description="Replay, recorded actions: the ratio is held near the policy that wrote a response, or the present one.",
     )
     lora_rank: Count = Field(default=16, description="Rank of the LoRA adapter.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of the order of prompts and of every draw.")
@@ -225,8 +230,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             return 1e-4
         return 1e-6 if trained_parameters > 1e9 else 5e-6 if trained_parameters > 5e7 else 1e-4
 
-    def resolved(self, trained_parameters: int) -> dict[str, Any]:
-        """Every setting that counts with its value, for a model with so many trained parameters."""
+    def resolved(self, trained_parameters: int, *, guided: bool = False) -> dict[str, Any]:
+        """Every setting that counts with its value, for a model with so many trained parameters. guided: as of `used`."""
         rate = self.resolved_learning_rate(trained_parameters)
         settings = self.model_dump() | {
             "num_generations": self.samples,
@@ -236,10 +241,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             "head_learning_rate": self.head_learning_rate or rate,
             "replay_capacity": self.capacity,
         }
-        return {name: value for name, value in settings.items() if name in self.used() and value is not None}
+        return {name: value for name, value in settings.items() if name in self.used(guided) and value is not None}
 
-    def used(self) -> set[str]:
-        """The settings that count with this recipe's method."""
+    def used(self, guided: bool = False) -> set[str]:
+        """The settings that count with this recipe's method. guided: whether a stage has another policy write (`Guided`)."""
         unused = {name for each in ADVANTAGES.values() for name in each.settings}
         unused -= set(ADVANTAGES[self.advantage].settings)
         unused |= {"dual_clip"} if self.loss == "anchored" else {"push", "pull", "anchors", "clip_mode", "inclusive"}
@@ -262,7 +267,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         if self.select != "dots":
             unused |= {"reference_questions", "refit", "prediction_worth"}
         if not self.replay:
-            unused |= {"replay_capacity", "clip_window"}
+            unused |= {"replay_capacity"} if guided else {"replay_capacity", "clip_window"}
         if self.select == "uniform" and not self.replay:
             unused |= {"select_every"}
         return set(type(self).model_fields) - unused
@@ -285,10 +290,20 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             )
         if self.kl_beta and self.kl_in == "reward" and self.kl_on == "wrong":
             raise BadInput("kl_on is 'wrong', but in the reward the KL is on every token: use kl_in='loss'.")
+        if self.kl_beta and self.kl_in == "reward" and self.head != "none":
+            raise BadInput(
+                "kl_in is 'reward', where the KL is of what the rollout head sampled from, and the policy learns: use "
+                "kl_in='loss'."
+            )
         if self.loss == "anchored" and self.dual_clip is not None:
             raise BadInput("dual_clip bounds a ratio above 0, and APO's may be below: use dual_clip=None.")
         if self.head != "none" and self.critic != "none":
             raise BadInput(f"a rollout head and the critic of {self.advantage} do not go together: use grpo.")
+        if self.head == "trained" and self.samples < 2:
+            raise BadInput(
+                f"num_generations is {self.samples}, and a trained head is paid for what differs in a group: use at least "
+                "2, or head=random."
+            )
         if self.head == "trained" and self.steps <= self.head_steps:
             raise BadInput(
                 f"steps is {self.steps}, but the first {self.head_steps} (head_steps) are the head's, so that the policy "

@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 
 from equipoise.core import progress
-from equipoise.core.agreement import UNDEFINED
 from equipoise.core.errors import BadInput
 from equipoise.core.job import Processes, Request
 from equipoise.core.state import save_state, stored_state
 from equipoise.core.terminal import say
 from equipoise.language.encode import IGNORE, Example, encode_prompts
 from equipoise.language.generate import check_room
-from equipoise.language.model import LanguageModel, wrap
+from equipoise.language.model import LanguageModel, model_digest, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.rollouts import roll_out
 from equipoise.language.taught import TAUGHT, opened, taught_once
 from equipoise.language.templates import DATE
 from equipoise.language.written import write_checked
+from equipoise.reinforcement.acting import refuse_rewards
 from equipoise.reinforcement.attempts import Attempts, Tasks
 from equipoise.reinforcement.critic import Critic, is_critic, open_critic
 from equipoise.reinforcement.measures import Solved, tokens_per_second
 from equipoise.reinforcement.predicting import EMBEDDINGS, PredictorSource
-from equipoise.reinforcement.recipe import Recipe, recipe
+from equipoise.reinforcement.recipe import ADVANTAGES, Recipe, recipe
 from equipoise.reinforcement.result import Answered, Reinforced, ReinforcePlan, all_alike
-from equipoise.reinforcement.training import ReinforceState, prepare, train
+from equipoise.reinforcement.training import MIXED_ATTEMPTS, ReinforceState, prepare, train
 from equipoise.training.team import Team
 
 SHOWN = 4  # answers shown
@@ -90,6 +90,8 @@ class Reinforcing(Request):
         training, names = tasks.problems, dict(tasks.names)
         source = PredictorSource.read(chosen, training, predictor, rates)
         digests = {**tasks.inputs, **({} if source is None else source.inputs)}
+        folders = {"model": model, "critic": how["critic"]}
+        digests |= {name: digest for name, each in folders.items() if (digest := model_digest(each))}
         names["model"] = model.name if isinstance(model, LanguageModel) else str(model)
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
         resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE
@@ -137,14 +139,12 @@ class Reinforcing(Request):
         rehearse(language_model, writes=self._writes())
         asked, timed = [problem.asked for problem in first], min(TIMED[1], recipe.max_new_tokens)
         rate = tokens_per_second(language_model, asked, timed, recipe.temperature)
-        measuring = len(self.tasks.measured) * ((self.samples + 1) * 2 + recipe.steps // self.every)
-        written = recipe.steps * recipe.responses + recipe.measured(len(self.tasks.problems))
-        tokens = (written + measuring) * recipe.max_new_tokens * self.tasks.turns
+        tokens = self._responses() * recipe.max_new_tokens * self.tasks.turns
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         tokenizer: Any = language_model.tokenizer
         return ReinforcePlan(
             model=language_model.source,
-            recipe=recipe.resolved(trained),
+            recipe=recipe.resolved(trained, guided=self.tasks.guided),
             verifier=self.tasks.judge,
             problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
             first=tuple({"prompt": p.prompt, "gold": list(p.gold)} for p in self.tasks.problems[:3]),
@@ -155,6 +155,16 @@ class Reinforcing(Request):
             seconds=1.5 * tokens / rate,
             notes=self._notes(),
         )
+
+    def _responses(self) -> int:
+        """How many are written at most, to learn from and to measure."""
+        recipe, tasks = self.recipe, self.tasks
+        looks = (recipe.steps - 1) // self.every  # each a sampled response and the likeliest
+        measuring = len(tasks.measured) * ((self.samples + 1) * 2 + 2 * looks)
+        prompts = recipe.steps * recipe.prompts_per_step * (MIXED_ATTEMPTS if recipe.mixed_only else 1)
+        prompts += recipe.measured(len(tasks.problems)) // recipe.samples
+        each = recipe.samples + ADVANTAGES[recipe.advantage].greedy + tasks.beside(recipe)
+        return prompts * each + measuring
 
     def work(self, folder: Path | None) -> Reinforced:
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
@@ -177,6 +187,9 @@ class Reinforcing(Request):
         measured, damaged = ({}, []) if folder is None else stored_state(folder / BEFORE, of="measurement before")
         notes += damaged
         before = Solved.of(measured) if measured else self._solve(language_model, attempts)
+        refuse_rewards(
+            recipe, float(before.rewards.min()), float(before.rewards.max()), "a reward of the first model is"
+        )
         path: list[dict[str, float]] = stored.get("path") or [{"step": 0.0, **_values(before)}]
         alike = stored.get("alike", 0)
         critic = self._critic(language_model)
@@ -191,17 +204,18 @@ class Reinforcing(Request):
             rehearse(language_model, writes="nothing" if folder is None else self._writes())
         if folder is not None and self.team.main and not measured:  # it can take longer than the first steps
             save_state(folder / BEFORE, before.state())
-        generated = stored.get("generated", 0)
+        generated, looked = stored.get("generated", 0), stored.get("looked", 0)
 
         def look(reached: ReinforceState) -> bool:
-            nonlocal alike, generated
-            rewards = reached.step.rewards
-            alike += bool((rewards == rewards.flatten()[0]).all())
+            nonlocal alike, generated, looked
+            alike += teaches_nothing(recipe, reached.step.rewards, reached.metrics["zero_advantage"])
             generated += int(reached.metrics["generated_tokens"])
             if reached.done == alike == 1 and self.team.main and not progress.is_quiet():
-                say(all_alike(recipe.advantage))
+                say(all_alike(recipe.advantage, ADVANTAGES[recipe.advantage].within))
             if reached.done % self.every == 0 and reached.done < recipe.steps:
-                path.append({"step": float(reached.done), **_values(self._solve(language_model, attempts, samples=1))})
+                seen = self._solve(language_model, attempts, samples=1)
+                path.append({"step": float(reached.done), **_values(seen)})
+                looked += seen.tokens
             return False
 
         def save(state: dict[str, Any]) -> None:
@@ -211,6 +225,7 @@ class Reinforcing(Request):
                     "path": path,
                     "alike": alike,
                     "generated": generated,
+                    "looked": looked,
                 }
                 save_state(folder / STATE, kept)
 
@@ -232,7 +247,7 @@ class Reinforcing(Request):
         )
         after = self._solve(language_model, attempts)
         path.append({"step": float(fitted.steps), **_values(after)})
-        found, gap = after.estimates(), math.nan
+        gap = math.nan
         if folder is not None and self.team.main:
             examples = self._compared(language_model, after)
             gap = write_checked(
@@ -243,11 +258,11 @@ class Reinforcing(Request):
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         return Reinforced(
             recipe=recipe.model_dump(),
-            resolved=recipe.resolved(trained),
+            resolved=recipe.resolved(trained, guided=self.tasks.guided),
             method=self.method,
             verifier=self.tasks.judge,
-            before={**dict.fromkeys(found, UNDEFINED), **before.estimates()},
-            after=found,
+            before=before.estimates(after),
+            after=after.estimates(before),
             changes=after.changes(before),
             path=tuple(path),
             answers=self._answers(before, after),
@@ -259,8 +274,9 @@ class Reinforcing(Request):
             problems={"to learn from": len(self.tasks.problems), "to measure on": len(self.tasks.measured)},
             steps=fitted.steps,
             alike=alike / fitted.steps,
+            within=ADVANTAGES[recipe.advantage].within,
             moved=fitted.moved,
-            tokens={"training": generated, "measuring": before.tokens + after.tokens},
+            tokens={"training": generated, "measuring": before.tokens + looked + after.tokens},
             source=source,
             names=self.names,
             critic=critic is not None,
@@ -291,17 +307,28 @@ class Reinforcing(Request):
         return "adapter" if self.recipe.parameters == "lora" else "model"
 
     def _notes(self) -> tuple[str, ...]:
-        notes = []
-        count = len(self.tasks.measured)
-        notes += self.tasks.notes
-        if self.tasks.environment:
+        tasks = self.tasks
+        notes, count, met = list(tasks.notes), len(tasks.measured), tasks.met
+        if tasks.environment and not tasks.held_out:
+            notes.append(
+                f"Before and after are compared on {count} episodes that were learnt from: there are too few to hold "
+                "out some."
+            )
+        elif tasks.environment:
             notes.append(f"Before and after are compared on {count} seeds that were not learnt from.")
-        elif self.tasks.held_out:
+            if met:
+                notes.append(
+                    f"{met} of these {count} begin with a text that was learnt from: where nothing else of the seed "
+                    "matters, they are no new tasks."
+                )
+        elif tasks.held_out:
             notes.append(f"{count} of the prompts were held out: before and after are compared on them.")
-        elif self.tasks.measured[0] in self.tasks.problems:
+        elif met == count:
             notes.append(
                 "Before and after are compared on the prompts that were learnt from: give --eval-prompts for others."
             )
+        if met and not tasks.environment and met < count:
+            notes.append(f"{met} of the {count} prompts that before and after are compared on were learnt from, too.")
         if self.source is not None and self.source.rates is not None and self.source.rates.left_out:
             notes.append(
                 f"{self.source.rates.left_out} rates are of prompts that are not learnt from, and were left out."
@@ -376,6 +403,16 @@ def tiny_model(folder: Path | None, seed: int, processes: Processes, *, taught: 
     parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
     source = f"A Llama of {parameters / 1e6:.1f} million parameters, taught some chains of one-digit arithmetic."
     return replace(language_model, name="tiny", source=source, origin=None, chat_template="none")
+
+
+def teaches_nothing(recipe: Recipe, rewards: Any, zero_advantage: float) -> bool:
+    """Whether a step's rewards [P, N] are all one number, or where they are compared within a prompt alone, one for each.
+
+    zero_advantage: the share of responses without one. Advantages of turns or tasks may tell apart what has one reward.
+    """
+    if not ADVANTAGES[recipe.advantage].within:
+        return bool((rewards == rewards.flatten()[0]).all())
+    return zero_advantage == 1 and bool((rewards == rewards[:, :1]).all())
 
 
 def refuse_server(model: Any) -> None:

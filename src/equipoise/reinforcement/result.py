@@ -34,11 +34,11 @@ class Reinforced:
     """A model that was trained on verified rewards, with what it solves before and after; folder is None without one.
 
     changes: after minus before, paired by problem. path: what was solved along the way. alike: the share of steps whose
-    responses all had one reward. moved: share of the trained weights that is another number now. lengths: mean tokens of
-    right and of wrong responses, before and after (nan without any). tokens: generated for training and for measuring.
-    critic: whether a critic lies beside the model. gap: nats per token between the written model and the trained one.
-    selected: what was learnt from, where prompts were selected or responses came again; predictor: of whose difficulty.
-    chance: by the names of measures, what is had without any skill.
+    responses all had one reward; within: or those to each prompt, since the method compares these alone. moved: share of
+    the trained weights that is another number now. lengths: mean tokens of right and of wrong responses, before and after
+    (nan without any). tokens: generated for training and for measuring. critic: whether a critic lies beside the model. gap:
+    nats per token between the written model and the trained one. selected: what was learnt from, where prompts were selected
+    or responses came again; predictor: of whose difficulty. chance: by the names of measures, what is had without any skill.
     """
 
     recipe: Mapping[str, Any]
@@ -62,6 +62,7 @@ class Reinforced:
     gap: float = math.nan
     selected: Selected | None = None
     predictor: str = ""
+    within: bool = False
     chance: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
@@ -76,7 +77,7 @@ class Reinforced:
         """What a reader must know before the numbers: nothing was learnt, or something was lost."""
         found = []
         if self.alike == 1:
-            found.append(all_alike(self.recipe["advantage"]))
+            found.append(all_alike(self.recipe["advantage"], self.within))
         if self.moved < FEW_MOVED:
             found.append(
                 f"Only {self.moved:.2%} of the trained weights changed: use a larger learning rate, more steps, or dtype "
@@ -164,12 +165,12 @@ class ReinforcePlan:
         return (*lines, f"estimate, at most: {most}")
 
 
-def all_alike(advantage: str) -> str:
-    """What to say and to change where the rewards of all responses are one number."""
+def all_alike(advantage: str, within: bool) -> str:
+    """What to say and to change where the rewards of all responses, or within: of those to each prompt, are one number."""
     return (
-        f"All responses had the same reward, from which {advantage} learns nothing: use prompts nearer to what the model "
-        "can do, more num_generations, a higher temperature, more max_new_tokens, or look whether the verifier "
-        "understands the answers."
+        f"All responses{' to a prompt' if within else ''} had the same reward, from which {advantage} learns nothing: use "
+        "prompts nearer to what the model can do, more num_generations, a higher temperature, more max_new_tokens, or look "
+        "whether the verifier understands the answers."
     )
 
 

@@ -484,8 +484,14 @@ class R2POTrainer(ObjectiveMixin, GRPOTrainer):
                 "R2POTrainer samples from its own head on one process: leave out use_vllm and run one process."
             )
         self._policy = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._adapters = self._acting_adapters()
         self.head = r2po.RolloutHead.attach(self.model, seed=self.args.seed)
         self._head_learns = False
+
+    def _acting_adapters(self) -> list[str]:
+        """Those of the model that are on; none of one without, or while they are switched off."""
+        model = self.accelerator.unwrap_model(self.model)
+        return list(model.active_adapters) if is_peft_model(model) and model.has_active_enabled_adapter else []
 
     def _choose_stage(self) -> None:
         round_steps = self.args.head_steps + self.args.policy_steps
@@ -499,6 +505,8 @@ class R2POTrainer(ObjectiveMixin, GRPOTrainer):
         if self.model.training:
             self._choose_stage()
         batch = super()._generate_and_score_completions(inputs)
+        if self.model.training:  # an adapter that the reference was asked without learns again when it is back
+            self._choose_stage()
         if self.args.importance_cap is not None and self.model.training and not self._head_learns:
             with torch.no_grad():
                 old = _scores(self.model, batch, self.temperature).log_probs
@@ -520,7 +528,10 @@ class R2POTrainer(ObjectiveMixin, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *_: Any, **__: Any
     ) -> Any:
-        """Of z + u while the head learns, of z while the policy does; TRL's own reads the output matrix past the head."""
+        """Of z + u while the head learns, of z while the policy does; TRL's own reads the output matrix past the head.
+
+        The reference's are always of z: another model, or with adapters this one without them, or with others.
+        """
         cut = input_ids.shape[1] - logits_to_keep
         batch = {
             "prompt_ids": input_ids[:, :cut],
@@ -528,7 +539,8 @@ class R2POTrainer(ObjectiveMixin, GRPOTrainer):
             "completion_ids": input_ids[:, cut:],
             "completion_mask": attention_mask[:, cut:],
         }
-        own = self.accelerator.unwrap_model(model) is self.accelerator.unwrap_model(self.model)
+        same = self.accelerator.unwrap_model(model) is self.accelerator.unwrap_model(self.model)
+        own = same and self._acting_adapters() == self._adapters
         rollouts = own and self._head_learns and self.model.training
         with self.head.rollouts() if rollouts else nullcontext(), self.accelerator.autocast():
             scores = _scores(model, batch, self.temperature, entropies=True)

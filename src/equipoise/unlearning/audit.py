@@ -24,7 +24,7 @@ from equipoise.data.records import Record
 from equipoise.language import adapters
 from equipoise.language.encode import encode
 from equipoise.language.encode import notes as encoding_notes
-from equipoise.language.model import LanguageModel, load
+from equipoise.language.model import LanguageModel, load, model_digest
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.states import blocks
 from equipoise.language.templates import DATE
@@ -38,7 +38,7 @@ from equipoise.unlearning.measures import membership_scores
 from equipoise.unlearning.notes import record_key
 from equipoise.unlearning.quantised import GROUP, quantised
 from equipoise.unlearning.relearning import Relearning, attackable, relearn
-from equipoise.unlearning.sides import MEASURED, Sides, model_digest, read_sides, subsample
+from equipoise.unlearning.sides import MEASURED, Sides, read_sides, subsample
 
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal

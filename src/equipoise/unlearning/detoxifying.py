@@ -33,7 +33,7 @@ from equipoise.language import catalog, features
 from equipoise.language.encode import Example, encode, encode_prompts
 from equipoise.language.encode import notes as encoding_notes
 from equipoise.language.generate import check_room, generate
-from equipoise.language.model import LanguageModel, load
+from equipoise.language.model import LanguageModel, load, model_digest
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.score import log_likelihoods, perplexity
 from equipoise.language.templates import DATE
@@ -52,7 +52,7 @@ from equipoise.unlearning.detoxified import (
     SweepPoint,
 )
 from equipoise.unlearning.result import Measure
-from equipoise.unlearning.sides import digest_of, model_digest, subsample
+from equipoise.unlearning.sides import digest_of, subsample
 from equipoise.unlearning.value_matrices import ValueMatrix, projected, readout, replaced, value_matrices
 
 if TYPE_CHECKING:

@@ -98,21 +98,6 @@ def digest_of(rows: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_digest(model: Any) -> str:
-    """Of weights that lie here, so that a folder that was written anew is not taken for the one before; "" for others."""
-    if not isinstance(model, str | Path):
-        return ""
-    path = Path(model).expanduser()
-    if path.is_file():
-        return sha256_file(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    return (
-        hashlib.sha256("".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()
-        if files
-        else ""
-    )
-
-
 def with_general(sides: Sides) -> Sides:
     """With every tenth retain record held out as `general`, where no such side was given.
 
