@@ -328,16 +328,22 @@ def test_scores_are_written_once_and_the_same_wherever_it_was_killed(done, tmp_p
 def test_trl_reads_what_is_written_for_it(done, tmp_path):
     rows = [{"prompt": row["problem"], "completions": row["steps"]} for row in labelled()[:4]]
     long = {"prompt": "one", "completions": ["two three four " * 10, "yes", "no " * 60]}
-    result = score(done.folder, solutions=[*rows, long], format="trl", out=tmp_path / "soft")
-    found = lines(tmp_path / "soft" / "stepwise.jsonl")
+    result = score(done.folder, solutions=[*rows, long], format="trl", out=tmp_path / "usual")
+    found = lines(tmp_path / "usual" / "stepwise.jsonl")
     assert [row["completions"] for row in found] == [*(row["completions"] for row in rows), long["completions"][:2]]
-    assert found[4]["labels"] == result.scores["solution-5"][:2] and math.isnan(result.scores["solution-5"][2])
     assert result.unread == 1 and "1 of" in result.headline() and "left out of stepwise.jsonl" in result.headline()
-    assert read_steps(tmp_path / "soft" / "stepwise.jsonl")[0].labels == tuple(found[0]["labels"])
-    score(done.folder, solutions=[*rows, long], format="trl", threshold=0.4, out=tmp_path / "hard")
-    hard = lines(tmp_path / "hard" / "stepwise.jsonl")
-    assert [row["labels"] for row in hard] == [[r >= 0.4 for r in row["labels"]] for row in found]
-    assert {type(y) for row in hard for y in row["labels"]} == {bool}
+    assert "In stepwise.jsonl a step is labelled right from 0.5 on." in result.headline() and result.threshold == 0.5
+    assert read_steps(tmp_path / "usual" / "stepwise.jsonl")[0].labels == tuple(map(float, found[0]["labels"]))
+    scores = [row["scores"] for row in lines(tmp_path / "usual" / "scores.jsonl")]
+    assert scores[:4] == list(result.scores.values())[:4] and scores[4][2] is None
+    told = [[r for r in row if r is not None] for row in scores]
+    edge = told[0][0]  # a threshold that a score equals
+    score(done.folder, solutions=[*rows, long], format="trl", threshold=edge, out=tmp_path / "given")
+    given = lines(tmp_path / "given" / "stepwise.jsonl")
+    for file, threshold in ((found, 0.5), (given, edge)):
+        assert {type(y) for row in file for y in row["labels"]} == {bool}
+        # PRMTrainer's tokenize_row makes ints of them: what it learns is what was meant
+        assert [[int(y) for y in row["labels"]] for row in file] == [[int(r >= threshold) for r in row] for row in told]
 
 
 def test_a_model_that_was_altered_since_is_refused(done):
