@@ -53,7 +53,7 @@ from equipoise.reinforcement.prm_label_policy import (
     Policy,
 )
 from equipoise.reinforcement.prm_label_result import COMPLETIONS, LABELS, NONE, RULES, LabelPlan, StepLabels
-from equipoise.reinforcement.prm_label_solutions import LabelProblem, cut, read
+from equipoise.reinforcement.prm_label_solutions import LabelProblem, cut, read, stated
 from equipoise.reinforcement.reflection import NO_REFLECTION, ContinuedSolution, reflections, rule_judge
 from equipoise.reinforcement.reflection_chat import PHASE, ChatJudge
 from equipoise.reinforcement.reinforcing import tiny_model
@@ -248,7 +248,7 @@ class Labeling(Request):
             for count, row in enumerate(each.completions, start=1):
                 for one in row:
                     added = cut(after_thinking(one["text"]) or "", self.separator).steps
-                    asked.append(ContinuedSolution(each.solution.problem.prompt, steps[:count], added))
+                    asked.append(ContinuedSolution(stated(each.solution.problem), steps[:count], added))
                     outcomes.append(one["outcome"] or 0)
         judged: dict[str, int] = {}
         if self.names["judge"] == NONE:
@@ -357,7 +357,7 @@ def _separator(typed: str) -> str:
 
 
 def _told(problem: LabelProblem) -> dict[str, Any]:
-    told: dict[str, Any] = {"prompt": problem.problem.prompt, "gold": list(problem.problem.gold)}
+    told: dict[str, Any] = {"prompt": stated(problem.problem), "gold": list(problem.problem.gold)}
     return told if problem.given is None else {**told, "steps": list(problem.given.steps)}
 
 
