@@ -62,7 +62,7 @@ def rows(found, predictor, rule=""):
 
 def test_first_errors_are_counted_as_processbench_counts_them():
     judged = drawn()
-    found = measures.first_errors(judged, 0.55)
+    found = measures.first_errors("processbench", judged, 0.55)
     gsm8k, math_, mean = rows(found, MODEL)
     splits = [[i for i, each in enumerate(judged.solutions) if each.split == name] for name in ("gsm8k", "math")]
     guesses = predicted(judged, 0.55)
@@ -79,7 +79,7 @@ def test_first_errors_are_counted_as_processbench_counts_them():
 def test_each_half_is_judged_at_the_best_threshold_of_the_other():
     """Brute force over a grid that is finer than the scores, which are hundredths."""
     judged = drawn(60)
-    row = rows(measures.first_errors(judged, 0.5), MODEL, OTHER_HALF)[-1]
+    row = rows(measures.first_errors("processbench", judged, 0.5), MODEL, OTHER_HALF)[-1]
     gold = [each.first_error for each in judged.solutions]
 
     def mean_f1(guesses, side):
@@ -208,8 +208,8 @@ def test_nothing_to_tell_apart_is_undefined():
     judged = measures.Judged([solution(0, [1.0, None])], [np.array([0.4, 0.9])], np.array([0]), 0)
     (row,) = measures.discrimination("processbench", judged)
     assert math.isnan(row.model.value) and row.wrong == 0
-    assert all(math.isnan(each.f1.value) for each in measures.first_errors(judged, 0.5))
-    assert rows(measures.first_errors(judged, 0.5), MODEL, OTHER_HALF)[0].thresholds == (0.5, 0.5)
+    assert all(math.isnan(each.f1.value) for each in measures.first_errors("processbench", judged, 0.5))
+    assert rows(measures.first_errors("processbench", judged, 0.5), MODEL, OTHER_HALF)[0].thresholds == (0.5, 0.5)
 
 
 def test_best_of_n_and_its_controls():

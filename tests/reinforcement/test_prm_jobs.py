@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import get_args
 
@@ -407,6 +408,39 @@ def test_a_trained_model_is_weighed_beside_its_controls(done, tmp_path):
     page = (tmp_path / "weighed" / "report.html").read_text()
     assert "best of the other half" in page and "step position" in page and "<b>" not in page.replace("<b></b>", "")
     assert evaluate.stored(tmp_path / "weighed").first_errors == result.first_errors
+
+
+def test_each_format_has_a_first_error_f1_of_its_own(done, tmp_path):
+    words = [["yes", "no"], ["yes", "Oslo"]]
+    named = [
+        {"id": f"a{i}", "problem": f"{i}?", "steps": words[i % 2], "label": (1, -1)[i % 2], "split": "xy"[i // 10]}
+        for i in range(20)
+    ]
+    each = [{"id": f"b{i}", "problem": f"{i}!", "steps": words[i % 2], "labels": [0, i % 2]} for i in range(20)]
+    each[1]["labels"] = [1, 1]
+    alone = [evaluate(done.folder, data=rows) for rows in (named, each)]
+    both = evaluate(done.folder, data=named + each, out=tmp_path / "both")
+
+    def told(result):
+        return re.findall(r"first-error F1 \S+ at 0.5 \(\w+\)", result.headline())
+
+    assert told(both) == told(alone[0]) + told(alone[1]) and len(set(told(both))) == 2
+    assert [x.data for x in both.first_errors if (x.predictor, x.rule) == ("the model", "")] == [
+        *["processbench"] * 3,
+        "labels",
+    ]
+    lines = [line for line in both.summary()[:-1] if "first-error F1" in line]
+    assert {line.partition(":")[0] for line in lines} == {
+        "processbench x",
+        "processbench y",
+        "processbench mean",
+        "labels all",
+    }
+    assert len(lines) == len(set(lines)) == 2 + 4 + 4
+    page = (tmp_path / "both" / "report.html").read_text()
+    table = page[page.index("First errors, as ProcessBench") :].partition("</table>")[0]
+    assert re.search(r">data<.*>split<", table, re.DOTALL) and table.count(">processbench<") == 3 * 4
+    assert table.count(">labels<") == 4
 
 
 def test_a_limit_draws_from_each_split(done):

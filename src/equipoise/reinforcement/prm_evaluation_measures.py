@@ -149,16 +149,16 @@ def window(scores: Array, first_error: int) -> tuple[float, float]:
     return float(low), float(before.min(initial=np.inf))
 
 
-def first_errors(judged: Judged, threshold: float) -> list[FirstErrors]:
-    """Of each split, and their mean where there are several, by the model and by both controls."""
+def first_errors(data: str, judged: Judged, threshold: float) -> list[FirstErrors]:
+    """Of each split, and their mean where there are several, by the model and by both controls. data: what they came in."""
     return [
         row
         for predictor, rule in ((MODEL, ""), (MODEL, OTHER_HALF), (POSITION, OTHER_HALF), (ALWAYS, ""))
-        for row in _first_errors(judged.judged_by(predictor), predictor, rule, threshold)
+        for row in _first_errors(data, judged.judged_by(predictor), predictor, rule, threshold)
     ]
 
 
-def _first_errors(judged: Judged, predictor: str, rule: str, threshold: float) -> Iterator[FirstErrors]:
+def _first_errors(data: str, judged: Judged, predictor: str, rule: str, threshold: float) -> Iterator[FirstErrors]:
     gold = [-1 if each.first_error is None else each.first_error for each in judged.solutions]
     split = np.array([each.split for each in judged.solutions])
     windows = np.array([window(r, e) for r, e in zip(judged.scores, gold, strict=True)])
@@ -188,6 +188,7 @@ def _first_errors(judged: Judged, predictor: str, rule: str, threshold: float) -
             f1=_resampled(judged.of(places), lambda drawn: mean_f1(names, places[drawn], right[places[drawn]])),
             errors=int(erroneous[places].sum()),
             corrects=int((~erroneous[places]).sum()),
+            data=data,
         )
 
     for name in judged.splits:

@@ -89,6 +89,7 @@ def _first_errors(result: "PrmEvaluation") -> parts.Table:
     return parts.Table(
         "First errors, as ProcessBench counts them",
         (
+            parts.Column("data"),
             parts.Column("split"),
             parts.Column("by"),
             parts.Column("a step is wrong below"),
@@ -100,6 +101,7 @@ def _first_errors(result: "PrmEvaluation") -> parts.Table:
         ),
         tuple(
             (
+                each.data,
                 each.split or "all",
                 each.predictor,
                 rule(each, result.threshold),

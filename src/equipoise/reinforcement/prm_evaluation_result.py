@@ -23,7 +23,8 @@ class FirstErrors:
 
     predictor: the model or a control. rule: how the threshold was chosen, "" as given. thresholds: the given one, or that of
     each half. error_accuracy: of `errors` solutions how many have just the right step named; correct_accuracy: of `corrects`
-    without an error how many have none named (in the row of the mean both are over all solutions).
+    without an error how many have none named (in the row of the mean both are over all solutions). data: the format that the
+    solutions came in.
     """
 
     split: str
@@ -35,6 +36,7 @@ class FirstErrors:
     f1: Bounded
     errors: int
     corrects: int
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,11 @@ class PrmEvaluation:
 
     def headline(self) -> str:
         """One sentence, warnings first."""
-        said = []
-        if rows := [each for each in self.first_errors if each.predictor == MODEL and each.rule == ""]:
-            said.append(f"first-error F1 {shown(rows[-1].f1)} at {self.threshold:g}")
+        said = [
+            f"first-error F1 {shown(each.f1)} at {self.threshold:g} ({each.data})"
+            for each in self._of_all_splits()
+            if (each.predictor, each.rule) == (MODEL, "")
+        ]
         if rows := [each for each in self.classes if each.predictor == MODEL and each.rule == "" and each.name == ALL]:
             said.append(f"PRMScore {shown(rows[-1].score)} at {self.threshold:g}")
         said += [f"AUROC {shown(each.model)} ({each.data})" for each in self.discrimination if each.split == ALL]
@@ -161,10 +165,12 @@ class PrmEvaluation:
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: first errors, classes, AUROC, best of N, the headline."""
+        whole = self._of_all_splits()
         lines = [
-            f"{each.split or 'all'}: first-error F1 {shown(each.f1)}  {each.predictor}, {rule(each, self.threshold)}"
+            f"{each.data} {each.split or ALL}: first-error F1 {shown(each.f1)}  {each.predictor}, "
+            f"{rule(each, self.threshold)}"
             for each in self.first_errors
-            if each.split == self.first_errors[-1].split or (each.predictor, each.rule) == (MODEL, "")
+            if each in whole or (each.predictor, each.rule) == (MODEL, "")
         ]
         lines += [
             f"{each.name}: PRMScore {shown(each.score)}  {each.predictor}, {rule(each, self.threshold)}"
@@ -177,6 +183,11 @@ class PrmEvaluation:
         ]
         lines += [f"best of N, {each.how}: {shown(each.solved)} solved" for each in self.best_of]
         return (*lines, self.headline())
+
+    def _of_all_splits(self) -> list[FirstErrors]:
+        """The rows of the mean, of a data set with one split those of it: the last of each predictor."""
+        last = {each.data: each.split for each in self.first_errors}
+        return [each for each in self.first_errors if each.split == last[each.data]]
 
     def page(self, folder: Path) -> Page:
         """The report, from what is stored."""
