@@ -184,6 +184,21 @@ def test_a_run_of_calls_leaves_no_call_needless():
     assert "0 of 3 in right traces count as needless" in result.headline()
 
 
+def test_the_time_that_is_told_is_not_that_of_the_first_pass(monkeypatch):
+    """A model that takes 100 s for its first pass and 1 s for each further one."""
+    clock, passes, score = [0.0], [], tool_audit_model.score_responses
+
+    def slow_at_first(*given, **named):
+        clock[0] += 1 if passes else 100
+        passes.append(given)
+        return score(*given, **named)
+
+    monkeypatch.setattr(tool_audit_model, "score_responses", slow_at_first)
+    monkeypatch.setattr(tool_audit_model.time, "perf_counter", lambda: clock[0])
+    read = [tool_audit_model.ReadTrace(tuple(range(1, 9)), ((0, 1, 8),), (), True)] * 3
+    assert tool_audit_model.seconds_for(small_model(), read) == pytest.approx(3) and len(passes) == 2
+
+
 def test_the_margin_has_to_be_exceeded(tmp_path):
     (low, high) = (bounds(SURE)[side] - bounds(UNSURE)[1 - side] for side in (0, 1))
     words = [
