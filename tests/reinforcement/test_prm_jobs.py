@@ -347,6 +347,16 @@ def test_trl_reads_what_is_written_for_it(done, tmp_path):
         assert [[int(y) for y in row["labels"]] for row in file] == [[int(r >= threshold) for r in row] for row in told]
 
 
+def test_solutions_in_memory_are_scored_like_their_rows(done):
+    rows = labelled(6)
+    objects = read_steps(rows)
+    assert score(done.folder, solutions=objects, limit=2).scores == score(done.folder, solutions=rows, limit=2).scores
+    with pytest.raises(BadInput, match="id 's0' was used before at row 1; make ids unique"):
+        score(done.folder, solutions=[*objects, objects[0]])
+    with pytest.raises(BadInput, match="its labels are 'labels', and which is soft"):
+        train(model(), labels=objects, which="soft", **QUICK)
+
+
 def test_a_model_that_was_altered_since_is_refused(done):
     weights = done.folder / "model.safetensors"
     whole = weights.read_bytes()
@@ -458,3 +468,20 @@ def test_a_limit_draws_from_each_split(done):
 def test_data_without_labels_weighs_nothing(done):
     with pytest.raises(BadInput, match="has no labels to compare scores with: `prm score` says"):
         evaluate(done.folder, data=[{"problem": "a?", "steps": ["yes"]}])
+
+
+def test_an_adapter_that_is_not_merged_is_read_like_any_model():
+    made = model()
+    prm.add_tokens(made)  # whose rows of [POS] and [NEG] are equal: what is learnt of them is the adapter's
+    adapted = prm.attach(made, 2, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    rows = labelled(12)
+    found = evaluate(adapted, data=rows).scores
+    assert found == score(adapted, solutions=rows).scores and len({r for each in found.values() for r in each}) > 1
+    merged = evaluate(prm.merge(adapted), data=rows).scores
+    for one, other in zip(found.values(), merged.values(), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)

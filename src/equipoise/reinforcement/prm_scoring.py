@@ -20,7 +20,7 @@ from equipoise.core.files import seal, sha256_file, write_atomic
 from equipoise.core.folder import MANIFEST, damage, read_manifest
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
-from equipoise.data.steps import WRONG_BELOW, StepwiseSolution, read_steps, step_files
+from equipoise.data.steps import WRONG_BELOW, StepwiseSolution, read_steps, ready_steps, step_files
 from equipoise.language.model import LanguageModel, load
 from equipoise.reinforcement import nait, prm
 from equipoise.reinforcement.prm_scoring_result import ScoredStep, StepScores, StepScoresPlan
@@ -170,7 +170,7 @@ def read_solutions(name: str, source: Any, **how: Any) -> tuple[tuple[StepwiseSo
         ready = [each for each in given if isinstance(each, StepwiseSolution)]
         if ready and len(ready) < len(given):
             raise BadInput(f"{name} mixes solutions and rows: give one or the other.")
-        solutions = ready or read_steps(given, **how)
+        solutions = ready_steps(ready, **how) if ready else read_steps(given, **how)
         named = f"{len(solutions)} solutions"
     for each in solutions:
         if any(prm.PLACEHOLDER in text for text in (each.problem, *each.steps)):
