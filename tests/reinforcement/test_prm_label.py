@@ -177,6 +177,25 @@ def test_a_conversation_is_one_text_with_all_its_turns(monkeypatch):
         read(talks, limit=None, fields=None, separator=None)
 
 
+def test_the_dry_run_counts_no_less_than_is_drawn(monkeypatch):
+    """Nothing given comes to an answer, so that each of its steps is gone on with."""
+    monkeypatch.setattr(
+        LocalPolicy, "draw", lambda self, begun, samples: [[Drawn(" #### 3", True)] * samples for _ in begun]
+    )
+    given = [
+        {"id": "x", "prompt": "1+2", "answer": "3", "steps": ["ab", "cd", "ef"]},
+        {"id": "y", "prompt": "1+3", "answer": "4", "steps": ["gh"]},
+    ]
+    how = {"samples": 2, "max_new_tokens": 4}
+    plan = label.plan(model(), problems=given, **how)
+    drawn = label(model(), problems=given, **how).completions
+    assert drawn == 2 * (3 + 1) and plan.estimate.startswith(f"{drawn} completions, {drawn * 4} generated tokens")
+    assert any(line.startswith("estimate, at most: 8 completions") for line in plan.summary())
+    more = [*given, {"id": "z", "prompt": "1+4", "answer": "5"}]
+    written = label.plan(model(), problems=more, **how)
+    assert any(line.startswith("estimate, about: 18 completions (of 6 steps") for line in written.summary())
+
+
 # A policy and a judge that a server plays
 
 SUMS = [{"id": f"s{i}", "prompt": f"{i} + 2 + 3", "answer": str(i + 5)} for i in range(4)]

@@ -144,11 +144,14 @@ class Labeling(Request):
         )
 
     def plan(self) -> LabelPlan:
-        """Of a model here from one timed rollout of a few tokens."""
+        """Of a model here from one timed rollout of a few tokens.
+
+        Only a solution that comes to an answer needs no completions of its last step, which is known of none before.
+        """
         settings, first = self.settings, self.problems[0]
         given = [len(each.given.spans) for each in self.problems if each.given is not None]
         to_write = (len(self.problems) - len(given)) * settings.solutions
-        completions = settings.samples * (sum(given) - len(given) + to_write * (USUAL_STEPS - 1))
+        completions = settings.samples * (sum(given) + to_write * (USUAL_STEPS - 1))
         with self._taking_part(None, taught=False) as (policy, players):
             begun = Beginning(first.problem, "" if first.given is None else first.given.beginning(1), 0)
             return LabelPlan(
