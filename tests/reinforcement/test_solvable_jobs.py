@@ -1,14 +1,19 @@
 """The jobs `solvable fit` and `solvable score`: what they learn, refuse, resume, keep and say."""
 
 import json
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from equipoise.chat import client
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
+from equipoise.reinforcement import solvable
 from equipoise.reinforcement import solvable_fitting as fitting
 from equipoise.reinforcement.solvable_job import fit, score
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH
@@ -108,9 +113,41 @@ def test_a_critic_that_knows_nothing_says_so_first(done):
     result = fitted(reward=lambda prompts, **_: [float(sum(map(ord, p)) % 7 < 3) for p in prompts], epochs=1)
     assert not result.gains[CONSTANT]["Brier"].lower > 0
     first = result.summary()[0]
-    assert first.startswith("The critic predicts no better than the mean solve rate alone")
+    assert first.startswith("The critic is not shown to predict better than the mean solve rate alone")
     assert result.headline().startswith(first) and "Use more prompts" in first
     assert result.measures[LENGTH].keys() == result.measures[CRITIC].keys()
+
+
+def test_what_is_said_goes_no_further_than_the_interval(done):
+    """Of a gain: above 0, around it, below it, and unknown; by the mean rate, and by the length."""
+
+    def said(constant, length):
+        gains = {
+            **done.result.gains,
+            CONSTANT: {**done.result.gains[CONSTANT], "Brier": Bounded(*constant)},
+            LENGTH: {**done.result.gains[LENGTH], "Brier": Bounded(*length)},
+        }
+        return " ".join(replace(done.result, gains=gains).warnings())
+
+    above, around, below, unknown = (0.2, 0.1, 0.3), (0.02, -0.1, 0.1), (-0.2, -0.3, -0.1), (0.2, math.nan, math.nan)
+    assert said(above, above) == ""
+    for gain in (around, unknown):
+        assert said(gain, above).startswith("The critic is not shown to predict better than the mean solve rate alone")
+        assert said(above, gain).startswith("The critic is not shown to predict better than the length of the prompt")
+    assert said(below, above).startswith("The critic predicts worse than the mean solve rate alone")
+    assert said(above, below).startswith("The critic predicts worse than the length of the prompt alone")
+
+
+def test_the_floor_is_an_estimate_that_true_rates_can_beat(done):
+    rng = np.random.default_rng(0)
+    rates = rng.beta(3, 3, (300, 15))
+    rewards = (rng.random((300, 15, 4)) < rates[..., None]).astype(float)
+    below = [
+        solvable.squared_errors(q, each).mean() < solvable.floor(each) for q, each in zip(rates, rewards, strict=True)
+    ]
+    assert 0.3 < np.mean(below) < 0.7
+    page = (done.folder / "report.html").read_text()
+    assert "(estimated)" in page and "No prediction of these problems" not in page
 
 
 @pytest.mark.parametrize("wrong", [1.5, -1.0])
