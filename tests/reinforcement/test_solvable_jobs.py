@@ -6,13 +6,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from equipoise.chat import client
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.shares import Bounded
-from equipoise.data.problems import Problem
+from equipoise.data.problems import Problem, read_problems
 from equipoise.reinforcement import solvable
 from equipoise.reinforcement import solvable_fitting as fitting
 from equipoise.reinforcement.solvable_job import fit, score
@@ -204,6 +206,35 @@ def test_new_prompts_are_scored_and_kept(done, tmp_path):
     assert alone.kept is None and list(alone.scores.values()) == pytest.approx(known, abs=1e-5)
     page = (tmp_path / "scores" / "report.html").read_text()
     assert "<script>alert" not in page
+
+
+def test_rows_are_kept_as_they_were_in_words_that_json_has(done, tmp_path):
+    columns = {
+        "prompt": [EASY.format("a"), EASY.format("b"), EASY.format("c")],
+        "answer": ["1", "2", "3"],
+        "rating": [math.nan, 2.0, math.inf],
+        "parts": [[0.5, math.nan], [], None],
+        "count": pa.array([None, 3, 4], pa.int64()),
+        "id": [7, 8, 9],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "new.parquet")
+    score(done.folder, prompts=tmp_path / "new.parquet", keep="0:1", out=tmp_path / "scores")
+
+    def no_json(word):
+        pytest.fail(f"{word} is no JSON")
+
+    lines = (tmp_path / "scores" / "kept.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=no_json) for line in lines]
+    assert [row["id"] for row in found] == [7, 8, 9] and [row["rating"] for row in found] == [None, 2.0, None]
+    assert [row["parts"] for row in found] == [[0.5, None], [], None] and [row["count"] for row in found] == [
+        None,
+        3,
+        4,
+    ]
+    again = read_problems(tmp_path / "scores" / "kept.jsonl")
+    assert [(p.id, p.prompt, p.gold) for p in again] == [
+        (p.id, p.prompt, p.gold) for p in read_problems(tmp_path / "new.parquet")
+    ]
 
 
 def test_another_folder_is_no_scorer(done, tmp_path):
