@@ -143,6 +143,35 @@ def test_or_to_scores_that_are_far_from_those_of_the_stage_before(done, tmp_path
     assert third == refreshed(second, later) != stage(done.folder, 3)[0]
 
 
+def test_steps_that_are_never_learnt_count_nowhere(tmp_path):
+    """max_length is below the model's context, so that the model scores steps that it does not learn."""
+    rows = labelled()
+    how = {**QUICK, "epochs": 1.0, "max_length": 32}
+    result = train(model(), labels=rows, **how, out=tmp_path / "prm")
+    given, scores = stage(tmp_path / "prm", 1)
+    second, _ = stage(tmp_path / "prm", 2)
+    known = sum(y is not None for row in rows for y in row["labels"])
+    held = result.counts["held out"]["steps"]
+    assert result.cut > 0 and [s.positives + s.negatives for s in result.stages] == [known - held - result.cut] * 2
+    pairs = [(y, r) for ys, rs in zip(given, scores, strict=True) for y, r in zip(ys, rs, strict=True) if y is not None]
+    assert len(pairs) == known - held - result.cut > 20
+    assert result.stages[0].positives_kept == pytest.approx(
+        np.mean([r >= 0.75 for y, r in pairs if y == 1]), nan_ok=True
+    )
+    assert second == refreshed(given, scores)
+    named = {row["id"]: row["labels"] for row in rows}
+    ids = [row["id"] for row in lines(tmp_path / "prm" / "stage-1" / "labels.jsonl")]
+    lost = [
+        (y, r)
+        for name, ys, rs in zip(ids, given, scores, strict=True)
+        for told, y, r in zip(named[name], ys, rs, strict=True)
+        if told is not None and y is None
+    ]
+    assert len(lost) == result.cut and all(r is not None for _, r in lost)
+    plan = train.plan(model(), labels=rows, **how)
+    assert (plan.positives, plan.negatives) == (result.stages[0].positives, result.stages[0].negatives)
+
+
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(done, tmp_path, monkeypatch):
     """In the middle of the second stage, between its steps; while labels are refreshed; and while it is written."""
     store, refresh, saves = training.save_state, training.refresh, []
