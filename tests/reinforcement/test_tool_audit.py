@@ -533,8 +533,8 @@ def test_the_time_is_told_first_and_it_is_one_pass_a_trace(tmp_path, monkeypatch
         lambda model, batch, **how: passes.append(batch) or score(model, batch, **how),
     )
     audit_tools(SPOKEN, model=small_model())
-    assert [batch["input_ids"].shape[0] for batch in passes] == [1] * 4  # the first is timed
-    assert sum(batch["input_ids"].shape[1] for batch in passes[1:]) == told.tokens
+    assert [batch["input_ids"].shape[0] for batch in passes] == [1] * 5  # the second is timed
+    assert sum(batch["input_ids"].shape[1] for batch in passes[2:]) == told.tokens
     assert "One pass for each of 3 traces: about" in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ OVERLAP, SHORT, NO_LOG_PROBS, NOTHING_AFTER, INTERRUPTED, TOO_LONG = (
 )
 REASONS: Mapping[str, str] = {
     OVERLAP: "the bounds of the entropies before and after overlap (log more alternatives a token, or give --model)",
-    SHORT: "the model wrote fewer than 5 tokens before the call or after its reply (against the first text also: there)",
+    SHORT: "the model wrote fewer than 5 tokens before the call or after its reply (or at first, with --against first)",
     NO_LOG_PROBS: "no alternatives are logged for the text before or after",
     NOTHING_AFTER: "the trace ends with the call",
     INTERRUPTED: "somebody else spoke between the reply and the next text",
