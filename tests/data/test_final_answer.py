@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.data.final_answer import Number, choice, last_boxed, number
+from equipoise.data.final_answer import Number, choice, gold_number, last_boxed, number
 from equipoise.data.verify_tests import program_in
 
 
@@ -67,10 +67,101 @@ def test_the_last_box_whose_braces_match(text, content):
         (r"\boxed{18 \text{ dollars}}", 18),
         ("Twelve", None),
         ("9" * 2000, None),
+        # a minus apart from its number
+        (r"\boxed{- 5}", -5),
+        ("x = - 5", -5),
+        ("x = -(5)", -5),
+        ("#### - 2", -2),
+        ("#### $- 1,200", -1200),
+        (r"\boxed{-{5}}", -5),
+        (r"\boxed{\text{-}5}", -5),
+        (r"\boxed{- \frac{1}{2}}", Fraction(-1, 2)),
+        (r"\boxed{-{\frac{1}{2}}}", Fraction(-1, 2)),
+        ("The answer is $- 5$.", -5),
+        ("Answer: **- 5**", -5),
+        ("**Answer:** − 5", -5),
+        ("It is - 5 degrees.", -5),
+        ("[- .5]", Fraction(-1, 2)),
+        ("3 - 5", 5),
+        ("what is left of 3 - 5 apples", 5),
+        ("$x$ - 5", 5),
+        ("$x$- 5", 5),
+        ("f(3) - 5", 5),
+        ("**Total** - 5 apples", 5),
+        ("First:\n- 3 apples\n- 5 pears", 5),
+        # powers of ten
+        ("10^5", 10**5),
+        ("The answer is 10^{-3}", Fraction(1, 1000)),
+        ("-10^{2}", -100),
+        ("10**4", 10**4),
+        ("10^(-2)", Fraction(1, 100)),
+        ("10¹²", 10**12),
+        ("2.5 × 10⁻³", Fraction(25, 10**4)),
+        ("3/10^3", Fraction(3, 1000)),
+        ("110^2", 110),
+        ("10^{n}", 10),
+        ("5 m s⁻¹", 5),
     ],
 )
 def test_which_number_is_meant(text, value):
     found = number(text)
+    assert (found and found.value) == value
+
+
+@pytest.mark.parametrize(
+    ("gold", "value"),
+    [
+        ("1,200", 1200),
+        ("-5", -5),
+        ("3 + 4 = 7", 7),
+        ("x = 3 + 4 = 7", 7),
+        ("He has 3 * 4 = <<3*4=12>>12 apples, of 20.\n#### 12", 12),
+        ("From 3 and 4: \\boxed{7}", 7),
+        ("The answer is 12. I hope the 2 answers are correct.", 12),
+        ("5 or 5.0", 5),
+        ("18 dollars", 18),
+        ("$1,234.50", Fraction("1234.5")),
+        ("50 %", 50),
+        ("1 1/2", Fraction(3, 2)),
+        (r"2.5 \times 10^{3}", 2500),
+        ("10^5", 10**5),
+        (r"90^\circ", 90),
+        (r"25 \text{ cm}^2", 25),
+        ("25 cm²", 25),
+        (r"864 \mbox{ inches}^2", 864),
+        (r"11,\! 111,\! 100", 11111100),
+        ("9.8 m/s^2", Fraction("9.8")),
+        ("5 m s^{-1}", 5),
+        (r"2\sqrt{3}", None),
+        ("2√3", None),
+        (r"3\pi", None),
+        ("3π", None),
+        (r"\frac{\pi}{4}", None),
+        ("2^{10}", None),
+        ("x^2+3x", None),
+        (r"\pm 5", None),
+        (r"\ln 2", None),
+        ("(3, 4)", None),
+        ("(3,4)", None),
+        ("2k", None),
+        ("y = -2x", None),
+        ("4343_6", None),
+        (r"a \geq 3", None),
+        ("x < -3", None),
+        (r"(5,\infty)", None),
+        ("1 or 2", None),
+        (r"1 \text{ or } 2", None),
+        ("x=1, x=5", None),
+        ("x=1,y=5", None),
+        ("3:45", None),
+        ("2024-05-01", None),
+        ("1,5", None),
+        (r"The answer is 2\sqrt{3}.", None),
+        ("Paris", None),
+    ],
+)
+def test_a_gold_answer_is_one_plain_number(gold, value):
+    found = gold_number(gold)
     assert (found and found.value) == value
 
 
@@ -129,12 +220,19 @@ def test_no_text_is_too_odd_to_read(text):
         "1,111" * 8_000,
         "-" * 100_000,
         r"\frac{1" * 6_000,
+        "= -" * 30_000,
+        "=-" + "(" * 100_000,
+        "is" + " " * 100_000 + "-",
+        "10 ^ " * 20_000,
+        "10^{" + " " * 100_000,
+        "5 m" + " " * 100_000,
     ],
-    ids=range(13),
+    ids=range(19),
 )
 def test_answers_that_repeat_themselves_are_read_in_one_pass(text):
     """With a second pass for each mark any of these takes minutes."""
     number(text)
+    gold_number(text)
     assert choice(text) is None and program_in(text) == text
 
 

@@ -270,3 +270,24 @@ def test_problems_made_in_memory_are_held_to_what_rows_are():
     assert len(ready_problems([made[0], made[0]], limit=1)) == 1
     with pytest.raises(BadInput, match="limit is 0, expected at least 1"):
         ready_problems(made, limit=0)
+
+
+@pytest.mark.parametrize("name", ["answers", "gold", "ground_truth"])
+def test_several_golds_in_a_csv_cell_are_a_json_list_of_texts(tmp_path, name):
+    cells = {
+        '["Paris", "City of Paris"]': ("Paris", "City of Paris"),
+        ' ["3", "4"]': ("3", "4"),
+        '["½ #### 7"]': ("½ #### 7",),
+        "[0, 1]": ("[0, 1]",),
+        "[0, 1)": ("[0, 1)",),
+        '["a", 1]': ('["a", 1]',),
+        "[]": ("[]",),
+        "[Paris]": ("[Paris]",),
+    }
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("question", name), *(("Q?", cell) for cell in cells)])
+    problems = read_problems(tmp_path / "p.csv")
+    assert [problem.gold for problem in problems] == list(cells.values())
+    assert problems[0].gold == read_problems([{"question": "Q?", name: ["Paris", "City of Paris"]}])[0].gold
+    assert verify("number", "3", problems[1].gold) == verify("number", "4", problems[1].gold)

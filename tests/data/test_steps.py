@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.data.steps import StepwiseSolution, read_steps
+from equipoise.data.steps import StepwiseSolution, read_steps, ready_steps
 
 OURS = {
     "id": "q7/0",
@@ -191,3 +191,23 @@ def test_the_public_samples_are_read_whole(name, count, wrong):
     assert len(found) == count and {each.format for each in found} == {name}
     assert sum(any(y == 0 for y in each.labels) or each.first_error is None for each in found) == wrong
     assert sum(each.beyond > 0 for each in found) == (18 if name == "prmbench" else 0)
+
+
+def test_solutions_in_memory_are_held_to_what_rows_are():
+    rows = [
+        {"id": f"{i}", "problem": "p", "steps": ["a"], "hard": [0], "soft": [0.5], "split": "xy"[i % 2]}
+        for i in range(6)
+    ]
+    solutions = read_steps(rows, which="soft")
+    for limit in (None, 1, 2):
+        assert ready_steps(solutions, which="soft", limit=limit) == read_steps(rows, which="soft", limit=limit)
+    assert ready_steps(solutions) == solutions and [each.id for each in ready_steps(solutions, limit=1)] == ["0", "1"]
+    with pytest.raises(BadInput, match="row 1: id '0' was used before at row 1; make ids unique"):
+        ready_steps([*solutions, solutions[0]])
+    with pytest.raises(BadInput, match="row 1: its labels are 'soft', and which is hard: read it with the labels"):
+        ready_steps(solutions, which="hard")
+    assert ready_steps(solutions, which="hard", use="ignored") == solutions
+    with pytest.raises(BadInput, match="row 1: no labels"):
+        ready_steps(read_steps(rows, use="ignored"))
+    with pytest.raises(BadInput, match="limit is 0"):
+        ready_steps(solutions, limit=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.data.tools import ToolEnvironment, ToolTask
 from equipoise.data.traces import read_traces
 
 NAN = math.nan
@@ -265,3 +266,38 @@ def test_what_is_no_set_of_traces(tmp_path):
         read_traces(tmp_path / "empty.jsonl")
     with pytest.raises(BadInput, match="limit is 0"):
         read_traces([], limit=0)
+
+
+def episode_replies(reply, *names):
+    turns = [
+        {"text": "think", "reply": reply, "info": {"actions": [{"name": name, "arguments": {}} for name in names]}}
+    ]
+    (trace,) = read_traces([{"first": "q", "turns": [*turns, {"text": "done"}]}])
+    return [call.reply for call in trace.turns[0].calls]
+
+
+@pytest.mark.parametrize(
+    ("reply", "names", "replies"),
+    [
+        ("search: A\nlookup: B", ("search", "lookup"), ["A", "B"]),
+        ("search: A\nmore\n\nsearch: B", ("search", "search"), ["A\nmore\n", "B"]),
+        ("No tool 'x'.\nget: A\nget_all: B", ("get", "get_all"), ["No tool 'x'.\nA", "B"]),
+        ("search: A", ("search",), ["search: A"]),
+        ("search: A\nlookup: in it\nlookup: B", ("search", "lookup"), ["search: A\nlookup: in it\nlookup: B", None]),
+        ("lookup: B\nsearch: A", ("search", "lookup"), ["lookup: B\nsearch: A", None]),
+        ("both", ("search", "lookup"), ["both", None]),
+    ],
+)
+def test_a_reply_to_several_calls_of_an_episode_is_cut_at_their_names(reply, names, replies):
+    assert episode_replies(reply, *names) == replies
+
+
+def test_what_the_environment_of_tools_replies_is_found_again():
+    tools = {"add": lambda a, b: a + b, "tell": lambda: "two\nlines"}
+    environment = ToolEnvironment([ToolTask("?", "7", kind="number")], tools)
+    environment.reset(0)
+    calls = [{"name": "add", "arguments": {"a": 3, "b": 4}}, {"name": "tell", "arguments": {}}]
+    text = "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls)
+    reply, _, _, info = environment.step(text)
+    (trace,) = read_traces([{"first": "?", "turns": [{"text": text, "reply": reply, "info": info}, {"text": "7"}]}])
+    assert [call.reply for call in trace.turns[0].calls] == ["7", "two\nlines"]

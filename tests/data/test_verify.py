@@ -68,6 +68,8 @@ def test_reasons_say_what_is_missing_and_what_differs():
     ("kind", "gold", "message"),
     [
         ("number", "Paris", "'Paris' is no number"),
+        ("number", "(3, 4)", r"'\(3, 4\)' is no single number; use another kind"),
+        ("number", "2\\sqrt{3}", "is no single number"),
         ("choice", "Paris", "'Paris' is no letter"),
         ("regex", "(", r"'\(' is no pattern"),
         ("tests", "def f(", "is no Python"),

@@ -1,6 +1,7 @@
 """What is measured of step scores, against a loop, `nait`, and scikit-learn; controls; thresholds of the other half."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from equipoise.data.steps import StepwiseSolution
 from equipoise.reinforcement import nait
 from equipoise.reinforcement import prm_evaluation_measures as measures
-from equipoise.reinforcement.prm_evaluation_result import ALL, ALWAYS, MEAN, MODEL, OTHER_HALF, POSITION
+from equipoise.reinforcement.prm_evaluation_result import ALL, ALWAYS, MEAN, MODEL, OTHER_HALF, POSITION, of_split
+from equipoise.reinforcement.prm_evaluation_result import rule as rule_in_words
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def rows(found, predictor, rule=""):
 
 def test_first_errors_are_counted_as_processbench_counts_them():
     judged = drawn()
-    found = measures.first_errors(judged, 0.55)
+    found = measures.first_errors("processbench", judged, 0.55)
     gsm8k, math_, mean = rows(found, MODEL)
     splits = [[i for i, each in enumerate(judged.solutions) if each.split == name] for name in ("gsm8k", "math")]
     guesses = predicted(judged, 0.55)
@@ -79,7 +81,7 @@ def test_first_errors_are_counted_as_processbench_counts_them():
 def test_each_half_is_judged_at_the_best_threshold_of_the_other():
     """Brute force over a grid that is finer than the scores, which are hundredths."""
     judged = drawn(60)
-    row = rows(measures.first_errors(judged, 0.5), MODEL, OTHER_HALF)[-1]
+    row = rows(measures.first_errors("processbench", judged, 0.5), MODEL, OTHER_HALF)[-1]
     gold = [each.first_error for each in judged.solutions]
 
     def mean_f1(guesses, side):
@@ -97,6 +99,44 @@ def test_each_half_is_judged_at_the_best_threshold_of_the_other():
     guesses = [at_each[side][i] for i, side in enumerate(judged.half)]
     assert row.f1.value == pytest.approx(mean_f1(guesses, (0, 1)))
     assert row.thresholds[0] != row.thresholds[1]
+
+
+def test_a_split_without_wrong_or_right_solutions_has_no_say():
+    """Thresholds and the mean are those of the other splits: brute force, and the same data without that split."""
+    judged = drawn()
+    lone = [solution(f"lone {i}", [1.0, 1.0], split="lone") for i in range(10)]
+    added = measures.Judged(
+        [*judged.solutions, *lone],
+        [*judged.scores, *[np.array([0.95, 0.9])] * 10],
+        np.concatenate([judged.half, np.arange(10) % 2]),
+        0,
+    )
+    for rule in ("", OTHER_HALF):
+        found = rows(measures.first_errors("processbench", added, 0.5), MODEL, rule)
+        expected = rows(measures.first_errors("processbench", judged, 0.5), MODEL, rule)
+        assert [each.split for each in found] == ["gsm8k", "math", "lone", MEAN]
+        assert found[-1].thresholds == expected[-1].thresholds
+        assert found[-1].f1 == expected[-1].f1 and math.isfinite(found[-1].f1.value)
+        assert (found[-1].left_out, expected[-1].left_out) == (("lone",), ()) and math.isnan(found[2].f1.value)
+        assert (found[-1].errors, found[-1].corrects) == (expected[-1].errors, expected[-1].corrects)
+        assert of_split(found[-1]) == "mean without lone" and of_split(found[0]) == "gsm8k"
+
+
+def test_where_nothing_tells_a_threshold_none_is_said_to_be_chosen():
+    solutions = [solution(i, [1.0, 0.0] if i < 6 else [1.0, 1.0]) for i in range(12)]
+    scores = [np.array([0.9, 0.7 if i < 6 else 0.8]) for i in range(12)]
+    half = np.array([0] * 6 + [1] * 6)  # all wrong ones in one half, all right ones in the other
+    judged = measures.Judged(solutions, scores, half, 0)
+    (row,) = rows(measures.first_errors("processbench", judged, 0.5), MODEL, OTHER_HALF)
+    assert np.isnan(row.thresholds).all() and (row.error_accuracy, row.correct_accuracy) == (0, 1)  # as at 0.5
+    said = "best of the other half (0.500, none could be chosen and 0.500, none could be chosen)"
+    assert rule_in_words(row, 0.75) == said
+    mixed = replace(judged, half=np.arange(12) % 2)
+    (row,) = rows(measures.first_errors("processbench", mixed, 0.5), MODEL, OTHER_HALF)
+    assert row.thresholds == pytest.approx((0.75, 0.75)) and row.f1.value == 1
+    right = [solution(i, [1.0], format="prmbench", split="circular") for i in range(4)]
+    bench_ = measures.Judged(right, [np.array([0.9])] * 4, np.arange(4) % 2, 0)
+    assert np.isnan(rows(measures.error_classes(bench_, 0.5), MODEL, OTHER_HALF)[0].thresholds).all()
 
 
 def test_halves_keep_a_problem_together():
@@ -208,8 +248,8 @@ def test_nothing_to_tell_apart_is_undefined():
     judged = measures.Judged([solution(0, [1.0, None])], [np.array([0.4, 0.9])], np.array([0]), 0)
     (row,) = measures.discrimination("processbench", judged)
     assert math.isnan(row.model.value) and row.wrong == 0
-    assert all(math.isnan(each.f1.value) for each in measures.first_errors(judged, 0.5))
-    assert rows(measures.first_errors(judged, 0.5), MODEL, OTHER_HALF)[0].thresholds == (0.5, 0.5)
+    assert all(math.isnan(each.f1.value) for each in measures.first_errors("processbench", judged, 0.5))
+    assert np.isnan(rows(measures.first_errors("processbench", judged, 0.5), MODEL, OTHER_HALF)[0].thresholds).all()
 
 
 def test_best_of_n_and_its_controls():

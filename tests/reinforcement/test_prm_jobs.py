@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import get_args
 
@@ -140,6 +141,35 @@ def test_or_to_scores_that_are_far_from_those_of_the_stage_before(done, tmp_path
     assert (second, later) == stage(done.folder, 2)
     third, _ = stage(tmp_path / "prm", 3)
     assert third == refreshed(second, later) != stage(done.folder, 3)[0]
+
+
+def test_steps_that_are_never_learnt_count_nowhere(tmp_path):
+    """max_length is below the model's context, so that the model scores steps that it does not learn."""
+    rows = labelled()
+    how = {**QUICK, "epochs": 1.0, "max_length": 32}
+    result = train(model(), labels=rows, **how, out=tmp_path / "prm")
+    given, scores = stage(tmp_path / "prm", 1)
+    second, _ = stage(tmp_path / "prm", 2)
+    known = sum(y is not None for row in rows for y in row["labels"])
+    held = result.counts["held out"]["steps"]
+    assert result.cut > 0 and [s.positives + s.negatives for s in result.stages] == [known - held - result.cut] * 2
+    pairs = [(y, r) for ys, rs in zip(given, scores, strict=True) for y, r in zip(ys, rs, strict=True) if y is not None]
+    assert len(pairs) == known - held - result.cut > 20
+    assert result.stages[0].positives_kept == pytest.approx(
+        np.mean([r >= 0.75 for y, r in pairs if y == 1]), nan_ok=True
+    )
+    assert second == refreshed(given, scores)
+    named = {row["id"]: row["labels"] for row in rows}
+    ids = [row["id"] for row in lines(tmp_path / "prm" / "stage-1" / "labels.jsonl")]
+    lost = [
+        (y, r)
+        for name, ys, rs in zip(ids, given, scores, strict=True)
+        for told, y, r in zip(named[name], ys, rs, strict=True)
+        if told is not None and y is None
+    ]
+    assert len(lost) == result.cut and all(r is not None for _, r in lost)
+    plan = train.plan(model(), labels=rows, **how)
+    assert (plan.positives, plan.negatives) == (result.stages[0].positives, result.stages[0].negatives)
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(done, tmp_path, monkeypatch):
@@ -328,16 +358,32 @@ def test_scores_are_written_once_and_the_same_wherever_it_was_killed(done, tmp_p
 def test_trl_reads_what_is_written_for_it(done, tmp_path):
     rows = [{"prompt": row["problem"], "completions": row["steps"]} for row in labelled()[:4]]
     long = {"prompt": "one", "completions": ["two three four " * 10, "yes", "no " * 60]}
-    result = score(done.folder, solutions=[*rows, long], format="trl", out=tmp_path / "soft")
-    found = lines(tmp_path / "soft" / "stepwise.jsonl")
+    result = score(done.folder, solutions=[*rows, long], format="trl", out=tmp_path / "usual")
+    found = lines(tmp_path / "usual" / "stepwise.jsonl")
     assert [row["completions"] for row in found] == [*(row["completions"] for row in rows), long["completions"][:2]]
-    assert found[4]["labels"] == result.scores["solution-5"][:2] and math.isnan(result.scores["solution-5"][2])
     assert result.unread == 1 and "1 of" in result.headline() and "left out of stepwise.jsonl" in result.headline()
-    assert read_steps(tmp_path / "soft" / "stepwise.jsonl")[0].labels == tuple(found[0]["labels"])
-    score(done.folder, solutions=[*rows, long], format="trl", threshold=0.4, out=tmp_path / "hard")
-    hard = lines(tmp_path / "hard" / "stepwise.jsonl")
-    assert [row["labels"] for row in hard] == [[r >= 0.4 for r in row["labels"]] for row in found]
-    assert {type(y) for row in hard for y in row["labels"]} == {bool}
+    assert "In stepwise.jsonl a step is labelled right from 0.5 on." in result.headline() and result.threshold == 0.5
+    assert read_steps(tmp_path / "usual" / "stepwise.jsonl")[0].labels == tuple(map(float, found[0]["labels"]))
+    scores = [row["scores"] for row in lines(tmp_path / "usual" / "scores.jsonl")]
+    assert scores[:4] == list(result.scores.values())[:4] and scores[4][2] is None
+    told = [[r for r in row if r is not None] for row in scores]
+    edge = told[0][0]  # a threshold that a score equals
+    score(done.folder, solutions=[*rows, long], format="trl", threshold=edge, out=tmp_path / "given")
+    given = lines(tmp_path / "given" / "stepwise.jsonl")
+    for file, threshold in ((found, 0.5), (given, edge)):
+        assert {type(y) for row in file for y in row["labels"]} == {bool}
+        # PRMTrainer's tokenize_row makes ints of them: what it learns is what was meant
+        assert [[int(y) for y in row["labels"]] for row in file] == [[int(r >= threshold) for r in row] for row in told]
+
+
+def test_solutions_in_memory_are_scored_like_their_rows(done):
+    rows = labelled(6)
+    objects = read_steps(rows)
+    assert score(done.folder, solutions=objects, limit=2).scores == score(done.folder, solutions=rows, limit=2).scores
+    with pytest.raises(BadInput, match="id 's0' was used before at row 1; make ids unique"):
+        score(done.folder, solutions=[*objects, objects[0]])
+    with pytest.raises(BadInput, match="its labels are 'labels', and which is soft"):
+        train(model(), labels=objects, which="soft", **QUICK)
 
 
 def test_a_model_that_was_altered_since_is_refused(done):
@@ -403,6 +449,39 @@ def test_a_trained_model_is_weighed_beside_its_controls(done, tmp_path):
     assert evaluate.stored(tmp_path / "weighed").first_errors == result.first_errors
 
 
+def test_each_format_has_a_first_error_f1_of_its_own(done, tmp_path):
+    words = [["yes", "no"], ["yes", "Oslo"]]
+    named = [
+        {"id": f"a{i}", "problem": f"{i}?", "steps": words[i % 2], "label": (1, -1)[i % 2], "split": "xy"[i // 10]}
+        for i in range(20)
+    ]
+    each = [{"id": f"b{i}", "problem": f"{i}!", "steps": words[i % 2], "labels": [0, i % 2]} for i in range(20)]
+    each[1]["labels"] = [1, 1]
+    alone = [evaluate(done.folder, data=rows) for rows in (named, each)]
+    both = evaluate(done.folder, data=named + each, out=tmp_path / "both")
+
+    def told(result):
+        return re.findall(r"first-error F1 \S+ at 0.5 \(\w+\)", result.headline())
+
+    assert told(both) == told(alone[0]) + told(alone[1]) and len(set(told(both))) == 2
+    assert [x.data for x in both.first_errors if (x.predictor, x.rule) == ("the model", "")] == [
+        *["processbench"] * 3,
+        "labels",
+    ]
+    lines = [line for line in both.summary()[:-1] if "first-error F1" in line]
+    assert {line.partition(":")[0] for line in lines} == {
+        "processbench x",
+        "processbench y",
+        "processbench mean",
+        "labels all",
+    }
+    assert len(lines) == len(set(lines)) == 2 + 4 + 4
+    page = (tmp_path / "both" / "report.html").read_text()
+    table = page[page.index("First errors, as ProcessBench") :].partition("</table>")[0]
+    assert re.search(r">data<.*>split<", table, re.DOTALL) and table.count(">processbench<") == 3 * 4
+    assert table.count(">labels<") == 4
+
+
 def test_a_limit_draws_from_each_split(done):
     rows = [
         {"id": f"{split}{i}", "split": split, "problem": f"{i}?", "steps": ["yes", "no"], "label": 1 if i < 8 else -1}
@@ -418,3 +497,20 @@ def test_a_limit_draws_from_each_split(done):
 def test_data_without_labels_weighs_nothing(done):
     with pytest.raises(BadInput, match="has no labels to compare scores with: `prm score` says"):
         evaluate(done.folder, data=[{"problem": "a?", "steps": ["yes"]}])
+
+
+def test_an_adapter_that_is_not_merged_is_read_like_any_model():
+    made = model()
+    prm.add_tokens(made)  # whose rows of [POS] and [NEG] are equal: what is learnt of them is the adapter's
+    adapted = prm.attach(made, 2, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    rows = labelled(12)
+    found = evaluate(adapted, data=rows).scores
+    assert found == score(adapted, solutions=rows).scores and len({r for each in found.values() for r in each}) > 1
+    merged = evaluate(prm.merge(adapted), data=rows).scores
+    for one, other in zip(found.values(), merged.values(), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)

@@ -14,12 +14,14 @@ import pytest
 
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.data.problems import Problem
+from equipoise.data.steps import read_steps
 from equipoise.reinforcement import prm_label_policy as policies
 from equipoise.reinforcement import prm_labeling as labeling
 from equipoise.reinforcement.prm_label_drawing import Solution, nothing
 from equipoise.reinforcement.prm_label_job import LabelSettings, label
-from equipoise.reinforcement.prm_label_policy import GO_ON, Beginning, ChatPolicy, LocalPolicy
+from equipoise.reinforcement.prm_label_policy import GO_ON, Beginning, ChatPolicy, Drawn, LocalPolicy
 from equipoise.reinforcement.prm_label_solutions import cut, joined, read
+from equipoise.reinforcement.reflection import rule_judge
 from faulty_server import FaultyServer
 from reinforcement_world import model
 
@@ -135,6 +137,63 @@ def test_solutions_are_read_where_there_are_some(tmp_path):
         read([GOOD], limit=None, fields=None, separator=None)[2]
         != read([{**GOOD, "answer": "4"}], limit=None, fields=None, separator=None)[2]
     )
+
+
+def conversation(base, answer):
+    messages = [
+        {"role": "system", "content": f"Numbers are {base}."},
+        {"role": "user", "content": "What is 7+5?"},
+    ]
+    return {"id": base, "messages": messages, "answer": answer, "steps": [f"7+5={answer}", f"#### {answer}"]}
+
+
+def test_a_conversation_is_one_text_with_all_its_turns(monkeypatch):
+    """What is labelled right of a solution is so for what was asked, whose turns before the last may say the opposite."""
+    asked = []
+
+    def judge(solutions):
+        asked.extend(each.problem for each in solutions)
+        return rule_judge(solutions)
+
+    monkeypatch.setattr(labeling, "rule_judge", judge)
+    monkeypatch.setattr(
+        LocalPolicy,
+        "draw",
+        lambda self, begun, samples: [[Drawn(f" #### {b.problem.gold[0]}", True)] * samples for b in begun],
+    )
+    talks = [conversation("decimal", "12"), conversation("octal", "14")]
+    how = {"samples": 1, "max_new_tokens": 5}
+    result = label(model(), problems=talks, **how)
+    problems = [f"system: Numbers are {base}.\n\nuser: What is 7+5?" for base in ("decimal", "octal")]
+    assert [row["problem"] for row in result.labels()] == problems and set(asked) == set(problems)
+    assert len({each.group for each in read_steps(result.labels())}) == 2
+    alone = [{**talks[0], "messages": talks[0]["messages"][1:]}]
+    assert label(model(), problems=alone, **how).labels()[0]["problem"] == "What is 7+5?"
+    # Other turns are another content, and may not hold the placeholder.
+    digests = {read([{**each, "id": "x", "answer": "1"}], limit=None, fields=None, separator=None)[2] for each in talks}
+    assert len(digests) == 2
+    talks[1]["messages"][0]["content"] = "[PRM]"
+    with pytest.raises(BadInput, match=r"row 2: the problem holds \[PRM\]"):
+        read(talks, limit=None, fields=None, separator=None)
+
+
+def test_the_dry_run_counts_no_less_than_is_drawn(monkeypatch):
+    """Nothing given comes to an answer, so that each of its steps is gone on with."""
+    monkeypatch.setattr(
+        LocalPolicy, "draw", lambda self, begun, samples: [[Drawn(" #### 3", True)] * samples for _ in begun]
+    )
+    given = [
+        {"id": "x", "prompt": "1+2", "answer": "3", "steps": ["ab", "cd", "ef"]},
+        {"id": "y", "prompt": "1+3", "answer": "4", "steps": ["gh"]},
+    ]
+    how = {"samples": 2, "max_new_tokens": 4}
+    plan = label.plan(model(), problems=given, **how)
+    drawn = label(model(), problems=given, **how).completions
+    assert drawn == 2 * (3 + 1) and plan.estimate.startswith(f"{drawn} completions, {drawn * 4} generated tokens")
+    assert any(line.startswith("estimate, at most: 8 completions") for line in plan.summary())
+    more = [*given, {"id": "z", "prompt": "1+4", "answer": "5"}]
+    written = label.plan(model(), problems=more, **how)
+    assert any(line.startswith("estimate, about: 18 completions (of 6 steps") for line in written.summary())
 
 
 # A policy and a judge that a server plays

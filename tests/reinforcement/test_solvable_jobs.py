@@ -1,14 +1,21 @@
 """The jobs `solvable fit` and `solvable score`: what they learn, refuse, resume, keep and say."""
 
 import json
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from equipoise.chat import client
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.data.problems import Problem
+from equipoise.core.shares import Bounded
+from equipoise.data.problems import Problem, read_problems
+from equipoise.reinforcement import solvable
 from equipoise.reinforcement import solvable_fitting as fitting
 from equipoise.reinforcement.solvable_job import fit, score
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH
@@ -108,9 +115,41 @@ def test_a_critic_that_knows_nothing_says_so_first(done):
     result = fitted(reward=lambda prompts, **_: [float(sum(map(ord, p)) % 7 < 3) for p in prompts], epochs=1)
     assert not result.gains[CONSTANT]["Brier"].lower > 0
     first = result.summary()[0]
-    assert first.startswith("The critic predicts no better than the mean solve rate alone")
+    assert first.startswith("The critic is not shown to predict better than the mean solve rate alone")
     assert result.headline().startswith(first) and "Use more prompts" in first
     assert result.measures[LENGTH].keys() == result.measures[CRITIC].keys()
+
+
+def test_what_is_said_goes_no_further_than_the_interval(done):
+    """Of a gain: above 0, around it, below it, and unknown; by the mean rate, and by the length."""
+
+    def said(constant, length):
+        gains = {
+            **done.result.gains,
+            CONSTANT: {**done.result.gains[CONSTANT], "Brier": Bounded(*constant)},
+            LENGTH: {**done.result.gains[LENGTH], "Brier": Bounded(*length)},
+        }
+        return " ".join(replace(done.result, gains=gains).warnings())
+
+    above, around, below, unknown = (0.2, 0.1, 0.3), (0.02, -0.1, 0.1), (-0.2, -0.3, -0.1), (0.2, math.nan, math.nan)
+    assert said(above, above) == ""
+    for gain in (around, unknown):
+        assert said(gain, above).startswith("The critic is not shown to predict better than the mean solve rate alone")
+        assert said(above, gain).startswith("The critic is not shown to predict better than the length of the prompt")
+    assert said(below, above).startswith("The critic predicts worse than the mean solve rate alone")
+    assert said(above, below).startswith("The critic predicts worse than the length of the prompt alone")
+
+
+def test_the_floor_is_an_estimate_that_true_rates_can_beat(done):
+    rng = np.random.default_rng(0)
+    rates = rng.beta(3, 3, (300, 15))
+    rewards = (rng.random((300, 15, 4)) < rates[..., None]).astype(float)
+    below = [
+        solvable.squared_errors(q, each).mean() < solvable.floor(each) for q, each in zip(rates, rewards, strict=True)
+    ]
+    assert 0.3 < np.mean(below) < 0.7
+    page = (done.folder / "report.html").read_text()
+    assert "(estimated)" in page and "No prediction of these problems" not in page
 
 
 @pytest.mark.parametrize("wrong", [1.5, -1.0])
@@ -167,6 +206,35 @@ def test_new_prompts_are_scored_and_kept(done, tmp_path):
     assert alone.kept is None and list(alone.scores.values()) == pytest.approx(known, abs=1e-5)
     page = (tmp_path / "scores" / "report.html").read_text()
     assert "<script>alert" not in page
+
+
+def test_rows_are_kept_as_they_were_in_words_that_json_has(done, tmp_path):
+    columns = {
+        "prompt": [EASY.format("a"), EASY.format("b"), EASY.format("c")],
+        "answer": ["1", "2", "3"],
+        "rating": [math.nan, 2.0, math.inf],
+        "parts": [[0.5, math.nan], [], None],
+        "count": pa.array([None, 3, 4], pa.int64()),
+        "id": [7, 8, 9],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "new.parquet")
+    score(done.folder, prompts=tmp_path / "new.parquet", keep="0:1", out=tmp_path / "scores")
+
+    def no_json(word):
+        pytest.fail(f"{word} is no JSON")
+
+    lines = (tmp_path / "scores" / "kept.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=no_json) for line in lines]
+    assert [row["id"] for row in found] == [7, 8, 9] and [row["rating"] for row in found] == [None, 2.0, None]
+    assert [row["parts"] for row in found] == [[0.5, None], [], None] and [row["count"] for row in found] == [
+        None,
+        3,
+        4,
+    ]
+    again = read_problems(tmp_path / "scores" / "kept.jsonl")
+    assert [(p.id, p.prompt, p.gold) for p in again] == [
+        (p.id, p.prompt, p.gold) for p in read_problems(tmp_path / "new.parquet")
+    ]
 
 
 def test_another_folder_is_no_scorer(done, tmp_path):

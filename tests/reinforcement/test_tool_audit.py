@@ -152,6 +152,53 @@ def test_what_entropy_is_compared_with(tmp_path):
         np.testing.assert_allclose(made[against], expected)
 
 
+def test_of_calls_made_without_a_word_none_has_the_credit_or_the_blame_of_all(tmp_path):
+    """Rules by hand: a text of fewer than 5 tokens on either side of a call says nothing of it."""
+    rng = np.random.default_rng(3)
+    traces, lengths = [], []
+    for number in range(40):
+        own = rng.choice([0, 2, 4, 5, 6], size=5, p=[0.3, 0.1, 0.1, 0.2, 0.3]).tolist()
+        levels = [(UNSURE, SURE)[k] for k in rng.integers(0, 2, size=5)]
+        texts = [" ".join(["word"] * n) for n in own]
+        said = [says(texts[k], levels[k], ("search", {"n": k})) for k in range(4)]
+        replies = [told(0, f"reply {k}") for k in range(4)]
+        last = says(texts[4], levels[4])
+        traces.append(row(f"{number}", *(each for both in zip(said, replies, strict=True) for each in both), last))
+        lengths.append(own)
+    for against in ("previous", "first", "running-minimum"):
+        audit_tools(traces, against=against, out=tmp_path / against)
+        calls = calls_of(tmp_path / against)
+        for number, own in enumerate(lengths):
+            for k in range(4):
+                needed = [own[k], own[k + 1], *([own[0]] if against == "first" else [])]
+                outcome = calls[f"{number}", k + 1, "search"]["outcome"]
+                assert (outcome == "too few words") == (min(needed) < 5), (against, own, k)
+
+
+def test_a_run_of_calls_leaves_no_call_needless():
+    """The texts around three calls tell what all three did, and nothing of any."""
+    messages = [says(SIX, SURE, ("a", {})), told(0, "A")]
+    messages += [says(None, None, ("b", {})), told(0, "B"), says(None, None, ("c", {})), told(0, "C")]
+    result = audit_tools([row("run", *messages, says(SIX, UNSURE), success=True)])
+    assert result.undecided == {"too few words": 3} and result.useless_count == 0
+    assert "0 of 3 in right traces count as needless" in result.headline()
+
+
+def test_the_time_that_is_told_is_not_that_of_the_first_pass(monkeypatch):
+    """A model that takes 100 s for its first pass and 1 s for each further one."""
+    clock, passes, score = [0.0], [], tool_audit_model.score_responses
+
+    def slow_at_first(*given, **named):
+        clock[0] += 1 if passes else 100
+        passes.append(given)
+        return score(*given, **named)
+
+    monkeypatch.setattr(tool_audit_model, "score_responses", slow_at_first)
+    monkeypatch.setattr(tool_audit_model.time, "perf_counter", lambda: clock[0])
+    read = [tool_audit_model.ReadTrace(tuple(range(1, 9)), ((0, 1, 8),), (), True)] * 3
+    assert tool_audit_model.seconds_for(small_model(), read) == pytest.approx(3) and len(passes) == 2
+
+
 def test_the_margin_has_to_be_exceeded(tmp_path):
     (low, high) = (bounds(SURE)[side] - bounds(UNSURE)[1 - side] for side in (0, 1))
     words = [
@@ -375,7 +422,7 @@ def test_the_command_and_its_example(tmp_path, capsys):
     out = tmp_path / "audit"
     assert main(["audit", "tools", "--traces", "examples/tool_traces.jsonl", "--out", str(out), "--quiet"]) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == str(out) and "2 of 13 in right traces could be left out" in said.err
+    assert said.out.splitlines()[-1] == str(out) and "2 of 13 in right traces count as needless" in said.err
     assert "madeup" not in "".join(path.read_text() for path in out.iterdir())
 
 
@@ -486,8 +533,8 @@ def test_the_time_is_told_first_and_it_is_one_pass_a_trace(tmp_path, monkeypatch
         lambda model, batch, **how: passes.append(batch) or score(model, batch, **how),
     )
     audit_tools(SPOKEN, model=small_model())
-    assert [batch["input_ids"].shape[0] for batch in passes] == [1] * 4  # the first is timed
-    assert sum(batch["input_ids"].shape[1] for batch in passes[1:]) == told.tokens
+    assert [batch["input_ids"].shape[0] for batch in passes] == [1] * 5  # the second is timed
+    assert sum(batch["input_ids"].shape[1] for batch in passes[2:]) == told.tokens
     assert "One pass for each of 3 traces: about" in capsys.readouterr().err
 
 

@@ -20,26 +20,49 @@ _SAID = re.compile(
 )
 _MARKS = re.compile(r"(?:####|:|=|\b(?:is|are|was|be|equals))$", re.IGNORECASE)
 
-_SUPERSCRIPT = str.maketrans({raised: f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_POWER_OF_TEN = r"10\s*(?:\^|\*\*)\s*(?:\{\s*([-+]?\d{1,3})\s*\}|\(\s*([-+]?\d{1,3})\s*\)|([-+]?\d{1,3})\b(?!\.\d))"
 # In this order: what a number may be written with besides digits, and how it is read.
 _PLAIN = (
     (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),  # 1½
     (re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))"), ","),
     (re.compile(r"\u2212|(?<![\w)\]}])[\u2012\u2013](?=[\d.$])"), "-"),
-    (re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,; ])(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"(?<=\d)(?:\{,\}|,\\!\s?|\\[,; ])(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\\(?=[$%])|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]"), ""),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{\s*([-\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"), r"\1 \2\4/\3\5"),
     # The blank of the line above, unless a whole number goes before: 1\\frac12.
     (re.compile(r"(?<=[-(=\s]) (?=\d[\d.,]*/)|^ (?=-?\d[\d.,]*/)"), ""),
-    (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\b\}?"), r"e\1"),
+    (re.compile(rf"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*{_POWER_OF_TEN}"), r"e\1\2\3"),
+    (re.compile(rf"(?<![\w.^]){_POWER_OF_TEN}"), r"1e\1\2\3"),
+    # A minus apart from its number, where nothing goes before that it could subtract from: x = - 5, -{5}.
+    (
+        re.compile(
+            r"(^[\s*]*|[=≈(\[{#][ \t]*|:\**[ \t]*|\b(?:is|are|was|be|equals)[ \t]+|(?<![\w)\]}*$])(?:\*{1,2}|(?=\$-)))"
+            r"(\$[ \t]*|)-[ \t{(]+(?=[$€£¥]?\s?\.?\d)"
+        ),
+        r"\1\2-",
+    ),
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[,'’]\d{3})+(?!\d)")
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}])-)?(?:[$€£¥]\s?(?P<inner>-)?)?"
-    r"(?<![A-Za-z0-9_.^/])(?:(?P<mixed>\d{1,9}) (?=\d+/\d))?(?P<digits>\d+(?:\.\d+)?|\.\d+)"
-    r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?(?:/(?P<under>\d+(?:\.\d+)?)(?![\d/]))?(?P<percent>\s?%|\s+percent\b)?"
+    r"(?<![A-Za-z0-9_.^/])(?<!\^[-+])(?:(?P<mixed>\d{1,9}) (?=\d+/\d))?(?P<digits>\d+(?:\.\d+)?|\.\d+)"
+    r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?(?:/(?P<under>\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\w))?)(?![\d/]))?"
+    r"(?P<percent>\s?%|\s+percent\b)?"
 )
+# What makes another number of the one beside it, once units (5 m^2, 90^\circ) are left out.
+_UNIT = re.compile(
+    r"\^\s*\{?\s*(?:\\circ(?![A-Za-z])|°|o\b)|\b(?:[kcdm]?m|in|ft|yd|mi|s|units?|inch(?:es)?|feet|foot|yards?|miles?"
+    r"|(?:kilo|centi|milli)?met(?:er|re)s?|seconds?)\s*\^\s*\{?\s*-?\d"
+)
+_BESIDE = re.compile(
+    r"[√π∞^<>≤≥]|\d_|\d[abknxyz]\b"
+    r"|\\(?:sqrt|pi|infty|pm|mp|log|ln|sin|cos|tan|exp|binom|[lg]eq?(?:slant)?|[lg]t)(?![A-Za-z])"
+)
+_SEVERAL = re.compile(r"[,;\n]|\b(?:or|and)\b")
+_SENTENCE_ENDS = re.compile(r"[.!?](?=\s|$)")
 _LONGEST = 1000  # digits; more is no answer
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf)\s*\{([^{}]*)\}")
@@ -144,14 +167,41 @@ def number(text: str) -> Number | None:
     return next(reversed(list(_numbers(text))), None)
 
 
+def gold_number(text: str) -> Number | None:
+    """The number that a gold answer is, None where it is no single one.
+
+    As `number` reads it; but where several numbers stand that differ ("(3, 4)", "x=1, x=5"), or where one has a root, pi, a
+    power, a function, a variable or a bound beside it ("2\\sqrt{3}", "2^{10}", "2k", "x > 1"), it is not the number that is
+    meant. Units are no powers (5 m^2).
+    """
+    for content, strict in reversed(_marked(text)):
+        if next(_numbers(content), None) is not None:
+            return _only(content if strict else _SENTENCE_ENDS.split(content)[0])
+    return _only(text)
+
+
+def _only(text: str) -> Number | None:
+    text = _UNIT.sub("", _plain(text))
+    numbers = {found for part in _SEVERAL.split(text) for found in _found(part.rpartition("=")[2])}
+    return numbers.pop() if len(numbers) == 1 and not _BESIDE.search(text) else None
+
+
 def _numbers(text: str) -> Iterator[Number]:
-    text = text.translate(_SUPERSCRIPT)
+    return _found(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """With every number as digits."""
+    text = _SUPERSCRIPT.sub(lambda raised: "^" + raised[0].translate(_RAISED), text)
     for pattern, plain in _PLAIN[:2]:
         text = pattern.sub(plain, text)
     text = unified(text).replace("\u2044", "/")
     for pattern, plain in _PLAIN[2:]:
         text = pattern.sub(plain, text)
-    text = _THOUSANDS.sub(lambda grouped: re.sub(r"\D", "", grouped[0]), text)
+    return _THOUSANDS.sub(lambda grouped: re.sub(r"\D", "", grouped[0]), text)
+
+
+def _found(text: str) -> Iterator[Number]:
     for found in _NUMBER.finditer(text):
         if len(found[0]) > _LONGEST:
             continue

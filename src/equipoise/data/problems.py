@@ -16,6 +16,7 @@ Of a worked answer as in GSM8K what follows the last #### is taken, of a `soluti
 \\boxed{}; `answer_aliases` (MuSiQue) come after the answer. Other names are given by the caller: fields={"gold": "reply"}.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -246,9 +247,21 @@ def _gold(cells: Cells) -> tuple[str, ...]:
     value = cells.row[cells.name(name)]
     if isinstance(value, dict):
         value = _inside(cells, name, value)
-    golds = [_as_text(cells, name, each) for each in (value if isinstance(value, list) else [value])]
+    golds = [_as_text(cells, name, each) for each in _listed(value)]
     aliases = cells.texts("answer_aliases") if cells.row.get("answer_aliases") else ()
     return tuple(dict.fromkeys([*golds, *aliases]))
+
+
+def _listed(value: Any) -> list[Any]:
+    """The golds: a list, which a CSV cell may hold as JSON with texts in it; [0, 1], an interval, is one gold."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+            return found
+    return value if isinstance(value, list) else [value]
 
 
 def _inside(cells: Cells, name: str, value: Mapping[str, Any]) -> Any:

@@ -77,23 +77,60 @@ def read_steps(
     soft. use: whether a row without labels is refused, and whether labels are read at all. limit: only the first so many of
     each split. Raises BadInput, one sentence with file, line and remedy, for whatever cannot be read.
     """
+    read = (
+        solution_from(row, place=place, default_id=default_id, split=split, which=which, use=use)
+        for place, default_id, split, row in _rows(source)
+    )
+    solutions = _unique(read, limit)
+    if not solutions:
+        named = source if isinstance(source, str | Path) else "what was given"
+        raise BadInput(f"{named} is empty: expected at least one solution, with {_FORMS}.")
+    return solutions
+
+
+@closed
+def ready_steps(
+    solutions: Iterable[StepwiseSolution],
+    *,
+    which: LabelChoice | None = None,
+    use: LabelUse = "needed",
+    limit: int | None = None,
+) -> list[StepwiseSolution]:
+    """Solutions that are in memory, held to what `read_steps` holds rows to: labels of `which`, a limit, unique ids.
+
+    Raises BadInput in the same words. Labels cannot be chosen anew: a solution has those that it was made with.
+    """
+    return _unique((_as_asked(each, which, use) for each in solutions), limit)
+
+
+def _as_asked(solution: StepwiseSolution, which: LabelChoice | None, use: LabelUse) -> StepwiseSolution:
+    if use == "needed" and solution.labels is None:
+        raise BadInput(f"{solution.place}: no labels. Give each step one.")
+    chosen = solution.labelled_by if which is None or solution.labels is None else which.replace("-", "_")
+    if use != "ignored" and solution.labelled_by != chosen:
+        raise BadInput(
+            f"{solution.place}: its labels are {solution.labelled_by!r}, and which is {which}: read it with the labels that "
+            "are meant, or leave which out."
+        )
+    return solution
+
+
+def _unique(found: Iterable[StepwiseSolution], limit: int | None) -> list[StepwiseSolution]:
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, expected at least 1.")
     solutions: list[StepwiseSolution] = []
     places: dict[str, str] = {}
     counts: dict[tuple[str, str], int] = {}
-    for place, default_id, split, row in _rows(source):
-        solution = solution_from(row, place=place, default_id=default_id, split=split, which=which, use=use)
+    for solution in found:
         counts[part] = counts.get(part := (solution.format, solution.split), 0) + 1
         if limit is not None and counts[part] > limit:
             continue
         if solution.id in places:
-            raise BadInput(f"{place}: id {solution.id!r} was used before at {places[solution.id]}; make ids unique.")
-        places[solution.id] = place
+            raise BadInput(
+                f"{solution.place}: id {solution.id!r} was used before at {places[solution.id]}; make ids unique."
+            )
+        places[solution.id] = solution.place
         solutions.append(solution)
-    if not solutions:
-        named = source if isinstance(source, str | Path) else "what was given"
-        raise BadInput(f"{named} is empty: expected at least one solution, with {_FORMS}.")
     return solutions
 
 

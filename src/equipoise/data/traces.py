@@ -237,8 +237,21 @@ def _episode(cells: Cells) -> list[Fields]:
         calls = [{"function": each} for each in actions]
         messages.append({**turn, "role": "assistant", "content": turn.get("text"), "tool_calls": calls})
         if reply := turn.get("reply"):
-            messages += [{"role": "tool", "content": reply}] if calls else [{"role": "user", "content": reply}]
+            names = [str(action.get("name")) for action in actions]
+            parts = [{"role": "tool", "content": part} for part in _parts_of(reply, names)]
+            messages += parts if calls else [{"role": "user", "content": reply}]
     return messages
+
+
+def _parts_of(reply: str, names: Sequence[str]) -> list[str]:
+    """A reply to several calls, cut where a line begins with each one's name, as `data.tools` writes it; else whole."""
+    listed = "|".join(map(re.escape, names))
+    marks = list(re.finditer(rf"^({listed}): ", reply, re.MULTILINE)) if len(names) > 1 else []
+    if [mark[1] for mark in marks] != [*names]:
+        return [reply]
+    ends = [*(mark.start() for mark in marks[1:]), len(reply)]
+    found = [reply[mark.end() : end].removesuffix("\n") for mark, end in zip(marks, ends, strict=True)]
+    return [reply[: marks[0].start()] + found[0], *found[1:]]
 
 
 @dataclass(eq=False)

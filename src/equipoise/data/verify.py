@@ -8,7 +8,8 @@
 What an answer is compared by, after its thinking (an answer that is still thinking scores 0):
 
     exact     all of it, normalised (`data.answers.normalize`)
-    number    the number it comes to (`data.final_answer.number`); whole numbers exactly, others within `tolerance`, relative
+    number    the number it comes to (`data.final_answer.number`); whole numbers exactly, others within `tolerance`,
+              relative; a gold has to be one plain number (`gold_number`)
     choice    the letter it chooses (`data.final_answer.choice`)
     f1        all of it: F1 of the words that it shares with the gold (SQuAD, Rajpurkar et al. 2016), after `normalize`
     math      its last \\boxed{}, else all of it: as normalised LaTeX, else by math-verify (as SPPO does, arXiv:2604.08865)
@@ -95,8 +96,9 @@ def check_gold(kind: Kind, golds: Sequence[str]) -> None:
     if kind == "tests":
         check_tests(golds)
     for gold in golds:
-        if kind == "number" and final_answer.number(gold) is None:
-            raise BadInput(f"the gold answer {gold!r:.60} is no number; use another kind, for example exact or math.")
+        if kind == "number" and final_answer.gold_number(gold) is None:
+            what = "no number" if final_answer.number(gold) is None else "no single number"
+            raise BadInput(f"the gold answer {gold!r:.60} is {what}; use another kind, for example exact or math.")
         if kind == "choice" and final_answer.choice(gold) is None:
             raise BadInput(f"the gold answer {gold!r:.60} is no letter of a choice.")
         if kind == "regex":
@@ -295,7 +297,7 @@ def _number(tolerance: Fraction, said: str, golds: Sequence[str]) -> VerifierSco
     found = final_answer.number(said)
     if found is None:
         return VerifierScore(0.0, "missing: no number, or several in a box")
-    wanted = map(final_answer.number, golds)
+    wanted = map(final_answer.gold_number, golds)
     if any(number is not None and found.equals(number, relative=tolerance) for number in wanted):
         return _RIGHT
     return VerifierScore(0.0, f"another number: {found}")

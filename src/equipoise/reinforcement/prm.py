@@ -87,8 +87,13 @@ def has_tokens(language_model: LanguageModel) -> bool:
 
 
 def undecided(language_model: LanguageModel) -> bool:
-    """Whether every score is 0.5 whatever is read, as `add_tokens` leaves it: the two logits come from equal rows."""
+    """Whether every score is 0.5 whatever is read, as `add_tokens` leaves it: the two logits come from equal rows.
+
+    False with an adapter, which may add to these rows: what it makes of them is not looked up here.
+    """
     tokens = step_tokens(language_model)
+    if hasattr(language_model.model, "peft_config"):
+        return False
     head: Any = language_model.model.get_output_embeddings()
     return all(torch.equal(each[tokens.right], each[tokens.wrong]) for each in head.parameters())
 

@@ -126,7 +126,7 @@ class Evaluating(Request):
             if name == "prmbench":
                 classes += measures.error_classes(of_data, self.threshold)
             elif (whole := of_data.where(lambda each: each.first_error is not None)).solutions:
-                first_errors += measures.first_errors(whole, self.threshold)
+                first_errors += measures.first_errors(name, whole, self.threshold)
             if (labelled := of_data.where(lambda each: each.labels is not None)).solutions:
                 discrimination += measures.discrimination(name, labelled)
         chosen, chosen_from = measures.best_of(judged)

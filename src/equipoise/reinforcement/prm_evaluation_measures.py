@@ -1,7 +1,8 @@
 """How well steps are judged: first errors as ProcessBench counts them, PRMBench's classes, AUROC, best of N; and controls.
 
 A threshold says which steps are called wrong: those with r below. It is the one given, or the best of the other half of the
-problems: each half is judged at the threshold that was chosen on the other, so that none profits from its own.
+problems: each half is judged at the threshold that was chosen on the other, so that none profits from its own. Of first
+errors the best has the highest mean F1 of the splits that have both wrong and right solutions; so has the row of the mean.
 
     first errors    F1 = 2 a b / (a + b), a of the wrong solutions have just the right step named, b of the right ones none
                     (arXiv:2412.06559)
@@ -36,6 +37,7 @@ from equipoise.reinforcement.prm_evaluation_result import (
     OTHER_HALF,
     POSITION,
     RANDOM,
+    UNCHOSEN,
     BestOf,
     Discrimination,
     ErrorClass,
@@ -149,33 +151,41 @@ def window(scores: Array, first_error: int) -> tuple[float, float]:
     return float(low), float(before.min(initial=np.inf))
 
 
-def first_errors(judged: Judged, threshold: float) -> list[FirstErrors]:
-    """Of each split, and their mean where there are several, by the model and by both controls."""
+def first_errors(data: str, judged: Judged, threshold: float) -> list[FirstErrors]:
+    """Of each split, and their mean where there are several, by the model and by both controls. data: what they came in."""
     return [
         row
         for predictor, rule in ((MODEL, ""), (MODEL, OTHER_HALF), (POSITION, OTHER_HALF), (ALWAYS, ""))
-        for row in _first_errors(judged.judged_by(predictor), predictor, rule, threshold)
+        for row in _first_errors(data, judged.judged_by(predictor), predictor, rule, threshold)
     ]
 
 
-def _first_errors(judged: Judged, predictor: str, rule: str, threshold: float) -> Iterator[FirstErrors]:
+def _first_errors(data: str, judged: Judged, predictor: str, rule: str, threshold: float) -> Iterator[FirstErrors]:
     gold = [-1 if each.first_error is None else each.first_error for each in judged.solutions]
     split = np.array([each.split for each in judged.solutions])
     windows = np.array([window(r, e) for r, e in zip(judged.scores, gold, strict=True)])
     erroneous = np.array(gold) != -1
 
+    def defined(places: NDArray[np.intp]) -> list[str]:
+        """The splits of which these have both wrong and right solutions: others have no F1."""
+        return [name for name in judged.splits if len(set(erroneous[places[split[places] == name]].tolist())) == 2]
+
     def mean_f1(names: Sequence[str], places: NDArray[np.intp], right: Mask) -> Array:
-        """Over splits, [...] of right [..., len(places)]."""
+        """Over splits, [...] of right [..., len(places)]; nan where one of them has no F1."""
+        if not names:
+            return np.full(right.shape[:-1], np.nan)
         own = [split[places] == name for name in names]
         return np.mean([_f1(right[..., each], erroneous[places[each]])[2] for each in own], axis=0)
 
     def at_thresholds(places: NDArray[np.intp], tried: Array) -> Array:
-        return mean_f1(judged.splits, places, _inside(windows[places], tried[:, None]))
+        return mean_f1(defined(places), places, _inside(windows[places], tried[:, None]))
 
     at = _thresholds(judged, rule, threshold, windows.ravel(), at_thresholds)
-    right = _inside(windows, at[judged.half])
+    right = _inside(windows, _judging(at)[judged.half])
+    every = judged.splits
+    both = defined(np.arange(len(judged)))
 
-    def row(name: str, names: Sequence[str]) -> FirstErrors:
+    def row(name: str, names: Sequence[str], left_out: Sequence[str] = ()) -> FirstErrors:
         places = np.flatnonzero(np.isin(split, names))
         wrong, correct, _ = _f1(right[places], erroneous[places])
         return FirstErrors(
@@ -188,12 +198,14 @@ def _first_errors(judged: Judged, predictor: str, rule: str, threshold: float) -
             f1=_resampled(judged.of(places), lambda drawn: mean_f1(names, places[drawn], right[places[drawn]])),
             errors=int(erroneous[places].sum()),
             corrects=int((~erroneous[places]).sum()),
+            data=data,
+            left_out=tuple(left_out),
         )
 
-    for name in judged.splits:
+    for name in every:
         yield row(name, [name])
-    if len(judged.splits) > 1:
-        yield row(MEAN, judged.splits)
+    if len(every) > 1:
+        yield row(MEAN, both or every, [name for name in every if name not in both])
 
 
 def _f1(right: Mask, erroneous: Mask) -> tuple[Any, Any, Any]:
@@ -215,19 +227,24 @@ def _thresholds(
     """For each half the threshold that it is judged at: the given one, or the best of the other half.
 
     scores: between which thresholds differ. value: of some solutions at many thresholds, the higher the better. Of equals
-    the one nearest to 0.5; 0.5 where none is defined.
+    the one nearest to 0.5; nan where no value is defined, so that none can be chosen: see `_judging`.
     """
     if rule != OTHER_HALF:
         return np.full(2, threshold)
     seen = np.unique(scores[np.isfinite(scores)])
     tried = np.unique(np.concatenate([[0.5], (seen[1:] + seen[:-1]) / 2]))
     tried = tried[np.argsort(np.abs(tried - 0.5), kind="stable")]
-    best = np.full(2, 0.5)
+    best = np.full(2, np.nan)
     for side in (0, 1):
         values = value(np.flatnonzero(judged.half == 1 - side), tried)
         if np.isfinite(values).any():
             best[side] = tried[int(np.nanargmax(values))]
     return best
+
+
+def _judging(at: Array) -> Array:
+    """The thresholds that are judged at: 0.5 where none could be chosen."""
+    return np.where(np.isnan(at), UNCHOSEN, at)
 
 
 # PRMBench.
@@ -256,7 +273,10 @@ def _error_classes(judged: Judged, predictor: str, rule: str, threshold: float) 
     spread = np.quantile(read, np.linspace(0, 1, TRIED)) if read.size else read
     at = _thresholds(judged, rule, threshold, spread, value)
     counts = np.array(
-        [_counts(r, y, float(at[side])) for r, y, side in zip(judged.scores, labels, judged.half.tolist(), strict=True)]
+        [
+            _counts(r, y, float(_judging(at)[side]))
+            for r, y, side in zip(judged.scores, labels, judged.half.tolist(), strict=True)
+        ]
     )
     for name in (*judged.splits, ALL):
         places = np.flatnonzero((split == name) | (name == ALL))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from equipoise.core import page as parts
 from equipoise.core import plots
 from equipoise.core.job import Page
-from equipoise.reinforcement.prm_evaluation_result import MODEL, rule
+from equipoise.reinforcement.prm_evaluation_result import MODEL, of_split, rule
 from equipoise.reinforcement.result import shown
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def _first_errors(result: "PrmEvaluation") -> parts.Table:
     return parts.Table(
         "First errors, as ProcessBench counts them",
         (
+            parts.Column("data"),
             parts.Column("split"),
             parts.Column("by"),
             parts.Column("a step is wrong below"),
@@ -100,7 +101,8 @@ def _first_errors(result: "PrmEvaluation") -> parts.Table:
         ),
         tuple(
             (
-                each.split or "all",
+                each.data,
+                of_split(each),
                 each.predictor,
                 rule(each, result.threshold),
                 shown(each.f1),
@@ -111,7 +113,8 @@ def _first_errors(result: "PrmEvaluation") -> parts.Table:
             )
             for each in result.first_errors
         ),
-        note="F1 is the harmonic mean of the two shares; published numbers are 100 times as large, averaged over splits. "
+        note="F1 is the harmonic mean of the two shares; published numbers are 100 times as large, averaged over the splits "
+        "that have both wrong and right solutions. "
         "Each half of the problems is judged at the threshold that is best on the other half.",
         emphasised=frozenset(i for i, each in enumerate(result.first_errors) if each.predictor == MODEL),
     )

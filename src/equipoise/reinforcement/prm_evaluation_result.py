@@ -15,6 +15,7 @@ MODEL, ALWAYS, POSITION = "the model", "always right", "step position"
 RANDOM, FIRST, ORACLE = "one at random", "the first", "any right one (oracle)"
 OTHER_HALF = "best of the other half"
 ALL, MEAN = "all", "mean"
+UNCHOSEN = 0.5  # the threshold where the other half has nothing to choose one by
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,10 @@ class FirstErrors:
     """How well the first wrong step is found, of a split or in the mean of the splits; each share in [0, 1], nan of none.
 
     predictor: the model or a control. rule: how the threshold was chosen, "" as given. thresholds: the given one, or that of
-    each half. error_accuracy: of `errors` solutions how many have just the right step named; correct_accuracy: of `corrects`
-    without an error how many have none named (in the row of the mean both are over all solutions).
+    each half, nan where the other half could not choose one (it is judged at 0.5). error_accuracy: of `errors` solutions how
+    many have just the right step named; correct_accuracy: of `corrects` without an error how many have none named (of the
+    mean both are over all solutions of its splits). data: the format that the solutions came in. left_out: of the mean,
+    splits without wrong or without right solutions, which have no F1.
     """
 
     split: str
@@ -35,6 +38,8 @@ class FirstErrors:
     f1: Bounded
     errors: int
     corrects: int
+    data: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +153,11 @@ class PrmEvaluation:
 
     def headline(self) -> str:
         """One sentence, warnings first."""
-        said = []
-        if rows := [each for each in self.first_errors if each.predictor == MODEL and each.rule == ""]:
-            said.append(f"first-error F1 {shown(rows[-1].f1)} at {self.threshold:g}")
+        said = [
+            f"first-error F1 {shown(each.f1)} at {self.threshold:g} ({each.data}{_without(each)})"
+            for each in self._of_all_splits()
+            if (each.predictor, each.rule) == (MODEL, "")
+        ]
         if rows := [each for each in self.classes if each.predictor == MODEL and each.rule == "" and each.name == ALL]:
             said.append(f"PRMScore {shown(rows[-1].score)} at {self.threshold:g}")
         said += [f"AUROC {shown(each.model)} ({each.data})" for each in self.discrimination if each.split == ALL]
@@ -161,10 +168,12 @@ class PrmEvaluation:
 
     def summary(self) -> Sequence[str]:
         """Lines for a terminal: first errors, classes, AUROC, best of N, the headline."""
+        whole = self._of_all_splits()
         lines = [
-            f"{each.split or 'all'}: first-error F1 {shown(each.f1)}  {each.predictor}, {rule(each, self.threshold)}"
+            f"{each.data} {of_split(each)}: first-error F1 {shown(each.f1)}  {each.predictor}, "
+            f"{rule(each, self.threshold)}"
             for each in self.first_errors
-            if each.split == self.first_errors[-1].split or (each.predictor, each.rule) == (MODEL, "")
+            if each in whole or (each.predictor, each.rule) == (MODEL, "")
         ]
         lines += [
             f"{each.name}: PRMScore {shown(each.score)}  {each.predictor}, {rule(each, self.threshold)}"
@@ -177,6 +186,11 @@ class PrmEvaluation:
         ]
         lines += [f"best of N, {each.how}: {shown(each.solved)} solved" for each in self.best_of]
         return (*lines, self.headline())
+
+    def _of_all_splits(self) -> list[FirstErrors]:
+        """The rows of the mean, of a data set with one split those of it: the last of each predictor."""
+        last = {each.data: each.split for each in self.first_errors}
+        return [each for each in self.first_errors if each.split == last[each.data]]
 
     def page(self, folder: Path) -> Page:
         """The report, from what is stored."""
@@ -217,7 +231,17 @@ def rule(row: FirstErrors | ErrorClass, threshold: float) -> str:
         return "at any threshold"
     if not row.rule:
         return f"at {threshold:g}"
-    return f"{row.rule} ({' and '.join(f'{each:.3f}' for each in row.thresholds)})"
+    chosen = (f"{UNCHOSEN:.3f}, none could be chosen" if math.isnan(at) else f"{at:.3f}" for at in row.thresholds)
+    return f"{row.rule} ({' and '.join(chosen)})"
+
+
+def of_split(row: FirstErrors) -> str:
+    """Which solutions a row is of."""
+    return f"{row.split or ALL}{_without(row)}"
+
+
+def _without(row: FirstErrors) -> str:
+    return f" without {', '.join(row.left_out)}" if row.left_out else ""
 
 
 def difference(value: Bounded) -> str:

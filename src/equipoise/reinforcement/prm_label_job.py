@@ -83,7 +83,8 @@ def label(
         any model here, or with model_url one of that server, as Inspect AI names it.
     problems
         JSONL, CSV or Parquet with a prompt and a gold answer, also GSM8K, MATH, DAPO and others as published; a solution to
-        label is a list `steps`, or a text `solution`. In Python also problems or rows.
+        label is a list `steps`, or a text `solution`. Of a conversation labels.jsonl and the judge get all turns as one
+        text. In Python also problems or rows.
     verifier
         How a final answer is compared with the gold one.
     judge

@@ -14,7 +14,7 @@ from equipoise.reinforcement import nait
 from equipoise.reinforcement.measures import bounded, clusters, mean_share
 from equipoise.reinforcement.prm_label_drawing import Completed
 from equipoise.reinforcement.prm_label_result import HARD, SOFT, LabeledStep, LabelPlace, RemovedSuccess
-from equipoise.reinforcement.prm_label_solutions import cut
+from equipoise.reinforcement.prm_label_solutions import cut, stated
 from equipoise.reinforcement.reflection import Reflection
 
 MOST_PLACES = 12  # of a page; steps behind stand together
@@ -35,7 +35,7 @@ def labeled(completed: Completed, verdicts: Verdicts, samples: int, kind: str) -
     corrected_soft, corrected_hard = nait.monte_carlo(nait.correct(z, torch.tensor(reflected)))
     return {
         "id": solution.id,
-        "problem": solution.problem.prompt,
+        "problem": stated(solution.problem),
         "answer": " | ".join(solution.problem.gold),
         "steps": list(solution.stepped.steps),
         "final_answer": _final_answer(kind, solution.stepped.text) if solution.whole else None,

@@ -193,5 +193,6 @@ class LabelPlan:
         lines += ["the first:", *(f"  {json.dumps(problem, ensure_ascii=False)}" for problem in self.first)]
         lines.append(f"  as the model reads it: {self.shown!r}")
         lines.append("settings: " + ", ".join(f"{name}={value!r}" for name, value in self.settings.items()))
-        lines.append(f"estimate, at most: {self.estimate}")
-        return (*lines, f"the judge, at most: {self.judge_estimate}") if self.judge_estimate else lines
+        bound = "at most" if self.given == self.solutions else "about"  # how long those will be that the model writes
+        lines.append(f"estimate, {bound}: {self.estimate}")
+        return (*lines, f"the judge, {bound}: {self.judge_estimate}") if self.judge_estimate else lines

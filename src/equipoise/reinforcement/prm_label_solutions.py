@@ -94,6 +94,13 @@ class LabelProblem:
     given: SteppedText | None
 
 
+def stated(problem: Problem) -> str:
+    """What is asked as one text, which a process reward model reads: of a conversation all turns with their roles."""
+    if len(problem.messages) < 2:
+        return problem.prompt
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in problem.messages)
+
+
 def read(
     source: str | Path | Iterable[Any], *, limit: int | None, fields: Mapping[str, str] | None, separator: str | None
 ) -> tuple[list[LabelProblem], str, str]:
@@ -124,7 +131,7 @@ def read(
         raise BadInput(f"{source if named else 'what was given'} is empty: expected a problem with a gold answer.")
     if named:
         return found, str(source), sha256_file(Path(source))
-    told = [(p.problem.id, p.problem.prompt, p.problem.gold, p.given and p.given.steps) for p in found]
+    told = [(p.problem.id, stated(p.problem), p.problem.gold, p.given and p.given.steps) for p in found]
     return found, f"{len(found)} problems", hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -146,7 +153,7 @@ def _iterate(
         ours = {name: field for name, field in fields.items() if name in FIELDS}
         problem = problem_from(row, place=place, default_id=f"{stem}-{number}", fields=ours)
         found = LabelProblem(problem, place, _given(row, place, fields, separator))
-        for what, text in (("problem", problem.prompt), ("solution", found.given.text if found.given else "")):
+        for what, text in (("problem", stated(problem)), ("solution", found.given.text if found.given else "")):
             if PLACEHOLDER in text:
                 raise BadInput(
                     f"{place}: the {what} holds {PLACEHOLDER}, which marks the end of a step in training: leave it out."

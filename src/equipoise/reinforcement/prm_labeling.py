@@ -53,7 +53,7 @@ from equipoise.reinforcement.prm_label_policy import (
     Policy,
 )
 from equipoise.reinforcement.prm_label_result import COMPLETIONS, LABELS, NONE, RULES, LabelPlan, StepLabels
-from equipoise.reinforcement.prm_label_solutions import LabelProblem, cut, read
+from equipoise.reinforcement.prm_label_solutions import LabelProblem, cut, read, stated
 from equipoise.reinforcement.reflection import NO_REFLECTION, ContinuedSolution, reflections, rule_judge
 from equipoise.reinforcement.reflection_chat import PHASE, ChatJudge
 from equipoise.reinforcement.reinforcing import tiny_model
@@ -144,11 +144,14 @@ class Labeling(Request):
         )
 
     def plan(self) -> LabelPlan:
-        """Of a model here from one timed rollout of a few tokens."""
+        """Of a model here from one timed rollout of a few tokens.
+
+        Only a solution that comes to an answer needs no completions of its last step, which is known of none before.
+        """
         settings, first = self.settings, self.problems[0]
         given = [len(each.given.spans) for each in self.problems if each.given is not None]
         to_write = (len(self.problems) - len(given)) * settings.solutions
-        completions = settings.samples * (sum(given) - len(given) + to_write * (USUAL_STEPS - 1))
+        completions = settings.samples * (sum(given) + to_write * (USUAL_STEPS - 1))
         with self._taking_part(None, taught=False) as (policy, players):
             begun = Beginning(first.problem, "" if first.given is None else first.given.beginning(1), 0)
             return LabelPlan(
@@ -248,7 +251,7 @@ class Labeling(Request):
             for count, row in enumerate(each.completions, start=1):
                 for one in row:
                     added = cut(after_thinking(one["text"]) or "", self.separator).steps
-                    asked.append(ContinuedSolution(each.solution.problem.prompt, steps[:count], added))
+                    asked.append(ContinuedSolution(stated(each.solution.problem), steps[:count], added))
                     outcomes.append(one["outcome"] or 0)
         judged: dict[str, int] = {}
         if self.names["judge"] == NONE:
@@ -357,7 +360,7 @@ def _separator(typed: str) -> str:
 
 
 def _told(problem: LabelProblem) -> dict[str, Any]:
-    told: dict[str, Any] = {"prompt": problem.problem.prompt, "gold": list(problem.problem.gold)}
+    told: dict[str, Any] = {"prompt": stated(problem.problem), "gold": list(problem.problem.gold)}
     return told if problem.given is None else {**told, "steps": list(problem.given.steps)}
 
 

@@ -20,7 +20,7 @@ from equipoise.core.files import seal, sha256_file, write_atomic
 from equipoise.core.folder import MANIFEST, damage, read_manifest
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
-from equipoise.data.steps import StepwiseSolution, read_steps, step_files
+from equipoise.data.steps import WRONG_BELOW, StepwiseSolution, read_steps, ready_steps, step_files
 from equipoise.language.model import LanguageModel, load
 from equipoise.reinforcement import nait, prm
 from equipoise.reinforcement.prm_scoring_result import ScoredStep, StepScores, StepScoresPlan
@@ -66,6 +66,8 @@ class Scoring(Request):
         """Raises BadInput for a wrong request; loads no model."""
         check_model(model)
         read, named, inputs = read_solutions("solutions", solutions, use="ignored", limit=limit)
+        if format == "trl" and threshold is None:
+            threshold = WRONG_BELOW
         return cls(
             model=model,
             solutions=read,
@@ -75,7 +77,7 @@ class Scoring(Request):
             loading=loading,
             names={"model": name_of(model), "solutions": named},
             inputs={**inputs, **check_written(model)},
-            resolved={},
+            resolved={"threshold": threshold},
         )
 
     def plan(self) -> StepScoresPlan:
@@ -95,7 +97,10 @@ class Scoring(Request):
         rows = Rows(None if folder is None else folder / SCORED)
         scores = step_scores(language_model, self.solutions, rows, self.batch_size)
         if folder is not None:
-            write_atomic(folder / (SCORES if self.format == "scores" else STEPWISE), self._written(scores))
+            write_atomic(folder / SCORES, self._written(scores))
+            if self.format == "trl":
+                stepwise = (self._stepwise(each, r) for each, r in zip(self.solutions, scores, strict=True))
+                write_atomic(folder / STEPWISE, b"".join(stepwise))
         every = [r for each in scores for r in each]
         read = [r for r in every if not math.isnan(r)]
         below = [nait.first_error(torch.tensor(each), self.threshold or 0.0) for each in scores]
@@ -125,8 +130,6 @@ class Scoring(Request):
         return language_model, encoded(language_model, self.solutions)
 
     def _written(self, scores: Sequence[Scores]) -> bytes:
-        if self.format == "trl":
-            return b"".join(self._stepwise(each, r) for each, r in zip(self.solutions, scores, strict=True))
         rows = [
             {"id": each.id, "scores": known(r)}
             | ({} if self.threshold is None else {"first_error": nait.first_error(torch.tensor(r), self.threshold)})
@@ -135,9 +138,13 @@ class Scoring(Request):
         return b"".join(map(seal, rows))
 
     def _stepwise(self, solution: StepwiseSolution, scores: Scores) -> bytes:
-        """TRL's trainer takes no steps without a label: those that the model had no room for are left out."""
+        """TRL's trainer takes no steps without a label: those that the model had no room for are left out.
+
+        It makes an int of each label, so that a probability of 0.98 would be learnt as wrong: labels are true or false.
+        """
+        assert self.threshold is not None
         read = [r for r in scores if not math.isnan(r)]
-        labels = read if self.threshold is None else [r >= self.threshold for r in read]
+        labels = [r >= self.threshold for r in read]
         row = {"prompt": solution.problem, "completions": solution.steps[: len(read)], "labels": labels}
         return json.dumps(row, ensure_ascii=False).encode() + b"\n" if read else b""
 
@@ -163,7 +170,7 @@ def read_solutions(name: str, source: Any, **how: Any) -> tuple[tuple[StepwiseSo
         ready = [each for each in given if isinstance(each, StepwiseSolution)]
         if ready and len(ready) < len(given):
             raise BadInput(f"{name} mixes solutions and rows: give one or the other.")
-        solutions = ready or read_steps(given, **how)
+        solutions = ready_steps(ready, **how) if ready else read_steps(given, **how)
         named = f"{len(solutions)} solutions"
     for each in solutions:
         if any(prm.PLACEHOLDER in text for text in (each.problem, *each.steps)):

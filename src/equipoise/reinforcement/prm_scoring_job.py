@@ -40,8 +40,8 @@ def score(
 
     Example: `equipoise prm score --model equipoise-out/prm-train --solutions examples/steps.jsonl`
 
-    The folder gets scores.jsonl (id, and a probability for each step), or with --format trl stepwise.jsonl as TRL's trainer
-    of process reward models reads it, and a report. The same command goes on where it was stopped.
+    The folder gets scores.jsonl (id, and a probability for each step), with --format trl also stepwise.jsonl as TRL's
+    trainer of process reward models reads it, and a report. The same command goes on where it was stopped.
 
     Parameters
     ----------
@@ -52,10 +52,11 @@ def score(
         JSONL, CSV or Parquet with problem and steps, TRL's prompt and completions, or ProcessBench's and PRMBench's rows, or
         a folder of such files; labels are not read. In Python also rows.
     format
-        scores: the probabilities, in scores.jsonl. trl: prompt, completions and labels, in stepwise.jsonl.
+        scores: the probabilities, in scores.jsonl. trl: also prompt, completions and labels, true or false, in
+        stepwise.jsonl.
     threshold
-        With scores: also the first step whose probability is lower, -1 for none. With trl: labels say whether it is at least
-        so high; not given, they are the probabilities themselves.
+        scores.jsonl names also the first step whose probability is lower, -1 for none. With trl a label says whether it is
+        at least so high; not given, 0.5, since TRL takes no probabilities for labels.
     limit
         Only the first so many solutions of each split.
     batch_size

@@ -73,6 +73,8 @@ class StepScores:
         )
         if self.threshold is not None:
             done += f" {self.flagged:,} solutions have a step below {self.threshold:g}."
+        if self.format == "trl":
+            done += f" In stepwise.jsonl a step is labelled right from {self.threshold:g} on."
         return " ".join((*self.warnings(), done))
 
     def summary(self) -> Sequence[str]:

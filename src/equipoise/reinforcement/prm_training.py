@@ -118,7 +118,7 @@ class Training(Request):
         language_model, examples = self._opened(None, taught=False)
         language_model = self._prepared(language_model)
         tokenizer: Any = language_model.tokenizer
-        labels = flat(self.parts[LEARNT])
+        labels = learnable(self.parts[LEARNT], examples)
         return PrmTrainingPlan(
             model=language_model.source,
             settings=self._resolved(language_model, examples),
@@ -142,7 +142,7 @@ class Training(Request):
             rehearse(language_model, generates=False, writes="nothing" if folder is None else "model")
         language_model = self._prepared(language_model)
         source = language_model.source
-        learning = Learning.of(stored) if stored else Learning(labels=flat(self.parts[LEARNT]))
+        learning = Learning.of(stored) if stored else Learning(labels=learnable(self.parts[LEARNT], examples))
         stopped = self._stages(language_model, examples, learning, folder)
         stages = tuple(deserialize(TrainedStage, each) for each in learning.done)
         disputed = ()
@@ -270,7 +270,7 @@ class Training(Request):
         settings = self.settings
         sample = Sample([each for each in language_model.model.parameters() if each.requires_grad])
         start = trained_weights(language_model.model) if settings.restart else {}
-        initial = flat(self.parts[LEARNT])
+        initial = learnable(self.parts[LEARNT], examples)
         while True:
             number = learning.stage
             if number > 1 and settings.restart and not learning.training:
@@ -450,10 +450,10 @@ class Training(Request):
 class Learning:
     """Where the training is: its stage, what that learns, and what is known so far.
 
-    labels: of all steps to learn from, one behind the other, nan where not known. training: the state of `fit`. losses: sum
-    over the steps of this stage. watched, kept, kept_at, looks: the best look at problems held out, the weights then, which
-    look it was, and how many there were. before, previous: the best look of the stage before, and the weights it left. done:
-    stages that are over.
+    labels: of all steps to learn from, one behind the other, nan where not known or learnt. training: the state of `fit`.
+    losses: sum over the steps of this stage. watched, kept, kept_at, looks: the best look at problems held out, the weights
+    then, which look it was, and how many there were. before, previous: the best look of the stage before, and the weights it
+    left. done: stages that are over.
     """
 
     labels: Tensor
@@ -515,6 +515,12 @@ def flat(solutions: Sequence[StepwiseSolution]) -> Tensor:
     """The labels of all steps, one behind the other, float64; nan where a label is not known."""
     labels = [math.nan if y is None else y for each in solutions for y in each.labels or ()]
     return torch.tensor(labels, dtype=torch.float64)
+
+
+def learnable(solutions: Sequence[StepwiseSolution], examples: Sequence[prm.StepExample]) -> Tensor:
+    """As `flat`, but nan also for steps that do not fit into their examples: nothing is learnt of these."""
+    fits = [t < len(e.places) for each, e in zip(solutions, examples, strict=True) for t in range(len(each.steps))]
+    return flat(solutions).where(torch.tensor(fits), math.nan)
 
 
 def refresh(labels: Tensor, scores: Tensor, threshold: float) -> nait.Refreshed:

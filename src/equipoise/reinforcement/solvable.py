@@ -10,7 +10,8 @@ a problem, p = sigmoid(slope * logit + intercept). clusters [N]: what problems c
     Spearman   rank correlation of p and rate
     AURC       mean over coverages of 1 - the mean rate of what is kept
 
-Below the Brier score of the true rates, `floor`, no prediction from the problem alone can come.
+No prediction from the problem alone has an expected Brier score below that of the true rates, which `floor` estimates: on
+the problems at hand a prediction can come below the estimate by chance.
 """
 
 import hashlib

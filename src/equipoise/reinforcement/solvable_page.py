@@ -64,7 +64,8 @@ def _measures(result: "Solvable") -> parts.Table:
     floor = (
         ""
         if math.isnan(result.floor)
-        else f" No prediction of these problems has a Brier score below {number(result.floor)}."
+        else f" The true rates of these problems would have a Brier score of about {number(result.floor)} (estimated), "
+        "which no prediction can improve on but by chance."
     )
     return parts.Table(
         f"On {result.problems['test']:,} test problems; 95 % intervals over problems",

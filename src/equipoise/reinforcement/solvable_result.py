@@ -62,7 +62,7 @@ class Solvable:
     """A scorer of prompts that was fitted, calibrated and tested; folder is None without one.
 
     measures: predictor -> measure -> its value on the test problems. gains: control -> measure -> how much lower the
-    critic's is. solved: the mean rate of the test problems. floor: the least Brier score that any prediction could have.
+    critic's is. solved: the mean rate of the test problems. floor: the Brier score of the true rates, estimated.
     path: the loss on the problems for stopping, at each look. kept_step: whose weights were kept. slope, intercept: of the
     calibration. spread: lowest and highest prediction for the test problems. tokens: generated. calls: of a server.
     """
@@ -97,13 +97,13 @@ class Solvable:
         constant, length = self.gains[CONSTANT]["Brier"], self.gains[LENGTH]["Brier"]
         if not constant.lower > 0:
             found.append(
-                "The critic predicts no better than the mean solve rate alone: its Brier score is lower by "
+                f"The critic {_less(constant)} than the mean solve rate alone: its Brier score is lower by "
                 f"{signed(constant)}. {self._remedy()}"
             )
         elif not length.lower > 0:
             found.append(
-                "The critic predicts no better than the length of the prompt alone: its Brier score is lower by "
-                f"{signed(length)}. A threshold on the length does the same, without a model."
+                f"The critic {_less(length)} than the length of the prompt alone: its Brier score is lower by "
+                f"{signed(length)}. A threshold on the length may do the same, without a model."
             )
         return tuple(found)
 
@@ -111,8 +111,8 @@ class Solvable:
         constant = self.measures[CONSTANT]["Brier"].value
         if constant - self.floor <= 0.02 * constant:
             return (
-                "The prompts hardly differ in how often they are solved, so that there is little to predict: use prompts of "
-                "more kinds, or more and less difficult ones."
+                "As far as these samples tell, the prompts hardly differ in how often they are solved, so that there is "
+                "little to predict: use prompts of more kinds, or more and less difficult ones."
             )
         return (
             "Use more prompts, more samples a prompt, more epochs, a larger critic, or prompts that differ more in how "
@@ -286,6 +286,11 @@ class ScoresPlan:
 
 def _known(value: Bounded) -> str:
     return f"{value.value:.3f}" if math.isnan(value.lower) else shown(value)
+
+
+def _less(gain: Bounded) -> str:
+    """What may be said of a gain whose interval is not above 0."""
+    return "predicts worse" if gain.upper < 0 else "is not shown to predict better"
 
 
 def kept_by(each: Threshold) -> str:

@@ -1,6 +1,7 @@
 """The work of `solvable score`: read the scorer, read the prompts, say how likely each is to be solved, keep some."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -129,12 +130,28 @@ class Scoring(Request):
         return scorer, scorer.encode([problem.asked for problem in self.problems], names)
 
     def _rows(self, keep: list[int]) -> list[str]:
-        """The rows of these prompts as they were, each with its id, so that a job reads them as it would the whole file."""
+        """The rows of these prompts as they were, each with its id, so that a job reads them as it would the whole file.
+
+        An id stays the number that it was; nan and the infinities of Parquet, which JSON has no word for, are null.
+        """
         if isinstance(self.source, str | Path):
             rows = [row for _, _, row in islice(read_rows(Path(self.source)), len(self.problems))]
         else:
             rows = [_as_row(each) for each in self.source]
-        return [json.dumps({**rows[place], "id": self.problems[place].id}, default=str) + "\n" for place in keep]
+        return [_line(rows[place], self.problems[place].id) for place in keep]
+
+
+def _line(row: Mapping[str, Any], identifier: str) -> str:
+    named = row if str(row.get("id")) == identifier else {**row, "id": identifier}
+    return json.dumps(_finite(named), default=str, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_row(given: Problem | Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from equipoise.data.text import unified
 from equipoise.data.traces import ToolCall, Trace
 from equipoise.data.verify import Verifier
 from equipoise.language.confidence import Bounds, entropy_bounds
-from equipoise.reinforcement.entropy_tools import Against, changes, copy_rate, reduced, segment_entropy
+from equipoise.reinforcement.entropy_tools import LEAST, Against, changes, copy_rate, reduced, segment_entropy
 from equipoise.reinforcement.tool_audit_result import (
     ALIKE,
     INTERRUPTED,
@@ -195,7 +195,10 @@ def _measured(batch: Sequence[TextEntropies], turns: int, against: Against, marg
         changes(lower.means, against=against, base=upper.means), changes(upper.means, against=against, base=lower.means)
     )
     effects = reduced(change, margin=margin, joined=lower.joined)
-    neutral = (lower.joined[..., 1:] | change.lower.isnan()).numpy()
+    # Of calls in a row without a text between them, the change is that of all together: no one's credit, nor blame.
+    short = lower.tokens < LEAST
+    before = short[..., :-1] | short[..., :1] if against == "first" else short[..., :-1]
+    neutral = (before | lower.joined[..., 1:] | change.lower.isnan()).numpy()
     decided = np.where(effects.reduced.numpy(), LOWERED, NOT_LOWERED)
     words = np.where(neutral, SHORT, np.where(effects.counted.numpy(), decided, OVERLAP))
     means = torch.stack([lower.means, upper.means], dim=-1).numpy()

@@ -173,7 +173,7 @@ def seconds_for(language_model: LanguageModel, read: Sequence[ReadTrace]) -> flo
     longest = max(read, key=lambda each: len(each.ids))
     ids = longest.ids[:TIMED]
     short = ReadTrace(ids, ((0, 1, len(ids)),) if len(ids) > 1 else (), (), longest.plain)
-    entropies_of(language_model, ReadTrace(ids[:2], (), (), True))  # the first pass of a process is slow
+    entropies_of(language_model, short)  # the first pass of a process is slow
     began = time.perf_counter()
     entropies_of(language_model, short)
     return (time.perf_counter() - began) / max(len(ids), 1) * sum(len(each.ids) for each in read)

@@ -23,7 +23,7 @@ OVERLAP, SHORT, NO_LOG_PROBS, NOTHING_AFTER, INTERRUPTED, TOO_LONG = (
 )
 REASONS: Mapping[str, str] = {
     OVERLAP: "the bounds of the entropies before and after overlap (log more alternatives a token, or give --model)",
-    SHORT: "the model wrote fewer than 5 tokens before the call or after its reply",
+    SHORT: "the model wrote fewer than 5 tokens before the call or after its reply (or at first, with --against first)",
     NO_LOG_PROBS: "no alternatives are logged for the text before or after",
     NOTHING_AFTER: "the trace ends with the call",
     INTERRUPTED: "somebody else spoke between the reply and the next text",
@@ -150,7 +150,8 @@ class ToolAudit:
         again = round(use.duplicate.count)
         said += f"; {several(again, 'call')} {'repeats' if again == 1 else 'repeat'} an earlier one"
         if use.right:
-            said += f"; {use.needless:,} of {use.right:,} in right traces could be left out ({needless_cost(use)})"
+            count = "counts" if use.needless == 1 else "count"
+            said += f"; {use.needless:,} of {use.right:,} in right traces {count} as needless ({needless_cost(use)})"
         return " ".join((*self.warnings(), f"{said}."))
 
     def summary(self) -> Sequence[str]:
