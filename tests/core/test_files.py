@@ -14,6 +14,7 @@ from equipoise.core.files import (
     append_synced,
     atomic_folder,
     lock,
+    model_files_digest,
     open_regular,
     read_regular,
     seal,
@@ -227,3 +228,35 @@ def test_a_lock_makes_no_file_where_a_link_leads(tmp_path):
     with pytest.raises(BadInput, match="is a link"), lock(tmp_path / "lock"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_model_is_known_by_its_weights_wherever_they_differ(tmp_path):
+    """Small files are read whole, of large ones parts from end to end."""
+    model = tmp_path / "model"
+    model.mkdir()
+    assert model_files_digest(model) == "" == model_files_digest(tmp_path / "none")
+    (model / "notes.json").write_text("{}")
+    assert model_files_digest(model) == ""
+    weights = bytearray(3 * 2**20)
+    (model / "a.safetensors").write_bytes(weights)
+    first = model_files_digest(model)
+    (model / "notes.json").write_text('{"seen": true}')
+    assert model_files_digest(model) == first
+    for place in (0, 2**14, 2**20 + 7, len(weights) - 1):
+        weights[place] = 1
+        (model / "a.safetensors").write_bytes(weights)
+        assert model_files_digest(model) != first
+        weights[place] = 0
+    (model / "a.safetensors").write_bytes(weights)
+    assert model_files_digest(model) == first
+    (model / "config.json").write_text("{}")
+    assert model_files_digest(model) != first
+    large = tmp_path / "b.gguf"
+    large.write_bytes(bytes(30 * 2**20))
+    zeros = model_files_digest(large)
+    large.write_bytes(b"\x01" * 30 * 2**20)
+    assert len({zeros, model_files_digest(large), first}) == 3
+    large.write_bytes(bytes(30 * 2**20 - 1) + b"\x01")
+    assert model_files_digest(large) != zeros
+    (tmp_path / "c.txt").write_text("no model")
+    assert model_files_digest(tmp_path / "c.txt") == ""

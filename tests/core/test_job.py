@@ -275,3 +275,16 @@ def test_rows(tmp_path):
     memory = Rows(None)
     memory.add({"n": 1})
     assert list(memory) == [{"n": 1}] and len(memory) == 1
+
+
+def test_a_model_that_was_written_anew_is_another_content(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    done = add(["ab"], source=model, out=tmp_path / "o")
+    assert add(["ab"], source=model, out=tmp_path / "o").total == done.total
+    (model / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(BadInput, match=r"another content of source\."):
+        add(["ab"], source=model, out=tmp_path / "o")
+    with pytest.raises(BadInput, match=r"another content of source\."):
+        add.plan(["ab"], source=model, out=tmp_path / "o")

@@ -22,6 +22,7 @@ from typing import Any
 from equipoise.core.errors import BadInput, WorkFailed
 
 CACHE_VARIABLE = "EQUIPOISE_CACHE"
+PARTS, PART = 256, 2**14  # that the digest of a model reads of a file, and bytes of each
 
 
 class Files:
@@ -182,6 +183,29 @@ def sha256_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read in pieces. Raises as `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_files_digest(path: Path) -> str:
+    """Of a folder with *.safetensors, their configuration and tokenizer, or of a .gguf file; "" for what is no model.
+
+    Over names, sizes and parts from end to end: weights that were trained further differ nearly everywhere, and a hundred
+    gigabytes take a second.
+    """
+    files = [path] * (path.suffix.lower() == ".gguf" and path.is_file())
+    if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
+        files = [*weights, *sorted(path.glob("*config.json")), *path.glob("tokenizer.json")]
+    digest = hashlib.sha256()
+    for file in files:
+        with open_regular(file) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            digest.update(f"{file.name} {size} ".encode())
+            step = max(size // PARTS, PART)
+            for start in range(0, size, step):
+                opened.seek(start)
+                digest.update(opened.read(PART))
+            opened.seek(max(size - PART, 0))
+            digest.update(opened.read(PART))
+    return digest.hexdigest() if files else ""
 
 
 def set_aside(

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, WrongOption
-from equipoise.core.files import read_regular, sha256_file, write_atomic
+from equipoise.core.files import model_files_digest, read_regular, sha256_file, write_atomic
 from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
 from equipoise.core.options import Options
 from equipoise.core.serialize import deserialize, serialize
@@ -244,8 +244,13 @@ class Job(Generic[P, R]):
         return self.options.to_json(kept)
 
     def _inputs(self, values: Mapping[str, Any], request: Request) -> dict[str, str]:
-        """By name a digest of what was read, and of rows that were given in memory where the request has none of its own."""
+        """By name a digest of what was read: where the request has none of its own, of rows in memory and of models here."""
         found = self.options.digests({name: each for name, each in values.items() if name not in request.inputs})
+        for name, value in values.items():
+            if isinstance(value, str | Path) and self.options.setting(name).stored:
+                place = Path(value)
+                place = place.expanduser() if place.parts[:1] == ("~",) else place
+                found |= {name: digest} if _is_there(place) and (digest := model_files_digest(place)) else {}
         template = values.get(TEMPLATE)
         if isinstance(template, str) and Path(template).expanduser().is_file():
             found[TEMPLATE] = sha256_file(Path(template).expanduser())
