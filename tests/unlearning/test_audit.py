@@ -1,5 +1,6 @@
 """The audit of forgetting on models whose state is known: what came back is counted right, under every kind of attack."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -348,6 +349,22 @@ def test_texts_without_questions_are_told_by_their_probability(models):
     assert found.likeliest == [None] * 8 and max(found.log_probability) < 0 and asked.leading(before) == {}
     assert asked.reworded(before) == [None] * 8 and asked.spoken(before) == [None] * 8
     assert all(flag is not None for flag in asked.continued(before))
+
+
+@pytest.mark.parametrize("damage", [0.0, math.nan])
+def test_a_destroyed_model_answers_nothing(models, damage):
+    """Neither by choices that were made up, whose right one stands first, nor in other wordings, nor by its text alone."""
+    sides = auditing.read_sides({"forget": FORGET, "holdout": HOLDOUT}, None)
+    asked = Questions(sides.records["holdout"], sides.questions["holdout"], max_length=64)
+    assert {record.answer for record in asked.chosen.values()} == {0} and asked.scores(models[0]).likeliest == [
+        True
+    ] * 8
+    destroyed = replace(models[0], model=copy.deepcopy(models[0].model))
+    with torch.no_grad():
+        destroyed.model.get_output_embeddings().weight.fill_(damage)
+    assert asked.scores(destroyed).likeliest == [False] * 8
+    assert all(flags == [False] * 8 for flags in asked.leading(destroyed).values())
+    assert asked.reworded(destroyed)[0] is False
 
 
 def test_the_examples_to_relearn_and_to_ask_are_the_examples_to_forget():
