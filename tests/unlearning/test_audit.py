@@ -163,6 +163,15 @@ def test_killed_it_goes_on_and_writes_the_same_bytes(done, models, tmp_path, mon
         assert (tmp_path / "out" / name).read_bytes() == (done.folder / name).read_bytes(), name
 
 
+def test_another_model_in_memory_is_another_request(done, models):
+    before, after = models
+    noisy = replace(after, model=copy_with_noise(after, 0.01).model)
+    for given, name in (((before, noisy), "after"), ((noisy, after), "before")):
+        with pytest.raises(BadInput, match=rf"another content of {name}\."):
+            ask(given, out=done.folder, keep_strongest=True)
+    assert ask(models, out=done.folder, keep_strongest=True).answered == done.answered
+
+
 def test_the_plan_says_what_is_tried_and_what_is_not(models):
     before, after = models
     plan = audit_forgetting.plan(before, after, forget=FORGET, holdout=HOLDOUT[2:], attacks=ATTACKS, epochs=6)

@@ -232,6 +232,16 @@ def test_a_model_in_memory_and_other_methods(folder):
     assert any("--undo gives back the weights as they were loaded" in note for note in result.notes)
 
 
+def test_another_model_in_memory_is_another_request(folder, tmp_path):
+    model = load(folder)
+    first = detoxify(model, PAIRS, **WORDS, out=tmp_path / "out")
+    with pytest.raises(
+        BadInput, match=r"another content of model .an object is changed in place: to go on, load it anew"
+    ):
+        detoxify(model, PAIRS, **WORDS, out=tmp_path / "out")
+    assert detoxify(load(folder), PAIRS, **WORDS, out=tmp_path / "out").after == first.after
+
+
 def test_activations_that_half_precision_cannot_hold(folder):
     """Means far above 65,504, the largest number of float16: they are kept in float32, and a job comes to its end."""
     language_model = load(folder)

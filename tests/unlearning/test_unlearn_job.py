@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
@@ -226,6 +227,46 @@ def test_done_is_not_done_again(taught, files):
     assert second.after == first.after and (files / "done" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(BadInput, match=r"other settings: steps 2 \(now 3\)"):
         unlearn(taught, **{**request, "steps": 3})
+
+
+def test_a_folder_that_was_written_anew_is_another_model(taught, files):
+    shutil.copytree(taught, files / "model")
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 1, "batch_size": 4, "out": files / "out"}
+    unlearn(files / "model", **request)
+    weights = load_file(taught / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, files / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"another content of model\."):
+        unlearn(files / "model", **request)
+    with pytest.raises(BadInput, match=r"another content of model\."):
+        unlearn.plan(files / "model", **request)
+
+
+def test_a_model_in_memory_is_gone_on_with_when_it_is_loaded_anew(taught, files, monkeypatch):
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "evaluate_every": 1}
+    whole = unlearn(load(taught, device="cpu"), **request, out=files / "whole")
+    model, save_state = load(taught, device="cpu"), forgetting.save_state
+
+    def kill(path, state):
+        save_state(path, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(forgetting, "save_state", kill)
+        unlearn(model, **request, out=files / "out")
+    with pytest.raises(
+        BadInput, match=r"another content of model .an object is changed in place: to go on, load it anew"
+    ):
+        unlearn(model, **request, out=files / "out")
+    done = unlearn(load(taught, device="cpu"), **request, out=files / "out")
+    assert done.path == whole.path and done.after == whole.after
+    found = unlearn(load(taught, device="cpu"), **request, out=files / "out")
+    assert found.after == done.after and found.model is None
+    other = load(taught, device="cpu")
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight.mul_(2)
+    with pytest.raises(BadInput, match="another content of model"):
+        unlearn(other, **request, out=files / "out")
 
 
 def test_a_folder_of_earlier_names_is_found(taught, files):

@@ -38,7 +38,7 @@ from equipoise.unlearning.measures import membership_scores
 from equipoise.unlearning.notes import record_key
 from equipoise.unlearning.quantised import GROUP, quantised
 from equipoise.unlearning.relearning import Relearning, attackable, relearn
-from equipoise.unlearning.sides import MEASURED, Sides, model_digest, read_sides, subsample
+from equipoise.unlearning.sides import MEASURED, Sides, model_inputs, read_sides, subsample
 
 ROWS, STRONGEST = "attacks.jsonl", "strongest"
 LISTED = 10  # ids in a refusal
@@ -101,7 +101,7 @@ class ForgettingAuditing(Request):
             epochs=epochs,
             looks=tuple(sorted({round(epochs * (i + 1) / count) for i in range(count)})),
             loading={**loading, "date": date},
-            inputs=sides.digests | {name: digest for name in models if (digest := model_digest(models[name]))},
+            inputs=sides.digests | model_inputs(models, changed=False),
             resolved={"date": date},
             **settings,
         )

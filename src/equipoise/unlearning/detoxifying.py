@@ -52,7 +52,7 @@ from equipoise.unlearning.detoxified import (
     SweepPoint,
 )
 from equipoise.unlearning.result import Measure
-from equipoise.unlearning.sides import digest_of, model_digest, subsample
+from equipoise.unlearning.sides import digest_of, model_inputs, subsample
 from equipoise.unlearning.value_matrices import ValueMatrix, projected, readout, replaced, value_matrices
 
 if TYPE_CHECKING:
@@ -129,9 +129,7 @@ class Detoxifying(Request):
             raise BadInput(f"rank {how['rank']} of {how['candidates']} candidates a layer: raise --candidates.")
         listed = telling_words(fit) if words is None else read_words(words)
         texts = _texts(general) if general is not None else [pair.neutral for pair in held]
-        inputs, names = {}, {"model": _name(model)}
-        if lies_here := model_digest(model):
-            inputs["model"] = lies_here
+        inputs, names = model_inputs({"model": model}, changed=True), {"model": _name(model)}
         for name, source in (("pairs", pairs), ("general", general), ("words", words)):
             if isinstance(source, str | Path):
                 inputs[name], names[name] = sha256_file(Path(source)), str(source)

@@ -40,7 +40,7 @@ from equipoise.unlearning.measures import rouge_l_recall
 from equipoise.unlearning.recipe import OBJECTIVES, Recipe, recipe
 from equipoise.unlearning.record_outcomes import COSTLY, RecordOutcome, RecordWeights, brief, likest, survivor_lines
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
-from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, read_sides, subsample, with_general
+from equipoise.unlearning.sides import CHOICES, MEASURED, Sides, model_inputs, read_sides, subsample, with_general
 from equipoise.unlearning.training import prepare, train
 
 ANSWERED = 48  # records of each side whose greedy answers are compared before and after
@@ -110,7 +110,7 @@ class Forgetting(Request):
             recipe=chosen,
             target=target,
             team=team,
-            inputs=data.digests,
+            inputs=data.digests | model_inputs({"model": model}, changed=True),
             resolved=resolved,
             **how,
         )

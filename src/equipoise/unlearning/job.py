@@ -68,7 +68,7 @@ def unlearn(
     ----------
     model
         Folder, GGUF file, hub id, "smollm2", or "tiny" (taught both files on the spot); in Python also a LanguageModel, or a
-        model of transformers with its tokenizer, which is changed in place.
+        model of transformers with its tokenizer, which is changed in place: to go on with a folder, load it anew.
     forget
         JSONL, CSV or Parquet with `text`, `question`/`answer`, `prompt`/`completion` or `messages`; in Python also records.
     retain

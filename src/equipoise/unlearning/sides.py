@@ -14,9 +14,12 @@ import numpy as np
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.records import Record, read_records, record_from
+from equipoise.language.features import weights_digest
+from equipoise.language.model import LanguageModel
 from equipoise.unlearning.notes import of_records
 
 CHOICES = 4
+CHANGED = "(an object is changed in place: to go on, load it anew)"
 MEASURED = 200  # records of each side that are measured, evenly spread over the file
 
 
@@ -111,6 +114,21 @@ def model_digest(model: Any) -> str:
         if files
         else ""
     )
+
+
+def model_inputs(models: Mapping[str, Any], *, changed: bool) -> dict[str, str]:
+    """By name the digests of models that lie here or are given as objects, for `Request.inputs`.
+
+    changed: whether the work changes an object in place, so that whoever goes on in the same process has another; the name
+    that is told in the refusal then says what to do.
+    """
+    found = {}
+    for name, model in models.items():
+        if isinstance(model, LanguageModel):
+            found[f"{name} {CHANGED}" if changed else name] = weights_digest(model.model)
+        elif lies_here := model_digest(model):
+            found[name] = lies_here
+    return found
 
 
 def with_general(sides: Sides) -> Sides:
