@@ -279,10 +279,11 @@ def findings(looks, **more):
     def row(flags):
         return {"log_probability": [-1.0] * 6, "likeliest": [bool(flag) for flag in flags]}
 
+    otherwise: dict[str, Any] = {"reworded": [None] * 6, "continued": [None] * 6, "leading": {}}
     found = {
         "models": {"attacks": list(looks)},
-        "before": {"scores": row([1] * 6), "forget": row([1] * 6), "spoken": [True] * 6},
-        "after": {"scores": row([0] * 5 + [1]), "forget": row([0] * 6), "spoken": [False] * 6},
+        "before": {"scores": row([1] * 6), "forget": row([1] * 6), "spoken": [True] * 6} | otherwise,
+        "after": {"scores": row([0] * 5 + [1]), "forget": row([0] * 6), "spoken": [False] * 6} | otherwise,
         "int8": {"scores": row([0] * 6)},
         "int4": {"scores": row([1] * 6)},
     }
@@ -309,6 +310,26 @@ def test_records_by_what_became_of_them():
     found.known[3] = False
     found._answers = lambda name, side: [i != 3 for i in range(6)] if name == "before" else [False] * 6
     assert [record.id for record in found.records() if record.state == UNKNOWN] == ["3", "3"]
+
+
+def test_a_record_that_another_wording_brings_back_does_not_stay_forgotten():
+    found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
+    found.found["int4"] = found.found["int8"]
+    found.found["after"] |= {
+        "reworded": [None, True, False, None, None, None],
+        "continued": [True, True, False, None, False, None],
+        # The best sentence counts, as the attack does: the fourth record comes back behind another alone.
+        "leading": {"Please.": [0, 0, 0, 1, 0, 1], "Truly.": [1, 0, 1, 0, 0, 1]},
+    }
+    found.found["before"] |= {"leading": found.found["after"]["leading"]}
+    held = {record.id: record for record in found.records() if record.side == "holdout"}
+    assert [held[str(i)].attacks for i in range(6)] == [3, 2, 1, 0, 0, 0]
+    assert [held[str(i)].state for i in range(6)] == [BACK, BACK, BACK, GONE, GONE, STILL]
+    by_name = {each.name: each for each in found._wordings()}
+    counted = by_name["leading prompts"].at.again.count + sum(
+        by_name[name].at.again.count for name in ("other wordings", "first words")
+    )
+    assert counted == 1 + 1 + 2 + 1  # as many as the records say beside the one relearning
 
 
 # Spectra

@@ -56,10 +56,11 @@ class ForgettingAttack:
 
 @dataclass(frozen=True, slots=True)
 class RecordForgetting:
-    """One record: mean log-probability per token of its answer (nats) before, after, and at the end of the strongest attack.
+    """One record: mean log-probability per token of its answer (nats) before, after, and attacked.
 
+    attacked: at the best look of the strongest relearning.
     state: still answered, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
-    how many of them brought it back.
+    how many of all attacks brought it back, each at the look, or with the sentence, by which it is told.
     """
 
     id: str
