@@ -220,6 +220,13 @@ def test_models_that_do_not_fit_are_refused(models):
         audit_forgetting("tiny", after, forget=FORGET, holdout=HOLDOUT)
 
 
+def test_an_id_that_two_records_have_is_refused(models):
+    """Each would be told what the other one answered."""
+    twice = [*HOLDOUT[:3], HOLDOUT[3] | {"id": HOLDOUT[0]["id"]}]
+    with pytest.raises(BadInput, match=r"holdout\[3\]: id 'gate-i' was used before at holdout\[0\]; make ids unique"):
+        ask(models, holdout=twice)
+
+
 def test_records_on_two_sides_are_refused_with_their_ids(models):
     with pytest.raises(BadInput, match=r"2 records of forget also stand in holdout \(door-a, door-b\)"):
         ask(models, holdout=[*HOLDOUT, *({**row, "id": f"again-{row['id']}"} for row in FORGET[:2])])

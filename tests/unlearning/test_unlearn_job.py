@@ -502,7 +502,12 @@ def test_guard_weighs_prints_every_record_and_resumes_with_the_same_bytes(taught
     assert ids == [each.id for each in survived]
 
 
-def test_weights_need_ids_that_differ(taught):
-    twice = [SIDES.records["forget"][0], SIDES.records["forget"][0], SIDES.records["forget"][1]]
-    with pytest.raises(BadInput, match="two forget records have the same: make ids unique"):
-        unlearn(taught, forget=twice, retain=RETAIN, method="guard")
+def test_ids_of_a_side_differ(taught):
+    """As in a file: answers, weights and outcomes are kept by them. Two sides may use the same."""
+    twice = [*SIDES.records["forget"][:2], replace(SIDES.records["forget"][2], id="forget-0")]
+    for sort in (list, lambda records: [{"id": r.id, "question": r.prompt, "answer": r.completion} for r in records]):
+        for side in ("forget", "retain"):
+            with pytest.raises(BadInput, match=rf"{side}\[2\]: id 'forget-0' was used before at {side}\[0\]; make ids"):
+                unlearn(taught, **{"forget": FORGET, "retain": RETAIN} | {side: sort(twice)})
+    same = [replace(record, id=f"forget-{index}") for index, record in enumerate(SIDES.records["retain"])]
+    assert sides.read_sides({"forget": FORGET, "retain": same}, None).records["retain"] == same

@@ -94,9 +94,6 @@ class Forgetting(Request):
         target = _target(stop_at, data)
         if OBJECTIVES[chosen.objective].refusals:
             dpo.refused(data.records["forget"], chosen.seed)
-        ids = [record.id for record in data.records["forget"]]
-        if chosen.weigh == "guard" and len(set(ids)) < len(ids):
-            raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
         if chosen.parameters == "lora" and str(model) == "tiny":
             other = "another model" if chosen.begins else "parameters full, or another model"
             raise BadInput(

@@ -73,7 +73,9 @@ class Sides:
 
 
 def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Sides:
-    """Files, or records. Raises BadInput for a side without records, and for a retain set that is the forget set."""
+    """Files, or records. Raises BadInput for a side without records or with one id twice, and for a retain set that is the
+    forget set.
+    """
     records: dict[str, list[Record]] = {}
     names, digests = {}, {}
     for name, source in given.items():
@@ -87,12 +89,21 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
                 else record_from(dict(record), place=f"{name}[{index}]", default_id=f"{name}-{index}", fields=fields)
                 for index, record in enumerate(source)
             ]
+            _check_ids(name, records[name])
             names[name] = f"{len(records[name])} records"
             digests[name] = digest_of(records[name])
         if not records[name]:
             raise BadInput(f"{name} holds no records: at least one is needed.")
     of_records(records)
     return Sides(records, names, digests)
+
+
+def _check_ids(name: str, records: Sequence[Record]) -> None:
+    """Raises BadInput for an id that was used before, as `read_records` does of files: answers are kept by ids."""
+    places: dict[str, int] = {}
+    for index, record in enumerate(records):
+        if (first := places.setdefault(record.id, index)) != index:
+            raise BadInput(f"{name}[{index}]: id {record.id!r} was used before at {name}[{first}]; make ids unique.")
 
 
 def digest_of(rows: Sequence[Any]) -> str:
