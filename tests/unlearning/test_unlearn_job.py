@@ -442,6 +442,67 @@ def test_a_loaded_model_is_changed_in_place(taught):
     assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
 
 
+def frame(model):
+    """What a job may not leave otherwise where it did nothing: kind, names, numbers, and what is trained."""
+    return type(model.model), [(n, p.requires_grad, p.detach().clone()) for n, p in model.model.named_parameters()]
+
+
+def same(model, kind_and_parameters):
+    kind, parameters = kind_and_parameters
+    now = frame(model)
+    return now[0] is kind and all(
+        (one[:2] == other[:2]) and torch.equal(one[2], other[2]) for one, other in zip(now[1], parameters, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"parameters": "lora", "lora_rank": 2},
+        {"method": "reglu", "lora_rank": 1, "retain_directions": 1},
+        {"method": "rmu"},
+        {"method": "mlp-breaking"},
+        {"train_blocks": 1},
+    ],
+)
+def test_a_plan_leaves_the_model_as_it_is(taught, how):
+    model = load(taught, device="cpu")
+    model.model.get_input_embeddings().weight.requires_grad_(False)  # the user's own choice
+    before = frame(model)
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, **how}
+    plans = [unlearn.plan(model, **words) for _ in range(2)]
+    assert same(model, before) and plans[0].trained_parameters == plans[1].trained_parameters
+    assert unlearn(model, **words).steps == 2 and not same(model, before)
+
+
+@pytest.mark.parametrize("refused", ["rehearse", "starts", "plan"])
+def test_a_refusal_leaves_the_model_as_it_is(taught, monkeypatch, refused):
+    def refuse(*_, **__):
+        raise BadInput("it cannot be done")
+
+    model = load(taught, device="cpu")
+    before = frame(model)
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "method": "reglu"}
+    words |= {"lora_rank": 1, "retain_directions": 1}
+    where = (forgetting.starts, "install") if refused == "starts" else (forgetting, "rehearse")
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="cannot be done"):
+        patch.setattr(*where, refuse)
+        (unlearn.plan if refused == "plan" else unlearn)(model, **words)
+    assert same(model, before)
+    assert unlearn(model, **words).steps == 2
+
+
+def test_an_adapter_without_a_base_is_refused_before_anything(taught, files, monkeypatch):
+    model = replace(load(taught, device="cpu"), origin=None)
+    before = frame(model)
+    monkeypatch.setattr(forgetting, "prepare", None)
+    with pytest.raises(BadInput, match="names no base model"):
+        unlearn(
+            model, forget=FORGET, retain=RETAIN, steps=2, parameters="lora", lora_rank=2, out=files / "out"
+        )  # fmt: skip
+    assert same(model, before) and not (files / "out.partial").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, several processes find each other")
 def test_processes_that_do_not_find_each_other_are_refused(taught, files, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -7,7 +7,8 @@ the folder gives back answers as the trained one.
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Forgetting(Request):
         return self.team
 
     def plan(self) -> UnlearnPlan:
-        """From one timed step on the longest records."""
+        """From one timed step on the longest records; a model that was given stays as it is."""
         recipe, sides = self.recipe, self.sides
         language_model = self._opened(None, taught=False)
         examples = {
@@ -126,7 +127,13 @@ class Forgetting(Request):
         }
         shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
         check_model(language_model, examples["retain"])
-        language_model = prepare(language_model, recipe)
+        with _prepared(language_model, recipe, stays=False) as prepared:
+            return self._planned(prepared, examples, shown)
+
+    def _planned(
+        self, language_model: LanguageModel, examples: Mapping[str, list[Example]], shown: Mapping[str, str]
+    ) -> UnlearnPlan:
+        recipe, sides = self.recipe, self.sides
         if recipe.begins:
             starts.check(language_model, recipe, examples["forget"], examples["retain"])
         rehearse(language_model, writes=self._writes())
@@ -181,6 +188,8 @@ class Forgetting(Request):
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         weights = weights_digest(language_model.model)
         _require_same(stored, weights)
+        if recipe.parameters == "lora" and folder is not None:
+            adapters.require_base(language_model)
         if not stored:
             check_model(language_model, retain)
         # What the two sets do not allow is refused before anything is measured.
@@ -193,14 +202,14 @@ class Forgetting(Request):
             before |= scales.recalls(answers_before) | scales.perplexity(language_model)
         begun = stored.get("begun") or _per_token(language_model, forget, size)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
-        language_model = prepare(language_model, recipe)
-        if not stored:
-            rehearse(language_model, writes="nothing" if folder is None else self._writes())
-        if begun_at is not None:
-            starts.install(language_model, begun_at)
         weighed = deserialize(RecordWeights, stored["weighed"]) if stored.get("weighed") else None
-        if recipe.weigh == "guard" and weighed is None:
-            weighed = self._weighed(language_model, forget, retain)
+        with _prepared(language_model, recipe, stays=True) as language_model:
+            if not stored:
+                rehearse(language_model, writes="nothing" if folder is None else self._writes())
+            if begun_at is not None:
+                starts.install(language_model, begun_at)
+            if recipe.weigh == "guard" and weighed is None:
+                weighed = self._weighed(language_model, forget, retain)
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         start = trained_weights(language_model.model)
 
@@ -391,6 +400,26 @@ class Forgetting(Request):
         language_model = taught_once(folder, self.processes, taught_both)
         source = "A Llama of about 1 M parameters, taught the given files on the spot."
         return replace(language_model, name="tiny", source=source, origin=None)
+
+
+@contextmanager
+def _prepared(language_model: LanguageModel, recipe: Recipe, *, stays: bool) -> Iterator[LanguageModel]:
+    """The model as the recipe trains it; afterwards as it was, adapter and trainable parameters, unless it `stays` so.
+
+    When something is refused inside, it never stays so.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in language_model.model.parameters()]
+    prepared, put_back = language_model, True
+    try:
+        prepared = prepare(language_model, recipe)
+        yield prepared
+        put_back = not stays
+    finally:
+        if put_back:
+            if prepared is not language_model:
+                adapters.detach(prepared)
+            for parameter, required in trainable:
+                parameter.requires_grad_(required)
 
 
 def _require_same(stored: Mapping[str, Any], weights: str) -> None:
