@@ -67,7 +67,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         description="How the forget records are weighed: alike, or less the more forgetting one would hurt the retain set.",
     )
     temperature: Positive = Field(
-        default=2.0, description="Of guard, in standard deviations of the scores; inf weighs all alike."
+        default=2.0, description="Of guard, in standard deviations of the scores; --weigh uniform weighs all alike."
     )
     floor: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="Least weight that guard gives a record."
