@@ -169,6 +169,7 @@ class Forgetting(Request):
             peak_bytes=held + kept + max(training, looked),
             notes=(
                 *(starts.plan_notes(language_model, recipe) if recipe.begins else ()),
+                *self._evaluation_notes(),
                 *self._refusal_notes(),
                 *self._encoding(language_model, examples.values()),
                 *sides.notes(),
@@ -299,6 +300,15 @@ class Forgetting(Request):
             return []
         refused = dpo.refused(self.sides.records["forget"], self.recipe.seed)
         return encode(language_model, refused, max_length=self.recipe.max_length)
+
+    def _evaluation_notes(self) -> tuple[str, ...]:
+        if self.evaluation == "none":
+            return ()
+        asked = " and ".join(f"{len(self.sides.given(name)):,} {name}" for name in ("forget", "retain"))
+        return (
+            f"evaluation {self.evaluation}: all {asked} records are scored and answered once more at the end, which is not "
+            "in this estimate.",
+        )
 
     def _refusal_notes(self) -> tuple[str, ...]:
         if not OBJECTIVES[self.recipe.objective].refusals:
@@ -454,7 +464,7 @@ class _Scales:
     def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
         self.sides = {name: subsample(records, MEASURED) for name, records in sides.records.items()}
         self.asked = {name: [r for r in subsample(side, ANSWERED) if r.prompt] for name, side in self.sides.items()}
-        self.questions, self.general = sides.questions, sides.general
+        self.questions, self.general, self.given = sides.questions, sides.general, sides.given
         self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length
 
@@ -509,16 +519,16 @@ class _Scales:
         return {f"{self.general}_perplexity": Measure(value, "lower")}
 
     def export(self, language_model: LanguageModel, folder: Path) -> None:
-        """What open-unlearning would log of the sides that it has, into the folder."""
+        """What open-unlearning would log of the sides that it has, into the folder: every record by its place there."""
         from equipoise.unlearning import extraction, openunlearning, tofu
 
         options: dict[str, Any] = {"max_length": self.max_length, "batch_size": self.batch_size}
         sets = {}
         for name in ("forget", "retain"):
-            records = self.sides[name]
+            records = self.given(name)
             room = tofu.room(language_model, records)
             sets[name] = tofu.score(language_model, records, generated=room > 0, max_new_tokens=max(room, 1), **options)
-        memorized = extraction.memorization(language_model, self.sides["forget"], **options)
+        memorized = extraction.memorization(language_model, self.given("forget"), **options)
         openunlearning.write(folder, openunlearning.evaluation(sets, memorized=memorized))
 
     def compared(

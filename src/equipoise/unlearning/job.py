@@ -100,7 +100,8 @@ def unlearn(
     fields
         The files' own names of fields, where they have others: answer=reply,question=ask.
     evaluation
-        open-unlearning: its TOFU_EVAL.json and TOFU_SUMMARY.json of both files, with answers of up to 200 tokens.
+        open-unlearning: its TOFU_EVAL.json and TOFU_SUMMARY.json of all records of both files, by their places there, with
+        answers of up to 200 tokens.
     """
     from equipoise.unlearning.forgetting import Forgetting
 

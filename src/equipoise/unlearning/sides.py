@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,22 @@ MEASURED = 200  # records of each side that are measured, evenly spread over the
 class Sides:
     """records by side (forget, retain, general), where they came from in words, and digests of them: of files, or of rows.
 
-    held_out: how many of the retain records were taken out of it to be `general`.
+    held_out: how many of the retain records were taken out of it to be `general`. whole: that side as it was given.
     """
 
     records: dict[str, list[Record]]
     names: dict[str, str]
     digests: dict[str, str]
     held_out: int = 0
+    whole: Mapping[str, list[Record]] = field(default_factory=dict)
 
     @cached_property
     def questions(self) -> dict[str, list[Record]]:
         return questions(self)
+
+    def given(self, name: str) -> list[Record]:
+        """All records of a side in their order, whatever was held out of them."""
+        return self.whole.get(name, self.records[name])
 
     def texts(self) -> list[str]:
         every = [record for side in self.records.values() for record in side]
@@ -159,7 +164,7 @@ def with_general(sides: Sides) -> Sides:
         "general": [retain[index] for index in held],
     }
     names = sides.names | {"general": f"{len(held)} records of {sides.names['retain']}"}
-    return replace(sides, records=records, names=names, held_out=len(held))
+    return replace(sides, records=records, names=names, held_out=len(held), whole={"retain": retain})
 
 
 def questions(sides: Sides) -> dict[str, list[Record]]:
