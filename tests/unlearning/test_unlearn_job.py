@@ -420,6 +420,15 @@ def test_the_dry_run_shows_what_is_trained(taught):
     assert any("between » and «" in line for line in plan.summary())
 
 
+def test_settings_without_effect_are_said(taught):
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 1, "batch_size": 4, "method": "mcu", "components": 1}
+    words |= {"cir_activations": 1, "cir_gradients": 1}
+    told = "Without effect in this recipe, although given: combine blur, learning_rate 1.0."
+    assert told in unlearn.plan(taught, **words, combine="blur", learning_rate=1.0).notes
+    assert told in unlearn(taught, **words, combine="blur", learning_rate=1.0).notes
+    assert not any(note.startswith("Without effect") for note in unlearn.plan(taught, **words).notes)
+
+
 def test_what_is_trained(taught):
     model = load(taught, device="cpu")
 

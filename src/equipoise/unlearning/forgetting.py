@@ -70,6 +70,7 @@ class Forgetting(Request):
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
     evaluation: str = "none"
+    without_effect: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -110,6 +111,7 @@ class Forgetting(Request):
             team=team,
             inputs=data.digests | model_inputs({"model": model}, changed=True),
             resolved=resolved,
+            without_effect=tuple(f"{name} {getattr(chosen, name)}" for name in chosen.without_effect(settings)),
             **how,
         )
 
@@ -169,6 +171,7 @@ class Forgetting(Request):
             peak_bytes=held + kept + max(training, looked),
             notes=(
                 *(starts.plan_notes(language_model, recipe) if recipe.begins else ()),
+                *self._settings_notes(),
                 *self._evaluation_notes(),
                 *self._refusal_notes(),
                 *self._encoding(language_model, examples.values()),
@@ -281,6 +284,7 @@ class Forgetting(Request):
             gap=gap,
             notes=(
                 *notes,
+                *self._settings_notes(),
                 *(weighed.notes if weighed else ()),
                 *(starts.notes(begun_at) if begun_at else ()),
                 *self._refusal_notes(),
@@ -300,6 +304,11 @@ class Forgetting(Request):
             return []
         refused = dpo.refused(self.sides.records["forget"], self.recipe.seed)
         return encode(language_model, refused, max_length=self.recipe.max_length)
+
+    def _settings_notes(self) -> tuple[str, ...]:
+        if not self.without_effect:
+            return ()
+        return (f"Without effect in this recipe, although given: {', '.join(self.without_effect)}.",)
 
     def _evaluation_notes(self) -> tuple[str, ...]:
         if self.evaluation == "none":
