@@ -228,6 +228,9 @@ def test_a_model_in_memory_and_other_methods(folder):
     language_model = load(folder)
     before = {name: value.clone() for name, value in language_model.model.state_dict().items()}
     result = detoxify(language_model, PAIRS, **WORDS, method="profs", rank=2, layers="2:3", strength=0.5)
+    edited = "model.layers.2.mlp.down_proj.weight"
+    left = language_model.model.get_parameter(edited).square().sum() / before[edited].square().sum()
+    assert [each.removed for each in result.layers] == [pytest.approx(1 - left.item(), abs=1e-5)]
     changed = {n for n, value in language_model.model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {"model.layers.2.mlp.down_proj.weight"} and result.model is language_model
     assert result.resolved["site"] == "residual" and result.folder is None

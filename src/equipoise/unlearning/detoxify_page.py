@@ -250,7 +250,7 @@ def _continuations(result: "Detoxified") -> parts.Table:
 
 def _layers(result: "Detoxified") -> parts.Table:
     return parts.Table(
-        "Share of the squared norm of each value matrix that lay in the subspace",
+        "Share of the squared norm of each value matrix that was taken out",
         (parts.Column("layer", True), parts.Column("taken out", True)),
         tuple((each.layer, _number(each.removed)) for each in result.layers),
     )

@@ -221,7 +221,7 @@ class Detoxifying(Request):
             sweep.append(SweepPoint(strength, _shown(layers), False, point.measures))
         rebuilt = self._rebuilt(ready, states, bases)
         layers = [
-            LayerEdit(each.layer, gloss.removed_energy(each.values, bases[each.layer]))
+            LayerEdit(each.layer, gloss.removed_energy(each.values, bases[each.layer], strength=self.strength))
             for each in ready.matrices
             if each.layer in bases
         ]
