@@ -183,6 +183,11 @@ def test_the_plan_says_what_is_tried_and_what_is_not(models):
     )
 
 
+def test_a_control_of_fewer_records_says_so(models):
+    (control,) = ask(models, retain=RETAIN[:3], attacks=ATTACKS[:1], epochs=1, components=0).controls
+    assert control.what.startswith("relearning 3 unrelated records, where the attack had 8, with AdamW on all weights")
+
+
 def test_a_model_that_never_knew_is_a_control(models):
     never = copy_with_noise(models[0], 0.5)
     result = ask(models, retain=None, reference=never, attacks=ATTACKS[:1], components=0)

@@ -95,11 +95,21 @@ class Findings:
 
         return tuple(sorted([*made, *self._wordings()], key=order))
 
-    def controls(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
-        """The strongest relearning on unrelated text, and on a model that never knew."""
+    def controls(
+        self, settings: Callable[[str], Relearning], unrelated: int, relearned: int
+    ) -> tuple[ForgettingAttack, ...]:
+        """The strongest relearning on unrelated text, and on a model that never knew.
+
+        unrelated, relearned: records of the first, and of the attack that it is compared with.
+        """
+        few = f"{unrelated:,} unrelated records, where the attack had {relearned:,},"
         made = []
         for unit, name, what in (
-            ("control retain", "unrelated text", "relearning as many unrelated records with {}"),
+            (
+                "control retain",
+                "unrelated text",
+                f"relearning {few if unrelated < relearned else 'as many unrelated records'} with {{}}",
+            ),
             (
                 "control reference",
                 "a model that never knew",
