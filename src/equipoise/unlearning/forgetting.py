@@ -121,6 +121,15 @@ class Forgetting(Request):
 
     def plan(self) -> UnlearnPlan:
         """From one timed step on the longest records; a model that was given stays as it is."""
+        if not isinstance(self.model, LanguageModel) or self.attention is None:
+            return self._plan()
+        own: Any = self.model.model.config._attn_implementation
+        try:
+            return self._plan()
+        finally:
+            self.model.use_attention(own)
+
+    def _plan(self) -> UnlearnPlan:
         recipe, sides = self.recipe, self.sides
         language_model = self._opened(None, taught=False)
         examples = {
