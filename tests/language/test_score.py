@@ -330,7 +330,7 @@ def test_questions_without_an_answer_among_their_choices(small, choices, answer)
     )
 
 
-def test_means_per_token_and_the_first_of_equals(small, monkeypatch):
+def test_means_per_token_and_none_of_equals(small, monkeypatch):
     """By text unless it is said otherwise, without the end token; scores are sums over counts, apart by question."""
     seen = {}
 
@@ -358,7 +358,7 @@ def test_means_per_token_and_the_first_of_equals(small, monkeypatch):
         [-2.0, -2.0, -2.0],
         [-1.5, -1.5],
     ]
-    assert found.predicted.tolist() == [0, 0] and found.correct.tolist() == [True, False] and found.accuracy == 0.5
+    assert found.predicted.tolist() == [-1, -1] and found.correct.tolist() == [False, False]  # the texts are others
     multiple_choice(small, records, max_length=7, batch_size=3)
     assert (seen["max_length"], seen["batch_size"]) == (7, 3)
     conversation = replace(records[0], prompt="", messages=(Message("user", "a"),))
@@ -413,3 +413,53 @@ def test_windows_of_a_text_by_hand(small, monkeypatch, begin, ids, expected):
         f"max_length is {len(begin) + 1}, but predicting a token takes one before it, and this tokenizer puts "
         f"{len(begin)} before every text: use at least {len(begin) + 2}."
     )
+
+
+@pytest.mark.parametrize("damage", [0.0, math.nan])
+@pytest.mark.parametrize("by", ["text", "letter"])
+def test_a_model_that_was_destroyed_answers_nothing(fresh, damage, by):
+    """All tokens alike, or no numbers: also the first choice, where a right answer mostly stands, is no likelier."""
+    model = replace(fresh, chat_template="none")
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight.fill_(damage)
+    choices = ("yes", "In the town of Veskole", "one two three", "no")
+    asked = [Record(id=f"{i}", prompt="where?", completion=choices[i], choices=choices, answer=i) for i in range(4)]
+    found = multiple_choice(model, asked, by=by)
+    assert found.predicted.tolist() == [-1] * 4 and not found.correct.any() and found.accuracy == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 49, 500])
+def test_means_of_equal_numbers_are_equal(count):
+    value = torch.tensor(-5.6629605, dtype=torch.float32).double()
+    mean = (
+        torch.full((count,), value.item(), dtype=torch.float64).cumsum(0)[-1] / count
+    )  # may differ in the last places
+    assert not scoring.likelier(mean, value[None]) and not scoring.likelier(value, mean[None])
+    assert scoring.likelier(value + 5e-7, mean[None])  # the next number of float32
+
+
+def test_which_choice_is_likeliest():
+    inf, nan = math.inf, math.nan
+    for scores, said, place in (
+        ([-3.0, -1.0, -2.0], "abc", 1),
+        ([-1.0, -1.0, -2.0], "abc", -1),
+        ([-2.0, -1.0, -1.0], "abb", 1),  # the same text twice is one answer
+        ([-1.0, -1.0, -1.0], "aba", -1),
+        ([-1.0, nan, -2.0], "abc", -1),
+        ([-1.0, -inf, -2.0], "abc", 0),
+        ([-inf, -inf, -inf], "abc", -1),
+        ([-1.0, -1.0], "aa", 0),
+    ):
+        assert scoring._likeliest(torch.tensor(scores, dtype=torch.float64), said) == place, (scores, said)
+
+
+def test_the_right_text_twice_is_right_wherever_it_stands(small, monkeypatch):
+    monkeypatch.setattr(scoring, "encode", lambda model, records, **how: records)
+    monkeypatch.setattr(
+        scoring,
+        "log_likelihoods",
+        lambda *_, **how: (torch.tensor([-2.0, -1.0, -1.0], dtype=torch.float64), torch.ones(3)),
+    )
+    record = Record(id="a", prompt="p", completion="y", choices=("x", "y", "y"), answer=2)
+    assert multiple_choice(small, [record]).correct.tolist() == [True]
+    assert multiple_choice(small, [record], by="letter").correct.tolist() == [False]

@@ -1,5 +1,6 @@
 """The audit of forgetting on models whose state is known: what came back is counted right, under every kind of attack."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -162,6 +163,15 @@ def test_killed_it_goes_on_and_writes_the_same_bytes(done, models, tmp_path, mon
         assert (tmp_path / "out" / name).read_bytes() == (done.folder / name).read_bytes(), name
 
 
+def test_another_model_in_memory_is_another_request(done, models):
+    before, after = models
+    noisy = replace(after, model=copy_with_noise(after, 0.01).model)
+    for given, name in (((before, noisy), "after"), ((noisy, after), "before")):
+        with pytest.raises(BadInput, match=rf"another content of {name}\."):
+            ask(given, out=done.folder, keep_strongest=True)
+    assert ask(models, out=done.folder, keep_strongest=True).answered == done.answered
+
+
 def test_the_plan_says_what_is_tried_and_what_is_not(models):
     before, after = models
     plan = audit_forgetting.plan(before, after, forget=FORGET, holdout=HOLDOUT[2:], attacks=ATTACKS, epochs=6)
@@ -171,6 +181,11 @@ def test_the_plan_says_what_is_tried_and_what_is_not(models):
         sum("no retain records" in each or "no reference" in each or "paraphrases" in each for each in plan.untried)
         == 3
     )
+
+
+def test_a_control_of_fewer_records_says_so(models):
+    (control,) = ask(models, retain=RETAIN[:3], attacks=ATTACKS[:1], epochs=1, components=0).controls
+    assert control.what.startswith("relearning 3 unrelated records, where the attack had 8, with AdamW on all weights")
 
 
 def test_a_model_that_never_knew_is_a_control(models):
@@ -208,6 +223,13 @@ def test_models_that_do_not_fit_are_refused(models):
         ask((before, other))
     with pytest.raises(BadInput, match="'tiny' has no weights"):
         audit_forgetting("tiny", after, forget=FORGET, holdout=HOLDOUT)
+
+
+def test_an_id_that_two_records_have_is_refused(models):
+    """Each would be told what the other one answered."""
+    twice = [*HOLDOUT[:3], HOLDOUT[3] | {"id": HOLDOUT[0]["id"]}]
+    with pytest.raises(BadInput, match=r"holdout\[3\]: id 'gate-i' was used before at holdout\[0\]; make ids unique"):
+        ask(models, holdout=twice)
 
 
 def test_records_on_two_sides_are_refused_with_their_ids(models):
@@ -269,10 +291,11 @@ def findings(looks, **more):
     def row(flags):
         return {"log_probability": [-1.0] * 6, "likeliest": [bool(flag) for flag in flags]}
 
+    otherwise: dict[str, Any] = {"reworded": [None] * 6, "continued": [None] * 6, "leading": {}}
     found = {
         "models": {"attacks": list(looks)},
-        "before": {"scores": row([1] * 6), "forget": row([1] * 6), "spoken": [True] * 6},
-        "after": {"scores": row([0] * 5 + [1]), "forget": row([0] * 6), "spoken": [False] * 6},
+        "before": {"scores": row([1] * 6), "forget": row([1] * 6), "spoken": [True] * 6} | otherwise,
+        "after": {"scores": row([0] * 5 + [1]), "forget": row([0] * 6), "spoken": [False] * 6} | otherwise,
         "int8": {"scores": row([0] * 6)},
         "int4": {"scores": row([1] * 6)},
     }
@@ -299,6 +322,26 @@ def test_records_by_what_became_of_them():
     found.known[3] = False
     found._answers = lambda name, side: [i != 3 for i in range(6)] if name == "before" else [False] * 6
     assert [record.id for record in found.records() if record.state == UNKNOWN] == ["3", "3"]
+
+
+def test_a_record_that_another_wording_brings_back_does_not_stay_forgotten():
+    found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
+    found.found["int4"] = found.found["int8"]
+    found.found["after"] |= {
+        "reworded": [None, True, False, None, None, None],
+        "continued": [True, True, False, None, False, None],
+        # The best sentence counts, as the attack does: the fourth record comes back behind another alone.
+        "leading": {"Please.": [0, 0, 0, 1, 0, 1], "Truly.": [1, 0, 1, 0, 0, 1]},
+    }
+    found.found["before"] |= {"leading": found.found["after"]["leading"]}
+    held = {record.id: record for record in found.records() if record.side == "holdout"}
+    assert [held[str(i)].attacks for i in range(6)] == [3, 2, 1, 0, 0, 0]
+    assert [held[str(i)].state for i in range(6)] == [BACK, BACK, BACK, GONE, GONE, STILL]
+    by_name = {each.name: each for each in found._wordings()}
+    counted = by_name["leading prompts"].at.again.count + sum(
+        by_name[name].at.again.count for name in ("other wordings", "first words")
+    )
+    assert counted == 1 + 1 + 2 + 1  # as many as the records say beside the one relearning
 
 
 # Spectra
@@ -348,6 +391,22 @@ def test_texts_without_questions_are_told_by_their_probability(models):
     assert found.likeliest == [None] * 8 and max(found.log_probability) < 0 and asked.leading(before) == {}
     assert asked.reworded(before) == [None] * 8 and asked.spoken(before) == [None] * 8
     assert all(flag is not None for flag in asked.continued(before))
+
+
+@pytest.mark.parametrize("damage", [0.0, math.nan])
+def test_a_destroyed_model_answers_nothing(models, damage):
+    """Neither by choices that were made up, whose right one stands first, nor in other wordings, nor by its text alone."""
+    sides = auditing.read_sides({"forget": FORGET, "holdout": HOLDOUT}, None)
+    asked = Questions(sides.records["holdout"], sides.questions["holdout"], max_length=64)
+    assert {record.answer for record in asked.chosen.values()} == {0} and asked.scores(models[0]).likeliest == [
+        True
+    ] * 8
+    destroyed = replace(models[0], model=copy.deepcopy(models[0].model))
+    with torch.no_grad():
+        destroyed.model.get_output_embeddings().weight.fill_(damage)
+    assert asked.scores(destroyed).likeliest == [False] * 8
+    assert all(flags == [False] * 8 for flags in asked.leading(destroyed).values())
+    assert asked.reworded(destroyed)[0] is False
 
 
 def test_the_examples_to_relearn_and_to_ask_are_the_examples_to_forget():

@@ -97,6 +97,32 @@ def test_what_makes_the_numbers_say_little_is_said_first():
     assert made(controls=(attack("unrelated text", CONTROL, [10]),)).warnings() == ()
 
 
+def of_one_group(count, total):
+    return share([1.0] * count + [0.0] * (total - count), ["ann"] * total)
+
+
+def test_what_is_said_first_is_said_of_a_single_group_too():
+    """Which has no interval: an undefined end is no bound that everything holds."""
+
+    def audited(again, control, known=30):
+        looked = [RecoveryAt("after 3 steps", 3, of_one_group(n, 25), of_one_group(n, 30)) for n in (again, control)]
+        strong, unrelated = (
+            ForgettingAttack(name, family, "relearning with X", (look,), 0, 1.0, NOTHING, NOTHING)
+            for name, family, look in zip(("a", "b"), (RELEARNING, CONTROL), looked, strict=True)
+        )
+        answered = made().answered | {"before": of_one_group(known, 30), "after": of_one_group(5, 30)}
+        return made(answered=answered, forgotten=25, attacks=(strong,), controls=(unrelated,)).warnings()
+
+    assert math.isnan(of_one_group(30, 30).lower)
+    alone, uncovered = audited(25, 25)
+    assert alone.startswith("All forgotten records that were asked for are of one group")
+    assert uncovered.startswith("Relearning with X brings back 25 of 25, about as much as relearning")
+    assert audited(25, 3) == (alone,)  # nothing is said of a control that brings back less, or a model that knows all
+    unknown, *_ = audited(25, 3, known=7)
+    assert unknown.startswith("The before model answers 7 of 30 of the hold-out, where guessing gets 0.25")
+    assert audited(0, 0) == (alone,)
+
+
 def test_the_page_shows_attacks_records_spectra_and_what_was_not_tried():
     page = made().page(Path())
     assert page.lead == made().headline()

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from equipoise.core.errors import BadInput
+from equipoise.data.records import Record
 from equipoise.language.encode import encode
 from equipoise.language.score import log_likelihoods, perplexity
 from equipoise.language.tiny import teach, tiny
-from equipoise.unlearning import checks, openunlearning, sides, unlearn
+from equipoise.unlearning import checks, forgetting, openunlearning, sides, unlearn
 from equipoise.unlearning.forgetting import Forgetting
 
 COLOURS = ["red", "blue", "green", "black"]
@@ -155,6 +156,32 @@ def test_a_job_says_what_noise_and_general_texts_tell(model, tmp_path):
         "exact_memorization",
         "extraction_strength",
     }
+
+
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_the_evaluation_is_of_every_record_by_its_place(model, tmp_path, monkeypatch, budget):
+    """However many the job measures, and with those that a loss budget holds out of the retain file."""
+    monkeypatch.setattr(sides, "MEASURED", 2)
+    monkeypatch.setattr(forgetting, "MEASURED", 2)
+    request = Forgetting.read(
+        model, None, {"forget": FORGET, "retain": RETAIN}, fields=None, method=None, stop_at=None, every=1,
+        settings={} if budget is None else {"loss_budget": budget}, loading={"chat_template": "none", "date": None,
+        "device": "cpu"}, attention=None, shard=False, evaluation="open-unlearning",
+    )  # fmt: skip
+    scales = forgetting._Scales(request.sides, batch_size=4, max_length=64)
+    scales.export(model, tmp_path)
+    log = json.loads((tmp_path / openunlearning.FILES[0]).read_text())
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        records = [Record(str(i), row["answer"], row["question"]) for i, row in enumerate(rows)]
+        sums, counts = log_likelihoods(model, encode(model, records))
+        logged = log[f"{name}_Q_A_Prob"]["value_by_index"]
+        assert {int(place): item["avg_loss"] for place, item in logged.items()} == pytest.approx(
+            dict(enumerate((-sums / counts).tolist())), abs=1e-5
+        )
+        asked = log[f"{name}_Q_A_ROUGE"]["value_by_index"]
+        assert [asked[str(i)]["input"] for i in range(len(rows))] == [row["question"] for row in rows]
+    assert len(log["exact_memorization"]["value_by_index"]) == len(FORGET)
+    assert any(f"all {len(FORGET)} forget and {len(RETAIN)} retain records" in n for n in request._evaluation_notes())
 
 
 def test_an_evaluation_without_a_folder_is_refused_before_the_work(model, monkeypatch):

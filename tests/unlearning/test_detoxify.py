@@ -1,6 +1,7 @@
 """The job: what it writes, the way back byte for byte, that it goes on where it was killed, and what it says first."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.language.model import load
 from equipoise.language.tiny import tiny
-from equipoise.unlearning import checkpoint_edit, detoxify, detoxifying, undo
+from equipoise.unlearning import checkpoint_edit, detoxify, detoxify_page, detoxifying, undo
+from equipoise.unlearning.detoxified import SweepPoint
 from equipoise.unlearning.result import Measure
 
 PAIRS = [
@@ -226,10 +228,23 @@ def test_a_model_in_memory_and_other_methods(folder):
     language_model = load(folder)
     before = {name: value.clone() for name, value in language_model.model.state_dict().items()}
     result = detoxify(language_model, PAIRS, **WORDS, method="profs", rank=2, layers="2:3", strength=0.5)
+    edited = "model.layers.2.mlp.down_proj.weight"
+    left = language_model.model.get_parameter(edited).square().sum() / before[edited].square().sum()
+    assert [each.removed for each in result.layers] == [pytest.approx(1 - left.item(), abs=1e-5)]
     changed = {n for n, value in language_model.model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {"model.layers.2.mlp.down_proj.weight"} and result.model is language_model
     assert result.resolved["site"] == "residual" and result.folder is None
     assert any("--undo gives back the weights as they were loaded" in note for note in result.notes)
+
+
+def test_another_model_in_memory_is_another_request(folder, tmp_path):
+    model = load(folder)
+    first = detoxify(model, PAIRS, **WORDS, out=tmp_path / "out")
+    with pytest.raises(
+        BadInput, match=r"another content of model .an object is changed in place: to go on, load it anew"
+    ):
+        detoxify(model, PAIRS, **WORDS, out=tmp_path / "out")
+    assert detoxify(load(folder), PAIRS, **WORDS, out=tmp_path / "out").after == first.after
 
 
 def test_activations_that_half_precision_cannot_hold(folder):
@@ -270,6 +285,29 @@ def test_the_headline_says_first_what_a_reader_must_know(done):
     assert len(said(after_toxicity=float("nan"), after_perplexity=float("nan"), scorer=float("nan"))) == 3
     assert done.headline().startswith("".join(done.warnings()[:1]))
     assert isinstance(done.after["toxicity"], Measure) and isinstance(done.folder, Path)
+
+
+def test_a_point_that_is_no_number_is_not_the_best(done):
+    def at(toxicity, perplexity):
+        measures = {name: replace(each, value=1.0) for name, each in done.after.items()}
+        measures["toxicity"] = replace(measures["toxicity"], value=toxicity)
+        return SweepPoint(
+            1.0, "1:3", False, measures | {"perplexity": replace(measures["perplexity"], value=perplexity)}
+        )
+
+    nan, inf = math.nan, math.inf
+    for points, best in (
+        ([at(0.5, 9.0), at(0.25, 10.0), at(0.5, 10.0)], {0, 1}),
+        ([at(0.5, 9.0), at(nan, 8.0), at(0.25, nan), at(nan, nan)], {0}),
+        ([at(0.5, 9.0), at(0.0, inf)], {0}),  # a model that was destroyed
+        ([at(nan, 8.0)], set()),
+    ):
+        result = replace(done, sweep=tuple(points))
+        assert detoxify_page._frontier(result) == best
+        tables = detoxify_page._sweep(result)
+        said = [row[-1] for row in tables[0].rows] if tables else []
+        assert ["nothing better in both" in each for each in said] == [i in best for i in range(len(said))]
+        assert result.page(done.folder).parts
 
 
 def test_pairs_are_split_by_the_seed_and_share_no_text():

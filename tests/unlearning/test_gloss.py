@@ -56,6 +56,9 @@ def test_nothing_is_left_along_the_basis_and_again_changes_nothing():
     assert_close(edited.square().sum(), weight.square().sum() - along)
     assert gloss.removed_energy(weight, basis) == pytest.approx((along / weight.square().sum()).item())
     assert_close(gloss.project(weight, basis, strength=0.25), weight - 0.25 * (weight - edited))
+    for strength in (0.0, 0.25, 0.5, 1.0):
+        left = gloss.project(weight, basis, strength=strength).square().sum() / weight.square().sum()
+        assert gloss.removed_energy(weight, basis, strength=strength) == pytest.approx(1 - left.item(), abs=1e-12)
 
 
 def test_a_transposed_copy_gives_the_same_function():

@@ -14,7 +14,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
 from equipoise.language.encode import collate, encode
 from equipoise.language.tiny import teach, tiny
-from equipoise.unlearning import guard, objectives
+from equipoise.unlearning import guard, objectives, unlearn
 from equipoise.unlearning.recipe import METHODS, Recipe, recipe
 from equipoise.unlearning.training import prepare, train
 
@@ -425,6 +425,12 @@ def test_the_words_of_a_recipe():
     own = {"weigh", "temperature", "floor", "variant"}
     assert own <= chosen.used() and own & Recipe().used() == {"weigh"}
     assert recipe(weigh="guard", temperature=math.inf).temperature == math.inf
+    # Of the job, whose settings are stored as JSON, it is no temperature: what is promised there is weigh="uniform".
+    with pytest.raises(BadInput, match="'temperature' should be finite"):
+        unlearn._values((), {"model": "m", "forget": "f", "retain": "r", "temperature": math.inf})
+    assert "inf" not in str(Recipe.model_fields["temperature"].description)
+    alike = recipe("guard", weigh="uniform")
+    assert alike.weigh == "uniform" and alike.used() == recipe(objective="ga", combine="sum").used()
     for words, why in (
         ({"floor": 1.1}, "'floor'"),
         ({"temperature": 0}, "'temperature'"),

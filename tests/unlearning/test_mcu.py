@@ -285,6 +285,25 @@ def test_nothing_left_is_refused_at_first_and_moves_nothing_later(model, forget,
     assert torch.equal(found[layer], torch.zeros(16, 32, dtype=torch.float64))
 
 
+def test_a_loss_of_zero_is_nothing_taken_out(model, forget, batch, accelerator):
+    """Neither at the start nor where a run that was killed goes on, which the run itself would not have refused."""
+    prepare(model, Recipe(objective="ga", parameters="mlp"))
+    some, none = objectives.gd_loss(), lambda net, batch: (0 * objectives.gd_loss()(net, batch)[0], 1.0)
+    everything = {"activations": 3, "gradients": 32, "every": 1}
+    started = cir.Cir(model.model, lambda: [batch], **everything)
+    _, found = gradient_of(none, model.model, [batch], accelerator, started(0))
+    assert not any(each.any() for each in found if each is not None)
+    for loss, count in ((none, 3), (some, 32)):
+        run = cir.Cir(model.model, lambda: [batch], activations=3, gradients=3, every=1)
+        gradient_of(some, model.model, [batch], accelerator, run(0))
+        resumed = cir.Cir(model.model, lambda: [batch], activations=3, gradients=count, every=1)
+        resumed.restore(copy.deepcopy(run.state()))
+        run.gradients = count
+        _, through = gradient_of(loss, model.model, [batch], accelerator, run(1))
+        _, after = gradient_of(loss, model.model, [batch], accelerator, resumed(1))
+        assert all(torch.equal(one, other) for one, other in zip(through, after, strict=True) if one is not None)
+
+
 def test_gpt2_keeps_its_weights_transposed(accelerator):
     from transformers.pytorch_utils import Conv1D
 

@@ -176,13 +176,14 @@ COMMON = {
         ({"objective": "ga"}, {"retain_objective", "train_blocks"}),
         ({"objective": "npo"}, {"retain_objective", "train_blocks", "beta"}),
         ({"objective": "simnpo"}, {"retain_objective", "train_blocks", "beta", "gamma"}),
-        ({"objective": "rmu"}, {"train_blocks", "steering"}),
+        ({"objective": "rmu"}, {"steering"}),
+        ({"objective": "rmu", "parameters": "mlp"}, {"train_blocks", "steering"}),
         ({"objective": "dpo"}, {"retain_objective", "train_blocks", "beta"}),
         ({"objective": "undial"}, {"retain_objective", "train_blocks", "beta"}),
         ({"objective": "wga"}, {"retain_objective", "train_blocks", "beta"}),
         ({"objective": "satimp"}, {"retain_objective", "train_blocks", "beta1", "beta2"}),
         ({"objective": "ce-u"}, {"retain_objective", "train_blocks"}),
-        ({"objective": "rmu", "weigh": "guard"}, {"train_blocks", "steering", "temperature", "floor", "variant"}),
+        ({"objective": "rmu", "weigh": "guard"}, {"steering", "temperature", "floor", "variant"}),
         ({"objective": "npo", "parameters": "lora"}, {"retain_objective", "lora_rank", "beta"}),
         ({"objective": "ihl", "start": "reglu"}, {"retain_objective", "train_blocks"}),
         (
@@ -197,6 +198,40 @@ def test_the_settings_that_count(words, own):
     assert chosen.used() == COMMON | own
     # What is not given and has no value of its own is left out.
     assert set(chosen.resolved(10)) == (COMMON | own) - {"micro_batch_size", "train_blocks", "loss_budget"}
+
+
+def test_blocks_of_an_objective_that_trains_its_own_are_refused():
+    with pytest.raises(
+        BadInput, match=r"^rmu trains a few matrices of its own: leave train_blocks out, or use parameters"
+    ):
+        recipe("rmu", train_blocks=1)
+    assert recipe("rmu", train_blocks=1, parameters="mlp").train_blocks == 1
+    assert recipe("npo", train_blocks=1).train_blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "idle"),
+    [
+        ("mcu", {"retain_weight": 5.0, "forget_weight": 0.0, "combine": "blur", "learning_rate": 1.0, "steps": 3}, 4),
+        ("mcu", {"combine": "sago", "update_length": 0.1}, 0),  # a default says nothing
+        ("mcu", {"update": "adamw", "learning_rate": 1.0, "retain_learning_rate": 0.1}, 1),
+        ("rmu", {"retain_objective": "kl", "beta": 1.0, "steering": 3.0}, 2),
+        ("guard", {"weigh": "uniform", "temperature": 3.0}, 1),
+        ("npo", {"components": 3, "rho": 0.1, "lora_rank": 4, "beta": 0.2}, 3),
+    ],
+)
+def test_settings_that_were_given_for_nothing(method, given, idle):
+    chosen = recipe(method, **given)
+    found = chosen.without_effect(given)
+    assert len(found) == idle and not chosen.used() & set(found)
+    assert recipe(method, **{name: value for name, value in given.items() if name not in found}).resolved(
+        10
+    ) == chosen.resolved(10)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_all_that_a_preset_sets_counts(method):
+    assert set(METHODS[method]) <= recipe(method).used() and not recipe(method).without_effect(METHODS[method])
 
 
 def test_the_settings_with_their_values():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
@@ -228,6 +229,46 @@ def test_done_is_not_done_again(taught, files):
         unlearn(taught, **{**request, "steps": 3})
 
 
+def test_a_folder_that_was_written_anew_is_another_model(taught, files):
+    shutil.copytree(taught, files / "model")
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 1, "batch_size": 4, "out": files / "out"}
+    unlearn(files / "model", **request)
+    weights = load_file(taught / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, files / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"another content of model\."):
+        unlearn(files / "model", **request)
+    with pytest.raises(BadInput, match=r"another content of model\."):
+        unlearn.plan(files / "model", **request)
+
+
+def test_a_model_in_memory_is_gone_on_with_when_it_is_loaded_anew(taught, files, monkeypatch):
+    request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "evaluate_every": 1}
+    whole = unlearn(load(taught, device="cpu"), **request, out=files / "whole")
+    model, save_state = load(taught, device="cpu"), forgetting.save_state
+
+    def kill(path, state):
+        save_state(path, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(forgetting, "save_state", kill)
+        unlearn(model, **request, out=files / "out")
+    with pytest.raises(
+        BadInput, match=r"another content of model .an object is changed in place: to go on, load it anew"
+    ):
+        unlearn(model, **request, out=files / "out")
+    done = unlearn(load(taught, device="cpu"), **request, out=files / "out")
+    assert done.path == whole.path and done.after == whole.after
+    found = unlearn(load(taught, device="cpu"), **request, out=files / "out")
+    assert found.after == done.after and found.model is None
+    other = load(taught, device="cpu")
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight.mul_(2)
+    with pytest.raises(BadInput, match="another content of model"):
+        unlearn(other, **request, out=files / "out")
+
+
 def test_a_folder_of_earlier_names_is_found(taught, files):
     """run.json of a version that said rate and micro_batch: the same settings find their finished work."""
     request = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "learning_rate": 1e-3}
@@ -379,6 +420,15 @@ def test_the_dry_run_shows_what_is_trained(taught):
     assert any("between » and «" in line for line in plan.summary())
 
 
+def test_settings_without_effect_are_said(taught):
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 1, "batch_size": 4, "method": "mcu", "components": 1}
+    words |= {"cir_activations": 1, "cir_gradients": 1}
+    told = "Without effect in this recipe, although given: combine blur, learning_rate 1.0."
+    assert told in unlearn.plan(taught, **words, combine="blur", learning_rate=1.0).notes
+    assert told in unlearn(taught, **words, combine="blur", learning_rate=1.0).notes
+    assert not any(note.startswith("Without effect") for note in unlearn.plan(taught, **words).notes)
+
+
 def test_what_is_trained(taught):
     model = load(taught, device="cpu")
 
@@ -399,6 +449,69 @@ def test_a_loaded_model_is_changed_in_place(taught):
     before = model.model.get_input_embeddings().weight.clone()
     done = unlearn(model, forget=FORGET, retain=RETAIN, steps=2, batch_size=4)
     assert done.folder is None and not torch.equal(before, model.model.get_input_embeddings().weight)
+
+
+def frame(model):
+    """What a job may not leave otherwise where it did nothing: kind, names, numbers, and what is trained."""
+    kind = type(model.model), model.model.config._attn_implementation
+    return kind, [(n, p.requires_grad, p.detach().clone()) for n, p in model.model.named_parameters()]
+
+
+def same(model, kind_and_parameters):
+    kind, parameters = kind_and_parameters
+    now = frame(model)
+    return now[0] == kind and all(
+        (one[:2] == other[:2]) and torch.equal(one[2], other[2]) for one, other in zip(now[1], parameters, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"parameters": "lora", "lora_rank": 2},
+        {"method": "reglu", "lora_rank": 1, "retain_directions": 1},
+        {"method": "rmu"},
+        {"method": "mlp-breaking"},
+        {"train_blocks": 1},
+        {"attn_implementation": "eager"},
+    ],
+)
+def test_a_plan_leaves_the_model_as_it_is(taught, how):
+    model = load(taught, device="cpu")
+    model.model.get_input_embeddings().weight.requires_grad_(False)  # the user's own choice
+    before = frame(model)
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, **how}
+    plans = [unlearn.plan(model, **words) for _ in range(2)]
+    assert same(model, before) and plans[0].trained_parameters == plans[1].trained_parameters
+    assert unlearn(model, **words).steps == 2 and not same(model, before)
+
+
+@pytest.mark.parametrize("refused", ["rehearse", "starts", "plan"])
+def test_a_refusal_leaves_the_model_as_it_is(taught, monkeypatch, refused):
+    def refuse(*_, **__):
+        raise BadInput("it cannot be done")
+
+    model = load(taught, device="cpu")
+    before = frame(model)
+    words = {"forget": FORGET, "retain": RETAIN, "steps": 2, "batch_size": 4, "method": "reglu"}
+    words |= {"lora_rank": 1, "retain_directions": 1}
+    where = (forgetting.starts, "install") if refused == "starts" else (forgetting, "rehearse")
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="cannot be done"):
+        patch.setattr(*where, refuse)
+        (unlearn.plan if refused == "plan" else unlearn)(model, **words)
+    assert same(model, before)
+    assert unlearn(model, **words).steps == 2
+
+
+def test_an_adapter_without_a_base_is_refused_before_anything(taught, files, monkeypatch):
+    model = replace(load(taught, device="cpu"), origin=None)
+    before = frame(model)
+    monkeypatch.setattr(forgetting, "prepare", None)
+    with pytest.raises(BadInput, match="names no base model"):
+        unlearn(
+            model, forget=FORGET, retain=RETAIN, steps=2, parameters="lora", lora_rank=2, out=files / "out"
+        )  # fmt: skip
+    assert same(model, before) and not (files / "out.partial").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, several processes find each other")
@@ -461,7 +574,12 @@ def test_guard_weighs_prints_every_record_and_resumes_with_the_same_bytes(taught
     assert ids == [each.id for each in survived]
 
 
-def test_weights_need_ids_that_differ(taught):
-    twice = [SIDES.records["forget"][0], SIDES.records["forget"][0], SIDES.records["forget"][1]]
-    with pytest.raises(BadInput, match="two forget records have the same: make ids unique"):
-        unlearn(taught, forget=twice, retain=RETAIN, method="guard")
+def test_ids_of_a_side_differ(taught):
+    """As in a file: answers, weights and outcomes are kept by them. Two sides may use the same."""
+    twice = [*SIDES.records["forget"][:2], replace(SIDES.records["forget"][2], id="forget-0")]
+    for sort in (list, lambda records: [{"id": r.id, "question": r.prompt, "answer": r.completion} for r in records]):
+        for side in ("forget", "retain"):
+            with pytest.raises(BadInput, match=rf"{side}\[2\]: id 'forget-0' was used before at {side}\[0\]; make ids"):
+                unlearn(taught, **{"forget": FORGET, "retain": RETAIN} | {side: sort(twice)})
+    same = [replace(record, id=f"forget-{index}") for index, record in enumerate(SIDES.records["retain"])]
+    assert sides.read_sides({"forget": FORGET, "retain": same}, None).records["retain"] == same

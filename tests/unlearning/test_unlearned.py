@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from equipoise.core.serialize import deserialize, serialize
+from equipoise.unlearning.page import card
+from equipoise.unlearning.recipe import recipe
 from equipoise.unlearning.result import AnswerPair, Measure, Unlearned, UnlearnPlan
 
 
@@ -103,6 +105,22 @@ def plan(**others):
         "peak_bytes": 1_540_000_000,
     }
     return UnlearnPlan(**(words | others))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("npo", "`npo` on `f` against `gd` on `r`, combined by `sum`"),
+        ("rmu", "`rmu` on `f` against its own retain loss on `r`, combined by `sum`"),
+        ("mcu", "`mlp-breaking` on `f` against its own retain loss on `r`, in forget steps of length"),
+        ("mlp-breaking", "`mlp-breaking` on `f` against its own retain loss on `r`, in forget steps of length"),
+    ],
+)
+def test_the_card_names_the_loss_that_held_the_retain_set(method, said):
+    chosen = recipe(method)
+    names = {"model": "m", "forget": "f", "retain": "r"}
+    result = unlearned(recipe=chosen.model_dump(), resolved=chosen.resolved(100), names=names)
+    assert said in card(result, {})
 
 
 def test_the_plan_in_lines():

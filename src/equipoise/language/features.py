@@ -29,19 +29,19 @@ from equipoise.core.options import check_fields, closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
 from equipoise.language.encode import IGNORE, Example, encode_prompts
-from equipoise.language.model import evaluating, memory_advice
+from equipoise.language.model import LanguageModel, evaluating, memory_advice
 from equipoise.language.rollouts import padded
 from equipoise.language.states import editing, module_at
 
 if TYPE_CHECKING:
     from equipoise.data.records import Message
-    from equipoise.language.model import LanguageModel
 
 Pool = Literal["mean", "last", "sum"]
 FeatureDtype = Literal["float16", "float32", "float64"]
 
 VALUES, ABOUT, BATCHES = "values.npy", "features.json", "batches.jsonl"
 _VERSION = 1
+CHANGED = "(an object is changed in place: to go on, load it anew)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +196,19 @@ def weights_digest(model: Any, *, numbers: int = 64, rounded: bool = False) -> s
         some = (some.to(torch.bfloat16) if rounded else some).float().cpu().numpy()
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()
+
+
+def objects_digests(models: Mapping[str, Any], *, changed: bool) -> dict[str, str]:
+    """By name the digests of those models that are objects in memory, for `Request.inputs`; the frame digests folders.
+
+    changed: whether the work changes an object in place, so that whoever goes on in the same process has another; the name
+    that is told in the refusal then says what to do.
+    """
+    return {
+        f"{name} {CHANGED}" if changed else name: weights_digest(model.model)
+        for name, model in models.items()
+        if isinstance(model, LanguageModel)
+    }
 
 
 def _refuse_other(folder: Path, about: dict[str, Any], asked: dict[str, Any]) -> None:

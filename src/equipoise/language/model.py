@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
-from equipoise.core.files import sha256_file
 from equipoise.core.options import choice
 from equipoise.language import adapters, catalog
 from equipoise.language.gguf import read_gguf
@@ -214,21 +212,6 @@ def wrap(
     name = name or Path(getattr(model.config, "_name_or_path", "") or type(model).__name__).name
     chosen = "none" if chat_template == "none" else "auto"
     return LanguageModel(model, tokenizer, name, f"{name}, given in memory ({_size(model)}).", chosen, date)
-
-
-def model_digest(model: Any) -> str:
-    """Of weights that lie here, so that a folder that was written anew is not taken for the one before; "" for others."""
-    if not isinstance(model, str | Path):
-        return ""
-    path = Path(model).expanduser()
-    if path.is_file():
-        return sha256_file(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    return (
-        hashlib.sha256("".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()
-        if files
-        else ""
-    )
 
 
 @contextlib.contextmanager

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 By = Literal["letter", "text"]
 _LOGITS_AT_ONCE = 2**26  # values; 256 MB in float32
+ROUNDING = 1e-12  # of a score in float64: as far apart are means of equal numbers, of some more and of some fewer
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Answers to N multiple-choice questions. scores: per question one score per choice, higher is likelier."""
+    """Answers to N multiple-choice questions. scores: per question one score per choice, higher is likelier.
+
+    predicted: the place of the choice that is likelier than every other, -1 where none is.
+    """
 
     ids: tuple[str, ...]
     scores: list[Tensor]
@@ -139,8 +143,10 @@ def multiple_choice(
     by="text": the prompt is followed by each choice; its score is the mean log-probability per token of the choice
     (without that, long answers would lose by their length alone; lm-eval's acc_norm divides by bytes instead).
     by="letter": the prompt shows the choices as "A. ..." and ends with "Answer:" (the form of MMLU and WMDP, without
-    their subject line); a score is the log-probability of the letter. The end token is not scored. Of equal scores
-    the first wins. Raises BadInput for a record without choices or with an answer that is none of them.
+    their subject line); a score is the log-probability of the letter. The end token is not scored. A choice is the
+    answer if its score is finite and above those of all others, of which the same text again is none: a model whose
+    scores are equal or no numbers, since it was destroyed, answers nothing. Raises BadInput for a record without choices or
+    with an answer that is none of them.
     """
     for record in records:
         if len(record.choices) < 2 or record.answer is None or not 0 <= record.answer < len(record.choices):
@@ -154,9 +160,23 @@ def multiple_choice(
     examples = encode(language_model, asked, max_length=max_length, end=False)
     sums, counts = log_likelihoods(language_model, examples, batch_size=batch_size)
     scores = list((sums / counts).split([len(record.choices) for record in records]))
-    predicted = torch.tensor([int(values.argmax()) for values in scores], dtype=torch.int64)
-    answers = torch.tensor([record.answer for record in records], dtype=torch.int64)
-    return Choices(tuple(record.id for record in records), scores, predicted, predicted == answers)
+    said = [ascii_uppercase[: len(record.choices)] if by == "letter" else record.choices for record in records]
+    predicted = [_likeliest(values, each) for values, each in zip(scores, said, strict=True)]
+    correct = [
+        place >= 0 and each[place] == each[record.answer or 0]
+        for place, each, record in zip(predicted, said, records, strict=True)
+    ]
+    return Choices(
+        tuple(record.id for record in records),
+        scores,
+        torch.tensor(predicted, dtype=torch.int64),
+        torch.tensor(correct, dtype=torch.bool),
+    )
+
+
+def likelier(score: Tensor, others: Tensor) -> bool:
+    """Whether a score [] is finite and above all of the others [N], by more than rounding."""
+    return bool(score.isfinite()) and bool((score - others > ROUNDING * score.abs()).all())
 
 
 def text_loss(
@@ -199,6 +219,13 @@ def perplexity(
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def _likeliest(scores: Tensor, said: Sequence[str]) -> int:
+    """The place of the choice that is likelier than all that say something else, the first of those alike; -1 for none."""
+    first = int(scores.argmax())  # a score that is no number comes first
+    others = torch.tensor([each != said[first] for each in said])
+    return first if likelier(scores[first], scores[others]) else -1
 
 
 def _by_text(record: Record) -> list[Record]:

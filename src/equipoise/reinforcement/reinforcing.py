@@ -18,8 +18,9 @@ from equipoise.core.job import Processes, Request
 from equipoise.core.state import save_state, stored_state
 from equipoise.core.terminal import say
 from equipoise.language.encode import IGNORE, Example, encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room
-from equipoise.language.model import LanguageModel, model_digest, wrap
+from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
 from equipoise.language.rollouts import roll_out
 from equipoise.language.taught import TAUGHT, opened, taught_once
@@ -90,8 +91,7 @@ class Reinforcing(Request):
         training, names = tasks.problems, dict(tasks.names)
         source = PredictorSource.read(chosen, training, predictor, rates)
         digests = {**tasks.inputs, **({} if source is None else source.inputs)}
-        folders = {"model": model, "critic": how["critic"]}
-        digests |= {name: digest for name, each in folders.items() if (digest := model_digest(each))}
+        digests |= objects_digests({"model": model}, changed=True)
         names["model"] = model.name if isinstance(model, LanguageModel) else str(model)
         resolved = {name: getattr(chosen, name) for name in sorted({*chosen.model_fields_set, "seed"})}
         resolved["date"] = how["loading"]["date"] = how["loading"]["date"] or DATE

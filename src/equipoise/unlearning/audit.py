@@ -24,7 +24,8 @@ from equipoise.data.records import Record
 from equipoise.language import adapters
 from equipoise.language.encode import encode
 from equipoise.language.encode import notes as encoding_notes
-from equipoise.language.model import LanguageModel, load, model_digest
+from equipoise.language.features import objects_digests
+from equipoise.language.model import LanguageModel, load
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.states import blocks
 from equipoise.language.templates import DATE
@@ -101,7 +102,7 @@ class ForgettingAuditing(Request):
             epochs=epochs,
             looks=tuple(sorted({round(epochs * (i + 1) / count) for i in range(count)})),
             loading={**loading, "date": date},
-            inputs=sides.digests | {name: digest for name in models if (digest := model_digest(models[name]))},
+            inputs=sides.digests | objects_digests(models, changed=False),
             resolved={"date": date},
             **settings,
         )
@@ -134,7 +135,7 @@ class ForgettingAuditing(Request):
             forgotten=len(findings.forgotten),
             chance=findings.chance(),
             attacks=findings.attacks(self._settings),
-            controls=findings.controls(self._settings),
+            controls=findings.controls(self._settings, self._unrelated(), len(self.sides.records["forget"])),
             membership=findings.membership(*self._membership(), self.seed),
             records=findings.records(),
             spectrum=(spectrum := findings.spectrum()),
@@ -222,7 +223,7 @@ class ForgettingAuditing(Request):
             return self._relearned(after, forget, unit, asked, spectrum)
         strongest, _ = self._findings(found).strongest()
         if unit == "control retain":
-            others = subsample(self.sides.records["retain"], len(forget))
+            others = subsample(self.sides.records["retain"], self._unrelated())
             return {"attack": strongest, **self._relearned(after, others, strongest, asked, spectrum)}
         start = holdout.scores(opened["reference"]).plain()
         made = self._relearned(opened["reference"], forget, strongest, asked, None)
@@ -310,6 +311,10 @@ class ForgettingAuditing(Request):
                 for attack, values in scores.items()
             }
         return row
+
+    def _unrelated(self) -> int:
+        """How many retain records the control relearns: as many as the attacks, or all of fewer."""
+        return min(len(self.sides.records.get("retain", ())), len(self.sides.records["forget"]))
 
     def _membership(self) -> tuple[list[Record], list[Record]]:
         """Forgotten records, and others; none without retain records."""

@@ -95,11 +95,21 @@ class Findings:
 
         return tuple(sorted([*made, *self._wordings()], key=order))
 
-    def controls(self, settings: Callable[[str], Relearning]) -> tuple[ForgettingAttack, ...]:
-        """The strongest relearning on unrelated text, and on a model that never knew."""
+    def controls(
+        self, settings: Callable[[str], Relearning], unrelated: int, relearned: int
+    ) -> tuple[ForgettingAttack, ...]:
+        """The strongest relearning on unrelated text, and on a model that never knew.
+
+        unrelated, relearned: records of the first, and of the attack that it is compared with.
+        """
+        few = f"{unrelated:,} unrelated records, where the attack had {relearned:,},"
         made = []
         for unit, name, what in (
-            ("control retain", "unrelated text", "relearning as many unrelated records with {}"),
+            (
+                "control retain",
+                "unrelated text",
+                f"relearning {few if unrelated < relearned else 'as many unrelated records'} with {{}}",
+            ),
             (
                 "control reference",
                 "a model that never knew",
@@ -150,6 +160,10 @@ class Findings:
         """Each record, those first that are told worst of: still answered, then what came back under most attacks."""
         ways = [look for each in self.found["models"]["attacks"] for look in self._told(each)]
         ways += [answered(Scores.read(self.found[f"int{bits}"]["scores"]), self._levels["holdout"]) for bits in (8, 4)]
+        asked_otherwise = self.found["after"]
+        ways += [asked_otherwise["reworded"], asked_otherwise["continued"]]
+        if leading := asked_otherwise["leading"]:
+            ways.append(list(leading.values())[self._leading()[0]])
         attack, look = self.strongest()
         path = self.found[attack]["path"]
         strongest = Scores.read(path[look]["scores"]) if path else None
@@ -158,7 +172,7 @@ class Findings:
             before, after = self._scores["before", side], self._scores["after", side]
             known, kept = self._answers("before", side), self._answers("after", side)
             for i, record in enumerate(asked.records):
-                back = sum(flags[i] for flags in ways) if side == "holdout" else 0
+                back = sum(bool(flags[i]) for flags in ways) if side == "holdout" else 0
                 state = UNKNOWN if not known[i] else STILL if kept[i] else BACK if back else GONE
                 attacked = strongest.log_probability[i] if strongest is not None and side == "holdout" else math.nan
                 made.append(
@@ -244,11 +258,16 @@ class Findings:
                 made.append(self._attack(name, WORDING, what, path, before=self._again(before[key])))
         if leading := after["leading"]:
             path = [self._at(prefix, 0, flags) for prefix, flags in leading.items()]
-            best, value = max(((i, self._best([at])[1]) for i, at in enumerate(path)), key=lambda pair: pair[1])
+            best, value = self._leading()
             same = self._again(before["leading"][path[best].label])
             what = f"asked behind a leading sentence, the best of {len(path)}"
             made.append(ForgettingAttack("leading prompts", WORDING, what, tuple(path), best, value, NOTHING, same))
         return made
+
+    def _leading(self) -> tuple[int, float]:
+        """The place of the best leading sentence, and its share of the forgotten."""
+        values = [self._best([self._at("", 0, flags)])[1] for flags in self.found["after"]["leading"].values()]
+        return max(enumerate(values), key=lambda pair: pair[1])
 
     def _attack(
         self,

@@ -163,7 +163,7 @@ def _states(result: "ForgettingAudit") -> parts.Table:
     meaning = {
         STILL: "both models answer it, the after model perhaps by guessing: see what it lost",
         BACK: "an attack brought it back",
-        GONE: "no attack that was tried brought it back",
+        GONE: "no attack that was tried brought it back, each at its best look or with its best sentence",
         UNKNOWN: "the before model did not answer it",
     }
     return parts.Table(

@@ -1,9 +1,9 @@
 """How records are asked for in an audit, the same of every model: by their choices, in words, in other wordings.
 
-A question is answered when its right choice is the likeliest, by mean log-probability per token: its own choices, or the
-answers of the records with the likest prompts (`sides.questions`). A record without choices is answered when at least half
-of the log-probability that the forgetting took from it is there again: (before + after) / 2, in nats per token; one that
-lost less than FORGOTTEN was never forgotten.
+A question is answered when its right choice is likelier than every other, by mean log-probability per token: its own
+choices, or the answers of the records with the likest prompts (`sides.questions`). A record without choices is answered when
+at least half of the log-probability that the forgetting took from it is there again: (before + after) / 2, in nats a token;
+one that lost less than FORGOTTEN was never forgotten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from equipoise.data.records import Message, Record
 from equipoise.language.encode import encode
 from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel
-from equipoise.language.score import log_likelihoods, multiple_choice
+from equipoise.language.score import likelier, log_likelihoods, multiple_choice
 from equipoise.unlearning.notes import FORGOTTEN
 from equipoise.unlearning.sides import subsample
 
@@ -89,7 +89,7 @@ class Questions:
                 asked.append(replace(record, choices=(*record.paraphrases, *wrong), answer=0))
         found = multiple_choice(language_model, asked, batch_size=self.batch_size, max_length=self.max_length)
         right = {
-            identity: bool(scores[: own[identity]].mean() > scores[own[identity] :].max())
+            identity: likelier(scores[: own[identity]].mean(), scores[own[identity] :])
             for identity, scores in zip(found.ids, found.scores, strict=True)
         }
         return [right.get(record.id) for record in self.records]

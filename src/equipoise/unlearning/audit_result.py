@@ -56,10 +56,11 @@ class ForgettingAttack:
 
 @dataclass(frozen=True, slots=True)
 class RecordForgetting:
-    """One record: mean log-probability per token of its answer (nats) before, after, and at the end of the strongest attack.
+    """One record: mean log-probability per token of its answer (nats) before, after, and attacked.
 
+    attacked: at the best look of the strongest relearning.
     state: still answered, came back, stays forgotten, was not known; came back is told of hold-out records alone. attacks:
-    how many of them brought it back.
+    how many of all attacks brought it back, each at the look, or with the sentence, by which it is told.
     """
 
     id: str
@@ -132,7 +133,7 @@ class ForgettingAudit:
         """What a reader must know before the numbers: nothing was known, or forgotten, or any training brings it back."""
         found = []
         before, after = self.answered["before"], self.answered["after"]
-        if not before.count or (self.chance >= before.lower):
+        if not before.count or self.chance >= _at_least(before):
             by_chance = "" if math.isnan(self.chance) else f", where guessing gets {self.chance:.2f}"
             found.append(
                 f"The before model answers {several(before)} of the hold-out{by_chance}: what it does not know cannot be "
@@ -149,10 +150,15 @@ class ForgettingAudit:
                 "the intervals."
             )
         strongest = self.strongest
+        if strongest is not None and strongest.at.again.of and math.isnan(strongest.at.again.lower):
+            found.append(
+                "All forgotten records that were asked for are of one group, so that there are no intervals: what came back "
+                "is one case."
+            )
         for control in self.controls:
             if strongest is None or not strongest.at.again.count or strongest.family != RELEARNING:
                 continue
-            if control.at.again.rate >= strongest.at.again.lower:
+            if control.at.again.rate >= _at_least(strongest.at.again):
                 found.append(
                     f"{control.what[:1].upper()}{control.what[1:]} brings back {several(control.at.again)}, about as much "
                     "as relearning the forget records: what came back need not come from them."
@@ -218,6 +224,11 @@ def outcome(attack: ForgettingAttack) -> str:
     if attack.family in (RELEARNING, CONTROL):
         return f"After {at.step:,} steps of {attack.what}, {again}."
     return f"{attack.what[:1].upper()}{attack.what[1:]}: {again}."
+
+
+def _at_least(share: Share) -> float:
+    """The lower end of its interval; the share itself where there is none, as of a single group."""
+    return share.rate if math.isnan(share.lower) else share.lower
 
 
 def several(share: Share) -> str:

@@ -80,6 +80,7 @@ class Cir:
             raise BadInput("cir filters the gradients of linear maps, and none is trained: use parameters mlp or full.")
         self.layers = {name: _Layer(each) for name, each in maps.items()}
         self._refreshed: int | None = None
+        self._first = True  # the first refresh of a run, also of one that was killed since, refuses what leaves nothing
 
     def __call__(self, index: int) -> GradientFunction:
         """The gradient of an optimizer step; what it takes out is computed anew before it where the step is due."""
@@ -110,6 +111,7 @@ class Cir:
                 beat()
         for parameter in model.parameters():
             parameter.grad = None
+        anything = False  # a loss that has come down to 0 has no gradients of which something could be taken out
         for layer in self.layers.values():
             rows, layer.rows = layer.rows or [], None
             if rows:
@@ -117,11 +119,13 @@ class Cir:
                 layer.inputs = taken_out(inputs, _count(self.activations, ACTIVATIONS, inputs), self.basis)
                 layer.gradients = taken_out(gradients, _count(self.gradients, GRADIENTS, gradients), self.basis)
                 layer.exhausted = _nothing_left(inputs, layer.inputs) or _nothing_left(gradients, layer.gradients)
-        if self._refreshed is None and all(layer.exhausted for layer in self.layers.values()):
+                anything = anything or bool(inputs.any() and gradients.any())
+        if self._first and anything and all(layer.exhausted for layer in self.layers.values()):
             raise BadInput(
                 "cir takes out all that there is: the components of what enters the linear maps or of the gradients are as "
                 "many as the forget set has. Use fewer --cir-activations and --cir-gradients, or more text."
             )
+        self._first = False
 
     def state(self) -> dict[str, Any]:
         """The components of every layer, for `restore`."""
@@ -133,6 +137,7 @@ class Cir:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with the components that `state` had."""
+        self._first = False
         for name, stored in state.items():
             layer = self.layers[name]
             device = layer.module.weight.device  # type: ignore[union-attr]

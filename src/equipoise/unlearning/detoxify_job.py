@@ -73,7 +73,8 @@ def detoxify(
     Parameters
     ----------
     model
-        Folder, GGUF file, hub id, "smollm2"; in Python also a LanguageModel, which is changed in place.
+        Folder, GGUF file, hub id, "smollm2"; in Python also a LanguageModel, which is changed in place: to go
+        on with a folder, load it anew.
     pairs
         JSONL, CSV or Parquet with `toxic` and `neutral`, or `rejected` and `chosen`, with or without `prompt`; in Python
         also rows.

@@ -176,11 +176,12 @@ def _sweep(result: "Detoxified") -> list[parts.Part]:
 
 
 def _frontier(result: "Detoxified") -> set[int]:
-    """Points that no other beats in one of toxicity and perplexity without being worse in the other."""
+    """Points, of two numbers, that no other beats in one of toxicity and perplexity without being worse in the other."""
     values = [(each.measures[TOXICITY].value, each.measures[PERPLEXITY].value) for each in result.sweep]
     return {
         place
         for place, (toxicity, perplexity) in enumerate(values)
+        if math.isfinite(toxicity) and math.isfinite(perplexity)
         if not any(
             other != (toxicity, perplexity) and other[0] <= toxicity and other[1] <= perplexity for other in values
         )
@@ -249,7 +250,7 @@ def _continuations(result: "Detoxified") -> parts.Table:
 
 def _layers(result: "Detoxified") -> parts.Table:
     return parts.Table(
-        "Share of the squared norm of each value matrix that lay in the subspace",
+        "Share of the squared norm of each value matrix that was taken out",
         (parts.Column("layer", True), parts.Column("taken out", True)),
         tuple((each.layer, _number(each.removed)) for each in result.layers),
     )

@@ -32,8 +32,9 @@ from equipoise.data.toxic_pairs import ToxicPair, read_toxic_pairs, read_words, 
 from equipoise.language import catalog, features
 from equipoise.language.encode import Example, encode, encode_prompts
 from equipoise.language.encode import notes as encoding_notes
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room, generate
-from equipoise.language.model import LanguageModel, load, model_digest
+from equipoise.language.model import LanguageModel, load
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.score import log_likelihoods, perplexity
 from equipoise.language.templates import DATE
@@ -129,9 +130,7 @@ class Detoxifying(Request):
             raise BadInput(f"rank {how['rank']} of {how['candidates']} candidates a layer: raise --candidates.")
         listed = telling_words(fit) if words is None else read_words(words)
         texts = _texts(general) if general is not None else [pair.neutral for pair in held]
-        inputs, names = {}, {"model": _name(model)}
-        if lies_here := model_digest(model):
-            inputs["model"] = lies_here
+        inputs, names = objects_digests({"model": model}, changed=True), {"model": _name(model)}
         for name, source in (("pairs", pairs), ("general", general), ("words", words)):
             if isinstance(source, str | Path):
                 inputs[name], names[name] = sha256_file(Path(source)), str(source)
@@ -223,7 +222,7 @@ class Detoxifying(Request):
             sweep.append(SweepPoint(strength, _shown(layers), False, point.measures))
         rebuilt = self._rebuilt(ready, states, bases)
         layers = [
-            LayerEdit(each.layer, gloss.removed_energy(each.values, bases[each.layer]))
+            LayerEdit(each.layer, gloss.removed_energy(each.values, bases[each.layer], strength=self.strength))
             for each in ready.matrices
             if each.layer in bases
         ]

@@ -7,7 +7,8 @@ the folder gives back answers as the trained one.
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from equipoise.data.records import Record
 from equipoise.language import adapters
 from equipoise.language.encode import IGNORE, Example, encode, other_beginning
 from equipoise.language.encode import notes as encoding_notes
-from equipoise.language.features import weights_digest
+from equipoise.language.features import objects_digests, weights_digest
 from equipoise.language.generate import generate
 from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.rehearsal import Writes, rehearse
@@ -69,6 +70,7 @@ class Forgetting(Request):
     inputs: Mapping[str, str]
     resolved: Mapping[str, Any]
     evaluation: str = "none"
+    without_effect: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -94,9 +96,6 @@ class Forgetting(Request):
         target = _target(stop_at, data)
         if OBJECTIVES[chosen.objective].refusals:
             dpo.refused(data.records["forget"], chosen.seed)
-        ids = [record.id for record in data.records["forget"]]
-        if chosen.weigh == "guard" and len(set(ids)) < len(ids):
-            raise BadInput("Weights are kept by record id, and two forget records have the same: make ids unique.")
         if chosen.parameters == "lora" and str(model) == "tiny":
             other = "another model" if chosen.begins else "parameters full, or another model"
             raise BadInput(
@@ -110,8 +109,9 @@ class Forgetting(Request):
             recipe=chosen,
             target=target,
             team=team,
-            inputs=data.digests,
+            inputs=data.digests | objects_digests({"model": model}, changed=True),
             resolved=resolved,
+            without_effect=tuple(f"{name} {getattr(chosen, name)}" for name in chosen.without_effect(settings)),
             **how,
         )
 
@@ -120,7 +120,16 @@ class Forgetting(Request):
         return self.team
 
     def plan(self) -> UnlearnPlan:
-        """From one timed step on the longest records."""
+        """From one timed step on the longest records; a model that was given stays as it is."""
+        if not isinstance(self.model, LanguageModel) or self.attention is None:
+            return self._plan()
+        own: Any = self.model.model.config._attn_implementation
+        try:
+            return self._plan()
+        finally:
+            self.model.use_attention(own)
+
+    def _plan(self) -> UnlearnPlan:
         recipe, sides = self.recipe, self.sides
         language_model = self._opened(None, taught=False)
         examples = {
@@ -129,7 +138,13 @@ class Forgetting(Request):
         }
         shown = {name: _shown(language_model, encoded[0]) for name, encoded in examples.items()}
         check_model(language_model, examples["retain"])
-        language_model = prepare(language_model, recipe)
+        with _prepared(language_model, recipe, stays=False) as prepared:
+            return self._planned(prepared, examples, shown)
+
+    def _planned(
+        self, language_model: LanguageModel, examples: Mapping[str, list[Example]], shown: Mapping[str, str]
+    ) -> UnlearnPlan:
+        recipe, sides = self.recipe, self.sides
         if recipe.begins:
             starts.check(language_model, recipe, examples["forget"], examples["retain"])
         rehearse(language_model, writes=self._writes())
@@ -165,6 +180,8 @@ class Forgetting(Request):
             peak_bytes=held + kept + max(training, looked),
             notes=(
                 *(starts.plan_notes(language_model, recipe) if recipe.begins else ()),
+                *self._settings_notes(),
+                *self._evaluation_notes(),
                 *self._refusal_notes(),
                 *self._encoding(language_model, examples.values()),
                 *sides.notes(),
@@ -184,6 +201,8 @@ class Forgetting(Request):
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         weights = weights_digest(language_model.model)
         _require_same(stored, weights)
+        if recipe.parameters == "lora" and folder is not None:
+            adapters.require_base(language_model)
         if not stored:
             check_model(language_model, retain)
         # What the two sets do not allow is refused before anything is measured.
@@ -196,14 +215,14 @@ class Forgetting(Request):
             before |= scales.recalls(answers_before) | scales.perplexity(language_model)
         begun = stored.get("begun") or _per_token(language_model, forget, size)
         path: list[dict[str, Any]] = stored.get("path") or [{"step": 0, **_values(before)}]
-        language_model = prepare(language_model, recipe)
-        if not stored:
-            rehearse(language_model, writes="nothing" if folder is None else self._writes())
-        if begun_at is not None:
-            starts.install(language_model, begun_at)
         weighed = deserialize(RecordWeights, stored["weighed"]) if stored.get("weighed") else None
-        if recipe.weigh == "guard" and weighed is None:
-            weighed = self._weighed(language_model, forget, retain)
+        with _prepared(language_model, recipe, stays=True) as language_model:
+            if not stored:
+                rehearse(language_model, writes="nothing" if folder is None else self._writes())
+            if begun_at is not None:
+                starts.install(language_model, begun_at)
+            if recipe.weigh == "guard" and weighed is None:
+                weighed = self._weighed(language_model, forget, retain)
         trained = sum(p.numel() for p in language_model.model.parameters() if p.requires_grad)
         start = trained_weights(language_model.model)
 
@@ -274,6 +293,7 @@ class Forgetting(Request):
             gap=gap,
             notes=(
                 *notes,
+                *self._settings_notes(),
                 *(weighed.notes if weighed else ()),
                 *(starts.notes(begun_at) if begun_at else ()),
                 *self._refusal_notes(),
@@ -293,6 +313,20 @@ class Forgetting(Request):
             return []
         refused = dpo.refused(self.sides.records["forget"], self.recipe.seed)
         return encode(language_model, refused, max_length=self.recipe.max_length)
+
+    def _settings_notes(self) -> tuple[str, ...]:
+        if not self.without_effect:
+            return ()
+        return (f"Without effect in this recipe, although given: {', '.join(self.without_effect)}.",)
+
+    def _evaluation_notes(self) -> tuple[str, ...]:
+        if self.evaluation == "none":
+            return ()
+        asked = " and ".join(f"{len(self.sides.given(name)):,} {name}" for name in ("forget", "retain"))
+        return (
+            f"evaluation {self.evaluation}: all {asked} records are scored and answered once more at the end, which is not "
+            "in this estimate.",
+        )
 
     def _refusal_notes(self) -> tuple[str, ...]:
         if not OBJECTIVES[self.recipe.objective].refusals:
@@ -396,6 +430,26 @@ class Forgetting(Request):
         return replace(language_model, name="tiny", source=source, origin=None)
 
 
+@contextmanager
+def _prepared(language_model: LanguageModel, recipe: Recipe, *, stays: bool) -> Iterator[LanguageModel]:
+    """The model as the recipe trains it; afterwards as it was, adapter and trainable parameters, unless it `stays` so.
+
+    When something is refused inside, it never stays so.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in language_model.model.parameters()]
+    prepared, put_back = language_model, True
+    try:
+        prepared = prepare(language_model, recipe)
+        yield prepared
+        put_back = not stays
+    finally:
+        if put_back:
+            if prepared is not language_model:
+                adapters.detach(prepared)
+            for parameter, required in trainable:
+                parameter.requires_grad_(required)
+
+
 def _require_same(stored: Mapping[str, Any], weights: str) -> None:
     """Raises BadInput where an earlier attempt began with another model."""
     if stored.get("weights", weights) != weights:
@@ -428,7 +482,7 @@ class _Scales:
     def __init__(self, sides: Sides, batch_size: int, max_length: int) -> None:
         self.sides = {name: subsample(records, MEASURED) for name, records in sides.records.items()}
         self.asked = {name: [r for r in subsample(side, ANSWERED) if r.prompt] for name, side in self.sides.items()}
-        self.questions, self.general = sides.questions, sides.general
+        self.questions, self.general, self.given = sides.questions, sides.general, sides.given
         self.encoded: dict[str, list[Example]] = {}
         self.batch_size, self.max_length = batch_size, max_length
 
@@ -483,16 +537,16 @@ class _Scales:
         return {f"{self.general}_perplexity": Measure(value, "lower")}
 
     def export(self, language_model: LanguageModel, folder: Path) -> None:
-        """What open-unlearning would log of the sides that it has, into the folder."""
+        """What open-unlearning would log of the sides that it has, into the folder: every record by its place there."""
         from equipoise.unlearning import extraction, openunlearning, tofu
 
         options: dict[str, Any] = {"max_length": self.max_length, "batch_size": self.batch_size}
         sets = {}
         for name in ("forget", "retain"):
-            records = self.sides[name]
+            records = self.given(name)
             room = tofu.room(language_model, records)
             sets[name] = tofu.score(language_model, records, generated=room > 0, max_new_tokens=max(room, 1), **options)
-        memorized = extraction.memorization(language_model, self.sides["forget"], **options)
+        memorized = extraction.memorization(language_model, self.given("forget"), **options)
         openunlearning.write(folder, openunlearning.evaluation(sets, memorized=memorized))
 
     def compared(

@@ -168,11 +168,14 @@ def project(weight: Tensor, basis: Tensor, *, transposed: bool = False, strength
     return edited.to(weight.dtype)
 
 
-def removed_energy(weight: Tensor, basis: Tensor, *, transposed: bool = False) -> float:
-    """|U W|^2 / |W|^2, the share of a value matrix that a projection takes out, in [0, 1]; nan of a matrix of zeros."""
+def removed_energy(weight: Tensor, basis: Tensor, *, transposed: bool = False, strength: float = 1.0) -> float:
+    """1 - |W'|^2 / |W|^2 with W' of `project`, s (2 - s) |U W|^2 / |W|^2: the share of a value matrix that is taken out.
+
+    In [0, 1] for strengths in [0, 1]; nan of a matrix of zeros.
+    """
     wide = weight.to(sum_dtype(weight.device))
     along = basis.to(wide) @ (wide.T if transposed else wide)
-    return (along.square().sum() / wide.square().sum()).item()
+    return (strength * (2 - strength) * along.square().sum() / wide.square().sum()).item()
 
 
 def capture(basis: Tensor, planted: Tensor) -> float:

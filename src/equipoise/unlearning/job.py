@@ -68,7 +68,7 @@ def unlearn(
     ----------
     model
         Folder, GGUF file, hub id, "smollm2", or "tiny" (taught both files on the spot); in Python also a LanguageModel, or a
-        model of transformers with its tokenizer, which is changed in place.
+        model of transformers with its tokenizer, which is changed in place: to go on with a folder, load it anew.
     forget
         JSONL, CSV or Parquet with `text`, `question`/`answer`, `prompt`/`completion` or `messages`; in Python also records.
     retain
@@ -100,7 +100,8 @@ def unlearn(
     fields
         The files' own names of fields, where they have others: answer=reply,question=ask.
     evaluation
-        open-unlearning: its TOFU_EVAL.json and TOFU_SUMMARY.json of both files, with answers of up to 200 tokens.
+        open-unlearning: its TOFU_EVAL.json and TOFU_SUMMARY.json of all records of both files, by their places there, with
+        answers of up to 200 tokens.
     """
     from equipoise.unlearning.forgetting import Forgetting
 

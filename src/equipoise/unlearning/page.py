@@ -72,7 +72,7 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
         "",
         *(f"**{warning}**\n" for warning in result.warnings()),
         f"{result.steps} optimizer steps of `{recipe['objective']}` on `{result.names['forget']}` against "
-        f"`{recipe['retain_objective']}` on `{result.names['retain']}`, {_update(result)}; "
+        f"{_kept_by(result)} on `{result.names['retain']}`, {_update(result)}; "
         f"{result.stopped}. Start: {result.source}",
         "",
         "| measure | better | before | after |",
@@ -89,6 +89,13 @@ def card(result: "Unlearned", settings: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _kept_by(result: "Unlearned") -> str:
+    """What holds the retain set: an objective that brings a loss of its own has no use for retain_objective."""
+    if "retain_objective" in result.resolved:
+        return f"`{result.recipe['retain_objective']}`"
+    return "its own retain loss"
 
 
 def _update(result: "Unlearned") -> str:

@@ -1,6 +1,7 @@
 """The vocabulary in which every unlearning method is written; a method's name is a preset that fills it (`METHODS`)."""
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -67,7 +68,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         description="How the forget records are weighed: alike, or less the more forgetting one would hurt the retain set.",
     )
     temperature: Positive = Field(
-        default=2.0, description="Of guard, in standard deviations of the scores; inf weighs all alike."
+        default=2.0, description="Of guard, in standard deviations of the scores; --weigh uniform weighs all alike."
     )
     floor: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="Least weight that guard gives a record."
@@ -228,8 +229,19 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         unused |= {"start"} if self.start == "default" else set()
         unused |= {"guidance"} if self.start != "reglu" else set()
         unused |= {"orthogonality", "retain_directions"} if self.orthogonality == 0 else set()
+        unused |= {"train_blocks"} if self._has_own_parameters else set()
         unused |= {"pooling"} if self.start != "reglu" and self.orthogonality == 0 else set()
         return set(type(self).model_fields) - unused
+
+    @property
+    def _has_own_parameters(self) -> bool:
+        """Whether the objective says what may move, as RMU does where the linear maps are not asked for."""
+        return OBJECTIVES[self.objective].parameters is not None and self.parameters == "full"
+
+    def without_effect(self, given: Iterable[str]) -> list[str]:
+        """Of settings that were given, those that differ from their defaults and count for nothing beside the others."""
+        fields, used = type(self).model_fields, self.used()
+        return [name for name in given if name not in used and getattr(self, name) != fields[name].default]
 
     def resolved_learning_rate(self, trained_parameters: int) -> float:
         """learning_rate as given, else the larger the smaller the trained part is; an orientation, not a tuned value."""
@@ -258,6 +270,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             raise BadInput(
                 "cir filters the gradients of a model's own linear maps, which an adapter does not train: use "
                 "parameters mlp or full, or leave gradient_filter out."
+            )
+        if self.train_blocks is not None and self._has_own_parameters:
+            raise BadInput(
+                f"{self.objective} trains a few matrices of its own: leave train_blocks out, or use parameters mlp."
             )
         if self.begins and self.parameters != "lora":
             raise BadInput("start and orthogonality are of an adapter: use parameters lora, or leave them out.")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,22 @@ MEASURED = 200  # records of each side that are measured, evenly spread over the
 class Sides:
     """records by side (forget, retain, general), where they came from in words, and digests of them: of files, or of rows.
 
-    held_out: how many of the retain records were taken out of it to be `general`.
+    held_out: how many of the retain records were taken out of it to be `general`. whole: that side as it was given.
     """
 
     records: dict[str, list[Record]]
     names: dict[str, str]
     digests: dict[str, str]
     held_out: int = 0
+    whole: Mapping[str, list[Record]] = field(default_factory=dict)
 
     @cached_property
     def questions(self) -> dict[str, list[Record]]:
         return questions(self)
+
+    def given(self, name: str) -> list[Record]:
+        """All records of a side in their order, whatever was held out of them."""
+        return self.whole.get(name, self.records[name])
 
     def texts(self) -> list[str]:
         every = [record for side in self.records.values() for record in side]
@@ -70,7 +75,9 @@ class Sides:
 
 
 def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Sides:
-    """Files, or records. Raises BadInput for a side without records, and for a retain set that is the forget set."""
+    """Files, or records. Raises BadInput for a side without records or with one id twice, and for a retain set that is the
+    forget set.
+    """
     records: dict[str, list[Record]] = {}
     names, digests = {}, {}
     for name, source in given.items():
@@ -84,12 +91,21 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
                 else record_from(dict(record), place=f"{name}[{index}]", default_id=f"{name}-{index}", fields=fields)
                 for index, record in enumerate(source)
             ]
+            _check_ids(name, records[name])
             names[name] = f"{len(records[name])} records"
             digests[name] = digest_of(records[name])
         if not records[name]:
             raise BadInput(f"{name} holds no records: at least one is needed.")
     of_records(records)
     return Sides(records, names, digests)
+
+
+def _check_ids(name: str, records: Sequence[Record]) -> None:
+    """Raises BadInput for an id that was used before, as `read_records` does of files: answers are kept by ids."""
+    places: dict[str, int] = {}
+    for index, record in enumerate(records):
+        if (first := places.setdefault(record.id, index)) != index:
+            raise BadInput(f"{name}[{index}]: id {record.id!r} was used before at {name}[{first}]; make ids unique.")
 
 
 def digest_of(rows: Sequence[Any]) -> str:
@@ -115,7 +131,7 @@ def with_general(sides: Sides) -> Sides:
         "general": [retain[index] for index in held],
     }
     names = sides.names | {"general": f"{len(held)} records of {sides.names['retain']}"}
-    return replace(sides, records=records, names=names, held_out=len(held))
+    return replace(sides, records=records, names=names, held_out=len(held), whole={"retain": retain})
 
 
 def questions(sides: Sides) -> dict[str, list[Record]]:
