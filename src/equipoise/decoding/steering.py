@@ -33,6 +33,7 @@ from equipoise.decoding.result import NO_MOMENT, ThinkPlan, ThinkRun
 from equipoise.decoding.thinking import Common, Intervention, Tags, ThinkingControl, Thought, tags_of, write_thoughts
 from equipoise.decoding.thinking_rivals import BudgetForcing, HardCap, Plain, RandomWaits, expected_waits, waits_to_draw
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
@@ -205,7 +206,7 @@ class Steering(Request):
             batch_size=batch_size,
             loading=loading,
             names=names,
-            inputs=inputs,
+            inputs=inputs | objects_digests({"model": model}),
             resolved={"date": date},
             leaks=bool(measured) and calibration is None,
         )

@@ -198,7 +198,7 @@ def weights_digest(model: Any, *, numbers: int = 64, rounded: bool = False) -> s
     return digest.hexdigest()
 
 
-def objects_digests(models: Mapping[str, Any], *, changed: bool) -> dict[str, str]:
+def objects_digests(models: Mapping[str, Any], *, changed: bool = False) -> dict[str, str]:
     """By name the digests of those models that are objects in memory, for `Request.inputs`; the frame digests folders.
 
     changed: whether the work changes an object in place, so that whoever goes on in the same process has another; the name

@@ -36,6 +36,7 @@ from equipoise.core.rows import Rows
 from equipoise.data.text import after_thinking
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.language import catalog
+from equipoise.language.features import objects_digests
 from equipoise.language.model import LanguageModel, wrap
 from equipoise.language.taught import TAUGHT, opened
 from equipoise.language.templates import DATE
@@ -139,7 +140,7 @@ class Labeling(Request):
             by_turn={"auto": None, "prefill": False, "turn": True}[go_on],
             loading=loading,
             names=names,
-            inputs=inputs,
+            inputs=inputs | objects_digests({"model": model}),
             resolved=resolved,
         )
 

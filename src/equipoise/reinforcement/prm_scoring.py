@@ -21,6 +21,7 @@ from equipoise.core.folder import MANIFEST, damage, read_manifest
 from equipoise.core.job import Request
 from equipoise.core.rows import Rows
 from equipoise.data.steps import WRONG_BELOW, StepwiseSolution, read_steps, ready_steps, step_files
+from equipoise.language.features import objects_digests
 from equipoise.language.model import LanguageModel, load
 from equipoise.reinforcement import nait, prm
 from equipoise.reinforcement.prm_scoring_result import ScoredStep, StepScores, StepScoresPlan
@@ -191,10 +192,10 @@ def check_model(model: Any) -> None:
 
 
 def check_written(model: str | Path | LanguageModel) -> dict[str, str]:
-    """The digest of a folder that prm train wrote, {} of another model. Raises BadInput where it was altered since."""
+    """The digest of a folder that prm train wrote, or of an object. Raises BadInput where the folder was altered since."""
     folder = Path(name_of(model))
     if isinstance(model, LanguageModel) or not (folder / MANIFEST).is_file():
-        return {}
+        return objects_digests({"model": model})
     written = read_manifest(folder)
     if written["command"] != TRAINED_BY:
         return {}

@@ -33,6 +33,7 @@ from equipoise.data.records import Message
 from equipoise.data.text import printable
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load, wrap
 from equipoise.language.rollouts import padded
@@ -134,7 +135,7 @@ class Fitting(Request):
             loading=loading,
             save_every=save_every,
             names=names,
-            inputs=digests,
+            inputs=digests | objects_digests({"model": model}),
             resolved={**settings.model_dump(), "date": date},
         )
 

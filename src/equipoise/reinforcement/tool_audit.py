@@ -26,6 +26,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import auroc, item_interval, score_interval
 from equipoise.data.traces import Trace, read_traces
 from equipoise.data.verify import check_gold, open_verifier
+from equipoise.language.features import objects_digests
 from equipoise.language.model import LanguageModel, load
 from equipoise.reinforcement import tool_audit_measures as measures
 from equipoise.reinforcement import tool_audit_model as by_model
@@ -120,7 +121,7 @@ class ToolAuditing(Request):
             loading=loading,
             seed=seed,
             names={"traces": named} | ({} if model is None else {"model": name_of(model)}),
-            inputs={"traces": sha256_file(Path(traces))} if is_file else {},
+            inputs=({"traces": sha256_file(Path(traces))} if is_file else {}) | objects_digests({"model": model}),
             resolved={},
         )
 

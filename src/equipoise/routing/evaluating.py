@@ -23,6 +23,7 @@ from equipoise.core.job import Request
 from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
@@ -119,7 +120,7 @@ class Evaluating(Request):
             batch_tokens=batch_tokens,
             loading=loading,
             names=names,
-            inputs=inputs,
+            inputs=inputs | objects_digests({"model": model}),
             resolved={"date": date},
         )
 

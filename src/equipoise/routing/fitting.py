@@ -24,6 +24,7 @@ from equipoise.core.job import Request
 from equipoise.core.scores import auroc
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval, score_interval
+from equipoise.language.features import objects_digests
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
 from equipoise.routing import prompt_states
@@ -137,7 +138,7 @@ class Fitting(Request):
             loading=loading,
             settings=settings,
             names=names,
-            inputs={"labels": found.digest} if found.digest else {},
+            inputs=({"labels": found.digest} if found.digest else {}) | objects_digests({"model": model}),
             resolved={
                 **settings.model_dump(),
                 "date": date,

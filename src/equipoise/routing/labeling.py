@@ -35,6 +35,7 @@ from equipoise.data.records import Message
 from equipoise.data.text import encodable
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room, generate
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
@@ -126,7 +127,7 @@ class Labeling(Request):
             batch_size=batch_size,
             loading=loading,
             names=names,
-            inputs=inputs,
+            inputs=inputs | objects_digests({"model": model}),
             resolved={"date": date},
         )
 

@@ -29,6 +29,7 @@ from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import objects_digests
 from equipoise.language.generate import check_room
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
@@ -153,7 +154,10 @@ class Auditing(Request):
             batch_size=batch_size,
             loading=loading,
             name=str(target) if given else "a target given as an object",
-            inputs={"target": sha256_file(Path(target)) if given else sha256(repr(task).encode()).hexdigest()},
+            inputs={
+                "target": sha256_file(Path(target)) if given else sha256(repr(task).encode()).hexdigest(),
+                **objects_digests({"model": model}),
+            },
             resolved={"date": date},
         )
 

@@ -20,6 +20,7 @@ from equipoise.core.rows import Rows
 from equipoise.core.scores import risk_coverage
 from equipoise.core.shares import Bounded
 from equipoise.language.confidence import p_true, semantic_entropy
+from equipoise.language.features import objects_digests
 from equipoise.language.kept import keep_to
 from equipoise.language.model import LanguageModel, load
 from equipoise.language.templates import DATE
@@ -90,7 +91,7 @@ class Scoring(Request):
             )
         if settings["sigma"] is None and settings["members"] < 2:
             raise BadInput("members is 1, which is the model without noise: give 2 at least, or a sigma.")
-        inputs = {"answers": read.sha256} if read.sha256 else {}
+        inputs = ({"answers": read.sha256} if read.sha256 else {}) | objects_digests({"model": model})
         return cls(model=model, answers=read, loading=loading, inputs=inputs, resolved={"date": date}, **settings)
 
     def plan(self) -> ScorePlan:

@@ -102,7 +102,7 @@ class ForgettingAuditing(Request):
             epochs=epochs,
             looks=tuple(sorted({round(epochs * (i + 1) / count) for i in range(count)})),
             loading={**loading, "date": date},
-            inputs=sides.digests | objects_digests(models, changed=False),
+            inputs=sides.digests | objects_digests(models),
             resolved={"date": date},
             **settings,
         )
