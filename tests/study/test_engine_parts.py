@@ -79,19 +79,25 @@ def test_the_server_is_started_apart_with_the_threads_of_a_run(local):
 def test_a_run_is_given_up_past_its_limit_not_at_it_and_told_so_once(local, monkeypatch, tmp_path):
     now = [1000.0]
     monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    local._looked = now[0]
+
+    def watch_until(moment):
+        while now[0] < moment:
+            now[0] = min(now[0] + 50.0, moment)
+            local._watch()
+
     for key in ("a", "b"):
         local.submit(task(tmp_path, key))
     del local._server.sent[:]
     assert local._understand({"key": "a", "event": "started", "pid": 5}) == [Event("a", "started", data={"pid": 5})]
-    now[0] = 1600.0
-    local._watch()
+    watch_until(1600.0)
     assert local._server.sent == []
-    now[0] = 1600.5  # b has the time of the server's imports on top
-    local._watch()
+    watch_until(1600.5)  # b has the time of the server's imports on top
     local._watch()
     assert local._server.sent == [{"stop": "a"}]
-    now[0] = 2200.5
-    local._watch()
+    watch_until(2200.0)
+    assert local._server.sent == [{"stop": "a"}]
+    watch_until(2200.5)
     assert local._server.sent == [{"stop": "a"}, {"stop": "b"}]
     assert local._understand({"key": "gone", "event": "beat"}) == []
 
@@ -350,3 +356,21 @@ def test_whoever_is_signalled_may_be_gone():
         os._exit(0)
     os.waitpid(child, 0)
     engine._kill(child, signal.SIGKILL)
+
+
+def test_runs_are_not_given_up_for_the_time_that_everything_was_stopped(local, monkeypatch):
+    """As by a batch system that suspends a job: nobody had a chance to give a sign of life."""
+    clock = [1000.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+    local._looked, local._alive, sent = clock[0], {"a": clock[0], "b": clock[0] + 900}, local._server.sent
+    sent.clear()
+    clock[0] += 1200.0
+    local._watch()
+    assert sent == [] and local._alive == {"a": 2200.0, "b": 2200.0}
+    for _ in range(60):  # then ten minutes of its own are needed
+        clock[0] += 10.0
+        local._watch()
+    assert sent == []
+    clock[0] += 10.0
+    local._watch()
+    assert sent == [{"stop": "a"}, {"stop": "b"}]

@@ -188,8 +188,8 @@ def sha256_file(path: Path) -> str:
 def model_files_digest(path: Path) -> str:
     """Of a folder with *.safetensors, their configuration and tokenizer, or of a .gguf file; "" for what is no model.
 
-    Over names, sizes and parts from end to end: weights that were trained further differ nearly everywhere, and a hundred
-    gigabytes take a second.
+    Over names, sizes and parts from end to end, four megabytes of a file at most: weights that were trained further differ
+    nearly everywhere.
     """
     files = [path] * (path.suffix.lower() == ".gguf" and path.is_file())
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):

@@ -39,6 +39,7 @@ from equipoise.study.store import LOG, Store, Task, take
 EventKind = Literal["started", "note", "beat", "ended"]
 Ending = Literal["complete", "failed", "gave up"]
 
+PAUSED = 60.0  # seconds between two looks for signs of life, which are a second apart
 START_LIMIT = 600.0  # seconds that the server may take to import everything, on top of the limit on a standstill
 LAST_WORDS = 0.5  # seconds between the request for a stack and the end
 LONGEST_EVENT = 3500  # bytes; a write to a pipe is atomic up to 4096
@@ -150,6 +151,7 @@ class LocalEngine:
         self.slots, self.stall = workers, stall
         self._tasks: dict[str, Task] = {}
         self._alive: dict[str, float] = {}  # last sign of life
+        self._looked = time.monotonic()  # when these were last looked at
         self._results: dict[str, tuple[Ending, str]] = {}
         self._given_up: set[str] = set()
         self._buffer = b""
@@ -241,6 +243,9 @@ class LocalEngine:
 
     def _watch(self) -> None:
         now = time.monotonic()
+        if now - self._looked > PAUSED:  # this process was stopped, and so may its runs have been
+            self._alive = {key: max(seen, now) for key, seen in self._alive.items()}
+        self._looked = now
         for key, seen in self._alive.items():
             if now - seen > self.stall and key not in self._given_up:
                 self._given_up.add(key)
