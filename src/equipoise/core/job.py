@@ -245,12 +245,15 @@ class Job(Generic[P, R]):
 
     def _inputs(self, values: Mapping[str, Any], request: Request) -> dict[str, str]:
         """By name a digest of what was read: where the request has none of its own, of rows in memory and of models here."""
-        found = self.options.digests({name: each for name, each in values.items() if name not in request.inputs})
+        values = {name: value for name, value in values.items() if name not in request.inputs}
+        found = self.options.digests(values)
         for name, value in values.items():
-            if isinstance(value, str | Path) and self.options.setting(name).stored:
-                place = Path(value)
-                place = place.expanduser() if place.parts[:1] == ("~",) else place
-                found |= {name: digest} if _is_there(place) and (digest := model_files_digest(place)) else {}
+            if not isinstance(value, str | Path) or not self.options.setting(name).stored:
+                continue
+            place = Path(value)
+            place = place.expanduser() if place.parts[:1] == ("~",) else place
+            if _is_there(place) and (digest := model_files_digest(place)):
+                found[name] = digest
         template = values.get(TEMPLATE)
         if isinstance(template, str) and Path(template).expanduser().is_file():
             found[TEMPLATE] = sha256_file(Path(template).expanduser())
