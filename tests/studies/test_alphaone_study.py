@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equipoise.decoding import alphaone_world
-from equipoise.decoding.alphaone_traces import lessons, read_steps, right, tasks, trace
+from equipoise.decoding.alphaone_traces import ReadStep, lessons, read_steps, right, tasks, trace
 from equipoise.decoding.alphaone_world import BUDGET, AlphaOneWorld
 from equipoise.decoding.thinking import Thought
 from equipoise.studies import alphaone as study_file
@@ -118,10 +118,17 @@ def test_steps_are_read_as_they_stand():
     ]  # fmt: skip
     # Without the wait the true second step takes a value that does not stand.
     read = read_steps(task, thought(f"{wrong}\n\n{steps[1]}\n\n</think>#0"))
-    assert [(s.in_place, s.right) for s in read] == [(True, False), (False, True)]
+    assert [(s.in_place, s.sound, s.right) for s in read] == [(True, False, False), (False, True, True)]
     # A step that is left out, one that cannot be read, and one that the end cuts off.
     read = read_steps(task, thought(f"{steps[0]}\n\n{steps[2]}\n\nxx\n\nd3</think>#0"))
-    assert [(s.in_place, s.right) for s in read] == [(True, True), (False, True), (False, False)]
+    assert [(s.in_place, s.sound, s.right) for s in read] == [
+        (True, True, True), (False, True, True), (False, False, False),
+    ]  # fmt: skip
+    # What follows soundly from a wrong value is not right.
+    read = read_steps(
+        task, thought(f"{wrong}\n\n{task.due(1, (value + 1) % 10)[0]}{(task.values[2] + 1) % 10}\n\n</think>#0")
+    )
+    assert [(s.in_place, s.sound, s.right) for s in read] == [(True, False, False), (True, True, False)]
 
 
 def test_the_words_are_tokens_and_lessons_are_of_the_training_part():
@@ -152,13 +159,25 @@ def test_a_preparation_that_was_killed_goes_on_as_if_it_had_not_been(stop, prepa
 
 def test_teaching_ends_with_the_round_that_keeps_its_place(prepared, tmp_path, monkeypatch):
     study, first = prepared
-    monkeypatch.setattr(alphaone_world, "IN_PLACE", 0.0)
+    monkeypatch.setattr(alphaone_world, "taught", lambda steps: True)
     once = Recorder(tmp_path / "once", study=study)
     study_file.prepare(once)
     assert first.spent["taught_characters"] > 1.8 * once.spent["taught_characters"]  # two rounds, as the fixture has it
     taught = [lessons(96, 0, part) for part in range(2)]
     assert once.spent["taught_characters"] == sum(len(each.prompt) + len(each.completion) for each in taught[0])
     assert {each.completion for each in taught[0]} != {each.completion for each in taught[1]}
+
+
+@pytest.mark.parametrize(
+    ("astray", "unsound", "unsound_waits", "expected"),
+    [(4, 140, 23, True), (5, 140, 23, False), (4, 145, 23, False), (4, 140, 25, False)],
+)
+def test_a_model_has_learnt_its_lessons(astray, unsound, unsound_waits, expected):
+    """800 steps and 200 of waits: 5 of 1,000 may be astray, 144 and 24 unsound."""
+    steps = [ReadStep(False, at >= astray, at >= unsound, True) for at in range(800)]
+    steps += [ReadStep(True, at > 0, at >= unsound_waits, True) for at in range(200)]
+    assert alphaone_world.taught(steps) is expected
+    assert not alphaone_world.taught([step for step in steps if not step.again])  # nothing is known of its waits
 
 
 @pytest.mark.parametrize("arm", ["alphaone", "base", "s1", "cap", "random", "increase", "fast-only"])

@@ -41,7 +41,7 @@ FEW, MANY = 0.05, 0.4  # chances of a wait behind a paragraph
 CAREFUL, MOST = 0.25, 5  # the share of writers with the second, waits of a text
 EARLY = 0.25
 TAGS = Tags("", "</think>")
-_STEP = re.compile(rf"([{LETTERS}])[0-9]\+[0-9]=([0-9])")
+_STEP = re.compile(rf"([{LETTERS}])([0-9])\+([0-9])=([0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +158,12 @@ def _one(items: Sequence[Item], generator: np.random.Generator) -> Item:
 @dataclass(frozen=True, slots=True)
 class ReadStep:
     """A step that a model wrote. again: in a paragraph with "Wait". in_place: its letter is due, and it takes the value
-    that stands and the number of the letter. right: it has the true value behind that letter."""
+    that stands and the number of the letter. sound: it has the sum of what it takes. right: it has the true value behind
+    that letter."""
 
     again: bool
     in_place: bool
+    sound: bool
     right: bool
 
 
@@ -187,12 +189,13 @@ def read_steps(task: ThinkingTask, thought: Thought) -> list[ReadStep]:
         for piece in text.removeprefix(TAGS.word).split(SEPARATOR) if text else []:
             match = _STEP.fullmatch(piece)
             if match is None:
-                found.append(ReadStep(again, False, False))
+                found.append(ReadStep(again, False, False, False))
                 continue
-            place, value = LETTERS.index(match[1]), int(match[2])
+            place, value = LETTERS.index(match[1]), int(match[4])
             standing = values[place] if place < len(values) else None
             kept = standing is not None and piece.startswith(task.due(place, standing)[0])
-            found.append(ReadStep(again, kept and place == due, value == truth[place + 1]))
+            sound = (int(match[2]) + int(match[3])) % 10 == value
+            found.append(ReadStep(again, kept and place == due, sound, value == truth[place + 1]))
             if standing is not None:
                 values[place + 1 :] = [value]
                 last, due = place, place + 1
