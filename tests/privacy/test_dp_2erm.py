@@ -99,6 +99,12 @@ def test_weights_are_the_minima_that_they_say():
     assert weights.mmd(x, a, weight_ridge=1e6, largest_weight=5, bandwidth=0.4) == pytest.approx(np.ones(n), abs=1e-5)
 
 
+def test_the_kernel_is_half_a_gaussian_and_half_a_constant():
+    x, z = np.array([[0.0, 0.0], [0.3, 0.4], [1.0, 0.0]]), np.array([[0.3, 0.4], [0.0, 0.0]])
+    expected = [[(np.exp(-(np.hypot(*(row - other)) ** 2) / (2 * 0.25)) + 1) / 2 for other in z] for row in x]
+    assert weights.kernel(x, z, 0.5) == pytest.approx(np.array(expected), abs=1e-12)
+
+
 def test_entropy_weights_with_hardly_a_ridge_balance_exactly():
     x, a, _ = records(5, n=300)
     w = weights.entropy(x, a, weight_ridge=1e-9, radius=50.0)
