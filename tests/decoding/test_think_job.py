@@ -258,3 +258,14 @@ def test_the_plan_says_what_the_model_reads(model):
     plan = think.plan(model, prompts=[Problem("x", "2 ab", ("2",))], **WORDS | {"mean_thinking": None})
     assert plan.shown == "2 ab" and "to be measured" in plan.moment and plan.tokens == 2 * 30
     assert any("at most 60 tokens" in line for line in plan.summary())
+
+
+def test_answers_within_a_budget_are_those_that_had_ended_by_then():
+    """By a loop over all budgets: one that was cut off counts as wrong however few tokens it has."""
+    thoughts = [
+        Thought((), "", "", tokens, 0, True, ended, 0, ())
+        for tokens, ended in ((2, True), (3, True), (4, False), (7, True))
+    ]
+    found = dict(steering._within(thoughts, [1.0, 0.0, 1.0, 0.5]))
+    assert sorted(found) == list(range(8))
+    assert found == {budget: 0.0 if budget < 2 else 0.25 if budget < 7 else 0.375 for budget in range(8)}
