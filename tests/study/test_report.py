@@ -363,6 +363,20 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     assert published(tmp_path / "verdicts.json")["sago"]["claims"][0]["preview"]  # beside the report, and says so
 
 
+def test_runs_of_other_code_are_said_so_and_not_published(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, path = made
+    assert "Each claim was declared before any result." in shown(path)
+    edited = dataclasses.replace(results, other_code=True)
+    page = shown(render(study, edited, judgement, tmp_path))
+    assert "declared before any result" not in page
+    assert "made by another version of the code, so the claims may be younger than the results." in page
+    assert "**Other code:**" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    publish(tmp_path / "all.json", study, results, judgement)
+    with pytest.raises(WorkFailed, match="another version of the code"):
+        publish(tmp_path / "other.json", study, edited, judgement)
+    assert not (tmp_path / "other.json").exists()
+
+
 def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
     path = rendered_from_one_seed(made, tmp_path)
     source, page = path.read_text(encoding="utf-8"), shown(path)

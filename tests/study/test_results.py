@@ -1,5 +1,6 @@
 """Reading stored runs: merging, versions that are not mixed, damage, and a cache that cannot lie."""
 
+import dataclasses
 import gc
 import json
 import math
@@ -7,8 +8,9 @@ import shutil
 
 import pytest
 
-from engine_studies import restate, walk
+from engine_studies import SOURCE, restate, walk
 from equipoise.core.errors import BadInput
+from equipoise.study import registry
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
 from equipoise.study.results import load
@@ -101,9 +103,24 @@ def test_runs_of_other_code_are_named_and_not_mixed(tmp_path, done, monkeypatch)
     results = load([done.out], done.study)
     assert len(results.runs) == 6 and other not in [run.folder for run in results.runs]
     assert [note for note in results.notes if "1 complete run of another version of the code" in note]
-    # With the code as it is gone from the store, the most complete version is what can be rendered.
+    assert not results.other_code and module.OTHER_CODE not in results.notes
+    # With the code as it is gone from the store, the most complete version is what can be rendered, and that is said.
     monkeypatch.setattr("equipoise.study.fingerprint.code_of", lambda source: type("Code", (), {"digest": "new"}))
-    assert len(load([done.out], done.study).runs) == 6
+    results = load([done.out], done.study)
+    assert len(results.runs) == 6 and results.other_code and module.OTHER_CODE in results.notes
+
+
+def test_runs_of_a_study_that_was_edited_since_say_so(tmp_path, done):
+    """Also where there is one version alone: its claims may have been written after its results."""
+    assert load([done.out], done.study).notes == []
+    path = tmp_path / "later" / "walk_study.py"
+    path.parent.mkdir()
+    path.write_text(SOURCE.replace('better("height", arm="up"', 'better("right", arm="up"'))
+    edited = registry.load(str(path)).build()
+    results = load([done.out], edited)
+    assert len(results.runs) == 6 and results.other_code and results.notes == [module.OTHER_CODE]
+    unknown = load([done.out], dataclasses.replace(edited, source=None))
+    assert not unknown.other_code and unknown.notes == []
 
 
 def test_a_run_knows_its_threads(done):

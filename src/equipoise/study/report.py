@@ -141,9 +141,12 @@ def _verdicts(view: _View) -> page.Section:
     judged = [v for v in view.judgement.verdicts if text.counted(v)]
     order = sorted(judged, key=lambda verdict: verdict.state == "untested")
     cards = tuple(_card(view, verdict) for verdict in order)
+    declared = "Each claim was declared before any result."
+    if view.results.other_code:
+        declared = "The runs were made by another version of the code, so the claims may be younger than the results."
     lead = (
-        "Each claim was declared before any result. It is supported or refuted only where the whole interval lies on "
-        "one side of its margin; anything else is undecided."
+        f"{declared} A claim is supported or refuted only where the whole interval lies on one side of its margin; "
+        "anything else is undecided."
     )
     return page.Section("Verdicts", cards or (page.Text("The study declares no claims."),), lead if cards else "")
 

@@ -179,6 +179,8 @@ def markdown(
         lines += [f"**Scale:** {_md(study.scale)}", ""]
     if any(counted(verdict) and verdict.preview for verdict in judgement.verdicts):
         lines += [f"> **Preview:** {preview_sentence(study, results)}", ""]
+    if results.other_code:
+        lines += ["> **Other code:** the runs are of another version than the claims, which may be younger.", ""]
     lines += ["| verdict | claim | effect | source |", "|---|---|---|---|"]
     for verdict in judgement.verdicts:
         state = verdict.state if counted(verdict) else "exploratory"
@@ -331,8 +333,8 @@ def recorded_words(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
     """Put this study's verdicts into the file at `path` in place of its earlier ones; those of other studies stay.
 
-    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one left out is not),
-    BadInput when `path` is no file of verdicts.
+    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one left out is not), or by
+    another version of the code than the one that judges them, BadInput when `path` is no file of verdicts.
     """
     tried = {arm.name: set[int]() for arm in study.arms}
     for run in results.runs:
@@ -342,6 +344,11 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
         raise WorkFailed(
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
+        )
+    if results.other_code:
+        raise WorkFailed(
+            f"The runs of study {study.name!r} were made by another version of the code, so its claims may be younger "
+            f"than the results. Publish with that version, or make the runs anew: equipoise study run {study.name}"
         )
     write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, results, judgement)}))
     return path
