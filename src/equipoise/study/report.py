@@ -106,12 +106,13 @@ class _View:
 
 def _facts(view: _View) -> list[tuple[str, str | page.Link]]:
     study, runs = view.study, view.results.runs
-    seeds = {run.seed for run in view.judged}
+    seeds, declared = {run.seed for run in view.judged}, set(study.test_seeds())
+    further = len(seeds - declared)
     tested = [run for run in runs if run.role == "test"]
     complete = sum(run.state == "complete" for run in tested)
     facts = [
         ("Paper", page.paper_link(study.paper)),
-        ("Seeds", f"{len(seeds)} of {study.seeds}"),
+        ("Seeds", f"{len(seeds & declared)} of {study.seeds}" + (f", {further} others" if further else "")),
         ("Runs", f"{complete} of {len(tested)} complete"),
         ("Equal budget", study.budget),
     ]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -233,11 +233,8 @@ def words(conditions: Mapping[str, Any]) -> str:
 
 
 def preview_sentence(study: "Study", results: "Results") -> str:
-    """Which arms have fewer complete seeds than declared; empty when none has."""
-    done: dict[str, set[int]] = {arm.name: set() for arm in study.arms}
-    for run in results.runs:
-        if run.role == "test" and run.state == "complete":
-            done.setdefault(run.arm, set()).add(run.seed)
+    """Which arms have not completed all declared seeds; empty when none lacks one."""
+    done = _declared_seeds(study, results, ("complete",))
     short = {arm: len(seeds) for arm, seeds in done.items() if len(seeds) < study.seeds}
     if not short:
         return ""
@@ -248,6 +245,16 @@ def preview_sentence(study: "Study", results: "Results") -> str:
             "Not all seeds are complete: " + ", ".join(f"{arm} {n} of {study.seeds}" for arm, n in short.items()) + "."
         )
     return f"{have} No claim on these arms is decided before all are in."
+
+
+def _declared_seeds(study: "Study", results: "Results", states: Collection[str]) -> dict[str, set[int]]:
+    """Arm -> those of the declared seeds whose run, at the chosen setting, ended in one of these states."""
+    seeds: dict[str, set[int]] = {arm.name: set() for arm in study.arms}
+    for run in results.runs:
+        chosen = run.role == "test" and run.point == results.chosen.get(run.arm, run.point)
+        if chosen and run.state in states and run.seed in study.test_seeds():
+            seeds.setdefault(run.arm, set()).add(run.seed)
+    return seeds
 
 
 def outcome_title(outcome: "Outcome") -> str:
@@ -333,14 +340,12 @@ def recorded_words(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
     """Put this study's verdicts into the file at `path` in place of its earlier ones; those of other studies stay.
 
-    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one left out is not), or by
-    another version of the code than the one that judges them, BadInput when `path` is no file of verdicts.
+    Raises WorkFailed when not all declared seeds were run, or a claim lacks one since a run failed, or the runs are of
+    another version of the code than the one that judges them; BadInput when `path` is no file of verdicts.
     """
-    tried = {arm.name: set[int]() for arm in study.arms}
-    for run in results.runs:
-        if run.role == "test" and run.state in ("complete", "failed", "gave up"):
-            tried.setdefault(run.arm, set()).add(run.seed)
-    if any(len(seeds) < study.seeds for seeds in tried.values()):
+    tried = _declared_seeds(study, results, ("complete", "failed", "gave up"))
+    lacking = any(verdict.preview for verdict in judgement.verdicts)
+    if lacking or any(len(seeds) < study.seeds for seeds in tried.values()):
         raise WorkFailed(
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
