@@ -14,6 +14,8 @@ from equipoise.study import registry
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
 from equipoise.study.results import load
+from equipoise.study.scores import Scores
+from equipoise.study.store import canonical
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +154,24 @@ def test_copies_that_differ_are_named(tmp_path, done):
 def test_a_folder_without_runs_is_refused(tmp_path, done):
     with pytest.raises(BadInput, match="holds no runs"):
         load([tmp_path], done.study)
+
+
+def test_arms_that_name_a_place_by_an_int_and_a_float_keep_their_items(tmp_path):
+    """Their places are one, so that items are paired, whatever the other arm's run stored before."""
+    path = tmp_path / "walk_study.py"
+    path.write_text(
+        SOURCE.replace('at={"step": step + 1}', 'at={"step": (step + 1) * (1.0 if run.arm == "up" else 1)}')
+    )
+    done = run_study(registry.load(str(path)), out=tmp_path / "out", engine="inline")
+    scores = Scores(done.study, load([done.out], done.study))
+    assert sorted(scores.at_texts) == [f'{{"step": {step}}}' for step in (1, 2, 3, 4)]
+    runs = scores.runs(["up", "flat"], [0, 1])
+    cells = scores.cells(scores.places(runs, "right", scores.where("right", None), "last"))
+    assert cells.items is not None and cells.matrix.shape == (4, 3)
+
+
+def test_places_of_earlier_runs_keep_the_text_that_their_items_have():
+    codes = module._Codes()
+    places = [{"k": 1}, {"k": 1.0}, {"k": True}, {"k": 1}, {"k": [1]}, {"k": [1.0]}]
+    codes.codes = codes.places_of(places)
+    assert codes.array().to_pylist() == [canonical(place) for place in places]

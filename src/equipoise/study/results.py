@@ -420,7 +420,7 @@ class _Codes:
         """The same for places."""
         known, codes = self.known, []
         for value in values:
-            key: Any = tuple(value.items())
+            key: Any = (*value.items(), *map(type, value.values()))  # 1, 1.0 and True are equal, and no one text
             try:
                 code = known.get(key)
             except TypeError:  # a place that holds a list
@@ -507,7 +507,7 @@ def _info(
 
 def _state_of(folders: list[Path]) -> str:
     """Digest over names, sizes and times of everything that is read: another one means another content."""
-    digest = hashlib.sha256(b"2")  # the version of the cache
+    digest = hashlib.sha256(b"3")  # the version of the cache
     for folder in folders:
         digest.update(folder.name.encode())
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

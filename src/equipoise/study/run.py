@@ -189,11 +189,11 @@ class Run(Work):
         at: Mapping[str, Any] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store one measurement; with `of`, `value` is the numerator of a proportion.
+        """Store one measurement; with `of`, `value` is the numerator of a proportion (nan: one that is undefined).
 
         `missing`: how many answers were asked for and did not come. `at`: the place on the path ({"step": 40});
-        `where`: the condition ({"split": "test"}). nan means undefined. Raises BadInput for an unknown outcome, a
-        numerator that is no whole number from 0 to `of`, or a place that was measured before.
+        `where`: the condition ({"split": "test"}); 40 and 40.0 are one. nan means undefined. Raises BadInput for an
+        unknown outcome, a numerator that is no whole number from 0 to `of`, or a place that was measured before.
         """
         key = self._key(outcome, at, where)
         if key in self._measured:
@@ -217,11 +217,11 @@ class Run(Work):
         there, as a proportion when all are 0 or 1. Raises BadInput when lengths differ or an id comes twice.
         """
         key = self._key(outcome, at, where)
-        names = [str(each) for each in ids]
+        names = [_text(str(each)) for each in ids]
         tolist = getattr(scores, "tolist", None)  # arrays and tensors: one transfer from a device
         listed: Any = scores if tolist is None else tolist()
         values = [_number(score) for score in listed]
-        groups = [""] * len(names) if clusters is None else [str(each) for each in clusters]
+        groups = [""] * len(names) if clusters is None else [_text(str(each)) for each in clusters]
         if not len(names) == len(values) == len(groups):
             raise BadInput(
                 f"{outcome}: {len(names)} ids, {len(values)} scores and {len(groups)} clusters; one per item."
@@ -238,8 +238,8 @@ class Run(Work):
         self._itemised.add(key)
         record = {
             "outcome": outcome,
-            "at": dict(at or {}),
-            "where": dict(where or {}),
+            "at": _plain(at or {}),
+            "where": _plain(where or {}),
             "items": names,
             "clusters": groups,
             "scores": [None if math.isnan(value) else value for value in values],
@@ -276,14 +276,14 @@ class Run(Work):
     def _resumed(self) -> None:
         def keys(name: str) -> set[tuple[str, str, str]]:
             records = self._attempt.records(name)
-            return {(each["outcome"], canonical(each["at"]), canonical(each["where"])) for each in records}
+            return {(each["outcome"], *(canonical(_plain(each[name])) for name in ("at", "where"))) for each in records}
 
         self._measured, self._itemised = keys(MEASUREMENTS), keys(ITEMS)
 
     def _key(self, outcome: str, at: Mapping[str, Any] | None, where: Mapping[str, Any] | None) -> tuple[str, str, str]:
         self._study.outcome(outcome)
         try:
-            return outcome, canonical(dict(at or {})), canonical(dict(where or {}))
+            return outcome, canonical(_plain(dict(at or {}))), canonical(_plain(dict(where or {})))
         except (TypeError, ValueError) as error:
             raise BadInput(f"{outcome}: at and where hold text and numbers ({error}).") from None
 
@@ -307,8 +307,8 @@ class Run(Work):
             "value": _stored(value),
             "of": None if of is None else _stored(of),
             "missing": missing,
-            "at": dict(at or {}),
-            "where": dict(where or {}),
+            "at": _plain(at or {}),
+            "where": _plain(where or {}),
         }
         self._attempt.append(MEASUREMENTS, record)
         self._measured.add(key)
@@ -323,6 +323,22 @@ def _number(value: Any) -> float:
         return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         raise BadInput(f"Expected a number, got {value!r}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """A place as it is stored, equal text for equal places: whole numbers have no fraction, text is valid UTF-8."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, str):
+        return _text(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _text(value: str) -> str:
+    """Half of a surrogate pair, which a model can write and UTF-8 cannot hold, as its escape."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _stored(value: float) -> float | int | str | None:
