@@ -19,7 +19,7 @@ from equipoise.core.numbers import number
 from equipoise.study import summary_text as text
 from equipoise.study.claims import KNOWN_IN_ADVANCE, Between, Cheaper, Matched, Statistic, Test
 from equipoise.study.table import check_rates, mapping, tidy, write_table
-from equipoise.study.tracks import Track, mean_interval, thin, tracks_of
+from equipoise.study.tracks import Track, aside_of, mean_interval, thin, tracks_of
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome, Study
@@ -97,8 +97,14 @@ class _View:
         names = {outcome.name for outcome in self.study.outcomes}
         return next(((key, at) for key, at in mapping(summary.at).items() if key in names), None)
 
-    def end(self, arm: str, outcome: str) -> "Summary | None":
-        return next((s for s in self.ends if s.arm == arm and s.outcome == outcome), None)
+    def end(self, arm: str, track: Track) -> "Summary | None":
+        """The judged value of an arm at the place that a track ends in; None where another place was judged."""
+        return next((s for s in self.ends if s.arm == arm and self._ends_at(s, track)), None)
+
+    def _ends_at(self, summary: "Summary", track: Track) -> bool:
+        at = mapping(summary.at)  # empty where the runs end at different places, and perhaps of different costs alone
+        same = mapping(summary.where) == track.where and (not at or aside_of(at, self.study.dial) == track.aside)
+        return summary.outcome == track.outcome.name and same
 
 
 # The page
@@ -296,7 +302,7 @@ def _frontier_points(view: _View, x: Track, y: Track) -> list[plots.Point]:
 
 def _end(view: _View, arm: str, track: Track) -> tuple[float, float, float]:
     """Estimate and interval at the end of the path: as judged, or over seeds where judging gave none."""
-    summary = None if track.condition else view.end(arm, track.outcome.name)
+    summary = None if track.condition else view.end(arm, track)
     return mean_interval(track.ends(arm)) if summary is None else (summary.estimate, *_over_seeds(summary))
 
 
@@ -378,13 +384,17 @@ def _outcomes(view: _View) -> page.Section | None:
 
 def _outcome_table(view: _View, outcome: "Outcome", rows: Sequence["Summary"]) -> page.Table:
     """A row an arm. What is the same for all of them is said once below, where it does not widen the table."""
-    several = len({text.place_words(s.where) for s in rows}) > 1
+    conditions = text.conditions_of(rows)
+    several = len(set(conditions)) > 1
     values, intervals, counts = zip(*text.summary_values(rows), strict=True)
     one_seed = all(s.seeds == 1 for s in rows)
     seeds = [str(s.seeds) for s in rows]
     places = [text.words(mapping(s.at)) or "–" for s in rows]
     columns = [page.Column("arm"), page.Column("value", True, outcome.unit)]
-    cells = [[page.Cell(s.arm, text.place_words(s.where) if several else _kind(view, s.arm)) for s in rows], values]
+    cells = [
+        [page.Cell(s.arm, each if several else _kind(view, s.arm)) for s, each in zip(rows, conditions, strict=True)],
+        values,
+    ]
     shared = []
     for column, texts, same in (
         (

@@ -201,9 +201,9 @@ def markdown(
         where = f" ({_md(places.pop())})" if len(places) == 1 and places != {""} else ""
         lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path{where}", ""]
         lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
-        several = len({place_words(s.where) for s in rows}) > 1
-        for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
-            arm = f"{s.arm}, {place_words(s.where)}" if several else s.arm
+        conditions = conditions_of(rows)
+        for s, condition, (value, between, of) in zip(rows, conditions, summary_values(rows), strict=True):
+            arm = f"{s.arm}, {condition}" if len(set(conditions)) > 1 else s.arm
             lines.append(f"| {_md(arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
     for level, rows in levels.items():
         seeds = reached(rows, end)
@@ -225,6 +225,14 @@ def place_words(stored: str) -> str:
     """A place or a condition, canonical JSON, in words, the split left out: network plain, radius 0.6."""
     content = json.loads(stored) if stored else {}
     return words({key: value for key, value in (content or {}).items() if key != "split"})
+
+
+def conditions_of(rows: Sequence["Summary"]) -> list[str]:
+    """What each value was measured under, in words; the split among them where the values are of several splits."""
+    wheres = [json.loads(s.where) if s.where else {} for s in rows]
+    if all(where.get("split") == wheres[0].get("split") for where in wheres):
+        return [place_words(s.where) for s in rows]
+    return [words(where) for where in wheres]
 
 
 def words(conditions: Mapping[str, Any]) -> str:
