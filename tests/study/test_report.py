@@ -618,6 +618,22 @@ def test_the_large_mark_is_at_the_place_of_its_track(tmp_path: Path) -> None:
     assert "| a, split train |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def test_an_undefined_proportion_of_one_run_is_no_end_of_the_report(tmp_path: Path) -> None:
+    study, results = two_arms([{"outcome": "right", "value": 5, "of": 10}, {"outcome": "kept", "value": 3, "of": 10}])
+    columns = results.measurements.to_pydict()
+    columns["value"][0] = columns["numerator"][0] = math.nan
+    results.measurements = pa.table(columns, schema=results.measurements.schema)
+    check_rates(results)
+    judgement = judged_by_rules(study, results)
+    assert not [note for note in judgement.notes if "is no count" in note]
+    assert "missing or undefined" in judgement.verdicts[0].reason
+    page = shown(render(study, results, judgement, tmp_path))
+    assert "a undefined undefined" in page and "20 of 40" in page and "12 of 40" in page
+    columns["numerator"][1] = 5.5  # a count that is none is told as before
+    with pytest.raises(WorkFailed, match="is not attainable"):
+        check_rates(dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema)))
+
+
 def test_a_place_may_hold_a_list(tmp_path: Path) -> None:
     layers = [[1, 2], [3]]
     rows = [{"outcome": "right", "value": i + 0.1, "at": {"step": 1, "layers": each}} for i, each in enumerate(layers)]

@@ -127,7 +127,7 @@ class Scores:
 
     def _note_impossible_counts(self) -> None:
         """A rate of n answers is a count of n: 0.335 of 10 is none, whatever printed it."""
-        counted = ~np.isnan(self.of)
+        counted = ~np.isnan(self.of) & ~np.isnan(self.numerator)  # nan of n is undefined
         numerator, of = np.where(counted, self.numerator, 0.0), np.where(counted, self.of, 0.0)
         possible = np.isclose(numerator, np.round(numerator), rtol=0, atol=1e-6) & (numerator >= 0) & (numerator <= of)
         wrong = np.flatnonzero(~possible)

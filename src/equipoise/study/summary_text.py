@@ -130,7 +130,7 @@ def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]
     for i, s in enumerate(summaries):
         value, between = numbers.interval(s.estimate, s.lower, s.upper, places=places)
         counted_of = ""
-        if math.isfinite(s.of) and s.of > 0:
+        if math.isfinite(s.of) and s.of > 0 and not math.isnan(s.numerator):  # nan of n is undefined
             numbers.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
             counted_of = f"{s.numerator:,.0f} of {s.of:,.0f}"
         rows.append((values[i] if values else value, _own_interval(s, between), counted_of))
