@@ -15,7 +15,7 @@ import pytest
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Claim, Outcome, Study, better, not_worse
 from equipoise.study.judging import Effect, Judgement, Summary
-from equipoise.study.report import _end, _View, render
+from equipoise.study.report import _cost_chart, _end, _View, render
 from equipoise.study.results import Results, items_schema, measurements_schema
 from equipoise.study.summary_text import counts, place_words, publish, published, published_counts, summary_values
 from equipoise.study.table import check_rates, tidy
@@ -632,6 +632,22 @@ def test_an_undefined_proportion_of_one_run_is_no_end_of_the_report(tmp_path: Pa
     columns["numerator"][1] = 5.5  # a count that is none is told as before
     with pytest.raises(WorkFailed, match="is not attainable"):
         check_rates(dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema)))
+
+
+def test_a_bar_of_costs_is_the_mean_over_all_judged_runs() -> None:
+    """A phase that few runs had counts for little, and one that only lost attempts had is paid for."""
+    study, results = two_arms([{"outcome": "right", "value": 0.5}])
+    work = {"query": {"calls": 10.0, "peak_bytes": 2.0**20}}
+    runs = [dataclasses.replace(run, cost={"work": work, "spent": work}) for run in results.runs]
+    repaired = work | {"repair": {"calls": 100.0}}
+    runs[1] = dataclasses.replace(runs[1], cost={"work": repaired, "spent": repaired | {"lost": {"calls": 8.0}}})
+    results.runs = runs
+    view = _View(study, results, judged_by_rules(study, results))
+    layers = _cost_chart(view, view.judged, "calls").spec["layer"]
+    bars, ticks = ([(row["arm"], row["x"]) for row in layer["data"]["values"]] for layer in layers[:2])
+    assert bars == [("a", 10), ("a", 25), ("a", 0), ("b", 10)] and ticks == [("a", 37)]  # (4 * 10 + 100 + 8) / 4
+    peaks = _cost_chart(view, view.judged, "peak_bytes").spec["layer"][0]["data"]["values"]
+    assert [row["x"] for row in peaks] == [1, 1]
 
 
 def test_a_place_may_hold_a_list(tmp_path: Path) -> None:

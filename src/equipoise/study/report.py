@@ -421,23 +421,23 @@ def _kind(view: _View, arm: str) -> str:
 
 
 def _costs(view: _View) -> page.Section | None:
-    runs = [run for run in view.judged if run.cost.get("work")]
-    names = list(dict.fromkeys(name for run in runs for phase in run.cost["work"].values() for name in phase))
+    runs = view.judged
+    names = list(dict.fromkeys(name for run in runs for phase in _book(run, "work").values() for name in phase))
     if not names:
         return None
     names.sort(key=lambda name: (name != view.study.budget, name != "seconds", name in PEAKS))
     figures = [page.Figure(_cost_chart(view, runs, name).with_runs(view.keys)) for name in names[:4]]
-    phases = list(dict.fromkeys(phase for run in runs for phase in run.cost["work"]))
+    phases = list(dict.fromkeys(phase for run in runs for phase in _book(run, "work")))
     rows = []
     for m in view.marks:
         for phase in phases:
-            own = [run for run in runs if run.arm == m.name and phase in run.cost["work"]]
+            own = [run for run in runs if run.arm == m.name and phase in _book(run, "work")]
             if own:
                 amounts = (_scaled(name, _mean_cost(own, "work", phase, name)) for name in names)
                 rows.append((m.name, phase, len(own), *(None if math.isnan(a) else a for a in amounts)))
     columns = (page.Column("arm"), page.Column("phase"), page.Column("runs", True))
     columns += tuple(page.Column(_title(name), True, _unit(name)) for name in names)
-    per_run = page.Table("Work per run, mean over the judged runs", columns, tuple(rows))
+    per_run = page.Table("Work per run, mean over the judged runs that had the phase", columns, tuple(rows))
     return page.Section(
         "Costs",
         (page.Grid(tuple(figures)), per_run, _whole_cost(view)),
@@ -462,9 +462,14 @@ def _scaled(name: str, value: float) -> float:
     return value / 2**20 if UNITS.get(name) == "bytes" else value
 
 
+def _book(run: "RunInfo", book: str) -> Mapping[str, Mapping[str, float]]:
+    return run.cost.get(book, {})
+
+
 def _mean_cost(runs: Sequence["RunInfo"], book: str, phase: str, name: str) -> float:
-    known = [run.cost[book][phase][name] for run in runs if name in run.cost.get(book, {}).get(phase, {})]
-    return float(np.mean(known)) if known else math.nan
+    """Mean over these runs, of which one that did not book it needed none; a peak over those that know theirs."""
+    known = [amounts[name] for run in runs if name in (amounts := _book(run, book).get(phase, {}))]
+    return math.fsum(known) / (len(known) if name in PEAKS else len(runs)) if known else math.nan
 
 
 def _cost_chart(view: _View, runs: Sequence["RunInfo"], name: str) -> plots.Chart:
@@ -475,10 +480,10 @@ def _cost_chart(view: _View, runs: Sequence["RunInfo"], name: str) -> plots.Char
             peaks = [[total(run.cost.get(book, {})).get(name, math.nan) for run in own] for book in ("work", "spent")]
             bars.append(plots.ChartBar(m.name, "peak", *(_scaled(name, float(np.mean(p))) for p in peaks)))
             continue
-        for phase in dict.fromkeys(phase for run in own for phase in run.cost["work"]):
-            work = _mean_cost(own, "work", phase, name)
-            if math.isfinite(work):
-                bars.append(plots.ChartBar(m.name, phase, work, _mean_cost(own, "spent", phase, name)))
+        for phase in dict.fromkeys(phase for book in ("work", "spent") for run in own for phase in _book(run, book)):
+            work, spent = (_mean_cost(own, book, phase, name) for book in ("work", "spent"))
+            if math.isfinite(work) or math.isfinite(spent):
+                bars.append(plots.ChartBar(m.name, phase, work if math.isfinite(work) else 0.0, spent))
     phases = list(dict.fromkeys(bar.phase for bar in bars))
     note = f"Dark to light: {', '.join(phases)}." if len(phases) > 1 else ""
     axis = plots.Axis(_title(name), unit=_unit(name))
