@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine_studies import SOURCE, restate, walk
@@ -149,6 +151,22 @@ def test_copies_that_differ_are_named(tmp_path, done):
     results = load([done.out, tmp_path / "copy"], done.study)
     assert len(results.runs) == 6
     assert any("measured twice with different values" in note for note in results.notes)
+
+
+def test_copies_with_other_items_and_equal_means_are_named(tmp_path, done):
+    shutil.copytree(done.out, tmp_path / "copy")
+    folder = tmp_path / "copy" / "runs" / load([done.out], done.study).runs[0].key
+    table = pq.read_table(folder / "items.parquet")
+    scores = table["score"].to_numpy().copy()
+    scores[0] = math.nan
+    for note, column, how in ((True, scores, "zstd"), (False, table["score"].combine_chunks(), "gzip")):
+        changed = table.set_column(table.column_names.index("score"), "score", pa.array(column))
+        pq.write_table(changed, tmp_path / "items", compression=how)
+        folder = restate(folder, {"items.parquet": (tmp_path / "items").read_bytes()})
+        notes = load([done.out, tmp_path / "copy"], done.study).notes
+        assert [each for each in notes if "measured twice with different values" in each] == notes and bool(
+            notes
+        ) == note
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, done):

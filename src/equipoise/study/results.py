@@ -223,7 +223,7 @@ def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entr
         if known is each:
             continue
         if known.info.state == each.info.state == "complete":
-            if known.config["files"].get(MEASUREMENTS) != each.config["files"].get(MEASUREMENTS):
+            if not _measured_alike(known, each):
                 notes.append(
                     f"{each.info.key} was measured twice with different values: {known.info.folder} is used, "
                     f"{each.info.folder} is not."
@@ -232,6 +232,21 @@ def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entr
             by_key[each.info.key] = each
     order = sorted(by_key.values(), key=lambda each: (each.info.role == PREPARATION, each.info.role, each.info.key))
     return order, {id(each): index for index, each in enumerate(order)}
+
+
+def _measured_alike(one: _Entry, other: _Entry) -> bool:
+    """Whether two complete copies of a run hold the same measurements and items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    measured, items = (
+        [each.config["files"].get(name) for each in (one, other)] for name in (MEASUREMENTS, ITEMS_TABLE)
+    )
+    if measured[0] != measured[1] or None in items or items[0] == items[1]:
+        return measured[0] == measured[1] and items[0] == items[1]
+    # Other versions of Arrow write the same table in other bytes. As text, where nan is equal to itself.
+    tables = (pq.read_table(pa.BufferReader(read_regular(each.info.folder / ITEMS_TABLE))) for each in (one, other))
+    return len({str(table.to_pydict()) for table in tables}) == 1
 
 
 def _read_folder(root: Path) -> _Stored:
