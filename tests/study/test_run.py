@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Outcome, Run, Study
-from equipoise.study.run import _number, _stored
+from equipoise.study.run import Preparation, _number, _stored
 from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, take
 
 STUDY = Study(
@@ -399,6 +400,11 @@ def test_a_seed_draws_the_same_for_ever(opened):
             run.torch_generator().initial_seed() == int(np.random.SeedSequence([7, 2]).generate_state(1, "u8")[0]) // 2
         )
         assert run.torch_generator("cpu") is run.torch_generator()
+        here = run.torch_generator().initial_seed(), run.generator.random()
+    task = dataclasses.replace(opened.attempt.task, key="p", role="preparation", arm="")
+    with take(Store(opened.folder.parents[1]), task) as (attempt, _):
+        there = Preparation(attempt)
+        assert there.torch_generator().initial_seed() != here[0] and there.generator.random() != here[1]
 
 
 def test_a_place_is_one_whatever_type_its_numbers_have(opened):

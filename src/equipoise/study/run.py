@@ -53,12 +53,16 @@ class Work:
         return self._attempt.folder / ARTIFACTS
 
     def torch_generator(self, device: str = "cpu") -> "torch.Generator":
-        """The torch generator of this run on `device`, the same object at every call; checkpoints keep its state."""
+        """The torch generator on `device`, the same object at every call; checkpoints keep its state.
+
+        As `generator`, it draws the same in all arms of a seed, and something else in their preparation.
+        """
         from equipoise.core.streams import torch_stream
 
         name = str(device)
         if name not in self._torch_generators:
-            self._torch_generators[name] = torch_stream(self.seed, 2, device=name)
+            words = (self.seed, 2, 1) if self._attempt.task.role == "preparation" else (self.seed, 2)
+            self._torch_generators[name] = torch_stream(*words, device=name)
         return self._torch_generators[name]
 
     def spend(self, *, phase: str = "query", **amounts: float) -> None:
