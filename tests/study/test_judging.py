@@ -429,6 +429,16 @@ def test_counted_costs_that_never_vary_are_exact_not_saturated():
     assert spent(cheaper("tokens", **PAIR), [100] * 3, [100] * 3).state == "undecided"
 
 
+@pytest.mark.parametrize("by", [1.05, 1.1, 1.25, 1.5, 1.7, 3.0])
+def test_a_factor_of_exactly_the_margin_decides_nothing(by):
+    book = Book(declare(claim(cheaper("calls", **PAIR, by=by, reason="r"))))
+    for seed in range(5):
+        book.run("sago", seed, cost={"calls": 100.0})
+        book.run("pcgrad", seed, cost={"calls": 100.0 * by})
+    verdict = first(book)
+    assert verdict.state == "undecided" and verdict.effects[0].lower == verdict.effects[0].margin
+
+
 def test_a_cost_that_was_not_booked_is_undecided():
     verdict = spent(cheaper("seconds", **PAIR), [1, 2, 3], [2, 3, 4])
     assert verdict.reason == "run sago-0-0 booked no seconds"
