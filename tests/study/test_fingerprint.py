@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,12 @@ def test_every_part_counts_and_their_order_does_not(house):
     same = {"code": house().digest, "threads": 1, "seed": 0, "settings": {"beta": 2, "rate": 1}, "arm": "a"}
     assert fingerprint(**parts) == fingerprint(**same)
     assert len({fingerprint(**{**parts, key: 5}) for key in parts} | {fingerprint(**parts)}) == 6
+
+
+def test_text_that_utf8_cannot_hold_counts_too():
+    """A word typed in another encoding arrives so; as valid text it is the plain digest, as ever."""
+    assert len({fingerprint(word=word) for word in ("\udc80", "\udc81", r"\udc80")}) == 3
+    assert fingerprint(word="ä") == hashlib.sha256('{"word": "ä"}'.encode()).hexdigest()
 
 
 def test_the_server_imports_what_is_reached(house):

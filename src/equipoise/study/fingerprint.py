@@ -58,7 +58,7 @@ def preload(code: Code) -> list[str]:
 def fingerprint(**parts: Any) -> str:
     """sha256 (hex) over JSON parts, the digest of the code among them; equal for equal parts in any order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @cache

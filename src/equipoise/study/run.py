@@ -280,7 +280,9 @@ class Run(Work):
     def _resumed(self) -> None:
         def keys(name: str) -> set[tuple[str, str, str]]:
             records = self._attempt.records(name)
-            return {(each["outcome"], *(canonical(_plain(each[name])) for name in ("at", "where"))) for each in records}
+            return {
+                (each["outcome"], canonical(_plain(each["at"])), canonical(_plain(each["where"]))) for each in records
+            }
 
         self._measured, self._itemised = keys(MEASUREMENTS), keys(ITEMS)
 
