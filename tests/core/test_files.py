@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -230,6 +231,16 @@ def test_a_lock_makes_no_file_where_a_link_leads(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_model_without_files_of_other_tokenizers_keeps_its_digest(tmp_path):
+    """Or every folder of before would be refused."""
+    for name in ("a.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text(name)
+    digest = hashlib.sha256()
+    for name in ("a.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        digest.update(f"{name} {len(name)} {name}{name}".encode())  # its parts, and its end
+    assert model_files_digest(tmp_path) == digest.hexdigest()
+
+
 def test_a_model_is_known_by_its_weights_wherever_they_differ(tmp_path):
     """Small files are read whole, of large ones parts from end to end."""
     model = tmp_path / "model"
@@ -251,6 +262,14 @@ def test_a_model_is_known_by_its_weights_wherever_they_differ(tmp_path):
     assert model_files_digest(model) == first
     (model / "config.json").write_text("{}")
     assert model_files_digest(model) != first
+    seen = {first, model_files_digest(model)}
+    (model / "additional_chat_templates").mkdir()
+    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "tool.jinja"]
+    for name in (*names, "additional_chat_templates/tool.jinja"):
+        for content in ("A", "B"):
+            (model / name).write_text(content)
+            assert model_files_digest(model) not in seen, name
+            seen.add(model_files_digest(model))
     large = tmp_path / "b.gguf"
     large.write_bytes(bytes(30 * 2**20))
     zeros = model_files_digest(large)

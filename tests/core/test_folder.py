@@ -1,10 +1,12 @@
 """The folder of a job: resumed, found, refused, set aside; damage found; nothing of anybody else's is touched."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.core.files import FILES
 from equipoise.core.folder import check_folder, damage, job_folder, opened, read_manifest
 
 
@@ -156,6 +158,39 @@ def test_reopened_work_keeps_what_was_damaged_and_rows_in_place(tmp_path):
         (out / "weights").write_text("worse")
         folder.reopen(["weights"]).finish()
     assert [(out / "damaged" / n / "weights").read_text() for n in "12"] == ["bad", "worse"]
+
+
+def test_a_kill_while_a_folder_is_reopened_leaves_one_that_goes_on(tmp_path, monkeypatch):
+    """A finished folder never stands there without the manifest by which it is found again."""
+    out = finished(tmp_path / "done", weights="bad")
+    monkeypatch.setattr(FILES, "replace", lambda source, target: pytest.fail("killed") if source == out else None)
+    with job_folder(out, {"rate": 1}) as folder, pytest.raises(pytest.fail.Exception):
+        folder.reopen(["weights"])
+    monkeypatch.undo()
+    assert damage(out) == {}
+    with job_folder(out, {"rate": 1}) as folder:
+        monkeypatch.setattr(Path, "unlink", lambda path, **how: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            folder.reopen(["weights"])
+    monkeypatch.undo()
+    with job_folder(out, {"rate": 1}) as folder:
+        assert not folder.complete
+        (folder.work / "weights").write_text("good")
+        folder.finish("toy")
+    assert damage(out) == {} and set(read_manifest(out)["files"]) == {"weights", "run.json", "inputs.json"}
+
+
+def test_what_the_user_put_there_stays_the_users_when_work_is_done_again(tmp_path):
+    out = finished(tmp_path / "done", weights="bad")
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("mine")
+    with job_folder(out, {"rate": 1}) as folder:
+        again = folder.reopen(["weights"])
+        (again.work / "weights").write_text("good")
+        (again.work / "more").write_text("new")
+        again.finish("toy")
+    assert (out / "notes" / "mine.txt").read_text() == "mine"
+    assert set(read_manifest(out)["files"]) == {"weights", "more", "run.json", "inputs.json"}
 
 
 def test_scratch_goes_when_the_name_is_there_and_is_not_missed(tmp_path):

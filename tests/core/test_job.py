@@ -155,6 +155,19 @@ def test_the_page_is_drawn_from_the_folder_alone(tmp_path):
         add.redraw(tmp_path / "out")
 
 
+def test_files_of_the_users_own_are_no_part_of_a_page_that_is_drawn_again(tmp_path):
+    """Edited later, they are no damage, and nothing is done again."""
+    out = tmp_path / "out"
+    add(["a"], out=out)
+    for again in (lambda: add.redraw(out), lambda: [(out / "report.html").unlink(), add(["a"], out=out)]):
+        (out / "notes.txt").write_text("mine")
+        again()
+        (out / "notes.txt").write_text("mine, edited")
+        add(["a"], out=out)
+        assert (out / "notes.txt").read_text() == "mine, edited" and CALLS == ["a"]
+    assert not (out / "damaged" / "1" / "notes.txt").exists()
+
+
 @pytest.mark.parametrize("content", ["{", '{"total": "much"}', "[]", "[" * 100_000, None])
 def test_a_result_that_cannot_be_read_is_named(tmp_path, content):
     add(["a"], out=tmp_path / "out")

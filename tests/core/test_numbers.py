@@ -97,6 +97,11 @@ def test_the_place_where_half_a_width_has_two_digits(lower, upper, places) -> No
         ((0.25, 0.125, math.nan), {"places": 2, "signed": True}, ("+0.25", "undefined")),
         ((-0.0, -0.001, 0.001), {"places": 1}, ("0.0", "−0.0 to 0.0")),
         ((1234.0, 0.0, 2e4), {"places": 0}, ("1,234", "0 to 20,000")),
+        ((1e-9, -2e-9, 4e-9), {}, ("1.00×10^−9", "−2.00×10^−9 to 4.00×10^−9")),  # never zeros alone
+        ((-2e-7, -2.1e-7, -1.9e-7), {"signed": True}, ("−2.00×10^−7", "−2.10×10^−7 to −1.90×10^−7")),
+        ((0.004, 0.003, math.nan), {"places": 1}, ("0.00400", "undefined")),
+        ((0.004, 0.003, 0.06), {"places": 1}, ("0.0", "0.0 to 0.1")),
+        ((0.0, -3e-9, 3e-9), {}, ("0.000000", "−0.000000 to 0.000000")),
     ],
 )
 def test_intervals_in_full(given, options, printed) -> None:

@@ -341,6 +341,28 @@ def test_staying_variance_is_the_items_own(generator):
     assert staying == pytest.approx(4.0 / 40, rel=0.03)
 
 
+def test_staying_variance_of_few_items_counts_them_as_the_whole_does(generator):
+    """Products of two seeds, each from its own mean, with C / (C - 1); on average the variance of the items alone."""
+    d = generator.standard_normal((6, 5)) + 3 * generator.standard_normal(5) + 2 * generator.standard_normal((6, 1))
+    u = (d - d.mean(axis=1, keepdims=True)) / d.size
+    crossed = sum(u[s] @ u[t] for s in range(6) for t in range(6) if s != t)
+    assert st.mean_interval(d).staying_variance == pytest.approx(5 / 4 * 6 / 5 * crossed, rel=1e-12)
+    draws = generator.standard_normal((20_000, 4, 4)) + 2.0 * generator.standard_normal((20_000, 1, 4))
+    assert st.mean_interval(draws).staying_variance.mean() == pytest.approx(4.0 / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_staying_variance_does_not_depend_on_how_much_seeds_differ(generator, spread):
+    items = 2.0 * generator.standard_normal((4000, 1, 20)) + generator.standard_normal((4000, 5, 20))
+    draws = items + spread * generator.standard_normal((4000, 5, 1))
+    assert st.mean_interval(draws).staying_variance.mean() == pytest.approx(4.0 / 20, rel=0.03)
+    clusters = np.arange(20) // 2
+    doubled = np.repeat(items[..., ::2], 2, axis=-1) + spread * generator.standard_normal((4000, 5, 1))
+    assert st.mean_interval(doubled, clusters).staying_variance.mean() == pytest.approx(4.0 / 10, rel=0.03)
+    two = st.two_sample_interval(draws, 5 - draws[..., ::-1, :], clusters, clusters + 100)
+    assert two.staying_variance.mean() > 0
+
+
 def test_seeds_to_decide_have_the_power_they_promise(generator):
     per_seed, distance = 0.02, 0.1
     interval = st.interval_of(distance, per_seed / 10, 9, 0.0, math.inf, 0.95, (10, 0, 0))

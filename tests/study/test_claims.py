@@ -171,9 +171,9 @@ SUBJECT = "(kind x, split test) of sago against pcgrad"
             "a of sago under kind x, split test against  at the end of the path: better",
         ),
         (
-            c.statistic(max, **PAIR, outcomes=["a", "b"], **FROM, better="lower", over="path", at=AT, where=WHERE,
+            c.statistic(max, **PAIR, outcomes=["a", "b"], **FROM, better="lower", over="path", where=WHERE,
                         units=("seed",), name="tau"),
-            c.Statistic(max, "sago", "pcgrad", ("a", "b"), 0.5, "r", "lower", "path", AT, WHERE, ("seed",), "tau"),
+            c.Statistic(max, "sago", "pcgrad", ("a", "b"), 0.5, "r", "lower", "path", "last", WHERE, ("seed",), "tau"),
             f"tau of a, b {SUBJECT}: better by more than 0.5",
         ),
         (
@@ -223,6 +223,8 @@ def test_every_builder_fills_every_field(test, made, sentence):
          "The units of a test are ('seed',), ('item',) or ('seed', 'item'); got ()."),
         (lambda: c.better("a", **PAIR, at={}),
          "A test's at is 'last' or a place on the path such as {'step': 40}; got {}."),
+        (lambda: c.statistic(max, **PAIR, outcomes=("a",), over="path", at={"step": 3}),
+         "statistic(over='path') is made from all places of the path; leave out at={'step': 3}."),
         (lambda: c.matched("a", **PAIR, judge="b", level=math.inf), "level is a finite number or 'weakest'; got inf."),
         (lambda: c.cheaper("a", **PAIR, by=0.999),
          "by is the factor by which the arm is cheaper, >= 1 (1: cheaper at all); got 0.999."),

@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_imports_are_followed_also_inside_functions_but_not_into_the_scales(hous
 @pytest.mark.parametrize(
     "change",
     [
-        {"study": STUDY.replace('"""A study."""', '"""Another."""').replace('"""Doc."""', '"""Text."""')},
+        {"equipoise/made_up/deep.py": '"""Doc."""\n' + FILES["equipoise/made_up/deep.py"]},
         {"study": STUDY + "\n# a comment\n\n"},
         {"study": STUDY.replace("step(1)", "step( 1 )")},
         {"equipoise/made_up/other.py": "y = 2"},
@@ -87,6 +88,7 @@ def test_what_changes_no_measurement_changes_no_fingerprint(house, change):
     "change",
     [
         {"study": STUDY.replace("step(1)", "step(2)")},
+        {"study": STUDY.replace('"""Doc."""', '"""Text."""')},  # of a tool, it stands in the prompt
         {"equipoise/made_up/deep.py": FILES["equipoise/made_up/deep.py"].replace("helper = 1", "helper = 2")},
         {"equipoise/made_up/method.py": FILES["equipoise/made_up/method.py"].replace("+", "-")},
         {"equipoise/core/__init__.py": "z = 1"},
@@ -107,13 +109,16 @@ def test_of_a_lazy_package_only_what_is_taken_counts(house, ending):
     assert {"equipoise.lazy.one", "equipoise.lazy.two"} <= set(everything.modules)
 
 
-def test_files_beside_the_study_count(house, tmp_path):
-    study = "import beside\nbeside.x"
+@pytest.mark.parametrize("name", ["beside", "study"])
+def test_files_beside_the_study_count(house, tmp_path, name):
+    study = f"import {name}\n{name}.x"
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "beside.py").write_text("x = 1")
-    before = house(study)
-    (tmp_path / "mine" / "beside.py").write_text("x = 2")
-    assert before.digest != house(study).digest
+    contents = "x = 1", "x = 2", '"""Doc."""\nx = 2'
+    digests = set()
+    for content in contents:
+        (tmp_path / "mine" / f"{name}.py").write_text(content)
+        digests.add(house(study).digest)
+    assert len(digests) == len(contents)
 
 
 def test_every_part_counts_and_their_order_does_not(house):
@@ -121,6 +126,12 @@ def test_every_part_counts_and_their_order_does_not(house):
     same = {"code": house().digest, "threads": 1, "seed": 0, "settings": {"beta": 2, "rate": 1}, "arm": "a"}
     assert fingerprint(**parts) == fingerprint(**same)
     assert len({fingerprint(**{**parts, key: 5}) for key in parts} | {fingerprint(**parts)}) == 6
+
+
+def test_text_that_utf8_cannot_hold_counts_too():
+    """A word typed in another encoding arrives so; as valid text it is the plain digest, as ever."""
+    assert len({fingerprint(word=word) for word in ("\udc80", "\udc81", r"\udc80")}) == 3
+    assert fingerprint(word="ä") == hashlib.sha256('{"word": "ä"}'.encode()).hexdigest()
 
 
 def test_the_server_imports_what_is_reached(house):

@@ -4,15 +4,18 @@ import functools
 import math
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from equipoise.core.errors import WorkFailed
 from equipoise.core.statistics import item_interval
 from equipoise.study.claims import Claim, better, between, both, cheaper, equal, not_worse, statistic
 from equipoise.study.declare import Outcome
 from equipoise.study.judging import decide, design_notes, judge
+from equipoise.study.summary_text import preview_sentence, publish
 from judging_results import Book, declare
 
 PAIR = {"arm": "sago", "rival": "pcgrad"}
@@ -23,12 +26,12 @@ def claim(test, text="x", **more):
     return Claim(text, source="abstract", test=test, **more)
 
 
-def filled(test, *, differences=None, seeds=5, items=30, outcomes=None, spread=0.05, mean=0.1):
+def filled(test, *, differences=None, seeds=5, items=30, outcomes=None, spread=0.05, mean=0.1, **more):
     """sago minus pcgrad in accuracy: as given [seeds, items], or normal around `mean`."""
     generator = np.random.default_rng(5)
     if differences is None:
         differences = mean + spread * generator.standard_normal((seeds, items))
-    book = Book(declare(*(test if isinstance(test, tuple) else (claim(test),)), outcomes=outcomes, seeds=seeds))
+    book = Book(declare(*(test if isinstance(test, tuple) else (claim(test),)), outcomes=outcomes, seeds=seeds, **more))
     base = generator.random(differences.shape[1])
     for seed, row in enumerate(differences):
         book.score("sago", seed, "accuracy", base + row)
@@ -241,6 +244,34 @@ def test_more_seeds_are_shown_and_the_verdict_stays_on_the_first():
     assert verdict.effects[0].estimate == pytest.approx(0.2, abs=0.01) and verdict.effects[1].estimate < 0
 
 
+def test_verdicts_fall_on_the_declared_seeds_whatever_was_run_first():
+    """Seeds that were used up, or picked by hand, are shown and decide nothing: also where they are all there is."""
+    differences = 0.2 + 0.01 * np.random.default_rng(1).standard_normal((14, 20))
+    differences[:10] = -5.0
+    book = filled(better("accuracy", **PAIR), seeds=4, differences=differences, first_seed=10)
+    verdict = first(book)
+    assert verdict.state == "supported" and set(verdict.runs) == {
+        f"{a}-0-{s}" for a in PAIR.values() for s in range(10, 14)
+    }
+    assert [(e.seeds, e.label.endswith("(all 14 seeds, shown only)")) for e in verdict.effects] == [
+        (4, False),
+        (14, True),
+    ]
+    assert {s.seeds for s in judge(book.study, book.results()).summaries} == {4}
+
+    picked = filled(better("accuracy", **PAIR), seeds=4, differences=differences[10:], first_seed=20)
+    verdict = first(picked)
+    assert (
+        verdict.state == "undecided" and verdict.preview and "none of the declared seeds is complete" in verdict.reason
+    )
+    (effect,) = verdict.effects
+    assert effect.label.endswith("(4 other seeds, shown only)") and effect.lower > 0 and not verdict.runs
+    judgement = judge(picked.study, picked.results())
+    assert {s.seeds for s in judgement.summaries} == {4}
+    assert preview_sentence(picked.study, picked.results()).startswith("0 of 4 seeds are complete.")
+    assert "pilot of 4" in design_notes(picked.study, picked.results())[0]
+
+
 def test_a_failed_run_is_not_replaced_by_a_later_seed():
     book = filled(better("accuracy", **PAIR), seeds=5, differences=0.2 + 0.01 * np.eye(6, 9))
     lost = book.runs[book.index["sago", 2, "test", 0]]
@@ -249,6 +280,10 @@ def test_a_failed_run_is_not_replaced_by_a_later_seed():
     verdict = judgement.verdicts[0]
     assert verdict.preview and "4 of 5 seeds" in verdict.reason
     assert any("sago: 1 of 6 runs failed" in note and "seeds 2" in note for note in judgement.notes)
+    # A further seed does not make up for it either where a preview is explained or where verdicts are published.
+    assert preview_sentence(book.study, book.results()).startswith("Not all seeds are complete: sago 4 of 5.")
+    with pytest.raises(WorkFailed, match="is a preview: Not all seeds are complete: sago 4 of 5"):
+        publish(Path("nowhere/verdicts.json"), book.study, book.results(), judgement)
 
 
 def test_saturated_outcomes_are_undecided_and_said_so():
@@ -392,6 +427,16 @@ def test_counted_costs_that_never_vary_are_exact_not_saturated():
     assert spent(cheaper("tokens", **PAIR, by=1.9, reason="r"), [100] * 3, [200] * 3).state == "supported"
     assert spent(cheaper("tokens", **PAIR, by=2.0, reason="r"), [100] * 3, [200] * 3).state == "undecided"
     assert spent(cheaper("tokens", **PAIR), [100] * 3, [100] * 3).state == "undecided"
+
+
+@pytest.mark.parametrize("by", [1.05, 1.1, 1.25, 1.5, 1.7, 3.0])
+def test_a_factor_of_exactly_the_margin_decides_nothing(by):
+    book = Book(declare(claim(cheaper("calls", **PAIR, by=by, reason="r"))))
+    for seed in range(5):
+        book.run("sago", seed, cost={"calls": 100.0})
+        book.run("pcgrad", seed, cost={"calls": 100.0 * by})
+    verdict = first(book)
+    assert verdict.state == "undecided" and verdict.effects[0].lower == verdict.effects[0].margin
 
 
 def test_a_cost_that_was_not_booked_is_undecided():

@@ -1,22 +1,25 @@
 """The report of a made-up study that has everything in it, looked at as text and as a table."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.study import Claim, Study, better, not_worse
+from equipoise.study import Claim, Outcome, Study, better, not_worse
 from equipoise.study.judging import Effect, Judgement, Summary
-from equipoise.study.report import render
+from equipoise.study.report import _cost_chart, _end, _View, render
 from equipoise.study.results import Results, items_schema, measurements_schema
 from equipoise.study.summary_text import counts, place_words, publish, published, published_counts, summary_values
 from equipoise.study.table import check_rates, tidy
+from judging_results import Book, declare
 from made_study import STEPS, N, rendered_from_one_seed, shown
 
 
@@ -363,6 +366,20 @@ def test_a_preview_says_so_and_is_not_published(made: tuple, tmp_path: Path) -> 
     assert published(tmp_path / "verdicts.json")["sago"]["claims"][0]["preview"]  # beside the report, and says so
 
 
+def test_runs_of_other_code_are_said_so_and_not_published(made: tuple, tmp_path: Path) -> None:
+    study, results, judgement, path = made
+    assert "Each claim was declared before any result." in shown(path)
+    edited = dataclasses.replace(results, other_code=True)
+    page = shown(render(study, edited, judgement, tmp_path))
+    assert "declared before any result" not in page
+    assert "made by another version of the code, so the claims may be younger than the results." in page
+    assert "**Other code:**" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    publish(tmp_path / "all.json", study, results, judgement)
+    with pytest.raises(WorkFailed, match="another version of the code"):
+        publish(tmp_path / "other.json", study, edited, judgement)
+    assert not (tmp_path / "other.json").exists()
+
+
 def test_one_seed_is_said_and_no_interval_is_drawn_from_it(made: tuple, tmp_path: Path) -> None:
     path = rendered_from_one_seed(made, tmp_path)
     source, page = path.read_text(encoding="utf-8"), shown(path)
@@ -542,6 +559,103 @@ def test_a_long_path_is_thinned_and_keeps_its_ends(made: tuple, tmp_path: Path) 
     ]
     found = tracks_of(study, dataclasses.replace(one, measurements=pa.Table.from_pylist(rows)), pair)
     assert [(each.condition, each.ends("sago")) for each in found] == [("side near", {0: 1.0}), ("side far", {0: 2.0})]
+
+
+def two_arms(rows: list[dict[str, Any]], dial: str = "step") -> tuple[Study, Results]:
+    """Four seeds of two arms that all measured the same: `rows` are the keywords of Book.measure."""
+    outcomes = [Outcome("right", better="higher"), Outcome("kept", better="higher")]
+    claim = Claim("x", source="here", test=better("right", arm="a", rival="b"))
+    study = declare(claim, outcomes=outcomes, arms=("a", "b"), seeds=4, dial=dial)
+    book = Book(study)
+    for arm, seed in itertools.product("ab", range(4)):
+        for row in rows:
+            book.measure(arm, seed, **row)
+    return study, book.results()
+
+
+def ends(study: Study, results: Results) -> dict[str, tuple[float, float]]:
+    """Where each track of arm a ends: by its own values, and as the large mark shows it."""
+    view = _View(study, results, judged_by_rules(study, results))
+    return {track.title: (track.ends("a")[0], round(_end(view, "a", track)[0], 9)) for track in view.tracks}
+
+
+def test_a_path_is_not_drawn_of_validation_items_and_splits_are_not_mixed() -> None:
+    def of(**values: float) -> list[dict[str, Any]]:
+        return [
+            {"outcome": "right", "value": v, "at": {"step": 1}, "where": {"split": s} if s != "none" else None}
+            for s, v in values.items()
+        ]
+
+    assert ends(*two_arms(of(none=0.5, validation=0.9))) == {"right": (0.5, 0.5)}
+    assert ends(*two_arms(of(train=0.7, validation=0.9, test=0.5))) == {"right": (0.5, 0.5)}
+    assert ends(*two_arms(of(near=0.2, validation=0.9, far=0.4))) == {
+        "right (split near)": (0.2, 0.2),
+        "right (split far)": (0.4, 0.4),
+    }
+    assert ends(*two_arms(of(near=0.2, validation=0.9))) == {"right": (0.2, 0.2)}
+    assert ends(*two_arms(of(validation=0.9))) == {"right (split validation)": (0.9, 0.9)}
+
+
+def test_the_large_mark_is_at_the_place_of_its_track(tmp_path: Path) -> None:
+    """Whatever was measured first: another condition, another split, or a place with more in it."""
+    test = {"split": "test"}
+    rows = [
+        {"outcome": "right", "value": 0.2, "at": {"step": 3}, "where": test | {"subset": "hard"}},
+        {"outcome": "right", "value": 0.3, "at": {"step": 3}, "where": {"split": "train"}},
+        {"outcome": "right", "value": 0.8, "at": {"step": 3, "seconds": 7}, "where": test},
+        {"outcome": "kept", "value": 0.1, "at": {"step": 3}, "where": test},
+        {"outcome": "kept", "value": 0.6, "at": {"step": 3, "rounds": 5}, "where": test},
+    ]
+    study, results = two_arms(rows)
+    assert ends(study, results) == {
+        "right (subset hard)": (0.2, 0.2),
+        "right": (0.8, 0.8),
+        "kept": (0.1, 0.1),
+        "kept (rounds 5)": (0.6, 0.6),
+    }
+    page = shown(render(study, results, judged_by_rules(study, results), tmp_path))
+    assert "split train" in page and "split test, subset hard" in page  # rows of the table, told apart
+    assert "| a, split train |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_an_undefined_proportion_of_one_run_is_no_end_of_the_report(tmp_path: Path) -> None:
+    study, results = two_arms([{"outcome": "right", "value": 5, "of": 10}, {"outcome": "kept", "value": 3, "of": 10}])
+    columns = results.measurements.to_pydict()
+    columns["value"][0] = columns["numerator"][0] = math.nan
+    results.measurements = pa.table(columns, schema=results.measurements.schema)
+    check_rates(results)
+    judgement = judged_by_rules(study, results)
+    assert not [note for note in judgement.notes if "is no count" in note]
+    assert "missing or undefined" in judgement.verdicts[0].reason
+    page = shown(render(study, results, judgement, tmp_path))
+    assert "a undefined undefined" in page and "20 of 40" in page and "12 of 40" in page
+    columns["numerator"][1] = 5.5  # a count that is none is told as before
+    with pytest.raises(WorkFailed, match="is not attainable"):
+        check_rates(dataclasses.replace(results, measurements=pa.table(columns, schema=results.measurements.schema)))
+
+
+def test_a_bar_of_costs_is_the_mean_over_all_judged_runs() -> None:
+    """A phase that few runs had counts for little, and one that only lost attempts had is paid for."""
+    study, results = two_arms([{"outcome": "right", "value": 0.5}])
+    work = {"query": {"calls": 10.0, "peak_bytes": 2.0**20}}
+    runs = [dataclasses.replace(run, cost={"work": work, "spent": work}) for run in results.runs]
+    repaired = work | {"repair": {"calls": 100.0}}
+    runs[1] = dataclasses.replace(runs[1], cost={"work": repaired, "spent": repaired | {"lost": {"calls": 8.0}}})
+    results.runs = runs
+    view = _View(study, results, judged_by_rules(study, results))
+    layers = _cost_chart(view, view.judged, "calls").spec["layer"]
+    bars, ticks = ([(row["arm"], row["x"]) for row in layer["data"]["values"]] for layer in layers[:2])
+    assert bars == [("a", 10), ("a", 25), ("a", 0), ("b", 10)] and ticks == [("a", 37)]  # (4 * 10 + 100 + 8) / 4
+    peaks = _cost_chart(view, view.judged, "peak_bytes").spec["layer"][0]["data"]["values"]
+    assert [row["x"] for row in peaks] == [1, 1]
+
+
+def test_a_place_may_hold_a_list(tmp_path: Path) -> None:
+    layers = [[1, 2], [3]]
+    rows = [{"outcome": "right", "value": i + 0.1, "at": {"step": 1, "layers": each}} for i, each in enumerate(layers)]
+    study, results = two_arms(rows)
+    assert ends(study, results) == {"right (layers [1, 2])": (0.1, 0.1), "right (layers [3])": (1.1, 1.1)}
+    render(study, results, judged_by_rules(study, results), tmp_path)
 
 
 def test_the_real_judge_and_this_report_agree(made: tuple, tmp_path: Path) -> None:

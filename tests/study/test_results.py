@@ -1,17 +1,23 @@
 """Reading stored runs: merging, versions that are not mixed, damage, and a cache that cannot lie."""
 
+import dataclasses
 import gc
 import json
 import math
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from engine_studies import restate, walk
+from engine_studies import SOURCE, restate, walk
 from equipoise.core.errors import BadInput
+from equipoise.study import registry
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
 from equipoise.study.results import load
+from equipoise.study.scores import Scores
+from equipoise.study.store import canonical
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +107,24 @@ def test_runs_of_other_code_are_named_and_not_mixed(tmp_path, done, monkeypatch)
     results = load([done.out], done.study)
     assert len(results.runs) == 6 and other not in [run.folder for run in results.runs]
     assert [note for note in results.notes if "1 complete run of another version of the code" in note]
-    # With the code as it is gone from the store, the most complete version is what can be rendered.
+    assert not results.other_code and module.OTHER_CODE not in results.notes
+    # With the code as it is gone from the store, the most complete version is what can be rendered, and that is said.
     monkeypatch.setattr("equipoise.study.fingerprint.code_of", lambda source: type("Code", (), {"digest": "new"}))
-    assert len(load([done.out], done.study).runs) == 6
+    results = load([done.out], done.study)
+    assert len(results.runs) == 6 and results.other_code and module.OTHER_CODE in results.notes
+
+
+def test_runs_of_a_study_that_was_edited_since_say_so(tmp_path, done):
+    """Also where there is one version alone: its claims may have been written after its results."""
+    assert load([done.out], done.study).notes == []
+    path = tmp_path / "later" / "walk_study.py"
+    path.parent.mkdir()
+    path.write_text(SOURCE.replace('better("height", arm="up"', 'better("right", arm="up"'))
+    edited = registry.load(str(path)).build()
+    results = load([done.out], edited)
+    assert len(results.runs) == 6 and results.other_code and results.notes == [module.OTHER_CODE]
+    unknown = load([done.out], dataclasses.replace(edited, source=None))
+    assert not unknown.other_code and unknown.notes == []
 
 
 def test_a_run_knows_its_threads(done):
@@ -132,6 +153,43 @@ def test_copies_that_differ_are_named(tmp_path, done):
     assert any("measured twice with different values" in note for note in results.notes)
 
 
+def test_copies_with_other_items_and_equal_means_are_named(tmp_path, done):
+    shutil.copytree(done.out, tmp_path / "copy")
+    folder = tmp_path / "copy" / "runs" / load([done.out], done.study).runs[0].key
+    table = pq.read_table(folder / "items.parquet")
+    scores = table["score"].to_numpy().copy()
+    scores[0] = math.nan
+    for note, column, how in ((True, scores, "zstd"), (False, table["score"].combine_chunks(), "gzip")):
+        changed = table.set_column(table.column_names.index("score"), "score", pa.array(column))
+        pq.write_table(changed, tmp_path / "items", compression=how)
+        folder = restate(folder, {"items.parquet": (tmp_path / "items").read_bytes()})
+        notes = load([done.out, tmp_path / "copy"], done.study).notes
+        assert [each for each in notes if "measured twice with different values" in each] == notes and bool(
+            notes
+        ) == note
+
+
 def test_a_folder_without_runs_is_refused(tmp_path, done):
     with pytest.raises(BadInput, match="holds no runs"):
         load([tmp_path], done.study)
+
+
+def test_arms_that_name_a_place_by_an_int_and_a_float_keep_their_items(tmp_path):
+    """Their places are one, so that items are paired, whatever the other arm's run stored before."""
+    path = tmp_path / "walk_study.py"
+    path.write_text(
+        SOURCE.replace('at={"step": step + 1}', 'at={"step": (step + 1) * (1.0 if run.arm == "up" else 1)}')
+    )
+    done = run_study(registry.load(str(path)), out=tmp_path / "out", engine="inline")
+    scores = Scores(done.study, load([done.out], done.study))
+    assert sorted(scores.at_texts) == [f'{{"step": {step}}}' for step in (1, 2, 3, 4)]
+    runs = scores.runs(["up", "flat"], [0, 1])
+    cells = scores.cells(scores.places(runs, "right", scores.where("right", None), "last"))
+    assert cells.items is not None and cells.matrix.shape == (4, 3)
+
+
+def test_places_of_earlier_runs_keep_the_text_that_their_items_have():
+    codes = module._Codes()
+    places = [{"k": 1}, {"k": 1.0}, {"k": True}, {"k": 1}, {"k": [1]}, {"k": [1.0]}]
+    codes.codes = codes.places_of(places)
+    assert codes.array().to_pylist() == [canonical(place) for place in places]

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import Arm, Outcome, Run, Study
-from equipoise.study.run import _number, _stored
+from equipoise.study.run import Preparation, _number, _stored
 from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, take
 
 STUDY = Study(
@@ -399,3 +400,43 @@ def test_a_seed_draws_the_same_for_ever(opened):
             run.torch_generator().initial_seed() == int(np.random.SeedSequence([7, 2]).generate_state(1, "u8")[0]) // 2
         )
         assert run.torch_generator("cpu") is run.torch_generator()
+        here = run.torch_generator().initial_seed(), run.generator.random()
+    task = dataclasses.replace(opened.attempt.task, key="p", role="preparation", arm="")
+    with take(Store(opened.folder.parents[1]), task) as (attempt, _):
+        there = Preparation(attempt)
+        assert there.torch_generator().initial_seed() != here[0] and there.generator.random() != here[1]
+
+
+def test_a_place_is_one_whatever_type_its_numbers_have(opened):
+    """40 and 40.0 are one step; a condition that is true is no number."""
+    with opened as run:
+        run.items("right", ["a"], [1], at={"step": 40.0}, where={"radius": np.float64(1.0), "layers": (2.0, 0.5)})
+        run.items("right", ["a"], [0], at={"step": 40}, where={"radius": True, "layers": [2, 0.5]})
+        run.measure("loss", 1, at={"step": -0.0, "far": 2.0**60})
+        with pytest.raises(BadInput, match="were stored before"):
+            run.items("right", ["a"], [1], at={"step": 40}, where={"layers": [2, 0.5], "radius": 1})
+        with pytest.raises(BadInput, match="was measured at"):
+            run.measure("loss", 1, at={"far": 2.0**60, "step": 0.0})
+        rows = lines(run)
+        run.checkpoint({})
+    assert [json.dumps(row["at"]) for row in rows] == ['{"step": 40}'] * 2 + [f'{{"step": 0, "far": {2.0**60}}}']
+    with opened as run:
+        run.resume()
+        with pytest.raises(BadInput, match="were stored before"):
+            run.items("right", ["a"], [1], at={"step": 40}, where={"layers": [2, 0.5], "radius": 1})
+        opened.attempt.finish()
+    table = pq.read_table(opened.folder / "items.parquet").to_pydict()
+    assert table["at"] == ['{"step": 40}'] * 2
+    assert table["where"] == ['{"layers": [2, 0.5], "radius": 1}', '{"layers": [2, 0.5], "radius": true}']
+
+
+def test_text_that_utf8_cannot_hold_is_kept_as_its_escape(opened):
+    """A model can write half of a surrogate pair; an item that is named by it is not lost, nor is the run."""
+    with opened as run:
+        run.items("right", ["a\ud800", "ä"], [1, 0], clusters=["\udfff", "x"], where={"said": "\ud800"})
+        with pytest.raises(BadInput, match="comes twice"):
+            run.items("right", ["a\ud800", r"a\ud800"], [1, 0])
+        opened.attempt.finish()
+    table = pq.read_table(opened.folder / "items.parquet").to_pydict()
+    assert table["item"] == [r"a\ud800", "ä"] and table["cluster"] == [r"\udfff", "x"]
+    assert json.loads(table["where"][0]) == {"said": r"\ud800"}

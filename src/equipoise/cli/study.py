@@ -104,7 +104,8 @@ def show(name: str, *, json: Annotated[bool, Flag] = False) -> None:
         print(dumps(content, indent=1, ensure_ascii=False))
         return
     print(f"{study.name}: {study.summary}\ntrades {study.trades}; {study.paper}\n{study.scale}".rstrip())
-    print(f"{study.seeds} seeds, equal {study.budget}")
+    first = f" from {study.first_seed} on" if study.first_seed else ""
+    print(f"{study.seeds} seeds{first}, equal {study.budget}")
     if content["select"]:
         print(content["select"])
     if "recorded" in content:
@@ -168,7 +169,7 @@ def run(
     seeds
         Number of test seeds, the study's first; default: its own number. Fewer give a preview.
     seed_list
-        The test seeds themselves: 0,3.
+        The test seeds themselves: 0,3. Verdicts fall on those that the study declares; others are shown only.
     arms
         Only these arms: sum,sago.
     out

@@ -186,7 +186,7 @@ def sha256_file(path: Path) -> str:
 
 
 def model_files_digest(path: Path) -> str:
-    """Of a folder with *.safetensors, their configuration and tokenizer, or of a .gguf file; "" for what is no model.
+    """Of a folder with *.safetensors, their configuration, tokenizer and chat templates, or of a .gguf file; else "".
 
     Over names, sizes and parts from end to end, four megabytes of a file at most: weights that were trained further differ
     nearly everywhere.
@@ -194,11 +194,15 @@ def model_files_digest(path: Path) -> str:
     files = [path] * (path.suffix.lower() == ".gguf" and path.is_file())
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
         files = [*weights, *sorted(path.glob("*config.json")), *path.glob("tokenizer.json")]
+        # Where tokenizers of other kinds keep their words, and transformers its chat templates.
+        files += [file for name in ("tokenizer.model", "vocab.json", "merges.txt") for file in path.glob(name)]
+        files += [*sorted(path.glob("*.jinja")), *sorted(path.glob("additional_chat_templates/*.jinja"))]
     digest = hashlib.sha256()
     for file in files:
         with open_regular(file) as opened:
             size = os.fstat(opened.fileno()).st_size
-            digest.update(f"{file.name} {size} ".encode())
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            digest.update(f"{name} {size} ".encode())
             step = max(size // PARTS, PART)
             for start in range(0, size, step):
                 opened.seek(start)

@@ -29,11 +29,15 @@ Read = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class JobFolder:
-    """work: where the job writes. final: where the artifact will be. complete: whether it is there already."""
+    """work: where the job writes. final: where the artifact will be. complete: whether it is there already.
+
+    others: files that the user put into a finished folder which is work again: no part of the artifact.
+    """
 
     work: Path
     final: Path
     complete: bool
+    others: frozenset[str] = frozenset()
 
     def finish(self, command: str = "", drawn: Iterable[str] = (), scratch: Iterable[str] = ()) -> Path:
         """Give the finished work its final name, with a manifest; returns it.
@@ -41,7 +45,7 @@ class JobFolder:
         command: the job's. drawn: files made from the others. scratch: files and folders that are no part of it, and go once
         the name is there.
         """
-        write_manifest(self.work, command, drawn, scratch)
+        write_manifest(self.work, command, drawn, {*scratch, *self.others.difference(drawn)})
         publish(self.work, self.final)
         for name in scratch:
             FILES.remove(self.final / name)
@@ -53,7 +57,7 @@ class JobFolder:
         A file of rows is copied there and stays: whoever appends to it leaves out the lines that are damaged, and the others
         were paid for.
         """
-        aside = self.final / "damaged"
+        aside, others = self.final / "damaged", unlisted(self.final)
         for name in damaged:
             number, source = 1, self.final / name
             while (target := aside / f"{number}" / name).exists():
@@ -64,10 +68,11 @@ class JobFolder:
                     shutil.copyfile(source, target)
                 else:
                     FILES.replace(source, target)
-        (self.final / MANIFEST).unlink(missing_ok=True)
-        FILES.replace(self.final, self.work)
+        FILES.replace(self.final, self.work)  # first: a finished folder without a manifest is refused for ever
+        (self.work / MANIFEST).unlink(missing_ok=True)
+        FILES.sync_folder(self.work)
         FILES.sync_folder(self.work.parent)
-        return JobFolder(self.work, self.final, complete=False)
+        return JobFolder(self.work, self.final, complete=False, others=others)
 
 
 @contextmanager
@@ -137,9 +142,9 @@ def made_by_a_job(folder: Path) -> bool:
     return all(isinstance(_json(folder / name), dict) for name in (SETTINGS, INPUTS))
 
 
-def write_manifest(folder: Path, command: str, drawn: Iterable[str] = (), scratch: Iterable[str] = ()) -> None:
-    """Write who made a folder, and size and sha256 of its files, scratch left out, into its manifest.json."""
-    drawn, left_out = set(drawn), {MANIFEST, *scratch}
+def write_manifest(folder: Path, command: str, drawn: Iterable[str] = (), left_out: Iterable[str] = ()) -> None:
+    """Write who made a folder, and size and sha256 of its files, but for those left out, into its manifest.json."""
+    drawn, left_out = set(drawn), {MANIFEST, *left_out}
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path), "drawn": name in drawn}
         for name, path in sorted(_files(folder).items())
@@ -159,6 +164,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST} that tells whether it is whole ({error}); earlier versions wrote none. {REMEDY}"
         ) from None
     return listed
+
+
+def unlisted(folder: Path) -> frozenset[str]:
+    """The files of a finished folder that its manifest does not list: the user's own. Raises as `read_manifest`."""
+    return frozenset(_files(folder).keys() - read_manifest(folder)["files"].keys())
 
 
 def damage(folder: Path) -> dict[str, bool]:

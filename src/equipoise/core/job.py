@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, T
 
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed, WrongOption
 from equipoise.core.files import model_files_digest, read_regular, sha256_file, write_atomic
-from equipoise.core.folder import SETTINGS, JobFolder, check_folder, damage, job_folder, opened, write_manifest
+from equipoise.core.folder import (
+    SETTINGS,
+    JobFolder,
+    check_folder,
+    damage,
+    job_folder,
+    opened,
+    unlisted,
+    write_manifest,
+)
 from equipoise.core.options import Options
 from equipoise.core.serialize import deserialize, serialize
 
@@ -202,7 +211,9 @@ class Job(Generic[P, R]):
             raise BadInput(
                 f"{folder} is damaged ({', '.join(damaged)}): the command that made it makes that part again."
             )
-        write_manifest(folder, self.command, self.draw(folder))
+        others = unlisted(folder)
+        drawn = self.draw(folder)
+        write_manifest(folder, self.command, drawn, others.difference(drawn))
 
     def draw(self, folder: Path, *, stopped: str = "", final: Path | None = None) -> tuple[str, ...]:
         """Draw what people see of a folder from what it holds; the names of the files.

@@ -27,10 +27,13 @@ def number(value: float | int | None, digits: int = 3, *, signed: bool = False) 
 def interval(
     estimate: float, lower: float, upper: float, *, signed: bool = False, places: int | None = None
 ) -> tuple[str, str]:
-    """Estimate and "lower to upper", to the decimal place where the half-width has two digits, or to `places`."""
+    """Estimate and "lower to upper", to the decimal place where the half-width has two digits, or to `places`.
+
+    An estimate other than 0 that would be zeros alone there, its bounds, too, has digits of its own.
+    """
     if places is None:
         places = decimals(lower, upper)
-    if places is None or not math.isfinite(estimate):
+    if places is None or not math.isfinite(estimate) or _vanish((estimate, lower, upper), places):
         known = math.isfinite(lower) and math.isfinite(upper)
         between = f"{number(lower, signed=signed)} to {number(upper, signed=signed)}" if known else "undefined"
         return number(estimate, signed=signed), between
@@ -46,6 +49,11 @@ def decimals(lower: float, upper: float) -> int | None:
     """Decimal places at which half the width of an interval has two digits, at most six; None without a width."""
     half = (upper - lower) / 2
     return min(max(1 - math.floor(math.log10(half)), 0), 6) if math.isfinite(half) and half > 0 else None
+
+
+def _vanish(values: tuple[float, ...], places: int) -> bool:
+    """Whether all these numbers are printed as 0, though the first is not 0."""
+    return values[0] != 0 and all(float(f"{v:.{places}f}") == 0 for v in values if math.isfinite(v))
 
 
 def rate(numerator: float, of: float, *, what: str = "a rate") -> str:

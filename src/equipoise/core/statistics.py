@@ -127,7 +127,8 @@ def mean_interval(
     """
     d = np.asarray(values, float)
     estimate, contributions, present = _contributions(d)
-    return _two_way(estimate, contributions, present, clusters, units, level)
+    within = _within_seeds(contributions, present)
+    return _two_way(estimate, contributions, within, present, clusters, units, level)
 
 
 @closed
@@ -148,9 +149,11 @@ def two_sample_interval(
     mean_a, contributions_a, present_a = _contributions(np.asarray(first, float))
     mean_b, contributions_b, present_b = _contributions(np.asarray(second, float))
     contributions = np.concatenate([contributions_a, -contributions_b], axis=-1)
+    within_a, within_b = _within_seeds(contributions_a, present_a), _within_seeds(contributions_b, present_b)
+    within = np.concatenate([within_a, -within_b], axis=-1)
     present = np.concatenate([present_a, present_b], axis=-1)
     both = np.concatenate([np.asarray(clusters), np.asarray(second_clusters)])
-    return _two_way(mean_a - mean_b, contributions, present, both, units, level)
+    return _two_way(mean_a - mean_b, contributions, within, present, both, units, level)
 
 
 def _contributions(d: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
@@ -166,9 +169,17 @@ def _contributions(d: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
         return least[..., 0, 0] + mean, weights * (above - mean[..., None, None]), present
 
 
+def _within_seeds(contributions: Array, present: NDArray[np.bool_]) -> Array:
+    """The contributions without what all cells of a seed have in common."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        common = contributions.sum(-1, keepdims=True) / present.sum(-1, keepdims=True)
+        return np.where(present, contributions - common, 0.0)
+
+
 def _two_way(
     estimate: Array,
     contributions: Array,
+    within: Array,
     present: NDArray[np.bool_],
     clusters: ArrayLike | None,
     units: Units,
@@ -185,17 +196,18 @@ def _two_way(
         )
     item_variance, staying, item_df, count = zero, zero, np.full_like(zero, math.inf), 0
     if "item" in units:
-        sums, cells = contributions, present.astype(float)
+        sums, own, cells = contributions, within, present.astype(float)
         if clusters is not None:
             codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
             order = np.argsort(codes, kind="stable")
             starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-            sums, cells = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (sums, cells))
+            sums, own, cells = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (sums, own, cells))
         counted = (cells > 0).sum(-2) >= (2 if "seed" in units and seeds > 1 else 1)
         item_variance = staying = _scaled_squares(sums.sum(-2), counted)
         if "seed" in units and seeds > 1:
-            own = np.where(counted[..., None, :], sums, 0.0)
-            staying = np.maximum(item_variance - (own**2).sum((-2, -1)), 0.0) * seeds / (seeds - 1)
+            # Products of two seeds, which only what their items share makes: all products without those of one seed.
+            alone = _scaled_squares(own, np.broadcast_to(counted[..., None, :], own.shape)).sum(-1)
+            staying = np.maximum(item_variance - alone, 0.0) * seeds / (seeds - 1)
         item_df = _effective_df(np.where(counted, cells.sum(-2), 0.0))
         nested = ~counted.any(-1)
         item_variance, staying = np.where(nested, 0.0, item_variance), np.where(nested, 0.0, staying)

@@ -221,6 +221,8 @@ class Statistic:
             raise BadInput(f"statistic() needs outcomes=('name', ...), one per argument; got {self.outcomes!r}.")
         _check_margin(self.margin, self.reason, "better")
         _check_at(self.at)
+        if self.over == "path" and self.at != "last":
+            raise BadInput(f"statistic(over='path') is made from all places of the path; leave out at={dict(self.at)}.")
         _check_units(self.units)
 
     @property

@@ -246,7 +246,7 @@ def _cheaper(
         ratios,
         items=0,
         unit="log ratio",
-        margin=math.log(test.by),
+        margin=float(np.log(test.by)),  # as the ratios: math.log can differ in the last digit
     )
     with np.errstate(over="ignore"):  # of two runs the interval may reach beyond any number
         factor, lower, upper = map(numbers.number, np.exp([effect.estimate, effect.lower, effect.upper]).tolist())

@@ -1,6 +1,7 @@
 """What a stored run is a result of: the study, the arm, its settings and seed, and the code that it reaches.
 
-Code counts by its syntax trees without docstrings, so that comments, formatting and documentation change nothing. It is
+Code counts by its syntax trees, so that comments and formatting change nothing. Docstrings of this package do not count
+either; those of a study of one's own and the files beside it do, since a tool's docstring stands in the prompt. Code is
 found without importing: a static walk over import statements, those inside functions included. The scales themselves,
 the command line and what only draws (pages, plots, progress) are left out: they change no measurement.
 """
@@ -57,7 +58,7 @@ def preload(code: Code) -> list[str]:
 def fingerprint(**parts: Any) -> str:
     """sha256 (hex) over JSON parts, the digest of the code among them; equal for equal parts in any order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @cache
@@ -67,14 +68,14 @@ def code_of(source: Path) -> Code:
     versions = {name: _major_minor(name) for name in VERSIONED}
     digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode())
     for name, path in sorted(reached.items()):
-        digest.update(f"{name}\0{_tree_digest(path)}\0".encode())
+        digest.update(f"{name}\0{_tree_digest(path, docstrings=_name_in_package(path) is None)}\0".encode())
     modules = tuple(sorted(name for name in reached if name.split(".")[0] == PACKAGE))
     return Code(digest.hexdigest(), modules, frozenset(foreign), versions)
 
 
 def _walk(source: Path) -> tuple[dict[str, Path], set[str]]:
     """Reached files by module name, and the dotted names of everything else."""
-    start = _name_in_package(source) or "study"
+    start = _name_in_package(source) or "<study>"  # no name of a file beside it
     reached: dict[str, Path] = {start: source}
     foreign: set[str] = set()
     queue = [start]
@@ -208,23 +209,24 @@ def _parse(path: Path) -> ast.Module:
 
 
 @cache
-def _tree_digest(path: Path) -> str:
-    """Digest of a file's syntax tree without docstrings."""
-    return hashlib.sha256(_dump(_parse(path)).encode()).hexdigest()
+def _tree_digest(path: Path, docstrings: bool) -> str:
+    """Digest of a file's syntax tree, with or without docstrings."""
+    return hashlib.sha256(_dump(_parse(path), docstrings).encode()).hexdigest()
 
 
-def _dump(node: Any) -> str:
-    """As ast.dump, without docstrings and without empty fields, which differ between versions of Python."""
+def _dump(node: Any, docstrings: bool) -> str:
+    """As ast.dump, if wanted without docstrings, and without empty fields, which differ between versions of Python."""
     if isinstance(node, ast.AST):
         fields = []
         for name, value in ast.iter_fields(node):
-            if name == "body" and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            if name == "body" and documented and not docstrings:
                 value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
             if value is not None and value != [] and name not in ("kind", "type_comment"):
-                fields.append(f"{name}={_dump(value)}")
+                fields.append(f"{name}={_dump(value, docstrings)}")
         return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
-        return f"[{','.join(map(_dump, node))}]"
+        return f"[{','.join(_dump(each, docstrings) for each in node)}]"
     return repr(node)
 
 

@@ -163,7 +163,9 @@ def _judge(scores: Scores, test: Test, level: float) -> _Part:
     preview = len(seeds) < declared
     prefix = f"undecided (preview, {len(seeds)} of {declared} seeds): " if preview else ""
     if not seeds:
-        return _Part("undecided", f"{prefix}no seed is complete in {' and '.join(arms)}", preview=preview)
+        which = "none of the declared seeds" if further else "no seed"
+        shown = _effect_of_all(scores, test, seeds, further, level)
+        return _Part("undecided", f"{prefix}{which} is complete in {' and '.join(arms)}", shown, preview=preview)
     try:
         measured = measure(scores, test, seeds, level)
     except Unjudgeable as error:
@@ -212,14 +214,15 @@ def _joined(parts: Sequence[_Part]) -> _Part:
 def _effect_of_all(
     scores: Scores, test: Test, seeds: Sequence[int], further: Sequence[int], level: float
 ) -> tuple[Effect, ...]:
-    """The effect over all seeds, where more are complete than the study declares: shown, not judged."""
+    """The effect over all seeds, where others are complete than the study declares: shown, not judged."""
     if not further:
         return ()
     try:
         effect = measure(scores, test, [*seeds, *further], level).effect
     except Unjudgeable:
         return ()
-    return (replace(effect, label=f"{effect.label} (all {effect.seeds} seeds, shown only)"),)
+    every = f"all {effect.seeds} seeds" if seeds else f"{effect.seeds} other seeds"
+    return (replace(effect, label=f"{effect.label} ({every}, shown only)"),)
 
 
 def _seeds_needed(measured: Measured) -> tuple[int, int] | None:
@@ -271,11 +274,14 @@ def _refuted(test: Test, words: str) -> str:
 
 
 def _summaries(scores: Scores) -> list[Summary]:
-    """Every arm and outcome at the end of its path, per condition (validation items are for choosing, not shown)."""
+    """Every arm and outcome at the end of its path, per condition (validation items are for choosing, not shown).
+
+    Of an arm without a declared seed, other seeds.
+    """
     summaries = []
     for arm in scores.study.arms:
-        seeds, _ = scores.seeds([arm.name])
-        runs = scores.runs([arm.name], seeds)
+        seeds, further = scores.seeds([arm.name])
+        runs = scores.runs([arm.name], seeds or further)
         for outcome in scores.study.outcomes:
             for where in scores.conditions.get(outcome.name, ()):
                 if scores.wheres[where].get("split") == "validation":
@@ -408,6 +414,6 @@ def _spreads(level: float, df: float) -> float:
 def _pilot(pilot: Scores, test: Test, level: float) -> Measured | None:
     seeds, further = pilot.seeds(test.references().arms)
     try:
-        return measure(pilot, test, [*seeds, *further], level) if seeds else None
+        return measure(pilot, test, [*seeds, *further], level) if seeds or further else None
     except Unjudgeable:
         return None

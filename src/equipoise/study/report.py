@@ -19,7 +19,7 @@ from equipoise.core.numbers import number
 from equipoise.study import summary_text as text
 from equipoise.study.claims import KNOWN_IN_ADVANCE, Between, Cheaper, Matched, Statistic, Test
 from equipoise.study.table import check_rates, mapping, tidy, write_table
-from equipoise.study.tracks import Track, mean_interval, thin, tracks_of
+from equipoise.study.tracks import Track, aside_of, mean_interval, thin, tracks_of
 
 if TYPE_CHECKING:
     from equipoise.study.declare import Outcome, Study
@@ -97,8 +97,14 @@ class _View:
         names = {outcome.name for outcome in self.study.outcomes}
         return next(((key, at) for key, at in mapping(summary.at).items() if key in names), None)
 
-    def end(self, arm: str, outcome: str) -> "Summary | None":
-        return next((s for s in self.ends if s.arm == arm and s.outcome == outcome), None)
+    def end(self, arm: str, track: Track) -> "Summary | None":
+        """The judged value of an arm at the place that a track ends in; None where another place was judged."""
+        return next((s for s in self.ends if s.arm == arm and self._ends_at(s, track)), None)
+
+    def _ends_at(self, summary: "Summary", track: Track) -> bool:
+        at = mapping(summary.at)  # empty where the runs end at different places, and perhaps of different costs alone
+        same = mapping(summary.where) == track.where and (not at or aside_of(at, self.study.dial) == track.aside)
+        return summary.outcome == track.outcome.name and same
 
 
 # The page
@@ -106,12 +112,13 @@ class _View:
 
 def _facts(view: _View) -> list[tuple[str, str | page.Link]]:
     study, runs = view.study, view.results.runs
-    seeds = {run.seed for run in view.judged}
+    seeds, declared = {run.seed for run in view.judged}, set(study.test_seeds())
+    further = len(seeds - declared)
     tested = [run for run in runs if run.role == "test"]
     complete = sum(run.state == "complete" for run in tested)
     facts = [
         ("Paper", page.paper_link(study.paper)),
-        ("Seeds", f"{len(seeds)} of {study.seeds}"),
+        ("Seeds", f"{len(seeds & declared)} of {study.seeds}" + (f", {further} others" if further else "")),
         ("Runs", f"{complete} of {len(tested)} complete"),
         ("Equal budget", study.budget),
     ]
@@ -141,9 +148,12 @@ def _verdicts(view: _View) -> page.Section:
     judged = [v for v in view.judgement.verdicts if text.counted(v)]
     order = sorted(judged, key=lambda verdict: verdict.state == "untested")
     cards = tuple(_card(view, verdict) for verdict in order)
+    declared = "Each claim was declared before any result."
+    if view.results.other_code:
+        declared = "The runs were made by another version of the code, so the claims may be younger than the results."
     lead = (
-        "Each claim was declared before any result. It is supported or refuted only where the whole interval lies on "
-        "one side of its margin; anything else is undecided."
+        f"{declared} A claim is supported or refuted only where the whole interval lies on one side of its margin; "
+        "anything else is undecided."
     )
     return page.Section("Verdicts", cards or (page.Text("The study declares no claims."),), lead if cards else "")
 
@@ -292,7 +302,7 @@ def _frontier_points(view: _View, x: Track, y: Track) -> list[plots.Point]:
 
 def _end(view: _View, arm: str, track: Track) -> tuple[float, float, float]:
     """Estimate and interval at the end of the path: as judged, or over seeds where judging gave none."""
-    summary = None if track.condition else view.end(arm, track.outcome.name)
+    summary = None if track.condition else view.end(arm, track)
     return mean_interval(track.ends(arm)) if summary is None else (summary.estimate, *_over_seeds(summary))
 
 
@@ -374,13 +384,17 @@ def _outcomes(view: _View) -> page.Section | None:
 
 def _outcome_table(view: _View, outcome: "Outcome", rows: Sequence["Summary"]) -> page.Table:
     """A row an arm. What is the same for all of them is said once below, where it does not widen the table."""
-    several = len({text.place_words(s.where) for s in rows}) > 1
+    conditions = text.conditions_of(rows)
+    several = len(set(conditions)) > 1
     values, intervals, counts = zip(*text.summary_values(rows), strict=True)
     one_seed = all(s.seeds == 1 for s in rows)
     seeds = [str(s.seeds) for s in rows]
     places = [text.words(mapping(s.at)) or "–" for s in rows]
     columns = [page.Column("arm"), page.Column("value", True, outcome.unit)]
-    cells = [[page.Cell(s.arm, text.place_words(s.where) if several else _kind(view, s.arm)) for s in rows], values]
+    cells = [
+        [page.Cell(s.arm, each if several else _kind(view, s.arm)) for s, each in zip(rows, conditions, strict=True)],
+        values,
+    ]
     shared = []
     for column, texts, same in (
         (
@@ -407,23 +421,23 @@ def _kind(view: _View, arm: str) -> str:
 
 
 def _costs(view: _View) -> page.Section | None:
-    runs = [run for run in view.judged if run.cost.get("work")]
-    names = list(dict.fromkeys(name for run in runs for phase in run.cost["work"].values() for name in phase))
+    runs = view.judged
+    names = list(dict.fromkeys(name for run in runs for phase in _book(run, "work").values() for name in phase))
     if not names:
         return None
     names.sort(key=lambda name: (name != view.study.budget, name != "seconds", name in PEAKS))
     figures = [page.Figure(_cost_chart(view, runs, name).with_runs(view.keys)) for name in names[:4]]
-    phases = list(dict.fromkeys(phase for run in runs for phase in run.cost["work"]))
+    phases = list(dict.fromkeys(phase for run in runs for phase in _book(run, "work")))
     rows = []
     for m in view.marks:
         for phase in phases:
-            own = [run for run in runs if run.arm == m.name and phase in run.cost["work"]]
+            own = [run for run in runs if run.arm == m.name and phase in _book(run, "work")]
             if own:
                 amounts = (_scaled(name, _mean_cost(own, "work", phase, name)) for name in names)
                 rows.append((m.name, phase, len(own), *(None if math.isnan(a) else a for a in amounts)))
     columns = (page.Column("arm"), page.Column("phase"), page.Column("runs", True))
     columns += tuple(page.Column(_title(name), True, _unit(name)) for name in names)
-    per_run = page.Table("Work per run, mean over the judged runs", columns, tuple(rows))
+    per_run = page.Table("Work per run, mean over the judged runs that had the phase", columns, tuple(rows))
     return page.Section(
         "Costs",
         (page.Grid(tuple(figures)), per_run, _whole_cost(view)),
@@ -448,9 +462,14 @@ def _scaled(name: str, value: float) -> float:
     return value / 2**20 if UNITS.get(name) == "bytes" else value
 
 
+def _book(run: "RunInfo", book: str) -> Mapping[str, Mapping[str, float]]:
+    return run.cost.get(book, {})
+
+
 def _mean_cost(runs: Sequence["RunInfo"], book: str, phase: str, name: str) -> float:
-    known = [run.cost[book][phase][name] for run in runs if name in run.cost.get(book, {}).get(phase, {})]
-    return float(np.mean(known)) if known else math.nan
+    """Mean over these runs, of which one that did not book it needed none; a peak over those that know theirs."""
+    known = [amounts[name] for run in runs if name in (amounts := _book(run, book).get(phase, {}))]
+    return math.fsum(known) / (len(known) if name in PEAKS else len(runs)) if known else math.nan
 
 
 def _cost_chart(view: _View, runs: Sequence["RunInfo"], name: str) -> plots.Chart:
@@ -461,10 +480,10 @@ def _cost_chart(view: _View, runs: Sequence["RunInfo"], name: str) -> plots.Char
             peaks = [[total(run.cost.get(book, {})).get(name, math.nan) for run in own] for book in ("work", "spent")]
             bars.append(plots.ChartBar(m.name, "peak", *(_scaled(name, float(np.mean(p))) for p in peaks)))
             continue
-        for phase in dict.fromkeys(phase for run in own for phase in run.cost["work"]):
-            work = _mean_cost(own, "work", phase, name)
-            if math.isfinite(work):
-                bars.append(plots.ChartBar(m.name, phase, work, _mean_cost(own, "spent", phase, name)))
+        for phase in dict.fromkeys(phase for book in ("work", "spent") for run in own for phase in _book(run, book)):
+            work, spent = (_mean_cost(own, book, phase, name) for book in ("work", "spent"))
+            if math.isfinite(work) or math.isfinite(spent):
+                bars.append(plots.ChartBar(m.name, phase, work if math.isfinite(work) else 0.0, spent))
     phases = list(dict.fromkeys(bar.phase for bar in bars))
     note = f"Dark to light: {', '.join(phases)}." if len(phases) > 1 else ""
     axis = plots.Axis(_title(name), unit=_unit(name))

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from equipoise.study.declare import Study
 
 CACHE = "cache"
+OTHER_CODE = (
+    "These runs were made by another version of the code than the one that judges them, so its claims may be younger than "
+    "the results (`equipoise study run` makes the runs anew)."
+)
 State = Literal["complete", "partial", "failed", "gave up", "absent"]
 
 
@@ -73,7 +77,7 @@ class Results:
     `measurements` columns: run (int32, index into runs), arm, point, seed, role, outcome, value (nan: undefined),
     numerator, of (nan: no denominator), missing, at and where (canonical JSON), order. `items` columns: run, arm,
     point, seed, role, outcome, item, cluster, score, at, where, order. Only complete runs have rows. `chosen`: arm ->
-    grid point.
+    grid point. `other_code`: whether that version is another one than the code that reads them, claims included.
     """
 
     study: str
@@ -86,6 +90,7 @@ class Results:
     selection: list[Selected] = field(default_factory=list)
     preparations: list[RunInfo] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    other_code: bool = False
 
 
 def measurements_schema() -> "pa.Schema":
@@ -115,8 +120,8 @@ def load(folders: Sequence[Path], study: "Study") -> Results:
     """All stored runs of `study` (same name and options) in the output folders, as tables.
 
     Runs of another code version are never mixed: those of the current code are taken, else of the version with the most
-    complete runs, and the others are named in `notes`. So are damaged folders, which are not read, and copies that
-    differ. Raises BadInput when a folder is no output folder.
+    complete runs, which is said in `notes`, as the others are. So are damaged folders, which are not read, and copies
+    that differ. Raises BadInput when a folder is no output folder.
     """
     import pyarrow as pa
 
@@ -126,7 +131,7 @@ def load(folders: Sequence[Path], study: "Study") -> Results:
     mine = [each for each in entries if each.config["study"] == study.name and each.config["options"] == study.options]
     if len(mine) < len(entries):
         notes.append(f"{_count(len(entries) - len(mine), 'folder')} of other studies or options left out.")
-    mine = _one_version(mine, study, notes)
+    mine, other_code = _one_version(mine, study, notes)
     kept, position = _without_copies(mine, notes)
 
     tables: dict[str, list[pa.Table]] = {"measurements": [], "items": []}
@@ -157,6 +162,7 @@ def load(folders: Sequence[Path], study: "Study") -> Results:
         selection=selection,
         preparations=[each.info for each in kept if each.info.role == PREPARATION],
         notes=notes,
+        other_code=other_code,
     )
 
 
@@ -181,7 +187,8 @@ class _Stored:
     notes: list[str]
 
 
-def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> list[_Entry]:
+def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> tuple[list[_Entry], bool]:
+    """The runs of one version of the code, and whether that is another one than the code as it is now."""
     from equipoise.study.fingerprint import code_of
 
     complete_runs: dict[tuple[str, int], set[str]] = {}
@@ -190,8 +197,8 @@ def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> lis
         if each.info.state == "complete" and each.info.role != PREPARATION:
             keys.add(each.info.key)
     versions = {version: len(keys) for version, keys in complete_runs.items()}
-    if len(versions) < 2:
-        return entries
+    if not versions:
+        return entries, False
     current = code_of(study.source).digest if study.source else None
     # The last part decides between equals, so that the order of the folders does not.
     wanted = max(versions, key=lambda each: (each[0] == current and versions[each] > 0, versions[each], each))
@@ -201,7 +208,10 @@ def _one_version(entries: list[_Entry], study: "Study", notes: list[str]) -> lis
             notes.append(
                 f"{_count(complete, 'complete run')} {why} left out; results of different versions are not mixed."
             )
-    return [each for each in entries if each.version == wanted]
+    other_code = current is not None and wanted[0] != current
+    if other_code:
+        notes.append(OTHER_CODE)
+    return [each for each in entries if each.version == wanted], other_code
 
 
 def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entry], dict[int, int]]:
@@ -213,7 +223,7 @@ def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entr
         if known is each:
             continue
         if known.info.state == each.info.state == "complete":
-            if known.config["files"].get(MEASUREMENTS) != each.config["files"].get(MEASUREMENTS):
+            if not _measured_alike(known, each):
                 notes.append(
                     f"{each.info.key} was measured twice with different values: {known.info.folder} is used, "
                     f"{each.info.folder} is not."
@@ -222,6 +232,21 @@ def _without_copies(entries: list[_Entry], notes: list[str]) -> tuple[list[_Entr
             by_key[each.info.key] = each
     order = sorted(by_key.values(), key=lambda each: (each.info.role == PREPARATION, each.info.role, each.info.key))
     return order, {id(each): index for index, each in enumerate(order)}
+
+
+def _measured_alike(one: _Entry, other: _Entry) -> bool:
+    """Whether two complete copies of a run hold the same measurements and items."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    measured, items = (
+        [each.config["files"].get(name) for each in (one, other)] for name in (MEASUREMENTS, ITEMS_TABLE)
+    )
+    if measured[0] != measured[1] or None in items or items[0] == items[1]:
+        return measured[0] == measured[1] and items[0] == items[1]
+    # Other versions of Arrow write the same table in other bytes. As text, where nan is equal to itself.
+    tables = (pq.read_table(pa.BufferReader(read_regular(each.info.folder / ITEMS_TABLE))) for each in (one, other))
+    return len({str(table.to_pydict()) for table in tables}) == 1
 
 
 def _read_folder(root: Path) -> _Stored:
@@ -410,7 +435,7 @@ class _Codes:
         """The same for places."""
         known, codes = self.known, []
         for value in values:
-            key: Any = tuple(value.items())
+            key: Any = (*value.items(), *map(type, value.values()))  # 1, 1.0 and True are equal, and no one text
             try:
                 code = known.get(key)
             except TypeError:  # a place that holds a list
@@ -497,7 +522,7 @@ def _info(
 
 def _state_of(folders: list[Path]) -> str:
     """Digest over names, sizes and times of everything that is read: another one means another content."""
-    digest = hashlib.sha256(b"2")  # the version of the cache
+    digest = hashlib.sha256(b"3")  # the version of the cache
     for folder in folders:
         digest.update(folder.name.encode())
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

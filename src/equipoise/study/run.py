@@ -53,12 +53,16 @@ class Work:
         return self._attempt.folder / ARTIFACTS
 
     def torch_generator(self, device: str = "cpu") -> "torch.Generator":
-        """The torch generator of this run on `device`, the same object at every call; checkpoints keep its state."""
+        """The torch generator on `device`, the same object at every call; checkpoints keep its state.
+
+        As `generator`, it draws the same in all arms of a seed, and something else in their preparation.
+        """
         from equipoise.core.streams import torch_stream
 
         name = str(device)
         if name not in self._torch_generators:
-            self._torch_generators[name] = torch_stream(self.seed, 2, device=name)
+            words = (self.seed, 2, 1) if self._attempt.task.role == "preparation" else (self.seed, 2)
+            self._torch_generators[name] = torch_stream(*words, device=name)
         return self._torch_generators[name]
 
     def spend(self, *, phase: str = "query", **amounts: float) -> None:
@@ -189,11 +193,11 @@ class Run(Work):
         at: Mapping[str, Any] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store one measurement; with `of`, `value` is the numerator of a proportion.
+        """Store one measurement; with `of`, `value` is the numerator of a proportion (nan: one that is undefined).
 
         `missing`: how many answers were asked for and did not come. `at`: the place on the path ({"step": 40});
-        `where`: the condition ({"split": "test"}). nan means undefined. Raises BadInput for an unknown outcome, a
-        numerator that is no whole number from 0 to `of`, or a place that was measured before.
+        `where`: the condition ({"split": "test"}); 40 and 40.0 are one. nan means undefined. Raises BadInput for an
+        unknown outcome, a numerator that is no whole number from 0 to `of`, or a place that was measured before.
         """
         key = self._key(outcome, at, where)
         if key in self._measured:
@@ -217,11 +221,11 @@ class Run(Work):
         there, as a proportion when all are 0 or 1. Raises BadInput when lengths differ or an id comes twice.
         """
         key = self._key(outcome, at, where)
-        names = [str(each) for each in ids]
+        names = [_text(str(each)) for each in ids]
         tolist = getattr(scores, "tolist", None)  # arrays and tensors: one transfer from a device
         listed: Any = scores if tolist is None else tolist()
         values = [_number(score) for score in listed]
-        groups = [""] * len(names) if clusters is None else [str(each) for each in clusters]
+        groups = [""] * len(names) if clusters is None else [_text(str(each)) for each in clusters]
         if not len(names) == len(values) == len(groups):
             raise BadInput(
                 f"{outcome}: {len(names)} ids, {len(values)} scores and {len(groups)} clusters; one per item."
@@ -238,8 +242,8 @@ class Run(Work):
         self._itemised.add(key)
         record = {
             "outcome": outcome,
-            "at": dict(at or {}),
-            "where": dict(where or {}),
+            "at": _plain(at or {}),
+            "where": _plain(where or {}),
             "items": names,
             "clusters": groups,
             "scores": [None if math.isnan(value) else value for value in values],
@@ -276,14 +280,16 @@ class Run(Work):
     def _resumed(self) -> None:
         def keys(name: str) -> set[tuple[str, str, str]]:
             records = self._attempt.records(name)
-            return {(each["outcome"], canonical(each["at"]), canonical(each["where"])) for each in records}
+            return {
+                (each["outcome"], canonical(_plain(each["at"])), canonical(_plain(each["where"]))) for each in records
+            }
 
         self._measured, self._itemised = keys(MEASUREMENTS), keys(ITEMS)
 
     def _key(self, outcome: str, at: Mapping[str, Any] | None, where: Mapping[str, Any] | None) -> tuple[str, str, str]:
         self._study.outcome(outcome)
         try:
-            return outcome, canonical(dict(at or {})), canonical(dict(where or {}))
+            return outcome, canonical(_plain(dict(at or {}))), canonical(_plain(dict(where or {})))
         except (TypeError, ValueError) as error:
             raise BadInput(f"{outcome}: at and where hold text and numbers ({error}).") from None
 
@@ -307,8 +313,8 @@ class Run(Work):
             "value": _stored(value),
             "of": None if of is None else _stored(of),
             "missing": missing,
-            "at": dict(at or {}),
-            "where": dict(where or {}),
+            "at": _plain(at or {}),
+            "where": _plain(where or {}),
         }
         self._attempt.append(MEASUREMENTS, record)
         self._measured.add(key)
@@ -323,6 +329,22 @@ def _number(value: Any) -> float:
         return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         raise BadInput(f"Expected a number, got {value!r}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """A place as it is stored, equal text for equal places: whole numbers have no fraction, text is valid UTF-8."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, str):
+        return _text(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _text(value: str) -> str:
+    """Half of a surrogate pair, which a model can write and UTF-8 cannot hold, as its escape."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _stored(value: float) -> float | int | str | None:

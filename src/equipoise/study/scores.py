@@ -127,7 +127,7 @@ class Scores:
 
     def _note_impossible_counts(self) -> None:
         """A rate of n answers is a count of n: 0.335 of 10 is none, whatever printed it."""
-        counted = ~np.isnan(self.of)
+        counted = ~np.isnan(self.of) & ~np.isnan(self.numerator)  # nan of n is undefined
         numerator, of = np.where(counted, self.numerator, 0.0), np.where(counted, self.of, 0.0)
         possible = np.isclose(numerator, np.round(numerator), rtol=0, atol=1e-6) & (numerator >= 0) & (numerator <= of)
         wrong = np.flatnonzero(~possible)
@@ -143,15 +143,15 @@ class Scores:
     # which runs
 
     def seeds(self, arms: Iterable[str]) -> tuple[list[int], list[int]]:
-        """Seeds that count, and further ones: of the first `Study.seeds` attempted, those that every arm completed.
+        """Seeds that every arm completed: those that the study declares, which count, and further ones.
 
-        A failed run is not replaced by a later seed: that would select runs by their fate.
+        A run that failed, or was never tried, is not replaced by another seed: that would select runs by their fate.
         """
         arms = list(arms)
         attempted = sorted(set[int]().union(*(self.attempted.get(arm, {}) for arm in arms)))
-        first = set(attempted[: self.study.seeds])
+        declared = set(self.study.test_seeds())
         done = [seed for seed in attempted if all(seed in self.complete.get(arm, {}) for arm in arms)]
-        return [seed for seed in done if seed in first], [seed for seed in done if seed not in first]
+        return [seed for seed in done if seed in declared], [seed for seed in done if seed not in declared]
 
     def runs(self, arms: Iterable[str], seeds: Sequence[int]) -> list[int]:
         """Indices of the runs of these arms, arm by arm, each in the order of the seeds."""

@@ -242,9 +242,13 @@ class Attempt:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one record, synced; it counts from the moment this returns."""
         self.begin()
-        line = json.dumps({**record, "order": self.order}, ensure_ascii=False, allow_nan=False) + "\n"
+        ordered = {**record, "order": self.order}
+        try:
+            line = (json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        except UnicodeEncodeError:  # half of a surrogate pair is no UTF-8
+            line = (json.dumps(ordered, allow_nan=False) + "\n").encode()
         append_synced(self.folder / name, line, files=self.files)
-        self._digests[name].update(line.encode())
+        self._digests[name].update(line)
         self.order += 1
 
     def records(self, name: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -130,7 +130,7 @@ def summary_values(summaries: Sequence["Summary"]) -> list[tuple[str, str, str]]
     for i, s in enumerate(summaries):
         value, between = numbers.interval(s.estimate, s.lower, s.upper, places=places)
         counted_of = ""
-        if math.isfinite(s.of) and s.of > 0:
+        if math.isfinite(s.of) and s.of > 0 and not math.isnan(s.numerator):  # nan of n is undefined
             numbers.rate(s.numerator, s.of, what=f"{s.outcome} of {s.arm}")
             counted_of = f"{s.numerator:,.0f} of {s.of:,.0f}"
         rows.append((values[i] if values else value, _own_interval(s, between), counted_of))
@@ -179,6 +179,8 @@ def markdown(
         lines += [f"**Scale:** {_md(study.scale)}", ""]
     if any(counted(verdict) and verdict.preview for verdict in judgement.verdicts):
         lines += [f"> **Preview:** {preview_sentence(study, results)}", ""]
+    if results.other_code:
+        lines += ["> **Other code:** the runs are of another version than the claims, which may be younger.", ""]
     lines += ["| verdict | claim | effect | source |", "|---|---|---|---|"]
     for verdict in judgement.verdicts:
         state = verdict.state if counted(verdict) else "exploratory"
@@ -199,9 +201,9 @@ def markdown(
         where = f" ({_md(places.pop())})" if len(places) == 1 and places != {""} else ""
         lines += ["", f"**{_md(outcome_title(outcome))}**, end of the path{where}", ""]
         lines += ["| arm | value | 95 % interval | count | missing | seeds |", "|---|---:|---:|---:|---:|---:|"]
-        several = len({place_words(s.where) for s in rows}) > 1
-        for s, (value, between, of) in zip(rows, summary_values(rows), strict=True):
-            arm = f"{s.arm}, {place_words(s.where)}" if several else s.arm
+        conditions = conditions_of(rows)
+        for s, condition, (value, between, of) in zip(rows, conditions, summary_values(rows), strict=True):
+            arm = f"{s.arm}, {condition}" if len(set(conditions)) > 1 else s.arm
             lines.append(f"| {_md(arm)} | {value} | {between} | {of or '–'} | {s.missing} | {s.seeds} |")
     for level, rows in levels.items():
         seeds = reached(rows, end)
@@ -225,17 +227,22 @@ def place_words(stored: str) -> str:
     return words({key: value for key, value in (content or {}).items() if key != "split"})
 
 
+def conditions_of(rows: Sequence["Summary"]) -> list[str]:
+    """What each value was measured under, in words; the split among them where the values are of several splits."""
+    wheres = [json.loads(s.where) if s.where else {} for s in rows]
+    if all(where.get("split") == wheres[0].get("split") for where in wheres):
+        return [place_words(s.where) for s in rows]
+    return [words(where) for where in wheres]
+
+
 def words(conditions: Mapping[str, Any]) -> str:
     """Conditions or a place in words: network plain, radius 0.6."""
     return ", ".join(f"{key} {value}" for key, value in conditions.items())
 
 
 def preview_sentence(study: "Study", results: "Results") -> str:
-    """Which arms have fewer complete seeds than declared; empty when none has."""
-    done: dict[str, set[int]] = {arm.name: set() for arm in study.arms}
-    for run in results.runs:
-        if run.role == "test" and run.state == "complete":
-            done.setdefault(run.arm, set()).add(run.seed)
+    """Which arms have not completed all declared seeds; empty when none lacks one."""
+    done = _declared_seeds(study, results, ("complete",))
     short = {arm: len(seeds) for arm, seeds in done.items() if len(seeds) < study.seeds}
     if not short:
         return ""
@@ -246,6 +253,16 @@ def preview_sentence(study: "Study", results: "Results") -> str:
             "Not all seeds are complete: " + ", ".join(f"{arm} {n} of {study.seeds}" for arm, n in short.items()) + "."
         )
     return f"{have} No claim on these arms is decided before all are in."
+
+
+def _declared_seeds(study: "Study", results: "Results", states: Collection[str]) -> dict[str, set[int]]:
+    """Arm -> those of the declared seeds whose run, at the chosen setting, ended in one of these states."""
+    seeds: dict[str, set[int]] = {arm.name: set() for arm in study.arms}
+    for run in results.runs:
+        chosen = run.role == "test" and run.point == results.chosen.get(run.arm, run.point)
+        if chosen and run.state in states and run.seed in study.test_seeds():
+            seeds.setdefault(run.arm, set()).add(run.seed)
+    return seeds
 
 
 def outcome_title(outcome: "Outcome") -> str:
@@ -331,17 +348,20 @@ def recorded_words(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 def publish(path: Path, study: "Study", results: "Results", judgement: "Judgement") -> Path:
     """Put this study's verdicts into the file at `path` in place of its earlier ones; those of other studies stay.
 
-    Raises WorkFailed when fewer seeds were run than declared (a run that failed is a result, one left out is not),
-    BadInput when `path` is no file of verdicts.
+    Raises WorkFailed when not all declared seeds were run, or a claim lacks one since a run failed, or the runs are of
+    another version of the code than the one that judges them; BadInput when `path` is no file of verdicts.
     """
-    tried = {arm.name: set[int]() for arm in study.arms}
-    for run in results.runs:
-        if run.role == "test" and run.state in ("complete", "failed", "gave up"):
-            tried.setdefault(run.arm, set()).add(run.seed)
-    if any(len(seeds) < study.seeds for seeds in tried.values()):
+    tried = _declared_seeds(study, results, ("complete", "failed", "gave up"))
+    lacking = any(verdict.preview for verdict in judgement.verdicts)
+    if lacking or any(len(seeds) < study.seeds for seeds in tried.values()):
         raise WorkFailed(
             f"Study {study.name!r} is a preview: {preview_sentence(study, results)} Only a run of all arms with all "
             f"{study.seeds} seeds is published: equipoise study run {study.name}"
+        )
+    if results.other_code:
+        raise WorkFailed(
+            f"The runs of study {study.name!r} were made by another version of the code, so its claims may be younger "
+            f"than the results. Publish with that version, or make the runs anew: equipoise study run {study.name}"
         )
     write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, results, judgement)}))
     return path

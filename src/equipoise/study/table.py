@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def check_rates(results: "Results") -> None:
-    """Raises WorkFailed for the first stored proportion that is no whole count out of its n, naming its run."""
+    """Raises WorkFailed for the first stored proportion that is no whole count out of its n, naming its run.
+
+    nan of n is one that is undefined.
+    """
     table = results.measurements
     value, numerator, of, missing = (values_of(table, name) for name in ("value", "numerator", "of", "missing"))
     counted = np.isfinite(of)
@@ -29,7 +32,7 @@ def check_rates(results: "Results") -> None:
         whole = (numerator == np.round(numerator)) & (of == np.round(of))
         inside = (numerator >= 0) & (numerator <= of) & (of > 0)
         equal = np.abs(value - numerator / of) <= 1e-9
-    fine = (whole & inside & equal) | ((of == 0) & np.isnan(value))
+    fine = (whole & inside & equal) | (np.isnan(value) & ((of == 0) | np.isnan(numerator)))
     wrong = np.flatnonzero((counted & ~fine) | (missing < 0))
     if wrong.size:
         row = {name: table[name][int(wrong[0])].as_py() for name in table.column_names}

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from equipoise.core.axes import Axis
 from equipoise.core.cost import UNITS
+from equipoise.study.store import canonical
 from equipoise.study.summary_text import words
 from equipoise.study.table import codes_of, mapping, place_of, values_of
 
@@ -21,11 +22,16 @@ MOST_PLACES = 40  # drawn along one path; more tell the eye nothing and weigh do
 
 @dataclass(frozen=True)
 class Track:
-    """One outcome under one set of conditions: arm -> place on the path -> seed -> value; nan is the place of no path."""
+    """One outcome under one set of conditions: arm -> place on the path -> seed -> value; nan is the place of no path.
+
+    where: what it was measured under. aside: what its places say besides the path. condition: both in words.
+    """
 
     outcome: "Outcome"
     condition: str
-    values: Mapping[str, Mapping[float, Mapping[int, float]]]
+    values: dict[str, dict[float, dict[int, float]]]
+    where: Mapping[str, Any]
+    aside: Mapping[str, Any]
 
     @property
     def title(self) -> str:
@@ -50,11 +56,12 @@ class Track:
 def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -> list[Track]:
     """The measurements of the judged runs by outcome and condition; of outcomes with splits, the test split.
 
-    Of a long path the places that are drawn, and each arm's last.
+    Without one it is every split but validation, which is drawn where it is all there is; these are named. Of a long path
+    the places that are drawn, and each arm's last.
     """
     import pyarrow as pa
 
-    table = results.measurements
+    table, declared = results.measurements, {outcome.name: outcome for outcome in study.outcomes}
     wanted = np.zeros(len(results.runs) + 1, bool)
     position = {id(run): i for i, run in enumerate(results.runs)}
     wanted[[position[id(run)] for run in judged]] = True
@@ -68,32 +75,40 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
     where = [mapping(stored) for stored in wheres]
     at = [mapping(stored) for stored in ats]
     places = np.array([place_of(each, study.dial) for each in at] or [math.nan])[at_codes]
-    # The cost so far is no condition of its own: it would tear a path along the steps into points.
-    aside = [{key: value for key, value in each.items() if key != study.dial and key not in UNITS} for each in at]
-    known_asides = list(map(dict, dict.fromkeys(tuple(each.items()) for each in aside)))
-    aside_codes = np.array([known_asides.index(each) for each in aside] or [0])[at_codes]
+    aside = [aside_of(each, study.dial) for each in at]
+    known_asides = {canonical(each): each for each in aside}
+    numbered = {text: number for number, text in enumerate(known_asides)}
+    aside_codes = np.array([numbered[canonical(each)] for each in aside] or [0])[at_codes]
 
-    by_condition: dict[tuple[str, str], dict[str, dict[float, dict[int, float]]]] = {}
+    tracks: dict[tuple[str, str, str], Track] = {}
     for i, outcome in enumerate(outcomes):
         rows = np.flatnonzero(outcome_codes == i)
-        used = np.unique(where_codes[rows])
-        if any(where[code].get("split") == "test" for code in used):
-            used = [code for code in used if where[code].get("split") == "test"]
-        for code in used:
-            for j, other in enumerate(known_asides):
+        used, named = _splits({code: where[code].get("split") for code in np.unique(where_codes[rows]).tolist()})
+        for code in used if outcome in declared else ():
+            shown = {key: value for key, value in where[code].items() if key != "split" or named}
+            for j, (text, other) in enumerate(known_asides.items()):
                 own = rows[(where_codes[rows] == code) & (aside_codes[rows] == j)]
-                condition = words({key: value for key, value in where[code].items() if key != "split"} | other)
-                arms = by_condition.setdefault((outcome, condition), {}) if own.size else {}
+                if not own.size:
+                    continue
+                new = Track(declared[outcome], words(shown | other), {}, where[code], other)
+                arms = tracks.setdefault((outcome, canonical(where[code]), text), new).values
                 for row in own[_drawn(places[own], run_codes[own], results.runs)]:
                     run, place = results.runs[run_codes[row]], float(places[row])
                     by_place = arms.setdefault(run.arm, {})
                     by_place.setdefault(math.nan if math.isnan(place) else place, {})[run.seed] = float(values[row])
-    return [
-        Track(outcome, condition, arms)
-        for outcome in study.outcomes
-        for (name, condition), arms in by_condition.items()
-        if name == outcome.name
-    ]
+    return [track for name in declared for (outcome, _, _), track in tracks.items() if outcome == name]
+
+
+def aside_of(at: Mapping[str, Any], dial: str) -> dict[str, Any]:
+    """What a place says besides the path. What was spent by then is no condition: it would tear a path into points."""
+    return {key: value for key, value in at.items() if key != dial and key not in UNITS}
+
+
+def _splits(of: Mapping[int, Any]) -> tuple[list[int], bool]:
+    """Of conditions with their splits those that are drawn, as judging chooses, and whether the split must be named."""
+    used = [code for code, split in of.items() if split == "test"]
+    used = used or [code for code, split in of.items() if split != "validation"] or list(of)
+    return used, any(of[code] == "validation" or of[code] != of[used[0]] for code in used)
 
 
 def _drawn(places: np.ndarray, run_codes: np.ndarray, runs: Sequence["RunInfo"]) -> np.ndarray:
