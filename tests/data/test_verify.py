@@ -46,6 +46,9 @@ def values(kind, golds, answers, **options):
         ("number", "<think>4</think>The answer is 5.", ["4", "5.0"], 1),
         ("number", "<think>The answer is 5", "5", 0),
         ("number", "about 0.33333", "1/3", 1),
+        ("number", r"so \boxed{\frac9{19}}", r"\frac{9}{19}", 1),
+        ("number", r"so \boxed{19}", r"\frac9{19}", 0),
+        ("number", r"so \boxed{\sqrt{2}}", "2", 0),
         ("choice", "<think>Answer: C</think>I take (B).", "B", 1),
         ("choice", "A or B", "A", 0),
         ("f1", "the cat sat on a mat", ["dog", "cat sat"], 2 * 2 / (4 + 2)),
@@ -57,7 +60,7 @@ def test_kinds_that_need_no_process(kind, answer, gold, value):
 
 
 def test_reasons_say_what_is_missing_and_what_differs():
-    assert verify("number", "none", "5") == VerifierScore(0.0, "missing: no number, or several in a box")
+    assert verify("number", "none", "5") == VerifierScore(0.0, "missing: no number, or no single plain one in a box")
     assert verify("number", "<think> 5", "5") == VerifierScore(0.0, "missing: the thinking has not ended")
     assert verify("number", "1e500", "5").reason == "another number: 1e+500"
     assert verify("choice", "The answer is C", "D") == VerifierScore(0.0, "another choice: C")

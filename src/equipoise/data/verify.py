@@ -296,7 +296,7 @@ def _words(text: str) -> list[str]:
 def _number(tolerance: Fraction, said: str, golds: Sequence[str]) -> VerifierScore:
     found = final_answer.number(said)
     if found is None:
-        return VerifierScore(0.0, "missing: no number, or several in a box")
+        return VerifierScore(0.0, "missing: no number, or no single plain one in a box")
     wanted = map(final_answer.gold_number, golds)
     if any(number is not None and found.equals(number, relative=tolerance) for number in wanted):
         return _RIGHT
