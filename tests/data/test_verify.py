@@ -160,6 +160,27 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
         open_verifier("math")
 
 
+@pytest.mark.parametrize(
+    ("gold", "other", "same"),
+    [
+        ("1 1/2", ("11/2", "1", "1 1/3"), ("1 1/2", r"1\frac{1}{2}", "3/2", "1.5")),
+        ("11/2", ("1 1/2",), ("5.5",)),
+        ("2 3", ("23",), ("2  3", r"2\,3")),
+        ("23", ("2 3", r"2\,3", r"2\ 3"), ("$23$", r"\text{23}")),
+        ("1,234", ("1, 234", r"1,\ 234", "$1$, $234$"), (r"1,\!234", "1234", r"1,\! 234")),
+        (r"1\,234", (r"1\,23", "235"), ("1234", r"1 \, 234")),
+        ("1, 234", ("1,234", "1234", r"1\,234"), ("1,  234", "234, 1")),
+        ("3, 5, 7", ("35,7",), ("3,5,7", r"3,\,5,\ 7")),
+        (r"\frac12", (), (r"\frac 1 2", r"\dfrac{1}{2}")),
+        (r"1\frac{1}{2}", (), (r"1 \frac{1}{2}", r"1\,\frac12")),
+    ],
+)
+def test_a_blank_that_tells_numbers_apart_counts(mathematics, gold, other, same):
+    answers = [rf"\boxed{{{each}}}" for each in (*other, *same)]
+    scores = mathematics(problems([gold] * len(answers)), answers)
+    assert [score.value for score in scores] == [0] * len(other) + [1] * len(same)
+
+
 @pytest.mark.slow
 def test_mathematics_that_never_ends_is_ended_and_the_rest_is_as_it_would_be_alone():
     golds, answers = ["1/2", "0.25", "1/2"], [ENDLESS, r"\frac14", r"\frac{2}{4}"]
