@@ -272,6 +272,15 @@ def test_problems_made_in_memory_are_held_to_what_rows_are():
         ready_problems(made, limit=0)
 
 
+@pytest.mark.parametrize("name", ["prompt", "messages"])
+def test_a_conversation_in_a_csv_cell_is_one(tmp_path, name):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6*7?"}]
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([(name, "answer"), (json.dumps(turns), "42")])
+    (problem,) = read_problems(tmp_path / "p.csv")
+    assert problem.asked == only({name: turns, "answer": "42"}).asked == tuple(Message(**turn) for turn in turns)
+
+
 @pytest.mark.parametrize("name", ["answers", "gold", "ground_truth"])
 def test_several_golds_in_a_csv_cell_are_a_json_list_of_texts(tmp_path, name):
     cells = {

@@ -71,6 +71,35 @@ def test_the_same_records_from_every_format(tmp_path):
         assert read_records(tmp_path / f"f{extension}", limit=2) == expected[:2]
 
 
+def csv_of(path: Path, *rows: dict[str, str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_conversation_in_a_csv_cell_is_one(tmp_path):
+    parts = {"prompt": HELLO[:1], "completion": HELLO[1:]}
+    for row in ({"messages": HELLO}, parts):
+        expected = one(tmp_path, row | {"id": "a"})
+        assert expected.messages == tuple(Message(**message) for message in HELLO)
+        cells = {name: " " + json.dumps(value, indent=1) for name, value in row.items()}
+        assert read_records(csv_of(tmp_path / "f.csv", cells | {"id": "a"})) == [expected]
+    # What only looks like one is text; what Python wrote, or half a conversation, is refused.
+    for text in ("[1, 2] is a list", '[{"a": 1}]', "[laughs] Hi"):
+        (record,) = read_records(csv_of(tmp_path / "f.csv", {"prompt": text, "completion": text}))
+        assert (record.prompt, record.completion, record.messages) == (text, text, ())
+    for row in (
+        {"messages": str(HELLO)},
+        {name: str(value) for name, value in parts.items()},
+        {"prompt": "Hi", "completion": json.dumps(HELLO[1:])},
+        {"messages": json.dumps(HELLO)[:-1]},
+    ):
+        with pytest.raises(BadInput, match=r"f.csv:2: field '.*': expected a .*list of \{\"role\", \"content\"\}"):
+            read_records(csv_of(tmp_path / "f.csv", row))
+
+
 def test_ids_are_lines_and_blank_lines_count(tmp_path):
     path = tmp_path / "forget.set.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": "b"}\n')

@@ -186,7 +186,7 @@ def _prompt(cells: Cells) -> tuple[str, tuple[Message, ...]]:
     if name is None:
         found = printable(", ".join(map(str, cells.row))) or "no fields"
         raise BadInput(f"{cells.place}: no prompt (found: {found}). Name its field with --fields prompt=NAME.")
-    if isinstance(cells.row[cells.name(name)], list):
+    if isinstance(cells.said(name), list):
         messages = cells.messages(name)
         if messages[-1].role == "assistant":
             cells.refuse(name, "a conversation that waits for an answer", "one that ends with 'assistant'")

@@ -14,6 +14,7 @@ A row is understood by the fields it has (the first line that fits):
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = ("id", "group", "paraphrased_answer", "perturbed_answer")
 FIELDS = tuple(dict.fromkeys([name for shape in SHAPES.values() for name in shape])) + OPTIONAL
+_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 
 
@@ -137,7 +139,7 @@ def record_from(row: Row, *, place: str, default_id: str, fields: Mapping[str, s
                 paraphrases=cells.texts("paraphrased_answer") if cells.has("paraphrased_answer") else (),
                 wrong=cells.texts("perturbed_answer") if cells.has("perturbed_answer") else (),
             )
-        case "prompt" if isinstance(row[cells.name("prompt")], list):
+        case "prompt" if any(isinstance(cells.said(field), list) for field in SHAPES["prompt"]):
             return _conversation(cells.messages("prompt") + cells.messages("completion"), cells, "completion", record)
         case "prompt":
             return record(completion=cells.text("completion"), prompt=cells.text("prompt"))
@@ -218,6 +220,17 @@ class Cells:
             self.refuse(field, f"a list of at least {at_least} texts", kind_of(value))
         return tuple(self.check_text(field, item) for item in value)
 
+    def said(self, field: str) -> Any:
+        """A text, or a conversation as a list, which a CSV cell may hold as JSON; refused is one that Python wrote."""
+        value = self.row[self.name(field)]
+        if not isinstance(value, str) or not _CONVERSATION.match(value):
+            return value
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            self.refuse(field, 'a JSON list of {"role", "content"}, or a text', repr(value[:40]))
+        return found if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in found) else value
+
     def choice(self, choices: tuple[str, ...]) -> int:
         """The index of the right choice, given as a number, as its digits (CSV) or as the choice's own text."""
         value = self.row[self.name("answer")]
@@ -233,7 +246,8 @@ class Cells:
         return meant.pop()
 
     def messages(self, field: str) -> tuple[Message, ...]:
-        value = self.row[self.name(field)]
+        """The turns of a conversation: a list, which a CSV cell may hold as JSON."""
+        value = self.said(field)
         if not isinstance(value, list) or not value:
             self.refuse(field, 'a list of {"role", "content"}', kind_of(value))
         for item in value:
