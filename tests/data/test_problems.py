@@ -156,6 +156,28 @@ def test_other_names_go_before_what_the_row_has_besides(tmp_path):
         read_problems(path, fields={"golds": "reply"})
 
 
+def test_a_name_that_no_row_has_is_refused():
+    rows = [{"Question": "Q?", "answer": "1", "Subject": "s"}, {"Question": "R?", "answer": "1"}]
+    assert [problem.group for problem in read_problems(rows, fields={"group": "subject"})] == ["s", ""]
+    assert len(read_problems(rows, fields={"gold": "answer", "id": "id"})) == 2  # its own name is none
+    for name in ("id", "group"):
+        with pytest.raises(BadInput, match=f"row 1: no row has the field 'subjct' that was named for {name} .found: Q"):
+            read_problems(rows, fields={name: "subjct"})
+    with pytest.raises(BadInput, match="the field 'lable' that was named for gold"):
+        read_problems(rows, fields={"gold": "lable"}, gold_needed=False)
+
+
+def test_of_files_with_the_same_names_one_has_to_have_them(tmp_path):
+    from equipoise.reinforcement.attempts import read_prompts
+
+    rows = [{"question": "Q?", "answer": "1"}]
+    given = {"prompts": [rows[0] | {"subject": "s"}], "test": write(tmp_path / "p.jsonl", *rows)}
+    problems, _, _ = read_prompts(given, None, {"group": "subject"}, True)
+    assert [found[0].group for found in problems.values()] == ["s", ""]
+    with pytest.raises(BadInput, match="no row has the field 'subjct'"):
+        read_prompts(given, None, {"group": "subjct"}, True)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

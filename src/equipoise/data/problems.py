@@ -28,7 +28,7 @@ from typing import Any
 
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data.final_answer import last_boxed
-from equipoise.data.records import Cells, Message, kind_of, read_rows
+from equipoise.data.records import Cells, Message, Renamed, kind_of, read_rows
 from equipoise.data.text import printable
 
 FIELDS = ("id", "group", "prompt", "gold")
@@ -69,14 +69,20 @@ def read_problems(
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
     gold_needed: bool = True,
+    renamed: Renamed | None = None,
 ) -> list[Problem]:
     """The first `limit` problems (all by default) of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
 
     fields: our name (id, group, prompt, gold) -> the file's, for example {"gold": "reply"}. gold_needed: whether a row
-    without a gold answer is refused; where it is not, its gold is ().
-    Raises BadInput, one sentence with place and remedy, for whatever cannot be read.
+    without a gold answer is refused; where it is not, its gold is (). renamed: is told of the rows where several files have
+    the same `fields`; their reader asks it when all are read.
+    Raises BadInput, one sentence with place and remedy, for whatever cannot be read, and for a name in `fields` that no row
+    has.
     """
-    problems = _unique(_iterate(source, fields or {}, gold_needed), limit)
+    seen = renamed or Renamed(fields)
+    problems = _unique(_iterate(source, fields or {}, gold_needed, seen), limit)
+    if renamed is None:
+        seen.check()
     if not problems:
         named = source if isinstance(source, str | Path) else "what was given"
         raise BadInput(f"{named} is empty: expected at least one problem, with a prompt and a gold answer.")
@@ -126,7 +132,7 @@ def _as_texts(problem: Any, place: str, gold_needed: bool) -> Problem:
 
 
 def _iterate(
-    source: str | Path | Iterable[Mapping[str, Any]], fields: Mapping[str, str], gold_needed: bool
+    source: str | Path | Iterable[Mapping[str, Any]], fields: Mapping[str, str], gold_needed: bool, renamed: Renamed
 ) -> Iterator[tuple[str, Problem]]:
     for name in fields:
         if name not in FIELDS:
@@ -136,6 +142,7 @@ def _iterate(
     else:
         stem, rows = "problem", ((f"row {number}", number, row) for number, row in enumerate(source, start=1))
     for place, number, row in rows:
+        renamed.see(place, row, lowered=True)
         yield (
             place,
             problem_from(row, place=place, default_id=f"{stem}-{number}", fields=fields, gold_needed=gold_needed),
