@@ -53,7 +53,20 @@ def only(row, **options):
         ({"question": "Q?", "choices": ["x", "y", "z"], "answer": 2}, "Q?\nA. x\nB. y\nC. z", ("C",)),  # MMLU
         ({"question": "Q?", "choices": ["x", "y"], "answer": "x"}, "Q?\nA. x\nB. y", ("A",)),
         ({"question": "Q?", "choices": ["x", "y"], "answer": "B"}, "Q?\nA. x\nB. y", ("B",)),
-        ({"question": "Q?", "choices": ["B", "x"], "answer": "B"}, "Q?\nA. B\nB. x", ("A",)),
+        ({"question": "Q?", "choices": ["O", "B"], "answer": "B"}, "Q?\nA. O\nB. B", ("B",)),
+        ({"question": "Q?", "choices": ["O", "A", "B", "AB"], "answer": "AB"}, "Q?\nA. O\nB. A\nC. B\nD. AB", ("D",)),
+        (
+            {"question": "Q?", "options": ["x", "y"], "answer": "B", "answer_index": 1},
+            "Q?\nA. x\nB. y",
+            ("B",),
+        ),  # MMLU-Pro
+        ({"question": "Q?", "options": '["x", "y"]', "answer": "y"}, "Q?\nA. x\nB. y", ("B",)),
+        (
+            {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "answer": "y"},
+            "Q?\nA. x\nB. y",
+            ("B",),
+        ),
+        ({"question": "Q?", "options": "none", "answer": "B"}, "Q?", ("B",)),
         (
             {"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "1"},  # ARC
             "Q?\nA. x\nB. y",
@@ -194,6 +207,10 @@ def test_of_files_with_the_same_names_one_has_to_have_them(tmp_path):
         (
             [{"question": "Q", "answer": {"x": 1}}],
             r"p.jsonl:1: field 'answer': expected an answer, found an object with x",
+        ),
+        (
+            [{"question": "Q", "choices": ["O", "A", "B", "AB"], "answer": "A"}],
+            r"p.jsonl:1: field 'answer': expected one meaning, found 'A', the text of a choice and the letter of another",
         ),
         ([{"question": "Q", "answer": float("inf")}], r"p.jsonl:1: field 'answer': expected a finite number"),
         ([{"question": 5, "answer": "1"}], r"p.jsonl:1: field 'question': expected text, found int 5"),

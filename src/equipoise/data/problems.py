@@ -4,7 +4,7 @@ The prompt is the first that a row has, names in any case:
 
     body + question                     a text and what is asked of it, as SVAMP is published
     passage or context + question       the same with an empty line between (DROP, SQuAD)
-    question + choices                  the choices are lettered below the question; the gold answer is a letter
+    question + choices (or options)     the choices are lettered below the question; the gold answer is a letter
     prompt, problem, question, messages, text, input      a text, or a list of {"role", "content"} to be answered
 
 and so is the gold answer, of which several count as aliases:
@@ -159,7 +159,7 @@ def problem_from(
 ) -> Problem:
     """The problem that a row means. place: named in errors. Raises BadInput for a missing field or a wrong type."""
     fields = fields or {}
-    cells = Cells({name.lower(): value for name, value in row.items()} | dict(row), place, fields)
+    cells = Cells(_with_choices({name.lower(): value for name, value in row.items()} | dict(row)), place, fields)
     prompt, messages = _prompt(cells)
     gold = _gold(cells)
     if not gold and gold_needed:
@@ -208,6 +208,17 @@ def _prompt(cells: Cells) -> tuple[str, tuple[Message, ...]]:
     return prompt, ()
 
 
+def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
+    """With `choices`, where they are a list of `options` (MMLU-Pro), or an object with a letter for each (MedQA)."""
+    options = row.get("options")
+    if row.get("choices") not in (None, "") or not options:
+        return row
+    if isinstance(options, Mapping) and all(str(letter) in ascii_uppercase for letter in options):
+        return row | {"choices": {"text": list(options.values()), "label": list(options)}}
+    listed = isinstance(options, list) or (isinstance(options, str) and options.lstrip().startswith("["))
+    return row | {"choices": options} if listed else row
+
+
 def _introduced(cells: Cells, question: str) -> str:
     for name, between in (("body", " "), ("passage", "\n\n"), ("context", "\n\n")):
         if isinstance(cells.row.get(name), str) and cells.has(name):
@@ -232,7 +243,9 @@ def _letter(cells: Cells, name: str) -> str:
     labels = listed.get("label") or [] if isinstance(listed, dict) else []
     if value in labels:
         return ascii_uppercase[labels.index(value)]
-    if isinstance(value, str) and value in choices and value not in choices.values():
+    if isinstance(value, str) and value in choices:
+        if any(choice == value for letter, choice in choices.items() if letter != value):
+            cells.refuse(name, "one meaning", f"{value!r}, the text of a choice and the letter of another")
         return value
     return ascii_uppercase[Cells(cells.row, cells.place, {"answer": cells.name(name)}).choice((*choices.values(),))]
 
