@@ -63,6 +63,10 @@ def test_the_last_box_whose_braces_match(text, content):
         ("The answer is not 5. The answer is 6, as 3+3 shows.", 6),
         ("The answer is 5. Wait. The answer is 6", 6),
         (r"The answer is \boxed{9}, from 12 minus 3", 9),
+        ("The answer is $18 because 3 < $20 holds", 18),
+        ("The answer is $18 as $20 > $3", 18),
+        ("The answer is 5, since $x>3$", 5),
+        (r"The answer is $x = 5$ or $x = \sqrt{6}$", 5),
         (r"\boxed{(3, 4)}", None),
         (r"\boxed{18 \text{ dollars}}", 18),
         ("Twelve", None),
@@ -229,7 +233,9 @@ def test_a_gold_answer_is_one_plain_number(gold, value):
     assert (found and found.value) == value
 
 
-@pytest.mark.parametrize("mark", [r"4, so \boxed{%s}", "4, so\n#### %s"])
+@pytest.mark.parametrize(
+    "mark", [r"4, so \boxed{%s}", "4, so\n#### %s", r"4. The answer is $%s$.", r"The answer is: **\(%s\)**, not 4"]
+)
 @pytest.mark.parametrize(
     ("content", "value"),
     [

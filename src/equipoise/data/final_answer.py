@@ -89,6 +89,8 @@ _BESIDE = re.compile(
 )
 _RATIO = re.compile(r"\w(?::\w| : )")
 _BRACKET = re.compile(r"[(\[{]([^()\[\]{}]*)")
+_FORMULA = re.compile(r"[\s*]*(?:\$([^$]+)\$(?!\d)|\\\(([^$]+?)\\\))")
+_PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _BLANKS = re.compile(r"[ \t]+")
 _ALTERNATIVES = re.compile(r"\n|\bor\b")
 _SEVERAL = re.compile(r"[,;]|\band\b")
@@ -184,16 +186,24 @@ def number(text: str) -> Number | None:
     """The number that a text comes to, None when there is none.
 
     The last one that is marked: in a box or after #### (where it has to be the only one, with nothing beside it that makes
-    another number of it: `_only`), or the first after "the answer is"; within what is marked, what follows the last equal
-    sign. Without a mark the last number of the text. Read are signs (every kind of minus, unless it subtracts), thousands
-    separators (groups of three), decimals with a point, powers of ten, fractions (3/4, 1 1/2, \\frac34, ½), percent,
-    currencies, digits of every script; not read are decimal commas and words.
+    another number of it: `_only`), or the first after "the answer is" (but of a formula, which is held to the same); within
+    what is marked, what follows the last equal sign. Without a mark the last number of the text. Read are signs (every kind
+    of minus, unless it subtracts), thousands separators (groups of three), decimals with a point, powers of ten, fractions
+    (3/4, 1 1/2, \\frac34, ½), percent, currencies, digits of every script; not read are decimal commas and words.
     """
     for content, strict in reversed(_marked(text)):
         found = next(_numbers(content.rpartition("=")[2]), None)
         if found is not None:
-            return _only(content, of="value") if strict else found
+            formula = content if strict else _formula(content)
+            return found if formula is None else _only(formula, of="value")
     return next(reversed(list(_numbers(text))), None)
+
+
+def _formula(content: str) -> str | None:
+    """The formula that what is said begins with ("the answer is $2\\sqrt{3}$"); None for words, be they of dollars."""
+    found = _FORMULA.match(content)
+    formula = found and (found[1] or found[2])
+    return None if formula is None or _PROSE.search(_WRAPPED.sub("", formula)) else formula
 
 
 def gold_number(text: str) -> Number | None:
