@@ -1,6 +1,7 @@
 """`equipoise study`, word by word: all that each command prints, and what it hands to the library."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -306,6 +307,31 @@ def test_run_hands_on_what_was_typed_and_its_defaults(tides, conducted, capsys):
     assert conducted.asked["seeds"] == 1 and conducted.asked["command"].endswith(" --seeds 1")
 
 
+def test_the_stored_command_makes_the_same_results_where_options_are_called_as_flags(tmp_path, monkeypatch, conducted):
+    """Typed anew it gives the study and the run what they had."""
+    asked = "threads: int = 1, seeds: int = 0, budget: str = '', help: int = 0, set: str = '', name: str = 'a', "
+    asked += "step_size: str = ''"
+    text = SOURCE.replace('moon: Literal["new", "full"] = "new"', asked + ', moon: Literal["new", "full"] = "new"')
+    (tmp_path / "flags.py").write_text(text.replace("tides", "flags"), encoding="utf-8")
+    declared = registry.load(str(tmp_path / "flags.py"))
+    monkeypatch.setattr(registry, "load", lambda name: declared)
+    seen = conducted
+
+    def run_study(declaration, given, **asked):
+        seen.given, seen.asked = given, asked
+        return Conducted(study=declared.build(**given), out=asked["out"])
+
+    monkeypatch.setattr("equipoise.study.execute.run_study", run_study)
+    given = ["threads=3", "seeds=7", "budget=x=y", "help=1", "set= two words", "name=b", "step-size=-x", "steps=5"]
+    assert study("run", "flags.py", *(word for each in given for word in ("--set", each)), "--threads", "2") == 0
+    first, how = conducted.given, conducted.asked
+    assert (first["threads"], first["seeds"], first["step_size"], how["threads"], how["seeds"]) == (3, 7, "-x", 2, None)
+    assert how["command"].startswith("equipoise study run flags.py --set threads=3 --set seeds=7 ")
+    assert how["command"].endswith(" --set step_size=-x --steps 5 --threads 2")
+    assert study(*shlex.split(how["command"])[2:]) == 0
+    assert conducted.given == first and {**conducted.asked, "show": 0} == {**how, "show": 0}
+
+
 def test_the_end_of_a_run_is_its_exit_code(conducted, capsys):
     broken = {f"run-{number}": ("failed", "why") for number in range(6)}
     conducted.end = {"failed": broken}
@@ -330,6 +356,13 @@ def test_the_end_of_a_run_is_its_exit_code(conducted, capsys):
 def test_wrong_requests_of_run(conducted, capsys, words, said):
     assert study("run", "tides.py", *words) == 2
     assert capsys.readouterr().err == f"equipoise: {said}\n" and conducted.asked is None
+
+
+def test_a_file_is_no_output_folder(tmp_path, capsys):
+    (tmp_path / "report.html").write_text("x")
+    for words in (["report", str(tmp_path / "report.html")], ["compare", str(tmp_path / "report.html"), str(tmp_path)]):
+        assert study(*words) == 2
+        assert "report.html holds no study.json; give the --out folder of" in capsys.readouterr().err
 
 
 def test_report_reads_folders_of_one_study(tides, conducted, tmp_path, monkeypatch, capsys):

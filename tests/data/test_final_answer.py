@@ -63,6 +63,10 @@ def test_the_last_box_whose_braces_match(text, content):
         ("The answer is not 5. The answer is 6, as 3+3 shows.", 6),
         ("The answer is 5. Wait. The answer is 6", 6),
         (r"The answer is \boxed{9}, from 12 minus 3", 9),
+        ("The answer is $18 because 3 < $20 holds", 18),
+        ("The answer is $18 as $20 > $3", 18),
+        ("The answer is 5, since $x>3$", 5),
+        (r"The answer is $x = 5$ or $x = \sqrt{6}$", 5),
         (r"\boxed{(3, 4)}", None),
         (r"\boxed{18 \text{ dollars}}", 18),
         ("Twelve", None),
@@ -101,6 +105,13 @@ def test_the_last_box_whose_braces_match(text, content):
         ("110^2", 110),
         ("10^{n}", 10),
         ("5 m s⁻¹", 5),
+        # a braced argument of a fraction beside a bare one
+        (r"\frac9{19}", Fraction(9, 19)),
+        (r"-\frac9{19}", Fraction(-9, 19)),
+        (r"\frac{1}2", Fraction(1, 2)),
+        (r"\frac{ 270 } 7", Fraction(270, 7)),
+        (r"1\frac1{2}", Fraction(3, 2)),
+        (r"\boxed{\frac{1}{2}3}", None),  # 3 halves
     ],
 )
 def test_which_number_is_meant(text, value):
@@ -137,6 +148,63 @@ def test_which_number_is_meant(text, value):
         (r"3\pi", None),
         ("3π", None),
         (r"\frac{\pi}{4}", None),
+        (r"\frac9{19}", Fraction(9, 19)),
+        (r"-\frac9{19}", Fraction(-9, 19)),
+        (r"\frac1{2}", Fraction(1, 2)),
+        (r"\frac{270}7\text{ degrees}", Fraction(270, 7)),
+        ("(2, 2)", None),
+        ("(-1,-1)", None),
+        (r"\left(-\frac12,-\frac12\right)", None),
+        ("2, 2", None),
+        ("(5, y)", None),
+        ("-2 + i", None),
+        ("1+i", None),
+        ("-i - 1", None),
+        (r"4\mathrm{i}", None),
+        ("4 i", None),
+        (r"2\mathbf{a}", None),
+        (r"5\alpha", None),
+        ("1 - p", None),
+        ("-1-a", None),
+        ("mn + 5", None),
+        ("5/x", None),
+        (r"2 \cdot x", None),
+        (r"\bar{v} = 6 + \Delta t", None),
+        ("1:1", None),
+        ("n : 1", None),
+        ("(x + 4)(x - 4)", None),
+        (r"(2+2+2) \times (2+2)", None),
+        ("y = x + 5", None),
+        ("s^3 - 3sp", None),
+        ("x + y - 3 = 0", None),
+        (r"\frac{x}{4}+\frac{y}{2}=1", None),
+        ("5!", None),
+        ("|-5|", None),
+        ("sqrt(2)", None),
+        ("2pi", None),
+        ("2*pi", None),
+        # names, units and words go on being read
+        ("mn = 1", 1),
+        ("|PQ| = 4", 4),
+        ("f(-10) = 2", 2),
+        ("a_{2011} = 2", 2),
+        (r"7 \times 9 + 12 \div (3 - 2) = 75", 75),
+        ("2.0107e-06", Fraction("2.0107e-06")),
+        (r"8 \times 10^{-5}", Fraction(8, 10**5)),
+        (r"10^{\circ}\mathrm{C}", 10),
+        (r"2.5 \text{ s}", Fraction(5, 2)),
+        (r"800 \text{ K}", 800),
+        (r"5 \frac{m}{s}", 5),
+        (r"9.8 \frac{\mathrm{m}}{\mathrm{s}^2}", Fraction("9.8")),
+        (r"25 \mathrm{~cm}^{2}", 25),
+        ("32¢", 32),
+        ("(27/100)", Fraction(27, 100)),
+        (r"91 \text{ students or more}", 91),
+        ("Answer: 15 floors", 15),
+        (r"6\text{th}", 6),
+        ("5 a day", 5),
+        ("9 p.m.", 9),
+        ("a 5-star hotel", 5),
         ("2^{10}", None),
         ("x^2+3x", None),
         (r"\pm 5", None),
@@ -162,6 +230,69 @@ def test_which_number_is_meant(text, value):
 )
 def test_a_gold_answer_is_one_plain_number(gold, value):
     found = gold_number(gold)
+    assert (found and found.value) == value
+
+
+@pytest.mark.parametrize(
+    "mark", [r"4, so \boxed{%s}", "4, so\n#### %s", r"4. The answer is $%s$.", r"The answer is: **\(%s\)**, not 4"]
+)
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        *[
+            (other, None)
+            for other in (
+                *(r"\sqrt{2}", r"2\pi", "2^3", r"\log 2", r"\frac{\pi}{6}", "5!", "x>3", r"\sqrt{\frac12}", "2√3"),
+                *(
+                    "2k",
+                    "3xy",
+                    "1 - p",
+                    "1+i",
+                    r"\frac{x}{2}",
+                    "(2, 2)",
+                    "x=2, y=3",
+                    "2pi",
+                    r"\lfloor 5.5 \rfloor",
+                    "1:1",
+                ),
+            )
+        ],
+        *[
+            (two, 2)
+            for two in (
+                *(
+                    "x = 2",
+                    "2",
+                    r"\$2",
+                    "$2$",
+                    r"2 \text{ cm}",
+                    r"2^\circ",
+                    "2 cm²",
+                    r"2 \text{ m}^2",
+                    r"2\,\mathrm{m}²",
+                    "2 m",
+                    r"2\,\text{km/h}",
+                ),
+                *(
+                    "*2* apples",
+                    "**2**",
+                    "2 apples",
+                    "2 a day",
+                    "x + y = 2",
+                    "x^2 - 2 = 2",
+                    r"\frac{4}2",
+                    "(2)",
+                    "$2/hour",
+                ),
+            )
+        ],
+        (r"2\%", 2),
+        ("3 × 10^2", 300),
+        ("2e-5", Fraction(2, 10**5)),
+    ],
+)
+def test_in_a_box_stands_one_plain_number_or_none(mark, content, value):
+    found = number(mark % content)
     assert (found and found.value) == value
 
 
@@ -226,8 +357,12 @@ def test_no_text_is_too_odd_to_read(text):
         "10 ^ " * 20_000,
         "10^{" + " " * 100_000,
         "5 m" + " " * 100_000,
+        "#### 5" + "(" * 100_000,
+        "#### 5 (" + "1,a" * 30_000,
+        "#### 5" + " - x" * 30_000,
+        "#### 5" + r" \frac{ m }{" * 9_000,
     ],
-    ids=range(19),
+    ids=range(23),
 )
 def test_answers_that_repeat_themselves_are_read_in_one_pass(text):
     """With a second pass for each mark any of these takes minutes."""

@@ -53,7 +53,20 @@ def only(row, **options):
         ({"question": "Q?", "choices": ["x", "y", "z"], "answer": 2}, "Q?\nA. x\nB. y\nC. z", ("C",)),  # MMLU
         ({"question": "Q?", "choices": ["x", "y"], "answer": "x"}, "Q?\nA. x\nB. y", ("A",)),
         ({"question": "Q?", "choices": ["x", "y"], "answer": "B"}, "Q?\nA. x\nB. y", ("B",)),
-        ({"question": "Q?", "choices": ["B", "x"], "answer": "B"}, "Q?\nA. B\nB. x", ("A",)),
+        ({"question": "Q?", "choices": ["O", "B"], "answer": "B"}, "Q?\nA. O\nB. B", ("B",)),
+        ({"question": "Q?", "choices": ["O", "A", "B", "AB"], "answer": "AB"}, "Q?\nA. O\nB. A\nC. B\nD. AB", ("D",)),
+        (
+            {"question": "Q?", "options": ["x", "y"], "answer": "B", "answer_index": 1},
+            "Q?\nA. x\nB. y",
+            ("B",),
+        ),  # MMLU-Pro
+        ({"question": "Q?", "options": '["x", "y"]', "answer": "y"}, "Q?\nA. x\nB. y", ("B",)),
+        (
+            {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "answer": "y"},
+            "Q?\nA. x\nB. y",
+            ("B",),
+        ),
+        ({"question": "Q?", "options": "none", "answer": "B"}, "Q?", ("B",)),
         (
             {"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "1"},  # ARC
             "Q?\nA. x\nB. y",
@@ -156,6 +169,28 @@ def test_other_names_go_before_what_the_row_has_besides(tmp_path):
         read_problems(path, fields={"golds": "reply"})
 
 
+def test_a_name_that_no_row_has_is_refused():
+    rows = [{"Question": "Q?", "answer": "1", "Subject": "s"}, {"Question": "R?", "answer": "1"}]
+    assert [problem.group for problem in read_problems(rows, fields={"group": "subject"})] == ["s", ""]
+    assert len(read_problems(rows, fields={"gold": "answer", "id": "id"})) == 2  # its own name is none
+    for name in ("id", "group"):
+        with pytest.raises(BadInput, match=f"row 1: no row has the field 'subjct' that was named for {name} .found: Q"):
+            read_problems(rows, fields={name: "subjct"})
+    with pytest.raises(BadInput, match="the field 'lable' that was named for gold"):
+        read_problems(rows, fields={"gold": "lable"}, gold_needed=False)
+
+
+def test_of_files_with_the_same_names_one_has_to_have_them(tmp_path):
+    from equipoise.reinforcement.attempts import read_prompts
+
+    rows = [{"question": "Q?", "answer": "1"}]
+    given = {"prompts": [rows[0] | {"subject": "s"}], "test": write(tmp_path / "p.jsonl", *rows)}
+    problems, _, _ = read_prompts(given, None, {"group": "subject"}, True)
+    assert [found[0].group for found in problems.values()] == ["s", ""]
+    with pytest.raises(BadInput, match="no row has the field 'subjct'"):
+        read_prompts(given, None, {"group": "subjct"}, True)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -172,6 +207,10 @@ def test_other_names_go_before_what_the_row_has_besides(tmp_path):
         (
             [{"question": "Q", "answer": {"x": 1}}],
             r"p.jsonl:1: field 'answer': expected an answer, found an object with x",
+        ),
+        (
+            [{"question": "Q", "choices": ["O", "A", "B", "AB"], "answer": "A"}],
+            r"p.jsonl:1: field 'answer': expected one meaning, found 'A', the text of a choice and the letter of another",
         ),
         ([{"question": "Q", "answer": float("inf")}], r"p.jsonl:1: field 'answer': expected a finite number"),
         ([{"question": 5, "answer": "1"}], r"p.jsonl:1: field 'question': expected text, found int 5"),
@@ -270,6 +309,15 @@ def test_problems_made_in_memory_are_held_to_what_rows_are():
     assert len(ready_problems([made[0], made[0]], limit=1)) == 1
     with pytest.raises(BadInput, match="limit is 0, expected at least 1"):
         ready_problems(made, limit=0)
+
+
+@pytest.mark.parametrize("name", ["prompt", "messages"])
+def test_a_conversation_in_a_csv_cell_is_one(tmp_path, name):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6*7?"}]
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([(name, "answer"), (json.dumps(turns), "42")])
+    (problem,) = read_problems(tmp_path / "p.csv")
+    assert problem.asked == only({name: turns, "answer": "42"}).asked == tuple(Message(**turn) for turn in turns)
 
 
 @pytest.mark.parametrize("name", ["answers", "gold", "ground_truth"])

@@ -52,6 +52,56 @@ def test_other_names_and_what_they_decide(tmp_path):
         one(tmp_path, row, fields={"anser": "reply"})
 
 
+def test_a_name_that_no_row_has_is_refused_and_no_other_field_taken(tmp_path):
+    row = {"question": "Q", "reply": "R", "text": "T", "subject": "s"}
+    path = write(tmp_path / "f.jsonl", row, row)
+    assert read_records(path, fields={"answer": "reply", "group": "subject"})[1] == Record("f-2", "R", "Q", group="s")
+    for fields, said in (
+        ({"answer": "repply"}, r"f.jsonl:1: no field 'repply' \(found: question, reply, text, subject\)"),
+        ({"question": "ask", "answer": "reply"}, "f.jsonl:1: no field 'ask'"),
+        ({"answer": "reply", "group": "subjct"}, "f.jsonl:1: no row has the field 'subjct' that was named for group"),
+        ({"text": "body", "answer": "reply"}, "no row has the field 'body' that was named for text"),
+        (
+            {"prompt": "ask"},
+            r"no row has the field 'ask' that was named for prompt \(found: question, reply, text, sub",
+        ),
+        ({"completion": "reply"}, "no field 'prompt'"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            read_records(path, fields=fields)
+    # One row may lack what others have, where that is optional, but no part of what is learnt.
+    bare = {name: value for name, value in row.items() if name != "subject"}
+    assert [r.group for r in read_records(write(path, bare, row), fields={"answer": "reply", "group": "subject"})] == [
+        "",
+        "s",
+    ]
+    with pytest.raises(BadInput, match=r"f.jsonl:2: no field 'reply'"):
+        read_records(write(path, row, {"question": "Q", "text": "T"}), fields={"answer": "reply"})
+    # Choices named otherwise, beside questions without choices; and null in all rows is a name that is there.
+    choices = {"question": "Q", "options": ["a", "b"], "answer": 1}
+    mixed = read_records(write(path, choices, {"question": "Q", "answer": "A"}), fields={"choices": "options"})
+    assert [record.completion for record in mixed] == ["b", "A"]
+    pq.write_table(
+        pa.table({"question": ["Q"], "answer": ["A"], "about": pa.array([None], pa.string())}), tmp_path / "f.parquet"
+    )
+    assert read_records(tmp_path / "f.parquet", fields={"group": "about"})[0].group == ""
+
+
+def test_of_files_with_the_same_names_one_has_to_have_them(tmp_path):
+    from equipoise.unlearning.sides import read_sides
+
+    asked = write(tmp_path / "forget.jsonl", {"ask": "Q", "reply": "R", "who": "w"})
+    texts = write(tmp_path / "retain.jsonl", {"text": "T"})
+    names = {"question": "ask", "answer": "reply", "group": "who"}
+    for retain in (texts, [{"text": "T"}]):
+        sides = read_sides({"forget": asked, "retain": retain}, names)
+        assert [records[0].completion for records in sides.records.values()] == ["R", "T"]
+        with pytest.raises(
+            BadInput, match=r"forget.jsonl:1: no row has the field 'whom'.* \(found: ask, reply, who, text\)"
+        ):
+            read_sides({"forget": asked, "retain": retain}, names | {"group": "whom"})
+
+
 def test_the_same_records_from_every_format(tmp_path):
     rows = [
         {"id": f"r{i}", "question": f'Wö "{i}",\nsays?', "choices": ["one", "2, 3"], "answer": i % 2} for i in range(5)
@@ -69,6 +119,35 @@ def test_the_same_records_from_every_format(tmp_path):
     for extension in EXTENSIONS:
         assert read_records(tmp_path / f"f{extension}") == expected, extension
         assert read_records(tmp_path / f"f{extension}", limit=2) == expected[:2]
+
+
+def csv_of(path: Path, *rows: dict[str, str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_conversation_in_a_csv_cell_is_one(tmp_path):
+    parts = {"prompt": HELLO[:1], "completion": HELLO[1:]}
+    for row in ({"messages": HELLO}, parts):
+        expected = one(tmp_path, row | {"id": "a"})
+        assert expected.messages == tuple(Message(**message) for message in HELLO)
+        cells = {name: " " + json.dumps(value, indent=1) for name, value in row.items()}
+        assert read_records(csv_of(tmp_path / "f.csv", cells | {"id": "a"})) == [expected]
+    # What only looks like one is text; what Python wrote, or half a conversation, is refused.
+    for text in ("[1, 2] is a list", '[{"a": 1}]', "[laughs] Hi"):
+        (record,) = read_records(csv_of(tmp_path / "f.csv", {"prompt": text, "completion": text}))
+        assert (record.prompt, record.completion, record.messages) == (text, text, ())
+    for row in (
+        {"messages": str(HELLO)},
+        {name: str(value) for name, value in parts.items()},
+        {"prompt": "Hi", "completion": json.dumps(HELLO[1:])},
+        {"messages": json.dumps(HELLO)[:-1]},
+    ):
+        with pytest.raises(BadInput, match=r"f.csv:2: field '.*': expected a .*list of \{\"role\", \"content\"\}"):
+            read_records(csv_of(tmp_path / "f.csv", row))
 
 
 def test_ids_are_lines_and_blank_lines_count(tmp_path):

@@ -46,6 +46,9 @@ def values(kind, golds, answers, **options):
         ("number", "<think>4</think>The answer is 5.", ["4", "5.0"], 1),
         ("number", "<think>The answer is 5", "5", 0),
         ("number", "about 0.33333", "1/3", 1),
+        ("number", r"so \boxed{\frac9{19}}", r"\frac{9}{19}", 1),
+        ("number", r"so \boxed{19}", r"\frac9{19}", 0),
+        ("number", r"so \boxed{\sqrt{2}}", "2", 0),
         ("choice", "<think>Answer: C</think>I take (B).", "B", 1),
         ("choice", "A or B", "A", 0),
         ("f1", "the cat sat on a mat", ["dog", "cat sat"], 2 * 2 / (4 + 2)),
@@ -57,7 +60,7 @@ def test_kinds_that_need_no_process(kind, answer, gold, value):
 
 
 def test_reasons_say_what_is_missing_and_what_differs():
-    assert verify("number", "none", "5") == VerifierScore(0.0, "missing: no number, or several in a box")
+    assert verify("number", "none", "5") == VerifierScore(0.0, "missing: no number, or no single plain one in a box")
     assert verify("number", "<think> 5", "5") == VerifierScore(0.0, "missing: the thinking has not ended")
     assert verify("number", "1e500", "5").reason == "another number: 1e+500"
     assert verify("choice", "The answer is C", "D") == VerifierScore(0.0, "another choice: C")
@@ -155,6 +158,27 @@ def test_math_compares_what_is_in_the_last_box_and_takes_no_part_of_an_expressio
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"equipoise\[math\]"):
         open_verifier("math")
+
+
+@pytest.mark.parametrize(
+    ("gold", "other", "same"),
+    [
+        ("1 1/2", ("11/2", "1", "1 1/3"), ("1 1/2", r"1\frac{1}{2}", "3/2", "1.5")),
+        ("11/2", ("1 1/2",), ("5.5",)),
+        ("2 3", ("23",), ("2  3", r"2\,3")),
+        ("23", ("2 3", r"2\,3", r"2\ 3"), ("$23$", r"\text{23}")),
+        ("1,234", ("1, 234", r"1,\ 234", "$1$, $234$"), (r"1,\!234", "1234", r"1,\! 234")),
+        (r"1\,234", (r"1\,23", "235"), ("1234", r"1 \, 234")),
+        ("1, 234", ("1,234", "1234", r"1\,234"), ("1,  234", "234, 1")),
+        ("3, 5, 7", ("35,7",), ("3,5,7", r"3,\,5,\ 7")),
+        (r"\frac12", (), (r"\frac 1 2", r"\dfrac{1}{2}")),
+        (r"1\frac{1}{2}", (), (r"1 \frac{1}{2}", r"1\,\frac12")),
+    ],
+)
+def test_a_blank_that_tells_numbers_apart_counts(mathematics, gold, other, same):
+    answers = [rf"\boxed{{{each}}}" for each in (*other, *same)]
+    scores = mathematics(problems([gold] * len(answers)), answers)
+    assert [score.value for score in scores] == [0] * len(other) + [1] * len(same)
 
 
 @pytest.mark.slow

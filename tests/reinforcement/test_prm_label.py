@@ -101,6 +101,11 @@ GOOD = {"prompt": "1+2?", "answer": "3"}
         ({"solution": "3 \ud800"}, {}, r"p\.jsonl:2: field 'solution': expected text, found half of a surrogate pair"),
         ({"prompt": "1+2?"}, {}, r"p\.jsonl:2: this problem, without a solution, stands at .*p\.jsonl:1 too"),
         ({"id": "a"}, {}, r"p\.jsonl:2: id 'a' was used before at .*p\.jsonl:1"),
+        (
+            {"prompt": "2+2?", "subject": "s"},
+            {"group": "subjct"},
+            "no row has the field 'subjct' that was named for group",
+        ),
         ({}, {"step": "x"}, "there is no field 'step' to rename. Did you mean 'steps'"),
     ],
 )

@@ -221,6 +221,7 @@ def test_what_was_spent_before_and_what_is_left_are_known_from_the_store(planned
         ({"seeds": [1_000_000]}, "Test seeds are whole numbers from 0 to 999999, at least one; got [1000000]."),
         ({"threads": 0}, "--workers and --threads are at least 1, --stall is more than 0 seconds."),
         ({"workers": 0}, "--workers and --threads are at least 1, --stall is more than 0 seconds."),
+        ({"arms": []}, "No arm is named: give --arms names with commas between, or leave it out for all."),
         ({"stall": 0.0}, "--workers and --threads are at least 1, --stall is more than 0 seconds."),
         ({"stall": float("nan")}, "--workers and --threads are at least 1, --stall is more than 0 seconds."),
     ],

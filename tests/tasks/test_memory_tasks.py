@@ -98,6 +98,20 @@ def test_online_nothing_is_printed_that_was_said_after_the_question(life, tmp_pa
     assert found["in time_query"] == found["in event_detail"] == 1.0
 
 
+def test_five_options_and_more_have_letters_too(tmp_path):
+    path = tmp_path / "own.json"
+    names = ["Ann", "Bo", "Cy", "Di", "Ed", "Flo"]
+    session = {"time": "2024-05-01 07:30:00", "turns": [{"speaker": "Ben", "text": "The doctor is Flo."}]}
+    asked = {"text": "Who is the doctor?", "options": names, "right": 5, "gold": ["Flo"]}
+    path.write_text(json.dumps([{"name": "Ana", "sessions": [session], "questions": [asked]}]), encoding="utf-8")
+    (sample,) = lifedialbench(str(path)).dataset
+    assert (sample.target, sample.choices) == ("F", names)
+    found, _, _ = evaluated(lifedialbench(str(path)), tmp_path, newest)
+    assert found["accuracy"] == 1.0
+    found, _, _ = evaluated(lifedialbench(str(path)), tmp_path, lambda prompt: "E")
+    assert found["accuracy"] == 0.0 and found["luck taken out"] == pytest.approx(-0.2)
+
+
 @pytest.mark.slow
 def test_offline_the_newest_note_is_of_the_future_and_as_of_it_is_not(life, tmp_path):
     # The doctor is the newest of all: what the clinic's questions find last names none of their options.

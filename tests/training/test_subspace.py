@@ -85,6 +85,32 @@ def test_what_rounding_leaves_is_no_direction(seed):
             find(4, centred=False)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+@pytest.mark.parametrize("rows", [64, 7])
+def test_far_from_zero_the_same_directions_are_found_and_no_others(rows, size):
+    """Two directions about an offset, which squared is 1e8 and more times as large as they are."""
+    near = made(rows, 2, offset=0.0) @ made(2, 8, seed=5, offset=0.0) * size
+    mean = near.mean(0)
+    variances, vectors = np.linalg.eigh(np.cov(near.numpy().T, bias=True))
+    for offset in (1e4, -3e6 if size == 1 else 40.0):
+        far = near + offset
+        moments = subspace.Moments(8)
+        for part in far.split([2, rows - 5, 3]):
+            moments.add(part)
+        assert_close(moments.mean, mean + offset)
+        assert_close(moments.second(centred=False), far.T @ far / rows)
+        for find in (moments.directions, partial(subspace.directions, far)):
+            found = find(2, centred=True)
+            cosines = (found.numpy() @ vectors[:, ::-1][:, :2]).__abs__()
+            assert_close(cosines, np.eye(2), atol=max(1e-9, 1e-13 * abs(offset) / size), rtol=0)
+            with pytest.raises(BadInput, match="vary in 2 directions and 4"):
+                find(4, centred=True)
+        assert len(subspace.directions(far, 4, centred=True, fewer=True)) == 2
+        assert_close(moments.variances(found, centred=True).numpy(), variances[::-1][:2].copy(), rtol=1e-4, atol=0)
+        flat = torch.full_like(far, offset / 3)
+        assert len(subspace.directions(flat, 4, centred=True, fewer=True)) == 0
+
+
 def test_projection():
     """Linear, idempotent, symmetric; in float32 as in float64; gradients have no part along what was removed."""
     vectors = made(3, 6, seed=2)

@@ -195,6 +195,8 @@ def test_labels_are_read_or_made():
     assert read_answers([{**base, "gold": "7"}, {**base, "gold": "8"}], verifier="number").right == (1.0, 0.0)
     asked = {"ask": "a", "reply": "b", "answer": "not this"}
     assert read_answers([asked], fields={"prompt": "ask", "answer": "reply"}).texts == ("b",)
+    with pytest.raises(BadInput, match="no row has the field 'right' that was named for correct"):
+        read_answers([{**base, "gold": "7"}], verifier="number", fields={"correct": "right"})
     for wrong, sentence in (
         ({**base, "correct": 2}, "expected true, false, 1 or 0"),
         ({**base, "gold": "7"}, "say how answers are compared"),

@@ -420,14 +420,21 @@ def _command(
     arms: str | None,
     threads: int,
 ) -> str:
-    """The command that makes the same results, whatever was typed."""
+    """The command that makes the same results, whatever was typed.
+
+    An option of the study that is called as a flag of `run`, or whose value begins as a flag does, stands behind --set.
+    """
+    from inspect import signature
     from json import dumps
 
     defaults = declaration.options()
+    own = {each.strip("_") for each in signature(run).parameters} | {"help", "version", "debug"}
     words = ["equipoise", "study", "run", name]
     for key, value in options.items():
         if value != defaults[key]:
-            words += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else dumps(value)]
+            text = value if isinstance(value, str) else dumps(value)
+            set_ = key in own or text.startswith("-")
+            words += ["--set", f"{key}={text}"] if set_ else [f"--{key.replace('_', '-')}", text]
     for flag, value in (("--seeds", seeds), ("--seed-list", seed_list), ("--arms", arms)):
         if value is not None:
             words += [flag, str(value)]

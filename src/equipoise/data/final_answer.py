@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Context
 from fractions import Fraction
+from typing import Literal
 
 from equipoise.data.text import unified
 
@@ -31,7 +32,10 @@ _PLAIN = (
     (re.compile(r"(?<=\d)(?:\{,\}|,\\!\s?|\\[,; ])(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\\(?=[$%])|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]"), ""),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{\s*([-\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"), r"\1 \2\4/\3\5"),
+    (
+        re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{\s*([-\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))(?!\d)"),
+        r"\1 \2\3/\4\5",
+    ),
     # The blank of the line above, unless a whole number goes before: 1\\frac12.
     (re.compile(r"(?<=[-(=\s]) (?=\d[\d.,]*/)|^ (?=-?\d[\d.,]*/)"), ""),
     (re.compile(rf"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*{_POWER_OF_TEN}"), r"e\1\2\3"),
@@ -52,16 +56,44 @@ _NUMBER = re.compile(
     r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?(?:/(?P<under>\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\w))?)(?![\d/]))?"
     r"(?P<percent>\s?%|\s+percent\b)?"
 )
-# What makes another number of the one beside it, once units (5 m^2, 90^\circ) are left out.
+# What makes another number of the one beside it, once units (5 m^2, 90^\circ, 3 \frac{m}{s}) are left out.
+_UNIT_LETTER = "[ghlmsACFJKLNVW]"  # that stand for units where they are not said to: 5 m; in \text{} any but some
+_WRAPPED_UNIT = re.compile(
+    r"\\(?:text|textbf|mathrm|mbox)\s*\{[\s~]*[A-Zdghlmst]\s*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d)|[²³])?"
+)
+_UNIT_PART = rf"\{{\s*(?:[A-Za-z]{{2,}}|{_UNIT_LETTER})?\s*(?:\^\s*\{{?\s*\d\s*\}}?\s*)?\}}"
 _UNIT = re.compile(
-    r"\^\s*\{?\s*(?:\\circ(?![A-Za-z])|°|o\b)|\b(?:[kcdm]?m|in|ft|yd|mi|s|units?|inch(?:es)?|feet|foot|yards?|miles?"
+    r"\^\s*\{?\s*(?:\\circ(?![A-Za-z])|°|o\b)"
+    r"|(?:(?<=[\w/})\]$] )|(?<=[/~·]))(?:[kcdm]?m|in|ft|yd|mi|s|units?|inch(?:es)?|feet|foot|yards?|miles?"
     r"|(?:kilo|centi|milli)?met(?:er|re)s?|seconds?)\s*\^\s*\{?\s*-?\d"
+    rf"|\\[dtc]?frac\s*{_UNIT_PART}\s*{_UNIT_PART}"
 )
+_VARIABLE = r"(?![aAI]\ [A-Za-z]{2})[A-Za-z](?![A-Za-z])"  # a letter that stands alone, and is no article
+_OPERATOR = r"(?:\s?(?:[-+×·÷]|\\(?:times|cdot|div)(?![A-Za-z]))\s?|\ \*\ |\*(?=[\w\\(]))"
 _BESIDE = re.compile(
-    r"[√π∞^<>≤≥]|\d_|\d[abknxyz]\b"
-    r"|\\(?:sqrt|pi|infty|pm|mp|log|ln|sin|cos|tan|exp|binom|[lg]eq?(?:slant)?|[lg]t)(?![A-Za-z])"
+    rf"""
+      [√π∞^<>≤≥] | \d_ | [\d)}}]! | \|\s?-\s?\d
+    | \\(?:[a-z]*frac|sqrt|pi|infty|pm|mp|log|ln|lg|(?:arc)?(?:sin|cos|tan|cot|sec|csc|tg|ctg)h?|exp|binom
+        |[lg]eq?(?:slant)?|[lg]t|[lr](?:floor|ceil))(?![A-Za-z])
+    | (?<![A-Za-z])(?:(?:sqrt|ln)\s?[\d({{]|(?:log|sin|cos|tan|exp)\() | \d[ *]?pi\b
+    # 2k, 3xy, 4 i, but neither 5 m nor 1e-5
+    | \d[abknxyz]{{1,3}}\b
+    | \d[ *]?(?!{_UNIT_LETTER}|[eE][-+]?\d)[A-Za-z](?=\.?\s*(?:$|[-+*/^_(){{}}\[\],;=$]))
+    | \d\s?\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|theta|kappa|lambda|nu|xi|rho|sigma|tau|(?:var)?phi|chi|psi
+        |omega|Delta|vec|bar|hat|over(?:line|rightarrow)|[lc]?dots)(?![A-Za-z])
+    # 1 - p, 6 + \Delta, 5/x, x + 5, x - y
+    | [\d)}}]{_OPERATOR}\(?(?:{_VARIABLE}|\\[A-Za-z]) | \d\s?[+×·]\s?[A-Za-z] | \d\s?/\s?\(?(?!{_UNIT_LETTER}){_VARIABLE}
+    | (?<![A-Za-z0-9\\]){_VARIABLE}{_OPERATOR}\(?(?:[\d.]|{_VARIABLE}|\\[A-Za-z]) | [A-Za-z](?:\+|\ \+\ )\d
+    """,
+    re.VERBOSE,
 )
-_SEVERAL = re.compile(r"[,;\n]|\b(?:or|and)\b")
+_RATIO = re.compile(r"\w(?::\w| : )")
+_BRACKET = re.compile(r"[(\[{]([^()\[\]{}]*)")
+_FORMULA = re.compile(r"[\s*]*(?:\$([^$]+)\$(?!\d)|\\\(([^$]+?)\\\))")
+_PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
+_BLANKS = re.compile(r"[ \t]+")
+_ALTERNATIVES = re.compile(r"\n|\bor\b")
+_SEVERAL = re.compile(r"[,;]|\band\b")
 _SENTENCE_ENDS = re.compile(r"[.!?](?=\s|$)")
 _LONGEST = 1000  # digits; more is no answer
 
@@ -153,37 +185,60 @@ def _marked(text: str) -> list[tuple[str, bool]]:
 def number(text: str) -> Number | None:
     """The number that a text comes to, None when there is none.
 
-    The last one that is marked: in a box or after #### (where it has to be the only one), or the first after "the answer
-    is"; within what is marked, what follows the last equal sign. Without a mark the last number of the text. Read are signs
-    (every kind of minus, unless it subtracts), thousands separators (groups of three), decimals with a point, powers of ten,
-    fractions (3/4, 1 1/2, \\frac34, ½), percent, currencies, digits of every script; not read are decimal commas and words.
+    The last one that is marked: in a box or after #### (where it has to be the only one, with nothing beside it that makes
+    another number of it: `_only`), or the first after "the answer is" (but of a formula, which is held to the same); within
+    what is marked, what follows the last equal sign. Without a mark the last number of the text. Read are signs (every kind
+    of minus, unless it subtracts), thousands separators (groups of three), decimals with a point, powers of ten, fractions
+    (3/4, 1 1/2, \\frac34, ½), percent, currencies, digits of every script; not read are decimal commas and words.
     """
     for content, strict in reversed(_marked(text)):
-        numbers = list(_numbers(content.rpartition("=")[2]))
-        if numbers and (not strict or len(set(numbers)) == 1):
-            return numbers[0]
-        if numbers:
-            return None
+        found = next(_numbers(content.rpartition("=")[2]), None)
+        if found is not None:
+            formula = content if strict else _formula(content)
+            return found if formula is None else _only(formula, of="value")
     return next(reversed(list(_numbers(text))), None)
+
+
+def _formula(content: str) -> str | None:
+    """The formula that what is said begins with ("the answer is $2\\sqrt{3}$"); None for words, be they of dollars."""
+    found = _FORMULA.match(content)
+    formula = found and (found[1] or found[2])
+    return None if formula is None or _PROSE.search(_WRAPPED.sub("", formula)) else formula
 
 
 def gold_number(text: str) -> Number | None:
     """The number that a gold answer is, None where it is no single one.
 
-    As `number` reads it; but where several numbers stand that differ ("(3, 4)", "x=1, x=5"), or where one has a root, pi, a
-    power, a function, a variable or a bound beside it ("2\\sqrt{3}", "2^{10}", "2k", "x > 1"), it is not the number that is
-    meant. Units are no powers (5 m^2).
+    As `number` reads it; but it has to be one plain number (see `_only`), and so has what stands before an equal sign to be
+    free of variables that are reckoned with: "x = 3" and "3 + 4 = 7" are, "x + y - 3 = 0" is not.
     """
     for content, strict in reversed(_marked(text)):
         if next(_numbers(content), None) is not None:
-            return _only(content if strict else _SENTENCE_ENDS.split(content)[0])
-    return _only(text)
+            return _only(content if strict else _SENTENCE_ENDS.split(content)[0], of="text")
+    return _only(text, of="text")
 
 
-def _only(text: str) -> Number | None:
-    text = _UNIT.sub("", _plain(text))
-    numbers = {found for part in _SEVERAL.split(text) for found in _found(part.rpartition("=")[2])}
-    return numbers.pop() if len(numbers) == 1 and not _BESIDE.search(text) else None
+def _only(text: str, *, of: Literal["text", "value"]) -> Number | None:
+    """The one number of a text, None where there are several ("(2, 2)") or something beside it makes another number of it.
+
+    That is a root, pi, a power, a factorial, a function, a variable, a bound, a sum ("2\\sqrt{3}", "2^{10}", "5!", "2k",
+    "x > 1", "1 - p", "\\frac{\\pi}{6}"); units are no powers (5 m^2). of: where to look for these, in all of the text or
+    in what follows equal signs. Alternatives ("5 or 5.0") may say the same.
+    """
+    text = _UNIT.sub("", _BLANKS.sub(" ", _plain(_WRAPPED_UNIT.sub(" ", text))))
+    numbers: set[Number] = set()
+    for alternative in _ALTERNATIVES.split(text):
+        values = [part.rpartition("=")[2] for part in _SEVERAL.split(alternative)]
+        found = [each for value in values for each in _found(value)]
+        brackets = _BRACKET.findall(alternative.rpartition("=")[2])
+        if (
+            len(found) > 1
+            or any(_BESIDE.search(each) or _RATIO.search(each) for each in ([alternative] if of == "text" else values))
+            or any("," in each and _NUMBER.search(each) for each in brackets)
+        ):
+            return None
+        numbers.update(found)
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _numbers(text: str) -> Iterator[Number]:

@@ -4,7 +4,7 @@ The prompt is the first that a row has, names in any case:
 
     body + question                     a text and what is asked of it, as SVAMP is published
     passage or context + question       the same with an empty line between (DROP, SQuAD)
-    question + choices                  the choices are lettered below the question; the gold answer is a letter
+    question + choices (or options)     the choices are lettered below the question; the gold answer is a letter
     prompt, problem, question, messages, text, input      a text, or a list of {"role", "content"} to be answered
 
 and so is the gold answer, of which several count as aliases:
@@ -28,7 +28,7 @@ from typing import Any
 
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.data.final_answer import last_boxed
-from equipoise.data.records import Cells, Message, kind_of, read_rows
+from equipoise.data.records import Cells, Message, Renamed, kind_of, read_rows
 from equipoise.data.text import printable
 
 FIELDS = ("id", "group", "prompt", "gold")
@@ -69,14 +69,20 @@ def read_problems(
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
     gold_needed: bool = True,
+    renamed: Renamed | None = None,
 ) -> list[Problem]:
     """The first `limit` problems (all by default) of a file (JSON lines, CSV, Parquet) or of rows, with unique ids.
 
     fields: our name (id, group, prompt, gold) -> the file's, for example {"gold": "reply"}. gold_needed: whether a row
-    without a gold answer is refused; where it is not, its gold is ().
-    Raises BadInput, one sentence with place and remedy, for whatever cannot be read.
+    without a gold answer is refused; where it is not, its gold is (). renamed: is told of the rows where several files have
+    the same `fields`; their reader asks it when all are read.
+    Raises BadInput, one sentence with place and remedy, for whatever cannot be read, and for a name in `fields` that no row
+    has.
     """
-    problems = _unique(_iterate(source, fields or {}, gold_needed), limit)
+    seen = renamed or Renamed(fields)
+    problems = _unique(_iterate(source, fields or {}, gold_needed, seen), limit)
+    if renamed is None:
+        seen.check()
     if not problems:
         named = source if isinstance(source, str | Path) else "what was given"
         raise BadInput(f"{named} is empty: expected at least one problem, with a prompt and a gold answer.")
@@ -126,7 +132,7 @@ def _as_texts(problem: Any, place: str, gold_needed: bool) -> Problem:
 
 
 def _iterate(
-    source: str | Path | Iterable[Mapping[str, Any]], fields: Mapping[str, str], gold_needed: bool
+    source: str | Path | Iterable[Mapping[str, Any]], fields: Mapping[str, str], gold_needed: bool, renamed: Renamed
 ) -> Iterator[tuple[str, Problem]]:
     for name in fields:
         if name not in FIELDS:
@@ -136,6 +142,7 @@ def _iterate(
     else:
         stem, rows = "problem", ((f"row {number}", number, row) for number, row in enumerate(source, start=1))
     for place, number, row in rows:
+        renamed.see(place, row, lowered=True)
         yield (
             place,
             problem_from(row, place=place, default_id=f"{stem}-{number}", fields=fields, gold_needed=gold_needed),
@@ -152,7 +159,7 @@ def problem_from(
 ) -> Problem:
     """The problem that a row means. place: named in errors. Raises BadInput for a missing field or a wrong type."""
     fields = fields or {}
-    cells = Cells({name.lower(): value for name, value in row.items()} | dict(row), place, fields)
+    cells = Cells(_with_choices({name.lower(): value for name, value in row.items()} | dict(row)), place, fields)
     prompt, messages = _prompt(cells)
     gold = _gold(cells)
     if not gold and gold_needed:
@@ -186,7 +193,7 @@ def _prompt(cells: Cells) -> tuple[str, tuple[Message, ...]]:
     if name is None:
         found = printable(", ".join(map(str, cells.row))) or "no fields"
         raise BadInput(f"{cells.place}: no prompt (found: {found}). Name its field with --fields prompt=NAME.")
-    if isinstance(cells.row[cells.name(name)], list):
+    if isinstance(cells.said(name), list):
         messages = cells.messages(name)
         if messages[-1].role == "assistant":
             cells.refuse(name, "a conversation that waits for an answer", "one that ends with 'assistant'")
@@ -199,6 +206,17 @@ def _prompt(cells: Cells) -> tuple[str, tuple[Message, ...]]:
     elif cells.has("test_list") and "gold" not in cells.fields:
         prompt = "\n".join([f"{prompt}\nYour code should pass these tests:\n", *cells.texts("test_list")])
     return prompt, ()
+
+
+def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
+    """With `choices`, where they are a list of `options` (MMLU-Pro), or an object with a letter for each (MedQA)."""
+    options = row.get("options")
+    if row.get("choices") not in (None, "") or not options:
+        return row
+    if isinstance(options, Mapping) and all(str(letter) in ascii_uppercase for letter in options):
+        return row | {"choices": {"text": list(options.values()), "label": list(options)}}
+    listed = isinstance(options, list) or (isinstance(options, str) and options.lstrip().startswith("["))
+    return row | {"choices": options} if listed else row
 
 
 def _introduced(cells: Cells, question: str) -> str:
@@ -225,7 +243,9 @@ def _letter(cells: Cells, name: str) -> str:
     labels = listed.get("label") or [] if isinstance(listed, dict) else []
     if value in labels:
         return ascii_uppercase[labels.index(value)]
-    if isinstance(value, str) and value in choices and value not in choices.values():
+    if isinstance(value, str) and value in choices:
+        if any(choice == value for letter, choice in choices.items() if letter != value):
+            cells.refuse(name, "one meaning", f"{value!r}, the text of a choice and the letter of another")
         return value
     return ascii_uppercase[Cells(cells.row, cells.place, {"answer": cells.name(name)}).choice((*choices.values(),))]
 

@@ -14,6 +14,7 @@ A row is understood by the fields it has (the first line that fits):
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = ("id", "group", "paraphrased_answer", "perturbed_answer")
 FIELDS = tuple(dict.fromkeys([name for shape in SHAPES.values() for name in shape])) + OPTIONAL
+_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 
 
@@ -74,28 +76,39 @@ def read_records(
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
     nothing: Literal["error", "empty"] = "error",
+    renamed: "Renamed | None" = None,
 ) -> list[Record]:
     """The first `limit` records of a file (all by default), with ids that are unique in it.
 
     fields: our name of a field -> the file's, for example {"answer": "reply"}. nothing: what a file without records is.
-    Raises BadInput, one sentence with file, line and remedy, for whatever cannot be read.
+    renamed: is told of the rows where several files have the same `fields`; their reader asks it when all are read.
+    Raises BadInput, one sentence with file, line and remedy, for whatever cannot be read, and for a name in `fields` that
+    no row has.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}, expected at least 1.")
     records: list[Record] = []
     places: dict[str, str] = {}
-    for place, record in islice(iterate_records(source, fields=fields), limit):
+    seen = renamed or Renamed(fields)
+    for place, record in islice(iterate_records(source, fields=fields, renamed=seen), limit):
         if record.id in places:
             raise BadInput(f"{place}: id {record.id!r} was used before at {places[record.id]}; make ids unique.")
         places[record.id] = place
         records.append(record)
+    if renamed is None:
+        seen.check()
     if not records and nothing == "error":
         raise BadInput(f"{source} is empty: expected at least one record with {_expected()}.")
     return records
 
 
-def iterate_records(source: str | Path, *, fields: Mapping[str, str] | None = None) -> Iterator[tuple[str, Record]]:
-    """(place, record) of every row, one row in memory at a time; place is "FILE:LINE". Raises BadInput."""
+def iterate_records(
+    source: str | Path, *, fields: Mapping[str, str] | None = None, renamed: "Renamed | None" = None
+) -> Iterator[tuple[str, Record]]:
+    """(place, record) of every row, one row in memory at a time; place is "FILE:LINE". renamed: is told of the rows.
+
+    Raises BadInput.
+    """
     fields = dict(fields or {})
     for name in fields:
         if name not in FIELDS:
@@ -104,6 +117,8 @@ def iterate_records(source: str | Path, *, fields: Mapping[str, str] | None = No
     stem = path.name.split(".")[0]
     wanted = {fields.get(name, name) for name in FIELDS}
     for place, number, row in read_rows(path, wanted):
+        if renamed is not None:
+            renamed.see(place, row)
         yield place, record_from(row, place=place, default_id=f"{stem}-{number}", fields=fields)
 
 
@@ -137,7 +152,7 @@ def record_from(row: Row, *, place: str, default_id: str, fields: Mapping[str, s
                 paraphrases=cells.texts("paraphrased_answer") if cells.has("paraphrased_answer") else (),
                 wrong=cells.texts("perturbed_answer") if cells.has("perturbed_answer") else (),
             )
-        case "prompt" if isinstance(row[cells.name("prompt")], list):
+        case "prompt" if any(isinstance(cells.said(field), list) for field in SHAPES["prompt"]):
             return _conversation(cells.messages("prompt") + cells.messages("completion"), cells, "completion", record)
         case "prompt":
             return record(completion=cells.text("completion"), prompt=cells.text("prompt"))
@@ -152,6 +167,33 @@ def _conversation(messages: tuple[Message, ...], cells: "Cells", field: str, rec
     if last.role != "assistant":
         cells.refuse(field, "a conversation that ends with the assistant", f"one that ends with {last.role!r}")
     return record(completion=last.content, prompt=before[-1].content if before else "", messages=messages)
+
+
+class Renamed:
+    """The names that a caller gave fields, and whether any row had them: one of a typo would change nothing, in silence.
+
+    Over the rows of one file, or of several that are read with the same names: texts to keep may be of another shape.
+    """
+
+    def __init__(self, fields: Mapping[str, str] | None) -> None:
+        """fields: our name of a field -> the file's."""
+        self.missing = {name: own for name, own in (fields or {}).items() if own != name}
+        self._first = ""
+        self._found: dict[str, None] = {}
+
+    def see(self, place: str, row: Mapping[str, Any], *, lowered: bool = False) -> None:
+        """A row that was read, and where. lowered: whether its fields are found in lower case, too."""
+        self._first = self._first or place
+        if self.missing:
+            self._found.update(dict.fromkeys(map(str, row)))
+            names = {*row, *(str(name).lower() for name in row)} if lowered else row
+            self.missing = {name: own for name, own in self.missing.items() if own not in names}
+
+    def check(self) -> None:
+        """Raises BadInput, when all is read, for a name that no row had."""
+        for name, own in self.missing.items() if self._first else ():
+            found = printable(", ".join(list(self._found)[:20])) or "no fields"
+            raise BadInput(f"{self._first}: no row has the field {own!r} that was named for {name} (found: {found}).")
 
 
 class Cells:
@@ -170,13 +212,18 @@ class Cells:
         raise BadInput(f"{self.place}: field {self.name(field)!r}: expected {expected}, found {came}.")
 
     def shape(self) -> str:
-        # A renamed field says which shape is meant; it goes before what the row happens to contain besides.
+        # A renamed field says which shape is meant; it goes before what the row happens to contain besides. Where a part of
+        # that shape is there, the row is none of a shape that has nothing of it.
         ordered = sorted(SHAPES, key=lambda shape: -len(set(SHAPES[shape]) & set(self.fields)))
+        meant = [shape for shape in ordered if set(SHAPES[shape]) & set(self.fields)]
+        begun = {field for shape in meant for field in SHAPES[shape]} if any(map(self._share, meant)) else set(FIELDS)
         for shape in ordered:
-            if all(self.row.get(self.name(field)) is not None for field in SHAPES[shape]):
+            if all(self.row.get(self.name(field)) is not None for field in SHAPES[shape]) and begun & set(
+                SHAPES[shape]
+            ):
                 return shape
         found = printable(", ".join(map(str, self.row))) or "no fields"
-        nearest = max(ordered, key=self._share)
+        nearest = max(meant if any(map(self._share, meant)) else ordered, key=self._share)
         if not self._share(nearest):
             raise BadInput(
                 f"{self.place}: nothing to read, expected {_expected()} (found: {found}). "
@@ -218,6 +265,17 @@ class Cells:
             self.refuse(field, f"a list of at least {at_least} texts", kind_of(value))
         return tuple(self.check_text(field, item) for item in value)
 
+    def said(self, field: str) -> Any:
+        """A text, or a conversation as a list, which a CSV cell may hold as JSON; refused is one that Python wrote."""
+        value = self.row[self.name(field)]
+        if not isinstance(value, str) or not _CONVERSATION.match(value):
+            return value
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            self.refuse(field, 'a JSON list of {"role", "content"}, or a text', repr(value[:40]))
+        return found if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in found) else value
+
     def choice(self, choices: tuple[str, ...]) -> int:
         """The index of the right choice, given as a number, as its digits (CSV) or as the choice's own text."""
         value = self.row[self.name("answer")]
@@ -233,7 +291,8 @@ class Cells:
         return meant.pop()
 
     def messages(self, field: str) -> tuple[Message, ...]:
-        value = self.row[self.name(field)]
+        """The turns of a conversation: a list, which a CSV cell may hold as JSON."""
+        value = self.said(field)
         if not isinstance(value, list) or not value:
             self.refuse(field, 'a list of {"role", "content"}', kind_of(value))
         for item in value:

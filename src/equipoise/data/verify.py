@@ -49,6 +49,15 @@ TOLERANCE = 1e-4
 
 _log = logging.getLogger(__name__)
 _SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\$|\s|\.$")
+# Blanks that tell numbers apart: 1 1/2 is not 11/2, nor the pair 1, 234 the number 1,234; 1\,234 and 1,\!234 are.
+_APART = re.compile(
+    r"(?<=\d)(?:[\s$]+(?=\d)|(?:[\s$]|\\[,;: ])+(?=\d)(?!\d{3}(?!\d)))"
+    r"|(?<=\d,)(?:[\s$]|\\[,;: ])+(?=\d{3}(?!\d))"
+)
+_BEFORE_COMMA = re.compile(r"(?<![\s$])[\s$]+(?=,)")
+_GROUPED = re.compile(r"(?<=\d)\s*(?:\\[,;: ]\s*)+(?=\d{3}(?!\d))")
+_FRACTION = re.compile(r"\\frac\s*(\d)\s*(?=\d)")
+_MIXED = re.compile(r"(?<![\w.,/^}])(\d+)\s+(\d+)/(\d+)(?![\w.,/^])")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
@@ -296,7 +305,7 @@ def _words(text: str) -> list[str]:
 def _number(tolerance: Fraction, said: str, golds: Sequence[str]) -> VerifierScore:
     found = final_answer.number(said)
     if found is None:
-        return VerifierScore(0.0, "missing: no number, or several in a box")
+        return VerifierScore(0.0, "missing: no number, or no single plain one in a box")
     wanted = map(final_answer.gold_number, golds)
     if any(number is not None and found.equals(number, relative=tolerance) for number in wanted):
         return _RIGHT
@@ -335,12 +344,15 @@ def _math(said: str, golds: Sequence[str]) -> VerifierScore | _Task:
 
 
 def _box(latex: str) -> str:
-    return f"\\boxed{{{latex}}}"
+    """For math-verify, which would read 1 1/2 as 1, and 1\\,234 as 1 + 234."""
+    return "\\boxed{" + _GROUPED.sub("", _MIXED.sub(r"\1\\frac{\2}{\3}", latex)) + "}"
 
 
 def _latex(text: str) -> str:
     """LaTeX without what changes its looks only."""
-    return _SPACING.sub("", _TEXT.sub(r"\1", text.strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    plain = _TEXT.sub(r"\1", text.strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    plain = _BEFORE_COMMA.sub("", _FRACTION.sub(r"\\frac\1", plain))
+    return " ".join(_SPACING.sub("", part) for part in _APART.split(plain))
 
 
 def _regex(answer: str, golds: Sequence[str]) -> _Task:

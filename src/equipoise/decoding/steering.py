@@ -25,6 +25,7 @@ from equipoise.core.rows import Rows
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.data.problems import Problem, read_problems, ready_problems
+from equipoise.data.records import Renamed
 from equipoise.data.text import encodable
 from equipoise.data.verify import open_verifier
 from equipoise.decoding.alphaone import AlphaOne
@@ -176,12 +177,14 @@ class Steering(Request):
             )
         names, inputs = {}, {}
         given = prompts if isinstance(prompts, str | Path) else list(prompts)
-        problems = _read("prompts", given, names, inputs, limit, fields, gold_needed=verifier is not None)
+        renamed = Renamed(fields)
+        problems = _read("prompts", given, names, inputs, limit, fields, renamed, gold_needed=verifier is not None)
         measured: list[Problem] = []
         if wanted.needs_moment and wanted.mean_thinking is None:
             # The first of all prompts, whatever the limit: it must not change what a prompt comes to.
             source = given if calibration is None else calibration
-            measured = _read("calibration", source, names, inputs, wanted.calibrate, fields, gold_needed=False)
+            measured = _read("calibration", source, names, inputs, wanted.calibrate, fields, renamed, gold_needed=False)
+        renamed.check()
         text = None
         if schema is not None:
             text, inputs["schema"] = _schema(schema), sha256_file(schema)
@@ -384,6 +387,7 @@ def _read(
     inputs: dict[str, str],
     limit: int | None,
     fields: Mapping[str, str] | None,
+    renamed: Renamed,
     *,
     gold_needed: bool,
 ) -> list[Problem]:
@@ -391,7 +395,7 @@ def _read(
     if not isinstance(given, str | Path) and any(isinstance(each, Problem) for each in given):
         problems = ready_problems(given, limit=limit, gold_needed=gold_needed)
     else:
-        problems = read_problems(given, limit=limit, fields=fields, gold_needed=gold_needed)
+        problems = read_problems(given, limit=limit, fields=fields, gold_needed=gold_needed, renamed=renamed)
     if isinstance(given, str | Path):
         names[what], inputs[what] = str(given), sha256_file(Path(given))
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem, read_problems, ready_problems
+from equipoise.data.records import Renamed
 from equipoise.data.verify import Verifier, open_verifier
 from equipoise.reinforcement import stages
 from equipoise.reinforcement.acting import FEWEST, Acting, met
@@ -147,19 +148,21 @@ def read_prompts(
     problems: dict[str, list[Problem]] = {}
     names: dict[str, str] = {}
     digests: dict[str, str] = {}
+    renamed = Renamed(fields)
     for name, source in given.items():
         if source is None:
             continue
         if isinstance(source, str | Path):
-            problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed)
+            problems[name] = read_problems(source, limit=limit, fields=fields, gold_needed=gold_needed, renamed=renamed)
             names[name], digests[name] = str(source), sha256_file(Path(source))
             continue
         rows = list(source)
         if any(isinstance(each, Problem) for each in rows):
             problems[name] = ready_problems(rows, limit=limit, gold_needed=gold_needed)
         else:
-            problems[name] = read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed)
+            problems[name] = read_problems(rows, limit=limit, fields=fields, gold_needed=gold_needed, renamed=renamed)
         names[name] = f"{len(problems[name])} problems"
+    renamed.check()
     return problems, names, digests
 
 

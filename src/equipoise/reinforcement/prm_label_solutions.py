@@ -19,7 +19,7 @@ from typing import Any
 from equipoise.core.errors import BadInput, did_you_mean
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import FIELDS, GOLDS, Problem, problem_from
-from equipoise.data.records import Cells, kind_of, read_rows
+from equipoise.data.records import Cells, Renamed, kind_of, read_rows
 from equipoise.reinforcement.prm import PLACEHOLDER
 
 OWN_FIELDS = ("steps", "solution")
@@ -107,7 +107,8 @@ def read(
     """The first `limit` problems of a file, or of rows or `Problem`s; how the source is called; its digest.
 
     Raises BadInput with place and remedy for what cannot be read: no prompt, no gold answer or none but the solution itself,
-    a solution without steps, an empty step, ids that are used twice, and what would be labelled twice.
+    a solution without steps, an empty step, ids that are used twice, and what would be labelled twice;
+    and for a name in `fields` that no row has.
     """
     fields = dict(fields or {})
     for name in fields:
@@ -116,7 +117,8 @@ def read(
     found: list[LabelProblem] = []
     ids: dict[str, str] = {}
     texts: dict[Any, str] = {}
-    for each in islice(_iterate(source, fields, separator), limit):
+    renamed = Renamed(fields)
+    for each in islice(_iterate(source, fields, separator, renamed), limit):
         problem, place = each.problem, each.place
         if problem.id in ids:
             raise BadInput(f"{place}: id {problem.id!r} was used before at {ids[problem.id]}; make ids unique.")
@@ -126,6 +128,7 @@ def read(
             raise BadInput(f"{place}: {again} stands at {texts[what]} too; leave one of them out.")
         ids[problem.id] = texts[what] = place
         found.append(each)
+    renamed.check()
     named = isinstance(source, str | Path)
     if not found:
         raise BadInput(f"{source if named else 'what was given'} is empty: expected a problem with a gold answer.")
@@ -136,7 +139,7 @@ def read(
 
 
 def _iterate(
-    source: str | Path | Iterable[Any], fields: Mapping[str, str], separator: str | None
+    source: str | Path | Iterable[Any], fields: Mapping[str, str], separator: str | None, renamed: Renamed
 ) -> Iterator[LabelProblem]:
     if isinstance(source, str | Path):
         stem, rows = Path(source).name.split(".")[0], read_rows(Path(source))
@@ -150,6 +153,7 @@ def _iterate(
             continue
         if not isinstance(row, Mapping):
             raise BadInput(f"{place}: expected a problem or a row of fields, found {kind_of(row)}.")
+        renamed.see(place, row, lowered=True)
         ours = {name: field for name, field in fields.items() if name in FIELDS}
         problem = problem_from(row, place=place, default_id=f"{stem}-{number}", fields=ours)
         found = LabelProblem(problem, place, _given(row, place, fields, separator))

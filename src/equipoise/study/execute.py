@@ -105,7 +105,9 @@ def run_study(
     and with `fail_fast` at any failure. Raises BadInput before anything is started: options, arms, another content of `out`.
     """
     study = declaration.build(**dict(options or {}))
-    wanted = [study.arm(name) for name in arms] if arms else list(study.arms)
+    if arms is not None and not arms:
+        raise BadInput("No arm is named: give --arms names with commas between, or leave it out for all.")
+    wanted = list(study.arms) if arms is None else [study.arm(name) for name in dict.fromkeys(arms)]
     if seeds is None or isinstance(seeds, int):
         seeds = list(study.test_seeds(seeds))
     seeds = list(dict.fromkeys(seeds))

@@ -96,7 +96,7 @@ def read_study(root: Path) -> dict[str, Any]:
     """What study.json of an output folder says. Raises BadInput where there is none, or a damaged one."""
     try:
         content = read_json(root / STUDY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{root} holds no {STUDY}; give the --out folder of `equipoise study run`.") from None
     except ValueError as error:
         raise BadInput(f"{root / STUDY} is damaged ({error}); the command that made it writes it anew.") from None

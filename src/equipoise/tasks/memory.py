@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal, cast, get_args
 
 from inspect_ai import Task, task
@@ -36,7 +37,7 @@ from equipoise.data import locomo as conversations
 from equipoise.data import longmemeval as haystacks
 from equipoise.data.answers import contains, matches
 from equipoise.data.histories import History, MemoryQuestion
-from equipoise.data.lifelogs import LETTERS, read_histories
+from equipoise.data.lifelogs import read_histories
 from equipoise.data.public import folder
 from equipoise.data.text import after_thinking
 
@@ -188,7 +189,7 @@ def _task(
         Sample(
             id=question.id,
             input=question.text,
-            target=list(question.gold) if open_ended or question.right is None else LETTERS[question.right],
+            target=list(question.gold) if open_ended or question.right is None else ascii_uppercase[question.right],
             choices=None if open_ended or not question.options else list(question.options),
             metadata={
                 "history": history.name,
@@ -341,7 +342,7 @@ def answered(judge: str | None = None) -> Scorer:
         measured = _read(state)
         if options := [choice.value for choice in state.choices]:
             place = letter(said, len(options))
-            right = float(place is not None and LETTERS[place] == target.text)
+            right = float(place is not None and ascii_uppercase[place] == target.text)
             corrected = guess_corrected(right, len(options))
             return _score(right, said, {**measured, "luck taken out": corrected}, unread=place is None)
         golds = list(target)

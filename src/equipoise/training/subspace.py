@@ -8,6 +8,9 @@ N states, D their width, K directions. For states x_1 ... x_N in the rows of X, 
 
 Two ways to the same directions: `Moments` sums X' X while states stream by, D^2 numbers whatever N is; `directions`
 decomposes states that are all in memory, cheaper where N < D. An eigenvector has no sign: here its largest entry is above 0.
+
+Far from zero X' X / N - m m' is what rounding leaves of two large numbers. So a mean is subtracted before squaring: m itself
+of states in memory, of a stream the mean of its first batch.
 """
 
 import torch
@@ -18,13 +21,14 @@ from equipoise.training.gradients import sum_dtype
 
 
 class Moments:
-    """Sums of x and x x' over tokens, added batch by batch."""
+    """Sums of x - o and (x - o)(x - o)' over tokens, added batch by batch; o is the mean of the first."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         """device: where the sums are kept; in float64, which MPS does not have."""
         self.count = 0
         device = torch.device(device)
         self._sum = torch.zeros(width, dtype=sum_dtype(device), device=device)
+        self._origin = self._sum.clone()
         self._squares = self._sum.new_zeros(width, width)
 
     @property
@@ -42,23 +46,25 @@ class Moments:
             raise BadInput(f"these states are {states.shape[-1]} wide, the moments {self.width}.")
         rows = states.reshape(-1, self.width) if mask is None else states[mask.to(states.device, torch.bool)]
         rows = rows.to(self._sum)
-        added = rows.sum(0)
-        if not added.isfinite().all():
-            raise BadInput("states hold numbers that are not finite: the model, or its precision, is damaged.")
-        self._sum += added
+        _check_finite(rows)
+        if not self.count and len(rows):
+            self._origin = rows.mean(0)
+        rows = rows - self._origin
+        self._sum += rows.sum(0)
         self._squares.addmm_(rows.T, rows)
         self.count += len(rows)
 
     @property
     def mean(self) -> Tensor:
         """[D]; nan when nothing was added."""
-        return self._sum / self.count if self.count else torch.full_like(self._sum, torch.nan)
+        return self._origin + self._sum / self.count if self.count else torch.full_like(self._sum, torch.nan)
 
     def second(self, *, centred: bool) -> Tensor:
         """C, [D, D]: the covariance when centred, else the second moments. Raises BadInput when nothing was added."""
         _require(self.count, 1)
-        squares = self._squares / self.count
-        return squares - self.mean.outer(self.mean) if centred else squares
+        shift = self._sum / self.count
+        covariance = self._squares / self.count - shift.outer(shift)
+        return covariance if centred else covariance + self.mean.outer(self.mean)
 
     def directions(self, count: int, *, centred: bool) -> Tensor:
         """The first `count` principal directions, orthonormal, [count, D], those of the largest variance first.
@@ -66,12 +72,12 @@ class Moments:
         Raises BadInput where the states vary in fewer directions: the rest would be arbitrary.
         """
         _require(self.count, count + centred)
-        return _chosen(*self.spectrum(centred=centred), count)
+        shift = self._sum / self.count
+        return _chosen(*self.spectrum(centred=centred), count, _lost(self.mean, shift if centred else None))
 
     def spectrum(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Every eigenvector of C, [D, D] row by row, and its eigenvalue, [D], largest first."""
-        variances, vectors = torch.linalg.eigh(self.second(centred=centred))
-        return vectors.T.flip(0), variances.flip(0)
+        return _spectrum(self.second(centred=centred))
 
     def variances(self, directions: Tensor, *, centred: bool) -> Tensor:
         """Mean square along each of the directions [K, D] (from the mean when centred), [K]."""
@@ -86,14 +92,14 @@ def directions(states: Tensor, count: int, *, centred: bool, fewer: bool = False
     fewer: where they vary in fewer directions, those.
     """
     _require(len(states), 1 if fewer else count + centred)
-    if states.shape[0] >= states.shape[1]:
-        moments = Moments(states.shape[1], states.device)
-        moments.add(states)
-        return _chosen(*moments.spectrum(centred=centred), count, fewer)
     rows = states.to(sum_dtype(states.device))
-    rows = rows - rows.mean(0) if centred else rows
+    _check_finite(rows)
+    mean = rows.mean(0)
+    rows = rows - mean if centred else rows
+    if rows.shape[0] >= rows.shape[1]:
+        return _chosen(*_spectrum(rows.T @ rows / len(rows)), count, _lost(mean), fewer)
     _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
-    return _chosen(vectors, singular.square() / len(rows), count, fewer)
+    return _chosen(vectors, singular.square() / len(rows), count, _lost(mean), fewer)
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
@@ -130,9 +136,26 @@ def _require(found: int, needed: int) -> None:
         raise BadInput(f"{found} states cannot tell so many directions: {needed} are needed. Use more text, or fewer.")
 
 
-def _chosen(vectors: Tensor, variances: Tensor, count: int, fewer: bool = False) -> Tensor:
+def _check_finite(rows: Tensor) -> None:
+    if not rows.sum(0).isfinite().all():
+        raise BadInput("states hold numbers that are not finite: the model, or its precision, is damaged.")
+
+
+def _spectrum(second: Tensor) -> tuple[Tensor, Tensor]:
+    variances, vectors = torch.linalg.eigh(second)
+    return vectors.T.flip(0), variances.flip(0)
+
+
+def _lost(mean: Tensor, shift: Tensor | None = None) -> Tensor:
+    """The variance that rounding makes of states with that mean: their last bits, and shift shift' taken from squares."""
+    eps = torch.finfo(mean.dtype).eps
+    last = (mean.norm() * eps).square()
+    return last if shift is None else last + shift.square().sum() * eps
+
+
+def _chosen(vectors: Tensor, variances: Tensor, count: int, lost: Tensor, fewer: bool = False) -> Tensor:
     """The first of these rows, largest entry positive; refuses, or with `fewer` leaves out, whose variance is rounding."""
-    floor = variances[0].clamp(min=0) * len(vectors) * torch.finfo(variances.dtype).eps
+    floor = (variances[0].clamp(min=0) * torch.finfo(variances.dtype).eps + lost) * len(vectors)
     varied = int((variances > floor).sum())
     if varied < count and not fewer:
         raise BadInput(f"the states vary in {varied} directions and {count} were asked for: use fewer.")

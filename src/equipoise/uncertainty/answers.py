@@ -70,6 +70,8 @@ def read_answers(
     problems = read_problems(source, limit=limit, fields={"gold": "gold"} | renamed, gold_needed=False)
     texts = tuple(_text(problem, names["answer"]) for problem in problems)
     right = [_label(problem, names["correct"]) for problem in problems]
+    if names["correct"] != "correct" and not any(names["correct"] in problem.columns for problem in problems):
+        raise BadInput(f"no row has the field {names['correct']!r} that was named for correct.")
     unknown = [place for place, each in enumerate(right) if math.isnan(each) and problems[place].gold]
     if unknown and verifier is None:
         raise BadInput(

@@ -25,6 +25,7 @@ from equipoise.core.rows import Rows
 from equipoise.core.state import save_state, stored_state
 from equipoise.core.streams import torch_stream
 from equipoise.data.problems import Problem, read_problems
+from equipoise.data.records import Renamed
 from equipoise.language import adapters
 from equipoise.language.embed import fingerprint
 from equipoise.language.encode import encode_prompts
@@ -78,10 +79,16 @@ class Labelled:
 
 
 def read_labelled(
-    source: Any, classes: Sequence[str], *, limit: int | None, fields: Mapping[str, str] | None, needed: bool
+    source: Any,
+    classes: Sequence[str],
+    *,
+    limit: int | None,
+    fields: Mapping[str, str] | None,
+    needed: bool,
+    renamed: Renamed,
 ) -> Labelled:
     """Rows with a prompt and, where `needed`, a label that is one of the classes but for white space around it."""
-    problems = read_problems(source, limit=limit, fields=fields, gold_needed=needed)
+    problems = read_problems(source, limit=limit, fields=fields, gold_needed=needed, renamed=renamed)
     places = {text.strip(): place for place, text in enumerate(classes)}
     if len(places) < len(classes):
         raise BadInput(
@@ -104,11 +111,13 @@ def read_labelled(
     return Labelled(problems, labels, str(source) if named else "rows", digest)
 
 
-def read_tested(source: Any, classes: Sequence[str], fields: Mapping[str, str] | None) -> Labelled | None:
+def read_tested(
+    source: Any, classes: Sequence[str], fields: Mapping[str, str] | None, renamed: Renamed
+) -> Labelled | None:
     """Labelled rows to test on, of which some fit the temperature; None for none."""
     if source is None:
         return None
-    found = read_labelled(source, classes, limit=None, fields=fields, needed=True)
+    found = read_labelled(source, classes, limit=None, fields=fields, needed=True, renamed=renamed)
     if len(found.problems) < FIT_ONE_IN:
         raise BadInput(
             f"There are {len(found.problems)} labelled prompts to test on, of which one in {FIT_ONE_IN} fits the "
@@ -117,9 +126,11 @@ def read_tested(source: Any, classes: Sequence[str], fields: Mapping[str, str] |
     return found
 
 
-def named_classes(source: Any, *, limit: int | None, fields: Mapping[str, str] | None) -> tuple[str, ...]:
+def named_classes(
+    source: Any, *, limit: int | None, fields: Mapping[str, str] | None, renamed: Renamed
+) -> tuple[str, ...]:
     """The labels that occur, in order. Raises BadInput where there are fewer than two."""
-    problems = read_problems(source, limit=limit, fields=fields, gold_needed=False)
+    problems = read_problems(source, limit=limit, fields=fields, gold_needed=False, renamed=renamed)
     found = tuple(sorted({problem.gold[0] for problem in problems if problem.gold}))
     if len(found) < 2:
         raise BadInput(
@@ -320,9 +331,11 @@ class Bayesianizing(_Bayes):
             raise BadInput("Two adapters of the ensemble are one and the same: give such of different seeds.")
         if not settings.sigma_low < settings.sigma_high:
             raise BadInput(f"sigma_low {settings.sigma_low:g} must be below sigma_high {settings.sigma_high:g}.")
-        found = named_classes(inputs, limit=limit, fields=fields) if classes is None else classes
-        labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=teacher == "blob")
-        tested = read_tested(test, found, fields)
+        renamed = Renamed(fields)
+        found = named_classes(inputs, limit=limit, fields=fields, renamed=renamed) if classes is None else classes
+        labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=teacher == "blob", renamed=renamed)
+        tested = read_tested(test, found, fields, renamed)
+        renamed.check()
         read = {"inputs": labelled.digest}
         for name, each in {"adapter": adapter, **{f"member {n}": each for n, each in enumerate(members, 2)}}.items():
             read |= {name: sha256_file(each / WEIGHTS), f"{name}'s configuration": sha256_file(each / CONFIGURATION)}
@@ -552,8 +565,10 @@ class Distilling(_Bayes):
                     raise KeyError(name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{teacher / ABOUT} cannot be read ({error}): make the teacher again.") from error
-        labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=label_weight > 0)
-        tested = read_tested(test, found, fields)
+        renamed = Renamed(fields)
+        labelled = read_labelled(inputs, found, limit=limit, fields=fields, needed=label_weight > 0, renamed=renamed)
+        tested = read_tested(test, found, fields, renamed)
+        renamed.check()
         read = {"adapter": sha256_file(teacher / WEIGHTS), "posterior": sha256_file(teacher / teachers.POSTERIOR)}
         read |= {"configuration": sha256_file(teacher / CONFIGURATION), "classes": sha256_file(teacher / ABOUT)}
         read |= {"inputs": labelled.digest, "test": tested.digest if tested else ""}

@@ -13,7 +13,7 @@ import numpy as np
 
 from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
-from equipoise.data.records import Record, read_records, record_from
+from equipoise.data.records import Record, Renamed, read_records, record_from
 from equipoise.unlearning.notes import of_records
 
 CHOICES = 4
@@ -80,22 +80,25 @@ def read_sides(given: Mapping[str, Any], fields: Mapping[str, str] | None) -> Si
     """
     records: dict[str, list[Record]] = {}
     names, digests = {}, {}
+    renamed = Renamed(fields)
     for name, source in given.items():
         if isinstance(source, str | Path):
-            records[name], names[name] = read_records(source, fields=fields), str(source)
+            records[name], names[name] = read_records(source, fields=fields, renamed=renamed), str(source)
             digests[name] = sha256_file(Path(source))
         else:
-            records[name] = [
-                record
-                if isinstance(record, Record)
-                else record_from(dict(record), place=f"{name}[{index}]", default_id=f"{name}-{index}", fields=fields)
-                for index, record in enumerate(source)
-            ]
+            records[name] = []
+            for index, record in enumerate(source):
+                if not isinstance(record, Record):
+                    place, row = f"{name}[{index}]", dict(record)
+                    renamed.see(place, row)
+                    record = record_from(row, place=place, default_id=f"{name}-{index}", fields=fields)
+                records[name].append(record)
             _check_ids(name, records[name])
             names[name] = f"{len(records[name])} records"
             digests[name] = digest_of(records[name])
         if not records[name]:
             raise BadInput(f"{name} holds no records: at least one is needed.")
+    renamed.check()
     of_records(records)
     return Sides(records, names, digests)
 
