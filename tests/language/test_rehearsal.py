@@ -81,10 +81,10 @@ class NoGradient(LlamaForCausalLM):
 class NoFewer(LlamaForCausalLM):
     """Whose state does not know how rows leave."""
 
-    def forward(self, input_ids, use_cache=False, **words):
+    def forward(self, input_ids, past_key_values=None, use_cache=False, **words):
         if use_cache and len(input_ids) == 3:
             raise NotImplementedError("four rows")
-        return super().forward(input_ids=input_ids, use_cache=use_cache, **words)
+        return super().forward(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache, **words)
 
 
 def test_rows_that_end_before_others_are_tried(small):
