@@ -25,7 +25,7 @@ from equipoise.chat.client import Chat, resolve
 from equipoise.chat.record import Record
 from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
-from equipoise.core.secrets import SECRET_NAME
+from equipoise.core.secrets import SECRET_NAME, named_secrets
 
 RECORD = "calls.jsonl"  # in the folder of a job
 
@@ -193,12 +193,13 @@ class Players:
 
 
 def check_no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:
-    """Raises BadInput for a key among the arguments, which are stored and shown in reports, or in an address."""
+    """Raises BadInput for a key at any depth of the arguments, which are stored and shown in reports, or in an address."""
     try:
         address = urlsplit(url or "")
     except ValueError as error:
         raise BadInput(f"{url!r} is no address: {error}.") from None
     names = [name for name in arguments or {} if SECRET_NAME.search(name)]
+    names += [name for name, text in named_secrets(arguments or {}) if text]
     asked = any(SECRET_NAME.search(name) for name, _ in parse_qsl(address.query, keep_blank_values=True))
     if names or asked or "@" in address.netloc:
         what = f"The argument {names[0]!r}" if names else "The address"
