@@ -146,6 +146,27 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_opened(role, message
         Roles([role, writer, ranker], prices={"openai/w": (1, 1)})
 
 
+def test_two_servers_of_one_name_are_not_told_apart_and_refused():
+    def roles(reader, grader, arguments=(None, None)):
+        played = zip(("reader", "grader"), arguments, (reader, grader), strict=True)
+        return Roles([Role(name, "openai-api/mine/m", given, url) for name, given, url in played])
+
+    for urls in (
+        ("http://localhost:8000/v1", "http://localhost:8001/v1"),
+        ("http://one/v1/", "http://two/v1"),
+        ("http://one", None),
+    ):
+        with pytest.raises(
+            BadInput, match=r"The reader and the grader are openai-api/mine/m at two addresses.*different"
+        ):
+            roles(*urls)
+    roles("http://one/v1/", "http://one/v1")
+    roles("http://one/v1", "http://one/v2")  # the path is part of the keys
+    roles("http://one/v1", "http://two/v1", arguments=({"top_k": 1}, {"top_k": 2}))
+    Roles([Role("reader", "openai/m", url="http://one"), Role("grader", like="reader")])
+    Roles([Role("reader", "openai/m", url="http://one"), Role("scorer", "openai/m", asked=False)])
+
+
 def test_numbers_of_tokens_are_no_secrets():
     Role("reader", "openai/m", {"extra_body": {"stop_token_ids": [1, 2], "top_k": 3, "eos_token": ""}}).check()
 
