@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,6 +217,23 @@ def test_a_grade_as_data_is_one_of_them():
     for wrong in ({"reasoning": "x" * 601, "grade": "no"}, {"reasoning": "", "grade": "maybe"}, {"grade": "no"}):
         with pytest.raises(ValidationError):
             words(**wrong)
+
+
+@pytest.mark.parametrize(
+    "names", [("0", "5", "10"), ("bad", "fair", "good"), ("1", "3", "2"), ("01", "02"), ("0.5", "1")]
+)
+def test_ordered_grades_that_are_no_run_of_whole_numbers_are_named_one_by_one(names):
+    grades = Grades({name: place / len(names) for place, name in enumerate(names)}, ordered=True)
+    grader = ChatGrader(SimpleNamespace(name="m"), grades)
+    assert not grades.whole and grades.told == list(names) and TEN.whole
+    for name in names:
+        assert grader._grade(Reply("", "answered", value=grader._schema(reasoning="", grade=name))).grade == name
+        assert read_grade(f"Grade: {name}, as was said", grades) == name
+    for wrong in ("3", "7", "ok", 2):
+        if wrong not in names:
+            with pytest.raises(ValidationError):
+                grader._schema(reasoning="", grade=wrong)
+    assert read_grade(f"{names[0]}, or rather {names[-1]}", grades) is None
 
 
 def test_what_grading_holds_unless_it_is_said():

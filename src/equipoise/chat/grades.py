@@ -49,9 +49,16 @@ class Grades:
         return cls(credits, accept=credits[str(accept)], ordered=True)
 
     @property
+    def whole(self) -> bool:
+        """Whether they are a scale of which every whole number between the ends is one."""
+        low = next(iter(self.credits))
+        numbers = range(int(low), int(low) + len(self.credits)) if re.fullmatch(r"-?\d+", low) else ()
+        return self.ordered and list(self.credits) == [str(number) for number in numbers]
+
+    @property
     def told(self) -> list[str]:
         """The grades as a prompt lists them."""
-        if self.ordered:
+        if self.whole:
             low, *_, high = self.credits
             return [f"a whole number from {low}, the worst, to {high}, the best"]
         return [f"{grade}: {self.meanings[grade]}" if grade in self.meanings else grade for grade in self.credits]
@@ -72,7 +79,7 @@ class Grades:
         """The grade that a text is, in whatever emphasis and case; of a scale to 10 also as "7/10"."""
         said = _words(text).rstrip(" .!;,")  # behind "Correct:" stands what decides
         if self.ordered:
-            said = re.sub(rf"\s*(?:/|out of)\s*{list(self.credits)[-1]}$", "", said)
+            said = re.sub(rf"\s*(?:/|out of)\s*{re.escape(list(self._by_words)[-1])}$", "", said)
         return self._by_words.get(said)
 
     def leading(self, text: str) -> str | None:
@@ -83,7 +90,8 @@ class Grades:
             return grade
         head, _, rest = re.sub(r"[,.;!]\s| [–—-] ", "\n", _words(text), count=1).partition("\n")
         others = [words for words, other in self._by_words.items() if other != self.named(head)]
-        named = r"\d" if self.ordered else rf"(?<!\w)(?:{'|'.join(map(re.escape, others))})(?!\w)"
+        counted = self.ordered and all(re.fullmatch(r"-?\d+", grade) for grade in self.credits)
+        named = r"\d" if counted else rf"(?<!\w)(?:{'|'.join(map(re.escape, others))})(?!\w)"
         return None if re.search(named, rest) or _denied(head, rest) else self.named(head)
 
 
