@@ -1,8 +1,10 @@
 """Costs by hand, budgets at their edges, estimates."""
 
+from dataclasses import replace
+
 import pytest
 
-from equipoise.chat.account import Account, Planned, estimate
+from equipoise.chat.account import Account, Estimate, Planned, estimate
 from equipoise.chat.calls import Call
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.core.budget import Budget
@@ -97,6 +99,26 @@ def test_each_limit_stops_where_it_says(monkeypatch):
         account.check(Budget(minutes=30))
 
 
+def test_a_budget_in_dollars_is_kept_beside_what_has_no_price(tmp_path):
+    """An earlier attempt asked a model that is not asked any more: what is known is compared."""
+    with Record(tmp_path / "r.jsonl") as record:
+        record.add(entry(model="openai/old"), Call((Message("user", "?"),), "judge"))
+        account = Account(PRICES)
+        account.include(record)
+    account.check(Budget(usd=0.004))
+    account.book(entry())
+    account.book(entry(model="openai/new", status="failed", usage=None))
+    account.check(Budget(usd=0.004))
+    account.book(entry())
+    assert account.usd() is None
+    with pytest.raises(BudgetReached, match=r"budget of usd=0\.004"):
+        account.check(Budget(usd=0.004))
+    account.book(entry(model="openai/new"))
+    account.check(Budget(calls=9))
+    with pytest.raises(BadInput, match="needs the price of openai/new, which is asked, too"):
+        account.check(Budget(usd=9))
+
+
 def test_a_budget_of_tokens_that_nobody_tells_is_refused():
     account = Account()
     account.book(entry(usage=None))
@@ -116,6 +138,14 @@ def test_an_estimate_by_hand():
         "101 calls, about 10,010 prompt tokens (characters / 4), at most 20,050 generated tokens, at most 0.18 usd"
     )
     assert estimate(plan, model="openai/b").usd is None and estimate(plan, model="equipoise/smollm2").usd == 0
+
+
+def test_equal_calls_are_estimated_once_and_equal_plans_each():
+    call = Call((Message("user", "y" * 40),), phase="judge", max_tokens=50)
+    planned = Planned("teach", calls=100, characters=400, max_tokens=200)
+    again = [call, replace(call, phase="teach"), replace(call, sample=1)]
+    assert estimate(again) == Estimate(2, 20, 100, None)
+    assert estimate([planned, planned]) == Estimate(200, 20_000, 40_000, None)
 
 
 def test_what_has_no_count_and_what_has_no_price():
@@ -219,7 +249,7 @@ def test_estimates_at_their_edges():
     assert [about(n).prompt_tokens for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     assert (about(1, 2).calls, about(1, 2).prompt_tokens, about(1, 2).generated_tokens) == (2, 1, 18)
     planned = [Planned("a", 3, 10.5, 7)]
-    assert estimate(planned) == estimate([*planned, *planned]) and str(estimate(planned)) == (
+    assert estimate([*planned, *planned]).calls == 6 and str(estimate(planned)) == (
         "3 calls, about 8 prompt tokens (characters / 4), at most 21 generated tokens, no price known"
     )
     assert about(4, model="equipoise/x", prices={"equipoise/x": (1.0, 1.0, 1.0)}).usd == pytest.approx(10 / 1e6)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from equipoise.chat import client
 from equipoise.chat.account import Account
-from equipoise.chat.calls import Call, Reply
+from equipoise.chat.calls import Call, Reply, ToldToken
 from equipoise.chat.client import Chat, inspect_messages, resolve
 from equipoise.chat.record import Entry, Record, Usage
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
@@ -120,6 +120,14 @@ def test_the_seed_of_a_model_in_this_process_is_the_beginning_of_the_key(asked, 
     monkeypatch.setattr(Chat, "key", lambda self, asked: "00000ff" + "9" * 57)
     _, _, model = asked(call(), said("yes"), name="equipoise/smollm2")
     assert model.configs[0][1].seed == 255
+
+
+def test_likeliest_tokens_come_with_values_too():
+    tokens = (ToldToken("1", -0.5, (("1", -0.5), ("2", -1.5))),)
+    call = Call((Message("user", "?"),), "judge", schema=Verdict, likeliest=2)
+    for text, status in (('{"better": 1}', "answered"), ("no", "invalid")):
+        reply, again = client._reading(call, stored(status, text, tokens=tokens))
+        assert (reply.status, reply.tokens) == (status, tokens) and (again is None) == (status == "answered")
 
 
 def test_an_empty_answer_is_asked_for_once_more_and_all_is_paid(asked):
@@ -384,7 +392,7 @@ def test_waits_are_stated():
 
 @pytest.mark.parametrize("name", [*client.TRANSPORT, "api_key", "token", "default_headers"])
 def test_what_only_changes_the_transport_is_no_part_of_a_key(name):
-    assert client._identity("openai/m", {name: 1, "tools": object(), "dtype": "float16"}, None) == {
+    assert client.identity("openai/m", {name: 1, "tools": object(), "dtype": "float16"}, None) == {
         "model": "openai/m", "model_args": {"dtype": "float16"}, "base_url": "",
     }  # fmt: skip
 
@@ -392,7 +400,7 @@ def test_what_only_changes_the_transport_is_no_part_of_a_key(name):
 def test_an_address_is_its_path():
     paths = {"http://one/v1": "/v1", "https://me:pw@two:8/v1/": "/v1", "http://one": "", "http://one/a/b//?q=1": "/a/b"}
     for url, path in paths.items():
-        assert client._identity("m/m", {"mood": (1, 2)}, url) == {
+        assert client.identity("m/m", {"mood": (1, 2)}, url) == {
             "model": "m/m",
             "model_args": {"mood": [1, 2]},
             "base_url": path,

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,45 @@ class Scripted:
         ("The answer is correct, since it names Paris.", CORRECT, "CORRECT"),
         ("The answer is not correct.", CORRECT, None),
         ("Correct answer: Paris", CORRECT, None),
+        # What a grade that is asked about, or denied, says: another one, or nothing.
+        *[
+            (text, BINARY, None)
+            for text in (
+                "Correct: No",
+                "Correct: no, the answer is wrong",
+                "**Correct**: No",
+                "Correct: False",
+                "Correct: 0",
+                "Correct:\nNo",
+                "Correct? No.",
+                "Verdict: correct? No.",
+                "Verdict: **Correct: no**",
+                "Correct: Oslo\nGiven: Bergen",
+                "Correct: Oslo, given: Bergen",
+                "Correct - no",
+                "Correct; no, the year differs",
+                "Correct. Not.",
+                "Correct, it is not.",
+                "Correct, it isn't",
+                "Correct, I would say that it isn’t; the year differs",
+                "Correct, it is not correct",
+                "correct\nNo, it is not.",
+                "Grade: correct\nWrong.",
+            )
+        ],
+        ("Correct? Yes.", YES, None),
+        ("Correct: yes\nVerdict: yes", YES, "yes"),
+        ("Correct, it does not contradict the right answer.", BINARY, "correct"),
+        ("Correct. No errors.", BINARY, "correct"),
+        ("Correct\nNo year was asked for.", BINARY, "correct"),
+        ("Incorrect. Wrong.", BINARY, "incorrect"),
+        ("Incorrect, it is not.", BINARY, "incorrect"),
+        ("Incorrect\nNo, it says Bergen.", BINARY, "incorrect"),
+        ("No, it does not.", YES, "no"),
+        ("Partially correct. Wrong year.", FOUR, "partially_correct"),
+        ("Partially correct, not complete.", FOUR, "partially_correct"),
+        ("Not attempted, it does not.", FOUR, "not_attempted"),
+        ("7, because it does not name the year.", TEN, "7"),
         ("It is close.\n\nCORRECT", CORRECT, "CORRECT"),
         ("CORRECT\nThe answer is what was asked for.", CORRECT, "CORRECT"),
         # CulturALL: 1 or 0 and nothing else.
@@ -177,6 +217,23 @@ def test_a_grade_as_data_is_one_of_them():
     for wrong in ({"reasoning": "x" * 601, "grade": "no"}, {"reasoning": "", "grade": "maybe"}, {"grade": "no"}):
         with pytest.raises(ValidationError):
             words(**wrong)
+
+
+@pytest.mark.parametrize(
+    "names", [("0", "5", "10"), ("bad", "fair", "good"), ("1", "3", "2"), ("01", "02"), ("0.5", "1")]
+)
+def test_ordered_grades_that_are_no_run_of_whole_numbers_are_named_one_by_one(names):
+    grades = Grades({name: place / len(names) for place, name in enumerate(names)}, ordered=True)
+    grader = ChatGrader(SimpleNamespace(name="m"), grades)
+    assert not grades.whole and grades.told == list(names) and TEN.whole
+    for name in names:
+        assert grader._grade(Reply("", "answered", value=grader._schema(reasoning="", grade=name))).grade == name
+        assert read_grade(f"Grade: {name}, as was said", grades) == name
+    for wrong in ("3", "7", "ok", 2):
+        if wrong not in names:
+            with pytest.raises(ValidationError):
+                grader._schema(reasoning="", grade=wrong)
+    assert read_grade(f"{names[0]}, or rather {names[-1]}", grades) is None
 
 
 def test_what_grading_holds_unless_it_is_said():

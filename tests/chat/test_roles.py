@@ -128,6 +128,12 @@ def test_prices_are_found_under_the_name_that_was_typed(tmp_path):
         (Role("reader", like="ranker"), "The reader is <.*Ranker.*: expected the name of a model"),
         (Role("reader", "rules", {"a": 1}, own=("rules",)), "this reader is none"),
         (Role("reader", "openai/m", {"api_key": "sk-abcdefgh"}), "The argument 'api_key' holds a secret"),
+        (Role("reader", "openai/m", {"default_query": {"api_key": "x"}}), "The argument 'api_key' holds a secret"),
+        (Role("reader", "openai/m", {"tries": [{"X-Api-Key": "x"}]}), "The argument 'X-Api-Key' holds a secret"),
+        (
+            Role("reader", "openai/m", {"extra": {"Authorization": ["x"]}}),
+            "The argument 'Authorization' holds a secret",
+        ),
         (Role("reader", "openai/m", url="https://me:hunter2@host/v1"), "The address holds a secret"),
         (Role("reader", "openai/m", url="https://host/v1?api_key=hunter2"), "The address holds a secret"),
         (Role("reader", "openai/m", url="http://[host"), "is no address"),
@@ -138,6 +144,31 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_opened(role, message
     writer, ranker = Role("writer", "openai/w"), Role("ranker", Ranker(), methods=("rank",))
     with pytest.raises(BadInput, match=message):
         Roles([role, writer, ranker], prices={"openai/w": (1, 1)})
+
+
+def test_two_servers_of_one_name_are_not_told_apart_and_refused():
+    def roles(reader, grader, arguments=(None, None)):
+        played = zip(("reader", "grader"), arguments, (reader, grader), strict=True)
+        return Roles([Role(name, "openai-api/mine/m", given, url) for name, given, url in played])
+
+    for urls in (
+        ("http://localhost:8000/v1", "http://localhost:8001/v1"),
+        ("http://one/v1/", "http://two/v1"),
+        ("http://one", None),
+    ):
+        with pytest.raises(
+            BadInput, match=r"The reader and the grader are openai-api/mine/m at two addresses.*different"
+        ):
+            roles(*urls)
+    roles("http://one/v1/", "http://one/v1")
+    roles("http://one/v1", "http://one/v2")  # the path is part of the keys
+    roles("http://one/v1", "http://two/v1", arguments=({"top_k": 1}, {"top_k": 2}))
+    Roles([Role("reader", "openai/m", url="http://one"), Role("grader", like="reader")])
+    Roles([Role("reader", "openai/m", url="http://one"), Role("scorer", "openai/m", asked=False)])
+
+
+def test_numbers_of_tokens_are_no_secrets():
+    Role("reader", "openai/m", {"extra_body": {"stop_token_ids": [1, 2], "top_k": 3, "eos_token": ""}}).check()
 
 
 @pytest.mark.parametrize(

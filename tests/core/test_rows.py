@@ -38,6 +38,23 @@ def test_a_torn_line_is_cut_off_and_rows_go_on_behind_it(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("own", [b"1 2 3", b'{"text": "a"}', b'[{"n": 1}', b'{"n": 1}\n{"n": 2}', b"{\n  1: 2"])
+def test_what_somebody_wrote_without_a_last_line_end_is_kept_aside(tmp_path, own):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(own)
+    rows = Rows(path)
+    assert not len(rows) and rows.damaged[-1] == f"{path}:{own.count(10) + 1}: it carries no digest"
+    assert (tmp_path / "rows.jsonl.damaged-1").read_bytes() == own and path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9, len(seal({"n": 1})) - 1])
+def test_a_first_row_that_a_kill_cut_is_cut_off_without_a_word(tmp_path, cut):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(seal({"n": 1})[:cut])
+    rows = Rows(path)
+    assert not len(rows) and rows.damaged == [] and path.read_bytes() == b"" and list(tmp_path.iterdir()) == [path]
+
+
 def test_rows_of_no_file_and_of_what_is_none(tmp_path):
     assert len(Rows(tmp_path / "new.jsonl")) == 0 and not list(tmp_path.iterdir())
     with pytest.raises(BadInput, match="is a folder"):

@@ -23,9 +23,12 @@ def test_arguments_and_addresses_have_secrets_too():
         "api_key": "given-9-given",
         "default_headers": {"X-Tenant": ["t3nant-t3nant"]},
         "mood": "m00d-m00d-m00d",
+        "default_query": {"mood": "m00d-m00d-m00d", "api_key": "que2y-que2y"},
+        "tries": [{"X-Api-Key": "li5t-li5t", "stop_token_ids": [12345678]}],
     }
     secrets = known_secrets(arguments, "https://me:pa55-pa55@host/v1")
     assert redact("given-9-given t3nant-t3nant pa55-pa55 m00d-m00d-m00d", secrets) == "[key] [key] [key] m00d-m00d-m00d"
+    assert redact("que2y-que2y li5t-li5t 12345678", secrets) == "[key] [key] 12345678"
 
 
 def test_a_secret_that_holds_another_leaves_no_part(monkeypatch):

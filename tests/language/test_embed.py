@@ -52,6 +52,22 @@ def test_what_is_cached_is_not_made_again_and_what_was_damaged_is(small, fresh, 
     assert read == TEXTS[:1]
 
 
+@pytest.mark.parametrize("own", [b'{"text": "a"}', b'{"text": "a"}\n{"text": "b"}\n', b"[1, 2]\n", b"{\n"])
+def test_vectors_of_somebody_else_stay_as_they_are(small, tmp_path, own):
+    (tmp_path / VECTORS).write_bytes(own)
+    with pytest.raises(BadInput, match=r"vectors\.jsonl holds no vectors that were made here: give another folder"):
+        embed(TEXTS, small, cache=tmp_path)
+    assert (tmp_path / VECTORS).read_bytes() == own and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_a_cache_whose_first_line_was_cut_goes_on(small, tmp_path, cut):
+    whole = embed(TEXTS, small, cache=tmp_path)
+    (tmp_path / VECTORS).write_bytes((tmp_path / VECTORS).read_bytes()[:cut])
+    assert np.array_equal(embed(TEXTS, small, cache=tmp_path).vectors, whole.vectors)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_embedder_is_opened_once_and_makes_no_vector_twice(small, tmp_path, monkeypatch):
     read = []
     real = module._Causal.vectors

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,6 +157,37 @@ def test_what_cannot_be_is_refused(lm, tmp_path):
     (tmp_path / "z" / "features.json").write_text(json.dumps(about | {"pool": "last"}))
     with pytest.raises(BadInput, match="altered"):
         Features.load(tmp_path / "z")
+    with pytest.raises(BadInput, match=r"features\.json is of no features \(it was altered"):
+        extract(lm, TEXTS, ["block.0"], pool="last", into=tmp_path / "z")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("values.npy", b"mine"),
+        ("batches.jsonl", b'{"id": 1}'),
+        ("features.json", b'{"age": 3}'),
+        ("features.json", b"[]"),
+    ],
+)
+def test_files_of_somebody_else_stay_as_they_are(lm, tmp_path, name, own):
+    (tmp_path / name).write_bytes(own)
+    with pytest.raises(BadInput, match=rf"{name.replace('.', '[.]')} is of no features.*give another folder"):
+        extract(lm, TEXTS, ["block.0"], pool="mean", into=tmp_path)
+    assert (tmp_path / name).read_bytes() == own and [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_values_whose_beginning_was_damaged_are_read_anew(lm, tmp_path, monkeypatch):
+    asked = {"pool": "mean", "dtype": "float32", "batch_tokens": 24}
+    whole = extract(lm, TEXTS, ["block.0"], into=tmp_path / "whole", **asked)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(features, "sha256_file", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        extract(lm, TEXTS, ["block.0"], into=tmp_path / "cut", **asked)
+    for damaged in (b"", b"\x93NUMPX" + (tmp_path / "cut" / "values.npy").read_bytes()[6:]):
+        folder = tmp_path / f"cut{len(damaged)}"
+        shutil.copytree(tmp_path / "cut", folder)
+        (folder / "values.npy").write_bytes(damaged)
+        assert extract(lm, TEXTS, ["block.0"], into=folder, **asked).values.tobytes() == whole.values.tobytes()
 
 
 def test_a_rounded_digest_survives_another_precision_and_no_other_weights(lm):

@@ -6,8 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import (
+    DynamicCache,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -15,9 +20,11 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
+from transformers.cache_utils import DynamicLayer
 
 from equipoise.core.errors import BadInput
 from equipoise.data.records import Record
+from equipoise.language.cache import row_choice, with_room
 from equipoise.language.encode import encode, encode_prompts
 from equipoise.language.generate import Written, choose, generate, write
 from equipoise.language.rehearsal import rehearse
@@ -92,6 +99,23 @@ STATES = {
     ),
 }
 
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+# States in layers of their own (which transformers' caches cannot choose rows of), and beside keys and values in one layer
+# (of which they would choose those of the keys alone).
+HYBRID = {
+    "lfm2": lambda **words: Lfm2ForCausalLM(
+        Lfm2Config(layer_types=["conv", "full_attention"], block_multiple_of=16, **SIZES, **HEADS, **words)
+    ),
+    "falcon-h1": lambda **words: FalconH1ForCausalLM(
+        FalconH1Config(
+            mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=16,
+            **SIZES, **HEADS, **words,
+        )
+    ),
+}  # fmt: skip
+STATES |= HYBRID
+
 
 @pytest.mark.parametrize("name", STATES)
 def test_models_without_a_key_value_cache(small, name):
@@ -112,6 +136,63 @@ def test_models_without_a_key_value_cache(small, name):
     alone, _ = log_likelihoods(state_space, examples, batch_size=1)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
     rehearse(state_space, writes="nothing" if name == "no cache" else "model")
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_rows_with_states_end_by_themselves(small, name, monkeypatch):
+    """Every token that some answer of a hybrid model holds, taken as the end; each is still read once."""
+    torch.manual_seed(1)
+    made = HYBRID[name](vocab_size=len(small.tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    ids = encode_prompts(replace(small, model=made), PROMPTS)[0]
+    alone = [list(greedy(made, row, 8)) for row in ids]
+    monkeypatch.setattr(generating, "_WithoutCache", None)
+    for end in sorted({token for row in alone for token in row}):
+        with torch.no_grad():
+            written = dict(
+                write(replace(small, model=made), ids, frozenset({end}), [8] * 5, lambda logits, *_: logits.argmax(-1))
+            )
+        for row, tokens in enumerate(alone):
+            assert written[row].tokens == (tokens[: tokens.index(end)] if end in tokens else tokens), end
+
+
+def greedy(model, ids, steps):
+    ids = list(ids)
+    for _ in range(steps):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        yield ids[-1]
+
+
+class Fuller(DynamicLayer):
+    """A layer that may hold more than keys and values."""
+
+
+class Own(DynamicCache):
+    """A cache that may hold more than layers, and knows what."""
+
+    def batch_select_indices(self, indices):
+        self.chosen = indices
+
+
+def test_rows_of_a_cache_are_chosen_by_what_knows_all_of_it():
+    cache, keys = DynamicCache(), torch.arange(6.0).view(3, 1, 2, 1)
+    cache.update(keys, -keys, 0)
+    roomy = with_room(cache)
+    row_choice(roomy)(torch.tensor([2, 0, 0]))
+    assert torch.equal(roomy.layers[0].keys, keys[[2, 0, 0]]) and torch.equal(roomy.layers[0].values, -keys[[2, 0, 0]])
+    both = roomy.update(keys[:, :, :1], keys[:, :, 1:], 0)
+    row_choice(roomy)(torch.tensor([1]))
+    roomy.update(keys[:1, :, :1], keys[:1, :, :1], 0)
+    assert torch.equal(roomy.layers[0].keys, torch.cat([both[0][1:2], keys[:1, :, :1]], dim=-2))
+    cache.layers = [*cache.layers, Fuller()]
+    assert row_choice(cache) is None and row_choice(None) is None and row_choice(((keys, keys),)) is None
+    own = Own()
+    row_choice(own)(torch.tensor([1]))
+    assert own.chosen.tolist() == [1] and row_choice(type("Silent", (DynamicCache,), {"__module__": "x"})()) is None
 
 
 def test_rows_end_by_themselves(gpt2, monkeypatch):

@@ -78,6 +78,21 @@ class NoGradient(LlamaForCausalLM):
             return super().forward(**words)
 
 
+class NoFewer(LlamaForCausalLM):
+    """Whose state does not know how rows leave."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=False, **words):
+        if use_cache and len(input_ids) == 3:
+            raise NotImplementedError("four rows")
+        return super().forward(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache, **words)
+
+
+def test_rows_that_end_before_others_are_tried(small):
+    model = replace(small, model=NoFewer(small.model.config).eval())
+    with pytest.raises(BadInput, match=r"tiny cannot answer prompts \(NotImplementedError: four rows\)"):
+        rehearse(model, writes="nothing", trains=False)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

@@ -1,6 +1,7 @@
 """Rollouts against scoring, brute force and themselves in other company; what scoring them leaves in memory."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,12 @@ def test_the_likeliest_tokens_have_their_log_probabilities_at_temperature_one(en
         assert torch.equal(tokens, expected.argmax(-1))
         assert_close(found.log_probs[row][found.mask[row]], expected.max(-1).values, atol=1e-5, rtol=0)
     assert torch.equal(found.ids[::2], found.ids[1::2])
+    scores = score_responses(ending.model, found.batch(every(found)), temperature=0.0, entropies=True)
+    assert_close(scores.log_probs[found.mask], found.log_probs[found.mask], atol=1e-5, rtol=0)
+    assert_close(scores.entropies[found.mask], found.entropies[found.mask], atol=1e-5, rtol=0)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(BadInput, match=f"The temperature is {wrong}: use 0"):
+            score_responses(ending.model, found.batch([0]), temperature=wrong)
 
 
 def test_a_hook_changes_the_distribution_that_is_noted(ending):

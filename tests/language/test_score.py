@@ -428,6 +428,18 @@ def test_a_model_that_was_destroyed_answers_nothing(fresh, damage, by):
     assert found.predicted.tolist() == [-1] * 4 and not found.correct.any() and found.accuracy == 0
 
 
+@pytest.mark.parametrize("by", ["text", "letter"])
+@pytest.mark.parametrize(
+    ("likelihoods", "right"), [((-2.0, -1.0, -3.0), True), ((-1.0, -1.0, -3.0), True), ((-2, -2, -1), False)]
+)
+def test_a_text_that_stands_twice_is_one_answer(small, monkeypatch, by, likelihoods, right):
+    given = torch.tensor(likelihoods, dtype=torch.float64), torch.ones(3)
+    monkeypatch.setattr(scoring, "log_likelihoods", lambda *_, **__: given)
+    record = Record(id="q", prompt="Which?", completion="yes", choices=("yes", "yes", "no"), answer=0)
+    found = multiple_choice(replace(small, chat_template="none"), [record], by=by)
+    assert found.predicted.tolist() == [likelihoods.index(max(likelihoods))] and found.correct.tolist() == [right]
+
+
 @pytest.mark.parametrize("count", [1, 3, 7, 49, 500])
 def test_means_of_equal_numbers_are_equal(count):
     value = torch.tensor(-5.6629605, dtype=torch.float32).double()
@@ -462,4 +474,4 @@ def test_the_right_text_twice_is_right_wherever_it_stands(small, monkeypatch):
     )
     record = Record(id="a", prompt="p", completion="y", choices=("x", "y", "y"), answer=2)
     assert multiple_choice(small, [record]).correct.tolist() == [True]
-    assert multiple_choice(small, [record], by="letter").correct.tolist() == [False]
+    assert multiple_choice(small, [record], by="letter").correct.tolist() == [True]

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from equipoise.chat.calls import Call
@@ -57,16 +57,21 @@ class Account:
         self.tallies: dict[tuple[str, str], Tally] = {}
         self.started = time.monotonic()
         self._included: list[Record] = []
+        self._asked: set[str] = set()  # models, since this account was opened
 
     def include(self, record: Record) -> None:
         """Book what earlier attempts stored. A record is read once, however often it is included."""
         if not any(known is record for known in self._included):
             self._included.append(record)
             for entry in record.entries:
-                self.book(entry)
+                self._book(entry)
 
     def book(self, entry: Entry) -> None:
         """Add a call that was sent."""
+        self._asked.add(entry.model)
+        self._book(entry)
+
+    def _book(self, entry: Entry) -> None:
         tally = self._tally(entry.model, entry.phase)
         tally.calls += 1
         tally.retries += entry.retries
@@ -85,14 +90,23 @@ class Account:
         """Raises BudgetReached when one more call, beside those in flight, would go over a limit.
 
         Calls are exact. Tokens, dollars and minutes are compared before each call: those in flight are finished and
-        stored. Raises BadInput for a limit of what the provider does not tell.
+        stored. Dollars are those that are known: earlier attempts may have asked a model that has no price now. Raises
+        BadInput for a limit of what the provider does not tell, and for one in dollars where a model without a price is
+        asked.
         """
         total = self.total()
         if total.uncounted and budget.limits.keys() & {"tokens", "usd", *TOKENS}:
             raise BadInput(
                 "The provider tells no token counts, so a budget of tokens or usd cannot be kept; give calls= or minutes=."
             )
-        spent = {"calls": total.calls + in_flight, "usd": self.usd() or 0.0, "seconds": total.seconds}
+        costs = [(model, tally, self._dollars(model, tally)) for (model, _), tally in self.tallies.items()]
+        unknown = [
+            model for model, tally, cost in costs if cost is None and model in self._asked and any(astuple(tally.usage))
+        ]
+        if unknown and "usd" in budget.limits:
+            raise BadInput(f"A budget in usd needs the price of {unknown[0]}, which is asked, too; give it, or calls=.")
+        known = sum(cost for _, _, cost in costs if cost is not None)
+        spent = {"calls": total.calls + in_flight, "usd": known, "seconds": total.seconds}
         spent |= {"prompt_tokens": total.usage.prompt, "cached_prompt_tokens": total.usage.cached}
         spent |= {"generated_tokens": total.usage.generated}
         if reached := budget.reached(spent, minutes=(time.monotonic() - self.started) / 60):
@@ -172,9 +186,15 @@ class Estimate:
 
 
 def estimate(plan: Iterable[Call | Planned], *, model: str = "", prices: Prices | None = None) -> Estimate:
-    """What these calls would cost if none were in the record: written ones (equal ones count once), or planned numbers."""
+    """What these calls would cost if none were in the record: written ones (equal ones count once, whatever their phase), or
+    planned numbers."""
     calls, characters, generated = 0, 0.0, 0
-    for part in dict.fromkeys(plan):
+    written: set[Call] = set()
+    for part in plan:
+        if isinstance(part, Call):
+            if (asked := replace(part, phase="")) in written:
+                continue
+            written.add(asked)
         planned = part if isinstance(part, Planned) else Planned(part.phase, 1, _characters(part), part.max_tokens)
         calls += planned.calls
         characters += planned.calls * planned.characters

@@ -94,7 +94,7 @@ class Chat:
         self._failed_in_row = 0
         self._in_flight = 0
         self._answered = False
-        self._identity = _identity(self.name, self._model_args, base_url)
+        self._identity = identity(self.name, self._model_args, base_url)
         if max_connections is not None and max_connections < 1:
             raise BadInput(f"max_connections is {max_connections}; expected 1 or more.")
         if budget is not None and "usd" in budget.limits and not offline and not account.has_price(self.name):
@@ -450,7 +450,7 @@ def answers(chat: Chat, calls: Sequence[Call], title: str, *, name: str = "") ->
     return replies
 
 
-def _identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
+def identity(name: str, model_args: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
     """The part of every key that says who is asked: neither secrets, nor the host, nor what only changes the transport.
 
     Arguments that are no JSON values are left out.
@@ -475,9 +475,10 @@ def _reading(call: Call, entry: Entry) -> tuple[Reply, Call | None]:
     if call.schema is None or entry.status in ("failed", "refused", "rejected"):
         return Reply(entry.text, entry.status, reason=entry.reason, tokens=entry.tokens), None
     try:
-        return Reply(entry.text, "answered", value=parse(entry.text, call.schema)), None
+        return Reply(entry.text, "answered", value=parse(entry.text, call.schema), tokens=entry.tokens), None
     except Unfit as problem:
-        reply = Reply(entry.text, "invalid", reason=f"no valid answer, not repaired either: {problem}")
+        why = f"no valid answer, not repaired either: {problem}"
+        reply = Reply(entry.text, "invalid", reason=why, tokens=entry.tokens)
         return reply, repair(call, entry.text, str(problem))
 
 

@@ -135,7 +135,7 @@ class ChatGrader:
         """Raises BadInput for a prompt that does not show the answer."""
         self.name, self.grades = name or chat.name, grades
         self._chat, self._reading, self._prompt = chat, reading, prompt or Template.read(PROMPT)
-        self._schema = _schema(tuple(grades.credits), grades.ordered) if reading == "json" else None
+        self._schema = _schema(tuple(grades.credits), grades.whole) if reading == "json" else None
         self._how = {"max_tokens": max_tokens, "temperature": temperature, "sample": sample}
         if "answer" not in self._prompt.slots:
             raise BadInput(f"{self._prompt.name} has no slot 'answer': a grader has to see what it grades.")
@@ -175,10 +175,10 @@ class ChatGrader:
 
 
 @functools.cache
-def _schema(grades: tuple[str, ...], ordered: bool) -> type[BaseModel]:
+def _schema(grades: tuple[str, ...], whole: bool) -> type[BaseModel]:
     from pydantic import Field, create_model
 
-    given: Any = Annotated[int, Field(ge=int(grades[0]), le=int(grades[-1]))] if ordered else Literal[grades]
+    given: Any = Annotated[int, Field(ge=int(grades[0]), le=int(grades[-1]))] if whole else Literal[grades]
     return create_model("Graded", reasoning=Annotated[str, Field(max_length=600)], grade=given)
 
 

@@ -16,6 +16,7 @@ _STATED = re.compile(
     r"|(?P<said>(?:answer|response) is\b))"
     r"[ :]*(?P<grade>.*)"
 )
+_NEGATIVE = re.compile(r"\b(?:no|not|nope|false|wrong|incorrect|0)\b")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,16 @@ class Grades:
         return cls(credits, accept=credits[str(accept)], ordered=True)
 
     @property
+    def whole(self) -> bool:
+        """Whether they are a scale of which every whole number between the ends is one."""
+        low = next(iter(self.credits))
+        numbers = range(int(low), int(low) + len(self.credits)) if re.fullmatch(r"-?\d+", low) else ()
+        return self.ordered and list(self.credits) == [str(number) for number in numbers]
+
+    @property
     def told(self) -> list[str]:
         """The grades as a prompt lists them."""
-        if self.ordered:
+        if self.whole:
             low, *_, high = self.credits
             return [f"a whole number from {low}, the worst, to {high}, the best"]
         return [f"{grade}: {self.meanings[grade]}" if grade in self.meanings else grade for grade in self.credits]
@@ -69,19 +77,22 @@ class Grades:
 
     def named(self, text: str) -> str | None:
         """The grade that a text is, in whatever emphasis and case; of a scale to 10 also as "7/10"."""
-        said = _words(text).rstrip(" .!;:,")
+        said = _words(text).rstrip(" .!;,")  # behind "Correct:" stands what decides
         if self.ordered:
-            said = re.sub(rf"\s*(?:/|out of)\s*{list(self.credits)[-1]}$", "", said)
+            said = re.sub(rf"\s*(?:/|out of)\s*{re.escape(list(self._by_words)[-1])}$", "", said)
         return self._by_words.get(said)
 
     def leading(self, text: str) -> str | None:
-        """The grade that a text is or begins with, before a comma or the like, when it names no other one behind it."""
+        """The grade that a text is or begins with, before a comma or the like, when behind it no other one is named and this
+        one not denied. One before ":" or "?" is none: in "Correct: no" and "Correct: Oslo" it is what is spoken of.
+        """
         if (grade := self.named(text)) is not None:
             return grade
-        head, _, rest = re.sub(r"[,.;:!?]\s| [–—-] ", "\n", _words(text), count=1).partition("\n")
+        head, _, rest = re.sub(r"[,.;!]\s| [–—-] ", "\n", _words(text), count=1).partition("\n")
         others = [words for words, other in self._by_words.items() if other != self.named(head)]
-        named = r"\d" if self.ordered else rf"(?<!\w)(?:{'|'.join(map(re.escape, others))})(?!\w)"
-        return None if re.search(named, rest) else self.named(head)
+        counted = self.ordered and all(re.fullmatch(r"-?\d+", grade) for grade in self.credits)
+        named = r"\d" if counted else rf"(?<!\w)(?:{'|'.join(map(re.escape, others))})(?!\w)"
+        return None if re.search(named, rest) or _denied(head, rest) else self.named(head)
 
 
 def read_grade(text: str, grades: Grades) -> str | None:
@@ -90,7 +101,8 @@ def read_grade(text: str, grades: Grades) -> str | None:
     After its thinking and without quoted lines ("> ..."): what the last line says that begins with "Grade:" or the like, or
     stands below it; else the last line that is a grade and nothing else; else what the reply as a whole begins with ("Yes,
     it does."). Within sentences nothing is searched for: "not correct", "INCORRECT" and "no, because yes" hold words that
-    are not meant. Two statements that follow each other and differ are none.
+    are not meant. Two statements that follow each other and differ are none, nor is one that the next words deny ("Correct?
+    No.", "Correct: no", "Correct, it is not.").
     """
     given = unified(after_thinking(text) or "").splitlines()
     lines = [words for line in given if not line.lstrip().startswith(">") and (words := _words(line))]
@@ -105,7 +117,16 @@ def read_grade(text: str, grades: Grades) -> str | None:
     if not (last := (stated or alone)[-2:]):
         return grades.leading(" ".join(lines))
     (before, other), (number, grade) = last[0], last[-1]
-    return None if number - before == 1 and other != grade else grade
+    if (number - before == 1 and other != grade) or _denied(grade or "", "".join(lines[number + 1 :][:1])):
+        return None
+    return grade
+
+
+def _denied(grade: str, rest: str) -> bool:
+    """Whether what follows a grade, in `_words`, takes it back: "no, ...", "it is not.". Behind a "no" it would affirm."""
+    words = _words(grade)
+    denial = rf"(?:no|nope|not|false|wrong|0)(?: ?[.,;:!?–—-]|$)|.*\b(?:not|\w+n t)(?: {re.escape(words)}\b|[.,;:!?]|$)"
+    return not _NEGATIVE.search(words) and re.match(denial, rest) is not None
 
 
 def _words(text: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +22,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from equipoise.chat.account import OWN, Account
-from equipoise.chat.client import Chat, resolve
+from equipoise.chat.client import Chat, identity, resolve
 from equipoise.chat.record import Record
 from equipoise.core.budget import Budget
 from equipoise.core.errors import BadInput, MissingExtra, did_you_mean
-from equipoise.core.secrets import SECRET_NAME
+from equipoise.core.secrets import SECRET_NAME, named_secrets
 
 RECORD = "calls.jsonl"  # in the folder of a job
 
@@ -97,6 +98,7 @@ class Roles:
             role.check()
         first = {role.name: role for role in reversed(roles)}
         self.roles = [_played(role, first) for role in roles]
+        _refuse_one_name_for_two(self.roles)
         self.prices = self._priced(prices or {})
         if self.budget is not None and "usd" in self.budget.limits and replay is None:
             self._check_all_priced()
@@ -193,18 +195,36 @@ class Players:
 
 
 def check_no_secrets(arguments: Mapping[str, Any] | None, url: str | None) -> None:
-    """Raises BadInput for a key among the arguments, which are stored and shown in reports, or in an address."""
+    """Raises BadInput for a key at any depth of the arguments, which are stored and shown in reports, or in an address."""
     try:
         address = urlsplit(url or "")
     except ValueError as error:
         raise BadInput(f"{url!r} is no address: {error}.") from None
     names = [name for name in arguments or {} if SECRET_NAME.search(name)]
+    names += [name for name, text in named_secrets(arguments or {}) if text]
     asked = any(SECRET_NAME.search(name) for name, _ in parse_qsl(address.query, keep_blank_values=True))
     if names or asked or "@" in address.netloc:
         what = f"The argument {names[0]!r}" if names else "The address"
         raise BadInput(
             f"{what} holds a secret; keys belong into the variable of the environment that the provider reads."
         )
+
+
+def _refuse_one_name_for_two(roles: Sequence[Role]) -> None:
+    """Raises BadInput where the record could not tell two servers apart: its keys leave the host out, so that a model can
+    move and its answers still be found.
+    """
+    seen: dict[str, Role] = {}
+    for role in roles:
+        if role.model is None or not role.asked:
+            continue
+        who = identity(resolve(role.model)[0], role.arguments or {}, role.url)
+        other = seen.setdefault(json.dumps(who, sort_keys=True), role)
+        if (other.url or "").rstrip("/") != (role.url or "").rstrip("/"):
+            raise BadInput(
+                f"The {other.name} and the {role.name} are {role.model} at two addresses, and each would get the other's "
+                "answers from the record: give the servers different model names."
+            )
 
 
 def _played(role: Role, first: Mapping[str, Role]) -> Role:

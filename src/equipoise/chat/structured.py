@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from inspect_ai.model import ResponseSchema
     from pydantic import BaseModel
 
-_BROKEN = re.compile(r'\{\s*"')  # the beginning of a JSON object, not of a word in braces
+# How an object begins, of JSON or nearly so, and not a word in braces; and one without quotes, or a set of mathematics.
+_BROKEN = re.compile(r"""\{\s*(?:"|//|/\*|'[^'{}]*'\s*:)""")
+_UNQUOTED = re.compile(r"\{\s*[\w-]+\s*:")
+_BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
 
 
 class Unfit(ValueError):
@@ -28,8 +31,9 @@ def parse(text: str, schema: type[BaseModel]) -> Any:
     """The schema's instance in a text: the whole text as JSON, else the last JSON object in it that satisfies the schema.
 
     Thinking, code fences and prose around are passed over; before its last object a model may show the form or weigh. An
-    object inside another, or inside one that breaks off, is never taken for the answer, nor is one that gives a field two
-    values, or that follows one with others. Raises Unfit with what was wrong.
+    object inside another, or inside one that breaks off or is no JSON (without quotes, with single ones, with comments), is
+    never taken for the answer, nor is one that gives a field two values, or that follows one with others. Raises Unfit with
+    what was wrong.
     """
     from pydantic import ValidationError
 
@@ -90,10 +94,21 @@ def _values(text: str) -> Iterator[tuple[bool, Any]]:
             yield before > 0 and not answer[before:start].strip(), value
             before = end
         except (ValueError, RecursionError):
-            if _BROKEN.match(answer, start):
+            unquoted = _UNQUOTED.match(answer, start) is not None
+            end = _behind(answer, start) if unquoted else start + 1
+            if not end or _BROKEN.match(answer, start):
                 return
-            end = start + 1
         start = answer.find("{", end)
+
+
+def _behind(text: str, start: int) -> int:
+    """The place behind the brace that closes the one at `start`; 0 where none does. Braces in quotes do not count."""
+    depth = 0
+    for mark in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+        if not depth:
+            return mark.end()
+    return 0
 
 
 def _no_number(name: str) -> None:

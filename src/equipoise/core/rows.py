@@ -11,8 +11,9 @@ from equipoise.core.files import FILES, Files, append_synced, free_name, read_re
 class Rows:
     """The rows of a file; without a file they are kept in memory alone.
 
-    A torn last line is cut off: it was never counted. A whole line that was altered is named in `damaged`; the file as it
-    was is kept under a numbered name, and the lines that are whole stay. Raises BadInput for what is no file.
+    A torn last line is cut off: it was never counted. A whole line that was altered is named in `damaged`, and so is a last
+    one that is no beginning of a row where no other line is one; the file as it was is kept under a numbered name, and the
+    lines that are whole stay. Raises BadInput for what is no file.
     """
 
     def __init__(self, path: Path | None, *, files: Files = FILES) -> None:
@@ -25,8 +26,6 @@ class Rows:
     def _read(self, path: Path) -> None:
         content = read_regular(path)
         *lines, torn = content.split(b"\n")
-        if torn:
-            self._files.truncate(path, len(content) - len(torn))
         whole = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -38,9 +37,13 @@ class Rows:
             else:
                 self._rows.append(row)
                 whole.append(line + b"\n")
+        if torn and not whole and not _is_torn(torn):
+            self.damaged.append(f"{path}:{len(lines) + 1}: it carries no digest")
         if self.damaged:
             write_atomic(free_name(path, "damaged"), content, files=self._files)
             write_atomic(path, b"".join(whole), files=self._files)
+        elif torn:
+            self._files.truncate(path, len(content) - len(torn))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._rows)
@@ -57,3 +60,14 @@ class Rows:
         if self.path is not None:
             append_synced(self.path, line, files=self._files)
         self._rows.append(dict(row))
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line without an end can be of a row: an object that breaks off, or one with its digest."""
+    if not b'{"'.startswith(line[:2]):
+        return False
+    try:
+        _, sealed = unseal(line)
+    except ValueError:
+        return True
+    return sealed

@@ -35,11 +35,23 @@ def known_secrets(arguments: Mapping[str, Any] | None = None, url: str | None = 
 
     The longest first, so that none is left in part. Values that could be words of an answer are left out.
     """
-    named = [*os.environ.items(), *(arguments or {}).items()]
-    values = [text for name, value in named if SECRET_NAME.search(name) for text in _texts(value)]
+    values = [text for given in (os.environ, arguments or {}) for _, text in named_secrets(given)]
     if url is not None and (password := urlsplit(url).password):
         values.append(password)
     return sorted({part for value in values for part in _parts(value)}, key=len, reverse=True)
+
+
+def named_secrets(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(name, text) of each text whose name, or that of what it stands in, says that it is secret, however deep it stands."""
+    if isinstance(value, Mapping):
+        for key, held in value.items():
+            secret = SECRET_NAME.search(str(key).replace("-", "_"))
+            yield from named_secrets(held, name or (str(key) if secret else ""))
+    elif isinstance(value, list | tuple):
+        for held in value:
+            yield from named_secrets(held, name)
+    elif name and isinstance(value, str):
+        yield name, value
 
 
 def redact(text: str, secrets: Iterable[str] | None = None) -> str:
@@ -56,17 +68,6 @@ def one_line(text: str, secrets: Iterable[str] | None = None) -> str:
         text = pattern.sub(REDACTED, text)
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for held in value.values():
-            yield from _texts(held)
-    elif isinstance(value, list | tuple):
-        for held in value:
-            yield from _texts(held)
 
 
 def _parts(value: str) -> Iterator[str]:

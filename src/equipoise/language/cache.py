@@ -1,11 +1,12 @@
-"""Caches of keys and values: with room for what comes, and such that gradients flow through."""
+"""Caches of keys and values: with room for what comes, of which rows can leave, and such that gradients flow through."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 _ROOM = 64  # tokens, made at once
 
@@ -34,6 +35,26 @@ def with_room(cache: Any) -> Any:
     return cache
 
 
+def row_choice(cache: Any) -> Callable[[Tensor], object] | None:
+    """What makes a cache one of these rows [A] alone, by their places; None where it is no cache, or may hold more.
+
+    Not `batch_select_indices` of transformers' own: layers of states (LFM2, Qwen3-Next) have none, and that of layers of
+    states and keys (Falcon-H1) leaves the states as they are. A class that brings its own knows what it holds.
+    """
+    if not isinstance(cache, Cache):
+        return None
+    if type(cache).__module__ != Cache.__module__:
+        return cache.batch_select_indices if "batch_select_indices" in vars(type(cache)) else None
+    known = (Cache.__module__, __name__)
+    return cache.reorder_cache if all(type(layer).__module__ in known for layer in _layers(cache)) else None
+
+
+def _layers(cache: Any) -> list[Any]:
+    """Of an encoder-decoder's cache those of both."""
+    halves = [vars(cache)[name] for name in ("self_attention_cache", "cross_attention_cache") if name in vars(cache)]
+    return [layer for half in halves or [cache] for layer in half.layers]
+
+
 class _RoomyLayer(DynamicLayer):
     """keys, values: [A, heads, length, width], the written part of `_room`, or tensors of their own."""
 
@@ -53,9 +74,9 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[..., :end, :] for room in self._room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """These rows alone, in tensors of their own."""
-        super().batch_select_indices(indices)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._room = []
 
 

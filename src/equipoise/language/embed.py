@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed, did_you_mean
+from equipoise.core.files import read_regular
 from equipoise.core.options import closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
@@ -38,6 +39,7 @@ from equipoise.language.states import recording
 Overflow = Literal["refuse", "cut"]
 MINILM = "minilm"
 VECTORS = "vectors.jsonl"  # in the folder of a cache
+_BEGINNING = b'{"keys": ['  # of each of its lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class Embedder:
 
     @functools.cached_property
     def _rows(self) -> Rows:
-        return Rows(None if self._cache is None else _made(Path(self._cache)) / VECTORS)
+        return Rows(None if self._cache is None else _file_of_vectors(Path(self._cache)))
 
     @functools.cached_property
     def _known(self) -> dict[str, NDArray[np.float32]]:
@@ -140,7 +142,8 @@ def embed(
 
     model: also a SentenceTransformer. cache: a folder; what was made before is read from there, and only the rest is made.
     overflow: what becomes of a text longer than the window. Raises BadInput for such a text (refuse), an empty one, a model
-    that is none; MissingExtra without sentence-transformers, where it is needed; WorkFailed for a vector that is no number.
+    that is none, a cache whose vectors.jsonl is another's; MissingExtra without sentence-transformers, where it is needed;
+    WorkFailed for a vector that is no number.
     """
     return Embedder(model, overflow=overflow, cache=cache, batch_size=batch_size)(texts)
 
@@ -150,9 +153,15 @@ def fingerprint(model: Any) -> str:
     return weights_digest(model, numbers=16, rounded=True)
 
 
-def _made(folder: Path) -> Path:
+def _file_of_vectors(folder: Path) -> Path:
+    """The file of a cache, which need not be there. Raises BadInput for one of this name that is somebody's own."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    path = folder / VECTORS
+    content = read_regular(path) if path.exists() else b""
+    ours = any(line.startswith(_BEGINNING) for line in content.split(b"\n"))
+    if not ours and not _BEGINNING.startswith(content):  # a kill may have cut the first line
+        raise BadInput(f"{path} holds no vectors that were made here: give another folder as the cache.")
+    return path
 
 
 def _stored(rows: Rows) -> Iterator[tuple[str, NDArray[np.float32]]]:

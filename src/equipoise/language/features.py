@@ -102,8 +102,8 @@ def extract(
     included, at most; when not given 512 on a CPU, whose products gain nothing beyond, and 16,384 elsewhere.
 
     Raises BadInput for an unknown place, the output matrix's own output, places of different widths, an example without a
-    label, a text longer than the model's context, and a folder of other features; WorkFailed for a value that is not finite
-    or too large for the dtype, naming text and place.
+    label, a text longer than the model's context, and a folder of other features, or with files of these names that are not
+    of features; WorkFailed for a value that is not finite or too large for the dtype, naming text and place.
     """
     dtype = dtype or ("float32" if pool == "sum" else "float16")
     batch_tokens = batch_tokens or (512 if language_model.device.type == "cpu" else 16_384)
@@ -125,11 +125,18 @@ def extract(
         "batch_tokens": batch_tokens,
     }
     if (folder / ABOUT).exists():
-        about, _ = unseal(read_regular(folder / ABOUT))
+        try:
+            about, sealed = unseal(read_regular(folder / ABOUT))
+            if not sealed:
+                raise ValueError("it carries no digest")
+        except ValueError as error:
+            raise BadInput(f"{folder / ABOUT} is of no features ({error}): give another folder.") from error
         _refuse_other(folder, about, asked)
         if "sha256" in about:
             return Features.load(folder)
     else:
+        if strange := [name for name in (VALUES, BATCHES) if (folder / name).exists()]:
+            raise BadInput(f"{folder / strange[0]} is of no features, since {ABOUT} is missing: give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / ABOUT, seal(asked))
     values = _values(language_model, rows, places, folder / VALUES, dtype)
@@ -232,9 +239,10 @@ def _values(
         raise BadInput(f"places are of different widths ({told}): extract them into folders of their own.")
     shape = len(rows), len(wanted), next(iter(widths.values()))
     if path.exists():
-        stored = np.load(path, mmap_mode="r+", allow_pickle=False)
-        if stored.shape == shape and stored.dtype == dtype:
-            return stored
+        with suppress(ValueError, EOFError):  # a damaged beginning: then nothing of it is kept
+            stored = np.load(path, mmap_mode="r+", allow_pickle=False)
+            if stored.shape == shape and stored.dtype == dtype:
+                return stored
     return open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 

@@ -181,6 +181,7 @@ class _WithCache:
         self._mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
         self._positions = "position_ids" in inspect.signature(_bare(self._model).forward).parameters
         self._cache: Any = None
+        self._choose_rows: Callable[[Tensor], object] | None = None
 
     def read(self) -> tuple[Tensor, Tensor]:
         ids, mask = self._ids, self._mask
@@ -194,27 +195,27 @@ class _WithCache:
             )
         self._cache = output.past_key_values
         logits, entering = wide(output.logits.squeeze(0)), states["head.input"].squeeze(0)
-        if first and self._repeats > 1:
-            if hasattr(self._cache, "batch_repeat_interleave"):
-                self._cache.batch_repeat_interleave(self._repeats)
-            self._mask = mask.repeat_interleave(self._repeats, dim=0)
-            self._rows = [row for row in self._rows for _ in range(self._repeats)]
-            logits, entering = (each.repeat_interleave(self._repeats, dim=0) for each in (logits, entering))
         if first:
-            from equipoise.language.cache import with_room
+            from equipoise.language.cache import row_choice, with_room
 
             self._cache = with_room(self._cache)
+            self._choose_rows = row_choice(self._cache)
+        if first and self._repeats > 1:
+            repeated = torch.arange(len(ids), device=ids.device).repeat_interleave(self._repeats)
+            if self._choose_rows is not None:
+                self._choose_rows(repeated)
+            self._rows = [row for row in self._rows for _ in range(self._repeats)]
+            self._mask, logits, entering = mask[repeated], logits[repeated], entering[repeated]
         return logits, entering
 
     def go_on(self, tokens: Tensor, keep: list[int]) -> _Reader:
-        needed = ("batch_select_indices", "batch_repeat_interleave")
-        if not all(hasattr(self._cache, name) for name in needed):  # code of a folder's own: none at all, or tuples
+        if self._choose_rows is None:  # code of a folder's own: none at all, tuples, or layers that hold more
             return _WithoutCache(self._language_model, self._rows).go_on(tokens, keep)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=-1)
         self._ids = tokens.unsqueeze(-1)
         if len(keep) < len(tokens):
             lines = torch.tensor(keep, device=tokens.device)
-            self._cache.batch_select_indices(lines)
+            self._choose_rows(lines)
             self._ids, self._mask = self._ids[lines], self._mask[lines]
         return self
 

@@ -18,7 +18,7 @@ from equipoise.core.errors import BadInput, EquipoiseError
 from equipoise.core.options import closed
 from equipoise.language.adapters import require_base
 from equipoise.language.encode import IGNORE, Example, collate, frame
-from equipoise.language.generate import generate
+from equipoise.language.generate import generate, write
 from equipoise.language.model import evaluating
 from equipoise.language.pretrained import without_bars
 from equipoise.language.score import labelled_logits, token_log_likelihoods
@@ -37,7 +37,8 @@ def rehearse(
     """Raises BadInput, naming what cannot be done, unless the model does all of this; scoring is always tried.
 
     trains: a gradient reaches a parameter that requires one (call it when those are chosen). generates: unequal prompts are
-    answered together. writes: what the job will `save` ("model") or `export` ("adapter"), and load again.
+    answered together, once and several times each. writes: what the job will `save` ("model") or `export` ("adapter"), and
+    load again.
     """
     name, examples = language_model.name, _examples(language_model)
     _try(f"{name} cannot score a text", lambda: token_log_likelihoods(language_model, examples))
@@ -47,6 +48,7 @@ def rehearse(
     if generates:
         prompts = ["a", "a a a"]
         _try(f"{name} cannot answer prompts", lambda: generate(language_model, prompts, max_new_tokens=2))
+        _try(f"{name} cannot answer prompts", lambda: _repeated(language_model, examples))
     if writes == "adapter":
         require_base(language_model)
     elif writes == "model":
@@ -89,6 +91,16 @@ def _refuse_sight_of_what_follows(language_model: LanguageModel, examples: list[
             f"{language_model.name} ({type(language_model.model).__name__}) sees the tokens that it should predict: it is "
             "no causal model, so its scores would mean nothing."
         )
+
+
+def _repeated(language_model: LanguageModel, examples: list[Example]) -> None:
+    """Two prompts of unequal length, each answered twice, of which answers end at unequal steps."""
+    rows = [examples[0].input_ids, examples[2].input_ids]
+    with evaluating(language_model.model):
+        for _ in write(
+            language_model, rows, frozenset(), [3, 1, 2, 3], lambda logits, *_: logits.argmax(-1), repeats=2
+        ):
+            pass
 
 
 def _gradient(language_model: LanguageModel, examples: list[Example]) -> None:

@@ -374,16 +374,19 @@ def score_responses(
 ) -> ResponseScores:
     """Log-probabilities of a batch's response tokens (`Rollouts.batch`) under softmax(logits / temperature), differentiable.
 
+    temperature: 0, where the likeliest token was taken, is scored as 1, as `roll_out` notes it. Raises BadInput below 0.
     gather: ids [B, T, K] whose log-probabilities are wanted, too. Logits are made for the response tokens alone, and where
     they are many by pieces that the backward pass makes again: a tensor [B, L, V] never exists.
     """
+    if not 0 <= temperature < float("inf"):
+        raise BadInput(f"The temperature is {temperature}: use 0 for the likeliest answer, or a number above.")
     mask = batch["mask"]
     targets = batch["response"][mask]
     others = None if gather is None else gather[mask]
     states, head = _entering(model, batch)
 
     def piece(states: Tensor, targets: Tensor, others: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits = wide(head(states)) / temperature
+        logits = wide(head(states)) / (temperature or 1.0)
         normalizer = logits.logsumexp(dim=-1, keepdim=True)
         chosen = (logits.gather(-1, targets.unsqueeze(-1)) - normalizer).squeeze(-1)
         entropy = _entropy(logits - normalizer) if entropies else None

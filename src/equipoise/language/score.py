@@ -160,11 +160,10 @@ def multiple_choice(
     examples = encode(language_model, asked, max_length=max_length, end=False)
     sums, counts = log_likelihoods(language_model, examples, batch_size=batch_size)
     scores = list((sums / counts).split([len(record.choices) for record in records]))
-    said = [ascii_uppercase[: len(record.choices)] if by == "letter" else record.choices for record in records]
-    predicted = [_likeliest(values, each) for values, each in zip(scores, said, strict=True)]
+    predicted = [_likeliest(values, record.choices) for values, record in zip(scores, records, strict=True)]
     correct = [
-        place >= 0 and each[place] == each[record.answer or 0]
-        for place, each, record in zip(predicted, said, records, strict=True)
+        place >= 0 and record.choices[place] == record.choices[record.answer or 0]
+        for place, record in zip(predicted, records, strict=True)
     ]
     return Choices(
         tuple(record.id for record in records),
