@@ -252,6 +252,7 @@ PUBLIC = {  # file: problems, the kind its gold answers are for
     "multiple-choice/openbookqa-test.jsonl.gz": (500, "choice"),
     "multiple-choice/piqa-validation.jsonl.gz": (1838, "choice"),
     "multiple-choice/winogrande-validation.jsonl.gz": (1267, "choice"),
+    "mmlu-pro/mmlu-pro-sample.jsonl.gz": (1120, "choice"),
     "mmlu/dev.jsonl.gz": (285, "choice"),
     "mmlu/test-sample.jsonl.gz": (1995, "choice"),
     "drop/drop-dev-1500.jsonl.gz": (1500, "f1"),
