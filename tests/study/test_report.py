@@ -372,7 +372,7 @@ def test_runs_of_other_code_are_said_so_and_not_published(made: tuple, tmp_path:
     edited = dataclasses.replace(results, other_code=True)
     page = shown(render(study, edited, judgement, tmp_path))
     assert "declared before any result" not in page
-    assert "made by another version of the code, so the claims may be younger than the results." in page
+    assert "torch or transformers), so the claims may be younger than the results." in page
     assert "**Other code:**" in (tmp_path / "report.md").read_text(encoding="utf-8")
     publish(tmp_path / "all.json", study, results, judgement)
     with pytest.raises(WorkFailed, match="another version of the code"):

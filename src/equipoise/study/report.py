@@ -150,7 +150,10 @@ def _verdicts(view: _View) -> page.Section:
     cards = tuple(_card(view, verdict) for verdict in order)
     declared = "Each claim was declared before any result."
     if view.results.other_code:
-        declared = "The runs were made by another version of the code, so the claims may be younger than the results."
+        declared = (
+            "The runs were made by another version of the code (the study, equipoise, torch or transformers), so the "
+            "claims may be younger than the results."
+        )
     lead = (
         f"{declared} A claim is supported or refuted only where the whole interval lies on one side of its margin; "
         "anything else is undecided."

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 CACHE = "cache"
 OTHER_CODE = (
-    "These runs were made by another version of the code than the one that judges them, so its claims may be younger than "
-    "the results (`equipoise study run` makes the runs anew)."
+    "These runs were made by another version of the code (the study, equipoise, torch or transformers) than the one that "
+    "judges them, so its claims may be younger than the results (`equipoise study run` makes the runs anew)."
 )
 State = Literal["complete", "partial", "failed", "gave up", "absent"]
 
