@@ -17,6 +17,7 @@ from equipoise.chat.grammar import json_grammar
 from equipoise.chat.transformers_engine import TransformersEngine
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data.records import Message
+from equipoise.data.text import unjoined
 from equipoise.language import templates
 from equipoise.language.generate import choose, generate
 from equipoise.language.model import load
@@ -252,6 +253,14 @@ def llama(gguf):
     engine.close()
 
 
+@pytest.mark.parametrize("text", ["    return 1", " 1", "1", "\n  1"])
+def test_what_llama_wrote_keeps_its_indentation(text):
+    from equipoise.chat.llama_engine import LlamaEngine
+
+    parts = [{"choices": [{"text": text[:2]}]}, {"choices": [{"text": text[2:], "finish_reason": "stop"}]}]
+    assert LlamaEngine.__new__(LlamaEngine)._read(call("a"), parts).text == unjoined(text)
+
+
 def test_both_engines_compute_the_same(gguf, llama):
     """One file of float32 weights; llama.cpp's kernels and template engine against transformers' own."""
     torch_engine = TransformersEngine(load(gguf, device="cpu"))
@@ -483,7 +492,7 @@ def test_what_is_read_of_llama_s_answer(made):
     top = tuple(Token(each["token"], each["logprob"], bytes(each["bytes"])) for each in alike)
     for count, kept in ((None, ()), (0, ()), (1, top[:1]), (2, top), (9, top)):
         (answer,) = run(engine, [call("a", settings=GenerationSettings(logprobs=count))])
-        assert answer == GenerationAnswer(" ab", "stop", 4, 2, (Token(" a", -0.25, b" a", kept),))
+        assert answer == GenerationAnswer("  ab", "stop", 4, 2, (Token(" a", -0.25, b" a", kept),))
     assert server.ends == [False] * 20  # nothing was ended early
     server.chunks, server.last = (
         [{"choices": [{"text": " x"}], "usage": {"prompt_tokens": 1, "completion_tokens": 9}}],

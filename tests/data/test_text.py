@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.data.text import after_thinking, encodable, lone_surrogate, printable, unified
+from equipoise.data.text import after_thinking, encodable, lone_surrogate, printable, unified, unjoined
 
 anything = st.text(st.characters(codec=None))  # surrogates too
 
@@ -88,3 +88,20 @@ def test_what_reads_the_same_is_the_same(text, same):
 )
 def test_after_thinking(text, said):
     assert after_thinking(text) == said
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (" a", "a"),
+        ("a", "a"),
+        ("  a", "  a"),
+        ("    a\n    b", "    a\n    b"),
+        (" ", ""),
+        ("  ", "  "),
+        ("\n  a", "\n  a"),
+        ("", ""),
+    ],
+)
+def test_one_blank_joins_and_two_are_indentation(written, told):
+    assert unjoined(written) == told

@@ -200,3 +200,6 @@ def test_a_rounded_digest_survives_another_precision_and_no_other_weights(lm):
     assert weights_digest(other) != weights_digest(lm.model) and fingerprint(other) != fingerprint(lm.model)
     narrow = copy.deepcopy(lm.model).to(torch.bfloat16)
     assert fingerprint(narrow) == fingerprint(lm.model) and weights_digest(narrow) != weights_digest(lm.model)
+    whole = {rounded: weights_digest(lm.model, numbers=None, rounded=rounded) for rounded in (False, True)}
+    assert weights_digest(narrow, numbers=None, rounded=True) == whole[True] != whole[False]
+    assert weights_digest(copy.deepcopy(lm.model), numbers=None) == whole[False] != weights_digest(narrow, numbers=None)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from transformers import (
     DynamicCache,
     FalconH1Config,
@@ -17,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    PreTrainedTokenizerFast,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -29,6 +31,7 @@ from equipoise.language.encode import encode, encode_prompts
 from equipoise.language.generate import Written, choose, generate, write
 from equipoise.language.rehearsal import rehearse
 from equipoise.language.score import log_likelihoods
+from equipoise.language.tiny import tiny
 
 generating = importlib.import_module("equipoise.language.generate")  # the package shows the function of that name
 PROMPTS = [
@@ -195,6 +198,52 @@ def test_rows_of_a_cache_are_chosen_by_what_knows_all_of_it():
     assert own.chosen.tolist() == [1] and row_choice(type("Silent", (DynamicCache,), {"__module__": "x"})()) is None
 
 
+ANSWERS = {  # as a model wrote them -> as they are told
+    "    return 1\n    # so": "    return 1\n    # so",
+    "  1": "  1",
+    " 1": "1",
+    "1": "1",
+    "\n    1": "\n    1",
+    " ": "",
+}
+
+
+@pytest.mark.parametrize("prompt", ["def f():\n", "def f():", "a\n    "])
+@pytest.mark.parametrize("stop", [(), ("so",)])
+def test_the_indentation_of_an_answer_stays(prompt, stop):
+    """Of one blank it cannot be told whether it joins, and no code is indented by one."""
+    made = replace(tiny(["adefnrstuo1 #():\n"], seed=0, tokens="characters"), chat_template="none")
+    (ids,), ends = encode_prompts(made, [prompt])
+    for text, told in ANSWERS.items():
+        tokens = made.tokenizer(text, add_special_tokens=False).input_ids
+        said = [torch.tensor([token]) for token in tokens]
+        with torch.no_grad():
+            found = list(write(made, [ids], ends, [len(said)], lambda *given, said=said: said[given[3]], stop=stop))
+        ((_, written),) = found
+        assert written.text == (told.removesuffix("so") if stop else told)
+
+
+def test_the_blank_that_sentencepiece_drops_is_part_of_the_indentation():
+    """Its decoder takes one blank from the beginning, whatever was written there."""
+    words = ["<unk>", "\u2581", "\u2581\u2581", "\u2581\u2581\u2581\u2581", "return", "\u2581return"]
+    made = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [], unk_token="<unk>"))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    for tokens, text in (
+        ([3, 4], "    return"),
+        ([3, 5], "     return"),
+        ([2, 4], "  return"),
+        ([1, 5], "  return"),
+        ([5], "return"),
+        ([1, 4], "return"),
+        ([4, 5], "return return"),
+        ([], ""),
+    ):
+        assert generating.answer_text(tokenizer, tokens) == text
+
+
 def test_rows_end_by_themselves(gpt2, monkeypatch):
     """Every token that some greedy answer holds, taken as the end: rows end at different steps, others go on."""
     free = {prompt: one_by_one(gpt2, prompt, 10) for prompt in PROMPTS}
@@ -345,7 +394,8 @@ def test_requests_that_are_wrong(small, options, sentence):
 def test_the_first_stop_string_ends_an_answer_wherever_it_is_named():
     words = {1: " one", 2: " two", 3: " one", 4: " three"}
     tokenizer = SimpleNamespace(
-        decode=lambda ids, skip_special_tokens, clean_up_tokenization_spaces: "".join(words[i] for i in ids)
+        decode=lambda ids, skip_special_tokens, clean_up_tokenization_spaces: "".join(words[i] for i in ids),
+        convert_ids_to_tokens=words.get,
     )
     model = SimpleNamespace(tokenizer=tokenizer)
     for stop, text, ended in (
@@ -357,7 +407,7 @@ def test_the_first_stop_string_ends_an_answer_wherever_it_is_named():
     ):
         assert generating._text(model, [1, 2, 3, 4], stop) == (text, ended)
     words[1] = "  one"
-    assert generating._text(model, [1], ()) == (" one", False)  # one blank joins both
+    assert generating._text(model, [1], ()) == ("  one", False)  # one blank joins both, two are the answer's own
     assert Written() == Written(tokens=[], text="", ended=False)
 
 

@@ -10,6 +10,7 @@ import torch
 from chat_models import TEXTS, untaught
 from equipoise.core.errors import WorkFailed
 from equipoise.data.records import Message
+from equipoise.data.text import unjoined
 from equipoise.language.generate import generate
 from equipoise.language.model import wrap
 from equipoise.routing.router import Router
@@ -217,6 +218,7 @@ def test_growing_text_is_the_whole_text_cut_at_the_first_stop(lm, stop):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 300, (12,), generator=generator).tolist() for _ in range(20)]
     rows += [tokenizer(text + " naïve 漢字 😀 the town", add_special_tokens=False).input_ids for text in TEXTS]
+    rows += [tokenizer("    the town\n      is", add_special_tokens=False).input_ids]
     for row in rows:
         text, told = GrowingText(tokenizer, stop), ""
         for token in row:
@@ -224,7 +226,7 @@ def test_growing_text_is_the_whole_text_cut_at_the_first_stop(lm, stop):
             if text.stopped:
                 break
         told += text.rest()
-        whole = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).removeprefix(" ")
+        whole = unjoined(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         places = [whole.find(mark) for mark in stop if mark in whole]
         assert told == (whole[: min(places)] if places else whole)
 

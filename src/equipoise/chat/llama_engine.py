@@ -18,6 +18,7 @@ from typing import Any
 from equipoise.chat.batching import GenerationAnswer, GenerationRequest, Token
 from equipoise.chat.grammar import json_grammar
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.data.text import unjoined
 
 _SILENT = -1
 _HEADER = 2**26  # bytes; the fields of a GGUF file stand before its weights
@@ -129,7 +130,7 @@ class LlamaEngine:
         written = int(usage.get("completion_tokens", 0))
         short = "max_tokens" if written >= request.max_tokens else "model_length"
         return GenerationAnswer(
-            text=text.removeprefix(" "),
+            text=unjoined(text),
             ended="stop" if finish == "stop" else short,
             input_tokens=int(usage.get("prompt_tokens", 0)),
             output_tokens=written,

@@ -5,6 +5,7 @@ printable      one line for a terminal or a table, without escapes
 unified        one form of what reads the same: compatibility forms, digits of every script, nothing invisible
 after_thinking what a reasoning model says when it has done thinking
 defused        without marks of chat templates, which could end the turn in which a text is quoted
+unjoined       an answer without the blank that joins it to its prompt
 """
 
 import re
@@ -71,3 +72,11 @@ def after_thinking(text: str) -> str | None:
 def defused(text: str) -> str:
     """The text with a blank in whatever looks like a mark of a chat template, so that it is none when it is quoted."""
     return _MARK.sub(r"\g<0> ", text)
+
+
+def unjoined(text: str) -> str:
+    """An answer without the one blank before its first word, which joins it to the prompt; two and more are indentation.
+
+    So `language.encode` joins: it puts a blank before a completion that begins with none.
+    """
+    return text if text.startswith("  ") else text.removeprefix(" ")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.progress import beat
+from equipoise.data.text import unjoined
 from equipoise.language.encode import encode_prompts
 from equipoise.language.model import evaluating, memory_advice
 from equipoise.language.score import doubled, head_reads, wide
@@ -38,7 +39,7 @@ def generate(
     batch_size: int = 32,
     stop: Sequence[str] = (),
 ) -> list[str]:
-    """One answer per prompt, in order, without the prompt, special tokens and the blank that joins both.
+    """One answer per prompt, in order, without the prompt, special tokens and the blank that joins both (`unjoined`).
 
     A prompt is a text (a user's turn, when the model has a chat template in use) or the turns of a conversation.
     temperature 0 takes the likeliest token; above 0 samples from softmax(logits / temperature) with `generator`, which
@@ -272,11 +273,20 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor | None, *, top_k:
 
 def _text(language_model: LanguageModel, tokens: list[int], stop: Sequence[str]) -> tuple[str, bool]:
     """The answer so far, cut before the first stop string; and whether there was one."""
-    tokenizer: Any = language_model.tokenizer
-    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = text.removeprefix(" ")
+    text = answer_text(language_model.tokenizer, tokens)
     places = [place for mark in stop if (place := text.find(mark)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens, without special ones and `unjoined`."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if text.startswith(" "):
+        first = str(tokenizer.convert_ids_to_tokens(tokens[0]) or "")
+        told: str = tokenizer.decode(tokens[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        begun = len(first) - len(first.lstrip("\u2581"))  # SentencePiece drops the first blank that it decodes
+        text = " " * (begun > len(told) - len(told.lstrip(" "))) + text
+    return unjoined(text)
 
 
 def _bare(model: Any) -> Any:

@@ -41,6 +41,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import check_fields, closed
 from equipoise.data.tools import read_action
 from equipoise.language.confidence import Bounds
+from equipoise.language.generate import answer_text
 from equipoise.reinforcement.stages import score_rollouts
 
 if TYPE_CHECKING:
@@ -367,10 +368,8 @@ def _call_at(turn: Turn) -> int | None:
 
 def _token_at(language_model: LanguageModel, ids: Sequence[int], character: int) -> int:
     """How many of a turn's tokens are over before a character of its text; one that reaches beyond it is not."""
-    tokenizer: Any = language_model.tokenizer
     for count in range(len(ids), 0, -1):  # not by bisection: half of a character can be longer than all of it
-        text = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if len(text.removeprefix(" ")) <= character:  # as the turn's text was made
+        if len(answer_text(language_model.tokenizer, ids[:count])) <= character:  # as the turn's text was made
             return count
     return 0
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from equipoise.core.errors import BadInput
 from equipoise.core.streams import torch_stream
+from equipoise.language.generate import answer_text
 from equipoise.language.rollouts import Rollouts
 from equipoise.reinforcement.dots import DifficultySampler, Predictor
 from equipoise.reinforcement.group_baselines import mixed
@@ -253,13 +254,10 @@ class Selection:
 
 
 def _rollouts(group: ReplayGroup, language_model: LanguageModel, prompt: Sequence[int]) -> Rollouts:
-    tokenizer: Any = language_model.tokenizer
     answers = [ids[mask].tolist() for ids, mask in zip(group.ids, group.mask, strict=True)]
     ended = [bool(answer) and answer[-1] in language_model.end_ids for answer in answers]
     texts = [
-        tokenizer.decode(
-            answer[: len(answer) - end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ).removeprefix(" ")
+        answer_text(language_model.tokenizer, answer[: len(answer) - end])
         for answer, end in zip(answers, ended, strict=True)
     ]
     return Rollouts(

@@ -24,7 +24,7 @@ from torch import Tensor
 from equipoise.core.errors import BadInput, EquipoiseError, WorkFailed
 from equipoise.core.options import check_fields
 from equipoise.language.encode import encode_prompts
-from equipoise.language.generate import choose
+from equipoise.language.generate import answer_text, choose
 from equipoise.language.model import evaluating
 from equipoise.language.score import wide
 from equipoise.routing.prompt_states import encode, prefill
@@ -319,8 +319,7 @@ class GrowingText:
     def add(self, token: int) -> str:
         """The text that is settled by this token and was not told yet."""
         self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self._text = text.removeprefix(" ")
+        self._text = answer_text(self._tokenizer, self._tokens)
         places = [place for mark in self._stop if (place := self._text.find(mark)) >= 0]
         if places:
             self._text, self.stopped = self._text[: min(places)], True

@@ -24,7 +24,7 @@ from equipoise.data import final_answer
 from equipoise.data.answers import normalize
 from equipoise.language.confidence import over_answer
 from equipoise.language.encode import encode_prompts
-from equipoise.language.generate import check_room, choose, write
+from equipoise.language.generate import answer_text, check_room, choose, write
 from equipoise.language.model import LanguageModel, evaluating, memory_advice
 from equipoise.language.rollouts import drawing
 from equipoise.uncertainty.perturbed import Perturbed, perturb
@@ -169,11 +169,7 @@ def particle_filter(
             places = generator.choice(particles, size=particles, p=weights)
             written, ended = [written[place] for place in places], [ended[place] for place in places]
             weights = np.full(particles, 1 / particles)
-    tokenizer = model.tokenizer
-    texts = tuple(
-        str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)).removeprefix(" ")
-        for tokens in written
-    )
+    texts = tuple(answer_text(model.tokenizer, tokens) for tokens in written)
     surest = select(texts, np.log(np.maximum(weights, 1e-300)).tolist(), keep=1.0, vote="weighted").answer
     return Particles(texts, torch.from_numpy(weights), made, surest)
 
