@@ -19,6 +19,7 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelName, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import SampleScore, Score, Target
 from inspect_ai.solver import TaskState
+from inspect_ai.util import registry_info
 
 from equipoise.core.errors import BadInput
 from equipoise.data import locomo as conversations
@@ -204,7 +205,7 @@ def test_ones_own_memory_is_a_function_of_a_file(life, tmp_path, monkeypatch):
         ({"memory": "bm52"}, "No memory 'bm52' is known .* Did you mean 'bm25'"),
         ({"memory": "facts"}, "It needs a model, which `equipoise memory compare` gives it"),
         ({"kind": "multi_event"}, "no question of kind 'multi_event'"),
-        ({"kind": "multi_evnt"}, "multi_evnt"),
+        ({"kind": "multi_evnt"}, "kind is 'multi_evnt'"),
         ({"protocol": "on"}, "protocol"),
     ],
 )
@@ -596,3 +597,11 @@ def test_inspect_finds_the_tasks():
     from equipoise import plugin
 
     assert plugin.memory is tasks  # without torch: tests/chat/test_provider.py
+    for made in (lifedialbench, locomo, longmemeval):
+        told = registry_info(made)
+        assert (told.type, told.name) == ("task", f"equipoise/{made.__name__}")
+    assert registry_info(tasks.remembered("life.json", "full", "online", 1, None, True)).type == "solver"
+    for scoring in (tasks.answered, tasks.conversed, tasks.recalled):
+        told = registry_info(scoring())
+        assert told.type == "scorer" and len(told.metadata["metrics"]) == 3
+    assert registry_info(tasks.measures()).metadata == {"scores": "unreduced"}  # every epoch's score counts
