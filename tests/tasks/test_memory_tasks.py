@@ -578,7 +578,7 @@ def test_longmemeval_keeps_what_is_asked_for(haystack):
     judge = {"judge": "mockllm/judge"}
     assert ids() == ["q1"] and ids(**judge) == ["q1", "q2", "q3_abs"]
     assert ids(kind="abstention", **judge) == ["q3_abs"] and ids(kind="knowledge-update") == ["q1"]
-    with pytest.raises(BadInput, match="no question of kind 'multi-session'"):
+    with pytest.raises(BadInput, match=r"no question of kind 'multi-session'\.$"):
         ids(kind="multi-session", **judge)  # the only one is an abstention
     sample = longmemeval(haystack, **judge).dataset[2]
     assert sample.metadata["abstention"] and sample.metadata["answer"] == "It was not said." and sample.choices is None
