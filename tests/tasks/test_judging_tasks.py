@@ -1,7 +1,9 @@
 """The Inspect tasks on a scripted model, metrics worked out by hand and read back from the log."""
 
+import asyncio
 import json
 import math
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as run
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.model import ModelName, ModelOutput, ModelUsage, get_model
+from inspect_ai.scorer import SampleScore, Score, Target
+from inspect_ai.solver import TaskState
+from inspect_ai.util import registry_info
 
 from equipoise.core.errors import BadInput
 from equipoise.tasks import judging
@@ -167,3 +172,85 @@ def test_the_users_own_rubric(pairs_file, tmp_path):
     sample = judging.judgebench(path=str(pairs_file), rubric=str(rubric)).dataset[1]
     assert [message.role for message in sample.input] == ["system", "user"]
     assert sample.input[1].text == "Q Question ab? A bad a B good a"
+
+
+def a_score(pair, order, value):
+    return SampleScore(score=Score(value=value), sample_metadata={"pair": pair, "order": order})
+
+
+def test_orders_are_paired_by_turn_and_unread_replies_counted():
+    # Pair p, asked thrice in both orders, mixed: (C, I), (C, C), (N, C); q twice first and once second: (I, C).
+    told = [("p", 2, "I"), ("p", 1, "C"), ("q", 1, "I"), ("p", 1, "C"), ("p", 2, "C"), ("q", 2, "C"), ("p", 1, "N"),
+            ("p", 2, "C"), ("q", 1, "C"), ("r", 2, "N")]  # fmt: skip
+    found = judging.both_orders()([a_score(*each) for each in told])
+    assert found["both right"] == pytest.approx(1 / 4) and found["turns"] == pytest.approx(2 / 3)
+    assert found["no verdict"] == pytest.approx(2 / 10)
+    assert found["first shown"] == pytest.approx(3 / 7)  # p: 1 1, 1 0, - 0; q: 0 0
+    assert all(math.isnan(value) for value in judging.both_orders()([]).values())
+
+
+@pytest.mark.parametrize(("said", "value", "answer"), [
+    ("Decision: 1", "I", "1"), ("Decision: 2", "C", "2"), ("Neither.", "N", None), ("Decision: 22", "N", None),
+])  # fmt: skip
+def test_a_decision_is_right_wrong_or_none(said, value, answer):
+    output = ModelOutput.from_content("mockllm/model", said)
+    state = TaskState(ModelName("mockllm/model"), "p/2", 0, "Q?", [], output=output)
+    score = asyncio.run(judging.decision()(state, Target("2")))
+    assert (score.value, score.answer) == (value, answer)
+
+
+def test_samples_show_each_order_and_name_what_they_are_of(tmp_path):
+    found = []
+    path = tmp_path / "judgebench.jsonl"
+    plain = {"pair_id": "g", "question": "Q?", "response_A": "good g", "response_B": "bad g", "label": "B>A"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows(), plain)))
+    for sample in judging.judgebench_pro(path=str(path)).dataset:
+        text = sample.input[-1].text
+        better = "bad g" if sample.id.startswith("g") else "good"
+        worse = "good g" if sample.id.startswith("g") else "bad"
+        found.append((sample.id, sample.target, text.index(better) < text.index(worse)))
+        assert sample.metadata["pair"] == sample.id[0] and str(sample.metadata["order"]) == sample.target
+    assert found == [
+        (f"{name}/{place}", place, place == "1")
+        for name, place in zip([name for name in "abcdefg" for _ in "12"], cycle("12"), strict=False)
+    ]
+    known = sample.metadata
+    assert (known["domain"], known["bias"]) == ("no domain", "no bias")
+    targets = {each.id: each.target for each in judging.judgebench(path=str(path), orders="file").dataset}
+    assert "".join(targets.values()) == "1212122" and len(targets) == 7
+
+
+def test_files_of_a_folder_are_those_with_its_words_and_of_a_kind_that_is_read(tmp_path):
+    (tmp_path / "data" / "deeper").mkdir(parents=True)
+    for name in ("Filtered.JSONL", "FILTERED-b.jsonl", "raw.jsonl", "rewardbench.txt", "a-rewardbench.csv.gz",
+                 "data/filtered-2.parquet", "data/filtered-1.parquet", "data/deeper/filtered.jsonl"):  # fmt: skip
+        (tmp_path / name).write_text("")
+    files = judging._files("rewardbench", str(tmp_path), ("rewardbench", "filtered"))
+    assert [str(file.relative_to(tmp_path)) for file in files] == [
+        "FILTERED-b.jsonl", "a-rewardbench.csv.gz", "data/filtered-1.parquet", "data/filtered-2.parquet",
+    ]  # fmt: skip
+    single = tmp_path / "raw.jsonl"
+    assert judging._files("rewardbench", str(single), ("filtered",)) == [single]
+
+
+def test_pairs_are_chosen_by_all_that_is_wanted(pairs_file):
+    def ids(task, **settings):
+        return "".join(sample.id[0] for sample in task(path=str(pairs_file), orders="file", **settings).dataset)
+
+    assert ids(judging.judgebench_pro, bias="length", domain="math") == "ab"
+    assert ids(judging.judgebench_pro, bias="authority") == "def" and ids(judging.judgebench, domain="code") == "cde"
+    assert ids(judging.rewardbench, subset="subset-math", domain="math") == "abf"
+    with pytest.raises(BadInput, match=r"no pair has domain 'code' and subset 'subset-math'\."):
+        ids(judging.rewardbench, subset="subset-math", domain="code")
+    for task in (judging.rewardbench, judging.judgebench_pro):
+        with pytest.raises(BadInput, match="orders is 'two'"):
+            task(path=str(pairs_file), orders="two")
+
+
+def test_inspect_knows_the_tasks_their_scorer_and_their_measures():
+    for made in (judging.judgebench, judging.rewardbench, judging.judgebench_pro):
+        told = registry_info(made)
+        assert (told.type, told.name) == ("task", f"equipoise/{made.__name__}")
+    told = registry_info(judging.decision())
+    assert told.type == "scorer" and len(told.metadata["metrics"]) == 4
+    assert registry_info(judging.both_orders()).metadata == {"scores": "unreduced"}  # every epoch's score counts

@@ -1,10 +1,14 @@
 """The Inspect tasks on memory with a scripted model: what it is shown, how it is scored, and what is refused."""
 
+import asyncio
+import gzip
 import json
 import math
 import os
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,10 +16,15 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as run
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.model import ModelName, ModelOutput, ModelUsage, get_model
+from inspect_ai.scorer import SampleScore, Score, Target
+from inspect_ai.solver import TaskState
+from inspect_ai.util import registry_info
 
 from equipoise.core.errors import BadInput
 from equipoise.data import locomo as conversations
+from equipoise.data.histories import History, MemoryQuestion, Session, Turn
+from equipoise.data.lifelogs import read_histories
 from equipoise.tasks import memory as tasks
 from equipoise.tasks.memory import lifedialbench, locomo, longmemeval
 
@@ -48,6 +57,38 @@ def evaluated(task, tmp_path, says, judge=None, monkeypatch=None):
     log = read_eval_log(log.location)
     found = {name: each.value for score in log.results.scores for name, each in score.metrics.items()}
     return found, {str(sample.id): sample for sample in log.samples}, seen
+
+
+def reached(said="", *, question="Q?", choices=None, target=(), name="q", **known):
+    """The state of a sample when its score is due."""
+    return TaskState(
+        ModelName("mockllm/model"), name, 0, question, [], Target(list(target)), choices,
+        ModelOutput.from_content("mockllm/model", said),
+        metadata={"kind": "no kind", "evidence": [], **known},
+    )  # fmt: skip
+
+
+def scored(scorer, state):
+    score = asyncio.run(scorer(state, state.target))
+    return score.value, score.metadata["unread"], score.metadata["measures"]
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """Of a judge: what it was asked with, and the reply that a test gives it."""
+    asked = SimpleNamespace(reply="Yes", prompts=[], configs=[], names=[])
+
+    async def generate(prompt, *, config):
+        asked.prompts.append(prompt)
+        asked.configs.append(config)
+        return ModelOutput.from_content("mockllm/judge", asked.reply)
+
+    def model(name):
+        asked.names.append(name)
+        return SimpleNamespace(generate=generate)
+
+    monkeypatch.setattr(tasks, "get_model", model)
+    return asked
 
 
 # --- LifeDialBench ---------------------------------------------------------------------------------------------------
@@ -178,13 +219,173 @@ def test_ones_own_memory_is_a_function_of_a_file(life, tmp_path, monkeypatch):
         ({"memory": "bm52"}, "No memory 'bm52' is known .* Did you mean 'bm25'"),
         ({"memory": "facts"}, "It needs a model, which `equipoise memory compare` gives it"),
         ({"kind": "multi_event"}, "no question of kind 'multi_event'"),
-        ({"kind": "multi_evnt"}, "multi_evnt"),
+        ({"kind": "multi_evnt"}, "kind is 'multi_evnt'"),
         ({"protocol": "on"}, "protocol"),
     ],
 )
 def test_what_is_wrong_is_refused_before_a_question(life, settings, named):
     with pytest.raises(BadInput, match=named):
         lifedialbench(life, **settings)
+
+
+def test_a_letter_is_right_or_wrong_and_luck_is_taken_out():
+    def of(said, right="B", options=4):
+        value, unread, measured = scored(
+            tasks.answered(), reached(said, choices=list("vwxy")[:options], target=[right])
+        )
+        return value, unread, pytest.approx(measured["luck taken out"])
+
+    assert of("B") == (1.0, False, 1.0)
+    assert of("<think>A or B</think> The answer is (D).", "D") == (1.0, False, 1.0)
+    assert of("C") == (0.0, False, -1 / 3)
+    assert of("B or C") == (0.0, True, -1 / 3)
+    assert of("C", options=2) == (0.0, True, -1.0)  # no such option
+
+
+def test_what_was_printed_is_measured_beside_each_score():
+    state = reached("B", choices=["v", "w"], target=["B"], evidence=["1", "2", "3"], found=["2", "3", "2"])
+    state.metadata["printed words"] = 7
+    measured = scored(tasks.answered(), state)[2]
+    assert measured["printed words"] == 7.0 and measured["evidence"] == pytest.approx(2 / 3)
+    for known in ({}, {"found": ["2"]}, {"evidence": ["2"]}):  # nothing found by a solver that is not ours
+        measured = tasks._read(reached(**known))
+        assert math.isnan(measured["evidence"]) and math.isnan(measured["printed words"])
+    assert tasks._read(reached(evidence=["2"], found=[]))["evidence"] == 0.0
+
+
+def test_open_answers_have_the_gold_words_and_times_are_strict():
+    def of(said, golds, kind="time_query"):
+        return scored(tasks.answered(), reached(said, target=golds, kind=kind))
+
+    value, unread, measured = of("at 9:00 or 10:00", ["9:00", "noon"])
+    assert (value, unread, measured["strict time"]) == (1.0, False, 0.0)  # two times are none
+    assert of("12:00", ["9:00", "noon"])[2]["strict time"] == 1.0
+    assert of("some day", ["9:00", "noon"])[2]["strict time"] == 0.0
+    assert "strict time" not in of("12:00", ["noon"], "single_event")[2]
+    assert "strict time" not in of("12:00", ["in the morning"])[2]
+    assert of("", ["9:00"])[:2] == (0.0, True) and of("at ten", ["9:00"])[:2] == (0.0, False)
+
+
+@pytest.mark.parametrize(("reply", "value", "unread"), [
+    ("Yes.", 1.0, False), ("No, because yes would be wrong", 0.0, False), ("It depends: yes", 0.0, True),
+    ("<think>No?</think>Yes", 1.0, False),
+])  # fmt: skip
+def test_a_judge_of_open_answers_is_read_strictly(verdict, reply, value, unread):
+    verdict.reply = reply
+    state = reached("about 09:05", question="When?", target=["09:00", "nine"], kind="time_query")
+    score = asyncio.run(tasks.answered("mockllm/judge")(state, state.target))
+    assert (score.value, score.metadata["unread"], score.metadata["measures"]["strict time"]) == (value, unread, 0.0)
+    assert score.answer == "about 09:05" and score.explanation == reply.removeprefix("<think>No?</think>")
+    assert verdict.names == ["mockllm/judge"] and verdict.configs[0].temperature == 0.0
+    assert verdict.configs[0].max_tokens == 512
+    assert "Question: When?\nGold answer: 09:00, or nine\nAnswer: about 09:05\n" in verdict.prompts[0]
+
+
+def of_kinds(rows):
+    return [
+        SampleScore(
+            score=Score(value=value, metadata={"measures": measured, "unread": unread}),
+            sample_metadata=None if kind is None else {"kind": kind},
+        )
+        for value, measured, unread, kind in rows
+    ]
+
+
+def test_means_are_over_the_samples_that_have_a_measure():
+    rows = [
+        (1.0, {"words": 3.0, "evidence": math.nan}, False, "one"),
+        (0.5, {"words": 4.0, "strict": 1.0, "evidence": 0.25}, True, "one"),
+        (0.25, {"words": 11.0}, False, "two"),
+        (0.0, {"strict": 0.0, "evidence": math.nan, "never": math.nan}, False, None),
+    ]
+    found = tasks.measures()(of_kinds(rows))
+    assert math.isnan(found.pop("never"))
+    assert found == {
+        "words": 6.0, "evidence": 0.25, "strict": 0.5, "in one": 0.75, "in two": 0.25, "in no kind": 0.0, "unread": 0.25,
+    }  # fmt: skip
+    assert tasks.measures()(of_kinds(rows[:2])).keys() == {"words", "evidence", "strict", "unread"}  # one kind
+    assert tasks.measures()(of_kinds(rows[1:3]))["in two"] == 0.25  # two are several
+    bare = tasks.measures()([SampleScore(score=Score(value=1.0))])
+    assert bare == {"unread": 0.0} and math.isnan(tasks.measures()([])["unread"])
+
+
+def questioned(life, memory="full", protocol="online", k=20, budget=None, open_ended=False, number=1):
+    """The messages a reader gets for a question of Ana's life, and what is noted of them."""
+    state = reached(name=f"Ana/{number}", history="Ana")
+    solve = tasks.remembered(life, memory, protocol, k, budget, open_ended)
+    done = asyncio.run(solve(state, None))
+    assert done is state
+    return "\n".join(message.text for message in state.messages), state.metadata
+
+
+def test_protocols_differ_in_what_a_memory_may_print(life):
+    for protocol, there in (
+        ("online", ["nine", "eleven"]),
+        ("asof", ["nine", "eleven"]),
+        ("offline", ["nine", "eleven", "Li"]),
+    ):
+        text, known = questioned(life, protocol=protocol)
+        assert [word for word in ("nine", "eleven", "Li") if word in text] == there
+        assert "It is now 2024-05-02 23:59." in text and "D) 11:00" in text and len(known["found"]) == 1
+        notes = text.split("[Notes]")[1].split("[End of notes]")[0]
+        assert known["printed words"] == len(notes.split())
+    with pytest.raises(BadInput, match="protocol"):
+        tasks.remembered(life, "full", "onlin", 20, None, False)
+
+
+def test_a_memory_finds_k_items_and_an_empty_one_prints_nothing(life):
+    text, known = questioned(life, "bm25", k=1, number=2)
+    assert "doctor is Li" in text and "clinic" not in text and len(known["found"]) == 1
+    text, known = questioned(life, "empty", number=2)
+    assert (known["printed words"], known["found"]) == (0, []) and "doctor is Li" not in text
+    assert "A) Li" in text and "A) " not in questioned(life, open_ended=True, number=2)[0]
+    budgeted = questioned(life, "recency", budget=9, number=2)
+    assert budgeted[1]["printed words"] <= 9 < questioned(life, "recency", number=2)[1]["printed words"]
+
+
+def test_ones_own_memory_is_fed_in_order_and_once_a_history(life, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from equipoise.agents.memory import MemoryAnswer\n"
+        "class Mine:\n"
+        "    name = 'mine'\n"
+        "    def __init__(self, k): self.said, self.k = [], k\n"
+        "    def ingest(self, session, time):\n"
+        "        self.said.append(session.turns[0].text)\n"
+        "        return {}\n"
+        "    def answer(self, question, now, *, until=None):\n"
+        "        return MemoryAnswer('', context=f'heard {len(self.said)} of {self.k}: {self.said[-1]}')\n"
+        "    def snapshot(self): return str(self.said)\n"
+        "def memory(k): return Mine(k)\n"
+    )
+    read = []
+    monkeypatch.setattr(tasks, "read_histories", lambda path: read.append(path) or read_histories(path))
+    prints = tasks._Prints(life, f"{mine}:memory", "online", 4, None)
+    told = [prints.of("Ana", f"Ana/{number}")[1] for number in (2, 0, 1)]
+    assert [text[:12] for text in told] == ["heard 3 of 4", "heard 1 of 4", "heard 2 of 4"] and "eleven" in told[2]
+    assert read == [life] and prints.end("Ana") == datetime(2024, 5, 3, 7, 30)
+    assert prints.of("Ana", "Ana/0")[0].right == 1
+
+
+def test_names_and_ids_are_unique():
+    def life_of(name, *ids):
+        day = datetime(2024, 5, 1)
+        said = (Session("s", day, (Turn("s/1", "Ana", "Hello."),)),)
+        return History(name, said, tuple(MemoryQuestion(each, "Q?", gold=("x",)) for each in ids))
+
+    def keep(question):
+        return question.id != "out"
+
+    lives = [life_of("Ana", "1", "out"), life_of("Ben", "2", "3"), life_of("Cleo", "out")]
+    assert [(life.name, question.id) for life, question in tasks._chosen(lives, keep, "")] == [
+        ("Ana", "1"), ("Ben", "2"), ("Ben", "3"),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="Two histories are named 'Ben'"):
+        tasks._chosen([*lives, life_of("Ben", "4")], keep, "")
+    with pytest.raises(BadInput, match="Two questions have the id '3'"):
+        tasks._chosen([*lives, life_of("Dan", "4", "3")], keep, "")
+    with pytest.raises(BadInput, match="no question of mine"):
+        tasks._chosen(lives, lambda question: question.id == "9", "of mine")
 
 
 # --- LoCoMo ----------------------------------------------------------------------------------------------------------
@@ -250,6 +451,66 @@ def test_locomo_leaves_out_what_is_named_and_takes_categories_as_inspect_reads_t
         locomo(talks, without=str(ids))
 
 
+@pytest.mark.parametrize(("category", "gold", "said", "value", "bleu"), [
+    (1, "red car, bowl", "a red car, a blue bowl", (1 + 2 / 3) / 2, 3 / 6),
+    (2, "by the lake", "the lake", 2 * 1 / (1 + 2), math.exp(1 - 3 / 2)),
+    (3, "yes; he said so", "yes", 1.0, math.exp(1 - 4)),
+    (4, "by the lake", "<think>by?</think> by lakes", 2 * 2 / (2 + 2), 1 / 2 * math.exp(1 - 3 / 2)),
+])  # fmt: skip
+def test_locomo_measures_f1_by_category_and_bleu(verdict, category, gold, said, value, bleu):
+    state = reached(said, question="Where?", target=[gold], kind=conversations.CATEGORIES[category])
+    found, unread, measured = scored(tasks.conversed(), state)
+    assert (found, unread, measured["BLEU-1"]) == (pytest.approx(value), False, pytest.approx(bleu))
+    assert "judge" not in measured and not verdict.prompts
+    for verdict.reply, right, told in (("CORRECT", 1.0, True), ("INCORRECT", 0.0, True), ("Who knows", 0.0, False)):
+        judged = scored(tasks.conversed("mockllm/judge"), state)
+        assert judged[:2] == (pytest.approx(value), not told) and judged[2]["judge"] == right
+    assert (
+        f"Question: Where?\nGold answer: {gold}\nAnswer: {said.removeprefix('<think>by?</think> ')}\n"
+        in verdict.prompts[0]
+    )
+
+
+def test_locomo_rewards_declining_where_there_is_no_answer(verdict):
+    def of(said, judge=None):
+        return scored(tasks.conversed(judge), reached(said, target=["a car"], kind="adversarial"))
+
+    assert of("It is not mentioned.")[:2] == (1.0, False)
+    assert of("a car", "mockllm/judge")[:2] == (0.0, False) and of(" ")[:2] == (0.0, True)
+    assert "BLEU-1" not in of("a car")[2] and not verdict.prompts
+
+
+def test_an_empty_answer_is_reported_as_unread():
+    state = reached("<think>So much", target=["x"], kind=conversations.CATEGORIES[4])
+    assert scored(tasks.conversed(), state)[:2] == (0.0, True)
+
+
+def test_locomo_is_found_where_it_is_kept(talks, tmp_path, monkeypatch):
+    root = tmp_path / "sets" / "locomo"
+    root.mkdir(parents=True)
+    monkeypatch.setenv("EQUIPOISE_DATA", str(root.parent))
+    with pytest.raises(BadInput, match=r"has no locomo10\.json: copy it there"):
+        locomo()
+    (root / "locomo10.json.gz").write_bytes(gzip.compress(Path(talks).read_bytes()))
+    assert tasks._locomo_file().name == "locomo10.json.gz" and len(locomo().dataset) == 3
+    (root / "locomo10.json").write_bytes(Path(talks).read_bytes())
+    assert tasks._locomo_file().name == "locomo10.json"
+
+
+def test_a_question_without_a_time_is_asked_when_the_last_session_began(talks, tmp_path):
+    rows = json.loads(Path(talks).read_text())
+    said = rows[0]["conversation"]
+    for number, day in ((2, "9"), (3, "11")):
+        said[f"session_{number}_date_time"] = f"1:56 pm on {day} May, 2023"
+        said[f"session_{number}"] = [{"speaker": "Ben", "dia_id": f"D{number}:1", "text": "I swim."}]
+    path = tmp_path / "three.json"
+    path.write_text(json.dumps(rows))
+    state = reached(name="conv-1/2", history="conv-1")
+    asyncio.run(tasks.remembered(str(path), "full", "online", 20, None, True)(state, None))
+    text = state.messages[-1].text
+    assert "It is now 2023-05-11 13:56." in text and text.count("I swim.") == 2
+
+
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="EQUIPOISE_DATA names no folder with the set locomo (CC BY-NC 4.0)")
 @pytest.mark.slow
 def test_locomo_as_published_has_1540_scored_samples():
@@ -301,6 +562,42 @@ def test_longmemeval_asks_the_judge_by_type(haystack, tmp_path, monkeypatch):
     assert official["accuracy"] == 1.0  # its rule takes "No: yes was meant" for a yes
 
 
+@pytest.mark.parametrize(("reply", "official", "value", "unread"), [
+    ("Yes", False, 1.0, False), ("No: yes was meant", False, 0.0, False), ("No: yes was meant", True, 1.0, False),
+    ("Perhaps", False, 0.0, True), ("Perhaps", True, 0.0, False),
+])  # fmt: skip
+def test_longmemeval_reads_its_judge_by_rule(verdict, reply, official, value, unread):
+    verdict.reply = reply
+    asked = reached(
+        "In 25:50.", question="How fast?", answer="Likes running.", abstention=False, kind="single-session-preference"
+    )
+    assert scored(tasks.recalled("mockllm/judge", official), asked)[:2] == (value, unread)
+    assert "Response: In 25:50.\n" in verdict.prompts[0] and "Question: How fast?\n" in verdict.prompts[0]
+    asked.metadata["abstention"] = True
+    scored(tasks.recalled("mockllm/judge", official), asked)
+    assert "Explanation: Likes running.\n" in verdict.prompts[1] and "Explanation" not in verdict.prompts[0]
+
+
+@pytest.mark.parametrize(("said", "answer", "value"), [
+    ("In 25:50.", "25:50", 1.0), ("25:50", "25:50", 1.0), ("In 26:00", "25:50", 0.0), ("", "25:50", 0.0),
+])  # fmt: skip
+def test_longmemeval_without_a_judge_looks_for_the_words(said, answer, value):
+    assert scored(tasks.recalled(), reached(said, answer=answer))[:2] == (value, False)
+
+
+def test_longmemeval_keeps_what_is_asked_for(haystack):
+    def ids(**settings):
+        return [sample.id for sample in longmemeval(haystack, **settings).dataset]
+
+    judge = {"judge": "mockllm/judge"}
+    assert ids() == ["q1"] and ids(**judge) == ["q1", "q2", "q3_abs"]
+    assert ids(kind="abstention", **judge) == ["q3_abs"] and ids(kind="knowledge-update") == ["q1"]
+    with pytest.raises(BadInput, match=r"no question of kind 'multi-session'\.$"):
+        ids(kind="multi-session", **judge)  # the only one is an abstention
+    sample = longmemeval(haystack, **judge).dataset[2]
+    assert sample.metadata["abstention"] and sample.metadata["answer"] == "It was not said." and sample.choices is None
+
+
 def test_longmemeval_without_a_judge_scores_what_words_can_show(haystack, tmp_path):
     found, samples, _ = evaluated(longmemeval(haystack), tmp_path, lambda prompt: "In 25:50.")
     assert list(samples) == ["q1"] and found["accuracy"] == 1.0
@@ -314,3 +611,11 @@ def test_inspect_finds_the_tasks():
     from equipoise import plugin
 
     assert plugin.memory is tasks  # without torch: tests/chat/test_provider.py
+    for made in (lifedialbench, locomo, longmemeval):
+        told = registry_info(made)
+        assert (told.type, told.name) == ("task", f"equipoise/{made.__name__}")
+    assert registry_info(tasks.remembered("life.json", "full", "online", 1, None, True)).type == "solver"
+    for scoring in (tasks.answered, tasks.conversed, tasks.recalled):
+        told = registry_info(scoring())
+        assert told.type == "scorer" and len(told.metadata["metrics"]) == 3
+    assert registry_info(tasks.measures()).metadata == {"scores": "unreduced"}  # every epoch's score counts

@@ -75,7 +75,6 @@ def lifedialbench(
 
 
 @task
-@closed
 def locomo(
     path: str | None = None,
     memory: str = "full",
