@@ -306,6 +306,12 @@ def test_advantages_replace_trls_in_the_batch_and_in_the_log(ours):
     assert seen[-1].shape == (2, 3) and len(trainer._metrics["eval"]["zero_advantage_share"]) == 1
 
 
+def test_an_advantage_that_is_no_number_is_none(ours):
+    trainer = ours.ObjectiveTrainer(moded(True), advantage_fn=lambda rewards: rewards / rewards.sum(1, keepdim=True))
+    trainer.judged, trainer.batch = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.5]]), {}
+    assert trainer._generate_and_score_completions([{}] * 4)["advantages"].tolist() == [0, 0, 0.75, 0.25]
+
+
 def test_advantages_of_another_number_are_refused_and_without_a_function_trls_stay(ours):
     trainer = ours.ObjectiveTrainer(moded(True), advantage_fn=lambda rewards: rewards[:, :1])
     trainer.judged, trainer.batch = torch.ones(4, 2), {"advantages": "TRL's"}
