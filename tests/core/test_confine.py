@@ -582,3 +582,172 @@ def test_the_whole_way(tmp_path):
     with pytest.raises(WorkFailed, match="No such file or directory"):
         run(["none-such"], unsafe=True)
     assert run(["/bin/sh", "-c", "exit $X"], environment={"X": "4"}, unsafe=True).returncode == 4
+
+
+class Ended(BaseException):
+    """Where a process would end, or become another program."""
+
+
+class Kernel:
+    """What `confine` asks the system for, taken down; what is not answered here is the system's own."""
+
+    def __init__(self, monkeypatch, **answers):
+        self.asked = []
+        self.answers = {"geteuid": 1000, "getegid": 100, "setsid": 0, "chdir": None} | answers
+        receive, send = os.pipe()
+        self.report, kept = os.dup(receive), os.dup(send)
+        self.pipe = lambda: (receive, send)
+        if "said" in answers:  # by the other process, which has ended
+            os.write(kept, answers["said"])
+        os.close(kept)
+        for name in ("_unshare", "_write", "_die_with_parent", "_new_root", "_own_keyring", "_no_new_privileges"):
+            monkeypatch.setattr(confine, name, self.noted(name))
+        for name in ("_landlock", "_limit", "_filter_calls", "_close_streams"):
+            monkeypatch.setattr(confine, name, self.noted(name))
+        monkeypatch.setattr(confine, "_socket_bytes", lambda: 77)
+        monkeypatch.setattr(confine, "_free", lambda folder: [7, 101] if folder == "/f" else [])
+        monkeypatch.setattr(confine.time, "sleep", self.noted("sleep"))
+        monkeypatch.setattr(confine, "os", self)
+
+    def noted(self, name):
+        def call(*arguments):
+            self.asked.append((name, *arguments))
+            answer = self.answers.get(name)
+            if isinstance(answer, list):
+                answer = answer.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+    def __getattr__(self, name):
+        ours = ("fork", "waitpid", "geteuid", "getegid", "setsid", "chdir", "execvpe")
+        return self.noted(name) if name in ours else getattr(os, name)
+
+    def _exit(self, code):
+        raise Ended(code)
+
+    def said(self):
+        with os.fdopen(self.report, "rb") as pipe:
+            return pipe.read()
+
+
+PLAN = {"root": "/r", "readable": ["/usr"], "folder": "/f", "processes": 9, "isolate": True}
+
+
+@pytest.mark.parametrize("user, inside", [((1000, 100), (1000, 100)), ((0, 0), (65534, 65534))])
+def test_a_namespace_is_made_and_its_first_process_starts_the_command(monkeypatch, user, inside):
+    kernel = Kernel(monkeypatch, fork=0, geteuid=user[0], getegid=user[1])
+    monkeypatch.setattr(confine, "_start", lambda plan: {"status": plan["socket_bytes"]})
+    with pytest.raises(Ended, match=r"^0$"):
+        confine._isolated(dict(PLAN))
+    _, send = kernel.pipe()
+    assert kernel.asked == [
+        ("geteuid",),
+        ("getegid",),
+        ("_unshare", 0x7C020000),
+        ("_write", "/proc/self/setgroups", "deny"),
+        ("_write", "/proc/self/uid_map", f"{inside[0]} {user[0]} 1"),
+        ("_write", "/proc/self/gid_map", f"{inside[1]} {user[1]} 1"),
+        ("fork",),
+        ("_die_with_parent", send),
+        ("_new_root", "/r", ["/usr"], "/f", 9),
+    ]
+    os.close(send)
+    assert json.loads(kernel.said()) == {"status": 77}
+
+
+def test_a_root_that_cannot_be_made_is_reported(monkeypatch):
+    kernel = Kernel(monkeypatch, fork=0, _new_root=OSError(errno.EPERM, "no", "/x"))
+    monkeypatch.setattr(confine, "_start", lambda plan: pytest.fail("started"))
+    with pytest.raises(Ended, match=r"^0$"):
+        confine._isolated(dict(PLAN))
+    os.close(kernel.pipe()[1])
+    assert json.loads(kernel.said()) == {"failed": "no (/x)"}
+
+
+@pytest.mark.parametrize("said, status", [(b'{"over": "disk"}', {"over": "disk"}), (b"", {"status": 9})])
+def test_outside_the_namespace_its_report_is_waited_for(monkeypatch, said, status):
+    kernel = Kernel(monkeypatch, fork=4321, waitpid=[(4321, 9)], said=said)
+    assert confine._isolated(dict(PLAN)) == status
+    assert kernel.asked[-3:] == [("fork",), ("_close_streams",), ("waitpid", 4321, 0)]
+    os.close(kernel.report)
+
+
+STARTED = {"command": ["echo", "a"], "environment": {"A": "b"}, "limits": {"CPU": 3, "CORE": 1}}
+CONFINED = [("setsid",), ("_own_keyring",), ("_no_new_privileges",), ("_landlock", ["/usr"], "/f")]
+LIMITED = [("chdir", "/f"), ("_limit", "CPU", 3), ("_limit", "CORE", 1)]
+BECOMES = ("execvpe", "echo", ["echo", "a"], {"A": "b"})
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_command_gets_its_limits_and_becomes_itself_last(monkeypatch, libc, isolate, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    kernel = Kernel(monkeypatch, fork=0, execvpe=Ended("gone"))
+    with pytest.raises(Ended, match="gone"):
+        confine._start(PLAN | STARTED | {"isolate": isolate})
+    confined, filtered = (CONFINED, [("_filter_calls",)]) if isolate else ([], [])
+    assert kernel.asked == [("fork",), *confined, *LIMITED, *filtered, BECOMES]
+    assert libc.asked == [("prctl", 4, 0, 0, 0, 0)] * (platform == "linux")
+    os.close(kernel.pipe()[1])
+    assert kernel.said() == b""
+
+
+@pytest.mark.parametrize(
+    "name, error, text",
+    [
+        ("execvpe", FileNotFoundError(errno.ENOENT, "No such file", "echo"), b"No such file (echo)"),
+        ("execvpe", ValueError("embedded null byte \udc80"), b"embedded null byte ?"),
+        ("_landlock", OSError(errno.EPERM, "no"), b"no"),
+        ("chdir", OSError(errno.ENOTDIR, "no folder", "/f"), b"no folder (/f)"),
+    ],
+)
+def test_a_command_that_cannot_be_started_says_why(monkeypatch, libc, name, error, text):
+    kernel = Kernel(monkeypatch, fork=0, **{name: error})
+    with pytest.raises(Ended, match=r"^127$"):
+        confine._start(PLAN | STARTED)
+    assert kernel.asked[-1][0] == name
+    os.close(kernel.pipe()[1])
+    assert kernel.said() == text
+
+
+def test_why_a_command_did_not_start_is_told_once_it_is_gone(monkeypatch, libc):
+    kernel = Kernel(monkeypatch, fork=4321, waitpid=[(4321, 127 << 8)], said="né".encode())
+    assert confine._start(PLAN | STARTED) == {"failed": "né"}
+    assert kernel.asked == [("fork",), ("_close_streams",), ("waitpid", 4321, 0)]
+    os.close(kernel.report)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_command_is_watched_until_it_ends(monkeypatch, libc, isolate):
+    """An orphan that ends is reaped and no end of the command."""
+    ended = [(0, 0), (77, 5), (77, 6), (0, 0), (4321, 256)]
+    kernel = Kernel(monkeypatch, fork=4321, waitpid=ended, said=b"")
+    looks = []
+    monkeypatch.setattr(confine, "_over", lambda plan, least: looks.append((plan["folder"], least)))
+    assert confine._start(PLAN | STARTED | {"isolate": isolate}) == {"status": 256}
+    wait, sleep = ("waitpid", -1 if isolate else 4321, os.WNOHANG), ("sleep", 0.02)
+    assert kernel.asked == [("fork",), ("_close_streams",), wait, sleep, wait, wait, wait, sleep, wait]
+    assert looks == [("/f", [3, 50])] * (2 if isolate else 0)
+    os.close(kernel.report)
+
+
+def test_what_goes_over_a_limit_is_ended(monkeypatch, libc):
+    kernel = Kernel(monkeypatch, fork=4321, waitpid=[(0, 0), (0, 0)], said=b"")
+    over = ["", "memory"]
+    monkeypatch.setattr(confine, "_over", lambda plan, least: over.pop(0))
+    assert confine._start(PLAN | STARTED) == {"over": "memory"}
+    assert over == [] and kernel.asked.count(("sleep", 0.02)) == 1
+    os.close(kernel.report)
+
+
+def test_the_callers_pipes_are_let_go(monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "open", lambda path, flags: done.append((path, flags)) or 50)
+    monkeypatch.setattr(os, "dup2", lambda *both: done.append(both))
+    monkeypatch.setattr(os, "close", done.append)
+    confine._close_streams()
+    monkeypatch.undo()
+    assert done == [(os.devnull, os.O_RDWR), (50, 0), (50, 1), (50, 2), 50]

@@ -374,3 +374,286 @@ def test_runs_are_not_given_up_for_the_time_that_everything_was_stopped(local, m
     clock[0] += 10.0
     local._watch()
     assert sent == [{"stop": "a"}, {"stop": "b"}]
+
+
+class Ended(BaseException):
+    """Where a process would end."""
+
+
+class System:
+    """What the server asks the system for, taken down; commands, deaths and the clock come from a script.
+
+    script: a step for each wait: what arrives (None: nothing; b"" is the end), the processes that have ended, and how late
+    it is then.
+    """
+
+    def __init__(self, monkeypatch, script=(), forks=()):
+        self.asked, self.written, self.pauses, self.handled = [], [], [], []
+        self.script, self.forks = list(script), list(forks)
+        self.now, self.data, self.dead, self.gone = 100.0, None, {}, ()
+        self.pipes = [(60, 61), (62, 63)]
+        monkeypatch.setattr(engine, "os", self)
+        monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(engine, "select", SimpleNamespace(select=self.wait))
+        kept = {name: getattr(signal, name) for name in ("SIGCHLD", "SIGINT", "SIGUSR1", "SIGKILL", "SIG_IGN", "SIG_DFL")}
+        calls = {name: self.noted(name) for name in ("signal", "set_wakeup_fd")}
+        monkeypatch.setattr(engine, "signal", SimpleNamespace(**kept, **calls))
+
+    def noted(self, name):
+        return lambda *arguments, **named: self.asked.append((name, *arguments, *named.items()))
+
+    def __getattr__(self, name):
+        if name in ("dup2", "set_blocking", "close"):
+            return self.noted(name)
+        return getattr(os, name)
+
+    def wait(self, read, write, failed, pause):
+        self.pauses.append(pause)
+        self.data, self.dead, self.now = self.script.pop(0)
+        assert (read, write, failed) == ([0, 60], [], [])
+        return [0] * (self.data is not None) + [60] * bool(self.dead), [], []
+
+    def read(self, descriptor, size):
+        assert size == (4096 if descriptor == 60 else 65536)
+        if descriptor == 60:
+            raise BlockingIOError
+        return self.data
+
+    def write(self, descriptor, line):
+        self.written.append((descriptor, json.loads(line)))
+
+    def dup(self, descriptor):
+        return 50 + descriptor
+
+    def open(self, path, flags):
+        return (path, flags)
+
+    def pipe(self):
+        return self.pipes.pop(0)
+
+    def fork(self):
+        return self.forks.pop(0)
+
+    def setpgid(self, *both):
+        self.asked.append(("setpgid", *both))
+        raise PermissionError  # the child was first
+
+    def waitpid(self, pid, how):
+        if how == 0:
+            self.asked.append(("waitpid", pid))
+            return pid, 0
+        assert how == os.WNOHANG
+        return (pid, self.dead[pid]) if pid in self.dead else (0, 0)
+
+    def kill(self, pid, number):
+        self.asked.append(("kill", pid, number))
+
+    def killpg(self, pid, number):
+        self.asked.append(("killpg", pid, number))
+        if pid in self.gone:
+            raise ProcessLookupError
+
+    def _exit(self, code):
+        raise Ended(code)
+
+
+def lines(*commands):
+    return b"".join(json.dumps(command).encode() + b"\n" for command in commands)
+
+
+def served(system):
+    with pytest.raises(Ended, match=r"^0$"):
+        engine.serve()
+    return [each for each in system.asked if each[0] in ("kill", "killpg", "waitpid")]
+
+
+def test_the_server_keeps_its_output_for_events_and_minds_no_interrupt(monkeypatch):
+    system = System(monkeypatch, [(b"", {}, 100.0)])
+    assert served(system) == [] and system.pauses == [3600.0]
+    *others, (name, number, handler), ignored = system.asked
+    assert others == [
+        ("dup2", 2, 1),
+        ("set_blocking", 60, False),
+        ("set_blocking", 61, False),
+        ("set_wakeup_fd", 61, ("warn_on_full_buffer", False)),
+    ]
+    assert (name, number, handler(17, None)) == ("signal", signal.SIGCHLD, None)
+    assert ignored == ("signal", signal.SIGINT, signal.SIG_IGN)
+
+
+def test_the_server_forks_and_tells_how_each_process_ended(monkeypatch):
+    """A command may come in pieces, or several at once; processes may end while others go on."""
+    loaded = []
+    monkeypatch.setattr(engine, "_preload", lambda **command: loaded.append(command))
+    preload = {"preload": ["numpy"], "reference": "walk", "options": {}}
+    both = lines(preload, {"start": "a", "task": {}}, {"start": "b", "task": {}}, {"start": "c", "task": {}})
+    system = System(
+        monkeypatch,
+        [
+            (both[:-9], {}, 100.0),
+            (both[-9:], {}, 100.0),
+            (None, {11: 0, 13: 9}, 100.0),
+            (None, {}, 100.0),
+            (lines({"start": "d", "task": {}}), {12: 3 << 8}, 100.0),
+            (b"", {}, 100.0),
+        ],
+        forks=[11, 12, 13, 14],
+    )
+    assert served(system) == [("killpg", 14, signal.SIGKILL), ("waitpid", 14)]
+    assert loaded == [preload]
+    assert [each for each in system.asked if each[0] == "setpgid"] == [("setpgid", n, n) for n in (11, 12, 13, 14)]
+    exited = lambda key, status: (51, {"key": key, "event": "exited", "status": status})
+    assert system.written == [exited("a", 0), exited("c", -9), exited("b", 3)]
+    assert set(system.pauses) == {3600.0}
+
+
+def test_a_process_that_is_stopped_may_say_where_it_stands_before_it_is_killed(monkeypatch):
+    start = [{"start": key, "task": {}} for key in ("a", "b", "c")]
+    system = System(
+        monkeypatch,
+        [
+            (lines(*start), {}, 100.0),
+            (lines({"stop": "b"}, {"stop": "unknown"}), {}, 200.0),
+            (lines({"stop": "c"}), {}, 200.25),
+            (None, {13: 1 << 8}, 200.375),  # it ends by itself
+            (None, {}, 200.4375),
+            (None, {}, 200.5),
+            (None, {12: 9}, 201.0),
+            (b"", {}, 202.0),
+        ],
+        forks=[11, 12, 13],
+    )
+    system.gone = (12, 11)  # whoever is killed may be gone already
+    assert served(system) == [
+        ("kill", 12, signal.SIGUSR1),
+        ("kill", 13, signal.SIGUSR1),
+        ("killpg", 12, signal.SIGKILL),
+        ("killpg", 11, signal.SIGKILL),
+        ("waitpid", 11),
+    ]
+    assert system.pauses == [3600.0, 3600.0, 0.5, 0.25, 0.125, 0.0625, 3600.0, 3600.0]
+    assert [(event["key"], event["status"]) for _, event in system.written] == [("c", 1), ("b", -9)]
+
+
+def test_a_wait_for_what_is_late_already_is_none(monkeypatch):
+    ticking = iter([200.0, 201.0, 201.0])
+    script = [(lines({"start": "a", "task": {}}), {}, 100.0), (lines({"stop": "a"}), {}, 200.0), (b"", {}, 201.0)]
+    system = System(monkeypatch, script, forks=[11])
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: next(ticking)))
+    assert served(system).count(("killpg", 11, signal.SIGKILL)) == 2
+    assert system.pauses == [3600.0, 3600.0, 0.0]
+
+
+def test_what_is_forked_is_the_run(monkeypatch):
+    asked = []
+
+    def child(*arguments):
+        asked.append(arguments)
+        raise Ended("the run")
+
+    monkeypatch.setattr(engine, "_child", child)
+    System(monkeypatch, [(lines({"start": "a", "task": {"key": "x"}}), {}, 1.0)], forks=[0])
+    with pytest.raises(Ended, match="the run"):
+        engine.serve()
+    assert asked == [({"key": "x"}, 51, (62, 63), (60, 61))]
+
+
+@pytest.fixture
+def child(monkeypatch, tmp_path):
+    """Runs `_child` with this as what is done; (the code it ends with, what it wrote, what it asked for)."""
+
+    def run(perform, broken=False):
+        system = System(monkeypatch)
+        if broken:
+
+            def write(descriptor, line):
+                raise BrokenPipeError
+
+            system.write = write
+        monkeypatch.setattr(engine, "_die_with", system.noted("_die_with"))
+        calls = {name: system.noted(name) for name in ("register", "enable")}
+        monkeypatch.setattr(engine, "faulthandler", SimpleNamespace(**calls))
+        monkeypatch.setattr(engine, "perform", perform)
+        fields = vars(task(tmp_path, "k"))
+        with pytest.raises(Ended) as ended:
+            engine._child(fields, 51, (62, 63), (60, 61))
+        return ended.value.args[0], system.written, system.asked
+
+    return run
+
+
+def test_a_runs_process_tells_that_it_started_and_how_it_ended(child):
+    def perform(task, report, *, redirect):
+        assert (task.key, task.seed, redirect) == ("k", 3, True)
+        report({"event": "beat", "share": 0.5})
+        return "complete", ""
+
+    code, written, asked = child(perform)
+    assert code == 0 and written == [
+        (51, {"key": "k", "event": "started", "pid": os.getpid()}),
+        (51, {"key": "k", "event": "beat", "share": 0.5}),
+        (51, {"key": "k", "event": "result", "state": "complete", "text": ""}),
+    ]
+    assert asked == [
+        ("setpgid", 0, 0),
+        ("set_wakeup_fd", -1),
+        ("signal", signal.SIGCHLD, signal.SIG_DFL),
+        ("close", 60),
+        ("close", 61),
+        ("close", 63),
+        ("_die_with", 62),
+        ("dup2", (os.devnull, os.O_RDONLY), 0),
+        ("register", signal.SIGUSR1, ("file", 2), ("all_threads", True)),
+        ("enable", ("file", 2)),
+    ]
+
+
+def test_a_runs_process_ends_with_what_went_wrong(child, capsys):
+    code, written, _ = child(lambda *_, **__: ("failed", "no model"))
+    assert (code, written[-1][1]["state"], written[-1][1]["text"]) == (1, "failed", "no model")
+
+    def raising(error):
+        def perform(*_, **__):
+            raise error
+
+        return perform
+
+    code, written, _ = child(raising(OSError("disk full")))
+    assert (code, written[-1][1]["state"], written[-1][1]["text"]) == (1, "failed", "OSError: disk full")
+    assert capsys.readouterr().err == ""
+    code, written, _ = child(raising(KeyboardInterrupt("odd")))
+    assert code == 70 and [event["event"] for _, event in written] == ["started"]
+    assert "KeyboardInterrupt: odd" in capsys.readouterr().err
+
+
+def test_a_run_that_nobody_listens_to_stops_and_does_not_fail(child, capsys):
+    done = []
+    code, written, _ = child(lambda *_, **__: done.append(1), broken=True)
+    assert code == 70 and done == [] and written == []
+
+
+def test_a_process_ends_with_its_server(monkeypatch):
+    system = System(monkeypatch)
+    made, told = [], []
+
+    class Thread:
+        def __init__(self, **settings):
+            self.settings = settings
+            made.append(self)
+
+        def start(self):
+            self.started = True
+
+    monkeypatch.setattr(engine.threading, "Thread", Thread)
+    monkeypatch.setattr(engine, "_C_LIBRARY", SimpleNamespace(prctl=lambda *arguments: told.append(arguments)))
+    receive, send = os.pipe()
+    system.read = lambda descriptor, size: os.read(descriptor, size)
+    for platform in ("linux", "darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        engine._die_with(receive)
+    assert told == [(1, signal.SIGKILL)] and [thread.started for thread in made] == [True, True]
+    assert all(thread.settings["daemon"] for thread in made)
+    os.close(send)
+    with pytest.raises(Ended, match=r"^1$"):
+        made[0].settings["target"]()
+    os.close(receive)
