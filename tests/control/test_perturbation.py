@@ -68,7 +68,7 @@ def test_arrays_of_a_simulator_are_multiplied_in_place():
     both = of_a_simulator(damping=3.0, gravity=0.5, length=4.0)
     assert both.model.dof_damping.tolist() == [1.5, 0.75] and both.model.body_mass.tolist() == [1.0, 2.0, 4.0]
     assert both.model.opt.gravity.tolist() == [0.0, 0.5, -4.5] and both.gravity == 10 and both.length == 2.0
-    with pytest.raises(BadInput, match="no parameter 'dampin'.*damping"):
+    with pytest.raises(BadInput, match=r"no parameter 'dampin'.*damping"):
         of_a_simulator(dampin=2.0)
 
 
