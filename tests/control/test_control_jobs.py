@@ -1,5 +1,6 @@
 """Collect, train and evaluate from end to end; interruptions; what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,10 +12,12 @@ from equipoise.cli import main
 from equipoise.control.environments import parse_levels
 from equipoise.control.job import collect, evaluate, train
 from equipoise.control.policies import load_policy
-from equipoise.control.result import ControlTraining, TrainedPolicy
+from equipoise.control.result import ControlEvaluation, ControlTraining, Level, TrainedPolicy
 from equipoise.control.returns import iqm, iqm_interval, probability_of_improvement, unpaired_interval
 from equipoise.control.transitions import read
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.numbers import number
+from equipoise.core.shares import Bounded
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -392,6 +395,34 @@ def test_warnings_come_where_something_is_wrong():
     assert "too little" in told(spread=5.0)[0]
     assert "worst draw" in told(few=0.5)[0]
     assert "extrapolated" in told(covered=0.01)[0]
+
+
+def test_an_evaluation_has_a_line_for_each_level_of_each_run():
+    def level(name, value, mean):
+        return Level(name, value, Bounded(mean, mean - 2, mean + 2), Bounded(mean, mean, mean), mean - 9, mean + 9)
+
+    levels = {
+        "robust": (level("length", 1.0, -120.0), level("length", 1.4, -100.0), level("delay", 2.0, -400.0)),
+        "sac": (level("length", 1.0, -80.0), level("length", 1.4, -900.0)),
+    }
+    made = ControlEvaluation("Pendulum-v1", 20, {"robust": 3, "sac": 4}, levels, {}, {}, (), "", {})
+    assert made.warnings() == ()
+    lines = made.summary()
+    assert lines[0] == "robust:" and lines[4] == "sac:" and lines[7:] == (made.headline(),)
+    assert lines[1] == f"  length=1: {number(-120.0)} [{number(-122.0)}, {number(-118.0)}]"
+    assert lines[3].startswith(f"  delay=2: {number(-400.0)} [")
+    assert lines[6].startswith(f"  length=1.4: {number(-900.0)} [")
+    said = made.headline()  # the first run where none is chosen
+    assert said.startswith(
+        f"robust: mean return {number(-100.0)} at best (length=1.4) and {number(-400.0)} at worst (delay=2)"
+    )
+    assert said.endswith("of 20 starts a level.")
+    chosen = dataclasses.replace(made, chosen="sac", validation=("length=1.2", "delay=1")).headline()
+    assert chosen.startswith("sac is chosen by length=1.2, delay=1. sac: mean return ")
+    assert f"{number(-900.0)} at worst (length=1.4)" in chosen
+    for count, words in ((1, "is only 1"), (2, "are only 2")):
+        few = dataclasses.replace(made, policies={"robust": 5, "sac": count})
+        assert words in few.warnings()[0] and few.headline().startswith(few.warnings()[0])
 
 
 def test_levels_as_they_are_typed():

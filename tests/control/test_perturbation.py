@@ -1,5 +1,7 @@
 """Perturbed environments: what each change does, and that noise follows from the seed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from equipoise.core.errors import BadInput
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from equipoise.control.perturbation import perturb  # noqa: E402
+from equipoise.control.perturbation import ALIASES, canonical, perturb  # noqa: E402
 
 
 class Echo(gymnasium.Env):
@@ -42,6 +44,39 @@ def test_parameters_are_multiplied():
     environment = perturb(Echo(), length=1.5, gravity=0.5)
     environment.reset(seed=0)
     assert environment.step(np.zeros(2))[1] == 0.75 and environment.unwrapped.gravity == 5
+
+
+def of_a_simulator(**parameters):
+    """An environment with a model as MuJoCo's, and a number of its own that is called as one of the model's arrays."""
+    environment = Echo()
+    inner = environment.unwrapped
+    inner.model = SimpleNamespace(
+        body_mass=np.array([1.0, 2.0, 4.0]),
+        body_inertia=np.array([[1.0, 3.0], [5.0, 7.0]]),
+        dof_damping=np.array([0.5, 0.25]),
+        opt=SimpleNamespace(gravity=np.array([0.0, 1.0, -9.0])),
+    )
+    inner.mass = 2.0
+    return perturb(environment, **parameters).unwrapped
+
+
+def test_arrays_of_a_simulator_are_multiplied_in_place():
+    found = of_a_simulator(mass=1.5)
+    assert found.model.body_mass.tolist() == [1.5, 3.0, 6.0]
+    assert found.model.body_inertia.tolist() == [[1.5, 4.5], [7.5, 10.5]]
+    assert found.model.dof_damping.tolist() == [0.5, 0.25] and found.mass == 2.0 and found.gravity == 10
+    both = of_a_simulator(damping=3.0, gravity=0.5, length=4.0)
+    assert both.model.dof_damping.tolist() == [1.5, 0.75] and both.model.body_mass.tolist() == [1.0, 2.0, 4.0]
+    assert both.model.opt.gravity.tolist() == [0.0, 0.5, -4.5] and both.gravity == 10 and both.length == 2.0
+    with pytest.raises(BadInput, match=r"no parameter 'dampin'.*damping"):
+        of_a_simulator(dampin=2.0)
+
+
+def test_a_parameter_goes_by_the_names_that_environments_have_for_it():
+    assert [canonical(name) for word, names in ALIASES.items() for name in names] == [
+        word for word, names in ALIASES.items() for _ in names
+    ]
+    assert canonical("length") == "length" and canonical("unheard of") == "unheard of"
 
 
 def test_noise_has_its_size():

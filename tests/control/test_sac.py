@@ -11,10 +11,10 @@ import torch
 from torch.testing import assert_close
 
 from equipoise.control import dr_sac
-from equipoise.control.agent import Batch
+from equipoise.control.agent import Batch, Buffer, check_boxes
 from equipoise.control.dr_sac import DRSAC
 from equipoise.control.networks import Critics, by_columns, perceptron, set_gradients, squash
-from equipoise.control.nominal import NOMINAL
+from equipoise.control.nominal import NOMINAL, Simulated
 from equipoise.control.policies import load_policy
 from equipoise.control.robust import dual_value, robust_value
 from equipoise.control.sac import SAC
@@ -299,6 +299,86 @@ def test_files_are_read_as_they_were_written(tmp_path):
     for name in Transitions.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(again, name), getattr(data, name))
     assert data.episodes == 9 and len(again) == 64
+
+
+def test_a_simulator_gives_so_many_next_states_of_each_pair():
+    def simulator(s, a, count, generator):
+        return s[:, None] + torch.arange(float(count))[None, :, None] + a.sum(-1)[:, None, None]
+
+    model = Simulated(3, 2, simulator)
+    s, a = torch.arange(12.0).reshape(4, 3), torch.full((4, 2), 0.25)
+    columns = model.columns(s, a, 5, torch.Generator())
+    assert columns.shape == (3, 4, 5) and float(columns[2, 3, 4]) == 11 + 4 + 0.5
+    assert_close(model.sample(s, a, 5, torch.Generator()), simulator(s, a, 5, None))
+    for wrong in ((4, 5, 2), (4, 3, 5), (5, 4, 3), (4, 5)):
+        with pytest.raises(BadInput, match=r"expected \(4, 5, 3\)"):
+            Simulated(3, 2, lambda *_, wrong=wrong: torch.zeros(wrong)).columns(s, a, 5, torch.Generator())
+
+
+def test_a_ring_of_transitions_is_stored_and_goes_on_where_it_was():
+    def filled(count, capacity=3):
+        ring = Buffer(capacity, 2, 1)
+        for place in range(count):
+            ring.add(np.full(2, place), np.full(1, 10 + place), 0.5 * place, np.full(2, 100 + place), place % 2 == 1)
+        return ring
+
+    assert filled(2).all().r.tolist() == [0, 0.5] and (filled(2).size, filled(2).place) == (2, 2)
+    ring = filled(4)  # the first is written over
+    assert (ring.size, ring.place) == (3, 1) and ring.all().s[:, 0].tolist() == [3, 1, 2]
+    stored = ring.state()
+    assert stored["size"] == 3 and stored["place"] == 1 and stored["going"].tolist() == [0, 0, 1]
+    assert stored["s2"].tolist() == [[103, 103], [101, 101], [102, 102]] and stored["a"].tolist() == [[13], [11], [12]]
+    for count in (0, 2, 3, 4):
+        own, again = filled(count), Buffer(3, 2, 1)
+        again.restore(own.state())
+        for each in (own, again):
+            each.add(np.full(2, 7), np.full(1, 8), 9.0, np.full(2, 6), False)
+        assert (again.size, again.place) == (own.size, own.place)
+        assert all(one.equal(other) for one, other in zip(again.all(), own.all(), strict=True))
+    drawn = ring.draw(2000, torch.Generator().manual_seed(0))
+    assert [round(float((drawn.s[:, 0] == place).float().mean()), 1) for place in (3, 1, 2)] == [0.3] * 3
+    assert (drawn.s2[:, 1] - drawn.s[:, 0] == 100).all() and (drawn.r == drawn.s[:, 1] / 2).all()
+
+
+def test_boxes_that_policies_can_have_are_flat_and_of_bounded_actions():
+    def space(low, high):
+        return SimpleNamespace(low=np.array(low), high=np.array(high), shape=np.shape(low))
+
+    def checked(seen, action):
+        check_boxes(SimpleNamespace(observation_space=seen, action_space=action))
+
+    flat, open_box = space([-1.0, 0.0], [1.0, 2.0]), space([-np.inf], [np.inf])
+    checked(open_box, flat)  # what is seen needs no bounds
+    for seen, action in ((space([[0.0]], [[1.0]]), flat), (flat, space([[0.0]], [[1.0]])), (flat, SimpleNamespace())):
+        with pytest.raises(BadInput, match="other spaces than flat boxes"):
+            checked(seen, action)
+    for action in (space([0.0, -np.inf], [1.0, 1.0]), space([0.0, 0.0], [np.inf, 1.0])):
+        with pytest.raises(BadInput, match="no bounds"):
+            checked(flat, action)
+
+
+def test_logs_name_what_is_missing_and_what_there_is():
+    with pytest.raises(BadInput, match=r"no actions, next_observations .*found: observations, rewards, terminated"):
+        of_arrays({"observations": np.zeros((2, 1)), "rewards": np.zeros(2), "terminated": np.zeros(2)})
+    with pytest.raises(BadInput, match="found: nothing"):
+        of_arrays({})
+    for name in ("rewards", "terminated", "truncated", "actions"):
+        rows = getattr(logs(truncated=np.zeros(64)), name)[:-1]
+        with pytest.raises(BadInput, match=rf"{name} have 63 rows, observations 64"):
+            logs(**({"truncated": np.zeros(64)} | {name: rows}))
+    for low, high in (([-2.0], [2.0, 2.0]), ([-2.0, -2.0], [2.0]), ([-2.0] * 3, [2.0] * 3)):
+        with pytest.raises(BadInput, match="one number an action"):
+            logs(action_low=low, action_high=high)
+    for wrong in ({"observations": np.zeros(64)}, {"actions": np.zeros(64)}, {"observations": np.zeros((64, 0))}):
+        with pytest.raises(BadInput, match=r"\[n, width\]"):
+            logs(**wrong)
+    room = 4e-5  # of a box of four
+    assert logs(actions=np.full((64, 2), 2 + 0.9 * room)).actions.max() > 2
+    for side in (1, -1):
+        actions = np.zeros((64, 2))
+        actions[5, 1] = side * (2 + 1.2 * room)
+        with pytest.raises(BadInput, match="row 5 has an action outside"):
+            logs(actions=actions)
 
 
 @pytest.mark.parametrize(

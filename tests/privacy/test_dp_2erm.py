@@ -388,6 +388,33 @@ def table(n=300, seed=0):
 BOUNDS = {"features": {"age": (20, 80), "sex": (0, 1)}, "outcome": (0, 100)}
 
 
+def test_gaussian_noise_of_a_seed_is_about_the_values_in_every_coordinate():
+    values, scale = np.array([3.0, -2.0, 10.0]), 0.5
+    drawn = np.array([Noise(seed).gaussian(values, scale, sensitivity=1.0, rho=2.0) for seed in range(3000)])
+    assert drawn.shape == (3000, 3)
+    assert drawn.mean(0) == pytest.approx(values, abs=4 * scale / math.sqrt(3000))
+    assert drawn.std(0) == pytest.approx([scale] * 3, rel=0.06)
+    assert np.corrcoef(drawn.T)[np.triu_indices(3, 1)] == pytest.approx([0.0] * 3, abs=0.08)
+    # Of a Gaussian's draws two in three lie within one standard deviation; of Laplace's with this spread three in four.
+    assert (np.abs(drawn - values) < scale).mean() == pytest.approx(0.683, abs=0.02)
+
+
+def test_settings_of_a_rule_are_changed_by_their_names():
+    rule = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, weights="known")
+    assert rule.set_params(epsilon=2.5, ridge=0.125, random_state=3) is rule
+    assert (rule.epsilon, rule.ridge, rule.random_state) == (2.5, 0.125, 3)
+    before = rule.get_params()
+    assert before["epsilon"] == 2.5 and before["weights"] == "known"
+    with pytest.raises(BadInput, match="no setting 'epsilom'"):
+        rule.set_params(ridge=0.5, epsilom=1.0)
+    assert not hasattr(rule, "epsilom") and rule.set_params() is rule
+    X, treatment, outcome = table(60)
+    fitted = rule.fit(X, treatment, outcome, propensity=0.5)
+    assert fitted.get_params() == before | {"ridge": rule.ridge}  # what was fitted is no setting
+    with pytest.raises(BadInput, match="no setting 'theta_'"):
+        fitted.set_params(theta_=[0.0])
+
+
 @pytest.mark.parametrize("way", ["ipw", "entropy", "mmd", "uniform", "known"])
 def test_rule_learns_whom_to_treat(way):
     X, treatment, outcome = table()

@@ -1,5 +1,7 @@
 """The jobs of private rules: what is released, what is not, and numbers that can be checked by hand."""
 
+import dataclasses
+import html
 import json
 import math
 
@@ -8,9 +10,11 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.core.errors import BadInput
+from equipoise.core.numbers import number
 from equipoise.privacy import evaluate, fit, load, noise_plan, plan
 from equipoise.privacy.result import ALL, NONE, RULE
 from equipoise.privacy.ruling import influence
+from equipoise.privacy.weights import MOST_MMD
 from small_jobs import RULE_BOUNDS, rule_rows
 
 NAMES = {"treatment": "treated", "outcome": "score"}
@@ -345,6 +349,41 @@ def test_a_plan_reads_no_record_and_finds_the_best_ridge():
     assert pulls[16000] == pytest.approx(pulls[8000], rel=0.1)  # the noise does not grow with n
     known = next(each for each in found.others if each.weights == "known")
     assert known.sensitivity == 10 and known.pull < found.asked.pull
+
+
+def test_a_plan_stops_at_the_sizes_that_its_weights_can_be_of():
+    found = plan(n=3000, epsilon=1.0, features=2, weights="mmd")
+    assert MOST_MMD == 5000 and [each.n for each in found.sizes] == [1500, 3000]
+    assert [each.n for each in plan(n=3, epsilon=1.0, features=2).sizes] == [2, 3, 6, 12, 24]
+    # Of other weights and kinds of noise those that could be, each by itself: no Gaussian noise without a delta.
+    assert {each.weights for each in found.others if each.perturbation == "objective"} == {
+        "known", "ipw", "entropy", "uniform",
+    }  # fmt: skip
+    assert {each.perturbation for each in found.others} == {"objective", "laplace", "gamma"}
+    many = plan(n=6000, epsilon=1.0, features=2, delta=1e-6)
+    assert "mmd" not in {each.weights for each in many.others}
+    assert "gaussian" in {each.perturbation for each in many.others}
+
+
+def test_a_rule_shows_its_coefficients_largest_pull_first(fitted):
+    done, _ = fitted
+    names = tuple(f"f{place}" for place in range(10))
+    theta = (9.0, 0.1, -0.9, 0.0, 0.3, -0.2, 0.8, 0.7, -0.6, 0.5, 0.4)
+    coef = tuple(-100.0 * value for value in theta[1:])
+    made = dataclasses.replace(done, features=names, theta=theta, coef=coef)
+    lines = made.summary()[len(made.warnings()) : -1]
+    assert [line.partition(":")[0] for line in lines] == ["f1", "f5", "f6", "f7", "f8", "f9", "f3", "f4"]
+    assert lines[0] == f"f1: {number(90.0, signed=True)}" and made.summary()[-1] == made.headline()
+    shown = made._repr_html_()
+    assert shown.startswith(f"<p>{html.escape(made.headline())}</p>") and shown.count("<tr>") == 11
+    assert f"<td>f4</td><td>{number(20.0, signed=True)}</td>" in shown
+    flat = dataclasses.replace(made, theta=(9.0, *[0.0] * 10))
+    assert flat.summary() == (*flat.warnings(), flat.headline())
+    planned = plan(n=2000, epsilon=1.0, features=8)
+    cells = planned._repr_html_()
+    assert cells.count("<tr>") == 1 + len(planned.ridges) and planned.summary()[-1] == planned.headline()
+    first = planned.ridges[0]
+    assert f"<td>{number(first.ridge)}</td><td>{number(first.pull)}</td><td>{number(first.loss)}</td>" in cells
 
 
 def test_the_command_line(tmp_path, capsys):

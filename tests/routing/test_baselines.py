@@ -1,6 +1,7 @@
 """Baselines against what they are defined as, prompt by prompt."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_fixed_scores_get_probabilities_and_keep_their_order():
     assert np.array_equal(one, baselines.Random(random_state=1).score_prompts(logits)) and not np.array_equal(one, two)
     with pytest.raises(BadInput, match="1 classes"):
         baselines.Length().fit([1, 2], [1, 1])
+
+
+def test_the_likelier_class_is_told_by_its_own_name():
+    lengths = np.repeat(np.arange(1, 41), 3)
+    y = np.where((lengths < 18) ^ (np.arange(120) % 7 == 0), "well", "badly")  # short prompts, by and large
+    scorer = baselines.Length().fit(lengths[:, None], y)
+    assert scorer.classes_.tolist() == ["badly", "well"]
+    p, named = scorer.predict_proba(lengths[:, None]), scorer.predict(lengths[:, None])
+    assert p.sum(1) == pytest.approx(np.ones(120)) and set(named) == {"badly", "well"}
+    assert ((named == "well") == (p[:, 1] > p[:, 0])).all() and (named[:45] == "well").all()
+    even = SimpleNamespace(classes_=np.array(["a", "b"]), predict_proba=lambda _: np.array([[0.5, 0.5], [0.49, 0.51]]))
+    assert baselines.Length.predict(even, [1, 2]).tolist() == ["a", "b"]
+    with pytest.raises(NotImplementedError):
+        baselines.FixedScore().score_prompts([[1.0]])
 
 
 def test_classifiers_of_vectors_find_what_is_there_and_keep_their_scales():

@@ -130,6 +130,33 @@ def test_without_a_budget_the_threshold_decides_alone():
     assert controller.decide(math.nan).route == "upstream"
 
 
+def test_without_a_budget_nothing_is_held_and_all_is_counted():
+    controller = Controller(None, 0.5)
+    for score in (0.1, 0.9, 0.2):
+        controller.decide(score)
+    assert controller.force().why == "forced" and controller.may_call() and controller.calls == 3
+    assert controller.held_from == 0 and controller._level == 0 and controller.threshold_now == 0.5
+    never, half = Controller(0.0, 0.5), Controller(0.5, 0.5)
+    assert never.held_from == half.held_from == 0
+    for each in (never, half):
+        for _ in range(3):
+            each.force()
+    assert never.held_from == math.inf and half.held_from == 6  # three calls are half of six requests
+
+
+def test_a_budget_of_every_request_sends_what_ranks_anywhere():
+    whole, nearly = Controller(1.0, 0.5), Controller(0.9, 0.5)
+    for controller in (whole, nearly):
+        for score in np.linspace(0, 1, WARM + 8):
+            controller.decide(float(score))
+    assert whole._quantile() == 1.0 and whole.threshold_now == 1.0
+    assert whole.decide(0.999).route == "upstream"
+    for controller in (whole, nearly):
+        for _ in range(400):
+            controller.force()
+    assert whole._quantile() == 1.0 and nearly._quantile() == 0.0  # of which 40 calls less the saved ones are owed
+
+
 def test_forced_calls_count_and_are_paid_back():
     controller = Controller(0.25, 1.0)
     for _ in range(100):

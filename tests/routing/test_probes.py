@@ -8,6 +8,7 @@ import torch
 from scipy.special import expit
 
 from equipoise.core.errors import BadInput
+from equipoise.routing import probes
 from equipoise.routing.probe_dirichlet import ProbeDirichlet, concentration, draw
 from equipoise.routing.probes import FEWEST, ProbeLayer, ProbeMax, ProbeMean, ProbeSoftmax, fused, train
 
@@ -189,6 +190,23 @@ def test_a_rate_that_gains_nothing_is_halved_and_training_ends():
     assert 11 <= long["epochs"] < 30
     short = train(z, y, epochs=long["epochs"] - 8, generator=torch.Generator().manual_seed(0), **given)
     assert short["loss"] == long["loss"] and np.array_equal(short["w"], long["w"])
+
+
+def test_training_ends_where_the_loss_is_no_number_and_keeps_the_best(monkeypatch):
+    z, y = world(60)
+    given = {"weighs": True, "noise": None, "learning_rate": 0.01, "batch_size": 16, "validation_fraction": 0.2}
+
+    def trained(losses):
+        left = iter(losses)
+        monkeypatch.setattr(probes, "_loss", lambda *_: next(left))
+        return train(z, y, epochs=6, generator=torch.Generator().manual_seed(0), **given)
+
+    found, short = trained([0.6, 0.5, math.nan]), trained([0.6, 0.5, 0.55, 0.55, 0.55, 0.55])
+    assert found["loss"] == short["loss"] == 0.5 and found["epochs"] == 3 and short["epochs"] == 6
+    assert np.array_equal(found["w"], short["w"]) and np.array_equal(found["a"], short["a"])
+    assert not np.array_equal(found["w"], trained([0.4, 0.5, math.inf])["w"])
+    with pytest.raises(BadInput, match="not a number from the first epoch"):
+        trained([math.inf])
 
 
 def test_a_fit_is_a_function_of_its_seed_and_leaves_the_global_one_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from chat_models import untaught
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 from equipoise.language.generate import generate
+from equipoise.routing import serving
 from equipoise.routing.controller import Controller
 from equipoise.routing.router import Router
 from equipoise.routing.serving import Limits, app
@@ -376,6 +378,37 @@ def test_metrics_and_decisions_are_told_to_this_machine_alone(lm):
         assert served.ask().status_code == 200
     with Served(lm, host="192.0.2.7", open_metrics=True) as served:
         assert served.client.get("/metrics").status_code == 200
+
+
+def test_a_failure_that_nobody_foresaw_is_told_without_its_words_and_counted(lm, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise KeyError("the user's own text")
+
+    with Served(lm) as served:
+        with monkeypatch.context() as patched:
+            patched.setattr(serving, "parse", broken)
+            for _ in range(2):
+                response = served.ask()
+        assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
+        assert "own text" not in response.text and capsys.readouterr().err.count("KeyError") == 2
+        assert served.ask().status_code == 200 and served.ask(temperature="hot").status_code == 400
+        metrics = served.metrics()
+        assert metrics['equipoise_refused_total{status="500"}'] == "2"
+        assert metrics['equipoise_refused_total{status="400"}'] == "1"
+
+
+@pytest.mark.parametrize(
+    ("host", "near"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("192.0.2.1", False), ("unix", False)]
+)
+def test_who_is_near_is_told_by_the_connection(host, near):
+    def told(client, **headers):
+        return serving._is_near(SimpleNamespace(client=client, headers=headers))
+
+    client = SimpleNamespace(host=host)
+    assert told(client) is told(client, accept="x") is near
+    assert told(None) is False
+    for header in ("x-forwarded-for", "forwarded", "x-real-ip"):
+        assert told(client, **{header: "127.0.0.1"}) is False
 
 
 def test_clients_show_their_key_where_one_is_asked_for(lm):

@@ -177,6 +177,25 @@ def test_what_cannot_be_chosen_is_refused():
         chosen.check(score, weak, strong, clusters=[1, 2])
 
 
+def test_bounds_of_clusters_are_said_to_be_of_single_prompts():
+    score = np.arange(40.0)
+    pairs = threshold(score, calls=0.5, clusters=np.arange(40) // 2)
+    assert pairs.note.startswith("The bound holds for prompts that are drawn one by one")
+    assert not threshold(score, calls=0.5, clusters=np.arange(40)[::-1]).note  # each its own
+    assert pairs.value == threshold(score, calls=0.5).value
+    few = threshold(score, calls=0.01, clusters=np.arange(40) // 2).note
+    assert few.startswith("40 prompts cannot show") and "a lower confidence. The bound holds" in few
+
+
+def test_equal_scores_and_few_prompts_are_searched_to_the_end():
+    """Of 30 prompts in three steps of score, a hundred rates come to four thresholds: none is left out for a repetition."""
+    score = np.repeat([0.2, 0.5, 0.8], 10)
+    weak, strong = (score > 0.3).astype(float), np.ones(30)
+    weak[[10, 20]] = 0.0
+    found = [threshold(score, quality=q, weak=weak, strong=strong, confidence=0.6).value for q in (0.3, 0.8, 0.965)]
+    assert found == [-math.inf, 0.5, math.inf]
+
+
 def test_clusters_that_agree_are_no_certainty():
     """K clusters that are all right show a quality q at best as K prompts would: q^K."""
     right, clusters = np.ones(60), np.arange(60) % 3

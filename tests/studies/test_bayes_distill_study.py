@@ -13,7 +13,10 @@ from equipoise.language import adapters
 from equipoise.studies import bayes_distill as study_file
 from equipoise.study import registry
 from equipoise.uncertainty import bayes_world as world_file
+from equipoise.uncertainty.bayes_distill import distill
 from equipoise.uncertainty.class_logits import class_logits, read_prompts
+from equipoise.uncertainty.laplace_lora import laplace
+from equipoise.uncertainty.temperature_scaling import temperature
 from study_recorder import Stopped, StudyRecorder
 
 CLASSES = (" one", " two", " three", " Paris", " Oslo", " river")
@@ -97,6 +100,66 @@ def test_a_preparation_that_was_stopped_ends_in_the_same(prepared, tmp_path):
     assert not any(torch.equal(one["mle"][name][1], one["members"][0][name][1]) for name in one["mle"])
 
 
+def probabilities(world, shared, arm):
+    """What an arm says of the test questions by the parts of its method, [30, 6]."""
+    inputs = world.inputs
+    if arm == "label-smoothing":
+        student = world.fresh(world_file.STUDENT)
+        soft = 0.9 * torch.eye(6).double()[world.labels("train")] + 0.1 / 6
+        distill(student, inputs["train"], soft, world.settings(world_file.STUDENT))
+        return class_logits(student, inputs["test"]).softmax(-1)
+    adapted = world.with_factors(shared["mle"])
+    if arm == "laplace":
+        made = laplace(adapted, inputs["train"], range(6), seed=world._seed(0))
+        return made.on(adapted, inputs["test"])(range(30)).double().softmax(-1).mean(0)
+    found = [class_logits(adapted, inputs["test"])]
+    if arm == "temperature":
+        found[0] /= temperature(class_logits(adapted, inputs["held-out"]), world.labels("held-out"))
+    adapters.detach(adapted)
+    for member in shared["members"] if arm == "ensemble" else ():
+        adapted = world.with_factors(member)
+        found.append(class_logits(adapted, inputs["test"]))
+        adapters.detach(adapted)
+    return torch.stack(found).softmax(-1).mean(0)
+
+
+@pytest.mark.parametrize("arm", ["adapter", "temperature", "ensemble", "laplace", "label-smoothing"])
+def test_an_arm_measures_what_its_method_says(prepared, tmp_path, arm):
+    study, whole = prepared
+    run = Recorder(tmp_path / "run", study=study, arm=arm, prepared=whole.folder)
+    study_file.predict(run)
+    shared = world_file.load_state(whole.folder / "shared.safetensors")
+    world = world_file.World.made({**SMALL, "model": "small"}, 0, whole.folder)
+    p, labels, taught = probabilities(world, shared, arm), world.labels("test"), world.labels("train")
+    own = shared["targets"]["adapter"]
+    target = own if arm in ("adapter", "temperature") else shared["targets"].get(arm)
+    if arm == "temperature":
+        hotter = world.with_factors(shared["mle"])
+        scale = temperature(class_logits(hotter, world.inputs["held-out"]), world.labels("held-out"))
+        assert abs(scale - 1) > 0.01
+        target = (class_logits(hotter, world.inputs["train"]) / scale).softmax(-1)
+    if arm == "label-smoothing":
+        target = 0.9 * torch.eye(6).double()[taught] + 0.1 / 6
+    confidence, correct = p.max(-1).values, (p.argmax(-1) == labels).double()
+    place = (confidence * 15).ceil()  # of the bins ((m - 1) / 15, m / 15]
+    gaps = [((confidence - correct)[place == each]).sum().abs().item() for each in place.unique()]
+    due = {
+        "nll": -p[torch.arange(30), labels].log().mean(),
+        "brier": (p - torch.eye(6)[labels]).square().sum(-1).mean(),
+        "accuracy": correct.mean(),
+        "ece": sum(gaps) / 30,
+        "confidence": confidence.mean(),
+        "target_confidence": target.max(-1).values.mean(),
+        "target_nll": -target[torch.arange(24), taught].log().mean(),
+        "target_distance": (target * (target / own).log()).sum(-1).mean(),
+    }
+    assert run.measured == pytest.approx({f'{name} {{"step": 4}} {{}}': float(due[name]) for name in due}, abs=1e-5)
+    assert run.spent == {
+        "optimizer_steps": 4 * (arm == "label-smoothing"),
+        "passes": 30 * (3 if arm == "ensemble" else 1),
+    }
+
+
 @pytest.mark.slow
 def test_every_arm_measures_every_outcome(prepared, tmp_path):
     study, whole = prepared
@@ -116,7 +179,7 @@ def test_every_arm_measures_every_outcome(prepared, tmp_path):
         assert found[same].last("target_distance") == pytest.approx(0, abs=1e-12)
     assert min(found[other].last("target_distance") for other in ("blob", "label-smoothing")) > 1e-6
     assert found["label-smoothing"].last("target_nll") == pytest.approx(-np.log(0.9 + 0.1 / 6))
-    assert whole.spent["passes"] == 24 * (1 + 2 + 2 + 1 + 1 + 3 + 2)  # the adapter's, then each teacher's
+    assert whole.spent["passes"] == 24 * (1 + 2 + 2 + 2 + 1 + 1 + 3 + 2)  # the adapter's, then each teacher's
     # A teacher of the study is that of the method, over the adapter that was shared.
     world = world_file.World.made({**SMALL, "model": "small"}, 0, whole.folder)
     shared = world_file.load_state(whole.folder / "shared.safetensors")

@@ -10,8 +10,9 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.privacy import dp_2erm_world as world
+from equipoise.privacy import weights
 from equipoise.privacy.baselines import fit_rival
-from equipoise.privacy.dp_2erm import weighted_fit
+from equipoise.privacy.dp_2erm import calibrate, private_fit, weighted_fit
 from equipoise.privacy.noise import Noise
 from equipoise.study import registry
 from study_recorder import StudyRecorder
@@ -80,6 +81,94 @@ def test_gain_is_the_mean_effect_of_what_is_advised():
     arms = np.where(draw.random(40_000) < 0.3, 1.0, -1.0)
     lot = world.Records(x, x[0], x[0], tested, arms=arms, outcome=2.0 + arms * tested[:, 1] / 2, chance=0.3)
     assert lot.gain(np.array([0.0, 1.0])) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("arm", ["entropy", "mmd", "ipw"])
+def test_an_arm_is_the_fit_with_its_weights(arm):
+    records = world.confounded(90, np.random.default_rng(0))
+    x, a, y = records.x, records.a, records.y
+    w = {
+        "entropy": lambda: weights.entropy(x, a, weight_ridge=0.5, radius=1.0),
+        "mmd": lambda: weights.mmd(x, a, weight_ridge=0.5, largest_weight=5.0, bandwidth=0.4),
+        "ipw": lambda: weights.ipw(x, a, kappa=0.2, weight_ridge=0.5),
+    }[arm]()
+    assert w.std() > 0.01
+    exact = world.rule(f"exact-{arm}", records, epsilon=1.0, weight_ridge=0.5, noise=Noise(1))
+    bare = calibrate(math.inf, weights.sensitivity(arm, n=90, d=5, weight_ridge=0.5), n=90, d=5)
+    assert exact == pytest.approx(weighted_fit(x, a, y, w, bare.lam, 1e-8), abs=1e-5)
+    made = calibrate(2.0, weights.sensitivity(arm, n=90, d=5, weight_ridge=0.5), n=90, d=5)
+    noisy = world.rule(arm, records, epsilon=2.0, weight_ridge=0.5, noise=Noise(1))
+    assert noisy.tolist() == private_fit(x, a, y, w, made, Noise(1)).tolist() and not np.allclose(noisy, exact)
+    lot = world.rule("noise", records, epsilon=2.0, weight_ridge=0.5, noise=Noise(1))
+    assert lot.tolist() == Noise(1).gamma(5, 1.0).tolist()
+
+
+def small_tables():
+    """Three tables in a few rows, of the widths that the real ones have, and of ihdp two replications."""
+    draw = np.random.default_rng(3)
+
+    def one(n, width, known):
+        x = draw.uniform(-0.3, 0.3, (n, width))
+        return x, draw.choice([-1.0, 1.0], n), draw.uniform(-1, 1, n), draw.uniform(-1, 1, n) if known else None
+
+    return {
+        "actg175": one(41, 6, False),
+        "lalonde": one(30, 6, False),
+        "ihdp": {9: one(20, 7, True), 4: one(24, 7, True)},
+    }
+
+
+def test_tables_are_measured_at_every_epsilon_with_noise_of_their_own(tmp_path, monkeypatch):
+    tables = small_tables()
+    monkeypatch.setattr(world, "read_tables", lambda: tables)
+    monkeypatch.setattr(world, "FRESH", 50)
+    run = Recorder(tmp_path / "run", study=registry.load("dp-2erm").build(replicates=3, largest=1000))
+    world.measure(run, arm="noise", replicates=3, sizes=(60, 80), real=True)
+    number, due = int.from_bytes(b"nois", "big"), {}
+    for place, name in enumerate(("actg175", "lalonde", "ihdp"), 1):
+        for epsilon in (0.5, 1.0, 4.0):
+            accuracy, gain = [], []
+            for replicate in range(3):
+                records = world.halved(name, tables, replicate, np.random.default_rng([1000, replicate, place]))
+                code = [1000, replicate, number, len(records.x), place, round(1000 * epsilon), 4000]
+                theta = Noise(np.random.SeedSequence(code)).gamma(records.x.shape[1], 1.0)
+                accuracy.append(records.accuracy(theta))
+                gain.append(records.gain(theta))
+            where = f'{{"weight_ridge": 4.0}} {json.dumps({"world": name, "epsilon": epsilon})}'
+            due[f"gain {where}"] = np.mean(gain)
+            if name == "ihdp":
+                due[f"accuracy {where}"] = np.mean(accuracy)
+    found = {key: value for key, value in run.measured.items() if '"n"' not in key}
+    assert found == pytest.approx(due) and len(due) == 12
+    assert run.spent == {"fits": 3 * (2 * 3 + 4 + 9)}  # a grid, a path of the other ridges, the tables
+    sized = {key for key in run.measured if '"n"' in key}
+    assert len(sized) == 2 * (2 * 3 + 4) and not any(
+        '"n": 60' in key for key in sized if '"weight_ridge": 4.0' not in key
+    )
+
+
+def test_a_table_is_halved_and_thinned_by_its_first_and_fourth_feature():
+    tables = small_tables()
+    for replicate, own in ((0, 4), (1, 9), (2, 4)):  # replications in their order, by turns
+        x, a, y, truth = tables["ihdp"][own]
+        records = world.halved("ihdp", tables, replicate, np.random.default_rng(8))
+        order = np.random.default_rng(8).permutation(len(x))
+        half = len(x) // 2
+        assert records.x.tolist() == x[order[:half]].tolist() and records.tested.tolist() == x[order[half:]].tolist()
+        assert (
+            records.effect.tolist() == truth[order[half:]].tolist() and records.y.tolist() == y[order[:half]].tolist()
+        )
+    x, a, y, _ = tables["actg175"]
+    records = world.halved("actg175", tables, 0, np.random.default_rng(8))
+    draw = np.random.default_rng(8)
+    order = draw.permutation(41)
+    learnt = order[:20]
+    pull = (x[:, 1] + x[:, 4]) * math.sqrt(6)
+    middle = sorted(pull)[20]  # of all 41
+    kept = learnt[draw.random(20) < 1 / (1 + np.exp(-2 * a[learnt] * (pull[learnt] - middle)))]
+    assert 0 < len(kept) < 20 and records.x.tolist() == x[kept].tolist() and records.a.tolist() == a[kept].tolist()
+    assert records.arms.tolist() == a[order[20:]].tolist() and records.outcome.tolist() == y[order[20:]].tolist()
+    assert records.chance == (a > 0).mean() and math.isnan(records.accuracy(np.ones(6)))
 
 
 @pytest.mark.skipif(not TABLES.is_dir(), reason="needs EQUIPOISE_DATA with the folder causal")

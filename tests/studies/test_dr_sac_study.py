@@ -28,6 +28,47 @@ def test_logs_come_to_the_world_that_they_are_of():
     assert 0 < np.abs(near.kernel - world.kernel).sum(-1).max() <= 2 * dr_sac_world.APART
 
 
+def test_smoothing_mixes_each_kernel_with_the_uniform_one():
+    world = dr_sac_world.risky(np.random.default_rng(0))
+    mixed = dr_sac_world.smoothed(world, 0.3)
+    np.testing.assert_allclose(mixed.kernel, 0.7 * world.kernel + 0.03, atol=1e-15)
+    assert mixed.gamma == world.gamma == 0.9 and (mixed.reward == world.reward).all()
+    assert world.reward.shape == (10, 3) and (world.reward[:2] < -1.8).all() and (world.reward[2:] > 0).all()
+    assert np.abs(np.diff(world.reward, axis=1)).max() <= 0.1
+
+
+@pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 0.3, "known": True}, {"delta": 0.0, "smooth": 0.4}])
+def test_a_tabular_policy_is_solved_from_what_its_arm_knows(settings, monkeypatch):
+    monkeypatch.setattr(dr_sac_world, "DRAWN", 3)
+    monkeypatch.setattr(dr_sac_world, "RADII", (0.0, 0.25))
+    asked, solve = [], dr_sac_world.solve
+    monkeypatch.setattr(
+        dr_sac_world, "solve", lambda world, delta, **how: asked.append((world, delta)) or solve(world, delta, **how)
+    )
+    worst, near = dr_sac_world.tabular(SEED, 20, settings)
+    drawing, logging, shifting = (np.random.default_rng(np.random.SeedSequence([SEED, part])) for part in range(3))
+    world = dr_sac_world.risky(drawing)
+    known = world.kernel if settings.get("known") else logging.multinomial(20, world.kernel) / 20
+    share = settings.get("smooth", 0.0)
+    ((nominal, delta),) = asked
+    assert delta == settings["delta"]
+    np.testing.assert_allclose(nominal.kernel, (1 - share) * known + share / 10, atol=1e-12)
+    policy = dr_sac_world.policy_of(solve(nominal, delta, tolerance=1e-9))
+
+    def value(kernel):
+        """Of the policy, from the linear equations of a world without a ball."""
+        taken = policy.argmax(-1) if policy.ndim == 2 else policy
+        rows = np.arange(10)
+        return np.linalg.solve(np.eye(10) - 0.9 * kernel[rows, taken], world.reward[rows, taken])
+
+    assert list(worst) == ["0", "0.25"] and near.shape == (3,)
+    np.testing.assert_allclose(worst["0"], value(world.kernel), atol=1e-4)
+    assert (worst["0.25"] < worst["0"] - 0.01).all()
+    for found in near:
+        other = shifting.dirichlet(np.ones(10), size=(10, 3))
+        assert found == pytest.approx(value(0.7 * world.kernel + 0.3 * other).mean(), abs=1e-4)
+
+
 @pytest.mark.slow
 def test_tabular_arms_measure_everything(tmp_path):
     study = registry.load("dr-sac").build()

@@ -62,6 +62,12 @@ def test_a_quota_by_hand():
     assert found.probabilities[0].tolist() == q.tolist()
 
 
+def test_a_uniform_stream_knows_no_target():
+    found = world.stream("uniform", [0.7, 0.2, 0.1], 3000, np.random.default_rng(0))
+    assert found.probabilities.shape == (3000, 3) and (found.probabilities == 1 / 3).all()
+    assert np.bincount(found.draws) / 3000 == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     torch.set_num_threads(1)
@@ -83,6 +89,28 @@ def test_a_killed_teaching_goes_on_to_the_same_models(prepared, tmp_path, monkey
         name = f"{kind}/model.safetensors"
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert again.spent == whole.spent == {"optimizer_steps": 12, "trained_tokens": 12 * 32 * 64}
+
+
+def test_a_model_that_is_taught_is_not_taught_again(prepared, tmp_path, monkeypatch):
+    _, whole = prepared
+    killed = Recorder(tmp_path / "killed", study=prepared[0], stop=2)  # the first is of the last step
+    with pytest.raises(Stopped):
+        study_file.prepare(killed)
+    assert world_done(killed) == ["independent"]
+    taught, teach = [], world.teach
+    monkeypatch.setattr(world, "teach", lambda model, kind, **how: taught.append(kind) or teach(model, kind, **how))
+    again = Recorder(tmp_path / "killed", study=prepared[0])
+    study_file.prepare(again)
+    assert taught == ["quota"] and world_done(again) == ["independent", "quota"]
+    name = "quota/model.safetensors"
+    assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def world_done(run):
+    """The kinds that are taught, and that nothing of an unfinished teaching is kept beside them."""
+    stored = run.resume()
+    assert stored["training"] is None
+    return list(stored["done"])
 
 
 @pytest.mark.parametrize("arm", ["e-model", "d-model", "independent-draws", "quota-draws", "language-model"])

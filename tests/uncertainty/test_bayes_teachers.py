@@ -267,6 +267,18 @@ def test_laplace_of_an_adapter_on_the_output_matrix():
         laplace_lora.laplace(adapted(), inputs, inputs.class_ids)
 
 
+def test_a_laplace_posterior_is_of_the_classes_and_the_rank_that_it_was_fitted_on():
+    lm = adapted(targets=("q_proj", "lm_head"))
+    inputs, _ = read(lm, 6)
+    covariance = torch.eye(12).double()  # of 3 classes at rank 4
+    posterior = laplace_lora.LastLayerLaplace(covariance, 1.0, samples=5)
+    assert posterior.on(lm, inputs)(range(2, 4)).shape == (5, 2, 3)
+    for size in (8, 16):  # of 2 classes, of 4
+        other = laplace_lora.LastLayerLaplace(torch.eye(size).double(), 1.0)
+        with pytest.raises(BadInput, match="not of 3 classes at rank 4"):
+            other.on(lm, inputs)(range(2))
+
+
 # --- ensemble, dropout, storing ---------------------------------------------------------------------------------------
 
 

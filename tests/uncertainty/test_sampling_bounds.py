@@ -67,3 +67,10 @@ def test_untold_tokens_that_begin_a_symbol_are_allowed_for():
     every = {"blue": 0.4, "x": 0.12, "r": 0.115, " r": 0.115, "re": 0.115, "red": 0.11}
     found = slot_bounds({text: math.log(every[text]) for text in ("blue", "x")}, ("red", "blue"))
     assert found.upper[0] >= (0.115 * 3 + 0.11) / (0.4 + 0.115 * 3 + 0.11)
+
+
+def test_a_slot_of_which_all_is_told_and_nothing_is_a_symbol_is_open():
+    found = slot_bounds({"x": math.log(0.75), "y": math.log(0.25)}, ("1", "2", "3"))
+    assert found.lower.tolist() == [0, 0, 0] and found.upper.tolist() == [1, 1, 1] and found.leak == (1, 1)
+    more = slot_bounds({"x": math.log(0.75), "y": math.log(0.5)}, ("1", "2"))  # logarithms of a server that rounds
+    assert more.lower.tolist() == [0, 0] and more.upper.tolist() == [1, 1] and more.leak == (1, 1)

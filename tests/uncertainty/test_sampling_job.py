@@ -11,7 +11,7 @@ from scipy import stats
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
-from equipoise.core.shares import Bounded
+from equipoise.core.shares import Bounded, shown
 from equipoise.uncertainty import sampling_auditing
 from equipoise.uncertainty.sampling_auditing import Observed, Way, summarise
 from equipoise.uncertainty.sampling_bounds import bounded_measures, slot_bounds
@@ -355,3 +355,18 @@ def test_told_tokens_survive_the_record(tmp_path):
         Chat("mockllm/model", record=record, account=Account(), offline=True) as chat,
     ):
         assert chat.ask(calls) == [told, plain]
+
+
+def test_a_summary_has_a_line_for_each_condition_between_its_warnings_and_the_headline():
+    made = audited(np.array([0.3, 0.7]), np.array([0.3, 0.7]))
+    other = dataclasses.replace(made.main, protocol=SINGLE, wording=3, symbols=("heads", "tails"))
+    two = dataclasses.replace(made, conditions=(made.main, other))
+    lines = two.summary()
+    assert lines[: len(two.warnings())] == two.warnings() and lines[-1] == two.headline()
+    first, second = lines[len(two.warnings()) : -1]
+    measured = made.main.measures
+    assert first.startswith(f"{BATCH}, wording 1, 1 2: {made.main.kind}; a_token ")
+    assert second.startswith(f"{SINGLE}, wording 3, heads tails: ")
+    assert first.split("; ")[-1] == made.main.chance
+    at = [first.index(f"{name} {shown(measured[name])}") for name in ("a_token", "step", "e_score", "leak")]
+    assert at == sorted(at) and measured["a_token"].value == pytest.approx(0.1)

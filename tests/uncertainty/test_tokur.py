@@ -272,3 +272,20 @@ def test_bad_input_is_refused_by_name():
     other = replace(language_model, model=neox)
     with pytest.raises(BadInput, match="'gpt_neox', whose attention cannot be given a clean history"):
         tokur.score(perturb(other, targets=("dense",)), ["Say no."], ["no"], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("one\ntwo\n\n\nthree", ["one\ntwo\n\n\n", "three"]),  # blank lines cut where there are some
+        ("one\ntwo\nthree\n", ["one\n", "two\n", "three\n"]),
+        ("one\ntwo\n\n", ["one\n", "two\n\n"]),  # blank lines at the end alone are none
+        ("\n\none\ntwo", ["\n\n", "one\n", "two"]),
+        ("one\n\n\n\n\ntwo\n\nthree", ["one\n\n\n\n\n", "two\n\n", "three"]),
+        ("one", ["one"]),
+        ("", []),
+    ],
+)
+def test_steps_are_cut_behind_their_last_line_end(text, steps):
+    spans = tokur.step_spans(text)
+    assert [text[begin:end] for begin, end in spans] == steps and "".join(steps) == text

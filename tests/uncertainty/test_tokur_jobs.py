@@ -14,7 +14,7 @@ from equipoise.uncertainty import score, scoring, select
 from equipoise.uncertainty.answers import read_answers
 from equipoise.uncertainty.measured_answers import accept, auroc_within, length_bins
 from equipoise.uncertainty.perturbed import perturb
-from equipoise.uncertainty.tokur import confidences
+from equipoise.uncertainty.tokur import Sigma, confidences
 from equipoise.uncertainty.tokur import score as token_scores
 
 WORDS = ("one", "two", "three", "four", "five", "six")
@@ -303,3 +303,27 @@ def test_a_group_may_be_called_nought():
 def test_the_headline_says_of_how_many_questions_the_share_is():
     given = [candidate(f"{q}{i}", prompt=f"q{q}", correct=None if q == 0 else True) for q in range(3) for i in range(2)]
     assert "Right of the 2 whose answers are all labelled: 1.000" in select(given, by="mine").headline()
+
+
+def test_sigma_is_chosen_once_on_the_first_answers_and_kept(lm, tmp_path, monkeypatch):
+    asked, answered = [], tmp_path / "out"
+    scores = scoring.score_tokens
+
+    def chosen(unsure, some, **settings):
+        asked.append((len(some), settings))
+        return Sigma(0.25, 0.01, 0.97, reached=len(asked) > 1)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    settings = {"answers": rows(23), "members": 2, "rank": 2, "seed": 3, "batch_size": 5, "out": answered}
+    monkeypatch.setattr(scoring, "choose_sigma", chosen)
+    monkeypatch.setattr(scoring, "score_tokens", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        score(lm, **settings)
+    monkeypatch.setattr(scoring, "score_tokens", scores)
+    done = score(lm, **settings)
+    assert asked == [(20, {"members": 2, "seed": 3, "batch_size": 5})]
+    assert (done.sigma, done.chosen, done.reached) == (0.25, True, False) and "No sigma reached" in done.headline()
+    given = score(lm, **{**settings, "answers": rows(2), "out": None}, sigma=0.25)
+    assert (given.sigma, given.chosen, given.reached) == (0.25, False, True) and len(asked) == 1

@@ -174,7 +174,7 @@ class Controller:
         """The number of requests from which the calls so far are within the budget; infinite where they never are."""
         if self.budget is None:
             return 0
-        return -(-UNIT * self.calls // self._deposit) if self._deposit else math.inf * bool(self.calls)
+        return -(-UNIT * self.calls // self._deposit) if self._deposit else math.inf if self.calls else 0
 
     def state(self) -> dict[str, Any]:
         """Everything that the next decision depends on but the settings, as JSON values."""
