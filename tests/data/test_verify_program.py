@@ -195,7 +195,11 @@ F = "def f(x):\n    return x + 1 if x < 3 else 0"
             ["if __name__ == 'tests':\n    raise ValueError('given')", "assert f(1) == 2", "f(1)"],
             ["ValueError: given"] * 2,
         ),
-        ("1 / 0", ["assert f(1)", "f(1)"], ["ZeroDivisionError: division by zero", "the program raised: division by zero"]),
+        (
+            "1 / 0",
+            ["assert f(1)", "f(1)"],
+            ["ZeroDivisionError: division by zero", "the program raised: division by zero"],
+        ),
     ],
 )
 def test_outcomes_of_tests(here, program, golds, outcomes):
@@ -440,7 +444,11 @@ def test_as_the_tests_it_reports_and_ends_at_once(monkeypatch, here):
 
     told = []
     library = types.SimpleNamespace(prctl=lambda *arguments: told.append(arguments))
-    plan = {"program": F, "gold": ["import os\nos.write(1, b'forged')", "assert f(1) == 2\nassert f(3) == 4"], "seconds": 9}
+    plan = {
+        "program": F,
+        "gold": ["import os\nos.write(1, b'forged')", "assert f(1) == 2\nassert f(3) == 4"],
+        "seconds": 9,
+    }
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "platform", "linux")

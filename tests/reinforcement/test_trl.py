@@ -138,7 +138,11 @@ def imported(**trl):
         utils.use_adapter = use_adapter
         given = types.ModuleType("trl")
         vars(given).update(trl)
-        for name, module in {"trl": given, "trl.trainer": types.ModuleType("trl.trainer"), utils.__name__: utils}.items():
+        for name, module in {
+            "trl": given,
+            "trl.trainer": types.ModuleType("trl.trainer"),
+            utils.__name__: utils,
+        }.items():
             patch.setitem(sys.modules, name, module)
         spec = importlib.util.spec_from_file_location(NAME, PLACE)
         module = importlib.util.module_from_spec(spec)
@@ -599,7 +603,9 @@ def test_r2po_wants_one_process_of_transformers(ours):
     trainer = r2po_trainer(ours)
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(trainer.head.first, 0.02 * torch.randn(8, 8, generator=generator))
-    assert trainer.model.get_output_embeddings() is trainer.head and len(trainer._policy) == len(list(tiny().parameters()))
+    assert trainer.model.get_output_embeddings() is trainer.head and len(trainer._policy) == len(
+        list(tiny().parameters())
+    )
     with pytest.raises(BadInput, match="on one process"):
         ours.R2POTrainer(tiny(), use_vllm=True)
 

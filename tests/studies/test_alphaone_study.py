@@ -48,7 +48,7 @@ def thought(text, closed=True):
 
 def test_traces_have_the_errors_and_the_waits_that_are_stated():
     generator = np.random.default_rng(0)
-    first, again, early, solved, waits, going_on = [], [], 0, [], [], []
+    first, again, early, whole, solved, waits, going_on = [], [], 0, [], [], [], []
     for task in tasks(2400, 3):
         given, written = trace(task, generator)
         text = given + written
@@ -60,6 +60,7 @@ def test_traces_have_the_errors_and_the_waits_that_are_stated():
         first.append(sum(not step.again for step in read))
         early += bool(given)
         assert not given or given.endswith("</think>\n")  # a line end, so that nothing is put between
+        whole += [given.endswith("\n\n</think>\n")] if given else []
         solved.append(right(task, thought(text)))
         waits.append(text.count("Wait"))
         for paragraph in text.partition("</think>")[0].split("\n\n")[:-1]:
@@ -69,6 +70,8 @@ def test_traces_have_the_errors_and_the_waits_that_are_stated():
     assert np.mean(going_on) == pytest.approx(0.15, abs=0.012) and np.mean(again) == pytest.approx(0.05, abs=0.015)
     assert min(first) >= 4 and max(waits) == 5 and 0.5 < np.mean(waits) < 0.9
     assert early / 2400 == pytest.approx(0.25, abs=0.03) and 0.5 < np.mean(solved) < 0.65
+    # Half of the early ends are behind a paragraph, the others at any token: some of them there, too.
+    assert 0.5 < np.mean(whole) < 0.62
     # Writers differ: who waited once waits again.
     some = np.array(waits) > 0
     assert np.mean(np.array(waits)[some] > 1) > 1.3 * np.mean(some)

@@ -395,7 +395,9 @@ class System:
         monkeypatch.setattr(engine, "os", self)
         monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(engine, "select", SimpleNamespace(select=self.wait))
-        kept = {name: getattr(signal, name) for name in ("SIGCHLD", "SIGINT", "SIGUSR1", "SIGKILL", "SIG_IGN", "SIG_DFL")}
+        kept = {
+            name: getattr(signal, name) for name in ("SIGCHLD", "SIGINT", "SIGUSR1", "SIGKILL", "SIG_IGN", "SIG_DFL")
+        }
         calls = {name: self.noted(name) for name in ("signal", "set_wakeup_fd")}
         monkeypatch.setattr(engine, "signal", SimpleNamespace(**kept, **calls))
 
