@@ -361,7 +361,8 @@ def publish(path: Path, study: "Study", results: "Results", judgement: "Judgemen
     if results.other_code:
         raise WorkFailed(
             f"The runs of study {study.name!r} were made by another version of the code (the study, equipoise, torch or "
-            f"transformers), so its claims may be younger than the results. Publish with that version, or make the runs anew: equipoise study run {study.name}"
+            "transformers), so its claims may be younger than the results. Publish with that version, or make the runs "
+            f"anew: equipoise study run {study.name}"
         )
     write_atomic(path, verdicts_json(published(path) | {study.name: published_entry(study, results, judgement)}))
     return path
