@@ -3,6 +3,8 @@
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -100,6 +102,17 @@ def test_a_dry_run_answers_once_and_changes_nothing(command, capsys, tmp_path):
     assert "told to every machine" in told
     assert KEY not in told
     assert [path.name for path in tmp_path.iterdir()] == ["router"]
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", 0), ("::1", 0), ("localhost", 0), ("0.0.0.0", 2), ("192.0.2.7", 2), ("gateway.example", 2)],
+)
+def test_an_address_that_others_reach_is_warned_of(host, warned):
+    settings: Any = SimpleNamespace(host=host, client_key_env=None, open_metrics=True)
+    assert len(serving_command._open_lines(settings)) == warned
+    settings.client_key_env = "KEY"
+    assert len(serving_command._open_lines(settings)) == warned // 2
 
 
 def test_a_run_keeps_its_account_and_tells_what_it_does(command, capsys):
