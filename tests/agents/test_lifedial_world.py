@@ -1,6 +1,6 @@
 """The lifelog that LifeDialBench's study is asked about: what is told, what is asked, and a reader that makes no mistake."""
 
-from datetime import timedelta
+from datetime import time, timedelta
 
 import numpy as np
 import pytest
@@ -60,8 +60,9 @@ def test_the_newest_fact_is_asked_and_no_option_is_from_the_future(delays):
     replaced = 0
     for question in made.history.questions:
         slot = world.SLOTS[question.kind]
+        assert question.time.time() == time(23, 59)  # the end of a day, so that all of the day is known
         facts = told(made.history, question, slot)
-        past = [value for time, value in facts if time <= question.time]
+        past = [value for when, value in facts if when <= question.time]
         assert past[-1] == question.gold[0] == question.options[question.right]
         replaced += facts[-1][0] > question.time
         heard = {
