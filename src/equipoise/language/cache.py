@@ -46,7 +46,8 @@ def row_choice(cache: Any) -> Callable[[Tensor], object] | None:
     if type(cache).__module__ != Cache.__module__:
         return cache.batch_select_indices if "batch_select_indices" in vars(type(cache)) else None
     known = (Cache.__module__, __name__)
-    return cache.reorder_cache if all(type(layer).__module__ in known for layer in _layers(cache)) else None
+    reorder: Any = cache.reorder_cache  # is typed for a tensor class that no tensor is of
+    return reorder if all(type(layer).__module__ in known for layer in _layers(cache)) else None
 
 
 def _layers(cache: Any) -> list[Any]:
