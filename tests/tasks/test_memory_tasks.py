@@ -395,6 +395,13 @@ def talks(tmp_path):
     return str(path)
 
 
+def test_a_choice_needs_options(talks):
+    with pytest.raises(BadInput, match="'conv-1/0' has no options; set open_ended"):
+        lifedialbench(talks)
+    found = lifedialbench(talks, open_ended=True).dataset
+    assert found[0].target == ["red car, bowl"] and found[0].choices is None
+
+
 SAID = {"Ana buy": "a red car, a blue bowl", "Does Ben": "yes", "Where": "the lakes", "Ben buy": "It is not mentioned."}
 
 
