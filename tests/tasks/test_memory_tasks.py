@@ -435,6 +435,7 @@ def test_locomo_leaves_out_what_is_named_and_takes_categories_as_inspect_reads_t
     ids.write_text("conv-1/0\n")
     assert [sample.id for sample in locomo(talks, without=str(ids)).dataset] == ["conv-1/1", "conv-1/2"]
     assert [sample.id for sample in locomo(talks, categories=5).dataset] == ["conv-1/3"]
+    assert len(locomo(talks, categories="1,2,3,4,5").dataset) == 4
     assert [sample.id for sample in locomo(talks, categories=[1, 4]).dataset] == ["conv-1/0", "conv-1/2"]
     for wrong in ("", "6", "one", []):
         with pytest.raises(BadInput, match="give numbers from 1 to 5"):
