@@ -220,8 +220,11 @@ def test_a_postprocessor_of_llamaindex(library):
     dated = [node(text, metadata={"date": f"2024-05-0{day}"}) for day, text in enumerate("DCBA", 1)]
     later = [node(text, metadata={"date": f"2024-05-0{day}"}) for day, text in enumerate("ABCD", 1)]
     bundle = schema.QueryBundle("?")
-    times = [[item.time.day for item in chained.organized(nodes, bundle).pool] for nodes in (dated, later, found)]
-    assert times[0] == [4, 3, 2, 1] and times[1] == [1, 2, 3, 4] and len(set(times[2])) == 1
+    days = [{item.id: item.time.day for item in chained.organized(nodes, bundle).pool} for nodes in (dated, later)]
+    assert days == [{"d": 1, "c": 2, "b": 3, "a": 4}, {"a": 1, "b": 2, "c": 3, "d": 4}]
+    assert {item.time for item in chained.organized(found, bundle).pool} == {UNDATED}
+    no_field = ChainPostprocessor(embed_model=Known(), date_field=None)
+    assert {item.time for item in no_field.organized(dated, bundle).pool} == {UNDATED}
     for call in (
         lambda: own.postprocess_nodes(found, query_bundle=query),
         lambda: own.postprocess_nodes(brought, query_str="?"),
