@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +162,21 @@ def test_every_claim_is_of_something_that_is_measured(tmp_path):
     assert runs["chain-published"].spent["calls"] > run.spent["calls"] == 9
     again = ran("published-shuffled", tmp_path / "again" if not (tmp_path / "again").mkdir() else tmp_path)[1]
     assert again.measured == runs["published-shuffled"].measured
+
+
+@pytest.mark.parametrize(("name", "options", "prepares"), [
+    ("chain-of-memory", {"locomo": True}, True), ("chain-of-memory", {"locomo": False}, False),
+    ("chain-of-memory-reader", {}, True),
+])  # fmt: skip
+def test_what_needs_locomo_prepares_it(name, options, prepares, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(world, "prepare_locomo", lambda *given: asked.append(given))
+    study = registry.load(name).build(**options)
+    for _ in range(2):  # also where the folder is there
+        preparation = SimpleNamespace(options=study.options, folder=tmp_path / "deep" / "er", generator="generator")
+        study.prepare(preparation)
+        assert preparation.folder.is_dir() == prepares
+    assert asked == [(tmp_path / "deep" / "er", "generator")] * 2 * prepares
 
 
 def it_is_read_as_the_arms_print(prepared):

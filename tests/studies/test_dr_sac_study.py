@@ -145,3 +145,32 @@ def test_rfqi_takes_a_share_of_the_steps(prepared, tmp_path):
     assert run.spent == {"optimizer_steps": 2}
     agent = dr_sac_world.agent_of(dr_sac_world.logs(prepared), run.settings, 0)
     assert agent.settings.dual_steps == 100 and type(agent).__name__ == "RFQI"
+
+
+def test_a_tabular_arm_is_measured_by_radius_state_and_world(tmp_path, monkeypatch):
+    asked = []
+
+    def tabular(*given):
+        asked.append(given)
+        return {"0": np.array([3.0, 5.0, 10.0]), "0.3": np.array([1.0, 2.0])}, np.array([4.0, 8.0])
+
+    class Items(Recorder):
+        def items(self, outcome, ids, scores, *, at, where=None):
+            told.append((outcome, ids, list(scores), at, where))
+
+        def spend(self, *, phase, **amounts):
+            told.append((phase, amounts))
+
+    monkeypatch.setattr(dr_sac_world, "tabular", tabular)
+    told = []
+    study = registry.load("dr-sac").build(samples=7)
+    run = Items(tmp_path / "arm", study=study, arm="robust-0.3")
+    study.run(run)
+    at = {"step": 0}
+    assert told == [
+        ("build", {"calls": 1}),
+        ("worst_value", ["state 0", "state 1", "state 2"], [3.0, 5.0, 10.0], at, {"radius": "0"}),
+        ("worst_value", ["state 0", "state 1"], [1.0, 2.0], at, {"radius": "0.3"}),
+        ("near_value", ["world 0", "world 1"], [4.0, 8.0], at, None),
+    ]
+    assert asked == [(SEED, 7, {"delta": 0.3})]

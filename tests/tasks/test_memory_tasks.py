@@ -409,6 +409,13 @@ def talks(tmp_path):
     return str(path)
 
 
+def test_a_choice_needs_options(talks):
+    with pytest.raises(BadInput, match="'conv-1/0' has no options; set open_ended"):
+        lifedialbench(talks)
+    found = lifedialbench(talks, open_ended=True).dataset
+    assert found[0].target == ["red car, bowl"] and found[0].choices is None
+
+
 SAID = {"Ana buy": "a red car, a blue bowl", "Does Ben": "yes", "Where": "the lakes", "Ben buy": "It is not mentioned."}
 
 
@@ -442,6 +449,7 @@ def test_locomo_leaves_out_what_is_named_and_takes_categories_as_inspect_reads_t
     ids.write_text("conv-1/0\n")
     assert [sample.id for sample in locomo(talks, without=str(ids)).dataset] == ["conv-1/1", "conv-1/2"]
     assert [sample.id for sample in locomo(talks, categories=5).dataset] == ["conv-1/3"]
+    assert len(locomo(talks, categories="1,2,3,4,5").dataset) == 4
     assert [sample.id for sample in locomo(talks, categories=[1, 4]).dataset] == ["conv-1/0", "conv-1/2"]
     for wrong in ("", "6", "one", []):
         with pytest.raises(BadInput, match="give numbers from 1 to 5"):
