@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from engine_studies import restate, walk
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
 from equipoise.study.results import load
@@ -135,3 +135,15 @@ def test_copies_that_differ_are_named(tmp_path, done):
 def test_a_folder_without_runs_is_refused(tmp_path, done):
     with pytest.raises(BadInput, match="holds no runs"):
         load([tmp_path], done.study)
+
+
+def test_a_run_under_way_whose_settings_are_anothers_is_damaged(done):
+    complete = sorted(path.parent for path in done.out.rglob("config.json"))[0]
+    folder = complete.with_name(complete.name[:-1] + "x.partial")
+    folder.mkdir()
+    shutil.copy(complete / "config.json", folder)
+    with pytest.raises(WorkFailed, match=f"another run, {complete.name}"):
+        module._read_partial(folder)
+    mine = complete.with_name(complete.name + ".partial")
+    folder.rename(mine)
+    assert module._read_partial(mine) is not None
