@@ -101,7 +101,7 @@ def test_paradetox_is_read_where_it_is(tmp_path, monkeypatch):
 
 
 def test_no_pairs_are_refused_with_their_place(tmp_path):
-    with pytest.raises(BadInput, match="^pairs: there is no pair"):
+    with pytest.raises(BadInput, match=r"^pairs: there is no pair"):
         read_toxic_pairs([])
     empty = written(tmp_path / "none.jsonl", [])
     with pytest.raises(BadInput, match=r"none\.jsonl.*(no pair|no rows|empty)"):

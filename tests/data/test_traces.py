@@ -313,7 +313,12 @@ def test_a_reply_in_parts_is_its_text():
 
 
 def test_a_call_that_cannot_be_read_is_kept_as_it_is():
-    calls = [{"function": {"name": ""}}, {"function": "é"}, {"function": {"name": 3}}, {"custom": {"name": "c", "input": "x"}}]
+    calls = [
+        {"function": {"name": ""}},
+        {"function": "é"},
+        {"function": {"name": 3}},
+        {"custom": {"name": "c", "input": "x"}},
+    ]
     trace = trace_of(says("", *calls), says("x"))
     assert [(c.tool, c.arguments) for c in trace.turns[0].calls] == [
         ("", '{"name": ""}'),

@@ -452,7 +452,14 @@ def test_a_worker_that_says_nothing_in_time_is_late():
 )
 def test_shares_of_tests_and_limits_of_their_processes(monkeypatch, finished, score, why):
     asked = []
-    ended = {"succeeded": True, "truncated": False, "ended": "exit", "returncode": 0, "stderr": "", "stdout": ""} | finished
+    ended = {
+        "succeeded": True,
+        "truncated": False,
+        "ended": "exit",
+        "returncode": 0,
+        "stderr": "",
+        "stdout": "",
+    } | finished
 
     def python(code, **how):
         asked.append((code, how))

@@ -395,7 +395,9 @@ class System:
         monkeypatch.setattr(engine, "os", self)
         monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(engine, "select", SimpleNamespace(select=self.wait))
-        kept = {name: getattr(signal, name) for name in ("SIGCHLD", "SIGINT", "SIGUSR1", "SIGKILL", "SIG_IGN", "SIG_DFL")}
+        kept = {
+            name: getattr(signal, name) for name in ("SIGCHLD", "SIGINT", "SIGUSR1", "SIGKILL", "SIG_IGN", "SIG_DFL")
+        }
         calls = {name: self.noted(name) for name in ("signal", "set_wakeup_fd")}
         monkeypatch.setattr(engine, "signal", SimpleNamespace(**kept, **calls))
 
@@ -502,7 +504,10 @@ def test_the_server_forks_and_tells_how_each_process_ended(monkeypatch):
     assert served(system) == [("killpg", 14, signal.SIGKILL), ("waitpid", 14)]
     assert loaded == [preload]
     assert [each for each in system.asked if each[0] == "setpgid"] == [("setpgid", n, n) for n in (11, 12, 13, 14)]
-    exited = lambda key, status: (51, {"key": key, "event": "exited", "status": status})
+
+    def exited(key, status):
+        return (51, {"key": key, "event": "exited", "status": status})
+
     assert system.written == [exited("a", 0), exited("c", -9), exited("b", 3)]
     assert set(system.pauses) == {3600.0}
 

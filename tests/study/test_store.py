@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from equipoise.study import store as store_module
 from equipoise.core.files import Files, atomic_folder
+from equipoise.study import store as store_module
 from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, canonical, damage, identify, take, with_partial
 
 
