@@ -125,3 +125,16 @@ def test_a_folder_that_is_a_link_is_not_emptied(folder):
     beneath.remove(folder / "base")
     beneath.remove(folder / "none")
     assert (folder / "base").is_symlink()
+
+
+def test_rights_are_given_to_the_folder_itself_where_a_link_need_not_be_followed(monkeypatch):
+    """As on macOS, whose chmod may stop at a link."""
+    asked = []
+
+    def chmod(name, mode, **how):
+        asked.append((name, mode, how))
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    monkeypatch.setattr(os, "supports_follow_symlinks", {chmod})
+    beneath._permit("within", 5)
+    assert asked == [("within", 0o700, {"dir_fd": 5, "follow_symlinks": False})]

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from equipoise.core import files
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import (
     Files,
@@ -279,3 +280,24 @@ def test_a_model_is_known_by_its_weights_wherever_they_differ(tmp_path):
     assert model_files_digest(large) != zeros
     (tmp_path / "c.txt").write_text("no model")
     assert model_files_digest(tmp_path / "c.txt") == ""
+
+
+def test_a_lock_whose_file_is_moved_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """The same in one process: the folder goes just after the lock was had, as often as it does."""
+    folder, places = tmp_path / "folder", [tmp_path / "first", tmp_path / "second"]
+    flock = files.fcntl.flock
+
+    def moving(descriptor, how):
+        flock(descriptor, how)
+        if places:
+            folder.rename(places.pop(0))
+
+    monkeypatch.setattr(files.fcntl, "flock", moving)
+    with lock(folder / "lock"):
+        assert places == [] and (folder / "lock").is_file()
+        with pytest.raises(WorkFailed, match="another process that holds"), lock(folder / "lock"):
+            pass
+        with lock(tmp_path / "first" / "lock"), lock(tmp_path / "second" / "lock"):
+            pass  # nobody holds what was moved away
+    with lock(folder / "lock"):
+        pass

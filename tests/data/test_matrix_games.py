@@ -197,3 +197,16 @@ def test_everything_follows_from_the_seed_and_seeds_differ():
 def test_what_is_misspelt_is_refused(wrong):
     with pytest.raises(BadInput):
         MatrixGames(**wrong)
+
+
+def test_a_best_response_is_asked_for_with_what_the_other_will_choose():
+    """The reply is right where it pays most against that action."""
+    environment = MatrixGames(rule="best-response")
+    seen = set()
+    for seed in range(30):
+        text = environment.reset(seed)
+        other, action = map(int, re.search(r"Player (\d) will choose action (\d+)\.", text).groups())
+        me = int(re.search(r"You are Player (\d)\.", text)[1])
+        assert {me, other} == {1, 2} and action >= 1
+        seen.add(me)
+    assert seen == {1, 2}

@@ -211,3 +211,11 @@ def test_solutions_in_memory_are_held_to_what_rows_are():
         ready_steps(read_steps(rows, use="ignored"))
     with pytest.raises(BadInput, match="limit is 0"):
         ready_steps(solutions, limit=0)
+
+
+@pytest.mark.parametrize("cell, found", [("[1, ", "1, "), ("[" * 100_000, r"\[\["), ("a, b", "text")])
+def test_a_cell_that_holds_no_list_is_refused(cell, found):
+    with pytest.raises(BadInput, match=f"steps.*{found}"):
+        list(read_steps([OURS | {"steps": cell}]))
+    (solution,) = read_steps([OURS | {"steps": '  ["3 + 4 = 7", "so 8", "8"]'}])
+    assert solution.steps == tuple(OURS["steps"])

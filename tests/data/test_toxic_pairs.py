@@ -98,3 +98,11 @@ def test_paradetox_is_read_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "paradetox" / "paradetox-2.jsonl").unlink()
     with pytest.raises(BadInput, match="holds no paradetox"):
         toxic_pairs.paradetox()
+
+
+def test_no_pairs_are_refused_with_their_place(tmp_path):
+    with pytest.raises(BadInput, match=r"^pairs: there is no pair"):
+        read_toxic_pairs([])
+    empty = written(tmp_path / "none.jsonl", [])
+    with pytest.raises(BadInput, match=r"none\.jsonl.*(no pair|no rows|empty)"):
+        read_toxic_pairs(empty)

@@ -301,3 +301,28 @@ def test_what_the_environment_of_tools_replies_is_found_again():
     reply, _, _, info = environment.step(text)
     (trace,) = read_traces([{"first": "?", "turns": [{"text": text, "reply": reply, "info": info}, {"text": "7"}]}])
     assert [call.reply for call in trace.turns[0].calls] == ["7", "two\nlines"]
+
+
+def test_a_reply_in_parts_is_its_text():
+    parts = [{"type": "text", "text": "one "}, {"type": "image_url"}, {"type": "text", "text": None}, {"text": "two"}]
+    trace = trace_of(says("I look.", call("a", q=1)), told("a", parts), says([{"type": "text", "text": "So."}]))
+    assert (trace.turns[0].calls[0].reply, trace.answer) == ("one two", "So.")
+    for kind in ("tool_use", "tool_result"):
+        with pytest.raises(BadInput, match=f"a part of the type {kind}"):
+            trace_of(says([{"type": "text", "text": "a"}, {"type": kind}]))
+
+
+def test_a_call_that_cannot_be_read_is_kept_as_it_is():
+    calls = [
+        {"function": {"name": ""}},
+        {"function": "é"},
+        {"function": {"name": 3}},
+        {"custom": {"name": "c", "input": "x"}},
+    ]
+    trace = trace_of(says("", *calls), says("x"))
+    assert [(c.tool, c.arguments) for c in trace.turns[0].calls] == [
+        ("", '{"name": ""}'),
+        ("", '"é"'),
+        ("", '{"name": 3}'),
+        ("c", "x"),
+    ]

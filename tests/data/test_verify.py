@@ -1,4 +1,6 @@
+import contextlib
 import gc
+import json
 import logging
 import os
 import re
@@ -9,18 +11,20 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.core import sandbox
-from equipoise.core.errors import BadInput, MissingExtra
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data import verify as module
+from equipoise.data import verify_pool, verify_program
 from equipoise.data.problems import Problem
 from equipoise.data.verify import VerifierScore, open_verifier, verify
 from equipoise.data.verify_pool import Pool
-from equipoise.data.verify_tests import program_in
+from equipoise.data.verify_tests import program_in, run_tests
 
 ENDLESS = "1/2+10^(10^10)-10^(10^10)"
 
@@ -416,3 +420,80 @@ def test_a_verifier_says_what_it_is():
     ):
         with pytest.raises(BadInput):
             open_verifier(**wrong)
+
+
+def test_mathematics_without_an_answer_is_missing_it():
+    for said in ("  \n", "So \\boxed{ }"):
+        score = module._math(said, ["1"])
+        assert (score.value, score.reason) == (0.0, "missing: no answer")
+
+
+def test_where_no_worker_starts_every_task_of_the_batch_has_crashed(monkeypatch):
+    with open_verifier("regex", workers=1) as verifier:
+
+        def broken(*_):
+            raise WorkFailed("no process")
+
+        monkeypatch.setattr(verify_pool, "_Worker", broken)
+        scores = verifier(problems(["a", "b", "c"]), ["a", "b", "c"])
+        assert [(score.value, score.crashed) for score in scores] == [(0, True)] * 3
+        assert all("no process" in score.reason for score in scores)
+        with pytest.raises(WorkFailed, match="no process"):
+            Pool("regex", seconds=1, memory_bytes=2**31, workers=1).run([{"answer": "a", "golds": ["a"]}])
+        monkeypatch.undo()
+        assert verifier(problems(["a", "b"]), ["a", "a"])[0].value == 1  # the place of the worker is free again
+
+
+def test_a_worker_that_says_nothing_in_time_is_late():
+    worker = object.__new__(verify_pool._Worker)
+    worker.done, worker.late = 3, False
+    (given, into), (out, replies) = os.pipe(), os.pipe()
+    worker.input = os.fdopen(into, "wb")
+    with os.fdopen(out, "rb") as worker.output:
+        os.write(replies, b'{"right"')
+        assert worker.ask({"answer": "é"}, 0.02) is None
+        assert worker.late and worker.done == 3 and os.read(given, 99) == b'{"answer": "\\u00e9"}\n'
+        os.write(replies, b'{"right": true}\n')
+        assert worker.ask({}, 5) == {"right": True} and worker.done == 4
+        os.close(replies)
+        worker.process = SimpleNamespace(wait=lambda: 0)
+        worker.late = False
+        assert worker.ask({}, 5) is None and not worker.late
+        os.close(given)
+        assert worker.ask({}, 5) is None  # it has died
+    with contextlib.suppress(BrokenPipeError):
+        worker.input.close()
+
+
+@pytest.mark.parametrize(
+    "finished, score, why",
+    [
+        ({"stdout": '{"tests": ["", "E: 1", "", "E: 2"]}'}, 0.5, "2 of 4 tests passed: E: 1"),
+        ({"stdout": '{"tests": ["", ""]}'}, 1.0, ""),
+        ({"stdout": '{"tests": ["", ""]}', "truncated": True}, 0.0, "the tests ended early: exit 0"),
+        ({"succeeded": False, "ended": "memory", "stderr": "é" * 300}, 0.0, "ended early: memory 0 " + "é" * 200),
+    ],
+)
+def test_shares_of_tests_and_limits_of_their_processes(monkeypatch, finished, score, why):
+    asked = []
+    ended = {
+        "succeeded": True,
+        "truncated": False,
+        "ended": "exit",
+        "returncode": 0,
+        "stderr": "",
+        "stdout": "",
+    } | finished
+
+    def python(code, **how):
+        asked.append((code, how))
+        return SimpleNamespace(**ended)
+
+    monkeypatch.setattr(sandbox, "python", python)
+    found, told = run_tests("```python\nx = 1\n```", ["assert x == 1"], seconds=2.5, memory_bytes=77, unsafe=True)
+    assert found == score and told.endswith(why) and bool(told) == bool(why)
+    ((code, how),) = asked
+    assert code == Path(verify_program.__file__).read_text(encoding="utf-8")
+    assert json.loads(how["stdin"]) == {"program": "x = 1\n", "gold": ["assert x == 1"], "seconds": 10.0}
+    assert how["unsafe"] is True
+    assert how["limits"] == sandbox.Limits(seconds=20.0, cpu_seconds=4, memory_bytes=77)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -28,7 +30,7 @@ def served(requests, replies):
 class Here:
     """The process of the program, as a thread of this one."""
 
-    started: list["Here"] = []
+    started: ClassVar[list["Here"]] = []
 
     def __init__(self, command, **streams):
         self.command, self.streams = command, streams
@@ -86,21 +88,26 @@ def names(run, *texts):
 
 
 class Number(int):
-    __eq__ = lambda *_: True
+    def __eq__(*_):
+        return True
+
     __hash__ = int.__hash__
     __int__ = __index__ = lambda _: 99
 
 
 class Text(str):
-    __str__ = lambda _: "other"
+    def __str__(_):
+        return "other"
 
 
 class Listed(list):
-    __iter__ = lambda _: iter([9])
+    def __iter__(_):
+        return iter([9])
 
 
 class Mapped(dict):
-    items = lambda _: [(9, 9)]
+    def items(_):
+        return [(9, 9)]
 
 
 VALUES = [
@@ -127,14 +134,19 @@ VALUES = [
 
 @pytest.mark.parametrize("value, arrived", VALUES, ids=lambda value: type(value).__name__)
 def test_data_arrives_as_what_it_holds_and_of_pythons_own_types(value, arrived):
-    refuse = lambda value: pytest.fail(f"held {value!r}")
+    def refuse(value):
+        return pytest.fail(f"held {value!r}")
+
     found = decode(json.loads(json.dumps(encode(value, refuse))), refuse)
     assert (type(found), repr(found)) == (type(arrived), repr(arrived)) and found == arrived
 
 
 def test_what_is_no_data_is_held_wherever_it_is():
     held = []
-    hold = lambda value: held.append(value) or len(held) - 1
+
+    def hold(value):
+        return held.append(value) or len(held) - 1
+
     written = json.loads(json.dumps(encode([print, {"a": (len,)}, 3], hold)))
     assert held == [print, len]
     assert decode(written, lambda number: f"held {number}") == ["held 0", {"a": ("held 1",)}, 3]
@@ -281,8 +293,8 @@ def test_objects_of_the_program_are_asked_there(objects):
 
 def test_no_data_is_equal_to_what_is_the_programs_and_only_true_is_equal(objects):
     node, other = objects("make")(1), objects("fails")
-    assert not node == 1 and node != 1
-    assert not node == other and node == objects("make")(2)  # of the first it says something that is merely true
+    assert node != 1 and (node == 1) is False
+    assert (node == other) is False and node == objects("make")(2)  # of the first it says something that is merely true
 
 
 def test_what_is_changed_in_place_is_changed_here(objects):
@@ -308,7 +320,7 @@ def test_only_a_value_of_the_same_kind_is_taken_over():
         (1, 2, 1),
     ):
         module._update(mine, theirs)
-        assert mine == after and (not isinstance(mine, Listed) or len(mine) == 1 and mine[0] == 1)
+        assert mine == after and (not isinstance(mine, Listed) or (len(mine) == 1 and mine[0] == 1))
 
 
 @pytest.mark.parametrize(
@@ -413,12 +425,15 @@ def digits():
 @pytest.mark.usefixtures("digits")
 def test_as_the_program_it_answers_and_leaves_its_streams_to_nobody(monkeypatch, here):
     monkeypatch.setattr(sys, "argv", ["main.py", "program"])
-    monkeypatch.setattr(sys, "path", ["", ".", os.getcwd(), "/there"])
+    monkeypatch.setattr(sys, "path", ["", ".", str(Path.cwd()), "/there"])
     program = (
         "import os, sys\nos.write(1, b'forged')\nread = os.read(0, 9)\nlong = 7 ** 7000\n_x = 1\n__y = 2\n"
         "def fails(x): raise KeyError('m' * 600)\ndef same(x): return [x, [1]]"
     )
-    call = lambda name, *args: {"do": "call", "args": encode([0, *args], lambda value: value), "kwargs": ["dict", []]}
+
+    def call(name, *args):
+        return {"do": "call", "args": encode([0, *args], lambda value: value), "kwargs": ["dict", []]}
+
     requests = [{"given": "z = 3", "program": program}, None, call("same", [4]), call("fails", 1), call("same", 5)]
     for request, name in ((requests[2], "same"), (requests[3], "fails"), (requests[4], "same")):
         request["args"][1][0] = ["object", ["name", name]]

@@ -1,5 +1,6 @@
 """What a worker does, in this process: streams are pipes, and what would end it is taken down."""
 
+import contextlib
 import io
 import json
 import os
@@ -41,10 +42,8 @@ def serve(monkeypatch, kind, *tasks, limit=None):
 
         patch.setattr(resource, "setrlimit", set_limit)
         patch.setattr(os, "_exit", end)
-        try:
+        with contextlib.suppress(Ended):
             worker.main()
-        except Ended:
-            pass
         assert sys.path == ["/lib", "/more"] and streams == [("dup", 1), (2, 1)]
         patch.undo()
         return [json.loads(line) for line in pipe.read().splitlines()], asked
@@ -113,6 +112,9 @@ def test_mathematics_is_any_of_the_golds_and_gold_comes_first(monkeypatch):
     tasks = [{"answer": "4/2", "golds": ["1", "2", "3"]}, {"answer": "5", "golds": ["4"]}]
     replies, _ = serve(monkeypatch, "math", *tasks)
     assert replies == [{"ready": True}, {"right": True}, {"right": False}]
-    parsed = lambda text: ["parsed", text, 0]
+
+    def parsed(text):
+        return ["parsed", text, 0]
+
     assert asked == [(parsed(gold), parsed(answer), 0) for gold, answer in (("1", "4/2"), ("2", "4/2"), ("4", "5"))]
     assert told == [50]

@@ -245,3 +245,24 @@ def test_metrics_of_composed_episodes():
     two = Episode(1, "x", (turn("sums", True, False),), 0.0, "turns")
     found = episode_metrics([one, two])
     assert (found["success/sums"], found["success/chess"], found["success"], found["cut"]) == (0.5, 0.0, 0.0, 0.5)
+
+
+def test_an_advantage_against_the_greedy_answer_plays_it_once_a_problem(monkeypatch):
+    asked = []
+    playing = Playing(open_environment(Odd), invalid_penalty=0.125)
+    play = playing.play
+
+    def noted(language_model, problems, **how):
+        asked.append(how)
+        return play(language_model, problems, **how)
+
+    monkeypatch.setattr(Playing, "play", lambda self, *given, **how: noted(*given, **how))
+    chosen = recipe(**{**HOW, "method": "remax", "num_generations": 2})
+    step = playing(model(), chosen, playing.problems(range(3)), [0, 1, 2], no_reward, 0)
+    first, greedy = asked
+    assert (first["samples"], first["temperature"]) == (2, chosen.temperature)
+    assert (greedy["samples"], greedy["temperature"], greedy["seed"]) == (1, 0.0, 0)
+    assert greedy["max_new_tokens"] == chosen.max_new_tokens == first["max_new_tokens"]
+    alone = play(model(), playing.problems(range(3)), **greedy)
+    assert_close(step.greedy_rewards, playing.rewards(alone))
+    assert torch.equal(step.greedy_lengths, alone.lengths) and step.rewards.shape == (3, 2)

@@ -1,6 +1,7 @@
 """The jobs `prm train`, `prm score` and `prm evaluate`: what they learn, refuse, resume, keep and say."""
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -514,3 +515,35 @@ def test_an_adapter_that_is_not_merged_is_read_like_any_model():
     merged = evaluate(prm.merge(adapted), data=rows).scores
     for one, other in zip(found.values(), merged.values(), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_what_is_scored_has_a_digest_of_names_and_contents(tmp_path):
+    digest = prm_scoring._digest
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.jsonl").write_text("{}\n")
+    (tmp_path / "a" / "two.jsonl").write_text("[]\n")
+    before = digest(tmp_path / "a")
+    assert digest(tmp_path / "a" / "one.jsonl") == hashlib.sha256(b"{}\n").hexdigest()
+    listed = {name: hashlib.sha256(text).hexdigest() for name, text in (("one.jsonl", b"{}\n"), ("two.jsonl", b"[]\n"))}
+    assert before == hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    (tmp_path / "a" / "two.jsonl").rename(tmp_path / "a" / "three.jsonl")
+    assert digest(tmp_path / "a") != before
+
+
+@pytest.mark.parametrize(
+    "early_stop, right, expected", [("loss", (1, 0), -0.25), ("auroc", (1, 0), 1.0), ("auroc", (1, 1), 0.0)]
+)
+def test_what_early_stop_looks_at_is_the_higher_the_better(monkeypatch, early_stop, right, expected):
+    asked = []
+    monkeypatch.setattr(training, "step_scores", lambda *arguments: asked.append(arguments[:2]) or [[0.75, 0.5]])
+    steps = SimpleNamespace(scores=np.array([0.75, 0.5]), right=np.array(right, bool))
+
+    def judged(held, scores):
+        return SimpleNamespace(steps=lambda: steps)
+
+    loop = SimpleNamespace(
+        parts={training.HELD_OUT: "held"}, scored_at_once=3, _loss=lambda scores: 0.25, _judged=judged
+    )
+    loop.settings = SimpleNamespace(early_stop=early_stop)
+    (kind,) = [each for each in vars(training).values() if hasattr(each, "_watched")]
+    assert kind._watched(loop, "model") == expected and asked == [("model", "held")]

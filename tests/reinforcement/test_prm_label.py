@@ -561,3 +561,16 @@ def test_a_solution_that_has_no_room_is_refused_before_the_first_draw(monkeypatc
         label(model(), problems=[HERE[1], {**HERE[0], **long, "id": "long"}], **QUICK)
     with pytest.raises(BadInput, match=r"Prompt 'two' has .* tokens; with 120 new ones"):
         label(model(), problems=[HERE[1]], **{**QUICK, "max_new_tokens": 60})
+
+
+def test_problems_that_cannot_be_labelled_are_refused(tmp_path):
+    options = {"limit": None, "fields": None, "separator": None}
+    with pytest.raises(BadInput, match="what was given is empty"):
+        read([], **options)
+    with pytest.raises(BadInput, match=r"row 2: problem 'b' has no gold"):
+        read([Problem("a", "1 + 1", ("2",)), Problem("b", "1 + 2", ())], **options)
+    with pytest.raises(BadInput, match=r"row 2: expected a problem"):
+        read([Problem("a", "1 + 1", ("2",)), "1 + 2"], **options)
+    found, source, digest = read([Problem("a", "1 + 1", ("2",)), Problem("b", "1 + 2", ("3",))], **options)
+    assert [(each.problem.id, each.place, each.given) for each in found] == [("a", "row 1", None), ("b", "row 2", None)]
+    assert source == "2 problems" and digest != read([Problem("a", "1 + 1", ("2",))], **options)[2]

@@ -6,7 +6,7 @@ import torch
 
 from equipoise.core.errors import BadInput
 from equipoise.data.arithmetic import problems, solution
-from equipoise.reinforcement import nait
+from equipoise.reinforcement import nait, reflection
 from equipoise.reinforcement.reflection import (
     NO_REFLECTION,
     ContinuedSolution,
@@ -170,3 +170,13 @@ def test_corrected_labels_are_the_truth_of_a_policy_that_repairs(kind):
     assert nait.label_noise(nait.monte_carlo(outcomes)[1], truth).false_positive_rate == 1
     soft, hard = nait.monte_carlo(nait.correct(outcomes, reflected))
     assert torch.equal(hard == 1, truth) and torch.equal(soft, hard)
+
+
+def test_a_statement_has_another_value_only_beside_one_of_its_form():
+    other = reflection._other_value
+    assert not other(("2", "+", "3"), 6.0, {})
+    before = {("9",): 9.0, ("2", "*", "3"): 5.0}
+    assert other(("2", "+", "3"), 6.0, before) and not other(("2", "+", "3"), 5.0, before)
+    assert not other(("2",), 9.0, before)  # of its last statement's form it is not
+    assert not other(("5", "+", "3"), 8.0, before)  # goes on from its value
+    assert other(("5", "+", "3"), 8.0, {("5", "+", "1"): 5.0})  # which began so itself

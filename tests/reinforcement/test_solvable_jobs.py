@@ -15,7 +15,8 @@ from equipoise.chat import client
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem, read_problems
-from equipoise.reinforcement import solvable
+from equipoise.data.records import Message
+from equipoise.reinforcement import solvable, solvable_scoring
 from equipoise.reinforcement import solvable_fitting as fitting
 from equipoise.reinforcement.solvable_job import fit, score
 from equipoise.reinforcement.solvable_result import CONSTANT, CRITIC, LENGTH
@@ -262,3 +263,18 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read():
         with pytest.raises(BadInput, match=told):
             fit(**given, prompts=PROBLEMS, verifier="exact")
     assert torch.is_grad_enabled()
+
+
+def test_what_is_kept_is_a_row_of_its_own_fields():
+    asked = (Message("user", "1 + 1?"), Message("assistant", "2"), Message("user", "and 3?"))
+    rows = [
+        solvable_scoring._as_row(each)
+        for each in (Problem("a", "1 + 2", ("3", "4")), Problem("b", "and 3?", ("5",), asked, "g"))
+    ]
+    turns = [{"role": turn.role, "content": turn.content} for turn in asked]
+    assert rows == [{"prompt": "1 + 2", "gold": ["3", "4"]}, {"prompt": turns, "gold": ["5"], "group": "g"}]
+    given = {"prompt": "x", "empty": ""}
+    assert solvable_scoring._as_row(given) == given and solvable_scoring._as_row(given) is not given
+    line = solvable_scoring._line({"id": 7, "of": (1.5, math.nan, {"a": [-math.inf, 0]}), "prompt": "x"}, "8")
+    assert json.loads(line) == {"id": "8", "of": [1.5, None, {"a": [None, 0]}], "prompt": "x"} and line.endswith("}\n")
+    assert json.loads(solvable_scoring._line({"id": 7}, "7")) == {"id": 7}  # as it was written

@@ -16,7 +16,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.traces import ToolCall, read_traces
 from equipoise.language import rollouts
 from equipoise.language.model import wrap
-from equipoise.reinforcement import tool_audit, tool_audit_measures, tool_audit_model
+from equipoise.reinforcement import tool_audit, tool_audit_measures, tool_audit_model, tool_audit_result
 from equipoise.reinforcement.tool_audit_job import audit_tools
 from small_jobs import small_model
 
@@ -575,3 +575,36 @@ def test_what_is_behind_the_context_is_not_measured(tmp_path):
         "beyond the context": 1
     }
     assert made_calls["a", 1, "find"]["outcome"] in ("lowered", "not lowered")
+
+
+def test_a_text_that_is_empty_stands_nowhere_and_others_in_their_order():
+    def turn(text, *calls, before=()):
+        return SimpleNamespace(text=text, calls=calls, before=before)
+
+    asked = SimpleNamespace(tool="find", reply=None)
+    answered = SimpleNamespace(tool="find", reply=" it ")
+
+    def spans(shown, *turns):
+        return tool_audit_model._spans(SimpleNamespace(turns=turns), shown)
+
+    turns = turn(" ", asked, before=(("user", "go"), ("user", ""))), turn("a", answered), turn("a")
+    assert spans("go find a find it a", *turns) == {1: (8, 9), 2: (18, 19)}
+    assert spans("go find a find it", *turns) is None
+    assert spans("find go a find it a", *turns) is None
+    assert tool_audit_model.seconds_for(None, []) == 0
+
+
+def test_a_summary_names_twelve_tools_and_counts_the_others(monkeypatch):
+    monkeypatch.setattr(tool_audit_result, "percent", lambda share: f"{share}%")
+    monkeypatch.setattr(tool_audit_result, "between", lambda value: f"{value.value}")
+    tools = [SimpleNamespace(tool=f"t{k}", calls=k, lowered=k, duplicate=2 * k, needless=1000 * k) for k in range(14)]
+
+    def summary(count, auroc):
+        audit = SimpleNamespace(tools=tools[:count], calibration=SimpleNamespace(value=auroc), headline=lambda: "last")
+        return tool_audit_result.ToolAudit.summary(audit)
+
+    lines = summary(14, 0.75)
+    assert lines[3] == "t3: 3 calls, lowered uncertainty 3%, repeats 6%, needless 3,000"
+    assert lines[11].startswith("t11: ") and lines[12] == "and 2 more tools" and lines[13].endswith("traces: 0.75")
+    assert len(lines) == 15 and lines[14] == "last"
+    assert len(summary(12, math.nan)) == 13 and len(summary(1, math.nan)) == 2

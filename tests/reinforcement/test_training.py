@@ -5,8 +5,10 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from equipoise.data.records import Record
 from equipoise.language import adapters, rollouts
 from equipoise.language.rollouts import roll_out, score_responses
 from equipoise.language.tiny import teach, tiny
-from equipoise.reinforcement import ppo, stages
+from equipoise.reinforcement import ppo, stages, training
 from equipoise.reinforcement.critic import Critic
 from equipoise.reinforcement.r2po import RolloutHead
 from equipoise.reinforcement.recipe import METHODS, recipe
@@ -721,3 +723,38 @@ def test_killed_and_resumed_is_undisturbed(killed, tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_was_chosen_is_the_main_processs(monkeypatch):
+    asked = []
+
+    def broadcast(objects, src):
+        asked.append((list(objects), src))
+        objects[0] = [7, 8]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+
+    def agreed(processes):
+        return training._Loop._agreed(SimpleNamespace(accelerator=SimpleNamespace(num_processes=processes)), [3, 4])
+
+    assert agreed(1) == [3, 4] and asked == []
+    assert agreed(2) == [7, 8] and asked == [([[3, 4]], 0)]
+
+
+def test_a_step_goes_to_another_device_whole():
+    @dataclass
+    class Step:
+        rollouts: object
+        notes: dict
+        index: int
+        rewards: object = None
+        missing: object = None
+        greedy_rewards: object = None
+        greedy_lengths: object = None
+        off_policy: object = None
+
+    rollouts = SimpleNamespace(to=lambda device: ("rollouts", device))
+    given = {name: torch.ones(2) for name in ("rewards", "missing", "greedy_rewards", "off_policy")}
+    moved = training._on(Step(rollouts, {"a": torch.ones(3)}, 5, **given), "meta")
+    assert moved.rollouts == ("rollouts", "meta") and moved.index == 5 and moved.greedy_lengths is None
+    assert {getattr(moved, name).device.type for name in given} == {"meta"} and moved.notes["a"].is_meta

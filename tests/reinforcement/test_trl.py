@@ -237,6 +237,18 @@ def test_configurations_take_floats_of_32_bits_without_an_accelerator(ours, monk
         ours.R2POConfig(head_advantage="luck")
 
 
+def test_what_is_not_said_is_the_papers(ours):
+    def of(config, *names):
+        return [getattr(config, name) for name in names]
+
+    names = ("num_generations", "delta", "critic_learning_rate", "critic_batch_size", "normalize")
+    assert of(ours.SPPOConfig(), *names) == [1, 3.0, 5e-6, None, False]
+    names = ("push", "pull", "anchors", "clip_mode", "inclusive")
+    assert of(ours.APOConfig(), *names) == [1.05, 0.1, 8, "inside", False]
+    names = ("loss_type", "beta", "use_bias_correction_kl", "head_advantage", "head_steps", "policy_steps")
+    assert of(ours.R2POConfig(), *names, "importance_cap") == ["grpo", 0.04, False, "task", 20, 40, None]
+
+
 def clipped(log_probs, old, advantages, mask):
     return policy_loss.clipped_tokens(log_probs, old, advantages, mask)
 
@@ -346,7 +358,10 @@ def losses_of(kind, total, sums, means, tokens, training):
 @pytest.mark.parametrize("kind", ["grpo", "bnpo", "dapo", "dr_grpo", "luspo"])
 def test_losses_are_averaged_as_trl_averages_its_own(ours, kind, training):
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)
+
+    def draw(*size):
+        return torch.rand(*size, generator=generator, dtype=torch.float64)
+
     log_probs, old, reference, entropies = -draw(3, 4), -draw(3, 4), -draw(3, 4), draw(3, 4)
     given, advantages, ratio = {}, torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), draw(3, 1)
     tools = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
@@ -399,7 +414,10 @@ def test_losses_with_nothing_beside_them(ours):
     trainer = ours.ObjectiveTrainer(moded(True), policy_loss_fn=clipped, loss_type="bnpo")
     old = trainer._old({}, log_probs)
     assert torch.equal(old, log_probs) and not old.requires_grad
-    averaged = lambda losses, **inputs: trainer._averaged(losses, log_probs, None, {}, mask, inputs).item()
+
+    def averaged(losses, **inputs):
+        return trainer._averaged(losses, log_probs, None, {}, mask, inputs).item()
+
     assert averaged(torch.full((2, 2), 3.0)) == 1.5
     assert dict(trainer._metrics["train"]) == {}
     trainer.beta, trainer.args.use_bias_correction_kl = 0.5, False

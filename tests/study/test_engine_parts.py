@@ -504,7 +504,10 @@ def test_the_server_forks_and_tells_how_each_process_ended(monkeypatch):
     assert served(system) == [("killpg", 14, signal.SIGKILL), ("waitpid", 14)]
     assert loaded == [preload]
     assert [each for each in system.asked if each[0] == "setpgid"] == [("setpgid", n, n) for n in (11, 12, 13, 14)]
-    exited = lambda key, status: (51, {"key": key, "event": "exited", "status": status})
+
+    def exited(key, status):
+        return (51, {"key": key, "event": "exited", "status": status})
+
     assert system.written == [exited("a", 0), exited("c", -9), exited("b", 3)]
     assert set(system.pauses) == {3600.0}
 

@@ -14,7 +14,7 @@ from equipoise.study.crossings import Crossings, refuse_missed_level
 from equipoise.study.declare import Outcome
 from equipoise.study.judging import judge
 from equipoise.study.results import Results, RunInfo, items_schema, measurements_schema
-from equipoise.study.scores import Unjudgeable
+from equipoise.study.scores import Unjudgeable, coded
 from judging_results import Book, declare
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
@@ -270,3 +270,14 @@ def test_which_runs_were_past_the_level_at_their_first_evaluation(increasing, pa
     assert str(refused.value) == (
         f"height: up reached 0.5 in 1 of 4 ({past} of the runs were past it at their first evaluation)"
     )
+
+
+def test_texts_of_a_column_get_codes_and_null_is_the_empty_text():
+    two = pa.chunked_array([pa.array(["b", None, "a"]).dictionary_encode(), pa.array(["c", "a"]).dictionary_encode()])
+    for column in (two, two.cast(pa.string())):
+        codes, texts = coded(column)
+        assert [texts[code] for code in codes] == ["b", "", "a", "c", "a"] and codes.dtype == np.int64
+        assert sorted(texts) == ["", "a", "b", "c"]
+    for kind in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
+        codes, texts = coded(pa.chunked_array([], kind))
+        assert codes.tolist() == [] and texts == [""]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine_studies import SOURCE, restate, walk
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.study import registry
 from equipoise.study import results as module
 from equipoise.study.execute import run_study
@@ -193,3 +193,15 @@ def test_places_of_earlier_runs_keep_the_text_that_their_items_have():
     places = [{"k": 1}, {"k": 1.0}, {"k": True}, {"k": 1}, {"k": [1]}, {"k": [1.0]}]
     codes.codes = codes.places_of(places)
     assert codes.array().to_pylist() == [canonical(place) for place in places]
+
+
+def test_a_run_under_way_whose_settings_are_anothers_is_damaged(done):
+    complete = sorted(path.parent for path in done.out.rglob("config.json"))[0]
+    folder = complete.with_name(complete.name[:-1] + "x.partial")
+    folder.mkdir()
+    shutil.copy(complete / "config.json", folder)
+    with pytest.raises(WorkFailed, match=f"another run, {complete.name}"):
+        module._read_partial(folder)
+    mine = complete.with_name(complete.name + ".partial")
+    folder.rename(mine)
+    assert module._read_partial(mine) is not None

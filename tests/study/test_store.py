@@ -1,5 +1,6 @@
 """The folder of a run: at every moment absent, resumable or complete, whatever fails, and never different."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from equipoise.core.files import Files, atomic_folder
+from equipoise.study import store as store_module
 from equipoise.study.store import ITEMS, MEASUREMENTS, Store, Task, canonical, damage, identify, take, with_partial
 
 
@@ -382,3 +384,22 @@ def test_a_second_process_waits_for_the_first_and_finds_it_done(tmp_path, expect
         assert attempt.number == 1
     assert other.communicate(timeout=30)[0] == "[]\n"
     assert str(outcome(store, task)) == expected
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_complete(tmp_path, monkeypatch):
+    """Whoever waited for the folder finds the run done, and nothing of it under way."""
+    store, task = Store(tmp_path), task_in(tmp_path)
+    final = store.folder(task)
+    waited = []
+
+    @contextlib.contextmanager
+    def lock(path, *, wait, waiting_for):
+        waited.append((path, str(path.parent) in waiting_for))
+        final.mkdir()
+        yield
+
+    monkeypatch.setattr(store_module, "lock", lock)
+    with take(store, task) as (attempt, notes):
+        assert (attempt, notes) == (None, [])
+    assert waited == [(with_partial(final) / store_module.LOCK, True)]
+    assert final.is_dir() and not with_partial(final).exists()
