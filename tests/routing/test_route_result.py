@@ -26,7 +26,11 @@ def evaluated(**other):
         "history": {"mean": card(0.7), "length": card(0.65)},
         "law": {"mean": card(0.9), "length": card(0.4)},
     }
-    given = {"cards": cards, "scenarios": {"auroc": ("mean", "length")}, "held_out": HeldOut(0, NOTHING, NOTHING, "none")}
+    given = {
+        "cards": cards,
+        "scenarios": {"auroc": ("mean", "length")},
+        "held_out": HeldOut(0, NOTHING, NOTHING, "none"),
+    }
     given |= {"prompts": 1300, "router": "", "threshold": math.nan, "aim": "", "target": math.nan}
     return RouteEvaluation(names={}, outcomes={}, unread=0, **(given | other))
 
