@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from equipoise.cli import main
+from equipoise.control import result as control_result
 from equipoise.control.environments import parse_levels
 from equipoise.control.job import collect, evaluate, train
 from equipoise.control.policies import load_policy
@@ -423,6 +425,26 @@ def test_an_evaluation_has_a_line_for_each_level_of_each_run():
     for count, words in ((1, "is only 1"), (2, "are only 2")):
         few = dataclasses.replace(made, policies={"robust": 5, "sac": count})
         assert words in few.warnings()[0] and few.headline().startswith(few.warnings()[0])
+
+
+def test_a_training_is_warned_of_above_its_limits_and_not_at_them():
+    policy = TrainedPolicy("policy-0.zip", 0, -20.0, 0.1, 0.9, 0.0, ())
+    base = ControlTraining("dr-sac", "d", 10, 1, 0, 0.9, -40.0, 0.1, (policy, policy))
+
+    def told(most=-10.0, delta=0.1, **own):
+        other = dataclasses.replace(policy, file="policy-1.zip", **own)
+        return dataclasses.replace(base, most=most, delta=delta, policies=(policy, other)).warnings()
+
+    for value, most, warned in ((-9.5, -10, False), (-9.4, -10, True), (10.5, 10, False), (10.6, 10, True)):
+        found = told(most=most, value=value)
+        assert len(found) == warned and all(each.startswith("The values of policy-1.zip exceed") for each in found)
+    limits = {"spread": (control_result.POINT, control_result.WIDE), "few": (control_result.FEW,)}
+    for at in limits["spread"]:
+        assert told(spread=at) == ()
+    assert "around a point" in told(spread=limits["spread"][0] - 1e-6)[0] and len(told(spread=0.01)) == 1
+    assert "three times" in told(spread=limits["spread"][1] + 1e-6)[0]
+    assert told(few=limits["few"][0]) == () and len(told(few=limits["few"][0] + 1e-6)) == 1
+    assert "neither spread" in told(spread=math.nan)[0] and told(spread=math.nan, delta=math.nan) == ()
 
 
 def test_levels_as_they_are_typed():

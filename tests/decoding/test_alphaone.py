@@ -482,6 +482,24 @@ def test_what_comes_before_the_opening_is_counted_and_shown_with_the_thinking(to
     assert text == "a<think>c</think><e>" and state.thought == 4
 
 
+def test_what_never_opens_its_thinking_is_answer_and_what_never_closes_it_is_none(tokenizer):
+    def thought(preset, *tokens, ended=True):
+        control = Plain(tokenizer, preset=preset)
+        state = control.begin(0, [])
+        for token in ids_of(tokenizer, *tokens):
+            control.wrote(state, token)
+        return thought_of(control, state, ended)
+
+    at_once = thought("qwen3", "a", "b", "1", "<e>")
+    assert (at_once.thinking, at_once.answer, at_once.thinking_tokens, at_once.answer_tokens) == ("", "ab1", 0, 3)
+    assert at_once.closed and at_once.ended and len(at_once.ids) == 3 and at_once.forced == 0
+    open_end = thought("r1", "a", "b", "1", ended=False)
+    assert (open_end.thinking, open_end.answer, open_end.thinking_tokens, open_end.answer_tokens) == ("ab1", "", 3, 0)
+    assert not open_end.closed and not open_end.ended
+    just = thought("r1", "</think>", "2", ended=False)
+    assert (just.thinking, just.answer, just.thinking_tokens, just.answer_tokens) == ("", "2", 1, 1) and just.closed
+
+
 def test_a_closing_tag_of_several_tokens():
     tokenizer = tokenizer_of(pieces=("Wait", "\n\n"), characters="abcW<>/think ")
     tags = Tags("<think>", "</think>")

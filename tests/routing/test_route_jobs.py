@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
+from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.shares import Bounded
 from equipoise.data.problems import Problem
 from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
-from equipoise.routing.measured import HeldOut
+from equipoise.routing.measured import HeldOut, Threshold
+from equipoise.routing.router import Router
 
 pytest.importorskip("sklearn")
 TURNS = [{"role": "user", "content": "Oslo"}, {"role": "assistant", "content": "one"}]
@@ -457,6 +460,127 @@ def test_a_judge_grades_answers_without_knowing_whose_they_are(monkeypatch, tmp_
     assert len(seen) == 6 and not any("weak" in text or "strong" in text for text in seen)
     assert done.domains["sums"].strong.value == 0.5 and done.domains["sums"].weak.value == 0
     assert done.names["judged by"] == "openai/gpt-5, from 1 to 10"
+
+
+def test_a_router_meets_prompts_with_what_the_model_says_of_itself(lm, tmp_path, monkeypatch):
+    """The scores that are measured, what is asked for them a part at a time, and what the threshold comes to."""
+    some = [
+        {**row, "prompt": " ".join(["Oslo"] * (3 + index % 5)), "scores": {"length": 0.5 * index, "mine": -1.0 * index}}
+        for index, row in enumerate(rows(22))
+    ]
+    chosen = {"aim": "calls", "target": 0.4, "calls": 0.3, "lower": 0.2, "upper": 0.9, "confidence": 0.9, "n": 60}
+    lengths = np.array([len(each) for each in prompt_states.encode(lm, [row["prompt"] for row in some], "chat")])
+    limit = float(np.sort(-lengths)[8])
+    Router("length", limit, "chat", 3, 32, chosen=chosen).save(tmp_path / "router")
+    asked, measured, checked = [], [], []
+
+    def verbalised(model, prompts, **_):
+        asked.append(("stated", len(prompts)))
+        return SimpleNamespace(score=np.arange(len(prompts)) / 100 + len(asked), unread=len(asked))
+
+    def semantic(model, prompts, *, keys, **settings):
+        asked.append((list(keys), len(prompts), settings))
+        return SimpleNamespace(score=np.array(keys) / 7)
+
+    real, check = evaluating.cards, Threshold.check
+    monkeypatch.setattr(evaluating, "verbalised", verbalised)
+    monkeypatch.setattr(evaluating, "semantic_agreement", semantic)
+    monkeypatch.setattr(evaluating, "cards", lambda scores, *more: measured.append(scores) or real(scores, *more))
+    monkeypatch.setattr(Threshold, "check", lambda self, *a, **k: checked.append((self, k)) or check(self, *a, **k))
+    done = routing.evaluate(
+        some, router=tmp_path / "router", model=lm, ask=True, samples=3, max_new_tokens=2, seed=5, out=tmp_path / "out"
+    )
+    settings = {"samples": 3, "max_new_tokens": 2, "seed": 5}
+    assert asked == [
+        ("stated", 16),
+        ("stated", 6),
+        (list(range(16)), 16, settings),
+        (list(range(16, 22)), 6, settings),
+    ]
+    assert done.unread == 1 + 2
+    names = list(measured[0])
+    assert names[0] == "router" and names[-2:] == ["length (given)", "mine"] and {"verbalised", "entropy"} <= {*names}
+    assert measured[0]["semantic-entropy"].tolist() == [each / 7 for each in range(0, 22, 2)]
+    assert measured[1]["verbalised"][[0, -1]].tolist() == pytest.approx([1.01, 2.05])
+    for scores, inside in zip(measured, (slice(0, None, 2), slice(1, None, 2)), strict=True):
+        assert scores["router"].tolist() == scores["length"].tolist() == (-lengths[inside]).tolist()
+    sent = -lengths < limit
+    assert 0 < sent.sum() < 22
+    for name, inside in (("a", slice(0, None, 2)), ("b", slice(1, None, 2))):
+        assert done.outcomes[name].sent == pytest.approx(sent[inside].mean())
+    assert done.held_out.calls.value == pytest.approx(sent.mean()) and done.held_out.n == 22
+    ((threshold, more),) = checked
+    assert (threshold.value, threshold.aim, threshold.target) == (limit, "calls", 0.4)
+    assert (threshold.confidence, threshold.n, threshold.calls) == (0.9, 60, Bounded(0.3, 0.2, 0.9))
+    assert len(more["clusters"]) == 22 and (done.aim, done.target, done.threshold) == ("calls", 0.4, limit)
+    assert not (tmp_path / "out" / "asked.jsonl").exists()
+
+
+def test_a_threshold_that_nothing_is_known_of():
+    found = evaluating._threshold(Router("length", -9.0, "chat", 3, 32))
+    assert (found.value, found.aim, found.n) == (-9.0, "calls", 0)
+    unknown = (found.target, found.confidence, found.calls.value, found.calls.lower, found.calls.upper)
+    assert all(math.isnan(each) for each in unknown)
+
+
+def test_a_router_by_length_is_calibrated_on_what_chose_it(lm):
+    score, solved = -np.arange(40.0), (np.arange(40) < 22) ^ (np.arange(40) % 9 == 0)
+    choosing = np.arange(40) % 2 == 1
+    self = SimpleNamespace(_of=lambda part: choosing if part == "choose" else None, reads="raw")
+    self.labels = SimpleNamespace(digest="d")
+    chosen = Threshold(-20.0, "quality", 0.7, 0.9, 20, Bounded(0.3, 0.2, 0.5), Bounded(0.8, 0.7, 0.9))
+    made = fitting.Fitting._router(self, lm, "length", {}, score, solved, chosen, (5, 48))
+    due = Calibration.of(score[choosing], solved[choosing])
+    assert (made.kind, made.threshold, made.reads, made.layers, made.width) == ("length", -20.0, "raw", 5, 48)
+    assert (made.slope, made.intercept) == (due.slope, due.intercept) and due.slope > 0
+    assert made.fingerprint == prompt_states.fingerprint(lm.model) and made.model == lm.name
+    assert made.chosen == {
+        "aim": "quality", "target": 0.7, "confidence": 0.9, "n": 20, "labels": "d",
+        "calls": 0.3, "lower": 0.2, "upper": 0.5,
+    }  # fmt: skip
+
+
+def test_prompts_that_a_provider_does_not_take_have_no_label(monkeypatch, tmp_path):
+    told = []
+
+    def answers(chat, calls, title):
+        told.extend(call.messages for call in calls)
+        said = [("5", "answered"), ("", "refused"), ("4 \ud800", "cut"), ("", "failed"), ("", "rejected")]
+        return [Reply(text, status) for text, status in said]
+
+    monkeypatch.setattr(labeling, "answers", answers)
+    monkeypatch.setattr("equipoise.chat.roles.Players.chat", lambda self, name: None)
+    monkeypatch.setattr("equipoise.chat.roles.Chat.open", lambda self: None)
+    turns = [*TURNS, {"role": "user", "content": "2 + 2?"}]
+    some = [
+        {"id": f"q{index}", "prompt": turns if index == 2 else f"{index} + 2?", "answer": "4", "weak_answer": "4"}
+        | {"domain": ("sums", "lost", "sums", "sums", "lost")[index]}
+        for index in range(5)
+    ]
+    done = routing.label(prompts=some, verifier="number", strong="openai/gpt-5", out=tmp_path / "out")
+    assert [[turn.role for turn in each] for each in told] == [["user"]] * 2 + [["user", "assistant", "user"]] + [
+        ["user"]
+    ] * 2
+    assert told[3][0].content == "3 + 2?"
+    read = [json.loads(line) for line in (tmp_path / "out" / "labels.jsonl").read_text().splitlines()]
+    assert [row["strong"] for row in read] == [0.0, None, 1.0, 0.0, None] and {row["weak"] for row in read} == {1.0}
+    assert [row["strong_answer"] is None for row in read] == [False, True, False, False, True]
+    assert done.unjudged == 2 and done.unread == {"weak": 0, "strong": 1}
+    assert list(done.domains) == ["sums"] and done.domains["sums"].prompts == 3
+    assert done.domains["sums"].strong.value == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("worth", "refused"), [(0.0, False), (1.0, False), (1.01, True), (-0.01, True)])
+def test_rewards_are_shares(worth, refused):
+    def reward(completions, **_):
+        return [worth if text == "5" else 0.25 for text in completions]
+
+    given = {"prompts": ASKED, "reward": reward}
+    if refused:
+        with pytest.raises(BadInput, match=f"strong answer to '2' is {worth:g}, expected"):
+            routing.label(**given)
+    else:
+        assert routing.label(**given).domains["sums"].strong.value == pytest.approx((worth + 0.25) / 2)
 
 
 def test_what_cannot_be_labelled_is_refused(lm):

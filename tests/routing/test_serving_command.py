@@ -1,13 +1,21 @@
 """`equipoise route serve` before its first request: what it refuses, in one sentence, and what a dry run says."""
 
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from chat_models import untaught
 from equipoise.cli import main
@@ -147,6 +155,75 @@ def test_another_model_than_the_routers_is_refused(command, capsys):
     Router("max-logit", 0.5, "chat", 3, 32, fingerprint="another").save("router")
     assert main([*command, "--dry-run"]) == 0
     assert "Doubtful:" in capsys.readouterr().err
+
+
+def test_a_fresh_account_is_within_any_budget():
+    for budget in (0.0, 0.3, 1.0):
+        line = serving_command._budget_line(Controller(budget, 0.5), False, Path("account.json"))
+        assert f"at most {budget:g} calls a request, at every moment; a new account in account.json" in line
+    owing = Controller(0.5, 0.5)
+    for _ in range(3):
+        owing.force()
+    assert "until 6 requests only" in serving_command._budget_line(owing, True, Path("a"))
+    assert "scores below 0.5 go upstream" in serving_command._budget_line(Controller(None, 0.5), False, Path("a"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_answers_until_a_signal_and_leaves_the_handlers_as_they_were(monkeypatch, number):
+    seen, said = [], []
+
+    async def who(request):
+        seen.append(request.client.host)
+        return PlainTextResponse("here")
+
+    def ask():
+        time.sleep(0.02)  # what is said is said a moment before the first answer
+        port = listener.getsockname()[1]
+        with httpx.Client(trust_env=False) as client:
+            answers.append(client.get(f"http://127.0.0.1:{port}/who", headers={"x-forwarded-for": "192.0.2.9"}))
+        os.kill(os.getpid(), number)
+
+    def say(line):
+        said.append(line)
+        asker.start()
+
+    asker, answers = threading.Thread(target=ask), []
+    monkeypatch.setattr(serving_command, "say", say)
+    own = {each: lambda *_: None for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, handler) for each, handler in own.items()}
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            serving_command._run(Starlette(routes=[Route("/who", who)]), listener, 2.0, "Listens")
+        assert all(signal.getsignal(each) is handler for each, handler in own.items())
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    asker.join(5)
+    assert said == ["Listens"] and seen == ["127.0.0.1"]  # not who the header says
+    assert answers[0].text == "here" and "server" not in answers[0].headers
+
+
+def test_a_server_keeps_to_what_was_asked_of_it(monkeypatch):
+    made = []
+
+    def run(server, sockets):
+        made.append((server.config, sockets, signal.getsignal(signal.SIGTERM), server))
+
+    monkeypatch.setattr(serving_command.uvicorn.Server, "run", run)
+    serving_command._run("an app", "a socket", 7.9, "Listens")
+    ((config, sockets, handler, server),) = made
+    assert (config.app, sockets, config.timeout_graceful_shutdown, config.http) == ("an app", ["a socket"], 7, "h11")
+    assert (config.access_log, config.proxy_headers, config.server_header, config.lifespan) == (
+        False,
+        False,
+        False,
+        "on",
+    )
+    assert config.h11_max_incomplete_event_size == 65536 and config.ws == "none" and config.log_config is None
+    assert not server.should_exit
+    handler(signal.SIGTERM, None)
+    assert server.should_exit is True
 
 
 def test_settings_are_closed_in_python_too():

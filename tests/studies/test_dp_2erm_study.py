@@ -171,6 +171,32 @@ def test_a_table_is_halved_and_thinned_by_its_first_and_fourth_feature():
     assert records.chance == (a > 0).mean() and math.isnan(records.accuracy(np.ones(6)))
 
 
+def test_tables_are_read_by_their_ranges_and_replications(monkeypatch):
+    trial = {"wtkg": "95", "karnof": "85", "cd40": "600", "symptom": "1", "cd420": "700"}
+    actg = [{**trial, "age": age, "arms": arms} for age, arms in (("12", "0"), ("75", "1"), ("40", "2"), ("90", "1"))]
+    job = {"educ": "9", "black": "1", "nodegr": "0", "u75": "1"}
+    lalonde = [{**job, "age": "38", "treat": "0", "re78": "5000"}, {**job, "age": "16", "treat": "1", "re78": "30000"}]
+    child = {f"x{place}": 4 * (place % 2) for place in range(1, 7)}
+    ihdp = [
+        {**child, "replication": r, "treatment": t, "y_factual": 6 + 4 * t, "mu0": 1, "mu1": 1 + 4 * r}
+        for r, t in ((7, 0), (2, 1), (7, 1), (2, 0), (2, 0))
+    ]
+    given = {"actg175.csv.gz": actg, "lalonde.csv": lalonde, "ihdp-npci-10.parquet": ihdp}
+    monkeypatch.setattr(world, "folder", lambda name: Path(name))
+    monkeypatch.setattr(world, "read_rows", lambda path: [(path, i, row) for i, row in enumerate(given[path.name])])
+    tables = world.read_tables()
+    x, a, y, truth = tables["actg175"]
+    assert truth is None and a.tolist() == [-1, 1, 1] and y == pytest.approx([0.25] * 3)
+    assert x * math.sqrt(6) == pytest.approx(np.array([[1, -1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1]]))
+    x, a, y, truth = tables["lalonde"]
+    assert truth is None and a.tolist() == [-1, 1] and y == pytest.approx([-0.5, 1.0])  # clipped to the range
+    assert x[1] * math.sqrt(6) == pytest.approx([1, -1, 0, 1, -1, 1])
+    assert list(tables["ihdp"]) == [2, 7]
+    x, a, y, truth = tables["ihdp"][2]
+    assert a.tolist() == [1, -1, -1] and truth == pytest.approx([0.5] * 3) and tables["ihdp"][7][3][0] == 28 / 16
+    assert y == pytest.approx([0.5, 0, 0]) and x[0] * math.sqrt(7) == pytest.approx([1, 1, 0, 1, 0, 1, 0])
+
+
 @pytest.mark.skipif(not TABLES.is_dir(), reason="needs EQUIPOISE_DATA with the folder causal")
 def test_tables_are_read_and_thinned():
     tables = world.read_tables()

@@ -113,6 +113,30 @@ def test_the_pendulums_logs(prepared):
     np.testing.assert_allclose(data.observations[2::2][:50], data.next_observations[0::2][:50], atol=1e-6)
 
 
+def test_logs_are_of_a_noisy_pendulum_whose_controller_acts_half_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(dr_sac_world, "LENGTH_OF_EPISODE", 5)
+    dr_sac_world.log_pendulum(tmp_path, SEED, 19)
+    data = dr_sac_world.logs(tmp_path)
+    generator = np.random.default_rng(np.random.SeedSequence([SEED, 7]))
+    world = Pendulum(torque_noise=0.4)
+    state, due = world.reset(3, generator), []
+    for _ in range(5):
+        by_chance, lot = generator.random(3) < 0.5, generator.uniform(-2, 2, 3)
+        action = np.where(by_chance, lot, dr_sac_world.swing_up(seen(state)))
+        after, reward = world.step(state, action, generator)
+        due += [(seen(state)[i], action[i], 1 + reward[i] / 8, seen(after)[i]) for i in range(3)]
+        state = after
+    observations, actions, rewards, following = (np.array(each) for each in zip(*due, strict=True))
+    np.testing.assert_allclose(data.observations, observations, atol=1e-6)
+    np.testing.assert_allclose(data.actions[:, 0], actions, atol=1e-6)
+    np.testing.assert_allclose(data.rewards, rewards, atol=1e-6)
+    np.testing.assert_allclose(data.next_observations, following, atol=1e-6)
+    assert data.truncated.tolist() == [False] * 12 + [True] * 3 and not data.terminated.any()
+    assert (data.action_low.tolist(), data.action_high.tolist()) == ([-2], [2])
+    dr_sac_world.log_pendulum(tmp_path, SEED, 4)
+    assert len(dr_sac_world.logs(tmp_path)) == 5  # one episode at least
+
+
 @pytest.mark.parametrize("arm", ["sac", "fqi", "dr-sac-0.3", "oracle-0.3"])
 def test_a_stopped_arm_comes_to_the_same_bytes(arm, prepared, tmp_path, monkeypatch):
     torch.set_num_threads(1)

@@ -129,7 +129,8 @@ def test_a_student_is_warned_of_by_its_card(more, words):
 def test_a_student_s_headline_is_of_what_was_tested():
     assert student().headline() == (
         "One pass in place of 10: the student's divergence from its teacher went from 0.3000 to 0.1000 nats on 2,400 "
-        "inputs. On 1,200 tested inputs NLL 0.600 -> 0.500, Brier 0.400 -> 0.400, ECE 0.050 -> 0.031, accuracy 0.750 -> 0.750."
+        "inputs. On 1,200 tested inputs NLL 0.600 -> 0.500, Brier 0.400 -> 0.400, "
+        "ECE 0.050 -> 0.031, accuracy 0.750 -> 0.750."
     )
     assert student(tested=None).headline().endswith("nats on 2,400 inputs.")
 

@@ -314,6 +314,18 @@ def test_an_attack_counts_by_its_best_three_looks_running():
     assert found._best(found._path(found.found["peak"])) == (1, pytest.approx(1 / 3))
 
 
+def test_an_attack_without_looks_or_without_forgotten_records_has_no_value():
+    found = findings({"short": [[1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1]]})
+    path = found._path(found.found["short"])
+    assert found._best(path) == (1, pytest.approx(0.3))  # fewer looks than a window: all of them
+    place, value = found._best([])
+    assert place == 0 and math.isnan(value)
+    found.found["after"]["scores"]["likeliest"] = [True] * 6
+    nothing = Findings(found.found, found.holdout, found.forget)
+    place, value = nothing._best(path)
+    assert nothing.forgotten == [] and place == 1 and math.isnan(value)
+
+
 def test_records_by_what_became_of_them():
     found = findings({"x": [[1, 0, 0, 0, 0, 1]]})
     held = [record for record in found.records() if record.side == "holdout"]

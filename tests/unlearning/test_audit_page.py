@@ -19,6 +19,9 @@ from equipoise.unlearning.audit_result import (
     MembershipScore,
     RecordForgetting,
     RecoveryAt,
+    outcome,
+    percent,
+    several,
 )
 
 NOTHING = Share(0.0, 0, 0, 0.0, math.nan, math.nan)
@@ -33,6 +36,19 @@ def attack(name, family, counts, total=40, **more):
     best = max(range(len(path)), key=lambda i: counts[i])
     what = f"relearning by {name}"
     return ForgettingAttack(name, family, what, path, best, counts[best] / total, NOTHING, NOTHING, **more)
+
+
+def test_what_came_back_is_told_without_a_table():
+    said = outcome(attack("strong", RELEARNING, [4, 1200], total=4000))
+    assert said.startswith(
+        "After 20 steps of relearning by strong, 1,200 of 4,000 held-out records that had been forgotten"
+    )
+    assert said.endswith("are answered again (30% [29% to 31%]).")
+    assert outcome(attack("other text", CONTROL, [2])).startswith("After 10 steps of relearning by other text, 2 of 40")
+    words = replace(attack("leading", "wording", [3]), what="the best of 5 sentences")
+    assert outcome(words).startswith("The best of 5 sentences: 3 of 40 held-out records")
+    assert percent(NOTHING) == "–" and several(NOTHING) == "0 of 0"
+    assert percent(Share(1.0, 3, 0, 3.0, math.nan, math.nan)) == "33%"
 
 
 def made(**how):

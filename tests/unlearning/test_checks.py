@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_a_checkpoint_with_a_number_that_is_none_is_refused_by_tensor(model, val
     model.save(tmp_path / "damaged")
     with pytest.raises(BadInput, match=said):
         unlearn(tmp_path / "damaged", **HOW, steps=1)
+
+
+def test_only_numbers_that_can_be_wrong_are_looked_at():
+    module = torch.nn.Linear(3, 2)
+    module.register_buffer("places", torch.arange(4))
+    module.register_buffer("scale", torch.ones(2, 2))
+    whole = SimpleNamespace(model=module, name="mine")
+    checks.check_finite(whole)
+    module.scale[1] = float("inf")  # behind a buffer of whole numbers
+    with pytest.raises(BadInput, match="^mine is damaged: 2 of the 4 numbers of scale"):
+        checks.check_finite(whole)
+    with pytest.raises(BadInput, match="^the after model is damaged"):
+        checks.check_finite(whole, named="the after model")
+    module.scale[1] = torch.finfo(torch.float32).max
+    checks.check_finite(whole)
 
 
 def test_a_tokenizer_of_another_model_is_refused(model):

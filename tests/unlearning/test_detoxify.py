@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.records import Record
 from equipoise.language.model import load
 from equipoise.language.tiny import tiny
 from equipoise.unlearning import checkpoint_edit, detoxify, detoxify_page, detoxifying, undo
@@ -355,3 +356,31 @@ def test_files_that_a_patch_does_not_fit(tmp_path):
     for wrong in (torch.zeros(3, 2), torch.zeros(2, 3).bfloat16()):
         with pytest.raises(WorkFailed, match="cannot replace"):
             checkpoint_edit.patch(path, {"a": wrong})
+
+
+def test_general_texts_are_the_first_rows_with_their_completions(tmp_path):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(detoxifying.GENERAL + 3)]
+    found = detoxifying._texts(rows)
+    assert len(found) == 200 and found[:2] == ["p0 c0", "p1 c1"] and found[-1] == "p199 c199"
+    record = Record("x", "", "alone")
+    assert detoxifying._texts([record, *rows[:1]]) == ["alone", "p0 c0"]
+    with pytest.raises(BadInput, match="general holds no records"):
+        detoxifying._texts([])
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert detoxifying._texts(tmp_path / "g.jsonl") == found
+    with pytest.raises(BadInput, match=r"general\[1\]"):
+        detoxifying._texts([rows[0], {"prompt": 3}])
+
+
+def test_weights_lie_in_a_folder_of_this_machine_or_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    assert detoxifying._folder(tmp_path / "model") == tmp_path / "model"
+    assert detoxifying._folder(tmp_path / "empty") is detoxifying._folder(tmp_path / "none") is None
+    assert detoxifying._folder(tmp_path / "model" / "model.safetensors") is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert detoxifying._folder("~/model") == tmp_path / "model"
+    name = next(iter(detoxifying.catalog.CATALOG))
+    monkeypatch.setattr(detoxifying.catalog, "folder", lambda asked: Path("kept") / asked)
+    assert detoxifying._folder(name) == Path("kept") / name

@@ -415,3 +415,20 @@ def test_layouts_that_are_not_known_are_refused_by_name(small):
     with pytest.raises(BadInput, match="value matrix of layer 1 is a Identity without a plain matrix"):
         value_matrices(small.model)
     assert module_at(small.model, "block.1.mlp.down") is block.mlp.down_proj
+
+
+def test_a_vector_is_rebuilt_from_so_many_of_those_that_help_most():
+    unit = torch.eye(4, dtype=torch.float64)
+    removed = torch.stack([3 * unit[0] + 2 * unit[1] + unit[2], 5 * unit[3]])
+    remaining = torch.stack([unit[0], 2 * unit[0], -unit[1], unit[2], 0 * unit[0]])
+    squares = torch.tensor([14.0, 5.0, 1.0, 0.0, 0.0], dtype=torch.float64)  # left after each, of 14
+    for terms in range(5):
+        found = toxic_vectors.rebuilding_residual(removed, remaining, terms)
+        assert_close(found, torch.stack([(squares[terms] / 14).sqrt(), torch.ones(()).double()]))
+    # Twice the same direction: nothing can be added to what is there, and that is no division by zero.
+    twice = toxic_vectors.rebuilding_residual(removed, torch.stack([unit[0], unit[0], -unit[0]]), 3)
+    assert_close(twice, torch.tensor([(5 / 14) ** 0.5, 1.0], dtype=torch.float64))
+    skewed = torch.stack([unit[0], unit[0] + unit[1]])
+    assert_close(toxic_vectors.rebuilding_residual(unit[1:2], skewed, 1), torch.tensor([0.5**0.5]).double())
+    assert_close(toxic_vectors.rebuilding_residual(unit[1:2], skewed, 2), torch.zeros(1).double(), atol=1e-12, rtol=0)
+    assert toxic_vectors.rebuilding_residual(removed[:0], remaining, 2).shape == (0,)

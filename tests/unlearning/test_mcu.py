@@ -104,6 +104,18 @@ def test_sequential_removal_is_the_released_loop():
     assert_close(left @ raw[2], torch.zeros(9, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_representations_are_shifted_and_projected_where_something_is_known_of_a_place():
+    states, found = drawn(6, 5), mcu.components(drawn(20, 5, seed=3), 2)
+    shift = drawn(1, 5, seed=4)[0]
+    known = mcu.Representations({}, {"a": found, "b": found}, {"a": shift, "c": shift})
+    matrix = torch.eye(5, dtype=torch.float64) - found.T @ found
+    assert_close(known.project("a", states), (states - shift) @ matrix)
+    assert_close(known.project("b", states), states @ matrix)
+    assert_close(known.project("c", states), states - shift)
+    assert known.project("d", states) is states
+    assert known.project("c", states.float()).dtype == torch.float32
+
+
 def test_nothing_removed_is_the_base_loss(model, forget, batch):
     plain, projected = (recipe("mlp-breaking", project=project, components=0) for project in ("none", "mcu"))
     both = []

@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
-from equipoise.data.records import Record
+from equipoise.data.records import Message, Record
 from equipoise.unlearning import muse, tofu
 from equipoise.unlearning.measures import forget_quality, truth_ratios
 from equipoise.unlearning.tofu import Scored, model_utility, utility_numbers
@@ -159,3 +160,28 @@ def test_what_muse_asks(model, monkeypatch):
     assert asked[2] == (questions, {"max_new_tokens": 32, "batch_size": 32, "stop": ("\n\n", "\nQuestion")})
     with pytest.raises(BadInput, match="no prompt"):
         muse.verbatim_memory(model, [Record("d", "text")])
+
+
+def test_room_is_what_the_longest_prompt_leaves(monkeypatch):
+    from equipoise.language import encode
+
+    def encoded(language_model, prompts):
+        asked.append(prompts)
+        return [[0] * len(str(prompt if isinstance(prompt, str) else prompt[-1].content)) for prompt in prompts], None
+
+    asked: list = []
+    monkeypatch.setattr(encode, "encode_prompts", encoded)
+    short, long = Record("1", "yes", "abc"), Record("2", "no", "a" * 40)
+    turns = (
+        Message("user", "hello"),
+        Message("assistant", "hi"),
+        Message("user", "u" * 30),
+        Message("assistant", "x" * 99),
+    )
+    spoken = Record("3", "x" * 99, "u" * 30, messages=turns)
+    model = SimpleNamespace(context=100)
+    assert tofu.room(model, [short]) == 97 and tofu.room(model, [short, long]) == 60 == tofu.room(model, [long, short])
+    assert tofu.room(model, [short, spoken]) == 70 and list(asked[-1][1]) == list(turns[:-1])
+    assert tofu.room(model, [long], most=50) == 50 and tofu.room(SimpleNamespace(context=900), [long]) == 200
+    assert tofu.room(SimpleNamespace(context=40), [long]) == tofu.room(SimpleNamespace(context=7), [long]) == 0
+    assert tofu.room(model, []) == tofu.room(model, [short, Record("4", "a text", "")]) == 0

@@ -1,6 +1,7 @@
 """The scorer of toxicity against scikit-learn, and the mass of listed words against plain sums."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,31 @@ def test_listed_tokens_are_words_and_their_first_halves(model):
     assert len(listed) == model.vocabulary
     nothing, unknown = toxicity.listed_tokens(model, [])
     assert not nothing.any() and math.isnan(unknown)
+
+
+def test_a_listed_word_is_known_by_its_first_piece_where_that_is_half_of_it():
+    pieces = ["x", " foo", "lish", "Daft", " da", "fool", " dull", "ninny", "beyond"]
+
+    class Pieces:
+        """Tokens as a table says: of a word behind a blank the one, of a bare word the other."""
+
+        first = {" foolish": 1, "foolish": 5, " daft": 4, " dullness": 6, " ninnyhammers": 7, "beyonders": 8}
+
+        def __len__(self):
+            return len(pieces)
+
+        def batch_decode(self, rows):
+            return [pieces[row[0]] for row in rows]
+
+        def __call__(self, text, **how):
+            assert how == {"add_special_tokens": False, "verbose": False}
+            return SimpleNamespace(input_ids=[self.first[text], 2] if text in self.first else [])
+
+    model = SimpleNamespace(tokenizer=Pieces(), vocabulary=8)
+    listed, coverage = toxicity.listed_tokens(model, ["foolish", "DAFT", "dullness", "ninnyhammers", "beyonders", "zz"])
+    # " foo" is less than half of foolish, " da" is too short, "ninny" less than half; "beyond" is no token of the model.
+    assert [pieces[token] for token in listed.nonzero().flatten()] == ["Daft", "fool", " dull"]
+    assert listed.shape == (8,) and coverage == pytest.approx(3 / 6)
 
 
 def test_listed_mass_against_plain_sums_alone_and_together(model):

@@ -308,3 +308,18 @@ def test_the_radius_of_a_result_is_one_for_all_where_there_is_one():
         assert [row.index for row in done.rows] == [0, 1] and done.seconds > 0
     done = request(largest=True, **words).work(None)
     assert done.radius is None and done.largest
+
+
+def test_rows_that_are_done_are_not_made_again(monkeypatch):
+    monkeypatch.setattr(certifying, "geometry", lambda net: "shape")
+    monkeypatch.setattr(certifying, "batch_size", lambda net: 3)
+    asked = []
+
+    def block(indices, shape, folder):
+        asked.append((list(indices), shape, folder))
+        return [(SimpleNamespace(index=index), {"file": str(index)}) for index in indices]
+
+    request = SimpleNamespace(net=None, x=range(11), _block=block)
+    found = list(certifying.Certifying._rows(request, {0, 1, 2, 4, 6, 7, 8}, "folder"))
+    assert [(row.index, files) for row, files in found] == [(i, {"file": str(i)}) for i in (3, 5, 9, 10)]
+    assert asked == [([3, 4, 5], "shape", "folder"), ([9, 10], "shape", "folder")]

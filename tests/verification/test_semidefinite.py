@@ -295,3 +295,21 @@ def test_images_of_the_released_network_that_free_slopes_leave_undecided(tmp_pat
     assert [row.verdict for row in plain.rows] == ["undecided"] * 5
     better = certify(network, x[chosen], 1.0, labels=y[chosen], refine=True, out=tmp_path / "out")
     assert [row.verdict for row in better.rows] == ["certified"] * 5
+
+
+def test_how_far_a_change_may_go():
+    eye, still, ones = torch.eye(3).double(), torch.zeros(3, 3).double(), torch.ones(2).double()
+    none = torch.zeros(2).double()
+    assert semidefinite._reach(eye, -2 * eye, ones, none) == pytest.approx(0.95 / 2)
+    assert semidefinite._reach(4 * eye, -2 * eye, ones, none) == 1.0  # half of it is left
+    assert semidefinite._reach(eye, still, torch.tensor([2.0, 4.0]).double(), torch.tensor([-5.0, 40.0]).double()) == (
+        pytest.approx(0.95 * 2 / 5)
+    )
+    both = semidefinite._reach(eye, -2 * eye, ones, torch.tensor([-1.0, -4.0]).double())
+    assert both == pytest.approx(0.95 / 4)
+    assert semidefinite._reach(eye, 9 * eye, ones, ones) == semidefinite._reach(eye, still, ones, none) == 1.0
+    turned = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]).double()  # eigenvalues 3, 1, 1
+    reach = semidefinite._reach(turned, -3 * turned, ones, none)
+    assert reach == pytest.approx(0.95 / 3) and torch.linalg.eigvalsh(turned - reach * 3 * turned).min() > 0
+    for matrix, change in ((-eye, eye), (eye, eye * torch.nan), (eye, eye * torch.inf)):
+        assert semidefinite._reach(matrix, change, ones, none) == 0.0
