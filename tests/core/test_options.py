@@ -1,6 +1,8 @@
 """Closed words: what is not one of them is refused wherever it comes from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -345,3 +347,51 @@ def test_what_was_given_in_memory_is_told_apart_by_its_content():
     assert digest(one) == digest(Problem("x", "2 + 2", ("4",))) and set(digest(one)) == {"rows"}
     assert digest(one) != digest(other) and digest({"a": np.arange(2)}) != digest({"a": np.arange(1, 3)})
     assert digest({"a": object()}) == digest({"a": object()})
+
+
+class _Table:
+    """Rows as a datasets.Dataset gives them."""
+
+    def __init__(self, rows: list) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self.rows)
+
+
+def _of_rows(rows: object) -> str | None:
+    def work(rows: Annotated[Any, Setting(objects=True)] = None) -> None: ...
+
+    options = Options(work)
+    read = options.read({"rows": rows})
+    told = options.to_json(read)["rows"]
+    assert told == "2 given" or isinstance(told, int | float), told
+    return options.digests(read).get("rows")
+
+
+def test_arrays_and_rows_of_every_kind_are_told_apart_by_their_content():
+    import pandas
+    import torch
+
+    numbers, others = [[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.5]]
+    rows, other_rows = [{"a": 1}, {"a": 2}], [{"a": 1}, {"a": 3}]
+    for kind in (
+        np.array,
+        lambda each: np.array(each, object),
+        lambda each: np.array(each).T,
+        torch.tensor,
+        lambda each: torch.tensor(each, dtype=torch.bfloat16),
+        lambda each: torch.tensor(each, requires_grad=True),
+        pandas.DataFrame,
+    ):
+        assert _of_rows(kind(numbers)) == _of_rows(kind(numbers)) != _of_rows(kind(others)), kind
+        assert _of_rows(kind(numbers)) is not None
+    for kind in (iter, _Table, deque):
+        assert _of_rows(kind(rows)) == _of_rows(rows) != _of_rows(kind(other_rows)), kind
+    assert _of_rows(np.zeros((2, 3))) != _of_rows(np.zeros((2, 4)))
+    assert _of_rows(np.float32(0.5)) is None and _of_rows(torch.tensor(3)) is None  # settings that say it all
+    # A folder that was begun with a list goes on.
+    assert _of_rows(rows) == _of_rows(tuple(rows)) == hashlib.sha256(b'[{"a": 1}, {"a": 2}]').hexdigest()

@@ -60,6 +60,20 @@ def test_the_job(files, network):
     ) == rows(done)
 
 
+def test_a_folder_holds_the_inputs_and_labels_that_it_was_begun_with(files, network):
+    x, labels = (np.load(files / "x.npz")[name] for name in "Xy")
+    given = {"out": files / "out", "limit": 2, **WORDS}
+    done = certify(network, x, 0.05, labels=labels, **given)
+    assert rows(certify(network, x.copy(), 0.05, labels=labels.copy(), **given)) == rows(done)
+    for others, named in (((x + 0.01, labels), "inputs"), ((x, labels[::-1].copy()), "labels")):
+        with pytest.raises(BadInput, match=f"begun with another content of {named}"):
+            certify(network, others[0], 0.05, labels=others[1], **given)
+    (files / "out").rename(files / "out.partial")  # as after a kill
+    (files / "out.partial" / "manifest.json").unlink()
+    with pytest.raises(BadInput, match="begun with another content of inputs"):
+        certify(network, torch.from_numpy(x) + 0.01, 0.05, labels=labels, **given)
+
+
 def test_a_large_radius_is_refuted_with_a_point_that_shows_it(files, network):
     done = certify(files / "net.safetensors", files / "x.npz", 2.0, out=files / "out", box=(0.0, 1.0), **WORDS)
     assert done.count("certified") == 0 and done.count("refuted") >= 3

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +112,8 @@ class Options:
 
         self.check_names(given)
         values = {name: self.from_text(name, value) for name, value in given.items()} if text else dict(given)
+        # Rows of a generator are there once: for the function, and for what tells them from others.
+        values = {name: list(value) if isinstance(value, Iterator) else value for name, value in values.items()}
         try:
             model = self.model.model_validate(values)
             read = {name: getattr(model, name) for name in self.hints if name in self.parameters or name in given}
@@ -165,14 +167,11 @@ class Options:
         }
 
     def digests(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """name -> sha256 of rows and mappings that were given in memory, which settings show by their number alone."""
+        """name -> sha256 of rows, arrays and mappings that were given in memory, which settings show by number alone."""
         told = {name: self.setting(name) for name in values}
         found = {name: value for name, value in values.items() if told[name].objects and told[name].stored}
-        return {
-            name: hashlib.sha256(json.dumps(value, default=_told, skipkeys=True).encode()).hexdigest()
-            for name, value in found.items()
-            if isinstance(value, list | tuple | Mapping) and isinstance(_shown(value), str)
-        }
+        contents = {name: _content(value) for name, value in found.items() if isinstance(_shown(value), str)}
+        return {name: hashlib.sha256(told).hexdigest() for name, told in contents.items() if told is not None}
 
     def described(self) -> list[dict[str, Any]]:
         """Name, type (with its range), default and description of every option, for people."""
@@ -262,11 +261,33 @@ def _shown(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
+    if getattr(value, "shape", None) == ():  # one number of numpy or torch
+        return _shown(value.tolist())
     if isinstance(value, list | tuple) and all(isinstance(each, bool | int | float | str) for each in value):
         return list(value)
     if isinstance(name := getattr(value, "name", None), str):
         return name
     return f"{len(value)} given" if isinstance(value, Sized) else type(value).__name__
+
+
+def _content(value: Any) -> bytes | None:
+    """What tells rows and arrays from others of their number; None for text, and for objects that are neither."""
+    if isinstance(value, str):
+        return None
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, default=_told, skipkeys=True).encode()
+    if hasattr(value, "__array__"):
+        import numpy as np
+
+        # Not every type of a tensor, nor a tensor that a gradient is wanted of, becomes an array by itself.
+        array = np.asarray(value.tolist() if hasattr(value, "detach") else value)
+        listed = array.dtype.hasobject  # their bytes are addresses
+        numbers = json.dumps(array.tolist(), default=_told).encode() if listed else array.tobytes()
+        return f"{array.dtype.str} {array.shape} ".encode() + numbers
+    if isinstance(value, Sized) and isinstance(value, Iterable):
+        rows = list(value)  # such as a datasets.Dataset
+        return _content(rows) if all(isinstance(row, Mapping) or is_dataclass(row) for row in rows) else None
+    return None
 
 
 def _told(value: Any) -> Any:
