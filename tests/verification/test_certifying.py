@@ -172,7 +172,9 @@ def test_what_is_stored_of_a_request():
         with pytest.raises(BadInput) as error:
             request(labels=labels)
         assert str(error.value) == f"{said} for 6 inputs and 3 classes: one from 0 an input."
-    assert request(labels=[0, 1, 2, 0, 1, 2, 9, 9], limit=6).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(BadInput, match="^8 labels for 6 inputs and 3 classes"):
+        request(labels=[0, 1, 2, 0, 1, 2, 9, 9], limit=6)
+    assert request(labels=[0, 1, 2, 0, 9, 9], limit=4).labels.tolist() == [0, 1, 2, 0]
 
 
 def test_a_plan_counts_what_would_be_bounded():

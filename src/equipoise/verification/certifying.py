@@ -99,12 +99,15 @@ class Certifying(Request):
         reading = read(network, architecture=architecture, shape=shape or x.shape[1:])
         net = reading.network
         x = _turned(x, net)
+        inputs_given, labels_given = len(x), len(x if known is None else known)
         x, known = x[:limit], None if known is None else known[:limit]
         radii = _radii(None if largest else radius, len(x))
         predicted = net(x).argmax(1)
         chosen = predicted if known is None else known
-        if len(chosen) != len(x) or chosen.min() < 0 or chosen.max() >= net.outputs:
-            raise BadInput(f"{len(chosen)} labels for {len(x)} inputs and {net.outputs} classes: one from 0 an input.")
+        if labels_given != inputs_given or chosen.min() < 0 or chosen.max() >= net.outputs:
+            raise BadInput(
+                f"{labels_given} labels for {inputs_given} inputs and {net.outputs} classes: one from 0 an input."
+            )
         if box is not None:
             input_set(x, radii, box)
         faithful = compare(net, reading.original, x, radii, box=box, seed=how["seed"])
@@ -313,7 +316,13 @@ def _labels_beside(path: Path, content: Mapping[str, np.ndarray], image: str, co
 
 
 def _classes(labels: Any) -> Tensor:
-    classes = torch.as_tensor(np.ascontiguousarray(labels)).flatten()
+    classes = torch.as_tensor(np.ascontiguousarray(labels))
+    if classes.numel() != max(classes.shape):
+        raise BadInput(
+            f"The labels have the shape {tuple(classes.shape)}; expected one class an input, from 0, such as the argmax of "
+            "rows with a 1 each."
+        )
+    classes = classes.flatten()
     if classes.is_floating_point() and not (classes == classes.round()).all():
         raise BadInput("The labels are no whole numbers; expected one class an input, from 0.")
     return classes.long()
