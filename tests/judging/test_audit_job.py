@@ -190,6 +190,24 @@ def test_the_budget_keeps_what_was_found(tmp_path):
     assert done.complete and done.folder == tmp_path / "a" and not partial.exists()
 
 
+@pytest.mark.parametrize("grouped", [(), ("known",), ("tested",), ("known", "tested")])
+def test_questions_of_both_files_are_told_by_their_text_and_not_by_their_group(tmp_path, grouped):
+    def write(name, questions):
+        row = {"response_A": "a", "response_B": "b", "label": "A>B"}
+        numbered = [{**row, "question": each, "group": f"g{number}"} for number, each in enumerate(questions)]
+        kept = numbered if name in grouped else [{k: v for k, v in each.items() if k != "group"} for each in numbered]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in kept), encoding="utf-8")
+        return file
+
+    known = write("known", [f"Q{number}?" for number in range(8)])
+    plan = audit_judge.plan(SealJudge(), SealTeacher(), known, test_pairs=write("tested", [f"R{n}?" for n in range(8)]))
+    assert plan.sizes == (8, 4, 4)
+    leaking = write("tested", [f"R{n}?" for n in range(8)] + ["Q3? "])
+    with pytest.raises(BadInput, match="^1 questions are in both files"):
+        audit_judge.plan(SealJudge(), SealTeacher(), known, test_pairs=leaking)
+
+
 def test_the_published_rule_measures_on_all_test_pairs(tmp_path):
     done = audit_judge(
         SealJudge(), SealTeacher(), pairs(60), biases=library(tmp_path), rule="published", out=tmp_path / "a"

@@ -117,7 +117,8 @@ def _divided(asked: SimpleNamespace) -> tuple[list[list[Pair]], list[str], dict[
     if asked.test_pairs is None:
         return divide(known, SHARES, seed=asked.seed), left_out, digests
     tested = read(asked.test_pairs, "the test pairs")
-    if shared := {pair.group for pair in known} & {pair.group for pair in tested}:
+    # Not their groups: of two files that number theirs alike, or of which one has none, these say nothing.
+    if shared := {pair.question.strip() for pair in known} & {pair.question.strip() for pair in tested}:
         raise BadInput(
             f"{len(shared)} questions are in both files; a bias must be measured on questions that it was not found on."
         )
