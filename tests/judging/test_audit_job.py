@@ -204,7 +204,7 @@ def test_questions_of_both_files_are_told_by_their_text_and_not_by_their_group(t
     plan = audit_judge.plan(SealJudge(), SealTeacher(), known, test_pairs=write("tested", [f"R{n}?" for n in range(8)]))
     assert plan.sizes == (8, 4, 4)
     leaking = write("tested", [f"R{n}?" for n in range(8)] + ["Q3? "])
-    with pytest.raises(BadInput, match="^1 questions are in both files"):
+    with pytest.raises(BadInput, match=r"^1 questions are in both files"):
         audit_judge.plan(SealJudge(), SealTeacher(), known, test_pairs=leaking)
 
 

@@ -81,6 +81,7 @@ def test_libraries(tmp_path):
         ('[{"name": "a"}]', "is no bias: expected an object with texts name and definition"),
         ('[{"name": "a", "definition": " "}]', "is no bias"),
         ('[{"name": "a", "definition": "d"}, {"name": "A bias", "definition": "e"}]', "names a bias twice"),
+        ('[{"name": "Placebo_bias", "definition": "d"}]', "names a bias placebo, as rewriting without one is named"),
     ):
         path.write_text(content)
         with pytest.raises(BadInput, match=message):

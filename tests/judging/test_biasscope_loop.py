@@ -220,6 +220,19 @@ def test_names_that_differ_in_form_only_are_one_without_asking():
     assert audit.candidates["d"].support == 8
 
 
+def test_a_bias_named_as_the_placebo_is_measured_by_nobody():
+    teacher = Teacher(proposals=proposing("Placebo", "placebo bias", "d"))
+    audit = run(ByMargin(fooled), teacher, made(36), rounds=1)
+    assert set(audit.candidates) == {"a", "b", "c", "d"}
+    assert (audit.rounds[0].known, audit.rounds[0].proposed) == (8, 12)
+    for library, said in (
+        ((*LIBRARY, Bias("Placebo", "It likes sugar.")), "placebo, as rewriting"),
+        ((*LIBRARY, Bias("A bias", "The judge likes a.")), "twice"),
+    ):
+        with pytest.raises(BadInput, match=f"The library names a bias {said}"):
+            start(ByMargin(fooled), teacher, made(3), made(3), library=library)
+
+
 @pytest.mark.parametrize("order", itertools.permutations(("d1", "d2", "e1", "a2")))
 def test_merging_does_not_depend_on_the_order_of_proposals(order):
     """Same initial, same bias: d, e and nothing else is new, whichever name comes first."""

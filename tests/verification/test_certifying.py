@@ -172,7 +172,7 @@ def test_what_is_stored_of_a_request():
         with pytest.raises(BadInput) as error:
             request(labels=labels)
         assert str(error.value) == f"{said} for 6 inputs and 3 classes: one from 0 an input."
-    with pytest.raises(BadInput, match="^8 labels for 6 inputs and 3 classes"):
+    with pytest.raises(BadInput, match=r"^8 labels for 6 inputs and 3 classes"):
         request(labels=[0, 1, 2, 0, 1, 2, 9, 9], limit=6)
     assert request(labels=[0, 1, 2, 0, 9, 9], limit=4).labels.tolist() == [0, 1, 2, 0]
 

@@ -55,10 +55,17 @@ def read_biases(path: str | Path) -> tuple[Bias, ...]:
     if not isinstance(rows, list) or not rows:
         raise BadInput(f"{path} holds no biases: expected a JSON list of objects with name and definition.")
     biases = tuple(_bias(each, str(path)) for each in rows)
+    check_names(biases, str(path))
+    return biases
+
+
+def check_names(biases: Sequence[Bias], where: str) -> None:
+    """Raises BadInput for a name that is there twice or is the placebo's: rewrites and verdicts are kept by name."""
     names = [key(bias.name) for bias in biases]
     if len(set(names)) < len(names):
-        raise BadInput(f"{path} names a bias twice: make names unique.")
-    return biases
+        raise BadInput(f"{where} names a bias twice: make names unique.")
+    if key(PLACEBO.name) in names:
+        raise BadInput(f"{where} names a bias {PLACEBO.name}, as rewriting without one is named: give it another name.")
 
 
 def key(name: str) -> str:

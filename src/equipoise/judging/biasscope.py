@@ -32,7 +32,7 @@ from equipoise.core.options import check_fields
 from equipoise.core.progress import progress
 from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
-from equipoise.judging.biases import Bias, assign, key, seed_biases
+from equipoise.judging.biases import PLACEBO, Bias, assign, check_names, key, seed_biases
 from equipoise.judging.measured import BiasEffect, Round
 from equipoise.judging.pairs import Pair, shortened
 from equipoise.judging.roles import Case, Judge, JudgeComparison, JudgeVerdict, Teacher
@@ -333,8 +333,10 @@ def start(
     library: Sequence[Bias] | None = None,
     settings: BiasScopeSettings | None = None,
 ) -> Audit:
-    """An audit that knows its pairs and its library and nothing else yet."""
+    """An audit that knows its pairs and its library and nothing else yet. Raises BadInput for names that are not unique."""
     settings = settings or BiasScopeSettings()
+    library = seed_biases() if library is None else library
+    check_names(library, "The library")
     if settings.rule == "published":  # validates and reports on the same pairs
         selection, report = [*selection, *report], []
     audit = Audit(
@@ -342,7 +344,7 @@ def start(
         selection=Bench(selection, judge, teacher, "selection"),
         report=Bench(report, judge, teacher, "report"),
     )
-    for bias in seed_biases() if library is None else library:
+    for bias in library:
         audit.candidates[bias.name] = Candidate(bias, round=0)
     return audit
 
@@ -427,7 +429,7 @@ def _merge(
     as one by one, without waiting for each. A name that was measured before and not accepted is not measured again.
     """
     by_key: dict[str, Candidate] = {}
-    measured = {key(name) for name in audit.candidates}
+    measured = {key(PLACEBO.name), *map(key, audit.candidates)}
     known = 0
     for bias, case in proposals:
         name = key(bias.name)

@@ -81,7 +81,7 @@ def audit_judge(
         JSONL, CSV or Parquet with question, response_A, response_B and label; or prompt, chosen and rejected. Divided into
         discovery, selection and report.
     test_pairs
-        Measure on these; --pairs is then used for discovery alone. A question that is in both is refused, whatever its group.
+        Measure on these; --pairs is then used for discovery alone. Questions that are in both are refused.
     judge_kind
         pairwise, pointwise (rates each answer by itself), logprob (a local model, no words generated), or logprob-both
         (the mean over both orders, which cannot prefer a place).
