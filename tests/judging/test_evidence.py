@@ -236,6 +236,22 @@ def test_what_would_have_been_found_goes_by_the_smaller_part_and_the_median_of_s
     assert math.isnan(searched(lambda pair, bias: None).result().detectable)
 
 
+def test_what_would_have_been_found_goes_by_the_pairs_that_could_be_compared():
+    """A judge that can be asked about one pair in two: as if there were half as many pairs, all of them readable."""
+
+    def every_second(pair, bias):
+        return "<>" if int(pair[1:]) % 4 == 0 else "#" if int(pair[1:]) % 2 else ""
+
+    half, whole = (
+        searched(every_second, test=40, report=36),
+        searched(lambda pair, bias: "<>" if int(pair[1:]) % 2 == 0 else "", test=20, report=18),
+    )
+    assert {each.pairs for each in half.audit.screened.values()} == {20}
+    assert half.result().detectable == whole.result().detectable > 0
+    one_in_twenty = searched(lambda pair, bias: "#" if int(pair[1:]) % 20 else "<>", test=20, report=20)
+    assert math.isnan(one_in_twenty.result().detectable)  # of a pair nothing can be told
+
+
 def test_the_place_is_measured_over_both_parts():
     evidence = searched(both, test=8, report=6)
     evidence.audit.selection._original[:4] = (1, 0)  # the first place, whatever stands there

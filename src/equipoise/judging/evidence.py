@@ -160,12 +160,19 @@ class Evidence:
         return position_bias(np.array([right for _, right in known]).reshape(-1, 2), [group for group, _ in known])
 
     def _detectable(self) -> float:
-        """The increase that passes screening and confirmation four times in five, as often as verdicts turned; about."""
+        """The increase that passes screening and confirmation four times in five, as often as verdicts turned; about.
+
+        Of a part as many pairs count as could be compared for the middle one of the biases.
+        """
         audit = self.audit
-        pairs = min(len(bench.pairs) for bench in self.benches if bench.pairs)
+        effects = [e for e in (*audit.screened.values(), *audit.confirmed.values()) if e.pairs]
+        if not effects:
+            return math.nan
+        compared = float(np.median([e.pairs / (e.pairs + e.left_out) for e in effects]))
+        pairs = round(compared * min(len(bench.pairs) for bench in self.benches if bench.pairs))
         spreads = [e.standard_error * math.sqrt(e.pairs) for e in audit.screened.values() if e.pairs]
         # Fewer than five pairs that turn, all one way, cannot pass the exact test at 0.05.
-        least = math.sqrt(min(5 / pairs, 1.0)) / 2
+        least = math.sqrt(min(5 / max(pairs, 1), 1.0)) / 2
         spread = max(float(np.nanmedian(spreads)) if np.isfinite(spreads).any() else math.nan, least)
         tests, alpha = max(len(audit.confirmed), 1), audit.settings.alpha
         return max(detectable_increase(pairs, spread, tests=n, alpha=alpha, power=math.sqrt(0.8)) for n in (1, tests))
