@@ -1,6 +1,7 @@
 """The loop with judges and teachers of a few lines, whose errors can be counted by hand."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -656,21 +657,34 @@ def test_what_holds_is_ordered_by_its_effect_and_then_by_name():
         assert audit.found == ["a"]
 
 
-def test_a_judge_may_be_mute_in_half_of_its_answers_and_no_more():
+@pytest.mark.parametrize(
+    ("mute", "said"),
+    [
+        (
+            math.nan,
+            "gave no verdict in 12 of 16 answers, so nothing can be found out about it; a pairwise judge must end "
+            "with 'Decision: 1' or 'Decision: 2'. One answer ended: 'because'.",
+        ),
+        (
+            0.0,
+            "found both answers alike in 12 of 16 comparisons, so nothing can be found out about it: take a pairwise judge, "
+            "which sees both and has to choose.",
+        ),
+    ],
+)
+def test_a_judge_may_be_mute_or_find_both_alike_in_half_of_its_answers_and_no_more(mute, said):
     def margin(count):
         return lambda question, first, second: (
-            quality(question, first, second) * (int(question.split()[1]) % 4 >= count)
+            quality(question, first, second) if int(question.split()[1]) % 4 >= count else mute
         )
 
     pairs = made(24)
     audit = run(ByMargin(margin(2)), Teacher(), pairs, rounds=0)
     assert audit.screened["a"].before == Rate(0, 8, 16)
+    assert audit.selection.ties == (0 if math.isnan(mute) else 4 * 8)  # as they are, and with each of three biases
     with pytest.raises(WorkFailed) as error:
         run(ByMargin(margin(3)), Teacher(), pairs, rounds=0)
-    assert str(error.value) == (
-        "by margin gave no verdict in 12 of 16 answers, so nothing can be found out about it; a pairwise judge must end "
-        "with 'Decision: 1' or 'Decision: 2'. One answer ended: 'because'."
-    )
+    assert str(error.value) == f"by margin {said}"
 
 
 def test_a_rewrite_with_another_final_answer_is_left_out():

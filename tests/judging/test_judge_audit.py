@@ -172,6 +172,14 @@ def test_the_headline_says_what_to_beware_of():
     )
 
 
+def test_ties_are_told_apart_from_what_could_not_be_read():
+    said = audit(found(), no_verdict=9, ties=5, unasked=3, why="too long").headline()
+    assert "; 4 of 100 verdicts could not be read, 5 are ties, 3 times a pair" in said and "Ties" not in said
+    stored = serialize(audit(no_verdict=9))
+    del stored["ties"]  # as before these were counted
+    assert deserialize(JudgeAudit, stored).ties == 0 and deserialize(JudgeAudit, stored).unread == 9
+
+
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +202,12 @@ def test_nothing_to_warn_of_at_the_limits():
             audit(no_verdict=6),
             "Verdicts that could not be read",
             "No verdict could be read in 6 of 100 answers; each of them counts as an error.",
+        ),
+        (
+            audit(no_verdict=11, ties=6),
+            "Ties",
+            "It found both answers alike in 6 of 100 verdicts; each of them counts as an error. A pairwise judge has to "
+            "choose.",
         ),
         (
             audit(unasked=1, why="9 tokens, 8 fit"),

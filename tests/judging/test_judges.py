@@ -132,6 +132,7 @@ def test_pointwise_rates_each_answer_once_and_ties_are_no_verdict():
     verdicts = PointwiseJudge(chat).compare(asked, phase="judge")
     assert [verdict.choice for verdict in verdicts] == [1, 2, None, None]
     assert verdicts[0].margin == 7 and math.isnan(verdicts[3].margin)
+    assert [verdict.tied for verdict in verdicts] == [False, False, True, False]
 
 
 def test_explanations_name_the_choice():

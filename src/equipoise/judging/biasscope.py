@@ -132,6 +132,7 @@ class Bench:
         self._texts: dict[str, list[str | None]] = {}
         self._right: dict[str, Array] = {}
         self._compared: dict[str, NDArray[np.bool_]] = {}
+        self._tied: dict[str, NDArray[np.bool_]] = {}
         self.changed_answers: dict[str, int] = {}
         # By bias, "" for the pairs as they are: why, for each pair that could not be asked in both orders.
         self.unasked: dict[str, tuple[str, ...]] = {}
@@ -141,6 +142,7 @@ class Bench:
         if self._original is None:
             self._original, verdicts = judged(self._judge, self.pairs, f"judge/{self.name}")
             self._readable, self.unasked[""] = asked(verdicts), _reasons(verdicts)
+            self._tied[""] = _tied(verdicts)
             check_asked(self._judge.name, self.pairs, verdicts)
             _check_format(self._judge.name, [verdict for two in verdicts for verdict in two])
         return self._original
@@ -167,6 +169,8 @@ class Bench:
             right[rewritten], verdicts = judged(self._judge, pairs, f"judge/{self.name}")
             compared = rewritten.copy()
             compared[rewritten] = asked(verdicts)
+            self._tied[bias.name] = np.zeros_like(right, dtype=bool)
+            self._tied[bias.name][rewritten] = _tied(verdicts)
             self.unasked[bias.name] = _reasons(verdicts)
             self.original()
             self._right[bias.name], self._compared[bias.name] = right, compared & self._readable
@@ -175,6 +179,11 @@ class Bench:
     def compared(self, name: str) -> NDArray[np.bool_]:
         """Which pairs were judged in both orders, as they are and with this bias; "": as they are."""
         return self._compared[name] if name else self._readable
+
+    @property
+    def ties(self) -> int:
+        """How many of the verdicts that were compared are ties."""
+        return sum(int(self._tied[name][compared].sum()) for name, _, compared in self.conditions())
 
     @property
     def asked(self) -> bool:
@@ -240,6 +249,11 @@ def asked(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> NDArray[np.b
     return np.array([first.asked and second.asked for first, second in verdicts], dtype=bool)
 
 
+def _tied(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> NDArray[np.bool_]:
+    """[N, 2]: which verdicts are ties."""
+    return np.array([[verdict.tied for verdict in two] for two in verdicts], dtype=bool).reshape(-1, 2)
+
+
 def _reasons(verdicts: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> tuple[str, ...]:
     """Why pairs were not asked, in one of the orders; in order."""
     whys = [next((each.why or "no reason given" for each in two if not each.asked), None) for two in verdicts]
@@ -273,12 +287,19 @@ def _check_format(name: str, verdicts: Sequence[JudgeVerdict]) -> None:
     """Raises WorkFailed when most answers of a judge hold no verdict: nothing could be found out about such a judge."""
     answers = [verdict for verdict in verdicts if verdict.asked]
     mute = [verdict for verdict in answers if verdict.choice is None]
-    if 2 * len(mute) > len(answers):
-        answer = " ".join(mute[0].reasoning.split())
+    if 2 * len(mute) <= len(answers):
+        return
+    unread = [verdict for verdict in mute if not verdict.tied]
+    if 2 * len(unread) <= len(mute):
         raise WorkFailed(
-            f"{name} gave no verdict in {len(mute)} of {len(answers)} answers, so nothing can be found out about it; a "
-            f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {answer[-80:]!r}."
+            f"{name} found both answers alike in {len(mute) - len(unread)} of {len(answers)} comparisons, so nothing can be "
+            "found out about it: take a pairwise judge, which sees both and has to choose."
         )
+    answer = " ".join(unread[0].reasoning.split())
+    raise WorkFailed(
+        f"{name} gave no verdict in {len(mute)} of {len(answers)} answers, so nothing can be found out about it; a "
+        f"pairwise judge must end with 'Decision: 1' or 'Decision: 2'. One answer ended: {answer[-80:]!r}."
+    )
 
 
 def orders(pair: Pair) -> tuple[JudgeComparison, JudgeComparison]:

@@ -105,6 +105,7 @@ class Evidence:
             sizes=(len(self.discovery), len(selection.pairs), len(audit.report.pairs)),
             verdicts=sum(2 * int(compared.sum()) for _, _, compared in conditions),
             no_verdict=sum(int(np.isnan(right[compared]).sum()) for _, right, compared in conditions),
+            ties=sum(bench.ties for bench in self.benches),
             unasked=len(reasons),
             why=reasons[0].rstrip(".") if reasons else "",
             calls=self.cast.account.total().calls,

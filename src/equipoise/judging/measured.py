@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Verdicts counted: `wrong` chose the worse answer, `no_verdict` could not be read; the rest of `of` were right."""
+    """Verdicts counted: `wrong` chose the worse answer, `no_verdict` could not be read or are ties; the rest were right."""
 
     wrong: int
     no_verdict: int

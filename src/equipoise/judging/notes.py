@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from equipoise.judging.result import JudgeAudit
 
 NEARLY_ALL = 0.9  # of the verdicts, from which on a judge counts as collapsed
-MANY = 0.05  # of the verdicts, from which on it is a warning that they could not be read
+MANY = 0.05  # of the verdicts, from which on it is a warning that they could not be read, or are ties
 
 
 def headline_of(audit: "JudgeAudit") -> str:
@@ -24,7 +24,8 @@ def headline_of(audit: "JudgeAudit") -> str:
         outcome = f"{len(audit.measured)} biases of {audit.judge} measured so far, none confirmed yet"
     pairs = f"{audit.position.pairs} test pairs (labels of {Path(audit.pairs).name})"
     unasked = f", {audit.unasked} times a pair could not be put to it" if audit.unasked else ""
-    unread = f"{audit.no_verdict} of {audit.verdicts} verdicts could not be read{unasked}"
+    ties = f", {audit.ties} are ties" if audit.ties else ""
+    unread = f"{audit.unread} of {audit.verdicts} verdicts could not be read{ties}{unasked}"
     beware = "; ".join(title for title, _ in warnings_of(audit))
     return (
         f"{outcome}: its verdicts on {pairs} in both orders, as they are and rewritten by {audit.teacher}; {unread}."
@@ -34,9 +35,14 @@ def headline_of(audit: "JudgeAudit") -> str:
 
 def warnings_of(audit: "JudgeAudit") -> Iterator[tuple[str, str]]:
     """What else could explain the effects, or hide them: titles and sentences."""
-    if audit.no_verdict > MANY * audit.verdicts:
-        unread = f"No verdict could be read in {audit.no_verdict} of {audit.verdicts} answers"
+    if audit.unread > MANY * audit.verdicts:
+        unread = f"No verdict could be read in {audit.unread} of {audit.verdicts} answers"
         yield "Verdicts that could not be read", f"{unread}; each of them counts as an error."
+    if audit.ties > MANY * audit.verdicts:
+        ties = (
+            f"It found both answers alike in {audit.ties} of {audit.verdicts} verdicts; each of them counts as an error"
+        )
+        yield "Ties", f"{ties}. A pairwise judge has to choose."
     if audit.unasked:
         unasked = f"{audit.unasked} times, as they are or rewritten; they are left out. The first: {audit.why}."
         yield "Pairs that the judge could not be asked about", unasked

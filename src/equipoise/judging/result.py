@@ -101,10 +101,11 @@ class JudgeAudit:
 
     pairs: where those that it was measured on come from. position: what the judge makes of places, over the test pairs that
     were judged as they are; as_is: its verdicts on the selection part. sizes: pairs for discovery, selection and report.
-    verdicts: of all pairs, as they are and rewritten, no_verdict of them not readable; unasked: how often a pair could not
-    be put to the judge, and why. detectable: the increase that would have been found four times in five, about. placebo:
-    what rewriting alone does, where a bias holds and the teacher can rewrite neutrally. alike: biases whose rewrites are
-    mostly the same texts. left_out: pairs of the file that took no part.
+    verdicts: of all pairs, as they are and rewritten, no_verdict of them not readable or, `ties` of these, ties; unasked:
+    how often a pair could not be put to the judge, and why. detectable: the increase that would have been found four times
+    in five, about, with the pairs that could be compared. placebo: what rewriting alone does, where a bias holds and the
+    teacher can rewrite neutrally. alike: biases whose rewrites are mostly the same texts. left_out: pairs of the file that
+    took no part.
     """
 
     judge: str
@@ -121,6 +122,7 @@ class JudgeAudit:
     why: str
     calls: int
     complete: bool
+    ties: int = 0
     detectable: float = math.nan
     placebo: BiasEffect | None = None
     alike: tuple[tuple[str, str], ...] = ()
@@ -140,6 +142,11 @@ class JudgeAudit:
     def measured(self) -> tuple[FoundBias, ...]:
         """Those of which at least one pair could be compared."""
         return tuple(each for each in self.biases if each.selection.pairs)
+
+    @property
+    def unread(self) -> int:
+        """How many verdicts could not be read."""
+        return self.no_verdict - self.ties
 
     @property
     def hardened(self) -> int:

@@ -23,7 +23,8 @@ class JudgeComparison:
 
 @dataclass(frozen=True, slots=True)
 class JudgeVerdict:
-    """choice: 1 or 2, None where no verdict could be read. margin: log-odds of the first answer, where there are such.
+    """choice: 1 or 2, None where no verdict could be read or it is a tie. margin: log-odds of the first answer, or by how
+    much it is rated higher, where there are such.
 
     asked: False where there was nothing to judge, since the prompt did not fit or the provider did not take it: no error of
     the judge. why: it was not asked, with the lengths.
@@ -38,6 +39,11 @@ class JudgeVerdict:
     def __post_init__(self) -> None:
         choice("JudgeVerdict.choice", self.choice, (1, 2, None))
         object.__setattr__(self, "reasoning", encodable(self.reasoning))
+
+    @property
+    def tied(self) -> bool:
+        """Whether it was read, and prefers neither answer."""
+        return self.choice is None and self.margin == 0
 
 
 @dataclass(frozen=True, slots=True)
