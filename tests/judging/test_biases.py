@@ -81,6 +81,16 @@ def test_libraries(tmp_path):
         ('[{"name": "a"}]', "is no bias: expected an object with texts name and definition"),
         ('[{"name": "a", "definition": " "}]', "is no bias"),
         ('[{"name": "a", "definition": "d"}, {"name": "A bias", "definition": "e"}]', "names a bias twice"),
+        ("[" * 200_000, "is no library of biases"),
+        (
+            '[{"name": "a", "definition": "d", "manifestations": 3}]',
+            "manifestations of 'a' are 3, expected a list of texts",
+        ),
+        (
+            '[{"name": "a", "definition": "d", "manifestations": 0}]',
+            "manifestations of 'a' are 0, expected a list of texts",
+        ),
+        ('[{"name": "a", "definition": "d", "manifestations": {"m": 1}}]', "expected a list of texts"),
         ('[{"name": "Placebo_bias", "definition": "d"}]', "names a bias placebo, as rewriting without one is named"),
     ):
         path.write_text(content)
@@ -94,6 +104,11 @@ def test_a_library_as_json_lines_and_a_single_manifestation(tmp_path):
     path = tmp_path / "library.jsonl"
     path.write_text('{"name": "a", "definition": "x", "manifestations": "one way"}\n{"name": "b", "definition": "y"}\n')
     assert read_biases(path) == (Bias("a", "x", ("one way",)), Bias("b", "y"))
+    # What Unicode calls the end of a line may stand within a text of JSON.
+    path.write_bytes(
+        '{"name": "a", "definition": "x\u2028y"}\r\n\r\n{"name": "b", "definition": "y\x85z"}\r\n'.encode()
+    )
+    assert [bias.definition for bias in read_biases(path)] == ["x\u2028y", "y\x85z"]
 
 
 def test_a_library_that_is_a_pipe_is_refused(tmp_path):

@@ -57,6 +57,11 @@ def test_preference_rows_plain_and_conversational():
     )
 
 
+def test_a_text_that_only_looks_like_turns_is_a_text():
+    deep = '[{"a":' + "[" * 200_000
+    assert read({"prompt": deep, "chosen": "good", "rejected": "bad"}).question == deep
+
+
 def test_one_question_is_one_group():
     same = [read({"prompt": text, "chosen": "a", "rejected": "b"}).group for text in ("Q?", " Q?\n", "R?")]
     assert same[0] == same[1] != same[2]

@@ -120,6 +120,45 @@ def test_inputs_that_are_none(x):
     )
 
 
+def test_numbers_of_every_real_type_are_read_as_they_are(tmp_path):
+    x, labels = X.round(decimals=1), [0, 1, 2, 0, 1, 2]
+    for given in (
+        x.numpy().astype(">f8"),
+        x.numpy().astype("longdouble"),
+        np.asfortranarray(x.numpy()),
+        x.clone().requires_grad_(),
+        x.tolist(),
+        list(x.numpy()),
+    ):
+        assert torch.equal(_read_inputs(given, None)[0], x)
+    assert torch.equal(_read_inputs(X.bfloat16(), None)[0], X.bfloat16().double())
+    assert torch.equal(_read_inputs(np.arange(4, dtype=">u2").reshape(2, 2), None)[0], torch.arange(4.0).reshape(2, 2))
+    for kind in (">i4", "f4", "u8", "longdouble"):
+        assert _classes(np.array(labels, dtype=kind)).tolist() == labels
+    assert _classes(torch.tensor(1)).tolist() == _classes(np.array(1)).tolist() == [1]
+    for radius in (np.full(6, 0.25), torch.full((6,), 0.25), np.array(0.25), np.float32(0.25), torch.tensor(0.25)):
+        read = request(radius=radius)
+        assert read.radii.tolist() == [0.25] * 6
+        assert read.resolved["radius"] == ([0.25] * 6 if np.ndim(radius) else 0.25)
+    np.savez(tmp_path / "flat.npz", X=np.float64(3))
+    for given, said in (
+        (x.numpy() + 1j, "The inputs are complex128; expected real numbers."),
+        (x + 1j, "The inputs are complex128; expected real numbers."),
+        (x.numpy().astype("U8"), "The inputs are <U8; expected real numbers."),
+        (x.numpy().astype(object), "The inputs are object; expected real numbers."),
+        ([[1.0, 2.0], [3.0]], "The inputs are no array of numbers"),
+        (np.full((2, 2), 1e4000, dtype="longdouble") * 10, "expected finite numbers"),
+        (tmp_path / "flat.npz", "The inputs have the shape ()"),
+    ):
+        with pytest.raises(BadInput) as error:
+            _read_inputs(given, None)
+        assert said in str(error.value)
+    with pytest.raises(BadInput, match="The labels are <U1; expected real numbers"):
+        _classes(["a", "b"])
+    with pytest.raises(BadInput, match="The radii are no array of numbers"):
+        request(radius=[0.1, [0.2, 0.3]])
+
+
 def test_labels_that_are_none(tmp_path):
     assert _classes([0.0, 2.0]).tolist() == [0, 2] and _classes(np.array([[1], [2]])).tolist() == [1, 2]
     with pytest.raises(BadInput, match=r"^The labels are no whole numbers; expected one class an input, from 0\.$"):

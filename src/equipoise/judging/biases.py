@@ -46,9 +46,9 @@ def read_biases(path: str | Path) -> tuple[Bias, ...]:
         rows = (
             json.loads(text)
             if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines() if line]
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(
             f"{path} is no library of biases ({error}): expected a JSON list of name and definition."
         ) from error
@@ -95,8 +95,11 @@ def _bias(row: object, where: str) -> Bias:
         isinstance(row.get(f), str) and printable(row[f]) for f in ("name", "definition")
     ):
         raise BadInput(f"{where}: {row!r} is no bias: expected an object with texts name and definition.")
-    shown = row.get("manifestations") or ()
-    shown = (shown,) if isinstance(shown, str) else tuple(map(str, shown))
+    shown = row.get("manifestations")
+    shown = () if shown is None else (shown,) if isinstance(shown, str) else shown
+    if not isinstance(shown, list | tuple):
+        raise BadInput(f"{where}: the manifestations of {row['name']!r} are {shown!r}, expected a list of texts.")
+    shown = tuple(map(str, shown))
     for text in (row["name"], row["definition"], *shown):
         if lone_surrogate(text) is not None:
             raise BadInput(f"{where}: {text!r} holds half of a surrogate pair, which no file can hold; leave it out.")

@@ -111,7 +111,7 @@ class Certifying(Request):
         if box is not None:
             input_set(x, radii, box)
         faithful = compare(net, reading.original, x, radii, box=box, seed=how["seed"])
-        resolved: dict[str, Any] = {"radius": None if largest else radii.tolist() if np.ndim(radius or 0) else radius}
+        resolved: dict[str, Any] = {"radius": None if largest else radii.tolist() if np.ndim(radius) else radius}
         digests["the network"] = net.digest
         how |= {"largest": largest, "box": box, "inputs": digests, "resolved": resolved}
         return cls(net=net, faithful=faithful, x=x, labels=chosen, whose=whose, predicted=predicted, radii=radii, **how)
@@ -264,7 +264,7 @@ def _check(folder: Path, indices: Sequence[int]) -> int:
 
 def _radii(radius: float | Sequence[float] | None, count: int) -> Tensor:
     """One radius an input, nan where it is to be searched for. Raises BadInput for one that is none."""
-    radii = torch.as_tensor(math.nan if radius is None else radius, dtype=torch.float64).flatten()
+    radii = _numbers("radii", math.nan if radius is None else radius).flatten()
     if len(radii) not in (1, count):
         raise BadInput(f"{len(radii)} radii for {count} inputs: give one for all, or one each.")
     wrong = radii[~(radii.isfinite() & (radii > 0))] if radius is not None else radii[:0]
@@ -287,14 +287,14 @@ def _read_inputs(inputs: Any, labels: Any) -> tuple[Tensor, Tensor | None, str, 
             raise BadInput(f"{path} has no array X (found: {', '.join(content) or 'nothing'}).")
         inputs = content[image]
         if labels is None:
-            labels, whose = _labels_beside(path, content, image, len(inputs))
+            labels, whose = _labels_beside(path, content, image)
     if isinstance(labels, str | Path):
         path = Path(labels)
         content, digests["the labels"] = _arrays(path), sha256_file(path)
         if len(content) > 1:
             raise BadInput(f"{path} holds {len(content)} arrays ({', '.join(content)}); expected the labels alone.")
         labels, whose = next(iter(content.values())), f"of {path.name}"
-    x = torch.as_tensor(np.ascontiguousarray(inputs)).double()
+    x = _numbers("inputs", inputs)
     if x.ndim < 2 or not len(x) or not x.isfinite().all():
         raise BadInput(
             f"The inputs have the shape {tuple(x.shape)}; expected finite numbers [inputs, ...], at least one."
@@ -302,30 +302,44 @@ def _read_inputs(inputs: Any, labels: Any) -> tuple[Tensor, Tensor | None, str, 
     return x, None if labels is None else _classes(labels), whose, digests
 
 
-def _labels_beside(path: Path, content: Mapping[str, np.ndarray], image: str, count: int) -> tuple[Any, str]:
+def _labels_beside(path: Path, content: Mapping[str, np.ndarray], image: str) -> tuple[Any, str]:
     name = next((name for name in CLASSES if name in content), None)
     if name is not None:
         return content[name], f"of {path.name}, array {name}"
     for other, array in content.items():
-        if other != image and array.ndim == 1 and len(array) == count and array.dtype.kind in "iu":
+        if other != image and array.ndim == 1 and array.shape == content[image].shape[:1] and array.dtype.kind in "iu":
             raise BadInput(
-                f"{path} has an array {other!r} of {count} whole numbers that may be the labels: call it y, or give "
+                f"{path} has an array {other!r} of {len(array)} whole numbers that may be the labels: call it y, or give "
                 "--labels; without it the network's own answers would count as right."
             )
     return None, "the network's own answers"
 
 
 def _classes(labels: Any) -> Tensor:
-    classes = torch.as_tensor(np.ascontiguousarray(labels))
-    if classes.numel() != max(classes.shape):
+    classes = _numbers("labels", labels)
+    if classes.numel() != max(classes.shape, default=1):
         raise BadInput(
             f"The labels have the shape {tuple(classes.shape)}; expected one class an input, from 0, such as the argmax of "
             "rows with a 1 each."
         )
     classes = classes.flatten()
-    if classes.is_floating_point() and not (classes == classes.round()).all():
+    if not (classes == classes.round()).all():
         raise BadInput("The labels are no whole numbers; expected one class an input, from 0.")
     return classes.long()
+
+
+def _numbers(what: str, given: Any) -> Tensor:
+    """Numbers of any real type and place as float64. Raises BadInput for text, objects and complex numbers."""
+    if isinstance(given, Tensor) and not given.is_complex():
+        return given.detach().cpu().double()
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths
+        raise BadInput(f"The {what} are no array of numbers ({error}).") from error
+    if array.dtype.kind not in "fiub":
+        raise BadInput(f"The {what} are {array.dtype}; expected real numbers.")
+    with np.errstate(over="ignore"):  # of a longer type: an infinity, which is refused
+        return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
