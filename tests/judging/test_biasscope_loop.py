@@ -698,6 +698,16 @@ def test_a_rewrite_with_another_final_answer_is_left_out():
     assert audit.rounds[0].rewritten == [hand[0] for hand in assign(list("abc"), 10, seed=42)].count("b")
 
 
+def test_rewrites_in_a_script_without_blanks_are_cut_to_their_characters():
+    def longer(question, first, second):
+        return len(first) - len(second)
+
+    pairs = [replace(pair, chosen="好的回答在这里，比较长一些。", rejected="坏的回答。") for pair in made(30)]
+    audit = run(ByMargin(longer), Teacher(lambda name, text: text * 4), pairs, rounds=0)
+    assert audit.screened["a"].increase == 1.0
+    assert audit.selection.length_controlled(LIBRARY[0]).increase == 0.0
+
+
 def test_rewrites_are_cut_to_the_words_of_what_they_were_made_from():
     judge = Heard(fooled_by("a"))
     teacher = Teacher(lambda name, text: None if text.endswith("13") else f"{text} {name}")

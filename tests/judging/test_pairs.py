@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.judging.pairs import Pair, divide, pair_from, read_pairs, shortened
+from equipoise.judging.pairs import Pair, divide, pair_from, read_pairs, shortened, word_count
 
 
 def write(path, *rows):
@@ -217,6 +217,29 @@ def test_half_a_surrogate_pair_within_turns_and_names_of_fields(tmp_path):
 def test_shortened_keeps_blanks_and_words():
     assert shortened("one  two\nthree", 2) == "one  two" and shortened("one  two\nthree", 3) == "one  two\nthree"
     assert shortened("one", 5) == "one"
+
+
+def test_scripts_without_blanks_are_counted_and_cut_by_characters():
+    for text, counted, first, two in (
+        ("长" * 300, 300, "长", "长长"),
+        ("你好，世界。", 4, "你", "你好，"),
+        ("カタカナとかな", 7, "カ", "カタ"),
+        ("ภาษาไทย", 7, "ภ", "ภา"),
+        ("กี่ปี", 2, "กี่", "กี่ปี"),  # marks above a letter stay on it
+        ("GPT-4 的答案 is 42", 6, "GPT-4", "GPT-4 的"),
+        ("한국어는 낱말 사이를 띈다", 4, "한국어는", "한국어는 낱말"),
+    ):
+        assert (word_count(text), shortened(text, 1), shortened(text, 2)) == (counted, first, two), text
+        assert shortened(text, counted) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["It's 3.14 — ‘fine’; naïve, x_1+y^2=\\frac{1}{2}\n\n# `code()`  é\u0301\tдом\u2028ok", " a ", ""]
+)
+def test_elsewhere_words_are_what_stands_between_blanks(text):
+    assert word_count(text) == len(text.split())
+    for words in (1, 2, 3, 50):
+        assert shortened(text, words).split() == text.split()[:words]
 
 
 def test_what_a_pair_is_unless_told_otherwise():

@@ -34,7 +34,7 @@ from equipoise.data.text import encodable
 from equipoise.judging.answers import same_final_answer
 from equipoise.judging.biases import PLACEBO, Bias, assign, check_names, key, seed_biases
 from equipoise.judging.measured import BiasEffect, Round
-from equipoise.judging.pairs import Pair, shortened
+from equipoise.judging.pairs import Pair, shortened, word_count
 from equipoise.judging.roles import Case, Judge, JudgeComparison, JudgeVerdict, Teacher
 from equipoise.judging.validation import adjusted, effect, published_accepts, published_orders
 from equipoise.judging.verdicts import Reading
@@ -205,10 +205,13 @@ class Bench:
         return effect(bias.name, before[compared], after[compared], groups, left_out=int((~compared).sum()))
 
     def length_controlled(self, bias: Bias) -> BiasEffect:
-        """The effect with every rewrite cut to the number of words of the answer that it was made from (card, baselines)."""
+        """The effect with every rewrite cut to the number of words of the answer that it was made from (card, baselines).
+
+        Words are those of `pairs.word_count`.
+        """
         texts = self.texts(bias)
         cut = [
-            None if text is None else shortened(text, len(pair.rejected.split()))
+            None if text is None else shortened(text, word_count(pair.rejected))
             for pair, text in zip(self.pairs, texts, strict=True)
         ]
         rows = [i for i, text in enumerate(cut) if text is not None and self._readable[i]]

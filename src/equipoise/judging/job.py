@@ -103,13 +103,14 @@ def audit_judge(
     without_explanation
         Do not ask the judge to explain its errors.
     length_control
-        Measure what holds once more with rewrites cut to the length of the answers they were made from.
+        Measure what holds once more with rewrites cut to the length of the answers they were made from, in words; in scripts
+        without blanks between words, such as Chinese and Thai, in characters.
     debias
         Warn a pairwise judge of the library's biases before every question; compare with an audit without.
     limit
         Only the first so many pairs of each file.
     cut
-        Words of each text that a logprob judge sees; not given: all.
+        Words of each text that a logprob judge sees, counted as for --length-control; not given: all.
     judge_args
         Arguments of the judge's provider, such as engine=transformers,batch_size=8.
     teacher_args

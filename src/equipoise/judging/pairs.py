@@ -25,6 +25,12 @@ from equipoise.data.records import read_rows
 from equipoise.data.text import lone_surrogate, printable
 
 LABELS = {"A>B": True, "B>A": False, 1: True, 2: False, "1": True, "2": False}
+# Thai, Lao, Tibetan, Burmese and Khmer; kana and Han. Signs that follow a character belong to it.
+_UNSPACED = (
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+    r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}][^\w\s]*|[^\s{_UNSPACED}]+")
 EXPECTED = "question, response_A, response_B and label; or prompt, chosen and rejected; or chosen and rejected as turns"
 
 
@@ -159,9 +165,14 @@ def divide(pairs: Sequence[Pair], shares: Sequence[float], *, seed: int = 42) ->
     return parts
 
 
+def word_count(text: str) -> int:
+    """Words with blanks around them; in scripts that have none between words, such as Chinese and Thai, characters."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
 def shortened(text: str, words: int) -> str:
-    """The first so many words (at least 1), with the blanks between them."""
-    matches = list(islice(re.finditer(r"\S+", text), words + 1))
+    """The first so many words (at least 1), as `word_count` counts them, with the blanks between them."""
+    matches = list(islice(_WORD.finditer(text), words + 1))
     return text if len(matches) <= words else text[: matches[words - 1].end()]
 
 
