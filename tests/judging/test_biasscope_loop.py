@@ -1,6 +1,7 @@
 """The loop with judges and teachers of a few lines, whose errors can be counted by hand."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,10 +14,10 @@ from equipoise.chat.calls import Call, Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging import generated
 from equipoise.judging.biases import Bias, assign, seed_biases
-from equipoise.judging.biasscope import Audit, BiasScopeSettings, biasscope, start
+from equipoise.judging.biasscope import Audit, Bench, BiasScopeSettings, biasscope, start
 from equipoise.judging.judges import PairwiseJudge
 from equipoise.judging.measured import Rate, Round
-from equipoise.judging.pairs import Pair, divide
+from equipoise.judging.pairs import Pair, divide, read_pairs
 from equipoise.judging.planted import PlantedJudge
 from equipoise.judging.roles import Case, JudgeComparison, JudgeVerdict, Proposal
 from equipoise.judging.rules import BEYOND, RULES, RuleTeacher, draw
@@ -696,6 +697,23 @@ def test_a_rewrite_with_another_final_answer_is_left_out():
     assert audit.selection.texts(LIBRARY[1]) == ["The answer is 5!"] * 10
     assert audit.rounds[0].rewritten + audit.rounds[0].failed_rewrites == 10
     assert audit.rounds[0].rewritten == [hand[0] for hand in assign(list("abc"), 10, seed=42)].count("b")
+
+
+def test_effects_of_rewrites_by_rule_do_not_depend_on_the_name_or_order_of_a_file_without_ids(tmp_path):
+    def longer(question, first, second):
+        return len(first) - len(second)
+
+    rows = [
+        {"question": p.question, "response_A": p.chosen, "response_B": p.rejected, "label": 1}
+        for p in generated.pairs(40).pairs
+    ]
+    found = []
+    for name, lines in (("one", rows), ("other", rows[::-1])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in lines), encoding="utf-8")
+        bench = Bench(read_pairs(file), ByMargin(longer), RuleTeacher(), "selection")
+        found.append({bias.name: bench.effect(bias) for bias in seed_biases()})
+    assert found[0] == found[1] and any(each.increase > 0 for each in found[0].values())
 
 
 def test_rewrites_in_a_script_without_blanks_are_cut_to_their_characters():

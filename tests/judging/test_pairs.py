@@ -102,9 +102,10 @@ def test_files(tmp_path):
         {"prompt": "R", "chosen": "a", "rejected": "b", "id": "mine"},
     )
     left_out: list[str] = []
-    assert [pair.id for pair in read_pairs(path, left_out=left_out)] == ["p-1", "mine"]
+    first = hashlib.sha256(b"Q\x1fa\x1fb").hexdigest()[:16]
+    assert [pair.id for pair in read_pairs(path, left_out=left_out)] == [first, "mine"]
     assert left_out == [f"{path}:2: both answers are the same text"]
-    assert [pair.id for pair in read_pairs(path, limit=1)] == ["p-1"]
+    assert [pair.id for pair in read_pairs(path, limit=1)] == [first]
     twice = write(tmp_path / "twice.jsonl", *[{"prompt": "Q", "chosen": "a", "rejected": "b", "id": 1}] * 2)
     with pytest.raises(BadInput, match=r"twice.jsonl:2: id '1' was used before at .*twice.jsonl:1"):
         read_pairs(twice)
@@ -299,11 +300,21 @@ def test_a_file_of_equal_answers_says_so_and_a_folder_is_none(tmp_path):
     assert str(error.value) == f"{tmp_path} is a folder: name the file of pairs in it (JSON lines, CSV or Parquet)."
 
 
+def test_pairs_without_ids_are_known_by_their_texts_whatever_the_file_and_its_order(tmp_path):
+    rows = [{"prompt": f"Q{n % 3}", "chosen": "a", "rejected": f"b{n % 4}"} for n in range(13)]
+    one = read_pairs(write(tmp_path / "one.jsonl", *rows))
+    other = read_pairs(write(tmp_path / "other.jsonl", *rows[::-1]))
+    assert sorted(one, key=lambda pair: pair.id) == sorted(other, key=lambda pair: pair.id)
+    assert len({pair.id for pair in one}) == 13 and one[12].id == f"{one[0].id}-2"  # the same texts once more
+    turned = {"question": "Q0", "response_A": "b0", "response_B": "a", "label": "B>A"}
+    assert read_pairs(write(tmp_path / "turned.jsonl", turned))[0].id == one[0].id
+
+
 def test_a_file_is_read_no_further_than_its_limit(tmp_path):
     rows = [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b"} for n in range(4)]
     path = tmp_path / "a.b.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no JSON\n")
-    assert [pair.id for pair in read_pairs(path, limit=3)] == ["a-1", "a-2", "a-3"]
+    assert [pair.question for pair in read_pairs(path, limit=3)] == ["Q0", "Q1", "Q2"]
     with pytest.raises(BadInput):
         read_pairs(path)
 

@@ -6,14 +6,16 @@ A row is understood by the fields it has (the first line that fits):
     prompt, chosen, rejected                    TRL's preference type, plain or conversational; RewardBench
     chosen, rejected                            conversational, the question being the turns that both share
 
-`id` (or pair_id), `domain`, `bias` and `group` are taken when there.
+`id` (or pair_id), `domain`, `bias` and `group` are taken when there. Without an id `read_pairs` takes a digest of the texts:
+what is drawn for a pair then follows neither from the file's name nor from its order.
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from equipoise.core.errors import BadInput
 from equipoise.data.records import read_rows
 from equipoise.data.text import lone_surrogate, printable
 
+IDS = ("id", "pair_id")
 LABELS = {"A>B": True, "B>A": False, 1: True, 2: False, "1": True, "2": False}
 # Thai, Lao, Tibetan, Burmese and Khmer; kana and Han. Signs that follow a character belong to it.
 _UNSPACED = (
@@ -70,7 +73,12 @@ def read_pairs(path: str | Path, *, limit: int | None = None, left_out: list[str
     """
     pairs: list[Pair] = []
     places: dict[str, str] = {}
-    for place, pair, _ in islice(iterate_pairs(path, left_out=left_out), limit):
+    alike: Counter[str] = Counter()
+    for place, pair, row in islice(iterate_pairs(path, left_out=left_out), limit):
+        if not _name(row, *IDS):
+            digest = _digest("\x1f".join((pair.question, pair.chosen, pair.rejected)))
+            alike[digest] += 1
+            pair = replace(pair, id=digest if alike[digest] == 1 else f"{digest}-{alike[digest]}")
         if pair.id in places:
             raise BadInput(f"{place}: id {pair.id!r} was used before at {places[pair.id]}; make ids unique.")
         places[pair.id] = place
@@ -124,7 +132,7 @@ def pair_from(row: Mapping[str, Any], *, place: str, default_id: str) -> Pair:
     )
     try:
         return Pair(
-            id=_name(row, "id", "pair_id") or default_id,
+            id=_name(row, *IDS) or default_id,
             question=question,
             chosen=chosen,
             rejected=rejected,
