@@ -56,6 +56,15 @@ def test_it_goes_down_the_slope_by_falling_shares_of_the_radius(steps, share):
     assert worst.dtype == found.dtype == torch.float64 and worst.shape == (2, 3)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-16, 1e-30, 1e12])
+def test_what_is_found_does_not_depend_on_the_unit_of_the_outputs(unit):
+    other = linear(*([unit * weight for weight in row] for row in ((0.0, 3.0, 0.0), (0.0, 0.0, 4.0), (1.0, 0.0, 0.0))))
+    least = (X[:, None] * SLOPES).sum(-1) - RADII[:, None] * SLOPES.norm(dim=-1)
+    for network, its in ((NETWORK, 1.0), (other, unit)):
+        worst, _ = run(network=network, dtype=torch.float32)
+        assert_close(worst / its, least, rtol=0, atol=1e-5)
+
+
 def test_a_hundred_steps_of_three_tenths_in_single_precision_unless_told_otherwise():
     given = attack(NETWORK, X, RADII, MARGINS.expand(2, -1, -1), generator=generators())
     same = run(dtype=torch.float32, steps=100, share=0.3)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from equipoise.core.errors import BadInput, WorkFailed
-from equipoise.verification import certifying
+from equipoise.verification import certify, certifying, check
 from equipoise.verification.bounds import geometry, lip_naive
 from equipoise.verification.certificate import specifications
 from equipoise.verification.certifying import Certifying, _classes, _radii, _read_inputs, _turned
+from equipoise.verification.check_folder import check_folder
 from equipoise.verification.network import Builder
 
 
@@ -338,6 +339,15 @@ def test_a_search_whose_input_is_on_the_border_has_a_radius_all_the_same(monkeyp
     net = builder.build(builder.linear(0, torch.ones(3, 4), None), "even")  # all outputs alike
     found = request(net, largest=True)._largest(X, torch.zeros(6, dtype=torch.int64), geometry(net))
     assert found.tolist() == pytest.approx([1e-9 * (1 - 1e-5)] * 6)
+
+
+def test_a_search_that_certifies_nothing_ends_with_the_radius_0_in_row_and_certificate(tmp_path):
+    builder = Builder((4,))
+    even = builder.build(builder.linear(0, torch.ones(3, 4), None), "even")  # all outputs alike
+    done = certify(even, X[:2], largest_radius=True, iterations=1, attack_steps=3, out=tmp_path / "out")
+    assert [(row.verdict, row.radius) for row in done.rows] == [("undecided", 0.0)] * 2
+    found = check_folder(tmp_path / "out", check.read_net(tmp_path / "out" / "network.safetensors"))
+    assert [each.accepted for each in found.values()] == [True] * 2
 
 
 def test_the_radius_of_a_result_is_one_for_all_where_there_is_one():

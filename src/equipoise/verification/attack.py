@@ -33,6 +33,7 @@ def attack(
     batch, count = specifications.shape[:2]
     centre = x.flatten(1)[:, None].to(dtype)
     ball = radius[:, None, None].to(dtype)
+    smallest = torch.finfo(dtype).tiny  # of a norm that is divided by: a network of tiny outputs has tiny gradients
     c, single = specifications.to(dtype), network.to(dtype)
     generators = [generator] * batch if isinstance(generator, torch.Generator) else generator
     noise = torch.stack([torch.randn(count, centre.shape[-1], generator=each, dtype=dtype) for each in generators])
@@ -48,7 +49,7 @@ def attack(
         best = torch.where(better, margins.detach(), best)
         best_points = torch.where(better[..., None], points, best_points)
         step = share * (1 - number / (steps + 1)) * ball
-        points = points - step * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        points = points - step * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=smallest)
         points = _inside(points, centre, ball, box)
     # Rounding in single precision may have left the ball by a hair.
     exact = _inside(

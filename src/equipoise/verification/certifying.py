@@ -199,6 +199,9 @@ class Certifying(Request):
                     f"input {index}: an attacked margin is below the certified one; this is a defect, report it."
                 )
             verdict = "certified" if min(margins) > 0 else "refuted" if min(attacked) < 0 else "undecided"
+            # A search that certified nothing proves its margins at the input alone.
+            radius = 0.0 if self.largest and verdict == "undecided" else radii[i].item()
+            content["radius"] = np.array(radius)
             files: dict[str, str] = {}
             if folder is not None:
                 files |= _written(folder, f"certificates/{index:05d}.npz", content)
@@ -207,7 +210,7 @@ class Certifying(Request):
                     other = which + (which >= int(labels[i]))
                     shown = {"point": points[i, which].numpy(), "input": content["input"], "class": np.array(other)}
                     files |= _written(folder, f"counterexamples/{index:05d}.npz", shown)
-            yield self._row(index, verdict, radii[i].item(), margins, attacked), files
+            yield self._row(index, verdict, radius, margins, attacked), files
 
     def _row(
         self, index: int, verdict: Verdict, radius: float, margins: Sequence[float] = (), attacked: Sequence[float] = ()
@@ -225,7 +228,8 @@ class Certifying(Request):
         chosen, one = specifications(labels, self.net.outputs), torch.ones(len(x), dtype=torch.float64)
         at_zero = lip_naive(self.net, x, one * 0, chosen, shape)
         falling = at_zero - lip_naive(self.net, x, one, chosen, shape)
-        low = (at_zero / falling.clamp(min=1e-300)).amin(1).clamp(min=1e-9) * (1 - 1e-5)
+        low = (at_zero / falling.clamp(min=1e-300)).amin(1) * (1 - 1e-5)
+        low = torch.where(low > 0, low, 1e-9 * (1 - 1e-5))  # on the border, where there is no unit to go by
         bottom, high = low.clone(), low * BRACKET
         for _ in range(HALVINGS):
             middle = (low * high).sqrt()

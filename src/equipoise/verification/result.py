@@ -42,8 +42,9 @@ class Faithfulness:
 class CertifiedRow:
     """One input. margins: certified, one a class other than the label, in order; attacked: the smallest ones found.
 
-    radius: within which they hold; with largest_radius the largest that is certified, 0 when none is. A wrong input (its
-    label is not what the network says) has no margins. undecided: neither proved nor refuted.
+    radius: within which they hold; with largest_radius the largest that is certified, 0 when none is, and of a refuted input
+    where its counter-example lies. A wrong input (its label is not what the network says) has no margins. undecided:
+    neither proved nor refuted.
     """
 
     index: int
