@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput
 from equipoise.verification import bounds, sdp_crown
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Search, geometry
+from equipoise.verification.bounds import Search, enclosures, geometry, summed_sizes
 from equipoise.verification.certificate import certified_margins, specifications
 from equipoise.verification.from_torch import from_module
 from equipoise.verification.network import Builder
@@ -315,3 +315,21 @@ def test_an_ellipsoid_of_one_axis_is_a_ball():
         [pytest.approx(3)],
         [pytest.approx(6)] * 2,
     ]
+
+
+def test_the_sizes_that_are_added_up_by_hand():
+    """Of 2 (3e6 - 3 relu(x + 1e6)) both terms count in full, though they cancel, and all that lead to them."""
+    builder = Builder((1,))
+    bent = builder.relu(builder.linear(0, torch.ones(1, 1).double(), torch.tensor([1e6]).double()))
+    net = builder.build(builder.linear(bent, torch.tensor([[-3.0]]).double(), torch.tensor([3e6]).double()), "net")
+    shape, x, radius = geometry(net), torch.tensor([[2.0]]).double(), torch.tensor([0.5]).double()
+    known = enclosures(net, x, radius, shape, boxes="reach")
+    (at,) = known
+    coefficients = torch.tensor([[[2.0]]]).double()
+    sizes = summed_sizes(net, x, radius, coefficients, known, {at: torch.ones(1, 1, 1)}, shape)
+    # 2 (3 relu + bias); 6 of the layer before, of what it adds up and how far it reaches; 6 of x within its ball.
+    by_hand = 2 * (3 * (1e6 + 2) + 3e6) + 6 * ((2 + 1e6) + (1e6 + 2.5)) + 6 * 2 + 0.5 * 6
+    assert sizes.tolist() == [[pytest.approx(by_hand, rel=1e-6)]]
+    assert (coefficients @ net(x)[0]).item() == pytest.approx(
+        2 * (3e6 - 3 * (1e6 + 2)), abs=1e-6
+    )  # of which -12 is left

@@ -129,7 +129,8 @@ def test_margins_give_away_what_a_checker_rounds(monkeypatch):
 
     def optimize(network, x, radius, chosen, known, *, guide, **how):
         seen.append((x, radius, chosen, known is guide, how))
-        return bounds[: len(x)], Relaxation({}, {})
+        slopes = {index: torch.zeros(len(x), 1, each.centre.shape[1]) for index, each in known.items()}
+        return bounds[: len(x)], Relaxation(slopes, {})
 
     monkeypatch.setattr(certificate, "optimize", optimize)
     monkeypatch.setattr(certificate, "batch_size", lambda network: 2)

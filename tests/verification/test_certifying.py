@@ -18,12 +18,16 @@ from equipoise.verification.check_folder import check_folder
 from equipoise.verification.network import Builder
 
 
-def network(shape=(4,), outputs=3, seed=0):
+def network(shape=(4,), outputs=3, seed=0, *, unit=1.0, inputs=1.0, common=0.0):
+    """unit, inputs: the network in other units of its outputs and inputs. common: what every output is raised by."""
     rng = torch.Generator().manual_seed(seed)
     builder, size = Builder(shape), math.prod(shape)
-    first = builder.linear(builder.flatten(0), torch.randn(5, size, generator=rng, dtype=torch.float64) / 2, None)
+    first = builder.linear(
+        builder.flatten(0), torch.randn(5, size, generator=rng, dtype=torch.float64) / 2 / inputs, None
+    )
     last = torch.randn(outputs, 5, generator=rng, dtype=torch.float64) / 2
-    return builder.build(builder.linear(builder.relu(first), last, torch.randn(outputs, generator=rng)), "net")
+    bias = torch.randn(outputs, generator=rng).double() + common
+    return builder.build(builder.linear(builder.relu(first), last * unit, bias * unit), "net")
 
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -339,6 +343,31 @@ def test_a_search_whose_input_is_on_the_border_has_a_radius_all_the_same(monkeyp
     net = builder.build(builder.linear(0, torch.ones(3, 4), None), "even")  # all outputs alike
     found = request(net, largest=True)._largest(X, torch.zeros(6, dtype=torch.int64), geometry(net))
     assert found.tolist() == pytest.approx([1e-9 * (1 - 1e-5)] * 6)
+
+
+@pytest.mark.parametrize("words", [{"unit": 1e-8}, {"unit": 1e-14}, {"unit": 1e9}, {"inputs": 1e-9}, {"inputs": 1e9}])
+def test_verdicts_and_radii_do_not_depend_on_the_units_of_outputs_and_inputs(tmp_path, words):
+    how = {"iterations": 10, "attack_steps": 10, "refine": True}
+    unit, inputs = words.get("unit", 1.0), words.get("inputs", 1.0)
+    usual = certify(network(seed=6), X, 0.6, **how).rows
+    found = certify(network(seed=6, **words), X * inputs, 0.6 * inputs, out=tmp_path / "within", **how)
+    assert [row.verdict for row in found.rows] == [row.verdict for row in usual] and found.accepted == 6
+    assert {row.verdict for row in usual} == {"certified", "refuted", "undecided"}
+    for row, its in zip(found.rows, usual, strict=True):
+        assert [each / unit for each in row.margins] == pytest.approx(list(its.margins), rel=0.02, abs=0.02)
+    how |= {"iterations": 3, "largest_radius": True}
+    usual = certify(network(seed=6), X[:3], **how).rows
+    found = certify(network(seed=6, **words), X[:3] * inputs, out=tmp_path / "largest", **how)
+    assert {row.verdict for row in found.rows} == {"certified"} and found.accepted == 3
+    assert [row.radius / inputs for row in found.rows] == pytest.approx([row.radius for row in usual], rel=0.05)
+
+
+@pytest.mark.parametrize(("common", "verdicts"), [(1e9, {"certified"}), (1e14, {"undecided"})])
+def test_large_terms_that_cancel_cost_a_margin_what_their_rounding_is(tmp_path, common, verdicts):
+    net = network(common=common)
+    done = certify(net, X, 0.01, iterations=5, attack_steps=0, out=tmp_path / "out")
+    right = [row for row in done.rows if row.verdict != "wrong"]
+    assert {row.verdict for row in right} == verdicts and done.accepted == len(right) >= 5
 
 
 def test_a_search_that_certifies_nothing_ends_with_the_radius_0_in_row_and_certificate(tmp_path):

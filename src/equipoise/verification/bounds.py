@@ -190,6 +190,29 @@ def backward(network: Network, coefficients: Tensor, step: ReluStep, value: int 
     return pending[0], constant
 
 
+def summed_sizes(
+    network: Network,
+    x: Tensor,
+    radius: Tensor,
+    coefficients: Tensor,
+    known: Mapping[int, Enclosure],
+    slopes: Mapping[int, Tensor],
+    shape: Geometry,
+) -> Tensor:
+    """The sizes [B, S] of what `backward` adds up with these slopes: rounding takes a share of them, not of the bound."""
+    spares = _with_rounding(network, network.values(x), radius, shape)[1]
+    sizes = [(coefficients.abs() * spares[-1][:, None] / SPARE).sum(-1)]
+
+    def step(index: int, c: Tensor) -> tuple[Tensor, Tensor]:
+        e = known[index]
+        reach = spares[index] / SPARE + torch.maximum(e.lower.abs(), e.upper.abs())
+        sizes.append((c.abs() * reach[:, None]).sum(-1))
+        return c * slopes[index].double(), torch.zeros((), dtype=c.dtype)
+
+    a, _ = backward(network, coefficients, step)
+    return torch.stack(sizes).sum(0) - over_ball(-a.abs(), x.abs(), radius)
+
+
 def over_ball(a: Tensor, x: Tensor, radius: Tensor) -> Tensor:
     """The minimum of a'x over the balls. a: [B, S, n], x: [B, ...], radius: [B] -> [B, S]."""
     return (a * x.reshape(len(x), 1, -1)).sum(-1) - radius[:, None] * a.norm(dim=-1)

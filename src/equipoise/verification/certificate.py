@@ -13,7 +13,7 @@ A certificate is one .npz file of plain arrays:
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,24 @@ from equipoise.core.files import write_atomic
 from equipoise.core.options import closed
 from equipoise.core.progress import progress
 from equipoise.verification import semidefinite
-from equipoise.verification.bounds import PUBLISHED, Box, Enclosure, Geometry, Search, enclosures, geometry, narrowed
+from equipoise.verification.bounds import (
+    PUBLISHED,
+    Box,
+    Enclosure,
+    Geometry,
+    Search,
+    enclosures,
+    geometry,
+    narrowed,
+    summed_sizes,
+)
 from equipoise.verification.network import Network
 from equipoise.verification.sdp_crown import Method, Offset, Relaxation, Slopes, optimize
 
-# What a margin gives away so that a checker with its own rounding errors proves it.
-SLACK = 1e-8
+# What a margin gives away so that a checker with its own rounding errors proves it: a share of 1 and of the bound, or, where
+# that is more, of all that is added up, of which large terms may cancel.
+SLACK, ROUNDING = 1e-8, 1e-12
+SMALLEST = 2.0**-10  # by which outputs can move within a radius; a network with less is bounded in other units
 # A matrix product rounds a row alike whatever stands beside it when the number of rows is a multiple of this.
 LANES = 8
 FORMAT = 2
@@ -48,6 +60,8 @@ class Certified:
     relaxation: Relaxation
     duals: dict[tuple[int, int], semidefinite.Dual] = field(default_factory=dict)
     """What proves the margins that `refined` raised, by input and place."""
+    units: Sequence[float] = ()
+    """What the coefficients of an input were multiplied by while they were worked with, see `_units`; 1 where not given."""
 
 
 def specifications(labels: Tensor, classes: int) -> Tensor:
@@ -97,7 +111,8 @@ def certified_margins(
         guide = enclosures(network, exact, ball, shape, boxes="crown") if slopes == "crown" else known
         if method == "alpha-crown":
             known = guide
-        chosen = specifications(labels[at], network.outputs)
+        unit = _units(ball * shape.axes[-1].max())
+        chosen = specifications(labels[at], network.outputs) * unit[:, None, None]
         bounds, relaxation = optimize(
             network,
             exact,
@@ -111,7 +126,18 @@ def certified_margins(
             box=box,
             search=search,
         )
-        yield Certified(bounds - SLACK * (1 + bounds.abs()), known, relaxation)
+        sizes = summed_sizes(network, exact, ball, chosen, known, relaxation.slopes, shape)
+        margins = bounds - torch.maximum(SLACK * (1 + bounds.abs()), ROUNDING * sizes)
+        multipliers = {index: each / unit[:, None] for index, each in relaxation.multipliers.items()}
+        yield Certified(
+            margins / unit[:, None], known, replace(relaxation, multipliers=multipliers), units=unit.tolist()
+        )
+
+
+def _units(moved: Tensor) -> Tensor:
+    """Powers of two [B] by which coefficients are multiplied while they are worked with: no rounding, and 1 as a rule."""
+    exponents = torch.log2(SMALLEST / moved.clamp(min=SMALLEST * 2.0**-100)).ceil().clamp(min=0)
+    return torch.where(moved > 0, torch.exp2(exponents), 1.0)
 
 
 def refined(
@@ -133,9 +159,12 @@ def refined(
             negative = [j for j in margins[i].argsort().tolist() if margins[i, j] < 0]
             if negative and semidefinite.entries(certified.known, i, flat.shape[1]) <= semidefinite.LARGEST:
                 problem = semidefinite.problem(small, flat[i], radius[i].item(), certified.known, i)
+                unit = certified.units[i] if certified.units else 1.0
                 for j in negative:
-                    dual = semidefinite.solve(problem, chosen[i, j] @ problem.output)
-                    bound = dual.bound - SLACK * (1 + abs(dual.bound))
+                    dual = semidefinite.solve(problem, unit * chosen[i, j] @ problem.output)
+                    bound = (dual.bound - SLACK * (1 + abs(dual.bound))) / unit
+                    multipliers = {at: each / unit for at, each in dual.multipliers.items()}
+                    dual = replace(dual, bound=dual.bound / unit, ball=dual.ball / unit, multipliers=multipliers)
                     if bound > margins[i, j]:
                         margins[i, j], duals[i, j] = bound, dual
                     if margins[i, j] < 0:

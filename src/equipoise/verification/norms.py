@@ -16,7 +16,8 @@ DENSE = 2**25  # entries of a map up to which it is decomposed
 # Above the error of a symmetric eigensolver, n u |W|^2 with n below 10^4, and above what a checker needs to prove it.
 SLACK = 1e-8
 
-TINY = 1e-9  # claimed of a layer of zeros, so that a factorisation can prove it
+LEAST = 1e-100  # of smaller norms the squares come near to what underflows
+TINY = 1e-9  # claimed of these and of a layer of zeros, so that a factorisation can prove it
 
 
 def spectral_norm(layer: Affine, axes: Tensor) -> float:
@@ -34,7 +35,7 @@ def spectral_norm(layer: Affine, axes: Tensor) -> float:
     # An eigenvalue of the Gram matrix is wrong by some u |W|_F^2; its trace is that square.
     largest = torch.linalg.eigvalsh(gram)[-1].clamp(min=0)
     norm = (largest + SLACK * largest + 1e-13 * gram.trace()).sqrt().item()
-    return max(norm, TINY)
+    return norm if norm > LEAST else TINY
 
 
 def row_norms(layer: Affine, axes: Tensor) -> Tensor:
