@@ -80,7 +80,7 @@ class Certifying(Request):
         cls,
         network: str | Path | nn.Module | Network,
         inputs: Any,
-        radius: float | Sequence[float] | None,
+        radius: Any,
         *,
         labels: Any,
         largest: bool,
@@ -266,7 +266,7 @@ def _check(folder: Path, indices: Sequence[int]) -> int:
     return len(indices)
 
 
-def _radii(radius: float | Sequence[float] | None, count: int) -> Tensor:
+def _radii(radius: Any, count: int) -> Tensor:
     """One radius an input, nan where it is to be searched for. Raises BadInput for one that is none."""
     radii = _numbers("radii", math.nan if radius is None else radius).flatten()
     if len(radii) not in (1, count):

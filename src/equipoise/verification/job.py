@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     NetworkLike = str | Path | nn.Module | Network
     Inputs = str | Path | np.ndarray | Tensor
     Labels = str | Path | Sequence[int] | np.ndarray | Tensor
-    Radius = float | Sequence[float]
+    Radius = float | Sequence[float] | np.ndarray | Tensor
 else:  # what a command line can give
     NetworkLike = Inputs = Labels = Path
     Radius = float
