@@ -1,6 +1,7 @@
 """RouterXBench's study on a small model: one pool for all seeds, arms that measure what they may, claims that name them."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,3 +96,15 @@ def test_arms_and_bands_are_those_of_the_job():
     names = {arm.name for arm in study.arms}
     assert names >= {*PROBES, *LOGIT_SCORES, *CLASSIFIERS, "length", "random"}
     assert sum(claim.judged for claim in study.claims) == 2
+
+
+def test_costs_at_thirty_percent_are_of_the_three_in_ten_with_the_lowest_scores(tmp_path):
+    draw = np.random.default_rng(5)
+    test = draw.permutation(30)[:20]
+    world = SimpleNamespace(solved=(draw.random(30) < 0.5).astype(float), tokens=draw.integers(1, 90, 30).astype(float))
+    scores = draw.permutation(20) / 7
+    run = Recorder(tmp_path, study=registry.load("routerxbench").build(**SMALL))
+    routing_world._scenarios(run, world, scores, test)
+    sent = test[np.argsort(scores)[:6]]
+    assert run.last("useful_calls") == pytest.approx(np.mean(1 - world.solved[sent]))
+    assert run.last("sent_tokens") == pytest.approx(world.tokens[sent].sum() / world.tokens[test].sum())
