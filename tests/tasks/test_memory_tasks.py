@@ -627,3 +627,11 @@ def test_inspect_finds_the_tasks():
         told = registry_info(scoring())
         assert told.type == "scorer" and len(told.metadata["metrics"]) == 3
     assert registry_info(tasks.measures()).metadata == {"scores": "unreduced"}  # every epoch's score counts
+
+
+def test_samples_show_options_unless_answers_are_open(life, talks):
+    chosen, opened = lifedialbench(life), lifedialbench(life, open_ended=True)
+    assert [each.choices for each in opened.dataset] == [None] * 3 and opened.dataset[1].target == ["11:00"]
+    assert chosen.dataset[1].choices == ["08:00", "09:00", "10:00", "11:00"] and chosen.dataset[1].target == "D"
+    assert [each.metadata["kind"] for each in chosen.dataset] == ["time_query", "time_query", "event_detail"]
+    assert chosen.config.temperature == 0.0 and locomo(talks).dataset[0].metadata["group"] == "conv-1"

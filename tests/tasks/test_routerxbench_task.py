@@ -155,3 +155,9 @@ def test_inspect_knows_the_task_and_its_parts():
     assert (told.type, told.name) == ("task", "equipoise/routerxbench") and registry_info(unasked()).type == "solver"
     assert registry_info(confidence()).type == "scorer" and len(registry_info(confidence()).metadata["metrics"]) == 1
     assert registry_info(axes()).metadata == {"scores": "unreduced"}  # every epoch's score counts
+
+
+def test_a_stored_score_asks_no_model_and_replies_are_the_likeliest(labels):
+    asked, stored = routerxbench(str(labels)), routerxbench(str(labels), score="mine")
+    assert registry_info(stored.solver).name.endswith("unasked") and asked.config.temperature == 0.0
+    assert registry_info(asked.solver).name.endswith("generate")
