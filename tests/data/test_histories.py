@@ -1,8 +1,10 @@
+import gzip
 from datetime import UTC, datetime
 
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.data import history_rows
 from equipoise.data.histories import History, MemoryQuestion, Session, Turn
 
 EARLY, LATE = datetime(2024, 1, 1, 9), datetime(2024, 1, 2, 9)
@@ -49,3 +51,20 @@ def test_a_history_that_contradicts_itself_is_named(sessions, questions, named):
 def test_evidence_may_be_turns_and_sessions():
     question = MemoryQuestion("q", "?", LATE, evidence=("t1", "s1"))
     assert History("a day", (a_session(),), (question,)).questions == (question,)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    whole = gzip.compress("\ufeffé\n".encode())
+    (tmp_path / "a.GZ").write_bytes(whole)
+    assert history_rows._text(tmp_path / "a.GZ") == "é\n"
+    (tmp_path / "cut.gz").write_bytes(whole[:-9])
+    (tmp_path / "plain.gz").write_bytes(b"{}")
+    (tmp_path / "latin.json").write_bytes(b"ab\xe9")
+    for name, said in (
+        ("none.json", "cannot be read .*No such file"),
+        ("cut.gz", "not a whole gzip file"),
+        ("plain.gz", "not a whole gzip file"),
+        ("latin.json", "not UTF-8 at byte 2"),
+    ):
+        with pytest.raises(BadInput, match=f"{name}: {said}"):
+            history_rows._text(tmp_path / name)

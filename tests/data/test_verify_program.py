@@ -173,7 +173,8 @@ def test_a_test_asserts_or_calls_at_its_top(text, tests):
 
 def test_what_is_only_declared_is_left_out_of_what_is_given():
     text = "import math\ndef a():\n    '''Add.'''\ndef b():\n    import os\n    from re import match\n    pass\n"
-    text += "async def c():\n    pass\ndef d():\n    'Words.'\n    return 1\ndef e():\n    print()\nclass G:\n    pass\nx = 1"
+    text += "async def c():\n    pass\ndef d():\n    'Words.'\n    return 1\ndef e():\n    print()\n"
+    text += "class G:\n    pass\nx = 1"
     left = module._without_stubs(ast.parse(text)).body
     assert [getattr(each, "name", type(each).__name__) for each in left] == ["Import", "d", "e", "G", "Assign"]
 

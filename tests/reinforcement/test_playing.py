@@ -1,6 +1,7 @@
 """Episodes in the loop and in the job: what is learnt from, what is measured, and what of it the environment wrote."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,20 +250,29 @@ def test_metrics_of_composed_episodes():
 
 def test_an_advantage_against_the_greedy_answer_plays_it_once_a_problem(monkeypatch):
     asked = []
-    playing = Playing(open_environment(Odd), invalid_penalty=0.125)
-    play = playing.play
 
-    def noted(language_model, problems, **how):
-        asked.append(how)
-        return play(language_model, problems, **how)
+    def play(self, language_model, problems, *, samples, **how):
+        asked.append({"samples": samples, **how})
+        episodes = [
+            SimpleNamespace(score=k / 4, outcome="failed" if k == 1 else "", turns=[SimpleNamespace(info={})])
+            for k in range(len(problems) * samples)
+        ]
+        return SimpleNamespace(ids=torch.zeros(1), episodes=episodes, lengths=torch.arange(len(episodes)))
 
-    monkeypatch.setattr(Playing, "play", lambda self, *given, **how: noted(*given, **how))
+    monkeypatch.setattr(Playing, "play", play)
+    playing = Playing(open_environment(Odd))
     chosen = recipe(**{**HOW, "method": "remax", "num_generations": 2})
-    step = playing(model(), chosen, playing.problems(range(3)), [0, 1, 2], no_reward, 0)
+    step = playing(None, chosen, playing.problems(range(3)), [0, 1, 2], no_reward, 5)
     first, greedy = asked
-    assert (first["samples"], first["temperature"]) == (2, chosen.temperature)
-    assert (greedy["samples"], greedy["temperature"], greedy["seed"]) == (1, 0.0, 0)
-    assert greedy["max_new_tokens"] == chosen.max_new_tokens == first["max_new_tokens"]
-    alone = play(model(), playing.problems(range(3)), **greedy)
-    assert_close(step.greedy_rewards, playing.rewards(alone))
-    assert torch.equal(step.greedy_lengths, alone.lengths) and step.rewards.shape == (3, 2)
+    limits = {"max_new_tokens": chosen.max_new_tokens, "batch_size": chosen.rollout_batch_size}
+    assert first == {
+        "samples": 2,
+        "temperature": chosen.temperature,
+        "seed": [chosen.seed, 4],
+        "keys": [0, 1, 2],
+        **limits,
+    }
+    assert greedy == {"samples": 1, "temperature": 0.0, "seed": 0, **limits}
+    assert step.rewards.tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]] and step.index == 5
+    assert step.missing.tolist() == [[False, True], [False, False], [False, False]]
+    assert step.greedy_rewards.tolist() == [0, 0.25, 0.5] and step.greedy_lengths.tolist() == [0, 1, 2]

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -307,3 +308,24 @@ def test_a_model_or_a_critic_that_was_written_anew_is_another(tmp_path):
                 call(**given, out=tmp_path / "out")
         model(4).save(tmp_path / name)
     assert reinforce(**given, out=tmp_path / "out").path == first.path
+
+
+def test_a_tiny_model_is_taught_but_for_a_plan(monkeypatch, tmp_path):
+    asked = []
+
+    def taught_once(folder, processes, teach):
+        asked.append((folder, processes))
+        return teach()
+
+    monkeypatch.setattr(reinforcing, "taught_once", taught_once)
+    small = reinforcing.tiny_model(None, 3, "processes", taught=False)
+    assert asked == [] and small.chat_template == "none"
+    count = sum(parameter.numel() for parameter in small.model.parameters())
+    monkeypatch.setattr(
+        "equipoise.language.warm_start.arithmetic_model",
+        lambda *world: SimpleNamespace(language_model=asked.append(world) or replace(small, chat_template="auto")),
+    )
+    made = reinforcing.tiny_model(tmp_path, 3, "processes")
+    assert asked == [(tmp_path, "processes"), ("levels", 3)] and made.model is small.model
+    assert (made.name, made.origin, made.chat_template) == ("tiny", None, "none")
+    assert f"of {count / 1e6:.1f} million parameters" in made.source
