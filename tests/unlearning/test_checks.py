@@ -64,9 +64,9 @@ def test_only_numbers_that_can_be_wrong_are_looked_at():
     whole = SimpleNamespace(model=module, name="mine")
     checks.check_finite(whole)
     module.scale[1] = float("inf")  # behind a buffer of whole numbers
-    with pytest.raises(BadInput, match="^mine is damaged: 2 of the 4 numbers of scale"):
+    with pytest.raises(BadInput, match=r"^mine is damaged: 2 of the 4 numbers of scale"):
         checks.check_finite(whole)
-    with pytest.raises(BadInput, match="^the after model is damaged"):
+    with pytest.raises(BadInput, match=r"^the after model is damaged"):
         checks.check_finite(whole, named="the after model")
     module.scale[1] = torch.finfo(torch.float32).max
     checks.check_finite(whole)

@@ -73,10 +73,10 @@ def test_listed_tokens_are_words_and_their_first_halves(model):
 def test_a_listed_word_is_known_by_its_first_piece_where_that_is_half_of_it():
     pieces = ["x", " foo", "lish", "Daft", " da", "fool", " dull", "ninny", "beyond"]
 
+    begun = {" foolish": 1, "foolish": 5, " daft": 4, " dullness": 6, " ninnyhammers": 7, "beyonders": 8}
+
     class Pieces:
         """Tokens as a table says: of a word behind a blank the one, of a bare word the other."""
-
-        first = {" foolish": 1, "foolish": 5, " daft": 4, " dullness": 6, " ninnyhammers": 7, "beyonders": 8}
 
         def __len__(self):
             return len(pieces)
@@ -86,7 +86,7 @@ def test_a_listed_word_is_known_by_its_first_piece_where_that_is_half_of_it():
 
         def __call__(self, text, **how):
             assert how == {"add_special_tokens": False, "verbose": False}
-            return SimpleNamespace(input_ids=[self.first[text], 2] if text in self.first else [])
+            return SimpleNamespace(input_ids=[begun[text], 2] if text in begun else [])
 
     model = SimpleNamespace(tokenizer=Pieces(), vocabulary=8)
     listed, coverage = toxicity.listed_tokens(model, ["foolish", "DAFT", "dullness", "ninnyhammers", "beyonders", "zz"])
