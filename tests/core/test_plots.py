@@ -194,6 +194,8 @@ def test_an_axis_of_shares_ends_within_the_whole() -> None:
     assert plots.Axis("accuracy", share=True, chance=0.25).over([0.3, 0.9]).ends == (0.2, 1.0)
     for scale in (share.over([-0.2, 0.9]), share.over([0.5, 1.2]), plots.Axis("loss").over([0.2, 0.9]), share.over([])):
         assert "domain" not in scale.encoding("y")["scale"]  # a cosine, a ratio, no share, nothing
+        assert scale.encoding("y")["scale"]["padding"] == 10
+    assert "padding" not in plots.Axis("loss").over([0.2, 0.9], zero=True).encoding("y")["scale"]
 
 
 def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:

@@ -224,3 +224,7 @@ def test_questions_to_leave_out_are_ids_or_the_public_audits_own_files(tmp_path)
     ids.write_text(json.dumps([{"question_id": "locomo_10_qa1", "error_type": "HALLUCINATION"}]), encoding="utf-8")
     with pytest.raises(BadInput, match="record 1: field 'question_id': expected locomo_N_qaM"):
         read_without(ids)
+    for broken in ('[{"question_id": ', "[" * 100_000):
+        ids.write_text(broken, encoding="utf-8")
+        with pytest.raises(BadInput, match=r"ids.txt: not JSON"):
+            read_without(ids)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from equipoise.decoding import alphaone_world
 from equipoise.decoding.alphaone_traces import ReadStep, lessons, read_steps, right, tasks, trace
 from equipoise.decoding.alphaone_world import BUDGET, AlphaOneWorld
-from equipoise.decoding.thinking import Thought
+from equipoise.decoding.thinking import Intervention, Thought
 from equipoise.studies import alphaone as study_file
 from equipoise.study import registry
 from study_recorder import Stopped, StudyRecorder
@@ -211,3 +213,47 @@ def test_arms_are_the_controls_that_they_say(prepared):
     assert [made[name].kind for name in ("alphaone", "increase", "fast-only")] == ["linear", "increase", "constant"]
     assert not made["slow-only"].force_end and made["s1"].times == 2
     assert len({json.dumps(arm.points()[0], sort_keys=True) for arm in study.arms}) == len(study.arms)
+
+
+def test_what_an_arm_measures_is_counted_from_its_thoughts(tmp_path, monkeypatch):
+    """By loops over the thoughts: right within so many tokens, whether it ended, which words are the model's own."""
+    study = registry.load("alphaone").build(**SMALL)
+    asked, generator = tasks(6, 11), np.random.default_rng(3)
+    texts = ["".join(trace(task, generator)) for task in asked]
+    texts[1] = texts[1][:-1] + str((int(texts[1][-1]) + 1) % 10)  # another answer than was thought
+    waits = [text.count("Wait") for text in texts]
+    assert sum(waits) > 1 and len(set(waits)) > 1
+    lengths = [30, 41, 60, 61, 120, BUDGET]
+    word = Intervention(0, "word", 1.0, 0.5, True)
+    thoughts = [
+        replace(thought(text), ids=(7,) * (said + 1) + (9,), thinking_tokens=long - 2, answer_tokens=2, trace=(word,))
+        for text, said, long in zip(texts, waits, lengths, strict=True)
+    ]
+    thoughts[4] = replace(thoughts[4], ids=(7, 9, 9), ended=False)
+    world = SimpleNamespace(tasks=asked, control=lambda **_: SimpleNamespace(word=(7,), closing=(9,)))
+    world.think = lambda control: thoughts
+    monkeypatch.setattr(AlphaOneWorld, "open", lambda *_: world)
+    run = Recorder(tmp_path, study=study, arm="alphaone", prepared=tmp_path)
+    itemised = []
+    monkeypatch.setattr(
+        run, "items", lambda name, *given, **at: (itemised.append((name, at)), Recorder.items(run, name, *given, **at))
+    )
+    study_file.think(run)
+    solved = [right(task, each) for task, each in zip(asked, thoughts, strict=True)]
+    assert 0 < sum(solved) < 6
+    for most in (40, 50, 60, 80, 100, 140, 180, BUDGET):
+        spent = sum(min(long, most) for long in lengths)
+        key = f"accuracy {json.dumps({'within': most, 'generated_tokens': spent})} {{}}"
+        in_time = sum(ok and long <= most for ok, long in zip(solved, lengths, strict=True))
+        assert run.measured[key] == pytest.approx(in_time / 6)
+        at = {"at": {"within": most, "generated_tokens": spent}}
+        assert (("accuracy", at) in itemised) is (most == BUDGET)  # items once, where the path ends
+    assert run.last("tokens") == pytest.approx(np.mean(lengths[1::2])) and run.last("spent") == pytest.approx(1 / 6)
+    assert run.measured["tokens {} {}"] == pytest.approx(np.mean(lengths))
+    assert run.last("thinking_tokens") == pytest.approx(np.mean(lengths) - 2) and run.last("inserted") == 1
+    own = [each.ids.count(7) - 1 for each in thoughts]
+    assert run.last("spontaneous") == pytest.approx(np.mean(own)) and run.last("closed_once") == pytest.approx(5 / 6)
+    steps = [step for task, each in zip(asked, thoughts, strict=True) for step in read_steps(task, each)]
+    assert run.last("step_right") == pytest.approx(np.mean([step.right for step in steps if not step.again]))
+    assert run.last("wait_right") == pytest.approx(np.mean([step.right for step in steps if step.again]))
+    assert run.spent == {"prompts": 6, "generated_tokens": sum(lengths)}

@@ -135,7 +135,7 @@ def read_without(path: str | Path) -> frozenset[str]:
 def _audited(path: Path, text: str) -> Iterable[str]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON ({error}).") from None
     for row in Row({}, str(path)).each(rows, "record"):
         name = row.text("question_id")
