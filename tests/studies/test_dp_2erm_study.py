@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.privacy import baselines, weights
 from equipoise.privacy import dp_2erm_world as world
-from equipoise.privacy import weights
 from equipoise.privacy.baselines import fit_rival
 from equipoise.privacy.dp_2erm import calibrate, private_fit, weighted_fit
 from equipoise.privacy.noise import Noise
@@ -70,6 +70,31 @@ def test_rivals_without_noise_are_the_weighted_fit_with_their_weights(rival):
     assert theta == pytest.approx(expected, abs=1e-4)
     with pytest.raises(BadInput, match="rival"):
         fit_rival("best", x, a, y, epsilon=1.0, noise=Noise(0))
+
+
+@pytest.mark.parametrize("rival", ["stage-wise", "split", "worst-case", "weighted-erm", "unweighted"])
+def test_rivals_draw_the_noise_that_their_guarantee_asks_for(rival, monkeypatch):
+    """By hand, of 41 records and a kappa of 0.25: how much one record moves the weights, and how large one can be."""
+    records = world.confounded(41, np.random.default_rng(0))
+    asked = []
+
+    def calibrated(epsilon, bound, *, n, d, ridge, **further):
+        asked.append((epsilon, bound.movement, bound.largest, n, d, ridge, further))
+        return calibrate(epsilon, bound, n=n, d=d, ridge=ridge, **further)
+
+    monkeypatch.setattr(baselines, "calibrate", calibrated)
+    how = {"ridge": 0.3, "weight_ridge": 0.7, "kappa": 0.25}
+    fit_rival(rival, records.x, records.a, records.y, epsilon=2.0, noise=Noise(0), **how)
+    assert (
+        asked
+        == {
+            "unweighted": [(2.0, 0.0, 1.0, 41, 5, 0.3, {})],
+            "stage-wise": [(1.0, 0.0, 1.0, 41, 5, 0.7, {}), (1.0, 0.0, 4.0, 41, 5, 0.3, {})],
+            "split": [(2.0, 0.0, 1.0, 20, 5, 0.7, {}), (2.0, 0.0, 4.0, 21, 5, 0.3, {})],
+            "worst-case": [(2.0, 164.0, 4.0, 41, 5, 0.3, {})],
+            "weighted-erm": [(2.0, 0.0, 4.0, 41, 5, 0.3, {"perturbation": "gamma"})],
+        }[rival]
+    )
 
 
 def test_gain_is_the_mean_effect_of_what_is_advised():
