@@ -565,6 +565,8 @@ def test_vectors_are_asked_for_where_a_system_compares_them(tmp_path, monkeypatc
     assert list(done.systems) == ["rag-turns", "chain-of-memory", "full"] and set(
         done.systems["chain-of-memory"].against
     ) == {"full", "rag-turns"}
+    more = compare(KITCHEN, systems=["rag-turns", "bm25", "chain-of-memory"], k=4, protocols=["online"])
+    assert set(more.systems["chain-of-memory"].against) == {"full", "bm25"}  # two at most, whoever is named
     assert any("texts are longer than the 40 tokens" in each for each in done.notes)
     assert done.systems["rag-turns"].build["embedded_tokens"] > 400 and done.systems["full"].build.keys() == {
         "written_tokens"
