@@ -196,6 +196,8 @@ def test_an_axis_of_shares_ends_within_the_whole() -> None:
         assert "domain" not in scale.encoding("y")["scale"]  # a cosine, a ratio, no share, nothing
         assert scale.encoding("y")["scale"]["padding"] == 10
     assert "padding" not in plots.Axis("loss").over([0.2, 0.9], zero=True).encoding("y")["scale"]
+    wide, narrow = (plots.Axis("loss", log=True).over(values).encoding("y")["scale"] for values in ([1, 10], [1, 9]))
+    assert wide["type"] == "log" and "zero" not in wide and narrow["zero"] is False and "type" not in narrow
 
 
 def test_seconds_along_an_axis_are_a_clock_from_a_minute_on() -> None:
