@@ -497,3 +497,8 @@ def test_shares_of_tests_and_limits_of_their_processes(monkeypatch, finished, sc
     assert json.loads(how["stdin"]) == {"program": "x = 1\n", "gold": ["assert x == 1"], "seconds": 10.0}
     assert how["unsafe"] is True
     assert how["limits"] == sandbox.Limits(seconds=20.0, cpu_seconds=4, memory_bytes=77)
+
+
+def test_a_verifier_that_is_kept_runs_programs_in_the_sandbox_with_the_usual_limits():
+    (how,) = module._kept("tests").first.args
+    assert how == {"seconds": 5.0, "memory_bytes": 2 * 2**30, "unsafe": False}

@@ -267,6 +267,9 @@ def test_a_model_here_is_scored_once_however_often_it_is_interrupted(tiny_model,
     words = {"judge_kind": "logprob", "without_explanation": True, "biases": "library.json", "rounds": 0}
     whole = audit_judge("model", "rules", "pairs.jsonl", out="whole", **words)  # pyright: ignore[reportArgumentType]
     assert whole.calls == 0 and not Path("whole/calls.jsonl").exists()
+    assert re.fullmatch(
+        r"equipoise/model@[0-9a-f]{12} \(log-probabilities\)", whole.judge
+    )  # its folder's last part, with what it holds
     real, scored = LogProbJudge._score, []
 
     def dies(judge, prompts):
