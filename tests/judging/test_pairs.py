@@ -180,6 +180,9 @@ def test_whole_conversations_beside_their_prompt_give_the_last_turns():
     sides = {name: [user, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     pair = pair_from({"prompt": "Q?", **sides}, place="f:1", default_id="d")
     assert (pair.question, pair.chosen, pair.rejected) == ("Q?", "chosen", "rejected")
+    longer = {name: [user, {"role": "assistant", "content": "?"}, user, turns[-1]] for name, turns in sides.items()}
+    pair = pair_from({"prompt": "Q?", **longer}, place="f:1", default_id="d")
+    assert (pair.chosen, pair.rejected) == ("chosen", "rejected")
 
 
 def test_odd_cells_are_named_or_nothing():

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 from equipoise.core.state import load_state
 from equipoise.studies import guard as declared
@@ -52,7 +53,7 @@ def small(monkeypatch):
     monkeypatch.setattr(guard_world, "TEACHING", {"epochs": 1, "learning_rate": 3e-3, "batch_size": 32})
 
 
-def test_a_run_killed_and_resumed_measures_the_same(small, tmp_path):
+def test_a_run_killed_and_resumed_measures_the_same(small, tmp_path, monkeypatch):
     study = registry.load("guard").build(steps=4, batch_size=4, evaluations=2)
     declared.teach(Recorder(tmp_path / "prepared"))
     prepared = tmp_path / "prepared"
@@ -75,7 +76,19 @@ def test_a_run_killed_and_resumed_measures_the_same(small, tmp_path):
     for outcome in ("forget_excess", "still_known", "retain_probability", "retain_truth"):
         assert {f'{outcome} {at} {{"split": "test"}}' for at in places} <= set(whole.measured)
     assert whole.measured['effective_sample {"step": 0} {}'] < 1
-    base = run("graddiff", "base")
+    ratios = {}
+
+    def ratio(model, asked, *, mean, batch_size):
+        assert mean == "arithmetic"
+        ratios[len(asked)] = torch.linspace(0.2, 1.8, len(asked))
+        return ratios[len(asked)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guard_world, "truth_ratios", ratio)
+        base = run("graddiff", "base")
+    expected = [(1 - each).clamp(min=0).mean().item() for each in ratios.values()]
+    truths = [value for key, value in base.measured.items() if key.startswith("retain_truth")]
+    assert len(truths) == 6 and all(min(abs(value - each) for each in expected) < 1e-6 for value in truths)
     assert base.measured['effective_sample {"step": 0} {}'] == 1 and "scored_tokens" not in base.spent
     start = 'forget_excess {"step": 0} {"split": "test"}'
     assert base.measured[start] == whole.measured[start] and base.last("forget_excess") != whole.last("forget_excess")

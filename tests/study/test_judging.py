@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from equipoise.core import statistics
 from equipoise.core.errors import WorkFailed
 from equipoise.core.statistics import item_interval
 from equipoise.study.claims import Claim, better, between, both, cheaper, equal, not_worse, statistic
@@ -679,6 +680,17 @@ def test_a_summary_without_any_spread_has_an_interval_of_its_answers():
     sago, pcgrad = judge(book.study, book.results()).summaries
     assert (sago.estimate, sago.upper) == (1.0, 1.0) and 0.8 < sago.lower < 0.9  # Wilson, 20 of 20
     assert pcgrad.estimate == 0.5 and math.isnan(pcgrad.lower) and math.isnan(pcgrad.of)
+
+
+def test_clusters_of_one_run_that_come_to_the_same_are_as_many_answers():
+    """Between them nothing spreads, within them it does: half of four, where four that differ have their own spread."""
+    book = Book(declare(claim(better("accuracy", **PAIR)), seeds=1))
+    book.score("sago", 0, "accuracy", np.array([0.0, 1.0] * 4), clusters=list("aabbccdd"))
+    book.score("pcgrad", 0, "accuracy", np.array([0.0, 0, 1, 1, 0, 1, 1, 1]), clusters=list("aabbccdd"))
+    sago, pcgrad = judge(book.study, book.results()).summaries
+    assert (sago.lower, sago.upper) == pytest.approx(statistics.wilson(2, 4))
+    spread = statistics.mean_interval(np.array([[0.0, 0, 1, 1, 0, 1, 1, 1]]), list("aabbccdd"), units=("item",))
+    assert (pcgrad.lower, pcgrad.upper) == (max(spread.lower, 0.0), min(spread.upper, 1.0))
 
 
 def test_a_rate_that_no_count_gives_is_named():
