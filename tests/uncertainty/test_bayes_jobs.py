@@ -154,6 +154,13 @@ def test_other_teachers(place, tmp_path, teacher):
         second = adapters.attach_saved(load(place / "base", **PLAIN), tmp_path / "second")
         for name, pair in teachers.own_factors(second).items():
             assert all(a.equal(b) for a, b in zip(pair, found.members[1][name], strict=True))
+        # Another adapter under the same name is no member of the teacher that is there.
+        shutil.rmtree(tmp_path / "second")
+        write_adapter(place / "base", tmp_path / "second", seed=4)
+        with pytest.raises(BadInput, match="another content of member 2"):
+            uncertainty.bayesianize(
+                adapter, inputs=rows(), teacher=teacher, draws=2, **more, **PLAIN, out=tmp_path / "t"
+            )
 
 
 def test_what_is_refused(place, made, tmp_path):
