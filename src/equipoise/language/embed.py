@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed, did_you_mean
-from equipoise.core.files import read_regular
+from equipoise.core.files import open_regular
 from equipoise.core.options import closed
 from equipoise.core.progress import progress
 from equipoise.core.rows import Rows
@@ -157,10 +157,12 @@ def _file_of_vectors(folder: Path) -> Path:
     """The file of a cache, which need not be there. Raises BadInput for one of this name that is somebody's own."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / VECTORS
-    content = read_regular(path) if path.exists() else b""
-    ours = any(line.startswith(_BEGINNING) for line in content.split(b"\n"))
-    if not ours and not _BEGINNING.startswith(content):  # a kill may have cut the first line
-        raise BadInput(f"{path} holds no vectors that were made here: give another folder as the cache.")
+    if path.exists():
+        with open_regular(path) as opened:
+            whole = _BEGINNING.startswith(opened.read(len(_BEGINNING)))  # a kill may have cut the first line
+            opened.seek(0)
+            if not whole and not any(line.startswith(_BEGINNING) for line in opened):
+                raise BadInput(f"{path} holds no vectors that were made here: give another folder as the cache.")
     return path
 
 
