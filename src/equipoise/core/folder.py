@@ -45,7 +45,7 @@ class JobFolder:
         command: the job's. drawn: files made from the others. scratch: files and folders that are no part of it, and go once
         the name is there.
         """
-        write_manifest(self.work, command, drawn, {*scratch, *self.others.difference(drawn)})
+        write_manifest(self.work, command, drawn, {*scratch, *self.others})
         publish(self.work, self.final)
         for name in scratch:
             FILES.remove(self.final / name)
@@ -143,8 +143,12 @@ def made_by_a_job(folder: Path) -> bool:
 
 
 def write_manifest(folder: Path, command: str, drawn: Iterable[str] = (), left_out: Iterable[str] = ()) -> None:
-    """Write who made a folder, and size and sha256 of its files, but for those left out, into its manifest.json."""
-    drawn, left_out = set(drawn), {MANIFEST, *left_out}
+    """Write who made a folder, and size and sha256 of its files, but for those left out, into its manifest.json.
+
+    What is drawn is the job's, also where a file of that name was left out before.
+    """
+    drawn = set(drawn)
+    left_out = {MANIFEST, *left_out} - drawn
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path), "drawn": name in drawn}
         for name, path in sorted(_files(folder).items())

@@ -212,8 +212,7 @@ class Job(Generic[P, R]):
                 f"{folder} is damaged ({', '.join(damaged)}): the command that made it makes that part again."
             )
         others = unlisted(folder)
-        drawn = self.draw(folder)
-        write_manifest(folder, self.command, drawn, others.difference(drawn))
+        write_manifest(folder, self.command, self.draw(folder), others)
 
     def draw(self, folder: Path, *, stopped: str = "", final: Path | None = None) -> tuple[str, ...]:
         """Draw what people see of a folder from what it holds; the names of the files.
