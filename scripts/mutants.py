@@ -78,6 +78,7 @@ LIBRARIES += (
 CHOSEN = 10  # a constant that is larger is a size that somebody chose: one more or less is no fault
 ALWAYS = ("tests/test_defaults.py",)  # reads sources, so that no line that runs is tied to it
 DECORATED = ("tests/core/test_closed_words.py",)  # calls whatever `closed` is written over, as the 40 s seldom come to
+DECLARED = ("tests/studies/test_declarations.py",)  # builds studies, whose modules an earlier test has imported already
 SECONDS = 40.0  # of tests, without the mutant, that run a mutant's line: those nearest to its file first
 
 
@@ -272,7 +273,7 @@ class Running:
         # What an import, a cache or a fixture made is noted of whichever test came first: others may look at it, too.
         about = self._about(mutant.path)
         others = (name for name in self.there.difference(chosen) if name.partition("::")[0] in about)
-        always = ALWAYS + DECORATED * (mutant.operator == "RemoveDecorator")
+        always = ALWAYS + DECLARED * (room == "studies") + DECORATED * (mutant.operator == "RemoveDecorator")
         return [*always, *chosen, *self._within(SECONDS / 2, sorted(others, key=distance))]
 
     def _about(self, path: str) -> set[str]:
