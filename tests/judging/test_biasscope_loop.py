@@ -728,9 +728,9 @@ def test_rewrites_in_a_script_without_blanks_are_cut_to_their_characters():
 
 def test_rewrites_are_cut_to_the_words_of_what_they_were_made_from():
     judge = Heard(fooled_by("a"))
-    teacher = Teacher(lambda name, text: None if text.endswith("13") else f"{text} {name}")
+    teacher = Teacher(lambda name, text: None if text[-1] in "345678" else f"{text} {name}")
     audit = run(judge, teacher, made(30), rounds=0)
     assert audit.screened["a"].increase == 1.0
     found = audit.selection.length_controlled(LIBRARY[0])
-    assert (found.bias, found.pairs, found.left_out, found.increase) == ("a", 9, 1, 0.0)
-    assert judge.phases[-1] == ("judge/selection, cut", 18)
+    assert (found.bias, found.pairs, found.left_out, found.increase) == ("a", 4, 6, 0.0)
+    assert judge.phases[-1] == ("judge/selection, cut", 8)

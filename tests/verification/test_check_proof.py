@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from equipoise.verification import check
 from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
@@ -312,6 +313,33 @@ def test_the_matrix_of_a_convolution_is_exact_in_either_direction(groups, monkey
     # The most products that any number of the result is a sum of, going forward or back, and the bias.
     most = max((forward != 0).sum(1).max(), (forward != 0).sum(0).max())
     assert most + 1 <= check._terms(layer)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"),
+    [
+        ((1, 1), (0, 0), (1, 1), 1),
+        ((2, 3), (1, 0), (2, 1), 1),
+        ((1, 2), (2, 3), (1, 2), 4),
+        ((3, 1), (0, 2), (1, 3), 2),
+    ],
+)
+def test_a_convolution_is_that_of_torch(stride, padding, dilation, groups):
+    weight, bias, x = (RNG.normal(size=size) for size in ((8, 4 // groups, 2, 3), (8,), (2, 4, 7, 9)))
+    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    layer = {"kind": "conv2d", "weight": weight, "bias": bias, "shape": [4, 7, 9], "groups": groups}
+    layer |= {name: list(pair) for name, pair in how.items()}
+    given = [torch.from_numpy(each) for each in (x, weight, bias)]
+    plain, whole = (
+        torch.nn.functional.conv2d(*given[:2], each, **how, groups=groups).numpy() for each in (None, given[2])
+    )
+    assert check._out_shape(layer) == whole.shape[1:]
+    assert np.allclose(check._apply(layer, x.reshape(2, -1)), plain.reshape(2, -1))
+    assert np.allclose(whole - plain, check._bias(layer).reshape(whole.shape[1:]))
+    c = RNG.normal(size=(3, whole[0].size))
+    assert np.allclose(check._back(layer, c), c @ check._apply(layer, np.eye(4 * 7 * 9)).T)
+    assert check._padded(layer, 5).shape == (5, groups, 4 // groups, 7 + 2 * padding[0], 9 + 2 * padding[1])
+    assert check._terms(layer) == weight.size + 2
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-170, 1e150])

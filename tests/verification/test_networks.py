@@ -361,3 +361,11 @@ def test_what_holds_tensors_is_compared_by_identity():
     ]
     assert kernels[0] != kernels[1]
     assert len({geometry(network) for network in networks}) == 2
+
+
+def test_the_last_four_rounded_networks_are_kept():
+    networks = [from_module(nn.Linear(2, 2), (2,)) for _ in range(5)]
+    rounded = [each.to(torch.float32) for each in networks[:4]]
+    assert all(each.to(torch.float32) is its for each, its in zip(networks, rounded, strict=False))
+    networks[4].to(torch.float32)
+    assert networks[3].to(torch.float32) is rounded[3] and networks[0].to(torch.float32) is not rounded[0]

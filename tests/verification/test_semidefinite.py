@@ -313,3 +313,68 @@ def test_how_far_a_change_may_go():
     assert reach == pytest.approx(0.95 / 3) and torch.linalg.eigvalsh(turned - reach * 3 * turned).min() > 0
     for matrix, change in ((-eye, eye), (eye, eye * torch.nan), (eye, eye * torch.inf)):
         assert semidefinite._reach(matrix, change, ones, none) == 0.0
+
+
+def test_a_start_is_tried_with_powers_of_four_of_the_weights_of_layers(monkeypatch):
+    """From the last layer, whose multipliers of y (y - z) are the largest coefficient, to the first, and the input's."""
+    network = random_network(1)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    _, p, _ = relaxed(network, x, 0.5, torch.tensor([1.0, -1, 0], dtype=torch.float64))
+    first, last = (len(here) for here in p.bent.values())
+
+    def multipliers(most, power, t=0.0):
+        parts = [torch.full((5, first), 0.01), torch.full((5, last), 0.01)]
+        parts[0][2], parts[1][2] = most * 4.0**power, most
+        numbers = [*parts[0].flatten().tolist(), *parts[1].flatten().tolist(), most * 16.0**power, t]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    tried, real = [], semidefinite.matrix
+    n = len(p.f)
+    monkeypatch.setattr(semidefinite, "matrix", lambda p, c, y: (tried.append(y.clone()), -torch.eye(n).double())[1])
+    for most, objective in ((n - 4.0, torch.arange(n) - (n - 4.0)), (1e-6, torch.zeros(n))):
+        tried.clear()
+        left = semidefinite._start(p, objective.double())
+        assert len(tried) == 10 and torch.equal(left, tried[-1])
+        for power, each in zip(range(1, 11), tried, strict=True):
+            assert_close(each, multipliers(most, power), rtol=1e-6, atol=0)
+    # The first with which S is positive definite below its corner is taken, and t is a tenth and 1 below what it proves.
+    monkeypatch.setattr(semidefinite, "matrix", real)
+    for unit in (0.01, 1.0, 50.0):
+        objective = unit * p.output[0] - unit * p.output[1]
+        y = semidefinite._start(p, objective)
+        most = objective.abs().max().item()
+        power = next(k for k in range(1, 11) if math.isclose(y[-2].item(), most * 16.0**k))
+        for below in range(1, power):
+            lesser = semidefinite.matrix(p, objective, multipliers(most, below))
+            assert torch.linalg.eigvalsh(lesser[1:, 1:])[0] < 0
+        t = float(largest(p, objective, multipliers(most, power)))
+        assert_close(y, multipliers(most, power, t - 1 - abs(t) / 10), rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_provable_is_less_than_t_by_what_a_checker_allows(proof):
+    p, objective, y, _ = proof
+    t = float(largest(p, objective, y))
+    f, g = (abs(each.numpy()) for each in (p.f, p.g))
+    n, count = f.shape
+    layers, inputs = 2, 5
+    assert len(p.bent) == layers and p.inputs == inputs
+    for start, room in ((t - 0.5, 0.25), (t - 0.5, 0.75), (t - 2.0, 1.0), (t - 1e-3, 0.0)):
+        given = y.clone()
+        given[-1] = start
+        reached = start + room if room < t - start else start
+        sizes = np.linalg.norm((f * y[:-2].numpy()) @ g.T) + inputs * y[-2].item() + abs(start)
+        share = 16 * 2.0**-53 * (n + count + 16) * (2 + layers)
+        found = semidefinite._provable(p, objective, given, room)
+        assert (reached - found) / (share * sizes) == pytest.approx(1, rel=2e-3)
+        assert given[-1] == start
+
+
+def test_t_may_rise_by_nearly_all_that_the_corner_allows(proof, monkeypatch):
+    p, objective, *_ = proof
+    rooms, real = [], semidefinite._provable
+    monkeypatch.setattr(semidefinite, "_provable", lambda *given: rooms.append(given[2:]) or real(*given))
+    semidefinite.solve(p, objective, steps=3)
+    assert len(rooms) == 3
+    for y, room in rooms:
+        corner = np.linalg.inv(semidefinite.matrix(p, objective, y).numpy())[0, 0]
+        assert room == pytest.approx(0.999 / corner, rel=1e-5)
