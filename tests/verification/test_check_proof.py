@@ -4,14 +4,15 @@ import contextlib
 import itertools
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from equipoise.verification import check
+from equipoise.verification import check, rounding
 from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
-from equipoise.verification.rounding import TINY, Near, U
+from equipoise.verification.rounding import TINY, Near, U, near
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
@@ -714,3 +715,57 @@ def test_rows_of_a_form_hold_for_every_input():
         truth = exact(net.layers[2]["weight"]) @ y
         assert (abs(exact(outputs.value) @ w - truth) <= exact(outputs.error) @ abs(w)).all()
         assert sum(each**2 for each in w) <= 3
+
+
+def test_roundings_are_counted(monkeypatch):
+    """Every sum is given the number of its products, and of what is rounded beside them."""
+    counted = []
+
+    def off(terms, size):
+        counted.append(terms)
+        return rounding.off(terms, size)
+
+    monkeypatch.setattr(check, "off", off)
+    for shape in ((3, 7), (7, 3)):
+        check.prove_norm(linear(RNG.normal(size=shape)), np.ones(1), 100.0)
+        check._row_lengths(linear(np.ones(shape)), np.ones(1))
+    assert counted == [7 + 2, 3 + 3, 3 + 7 + 2 + 8] * 2
+    counted.clear()
+    layer = convolution()
+    check._row_lengths(layer, np.ones(1))
+    check._row_lengths({"kind": "scale", "inputs": [0], "weight": np.ones(5)}, np.ones(1))
+    assert counted == [4 * 2 * 2 * 3 + 2 + 8, 5 + 2 + 8]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_the_bound_of_a_relu_is_the_least_of_every_neuron(scale):
+    """On a fine grid of boxes on either side of 0 and around it, less half of lambda."""
+    lower = scale * np.array([0.25, 0.5, -0.75, -0.5, -0.25, -0.5])
+    upper = scale * np.array([0.75, 0.75, -0.25, -0.25, 0.5, 0.25])
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        c, slopes = rng.normal(size=(2, 6)), rng.uniform(size=(2, 6))
+        axes, penalty = scale * rng.uniform(1, 2, 6 if seed % 2 else 1), rng.uniform(0.1, 2, 2)
+        centre = lower + rng.uniform(size=6) * (upper - lower)
+        proof = SimpleNamespace(
+            sets={1: (centre, axes, lower, upper)},
+            content={"slopes_1": slopes},
+            _above=lambda least, key, its=penalty: its,
+        )
+        offset, g = check._Proof._relu(proof, 1, near(c))
+        assert np.array_equal(g.value, c * slopes) and not g.error.any()
+        z = lower + np.linspace(0, 1, 3001)[:, None, None] * (upper - lower)
+        parts = c * np.maximum(z, 0) - g.value * z + penalty[:, None] / 2 * ((z - centre) / axes) ** 2
+        assert np.allclose(offset.least, parts.min(0).sum(1) - penalty / 2, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("step", [1, 5, 11, 12, 99])
+def test_a_map_is_made_in_pieces(monkeypatch, step):
+    layer = convolution(1)
+    n, m = check._inputs(layer), len(check._bias(layer))
+    way, size = ("_apply", n) if n <= m else ("_back", m)
+    whole, made, real = check._matrix(layer), [], getattr(check, way)
+    monkeypatch.setattr(check, way, lambda layer, rows: made.append(len(rows)) or real(layer, rows))
+    monkeypatch.setattr(check, "PIECE", (step + 1) * check._padded(layer, 1).size - 1)
+    assert np.array_equal(check._matrix(layer), whole)
+    assert made == [min(step, size - begin) for begin in range(0, size, step)]

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from equipoise.verification import check, semidefinite
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Search, enclosures, geometry
+from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry
 from equipoise.verification.certificate import certified_margins, contents, refined, specifications
 from equipoise.verification.job import certify
 from equipoise.verification.network import Builder, write_network
@@ -279,8 +279,10 @@ def test_weights_too_large_for_a_start_prove_nothing():
     network = random_network(1)
     layers = [replace(each, weight=each.weight * 1e9) if hasattr(each, "weight") else each for each in network.layers]
     network = replace(network, layers=tuple(layers))
-    bound, _, _ = relaxed(network, torch.zeros(1, 3, dtype=torch.float64), 0.5, torch.tensor([1.0, -1, 0]).double())
+    bound, p, _ = relaxed(network, torch.zeros(1, 3, dtype=torch.float64), 0.5, torch.tensor([1.0, -1, 0]).double())
     assert bound == -math.inf
+    none = semidefinite.solve(p, p.output[0] - p.output[1])
+    assert (none.bound, none.multipliers, none.ball) == (-math.inf, {}, 0.0)
 
 
 @pytest.mark.slow
@@ -378,3 +380,36 @@ def test_t_may_rise_by_nearly_all_that_the_corner_allows(proof, monkeypatch):
     for y, room in rooms:
         corner = np.linalg.inv(semidefinite.matrix(p, objective, y).numpy())[0, 0]
         assert room == pytest.approx(0.999 / corner, rel=1e-5)
+
+
+def test_a_step_too_far_ends_the_search(proof, monkeypatch):
+    """S is not positive definite then: the bound that was proved before it is the result, and nothing is tried again."""
+    p, objective, *_ = proof
+    tried, real = [], torch.linalg.cholesky_ex
+    first = semidefinite.solve(p, objective, steps=1)
+    monkeypatch.setattr(semidefinite, "_reach", lambda *parts: 1e4)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda given: tried.append(given) or real(given))
+    found = semidefinite.solve(p, objective)
+    assert real(tried[-1])[1] > 0  # the last that was tried has no factor
+    assert len(tried) <= 8 and found.bound == first.bound and found.ball == first.ball
+
+
+def test_the_inequalities_of_a_neuron_that_bends_by_hand():
+    """Of three neurons the first may reach 0 from above, the second bends from -1 to 3, the third reaches 0 from below."""
+    builder = Builder((3,))
+    value = builder.relu(builder.linear(0, torch.eye(3), None))
+    network = builder.build(builder.linear(value, torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)), "three")
+    x, low, high = (torch.tensor([row]).double() for row in ([2.0, 1.0, -2.0], [0.0, -1.0, -4.0], [4.0, 3.0, 0.0]))
+    e = Enclosure(x, torch.tensor([[1.5, 1.25, 2.0]]).double(), low, high)
+    p = semidefinite.problem(network, x[0], 0.5, {1: e}, 0)
+    assert semidefinite.entries({1: e}, 0, 3) == 5 and p.inputs == 3 and p.bent[1].tolist() == [1]
+    # w is 1, u, and the neuron's own: z is 1 + u_2 / 2, y its value at the centre and twice its own.
+    one, z, y = (np.array(row) for row in ([1.0, 0, 0, 0, 0], [1.0, 0, 0.5, 0, 0], [1.0, 0, 0, 0, 2.0]))
+    above, below = z + one, z - 3 * one
+    assert_close(p.f.T.numpy(), np.stack([one, one, y, one, above]))
+    assert_close(p.g.T.numpy(), np.stack([-y, z - y, y - z, y - 0.75 * above, below]))
+    assert p.output.tolist() == [[3.0, 0.5, 0, 0, 0], [3.0, 0, 0, 0, 4.0], [1.0, 0, 0, 0, 0]]
+    objective, multipliers = torch.arange(5.0).double(), torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0]).double()
+    form = sum(m * np.outer(f, g) for m, f, g in zip(multipliers.tolist(), p.f.T.numpy(), p.g.T.numpy(), strict=False))
+    form = form + np.outer(one, objective.numpy()) + np.diag([-13.0 - 17.0, 13, 13, 13, 0])
+    assert_close(semidefinite.matrix(p, objective, multipliers).numpy(), (form + form.T) / 2)
