@@ -144,6 +144,15 @@ def test_so_does_one_behind_a_neuron_that_never_bends():
     assert (e.upper - e.lower).max() < 1e4
 
 
+def test_slopes_of_crown_by_hand():
+    """Above: 0 or 1, of equal areas 1. Below: the line through the ends. Where nothing bends both are the neuron's own."""
+    lower = torch.tensor([[-1.0, -2.0, -1.0, 0.0, -1.0, 0.5, -2.0, 0.0, -0.5]]).double()
+    upper = torch.tensor([[1.0, 1.0, 2.0, 1.0, 0.0, 0.75, -1.0, 0.0, 0.25]]).double()
+    above, below = bounds.crown_slopes(bounds.Enclosure(lower, lower, lower, upper))
+    assert above.tolist() == [[1, 0, 1, 1, 0, 1, 0, 1, 0]] and above.dtype == torch.float64
+    assert_close(below, torch.tensor([[1 / 2, 1 / 3, 2 / 3, 1, 0, 1, 0, 0, 1 / 3]]).double())
+
+
 def test_crown_of_one_neuron_by_hand():
     """Over [-1, 2] relu(x) lies above x, the steeper of 0 and x there, and below 2 / 3 (x + 1)."""
     builder = Builder((1,))

@@ -605,6 +605,22 @@ def test_a_ball_has_to_meet_its_box():
     refused(claimed(net, [0.5, 0.5], 0.1, 0, [-9.0], **{**tied, "box": [1.0, 0.0]}), net, "does not meet its box")
 
 
+def test_behind_a_relu_nothing_is_below_zero():
+    """Neither a centre nor an end of a box; what is claimed of the next ReLU's input is compared with that."""
+    net = net_of(relu(0), relu(1), linear([[1.0], [0.0]], inputs=2))
+    more = 1 + 1e-9
+    for x, centre, upper in ((0.5, 0.5, 1.5 * more), (-3.0, 0.0, 0.0), (3.0, 3.0, 4 * more)):
+        first = enclosed(0, [x], [more], [x - more], [x + more])
+        lower = 2.0 - 1e-9 if x > 1 else 0.0
+        check.prove(claimed(net, [x], 1.0, 0, [-9.0], **first, **enclosed(1, [centre], [more], [lower], [upper])), net)
+        for changed, said in (
+            (enclosed(1, [centre + 1e-6], [more], [lower], [upper]), "too small or elsewhere"),
+            (enclosed(1, [centre], [more], [lower + 1e-6], [upper + 1e-6]), "the box at layer input 1 is too small"),
+            (enclosed(1, [centre], [more], [lower], [upper - 1e-6]), "the box at layer input 1 is too small"),
+        ):
+            refused(claimed(net, [x], 1.0, 0, [-9.0], **first, **changed), net, said)
+
+
 def test_multipliers_are_positive():
     net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
     box = {"box": [-1.0, 1.0], "lambda_input": [0.1], **enclosed(0, [0.0], [1.1], [-1.0], [1.0])}
