@@ -418,6 +418,49 @@ def test_numbers_that_are_none(copied, net):
         check.prove({**content, "network": beyond}, net)
 
 
+def test_a_certificate_is_as_large_as_can_be_checked_and_no_larger(copied, net, monkeypatch):
+    path = copied / "certificates" / "00000.npz"
+    content = members(path)
+    directory = int.from_bytes(path.read_bytes()[-10:-6], "little")
+    for limit, most, said in (
+        ("CERTIFICATE", sum(array.nbytes for array in content.values()), "its arrays have more than"),
+        ("DIRECTORY", directory, "a damaged one .its end."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(check_files, limit, most)
+            assert (check.check(path, net) == content["margins"]).all()
+            patch.setattr(check_files, limit, most - 1)
+            refused(path, net, said)
+
+
+def test_as_many_margins_as_there_are_can_be_refined(copied, net):
+    content = members(copied / "certificates" / "00000.npz")
+    forms = {name: (array.dtype.str, array.shape) for name, array in content.items()}
+    for count in (0, 1, 2, 3):
+        refining = {"refined": ("<i8", (count,)), "ball": ("<f8", (count,))}
+        refining |= {f"multipliers_{at}": ("<f8", (count, 5, net.sizes[at])) for at in net.bent}
+        if count < 3:
+            fit(forms | refining, net)
+            continue
+        with pytest.raises(Refused, match=r"^it refines 3 of 2 margins$"):
+            fit(forms | refining, net)
+
+
+def test_whole_numbers_and_words_of_a_file():
+    whole, told = check_files._whole, check_files.told
+    for good in ([1], [2**40], [1] * 32, [7, 1, 2**40]):
+        assert whole(good, "it", 1) == tuple(good) == whole(good, "it", True, len(good))
+    assert whole([0], "it", 0) == whole([0], "it", False) == (0,)
+    for bad in ([0], [], [1] * 33, [2**40 + 1], [True], [1.0], ["1"], [[1]], (1,), 1, None, [-1]):
+        with pytest.raises(Refused) as why:
+            whole(bad, "it", 1)
+        assert str(why.value) == f"it is {told(bad)}, not one or some whole numbers from 1 on"
+    for count in (1, 3):
+        with pytest.raises(Refused, match=rf"^it is \[1, 2\], not {count} of them$"):
+            whole([1, 2], "it", 1, count)
+    assert told("a" * 58) == f"'{'a' * 58}'" and told("a" * 59) == f"'{'a' * 56}..." and told("é") == r"'\xe9'"
+
+
 def archive(path, content, **changes):
     """An archive of the arrays as numpy writes it, with members changed: name -> bytes of the file, or None."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:

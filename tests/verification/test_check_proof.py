@@ -785,3 +785,25 @@ def test_a_map_is_made_in_pieces(monkeypatch, step):
     monkeypatch.setattr(check, "PIECE", (step + 1) * check._padded(layer, 1).size - 1)
     assert np.array_equal(check._matrix(layer), whole)
     assert made == [min(step, size - begin) for begin in range(0, size, step)]
+
+
+def test_rows_by_hand_and_as_many_as_can_be_checked(monkeypatch):
+    """Of three neurons the first may reach 0 from above, the second bends from -1 to 3, the third reaches 0 from below."""
+    net = net_of(linear(np.eye(3)), relu(1), linear(np.diag([1.0, 2.0, 4.0]), 1.0, inputs=2), size=3)
+    x, low, high = [2.0, 1.0, -2.0], [0.0, -1.0, -4.0], [4.0, 3.0, 0.0]
+    proof = check._Proof(claimed(net, x, 0.5, 0, [-9.0, -9.0]), net)
+    proof.sets = {1: tuple(np.array(each) for each in (x, [1.5, 1.25, 2.0], low, high))}
+    f, g, outputs, bent = proof._rows()
+    one, z, y = (np.array(row) for row in ([1.0, 0, 0, 0, 0], [1.0, 0, 0.5, 0, 0], [1.0, 0, 0, 0, 2.0]))
+    above, below = z + one, z - 3 * one
+    assert {at: here.tolist() for at, here in bent.items()} == {1: [1]}
+    assert np.allclose(f.value, [one, one, y, one, above], rtol=0, atol=1e-12)
+    assert np.allclose(g.value, [-y, z - y, y - z, y - 0.75 * above, below], rtol=0, atol=1e-12)
+    assert np.allclose(outputs.value, [[3, 0.5, 0, 0, 0], [3, 0, 0, 0, 4], [1, 0, 0, 0, 0]], rtol=0, atol=1e-12)
+    assert max(f.error.max(), g.error.max(), outputs.error.max()) < 1e-14
+    # Five entries, twelve numbers of all values, and fifty more.
+    monkeypatch.setattr(check, "ROWS", 5 * (12 + 50))
+    assert len(proof._rows()[0].value) == 5
+    monkeypatch.setattr(check, "ROWS", 5 * (12 + 50) - 1)
+    with pytest.raises(Refused, match="about 5 numbers at once, too many for this checker"):
+        proof._rows()

@@ -9,7 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from equipoise.verification import sdp_crown
-from equipoise.verification.bounds import Enclosure, Search, box_offset, crown, enclosures, geometry
+from equipoise.verification.bounds import Enclosure, Search, box_offset, crown, crown_slopes, enclosures, geometry
+from equipoise.verification.network import Builder
 from equipoise.verification.sdp_crown import ball_box_offset, ball_offset, best_multiplier, optimize
 from relu_networks import generator, random_network, samples, worked_example
 
@@ -184,3 +185,20 @@ def test_a_wide_input_is_narrowed_where_there_is_no_box(monkeypatch):
     inside, _ = optimize(network, x, radius, c, known, box=(0.0, 1.0), search=Search(iterations=3))
     assert len(seen) == 1
     assert_close(plain, inside, rtol=0, atol=1e-4)  # a box that holds the ball
+
+
+def test_a_search_begins_with_the_slopes_of_crown_by_the_sign_of_coefficients():
+    """Those from above where a coefficient is 0, too, as it is certified with them."""
+    builder = Builder((3,))
+    weight = torch.tensor([[1.0, 0.0, -2.0, 0.0, 3.0], [-1.0, 0.0, 1.0, 0.0, 1.0]]).double()
+    bent = builder.relu(builder.linear(0, torch.randn(5, 3, generator=generator(4)).double(), None))
+    network = builder.build(builder.linear(bent, weight, None), "signs")
+    x, radius = torch.full((2, 3), 0.1, dtype=torch.float64), torch.tensor([0.5, 1.0]).double()
+    known, c = enclosures(network, x, radius, geometry(network)), torch.eye(2).double().expand(2, -1, -1)
+    (at,) = known
+    above, below = (each[:, None] for each in crown_slopes(known[at]))
+    assert (above != below).all()
+    expected = torch.where(weight >= 0, above, below)
+    for slopes in ("free", "crown"):
+        _, relaxation = optimize(network, x, radius, c, known, slopes=slopes, search=Search(1, dtype=torch.float64))
+        assert_close(relaxation.slopes[at], expected)
