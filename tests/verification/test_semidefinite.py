@@ -387,11 +387,15 @@ def test_a_step_too_far_ends_the_search(proof, monkeypatch):
     p, objective, *_ = proof
     tried, real = [], torch.linalg.cholesky_ex
     first = semidefinite.solve(p, objective, steps=1)
-    monkeypatch.setattr(semidefinite, "_reach", lambda *parts: 1e4)
+    reaches = iter((0.0, 0.0, 1e6, 0.0))  # of the predictor in S and X, and of the corrector
+    monkeypatch.setattr(semidefinite, "_reach", lambda *parts: next(reaches))
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda given: tried.append(given) or real(given))
     found = semidefinite.solve(p, objective)
-    assert real(tried[-1])[1] > 0  # the last that was tried has no factor
-    assert len(tried) <= 8 and found.bound == first.bound and found.ball == first.ball
+    # Of S below its corner, of S, in the first step and with a larger t; of the step's system; and of S behind it.
+    n, count = p.f.shape
+    assert [len(each) for each in tried] == [n - 1, n, n, n, count + 2, n]
+    assert [bool(real(each)[1]) for each in tried] == [False] * 5 + [True]
+    assert found.bound == first.bound and found.ball == first.ball
 
 
 def test_the_inequalities_of_a_neuron_that_bends_by_hand():
@@ -413,3 +417,91 @@ def test_the_inequalities_of_a_neuron_that_bends_by_hand():
     form = sum(m * np.outer(f, g) for m, f, g in zip(multipliers.tolist(), p.f.T.numpy(), p.g.T.numpy(), strict=False))
     form = form + np.outer(one, objective.numpy()) + np.diag([-13.0 - 17.0, 13, 13, 13, 0])
     assert_close(semidefinite.matrix(p, objective, multipliers).numpy(), (form + form.T) / 2)
+
+
+def interior_point(p, objective, most):
+    """Predictor and corrector with dense matrices: the bounds before each step, and what proves the best."""
+    count = p.f.shape[1] + 2
+    zero = torch.zeros(count, dtype=torch.float64)
+    constant = semidefinite.matrix(p, objective, zero).numpy()
+    each = np.stack([semidefinite.matrix(p, 0 * objective, unit).numpy() for unit in torch.eye(count).double()])
+    y = semidefinite._start(p, objective).numpy()
+    aim = np.eye(count)[-1] * -1
+    size = len(constant) + count - 1
+
+    def at(y):
+        return constant + np.tensordot(y, each, 1)
+
+    def along(x):
+        return np.tensordot(each, x, 2)
+
+    def far(matrix, change, values, changes):
+        root = np.linalg.inv(np.linalg.cholesky(matrix))
+        least = min(np.linalg.eigvalsh(root @ change @ root.T)[0], (changes / values).min())
+        return min(1.0, 0.95 / -least) if least < 0 else 1.0
+
+    def sym(x):
+        return (x + x.T) / 2
+
+    def move(pull, push, system, inverse, s, y, x, slack):
+        dy = np.linalg.solve(system, along(pull) - aim + np.append(push, 0))
+        ds = at(dy) - constant
+        dx, dslack = pull - x - sym(x @ ds @ inverse), push - slack - slack / y[:-1] * dy[:-1]
+        return dy, ds, dx, dslack, far(s, ds, y[:-1], dy[:-1]), far(x, dx, slack, dslack)
+
+    x = np.linalg.inv(at(y))
+    slack, x = 1 / (y[:-1] * x[0, 0]), x / x[0, 0]
+    bounds, proofs = [], []
+    for _ in range(most):
+        s = at(y)
+        inverse = np.linalg.inv(s)
+        bounds.append(y[-1] + 0.999 / inverse[0, 0])
+        proofs.append(y)
+        if max(bounds) > 0:
+            break
+        system = np.stack([along(sym(x @ one @ inverse)) for one in each])
+        system[range(count - 1), range(count - 1)] += slack / y[:-1]
+        mu = ((x * s).sum() + slack @ y[:-1]) / size
+
+        state = system, inverse, s, y, x, slack
+        dy, ds, dx, dslack, dual, primal = move(0 * x, 0 * slack, *state)
+        after = ((x + primal * dx) * (s + dual * ds)).sum() + (slack + primal * dslack) @ (y + dual * dy)[:-1]
+        goal = mu * max(after / (mu * size), 1e-3) ** 2
+        dy, _, dx, dslack, dual, primal = move(
+            goal * inverse - sym(dx @ ds @ inverse), (goal - dslack * dy[:-1]) / y[:-1], *state
+        )
+        y, x, slack = y + dual * dy, x + primal * dx, slack + primal * dslack
+        missed = abs(along(x) - aim + np.append(slack, 0)).max()
+        above = objective.numpy() @ x[0]
+        if missed < 1e-6 and (above < 0 or above - max(bounds) < 1e-5):
+            break
+    return bounds, proofs[int(np.argmax(bounds))]
+
+
+@pytest.mark.parametrize(
+    ("seed", "summed", "away"), [(0, False, 0.0), (1, False, 0.5), (3, False, 3.0), (4, True, -3.0)]
+)
+def test_a_search_is_step_by_step_that_of_dense_matrices(seed, summed, away, monkeypatch):
+    """To its end, which is where a proof is found, a primal point shows that there is none, or both meet."""
+    network = random_network(seed, (3, 6, 6, 3), summed)
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    known = enclosures(network, x, torch.tensor([0.5]).double(), geometry(network), boxes="reach")
+    p = semidefinite.problem(network, x[0], 0.5, known, 0)
+    objective = p.output[0] - p.output[1]
+    objective[0] += away
+    bounds, proof = interior_point(p, objective, 80)
+    for steps in range(1, min(len(bounds), 8) + 1):
+        assert semidefinite.solve(p, objective, steps=steps).bound == pytest.approx(
+            max(bounds[:steps]), rel=1e-5, abs=1e-5
+        )
+    proved, real = [], semidefinite._provable
+    monkeypatch.setattr(semidefinite, "_provable", lambda *given: proved.append(given) or real(*given))
+    found = semidefinite.solve(p, objective)
+    assert len(proved) == len(bounds) and (found.bound > 0) == (away > 2)
+    assert_close(
+        torch.cat([*(each.flatten() for each in found.multipliers.values())]),
+        torch.from_numpy(proof[:-2]),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    assert found.ball == pytest.approx(proof[-2], rel=1e-3, abs=1e-5)
