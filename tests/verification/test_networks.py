@@ -408,3 +408,12 @@ def test_two_outputs_are_enough():
     assert read(nn.Linear(3, 2), shape=(3,)).network.outputs == 2
     with pytest.raises(BadInput, match="has one output; a class needs two or more"):
         read(nn.Linear(3, 1), shape=(3,))
+
+
+def test_the_norm_of_a_large_layer_is_its_sums_and_a_hair(monkeypatch):
+    """The root of the largest sums of a row and of a column, with the axes, and a hundred-millionth more."""
+    monkeypatch.setattr("equipoise.verification.norms.DENSE", 1)
+    layer = Linear((0,), torch.tensor([[3.0, -4.0], [0.5, 1.0]]).double(), torch.ones(2).double())
+    for axes, largest in (((1.0, 1.0), 7 * 5), ((2.0, 0.5), 8 * 7)):
+        found = spectral_norm(layer, torch.tensor(axes).double())
+        assert found == pytest.approx(math.sqrt(largest) * (1 + 1e-8), rel=1e-13)
