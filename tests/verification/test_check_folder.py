@@ -268,7 +268,16 @@ def test_inputs_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("takes", "shape"), [((4,), (3,)), ((2, 3), (3, 2)), ((4, 1, 1), (1, 2)), ((1, 3, 2), (3, 1, 2)), ((6,), (2, 2))]
+    ("takes", "shape"),
+    [
+        ((4,), (3,)),
+        ((2, 3), (3, 2)),
+        ((4, 1, 1), (1, 2)),
+        ((1, 3, 2), (3, 1, 2)),
+        ((6,), (2, 2)),
+        ((4, 2, 3), (2, 3, 3)),
+        ((2, 2, 3), (2, 3, 4)),
+    ],
 )
 def test_numbers_in_another_order_are_no_inputs(tmp_path, takes, shape):
     """Only channels of pictures are turned, and only what is flat on one side is read with another shape."""
