@@ -579,3 +579,13 @@ def test_a_judge_whose_context_takes_no_pair_ends_the_audit_with_the_lengths(tmp
     page = (tmp_path / "a.partial" / "report.html").read_text(encoding="utf-8")
     assert "could be asked about 0 of" in page and "No bias of seal judge was measured." in page
     assert "biases hold" not in page
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_it_will_ask_is_announced_unless_it_is_to_be_quiet(quiet, monkeypatch, capsys):
+    monkeypatch.setattr("equipoise.judging.auditing.is_quiet", lambda: quiet)
+    done = audit_judge(SealJudge(), SealTeacher(), pairs(24), rounds=0)
+    assert ("calls when nothing is found, up to" in capsys.readouterr().err) is not quiet
+    assert done.pairs == "24 pairs"
+    apart = [replace(pair, id=f"t{pair.id}", question=f"{pair.question} Again?") for pair in pairs(12)]
+    assert audit_judge(SealJudge(), SealTeacher(), pairs(24), test_pairs=apart, rounds=0).pairs == "12 pairs"

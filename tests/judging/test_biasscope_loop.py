@@ -14,7 +14,16 @@ from equipoise.chat.calls import Call, Reply
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.judging import generated
 from equipoise.judging.biases import Bias, assign, seed_biases
-from equipoise.judging.biasscope import Audit, Bench, BiasScopeSettings, biasscope, start
+from equipoise.judging.biasscope import (
+    Audit,
+    Bench,
+    BiasScopeSettings,
+    _reasons,
+    asked,
+    biasscope,
+    check_asked,
+    start,
+)
 from equipoise.judging.judges import PairwiseJudge
 from equipoise.judging.measured import Rate, Round
 from equipoise.judging.pairs import Pair, divide, read_pairs
@@ -406,6 +415,10 @@ def test_half_a_surrogate_pair_in_what_judge_and_teacher_say_is_replaced():
 
 def test_published_discovery_sees_the_order_of_the_file():
     """RewardBench as released has the better answer first everywhere."""
+    for place, found in ((1, 10), (2, 0)):  # and another file has it second
+        teacher, judge = Teacher(), ByMargin(first_wins if place == 1 else lambda *texts: -1.0)
+        run(judge, teacher, made(30, file_order=False), rounds=1, rule="published")
+        assert len(teacher.cases) == found
     cases = {}
     for place, rule in itertools.product((1, 2), ("paired", "published")):
         teacher = Teacher()
@@ -728,9 +741,24 @@ def test_rewrites_in_a_script_without_blanks_are_cut_to_their_characters():
 
 def test_rewrites_are_cut_to_the_words_of_what_they_were_made_from():
     judge = Heard(fooled_by("a"))
-    teacher = Teacher(lambda name, text: None if text.endswith("13") else f"{text} {name}")
+    teacher = Teacher(lambda name, text: None if text[-1] in "345678" else f"{text} {name}")
     audit = run(judge, teacher, made(30), rounds=0)
     assert audit.screened["a"].increase == 1.0
     found = audit.selection.length_controlled(LIBRARY[0])
-    assert (found.bias, found.pairs, found.left_out, found.increase) == ("a", 9, 1, 0.0)
-    assert judge.phases[-1] == ("judge/selection, cut", 18)
+    assert (found.bias, found.pairs, found.left_out, found.increase) == ("a", 4, 6, 0.0)
+    assert judge.phases[-1] == ("judge/selection, cut", 8)
+
+
+def test_a_pair_was_asked_about_when_it_was_in_both_orders():
+    yes, no, silent = JudgeVerdict(1), JudgeVerdict(None, asked=False, why="too long"), JudgeVerdict(None, asked=False)
+    verdicts = [(yes, yes), (yes, no), (no, yes), (silent, no), (JudgeVerdict(None), yes)]
+    assert asked(verdicts).tolist() == [True, False, False, False, True]
+    assert _reasons(verdicts) == ("too long", "too long", "no reason given")
+
+
+def test_fewer_than_one_pair_in_ten_are_too_few_to_ask_about():
+    pairs = made(20)
+    yes, no = JudgeVerdict(1), JudgeVerdict(None, asked=False, why="too long")
+    check_asked("j", pairs, [(yes, yes)] * 2 + [(yes, no)] * 18)
+    with pytest.raises(WorkFailed, match="j could be asked about 1 of 20 pairs"):
+        check_asked("j", pairs, [(yes, yes)] + [(no, yes)] * 19)

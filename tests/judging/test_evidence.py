@@ -183,7 +183,7 @@ def test_what_was_wrong_before_is_no_example():
 
 
 def test_rewrites_are_counted():
-    marks = {"s0": None, "s1": "", "s2": "", "s3": "#", "s4": "#", "s5": " x", "s6": " x", "s7": " y"}
+    marks = {"s0": None, "s1": "", "s2": "", "s3": "#", "s4": "##", "s5": " x", "s6": " x", "s7": " y"}
     evidence = searched(lambda pair, bias: marks.get(pair, " z"), library=(A,))
     evidence.audit.selection.changed_answers["a"] = 5
     (a,) = evidence.result().biases
@@ -310,6 +310,7 @@ def test_what_could_not_be_compared_is_in_no_set():
     evidence.make_sets(length_control=False)
     kept = [each.original.id for each in evidence.hardened.kept]
     assert kept == [f"s{n}" for n in range(8) if n != 3] + [f"r{n}" for n in range(6) if n != 2]
+    assert len(evidence.hardened.fooled) == 12 and evidence.result().harder.of == 12
 
 
 def test_every_verdict_is_a_row(tmp_path):

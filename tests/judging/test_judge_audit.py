@@ -334,6 +334,11 @@ def test_what_a_plan_costs(usd, said):
     ]
 
 
+def test_millions_of_tokens_are_rounded_to_two_digits():
+    for tokens, said in (((1_250_000, 12_500_000), "1.2 to 12"), ((1_350_000, 13_500_000), "1.4 to 14")):
+        assert list(plan(tokens=tokens, usd=(0.0, 0.0)).summary())[-1] == f"about {said} million tokens, free"
+
+
 def test_without_calls_nothing_is_announced():
     assert plan(calls={"judge": (0, 0)}).announced() == ""
     assert plan(calls={"judge": (0, 1)}).announced().startswith("0 calls when nothing is found, up to 1,")

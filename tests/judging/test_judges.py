@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from equipoise.chat.calls import Reply
 from equipoise.chat.structured import parse
 from equipoise.chat.templates import Template
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.judging import casting
 from equipoise.judging.biases import PLACEBO, Bias, seed_biases
+from equipoise.judging.biasscope import BiasScopeSettings
 from equipoise.judging.judges import (
     PROMPTS,
     LogProbJudge,
@@ -484,3 +487,22 @@ def test_one_failed_call_of_several_is_told_with_its_reason():
         "2 of 3 calls of scripted got no answer (HTTP 500); the others are stored, and the same command asks for what is "
         "missing."
     )
+
+
+@pytest.mark.parametrize(("kind", "balanced"), [("logprob", False), ("logprob-both", True)])
+def test_only_a_judge_of_both_orders_is_balanced(kind, balanced, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(casting, "LogProbJudge", lambda scored, **how: made.append((scored, how)))
+    asked = {"judge": "smollm2", "judge_kind": kind, "cut": 7, "judge_tokens": 9, "rounds": 0}
+    options = dict.fromkeys(
+        ("teacher", "filters", "rubric", "debias", "judge_url", "teacher_url", "judge_args", "teacher_args", "budget"),
+    )
+    asked = SimpleNamespace(**options | {"prices": None, "max_connections": None, "replay": None, "seed": 0} | asked)
+    asked.teacher = "rules"
+    its = casting.Casting(asked, (), BiasScopeSettings(rounds=0))
+    monkeypatch.setattr(its, "_scored", lambda: "the model")
+    with its.open(tmp_path) as cast:
+        assert cast.judge is None and cast.filters == []
+    ((scored, how),) = made
+    assert scored == "the model" and how["balanced"] is balanced and how["cut"] == 7 and how["chat"] is None
+    assert how["memory"] == tmp_path / "margins.jsonl"

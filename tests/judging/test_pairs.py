@@ -185,6 +185,15 @@ def test_whole_conversations_beside_their_prompt_give_the_last_turns():
     assert (pair.chosen, pair.rejected) == ("chosen", "rejected")
 
 
+def test_texts_that_differ_in_their_last_character_are_no_conversations():
+    for chosen, rejected in (("It is 1", "It is 2"), ("1", "2")):
+        pair = read({"prompt": "Q?", "chosen": chosen, "rejected": rejected})
+        assert (pair.chosen, pair.rejected) == (chosen, rejected)
+    turn = [{"role": "assistant", "content": "one"}]
+    with pytest.raises(BadInput, match="the worse answer is 7, expected a text"):
+        read({"prompt": "Q?", "chosen": turn, "rejected": 7})
+
+
 def test_odd_cells_are_named_or_nothing():
     row = {"question": "Q?", "response_A": "a", "response_B": "b", "label": 1}
     with pytest.raises(BadInput, match=r"f:1: label is \['A>B'\]"):

@@ -63,6 +63,8 @@ def test_it_speaks_of_its_largest_term_as_often_as_it_is_said_to():
     verdicts = judge.compare(asked, phase="")
     said = Counter("cheerful" in verdict.reasoning for verdict in verdicts)
     assert said[True] / 2000 == pytest.approx(0.3, abs=0.04)  # 4 standard errors
+    praised = Counter(verdict.reasoning.split(". ")[0].removesuffix(".") for verdict in verdicts)
+    assert len(praised) == 5 and stats.chisquare(list(praised.values())).pvalue > 0.001
     explained = judge.explain([Case(each, 1, "") for each in asked])
     assert np.mean(["cheerful" in text for text in explained]) == pytest.approx(0.9, abs=0.03)
     assert not any("technical" in text for text in explained)

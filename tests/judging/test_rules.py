@@ -138,6 +138,31 @@ def test_what_the_judge_says_counts_more_than_one_mark():
     assert named(case(cheerful, "It is 5.", 1, reasoning="Answer 1 uses technical terminology.")) == "jargon"
 
 
+def test_what_the_judge_says_counts_as_much_as_three_marks_and_one_mark_is_enough():
+    assert named(case("Great! It is 4.", "So it is 5.", 1)) == "sentiment"
+    texts, said = ("Great! Lovely! Fine! It is 4.", "And so it is 5 here."), "Answer 1 cites its sources."
+    names = [named(Case(JudgeComparison(str(number), "", *texts), 1, said, "")) for number in range(20)]
+    assert set(names) == {"sentiment", "authority"}
+    fewer = [
+        named(Case(JudgeComparison(str(number), "", "Great! Fine! It is 4.", "So it is 5."), 1, said, ""))
+        for number in range(20)
+    ]
+    assert set(fewer) == {"authority"}
+
+
+def test_a_sentence_of_padding_is_added_while_the_text_is_not_twice_as_long(monkeypatch):
+    monkeypatch.setattr(rules, "_PADDING", ("One two.", "Three four five.", "Six."))
+    monkeypatch.setattr(rules, "draw", lambda drawn: 0.4)  # the second of three comes first
+    for text, added in (
+        ("A b c. D.", "Three four five. Six."),  # four words and four
+        ("A b. D.", "Three four five."),
+        ("A b c d. E.", "Three four five. Six. One two."),
+        ("A b c d e f g. H.", "Three four five. Six. One two."),  # no more is left to say
+    ):
+        body, last = text.split(". ")
+        assert rules._lengthened(text, "x") == f"{body}. {added} {last}"
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_judge_that_speaks_of_a_feature_is_understood(name):
     heard = [other for other, rule in RULES.items() if rule.words.search(f"Answer 2 also {RULES[name].says}.")]

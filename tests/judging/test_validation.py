@@ -346,3 +346,9 @@ def test_other_numbers_are_no_verdicts(values):
         validation.error(values)
     with pytest.raises(ValueError, match=r"^verdicts of 1 pairs in two orders expected, found shape \(1, 3\)\.$"):
         validation.position_bias([[1, 0, 1]])
+
+
+def test_no_increase_at_all_is_none_that_is_found():
+    """Even where chance alone shows often enough, the least that can be meant by an increase is one step."""
+    assert validation.chance_to_show(0.0, 50, 0.5, alpha=0.3) > 0.01
+    assert validation.detectable_increase(50, 0.5, alpha=0.3, power=0.01) == 1e-4

@@ -144,6 +144,15 @@ def test_so_does_one_behind_a_neuron_that_never_bends():
     assert (e.upper - e.lower).max() < 1e4
 
 
+def test_slopes_of_crown_by_hand():
+    """Above: 0 or 1, of equal areas 1. Below: the line through the ends. Where nothing bends both are the neuron's own."""
+    lower = torch.tensor([[-1.0, -2.0, -1.0, 0.0, -1.0, 0.5, -2.0, 0.0, -0.5]]).double()
+    upper = torch.tensor([[1.0, 1.0, 2.0, 1.0, 0.0, 0.75, -1.0, 0.0, 0.25]]).double()
+    above, below = bounds.crown_slopes(bounds.Enclosure(lower, lower, lower, upper))
+    assert above.tolist() == [[1, 0, 1, 1, 0, 1, 0, 1, 0]] and above.dtype == torch.float64
+    assert_close(below, torch.tensor([[1 / 2, 1 / 3, 2 / 3, 1, 0, 1, 0, 0, 1 / 3]]).double())
+
+
 def test_crown_of_one_neuron_by_hand():
     """Over [-1, 2] relu(x) lies above x, the steeper of 0 and x there, and below 2 / 3 (x + 1)."""
     builder = Builder((1,))
@@ -333,3 +342,54 @@ def test_the_sizes_that_are_added_up_by_hand():
     assert (coefficients @ net(x)[0]).item() == pytest.approx(
         2 * (3e6 - 3 * (1e6 + 2)), abs=1e-6
     )  # of which -12 is left
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(2**22, 2), (10, 4), (14, 4), (15, 4), (20, 2), (1, 8)])
+def test_boxes_are_bounded_in_pieces_of_so_many_numbers(monkeypatch, rows, calls):
+    """Four numbers of a network whose largest value has five: all at once, two, or one at a time, from both sides."""
+    network, x, radius = random_network(1), torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    known = enclosures(network, x, radius, geometry(network))
+    at = list(known)[1]
+    whole = [bounds.crown(network, x, radius, sign * torch.eye(4).double(), known, value=at) * sign for sign in (1, -1)]
+    asked, real = [], bounds.crown
+    monkeypatch.setattr(bounds, "crown", lambda *given, **how: asked.append(given) or real(*given, **how))
+    low, high = bounds._crown_box(network, at, x, radius, known, *(() if rows == 2**22 else (rows,)))
+    assert len(asked) == calls and low.shape == high.shape == (2, 4)
+    assert_close([low, high], whole)
+    assert (low < high).all()
+
+
+def test_going_back_from_the_input_is_no_way_at_all():
+    c = torch.randn(2, 1, 3, generator=generator(0), dtype=torch.float64)
+    a, constant = bounds.backward(random_network(1), c, None, value=0)
+    assert a is c and constant.item() == 0
+
+
+@pytest.mark.parametrize("boxes", ["reach", "crown"])
+def test_boxes_of_reach_are_around_the_centre(boxes):
+    network, x, radius = random_network(1), torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    first, last = enclosures(network, x, radius, geometry(network), boxes=boxes).values()
+    assert_close(first.lower + first.upper, 2 * first.centre)
+    around = torch.isclose(last.lower + last.upper, 2 * last.centre)
+    assert around.all() if boxes == "reach" else not around.any()
+    assert_close(first.upper - first.centre, geometry(network).reach[1].expand(2, -1))
+
+
+def test_rounding_of_a_sum_is_that_of_both_its_parts():
+    """The sum's own sizes are those of both, and its ball is the larger one and what may have been rounded away."""
+    builder = Builder((1,))
+    small, large = (
+        builder.linear(0, torch.tensor([[weight]]), torch.tensor([bias])) for weight, bias in ((2.0, 3.0), (4e3, -5e3))
+    )
+    network = builder.build(builder.linear(builder.add(small, large), torch.eye(1), None), "sum")
+    shape, x, radius = geometry(network), torch.tensor([[1.5]]).double(), torch.tensor([0.5]).double()
+    first, second = (1.5 * 2 + 3) * 1e-10, (1.5 * 4e3 + 5e3) * 1e-10
+    for turned in (False, True):
+        layers = [replace(each, inputs=(2, 1)) if turned and len(each.inputs) == 2 else each for each in network.layers]
+        values = network.values(x)
+        radii, spares = bounds._with_rounding(replace(network, layers=tuple(layers)), values, radius, shape)
+        expected = [1.5e-10, first, second, first + second, abs(values[3].item()) * 1e-10]
+        assert [each.item() for each in spares] == pytest.approx(expected, rel=1e-12)
+        inside = 0.5 * (1 + 1e-10)
+        largest = max(inside + first / shape.axes[1].item(), inside + second / shape.axes[2].item())
+        assert radii[3].item() - 0.5 == pytest.approx(largest + (first + second) / shape.axes[3].item() - 0.5, rel=1e-6)

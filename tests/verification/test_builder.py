@@ -431,3 +431,12 @@ def test_a_network_is_read_as_rounded_and_described():
 )
 def test_the_remedy_for_what_is_not_known(kind, remedy):
     assert str(not_supported(kind, ["b", "a"])) == f"{kind} is not supported{remedy}. Known: a, b."
+
+
+def test_sizes_of_two_dimensions():
+    pair = network_module._pair
+    assert pair(3, 1) == (3, 3) and pair([2, 5], 1) == (2, 5) and pair(0, 0) == (0, 0)
+    assert pair(2**24, 1) == (2**24, 2**24) and pair((1, 1), 1) == (1, 1)
+    for wrong, least in (((1, 0), 1), ((0, 1), 1), (2**24 + 1, 1), ((1, 2, 3), 0), ((1,), 0), ((True, 1), 0), (-1, 0)):
+        with pytest.raises(BadInput, match=f"is no size of two dimensions; expected two whole numbers from {least}$"):
+            pair(wrong, least)

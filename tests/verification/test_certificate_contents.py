@@ -11,7 +11,14 @@ from torch.testing import assert_close
 from equipoise.core.errors import BadInput
 from equipoise.verification import certificate, faithful
 from equipoise.verification.bounds import Enclosure, Geometry, Search, geometry
-from equipoise.verification.certificate import Certified, batch_size, certified_margins, contents, specifications
+from equipoise.verification.certificate import (
+    Certified,
+    batch_size,
+    certified_margins,
+    contents,
+    refined,
+    specifications,
+)
 from equipoise.verification.faithful import OriginalRun, _absolute, _points, _terms, compare
 from equipoise.verification.network import Builder
 from equipoise.verification.sdp_crown import Relaxation
@@ -300,3 +307,75 @@ def test_points_by_hand():
     assert one.shape == (2, 3) and (one[1] - center).norm().item() == pytest.approx(0.5)
     zero = _points(torch.zeros(3).double(), math.nan, None, 1, np.random.SeedSequence(3))
     assert zero[1].norm().item() == pytest.approx(1.0)  # of an input of zeros there is no tenth
+
+
+def test_negative_margins_are_raised_from_the_lowest_on_until_one_stays_negative(monkeypatch):
+    """With half of 1 and of the bound as slack: 3 proves 1, 1 proves 0, and -1 proves -2."""
+    # By input: its margins, what a search finds of each, which are tried in which order, and what is left.
+    table = [
+        ([-3.0, -1.0], [3.0, -0.25], [0, 1], [1.0, -0.875]),
+        ([-1.0, -2.0], [9.0, -1.0], [1], [-1.0, -2.0]),  # no more than was known: the other is not tried
+        ([0.0, -1.0], [9.0, 1.0], [1], [0.0, 0.0]),  # a margin of 0 is not negative, before or after
+        ([-1.0, -2.0], [3.0, 1.0], [1, 0], [1.0, 0.0]),
+        ([1.0, 2.0], [9.0, 9.0], [], [1.0, 2.0]),
+        ([-1.0, -1.5], [9.0, 9.0], [], [-1.0, -1.5]),  # one entry too many
+        ([-0.125, -0.5], [3.0, 2.0], [1, 0], [0.25, 0.125]),  # in units of a quarter
+    ]
+    units = [1.0] * 6 + [4.0]
+    net, tried = network(), []
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    chosen = specifications(labels, 3)
+
+    def solve(problem, objective):
+        (j,) = (chosen[problem.item] * units[problem.item] == objective).all(1).nonzero()[:, 0].tolist()
+        tried.append((problem.item, j))
+        return Dual(table[problem.item][1][j], {2: torch.full((5, 1), 8.0)}, 2.0)
+
+    def problem(small, at, radius, known, item):
+        assert radius == 0.5 + item and torch.equal(at, x[item])
+        return SimpleNamespace(item=item, output=torch.eye(3, dtype=torch.float64))
+
+    monkeypatch.setattr(certificate, "SLACK", 0.5)
+    monkeypatch.setattr(certificate.semidefinite, "entries", lambda known, item, inputs: 998 + inputs - (item != 5))
+    monkeypatch.setattr(certificate.semidefinite, "problem", problem)
+    monkeypatch.setattr(certificate.semidefinite, "solve", solve)
+    x, radii = drawn(7, 3), 0.5 + torch.arange(7.0)
+    margins = torch.tensor([row[0] for row in table], dtype=torch.float64)
+    before = Certified(margins.clone(), {}, Relaxation({}, {}), units=units)
+    found = refined(net, x, radii, labels, before)
+    assert tried == [(i, j) for i, (_, _, order, _) in enumerate(table) for j in order]
+    assert found.margins.tolist() == [row[3] for row in table] and torch.equal(before.margins, margins)
+    raised = [(i, j) for i, j in tried if found.margins[i, j] > margins[i, j]]
+    assert list(found.duals) == raised and (1, 1) not in raised and before.duals == {}
+    for (i, j), dual in found.duals.items():
+        assert (dual.bound, dual.ball) == (table[i][1][j] / units[i], 2.0 / units[i])
+        assert torch.equal(dual.multipliers[2], torch.full((5, 1), 8.0 / units[i]))
+    del tried[:]
+    refined(net, x, radii, labels, before, torch.arange(7) == 3)
+    assert tried == [(3, 1), (3, 0)]
+
+
+def test_coefficients_are_worked_with_in_powers_of_two():
+    """1 where outputs move by 2^-10 or more, else the least power that lets them, 2^100 at most; 1 where nothing moves."""
+    moved = [4.0, 2.0**-10, 2.0**-11, 0.75 * 2.0**-10, 0.49 * 2.0**-10, 2.0**-109, 2.0**-110, 2.0**-111, 1e-300, 0.0]
+    expected = [1.0, 1.0, 2.0, 2.0, 4.0, 2.0**99, 2.0**100, 2.0**100, 2.0**100, 1.0]
+    assert certificate._units(torch.tensor(moved, dtype=torch.float64)).tolist() == expected
+
+
+def test_a_network_of_small_outputs_is_bounded_in_larger_units(monkeypatch):
+    builder, unit = Builder((3,)), 2.0**-14
+    value = builder.relu(builder.linear(0, torch.eye(3).double(), None))
+    net, seen = builder.build(builder.linear(value, unit * torch.eye(3).double(), None), "small"), []
+
+    def optimize(network, x, radius, chosen, known, **how):
+        seen.append(chosen)
+        slopes = {index: torch.zeros(len(x), 2, 3) for index in known}
+        return torch.ones(2, 2, dtype=torch.float64), Relaxation(slopes, {1: torch.full((2, 2), 64.0).double()})
+
+    monkeypatch.setattr(certificate, "optimize", optimize)
+    x, labels = torch.ones(2, 3), torch.tensor([0, 2])
+    (found,) = certified_margins(net, x, torch.tensor([1.0, 0.25]), labels)
+    assert found.units == [16.0, 64.0]  # of 2^-14 and of 2^-16, and a hair: the least power by which 2^-10 is reached
+    assert torch.equal(seen[0], specifications(labels, 3) * torch.tensor([16.0, 64.0])[:, None, None])
+    assert torch.equal(found.margins, (1 - 2e-8) / torch.tensor([[16.0] * 2, [64.0] * 2]).double())
+    assert found.relaxation.multipliers[1].tolist() == [[4.0, 4.0], [1.0, 1.0]]

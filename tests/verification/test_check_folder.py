@@ -267,6 +267,26 @@ def test_inputs_that_cannot_be_read(tmp_path):
         assert str(error.value) == said.format(tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize(
+    ("takes", "shape"),
+    [
+        ((4,), (3,)),
+        ((2, 3), (3, 2)),
+        ((4, 1, 1), (1, 2)),
+        ((1, 3, 2), (3, 1, 2)),
+        ((6,), (2, 2)),
+        ((4, 2, 3), (2, 3, 3)),
+        ((2, 2, 3), (2, 3, 4)),
+    ],
+)
+def test_numbers_in_another_order_are_no_inputs(tmp_path, takes, shape):
+    """Only channels of pictures are turned, and only what is flat on one side is read with another shape."""
+    np.save(tmp_path / "x.npy", np.zeros((2, *shape)))
+    with pytest.raises(Refused) as error:
+        read_inputs(tmp_path / "x.npy", Net(takes, [int(np.prod(takes))], [], ""))
+    assert str(error.value) == f"An input in {tmp_path / 'x.npy'} has the shape {shape}, and the network takes {takes}."
+
+
 @pytest.mark.parametrize("kind", ["f4", "f8", "i2", "u1", "b1"])
 def test_numbers_of_all_kinds_are_inputs(tmp_path, kind):
     array = (np.arange(5 * 24).reshape(5, 2, 3, 4) % 7).astype(kind)

@@ -203,6 +203,46 @@ def test_a_network_is_as_large_as_can_be_checked_and_no_larger(tmp_path, monkeyp
                 read_net(network)
 
 
+@pytest.mark.parametrize(
+    ("shape", "weight", "stride", "padding", "dilation", "out"),
+    [
+        ((1, 1, 1), (1, 1, 1, 1), (1, 1), (0, 0), (1, 1), (1, 1)),
+        ((2, 7, 9), (4, 1, 2, 3), (1, 1), (0, 0), (1, 1), (6, 7)),
+        ((2, 7, 9), (4, 1, 2, 3), (2, 3), (1, 0), (2, 1), (4, 3)),
+        ((4, 5, 3), (2, 2, 3, 2), (1, 2), (2, 3), (3, 4), (3, 3)),
+        ((4, 3, 5), (6, 4, 3, 5), (9, 9), (0, 0), (1, 1), (1, 1)),
+        ((4, 3, 5), (6, 4, 1, 2), (1, 1), (0, 1), (9, 6), (3, 1)),
+    ],
+)
+def test_the_sizes_of_pictures(tmp_path, shape, weight, stride, padding, dilation, out):
+    """By hand: (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1; and of the padded picture."""
+    row = {"kind": "conv2d", "inputs": [0], "shape": list(shape), "groups": shape[0] // weight[1]}
+    row |= {"stride": list(stride), "padding": list(padding), "dilation": list(dilation)}
+    size, result = int(np.prod(shape)), weight[0] * out[0] * out[1]
+    text = {"shape": list(shape), "layers": [row, {"kind": "linear", "inputs": [1]}]}
+    tensors = {"0.weight": np.ones(weight), "0.bias": np.ones(weight[0]), "1.weight": np.ones((2, result))}
+    net = read_net(stored(tmp_path / "net", text, tensors | {"1.bias": np.ones(2)}))
+    assert net.sizes == [size, result, 2] and read_network(tmp_path / "net").sizes == (size, result, 2)
+    padded = shape[0] * (shape[1] + 2 * padding[0]) * (shape[2] + 2 * padding[1])
+    wide, length, parameter = check_files._convolution(row, list(weight), size, "it")
+    assert (wide, length, parameter) == (padded, result, weight)
+
+
+def test_a_network_without_parameters_is_all_header(tmp_path, monkeypatch):
+    network = stored(tmp_path / "net", {"shape": [2], "layers": [{"kind": "relu", "inputs": [0]}]}, {})
+    assert read_net(network).sizes == [2, 2]
+    length = network.stat().st_size - 8
+    monkeypatch.setattr(check_files, "HEADER", length)
+    assert read_net(network).sizes == [2, 2]
+    monkeypatch.setattr(check_files, "HEADER", length - 1)
+    with pytest.raises(Undescribed, match=f"a header of {length} bytes in a file of {length + 8}"):
+        read_net(network)
+    for text, said in ((b"{}", "it does not say how"), (b"1", "a header of 1 bytes in a file of 9")):
+        network.write_bytes(struct.pack("<Q", len(text)) + text)
+        with pytest.raises(Undescribed, match=said):
+            read_net(network)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["<f4", "<f8"])
 def test_parameters_are_finite(tmp_path, value, kind):
@@ -376,6 +416,49 @@ def test_numbers_that_are_none(copied, net):
     beyond = np.frombuffer(b"\xff\xff\xff\x7f" * 64, "<U64").reshape(())  # no character at all
     with pytest.raises(Refused, match="it names another network"):
         check.prove({**content, "network": beyond}, net)
+
+
+def test_a_certificate_is_as_large_as_can_be_checked_and_no_larger(copied, net, monkeypatch):
+    path = copied / "certificates" / "00000.npz"
+    content = members(path)
+    directory = int.from_bytes(path.read_bytes()[-10:-6], "little")
+    for limit, most, said in (
+        ("CERTIFICATE", sum(array.nbytes for array in content.values()), "its arrays have more than"),
+        ("DIRECTORY", directory, "a damaged one .its end."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(check_files, limit, most)
+            assert (check.check(path, net) == content["margins"]).all()
+            patch.setattr(check_files, limit, most - 1)
+            refused(path, net, said)
+
+
+def test_as_many_margins_as_there_are_can_be_refined(copied, net):
+    content = members(copied / "certificates" / "00000.npz")
+    forms = {name: (array.dtype.str, array.shape) for name, array in content.items()}
+    for count in (0, 1, 2, 3):
+        refining = {"refined": ("<i8", (count,)), "ball": ("<f8", (count,))}
+        refining |= {f"multipliers_{at}": ("<f8", (count, 5, net.sizes[at])) for at in net.bent}
+        if count < 3:
+            fit(forms | refining, net)
+            continue
+        with pytest.raises(Refused, match=r"^it refines 3 of 2 margins$"):
+            fit(forms | refining, net)
+
+
+def test_whole_numbers_and_words_of_a_file():
+    whole, told = check_files._whole, check_files.told
+    for good in ([1], [2**40], [1] * 32, [7, 1, 2**40]):
+        assert whole(good, "it", 1) == tuple(good) == whole(good, "it", True, len(good))
+    assert whole([0], "it", 0) == whole([0], "it", False) == (0,)
+    for bad in ([0], [], [1] * 33, [2**40 + 1], [True], [1.0], ["1"], [[1]], (1,), 1, None, [-1]):
+        with pytest.raises(Refused) as why:
+            whole(bad, "it", 1)
+        assert str(why.value) == f"it is {told(bad)}, not one or some whole numbers from 1 on"
+    for count in (1, 3):
+        with pytest.raises(Refused, match=rf"^it is \[1, 2\], not {count} of them$"):
+            whole([1, 2], "it", 1, count)
+    assert told("a" * 58) == f"'{'a' * 58}'" and told("a" * 59) == f"'{'a' * 56}..." and told("é") == r"'\xe9'"
 
 
 def archive(path, content, **changes):

@@ -4,13 +4,15 @@ import contextlib
 import itertools
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from equipoise.verification import check
+from equipoise.verification import check, rounding
 from equipoise.verification.check_files import FORMAT, KINDS, Net, Refused
-from equipoise.verification.rounding import TINY, Near, U
+from equipoise.verification.rounding import TINY, Near, U, near
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
@@ -314,6 +316,33 @@ def test_the_matrix_of_a_convolution_is_exact_in_either_direction(groups, monkey
     assert most + 1 <= check._terms(layer)
 
 
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"),
+    [
+        ((1, 1), (0, 0), (1, 1), 1),
+        ((2, 3), (1, 0), (2, 1), 1),
+        ((1, 2), (2, 3), (1, 2), 4),
+        ((3, 1), (0, 2), (1, 3), 2),
+    ],
+)
+def test_a_convolution_is_that_of_torch(stride, padding, dilation, groups):
+    weight, bias, x = (RNG.normal(size=size) for size in ((8, 4 // groups, 2, 3), (8,), (2, 4, 7, 9)))
+    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    layer = {"kind": "conv2d", "weight": weight, "bias": bias, "shape": [4, 7, 9], "groups": groups}
+    layer |= {name: list(pair) for name, pair in how.items()}
+    given = [torch.from_numpy(each) for each in (x, weight, bias)]
+    plain, whole = (
+        torch.nn.functional.conv2d(*given[:2], each, **how, groups=groups).numpy() for each in (None, given[2])
+    )
+    assert check._out_shape(layer) == whole.shape[1:]
+    assert np.allclose(check._apply(layer, x.reshape(2, -1)), plain.reshape(2, -1))
+    assert np.allclose(whole - plain, check._bias(layer).reshape(whole.shape[1:]))
+    c = RNG.normal(size=(3, whole[0].size))
+    assert np.allclose(check._back(layer, c), c @ check._apply(layer, np.eye(4 * 7 * 9)).T)
+    assert check._padded(layer, 5).shape == (5, groups, 4 // groups, 7 + 2 * padding[0], 9 + 2 * padding[1])
+    assert check._terms(layer) == weight.size + 2
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-170, 1e150])
 def test_row_lengths_are_never_short(scale):
     for layer in (
@@ -576,6 +605,22 @@ def test_a_ball_has_to_meet_its_box():
     refused(claimed(net, [0.5, 0.5], 0.1, 0, [-9.0], **{**tied, "box": [1.0, 0.0]}), net, "does not meet its box")
 
 
+def test_behind_a_relu_nothing_is_below_zero():
+    """Neither a centre nor an end of a box; what is claimed of the next ReLU's input is compared with that."""
+    net = net_of(relu(0), relu(1), linear([[1.0], [0.0]], inputs=2))
+    more = 1 + 1e-9
+    for x, centre, upper in ((0.5, 0.5, 1.5 * more), (-3.0, 0.0, 0.0), (3.0, 3.0, 4 * more)):
+        first = enclosed(0, [x], [more], [x - more], [x + more])
+        lower = 2.0 - 1e-9 if x > 1 else 0.0
+        check.prove(claimed(net, [x], 1.0, 0, [-9.0], **first, **enclosed(1, [centre], [more], [lower], [upper])), net)
+        for changed, said in (
+            (enclosed(1, [centre + 1e-6], [more], [lower], [upper]), "too small or elsewhere"),
+            (enclosed(1, [centre], [more], [lower + 1e-6], [upper + 1e-6]), "the box at layer input 1 is too small"),
+            (enclosed(1, [centre], [more], [lower], [upper - 1e-6]), "the box at layer input 1 is too small"),
+        ):
+            refused(claimed(net, [x], 1.0, 0, [-9.0], **first, **changed), net, said)
+
+
 def test_multipliers_are_positive():
     net = net_of(relu(0), linear([[1.0], [0.0]], inputs=1))
     box = {"box": [-1.0, 1.0], "lambda_input": [0.1], **enclosed(0, [0.0], [1.1], [-1.0], [1.0])}
@@ -686,3 +731,79 @@ def test_rows_of_a_form_hold_for_every_input():
         truth = exact(net.layers[2]["weight"]) @ y
         assert (abs(exact(outputs.value) @ w - truth) <= exact(outputs.error) @ abs(w)).all()
         assert sum(each**2 for each in w) <= 3
+
+
+def test_roundings_are_counted(monkeypatch):
+    """Every sum is given the number of its products, and of what is rounded beside them."""
+    counted = []
+
+    def off(terms, size):
+        counted.append(terms)
+        return rounding.off(terms, size)
+
+    monkeypatch.setattr(check, "off", off)
+    for shape in ((3, 7), (7, 3)):
+        check.prove_norm(linear(RNG.normal(size=shape)), np.ones(1), 100.0)
+        check._row_lengths(linear(np.ones(shape)), np.ones(1))
+    assert counted == [7 + 2, 3 + 3, 3 + 7 + 2 + 8] * 2
+    counted.clear()
+    layer = convolution()
+    check._row_lengths(layer, np.ones(1))
+    check._row_lengths({"kind": "scale", "inputs": [0], "weight": np.ones(5)}, np.ones(1))
+    assert counted == [4 * 2 * 2 * 3 + 2 + 8, 5 + 2 + 8]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_the_bound_of_a_relu_is_the_least_of_every_neuron(scale):
+    """On a fine grid of boxes on either side of 0 and around it, less half of lambda."""
+    lower = scale * np.array([0.25, 0.5, -0.75, -0.5, -0.25, -0.5])
+    upper = scale * np.array([0.75, 0.75, -0.25, -0.25, 0.5, 0.25])
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        c, slopes = rng.normal(size=(2, 6)), rng.uniform(size=(2, 6))
+        axes, penalty = scale * rng.uniform(1, 2, 6 if seed % 2 else 1), rng.uniform(0.1, 2, 2)
+        centre = lower + rng.uniform(size=6) * (upper - lower)
+        proof = SimpleNamespace(
+            sets={1: (centre, axes, lower, upper)},
+            content={"slopes_1": slopes},
+            _above=lambda least, key, its=penalty: its,
+        )
+        offset, g = check._Proof._relu(proof, 1, near(c))
+        assert np.array_equal(g.value, c * slopes) and not g.error.any()
+        z = lower + np.linspace(0, 1, 3001)[:, None, None] * (upper - lower)
+        parts = c * np.maximum(z, 0) - g.value * z + penalty[:, None] / 2 * ((z - centre) / axes) ** 2
+        assert np.allclose(offset.least, parts.min(0).sum(1) - penalty / 2, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("step", [1, 5, 11, 12, 99])
+def test_a_map_is_made_in_pieces(monkeypatch, step):
+    layer = convolution(1)
+    n, m = check._inputs(layer), len(check._bias(layer))
+    way, size = ("_apply", n) if n <= m else ("_back", m)
+    whole, made, real = check._matrix(layer), [], getattr(check, way)
+    monkeypatch.setattr(check, way, lambda layer, rows: made.append(len(rows)) or real(layer, rows))
+    monkeypatch.setattr(check, "PIECE", (step + 1) * check._padded(layer, 1).size - 1)
+    assert np.array_equal(check._matrix(layer), whole)
+    assert made == [min(step, size - begin) for begin in range(0, size, step)]
+
+
+def test_rows_by_hand_and_as_many_as_can_be_checked(monkeypatch):
+    """Of three neurons the first may reach 0 from above, the second bends from -1 to 3, the third reaches 0 from below."""
+    net = net_of(linear(np.eye(3)), relu(1), linear(np.diag([1.0, 2.0, 4.0]), 1.0, inputs=2), size=3)
+    x, low, high = [2.0, 1.0, -2.0], [0.0, -1.0, -4.0], [4.0, 3.0, 0.0]
+    proof = check._Proof(claimed(net, x, 0.5, 0, [-9.0, -9.0]), net)
+    proof.sets = {1: tuple(np.array(each) for each in (x, [1.5, 1.25, 2.0], low, high))}
+    f, g, outputs, bent = proof._rows()
+    one, z, y = (np.array(row) for row in ([1.0, 0, 0, 0, 0], [1.0, 0, 0.5, 0, 0], [1.0, 0, 0, 0, 2.0]))
+    above, below = z + one, z - 3 * one
+    assert {at: here.tolist() for at, here in bent.items()} == {1: [1]}
+    assert np.allclose(f.value, [one, one, y, one, above], rtol=0, atol=1e-12)
+    assert np.allclose(g.value, [-y, z - y, y - z, y - 0.75 * above, below], rtol=0, atol=1e-12)
+    assert np.allclose(outputs.value, [[3, 0.5, 0, 0, 0], [3, 0, 0, 0, 4], [1, 0, 0, 0, 0]], rtol=0, atol=1e-12)
+    assert max(f.error.max(), g.error.max(), outputs.error.max()) < 1e-14
+    # Five entries, twelve numbers of all values, and fifty more.
+    monkeypatch.setattr(check, "ROWS", 5 * (12 + 50))
+    assert len(proof._rows()[0].value) == 5
+    monkeypatch.setattr(check, "ROWS", 5 * (12 + 50) - 1)
+    with pytest.raises(Refused, match="about 5 numbers at once, too many for this checker"):
+        proof._rows()

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import geometry
-from equipoise.verification.certificate import specifications
+from equipoise.verification.bounds import Enclosure, geometry
+from equipoise.verification.certificate import Certified, specifications
+from equipoise.verification.faithful import Reading
 from equipoise.verification.from_torch import Normalize, from_module
 from equipoise.verification.network import METADATA, Builder, Convolution, Linear, Scale, write_network
 from equipoise.verification.norms import dense, row_norms, spectral_norm
 from equipoise.verification.read import described, read, read_network
+from equipoise.verification.sdp_crown import Relaxation
+from equipoise.verification.semidefinite import Dual, Problem
+from equipoise.verification.setting import VerificationSetting
 
 
 def x_for(shape, count=3):
@@ -268,6 +273,10 @@ def stored(folder, change):
         (lambda d, t: d["layers"][1].update(inputs=[-1]), r"layer 1 \(relu\) reads \[-1\]"),
         (lambda d, t: d["layers"][1].update(inputs=[1, 1]), r"layer 1 \(relu\) reads \[1, 1\]"),
         (lambda d, t: d["layers"][1].update(inputs=[2]), r"reads \[2\]"),
+        (lambda d, t: d["layers"][1].update(inputs=[]), r"layer 1 \(relu\) reads \[\]"),
+        (lambda d, t: d["layers"][2].update(inputs=[]), r"layer 2 \(linear\) reads \[\]"),
+        (lambda d, t: d["layers"][1].update(kind="add"), r"layer 1 \(add\) reads \[1\]"),
+        (lambda d, t: d["layers"][1].update(kind="add", inputs=[1, 1, 1]), r"layer 1 \(add\) reads \[1, 1, 1\]"),
         (lambda d, t: d["layers"][1].update(inputs=[True]), r"reads \[True\]"),
         (lambda d, t: d["layers"][1].update(slope=0.1), "expected kind, inputs, found"),
         (lambda d, t: d["layers"][0].pop("groups"), "groups"),
@@ -361,3 +370,50 @@ def test_what_holds_tensors_is_compared_by_identity():
     ]
     assert kernels[0] != kernels[1]
     assert len({geometry(network) for network in networks}) == 2
+    for each in (
+        Enclosure(*(torch.ones(1, 2) for _ in range(4))),
+        Relaxation({1: torch.ones(1)}, {}),
+        Certified(torch.ones(1), {}, Relaxation({}, {})),
+        Dual(0.0, {1: torch.ones(5, 1)}, 1.0),
+        Problem(torch.eye(2), torch.eye(2), 1, torch.eye(2), {}),
+        Reading(networks[0]),
+        VerificationSetting({}, torch.ones(1), torch.ones(1)),
+    ):
+        assert replace(each) != each and len({each, replace(each)}) == 2
+
+
+def test_the_last_four_rounded_networks_are_kept():
+    networks = [from_module(nn.Linear(2, 2), (2,)) for _ in range(5)]
+    rounded = [each.to(torch.float32) for each in networks[:4]]
+    assert all(each.to(torch.float32) is its for each, its in zip(networks, rounded, strict=False))
+    networks[4].to(torch.float32)
+    assert networks[3].to(torch.float32) is rounded[3] and networks[0].to(torch.float32) is not rounded[0]
+
+
+def test_a_file_that_may_not_be_opened_is_an_error_of_one_sentence(tmp_path, monkeypatch):
+    def closed(path, framework):
+        raise PermissionError("no way in")
+
+    (tmp_path / "net.safetensors").touch()
+    monkeypatch.setattr("safetensors.safe_open", closed)
+    with pytest.raises(BadInput) as error:
+        read_network(tmp_path / "net.safetensors")
+    assert (
+        str(error.value)
+        == f"{tmp_path / 'net.safetensors'} is no safetensors file (no way in); expected one, or .onnx."
+    )
+
+
+def test_two_outputs_are_enough():
+    assert read(nn.Linear(3, 2), shape=(3,)).network.outputs == 2
+    with pytest.raises(BadInput, match="has one output; a class needs two or more"):
+        read(nn.Linear(3, 1), shape=(3,))
+
+
+def test_the_norm_of_a_large_layer_is_its_sums_and_a_hair(monkeypatch):
+    """The root of the largest sums of a row and of a column, with the axes, and a hundred-millionth more."""
+    monkeypatch.setattr("equipoise.verification.norms.DENSE", 1)
+    layer = Linear((0,), torch.tensor([[3.0, -4.0], [0.5, 1.0]]).double(), torch.ones(2).double())
+    for axes, largest in (((1.0, 1.0), 7 * 5), ((2.0, 0.5), 8 * 7)):
+        found = spectral_norm(layer, torch.tensor(axes).double())
+        assert found == pytest.approx(math.sqrt(largest) * (1 + 1e-8), rel=1e-13)

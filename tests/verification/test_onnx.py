@@ -203,6 +203,21 @@ def test_a_file_is_refused_with_its_reason(tmp_path):
         read_network(save(graph(relu, {}, [2], opset=6), tmp_path))
     with pytest.raises(BadInput, match="holds no real numbers"):
         read_network(save(graph(relu, {}, [2], element=onnx.TensorProto.INT64), tmp_path))
+    for kind in ("functions", "sparse initializers"):
+        model = graph(relu, {}, [2])
+        if kind == "functions":
+            opset = onnx.helper.make_opsetid("", 17)
+            model.functions.append(
+                onnx.helper.make_function("own", "f", ["a"], ["b"], [node("Relu", ["a"], ["b"])], [opset])
+            )
+        else:
+            parts = [
+                onnx.numpy_helper.from_array(np.array([1], each), name)
+                for each, name in ((np.float32, "s"), (np.int64, "i"))
+            ]
+            model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(*parts, [2]))
+        with pytest.raises(BadInput, match=f"has {kind}, which are not supported"):
+            read_network(save(model, tmp_path))
     short = graph([node("Mul", ["x", "c"], ["y"])], {"c": np.ones(4)}, [4])
     short.graph.initializer[0].raw_data = b"1234"
     with pytest.raises(BadInput, match=r"no valid ONNX file .*tensor name: c"):

@@ -12,6 +12,7 @@ from equipoise.core.errors import BadInput
 from equipoise.verification.network import Builder
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.version_converter")
 
 from equipoise.verification import from_onnx  # noqa: E402
 from equipoise.verification.from_onnx import OPERATORS, OnnxOriginal, _in_double, _padding  # noqa: E402
@@ -409,3 +410,15 @@ def test_numbers_of_a_file():
     assert from_onnx._opset(other) == 17
     del other.opset_import[:]
     assert from_onnx._opset(other) == 0
+
+
+@pytest.mark.parametrize(
+    ("opset", "normalised", "converted"), [(13, True, [15]), (14, True, []), (17, True, []), (13, False, [])]
+)
+def test_older_batch_normalisations_are_converted_and_nothing_else(monkeypatch, opset, normalised, converted):
+    asked, real = [], onnx.version_converter.convert_version
+    monkeypatch.setattr("onnx.version_converter.convert_version", lambda *given: asked.append(given[1]) or real(*given))
+    nodes = [node("BatchNormalization", ["x", "w", "w", "w", "w"], ["y"]) if normalised else node("Relu", ["x"], ["y"])]
+    run = from_onnx._reference(graph(nodes, {"w": np.ones(2)} if normalised else {}, [2], opset=opset))
+    assert asked == converted
+    assert run(None, {"x": np.ones((1, 2), np.float32)})[0].shape == (1, 2)

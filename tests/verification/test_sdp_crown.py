@@ -9,7 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from equipoise.verification import sdp_crown
-from equipoise.verification.bounds import Enclosure, Search, box_offset, crown, enclosures, geometry
+from equipoise.verification.bounds import Enclosure, Search, box_offset, crown, crown_slopes, enclosures, geometry
+from equipoise.verification.network import Builder
 from equipoise.verification.sdp_crown import ball_box_offset, ball_offset, best_multiplier, optimize
 from relu_networks import generator, random_network, samples, worked_example
 
@@ -124,6 +125,8 @@ def test_the_search_with_the_theorem_never_looks_at_a_box(slopes):
 def test_after_a_step_everything_is_back_where_it_may_be(monkeypatch, slopes):
     network, x, radius = random_network(1), torch.full((1, 3), 0.3, dtype=torch.float64), torch.tensor([0.5]).double()
     known = enclosures(network, x, radius, geometry(network))
+    first = next(iter(known))  # of which one neuron may reach 0 from below, and one from above
+    known[first].lower[0, :2], known[first].upper[0, :2] = torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])
     bends = [((e.lower < 0) & (e.upper > 0))[:, None] for e in known.values()]
     assert any((~each).any() for each in bends) and any(each.any() for each in bends)
     real = sdp_crown.ascend
@@ -146,3 +149,56 @@ def test_after_a_step_everything_is_back_where_it_may_be(monkeypatch, slopes):
 
     monkeypatch.setattr(sdp_crown, "ascend", astray)
     optimize(network, x, radius, torch.eye(3, dtype=torch.float64)[None], known, slopes=slopes)
+
+
+def boxed(seed, scale):
+    """Coefficients, and boxes of that size on either side of 0 and around it."""
+    rng = generator(seed)
+    c, g = (torch.randn(1, 1, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    lower = scale * torch.tensor([[0.25, 0.5, -0.75, -0.5, -0.25, -0.5]], dtype=torch.float64)
+    upper = scale * torch.tensor([[0.75, 0.75, -0.25, -0.25, 0.5, 0.25]], dtype=torch.float64)
+    return c, g, Enclosure((lower + upper) / 2, torch.full((1, 1), 2.0 * scale).double(), lower, upper)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_offsets_over_boxes_are_the_least_of_every_neuron(scale):
+    """Each by itself on a fine grid of its box, which holds both ends and 0."""
+    for seed in range(12):
+        c, g, e = boxed(seed, scale)
+        multiplier = torch.tensor([[0.3 * (seed + 1)]], dtype=torch.float64)
+        shares = torch.linspace(0, 1, 3001, dtype=torch.float64)[:, None]
+        z = e.lower + shares * (e.upper - e.lower)
+        bent = c[0] * z.relu() - g[0] * z
+        assert_close(box_offset(c, g, e), bent.amin(0).sum()[None, None], rtol=0, atol=1e-9 * scale)
+        pulled = bent + multiplier / 2 * ((z - e.centre) / e.axes).square()
+        found = ball_box_offset(c, g, multiplier, e)
+        assert_close(found, pulled.amin(0).sum() - multiplier / 2, rtol=0, atol=1e-5 * scale)
+
+
+def test_a_wide_input_is_narrowed_where_there_is_no_box(monkeypatch):
+    network, seen, real = random_network(2, (9, 4, 3)), [], sdp_crown.narrowed
+    monkeypatch.setattr(sdp_crown, "narrowed", lambda *given: seen.append(given) or real(*given))
+    x, radius = torch.full((1, 9), 0.3, dtype=torch.float64), torch.tensor([0.1]).double()
+    known, c = enclosures(network, x, radius, geometry(network)), torch.eye(3).double()[None]
+    plain, _ = optimize(network, x, radius, c, known, search=Search(iterations=3))
+    assert len(seen) == 1
+    inside, _ = optimize(network, x, radius, c, known, box=(0.0, 1.0), search=Search(iterations=3))
+    assert len(seen) == 1
+    assert_close(plain, inside, rtol=0, atol=1e-4)  # a box that holds the ball
+
+
+def test_a_search_begins_with_the_slopes_of_crown_by_the_sign_of_coefficients():
+    """Those from above where a coefficient is 0, too, as it is certified with them."""
+    builder = Builder((3,))
+    weight = torch.tensor([[1.0, 0.0, -2.0, 0.0, 3.0], [-1.0, 0.0, 1.0, 0.0, 1.0]]).double()
+    bent = builder.relu(builder.linear(0, torch.randn(5, 3, generator=generator(4)).double(), None))
+    network = builder.build(builder.linear(bent, weight, None), "signs")
+    x, radius = torch.full((2, 3), 0.1, dtype=torch.float64), torch.tensor([0.5, 1.0]).double()
+    known, c = enclosures(network, x, radius, geometry(network)), torch.eye(2).double().expand(2, -1, -1)
+    (at,) = known
+    above, below = (each[:, None] for each in crown_slopes(known[at]))
+    assert (above != below).all()
+    expected = torch.where(weight >= 0, above, below)
+    for slopes in ("free", "crown"):
+        _, relaxation = optimize(network, x, radius, c, known, slopes=slopes, search=Search(1, dtype=torch.float64))
+        assert_close(relaxation.slopes[at], expected)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from equipoise.verification import check, semidefinite
 from equipoise.verification.attack import attack
-from equipoise.verification.bounds import Search, enclosures, geometry
+from equipoise.verification.bounds import Enclosure, Search, enclosures, geometry
 from equipoise.verification.certificate import certified_margins, contents, refined, specifications
 from equipoise.verification.job import certify
 from equipoise.verification.network import Builder, write_network
@@ -279,8 +279,10 @@ def test_weights_too_large_for_a_start_prove_nothing():
     network = random_network(1)
     layers = [replace(each, weight=each.weight * 1e9) if hasattr(each, "weight") else each for each in network.layers]
     network = replace(network, layers=tuple(layers))
-    bound, _, _ = relaxed(network, torch.zeros(1, 3, dtype=torch.float64), 0.5, torch.tensor([1.0, -1, 0]).double())
+    bound, p, _ = relaxed(network, torch.zeros(1, 3, dtype=torch.float64), 0.5, torch.tensor([1.0, -1, 0]).double())
     assert bound == -math.inf
+    none = semidefinite.solve(p, p.output[0] - p.output[1])
+    assert (none.bound, none.multipliers, none.ball) == (-math.inf, {}, 0.0)
 
 
 @pytest.mark.slow
@@ -313,3 +315,193 @@ def test_how_far_a_change_may_go():
     assert reach == pytest.approx(0.95 / 3) and torch.linalg.eigvalsh(turned - reach * 3 * turned).min() > 0
     for matrix, change in ((-eye, eye), (eye, eye * torch.nan), (eye, eye * torch.inf)):
         assert semidefinite._reach(matrix, change, ones, none) == 0.0
+
+
+def test_a_start_is_tried_with_powers_of_four_of_the_weights_of_layers(monkeypatch):
+    """From the last layer, whose multipliers of y (y - z) are the largest coefficient, to the first, and the input's."""
+    network = random_network(1)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    _, p, _ = relaxed(network, x, 0.5, torch.tensor([1.0, -1, 0], dtype=torch.float64))
+    first, last = (len(here) for here in p.bent.values())
+
+    def multipliers(most, power, t=0.0):
+        parts = [torch.full((5, first), 0.01), torch.full((5, last), 0.01)]
+        parts[0][2], parts[1][2] = most * 4.0**power, most
+        numbers = [*parts[0].flatten().tolist(), *parts[1].flatten().tolist(), most * 16.0**power, t]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    tried, real = [], semidefinite.matrix
+    n = len(p.f)
+    monkeypatch.setattr(semidefinite, "matrix", lambda p, c, y: (tried.append(y.clone()), -torch.eye(n).double())[1])
+    for most, objective in ((n - 4.0, torch.arange(n) - (n - 4.0)), (1e-6, torch.zeros(n))):
+        tried.clear()
+        left = semidefinite._start(p, objective.double())
+        assert len(tried) == 10 and torch.equal(left, tried[-1])
+        for power, each in zip(range(1, 11), tried, strict=True):
+            assert_close(each, multipliers(most, power), rtol=1e-6, atol=0)
+    # The first with which S is positive definite below its corner is taken, and t is a tenth and 1 below what it proves.
+    monkeypatch.setattr(semidefinite, "matrix", real)
+    for unit in (0.01, 1.0, 50.0):
+        objective = unit * p.output[0] - unit * p.output[1]
+        y = semidefinite._start(p, objective)
+        most = objective.abs().max().item()
+        power = next(k for k in range(1, 11) if math.isclose(y[-2].item(), most * 16.0**k))
+        for below in range(1, power):
+            lesser = semidefinite.matrix(p, objective, multipliers(most, below))
+            assert torch.linalg.eigvalsh(lesser[1:, 1:])[0] < 0
+        t = float(largest(p, objective, multipliers(most, power)))
+        assert_close(y, multipliers(most, power, t - 1 - abs(t) / 10), rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_provable_is_less_than_t_by_what_a_checker_allows(proof):
+    p, objective, y, _ = proof
+    t = float(largest(p, objective, y))
+    f, g = (abs(each.numpy()) for each in (p.f, p.g))
+    n, count = f.shape
+    layers, inputs = 2, 5
+    assert len(p.bent) == layers and p.inputs == inputs
+    for start, room in ((t - 0.5, 0.25), (t - 0.5, 0.75), (t - 2.0, 1.0), (t - 1e-3, 0.0)):
+        given = y.clone()
+        given[-1] = start
+        reached = start + room if room < t - start else start
+        sizes = np.linalg.norm((f * y[:-2].numpy()) @ g.T) + inputs * y[-2].item() + abs(start)
+        share = 16 * 2.0**-53 * (n + count + 16) * (2 + layers)
+        found = semidefinite._provable(p, objective, given, room)
+        assert (reached - found) / (share * sizes) == pytest.approx(1, rel=2e-3)
+        assert given[-1] == start
+
+
+def test_t_may_rise_by_nearly_all_that_the_corner_allows(proof, monkeypatch):
+    p, objective, *_ = proof
+    rooms, real = [], semidefinite._provable
+    monkeypatch.setattr(semidefinite, "_provable", lambda *given: rooms.append(given[2:]) or real(*given))
+    semidefinite.solve(p, objective, steps=3)
+    assert len(rooms) == 3
+    for y, room in rooms:
+        corner = np.linalg.inv(semidefinite.matrix(p, objective, y).numpy())[0, 0]
+        assert room == pytest.approx(0.999 / corner, rel=1e-5)
+
+
+def test_a_step_too_far_ends_the_search(proof, monkeypatch):
+    """S is not positive definite then: the bound that was proved before it is the result, and nothing is tried again."""
+    p, objective, *_ = proof
+    tried, real = [], torch.linalg.cholesky_ex
+    first = semidefinite.solve(p, objective, steps=1)
+    reaches = iter((0.0, 0.0, 1e6, 0.0))  # of the predictor in S and X, and of the corrector
+    monkeypatch.setattr(semidefinite, "_reach", lambda *parts: next(reaches))
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda given: tried.append(given) or real(given))
+    found = semidefinite.solve(p, objective)
+    # Of S below its corner, of S, in the first step and with a larger t; of the step's system; and of S behind it.
+    n, count = p.f.shape
+    assert [len(each) for each in tried] == [n - 1, n, n, n, count + 2, n]
+    assert [bool(real(each)[1]) for each in tried] == [False] * 5 + [True]
+    assert found.bound == first.bound and found.ball == first.ball
+
+
+def test_the_inequalities_of_a_neuron_that_bends_by_hand():
+    """Of three neurons the first may reach 0 from above, the second bends from -1 to 3, the third reaches 0 from below."""
+    builder = Builder((3,))
+    value = builder.relu(builder.linear(0, torch.eye(3), None))
+    network = builder.build(builder.linear(value, torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)), "three")
+    x, low, high = (torch.tensor([row]).double() for row in ([2.0, 1.0, -2.0], [0.0, -1.0, -4.0], [4.0, 3.0, 0.0]))
+    e = Enclosure(x, torch.tensor([[1.5, 1.25, 2.0]]).double(), low, high)
+    p = semidefinite.problem(network, x[0], 0.5, {1: e}, 0)
+    assert semidefinite.entries({1: e}, 0, 3) == 5 and p.inputs == 3 and p.bent[1].tolist() == [1]
+    # w is 1, u, and the neuron's own: z is 1 + u_2 / 2, y its value at the centre and twice its own.
+    one, z, y = (np.array(row) for row in ([1.0, 0, 0, 0, 0], [1.0, 0, 0.5, 0, 0], [1.0, 0, 0, 0, 2.0]))
+    above, below = z + one, z - 3 * one
+    assert_close(p.f.T.numpy(), np.stack([one, one, y, one, above]))
+    assert_close(p.g.T.numpy(), np.stack([-y, z - y, y - z, y - 0.75 * above, below]))
+    assert p.output.tolist() == [[3.0, 0.5, 0, 0, 0], [3.0, 0, 0, 0, 4.0], [1.0, 0, 0, 0, 0]]
+    objective, multipliers = torch.arange(5.0).double(), torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0]).double()
+    form = sum(m * np.outer(f, g) for m, f, g in zip(multipliers.tolist(), p.f.T.numpy(), p.g.T.numpy(), strict=False))
+    form = form + np.outer(one, objective.numpy()) + np.diag([-13.0 - 17.0, 13, 13, 13, 0])
+    assert_close(semidefinite.matrix(p, objective, multipliers).numpy(), (form + form.T) / 2)
+
+
+def interior_point(p, objective, most):
+    """Predictor and corrector with dense matrices: the bounds before each step, and what proves the best."""
+    count = p.f.shape[1] + 2
+    zero = torch.zeros(count, dtype=torch.float64)
+    constant = semidefinite.matrix(p, objective, zero).numpy()
+    each = np.stack([semidefinite.matrix(p, 0 * objective, unit).numpy() for unit in torch.eye(count).double()])
+    y = semidefinite._start(p, objective).numpy()
+    aim = np.eye(count)[-1] * -1
+    size = len(constant) + count - 1
+
+    def at(y):
+        return constant + np.tensordot(y, each, 1)
+
+    def along(x):
+        return np.tensordot(each, x, 2)
+
+    def far(matrix, change, values, changes):
+        root = np.linalg.inv(np.linalg.cholesky(matrix))
+        least = min(np.linalg.eigvalsh(root @ change @ root.T)[0], (changes / values).min())
+        return min(1.0, 0.95 / -least) if least < 0 else 1.0
+
+    def sym(x):
+        return (x + x.T) / 2
+
+    def move(pull, push, system, inverse, s, y, x, slack):
+        dy = np.linalg.solve(system, along(pull) - aim + np.append(push, 0))
+        ds = at(dy) - constant
+        dx, dslack = pull - x - sym(x @ ds @ inverse), push - slack - slack / y[:-1] * dy[:-1]
+        return dy, ds, dx, dslack, far(s, ds, y[:-1], dy[:-1]), far(x, dx, slack, dslack)
+
+    x = np.linalg.inv(at(y))
+    slack, x = 1 / (y[:-1] * x[0, 0]), x / x[0, 0]
+    bounds, proofs = [], []
+    for _ in range(most):
+        s = at(y)
+        inverse = np.linalg.inv(s)
+        bounds.append(y[-1] + 0.999 / inverse[0, 0])
+        proofs.append(y)
+        if max(bounds) > 0:
+            break
+        system = np.stack([along(sym(x @ one @ inverse)) for one in each])
+        system[range(count - 1), range(count - 1)] += slack / y[:-1]
+        mu = ((x * s).sum() + slack @ y[:-1]) / size
+
+        state = system, inverse, s, y, x, slack
+        dy, ds, dx, dslack, dual, primal = move(0 * x, 0 * slack, *state)
+        after = ((x + primal * dx) * (s + dual * ds)).sum() + (slack + primal * dslack) @ (y + dual * dy)[:-1]
+        goal = mu * max(after / (mu * size), 1e-3) ** 2
+        dy, _, dx, dslack, dual, primal = move(
+            goal * inverse - sym(dx @ ds @ inverse), (goal - dslack * dy[:-1]) / y[:-1], *state
+        )
+        y, x, slack = y + dual * dy, x + primal * dx, slack + primal * dslack
+        missed = abs(along(x) - aim + np.append(slack, 0)).max()
+        above = objective.numpy() @ x[0]
+        if missed < 1e-6 and (above < 0 or above - max(bounds) < 1e-5):
+            break
+    return bounds, proofs[int(np.argmax(bounds))]
+
+
+@pytest.mark.parametrize(
+    ("seed", "summed", "away"), [(0, False, 0.0), (1, False, 0.5), (3, False, 3.0), (4, True, -3.0)]
+)
+def test_a_search_is_step_by_step_that_of_dense_matrices(seed, summed, away, monkeypatch):
+    """To its end, which is where a proof is found, a primal point shows that there is none, or both meet."""
+    network = random_network(seed, (3, 6, 6, 3), summed)
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    known = enclosures(network, x, torch.tensor([0.5]).double(), geometry(network), boxes="reach")
+    p = semidefinite.problem(network, x[0], 0.5, known, 0)
+    objective = p.output[0] - p.output[1]
+    objective[0] += away
+    bounds, proof = interior_point(p, objective, 80)
+    for steps in range(1, min(len(bounds), 8) + 1):
+        assert semidefinite.solve(p, objective, steps=steps).bound == pytest.approx(
+            max(bounds[:steps]), rel=1e-5, abs=1e-5
+        )
+    proved, real = [], semidefinite._provable
+    monkeypatch.setattr(semidefinite, "_provable", lambda *given: proved.append(given) or real(*given))
+    found = semidefinite.solve(p, objective)
+    assert len(proved) == len(bounds) and (found.bound > 0) == (away > 2)
+    assert_close(
+        torch.cat([*(each.flatten() for each in found.multipliers.values())]),
+        torch.from_numpy(proof[:-2]),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    assert found.ball == pytest.approx(proof[-2], rel=1e-3, abs=1e-5)

@@ -276,7 +276,7 @@ def _radii(radius: Any, count: int) -> Tensor:
         raise BadInput(
             f"The radius is {wrong[0].item():g}; it must be a number above 0, in the units of the raw inputs."
         )
-    return radii.expand(count) if len(radii) == 1 else radii
+    return radii.expand(count)
 
 
 def _read_inputs(inputs: Any, labels: Any) -> tuple[Tensor, Tensor | None, str, dict[str, str]]:

@@ -265,13 +265,7 @@ class Builder:
         groups: int = 1,
     ) -> int:
         shape = self.shape_of(value)
-        if (
-            weight.ndim != 4
-            or len(shape) != 3
-            or groups < 1
-            or shape[0] != weight.shape[1] * groups
-            or len(weight) % groups
-        ):
+        if weight.ndim != 4 or len(shape) != 3 or shape[0] != weight.shape[1] * groups or len(weight) % groups:
             raise BadInput(
                 f"a convolution with a weight of shape {tuple(weight.shape)} in {groups} groups meets a value of shape "
                 f"{shape}; expected channels of pictures"

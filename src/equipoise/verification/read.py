@@ -220,14 +220,15 @@ def _stored_layer(
     given = [builder.flatten(values[each]) for each in inputs]
     if kind in ("relu", "add"):
         return getattr(builder, kind)(*given)
+    (value,) = given
     names = [f"{index}.{each}" for each in ("weight", "bias")]
     used.update(names)
     weight, bias = (tensors[each] for each in names)
     if kind == "conv2d":
         return builder.conv2d(
-            builder.view(given[0], row["shape"]), weight, bias, **{name: row[name] for name in CONVOLUTION}
+            builder.view(value, row["shape"]), weight, bias, **{name: row[name] for name in CONVOLUTION}
         )
-    return (builder.linear if kind == "linear" else builder.scale)(given[0], weight, bias)
+    return (builder.linear if kind == "linear" else builder.scale)(value, weight, bias)
 
 
 def _fields(row: Any, names: Sequence[str]) -> dict[str, Any]:
