@@ -371,7 +371,7 @@ def test_a_call_needs_a_whole_one_and_the_ends_of_what_is_allowed():
     assert [controller.decide(0.0).why for _ in range(4)] == ["spent", "hard", "spent", "hard"]
     assert (controller.requests, controller.calls, controller.spent, controller.share) == (4, 2, 2, 0.5)
     assert Controller(0.0, 0.5).budget == 0 and Controller(1.0, 0.5).budget == 1
-    assert Controller(0.5, 0.5, burst=1e9).burst == 1e9 and controller.burst == 4
+    assert Controller(0.5, 0.5, burst=1e9).burst == 1e9 and controller.burst == 4 and Controller(0.5, 0.5).burst == 64
     for budget, burst in ((-0.01, 64.0), (1.01, 64.0), (0.5, 3.99), (0.5, 1.1e9)):
         with pytest.raises(BadInput, match=r"is (-0\.01|1\.01|3\.99|1100000000)"):
             Controller(budget, 0.5, burst=burst)
