@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from equipoise.data.arithmetic import problems, solution
@@ -199,3 +200,81 @@ def test_attacks_are_those_of_the_study_of_mcu():
 def test_rates_and_stages_that_no_arm_names():
     assert guard.RATE == {"gd": 3e-4, "ga": 2.5e-4} and guard.LEVEL == 0.15
     assert (nait.STAGES, nait.THRESHOLD, nait.LEARNING_RATE) == (3, 0.25, 1e-2)
+
+
+class Told:
+    """A run that notes what it is told, each outcome once a place."""
+
+    def __init__(self, of):
+        self.__dict__.update(vars(of))
+        self.told = {}
+
+    def note(self, outcome, where, value):
+        key = (outcome, *(where or {}).values())
+        assert key not in self.told
+        self.told[key] = value
+
+    def measure(self, outcome, value, *, of=1, at, where=None):
+        assert at == "here"
+        self.note(outcome, where, (value, of))
+
+    def items(self, outcome, ids, scores, *, at, where=None):
+        assert at == "here"
+        self.note(outcome, where, (ids, scores))
+
+
+def looked(monkeypatch, holder, name, stub, study, arm, **now):
+    """What one look of an arm tells."""
+    monkeypatch.setattr(holder, name, stub)
+    run = Told(run_of(study, arm))
+    study.run(run)
+    stub.asked[-1][1]["more"][0](SimpleNamespace(at="here", **now))
+    return run.told
+
+
+def test_what_a_look_of_actguide_tells(monkeypatch):
+    class World(Stub):
+        def success(self, *, samples, share=None):
+            return [samples, share]
+
+        def hint_weights(self, share):
+            return None, {"hint_log_ratio": np.array([share, 2.0]), "hint_weight_variance": np.array([share, 4.0])}
+
+    stub, study = World(), registry.load("actguide").build()
+    stub.test = [SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+    nothing = {"groups": 0, "judged": 0, "hard": 0, "guided": 0}
+    always = {
+        ("success",): (["a", "b"], [2, None]),
+        ("hinted_success",): (["a", "b"], [1, 1.0]),
+        ("log_ratio", "half"): (1.25, 1),
+        ("log_ratio", "full"): (1.5, 1),
+        ("weight_variance", "half"): (2.25, 1),
+        ("weight_variance", "full"): (2.5, 1),
+    }
+    assert looked(monkeypatch, actguide_world, "GuideWorld", stub, study, "actguide", **nothing) == always
+    some = {"groups": 8, "effective": 3, "judged": 6, "hard": 2, "rescued": 1, "guided": 4, "hints": 10, "shares": 2.0}
+    assert looked(monkeypatch, actguide_world, "GuideWorld", stub, study, "grpo", **some) == always | {
+        ("effective_share",): (3, 8),
+        ("hard_share",): (2, 6),
+        ("rescued_share",): (1, 2),
+        ("hint_length",): (2.5, 1),
+        ("hint_share",): (0.5, 1),
+    }
+
+
+def test_what_a_look_of_dots_tells(monkeypatch):
+    stub, study = Stub(), registry.load("dots").build()
+    stub.held_out = SimpleNamespace(names=["a"], solve_rates=lambda: [0.5])
+    now = {"so_far": lambda rates: ["so far", *rates], "groups": 0, "blocks": 0, "correlations": {}}
+    always = {("solve_rate",): (["a"], [0.5]), ("solve_rate_so_far",): (["a"], ["so far", 0.5])}
+    assert looked(monkeypatch, dots_world, "DotsWorld", stub, study, "dots", **now) == always
+    more = {"groups": 9, "effective": 4, "written": 70, "taught": 50, "reference_tokens": 30, "tokens": 90}
+    more |= {"blocks": 3, "uniform": 1, "correlations": {"own": [0.2, 0.4], "oracle": [1.0]}}
+    assert looked(monkeypatch, dots_world, "DotsWorld", stub, study, "dots", **now | more) == always | {
+        ("effective_share",): (4, 9),
+        ("wasted_share",): (20, 70),
+        ("reference_share",): (30, 90),
+        ("uniform_blocks",): (1, 3),
+        ("correlation", "own"): (pytest.approx(0.3), 1),
+        ("correlation", "oracle"): (1.0, 1),
+    }
