@@ -173,3 +173,105 @@ def test_agreement_is_that_of_the_sampled_answers(lm):
     assert greedy.score == pytest.approx(np.ones(3))  # the nucleus is the likeliest token alone
     wild = baselines.semantic_agreement(lm, TEXTS[:3], samples=4, max_new_tokens=6, temperature=50.0, top_p=1.0)
     assert wild.score.mean() < 0.5
+
+
+def test_a_chain_has_an_angle_also_where_rounding_and_zeros_leave_none():
+    """Layers in one direction, or in the opposite one, whose cosines round beyond 1; a state of zeros is a right angle."""
+    base = np.random.default_rng(0).normal(size=(700, 1, 3))
+    z = base * np.array([1.0, 3.0, -0.7])[None, :, None]
+    cosine = (z[:, :-1] * z[:, 1:]).sum(2) / (np.linalg.norm(z, axis=2)[:, :-1] * np.linalg.norm(z, axis=2)[:, 1:])
+    assert cosine.max() > 1 and cosine.min() < -1
+    size = np.linalg.norm(base[:, 0], axis=1)
+    found = baselines.ChainOfEmbedding("complex").score_prompts(z)
+    np.testing.assert_allclose(found, np.abs(2 * size - 3.7 * size) / 2, rtol=1e-6)
+    np.testing.assert_allclose(baselines.ChainOfEmbedding().score_prompts(z), (4 * size + 3.7 * size) / 4, rtol=1e-6)
+    real = ((2 / 1.7 - 0) + (3.7 / 1.7 - 1)) / 2
+    np.testing.assert_allclose(baselines.ChainOfEmbedding("real").score_prompts(z), real, rtol=1e-6)
+    features = baselines.chain_features(z)
+    assert np.abs(features[:, 2:]).max() == 1.0 and features.shape == (700, 4)
+    still = np.array([[[3.0, 4.0], [0.0, 0.0]]])
+    assert baselines.ChainOfEmbedding("complex").score_prompts(still) == pytest.approx(5.0)
+    assert baselines.chain_features(still).tolist() == [[5.0, 0.0]]
+    assert baselines.ChainOfEmbedding().score_prompts(z[:0]).shape == (0,)
+    with pytest.raises(BadInput, match="at least two layers"):
+        baselines.chain_features(z[0])
+
+
+def test_classifiers_are_set_up_as_they_are_described():
+    knn, few = (baselines.EmbeddingKNN()._pipeline(n)[-1] for n in (100, 7))
+    assert (knn.n_neighbors, few.n_neighbors, knn.metric, knn.algorithm) == (20, 7, "cosine", "brute")
+    logistic = baselines.EmbeddingLogistic(C=0.5)._pipeline(9)
+    assert (logistic[-1].C, logistic[-1].max_iter, len(logistic)) == (0.5, 2000, 2)
+    layers = baselines.EmbeddingMLP(epochs=7, alpha=0.25, learning_rate=0.125, random_state=5)
+    mlp, small = layers._pipeline(100)[-1], layers._pipeline(9)[-1]
+    assert (mlp.hidden_layer_sizes, mlp.alpha, mlp.batch_size, small.batch_size) == ((256, 64), 0.25, 32, 9)
+    assert (mlp.learning_rate_init, mlp.max_iter, mlp.n_iter_no_change, mlp.random_state) == (0.125, 7, 7, 5)
+    assert (mlp.activation, mlp.solver) == ("relu", "adam")
+    vectors = np.random.default_rng(0).normal(size=(30, 3))
+    fitted = baselines.EmbeddingLogistic().fit(vectors, np.where(vectors[:, 0] > 0, "well", "badly"))
+    assert fitted.classes_.tolist() == ["badly", "well"] and set(fitted.predict(vectors)) == {"badly", "well"}
+    p = fitted.predict_proba(vectors)
+    assert np.array_equal(fitted.score_prompts(vectors), p[:, 1]) and (p[vectors[:, 0] > 0.5, 1] > 0.5).all()
+    with pytest.raises(NotImplementedError):
+        baselines._Classified().fit(vectors, vectors[:, 0] > 0)
+
+
+def test_a_draw_and_a_length_are_of_each_prompt():
+    drawn = baselines.Random(random_state=3).score_prompts(np.empty((4, 0)))
+    assert np.array_equal(drawn, np.random.default_rng(3).random(4))
+    assert baselines.Length().score_prompts([[7], [2]]).tolist() == [-7.0, -2.0]
+    with pytest.raises(BadInput, match="3 classes"):
+        baselines.Length().fit([1, 2, 3], [0, 1, 2])
+
+
+def test_likelihoods_of_two_tokens_and_of_none_that_has_two(lm):
+    two, one = baselines.prompt_likelihood(lm, [[5, 9], [7]])
+    with torch.no_grad():
+        wanted = lm.model(input_ids=torch.tensor([[5, 9]])).logits[0, 0].double().log_softmax(-1)[9]
+    assert two == pytest.approx(float(wanted), rel=1e-5) and math.isnan(one)
+    assert np.isnan(baselines.prompt_likelihood(lm, [[7], [8]])).all()
+
+
+def test_stated_confidences_are_asked_for_in_a_few_tokens(lm, monkeypatch):
+    given = []
+    monkeypatch.setattr(baselines, "generate", lambda *args, **how: given.append(how) or ["90%", "none", "?"])
+    found = baselines.verbalised(lm, TEXTS[:3], max_new_tokens=4, batch_size=7)
+    assert given == [{"max_new_tokens": 4, "batch_size": 7}]
+    assert (found.tokens, found.unread, found.score.tolist()) == (12, 2, [0.9, 0.5, 0.5])
+    assert baselines.verbalised(lm, TEXTS[:3]).tokens == 30
+
+
+def test_samples_are_drawn_from_the_nucleus_and_counted(lm, monkeypatch):
+    """Of shares 0.5, 0.3, 0.15, 0.05 those that begin below top_p stay; the temperature is applied before they are cut."""
+    given = []
+    texts = ["a b c", "a b c", "x y z", "q r s", "same words", "same words", "same words", "same words"]
+
+    def rolled(language_model, prompts, **how):
+        given.append(how)
+        return SimpleNamespace(texts=texts, mask=torch.tensor([[1, 1, 0]] * 8))
+
+    monkeypatch.setattr(baselines, "roll_out", rolled)
+    how = {"samples": 4, "temperature": 0.5, "seed": 6, "keys": [4, 5], "max_new_tokens": 3, "batch_size": 9}
+    found = baselines.semantic_agreement(lm, TEXTS[:2], top_p=0.8, **how)
+    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert found.score == pytest.approx([math.exp(-entropy), 1.0]) and (found.unread, found.tokens) == (0, 16)
+    hook = given[0].pop("hook")
+    assert given[0] == {**how, "seed": [6, 13]}
+    shares = torch.tensor([[0.15, 0.5, 0.05, 0.3], [0.15, 0.5, 0.05, 0.3]], dtype=torch.float64)
+    logits = shares.log() * 0.5  # at this temperature they are the shares
+    for top_p, kept in (
+        (0.8, [1, 3]),
+        (0.81, [0, 1, 3]),
+        (0.5, [1]),
+        (0.51, [1, 3]),
+        (1e-9, [1]),
+        (0.96, [0, 1, 2, 3]),
+    ):
+        baselines.semantic_agreement(lm, TEXTS[:2], top_p=top_p - 1e-12, **how)
+        left = given[-1]["hook"](logits, torch.empty(0), [0, 1], 0)
+        for row in left:
+            assert torch.isfinite(row).nonzero()[:, 0].tolist() == kept, top_p
+        assert torch.equal(left[:, 1], logits[:, 1])
+    assert hook is not None
+    baselines.semantic_agreement(lm, TEXTS[:2], top_p=1.0, **how)
+    assert given[-1]["hook"] is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.core.errors import BadInput
-from equipoise.routing.controller import UNIT, WARM, Controller
+from equipoise.routing.controller import UNIT, WARM, WINDOW, Controller
 
 
 def calls_of(controller, scores):
@@ -279,3 +279,112 @@ def test_a_state_that_is_none_is_refused(change):
     controller = Controller(0.3, 0.5)
     with pytest.raises(BadInput):
         controller.restore({**controller.state(), **change})
+
+
+def decided_by_the_equations(budget, router, burst, requests):
+    """(route, why, threshold, level, share) of each request by the module's equations; None is a request that is forced."""
+    level, carry, calls, scores, found = Fraction(0), 0.0, 0, [], []
+    b = Fraction(repr(budget))
+
+    def share():
+        target = min(burst / 2, max(2, 0.02 * budget * t))
+        return min(1.0, budget * (1 + min(1.0, max(-1.0, float(level) / target - 1)) ** 3))
+
+    def threshold():
+        return sorted(scores)[min(int(share() * len(scores)), len(scores) - 1)] if len(scores) >= 32 else router
+
+    for t, score in enumerate(requests, start=1):
+        level = min(Fraction(burst), level + b)
+        part = 1.0
+        if score is not None and math.isfinite(score):
+            warm = len(scores) >= 32
+            scores = [*scores, score][-1000:]
+            below, equal = sum(each < score for each in scores), scores.count(score)
+            part = float(score < router)
+            if warm:
+                part = min(1.0, max(0.0, (share() - below / len(scores)) / (equal / len(scores))))
+        if score is None:
+            level, calls = level - 1, calls + 1
+            found.append(("upstream", "forced", threshold(), float(level), calls / t))
+            continue
+        at = threshold() if warm or not math.isfinite(score) else router
+        carry += part
+        hard = carry >= 1 - 1e-9
+        carry -= hard
+        called = hard and level >= 1
+        level, calls = level - called, calls + called
+        why = "hard" if called else "spent" if hard else "easy"
+        found.append(("upstream" if called else "local", why, at, float(level), calls / t))
+    return found
+
+
+@pytest.mark.parametrize(("budget", "burst", "router"), [(0.3, 64.0, 0.5), (0.05, 4.0, 0.2), (0.7, 10.0, 0.5)])
+def test_decisions_are_those_of_the_equations(budget, burst, router):
+    """Of continuous scores, whose order changes at a half; some requests are forced, some have no score."""
+    generator = np.random.default_rng(5)
+    requests = [float(each) for each in generator.random(1300)]
+    requests[600:] = [each / 2 for each in requests[600:]]
+    requests[50:600:23] = [None] * len(requests[50:600:23])
+    requests[45:600:37] = [math.nan] * len(requests[45:600:37])
+    controller, found = Controller(budget, router, burst=burst), []
+    for score in requests:
+        one = controller.force() if score is None else controller.decide(score)
+        found.append((one.route, one.why, one.threshold, one.level, one.share))
+        assert one.score == score or math.isnan(one.score)
+    expected = decided_by_the_equations(budget, router, burst, requests)
+    assert len(expected) > WINDOW
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one[:2] == other[:2] and one[2:] == pytest.approx(other[2:]), place
+
+
+def test_the_share_of_calls_by_hand():
+    """target = min(burst / 2, max(2, 0.02 b t)); q = b (1 + (level / target - 1)^3), the cube within [-1, 1]."""
+    controller = Controller(0.5, 0.5, burst=20.0)
+    for requests, level, share in (
+        (10, 2, 0.5), (10, 3, 0.5 * (1 + 1 / 8)), (10, 1, 0.5 * (1 - 1 / 8)), (10, 0, 0.0), (10, -7, 0.0), (10, 9, 1.0),
+        (400, 4, 0.5), (400, 6, 0.5 * (1 + 1 / 8)), (3000, 10, 0.5), (3000, 15, 0.5 * (1 + 1 / 8)),
+    ):  # fmt: skip
+        controller.requests, controller._level = requests, level * UNIT
+        assert controller._quantile() == pytest.approx(share, abs=1e-12)
+    most = Controller(0.8, 0.5)
+    most.requests, most._level = 10, 4 * UNIT
+    assert most._quantile() == 1.0
+
+
+def test_equal_scores_share_what_is_left_above_those_below():
+    """32 scores, of them 8 below and 16 equal to the next: of q = 0.5 the 17 equal ones get (0.5 - 8/33) / (17/33)."""
+    controller = Controller(0.5, 0.5, burst=20.0)
+    for score in np.repeat([0.1, 0.4, 0.9], [8, 16, 8]):
+        controller.decide(float(score))
+    controller.requests, controller._level = 400, 4 * UNIT
+    threshold, share = controller._threshold(0.4)
+    assert (threshold, share) == (0.4, pytest.approx((0.5 - 8 / 33) / (17 / 33)))
+    assert controller._threshold(0.05)[1] == 1.0 and controller._threshold(0.95)[1] == 0.0
+    controller._carry = 1 - 0.5
+    controller._threshold = lambda _: (0.4, 0.5)  # type: ignore[method-assign]
+    assert controller.decide(0.4).why == "hard" and controller._carry == 0.0
+
+
+def test_a_call_needs_a_whole_one_and_the_ends_of_what_is_allowed():
+    controller = Controller(0.5, 1.0, burst=4.0)
+    assert math.isnan(controller.share) and not controller.may_call()
+    assert [controller.decide(0.0).why for _ in range(4)] == ["spent", "hard", "spent", "hard"]
+    assert (controller.requests, controller.calls, controller.spent, controller.share) == (4, 2, 2, 0.5)
+    assert Controller(0.0, 0.5).budget == 0 and Controller(1.0, 0.5).budget == 1
+    assert Controller(0.5, 0.5, burst=1e9).burst == 1e9 and controller.burst == 4 and Controller(0.5, 0.5).burst == 64
+    for budget, burst in ((-0.01, 64.0), (1.01, 64.0), (0.5, 3.99), (0.5, 1.1e9)):
+        with pytest.raises(BadInput, match=r"is (-0\.01|1\.01|3\.99|1100000000)"):
+            Controller(budget, 0.5, burst=burst)
+    state = controller.state()
+    for carry in (0.0, 0.999):
+        controller.restore({**state, "carry": carry})
+        assert controller._carry == carry
+    for carry in (-0.001, 1.0):
+        with pytest.raises(BadInput, match="no account"):
+            controller.restore({**state, "carry": carry})
+    scores = [float(each) for each in range(WINDOW + 5)]
+    controller.restore({**state, "recent": scores, "level": 9 * UNIT})
+    assert controller.state()["recent"] == scores[5:] and controller.level == 0.0  # half of 4, less the two calls
+    saved = Controller(1.0, 0.5, burst=4.0)
+    saved.restore({**state, "requests": 100, "level": 9 * UNIT})
+    assert saved.level == 4.0

@@ -281,3 +281,139 @@ def test_what_cannot_be_learnt_from_is_refused():
     assert math.isfinite(few.validation_loss_)
     held = ProbeMean(epochs=2, validation_fraction=0.99).fit(z[:FEWEST], np.arange(FEWEST) % 2)
     assert held.coef_.any()  # one prompt is left to learn from
+
+
+def rates(monkeypatch, losses):
+    """The learning rate of each epoch under these held-out losses, and what was trained."""
+    made, seen, left = [], [], iter(losses)
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, **how: made.append(adam(*args, **how)) or made[-1])
+    monkeypatch.setattr(probes, "_loss", lambda *_: seen.append(made[-1].param_groups[0]["lr"]) or next(left))
+    z, y = world(20, layers=2)
+    given = {"weighs": True, "noise": None, "learning_rate": 0.8, "batch_size": 64, "validation_fraction": 0.2}
+    found = train(z, y, epochs=40, generator=torch.Generator().manual_seed(0), **given)
+    monkeypatch.undo()
+    return seen, found
+
+
+@pytest.mark.parametrize(("better", "end"), [(1, 11), (2, 11), (3, 11), (4, 12), (9, 17)])
+def test_the_rate_is_halved_after_five_epochs_and_training_ends_after_eight_past_the_tenth(monkeypatch, better, end):
+    """The loss falls for so many epochs and then stays."""
+    seen, found = rates(monkeypatch, [*(1 - 0.01 * each for each in range(better)), *[1 - 0.01 * (better - 1)] * 40])
+    assert found["epochs"] == len(seen) == end and found["loss"] == 1 - 0.01 * (better - 1)
+    assert seen == [0.8 / 2 ** (max(epoch - better, 0) // 5) for epoch in range(end)]
+
+
+def test_patience_begins_anew_with_every_gain(monkeypatch):
+    losses = [1.0, *[1.0] * 5, 0.9, *[0.95] * 7, 0.8, *[0.8] * 40]
+    seen, found = rates(monkeypatch, losses)
+    assert found["epochs"] == 15 + 8 and found["loss"] == 0.8
+    assert seen == [0.8] * 6 + [0.4] * 6 + [0.2] * 8 + [0.1] * 3
+    assert rates(monkeypatch, [1 - 0.001 * each for each in range(40)])[1]["epochs"] == 40
+
+
+def test_what_is_held_out_and_what_is_watched(monkeypatch):
+    """A fifth of ten prompts or more, rounded, one at least, all but one at most; of fewer all, which are fitted on, too."""
+    watched, fitted_on = [], []
+    rows, loss = probes._rows, probes._loss
+    monkeypatch.setattr(probes, "_loss", lambda z, y, some, given: watched.append(some) or loss(z, y, some, given))
+    monkeypatch.setattr(probes, "_rows", lambda z, some: fitted_on.append(len(some)) or rows(z, some))
+    for n, share, held in (
+        (9, 0.2, 0),
+        (10, 0.2, 2),
+        (13, 0.2, 3),
+        (12, 0.2, 2),
+        (10, 0.01, 1),
+        (10, 0.99, 9),
+        (40, 0.25, 10),
+    ):
+        watched.clear(), fitted_on.clear()
+        given = {"weighs": False, "noise": None, "learning_rate": 0.1, "batch_size": 4, "validation_fraction": share}
+        train(*world(n), epochs=1, generator=torch.Generator().manual_seed(7), **given)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(7))
+        assert watched[0].tolist() == (order[:held] if held else order).tolist()
+        rest = n - held
+        assert fitted_on == [*[4] * (rest // 4), *[rest % 4] * (rest % 4 > 0), held or n]
+
+
+def test_the_first_step_is_adams_on_the_gradient_of_the_mean_loss():
+    """At zero weights the gradient of w is the mean of (1/2 - y) z, and Adam moves by the rate times its sign."""
+    z, y = world(9, layers=3)
+    given = {"learning_rate": 0.01, "batch_size": 99, "validation_fraction": 0.2, "epochs": 1}
+    found = train(z, y, weighs=False, noise=None, generator=torch.Generator().manual_seed(0), **given)
+    slope = ((0.5 - y)[:, None] * z.mean(1)).mean(0)
+    np.testing.assert_allclose(found["w"], -0.01 * np.sign(slope), rtol=1e-3)
+    assert found["b"] == pytest.approx(-0.01 * np.sign((0.5 - y).mean()), rel=1e-3)
+    assert found["a"].tolist() == [1, 1, 1] and found["g"] == 1 and found["epochs"] == 1
+    logit = z.mean(1) @ found["w"] + found["b"]
+    assert found["loss"] == pytest.approx(np.logaddexp(0, np.where(y == 1, -logit, logit)).mean(), rel=1e-5)
+    two = train(z, y, weighs=True, noise=None, generator=torch.Generator().manual_seed(0), **{**given, "epochs": 2})
+    assert (two["a"] != 1).any() and two["g"] == 1
+    both = train(z, y, weighs=True, noise=draw, generator=torch.Generator().manual_seed(0), **{**given, "epochs": 2})
+    assert (both["a"] != 1).any() and both["g"] != 1
+
+
+def test_a_draw_is_that_of_a_seed_from_the_generator():
+    a, g = torch.tensor([0.3, -0.5, 1.0]), torch.tensor(0.7)
+    generator, twin = (torch.Generator().manual_seed(8) for _ in range(2))
+    found = draw(a, g, 5, generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=twin)))
+        beta = math.exp(g) * a.double().softmax(0)
+        expected = torch.distributions.Dirichlet(beta).sample(torch.Size([5]))
+    assert found.shape == (5, 3) and found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ends_of_the_settings_and_of_the_layers():
+    z, y = world(40)
+    for settings in (
+        {"learning_rate": 0.0},
+        {"batch_size": 0},
+        {"validation_fraction": 0.0},
+        {"validation_fraction": 1.0},
+    ):
+        with pytest.raises(BadInput, match=f"{next(iter(settings))} is .*, out of its range"):
+            ProbeMean(**settings).fit(z, y)
+    single = ProbeMean(batch_size=1, epochs=1, learning_rate=0.5).fit(z, y)
+    assert single.epochs_ == 1 and single.calibration_.slope == 1.0 and single.calibration_.intercept == 0.0
+    p = single.predict_proba(z)
+    np.testing.assert_allclose(p[:, 1], single.score_prompts(z), rtol=1e-12)
+    assert p.sum(1) == pytest.approx(np.ones(40)) and (single.predict(z) == (p[:, 1] > 0.5)).all()
+    single.coef_, single.intercept_ = 0 * single.coef_, 0.0
+    assert set(single.predict(z)) == {0}  # a logit of 0 is no success
+    first, last = ProbeLayer(-4, epochs=2).fit(z, y), ProbeLayer(3, epochs=2).fit(z, y)
+    assert first.a_.tolist() == [0, -np.inf, -np.inf, -np.inf] and last.a_.tolist() == [-np.inf, -np.inf, -np.inf, 0]
+    assert np.array_equal(first.coef_, ProbeMean(epochs=2).fit(z[:, 0], y).coef_)
+    assert np.array_equal(last.coef_, ProbeLayer(epochs=2).fit(z, y).coef_)
+    with pytest.raises(BadInput, match="layer is -5"):
+        ProbeLayer(-5).fit(z, y)
+    two = ProbeMean(epochs=1).fit(z[:2], [0, 1])
+    assert two.coef_.any()
+    with pytest.raises(ValueError, match="minimum of 2"):
+        ProbeMean().fit(z[:1], y[:1])
+    with pytest.raises(BadInput, match="give"):
+        ProbeMean().fit(np.ones((4, 0, 3)), [0, 1, 0, 1])
+
+
+def test_what_a_router_gets_of_a_probe():
+    z, y = world(60)
+    probe = ProbeDirichlet(epochs=2).fit(z, y).calibrate(z, y)
+    chosen = {"n": 60}
+    router = probe.router(0.25, reads="chat", model="m", fingerprint="f", chosen=chosen)
+    assert (router.kind, router.threshold, router.reads, router.layers, router.width) == (
+        "dirichlet",
+        0.25,
+        "chat",
+        4,
+        6,
+    )
+    assert np.array_equal(router.w, probe.coef_) and router.b == probe.intercept_ and router.g == probe.g_
+    assert np.array_equal(router.a, probe.a_) and (router.model, router.fingerprint) == ("m", "f")
+    assert (router.slope, router.intercept) == (probe.calibration_.slope, probe.calibration_.intercept)
+    assert router.chosen == chosen and probe.router(0.25, reads="raw").chosen == {}
+    target = y == probe.classes_[1]
+    wanted = probes.Calibration.of(probe.decision_function(z), target.astype(float))
+    assert (wanted.slope, wanted.intercept) == (router.slope, router.intercept)
+    tags = probe.__sklearn_tags__()
+    assert not tags.classifier_tags.multi_class and tags.input_tags.three_d_array

@@ -13,9 +13,12 @@ from equipoise import routing
 from equipoise.chat.calls import Reply
 from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.scores import auroc
 from equipoise.core.shares import Bounded
+from equipoise.core.statistics import item_interval, score_interval
 from equipoise.data.problems import Problem
 from equipoise.routing import evaluating, fitting, kept, labeling, prompt_states, scoring
+from equipoise.routing.job import ProbeSettings
 from equipoise.routing.labels import FEWEST, divide, read_labels, solved_of
 from equipoise.routing.measured import HeldOut, Threshold
 from equipoise.routing.router import Router
@@ -609,3 +612,193 @@ def test_problems_in_memory_are_labelled_once_each_or_refused(tmp_path):
     ):
         with pytest.raises(BadInput, match=words):
             routing.label(prompts=[made[0], replace(made[1], **wrong)], verifier="number", out=tmp_path / "wrong")
+
+
+def test_a_plan_of_a_fit_counts_what_would_be_read(lm, monkeypatch):
+    monkeypatch.setattr(prompt_states, "POOLED_TOKENS", 20)
+    some = rows(240)
+    some[0]["prompt"] = "Oslo " + "one two three four five six seven " * 4
+    plan = routing.fit.plan(lm, labels=some, quality=0.4, kind="mean", reads="raw", confidence=0.8)
+    encoded = prompt_states.encode(lm, [row["prompt"] for row in some], "raw")
+    assert max(map(len, encoded)) > 20
+    assert (plan.layers, plan.width, plan.disk) == (3, 32, 4 * 240 * 3 * 32)
+    assert plan.tokens == sum(min(len(ids), 20) for ids in encoded)
+    assert plan.prompts == {"fit": 120, "choose": 60, "test": 60} and plan.domains == {"a": 120, "b": 120}
+    assert plan.solved == pytest.approx(np.mean([row["weak"] >= row["strong"] and row["weak"] > 0 for row in some]))
+    assert plan.shown == lm.tokenizer.decode(encoded[0])
+    told = {"kind": "mean", "reads": "raw", "quality": 0.4, "confidence": 0.8, "seed": 42, "learning_rate": 1e-3}
+    assert {name: plan.settings[name] for name in told} == told and "calls" not in plan.settings
+    default = routing.fit.plan(lm, labels=some)
+    assert default.settings["calls"] == 0.3 and default.settings["kind"] == "best"
+
+
+def test_parts_with_one_label_are_refused_and_two_suffice(lm):
+    some = rows(240)
+    parts = divide(read_labels(some).groups, 42)
+    for part in ("fit", "choose", "test"):
+        own = [{**row, "weak": 0.0} if parts[at] == part else row for at, row in enumerate(some)]
+        with pytest.raises(BadInput, match=f"prompts to {part} have one label, not answered well"):
+            routing.fit.plan(lm, labels=own)
+        first = parts.index(part)
+        own[first] = {**own[first], "weak": 1.0}
+        assert routing.fit.plan(lm, labels=own).layers == 3
+
+
+def test_what_is_told_of_a_fit_is_of_the_prompts_that_were_tested(lm, fitted):
+    done, folder = fitted
+    stored = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    test = [row for row in stored if row["part"] == "test"]
+    solved = np.array([row["solved"] for row in test])
+    groups = np.array([row["group"] for row in test])
+    score = {name: np.array([row["scores"][name] for row in test]) for name in ("last", "length", done.kind)}
+
+    def stream(number):
+        return np.random.default_rng(np.random.SeedSequence([42, number]))
+
+    def ahead(_, labels, counts=None):
+        return auroc(score["last"], labels, counts) - auroc(score["length"], labels, counts)
+
+    wanted = score_interval(ahead, score["last"], solved, groups, generator=stream(17), draws=40)
+    gain = done.gains["last"]
+    assert (gain.value, gain.lower) == pytest.approx((float(wanted.estimate), float(wanted.lower)))
+    assert not {"length", "random"} & done.gains.keys()
+    router = routing.load(folder)
+    errors = (router.probability(score[done.kind]) - solved) ** 2
+    brier = item_interval(errors, groups)
+    assert (done.brier.value, done.brier.upper) == pytest.approx((errors.mean(), float(brier.upper)))
+    choosing = [row for row in stored if row["part"] == "choose"]
+    labels = np.array([row["solved"] for row in choosing])
+    for name, value in done.chosen_on.items():
+        assert value == pytest.approx(float(auroc(np.array([row["scores"][name] for row in choosing]), labels)))
+    assert done.kind == max(done.chosen_on, key=done.chosen_on.__getitem__)
+    assert done.outcomes.sent == pytest.approx((score[done.kind] < done.threshold.value).mean())
+    assert done.bytes == sum((folder / name).stat().st_size for name in ("router.json", "router.safetensors"))
+    assert (done.layers, done.width, done.g) == (3, 32, pytest.approx(done.g)) and done.cards["last"].n == 60
+    assert list(done.domains) == ["a", "b"] and done.domains["a"].keys() >= {
+        done.kind,
+        "mean",
+        "dirichlet",
+        "length",
+        "last",
+    }
+    assert sum(cards["length"].n for cards in done.domains.values()) == 60
+    assert (router.slope, router.intercept) == (done.slope, done.intercept)
+    assert all(len(done.alpha[name]) == 3 for name in ("dirichlet", "softmax"))
+
+
+def test_scores_apart_from_what_is_served_are_refused_beyond_the_tolerance(lm, tmp_path, monkeypatch):
+    """Of a router by length: served is minus the number of tokens; three prompts are read again."""
+    some = rows(5)
+    served = prompt_states.encode(lm, [row["prompt"] for row in some], "raw")
+    self = SimpleNamespace(labels=read_labels(some))
+    router = Router("length", -5.0, "raw", 3, 32)
+    lengths = -np.array([float(len(ids)) for ids in served])
+
+    def checked(score, place=tmp_path):
+        fitting.Fitting._check(self, router, lm, served, score, place)
+
+    checked(lengths + 0.019)
+    checked(lengths - 0.019, None)
+    checked(lengths + np.array([0, 0, 0, 1.0, 1.0]))
+    for wrong in (0.021, -0.021, math.nan):
+        for at in range(3):
+            score = lengths.copy()
+            score[at] += wrong
+            with pytest.raises(WorkFailed, match=f"prompt '0-{at}' scores"):
+                checked(score)
+    assert (tmp_path / "router.json").exists() and (fitting.APART, fitting.AGAIN, fitting.CALLS) == (0.02, 3, 0.3)
+    assert [fitting.candidates(kind) for kind in ("best", "mean", "length")] == [3, 1, 1]
+
+
+def test_probes_of_each_domain_are_ranked_on_each(lm):
+    """A domain without both labels to test on takes no part; one alone says nothing."""
+    generator = np.random.default_rng(0)
+    n = 240
+    domains = np.array(["a", "b", "c"])[np.arange(n) % 3]
+    parts = np.where(np.arange(n) < 180, "fit", "test")
+    solved = generator.integers(0, 2, n).astype(float)
+    solved[(domains == "c")] = 1.0
+    z = generator.normal(size=(n, 2, 4)).astype(np.float32)
+    z[:, :, 0] += 2 * solved[:, None]
+    groups = np.arange(n)
+    request = SimpleNamespace(parts=tuple(parts.tolist()), settings=ProbeSettings(epochs=3, seed=5))
+    for name in ("_probe", "_ranked"):
+        setattr(request, name, getattr(fitting.Fitting, name).__get__(request))
+    found = fitting.Fitting._cross(request, "length", z, solved, groups, domains)
+    assert list(found) == ["a", "b"] and all(list(row) == ["a", "b"] for row in found.values())
+    inside = {name: (domains == name) & (parts == "fit") for name in "ab"}
+    other = (domains == "b") & (parts == "test")
+    probe = request._probe("mean").fit(z[inside["a"]], solved[inside["a"]])
+    assert (probe.epochs, probe.random_state, probe.batch_size, probe.learning_rate) == (3, 5, 32, 1e-3)
+    stream = np.random.default_rng(np.random.SeedSequence([5, 19]))
+    wanted = score_interval(
+        auroc, probe.score_prompts(z[other]), solved[other], groups[other], generator=stream, draws=40
+    )
+    assert found["a"]["b"].value == pytest.approx(float(wanted.estimate))
+    assert found["a"]["b"].upper == pytest.approx(float(wanted.upper), nan_ok=True)
+    solved[(domains == "b") & (parts == "test")] = 1.0
+    assert fitting.Fitting._cross(request, "mean", z, solved, groups, domains) == {}
+
+
+def test_scores_are_ordered_by_their_means_over_domains():
+    def of(area, lpm):
+        return SimpleNamespace(
+            auroc=Bounded(area, 0, 1), lpm=Bounded(lpm, 0, 1), mpm=Bounded(math.nan, 0, 1), hcr=Bounded(0.5, 0, 1)
+        )
+
+    first = {"c": of(0.9, 0.1), "b": of(0.6, 0.3), "a": of(0.4, math.nan), "alone": of(1.0, 1.0)}
+    second = {"c": of(0.5, 0.2), "b": of(0.8, 0.4), "a": of(1.0, 0.9)}
+    order = evaluating._order({"x": first, "y": second})
+    assert order == {"auroc": ("a", "b", "c"), "lpm": ("b", "c"), "mpm": (), "hcr": ("a", "b", "c")}
+
+
+def test_a_plan_of_an_evaluation_names_its_scores(lm, tmp_path):
+    given = [{**row, "scores": {"mine": 1.0 * at}} for at, row in enumerate(rows(20))]
+    alone = routing.evaluate.plan(given)
+    assert (alone.prompts, alone.domains, alone.scores) == (20, {"a": 10, "b": 10}, ("mine",))
+    assert (alone.reader, alone.tokens) == ("nobody: the rows hold scores", 0)
+    Router("length", -9.0, "raw", 3, 32).save(tmp_path / "router")
+    with_model = {"router": tmp_path / "router", "model": lm}
+    read, asked = (routing.evaluate.plan(given, ask=ask, **with_model) for ask in (False, True))
+    assert read.scores == ("mine", "router", "length, logits, chains")
+    assert asked.scores == (*read.scores, "verbalised", "semantic-entropy") and asked.reader == lm.source
+    assert read.tokens == sum(map(len, prompt_states.encode(lm, [row["prompt"] for row in given], "raw")))
+    for name in ("router", "verbalised", "semantic-entropy"):
+        taken = [{**row, "scores": {name: 1.0}} for row in rows(20)]
+        with pytest.raises(BadInput, match=f"the score '{name}' has a name that is given here"):
+            routing.evaluate.plan(taken, **with_model)
+        assert routing.evaluate.plan(taken).scores == (name,)
+    for wrong in ({"router": tmp_path / "router"}, {"model": lm}):
+        with pytest.raises(BadInput, match="give router and model"):
+            routing.evaluate(given, **wrong)
+    with pytest.raises(BadInput, match="no model to ask"):
+        routing.evaluate(given, ask=True)
+
+
+def test_a_plan_of_labels_counts_calls_and_tokens(lm, monkeypatch):
+    monkeypatch.setattr("equipoise.chat.roles.Chat.open", lambda self: None)
+    monkeypatch.setattr("equipoise.chat.grade.ChatGrader.check", lambda self, submissions: None)
+    some = [{**row, "id": str(at)} for at, row in enumerate(ASKED * 2)]
+
+    def plan(model=None, **how):
+        return routing.label.plan(*([model] if model else []), prompts=some, **how)
+
+    stored = plan(verifier="number")
+    assert (stored.prompts, stored.domains, stored.calls, stored.tokens) == (6, {"sums": 4, "products": 2}, 0, 0)
+    assert (stored.weak, stored.strong) == ("the field weak_answer", "the field strong_answer")
+    assert stored.first == tuple({"prompt": row["prompt"], "gold": [row["answer"]]} for row in some[:3])
+    served = plan(lm, verifier="number", strong="openai/gpt-5", max_new_tokens=7)
+    assert (served.calls, served.tokens, served.strong, served.weak) == (6, 42, "openai/gpt-5", lm.source)
+    judged = plan(judge="openai/gpt-5")
+    assert (judged.calls, judged.judged_by) == (12, "openai/gpt-5, against gold answers")
+    assert plan(judge="openai/a", strong="openai/b").calls == 18
+
+
+def test_tokens_of_answers_are_counted_without_those_that_a_tokenizer_adds(lm):
+    texts = ["one two", "", "Oslo", None]
+    wanted = sum(len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("one two", "Oslo"))
+    assert (
+        labeling._tokens(lm, texts)
+        == wanted
+        < sum(len(lm.tokenizer(text)["input_ids"]) for text in ("one two", "Oslo"))
+    )

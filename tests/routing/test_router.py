@@ -12,11 +12,12 @@ from scipy.special import expit
 from chat_models import untaught
 from equipoise import routing
 from equipoise.core.errors import BadInput
+from equipoise.core.files import seal
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.routing import prompt_states
 from equipoise.routing.logit_scores import logit_scores
-from equipoise.routing.router import Router, load
+from equipoise.routing.router import Router, load, logits_of
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"]
 
@@ -203,3 +204,82 @@ def test_scores_of_logits_and_of_length(lm):
     assert float(both["entropy"][1]) == pytest.approx(0, abs=1e-6)
     with pytest.raises(BadInput, match="nan"):
         logit_scores(torch.full((1, 3), math.nan))
+
+
+def test_scores_that_round_to_an_end_have_a_logit():
+    assert logits_of([0.0, 1.0, 0.5]).tolist() == [-500.0, 500.0, 0.0]
+    assert logits_of(0.75) == pytest.approx(math.log(3))
+    router = Router("length", -5, "raw", 3, 32, slope=0.5, intercept=-1.0)
+    assert router.probability([-2.0, 4.0]) == pytest.approx([expit(-2.0), expit(1.0)])
+    plain = Router("length", -5, "raw", 3, 32)
+    assert plain.probability([0.25]) == pytest.approx(expit(0.25)) and plain.keeps([-5, -5.01]).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_what_a_router_weighs_and_needs(lm):
+    assert probe(lm).alpha == pytest.approx(np.exp([0.1, -1.0, 2.0]) / np.exp([0.1, -1.0, 2.0]).sum())
+    alone = probe(lm, a=np.array([-np.inf, 0.0, -np.inf], np.float32))
+    assert alone.alpha.tolist() == [0, 1, 0] and alone.score(np.ones((0, 3, 32))).shape == (0,)
+    for kind in ("max", "length"):
+        with pytest.raises(BadInput, match="weighs no layers"):
+            _ = (probe(lm, kind="max") if kind == "max" else Router(kind, 0, "raw", 3, 32)).alpha
+    assert [Router(kind, 0, "raw", 3, 32).needs for kind in ("length", "margin")] == ["length", "logits"]
+    assert probe(lm, kind="last").needs == "states"
+    for wrong in ({"w": np.zeros(31, np.float32)}, {"a": None}, {"w": None}, {"a": np.zeros(4, np.float32)}):
+        with pytest.raises(BadInput, match=r"needs w \[32\] and a \[3\]"):
+            probe(lm, **wrong)
+    for wrong in (np.zeros((3, 32)), np.zeros((2, 3, 31))):
+        with pytest.raises(BadInput, match="the features are"):
+            probe(lm).score(wrong)
+    with pytest.raises(BadInput, match="scores length, not states"):
+        Router("length", 0, "raw", 3, 32).score(np.zeros((1, 3, 32)))
+    with pytest.raises(BadInput, match="scores length, not logits"):
+        Router("length", 0, "raw", 3, 32).score_logits(np.zeros((1, 5)))
+
+
+def test_a_model_is_doubted_where_its_states_or_logits_are_read(lm):
+    assert Router("length", 0, "raw", 9, 9, fingerprint="other", model="m").check(lm) == []
+    assert Router("margin", 0, "raw", 9, 9).check(lm) == []  # of another shape, which it does not read
+    (doubt,) = Router("margin", 0, "raw", 3, 32, fingerprint="other", model="m").check(lm)
+    assert "are not those of m," in doubt
+    assert probe(lm, fingerprint="").check(lm) == []
+    with pytest.raises(BadInput, match="was fitted on 3 of 33"):
+        probe(lm, width=33, w=np.zeros(33, np.float32)).check(lm)
+
+
+def test_everything_that_is_stored_is_read_back(lm, tmp_path):
+    made = probe(lm, chosen={"aim": "calls"}, reads="chat")
+    made.save(tmp_path / "a" / "b")
+    read = load(tmp_path / "a" / "b")
+    for name in (
+        "kind",
+        "threshold",
+        "reads",
+        "layers",
+        "width",
+        "b",
+        "g",
+        "slope",
+        "intercept",
+        "model",
+        "fingerprint",
+        "chosen",
+    ):
+        assert getattr(read, name) == getattr(made, name), name
+    assert np.array_equal(read.w, made.w) and np.array_equal(read.a, made.a)
+    Router("length", -5, "raw", 3, 32).save(tmp_path / "length")
+    length = load(tmp_path / "length")
+    assert length.w is None and length.a is None and length.b == 0 and math.isnan(length.g)
+    assert (length.slope, length.intercept) == (1.0, 0.0)
+    about = json.loads((tmp_path / "length" / "router.json").read_text())
+    kept = ("router", "kind", "threshold", "reads", "layers", "width", "slope", "intercept", "model", "fingerprint")
+    bare = {name: about[name] for name in (*kept, "chosen", "sha256")}
+    path = tmp_path / "length" / "router.json"
+    path.write_bytes(seal(bare))
+    assert load(tmp_path / "length").kind == "length"
+    for altered in (seal(bare | {"router": 2}), json.dumps(bare).encode(), json.dumps(bare | {"router": 2}).encode()):
+        path.write_bytes(altered)
+        with pytest.raises(BadInput, match="of another version, or was altered"):
+            load(tmp_path / "length")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.core.statistics import item_interval
+from equipoise.core.statistics import item_interval, pigeonhole_interval
 from equipoise.routing import routerxbench as bench
 from equipoise.routing.routerxbench import Bands
 
@@ -212,3 +212,107 @@ def test_the_interval_of_a_share_ends_at_one_and_that_of_grades_does_not():
     assert card.strong.value == 0.975 and card.strong.upper == 1.0
     graded = bench.measure(np.arange(40.0), 10 * right, 10 * right)
     assert graded.strong.upper == pytest.approx(9.75 + (9.75 - graded.strong.lower)) and graded.strong.upper > 10
+
+
+def answered(seed, n):
+    """Weak right half the time, strong nine times in ten."""
+    generator = np.random.default_rng(seed)
+    weak = (generator.random(n) < 0.5).astype(float)
+    return weak, (generator.random(n) < 0.9).astype(float), generator
+
+
+def test_a_card_is_of_clusters_drawn_from_its_own_stream():
+    """Every measure redrawn by the indices themselves, from the stream [seed, 11], the same draws for each."""
+    weak, strong, generator = answered(0, 120)
+    score = weak - strong + generator.normal(size=120) * 0.6
+    clusters = np.arange(120) // 2
+    bands = Bands(budget=(0.0, 0.1), quality=(0.8, 0.9))
+    card = bench.measure(score, weak, strong, clusters=clusters, bands=bands, seed=3, draws=25)
+    solved = bench.default_labels(weak, strong)
+    measures = {
+        "lpm": lambda items: bench.lpm(score[items], weak[items], strong[items], band=(0.0, 0.1)),
+        "mpm": lambda items: bench.mpm(score[items], weak[items], strong[items], band=(0.8, 0.9), budget=(0.0, 0.1)),
+        "hcr": lambda items: bench.hcr(score[items], weak[items], strong[items], band=(0.8, 0.9)),
+        "auroc": lambda items: bench.auroc(score[items], solved[items]),
+    }
+    for name, read in measures.items():
+        stream = np.random.default_rng(np.random.SeedSequence([3, 11]))
+        wanted = pigeonhole_interval(read, clusters, generator=stream, draws=25, units=("item",))
+        found = getattr(card, name)
+        assert (found.value, found.lower, found.upper) == pytest.approx(
+            (float(wanted.estimate), float(wanted.lower), float(wanted.upper))
+        ), name
+    assert (card.n, card.clusters) == (120, 60) and card.bands == "c = [0, 0.1], rho = [0.8, 0.9]"
+    assert card.curve == tuple(bench.curve(score, weak, strong)) and card.curve[0] == weak.mean()
+    means = item_interval(strong, clusters)
+    assert (card.strong.value, card.strong.lower) == pytest.approx((strong.mean(), float(means.lower)))
+    other = bench.measure(score, weak, strong, solved=1 - solved, clusters=clusters, draws=2)
+    assert other.auroc.value == pytest.approx(1 - card.auroc.value)
+
+
+def test_bounds_stay_where_their_measure_can_be():
+    weak, strong, generator = answered(0, 50)
+    score = generator.permutation(50).astype(float)
+    early = bench.measure(score, weak, strong, bands=Bands(quality=(0, 0.02)), seed=3, draws=40).hcr
+    assert early.value == 0.995 and early.upper == 1.0 and 0.9 < early.lower < 0.995
+    weak, strong, generator = answered(0, 50)
+    score = strong - weak - generator.normal(size=50) * 0.6
+    late = bench.measure(score, weak, strong, bands=Bands(quality=(0.9, 1)), seed=3, draws=40).hcr
+    assert late.value == pytest.approx(0.01) and late.lower == 0.0 and 0.01 < late.upper < 0.05
+    ranked = np.arange(60.0)
+    label = (ranked > 30).astype(float)
+    label[[30, 31]] = 1.0, 0.0
+    high, low = (bench.measure(ranked, each, np.ones(60), draws=40).auroc for each in (label, 1 - label))
+    assert high.value == pytest.approx(1 - 1 / (29 * 31)) and high.upper == 1.0 and 0.9 < high.lower < high.value
+    assert low.value == pytest.approx(1 / (29 * 31)) and low.lower == 0.0 and low.value < low.upper < 0.1
+    none = np.zeros(60)
+    none[0] = 1.0
+    rare = bench.measure(ranked, none, np.ones(60), draws=5).weak
+    assert rare.value == pytest.approx(1 / 60) and rare.lower == 0.0 and rare.upper > 1 / 60
+
+
+def test_what_is_no_mean_has_bounds_from_fifty_clusters_on():
+    weak, strong, generator = answered(2, 100)
+    score = generator.random(100)
+    for clusters in (49, 50):
+        card = bench.measure(score, weak, strong, clusters=np.arange(100) % clusters, draws=10)
+        assert card.clusters == clusters
+        for name in ("lpm", "mpm", "hcr", "auroc"):
+            assert math.isfinite(getattr(card, name).value)
+            assert math.isfinite(getattr(card, name).lower) == (clusters == 50), name
+        assert math.isfinite(card.weak.lower)
+
+
+def test_shapes_and_ends_that_are_allowed():
+    for wrong in (1.0, [[1.0, 2.0]]):
+        with pytest.raises(BadInput, match="one number a prompt"):
+            bench.curve(wrong, wrong, wrong)
+    assert math.isnan(bench.hcr([1, 2], [0, 0], [0, 0])) and math.isnan(bench.mpm([1, 2], [0, 0], [0, 0]))
+    assert bench.curve([1, 2], [0, 0], [1, 1], [1, 3])[[0, 24, 25, 50, 100]] == pytest.approx([0, 0, 0.25, 0.5, 1])
+    assert bench.lpm(*FOUR, band=(0.0, 1.0)) == pytest.approx((25 * 0.5 + 25 * 0.75 + 51) / 101)
+    assert bench.lpm(*FOUR, band=(0.5, 0.5)) == 1.0
+    assert bench.hcr(*FOUR, band=(0.0, 0.0)) == pytest.approx(1 - 0.12)  # rates 0 to 0.24
+    with pytest.raises(BadInput, match="solved is"):
+        bench.measure(*FOUR, solved=[1, 0])
+    for size in ([1, 2], [[1, 2, 3, 4]]):
+        with pytest.raises(BadInput, match="clusters are"):
+            bench.measure(*FOUR, clusters=size)
+
+
+def test_who_was_right_among_those_that_are_sent():
+    weak, strong = np.tile([1, 0, 0, 1], 30), np.tile([1, 1, 0, 0], 30)
+    sent = np.arange(120) < 6
+    table = bench.outcomes(weak, strong, sent=sent, clusters=np.arange(120) // 2)
+    for name, cell in (("both", weak & strong), ("only_weak", weak & ~strong & 1)):
+        wanted = item_interval(cell.astype(float), np.arange(120) // 2)
+        found = getattr(table, name)
+        assert (found.value, found.lower, found.upper) == pytest.approx(
+            (0.25, float(wanted.lower), float(wanted.upper))
+        )
+    assert (table.n, table.sent) == (120, 0.05)
+    assert table.escalated == pytest.approx({"both": 2 / 6, "only_strong": 2 / 6, "only_weak": 1 / 6, "neither": 1 / 6})
+    nobody = bench.outcomes(weak, strong)
+    assert nobody.sent == 0.0 and all(math.isnan(each) for each in nobody.escalated.values())
+    assert math.isnan(bench.outcomes([], []).sent)
+    rare = bench.outcomes(np.arange(40) == 0, np.ones(40))
+    assert rare.both.lower == 0.0 and rare.only_strong.upper == 1.0 and rare.both.upper > 1 / 40

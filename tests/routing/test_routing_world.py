@@ -1,10 +1,14 @@
 """The world of RouterXBench's study: its questions, its macro AUROC item by item, a pool that goes on, planted labels."""
 
 import gzip
+import hashlib
 import json
 import math
 import re
+from collections import Counter
+from contextlib import contextmanager
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +16,9 @@ import torch
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.scores import auroc
 from equipoise.data.spy import word_pairs
+from equipoise.routing import routing_world
 from equipoise.routing.routing_world import (
     HELD_OUT,
     LOGIT_SCORES,
@@ -213,3 +219,218 @@ def test_the_proxy_is_the_rate_of_another_model(tmp_path, monkeypatch):
     assert big_math(0) == []
     with pytest.raises(BadInput, match="has 3 problems of at most 200 characters"):
         big_math(4)
+
+
+FIRST = {
+    "sums": ("83 + 22 =", "105", "a84e7677"),
+    "differences": ("7 - 5 =", "2", "f2a55b65"),
+    "sorting": ("71, 61 sorted:", "61, 71", "b393b1ea"),
+    "letters": ("letter b in bicycle:", "1", "afd4f1e2"),
+    "choice": ("Which of these is found in the sea: salt, hat, shirt or sheep? Answer:", "salt", "004d70e7"),
+    HELD_OUT: ("7 * 4 =", "28", "b83c1858"),
+}
+
+
+@pytest.mark.parametrize("domain", FIRST)
+def test_questions_are_those_that_were_recorded(domain):
+    """Results of the study are of these prompts: the second of each domain, and a digest of the first 120."""
+    some = questions(domain, 120)
+    prompt, gold, digest = FIRST[domain]
+    shown = routing_world._DOMAINS[domain].shown
+    assert (some[1].prompt, some[1].gold, some[1].id, some[1].domain) == (shown + prompt, gold, f"{domain}-1", domain)
+    made = json.dumps([[each.prompt, each.gold] for each in some])
+    assert hashlib.sha256(made.encode()).hexdigest()[:8] == digest
+    assert all(right(domain, each.gold, each.gold) for each in some)
+
+
+def test_numbers_have_as_many_digits_as_said():
+    draw = np.random.default_rng(0)
+    sizes = Counter(len(str(routing_world._number(draw, (0.5, 0.2, 0.3)))) for _ in range(4000))
+    assert sizes.keys() == {1, 2, 3}
+    assert [sizes[size] / 4000 for size in (1, 2, 3)] == pytest.approx([0.5, 0.2, 0.3], abs=0.03)
+    ends = {routing_world._number(draw, (1.0,)) for _ in range(300)} | {
+        routing_world._number(draw, (0.0, 1.0)) for _ in range(3000)
+    }
+    assert ends == set(range(1, 100))
+    factors = {int(routing_world._product(draw)[0].split()[2]) for _ in range(300)}
+    assert factors == set(range(2, 10))
+    listed = [routing_world._sorting(draw)[1].split(", ") for _ in range(3000)]
+    assert [Counter(map(len, listed))[size] / 3000 for size in (2, 3, 4)] == pytest.approx(
+        [4 / 6, 1 / 6, 1 / 6], abs=0.03
+    )
+    assert {int(number) for each in listed for number in each} == set(range(1, 100))
+
+
+def test_a_domain_without_more_prompts_is_left_after_so_many_draws(monkeypatch):
+    """Patience is for draws in a row that give nothing new."""
+    drawn = []
+    said = [0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
+
+    def draw(_):
+        drawn.append(said[len(drawn)])
+        return f"{drawn[-1]} is:", "x"
+
+    domain = routing_world._Domain(draw, "", "exact", 1)
+    monkeypatch.setattr(routing_world, "_DOMAINS", {"few": domain})
+    monkeypatch.setattr(routing_world, "_PATIENCE", 3)
+    with pytest.raises(BadInput, match="has 2 prompts and hardly more: ask for fewer than 3"):
+        questions("few", 3)
+    assert len(drawn) == 9  # the fourth repetition of the second one
+    drawn.clear()
+    assert [each.prompt for each in questions("few", 2)] == ["0 is:", "1 is:"] and len(drawn) == 5
+
+
+class Noted:
+    """What a run is told."""
+
+    def __init__(self, by, score, seed=3):
+        self.settings, self.seed, self.told, self.spent = {"by": by, "score": score}, seed, {}, []
+
+    def measure(self, outcome, value, *, of=1, where=None):
+        self.told[(outcome, *(where or {}).items())] = (value, of)
+
+    def items(self, outcome, ids, scores):
+        self.told[outcome, "items"] = (ids, scores)
+
+    def spend(self, **amounts):
+        self.spent.append(amounts)
+
+
+def world_of_all():
+    """Two domains that enter, one that is solved throughout, the one that is held out, the proxy."""
+    world = planted(n=40, domains=(*MAIN[:3], HELD_OUT, PROXY), seed=2)
+    world.solved[world.domains == MAIN[2]] = 1
+    world.learnt[world.domains == HELD_OUT] = False
+    said = np.full(len(world.ids), math.nan)
+    inside = np.flatnonzero(np.isin(world.domains, MAIN[:2]) & ~world.learnt)
+    said[inside[::2]] = np.random.default_rng(4).random(len(inside[::2]))
+    world.scores["verbalised"] = said
+    world.generated["verbalised"] = 70
+    return world
+
+
+def test_an_arm_is_measured_where_it_may_be():
+    world = world_of_all()
+    run = Noted("given", "length")
+    routing_world.measure(run, world)
+    test = world.tested(MAIN[:2])
+    length = world.scores["length"]
+
+    def area(places):
+        return float(auroc(length[places], world.solved[places]))
+
+    by_domain = [area(world.tested([name])) for name in MAIN[:2]]
+    for name, value in zip(MAIN[:2], by_domain, strict=True):
+        assert run.told[("auroc", ("domain", name))] == (pytest.approx(value), 1)
+    ids, items = run.told["auroc", "items"]
+    assert ids == [world.ids[place] for place in test] and items.mean() == pytest.approx(np.mean(by_domain))
+    asked = test[np.isfinite(world.scores["verbalised"][test])]
+    per_domain = [area(asked[world.domains[asked] == name]) for name in MAIN[:2]]
+    assert run.told[("auroc_asked",)][0] == pytest.approx(np.mean(per_domain))
+    for outcome, name in (("auroc_transfer", HELD_OUT), ("auroc_proxy", PROXY)):
+        places = world.tested([name])
+        ids, items = run.told[outcome, "items"]
+        assert ids == [world.ids[place] for place in places] and items.mean() == pytest.approx(area(places))
+    # Of two times 20 prompts to learn from three quarters.
+    assert run.spent == [{"phase": "build", "labels": 30}]
+    weak = world.solved[test]
+    from equipoise.routing import routerxbench as bench
+
+    for name in ("lpm", "mpm", "hcr"):
+        wanted = getattr(bench, name)(length[test], weak, np.ones(len(test)))
+        assert run.told[(name,)][0] == pytest.approx(wanted, nan_ok=True)
+    assert not any(key[0] == "solve_rate" for key in run.told)
+
+
+def test_what_is_known_of_some_prompts_alone_is_measured_there_and_paid_for():
+    run = Noted("given", "verbalised")
+    routing_world.measure(run, world_of_all())
+    assert set(run.told) == {("auroc_asked",)} and run.spent[1:] == [{"generated_tokens": 70}]
+
+
+def test_the_random_arm_tells_what_is_solved_of_each_domain():
+    world = world_of_all()
+    run = Noted("random", "random")
+    routing_world.measure(run, world)
+    roles = dict(
+        zip((*MAIN[:3], HELD_OUT, PROXY), ("entered", "entered", "left out", "held out", "proxy"), strict=True)
+    )
+    for name, role in roles.items():
+        half = (world.domains == name) & (world.learnt | (name == HELD_OUT))
+        told = run.told[("solve_rate", ("domain", name), ("role", role))]
+        assert told == (world.solved[half].sum(), half.sum()) and half.sum() == (40 if name == HELD_OUT else 20)
+    drawn = np.random.default_rng(3).random(200)[world.tested([HELD_OUT])]
+    places = world.tested([HELD_OUT])
+    assert run.told["auroc_transfer", "items"][1].mean() == pytest.approx(float(auroc(drawn, world.solved[places])))
+    bare = planted(n=40)
+    bare.scores["verbalised"] = np.full(80, math.nan)
+    alone = Noted("random", "random")
+    with pytest.warns(RuntimeWarning, match="Mean of empty slice"), np.errstate(invalid="ignore"):
+        routing_world.measure(alone, bare)
+    assert not any(key[0] in ("auroc_transfer", "auroc_proxy") for key in alone.told)
+
+
+def test_three_quarters_of_a_half_are_drawn_by_seed_and_domain():
+    world = planted(n=40)
+    for seed in (0, 9):
+        found = []
+        for name in MAIN[:2]:
+            half = np.flatnonzero((world.domains == name) & world.learnt)
+            draw = np.random.default_rng(np.random.SeedSequence([seed, 17, *name.encode()]))
+            found += sorted(draw.permutation(half)[:15].tolist())
+        assert world.drawn(MAIN[:2], seed).tolist() == found
+    one = planted(n=2)
+    assert len(one.drawn(MAIN[:2], 0)) == 2  # one of one, each
+
+
+def test_a_pool_is_known_by_everything_that_is_in_it(monkeypatch):
+    monkeypatch.setattr(routing_world, "weights_digest", lambda model: model)
+    asked = questions("sums", 3)
+
+    def key(model="w", some=asked, many=4):
+        return routing_world._key(SimpleNamespace(model=model), some, many)
+
+    found = [
+        key(),
+        key(model="v"),
+        key(some=asked[:2]),
+        key(many=5),
+        key(some=[*asked[:2], questions("letters", 1)[0]]),
+    ]
+    found.append(key(some=[*asked[:2], routing_world.replace(asked[2], solved=True)]))
+    monkeypatch.setattr(routing_world, "_VERSION", 2)
+    found.append(key())
+    assert len(set(found)) == len(found) and all(re.fullmatch("[0-9a-f]{16}", each) for each in found)
+    monkeypatch.undo()
+    assert routing_world._VERSION == 1 and routing_world.LOOK_AGAIN == 2.0
+
+
+def test_a_seed_that_waits_for_another_gives_signs_of_life(monkeypatch, tmp_path):
+    asked, beats, held = [], [], []
+
+    @contextmanager
+    def busy(path, *, wait):
+        asked.append((path, wait))
+        if len(asked) < 3:
+            raise WorkFailed("another has it")
+        held.append(True)
+        yield
+        held.pop()
+
+    monkeypatch.setattr(routing_world, "lock", busy)
+    with routing_world._alone(tmp_path / "a.lock", lambda: beats.append(1)):
+        assert held
+    assert asked == [(tmp_path / "a.lock", 2.0)] * 3 and len(beats) == 2 and not held
+
+
+def test_the_best_logit_score_is_the_first_of_the_highest():
+    world = planted(n=40)
+    learn = np.flatnonzero(world.learnt)
+    names = list(LOGIT_SCORES)
+    for name in names:
+        world.scores[name][:] = 0.0
+    assert best_logit(world, learn) == names[0]
+    world.scores[names[2]][:] = world.scores[names[3]][:] = world.solved
+    assert best_logit(world, learn) == names[2]
+    world.scores[names[2]][:] = -world.solved
+    assert best_logit(world, learn) == names[3]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -582,3 +583,81 @@ def test_two_routers_are_refused(lm):
     with pytest.raises(BadInput, match="policy"):
         app(local.router, local, upstream, Controller(None, -9.0), "retry")
     local.close()
+
+
+def test_everything_that_metrics_tell(lm):
+    """An easy prompt, three hard ones of which one is spent, a forced call, a wrong request."""
+    with Served(lm, budget=0.5) as served:
+        written = [served.ask().json()["usage"]["completion_tokens"]]
+        routes = [served.ask(HARD).headers["x-equipoise-route"] for _ in range(3)]
+        assert routes == ["upstream", "local", "upstream"]
+        assert served.ask(tools=[{"type": "function"}]).headers["x-equipoise-why"] == "forced"
+        assert served.ask(temperature=9).status_code == 400
+        told = served.metrics()
+    seconds = told.pop("equipoise_prompt_seconds_total")
+    assert 0 < float(seconds) < 60 and int(told.pop("equipoise_local_tokens_total")) > written[0]
+    assert told == {
+        "equipoise_requests_total": "5",
+        "equipoise_calls_total": "3",
+        "equipoise_forced_calls_total": "1",
+        "equipoise_spent_total": "1",
+        "equipoise_budget": "0.5",
+        "equipoise_level": "-0.5",
+        "equipoise_share": "0.6",
+        "equipoise_threshold": "-25",
+        'equipoise_decisions_total{route="local",why="easy"}': "1",
+        'equipoise_decisions_total{route="local",why="spent"}': "1",
+        'equipoise_decisions_total{route="upstream",why="forced"}': "1",
+        'equipoise_decisions_total{route="upstream",why="hard"}': "2",
+        'equipoise_refused_total{status="400"}': "1",
+        "equipoise_gone_total": "0",
+        "equipoise_prompts_read_total": "4",
+        "equipoise_requests_now": "0",
+        "equipoise_local_busy": "0",
+    }
+
+
+def test_metrics_before_the_first_request_and_without_a_budget(lm):
+    with Served(lm) as served:
+        text = served.client.get("/metrics").text
+        assert served.metrics() == {
+            "equipoise_requests_total": "0", "equipoise_calls_total": "0", "equipoise_forced_calls_total": "0",
+            "equipoise_spent_total": "0", "equipoise_share": "NaN", "equipoise_threshold": "-25",
+            "equipoise_gone_total": "0", "equipoise_prompts_read_total": "0", "equipoise_prompt_seconds_total": "0",
+            "equipoise_local_tokens_total": "0", "equipoise_requests_now": "0", "equipoise_local_busy": "0",
+        }  # fmt: skip
+    assert text.startswith(
+        "# HELP equipoise_requests_total Requests in the account.\n# TYPE equipoise_requests_total counter\n"
+    )
+    assert text.endswith("equipoise_local_busy 0\n") and "# TYPE equipoise_share gauge\n" in text
+
+
+def test_what_is_allowed_where_nothing_is_said():
+    assert (Limits().body, Limits().body_seconds, Limits().requests) == (8_388_608, 30.0, 256)
+    assert serving.REMEMBERED == 1000
+    assert [serving._number(each) for each in (3, 0.5, 1234567.0, float("nan"), float("inf"))] == [
+        "3", "0.5", "1.23457e+06", "NaN", "inf",
+    ]  # fmt: skip
+    assert serving._usage(3, 4) == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+def test_a_whole_answer_and_the_model_that_is_told(lm):
+    with Served(lm, name="mine") as served:
+        answer = served.ask(max_tokens=3).json()
+        model = served.client.get("/v1/models/mine").json()
+        assert served.client.get("/v1/models").json() == {"object": "list", "data": [model]}
+        assert model == {"id": "mine", "object": "model", "created": 0, "owned_by": "equipoise"}
+        missing = served.client.get("/v1/models/other")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+        assert served.client.get("/health").json() == {"status": "ok"}
+        first = served.client.get("/decisions").json()["decisions"]
+    (choice,) = answer["choices"]
+    assert (choice["index"], choice["logprobs"], choice["message"]["refusal"]) == (0, None, None)
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
+    assert answer["object"] == "chat.completion" and answer["model"] == lm.name and answer["id"].startswith("chatcmpl-")
+    usage = answer["usage"]
+    assert (
+        usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["completion_tokens"] <= 3
+    )
+    assert abs(answer["created"] - time.time()) < 60
+    assert [each["route"] for each in first] == ["local"] and "budget" not in first[0] and "level" not in first[0]

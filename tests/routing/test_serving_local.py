@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from chat_models import TEXTS, untaught
-from equipoise.core.errors import WorkFailed
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.records import Message
 from equipoise.data.text import unjoined
 from equipoise.language.generate import generate
 from equipoise.language.model import wrap
 from equipoise.routing.router import Router
-from equipoise.routing.serving_local import GrowingText, LocalModel, Sampling, TooLong
+from equipoise.routing.serving_local import GrowingText, LocalModel, Piece, Sampling, TooLong
 
 LENGTH = Router("length", -20.0, "chat", 3, 32)
 
@@ -297,3 +297,58 @@ def test_a_model_that_breaks_in_mid_answer_says_so(lm, local):
             asyncio.run(answered(local, TEXTS[2], Sampling(max_tokens=6)))
     finally:
         lm.model.forward = forward
+
+
+def test_limits_of_an_answer(lm, local, monkeypatch):
+    """As many tokens as are asked for, as the server allows, and as there is room for: the least of these."""
+    for wrong in ({"max_tokens": 0}, {"at_once": 0}):
+        with pytest.raises(BadInput, match="must be at least 1"):
+            LocalModel(lm, LENGTH, **wrong)
+    one = LocalModel(lm, LENGTH, max_tokens=1, at_once=1)
+    try:
+        assert asyncio.run(answered(one, TEXTS[2], Sampling(max_tokens=9)))[-1] == Piece("", 1, "length")
+        assert asyncio.run(answered(one, TEXTS[2], Sampling()))[-1].tokens == one.written - 1 == 1
+    finally:
+        one.close()
+    assert asyncio.run(answered(local, TEXTS[2], Sampling(max_tokens=2)))[-1].tokens == 2
+    monkeypatch.setattr(local, "_room", lambda length: 1)
+    assert asyncio.run(answered(local, TEXTS[2], Sampling(max_tokens=9)))[-1] == Piece("", 1, "length")
+    monkeypatch.setattr(local, "_room", lambda length: 0)
+    with pytest.raises(TooLong, match="tokens, and"):
+        asyncio.run(local.read(prompt("a")))
+    monkeypatch.undo()
+    read = asyncio.run(local.read(prompt(TEXTS[2])))
+    assert local._room(len(read.ids)) == lm.context - len(read.ids)
+    assert read.score == -len(read.ids) and 0 < read.seconds < 60 and read.prefill is not None
+
+
+def test_no_more_answers_are_written_at_once_than_allowed(lm):
+    made, most = LocalModel(lm, LENGTH, at_once=2), []
+    step = made._step
+
+    def seen(answer):
+        most.append((len(made._running), made.busy))
+        return step(answer)
+
+    made._step = seen
+
+    async def three():
+        reads = [await made.read(prompt(TEXTS[2])) for _ in range(3)]
+
+        async def written(read):
+            return [piece async for piece in made.answer(read, Sampling(max_tokens=5))]
+
+        return await asyncio.gather(*map(written, reads))
+
+    try:
+        assert [pieces[-1].tokens for pieces in asyncio.run(three())] == [5, 5, 5]
+    finally:
+        made.close()
+    assert max(running for running, _ in most) == 2 and max(busy for _, busy in most) == 3
+    assert made.written == 15 == len(most)
+
+
+def test_draws_keep_to_the_nucleus(local):
+    greedy = asyncio.run(answered(local, TEXTS[0], Sampling(max_tokens=8)))
+    narrow = Sampling(temperature=1.0, top_p=1e-9, max_tokens=8, seed=5)
+    assert joined(asyncio.run(answered(local, TEXTS[0], narrow))) == joined(greedy)

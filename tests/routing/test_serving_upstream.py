@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.routing import serving_upstream
 from equipoise.routing.serving_checks import parse
 from equipoise.routing.serving_upstream import StreamedAnswer, Upstream, UpstreamFailed, WholeAnswer, check_url
 
@@ -219,3 +220,172 @@ def test_a_header_that_no_answer_can_carry_is_left_out():
     got = asyncio.run(upstream(lambda _: httpx.Response(200, headers=headers, stream=Parts([b"{}"]))).ask(parse(BODY)))
     assert isinstance(got, WholeAnswer) and got.body == b"{}"
     assert dict(got.headers) == {"content-type": "application/json", "retry-after": "3"}
+
+
+BOTH = {"error": {"message": "no"}}
+
+
+@pytest.mark.parametrize("status", [200, 201, 299, 400, 402, 404, 405, 406, 410, 422, 424, 426, 428, 430, 499])
+def test_answers_and_the_clients_own_errors_pass(status):
+    got = asyncio.run(upstream(lambda _: said(status, BOTH)).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer) and (got.status, json.loads(got.body)) == (status, BOTH)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "told"),
+    [
+        (300, "answered with HTTP 300", False),
+        (307, "answered with HTTP 307", False),
+        (399, "answered with HTTP 399", False),
+        (401, "refused the router's key", False),
+        (403, "refused the router's key", False),
+        (407, "answered with HTTP 407", False),
+        (408, "answered with HTTP 408", True),
+        (409, "answered with HTTP 409", True),
+        (425, "answered with HTTP 425", True),
+        (429, "answered with HTTP 429", True),
+        (500, "answered with HTTP 500", True),
+        (503, "answered with HTTP 503", True),
+    ],
+)
+def test_what_is_said_of_the_key_or_the_load_is_a_failure(status, reason, told):
+    with pytest.raises(UpstreamFailed) as caught:
+        asyncio.run(upstream(lambda _: said(status, f"{KEY}!".encode(), {"retry-after": "7"})).ask(parse(BODY)))
+    assert caught.value.message == f"The upstream {reason}." and caught.value.status == 502
+    assert (caught.value.answer is not None) == told
+    if caught.value.answer is not None:
+        assert (caught.value.answer.status, caught.value.answer.body) == (status, b"[key]!")
+        assert caught.value.answer.headers["retry-after"] == "7"
+
+
+def failure(answer, **options):
+    with pytest.raises(UpstreamFailed) as caught:
+        asyncio.run(upstream(answer, **options).ask(parse(BODY)))
+    return caught.value
+
+
+def test_a_failure_is_told_in_our_own_words():
+    def raising(error):
+        def answer(request):
+            raise error("secret")
+
+        return answer
+
+    told = {
+        httpx.ConnectError: ("The upstream was not reached.", 502),
+        httpx.ConnectTimeout: ("The upstream was not reached.", 504),
+        httpx.PoolTimeout: ("The upstream was not reached.", 504),
+        httpx.UnsupportedProtocol: ("The upstream was not reached.", 502),
+        httpx.ReadTimeout: ("The upstream sent nothing for 7.5 seconds.", 504),
+        httpx.WriteTimeout: ("The upstream sent nothing for 7.5 seconds.", 504),
+        httpx.ReadError: ("The upstream gave no answer.", 502),
+    }
+    for error, (message, status) in told.items():
+        found = failure(raising(error), seconds=7.5)
+        assert (found.message, found.status, found.answer) == (message, status, None)
+    assert failure(half).message == "The upstream broke off its answer."
+    assert failure(lambda _: said(200, b"half")).message == "The upstream's answer is no JSON."
+    assert failure(lambda _: said(200, b"[" * 100_000)).message == "The upstream's answer is no JSON."
+    assert failure(streamed([])).message == "The upstream ended its answer before it was complete."
+
+
+def test_an_answer_that_is_packed_is_not_looked_into():
+    got = asyncio.run(upstream(lambda _: said(200, b"\x1f\x8b", {"content-encoding": "zstd2"})).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer) and got.body == b"\x1f\x8b"
+
+
+@pytest.mark.parametrize("status", [201, 400])
+def test_a_stream_is_one_that_succeeded(status):
+    body = b'{"a": 1}'
+    got = asyncio.run(upstream(streamed([body], status=status)).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer) and got.body == body
+    assert got.headers == {"content-type": "text/event-stream; charset=utf-8"}
+
+
+def test_no_more_is_held_than_the_limit(monkeypatch):
+    monkeypatch.setattr(serving_upstream, "MOST_BYTES", 20)
+    whole = b'{"a": "1234567890"}'
+    assert len(whole) == 19
+    got = asyncio.run(upstream(lambda _: said(200, whole + b" ")).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer) and got.body == whole + b" "
+    assert failure(lambda _: said(200, whole + b"  ")).message.startswith("The upstream's answer is larger")
+    event = b"data: 1\n\n"
+    done = b"data: [DONE]\n\n"
+    fits, reason = asyncio.run(read(upstream(streamed([event * 9, b"data: " + b"x" * 14, b"\n\n", done]))))
+    assert reason is None and b"".join(fits) == event * 9 + b"data: " + b"x" * 14 + b"\n\n" + done
+    some, reason = asyncio.run(read(upstream(streamed([event, b"data: " + b"x" * 15, b"\n\n", done]))))
+    assert some == [event] and reason is not None
+    assert reason.message == "An event of the upstream's stream is larger than this server passes on."
+
+
+@pytest.mark.parametrize(
+    ("last", "complete"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b"data:[DONE]\n\n", True),
+        (b"data: [DONE]", True),
+        (b"data: 1\n\ndata: [DONE]\n\n", True),
+        (b"data: [DONE]\n\ndata: 1\n\n", False),
+        (b"data: [DONE]\n\n: bye\n\n", True),
+        (b"id: [DONE]\n\n", False),
+        (b": bye\n\n", False),
+        (b"data: done\n\n", False),
+    ],
+)
+def test_a_stream_is_complete_with_its_last_event(last, complete):
+    _, reason = asyncio.run(read(upstream(streamed([b"data: 0\n\n", last]))))
+    assert (reason is None) == complete
+
+
+def test_what_breaks_after_the_end_is_no_failure():
+    parts = [b"data: 0\n\n", b"data: [DONE]\n\n"]
+    assert asyncio.run(read(upstream(streamed(parts, httpx.ReadError("gone"))))) == (parts, None)
+
+
+def test_headers_of_a_request_and_of_an_answer():
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers)
+        told = {"X-RateLimit-Remaining": "3", "openai-processing-ms": "9", "retry-after": f"x{KEY}", "server": "s"}
+        return said(200, {}, told)
+
+    streams = json.dumps({**json.loads(BODY), "stream": True}).encode()
+    got = asyncio.run(upstream(answer).ask(parse(BODY)))
+    assert isinstance(got, WholeAnswer)
+    assert got.headers == {
+        "content-type": "application/json", "x-ratelimit-remaining": "3", "openai-processing-ms": "9",
+    }  # fmt: skip
+    asyncio.run(upstream(answer).ask(parse(streams)))
+    bare = Upstream("http://up.test/v1/", transport=httpx.MockTransport(answer))
+    keyless = asyncio.run(bare.ask(parse(BODY)))
+    assert isinstance(keyless, WholeAnswer) and keyless.headers["retry-after"] == f"x{KEY}"
+    assert [each["accept"] for each in seen] == ["application/json", "text/event-stream", "application/json"]
+    assert {(each["content-type"], each["accept-encoding"]) for each in seen} == {("application/json", "identity")}
+    assert ["authorization" in each for each in seen] == [True, True, False]
+    wrong = asyncio.run(
+        Upstream("http://up.test", transport=httpx.MockTransport(lambda _: said(400, b"x"))).ask(parse(BODY))
+    )
+    assert isinstance(wrong, WholeAnswer) and wrong.body == b"x"
+
+
+def test_how_long_is_waited_and_where_nothing_is_followed(monkeypatch):
+    given = []
+    real = httpx.AsyncClient
+    monkeypatch.setattr(httpx, "AsyncClient", lambda **how: given.append(how) or real(**how))
+    Upstream("http://up.test/v1")
+    Upstream("http://up.test/v1", seconds=3.0, connect=2.0)
+    first, second = (how["timeout"] for how in given)
+    assert (first.connect, first.read, first.write, first.pool) == (5.0, 120.0, 120.0, 120.0)
+    assert (second.connect, second.read, second.write, second.pool) == (2.0, 3.0, 3.0, 3.0)
+    for how in given:
+        assert not how["follow_redirects"]
+        assert (how["limits"].max_connections, how["limits"].max_keepalive_connections) == (None, 64)
+    assert serving_upstream.MOST_BYTES == 67_108_864
+
+
+@pytest.mark.parametrize("url", ["http://a/v1#x", "http://ä/v1", "http://user@a/v1", "http://:word@a/v1"])
+def test_an_address_is_plain(url):
+    with pytest.raises(BadInput, match="address"):
+        check_url(url)
+    assert check_url("http://127.0.0.1:8000/v1//") == "http://127.0.0.1:8000/v1"

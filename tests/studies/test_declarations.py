@@ -21,6 +21,7 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
     "chain-of-memory": [{"locomo": False}],
     "dp-2erm": [{"largest": 4000}, {"largest": 3999, "real": False}],
     "sago": [{"model": "folder", "objective": "npo", "train_blocks": 2}],
+    "sdp-crown": [{"network": "mnist_mlp"}, {"network": "cifar10_convdeep", "images": 7}],
 }
 
 
@@ -30,6 +31,7 @@ def declared(name: str) -> Iterator[str]:
         built = registry.load(name).build(**options)
         told = ", ".join(f"{option}={value!r}" for option, value in built.options.items())
         yield f"{name}: seeds {built.seeds} from {built.first_seed}, dial {built.dial}, budget {built.budget}; {told}"
+        yield f"  scale: {built.scale}"
         for arm in built.arms:
             yield f"  arm {_fields(arm)}"
         if built.select is not None:

@@ -1,10 +1,14 @@
 """The study of DR-SAC: its worlds, what arms know, what they measure, that they resume."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from equipoise.control import dr_sac_world
+from equipoise.control.dr_sac import DRSAC
 from equipoise.control.pendulum import Pendulum, seen
 from equipoise.core.state import load_state
 from equipoise.studies import dr_sac_pendulum
@@ -198,3 +202,55 @@ def test_a_tabular_arm_is_measured_by_radius_state_and_world(tmp_path, monkeypat
         ("near_value", ["world 0", "world 1"], [4.0, 8.0], at, None),
     ]
     assert asked == [(SEED, 7, {"delta": 0.3})]
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "taken", "kept"),
+    [
+        ("dr-sac", 2500, [1000, 1000, 500], 2500),
+        ("rfqi", 2500, [250], 250),
+        ("rfqi", 7, [1], 1),
+        ("fqi", 1000, [1000], 1000),
+    ],
+)
+def test_an_arm_of_the_pendulum_learns_in_parts_that_are_kept(monkeypatch, method, steps, taken, kept):
+    class Agent(DRSAC):
+        def __init__(self):
+            self.steps, self.learnt = 0, []
+
+        few = 5
+
+        def learn(self, some):
+            self.steps += some
+            self.learnt.append(some)
+
+        def state(self):
+            return {"at": self.steps}
+
+        def spread(self):
+            return np.inf if method == "fqi" else 0.5
+
+    agent = Agent()
+    monkeypatch.setattr(dr_sac_world, "logs", lambda folder: folder)
+    monkeypatch.setattr(dr_sac_world, "agent_of", lambda logs, settings, seed: agent)
+    names = ("nominal", *dr_sac_world.SHIFTED)
+    played = {name: np.arange(3.0) + 10 * at for at, name in enumerate(names)}
+    monkeypatch.setattr(dr_sac_world, "play", lambda its, starts: played)
+    saved, spent, told = [], [], {}
+    run = SimpleNamespace(
+        options={"steps": steps, "starts": 3}, settings={"method": method}, seed=4, prepared="folder",
+        resume=lambda: None, phase=lambda name: nullcontext(), checkpoint=saved.append,
+        spend=lambda *, phase, optimizer_steps: spent.append(optimizer_steps),
+        items=lambda outcome, ids, scores, *, at: told.update({outcome: (ids, list(scores), at)}),
+        measure=lambda outcome, value, *, at: told.update({outcome: (value, at)}),
+    )  # fmt: skip
+    dr_sac_pendulum.learn(run)
+    assert agent.learnt == spent == taken and saved == [{"at": sum(taken[: n + 1])} for n in range(len(taken))]
+    ids, at = ["start 0", "start 1", "start 2"], {"step": kept}
+    assert told["nominal_return"] == (ids, [0.0, 1.0, 2.0], at)
+    middle = np.mean([10 * (place + 1) for place in range(len(names) - 1)])
+    assert told["shifted_return"] == (ids, [middle, middle + 1, middle + 2], at)
+    assert told["few"] == (5, at) and told["spread"] == (
+        pytest.approx(np.nan if method == "fqi" else 0.5, nan_ok=True),
+        at,
+    )

@@ -1,6 +1,8 @@
 """The world of GLOSS's study: parts that share nothing, arms at one rank, measures that a destroyed model shows."""
 
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from equipoise.data.toxic_pairs import ToxicPair
 from equipoise.language.tiny import tiny
 from equipoise.studies import gloss as study_file
 from equipoise.study import registry
-from equipoise.unlearning import gloss_world, toxic_vectors
+from equipoise.unlearning import gloss_world, toxic_vectors, value_matrices
 from study_recorder import StudyRecorder
 
 ROWS = [
@@ -128,3 +130,36 @@ def test_claims_name_what_is_there(study):
     assert {"baseline", "control", "reference"} <= {arm.kind for arm in study.arms}
     assert sum(claim.primary and not claim.untested for claim in study.claims) == 3
     assert toxic_vectors.rebuilding_residual.__doc__
+
+
+def test_an_edit_is_measured_along_the_strengths_and_attacked_at_the_last(monkeypatch):
+    for directions, strengths in ((3, [0.5, 1.0]), (0, [1.0])):
+        for arm, attacked in (("gloss", True), ("original", True), ("bias", False)):
+            seen, now = [], []
+
+            @contextmanager
+            def replaced(model, tensors, now=now):
+                now.append(tensors)
+                yield
+                now.pop()
+
+            world = SimpleNamespace(
+                language_model=SimpleNamespace(model="model"),
+                edit=lambda directions=directions, **settings: SimpleNamespace(
+                    directions=directions, tensors=lambda strength: strength, residual=0.25
+                ),
+                measure=lambda run, strength, seen=seen, now=now: seen.append(("measured", strength, *now)),
+                attack=lambda run, strength, seen=seen, now=now: seen.append(("attacked", strength, *now)),
+            )
+            monkeypatch.setattr(gloss_world, "open_world", lambda options, seed, prepared, world=world: world)
+            monkeypatch.setattr(value_matrices, "replaced", replaced)
+            told, spent = [], []
+            run = SimpleNamespace(
+                options={}, seed=4, prepared="folder", settings={}, arm=arm,
+                spend=lambda spent=spent, **amounts: spent.append(amounts),
+                measure=lambda *given, told=told, at: told.append((*given, at)),
+            )  # fmt: skip
+            study_file.edit(run)
+            assert seen == [("measured", each, each) for each in strengths] + [("attacked", 1.0, 1.0)] * attacked
+            assert spent == [{"removed_directions": directions}]
+            assert told == ([("residual", 0.25, {"strength": 1.0})] if directions else [])

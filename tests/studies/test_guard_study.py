@@ -1,7 +1,9 @@
 """The study of GUARD: whom its world forgets and keeps, and a run of a few steps that is killed and resumed."""
 
+import contextlib
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch
 from equipoise.core.state import load_state
 from equipoise.studies import guard as declared
 from equipoise.study import registry
-from equipoise.unlearning import guard_world
+from equipoise.training.order import pairs
+from equipoise.unlearning import guard as method
+from equipoise.unlearning import guard_world, training
 from study_recorder import Stopped, StudyRecorder
 
 SMALL = {"forget": 4, "neighbours": 8, "general": 0, "attributes": 2, "paraphrases": 2, "texts": 3}
@@ -100,3 +104,76 @@ def test_all_arms_differ_in_their_weights_alone():
     assert not any(arm.grid for arm in study.arms)
     pairs = Counter(json.dumps(arm.settings, sort_keys=True) for arm in study.arms)
     assert max(pairs.values()) == 1
+
+
+FORGET = [SimpleNamespace(input_ids=[0] * size) for size in (3, 5, 7)]
+RETAIN = [SimpleNamespace(input_ids=[0] * size) for size in (100, 200, 400, 800)]
+WEIGHTS = torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64)
+
+
+@pytest.fixture
+def unlearned(monkeypatch, tmp_path):
+    """arm, options -> the run and what its training was given: a stand-in that calls back after each step."""
+
+    def made(arm, folder="run", stop=None, **options):
+        told = SimpleNamespace(recipes=[], weighed=0, trained=[], looked=[])
+        measure = lambda run, step: told.looked.append(step)  # noqa: E731
+        setting = SimpleNamespace(language_model="model", forget=FORGET, retain=RETAIN, measure=measure)
+        monkeypatch.setattr(guard_world, "open_setting", lambda seed, prepared: setting)
+        monkeypatch.setattr(training, "prepare", lambda model, recipe: told.recipes.append(recipe) or "prepared")
+
+        def weigh(model, recipe, forget, retain):
+            told.weighed += 1
+            return SimpleNamespace(weights=WEIGHTS)
+
+        def train(model, recipe, forget, retain, *, weights, callbacks, save, save_every, state):
+            told.trained.append((model, weights.tolist(), weights.dtype, save_every, state))
+            for step in range((state or {"step": 0})["step"] + 1, recipe.steps + 1):
+                for callback in callbacks:
+                    callback(SimpleNamespace(step=step))
+                if step % save_every == 0:
+                    save({"step": step})
+
+        monkeypatch.setattr(method, "weigh", weigh)
+        monkeypatch.setattr(training, "train", train)
+        study = registry.load("guard").build(**({"steps": 14, "batch_size": 2, "evaluations": 5} | options))
+        run = Recorder(tmp_path / folder, study=study, arm=arm, stop=stop)
+        with contextlib.suppress(Stopped):
+            declared.unlearn(run)
+        return run, told
+
+    return made
+
+
+@pytest.mark.parametrize(("arm", "rate", "retain"), [("guard", 3e-4, 1.0), ("guard-ga", 2.5e-4, 0.0)])
+def test_weights_are_computed_once_and_paid_for(unlearned, arm, rate, retain):
+    run, told = unlearned(arm)
+    assert told.looked == [0, 2, 4, 6, 8, 10, 12, 14] and told.weighed == 1
+    assert told.trained == [("prepared", WEIGHTS.tolist(), torch.float64, 2, None)]
+    assert run.spent["scored_tokens"] == 1500 + 2 * 15 and run.spent["optimizer_steps"] == 14
+    drawn = [pair for step in range(14) for pair in pairs(3, 4, 2, 1001)(step)]
+    assert run.spent["trained_tokens"] == sum(len(FORGET[i].input_ids) + len(RETAIN[j].input_ids) for i, j in drawn)
+    # (1.5 + 1 + 0.5)^2 / (2.25 + 1 + 0.25) / 3
+    assert run.measured == {'effective_sample {"step": 0} {}': pytest.approx(9 / 3.5 / 3)}
+    (recipe,) = told.recipes
+    assert (recipe.learning_rate, recipe.retain_weight, recipe.temperature) == (rate, retain, 2.0)
+    assert (recipe.steps, recipe.batch_size, recipe.seed, recipe.objective, recipe.combine) == (
+        14,
+        2,
+        1001,
+        "ga",
+        "sum",
+    )
+
+
+def test_equal_weights_cost_nothing_and_a_killed_arm_keeps_its_own(unlearned):
+    run, told = unlearned("graddiff", folder="equal", evaluations=20)
+    assert told.weighed == 0 and told.looked == list(range(15)) and "scored_tokens" not in run.spent
+    assert told.trained == [("prepared", [1.0, 1.0, 1.0], torch.float64, 1, None)]
+    assert run.measured == {'effective_sample {"step": 0} {}': 1.0}
+    unlearned("guard", folder="killed", stop=2)
+    again, told = unlearned("guard", folder="killed")
+    assert told.weighed == 0 and told.looked == [6, 8, 10, 12, 14] and again.spent["scored_tokens"] == 1530
+    assert told.trained == [("prepared", WEIGHTS.tolist(), torch.float64, 2, {"step": 4})]
+    _, told = unlearned("ga", folder="odd", steps=11, evaluations=4)
+    assert told.looked == [0, 2, 4, 6, 8, 10, 11]

@@ -21,6 +21,16 @@ def test_the_coin_drops_as_many_coordinates_as_sago_but_not_the_same():
     assert abs((flipped == by_sign).float().mean().item() - 0.5) < 0.03
 
 
+def test_the_coin_counts_what_one_of_both_losses_moves():
+    """Half of the coordinates are of one loss alone and in no conflict: of the others half as many are dropped."""
+    apart = torch.ones(12_000)
+    forget, retain = [FORGET[0], None, apart[:6000]], [-FORGET[0], apart[:6000], None]
+    combined = coin(0, 0)(forget, retain, forget_weight=2.0, retain_weight=3.0)
+    heads = (combined[0] == 3 * retain[0]).float().mean().item()
+    assert abs(heads - 0.5) < 0.02 and ((combined[0] == 2 * forget[0]) | (combined[0] == 3 * retain[0])).all()
+    assert ((combined[1] == 3) | (combined[1] == 0)).all() and ((combined[2] == 2) | (combined[2] == 0)).all()
+
+
 def test_the_coin_is_thrown_anew_each_step_and_again_alike_on_resume():
     uninterrupted = coin(3, 0)
     steps = [uninterrupted(FORGET, RETAIN)[0].clone() for _ in range(3)]
@@ -34,6 +44,7 @@ def test_retain_only_has_no_forgetting_in_it():
     assert_close(combined[0], 0.5 * RETAIN[0])
     assert_close(combined[1], 0.5 * RETAIN[1])
     assert (combined[2] == 0).all()
+    assert_close(retain_only(0, 0)(FORGET, RETAIN)[0], RETAIN[0])
 
 
 def test_every_combination_sees_the_published_weights():

@@ -130,7 +130,7 @@ def _for_calls(
     low, high = stats.beta.ppf([error / 2, 1 - error / 2], k, n - k + 1) if 0 < k <= n else (share,) * 2
     below = int(sent.sum())
     if below < k - 1:  # ties at the threshold: no more than what lies below them is known to be sent
-        low = stats.beta.ppf(error / 2, below, n - below + 1) if below and k <= n else 0.0
+        low = stats.beta.ppf(error / 2, below, n - below + 1) if below else share
     bounds = Bounded(share, min(float(low), share), float(high))
     return Threshold(value, "calls", calls, confidence, n, bounds, _quality(w, g, sent, clusters), note)
 
@@ -206,7 +206,7 @@ def _p_value(
     if mean < 1:
         divergence += (1 - mean) * math.log((1 - mean) / (1 - quality))
     bentkus = math.e * stats.binom.cdf(math.ceil(n * (1 - mean) - 1e-9), n, 1 - quality)
-    return float(min(math.exp(-n * divergence), bentkus, 1.0))
+    return float(min(math.exp(-n * divergence), bentkus))
 
 
 def _t_p_value(values: Array, quality: float, clusters: ArrayLike | None) -> float:
