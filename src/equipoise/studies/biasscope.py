@@ -127,7 +127,6 @@ def biasscope(
             Claim(
                 "On a judge without bias the published rule accepts about half of what it measures.",
                 source="card, known in advance",
-                primary=False,
                 test=better(
                     "admitted",
                     arm="biasscope",
@@ -141,7 +140,6 @@ def biasscope(
             Claim(
                 "On a judge that only prefers a place the published rule accepts biases that the paired rule does not.",
                 source="card, known in advance",
-                primary=False,
                 test=better(
                     "false_discoveries",
                     arm="biasscope",

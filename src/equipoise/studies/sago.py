@@ -122,13 +122,11 @@ def sago(
             Claim(
                 "At equal steps, SAGO keeps more of the neighbours than the plain sum.",
                 source="card, known in advance",
-                primary=False,
                 test=better("retain_accuracy", arm="sago", rival="sum", margin=0.03, reason=MARGIN_REASON),
             ),
             Claim(
                 "At equal steps, SAGO forgets no less than the plain sum.",
                 source="card, known in advance",
-                primary=False,
                 test=not_worse("forget_accuracy", arm="sago", rival="sum", margin=0.03, reason=MARGIN_REASON),
             ),
             Claim(

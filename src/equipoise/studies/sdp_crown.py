@@ -71,7 +71,6 @@ def sdp_crown(
             "sdp-crown",
             "sdp-crown-paper",
             "card, known in advance",
-            primary=False,
         ),
         more(
             "It is the constant of the ball that matters, not the free slopes: they gain less with that of the box.",
