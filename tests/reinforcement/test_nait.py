@@ -209,11 +209,16 @@ def test_class_weights():
         nait.prm_loss(LOGITS, TARGETS, weights="inverse_frequency"),
         nait.prm_loss(LOGITS, TARGETS, weights=(0.35, 0.65)),
     )
-    for wrong, words in (((0.0, 1.0), "above 0"), ((1.0, math.inf), "above 0"), ((1.0,), "two numbers"), ((1.0, 1.0, 1.0), "two numbers")):
+    for wrong, words in (
+        ((0.0, 1.0), "above 0"),
+        ((1.0, math.inf), "above 0"),
+        ((1.0,), "two numbers"),
+        ((1.0, 1.0, 1.0), "two numbers"),
+    ):
         with pytest.raises(BadInput, match=words):
             nait.class_weights(wrong, targets)
     for one_class in (torch.ones(3), torch.zeros(3), torch.zeros(0)):
-        with pytest.raises(BadInput, match="^inverse_frequency needs labels of right and of wrong steps"):
+        with pytest.raises(BadInput, match=r"^inverse_frequency needs labels of right and of wrong steps"):
             nait.class_weights("inverse_frequency", one_class)
     with pytest.raises(BadInput, match=r"weights is 'inverse'.*inverse_frequency"):
         nait.prm_loss(LOGITS, TARGETS, weights="inverse")
