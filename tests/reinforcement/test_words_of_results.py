@@ -77,6 +77,13 @@ def test_labels_of_steps():
     assert alone.headline() == "50.0% of 1,200 steps are labelled right by completions; no judge corrected them."
 
 
+def test_labels_are_of_the_call_or_in_the_folder(tmp_path):
+    (tmp_path / "labels.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    assert LABELS.labels() == [] and replace(LABELS, folder=tmp_path).labels() == [{"step": 1}, {"step": 2}]
+    own = replace(LABELS, rows=[{"step": 3}])
+    assert own.labels() == replace(own, folder=tmp_path).labels() == [{"step": 3}]
+
+
 def test_what_makes_labels_of_steps_doubtful():
     def begins(**changes):
         return [each[:40] for each in replace(LABELS, **changes).warnings()]
@@ -131,8 +138,8 @@ def first_errors(split, predictor="model", rule="", **changes):
     return FirstErrors(split=split, predictor=predictor, rule=rule, data="processbench", **{**given, **changes})
 
 
-def classes(name, predictor="model", rule=""):
-    return ErrorClass(name, predictor, rule, (0.4, NAN), 0.5, 0.5, UP, 3, 2)
+def classes(name, predictor="model", rule="", score=HALF):
+    return ErrorClass(name, predictor, rule, (0.4, NAN), 0.5, 0.5, score, 3, 2)
 
 
 EVALUATION = PrmEvaluation(
@@ -168,7 +175,12 @@ def test_an_evaluation_of_steps():
             first_errors("gsm8k", ALWAYS),
             first_errors(MEAN, ALWAYS),
         ),
-        classes=(classes("circular", MODEL), classes(ALL, MODEL), classes(ALL, MODEL, OTHER_HALF)),
+        classes=(
+            classes("circular", MODEL),
+            classes(ALL, MODEL, score=UP),
+            classes(ALL, MODEL, OTHER_HALF),
+            classes(ALL, ALWAYS),
+        ),
         discrimination=(
             Discrimination("processbench", "gsm8k", UP, HALF, UP, 1, 1, 0),
             Discrimination("processbench", ALL, HALF, UP, UP, 1, 1, 0),
@@ -188,7 +200,8 @@ def test_an_evaluation_of_steps():
         "could be chosen)",
         f"processbench {MEAN}: first-error F1 0.500 [0.250, 0.750]  {ALWAYS}, at any threshold",
         f"{ALL}: PRMScore 0.200 [0.100, 0.300]  {MODEL}, at 0.5",
-        f"{ALL}: PRMScore 0.200 [0.100, 0.300]  {MODEL}, best of the other half (0.400 and 0.500, none could be chosen)",
+        f"{ALL}: PRMScore 0.500 [0.250, 0.750]  {MODEL}, best of the other half (0.400 and 0.500, none could be chosen)",
+        f"{ALL}: PRMScore 0.500 [0.250, 0.750]  {ALWAYS}, at any threshold",
         "processbench gsm8k: AUROC 0.200 [0.100, 0.300], of the position 0.500 [0.250, 0.750]",
         f"processbench {ALL}: AUROC 0.500 [0.250, 0.750], of the position 0.200 [0.100, 0.300]",
         "best of N, mean: 0.500 [0.250, 0.750] solved",
@@ -304,7 +317,7 @@ TRAINED = PrmTrained(
     counts={"to learn from": {"steps": 4000}},
     cut=0,
     weights=(1.0, 1.0),
-    stages=(replace(STAGE, positives_kept=0.75, negatives_kept=NAN, moved=0.0), replace(STAGE, number=2)),
+    stages=(replace(STAGE, positives_kept=0.75, negatives_kept=NAN, moved=0.0, auroc=HALF), replace(STAGE, number=2)),
     stopped="",
     drift="",
     disputed=(),
@@ -317,7 +330,8 @@ def test_a_training_on_steps():
     one = "1,000 steps, loss 0.250, held out 0.500, AUROC 0.700 [0.600, 0.800]"
     assert TRAINED.summary() == (
         "settings: stages=2, seed=0",
-        f"stage 1: {one}; labels kept: right 75%, wrong none there",
+        "stage 1: 1,000 steps, loss 0.250, held out 0.500, AUROC 0.500 [0.250, 0.750]; labels kept: right 75%, wrong none "
+        "there",
         f"stage 2: {one}",
         headline,
     )
@@ -424,6 +438,7 @@ def test_an_audit_of_tools():
         "traces count as needless (3 tokens, 1:00, a logged price of 1,234)."
     )
     assert len(replace(AUDIT, tools=several.tools[:12]).summary()) == 14
+    assert replace(several, tools=several.tools[:13]).summary()[12] == "and 1 more tools"
     nothing = use("all", lowered=share(0, 0), right=0, duplicate=share(0, 4))
     assert replace(AUDIT, overall=nothing, counts={**AUDIT.counts, "steps": 0}).headline() == (
         "1,000 calls in 1 trace; 0 calls repeat an earlier one."
@@ -518,6 +533,8 @@ def test_what_makes_a_scorer_doubtful():
     assert length.startswith("The critic is not shown to predict better than the length of the prompt alone: its Brier")
     assert said(UP, DOWN)[0].startswith("The critic predicts worse than the length of the prompt alone")
     # As near to the floor as 2 % of the score: 0.245 of 0.25.
+    solved = {"critic": measures(0.0), "mean rate": measures(0.0)}
+    assert "hardly differ" in said(FLAT, measures=solved)[0]
     assert "hardly differ" in said(FLAT, floor=0.2451)[0] and "hardly differ" not in said(FLAT, floor=0.2449)[0]
 
 
