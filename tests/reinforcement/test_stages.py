@@ -73,6 +73,7 @@ def test_judged():
     assert str(caught.value) == "the reward of a response to problem '2' is infinite."
     with pytest.raises(BadInput) as caught:
         stages.judged(lambda p, t: [0.0] * 4, problems, ["", "", ""])
+    assert len(stages.judged(lambda p, t: [0.0] * 600, problems * 200, [""] * 600)[0]) == 600
     assert str(caught.value) == "the reward gave 4 numbers for 3 responses: it must give one for each."
 
 
