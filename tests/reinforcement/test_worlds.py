@@ -256,6 +256,7 @@ def test_rewards_of_the_habit_world():
 def test_the_habit_dominates_at_the_start():
     training = habit()
     assert (training.logits(torch.arange(64))[0].argmax(-1) == worlds_habit.HABIT).double().mean() > 0.9
+    assert training.zero_advantages == training.distinct_rewards == 0  # of no batch yet
     assert 0.01 < training.success().mean() < 0.1 and training.greedy()[1].double().mean() > 0.9
 
 
