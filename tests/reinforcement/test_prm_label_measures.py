@@ -6,7 +6,9 @@ import pytest
 
 from equipoise.data.problems import Problem
 from equipoise.reinforcement import prm_label_measures as measures
+from equipoise.reinforcement.prm_label_drawing import Completed, Solution
 from equipoise.reinforcement.prm_label_result import LabeledStep, LabelPlace
+from equipoise.reinforcement.prm_label_solutions import cut
 
 
 def row(name, hard, soft, corrected_hard=None, corrected_soft=None, **more):
@@ -23,6 +25,25 @@ def completed(group, answer, *completions):
     drawn = [[{"outcome": outcome, "why": why, "text": "a\nb\nc"}] for outcome, why in completions]
     problem = Problem(group, f"q {group}", ("x",))
     return SimpleNamespace(solution=SimpleNamespace(problem=problem), answer=answer, completions=drawn)
+
+
+def test_the_labels_of_a_solution():
+    """Three steps, the last with the solution's own answer, of which nothing is judged; one success is taken out."""
+    yes, no = SimpleNamespace(reflects=True, at_step=1, quote="wait"), SimpleNamespace(reflects=False)
+    drawn = [[{"outcome": 1}, {"outcome": None}], [{"outcome": 1}, {"outcome": 1}]]
+    solved = Solution(Problem("p", "q?", ("7", "8")), 0, 2, cut("a\nb\nso \\boxed{7}", "\n"), True)
+    found = measures.labeled(Completed(solved, 1, drawn, 0), [[no, no], [no, yes]], 2, "math")  # type: ignore
+    assert found == {
+        "id": "p/2", "problem": "q?", "answer": "7 | 8", "steps": ["a", "b", "so \\boxed{7}"], "final_answer": "7",
+        "correct": True, "outcomes": [[1, None], [1, 1], [1, 1]], "reflected": [[0, 0], [0, 1], [0, 0]],
+        "quotes": [[], [{"completion": 1, "at_step": 1, "quote": "wait"}], []],
+        "soft": [0.5, 1.0, 1.0], "hard": [1, 1, 1], "corrected_soft": [0.5, 0.5, 1.0], "corrected_hard": [1, 1, 1],
+    }  # fmt: skip
+    part = Completed(Solution(solved.problem, 0, 2, solved.stepped, False), None, [*drawn, [{"outcome": 0}] * 2], 0)
+    found = measures.labeled(part, [[no, no]] * 3, 2, "math")  # type: ignore
+    assert found["final_answer"] is found["correct"] is None and found["hard"] == [1, 1, 0]
+    wrong = measures.labeled(Completed(solved, 0, drawn, 0), [[no, no]] * 2, 2, "exact")  # type: ignore
+    assert wrong["correct"] is False and wrong["final_answer"] is None and wrong["soft"][2] == 0
 
 
 def test_all_that_is_counted():

@@ -62,6 +62,9 @@ def test_labels_for_another_trainer_begin_at_the_threshold(scored, tmp_path):
     assert [row["labels"] for row in rows] == [[True, False, True], [True], [False, False], [True], [True, False]]
     assert rows[1] == {"prompt": "p1?", "completions": ["10"], "labels": [True]}
     assert scored(format="trl", threshold=0.25).threshold == 0.25
+    assert scored(threshold=0.0).flagged == 0  # no step is below 0
+    told = Scoring._stepwise(SimpleNamespace(threshold=0.5), SimpleNamespace(problem="ä", steps=("ö",)), [0.5])
+    assert told.decode() == '{"prompt": "ä", "completions": ["ö"], "labels": [true]}\n'
 
 
 def test_solutions_and_rows_are_not_mixed():
@@ -71,6 +74,8 @@ def test_solutions_and_rows_are_not_mixed():
             prm_scoring.read_solutions("solutions", mixed, use="ignored", limit=None)
     found, named, inputs = prm_scoring.read_solutions("solutions", ready, use="ignored", limit=2)
     assert (len(found), named, inputs) == (2, "2 solutions", {})
+    many = read_steps([{"id": str(n), "problem": "p", "steps": ["a"]} for n in range(300)], use="ignored")
+    assert len(prm_scoring.read_solutions("solutions", many, use="ignored", limit=None)[0]) == 300
 
 
 def test_sixty_four_are_read_at_once(monkeypatch):

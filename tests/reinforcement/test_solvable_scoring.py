@@ -19,7 +19,7 @@ def scored(monkeypatch, p=P, folder=None, **changes):
     problems = tuple(Problem(f"p{n}", f"q{n}", ()) for n in range(len(p)))
     scorer = SimpleNamespace(of_tokens=lambda rows, at_once: p, spread=(0.1, 0.9), model="m")
     monkeypatch.setattr(Scoring, "_opened", lambda self: (scorer, [[1]] * len(p)))
-    thresholds = (SimpleNamespace(target=0.5, threshold=0.5), SimpleNamespace(target=0.9, threshold=float("nan")))
+    thresholds = (SimpleNamespace(target=0.5, threshold=0.6), SimpleNamespace(target=0.9, threshold=float("nan")))
     given = {
         "scorer": Path("s"), "source": problems, "problems": problems, "keep": None, "kept_as": None, "batch_size": 4,
         "device": "cpu", "fitted": SimpleNamespace(thresholds=thresholds, warnings=lambda: ("doubt",)), "names": {},
@@ -34,7 +34,7 @@ def test_how_predictions_are_spread(monkeypatch):
     levels = {f"{level / 10:g}": sum(p >= level / 10 for p in P) / 12 for level in range(1, 10)}
     assert found.shares == levels and levels["0.9"] == 2 / 12
     assert found.outside == 2 / 12  # below what was tested, and above; its ends are within
-    assert found.targets[0] == Target(0.5, 0.5, 7 / 12) and found.targets[1].share == 0
+    assert found.targets[0] == Target(0.5, 0.6, 5 / 12) and found.targets[1].share == 0
     order = [2, 6, 8, 3, 9, 10, 4, 7, 5, 1]  # five surest, five least sure
     assert [each.id for each in found.extremes] == [f"p{n}" for n in order]
     assert found.extremes[0].probability == 0.95 and found.extremes[0].prompt == "q2"
