@@ -76,6 +76,7 @@ def test_a_low_temperature_does_not_underflow():
     assert dots.select(difficulty, 7, generator=generator()).tolist() == [1, 4, 3, 6, 2, 5, 0]
     alone = dots.select(torch.tensor([0.9, 0.1, 0.5, 0.2]), 1, target=0.1, generator=generator())
     assert alone.tolist() == [1]
+    assert dots.select(difficulty, 0, generator=generator()).tolist() == []
 
 
 def test_an_infinite_temperature_is_uniform_whatever_the_difficulty():
@@ -206,6 +207,9 @@ def test_predictions_are_inside_the_open_interval(calibration):
                 found = predictor.predict(embeddings, references, torch.full((5,), value))
                 assert ((found > 0) & (found < 1)).all()
                 assert steepness != 0 or ((found > 0.5) == (value == 1)).all()
+                if steepness > 0 and calibration == "multiply":  # as near to the ends as the type goes
+                    exact = torch.finfo(dtype)
+                    assert (found == (1 - exact.eps / 2 if value else exact.tiny)).all()
 
 
 def test_calibration_by_hand():
@@ -289,6 +293,9 @@ def test_a_row_reads_its_own_model_and_nothing_that_was_not_measured(monkeypatch
         embeddings, difficulty, references, rates, seed=0, references=3, hidden=4, batch_size=3, epochs=4
     )
     settings, *batches = seen
+    for step, batch in enumerate(batches):  # a stream of its own for each step
+        expected = np.random.default_rng(np.random.SeedSequence([0, 8, step])).choice(6, 3, replace=False)
+        assert torch.equal(batch["reference_embeddings"], references[torch.from_numpy(expected)])
     assert settings.steps == len(batches) == 8 and settings.warmup_ratio == 0.1 and settings.max_grad_norm is None
     values, drawn = [], []
     for batch in batches:
@@ -305,6 +312,23 @@ def test_a_row_reads_its_own_model_and_nothing_that_was_not_measured(monkeypatch
     assert sorted(values) == sorted([*difficulty[~difficulty.isnan()].tolist()] * 4)
 
 
+def test_the_rate_rises_over_a_tenth_and_at_most_100_steps(monkeypatch):
+    """And a last mini-batch that is not full is a step, too."""
+    from equipoise.training import loop
+
+    seen = []
+    monkeypatch.setattr(loop, "fit", lambda model, step, draw, settings, **others: seen.append(settings))
+    embeddings, references, rates = torch.eye(6), torch.eye(6)[:4], torch.rand(2, 4)
+    for epochs in (1, 400, 1000):
+        DifficultyPredictor.fit(
+            embeddings, torch.full((2, 6), 0.5), references, rates, seed=0, references=2, hidden=4, batch_size=5,
+            epochs=epochs,
+        )  # fmt: skip
+    assert [each.steps for each in seen] == [3, 960, 2400]
+    assert [each.warmup_ratio for each in seen] == [0.1, 0.1, 100 / 2400]
+    assert {each.max_grad_norm for each in seen} == {None}
+
+
 def test_saved_and_loaded(taught, tmp_path):
     embeddings, _, references, rates = world()
     taught.save(tmp_path / "predictor")
@@ -315,6 +339,8 @@ def test_saved_and_loaded(taught, tmp_path):
     loaded = DifficultyPredictor.load(tmp_path / "predictor")
     found = (each.predict(embeddings, references, rates[5]) for each in (taught, loaded))
     assert_close(*found, rtol=0, atol=0)
+    assert json.loads((tmp_path / "predictor" / "predictor.json").read_text())["difficulty_predictor"] == 1
+    assert [each.out_features for each in taught.moments if hasattr(each, "out_features")] == [10, 2]
     made("multiply").save(tmp_path / "other")
     assert DifficultyPredictor.load(tmp_path / "other").settings["calibration"] == "multiply"
 
@@ -355,6 +381,7 @@ def test_what_a_predictor_refuses():
     for wrong, said in (
         ((embeddings[:, :6], references, difficulty), r"embeddings are \[[56], [67]\], expected a row of [67] numbers"),
         ((embeddings[0], references, difficulty), r"embeddings are \[7\]"),
+        ((embeddings.unsqueeze(0), references, difficulty), r"embeddings are \[1, 6, 7\]"),
         ((embeddings, references * math.nan, difficulty), r"reference_embeddings\[0\] holds"),
         ((embeddings, references[:1], difficulty[:1]), "there are 1 reference questions"),
         ((embeddings, references, difficulty[:4]), r"difficulties of shape \[4\]"),

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.core.state import load_state, save_state
-from equipoise.reinforcement.dots import DifficultySampler
+from equipoise.core.streams import torch_stream
+from equipoise.reinforcement.dots import DifficultySampler, select
 from equipoise.reinforcement.rates import GroupCounts
 from equipoise.training.order import without_replacement
 
@@ -196,7 +197,7 @@ def test_rewards_of_another_range():
     two.observe([3, 70], 2 * rewards([3, 70]) - 1)
     assert one.steps == two.steps and torch.equal(one.rates.total, two.rates.total)
     with pytest.raises(BadInput, match=f"question {int(asked[1])} has a reward outside 0 to 1"):
-        one.observe(asked[:2], torch.tensor([[0.0, 1.0], [1.0, -1.0]]))
+        one.observe(asked[:3], torch.tensor([[0.0, 1.0], [1.0, -1.0], [2.0, 0.0]]))
 
 
 def test_texts_are_embedded():
@@ -282,6 +283,7 @@ def test_what_a_sampler_refuses():
         ([-1], torch.zeros(1, 2), False, "the ids 0 to 100"),
         ([1, 2], torch.zeros(1, 2), False, r"rewards are \[1, 2\], expected a row for each of 2"),
         ([1, 2], torch.zeros(2), False, r"rewards are \[2\]"),
+        ([1], torch.zeros(1, 2, 2), False, r"rewards are \[1, 2, 2\]"),
         ([1], torch.zeros(1, 0), False, r"rewards are \[1, 0\]"),
         ([1], torch.tensor([[math.nan]]), False, "question 1 has a reward outside"),
     ):
@@ -303,3 +305,21 @@ def test_what_a_sampler_refuses():
     each.next(5)
     with pytest.raises(BadInput, match="6 questions are asked for and the block has 5 left"):
         each.next(6)
+    assert len(each.next(1)) == 1  # and steps of another size go on with what is left
+
+
+def test_a_block_may_be_all_of_the_pool():
+    each = sampler(block=1)
+    assert sorted(advance(each, 101)) == list(range(101))
+
+
+def test_each_use_of_the_seed_has_a_stream_of_its_own():
+    """Of references (6) and of selection (7), each by the number of the block, as the trainer's seeds are numbered."""
+    each = sampler(seed=4, temperature=0.5)
+    for block in range(2):
+        asked = each.references()
+        assert torch.equal(asked, torch.randperm(101, generator=torch_stream(4, 6, block))[:16])
+        ids = advance(each, 3) + advance(each, 3)
+        generator = torch_stream(4, 7, block)
+        drawn = select(each.ranked, 6, temperature=0.5, generator=generator)
+        assert ids == drawn[torch.randperm(6, generator=generator)].tolist()

@@ -109,6 +109,11 @@ def test_a_call_that_ended_its_trajectory_is_neutral():
     assert effects.counted.tolist() == [[True, False, False]]
     empty = call_effects(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64), calls=1)
     assert empty.counted.tolist() == [[False], [False]]
+    nothing = torch.zeros(2, 0)
+    assert segment_entropy(nothing, nothing.long(), count=0).means.shape == (
+        2,
+        1,
+    )  # one segment at least, without a mean
 
 
 @pytest.mark.parametrize("against", ["previous", "first", "running-minimum"])
@@ -299,6 +304,15 @@ def test_no_call_at_all_leaves_the_answers_as_the_pool():
         assert_close(pooled_advantages(rewards, answer=answer)[..., 0], expected)
 
 
+def test_only_a_question_without_a_call_has_its_answers_in_the_pool():
+    """The first has calls, which alone are its pool: 1.5 and 0; of the second, answers 1 and 0."""
+    rewards = torch.tensor([[[1.5, 1.0], [0.0, 0.0]], [[NAN, 1.0], [NAN, 0.0]]], dtype=torch.float64)
+    found = pooled_advantages(rewards, answer=False, epsilon=0.0)
+    one, other = math.sqrt(0.5), 0.25 / math.sqrt(1.125)
+    expected = torch.tensor([[[one, other], [-one, -one]], [[one, one], [-one, -one]]], dtype=torch.float64)
+    assert_close(found, expected)
+
+
 def test_advantages_go_to_the_tokens_that_led_to_each_call():
     advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     steps = torch.tensor([[0, 0, -1, 1, 1, -1, 2], [0, -1, 1, 1, 1, -1, -1], [0, 0, 0, -1, -1, -1, -1]])
@@ -459,6 +473,7 @@ def test_where_a_call_begins_is_read_where_nobody_tells(untaught):
     assert parts[0] == [0] * len(first) + [-1] * (len(ids[0]) - len(first))
     assert parts[1:] == [[1] * len(ids[1]), [-1] * len(ids[2]), [2] * len(ids[3])]
     assert found.calls.tolist() == [2]
+    assert [entropy_tools._call_at(turn) for turn in turns] == [len("one two three "), None, 0, None]
     with pytest.raises(BadInput, match="no episodes"):
         segmented(untaught, SimpleNamespace(episodes=()))  # type: ignore[arg-type]
 

@@ -25,6 +25,8 @@ def test_soft_is_the_share_and_hard_whether_any():
         nait.monte_carlo(OUTCOMES + torch.tensor([[[0, 0, 0, 0]] * 2, [[0, 0, 1, 0], [0, 0, 0, 0]]]))
     with pytest.raises(BadInput, match=r"shape \[3, 0\]"):
         nait.monte_carlo(torch.zeros(3, 0))
+    with pytest.raises(BadInput, match=r"shape \[\]: the last axis"):
+        nait.monte_carlo(torch.tensor(1.0))
 
 
 def succeeds(error, left, wrong):
@@ -207,11 +209,16 @@ def test_class_weights():
         nait.prm_loss(LOGITS, TARGETS, weights="inverse_frequency"),
         nait.prm_loss(LOGITS, TARGETS, weights=(0.35, 0.65)),
     )
-    for wrong, words in (((0.0, 1.0), "above 0"), ((1.0, math.inf), "above 0"), ((1.0,), "two numbers")):
+    for wrong, words in (
+        ((0.0, 1.0), "above 0"),
+        ((1.0, math.inf), "above 0"),
+        ((1.0,), "two numbers"),
+        ((1.0, 1.0, 1.0), "two numbers"),
+    ):
         with pytest.raises(BadInput, match=words):
             nait.class_weights(wrong, targets)
-    for one_class in (torch.ones(3), torch.zeros(0)):
-        with pytest.raises(BadInput, match="right and of wrong"):
+    for one_class in (torch.ones(3), torch.zeros(3), torch.zeros(0)):
+        with pytest.raises(BadInput, match=r"^inverse_frequency needs labels of right and of wrong steps"):
             nait.class_weights("inverse_frequency", one_class)
     with pytest.raises(BadInput, match=r"weights is 'inverse'.*inverse_frequency"):
         nait.prm_loss(LOGITS, TARGETS, weights="inverse")
@@ -341,5 +348,6 @@ def test_disagreement_over_all_pairs():
     pairs = [((a >= 0.5) != (b >= 0.5)).double().mean() for a, b in itertools.combinations(labels, 2)]
     assert nait.disagreement(labels) == pytest.approx(sum(pairs) / 3)
     assert nait.disagreement(labels[:2]) == 0.5 and math.isnan(nait.disagreement(torch.ones(2, 0)))
-    with pytest.raises(BadInput, match=r"\[1, 4\]"):
-        nait.disagreement(labels[:1])
+    for wrong, shape in ((labels[:1], r"\[1, 4\]"), (labels[0], r"\[4\]"), (labels[:, None], r"\[3, 1, 4\]")):
+        with pytest.raises(BadInput, match=shape):
+            nait.disagreement(wrong)

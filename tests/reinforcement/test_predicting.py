@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,8 @@ def test_rates_by_id_and_by_prompt(tmp_path):
             r'rates.jsonl:41: expected "id" or "prompt", "model" and "rate" \(found: model, rate\)',
         ),
         ({"id": "p1", "rate": 0.5}, 'rates.jsonl:41: "model" is None, expected the name'),
+        ({"id": "p1", "model": "", "rate": 0.5}, "rates.jsonl:41: \"model\" is '', expected the name"),
+        ({"id": "p1", "model": 7, "rate": 0.5}, 'rates.jsonl:41: "model" is 7, expected the name'),
         (
             {"id": "p1", "model": "m", "rate": 1.01},
             r'rates.jsonl:41: "rate" is 1.01, expected a share of right responses',
@@ -164,6 +167,28 @@ def test_what_a_request_says_of_its_predictor(tmp_path):
     ):
         with pytest.raises(BadInput, match=said):
             PredictorSource.read(chosen, problems, *given)
+
+
+def test_a_predictor_of_this_width_is_taken(tmp_path):
+    DifficultyPredictor(300, seed=0, hidden=4).save(tmp_path)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=int("300")))
+    PredictorSource(tmp_path).check(SimpleNamespace(model=SimpleNamespace(config=config), name="m"))  # type: ignore
+
+
+@pytest.mark.parametrize(("main", "stored", "order"), [
+    (True, True, ["embedded", "wait"]), (False, True, ["wait", "embedded"]),
+    (True, False, ["embedded"]), (False, False, ["embedded"]),
+])  # fmt: skip
+def test_of_several_processes_one_makes_what_the_others_read(main, stored, order, tmp_path, monkeypatch):
+    found, folders = [], []
+    monkeypatch.setattr(
+        predicting, "embedded", lambda *given: found.append("embedded") or folders.append(given[-1]) or torch.eye(20)
+    )
+    processes = SimpleNamespace(main=main, wait=lambda: found.append("wait"))
+    dots = recipe("grpo", select="dots", reference_questions=8, prompts_per_step=4)
+    sampler = PredictorSource().sampler(dots, None, POOL, tmp_path if stored else None, processes)  # type: ignore
+    assert found == order and torch.equal(sampler.embeddings, torch.eye(20))
+    assert (folders[0].parent == tmp_path) is stored and folders[0].parent.exists() is stored
 
 
 def odd(completions, **_):

@@ -63,7 +63,18 @@ def test_scores_against_a_loop(made, batch_size):
     for (problem, steps), scores in zip(SOLUTIONS, found, strict=True):
         assert_close(scores, alone(made, problem, steps), atol=1e-5, rtol=0)
     assert min(each.std() for each in found if len(each) > 1) > 0.01
+    assert prm.collate([], 0)["labels"].shape == (0, 0)
     assert not made.model.lm_head._forward_pre_hooks and prm.score(made, []) == []
+
+
+def test_nothing_is_kept_for_words_that_nobody_writes(made, caplog):
+    """No cache of keys and values; and a text beyond what the tokenizer calls its limit is no cause for a warning."""
+    given = []
+    made.model.register_forward_pre_hook(lambda module, args, named: given.append(named), with_kwargs=True)
+    made.tokenizer = copy.deepcopy(made.tokenizer)
+    made.tokenizer.model_max_length = 4
+    prm.score(made, SOLUTIONS)
+    assert given and all(each["use_cache"] is False for each in given) and not caplog.records
 
 
 def test_few_logits_at_once(made, monkeypatch):
@@ -195,6 +206,7 @@ def test_the_tokens_are_added_once_and_change_nothing_else(tmp_path):
         rows[300:] += torch.randn(3, rows.shape[1], generator=torch.Generator().manual_seed(0))
     kept = rows.clone()
     assert prm.add_tokens(made) == tokens and torch.equal(made.model.get_output_embeddings().weight, kept)
+    assert made.tokenizer.decode([300, 301, 302], skip_special_tokens=True) == ""  # no words of a text
     made.save(tmp_path)
     stored = load(tmp_path, device="cpu")
     for one, other in zip(prm.score(made, SOLUTIONS), prm.score(stored, SOLUTIONS), strict=True):

@@ -1,5 +1,6 @@
 """The vocabulary: presets, what counts with which method, and what is refused."""
 
+import math
 from functools import cache
 
 import pytest
@@ -308,6 +309,20 @@ def test_a_pool_that_is_too_small(settings, prompts, sentence):
     recipe("grpo").check_pool(1)
 
 
+def test_the_least_that_is_enough():
+    """Each setting at its limit."""
+    assert recipe("grpo", num_generations=2, overlong=256).overlong == 256
+    assert recipe("r2po", num_generations=2).head == "trained" and recipe("dapo", num_generations=2).mixed_only
+    assert recipe("grpo", select="dots", num_generations=2).select == "dots"
+    replaying = recipe("grpo", replay=0.5, replay_capacity=1, num_generations=2, prompts_per_step=2)
+    assert (replaying.replayed, replaying.capacity) == (1, 1)
+    recipe("grpo", select="dots", reference_questions=128).check_pool(128)
+    with pytest.raises(BadInput, match=r"there are 8 prompts: use at most 8\.$"):
+        recipe("grpo", select="dots").check_pool(8)
+    with pytest.raises(BadInput, match=r"there are 7 prompts: use select=uniform, since 8 are the fewest\.$"):
+        recipe("grpo", select="dots").check_pool(7)
+
+
 def test_what_selection_and_replay_count_with():
     """Of a batch of 5 three come again; an oracle measures every prompt, and has nothing to predict."""
     replaying = recipe("grpo", replay=0.5, prompts_per_step=5)
@@ -315,6 +330,7 @@ def test_what_selection_and_replay_count_with():
     assert {"replay_capacity", "clip_window", "select_every"} <= replaying.used()
     dots, oracle = (recipe("grpo", select=word, steps=5, num_generations=4) for word in ("dots", "oracle"))
     assert (dots.measured(900), oracle.measured(900), replaying.measured(900)) == (3 * 256 * 4, 3 * 900 * 4, 0)
+    assert recipe("grpo", select="dots", select_temperature=math.inf).measured(900) == 0  # uniform for good
     assert {"reference_questions", "refit", "prediction_worth"} == dots.used() - oracle.used()
     assert {"difficulty_target", "select_temperature", "select_every"} <= oracle.used()
 
@@ -324,6 +340,7 @@ def test_a_kl_that_has_no_gradient_is_refused():
         recipe("grpo", kl_beta=0.1, kl_estimator="k1")
     assert recipe("grpo", kl_estimator="k1").kl_beta == 0  # not asked for
     assert recipe("ppo", kl_beta=0.1, kl_in="reward", kl_estimator="k1").kl_beta == 0.1
+    assert recipe("sppo", kl_on="wrong", kl_in="reward").kl_on == "wrong"
     assert recipe("sppo", loss="anchored", dual_clip=None).loss == "anchored"
     assert recipe("r2po", steps=21).steps == 21 and recipe("r2po", steps=20, head="random").steps == 20
 
@@ -340,6 +357,7 @@ def test_a_kl_that_has_no_gradient_is_refused():
         (None, {"clip_low": 1.01}, "'clip_low' should be"),
         (None, {"clip_low": 0.0}, "'clip_low' should be"),
         (None, {"steps": 0}, "'steps' should be"),
+        (None, {"kl_beta": -0.1}, "'kl_beta' should be"),
         (None, {"overlong": -1}, "'overlong' should be"),
         (None, {"seed": -1}, "'seed' should be"),
         (None, {"gae_lambda": 1.01}, "'gae_lambda' should be"),

@@ -15,9 +15,10 @@ from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
 from equipoise.core.state import load_state
+from equipoise.core.streams import torch_stream
 from equipoise.data.problems import Problem
 from equipoise.language.rollouts import score_responses
-from equipoise.reinforcement import dots, stages
+from equipoise.reinforcement import dots, selection, stages
 from equipoise.reinforcement.dots import DifficultySampler, EmbeddingPredictor
 from equipoise.reinforcement.rates import GroupCounts, SamplerStatistics, Selected
 from equipoise.reinforcement.recipe import recipe
@@ -123,9 +124,10 @@ def test_an_oracle_by_rollouts_and_by_what_it_is_told():
 REPLAY = {"num_generations": 2, "prompts_per_step": 4, "replay": 0.5}
 
 
-def test_groups_come_again_as_they_were_written():
+def test_groups_come_again_as_they_were_written(monkeypatch):
     """The first block is fresh; then two of four: their tokens, rewards and log-probabilities are those of that time."""
-    written, again = {}, 0
+    written, again, streams = {}, 0, []
+    monkeypatch.setattr(selection, "torch_stream", lambda *key: streams.append(key) or torch_stream(*key))
     found = run(**REPLAY, steps=8, learning_rate=1e-2)
     for number, step in enumerate(found.steps):
         replayed = [False] * 4 if step.off_policy is None else step.off_policy.tolist()
@@ -155,6 +157,7 @@ def test_groups_come_again_as_they_were_written():
     assert [metrics["generated_tokens"] for metrics in found.metrics] == tokens
     places = [step.off_policy.nonzero().flatten().tolist() for step in found.steps[2:]]
     assert len({tuple(each) for each in places}) > 2  # in no fixed place of a batch
+    assert streams == [(found.recipe.seed, 9, step) for step in range(2, 8)]  # 0 and 3 to 8 are others'
 
 
 @pytest.mark.parametrize("batch_size", [8, 3])

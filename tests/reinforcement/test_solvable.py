@@ -75,6 +75,22 @@ def test_measures_are_those_of_single_responses():
     assert all(each.lower < each.value < each.upper for each in found.values())
 
 
+def test_intervals_end_where_the_measures_do():
+    """All but right, all but wrong, and hardly any solved: each interval would reach beyond what its measure can be."""
+    rewards = np.repeat([[1.0, 1.0], [0.0, 0.0]], 30, axis=0)
+    p = rewards[:, 0].copy()
+    p[30] = 1.0  # one that is not solved
+    right, wrong = (solvable.measures(each, rewards, np.arange(60), 0) for each in (p, 1 - p))
+    lost = solvable.measures(np.linspace(0, 1, 60), np.eye(60)[:, :2], np.arange(60), 0)
+    assert {name: right[name].lower for name in ("Brier", "log loss", "ECE")} == {"Brier": 0, "log loss": 0, "ECE": 0}
+    assert right["AUROC"].upper == right["Spearman"].upper == wrong["Brier"].upper == wrong["ECE"].upper == 1
+    assert wrong["log loss"].upper > -math.log(1e-12)
+    assert wrong["AUROC"].lower == 0 and wrong["Spearman"].lower == -1
+    assert lost["AURC"].upper == 1
+    solved = solvable.measures(np.linspace(0, 1, 60), 1 - np.eye(60)[:, :2], np.arange(60), 0)
+    assert solved["AURC"].lower == 0
+
+
 def test_few_problems_have_no_interval_where_a_score_is_no_mean():
     found = solvable.measures(P[:49], REWARDS[:49], ALONE[:49], 0)
     assert math.isnan(found["AUROC"].lower) and not math.isnan(found["Brier"].lower)
@@ -100,6 +116,11 @@ def test_gains_are_paired():
     assert found.value > 0 and (found.lower, found.upper) == pytest.approx((low, high))
     clustered = solvable.gains(np.tile(P, 2), np.tile(control, 2), np.tile(REWARDS, (2, 1)), np.tile(ALONE, 2))["Brier"]
     assert clustered.upper - clustered.lower == pytest.approx(high - low, rel=0.02)
+    mild = np.clip(P, 0.05, 0.95)
+    found = solvable.gains(mild, control, REWARDS, ALONE)["log loss"]
+    losses = [-(RATES * np.log(p) + (1 - RATES) * np.log(1 - p)) for p in (control, mild)]
+    low, high = stats.ttest_rel(*losses).confidence_interval()
+    assert (found.value, found.lower, found.upper) == pytest.approx(((low + high) / 2, low, high))
 
 
 def test_what_is_kept_is_the_surest():
@@ -111,6 +132,11 @@ def test_what_is_kept_is_the_surest():
     assert [each.oracle for each in found[:5]] == pytest.approx([1, 1, 3.5 / 4, 4 / 5, 4 / 6])
     assert found[-1].rate.value == found[-1].oracle == pytest.approx(0.4)
     assert found[0].rate.lower < 0.7  # one of one right is not sure
+    # No two alike: each coverage is the least number of problems that reaches it, 0.2 of 25 exactly.
+    p = np.random.default_rng(1).permutation(25) / 25
+    found = solvable.selective(p, p, np.arange(25))
+    assert [round(each.coverage * 25) for each in found] == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]
+    assert [each.rate.value for each in found] == pytest.approx([each.oracle for each in found])
 
 
 def test_thresholds_are_chosen_on_other_problems():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_judged():
     assert str(caught.value) == "the reward of a response to problem '2' is infinite."
     with pytest.raises(BadInput) as caught:
         stages.judged(lambda p, t: [0.0] * 4, problems, ["", "", ""])
+    assert len(stages.judged(lambda p, t: [0.0] * 600, problems * 200, [""] * 600)[0]) == 600
     assert str(caught.value) == "the reward gave 4 numbers for 3 responses: it must give one for each."
 
 
@@ -178,6 +180,23 @@ def test_when_a_pass_for_old_log_probabilities_is_made(method, settings, dtype, 
     lm = model(dtype=dtype)
     chosen, step = made(lm, method, index=index, num_generations=2, **settings)
     assert stages.needs_old(lm, chosen, step) == needed
+
+
+@pytest.mark.parametrize(
+    ("again", "settings", "dtype", "needed"),
+    [
+        (True, {"batch_size": 2, "clip_window": "current"}, torch.float32, True),
+        (False, {"batch_size": 2, "clip_window": "current"}, torch.float32, False),  # nothing came again in this step
+        (True, {"batch_size": 2, "clip_window": "behavior"}, torch.float32, False),
+        (True, {"clip_window": "current"}, torch.float32, False),
+        (False, {"clip_window": "behavior"}, torch.bfloat16, True),  # what is kept is to have the trainer's own numbers
+    ],
+)
+def test_when_what_comes_again_takes_a_pass(again, settings, dtype, needed):
+    chosen = recipe("grpo", replay=0.5, num_generations=2, **SMALL, **settings)
+    step = SimpleNamespace(stage="policy", off_policy=torch.zeros(3, dtype=torch.bool) if again else None)
+    policy = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
+    assert stages.needs_old(policy, chosen, step) is needed  # type: ignore[arg-type]
 
 
 def test_importance_weights_multiply_the_advantages_of_tokens(lm):
@@ -309,7 +328,7 @@ def test_the_loss_by_hand(lm):
 def test_a_kl_on_wrong_answers_alone(lm, kl_on):
     chosen, step = made(lm, "grpo", num_generations=3, kl_beta=1.0, kl_on=kl_on, aggregate="token-mean")
     reference = step.rollouts.log_probs - 0.5
-    advantages = torch.tensor([[0.0, -1e-9, 0.0]]).repeat(3, 1)
+    advantages = torch.tensor([[0.0, -1e-9, 1e-9]]).repeat(3, 1)
     step = stages.replace(step, advantages=advantages, reference_log_probs=reference)
     stats = []
     total, weight = stages.policy_objective(chosen, stats)(lm.model, stages.policy_batch(step, range(9), old=None))

@@ -336,6 +336,21 @@ def test_what_was_copied_from_replies():
     assert audit_tools([row("t", *known)]).overall.copied == pytest.approx(4 / len(words))
     fresh = [says(reply, SURE, ("a", {})), told(0, reply), says(SIX, SURE)]
     assert audit_tools([row("t", *fresh)]).overall.copied == 0
+    # Of each text its own words alone: 0 of 6, 3 of 4, and 5 of 8 of a reply two steps before.
+    third = "the capital of Norway and then some more"
+    later = row("t", says(SIX, SURE, ("a", {})), told(0, reply), says("Norway and lies too", SURE, ("a", {})),
+                told(0, "no"), says(third, SURE))  # fmt: skip
+    rates = tool_audit_measures._copy_rates(read_traces([later]))[0]
+    assert rates[:3].tolist() == [0, 0.75, 0.625]
+    parts = list(tool_audit_measures._batches([3, 9, 1]))
+    assert parts == [[2, 0, 1]] and list(tool_audit_measures._batches([])) == []
+
+
+def test_traces_of_like_length_are_padded_together(monkeypatch):
+    """No more numbers at once than are allowed, the padding among them, but one trace at least."""
+    monkeypatch.setattr(tool_audit_measures, "AT_ONCE", 12)
+    found = list(tool_audit_measures._batches([4, 6, 4, 20, 4, 6, 1]))
+    assert found == [[6, 0, 2], [4, 1], [5], [3]]
 
 
 def test_answers_are_compared_with_their_gold():

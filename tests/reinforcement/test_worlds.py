@@ -1,6 +1,7 @@
 """The exact worlds against enumeration, sampling and finite differences; budgets; the same bits again and when resumed."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -256,7 +257,36 @@ def test_rewards_of_the_habit_world():
 def test_the_habit_dominates_at_the_start():
     training = habit()
     assert (training.logits(torch.arange(64))[0].argmax(-1) == worlds_habit.HABIT).double().mean() > 0.9
+    assert training.zero_advantages == training.distinct_rewards == 0  # of no batch yet
     assert 0.01 < training.success().mean() < 0.1 and training.greedy()[1].double().mean() > 0.9
+
+
+def test_success_and_greed_of_each_prompt():
+    """By a loop over prompts, with weights that prefer other actions to each."""
+    training = habit()
+    generator = torch.Generator().manual_seed(1)
+    training.policy["w"].data.copy_(3 * torch.randn(24, 32, generator=generator, dtype=torch.float64))
+    success, (right, wrong_format) = training.success(), training.greedy()
+    likeliest = set()
+    for prompt in range(64):
+        z = (training.policy["w"] @ training.world.features[prompt]).tolist()
+        wanted = 2 * int(training.world.answers[prompt]) + 1
+        assert success[prompt].item() == pytest.approx(math.exp(z[wanted]) / sum(map(math.exp, z)))
+        best = max(range(24), key=z.__getitem__)
+        assert bool(right[prompt]) is (best == wanted) and bool(wrong_format[prompt]) is (best % 2 == 0)
+        likeliest.add(best)
+    assert len(likeliest) > 10
+
+
+def test_the_bonus_is_the_mean_entropy_of_what_learns(monkeypatch):
+    losses = []
+    for entropy in (0.0, 0.5):
+        training = habit(entropy=entropy, temperature=2.0)
+        monkeypatch.setattr(training.policy, "step", lambda loss, *names: losses.append(loss.item()))
+        training.update()
+    prompts = torch.from_numpy(draws(3, worlds_habit.UPDATE, 0).permutation(64)[:8])
+    p = (training.logits(prompts)[0] / 2).softmax(-1)
+    assert losses[1] - losses[0] == pytest.approx(0.5 * (p * p.log()).sum(-1).mean().item())
 
 
 def test_a_head_that_says_nothing_leaves_grpo_bit_for_bit():

@@ -85,6 +85,8 @@ def test_a_stopped_run_comes_to_the_same_bytes(study, tmp_path):
         study.run(Recorder(folders[1], study=study, arm="nested-mean", stop=1))
     resumed = Recorder(folders[1], study=study, arm="nested-mean")
     study.run(resumed)
+    at = [json.loads(re.findall(r"\{.*?\}", key)[0])["step"] for key in whole.measured]
+    assert set(at) == {1, 2}  # two looks, evenly
     assert resumed.spent == whole.spent and resumed.measured == pytest.approx(whole.measured, rel=0, abs=0, nan_ok=True)
     one, other = (load_state(each / "state")["state"]["training"]["optimizations"]["policy"] for each in folders)
     tensors = [value for value in _leaves(one) if isinstance(value, torch.Tensor)]

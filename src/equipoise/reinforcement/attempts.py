@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.problems import Problem, read_problems, ready_problems
 from equipoise.data.records import Renamed
@@ -17,7 +16,7 @@ from equipoise.reinforcement import stages
 from equipoise.reinforcement.acting import FEWEST, Acting, met
 from equipoise.reinforcement.measures import Solved, solve
 from equipoise.reinforcement.playing import no_reward
-from equipoise.reinforcement.recipe import ADVANTAGES, Recipe
+from equipoise.reinforcement.recipe import Recipe
 from equipoise.reinforcement.stages import Reward, Step
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ class Tasks:
         cls,
         prompts: Any,
         eval_prompts: Any,
-        chosen: Recipe,
         *,
         verifier: Any,
         reward: Any,
@@ -102,10 +100,6 @@ class Tasks:
         with open_verifier(verifier, reward=reward, unsafe=unsafe) as found:
             if needed:
                 found.check([problem for each in problems.values() for problem in each])
-            if ADVANTAGES[chosen.advantage].unit and chosen.overlong:
-                raise BadInput(
-                    f"{chosen.advantage} takes rewards in [0, 1], and overlong makes them negative: leave it out."
-                )
             digests |= {"reward": found.digest} if found.digest else {}
             name = found.name
         given, measured = tuple(problems["prompts"]), tuple(problems.get("eval_prompts", ()))

@@ -75,7 +75,6 @@ class Effects(NamedTuple):
     counted: Tensor
 
 
-@torch.no_grad()
 def segment_entropy(entropies: Tensor, segments: Tensor, *, least: int = LEAST, count: int = 1) -> SegmentEntropy:
     """Mean entropies of segments. entropies, segments: [..., T]; segments: k for a token of r_k, below 0 for all others.
 
@@ -94,7 +93,7 @@ def segment_entropy(entropies: Tensor, segments: Tensor, *, least: int = LEAST, 
     return SegmentEntropy(means.gather(-1, group).where(there, math.nan), tokens, ~alone & there)
 
 
-def _by_segment(values: Tensor, segments: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+def _by_segment(values: Tensor, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Sums of values [..., T] in float64 over each segment's tokens, and their numbers: [..., S]."""
     of_one = segments >= 0
     longest = int(segments.max()) + 1 if segments.numel() else 0
@@ -255,7 +254,6 @@ def over_tokens(advantages: Tensor, steps: Tensor, calls: Tensor) -> Tensor:
     return advantages.gather(-1, place).where(steps >= 0, 0)
 
 
-@torch.no_grad()
 def copied(ids: Tensor, segments: Tensor, observed: Tensor, *, n: int = GRAM) -> Tensor:
     """Which tokens of segments repeat what was told before: they are in n tokens running of an earlier observation.
 

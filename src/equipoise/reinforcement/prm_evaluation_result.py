@@ -158,8 +158,11 @@ class PrmEvaluation:
             for each in self._of_all_splits()
             if (each.predictor, each.rule) == (MODEL, "")
         ]
-        if rows := [each for each in self.classes if each.predictor == MODEL and each.rule == "" and each.name == ALL]:
-            said.append(f"PRMScore {shown(rows[-1].score)} at {self.threshold:g}")
+        said += [
+            f"PRMScore {shown(each.score)} at {self.threshold:g}"
+            for each in self.classes
+            if (each.predictor, each.rule, each.name) == (MODEL, "", ALL)
+        ]
         said += [f"AUROC {shown(each.model)} ({each.data})" for each in self.discrimination if each.split == ALL]
         count = sum(self.solutions.values())
         measured = "; ".join(said) or "best of N alone"

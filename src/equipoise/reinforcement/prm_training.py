@@ -210,7 +210,8 @@ class Training(Request):
         write_atomic(folder / ABOUT, seal(self._about(language_model, stages), indent=2))
         theirs = step_scores(language_model.reload(folder), compared, Rows(None), self.scored_at_once)
         pairs = [(a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
-        gap = max(0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) for a, b in pairs)
+        # nan of one alone is a difference, and NumPy's maximum with it is nan, which Python's is only where it comes first.
+        gap = float(np.max([0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) for a, b in pairs]))
         allowed = APART if language_model.model.dtype in (torch.float32, torch.float64) else 0.05
         if not gap <= allowed:
             raise WorkFailed(

@@ -121,7 +121,7 @@ class Reinforcing(Request):
             raise BadInput(f"{' and '.join(given)} {why}, or leave them out.")
         if environment is not None:
             return Tasks.of_environment(environment, chosen, **played)
-        return Tasks.of_prompts(prompts, chosen=chosen, **judged)
+        return Tasks.of_prompts(prompts, **judged)
 
     @property
     def processes(self) -> Processes:

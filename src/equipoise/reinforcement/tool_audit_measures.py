@@ -208,7 +208,7 @@ def _measured(batch: Sequence[TextEntropies], turns: int, against: Against, marg
 
 
 def _padded(rows: Sequence[NDArray[Any]], fill: float) -> torch.Tensor:
-    width = max(map(len, rows), default=0)
+    width = max(map(len, rows))
     whole = np.full((len(rows), width), fill, dtype=rows[0].dtype)
     for place, row in enumerate(rows):
         whole[place, : len(row)] = row
