@@ -86,6 +86,11 @@ def test_segment_means_against_loops_over_single_trajectories():
     assert (~found.joined[:, 1:]).any()
 
 
+def test_means_of_entropies_carry_no_gradients_into_an_advantage():
+    entropies, segments = random_trajectories()
+    assert not segment_entropy(entropies.requires_grad_(), segments).means.requires_grad
+
+
 def test_short_segments_make_their_calls_neutral():
     #          r_0: 5 tokens      r_1: 4 tokens   r_2: 6 tokens
     segments = torch.tensor([[0, 0, 0, 0, 0, -1, 1, 1, 1, 1, -1, 2, 2, 2, 2, 2, 2]])

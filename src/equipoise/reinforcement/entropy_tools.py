@@ -75,6 +75,7 @@ class Effects(NamedTuple):
     counted: Tensor
 
 
+@torch.no_grad()
 def segment_entropy(entropies: Tensor, segments: Tensor, *, least: int = LEAST, count: int = 1) -> SegmentEntropy:
     """Mean entropies of segments. entropies, segments: [..., T]; segments: k for a token of r_k, below 0 for all others.
 
