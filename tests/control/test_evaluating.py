@@ -56,7 +56,8 @@ def returns(factors, shift, starts):
     return np.array([[factor * (1 + start % 10) ** 2 - shift for start in starts] for factor in factors])
 
 
-def test_levels_gains_and_choice_are_those_of_the_returns(opened):
+def test_levels_gains_and_choice_are_those_of_the_returns(opened, monkeypatch):
+    monkeypatch.setattr(evaluating, "DRAWS", 60)
     policies = {"one": agents(1.0, 4.0), "two": agents(2.0, 3.0), "three": agents(1.0, 2.0, 5.0)}
     levels, validation = (
         (("length", 2.0), ("length", 0.5), ("force", 3.0), ("delay", 1.0)),
@@ -80,7 +81,7 @@ def test_levels_gains_and_choice_are_those_of_the_returns(opened):
             middle = np.sort(scores.ravel())[len(scores.ravel()) // 4 :][: -(len(scores.ravel()) // 4)]
             assert level.iqm.value == pytest.approx(middle.mean())
             generator = np.random.default_rng(np.random.SeedSequence([5, 31]))
-            assert (level.iqm.lower, level.iqm.upper) == pytest.approx(iqm_interval(scores, generator, draws=2000))
+            assert (level.iqm.lower, level.iqm.upper) == pytest.approx(iqm_interval(scores, generator, draws=60))
     assert list(done.gains) == ["two", "three"]
     for place, (name, level) in enumerate(shifts):
         one, two, three = (returns(factors[run], shifts[name, level], starts) for run in ("one", "two", "three"))

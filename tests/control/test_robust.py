@@ -185,3 +185,33 @@ def test_one_sample_and_no_row(exact):
     assert value.tolist() == [5.0, -2.0] and beta.tolist() == [0.0, 0.0]
     assert worst_case_weights(torch.ones(2, 1), 0.3).tolist() == [[1.0], [1.0]]
     assert robust_value(torch.zeros(0, 5), 0.3, exact=exact)[0].shape == (0,)
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 1), (0.01, 2), (0.3, 3), (1.0, 3), (2.5, 5)])
+def test_few_steps_lead_to_the_ball(delta, steps, monkeypatch):
+    """Halley's, from a Gaussian's optimum with the skewness: from far tails and short ones."""
+    monkeypatch.setattr(robust, "STEPS", steps)
+    values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
+    weights = worst_case_weights(values, delta)
+    assert_close(divergence(weights), torch.full((200,), delta, dtype=torch.float64), rtol=1e-8, atol=1e-14)
+
+
+def test_the_dual_at_any_b_by_its_definition():
+    values = torch.tensor([[1.0, 2.0, 5.0], [0.0, 0.0, 4.0]], dtype=torch.float64)
+    for b in (0.5, 3.0):
+        wanted = -b * torch.exp(-values / b).mean(-1).log() - b * 0.3
+        assert_close(dual_value(values, 0.3, torch.tensor([b, b])), wanted)
+    beta = torch.tensor([0.0, math.inf])
+    assert dual_value(values, 0.3, beta).tolist() == [1.0, -math.inf]
+    assert dual_value(values, 0.0, beta).tolist() == [1.0, 4 / 3]
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    assert effective_sample_size(weights).tolist() == pytest.approx([1 / 0.375, 1.0])
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 1), (0.01, 2), (0.3, 3), (2.5, 3)])
+def test_few_steps_lead_to_the_b_that_is_shared(delta, steps, monkeypatch):
+    """At which the divergence is delta on average."""
+    monkeypatch.setattr(robust, "STEPS", steps)
+    values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
+    _, beta = robust_value(values, delta, exact=False)
+    assert float(divergence(torch.softmax(-values / beta[:, None], -1)).mean()) == pytest.approx(delta, rel=1e-8)

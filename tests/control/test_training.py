@@ -51,7 +51,8 @@ def test_the_curve_and_the_stored_states_have_their_steps(noted, tmp_path, monke
     monkeypatch.setattr(training, "SAVE_EVERY", 4)
     advances, states = noted
     nominal = {"nominal_steps": 9, "samples": 3, "nominal": "gaussian"}
-    done = train(arrays(), seeds=2, seed=3, steps=11, out=tmp_path / "run", **SMALL, **nominal)
+    given = {"seed": 3, **SMALL, **nominal}
+    done = training.Training.read(arrays(), method="dr-sac", steps=11, seeds=2, given=given).work(tmp_path)
     for place, policy in enumerate(done.policies):
         assert [step for step, _ in policy.curve] == [3, 6, 9] and policy.seed == 3 + place
         assert policy.file == f"policy-{place}.zip" and policy.alpha != done.policies[1 - place].alpha
