@@ -215,3 +215,27 @@ def test_few_steps_lead_to_the_b_that_is_shared(delta, steps, monkeypatch):
     values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
     _, beta = robust_value(values, delta, exact=False)
     assert float(divergence(torch.softmax(-values / beta[:, None], -1)).mean()) == pytest.approx(delta, rel=1e-8)
+
+
+def test_it_starts_with_the_skewness_of_the_samples(monkeypatch):
+    """Which leaves an error of the order of delta; without it one of the root of delta would be left."""
+    monkeypatch.setattr(robust, "STEPS", 0)
+    values = torch.cat([draws(50, 32).exp(), -draws(50, 32, seed=1).exp()])
+    assert_close(divergence(worst_case_weights(values, 1e-6)), torch.full((100,), 1e-6).double(), rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("delta", [1e-20, 1.01e-20, 0.3, 10.0])
+def test_no_more_steps_are_taken_than_are_needed(delta, monkeypatch):
+    taken = []
+
+    def counted(most):
+        for place in range(most):
+            taken.append(place)
+            yield place
+
+    monkeypatch.setattr(robust, "range", counted, raising=False)
+    robust_value(draws(20, 12), delta)
+    if delta == 1.01e-20:
+        assert taken
+    else:
+        assert len(taken) == {1e-20: 0, 0.3: 4, 10.0: 1}[delta]

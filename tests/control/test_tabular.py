@@ -225,3 +225,17 @@ def test_worlds_at_the_limits_of_what_is_one():
     np.testing.assert_array_equal(drawn.kernel, generator.dirichlet([1, 1, 1], size=(3, 2)))
     np.testing.assert_array_equal(drawn.reward, generator.uniform(size=(3, 2)))
     assert drawn.gamma == 0.7
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-20, 0), (1.01e-20, None), (0.3, 4), (60.0, 1)])
+def test_no_more_steps_are_taken_than_are_needed(delta, steps, monkeypatch):
+    taken = []
+
+    def counted(most):
+        for place in range(most):
+            taken.append(place)
+            yield place
+
+    monkeypatch.setattr(tabular, "range", counted, raising=False)
+    worst_mean(np.arange(6.0), np.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.1]), delta)
+    assert len(taken) == steps if steps is not None else taken
