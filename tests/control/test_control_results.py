@@ -66,4 +66,4 @@ def test_an_evaluation_needs_three_policies_of_each_folder():
         "levels: mass=1, mass=2",
         "1,234 episodes",
     )
-    assert shown(Bounded(1.5, 1.25, 2.0)) == "1.50 [1.25, 2.00]"
+    assert shown(Bounded(1.5, 1.25, 2.0)) == "1.50 [1.25, 2]"
