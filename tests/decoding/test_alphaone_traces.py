@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from equipoise.data.arithmetic import ArithmeticProblem, problems
+from equipoise.decoding import alphaone_traces
 from equipoise.decoding.alphaone_traces import ReadStep, ThinkingTask, lessons, read_steps, right, tasks, trace
 from equipoise.decoding.thinking import Thought
 
@@ -111,7 +112,7 @@ def test_a_wait_that_is_cut_is_done_in_the_answer_which_errs_as_first_steps_do()
 
 
 def test_lessons_are_drawn_from_a_stream_of_their_part():
-    for part, named in ((0, [6, 1]), (2, [6, 1, 2])):
+    for part, named in ((0, [6, 1]), (1, [6, 1, 1]), (2, [6, 1, 2])):
         generator, pool = np.random.default_rng(np.random.SeedSequence(named)), tasks(5, 6)
         chosen = [pool[int(generator.random() * 5)] for _ in range(5)]
         found = lessons(5, 6, part)
@@ -119,6 +120,14 @@ def test_lessons_are_drawn_from_a_stream_of_their_part():
         for each, own in zip(found, chosen, strict=True):
             given, completion = trace(own, generator)
             assert (each.prompt, each.completion, each.group) == (own.prompt + given, completion, own.id)
+
+
+def test_lessons_are_of_four_thousand_problems_at_most(monkeypatch):
+    asked = []
+    monkeypatch.setattr(alphaone_traces, "tasks", lambda count, seed: asked.append((count, seed)) or tasks(3, seed))
+    monkeypatch.setattr(alphaone_traces, "trace", lambda *_: ("", "#1"))
+    assert [len(lessons(count, 2)) for count in (7, 4000, 4001)] == [7, 4000, 4001]
+    assert asked == [(7, 2), (4000, 2), (4000, 2)]
 
 
 def steps_of(reach, text):
