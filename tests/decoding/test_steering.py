@@ -58,7 +58,9 @@ def test_a_run_is_counted_from_its_thoughts(model, monkeypatch, tmp_path):
     assert asked == [(3, keys[:3], [6], 40, 3), (1, keys[3:], [6], 40, 3)]
     assert (done.prompts, done.unread, done.tokens, done.measured_on) == (4, 1, 7 + 13 + 32 + 3, 0)
     assert done.accuracy.value == 0.5  # the third has no end of thinking, the fourth no number
+    assert (done.accuracy.lower, done.accuracy.upper) == (0, 1)  # an interval of two and two goes beyond both
     assert (done.thinking.value, done.answering.value) == (11, 2.75)
+    assert done.thinking.lower == 0 and done.thinking.upper > 30
     assert (done.words, done.ends, done.unopened, done.unclosed, done.spent) == (0.75, 0.5, 0.25, 0.25, 0.5)
     assert done.moment == pytest.approx(1.4 * 8) and math.isnan(done.expected) and math.isnan(done.mean_thinking.lower)
     rows = [json.loads(line) for line in (tmp_path / "out" / "thoughts.jsonl").read_text().splitlines()]
@@ -168,6 +170,9 @@ def test_the_plan_counts_every_prompt_that_is_thought_about(model):
     plan = think.plan(model, prompts=ROWS, limit=1, calibrate=3, **words)
     assert (plan.tokens, plan.judged_by) == (4 * 40, "nobody")
     assert plan.moment == "1.4 times the mean thinking of 3 prompts, to be measured"
+    own = untaught(tokenizer_of())
+    own.tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    assert think.plan(own, prompts=[{"prompt": "a . b ? c"}], **words).shown == "a . b ? c"
     plan = think.plan(model, prompts=ROWS, control="s1", **words)
     assert (plan.tokens, plan.moment) == (4 * 40, "none")
 

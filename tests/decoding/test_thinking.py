@@ -1,13 +1,16 @@
 """The machine of steering step by step: its draws, its room, what is barred, what a nucleus leaves, by loops and tables."""
 
+import contextlib
 import math
 import string
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from equipoise.core.errors import BadInput
+from equipoise.decoding import thinking
 from equipoise.decoding.alphaone import AlphaOne
 from equipoise.decoding.thinking import (
     Decision,
@@ -21,6 +24,8 @@ from equipoise.decoding.thinking import (
     write_thoughts,
 )
 from equipoise.decoding.thinking_rivals import HardCap, Plain
+from equipoise.language.generate import choose
+from equipoise.language.rollouts import drawing
 from thinking_models import tokenizer_of, untaught
 
 
@@ -323,3 +328,51 @@ def test_alphaone_inserts_from_the_second_token_until_the_moment(tokenizer):
     assert not control.at_paragraph(control.begin(0))
     endless = AlphaOne(tokenizer, moment=math.inf)
     assert endless.slow(10**9) and endless.decide(behind(endless, a, end)).chance == 1
+
+
+def test_the_longest_prompts_are_thought_about_first_each_with_its_own_draws(tokenizer, monkeypatch):
+    model, control = untaught(tokenizer), Plain(tokenizer, temperature=1.7)
+    prompts, keys, seen, advances = ["abc", "a", "abcegh", "ab", "9"], [7, 3, 9, 4, 1], [], []
+    write, advised = thinking.write, []
+
+    def noted(language_model, encoded, *others):
+        seen.append([len(ids) for ids in encoded])
+        yield from write(language_model, encoded, *others)
+
+    @contextlib.contextmanager
+    def progress(what, *, total, unit):
+        advances.append(-total)
+        yield SimpleNamespace(advance=advances.append)
+
+    @contextlib.contextmanager
+    def memory_advice(size):
+        advised.append(size)
+        yield
+
+    monkeypatch.setattr(thinking, "write", noted)
+    monkeypatch.setattr(thinking, "progress", progress)
+    monkeypatch.setattr(thinking, "memory_advice", memory_advice)
+    found = write_thoughts(model, prompts, control, max_new_tokens=3, seed=5, keys=keys, batch_size=2)
+    assert seen == [[6, 3], [2, 1], [1]] and advances == [-5, 1, 1, 1, 1, 1] and advised == [2]
+    uniform = drawing(5, 1, 5, keys).next(range(5), 3)
+    for place, (prompt, thought) in enumerate(zip(prompts, found, strict=True)):
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        with torch.no_grad():
+            token = choose(model.model(ids).logits[:, -1], 1.7, uniform[place : place + 1, 0])
+        assert thought.ids[0] == int(token) or (not thought.ids and thought.ended)
+    again = write_thoughts(model, prompts[:2], control, max_new_tokens=3, seed=5)
+    named = write_thoughts(model, prompts[:2], control, max_new_tokens=3, seed=5, keys=[0, 1])
+    assert [each.ids for each in again] == [each.ids for each in named]
+
+
+def test_blanks_before_signs_stay_as_they_were_written():
+    """Also of a tokenizer that would take them out if it were let."""
+    tokenizer = tokenizer_of()
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    ids = tokenizer.encode("a . b ? c", add_special_tokens=False)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == "a. b? c"
+    control = Plain(tokenizer)
+    assert control.vocabulary.decode([*ids, tokenizer.eos_token_id]) == "a . b ? c<e>"
+    state = behind(control, *ids, *ids_of(tokenizer, "</think>"), *ids, *ids_of(tokenizer, "<p>", "<e>"))
+    found = thought_of(control, state, True)
+    assert (found.thinking, found.answer, found.answer_tokens) == ("a . b ? c", "a . b ? c", len(ids) + 1)

@@ -7,7 +7,7 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.decoding.alphaone import AlphaOne
-from equipoise.decoding.thinking import Decision
+from equipoise.decoding.thinking import Decision, Tags
 from equipoise.decoding.thinking_rivals import (
     BudgetForcing,
     HardCap,
@@ -119,3 +119,17 @@ def test_a_cap_and_a_forced_budget_act_so_often_and_no_more(tokenizer):
     ):
         with pytest.raises(BadInput):
             wrong()
+
+
+def test_a_plain_thought_is_over_with_the_last_token_of_its_tag():
+    """A tag of eight tokens, also where it is all that was thought."""
+    tokenizer = tokenizer_of(pieces=("Wait", "\n\n"), characters="abcW<>/think ")
+    control = AlphaOne(tokenizer, moment=40, tags=Tags("<think>", "</think>"))
+    for text, places in (
+        ("ab\n\nab</think>a\n\nb\n\n", [3]),
+        ("</think>ab\n\n", []),
+        ("a\n\n</think>", [2]),
+        ("ab\n\n<think>ab\n\n</think>a\n\n", [3, 13]),
+    ):
+        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        assert expected_waits(control, [ids]) == pytest.approx(sum(1 - t / 40 for t in places)), text
