@@ -376,3 +376,15 @@ def test_blanks_before_signs_stay_as_they_were_written():
     state = behind(control, *ids, *ids_of(tokenizer, "</think>"), *ids, *ids_of(tokenizer, "<p>", "<e>"))
     found = thought_of(control, state, True)
     assert (found.thinking, found.answer, found.answer_tokens) == ("a . b ? c", "a . b ? c", len(ids) + 1)
+
+
+def test_a_tag_in_pieces_is_barred_by_the_piece_that_would_complete_it():
+    tokenizer = tokenizer_of(pieces=("k>", "Wait", "\n\n"), characters="ab<>/think ")
+    control = wanting(tokenizer, tags=Tags("<think>", "</think>"), min_thinking=20)
+    close, both, end = (tokenizer.convert_tokens_to_ids(each) for each in (">", "k>", "<e>"))
+    for text, barred in (("a", []), ("a</thi", []), ("a</thin", [both]), ("a</think", [close]), ("</think ", [])):
+        state = behind(control, *tokenizer.encode(text, add_special_tokens=False))
+        assert control.closings(state) == tuple(barred), text
+        assert set(control._decision(state).barred) == {*barred, end}
+    whole = wanting(tokenizer_of())
+    assert whole.closings(whole.begin(0)) == whole.closing and len(whole.closing) == 1
