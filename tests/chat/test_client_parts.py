@@ -386,6 +386,23 @@ def test_retries_are_ours_alone_and_counted():
     assert not any(local.should_retry(error) for error in unreadable) and local.should_retry(ConnectionError())
 
 
+def test_waits_double_up_to_a_minute_and_what_the_provider_names_goes_first(monkeypatch):
+    monkeypatch.setattr(
+        client.random, "Random", lambda: SimpleNamespace(uniform=lambda low, high: low + 100 * (high - low))
+    )
+    asked = SimpleNamespace(retry_after=None)
+    api = SimpleNamespace(should_retry=lambda error: asked)
+    client._govern(SimpleNamespace(api=api, before_retry=None), 3.0, local=False)
+    wait, outcome = api.retry_wait(), SimpleNamespace(exception=lambda: ConnectionError())
+    factor = 1.0 + 100 * 0.25
+    for attempt, seconds in ((1, 3), (2, 6), (3, 12), (4, 24), (5, 48), (6, 60), (30, 60)):
+        assert wait(SimpleNamespace(attempt_number=attempt, outcome=outcome)) == seconds * factor
+    for told, seconds in ((0.5, 0.5), (90.0, 90), (600, 600), (601, 600), (0, 6), (None, 6)):
+        asked.retry_after = told
+        assert wait(SimpleNamespace(attempt_number=2, outcome=outcome)) == seconds * factor
+        assert wait(SimpleNamespace(attempt_number=2, outcome=None)) == 6 * factor
+
+
 def test_waits_are_stated():
     assert (client.PATIENCE, client.LONGEST_WAIT, client.LONGEST_ASKED, client.NO_LIMIT) == (20, 60.0, 600.0, 100_000)
 

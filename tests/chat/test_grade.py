@@ -1,5 +1,6 @@
 """Graders: what they say is read as it was meant, counted whatever it is, and checked against planted answers."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -537,3 +538,90 @@ def test_scores_come_as_whole_numbers_of_their_scale(tmp_path):
         chat.close()
     assert done.reports[0].counts["10"] == 1 and done.invalid == 1
     assert "1. a whole number from 1, the worst, to 10, the best" in mock.asked[0][1]
+
+
+# --- exact draws and limits -----------------------------------------------------------------------------------------
+
+
+def drawn(seed, *names):
+    """The name of a draw: sha256 of the names as a large number, through numpy's SeedSequence."""
+    number = int(hashlib.sha256(json.dumps(names).encode()).hexdigest(), 16)
+    return "".join(f"{word:08x}" for word in np.random.SeedSequence([seed, number]).generate_state(4))
+
+
+def test_what_is_planted_and_shown_is_drawn_by_name():
+    known = items(12)
+    chosen = sorted(known, key=lambda item: drawn(3, item.id, "plant"))[:4]
+    planted = plant(known, 4, seed=3)
+    assert [each.submission.question for each in planted[::2]] == [item.question for item in chosen]
+    for item, wrong in zip(chosen, planted[1::2], strict=True):
+        other = min((each for each in known if each is not item), key=lambda each: drawn(3, item.id, each.id))
+        assert wrong.submission.answer == other.gold[0]
+    assert [each.id for _, each in blinded(known, seed=6)] == sorted(drawn(6, item.id) for item in known)
+    assert {name: each.id for name, each in blinded(known, seed=6)} == {item.id: drawn(6, item.id) for item in known}
+
+
+def test_scores_of_a_scale_agree_the_more_the_nearer_they_are():
+    from sklearn.metrics import cohen_kappa_score
+
+    scores = {"one": [1, 2, 3, 5, 8, 9, 10, 4], "other": [2, 2, 5, 5, 9, 7, 10, 1]}
+    graders = [
+        Scripted(lambda each, name=name: str(scores[name][int(each.question[8])]), TEN, name=name) for name in scores
+    ]
+    (found,) = grade(items(8), graders).agreement
+    quadratic = cohen_kappa_score(*scores.values(), labels=[*range(1, 11)], weights="quadratic")
+    assert found.by == "grade" and found.kappa.value == pytest.approx(quadratic)
+    assert found.disagreed == 5 and found.same.rate == 3 / 8
+    # Against grades of another kind it is whether they accept, from eight on, which has no order.
+    yes = Scripted(lambda each: "yes" if int(each.question[8]) in (4, 5, 6, 7) else "no", YES, name="words")
+    (found,) = grade(items(8), [graders[0], yes]).agreement
+    accepts = [score >= 8 for score in scores["one"]]
+    assert found.by == "accepted"
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(accepts, [False] * 4 + [True] * 4))
+    assert found.table == (("rejected", "rejected", 4), ("rejected", "accepted", 1), ("accepted", "accepted", 3))
+
+
+def test_notes_come_at_their_limits():
+    def audited(accepts, rejects):
+        wrong = [Planted(Submission(f"w{i}", f"w{i}", "no"), right=False) for i in range(4)]
+        right = [Planted(Submission(f"r{i}", f"r{i}", "yes"), right=True) for i in range(4)]
+        errors = {f"w{i}" for i in range(accepts)} | {f"r{i}" for i in range(rejects)}
+
+        def says(each):
+            if each.question[0] in "wr":
+                return "correct" if (each.question[0] == "r") != (each.question in errors) else "incorrect"
+            return "correct" if each.answer.startswith("gold") else "incorrect"
+
+        return grade(items(9), [Scripted(says)], planted=[*wrong, *right]).notes
+
+    for accepts, rejects, told in (
+        (2, 1, False),
+        (1, 2, False),
+        (2, 2, True),
+        (4, 0, True),
+        (0, 3, False),
+        (1, 3, True),
+    ):
+        found = audited(accepts, rejects)
+        assert len(found) == told and all("its grades say nothing" in each for each in found)
+    assert grade(items(1), [Scripted(lambda _: "correct")]).notes == ()
+    assert len(grade(items(2), [Scripted(lambda _: "correct")]).notes) == 1
+    long = Scripted(lambda _: None)
+    long.grade = lambda shown: [Grade(None, text="x" * 100, reason="so it is")] * len(shown)
+    with pytest.raises(WorkFailed) as caught:
+        grade(items(3), [long])
+    assert str(caught.value) == f"scripted gave no grade in 3 answers: so it is ({'x' * 80!r})."
+
+
+def test_credits_and_lengths_are_correlated_over_answers_that_have_a_grade():
+    words = [1, 3, 7, 15, 31, 63]
+    known = [Submission(str(i), f"What is {i}?", "w " * count, ("x",)) for i, count in enumerate(words)]
+    first = Scripted(lambda each: None if "5" in each.question else str(1 + int(each.question[8])), TEN)
+    second = Scripted(lambda each: str(10 - int(each.question[8]) ** 2 // 3), TEN, name="other")
+    done = grade(known, [first, second])
+    lengths = [math.log2(1 + count) for count in words]
+    assert lengths == [1, 2, 3, 4, 5, 6]
+    assert done.reports[0].length.value == pytest.approx(1) and done.reports[0].accuracy.missing == 1
+    gaps = [(i - (9 - i**2 // 3)) / 9 for i in range(5)]
+    assert done.agreement[0].longer.value == pytest.approx(np.corrcoef(gaps, lengths[:5])[0, 1])
+    assert (done.agreement[0].same.of, done.agreement[0].same.missing) == (5, 1)

@@ -8,11 +8,13 @@ import torch
 from scipy.optimize import linprog
 from torch.testing import assert_close
 
-from equipoise.control.agent import Batch
-from equipoise.control.fqi import FQI, RFQI, total_variation_value
+from equipoise.control.agent import Batch, seeded
+from equipoise.control.fqi import FQI, RFQI, ActionModel, total_variation_value
+from equipoise.control.networks import perceptron
 from equipoise.control.policies import load_policy
 from equipoise.control.transitions import of_arrays
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.core.streams import torch_stream
 
 SMALL = {"hidden": (16,), "batch_size": 8, "acting_actions": 7}
 
@@ -206,3 +208,72 @@ def test_what_does_not_fit_is_refused():
         FQI(logs(), alpha=0.1)
     with pytest.raises(WorkFailed, match="no numbers any more"):
         FQI(logs(rewards=np.full(64, 3e38)), **SMALL).learn(5)
+
+
+def test_it_acts_by_the_best_of_its_candidates():
+    agent = FQI(logs(), **SMALL, seed=4, perturbation=0.4, latent=3)
+    with torch.no_grad():
+        for weight in agent.perturbation.parameters():
+            weight.mul_(5)
+    seen = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+
+    def due(z):
+        """z: [6, 7, 3]."""
+        chosen = []
+        for row, own in zip(seen, z, strict=True):
+            like = torch.tanh(agent.actions.decoder(torch.cat([row.expand(7, -1), own], -1)))
+            moved = like + 0.4 * torch.tanh(agent.perturbation(torch.cat([row.expand(7, -1), like], -1)))
+            moved = moved.clamp(-1, 1)
+            chosen.append(moved[int(agent.critics(row.expand(7, -1), moved)[0].argmax())])
+        return 2 * torch.stack(chosen).detach().numpy()
+
+    fixed = torch.randn(7, 3, generator=torch_stream(4, 3)).clamp(-0.5, 0.5)
+    found = agent.predict(seen.numpy(), deterministic=True)[0]
+    np.testing.assert_allclose(found, due(fixed.expand(6, -1, -1)), atol=1e-5)
+    drawn = torch.randn(42, 3, generator=torch_stream(4, 2)).clamp(-0.5, 0.5).view(6, 7, 3)
+    np.testing.assert_allclose(agent.predict(seen.numpy())[0], due(drawn), atol=1e-5)
+    assert FQI(logs(), **SMALL).actions.latent == 2 and len(found) == 6
+
+
+def test_bounds_of_values_are_rewards_for_ever_with_nothing_between():
+    for rewards, gamma, due in (
+        ((-3.0, -1.0), 0.75, (-12, 0)), ((1.0, 2.0), 0.5, (0, 4)), ((-1.0, 3.0), 0.5, (-2, 6)),
+    ):  # fmt: skip
+        agent = RFQI(logs(rewards=np.linspace(*rewards, 64)), **SMALL, gamma=gamma)
+        assert agent._range() == pytest.approx(due)
+
+
+def test_an_actions_model_limits_its_deviation():
+    model = ActionModel(3, 1, (4,), 2)
+    s, a = torch.randn(5, 3), torch.rand(5, 1)
+    for bias, limit in ((-30.0, -4.0), (30.0, 15.0)):
+        with torch.no_grad():
+            model.encoder[-1].weight.zero_()
+            model.encoder[-1].bias.copy_(torch.tensor([0.0, 0.0, bias, bias]))
+            model.decoder[-1].weight.zero_()
+            model.decoder[-1].bias.fill_(0.3)
+        divergence = 0.5 * (np.exp(2 * limit) - 1) - limit
+        due = float((np.tanh(0.3) - a).square().mean()) + 0.5 * divergence
+        assert float(model.loss(s, a, torch.zeros(5, 2)).detach()) == pytest.approx(due, rel=1e-4)
+
+
+def test_values_that_are_all_the_same_are_a_unit_of_one():
+    agent = RFQI(logs(), **SMALL, gamma=0.5, rho=0.5, dual_steps=1)
+    batch = agent._buffer.draw(8, torch.Generator().manual_seed(0))
+    values = torch.full((8,), -1.0)
+    eta, least = agent.fit_eta(batch, values), agent._range()[0]
+    other = perceptron_of(agent)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=agent.settings.dual_learning_rate, weight_decay=0.0)
+
+    def raw():
+        return values + other(torch.cat([batch.s, batch.a], -1))[:, 0]
+
+    (-total_variation_value(values, raw().clamp(least, least - least / 0.5), 0.5, least).mean()).backward()
+    optimizer.step()
+    assert_close(eta, raw().detach(), atol=1e-6, rtol=0)
+
+
+def perceptron_of(agent):
+    """The network that eta starts from, made anew from the seed."""
+    with seeded(agent.settings.seed + 1):
+        return perceptron(4, agent.settings.hidden, 1)

@@ -9,7 +9,7 @@ from equipoise.core.errors import BadInput
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from equipoise.control.perturbation import ALIASES, canonical, perturb  # noqa: E402
+from equipoise.control.perturbation import ALIASES, canonical, check_changes, perturb  # noqa: E402
 
 
 class Echo(gymnasium.Env):
@@ -132,6 +132,9 @@ def test_the_pole_on_a_cart_keeps_its_products():
     environment = CartPoleEnv()
     scale_parameter(environment, "length", 2.0)
     assert environment.length == 1.0 and environment.polemass_length == pytest.approx(environment.masspole)
+    scale_parameter(environment, "mass", 3.0)
+    assert environment.masspole == pytest.approx(0.3) and environment.total_mass == pytest.approx(1.3)
+    assert environment.polemass_length == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("name", ["action_noise", "random_action", "delay"])
@@ -141,3 +144,70 @@ def test_actions_without_bounds_have_no_middle(name):
     with pytest.raises(BadInput, match="no bounds"):
         perturb(environment, **{name: 1.0})
     perturb(environment, observation_noise=0.1)
+
+
+def test_every_step_is_what_its_changes_and_its_own_stream_make_of_it():
+    changes = {"observation_noise": 0.3, "uniform_noise": 0.2, "action_noise": 0.1, "random_action": 0.5, "delay": 2}
+    environment = perturb(Echo(), **changes)
+    first, _ = environment.reset(seed=6)
+    noise = np.random.default_rng(np.random.SeedSequence([6, 1]))
+
+    def blurred(value):
+        gaussian = 0.3 * noise.standard_normal(2)
+        return np.float32(value) + gaussian + 0.2 * noise.uniform(-1, 1, 2)
+
+    np.testing.assert_allclose(first, blurred([0, 0]), atol=1e-6)
+    low, high, waiting = np.array([-1, 0]), np.array([1, 4]), [np.array([0.0, 2.0])] * 2
+    for place in range(12):
+        asked = np.float32([0.8, 0.1 * place])
+        action = noise.uniform(low, high) if noise.random() < 0.5 else asked
+        action = action + 0.1 * np.array([1, 2]) * noise.standard_normal(2)
+        waiting.append(np.clip(action, low, high))
+        seen, *_ = environment.step(asked)
+        np.testing.assert_allclose(seen, blurred(waiting.pop(0)), atol=1e-6)
+        assert seen.dtype == np.float32
+
+
+def test_what_is_not_changed_stays_as_it_is():
+    environment = perturb(Echo(), length=2.0)
+    assert environment.reset(seed=0)[0].tolist() == [0, 0]
+    for _ in range(20):
+        assert environment.step(np.float32([9.0, 1.0]))[0].tolist() == [1, 1]  # cut to the box, and nothing else
+    one = perturb(Echo(), uniform_noise=0.5)  # without a seed the noise is that of seed 0 in numpy
+    first, _ = one.reset()
+    assert first == pytest.approx(
+        (lambda noise: (noise.standard_normal(2), noise.uniform(-1, 1, 2))[1] * 0.5)(np.random.default_rng(0))
+    )
+
+
+def test_numbers_at_the_limits_of_what_a_change_may_be():
+    check_changes({"random_action": 1, "delay": 10_000, "length": 0, "mass": np.float32(2)})
+    for wrong in ({"random_action": 1.001}, {"delay": 10_001}, {"length": -1e-9}, {"mass": np.inf}, {"delay": 0.5}):
+        with pytest.raises(BadInput):
+            check_changes(wrong)
+
+
+def test_one_open_side_is_no_bound_and_a_noise_of_nothing_needs_none():
+    for low, high in ((-np.inf, 1), (-1, np.inf)):
+        environment = Echo()
+        environment.action_space = gymnasium.spaces.Box(low, high, (2,), np.float32)
+        with pytest.raises(BadInput, match="random_action has no meaning"):
+            perturb(environment, action_noise=0.0, random_action=0.1)
+        perturb(environment, action_noise=0.0, delay=0)
+
+
+def test_flags_and_texts_are_no_parameters():
+    environment = Echo()
+    environment.fancy, environment.name, environment._hidden = True, "echo", 2.5
+    for name in ("fancy", "name"):
+        with pytest.raises(BadInput, match=f"no parameter '{name}'"):
+            perturb(environment, **{name: 2.0})
+    with pytest.raises(BadInput, match="'hiden'") as told:
+        perturb(environment, hiden=2.0)
+    assert "_hidden" not in str(told.value)
+    with pytest.raises(BadInput, match=r"'gravty'.*gravity"):  # a whole number is none that is offered, its word is
+        environment.gravity = 9.5
+        perturb(environment, gravty=2.0)
+    with pytest.raises(BadInput, match="no box"):
+        environment.action_space = gymnasium.spaces.Discrete(2)
+        perturb(environment)

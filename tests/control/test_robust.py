@@ -185,3 +185,57 @@ def test_one_sample_and_no_row(exact):
     assert value.tolist() == [5.0, -2.0] and beta.tolist() == [0.0, 0.0]
     assert worst_case_weights(torch.ones(2, 1), 0.3).tolist() == [[1.0], [1.0]]
     assert robust_value(torch.zeros(0, 5), 0.3, exact=exact)[0].shape == (0,)
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 1), (0.01, 2), (0.3, 3), (1.0, 3), (2.5, 5)])
+def test_few_steps_lead_to_the_ball(delta, steps, monkeypatch):
+    """Halley's, from a Gaussian's optimum with the skewness: from far tails and short ones."""
+    monkeypatch.setattr(robust, "STEPS", steps)
+    values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
+    weights = worst_case_weights(values, delta)
+    assert_close(divergence(weights), torch.full((200,), delta, dtype=torch.float64), rtol=1e-8, atol=1e-14)
+
+
+def test_the_dual_at_any_b_by_its_definition():
+    values = torch.tensor([[1.0, 2.0, 5.0], [0.0, 0.0, 4.0]], dtype=torch.float64)
+    for b in (0.5, 3.0):
+        wanted = -b * torch.exp(-values / b).mean(-1).log() - b * 0.3
+        assert_close(dual_value(values, 0.3, torch.tensor([b, b])), wanted)
+    beta = torch.tensor([0.0, math.inf])
+    assert dual_value(values, 0.3, beta).tolist() == [1.0, -math.inf]
+    assert dual_value(values, 0.0, beta).tolist() == [1.0, 4 / 3]
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    assert effective_sample_size(weights).tolist() == pytest.approx([1 / 0.375, 1.0])
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-5, 1), (0.01, 2), (0.3, 3), (2.5, 3)])
+def test_few_steps_lead_to_the_b_that_is_shared(delta, steps, monkeypatch):
+    """At which the divergence is delta on average."""
+    monkeypatch.setattr(robust, "STEPS", steps)
+    values = torch.cat([draws(100, 32), -draws(100, 32, seed=1).exp()])
+    _, beta = robust_value(values, delta, exact=False)
+    assert float(divergence(torch.softmax(-values / beta[:, None], -1)).mean()) == pytest.approx(delta, rel=1e-8)
+
+
+def test_it_starts_with_the_skewness_of_the_samples(monkeypatch):
+    """Which leaves an error of the order of delta; without it one of the root of delta would be left."""
+    monkeypatch.setattr(robust, "STEPS", 0)
+    values = torch.cat([draws(50, 32).exp(), -draws(50, 32, seed=1).exp()])
+    assert_close(divergence(worst_case_weights(values, 1e-6)), torch.full((100,), 1e-6).double(), rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("delta", [1e-20, 1.01e-20, 0.3, 10.0])
+def test_no_more_steps_are_taken_than_are_needed(delta, monkeypatch):
+    taken = []
+
+    def counted(most):
+        for place in range(most):
+            taken.append(place)
+            yield place
+
+    monkeypatch.setattr(robust, "range", counted, raising=False)
+    robust_value(draws(20, 12), delta)
+    if delta == 1.01e-20:
+        assert taken
+    else:
+        assert len(taken) == {1e-20: 0, 0.3: 4, 10.0: 1}[delta]

@@ -108,6 +108,54 @@ def test_a_step_is_its_equations():
     assert float(log_prob.detach().mean()) < 2 and float(agent.log_alpha.detach()) < math.log(0.2)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"actor_through": "critics"},
+        {"behavior_weight": 0.3},
+        {"behavior_weight": 1.0, "actor_through": "critics"},
+        {"learn_alpha": False},
+        {"target_entropy": 1.25, "critics": 3},
+    ],
+)
+def test_a_step_of_every_variant_is_its_equations(how):
+    settings = {"gamma": 0.9, "alpha": 0.3, "learning_rate": 0.01, "weight_decay": 0.0} | SMALL | how
+    agent, other = (SAC(logs(), **settings) for _ in range(2))
+    with torch.no_grad():
+        for each in (agent, other):
+            each.slow_critics.biases[-1].add_(0.5 * torch.randn(each.settings.critics, 1, 1, generator=batches(3)))
+    batch = agent._buffer.draw(8, batches(4))
+    losses = agent.update(batch)
+    mean, log_std = other.actor(batch.s)
+    action, log_prob = squash(mean, log_std, torch.randn(mean.shape, generator=other._batches))
+    followed = other.slow_critics if how.get("actor_through", "slow") == "slow" else other.critics
+    weight = how.get("behavior_weight", 0.0)
+    loss = (0.3 * log_prob - followed(batch.s, action).min(0).values).mean() * (1 - weight)
+    loss = loss + weight * (torch.tanh(mean) - batch.a).square().mean()
+    assert losses["actor"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    optimizer = torch.optim.AdamW(other.actor.parameters(), lr=0.01, weight_decay=0.0)
+    for parameter, gradient in zip(
+        other.actor.parameters(), torch.autograd.grad(loss, list(other.actor.parameters())), strict=True
+    ):
+        parameter.grad = gradient
+    optimizer.step()
+    for one, two in zip(agent.actor.parameters(), other.actor.parameters(), strict=True):
+        assert_close(one, two, atol=2e-5, rtol=1e-3)
+    with torch.no_grad():
+        targets = batch.r + 0.9 * batch.going * other.slow_value(batch.s2)[:, 0]
+        errors = sum((q - targets).square().mean() for q in other.critics(batch.s, batch.a))
+    assert losses["critics"] == pytest.approx(float(errors), rel=1e-4)
+    assert losses["q"] == pytest.approx(float(targets.mean()), rel=1e-4) and losses["alpha"] == pytest.approx(0.3)
+    # AdamW's first step is one of the learning rate, down where entropy is above its target.
+    too_high = float(-log_prob.detach().mean()) > how.get("target_entropy", -2.0)
+    step = 0.0 if "learn_alpha" in how else -0.01 if too_high else 0.01
+    assert float(agent.log_alpha.detach()) == pytest.approx(math.log(0.3) + step, abs=1e-5)
+
+
+def batches(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def test_the_temperature_rises_where_the_policy_is_too_sure():
     agent = SAC(logs(), **SMALL, target_entropy=5.0, weight_decay=0.0)
     agent.learn(3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+from equipoise.control import tabular
 from equipoise.control.robust import robust_value
 from equipoise.control.tabular import TabularWorld, backup, evaluate, policy_of, soft_value, solve, worst_mean
 from equipoise.core.errors import BadInput
@@ -139,3 +140,102 @@ def test_no_tolerance_is_to_rounding():
 def test_what_would_never_settle_is_refused(world, act, told):
     with pytest.raises(BadInput, match=told):
         act(world)
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(0.01, 4), (0.3, 6), (1.0, 8), (3.0, 7)])
+def test_few_steps_lead_to_the_ball(delta, steps, monkeypatch):
+    """Newton's, from a Gaussian's optimum: hardly more than its digits need, for two hundred kernels at once."""
+    monkeypatch.setattr(tabular, "STEPS", steps)
+    nominal = np.random.default_rng(1).dirichlet(np.full(8, 0.5), size=200)
+    values = np.random.default_rng(2).normal(size=8)
+    value, worst = worst_mean(values, nominal, delta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = np.nansum(worst * np.log(worst / nominal), -1)
+    least = nominal[:, values.argmin()]
+    inside = delta < -np.log(least)
+    assert 10 < inside.sum() < 201
+    np.testing.assert_allclose(gap[inside], delta, rtol=1e-7)
+    np.testing.assert_allclose(value, worst @ values, rtol=1e-8)
+    np.testing.assert_allclose(value[~inside], values.min(), rtol=1e-12)
+
+
+def test_the_least_values_share_what_is_left_in_proportion():
+    values, nominal = np.array([3.0, -1.0, -1.0, 5.0, -9.0]), np.array([0.5, 0.1, 0.2, 0.2, 0.0])
+    for delta in (-np.log(0.3) + 1e-9, 40.0):
+        value, worst = worst_mean(values, nominal, delta)
+        assert value == -1 and worst == pytest.approx([0, 1 / 3, 2 / 3, 0, 0], abs=1e-15)
+    value, worst = worst_mean(values, nominal, -np.log(0.3) - 1e-4)
+    assert value > -1 and worst[0] > 1e-9 and worst[4] == 0
+    value, worst = worst_mean(np.full(3, 7.0), np.array([[0.2, 0.8, 0.0], [1.0, 1.0, 2.0]]), 0.3)
+    assert value.tolist() == [7, 7] and worst == pytest.approx(np.array([[0.2, 0.8, 0], [0.25, 0.25, 0.5]]))
+    value, worst = worst_mean(np.array([1.0, 4.0]), np.array([3.0, 1.0]), 0.0)
+    assert value == 1.75 and worst.tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "count"),
+    [(2.0**-10, 11), (2.0**-10 * 0.99, 12), (0.0, 44)],  # without one, at 2e-13 of rounding
+)
+def test_iteration_ends_at_the_first_move_that_is_small_enough(tolerance, count, monkeypatch):
+    """One state, reward 1, gamma 1/2: the n-th value is 2 - 2^(1-n), its move 2^(1-n), of which half a move is left."""
+    world, calls = TabularWorld(np.ones((1, 1)), np.ones((1, 1, 1)), 0.5), []
+    inner = tabular.worst_mean
+    monkeypatch.setattr(tabular, "worst_mean", lambda *given: calls.append(1) or inner(*given))
+    for act in (
+        lambda: solve(world, 0.0, tolerance=tolerance)[0, 0],
+        lambda: evaluate(world, np.ones((1, 1)), 0.0, tolerance=tolerance)[0],
+    ):
+        calls.clear()
+        assert act() == 2 - 2.0 ** (1 - count) and len(calls) == count
+
+
+def test_soft_values_and_policies_by_hand():
+    quality = np.array([[1.0, 2.0], [0.0, 0.0], [5.0, -1000.0]])
+    assert soft_value(quality, 0.0).tolist() == [2, 0, 5]
+    found = soft_value(quality, 2.0)
+    assert found == pytest.approx([2 * np.log(np.exp(0.5) + np.exp(1)), 2 * np.log(2), 5])
+    assert policy_of(quality).tolist() == [[0, 1], [1, 0], [1, 0]]  # of equals the first
+    share = 1 / (1 + np.exp(0.5))
+    assert policy_of(quality, 2.0) == pytest.approx(np.array([[share, 1 - share], [0.5, 0.5], [1, 0]]))
+    # A policy's entropy is paid for at its temperature: of two states that stay, (r + alpha H) / (1 - gamma).
+    still = TabularWorld(quality[:2], np.repeat(np.eye(2)[:, None], 2, 1), 0.75)
+    policy = np.array([[0.25, 0.75], [1.0, 0.0]])
+    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert evaluate(still, policy, 0.3, alpha=0.5) == pytest.approx([4 * (1.75 + 0.5 * entropy), 0])
+    assert evaluate(still, policy, 0.3) == pytest.approx([7, 0])
+    assert evaluate(still, policy_of(quality[:2], 1e-9), 0.3) == pytest.approx([8, 0])
+    for alpha in (-1e-9, np.inf, np.nan):
+        for act in (lambda: soft_value(quality, alpha), lambda: policy_of(quality, alpha)):  # noqa: B023
+            with pytest.raises(BadInput, match="temperature"):
+                act()
+
+
+def test_worlds_at_the_limits_of_what_is_one():
+    sure = TabularWorld(np.array([[2.0]]), np.ones((1, 1, 1)), 0.0)
+    assert solve(sure, 0.5).tolist() == [[2.0]]
+    TabularWorld(np.zeros((2, 1)), np.array([[[1.0, 0.0]], [[0.0, 1.0]]]), 0.999)
+    for kernel, gamma in (([[[1.2, -0.2]], [[0.0, 1.0]]], 0.5), ([[[1.0, 0.0]], [[0.0, 1.0]]], -1e-9)):
+        with pytest.raises(BadInput):
+            TabularWorld(np.zeros((2, 1)), np.array(kernel), gamma)
+    for policy in ([[1.5, -0.5]], [[0.5, 0.4]]):
+        with pytest.raises(BadInput, match="none here"):
+            evaluate(TabularWorld(np.zeros((1, 2)), np.ones((1, 2, 1)), 0.5), np.array(policy), 0.1)
+    drawn = TabularWorld.draw(np.random.default_rng(4), 3, 2, 0.7)
+    generator = np.random.default_rng(4)
+    np.testing.assert_array_equal(drawn.kernel, generator.dirichlet([1, 1, 1], size=(3, 2)))
+    np.testing.assert_array_equal(drawn.reward, generator.uniform(size=(3, 2)))
+    assert drawn.gamma == 0.7
+
+
+@pytest.mark.parametrize(("delta", "steps"), [(1e-20, 0), (1.01e-20, None), (0.3, 4), (60.0, 1)])
+def test_no_more_steps_are_taken_than_are_needed(delta, steps, monkeypatch):
+    taken = []
+
+    def counted(most):
+        for place in range(most):
+            taken.append(place)
+            yield place
+
+    monkeypatch.setattr(tabular, "range", counted, raising=False)
+    worst_mean(np.arange(6.0), np.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.1]), delta)
+    assert len(taken) == steps if steps is not None else taken

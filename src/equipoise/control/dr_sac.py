@@ -240,7 +240,7 @@ class DRSAC(SAC):
         unit = values.std(1, correction=0).mean() / math.sqrt(2 * given.delta)
         if not unit > 0:  # every pair's samples are equal
             return values[:, 0], torch.zeros(len(values))
-        pairs = torch.cat([batch.s, batch.a], -1).T
+        pairs = torch.cat([batch.s, batch.a], 1).T
         above = (values - values.amin(1, keepdim=True)) / unit
         for _ in range(given.dual_steps):
             kept: list[Tensor] = []

@@ -51,14 +51,14 @@ class ActionModel(nn.Module):
 
     def loss(self, s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
         """noise: standard normal, [B, latent]."""
-        mean, log_std = self.encoder(torch.cat([s, a], -1)).chunk(2, -1)
+        mean, log_std = self.encoder(torch.cat([s, a], 1)).chunk(2, 1)
         log_std = log_std.clamp(*LOG_STD)
         error = (self.decode(s, mean + log_std.exp() * noise) - a).square().mean()
         divergence = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).mean()
         return error + 0.5 * divergence
 
     def decode(self, s: Tensor, z: Tensor) -> Tensor:
-        return torch.tanh(self.decoder(torch.cat([s, z], -1)))
+        return torch.tanh(self.decoder(torch.cat([s, z], 1)))
 
 
 class FQI(Agent):
@@ -141,7 +141,7 @@ class FQI(Agent):
         """Actions like those of the logs, moved by no more than phi; gradients reach the perturbation alone."""
         with torch.no_grad():
             like = self.actions.decode(s, z)
-        moved = like + self.settings.perturbation * torch.tanh(perturbation(torch.cat([s, like], -1)))
+        moved = like + self.settings.perturbation * torch.tanh(perturbation(torch.cat([s, like], 1)))
         return moved.clamp(-1, 1)
 
     def _draw(self, count: int, noise: torch.Generator) -> Tensor:
@@ -168,7 +168,7 @@ class RFQI(FQI):
         """eta(s, a) [B], fitted from its start to these values [B] of what followed."""
         given, (least, most) = self.settings, self._range()
         highest = least + (most - least) / given.rho
-        eta, pairs = copy.deepcopy(self._start), torch.cat([batch.s, batch.a], -1).T
+        eta, pairs = copy.deepcopy(self._start), torch.cat([batch.s, batch.a], 1).T
         optimizer = adamw(eta.parameters(), given.dual_learning_rate, 0.0)
         middle, unit = values.mean(), values.std(correction=0)
         unit = unit.where(unit > 0, torch.ones_like(unit))

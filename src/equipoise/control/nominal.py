@@ -56,7 +56,7 @@ class Nominal(nn.Module):
             getattr(self, f"{name}_std").copy_(std)
 
     def inputs(self, s: Tensor, a: Tensor) -> Tensor:
-        return torch.cat([(s - self.state_mean) / self.state_std, a], -1)
+        return torch.cat([(s - self.state_mean) / self.state_std, a], 1)
 
     def change(self, batch: Batch) -> Tensor:
         return (batch.s2 - batch.s - self.change_mean) / self.change_std
@@ -111,15 +111,15 @@ class VariationalAutoencoder(Nominal):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         inputs, change = self.inputs(batch.s, batch.a), self.change(batch)
-        mean, log_variance = self.encoder(torch.cat([inputs, change], -1)).chunk(2, -1)
+        mean, log_variance = self.encoder(torch.cat([inputs, change], 1)).chunk(2, 1)
         log_variance = log_variance.clamp(-20, 10)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator)
-        error = (self.decoder(torch.cat([inputs, z], -1)) - change).square()
+        error = (self.decoder(torch.cat([inputs, z], 1)) - change).square()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
         if self.reduced == "mean":
             return error.mean() + divergence.mean()
         # The evidence bound of a decoder with variance 1/2.
-        return error.sum(-1).mean() + divergence.sum(-1).mean()
+        return error.sum(1).mean() + divergence.sum(1).mean()
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         layers: list[Any] = [*self.decoder]
@@ -141,12 +141,12 @@ class GaussianHead(Nominal):
         self.body = perceptron(observations + actions, hidden, 2 * observations)
 
     def moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.body(inputs).chunk(2, -1)
+        mean, log_std = self.body(inputs).chunk(2, 1)
         return mean, log_std.clamp(*LOG_STD)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         mean, log_std = self.moments(self.inputs(batch.s, batch.a))
-        return (0.5 * ((self.change(batch) - mean) / log_std.exp()).square() + log_std).sum(-1).mean()
+        return (0.5 * ((self.change(batch) - mean) / log_std.exp()).square() + log_std).sum(1).mean()
 
     def draw(self, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
         mean, log_std = (each.T[:, :, None] for each in self.moments(inputs))

@@ -101,8 +101,8 @@ def _weights(values: Tensor, tilt: Tensor) -> Tensor:
     low = values.amin(-1, keepdim=True)
     smallest = (values == low).to(values)
     limit = smallest / smallest.sum(-1, keepdim=True)
-    inside = tilt.isfinite().unsqueeze(-1)
-    return torch.where(inside, torch.softmax(-(values - low) * tilt.unsqueeze(-1).where(inside, 0 * low), -1), limit)
+    tilt = tilt.unsqueeze(-1)
+    return torch.where(tilt.isfinite(), torch.softmax(-(values - low) * tilt, -1), limit)
 
 
 def _tilt(values: Tensor, delta: float, close: float, *, shared: bool = False) -> Tensor:

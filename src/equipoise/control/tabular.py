@@ -97,10 +97,10 @@ def worst_mean(values: Array, probabilities: Array, delta: float) -> tuple[Array
 def soft_value(quality: Array, alpha: float) -> Array:
     """V of Q [S, A]: alpha log sum_a exp(Q / alpha), at alpha = 0 the maximum. Raises BadInput for an alpha that is none."""
     _check_temperature(alpha)
-    best = quality.max(-1)
+    best = quality.max(1)
     if alpha == 0:
         return best
-    return best + alpha * np.log(np.exp((quality - best[:, None]) / alpha).sum(-1))
+    return best + alpha * np.log(np.exp((quality - best[:, None]) / alpha).sum(1))
 
 
 def backup(world: TabularWorld, quality: Array, delta: float, *, alpha: float = 0.0) -> Array:
@@ -122,9 +122,9 @@ def policy_of(quality: Array, alpha: float = 0.0) -> Array:
     """pi(a|s) ~ exp(Q / alpha), [S, A]; at alpha = 0 all on the best action, of equals the first."""
     _check_temperature(alpha)
     if alpha == 0:
-        return np.eye(quality.shape[1])[quality.argmax(-1)]
-    weights = np.exp((quality - quality.max(-1, keepdims=True)) / alpha)
-    return weights / weights.sum(-1, keepdims=True)
+        return np.eye(quality.shape[1])[quality.argmax(1)]
+    weights = np.exp((quality - quality.max(1, keepdims=True)) / alpha)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def evaluate(
@@ -135,13 +135,13 @@ def evaluate(
     The worst kernel may be another one in each state and action, as in the operator. Raises BadInput for what is no policy.
     """
     _check_temperature(alpha)
-    if policy.shape != world.reward.shape or not (np.all(policy >= 0) and np.allclose(policy.sum(-1), 1)):
+    if policy.shape != world.reward.shape or not (np.all(policy >= 0) and np.allclose(policy.sum(1), 1)):
         raise BadInput(f"a policy of shape {policy.shape} is none here: expected distributions {world.reward.shape}.")
-    entropy = -(policy * np.log(np.where(policy > 0, policy, 1.0))).sum(-1)
+    entropy = -(policy * np.log(np.where(policy > 0, policy, 1.0))).sum(1)
     value = np.zeros(len(policy))
     while True:
         quality = world.reward + world.gamma * worst_mean(value, world.kernel, delta)[0]
-        after = (policy * quality).sum(-1) + alpha * entropy
+        after = (policy * quality).sum(1) + alpha * entropy
         if _settled(world, after, value, tolerance):
             return after
         value = after

@@ -119,7 +119,7 @@ class _Writer:
             before = self.values[place]
             text, value = self.step(place, before, error)
             self.values[place + 1 :] = [value]
-            opening = [word] if word and place == places[0] else [SEPARATOR] if place > places[0] else []
+            opening = [SEPARATOR] if place > places[0] else [word] if word else []
             self.tokens += [*opening, *text]
             self.standing += [(place, before)] * (len(opening) + len(text) - 1) + [(place + 1, value)]
         self.tokens.append(PARAGRAPH)
@@ -141,7 +141,7 @@ class _Writer:
 
 def lessons(count: int, seed: int, part: int = 0) -> list[Record]:
     """So many traces, each of another draw, of problems of the training part; other ones in every part."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, 1, *[part] * (part > 0)]))
+    generator = np.random.default_rng(np.random.SeedSequence([seed, 1, part]))
     pool = tasks(min(count, 4000), seed)
     chosen = [_one(pool, generator) for _ in range(count)]
     found = []
