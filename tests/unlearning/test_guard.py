@@ -288,6 +288,57 @@ def test_steps_that_do_not_agree_are_told(monkeypatch, taught, sides):
     assert told[0].filename == __file__  # who asked for scores
 
 
+@pytest.mark.parametrize(
+    ("slope", "wanted", "least", "steps"),
+    [
+        # 4 / 3 of the distance from half the step is just good enough, or just not.
+        (lambda h: 1 + h**3, 1.05, 1e-3, [0.5]),
+        (lambda h: 1 + h**3, 0.95, 1e-3, [0.5, 0.5 * math.sqrt(0.95)]),
+        (lambda h: 1 + h**3, 0.25, 1e-3, [0.5, 0.25]),
+        (lambda h: 1 + h**3, 0.25, 0.4, [0.5, 0.4]),  # and no shorter one is tried
+        (lambda h: 1 + h**3, 0.25, 0.5, [0.5]),
+        (lambda h: 1 + h**3 if h > 0.2 else 2.0, 0.25, 1e-3, [0.5, 0.25, 0.5]),  # rounding has taken over: back
+        (lambda h: 1.0, 0.0, 1e-3, [0.5]),
+        (lambda h: 0.0, 0.0, 1e-3, [0.5]),
+    ],
+)
+def test_the_step_of_a_difference_is_as_short_as_it_has_to_be(monkeypatch, slope, wanted, least, steps):
+    """Losses are h D(|h|) at a distance h of the weight from where it was, so that a step of h gives D(h)."""
+    start, walked, asked = torch.tensor([3.0, 4.0], dtype=torch.float64), [], []
+    weight = nn.Parameter(start.clone())
+
+    class Batches:
+        model = None
+
+        def values(self, examples, losses):
+            asked.append(list(examples))
+            return losses(None).expand(len(examples))
+
+    def losses(model, batch):
+        h = (weight[0].detach() - 3.0) / 5  # of the weights' length along a direction of length 2
+        walked.append(h.item())
+        return (h.sign() * h.abs() * 5 / 2 * slope(h.abs().item())).double()
+
+    def gap(h):
+        return abs(slope(h) - slope(h / 2)) / slope(h / 2) if slope(h / 2) else 0.0
+
+    monkeypatch.setattr(guard, "row_losses", losses)
+    monkeypatch.setattr(guard, "STEPS", {torch.float64: (0.5, least, wanted * 4 / 3 * gap(0.5))})
+    examples = list(range(2 * guard.CHECKED + 1))
+    direction = [torch.tensor([2.0, 0.0], dtype=torch.float64)]
+    found, notes = guard._by_difference(Batches(), examples, [weight], direction)
+    used = steps[-1]
+    assert found.tolist() == pytest.approx([slope(used)] * len(examples))
+    tried = steps[:-1] if steps[-1] in steps[:-1] else steps
+    expected = [sign * h for step in tried for h in (step, step / 2) for sign in (1, -1)]
+    assert walked == pytest.approx([*expected, used, -used], rel=1e-9)
+    checked = [index * len(examples) // guard.CHECKED for index in range(guard.CHECKED)]
+    assert asked == [checked] * len(expected) + [examples] * 2
+    assert torch.equal(weight, start) and bool(notes) == (gap(used) > guard.APART)
+    nothing = guard._by_difference(Batches(), examples, [weight], [0 * direction[0]])
+    assert nothing[0].tolist() == [0.0] * len(examples) and nothing[1] == [] and len(asked) == len(walked)
+
+
 def test_what_cannot_be_scored_is_refused(taught, sides):
     with pytest.raises(BadInput, match=r"^5 forget and 0 retain records: scores need at least one of each\.$"):
         guard.scores(taught, sides[0], [])

@@ -231,7 +231,7 @@ def _scaled_squares(sums: Array, counted: NDArray[np.bool_]) -> Array:
 
 def _effective_df(sizes: NDArray[Any]) -> Any:
     """(sum of n^2)^2 / sum of n^4 - 1 over clusters of n items; [..., C] -> [...]."""
-    n = sizes / np.maximum(sizes.max(-1, keepdims=True, initial=1), 1)
+    n = sizes / sizes.max(-1, keepdims=True, initial=1)  # in this unit nothing is too large
     with np.errstate(invalid="ignore"):
         return (n**2).sum(-1) ** 2 / (n**4).sum(-1) - 1
 
@@ -320,11 +320,7 @@ def attainable(rate: float, of: int, *, digits: int) -> bool:
     if math.isnan(rate) or of == 0:
         return math.isnan(rate) and of == 0
     nearest = round(rate * of)
-    return any(
-        abs(round(k / of, digits) - rate) < 10.0 ** -(digits + 3)
-        for k in range(nearest - 1, nearest + 2)
-        if 0 <= k <= of
-    )
+    return 0 <= nearest <= of and abs(round(nearest / of, digits) - rate) < 10.0 ** -(digits + 3)
 
 
 # --- statistics that are no means -----------------------------------------------------------------------------------
@@ -437,12 +433,12 @@ def shared_grid(one: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
     for grid in grids:
         before, after = [], []
         last = common[0]
-        for place in grid[grid < common[0]][::-1]:
+        for place in grid[::-1]:
             if last - place >= spacing:
                 before.append(place)
                 last = place
         last = common[-1]
-        for place in grid[grid > common[-1]]:
+        for place in grid:
             if place - last >= spacing:
                 after.append(place)
                 last = place
