@@ -437,3 +437,76 @@ def test_seeds_to_decide_knows_when_seeds_do_not_help():
     assert st.seeds_to_decide(items_only, 0.1) is None
     assert st.seeds_to_decide(items_only, 0.0) is None
     assert st.seeds_to_decide(st.seed_interval([0.1]), 0.1) is None
+
+
+def test_the_curvature_is_that_of_two_evaluations_on_either_side_of_each_crossing():
+    generator = np.random.default_rng(5)
+    fits = [np.sort(generator.uniform(1, 9, size)) for size in (7, 6, 3, 5, 2, 4)]
+    judged = [generator.normal(size=fit.size) for fit in fits]
+    positions = [
+        3.4,
+        0.5,
+        1.0,
+        math.nan,
+        0.5,
+        3.0,
+    ]  # in the middle, in the first gap, of three, none, of two, at the end
+    level = 4.5
+    windows = {0: (2, 6), 1: (0, 3), 2: (0, 3), 5: (1, 4)}
+    rows, response = [], []
+    for number, (run, (first, end)) in enumerate(windows.items()):
+        for place in range(first, end):
+            own = [1.0 if each == number else 0.0 for each in range(len(windows))]
+            rows.append([*own, fits[run][place], fits[run][place] ** 2])
+            response.append(judged[run][place])
+    curvature = np.linalg.lstsq(np.array(rows), np.array(response), rcond=None)[0][-1]
+    between = {0: (3, 4), 1: (0, 1), 2: (1, 2), 5: (2, 3)}
+    expected = [0.0] * len(fits)
+    for run, (low, high) in between.items():
+        expected[run] = curvature * (fits[run][low] - level) * (fits[run][high] - level)
+    assert st.chord_corrections(fits, judged, positions, level) == pytest.approx(expected)
+    assert st.chord_corrections(fits[:1], judged[:1], positions[:1], level).tolist() == [0.0]
+    assert st.chord_corrections([], [], [], level).tolist() == []
+    flat = st.chord_corrections([np.ones(4), np.ones(4)], [np.arange(4.0)] * 2, [1, 2], 1.0)
+    assert flat.tolist() == [0.0, 0.0]
+
+
+def test_what_other_numbers_of_seeds_would_tell_by_the_formulas():
+    generator = np.random.default_rng(11)
+    d = generator.normal(size=(5, 20)) + generator.normal(size=20) + 0.5 * generator.normal(size=(5, 1))
+    interval = st.mean_interval(d)
+    assert 0 < interval.staying_variance < interval.item_variance
+
+    def reach(seeds, spread, power):
+        seed = interval.seed_variance * 5 / seeds * spread
+        item = interval.staying_variance + (interval.item_variance - interval.staying_variance) * 5 / seeds
+        df = (seed + item) ** 2 / (seed**2 / (seeds - 1) + item**2 / interval.item_df)
+        return (stats.t.ppf(0.975, df) + stats.t.ppf(power, df)) * math.sqrt(seed + item)
+
+    for seeds in (3, 12):
+        assert st.half_width(interval, seeds=seeds) == pytest.approx(reach(seeds, 1, 0.5))
+    assert st.half_width(interval, seeds=5) == pytest.approx((interval.upper - interval.lower) / 2)
+    few, many = ((5 - 1) / stats.chi2.ppf(quartile, 4) for quartile in (0.75, 0.25))
+    for power in (0.8, 0.9):
+        for distance in (
+            reach(3, few, power),
+            reach(3, few, power) * 0.999,
+            reach(40, many, power),
+            reach(7, few, power),
+        ):
+            ends = [
+                next(seeds for seeds in range(3, 2000) if reach(seeds, spread, power) <= distance * (1 + 1e-12))
+                for spread in (few, many)
+            ]
+            assert st.seeds_to_decide(interval, distance * (1 + 1e-12), power=power) == tuple(ends)
+    distance = reach(40, many, 0.8) * (1 + 1e-12)
+    low, _ = st.seeds_to_decide(interval, distance)
+    assert st.seeds_to_decide(interval, distance, most=40) == (low, 40)
+    assert st.seeds_to_decide(interval, distance, most=39) == (low, 39)
+    assert st.seeds_to_decide(interval, distance, most=low) == (low, low)
+    assert st.seeds_to_decide(interval, distance, most=low - 1) is None
+    # What would decide nothing: no distance, one seed, one source, no spread.
+    assert st.seeds_to_decide(interval, 0.0) is st.seeds_to_decide(interval, math.nan) is None
+    for other in (st.mean_interval(d[:1]), st.mean_interval(d, [0] * 20), st.mean_interval(np.ones((3, 4)))):
+        assert st.seeds_to_decide(other, 100.0) is None
+    assert st.seeds_to_decide(st.mean_interval(d[:2]), 1e6) == (3, 3)

@@ -489,7 +489,7 @@ def read_at(path: ArrayLike, position: float) -> Any:
     path = np.asarray(path, float)
     if math.isnan(position):
         return np.full(path.shape[:-1], np.nan)[()]
-    low = min(int(position), path.shape[-1] - 1)
+    low = int(position)
     share = position - low
     return path[..., low] if share == 0 else (1 - share) * path[..., low] + share * path[..., low + 1]
 
