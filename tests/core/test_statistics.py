@@ -471,6 +471,13 @@ def test_the_curvature_is_that_of_two_evaluations_on_either_side_of_each_crossin
     assert flat.tolist() == [0.0, 0.0]
 
 
+def test_a_path_read_at_no_position_is_undefined_for_each_of_its_rows():
+    paths = np.arange(6.0).reshape(2, 3)
+    assert np.isnan(st.read_at(paths, math.nan)).tolist() == [True, True] and math.isnan(st.read_at(paths[0], math.nan))
+    assert st.read_at(paths, 2.0).tolist() == [2, 5] and st.read_at(paths, 1.25).tolist() == [1.25, 4.25]
+    assert st.read_at(paths[1], 0.0) == 3
+
+
 def test_what_other_numbers_of_seeds_would_tell_by_the_formulas():
     generator = np.random.default_rng(11)
     d = generator.normal(size=(5, 20)) + generator.normal(size=20) + 0.5 * generator.normal(size=(5, 1))
@@ -506,7 +513,13 @@ def test_what_other_numbers_of_seeds_would_tell_by_the_formulas():
     assert st.seeds_to_decide(interval, distance, most=low) == (low, low)
     assert st.seeds_to_decide(interval, distance, most=low - 1) is None
     # What would decide nothing: no distance, one seed, one source, no spread.
-    assert st.seeds_to_decide(interval, 0.0) is st.seeds_to_decide(interval, math.nan) is None
-    for other in (st.mean_interval(d[:1]), st.mean_interval(d, [0] * 20), st.mean_interval(np.ones((3, 4)))):
+    for distance in (0.0, -1.0, math.nan):
+        assert st.seeds_to_decide(interval, distance) is None
+    for other in (
+        st.mean_interval(d[:1], units=("item",)),
+        st.mean_interval(d[:1]),
+        st.mean_interval(d, [0] * 20),
+        st.mean_interval(np.ones((3, 4))),
+    ):
         assert st.seeds_to_decide(other, 100.0) is None
     assert st.seeds_to_decide(st.mean_interval(d[:2]), 1e6) == (3, 3)

@@ -545,11 +545,9 @@ def seeds_to_decide(
     distribution. The upper end stops at `most`; None when even the lower end needs more (what stays of the item
     variance can make that so), or when the interval has no spread to go by.
     """
-    if interval.seeds < 2 or not distance > 0 or math.isnan(interval.seed_variance + interval.item_variance):
-        return None
     counts = np.arange(3.0, most + 1)
     seed_part, item_part = _parts_with(interval, counts)
-    ends = []
+    ends = []  # what is unknown is nan, and no nan is near enough
     for quartile in (0.75, 0.25):
         spread = (interval.seeds - 1) / stats.chi2.ppf(quartile, interval.seeds - 1)
         _, reach = _reach(seed_part * spread, counts - 1, item_part, interval.item_df, interval.level, power)
