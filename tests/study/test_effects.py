@@ -9,7 +9,7 @@ import pytest
 from equipoise.core.statistics import mean_interval, seed_interval
 from equipoise.study import Outcome
 from equipoise.study import effects as e
-from equipoise.study.claims import Claim, better, between, matched, not_worse
+from equipoise.study.claims import Claim, better, between, matched, not_worse, statistic
 from equipoise.study.judging import judge
 from judging_results import Book, declare
 
@@ -69,6 +69,7 @@ def test_seeds_of_a_deterministic_system_are_equal_also_where_nothing_is_known()
     assert e._varies_though_deterministic(("item",), same) == ""
     assert e._varies_though_deterministic(("item",), other).endswith("yet its seeds differ")
     assert e._varies_though_deterministic(("seed", "item"), other) == ""
+    assert e._varies_though_deterministic(("item",), other[:1]) == ""
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,8 @@ def test_how_much_a_verdict_is_over():
     shown = [
         e._counts(SimpleNamespace(seeds=seeds, items=items)) for seeds, items in ((1, 0), (2, 0), (1, 1), (10, 1234))
     ]
+    effect = SimpleNamespace(estimate=0.2, lower=0.1, upper=0.3, unit="s", seeds=3, items=0)
+    assert e._text(effect) == "+0.20 [+0.10 to +0.30] s over 3 seeds"
     assert shown == ["1 seed", "2 seeds", "1 seed and 1 items", "10 seeds and 1,234 items"]
 
 
@@ -119,3 +122,42 @@ def test_two_conditions_have_the_interval_of_their_differences(units):
     assert (effect.lower, effect.upper) == pytest.approx((expected.lower, expected.upper))
     assert (effect.seeds, effect.items) == (4, 6 if "item" in units else 0)
     assert effect.per_seed == pytest.approx(tuple((values[0] - values[1]).mean(1)))
+
+
+def average(accuracy):
+    return float(np.mean(accuracy))
+
+
+def test_a_statistic_over_seeds_has_their_interval_and_its_name():
+    values = np.random.default_rng(4).normal(size=(2, 10, 8))
+    means = values.mean(2)
+    outcomes = {"outcomes": ("accuracy",)}
+    tests = [
+        statistic(average, **PAIR, **outcomes, better="lower", units=("seed",)),
+        statistic(average, arm="sago", **outcomes, better="lower", units=("seed",), margin=5.0, reason="r"),
+        statistic(average, arm="sago", **outcomes, units=("seed",), margin=5.0, reason="r"),
+        statistic(average, **PAIR, **outcomes, units=("item",)),
+    ]
+    verdicts = []
+    for test in tests:
+        book = Book(declare(Claim("holds", source="abstract", test=test), seeds=10))
+        for arm, own in zip(("sago", "pcgrad"), values, strict=True):
+            for seed in range(10):
+                book.score(arm, seed, "accuracy", own[seed])
+        judgement = judge(book.study, book.results())
+        assert not any("no partner" in note for note in judgement.notes)
+        verdicts += judgement.verdicts
+    pair, below, above, items = verdicts
+    level = pair.effects[0].level
+    for verdict, per_seed in ((pair, means[1] - means[0]), (below, means[0]), (above, means[0])):
+        (effect,), expected = verdict.effects, seed_interval(per_seed, level=level)
+        assert (effect.estimate, effect.lower, effect.upper) == pytest.approx(
+            (expected.estimate, expected.lower, expected.upper)
+        )
+        assert effect.per_seed == pytest.approx(tuple(per_seed)) and (effect.seeds, effect.items) == (10, 0)
+    assert pair.effects[0].label == "average of accuracy: sago against pcgrad"
+    assert below.effects[0].label == "average of accuracy: sago"
+    # Averages are near 0: below five, and not above.
+    assert (below.state, above.state) == ("supported", "refuted")
+    assert (below.effects[0].favours, above.effects[0].favours) == ("arm", "rival")
+    assert items.state == "undecided" and "yet its seeds differ" in items.reason
