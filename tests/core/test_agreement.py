@@ -28,19 +28,24 @@ def table(counts) -> tuple[list[int], list[int]]:
     return [i for i, _ in pairs], [j for _, j in pairs]
 
 
-def test_kappa_is_that_of_the_textbook_with_its_large_sample_interval():
-    counts = np.array([[20, 5], [10, 15]])
+@pytest.mark.parametrize(
+    "counts", [[[20, 5], [10, 15]], [[30, 4], [2, 4]]]
+)  # by chance 0.5 of the first, 0.71 of the other
+def test_kappa_is_that_of_the_textbook_with_its_large_sample_interval(counts):
+    counts = np.array(counts)
     a, b = table(counts)
-    found = cohen_kappa(a, b, [str(i) for i in range(50)], 2, ordered=False)
-    assert found.value == pytest.approx(0.4)  # observed 0.7, by chance 0.5
+    size = len(a)
+    found = cohen_kappa(a, b, [str(i) for i in range(size)], 2, ordered=False)
+    p = counts / size
+    rows, columns, o = p.sum(1), p.sum(0), np.trace(p)
+    e = rows @ columns
+    assert found.value == pytest.approx((o - e) / (1 - e))
     # Fleiss, Cohen and Everitt (1969), eq. 13, term by term.
-    p, e = counts / 50, 0.5
-    rows, columns = p.sum(1), p.sum(0)
-    own = sum(p[i, i] * ((1 - e) - (rows[i] + columns[i]) * 0.3) ** 2 for i in range(2))
+    own = sum(p[i, i] * ((1 - e) - (rows[i] + columns[i]) * (1 - o)) ** 2 for i in range(2))
     cross = sum(p[i, j] * (columns[i] + rows[j]) ** 2 for i in range(2) for j in range(2) if i != j)
-    variance = (own + 0.3**2 * cross - (0.7 * e - 2 * e + 0.7) ** 2) / (50 * (1 - e) ** 4)
-    half = stats.t.ppf(0.975, 49) * math.sqrt(variance * 50 / 49)
-    assert (found.lower, found.upper) == pytest.approx((0.4 - half, 0.4 + half))
+    variance = (own + (1 - o) ** 2 * cross - (o * e - 2 * e + o) ** 2) / (size * (1 - e) ** 4)
+    half = stats.t.ppf(0.975, size - 1) * math.sqrt(variance * size / (size - 1))
+    assert (found.lower, found.upper) == pytest.approx((found.value - half, found.value + half))
 
 
 def test_kappa_of_scores_weighs_by_the_square_of_the_distance():
@@ -75,6 +80,7 @@ def test_copies_of_an_answer_make_nothing_surer():
     # As many independent ones as there are clusters, less one for the mean, and t for z.
     assert effective_size(thrice[0], list(thrice[3])) == pytest.approx(39 * (Z / stats.t.ppf(0.975, 39)) ** 2)
     assert effective_size([1.0] * 9, list("aaabbbccc")) == 3 and effective_size([1, 0], ["a", "a"]) == 0
+    assert effective_size([NAN, NAN], ["a", "a"]) == 0  # credits that nobody knows tell nothing
 
 
 def test_a_share_says_what_is_missing_and_what_that_could_change():
@@ -94,7 +100,15 @@ def test_correlation_is_pearsons_whatever_the_unit():
     assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1]) and -1 <= found.lower < found.value < found.upper <= 1
     same = correlation(x, 1e9 * y + 1e3, list("abcde"))
     assert (same.value, same.lower) == pytest.approx((found.value, found.lower))
-    assert math.isnan(correlation([1, 1, 1], [1, 2, 3], list("abc")).value)
+    other = correlation(y, x, list("abcde"))
+    assert (other.value, other.lower) == pytest.approx((found.value, found.lower))
+    # As many as three, and neither of them all the same.
+    for one, two in (([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [1, 1, 1]), ([1, 2], [2, 4])):
+        assert math.isnan(correlation(one, two, list("abc")[: len(one)]).value)
+    # An interval ends where the values of a correlation do.
+    for sign in (1, -1):
+        steep = correlation([0, 1, 2, 3], sign * np.array([0, 1, 2, 2.5]), list("abcd"))
+        assert abs(steep.value) > 0.98 and (steep.upper if sign == 1 else steep.lower) == sign
     straight = correlation([1, 2, 4], [2, 4, 8], list("abc"))
     assert straight.value == pytest.approx(1) and math.isnan(straight.lower)
 
@@ -132,6 +146,13 @@ def test_errors_of_a_grader_are_taken_out_of_its_share():
     assert (sure.lower, sure.upper) == pytest.approx(
         (q - z * math.sqrt(q * (1 - q) / n), q + z * math.sqrt(q * (1 - q) / n)), abs=1e-4
     )
+    # The share of a perfect grader may be all of them or none, and no more or less than that.
+    for count in (0, 100):
+        sure = corrected(errors(count, 100), errors(0, 10**6), errors(0, 10**6))
+        assert (sure.value, sure.lower if count == 0 else sure.upper) == (count / 100, count / 100)
+    # Plants that, with a success and a failure added to either, are accepted as often as they should be and not: 3 / 4 each.
+    even = corrected(errors(50, 100), errors(0, 2), Share(3.5, 4, 0, 4, NAN, NAN))
+    assert (even.value, even.lower, even.upper) == (0, 0, 1)
     assert math.isnan(corrected(errors(50, 100), errors(3, 10), errors(7, 10)).value)
     assert math.isnan(corrected(errors(50, 100), errors(0, 0), errors(0, 10)).value)
 

@@ -40,6 +40,8 @@ def test_both_books_of_a_ledger_are_its_own():
         "spent": {"build": {"calls": 3, "seconds": 0.5}, "query": query},
     }
     assert isinstance(ledger.work["build"]["calls"], int)
+    ledger.add("idle", {"peak_bytes": 0, "seconds": 0})
+    assert ledger.work.pop("idle") == ledger.spent["idle"] == {"peak_bytes": 0, "seconds": 0}
     ledger.restore(work)
     ledger.add("build", {"calls": 1})
     assert work == {"build": {"calls": 1}} and ledger.work == {"build": {"calls": 2}}

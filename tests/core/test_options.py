@@ -395,3 +395,13 @@ def test_arrays_and_rows_of_every_kind_are_told_apart_by_their_content():
     assert _of_rows(np.float32(0.5)) is None and _of_rows(torch.tensor(3)) is None  # settings that say it all
     # A folder that was begun with a list goes on.
     assert _of_rows(rows) == _of_rows(tuple(rows)) == hashlib.sha256(b'[{"a": 1}, {"a": 2}]').hexdigest()
+
+
+def test_a_tuple_of_so_many_parts_has_each_checked_as_its_own():
+    hint = tuple[Literal["a", "b"], Literal["c"]]
+    check("pair", ("b", "c"), hint)
+    for wrong in (("c", "c"), ("a", "a"), ("a", "c", "a")):  # what is too many is checked as the last
+        with pytest.raises(BadInput, match="pair"):
+            check("pair", wrong, hint)
+    check("pair", ("a", "c", "c"), hint)
+    check("several", ("a", "b", "a"), tuple[Literal["a", "b"], ...])

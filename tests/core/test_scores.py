@@ -164,6 +164,9 @@ def test_one_class_alone_has_no_ranking():
         (lambda: st.pass_at_k([1, 4], [3, 3], 1), "Problem 1 has 4 right of 3"),
         (lambda: st.pass_at_k([1.5], [3], 1), "1.5 right of 3"),
         (lambda: st.pass_at_k([-1], [3], 1), "-1 right of 3"),
+        (lambda: st.pass_at_k([1], [2.75], 1), "1 right of 2.75"),
+        (lambda: st.pass_at_k([1], [2.25], 1), "1 right of 2.25"),
+        (lambda: st.pass_at_k([0.75], [3], 1), "0.75 right of 3"),
         (lambda: st.pass_at_k([1], [3], 0), "k is 0"),
     ],
 )

@@ -79,6 +79,7 @@ def test_two_way_interval_from_its_written_formula(generator):
 def test_batches_are_computed_one_by_one(generator):
     d = generator.standard_normal((3, 4, 6))
     together = st.mean_interval(d, [0, 0, 1, 1, 2, 3])
+    assert (together.seeds, together.items, together.clusters) == (4, 6, 4)
     assert together.lower == pytest.approx([st.mean_interval(each, [0, 0, 1, 1, 2, 3]).lower for each in d])
 
 
@@ -94,6 +95,26 @@ def test_a_missing_cell_leaves_each_seed_its_own_mean(generator):
     assert interval.item_variance == pytest.approx(5 / 4 * (sums**2).sum())
 
 
+def test_an_item_that_one_seed_saw_counts_where_seeds_would_be_the_same_next_time():
+    d = np.array([[1.0, 2.0, 4.0, math.nan], [2.0, 7.0, 3.0, 8.0]])
+    mean = (7 / 3 + 5) / 2
+    errors = [(1 - mean) / 6 + (2 - mean) / 8, (2 - mean) / 6 + (7 - mean) / 8, (4 - mean) / 6 + (3 - mean) / 8]
+    squares, last = sum(error**2 for error in errors), ((8 - mean) / 8) ** 2
+    interval = st.mean_interval(d, units=("item",))
+    assert interval.estimate == pytest.approx(mean) and (interval.clusters, interval.seed_variance) == (4, 0)
+    assert interval.item_variance == interval.staying_variance == pytest.approx(4 / 3 * (squares + last))
+    both = st.mean_interval(d)  # what varies from seed to seed is in their part already
+    assert both.clusters == 3 and both.item_variance == pytest.approx(3 / 2 * squares)
+    assert both.item_df == pytest.approx(2) and both.seed_variance == pytest.approx(np.var([7 / 3, 5], ddof=1) / 2)
+    alone = st.mean_interval(d[1:])
+    assert (
+        alone.clusters == 4
+        and alone.item_df == pytest.approx(3)
+        and alone.item_variance == pytest.approx(np.var(d[1], ddof=1) / 4)
+    )
+    assert math.isnan(alone.seed_variance)
+
+
 def test_a_seed_without_items_is_undefined_not_dropped():
     assert math.isnan(st.mean_interval([[1.0, 2.0], [np.nan, np.nan], [0.0, 1.0]]).estimate)
 
@@ -105,7 +126,7 @@ def test_seeds_with_items_of_their_own_count_seeds_only(generator):
     interval = st.mean_interval(d)
     expected = st.seed_interval(np.nanmean(d, axis=1))
     assert (interval.lower, interval.upper, interval.df) == pytest.approx((expected.lower, expected.upper, 3.0))
-    assert interval.items == 20 and interval.clusters == 0
+    assert interval.items == 20 and interval.clusters == interval.item_variance == interval.staying_variance == 0
 
 
 @pytest.mark.parametrize("values", [np.zeros((3, 0)), np.full((3, 4), np.nan), [[1.0, math.inf], [2.0, 3.0]]])
@@ -142,6 +163,39 @@ def test_bonferroni():
 def test_mcnemar_against_statsmodels(wins, losses):
     table = [[50, wins], [losses, 40]]
     assert st.mcnemar(wins, losses) == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue, rel=1e-9)
+
+
+def test_what_never_differs_has_an_interval_without_a_width():
+    interval = st.mean_interval([[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]])
+    assert (interval.estimate, interval.lower, interval.upper) == (2, 2, 2)
+    assert (interval.seed_variance, interval.item_variance, interval.staying_variance) == (0, 0, 0)
+
+
+def test_an_exact_interval_has_no_variances_nor_seeds():
+    interval = st.mcnemar_interval(8, 2, 40)
+    low, high = proportion_confint(8, 10, method="beta")
+    assert interval.estimate == 6 / 40 and interval.level == 0.95
+    assert (interval.lower, interval.upper) == pytest.approx(((2 * low - 1) / 4, (2 * high - 1) / 4))
+    parts = (interval.df, interval.item_variance, interval.item_df, interval.staying_variance)
+    assert all(map(math.isnan, parts)) and interval.seed_variance == 0
+    assert (interval.seeds, interval.items, interval.clusters) == (1, 40, 40)
+
+
+def test_a_sum_of_credits_may_exceed_its_count_by_rounding_alone():
+    assert st.wilson(3 * (1 + 5e-13), 3) == st.wilson(3, 3)
+    for successes, of in ((3 + 1e-9, 3), (-1e-9, 3)):
+        with pytest.raises(BadInput, match="is no proportion"):
+            st.wilson(successes, of)
+
+
+def test_a_rate_is_attainable_but_for_a_thousandth_of_its_last_digit():
+    for off, whether in ((0, True), (8.5e-7, True), (1.5e-6, False), (-8.5e-7, True), (-1.5e-6, False)):
+        assert st.attainable(0.333 + off, 3, digits=3) is whether
+    assert [st.attainable(rate, 2, digits=1) for rate in (-0.5, 0.0, 1.0, 1.5)] == [False, True, True, False]
+
+
+def test_no_seeds_are_no_spread_of_them():
+    assert math.isnan(st.mean_interval(np.zeros((0, 3))).seed_variance)
 
 
 def test_mcnemar_without_discordant_pairs():
@@ -383,3 +437,89 @@ def test_seeds_to_decide_knows_when_seeds_do_not_help():
     assert st.seeds_to_decide(items_only, 0.1) is None
     assert st.seeds_to_decide(items_only, 0.0) is None
     assert st.seeds_to_decide(st.seed_interval([0.1]), 0.1) is None
+
+
+def test_the_curvature_is_that_of_two_evaluations_on_either_side_of_each_crossing():
+    generator = np.random.default_rng(5)
+    fits = [np.sort(generator.uniform(1, 9, size)) for size in (7, 6, 3, 5, 2, 4)]
+    judged = [generator.normal(size=fit.size) for fit in fits]
+    positions = [
+        3.4,
+        0.5,
+        1.0,
+        math.nan,
+        0.5,
+        3.0,
+    ]  # in the middle, in the first gap, of three, none, of two, at the end
+    level = 4.5
+    windows = {0: (2, 6), 1: (0, 3), 2: (0, 3), 5: (1, 4)}
+    rows, response = [], []
+    for number, (run, (first, end)) in enumerate(windows.items()):
+        for place in range(first, end):
+            own = [1.0 if each == number else 0.0 for each in range(len(windows))]
+            rows.append([*own, fits[run][place], fits[run][place] ** 2])
+            response.append(judged[run][place])
+    curvature = np.linalg.lstsq(np.array(rows), np.array(response), rcond=None)[0][-1]
+    between = {0: (3, 4), 1: (0, 1), 2: (1, 2), 5: (2, 3)}
+    expected = [0.0] * len(fits)
+    for run, (low, high) in between.items():
+        expected[run] = curvature * (fits[run][low] - level) * (fits[run][high] - level)
+    assert st.chord_corrections(fits, judged, positions, level) == pytest.approx(expected)
+    assert st.chord_corrections(fits[:1], judged[:1], positions[:1], level).tolist() == [0.0]
+    assert st.chord_corrections([], [], [], level).tolist() == []
+    flat = st.chord_corrections([np.ones(4), np.ones(4)], [np.arange(4.0)] * 2, [1, 2], 1.0)
+    assert flat.tolist() == [0.0, 0.0]
+
+
+def test_a_path_read_at_no_position_is_undefined_for_each_of_its_rows():
+    paths = np.arange(6.0).reshape(2, 3)
+    assert np.isnan(st.read_at(paths, math.nan)).tolist() == [True, True] and math.isnan(st.read_at(paths[0], math.nan))
+    assert st.read_at(paths, 2.0).tolist() == [2, 5] and st.read_at(paths, 1.25).tolist() == [1.25, 4.25]
+    assert st.read_at(paths[1], 0.0) == 3
+
+
+def test_what_other_numbers_of_seeds_would_tell_by_the_formulas():
+    generator = np.random.default_rng(11)
+    d = generator.normal(size=(5, 20)) + generator.normal(size=20) + 0.5 * generator.normal(size=(5, 1))
+    interval = st.mean_interval(d)
+    assert 0 < interval.staying_variance < interval.item_variance
+
+    def reach(seeds, spread, power):
+        seed = interval.seed_variance * 5 / seeds * spread
+        item = interval.staying_variance + (interval.item_variance - interval.staying_variance) * 5 / seeds
+        df = (seed + item) ** 2 / (seed**2 / (seeds - 1) + item**2 / interval.item_df)
+        return (stats.t.ppf(0.975, df) + stats.t.ppf(power, df)) * math.sqrt(seed + item)
+
+    for seeds in (3, 12):
+        assert st.half_width(interval, seeds=seeds) == pytest.approx(reach(seeds, 1, 0.5))
+    assert st.half_width(interval, seeds=5) == pytest.approx((interval.upper - interval.lower) / 2)
+    few, many = ((5 - 1) / stats.chi2.ppf(quartile, 4) for quartile in (0.75, 0.25))
+    for power in (0.8, 0.9):
+        for distance in (
+            reach(3, few, power),
+            reach(3, few, power) * 0.999,
+            reach(40, many, power),
+            reach(7, few, power),
+        ):
+            ends = [
+                next(seeds for seeds in range(3, 2000) if reach(seeds, spread, power) <= distance * (1 + 1e-12))
+                for spread in (few, many)
+            ]
+            assert st.seeds_to_decide(interval, distance * (1 + 1e-12), power=power) == tuple(ends)
+    distance = reach(40, many, 0.8) * (1 + 1e-12)
+    low, _ = st.seeds_to_decide(interval, distance)
+    assert st.seeds_to_decide(interval, distance, most=40) == (low, 40)
+    assert st.seeds_to_decide(interval, distance, most=39) == (low, 39)
+    assert st.seeds_to_decide(interval, distance, most=low) == (low, low)
+    assert st.seeds_to_decide(interval, distance, most=low - 1) is None
+    # What would decide nothing: no distance, one seed, one source, no spread.
+    for distance in (0.0, -1.0, math.nan):
+        assert st.seeds_to_decide(interval, distance) is None
+    for other in (
+        st.mean_interval(d[:1], units=("item",)),
+        st.mean_interval(d[:1]),
+        st.mean_interval(d, [0] * 20),
+        st.mean_interval(np.ones((3, 4))),
+    ):
+        assert st.seeds_to_decide(other, 100.0) is None
+    assert st.seeds_to_decide(st.mean_interval(d[:2]), 1e6) == (3, 3)

@@ -432,3 +432,9 @@ def test_a_vector_is_rebuilt_from_so_many_of_those_that_help_most():
     assert_close(toxic_vectors.rebuilding_residual(unit[1:2], skewed, 1), torch.tensor([0.5**0.5]).double())
     assert_close(toxic_vectors.rebuilding_residual(unit[1:2], skewed, 2), torch.zeros(1).double(), atol=1e-12, rtol=0)
     assert toxic_vectors.rebuilding_residual(removed[:0], remaining, 2).shape == (0,)
+
+
+def test_rows_that_are_nothing_have_no_main_direction():
+    some = torch.tensor([[0.0, 3.0, 4.0], [0.0, 6.0, 8.0]], dtype=torch.float64)
+    found = gloss.main_directions([torch.zeros(2, 3, dtype=torch.float64), some])
+    assert_close(found.abs(), torch.tensor([[0.0, 0.6, 0.8]], dtype=torch.float64))

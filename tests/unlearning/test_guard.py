@@ -217,6 +217,37 @@ def test_a_sample_of_the_retain_set_tells_how_far_its_halves_agree(double, sides
     assert by_difference.split_half == pytest.approx(wanted, rel=1e-4)
     whole = guard.attribute(double, forget, retain, way="gradient")
     assert math.isnan(whole.split_half) and whole.notes == ()
+    # One retain record has no halves; over two forget records the halves agree or they do not, over one nobody can say.
+    alone = guard.attribute(double, forget, retain, way="gradient", retained=1)
+    assert_close(alone.scores, each @ gradients(double, retain[:1]).mean(0), rtol=1e-8, atol=0)
+    assert math.isnan(alone.split_half) and alone.notes == () and alone.retained == 1
+    two = guard.attribute(double, forget[:2], retain, way="gradient", retained=4)
+    assert abs(two.split_half) == pytest.approx(1)
+    assert math.isnan(guard.attribute(double, forget[:1], retain, way="gradient", retained=4).split_half)
+
+
+def test_the_loss_of_a_row_is_the_mean_over_its_labelled_tokens_and_0_without_any(double):
+    from equipoise.language.encode import Example, collate
+
+    rows = [([5, 6, 7, 8], [-100, 6, 7, 8]), ([5, 9, 7], [-100, -100, -100]), ([3, 9, 7], [-100, 9, -100])]
+    batch = collate([Example(tuple(ids), tuple(labels)) for ids, labels in rows], double.pad_id)
+    with torch.no_grad():
+        found = guard.row_losses(double.model, batch)
+        expected = []
+        for ids, labels in rows:
+            logs = double.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            own = [-logs[place - 1, label].item() for place, label in enumerate(labels) if label != -100]
+            expected.append(sum(own) / len(own) if own else 0.0)
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_parameter_that_no_record_uses_changes_no_score(double, sides):
+    forget, retain = sides
+    own = replace(double, model=copy.deepcopy(double.model))
+    own.model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    for way in ("gradient", "difference"):
+        found, wanted = (guard.attribute(each, forget, retain, way=way) for each in (own, double))
+        assert_close(found.scores, wanted.scores, rtol=1e-6, atol=0)
 
 
 def test_only_what_is_trained_counts_and_is_said(taught, sides):
@@ -252,8 +283,60 @@ def test_weights_of_16_bits_are_scored_in_32_and_come_back_as_they_were(taught, 
 
 def test_steps_that_do_not_agree_are_told(monkeypatch, taught, sides):
     monkeypatch.setattr(guard, "STEPS", {torch.float32: (0.3, 0.3, 1e-9)})
-    with pytest.warns(UserWarning, match=r"Two step lengths.* apart .*do not trust them"):
+    with pytest.warns(UserWarning, match=r"Two step lengths.* apart .*do not trust them") as told:
         guard.scores(taught, *sides)
+    assert told[0].filename == __file__  # who asked for scores
+
+
+@pytest.mark.parametrize(
+    ("slope", "wanted", "least", "steps"),
+    [
+        # 4 / 3 of the distance from half the step is just good enough, or just not.
+        (lambda h: 1 + h**3, 1.05, 1e-3, [0.5]),
+        (lambda h: 1 + h**3, 0.95, 1e-3, [0.5, 0.5 * math.sqrt(0.95)]),
+        (lambda h: 1 + h**3, 0.25, 1e-3, [0.5, 0.25]),
+        (lambda h: 1 + h**3, 0.25, 0.4, [0.5, 0.4]),  # and no shorter one is tried
+        (lambda h: 1 + h**3, 0.25, 0.5, [0.5]),
+        (lambda h: 1 + h**3 if h > 0.2 else 2.0, 0.25, 1e-3, [0.5, 0.25, 0.5]),  # rounding has taken over: back
+        (lambda h: 1.0, 0.0, 1e-3, [0.5]),
+        (lambda h: 0.0, 0.0, 1e-3, [0.5]),
+    ],
+)
+def test_the_step_of_a_difference_is_as_short_as_it_has_to_be(monkeypatch, slope, wanted, least, steps):
+    """Losses are h D(|h|) at a distance h of the weight from where it was, so that a step of h gives D(h)."""
+    start, walked, asked = torch.tensor([3.0, 4.0], dtype=torch.float64), [], []
+    weight = nn.Parameter(start.clone())
+
+    class Batches:
+        model = None
+
+        def values(self, examples, losses):
+            asked.append(list(examples))
+            return losses(None).expand(len(examples))
+
+    def losses(model, batch):
+        h = (weight[0].detach() - 3.0) / 5  # of the weights' length along a direction of length 2
+        walked.append(h.item())
+        return (h.sign() * h.abs() * 5 / 2 * slope(h.abs().item())).double()
+
+    def gap(h):
+        return abs(slope(h) - slope(h / 2)) / slope(h / 2) if slope(h / 2) else 0.0
+
+    monkeypatch.setattr(guard, "row_losses", losses)
+    monkeypatch.setattr(guard, "STEPS", {torch.float64: (0.5, least, wanted * 4 / 3 * gap(0.5))})
+    examples = list(range(2 * guard.CHECKED + 1))
+    direction = [torch.tensor([2.0, 0.0], dtype=torch.float64)]
+    found, notes = guard._by_difference(Batches(), examples, [weight], direction)
+    used = steps[-1]
+    assert found.tolist() == pytest.approx([slope(used)] * len(examples))
+    tried = steps[:-1] if steps[-1] in steps[:-1] else steps
+    expected = [sign * h for step in tried for h in (step, step / 2) for sign in (1, -1)]
+    assert walked == pytest.approx([*expected, used, -used], rel=1e-9)
+    checked = [index * len(examples) // guard.CHECKED for index in range(guard.CHECKED)]
+    assert asked == [checked] * len(expected) + [examples] * 2
+    assert torch.equal(weight, start) and bool(notes) == (gap(used) > guard.APART)
+    nothing = guard._by_difference(Batches(), examples, [weight], [0 * direction[0]])
+    assert nothing[0].tolist() == [0.0] * len(examples) and nothing[1] == [] and len(asked) == len(walked)
 
 
 def test_what_cannot_be_scored_is_refused(taught, sides):

@@ -316,6 +316,19 @@ def test_a_loss_of_zero_is_nothing_taken_out(model, forget, batch, accelerator):
         assert all(torch.equal(one, other) for one, other in zip(through, after, strict=True) if one is not None)
 
 
+def test_what_is_taken_out_of_rows_however_short_they_are():
+    rows = torch.tensor([[0.25, 0.01], [0.25, -0.01], [0.25, 0.02], [0.25, -0.02]])
+    found = cir.taken_out(rows, 2, "sequential")
+    assert found.dtype == torch.float64 and found.shape == (2, 2)
+    assert_close(found.abs(), torch.tensor([[0.25, 0.0], [0.0, 1.0]], dtype=torch.float64))
+    found = cir.taken_out(rows, 1, "orthonormal")
+    assert found.dtype == torch.float64
+    assert_close(found.abs(), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    # Without a mean only what they vary in is left; of no rows, or rows of zeros, nothing.
+    assert_close(cir.taken_out(rows - rows.mean(0), 2, "sequential").abs(), torch.tensor([[0.0, 1.0]]).double())
+    assert cir.taken_out(rows, 0, "sequential").shape == cir.taken_out(0 * rows, 2, "orthonormal").shape == (0, 2)
+
+
 def test_gpt2_keeps_its_weights_transposed(accelerator):
     from transformers.pytorch_utils import Conv1D
 

@@ -361,16 +361,29 @@ def test_accuracy_and_general_loss(model):
     assert math.isnan(measures.multiple_choice_accuracy(model, [])) and math.isnan(measures.general_loss(model, []))
 
 
-@pytest.mark.parametrize(("at_once", "passes"), [(1, [1, 1, 1]), (2**25, [2, 1])])
-def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once, passes):
+@pytest.mark.parametrize(
+    ("at_once", "batch_size", "passes"),
+    [(1, 2, [1, 1, 1]), (2**25, 2, [2, 1]), (0, 3, [1, 2]), ("two", 3, [2, 1]), ("all", 3, [2, 1]), (2**25, 3, [3])],
+)
+def test_membership_scores_are_those_of_each_record_alone(model, monkeypatch, at_once, batch_size, passes):
     from equipoise.language import score
+    from equipoise.language.encode import encode
 
+    # Logits of the labelled tokens of the two longest records, of all three; as many are one too many.
+    examples = sorted(encode(model, RECORDS), key=lambda example: -len(example.input_ids))
+    counts = [sum(label != -100 for label in example.labels) for example in examples]
+    vocabulary = len(model.tokenizer)
+    at_once = {
+        0: sum(counts[:2]) * vocabulary,
+        "two": sum(counts[:2]) * vocabulary + 1,
+        "all": sum(counts) * vocabulary,
+    }.get(at_once, at_once)
     seen, real = [], score.labelled_logits
     monkeypatch.setattr(
         score, "labelled_logits", lambda its, batch: seen.append(len(batch["labels"])) or real(its, batch)
     )
     monkeypatch.setattr(measures, "_LOGITS_AT_ONCE", at_once)
-    scores = measures.membership_scores(model, RECORDS, k=0.5, batch_size=2)
+    scores = measures.membership_scores(model, RECORDS, k=0.5, batch_size=batch_size)
     assert seen == passes
     for index, record in enumerate(RECORDS):
         values, logits = slow(model, record)

@@ -44,11 +44,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Unequal lengths, prompts that are not scored, a last token that is not scored."""
+    """Unequal lengths, prompts that are not scored, a last token that is not scored, a first one that nothing predicts."""
     rows = [
         ([3, 5, 7, 9, 11, 2], [-100, -100, 7, 9, 11, 2]),
         ([4, 6, 8], [-100, 6, -100]),
-        ([9, 1, 1, 5], [-100, 1, 1, 5]),
+        ([9, 1, 1, 5], [9, 1, 1, 5]),
     ]
     return collate([Example(tuple(ids), tuple(labels)) for ids, labels in rows], 0)
 
@@ -265,6 +265,13 @@ def test_kl_is_zero_at_the_starting_model(model, batch):
     with torch.no_grad():
         trained.model.norm.weight[0] += 0.5
     assert loss(trained, batch)[0].item() > 1e-3
+
+
+def test_kl_keeps_nothing_for_a_next_token(model, batch):
+    trained, kept = copy.deepcopy(model), []
+    trained.register_forward_pre_hook(lambda _, __, given: kept.append(given["use_cache"]), with_kwargs=True)
+    o.kl_loss(model)(trained, batch)
+    assert kept == [False]
 
 
 def test_kl_masks_padding(model, batch):

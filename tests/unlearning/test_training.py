@@ -113,7 +113,8 @@ def test_the_losses_of_a_recipe(monkeypatch, model):
 
 
 @pytest.mark.parametrize(
-    ("layers", "block"), [(1, 1), (2, 1), (6, 1), (7, 2), (12, 3), (24, 5), (30, 7), (32, 7), (36, 8)]
+    ("layers", "block"),
+    [(1, 1), (2, 1), (6, 1), (7, 2), (12, 3), (24, 5), (30, 7), (32, 7), (36, 8), (48, 10), (80, 18)],
 )
 def test_the_block_of_rmu_lies_at_seven_of_thirty_two(monkeypatch, layers, block):
     monkeypatch.setattr(objectives, "blocks", lambda model: [None] * layers)

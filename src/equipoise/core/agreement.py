@@ -86,15 +86,15 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, clusters: ArrayLike, catego
     if not a.size:
         return UNDEFINED
     steps = np.subtract.outer(np.arange(categories), np.arange(categories))
-    weights = 1 - (steps / max(categories - 1, 1)) ** 2 if ordered else (steps == 0).astype(float)
+    weights = 1.0 - steps**2 if ordered else (steps == 0).astype(float)  # the unit of a distance cancels
     p, q = (np.bincount(ratings, minlength=categories) / a.size for ratings in (a, b))
     agreed = weights[a, b]
     observed, expected = agreed.mean(), p @ weights @ q
     if expected >= 1 - 1e-12:
         return UNDEFINED
     value = (observed - expected) / (1 - expected)
-    chance = (weights @ q)[a] + (p @ weights)[b] - 2 * expected
-    influence = (agreed - observed) / (1 - expected) - (1 - observed) / (1 - expected) ** 2 * chance
+    chance = (weights @ q)[a] + (p @ weights)[b]
+    influence = agreed / (1 - expected) - (1 - observed) / (1 - expected) ** 2 * chance
     return _bounded(value, influence, clusters)
 
 
@@ -109,7 +109,7 @@ def correlation(first: ArrayLike, second: ArrayLike, clusters: ArrayLike) -> Bou
 
 
 def _bounded(value: float, influence: Array, clusters: ArrayLike) -> Bounded:
-    """A statistic in [-1, 1] with the t interval of the mean of its influence function, which is 0."""
+    """A statistic in [-1, 1] with the t interval of the mean of its influence function, known but for a constant."""
     interval = item_interval(influence, clusters)
     half = math.nan if interval.item_variance < NO_VARIANCE else (interval.upper - interval.lower) / 2
     lower, upper = np.clip([value - half, value + half], -1, 1)
@@ -149,7 +149,7 @@ def krippendorff_alpha(ratings: ArrayLike) -> float:
     disagreed = ((given * counts - counts**2) / (given - 1)).sum()
     totals = counts.sum(axis=0)
     by_chance = (totals.sum() ** 2 - (totals**2).sum()) / (totals.sum() - 1)
-    return float(1 - disagreed / by_chance) if by_chance > 0 else math.nan
+    return float(1 - disagreed / by_chance) if by_chance else math.nan
 
 
 def _category_counts(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -231,7 +231,7 @@ def _scaled_squares(sums: Array, counted: NDArray[np.bool_]) -> Array:
 
 def _effective_df(sizes: NDArray[Any]) -> Any:
     """(sum of n^2)^2 / sum of n^4 - 1 over clusters of n items; [..., C] -> [...]."""
-    n = sizes / np.maximum(sizes.max(-1, keepdims=True, initial=1), 1)
+    n = sizes / sizes.max(-1, keepdims=True, initial=1)  # in this unit nothing is too large
     with np.errstate(invalid="ignore"):
         return (n**2).sum(-1) ** 2 / (n**4).sum(-1) - 1
 
@@ -320,11 +320,7 @@ def attainable(rate: float, of: int, *, digits: int) -> bool:
     if math.isnan(rate) or of == 0:
         return math.isnan(rate) and of == 0
     nearest = round(rate * of)
-    return any(
-        abs(round(k / of, digits) - rate) < 10.0 ** -(digits + 3)
-        for k in range(nearest - 1, nearest + 2)
-        if 0 <= k <= of
-    )
+    return 0 <= nearest <= of and abs(round(nearest / of, digits) - rate) < 10.0 ** -(digits + 3)
 
 
 # --- statistics that are no means -----------------------------------------------------------------------------------
@@ -437,12 +433,12 @@ def shared_grid(one: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
     for grid in grids:
         before, after = [], []
         last = common[0]
-        for place in grid[grid < common[0]][::-1]:
+        for place in grid[::-1]:
             if last - place >= spacing:
                 before.append(place)
                 last = place
         last = common[-1]
-        for place in grid[grid > common[-1]]:
+        for place in grid:
             if place - last >= spacing:
                 after.append(place)
                 last = place
@@ -493,7 +489,7 @@ def read_at(path: ArrayLike, position: float) -> Any:
     path = np.asarray(path, float)
     if math.isnan(position):
         return np.full(path.shape[:-1], np.nan)[()]
-    low = min(int(position), path.shape[-1] - 1)
+    low = int(position)
     share = position - low
     return path[..., low] if share == 0 else (1 - share) * path[..., low] + share * path[..., low + 1]
 
@@ -549,11 +545,9 @@ def seeds_to_decide(
     distribution. The upper end stops at `most`; None when even the lower end needs more (what stays of the item
     variance can make that so), or when the interval has no spread to go by.
     """
-    if interval.seeds < 2 or not distance > 0 or math.isnan(interval.seed_variance + interval.item_variance):
-        return None
     counts = np.arange(3.0, most + 1)
     seed_part, item_part = _parts_with(interval, counts)
-    ends = []
+    ends = []  # what is unknown is nan, and no nan is near enough
     for quartile in (0.75, 0.25):
         spread = (interval.seeds - 1) / stats.chi2.ppf(quartile, interval.seeds - 1)
         _, reach = _reach(seed_part * spread, counts - 1, item_part, interval.item_df, interval.level, power)

@@ -200,7 +200,7 @@ def scores(
     """a_i of each forget record, float64 [n], as `attribute` finds them; what has to be known of them as warnings."""
     found = attribute(language_model, forget, retain, way=way, batch_size=batch_size)
     for note in found.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # of who calls what `closed` is written over
     return found.scores
 
 
