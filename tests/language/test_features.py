@@ -282,3 +282,25 @@ def test_a_number_that_is_none_is_named():
         features._refuse_infinite(pooled, [4, 7], ["a", "b"], np.dtype("float32"))
     with pytest.raises(WorkFailed, match="too large; use dtype float32"):
         features._refuse_infinite(pooled, [4, 7], ["a", "b"], np.dtype("float16"))
+
+
+class Marked:
+    """What runs when a pickle of it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_nothing_runs_where_values_are_a_pickle(lm, tmp_path):
+    import pickle
+
+    marker = tmp_path / "marker"
+    (tmp_path / features.VALUES).write_bytes(pickle.dumps(Marked(marker)))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Features.of(tmp_path, {"places": ["a"], "pool": "mean", "model": "m"})
+    rows = [(np.array([5], np.int32), np.array([0], np.int32))]
+    found = features._values(lm, rows, PLACES[:1], tmp_path / features.VALUES, "float32")
+    assert found.shape[:2] == (1, 1) and not marker.exists()
