@@ -408,3 +408,25 @@ def test_every_confidence_is_turned_so_that_higher_is_surer():
     assert sure.keys() == due.keys()
     for name, values in due.items():
         assert_close(sure[name], torch.stack(values), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral"])
+def test_attention_in_slices_is_that_at_once(monkeypatch, family):
+    from equipoise.uncertainty import clean_history
+
+    unsure = perturb(small(family), rank=2, sigma=0.3)
+    whole = tokur.score(unsure, PROMPTS, ANSWERS, members=2, seed=0)
+    for size in (1, 200):
+        monkeypatch.setattr(clean_history, "_SCORES_AT_ONCE", size)
+        sliced = tokur.score(unsure, PROMPTS, ANSWERS, members=2, seed=0)
+        assert_close(sliced.eu, whole.eu, atol=1e-5, rtol=1e-4)
+
+
+def test_a_clean_reading_by_hand():
+    from equipoise.uncertainty.clean_history import read
+
+    found = read(small(), [(5, 6, 7), (8,)], [(9, 10, 11), (12, 13)])
+    assert found.ids[found.real].tolist() == [7, 9, 10, 8, 12]
+    assert found.places[found.real].tolist() == [2, 3, 4, 0, 1]
+    assert found.real.tolist() == [[True, True, True], [True, True, False]]
+    assert found.states.shape[:2] == (2, 3) and found.cache.get_seq_length() == 5
