@@ -1,5 +1,6 @@
 """Cuts, notes, padding and the ends of turns, as tables."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from equipoise.language.encode import (
     collate,
     notes,
 )
+
+encoding = importlib.import_module("equipoise.language.encode")  # the package shows the function of that name
 
 
 def cut(max_length, given=(3, 4, 5, 6, 7), begin=(1, 2), said=(11, 12, 13), end=(14,)):
@@ -103,3 +106,22 @@ def test_half_of_a_pair_is_named_with_what_stands_before_it():
         check_text("Text", "123456789012345678901\ud83d rest")
     with pytest.raises(BadInput, match="behind 'ab'"):
         check_text("Text", "ab\ud83d")
+
+
+@pytest.mark.parametrize(
+    ("learnt", "generated", "told"),
+    [
+        ("ab[A]x", "ab[A]yz", "answer with 'yz' and a learnt or scored one with 'x':"),
+        ("ab", "ab<think>", "answer with '<think>' and a learnt or scored one with '':"),
+        ("ab<x>", "ab\n", "answer with '\\n' and a learnt or scored one with '<x>':"),
+        ("ab", "ab \n", None),
+    ],
+)
+def test_where_a_generated_answer_begins_elsewhere(monkeypatch, learnt, generated, told):
+    monkeypatch.setattr(encoding, "_marked", lambda *_: [f"{learnt}{encoding._MARK}rest"])
+    monkeypatch.setattr(
+        encoding, "render", lambda *_, **how: [generated] if how == {"add_generation_prompt": True} else 0
+    )
+    found = encoding.other_beginning(SimpleNamespace(uses_chat_template=True))
+    assert found is None if told is None else told in found
+    assert encoding.other_beginning(SimpleNamespace(uses_chat_template=False)) is None

@@ -304,3 +304,34 @@ def test_nothing_runs_where_values_are_a_pickle(lm, tmp_path):
     rows = [(np.array([5], np.int32), np.array([0], np.int32))]
     found = features._values(lm, rows, PLACES[:1], tmp_path / features.VALUES, "float32")
     assert found.shape[:2] == (1, 1) and not marker.exists()
+
+
+def test_what_is_another_content_of_a_folder(lm, tmp_path):
+    asked = {"pool": "mean", "batch_tokens": 5}
+    features._refuse_other(tmp_path, {**asked, "sha256": "x"}, asked)
+    with pytest.raises(BadInput, match="another batch tokens"):
+        features._refuse_other(tmp_path, {"pool": "mean", "batch_tokens": 6}, asked)
+    found = extract(lm, TEXTS[:1], PLACES[:1], pool="mean", into=tmp_path / "f")
+    assert np.array_equal(Features.load(tmp_path / "f").values, found.values)
+    about, sealed = features.unseal((tmp_path / "f" / features.ABOUT).read_bytes())
+    assert sealed and about["features"] == 1
+    for written in (json.dumps(about).encode(), features.seal({**about, "features": 2})):
+        shutil.copytree(tmp_path / "f", tmp_path / "g", dirs_exist_ok=True)
+        (tmp_path / "g" / features.ABOUT).write_bytes(written)
+        with pytest.raises(BadInput, match="another version, or was altered"):
+            Features.load(tmp_path / "g")
+
+
+def test_texts_that_cannot_be_read(lm):
+    context = lm.context
+    fitting = Example((1,) * context, (IGNORE, *(1,) * (context - 1)))
+    assert len(features._encoded(lm, [fitting])[0][0]) == context
+    with pytest.raises(BadInput, match=f"Text 1 has {context + 1} tokens"):
+        features._encoded(lm, [fitting, Example((1,) * (context + 1), (1,) * (context + 1))])
+    with pytest.raises(BadInput, match="Text 0 has no token to pool"):
+        features._encoded(lm, [Example((1, 2), (IGNORE, IGNORE))])
+    with pytest.raises(BadInput, match="no text to read"):
+        features._encoded(lm, [])
+    for wanted, words in (([], "each once"), (["embed", "embed"], "each once"), (["head"], "head.input")):
+        with pytest.raises(BadInput, match=words):
+            features._check_places(lm.model, wanted)

@@ -430,3 +430,11 @@ def test_a_clean_reading_by_hand():
     assert found.places[found.real].tolist() == [2, 3, 4, 0, 1]
     assert found.real.tolist() == [[True, True, True], [True, True, False]]
     assert found.states.shape[:2] == (2, 3) and found.cache.get_seq_length() == 5
+
+
+def test_what_is_computed_at_once_fits_into_so_many_megabytes():
+    """In float32, as is stated beside it."""
+    from equipoise.uncertainty import clean_history, sampling_slots
+
+    assert tokur._LOGITS_AT_ONCE * 4 == 64 * 2**20 and clean_history._SCORES_AT_ONCE * 4 == 128 * 2**20
+    assert tokur._VOCABULARY_AT_ONCE == 32_768 and sampling_slots.READ_AT_ONCE == 8_192

@@ -182,7 +182,7 @@ def history_slope(parts: Sequence[Array]) -> float:
     parts: what `surplus` gives of each sequence. Below 0: compensation, as of one who keeps a quota; above 0: copying. nan
     where the surplus does not vary.
     """
-    count, over, p, squares, products = np.sum(parts, axis=0) if len(parts) else np.zeros(5)
+    count, over, p, squares, products = np.sum(parts, axis=0) if len(parts) else np.zeros((5, 1))
     some = count > 0
     varied = (squares[some] - over[some] ** 2 / count[some]).sum()
     return float((products[some] - over[some] * p[some] / count[some]).sum() / varied) if varied > 1e-12 else math.nan
