@@ -274,3 +274,10 @@ def test_an_adapter_that_began_at_a_product_is_written_at_twice_its_rank(fresh, 
     assert (stated["r"], stated["lora_alpha"], stated["inference_mode"]) == (6, 10, True)
     written = load(tmp_path / "adapter")
     assert_close(logits(written.model), logits(adapted.model), atol=1e-4, rtol=1e-4)
+
+
+def test_the_base_is_not_written_beside_its_adapter(fresh, tmp_path):
+    fresh.save(tmp_path / "base")
+    export(trained(load(tmp_path / "base"), ["lm_head", "q_proj"]), tmp_path / "adapter")
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert names and all(".lora_A." in name or ".lora_B." in name for name in names)

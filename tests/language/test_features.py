@@ -335,3 +335,5 @@ def test_texts_that_cannot_be_read(lm):
     for wanted, words in (([], "each once"), (["embed", "embed"], "each once"), (["head"], "head.input")):
         with pytest.raises(BadInput, match=words):
             features._check_places(lm.model, wanted)
+    with pytest.raises(BadInput, match=r"no place 'block\.99'"):
+        features._check_places(lm.model, ["embed", "block.99.input"])
