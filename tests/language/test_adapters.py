@@ -257,3 +257,27 @@ def test_an_adapter_may_begin_at_a_product_that_it_takes_off_again(fresh):
     assert_close(logits(merged.model), moved, atol=1e-3, rtol=1e-3)
     expected = weights[f"{name}.weight"] + 1.5 * torch.full_like(b, 0.1) @ starts[name][0]
     assert_close(merged.model.get_submodule(name).weight.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_that_began_at_a_product_is_written_at_twice_its_rank(fresh, tmp_path):
+    fresh.save(tmp_path / "base")
+    adapted = attach(load(tmp_path / "base"), rank=3, alpha=5.0, targets=["q_proj"], seed=1)
+    generator = torch.Generator().manual_seed(5)
+    maps = adapted_maps(adapted)
+    starts = {n: tuple(torch.randn(f.shape, generator=generator) for f in factors(own)) for n, own in maps.items()}
+    begin_at(adapted, starts)
+    with torch.no_grad():
+        for own in maps.values():
+            factors(own)[1].add_(0.1)
+    export(adapted, tmp_path / "adapter")
+    stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (stated["r"], stated["lora_alpha"], stated["inference_mode"]) == (6, 10, True)
+    written = load(tmp_path / "adapter")
+    assert_close(logits(written.model), logits(adapted.model), atol=1e-4, rtol=1e-4)
+
+
+def test_the_base_is_not_written_beside_its_adapter(fresh, tmp_path):
+    fresh.save(tmp_path / "base")
+    export(trained(load(tmp_path / "base"), ["lm_head", "q_proj"]), tmp_path / "adapter")
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert names and all(".lora_A." in name or ".lora_B." in name for name in names)

@@ -246,3 +246,104 @@ def test_p_true_is_the_share_of_true():
     assert len(set(found.tolist())) == 4  # question and answer are both read
     assert c.p_true(model, questions[2:], answers[2:]).tolist() == pytest.approx(found[2:].tolist(), rel=1e-5)
     assert len(c.p_true(model, [], [])) == 0
+
+
+def test_every_score_is_of_the_last_dimension():
+    """What is said of [4, 5, T] is what is said of each of its four [5, T], and of a row alone."""
+    logits = draw(4, 5, 9)
+    top = logits.log_softmax(dim=-1).topk(4, dim=-1).values
+    mask = torch.rand(4, 5, 9, generator=torch.Generator().manual_seed(2)) < 0.7
+    mask[0, 0], mask[1, 1] = False, True
+    for score in (
+        c.entropy, c.max_logit, c.max_probability, c.margin, c.logit_margin, c.self_certainty, c.top_confidence,
+        lambda x: c.entropy_bounds(x.log_softmax(-1).topk(4).values, 9)[0],
+        lambda x: c.entropy_bounds(x.log_softmax(-1).topk(4).values, 9)[1],
+        lambda x: c.self_certainty_bounds(x.log_softmax(-1).topk(8).values, 9)[0],
+        lambda x: c.self_certainty_bounds(x.log_softmax(-1).topk(8).values, 9)[1],
+    ):  # fmt: skip
+        whole = score(logits)
+        assert whole.shape == (4, 5)
+        for place in ((0, 0), (1, 3), (3, 4)):
+            assert_close(whole[place], score(logits[place]))
+    for over in (
+        *(lambda v, m, how=how: c.over_answer(v, m, over=how) for how in ("mean", "sum", "min", "max")),
+        c.perplexity,
+        lambda v, m: c.groups(v, m, window=3),
+        lambda v, m: c.lowest_group(v, m, window=3),
+        lambda v, m: c.bottom_groups(v, m, window=2, share=0.4),
+        lambda v, m: c.tail(v, m, tokens=2),
+    ):
+        whole = over(logits, mask)
+        for place in ((0, 0), (1, 1), (1, 3), (3, 4)):
+            assert_close(whole[place], over(logits[place], mask[place]), equal_nan=True)
+    assert_close(c.top_margin(top), c.margin(logits))
+
+
+def test_bounds_by_hand():
+    """Of 4 tokens two are known, with 0.5 and 0.25: the rest is 0.25, on one more at least."""
+    top = torch.tensor([0.5, 0.25], dtype=DOUBLE).log()
+    lower, upper = c.entropy_bounds(top, 4)
+    assert lower.item() == pytest.approx(1.5 * math.log(2))
+    assert upper.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4) + 0.25 * math.log(8))
+    sure = c.self_certainty_bounds(top, 4)
+    expected = -(math.log(0.5) + math.log(0.25) + 2 * math.log(0.125)) / 4 - math.log(4)
+    assert sure.lower.item() == pytest.approx(expected) and sure.upper == math.inf
+    one = c.self_certainty_bounds(torch.tensor([0.5, 0.25, 0.125], dtype=DOUBLE).log(), 4)
+    expected = -(math.log(0.5) + math.log(0.25) + 2 * math.log(0.125)) / 4 - math.log(4)
+    assert one.lower.item() == pytest.approx(expected) == one.upper.item()
+    every = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=DOUBLE).log()
+    whole = c.self_certainty_bounds(every, 4)
+    assert whole.lower.item() == pytest.approx(expected) == whole.upper.item()
+    assert c.entropy_bounds(every, 4).upper.item() == pytest.approx(1.75 * math.log(2))
+    certain = c.entropy_bounds(torch.tensor([0.0, -math.inf], dtype=DOUBLE), 5)  # nothing is left for the others
+    assert certain.lower == certain.upper == 0
+    for known, vocabulary in ((top, 1), (top[:0], 4)):
+        with pytest.raises(BadInput, match="give at least 1 and at most all"):
+            c.entropy_bounds(known, vocabulary)
+
+
+def test_shares_and_sizes_at_their_limits():
+    values, mask = torch.arange(10.0)[None], torch.ones(1, 10)
+    assert (
+        c.bottom_groups(values, mask, window=1).item() == 0 and c.bottom_groups(values, mask, window=1, share=1) == 4.5
+    )
+    assert c.bottom_groups(values, mask, window=1, share=0.2).item() == 0.5
+    for share in (-0.1, 0.0, 1.01):
+        with pytest.raises(BadInput, match="above 0"):
+            c.bottom_groups(values, mask, window=1, share=share)
+    assert c.tail(values, mask, tokens=1).item() == 9 and c.groups(values, mask, window=1).equal(values)
+    assert c.clusters(["ab", "ac"], by="text", threshold=0.5) == [0, 1]  # half of their letters are alike
+    assert c.clusters(["ab", "ac"], by="text", threshold=0.49) == [0, 0]
+    assert c.clusters(["AB", "ab"], by="text") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("1.5", 0.015),
+        ("-0.5", math.nan),
+        ("100", 1.0),
+        ("101", math.nan),
+        ("0.5 of 80%, confidence: 0.25", 0.25),
+        ("80% is what I say, confidence", 0.8),
+        ("Confidence: 40. Probability: 60", 0.6),
+        ("60 and 60 %", 0.6),
+        ("3/4", 0.75),
+        (".5", 0.5),
+        ("+7", 0.07),
+        ("5/4", math.nan),
+        ("1.0%", 0.01),
+    ],
+)
+def test_statements_of_confidence(reply, value):
+    assert c.verbalized(reply) == pytest.approx(value, nan_ok=True)
+
+
+def test_semantic_entropy_of_answers_at_their_limits():
+    assert math.isnan(c.semantic_entropy([], torch.zeros(0), estimate="normalized").item())
+    assert c.semantic_entropy([1, 1], torch.tensor([-1.0, -2.0]), estimate="normalized").item() == 0
+    single = c.semantic_entropy([4, 4], torch.tensor([0.25, 0.25], dtype=DOUBLE).log(), estimate="monte-carlo")
+    assert single.item() == pytest.approx(math.log(2))
+    assert c.semantic_entropy([0, 1], torch.zeros(2, dtype=torch.float16), estimate="normalized").dtype == torch.float32
+    with pytest.raises(BadInput, match="and got none"):
+        c.semantic_entropy([0, 1], estimate="normalized")

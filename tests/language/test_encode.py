@@ -642,3 +642,24 @@ def test_turns_before_the_answer(small):
     expected = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     for messages in (turns, (*turns, Message("assistant", "old"))):
         assert encoding._turns(Record(id="a", completion="c", messages=messages)) == expected
+
+
+def test_an_answer_that_has_begun_is_the_last_turn_of_many(small):
+    language_model = with_template(small, SMOLLM2_TEMPLATE)
+    turns = [
+        Message("user", "one"),
+        Message("assistant", "two"),
+        Message("user", "three"),
+        Message("assistant", "no one"),
+    ]
+    (ids,), _ = encode_prompts(language_model, [turns])
+    said = language_model.tokenizer.decode(ids)
+    assert said.endswith("assistant\nno one") and said.count("two") == 1 and said.count("three") == 1
+
+
+def test_what_begins_a_conversation_is_never_cut_off(small):
+    """The template itself writes the token that begins every text."""
+    record = Record(id="long", prompt="What is the capital of Norway? " * 20, completion="Oslo")
+    with pytest.warns(UserWarning, match="were cut"):
+        (example,) = encode(replace(small, chat_template="auto"), [record], max_length=16)
+    assert example.input_ids[0] == small.tokenizer.bos_token_id and len(example.input_ids) == 16 and example.cut

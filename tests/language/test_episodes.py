@@ -2,14 +2,16 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
+from equipoise.language import episodes
 from equipoise.language.encode import encode_prompts, encode_replies
-from equipoise.language.episodes import ENVIRONMENT, MODEL, TOOL, Episode, play
+from equipoise.language.episodes import ENVIRONMENT, MODEL, TOOL, Episode, Turn, play
 from equipoise.language.rollouts import Rollouts, roll_out, score_responses
 
 ENDS = [2, *range(100, 150)]
@@ -265,3 +267,78 @@ def test_bad_requests(ending, how, said):
 def test_an_episode_says_what_came_of_it():
     with pytest.raises(BadInput, match="outcome"):
         Episode(0, "a", (), 0.0, "over")
+
+
+def turned(reward=0.0, **info):
+    return Turn("text", "reply", reward, info, 0, 1, 1)
+
+
+def test_what_an_episode_came_to_by_hand():
+    ways = turned(valid=True), turned(valid=False), turned(), turned(valid=False, success=True)
+    assert Episode(0, "f", ways, 0.0, "done").valid == 0.5 and Episode(0, "f", (), 0.0, "failed").valid == 0.0
+    assert Episode(0, "f", ways, 0.0, "done").success and not Episode(0, "f", ways, 0.0, "turns").success
+    tasks = turned(task_done=True, success=True), turned(), turned(task_done=True, success=False), turned(success=True)
+    assert not Episode(0, "f", tasks, 0.0, "done").success and Episode(0, "f", tasks[:2], 0.0, "done").success
+    assert not Episode(0, "f", (turned(),), 0.0, "done").success
+    row = episodes._Row(None, "first", 7, [1], turns=[turned(0.5), turned(-2.0)], outcome="turns")
+    assert row.episode() == Episode(7, "first", (turned(0.5), turned(-2.0)), -1.5, "turns")
+    row.outcome = "failed"
+    assert row.episode().score == 0.0
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [((3, 0.0, False, {}), "the reply is a int"), (("a", float("inf"), False, {}), "the reward is inf"),
+     (("a", float("nan"), False, {}), "the reward is nan")],
+)  # fmt: skip
+def test_what_an_environment_may_not_tell(told, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        episodes._checked(told)
+    assert episodes._checked(("a", True, 1, None)) == ("a", 1.0, True, {})
+
+
+@pytest.mark.parametrize(
+    ("last", "reply", "ids", "owner"),
+    [
+        (5, 4, [4, 5, 7, 7, 7, 7], [1, 1, 3, 3, 3, 3]),  # the model has ended its turn itself
+        (5, 5, [4, 5], [1, 1]),
+        (6, 3, [4, 6, 9, 7, 7, 7], [1, 1, 2, 3, 3, 3]),
+        (6, 4, [4, 6], [1, 1]),
+    ],
+)
+def test_a_reply_needs_room_for_a_token_behind_it(monkeypatch, last, reply, ids, owner):
+    monkeypatch.setattr(episodes, "encode_replies", lambda model, replies: ([9], [[7] * len(each) for each in replies]))
+    row = episodes._Row(None, "f", 0, [1, 2, 3], ids=[4, last], owner=[1, 1], turn=[0, 0], turns=[turned()])
+    row.log_probs, row.entropies = [-1.0, -1.0], [1.0, 1.0]
+    episodes._answer(SimpleNamespace(context=10), [row], [0], {0: ("x" * reply, TOOL)}, frozenset({5}))
+    assert row.ids == ids and row.owner == owner and row.outcome == (None if len(ids) > 2 else "room")
+    assert row.turn == [0] * 2 + [0] * (len(ids) - 2) and row.turns[0].stop == (len(ids) if len(ids) > 2 else 1)
+    assert row.log_probs[2:] == row.entropies[2:] == [0.0] * (len(ids) - 2)
+
+
+def test_progress_counts_turns_that_are_not_taken(ending, monkeypatch):
+    told = []
+
+    class Bar:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def advance(self, amount=1):
+            told.append(amount)
+
+    monkeypatch.setattr(episodes, "progress", lambda title, total, unit: told.append(total) or Bar())
+    play(ending, Counter, [1, 3], samples=2, max_turns=4, max_new_tokens=2, temperature=0.0, seed=0)
+    assert told[0] == 16 == sum(told[1:])
+    for wrong in (
+        {"samples": 0},
+        {"max_turns": 0},
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+        {"temperature": float("inf")},
+    ):
+        given = {"samples": 1, "max_turns": 1, "max_new_tokens": 1, "temperature": 0.0, "seed": 0}
+        with pytest.raises(BadInput):
+            play(ending, Counter, [1], **{**given, **wrong})

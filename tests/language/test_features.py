@@ -203,3 +203,137 @@ def test_a_rounded_digest_survives_another_precision_and_no_other_weights(lm):
     whole = {rounded: weights_digest(lm.model, numbers=None, rounded=rounded) for rounded in (False, True)}
     assert weights_digest(narrow, numbers=None, rounded=True) == whole[True] != whole[False]
     assert weights_digest(copy.deepcopy(lm.model), numbers=None) == whole[False] != weights_digest(narrow, numbers=None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "batches"),
+    [
+        ([5, 3, 3, 2, 1], 6, [[0], [1, 2], [3, 4]]),
+        ([1, 2, 3], 100, [[2, 1, 0]]),
+        ([4, 4, 4], 8, [[0, 1], [2]]),
+        ([4, 4, 4], 7, [[0], [1], [2]]),
+        ([9], 1, [[0]]),  # one text at least
+        ([], 5, []),
+    ],
+)
+def test_batches_of_texts_of_like_length(lengths, tokens, batches):
+    assert list(features._batches(lengths, tokens)) == batches
+
+
+def test_a_digest_of_weights_takes_some_numbers_of_each_tensor():
+    import hashlib
+
+    model = SimpleNamespace(
+        state_dict=lambda: {"a": torch.arange(300.0).view(100, 3), "b": torch.tensor([1.0, 1.001], dtype=torch.float64)}
+    )
+
+    def digest(a, b):
+        found = hashlib.sha256()
+        for name, shape, some in (("a", (100, 3), a), ("b", (2,), b)):
+            found.update(f"{name} {shape}".encode() + np.asarray(some).tobytes())
+        return found.hexdigest()
+
+    numbers = np.arange(300, dtype=np.float32)
+    both = np.array([1.0, 1.001])
+    assert weights_digest(model) == digest(numbers[::4], both.astype(np.float32))
+    assert weights_digest(model, numbers=300) == digest(numbers, both.astype(np.float32))
+    assert weights_digest(model, numbers=None) == digest(numbers, both)
+    rounded = torch.arange(0, 300.0, 18).bfloat16().float().numpy()
+    assert weights_digest(model, numbers=16, rounded=True) == digest(rounded, np.ones(2, np.float32))
+    assert fingerprint(model) == weights_digest(model, numbers=16, rounded=True)
+
+
+def test_what_is_extracted_when_nothing_else_is_said(lm, tmp_path, monkeypatch):
+    asked = {}
+    fill = features._fill
+
+    def noted(language_model, rows, wanted, pool, values, folder, batch_tokens):
+        asked[pool] = (batch_tokens, str(values.dtype))
+        fill(language_model, rows, wanted, pool, values, folder, batch_tokens)
+
+    monkeypatch.setattr(features, "_fill", noted)
+    for pool in ("mean", "last", "sum"):
+        extract(lm, TEXTS[:2], PLACES[:1], pool=pool, into=tmp_path / pool)
+    assert asked == {"mean": (512, "float16"), "last": (512, "float16"), "sum": (512, "float32")}
+
+
+def test_what_is_pooled_by_hand(lm, monkeypatch):
+    """Two texts of three and two tokens, whose states are 1, 2, 3 and 4, 5, padding 6: chosen are the first and the last."""
+    states = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], [[4.0, 40.0], [5.0, 50.0], [6.0, 60.0]]])
+    monkeypatch.setattr(features, "_at", lambda model, wanted, ids, use: [use(states), use(-states)])
+    rows = [
+        (np.array([7, 8, 9], np.int32), np.array([0, 2], np.int32)),
+        (np.array([7, 8], np.int32), np.array([1], np.int32)),
+    ]
+    for pool, first, second in (("mean", 2.0, 5.0), ("sum", 4.0, 5.0), ("last", 3.0, 5.0)):
+        for dtype in ("float16", "float64"):
+            found = features._pooled(lm, rows, ["a", "b"], pool, np.dtype(dtype))
+            assert found.dtype == dtype and found.shape == (2, 2, 2)
+            assert found.tolist() == [
+                [[first, 10 * first], [-first, -10 * first]], [[second, 10 * second], [-second, -10 * second]]
+            ]  # fmt: skip
+
+
+def test_a_number_that_is_none_is_named():
+    pooled = np.zeros((2, 2, 3))
+    features._refuse_infinite(pooled, [4, 7], ["a", "b"], np.dtype("float32"))
+    pooled[1, 0, 2] = np.inf
+    with pytest.raises(WorkFailed, match=r"of text 7 at a hold .* float32 cannot: it is no number, or too large\.$"):
+        features._refuse_infinite(pooled, [4, 7], ["a", "b"], np.dtype("float32"))
+    with pytest.raises(WorkFailed, match="too large; use dtype float32"):
+        features._refuse_infinite(pooled, [4, 7], ["a", "b"], np.dtype("float16"))
+
+
+class Marked:
+    """What runs when a pickle of it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_nothing_runs_where_values_are_a_pickle(lm, tmp_path):
+    import pickle
+
+    marker = tmp_path / "marker"
+    (tmp_path / features.VALUES).write_bytes(pickle.dumps(Marked(marker)))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Features.of(tmp_path, {"places": ["a"], "pool": "mean", "model": "m"})
+    rows = [(np.array([5], np.int32), np.array([0], np.int32))]
+    found = features._values(lm, rows, PLACES[:1], tmp_path / features.VALUES, "float32")
+    assert found.shape[:2] == (1, 1) and not marker.exists()
+
+
+def test_what_is_another_content_of_a_folder(lm, tmp_path):
+    asked = {"pool": "mean", "batch_tokens": 5}
+    features._refuse_other(tmp_path, {**asked, "sha256": "x"}, asked)
+    with pytest.raises(BadInput, match="another batch tokens"):
+        features._refuse_other(tmp_path, {"pool": "mean", "batch_tokens": 6}, asked)
+    found = extract(lm, TEXTS[:1], PLACES[:1], pool="mean", into=tmp_path / "f")
+    assert np.array_equal(Features.load(tmp_path / "f").values, found.values)
+    about, sealed = features.unseal((tmp_path / "f" / features.ABOUT).read_bytes())
+    assert sealed and about["features"] == 1
+    for written in (json.dumps(about).encode(), features.seal({**about, "features": 2})):
+        shutil.copytree(tmp_path / "f", tmp_path / "g", dirs_exist_ok=True)
+        (tmp_path / "g" / features.ABOUT).write_bytes(written)
+        with pytest.raises(BadInput, match="another version, or was altered"):
+            Features.load(tmp_path / "g")
+
+
+def test_texts_that_cannot_be_read(lm):
+    context = lm.context
+    fitting = Example((1,) * context, (IGNORE, *(1,) * (context - 1)))
+    assert len(features._encoded(lm, [fitting])[0][0]) == context
+    with pytest.raises(BadInput, match=f"Text 1 has {context + 1} tokens"):
+        features._encoded(lm, [fitting, Example((1,) * (context + 1), (1,) * (context + 1))])
+    with pytest.raises(BadInput, match="Text 0 has no token to pool"):
+        features._encoded(lm, [Example((1, 2), (IGNORE, IGNORE))])
+    with pytest.raises(BadInput, match="no text to read"):
+        features._encoded(lm, [])
+    for wanted, words in (([], "each once"), (["embed", "embed"], "each once"), (["head"], "head.input")):
+        with pytest.raises(BadInput, match=words):
+            features._check_places(lm.model, wanted)
+    with pytest.raises(BadInput, match=r"no place 'block\.99'"):
+        features._check_places(lm.model, ["embed", "block.99.input"])

@@ -700,3 +700,26 @@ def test_each_module_is_in_its_own_mode_again():
         raise KeyError
     assert [module.training for module in model.modules()] == modes == [True, True, False, False, False]
     assert torch.is_grad_enabled()
+
+
+def test_a_file_is_read_in_the_precision_that_is_asked_for(tmp_path, monkeypatch):
+    from equipoise.language import model as module
+
+    asked = []
+    monkeypatch.setattr(module, "read_gguf", lambda path, dtype: asked.append(dtype) or (None, None, "Q4"))
+    monkeypatch.setattr(module, "_size", lambda model: "small")
+    for dtype in (torch.bfloat16, "auto"):
+        found = module._from_file(tmp_path / "m.GGUF", dtype)
+        assert found == (None, None, "m.GGUF, de-quantised from Q4 (small).")
+    assert asked == [torch.bfloat16, torch.float32]
+    with pytest.raises(BadInput, match="is a file"):
+        module._from_file(tmp_path / "m.bin", "auto")
+
+
+def test_errors_are_told_by_their_first_sentence():
+    from equipoise.language import model as module
+
+    assert module._first_sentence(ValueError("one\n two\n\nthree")) == "one two"
+    assert module._first_sentence(ValueError("")) == "ValueError"
+    assert module._first_sentence(ValueError("a" * 300)) == "a" * 300
+    assert module._first_sentence(ValueError("a" * 301)) == "a" * 297 + "..."

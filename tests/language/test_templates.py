@@ -371,3 +371,15 @@ def test_what_an_assistant_said_is_rendered_as_it_stands():
     environment = Environment(extensions=[template_process.Generation])
     template = "{% set x = 1 %}a{% generation %}b{{ x }}{% set x = 2 %}{% endgeneration %}c{{ x }}"
     assert environment.from_string(template).render() == "ab1c1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a\n    {% if true %}b{% endif %}", "a\nb"),
+        ("{% if true %}\nx{% endif %}", "x"),
+        ("{% for i in [1, 2] %}{% break %}{% endfor %}y", "y"),
+    ],
+)
+def test_blocks_take_their_line_with_them(text, said):
+    assert compiled(text).render() == said

@@ -4,6 +4,7 @@ from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,3 +164,92 @@ def test_the_worlds_start_where_they_should(name, low, high):
     assert low <= min(rates) and max(rates) <= high
     if name == "levels":
         assert max(rates) - min(rates) > 0.4
+
+
+def test_the_worlds_are_these():
+    chains = {("chain", 1): 9, ("chain", 2): 7, ("chain", 3): 4}
+    assert {
+        "levels": warm_start.WarmStart(
+            "chain", (2, 3, 4, 5, 6), {**chains, ("chain", 4): 1.5, ("chain", 5): 0.6, ("chain", 6): 0.2}, 0.45, 36
+        ),
+        "routes": warm_start.WarmStart(
+            "routes", (2, 3), {("chain", 1): 9, ("chain", 2): 5, ("routes", 2): 5, ("routes", 3): 4}, 0.65, 18, 0.6
+        ),
+        "format": warm_start.WarmStart("chain", (2, 3), chains, 0.65, 20, 0.0, 0.25),
+    } == WORLDS
+    assert (warm_start.STEPS, warm_start.BATCH_SIZE, warm_start.LEARNING_RATE) == (600, 32, 2e-3)
+    assert warm_start._MOST == {1: 150, 2: 3000}
+
+
+def test_what_one_lesson_after_the_other_is_drawn_from(monkeypatch):
+    """Kinds by weight, then for each a problem, whether additions alone, a route, a form: one stream of the seed."""
+    asked = []
+    real = warm_start.problems
+    monkeypatch.setattr(warm_start, "problems", lambda count, **how: asked.append((count, how)) or real(count, **how))
+    for name in ("routes", "format"):
+        world = WORLDS[name]
+        asked.clear()
+        found = lessons(world, 60, seed=11)
+        rng = np.random.default_rng(11)
+        weights = np.array([*world.taught.values()])
+        kinds = rng.choice(len(weights), size=60, p=weights / weights.sum()).tolist()
+        assert asked == [
+            (kinds.count(place), {"seed": 11, "kind": kind, "levels": (level,)})
+            for place, (kind, level) in enumerate(world.taught)
+        ]
+        pools = [real(count, **how) for count, how in asked]
+        for place, record in zip(kinds, found, strict=True):
+            problem = pools[place][int(rng.random() * len(pools[place]))]
+            alone = problem.kind == "routes" and rng.random() < world.dominant
+            route = "+" * problem.level if alone else problem.routes[int(rng.random() * len(problem.routes))]
+            form = "plain" if world.strict is None else "strict" if rng.random() < world.strict else "habit"
+            assert (record.prompt, record.group) == (problem.prompt, problem.id)
+            assert record.completion == solution(problem, route=route, form=form).text
+    assert [record.id for record in found] == [str(place) for place in range(60)]
+    many = {}
+    monkeypatch.setattr(
+        warm_start, "problems", lambda count, **how: many.update({how["levels"]: count}) or real(9, **how)
+    )
+    monkeypatch.setattr(warm_start, "solution", lambda problem, **how: SimpleNamespace(text="1"))
+    lessons(WORLDS["format"], 9000, seed=0)
+    assert many[1,] == 150 and many[2,] == 3000 and 1500 < many[3,] < 2100
+
+
+def test_a_teaching_by_hand(monkeypatch):
+    """Solutions are written from step 40 on; asked for is every 25th, so it stops at 50."""
+    given, asked, moment = {}, {}, {"step": 0}
+
+    def taught(language_model, records, **how):
+        given.update(how, records=records)
+        for step in range(1, 100):
+            moment["step"] = step
+            (enough,) = how["callbacks"]
+            if enough(SimpleNamespace(step=step)):
+                break
+
+    def written(language_model, prompts, **how):
+        asked.setdefault(how["generator"].initial_seed(), []).append((moment["step"], len(prompts), how["batch_size"]))
+        known = {problem.prompt: problem for problem in (*measured, *test)}
+        late = moment["step"] >= 40
+        return [solution(known[prompt]).text if late else "1+1=3" for prompt in prompts]
+
+    def seed(use):
+        return int(np.random.SeedSequence(7, spawn_key=(use,)).generate_state(1)[0])
+
+    levels = WORLDS["levels"]
+    measured = problems(120, seed=seed(1), kind="chain", levels=levels.levels)
+    test = problems(50, seed=7, kind="chain", levels=levels.levels, part="test")
+    monkeypatch.setattr(warm_start.tiny, "teach", taught)
+    monkeypatch.setattr(warm_start, "generate", written)
+    monkeypatch.setattr(warm_start, "STEPS", 60)
+    made = arithmetic_model("levels", 7, train=30, test=50)
+    assert made.steps == 50 and asked == {25: [(25, 120, 256)], 50: [(50, 120, 256)] * 2, seed(3): [(50, 50, 256)]}
+    assert (given["seed"], given["epochs"], given["learning_rate"], given["batch_size"]) == (7, 1, 2e-3, 32)
+    assert given["save_every"] == 100 and len(given["records"]) == 60 * 32
+    assert given["records"][:50] == lessons(levels, 60 * 32, seed=seed(2))[:50]
+    order = warm_start.without_replacement(60 * 32, 32, 7)
+    seen = [given["records"][place] for step in range(50) for place in order(step)]
+    assert made.tokens == sum(len(each.prompt) + len(each.completion) + 2 for each in seen)
+    assert made.rates == dict.fromkeys(levels.levels, (10, 10)) and made.test == test
+    assert made.train == problems(30, seed=7, kind="chain", levels=levels.levels, part="train")
+    assert warm_start._mean_rate({1: SolveRate(1, 2), 2: SolveRate(1, 1)}) == 0.75

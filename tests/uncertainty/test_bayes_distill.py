@@ -239,3 +239,87 @@ def test_targets_that_are_no_distributions_are_refused():
         distill(learning, inputs, one_hot(labels[1:], 3), settings(1))
     with pytest.raises(BadInput, match="label_weight"):
         distill(learning, inputs, one_hot(labels, 3), settings(1), label_weight=1.0)
+
+
+class Table:
+    """Inputs whose class logits are a table of parameters, one row each."""
+
+    def __init__(self, table):
+        self.table = torch.nn.Parameter(table)
+
+    def __len__(self):
+        return len(self.table)
+
+    def batch(self, indices, device):
+        return {"rows": torch.tensor(list(indices))}
+
+    def logits(self, model, batch):
+        return self.table[batch["rows"]]
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("forward", 0.0), ("forward", 2.0), ("js", 0.5), ("reverse", 0.0)])
+def test_the_loss_of_a_batch_by_hand(monkeypatch, kind, weight):
+    """The sum over inputs of the divergence and of the weighted cross entropy with the labels."""
+    from types import SimpleNamespace
+
+    from equipoise.uncertainty import bayes_distill
+
+    inputs, asked = Table(torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])), {}
+    wanted = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [1.0, 0.0, 0.0]]).double()
+    if kind == "reverse":
+        wanted[2] = torch.tensor([0.5, 0.25, 0.25])
+
+    def fit(model, loss, order, settings, *, collate, **how):
+        asked.update(how, loss=loss, collate=collate, order=[order(step) for step in range(2)], settings=settings)
+
+    monkeypatch.setattr(bayes_distill, "fit", fit)
+    given = SimpleNamespace(device=torch.device("cpu"), model=None)
+    distill(given, inputs, wanted, settings(4), kind=kind, labels=[2, 0, 1], label_weight=weight, save_every=3)
+    batch = asked["collate"]([2, 0])
+    assert ("gold" in batch) == (weight > 0) and batch["target"].dtype == torch.float32
+    total, count = asked["loss"].loss(None, batch) if hasattr(asked["loss"], "loss") else asked["loss"](None, batch)
+    logits = inputs.table.detach().double()[[2, 0]]
+    due = divergence(logits, wanted[[2, 0]], kind).sum()
+    due += weight * torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2]), reduction="sum")
+    assert count == 2 and total.item() == pytest.approx(due.item(), rel=1e-5) and asked["save_every"] == 3
+    order = bayes_distill.without_replacement(3, 8, 0)
+    assert asked["order"] == [order(0), order(1)]
+
+
+def test_targets_at_the_limit_of_what_sums_to_one():
+    inputs = Table(torch.zeros(2, 2))
+    with pytest.raises(BadInput, match="of input 1 sum to 1"):
+        distill(bare(), inputs, torch.tensor([[0.5, 0.5], [0.5, 0.500002]]).double(), settings(1))
+    with pytest.raises(BadInput, match="one of probabilities"):
+        distill(bare(), inputs, torch.tensor([[0.5, 0.5], [1.5, -0.5]]).double(), settings(1))
+    with pytest.raises(BadInput, match="label_weight is -1"):
+        distill(bare(), inputs, torch.full((2, 2), 0.5).double(), settings(1), label_weight=-1.0)
+    for wrong in (torch.zeros(3), torch.zeros(0, 2, 3)):
+        with pytest.raises(BadInput, match="no draws"):
+            averaged(wrong)
+    with pytest.raises(BadInput, match="smoothing"):
+        one_hot([0], 2, -0.1)
+    assert one_hot([1], 2).tolist() == [[0.0, 1.0]]
+
+
+def test_rows_of_targets_hold_sixty_four_inputs(tmp_path):
+    lm = adapted()
+    inputs, _ = read(lm, 66)
+    rows = Rows(tmp_path / "t.jsonl")
+    targets(Tfb(0.3, 1), lm, inputs, names=[str(each) for each in range(66)], rows=rows)
+    stored = [(row["first"], len(row["ids"]), len(row["targets"])) for row in Rows(tmp_path / "t.jsonl")]
+    assert stored == [(0, 64, 64), (64, 2, 2)]
+
+
+def test_prompts_up_to_the_context_less_one():
+    lm = bare()
+    context = lm.context
+    one = len(read_prompts(lm, ["yes"], CLASSES).rows[0])
+    each = len(read_prompts(lm, ["yes yes"], CLASSES).rows[0]) - one
+    longest = (context - 1 - one) // each
+    assert len(read_prompts(lm, ["yes" + " yes" * longest], CLASSES).rows[0]) <= context - 1
+    with pytest.raises(BadInput, match=f"Prompt 'p' has {one + each * (longest + 1)} tokens"):
+        read_prompts(lm, ["yes" + " yes" * (longest + 1)], CLASSES, ["p"])
+    with pytest.raises(BadInput, match="two or more, each once"):
+        read_prompts(lm, ["yes"], (" one", " one", " two"))
+    assert len(read_prompts(lm, ["yes"], (" one", " two")).class_ids) == 2

@@ -359,3 +359,38 @@ def test_the_plan_counts_the_passes_of_laplace(place, tmp_path, monkeypatch):
     monkeypatch.setattr(Prompts, "batch", counted)
     uncertainty.bayesianize(head, **given)
     assert count == planned == 24 * 3 + 8 * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "passes", "steps"),
+    [
+        ({"draws": 3}, 24 * (3 * 12 + 1) + (24 + 8) * 4, 0),
+        ({"draws": 3, "anchors": 10}, 10 * (3 * 12 + 1) + (24 + 8) * 4, 0),
+        ({"draws": 3, "test": None}, 24 * (3 * 12 + 1) + 24 * 4, 0),
+        ({"teacher": "mc-dropout", "draws": 2}, (24 + 8) * 3, 0),
+        ({"teacher": "blob", "draws": 2, "steps": 9}, (24 + 8) * 3, 9),
+    ],
+)
+def test_plans_of_teachers_by_hand(place, more, passes, steps):
+    given = {"inputs": rows(), "test": rows(8, 1), **PLAIN}
+    plan = uncertainty.bayesianize.plan(place / "adapter", **(given | more))
+    assert (plan.passes, plan.steps, plan.inputs) == (passes, steps, 24)
+    assert plan.tested == (8 if more.get("test", 8) else 0)
+    assert plan.shown.endswith(rows()[0]["prompt"])
+
+
+def test_plans_of_ensembles_and_students_by_hand(place, made, tmp_path):
+    members = tuple(write_adapter(place / "base", tmp_path / str(seed), seed=seed) for seed in (3, 4))
+    given = {"inputs": rows(), "test": rows(8, 1), **PLAIN}
+    plan = uncertainty.bayesianize.plan(place / "adapter", **given, teacher="ensemble", members=members)
+    assert plan.passes == (24 + 8) * (3 + 1)
+    plan = uncertainty.distill.plan(place / "teacher", **given, steps=70)
+    assert (plan.passes, plan.steps, plan.tested) == ((24 + 8) * (3 + 2), 70, 8)
+    assert plan.what == "Teacher: tfb, 3 passes; student: forward"
+
+
+def test_a_student_of_another_rank_has_the_teacher_s_scale(place, student):
+    stated = json.loads((place / "student" / "adapter_config.json").read_text())
+    assert (stated["r"], stated["lora_alpha"], len(stated["target_modules"])) == (3, 6, 4)
+    assert student.steps == 60 and student.teacher_passes == 3 and student.inputs == 24
+    assert student.settings["label_weight"] == 0 and student.settings["divergence"] == "forward"

@@ -332,3 +332,189 @@ def test_teachers_are_read_as_they_were_written(tmp_path):
     path.write_bytes(content)
     with pytest.raises(WorkFailed, match="altered"):
         teachers.load(tmp_path)
+
+
+# --- figures by hand --------------------------------------------------------------------------------------------------
+
+
+def searched(change, compat=False, steps=3):
+    return tfb.largest_sigma(change, low=1.0, high=9.0, tolerance=4.5, steps=steps, compat=compat)
+
+
+def test_a_bisection_of_three_steps_by_hand():
+    """Between 1 and 9 with a change of sigma itself: 5 is too much, 3 and 4 are not."""
+    found = searched(lambda sigma: sigma)
+    assert found == tfb.SigmaSearch(4.0, {9.0: 9.0, 1.0: 1.0, 5.0: 5.0, 3.0: 3.0, 4.0: 4.0}, "")
+    found = searched(lambda sigma: sigma, compat=True)
+    assert found == tfb.SigmaSearch(5.0, {5.0: 5.0, 3.0: 3.0, 4.0: 4.0}, "")
+    found = searched(lambda sigma: 10.0 * (sigma > 1))
+    assert (found.sigma, found.edge) == (1.0, "lower") and list(found.tried) == [9.0, 1.0, 5.0, 3.0, 2.0]
+    found = searched(lambda sigma: 4.5, compat=True)  # the tolerance itself is borne
+    assert found == tfb.SigmaSearch(9.0, {5.0: 4.5, 7.0: 4.5, 8.0: 4.5}, "upper")
+    assert searched(lambda sigma: 4.5) == tfb.SigmaSearch(9.0, {9.0: 4.5}, "upper")
+    for low, high in ((0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)):
+        with pytest.raises(BadInput, match="above 0"):
+            tfb.largest_sigma(lambda sigma: sigma, low=low, high=high)
+
+
+def test_a_search_takes_ten_bisections_or_the_code_s_five():
+    lm = adapted()
+    inputs, _ = read(lm, 6)
+    settings = {"draws": 2, "low": 0.001, "high": 2.0, "anchors": [0, 2, 3]}
+    assert len(tfb.search(lm, inputs, **settings).tried) == 2 + 10
+    assert len(tfb.search(lm, inputs, **settings, steps=3).tried) == 2 + 3
+    code = tfb.search(lm, inputs, **settings, compat=True)
+    assert len(code.tried) == 5
+    # Of the anchors alone, under the draws of the seed: the NLL of the labels that the adapter itself gives.
+    clean = class_logits(lm, inputs, indices=[0, 2, 3]).log_softmax(-1)
+    labels, sigma = clean.argmax(-1), (0.001 + 2.0) / 2
+    under = averaged(tfb.Tfb(sigma, 2).on(lm, inputs)([0, 2, 3]).detach().double()).log()
+    before, after = (-each[torch.arange(3), labels].mean().item() for each in (clean, under))
+    assert code.tried[sigma] == pytest.approx(abs(after - before) / before / 3, rel=1e-6)
+
+
+def test_tfb_s_noise_of_a_wide_b_and_of_factors_that_do_not_fit():
+    a, b = factors(m=2, r=4)
+    found = tfb.tfb_noise(a, b, 0.2)
+    assert found.std.shape == (2, 5) and found.a.shape == (2, 5)
+    singular = torch.linalg.svdvals(b)
+    assert_close(found.std[:, 3], 0.2 / singular)
+    for wrong in ((a[0], b), (a, b[0]), (a[:3], b)):
+        with pytest.raises(BadInput, match="no factors of one update"):
+            tfb.tfb_noise(*wrong, 0.1)
+
+
+@pytest.mark.parametrize("teacher", ["tfb", "blob", "mc-dropout"])
+def test_each_draw_and_each_map_has_a_stream_of_its_own(teacher):
+    lm = adapted()
+    own = tfb.bases(lm) if teacher == "tfb" else teachers.own_factors(lm)
+
+    def made(seed):
+        if teacher == "blob":
+            return blob.Blob({name: torch.ones_like(pair[0]) for name, pair in own.items()}, seed=seed)
+        return tfb.Tfb(0.5, seed=seed) if teacher == "tfb" else McDropout(0.5, seed=seed)
+
+    def moved(seed, draw):
+        return [a - own[name][0] for name, (a, _) in made(seed).factors(own, draw).items()]
+
+    first, second = moved(0, 0)[:2]
+    shared = min(len(first), len(second))
+    assert not first[:shared].equal(second[:shared])
+    assert first.equal(moved(0, 0)[0]) and not first.equal(moved(0, 1)[0]) and not first.equal(moved(1, 0)[0])
+    for name, (_, b) in made(0).factors(own, 0).items():
+        assert b.equal(own[name][1])
+
+
+def test_blob_s_noise_is_omega_in_size():
+    own = {"map": (torch.zeros(2, 3), torch.ones(4, 2))}
+    omega = torch.tensor([[0.1, 1.0, 2.0], [0.5, 0.0, 3.0]])
+    drawn = torch.stack([blob.Blob({"map": omega}).factors(own, draw)["map"][0] for draw in range(4000)])
+    assert_close(drawn.std(0), omega, rtol=0.06, atol=1e-9)
+    assert drawn.mean(0).abs().max() < 0.2
+
+
+def test_the_roots_begin_between_epsilon_over_root_two_and_epsilon():
+    lm = trainable()
+    with blob.variational(lm, 0.5, 3) as roots:
+        every = torch.cat([root.detach().flatten() for root in roots.values()])
+        first, second = list(roots.values())[:2]
+        assert not first.equal(second)
+    assert every.min() >= 0.5 / math.sqrt(2) and every.max() <= 0.5
+    assert every.min().item() == pytest.approx(0.5 / math.sqrt(2), abs=0.005)
+    assert every.max().item() == pytest.approx(0.5, abs=0.005)
+    with blob.variational(lm, 0.5, 4) as roots:
+        assert not first.equal(next(iter(roots.values())))
+
+
+def test_steps_of_the_kl_have_the_weights_of_the_cycle_and_the_rates_of_the_schedule(monkeypatch):
+    """Three steps in cycles of two: pi is 2/7, 4/7 and 2/7 again, at the rates of a schedule that falls to 0."""
+    lm = trainable()
+    inputs, labels = read(lm)
+    monkeypatch.setattr(blob, "cycle", lambda *_: 2)
+    settings = TrainerSettings(steps=3, learning_rate=1e-30, batch_size=8, seed=0, warmup_ratio=0.0, schedule="linear")
+    own = next(iter(adapters.adapted_maps(lm).values()))
+    mean = adapters.factors(own)[0].detach().clone()
+    rates = settings.model_copy(update={"learning_rate": 1e-2})
+    blob.train(lm, inputs, labels, settings, blob.BlobSettings(kl_learning_rate=1e-2))
+    for step, weight in enumerate((2 / 7, 4 / 7, 2 / 7)):
+        mean = mean - rates.learning_rate_at(step) * weight * mean / 0.2**2
+    assert_close(adapters.factors(own)[0].detach(), mean, atol=1e-7, rtol=1e-5)
+    with pytest.raises(BadInput, match="Step 3 of a cycle of 2"):
+        blob.kl_weight(3, 2)
+
+
+def test_cycles_of_other_sizes():
+    assert blob.cycle(1, 1) == 100 and blob.cycle(1, 100) == 1 and blob.cycle(1, 50) == 2
+    assert blob.cycle(256, 16, gamma=3.14159) == 100 * 256 // 16
+
+
+def test_the_evidence_by_hand_and_its_ends():
+    """H = 0 has no best lambda but for |B|^2: k / |B|^2 would be right where H is large, and the ends where it is not."""
+    values = torch.tensor([4.0, 1.0]).double()
+    expected = 0.5 * (2 * math.log(2.0) - 2.0 * 3.0 - math.log(6.0) - math.log(3.0))
+    assert laplace_lora.log_evidence(2.0, values, 3.0) == pytest.approx(expected)
+    huge = torch.full((2,), 1e12).double()
+    assert laplace_lora.best_precision(huge, 0.5) == pytest.approx(4.0, rel=1e-4)
+    assert laplace_lora.best_precision(huge, 1e-12) == pytest.approx(1e8, rel=1e-3)
+    assert laplace_lora.best_precision(huge, 1e12) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_laplace_draws_are_a_root_of_the_covariance_times_normal_numbers():
+    covariance = torch.diag(torch.tensor([1.0, 4.0, 9.0, 16.0], dtype=torch.float64))  # 2 classes at rank 2
+    one = laplace_lora.LastLayerLaplace(covariance, 1.0, samples=6, seed=1)
+    mean, z = torch.tensor([[1.0, -1.0], [0.0, 5.0]]).double(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+    drawn = one.drawn(mean, z)
+    assert drawn.shape == (6, 2, 2) and one.passes == 1
+    normal = (drawn - mean) / torch.tensor([[1.0, 3.0], [2.0, 4.0]]).double()
+    assert_close(normal[:, 0].abs(), normal[:, 1].abs())  # the same numbers for all inputs
+    assert not laplace_lora.LastLayerLaplace(covariance, 1.0, samples=6, seed=2).drawn(mean, z).allclose(drawn)
+    nothing = laplace_lora.LastLayerLaplace(0 * covariance - 1e-12, 1.0, samples=3)  # rounded below 0
+    assert_close(nothing.drawn(mean, z), mean.expand(3, 2, 2))
+
+
+def test_laplace_is_the_inverse_of_the_curvature_and_the_prior():
+    lm = adapted(targets=("q_proj", "lm_head"))
+    inputs, _ = read(lm, 7)
+    found = laplace_lora.laplace(lm, inputs, inputs.class_ids, precision=0.5, batch_size=3)
+    mean, z = laplace_lora._read(lm, inputs, range(7))
+    own = class_logits(lm, inputs)
+    assert_close(mean, own, atol=1e-6, rtol=1e-5)
+    curvature = laplace_lora.hessian(z, own.softmax(-1))
+    assert_close(found.covariance, torch.linalg.inv(curvature + 0.5 * torch.eye(12).double()), atol=1e-5, rtol=1e-4)
+    # What B reads, with the adapter's scale of 2: B z is what the adapter adds to the logits.
+    head = laplace_lora.adapted_head(lm)
+    b = adapters.factors(head)[1].detach().double()[list(inputs.class_ids)]
+    before = b @ z.T
+    kept = adapters.factors(head)[1].data
+    adapters.factors(head)[1].data = torch.zeros_like(kept)
+    assert_close(own - class_logits(lm, inputs), before.T, atol=1e-4, rtol=1e-4)
+    adapters.factors(head)[1].data = kept
+    best = laplace_lora.laplace(lm, inputs, inputs.class_ids)
+    values = torch.linalg.eigvalsh(curvature)
+    assert best.precision == pytest.approx(laplace_lora.best_precision(values, b.square().sum().item()), rel=1e-3)
+
+
+def test_factors_are_taken_as_they_are_and_put_back():
+    lm = adapted()
+    maps = adapters.adapted_maps(lm)
+    before = {name: [each.detach().clone() for each in adapters.factors(own)] for name, own in maps.items()}
+    given = {name: (0 * a, 0 * b) for name, (a, b) in before.items()}
+    with pytest.raises(RuntimeError, match="inside"), teachers.placed(lm, given):
+        assert not any(each.any() for own in maps.values() for each in adapters.factors(own))
+        raise RuntimeError("inside")
+    for name, own in maps.items():
+        assert all(now.equal(then) for now, then in zip(adapters.factors(own), before[name], strict=True))
+    half = teachers._widened(torch.ones(2, dtype=torch.bfloat16))
+    double = teachers._widened(torch.ones(2, dtype=torch.float64))
+    assert half.dtype == torch.float32 and double.dtype == torch.float64
+
+
+def test_dropout_without_probability_is_allowed_and_below_nought_is_not():
+    own = {"map": (torch.ones(2, 1000), torch.ones(3, 2))}
+    kept = McDropout(0.25).factors(own, 0)["map"][0]
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)
+    for wrong in (-0.01, 1.0, 1.5):
+        with pytest.raises(BadInput, match="from 0 to below 1"):
+            McDropout(wrong)
+    assert (McDropout().p, McDropout().passes) == (0.1, 10)

@@ -100,3 +100,44 @@ def test_bad_input_is_refused_by_name(model: LanguageModel):
             perturb(model, **wrong)
     with pytest.raises(BadInput, match="no linear map 'lm_head'"):
         perturb(model, targets=("lm_head",))
+
+
+def test_settings_of_noise_at_their_limits(model: LanguageModel):
+    for wrong, words in (
+        ({"rank": 0}, "at least 1"), ({"sigma": -0.1}, "0 for no noise"), ({"sigma": float("inf")}, "0 for no noise"),
+        ({"targets": ()}, "There is no target"), ({"targets": ("q_proj", "q_proj")}, "twice"),
+        ({"rank": 33}, "use at most 32"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=words):
+            perturb(model, **wrong)
+    assert perturb(model, rank=32, sigma=0.0).rank == 32
+    with pytest.raises(BadInput, match="0 for no noise"):
+        perturb(model).at(-1.0)
+
+
+def test_every_projection_has_noise_on_its_own_outputs():
+    """Of GPT-2's fused map the second third is k_proj: noise on it alone moves these outputs and no others."""
+    language_model = gpt2()
+    found = perturb(language_model, rank=2, sigma=0.5, targets=("k_proj",))
+    (one, two) = found.projections
+    assert [(each.begin, each.end) for each in (one, two)] == [(32, 64)] * 2 and one.basis.shape == (32, 2)
+    x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+    clean = one.module(x)
+    z = torch.ones(1, 3, 2)
+    with found.noise(lambda index, inputs: z):
+        moved = one.module(x) - clean
+    due = 0.5 * x.norm(dim=-1, keepdim=True) * (z @ one.basis.T)
+    torch.testing.assert_close(moved[..., 32:64], due, atol=1e-5, rtol=1e-4)
+    assert not moved[..., :32].any() and not moved[..., 64:].any() and torch.equal(one.module(x), clean)
+
+
+def test_noise_of_a_token_is_named_by_all_that_names_it():
+    import numpy as np
+
+    found = token_noise(3, 2, 4, seed=5, member=6, key=(7, 8))
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, 6, 7, 8])))
+    assert found.shape == (3, 2, 4) and found.tolist() == generator.standard_normal((3, 2, 4)).tolist()
+    drawn = sampled(torch.Generator().manual_seed(1), 4)(0, torch.zeros(2, 3, 9))
+    assert drawn.shape == (2, 3, 4) and torch.equal(
+        drawn, torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    )

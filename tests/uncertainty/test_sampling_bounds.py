@@ -74,3 +74,63 @@ def test_a_slot_of_which_all_is_told_and_nothing_is_a_symbol_is_open():
     assert found.lower.tolist() == [0, 0, 0] and found.upper.tolist() == [1, 1, 1] and found.leak == (1, 1)
     more = slot_bounds({"x": math.log(0.75), "y": math.log(0.5)}, ("1", "2"))  # logarithms of a server that rounds
     assert more.lower.tolist() == [0, 0] and more.upper.tolist() == [1, 1] and more.leak == (1, 1)
+
+
+def logs(p):
+    return {text: math.log(each) for text, each in p.items()}
+
+
+def test_what_is_told_of_a_slot_by_hand():
+    """ "1" may be itself or go on to "10"; 0.15 are untold, of which no token has more than the least that is told."""
+    told = logs({"1": 0.3, "22": 0.25, " 2": 0.1, "x": 0.15, " ": 0.05})
+    found = slot_bounds(told, ("1", "10", "22"))
+    assert found.lower == pytest.approx([0, 0, 0.25 / 0.8])
+    assert found.upper == pytest.approx([0.4 / 0.65, 0.45 / 0.7, 1])  # 0.1 for one letter, for two all that is untold
+    assert found.leak == pytest.approx((0.2, 0.75))
+    assert slot_bounds(told, ("1", "10", "22"), " ").upper == pytest.approx([0.45 / 0.7, 0.45 / 0.7, 1])
+    alone = slot_bounds(logs({"1": 0.5}), ("1", "2"), "1")  # what was drawn is all that is told
+    assert alone.lower == pytest.approx([0.5, 0]) and alone.upper == pytest.approx([1, 0.5])
+    rounded = slot_bounds(logs({"1": 0.75, "2": 0.5}), ("1", "2", "3"))
+    assert rounded.lower == pytest.approx([0.6, 0.4, 0]) == rounded.upper and rounded.leak == (0, 0)
+
+
+def test_bounds_of_measures_by_hand():
+    """Two symbols, the first between 0.2 and 0.5 and then between 0.6 and 0.9, of which 0.4 are asked for."""
+    least, most = bounded_measures(
+        [[0.2, 0.5], [0.6, 0.1]], [[0.5, 0.8], [0.9, 0.4]], [[0.1, 0.2], [0.3, 0.6]], (0.4, 0.6), [0, 0, 1]
+    )
+
+    def entropy(*p):
+        return sum(-each * math.log(each) for each in p)
+
+    whole = entropy(0.4, 0.6)
+    expected = {
+        "a_token": (0.1, 0.4),  # of the first slot 0.3: too little of either, as far as each bound tells by itself
+        "a_mean": (0, 0.3),
+        "a_result": (2 / 3 - 0.4, 2 / 3 - 0.4),
+        "step": (0.1, 0.7),
+        "entropy_ratio": (
+            (entropy(0.2, 0.8) + entropy(0.1, 0.9)) / 2 / whole,
+            (math.log(2) + entropy(0.6) + 1 / math.e) / 2 / whole,
+        ),
+        "leak": (0.2, 0.4),
+        "bias": (0, 2 * 0.3**2),
+        "dispersion": (0, (2 * 0.2**2 + 2 * 0.5**2) / 2),
+        "e_score": (1 - 0.4 / 0.48, 1 - 0.1 / 0.48),
+    }
+    for name, ends in expected.items():
+        assert (getattr(least, name), getattr(most, name)) == pytest.approx(ends, abs=1e-12), name
+    middle = bounded_measures(
+        [[0.3, 0.3]], [[0.5, 0.5]], [[0, 0]], (0.9, 0.1)
+    )  # too little of one, too much of another
+    assert (middle[0].a_token, middle[1].a_token) == pytest.approx((0.4, 0.4)) and math.isnan(middle[1].step)
+    over = bounded_measures([[0.1, 0.1, 0.5]], [[0.2, 0.3, 0.7]], [[0, 0]], (0.4, 0.5, 0.1))
+    assert over[0].a_token == pytest.approx(0.4) and over[1].a_token == pytest.approx(0.6)
+
+
+def test_nothing_told_bounds_nothing():
+    least, most = bounded_measures(np.zeros((2, 3)), np.ones((2, 3)), [[0, 1]] * 2, (0.5, 0.25, 0.25))
+    entropy = 1.5 * math.log(2)
+    for name, ends in {"a_token": (0, 1), "step": (0, 1), "leak": (0, 1), "dispersion": (0, 1.375)}.items():
+        assert (getattr(least, name), getattr(most, name)) == pytest.approx(ends), name
+    assert most.entropy_ratio == pytest.approx(math.log(3) / entropy) and least.entropy_ratio == 0

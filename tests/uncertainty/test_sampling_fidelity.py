@@ -74,6 +74,7 @@ def test_frequencies_less_mean_probabilities_are_a_martingale():
 
 def test_what_is_not_there_is_undefined():
     assert all(math.isnan(each) for each in astuple(sf.measures(np.zeros((0, 4)), EXTREME, [])))
+    assert all(math.isnan(each) for each in astuple(sf.measures([], np.zeros((0, 2)))))
     one = sf.measures([EXTREME], EXTREME, [-1])
     assert math.isnan(one.step) and math.isnan(one.a_result) and one.a_token == 0
     assert sf.kind(one) == "undefined" and math.isnan(sf.measures([[0.5, 0.5]], [1.0, 0.0]).e_score)
@@ -209,3 +210,128 @@ def test_the_place_alone():
     assert sf.position_effect([swinging, swinging[:8]]) == pytest.approx(2 * 0.16)
     assert sf.position_effect([swinging[:8], swinging[1:9]]) == pytest.approx(0)
     assert math.isnan(sf.position_effect([]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "E"),
+        ({"e_score": 0.9, "step": 0.05}, "E"),
+        ({"e_score": 0.8, "step": 0.16}, "mixed"),
+        ({"e_score": 0.7, "step": 0.4}, "mixed"),
+        ({"e_score": 0.3, "step": 0.4}, "D"),
+        ({"e_score": -0.5, "step": 0.9}, "D"),
+        ({"e_score": 0.61, "step": 0.4}, "mixed"),
+        ({"bias": 0.0999}, "E"),
+        ({"bias": 0.5}, sf.FOLLOWS_NOT),
+        ({"leak": 0.9}, sf.FOLLOWS_NOT),
+        ({"leak": math.nan}, "undefined"),
+        ({"bias": math.nan}, "undefined"),
+        ({"e_score": math.nan}, "undefined"),
+        ({"step": math.nan}, "undefined"),
+        ({"step": math.nan, "leak": 0.9}, sf.FOLLOWS_NOT),
+    ],
+)
+def test_kinds_beside_the_edges(changes, kind):
+    assert sf.kind(made(**changes)) == kind
+
+
+def test_a_sum_above_one_by_rounding_leaks_nothing():
+    assert sf.measures([[0.5, 0.5 + 5e-7]], [0.5, 0.5]).leak == 0
+    assert math.isnan(sf.measures([[0.5, 0.5]], [1.0, 0.0]).entropy_ratio)
+
+
+def test_a_temperature_is_above_nought_and_finite():
+    for wrong in (0.0, -1.0, math.inf):
+        with pytest.raises(BadInput, match="above 0"):
+            sf.tempered([[0.5, 0.5]], wrong)
+
+
+def test_best_temperatures_of_two_symbols():
+    """Odds 9 : 1 become 4 : 1 at the temperature log 9 / log 4; a symbol that neither has changes nothing."""
+    expected = math.log(9) / math.log(4)
+    assert sf.best_temperature([[0.9, 0.1]], [0.8, 0.2]) == pytest.approx(expected, rel=1e-9)
+    assert sf.best_temperature([[0.9, 0.1, 0.0]] * 2, [0.8, 0.2, 0.0]) == pytest.approx(expected, rel=1e-9)
+    each = [[0.8, 0.2, 0.0], [0.5, 0.5, 0.0]]  # a target for each slot: the second's is met at any temperature
+    assert sf.best_temperature([[0.9, 0.1, 0.0], [0.4, 0.4, 0.2]], each) > expected / 2
+    assert sf.best_temperature([[0.9, 0.1]], [0.5, 0.5]) == 50 and sf.best_temperature([[0.6, 0.4]], [1, 0]) == 0.02
+    assert math.isnan(sf.best_temperature([[1.0, 0.0]], [0.5, 0.5]))  # what is asked for never comes
+    assert math.isnan(sf.best_temperature(np.zeros((0, 2)), [0.5, 0.5]))
+    raw, asked = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]), np.array([0.5, 0.5, 0.0])
+
+    def divergence(temperature):
+        return special.rel_entr(asked, special.softmax(np.log(raw) / temperature, axis=1)).sum(axis=1).mean()
+
+    best = optimize.minimize_scalar(divergence, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-10}).x
+    assert sf.best_temperature(raw, asked) == pytest.approx(best, rel=1e-4)
+
+
+def test_order_of_several_sequences_against_all_orders_of_each():
+    sequences = [[0, 0, 1, 2, 2, 1, 0], [1, -1, 0], [2, 2, 1, 1, -1], [3], [1, 1, 1]]
+    gap, variance, lags = 0.0, 0.0, []
+    for sequence in ([0, 0, 1, 2, 2, 1, 0], [1, 0], [2, 2, 1, 1], [1, 1, 1]):
+        orders = [[a != b for a, b in itertools.pairwise(order)] for order in itertools.permutations(sequence)]
+        changes = sum(a != b for a, b in itertools.pairwise(sequence))
+        of_chance = [sum(each) for each in orders]
+        gap += changes - np.mean(of_chance)
+        variance += np.var(of_chance)
+        pairs = len(sequence) - 1
+        alike, by_chance = 1 - changes / pairs, 1 - np.mean(of_chance) / pairs
+        if len(set(sequence)) > 1:
+            lags.append((alike - by_chance) / (1 - by_chance))
+    found = sf.serial(sequences)
+    assert found.autocorrelation == pytest.approx(np.mean(lags)) and len(lags) == 3
+    assert found.z == pytest.approx(gap / math.sqrt(variance))
+    assert found.p == pytest.approx(math.erfc(abs(found.z) / math.sqrt(2)))
+
+
+def test_a_floor_has_the_mean_and_the_middle_of_chance():
+    """One draw from (0.25, 0.75) is 0.75 off, or three times in four 0.25; sequences without draws are left out."""
+    rng = np.random.default_rng(20)
+    one = sf.independent_floor([0.25, 0.75], [0, 1], rng, repeats=4000)
+    own = sf.own_floor([np.zeros((0, 2)), [[0.1, 0.3]]], [0.25, 0.75], rng, repeats=4000)
+    for found in (one, own):
+        assert (found.lower, found.upper) == (0.25, 0.75) and found.value == pytest.approx(0.375, abs=0.02)
+    two = sf.own_floor([[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5]]], [0.5, 0.5], rng, repeats=10)
+    assert tuple(two) == pytest.approx((0.25, 0.25, 0.25))  # the mean over sequences of none and a half
+
+
+class Least:
+    """A generator whose uniform draws are all 0, the least that comes."""
+
+    def random(self, shape):
+        return np.zeros(shape)
+
+
+def test_a_symbol_without_probability_is_never_drawn():
+    found = sf.own_floor([[[0.0, 1.0], [0.0, 0.5]]], [0.2, 0.8], Least(), repeats=3)
+    assert tuple(found) == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_what_is_no_distribution_and_what_is_nearly_one():
+    for wrong in ([1.0], 1.0, [[[0.5, 0.5]]], [0.5, math.inf], [-0.1, 1.1]):
+        with pytest.raises(BadInput, match="The target must be at least two numbers"):
+            sf.checked_target(wrong)
+    assert sf.checked_target([0.5, 0.5 + 8e-7]).sum() == 1.0
+    with pytest.raises(BadInput, match=r"The shares sums to 1\.00001"):
+        sf.checked_target([0.5, 0.50001], name="The shares")
+    with pytest.raises(BadInput, match=r"sums to 1\.5"):
+        sf.checked_target([[0.5, 0.5], [0.5, 1.0], [0.5, 0.4]])
+    for raw in ([[0.5, -0.1]], [[0.5, math.nan]], [[0.6, 0.4 + 2e-6]]):
+        with pytest.raises(BadInput, match="at most 1"):
+            sf.measures(raw, [0.5, 0.5])
+    for raw, target in (([0.5, 0.5], [0.5, 0.5]), ([[0.5, 0.5]], [[0.5, 0.5]] * 2)):
+        with pytest.raises(BadInput, match="do not fit"):
+            sf.measures(raw, target)
+    with pytest.raises(BadInput, match="3 slots and 2 draws"):
+        sf.surplus([[0.5, 0.5]] * 3, [0.5, 0.5], [0, 1])
+    with pytest.raises(BadInput, match="one target"):
+        sf.surplus([[0.5, 0.5]] * 2, [[0.5, 0.5]] * 2, [0, 1])
+
+
+def test_a_surplus_by_hand():
+    """Drawn were 0 and 1: before the third slot each half of the draws, before the second the first symbol alone."""
+    found = sf.surplus([[0.5, 0.5], [0.1, 0.4], [0.3, 0.3]], [0.25, 0.75], [0, 1, 1])
+    over, p = np.array([[0.75, -0.75], [0.25, -0.25]]), np.array([[0.2, 0.8], [0.5, 0.5]])
+    assert found == pytest.approx(np.stack([[2, 2], over.sum(0), p.sum(0), (over**2).sum(0), (over * p).sum(0)]))
+    assert math.isnan(sf.history_slope([sf.surplus([[0.5, 0.5]] * 2, [0.5, 0.5], [0, 1])]))  # one slot each

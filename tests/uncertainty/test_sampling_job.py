@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from chat_models import untaught
+from equipoise.chat.calls import Reply, ToldToken
 from equipoise.core.errors import BadInput
 from equipoise.core.shares import Bounded, shown
 from equipoise.uncertainty import sampling_auditing
@@ -370,3 +372,164 @@ def test_a_summary_has_a_line_for_each_condition_between_its_warnings_and_the_he
     assert first.split("; ")[-1] == made.main.chance
     at = [first.index(f"{name} {shown(measured[name])}") for name in ("a_token", "step", "e_score", "leak")]
     assert at == sorted(at) and measured["a_token"].value == pytest.approx(0.1)
+
+
+def value(p, drawn):
+    return Observed(np.array([p]), np.array([drawn]), 0, "")
+
+
+def test_what_single_values_are_together_within_what_resampling_tells():
+    """Nine of ten are the first symbol, of which a thousandth is asked for: the share of ten is off by 0.2 at most."""
+    task = SamplingTask(("1", "2"), (0.001, 0.999))
+    made = [value([1.0, 0.0], 0)] * 9 + [value([0.0, 1.0], 1)]
+    found = summarise(made, Way(1, SINGLE, 1, task, "", 1, 10), np.random.default_rng(0)).measures
+    for name in ("a_mean", "a_result"):
+        assert (found[name].value, found[name].lower, found[name].upper) == pytest.approx((0.899, 0.699, 1.0)), name
+    root = 2**0.5 * 0.899
+    assert found["bias"].value == pytest.approx(root**2) and found["bias"].upper == 2.0
+    assert found["bias"].lower == pytest.approx((root - 2**0.5 * 0.2) ** 2)
+    spread = [2 * 0.1**2] * 9 + [2 * 0.9**2]
+    half = stats.t.ppf(0.975, 9) * np.std(spread, ddof=1) / 10**0.5
+    assert found["dispersion"].value == pytest.approx(0.18) and found["dispersion"].upper == pytest.approx(0.18 + half)
+    few = summarise(made[1:], Way(1, SINGLE, 1, task, "", 1, 9), np.random.default_rng(0)).measures
+    assert math.isnan(few["a_mean"].upper) and math.isnan(few["a_result"].upper) and math.isnan(few["bias"].lower)
+    near = [value([0.002 - 0.0002 * (i % 2), 0.998 + 0.0002 * (i % 2)], 1) for i in range(12)]
+    low = summarise(near, Way(1, SINGLE, 1, task, "", 1, 12), np.random.default_rng(0)).measures
+    assert 0 < low["a_mean"].lower < low["a_mean"].value < low["a_mean"].upper < 0.002
+
+
+def test_a_condition_of_three_sequences_by_hand():
+    """Two slots each, the last sequence one alone and one value that is no symbol."""
+    made = [
+        Observed(np.array([[0.4, 0.4], [0.2, 0.6]]), np.array([0, 1]), 1, ""),
+        Observed(np.array([[0.1, 0.9], [0.6, 0.2]]), np.array([1, 1]), 0, ""),
+        Observed(np.array([[0.3, 0.1]]), np.array([-1]), 2, ""),
+    ]
+    task = SamplingTask(("1", "2"), (0.5, 0.5))
+    told = summarise(made, Way(7, BATCH, 4, task, "", 2, 3), np.random.default_rng(0))
+    assert (told.sequences, told.asked, told.slots, told.unread, told.wording) == (3, 6, 5, 3, 4)
+    assert told.parsed == pytest.approx(0.8) and told.counts == (1, 3) and math.isnan(told.p)
+    shares = np.array([[0.5, 0.5], [0.25, 0.75], [0.1, 0.9], [0.75, 0.25], [0.75, 0.25]])
+    assert told.means == pytest.approx(shares.mean(axis=0))
+    assert told.first == pytest.approx(abs((0.5 + 0.1 + 0.75) / 3 - 0.5))
+    # By place, over the two sequences that have both: the means are (0.3, 0.7) and (0.5, 0.5).
+    assert told.place == pytest.approx(2 * 0.1**2)
+    assert told.drawing["leak"] == pytest.approx(0.2)
+    assert told.measures["leak"].value == pytest.approx(np.mean([0.2, 0.1, 0.6]))
+    single = summarise(made[2:], Way(7, SINGLE, 4, task, "", 1, 1), np.random.default_rng(0))
+    assert math.isnan(single.place) and math.isnan(single.autocorrelation) and single.parsed == 0
+    nothing = Observed(np.zeros((0, 2)), np.zeros(0, int), 1, "")
+    none = summarise([nothing], Way(7, BATCH, 4, task, "", 2, 1), np.random.default_rng(0))
+    assert none.slots == 0 and math.isnan(none.parsed) and none.means == () and none.counts == (0, 0)
+
+
+def test_simulations_are_so_many(monkeypatch):
+    asked = {}
+    fidelity = sampling_auditing.fidelity
+    own, resampled = fidelity.own_floor, sampling_auditing._resampled
+    monkeypatch.setattr(fidelity, "own_floor", lambda *a, **how: asked.update(own=how) or own(*a, **how))
+    monkeypatch.setattr(
+        sampling_auditing, "_resampled", lambda *a, **how: asked.update(slope=how) or resampled(*a, **how)
+    )
+    summarise(streams(True), way(), np.random.default_rng(1))
+    assert asked == {"own": {"repeats": 200}, "slope": {"repeats": 400}}
+    rng = np.random.default_rng(0)
+    drawn = resampled(10, rng)
+    assert drawn.shape == (2000, 10) and (drawn.sum(axis=1) == 10).all() and resampled(9, rng).shape == (0, 9)
+    assert sampling_auditing._middle([math.nan, *range(101)]) == pytest.approx((2.5, 97.5))
+    assert all(map(math.isnan, sampling_auditing._middle([math.nan])))
+
+
+def test_what_leaks_and_what_is_drawn_at_a_temperature():
+    p = np.array([[0.4, 0.4], [0.9, 0.05]])
+    assert math.isnan(sampling_auditing._most_leak(p, 1.01))
+    assert sampling_auditing._most_leak(p, 1.0) == pytest.approx((0.2 + 0.05) / 2)
+    half = [0.04 / (0.16 + 0.16 + 0.04), 0.0025 / (0.81 + 0.0025 + 0.0025)]
+    assert sampling_auditing._most_leak(p, 0.5) == pytest.approx(np.mean(half))
+    assert sampling_auditing._most_leak(np.array([[0.5, 0.5 + 1e-9]]), 0.5) == 0
+    assert sampling_auditing._at(p, 0.0).tolist() == [[1, 0], [1, 0]]
+    assert sampling_auditing._at(p, 0.5)[1] == pytest.approx([0.81 / 0.8125, 0.0025 / 0.8125])
+
+
+def test_intervals_of_sequences_end_where_their_measure_does():
+    def over(name, *values):
+        given = [dataclasses.replace(sampling_auditing.fidelity.measures([[0.5, 0.5]], [0.5, 0.5]), **{name: each})
+                 for each in values]  # fmt: skip
+        return sampling_auditing._over_sequences(name, [(each, each) for each in given])
+
+    assert (over("a_token", 0.0, 0.9).lower, over("a_token", 0.1, 1.0).upper) == (0.0, 1.0)
+    assert over("bias", 0.0, 1.9).upper == 2.0 and over("bias", 0.0, 1.9).lower == 0.0
+    assert over("entropy_ratio", 0.0, 3.0).upper > 3 and over("entropy_ratio", 0.0, 3.0).lower == 0.0
+    assert over("e_score", -3.0, 1.0).lower < -3 and over("e_score", -3.0, 1.0).upper == 1.0
+
+
+def test_ways_are_numbered_whether_they_are_asked_or_not():
+    task = SamplingTask(("a", "b"), (0.5, 0.5), ("one", "two"), ("single",), renamings=(("c", "d"),))
+
+    def ways(sequences, draws):
+        request = SimpleNamespace(task=task, values=5, sequences=sequences, draws=draws)
+        return list(sampling_auditing.Auditing._ways(request))
+
+    found = [(w.number, w.protocol, w.wording, w.task.symbols[0], w.request, w.values, w.sequences) for w in ways(3, 4)]
+    assert found == [
+        (1, BATCH, 1, "a", "one", 5, 3),
+        (2, BATCH, 2, "a", "two", 5, 3),
+        (3, SINGLE, 1, "a", "single", 1, 4),
+        (4, BATCH, 1, "c", "one", 5, 3),
+        (5, BATCH, 2, "c", "two", 5, 3),
+        (6, SINGLE, 1, "c", "single", 1, 4),
+    ]
+    assert [w.number for w in ways(0, 4)] == [3, 6] and [w.number for w in ways(3, 0)] == [1, 2, 4, 5]
+
+
+def test_a_server_is_asked_for_so_many_tokens_by_samples_of_the_seed(monkeypatch):
+    pytest.importorskip("inspect_ai")
+    assert sampling_auditing._room(way(values=40)) == 40 * (1 + 3) + 32
+    words = Way(1, BATCH, 1, SamplingTask(("no", "heads"), (0.5, 0.5)), "", 2, 1)
+    assert sampling_auditing._room(words) == 2 * (5 + 3) + 32
+    served = {"served": "mockllm/model", "served_args": {"custom_outputs": Server()}}
+    fair = {"symbols": ["a", "b"], "target": [0.5, 0.5]}
+    plan = audit_sampling.plan(**served, target=fair, values=4, sequences=2, draws=3)
+    assert (plan.conditions, plan.sequences, plan.calls) == (6, 15, 15)
+    assert plan.tokens == 3 * 2 * (4 * 4 + 32) + 3 * 3 * (4 + 32)
+    asked = []
+
+    def stopped(chat, calls, title):
+        asked.extend(calls)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling_auditing, "answers", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ask_server(Server(), draws=1, seed=3, likeliest=7, temperature=0.5)
+    assert [call.sample for call in asked] == [*(3_000_000 + n for n in range(20)), 3_000_000, 3_000_000, 3_000_000]
+    assert {(call.likeliest, call.temperature) for call in asked} == {(7, 0.5)}
+    assert [call.max_tokens for call in asked] == [20 * 4 + 32] * 20 + [4 + 32] * 3
+
+
+def test_what_a_server_s_tokens_tell_by_hand():
+    def token(text, log_prob=-1.0, likeliest=()):
+        return ToldToken(text, log_prob, likeliest)
+
+    told = (("1", math.log(0.5)), ("2", math.log(0.25)))
+    pieces = [token("1", math.log(0.5), told), token(", "), token("2", math.log(0.25), told), token(",4"), token(", 7")]
+    found = sampling_auditing.told_sequence(
+        way(values=3), Reply("1, 2,4, 7", "answered", tokens=(*pieces, token(", 1")))
+    )
+    assert found.draws.tolist() == [0, 1] and found.unread == 1 and found.text == "1, 2,4, 7"
+    assert found.probabilities.shape == (0, 4) and len(found.told) == 2
+    expected = slot_bounds(dict(told), EXTREME.symbols, "2")
+    assert found.told[1].lower == pytest.approx(expected.lower) and found.told[1].leak == expected.leak
+
+
+def test_an_audit_resamples_by_a_stream_of_its_seed(asked, monkeypatch):
+    seen, whole = [], sampling_auditing.summarise
+
+    def noted(sequences, way, generator, temperature):
+        seen.append((way.number, way.protocol, generator.bit_generator.state["state"]["state"], len(sequences)))
+        return whole(sequences, way, generator, temperature)
+
+    monkeypatch.setattr(sampling_auditing, "summarise", noted)
+    audit_sampling(**asked, sequences=3, seed=5)
+    fresh = np.random.default_rng(np.random.SeedSequence([5, 1])).bit_generator.state["state"]["state"]
+    assert seen[0][2] == fresh
+    assert [(number, protocol, count) for number, protocol, _, count in seen[-2:]] == [(0, BATCH, 6), (0, SINGLE, 6)]

@@ -12,6 +12,7 @@ from equipoise.language.encode import encode_prompts
 from equipoise.language.tiny import tiny
 from equipoise.uncertainty.sampling_fidelity import tempered
 from equipoise.uncertainty.sampling_slots import SymbolPaths, Values, next_log_probs, sample
+from equipoise.uncertainty.sampling_slots import token_limit as sampling_slots_limit
 from equipoise.uncertainty.sampling_task import SamplingTask
 
 LETTERS = "0123456789abcdefgh, .:"
@@ -275,3 +276,53 @@ def test_symbols_that_tokens_cannot_tell():
         SymbolPaths(language_model, SamplingTask(("1", "10"), (0.5, 0.5), separator=""))
     with pytest.raises(BadInput, match="more than the context"):
         sample(language_model, "a:", SEVERAL, values=100, sequences=1, seed=[0])
+
+
+def test_rows_are_read_together_as_far_as_they_fit(monkeypatch):
+    from equipoise.uncertainty import sampling_slots
+
+    language_model, sizes = characters(3), []
+    rows = [[9, 10], [9, 10, 11, 12], [12, 13], [9, 10, 11], [8]]
+    whole = next_log_probs(language_model, rows, [8, 15])
+    forward = language_model.model.forward
+
+    def noted(*args, **how):
+        sizes.append(tuple(how["input_ids"].shape))
+        return forward(*args, **how)
+
+    monkeypatch.setattr(language_model.model, "forward", noted)
+    for most, shapes in ((9, [(2, 4), (3, 2)]), (3, [(1, 4), (1, 3), (1, 2), (1, 2), (1, 1)]), (2**13, [(5, 4)])):
+        monkeypatch.setattr(sampling_slots, "READ_AT_ONCE", most)
+        sizes.clear()
+        assert next_log_probs(language_model, rows, [8, 15]) == pytest.approx(whole, abs=1e-5) and sizes == shapes
+    assert next_log_probs(language_model, [], [8, 15]).shape == (0, 2)
+
+
+def test_room_for_values_by_hand():
+    language_model = characters()
+    paths = SymbolPaths(language_model, SEVERAL)
+    assert paths.longest == 2 and paths.between(SEVERAL) == tuple(ids(language_model, ",", " "))
+    assert sampling_slots_limit(paths, SEVERAL, 7, "read") == 7 * (2 + 3) + 16
+    assert sampling_slots_limit(paths, SEVERAL, 7, "set") == 7 * (2 + 2) + 2
+    alone = SamplingTask(("1", "2"), (0.5, 0.5), separator="")
+    single = SymbolPaths(language_model, alone)
+    assert sampling_slots_limit(single, alone, 7, "read") == 7 and single.between(alone) == ()
+
+
+def test_probabilities_of_paths_by_hand():
+    """ "1", "10", "ab" and "2": the chance of "1" is less what goes on to "10", however little is left."""
+    language_model = characters()
+    paths = SymbolPaths(language_model, SEVERAL)
+    one, nought, a, b, two = ids(language_model, "1", "0", "a", "b", "2")
+    root = {one: 0.5, a: 0.25, two: 0.125}
+    log_probs = {
+        (): np.log([[root[token] for token in paths.first]] * 2),
+        (one,): np.log([[0.25], [1.0]]),
+        (a,): np.log([[0.5], [1e-320]]),
+    }
+    assert paths.children == {(): sorted(root), (one,): [nought], (a,): [b]} and paths.inner == sorted([(one,), (a,)])
+    found = paths.symbol_probabilities(log_probs, 4)
+    assert found[0] == pytest.approx([0.375, 0.125, 0.125, 0.125])
+    assert found[1] == pytest.approx([1e-300, 0.5, 1e-300, 0.125], rel=1e-9)  # nothing is below the least
+    order, shares = paths.path_probabilities(log_probs)
+    assert order == sorted(paths.owner) and shares.shape == (2, 4) and shares[1].min() < 1e-300

@@ -4,6 +4,7 @@ import torch
 
 from chat_models import untaught
 from equipoise.core.errors import BadInput
+from equipoise.language.encode import encode_prompts
 from equipoise.uncertainty.perturbed import perturb
 from equipoise.uncertainty.selection import canonical, particle_filter, select
 
@@ -109,3 +110,111 @@ def test_bad_input(lm):
     for wrong in ({"particles": 0}, {"temperature": 0.0}, {"separator": ""}):
         with pytest.raises(BadInput):
             particle_filter(lm, "yes", seed=0, **wrong)
+
+
+def test_choices_at_their_limits():
+    found = select(["4"] * 300 + ["5"] * 300, [*range(600)], keep=1.0)  # a tie, broken by the surest
+    assert found.votes == {"5": 300.0, "4": 300.0} and found.answer == 599
+    with pytest.raises(BadInput, match="2 answers and 3 scores"):
+        select(["a", "b"], [1.0, 2.0, 3.0])
+    with pytest.raises(BadInput, match=r"keep is 1\.01"):
+        select(["a"], [1.0], keep=1.01)
+    assert select(["4"] * 20, range(20)).kept == (19, 18)  # a tenth by default
+    assert select(["4"] * 19, range(19)).kept == (18,)
+    assert select(["4", "5", "5"], [1.0, 1.0, 1.0], keep=0.7).kept == (
+        0,
+        1,
+    )  # in the order given, where all are as sure
+    assert select(["a", "A."], [0.0, 1.0], keep=1.0, read=lambda answer: "").votes == {"(answer 1)": 1, "(answer 0)": 1}
+
+
+class Steps:
+    """A step that writes so many tokens, the first 10 + the number of the row, and ends where it is told."""
+
+    def __init__(self, tokens=1, ends=()):
+        self.tokens, self.ends, self.calls = tokens, ends, []
+
+    def __call__(self, model, rows, ends, limit, temperature, separator, drawn):
+        before = sum(len(call[0]) for call in self.calls)
+        self.calls.append(([list(row) for row in rows], limit, temperature, separator, tuple(drawn.shape)))
+        return [
+            ([10 + before + place] + [5] * (self.tokens - 1), before + place in self.ends) for place in range(len(rows))
+        ]
+
+
+@pytest.fixture
+def filtered(lm, monkeypatch):
+    def run(steps, /, **how):
+        monkeypatch.setattr("equipoise.uncertainty.selection._step", steps)
+        return particle_filter(lm, "yes", seed=how.pop("seed", 4), **how)
+
+    return run
+
+
+def test_weights_are_a_softmax_of_rewards_over_their_temperature(filtered):
+    steps = Steps()
+    found = filtered(
+        steps, particles=3, steps=1, step_tokens=7, reward=lambda _, a: [0.0, np.log(16), 0.0], reward_temperature=2.0,
+        temperature=0.3, separator="|", batch_size=2,
+    )  # fmt: skip
+    assert found.weights.tolist() == pytest.approx([1 / 6, 4 / 6, 1 / 6]) and found.surest == 1 and found.steps == 1
+    assert [len(call[0]) for call in steps.calls] == [2, 1]
+    assert [call[1:4] for call in steps.calls] == [(7, 0.3, "|")] * 2
+    assert [call[4][:2] for call in steps.calls] == [(2, 7), (1, 7)]
+    extreme = filtered(Steps(), particles=2, steps=1, step_tokens=1, reward=lambda _, a: [0.0, 1e6])
+    assert extreme.weights.tolist() == [0, 1] and extreme.surest == 1
+
+
+def test_continued_is_what_was_drawn_by_the_seed(filtered):
+    seen, weights = [], [0.5, 0.25, 0.125, 0.125]
+    filtered(Steps(), particles=4, steps=3, step_tokens=1, reward=lambda _, a: seen.append(a) or np.log(weights))
+    generator = np.random.default_rng(np.random.SeedSequence([4, 1]))
+    first = [[10], [11], [12], [13]]
+    second = [[*first[place], 14 + row] for row, place in enumerate(generator.choice(4, size=4, p=weights))]
+    third = [[*second[place], 18 + row] for row, place in enumerate(generator.choice(4, size=4, p=weights))]
+    assert seen == [first, second, third]
+
+
+def test_answers_that_end_are_not_continued(filtered):
+    steps = Steps(ends=(1,))
+    filtered(steps, particles=2, steps=4, step_tokens=1, reward=lambda _, a: [0.0, 1e6])
+    assert [len(call[0]) for call in steps.calls] == [2]  # only what has ended is drawn
+    steps = Steps(ends=(0, 1))
+    assert filtered(steps, particles=2, steps=4, step_tokens=1, reward=lambda _, a: [0.0, 0.0]).steps == 1
+    steps = Steps(ends=(1,))
+    filtered(steps, particles=2, steps=4, step_tokens=1, reward=lambda _, a: [1e6, 0.0])
+    assert [len(call[0]) for call in steps.calls] == [2] * 4
+
+
+def test_an_answer_ends_where_no_further_step_has_room(lm, filtered):
+    (context,), _ = encode_prompts(lm, ["yes"])
+    room = lm.context - len(context) - 3  # for a step of three tokens behind what is written
+    for tokens, made in ((room, 2), (room + 1, 1)):
+        found = filtered(Steps(tokens), particles=1, steps=5, step_tokens=3, reward=lambda _, a: [0.0])
+        assert found.steps == made
+
+
+def test_settings_of_particles_at_their_limits(lm, filtered):
+    for wrong in (
+        {"steps": 0}, {"step_tokens": 0}, {"particles": 0}, {"temperature": float("inf")}, {"reward_temperature": 0.0},
+        {"reward_temperature": float("inf")}, {"separator": ""},
+    ):  # fmt: skip
+        with pytest.raises(BadInput):
+            particle_filter(lm, "yes", seed=0, **wrong)
+    assert filtered(Steps(), particles=1, steps=1, step_tokens=1, reward=lambda _, a: [0.0]).weights.tolist() == [1.0]
+
+
+def test_a_step_ends_with_its_separator_or_an_end_token(lm):
+    from equipoise.uncertainty import selection
+
+    (context,), _ = encode_prompts(lm, ["yes"])
+    drawn = torch.rand(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    free = selection._step(lm, [context, [*context, 9]], frozenset(), 6, 1.0, "\x00", drawn)
+    assert [len(tokens) for tokens, _ in free] == [6, 6] and not any(over for _, over in free)
+    end = free[0][0][3]
+    tokens, over = selection._step(lm, [context], frozenset({end}), 6, 1.0, "\x00", drawn[:1])[0]
+    assert over and tokens == free[0][0][: free[0][0].index(end)]
+    said = lm.tokenizer.decode(free[1][0][:2], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    mark = said.strip()[-1]
+    cut, over = selection._step(lm, [[*context, 9]], frozenset(), 6, 1.0, mark, drawn[1:])[0]
+    assert not over and cut == free[1][0][: len(cut)] and 1 <= len(cut) <= 2

@@ -289,3 +289,152 @@ def test_bad_input_is_refused_by_name():
 def test_steps_are_cut_behind_their_last_line_end(text, steps):
     spans = tokur.step_spans(text)
     assert [text[begin:end] for begin, end in spans] == steps and "".join(steps) == text
+
+
+def test_the_scales_of_noise_that_are_tried():
+    assert tokur.SIGMAS == (
+        0.01, 0.0141, 0.02, 0.0283, 0.04, 0.0566, 0.08, 0.1131, 0.16, 0.2263, 0.32, 0.4525, 0.64
+    )  # fmt: skip
+
+
+class Scored:
+    """What scoring finds at each sigma: a total of 8, this much of it epistemic, this share of tokens kept."""
+
+    def __init__(self, *found):
+        self.found, self.asked = dict(zip(tokur.SIGMAS, found, strict=False)), []
+
+    def __call__(self, unsure, rows, **how):
+        self.asked.append((unsure.sigma, how))
+        total, eu, kept = self.found[unsure.sigma]
+        row = torch.tensor([[1.0, 0.0]])
+        mask = torch.tensor([[True, False]])
+        values = {"tu": total * row, "eu": eu * row, "agreement": torch.tensor([[kept, 0.5]]), "mask": mask}
+        return type("Found", (), values)
+
+
+@pytest.mark.parametrize(
+    ("found", "due"),
+    [
+        ([(8.0, 0.25, 1.0), (8.0, 0.5, 0.9375), (8.0, 1.0, 1.0)], (0.0141, 0.0625, 0.9375, True)),
+        ([(8.0, 0.5, 0.875), (8.0, 1.0, 0.875)], (0.01, 0.0625, 0.875, False)),  # the first already changes too much
+        ([(8.0, 0.25, 1.0), (8.0, 1.0, 0.875)], (0.01, 0.03125, 1.0, False)),
+        ([(0.0, 0.0, 1.0)] * 13, (0.64, 0.0, 1.0, False)),
+        ([(0.5, 0.25, 1.0)], (0.01, 0.5, 1.0, True)),
+        ([(8.0, 0.25, 0.5), (8.0, 0.25, 1.0), (8.0, 0.5, 1.0)], (0.02, 0.0625, 1.0, True)),
+    ],
+)
+def test_the_least_sigma_that_shows_without_changing_what_is_said(monkeypatch, found, due):
+    scored = Scored(*found)
+    monkeypatch.setattr(tokur, "score_tokens", scored)
+    row = tokur.Encoded((1,), (2,), ((0, 1),))
+    chosen = tokur.choose_sigma(perturb(small(), rank=2), [row], share=0.0625, agreement=0.9375)
+    assert (chosen.sigma, chosen.share, chosen.agreement, chosen.reached) == (*map(pytest.approx, due[:3]), due[3])
+    assert {str(how) for _, how in scored.asked} == {str({"members": 4, "seed": 0, "batch_size": 8})}
+
+
+def test_what_sigma_cannot_be_chosen_by():
+    unsure, row = perturb(small(), rank=2), tokur.Encoded((1,), (2,), ((0, 1),))
+    for wrong in ({"share": 0.0}, {"share": 1.0}, {"agreement": -0.1}, {"agreement": 1.0}):
+        with pytest.raises(BadInput, match="use shares from 0 to 1"):
+            tokur.choose_sigma(unsure, [row], **wrong)
+    with pytest.raises(BadInput, match="use at least 2"):
+        tokur.choose_sigma(unsure, [row], members=1)
+    with pytest.raises(BadInput, match="no answer to choose sigma on"):
+        tokur.choose_sigma(unsure, [])
+    found = tokur.choose_sigma(unsure, [row], share=1e-9, agreement=0.0, members=2)
+    assert found.sigma == 0.01 and found.reached
+    for wrong in ({"members": 0}, {"batch_size": 0}, {"seed": -1}):
+        with pytest.raises(BadInput, match="at least 1, 1 and 0"):
+            tokur.score_tokens(unsure, [row], **{"members": 1, "seed": 0, **wrong})
+    assert tokur.score_tokens(unsure, [row], members=1, seed=0, batch_size=1).tu.shape == (1, 1)
+
+
+def test_values_of_tokens_by_hand():
+    """Three members, two tokens said, a vocabulary of three."""
+    p = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], [[0.25, 0.5, 0.25], [0.1, 0.6, 0.3]],
+                      [[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]], dtype=torch.float64)  # fmt: skip
+    found = tokur._values(p.log() + 3, torch.tensor([1, 1]))
+    assert_close(found["log_probs"], torch.tensor([0.25, 0.8], dtype=torch.float64).log())
+    mean = torch.tensor([1.05 / 3, 1.6 / 3], dtype=torch.float64)
+    assert_close(found["reward"], mean.log() - p[:, :, 1].log().mean(0))
+    assert_close(found["agreement"], torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert_close(found["entropies"], -(p[0] * p[0].log()).sum(-1))
+    assert_close(found["tu"], -(p.mean(0) * p.mean(0).log()).sum(-1))
+    with pytest.raises(BadInput, match="members come first"):
+        tokur.uncertainties(torch.zeros(0, 3))
+
+
+def test_logits_in_slices_are_those_at_once(monkeypatch):
+    unsure, counted = perturb(small(), rank=2, sigma=0.3), []
+    done: list[int] = []
+    rows = [tokur.encoded(unsure.language_model, *each) for each in zip(PROMPTS, ANSWERS, strict=True)]
+    whole = tokur.score_tokens(unsure, rows, members=3, seed=0, batch_size=2, done=done.append)
+    values = tokur._values
+    monkeypatch.setattr(tokur, "_values", lambda logits, said: counted.append(logits.shape) or values(logits, said))
+    monkeypatch.setattr(tokur, "_LOGITS_AT_ONCE", 2 * 3 * unsure.language_model.vocabulary)
+    sliced = tokur.score_tokens(unsure, rows, members=3, seed=0, batch_size=2)
+    assert done == [2, 1] and {shape[:2] for shape in counted} <= {(3, 2), (3, 1)}
+    monkeypatch.setattr(tokur, "_LOGITS_AT_ONCE", 1)
+    counted.clear()
+    alone = tokur.score_tokens(unsure, rows, members=3, seed=0, batch_size=3)
+    assert {shape[:2] for shape in counted} == {(3, 1)} and len(counted) == sum(len(row.answer) for row in rows)
+    for name in ("tu", "eu", "reward", "log_probs"):
+        assert_close(getattr(sliced, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
+        assert_close(getattr(alone, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+
+
+def test_noise_is_named_by_the_prompt():
+    import hashlib
+
+    digest = hashlib.sha256(b"3,14,15").digest()
+    assert tokur._key((3, 14, 15)) == tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4, 8, 12))
+
+
+def test_every_confidence_is_turned_so_that_higher_is_surer():
+    scores = tokur.score(perturb(small(), rank=2, sigma=0.3), PROMPTS, ANSWERS, seed=0)
+    sure = tokur.confidences(scores)
+    names = ("tu", "au", "eu", "log_probs", "entropies", "self_certainty", "top_confidence")
+    kept = [{name: getattr(scores, name)[row][scores.mask[row]] for name in names} for row in range(3)]
+    due = {}
+    for of in ("tu", "au", "eu"):
+        for over in ("sum", "mean", "max"):
+            due[f"{of}_{over}"] = [-getattr(each[of], over)() for each in kept]
+    for over in ("sum", "mean"):
+        due[f"log_prob_{over}"] = [getattr(each["log_probs"], over)() for each in kept]
+        due[f"entropy_{over}"] = [-getattr(each["entropies"], over)() for each in kept]
+    due["self_certainty"] = [each["self_certainty"].mean() for each in kept]
+    due["deepconf"] = [each["top_confidence"].mean() for each in kept]
+    due["length"] = [-torch.tensor(float(len(each["tu"]))) for each in kept]
+    assert sure.keys() == due.keys()
+    for name, values in due.items():
+        assert_close(sure[name], torch.stack(values), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral"])
+def test_attention_in_slices_is_that_at_once(monkeypatch, family):
+    from equipoise.uncertainty import clean_history
+
+    unsure = perturb(small(family), rank=2, sigma=0.3)
+    whole = tokur.score(unsure, PROMPTS, ANSWERS, members=2, seed=0)
+    for size in (1, 200):
+        monkeypatch.setattr(clean_history, "_SCORES_AT_ONCE", size)
+        sliced = tokur.score(unsure, PROMPTS, ANSWERS, members=2, seed=0)
+        assert_close(sliced.eu, whole.eu, atol=1e-5, rtol=1e-4)
+
+
+def test_a_clean_reading_by_hand():
+    from equipoise.uncertainty.clean_history import read
+
+    found = read(small(), [(5, 6, 7), (8,)], [(9, 10, 11), (12, 13)])
+    assert found.ids[found.real].tolist() == [7, 9, 10, 8, 12]
+    assert found.places[found.real].tolist() == [2, 3, 4, 0, 1]
+    assert found.real.tolist() == [[True, True, True], [True, True, False]]
+    assert found.states.shape[:2] == (2, 3) and found.cache.get_seq_length() == 5
+
+
+def test_what_is_computed_at_once_fits_into_so_many_megabytes():
+    """In float32, as is stated beside it."""
+    from equipoise.uncertainty import clean_history, sampling_slots
+
+    assert tokur._LOGITS_AT_ONCE * 4 == 64 * 2**20 and clean_history._SCORES_AT_ONCE * 4 == 128 * 2**20
+    assert tokur._VOCABULARY_AT_ONCE == 32_768 and sampling_slots.READ_AT_ONCE == 8_192

@@ -327,3 +327,96 @@ def test_sigma_is_chosen_once_on_the_first_answers_and_kept(lm, tmp_path, monkey
     assert (done.sigma, done.chosen, done.reached) == (0.25, True, False) and "No sigma reached" in done.headline()
     given = score(lm, **{**settings, "answers": rows(2), "out": None}, sigma=0.25)
     assert (given.sigma, given.chosen, given.reached) == (0.25, False, True) and len(asked) == 1
+
+
+def test_a_curve_has_two_hundred_points_of_all():
+    confidence, right = np.arange(1000.0), np.ones(1000)
+    found = scoring._curve(confidence, right)
+    assert len(found) == 200 and found[0] == (0.001, 0.0) and found[-1] == (1.0, 0.0)
+    assert found[1][0] == pytest.approx(0.006)  # 999 / 199 is some five answers further
+    few = scoring._curve(np.array([3.0, 2.0, 1.0]), np.array([1.0, 0.0, 1.0]))
+    assert np.array(few) == pytest.approx(np.array([(1 / 3, 0), (2 / 3, 1 / 2), (1, 1 / 3)]))
+
+
+def test_numbers_are_kept_to_five_places():
+    assert scoring._rounded(0.1234567) == 0.12346 and scoring._rounded(math.nan) is None
+
+
+def test_a_plan_of_scoring_by_hand(lm):
+    odd = {"id": "odd", "prompt": "a", "answer": "no " * 300, "correct": True}
+    plan = score.plan(lm, answers=[*rows(4), odd], members=3, sigma=0.1, rank=2)
+    assert (plan.answers, plan.labelled, plan.passes) == (4, 5, 3) and list(plan.left_out) == ["odd"]
+    assert plan.maps == 2 * len(lm.model.model.layers)
+    done = score(lm, answers=rows(4), members=3, sigma=0.1, rank=2)
+    assert plan.tokens == done.tokens
+    with pytest.raises(BadInput, match="members is 1"):
+        score.plan(lm, answers=rows(4), members=1)
+    assert score.plan(lm, answers=rows(4), members=1, sigma=0.1).passes == 1
+    with pytest.raises(BadInput, match="by is p_true"):
+        score.plan(lm, answers=rows(4), members=2, sigma=0.1, by="p_true")
+    with pytest.raises(BadInput, match="a threshold for a risk needs"):
+        score.plan(lm, answers=[{"prompt": "a", "answer": "b"}], members=2, sigma=0.1, risk=0.1)
+
+
+def test_what_is_said_of_all_answers_together(lm):
+    """The share of EU over all tokens, agreement weighted by tokens, and of labelled answers how many are right."""
+    given = [{**row, "correct": None if place == 0 else place < 5} for place, row in enumerate(rows(8))]
+    done = score(lm, answers=given, members=3, sigma=0.4, rank=4)
+    found = token_scores(
+        perturb(lm, rank=4, sigma=0.4), [r["prompt"] for r in given], [r["answer"] for r in given], members=3, seed=0
+    )
+    assert done.share == pytest.approx(float(found.eu.sum() / found.tu.sum()), abs=1e-4)
+    assert done.agreement == pytest.approx(float(found.agreement[found.mask].mean()), abs=1e-4)
+    assert (done.answers, done.labelled, done.questions) == (8, 7, 4) and done.right.value == pytest.approx(4 / 7)
+    assert done.notes[-1] == "7 labelled answers to 4 questions are too few for intervals."
+    assert done.acceptance is None and done.curve.keys() == {"tu_sum", "length"}
+    plain = score(lm, answers=rows(3), members=1, sigma=0.4, rank=4)
+    assert plain.agreement == 1.0 and plain.share == pytest.approx(0, abs=1e-4)
+    unknown = [{key: value for key, value in row.items() if key != "correct"} for row in rows(3)]
+    assert math.isnan(score(lm, answers=unknown, members=2, sigma=0.1, rank=2).right.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (candidate("b", scores=[1.0]), "there is no score 'mine'"),
+        (candidate("b", scores={"other": 1.0}), "there is no score 'mine'"),
+        (candidate("b", scores={"mine": True}), "expected a finite number"),
+        (candidate("b", scores={"mine": "1"}), "expected a finite number"),
+        (candidate("b", answer=3), "expected a text as answer"),
+        (candidate("b", correct="yes"), "expected a text as answer"),
+        ({"id": "b", "prompt": "q", "answer": "4"}, "row 2: no field 'scores'"),
+    ],
+)
+def test_candidates_that_are_none_are_refused(wrong, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        select([candidate("a"), wrong], by="mine")
+    with pytest.raises(BadInput, match="no scored answer"):
+        select([candidate("a", scores={})], by="mine")
+
+
+def test_what_choosing_comes_to_by_hand(tmp_path):
+    """Of "4", "4" and "5" the surest is wrong, the vote right: a whole score, one unlabelled question, one left out."""
+    given = [
+        candidate("a", scores={"mine": 1}, correct=True),
+        candidate("b", scores={"mine": 2}, correct=True),
+        candidate("c", answer="5", scores={"mine": 3.5}, correct=False),
+        candidate("d", prompt="r", scores={"mine": 0.5}, correct=None),
+        candidate("e", prompt="r", scores={"mine": 0.25}, correct=True),
+        candidate("f", scores={}),
+    ]
+    done = select(given, by="mine", keep=1.0, out=tmp_path / "out")
+    assert (done.questions, done.answers, done.labelled) == (2, 5, 1)
+    shares = done.chosen, done.consistency, done.surest, done.average, done.best, done.gain
+    assert [each.value for each in shares] == pytest.approx([1, 1, 0, 2 / 3, 1, 0])
+    assert done.notes == ("1 answers have no score and were left out.",)
+    lines = read(tmp_path / "out", "selected.jsonl")
+    assert lines[0] == {
+        "id": "b", "prompt": "q", "answer": "4", "score": 2, "correct": True, "votes": {"5": 1.0, "4": 2.0},
+        "kept": ["c", "b", "a"], "of": 3,
+    }  # fmt: skip
+    assert lines[1]["correct"] is None and lines[1]["id"] == "d"
+    none = select(given[3:5], by="mine")
+    assert none.labelled == 0 and math.isnan(none.chosen.value) and math.isnan(none.gain.value)
+    plan = select.plan(given, by="mine")
+    assert (plan.questions, plan.answers) == (2, 5)

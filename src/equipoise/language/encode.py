@@ -268,7 +268,7 @@ def _example(piece: _Piece, max_length: int) -> Example:
     cut = max(0, len(begin + given + said) - max_length)
     if cut and given:
         room = max(max_length - len(said), max_length // 2) - len(begin)
-        given = given[max(0, len(given) - max(0, room)) :]
+        given = given[max(0, len(given) - room) :]
     given = begin + given
     said = said[: max_length - len(given)]
     labels = [IGNORE] * len(given) + said

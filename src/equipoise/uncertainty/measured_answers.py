@@ -51,8 +51,7 @@ def detection(confidence: Array, right: Array, lengths: Array, clusters: ArrayLi
         for measure in (auroc, auprc)
     )
     coverage, risk = risk_coverage(confidence, 1 - right)
-    half = int(np.searchsorted(coverage, 0.5)) if len(coverage) else 0
-    surest = 1 - float(risk[half]) if len(coverage) else math.nan
+    surest = 1 - float(risk[int(np.searchsorted(coverage, 0.5))])
     return Detection(ranked, precise, auroc_within(confidence, right, length_bins(lengths)), surest)
 
 
@@ -75,11 +74,11 @@ def accept(confidence: ArrayLike, right: ArrayLike, *, risk: float, certainty: f
     level = 1 - (1 - certainty) / LEVELS
     best = Acceptance(math.inf, risk, certainty, len(s), 0, 0, math.nan)
     for step in range(1, LEVELS + 1):
-        value = float(ordered[max(math.ceil(step * len(s) / LEVELS), 1) - 1])
+        value = float(ordered[math.ceil(step * len(s) / LEVELS) - 1])
         taken = s >= value
         accepted, wrong = int(taken.sum()), int((1 - y)[taken].sum())
         upper = 1.0 if wrong == accepted else float(stats.beta.ppf(level, wrong + 1, accepted - wrong))
-        if upper <= risk and accepted > best.accepted:
+        if upper <= risk:  # each step accepts no fewer than the last
             best = Acceptance(value, risk, certainty, len(s), accepted, wrong, upper)
     return best
 

@@ -337,7 +337,10 @@ def told_sequence(way: Way, reply: Reply) -> Observed:
 def summarise(
     sequences: Sequence[Observed], way: Way, generator: np.random.Generator, temperature: float = 1.0
 ) -> SamplingCondition:
-    """All that is said of the sequences of one way of asking, with intervals over sequences. temperature: of the draws."""
+    """All that is said of the sequences, one at least, of one way of asking, with intervals over them.
+
+    temperature: of the draws.
+    """
     target = np.array(way.task.target)
     k = len(target)
     slots = [each.probabilities for each in sequences]
@@ -345,8 +348,8 @@ def summarise(
     served = any(each.told is not None for each in sequences)
     measures = {name: _over_sequences(name, found) for name in fidelity.MEASURES}
     least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
-    every = np.concatenate(slots) if slots else np.zeros((0, k))
-    drawn = np.concatenate([each.draws for each in sequences]) if sequences else np.zeros(0, int)
+    every = np.concatenate(slots)
+    drawn = np.concatenate([each.draws for each in sequences])
     counts = np.bincount(drawn[drawn >= 0], minlength=k)
     pooled = way.protocol == SINGLE
     if pooled:  # each value is a sequence of its own: a mean over slots is one over all of them
@@ -422,7 +425,7 @@ def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.
 def _measured(slots: Sequence[Array], target: Array, pooled: bool) -> fidelity.Fidelity:
     """The measures of these slots: means over sequences, or of single values together what is said of them so."""
     mean = fidelity.averaged([fidelity.measures(each, target) for each in slots if len(each)])
-    if not pooled or not slots:
+    if not pooled:
         return mean
     whole = fidelity.measures(np.concatenate(slots), target)
     return replace(mean, **{name: getattr(whole, name) for name in TOGETHER})

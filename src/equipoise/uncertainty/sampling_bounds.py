@@ -56,12 +56,12 @@ def slot_bounds(told: Mapping[str, float], symbols: Sequence[str], drawn: str | 
     unseen = np.minimum(2 * least * np.array([len(name) for name in names]), rest)
     highest = known + more + unseen
     total_least, total_most = known.sum(), known.sum() + open_mass + rest
-    if total_most <= 0:
-        return SlotBounds(np.zeros(len(names)), np.ones(len(names)), (max(1 - total_most, 0.0), 1.0))
+    if not total_most:
+        return SlotBounds(np.zeros(len(names)), np.ones(len(names)), (1.0, 1.0))
     lower = known / total_most
     beside = known.sum() - known
-    upper = np.where(highest > 0, highest / np.maximum(highest + beside, 1e-300), 0.0)
-    return SlotBounds(lower, upper, (max(min(other, 1.0), 0.0), min(1 - total_least, 1.0)))
+    upper = highest / np.maximum(highest + beside, 1e-300)
+    return SlotBounds(lower, upper, (min(other, 1.0), max(1 - total_least, 0.0)))
 
 
 def bounded_measures(
@@ -114,7 +114,7 @@ def _distances(low: Array, high: Array, q: Array) -> tuple[Array, Array]:
     """Least and most of TV(p, q) for p between low and high, [T] each: p and q have one sum, so either half tells all."""
     short, over = np.maximum(q - high, 0).sum(axis=1), np.maximum(low - q, 0).sum(axis=1)
     most_short, most_over = np.maximum(q - low, 0).sum(axis=1), np.maximum(high - q, 0).sum(axis=1)
-    return np.maximum(short, over), np.minimum(np.minimum(most_short, most_over), 1)
+    return np.maximum(short, over), np.minimum(most_short, most_over)
 
 
 def _apart(low: Array, high: Array, other_low: Array, other_high: Array) -> tuple[Array, Array]:

@@ -71,7 +71,7 @@ def measures(probabilities: ArrayLike, target: ArrayLike, draws: ArrayLike | Non
     Raises BadInput for shapes that do not fit, a target that does not sum to 1, and a row without any probability.
     """
     raw, q = _checked(probabilities, target)
-    each = q if q.ndim == 2 else np.broadcast_to(q, raw.shape)
+    each = np.broadcast_to(q, raw.shape)
     a_result = _distance_of_draws(draws, each.mean(axis=0) if len(each) else q) if draws is not None else math.nan
     if not len(raw):
         return Fidelity(*(a_result if name == "a_result" else math.nan for name in MEASURES))
@@ -132,7 +132,7 @@ def best_temperature(probabilities: ArrayLike, target: ArrayLike) -> float:
     has no probability at some slot: no temperature changes either.
     """
     raw, q = _checked(probabilities, target)
-    each = q if q.ndim == 2 else np.broadcast_to(q, raw.shape)
+    each = np.broadcast_to(q, raw.shape)
     if not len(raw) or bool(((raw == 0) & (each > 0)).any()):
         return math.nan
     with np.errstate(divide="ignore"):

@@ -384,7 +384,8 @@ def next_log_probs(language_model: LanguageModel, rows: Sequence[Sequence[int]],
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     while order:
         longest = len(rows[order[0]])
-        chosen, order = order[: max(READ_AT_ONCE // longest, 1)], order[max(READ_AT_ONCE // longest, 1) :]
+        together = max(READ_AT_ONCE // longest, 1)
+        chosen, order = order[:together], order[together:]
         padded = [[*rows[index], *[language_model.pad_id] * (longest - len(rows[index]))] for index in chosen]
         ids = torch.tensor(padded, device=language_model.device)
         lengths = torch.tensor([[len(rows[index])] for index in chosen], device=ids.device)
