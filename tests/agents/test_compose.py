@@ -33,10 +33,11 @@ from equipoise.agents.compose import (
 from equipoise.agents.compose_questions import history_of, make_questions
 from equipoise.agents.compose_templates import TemplateWriter
 from equipoise.agents.leaks import dated, lint, without_dates
+from equipoise.agents.lifedialbench import stream_digest
 from equipoise.core.errors import BadInput
 from equipoise.data.answers import contains
 from equipoise.data.histories import History, MemoryQuestion, Session, Turn
-from equipoise.data.lifelogs import lifedial_record, read_histories
+from equipoise.data.lifelogs import KINDS, lifedial_record, read_histories
 
 NEW_YEAR, MONDAY = date(2024, 1, 1), date(2024, 5, 6)
 WEDDING = Fixed(date(2024, 1, 10), "Ida's wedding")
@@ -250,6 +251,29 @@ def test_a_life_is_the_same_for_its_seed_and_each_day_for_itself():
     assert [each for each in longer.spoken if each.event.day <= date(2024, 1, 31)] == list(month.spoken)
 
 
+@pytest.mark.parametrize(
+    ("seed", "lines", "per_day", "kinds", "digest", "said", "lacking"),
+    [
+        (0, ("garden", "choir"), 4, 4, "4e2f5e9611592c6225317d24fc13ad29dc3220141d2c6ff87f6dccd38bb2e41a",
+         ("01-01 10:30", "So you picked the apples. That was good."), (4, 14, 4, 3)),
+        (3, (), 2, 3, "13820915d60e7a6d04e33529bb336683c312fc57f030dbbd4bc5f86bf24f79de",
+         ("01-01 14:00", "So you tried the new hall. That was good."), (2, 12, 2, 2)),
+    ],
+)  # fmt: skip
+def test_a_seed_is_the_same_life_in_every_version(seed, lines, per_day, kinds, digest, said, lacking):
+    """Recorded results name seeds: what is told, and what is asked about it, stays to the letter."""
+    persona = replace(MARA, lines=lines)
+    life = compose(persona, NEW_YEAR, 20, TemplateWriter(persona, seed=seed, events_per_day=per_day))
+    drafts, missed = make_questions("Mara", life.spoken, per_day=kinds, seed=seed)
+    history = history_of("Mara", life.spoken, drafts, seed=seed)
+    second = history.sessions[1]
+    assert (f"{second.time:%m-%d %H:%M}", second.turns[-1].text) == said
+    assert [missed[f"{kind}: too little before for three distractors"] for kind in KINDS] == list(lacking)
+    assert stream_digest(history) == digest
+    flagged = [(gate.flagged, gate.repeated, gate.left) for gate in life.gates[5:7]]
+    assert flagged == ([(8, 8, 6), (3, 3, 1)] if seed == 0 else [(1, 1, 0), (1, 1, 0)]) and life.dropped == {}
+
+
 def test_a_life_keeps_its_rules():
     life = a_life(60)
     by_day = Counter(each.event.day for each in life.spoken)
@@ -347,6 +371,102 @@ def test_the_newest_value_is_right_and_the_older_ones_distract():
     assert make_questions("Mara", spoken, per_day=0) == ([], {})
     with pytest.raises(BadInput, match="5 questions a day: use 0 to 4"):
         make_questions("Mara", spoken, per_day=5)
+
+
+def told(*events):
+    """(day of May, hour, place, people, what), each as an event of an hour."""
+    return [
+        Spoken(Event(date(2024, 5, day), time(hour), time(hour + 1), place, people, what), (("Mara", what),))
+        for day, hour, place, people, what in events
+    ]
+
+
+def of_kind(kind, spoken, **more):
+    return [draft for draft in make_questions("Mara", spoken, **more)[0] if draft.kind == kind]
+
+
+def test_a_single_thing_is_asked_of_the_last_time_there_with_somebody():
+    before = (
+        (1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Ida",), "weeded"), (2, 9, "lake", ("Tom",), "swam"),
+        (2, 11, "lake", ("Ida",), "fished"), (2, 13, "lake", ("Ida",), "rowed"),
+    )  # fmt: skip
+    draft = of_kind("single_event", told(*before, (3, 9, "yard", ("Tom", "Ida"), "raked")))[-1]
+    assert (draft.text, draft.gold) == ("What did Mara do the last time with Tom at yard?", "raked")
+    assert set(draft.distractors[:2]) == {"sowed", "weeded"} and draft.distractors[2] in ("swam", "fished", "rowed")
+    assert draft.events == (5,) and draft.day == date(2024, 5, 3)
+    # With another, elsewhere, or earlier, it is still the last time; later on the same day with the same it is not.
+    for after, golds in (
+        ((3, 12, "yard", ("Ida",), "dug"), {"raked", "dug"}),
+        ((3, 12, "yard", ("Ida", "Tom"), "dug"), {"raked", "dug"}),
+        ((3, 12, "pier", ("Tom",), "dug"), {"raked", "dug"}),
+        ((3, 12, "yard", ("Tom",), "dug"), {"dug"}),
+        ((3, 12, "", ("Tom",), "dug"), {"raked"}),
+        ((3, 12, "pier", (), "dug"), {"raked"}),
+    ):
+        asked_for = {
+            of_kind("single_event", told(*before, (3, 9, "yard", ("Tom",), "raked"), after), seed=seed)[-1].gold
+            for seed in range(12)
+        }
+        assert asked_for == golds, after
+
+
+def test_three_earlier_things_are_enough_and_two_are_not():
+    before = ((1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Ida",), "weeded"), (2, 9, "lake", ("Ida",), "swam"))
+    asked_of = (3, 9, "yard", ("Tom",), "raked")
+    (draft,) = [each for each in of_kind("single_event", told(*before, asked_of)) if each.gold == "raked"]
+    assert sorted(draft.distractors) == ["sowed", "swam", "weeded"]
+    assert not [each for each in of_kind("single_event", told(*before[1:], asked_of)) if each.gold == "raked"]
+
+
+def test_two_things_with_somebody_are_asked_in_their_order():
+    events = (
+        (1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Tom",), "weeded"), (2, 9, "lake", ("Ida",), "swam"),
+        (3, 9, "yard", ("Tom",), "raked"),
+    )  # fmt: skip
+    (draft,) = of_kind("multi_event", told(*events))
+    assert (draft.text, draft.gold) == (
+        "Which two things did Mara last do with Tom, in this order?", "weeded, then raked",
+    )  # fmt: skip
+    assert draft.events == (1, 3) and draft.day == date(2024, 5, 3)
+    assert set(draft.distractors) in (
+        {"weeded, then swam", "sowed, then raked", "sowed, then swam"},
+        {"weeded, then sowed", "swam, then raked", "swam, then sowed"},
+    )
+    # One other thing is too few; the same thing twice is no order; one time alone with somebody is none.
+    assert not of_kind("multi_event", told(*events[1:2], events[2], events[3]))
+    assert not of_kind("multi_event", told(*events[:3], (3, 9, "yard", ("Tom",), "weeded")))
+    assert not of_kind("multi_event", told(*events[:2], (3, 9, "lake", ("Ida",), "swam"), events[2])[:3])
+
+
+def test_times_are_those_at_which_something_last_began():
+    events = ((1, 8, "a", (), "sowed"), (1, 10, "b", (), "weeded"), (2, 9, "c", (), "swam"), (3, 7, "d", (), "sowed"))
+    (draft,) = of_kind("time_query", told(*events))
+    assert (draft.text, draft.gold) == ("When Mara last sowed, at what time did that begin?", "07:00")
+    assert sorted(draft.distractors) == ["08:00", "09:00", "10:00"] and draft.events == (3,)
+
+
+def test_questions_are_numbered_by_day_and_asked_at_its_end():
+    drafts = of_kind("time_query", told(*((n, 6 + n, "a", (), f"sowed {n}") for n in range(1, 9))))
+    assert [draft.day.day for draft in drafts] == [4, 5, 6, 7, 8]
+    spoken = told(*((n, 6 + n, "a", (), f"sowed {n}") for n in range(1, 9)))
+    history = history_of("Mara", spoken, drafts[::-1], seed=0)
+    assert [question.id for question in history.questions] == [f"Mara/{n}" for n in range(5)]
+    assert [question.group for question in history.questions] == [f"2024-05-0{n}" for n in range(4, 9)]
+    for n, question in enumerate(history.questions, start=4):
+        assert question.time == datetime(2024, 5, n, 23, 59, 59, 999999) and question.evidence == (f"s{n}",)
+        assert question.options[question.right] == f"{6 + n:02d}:00" == question.gold[0]
+    assert [session.id for session in history.sessions][::7] == ["s1", "s8"]
+    assert history.sessions[1].turns == (Turn("s2:1", "Mara", "sowed 2"),)
+
+
+def test_days_with_fewer_questions_than_kinds_begin_with_another_kind_each():
+    spoken = told(*((n, n + h, f"place {n % 2}", ("Tom",), f"sowed {n} {h}") for n in range(1, 13) for h in (6, 8)))
+    drafts, missed = make_questions("Mara", spoken, per_day=1)
+    kinds = {draft.day: draft.kind for draft in drafts}
+    for n in range(4, 13):
+        kind = KINDS[date(2024, 5, n).toordinal() % 4]
+        assert kinds.get(date(2024, 5, n)) == (None if kind == "event_detail" else kind)
+    assert sum(missed.values()) + len(drafts) == 12
 
 
 def test_what_options_share_does_not_tell_the_right_one():
