@@ -277,3 +277,53 @@ def test_numbered_lists_in_full():
 def test_a_game_as_it_is():
     game = GAMES["battle-of-sexes"]
     assert game.payoffs() == (game.first, game.second) != game.payoffs(1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in GAMES if name != "duopoly"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pure_equilibria_by_brute_force(name, sign):
+    first, second = GAMES[name].payoffs(sign)
+    found = [
+        (i + 1, j + 1)
+        for i, row in enumerate(first)
+        for j, value in enumerate(row)
+        if value == max(each[j] for each in first) and second[i][j] == max(second[i])
+    ]
+    assert [right_actions(name, sign, player, "pure-nash") for player in (0, 1)] == [
+        {pair[player] for pair in found} for player in (0, 1)
+    ]
+
+
+def test_a_seed_is_the_same_game_in_every_version():
+    """Recorded results name seeds: what these draw stays."""
+    games = ["iesds", "chicken", "three-by-four", "weakly-dominated"]
+    drawn = [
+        "2:1 0 4/0 1 1;5 6 6/4 3 4", "1:90 101/99 100;90 99/101 100", "2:3 1 2/4 3 3/3 2 -1;13 4 -1/1 3 2/7 6 8",
+        "2:90 101/99 100;90 99/101 100",
+    ]  # fmt: skip
+    for rule, told in (("any-equilibrium", [""] * 4), ("best-response", ["?3", "?2", "?2", "?2"])):
+        environment = MatrixGames(games=games, rule=rule, compact=True)
+        texts = [f"{game}{more}\n" for game, more in zip(drawn, told, strict=True)]
+        assert [environment.reset(seed) for seed in range(4)] == texts
+
+
+def test_what_is_asked_by_each_rule():
+    said = {
+        "last-equilibrium": "Choose the action that you play in a Nash equilibrium of this game.",
+        "any-equilibrium": "Choose the action that you play in a Nash equilibrium of this game.",
+        "pure-nash": "Choose an action that you play in an equilibrium in which nobody leaves anything to chance.",
+        "best-response": "Player 2 will choose action 2. Choose the action that then pays you most.",
+    }
+    for rule, asked in said.items():
+        end = MatrixGames(rule=rule).reset(1).rpartition("\n\n")[2]
+        answer = 'Answer with its number, from 1 to 2, behind "Answer:" if you write more.'
+        assert end == f"You are Player 1. {asked} {answer}"
+    assert "You are Player 2. Player 1 will choose action 1." in MatrixGames(rule="best-response").reset(0)
+    three = ["prisoners-dilemma", "chicken", "three-by-four"]
+    found = MatrixGames(games=three, rule="last-equilibrium").chance
+    # a third each: one action of two, one of two, and one of 3 or of 4; 2 is wrong in the negated dilemma, and for player 2
+    assert found == {
+        "success": pytest.approx(31 / 72),
+        "score": pytest.approx(31 / 72),
+        "always 2": pytest.approx(2 / 3),
+    }
