@@ -1,6 +1,7 @@
 """A life from the top down: the calendar, the checks of each step, the gates, the questions and what gives answers away."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from datetime import date, datetime, time
@@ -32,7 +33,7 @@ from equipoise.agents.compose import (
 )
 from equipoise.agents.compose_questions import history_of, make_questions
 from equipoise.agents.compose_templates import TemplateWriter
-from equipoise.agents.leaks import dated, lint, without_dates
+from equipoise.agents.leaks import _Heard, dated, lint, without_dates
 from equipoise.agents.lifedialbench import stream_digest
 from equipoise.core.errors import BadInput
 from equipoise.data.answers import contains
@@ -562,3 +563,113 @@ def test_problems_and_periods_have_closed_words():
     with pytest.raises(BadInput, match="level"):
         Period("hour", MONDAY, MONDAY, "")  # pyright: ignore[reportArgumentType]
     assert top_down.LEVELS == ("year", "month", "week", "day")
+
+
+def test_what_is_said_first_of_all_is_found_and_one_letter_gives_nothing_away():
+    heard = _Heard(a_history())
+    assert [heard.first(each) for each in ("The clinic", "nine", "is Li", "nine it")] == [
+        datetime(2024, 5, 1, 9), datetime(2024, 5, 1, 9), datetime(2024, 5, 3, 9), None,
+    ]  # fmt: skip
+    for gold, leaks in (("b", 0), ("bo", 1), ("?", 0)):
+        question = asked("Is it b, or bo?", options=("x", "y", "z", "w"))
+        assert len(lint(a_history(replace(question, gold=(gold,)))).leaks) == leaks
+    open_ = MemoryQuestion("o", "Who?", datetime(2024, 5, 2), ("Li",))
+    report = lint(a_history(asked(options=("nine", "ten")), replace(asked(), id="r"), open_))
+    assert report.chance == (1 / 2 + 1 / 4) / 2 and report.questions == 3
+    assert math.isnan(lint(a_history(open_)).chance)
+
+
+def test_a_step_is_written_anew_as_often_as_it_may_and_no_oftener():
+    asked_for = []
+
+    def write(places, again, attempt):
+        asked_for.append((list(places), [len(each) for each in again], attempt))
+        return [(place, attempt) for place in places]
+
+    def check(made):
+        wrong = {1: "inconsistent", 2: "repeated"}
+        return [[Problem(wrong[place], "x")] if attempt < place else [] for place, attempt in made]
+
+    made, problems, gate = top_down._Step("s", 3).passed(3, write, check)
+    assert made == [(0, 0), (1, 1), (2, 2)] and problems == [[], [], []]
+    assert asked_for == [([0, 1, 2], [0, 0, 0], 0), ([1, 2], [1, 1], 1), ([2], [1], 2)]
+    assert (gate.step, gate.records, gate.flagged, gate.inconsistent, gate.repeated, gate.unusable, gate.left) == (
+        "s", 3, 2, 1, 1, 0, 0,
+    )  # fmt: skip
+    for repairs, left in ((0, 2), (1, 1), (2, 0)):
+        assert top_down._Step("s", repairs).passed(3, write, check)[2].left == left
+
+
+class Given(TemplateWriter):
+    """Says of each step what it was shown, and gives days the events it was made with."""
+
+    def __init__(self, events, **more):
+        super().__init__(MARA, **more)
+        self.given, self.around, self.talks = events, [], []
+
+    def enrich(self, asked, again, attempt):
+        self.around += [(each.record.level, each.before, each.record.text, each.behind) for each in asked]
+        return [f"{each.record.text}\n{each.record.start} {each.record.level}" for each in asked]
+
+    def events(self, asked, again, attempt):
+        self.around += [("event", each.before, each.record.text, each.behind) for each in asked]
+        return [self.given.get(each.record.start.day, []) for each in asked]
+
+    def dialogue(self, asked, again, attempt):
+        self.talks += [(event.what, [each.what for each in earlier]) for event, earlier in asked]
+        return [[("Mara", f"{event.what} {' '.join(d.value for d in event.details)}")] for event, _ in asked]
+
+    def doubts(self, pairs):
+        return [""] * len(pairs)
+
+
+def of_day(day, *events):
+    return [
+        Event(date(2024, 1, day), time(a), time(b), "the yard", ("Tom",), what, **more) for a, b, what, more in events
+    ]
+
+
+def test_what_stands_before_and_after_is_shown_and_what_overlaps_is_left_out():
+    persona = replace(MARA, fixed=(Fixed(date(2024, 1, 2), "the fair"),))
+    days = {
+        1: of_day(1, (9, 10, "sowed beans", {}), (9, 11, "mended fences", {}), (11, 12, "baked bread", {})),
+        2: [
+            *of_day(2, (8, 8, "slept", {}), (10, 11, "?", {}), (13, 14, "went home", {})),
+            *of_day(1, (7, 8, "dug", {})),
+        ],
+        3: of_day(3, *((n, n + 1, f"task {n} of {n * 'x'}", {}) for n in range(8, 17))),
+    }
+    writer = Given(days)
+    made = compose(persona, NEW_YEAR, 3, writer, repairs=0)
+    kept = [each.event.what for each in made.spoken]
+    assert kept == ["sowed beans", "baked bread", "went home", *(f"task {n} of {n * 'x'}" for n in range(8, 17))]
+    assert made.dropped["events outside their day, or while another went on"] == 4
+    assert made.dropped["things with a fixed date that no event has"] == 1 and "days without events" not in made.dropped
+    shown = {level: [] for level in ("month", "week", "day", "event")}
+    for level, before, text, after in writer.around:
+        shown[level].append((before, text, after))
+    assert [len(each) for each in shown.values()] == [1, 1, 3, 3] and shown["month"][0][::2] == ("", "")
+    for level in ("day", "event"):
+        (one, first, two), (three, second, four), (five, third, six) = shown[level]
+        assert (one, two, three, four, five, six) == ("", second, first, third, second, "")
+    assert dict(writer.talks)["baked bread"] == ["sowed beans"] and dict(writer.talks)["went home"] == []
+    last = [f"task {n} of {n * 'x'}" for n in range(8, 17)]
+    assert dict(writer.talks)[last[8]] == last[2:8] and dict(writer.talks)[last[6]] == last[:6]
+
+
+def test_a_life_ends_with_its_last_day():
+    assert top_down.check_span(MARA, NEW_YEAR, 10) == date(2024, 1, 10)
+    assert top_down.check_span(replace(MARA, fixed=()), NEW_YEAR, 1) == NEW_YEAR
+    with pytest.raises(BadInput, match="outside 2024-01-01 to 2024-01-09"):
+        top_down.check_span(MARA, NEW_YEAR, 9)
+
+
+def test_weights_of_words_by_hand():
+    # of three texts: x in one, y in two; ln(3) + 1 and ln(1.5) + 1
+    one, two = math.log(3) + 1, math.log(1.5) + 1
+    (near, *_), *_ = similar(["x y", "y y", "z"], k=2)
+    assert near == (1, pytest.approx(two / math.hypot(one, two), rel=1e-6))
+    assert similar(["x", "x", "x"], k=1) == [[(1, pytest.approx(1))], [(0, pytest.approx(1))], [(0, pytest.approx(1))]]
+    assert similar(["", ""]) == [[(1, 0.0)], [(0, 0.0)]]
+    twins = repetition_problems(["x y", "y y", "z"], ["a", "b", "c"], threshold=two / math.hypot(one, two) - 1e-6)
+    assert [len(each) for each in twins] == [0, 1, 0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.data import arithmetic
 from equipoise.data.arithmetic import CHARACTERS, MISTAKES, ArithmeticProblem, check_steps, problems, solution
 
 KINDS = ("chain", "sum", "routes")
@@ -360,3 +361,18 @@ def test_every_problem_of_a_level_is_found_before_it_is_used_up():
                 break
             sizes[part] = size
     assert sizes["train"] + sizes["test"] == 45
+
+
+def test_patience_is_counted_anew_after_each_new_problem(monkeypatch):
+    drawn = []
+
+    def draw(kind, level, operators, generator):
+        drawn.append(len(drawn))
+        return (1 + min(len(drawn), 2), 1), "+"  # the first is new, the second, too, and then always the same
+
+    monkeypatch.setattr(arithmetic, "_PATIENCE", 4)
+    monkeypatch.setattr(arithmetic, "_drawn", draw)
+    monkeypatch.setattr(arithmetic, "_part", lambda name: "train")
+    with pytest.raises(BadInput, match="only 2 train problems"):
+        problems(3, seed=0, levels=(1,))
+    assert len(drawn) == 2 + 4
