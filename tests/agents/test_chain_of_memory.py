@@ -505,3 +505,11 @@ def test_settings_may_be_at_their_ends_and_not_beyond():
 
 def test_that_nothing_stopped_is_said_of_two_and_not_of_one():
     assert [len(organize(ITEMS[:n], FOUR[:n], QUERY, beta=0.0).notes()) for n in (1, 2)] == [0, 1]
+
+
+def test_hundreds_of_items_have_ids_of_their_own():
+    many = [item(f"{place:03}") for place in range(300)]
+    vectors = np.random.default_rng(0).standard_normal((300, 3))
+    assert len(organize(many, vectors, QUERY, k=2).pool) == 2
+    with pytest.raises(BadInput, match="Two items have the id '007'"):
+        organize([*many[:8], many[7]], vectors[:9], QUERY)

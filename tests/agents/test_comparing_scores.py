@@ -108,7 +108,32 @@ def test_the_two_effects_and_what_later_items_do():
     assert found.modification.lower == -1 and found.contamination.upper == 1
     assert found.contaminated.overall.value == 0 and found.contaminated.later == pytest.approx(0.25)
     assert len(found.contaminated.quarters) == 4
+    assert found.against["r"].lower == -1 and found.against["r"].upper == 1
     assert list(found.against) == ["r"] and found.against["r"].value == pytest.approx(0, abs=1e-12)
     assert list(found.protocols) == ["online", "asof", "offline"]
     two = made({"online": online, "offline": offline})
     assert math.isnan(two.modification.value) and two.contaminated is not None
+
+
+def test_who_says_nothing_and_chooses_nothing_has_not_answered():
+    rows = (replace(ROWS[0], choice=None), ROWS[1], ROWS[2], ROWS[3])
+    assert made({"online": answers(rows=rows)}).protocols["online"].unanswered == 2
+    chosen = tuple(replace(each, text="", choice=0) for each in ROWS)
+    assert made({"online": answers(rows=chosen)}).protocols["online"].unanswered == 0
+
+
+def test_an_area_has_bounds_where_there_are_fifty_clusters():
+    questions = tuple(replace(QUESTIONS[0], id=f"q{number}") for number in range(60))
+    rows = tuple(
+        row(number, choice=number % 2, printed=10, later=number % 7, found=("t1",) * (number % 3 > 0))
+        for number in range(60)
+    )
+    whole = MemoryAnswers("s", "offline", questions, rows)
+    one, again, other = (
+        scores.system_scores(
+            {"offline": whole}, scores.recalled, right, {}, added=False, by="question", seed=seed
+        ).contaminated.overall
+        for seed in (3, 3, 4)
+    )
+    assert 0.2 < one.lower < one.value < one.upper < 0.8 and one == again != other
+    assert one.value == other.value

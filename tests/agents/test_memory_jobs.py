@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -778,3 +779,44 @@ def test_the_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("equipoise.data.retrieve.importlib.import_module", gone)
     with pytest.raises(MissingExtra, match=re.escape("pip install 'equipoise[retrieval]'")):
         compare(KITCHEN, systems=["bm25"])
+
+
+def test_texts_that_are_cut_are_noted_once(tmp_path):
+    class Cuts:
+        window, name = 5, "cutter"
+
+        def __call__(self, texts):
+            cut = [place for place, text in enumerate(texts) if len(text) > 3]
+            return SimpleNamespace(vectors=np.ones((len(texts), 1)), cut=cut)
+
+    rows = Rows(tmp_path / "a" / "b" / "cut.jsonl")
+    vectors = asked_systems._Vectors(Cuts(), rows)
+    assert vectors.notes() == [] and vectors(["abc"]).shape == (1, 1)
+    assert not (tmp_path / "a").exists()
+    for texts in (["long text", "abc"], ["long text", "another"], ["long text"]):
+        vectors(texts)
+    assert [len(row["cut"]) for row in Rows(rows.path)] == [1, 1] and len(vectors.cut) == 2
+    (note,) = asked_systems._Vectors(Cuts(), Rows(rows.path)).notes()
+    assert note.startswith("2 texts are longer than the 5 tokens that cutter reads")
+    memory = asked_systems._Vectors(Cuts(), Rows(None))
+    memory(["long text"])
+    assert len(memory.cut) == 1
+
+
+def test_systems_that_cannot_do_without_are_refused_and_others_are_not():
+    def check(name, embedder=None, extractor=None, reader=None):
+        asked_systems._check(name, SimpleNamespace(embedder=embedder, extractor=extractor, reader=reader))
+
+    compares, writes = sorted(asked_systems.COMPARE_VECTORS)[0], sorted(asked_systems.WRITE_BY_MODEL)[0]
+    plain = "empty"
+    assert plain not in asked_systems.COMPARE_VECTORS and plain not in asked_systems.WRITE_BY_MODEL
+    for embedder in (None, asked_systems.NONE, "mini"):
+        check(plain, embedder)
+    for embedder in (None, "mini"):
+        check(compares, embedder, "m", "m")
+    with pytest.raises(BadInput, match="compares vectors, and the embedder is none"):
+        check(compares, asked_systems.NONE, "m", "m")
+    check(writes, "mini", extractor="m")
+    check(writes, "mini", reader="m")
+    with pytest.raises(BadInput, match="has a model write what it keeps"):
+        check(writes, "mini")
