@@ -1,5 +1,6 @@
 """The jobs of memory from end to end: compared without and with models, killed anywhere, asked about a moment."""
 
+import contextlib
 import json
 import math
 import re
@@ -820,3 +821,46 @@ def test_systems_that_cannot_do_without_are_refused_and_others_are_not():
     check(writes, "mini", reader="m")
     with pytest.raises(BadInput, match="has a model write what it keeps"):
         check(writes, "mini")
+
+
+def test_what_is_planned_is_of_each_system_and_protocol(monkeypatch):
+    plan = compare.plan(KITCHEN, systems=["recency", "bm25", "full"], protocols=["online", "offline"], limit=5)
+    assert (plan.answers, plan.added, plan.planted) == (3 * 2 * 5, (), 0) and plan.first["time"] != "after the end"
+    advanced, totals = [], []
+
+    @contextlib.contextmanager
+    def progress(name, *, total, unit):
+        totals.append(total)
+        yield SimpleNamespace(advance=lambda count, system: advanced.append(count))
+
+    monkeypatch.setattr(comparing, "progress", progress)
+    compare(KITCHEN, systems=["recency", "bm25", "full"], k=1, protocols=["online"], limit=1)
+    assert totals == [3] and advanced == [1, 1, 1]
+
+
+def test_notes_say_what_was_added_thinned_graded_and_running():
+    def notes(*, added=(), names=(), embedder="none", reads="", graders=(), known=(), by="day", running=()):
+        asked = SimpleNamespace(names=names, embedder=embedder, reads=reads)
+        given = SimpleNamespace(added=added, asked=asked, graders=graders, known=known, by=by)
+        every = [SimpleNamespace(running=each) for each in (running, ())]
+        return [note.partition(":")[0][:60] for note in comparing.Comparing._notes(given, every)]
+
+    assert notes() == [] == notes(graders=("g",), known=(1,), reads="r")
+    assert notes(added=("full", "bm25")) == ["full and bm25 came in as compulsory rivals"]
+    assert notes(names=("thinned",)) == ["thinned finds sessions by words (BM25), whoever stands besid"]
+    for embedder in ("mini", "zeta"):
+        assert notes(names=("thinned",), embedder=embedder)[0].startswith(
+            f"thinned finds sessions by vectors of {embedder}"
+        )
+    assert notes(reads="r") == ["No grader was named"]
+    assert notes(graders=("g",)) == ["No wrong answer could be planted, since no two questions have"[:60]]
+    assert notes(running=("q1", "q2")) == ["2 questions are asked while a session is going on, which was"]
+    assert notes(by="question") == ["All questions that are compared are of one conversation, and"]
+
+
+def test_who_answers_says_or_chooses():
+    def answers(*rows):
+        return [SimpleNamespace(rows=[SimpleNamespace(text=text, choice=choice) for text, choice in rows])]
+
+    assert not comparing._answers(answers()) and not comparing._answers(answers(("", None)))
+    assert comparing._answers(answers(("", None), ("a", None))) and comparing._answers(answers(("", 0)))
