@@ -376,3 +376,13 @@ def test_patience_is_counted_anew_after_each_new_problem(monkeypatch):
     with pytest.raises(BadInput, match="only 2 train problems"):
         problems(3, seed=0, levels=(1,))
     assert len(drawn) == 2 + 4
+
+
+def test_patience_is_as_long_before_the_first_problem(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(arithmetic, "_PATIENCE", 4)
+    monkeypatch.setattr(arithmetic, "_drawn", lambda *given: drawn.append(1) or ((1, 1), "+"))
+    monkeypatch.setattr(arithmetic, "_part", lambda name: "test")
+    with pytest.raises(BadInput, match="only 0 train problems"):
+        problems(1, seed=0, levels=(1,))
+    assert len(drawn) == 4

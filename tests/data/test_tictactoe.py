@@ -315,3 +315,18 @@ def test_an_opponent_takes_one_of_several_best_moves_as_often():
     cells, chances = opponent_moves("X...O....", 0.25)
     assert cells == (1, 2, 3, 5, 6, 7, 8) and chances == pytest.approx([1 / 7] * 7)
     assert opponent_moves("X........", 0.25)[1] == pytest.approx([1 / 32] * 3 + [3 / 4 + 1 / 32] + [1 / 32] * 4)
+
+
+def test_an_environment_that_cannot_be_made_is_named():
+    def broken():
+        raise KeyError("board")
+
+    def refusing():
+        raise BadInput("no board here")
+
+    with pytest.raises(BadInput, match="gives no environment: KeyError: 'board'"):
+        open_environment(broken)
+    with pytest.raises(BadInput, match=r"^no board here"):
+        open_environment(refusing)
+    with pytest.raises(BadInput, match="expected an object with reset"):
+        open_environment(lambda: 3)
