@@ -304,3 +304,16 @@ def test_the_largest_and_the_smallest_words_of_bits():
     for settings in ((27, 13, 0), (25, 13, 0), (6, 3, -1)):
         with pytest.raises(BadInput):
             Bits(*settings)
+
+
+@pytest.mark.parametrize(("text", "seat"), [("1", 0), ("4", 3), ("0", None), ("5", None), ("2", None)])
+def test_a_vote_is_for_another_seat(text, seat):
+    environment = Spy(deck=TABLE, players=[lambda text: "4" if "Vote" in text else "Well."] * 3)
+    number = next(s for s in range(99) if "Player 2 of four" in environment.reset(s))
+    environment.reset(number)
+    environment.step("a")
+    environment.step("b")
+    _, reward, done, info = environment.step(text)
+    assert done and info["valid"] == (seat is not None) and (reward == -0.1) == (seat is None)
+    if seat is not None:
+        assert info["actions"] == [{"name": "vote", "arguments": {"player": seat + 1}}]

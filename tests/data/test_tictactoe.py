@@ -330,3 +330,30 @@ def test_an_environment_that_cannot_be_made_is_named():
         open_environment(refusing)
     with pytest.raises(BadInput, match="expected an object with reset"):
         open_environment(lambda: 3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        ("coordinates", [f"({row}, {column})" for row, column in product((1, 2, 3), repeat=2)]),
+        ("numbers", list("123456789")),
+        ("letters", list("ABCDEFGHI")),
+    ],
+)
+def test_every_cell_has_its_name(cells, names):
+    environment = TicTacToe(cells=cells, opening=0)
+    seed = next(seed for seed in range(9) if "as X" in environment.reset(seed))
+    for place, name in enumerate(names):
+        environment.reset(seed)
+        info = environment.step(name)[3]
+        assert info["actions"] == [{"name": "place", "arguments": {"cell": name}}]
+        assert environment._board[place] == "X"
+
+
+def test_probabilities_may_be_0_and_1():
+    for opening in (0, 1):
+        for opponent in (0, 1):
+            TicTacToe(opening=opening, opponent=opponent)
+    for wrong in ({"opening": 1.01}, {"opponent": -0.01}, {"opponent": 1.01}):
+        with pytest.raises(BadInput, match="probabilities from 0 to 1"):
+            TicTacToe(**wrong)

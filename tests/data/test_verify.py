@@ -21,6 +21,7 @@ from equipoise.core import sandbox
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data import verify as module
 from equipoise.data import verify_pool, verify_program
+from equipoise.data import verify_tests as module_of_tests
 from equipoise.data.problems import Problem
 from equipoise.data.verify import VerifierScore, open_verifier, verify
 from equipoise.data.verify_pool import Pool
@@ -576,3 +577,13 @@ def test_what_needs_no_process_starts_none(monkeypatch):
     with open_verifier("math") as verifier:
         scores = verifier(problems(["1/2", "1/2", "1/3"]), ["\\boxed{1/2}", "", "\\boxed{1/4}"])
         assert [(each.value, each.crashed) for each in scores] == [(1.0, False), (0.0, False), (0.0, True)]
+
+
+def test_only_a_continuation_is_put_behind_what_it_continues():
+    declared = "def f(x):\n    'Twice.'"
+    continued = "\n    return 2 * x\n\n    # done\nprint(f(1))\n    more"
+    assert module_of_tests._whole(continued, [declared]) == f"{declared}\n\n    return 2 * x\n\n    # done"
+    assert module_of_tests._whole(continued, ["assert f(1) == 2"]) == continued
+    alone = "y = 1\n    z"
+    assert module_of_tests._whole(alone, [declared]) == alone == module_of_tests._whole(alone, [])
+    assert module_of_tests._whole("", [declared]) == ""
