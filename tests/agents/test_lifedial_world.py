@@ -325,3 +325,13 @@ def test_an_arm_is_measured_in_every_world_it_is_given(memory, late):
         made = world.life_world(2, days=14, persons=60, hidden=0.5)
         assert run.measured["restated", 0.5, "late"] == made.restated
         assert run.measured["changed", 0.0, "updates"] == world.life_world(2, days=14, delays=(0, 2, 7, 30)).changed
+
+
+def test_what_a_note_is_about_and_the_last_number_of_a_vector():
+    person, topic = world.PERSON_NAMES[0], world.TOPIC_NAMES[0]
+    exact = world.WorldExtractor()
+    notes = [exact.note(text) for text in (f"{person} {topic}", topic, "nothing")]
+    assert [note.context for note in notes] == [f"about {person} {topic}", f"about {topic}", ""]
+    assert [note.tags for note in notes] == [(topic,), (), ()]
+    vectors = world.count_vectors(["", world.FILLER_WORDS[-1]])
+    assert vectors[:, -1].tolist() == [1e-3, 1e-3] and vectors[:, -2].tolist() == [0, 1]
