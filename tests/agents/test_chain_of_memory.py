@@ -443,3 +443,73 @@ def test_joined_texts_are_embedded_counted_and_too_long_ones_named():
         "1 of 7 joined texts were longer than the embedder's window: it saw the beginning of those chains only. "
         "context='mean' has no such limit."
     ]
+
+
+def test_anchors_of_a_seed_are_those_of_its_generator():
+    scores = np.array([0.6, 0.3, 0.1, 0.0, -0.5])
+    for seed in range(8):
+        chances = np.array([0.6, 0.3, 0.1, 0, 0])
+        drawn = np.random.default_rng(seed).choice(5, 2, replace=False, p=chances / chances.sum())
+        made = chains(np.eye(5), scores, anchors=2, draw=np.random.default_rng(seed))
+        assert [order[0] for order in made.order] == sorted(drawn.tolist())
+    for several, places in ((3, [0, 1, 2]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])):
+        made = chains(np.eye(5), scores, anchors=several, draw=np.random.default_rng(1))
+        assert [order[0] for order in made.order] == places
+    none = chains(np.eye(3), np.array([0.0, -0.1, -0.2]), anchors=2, draw=np.random.default_rng(1))
+    assert [order[0] for order in none.order] == [0, 1]
+
+
+def test_pairs_of_a_floor_are_all_or_those_of_its_seed():
+    vectors = np.random.default_rng(3).standard_normal((6, 4))
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert cosine_floor(vectors, pairs=15).pairs == 15 == cosine_floor(vectors, pairs=16).pairs
+    every = (units @ units.T)[np.triu_indices(6, 1)]
+    assert cosine_floor(vectors, pairs=15).median == pytest.approx(np.median(every))
+    generator = np.random.default_rng(4)
+    first = generator.integers(6, size=14)
+    second = (first + generator.integers(1, 6, size=14)) % 6
+    assert (first != second).all()
+    some = (units[first] * units[second]).sum(axis=1)
+    made = cosine_floor(vectors, pairs=14, seed=4)
+    spread = 1.4826 * np.median(abs(some - np.median(some)))
+    assert (made.pairs, made.median, made.spread) == (14, pytest.approx(np.median(some)), pytest.approx(spread))
+    assert made.value == pytest.approx(np.median(some) + 2 * spread)
+    assert cosine_floor(vectors, z=-99.0).value == -1.0 and cosine_floor(vectors[:2], pairs=1).pairs == 1
+    adaptive = organize(ITEMS, FOUR, QUERY, beta="adaptive")
+    assert adaptive.chains == organize(ITEMS, FOUR, QUERY, beta=0.0, floor=cosine_floor(FOUR).value).chains
+    assert organize(ITEMS[:1], FOUR[:1], QUERY, beta="adaptive").chains.stops == ("exhausted",)
+
+
+def test_settings_may_be_at_their_ends_and_not_beyond():
+    for name, most in (("floor", 1), ("weight", 1), ("beta", None)):
+        least = -1 if name == "floor" else 0
+        chains(FOUR, SCORES, **{name: float(least)})
+        with pytest.raises(BadInput, match=f"{name} is"):
+            chains(FOUR, SCORES, **{name: least - 0.01})
+        if most is not None:
+            chains(FOUR, SCORES, **{name: 1.0})
+            with pytest.raises(BadInput, match=f"{name} is"):
+                chains(FOUR, SCORES, **{name: 1.01})
+    for name in ("k", "anchors", "max_length", "budget"):
+        organize(ITEMS, FOUR, QUERY, **{name: 1})
+        with pytest.raises(BadInput, match=f"{name} is 0: use at least 1"):
+            organize(ITEMS, FOUR, QUERY, **{name: 0})
+    organize(ITEMS, FOUR, QUERY, seed=0)
+    with pytest.raises(BadInput, match="seed is -1"):
+        organize(ITEMS, FOUR, QUERY, seed=-1)
+    with pytest.raises(BadInput, match="2 vectors"):
+        cosine_floor(FOUR[:1])
+    with pytest.raises(BadInput, match="0 and z"):
+        cosine_floor(FOUR, pairs=0)
+
+
+def test_that_nothing_stopped_is_said_of_two_and_not_of_one():
+    assert [len(organize(ITEMS[:n], FOUR[:n], QUERY, beta=0.0).notes()) for n in (1, 2)] == [0, 1]
+
+
+def test_hundreds_of_items_have_ids_of_their_own():
+    many = [item(f"{place:03}") for place in range(300)]
+    vectors = np.random.default_rng(0).standard_normal((300, 3))
+    assert len(organize(many, vectors, QUERY, k=2).pool) == 2
+    with pytest.raises(BadInput, match="Two items have the id '007'"):
+        organize([*many[:8], many[7]], vectors[:9], QUERY)

@@ -3,6 +3,7 @@
 import gzip
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
@@ -316,3 +317,220 @@ def test_a_reader_answers_with_few_tokens(monkeypatch):
     monkeypatch.setattr(generate, "generate", lambda *given, **named: asked.append((given, named)) or ["said"])
     assert chain_reading.answers("smollm2", ("one", "two")) == ["said"]
     assert asked == [(("loaded smollm2", ["one", "two"]), {"max_new_tokens": 24, "batch_size": 8})]
+
+
+# --- prints and arms -------------------------------------------------------------------------------------------------
+
+
+def hand_case(evidence=(0, 1), **more):
+    given = {
+        "id": "q", "cluster": "", "tokens": np.array([5, 3, 4]), "times": np.array([2, 0, 1]),
+        "scores": np.array([0.9, 0.8, 0.7]), "vectors": np.eye(3), "evidence": frozenset(evidence),
+        "embed": lambda places: np.eye(3)[list(places)].sum(axis=0), "floor": 0.2, "asked": 2, "store": 30,
+    }  # fmt: skip
+    return world.Case(**{**given, **more})
+
+
+@pytest.mark.parametrize(
+    ("evidence", "tokens", "held"),
+    [
+        ((0, 1), 8, 1.0),
+        ((0, 1), 7, 2 / 3),
+        ((0, 1), 5, 0.0),
+        ((0, 1), 4, 0.0),
+        ((0,), 4, 4 / 5),
+        ((0,), 0, 0.0),
+        ((0,), 5, 1.0),
+        ((2,), 11, 3 / 4),
+        ((2,), 12, 1.0),
+        ((2,), 99, 1.0),
+        ((1, -1), 99, 0.0),
+    ],
+)
+def test_a_ranking_that_is_cut_within_a_turn_holds_its_part_of_it(evidence, tokens, held):
+    assert world.by_rank(hand_case(evidence), tokens) == pytest.approx(held)
+
+
+def test_what_is_printed_ends_at_the_first_turn_that_does_not_fit():
+    tokens, header = np.array([5, 3, 4]), world.HEADER_TOKENS
+    assert header == words(world.HEADER.format(1)) > 0
+    plain, headed = (world.Arranged([[0, 2], [1]], headers=headers) for headers in (False, True))
+    fitting = ((4, (), 0), (5, (0,), 5), (8, (0,), 5), (9, (0, 2), 9), (11, (0, 2), 9), (12, (0, 2, 1), 12))
+    for allowed, places, spent in fitting:
+        assert world.printed(plain, tokens, allowed) == world.Printed(places, spent)
+        more = header * (1 if places else 0) + header * (len(places) == 3)
+        room = allowed + header * (2 if len(places) == 3 else 1)
+        assert world.printed(headed, tokens, room) == world.Printed(places, spent + more)
+    assert world.printed(headed, tokens, 12 + 2 * header - 1).places == (0, 2)
+    assert world.Printed((0, 2), 9).holds(frozenset({2})) == 1 and world.Printed((0, 2), 9).holds(frozenset({1})) == 0
+
+
+@pytest.fixture
+def whole_pools(monkeypatch):
+    monkeypatch.setattr(world, "K", 20)
+    monkeypatch.setattr(world, "RANKED", 80)
+
+
+def test_each_arm_arranges_the_chains_that_it_is_named_after(whole_pools):
+    case = world.two_hop(0.6, 0, 0, 7)
+    joined = []
+
+    def embed(places):
+        joined.append(places)
+        return case.embed(places)
+
+    own = {
+        "mean": {},
+        "published": {"context": "concatenated", "negative": "keep", "embed": embed},
+        "adaptive": {"beta": 0.0, "floor": case.floor},
+        "last": {"context": "last"},
+        **{gate: {"gate": gate} for gate in ("query", "context", "weighted")},
+    }
+    found = {}
+    for arm, more in own.items():
+        orders = world.chains(case.vectors, case.scores, **{"anchors": 3, "beta": 0.5, **more}).order
+        seen, blocks = set(), []
+        for order in orders:
+            blocks.append([place for place in order if arm == "published" or place not in seen])
+            seen |= set(order)
+        found[arm] = blocks
+        made = world.arrange(arm, case, np.random.default_rng(0))
+        assert made.blocks == blocks and made.headers and made.made.order == orders
+        tokens = sum(int(case.tokens[list(each)].sum()) for each in joined)
+        spent = (len(joined), tokens) if arm == "published" else (0, 0)
+        assert (made.contexts, made.embedded) == spent
+    assert len({repr(blocks) for blocks in found.values()}) == len(found) and len(joined) > 3
+    union = sorted({place for block in found["mean"] for place in block})
+    by_time = sorted(union, key=lambda place: case.times[place])
+    size = list(range(20))
+    order = [place for block in found["published"] for place in block]
+    shuffled = [order[place] for place in np.random.default_rng(7).permutation(len(order))]
+    for arm, blocks in {
+        "rank": [size], "rank-repeated": [size] * 3, "union-ranked": [union], "union-by-time": [by_time],
+        "union-size": [size[: len(union)]], "shuffled": [shuffled],
+    }.items():  # fmt: skip
+        made = world.arrange(arm, case, np.random.default_rng(7))
+        assert made.blocks == blocks and not made.headers, arm
+        assert (made.made is None) == arm.startswith("rank") and (made.contexts > 0) == (arm == "shuffled")
+
+
+def test_of_turns_that_no_chain_takes_up_none_is_printed():
+    vectors = np.eye(5)
+    vectors[4] = [1, 0, 0, 0, 0.01]
+    scores, times = np.array([0.9, 0.88, 0.87, 0.86, 0.85]), np.array([3, 4, 0, 1, 2])
+    case = hand_case(vectors=vectors, scores=scores, times=times, tokens=np.ones(5, int))
+    found = {arm: world.arrange(arm, case, np.random.default_rng(0)).blocks for arm in (
+        "mean", "union-ranked", "union-by-time", "union-size", "rank",
+    )}  # fmt: skip
+    assert sorted(place for block in found["mean"] for place in block) == [0, 1, 2, 4]
+    assert found["union-ranked"] == [[0, 1, 2, 4]] and found["union-by-time"] == [[2, 4, 0, 1]]
+    assert found["union-size"] == [[0, 1, 2, 3]] and found["rank"] == [[0, 1, 2, 3, 4]]
+
+
+def test_the_two_hop_store_is_made_as_it_says(whole_pools):
+    case = world.two_hop(0.3, 10, 1, 2)
+    draw = np.random.default_rng([1, 2, 30, 10])
+
+    def around(center, cosines, count):
+        noise = draw.standard_normal((count, 64))
+        noise -= (noise @ center)[:, None] * center
+        noise /= np.sqrt((noise**2).sum(axis=1, keepdims=True))
+        cosines = np.broadcast_to(cosines, count)[:, None]
+        return cosines * center + np.sqrt(1 - cosines * cosines) * noise
+
+    query = units(draw.standard_normal((1, 64)))[0]
+    first = around(query, 0.7, 1)
+    second = units(0.3 * first + query / 4 + 0.6 * units(draw.standard_normal((1, 64))))
+    like, unlike = around(query, draw.uniform(0.3, 0.75, 40), 40), around(query, draw.uniform(-0.2, 0.2, 100), 100)
+    near = around(first[0], 0.92, 10)
+    vectors = np.concatenate([first, second, like, unlike, near])
+    tokens, times = draw.integers(8, 33, 152), draw.permutation(152)
+    order = np.argsort(-(vectors @ query), kind="stable")[:80]
+    assert_allclose(case.vectors, vectors[order[:20]])
+    assert_allclose(case.scores, (vectors @ query)[order[:20]])
+    assert_allclose(case.embed((1, 3)), vectors[order[1]] + vectors[order[3]])
+    assert case.tokens.tolist() == tokens[order].tolist() and case.times.tolist() == times[order].tolist()
+    ranked = order.tolist()
+    assert case.evidence == {ranked.index(hop) if hop in ranked else -1 for hop in (0, 1)}
+    assert (case.id, case.cluster, case.asked, case.store) == ("1-2", "", 8, tokens.sum())
+    assert case.floor == cosine_floor(vectors, z=2.0, seed=1).value
+    assert -1 in world.two_hop(0.0, 0, 0, 3).evidence or all(place >= 0 for place in case.evidence)
+
+
+class Noted:
+    """A run that notes what it is told."""
+
+    seed, prepared = 3, None
+
+    def __init__(self):
+        self.told, self.measured, self.spent = {}, {}, []
+
+    def items(self, outcome, ids, scores, *, at, where, clusters):
+        assert ids == ["a", "b"] and clusters == ["x", "x"] and where == {"world": "hand"}
+        self.told[outcome, at["allowed_tokens"]] = ([float(each) for each in scores], at["prompt_tokens"])
+
+    def measure(self, outcome, value, *, at, where, of=None):
+        self.measured[outcome, at["allowed_tokens"]] = value if of is None else (value, of)
+
+    def spend(self, *, phase, **amounts):
+        self.spent.append((phase, amounts))
+
+    def phase(self, name):
+        assert name == "query"
+        return nullcontext()
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    cases = [hand_case((0, 1), id="a", cluster="x", asked=4), hand_case((2,), id="b", cluster="x")]
+    monkeypatch.setattr(world, "conditions", lambda run, **given: iter([({"world": "hand"}, cases)]))
+    monkeypatch.setattr(world, "ALLOWED", (8, 11, 60))
+    return cases
+
+
+def test_prints_are_measured_and_paid_for(by_hand):
+    run = Noted()
+    world.measure(run, arm="rank", trials=1, with_locomo=False)
+    assert run.told == {
+        ("evidence_recall", 8): ([1, 0], 8), ("gain", 8): ([0, 0], 8), ("evidence_recall", 11): ([1, 0], 8),
+        ("gain", 11): ([0, 0], 8), ("evidence_recall", 60): ([1, 1], 12), ("gain", 60): ([0, 0], 12),
+    }  # fmt: skip
+    prints = {("printed_tokens", 8): 8, ("printed_tokens", 11): 8, ("printed_tokens", 60): 12}
+    assert run.measured == {**prints, ("unique_turns", 60): 3}
+    assert run.spent == [
+        ("build", {"prompt_tokens": 30}), ("embed", {"calls": 2, "prompt_tokens": 6}), ("query", {"prompt_tokens": 24}),
+    ]  # fmt: skip
+
+
+def test_chains_are_counted_and_what_they_embed_is_paid_for(by_hand):
+    run = Noted()
+    world.measure(run, arm="published", trials=1, with_locomo=False)
+    made = [world.arrange("published", case, np.random.default_rng(0)) for case in by_hand]
+    orders = [order for each in made for order in each.made.order]
+    assert run.measured["single_chains", 60] == (sum(len(order) == 1 for order in orders), len(orders))
+    assert run.measured["full_chains", 60] == (sum(len(order) == 3 for order in orders), len(orders))
+    contexts, embedded = (sum(getattr(each, name) for each in made) for name in ("contexts", "embedded"))
+    assert run.spent[1] == ("embed", {"calls": 2 + contexts, "prompt_tokens": 6 + embedded}) and contexts > 0
+    ranked = Noted()
+    world.measure(ranked, arm="same-tokens", against="published", trials=1, with_locomo=False)
+    assert ranked.spent[1] == ("embed", {"calls": 2, "prompt_tokens": 6})
+    assert set(ranked.measured) == {*(("printed_tokens", n) for n in (8, 11, 60)), ("unique_turns", 60)}
+    for allowed in (8, 11, 60):
+        prints = [world.printed(each, case.tokens, allowed) for each, case in zip(made, by_hand, strict=True)]
+        equal = [world.by_rank(case, each.tokens) for each, case in zip(prints, by_hand, strict=True)]
+        held = [each.holds(case.evidence) for each, case in zip(prints, by_hand, strict=True)]
+        read = (prints[0].tokens + prints[1].tokens) / 2
+        assert ranked.told["evidence_recall", allowed] == (equal, read) and ranked.told["gain", allowed] == (
+            [0, 0],
+            read,
+        )
+        assert run.told["evidence_recall", allowed] == (held, read)
+        assert run.told["gain", allowed] == ([held[0] - equal[0], held[1] - equal[1]], read)
+
+
+def test_the_whole_store_holds_everything(by_hand):
+    run = Noted()
+    by_hand[1] = replace(by_hand[1], store=41)
+    world.measure_everything(run, trials=1, with_locomo=False)
+    assert run.told == {("evidence_recall", 36): ([1, 1], 35.5)} and run.measured == {("printed_tokens", 36): 35.5}
+    assert run.spent == [("query", {"prompt_tokens": 71})]

@@ -1,6 +1,7 @@
 """A life from the top down: the calendar, the checks of each step, the gates, the questions and what gives answers away."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from datetime import date, datetime, time
@@ -32,11 +33,12 @@ from equipoise.agents.compose import (
 )
 from equipoise.agents.compose_questions import history_of, make_questions
 from equipoise.agents.compose_templates import TemplateWriter
-from equipoise.agents.leaks import dated, lint, without_dates
+from equipoise.agents.leaks import _Heard, dated, lint, without_dates
+from equipoise.agents.lifedialbench import stream_digest
 from equipoise.core.errors import BadInput
 from equipoise.data.answers import contains
 from equipoise.data.histories import History, MemoryQuestion, Session, Turn
-from equipoise.data.lifelogs import lifedial_record, read_histories
+from equipoise.data.lifelogs import KINDS, lifedial_record, read_histories
 
 NEW_YEAR, MONDAY = date(2024, 1, 1), date(2024, 5, 6)
 WEDDING = Fixed(date(2024, 1, 10), "Ida's wedding")
@@ -250,6 +252,29 @@ def test_a_life_is_the_same_for_its_seed_and_each_day_for_itself():
     assert [each for each in longer.spoken if each.event.day <= date(2024, 1, 31)] == list(month.spoken)
 
 
+@pytest.mark.parametrize(
+    ("seed", "lines", "per_day", "kinds", "digest", "said", "lacking"),
+    [
+        (0, ("garden", "choir"), 4, 4, "4e2f5e9611592c6225317d24fc13ad29dc3220141d2c6ff87f6dccd38bb2e41a",
+         ("01-01 10:30", "So you picked the apples. That was good."), (4, 14, 4, 3)),
+        (3, (), 2, 3, "13820915d60e7a6d04e33529bb336683c312fc57f030dbbd4bc5f86bf24f79de",
+         ("01-01 14:00", "So you tried the new hall. That was good."), (2, 12, 2, 2)),
+    ],
+)  # fmt: skip
+def test_a_seed_is_the_same_life_in_every_version(seed, lines, per_day, kinds, digest, said, lacking):
+    """Recorded results name seeds: what is told, and what is asked about it, stays to the letter."""
+    persona = replace(MARA, lines=lines)
+    life = compose(persona, NEW_YEAR, 20, TemplateWriter(persona, seed=seed, events_per_day=per_day))
+    drafts, missed = make_questions("Mara", life.spoken, per_day=kinds, seed=seed)
+    history = history_of("Mara", life.spoken, drafts, seed=seed)
+    second = history.sessions[1]
+    assert (f"{second.time:%m-%d %H:%M}", second.turns[-1].text) == said
+    assert [missed[f"{kind}: too little before for three distractors"] for kind in KINDS] == list(lacking)
+    assert stream_digest(history) == digest
+    flagged = [(gate.flagged, gate.repeated, gate.left) for gate in life.gates[5:7]]
+    assert flagged == ([(8, 8, 6), (3, 3, 1)] if seed == 0 else [(1, 1, 0), (1, 1, 0)]) and life.dropped == {}
+
+
 def test_a_life_keeps_its_rules():
     life = a_life(60)
     by_day = Counter(each.event.day for each in life.spoken)
@@ -349,6 +374,102 @@ def test_the_newest_value_is_right_and_the_older_ones_distract():
         make_questions("Mara", spoken, per_day=5)
 
 
+def told(*events):
+    """(day of May, hour, place, people, what), each as an event of an hour."""
+    return [
+        Spoken(Event(date(2024, 5, day), time(hour), time(hour + 1), place, people, what), (("Mara", what),))
+        for day, hour, place, people, what in events
+    ]
+
+
+def of_kind(kind, spoken, **more):
+    return [draft for draft in make_questions("Mara", spoken, **more)[0] if draft.kind == kind]
+
+
+def test_a_single_thing_is_asked_of_the_last_time_there_with_somebody():
+    before = (
+        (1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Ida",), "weeded"), (2, 9, "lake", ("Tom",), "swam"),
+        (2, 11, "lake", ("Ida",), "fished"), (2, 13, "lake", ("Ida",), "rowed"),
+    )  # fmt: skip
+    draft = of_kind("single_event", told(*before, (3, 9, "yard", ("Tom", "Ida"), "raked")))[-1]
+    assert (draft.text, draft.gold) == ("What did Mara do the last time with Tom at yard?", "raked")
+    assert set(draft.distractors[:2]) == {"sowed", "weeded"} and draft.distractors[2] in ("swam", "fished", "rowed")
+    assert draft.events == (5,) and draft.day == date(2024, 5, 3)
+    # With another, elsewhere, or earlier, it is still the last time; later on the same day with the same it is not.
+    for after, golds in (
+        ((3, 12, "yard", ("Ida",), "dug"), {"raked", "dug"}),
+        ((3, 12, "yard", ("Ida", "Tom"), "dug"), {"raked", "dug"}),
+        ((3, 12, "pier", ("Tom",), "dug"), {"raked", "dug"}),
+        ((3, 12, "yard", ("Tom",), "dug"), {"dug"}),
+        ((3, 12, "", ("Tom",), "dug"), {"raked"}),
+        ((3, 12, "pier", (), "dug"), {"raked"}),
+    ):
+        asked_for = {
+            of_kind("single_event", told(*before, (3, 9, "yard", ("Tom",), "raked"), after), seed=seed)[-1].gold
+            for seed in range(12)
+        }
+        assert asked_for == golds, after
+
+
+def test_three_earlier_things_are_enough_and_two_are_not():
+    before = ((1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Ida",), "weeded"), (2, 9, "lake", ("Ida",), "swam"))
+    asked_of = (3, 9, "yard", ("Tom",), "raked")
+    (draft,) = [each for each in of_kind("single_event", told(*before, asked_of)) if each.gold == "raked"]
+    assert sorted(draft.distractors) == ["sowed", "swam", "weeded"]
+    assert not [each for each in of_kind("single_event", told(*before[1:], asked_of)) if each.gold == "raked"]
+
+
+def test_two_things_with_somebody_are_asked_in_their_order():
+    events = (
+        (1, 8, "yard", ("Tom",), "sowed"), (1, 10, "yard", ("Tom",), "weeded"), (2, 9, "lake", ("Ida",), "swam"),
+        (3, 9, "yard", ("Tom",), "raked"),
+    )  # fmt: skip
+    (draft,) = of_kind("multi_event", told(*events))
+    assert (draft.text, draft.gold) == (
+        "Which two things did Mara last do with Tom, in this order?", "weeded, then raked",
+    )  # fmt: skip
+    assert draft.events == (1, 3) and draft.day == date(2024, 5, 3)
+    assert set(draft.distractors) in (
+        {"weeded, then swam", "sowed, then raked", "sowed, then swam"},
+        {"weeded, then sowed", "swam, then raked", "swam, then sowed"},
+    )
+    # One other thing is too few; the same thing twice is no order; one time alone with somebody is none.
+    assert not of_kind("multi_event", told(*events[1:2], events[2], events[3]))
+    assert not of_kind("multi_event", told(*events[:3], (3, 9, "yard", ("Tom",), "weeded")))
+    assert not of_kind("multi_event", told(*events[:2], (3, 9, "lake", ("Ida",), "swam"), events[2])[:3])
+
+
+def test_times_are_those_at_which_something_last_began():
+    events = ((1, 8, "a", (), "sowed"), (1, 10, "b", (), "weeded"), (2, 9, "c", (), "swam"), (3, 7, "d", (), "sowed"))
+    (draft,) = of_kind("time_query", told(*events))
+    assert (draft.text, draft.gold) == ("When Mara last sowed, at what time did that begin?", "07:00")
+    assert sorted(draft.distractors) == ["08:00", "09:00", "10:00"] and draft.events == (3,)
+
+
+def test_questions_are_numbered_by_day_and_asked_at_its_end():
+    drafts = of_kind("time_query", told(*((n, 6 + n, "a", (), f"sowed {n}") for n in range(1, 9))))
+    assert [draft.day.day for draft in drafts] == [4, 5, 6, 7, 8]
+    spoken = told(*((n, 6 + n, "a", (), f"sowed {n}") for n in range(1, 9)))
+    history = history_of("Mara", spoken, drafts[::-1], seed=0)
+    assert [question.id for question in history.questions] == [f"Mara/{n}" for n in range(5)]
+    assert [question.group for question in history.questions] == [f"2024-05-0{n}" for n in range(4, 9)]
+    for n, question in enumerate(history.questions, start=4):
+        assert question.time == datetime(2024, 5, n, 23, 59, 59, 999999) and question.evidence == (f"s{n}",)
+        assert question.options[question.right] == f"{6 + n:02d}:00" == question.gold[0]
+    assert [session.id for session in history.sessions][::7] == ["s1", "s8"]
+    assert history.sessions[1].turns == (Turn("s2:1", "Mara", "sowed 2"),)
+
+
+def test_days_with_fewer_questions_than_kinds_begin_with_another_kind_each():
+    spoken = told(*((n, n + h, f"place {n % 2}", ("Tom",), f"sowed {n} {h}") for n in range(1, 13) for h in (6, 8)))
+    drafts, missed = make_questions("Mara", spoken, per_day=1)
+    kinds = {draft.day: draft.kind for draft in drafts}
+    for n in range(4, 13):
+        kind = KINDS[date(2024, 5, n).toordinal() % 4]
+        assert kinds.get(date(2024, 5, n)) == (None if kind == "event_detail" else kind)
+    assert sum(missed.values()) + len(drafts) == 12
+
+
 def test_what_options_share_does_not_tell_the_right_one():
     drafts, _ = make_questions("Mara", a_life(40).spoken)
     for draft in drafts:
@@ -442,3 +563,113 @@ def test_problems_and_periods_have_closed_words():
     with pytest.raises(BadInput, match="level"):
         Period("hour", MONDAY, MONDAY, "")  # pyright: ignore[reportArgumentType]
     assert top_down.LEVELS == ("year", "month", "week", "day")
+
+
+def test_what_is_said_first_of_all_is_found_and_one_letter_gives_nothing_away():
+    heard = _Heard(a_history())
+    assert [heard.first(each) for each in ("The clinic", "nine", "is Li", "nine it")] == [
+        datetime(2024, 5, 1, 9), datetime(2024, 5, 1, 9), datetime(2024, 5, 3, 9), None,
+    ]  # fmt: skip
+    for gold, leaks in (("b", 0), ("bo", 1), ("?", 0)):
+        question = asked("Is it b, or bo?", options=("x", "y", "z", "w"))
+        assert len(lint(a_history(replace(question, gold=(gold,)))).leaks) == leaks
+    open_ = MemoryQuestion("o", "Who?", datetime(2024, 5, 2), ("Li",))
+    report = lint(a_history(asked(options=("nine", "ten")), replace(asked(), id="r"), open_))
+    assert report.chance == (1 / 2 + 1 / 4) / 2 and report.questions == 3
+    assert math.isnan(lint(a_history(open_)).chance)
+
+
+def test_a_step_is_written_anew_as_often_as_it_may_and_no_oftener():
+    asked_for = []
+
+    def write(places, again, attempt):
+        asked_for.append((list(places), [len(each) for each in again], attempt))
+        return [(place, attempt) for place in places]
+
+    def check(made):
+        wrong = {1: "inconsistent", 2: "repeated"}
+        return [[Problem(wrong[place], "x")] if attempt < place else [] for place, attempt in made]
+
+    made, problems, gate = top_down._Step("s", 3).passed(3, write, check)
+    assert made == [(0, 0), (1, 1), (2, 2)] and problems == [[], [], []]
+    assert asked_for == [([0, 1, 2], [0, 0, 0], 0), ([1, 2], [1, 1], 1), ([2], [1], 2)]
+    assert (gate.step, gate.records, gate.flagged, gate.inconsistent, gate.repeated, gate.unusable, gate.left) == (
+        "s", 3, 2, 1, 1, 0, 0,
+    )  # fmt: skip
+    for repairs, left in ((0, 2), (1, 1), (2, 0)):
+        assert top_down._Step("s", repairs).passed(3, write, check)[2].left == left
+
+
+class Given(TemplateWriter):
+    """Says of each step what it was shown, and gives days the events it was made with."""
+
+    def __init__(self, events, **more):
+        super().__init__(MARA, **more)
+        self.given, self.around, self.talks = events, [], []
+
+    def enrich(self, asked, again, attempt):
+        self.around += [(each.record.level, each.before, each.record.text, each.behind) for each in asked]
+        return [f"{each.record.text}\n{each.record.start} {each.record.level}" for each in asked]
+
+    def events(self, asked, again, attempt):
+        self.around += [("event", each.before, each.record.text, each.behind) for each in asked]
+        return [self.given.get(each.record.start.day, []) for each in asked]
+
+    def dialogue(self, asked, again, attempt):
+        self.talks += [(event.what, [each.what for each in earlier]) for event, earlier in asked]
+        return [[("Mara", f"{event.what} {' '.join(d.value for d in event.details)}")] for event, _ in asked]
+
+    def doubts(self, pairs):
+        return [""] * len(pairs)
+
+
+def of_day(day, *events):
+    return [
+        Event(date(2024, 1, day), time(a), time(b), "the yard", ("Tom",), what, **more) for a, b, what, more in events
+    ]
+
+
+def test_what_stands_before_and_after_is_shown_and_what_overlaps_is_left_out():
+    persona = replace(MARA, fixed=(Fixed(date(2024, 1, 2), "the fair"),))
+    days = {
+        1: of_day(1, (9, 10, "sowed beans", {}), (9, 11, "mended fences", {}), (11, 12, "baked bread", {})),
+        2: [
+            *of_day(2, (8, 8, "slept", {}), (10, 11, "?", {}), (13, 14, "went home", {})),
+            *of_day(1, (7, 8, "dug", {})),
+        ],
+        3: of_day(3, *((n, n + 1, f"task {n} of {n * 'x'}", {}) for n in range(8, 17))),
+    }
+    writer = Given(days)
+    made = compose(persona, NEW_YEAR, 3, writer, repairs=0)
+    kept = [each.event.what for each in made.spoken]
+    assert kept == ["sowed beans", "baked bread", "went home", *(f"task {n} of {n * 'x'}" for n in range(8, 17))]
+    assert made.dropped["events outside their day, or while another went on"] == 4
+    assert made.dropped["things with a fixed date that no event has"] == 1 and "days without events" not in made.dropped
+    shown = {level: [] for level in ("month", "week", "day", "event")}
+    for level, before, text, after in writer.around:
+        shown[level].append((before, text, after))
+    assert [len(each) for each in shown.values()] == [1, 1, 3, 3] and shown["month"][0][::2] == ("", "")
+    for level in ("day", "event"):
+        (one, first, two), (three, second, four), (five, third, six) = shown[level]
+        assert (one, two, three, four, five, six) == ("", second, first, third, second, "")
+    assert dict(writer.talks)["baked bread"] == ["sowed beans"] and dict(writer.talks)["went home"] == []
+    last = [f"task {n} of {n * 'x'}" for n in range(8, 17)]
+    assert dict(writer.talks)[last[8]] == last[2:8] and dict(writer.talks)[last[6]] == last[:6]
+
+
+def test_a_life_ends_with_its_last_day():
+    assert top_down.check_span(MARA, NEW_YEAR, 10) == date(2024, 1, 10)
+    assert top_down.check_span(replace(MARA, fixed=()), NEW_YEAR, 1) == NEW_YEAR
+    with pytest.raises(BadInput, match="outside 2024-01-01 to 2024-01-09"):
+        top_down.check_span(MARA, NEW_YEAR, 9)
+
+
+def test_weights_of_words_by_hand():
+    # of three texts: x in one, y in two; ln(3) + 1 and ln(1.5) + 1
+    one, two = math.log(3) + 1, math.log(1.5) + 1
+    (near, *_), *_ = similar(["x y", "y y", "z"], k=2)
+    assert near == (1, pytest.approx(two / math.hypot(one, two), rel=1e-6))
+    assert similar(["x", "x", "x"], k=1) == [[(1, pytest.approx(1))], [(0, pytest.approx(1))], [(0, pytest.approx(1))]]
+    assert similar(["", ""]) == [[(1, 0.0)], [(0, 0.0)]]
+    twins = repetition_problems(["x y", "y y", "z"], ["a", "b", "c"], threshold=two / math.hypot(one, two) - 1e-6)
+    assert [len(each) for each in twins] == [0, 1, 0]

@@ -327,3 +327,27 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(scripted, monkeypatch
         persona=Path("p.json"), days=10, model="openai/scripted", events_per_day=2, questions_per_day=2
     )
     assert again.calls >= whole.calls - 30 and again.periods["day"] == 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "least", "most"),
+    [
+        ("days", 1, 366),
+        ("events_per_day", 1, 12),
+        ("questions_per_day", 0, 4),
+        ("repairs", 0, 5),
+        ("temperature", 0, 2),
+        ("max_tokens", 1, None),
+        ("seed", 0, None),
+    ],
+)
+def test_settings_may_be_at_their_ends_and_not_beyond(setting, least, most, tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"name": "Mara", "about": "a nurse", "people": ["Ida"], "lines": ["garden"]}))
+    for value in (least, most):
+        if value is not None:
+            compose.plan(persona=path, **{setting: value})
+    for value in (least - 1, None if most is None else most + 1):
+        if value is not None:
+            with pytest.raises(BadInput, match=setting.replace("_", "[-_]")):
+                compose.plan(persona=path, **{setting: value})

@@ -119,8 +119,32 @@ def test_a_seed_is_a_world():
 
 
 @pytest.mark.parametrize(
+    ("seed", "settings", "digest", "counts", "shares"),
+    [
+        (3, {"days": 30, "persons": 5, "hidden": 0.5, "asked": 0.4, "delays": (0, 2, 7)},
+         "563f7e14423f10f37063b2acb9979a20c7c549775d2869dd3f7d06ae6d3b3614", (173, 38), (8 / 19, 8 / 19)),
+        (4, {"days": 15, "events": 2},
+         "503d3a459fac27560e5207f12b8f158a00bae76fb495a7158bc946253dc629ac", (30, 12), (1 / 3, 0)),
+    ],
+)  # fmt: skip
+def test_a_seed_is_the_same_world_in_every_version(seed, settings, digest, counts, shares):
+    """Recorded results name seeds: what is told and asked stays to the letter."""
+    made = world.life_world(seed, **settings)
+    assert (len(made.history.sessions), len(made.history.questions)) == counts
+    assert (made.changed, made.restated) == pytest.approx(shares)
+    assert ldb.stream_digest(made.history) == digest
+
+
+@pytest.mark.parametrize(
     ("more", "match"),
     [
+        ({"persons": 0}, "1 to 60 persons"),
+        ({"events": 0}, "1 to 48 events"),
+        ({"events": 49}, "1 to 48 events"),
+        ({"hidden": -0.1}, "from 0 to 1"),
+        ({"asked": -0.1}, "from 0 to 1"),
+        ({"asked": 1.1}, "from 0 to 1"),
+        ({"delays": ()}, "one or more"),
         ({"persons": 61}, "1 to 60 persons"),
         ({"days": 7}, "more than 7 days"),
         ({"hidden": 1.1}, "from 0 to 1"),
@@ -221,3 +245,93 @@ def test_the_reader():
     assert (d, c, b, a)[shuffled[1]] == (a, b, c, d)[chosen]
     with pytest.raises(BadInput, match="knows event_detail, time_query"):
         read(kind="multi_event")
+
+
+def test_the_smallest_worlds():
+    assert len(world.life_world(0, days=8, persons=1, events=1, asked=1.0).history.sessions) == 8
+    assert world.life_world(0, days=9, persons=60, events=48, asked=0.0).history.questions == ()
+    nobody = world.life_world(0, days=9, asked=0.0)
+    assert (nobody.changed, nobody.restated) == (0, 0)
+
+
+class Noted:
+    """A run that notes what it is told."""
+
+    seed = 2
+
+    def __init__(self):
+        self.scores, self.measured, self.spent = {}, {}, {}
+
+    def items(self, outcome, ids, values, *, at, where):
+        assert len(ids) == len(values) and all(each.startswith("2 ") for each in ids)
+        self.scores[(outcome, at["hidden"], *where.values())] = np.asarray(values, float)
+
+    def measure(self, outcome, value, *, at, where, of=None):
+        self.measured[(outcome, at["hidden"], *where.values())] = value if of is None else (value, of)
+
+    def spend(self, *, phase, **amounts):
+        self.spent[phase] = amounts
+
+    def beat(self):
+        pass
+
+
+@pytest.mark.parametrize(("memory", "late"), [("empty", True), ("rag-sessions", False)])
+def test_an_arm_is_measured_in_every_world_it_is_given(memory, late):
+    run = Noted()
+    world.measure(run, memory=memory, days=14, late=late, options={})
+    worlds = [("updates", 0.0, how) for how in ("k", "100 tokens", "50 tokens", "200 tokens")]
+    worlds += [("late", hidden, "k") for hidden in (0.0, 0.5, 1.0)] if late else []
+    protocols = {
+        each: ["online"] if each[2] in ("50 tokens", "200 tokens") else ["online", "asof", "offline"] for each in worlds
+    }
+    expected = {
+        (outcome, hidden, name, how, protocol)
+        for (name, hidden, how), asked in protocols.items()
+        for protocol in asked
+        for outcome in ("open", "choice", "recall", "printed_tokens")
+    }
+    expected |= {
+        (outcome, hidden, name, how)
+        for (name, hidden, how), asked in protocols.items()
+        for outcome in ("modification", "contamination")
+        if len(asked) > 1
+    }
+    assert set(run.scores) == expected
+    for (outcome, hidden, *where), values in run.scores.items():
+        if outcome in ("modification", "contamination"):
+            more, less = ("online", "asof") if outcome == "modification" else ("asof", "offline")
+            gap = run.scores["open", hidden, *where, more] - run.scores["open", hidden, *where, less]
+            assert values.tolist() == gap.tolist()
+    phases = set()
+    for (name, hidden, how), asked in protocols.items():
+        where = f"{name}, {how}"[: len(name)] + f" {how}" + (f" {hidden:g}" if name == "late" else "")
+        phases |= {f"{each}, {where}" for each in ("build", *asked)}
+    assert set(run.spent) == phases
+    several = [each for each, asked in protocols.items() if len(asked) > 1]
+    areas = ("later_auroc", "later_auroc_within")
+    named = {(outcome, hidden, name, how) for name, hidden, how in several for outcome in areas}
+    aged = {key for key in run.measured if key[0] == "open_by_age"}
+    assert {key[3] for key in aged} == {"k", "100 tokens"} and {key[2] for key in aged} == {"updates"}
+    assert {key[4] for key in aged} <= {"0 to 1 days", "1 to 5 days", "5 to 20 days", "20 to inf days"}
+    for how in ("k", "100 tokens"):
+        online = run.scores["open", 0.0, "updates", how, "online"]
+        found = [value for key, value in run.measured.items() if key[0] == "open_by_age" and key[3] == how]
+        assert (sum(count for count, _ in found), sum(of for _, of in found)) == (online.sum(), len(online))
+    known = ("changed", "restated")
+    shares = {(outcome, hidden, name) for name, hidden, how in worlds if how == "k" for outcome in known}
+    assert set(run.measured) - aged == named | (shares if memory == "empty" else set())
+    if memory == "empty":
+        made = world.life_world(2, days=14, persons=60, hidden=0.5)
+        assert run.measured["restated", 0.5, "late"] == made.restated
+        assert run.measured["changed", 0.0, "updates"] == world.life_world(2, days=14, delays=(0, 2, 7, 30)).changed
+
+
+def test_what_a_note_is_about_and_the_last_number_of_a_vector():
+    person, topic = world.PERSON_NAMES[0], world.TOPIC_NAMES[0]
+    exact = world.WorldExtractor()
+    notes = [exact.note(text) for text in (f"{person} {topic}", topic, "nothing")]
+    assert [note.context for note in notes] == [f"about {person} {topic}", f"about {topic}", ""]
+    assert [note.tags for note in notes] == [(topic,), (), ()]
+    vectors = world.count_vectors(["", world.FILLER_WORDS[-1]])
+    assert vectors[:, -1].tolist() == [1e-3, 1e-3] and vectors[:, -2].tolist() == [0, 1]

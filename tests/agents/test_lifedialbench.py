@@ -499,3 +499,81 @@ def test_sizes_of_a_memory_that_heard_no_turn_are_one_band():
     (band,) = ldb.by_size(ldb.run(Kept(False), silent))
     assert band.share.of == 1 and band.share.count == 0
     assert ldb.by_size(ldb.run(Kept(False), silent, [])) == []
+
+
+def test_times_that_are_none_are_passed_over():
+    assert ldb.clock_time("25:00, no, 9:00") == 540 and ldb.clock_time("noon, that is 12:00") == 720
+    assert ldb.clock_time("noon or midnight") is None and ldb.clock_time("23:59") == 1439 == ldb.clock_time("11:59 pm")
+    assert ldb.clock_time("0:00") == 0 and ldb.clock_time("noon, or 9:00") is None
+
+
+def test_a_near_time_is_off_by_ten_minutes_at_most():
+    pairs = [({"gold": ("00:05",)}, {"text": text}) for text in ("23:55", "23:54", "00:15", "00:16", "12:05")]
+    assert ldb.scored(result(pairs), "near-time").tolist() == [1, 0, 1, 0, 0]
+    assert ldb.scored(result(pairs), "strict-time").tolist() == [0] * 5
+
+
+def test_quarters_are_of_the_time_between_the_first_and_the_last_question():
+    pairs = [({"time": at(0, hour)}, {}) for hour in (4, 5, 6, 7, 8)] + [({}, {})]
+    pairs += [({"time": at(0, 0)}, {"history": "g"})]
+    answers = result([(given, {}) for given, _ in pairs])
+    names = [more.get("history", "h") for _, more in pairs]
+    rows = tuple(replace(row, history=name) for row, name in zip(answers.rows, names, strict=True))
+    assert ldb._quarters(replace(answers, rows=rows)).tolist() == [0, 1, 2, 3, 3, 3, 3]
+
+
+def test_contamination_counts_pairs_within_quarters_by_their_number():
+    """Two quarters with both sorts: 1 x 1 pairs at 1, and 1 x 2 pairs of which one is tied, at 0.25."""
+    told = ((0, 1, 0), (0, 0, 5), (7, 1, 2), (7, 0, 1), (8, 1, 1), (8, 1, 5))
+    pairs = [
+        ({"options": ("a", "b"), "right": 1, "time": at(0, hour)}, {"choice": right, "later": later})
+        for hour, right, later in told
+    ]
+    found = ldb.contamination(result(pairs), generator=np.random.default_rng(0))
+    last = [(later, right) for hour, right, later in told if hour > 6]
+    wins = [(a > b) + (a == b) / 2 for a, one in last if one for b, other in last if not other]
+    assert found.quarters[0] == 0 and found.quarters[3] == pytest.approx(sum(wins) / 3)
+    assert found.within == pytest.approx((0 * 1 + sum(wins)) / 4) and found.later == pytest.approx(14 / 6 / 5)
+    half = ldb.contamination(result(pairs), lambda question, row: 0.5 * row.choice, generator=np.random.default_rng(0))
+    assert half.overall.estimate == found.overall.estimate  # half a credit counts as right
+
+
+def test_bands_of_age_as_they_come():
+    ages = (0.0, 0.99, 1.0, 6.99, 7.0, 29.99, 30.0, 89.99, 90.0, 1000.0)
+    pairs = [({"options": ("a", "b"), "right": 1}, {"choice": 1, "age": age}) for age in ages]
+    found = ldb.by_age(result(pairs), by="question")
+    assert [(band.low, band.high, band.share.of) for band in found] == [
+        (-math.inf, 1, 2), (1, 7, 2), (7, 30, 2), (30, 90, 2), (90, math.inf, 2),
+    ]  # fmt: skip
+    sizes = ldb.by_size(result([({}, {"turns": turns, "text": ""}) for turns in (1, 2, 3)]), edges=(2,), by="question")
+    assert [(band.low, band.high, band.share.of) for band in sizes] == [(-math.inf, 2, 1), (2, math.inf, 2)]
+
+
+def test_clusters_are_those_of_the_first():
+    """Questions in another order, and each of its own day."""
+    given = {"options": ("a", "b"), "right": 1}
+    first = result([({"time": at(day), **given}, {"choice": int(day < 2)}) for day in (0, 0, 1, 2)])
+    second = replace(first, questions=first.questions[::-1], rows=first.rows[::-1])
+    interval = ldb.paired(first, second)
+    assert interval.estimate == 0 and interval.clusters == 3
+    asof = replace(second, rows=tuple(replace(row, choice=0) for row in second.rows))
+    assert ldb.paired(first, asof) == ldb.paired(first, replace(asof, questions=first.questions, rows=asof.rows[::-1]))
+
+
+def test_what_is_known_of_a_stream():
+    turns = (Turn("t0", "a", "x", START + timedelta(hours=2)), Turn("t1", "a", "y"))
+    sessions = (
+        Session("s0", START, turns),
+        Session("s1", START + timedelta(hours=1), (Turn("t2", "a", "z"),)),
+        Session("s2", START + timedelta(hours=1), ()),
+    )
+    facts = ldb._Facts(History("h", sessions, ()))
+    two, one = START + timedelta(hours=2), START + timedelta(hours=1)
+    assert facts.ends == [two, one, one] and facts.spoken == [two, two, two] and facts.end == two
+    question = MemoryQuestion("q", "?", evidence=("s1", "t0", "t1", "t0", "s0"))
+    items = (MemoryItem("i", "x", two, ("t0",), "s9"), MemoryItem("j", "x", one, ("t9",), "s1"))
+    now = START + timedelta(hours=1, minutes=30)
+    row = facts.row(question, now, MemoryAnswer("no", items, "", 7, 2, amounts={"calls": 3}), 2, "state")
+    assert (row.printed, row.later, row.found) == (2, 1, ("s1", "t0", "s0"))
+    assert (row.sessions, row.turns, row.read_tokens, row.choice) == (2, 3, 7, 2)
+    assert row.age == -0.5 / 24 and row.amounts == {"calls": 3} and row.state == "state"

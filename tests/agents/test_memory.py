@@ -41,3 +41,11 @@ def test_every_part_of_a_state_is_in_its_digest():
     digests += [state_digest(ITEMS[::-1]), state_digest(ITEMS, {"heat": 1}), state_digest([])]
     assert len(set(digests)) == len(digests)
     assert state_digest(ITEMS) == digests[0]
+
+
+def test_a_budget_of_one_token_and_of_none():
+    items = [MemoryItem(str(n), "word", datetime(2024, 5, 1)) for n in range(3)]
+    assert [item.id for item in within(items, 1, words)] == ["0"] and len(within(items, None, words)) == 3
+    assert [item.id for item in within(items, 2, words)] == ["0", "1"]
+    with pytest.raises(BadInput, match="The budget is 0 tokens"):
+        within(items, 0, words)

@@ -322,3 +322,26 @@ def test_what_a_system_read_is_counted_by_the_counter_of_all_and_held_to_the_bud
     )
     with pytest.raises(WorkFailed, match="printed 3 tokens and the budget is 2"):
         user_memory(lambda: Given(found=said), reader=Unread(), budget=2).answer(WHEN, DAY)
+
+
+def test_mem0_counts_what_it_did_and_looks_at_all_that_it_holds():
+    events = [("ADD", "opens at 9"), ("ADD", "the cat")], [("UPDATE", "opens at 11"), ("DELETE", "")]
+    memory = FakeMem0(*events)
+    asked, get_all = [], memory.get_all
+
+    def watched(*, filters, top_k):
+        asked.append((filters, top_k))
+        return get_all(filters=filters, top_k=top_k)
+
+    memory.get_all = watched
+    system = Mem0Memory(memory, reader=Unread(), user="me")
+    first = system.ingest(CLINIC[0], DAY)
+    assert first == {"add": 2, "update": 0, "delete": 0, "written_tokens": 5 + 4, "embedded_tokens": 0}
+    assert system.state()[0] == 2 and [row[:2] for row in system.state()[1]] == [(0, "opens at 9"), (1, "the cat")]
+    second = system.ingest(CLINIC[1], CLINIC[1].time)
+    assert second == {"add": 0, "update": 1, "delete": 1, "written_tokens": 5, "embedded_tokens": 0}
+    assert asked[0] == ({"user_id": "me"}, 1) and asked[1] == ({"user_id": "me"}, 3)
+    assert [item.id for item in system.items] == ["memory 2"]
+    empty = system.ingest(replace(CLINIC[2], turns=()), CLINIC[2].time)
+    assert empty == {"add": 0, "update": 0, "delete": 0, "written_tokens": 0, "embedded_tokens": 0}
+    assert Mem0Memory(FakeMem0(), reader=Unread(), k=1, budget=1).items == []

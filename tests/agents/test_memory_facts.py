@@ -209,3 +209,26 @@ def test_what_cannot_write_facts_is_named():
     with pytest.raises(BadInput, match="'drop'"):
         FactDecision("drop")
     assert facts().name == "facts by the clinic's parser"
+
+
+def test_what_comes_behind_a_deletion_is_taken_in_too():
+    system = facts()
+    turns = [Turn("a", "Bo", "the clinic opens at 9"), Turn("b", "Bo", "the doctor is Li")]
+    system.ingest(Session("s0", DAY, tuple(turns)), DAY)
+    later = DAY + timedelta(1)
+    again = (Turn("c", "Bo", "the clinic opens at 9, it closed"), Turn("d", "Bo", "the doctor is Bo"))
+    amounts = system.ingest(Session("s1", later, again), later)
+    assert [item.text.partition("] ")[2] for item in system.items] == ["the doctor is Bo"]
+    assert (amounts["delete"], amounts["update"], amounts["facts"]) == (1, 1, 2)
+
+
+def test_one_neighbour_and_one_item_are_enough():
+    world = Slots()
+    system = facts(world, neighbours=1, k=1, budget=1)
+    for number, text in enumerate(("the clinic opens at 9", "the doctor is Li", "the clinic moved to 11")):
+        time = DAY + timedelta(number)
+        system.ingest(Session(f"s{number}", time, (Turn(str(number), "Bo", text),)), time)
+    assert [len(each) for each in world.shown] == [1, 1]
+    for setting in ("neighbours", "k", "budget"):
+        with pytest.raises(BadInput, match="at least 1"):
+            facts(**{setting: 0})

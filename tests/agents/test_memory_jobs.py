@@ -1,5 +1,6 @@
 """The jobs of memory from end to end: compared without and with models, killed anywhere, asked about a moment."""
 
+import contextlib
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -778,3 +780,87 @@ def test_the_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("equipoise.data.retrieve.importlib.import_module", gone)
     with pytest.raises(MissingExtra, match=re.escape("pip install 'equipoise[retrieval]'")):
         compare(KITCHEN, systems=["bm25"])
+
+
+def test_texts_that_are_cut_are_noted_once(tmp_path):
+    class Cuts:
+        window, name = 5, "cutter"
+
+        def __call__(self, texts):
+            cut = [place for place, text in enumerate(texts) if len(text) > 3]
+            return SimpleNamespace(vectors=np.ones((len(texts), 1)), cut=cut)
+
+    rows = Rows(tmp_path / "a" / "b" / "cut.jsonl")
+    vectors = asked_systems._Vectors(Cuts(), rows)
+    assert vectors.notes() == [] and vectors(["abc"]).shape == (1, 1)
+    assert not (tmp_path / "a").exists()
+    for texts in (["long text", "abc"], ["long text", "another"], ["long text"]):
+        vectors(texts)
+    assert [len(row["cut"]) for row in Rows(rows.path)] == [1, 1] and len(vectors.cut) == 2
+    (note,) = asked_systems._Vectors(Cuts(), Rows(rows.path)).notes()
+    assert note.startswith("2 texts are longer than the 5 tokens that cutter reads")
+    memory = asked_systems._Vectors(Cuts(), Rows(None))
+    memory(["long text"])
+    assert len(memory.cut) == 1
+
+
+def test_systems_that_cannot_do_without_are_refused_and_others_are_not():
+    def check(name, embedder=None, extractor=None, reader=None):
+        asked_systems._check(name, SimpleNamespace(embedder=embedder, extractor=extractor, reader=reader))
+
+    compares, writes = sorted(asked_systems.COMPARE_VECTORS)[0], sorted(asked_systems.WRITE_BY_MODEL)[0]
+    plain = "empty"
+    assert plain not in asked_systems.COMPARE_VECTORS and plain not in asked_systems.WRITE_BY_MODEL
+    for embedder in (None, asked_systems.NONE, "mini"):
+        check(plain, embedder)
+    for embedder in (None, "mini"):
+        check(compares, embedder, "m", "m")
+    with pytest.raises(BadInput, match="compares vectors, and the embedder is none"):
+        check(compares, asked_systems.NONE, "m", "m")
+    check(writes, "mini", extractor="m")
+    check(writes, "mini", reader="m")
+    with pytest.raises(BadInput, match="has a model write what it keeps"):
+        check(writes, "mini")
+
+
+def test_what_is_planned_is_of_each_system_and_protocol(monkeypatch):
+    plan = compare.plan(KITCHEN, systems=["recency", "bm25", "full"], protocols=["online", "offline"], limit=5)
+    assert (plan.answers, plan.added, plan.planted) == (3 * 2 * 5, (), 0) and plan.first["time"] != "after the end"
+    advanced, totals = [], []
+
+    @contextlib.contextmanager
+    def progress(name, *, total, unit):
+        totals.append(total)
+        yield SimpleNamespace(advance=lambda count, system: advanced.append(count))
+
+    monkeypatch.setattr(comparing, "progress", progress)
+    compare(KITCHEN, systems=["recency", "bm25", "full"], k=1, protocols=["online"], limit=1)
+    assert totals == [3] and advanced == [1, 1, 1]
+
+
+def test_notes_say_what_was_added_thinned_graded_and_running():
+    def notes(*, added=(), names=(), embedder="none", reads="", graders=(), known=(), by="day", running=()):
+        asked = SimpleNamespace(names=names, embedder=embedder, reads=reads)
+        given = SimpleNamespace(added=added, asked=asked, graders=graders, known=known, by=by)
+        every = [SimpleNamespace(running=each) for each in (running, ())]
+        return [note.partition(":")[0][:60] for note in comparing.Comparing._notes(given, every)]
+
+    assert notes() == [] == notes(graders=("g",), known=(1,), reads="r")
+    assert notes(added=("full", "bm25")) == ["full and bm25 came in as compulsory rivals"]
+    assert notes(names=("thinned",)) == ["thinned finds sessions by words (BM25), whoever stands besid"]
+    for embedder in ("mini", "zeta"):
+        assert notes(names=("thinned",), embedder=embedder)[0].startswith(
+            f"thinned finds sessions by vectors of {embedder}"
+        )
+    assert notes(reads="r") == ["No grader was named"]
+    assert notes(graders=("g",)) == ["No wrong answer could be planted, since no two questions have"[:60]]
+    assert notes(running=("q1", "q2")) == ["2 questions are asked while a session is going on, which was"]
+    assert notes(by="question") == ["All questions that are compared are of one conversation, and"]
+
+
+def test_who_answers_says_or_chooses():
+    def answers(*rows):
+        return [SimpleNamespace(rows=[SimpleNamespace(text=text, choice=choice) for text, choice in rows])]
+
+    assert not comparing._answers(answers()) and not comparing._answers(answers(("", None)))
+    assert comparing._answers(answers(("", None), ("a", None))) and comparing._answers(answers(("", 0)))

@@ -189,3 +189,32 @@ def test_a_linker_or_an_extractor_that_is_none_is_named():
         notes(neighbours=0)
     with pytest.raises(BadInput, match="'word'"):
         notes(unit="word")
+
+
+def test_tags_of_the_linker_stand_in_place_of_the_notes_own():
+    class Tags(Words):
+        def __init__(self, tags):
+            super().__init__()
+            self.tags = tags
+
+        def link(self, note, held):
+            return NoteLinks((), self.tags, {}, {})
+
+    for given, shown in ((("zz",), "zz"), (("a", "b"), "a, b"), ((), "tag"), (("tag",), "tag")):
+        system = notes(Tags(given))
+        spent = [system.ingest(session, session.time)["embedded_tokens"] for session in LINKED[:2]]
+        first, second = (item.text for item in system.items)
+        assert first.endswith("Tags: tag") and second.endswith(f"Tags: {shown}")
+        tokens = len(second.split())  # a note that gets other tags is embedded twice
+        before = len(second.split()) - len(shown.split()) + 1
+        assert spent[1] == (tokens if shown == "tag" else tokens + before)
+
+
+def test_one_neighbour_is_enough():
+    world = Words()
+    system = notes(world, neighbours=1)
+    for session in LINKED:
+        system.ingest(session, session.time)
+    assert world.shown == [1, 1, 1]
+    with pytest.raises(BadInput, match="at least 1"):
+        notes(neighbours=0)

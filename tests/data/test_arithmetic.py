@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.data import arithmetic
 from equipoise.data.arithmetic import CHARACTERS, MISTAKES, ArithmeticProblem, check_steps, problems, solution
 
 KINDS = ("chain", "sum", "routes")
@@ -303,3 +304,85 @@ def test_levels_and_operators_are_checked():
     assert {operator for p in problems(30, seed=0, levels=(3,), operators="+*") for operator in p.routes[0]} == set(
         "+*"
     )
+
+
+def test_a_seed_is_the_same_problems_and_solutions_in_every_version():
+    """Recorded results name seeds: what these draw stays, whatever NumPy changes."""
+    drawn = {
+        "chain": ("4+9 3+8*5 9-9-4+6 4-3*8+3+4 6+4 6*5+1 7*8-6*5 8+7-8+9+4", "9+9 2*2-9 6*2-6-3 2*1-6*8+8 4+6 5-9-5"),
+        "sum": ("5+6 50+47 886+419 3367+1002 9+8 33+34 164+143 6805+4068", "6+4 78+22 265+149 3685+7671 6+7 43+15"),
+        "routes": (
+            "9?6=4 1?2?9=1 1?9?3?8=7 6?1?5?7?1=4 9?9=8 5?4?5=5 5?4?9?5=5 1?5?1?6?8=6",
+            "6?6=0 7?6?9=0 3?5?4?5=7 1?8?8?8?9=6 3?3=9 6?1?9=6",
+        ),
+    }
+    generator = rng()
+    told = []
+    for kind, (train, test) in drawn.items():
+        made = problems(8, seed=3, kind=kind)
+        assert [each.prompt for each in made] == [f"{text}\n" for text in train.split()]
+        assert [each.prompt.strip() for each in problems(6, seed=3, kind=kind, part="test")] == test.split()
+        told += [solution(each, 0.5, 0.7, 0.4, generator).text for each in made[2:4] for _ in range(4)][::3]
+    assert told == [
+        "9-9=0;Wait 9-9=8;8-4=4;Wait 0-4=6;6+6=2",
+        "9-9=0;0-4=7;Wait 0-9=1;1+6=7;Wait 6+6=2",
+        "4-3=1;1+8=9;Wait 1*8=8;8*3=4;4*4=6",
+        "11;Wait 15;9;13;Wait 12;1296;Wait 1345",
+        "15;Wait 17;10;Wait 10;17;1707",
+        "9;1;3;5;5311;Wait 4369",
+        "1-9=2;2+1=3;3-8=5",
+        "1-9=2;2+3=5;5-5=0;Wait 5-8=4",
+        "6+1=7;Wait 6+4=0;0+2=2;2-7=8;8-1=7;Wait 5-1=4",
+    ]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("chain", 99), ("sum", 9), ("routes", 6)])
+def test_the_highest_levels(kind, most):
+    (problem,) = problems(1, seed=0, kind=kind, levels=(most,))
+    assert problem.level == most and len(problem.numbers) == (2 if kind == "sum" else most + 1)
+    with pytest.raises(BadInput, match=f"from 1 to {most}"):
+        problems(1, seed=0, kind=kind, levels=(most + 1,))
+    assert problems(0, seed=0, kind=kind) == []
+    with pytest.raises(BadInput, match="count is -1"):
+        problems(-1, seed=0, kind=kind)
+    with pytest.raises(BadInput, match="operators ''"):
+        problems(1, seed=0, kind=kind, operators="")
+
+
+def test_every_problem_of_a_level_is_found_before_it_is_used_up():
+    """45 sums of two digits: both parts together have all of them."""
+    sizes = {}
+    for part in ("train", "test"):
+        for size in range(1, 46):
+            try:
+                problems(size, seed=1, kind="sum", levels=(1,), part=part)
+            except BadInput as error:
+                assert f"only {size - 1} {part} problems of kind 'sum' and level 1" in str(error)
+                break
+            sizes[part] = size
+    assert sizes["train"] + sizes["test"] == 45
+
+
+def test_patience_is_counted_anew_after_each_new_problem(monkeypatch):
+    drawn = []
+
+    def draw(kind, level, operators, generator):
+        drawn.append(len(drawn))
+        return (1 + min(len(drawn), 2), 1), "+"  # the first is new, the second, too, and then always the same
+
+    monkeypatch.setattr(arithmetic, "_PATIENCE", 4)
+    monkeypatch.setattr(arithmetic, "_drawn", draw)
+    monkeypatch.setattr(arithmetic, "_part", lambda name: "train")
+    with pytest.raises(BadInput, match="only 2 train problems"):
+        problems(3, seed=0, levels=(1,))
+    assert len(drawn) == 2 + 4
+
+
+def test_patience_is_as_long_before_the_first_problem(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(arithmetic, "_PATIENCE", 4)
+    monkeypatch.setattr(arithmetic, "_drawn", lambda *given: drawn.append(1) or ((1, 1), "+"))
+    monkeypatch.setattr(arithmetic, "_part", lambda name: "test")
+    with pytest.raises(BadInput, match="only 0 train problems"):
+        problems(1, seed=0, levels=(1,))
+    assert len(drawn) == 4

@@ -202,3 +202,53 @@ def test_bad_settings(settings, said):
 def test_lengths_that_no_corridor_has():
     with pytest.raises(BadInput, match="none takes 20 to 24 actions"):
         Corridor((20, 24), cells=4).reset(0)
+
+
+def test_a_seed_is_the_same_corridor_in_every_version():
+    """Recorded results name seeds: what these draw stays."""
+    drawn = {
+        ("anywhere", 11, (1, 12)): "....*..DK.. .*......D.& @._.kD*.... &......D.*. *.._..D.&.. .K..D_....* "
+         "...*.@..k.. ..*D..&....",
+        ("ahead", 8, (2, 9)): ".&...D*. ..*...D& @kD._.*. _..*D..& _..*.D&. .*....DK *.Dk@... ..K..._*",
+        ("behind", 9, (8, 12)): "k@D.._*.. k...@D*_. .*D....@k .*D....@k .*..D.@.k k@..D*... ..k..@D*. *D..@k...",
+    }  # fmt: skip
+    for (key, size, lengths), pictures in drawn.items():
+        corridor = Corridor(lengths, cells=size, key=key, rules=False)
+        assert [cells(corridor.reset(seed)) for seed in range(8)] == pictures.split()
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({"lengths": (1, 12)}, 0.026062655275939196),
+        ({"lengths": (2, 9), "cells": 8, "key": "ahead"}, 0.008383804278766442),
+        ({"lengths": (1, 3), "cells": 5, "slack": 1}, 0.07306134259259252),
+    ],
+)
+def test_levels_of_chance_stay_what_they_were(settings, level):
+    assert Corridor(**settings).chance == {"success": pytest.approx(level, rel=1e-9)}
+
+
+def test_chance_by_all_sequences():
+    """Brute force: every sequence of actions is as likely."""
+    corridor = Corridor((1, 2), cells=4, slack=1, rules=False)
+    shares = []
+    for seed in range(16):
+        turns = len(corridor.plan(seed)) + 1
+        won = 0
+        for actions in itertools.product(ACTIONS, repeat=turns):
+            corridor.reset(seed)
+            for action in actions:
+                _, reward, done, _ = corridor.step(action)
+                if done:
+                    break
+            won += reward
+        shares.append(won / 6**turns)
+    assert corridor.chance["success"] == pytest.approx(sum(shares) / 16)
+
+
+def test_the_widest_settings_are_taken():
+    assert Corridor((1, 31), cells=40).max_turns == 35 and Corridor((1, 1), cells=4, slack=0).max_turns == 1
+    for settings in ({"cells": 41}, {"lengths": (1, 32)}):
+        with pytest.raises(BadInput):
+            Corridor(**settings)

@@ -66,3 +66,13 @@ def test_equal_supports_miss_what_is_degenerate():
     game = GAMES["weakly-dominated"].payoffs()
     assert support_equilibria(*game) == [((0, 0, 1), (1, 0))]
     assert equilibria(*game) == [((0, 0, 1), (1, 0)), ((0, Fraction(3, 4), Fraction(1, 4)), (1, 0))]
+
+
+def test_supports_are_what_is_played_and_shapes_are_the_same():
+    # In row 1 alone both columns pay as much: that mixture over both rows would play but one of them.
+    found = support_equilibria(((3, 0), (0, 3)), ((1, 1), (0, 2)))
+    assert found == [((1, 0), (1, 0)), ((0, 1), (0, 1))]
+    assert support((Fraction(0), Fraction(1, 3), Fraction(2, 3))) == {1, 2}
+    for first, second in ((((1,),), ((1,), (1,))), (((1,), (1,)), ((1,),)), (((1, 2),), ((1,),)), (((),), ((),))):
+        with pytest.raises(BadInput, match="two matrices of the same shape"):
+            support_equilibria(first, second)

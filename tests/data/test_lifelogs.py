@@ -242,3 +242,28 @@ def test_a_number_of_too_many_digits_is_named(tmp_path):
     path.write_text('{"name": "a", "sessions": ' + "1" * 5000 + "}", encoding="utf-8")
     with pytest.raises(BadInput, match="too many digits"):
         read_histories(path)
+
+
+def test_a_turn_is_a_pair_or_an_object_and_nothing_between(tmp_path):
+    def turns(*given):
+        session = {"time": "2024-05-06 18:30", "turns": list(given)}
+        (history,) = read(tmp_path, {"name": "kitchen", "sessions": [session]})
+        return [(turn.speaker, turn.text) for turn in history.sessions[0].turns]
+
+    assert turns({"speaker": "Ana", "text": "Soup."}, ["Ben", "Good."]) == [("Ana", "Soup."), ("Ben", "Good.")]
+    for wrong in (["Ana"], ["Ana", "Soup.", "Good."]):
+        with pytest.raises(BadInput, match="turn 1: expected a JSON object"):
+            turns(wrong)
+
+
+def test_a_range_has_a_start_and_an_end(tmp_path):
+    for dates in ({"start": "2024-05-01"}, {"start": "2024-05-01", "to": "2024-05-02"}, {}):
+        with pytest.raises(BadInput, match="'evidence_date': expected ISO dates"):
+            read(tmp_path, a_history(a_question(evidence_date=dates)))
+
+
+def test_an_answer_may_be_the_text_of_the_right_option_behind_the_letter_of_another(tmp_path):
+    (history,) = read(tmp_path, a_history(a_question(answer="B. at 11")))
+    assert history.questions[0].gold == ("at 11",)
+    with pytest.raises(BadInput, match="'answer': expected the text of option D"):
+        read(tmp_path, a_history(a_question(answer="B. at 10")))

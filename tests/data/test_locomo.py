@@ -12,6 +12,7 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.data import locomo
+from equipoise.data.history_rows import Row
 from equipoise.data.lifelogs import read_histories
 from equipoise.data.locomo import Cleaned, read_locomo, read_without
 
@@ -228,3 +229,8 @@ def test_questions_to_leave_out_are_ids_or_the_public_audits_own_files(tmp_path)
         ids.write_text(broken, encoding="utf-8")
         with pytest.raises(BadInput, match=r"ids.txt: not JSON"):
             read_without(ids)
+
+
+@pytest.mark.parametrize(("text", "hour"), [("5:05 pm", 17), ("11:59 pm", 23), ("11:00 am", 11), ("12:59 pm", 12)])
+def test_hours_of_the_afternoon(text, hour):
+    assert locomo.parse_time(Row({"at": f"{text} on 3 June, 2023"}, "row 1"), "at").hour == hour

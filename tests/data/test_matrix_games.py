@@ -210,3 +210,120 @@ def test_a_best_response_is_asked_for_with_what_the_other_will_choose():
         assert {me, other} == {1, 2} and action >= 1
         seen.add(me)
     assert seen == {1, 2}
+
+
+TWO_BY_THREE = ((1, -20, 3), (4, 5, 6)), ((7, 8, 9), (-1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("layout", "player", "text"),
+    [
+        ("two-tables", 1, "Two players choose at the same time. Rows are the actions of Player 1, columns those of "
+         "Player 2.\n\n"
+         "Player 1 gets:\n   1    2  3\n1  1  -20  3\n2  4    5  6\n\nPlayer 2 gets:\n    1  2  3\n1   7  8  9\n2  -1  "
+          "0  2"),
+        ("own-tables", 0, "You and Player 2 choose at the same time. In both tables your actions are the rows, those of the "
+         "other the columns.\n\nWhat you get:\n   1    2  3\n1  1  -20  3\n2  4    5  6\n\nWhat the other gets:\n    1 "
+          " 2  3\n"
+         "1   7  8  9\n2  -1  0  2"),
+        ("own-tables", 1, "You and Player 1 choose at the same time. In both tables your actions are the rows, those of the "
+         "other the columns.\n\nWhat you get:\n   1   2\n1  7  -1\n2  8   0\n3  9   2\n\nWhat the other gets:\n     1  2\n"
+         "1    1  4\n2  -20  5\n3    3  6"),
+        ("pair-table", 1, "Each cell holds the payoff of Player 1, then that of Player 2.\n\n| Player 1 \\ Player 2 | "
+         "1 | 2 | 3 |"
+         "\n|---|---|---|---|\n| 1 | 1, 7 | -20, 8 | 3, 9 |\n| 2 | 4, -1 | 5, 0 | 6, 2 |"),
+        ("pair-grid", 1, "A game is played once. Going down you change your action, going right the other player changes "
+         "theirs; every pair is (yours; theirs).\n\n  (7; 1)  (-1; 4)\n(8; -20)   (0; 5)\n  (9; 3)   (2; 6)"),
+        ("replies", 1, "You meet Player 1 once, and both decide in secret.\nShould Player 1 choose 1: your action 1 "
+         "gives you 7; "
+         "your action 2 gives you 8; your action 3 gives you 9.\nShould Player 1 choose 2: your action 1 gives you -1; your "
+         "action 2 gives you 0; your action 3 gives you 2.\nShould you choose 1: their action 1 gives them 1; their "
+          "action 2 "
+         "gives them 4.\nShould you choose 2: their action 1 gives them -20; their action 2 gives them 5.\nShould you "
+          "choose 3: "
+         "their action 1 gives them 3; their action 2 gives them 6."),
+    ],
+)  # fmt: skip
+def test_texts_of_a_game_in_full(layout, player, text):
+    assert LAYOUTS[layout](*TWO_BY_THREE, player) == text
+
+
+def test_numbered_lists_in_full():
+    first, second = ((1, 2),), ((3, 4),)
+    ends = {
+        "sentences": "- When Player 1 takes action 1 and Player 2 takes action 1, Player 1 receives 1 and Player 2 "
+         "receives 3.\n"
+        "- When Player 1 takes action 1 and Player 2 takes action 2, Player 1 receives 2 and Player 2 receives 4.",
+        "arrows": "Player 2\n(1, 1) -> 1, 3\n(1, 2) -> 2, 4",
+        "arrays": "A = [[1, 2]]\nB = [[3, 4]]",
+        "json": '{"player_1": 1, "player_2": 1, "payoff_1": 1, "payoff_2": 3}\n{"player_1": 1, "player_2": 2, '
+         '"payoff_1": 2, '
+        '"payoff_2": 4}',
+        "firms": "second firm:\n  plan 1 against plan 1: 1 and 3\n  plan 1 against plan 2: 2 and 4",
+        "farmers": "You are Player 1, your neighbor is Player 2, and both sow before they see the other's field. If "
+         "you sow crop "
+        "1 and your neighbor sows crop 1, your harvest is worth 1 and your neighbor's 3. If you sow crop 1 and your "
+         "neighbor "
+        "sows crop 2, your harvest is worth 2 and your neighbor's 4.",
+        "travelers": "Should Player 1 take road 1, the two are rewarded with 1 and 3 if the other takes road 1, 2 and "
+         "4 if the "
+        "other takes road 2.",
+    }  # fmt: skip
+    for layout, end in ends.items():
+        assert LAYOUTS[layout](first, second, 0).endswith(end)
+    assert "You are Player 2, your neighbor is Player 1, " in LAYOUTS["farmers"](first, second, 1)
+
+
+def test_a_game_as_it_is():
+    game = GAMES["battle-of-sexes"]
+    assert game.payoffs() == (game.first, game.second) != game.payoffs(1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in GAMES if name != "duopoly"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pure_equilibria_by_brute_force(name, sign):
+    first, second = GAMES[name].payoffs(sign)
+    found = [
+        (i + 1, j + 1)
+        for i, row in enumerate(first)
+        for j, value in enumerate(row)
+        if value == max(each[j] for each in first) and second[i][j] == max(second[i])
+    ]
+    assert [right_actions(name, sign, player, "pure-nash") for player in (0, 1)] == [
+        {pair[player] for pair in found} for player in (0, 1)
+    ]
+
+
+def test_a_seed_is_the_same_game_in_every_version():
+    """Recorded results name seeds: what these draw stays."""
+    games = ["iesds", "chicken", "three-by-four", "weakly-dominated"]
+    drawn = [
+        "2:1 0 4/0 1 1;5 6 6/4 3 4", "1:90 101/99 100;90 99/101 100", "2:3 1 2/4 3 3/3 2 -1;13 4 -1/1 3 2/7 6 8",
+        "2:90 101/99 100;90 99/101 100",
+    ]  # fmt: skip
+    for rule, told in (("any-equilibrium", [""] * 4), ("best-response", ["?3", "?2", "?2", "?2"])):
+        environment = MatrixGames(games=games, rule=rule, compact=True)
+        texts = [f"{game}{more}\n" for game, more in zip(drawn, told, strict=True)]
+        assert [environment.reset(seed) for seed in range(4)] == texts
+
+
+def test_what_is_asked_by_each_rule():
+    said = {
+        "last-equilibrium": "Choose the action that you play in a Nash equilibrium of this game.",
+        "any-equilibrium": "Choose the action that you play in a Nash equilibrium of this game.",
+        "pure-nash": "Choose an action that you play in an equilibrium in which nobody leaves anything to chance.",
+        "best-response": "Player 2 will choose action 2. Choose the action that then pays you most.",
+    }
+    for rule, asked in said.items():
+        end = MatrixGames(rule=rule).reset(1).rpartition("\n\n")[2]
+        answer = 'Answer with its number, from 1 to 2, behind "Answer:" if you write more.'
+        assert end == f"You are Player 1. {asked} {answer}"
+    assert "You are Player 2. Player 1 will choose action 1." in MatrixGames(rule="best-response").reset(0)
+    three = ["prisoners-dilemma", "chicken", "three-by-four"]
+    found = MatrixGames(games=three, rule="last-equilibrium").chance
+    # a third each: one action of two, one of two, and one of 3 or of 4; 2 is wrong in the negated dilemma, and for player 2
+    assert found == {
+        "success": pytest.approx(31 / 72),
+        "score": pytest.approx(31 / 72),
+        "always 2": pytest.approx(2 / 3),
+    }

@@ -340,3 +340,15 @@ def test_several_golds_in_a_csv_cell_are_a_json_list_of_texts(tmp_path, name):
     assert [problem.gold for problem in problems] == list(cells.values())
     assert problems[0].gold == read_problems([{"question": "Q?", name: ["Paris", "City of Paris"]}])[0].gold
     assert verify("number", "3", problems[1].gold) == verify("number", "4", problems[1].gold)
+
+
+def test_ids_are_of_the_name_of_the_file_before_its_first_dot(tmp_path):
+    path = tmp_path / "mine.of.may.jsonl"
+    path.write_text(json.dumps({"prompt": "1+1?", "answer": "2"}) + "\n", encoding="utf-8")
+    (problem,) = read_problems(path)
+    assert problem.id.startswith("mine") and "may" not in problem.id and "jsonl" not in problem.id
+    path.write_text("\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"mine\.of\.may\.jsonl.* empty"):
+        read_problems(path)
+    with pytest.raises(BadInput, match=r"^what was given is empty"):
+        read_problems([])

@@ -499,3 +499,9 @@ def test_a_broken_byte_in_parquet_never_crashes(tmp_path, place, byte):
         read_records(path)
     except BadInput as error:
         assert "f.parquet" in str(error)
+
+
+def test_a_list_in_a_cell_is_a_conversation_where_every_part_is_one(tmp_path):
+    for text in ('[{"role": "user"}]', '[{"role": "user", "content": "a"}, {"role": "user"}]', '[["role", "content"]]'):
+        (record,) = read_records(csv_of(tmp_path / "f.csv", {"prompt": text, "completion": "b"}))
+        assert (record.prompt, record.messages) == (text, ())

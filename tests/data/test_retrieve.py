@@ -148,3 +148,19 @@ def test_texts_of_one_vector_stand_in_order_wherever_they_are_in_the_matrix():
         for one in range(3):
             mine = [place for place in places if which[place] == one]
             assert mine == sorted(mine)
+
+
+def test_an_index_says_nothing_and_takes_no_half_of_what_the_others_have(capfd):
+    pytest.importorskip("bm25s")
+    index = TextIndex(CLINIC)
+    assert len(index.search("clinic", 9).places) == 3
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+    both = TextIndex(["a"], vectors=[[1.0]], times=[1])
+    for more in ({}, {"vectors": [[1.0]]}, {"times": [2]}):
+        with pytest.raises(BadInput, match="of all of its texts or of none"):
+            both.add(["b"], **more)
+    both.add(["b"], vectors=[[2.0]], times=[2])
+    for more in ({"vectors": [[1.0]]}, {"times": [2]}):
+        with pytest.raises(BadInput, match="of all of its texts or of none"):
+            TextIndex(["a"]).add(["b"], **more)

@@ -157,3 +157,16 @@ def test_a_function_from_a_file(tmp_path):
             open_verifier(reward=named)
     with pytest.raises(BadInput, match="is no reward function"):
         open_verifier(reward=Rubric)
+
+
+def test_only_a_rubric_is_torn_down():
+    torn = []
+
+    def reward(prompts, completions):
+        return [1.0] * len(prompts)
+
+    async def teardown():
+        torn.append(1)
+
+    reward.teardown = teardown
+    assert scores(reward)[0].value == 1.0 and torn == []

@@ -256,3 +256,64 @@ def test_everything_follows_from_the_seed_and_the_actions(make):
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(BadInput):
         wrong()
+
+
+def test_a_seed_is_the_same_game_in_every_version():
+    """Recorded results name seeds: the words, seats, spies, and what scripted players say of these stay."""
+    told = []
+    for seed in range(6):
+        environment = spy_bits()
+        texts = [environment.reset(seed)]
+        texts += [environment.step(action)[0] for action in "ab1"]
+        told.append("|".join(texts).replace("\n", " "))
+    assert told == [
+        "4:bdf 1d 2a 3f ? |1a 2f 3a ? |! |- ",
+        "1:abe ? |2b 3e 4f ? |2a 3e 4b ! |=! ",
+        "2:aef 1a ? |3f 4e 1e ? |3f 4a ! |- ",
+        "4:bef 1b 2e 3f ? |1d 2e 3f ? |! |+ ",
+        "4:bce 1a 2b 3c ? |1b 2a 3c ? |! |+ ",
+        "1:cef ? |2f 3e 4d ? |2c 3f 4c ! |=! ",
+    ]
+    environment = Spy()
+    first = environment.reset(0)
+    assert first.split("\n\n")[1:3] == [
+        'Your word is "statue".',
+        "Player 1: It is a work of art.\nPlayer 2: It is carved from stone.\nPlayer 3: It stands in museums.",
+    ]
+    assert environment.step("It is good.")[0].split("\n\n")[0].split("\n") == [
+        "Player 1: It hangs in a frame.", "Player 2: It has three dimensions.", "Player 3: It is a work of art.",
+    ]  # fmt: skip
+    environment.step("It is new.")
+    assert environment.step("1")[0] == (
+        'Player 1 is out. The spy was Player 1, with the word "painting". Your side has won.'
+    )
+    assert Spy().chance_levels(40) == {"success": 0.475, "score": 0.475}
+    assert spy_bits().chance_levels(40) == {"success": 0.3, "score": 0.3}
+
+
+def test_levels_of_chance_are_those_of_what_was_played():
+    pairs = [WordPair("coffee", "tea", ("is drunk hot",), ("has beans",), ("has leaves",))]
+    listed = [Spy(), spy_bits(), Spy(rounds=1), spy_bits(bits=7), Spy(players=[str] * 3), Spy(deck=English(pairs))]
+    assert [each.chance["success"] for each in listed] == [0.46, 0.38, 0.375, 0.375, 0.375, 0.375]
+    assert all(each.chance["score"] == each.chance["success"] for each in listed)
+    assert (Spy(rounds=1).max_turns, Spy(rounds=1).score_range) == (2, (-0.2, 1.0))
+
+
+def test_the_largest_and_the_smallest_words_of_bits():
+    assert Bits(26, 13, 0).draw(Random(0))[0] != "" and Bits(2, 1, 0).draw(Random(0)) in (("a", "b"), ("b", "a"))
+    for settings in ((27, 13, 0), (25, 13, 0), (6, 3, -1)):
+        with pytest.raises(BadInput):
+            Bits(*settings)
+
+
+@pytest.mark.parametrize(("text", "seat"), [("1", 0), ("4", 3), ("0", None), ("5", None), ("2", None)])
+def test_a_vote_is_for_another_seat(text, seat):
+    environment = Spy(deck=TABLE, players=[lambda text: "4" if "Vote" in text else "Well."] * 3)
+    number = next(s for s in range(99) if "Player 2 of four" in environment.reset(s))
+    environment.reset(number)
+    environment.step("a")
+    environment.step("b")
+    _, reward, done, info = environment.step(text)
+    assert done and info["valid"] == (seat is not None) and (reward == -0.1) == (seat is None)
+    if seat is not None:
+        assert info["actions"] == [{"name": "vote", "arguments": {"player": seat + 1}}]

@@ -263,3 +263,97 @@ def test_everything_follows_from_the_seed_and_the_actions():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(BadInput):
         TicTacToe(**wrong)
+
+
+def test_a_seed_is_the_same_game_in_every_version():
+    """Recorded results name seeds: what these draw stays."""
+    drawn = {
+        0: "O:X23456789 X:123456789 X:123456789 X:123456789 X:123456789 O:12345678X",
+        0.5: "O:X23456789 X:1O34X6789 X:123456789 X:12345X78O X:123456X8O O:12345678X",
+        1: "O:X2345OX89 X:1O34X6789 X:1XO456789 X:12345X78O X:123456X8O O:O234567XX",
+    }
+    for opening, texts in drawn.items():
+        environment = TicTacToe(compact=True, opening=opening)
+        assert [environment.reset(seed).strip() for seed in range(6)] == texts.split()
+
+
+def test_random_play_against_every_opponent():
+    """By following every game of both sides: an opponent that errs half the time, with and without an opening."""
+
+    @cache
+    def ends(board, mark, epsilon):
+        if not free(board):
+            return float(winner(board) == mark), float(winner(board) == ".")
+        cells = free(board)
+        shares = {cell: 1 / len(cells) for cell in cells}
+        if mover(board) != mark:
+            best = best_moves(board)
+            shares = {c: epsilon / len(cells) + ((1 - epsilon) / len(best) if c in best else 0) for c in cells}
+        several = [(share, ends(placed(board, cell), mark, epsilon)) for cell, share in shares.items()]
+        return tuple(sum(share * each[place] for share, each in several) for place in (0, 1))
+
+    def opened(moves):
+        boards = [EMPTY]
+        for _ in range(moves):
+            boards = [placed(board, cell) for board in boards for cell in free(board)]
+        return boards
+
+    for epsilon in (0.0, 0.5):
+        for opening in (0.0, 0.25, 1.0):
+            wins = draws = 0.0
+            for mark, first in (("X", 0), ("O", 1)):
+                for chance, moves in ((opening, first + 2), (1 - opening, first)):
+                    boards = opened(moves)
+                    for board in boards:
+                        won, drawn = ends(board, mark, epsilon)
+                        wins, draws = wins + chance / 2 * won / len(boards), draws + chance / 2 * drawn / len(boards)
+            found = TicTacToe(opponent=epsilon, opening=opening).chance_levels()
+            assert found == pytest.approx({"success": wins, "score": wins + draws / 2})
+
+
+def test_an_opponent_takes_one_of_several_best_moves_as_often():
+    cells, chances = opponent_moves("X...O....", 0.25)
+    assert cells == (1, 2, 3, 5, 6, 7, 8) and chances == pytest.approx([1 / 7] * 7)
+    assert opponent_moves("X........", 0.25)[1] == pytest.approx([1 / 32] * 3 + [3 / 4 + 1 / 32] + [1 / 32] * 4)
+
+
+def test_an_environment_that_cannot_be_made_is_named():
+    def broken():
+        raise KeyError("board")
+
+    def refusing():
+        raise BadInput("no board here")
+
+    with pytest.raises(BadInput, match="gives no environment: KeyError: 'board'"):
+        open_environment(broken)
+    with pytest.raises(BadInput, match=r"^no board here"):
+        open_environment(refusing)
+    with pytest.raises(BadInput, match="expected an object with reset"):
+        open_environment(lambda: 3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        ("coordinates", [f"({row}, {column})" for row, column in product((1, 2, 3), repeat=2)]),
+        ("numbers", list("123456789")),
+        ("letters", list("ABCDEFGHI")),
+    ],
+)
+def test_every_cell_has_its_name(cells, names):
+    environment = TicTacToe(cells=cells, opening=0)
+    seed = next(seed for seed in range(9) if "as X" in environment.reset(seed))
+    for place, name in enumerate(names):
+        environment.reset(seed)
+        info = environment.step(name)[3]
+        assert info["actions"] == [{"name": "place", "arguments": {"cell": name}}]
+        assert environment._board[place] == "X"
+
+
+def test_probabilities_may_be_0_and_1():
+    for opening in (0, 1):
+        for opponent in (0, 1):
+            TicTacToe(opening=opening, opponent=opponent)
+    for wrong in ({"opening": 1.01}, {"opponent": -0.01}, {"opponent": 1.01}):
+        with pytest.raises(BadInput, match="probabilities from 0 to 1"):
+            TicTacToe(**wrong)

@@ -190,3 +190,22 @@ def test_what_is_refused():
         ToolTask("?", "a", no_call=2)
     with pytest.raises(BadInput, match="kind"):
         ToolTask("?", "a", kind="em")  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_read_is_shown_up_to_80_characters():
+    for inner in ("a" * 90, '{"x": "' + "b" * 90 + '"}'):
+        (said,) = read_action(f"<tool_call>{inner}</tool_call>").calls
+        shown = inner if inner[0] == "a" else repr(json.loads(inner))
+        assert shown[:80] in said and shown[:81] not in said
+    (deep,) = read_action(f"<tool_call>{'[' * 100000}</tool_call>").calls
+    assert deep.startswith("This call is no JSON")
+
+
+@pytest.mark.parametrize(("credit", "success"), [(1.0, True), (0.99, False), (1.5, True), (0.0, False)])
+def test_a_full_score_is_a_success(credit, success):
+    tools = {"add": lambda a: a}
+    environment = ToolEnvironment([ToolTask("Q?", "x", score=lambda answer, task: credit)], tools)
+    environment.reset(0)
+    assert environment.step("nothing")[1:3] == (0.0, False)
+    _, reward, done, info = environment.step("<answer>x</answer>")
+    assert (reward, done, info["success"]) == (credit, True, success)

@@ -326,3 +326,13 @@ def test_a_call_that_cannot_be_read_is_kept_as_it_is():
         ("", '{"name": 3}'),
         ("c", "x"),
     ]
+
+
+def test_only_messages_in_a_row_are_one_turn_and_calls_of_the_last_are_answered():
+    trace = trace_of(says("One.", call("a", q=1)), told("a", "first"), says("Two."), says("Three."))
+    assert [(turn.text, len(turn.calls)) for turn in trace.turns] == [("One.", 1), ("Two.\nThree.", 0)]
+    several = trace_of(says("One."), ASKED, says("Two.", call("a", q=1)), says("Three."))
+    assert [turn.text for turn in several.turns] == ["One.", "Two.", "Three."]
+    loose = {"role": "tool", "content": "no id"}
+    second = trace_of(says("One.", call("a", q=1)), says("Two.", call("b", q=2)), loose)
+    assert [[each.reply for each in turn.calls] for turn in second.turns] == [[None], ["no id"]]

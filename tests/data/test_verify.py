@@ -21,6 +21,7 @@ from equipoise.core import sandbox
 from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.data import verify as module
 from equipoise.data import verify_pool, verify_program
+from equipoise.data import verify_tests as module_of_tests
 from equipoise.data.problems import Problem
 from equipoise.data.verify import VerifierScore, open_verifier, verify
 from equipoise.data.verify_pool import Pool
@@ -502,3 +503,87 @@ def test_shares_of_tests_and_limits_of_their_processes(monkeypatch, finished, sc
 def test_a_verifier_that_is_kept_runs_programs_in_the_sandbox_with_the_usual_limits():
     (how,) = module._kept("tests").first.args
     assert how == {"seconds": 5.0, "memory_bytes": 2 * 2**30, "unsafe": False}
+
+
+class FakeWorker:
+    """What a pool sees of a worker. ends: for each of its tasks its reply, or how it ends."""
+
+    asked, ended, ends = [], [], []
+
+    def __init__(self, kind, seconds, memory_bytes):
+        self.done, self.late, self.started = 0, False, (kind, seconds, memory_bytes)
+
+    def ask(self, task, seconds):
+        self.asked.append((task, seconds, self.started))
+        how = self.ends.pop(0)
+        if isinstance(how, dict):
+            self.done += 1
+            return how
+        self.late, self.code = how == "late", 0 if how == "late" else how
+        return None
+
+    def end(self):
+        self.ended.append(self)
+        return getattr(self, "code", 0)
+
+
+def test_why_a_worker_ended_is_told_and_who_had_worked_before_gets_another_try(monkeypatch):
+    monkeypatch.setattr(verify_pool, "_Worker", FakeWorker)
+    right = {"right": True}
+
+    def run(*ends, tasks=1):
+        FakeWorker.asked, FakeWorker.ended, FakeWorker.ends = [], [], list(ends)
+        pool = Pool("math", seconds=2.5, memory_bytes=7, workers=1)
+        return pool.run([{"n": n} for n in range(tasks)]), len(FakeWorker.asked), len(FakeWorker.ended), pool
+
+    assert run(right)[:3] == ([right], 1, 0)
+    assert FakeWorker.asked == [({"n": 0}, 15.0, ("math", 2.5, 7))]
+    assert run("late")[:3] == ([{"crashed": "took longer than 2.5 s"}], 1, 1)
+    assert run(-signal.SIGPROF)[:3] == ([{"crashed": "took longer than 2.5 s"}], 1, 1)
+    why = "took too much memory or ended its process (27)"
+    assert run(signal.SIGPROF.value)[0] == [{"crashed": why}]
+    assert run(right, -9, right, tasks=2)[:3] == ([right, right], 3, 1)
+    assert run(right, -9, -9, tasks=2)[0][1] == {"crashed": "took too much memory or ended its process (-9)"}
+    found, _, ended, pool = run(right, right, tasks=2)
+    assert found == [right, right] and ended == 0
+    pool.close()
+    assert len(FakeWorker.ended) == 1
+    pool.close()
+    assert len(FakeWorker.ended) == 1 and pool.run([]) == []
+
+
+def test_so_many_processes_as_there_are_cores_and_four_at_most(monkeypatch):
+    for cores, workers in ((None, 1), (1, 1), (3, 3), (9, 4)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        with open_verifier("regex") as verifier:
+            assert verifier._scorer.workers == workers == verifier._scorer.pool.workers
+        with open_verifier("exact", workers=7) as verifier:
+            assert verifier._scorer.workers == 7 and verifier._scorer.pool is None
+
+
+def test_settings_at_their_ends():
+    open_verifier("number", tolerance=0.0, workers=1, seconds=1e-9).close()
+    for settings in ({"tolerance": 1.0}, {"tolerance": -0.1}, {"seconds": 0}, {"workers": 0}):
+        with pytest.raises(BadInput, match="must be above 0"):
+            open_verifier("number", **settings)
+
+
+def test_what_needs_no_process_starts_none(monkeypatch):
+    def broken(*_):
+        raise WorkFailed("no process")
+
+    monkeypatch.setattr(verify_pool, "_Worker", broken)
+    pytest.importorskip("math_verify")
+    with open_verifier("math") as verifier:
+        scores = verifier(problems(["1/2", "1/2", "1/3"]), ["\\boxed{1/2}", "", "\\boxed{1/4}"])
+        assert [(each.value, each.crashed) for each in scores] == [(1.0, False), (0.0, False), (0.0, True)]
+
+
+def test_only_a_continuation_is_put_behind_what_it_continues():
+    declared = "def f(x):\n    'Twice.'"
+    continued = "\n    return 2 * x\n\n    # done\nprint(f(1))\n    more"
+    assert module_of_tests._whole(continued, [declared]) == f"{declared}\n\n    return 2 * x\n\n    # done"
+    assert module_of_tests._whole(continued, ["assert f(1) == 2"]) == continued
+    alone = "y = 1\n    z"
+    assert module_of_tests._whole(alone, [declared]) == alone == module_of_tests._whole(alone, [])
+    assert module_of_tests._whole("", [declared]) == ""
