@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.privacy import weights
@@ -142,3 +143,71 @@ def test_a_step_that_overshoots_is_halved_until_the_gradient_falls():
     share = next(s for s in (1.0, 0.5, 0.25) if abs(math.atan(2 - s * first)) <= (1 - s / 4) * math.atan(2))
     tried = [0.0, *(-s * first for s in (1.0, 0.5, 0.25) if s >= share)]
     assert share < 1 and seen[: len(tried)] == pytest.approx(tried)
+
+
+def test_inverse_propensities_are_clipped_and_held_in_their_ball():
+    """One feature of 1 and all arms alike: the minimum where sigmoid(-gamma) n = n ridge gamma, or the radius."""
+    x, a = np.ones((8, 1)), np.array([1.0] * 8)
+    gamma = brentq(lambda g: 1 / (1 + math.exp(g)) - 0.1 * g, 0, 5)
+    free = weights.ipw(x, a, kappa=0.2, weight_ridge=0.1)
+    assert gamma > 1 and free == pytest.approx(np.full(8, 1 + math.exp(-gamma)), rel=1e-6)
+    held = weights.ipw(x, a, kappa=0.2, weight_ridge=0.1, radius=0.5)
+    assert held == pytest.approx(np.full(8, 1 + math.exp(-0.5)), rel=1e-9)
+    mixed = np.array([1.0] * 7 + [-1.0])
+    gamma = brentq(lambda g: 7 / (1 + math.exp(g)) - 1 / (1 + math.exp(-g)) - 8 * 0.1 * g, 0, 5)
+    expected = [1 + math.exp(-gamma)] * 7 + [min(1 + math.exp(gamma), 1 / 0.3)]
+    assert weights.ipw(x, mixed, kappa=0.3, weight_ridge=0.1) == pytest.approx(expected, rel=1e-6)
+    assert weights.ipw(x, mixed, kappa=0.9, weight_ridge=0.1)[-1] == pytest.approx(1 / 0.9)
+
+
+def test_entropy_weights_by_hand_in_one_dimension():
+    """Three of an arm and one of the other, all at 1: 3 exp(e) + 4 ridge e = 4, and a ball that holds the other's."""
+    x, a = np.ones((4, 1)), np.array([1.0, 1.0, 1.0, -1.0])
+    eta = brentq(lambda e: 3 * math.exp(e) - 4 + 4 * 0.5 * e, -5, 5)
+    other = brentq(lambda e: math.exp(e) - 4 + 4 * 0.5 * e, -5, 5)
+    found = weights.entropy(x, a, weight_ridge=0.5, radius=2.0)
+    assert found == pytest.approx([math.exp(eta)] * 3 + [math.exp(other)], rel=1e-5)
+    held = weights.entropy(x, a, weight_ridge=0.5, radius=0.3)
+    assert eta < 0.3 < other and held == pytest.approx([math.exp(eta)] * 3 + [math.exp(0.3)], rel=1e-5)
+    assert held.max() <= math.exp(0.3)
+
+
+def test_mmd_weights_by_hand_of_records_at_one_place():
+    """A kernel of ones: m v / n - 1 + ridge (v - 1) = 0 for an arm of m among n, cut at the largest weight."""
+    x, a = np.full((5, 2), 0.5), np.array([1.0, 1.0, -1.0, -1.0, -1.0])
+    found = weights.mmd(x, a, weight_ridge=0.25, largest_weight=9.0, bandwidth=0.4)
+    assert found == pytest.approx([1.25 / 0.65] * 2 + [1.25 / 0.85] * 3, rel=1e-4)
+    steep, arms = np.full((10, 2), 0.5), np.array([1.0] * 9 + [-1.0])  # as steep as a kernel can be, but for a tenth
+    found = weights.mmd(steep, arms, weight_ridge=0.05, largest_weight=9.0, bandwidth=0.4)
+    assert found == pytest.approx([1.05 / 0.95] * 9 + [1.05 / 0.15], rel=1e-4)
+    cut = weights.mmd(x, a, weight_ridge=0.25, largest_weight=1.5, bandwidth=0.4)
+    assert cut == pytest.approx([1.5] * 2 + [1.25 / 0.85] * 3, rel=1e-4)
+
+
+def test_mmd_weights_are_solved_to_their_tolerance_in_few_rounds(monkeypatch):
+    """Conditions of Karush, Kuhn and Tucker at a small ridge, where a step without momentum takes ten times as many."""
+    draw, rounds = np.random.default_rng(1), []
+    x = draw.normal(size=(40, 3))
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
+    a, ridge, most = np.where(draw.random(40) < 1 / (1 + np.exp(-4 * x[:, 0])), 1.0, -1.0), 0.0005, 3.0
+    clip = np.clip
+    monkeypatch.setattr(weights.np, "clip", lambda *given: rounds.append(1) or clip(*given))
+    found = weights.mmd(x, a, weight_ridge=ridge, largest_weight=most, bandwidth=0.4)
+    monkeypatch.undo()
+    for arm in (-1, 1):
+        own = x[a == arm]
+        v = found[a == arm]
+        gradient = (weights.kernel(own, own, 0.4) @ v - weights.kernel(own, x, 0.4).sum(1)) / 40 + ridge * (v - 1)
+        left = np.where(v <= 0, np.minimum(gradient, 0), np.where(v >= most, np.maximum(gradient, 0), gradient))
+        assert np.linalg.norm(left) <= 1e-6 / math.sqrt(40) * (1 + 1e-6)
+        assert v.min() >= 0 and v.max() <= most
+    assert (found == most).any() and (found == 0).any()
+    assert len(rounds) < 1000  # 821; with half the step some 1,200
+
+
+def test_mmd_weights_that_do_not_settle_are_refused(monkeypatch):
+    x, a = np.full((4, 2), 0.5), np.array([1.0, 1.0, -1.0, -1.0])
+    monkeypatch.setattr(weights, "kernel", lambda one, other, bandwidth: np.full((len(one), len(other)), math.nan))
+    monkeypatch.setattr(weights, "range", lambda most: iter(range(9 if most == 100_000 else 0)), raising=False)
+    with pytest.raises(WorkFailed, match="the mmd weights did not converge"):
+        weights.mmd(x, a, weight_ridge=1.0, largest_weight=5.0, bandwidth=0.4)
