@@ -16,24 +16,24 @@ def rounded(n, d, most, norm):
     return 2.0**-53 * most * (4 * n**2 + 4 * n * d + n * d * norm)
 
 
-@pytest.mark.parametrize(("n", "d", "kappa"), [(7, 3, 0.25), (2, 5, 0.8)])
+@pytest.mark.parametrize(("n", "d", "kappa"), [(7, 3, 0.25), (2, 5, 0.8), (5000, 40, 0.25)])
 def test_what_the_weights_can_move_is_the_cards_to_the_last_digit(n, d, kappa):
-    how = {"n": n, "d": d, "kappa": kappa, "weight_ridge": 0.5}
+    how = {"n": n, "d": d, "kappa": kappa, "weight_ridge": 0.4}
 
     def is_(found, movement, largest):
         assert (found.movement, found.largest) == pytest.approx((movement, largest), rel=1e-14)
         assert found.total == pytest.approx(movement + 2 * largest, rel=1e-14)
 
-    left = 1e-6 + rounded(n, d, 1.0, 1 / 0.5)
-    for curvature, strength in ((0.0, 0.5), (-9.0, 0.5), (21.0, 0.5 + 21 / n)):
+    left = 1e-6 + rounded(n, d, 1.0, 1 / 0.4)
+    for curvature, strength in ((0.0, 0.4), (-9.0, 0.4), (21.0, 0.4 + 21 / n)):
         is_(sensitivity(**how, curvature=curvature), 2 * (1 / kappa - 1) * (1 + left) / strength, 1 / kappa)
     for radius, factor in ((0.5, 1.0), (1.5, math.exp(1.5) - 1)):
         most = math.exp(radius)
         left = 1e-6 + rounded(n, d, most, radius)
-        is_(sensitivity("entropy", **how, radius=radius), 2 * most * (factor + left) / 0.5, most)
+        is_(sensitivity("entropy", **how, radius=radius), 2 * most * (factor + left) / 0.4, most)
     for largest, factor in ((1.5, 1.0), (4.0, 3.0)):
         left = 2 * math.sqrt(2) * 1e-6 + 2 * rounded(n, d, largest, 3e4)
-        is_(sensitivity("mmd", **how, largest_weight=largest), (2 * factor + left) / 0.5, largest)
+        is_(sensitivity("mmd", **how, largest_weight=largest), (2 * factor + left) / 0.4, largest)
     is_(sensitivity("known", **how), 0.0, 1 / kappa)
     is_(sensitivity("uniform", **how), 0.0, 1.0)
 
@@ -44,10 +44,10 @@ def test_constants_are_taken_up_to_their_limits():
     with pytest.raises(BadInput, match="n is 1"):
         weights.check_constants(1, **right)
     for name, good, bad in (
-        ("kappa", (1e-9, 1), (0.9e-9, 1.001, math.nan)),
-        ("weight_ridge", (1e-9, 1e300), (0.9e-9, math.inf)),
-        ("radius", (1e-9, 20.0), (0.0, 20.001)),
-        ("largest_weight", (1, 1e9), (0.999, 1.001e9)),
+        ("kappa", (1e-9, 1), (0.9e-9, math.nextafter(1, 2), math.nan)),
+        ("weight_ridge", (1e-9, 1e300), (0.9e-9, float("inf"))),
+        ("radius", (1e-9, 20.0), (0.0, math.nextafter(20, 21))),
+        ("largest_weight", (1, 1e9), (0.999, math.nextafter(1e9, 2e9))),
     ):
         for value in good:
             weights.check_constants(9, **right | {name: value})
@@ -208,6 +208,25 @@ def test_mmd_weights_are_solved_to_their_tolerance_in_few_rounds(monkeypatch):
 def test_mmd_weights_that_do_not_settle_are_refused(monkeypatch):
     x, a = np.full((4, 2), 0.5), np.array([1.0, 1.0, -1.0, -1.0])
     monkeypatch.setattr(weights, "kernel", lambda one, other, bandwidth: np.full((len(one), len(other)), math.nan))
-    monkeypatch.setattr(weights, "range", lambda most: iter(range(9 if most == 100_000 else 0)), raising=False)
+    monkeypatch.setattr(weights, "_MMD_ROUNDS", 9)
     with pytest.raises(WorkFailed, match="the mmd weights did not converge"):
         weights.mmd(x, a, weight_ridge=1.0, largest_weight=5.0, bandwidth=0.4)
+
+
+def test_entropy_balancing_has_its_gradient_and_its_hessian(monkeypatch):
+    """Central differences of the written loss, of each arm."""
+    draw, seen = np.random.default_rng(4), []
+    x, a = draw.normal(size=(12, 3)), np.array([1.0, -1.0, -1.0] * 4)
+    monkeypatch.setattr(weights, "minimize", lambda evaluate, d, *how: seen.append((evaluate, d, how)) or np.zeros(d))
+    assert weights.entropy(x, a, weight_ridge=0.3, radius=0.7).tolist() == [1.0] * 12
+    for arm, (evaluate, d, how) in zip((-1, 1), seen, strict=True):
+        assert (d, how) == (3, (1e-6, 0.7))
+        own, eta = x[a == arm], draw.normal(size=3)
+
+        def loss(e, own=own):
+            return np.exp(own @ e).sum() - (x @ e).sum() + 12 * 0.3 / 2 * e @ e
+
+        gradient, hessian = evaluate(eta)
+        for place, step in enumerate(1e-5 * np.eye(3)):
+            assert gradient[place] == pytest.approx((loss(eta + step) - loss(eta - step)) / 2e-5, rel=1e-6)
+            assert hessian[place] == pytest.approx((evaluate(eta + step)[0] - evaluate(eta - step)[0]) / 2e-5, rel=1e-6)
