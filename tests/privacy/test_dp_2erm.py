@@ -878,6 +878,7 @@ TIGHT = {"tightening": 0.5, "delta": 1e-6}
     ({**TIGHT, "weights": "uniform"}, "needs ipw"), ({"tightening": 0.5}, "needs ipw"),
     ({**TIGHT, "epsilon": math.inf}, "needs ipw"), ({"bandwidth": 0.0099}, "bandwidth is"),
     ({"bandwidth": math.inf}, "bandwidth is"), ({"delta": 1.0}, "delta is"), ({"ridge": 0.0}, "ridge is"),
+    ({**TIGHT, "epsilon": 1.9e-6}, "epsilon is 9.5e-07"),
 ])  # fmt: skip
 def test_settings_are_refused_beyond_their_limits(changed, said):
     with pytest.raises(BadInput, match=said):
@@ -885,7 +886,13 @@ def test_settings_are_refused_beyond_their_limits(changed, said):
 
 
 def test_settings_are_taken_at_their_limits():
-    for changed in ({"bandwidth": 0.01}, {"tightening": 0.999, "delta": 1e-9}, {"epsilon": 1e-6}, {"delta": 0.5}):
+    for changed in (
+        {"bandwidth": 0.01},
+        {"tightening": 0.999, "delta": 1e-9},
+        {"epsilon": 1e-6},
+        {"delta": 0.5},
+        {**TIGHT, "epsilon": 2e-6},
+    ):
         DPTreatmentRule(**{"epsilon": 1.0, "bounds": BOUNDS} | changed)._checked()
 
 
@@ -944,3 +951,25 @@ def test_a_guarantee_says_what_its_noise_is(seed, perturbation, epsilon, said):
     told = rule.fit(X, treatment, outcome).guarantee_
     assert said in told["floating_point"] and ("seed" in told["floating_point"]) is (said == "drawn from a seed")
     assert told["seeded"] is (seed is not None)
+
+
+@pytest.mark.parametrize("released", [0.0, 0.25])
+def test_propensities_are_held_in_a_ball_where_a_curvature_was_released(released, monkeypatch):
+    """However small it is; and so again when the weights are diagnosed from the ledger."""
+    X, treatment, outcome = table(200)
+    treatment = (X[:, 0] > 40).astype(int)
+    rule = DPTreatmentRule(
+        epsilon=2.0, bounds=BOUNDS, tightening=0.25, delta=1e-4, weight_ridge=0.01, radius=0.1, random_state=0
+    )
+    monkeypatch.setattr(rule, "_released_curvature", lambda x, noise: (0.5, released))
+    rule.fit(X, treatment, outcome)
+    x, a = Bounds.read(BOUNDS).scaled(X)[0], treatment * 2.0 - 1
+    held, free = (weights.ipw(x, a, kappa=0.2, weight_ridge=0.01, radius=radius) for radius in (0.1, math.inf))
+    expected = (held if released else free).max()
+    assert held.max() < 0.9 * free.max() and rule.private_["largest_weight"] == pytest.approx(expected)
+    assert rule.calibration_.epsilon == 1.5 and rule.ledger_["released"]["curvature"] == released
+    assert rule.sensitivity_ == sensitivity("ipw", n=200, d=3, weight_ridge=0.01, curvature=released)
+    for told, expected in ((released, expected), (None, free.max()), (0.5, held.max()), (0.0, free.max())):
+        ledger = {"released": {"curvature": told}}
+        again = rule.diagnose(X, treatment, outcome, ledger=ledger)
+        assert again["largest_weight"] == pytest.approx(expected)

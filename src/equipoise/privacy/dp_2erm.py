@@ -598,14 +598,13 @@ class DPTreatmentRule:
         }  # fmt: skip
 
     def _ledger(self, bounds: Bounds, n: int, curvature: float) -> dict[str, Any]:
+        fitted = self.epsilon * (1 - self.tightening)
+        hidden = SOLVER_SHARE if self.perturbation == "objective" else 0.0
         return {
             "guarantee": self.guarantee_,
             "spent": {
-                "rule": self.epsilon * (1 - self.tightening) * (1 - SOLVER_SHARE * (self.perturbation == "objective")),
-                "solver's error": self.epsilon
-                * (1 - self.tightening)
-                * SOLVER_SHARE
-                * (self.perturbation == "objective"),
+                "rule": fitted * (1 - hidden),
+                "solver's error": fitted * hidden,
                 "curvature": self.epsilon * self.tightening if self.tightening else 0.0,
             },
             "public": self.public(bounds, n),
