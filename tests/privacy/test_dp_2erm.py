@@ -968,7 +968,7 @@ def test_propensities_are_held_in_a_ball_where_a_curvature_was_released(released
         dp_2erm.imbalance(x[:, 1:], a, weights.ipw(x, a, kappa=0.2, weight_ridge=0.01, radius=radius))
         for radius in (0.1, math.inf)
     )
-    assert held > 1.1 * free and rule.private_["imbalance_after"] == (held if released else free)
+    assert held > 1.02 * free and rule.private_["imbalance_after"] == (held if released else free)
     assert rule.calibration_.epsilon == 1.5 and rule.ledger_["released"]["curvature"] == released
     assert rule.sensitivity_ == sensitivity("ipw", n=200, d=3, weight_ridge=0.01, curvature=released)
     for told, expected in ((None, free), (0.5, held), (0.0, free)):
