@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import minimize as scipy_minimize
 
 from equipoise.core.errors import BadInput
+from equipoise.core.files import seal, unseal
 from equipoise.core.shares import Bounded
 from equipoise.core.statistics import item_interval
 from equipoise.privacy import evaluate, fit, noise_plan, plan, ruling
@@ -328,3 +329,36 @@ def test_warnings_of_a_plan_begin_beyond_their_limits():
     told = {"epsilon": 2.0, "floating_point": "exact"}
     assert promised({**told, "delta": 0.0}) == "private with epsilon 2 (exact)"
     assert promised({**told, "delta": 1e-6}) == "private with epsilon 2 and delta 1e-06 (exact)"
+
+
+def test_only_a_whole_file_of_a_rule_is_read_as_one(by_age, tmp_path):
+    about, whole = unseal(by_age.read_bytes())
+    assert whole and ruling._stored_rule(by_age) == {name: about[name] for name in ruling.DRAWN}
+    path = tmp_path / "rule.json"
+    path.write_bytes(seal(about | {"form": "another"}))  # whole, and of something else
+    assert ruling._stored_rule(path) is None
+    with pytest.raises(BadInput, match="was changed since it was written, or is no rule"):
+        ruling.load(path)
+    path.write_text(by_age.read_text().replace('"arms"', '"armz"'))
+    assert ruling._stored_rule(path) is None
+    with pytest.raises(BadInput, match="is no rule: it was altered since it was written"):
+        ruling.load(tmp_path)
+    path.write_text(json.dumps(about))  # of a rule, and without what would show a change
+    assert ruling._stored_rule(path) is None
+    with pytest.raises(BadInput, match="was changed since it was written, or is no rule"):
+        ruling.load(tmp_path)
+    for text in ("{", "[1]"):
+        path.write_text(text)
+        assert ruling._stored_rule(path) is None and ruling._stored_result(path) is None
+        with pytest.raises(BadInput, match="is no rule"):
+            ruling.load(path)
+    with pytest.raises(BadInput, match="no such rule"):
+        ruling.load(tmp_path / "gone.json")
+    assert ruling._stored_rule(tmp_path / "gone.json") is None and ruling._stored_result(tmp_path / "gone.json") is None
+
+
+def test_the_records_of_a_rule_are_those_its_folder_names(tmp_path):
+    assert ruling._fitted_records(tmp_path) == ""
+    for text, told in (('{"records": "abc", "table": "t"}', "abc"), ('{"table": "t"}', ""), ("[1]", ""), ("{", "")):
+        (tmp_path / "inputs.json").write_text(text)
+        assert ruling._fitted_records(tmp_path) == told
