@@ -227,3 +227,10 @@ def test_a_direction_has_more_variance_than_rounding_makes():
             assert len(subspace._chosen(*told, varied, torch.tensor(lost))) == varied
     below = torch.tensor([-1e-9, -1.0, -2.0, -3.0], dtype=torch.float64)
     assert len(subspace._chosen(vectors, below, 1, torch.tensor(0.0), fewer=True)) == 0
+
+
+def test_no_graph_hangs_on_directions_or_moments():
+    states = made(9, 4).requires_grad_()
+    moments = subspace.Moments(4)
+    moments.add(states)
+    assert not moments.mean.requires_grad and not subspace.directions(states, 2, centred=True).requires_grad
