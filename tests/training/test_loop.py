@@ -686,3 +686,51 @@ def test_a_step_on_pairs_is_counted_by_what_it_read():
     spend_pairs(run, drawn, of(1, 2, 3), of(10, 20))
     spend_pairs(run, drawn, of(1, 2, 3), of(10, 20), of(100, 200, 300))
     assert spent == [{"optimizer_steps": 1, "trained_tokens": tokens} for tokens in (57, 757)]
+
+
+def test_each_optimizer_is_made_of_its_settings():
+    """SGD by hand: without momentum, decayed by its rate times the weight."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    chosen = TrainerSettings(
+        steps=2, learning_rate=0.1, optimizer="sgd", schedule="constant", warmup_ratio=0, weight_decay=0.5,
+        max_grad_norm=None, batch_size=1,
+    )  # fmt: skip
+
+    def tenfold(model, batch):
+        return 10 * model.weight.sum(), 1
+
+    fit(model, OneLoss(tenfold), lambda _: [0], chosen, collate=torch.tensor)
+    weight = 2.0
+    for _ in range(2):
+        weight -= 0.1 * (10 + 0.5 * weight)
+    assert model.weight.item() == pytest.approx(weight, rel=1e-12)
+    adamw = loop._optimizer([nn.Parameter(torch.zeros(1))], settings(weight_decay=0.25))
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["fused"] is True
+    assert adamw.defaults["weight_decay"] == 0.25 and adamw.defaults["lr"] == 0.05
+
+
+def test_a_bar_goes_on_where_the_training_does_and_shows_a_norm_where_no_loss_is(monkeypatch):
+    told, states = [], []
+
+    class Bar:
+        def advance(self, amount, **beside):
+            told.append((amount, beside))
+
+    @contextlib.contextmanager
+    def progress(title, *, total, unit, done):
+        told.append((title, total, unit, done))
+        yield Bar()
+
+    def step(model, window, accelerator, index):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [torch.full_like(p, 3.0) if p is model.inner.bias else None for p in trained], {"lossy": 1.0}
+
+    monkeypatch.setattr(loop, "progress", progress)
+    chosen = settings(steps=3)
+    run(Net(), chosen, step=step, save=lambda nested: states.append(copied(nested)), save_every=2, title="Teaching")
+    assert told == [("Teaching", 3, "steps", 0)] + [(1, {"gradient_norm": "6"})] * 3
+    told.clear()
+    run(Net(), chosen, step=step, state=states[0])
+    assert told == [("Training", 3, "steps", 2), (1, {"gradient_norm": "6"})]

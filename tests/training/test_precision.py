@@ -187,3 +187,8 @@ def test_a_host_without_memory_says_so(error):
         raise error
     with pytest.raises(RuntimeError, match="shapes"), memory_advice("at noon", "buy some"):
         raise RuntimeError("shapes do not match")
+
+
+def test_a_process_that_holds_nothing_of_a_model_has_a_sample_of_nothing():
+    sample = Sample([nn.Parameter(torch.zeros(0))])
+    assert sample._start[0].shape == (0,) and sample._places == [None]

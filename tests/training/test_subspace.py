@@ -126,3 +126,111 @@ def test_projection():
     assert torch.equal(subspace.project_out(states, basis[:0]), states)
     with pytest.raises(BadInput, match="span fewer"):
         subspace.orthonormal(torch.stack([vectors[0], vectors[1], vectors[0] + vectors[1]]))
+
+
+def test_a_spectrum_by_hand():
+    """Rows (3, 0), (-3, 0), (0, 1), (0, -1) about (5, -2): variances of 9/2 and 1/2 along the axes."""
+    rows = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    moments = subspace.Moments(2)
+    for part in rows.split(1):
+        moments.add(part + torch.tensor([5.0, -2.0]))
+    assert moments.width == 2 and moments.mean.tolist() == pytest.approx([5.0, -2.0])
+    vectors, variances = moments.spectrum(centred=True)
+    assert_close(variances, torch.tensor([4.5, 0.5], dtype=torch.float64))
+    assert_close(vectors.abs(), torch.eye(2, dtype=torch.float64))
+    assert_close(moments.second(centred=False), torch.tensor([[29.5, -10.0], [-10.0, 4.5]], dtype=torch.float64))
+    along = torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64)
+    found = moments.variances(along, centred=True)
+    assert_close(found, torch.tensor([0.36 * 4.5 + 0.64 * 0.5, 0.5], dtype=torch.float64))
+
+
+def test_as_many_states_as_directions_are_needed_and_one_more_for_a_mean():
+    empty = subspace.Moments(3)
+    assert empty.mean.isnan().all() and empty.mean.shape == (3,)
+    with pytest.raises(BadInput, match="0 states cannot tell so many directions: 1 are needed"):
+        empty.second(centred=False)
+    states = made(3, 6)
+    moments = subspace.Moments(6)
+    moments.add(states, torch.zeros(3))  # nothing of a first batch counts: the next one's mean is taken
+    moments.add(states)
+    assert_close(moments.mean, states.mean(0))
+    for find in (moments.directions, partial(subspace.directions, states)):
+        assert len(find(3, centred=False)) == 3 and len(find(2, centred=True)) == 2
+        with pytest.raises(BadInput, match="3 states cannot tell so many directions: 4 are needed"):
+            find(3, centred=True)
+        with pytest.raises(BadInput, match="3 states cannot tell so many directions: 4 are needed"):
+            find(4, centred=False)
+    assert len(subspace.directions(states, 5, centred=True, fewer=True)) == 2
+    assert len(subspace.directions(states[:1], 5, centred=False, fewer=True)) == 1
+    with pytest.raises(BadInput, match="0 states cannot tell so many directions: 1 are needed"):
+        subspace.directions(states[:0], 2, centred=False, fewer=True)
+
+
+@pytest.mark.parametrize(("rows", "squared"), [(5, True), (4, False)])
+def test_fewer_states_than_numbers_are_decomposed_themselves(rows, squared, monkeypatch):
+    svd, called = torch.linalg.svd, []
+    monkeypatch.setattr(torch.linalg, "svd", lambda *given, **how: called.append(1) or svd(*given, **how))
+    subspace.directions(made(rows, 5), 2, centred=True)
+    assert bool(called) is not squared
+
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def test_how_near_a_span_a_vector_counts_as_in_it():
+    """Of 100 numbers: within 100 last bits of its length; in the singular values of unit vectors a root of two less."""
+    first, second = torch.eye(100, dtype=torch.float64)[:2]
+    for size in (1.0, 1e-8, 1e8):
+        for share, kept in ((0.9, False), (1.1, True)):
+            pair = size * torch.stack([first, first + share * 100 * EPS * second])
+            if kept:
+                assert_close(subspace.orthonormal(pair)[1].abs(), second, atol=0.2, rtol=0)
+            else:
+                with pytest.raises(BadInput, match="these 2 directions span fewer"):
+                    subspace.orthonormal(pair)
+            pair[1] = size * (first + share * 100 * EPS * 2**0.5 * second)
+            assert len(subspace.span(pair)) == (2 if kept else 1)
+
+
+def test_a_span_forgets_lengths_and_a_basis_keeps_signs():
+    vectors = torch.tensor([[0.0, 0.0, 0.0], [-2e-30, 0.0, 0.0], [1e20, 1e20, 0.0]], dtype=torch.float64)
+    basis = subspace.span(vectors)
+    assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+    kept = subspace.orthonormal(vectors[1:])
+    assert_close(kept, torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64))
+    whole = subspace.orthonormal(torch.tensor([[0.0, -3.0], [1.0, -1.0]]))
+    assert_close(whole, torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64))
+    with pytest.raises(BadInput, match="these 3 directions span fewer"):
+        subspace.orthonormal(torch.tensor([[0.0, -3.0], [1.0, -1.0], [1.0, 1.0]]))
+
+
+def test_what_rounding_can_make_is_counted_from_the_mean_and_the_shift():
+    mean, shift = torch.tensor([3.0, -4.0], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert subspace._lost(mean).item() == pytest.approx((5 * EPS) ** 2, rel=1e-12)
+    assert subspace._lost(mean, shift).item() == pytest.approx((5 * EPS) ** 2 + 5 * EPS, rel=1e-12)
+
+
+def test_a_direction_has_more_variance_than_rounding_makes():
+    """Four of them: four times the largest's last bit and what was lost."""
+    vectors = -torch.eye(4, dtype=torch.float64)
+    for largest, lost in ((1.0, 0.0), (1e-20, 0.0), (2.0, 1e-3)):
+        floor = 4 * (largest * EPS + lost)
+        for share, varied in ((1.01, 3), (0.99, 2)):
+            variances = torch.tensor([largest, largest / 2, share * floor, floor / 10], dtype=torch.float64)
+            told = vectors, variances
+            assert len(subspace._chosen(*told, 4, torch.tensor(lost), fewer=True)) == varied
+            assert subspace._chosen(*told, 2, torch.tensor(lost)).tolist() == torch.eye(4)[:2].tolist()
+            with pytest.raises(
+                BadInput, match=f"the states vary in {varied} directions and {varied + 1} were asked for"
+            ):
+                subspace._chosen(*told, varied + 1, torch.tensor(lost))
+            assert len(subspace._chosen(*told, varied, torch.tensor(lost))) == varied
+    below = torch.tensor([-1e-9, -1.0, -2.0, -3.0], dtype=torch.float64)
+    assert len(subspace._chosen(vectors, below, 1, torch.tensor(0.0), fewer=True)) == 0
+
+
+def test_no_graph_hangs_on_directions_or_moments():
+    states = made(9, 4).requires_grad_()
+    moments = subspace.Moments(4)
+    moments.add(states)
+    assert not moments.mean.requires_grad and not subspace.directions(states, 2, centred=True).requires_grad

@@ -327,7 +327,7 @@ def _range(name: str, pair: Any) -> tuple[float, float]:
         low, high = (float(each) for each in pair)
     except (TypeError, ValueError):
         raise BadInput(f"{name} are {pair!r:.60}: give the lowest and the highest value, such as [0, 100].") from None
-    if not (-math.inf < low < high < math.inf and 0 < 1 / (high - low) < _WIDEST):
+    if not (low < high and 0 < 1 / (high - low) < _WIDEST):  # of an infinite range the inverse is 0
         raise BadInput(
             f"{name} are {pair!r:.60}: give a lowest value below a highest one, both finite and not so far apart."
         )
@@ -538,7 +538,7 @@ class DPTreatmentRule:
         return own
 
     def _weights(self, x: Array, a: Array, known: Array | None, largest: float, *, inside: bool) -> Array:
-        return np.clip(self._unclipped(x, a, known, inside), 0, largest)
+        return np.minimum(self._unclipped(x, a, known, inside), largest)
 
     def _unclipped(self, x: Array, a: Array, known: Array | None, inside: bool) -> Array:
         if self.weights == "uniform":
@@ -598,14 +598,13 @@ class DPTreatmentRule:
         }  # fmt: skip
 
     def _ledger(self, bounds: Bounds, n: int, curvature: float) -> dict[str, Any]:
+        fitted = self.epsilon * (1 - self.tightening)
+        hidden = SOLVER_SHARE if self.perturbation == "objective" else 0.0
         return {
             "guarantee": self.guarantee_,
             "spent": {
-                "rule": self.epsilon * (1 - self.tightening) * (1 - SOLVER_SHARE * (self.perturbation == "objective")),
-                "solver's error": self.epsilon
-                * (1 - self.tightening)
-                * SOLVER_SHARE
-                * (self.perturbation == "objective"),
+                "rule": fitted * (1 - hidden),
+                "solver's error": fitted * hidden,
                 "curvature": self.epsilon * self.tightening if self.tightening else 0.0,
             },
             "public": self.public(bounds, n),

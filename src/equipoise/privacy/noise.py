@@ -79,10 +79,8 @@ def concentrated(epsilon: float, delta: float) -> float:
 
     wanted, most = math.log(delta), epsilon
     while log_delta(most) <= wanted:
-        if most > 1e9 * epsilon:  # a delta so near 1 that hardly any noise is asked for
-            return most
         most *= 4
-    least = most / 4
+    least = most
     while log_delta(least) > wanted:
         least /= 4
     found: Any = brentq(lambda log_rho: log_delta(math.exp(log_rho)) - wanted, math.log(least), math.log(most))

@@ -37,7 +37,7 @@ MOST_MMD = 5000  # records whose kernel is held in memory
 UNIT = 2.0**-53  # of float64's rounding
 LEAST_BANDWIDTH = 0.01  # below it rounding of a distance is no small part of the kernel
 _KERNEL = 3e4  # rounding of a kernel's entry at that bandwidth, a feature, in units of UNIT
-_ROUNDS = 200
+_ROUNDS, _MMD_ROUNDS = 200, 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def mmd(x: Array, a: Array, *, weight_ridge: float, largest_weight: float, bandw
         own = x[a == arm]
         inner, target = kernel(own, own, bandwidth), kernel(own, x, bandwidth).sum(1)
         v = before = np.ones(len(own))
-        for _ in range(100_000):
+        for _ in range(_MMD_ROUNDS):
             gradient = (inner @ v - target) / n + weight_ridge * (v - 1)
             left = np.where(
                 v <= 0, np.minimum(gradient, 0), np.where(v >= largest_weight, np.maximum(gradient, 0), gradient)
