@@ -198,6 +198,11 @@ def test_no_seeds_are_no_spread_of_them():
     assert math.isnan(st.mean_interval(np.zeros((0, 3))).seed_variance)
 
 
+def test_no_seeds_have_no_mean():
+    interval = st.mean_interval(np.zeros((0, 3)))
+    assert math.isnan(interval.estimate) and math.isnan(interval.lower) and interval.seeds == 0
+
+
 def test_mcnemar_without_discordant_pairs():
     assert st.mcnemar(0, 0) == 1.0
     assert math.isnan(st.mcnemar_interval(0, 0, 50).lower)

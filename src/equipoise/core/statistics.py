@@ -161,7 +161,7 @@ def _contributions(d: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
     present = ~np.isnan(d)
     counts = present.sum(-1, keepdims=True)
     # From the smallest value on, so that equal values have a variance of 0 and not of the rounding of their mean.
-    least = np.fmin.reduce(d, axis=(-2, -1), keepdims=True, initial=np.inf)
+    least = np.fmin.reduce(d, axis=(-2, -1), keepdims=True, initial=np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         weights = present / (counts * d.shape[-2])
         above = np.where(present, d - least, 0.0)

@@ -538,7 +538,7 @@ class DPTreatmentRule:
         return own
 
     def _weights(self, x: Array, a: Array, known: Array | None, largest: float, *, inside: bool) -> Array:
-        return np.minimum(self._unclipped(x, a, known, inside), largest)
+        return np.clip(self._unclipped(x, a, known, inside), 0, largest)
 
     def _unclipped(self, x: Array, a: Array, known: Array | None, inside: bool) -> Array:
         if self.weights == "uniform":
