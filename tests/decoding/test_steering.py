@@ -119,6 +119,7 @@ def test_settings_at_their_limits():
     Wanted(**SETTINGS | {"max_thinking": -1, "min_thinking": 20}).check()
     Wanted(**SETTINGS | {"max_thinking": 0, "min_thinking": 0}).check()
     Wanted(**SETTINGS | {"control": "random", "mean_thinking": None}).check()
+    Wanted(**SETTINGS | {"alpha": 1.7e308, "mean_thinking": None}).check()
     for change, told in (
         ({"min_thinking": 21, "max_thinking": -1}, "leave some"),
         ({"max_thinking": 21}, "21, of which 21 may"),

@@ -107,6 +107,16 @@ def test_what_an_architecture_cannot_do(small, kind, message):
     rehearse(model, writes="nothing", trains=kind is NoAnswers, generates=kind is NoGradient)
 
 
+def test_answers_are_tried_with_padding_and_of_unequal_lengths(small, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        rehearsal, "write", lambda model, rows, ends, counts, *_, repeats: written.append((rows, counts, repeats)) or []
+    )
+    rehearse(small, trains=False)
+    ((rows, counts, repeats),) = written
+    assert len(rows[0]) > len(rows[1]) and repeats == 2 and counts == [3, 1, 2, 3]
+
+
 def test_nothing_to_train(fresh):
     with pytest.raises(BadInput, match="no parameter that requires a gradient"):
         rehearse(replace(fresh, model=fresh.model.requires_grad_(False)))

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,3 +253,32 @@ def test_a_preparation_that_was_killed_goes_on(monkeypatch, tmp_path):
 def test_seeds_that_were_looked_at_are_no_test_seeds():
     study = registry.load("nested-games").build()
     assert max(study.test_seeds()) < 1000 and sum(claim.judged for claim in study.claims) == 3
+
+
+def test_what_a_look_tells_of_the_games_played():
+    """Of each game four episodes: the first of seven games wins none, the next one, two, three and four, then again."""
+    measured, listed = {}, {}
+
+    def evaluate(makers, *, episodes):
+        assert episodes == 4
+        return {
+            name: [
+                SimpleNamespace(seed=seed, success=float(seed < place % 5), valid=float(seed > 0)) for seed in range(4)
+            ]
+            for place, name in enumerate(makers)
+        }
+
+    run = SimpleNamespace(
+        measure=lambda name, value, *, of=1, at: measured.update({name: (value, of, at)}),
+        items=lambda name, ids, scores, *, at: listed.update({name: (ids, scores)}),
+    )
+    nested_games.judged(run, SimpleNamespace(evaluate=evaluate), {"step": 3}, 4)
+    for makers, outcome in ((MAKERS, "success"), (TRANSFER, "transfer")):
+        for place, name in enumerate(makers):
+            assert measured.pop(name) == (place % 5, 4, {"step": 3})
+        assert listed[outcome] == (
+            [f"{name} {seed}" for name in makers for seed in range(4)],
+            [float(seed < place % 5) for place in range(len(makers)) for seed in range(4)],
+        )
+    leads = [place % 5 / 4 - nested_games.CHANCE[name] for place, name in enumerate(MAKERS)]
+    assert measured == {"worst_lead": (pytest.approx(min(leads)), 1, {"step": 3}), "valid": (0.75, 1, {"step": 3})}
