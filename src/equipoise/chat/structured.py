@@ -77,7 +77,8 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
 def _values(text: str) -> Iterator[tuple[bool, Any]]:
     """What a text says as JSON: itself, or the objects in it after thinking; True where one follows another directly.
 
-    The first is said to follow the beginning. Line breaks within strings, which models write, are let by. Raises Unfit for thinking without an end.
+    The first is said to follow the beginning. Line breaks within strings, which models write, are let by. Raises Unfit
+    for thinking without an end.
     """
     decoder = json.JSONDecoder(strict=False, parse_constant=_no_number, object_pairs_hook=_once)
     try:
