@@ -338,6 +338,8 @@ def test_the_sentences_of_what_is_refused(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes(seal({"format": "equipoise chat record", "version": 2}))
     (tmp_path / "other.jsonl").write_bytes(seal({"format": "another", "version": 1}))
+    (tmp_path / "zebra.jsonl").write_bytes(seal({"format": "zebra", "version": 1}))
+    (tmp_path / "old.jsonl").write_bytes(seal({"format": "equipoise chat record", "version": 0}))
     for given, read_only, sentence in (
         (
             path,
@@ -345,6 +347,13 @@ def test_the_sentences_of_what_is_refused(tmp_path):
             f"{path} is a record of version 2, this program reads version 1; update equipoise, or name another file.",
         ),
         (tmp_path / "other.jsonl", False, f"{tmp_path / 'other.jsonl'} is no record of calls; name another file."),
+        (tmp_path / "zebra.jsonl", False, f"{tmp_path / 'zebra.jsonl'} is no record of calls; name another file."),
+        (
+            tmp_path / "old.jsonl",
+            True,
+            f"{tmp_path / 'old.jsonl'} is a record of version 0, this program reads version 1; update equipoise, or name "
+            "another file.",
+        ),
         (tmp_path, False, f"{tmp_path} is a folder; name a file for the record of the calls, such as calls.jsonl."),
         (tmp_path / "no", True, f"{tmp_path / 'no'}: no such record; name a .jsonl file to record the calls."),
     ):
