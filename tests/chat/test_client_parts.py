@@ -624,3 +624,16 @@ def test_a_file_is_read_once_while_it_stays_and_a_schema_written_once(tmp_path, 
     path.write_bytes(b"more weights")
     assert resolve(str(path))[0] == f"equipoise/m.gguf@{'0' * 12}" and read == [path] * 2
     assert client._schema_text(Verdict) is client._schema_text(Verdict)
+
+
+def test_a_call_that_failed_is_no_answer_and_the_first_reason_is_told(tmp_path):
+    with Record(tmp_path / "r.jsonl") as record:
+        chat = Chat("openai/m", record=record, account=Account(), max_connections=1)
+        chat._model = Listed(refused(500, "first."), said("yes"), refused(503, "last"))
+        with pytest.raises(WorkFailed) as caught:
+            client.answers(chat, [call(text) for text in "abc"], "Asking")
+        assert client.answers(chat, [call("b")], "Asking") == [Reply("yes", "answered")]
+    assert str(caught.value) == (
+        "2 of 3 calls of openai/m got no answer (HTTP 500: first); the others are stored, and the same command asks for "
+        "what is missing."
+    )
