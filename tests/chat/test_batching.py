@@ -258,3 +258,37 @@ def test_equal_calls_are_computed_apart():
 
     assert within(equal()) == [f"teller {text} 0.0" for text in ("a", "a", "bb", "bb", "ccc")]
     assert engine.batches == [["ccc", "a"], ["bb", "a"], ["bb"]]
+
+
+def test_no_more_workers_than_were_allowed():
+    """However many calls wait, and whenever they came."""
+    for workers in (1, 2):
+        engine = Teller(held=True)
+        batcher = Batcher(engine, 1, workers=workers)
+
+        async def many(engine=engine, batcher=batcher, workers=workers):
+            tasks = [asyncio.create_task(batcher.ask(request(text))) for text in "abcd"]
+            for _ in range(workers):
+                await started(engine)
+            tasks += [asyncio.create_task(batcher.ask(request(text))) for text in "ef"]
+            await asyncio.sleep(0.02)
+            assert engine.batches == [[text] for text in "abcd"[:workers]] and len(threads_of(engine)) == workers
+            engine.gate.release(10)
+            return [answer.text for answer in await asyncio.gather(*tasks)]
+
+        assert within(many()) == [f"teller {text} 0.0" for text in "abcdef"]
+
+
+def test_of_two_the_one_that_breaks_is_tried_alone_and_the_answered_one_is_not():
+    for texts in (("a good one", "breaks"), ("good", "breaks all")):
+        engine = Teller()
+        batcher = Batcher(engine, 8)
+
+        async def two(batcher=batcher, texts=texts):
+            return await asyncio.gather(*(batcher.ask(request(text)) for text in texts), return_exceptions=True)
+
+        good, breaks = within(two())
+        assert good.text == f"teller {texts[0]} 0.0" and isinstance(breaks, ZeroDivisionError)
+        longest, other = sorted(texts, key=len, reverse=True)
+        again = [[longest], [other]] if longest.startswith("breaks") else [[other]]
+        assert engine.batches == [[longest, other], *again]

@@ -148,6 +148,8 @@ def test_an_empty_answer_is_asked_for_once_more_and_all_is_paid(asked):
         (said("half", stop="max_tokens"), "cut", "half", ""),
         (said("half", stop="model_length"), "cut", "half", ""),
         (said("", stop="max_tokens"), "cut", "", ""),
+        (said("", stop="max_tokens", usage=(5, 0)), "cut", "", ""),
+        (said("", stop="max_tokens", usage=None), "cut", "", ""),
         (said("too much", stop="model_length", usage=(5, 0)), "rejected", "", "too much"),
         (said("", stop="model_length", usage=None), "rejected", "", "too long for the model"),
         (said("I will not", stop="content_filter"), "refused", "", "I will not"),
@@ -549,3 +551,89 @@ def test_failures_are_counted_beside_the_bar_and_nothing_else_is(tmp_path, monke
             chat._max_connections = len(outcomes)
             chat.ask([call(f"{beside} {number}") for number in range(len(outcomes))])
             assert seen[-1] == (len(outcomes), beside)
+
+
+def test_the_bar_counts_what_is_asked_and_not_what_was_stored(tmp_path, monkeypatch):
+    seen, update, looks, wait = [], client.Bar.update, [], client.concurrent.futures.wait
+    monkeypatch.setattr(client.Bar, "update", lambda bar, done: (seen.append(done), update(bar, done)))
+    monkeypatch.setattr(
+        client.concurrent.futures, "wait", lambda futures, timeout: (looks.append(timeout), wait(futures, timeout))
+    )
+
+    class Slow(Listed):
+        async def generate(self, messages, config):
+            await asyncio.sleep(0.3)
+            return await super().generate(messages, config)
+
+    with Record(tmp_path / "r.jsonl") as record, Chat("openai/m", record=record, account=Account()) as chat:
+        chat._model = Listed(said("a"), said("b"))
+        chat.ask([call("1"), call("2")])
+        chat._model, chat._max_connections = Slow(*[said(text) for text in "cde"]), 3
+        seen.clear()
+        looks.clear()
+        chat.ask([call(f"{number}") for number in range(1, 6)])
+    assert seen == [3] and len(looks) <= 3  # it waits, and does not spin
+
+
+def test_of_equal_calls_the_second_is_answered_by_the_record_unless_both_failed(tmp_path):
+    outcomes = {
+        "answered": said("yes"), "cut": said("half", stop="max_tokens"), "refused": said("no", stop="content_filter"),
+        "rejected": refused(400), "failed": refused(500),
+    }  # fmt: skip
+    for status, outcome in outcomes.items():
+        account = Account()
+        with Record(tmp_path / f"{status}.jsonl") as record, Chat("openai/m", record=record, account=account) as chat:
+            chat._model = Listed(outcome)
+            assert [reply.status for reply in chat.ask([call("a", phase="one"), call("a", phase="two")])] == [
+                status
+            ] * 2
+        assert (account.total().calls, account.total(phase="two").from_record) == (1, int(status != "failed"))
+
+
+def told_tokens(*tokens):
+    from inspect_ai.model import Logprob, Logprobs, TopLogprob
+
+    return Logprobs(content=[
+        Logprob(token=text, logprob=p, top_logprobs=[TopLogprob(token=other, logprob=q) for other, q in rest] or None)
+        for text, p, rest in tokens
+    ])  # fmt: skip
+
+
+def test_tokens_are_asked_for_told_and_left_out_where_the_text_was_altered(asked):
+    output = said("yes")
+    output.choices[0].logprobs = told_tokens(("y", -0.5, [("y", -0.5), ("n", -1.5)]), ("es", -0.25, []))
+    tokens = (ToldToken("y", -0.5, (("y", -0.5), ("n", -1.5))), ToldToken("es", -0.25, ()))
+    reply, (entry,), model = asked(call(likeliest=2), output)
+    assert reply.tokens == entry.tokens == tokens
+    assert (model.configs[0][1].logprobs, model.configs[0][1].top_logprobs) == (True, 2)
+    for text, question, key, kept in (
+        ("yes", call(), None, ()), ("yes", call(likeliest=1), None, tokens),
+        ("yes a-s3cret-word", call(likeliest=2), "a-s3cret-word", ()), ("half", call(likeliest=2), "h-s3cret-word", tokens),
+    ):  # fmt: skip
+        output = said(text, stop="max_tokens" if text == "half" else "stop")
+        output.choices[0].logprobs = told_tokens(*tokens)
+        assert asked(question, output, key=key)[0].tokens == kept
+    assert client._tokens(ModelOutput(model="m", choices=[])) == client._tokens(said("yes")) == ()
+
+
+def test_a_file_is_read_once_while_it_stays_and_a_schema_written_once(tmp_path, monkeypatch):
+    path, read = tmp_path / "m.gguf", []
+    monkeypatch.setattr(client, "sha256_file", lambda path: read.append(path) or f"{len(read):064x}")
+    path.write_bytes(b"weights")
+    assert resolve(str(path)) == resolve(str(path)) and read == [path]
+    path.write_bytes(b"more weights")
+    assert resolve(str(path))[0] == f"equipoise/m.gguf@{'0' * 12}" and read == [path] * 2
+    assert client._schema_text(Verdict) is client._schema_text(Verdict)
+
+
+def test_a_call_that_failed_is_no_answer_and_the_first_reason_is_told(tmp_path):
+    with Record(tmp_path / "r.jsonl") as record:
+        chat = Chat("openai/m", record=record, account=Account(), max_connections=1)
+        chat._model = Listed(refused(500, "first."), said("yes"), refused(503, "last"))
+        with pytest.raises(WorkFailed) as caught:
+            client.answers(chat, [call(text) for text in "abc"], "Asking")
+        assert client.answers(chat, [call("b")], "Asking") == [Reply("yes", "answered")]
+    assert str(caught.value) == (
+        "2 of 3 calls of openai/m got no answer (HTTP 500: first); the others are stored, and the same command asks for "
+        "what is missing."
+    )

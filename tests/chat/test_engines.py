@@ -459,22 +459,25 @@ def test_what_llama_is_asked(made):
     run(engine, [call("a")])
     settings = GenerationSettings(0.5, 0.25, 3, ("x", "y"), 4)
     run(engine, [call("", settings=settings, seed=2**31 + 7, messages=(Message("system", "s"), Message("user", "u")))])
-    run(engine, [call("a", settings=GenerationSettings(logprobs=0))])
+    run(engine, [call("a", settings=GenerationSettings(logprobs=0), seed=2**31 - 1)])
     messages = [{"role": "user", "content": "a"}]
     assert engine._server.bodies == [
         ("chat", plain | {"messages": messages}),
         ("chat", plain | {
             "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 7, "stop": ["x", "y"], "n_probs": 4,
             "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}),
-        ("chat", plain | {"n_probs": 1, "messages": messages}),
+        ("chat", plain | {"n_probs": 1, "seed": 2**31 - 1, "messages": messages}),
     ]  # fmt: skip
     bare = made("bare.gguf")
-    *_, refused = run(bare, [call(" a  "), call("", messages=(Message("assistant", "a"),))])
-    assert bare._server.bodies == [("text", plain | {"prompt": " a"})]
-    assert isinstance(refused, BadInput) and str(refused) == (
-        "The prompt is a conversation, but m has no chat template in use: give a Jinja file as chat_template, or ask with "
-        "one text."
-    )
+    (plain_answer,) = run(bare, [call(" a  ")])
+    assert isinstance(plain_answer, GenerationAnswer) and bare._server.bodies == [("text", plain | {"prompt": " a"})]
+    for roles in (("assistant",), ("system", "user"), ("user", "assistant"), ("user", "user")):
+        (refused,) = run(bare, [call("", messages=tuple(Message(role, "a") for role in roles))])
+        assert isinstance(refused, BadInput) and len(bare._server.bodies) == 1
+        assert str(refused) == (
+            "The prompt is a conversation, but m has no chat template in use: give a Jinja file as chat_template, or ask "
+            "with one text."
+        )
 
 
 def test_what_is_read_of_llama_s_answer(made):
@@ -598,7 +601,8 @@ def test_a_token_as_it_is_told(small, engine, monkeypatch):
     assert engine._token(identity, -0.5) == Token(text, -0.5, text.encode(), ())
     pieces = {1: ("\u2581yes", "yes"), 2: ("\u2581yes", " yes"), 3: (None, "x"), 4: ("x", "\ufffd")}
     told = SimpleNamespace(
-        decode=lambda ids, clean_up_tokenization_spaces: pieces[ids[0]][1], convert_ids_to_tokens=lambda i: pieces[i][0]
+        decode=lambda ids, clean_up_tokenization_spaces: "?" if clean_up_tokenization_spaces else pieces[ids[0]][1],
+        convert_ids_to_tokens=lambda i: pieces[i][0],
     )
     sentence_piece = TransformersEngine(SimpleNamespace(name="m", context=9, tokenizer=told))
     assert [sentence_piece._token(i, 0.0).text for i in pieces] == [" yes", " yes", "x", "\ufffd"]
@@ -619,6 +623,7 @@ def test_a_slow_tokenizer_follows_no_schema(small, monkeypatch):
 
 def test_rows_without_a_schema_may_write_anything(engine):
     row = engine._row(0, call("a"))
+    assert len(row.uniform) == 0 and len(engine._row(0, call("a", settings=GenerationSettings(0.5))).uniform) == 10
     bound = engine._row(1, call("a", schema={"enum": ["yes"]}))
     logits = torch.zeros(2, 300)
     assert transformers_engine._allowed([row, row], logits) is None
@@ -643,3 +648,32 @@ def test_what_an_engine_held_on_a_gpu_is_given_back(small, monkeypatch, on_a_gpu
     engine = TransformersEngine(small)
     engine.close()
     assert given_back == [True] * on_a_gpu and not hasattr(engine, "language_model")
+
+
+def test_without_a_template_one_text_is_read_as_it_is_and_no_conversation(small):
+    class Bare:
+        uses_chat_template = False
+
+        def __getattr__(self, name):
+            return getattr(small, name)
+
+    bare = TransformersEngine(Bare())
+    for roles in (("user",), ("assistant",), ("system",), ("system", "user"), ("user", "assistant"), ("user", "user")):
+        (found,) = run(bare, [call("", messages=tuple(Message(role, "one") for role in roles), max_tokens=2)])
+        assert isinstance(found, GenerationAnswer if roles == ("user",) else BadInput)
+
+
+def test_a_matcher_writes_nothing_to_the_terminal(small, monkeypatch):
+    llguidance = pytest.importorskip("llguidance", reason="response schemas need llguidance")
+    made, matcher = [], llguidance.LLMatcher
+
+    class Noted:
+        validate_grammar_with_warnings = staticmethod(matcher.validate_grammar_with_warnings)
+
+        def __new__(cls, *given, **named):
+            made.append(named)
+            return matcher(*given, **named)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", Noted)
+    (answer,) = run(TransformersEngine(small), [call("a", schema={"enum": ["yes"]})])
+    assert answer.text == '"yes"' and made == [{"log_level": 0}]

@@ -77,6 +77,12 @@ class Scripted:
         ("Verdict: yes\nVerdict: no\nVerdict: yes", YES, None),  # the last two count
         ("Verdict: no\nVerdict: yes\nVerdict: yes", YES, "yes"),
         ("Verdict: yes\nmaybe\nVerdict: no", YES, "no"),
+        ("Well.\nVerdict: yes\nmaybe\nVerdict: no", YES, "no"),
+        ("Verdict: no\nVerdict: yes", YES, None),
+        ("Well.\nSo.\nVerdict: yes\nVerdict: no", YES, None),
+        ("Well.\nVerdict: no\nVerdict: yes", YES, None),
+        ("Well.\nVerdict:\nyes", YES, "yes"),
+        ("Well.\nGrade:", YES, None),
         ("Grade:", YES, None),
         ("Verdict:\n> yes\nno", YES, "no"),
         ("yes\nyes", YES, "yes"),
@@ -112,12 +118,15 @@ class Scripted:
                 "Correct, it is not correct",
                 "correct\nNo, it is not.",
                 "Grade: correct\nWrong.",
+                "Well.\nGrade: correct\nWrong.",
+                "Correct, it is, well, not.",
             )
         ],
         ("Correct? Yes.", YES, None),
         ("Correct: yes\nVerdict: yes", YES, "yes"),
         ("Correct, it does not contradict the right answer.", BINARY, "correct"),
         ("Correct. No errors.", BINARY, "correct"),
+        ("Grade: correct\nIt names Oslo.\nNo, it is not.", BINARY, "correct"),  # of a line further on nothing is known
         ("Correct\nNo year was asked for.", BINARY, "correct"),
         ("Incorrect. Wrong.", BINARY, "incorrect"),
         ("Incorrect, it is not.", BINARY, "incorrect"),
@@ -187,8 +196,12 @@ def test_grades_by_hand():
     assert Grades({"a": 1, "b": 0}) == Grades({"a": 1, "b": 0}, {}, 1.0, False)
     assert Grades({"a": 1, "b": 0.5, "c": 0}, {"b": "half"}, 0.5).told == ["a", "b: half", "c"]
     assert FOUR.graded("partially_correct", "so") == Grade("partially_correct", 0.5, "so", "", True)
+    for low, high in ((-2, 0), (0, 3), (3, 7), (7, 20)):
+        scale = Grades.scale(low, high, accept=high)
+        assert scale.whole and scale.told == [f"a whole number from {low}, the worst, to {high}, the best"]
+    assert not Grades({"0": 0, "1": 1}).whole
     assert Grades.scale(0, 1, accept=0).credits == {"0": 0.0, "1": 1.0} and Grades.scale(-2, 0, accept=0).accept == 1
-    for low, high, accept in ((1, 5, 0), (1, 5, 6), (3, 3, 3), (5, 1, 3)):
+    for low, high, accept in ((1, 5, 0), (1, 5, 6), (3, 3, 3), (int("300"), 300, 300), (5, 1, 3)):
         with pytest.raises(BadInput) as caught:
             Grades.scale(low, high, accept=accept)
         assert str(caught.value) == f"A scale from {low} to {high} that accepts from {accept} is none."
@@ -625,3 +638,9 @@ def test_credits_and_lengths_are_correlated_over_answers_that_have_a_grade():
     gaps = [(i - (9 - i**2 // 3)) / 9 for i in range(5)]
     assert done.agreement[0].longer.value == pytest.approx(np.corrcoef(gaps, lengths[:5])[0, 1])
     assert (done.agreement[0].same.of, done.agreement[0].same.missing) == (5, 1)
+
+
+def test_grades_that_are_written_twice_are_the_same():
+    one, other = (Scripted(lambda _: "no", Grades({"yes": 1, "no": 0}), name=name) for name in ("one", "other"))
+    (found,) = grade(items(4), [one, other]).agreement
+    assert (found.by, found.table) == ("grade", (("no", "no", 4),))

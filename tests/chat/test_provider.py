@@ -198,7 +198,8 @@ def test_default_engine(folders, monkeypatch):
     monkeypatch.setattr(provider.importlib.util, "find_spec", lambda name: True if name == "xllamacpp" else found(name))
     gguf = str(folders / "small.gguf")
     assert [provider._default_engine(name, {}) for name in ("smollm2", gguf)] == ["llama.cpp"] * 2
-    assert [provider._default_engine(name, {}) for name in ("owner/name", str(folders))] == ["transformers"] * 2
+    others = ("owner/name", str(folders), "a.bin", "a.safetensors")
+    assert [provider._default_engine(name, {}) for name in others] == ["transformers"] * 4
     assert provider._default_engine(gguf, {"dtype": "float32"}) == "transformers"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert provider._default_engine("smollm2", {}) == "transformers"
@@ -422,10 +423,12 @@ def test_files_that_llama_cpp_does_not_take(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert provider._gguf("~/SMALL.GGUF") == tmp_path / "SMALL.GGUF"
     (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "model.bin").write_text("x")
     (tmp_path / "folder.gguf").mkdir()
     (tmp_path / "odd.gguf").write_bytes(b"GGU")
     for name, reason in (
         ("text.txt", "is no GGUF file"),
+        ("model.bin", "is no GGUF file"),
         ("folder.gguf", "is no GGUF file"),
         ("no.gguf", "does not exist"),
     ):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel
 
-from equipoise.chat.calls import Call
+from equipoise.chat.calls import Call, ToldToken
 from equipoise.chat.record import HEADER, Entry, Record, Usage
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import Files, seal, unseal
@@ -66,7 +66,7 @@ def test_every_place_at_which_a_write_can_tear(tmp_path):
         torn.write_bytes(whole[:size])
         with Record(torn) as record:
             kept = sum(end - 1 <= size for end in ends)  # a line that lacks its newline alone is whole
-            assert len(record) == max(kept - 1, 0)
+            assert len(record) == max(kept - 1, 0) and record.notes == []
             record.add(entry("new"), CALL)
         with Record(torn) as record:
             assert record.found("new") == entry("new") and len(record) == max(kept - 1, 0) + 1
@@ -338,6 +338,8 @@ def test_the_sentences_of_what_is_refused(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes(seal({"format": "equipoise chat record", "version": 2}))
     (tmp_path / "other.jsonl").write_bytes(seal({"format": "another", "version": 1}))
+    (tmp_path / "zebra.jsonl").write_bytes(seal({"format": "zebra", "version": 1}))
+    (tmp_path / "old.jsonl").write_bytes(seal({"format": "equipoise chat record", "version": 0}))
     for given, read_only, sentence in (
         (
             path,
@@ -345,6 +347,13 @@ def test_the_sentences_of_what_is_refused(tmp_path):
             f"{path} is a record of version 2, this program reads version 1; update equipoise, or name another file.",
         ),
         (tmp_path / "other.jsonl", False, f"{tmp_path / 'other.jsonl'} is no record of calls; name another file."),
+        (tmp_path / "zebra.jsonl", False, f"{tmp_path / 'zebra.jsonl'} is no record of calls; name another file."),
+        (
+            tmp_path / "old.jsonl",
+            True,
+            f"{tmp_path / 'old.jsonl'} is a record of version 0, this program reads version 1; update equipoise, or name "
+            "another file.",
+        ),
         (tmp_path, False, f"{tmp_path} is a folder; name a file for the record of the calls, such as calls.jsonl."),
         (tmp_path / "no", True, f"{tmp_path / 'no'}: no such record; name a .jsonl file to record the calls."),
     ):
@@ -410,3 +419,58 @@ def test_ten_thousand_calls_load_fast(tmp_path):
     with Record(path) as record:
         assert len(record) == 10_000
     print(f"{time.perf_counter() - started:.3f} s")
+
+
+class Watched(Files):
+    """Counts what is done to a file."""
+
+    def __init__(self):
+        self.done = []
+
+    def truncate(self, path, size):
+        self.done.append("truncate")
+        super().truncate(path, size)
+
+    def replace(self, *paths):
+        self.done.append("replace")
+        super().replace(*paths)
+
+
+def test_opening_a_record_writes_only_what_has_to_be_mended(tmp_path):
+    path = filled(tmp_path / "r.jsonl")
+    whole = path.read_bytes()
+    for content, read_only, done, left in (
+        (whole, False, [], whole),
+        (whole, True, [], whole),
+        (whole + whole[:9], False, ["truncate"], whole),
+        (whole + whole[:9], True, [], whole + whole[:9]),
+        (whole[:-1], False, ["replace"], whole),
+        (whole[:-1], True, [], whole[:-1]),
+    ):
+        path.write_bytes(content)
+        files = Watched()
+        with Record(path, read_only=read_only, files=files) as record:
+            assert len(record) == 3 and record.notes == []
+        assert files.done == done and path.read_bytes() == left
+
+
+def test_an_altered_line_of_an_earlier_version_is_set_aside_too(tmp_path):
+    path = filled(tmp_path / "r.jsonl")
+    rows = [unseal(line)[0] for line in path.read_bytes().splitlines()]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    path.write_bytes(b"".join([*lines[:2], b"x" + lines[2], lines[3]]))
+    with Record(path) as record:
+        assert [kept.key for kept in record.entries] == ["k0", "k2"]
+        assert [note.partition(" ")[0] for note in record.notes] == [f"{path}:3:", f"{path}"]
+    assert path.read_bytes() == b"".join([*lines[:2], lines[3]])
+
+
+def test_tokens_are_stored_where_they_were_asked_for(tmp_path):
+    path, tokens = tmp_path / "r.jsonl", (ToldToken("y", -0.5, (("y", -0.5), ("n", -1.5))), ToldToken("es", -0.25, ()))
+    with Record(path) as record:
+        record.add(entry("told", tokens=tokens), replace(CALL, likeliest=2))
+        record.add(entry("plain", tokens=tokens), CALL)
+    with Record(path) as record:
+        assert record.found("told").tokens == tokens and record.found("plain").tokens == ()
+    told, plain = (unseal(line)[0] for line in path.read_bytes().splitlines()[1:])
+    assert told["settings"]["likeliest"] == 2 and "likeliest" not in plain["settings"] and "tokens" not in plain

@@ -10,9 +10,19 @@ import pytest
 
 from equipoise.chat.account import Account, Budget
 from equipoise.chat.calls import Call
-from equipoise.chat.options import CallBudget, Connections, ModelArguments, ModelPrices, Replay
+from equipoise.chat.options import (
+    HARMLESS,
+    CallBudget,
+    Connections,
+    ModelArguments,
+    ModelPrices,
+    Replay,
+    can_run_code,
+)
+from equipoise.chat.record import HEADER
 from equipoise.chat.roles import Role, Roles
 from equipoise.core.errors import BadInput, BudgetReached, MissingExtra
+from equipoise.core.files import seal
 from equipoise.core.job import Request
 from equipoise.core.options import Options
 from equipoise.data.records import Message
@@ -136,6 +146,11 @@ def test_prices_are_found_under_the_name_that_was_typed(tmp_path):
         ),
         (Role("reader", "openai/m", url="https://me:hunter2@host/v1"), "The address holds a secret"),
         (Role("reader", "openai/m", url="https://host/v1?api_key=hunter2"), "The address holds a secret"),
+        (
+            Role("reader", "openai/m", {"api_key": "sk-abcdefgh", "password": "x"}),
+            "The argument 'api_key' holds a secret",
+        ),
+        (Role("reader", "openai/m", url="https://host/v1?api_key="), "The address holds a secret"),
         (Role("reader", "openai/m", url="http://[host"), "is no address"),
         (Role("reader", "smolm2"), "No model 'smolm2' is known here. Did you mean 'smollm2'"),
     ],
@@ -160,6 +175,8 @@ def test_two_servers_of_one_name_are_not_told_apart_and_refused():
             BadInput, match=r"The reader and the grader are openai-api/mine/m at two addresses.*different"
         ):
             roles(*urls)
+    with pytest.raises(BadInput, match="at two addresses"):  # in whatever order the arguments were typed
+        roles("http://one/v1", "http://two/v1", arguments=({"top_k": 1, "date": "d"}, {"date": "d", "top_k": 1}))
     roles("http://one/v1/", "http://one/v1")
     roles("http://one/v1", "http://one/v2")  # the path is part of the keys
     roles("http://one/v1", "http://two/v1", arguments=({"top_k": 1}, {"top_k": 2}))
@@ -243,3 +260,30 @@ def test_two_roles_with_the_same_words_are_two():
     """They hold players, which nobody compares, and arguments, which have no hash."""
     both = [Role("filters", "zoo/f", arguments={"seed": 1}) for _ in range(2)]
     assert both[0] != both[1] and len({*both}) == 2
+
+
+def test_a_budget_needs_prices_only_where_dollars_are_paid(tmp_path):
+    (tmp_path / "calls.jsonl").write_bytes(seal(HEADER))
+    reader = [Role("reader", "openai/m")]
+    assert Roles(reader, budget="calls=3,minutes=2").budget == Budget(calls=3, minutes=2)
+    assert Roles(reader, budget="usd=1", replay=tmp_path / "calls.jsonl").budget == Budget(usd=1)
+
+
+def test_what_a_price_a_connection_and_an_argument_may_be():
+    options = Options(ask)
+
+    def read(**typed):
+        return options.read({"reader": "openai/m", **typed}, text=True)
+
+    assert read(prices="openai/m=0:0.5:1e9")["prices"] == {"openai/m": (0, 0.5, 1e9)}
+    assert read(prices="openai/m=0:0")["prices"] == {"openai/m": (0, 0)}
+    assert read(max_connections="1")["max_connections"] == 1
+    for wrong in (
+        {"prices": "openai/m=-0.5:1"}, {"prices": "openai/m=inf:1"}, {"prices": "openai/m=nan:1"}, {"prices": "openai/m=1"},
+        {"prices": "openai/m=1:1:1:1"}, {"max_connections": "0"}, {"max_connections": "1.5"},
+    ):  # fmt: skip
+        with pytest.raises(BadInput):
+            read(**wrong)
+    assert not can_run_code(None) and not can_run_code({}) and not can_run_code(dict.fromkeys(HARMLESS))
+    assert can_run_code(dict.fromkeys([*HARMLESS, "tokenizer"])) and can_run_code({"tokenizer": "mine"})
+    assert options.setting("budget").objects and not options.setting("prices").objects

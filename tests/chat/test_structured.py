@@ -241,3 +241,32 @@ def test_a_schema_in_the_form_of_a_provider():
         "required": ["items"],
     }
     assert response_schema(Verdict).name == "Verdict"
+
+
+@pytest.mark.parametrize(
+    ("text", "better"),
+    [
+        ('{{"better": 2}}', 2),
+        ('{a: "x"} {"better": 2}', 2),
+        ('{a: {b}, c: {"better": 1}}', None),
+        ('{a: {b}, c: {"better": 1}} {"better": 2}', 2),
+        ('{"better": 2, "better": 1}', None),
+        ('{"better": 2, "why": "a long one", "why": "a long one"}', 2),
+        ('{"better": 2, "why": "b", "why": "a"}', None),
+    ],
+)
+def test_braces_within_braces_and_fields_that_stand_twice(text, better):
+    if better is None:
+        with pytest.raises(Unfit, match="there is no whole JSON object in it"):
+            parse(text, Verdict)
+    else:
+        assert parse(text, Verdict).better == better
+
+
+class Lengths(BaseModel):
+    metres: int = Field(description="Länge")
+
+
+def test_a_schema_is_shown_in_the_letters_it_is_written_in():
+    call = Call((Message("user", "?"),), "judge", schema=Lengths)
+    assert '"description": "Länge"' in repair(call, "none", "no JSON").messages[-1].content

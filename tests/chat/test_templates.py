@@ -153,3 +153,50 @@ def test_a_template_of_many_slots_and_braces_takes_no_time(tmp_path):
     path.write_text("---\na: text\n---\n# user\n" + "{{a}}" * 20_000 + "{% for x in range(9**9) %}" * 20_000)
     (message,) = Template.read(path).render(a="{{a}}{{a}}")
     assert message.content.startswith("{{a}}{{a}}" * 20_000 + "{% for x in range(9**9) %}")
+
+
+KINDS = {"text": "a", "integer": "b", "number": "c", "list": "d", "bat|cat": "e", "jam|keg|lid": "f", "warm|young": "g"}
+ROWS = "".join(f"{name}: {kind}\n" for kind, name in KINDS.items())
+EACH = f"---\n{ROWS}---\n# user\n{{{{a}}}}{{{{b}}}} {{{{c}}}}|{{{{d}}}}|{{{{e}}}}{{{{f}}}}{{{{g}}}}"
+FINE = {"a": "", "b": 1, "c": 1, "d": [], "e": "cat", "f": "keg", "g": "warm"}
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        ("x", {"a": "x"}), ("cat", {"a": "cat", "e": "cat"}), ("lid", {"a": "lid", "f": "lid"}),
+        ("young", {"a": "young", "g": "young"}), (7, {"b": "7", "c": "7"}), (-2.5, {"c": "-2.5"}), (True, {}), (None, {}),
+        (float("inf"), {}), (["p", "q"], {"d": "1. p\n2. q"}), (("p",), {"d": "1. p"}), ([1], {}), ({"p": "q"}, {}),
+    ],
+)  # fmt: skip
+def test_each_type_takes_its_values_and_no_others(tmp_path, value, taken):
+    template, found = read(tmp_path, EACH), {}
+    plain = {"a": "", "b": "1", "c": "1", "d": "", "e": "cat", "f": "keg", "g": "warm"}
+    for kind, name in KINDS.items():
+        try:
+            (message,) = template.render(**FINE | {name: value})
+        except BadInput as error:
+            what = {"list": "a list of texts"}.get(kind, kind)
+            what = f"one of {kind.replace('|', ', ')}" if "|" in kind else what
+            said = f"{template.name}: the slot {name} is {what}, not {type(value).__name__} {str(value)[:40]!r}."
+            near = "|" in kind and isinstance(value, str)
+            assert str(error).startswith(said) and (len(str(error)) > len(said)) == near
+        else:
+            found[name] = taken.get(name, "none")
+            shown = plain | {name: found[name]}
+            assert message.content == "{a}{b} {c}|{d}|{e}{f}{g}".format(**shown)
+    assert found == taken
+
+
+def test_a_choice_of_three_words_has_three(tmp_path):
+    with pytest.raises(BadInput, match=re.escape("compare.txt:7: no type 'jam|keg|jam'; expected")):
+        read(tmp_path, EACH.replace("jam|keg|lid", "jam|keg|jam"))
+
+
+@pytest.mark.parametrize("blank", [0, 1, 2, 3])
+def test_a_slot_that_is_wrong_is_named_with_its_line_wherever_it_stands(tmp_path, blank):
+    text = "---\na: text\n---\n" + "\n" * blank + "# system\nOne.\n# user\nTwo\n{{a}}\nthree {{b}}\n"
+    with pytest.raises(BadInput, match=f"compare.txt:{9 + blank}: the slot 'b' is not declared"):
+        read(tmp_path, text)
+    with pytest.raises(BadInput, match=f"compare.txt:{5 + blank}: the slot 'One' is not declared"):
+        read(tmp_path, text.replace("One.", "{{One}}"))

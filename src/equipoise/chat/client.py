@@ -45,6 +45,7 @@ KEY_VERSION = 1  # raise it when the same call would be asked in another way: ol
 PATIENCE = 20  # failed calls in a row, after which the provider counts as gone
 LONGEST_WAIT = 60.0  # seconds between two tries by our own rule
 LONGEST_ASKED = 600.0  # the same where the provider names a time: a quota that ends tomorrow is a failure today
+LAST_WAIT = 10  # seconds for what is in flight to end after an interrupt
 NO_LIMIT = 100_000
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a model folder, what answers depend on
 TRANSPORT = ("http_client", "client_timeout", "timeout", "max_retries", "stream", "device", "threads", "parallel")
@@ -213,7 +214,7 @@ class Chat:
                     bar.update(len(replies) - before, **({"failed": failed} if failed else {}))
         except BaseException:
             running.cancel()
-            ended.wait(timeout=10)
+            ended.wait(timeout=LAST_WAIT)
             raise
         running.result()
 

@@ -75,9 +75,10 @@ def response_schema(schema: type[BaseModel]) -> ResponseSchema:
 
 
 def _values(text: str) -> Iterator[tuple[bool, Any]]:
-    """What a text says as JSON: itself, or the objects in it after thinking; True where one directly follows another.
+    """What a text says as JSON: itself, or the objects in it after thinking; True where one follows another directly.
 
-    Line breaks within strings, which models write, are let by. Raises Unfit for thinking without an end.
+    The first is said to follow the beginning. Line breaks within strings, which models write, are let by. Raises Unfit
+    for thinking without an end.
     """
     decoder = json.JSONDecoder(strict=False, parse_constant=_no_number, object_pairs_hook=_once)
     try:
@@ -91,7 +92,7 @@ def _values(text: str) -> Iterator[tuple[bool, Any]]:
     while start >= 0:
         try:
             value, end = decoder.raw_decode(answer, start)
-            yield before > 0 and not answer[before:start].strip(), value
+            yield not answer[before:start].strip(), value
             before = end
         except (ValueError, RecursionError):
             unquoted = _UNQUOTED.match(answer, start) is not None
@@ -125,7 +126,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _first_errors(error: Any) -> str:
     parts = []
-    for item in error.errors(include_url=False, include_input=False)[:3]:
+    for item in error.errors()[:3]:
         field = ".".join(map(str, item["loc"]))
         parts.append(f"{field}: {item['msg']}" if field else item["msg"])
     return "; ".join(parts)
@@ -141,7 +142,7 @@ def _inlined(schema: dict[str, Any]) -> Any:
         if not isinstance(node, dict):
             return node
         if isinstance(reference := node.get("$ref"), str):
-            name = reference.rsplit("/", 1)[-1]
+            name = reference.removeprefix("#/$defs/")
             target = {} if name in within else walk(definitions[name], (*within, name))
             return target | {key: value for key, value in node.items() if key == "description"}
         walked = {

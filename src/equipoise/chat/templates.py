@@ -158,8 +158,7 @@ def _messages(name: str, lines: list[str], begin: int) -> Iterator[tuple[str, in
 def _pieces(name: str, first: int, body: str, slots: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
     at = 0
     for match in _PIECE.finditer(body):
-        if match.start() > at:
-            yield False, body[at : match.start()]
+        yield False, body[at : match.start()]
         at = match.end()
         line = first + body.count("\n", 0, match.start())
         where = f"{name}:{line}"
@@ -171,5 +170,4 @@ def _pieces(name: str, first: int, body: str, slots: Mapping[str, str]) -> Itera
             yield True, slot
         else:
             raise BadInput(f"{where}: the slot {slot!r} is not declared. {did_you_mean(slot, slots)}")
-    if at < len(body):
-        yield False, body[at:]
+    yield False, body[at:]

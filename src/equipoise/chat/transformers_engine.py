@@ -142,9 +142,9 @@ class TransformersEngine:
 
     def _note(self, rows: Sequence[_Row], logits: Tensor, tokens: Tensor, count: int) -> None:
         """Adds to each row the token it got, with its log-probability and those of the likeliest."""
-        values = logits.log_softmax(dim=-1)
-        own = values.gather(-1, tokens.to(values.device).unsqueeze(-1)).squeeze(-1).tolist()
-        best = values.topk(count, dim=-1)
+        values = logits.log_softmax(dim=1)
+        own = values.gather(1, tokens.to(values.device).unsqueeze(1)).squeeze(1).tolist()
+        best = values.topk(count, dim=1)
         columns = zip(rows, tokens.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True)
         for row, token, logprob, likeliest, logprobs in columns:
             top = tuple(self._token(*pair) for pair in zip(likeliest, logprobs, strict=True))
@@ -190,7 +190,7 @@ def _allowed(rows: Sequence[_Row], logits: Tensor) -> Tensor | None:
         return None
     from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-    vocabulary = logits.shape[-1]
+    vocabulary = logits.shape[1]
     bits = allocate_token_bitmask(len(rows), vocabulary)  # all set: rows without schema may write anything
     for line, row in enumerate(rows):
         if row.grammar is not None:
