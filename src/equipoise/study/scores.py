@@ -128,9 +128,8 @@ class Scores:
     def _note_impossible_counts(self) -> None:
         """A rate of n answers is a count of n: 0.335 of 10 is none, whatever printed it."""
         counted = ~np.isnan(self.of) & ~np.isnan(self.numerator)  # nan of n is undefined
-        numerator, of = np.where(counted, self.numerator, 0.0), np.where(counted, self.of, 0.0)
-        possible = np.isclose(numerator, np.round(numerator), rtol=0, atol=1e-6) & (numerator >= 0) & (numerator <= of)
-        wrong = np.flatnonzero(~possible)
+        whole = np.isclose(self.numerator, np.round(self.numerator), rtol=0, atol=1e-6)
+        wrong = np.flatnonzero(counted & ~(whole & (self.numerator >= 0) & (self.numerator <= self.of)))
         outcomes = self.keys[wrong] // math.prod(self._sizes)
         for code, name in enumerate(self.outcome_codes):
             places = wrong[outcomes == code]

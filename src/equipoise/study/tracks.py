@@ -119,8 +119,8 @@ def _drawn(places: np.ndarray, run_codes: np.ndarray, runs: Sequence["RunInfo"])
     keep = np.isnan(places) | np.isin(places, thin(known.tolist()))
     arms = np.array([run.arm for run in runs])[run_codes]
     for arm in np.unique(arms):
-        own = arms == arm
-        keep |= own & (places == np.nanmax(places[own]))
+        own = (arms == arm) & ~np.isnan(places)
+        keep |= own & (places == np.max(places[own], initial=-math.inf))
     return keep
 
 
