@@ -136,7 +136,7 @@ def test_a_path_goes_by_its_dial_and_a_place_may_say_more():
         found.places([1], "right", found.where("right", None), {"step": 6})
     made.measure("b", 1, "kept", 0.7)
     found = scores(made)
-    with pytest.raises(Unjudgeable, match="^run b-0-1 has no kept at any step$"):
+    with pytest.raises(Unjudgeable, match=r"^run b-0-1 has no kept at any step$"):
         found.dialled(made.run("b", 1), "kept", found.where("kept", None))
 
 
@@ -149,9 +149,9 @@ def test_what_was_spent_along_a_path_is_in_its_order():
     where = found.where("right", None)
     path, amounts = found.spent_along(0, "right", where, "calls")
     assert amounts.tolist() == [10, 20, 30] and found.value[path].tolist() == [0.1, 0.2, 0.3]
-    with pytest.raises(Unjudgeable, match="^1 of 3 evaluations of right in run b-0-0 do not say the calls spent"):
+    with pytest.raises(Unjudgeable, match=r"^1 of 3 evaluations of right in run b-0-0 do not say the calls spent"):
         found.spent_along(1, "right", where, "calls")
-    with pytest.raises(Unjudgeable, match="^0 of 0 evaluations of kept"):
+    with pytest.raises(Unjudgeable, match=r"^0 of 0 evaluations of kept"):
         found.spent_along(1, "kept", where, "calls")
 
 
