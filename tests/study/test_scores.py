@@ -158,7 +158,7 @@ def test_what_was_spent_along_a_path_is_in_its_order():
 def test_items_stand_in_their_column_and_what_is_missing_is_counted():
     made = book()
     made.score("a", 0, "right", [1.0, 0.0, NAN], ids=["x", "y", "z"], clusters=["s", "s", "t"], at={"step": 1})
-    made.score("a", 0, "right", [0.0, 1.0, 0.5], ids=["y", "x", "z"], clusters=["s", "s", "t"], at={"step": 2})
+    made.score("a", 0, "right", [0.4, 0.6, 0.5], ids=["y", "x", "z"], clusters=["s", "s", "t"], at={"step": 2})
     made.score("a", 1, "right", [0.25, 1.0], ids=["w", "x"], clusters=["u", "s"], at={"step": 1})
     made.measure("a", 1, "right", 0.625, missing=2, at={"step": 1})
     made.measure("a", 1, "right", NAN, at={"step": 2})
@@ -178,6 +178,13 @@ def test_items_stand_in_their_column_and_what_is_missing_is_counted():
     assert found.cells([]).matrix.shape == (0, 1)
     # A quarter of the way from the first to the second evaluation; at the first of the other run.
     half = found.between(paths[:1], np.array([0.25]))
-    assert sorted(np.nan_to_num(half.matrix[0], nan=-1)) == pytest.approx([-1, 0.0, 1.0]) and half.missing == 1
+    assert sorted(np.nan_to_num(half.matrix[0], nan=-1)) == pytest.approx([-1, 0.1, 0.9]) and half.missing == 1
+    assert found.between([paths[1]], np.array([0.5])).missing == 3
     ends = found.between([paths[0], paths[1][:1]], np.array([1.0, 0.0]))
     assert ends.missing == 2 and np.nansum(ends.matrix, axis=1).tolist() == [1.5, 1.25]
+    made.measure("b", 0, "right", math.inf, at={"step": 1})
+    made.measure("b", 0, "right", 1.0, at={"step": 2})
+    found = scores(made)
+    endless = found.path(made.run("b", 0), "right", found.where("right", None))
+    assert found.between([endless], np.array([0.0])).matrix.tolist() == [[math.inf]]
+    assert found.between([endless], np.array([1.0])).matrix.tolist() == [[1.0]]

@@ -244,7 +244,8 @@ class Scores:
         ends = [[int(path[k]) for path, k in zip(paths, at, strict=True)] for at in (low, low + (share > 0))]
         cells = self.cells(ends[0] + ends[1])
         before, behind = np.split(cells.matrix, 2)
-        matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
+        with np.errstate(invalid="ignore"):  # an infinity times none of it
+            matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
         missing = self.missing[ends[0]].sum() + self.missing[ends[1]][share > 0].sum()
         return replace(cells, matrix=matrix, missing=int(missing))
 

@@ -62,7 +62,7 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
     import pyarrow as pa
 
     table, declared = results.measurements, {outcome.name: outcome for outcome in study.outcomes}
-    wanted = np.zeros(len(results.runs) + 1, bool)
+    wanted = np.zeros(len(results.runs), bool)
     position = {id(run): i for i, run in enumerate(results.runs)}
     wanted[[position[id(run)] for run in judged]] = True
     table = table.filter(pa.array(wanted[values_of(table, "run")]))
