@@ -1,6 +1,8 @@
 """What is drawn of a path: which places and splits, where a track ends, and the interval over its seeds."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,19 +23,18 @@ def test_at_most_forty_places_evenly_with_both_ends(size):
         assert (drawn[0], drawn[-1], len(set(drawn))) == (0, size - 1, 40)
 
 
-class Of:
-    def __init__(self, arm):
-        self.arm = arm
+def of(*arms: str) -> Any:
+    return [SimpleNamespace(arm=arm) for arm in arms]
 
 
 def test_of_a_long_path_the_last_place_of_every_arm_is_kept_and_what_has_no_place():
     places = np.array([*range(200), 0.0, 100.0, math.nan, math.nan])
     codes = np.array([0] * 200 + [1, 1, 1, 2])  # the third arm was measured once, at no place
-    kept = np.flatnonzero(_drawn(places, codes, [Of("a"), Of("b"), Of("c")])).tolist()
+    kept = np.flatnonzero(_drawn(places, codes, of("a", "b", "c"))).tolist()
     drawn = {round(n * 199 / 39) for n in range(40)}
     assert 100 not in drawn
     assert kept == [*sorted(drawn), 200, 201, 202, 203]
-    few = _drawn(np.array([1.0, 2.0, math.nan]), np.zeros(3, int), [Of("a")])
+    few = _drawn(np.array([1.0, 2.0, math.nan]), np.zeros(3, int), of("a"))
     assert few.tolist() == [True] * 3
 
 
