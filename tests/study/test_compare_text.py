@@ -76,6 +76,13 @@ def test_two_that_are_alike_in_full():
     ]
 
 
+def test_a_claim_that_only_the_second_has_is_told_too():
+    only = compared(a=side("a"), b=side("b", (ClaimVerdict(FIRST, "refuted", "it does not"),)))
+    told = list(lines(only))
+    start = told.index("\nVerdicts")
+    assert told[start + 1 :] == ["  up rises", "    A has no such claim", "    B refuted: it does not"]
+
+
 def test_two_that_differ_in_full():
     where = {"run_a": "r1", "run_b": "s1", "at": '{"step": 3}', "where": '{"split": "test"}', "a": 0.25, "b": 0.75}
     found = compared(

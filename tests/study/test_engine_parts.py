@@ -652,7 +652,8 @@ def test_a_process_ends_with_its_server(monkeypatch):
     monkeypatch.setattr(engine.threading, "Thread", Thread)
     monkeypatch.setattr(engine, "_C_LIBRARY", SimpleNamespace(prctl=lambda *arguments: told.append(arguments)))
     receive, send = os.pipe()
-    system.read = lambda descriptor, size: os.read(descriptor, size)
+    asked = []
+    system.read = lambda descriptor, size: asked.append(size) or os.read(descriptor, size)
     for platform in ("linux", "darwin"):
         monkeypatch.setattr(sys, "platform", platform)
         engine._die_with(receive)
@@ -661,4 +662,5 @@ def test_a_process_ends_with_its_server(monkeypatch):
     os.close(send)
     with pytest.raises(Ended, match=r"^1$"):
         made[0].settings["target"]()
+    assert asked == [1]  # reading nothing would not wait
     os.close(receive)

@@ -347,3 +347,52 @@ def test_devices_by_name(monkeypatch, tmp_path):
         (tmp_path / card).mkdir()
         (tmp_path / card / "information").write_text(f"IRQ: 3\nModel: {name}\nModel of nothing\n")
     assert execute._device() == "H100, H200: 1"
+
+
+@pytest.mark.parametrize(
+    ("errors", "arms", "same"),
+    [
+        ([("a", "x"), ("b", "x"), ("a", "x")], 2, True),
+        ([("a", "x"), ("b", "x")], 2, False),
+        ([("a", "x")] * 3, 2, False),  # the others may do better
+        ([("a", "x")] * 3, 1, True),
+        ([("a", "x")] * 3, 0, False),
+        ([("", "x")] * 3, 2, True),
+        ([("a", "x"), ("b", "x"), ("a", "y")], 2, False),
+        ([("b", "y"), ("a", "x"), ("a", "x"), ("a", "x")], 2, False),
+        ([("b", "y"), ("a", "x"), ("b", "x"), ("a", "x"), ("a", "x")], 3, True),
+        ([("b", "x"), ("a", "y"), ("a", "x"), ("b", "x")], 2, False),
+    ],
+)
+def test_what_fails_alike_and_not_because_of_one_arm(errors, arms, same):
+    assert execute.alike(errors, arms) is same
+
+
+def test_a_last_line_tells_errors_apart_and_one_complete_run_gives_hope(planned):
+    plan = planned()
+    tasks = {task.arm: task for task in plan.waiting if task.seed == 0}
+    failures = _Failures(plan, False, False)
+
+    def end(arm, text, state="failed"):
+        return failures.end(tasks[arm], Event(tasks[arm].key, "ended", state, text))
+
+    assert [end("up", "one\nsame "), end("flat", "other\nsame"), end("up", "else")] == [False] * 3
+    assert [line.partition("\n  log")[0].partition("failed: ")[2] for line in plan.show.lines] == [
+        "one\nsame ",
+        "as above",
+        "else",
+    ]
+    assert [end("", "", "complete"), end("up", "z"), end("flat", "z"), end("up", "z")] == [False] * 3 + [True]
+    assert plan.done.stopped == execute.STOPPED
+    plan.done.stopped = ""
+    assert [end("up", "", "complete"), end("up", "z"), end("flat", "z")] == [False] * 3 and plan.done.stopped == ""
+    assert _Failures(plan, False, True).hopeful and not _Failures(plan, True, False).hopeful
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_the_design_can_decide_is_said_before_the_first_run_unless_quiet(tmp_path, made, monkeypatch, quiet):
+    monkeypatch.setattr(execute, "is_quiet", lambda: quiet)
+    monkeypatch.setattr(execute, "design_notes", lambda study: ["it can", "it cannot"])
+    seen = Seen()
+    run_study(walk(tmp_path), out=tmp_path / "out", show=seen)
+    assert seen.lines == ([] if quiet else ["it can", "it cannot"])

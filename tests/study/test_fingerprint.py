@@ -1,3 +1,4 @@
+import ast
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -149,3 +150,58 @@ def test_every_rule_that_an_arm_may_name_is_reached():
         reached
     )
     assert "equipoise.unlearning.job" not in reached
+
+
+def test_where_a_dotted_name_lies_and_what_a_file_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_root", lambda: tmp_path)
+    module._package_path.cache_clear()
+    files = ("equipoise/__init__.py", "equipoise/a/__init__.py", "equipoise/a/b.py", "mine/c.py", "mine/d/e.py")
+    paths = {name: tmp_path / name for name in files}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    first, package, inner, beside, deep = paths.values()
+    try:
+        assert module._resolve("equipoise.a.b", tmp_path / "mine") == {
+            "equipoise": first,
+            "equipoise.a": package,
+            "equipoise.a.b": inner,
+        }
+        assert module._resolve("equipoise.a.b.name", tmp_path)["equipoise.a.b"] == inner
+        assert module._resolve("c.x", tmp_path / "mine") == {"c": beside}
+        assert module._resolve("d.e", tmp_path / "mine") == {"d.e": deep} and module._resolve("q", tmp_path) == {}
+        named = [module._name_in_package(path) for path in paths.values()]
+        assert named == ["equipoise", "equipoise.a", "equipoise.a.b", None, None]
+    finally:
+        module._package_path.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("line", "package", "absolute"),
+    [
+        ("from x import y", "a.b.c", "x"),
+        ("from . import y", "a.b.c", "a.b.c"),
+        ("from .x import y", "a.b.c", "a.b.c.x"),
+        ("from ..x.z import y", "a.b.c", "a.b.x.z"),
+        ("from ... import y", "a.b.c", "a"),
+    ],
+)
+def test_relative_imports_count_from_their_package(line, package, absolute):
+    assert module._absolute(ast.parse(line).body[0], package) == absolute
+
+
+def test_a_tree_is_told_without_what_is_empty_and_without_docstrings_where_they_do_not_count():
+    """So that another version of Python, with other empty fields, tells the same."""
+
+    def told(source, docstrings):
+        return module._dump(ast.parse(source), docstrings)
+
+    assert told("x = None", False) == "Module(body=[Assign(targets=[Name(id='x',ctx=Store())],value=Constant())])"
+    assert told("f(u'x', 0, '')", False) == (
+        "Module(body=[Expr(value=Call(func=Name(id='f',ctx=Load()),"
+        "args=[Constant(value='x'),Constant(value=0),Constant(value='')]))])"
+    )
+    plain, documented = "def f():\n    return 1", 'def f():\n    """Doc."""\n    return 1'
+    assert told(plain, False) == told(documented, False) == told(plain, True) != told(documented, True)
+    assert told("class A:\n    'Doc.'", False) == "Module(body=[ClassDef(name='A')])"
+    assert told("if x:\n    'No doc.'", False) != told("if x:\n    pass", False)

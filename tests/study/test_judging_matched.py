@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from equipoise.study.claims import Claim, matched
-from equipoise.study.crossings import Crossings, refuse_missed_level
+from equipoise.study.crossings import Crossings, crossing_details, find_crossings, refuse_missed_level
 from equipoise.study.declare import Outcome
 from equipoise.study.judging import judge
 from equipoise.study.results import Results, RunInfo, items_schema, measurements_schema
@@ -281,3 +281,45 @@ def test_texts_of_a_column_get_codes_and_null_is_the_empty_text():
     for kind in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
         codes, texts = coded(pa.chunked_array([], kind))
         assert codes.tolist() == [] and texts == [""]
+
+
+def test_what_is_told_of_the_crossings_of_each_arm():
+    named = SimpleNamespace(keys_of=lambda runs: tuple(f"r{run}" for run in runs))
+    positions = np.array([0.5, math.nan, 1.0, 0.0, math.nan, math.nan])
+    found = Crossings([np.zeros(2)] * 6, 0.25, positions, False)
+    test = SimpleNamespace(outcome="height", arm="up", rival="flat")
+    at = [5.0, math.nan, 10.0, 0.0, math.nan, math.nan]
+    assert crossing_details(named, test, [4, 2, 9, 1, 3, 5], found, at, "calls") == {
+        "matched": "height",
+        "level": 0.25,
+        "dial": "calls",
+        "increasing": False,
+        "crossings": {"r4": 5.0, "r2": None, "r9": 10.0, "r1": 0.0, "r3": None, "r5": None},
+        "reached": {"up": "2 of 3", "flat": "1 of 3"},
+    }
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_paths_rise_or_fall_together_by_their_slopes(sign):
+    """The first falls a little less than the second rises, whatever their lengths and heights."""
+    value = np.array([9.0, 9.0, 7.5, 0.0, 2.0]) * sign
+    paths = [np.array([0, 1, 2]), np.array([3, 4])]
+
+    def found(level, missing=(0, 0, 0, 0, 0)):
+        scores = SimpleNamespace(value=value, missing=np.array(missing, float))
+        test = SimpleNamespace(outcome="height", level=level)
+        return find_crossings(scores, test, paths)
+
+    crossed = found(1.0 * sign)
+    assert crossed.increasing is (sign < 0)  # slopes -1.5 and 1.0
+    steeper = value.copy()
+    steeper[4] = 4.0 * sign
+    value = steeper
+    crossed = found(1.0 * sign)
+    assert crossed.increasing is (sign > 0) and crossed.level == sign
+    assert crossed.positions[1] == pytest.approx(0.25)
+    with pytest.raises(Unjudgeable, match=r"^3 values of height along the paths are missing"):
+        found(1.0, (1, 0, 2, 0, 0))
+    value[0] = math.inf
+    with pytest.raises(Unjudgeable, match=r"^2 values of height along"):
+        found(1.0, (0.5, 0, 0, 1, 0))

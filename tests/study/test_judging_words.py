@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from equipoise.core.statistics import Interval
+from equipoise.core.statistics import Interval, wilson
 from equipoise.study import Arm, Claim, Outcome, Study, better, both, cheaper, equal, matched, not_worse, statistic
 from equipoise.study.claims import Test as ClaimTest
 from equipoise.study.effects import Effect, Measured
@@ -16,14 +17,19 @@ from equipoise.study.judging import (
     ClaimVerdict,
     _joined,
     _level,
+    _own_interval,
     _Part,
     _reason,
     _refuted,
     _seeds_needed,
+    _spreads,
+    _summaries_at_levels,
     _supported,
     decide,
     design_notes,
 )
+from equipoise.study.scores import Cells
+from judging_results import Book
 
 PAIR: Any = {"arm": "a", "rival": "b"}
 NAN, INF = math.nan, math.inf
@@ -199,3 +205,79 @@ def test_what_a_verdict_has_when_nothing_else_is_known():
     verdict = ClaimVerdict(claim, "untested", "u")
     assert (verdict.effects, verdict.seeds_needed, verdict.primary, verdict.preview) == ((), None, True, False)
     assert (verdict.runs, verdict.details) == ((), {})
+
+
+def cells(matrix, clusters=None, *, items=True, missing=0):
+    matrix = np.array(matrix, float)
+    known = None if clusters is None else np.array(clusters)
+    if items and clusters is None:
+        known = np.arange(matrix.shape[1])
+    return Cells(matrix, np.arange(matrix.shape[1]) if items else None, known if items else None, missing)
+
+
+def own(matrix, of=NAN, clusters=None, items=True):
+    found = cells(matrix, clusters, items=items)
+    return _own_interval(found, np.nanmean(found.matrix, axis=1), of)
+
+
+def test_an_arms_own_interval_over_seeds_stays_in_what_can_be():
+    half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
+    values = [[0.75], [0.85], [0.95]]
+    assert own(values, items=False) == pytest.approx((0.85, 0.85 - half, 0.85 + half)) and 0.85 + half > 1
+    assert own(values, 20.0, items=False) == pytest.approx((0.85, 0.85 - half, 1.0))
+    assert own([[0.05], [0.15], [0.25]], 20.0, items=False) == pytest.approx((0.15, 0.0, 0.15 + half))
+    assert own([[0.75]] * 3, items=False) == pytest.approx((0.75, NAN, NAN), nan_ok=True)
+    assert own([[0.75]] * 3, 20.0, items=False) == pytest.approx((0.75, *wilson(15, 20)))
+    undefined = Cells(np.array([[0.5], [NAN]]), None, None, 1)
+    assert all(map(math.isnan, _own_interval(undefined, undefined.matrix[:, 0], 3.0)))
+
+
+def test_an_arms_own_interval_of_one_run_is_over_its_items():
+    answers = [[1.0, 0.0, 1.0, 1.0]]
+    half = stats.t.ppf(0.975, 3) * 0.25
+    assert own(answers) == pytest.approx((0.75, 0.75 - half, 0.75 + half))  # scores that are no share
+    assert own(answers, 4.0) == pytest.approx((0.75, *wilson(3, 4)))
+    assert own(answers * 2, 4.0) == pytest.approx((0.75, *wilson(3, 4)))
+    assert own([[1.0] * 4, [1.0, 1.0, NAN, 1.0]], 4.0) == pytest.approx((1.0, *wilson(4, 4)))
+    assert own([[1.0] * 4], 4.0, clusters=[0, 0, 1, 1]) == pytest.approx((1.0, *wilson(2, 2)))
+
+
+def test_summaries_at_a_level_are_proportions_where_all_answers_are():
+    def summary(matrix, **more):
+        found = cells(matrix, **more)
+        scores: Any = SimpleNamespace(at_levels={("a", "kept", "at", "where"): (found, ("r1", "r2"))})
+        (one,) = _summaries_at_levels(scores)
+        assert (one.arm, one.outcome, one.at, one.where, one.runs) == ("a", "kept", "at", "where", ("r1", "r2"))
+        assert math.isnan(one.numerator) and math.isnan(one.of)
+        return one.seeds, one.missing, one.estimate, one.lower, one.upper
+
+    assert summary([[1.0] * 4] * 2, missing=3) == pytest.approx((2, 3, 1.0, *wilson(4, 4)))
+    half = stats.t.ppf(0.975, 1) * 0.1
+    assert summary([[0.2], [0.4]], items=False) == pytest.approx((2, 0, 0.3, 0.3 - half, 0.3 + half))
+    assert summary([[1.0, 0.0], [NAN, NAN]])[2:] == pytest.approx((NAN,) * 3, nan_ok=True)
+    assert summary([[0.5] * 3] * 2)[2:] == pytest.approx((0.5, NAN, NAN), nan_ok=True)  # scores, no answers
+
+
+def test_what_a_pilot_promises_in_full():
+    values = np.array([0.1, 0.2, 0.4, 0.1])
+
+    def promised(test, seeds=16, spread=values):
+        book = Book(declare(test, seeds=seeds))
+        for seed, value in enumerate(spread):
+            book.measure("a", seed, "x", 0.5 + value)
+            book.measure("b", seed, "x", 0.5)
+        (said,) = design_notes(book.study, book.results())
+        return said.removeprefix("It holds 0: ")
+
+    half = stats.t.ppf(0.975, 15) * values.std(ddof=1) / 4
+    known = f"16 seeds should give ±{half:.3g} at 95 % (spread of a pilot of 4)"
+    assert promised(better("x", **PAIR)) == f"{known}: an advantage must exceed {half:.3g} to be seen."
+    over = better("x", **PAIR, margin=0.05, reason="r")
+    assert promised(over) == f"{known}: an advantage must exceed {0.05 + half:.3g} to be seen."
+    for margin, can in ((0.2, "can"), (0.01, "cannot")):
+        wanted = f"{known} against the margin {margin}, which {can} be decided."
+        assert promised(not_worse("x", **PAIR, margin=margin, reason="r")) == wanted
+    one = promised(better("x", **PAIR), spread=values[:1])
+    assert one == "the pilot of 1 has no spread to go by."
+    assert promised(better("x", **PAIR), spread=[]).startswith("16 seeds give at best")
+    assert _spreads(0.95, INF) == pytest.approx(1.959964) and _spreads(0.95, 3) == pytest.approx(3.182446)

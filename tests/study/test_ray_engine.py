@@ -490,3 +490,16 @@ def test_nothing_survives_the_command(tmp_path, start, number):
     command.communicate(timeout=60)
     _, alive = psutil.wait_procs(ours, timeout=30)
     assert alive == []
+
+
+def test_a_cluster_of_ones_own_has_the_cores_of_all_workers_and_is_shut_down(monkeypatch):
+    ray, calls = ScriptedRay(), []
+    ray.is_initialized = lambda: False
+    ray.init = lambda **settings: calls.append(settings["num_cpus"])
+    ray.shutdown = lambda: calls.append("down")
+    monkeypatch.delenv(ray_engine.ADDRESS, raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(ray_engine, "ray_library", lambda: ray)
+    with RayEngine(workers=3, threads=2) as made:
+        assert made._needs == {"num_cpus": 2, "num_gpus": 0.5} and calls == [6]
+    assert calls == [6, "down"]

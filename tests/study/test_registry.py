@@ -112,3 +112,9 @@ def test_plug_ins_are_declarations_or_modules_and_names_are_unique(monkeypatch, 
     plug_in(monkeypatch, ("walk", name), ("again", f"{name}:walk"))
     with pytest.raises(BadInput, match=r"Two studies are called 'walk'.*entry point walk.*entry point again"):
         registry.load("walk")
+
+
+def test_a_stored_result_never_imports_a_file_that_it_names(tmp_path):
+    assert registry.declared("sago", tmp_path) is registry.load("sago")
+    with pytest.raises(BadInput, match=r"holds results of 'walk', which is no installed study"):
+        registry.declared("walk", tmp_path)

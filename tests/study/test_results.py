@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,3 +206,92 @@ def test_a_run_under_way_whose_settings_are_anothers_is_damaged(done):
     mine = complete.with_name(complete.name + ".partial")
     folder.rename(mine)
     assert module._read_partial(mine) is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        ("", True),
+        ("equipoise study run sago --set steps=200", True),
+        ("equipoise study run 'my file.py'", True),
+        ("equipoise  study run sago", False),
+        ("equipoise study run sago; ls", False),
+        ("equipoise study run $(ls)", False),
+        ("equipoise study show sago", False),
+        ("sh study run", False),
+        ("equipoise study run 'sago", False),
+        (3, False),
+    ],
+)
+def test_a_stored_command_is_one_of_this_program_or_not_shown(command, ours):
+    assert module._is_ours(command) is ours
+
+
+def test_how_many_in_words():
+    assert [module._count(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+def entry(key, state="complete", *, role="test", code="c", threads=1, folder="one"):
+    config = {"code": code, "threads": threads, "files": {}, "study": "s", "options": {}}
+    info = module.RunInfo(key, "a", "method", 0, {}, 0, role, state, {}, Path(folder), "f")
+    return module._Entry(info, config)
+
+
+def test_of_copies_the_most_finished_is_kept_and_runs_come_before_preparations():
+    states = ("failed", "gave up", "partial", "complete")
+    kept = {}
+    for first in states:
+        for second in states:
+            two = [entry("k", first, folder="one"), entry("k", second, folder="two")]
+            (one,), position = module._without_copies(two, [])
+            kept[first, second] = two.index(one)
+            assert position == {id(one): 0}
+    later = {("failed", "partial"), ("failed", "complete"), ("gave up", "partial"), ("gave up", "complete")}
+    assert {pair for pair, index in kept.items() if index == 1} == later | {("partial", "complete")}
+    several = [entry("z", role="preparation"), entry("b", role="tuning"), entry("c"), entry("a", role="tuning")]
+    order, position = module._without_copies(several, [])
+    assert [each.info.key for each in order] == ["c", "a", "b", "z"]
+    assert [position[id(each)] for each in several] == [3, 2, 0, 1]
+
+
+def test_which_version_counts_and_what_is_said_of_the_others(monkeypatch):
+    monkeypatch.setattr("equipoise.study.fingerprint.code_of", lambda source: type("Code", (), {"digest": "now"}))
+    study = type("Named", (), {"source": "study.py"})
+    old = [entry(f"o{n}", code="old") for n in range(3)]
+    own = [entry("n0", code="now"), entry("n1", code="now"), entry("n1", "partial", code="now", threads=2)]
+    unfinished = [entry("u", "partial", code="now"), entry("p", code="now", role="preparation")]
+
+    def chosen(entries):
+        notes = []
+        found, other = module._one_version(entries, study, notes)
+        return [each.info.key for each in found], other, [note.partition(";")[0] for note in notes]
+
+    left = "3 complete runs of another version of the code left out"
+    assert chosen([*old, *own]) == (["n0", "n1"], False, [left, "0 complete runs of 2 threads left out"])
+    keys, other, notes = chosen([*unfinished, *old])
+    assert (keys, other, notes[0]) == (
+        (["o0", "o1", "o2"], True, "0 complete runs of another version of the code left out")
+    )
+    assert notes[1] == module.OTHER_CODE.partition(";")[0]
+    assert chosen(unfinished) == (["u", "p"], False, [])
+    threads = [entry("a", code="now", threads=2), entry("b", code="now"), entry("c", code="now")]
+    assert chosen(threads) == (["b", "c"], False, ["1 complete run of 2 threads left out"])
+    even = [entry("a", code="now", threads=2), entry("b", code="now")]
+    assert chosen(even)[0] == chosen(even[::-1])[0] == ["a"]  # whatever the order of the folders
+    assert chosen([]) == ([], False, [])
+
+
+def test_what_is_damaged_first_keeps_the_others_from_nothing(done):
+    first = sorted((done.out / "runs").iterdir())[0]
+    (first / "cost.json").write_text("{")
+    results = load([done.out], done.study)
+    assert len(results.runs) == 5 and len(results.notes) == 1
+    assert results.notes[0].startswith(f"{first.name} is damaged (") and results.notes[0].endswith("redoes it.")
+    rows = results.measurements.to_pylist()
+    assert {row["run"] for row in rows} == set(range(5)) and len(rows) == 5 * 8
+
+
+def test_runs_of_another_study_of_equal_options_are_left_out(done):
+    restate(load([done.out], done.study).runs[0].folder, study="other")
+    results = load([done.out], done.study)
+    assert len(results.runs) == 5 and results.notes == ["1 folder of other studies or options left out."]

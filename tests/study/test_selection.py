@@ -145,4 +145,11 @@ def test_where_a_path_comes_to_a_level_nothing_is_missed():
     assert _at_level(path, None, height, 2.0) == (3.0, 0.0)
     assert _at_level(path, "kept", height, 2.0) == (pytest.approx(0.7), 0.0)
     assert _at_level(path, "kept", height, 3.5) == (pytest.approx(math.nan, nan_ok=True), 0.5)
+    longer = {"height": (np.arange(3.0), np.array([0.0, 1.0, 3.0]))}
+    assert _at_level(longer, None, height, 4.5) == (pytest.approx(math.nan, nan_ok=True), 1.5)  # off its end
+    assert _at_level(longer, None, height, 2.0) == (pytest.approx(1.5), 0.0)
+    assert _at_level({**longer, "kept": (np.arange(2.0), np.ones(2))}, "kept", height, 0.5) == (1.0, 0.0)
+    for values, level in ((np.array([0.0, math.nan, 3.0]), 2.0), (np.array([0.0, 1.0, 3.0]), math.nan)):
+        unknown = _at_level({"height": (np.arange(3.0), values)}, None, height, level)
+        assert unknown == (pytest.approx(math.nan, nan_ok=True), math.inf)
     assert _at_level({}, "kept", height, 2.0) == (pytest.approx(math.nan, nan_ok=True), math.inf)

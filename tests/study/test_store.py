@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -356,6 +357,9 @@ def test_a_place_is_the_same_whatever_the_order_of_its_keys():
     assert canonical({"step": 1, "split": "früh"}) == canonical({"split": "früh", "step": 1})
     assert canonical({"step": 1}) != canonical({"step": 2})
     assert canonical(None) == canonical({}) == "{}"
+    assert canonical({"split": "früh"}) == '{"split": "früh"}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical({"radius": math.nan})
 
 
 def test_files_of_a_lost_attempt_stay_only_with_its_checkpoint(tmp_path):

@@ -207,7 +207,7 @@ def _rows(sides: Sequence[Side], pairs: Sequence[tuple[int, int]], name: Literal
     tables = []
     for side, each in enumerate(sides):
         table = getattr(each.results, name)
-        number_of = np.full(len(each.results.runs) + 1, -1)
+        number_of = np.full(len(each.results.runs), -1)
         number_of[[pair[side] for pair in pairs]] = np.arange(len(pairs))
         pair = number_of[table["run"].to_numpy()]
         table = table.append_column("pair", pa.array(pair)).append_column("side", pa.array(np.full(pair.size, side)))

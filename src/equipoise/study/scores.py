@@ -128,9 +128,8 @@ class Scores:
     def _note_impossible_counts(self) -> None:
         """A rate of n answers is a count of n: 0.335 of 10 is none, whatever printed it."""
         counted = ~np.isnan(self.of) & ~np.isnan(self.numerator)  # nan of n is undefined
-        numerator, of = np.where(counted, self.numerator, 0.0), np.where(counted, self.of, 0.0)
-        possible = np.isclose(numerator, np.round(numerator), rtol=0, atol=1e-6) & (numerator >= 0) & (numerator <= of)
-        wrong = np.flatnonzero(~possible)
+        whole = np.isclose(self.numerator, np.round(self.numerator), rtol=0, atol=1e-6)
+        wrong = np.flatnonzero(counted & ~(whole & (self.numerator >= 0) & (self.numerator <= self.of)))
         outcomes = self.keys[wrong] // math.prod(self._sizes)
         for code, name in enumerate(self.outcome_codes):
             places = wrong[outcomes == code]
@@ -245,7 +244,8 @@ class Scores:
         ends = [[int(path[k]) for path, k in zip(paths, at, strict=True)] for at in (low, low + (share > 0))]
         cells = self.cells(ends[0] + ends[1])
         before, behind = np.split(cells.matrix, 2)
-        matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
+        with np.errstate(invalid="ignore"):  # an infinity times none of it
+            matrix = np.where(share[:, None] > 0, (1 - share[:, None]) * before + share[:, None] * behind, before)
         missing = self.missing[ends[0]].sum() + self.missing[ends[1]][share > 0].sum()
         return replace(cells, matrix=matrix, missing=int(missing))
 

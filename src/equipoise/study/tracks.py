@@ -62,7 +62,7 @@ def tracks_of(study: "Study", results: "Results", judged: Sequence["RunInfo"]) -
     import pyarrow as pa
 
     table, declared = results.measurements, {outcome.name: outcome for outcome in study.outcomes}
-    wanted = np.zeros(len(results.runs) + 1, bool)
+    wanted = np.zeros(len(results.runs), bool)
     position = {id(run): i for i, run in enumerate(results.runs)}
     wanted[[position[id(run)] for run in judged]] = True
     table = table.filter(pa.array(wanted[values_of(table, "run")]))
@@ -119,8 +119,8 @@ def _drawn(places: np.ndarray, run_codes: np.ndarray, runs: Sequence["RunInfo"])
     keep = np.isnan(places) | np.isin(places, thin(known.tolist()))
     arms = np.array([run.arm for run in runs])[run_codes]
     for arm in np.unique(arms):
-        own = arms == arm
-        keep |= own & (places == np.nanmax(places[own]))
+        own = (arms == arm) & ~np.isnan(places)
+        keep |= own & (places == np.max(places[own], initial=-math.inf))
     return keep
 
 
