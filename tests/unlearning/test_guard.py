@@ -372,7 +372,7 @@ def test_the_steps_of_a_difference_in_either_precision(monkeypatch, dtype, power
 
     monkeypatch.setattr(guard, "row_losses", losses)
     _, (note,) = guard._by_difference(Batches(), [0], [weight], [torch.tensor([1.0, 0.0], dtype=dtype)])
-    lengths = [each for each in walked[::2]]
+    lengths = walked[::2]  # there and back
     tried = [first, least] if second is None else [first, second, least]
     assert lengths == pytest.approx([each for step in tried for each in (step, step / 2)] + [least], rel=1e-5)
     long, short = (1 + (h / power) ** 2 for h in (least, least / 2))
