@@ -201,7 +201,7 @@ class Forgetting(Request):
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         weights = weights_digest(language_model.model)
         _require_same(stored, weights)
-        if recipe.parameters == "lora" and folder is not None:
+        if self._writes() == "adapter" and folder is not None:
             adapters.require_base(language_model)
         if not stored:
             check_model(language_model, retain)
@@ -275,7 +275,7 @@ class Forgetting(Request):
                 language_model,
                 folder,
                 [*subsample(forget, COMPARED), *subsample(retain, COMPARED)],
-                adapter=recipe.parameters == "lora",
+                adapter=self._writes() == "adapter",
                 kept=folder / STATE,
             )
         return Unlearned(
