@@ -143,6 +143,11 @@ def test_a_budget_of_general_text_ends_a_run(last, ends):
     assert request(steps=9)._ended(spent) is None
 
 
+def test_the_model_is_measured_every_so_often_and_at_the_end():
+    asked = request(steps=1003)
+    assert [step for step in range(1, 1004) if asked._measured(step)] == [*range(10, 1001, 10), 1003]
+
+
 def test_general_text_is_held_out_of_the_retain_side_where_none_was_given():
     records = [Record(str(n), f"answer {n}", f"question {n}?") for n in range(30)]
     both = sides.Sides({"forget": records[:5], "retain": records[5:]}, {"forget": "f", "retain": "r"}, {})

@@ -227,7 +227,7 @@ class Forgetting(Request):
         start = trained_weights(language_model.model)
 
         def look(moment: Any) -> bool:
-            if moment.step % self.every and moment.step != recipe.steps:
+            if not self._measured(moment.step):
                 return False
             path.append({"step": moment.step, **_values(scales(language_model))})
             return self._ended(path) is not None
@@ -387,6 +387,10 @@ class Forgetting(Request):
 
     def _name(self) -> str:
         return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
+
+    def _measured(self, step: int) -> bool:
+        """Whether the model is measured after so many steps: every so often, and at the end."""
+        return not step % self.every or step == self.recipe.steps
 
     def _ended(self, path: Sequence[Mapping[str, Any]]) -> str | None:
         """Why the last measurement ends the run, or None; also of a checkpoint that had stopped there."""
