@@ -577,6 +577,46 @@ def test_as_many_components_as_asked_for_or_half_of_what_there_is(monkeypatch, s
     assert asked._spectrum(model, model) is None
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_answers_begin_with_their_first_words_and_go_on_with_the_next(monkeypatch, chat):
+    from equipoise.data.records import Message
+    from equipoise.unlearning import audit_questions
+
+    said = [f"w{n}" for n in range(21)]
+    records = [
+        Record("text", " ".join(said)),
+        Record("short", "one"),
+        Record("asked", "red as blood", "What?"),
+        Record(
+            "talk", "yes I do", "b", messages=tuple(map(Message, ("user", "assistant", "user", "assistant"), "abcd"))
+        ),
+    ]
+    seen = []
+
+    def generate(model, asked, *, max_new_tokens, batch_size):
+        seen.append((model, asked))
+        assert (max_new_tokens, batch_size) == (32, 64)
+        return ["so w11 w12 w13 w14 w15 w16 w17 w18 done" if "w0" in str(each) else "BLOOD" for each in asked]
+
+    monkeypatch.setattr(audit_questions, "generate", generate)
+    monkeypatch.setattr(audit_questions, "replace", lambda model, **how: ("plain", how))
+    model = type("M", (), {"uses_chat_template": chat})()
+    asked = Questions(records, [], max_length=64)
+    assert asked.continued(model) == [True, None, True, False]
+    turns = seen[0][1]
+    if chat:
+        assert seen[0][0] is model and turns == [
+            [Message("user", "What?"), Message("assistant", "red as")],
+            [*records[3].messages[:-1], Message("assistant", "yes I")],
+        ]
+        assert seen[1] == (("plain", {"chat_template": "none"}), [" ".join(said[:11])])
+    else:
+        assert turns == [" ".join(said[:11]), "What? red as", "b yes I"] and len(seen) == 1
+    seen.clear()
+    assert asked.spoken(model) == [None, None, False, False]
+    assert seen[0][1] == ([[Message("user", "What?")], [*records[3].messages[:-1]]] if chat else ["What?", "b"])
+
+
 # Spectra
 
 
