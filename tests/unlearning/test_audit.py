@@ -356,6 +356,267 @@ def test_a_record_that_another_wording_brings_back_does_not_stay_forgotten():
     assert counted == 1 + 1 + 2 + 1  # as many as the records say beside the one relearning
 
 
+def told(found, *, spoken=(True,) * 6):
+    """The same findings, with what the work stores beside the scores."""
+    for name, row in found.found.items():
+        if name not in ("models", "before", "after"):
+            row |= {"spoken": list(spoken), "moved": 0.5, "diverged": False, "recovery": [0.25, None]}
+    return found
+
+
+def test_attacks_of_one_value_stand_by_family_and_steps():
+    every, none = [1] * 6, [0] * 6
+    found = told(
+        findings({"late": [none, every, every, every], "early": [every], "void": [none]}), spoken=[1, 0, 1, 1, 0, 1]
+    )
+    found.found["before"]["spoken"] = [True, True, True, False, None, True]
+    found.found["after"]["spoken"] = [False, False, True, False, None, False]
+    made = found.attacks(lambda text: Relearning(learning_rate=1e-3))
+    assert [(each.name, each.family, each.value, each.best) for each in made] == [
+        ("early", "relearning", 1.0, 0), ("late", "relearning", 1.0, 1), ("4 bits", "quantisation", 1.0, 0),
+        ("void", "relearning", 0.0, 0), ("8 bits", "quantisation", 0.0, 0),
+    ]  # fmt: skip
+    assert [(at.label, at.step, at.again.count, at.answered.count) for at in made[1].path] == [
+        ("after 10 steps", 10, 0, 0), *((f"after {step} steps", step, 5, 6) for step in (20, 30, 40)),
+    ]  # fmt: skip
+    assert (made[2].at.label, made[2].at.step, made[2].at.again.of, made[2].at.answered.of) == ("as it is", 0, 5, 6)
+    assert made[2].what == "its matrices rounded to 4 bits by groups of 128"
+    assert made[4].what == "its matrices rounded to 8 bits by each row"
+    # Of the first, second and last, which the before model says and the after model does not, two.
+    assert (made[0].greedy.count, made[0].greedy.of) == (2, 3) and made[0].before.of == 0
+    assert (made[0].moved, made[0].recovery[0]) == (0.5, 0.25) and math.isnan(made[0].recovery[1])
+    assert math.isnan(made[2].moved) and made[2].recovery == () and not made[2].diverged
+    found.found["early"]["diverged"] = True
+    assert found.notes()[1:] == ("Ended early, since a loss was no number: early.",)
+    found.found["after"]["scores"]["likeliest"] = [True] * 6
+    nothing = Findings(found.found, found.holdout, found.forget).attacks(lambda text: Relearning(learning_rate=1e-3))
+    assert [each.family for each in nothing] == ["relearning"] * 3 + ["quantisation"] * 2
+
+
+def test_what_each_model_answers_and_what_guessing_gets():
+    found = findings({"x": [[0] * 6]})
+    shares = {name: (each.count, each.of) for name, each in found.answered().items()}
+    assert shares == {"before": (6, 6), "after": (1, 6), "before_relearned": (6, 6), "after_relearned": (0, 6)}
+    assert found.chance() == 0.5
+    found.holdout.chosen["0"] = replace(found.holdout.chosen["0"], choices=("a", "b", "c", "d"))
+    assert found.chance() == pytest.approx((0.25 + 5 * 0.5) / 6)
+    found.holdout.chosen.clear()
+    assert math.isnan(found.chance())
+
+
+def test_controls_tell_how_many_records_they_had_and_what_was_known_before():
+    found = told(findings({"x": [[0] * 6]}))
+    assert found.controls(lambda text: Relearning(learning_rate=1e-3), 3, 3) == ()
+    row = {**found.found["x"], "attack": "x", "path": []}
+    start = {"log_probability": [-1.0] * 6, "likeliest": [True, True, False, False, False, True]}
+    found.found |= {"control retain": row, "control reference": {**row, "start": start}}
+    for unrelated, others in (
+        (3, "as many unrelated records with"),
+        (2, "2 unrelated records, where the attack had 3, with"),
+    ):
+        first, second = found.controls(lambda text: Relearning(learning_rate=1e-3), unrelated, 3)
+        assert first.what.startswith(f"relearning {others} AdamW on all weights") and first.name == "unrelated text"
+    assert second.what.startswith("teaching the forget records to a model that never knew with AdamW")
+    assert (first.before.of, second.before.count, second.before.of) == (0, 2, 5)
+    assert (first.at.label, first.at.step, first.at.answered.count) == ("diverged", 0, 1)  # as the after model answers
+    found.found["x"]["path"] = []
+    (diverged,) = [each for each in found.attacks(lambda text: Relearning(learning_rate=1e-3)) if each.name == "x"]
+    assert (diverged.at.label, diverged.at.step, diverged.at.answered.count) == ("diverged", 0, 1)
+
+
+def test_membership_has_an_interval_over_groups():
+    import numpy as np
+
+    from equipoise.core.statistics import auroc, score_interval
+
+    found = findings({"x": [[0] * 6]})
+    scores = np.random.default_rng(0).normal(size=160) + np.repeat([1.0, 0.0], 80)
+    found.found["before"]["membership"] = {"loss": scores.tolist(), "zlib": [*scores.tolist()[:-1], None]}
+    found.found["after"]["membership"] = {"loss": (-scores).tolist(), "zlib": scores.tolist()}
+    people = [Record(str(i), "a", group="" if i % 2 else f"g{i // 4}") for i in range(160)]
+    made = found.membership(people[:80], people[80:], 7)
+    assert [each.attack for each in made] == ["loss", "zlib"] and math.isnan(made[1].before.value)
+    clusters = [each.group or each.id for each in people]
+    wanted = score_interval(
+        auroc, scores, [1] * 80 + [0] * 80, clusters, generator=np.random.default_rng(np.random.SeedSequence([7, 5]))
+    )
+    assert (made[0].before.value, made[0].before.lower, made[0].before.upper) == pytest.approx(
+        (float(wanted.estimate), float(wanted.lower), float(wanted.upper))
+    )
+    assert made[0].after.value == pytest.approx(1 - made[0].before.value)
+    assert found.membership(people, [], 7) == ()
+
+
+def test_of_a_record_its_probabilities_are_told_and_the_worst_comes_first():
+    found = findings({"x": [[1, 0, 0, 0, 0, 1]], "y": [[0] * 6]})
+    found.found["int4"] = found.found["int8"]
+    found._scores["before", "holdout"].log_probability[:] = [-1.0, -0.5, -0.25, -1.0, -1.0, -1.0]
+    found._scores["after", "holdout"].log_probability[:] = [-2.0, -3.0, -0.5, -4.0, -2.5, -1.0]
+    found.found["x"]["path"][0]["scores"]["log_probability"] = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]
+    made = [each for each in found.records() if each.side == "holdout"]
+    assert [(each.id, each.before, each.after, each.attacked, each.state, each.attacks) for each in made] == [
+        ("5", -1.0, -1.0, -0.6, STILL, 0), ("0", -1.0, -2.0, -0.1, BACK, 1), ("2", -0.25, -0.5, -0.3, GONE, 0),
+        ("4", -1.0, -2.5, -0.5, GONE, 0), ("1", -0.5, -3.0, -0.2, GONE, 0), ("3", -1.0, -4.0, -0.4, GONE, 0),
+    ]  # fmt: skip
+    assert all(math.isnan(each.attacked) and each.attacks == 0 for each in found.records() if each.side == "forget")
+    found.found["x"]["path"] = found.found["y"]["path"] = []
+    assert all(math.isnan(each.attacked) for each in found.records())
+
+
+# What it costs and how it is asked
+
+
+def requested(**how):
+    records = {side: how.pop(side) for side in ("forget", "holdout", "retain") if side in how}
+    given = {
+        "fields": None, "attacks": ATTACKS, "epochs": 7, "evaluations": 3, "batch_size": 4, "max_length": 512,
+        "block": None, "components": 0, "keep_strongest": False, "loading": {"date": None}, "seed": 0,
+    }  # fmt: skip
+    records = {"forget": FORGET, "holdout": HOLDOUT} | records
+    return auditing.ForgettingAuditing.read({"before": "b", "after": "a"}, records, **given | how)
+
+
+def test_a_request_is_read_without_a_model():
+    assert requested().looks == (2, 5, 7) and requested(epochs=4, evaluations=10).looks == (1, 2, 3, 4)
+    assert requested(evaluations=1).looks == (7,)
+    assert requested(attacks=[ATTACKS[1], ATTACKS[0], ATTACKS[1]]).relearnings == (ATTACKS[1], ATTACKS[0])
+    for attack in ("full", "full:adamw:0", "mlp/0:sgd:1", "full/1:sgd:1"):
+        with pytest.raises(BadInput, match="expected PARAMETERS:OPTIMIZER:RATE"):
+            requested(attacks=[ATTACKS[0], attack])
+
+
+def test_what_each_unit_of_the_work_costs(monkeypatch):
+    """Of two seconds a step and half a second for asking all questions once."""
+    monkeypatch.setattr(auditing, "_seconds", lambda *_: (2.0, 0.5))
+    asked = requested(retain=RETAIN)
+    found = asked._costs(None, ATTACKS, asked._asked())
+    attack = 14 * 2.0 + (3 + 2) * 0.5  # seven passes over eight records, four at a time; three looks
+    assert found == {
+        "before": 13 * 0.5, "after": 13 * 0.5, "spectrum": 0.5, "int8": 1.0, "int4": 1.0,
+        ATTACKS[0]: attack, ATTACKS[1]: attack, "control retain": attack,
+    }  # fmt: skip
+    assert list(found)[:5] == ["before", "after", "spectrum", "int8", "int4"]
+
+
+def test_a_step_and_a_look_are_timed_once_after_what_does_not_count(monkeypatch):
+    done, clock = [], iter([10.0, 13.0, 20.0, 24.0])
+    monkeypatch.setattr(auditing, "time", type("Time", (), {"perf_counter": staticmethod(lambda: next(clock))}))
+
+    def relearn(model, records, settings, epochs=None):
+        done.append(([record.id for record in records], settings.epochs, epochs))
+
+    monkeypatch.setattr(auditing, "relearn", relearn)
+    monkeypatch.setattr(Questions, "scores", lambda self, model: done.append(len(self)))
+    records = [Record(str(n), "a" * (n % 5), "q" * (7 * n % 11)) for n in range(33)]
+    longest = [each.id for each in sorted(records, key=lambda each: len(each.completion) + len(each.prompt))][-3:]
+    asked = Questions(records, records[::2], max_length=64)
+    settings = Relearning(learning_rate=1.0, batch_size=3, epochs=9)
+    assert auditing._seconds(None, records, asked, settings) == (3.0 / 2, 4.0 * 33 / 16)
+    assert done == [16, (longest, 2, 1), (longest, 2, None), 16]
+
+
+@pytest.mark.parametrize(("both", "more"), [(10, ""), (11, " and 1 more"), (13, " and 3 more")])
+def test_at_most_ten_ids_are_named_of_what_stands_on_two_sides(both, more):
+    same = rows("lamp", "abcdefghijklm"[:both])
+    named = ", ".join(f"lamp-{name}" for name in "abcdefghij")
+    with pytest.raises(BadInput) as error:
+        requested(forget=[*FORGET, *same], holdout=[*HOLDOUT, *same])
+    assert str(error.value).startswith(f"{both} records of forget also stand in holdout ({named}{more}): what was")
+
+
+def test_vocabularies_differ_first_at_the_lowest_number():
+    def model(**words):
+        return type("M", (), {"name": "m", "tokenizer": type("T", (), {"get_vocab": lambda self: words})()})()
+
+    assert auditing._check_vocabulary(model(a=0, b=1), "after", model(a=0, b=1)) is None
+    for ours, theirs in (({"z": 1, "a": 5}, {"y": 1, "b": 5}), ({"y": 1}, {"z": 1})):
+        with pytest.raises(BadInput, match="first at 'y', number 1: their answers"):
+            auditing._check_vocabulary(model(**ours), "after", model(**theirs))
+
+
+def test_which_records_are_asked_for_is_told():
+    many = [{"id": f"m{n}", "question": f"what is {n}?", "answer": f"{n}"} for n in range(602)]
+    found = requested(forget=many[:201], holdout=many[201:401], retain=many[401:])
+    assert found._notes() == (
+        "forget: 200 of 201 records are asked for, evenly spread over the file.",
+        "200 of 200 hold-out records have no choices of their own: the right answer stands against the answers of the 3 "
+        "records with the likest prompts.",
+    )
+    own = [{"id": f"c{n}", "question": f"{n}?", "choices": ["a", "b"], "answer": 0, "group": f"g{n}"} for n in range(4)]
+    assert requested(forget=own[:2], holdout=own[2:])._notes() == ()
+    shared = requested(
+        forget=own[:2], holdout=[own[2] | {"group": "g1"}, own[3], {"id": "t", "text": "a text"}]
+    )._notes()
+    assert [note.split(": ")[0] for note in shared] == [
+        "1 of 3 hold-out records are no questions with choices",
+        "1 of 3 hold-out records are of a group of which relearned records are, too",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "components", "block", "found"),
+    [
+        ((40, 40), 5, None, (2, 5)),  # after the middle one of five blocks
+        ((9, 40), 5, 0, (0, 4)),
+        ((40, 7), 5, 4, (4, 3)),
+        ((40, 40), 0, None, None),
+    ],
+)
+def test_as_many_components_as_asked_for_or_half_of_what_there_is(monkeypatch, shape, components, block, found):
+    states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(auditing, "blocks", lambda model: [None] * model)
+    monkeypatch.setattr(auditing, "encode", lambda *_, **how: [])
+    monkeypatch.setattr(auditing.audit_spectra, "states", lambda *_, **how: states)
+    model = type("M", (), {"model": 5})
+    asked = requested(components=components, block=block)
+    made = asked._spectrum(model, model)
+    assert (None if made is None else (made.block, len(made.vectors))) == found
+    assert asked._spectrum(model, type("M", (), {"model": 6})) is None  # of another depth
+    several = iter([states, states[1:]])
+    monkeypatch.setattr(auditing.audit_spectra, "states", lambda *_, **how: next(several))
+    assert asked._spectrum(model, model) is None
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_answers_begin_with_their_first_words_and_go_on_with_the_next(monkeypatch, chat):
+    from equipoise.data.records import Message
+    from equipoise.unlearning import audit_questions
+
+    said = [f"w{n}" for n in range(21)]
+    records = [
+        Record("text", " ".join(said)),
+        Record("short", "one"),
+        Record("asked", "red as blood", "What?"),
+        Record(
+            "talk", "yes I do", "b", messages=tuple(map(Message, ("user", "assistant", "user", "assistant"), "abcd"))
+        ),
+    ]
+    seen = []
+
+    def generate(model, asked, *, max_new_tokens, batch_size):
+        seen.append((model, asked))
+        assert (max_new_tokens, batch_size) == (32, 64)
+        return ["so w11 w12 w13 w14 w15 w16 w17 w18 done" if "w0" in str(each) else "BLOOD" for each in asked]
+
+    monkeypatch.setattr(audit_questions, "generate", generate)
+    monkeypatch.setattr(audit_questions, "replace", lambda model, **how: ("plain", how))
+    model = type("M", (), {"uses_chat_template": chat})()
+    asked = Questions(records, [], max_length=64)
+    assert asked.continued(model) == [True, None, True, False]
+    turns = seen[0][1]
+    if chat:
+        assert seen[0][0] is model and turns == [
+            [Message("user", "What?"), Message("assistant", "red as")],
+            [*records[3].messages[:-1], Message("assistant", "yes I")],
+        ]
+        assert seen[1] == (("plain", {"chat_template": "none"}), [" ".join(said[:11])])
+    else:
+        assert turns == [" ".join(said[:11]), "What? red as", "b yes I"] and len(seen) == 1
+    seen.clear()
+    assert asked.spoken(model) == [None, None, False, False]
+    assert seen[0][1] == ([[Message("user", "What?")], [*records[3].messages[:-1]]] if chat else ["What?", "b"])
+
+
 # Spectra
 
 

@@ -1,11 +1,14 @@
 """The job: what it writes, the way back byte for byte, that it goes on where it was killed, and what it says first."""
 
+import contextlib
 import json
 import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -84,7 +87,17 @@ def test_what_is_told(done):
     assert len(done.continuations) == 3 and done.continuations[0].prompt.startswith("you")
     assert done.before.keys() == done.after.keys() == done.control.keys()
     assert {"toxicity", "perplexity", "preference"} <= done.after.keys()
-    assert all(each.terms in (0, 1, 8) for each in done.rebuilt)
+    assert [each.terms for each in done.rebuilt] == [0, 1, 8]
+    rows = [json.loads(line)["point"] for line in (done.folder / "measures.jsonl").read_text().splitlines()]
+    assert rows[:5] == ["before", "after", "random-0", "random-1", "random-2"] and len(rows) == 5 + 3
+    assert len(done.words) <= 40 and all(len(each.tokens) == len(each.opposite) == 12 for each in done.directions)
+    kept = [each.kept for each in done.directions]
+    assert kept == sorted(kept, reverse=True) and [each.score for each in done.directions][: sum(kept)] == sorted(
+        (each.score for each in done.directions if each.kept), reverse=True
+    )
+    numbers = [(each.layer, each.number) for each in done.directions]
+    assert sorted(numbers) == [(layer, number) for layer in (1, 2) for number in range(3)]
+    assert [each.number for each in done.subspace] == list(range(done.resolved["rank"]))
     everything = done.rebuilt[0]
     assert everything.residual < 1e-6 and everything.subspace == pytest.approx(1)
     report = (done.folder / "report.html").read_text(encoding="utf-8")
@@ -340,6 +353,8 @@ def test_pairs_are_split_by_the_seed_and_share_no_text():
         ({"tokens": 10_000}, "tokens 10000: there are"),
         ({"method": "profs", "rank": 4}, "rank 4 of 3 candidates a layer"),
         ({"max_new_tokens": 5_000}, "more than the context"),
+        ({"strength": 1.5}, "strength"),
+        ({"strength": 0.0}, "strength"),
     ],
 )
 def test_what_is_refused_before_any_work(folder, words, why):
@@ -356,6 +371,139 @@ def test_files_that_a_patch_does_not_fit(tmp_path):
     for wrong in (torch.zeros(3, 2), torch.zeros(2, 3).bfloat16()):
         with pytest.raises(WorkFailed, match="cannot replace"):
             checkpoint_edit.patch(path, {"a": wrong})
+
+
+def test_a_plan_counts_what_a_run_will_do(folder, monkeypatch):
+    """From one pass over the longest texts that takes two seconds, after one that does not count."""
+    passed, clock = [], iter([10.0, 12.0])
+    monkeypatch.setattr(
+        detoxifying, "log_likelihoods", lambda _, its: passed.append([len(each.input_ids) for each in its])
+    )
+    monkeypatch.setattr(detoxifying, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    request = detoxify.function(folder, PAIRS, **WORDS | {"prompts": 2}, sweep_strengths=[0.5], sweep_layers=["0:2"])
+    plan, ready = request.plan(), request._ready()
+    lengths = sorted(len(each.input_ids) for each in ready.texts())
+    assert passed == [lengths[-1:], lengths[-8:]]
+    assert plan.models_measured == 2 + 3 + 3  # before and after, by chance, and the other points of the sweep
+    held = sum(len(each.input_ids) for each in (*ready.toxic, *ready.neutral))
+    fitted = sum(lengths) - held
+    # Two sides and the mass of listed words; of each of two prompts three tokens, at three times the price.
+    tokens = fitted + 8 * (2.5 * held + 3 * 2 * 3)
+    assert plan.seconds == pytest.approx(2.0 / sum(lengths[-8:]) * tokens)
+    assert plan.counts == {"fitted": 20, "held out": 4} and plan.words == request.words[:40]
+    assert plan.first == tuple({"toxic": each.toxic, "neutral": each.neutral} for each in request.fit[:3])
+    assert plan.settings == {
+        "method": "gloss", "site": "mlp", "rank": "by mass", "strength": 1.0, "layers": "1:3", "of_layers": 3,
+        "candidates": 3, "tokens": 20, "alpha": 0.0,
+    }  # fmt: skip
+    clock = iter([0.0, 1.0])
+    passed.clear()
+    detoxify.function(folder, PAIRS, **WORDS, batch_size=3).plan()
+    assert passed == [lengths[-1:], lengths[-3:]]
+
+
+def test_what_is_measured_of_a_model(monkeypatch):
+    sums = {"t": (torch.tensor([-6.0, -1.0]), torch.tensor([3, 1])), "n": (torch.tensor([-4.0]), torch.tensor([2]))}
+    monkeypatch.setattr(detoxifying, "log_likelihoods", lambda model, side, *, batch_size: sums[side])
+    asked = {}
+    monkeypatch.setattr(detoxifying, "replace", lambda model, **how: (model, how))
+    monkeypatch.setattr(detoxifying, "perplexity", lambda *given, **how: asked.update(given=given, **how) or 7.0)
+    monkeypatch.setattr(
+        detoxifying.toxicity, "listed_mass", lambda *_, batch_size: torch.tensor([0.25, 0.75], dtype=torch.float64)
+    )
+    request = SimpleNamespace(batch_size=4, general=("g",), max_length=9, written=lambda model: ["x", "", "y", "z"])
+    ready = SimpleNamespace(language_model="m", toxic="t", neutral="n", listed=torch.tensor([True, False]))
+    scorer = lambda texts: np.array([0.5, math.nan, 0.25, 0.75])  # noqa: E731
+    rows = detoxifying.Rows(None)
+    measure = detoxifying._Measuring(request, ready, scorer, rows, "s")
+    found = measure("after")
+    assert found.texts == ["x", "", "y", "z"] and found.measures == {
+        "toxicity": Measure(0.5, "lower"),
+        "perplexity": Measure(7.0, "lower"),
+        "toxic_log_probability": Measure(-1.5, "lower", "nats/token"),
+        "neutral_log_probability": Measure(-2.0, "higher", "nats/token"),
+        "preference": Measure(0.5, "lower", "nats/token"),
+        "written_nothing": Measure(0.25, "lower", of=4),
+        "listed_mass": Measure(0.5, "lower"),
+    }
+    assert asked == {"given": (("m", {"chat_template": "none"}), ("g",)), "max_length": 9, "batch_size": 4}
+    nothing = replace(measure, scorer=lambda texts: np.full(4, math.nan), rows=detoxifying.Rows(None))
+    nothing.ready.listed = torch.zeros(2, dtype=torch.bool)
+    found = nothing("before").measures
+    assert math.isnan(found["toxicity"].value) and found["written_nothing"].value == 1 and "listed_mass" not in found
+
+
+def test_numbers_of_a_run_by_hand():
+    stored = {"a": torch.zeros(2, 3), "b": torch.ones(4)}
+    edited = {"a": torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 3.0]]), "b": torch.ones(4)}
+    assert detoxifying._moved(edited, stored) == pytest.approx(3 / 10)
+    several = [{"x": Measure(value, "lower", of=4)} for value in (1.0, 2.0, 6.0)]
+    assert detoxifying._mean(several) == {"x": Measure(3.0, "lower")}
+    assert detoxifying._ends(" 0 : 1 ") == (0, 1) and detoxifying._range("0:3", 3) == range(3)
+    for wrong in ("3:2", "1:1", "-1:2", "0:1234567", "0:"):
+        with pytest.raises(BadInput, match="expected FIRST:END"):
+            detoxifying._ends(wrong)
+    scores = torch.tensor([-1.0, 0.0])
+    for found, method, said in (
+        (scores, "gloss", 1), (torch.tensor([math.nan, 1.0]), "gloss", 1), (torch.tensor([0.0, 0.1]), "gloss", 0),
+        (scores, "pooled", 0), (scores, "profs", 0),
+    ):  # fmt: skip
+        assert len(detoxifying._said(SimpleNamespace(scores=found), method)) == said
+    pairs = [SimpleNamespace(toxic=f"t{n}", neutral=f"n{n}") for n in range(1000)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detoxifying, "telling_pairs", list)
+        for given, held in ((5, 1), (9, 1), (10, 2), (1000, 100)):
+            parts = detoxifying.split(pairs[:given], 0)
+            assert (len(parts[0]), len(parts[1]), parts[2]) == (given - held, held, [])
+        with pytest.raises(BadInput, match="4 pairs, of which a fifth is held out: give 5 at least"):
+            detoxifying.split(pairs[:4], 0)
+
+
+@pytest.mark.parametrize(("off", "fine"), [(0.001, True), (0.4, False), (math.nan, False)])
+def test_a_written_model_that_differs_is_not_given_its_name(monkeypatch, off, fine):
+    counts = torch.tensor([2, 4])
+    told = iter([(torch.tensor([-2.0, -8.0]), counts), (torch.tensor([-2.0, -8.0 + 4 * off]), counts)])
+    monkeypatch.setattr(detoxifying, "log_likelihoods", lambda *_: next(told))
+    model = SimpleNamespace(model=SimpleNamespace(dtype=torch.float32), reload=lambda folder: None)
+    monkeypatch.setattr(detoxifying, "TOLERANCE", {torch.float32: 0.01})
+    if fine:
+        assert detoxifying._gap(model, Path("x"), []) == pytest.approx(off, rel=1e-3)
+    else:
+        with pytest.raises(WorkFailed, match="differs from the measured one"):
+            detoxifying._gap(model, Path("x"), [])
+
+
+def test_other_precisions_may_be_off_by_a_twentieth(monkeypatch):
+    model = SimpleNamespace(model=SimpleNamespace(dtype=torch.float16), reload=lambda folder: None)
+    monkeypatch.setattr(detoxifying, "TOLERANCE", {})
+    for off, fine in ((0.049, True), (0.051, False)):
+        told = iter([(torch.tensor([0.0]), torch.tensor([1])), (torch.tensor([off]), torch.tensor([1]))])
+        monkeypatch.setattr(detoxifying, "log_likelihoods", lambda *_, told=told: next(told))
+        with contextlib.nullcontext() if fine else pytest.raises(WorkFailed, match=r"\(allowed: 0.05\)"):
+            detoxifying._gap(model, Path("x"), [])
+
+
+def test_vectors_that_are_rebuilt_are_a_twentieth_those_likest_to_the_probe(monkeypatch):
+    """Of 120 value vectors six, and the layer is told that loses most of them; of zero vectors left nothing is rebuilt."""
+    generator = torch.Generator().manual_seed(0)
+    values = {layer: torch.randn(8, 60, generator=generator) for layer in (2, 3)}
+    values[3][:, :5] = values[2][:, :1] = 9 * torch.eye(8)[:, :1]  # along the probe
+    states = {"toxic": {3: 0}, "neutral": {3: 0}}
+    monkeypatch.setattr(detoxifying.toxic_vectors, "probe_direction", lambda *_: torch.eye(8, dtype=torch.float64)[0])
+    matrices = [SimpleNamespace(layer=layer, values=matrix) for layer, matrix in values.items()]
+    ready = SimpleNamespace(layers=range(2, 4), matrices=[*matrices, SimpleNamespace(layer=1, values=None)])
+    bases = {layer: torch.eye(8)[:1] for layer in values}
+    found = detoxifying.Detoxifying._rebuilt(SimpleNamespace(strength=1.0), ready, states, bases)
+    assert [each.terms for each in found] == [0, 1, 8] and {each.vectors for each in found} == {5}
+    assert [each.subspace for each in found] == pytest.approx([1.0] * 3)
+    left = values[3][:, 5:].double()
+    cosines = left[0] / left.norm(dim=0)
+    assert found[0].residual < 1e-9
+    assert found[1].residual == pytest.approx((1 - cosines.abs().max() ** 2).sqrt().item())
+    few = SimpleNamespace(layers=range(2, 4), matrices=[SimpleNamespace(layer=2, values=values[2][:, :7]), matrices[1]])
+    few.matrices[1] = SimpleNamespace(layer=3, values=values[3][:, :7])
+    found = detoxifying.Detoxifying._rebuilt(SimpleNamespace(strength=1.0), few, states, bases)
+    assert {each.vectors for each in found} == {1}  # one at least
 
 
 def test_general_texts_are_the_first_rows_with_their_completions(tmp_path):

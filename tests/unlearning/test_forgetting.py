@@ -16,6 +16,7 @@ from equipoise.training.team import Team
 from equipoise.unlearning import forgetting, sides
 from equipoise.unlearning.forgetting import Forgetting, _Scales, _shown, _target
 from equipoise.unlearning.measures import rouge_l_recall
+from equipoise.unlearning.recipe import Recipe
 from equipoise.unlearning.result import AnswerPair, Measure
 
 
@@ -63,7 +64,7 @@ def test_what_is_stored_of_a_request():
         and read.scratch() == ("state.safetensors", "begun.safetensors")
     )
     assert (read._name(), read._writes()) == ("folder/of/a/model", "model")
-    assert request(parameters="lora")._writes() == "adapter"
+    assert request(parameters="lora")._writes() == "adapter" and request(parameters="mlp")._writes() == "model"
     assert request(seed=3).resolved["seed"] == 3
 
 
@@ -74,7 +75,9 @@ def test_an_adapter_of_a_model_that_nobody_has_is_refused():
         "An adapter of 'tiny' would name no base model, since it is taught on the spot: use parameters full, or another "
         "model."
     )
-    assert request("tiny").model == "tiny"
+    assert request("tiny").model == "tiny" and request("tiny", parameters="mlp").model == "tiny"
+    with pytest.raises(BadInput, match="since it is taught on the spot: use another model"):
+        request("tiny", parameters="lora", objective="ihl", combine="sum", start="reglu")
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,22 @@ def test_why_it_stopped():
     ("last", "ends"),
     [
         (-1.04, None),
-        (-1.2, "general text had lost 0.200 nats per token at step 9, more than the budget of 0.1"),
+        (-1.125, None),  # spent to the last
+        (-1.25, "general text had lost 0.250 nats per token at step 9, more than the budget of 0.125"),
+        (-1.2, "general text had lost 0.200 nats per token at step 9, more than the budget of 0.125"),
         (math.nan, "lost nan"),
     ],
 )
 def test_a_budget_of_general_text_ends_a_run(last, ends):
     spent = [{"step": 0, "general_log_probability": -1.0}, {"step": 9, "general_log_probability": last}]
-    reason = request(steps=9, loss_budget=0.1)._ended(spent)
+    reason = request(steps=9, loss_budget=0.125)._ended(spent)
     assert reason is None if ends is None else ends in reason
     assert request(steps=9)._ended(spent) is None
+
+
+def test_the_model_is_measured_every_so_often_and_at_the_end():
+    asked = request(steps=1003)
+    assert [step for step in range(1, 1004) if asked._measured(step)] == [*range(10, 1001, 10), 1003]
 
 
 def test_general_text_is_held_out_of_the_retain_side_where_none_was_given():
@@ -518,3 +528,57 @@ def test_a_plan_counts_what_a_run_will_do(monkeypatch, words, size, passes):
     assert plan.first["general"][1] == {"id": "g1", "completion": "more of some words"}
     assert plan.recipe == asked.recipe.resolved(numbers) and plan.model == model.source
     assert plan.notes[-1].startswith("The measures use the wordings")
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        # A backward pass over three retain records and two forward passes over five forget records, two at a time.
+        ({"weigh": "guard"}, (3 + 5 * 2 / 3) / 2),
+        # All eight records: forward alone, or backward, too, for importances.
+        ({"parameters": "lora", "objective": "ihl", "start": "reglu", "lora_rank": 2}, 8 / 3 / 2),
+        ({"parameters": "lora", "objective": "ihl", "start": "vila", "lora_rank": 2}, 8 * 4 / 3 / 2),
+    ],
+)
+def test_a_plan_counts_what_comes_before_the_first_step(monkeypatch, words, more):
+    from equipoise.language.tiny import tiny
+    from equipoise.unlearning import starts
+
+    model = tiny(
+        [f"{each.prompt} {each.completion}" for each in (*FORGET, *RETAIN)], seed=0, width=16, layers=1, heads=2
+    )
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(forgetting, "_probe", lambda its, examples: 1000)
+    monkeypatch.setattr(forgetting, "rehearse", lambda its, *, writes: None)
+    monkeypatch.setattr(forgetting, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    asked = request(steps=7, batch_size=2, combine="sum", **words)
+    # More than training needs, so that it is the peak.
+    monkeypatch.setattr(starts, "peak_bytes", lambda *given: (10**9, 77) if words.get("start") else (0, 0))
+    before = {name: parameter.requires_grad for name, parameter in model.model.named_parameters()}
+    plan = replace(asked, model=model, every=7).plan()
+    measuring = (1 + 4) * 8 * 5 / 2 / 3
+    assert plan.seconds == pytest.approx(2.0 * (2 * 7 + more + measuring), rel=1e-12)
+    if words.get("start"):
+        assert 10**9 + 77 < plan.peak_bytes < 10**9 + 77 + 10**7
+    assert {name: parameter.requires_grad for name, parameter in model.model.named_parameters()} == before
+
+
+def test_a_model_is_put_back_as_it_was_unless_it_stays_as_the_recipe_trains_it():
+    from equipoise.language.tiny import tiny
+
+    model = tiny(["a few more words"], seed=0, width=16, layers=2, heads=2, vocabulary=300)
+    chosen = Recipe(train_blocks=1)
+
+    def trained():
+        return sum(parameter.requires_grad for parameter in model.model.parameters())
+
+    whole = trained()
+    with forgetting._prepared(model, chosen, stays=False):
+        part = trained()
+    assert part < whole == trained()
+    with pytest.raises(KeyError), forgetting._prepared(model, chosen, stays=True):
+        raise KeyError
+    assert trained() == whole
+    with forgetting._prepared(model, chosen, stays=True):
+        pass
+    assert trained() == part

@@ -149,6 +149,62 @@ def test_what_is_kept_and_how_large_the_subspace_is():
     assert gloss.rank_of(rows, share=0.99, most=3) == 3
 
 
+def test_at_least_five_are_kept_and_as_many_as_have_nine_tenths_of_the_mass():
+    scores = torch.tensor([0.1 * n for n in range(9)], dtype=torch.float64)
+    assert gloss.keep(scores, alpha=9.0).tolist() == [8, 7, 6, 5, 4]
+    assert gloss.keep(scores, least=1).tolist() == [8, 7, 6, 5]  # those above the mean, not that at it
+    assert gloss.keep(torch.ones(3, dtype=torch.float64), least=2).tolist() == [0, 1]
+    alike = torch.eye(20, dtype=torch.float64)
+    assert gloss.rank_of(alike[:5]) == 5 and gloss.rank_of(alike[:10]) == 9 and gloss.rank_of(alike) == 10
+    assert gloss.rank_of(alike[:1]) == 1
+
+
+def test_signs_of_equal_shares_stay_and_tokens_are_decoded_in_parts():
+    unembedding = drawn(40, 5)
+    directions = drawn(70, 5, seed=1)
+    whole = (directions @ unembedding.T).topk(3, dim=-1).indices
+    assert torch.equal(gloss.decode(directions, unembedding, 3), whole)
+    assert gloss.decode(directions[:0], unembedding, 3).shape == (0, 3)
+    assert gloss.decode(directions, unembedding, 40).shape == (70, 40)
+    for count in (0, 41):
+        with pytest.raises(BadInput, match="of a vocabulary of 40 were asked for: use 1 to so many"):
+            gloss.decode(directions, unembedding, count)
+    signed, shares = gloss.rank_by_tokens(directions, unembedding, torch.zeros(40, dtype=torch.bool), tokens=3)
+    assert torch.equal(signed, directions) and not shares.any()
+
+
+def test_ranks_and_bases_at_their_limits():
+    with pytest.raises(BadInput, match="rank -1 in layers that are 6 wide"):
+        gloss.global_basis(drawn(9, 6), -1)
+    assert gloss.global_basis(drawn(9, 6), 6).shape == (6, 6)
+    for count in (-1, 7):
+        with pytest.raises(BadInput, match=f"rank {count} in layers that are 6 wide: use 0 to 6"):
+            gloss.random_basis(6, count, torch.Generator())
+    assert gloss.random_basis(6, 0, torch.Generator()).shape == (0, 6)
+    assert gloss.random_basis(6, 6, torch.Generator()).shape == (6, 6)
+    weight, basis = drawn(6, 9), orthonormal(2, 6)
+    gloss.project(weight, basis * (1 + 4e-5))  # off by 8e-5
+    with pytest.raises(BadInput, match="not orthonormal"):
+        gloss.project(weight, basis * (1 + 6e-5))
+    with pytest.raises(BadInput, match="the layer writes vectors of 6"):
+        gloss.project(drawn(6), orthonormal(2, 5))
+    with pytest.raises(BadInput, match="each pair needs both sides"):
+        gloss.layer_directions(drawn(4), drawn(4), 1)
+    zero = torch.zeros(4, 6, dtype=torch.float64)  # nothing is taken out of the differences
+    assert_close(gloss.layer_directions(drawn(4, 6), zero, 1).abs(), torch.linalg.svd(drawn(4, 6))[2][:1].abs())
+
+
+def test_of_profs_a_basis_is_all_of_a_layers_candidates_unless_fewer_are_asked_for():
+    toxic, neutral = ({n: drawn(9, 6, seed=seed + n) for n in (3, 5)} for seed in (0, 10))
+    found = gloss.candidates(toxic, neutral, 3, method="profs")
+    assert found.layers == (3, 3, 3, 5, 5, 5) and found.numbers == (0, 1, 2, 0, 1, 2) and found.kept == tuple(range(6))
+    for rank, rows in ((None, 3), (3, 3), (1, 1)):
+        own = gloss.bases(found, "profs", rank)
+        assert torch.equal(own[3], found.directions[:rows]) and torch.equal(own[5], found.directions[3 : 3 + rows])
+    pooled = gloss.bases(found, "pooled")
+    assert len(pooled[3]) == gloss.rank_of(found.directions)
+
+
 # 6. A planted subspace.
 
 

@@ -412,3 +412,26 @@ def test_compiled_equals_eager(combine):
     retain[7], forget[8] = math.nan, -math.inf
     (g,) = combine([forget], [retain], compiled=True)
     assert not g[7].isfinite() and not g[8].isfinite()
+
+
+@pytest.mark.parametrize("forget_weight", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("retain_weight", [0.0, 0.5, 1.0, 2.0])
+def test_weights_below_at_and_above_one_count(forget_weight, retain_weight):
+    f = torch.tensor([1.0, -2.0, 3.0, 0.0, 0.25], dtype=torch.float64)
+    r = torch.tensor([0.5, 4.0, -0.5, 1.0, 0.5], dtype=torch.float64)
+    how = {"forget_weight": forget_weight, "retain_weight": retain_weight}
+    opposed = torch.tensor([False, True, True, False, False])
+    (found,) = sago.combine([f], [r], **how)
+    assert_close(found, torch.where(opposed, retain_weight * r, forget_weight * f))
+    (found,) = sago.combine_prefer_retain([f], [r], **how)
+    assert_close(found, retain_weight * r + torch.where(opposed, 0.0, forget_weight * f))
+    # <f, r> = -8.875, |r|^2 = 17.75, |f|^2 = 14.0625
+    (found,) = pcgrad.combine([f], [r], **how)
+    assert_close(found, forget_weight * (f + 0.5 * r) + retain_weight * r)
+    (found,) = pcgrad.combine_symmetric([f], [r], **how)
+    assert_close(found, forget_weight * (f + 0.5 * r) + retain_weight * (r + 8.875 / 14.0625 * f))
+
+
+@pytest.mark.parametrize(("dot", "taken"), [(0.5, 0.0), (0.0, 0.0), (-0.5, -0.25)])
+def test_what_agrees_a_little_is_left_and_what_opposes_a_little_is_taken(dot, taken):
+    assert pcgrad._coefficient(dot, 2.0) == pytest.approx(taken) and pcgrad._coefficient(-1e-10, 0.0) == -1

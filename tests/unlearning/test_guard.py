@@ -215,6 +215,13 @@ def test_a_sample_of_the_retain_set_tells_how_far_its_halves_agree(double, sides
     by_difference = guard.attribute(double, forget, retain, retained=4)
     assert apart(by_difference.scores, found.scores) < 1e-5
     assert by_difference.split_half == pytest.approx(wanted, rel=1e-4)
+    assert found.retain_norm == pytest.approx(gradients(double, chosen).mean(0).norm().item(), rel=1e-9)
+    pair = guard.attribute(double, forget, retain, way="gradient", retained=2)  # a record each
+    of_pair = each @ gradients(double, [retain[0], retain[3]]).T
+    assert pair.split_half == pytest.approx(torch.corrcoef(of_pair.T)[0, 1].item(), rel=1e-6)
+    assert_close(pair.scores, of_pair.mean(1), rtol=1e-8, atol=0)
+    three = guard.attribute(double, forget, retain, way="gradient", retained=3)  # two in one half, one in the other
+    assert_close(three.scores, each @ gradients(double, [retain[n] for n in (0, 2, 4)]).mean(0), rtol=1e-8, atol=0)
     whole = guard.attribute(double, forget, retain, way="gradient")
     assert math.isnan(whole.split_half) and whole.notes == ()
     # One retain record has no halves; over two forget records the halves agree or they do not, over one nobody can say.
@@ -298,6 +305,7 @@ def test_steps_that_do_not_agree_are_told(monkeypatch, taught, sides):
         (lambda h: 1 + h**3, 0.25, 0.4, [0.5, 0.4]),  # and no shorter one is tried
         (lambda h: 1 + h**3, 0.25, 0.5, [0.5]),
         (lambda h: 1 + h**3 if h > 0.2 else 2.0, 0.25, 1e-3, [0.5, 0.25, 0.5]),  # rounding has taken over: back
+        (lambda h: h, 0.25, 1e-3, [0.5, 0.25, 0.5]),  # a shorter one is no better
         (lambda h: 1.0, 0.0, 1e-3, [0.5]),
         (lambda h: 0.0, 0.0, 1e-3, [0.5]),
     ],
@@ -339,6 +347,66 @@ def test_the_step_of_a_difference_is_as_short_as_it_has_to_be(monkeypatch, slope
     assert nothing[0].tolist() == [0.0] * len(examples) and nothing[1] == [] and len(asked) == len(walked)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "power", "first", "second", "least"),
+    [
+        # Losses whose slope is 1 + (h / power)^2: two steps far from straight. The second is the first times
+        # sqrt(error wanted / (4/3 of what the first is apart from its half)), the third would be shorter than the least.
+        (torch.float32, 1e-6, 1e-3, 1e-3 * math.sqrt(3e-4 / 4), 5e-6),
+        (torch.float64, 1e-9, 1e-5, None, 1e-7),
+    ],
+)
+def test_the_steps_of_a_difference_in_either_precision(monkeypatch, dtype, power, first, second, least):
+    weight, walked = nn.Parameter(torch.tensor([0.0, 4.0], dtype=dtype)), []
+
+    class Batches:
+        model = None
+
+        def values(self, examples, losses):
+            return losses(None).expand(len(examples))
+
+    def losses(model, batch):
+        h = weight[0].detach().double() / 4  # of the weights' length
+        walked.append(abs(h.item()))
+        return h * (1 + (h / power) ** 2)
+
+    monkeypatch.setattr(guard, "row_losses", losses)
+    _, (note,) = guard._by_difference(Batches(), [0], [weight], [torch.tensor([1.0, 0.0], dtype=dtype)])
+    lengths = walked[::2]  # there and back
+    tried = [first, least] if second is None else [first, second, least]
+    assert lengths == pytest.approx([each for step in tried for each in (step, step / 2)] + [least], rel=1e-5)
+    long, short = (1 + (h / power) ** 2 for h in (least, least / 2))
+    assert note.startswith(
+        f"Two step lengths of the central difference give scores that are {(long - short) / short:.0%}"
+    )
+
+
+@pytest.mark.parametrize(("bend", "told"), [(0.0128, False), (0.0141, True)])
+def test_scores_are_not_trusted_from_one_part_in_a_hundred(monkeypatch, bend, told):
+    weight = nn.Parameter(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    batches = type("Batches", (), {"model": None, "values": lambda _, its, losses: losses(None).expand(len(its))})()
+    # Of a slope 1 + bend h^2 a step of 1 is 3/4 bend apart from its half: 0.0096 and 0.0105.
+    monkeypatch.setattr(guard, "row_losses", lambda *_: weight[0].detach() * (1 + bend * weight[0].detach() ** 2))
+    monkeypatch.setattr(guard, "STEPS", {torch.float64: (1.0, 1.0, 1e-9)})
+    _, notes = guard._by_difference(batches, [0], [weight], [torch.tensor([1.0, 0.0], dtype=torch.float64)])
+    assert [note[:80] for note in notes] == [
+        "Two step lengths of the central difference give scores that are 1% apart (of the"
+    ] * told
+
+
+def test_batches_are_of_like_length_the_longest_first_and_come_back_in_order():
+    from equipoise.language.encode import Example
+
+    made = _Given(None)
+    examples = [Example(tuple(range(length)), tuple(range(length))) for length in (2, 5, 3, 7, 1)]
+    batches = guard._Batches(made, 2)
+    walked = [(chosen, batch["input_ids"].shape) for chosen, batch in batches(examples)]
+    assert walked == [([3, 1], (2, 7)), ([2, 0], (2, 3)), ([4], (1, 1))]
+    assert [chosen for chosen, _ in batches(examples, 4)] == [[3, 1, 2, 0], [4]]
+    lengths = batches.values(examples, lambda batch: batch["attention_mask"].sum(-1))
+    assert lengths.dtype == torch.float64 and lengths.tolist() == [2, 5, 3, 7, 1]
+
+
 def test_what_cannot_be_scored_is_refused(taught, sides):
     with pytest.raises(BadInput, match=r"^5 forget and 0 retain records: scores need at least one of each\.$"):
         guard.scores(taught, sides[0], [])
@@ -372,7 +440,9 @@ def test_weights_are_positive_of_mean_one_and_fall_with_the_score():
         {"temperature": 0.0},
         {"temperature": -1.0},
         {"temperature": math.nan},
-        {"temperature": 1.0, "floor": 2},
+        {"temperature": 1.0, "floor": 1.5},
+        {"temperature": 1.0, "floor": -0.5},
+        {"temperature": math.inf, "floor": 2},
     ):
         with pytest.raises(BadInput, match="need a temperature above 0 and a floor from 0 to 1"):
             guard.weights(A, **words)
@@ -396,7 +466,10 @@ def test_effective_sample_size_and_temperature():
     assert guard.absolute_temperature(A, math.inf) == math.inf
     alike = torch.full((3,), 0.1) + torch.tensor([0.0, 1e-8, -1e-8])  # rounding, not a difference
     assert guard.absolute_temperature(alike, 2.0) == math.inf
-    assert guard.absolute_temperature(alike[:1], 2.0) == math.inf
+    assert guard.absolute_temperature(alike[:1], 2.0) == guard.absolute_temperature(0 * A, 2.0) == math.inf
+    near = torch.tensor([1.0, 1.0 + 3e-5], dtype=torch.float64)  # a spread of 1.5e-5
+    assert guard.absolute_temperature(near, 2.0) == pytest.approx(3e-5, rel=1e-9)
+    assert guard.absolute_temperature(torch.tensor([1.0, 1.0 + 1.6e-5], dtype=torch.float64), 2.0) == math.inf
 
 
 def test_variants():
@@ -431,6 +504,31 @@ def test_a_recipe_weighs_and_warns_of_few(taught, sides):
     own, chosen = replace(taught, model=copy.deepcopy(taught.model)), Recipe(weigh="guard", temperature=0.05, steps=1)
     with pytest.warns(UserWarning, match="effective sample of 1.0 of 5"):
         train(own, chosen, forget, retain)
+
+
+@pytest.mark.parametrize(
+    ("given", "effective", "told"),
+    [
+        ([2.0, 2.0, 0.0, 0.0], 2.0, False),  # a half exactly
+        ([3.0, 1.0, 0.0, 0.0], 1.6, True),
+        ([2.5, 2.5, 0.0, 0.0, 0.0], 2.0, True),
+    ],
+)
+def test_less_than_half_of_the_records_is_few(monkeypatch, given, effective, told):
+    asked = {}
+
+    def attribute(*_, **how):
+        asked.update(how)
+        return guard.Attribution(torch.arange(float(len(given))), None, 1.0, 3, 0.5, ("said",))
+
+    monkeypatch.setattr(guard, "attribute", attribute)
+    monkeypatch.setattr(guard, "weights", lambda *_, **how: torch.tensor(given))
+    found = guard.weigh(None, Recipe(weigh="guard", batch_size=9), [], [])
+    assert asked == {"way": "difference", "batch_size": 9} and found.split_half == 0.5
+    words = f"The weights leave an effective sample of {effective:.1f} of {len(given)} forget records"
+    assert found.notes[0] == "said" and [note[: len(words)] for note in found.notes[1:]] == [words] * told
+    guard.weigh(None, Recipe(weigh="guard", batch_size=9, micro_batch_size=2), [], [])
+    assert asked == {"way": "difference", "batch_size": 2}
 
 
 def test_a_loss_of_ones_own_takes_the_weights_by_id():

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from equipoise.core.errors import BadInput
+from equipoise.core.streams import torch_stream
 from equipoise.data.records import Record
 from equipoise.language.encode import collate, encode
 from equipoise.language.model import wrap
@@ -386,6 +387,10 @@ def test_sam_on_a_quadratic_and_the_weights_afterwards(accelerator):
     _, (again,) = gradient_of(quadratic(matrix), model, [None], accelerator, sharpness.smoothing(rho, 3)(1))
     _, (later,) = gradient_of(quadratic(matrix), model, [None], accelerator, sharpness.smoothing(rho, 3)(2))
     assert torch.equal(first, again) and not torch.allclose(first, later)
+    mean, (at_three,) = gradient_of(quadratic(matrix), model, [None], accelerator, sharpness.smoothing(rho, 3)(1))
+    places = [x + rho * torch.randn(1, 4, generator=torch_stream(3, 4, 1, draw))[0] for draw in range(3)]
+    assert_close(at_three[0], sum(matrix @ each for each in places) / 3, rtol=1e-6, atol=1e-6)
+    assert mean.item() == pytest.approx(sum((each @ matrix @ each).item() / 2 for each in places) / 3, rel=1e-6)
     assert torch.equal(model.weight, start)
     with pytest.raises(ZeroDivisionError), sharpness.displaced([model.weight], [torch.ones(1, 4)], math.pi):
         raise ZeroDivisionError

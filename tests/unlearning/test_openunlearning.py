@@ -235,6 +235,7 @@ def test_the_log_of_open_unlearning_written_anew(model, tmp_path):
     assert (
         mia["auc"] == mia["agg_value"] == np.mean([[a < b for b in losses(model, OTHERS)] for a in answer])
     )  # a holdout's loss is above a member's
+    assert mia["forget"]["value_by_index"]["1"]["score"] == pytest.approx(answer[1], rel=1e-4)
     assert mia["holdout"]["value_by_index"]["0"]["score"] == pytest.approx(losses(model, OTHERS)[0], rel=1e-4)
     auc = log["mia_min_k"]["agg_value"]
     assert log["privleak"]["agg_value"] == pytest.approx(((1 - auc) - 0.5) / (0.5 + 1e-10) * 100)

@@ -88,11 +88,26 @@ def test_the_thin_path_agrees_with_the_dense_one_and_counts_as_many_positive_val
     for way in ("dense", "thin", "auto"):
         with pytest.raises(BadInput, match=r"in 7 directions .* lora_rank of at most 7"):
             reglu.directions(forget, retain, 8, way=way)
+    assert reglu.directions(forget, retain, 7, way="thin").eigenvalues.min() > 0  # all seven
+    for way in ("dense", "thin"):  # of outputs that are zero no eigenvalue is above 0
+        with pytest.raises(BadInput, match="in 0 directions"):
+            reglu.directions(0 * forget, 0 * retain, 1, way=way)
     with pytest.raises(BadInput, match="way is 'thick'"):
         reglu.directions(forget, retain, 2, way="thick")
     # A repeated record adds no direction.
     with pytest.raises(BadInput, match="in 1 directions"):
         reglu.directions(forget[:1].repeat(4, 1), retain, 2)
+
+
+@pytest.mark.parametrize(
+    ("way", "width", "thin"), [("auto", 31, True), ("auto", 30, False), ("thin", 5, True), ("dense", 31, False)]
+)
+def test_the_cheaper_way_is_taken(monkeypatch, way, width, thin):
+    """Of 30 rows: over a matrix as wide as the outputs unless these are more."""
+    made, qr = [], torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: made.append(matrix.shape) or qr(matrix))
+    reglu.directions(*sides(width, 10, 20), 2, way=way)
+    assert made == [(width, 30)] * thin
 
 
 def test_the_penalty_is_zero_only_for_columns_that_are_orthogonal_and_its_gradient_is_2_p_pt_b():
@@ -123,7 +138,8 @@ def test_the_retain_basis_is_of_the_main_directions_that_there_are():
         16,
         2,
     )  # two records forbid two directions, and no arbitrary ones
-    for count in (16, 0):
+    assert reglu.retain_basis(retain, 15).shape == (16, 15)
+    for count in (16, 17, 0):
         with pytest.raises(BadInput, match="use 1 to 15"):
             reglu.retain_basis(retain, count)
 
@@ -161,24 +177,54 @@ def test_what_cannot_be_a_start_is_refused():
     for call, why in (
         (lambda: reglu.directions(forget, retain, 7), "use a rank from 1 to 6"),
         (lambda: reglu.directions(forget, retain[:, :5], 2), "of one width"),
+        (lambda: reglu.directions(forget, retain, 0), "rank 0 .* use a rank from 1 to 6"),
         (lambda: reglu.directions(forget[:0], retain, 2), "at least one row"),
+        (lambda: reglu.directions(forget, retain[:0], 2), "at least one row"),
         (lambda: reglu.directions(forget, retain, 2, beta=1.5), "beta is 1.5"),
+        (lambda: reglu.directions(forget, retain, 2, beta=-0.5), "beta is -0.5"),
         (lambda: reglu.initialize(forget, retain, drawn(5, 4), rank=2, scale=2.0), "5 outputs"),
     ):
         with pytest.raises(BadInput, match=why):
             call()
+    assert reglu.directions(forget, retain, 6, beta=0.0).vectors.shape == (6, 6)
 
 
 def test_shares_and_what_is_said_of_them():
     outputs = torch.tensor([[3.0, 0.0, 4.0], [0.0, 5.0, 0.0]])
     assert reglu.share_in(outputs, torch.eye(3, dtype=D)[:, :1]) == pytest.approx(9 / 50)
-    assert reglu.share_in(outputs[:0], torch.eye(3, dtype=D)[:, :1]) != 0  # nan
+    assert np.isnan(reglu.share_in(outputs[:0], torch.eye(3, dtype=D)[:, :1]))
     bad, good = MapSpectrum("up", 4, forget=0.6, leakage=0.7), MapSpectrum("down", 4, forget=0.8, leakage=0.6)
     assert map_spectra.notes([good, MapSpectrum("q", 4)]) == ()
     (note,) = map_spectra.notes([bad, good])
     assert note.startswith("In 1 of 2 maps") and "(up: 0.70 of" in note
     table = map_spectra.section([good, MapSpectrum("q", 4, 2, directions=1), bad]).parts[1]
     assert [row[0] for row in table.rows] == ["up", "down", "q"] and table.rows[2][1:] == (4, 2, None, None, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("forget", "leakage", "warned"),
+    [(0.4, 0.5, False), (0.6, 0.6, True), (0.7, 0.6, False), (0.4, 0.51, True), (0.1, 0.3, False)],
+)
+def test_a_start_leaks_that_holds_more_of_what_is_kept(forget, leakage, warned):
+    found = map_spectra.notes([MapSpectrum("up", 4, forget=forget, leakage=leakage)])
+    assert [note[:30] for note in found] == ["In 1 of 1 maps the adapter beg"] * warned
+
+
+def test_where_nothing_was_held_out_that_is_said_of_starts_alone():
+    unknown, plain = MapSpectrum("up", 4, forget=0.5), MapSpectrum("q", 4, directions=2)
+    (note,) = map_spectra.notes([unknown, plain])
+    assert "fewer than five" in note and map_spectra.notes([plain]) == map_spectra.notes([]) == ()
+    assert map_spectra.notes([unknown, MapSpectrum("k", 4, forget=0.5, leakage=0.1)]) == ()
+
+
+def test_a_page_lists_forty_maps():
+    spectra = [MapSpectrum(f"m{n}", 4, leakage=n / 100) for n in range(41)]
+    table = map_spectra.section(spectra).parts[1]
+    assert table.caption == "By map, the 40 of 41 maps with the largest leakage"
+    assert [row[0] for row in table.rows] == [f"m{n}" for n in range(40, 0, -1)]
+    table = map_spectra.section(spectra[:40]).parts[1]
+    assert table.caption == "By map" and len(table.rows) == 40
+    assert [column.numeric for column in table.columns] == [False] + [True] * 6
 
 
 # FILA and VILA.
@@ -218,8 +264,13 @@ def test_rows_that_matter_to_the_forget_set_are_the_ones_taken():
     a, b, base = fila.initialize(weight, forget, retain, rank=1, scale=2.0)
     assert_close((2 * b @ a)[2], weight[2], rtol=1e-3, atol=1e-3)
     assert base[2].norm() < 1e-3 * weight[2].norm()
-    with pytest.raises(BadInput, match="use a rank from 1 to 4"):
-        fila.initialize(weight, forget, retain, rank=5, scale=2.0)
+    for rank in (0, 5):
+        with pytest.raises(BadInput, match="use a rank from 1 to 4"):
+            fila.initialize(weight, forget, retain, rank=rank, scale=2.0)
+    a, b, base = fila.initialize(weight, forget, retain, rank=4, scale=2.0)  # all of it
+    assert_close(2 * b @ a, weight, rtol=1e-2, atol=1e-2)
+    with pytest.raises(BadInput, match="no weight matters"):
+        fila.initialize(weight, torch.inf * forget, retain, rank=1, scale=2.0)
     with pytest.raises(BadInput, match="no weight matters"):
         fila.initialize(weight, 0 * forget, retain, rank=1, scale=2.0)
 
@@ -236,6 +287,10 @@ def test_moments_of_gradients_are_weighed_by_tokens():
     assert_close(moments.square, each.square().mean(0))
     assert_close(moments.variance, each.var(0, correction=0))
     assert_close(plain.square, each.square().mean(0) / 2)
+    alike = fila.GradientMoments(torch.zeros(1000, dtype=D), centred=True)  # a gradient that never changes
+    for _ in range(3):
+        alike.add(drawn(1000, seed=7), 1)
+    assert alike.variance.min() == 0 and alike.variance.max() < 1e-14  # rounding makes none below
     with pytest.raises(BadInput, match="not centred"):
         _ = plain.variance
     assert_close(

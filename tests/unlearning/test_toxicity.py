@@ -46,6 +46,12 @@ def test_listed_words_tell_the_scorer_nothing():
     ]
     assert toxicity.scorer_auroc(scorer, TOXIC, NEUTRAL) > 0.9
     assert math.isnan(toxicity.scorer_auroc(scorer, TOXIC, []))
+    # A text of which nothing is left does not count, on either side.
+    some, other = TOXIC[:3], [TOXIC[1], NEUTRAL[0]]
+    above = np.subtract.outer(scorer(some), scorer(other))
+    expected = ((above > 0) + (above == 0) / 2).mean()
+    assert 0 < expected < 1
+    assert toxicity.scorer_auroc(scorer, [*some, "fool"], ["daft idea", *other]) == pytest.approx(expected)
 
 
 def test_a_scorer_without_texts_is_refused():
@@ -71,9 +77,10 @@ def test_listed_tokens_are_words_and_their_first_halves(model):
 
 
 def test_a_listed_word_is_known_by_its_first_piece_where_that_is_half_of_it():
-    pieces = ["x", " foo", "lish", "Daft", " da", "fool", " dull", "ninny", "beyond"]
+    pieces = ["x", " foo", "lish", "Daft", " da", "fool", " dull", "ninny", " sly", "old", " mea", "beyond"]
 
-    begun = {" foolish": 1, "foolish": 5, " daft": 4, " dullness": 6, " ninnyhammers": 7, "beyonders": 8}
+    begun = {" foolish": 1, "foolish": 5, " daft": 4, " dullness": 6, " ninnyhammers": 7, "beyonders": 11}
+    begun |= {" meaner": 10}
 
     class Pieces:
         """Tokens as a table says: of a word behind a blank the one, of a bare word the other."""
@@ -88,14 +95,16 @@ def test_a_listed_word_is_known_by_its_first_piece_where_that_is_half_of_it():
             assert how == {"add_special_tokens": False, "verbose": False}
             return SimpleNamespace(input_ids=[begun[text], 2] if text in begun else [])
 
-    model = SimpleNamespace(tokenizer=Pieces(), vocabulary=8)
-    listed, coverage = toxicity.listed_tokens(model, ["foolish", "DAFT", "dullness", "ninnyhammers", "beyonders", "zz"])
+    model = SimpleNamespace(tokenizer=Pieces(), vocabulary=11)
+    words = ["foolish", "DAFT", "dullness", "ninnyhammers", "beyonders", "zz", "sly", "meaner"]
+    listed, coverage = toxicity.listed_tokens(model, words)
     # " foo" is less than half of foolish, " da" is too short, "ninny" less than half; "beyond" is no token of the model.
-    assert [pieces[token] for token in listed.nonzero().flatten()] == ["Daft", "fool", " dull"]
-    assert listed.shape == (8,) and coverage == pytest.approx(3 / 6)
+    # Three letters do where they are half of the word, or all of it.
+    assert [pieces[token] for token in listed.nonzero().flatten()] == ["Daft", "fool", " dull", " sly", " mea"]
+    assert listed.shape == (11,) and coverage == pytest.approx(5 / 8)
 
 
-def test_listed_mass_against_plain_sums_alone_and_together(model):
+def test_listed_mass_against_plain_sums_alone_and_together(model, monkeypatch):
     examples = encode(model, [Record(str(i), text) for i, text in enumerate(TOXIC) if len(text) > 1])
     listed = torch.arange(model.vocabulary) % 7 == 0
     found = toxicity.listed_mass(model, examples, listed, batch_size=2)
@@ -104,7 +113,17 @@ def test_listed_mass_against_plain_sums_alone_and_together(model):
             probabilities = model.model(torch.tensor([example.input_ids])).logits[0].double().softmax(-1)
         places = [place - 1 for place, label in enumerate(example.labels) if label != IGNORE]
         assert_close(mass, probabilities[places][:, listed].sum(-1).mean(), rtol=1e-5, atol=1e-7)
+    shapes, collate = [], toxicity.collate
+    monkeypatch.setattr(toxicity, "collate", lambda its, *how: shapes.append(len(its)) or collate(its, *how))
     assert_close(toxicity.listed_mass(model, examples, listed, batch_size=16), found, rtol=1e-5, atol=1e-8)
+    assert shapes == [5]
+    widths = []
+    monkeypatch.setattr(
+        toxicity, "collate", lambda its, *how: widths.append([len(e.input_ids) for e in its]) or collate(its, *how)
+    )
+    toxicity.listed_mass(model, examples, listed, batch_size=2)
+    lengths = sorted((len(each.input_ids) for each in examples), reverse=True)
+    assert widths == [lengths[:2], lengths[2:4], lengths[4:]]  # the longest first: memory fails early
 
 
 def test_the_first_half_of_a_text():

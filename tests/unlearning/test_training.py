@@ -180,3 +180,50 @@ def test_what_cannot_be_sharded_is_refused_and_the_rest_is_split(monkeypatch, mo
             assert not any(parameter.requires_grad for parameter in frozen.parameters())
         del sharded[:]
     assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_cir_looks_at_the_forget_set_in_batches_and_anew_after_each_pass(monkeypatch, model, fitted):
+    forget = encode(model, RECORDS)
+    words = {"objective": "ga", "combine": "sum", "parameters": "mlp", "gradient_filter": "cir", "batch_size": 2}
+    for more, sizes, every in (
+        ({}, [2, 2, 1], 3),
+        ({"micro_batch_size": 1}, [1] * 5, 3),
+        ({"batch_size": 5, "cir_every": 7}, [5], 7),
+        ({"cir_activations": 3, "cir_gradients": 4}, [2, 2, 1], 3),
+    ):
+        recipe = Recipe(**words | more)
+        train(prepare(model, recipe), recipe, forget, forget)
+        found = fitted["carried"]
+        assert [len(batch["input_ids"]) for batch in found.batches()] == sizes and found.every == every
+        assert (found.activations, found.gradients) == (recipe.cir_activations, recipe.cir_gradients)
+    rows = [row.tolist() for batch in found.batches() for row in batch["input_ids"]]
+    lengths = [len(forget[index].input_ids) for index in training.without_replacement(5, 5, 0)(0)]
+    assert [len([each for each in row if each != model.pad_id]) for row in rows] == lengths
+    # So many records as hold that many tokens: one less is not enough.
+    for tokens, count in ((sum(lengths[:3]), 3), (sum(lengths[:3]) + 1, 4), (1, 1)):
+        monkeypatch.setattr(training, "ROWS", tokens)
+        train(model, recipe, forget, forget)
+        assert sum(len(batch["input_ids"]) for batch in fitted["carried"].batches()) == count
+
+
+def test_steps_of_one_length_are_taken_as_they_are(model, fitted):
+    forget = encode(model, RECORDS)
+    recipe = Recipe(
+        objective="ga", update="fixed-length", update_length=0.5, retain_learning_rate=0.25, steps=3, batch_size=4
+    )
+    train(prepare(model, recipe), recipe, forget, forget)
+    method, settings = fitted["method"], fitted["settings"]
+    assert (method.length, method.retain_learning_rate) == (0.5, 0.25) and fitted["carried"] is None
+    assert (settings.optimizer, settings.learning_rate, settings.schedule) == ("sgd", 1.0, "constant")
+    assert (settings.warmup_ratio, settings.max_grad_norm, settings.steps, settings.batch_size) == (0.0, None, 3, 4)
+
+
+def test_weights_of_one_are_the_base_method_and_a_penalty_counts_once(monkeypatch, model, fitted):
+    forget = encode(model, RECORDS)
+    for given, kept in (([1.0] * 5, False), ([1.0, 1.0, 0.5, 1.5, 1.0], True)):
+        train(model, Recipe(objective="ga"), forget, forget, weights=torch.tensor(given, dtype=torch.float64))
+        assert ("weight" in fitted["collate"]([(0, 0)])[0]) == kept
+    monkeypatch.setattr(training.starts, "penalty", lambda *given: "penalty")
+    recipe = Recipe(objective="ga", orthogonality=0.5, retain_weight=0.25)
+    assert training._kept_out(model, recipe, "begun") == {"penalty": "penalty", "penalty_weight": 2.0}
+    assert training._kept_out(model, recipe, None) == training._kept_out(model, Recipe(objective="ga"), "begun") == {}

@@ -25,7 +25,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.options import closed
 from equipoise.core.progress import beat
 from equipoise.training import subspace
-from equipoise.training.gradients import work_dtype
+from equipoise.training.gradients import sum_dtype, work_dtype
 from equipoise.training.loop import Batch, LossFunction, mean_gradient
 from equipoise.training.two_gradients import GradientFunction
 from equipoise.unlearning.mcu import Basis, project_out
@@ -251,7 +251,7 @@ def _nothing_left(rows: Tensor, components: Tensor) -> bool:
 @closed
 def taken_out(rows: Tensor, count: int, basis: Basis) -> Tensor:
     """Mean and principal directions of rows [N, D], [K, D] with K <= count: fewer where the rows vary in fewer."""
-    center = rows.double().mean(0) if rows.device.type != "mps" else rows.mean(0)
+    center = rows.to(sum_dtype(rows.device)).mean(0)
     if count == 0 or not rows.any():
         return center.new_empty(0, len(center))
     found = torch.cat([center[None], subspace.directions(rows, count - 1, centred=True, fewer=True).to(center)])

@@ -201,7 +201,7 @@ class Forgetting(Request):
         stored, notes = ({}, []) if folder is None else stored_state(folder / STATE)
         weights = weights_digest(language_model.model)
         _require_same(stored, weights)
-        if recipe.parameters == "lora" and folder is not None:
+        if self._writes() == "adapter" and folder is not None:
             adapters.require_base(language_model)
         if not stored:
             check_model(language_model, retain)
@@ -227,7 +227,7 @@ class Forgetting(Request):
         start = trained_weights(language_model.model)
 
         def look(moment: Any) -> bool:
-            if moment.step % self.every and moment.step != recipe.steps:
+            if not self._measured(moment.step):
                 return False
             path.append({"step": moment.step, **_values(scales(language_model))})
             return self._ended(path) is not None
@@ -275,7 +275,7 @@ class Forgetting(Request):
                 language_model,
                 folder,
                 [*subsample(forget, COMPARED), *subsample(retain, COMPARED)],
-                adapter=recipe.parameters == "lora",
+                adapter=self._writes() == "adapter",
                 kept=folder / STATE,
             )
         return Unlearned(
@@ -387,6 +387,10 @@ class Forgetting(Request):
 
     def _name(self) -> str:
         return self.model.name if isinstance(self.model, LanguageModel) else str(self.model)
+
+    def _measured(self, step: int) -> bool:
+        """Whether the model is measured after so many steps: every so often, and at the end."""
+        return not step % self.every or step == self.recipe.steps
 
     def _ended(self, path: Sequence[Mapping[str, Any]]) -> str | None:
         """Why the last measurement ends the run, or None; also of a checkpoint that had stopped there."""

@@ -228,7 +228,8 @@ def attribute(
         raise BadInput("the model has no parameter that requires a gradient: scores are over those that are trained.")
     count = min(retained, len(retain))
     kept = [retain[index * len(retain) // count] for index in range(count)]
-    halves = [kept[::2], kept[1::2]] if 1 < count < len(retain) else [kept]
+    sampled = 1 < count < len(retain)
+    halves = [kept[::2], kept[1::2]] if sampled else [kept]
     notes = []
     whole = sum(parameter.numel() for parameter in model.parameters())
     if (trained := sum(parameter.numel() for parameter in parameters)) < whole:
@@ -248,7 +249,7 @@ def attribute(
             found = torch.stack([column for column, _ in columns], dim=-1)
             notes += dict.fromkeys(note for _, said in columns for note in said)
     split_half = math.nan
-    if len(halves) > 1:
+    if sampled:
         split_half = torch.corrcoef(found.T)[0, 1].item() if len(found) > 1 else math.nan
         notes.append(
             f"The retain gradient is over {count} of {len(retain)} records; two halves of them give scores that correlate "
