@@ -439,7 +439,7 @@ def test_one_pass_of_both_losses_where_a_step_allows_it(window, index, words, as
 
 
 def test_a_penalty_is_part_of_the_retain_loss_once_a_step(accelerator):
-    """7 (a^2 + b) of the parameters alone, beside two micro-batches; it reaches b, which the retain loss does not, and not c."""
+    """7 (a^2 + b), beside two micro-batches; it reaches b, which the retain loss does not, and not c, which that does."""
     model = Two()
     words = {"forget_weight": 0.5, "retain_weight": 3.0, "penalty": lambda: model.a**2 + model.b, "penalty_weight": 7.0}
     step = TwoGradients(of_a_and_b, of_a_and_c, gradient_sum.combine, **words)
