@@ -202,3 +202,25 @@ def test_what_is_moved_to_be_emptied_gets_a_name_that_nobody_guesses(folder, mon
     (folder / "a" / "b").mkdir(parents=True)
     beneath.remove(folder)
     assert not folder.exists() and asked == [8, 8]
+
+
+def test_files_are_opened_so_that_nothing_is_followed_and_nothing_waits(folder, monkeypatch):
+    asked, plain = [], os.open
+
+    def noted(name, flags, mode=0o777, **where):
+        asked.append((name, flags))
+        return plain(name, flags, mode, **where)
+
+    beneath.write(folder, "a/b", b"")
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(os, "supports_follow_symlinks", set())
+    beneath.write(folder, "a/b", b"x")
+    beneath.read(folder, "a/b")
+    beneath._permit(str(folder), None)
+    ours = sum((os.O_DIRECTORY, os.O_CLOEXEC))
+    theirs = ours + os.O_NOFOLLOW
+    assert asked == [
+        (folder, ours), ("a", theirs), ("b", sum((os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_NOFOLLOW, os.O_CLOEXEC))),
+        (folder, ours), ("a", theirs), ("b", sum((os.O_NOFOLLOW, os.O_NONBLOCK, os.O_NOCTTY, os.O_CLOEXEC))),
+        (str(folder), theirs + os.O_PATH),
+    ]  # fmt: skip

@@ -378,3 +378,44 @@ def test_where_caches_are(tmp_path, monkeypatch):
     assert files.cache_folder() == tmp_path / "Library" / "Caches" / "equipoise"
     monkeypatch.setenv("EQUIPOISE_CACHE", "/own")
     assert str(files.cache_folder()) == "/own"
+
+
+def test_files_are_opened_to_be_made_cut_or_added_to(tmp_path, monkeypatch):
+    asked, plain, flock = [], os.open, files.fcntl.flock
+
+    def noted(path, flags, *mode):
+        asked.append((flags, *mode))
+        return plain(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(files.fcntl, "flock", lambda descriptor, how: asked.append(how) or flock(descriptor, how))
+    write_atomic(tmp_path / "a", "x")
+    append_synced(tmp_path / "a", "x")
+    read_regular(tmp_path / "a")
+    with lock(tmp_path / "lock"):
+        pass
+    assert asked == [
+        (sum((os.O_WRONLY, os.O_CREAT, os.O_TRUNC)), 0o644), (os.O_RDONLY,),
+        (sum((os.O_WRONLY, os.O_CREAT, os.O_APPEND)), 0o644), (os.O_RDONLY,),
+        (sum((os.O_NONBLOCK, os.O_CLOEXEC)),),
+        (sum((os.O_RDWR, os.O_CREAT, os.O_NOFOLLOW)), 0o644), sum((files.fcntl.LOCK_EX, files.fcntl.LOCK_NB)),
+    ]  # fmt: skip
+
+
+def test_all_that_a_folder_holds_is_on_the_disk_before_its_name_and_links_are_not_followed(tmp_path, monkeypatch):
+    synced, plain = [], files._sync
+    work = tmp_path / "work"
+    (work / "deep").mkdir(parents=True)
+    (work / "deep" / "a").write_text("x")
+    (work / "link").symlink_to("nowhere")
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append(path) or plain(path))
+    files.publish(work, tmp_path / "done")
+    assert synced[0] == work and sorted(synced[1:-1]) == [work / "deep", work / "deep" / "a"] and synced[-1] == tmp_path
+    synced.clear()
+    with atomic_folder(tmp_path / "done") as folder:
+        (folder / "b").write_text("y")
+    assert synced == [folder, folder / "b", tmp_path]
+    Files().write(tmp_path / "c", b"z")
+    Files().append(tmp_path / "c", b"z")
+    Files().truncate(tmp_path / "c", 1)
+    assert synced[3:] == [tmp_path / "c"] * 3

@@ -231,7 +231,7 @@ def test_a_place_must_be_one_to_write_in_and_to_enter(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, how: asked.append((path, how)) or False)
     with pytest.raises(BadInput) as caught:
         check_folder(tmp_path / "none" / "yet" / "out", {})
-    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert asked == [(tmp_path, 3)]  # to write and to enter
     assert str(caught.value) == f"--out {tmp_path / 'none' / 'yet' / 'out'}: nothing can be written in {tmp_path}."
 
 
@@ -258,3 +258,9 @@ def test_what_a_name_outside_of_a_folder_leads_to_is_damage(tmp_path):
     (out / "weights").unlink()
     (out / "weights").mkdir()
     assert damage(out) == {"weights": False}
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path):
+    with job_folder(tmp_path / "a" / "b" / "out", {}) as folder:
+        assert folder.finish() == tmp_path / "a" / "b" / "out"
+    assert damage(tmp_path / "a" / "b" / "out") == {}
