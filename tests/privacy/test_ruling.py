@@ -309,6 +309,7 @@ def test_warnings_of_a_plan_begin_beyond_their_limits():
 
     quiet = replace(noise_plan(1000, 10.0, 2, weights="uniform", ridge=1.0), delta=1e-3, pull=100.0)
     assert not quiet.raised and plan_warnings(quiet) == ()  # epsilon 10, delta 1 / n, a pull of a tenth
+    assert plan_warnings(replace(quiet, delta=0.9e-3, epsilon=9.0, pull=99.0)) == ()
     for changed, said in (
         ({"delta": 1.001e-3}, "Delta 0.001001 is above one in 1,000 records"), ({"epsilon": 10.01}, "Epsilon 10.01"),
         ({"pull": 100.01}, "The noise pulls like"), ({"raised": True}, "raised the ridge to 1 a record"),
