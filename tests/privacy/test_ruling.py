@@ -128,6 +128,8 @@ def test_ranges_that_end_where_the_records_do_are_refused_of_measured_quantities
     apart, odd = [0.0, 20.0], [0.25, 10.25]
     assert bounded_as_the_records(ages, scores, [20, 30], odd) == "the range of the outcome"
     assert bounded_as_the_records(ages, scores, [18, 90], odd) == "the range of the outcome"
+    halves = [age + 0.5 for age in ages]
+    assert bounded_as_the_records(halves, scores, [20.5, 30.5], odd) == "the range of age"  # the first of two
     assert bounded_as_the_records(ages, scores, [20, 30], apart) is None  # whole numbers, and not of all
     assert bounded_as_the_records(ages, range(11), [20, 30], [0, 10]) == "every range of the bounds"
     assert bounded_as_the_records(ages, range(11), [20, 30], [0, 11]) is None
