@@ -94,3 +94,33 @@ def test_a_clock_has_ticks_that_a_clock_divides_into():
 def test_numbers_of_a_figure():
     assert [finite(value) for value in (1, 0.5, None, math.nan, math.inf)] == [True, True, False, False, False]
     assert [short(value) for value in (1 / 3, 1234567.0, math.nan, None)] == [0.333333, 1234570.0, None, None]
+
+
+def test_which_axes_are_of_shares_and_which_are_logarithmic():
+    share, log = Axis("share", share=True), Axis("rate", log=True)
+    for values, fixed in (
+        ([0.0, 1.0], True),
+        ([-0.01, 1.0], False),
+        ([0.0, 1.01], False),
+        ([], False),
+        ([math.nan], False),
+    ):
+        assert (share.over(values).ends is not None) is fixed, values
+    for values, bounds, wanted in (
+        ([1, 10], [], True), ([1, 9.99], [], False), ([2, 3], [0.5, 5], True), ([0, 10], [], False), ([-1, 10], [], False),
+        ([0.01, 0.1], [], True),
+    ):  # fmt: skip
+        assert log.over(values, bounds).log is wanted, values
+    assert not Axis("rate").over([1, 100]).log
+    assert Axis("x", chance=0.5).over([0.5, 0.5]).drawn and not Axis("x", chance=0.6).over([0.5, 0.5]).drawn
+    assert share.over([0.4], [-3.0, 2.0]).ends == (0.0, 1.0) and share.over([0.4], [-3.0, 2.0]).high == 1.0
+
+
+def test_where_ticks_are_told_otherwise():
+    assert "labelExpr" not in Axis("step").over([9_999.0]).encoding("x")["axis"]
+    plain, timed = Axis("time", unit="s").over([59.4]), Axis("time", unit="s").over([59.5])
+    assert (plain.label, timed.label) == ("time (s)", "time (min:s)") and "values" not in plain.encoding("x")["axis"]
+    weeks = Axis("time", unit="s").over([4e6]).encoding("x")["axis"]
+    assert weeks["values"] == [604_800 * number for number in range(8)]
+    assert weeks["labelExpr"] == "floor(datum.value / 3600) + utcFormat(datum.value * 1000, ':%M:%S')"
+    assert Axis("loss").over([1.0], zero=True).encoding("x")["scale"] == {"nice": True, "zero": True}

@@ -138,3 +138,89 @@ def test_rights_are_given_to_the_folder_itself_where_a_link_need_not_be_followed
     monkeypatch.setattr(os, "supports_follow_symlinks", {chmod})
     beneath._permit("within", 5)
     assert asked == [("within", 0o700, {"dir_fd": 5, "follow_symlinks": False})]
+
+
+def test_files_are_for_those_whom_the_umask_lets_and_folders_for_their_owner(folder, monkeypatch):
+    before = os.umask(0)
+    try:
+        beneath.write(folder, "way/new", b"x")
+    finally:
+        os.umask(before)
+    assert (folder / "way" / "new").stat().st_mode & 0o7777 == 0o666
+    (folder / "way").chmod(0)
+    monkeypatch.setattr(os, "supports_follow_symlinks", set())  # as on Linux before 6.6
+    beneath._permit(str(folder / "way"), None)
+    assert (folder / "way").stat().st_mode & 0o7777 == 0o700
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused_after_one_byte_too_many(folder, monkeypatch):
+    beneath.write(folder, "log", b"1234567")
+    monkeypatch.setattr(beneath, "_plain", lambda status, most: None)  # it was short then
+    assert beneath.read(folder, "log", most=7) == b"1234567"
+    asked, plain = [], os.fdopen
+
+    class Counting:
+        def __init__(self, *how):
+            self.file = plain(*how)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def fileno(self):
+            return self.file.fileno()
+
+        def read(self, size):
+            asked.append(size)
+            return self.file.read(size)
+
+    monkeypatch.setattr(os, "fdopen", Counting)
+    with pytest.raises(WorkFailed) as caught:
+        beneath.read(folder, "log", most=5)
+    assert str(caught.value) == f"'log' below {folder}: it grew beyond 5 bytes." and asked == [6]
+
+
+def test_why_a_file_cannot_be_had_in_full(folder):
+    (folder / "a").write_bytes(b"12345")
+    for act, name, said in (
+        (lambda name: beneath.read(folder, name), "none", "No such file or directory"),
+        (lambda name: beneath.read(folder, name, most=4), "a", "it has 5 bytes, more than 4"),
+        (lambda name: beneath.write(folder, name, b""), "a/b", "a link or a file stands where a folder should be"),
+    ):
+        with pytest.raises(WorkFailed) as caught:
+            act(name)
+        assert str(caught.value) == f"{name!r} below {folder}: {said}."
+    with pytest.raises(WorkFailed, match=r"^'x' below y: odd\.$"), beneath._said("y", "x"):
+        raise OSError("odd")
+
+
+def test_what_is_moved_to_be_emptied_gets_a_name_that_nobody_guesses(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(beneath.secrets, "token_hex", lambda size: asked.append(size) or f"{len(asked)}" * size)
+    (folder / "a" / "b").mkdir(parents=True)
+    beneath.remove(folder)
+    assert not folder.exists() and asked == [8, 8]
+
+
+def test_files_are_opened_so_that_nothing_is_followed_and_nothing_waits(folder, monkeypatch):
+    asked, plain = [], os.open
+
+    def noted(name, flags, mode=0o777, **where):
+        asked.append((name, flags))
+        return plain(name, flags, mode, **where)
+
+    beneath.write(folder, "a/b", b"")
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(os, "supports_follow_symlinks", set())
+    beneath.write(folder, "a/b", b"x")
+    beneath.read(folder, "a/b")
+    beneath._permit(str(folder), None)
+    ours = sum((os.O_DIRECTORY, os.O_CLOEXEC))
+    theirs = ours + os.O_NOFOLLOW
+    assert asked == [
+        (folder, ours), ("a", theirs), ("b", sum((os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_NOFOLLOW, os.O_CLOEXEC))),
+        (folder, ours), ("a", theirs), ("b", sum((os.O_NOFOLLOW, os.O_NONBLOCK, os.O_NOCTTY, os.O_CLOEXEC))),
+        (str(folder), theirs + os.O_PATH),
+    ]  # fmt: skip

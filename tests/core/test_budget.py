@@ -98,3 +98,15 @@ def test_why_a_budget_is_none(text, said):
     with pytest.raises(BadInput) as caught:
         Budget.parse(text)
     assert str(caught.value) == said
+
+
+def test_what_was_not_spent_is_nothing():
+    budget = Budget(usd=0)
+    assert budget.reached({}, minutes=0).startswith("The budget of usd=0 is reached (0); what was done is stored")
+    assert Budget(usd=0.5).reached({}, minutes=0) == "" and Budget(tokens=1).reached({}, minutes=0) == ""
+    assert Budget(minutes=0).reached({}, minutes=0).endswith("the same command goes on.")
+    assert (
+        Budget(seconds=1)
+        .reached({"seconds": 1}, minutes=0)
+        .endswith("the same command goes on with a larger seconds=.")
+    )

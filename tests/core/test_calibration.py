@@ -75,3 +75,10 @@ def test_equal_logits_have_the_mean_of_what_they_count():
     mean = (2 / 3 + 4 / 6) / 5
     assert same.slope == 0 and same([9.0])[0] == pytest.approx(mean)
     assert Calibration.of([2.0], [1])([0.0])[0] == pytest.approx(2 / 3)
+
+
+def test_newtons_steps_end_where_the_next_would_do_nothing(monkeypatch):
+    solved, solve = [], np.linalg.solve
+    monkeypatch.setattr(np.linalg, "solve", lambda *given: solved.append(1) or solve(*given))
+    Calibration.of([-2, -1, 0.5, 1, 3, 4.5], [0, 0.25, 0, 1, 0.5, 1])
+    assert 3 <= len(solved) <= 8

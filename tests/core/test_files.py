@@ -301,3 +301,121 @@ def test_a_lock_whose_file_is_moved_while_it_is_taken_is_taken_anew(tmp_path, mo
             pass  # nobody holds what was moved away
     with lock(folder / "lock"):
         pass
+
+
+def test_a_lock_is_asked_for_every_fiftieth_of_a_second_until_its_time_is_over(tmp_path, monkeypatch):
+    path, now, slept = tmp_path / "held" / "lock", [100.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    with lock(path):
+        for wait, times in ((0.0, 0), (0.09, 5)):
+            slept.clear()
+            with pytest.raises(WorkFailed) as caught, lock(path, wait=wait):
+                pass
+            assert str(caught.value) == f"Found another process that holds {path}; wait until it ends, or stop it."
+            assert slept == [0.02] * times
+        slept.clear()
+        with pytest.raises(WorkFailed), lock(path):  # who says nothing does not wait
+            pass
+        assert slept == []
+
+
+def test_no_link_is_followed_that_comes_between_a_look_and_the_lock(tmp_path, monkeypatch):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(files.Path, "is_symlink", lambda path: False)
+    with pytest.raises(OSError, match="symbolic link"), lock(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_written_may_be_read_by_others_and_changed_by_its_owner(tmp_path):
+    before = os.umask(0)
+    try:
+        write_atomic(tmp_path / "a", "x")
+        append_synced(tmp_path / "b", "x")
+        with lock(tmp_path / "c"):
+            pass
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o7777 for path in tmp_path.iterdir()} == dict.fromkeys("abc", 0o644)
+
+
+@pytest.mark.parametrize(
+    ("size", "places"),
+    [(100, [0, 25, 50, 75, 92]), (103, [0, 25, 50, 75, 100, 95]), (20, [0, 8, 16, 12]), (5, [0, 0]), (0, [0])],
+)
+def test_parts_of_a_model_from_end_to_end(size, places, tmp_path, monkeypatch):
+    """Four parts of eight bytes, or as many as there are of a small file; and its last eight."""
+    assert (files.PARTS, files.PART) == (256, 16_384)
+    monkeypatch.setattr(files, "PARTS", 4)
+    monkeypatch.setattr(files, "PART", 8)
+    content = bytes(range(size))
+    (tmp_path / "m.GGUF").write_bytes(content)
+    told = f"m.GGUF {size} ".encode() + b"".join(content[place : place + 8] for place in places)
+    assert model_files_digest(tmp_path / "m.GGUF") == hashlib.sha256(told).hexdigest()
+
+
+def test_a_seal_is_sixteen_digits_of_a_digest_of_what_stands_before():
+    digest = hashlib.sha256(b'{"a": 1').hexdigest()[:16]
+    assert seal({"a": 1}) == f'{{"a": 1, "seal": "{digest}"}}\n'.encode()
+    assert unseal(seal({"a": "x" * 500})) == ({"a": "x" * 500}, True)
+
+
+def test_where_caches_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(files.sys, "platform", "linux")
+    monkeypatch.delenv("EQUIPOISE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert files.cache_folder() == tmp_path / ".cache" / "equipoise"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(files.cache_folder()) == "/x/equipoise"
+    monkeypatch.setattr(files.sys, "platform", "darwin")
+    assert files.cache_folder() == tmp_path / "Library" / "Caches" / "equipoise"
+    monkeypatch.setenv("EQUIPOISE_CACHE", "/own")
+    assert str(files.cache_folder()) == "/own"
+
+
+def test_files_are_opened_to_be_made_cut_or_added_to(tmp_path, monkeypatch):
+    asked, plain, flock = [], os.open, files.fcntl.flock
+
+    def noted(path, flags, *mode):
+        asked.append((flags, *mode))
+        return plain(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(files.fcntl, "flock", lambda descriptor, how: asked.append(how) or flock(descriptor, how))
+    write_atomic(tmp_path / "a", "x")
+    append_synced(tmp_path / "a", "x")
+    read_regular(tmp_path / "a")
+    with lock(tmp_path / "lock"):
+        pass
+    assert asked == [
+        (sum((os.O_WRONLY, os.O_CREAT, os.O_TRUNC)), 0o644), (os.O_RDONLY,),
+        (sum((os.O_WRONLY, os.O_CREAT, os.O_APPEND)), 0o644), (os.O_RDONLY,),
+        (sum((os.O_NONBLOCK, os.O_CLOEXEC)),),
+        (sum((os.O_RDWR, os.O_CREAT, os.O_NOFOLLOW)), 0o644), sum((files.fcntl.LOCK_EX, files.fcntl.LOCK_NB)),
+    ]  # fmt: skip
+
+
+def test_all_that_a_folder_holds_is_on_the_disk_before_its_name_and_links_are_not_followed(tmp_path, monkeypatch):
+    synced, plain = [], files._sync
+    work = tmp_path / "work"
+    (work / "deep").mkdir(parents=True)
+    (work / "deep" / "a").write_text("x")
+    (work / "link").symlink_to("nowhere")
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append(path) or plain(path))
+    files.publish(work, tmp_path / "done")
+    assert synced[0] == work and sorted(synced[1:-1]) == [work / "deep", work / "deep" / "a"] and synced[-1] == tmp_path
+    synced.clear()
+    with atomic_folder(tmp_path / "done") as folder:
+        (folder / "b").write_text("y")
+    assert synced == [folder, folder / "b", tmp_path]
+    Files().write(tmp_path / "c", b"z")
+    Files().append(tmp_path / "c", b"z")
+    Files().truncate(tmp_path / "c", 1)
+    assert synced[3:] == [tmp_path / "c"] * 3

@@ -1,6 +1,8 @@
 """The folder of a job: resumed, found, refused, set aside; damage found; nothing of anybody else's is touched."""
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,63 @@ def test_scratch_goes_when_the_name_is_there_and_is_not_missed(tmp_path):
     assert not (tmp_path / "out" / "state").exists() and not (tmp_path / "out" / "taught").exists()
     assert damage(tmp_path / "out") == {}
     assert read_manifest(tmp_path / "out")["command"] == "toy"
+
+
+def test_a_folder_begins_with_its_settings_and_inputs_in_order(tmp_path):
+    with job_folder(tmp_path / "out", {"b": 1, "a": [0.5, None]}, {"y": "2", "x": "1"}) as folder:
+        held = {path.name: path.read_text() for path in folder.work.iterdir()}
+    assert [list(json.loads(held[name])) for name in ("run.json", "inputs.json")] == [["a", "b"], ["x", "y"]]
+    assert len(held) == 2
+    with pytest.raises(ValueError), job_folder(tmp_path / "other", {"a": math.nan}):  # no JSON
+        pass
+
+
+def test_three_of_the_settings_that_differ_are_told(tmp_path):
+    with job_folder(tmp_path / "out", {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}):
+        pass
+    with pytest.raises(BadInput) as caught:
+        check_folder(tmp_path / "out", {"b": 0, "d": 0, "e": 0, "a": 1, "f": 6})
+    assert str(caught.value) == (
+        f"{tmp_path / 'out.partial'} holds other settings: b 2 (now 0), c 3 (now None), d 4 (now 0). "
+        "Give another --out, or --fresh to set it aside and start anew."
+    )
+
+
+def test_a_place_must_be_one_to_write_in_and_to_enter(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, how: asked.append((path, how)) or False)
+    with pytest.raises(BadInput) as caught:
+        check_folder(tmp_path / "none" / "yet" / "out", {})
+    assert asked == [(tmp_path, 3)]  # to write and to enter
+    assert str(caught.value) == f"--out {tmp_path / 'none' / 'yet' / 'out'}: nothing can be written in {tmp_path}."
+
+
+def test_a_manifest_lists_what_was_made_and_nothing_that_was_set_aside(tmp_path):
+    with job_folder(tmp_path / "out", {}) as folder:
+        for name in ("damaged/1/x", "deep/damaged/y", "rows.jsonl.damaged-1", "deep/state", "state/z", "page"):
+            (folder.work / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder.work / name).write_text("12345")
+        folder.finish("toy", {"page"}, scratch=("state",))
+    files = read_manifest(tmp_path / "out")["files"]
+    assert list(files) == ["deep/damaged/y", "deep/state", "inputs.json", "page", "run.json"]
+    assert [name for name, row in files.items() if row["drawn"]] == ["page"] and files["page"]["bytes"] == 5
+    assert not (tmp_path / "out" / "state").exists()
+
+
+def test_what_a_name_outside_of_a_folder_leads_to_is_damage(tmp_path):
+    out = finished(tmp_path / "done", weights="0123")
+    (tmp_path / "same").write_text("0123")
+    for place in (out / "other", tmp_path / "same"):
+        (out / "other").write_text("0123")
+        (out / "weights").unlink()
+        (out / "weights").symlink_to(place)
+        assert damage(out) == {"weights": False}
+    (out / "weights").unlink()
+    (out / "weights").mkdir()
+    assert damage(out) == {"weights": False}
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path):
+    with job_folder(tmp_path / "a" / "b" / "out", {}) as folder:
+        assert folder.finish() == tmp_path / "a" / "b" / "out"
+    assert damage(tmp_path / "a" / "b" / "out") == {}

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from equipoise.core import job as frame
 from equipoise.core import page as parts
 from equipoise.core.errors import BadInput, BudgetReached, WorkFailed
 from equipoise.core.folder import damage
-from equipoise.core.job import Page, Request, _is_there, as_text, command_line, job
+from equipoise.core.job import Page, Request, _has_usable_numbers, _is_there, as_text, command_line, job, table_html
 from equipoise.core.options import Setting
 from equipoise.core.rows import Rows
 from equipoise.core.serialize import LIVE, deserialize, serialize
@@ -301,3 +303,68 @@ def test_a_model_that_was_written_anew_is_another_content(tmp_path):
         add(["ab"], source=model, out=tmp_path / "o")
     with pytest.raises(BadInput, match=r"another content of source\."):
         add.plan(["ab"], source=model, out=tmp_path / "o")
+
+
+def test_what_is_given_by_position_is_given_once():
+    assert add(["a"], None).total == 1
+    for given, named in ((([], None, "up"), {}), ((["a"],), {"words": ["b"]}), ((["a"], None), {"fails_at": 1})):
+        with pytest.raises(TypeError, match="toy add: takes words, fails_at by position, each once"):
+            add(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("value", "usable"),
+    [
+        (sys.maxsize, True), (-sys.maxsize, True), (sys.maxsize + 1, False), (-sys.maxsize - 1, False), (1e300, True),
+        (math.nan, False), ({"a": [1, (2, math.inf)]}, False), ({"a": [1, (2, 3.0)]}, True), ("nan", True), (None, True),
+        ([1, math.nan], False), ([math.nan, 1], False), (True, True),
+    ],
+)  # fmt: skip
+def test_numbers_that_a_settings_file_can_hold(value, usable):
+    assert _has_usable_numbers(value) is usable
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (["a", 1, 2.5], "a,1,2.5"), ([" a"], '[" a"]'), (["a", ""], '["a", ""]'), (["a", "b,c"], '["a", "b,c"]'),
+        ([], "[]"), ([["a"]], '[["a"]]'), ({"k": "ü"}, '{"k": "ü"}'), (None, "null"), (3, "3"), (" x ", " x "),
+    ],
+)  # fmt: skip
+def test_a_setting_as_it_is_typed_in_full(value, text):
+    assert as_text(value) == text
+
+
+def test_no_result_is_stored_that_is_no_json(tmp_path, monkeypatch):
+    frame._write(Total(1.0, (Piece("ü", 2.0),)), tmp_path)
+    assert '"ü"' in (tmp_path / "result.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(frame, "serialize", lambda value: {"total": math.nan})
+    with pytest.raises(ValueError):
+        frame._write(Total(1.0), tmp_path)
+
+
+def test_a_model_below_home_is_known_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    weights = tmp_path / "models" / "own" / "model.safetensors"
+    weights.write_bytes(b"weights")
+    add(["ab"], source="~/models/own", out=tmp_path / "o")
+    weights.write_bytes(b"weighty")
+    with pytest.raises(BadInput, match=r"another content of source\."):
+        add(["ab"], source="~/models/own", out=tmp_path / "o")
+
+
+def test_what_is_read_below_home_is_not_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add(["ab"], out=tmp_path / "first")
+    with pytest.raises(BadInput, match="is or holds the input"):
+        add(["ab"], source="~/first/weights", out="~/first", fresh=True)
+    assert (tmp_path / "first" / "weights").read_text() == "w"
+
+
+def test_a_small_table():
+    assert table_html(("<a>", "b"), [("x&y", 1), (None, "z")], "It's") == (
+        "<p>It&#x27;s</p><table><thead><tr><th>&lt;a&gt;</th><th>b</th></tr></thead>"
+        "<tbody><tr><td>x&amp;y</td><td>1</td></tr><tr><td>None</td><td>z</td></tr></tbody></table>"
+    )
+    assert table_html((), ()) == "<table><thead><tr></tr></thead><tbody></tbody></table>"

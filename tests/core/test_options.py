@@ -405,3 +405,70 @@ def test_a_tuple_of_so_many_parts_has_each_checked_as_its_own():
             check("pair", wrong, hint)
     check("pair", ("a", "c", "c"), hint)
     check("several", ("a", "b", "a"), tuple[Literal["a", "b"], ...])
+
+
+def test_wrong_defaults_are_found_where_an_option_is_read_and_those_of_a_rest_are_the_models():
+    def wrong(steps: int = "many") -> None: ...  # type: ignore[assignment]
+    def rested(steps: int = "many", **rest: Any) -> None: ...  # type: ignore[assignment]
+
+    with pytest.raises(BadInput) as caught:
+        Options(wrong).read({})
+    assert str(caught.value) == (
+        "option 'steps' should be a valid integer, unable to parse string as an integer, but got None."
+    )
+    assert Options(rested, rest=Rest).read({"needed": 1}) == {"steps": "many", "needed": 1}
+
+
+def test_of_several_wrong_options_the_first_is_told():
+    with pytest.raises(BadInput, match=r"^Toy: option 'steps' should be at least 1, but got 0\.$"):
+        OPTIONS.read({"words": [], "needed": 1, "steps": 0, "rate": 0, "on": "perhaps"})
+
+
+def test_an_object_of_another_type_is_the_functions_matter():
+    def function(source: Annotated[Path, Setting(objects=True)], other: int = 1) -> None: ...
+
+    thing = object()
+    assert Options(function).read({"source": thing}) == {"source": thing, "other": 1}
+
+
+def test_digests_by_hand():
+    """Rows as JSON without keys that JSON has not; arrays by type, shape and bytes; of objects their values."""
+    import torch
+
+    def work(rows: Annotated[Any, Setting(objects=True)] = None) -> None: ...
+
+    def digest(rows: object) -> str | None:
+        return Options(work).digests({"rows": rows}).get("rows")
+
+    def sha(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    assert digest([{(1, 2): 3, "a": 1}, {"b": b"x", "c": Path("y"), "d": np.arange(2), "e": len}]) == sha(
+        b'[{"a": 1}, {"b": "b\'x\'", "c": "y", "d": [0, 1], "e": "builtins.builtin_function_or_method"}]'
+    )
+    numbers = np.array([[1.0, 2.0, 3.0]], np.float32)
+    assert digest(numbers) == sha(b"<f4 (1, 3) " + numbers.tobytes())
+    assert digest(np.array(["a", None], object)) == sha(b'|O (2,) ["a", null]')
+    half = torch.tensor([0.5, 2.0], dtype=torch.bfloat16, requires_grad=True)
+    assert digest(half) == sha(b"<f8 (2,) " + np.array([0.5, 2.0]).tobytes())
+    assert digest({"a": [1]}) == sha(b'{"a": [1]}') and digest("text") is None and digest(object()) is None
+    assert digest(deque([{"a": 1}])) == sha(b'[{"a": 1}]') and digest(deque()) == sha(b"[]")
+    assert digest(deque([3])) is None and digest(range(3)) is None
+
+    class Endless:
+        def __iter__(self) -> Iterator[dict]:
+            return iter([{"a": 1}])
+
+    assert digest(Endless()) is None  # of no length: it may be there once
+
+
+def test_only_what_holds_several_is_looked_into():
+    hint = Mapping[Rule, Rule]
+    check("n", 3, hint)
+    check("n", ["paired"], hint)
+    with pytest.raises(BadInput, match=r"^n is 'x', one word where several may come: write \('x',\)\.$"):
+        check("n", "x", hint)
+    with pytest.raises(BadInput, match=r"^n is 'x'\. Known: paired, published\.$"):
+        check("n", {"x": "paired"}, Iterable[Rule])
+    check("n", 3, Iterable[Rule])
+    assert judge.__dict__["__closed__"] is True

@@ -105,3 +105,13 @@ def test_null_is_nan_where_a_number_must_be_and_nothing_where_it_may():
 def test_what_is_not_of_the_form_is_a_value_error(plain):
     with pytest.raises(ValueError):
         deserialize(Outer, plain)
+
+
+def test_null_within_what_may_be_of_two_kinds_is_left_as_it_is():
+    @dataclass(frozen=True)
+    class Two:
+        value: list[float] | dict[str, float]
+
+    with pytest.raises(ValueError):
+        deserialize(Two, {"value": [None]})
+    assert deserialize(Two, {"value": {"x": 1}}).value == {"x": 1.0}

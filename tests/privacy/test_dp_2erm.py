@@ -974,3 +974,13 @@ def test_propensities_are_held_in_a_ball_where_a_curvature_was_released(released
     for told, expected in ((None, free), (0.5, held), (0.0, free)):
         again = rule.diagnose(X, treatment, outcome, ledger={"released": {"curvature": told}})
         assert again["imbalance_after"] == expected
+
+
+def test_a_range_may_be_as_narrow_as_a_coefficient_can_be_large():
+    assert Bounds.read({"features": {"age": (0, 1.1e-300)}, "outcome": (0, 1.1e-300)}).outcome == (0.0, 1.1e-300)
+    for narrow in (
+        {"features": {"age": (0, 0.9e-300)}, "outcome": (0, 1)},
+        {"features": {"age": (0, 1)}, "outcome": (0, 0.9e-300)},
+    ):
+        with pytest.raises(BadInput, match="not so far apart"):
+            Bounds.read(narrow)

@@ -429,3 +429,40 @@ def test_the_command_line(tmp_path, capsys):
     assert "ridge" in capsys.readouterr().err
     assert main([*asked, "--dry-run"]) == 0
     assert "sensitivity" in capsys.readouterr().out
+
+
+HUGE, NEXT_TO_ONE = math.nextafter(1e9, math.inf), math.nextafter(1.0, 2.0)
+ENDS = {  # what is taken, what is not
+    "epsilon": ((1e-6, 1e6), (0.99e-6, math.nextafter(1e6, math.inf))),
+    "delta": ((0, math.nextafter(1.0, 0.0)), (-1e-300, 1)),
+    "ridge": ((1e-12, 1e9), (0.99e-12, HUGE)),
+    "kappa": ((1e-9, 1), (0.99e-9, NEXT_TO_ONE)),
+    "weight_ridge": ((1e-9, 1e9), (0.99e-9, HUGE)),
+    "radius": ((1e-300, 20), (0, math.nextafter(20.0, 21.0))),
+    "largest_weight": ((1, 1e9), (math.nextafter(1.0, 0.0), HUGE)),
+    "bandwidth": ((0.01, 1e9), (0.0099, HUGE)),
+    "tightening": ((0, math.nextafter(1.0, 0.0)), (-1e-300, 1)),
+    "seed": ((0, 2**80), (-1,)),
+    "n": ((2, 10**9), (1, 10**9 + 1)),
+    "features": ((1, 10**5), (0, 10**5 + 1)),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_numbers_of_a_guarantee_are_taken_up_to_their_ends(name):
+    taken, refused = ENDS[name]
+    read = 0
+    for options, given in (
+        (fit.options, {"table": [{}], "treatment": "t", "outcome": "y", "bounds": {}, "epsilon": 1.0}),
+        (plan.options, {"n": 9, "epsilon": 1.0, "features": 2}),
+        (evaluate.options, {"rule": "r", "table": [{}], "treatment": "t", "outcome": "y"}),
+    ):
+        if name not in options.hints:
+            continue
+        read += 1
+        for value in taken:
+            assert options.read(given | {name: value})[name] == value
+        for value in refused:
+            with pytest.raises(BadInput, match=f"option '{name}' should be"):
+                options.read(given | {name: value})
+    assert read == {"bandwidth": 1, "tightening": 1, "seed": 1, "n": 1, "features": 1, "kappa": 3}.get(name, 2)

@@ -128,6 +128,8 @@ def test_ranges_that_end_where_the_records_do_are_refused_of_measured_quantities
     apart, odd = [0.0, 20.0], [0.25, 10.25]
     assert bounded_as_the_records(ages, scores, [20, 30], odd) == "the range of the outcome"
     assert bounded_as_the_records(ages, scores, [18, 90], odd) == "the range of the outcome"
+    halves = [age + 0.5 for age in ages]
+    assert bounded_as_the_records(halves, scores, [20.5, 30.5], odd) == "the range of age"  # the first of two
     assert bounded_as_the_records(ages, scores, [20, 30], apart) is None  # whole numbers, and not of all
     assert bounded_as_the_records(ages, range(11), [20, 30], [0, 10]) == "every range of the bounds"
     assert bounded_as_the_records(ages, range(11), [20, 30], [0, 11]) is None
@@ -309,6 +311,7 @@ def test_warnings_of_a_plan_begin_beyond_their_limits():
 
     quiet = replace(noise_plan(1000, 10.0, 2, weights="uniform", ridge=1.0), delta=1e-3, pull=100.0)
     assert not quiet.raised and plan_warnings(quiet) == ()  # epsilon 10, delta 1 / n, a pull of a tenth
+    assert plan_warnings(replace(quiet, delta=0.9e-3, epsilon=9.0, pull=99.0)) == ()
     for changed, said in (
         ({"delta": 1.001e-3}, "Delta 0.001001 is above one in 1,000 records"), ({"epsilon": 10.01}, "Epsilon 10.01"),
         ({"pull": 100.01}, "The noise pulls like"), ({"raised": True}, "raised the ridge to 1 a record"),

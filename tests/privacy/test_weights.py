@@ -230,3 +230,21 @@ def test_entropy_balancing_has_its_gradient_and_its_hessian(monkeypatch):
         for place, step in enumerate(1e-5 * np.eye(3)):
             assert gradient[place] == pytest.approx((loss(eta + step) - loss(eta - step)) / 2e-5, rel=1e-6)
             assert hessian[place] == pytest.approx((evaluate(eta + step)[0] - evaluate(eta - step)[0]) / 2e-5, rel=1e-6)
+
+
+def test_a_step_must_take_a_quarter_of_what_it_promises():
+    """A gradient of one and a Hessian so steep that a step takes a share of it: 0.26 is enough, 0.24 never."""
+    calls = []
+
+    def steep(share):
+        def evaluate(at):
+            calls.append(at)
+            return at - 1.0, np.eye(1) / share
+
+        return evaluate
+
+    assert weights.minimize(steep(0.26), 1, 1e-6) == pytest.approx([1.0], abs=1e-6)
+    calls.clear()
+    with pytest.raises(WorkFailed, match=r"norm is 1\.0e\+00 where the guarantee needs 1\.0e-06"):
+        weights.minimize(steep(0.24), 1, 1e-6)
+    assert len(calls) == 1 + 40  # halved down to 2^-39, the last above 1e-12

@@ -234,3 +234,16 @@ def test_no_graph_hangs_on_directions_or_moments():
     moments = subspace.Moments(4)
     moments.add(states)
     assert not moments.mean.requires_grad and not subspace.directions(states, 2, centred=True).requires_grad
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_shift_from_the_first_batch_is_taken_from_the_squares_of_a_covariance_alone(centred, monkeypatch):
+    """Two rows about 0 and four about 6: the mean is 4, and so far from where the squares were counted from."""
+    asked, lost = [], subspace._lost
+    monkeypatch.setattr(subspace, "_lost", lambda *given: asked.append(given) or lost(*given))
+    moments = subspace.Moments(2)
+    moments.add(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    moments.add(torch.tensor([[6.0, 1.0], [6.0, -1.0], [6.0, 2.0], [6.0, -2.0]]))
+    moments.directions(1, centred=centred)
+    ((mean, shift),) = asked
+    assert mean.tolist() == [4.0, 0.0] and (shift.tolist() == [4.0, 0.0] if centred else shift is None)

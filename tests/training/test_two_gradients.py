@@ -386,3 +386,66 @@ def test_conflicts_over_several_processes():
 )
 def test_layers(name, expected):
     assert layer(name) == expected
+
+
+class Two(nn.Module):
+    """Parameters a (reached by both losses) and b, c (by one each)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0, 5.0))
+
+
+def of_a_and_b(model, batch):
+    return batch * model.a * model.b, 2.0
+
+
+def of_a_and_c(model, batch):
+    return batch * model.a + model.c**2, 4.0
+
+
+@pytest.mark.parametrize(
+    ("window", "index", "words", "asked"),
+    [
+        ([(4.0, 8.0)], 1, {}, 1),
+        ([(4.0, 8.0)], 2, {}, 0),  # conflicts are logged
+        ([(4.0, 8.0)], 2, {"conflicts_every": 0}, 1),
+        ([(4.0, 8.0)], 2, {"conflicts_every": -1}, 1),
+        ([(4.0, 8.0)] * 2, 1, {}, 0),
+        ([(4.0, 8.0)], 1, {"penalty": lambda: torch.zeros((), requires_grad=True)}, 0),
+        ([(4.0, 0.0)], 1, {}, 1),  # where two passes are better
+    ],
+)
+def test_one_pass_of_both_losses_where_a_step_allows_it(window, index, words, asked, accelerator):
+    """0.5 a b 4 / 2 + 3 (8 a + c^2) / 4, whichever way."""
+    called = []
+
+    def both(model, forget, retain):
+        called.append((forget, retain))
+        return None if retain == 0 else (of_a_and_b(model, forget), of_a_and_c(model, retain))
+
+    model = Two()
+    step = TwoGradients(
+        of_a_and_b, of_a_and_c, gradient_sum.combine, forget_weight=0.5, retain_weight=3.0, both=both,
+        **{"conflicts_every": 2, **words},
+    )  # fmt: skip
+    gradients, numbers = step(model, window, accelerator, index)
+    retain = window[0][1]
+    assert [each.item() for each in gradients] == [3 + 3 * retain / 4, 2.0, 7.5]
+    assert (float(numbers["forget_loss"]), float(numbers["retain_loss"])) == (12.0, (2 * retain + 25) / 4)
+    assert not numbers["forget_loss"].requires_grad and not numbers["retain_loss"].requires_grad
+    assert called == window[:asked] and all(each.grad is None for each in model.parameters())
+    assert ("conflict" in numbers) is (index == 2 and words == {})
+
+
+def test_a_penalty_is_part_of_the_retain_loss_once_a_step(accelerator):
+    """7 (a^2 + b), beside two micro-batches; it reaches b, which the retain loss does not, and not c, which that does."""
+    model = Two()
+    words = {"forget_weight": 0.5, "retain_weight": 3.0, "penalty": lambda: model.a**2 + model.b, "penalty_weight": 7.0}
+    step = TwoGradients(of_a_and_b, of_a_and_c, gradient_sum.combine, **words)
+    gradients, numbers = step(model, [(4.0, 8.0)] * 2, accelerator, 1)
+    assert [each.item() for each in gradients] == [3 + 3 * (2 + 7 * 4), 2 + 3 * 7, 7.5]
+    assert (float(numbers["retain_loss"]), float(numbers["penalty"])) == (41 / 4, 7.0)
+    assert not numbers["penalty"].requires_grad
+    plain = TwoGradients(of_a_and_b, of_a_and_c, gradient_sum.combine, penalty=words["penalty"])
+    assert [each.item() for each in plain(model, [(4.0, 8.0)], accelerator, 1)[0]] == [6 + 2 + 4, 4 + 1, 2.5]

@@ -260,8 +260,7 @@ class Job(Generic[P, R]):
         for name, value in values.items():
             if not isinstance(value, str | Path) or not self.options.setting(name).stored:
                 continue
-            place = Path(value)
-            place = place.expanduser() if place.parts[:1] == ("~",) else place
+            place = _place(value)
             if _is_there(place) and (digest := model_files_digest(place)):
                 found[name] = digest
         template = values.get(TEMPLATE)
@@ -284,7 +283,8 @@ class Job(Generic[P, R]):
         self, out: Path, settings: Mapping[str, Any], request: Request, values: Mapping[str, Any], fresh: bool
     ) -> Iterator[tuple[JobFolder, tuple[str, ...]]]:
         """The folder, which only the main of several processes holds and writes, and what has to be said of it."""
-        needed = [Path(value) for value in values.values() if isinstance(value, str | Path) and _is_there(value)]
+        places = [_place(value) for value in values.values() if isinstance(value, str | Path)]
+        needed = [place for place in places if _is_there(place)]
         if not request.processes.main:
             request.processes.wait()
             yield opened(out), ()
@@ -401,6 +401,12 @@ def _may_be(hint: Any, value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _place(value: str | Path) -> Path:
+    """The path that a value names, below the user's home where it begins there."""
+    place = Path(value)
+    return place.expanduser() if place.parts[:1] == ("~",) else place
 
 
 def _is_there(value: str | Path) -> bool:
