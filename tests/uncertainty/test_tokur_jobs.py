@@ -453,6 +453,7 @@ def test_intervals_are_of_fifty_questions():
     many = told_of([float(place % 2) for place in range(50)])
     assert many.notes == ("before",) and many.questions == many.labelled == many.answers == 50
     assert not math.isnan(many.detection["tu_sum"].auroc.lower)
+    assert told_of([float(place % 2) for place in range(51)]).notes == ("before",)
     few = told_of([float(place % 2) for place in range(49)])
     assert few.notes == ("before", "49 labelled answers to 49 questions are too few for intervals.")
     assert math.isnan(few.detection["tu_sum"].auroc.lower)
@@ -473,4 +474,4 @@ def test_shares_over_all_tokens_by_hand():
     assert found.tokens == 4 and found.share == 0.25 and found.agreement == (1.0 + 2 * 0.5 + 0.5) / 4
     assert (found.sigma, found.chosen, found.reached, found.end, found.members) == (0.1, False, True, True, 3)
     assert found.left_out == {"lost": "why"} and found.acceptance is None
-    assert told_of([1.0, 0.0], tu=0.0).share == 0.0 and told_of([1.0, 0.0], tu=0.5).share == 0.5
+    assert told_of([1.0, 0.0], tu=0.0).share == 0.0 and told_of([1.0, 0.0], tu=0.3125).share == 0.8
