@@ -12,6 +12,7 @@ from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
 from equipoise.language import embed as module
 from equipoise.language.embed import VECTORS, Embedder, embed
 from equipoise.language.encode import encode_prompts
+from equipoise.language.features import weights_digest
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo", "yes"]
 
@@ -177,3 +178,32 @@ def test_a_sentence_model_is_opened_from_its_folder_alone(tmp_path, monkeypatch)
     assert module._opened(whole) is whole
     with pytest.raises(BadInput, match="Found a SimpleNamespace"):
         module._opened(SimpleNamespace(encode=1, tokenizer=2))
+
+
+def test_the_longest_texts_are_read_first_and_nothing_is_kept_of_them(small):
+    read = []
+    hook = small.model.register_forward_pre_hook(lambda _, args, named: read.append(named), with_kwargs=True)
+    try:
+        embed(TEXTS[:3], small, batch_size=1)
+    finally:
+        hook.remove()
+    rows = encode_prompts(replace(small, chat_template="none"), TEXTS[:3])[0]
+    longest = sorted(rows, key=len, reverse=True)
+    assert rows != longest and [each["input_ids"].tolist() for each in read] == [[row] for row in longest]
+    assert [each["use_cache"] for each in read] == [False] * 3
+
+
+def test_a_text_of_one_token_has_its_state(small, monkeypatch):
+    monkeypatch.setattr(
+        module, "encode_prompts", lambda lm, texts: ([[{"a": 5, "b": 9}[each]] for each in texts], None)
+    )
+    found = embed(["a", "b"], small).vectors
+    with torch.no_grad():
+        states = small.model(input_ids=torch.tensor([[5], [9]]), output_hidden_states=True).hidden_states[-1][:, 0]
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(states, dim=-1).numpy(), atol=1e-6)
+
+
+def test_a_fingerprint_is_of_sixteen_rounded_numbers_of_each_tensor(small):
+    assert module.fingerprint(small.model) == weights_digest(small.model, numbers=16, rounded=True)
+    others = {weights_digest(small.model, numbers=each, rounded=True) for each in (15, 17)}
+    assert module.fingerprint(small.model) not in others | {weights_digest(small.model, numbers=16)}

@@ -337,3 +337,14 @@ def test_texts_that_cannot_be_read(lm):
             features._check_places(lm.model, wanted)
     with pytest.raises(BadInput, match=r"no place 'block\.99'"):
         features._check_places(lm.model, ["embed", "block.99.input"])
+
+
+def test_widths_are_found_by_one_token_and_nothing_is_kept_of_what_is_read(lm, tmp_path):
+    read = []
+    hook = lm.model.register_forward_pre_hook(lambda _, args, named: read.append(named), with_kwargs=True)
+    try:
+        extract(lm, TEXTS[:2], PLACES[:1], pool="mean", into=tmp_path / "f")
+    finally:
+        hook.remove()
+    assert read[0]["input_ids"].shape == (1, 1) and read[1]["input_ids"].shape[0] == 2
+    assert [each["use_cache"] for each in read] == [False, False]

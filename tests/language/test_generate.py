@@ -513,3 +513,40 @@ def test_prompts_without_room_go_by_their_names(small):
     generating.check_room(small, [[1] * 100, [1] * 120], 8)
     with pytest.raises(BadInput, match=r"^Prompt 'two' has 121 tokens; with 8 new ones"):
         generating.check_room(small, [[1] * 100, [1] * 121], 8, ["'one'", "'two'"])
+
+
+def test_all_that_may_be_chosen_is_where_nothing_is_cut():
+    """A token so rare that the others sum to 1 is cut by no share of 1, nor by as many tokens as there are."""
+    logits, first = torch.tensor([[-40.0, 0.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    assert choose(logits, 1.0, first).tolist() == [0] == choose(logits, 1.0, first, top_k=2, top_p=1.0).tolist()
+    assert choose(logits, 1.0, first, top_k=1).tolist() == [1] == choose(logits, 1.0, first, top_p=0.5).tolist()
+
+
+def test_rows_of_a_cache_are_chosen_only_where_some_leave_or_are_repeated(gpt2, monkeypatch):
+    """Each choice copies the cache."""
+    chosen = []
+
+    def choice(cache):
+        choose_rows = row_choice(cache)
+        return lambda lines: chosen.append(lines.tolist()) or choose_rows(lines)
+
+    monkeypatch.setattr("equipoise.language.cache.row_choice", choice)
+    for limits, repeats, due in (
+        ([3, 3], 1, []),
+        ([1, 3], 1, [[1]]),
+        ([3, 2], 1, [[0]]),
+        ([3, 3, 1, 3], 2, [[0, 0, 1, 1], [0, 1, 3]]),
+    ):
+        chosen.clear()
+        with torch.no_grad():
+            list(
+                write(
+                    gpt2,
+                    [[1, 5], [1, 6, 7]],
+                    frozenset(),
+                    limits,
+                    lambda logits, *_: logits.argmax(-1),
+                    repeats=repeats,
+                )
+            )
+        assert chosen == due

@@ -223,3 +223,44 @@ def test_gradients_that_are_no_numbers(fresh):
     with pytest.raises(BadInput) as caught:
         rehearsal._gradient(fresh, rehearsal._examples(fresh))
     assert str(caught.value) == "tiny has no parameter that requires a gradient: nothing would be trained."
+
+
+def test_roundings_that_are_let_by_are_four(small, monkeypatch):
+    """Of bfloat16, whose rounding is 2^-7: at 2^-5 two predictions are as far apart as they may be."""
+    for apart, seen in ((2**-5, False), (2**-5 + 2**-8, True)):
+        values = torch.tensor([[1.0], [1.0 - apart]], dtype=torch.bfloat16)
+        monkeypatch.setattr(rehearsal, "labelled_logits", lambda *_, values=values: (values, None, None))
+        with pytest.raises(BadInput) if seen else contextlib.nullcontext():
+            rehearsal._refuse_sight_of_what_follows(small, rehearsal._examples(small))
+
+
+def test_a_first_parameter_that_takes_no_part_is_no_fault(fresh):
+    extra = torch.nn.Parameter(torch.ones(1))
+    fresh.model.register_parameter("extra", extra)
+    assert next(fresh.model.parameters()) is extra
+    rehearsal._gradient(fresh, rehearsal._examples(fresh))
+
+
+def test_the_gradient_is_taken_of_the_first_parameter_alone(fresh, monkeypatch):
+    asked, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, of, **how: asked.append(of) or grad(loss, of, **how))
+    first = next(fresh.model.parameters())
+    rehearsal._gradient(fresh, rehearsal._examples(fresh))
+    ((only,),) = asked
+    assert only is first
+
+
+def test_answers_that_are_repeated_are_tried_on_unequal_prompts_and_ends(small, monkeypatch):
+    asked = []
+
+    def write(language_model, rows, ends, limits, choose, *, repeats):
+        logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+        asked.append((rows, ends, limits, repeats, choose(logits, None, [0, 1], 0).tolist(), small.model.training))
+        yield from ()
+
+    monkeypatch.setattr(rehearsal, "write", write)
+    examples = rehearsal._examples(small)
+    rehearsal._repeated(small, examples)
+    rows = [examples[0].input_ids, examples[2].input_ids]
+    assert len(rows[0]) == len(rows[1]) + 1
+    assert asked == [(rows, frozenset(), [3, 1, 2, 3], 2, [1, 0], False)]

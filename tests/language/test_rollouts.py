@@ -467,3 +467,14 @@ def test_a_prompt_without_room_is_named(small):
         BadInput, match=r"^Prompt 1 has \d+ tokens; with 9 new ones that is more than the context of 128"
     ):
         rolled(small, ["a", "one " * 130])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_cache_is_kept_only_of_prompts_that_several_rows_share(fresh, shared):
+    found, given = rolled(fresh, ["one two three", "no"], samples=2), []
+    batch = found.batch(range(4))
+    if not shared:
+        batch = {name: each for name, each in batch.items() if not name.startswith("prompt")}
+    fresh.model.register_forward_pre_hook(lambda _, args, named: given.append(named["use_cache"]), with_kwargs=True)
+    score_responses(fresh.model, batch)
+    assert given == ([True, True] if shared else [False])

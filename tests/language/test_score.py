@@ -475,3 +475,15 @@ def test_the_right_text_twice_is_right_wherever_it_stands(small, monkeypatch):
     record = Record(id="a", prompt="p", completion="y", choices=("x", "y", "y"), answer=2)
     assert multiple_choice(small, [record]).correct.tolist() == [True]
     assert multiple_choice(small, [record], by="letter").correct.tolist() == [True]
+
+
+def test_nothing_is_kept_of_what_was_read(small):
+    """Keys and values are for writing on; a reading that keeps them takes twice the memory."""
+    given, examples = [], encode(small, RECORDS[:2])
+    hook = small.model.register_forward_pre_hook(lambda _, args, named: given.append(named), with_kwargs=True)
+    try:
+        log_likelihoods(small, examples)
+        labelled_logits(small.model, collate(examples, small.pad_id))
+    finally:
+        hook.remove()
+    assert [each["use_cache"] for each in given] == [False, False]

@@ -323,3 +323,12 @@ def test_prompts_up_to_the_context_less_one():
     with pytest.raises(BadInput, match="two or more, each once"):
         read_prompts(lm, ["yes"], (" one", " one", " two"))
     assert len(read_prompts(lm, ["yes"], (" one", " two")).class_ids) == 2
+
+
+def test_nothing_is_kept_of_prompts_that_are_read():
+    lm, given = bare(), []
+    hook = lm.model.register_forward_pre_hook(lambda _, args, named: given.append(named), with_kwargs=True)
+    inputs = read_prompts(lm, ["Paris no", "river"], CLASSES)
+    class_logits(lm, inputs)
+    hook.remove()
+    assert [each["use_cache"] for each in given] == [False]

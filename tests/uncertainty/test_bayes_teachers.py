@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -518,3 +519,42 @@ def test_dropout_without_probability_is_allowed_and_below_nought_is_not():
         with pytest.raises(BadInput, match="from 0 to below 1"):
             McDropout(wrong)
     assert (McDropout().p, McDropout().passes) == (0.1, 10)
+
+
+def test_the_best_of_the_grid_is_refined_between_its_neighbours(monkeypatch):
+    """64 steps of 14 decades; at an end of the grid it is a neighbour itself."""
+    asked = []
+    monkeypatch.setattr(
+        laplace_lora,
+        "minimize_scalar",
+        lambda function, **how: asked.append(how) or SimpleNamespace(x=math.log(2.0)),
+    )
+    huge = torch.full((4,), 1e30, dtype=torch.float64)  # so well determined that lambda is 4 / |B|^2
+    step = 14 / 64
+    for norm, ends in (
+        (4.0 / 10 ** (-6 + 40.2 * step), (39, 41)),
+        (4.0 / 10 ** (-6 + 1.1 * step), (0, 2)),
+        (4.0 / 10 ** (-6 + 62.9 * step), (62, 64)),
+        (1e12, (0, 1)),
+        (1e-12, (63, 64)),
+    ):
+        assert laplace_lora.best_precision(huge, norm) == pytest.approx(2.0)
+        how = asked.pop()
+        assert [(end / math.log(10) + 6) / step for end in how["bounds"]] == pytest.approx(ends, abs=1e-4)
+        assert (how["method"], how["options"]) == ("bounded", {"xatol": 1e-8})
+
+
+def test_what_is_nought_up_to_rounding_is_so_at_any_scale():
+    """Of a B of rank one the other directions are roundings of the first, however large that is; of no B all are."""
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(3, 5, generator=generator).double(), torch.randn(7, 1, generator=generator).double()
+    b = b @ torch.randn(1, 3, generator=generator).double()
+    size = torch.linalg.svdvals(b)[0]
+    for scale in (1e-9, 1.0, 1e9):
+        found = tfb.tfb_noise(a, scale * b, 0.2).std
+        assert_close(found[0], (0.2 / (scale * size)).expand(5))
+        assert not found[1:].any()
+    assert not tfb.tfb_noise(a, 0 * b, 0.2).std.any()
+    eps = torch.finfo(torch.float64).eps
+    there = tfb.tfb_noise(a, torch.diag(torch.tensor([1.0, 3.1 * eps, 2.9 * eps], dtype=torch.float64)), 0.2).std
+    assert [bool(row.any()) for row in there] == [True, True, False]

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.streams import torch_stream
 from equipoise.data.records import Renamed
 from equipoise.training.loop import TrainerSettings
@@ -194,3 +195,69 @@ def test_labels_follow_a_blank_where_no_prompt_ends_in_a_line():
     base.uses_chat_template = False
     with pytest.raises(BadInput, match="Some prompts end in white space"):
         classes(["x", "two words\n"])
+
+
+@pytest.mark.parametrize("classes", [None, ("two", "one")])
+def test_a_request_tells_whether_its_classes_were_named(tmp_path, classes):
+    folder = adapter(tmp_path / "adapter", r=4)
+    given = [row("a", "two"), row("b", "one")]
+    found = bayes_work.Bayesianizing.read(
+        folder,
+        given,
+        model=None,
+        teacher="laplace",
+        classes=classes,
+        test=None,
+        members=None,
+        limit=None,
+        fields=None,
+        batch_size=3,
+        loading={"date": None},
+        settings=TeacherSettings(),
+    )
+    assert found.named is (classes is not None) and found.classes == (classes or ("one", "two"))
+    assert found.labelled.labels == ([0, 1] if classes else [1, 0]) and found.test is None and found.members == ()
+    assert found.names == {"adapter": str(folder), "inputs": "rows", "test": "none"}
+    assert found.inputs.keys() == {"inputs", "adapter", "adapter's configuration"}
+    assert found.resolved["classes"] == list(found.classes) and found.resolved["date"] == found.loading["date"]
+
+
+@pytest.mark.parametrize(("count", "read"), [(40, 32), (5, 5)])
+def test_a_student_that_was_written_is_read_again_on_its_first_inputs(monkeypatch, tmp_path, count, read):
+    asked, apart = [], [0.0]
+    student = SimpleNamespace(reload=lambda folder: f"of {folder.name}", model=SimpleNamespace(dtype=torch.float32))
+    logits = torch.arange(2.0 * count).view(count, 2).double()
+
+    def again(model, inputs, *, batch_size, indices):
+        asked.append((model, batch_size, list(indices)))
+        found = logits[list(indices)].clone()
+        found[-1, 0] -= apart[0]
+        return found
+
+    monkeypatch.setattr(bayes_work.adapters, "export", lambda model, folder: asked.append((model, folder)))
+    monkeypatch.setattr(bayes_work, "class_logits", again)
+    request = SimpleNamespace(batch_size=7)
+
+    def written():
+        return bayes_work.Distilling._written(request, student, range(count), logits, tmp_path)
+
+    assert written() == 0.0
+    assert asked == [(student, tmp_path), (f"of {tmp_path.name}", 7, list(range(read)))]
+    for dtype, most in ((torch.float32, 1e-4), (torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        student.model.dtype = dtype
+        apart[0] = 0.9 * most
+        assert written() == pytest.approx(0.9 * most, rel=1e-6)
+        for apart[0] in (1.1 * most, math.nan):
+            with pytest.raises(WorkFailed, match="was not given its name"):
+                written()
+
+
+def test_a_student_has_the_teacher_s_rank_and_scale_unless_told_otherwise(monkeypatch, tmp_path):
+    folder, asked = adapter(tmp_path / "adapter", r=4, lora_alpha=12), []
+    monkeypatch.setattr(bayes_work.adapters, "adapted_maps", lambda model: {"q": 1, "v": 2})
+    monkeypatch.setattr(bayes_work.adapters, "detach", lambda model: "bare")
+    monkeypatch.setattr(bayes_work.adapters, "attach", lambda *given, **how: asked.append((*given, how)))
+    for rank in (None, 2):
+        request = SimpleNamespace(adapter=folder, rank=rank, settings=SimpleNamespace(seed=5))
+        bayes_work.Distilling._student(request, "model")
+    assert asked == [("bare", 4, 12.0, ["q", "v"], {"seed": 5}), ("bare", 2, 6.0, ["q", "v"], {"seed": 5})]

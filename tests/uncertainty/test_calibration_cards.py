@@ -88,3 +88,11 @@ def test_intervals_end_where_their_measure_does(p, labels, ends):
     for measure, (least, most) in ends.items():
         told = getattr(found, measure)
         assert told.lower == least and (told.upper == most or most == math.inf > told.upper > 0), measure
+
+
+def test_an_error_of_calibration_is_at_most_one():
+    """Sure of all of 60 and right in one: 59 of 60, give or take a sixtieth, which would go beyond."""
+    labels = torch.tensor([0] + [1] * 59)
+    p = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(60, 2) * (1 + 1e-9)  # a mean of softmax may round so
+    found = cards({MLE: p}, {MLE: 1}, labels)[MLE].ece
+    assert found.value == pytest.approx(59 / 60) and 0.9 < found.lower < found.value and found.upper == 1.0

@@ -326,3 +326,20 @@ def test_probabilities_of_paths_by_hand():
     assert found[1] == pytest.approx([1e-300, 0.5, 1e-300, 0.125], rel=1e-9)  # nothing is below the least
     order, shares = paths.path_probabilities(log_probs)
     assert order == sorted(paths.owner) and shares.shape == (2, 4) and shares[1].min() < 1e-300
+
+
+def test_the_likeliest_tokens_are_written_at_temperature_nought():
+    language_model = characters(1)
+    (found,) = sample(language_model, "a:", SEVERAL, values=2, sequences=1, seed=[0], temperature=0.0)
+    (prompt,), _ = encode_prompts(language_model, ["a:"])
+    for place, token in enumerate(found.tokens):
+        assert token == int(whole(language_model, [*prompt, *found.tokens[:place]]).argmax())
+    assert found.tokens
+
+
+def test_nothing_is_kept_of_rows_that_are_read():
+    language_model, given = characters(3), []
+    hook = language_model.model.register_forward_pre_hook(lambda _, args, named: given.append(named), with_kwargs=True)
+    next_log_probs(language_model, [[9, 10], [9]], [8, 15])
+    hook.remove()
+    assert [each["use_cache"] for each in given] == [False]

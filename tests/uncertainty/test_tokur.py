@@ -155,7 +155,7 @@ def test_uncertainties_in_closed_form(monkeypatch: pytest.MonkeyPatch):
     logits = 5 * torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = logits.softmax(-1)
     total, own = -(p.mean(0) * p.mean(0).log()).sum(-1), -(p * p.log()).sum(-1).mean(0)
-    for size in (2**15, 7):  # in one slice, and in slices that do not divide the vocabulary
+    for size in (2**15, 7, 1):  # in one slice, in slices that do not divide the vocabulary, and each token alone
         monkeypatch.setattr(tokur, "_VOCABULARY_AT_ONCE", size)
         found = tokur.uncertainties(logits)
         assert_close(torch.stack([*found]), torch.stack([total, own, total - own]))
@@ -438,3 +438,54 @@ def test_what_is_computed_at_once_fits_into_so_many_megabytes():
 
     assert tokur._LOGITS_AT_ONCE * 4 == 64 * 2**20 and clean_history._SCORES_AT_ONCE * 4 == 128 * 2**20
     assert tokur._VOCABULARY_AT_ONCE == 32_768 and sampling_slots.READ_AT_ONCE == 8_192
+
+
+def test_the_noisy_reading_keeps_nothing_and_the_clean_one_all():
+    unsure, given = perturb(small(), rank=2, sigma=0.3), []
+    body = unsure.language_model.model.base_model
+    hook = body.register_forward_pre_hook(lambda _, args, named: given.append(named["use_cache"]), with_kwargs=True)
+    tokur.score(unsure, PROMPTS[:1], ANSWERS[:1], members=3, seed=0)
+    hook.remove()
+    assert given == [True, False, False]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize(("size", "cuts"), [(112, [2, 2, 1]), (111, [1] * 5), (280, [5]), (1, [1] * 5)])
+def test_attention_by_hand_in_as_many_pieces_as_it_takes(monkeypatch, window, size, cuts):
+    """A scored token needs 2 rows x 4 heads x 7 places = 56 scores; it sees clean keys before it, and its own noisy one."""
+    from types import SimpleNamespace
+
+    from equipoise.uncertainty import clean_history
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, keys, values = (
+        torch.randn(2, *shape, generator=generator).double()
+        for shape in ((4, 5, 3), (2, 5, 3), (2, 5, 3), (2, 7, 3), (2, 7, 3))
+    )
+    places = torch.tensor([[2, 3, 4, 5, 6], [0, 1, 2, 3, 3]])
+    cache = SimpleNamespace(layers=[None, SimpleNamespace(keys=keys, values=values)])
+    cat, made = torch.cat, []
+
+    def noted(parts, dim=0):
+        found = cat(parts, dim=dim)
+        if dim == -1:
+            made.append(found.shape[-2])
+        return found
+
+    monkeypatch.setattr(clean_history, "_SCORES_AT_ONCE", size)
+    monkeypatch.setattr(clean_history.torch, "cat", noted)
+    found, none = clean_history._attend(
+        SimpleNamespace(layer_idx=1), query, key, value, None, scaling=0.5, sliding_window=window,
+        clean_history=SimpleNamespace(cache=cache, places=places),
+    )  # fmt: skip
+    monkeypatch.undo()
+    assert made == cuts and none is None and found.shape == (2, 5, 4, 3)
+    for row in range(2):
+        for head in range(4):
+            for token in range(5):
+                q, place = query[row, head, token], int(places[row, token])
+                seen = range(max(place - window + 1, 0) if window else 0, place)
+                some = [*(keys[row, head // 2, j] for j in seen), key[row, head // 2, token]]
+                said = [*(values[row, head // 2, j] for j in seen), value[row, head // 2, token]]
+                share = (0.5 * torch.stack(some) @ q).softmax(-1)
+                assert_close(found[row, token, head], share @ torch.stack(said))

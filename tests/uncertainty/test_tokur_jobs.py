@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -420,3 +421,57 @@ def test_what_choosing_comes_to_by_hand(tmp_path):
     assert none.labelled == 0 and math.isnan(none.chosen.value) and math.isnan(none.gain.value)
     plan = select.plan(given, by="mine")
     assert (plan.questions, plan.answers) == (2, 5)
+
+
+def told_of(right, questions=None, **values):
+    """What is said of answers of 1, 2, 1, 2, .. tokens of which each has a TU of 1 and an EU of 0.25."""
+    count = len(right)
+    request = SimpleNamespace(
+        answers=SimpleNamespace(right=right, questions=questions or [f"q{place}" for place in range(count)]),
+        by="tu_sum",
+        risk=None,
+        certainty=0.6,
+        seed=0,
+        members=3,
+        end=True,
+    )
+    unsure = SimpleNamespace(language_model=SimpleNamespace(name="m", source="s"))
+    token = {"tu": 1.0, "eu": 0.25} | values
+    found = {
+        place: {
+            "scores": {"tu_sum": float(place), "length": -float(1 + place % 2)},
+            "agreement": None if place == 0 else 0.5,
+            "tokens": [token] * (1 + place % 2),
+        }
+        for place in range(count)
+    }
+    sigma = {"sigma": 0.1, "chosen": False, "reached": True}
+    return scoring.Scoring._result(request, unsure, sigma, found, {"lost": "why"}, ("before",))
+
+
+def test_intervals_are_of_fifty_questions():
+    many = told_of([float(place % 2) for place in range(50)])
+    assert many.notes == ("before",) and many.questions == many.labelled == many.answers == 50
+    assert not math.isnan(many.detection["tu_sum"].auroc.lower)
+    assert told_of([float(place % 2) for place in range(51)]).notes == ("before",)
+    few = told_of([float(place % 2) for place in range(49)])
+    assert few.notes == ("before", "49 labelled answers to 49 questions are too few for intervals.")
+    assert math.isnan(few.detection["tu_sum"].auroc.lower)
+    twice = told_of([float(place % 2) for place in range(50)], [f"q{place // 2}" for place in range(50)])
+    assert twice.notes[1] == "50 labelled answers to 25 questions are too few for intervals." and twice.questions == 25
+
+
+def test_labels_that_are_all_alike_detect_nothing_and_have_no_note():
+    for label in (0.0, 1.0):
+        found = told_of([label] * 4)
+        assert found.notes == ("before",) and found.detection == {} and found.curve == {} and found.right.value == label
+    unknown = told_of([math.nan, 1.0, 0.0, math.nan])
+    assert unknown.labelled == 2 and unknown.answers == 4 and unknown.detection["tu_sum"].auroc.value == 0.0
+
+
+def test_shares_over_all_tokens_by_hand():
+    found = told_of([1.0, 0.0, 1.0])
+    assert found.tokens == 4 and found.share == 0.25 and found.agreement == (1.0 + 2 * 0.5 + 0.5) / 4
+    assert (found.sigma, found.chosen, found.reached, found.end, found.members) == (0.1, False, True, True, 3)
+    assert found.left_out == {"lost": "why"} and found.acceptance is None
+    assert told_of([1.0, 0.0], tu=0.0).share == 0.0 and told_of([1.0, 0.0], tu=0.3125).share == 0.8

@@ -265,9 +265,8 @@ def prepare(preparation: Any) -> None:
         strict = tfb.search(adapted, train, anchors=anchors, draws=DRAWS, low=STRICT[0], high=STRICT[1], steps=8)
         adapters.detach(adapted)
         keep(sigma=published.sigma, strict=strict.sigma)
-    for number in range(2):
-        if len(shared.get("members", [])) == number:
-            keep(members=[*shared.get("members", []), own(world.learnt(hard, MEMBERS + number))])
+    for number in range(len(shared.get("members", [])), 2):
+        keep(members=[*shared.get("members", []), own(world.learnt(hard, MEMBERS + number))])
     if "omega" not in shared:
         adapted = world.fresh(BLOB)
         made, _ = blob.train(adapted, train, world.labels("train").tolist(), world.settings(BLOB), draws=DRAWS)
@@ -320,7 +319,7 @@ def measure(run: Any) -> None:
     ):
         run.items(outcome, ids, scores.tolist(), at=at)
     confidence = p.max(-1).values
-    run.measure("ece", float(ece(confidence.numpy().clip(0, 1), correct.numpy())), at=at)
+    run.measure("ece", float(ece(confidence.clamp(max=1).numpy(), correct.numpy())), at=at)
     run.measure("confidence", confidence.mean().item(), at=at)
     run.measure("target_confidence", target.max(-1).values.mean().item(), at=at)
     run.measure("target_nll", negative_log_likelihoods(target, taught).mean().item(), at=at)

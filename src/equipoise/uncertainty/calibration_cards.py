@@ -65,7 +65,12 @@ def cards(
             **{measure: Bounded.of(item_interval(values), *_LIMITS[measure]) for measure, values in scores.items()},
             ece=Bounded.of(
                 score_interval(
-                    ece, confidence.numpy().clip(0, 1), scores["accuracy"], generator=generator, draws=DRAWS, bins=BINS
+                    ece,
+                    confidence.clamp(max=1).numpy(),
+                    scores["accuracy"],
+                    generator=generator,
+                    draws=DRAWS,
+                    bins=BINS,
                 ),
                 0.0,
                 1.0,

@@ -347,14 +347,14 @@ def summarise(
     found = [each.ends(target) for each in sequences]
     served = any(each.told is not None for each in sequences)
     measures = {name: _over_sequences(name, found) for name in fidelity.MEASURES}
-    least, most = (fidelity.averaged([each[end] for each in found]) for end in (0, 1))
+    least, most = (fidelity.averaged(side) for side in zip(*found, strict=True))
     every = np.concatenate(slots)
     drawn = np.concatenate([each.draws for each in sequences])
     counts = np.bincount(drawn[drawn >= 0], minlength=k)
     pooled = way.protocol == SINGLE
     if pooled:  # each value is a sequence of its own: a mean over slots is one over all of them
         told = tuple(slot for each in sequences for slot in each.told or ()) if served else None
-        ends = Observed(every, drawn, 0, "", told).ends(target)
+        ends = replace(sequences[0], probabilities=every, draws=drawn, told=told).ends(target)
         least, most = (
             replace(mean, **{name: getattr(end, name) for name in TOGETHER})
             for mean, end in zip((least, most), ends, strict=True)
@@ -412,8 +412,8 @@ def _shares(raw: Array) -> Array:
 def _over_sequences(name: str, ends: Sequence[tuple[fidelity.Fidelity, fidelity.Fidelity]]) -> Bounded:
     """A measure's mean over sequences with Student's interval; of an open one, what it can be at least and at most."""
     least, most = (
-        Bounded.of(item_interval([getattr(each[end], name) for each in ends]), *LIMITS.get(name, (0.0, 1.0)))
-        for end in (0, 1)
+        Bounded.of(item_interval([getattr(each, name) for each in side]), *LIMITS.get(name, (0.0, 1.0)))
+        for side in zip(*ends, strict=True)
     )
     if not most.value - least.value >= 1e-6:
         return Bounded(least.value, least.lower, most.upper)

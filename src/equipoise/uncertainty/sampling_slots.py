@@ -339,7 +339,7 @@ class _Writer:
 
     def _freely(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
         uniform = None
-        if self._temperature > 0:
+        if self._temperature:
             uniform = torch.cat([self._draws[row].next([0], 1)[0] for row in rows])
         return choose(logits, self._temperature, uniform).tolist()
 
@@ -364,7 +364,7 @@ class _Writer:
     def _drawn(self, paths: Sequence[Path], share: Array, symbols: Array, row: int) -> int:
         """A path: its symbol at the temperature, and of the symbol's paths one by their own shares."""
         owners = np.array([self._paths.owner[path] for path in paths])
-        if self._temperature == 0:
+        if not self._temperature:
             return int(np.where(owners == symbols.argmax(), share, 0).argmax())
         logs = np.log(share) + (1 / self._temperature - 1) * np.log(symbols)[owners]
         return int(choose(torch.from_numpy(logs).unsqueeze(0), 1.0, self._draws[row].next([0], 1)[0]))
