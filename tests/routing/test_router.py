@@ -16,7 +16,7 @@ from equipoise.core.files import seal
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.routing import prompt_states
-from equipoise.routing.logit_scores import logit_scores
+from equipoise.routing.logit_scores import entropy, logit_scores, top_variance
 from equipoise.routing.router import Router, load, logits_of
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"]
@@ -319,6 +319,9 @@ def test_logit_scores_of_three_rows_by_hand():
     )
     for values in found.values():
         assert values.shape == (3,) and values[2].item() == pytest.approx(values[0].item(), abs=1e-6)
+    alone = torch.tensor(row)  # one place, [V] -> []
+    assert top_variance(alone).item() == pytest.approx(((top - top.mean()) ** 2).sum() / 9)
+    assert entropy(alone).item() == pytest.approx(found["entropy"][0].item())
     two = logit_scores(torch.tensor([[1.0, -1.0]]))
     assert two["top10-variance-reversed"].item() == pytest.approx(2.0) and two["logit-margin"].item() == 2.0
     for wrong in (torch.zeros(4), torch.zeros(1, 2, 3), torch.zeros(5, 1)):
