@@ -11,6 +11,7 @@ import pytest
 from chat_models import untaught
 from equipoise import routing
 from equipoise.chat.calls import Reply
+from equipoise.chat.grade import Submission, blinded
 from equipoise.core.calibration import Calibration
 from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.scores import auroc
@@ -802,3 +803,89 @@ def test_tokens_of_answers_are_counted_without_those_that_a_tokenizer_adds(lm):
         == wanted
         < sum(len(lm.tokenizer(text)["input_ids"]) for text in ("one two", "Oslo"))
     )
+
+
+def test_scores_that_learn_nothing_are_of_each_prompt(lm):
+    """A prompt of one token has no likelihood, and then nobody has."""
+    z = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
+    logits = {"max-logit", "margin", "logit-margin", "entropy", "top10-variance", "top10-variance-reversed"}
+    chains = {"chain-of-embedding": (), "chain-real": ("real",), "chain-complex": ("complex",)}
+    found = scoring.given_scores(lm, [[5, 6, 7], [5, 6], [8, 9, 10, 11]], z, 3, batch_size=2)
+    assert found.keys() == logits | chains.keys() | {"length", "random", "perplexity"}
+    assert found["length"].tolist() == [-3.0, -2.0, -4.0]
+    assert found["random"].tolist() == scoring.Random(random_state=3).score_prompts(np.empty((3, 0))).tolist()
+    for name, how in chains.items():
+        assert found[name].tolist() == scoring.ChainOfEmbedding(*how).score_prompts(z).tolist()
+    assert "perplexity" not in scoring.given_scores(lm, [[5, 6, 7], [5]], z[:2], 3)
+
+
+def test_directions_are_of_the_last_states_and_of_length_one():
+    z = np.zeros((3, 3, 2), np.float32)
+    z[0] = [[9.0, 0.0], [7.0, 7.0], [3.0, 4.0]]
+    z[1] = [[1.0, 0.0], [0.0, 1.0], [0.06, -0.08]]
+    found = scoring.directions(z)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.6, -0.8], [0.0, 0.0]], atol=1e-6)
+
+
+def test_enough_to_learn_from_are_both_kinds_in_fifty_groups():
+    solved = np.array([0.0] * 50 + [1.0] * 50)
+    groups = np.arange(100) % 50
+    everything = np.ones(100, bool)
+    assert scoring.large_enough(everything, solved, groups)
+    assert not scoring.large_enough(everything, solved, np.minimum(groups, 48))  # 49 groups
+    assert not scoring.large_enough(np.arange(100) < 50, solved, groups)
+    assert not scoring.large_enough(np.arange(100) >= 50, solved, groups)
+
+
+def test_a_score_that_is_not_finite_everywhere_has_no_card():
+    generator = np.random.default_rng(0)
+    score, weak = generator.normal(size=80), generator.integers(0, 2, 80).astype(float)
+    torn = np.where(np.arange(80) == 7, math.inf, score)
+    given = (weak, np.ones(80), weak, np.arange(80), scoring.Bands((0.1, 0.4), (0.4, 0.8)), 5)
+    assert list(scoring.cards({"a": score, "torn": torn, "b": -score}, *given)) == ["a", "b"]
+
+
+def test_what_a_judge_compares_and_how_answers_are_blinded(monkeypatch):
+    """Against gold where every prompt has one, else from 1 to 10; ten is 1, one is 0, and six accepts."""
+    with_gold = [Problem("a", "2 + 2 =", ("4",)), Problem("b", "2 + 3 =", ("5",))]
+    lacking = [with_gold[0], replace(with_gold[1], gold=())]
+    made = []
+    monkeypatch.setattr(
+        labeling, "ChatGrader", lambda chat, grades, **how: made.append((chat, grades, how)) or "grader"
+    )
+
+    def grader(problems):
+        assert labeling.Labeling._grader(SimpleNamespace(problems=problems), "chat") == "grader"
+        return made[-1][:2], list(made[-1][2])
+
+    assert grader(with_gold) == (("chat", labeling.BINARY), [])
+    assert grader(lacking) == (("chat", labeling.SCALE), ["prompt"])
+    assert labeling.SCALE.credits == pytest.approx({str(n): (n - 1) / 9 for n in range(1, 11)})
+    assert labeling.SCALE.accept == pytest.approx(5 / 9) and labeling.SCALE.ordered
+
+    shown = []
+
+    def grade(submissions):
+        shown.extend(submissions)
+        return [SimpleNamespace(credit={"4": 1.0, "?": 0.25}[each.answer]) for each in submissions]
+
+    self = SimpleNamespace(problems=with_gold, _grader=lambda chat: SimpleNamespace(grade=grade))
+    self._submissions = lambda said: labeling.Labeling._submissions(self, said)
+    players = SimpleNamespace(chat=lambda name: name)
+    quality, unread = labeling.Labeling._graded(self, {"weak": ["?", "4"], "strong": ["4", None]}, players)
+    assert quality["weak"].tolist() == [0.25, 1.0] and quality["strong"][0] == 1.0 and math.isnan(quality["strong"][1])
+    assert unread == {"weak": 0, "strong": 0}
+    ids = ["a/weak", "b/weak", "a/strong"]
+    assert [each.id for each in shown] == [
+        each.id for _, each in blinded([Submission(name, "", "") for name in ids], seed=0)
+    ]
+
+
+def test_what_a_stored_answer_has_to_be():
+    said = [Problem(name, "?", (), columns={"weak_answer": text}) for name, text in (("a", "4"), ("b", 5))]
+    labeling._check_answers(said[:1], "weak")
+    with pytest.raises(BadInput, match="'b' has no text weak_answer: name the model that answers, --model"):
+        labeling._check_answers(said, "weak")
+    with pytest.raises(BadInput, match="'a' has no text strong_answer: name the model that answers, --strong"):
+        labeling._check_answers(said, "strong")

@@ -11,12 +11,12 @@ from scipy.special import expit
 
 from chat_models import untaught
 from equipoise import routing
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.core.files import seal
 from equipoise.data.records import Message
 from equipoise.language.encode import encode_prompts
 from equipoise.routing import prompt_states
-from equipoise.routing.logit_scores import logit_scores
+from equipoise.routing.logit_scores import entropy, logit_scores, top_variance
 from equipoise.routing.router import Router, load, logits_of
 
 TEXTS = ["yes", "Where was Mulum Kunwick born?", "one two three four", "no", "Norway? Oslo"]
@@ -283,3 +283,74 @@ def test_everything_that_is_stored_is_read_back(lm, tmp_path):
         path.write_bytes(altered)
         with pytest.raises(BadInput, match="of another version, or was altered"):
             load(tmp_path / "length")
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "max"])
+def test_many_prompts_are_scored_as_each_alone(lm, kind):
+    """By hand: the mean of the layers by their weights, or the largest of each, times w, plus b."""
+    made = probe(lm, kind=kind)
+    z = np.random.default_rng(1).normal(size=(520, 3, 32)).astype(np.float32)
+    weights = np.exp(made.a.astype(float)) / np.exp(made.a.astype(float)).sum()
+    mixed = z.max(1) if kind == "max" else np.einsum("nld,l->nd", z.astype(float), weights)
+    wanted = expit(mixed.astype(float) @ made.w.astype(float) + 0.25)
+    for n in (1, 255, 256, 257, 520):
+        assert made.score(z[:n]) == pytest.approx(wanted[:n]) and made.score(z[:n]).shape == (n,)
+
+
+def test_logit_scores_of_three_rows_by_hand():
+    """Of twelve tokens, so that two of them are not among the ten largest; and of two, the fewest."""
+    row = [3.0, 1.5, *np.arange(10) / 10]
+    p = np.exp(row) / np.exp(row).sum()
+    top = np.sort(row)[2:]
+    found = logit_scores(torch.tensor([row, [0.0] * 12, row[::-1]]))
+    assert {name: values[0].item() for name, values in found.items()} == pytest.approx(
+        {
+            "max-logit": 3.0,
+            "margin": p[0] - p[1],
+            "logit-margin": 1.5,
+            "entropy": 1 + (p * np.log(p)).sum() / math.log(12),
+            "top10-variance": -((top - top.mean()) ** 2).sum() / 9,
+            "top10-variance-reversed": ((top - top.mean()) ** 2).sum() / 9,
+        },
+        abs=1e-5,
+    )
+    assert {name: values[1].item() for name, values in found.items()} == pytest.approx(
+        dict.fromkeys(found, 0.0), abs=1e-6
+    )
+    for values in found.values():
+        assert values.shape == (3,) and values[2].item() == pytest.approx(values[0].item(), abs=1e-6)
+    alone = torch.tensor(row)  # one place, [V] -> []
+    assert top_variance(alone).item() == pytest.approx(((top - top.mean()) ** 2).sum() / 9)
+    assert entropy(alone).item() == pytest.approx(found["entropy"][0].item())
+    two = logit_scores(torch.tensor([[1.0, -1.0]]))
+    assert two["top10-variance-reversed"].item() == pytest.approx(2.0) and two["logit-margin"].item() == 2.0
+    for wrong in (torch.zeros(4), torch.zeros(1, 2, 3), torch.zeros(5, 1)):
+        with pytest.raises(BadInput, match="give one row a prompt"):
+            logit_scores(wrong)
+
+
+def test_a_prompt_may_fill_the_context_and_no_more(lm):
+    names = ["first", "second"]
+    full = [5] * lm.context
+    prompt_states.check_lengths(lm, [full, full], names)
+    with pytest.raises(BadInput, match=f"'second' has {lm.context + 1} tokens"):
+        prompt_states.check_lengths(lm, [full, [*full, 5]], names)
+    assert routing.prefill(lm, full).tokens == lm.context
+    with pytest.raises(BadInput, match="at most the context"):
+        routing.prefill(lm, [*full, 5])
+
+
+def test_a_prefill_that_finds_no_memory_says_what_else_to_try(lm, monkeypatch):
+    def forward(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(type(lm.model), "forward", forward)
+    with pytest.raises(WorkFailed, match=r"batch size 1.*use a smaller model or shorter texts"):
+        routing.prefill(lm, [5, 6])
+
+
+def test_the_last_turn_of_a_user_is_read_of_a_conversation(lm, plain):
+    turns = [Message("user", "one"), Message("assistant", "no"), Message("user", "two"), Message("assistant", "yes")]
+    assert prompt_states.encode(lm, [turns, "three"], "raw") == encode_prompts(plain, ["two", "three"])[0]
+    with pytest.raises(BadInput, match="Prompt 1 has no turn"):
+        prompt_states.encode(lm, [turns, turns[3:]], "raw")

@@ -221,6 +221,20 @@ def test_the_proxy_is_the_rate_of_another_model(tmp_path, monkeypatch):
         big_math(4)
 
 
+def test_problems_of_the_proxy_are_drawn_in_one_order_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
+    (tmp_path / PROXY).mkdir()
+    rows = [{"id": n, "problem": "x" * (201 if n == 3 else n + 1), "answer": "1", "solve_rate": 0.5} for n in range(30)]
+    for name, some in (("b", rows[20:]), ("a", rows[:20])):
+        (tmp_path / PROXY / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    short = [n for n in range(30) if n != 3]
+    order = [f"{PROXY}-{short[place]}" for place in np.random.default_rng(19).permutation(29)]
+    for count in (1, 7, 29):
+        found = big_math(count)
+        assert [each.id for each in found] == order[:count]
+        assert all((each.domain, each.solved, each.gold) == (PROXY, True, "") for each in found)
+
+
 FIRST = {
     "sums": ("83 + 22 =", "105", "a84e7677"),
     "differences": ("7 - 5 =", "2", "f2a55b65"),

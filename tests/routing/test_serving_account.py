@@ -101,3 +101,42 @@ def test_a_disk_that_fails_is_told(tmp_path):
     path.mkdir()
     with pytest.raises(WorkFailed, match="cannot be written"):
         asyncio.run(account.save())
+
+
+def test_what_an_account_holds_and_which_ones_are_read(tmp_path):
+    path = tmp_path / "account.json"
+    controller = Controller(0.3, 0.5)
+    controller.force()
+    AccountFile(path, controller, "r").write()
+    held = json.loads(path.read_text())
+    assert {name: held[name] for name in ("account", "router", "state")} == {
+        "account": 1,
+        "router": "r",
+        "state": controller.state(),
+    }
+    good = {"account": 1, "router": "r", "state": controller.state()}
+    path.write_bytes(seal(good))
+    assert AccountFile(path, Controller(0.3, 0.5), "r").resume() is True
+    for wrong, said in (
+        (seal(good | {"account": 2}), "of another version"),
+        (seal(good | {"state": [controller.state()]}), "of another version"),
+        (json.dumps(good).encode(), "of another version"),
+        (seal(good | {"router": None}), "names no router"),
+        (seal({name: good[name] for name in ("account", "state")}), "names no router"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(BadInput, match=said):
+            AccountFile(path, Controller(0.3, 0.5), "r").resume()
+    assert AccountFile(tmp_path / "none.json", Controller(0.3, 0.5)).resume() is False
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_the_nearest_folder_that_is_there_has_to_be_one_that_can_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"nothing can be written in .*/file\."):
+        AccountFile(tmp_path / "file" / "deep" / "account.json", Controller(0.3, 0.5)).resume()
+    asked = []
+    monkeypatch.setattr(os, "access", lambda *given: asked.append(given))
+    with pytest.raises(BadInput, match="nothing can be written"):
+        AccountFile(tmp_path / "a" / "b" / "account.json", Controller(0.3, 0.5)).resume()
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]

@@ -1,5 +1,6 @@
 """`equipoise route serve` before its first request: what it refuses, in one sentence, and what a dry run says."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -20,11 +21,14 @@ from starlette.routing import Route
 from chat_models import untaught
 from equipoise.cli import main
 from equipoise.core.errors import BadInput, WorkFailed
+from equipoise.data.records import Message
 from equipoise.routing import serving_command
 from equipoise.routing.controller import Controller
 from equipoise.routing.router import Router
 from equipoise.routing.serve_settings import ServeSettings
+from equipoise.routing.serving import Limits
 from equipoise.routing.serving_account import AccountFile
+from equipoise.routing.serving_local import Sampling
 
 KEY = "sk-very-secret-0123456789"
 
@@ -233,3 +237,136 @@ def test_settings_are_closed_in_python_too():
         ServeSettings(router="r", model="m", upstream="u", bugdet=0.3)
     with pytest.raises((BadInput, WorkFailed)):
         serving_command.serve(ServeSettings(router="nowhere", model="m", upstream="http://a/v1"))
+
+
+def test_what_is_served_is_what_was_asked_for_and_told_in_numbers(command, lm, capsys, monkeypatch):
+    """Of eight requests three are sent, two of them by their scores below -20."""
+    apps, locals_, loaded = [], [], []
+
+    async def trial(local):
+        assert local is locals_[0][0]
+        return 2.0
+
+    def app(*given, **named):
+        apps.append((given, named))
+        return "served"
+
+    class Local:
+        def __init__(self, *given, **named):
+            locals_.append((self, given, named))
+            self.closed = False
+
+        def close(self):
+            self.closed = True
+
+    def run(served, listener, drain, started):
+        assert (served, drain) == ("served", 3.5) and not locals_[0][0].closed
+        assert started == f"Listens on http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        controller = apps[0][0][3]
+        for score in (-30.0, -19.0, -20.0, -21.0, 0.0, -1.0, -2.0):
+            controller.decide(score)
+        controller.force()
+
+    for name, stand_in in (("_trial", trial), ("app", app), ("LocalModel", Local), ("_run", run)):
+        monkeypatch.setattr(serving_command, name, stand_in)
+    monkeypatch.setattr(serving_command, "Upstream", lambda *given, **named: (given, named))
+    monkeypatch.setattr(serving_command, "load_model", lambda name, **how: loaded.append((name, how)) or lm)
+    monkeypatch.setenv("CLIENTS", "a-key-of-clients")
+    typed = (
+        "--budget none --drain 3.5 --client-key-env CLIENTS --max-body 2048 --max-requests 7 --max-tokens 9 --at-once 2"
+    )
+    typed += (
+        " --temperature 0.5 --upstream-timeout 11 --upstream-model strong --name both --open-metrics --on-failure local"
+    )
+    assert main([*command, *typed.split()]) == 0
+    told = capsys.readouterr().err
+    assert f"{lm.name} reads a short prompt in 2000 ms; the router: length." in told and "Doubtful" not in told
+    assert "Forwards to http://127.0.0.1:9/v1 with a key; on failure: local." in told
+    assert "Ended. 8 requests in the account, 3 calls (37.5%)." in told
+    ((local, (model, router), sizes),) = locals_
+    assert model is lm and (router.kind, sizes) == ("length", {"max_tokens": 9, "at_once": 2}) and local.closed
+    (((of, at, upstream, controller, policy), more),) = apps
+    assert (of, at, controller.budget, policy) == (router, local, None, "local")
+    assert upstream == (("http://127.0.0.1:9/v1", KEY), {"model": "strong", "seconds": 11.0})
+    assert isinstance(more.pop("account"), AccountFile)
+    assert more == {
+        "name": "both",
+        "temperature": 0.5,
+        "limits": Limits(body=2048, requests=7),
+        "client_key": "a-key-of-clients",
+        "open_metrics": True,
+    }
+    ((name, how),) = loaded
+    assert (name, how["trust_remote_code"], how["revision"]) == ("small", False, None)
+
+
+def test_the_trial_reads_and_answers_twice_and_tells_the_second_reading():
+    asked, times = [], iter([9.0, 0.25])
+
+    class Local:
+        async def read(self, messages):
+            asked.append(messages)
+            return SimpleNamespace(seconds=next(times))
+
+        async def answer(self, read, sampling):
+            for piece in ("a", "b"):
+                asked.append((read.seconds, piece, sampling))
+                yield piece
+
+    assert asyncio.run(serving_command._trial(Local())) == 0.25
+    asked_for, sampling = (Message("user", "How much is one and one?"),), Sampling(max_tokens=2)
+    assert asked == [
+        asked_for, (9.0, "a", sampling), (9.0, "b", sampling),
+        asked_for, (0.25, "a", sampling), (0.25, "b", sampling),
+    ]  # fmt: skip
+
+
+def test_a_port_can_be_had_again_at_once():
+    with serving_command._listening("127.0.0.1", 0) as listener:
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        assert (listener.family, listener.type) == (socket.AF_INET, socket.SOCK_STREAM)
+
+
+@pytest.mark.parametrize(("held", "needed", "key"), [("abc", True, "abc"), ("", False, None), (None, False, None)])
+def test_an_empty_variable_holds_no_key(monkeypatch, held, needed, key):
+    monkeypatch.delenv("_KEY_1", raising=False)
+    if held is not None:
+        monkeypatch.setenv("_KEY_1", held)
+    assert serving_command._key("_KEY_1", needed=needed) == key
+    if key is None:
+        with pytest.raises(BadInput, match="holds no key"):
+            serving_command._key("_KEY_1", needed=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "beyond"),
+    [
+        ("budget", 0, 1, 1.001),
+        ("burst", 4, 1e9, 1.001e9),
+        ("port", 0, 65535, 65536),
+        ("upstream_timeout", 0.001, 86400, 86401),
+        ("max_tokens", 1, None, None),
+        ("temperature", 0, 2, 2.001),
+        ("at_once", 1, None, None),
+        ("max_requests", 1, None, None),
+        ("max_body", 1024, None, None),
+        ("drain", 0, 3600, 3601),
+    ],
+)
+def test_settings_lie_between_their_ends(name, least, most, beyond):
+    below = least - 1 if isinstance(least, int) and name != "burst" else 3.999 if name == "burst" else 0
+    for value in (least, most):
+        if value is not None:
+            assert getattr(ServeSettings(router="r", model="m", upstream="u", **{name: value}), name) == value
+    for value in (below, beyond):
+        if value is not None:
+            with pytest.raises(ValidationError):
+                ServeSettings(router="r", model="m", upstream="u", **{name: value})
+
+
+def test_a_server_has_a_name_of_a_letter_at_least():
+    assert ServeSettings(router="r", model="m", upstream="u", name="b").name == "b"
+    with pytest.raises(ValidationError):
+        ServeSettings(router="r", model="m", upstream="u", name="")
+    assert ServeSettings(router="r", model="m", upstream="u", budget="none").budget is None
+    assert ServeSettings(router="r", model="m", upstream="u").budget == 0.3

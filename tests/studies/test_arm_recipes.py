@@ -41,6 +41,7 @@ def asked(monkeypatch, holder, name, stub, study, arm, point=0):
 
 
 def fields(made, *names):
+    assert not any(type(getattr(made, name)) is float for name in SHARED[:6])  # 64.0 responses are none
     return tuple(getattr(made, name) for name in names)
 
 

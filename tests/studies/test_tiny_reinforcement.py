@@ -321,7 +321,10 @@ def test_accuracy_so_far_is_the_mean_of_the_path_by_trapezoids(one_look, tmp_pat
 
 def test_form_and_length_of_greedy_answers(one_look, small, tmp_path, monkeypatch):
     monkeypatch.setattr(WarmStart, "solved", lambda self, problem, text: text.endswith("#2"))
-    run = one_look("r2po-tiny", "grpo", tmp_path, answers(["1#2", "1#2", "1:2", "1#3"], [3, 5, 9, 6]))
+    logged = [{"zero_advantage": 0.25, "distinct_rewards": 3.0}, {"zero_advantage": 0.75, "distinct_rewards": 4.0}]
+    written = answers(["1#2", "1#2", "1:2", "1#3"], [3, 5, 9, 6])
+    run = one_look("r2po-tiny", "grpo", tmp_path, written, logged=logged)
+    assert run.of("zero_advantage_share") == [0.5] and run.of("distinct_rewards") == [3.5]
     assert run.of("greedy_accuracy") == [0.5] and run.of("greedy_format_error") == [0.25]
     assert run.of("length_gap") == [3.5]  # levels 2, 3, 2, 3: (9 - 3) and (6 - 5)
 
