@@ -513,3 +513,15 @@ def test_hundreds_of_items_have_ids_of_their_own():
     assert len(organize(many, vectors, QUERY, k=2).pool) == 2
     with pytest.raises(BadInput, match="Two items have the id '007'"):
         organize([*many[:8], many[7]], vectors[:9], QUERY)
+
+
+def test_directions_that_nearly_cancel_leave_a_context_above_the_rounding_alone():
+    gram = np.full((3, 3), -0.5) + 1.5 * np.eye(3)
+    walk = com._Walk(
+        units=np.eye(3), scores=np.ones(3), between=gram, beta=0.5, gate="product", context="mean", weight=0.5,
+        clip=True, floor=None, most=5, embed=None,
+    )  # fmt: skip
+    total = np.array([1.0, 2.0, 3.0])
+    for square, known in ((2e-12, False), (3e-12, False), (4e-12, True), (2e-13, False), (0.25, True)):
+        near = walk._near([0, 1, 2], total, square)
+        np.testing.assert_allclose(near, total / math.sqrt(square) if known else np.zeros(3))

@@ -32,7 +32,7 @@ from equipoise.agents.compose import (
     spoken_problems,
 )
 from equipoise.agents.compose_questions import history_of, make_questions
-from equipoise.agents.compose_templates import TemplateWriter
+from equipoise.agents.compose_templates import THEMES, TemplateWriter
 from equipoise.agents.leaks import _Heard, dated, lint, without_dates
 from equipoise.agents.lifedialbench import stream_digest
 from equipoise.core.errors import BadInput
@@ -163,6 +163,7 @@ def test_similarity_is_the_cosine_of_weighted_counts():
     (first, *rest), *_ = similar(texts, k=2)
     assert first == (1, pytest.approx(3 / (2**0.5 * 5**0.5))) and rest[0][1] == 0.0
     assert similar(["one"], k=5) == [[]]
+    assert similar([]) == [] == repetition_problems([], [])
     found = repetition_problems(["red fence", "red fence red", "Red fence!", "blue boat"], ["a", "b", "c", "d"])
     assert [[problem.text for problem in each] for each in found] == [
         [],
@@ -673,3 +674,46 @@ def test_weights_of_words_by_hand():
     assert similar(["", ""]) == [[(1, 0.0)], [(0, 0.0)]]
     twins = repetition_problems(["x y", "y y", "z"], ["a", "b", "c"], threshold=two / math.hypot(one, two) - 1e-6)
     assert [len(each) for each in twins] == [0, 1, 0]
+
+
+def test_blank_texts_fall_back_and_repeated_ones_are_kept():
+    class Blank(TemplateWriter):
+        def enrich(self, asked, again, attempt):
+            return [" "] * len(asked)
+
+    class Same(TemplateWriter):
+        def enrich(self, asked, again, attempt):
+            return ["They practised."] * len(asked)
+
+    calm = replace(MARA, fixed=())
+    made = compose(calm, NEW_YEAR, 3, Blank(calm), repairs=0)
+    assert made.dropped["texts of days left as they were allocated"] == 3
+    assert all(period.text.strip() for period in made.periods)
+    made = compose(calm, NEW_YEAR, 3, Same(calm), repairs=0)
+    assert [period.text for period in made.periods if period.level == "day"] == ["They practised."] * 3
+    assert not any(reason.startswith("texts of") for reason in made.dropped)
+    (gate,) = [gate for gate in made.gates if gate.step == "enrich days"]
+    assert (gate.records, gate.flagged, gate.repeated, gate.inconsistent, gate.left) == (3, 2, 2, 0, 2)
+
+
+@pytest.mark.parametrize(("fixed", "planned", "most", "told"), [(1, 3, 4, 4), (2, 3, 4, 4), (0, 3, 2, 2), (5, 1, 2, 5)])
+def test_every_line_and_fixed_thing_of_a_day_is_an_event(fixed, planned, most, told):
+    lines = "\n".join([*list(THEMES)[:planned], "nothing of this"])
+    day = Period("day", NEW_YEAR, NEW_YEAR, lines, tuple(Fixed(NEW_YEAR, f"feast {n}") for n in range(fixed)))
+    orders = set()
+    for attempt in range(8):
+        first, *events = TemplateWriter(MARA, events_per_day=most)._day(day, attempt)
+        assert first.routine and first.start == time(7, 0) and first.end == time(7, 20) and first.place == "home"
+        feasts = [event.place == "the celebration" for event in events]
+        assert (len(events), sum(feasts)) == (told, fixed) and not any(event.routine for event in events)
+        assert sorted(event.what for event in events if event.place == "the celebration") == [
+            f"took part in feast {n}" for n in range(fixed)
+        ]
+        starts = [event.start for event in events]
+        assert starts == sorted(set(starts)) and {each.minute for each in starts} <= {0, 30}
+        assert all(event.end == time(event.start.hour, event.start.minute + 25) for event in events)
+        assert all(
+            len(event.people) == 1 and len(event.details) == (event.place != "the celebration") for event in events
+        )
+        orders.add(tuple(feasts))
+    assert len(orders) > 1 or fixed in (0, told)

@@ -335,3 +335,34 @@ def test_what_a_note_is_about_and_the_last_number_of_a_vector():
     assert [note.tags for note in notes] == [(topic,), (), ()]
     vectors = world.count_vectors(["", world.FILLER_WORDS[-1]])
     assert vectors[:, -1].tolist() == [1e-3, 1e-3] and vectors[:, -2].tolist() == [0, 1]
+
+
+def test_what_is_read_is_five_items_or_so_many_tokens(monkeypatch):
+    asked = []
+
+    def memory(name, **how):
+        asked.append((name, how))
+        return name
+
+    def measured(run, system, history, protocols, at, where):
+        asked[-1] += (protocols, at, where)
+
+    monkeypatch.setattr(world, "world_memory", memory)
+    monkeypatch.setattr(world, "_measure", measured)
+    run = Noted()
+    world.measure(run, memory="rag-sessions", days=9, late=True, options={"order": "rank"})
+    every, online, more = ("online", "asof", "offline"), ("online",), {"order": "rank"}
+    expected = [({"k": 5, **more}, every, {"hidden": 0.0}, {"world": "updates", "equal": "k"})]
+    expected += [
+        (
+            {"k": 50, "budget": tokens, **more},
+            protocols,
+            {"hidden": 0.0},
+            {"world": "updates", "equal": f"{tokens} tokens"},
+        )
+        for tokens, protocols in ((100, every), (50, online), (200, online))
+    ]
+    expected += [
+        ({"k": 5, **more}, every, {"hidden": hidden}, {"world": "late", "equal": "k"}) for hidden in (0.0, 0.5, 1.0)
+    ]
+    assert asked == [("rag-sessions", *each) for each in expected]

@@ -577,3 +577,27 @@ def test_what_is_known_of_a_stream():
     assert (row.printed, row.later, row.found) == (2, 1, ("s1", "t0", "s0"))
     assert (row.sessions, row.turns, row.read_tokens, row.choice) == (2, 3, 7, 2)
     assert row.age == -0.5 / 24 and row.amounts == {"calls": 3} and row.state == "state"
+
+
+@pytest.mark.parametrize("protocol", ["online", "offline"])
+def test_each_session_is_told_with_its_own_amounts(protocol):
+    class Counting:
+        name, said = "counting", 0
+
+        def ingest(self, session, time):
+            self.said += 1
+            return {"written_tokens": self.said}
+
+        def answer(self, question, now, *, until=None):
+            return MemoryAnswer("")
+
+        def snapshot(self):
+            return str(self.said)
+
+    noon, told = datetime(2024, 5, 7, 12), []
+    sessions = tuple(Session(f"s{n}", noon + timedelta(hours=n), (Turn(f"t{n}", "Ana", "Hi."),)) for n in range(4))
+    history = History("Ana", sessions, (MemoryQuestion("1", "One?", gold=("x",)),))
+    taken = lambda session, amounts: told.append((session.id, dict(amounts)))  # noqa: E731
+    made = ldb.run(Counting(), history, protocol=protocol, taken=taken)
+    assert told == [(f"s{n}", {"written_tokens": n + 1}) for n in range(4)]
+    assert made.build == {"written_tokens": 10} and made.state == "4"

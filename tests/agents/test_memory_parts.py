@@ -2,20 +2,24 @@
 
 import math
 import os
+import re
 import sys
-from datetime import datetime, timedelta
+from dataclasses import asdict
+from datetime import datetime, time, timedelta
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from equipoise.agents import judged_answers, kept_answers, memory_adapters
+from equipoise.agents import asked_systems, asking, judged_answers, kept_answers, memory_adapters
 from equipoise.agents.judged_answers import Judgements
+from equipoise.agents.kept_answers import KeptAnswers
 from equipoise.agents.lifedialbench import AskedQuestion
 from equipoise.agents.memory import MemoryAnswer, MemoryItem
 from equipoise.agents.memory_result import MemoryComparison
-from equipoise.core.errors import BadInput, MissingExtra
-from equipoise.data.histories import MemoryQuestion
+from equipoise.core.errors import BadInput, MissingExtra, WorkFailed
+from equipoise.core.rows import Rows
+from equipoise.data.histories import History, MemoryQuestion, Session, Turn
 
 NOON = datetime(2024, 5, 7, 12)
 
@@ -258,3 +262,165 @@ def test_a_mem0_that_would_tell_or_mix_is_refused(mem0, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     with pytest.raises(MissingExtra, match="pip install mem0ai"):
         memory_adapters.local_mem0(tmp_path / "fourth", embedder)
+
+
+# --- asked and kept --------------------------------------------------------------------------------------------------
+
+
+class Blind:
+    """It remembers how much was said, and cannot be asked as of a moment."""
+
+    name, as_of = "blind", False
+
+    def __init__(self, fails=None):
+        self.said, self.fails = 0, fails
+
+    def ingest(self, session, time):
+        self.said += len(session.turns)
+        return {}
+
+    def answer(self, question, now, *, until=None):
+        if self.fails is not None:
+            raise self.fails
+        return MemoryAnswer(f"{self.said} turns")
+
+    def snapshot(self):
+        return str(self.said)
+
+
+def a_day(*questions):
+    turns = (Turn("t1", "Ana", "Hello."), Turn("t2", "Bo", "Bye.", time=NOON + timedelta(hours=3)))
+    sessions = (Session("s1", NOON, turns), Session("s2", NOON + timedelta(hours=2), (Turn("t3", "Ana", "Oh."),)))
+    return History("Ana", sessions, questions or (MemoryQuestion("1", "One?", gold=("x",)),))
+
+
+@pytest.mark.parametrize("protocol", ["online", "offline"])
+def test_what_cannot_look_back_is_asked_under_the_other_protocols(protocol):
+    kept = KeptAnswers(Rows(None))
+    found = kept_answers.answered("blind", Blind, a_day(), (protocol, "asof"), kept, None)
+    assert {name: [row.text for row in each.rows] for name, each in found.items()} == {protocol: ["3 turns"]}
+    with pytest.raises(kept_answers.SystemFailed, match="takes no until="):
+        kept_answers.answered("blind", Blind, a_day(), ("asof",), kept, None)
+
+
+def test_a_system_is_blamed_for_its_own_failed_work_and_not_for_the_readers():
+    broken = WorkFailed("the reader's line was cut")
+
+    def read(asked):
+        raise broken
+
+    with pytest.raises(WorkFailed, match="line was cut"):  # at the last question, and when there are as many as fit
+        kept_answers.answered("blind", Silent, a_day(), ("offline",), KeptAnswers(Rows(None)), read)
+    asked = [MemoryQuestion(str(number), "Q?", gold=("x",)) for number in range(kept_answers.AT_ONCE)]
+    with pytest.raises(WorkFailed, match="line was cut"):
+        kept_answers.answered("blind", Silent, a_day(*asked), ("offline",), KeptAnswers(Rows(None)), read)
+    own = WorkFailed("it broke")
+    with pytest.raises(WorkFailed, match="it broke"):  # of a system that is not the user's: for us to mend
+        kept_answers.answered("blind", lambda: Blind(own), a_day(), ("offline",), KeptAnswers(Rows(None)), None)
+
+
+class Silent(Blind):
+    def answer(self, question, now, *, until=None):
+        return MemoryAnswer("", context="Hello.", read_tokens=1)
+
+
+def test_whose_fault_it_is():
+    own, other = WorkFailed("own"), WorkFailed("other")
+    system = kept_answers._Watched(Blind(own), "blind")
+    with pytest.raises(kept_answers.SystemFailed, match="other"), kept_answers._blaming(system):
+        raise other
+    waits = waiting(None)
+    with pytest.raises(kept_answers.SystemFailed, match="other"), kept_answers._blaming(system, waits):
+        raise other
+    waits.raised = other
+    with pytest.raises(WorkFailed, match="other"), kept_answers._blaming(system, waits):
+        raise other
+    with pytest.raises(BadInput, match="budget"), kept_answers._blaming(system, waits):
+        raise BadInput("budget")
+    with pytest.raises(WorkFailed, match="own"), kept_answers._blaming(system):
+        system.answer(MemoryQuestion("1", "One?"), NOON)
+    assert system.raised is own
+
+
+def test_what_was_kept_is_read_with_its_age_and_its_end():
+    held = row("1", "said")
+    for age, expected in ((2.5, 2.5), (None, math.nan), (0.0, 0.0)):
+        plain = {**asdict(held), "found": ["t1", "t2"], "age": age}
+        read = kept_answers._asked(plain)
+        assert read.found == ("t1", "t2") and repr(read.age) == repr(expected)
+    assert kept_answers._end(a_day()) == NOON + timedelta(hours=3)
+
+
+def asked_for(**more):
+    given = {"reader": None, "extractor": None, "replay": None, "embedder": None, "k": 5, "context_tokens": None}
+    return SimpleNamespace(**{**given, **more})
+
+
+@pytest.mark.parametrize(
+    ("names", "embedder", "expected", "by"),
+    [
+        (("bm25", "thinned"), None, asked_systems.MINILM, {"thinned"}),
+        (("bm25",), None, "none", set()),
+        (("bm25",), "minilm", "minilm", {"bm25"}),
+        (("bm25", "rag-turns"), None, asked_systems.MINILM, {"rag-turns"}),
+        (("bm25",), "none", "none", {"bm25"}),
+    ],
+)
+def test_who_is_given_vectors(names, embedder, expected, by):
+    asked = asked_systems.AskedSystems.read(names, asked_for(embedder=embedder))
+    assert (asked.embedder, asked.by_vectors, asked.inputs) == (expected, frozenset(by), {})
+
+
+def test_models_that_are_asked_are_named_in_full():
+    read = asked_systems.AskedSystems.read
+    assert read(("full",), asked_for(reader="smollm2")).inputs == {"the reader": "equipoise/smollm2"}
+    both = read(("full",), asked_for(reader="openai/gpt-4o", extractor="smollm2"))
+    assert both.inputs == {"the extractor": "equipoise/smollm2"}
+    assert (both.reads, both.extracts) == ("openai/gpt-4o", "smollm2")
+
+
+@pytest.mark.parametrize("name", ["minilm", "zoo/model"])
+def test_vectors_are_made_unless_the_embedder_is_none(monkeypatch, tmp_path, name):
+    made = []
+    monkeypatch.setattr("equipoise.language.embed.Embedder", lambda name, **how: made.append((name, how)))
+    opened = asked_systems._Vectors.opened
+    assert opened("none", tmp_path) is None and made == []
+    assert opened(name, tmp_path) is not None and opened(name, None) is not None
+    assert made == [
+        (name, {"overflow": "cut", "cache": tmp_path / "vectors"}),
+        (name, {"overflow": "cut", "cache": None}),
+    ]
+
+
+def test_rows_of_answers_and_ends_are_read_back(tmp_path):
+    kept = KeptAnswers(Rows(tmp_path / "answers.jsonl"))
+    two = [MemoryQuestion(name, "Q?", gold=("x",)) for name in ("1", "2")]
+    made = kept_answers.answered("blind", Blind, a_day(*two), ("online", "offline"), kept, None)
+    again = KeptAnswers(Rows(tmp_path / "answers.jsonl"))
+    for protocol, answers in made.items():
+        assert (
+            again.whole("blind", protocol, a_day(*two)) == answers
+            and [row.text for row in answers.rows] == ["3 turns"] * 2
+        )
+        assert again.whole("other", protocol, a_day(*two)) is None
+    assert sorted(again.of("blind", "online", "Ana")) == ["1", "2"] and again.of("blind", "asof", "Ana") == {}
+
+
+def test_one_of_several_histories_has_to_be_named():
+    some = [SimpleNamespace(name=f"h{number}") for number in range(7)]
+    for count, shown in (
+        (2, "h0, h1"),
+        (5, "h0, h1, h2, h3, h4"),
+        (6, "h0, h1, h2, h3, h4, ..."),
+        (7, "h0, h1, h2, h3, h4, ..."),
+    ):
+        with pytest.raises(
+            BadInput, match=rf"f holds {count} histories \({re.escape(shown)}\): name one, --conversation h0"
+        ):
+            asking._chosen(tuple(some[:count]), None, "f")
+    assert asking._chosen(tuple(some), "h3", "f") is some[3] and asking._chosen((some[2],), None, "f") is some[2]
+    assert asking._chosen((some[2],), "h2", "f") is some[2]
+    with pytest.raises(BadInput, match="f has no history 'h9'"):
+        asking._chosen(tuple(some), "h9", "f")
+    assert asking._shown(datetime.combine(NOON, time.max)) == "2024-05-07, at its end"
+    assert asking._shown(NOON) == "2024-05-07 12:00"

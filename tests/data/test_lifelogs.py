@@ -267,3 +267,9 @@ def test_an_answer_may_be_the_text_of_the_right_option_behind_the_letter_of_anot
     assert history.questions[0].gold == ("at 11",)
     with pytest.raises(BadInput, match="'answer': expected the text of option D"):
         read(tmp_path, a_history(a_question(answer="B. at 10")))
+
+
+def test_a_letter_alone_is_no_text_of_an_option(tmp_path):
+    options = ["?!", "at 10", "noon", "at 9"]
+    with pytest.raises(BadInput, match="'answer': expected the text of option A"):
+        read(tmp_path, a_history(a_question(options=options, golden_option="A", answer="D.")))

@@ -234,3 +234,10 @@ def test_questions_to_leave_out_are_ids_or_the_public_audits_own_files(tmp_path)
 @pytest.mark.parametrize(("text", "hour"), [("5:05 pm", 17), ("11:59 pm", 23), ("11:00 am", 11), ("12:59 pm", 12)])
 def test_hours_of_the_afternoon(text, hour):
     assert locomo.parse_time(Row({"at": f"{text} on 3 June, 2023"}, "row 1"), "at").hour == hour
+
+
+def test_a_list_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "bytes.txt").write_bytes(b"conv-26/23\xff")
+    for name in ("none.txt", "bytes.txt"):
+        with pytest.raises(BadInput, match=rf"{name} cannot be read as a list of ids"):
+            read_without(tmp_path / name)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from equipoise.core.errors import BadInput
-from equipoise.data.problems import Problem, read_problems, ready_problems
-from equipoise.data.records import Message
+from equipoise.data.problems import Problem, _letter, read_problems, ready_problems
+from equipoise.data.records import Cells, Message
 from equipoise.data.verify import check_gold, verify
 
 
@@ -352,3 +352,15 @@ def test_ids_are_of_the_name_of_the_file_before_its_first_dot(tmp_path):
         read_problems(path)
     with pytest.raises(BadInput, match=r"^what was given is empty"):
         read_problems([])
+
+
+@pytest.mark.parametrize(
+    ("choices", "letter"), [(["1", "2"], "B"), (["x", "y"], "B"), (["A", "B"], "B"), (["B", "1"], None)]
+)
+def test_a_letter_that_is_the_text_of_another_choice_is_refused(choices, letter):
+    cells = Cells({"choices": choices, "answer": "B"}, "row 1", {})
+    if letter is None:
+        with pytest.raises(BadInput, match="'B', the text of a choice and the letter of another"):
+            _letter(cells, "answer")
+    else:
+        assert _letter(cells, "answer") == letter

@@ -505,3 +505,11 @@ def test_a_list_in_a_cell_is_a_conversation_where_every_part_is_one(tmp_path):
     for text in ('[{"role": "user"}]', '[{"role": "user", "content": "a"}, {"role": "user"}]', '[["role", "content"]]'):
         (record,) = read_records(csv_of(tmp_path / "f.csv", {"prompt": text, "completion": "b"}))
         assert (record.prompt, record.messages) == (text, ())
+
+
+def test_the_shape_of_which_most_fields_were_renamed_is_meant(tmp_path):
+    row = {"question": "Q", "a": "A", "p": "P", "c": "C"}
+    record = one(tmp_path, row, fields={"answer": "a", "prompt": "p", "completion": "c"})
+    assert (record.prompt, record.completion) == ("P", "C")  # two of two, before one of a question's two
+    record = one(tmp_path, row, fields={"answer": "a"})
+    assert (record.prompt, record.completion) == ("Q", "A")

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from equipoise.core.errors import BadInput
+from equipoise.data import rewards
 from equipoise.data.problems import Problem
 from equipoise.data.records import Message
 from equipoise.data.verify import VerifierScore, open_verifier
@@ -170,3 +171,17 @@ def test_only_a_rubric_is_torn_down():
 
     reward.teardown = teardown
     assert scores(reward)[0].value == 1.0 and torn == []
+
+
+def test_a_rubric_that_cannot_be_torn_down_is_told_and_its_loop_ends(caplog):
+    class Clumsy(Rubric):
+        async def teardown(self):
+            raise RuntimeError("still open")
+
+    loaded = rewards.Rewarder(rewards.LoadedReward(Clumsy(None), "clumsy"))
+    with caplog.at_level(logging.WARNING):
+        loaded.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the rubric clumsy could not be torn down: still open"
+    ]
+    assert loaded._loop is None

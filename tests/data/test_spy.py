@@ -317,3 +317,25 @@ def test_a_vote_is_for_another_seat(text, seat):
     assert done and info["valid"] == (seat is not None) and (reward == -0.1) == (seat is None)
     if seat is not None:
         assert info["actions"] == [{"name": "vote", "arguments": {"player": seat + 1}}]
+
+
+def test_a_vote_is_for_whom_most_doubts_fall_on_whoever_said_how_much():
+    class Table:
+        """A clue fits as well as it says."""
+
+        def __init__(self, *clues, word="w"):
+            self.seen = Seen(1, word, clues, True)
+
+        def read(self, text):
+            return self.seen
+
+        def fit(self, clue, word):
+            return float(clue)
+
+    for clues, voted in (
+        (((1, "0"), (2, "0.5"), (3, "0.6"), (3, "0.6")), "3"),  # doubts of 0.5, 0.8 and none
+        (((1, "0"), (2, "0.5"), (3, "0.9"), (4, "0.4")), "4"),
+        (((1, "0"), (2, "0.2"), (3, "0.9"), (4, "0.4")), "2"),
+    ):
+        assert {ScriptedPlayer(Table(*clues), seed)("") for seed in range(8)} == {voted}
+    assert {ScriptedPlayer(Table((2, "1")), seed)("") for seed in range(30)} == {"2", "3", "4"}

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -219,3 +220,46 @@ def test_a_cell_that_holds_no_list_is_refused(cell, found):
         list(read_steps([OURS | {"steps": cell}]))
     (solution,) = read_steps([OURS | {"steps": '  ["3 + 4 = 7", "so 8", "8"]'}])
     assert solution.steps == tuple(OURS["steps"])
+
+
+def test_what_a_row_may_leave_out_or_write_in_another_way():
+    row = {"prompt": "a?", "steps": ["b", "c"], "labels": [1, 0.5]}
+    found = only(row)
+    assert (found.problem, found.group, found.labels, found.first_error) == ("a?", "a?", (1, 0.5), -1)
+    assert (found.id, found.split, found.beyond, found.correct, found.place) == ("solution-1", "", 0, None, "row 1")
+    assert only({**row, "group": " one \n two "}).group == "one two"
+    plain = only({"question": "a?", "steps": ["b"]}, use="optional")
+    assert (plain.format, plain.labels, plain.labelled_by, plain.first_error) == ("plain", None, "", None)
+    # numbers of ids, and PRMBench's are one of their class
+    assert [only({**row, "id": each}).id for each in (0, 7, "x", "", None)] == [
+        "0",
+        "7",
+        "x",
+        "solution-1",
+        "solution-1",
+    ]
+    assert only({**BENCH, "idx": 3}).id == "circular_3" and only({**BENCH, "classification": ""}).id == "p1"
+    with pytest.raises(BadInput, match="field 'id': expected text, found bool True"):
+        only({**row, "id": True})
+    # what a cell of a CSV holds
+    for cell, labels in (("1", (1, 0, None)), (" -1 ", (1, 1, 1)), ("2", (1, 1, 0))):
+        assert only({**PROCESS, "label": cell}).labels == labels
+    for wrong in (-2, "-2", "3", "--1", "\u0661", "1.0", 1.0):
+        with pytest.raises(BadInput, match="field 'label': expected the index of the first wrong step, 0 to 2, or -1"):
+            only({**PROCESS, "label": wrong})
+    assert only({**BENCH, "error_steps": None}).first_error == -1
+    assert only({**BENCH, "error_steps": ["1", 4]}).labels == (0, 1, 1, 0)
+    for cell, correct in (("TRUE", True), ("false", False), ("", None), (None, None), (True, True)):
+        assert only({**OURS, "correct": cell}).correct is correct
+    with pytest.raises(BadInput, match="field 'correct': expected true or false, found text 'yes'"):
+        only({**OURS, "correct": "yes"})
+    with pytest.raises(BadInput, match=re.escape("found '[" + "1" * 39 + "'.")):
+        only({**row, "labels": "[" + "1" * 60})
+
+
+def test_a_file_that_is_alone_in_its_folder_is_no_split(tmp_path):
+    write(tmp_path / "gsm8k.one.jsonl", [{"problem": "a?", "steps": ["b"], "labels": [None]}])
+    (found,) = read_steps(tmp_path)
+    assert (found.id, found.split, found.first_error) == ("gsm8k-1", "", None)
+    (tmp_path / "folder.json").mkdir()
+    assert read_steps(tmp_path) == [found]

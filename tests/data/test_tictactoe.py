@@ -357,3 +357,15 @@ def test_probabilities_may_be_0_and_1():
     for wrong in ({"opening": 1.01}, {"opponent": -0.01}, {"opponent": 1.01}):
         with pytest.raises(BadInput, match="probabilities from 0 to 1"):
             TicTacToe(**wrong)
+
+
+def test_who_plays_whom_is_told():
+    marks = set()
+    for seed in range(12):
+        episode = TicTacToe()
+        text = episode.reset(seed)
+        mine = episode._mark
+        other = {"X": "O", "O": "X"}[mine]
+        assert f"You play tic-tac-toe as {mine} against {other}. Three in a row" in text
+        marks.add(mine)
+    assert marks == {"X", "O"}

@@ -6,7 +6,7 @@ import pytest
 
 from equipoise.core.errors import BadInput
 from equipoise.data.environment import Environment, open_environment
-from equipoise.data.tools import ToolEnvironment, ToolTask, described, read_action
+from equipoise.data.tools import ToolEnvironment, ToolTask, _behind_thinking, _call, described, read_action
 
 SEARCH = {"name": "search", "arguments": {"query": "Ulysses"}}
 JSON = json.dumps(SEARCH)
@@ -209,3 +209,16 @@ def test_a_full_score_is_a_success(credit, success):
     assert environment.step("nothing")[1:3] == (0.0, False)
     _, reward, done, info = environment.step("<answer>x</answer>")
     assert (reward, done, info["success"]) == (credit, True, success)
+
+
+@pytest.mark.parametrize("arguments", ["no JSON", "[" * 200_000, "[1]", "3", None, 3])
+def test_arguments_that_are_no_object_make_no_call(arguments):
+    assert _call({"name": "add", "arguments": arguments}) is None
+    assert _call({"function": {"name": "add", "arguments": '{"a": 1}'}}) == {"name": "add", "arguments": {"a": 1}}
+    assert _call({"name": "add"}) == {"name": "add", "arguments": {}}
+    assert _call({"name": "add"}, arguments=True) is None
+
+
+def test_what_two_texts_end_in():
+    assert _behind_thinking("<think>ab</think>de", "abde") == len("<think>ab</think>")
+    assert _behind_thinking("abXde", "abYde") == 3 and _behind_thinking("ab", "ab") == 0 == _behind_thinking("", "")

@@ -374,3 +374,16 @@ def test_it_is_opened_like_any_other(tmp_path, monkeypatch):
         assert opened.make().reset(2) == "Buy.\n\nrow 2" and opened.name == name and len(opened.digest) == 64
     with pytest.raises(BadInput, match="score_rollouts=True"):
         open_environment(Rollouts(two_turns, score_rollouts=False))
+
+
+def test_a_response_was_not_cut_and_who_is_dropped_tells_nothing():
+    environment = Rollouts(two_turns)
+    episode = from_verifiers(environment)()
+    episode.reset(0)
+    episode.step("yes")
+    assert environment.responses[0].is_truncated is False
+    rollout = episode._rollout
+    rollout.cancel()
+    in_time(lambda: environment.cancelled == [1])
+    in_time(lambda: not asyncio.all_tasks(rollout._loop.loop) or len(asyncio.all_tasks(rollout._loop.loop)) == 1)
+    assert rollout._events.empty()

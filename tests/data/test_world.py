@@ -292,3 +292,8 @@ def test_negative_seeds_and_unknown_splits_are_refused(world):
     with pytest.raises(BadInput, match=r"split is 'retain'\. Did you mean 'forget'"):
         world.questions("retain")
     assert people(0, general=0).questions("general") == []
+
+
+def test_a_world_without_texts():
+    world = people(0, forget=4, neighbours=8, general=0, attributes=2, paraphrases=1, texts=0)
+    assert len(world.people) == 12 and len(world.questions("forget")) == 16

@@ -405,6 +405,8 @@ def similar(texts: Sequence[str], k: int = SIMILAR) -> list[list[tuple[int, floa
 
     Texts without words are like none. Ties stand in order of place.
     """
+    if not texts:
+        return []
     vectors = _vectors(texts)
     found: list[list[tuple[int, float]]] = []
     for place in range(len(texts)):
