@@ -10,7 +10,7 @@ from equipoise.core.errors import BadInput
 from equipoise.core.files import sha256_file
 from equipoise.data.environment import open_environment
 from equipoise.reinforcement import reinforcing
-from equipoise.reinforcement.acting import Acting
+from equipoise.reinforcement.acting import Acting, refuse_rewards, seeds_of
 from equipoise.reinforcement.guiding import Guided
 from equipoise.reinforcement.job import reinforce
 from equipoise.reinforcement.nested_games import Even, Rotating, Spread
@@ -323,3 +323,38 @@ def test_rewards_that_only_playing_shows_are_refused_before_the_first_step(monke
     how = {**JOB, "method": "sppo", "num_generations": None}
     with pytest.raises(BadInput, match=r"a reward of the first model is -0.25: use --method grpo"):
         reinforce(model(), environment=Costly, **how)
+
+
+@pytest.mark.parametrize(
+    ("count", "instances", "learnt", "measured"),
+    [
+        (3, None, range(3), range(3, 67)),
+        (36, 100, range(36), range(36, 100)),
+        (37, 100, 37, [place * 100 // 63 for place in range(63)]),
+        (95, 100, 90, range(0, 100, 10)),
+        (50, 40, 36, [0, 10, 20, 30]),
+        (50, 39, range(39), range(39)),
+        (50, 70, 50, [place * 70 // 20 for place in range(20)]),
+        (90, 80, 72, range(0, 80, 10)),
+        (39, 40, 36, [0, 10, 20, 30]),
+        (38, 39, 38, [0]),
+    ],
+)
+def test_which_seeds_are_learnt_from_and_which_are_measured(count, instances, learnt, measured):
+    found, apart = map(list, seeds_of(count, instances))
+    expected = (
+        [seed for seed in range(instances or 0) if seed not in set(measured)][:learnt]
+        if isinstance(learnt, int)
+        else list(learnt)
+    )
+    assert found == expected and apart == list(measured)
+
+
+@pytest.mark.parametrize("most", [2.0, 1.5])
+def test_rewards_above_one_are_refused_where_they_must_not_be(most):
+    with pytest.raises(
+        BadInput, match=rf"sppo takes rewards in \[0, 1\], and it can come to {most:g}: use --method grpo"
+    ):
+        refuse_rewards(recipe("sppo", **SMALL), 0.0, most, "it can come to")
+    refuse_rewards(recipe("sppo", **SMALL), 0.0, 1.0, "it can come to")
+    refuse_rewards(recipe(**{**SMALL, **GROUPS}), -1.0, most, "it can come to")

@@ -2,8 +2,10 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from equipoise.core.errors import BadInput
 from equipoise.reinforcement import evidence_world as world
@@ -49,3 +51,65 @@ def test_a_question_has_the_paragraph_that_helps_one_that_does_not_and_the_first
         assert {each.first, each.texts["gold"]} == {"A: A7 is.", "B: B7 is."} and each.texts["repeat"] == each.first
         assert (each.id, each.question) == ("7", "q7?")
     assert world._evidence(row(7, gold=("A", "B", "C"), others=("D",)), random.Random(0)) is None
+
+
+def evidence(name="q", question="Who was born in Oslo?"):
+    texts = {"gold": "Born in Oslo: Ada", "distractor": "Oslo", "repeat": "was it"}
+    return world.Evidence(name, question, "was it", texts)
+
+
+def test_an_episode_gives_one_text_and_is_over():
+    reading = world.Reading([evidence("a"), evidence("b", "Where?")])
+    assert reading.reset(4) == world.FIRST.format(question="Where?", first="was it")
+    told, reward, done, info = reading.step("hm hm")
+    assert told == world.THEN.format(question="Where?", text="Oslo") and (reward, done) == (0.0, False)
+    call = {"name": "read", "arguments": {"given": "distractor"}}
+    assert info == {"owner": "tool", "actions": [call], "call_at": 5}
+    assert reading.step("so") == ("", 0.0, True, {})
+    assert "Who was born" in reading.reset(0) and "Born in Oslo: Ada" in reading.step("")[0]
+    assert "was it" in [reading.reset(2), reading.step("")[0]][1]
+
+
+def test_how_questions_are_thought_about(monkeypatch):
+    asked = []
+    monkeypatch.setattr(world, "play", lambda *given, **how: asked.append((given, how)))
+    world.think("model", [evidence("a"), evidence("b")], tokens=9)
+    ((model, make, seeds), how) = asked[0]
+    assert (model, make().evidence[1].id, list(seeds)) == ("model", "b", [0, 1, 2, 3, 4, 5])
+    assert how == {
+        "samples": 1, "max_turns": 2, "max_new_tokens": 9, "temperature": 0.0, "seed": 0, "batch_size": 30
+    }  # fmt: skip
+
+
+def test_overlap_is_of_the_words_that_the_first_paragraph_has_not():
+    # who, was, born, in, oslo; "was" is in the first paragraph.
+    assert [world._overlap(evidence(), given) for given in world.GIVEN] == [3 / 5, 1 / 5, 0.0]
+    assert world._overlap(evidence(question="the"), "gold") == 0.0  # of no word
+
+
+def test_signals_are_those_of_the_second_thought(monkeypatch):
+    """Two thoughts of two tokens, of which the last repeats the text; by hand."""
+    rollouts = SimpleNamespace(
+        ids=torch.zeros(3, 4), entropies=torch.tensor([[4.0, 2.0, 1.0, 2.0]] * 3).double(),
+        log_probs=torch.tensor([[-1.0, -2.0, -3.0, -4.0]] * 3).double(),
+    )  # fmt: skip
+    segments = torch.tensor([[0, 0, 1, 1]] * 3)
+    copies = torch.tensor([[True, False, False, True]] + [[False] * 4] * 2)
+    monkeypatch.setattr(world, "think", lambda model, evidence, tokens: rollouts)
+    monkeypatch.setattr(world, "segmented", lambda model, rollouts: SimpleNamespace(segments=segments, observed=None))
+    monkeypatch.setattr(world, "copied", lambda ids, segments, observed: copies)
+    monkeypatch.setattr("equipoise.reinforcement.entropy_tools.LEAST", 1)
+    means = lambda values, segments, count: SimpleNamespace(  # noqa: E731
+        means=torch.stack(
+            [torch.where(segments == k, values, 0).sum(-1) / (segments == k).sum(-1) for k in range(2)], -1
+        ),
+        joined=torch.zeros(3, 2, dtype=torch.bool),
+    )
+    monkeypatch.setattr(world, "segment_entropy", means)
+    found = world.drops(None, [evidence()], tokens=2)
+    assert found["entropy"] == {given: [1.5] for given in world.GIVEN}
+    assert found["relative"]["gold"] == [pytest.approx(0.5)]
+    assert found["no-copies"]["gold"] == [1.0] and found["no-copies"]["repeat"] == [1.5]
+    assert found["surprisal"]["gold"] == [-2.0]
+    assert found["copied"] == {"gold": [0.5], "distractor": [0.0], "repeat": [0.0]}
+    assert list(found) == [*world.SIGNALS, "copied"]

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from equipoise.cli import main
-from equipoise.core.errors import BadInput
+from equipoise.core.errors import BadInput, WorkFailed
 from equipoise.data.traces import ToolCall, read_traces
 from equipoise.language import rollouts
 from equipoise.language.model import wrap
@@ -623,3 +623,14 @@ def test_a_summary_names_twelve_tools_and_counts_the_others(monkeypatch):
     assert lines[11].startswith("t11: ") and lines[12] == "and 2 more tools" and lines[13].endswith("traces: 0.75")
     assert len(lines) == 15 and lines[14] == "last"
     assert len(summary(12, math.nan)) == 13 and len(summary(1, math.nan)) == 2
+
+
+def test_out_of_memory_with_one_trace_no_smaller_batch_is_advised(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(tool_audit_model, "score_responses", full)
+    reader = SimpleNamespace(model=torch.nn.Linear(1, 1), device=torch.device("cpu"))
+    read = tool_audit_model.ReadTrace((5, 6, 7), ((0, 1, 3),), (), True)
+    with pytest.raises(WorkFailed, match="at batch size 1: use a smaller model or shorter texts"):
+        tool_audit_model.entropies_of(reader, read)

@@ -758,3 +758,59 @@ def test_a_step_goes_to_another_device_whole():
     moved = training._on(Step(rollouts, {"a": torch.ones(3)}, 5, **given), "meta")
     assert moved.rollouts == ("rollouts", "meta") and moved.index == 5 and moved.greedy_lengths is None
     assert {getattr(moved, name).device.type for name in given} == {"meta"} and moved.notes["a"].is_meta
+
+
+@pytest.mark.parametrize(
+    ("mixed_only", "batches", "drawn"),
+    [(True, [2, 1, 3], 2), (True, [3, 3], 1), (True, [2, 0, 0, 1, 3], 4), (True, [0] * 12, 10), (False, [0, 3], 1)],
+)
+def test_batches_are_drawn_until_as_many_prompts_can_teach(monkeypatch, mixed_only, batches, drawn):
+    """Of each batch of three prompts so many have right and wrong responses."""
+    parts = iter(
+        SimpleNamespace(rewards=torch.tensor([[0.0, float(place < mixed)] for place in range(3)])) for mixed in batches
+    )
+    loop = SimpleNamespace(
+        recipe=SimpleNamespace(mixed_only=mixed_only, prompts_per_step=3), drawn=0,
+        selection=SimpleNamespace(next=lambda drawn: []), _agreed=list, _together=lambda index, places: next(parts),
+    )  # fmt: skip
+    monkeypatch.setattr(training, "_joined", list)
+    assert len(training._Loop._sampled(loop, 0)) == drawn
+
+
+@pytest.mark.parametrize(("save_every", "steps"), [(2, [2, 4, 5]), (None, [5]), (5, [5])])
+def test_a_state_is_saved_every_so_many_steps_and_at_the_end(save_every, steps):
+    saved = []
+    how = {"save": lambda state: saved.append(state["step"]), "save_every": save_every}
+    reinforced("grpo", how=how, steps=5, prompts_per_step=1, num_generations=2, max_new_tokens=2)
+    assert saved == steps
+
+
+def test_what_a_problem_was_worth_is_its_mean_so_far():
+    """Of a problem that is new the mean of the step; what came now counts from the next step on."""
+    loop = SimpleNamespace(places={5: 0, 6: 2}, past={2: (3.0, 4)})
+    step = SimpleNamespace(rewards=torch.tensor([[1.0, 0.0], [1.0, 1.0]]), keys=(5, 6))
+    assert training._Loop._running_means(loop, step).tolist() == [0.75, 0.75]
+    assert loop.past == {0: (1.0, 2), 2: (5.0, 6)}
+    assert training._Loop._running_means(loop, step).tolist() == pytest.approx([0.5, 5 / 6])
+
+
+def test_what_was_written_for_a_step():
+    rolled = SimpleNamespace(
+        lengths=torch.tensor([2, 3, 1, 2]), ended=torch.tensor([True, False, True, True]), episodes=(),
+        entropies=torch.tensor([[1.0, 2.0, 0.0]] * 4),
+        mask=torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool(),
+    )  # fmt: skip
+    step = SimpleNamespace(
+        rollouts=rolled, rewards=torch.tensor([[0.0, 1.0], [0.5, 0.5]]), missing=torch.tensor([[True, False], [True, True]]),
+        greedy_lengths=torch.tensor([4, 5]),
+        notes={"probe_tokens": torch.tensor([3.0, math.nan]), "hard": torch.tensor([1.0, math.nan])},
+    )  # fmt: skip
+    assert training._of_rollouts(step) == {
+        "reward": 0.5, "best_of_group": 0.75, "length": 2.0, "ended": 0.75, "entropy": 1.5, "distinct_rewards": 1.5,
+        "missing": 3.0, "generated_tokens": 8 + 9 + 3, "probe_tokens": 3.0, "hard": 1.0,
+    }  # fmt: skip
+    step.token_advantages = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    step.success_probability = torch.tensor([0.5, 0.25])
+    assert training._of_learning(step) == {
+        "zero_advantage": 0.5, "critic_brier": pytest.approx((0.25 + 0.25 + 2 * 0.0625) / 4), "critic_mean": 0.375,
+    }  # fmt: skip

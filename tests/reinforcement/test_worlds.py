@@ -400,3 +400,34 @@ def test_a_learner_is_adam():
         (scale * theirs**3).sum().backward()
         adam.step()
     assert_close(learner["a"], theirs)
+
+
+def test_the_world_of_sequences_is_what_it_says():
+    """By its parts: a constant, an ease, a direction scaled by it; a teacher whom the start knows but for some noise."""
+    sizes = {"prompts": 300, "features": 20, "vocabulary": 5, "tokens": 4}
+    known, noisy = (worlds_sequences.World.make(3, **sizes, skill=2.0, errors=errors) for errors in (0.0, 0.5))
+    x = known.features * math.sqrt(20)
+    ease, direction = x[:, 1], x[:, 2:] / x[:, 1:2]
+    assert_close(x[:, 0], torch.ones(300).double())
+    assert 0.5 <= ease.min() < 0.52 and 1.98 < ease.max() <= 2.0 and abs(ease.mean() - 1.25) < 0.1
+    assert direction.shape == (300, 18) and abs(direction.std() - 1) < 0.03 and abs(direction.mean()) < 0.05
+    assert torch.equal(known.features, noisy.features) and torch.equal(known.answers, noisy.answers)
+    teacher = known.start / 2
+    assert known.start.shape == (4, 20, 5) and abs(teacher.std() - 1) < 0.1
+    assert torch.equal(torch.einsum("pd,tdv->ptv", known.features, teacher).argmax(-1), known.answers)
+    noise = (noisy.start - known.start) / 2
+    assert abs(noise.std() - 0.5) < 0.06 and abs(noise.mean()) < 0.08
+    assert known.solve_rates(known.start).mean() > noisy.solve_rates(noisy.start).mean()
+
+
+def test_critics_have_the_features_that_they_are_given():
+    assert sequences("sppo", critic_share=0.25).estimator.parameters == 2
+    assert sequences("sppo").estimator.parameters == 8 and sequences("grpo").estimator.parameters == 0
+    training = updated(sequences("sppo", critic_share=0.5), 2)
+    weights = training.estimator.learner["w"].detach()
+    assert weights.shape == (4,) and (weights != 0).all()
+    assert_close(training.estimator.predictions(), (training.world.features[:, :4] @ weights).sigmoid())
+    for method in ("ppo-gae", "ppo-bce"):
+        critic = updated(sequences(method), 2).estimator
+        said = critic.outputs(torch.arange(64), torch.zeros(64, 3, dtype=torch.long))[:, 0].detach()
+        assert_close(critic.predictions(), said.sigmoid() if method == "ppo-bce" else said.clamp(0, 1))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from equipoise.reinforcement.worlds_steps import (
     continuation,
     reader,
 )
+from equipoise.training.loop import TrainerSettings
 
 RESTLESS = StepPolicy(0.4, 0.3)  # so that much happens in few completions
 
@@ -290,3 +292,32 @@ def test_the_best_threshold_is_found_on_scores():
     threshold = best_threshold(scores, gold)
     assert threshold > 0.71 and worlds_steps.first_errors(scores, gold, threshold).f1 == 1
     assert worlds_steps.first_errors(scores, gold).f1 == 0
+
+
+def test_thresholds_are_49_quantiles_and_the_first_of_equals_is_taken(monkeypatch):
+    asked = []
+
+    def found(scores, gold, threshold):
+        asked.append(threshold)
+        return SimpleNamespace(f1=0.5 if 0.29 < threshold < 0.41 else 0.25)
+
+    monkeypatch.setattr(worlds_steps, "first_errors", found)
+    scores = [torch.arange(51) / 50, torch.arange(51, 101) / 50]
+    assert best_threshold(scores, []) == pytest.approx(0.32)
+    assert asked == pytest.approx([place / 25 for place in range(1, 50)])
+
+
+def test_how_a_stage_learns(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(worlds_steps, "fit", lambda model, loss, draw, settings, **how: asked.append((settings, how)))
+    made = StepStages(world, "weak", StepRecipe(), 0)
+    for _ in range(2):
+        assert made.train(steps=3, batch_size=4, learning_rate=1e-3) == 0  # nothing was read
+    for number, (settings, how) in enumerate(asked, 1):
+        assert settings == TrainerSettings(steps=3, learning_rate=1e-3, batch_size=4, betas=(0.9, 0.95))
+        assert how["title"] == f"Stage {number}"
+    assert made.stage == 2 and np.isnan(made.positives_kept)
+    config = made.language_model.model.config
+    sizes = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads
+    assert sizes == (32, 64, 2, 4) and config.initializer_range == 0.05 and config.max_position_embeddings == 64
+    assert made.language_model.source == "A Llama of 0.1 million parameters, a token a step, untaught (seed 0)."

@@ -781,3 +781,14 @@ def test_damaged_files_are_refused_or_read_as_what_they_were(tmp_path):
     assert [deceived for _, deceived in found if deceived] == []
     kinds = [kind for kind, _ in found]
     assert kinds.count("damaged_refused") > 100 and kinds.count("damaged_read") > 10
+
+
+def test_a_certificate_that_cannot_be_read_is_no_damaged_one(monkeypatch, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK")
+
+    def locked(*_, **__):
+        raise PermissionError("it is locked")
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(Refused, match=r"^it cannot be read: it is locked$"):
+        read_certificate(tmp_path / "x.npz", None)

@@ -170,3 +170,8 @@ def test_a_proved_norm_is_above_the_claim_by_what_its_roundings_may_be():
     gram, factor = (n + 2) * n, (n + 3) * n * (square - 1)
     asked, upwards = square + Fraction(U) * (gram + factor), 2 * Fraction(ROOM) * square
     assert asked + upwards * Fraction(97, 100) <= found <= asked + upwards * Fraction(103, 100)
+
+
+def test_of_very_many_products_rounding_counts_more_than_once():
+    """With n u = 2^-13 the share is n u / (1 - 8 n u), to the last places."""
+    assert off(2.0**40, 3.0) == pytest.approx(3 * 2.0**-13 / (1 - 2.0**-10), rel=1e-14)

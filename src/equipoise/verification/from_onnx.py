@@ -129,7 +129,7 @@ def _in_double(model: "ModelProto") -> "ModelProto":
         for each in node.attribute:
             if each.type == onnx.AttributeProto.TENSOR:
                 _raise(each.t)
-            elif node.op_type == "Constant" and each.name in ("value_float", "value_floats"):
+            elif each.name in ("value_float", "value_floats"):  # of a Constant
                 array = np.array(onnx.helper.get_attribute_value(each), np.float64)
                 each.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(array)))
             elif node.op_type == "Cast" and each.name == "to" and each.i in FLOATS:
