@@ -532,6 +532,9 @@ def test_vocabularies_differ_first_at_the_lowest_number():
     for ours, theirs in (({"z": 1, "a": 5}, {"y": 1, "b": 5}), ({"y": 1}, {"z": 1})):
         with pytest.raises(BadInput, match="first at 'y', number 1: their answers"):
             auditing._check_vocabulary(model(**ours), "after", model(**theirs))
+    for first, second in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True):  # whatever order a set has
+        with pytest.raises(BadInput, match=f"first at '{first}', number 1: their answers"):
+            auditing._check_vocabulary(model(**{second: 1}), "after", model(**{first: 1}))
 
 
 def test_which_records_are_asked_for_is_told():

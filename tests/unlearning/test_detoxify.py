@@ -500,8 +500,7 @@ def test_vectors_that_are_rebuilt_are_a_twentieth_those_likest_to_the_probe(monk
     cosines = left[0] / left.norm(dim=0)
     assert found[0].residual < 1e-9
     assert found[1].residual == pytest.approx((1 - cosines.abs().max() ** 2).sqrt().item())
-    few = SimpleNamespace(layers=range(2, 4), matrices=[SimpleNamespace(layer=2, values=values[2][:, :7]), matrices[1]])
-    few.matrices[1] = SimpleNamespace(layer=3, values=values[3][:, :7])
+    few = SimpleNamespace(layers=range(2, 4), matrices=[SimpleNamespace(layer=3, values=values[3][:, :7])])
     found = detoxifying.Detoxifying._rebuilt(SimpleNamespace(strength=1.0), few, states, bases)
     assert {each.vectors for each in found} == {1}  # one at least
 

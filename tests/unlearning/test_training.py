@@ -220,7 +220,8 @@ def test_steps_of_one_length_are_taken_as_they_are(model, fitted):
 
 def test_weights_of_one_are_the_base_method_and_a_penalty_counts_once(monkeypatch, model, fitted):
     forget = encode(model, RECORDS)
-    for given, kept in (([1.0] * 5, False), ([1.0, 1.0, 0.5, 1.5, 1.0], True)):
+    others = ([1.0, 1.0, 0.5, 1.5, 1.0], [1.0] * 4 + [2.0], [1.0] * 4 + [0.5])
+    for given, kept in (([1.0] * 5, False), *((each, True) for each in others)):
         train(model, Recipe(objective="ga"), forget, forget, weights=torch.tensor(given, dtype=torch.float64))
         assert ("weight" in fitted["collate"]([(0, 0)])[0]) == kept
     monkeypatch.setattr(training.starts, "penalty", lambda *given: "penalty")
