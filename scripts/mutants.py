@@ -9,11 +9,12 @@ A room is a package of `equipoise`; the sample is spread over the rooms by turns
 (every place has the same chance, however many mutants it has), then one of its mutants. Not drawn: what does not compile;
 what differs only in annotations, in how arguments may be given, in what an error says, the `strict` of a zip, the `frozen`
 of a dataclass or the `indent` of JSON; an assertion; another operator for the slash that joins paths or the bar that joins
-types, which no test could miss; a size of ten or more that somebody chose, by one (a constant of a module, a default batch
-size); what draws pages, bars, tables and figures, whose tests are people's eyes; and the mutants of
-`equivalent_mutants.txt`, each of which somebody looked at and found to do the same, for the reason given there: in the
-place of one the next of its room is drawn. An entry holds the texts of the changed line; one whose line is no longer there
-is an error: mend it or delete it. A survivor that is listed counts all the same in the draw that showed it.
+types, which no test could miss; the product of two comparisons for both of them; a size of ten or more that somebody
+chose, by one (a constant of a module, a default batch size); what draws pages, bars, tables and figures, whose tests are
+people's eyes; and the mutants of `equivalent_mutants.txt`, each of which somebody looked at and found to do the same, for
+the reason given there: in the place of one the next of its room is drawn. An entry holds the texts of the changed line; one
+whose line is no longer there is an error: mend it or delete it. A survivor that is listed counts all the same in the draw
+that showed it.
 
 All work is done on a copy of the tree in a temporary folder. A mutant is caught when a test fails, when the tests take five
 times as long as without it, or when the linter or the type checker refuses it, as in `.ci/run`. The same seed, code and
@@ -217,6 +218,9 @@ def _behaviour(code: str) -> str:
             node.test = ast.Constant(None)
         elif isinstance(node, ast.Assert):
             node.test, node.msg = ast.Constant(True), None
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.Mult):
+            if _is_truth(node.left) and _is_truth(node.right):
+                node.op = ast.BitAnd()
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant):
@@ -234,6 +238,15 @@ def _behaviour(code: str) -> str:
             node.keywords = [each for each in node.keywords if each.arg not in shape]
     compile(code, "mutant", "exec")
     return ast.dump(tree)
+
+
+def _is_truth(node: ast.expr) -> bool:
+    """Whether it is a comparison, or several joined: of arrays of True and False the product is what both say."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return _is_truth(node.operand)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr | ast.Mult):
+        return _is_truth(node.left) and _is_truth(node.right)
+    return isinstance(node, ast.Compare)
 
 
 class Running:

@@ -63,3 +63,20 @@ def test_a_stale_or_unreadable_entry_is_named_with_its_line(code, text, written,
     with pytest.raises(SystemExit) as caught:
         equivalents(text)
     assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("x = (a > 0) & ~(b == 1)", "x = (a > 0) * ~(b == 1)", True),
+        ("x = (a > 0) & (b < 1) & (c < 1)", "x = ((a > 0) & (b < 1)) * (c < 1)", True),
+        ("x = ~((a > 0) & (b < 1))", "x = ~((a > 0) * (b < 1))", True),
+        ("x = (a > 0) & (b < 1)", "x = (a > 0) ^ (b < 1)", False),
+        ("x = (a > 0) & b", "x = (a > 0) * b", False),
+        ("x = a & 1", "x = a * 1", False),
+        ("x = (a > 0) * (b < 1)", "x = (a > 0) + (b < 1)", False),
+    ],
+)
+def test_the_product_of_two_comparisons_is_no_other_program(before, after, same):
+    behaviour = SCRIPT["_behaviour"]
+    assert (behaviour(before) == behaviour(after)) is same
