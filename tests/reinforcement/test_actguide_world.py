@@ -9,8 +9,9 @@ import torch
 
 from equipoise.data.corridor import Corridor
 from equipoise.data.problems import Problem
+from equipoise.language import tiny
 from equipoise.reinforcement import actguide_world
-from equipoise.reinforcement.actguide_world import GuideWorld, Tally, lessons
+from equipoise.reinforcement.actguide_world import GuideWorld, Tally, Written, lessons
 from equipoise.training.loop import TrainerSettings
 
 NAN = float("nan")
@@ -257,3 +258,13 @@ def test_episodes_of_a_look_are_drawn_alike(monkeypatch):
     world.test, world.play = problems, lambda given, samples, share: (given, samples, share)
     monkeypatch.setattr(actguide_world, "_solved", lambda played: torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]).numpy())
     assert GuideWorld.success(world, samples=3).tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_each_written_episode_has_ended(monkeypatch):
+    made = tiny.tiny
+    monkeypatch.setattr(
+        tiny, "tiny", lambda *texts, **more: made(*texts, **{**more, "width": 16, "layers": 1, "heads": 2})
+    )
+    written = [Written("@..*", (("r", ".@.*"),)), Written("@..*", (("r", ".@.*"), ("r", "..@*"), ("r", "")))]
+    found = actguide_world.as_rollouts(actguide_world.untaught(0), written)
+    assert found.ended.tolist() == [True, True] and found.mask.sum(dim=-1).tolist() == [1, 3]

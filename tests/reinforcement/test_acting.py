@@ -358,3 +358,13 @@ def test_rewards_above_one_are_refused_where_they_must_not_be(most):
         refuse_rewards(recipe("sppo", **SMALL), 0.0, most, "it can come to")
     refuse_rewards(recipe("sppo", **SMALL), 0.0, 1.0, "it can come to")
     refuse_rewards(recipe(**{**SMALL, **GROUPS}), -1.0, most, "it can come to")
+
+
+def test_an_environment_of_a_file_is_among_the_inputs(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "class Own:\n    max_turns = 1\n    def reset(self, seed):\n        return f'one {seed}'\n"
+        "    def step(self, text):\n        return '', 0.0, True, {}\n"
+    )
+    assert acting(environment=f"{file}:Own").inputs == {"environment": sha256_file(file)}
+    assert acting().inputs == {}

@@ -1,5 +1,6 @@
 """The world of noisy keys by its numbers: what is taught when, who plays what, what is measured, and when is looked."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from equipoise.core.errors import WorkFailed
 from equipoise.data.lookup import Lookup
 from equipoise.language import tiny
 from equipoise.reinforcement import lookup_world, tiny_world
-from equipoise.reinforcement.lookup_world import LookupWorld
+from equipoise.reinforcement.lookup_world import LookupWorld, demonstration
 from equipoise.training.loop import TrainerSettings
 
 
@@ -230,3 +231,16 @@ def test_looks_along_the_way(monkeypatch, module):
     assert looks == [(5, 10, 65, True, [5])] and asked == [(2, {"done": 4})]
     assert books.states[-1]["notes"] == {"looks": 4}
     assert [each[0] for each in reinforced(monkeypatch, module, 3, 9)[0]] == [0, 1, 2, 3]
+
+
+def test_a_useless_call_may_come_at_any_place():
+    """Of episodes with a link or more and a useless call: before the first, and behind the last."""
+    first, last = set(), set()
+    for seed in range(40):
+        environment = Lookup()
+        environment.reset(seed)
+        needed = set(environment.chain)
+        calls = [turn.partition("?")[2] for turn in demonstration(seed, random.Random(seed), useless=1).turns[:-1]]
+        first.add(calls[0] in needed)
+        last.add(calls[-1] in needed)
+    assert first == last == {True, False}

@@ -321,3 +321,9 @@ def test_how_a_stage_learns(world, monkeypatch):
     sizes = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads
     assert sizes == (32, 64, 2, 4) and config.initializer_range == 0.05 and config.max_position_embeddings == 64
     assert made.language_model.source == "A Llama of 0.1 million parameters, a token a step, untaught (seed 0)."
+
+
+def test_a_mistake_is_any_other_value_and_behind_the_end_there_is_none(chains, completions):
+    assert set(np.unique(completions.retaken)) == set(range(-1, 10))
+    behind = np.arange(chains.shifts.shape[1]) >= np.array(chains.lengths)[:, None]
+    assert behind.any() and not chains.shifts[behind].any()
