@@ -605,3 +605,12 @@ def test_what_a_trial_shows(monkeypatch, trial, landlock, found):
     assert asked == [(["-I", "-S"], True, b"", (), {}, Limits(), True)]
     monkeypatch.setattr(sys, "platform", "darwin")
     assert isolation.__wrapped__() == Isolation(False, 0, "darwin has no namespaces")
+
+
+def test_what_still_holds_a_pipe_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(sandbox, "_GRACE", 0.2)
+    command = ["sh", "-c", "(sleep 1; echo late) & echo now"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        given, deadline = (process.stdin, b""), time.monotonic() + 20
+        (output,), truncated, ended = sandbox._exchange(process, given, [process.stdout], deadline, 100)
+    assert (bytes(output), truncated, ended) == (b"now\n", False, True)

@@ -388,3 +388,15 @@ def test_a_tag_in_pieces_is_barred_by_the_piece_that_would_complete_it():
         assert set(control._decision(state).barred) == {*barred, end}
     whole = wanting(tokenizer_of())
     assert whole.closings(whole.begin(0)) == whole.closing and len(whole.closing) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "held"),
+    [
+        ("ab", "ab", True), ("1ab2", "ab", True), ("x1ab1x", "ab", True), ("xab ab", "ab", True), ("ab", "abc", False),
+        ("1xab", "ab", False), ("x1yab", "ab", False), ("abx1", "ab", False), ("xaba", "ab", False),
+        ("xa.", "a.", False), ("a.x", "a.", True), ("x.b", ".b", True), (".bx", ".b", False),
+    ],
+)  # fmt: skip
+def test_a_text_holds_a_word_that_no_letter_continues(text, word, held):
+    assert thinking._holds(text, word) is held

@@ -209,6 +209,8 @@ def test_state_of_another_training():
     run(Net(), settings(), save=lambda nested: states.append(copied(nested)), save_every=2)
     with pytest.raises(BadInput, match=r"learning_rate=0.05, this one learning_rate=0.1"):
         run(Net(), settings(learning_rate=0.1), state=states[0])
+    with pytest.raises(BadInput, match=r"weight_decay=0.0, this one weight_decay=0.25"):
+        run(Net(), settings(weight_decay=0.25), state=states[0])
     other = Net()
     other.inner = nn.Linear(4, 4, bias=False).double()
     with pytest.raises(BadInput) as caught:
@@ -218,6 +220,12 @@ def test_state_of_another_training():
     with pytest.raises(BadInput) as caught:
         run(other, settings(), state=states[0])
     assert str(caught.value) == "the stored training is of other parameters (added and 2 more)."
+    for width in (1, 3):  # two before
+        other = Net()
+        other.unused = nn.Linear(width, 2).double()
+        with pytest.raises(BadInput) as caught:
+            run(other, settings(), state=states[0])
+        assert str(caught.value) == "the stored training is of other parameters (unused.weight and 0 more)."
     run(Net(), settings(micro_batch_size=2), state=states[0])  # memory may differ from machine to machine
 
 
