@@ -450,6 +450,7 @@ def test_the_readout_is_what_the_model_makes_of_a_change(start, small):
             direction = direction - direction.mean()
             direction = direction - (direction @ state) * state / state.square().sum()
         assert_close(readout(made).double() @ direction, change, rtol=1e-3, atol=1e-3)
+        assert (readout(made).mean(dim=-1).abs().max().item() < 1e-6) is (made is not small)  # blind to what is in all
 
 
 def test_layouts_that_are_not_known_are_refused_by_name(small):

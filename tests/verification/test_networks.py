@@ -161,6 +161,17 @@ def test_a_layer_too_large_to_decompose_has_a_certified_norm(monkeypatch):
         assert true <= spectral_norm(layer, axes) <= 20 * true
 
 
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (3, 3)])
+def test_the_smaller_gram_matrix_is_decomposed(shape, monkeypatch):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    builder = Builder((shape[1],))
+    layer = builder.build(builder.linear(0, weight, None), "one").layers[0]
+    sizes, real = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: sizes.append(tuple(gram.shape)) or real(gram))
+    found = spectral_norm(layer, torch.ones(1, dtype=torch.float64))
+    assert found == pytest.approx(torch.linalg.matrix_norm(weight, 2).item(), rel=2e-8) and sizes == [(min(shape),) * 2]
+
+
 def test_the_largest_layer_that_is_decomposed(monkeypatch):
     """3 x 5 entries; one more than allowed is bounded by the largest sums of sizes of a row and of a column."""
     weight, axes = x_for((5,)), torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64)
