@@ -65,3 +65,20 @@ def copied(state, folder):
     """A state through the file that a job would write."""
     save_state(folder / "copied.state", state)
     return load_state(folder / "copied.state")
+
+
+class Books:
+    """Of a run: what was spent and stored."""
+
+    def __init__(self, stored=None):
+        self.stored, self.spent, self.states = stored, [], []
+
+    def resume(self):
+        return self.stored
+
+    def checkpoint(self, state):
+        self.states.append(state)
+
+    def spend(self, *, phase, **amounts):
+        assert phase == "build"
+        self.spent.append(amounts)

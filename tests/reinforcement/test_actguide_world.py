@@ -13,6 +13,7 @@ from equipoise.language import tiny
 from equipoise.reinforcement import actguide_world
 from equipoise.reinforcement.actguide_world import GuideWorld, Tally, Written, lessons
 from equipoise.training.loop import TrainerSettings
+from reinforcement_world import Books
 
 NAN = float("nan")
 
@@ -171,23 +172,6 @@ def test_the_log_ratio_is_probed_on_the_first_hard_problems(monkeypatch):
     assert (new, old, mask) == ([f"text {seed}" for seed in range(1, 33, 2)], "old", "mask")
     # Solved are 0, 3, 6 ...: one or none of two.
     assert advantages[:4].tolist() == [[0.5, -0.5], [-0.5, 0.5], [0.0, 0.0], [0.5, -0.5]]
-
-
-class Books:
-    """Of a run: what was spent and stored."""
-
-    def __init__(self, stored=None):
-        self.stored, self.spent, self.states = stored, [], []
-
-    def resume(self):
-        return self.stored
-
-    def checkpoint(self, state):
-        self.states.append(state)
-
-    def spend(self, *, phase, **amounts):
-        assert phase == "build"
-        self.spent.append(amounts)
 
 
 @pytest.fixture

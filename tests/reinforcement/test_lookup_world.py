@@ -13,6 +13,7 @@ from equipoise.language import tiny
 from equipoise.reinforcement import lookup_world, tiny_world
 from equipoise.reinforcement.lookup_world import LookupWorld, demonstration
 from equipoise.training.loop import TrainerSettings
+from reinforcement_world import Books
 
 
 def word(*numbers):
@@ -156,23 +157,6 @@ def test_test_episodes_are_beyond_those_that_are_taught(monkeypatch, tmp_path):
         (tmp_path / "model", {"chat_template": "none"})
     ]
     assert opened.start == [1] and opened.start is not opened.language_model.model
-
-
-class Books:
-    """Of a run: what was spent and stored."""
-
-    def __init__(self, stored=None):
-        self.stored, self.spent, self.states = stored, [], []
-
-    def resume(self):
-        return self.stored
-
-    def checkpoint(self, state):
-        self.states.append(state)
-
-    def spend(self, *, phase, **amounts):
-        assert phase == "build"
-        self.spent.append(amounts)
 
 
 def stages_of(done):
